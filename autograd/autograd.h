@@ -1,0 +1,187 @@
+/* autograd.h - tensors, a linear tape, parameters, and the ops every model needs.
+ *
+ * An op is one file in ops/: shape rule, forward, backward and a `static const mu_op`. Forward runs when
+ * the op is recorded; the order of recording is the order of dependence, so backward is one loop from the
+ * end. Backward *adds* into the gradients of its inputs, skips inputs that need none and accepts outputs
+ * whose gradient never came. Everything in this header is Local.
+ *
+ * Lifetimes: parameters (slabs, one a group) | activations and gradients (the tape's memory, gone at
+ * mu_tape_reset at the latest) | scratch (a tensor made and released inside one op) | borrowed batches.
+ * Shapes in comments: T tokens, D width, V vocabulary, H heads, d head width. */
+#ifndef MUSTER_AUTOGRAD_H
+#define MUSTER_AUTOGRAD_H
+#include "kernels/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct mu_tape mu_tape;
+typedef struct mu_tensor mu_tensor;
+typedef struct mu_node mu_node;
+
+/* ------------------------------------------------------------------ tensors (tensor.c) */
+struct mu_tensor {
+    mu_device *dev;
+    mu_dtype dtype;
+    int n_dims;
+    int64_t shape[4];
+    void *data, *grad;      /* device memory; grad is NULL until something is added to it */
+    bool needs_grad;
+    bool released;          /* no op will read it any more ... */
+    int readers;            /* ... except the backward of this many recorded ops */
+};
+
+/* A new tensor on the tape, not cleared. */
+mu_tensor *mu_tensor_new(mu_tape *tp, mu_dtype dtype, int n_dims, const int64_t *shape);
+mu_tensor *mu_tensor_2d(mu_tape *tp, int64_t rows, int64_t columns);    /* the device's real type */
+mu_tensor *mu_tensor_like(mu_tape *tp, const mu_tensor *x);
+mu_tensor *mu_tensor_scalar(mu_tape *tp);                               /* one F64: losses */
+mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *host_or_null);
+int64_t mu_count(const mu_tensor *t);                   /* number of elements */
+mu_mat  mu_data(const mu_tensor *t);                    /* operand; ld = the last dimension. NULL tensor: not given */
+mu_mat  mu_grad(mu_tape *tp, mu_tensor *t);             /* gradient to add to: made and zeroed at first use */
+mu_mat  mu_grad_of(const mu_tensor *t);                 /* the gradient as it is, data NULL when there is none */
+void mu_tensor_read(const mu_tensor *t, void *host);    /* raw copy of all elements */
+void mu_tensor_write(mu_tensor *t, const void *host);
+void mu_tensor_get(const mu_tensor *t, double *host);   /* floating tensors of any type, as double */
+void mu_tensor_set(mu_tensor *t, const double *host);
+double mu_tensor_scalar_get(const mu_tensor *t);        /* the one F64 of a loss */
+/* The same for a stretch of `n` floating-point values at `data`. */
+void mu_reals_get(mu_device *dev, mu_dtype dtype, const void *data, int64_t n, double *host);
+void mu_reals_set(mu_device *dev, mu_dtype dtype, void *data, int64_t n, const double *host);
+
+/* ------------------------------------------------------------------ the tape (tape.c) */
+enum { MU_NODE_INPUTS = 6, MU_NODE_OUTPUTS = 5 };
+typedef struct {
+    const char *name;
+    void (*forward)(mu_tape *tp, mu_node *n);
+    void (*backward)(mu_tape *tp, mu_node *n);
+    unsigned keeps_in, keeps_out;   /* bit i: backward reads the data of in[i] / out[i] */
+    unsigned saved;                 /* bit i: out[i] is for backward only; nobody else gets it */
+} mu_op;
+struct mu_node {
+    const mu_op *op;
+    mu_tensor *in[MU_NODE_INPUTS], *out[MU_NODE_OUTPUTS];
+    void *extra;                    /* the op's own small things, in the tape's host arena */
+};
+
+mu_tape *mu_tape_new(mu_device *dev);
+void mu_tape_free(mu_tape *tp);
+void mu_tape_reset(mu_tape *tp);                        /* drops nodes and activations; memory stays for the next step */
+void mu_tape_record(mu_tape *tp, bool on);              /* off: forward only, nothing is kept */
+bool mu_tape_recording(const mu_tape *tp);
+mu_device *mu_tape_device(const mu_tape *tp);
+/* Runs the op and, when some input needs a gradient, remembers it. Returns out[0]. */
+mu_tensor *mu_apply(mu_tape *tp, mu_node node);
+void *mu_tape_alloc(mu_tape *tp, size_t bytes);         /* host memory until reset, zeroed */
+/* The caller (an op or a layer) will not pass `t` on any more: its memory goes back as soon as no
+ * recorded backward needs it. Gradients stay. NULL is fine. */
+void mu_release(mu_tape *tp, mu_tensor *t);
+/* Gradients of `loss` (one F64, its own gradient is 1) into every tensor it depends on. Frees each
+ * activation and gradient once its producer's backward is done. */
+void mu_backward(mu_tape *tp, mu_tensor *loss);
+int64_t mu_tape_peak(const mu_tape *tp);                /* bytes: high-water mark of device memory */
+/* Seconds in each op, forward and backward, since mu_tape_profile_reset. Returns how many ops. */
+typedef struct { const char *name; double forward, backward; int64_t calls; } mu_op_time;
+int  mu_tape_profile(const mu_tape *tp, const mu_op_time **times);
+void mu_tape_profile_reset(mu_tape *tp);
+
+/* What every forward knows of its batch. Arrays are borrowed and may be NULL where nothing asks. */
+typedef enum { MU_MODE_TRAIN, MU_MODE_EVAL, MU_MODE_GENERATE } mu_mode;
+typedef struct {
+    mu_mode mode;
+    int64_t step, micro_batch;
+    int64_t n_sequences, seq_len;           /* of this rank's micro-batch: T = n_sequences * seq_len */
+    const int64_t *global_samples;          /* [n_sequences], ascending */
+    const int32_t *domains;                 /* [n_sequences] */
+    const uint8_t *expert_mask;             /* [E], 1 = may be chosen; NULL: all (archive and criticality, later) */
+    uint64_t seed;
+} mu_context;
+
+/* ------------------------------------------------------------------ parameters (params.c)
+ * All are declared first, then mu_params_alloc makes one slab of values and one of gradients a group.
+ * A parameter consists of units: itself, or for experts one unit each. A unit has the name that
+ * checkpoints use, so that stacking does not show. */
+struct mu_comm;
+typedef struct {
+    const char *name;                       /* "shared", "expert" */
+    const struct mu_comm *reduce;           /* gradients are summed over it; NULL: nothing to sum */
+    double lr_factor;
+    bool frozen;
+    int64_t count;                          /* values on this rank */
+    mu_memory *values, *grads;
+} mu_group;
+
+typedef struct {
+    mu_group *group;
+    const char *name;                       /* "/norm/weight"; with experts a format with one %d, the expert's id */
+    int n_dims;
+    int64_t shape[2];                       /* of one unit */
+    double std;                             /* initial normal deviates; negative: ones; 0: zeros */
+    bool decay;
+    int layer;                              /* -1: none */
+    int n_experts;                          /* 0: not stacked; else E, of which the ids in local[] live here */
+    const int *local;
+    int n_local;
+} mu_param_desc;
+
+typedef struct mu_param mu_param;
+typedef struct {
+    char name[112];
+    mu_param *param;
+    int64_t offset, count;                  /* in the parameter's values */
+    int expert;                             /* id, or -1 */
+    int64_t global_index;                   /* the same on every rank and for any ep: order of fixed sums */
+    int64_t steps;                          /* optimizer steps taken: bias correction */
+    bool idle;                              /* took no token in this global batch: the optimizer skips it */
+} mu_unit;
+struct mu_param {
+    mu_tensor tensor;                       /* [shape] or [n_local, shape]; grad points into the slab */
+    mu_param_desc desc;
+    int64_t slab_offset;                    /* elements from the start of the group's slab */
+    int n_units;
+    mu_unit *units;
+};
+typedef struct {
+    mu_device *dev;
+    int n_groups, n_params;
+    mu_group *groups[4];
+    mu_param **params;
+    int64_t n_global_units;
+} mu_params;
+
+mu_params *mu_params_new(mu_device *dev);
+void mu_params_free(mu_params *ps);
+mu_group *mu_params_group(mu_params *ps, const char *name, const struct mu_comm *reduce);
+mu_param *mu_params_add(mu_params *ps, const mu_param_desc *desc);
+void mu_params_alloc(mu_params *ps);
+/* Initial values: each unit's stream is keyed by seed and name, so any layout gives the same model. */
+void mu_params_init(mu_params *ps, uint64_t seed);
+void mu_params_zero_grad(mu_params *ps);
+mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when it is not on this rank */
+void *mu_unit_data(const mu_unit *u);                               /* device pointers */
+void *mu_unit_grad(const mu_unit *u);
+/* Every unit in order of declaration: for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) */
+mu_unit *mu_unit_next(const mu_params *ps, const mu_unit *u);
+
+/* ------------------------------------------------------------------ ops (ops/<op>.c)
+ * x is an activation, w a parameter's tensor. */
+mu_tensor *mu_add(mu_tape *tp, mu_tensor *x, mu_tensor *y);                     /* x + y, any one shape; scalars too */
+mu_tensor *mu_linear(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);            /* x w^T: [T, O] */
+mu_tensor *mu_embedding(mu_tape *tp, mu_tensor *ids_T, mu_tensor *w_VD);        /* w[ids]: [T, D] */
+mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w_D, double eps);   /* over groups of D values: also per head */
+/* Rotary positions of H heads; cos, sin: [max_seq_len, d/2] tables; row t stands at t % seq_len. */
+mu_tensor *mu_rope(mu_tape *tp, mu_tensor *x, mu_tensor *cos, mu_tensor *sin, int64_t heads, int64_t seq_len);
+/* Causal grouped-query attention inside each sequence of seq_len; scale 1/sqrt(d). q: [T, H*d]; k, v: [T, G*d]. */
+mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, int64_t heads, int64_t kv_heads,
+                        int64_t seq_len);
+/* The head: scale * sum of cross-entropies of softmax(x w^T) against targets (one F64), logits in chunks,
+ * never whole. nll_T, when asked for, receives each row's cross-entropy (no gradient). Target -1: ignored. */
+mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x_TD, mu_tensor *w_VD, mu_tensor *targets_T, double scale,
+                        mu_tensor **nll_T);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

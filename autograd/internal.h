@@ -1,0 +1,32 @@
+/* internal.h - what the files of autograd/ share. */
+#ifndef MUSTER_AUTOGRAD_INTERNAL_H
+#define MUSTER_AUTOGRAD_INTERNAL_H
+#include "autograd/autograd.h"
+
+/* Device memory of the tape: first fit over a list of free stretches, so that the same sequence of
+ * requests gets the same addresses every step, and nothing is committed beyond the largest step. */
+typedef struct { size_t at, bytes; } mu_stretch;
+typedef struct {
+    mu_memory *memory;
+    mu_stretch *free_list;      /* ascending, never touching */
+    int n_free, capacity;
+    size_t end;                 /* beyond this nothing was handed out since the last reset */
+    size_t peak;
+} mu_pool;
+void  mu_pool_init(mu_pool *p, mu_device *dev);
+void  mu_pool_free(mu_pool *p);
+void  mu_pool_reset(mu_pool *p);
+void *mu_pool_take(mu_pool *p, size_t bytes);
+void  mu_pool_give(mu_pool *p, void *data, size_t bytes);
+
+typedef struct { mu_node **list; int n, capacity; } mu_node_list;
+struct mu_tape {
+    mu_device *dev;
+    mu_pool pool;               /* activations and their gradients */
+    mu_arena host;              /* nodes, tensors, extras */
+    mu_node_list nodes;
+    bool recording;
+    mu_op_time times[64];
+    int n_times;
+};
+#endif

@@ -1,0 +1,23 @@
+/* embedding.c - y_TD[t] = w_VD[ids_T[t]]. */
+#include "autograd/autograd.h"
+
+static void forward(mu_tape *tp, mu_node *n) {
+    mu_device *dev = mu_tape_device(tp);
+    mu_tensor *w = n->in[0], *ids = n->in[1];
+    dev->k->embed_fwd(dev, mu_count(ids), w->shape[1], mu_data(ids), mu_data(w), mu_data(n->out[0]));
+}
+
+static void backward(mu_tape *tp, mu_node *n) {
+    mu_device *dev = mu_tape_device(tp);
+    mu_tensor *w = n->in[0], *ids = n->in[1];
+    if (w->needs_grad)
+        dev->k->embed_bwd(dev, mu_count(ids), w->shape[1], w->shape[0], mu_data(ids), mu_grad_of(n->out[0]), mu_grad(tp, w));
+}
+
+static const mu_op op_embedding = { "embedding", forward, backward, .keeps_in = 2 };
+
+mu_tensor *mu_embedding(mu_tape *tp, mu_tensor *ids, mu_tensor *w) {
+    MU_CHECK(ids->dtype == MU_DTYPE_I32, "embedding: ids are i32, not %s", mu_dtype_name(ids->dtype));
+    mu_tensor *y = mu_tensor_2d(tp, mu_count(ids), w->shape[1]);
+    return mu_apply(tp, (mu_node){ .op = &op_embedding, .in = { w, ids }, .out = { y } });
+}

@@ -1,0 +1,36 @@
+/* rmsnorm.c - y = w * x / sqrt(mean(x^2) + eps) over each group of D = len(w) values: over the model's
+ * width, or over each head. Zhang & Sennrich, "Root mean square layer normalization" (2019). */
+#include "autograd/autograd.h"
+
+typedef struct { double eps; } extra;
+
+static void forward(mu_tape *tp, mu_node *n) {
+    mu_device *dev = mu_tape_device(tp);
+    mu_tensor *x = n->in[0], *w = n->in[1], *y = n->out[0], *rstd = n->out[1];
+    int64_t D = mu_count(w);
+    mu_mat mx = mu_data(x), my = mu_data(y);
+    mx.ld = my.ld = D;
+    dev->k->rmsnorm_fwd(dev, mu_count(rstd), D, ((extra *)n->extra)->eps, mx, mu_data(w), my, mu_data(rstd));
+}
+
+static void backward(mu_tape *tp, mu_node *n) {
+    mu_device *dev = mu_tape_device(tp);
+    mu_tensor *x = n->in[0], *w = n->in[1], *rstd = n->out[1];
+    int64_t D = mu_count(w);
+    mu_mat none = { 0 }, mx = mu_data(x), dy = mu_grad_of(n->out[0]);
+    mu_mat dx = x->needs_grad ? mu_grad(tp, x) : none, dw = w->needs_grad ? mu_grad(tp, w) : none;
+    mx.ld = dy.ld = dx.ld = D;
+    dev->k->rmsnorm_bwd(dev, mu_count(rstd), D, mx, mu_data(w), mu_data(rstd), dy, dx, dw);
+}
+
+static const mu_op op_rmsnorm = { "rmsnorm", forward, backward, .keeps_in = 3, .keeps_out = 2, .saved = 2 };
+
+mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w, double eps) {
+    int64_t D = mu_count(w), rows = mu_count(x) / D;
+    MU_CHECK(rows * D == mu_count(x), "rmsnorm: %lld values do not divide into groups of %lld", (long long)mu_count(x),
+             (long long)D);
+    extra *e = mu_tape_alloc(tp, sizeof *e);
+    e->eps = eps;
+    mu_tensor *y = mu_tensor_like(tp, x), *rstd = mu_tensor_2d(tp, rows, 1);
+    return mu_apply(tp, (mu_node){ .op = &op_rmsnorm, .in = { x, w }, .out = { y, rstd }, .extra = e });
+}

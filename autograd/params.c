@@ -1,0 +1,146 @@
+/* params.c - parameters: declared first, then laid out in one slab of values and one of gradients a group. */
+#include "autograd/autograd.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { SLAB_ALIGNMENT = 16 };       /* elements: every unit starts on a cache line */
+
+mu_params *mu_params_new(mu_device *dev) {
+    mu_params *ps = mu_alloc(1, sizeof *ps);
+    ps->dev = dev;
+    return ps;
+}
+
+void mu_params_free(mu_params *ps) {
+    if (!ps) return;
+    for (int i = 0; i < ps->n_params; i++) {
+        free(ps->params[i]->units);
+        free(ps->params[i]);
+    }
+    for (int i = 0; i < ps->n_groups; i++) {
+        if (ps->groups[i]->values) mu_memory_free(ps->groups[i]->values);
+        if (ps->groups[i]->grads) mu_memory_free(ps->groups[i]->grads);
+        free(ps->groups[i]);
+    }
+    free(ps->params);
+    free(ps);
+}
+
+mu_group *mu_params_group(mu_params *ps, const char *name, const struct mu_comm *reduce) {
+    MU_CHECK(ps->n_groups < (int)(sizeof ps->groups / sizeof *ps->groups), "too many parameter groups");
+    mu_group *g = mu_alloc(1, sizeof *g);
+    *g = (mu_group){ .name = name, .reduce = reduce, .lr_factor = 1.0 };
+    return ps->groups[ps->n_groups++] = g;
+}
+
+static int64_t unit_count(const mu_param_desc *d) {
+    int64_t n = 1;
+    for (int i = 0; i < d->n_dims; i++) n *= d->shape[i];
+    return n;
+}
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+static void name_unit(mu_unit *u, const mu_param_desc *d) {
+    int n = d->n_experts ? snprintf(u->name, sizeof u->name, d->name, u->expert)
+                         : snprintf(u->name, sizeof u->name, "%s", d->name);
+    MU_CHECK(n > 0 && n < (int)sizeof u->name, "parameter name too long: %s", d->name);
+}
+#pragma GCC diagnostic pop
+
+static void make_units(mu_params *ps, mu_param *p) {
+    const mu_param_desc *d = &p->desc;
+    p->n_units = d->n_experts ? d->n_local : 1;
+    p->units = mu_alloc((size_t)p->n_units, sizeof(mu_unit));
+    for (int i = 0; i < p->n_units; i++) {
+        int expert = d->n_experts ? d->local[i] : -1;
+        p->units[i] = (mu_unit){ .param = p, .offset = i * unit_count(d), .count = unit_count(d), .expert = expert,
+                                 .global_index = ps->n_global_units + (expert < 0 ? 0 : expert) };
+        name_unit(&p->units[i], d);
+    }
+    ps->n_global_units += d->n_experts ? d->n_experts : 1;
+    p->desc.name = NULL;        /* the caller's; units carry the names from here on */
+}
+
+mu_param *mu_params_add(mu_params *ps, const mu_param_desc *desc) {
+    MU_CHECK(!desc->group->values, "%s declared after mu_params_alloc", desc->name);
+    mu_param *p = mu_alloc(1, sizeof *p);
+    p->desc = *desc;
+    make_units(ps, p);
+    mu_tensor *t = &p->tensor;
+    *t = (mu_tensor){ .dev = ps->dev, .dtype = ps->dev->real, .needs_grad = true };
+    if (desc->n_experts) t->shape[t->n_dims++] = desc->n_local;
+    for (int i = 0; i < desc->n_dims; i++) t->shape[t->n_dims++] = desc->shape[i];
+    p->slab_offset = desc->group->count;
+    desc->group->count += (mu_count(t) + SLAB_ALIGNMENT - 1) / SLAB_ALIGNMENT * SLAB_ALIGNMENT;
+    ps->params = mu_realloc(ps->params, (size_t)ps->n_params + 1, sizeof *ps->params);
+    return ps->params[ps->n_params++] = p;
+}
+
+void mu_params_alloc(mu_params *ps) {
+    size_t size = mu_dtype_size(ps->dev->real);
+    for (int i = 0; i < ps->n_groups; i++) {
+        mu_group *g = ps->groups[i];
+        size_t bytes = mu_size_mul((size_t)g->count, size);
+        g->values = mu_memory_new(ps->dev, bytes ? bytes : 1);
+        g->grads = mu_memory_new(ps->dev, bytes ? bytes : 1);
+        mu_memory_commit(g->values, bytes);
+        mu_memory_commit(g->grads, bytes);
+    }
+    for (int i = 0; i < ps->n_params; i++) {
+        mu_param *p = ps->params[i];
+        p->tensor.data = p->desc.group->values->region.base + (size_t)p->slab_offset * size;
+        p->tensor.grad = p->desc.group->grads->region.base + (size_t)p->slab_offset * size;
+    }
+}
+
+static void init_unit(const mu_params *ps, const mu_unit *u, uint64_t seed) {
+    uint64_t key = mu_hash64(u->name, strlen(u->name));
+    mu_rng rng = { seed, (uint32_t)key, (uint32_t)(key >> 32), MU_RNG_INIT, 0 };
+    double *values = mu_alloc((size_t)u->count, sizeof *values), std = u->param->desc.std;
+    if (std < 0)
+        for (int64_t i = 0; i < u->count; i++) values[i] = 1.0;
+    else if (std > 0)
+        mu_rng_normals(&rng, u->count, std, values);
+    mu_reals_set(ps->dev, ps->dev->real, mu_unit_data(u), u->count, values);
+    free(values);
+}
+
+void mu_params_init(mu_params *ps, uint64_t seed) {
+    if (ps->dev->shape_only) return;
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) init_unit(ps, u, seed);
+}
+
+void mu_params_zero_grad(mu_params *ps) {
+    for (int i = 0; i < ps->n_groups; i++) {
+        mu_group *g = ps->groups[i];
+        ps->dev->k->fill(ps->dev, g->count, 0.0, (mu_mat){ g->grads->region.base, ps->dev->real, 1 });
+    }
+}
+
+mu_unit *mu_unit_next(const mu_params *ps, const mu_unit *u) {
+    int i = 0;
+    if (u) {
+        const mu_param *p = u->param;
+        if (u + 1 < p->units + p->n_units) return p->units + (u - p->units) + 1;
+        while (ps->params[i] != p) i++;
+        i++;
+    }
+    while (i < ps->n_params && ps->params[i]->n_units == 0) i++;
+    return i < ps->n_params ? ps->params[i]->units : NULL;
+}
+
+mu_unit *mu_params_find(mu_params *ps, const char *name) {
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
+        if (!strcmp(u->name, name)) return u;
+    return NULL;
+}
+
+void *mu_unit_data(const mu_unit *u) {
+    return (char *)u->param->tensor.data + (size_t)u->offset * mu_dtype_size(u->param->tensor.dtype);
+}
+
+void *mu_unit_grad(const mu_unit *u) {
+    return (char *)u->param->tensor.grad + (size_t)u->offset * mu_dtype_size(u->param->tensor.dtype);
+}

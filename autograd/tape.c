@@ -1,0 +1,146 @@
+/* tape.c - the linear tape: ops run when recorded, backward is one loop from the end. */
+#include "autograd/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const size_t HOST_RESERVE = (size_t)1 << 34;     /* address space for nodes and tensors */
+
+mu_tape *mu_tape_new(mu_device *dev) {
+    mu_tape *tp = mu_alloc(1, sizeof *tp);
+    tp->dev = dev;
+    tp->recording = true;
+    mu_pool_init(&tp->pool, dev);
+    mu_arena_init(&tp->host, HOST_RESERVE);
+    return tp;
+}
+
+void mu_tape_free(mu_tape *tp) {
+    if (!tp) return;
+    mu_pool_free(&tp->pool);
+    mu_arena_free(&tp->host);
+    free(tp->nodes.list);
+    free(tp);
+}
+
+void mu_tape_reset(mu_tape *tp) {
+    tp->nodes.n = 0;
+    mu_pool_reset(&tp->pool);
+    mu_arena_release(&tp->host, 0);
+}
+
+void mu_tape_record(mu_tape *tp, bool on) { tp->recording = on; }
+bool mu_tape_recording(const mu_tape *tp) { return tp->recording; }
+mu_device *mu_tape_device(const mu_tape *tp) { return tp->dev; }
+int64_t mu_tape_peak(const mu_tape *tp) { return (int64_t)tp->pool.peak; }
+
+void *mu_tape_alloc(mu_tape *tp, size_t bytes) { return memset(mu_arena_alloc(&tp->host, bytes), 0, bytes); }
+
+static size_t bytes_of(const mu_tensor *t) { return (size_t)mu_count(t) * mu_dtype_size(t->dtype); }
+
+static void free_data(mu_tape *tp, mu_tensor *t) {
+    if (t->data) mu_pool_give(&tp->pool, t->data, bytes_of(t));
+    t->data = NULL;
+}
+
+/* Parameters live in slabs; everything else of the tape can be given back. */
+static bool in_pool(const mu_tape *tp, const void *data) {
+    const mu_region *r = &tp->pool.memory->region;
+    return (const char *)data >= r->base && (const char *)data < r->base + r->reserved;
+}
+
+static void free_if_unread(mu_tape *tp, mu_tensor *t) {
+    if (t->released && t->readers == 0 && in_pool(tp, t->data)) free_data(tp, t);
+}
+
+void mu_release(mu_tape *tp, mu_tensor *t) {
+    if (!t) return;
+    t->released = true;
+    free_if_unread(tp, t);
+}
+
+static mu_op_time *time_of(mu_tape *tp, const mu_op *op) {
+    for (int i = 0; i < tp->n_times; i++)
+        if (tp->times[i].name == op->name) return &tp->times[i];
+    int last = (int)(sizeof tp->times / sizeof *tp->times) - 1;
+    if (tp->n_times > last) return &tp->times[last];
+    tp->times[tp->n_times] = (mu_op_time){ .name = op->name };
+    return &tp->times[tp->n_times++];
+}
+
+int mu_tape_profile(const mu_tape *tp, const mu_op_time **times) {
+    *times = tp->times;
+    return tp->n_times;
+}
+
+void mu_tape_profile_reset(mu_tape *tp) { tp->n_times = 0; }
+
+static void remember(mu_tape *tp, const mu_node *node) {
+    if (tp->nodes.n == tp->nodes.capacity) {
+        tp->nodes.capacity = tp->nodes.capacity ? 2 * tp->nodes.capacity : 256;
+        tp->nodes.list = mu_realloc(tp->nodes.list, (size_t)tp->nodes.capacity, sizeof *tp->nodes.list);
+    }
+    mu_node *kept = mu_tape_alloc(tp, sizeof *kept);
+    *kept = *node;
+    tp->nodes.list[tp->nodes.n++] = kept;
+    for (int i = 0; i < MU_NODE_INPUTS; i++)
+        if (node->in[i] && node->op->keeps_in >> i & 1) node->in[i]->readers++;
+    for (int i = 0; i < MU_NODE_OUTPUTS; i++)
+        if (node->out[i] && node->op->keeps_out >> i & 1) node->out[i]->readers++;
+}
+
+mu_tensor *mu_apply(mu_tape *tp, mu_node node) {
+    bool needs_grad = false;
+    if (tp->recording)
+        for (int i = 0; i < MU_NODE_INPUTS; i++) needs_grad |= node.in[i] && node.in[i]->needs_grad;
+    for (int i = 0; i < MU_NODE_OUTPUTS; i++)
+        if (node.out[i]) node.out[i]->needs_grad = needs_grad && !(node.op->saved >> i & 1);
+    double start = mu_time();
+    node.op->forward(tp, &node);
+    mu_op_time *t = time_of(tp, node.op);
+    t->forward += mu_time() - start;
+    t->calls++;
+    if (needs_grad) remember(tp, &node);
+    for (int i = 0; i < MU_NODE_OUTPUTS; i++)
+        if (node.op->saved >> i & 1) mu_release(tp, node.out[i]);
+    return node.out[0];
+}
+
+/* After a node's backward nobody is left who reads its outputs: every reader was recorded later. */
+static void retire(mu_tape *tp, mu_node *n) {
+    for (int i = 0; i < MU_NODE_INPUTS; i++)
+        if (n->in[i] && n->op->keeps_in >> i & 1) {
+            n->in[i]->readers--;
+            free_if_unread(tp, n->in[i]);
+        }
+    for (int i = 0; i < MU_NODE_OUTPUTS; i++) {
+        mu_tensor *out = n->out[i];
+        if (!out) continue;
+        if (out->grad) mu_pool_give(&tp->pool, out->grad, bytes_of(out));
+        out->grad = NULL;
+        if (n->op->keeps_out >> i & 1) out->readers--;
+        free_if_unread(tp, out);
+    }
+}
+
+static bool has_gradient(const mu_node *n) {
+    for (int i = 0; i < MU_NODE_OUTPUTS; i++)
+        if (n->out[i] && n->out[i]->grad) return true;
+    return false;
+}
+
+void mu_backward(mu_tape *tp, mu_tensor *loss) {
+    MU_CHECK(loss->dtype == MU_DTYPE_F64 && mu_count(loss) == 1, "backward starts from a loss of one f64");
+    MU_CHECK(loss->needs_grad, "the loss depends on no parameter (or the tape was not recording)");
+    tp->dev->k->fill(tp->dev, 1, 1.0, mu_grad(tp, loss));
+    for (int i = tp->nodes.n - 1; i >= 0; i--) {
+        mu_node *n = tp->nodes.list[i];
+        if (has_gradient(n)) {
+            double start = mu_time();
+            n->op->backward(tp, n);
+            time_of(tp, n->op)->backward += mu_time() - start;
+        }
+        retire(tp, n);
+    }
+    tp->nodes.n = 0;
+}

@@ -1,0 +1,103 @@
+/* tensor.c - tensors: shape, type, and the copies between host and device. */
+#include "autograd/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int64_t mu_count(const mu_tensor *t) {
+    int64_t n = 1;
+    for (int i = 0; i < t->n_dims; i++) n *= t->shape[i];
+    return n;
+}
+
+mu_tensor *mu_tensor_new(mu_tape *tp, mu_dtype dtype, int n_dims, const int64_t *shape) {
+    mu_tensor *t = mu_tape_alloc(tp, sizeof *t);
+    *t = (mu_tensor){ .dev = tp->dev, .dtype = dtype, .n_dims = n_dims };
+    for (int i = 0; i < n_dims; i++) t->shape[i] = shape[i];
+    t->data = mu_pool_take(&tp->pool, mu_size_mul((size_t)mu_count(t), mu_dtype_size(dtype)));
+    return t;
+}
+
+mu_tensor *mu_tensor_2d(mu_tape *tp, int64_t rows, int64_t columns) {
+    return mu_tensor_new(tp, tp->dev->real, 2, (int64_t[]){ rows, columns });
+}
+
+mu_tensor *mu_tensor_like(mu_tape *tp, const mu_tensor *x) {
+    return mu_tensor_new(tp, x->dtype, x->n_dims, x->shape);
+}
+
+mu_tensor *mu_tensor_scalar(mu_tape *tp) { return mu_tensor_new(tp, MU_DTYPE_F64, 1, (int64_t[]){ 1 }); }
+
+mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *host_or_null) {
+    mu_tensor *t = mu_tensor_new(tp, dtype, 1, &n);
+    if (host_or_null) mu_tensor_write(t, host_or_null);
+    return t;
+}
+
+mu_mat mu_data(const mu_tensor *t) {
+    if (!t) return (mu_mat){ 0 };
+    return (mu_mat){ t->data, t->dtype, t->n_dims ? t->shape[t->n_dims - 1] : 1 };
+}
+
+mu_mat mu_grad_of(const mu_tensor *t) {
+    if (!t || !t->grad) return (mu_mat){ 0 };
+    return (mu_mat){ t->grad, t->dtype, t->n_dims ? t->shape[t->n_dims - 1] : 1 };
+}
+
+mu_mat mu_grad(mu_tape *tp, mu_tensor *t) {
+    if (!t->grad) {
+        int64_t n = mu_count(t);
+        t->grad = mu_pool_take(&tp->pool, (size_t)n * mu_dtype_size(t->dtype));
+        tp->dev->k->fill(tp->dev, n, 0.0, mu_grad_of(t));
+    }
+    return mu_grad_of(t);
+}
+
+void mu_tensor_read(const mu_tensor *t, void *host) {
+    mu_device_read(t->dev, host, t->data, (size_t)mu_count(t) * mu_dtype_size(t->dtype));
+}
+
+void mu_tensor_write(mu_tensor *t, const void *host) {
+    mu_device_write(t->dev, t->data, host, (size_t)mu_count(t) * mu_dtype_size(t->dtype));
+}
+
+enum { CHUNK = 4096 };      /* values converted at a time, on the stack */
+
+void mu_reals_get(mu_device *dev, mu_dtype dtype, const void *data, int64_t n, double *host) {
+    if (dtype == MU_DTYPE_F64) {
+        mu_device_read(dev, host, data, (size_t)n * sizeof(double));
+        return;
+    }
+    MU_CHECK(dtype == MU_DTYPE_F32, "%s is not a floating-point type with a host form", mu_dtype_name(dtype));
+    float chunk[CHUNK];
+    for (int64_t at = 0; at < n; at += CHUNK) {
+        int64_t now = n - at < CHUNK ? n - at : CHUNK;
+        mu_device_read(dev, chunk, (const float *)data + at, (size_t)now * sizeof(float));
+        for (int64_t i = 0; i < now; i++) host[at + i] = (double)chunk[i];
+    }
+}
+
+void mu_reals_set(mu_device *dev, mu_dtype dtype, void *data, int64_t n, const double *host) {
+    if (dtype == MU_DTYPE_F64) {
+        mu_device_write(dev, data, host, (size_t)n * sizeof(double));
+        return;
+    }
+    MU_CHECK(dtype == MU_DTYPE_F32, "%s is not a floating-point type with a host form", mu_dtype_name(dtype));
+    float chunk[CHUNK];
+    for (int64_t at = 0; at < n; at += CHUNK) {
+        int64_t now = n - at < CHUNK ? n - at : CHUNK;
+        for (int64_t i = 0; i < now; i++) chunk[i] = (float)host[at + i];
+        mu_device_write(dev, (float *)data + at, chunk, (size_t)now * sizeof(float));
+    }
+}
+
+void mu_tensor_get(const mu_tensor *t, double *host) { mu_reals_get(t->dev, t->dtype, t->data, mu_count(t), host); }
+void mu_tensor_set(mu_tensor *t, const double *host) { mu_reals_set(t->dev, t->dtype, t->data, mu_count(t), host); }
+
+double mu_tensor_scalar_get(const mu_tensor *t) {
+    MU_CHECK(t->dtype == MU_DTYPE_F64 && mu_count(t) == 1, "a loss is one f64, this is %lld x %s",
+             (long long)mu_count(t), mu_dtype_name(t->dtype));
+    double value;
+    mu_tensor_read(t, &value);
+    return value;
+}

@@ -1,0 +1,241 @@
+/* base.h - what every folder stands on: errors, log, memory, random numbers, threads, options,
+ * JSON, and `store`, the thin and careful layer over HDF5. No MPI, no CUDA.
+ *
+ * Everything here is Local: no function of this header communicates. */
+#ifndef MUSTER_BASE_H
+#define MUSTER_BASE_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MU_VERSION "0.1.0"
+
+/* ------------------------------------------------------------------ status (status.c)
+ * A status is also the exit code of the program (sysexits.h where a code exists there).
+ *            name       value text */
+#define MU_STATUSES(S) \
+    S(OK,        0, "ok")                                     \
+    S(USAGE,    64, "wrong usage")                            \
+    S(DATA,     65, "bad data or checkpoint")                 \
+    S(NOINPUT,  66, "input missing or unreadable")            \
+    S(INTERNAL, 70, "internal error")                         \
+    S(IO,       74, "reading or writing failed")              \
+    S(REQUEUE,  75, "checkpointed on a signal; please requeue") \
+    S(NUMERIC,  76, "loss or gradient not finite")            \
+    S(CONFIG,   78, "bad configuration")
+typedef enum {
+#define S(name, value, text) MU_STATUS_##name = value,
+    MU_STATUSES(S)
+#undef S
+} mu_status;
+
+const char *mu_status_text(mu_status status);
+
+#define MU_MUST_USE __attribute__((warn_unused_result))
+#define MU_PRINTF(f, a) __attribute__((format(printf, f, a)))
+
+/* What went wrong, for the caller that can do something else. `text` may hold several lines. */
+typedef struct { mu_status status; char text[8192]; } mu_error;
+
+/* Writes the message and returns `status`; a NULL `e` is allowed. */
+mu_status mu_error_set(mu_error *e, mu_status status, const char *fmt, ...) MU_PRINTF(3, 4);
+/* Adds a line to the message; the first status stays. */
+mu_status mu_error_add(mu_error *e, mu_status status, const char *fmt, ...) MU_PRINTF(3, 4);
+
+/* ------------------------------------------------------------------ bugs and dead ends (fatal.c)
+ * A broken promise inside the program, or a failure nobody can handle (MPI, memory): one line with
+ * place and values, then the handler, which must not return. The default handler calls abort();
+ * dist/ installs one that stops all ranks, tests install longjmp. Checks stay on in release builds. */
+typedef void mu_fatal_handler(mu_status status, const char *line);
+mu_fatal_handler *mu_fatal_set_handler(mu_fatal_handler *handler);      /* returns the old one */
+_Noreturn void mu_fatal(mu_status status, const char *file, int line, const char *func,
+                        const char *fmt, ...) MU_PRINTF(5, 6);
+#define MU_FATAL(status, ...) mu_fatal(status, __FILE__, __LINE__, __func__, __VA_ARGS__)
+#define MU_CHECK(cond, ...) do { if (!(cond)) MU_FATAL(MU_STATUS_INTERNAL, __VA_ARGS__); } while (0)
+
+/* ------------------------------------------------------------------ log (log.c)
+ * Library code never prints; it speaks to the sink, which is silent until a program sets one. */
+typedef enum { MU_LOG_DEBUG, MU_LOG_INFO, MU_LOG_WARNING } mu_log_level;
+typedef void mu_log_sink(mu_log_level level, const char *line);
+void mu_log_set_sink(mu_log_sink *sink);
+void mu_log(mu_log_level level, const char *fmt, ...) MU_PRINTF(2, 3);
+
+/* ------------------------------------------------------------------ memory (memory.c)
+ * A region reserves address space once and commits pages as they are needed; they stay committed. */
+typedef struct { char *base; size_t reserved, committed; } mu_region;
+void mu_region_init(mu_region *r, size_t reserve);      /* fatal when the address space is not to be had */
+void mu_region_commit(mu_region *r, size_t bytes);      /* makes the first `bytes` usable, zeroed when new */
+void mu_region_free(mu_region *r);
+
+/* An arena: a region used as a stack. Memory is 64-byte aligned and not cleared. */
+typedef struct { mu_region region; size_t used; } mu_arena;
+void   mu_arena_init(mu_arena *a, size_t reserve);
+void  *mu_arena_alloc(mu_arena *a, size_t bytes);
+size_t mu_arena_mark(const mu_arena *a);
+void   mu_arena_release(mu_arena *a, size_t mark);      /* gives back everything since the mark */
+void   mu_arena_free(mu_arena *a);
+
+void *mu_alloc(size_t count, size_t size);              /* zeroed heap memory; fatal on failure or overflow */
+void *mu_realloc(void *old, size_t count, size_t size); /* grown part not cleared; fatal likewise */
+char *mu_strdup(const char *s);
+char *mu_format(const char *fmt, ...) MU_PRINTF(1, 2);  /* heap string, the caller frees */
+size_t mu_size_mul(size_t a, size_t b);                 /* a*b, fatal on overflow */
+
+int64_t mu_memory_peak(void);                           /* bytes: peak resident set of this process */
+int64_t mu_memory_rss(void);                            /* bytes: resident set now */
+int64_t mu_memory_available(void);                      /* bytes: MemAvailable or the cgroup's limit, the smaller */
+
+/* ------------------------------------------------------------------ time and hash (status.c)  */
+double   mu_time(void);                                 /* seconds, monotonic */
+uint64_t mu_hash64(const void *data, size_t bytes);     /* XXH3, 64 bits */
+
+/* ------------------------------------------------------------------ random numbers (philox.c)
+ * Philox 4x32-10 (Salmon et al. 2011), counter-based: a number depends on its key and counter only.
+ * Key = 64-bit seed; counter = (block, step, sample, purpose << 16 | layer), which is cuRAND's
+ * curand_init(seed, subsequence, offset) with subsequence = the upper two words. */
+typedef enum { MU_RNG_INIT = 1, MU_RNG_DATA_DOMAIN, MU_RNG_DATA_ORDER, MU_RNG_SYNTHETIC,
+               MU_RNG_GENERATE, MU_RNG_TEST } mu_rng_purpose;
+typedef struct { uint64_t seed; uint32_t step, sample; uint32_t purpose, layer; } mu_rng;
+void   mu_philox4x32(uint64_t key, const uint32_t counter[4], uint32_t out[4]);
+uint32_t mu_rng_u32(const mu_rng *r, uint64_t index);       /* number `index` of the stream: block index/4, word index%4 */
+double mu_rng_uniform(const mu_rng *r, uint64_t index);     /* in [0, 1), 53 bits, from numbers 2*index, 2*index+1 */
+double mu_rng_normal(const mu_rng *r, uint64_t index);      /* Box-Muller on the host, one deviate an index */
+void   mu_rng_normals(const mu_rng *r, int64_t n, double scale, double *out);   /* scale * normals 0 .. n-1, in parallel */
+
+/* ------------------------------------------------------------------ threads (threads.c)
+ * Threads are OpenMP's; kernels say num_threads(mu_threads()). How work is split must depend on the
+ * problem, never on this number. */
+int  mu_threads(void);
+void mu_threads_set(int n);                             /* n >= 1 */
+int  mu_cores(void);                                    /* cores this process may run on */
+/* mpirun binds each of one or two ranks to a single core. Unless the user asked for a binding, widen
+ * it to rank `local_rank`'s even share of the node's allowed cores. Returns the cores it now has. */
+int  mu_cores_share(int local_rank, int local_size);
+/* Does this program's output end up on a terminal? Under mpirun a rank's own stdout tells nothing (it is
+ * mpirun's pseudo-terminal), so the launcher's is looked at. */
+bool mu_output_is_terminal(void);
+
+/* ------------------------------------------------------------------ JSON writing (json.c)
+ * Locale-safe, NaN and infinity become null. Reading is jansson's job. */
+typedef struct { char *text; size_t length, capacity; bool comma; } mu_json;
+void mu_json_init(mu_json *j);
+void mu_json_free(mu_json *j);
+void mu_json_reset(mu_json *j);                         /* empties it, keeps the memory */
+void mu_json_begin(mu_json *j, const char *key_or_null, char bracket);      /* '{' or '[' */
+void mu_json_end(mu_json *j, char bracket);                                 /* '}' or ']' */
+void mu_json_int(mu_json *j, const char *key_or_null, int64_t value);
+void mu_json_float(mu_json *j, const char *key_or_null, double value);      /* shortest text that reads back equal */
+void mu_json_bool(mu_json *j, const char *key_or_null, bool value);
+void mu_json_string(mu_json *j, const char *key_or_null, const char *value);/* escapes; bad UTF-8 becomes U+FFFD */
+
+/* ------------------------------------------------------------------ options (option*.c, yaml.c, suggest.c)
+ * One line per option, `O(TYPE, key, default, min, max, choices, help)`, in the table of the section it
+ * belongs to (MU_OPTIONS_MOE in moe/moe.h, ...), gives the struct field, default, range, --help, the
+ * configuration key, the documentation and the copy kept in checkpoints.
+ *   INT int64_t | FLOAT double | BOOL bool | STRING char[512] | CHOICE int, index into "a|b|c"
+ *   CHOICES uint32_t, a bit for each of "a|b|c" | PAIR double[2] | DOMAINS mu_option_domains
+ *   min, max: inclusive range of numbers; for STRING min = 1 means "must be given". */
+typedef struct { char domain[64]; char path[512]; double weight; } mu_option_domain;
+typedef struct { int n; mu_option_domain *list; } mu_option_domains;    /* heap list, mu_options_free */
+
+typedef int64_t  mu_field_INT;
+typedef double   mu_field_FLOAT;
+typedef bool     mu_field_BOOL;
+typedef char     mu_field_STRING[512];
+typedef int      mu_field_CHOICE;
+typedef uint32_t mu_field_CHOICES;
+typedef double   mu_field_PAIR[2];
+typedef mu_option_domains mu_field_DOMAINS;
+#define MU_OPTION_FIELD(TYPE, key, fallback, min, max, choices, help) mu_field_##TYPE key;
+
+typedef enum { MU_OPTION_INT, MU_OPTION_FLOAT, MU_OPTION_BOOL, MU_OPTION_STRING, MU_OPTION_CHOICE,
+               MU_OPTION_CHOICES, MU_OPTION_PAIR, MU_OPTION_DOMAINS } mu_option_type;
+typedef struct {
+    const char *section, *key;
+    mu_option_type type;
+    size_t offset;              /* of the field in the structure that holds all sections */
+    const char *fallback;       /* default, written as in YAML; NULL for none */
+    double min, max;
+    const char *choices, *help;
+} mu_option;
+
+typedef struct {
+    const mu_option *table;
+    int n;
+    bool *given;                /* n flags: set by the user (file or override), not by default */
+    bool *refused;              /* n flags: the user's value was refused, so what stands here is not his */
+    int *line, *column;         /* where in the file, 0 when elsewhere */
+    char *file;                 /* name for messages, a copy; NULL before a file was read */
+} mu_options;
+
+/* All defaults into `config`. */
+void mu_options_init(mu_options *o, const mu_option *table, int n, void *config);
+void mu_options_free(mu_options *o, void *config);
+/* Reads a YAML file (1 MiB at most; no anchors, tags, aliases, second documents). All errors of the
+ * file are collected in `e`, one line each: file:line:column: what, the allowed range, "did you mean".
+ * MU_STATUS_CONFIG for bad content, MU_STATUS_NOINPUT for a missing or unreadable file. */
+mu_status mu_options_read_file(mu_options *o, void *config, const char *path, mu_error *e) MU_MUST_USE;
+mu_status mu_options_read_text(mu_options *o, void *config, const char *name, const char *text, size_t bytes,
+                               mu_error *e) MU_MUST_USE;
+/* One override, "section.key=value", the value written as in YAML. */
+mu_status mu_options_override(mu_options *o, void *config, const char *assignment, mu_error *e) MU_MUST_USE;
+/* Adds one error about option section.key to `e`, with its place in the file if it came from there. */
+mu_status mu_options_complain(const mu_options *o, mu_error *e, const char *section, const char *key,
+                              const char *fmt, ...) MU_PRINTF(5, 6);
+bool  mu_options_given(const mu_options *o, const char *section, const char *key);
+/* A value for it was refused: checks that compare it with others would only confuse. */
+bool  mu_options_refused(const mu_options *o, const char *section, const char *key);
+char *mu_options_dump(const mu_options *o, const void *config);     /* YAML of every option, heap, caller frees */
+char *mu_options_help(const mu_options *o, bool markdown);          /* the table for --help or docs/, heap */
+/* Value of one option as YAML text, heap. Two configurations agree in an option when these are equal. */
+char *mu_option_text(const mu_option *option, const void *config);
+/* The candidate nearest to `word` in edit distance, or NULL when none is near. */
+const char *mu_suggest(const char *word, const char *const *candidates, int n);
+char *mu_suggest_path(const char *path);                /* the same for a missing path: one that exists, heap, or NULL */
+
+/* ------------------------------------------------------------------ store (store.c, files.c)
+ * HDF5, used so that damage is found and a kill loses nothing: LATEST format bounds, Fletcher32 on
+ * every dataset, plugins off, every return value checked, datasets looked up by expected name and
+ * shape and never by walking the file. A dataset is a plain n-dimensional array; parent groups are
+ * made as needed. The only code that includes hdf5.h. */
+typedef enum { MU_STORE_F64, MU_STORE_F32, MU_STORE_I32, MU_STORE_I64, MU_STORE_U16, MU_STORE_U8 } mu_store_type;
+typedef struct mu_store mu_store;
+mu_status mu_store_create(mu_store **s, const char *path, mu_error *e) MU_MUST_USE;     /* truncates */
+mu_status mu_store_open(mu_store **s, const char *path, mu_error *e) MU_MUST_USE;       /* read only */
+/* Closes (after a create: also fsyncs the file). The handle is gone whatever is returned. */
+mu_status mu_store_close(mu_store *s, mu_error *e) MU_MUST_USE;
+mu_status mu_store_write(mu_store *s, const char *name, mu_store_type type, int n_dims, const int64_t *shape,
+                         const void *data, mu_error *e) MU_MUST_USE;
+/* Type and shape must be exactly these, else MU_STATUS_DATA naming both. F32 <-> F64 is converted. */
+mu_status mu_store_read(mu_store *s, const char *name, mu_store_type type, int n_dims, const int64_t *shape,
+                        void *data, mu_error *e) MU_MUST_USE;
+/* Type and shape of a dataset; n_dims is at most 4. MU_STATUS_DATA when it is not there or not plain. */
+mu_status mu_store_shape(mu_store *s, const char *name, mu_store_type *type, int *n_dims, int64_t shape[4],
+                         mu_error *e) MU_MUST_USE;
+bool      mu_store_has(mu_store *s, const char *name);
+mu_status mu_store_write_text(mu_store *s, const char *name, const char *text, mu_error *e) MU_MUST_USE;
+mu_status mu_store_read_text(mu_store *s, const char *name, char **text, mu_error *e) MU_MUST_USE;   /* heap */
+
+/* Files that survive a kill: a temporary beside it, fsync, rename, fsync of the folder. */
+mu_status mu_file_replace(const char *path, const void *data, size_t bytes, mu_error *e) MU_MUST_USE;
+mu_status mu_file_read(const char *path, size_t limit, char **data, size_t *bytes, mu_error *e) MU_MUST_USE; /* heap, NUL added */
+mu_status mu_file_sync(const char *path, mu_error *e) MU_MUST_USE;                  /* fsync of a file or a folder */
+mu_status mu_file_rename(const char *from, const char *to, mu_error *e) MU_MUST_USE;/* rename and fsync of the parent */
+mu_status mu_file_make_dirs(const char *path, mu_error *e) MU_MUST_USE;
+mu_status mu_file_remove_tree(const char *path, mu_error *e) MU_MUST_USE;           /* does not follow links */
+bool      mu_file_exists(const char *path);
+/* XXH3-128 of the content as 32 hex digits and the size in bytes. */
+mu_status mu_file_hash(const char *path, char hex[33], int64_t *bytes, mu_error *e) MU_MUST_USE;
+void      mu_hash128_hex(const void *data, size_t bytes, char hex[33]);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,227 @@
+/* files.c - files that survive a kill, and their fingerprints. */
+#include "base/base.h"
+#include "base/internal.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+enum { BLOCK = 1 << 20 };
+
+const char *mu_io_reason(int error) {
+    static _Thread_local char text[128];
+    if (error != ENOSPC && error != EDQUOT && error != EFBIG) return strerror(error);
+    snprintf(text, sizeof text, "no space left (%s)", strerror(error));
+    return text;
+}
+
+/* Reading: a file that is not there or may not be read is missing input; all else is a failure. */
+static mu_status read_failed(mu_error *e, const char *path) {
+    int error = errno;
+    return mu_error_set(e, error == EIO ? MU_STATUS_IO : MU_STATUS_NOINPUT, "%s: %s", path, strerror(error));
+}
+
+static mu_status write_failed(mu_error *e, const char *path, const char *verb) {
+    return mu_error_set(e, MU_STATUS_IO, "%s: cannot be %s: %s", path, verb, mu_io_reason(errno));
+}
+
+/* The folder that holds `path`; heap. */
+static char *parent_of(const char *path) {
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/') n--;
+    while (n > 0 && path[n - 1] != '/') n--;
+    while (n > 1 && path[n - 1] == '/') n--;
+    return n ? mu_format("%.*s", (int)n, path) : mu_strdup(".");
+}
+
+static mu_status sync_parent(const char *path, mu_error *e) {
+    char *parent = parent_of(path);
+    mu_status status = mu_file_sync(parent, e);
+    free(parent);
+    return status;
+}
+
+mu_status mu_file_sync(const char *path, mu_error *e) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return write_failed(e, path, "opened for fsync");
+    struct stat st;
+    /* Some file systems do not know fsync of a folder, and say EINVAL; there is nothing more to do there. */
+    bool failed = fsync(fd) && !(errno == EINVAL && !fstat(fd, &st) && S_ISDIR(st.st_mode));
+    mu_status status = failed ? write_failed(e, path, "synced") : MU_STATUS_OK;
+    close(fd);
+    return status;
+}
+
+mu_status mu_file_rename(const char *from, const char *to, mu_error *e) {
+    if (rename(from, to))
+        return mu_error_set(e, MU_STATUS_IO, "%s: cannot be renamed to %s: %s", from, to, mu_io_reason(errno));
+    return sync_parent(to, e);
+}
+
+/* ------------------------------------------------------------------ whole files */
+
+static bool write_all(int fd, const char *data, size_t bytes) {
+    while (bytes > 0) {
+        ssize_t n = write(fd, data, bytes);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return false;
+        data += n;
+        bytes -= (size_t)n;
+    }
+    return true;
+}
+
+/* A file of this very name and no other, written and on the disk. */
+static mu_status write_new(const char *path, const void *data, size_t bytes, mu_error *e) {
+    if (unlink(path) && errno != ENOENT) return write_failed(e, path, "removed");
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    if (fd < 0) return write_failed(e, path, "created");
+    mu_status status = MU_STATUS_OK;
+    if (!write_all(fd, data, bytes) || fsync(fd)) status = write_failed(e, path, "written");
+    if (close(fd) && !status) status = write_failed(e, path, "closed");
+    return status;
+}
+
+mu_status mu_file_replace(const char *path, const void *data, size_t bytes, mu_error *e) {
+    char *temporary = mu_format("%s.tmp", path);
+    mu_status status = write_new(temporary, data, bytes, e);
+    if (!status) status = mu_file_rename(temporary, path, e);
+    if (status) unlink(temporary);
+    free(temporary);
+    return status;
+}
+
+/* Reads until the end, into memory that grows: not every file says its size beforehand. */
+static mu_status read_all(int fd, const char *path, size_t limit, size_t expected, char **data, size_t *bytes,
+                          mu_error *e) {
+    size_t room = expected + 1;
+    *data = mu_realloc(NULL, room + 1, 1);
+    for (;;) {
+        if (*bytes == room) *data = mu_realloc(*data, (room = 2 * room + BLOCK) + 1, 1);
+        ssize_t n = read(fd, *data + *bytes, room - *bytes);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return read_failed(e, path);
+        if (n == 0) break;
+        *bytes += (size_t)n;
+        if (*bytes > limit)
+            return mu_error_set(e, MU_STATUS_DATA, "%s: larger than %zu bytes", path, limit);
+    }
+    (*data)[*bytes] = '\0';
+    return MU_STATUS_OK;
+}
+
+mu_status mu_file_read(const char *path, size_t limit, char **data, size_t *bytes, mu_error *e) {
+    *data = NULL;
+    *bytes = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return read_failed(e, path);
+    struct stat st;
+    mu_status status = fstat(fd, &st) ? read_failed(e, path) : MU_STATUS_OK;
+    size_t expected = !status && S_ISREG(st.st_mode) ? (size_t)st.st_size : 0;
+    if (!status && expected > limit)
+        status = mu_error_set(e, MU_STATUS_DATA, "%s: %zu bytes, more than %zu", path, expected, limit);
+    if (!status) status = read_all(fd, path, limit, expected, data, bytes, e);
+    close(fd);
+    if (status) {
+        free(*data);
+        *data = NULL;
+        *bytes = 0;
+    }
+    return status;
+}
+
+bool mu_file_exists(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0;
+}
+
+/* ------------------------------------------------------------------ folders */
+
+static mu_status make_dir(const char *path, mu_error *e) {
+    struct stat st;
+    if (mkdir(path, 0777) == 0) return sync_parent(path, e);
+    if (errno == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode)) return MU_STATUS_OK;
+    return write_failed(e, path, "made a folder");
+}
+
+mu_status mu_file_make_dirs(const char *path, mu_error *e) {
+    struct stat st;
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) return MU_STATUS_OK;
+    char *part = mu_strdup(path);
+    mu_status status = MU_STATUS_OK;
+    for (char *slash = part + (*part == '/'); !status && (slash = strchr(slash, '/')); slash++) {
+        *slash = '\0';
+        status = make_dir(part, e);
+        *slash = '/';
+    }
+    if (!status) status = make_dir(path, e);
+    free(part);
+    return status;
+}
+
+static bool remove_at(int folder, const char *name);
+
+/* Empties an open folder; the descriptor is used up. */
+static bool empty_folder(int fd) {
+    DIR *dir = fdopendir(fd);
+    if (!dir) {
+        close(fd);
+        return false;
+    }
+    bool ok = true;
+    errno = 0;
+    for (struct dirent *d; ok && (d = readdir(dir)); errno = 0)
+        if (strcmp(d->d_name, ".") && strcmp(d->d_name, "..")) ok = remove_at(fd, d->d_name);
+    int error = errno;
+    ok = ok && error == 0;
+    closedir(dir);
+    errno = error;
+    return ok;
+}
+
+/* Step by step from open folders, so that no link put in the way is followed. */
+static bool remove_at(int folder, const char *name) {
+    if (unlinkat(folder, name, 0) == 0 || errno == ENOENT) return true;
+    if (errno != EISDIR && errno != EPERM) return false;
+    int fd = openat(folder, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return fd >= 0 && empty_folder(fd) && unlinkat(folder, name, AT_REMOVEDIR) == 0;
+}
+
+mu_status mu_file_remove_tree(const char *path, mu_error *e) {
+    return remove_at(AT_FDCWD, path) ? MU_STATUS_OK : write_failed(e, path, "removed");
+}
+
+/* ------------------------------------------------------------------ fingerprints */
+
+static void write_hex(XXH128_hash_t hash, char hex[33]) {
+    XXH128_canonical_t bytes;
+    XXH128_canonicalFromHash(&bytes, hash);
+    for (int i = 0; i < 16; i++) snprintf(hex + 2 * i, 3, "%02x", bytes.digest[i]);
+}
+
+void mu_hash128_hex(const void *data, size_t bytes, char hex[33]) { write_hex(XXH3_128bits(data, bytes), hex); }
+
+mu_status mu_file_hash(const char *path, char hex[33], int64_t *bytes, mu_error *e) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return read_failed(e, path);
+    XXH3_state_t *state = XXH3_createState();
+    MU_CHECK(state && XXH3_128bits_reset(state) == XXH_OK, "no state for a hash");
+    char *block = mu_alloc(BLOCK, 1);
+    mu_status status = MU_STATUS_OK;
+    *bytes = 0;
+    for (ssize_t n; !status && (n = read(fd, block, BLOCK)) != 0;) {
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) status = read_failed(e, path);
+        else XXH3_128bits_update(state, block, (size_t)n), *bytes += n;
+    }
+    if (!status) write_hex(XXH3_128bits_digest(state), hex);
+    XXH3_freeState(state);
+    free(block);
+    close(fd);
+    return status;
+}

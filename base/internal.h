@@ -1,0 +1,61 @@
+/* internal.h - what the files of base/ share: system errors in words, UTF-8, the text of numbers, error
+ * reports, YAML trees. */
+#ifndef MUSTER_BASE_INTERNAL_H
+#define MUSTER_BASE_INTERNAL_H
+
+#include "base/base.h"
+
+/* ------------------------------------------------------------------ files (files.c)  */
+const char *mu_io_reason(int error);                    /* an errno in words, with a hint where we know one */
+
+/* ------------------------------------------------------------------ text (json.c)
+ * Bytes of the UTF-8 character at s (1 to 4) and its code, or 0 when there is none within n bytes. */
+int  mu_utf8_decode(const char *s, size_t n, uint32_t *code);
+/* The shortest of 15 to 17 digits that reads back equal, with '.' whatever the locale. Finite values only. */
+void mu_float_text(double value, char text[40]);
+
+/* ------------------------------------------------------------------ error reports (report.c)
+ * Where the errors of one file, or of the command line, are collected: one line each, at most 20. */
+typedef struct {
+    const char *name;           /* of the file; NULL: the command line, which has no lines and columns */
+    mu_error *e;                /* may be NULL */
+    mu_status status;           /* MU_STATUS_OK until the first report */
+    int n;
+} mu_report;
+void mu_report_add(mu_report *r, int line, int column, const char *fmt, ...) MU_PRINTF(4, 5);
+bool mu_report_full(const mu_report *r);                /* nothing more would be shown */
+/* The user's text for a message: cut after 40 bytes, control characters replaced. Returns `out`. */
+typedef struct { char text[64]; } mu_quoted;
+const char *mu_quote(mu_quoted *out, const char *text);
+
+/* ------------------------------------------------------------------ YAML (yaml.c)
+ * The small part of YAML that configurations need, as a tree. Lines and columns count from 1. */
+typedef enum { MU_YAML_SCALAR, MU_YAML_LIST, MU_YAML_MAP } mu_yaml_kind;
+typedef struct mu_yaml {
+    mu_yaml_kind kind;
+    int line, column;
+    bool plain;                 /* a scalar without quotes */
+    char *text;                 /* of a scalar; never NULL there, and without NUL bytes */
+    const char *refused;        /* what muster's YAML does not have (an alias, a tag), or NULL */
+    struct mu_yaml *key;        /* in a map: the scalar before the colon */
+    struct mu_yaml *child, *next;
+} mu_yaml;
+
+typedef struct {
+    mu_yaml *root;              /* what could be read; NULL for an empty text */
+    char *problem;              /* why reading stopped, at line:column, or NULL */
+    int line, column;
+} mu_yaml_document;
+void mu_yaml_read(mu_yaml_document *d, const char *text, size_t bytes, int max_depth);
+void mu_yaml_free(mu_yaml_document *d);
+
+/* ------------------------------------------------------------------ one value (option_value.c)  */
+enum { MU_CHOICES_MAX = 32 };
+typedef struct { char copy[512]; const char *word[MU_CHOICES_MAX]; int n; } mu_choices;
+void mu_choices_split(mu_choices *c, const char *choices);      /* "a|b|c" */
+/* Sets the option's field from a YAML value. False: reported, field unchanged. */
+bool mu_option_set(const mu_option *option, void *config, const mu_yaml *value, mu_report *r);
+/* "an integer from 0 to 65536": what the option takes. */
+void mu_option_allowed(const mu_option *option, char *text, size_t size);
+
+#endif

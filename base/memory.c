@@ -1,0 +1,114 @@
+/* memory.c - regions (reserve once, commit on demand), arenas on top of them, and checked heap calls. */
+#include "base/base.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+enum { ALIGNMENT = 64 };
+static const size_t COMMIT_STEP = (size_t)1 << 20;
+
+static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+void mu_region_init(mu_region *r, size_t reserve) {
+    size_t bytes = round_up(reserve, COMMIT_STEP);
+    void *base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    MU_CHECK(base != MAP_FAILED, "no address space for %zu MiB; is it limited (ulimit -v)?", bytes >> 20);
+    *r = (mu_region){ .base = base, .reserved = bytes };
+}
+
+void mu_region_commit(mu_region *r, size_t bytes) {
+    if (bytes <= r->committed) return;
+    size_t want = round_up(bytes, COMMIT_STEP);
+    MU_CHECK(want <= r->reserved, "%zu MiB needed, %zu MiB reserved; a smaller train.micro_batch_size needs less",
+             want >> 20, r->reserved >> 20);
+    int failed = mprotect(r->base + r->committed, want - r->committed, PROT_READ | PROT_WRITE);
+    MU_CHECK(!failed, "out of memory at %zu MiB; a smaller train.micro_batch_size needs less", want >> 20);
+    r->committed = want;
+}
+
+void mu_region_free(mu_region *r) {
+    if (r->base) munmap(r->base, r->reserved);
+    *r = (mu_region){ 0 };
+}
+
+void mu_arena_init(mu_arena *a, size_t reserve) {
+    mu_region_init(&a->region, reserve);
+    a->used = 0;
+}
+
+void *mu_arena_alloc(mu_arena *a, size_t bytes) {
+    size_t at = a->used;
+    a->used = at + round_up(bytes, ALIGNMENT);
+    mu_region_commit(&a->region, a->used);
+    return a->region.base + at;
+}
+
+size_t mu_arena_mark(const mu_arena *a) { return a->used; }
+void mu_arena_release(mu_arena *a, size_t mark) { a->used = mark; }
+void mu_arena_free(mu_arena *a) { mu_region_free(&a->region); a->used = 0; }
+
+size_t mu_size_mul(size_t a, size_t b) {
+    size_t product;
+    MU_CHECK(!__builtin_mul_overflow(a, b, &product), "%zu x %zu bytes do not fit into memory", a, b);
+    return product;
+}
+
+void *mu_alloc(size_t count, size_t size) {
+    void *p = calloc(count ? count : 1, size ? size : 1);
+    MU_CHECK(p, "out of memory: %zu x %zu bytes", count, size);
+    return p;
+}
+
+void *mu_realloc(void *old, size_t count, size_t size) {
+    size_t bytes = mu_size_mul(count, size);
+    void *p = realloc(old, bytes ? bytes : 1);
+    MU_CHECK(p, "out of memory: %zu bytes", bytes);
+    return p;
+}
+
+char *mu_strdup(const char *s) {
+    size_t n = strlen(s) + 1;
+    return memcpy(mu_alloc(n, 1), s, n);
+}
+
+char *mu_format(const char *fmt, ...) {
+    va_list args, again;
+    va_start(args, fmt);
+    va_copy(again, args);
+    int n = vsnprintf(NULL, 0, fmt, args);
+    MU_CHECK(n >= 0, "bad format \"%s\"", fmt);
+    char *text = mu_alloc((size_t)n + 1, 1);
+    vsnprintf(text, (size_t)n + 1, fmt, again);
+    va_end(args);
+    va_end(again);
+    return text;
+}
+
+int64_t mu_memory_peak(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (int64_t)usage.ru_maxrss * 1024;
+}
+
+/* The first number after `key` in a file of the kernel, or `otherwise`. */
+static int64_t number_in_file(const char *path, const char *key, int64_t otherwise) {
+    FILE *f = fopen(path, "re");
+    if (!f) return otherwise;
+    char line[256];
+    long long value = (long long)otherwise;
+    while (fgets(line, sizeof line, f))
+        if (!strncmp(line, key, strlen(key)) && sscanf(line + strlen(key), " %lld", &value) == 1) break;
+    fclose(f);
+    return value;
+}
+
+int64_t mu_memory_rss(void) { return number_in_file("/proc/self/status", "VmRSS:", 0) * 1024; }
+
+int64_t mu_memory_available(void) {
+    int64_t free_bytes = number_in_file("/proc/meminfo", "MemAvailable:", 0) * 1024;
+    int64_t limit = number_in_file("/sys/fs/cgroup/memory.max", "", INT64_MAX);
+    return limit < free_bytes ? limit : free_bytes;
+}

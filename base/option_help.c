@@ -1,0 +1,133 @@
+/* option_help.c - the table of options as a YAML file with comments, as help for a terminal, as a page of
+ * the documentation. */
+#include "base/base.h"
+#include "base/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static bool begins_section(const mu_options *o, int i) {
+    return i == 0 || strcmp(o->table[i].section, o->table[i - 1].section) != 0;
+}
+
+/* Domains stand one a line, and as a comment when there are none: an empty list would not read back. */
+static void dump_domains(FILE *f, const mu_option *option, const mu_option_domains *domains) {
+    if (domains->n == 0) fprintf(f, "  # %s: not given\n", option->key);
+    else fprintf(f, "  %s: %*s # %s\n", option->key, 36 - (int)strlen(option->key), "", option->help);
+    for (int i = 0; i < domains->n; i++) {
+        mu_option_domains one = { 1, &domains->list[i] };
+        mu_option alone = { .type = MU_OPTION_DOMAINS };
+        char *text = mu_option_text(&alone, &one);
+        fprintf(f, "    - %.*s\n", (int)strlen(text) - 2, text + 1);         /* without the brackets */
+        free(text);
+    }
+}
+
+char *mu_options_dump(const mu_options *o, const void *config) {
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    MU_CHECK(f, "out of memory");
+    for (int i = 0; i < o->n; i++) {
+        const mu_option *option = &o->table[i];
+        if (begins_section(o, i)) fprintf(f, "%s%s:\n", i ? "\n" : "", option->section);
+        if (option->type == MU_OPTION_DOMAINS) {
+            dump_domains(f, option, (const mu_option_domains *)((const char *)config + option->offset));
+            continue;
+        }
+        char *value = mu_option_text(option, config);
+        int width = 36 - (int)strlen(option->key);
+        fprintf(f, "  %s: %-*s # %s\n", option->key, width > 0 ? width : 0, value, option->help);
+        free(value);
+    }
+    MU_CHECK(!fclose(f), "out of memory");
+    return text;
+}
+
+static const char *type_name(mu_option_type type) {
+    switch (type) {
+    case MU_OPTION_INT:     return "integer";
+    case MU_OPTION_FLOAT:   return "number";
+    case MU_OPTION_BOOL:    return "true or false";
+    case MU_OPTION_STRING:  return "text";
+    case MU_OPTION_CHOICE:  return "choice";
+    case MU_OPTION_CHOICES: return "list of choices";
+    case MU_OPTION_PAIR:    return "two numbers";
+    case MU_OPTION_DOMAINS: return "list of domains";
+    }
+    return "";
+}
+
+static bool must_be_given(const mu_option *option) {
+    return (option->type == MU_OPTION_STRING || option->type == MU_OPTION_DOMAINS) && option->min == 1;
+}
+
+static const char *default_text(const mu_option *option) {
+    if (must_be_given(option)) return "must be given";
+    return option->fallback && option->fallback[0] ? option->fallback : "empty";
+}
+
+/* "0 to 65536", or the choices, each between `quote`s. */
+static void write_range(FILE *f, const mu_option *option, const char *quote) {
+    char low[40], high[40];
+    mu_float_text(option->min, low);
+    mu_float_text(option->max, high);
+    if (option->choices) {
+        mu_choices c;
+        mu_choices_split(&c, option->choices);
+        for (int i = 0; i < c.n; i++) fprintf(f, "%s%s%s%s", i ? ", " : "", quote, c.word[i], quote);
+    } else if (option->type == MU_OPTION_INT || option->type == MU_OPTION_FLOAT || option->type == MU_OPTION_PAIR) {
+        fprintf(f, "%s to %s", low, high);
+    }
+}
+
+static void help_plain(FILE *f, const mu_options *o) {
+    for (int i = 0; i < o->n; i++) {
+        const mu_option *option = &o->table[i];
+        if (begins_section(o, i)) fprintf(f, "%s%s:\n", i ? "\n" : "", option->section);
+        fprintf(f, "  %-20s  %s, ", option->key, type_name(option->type));
+        if (option->choices || option->max > option->min) write_range(f, option, "");
+        fprintf(f, "%s%s%s\n      %s\n", option->choices || option->max > option->min ? "; " : "",
+                must_be_given(option) ? "" : "default ", default_text(option), option->help);
+    }
+}
+
+/* A bar would end the cell. */
+static void write_cell(FILE *f, const char *text) {
+    for (; *text; text++) {
+        if (*text == '|') fputc('\\', f);
+        fputc(*text, f);
+    }
+}
+
+static void help_markdown(FILE *f, const mu_options *o) {
+    fputs("# Configuration\n\n"
+          "A configuration is a YAML file of sections; an option left out has its default. On the command line\n"
+          "`section.key=value` overrides the file, the value written as in YAML: `moe.top_k=2`,\n"
+          "`moe.balance='[aux_loss, expert_bias]'`, `data.train='[{domain: en, path: texts/en}]'`.\n"
+          "Integers are written out (`1000000`, not `1e6`); numbers are written as in JSON.\n"
+          "Made from the option tables by `muster --help-config`; edit those instead of this page.\n", f);
+    for (int i = 0; i < o->n; i++) {
+        const mu_option *option = &o->table[i];
+        if (begins_section(o, i))
+            fprintf(f, "\n## %s\n\n| key | type | allowed | default | meaning |\n| --- | --- | --- | --- | --- |\n",
+                    option->section);
+        fprintf(f, "| `%s` | %s | ", option->key, type_name(option->type));
+        write_range(f, option, "`");
+        const char *quote = must_be_given(option) || !strcmp(default_text(option), "empty") ? "" : "`";
+        fprintf(f, " | %s%s%s | ", quote, default_text(option), quote);
+        write_cell(f, option->help);
+        fputs(" |\n", f);
+    }
+}
+
+char *mu_options_help(const mu_options *o, bool markdown) {
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    MU_CHECK(f, "out of memory");
+    if (markdown) help_markdown(f, o);
+    else help_plain(f, o);
+    MU_CHECK(!fclose(f), "out of memory");
+    return text;
+}

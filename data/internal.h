@@ -1,0 +1,30 @@
+/* internal.h - what the files of data/ share: the making of one domain, document by document. */
+#ifndef MUSTER_DATA_INTERNAL_H
+#define MUSTER_DATA_INTERNAL_H
+#include "data/data.h"
+
+/* The domain being made and the room its two lists have. */
+typedef struct {
+    mu_domain *domain;
+    const mu_tokenizer *tokenizer;
+    int64_t token_room, document_room;
+} mu_domain_maker;
+
+/* Adds one document and the end-of-document id; nothing for an empty text. */
+void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes);
+
+/* Text of a whole domain at most; the sum over its files. */
+#define MU_DOMAIN_BYTES_MAX ((int64_t)4 << 30)
+
+/* text.c: a folder, a .txt or a .jsonl. */
+mu_status mu_text_read(mu_domain_maker *m, const char *path, mu_error *e) MU_MUST_USE;
+/* token_file.c: the domain of that name in a token file; it must be of this tokenizer. */
+mu_status mu_token_file_read(mu_domain *d, const mu_tokenizer *t, const char *path, mu_error *e) MU_MUST_USE;
+bool      mu_token_file_named(const char *path);        /* by its ending: .h5 or .hdf5 */
+/* synthetic.c: all documents of the domain that the generator knows by the domain's name. */
+void      mu_synthetic_make(mu_domain_maker *m, uint64_t seed);
+
+/* Whether `text` ends with `ending`. */
+bool mu_has_ending(const char *text, const char *ending);
+
+#endif

@@ -1,0 +1,87 @@
+/* dist.h - ranks and groups, collectives, and the all-to-all as an op on the tape.
+ *
+ * world = dp x ep. Ranks r*ep .. r*ep + ep-1 form an expert group: together they hold every expert once.
+ * Ranks with the same place in their expert group form a replica group: they hold the same experts.
+ * Everything but the experts is replicated in the world. MPI itself stands in dist/mpi.c alone, with
+ * dist/mpi_none.c as its twin for one rank (MUSTER_MPI=OFF).
+ *
+ * Every wait is a non-blocking call, tested with a back-off, so that more ranks than cores make progress.
+ * A failing MPI call is fatal. */
+#ifndef MUSTER_DIST_H
+#define MUSTER_DIST_H
+#include "autograd/autograd.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct mu_comm {
+    int rank, size;
+    int64_t piece_limit;        /* bytes of the largest single message, below 2 GiB */
+    double seconds;             /* spent in collectives so far */
+    void *handle;               /* the transport's own */
+} mu_comm;
+
+/* ------------------------------------------------------------------ the program's part (mpi.c, mpi_none.c)
+ * A library user has initialised MPI already and never calls these. */
+void mu_dist_start(int *argc, char ***argv);            /* Collective over all processes started together */
+void mu_dist_stop(void);                                /* Collective likewise */
+_Noreturn void mu_dist_abort(int exit_code);            /* Local: ends every rank */
+bool mu_dist_has_mpi(void);
+const char *mu_dist_library(void);                      /* "Open MPI v4.1.4, ...", for run.json */
+
+/* ------------------------------------------------------------------ communicators (mpi.c, mpi_none.c)
+ * `mpi_comm` points to the caller's MPI_Comm, which is duplicated; NULL means MPI_COMM_WORLD. */
+mu_comm *mu_comm_new(const void *mpi_comm);                             /* Collective over it */
+mu_comm *mu_comm_split(const mu_comm *c, int color, int key);           /* Collective over c */
+void mu_comm_node(const mu_comm *c, int *local_rank, int *local_size);  /* Collective over c: ranks on this node */
+void mu_comm_free(mu_comm *c);                                          /* Collective over c */
+
+/* ------------------------------------------------------------------ collectives, all Collective over c
+ * Every reduction over ranks goes through mu_all_reduce: its order of sums depends on the number of ranks
+ * only, so that a fixed tree can replace MPI's. Host memory; counts may differ only where said. */
+typedef enum { MU_REDUCE_SUM, MU_REDUCE_MAX, MU_REDUCE_MIN } mu_reduce_op;
+void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int64_t n);
+void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all);     /* `bytes` from each rank */
+void mu_broadcast(mu_comm *c, int root, void *data, int64_t bytes);
+void mu_barrier(mu_comm *c);
+/* send_bytes[p] bytes to each peer p, recv_bytes[p] from it, contiguous in order of p, in pieces. Zeros are fine. */
+void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv, const int64_t *recv_bytes);
+
+/* ------------------------------------------------------------------ on top of them (comm.c) */
+/* The largest status of all ranks; when it is not OK every rank gets the text of the first rank that has it. */
+mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) MU_MUST_USE;
+/* mu_all_reduce of device memory, through the device's staging. */
+void mu_all_reduce_device(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, int64_t n);
+/* Sums every group's gradients over the group's `reduce` communicator. */
+void mu_grads_reduce(mu_params *ps);
+
+/* ------------------------------------------------------------------ the mesh (mesh.c) */
+typedef struct {
+    mu_comm *world, *expert, *replica;
+    int dp, ep;
+    int local_rank, local_size;             /* on this node */
+} mu_mesh;
+/* Collective over mpi_comm (NULL: MPI_COMM_WORLD). ep must divide the number of ranks. */
+mu_mesh *mu_mesh_open(const void *mpi_comm, int ep);
+void mu_mesh_close(mu_mesh *m);
+double mu_mesh_seconds(const mu_mesh *m);   /* spent in collectives so far */
+/* Where each expert lives. Expert -> (rank in the expert group, slot) is this table, never a formula elsewhere. */
+typedef struct {
+    int n_experts, n_local;
+    int *rank, *slot;           /* [E] */
+    int *local;                 /* [n_local]: ids of the experts of this rank, by slot */
+    int32_t *order;             /* [E]: place of an expert when sorted by rank, then slot */
+} mu_placement;
+mu_placement *mu_placement_new(const mu_comm *expert_group, int n_experts);     /* contiguous blocks. Local */
+void mu_placement_free(mu_placement *p);
+
+/* ------------------------------------------------------------------ the exchange as an op (ops/all_to_all.c)
+ * Collective over c. x [sum of send_rows, D], sorted by destination; result [sum of recv_rows, D], sorted by
+ * source. Its backward is the reverse exchange. send_rows, recv_rows: [size], on the host, copied. */
+mu_tensor *mu_all_to_all(mu_tape *tp, mu_comm *c, mu_tensor *x, const int64_t *send_rows, const int64_t *recv_rows);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

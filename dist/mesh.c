@@ -1,0 +1,51 @@
+/* mesh.c - the groups of ranks, and which expert lives where. */
+#include "dist/dist.h"
+
+#include <stdlib.h>
+
+mu_mesh *mu_mesh_open(const void *mpi_comm, int ep) {
+    mu_mesh *m = mu_alloc(1, sizeof *m);
+    m->world = mu_comm_new(mpi_comm);
+    int rank = m->world->rank, size = m->world->size;
+    MU_CHECK(ep >= 1 && size % ep == 0, "parallel.ep %d does not divide %d ranks", ep, size);
+    m->ep = ep, m->dp = size / ep;
+    m->expert = mu_comm_split(m->world, rank / ep, rank);
+    m->replica = mu_comm_split(m->world, rank % ep, rank);
+    mu_comm_node(m->world, &m->local_rank, &m->local_size);
+    return m;
+}
+
+void mu_mesh_close(mu_mesh *m) {
+    if (!m) return;
+    mu_comm_free(m->replica);
+    mu_comm_free(m->expert);
+    mu_comm_free(m->world);
+    free(m);
+}
+
+double mu_mesh_seconds(const mu_mesh *m) { return m->world->seconds + m->expert->seconds + m->replica->seconds; }
+
+mu_placement *mu_placement_new(const mu_comm *group, int n_experts) {
+    MU_CHECK(n_experts % group->size == 0, "%d experts do not divide over %d ranks", n_experts, group->size);
+    mu_placement *p = mu_alloc(1, sizeof *p);
+    p->n_experts = n_experts, p->n_local = n_experts / group->size;
+    p->rank = mu_alloc((size_t)n_experts, sizeof(int));
+    p->slot = mu_alloc((size_t)n_experts, sizeof(int));
+    p->local = mu_alloc((size_t)p->n_local, sizeof(int));
+    p->order = mu_alloc((size_t)n_experts, sizeof(int32_t));
+    for (int i = 0; i < n_experts; i++) {
+        p->rank[i] = i / p->n_local, p->slot[i] = i % p->n_local;
+        p->order[i] = p->rank[i] * p->n_local + p->slot[i];
+        if (p->rank[i] == group->rank) p->local[p->slot[i]] = i;
+    }
+    return p;
+}
+
+void mu_placement_free(mu_placement *p) {
+    if (!p) return;
+    free(p->rank);
+    free(p->slot);
+    free(p->local);
+    free(p->order);
+    free(p);
+}

@@ -1,0 +1,49 @@
+/* mpi_none.c - the twin of mpi.c for a build without MPI: every communicator has one rank. */
+#include "dist/dist.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void mu_dist_start(int *argc, char ***argv) { (void)argc, (void)argv; }
+void mu_dist_stop(void) {}
+_Noreturn void mu_dist_abort(int exit_code) { _Exit(exit_code); }
+bool mu_dist_has_mpi(void) { return false; }
+const char *mu_dist_library(void) { return "built without MPI"; }
+
+mu_comm *mu_comm_new(const void *mpi_comm) {
+    (void)mpi_comm;
+    mu_comm *c = mu_alloc(1, sizeof *c);
+    *c = (mu_comm){ .size = 1, .piece_limit = (int64_t)1 << 30 };
+    return c;
+}
+
+mu_comm *mu_comm_split(const mu_comm *c, int color, int key) {
+    (void)c, (void)color, (void)key;
+    return mu_comm_new(NULL);
+}
+
+void mu_comm_node(const mu_comm *c, int *local_rank, int *local_size) {
+    (void)c;
+    *local_rank = 0, *local_size = 1;
+}
+
+void mu_comm_free(mu_comm *c) { free(c); }
+
+void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int64_t n) {
+    (void)c, (void)op, (void)dtype, (void)data, (void)n;
+}
+
+void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all) {
+    (void)c;
+    memmove(all, mine, (size_t)bytes);
+}
+
+void mu_broadcast(mu_comm *c, int root, void *data, int64_t bytes) { (void)c, (void)root, (void)data, (void)bytes; }
+void mu_barrier(mu_comm *c) { (void)c; }
+
+void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv, const int64_t *recv_bytes) {
+    (void)c;
+    MU_CHECK(send_bytes[0] == recv_bytes[0], "the one rank sends itself %lld bytes and expects %lld",
+             (long long)send_bytes[0], (long long)recv_bytes[0]);
+    memcpy(recv, send, (size_t)send_bytes[0]);
+}

@@ -1,0 +1,46 @@
+/* all_to_all.c - rows travel to the ranks that want them; backward is the same exchange with the counts
+ * swapped. x [sum of send_rows, D] sorted by destination -> y [sum of recv_rows, D] sorted by source. */
+#include "dist/dist.h"
+
+typedef struct { mu_comm *comm; int64_t *send_bytes, *recv_bytes; } extra;
+
+static void move(mu_device *dev, mu_comm *c, mu_mat from, const int64_t *from_bytes, mu_mat to, const int64_t *to_bytes) {
+    if (dev->shape_only) return;
+    size_t out = 0, in = 0;
+    for (int p = 0; p < c->size; p++) out += (size_t)from_bytes[p], in += (size_t)to_bytes[p];
+    void *send = mu_device_stage_begin(dev, from.data, out), *recv = mu_device_stage_begin(dev, to.data, in);
+    mu_exchange(c, send, from_bytes, recv, to_bytes);
+    mu_device_stage_end(dev, to.data, in, true);
+    mu_device_stage_end(dev, from.data, out, false);
+}
+
+static void forward(mu_tape *tp, mu_node *n) {
+    const extra *e = n->extra;
+    move(mu_tape_device(tp), e->comm, mu_data(n->in[0]), e->send_bytes, mu_data(n->out[0]), e->recv_bytes);
+}
+
+static void backward(mu_tape *tp, mu_node *n) {
+    mu_device *dev = mu_tape_device(tp);
+    const extra *e = n->extra;
+    mu_tensor *x = n->in[0], *back = mu_tensor_like(tp, x);
+    move(dev, e->comm, mu_grad_of(n->out[0]), e->recv_bytes, mu_data(back), e->send_bytes);
+    if (x->needs_grad) dev->k->axpy(dev, mu_count(x), 1.0, mu_data(back), mu_grad(tp, x));
+    mu_release(tp, back);
+}
+
+static const mu_op op_all_to_all = { "all_to_all", forward, backward, 0, 0, 0 };
+
+mu_tensor *mu_all_to_all(mu_tape *tp, mu_comm *c, mu_tensor *x, const int64_t *send_rows, const int64_t *recv_rows) {
+    int64_t D = x->shape[1], row = D * (int64_t)mu_dtype_size(x->dtype), sent = 0, received = 0;
+    extra *e = mu_tape_alloc(tp, sizeof *e);
+    e->comm = c;
+    e->send_bytes = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)c->size);
+    e->recv_bytes = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)c->size);
+    for (int p = 0; p < c->size; p++) {
+        e->send_bytes[p] = send_rows[p] * row, e->recv_bytes[p] = recv_rows[p] * row;
+        sent += send_rows[p], received += recv_rows[p];
+    }
+    MU_CHECK(sent == x->shape[0], "all_to_all: %lld rows announced, %lld given", (long long)sent, (long long)x->shape[0]);
+    mu_tensor *y = mu_tensor_2d(tp, received, D);
+    return mu_apply(tp, (mu_node){ .op = &op_all_to_all, .in = { x }, .out = { y }, .extra = e });
+}

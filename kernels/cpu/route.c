@@ -1,0 +1,193 @@
+/* route.c - the router's scores and choice, and the two balancing terms, with their gradients. T tokens, E
+ * experts, K chosen. Arithmetic in double: E values a token are too few to cost anything, and a choice that
+ * hangs on the last digit of a float would differ between machines more often. */
+#include "kernels/cpu/cpu.h"
+
+enum { ROWS = 256 };            /* tokens whose terms are summed before the blocks are added in order */
+
+static void row_scores(const mu_route_shape *s, const float *logits, float *scores, float *lse) {
+    double max = -INFINITY, sum = 0;
+    for (int64_t i = 0; i < s->E; i++) max = (double)logits[i] > max ? (double)logits[i] : max;
+    for (int64_t i = 0; i < s->E; i++) sum += exp((double)logits[i] - max);
+    double l = max + log(sum);
+    for (int64_t i = 0; i < s->E; i++) {
+        double x = (double)logits[i];
+        scores[i] = (float)(s->sigmoid ? 1 / (1 + exp(-x)) : exp(x - l));
+    }
+    *lse = (float)l;
+}
+
+/* What the choice compares. NaN ranks last, so that there are always K different ids. */
+static double key(const float *scores, const float *bias, int64_t i) {
+    double x = (double)scores[i] + (bias ? (double)bias[i] : 0);
+    return x == x ? x : -INFINITY;
+}
+
+static bool chosen(const int32_t *ids, int64_t n, int64_t i) {
+    for (int64_t k = 0; k < n; k++)
+        if (ids[k] == i) return true;
+    return false;
+}
+
+/* The best expert not yet among the first n ids; ties to the lower index. */
+static int32_t best_left(int64_t E, const float *scores, const float *bias, const int32_t *ids, int64_t n) {
+    int64_t best = -1;
+    double best_key = 0;
+    for (int64_t i = 0; i < E; i++) {
+        double x = key(scores, bias, i);
+        if ((best < 0 || x > best_key) && !chosen(ids, n, i)) {
+            best = i;
+            best_key = x;
+        }
+    }
+    return (int32_t)best;
+}
+
+static void row_choice(const mu_route_shape *s, int64_t t, const float *scores, const float *bias, int32_t *ids) {
+    for (int64_t k = 0; k < s->K; k++) {
+        if (s->force == MU_ROUTE_BALANCED) ids[k] = (int32_t)(((s->first_token + t) * s->K + k) % s->E);
+        else if (s->force == MU_ROUTE_SKEW && k == 0) ids[k] = 0;
+        else ids[k] = best_left(s->E, scores, bias, ids, k);
+    }
+}
+
+static double chosen_sum(const mu_route_shape *s, const float *scores, const int32_t *ids) {
+    double sum = 0;
+    for (int64_t k = 0; k < s->K; k++) sum += (double)scores[ids[k]];
+    return sum + 1e-20;
+}
+
+void CPU(route_fwd)(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat scores, mu_mat lse,
+                    mu_mat ids, mu_mat gates) {
+    (void)dev;
+#pragma omp parallel for schedule(static) num_threads(cpu_team(s->T * s->E * 16))
+    for (int64_t t = 0; t < s->T; t++) {
+        float *p = cpu_f32(scores) + t * scores.ld;
+        int32_t *id = cpu_i32(ids) + t * ids.ld;
+        row_scores(s, cpu_f32(logits) + t * logits.ld, p, cpu_f32(lse) + t);
+        row_choice(s, t, p, cpu_f32(bias), id);
+        double factor = s->scale / (s->normalise ? chosen_sum(s, p, id) : 1);
+        for (int64_t k = 0; k < s->K; k++) cpu_f32(gates)[t * gates.ld + k] = (float)(factor * (double)p[id[k]]);
+    }
+}
+
+/* The gradient of one token's scores, ds[E]: what reaches them from the gates and directly. Returns sum of
+ * s * ds, which the softmax needs; its part from normalised gates is written out, because as a sum it is a
+ * difference of equal numbers. */
+static double row_dscores(const mu_route_shape *s, const float *scores, const int32_t *ids, const float *dgates,
+                          const float *dscores, double *ds) {
+    double inner = 0;
+    for (int64_t i = 0; i < s->E; i++) {
+        ds[i] = dscores ? (double)dscores[i] : 0;
+        inner += ds[i] * (double)scores[i];
+    }
+    if (!dgates) return inner;
+    double sum = s->normalise ? chosen_sum(s, scores, ids) : 1, dot = 0;
+    for (int64_t k = 0; k < s->K; k++) dot += (double)dgates[k] * (double)scores[ids[k]];
+    for (int64_t k = 0; k < s->K; k++)
+        ds[ids[k]] += s->scale / sum * ((double)dgates[k] - (s->normalise ? dot / sum : 0));
+    return inner + s->scale / sum * dot * (s->normalise ? 1e-20 / sum : 1);
+}
+
+/* Softmax of the logits, which is what dlse is multiplied by. A sigmoid score gives it back as its odds;
+ * scores of 1 in single precision stand for the largest odds that fit. */
+static double row_odds(const mu_route_shape *s, const float *scores, int64_t i) {
+    if (!s->sigmoid) return (double)scores[i];
+    double p = (double)scores[i], q = 1 - p;
+    return p / (q > 2e-8 ? q : 2e-8);
+}
+
+static void row_bwd(const mu_route_shape *s, const float *scores, double inner, const double *ds, double dlse,
+                    float *dlogits) {
+    double total = 0;
+    for (int64_t i = 0; dlse != 0 && i < s->E; i++) total += row_odds(s, scores, i);
+    for (int64_t i = 0; i < s->E; i++) {
+        double p = (double)scores[i], d = s->sigmoid ? ds[i] * p * (1 - p) : p * (ds[i] - inner);
+        if (dlse != 0) d += dlse * row_odds(s, scores, i) / total;
+        dlogits[i] += (float)d;
+    }
+}
+
+void CPU(route_bwd)(mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat gates, mu_mat dgates,
+                    mu_mat dscores, mu_mat dlse, mu_mat dlogits) {
+    (void)gates;
+    int team = cpu_team(s->T * s->E * 4);
+    size_t mark = mu_arena_mark(&dev->scratch);
+    cpu_buffers buffers = cpu_buffers_new(dev, team, 2 * (size_t)s->E);
+#pragma omp parallel for schedule(static) num_threads(team)
+    for (int64_t t = 0; t < s->T; t++) {
+        double *ds = (double *)(void *)cpu_buffer(buffers);
+        const float *p = cpu_f32(scores) + t * scores.ld;
+        double inner = row_dscores(s, p, cpu_i32(ids) + t * ids.ld,
+                                   dgates.data ? cpu_f32(dgates) + t * dgates.ld : NULL,
+                                   dscores.data ? cpu_f32(dscores) + t * dscores.ld : NULL, ds);
+        row_bwd(s, p, inner, ds, dlse.data ? (double)cpu_f32(dlse)[t] : 0, cpu_f32(dlogits) + t * dlogits.ld);
+    }
+    mu_arena_release(&dev->scratch, mark);
+}
+
+void CPU(count_experts)(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids,
+                        mu_mat counts) {
+    (void)dev;
+    int64_t segments = segment > 0 ? T / segment : 0;
+#pragma omp parallel for schedule(static) num_threads(cpu_team(T * K))
+    for (int64_t i = 0; i < segments; i++) {
+        int64_t *mine = cpu_i64(counts) + i * counts.ld;
+        memset(mine, 0, (size_t)E * sizeof *mine);
+        for (int64_t t = i * segment; t < (i + 1) * segment; t++)
+            for (int64_t k = 0; k < K; k++) mine[cpu_i32(ids)[t * ids.ld + k]]++;
+    }
+}
+
+static double row_sum(int64_t E, const float *x) {
+    double s = 0;
+    for (int64_t i = 0; i < E; i++) s += (double)x[i];
+    return s;
+}
+
+static double row_dot(int64_t E, const float *x, const float *y) {
+    double s = 0;
+    for (int64_t i = 0; i < E; i++) s += (double)x[i] * (double)y[i];
+    return s;
+}
+
+void CPU(balance_fwd)(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores,
+                      mu_mat coef, mu_mat out) {
+    int64_t blocks = cpu_blocks(T, ROWS);
+    size_t mark = mu_arena_mark(&dev->scratch);
+    double *part = mu_arena_alloc(&dev->scratch, (size_t)blocks * sizeof *part), total = 0;
+#pragma omp parallel for schedule(static) num_threads(cpu_team(T * E))
+    for (int64_t b = 0; b < blocks; b++) {
+        double s = 0;
+        for (int64_t t = b * ROWS; t < cpu_min(T, (b + 1) * ROWS); t++) {
+            const float *p = cpu_f32(scores) + t * scores.ld;
+            s += row_dot(E, cpu_f32(coef) + t / segment * coef.ld, p) / (normalise ? row_sum(E, p) : 1);
+        }
+        part[b] = s;
+    }
+    for (int64_t b = 0; b < blocks; b++) total += part[b];
+    *cpu_f64(out) = total;
+    mu_arena_release(&dev->scratch, mark);
+}
+
+void CPU(balance_bwd)(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores,
+                      mu_mat coef, mu_mat dout, mu_mat dscores) {
+    (void)dev;
+    double d = *cpu_f64(dout);
+#pragma omp parallel for schedule(static) num_threads(cpu_team(T * E))
+    for (int64_t t = 0; t < T; t++) {
+        const float *p = cpu_f32(scores) + t * scores.ld, *c = cpu_f32(coef) + t / segment * coef.ld;
+        float *dp = cpu_f32(dscores) + t * dscores.ld;
+        double sum = normalise ? row_sum(E, p) : 1, mean = normalise ? row_dot(E, c, p) / sum : 0;
+        for (int64_t i = 0; i < E; i++) dp[i] += (float)(d * ((double)c[i] - mean) / sum);
+    }
+}
+
+void CPU(zloss_fwd)(mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat out) {
+    CPU(sumsq)(dev, T, lse, false, out);
+    *cpu_f64(out) *= coef;
+}
+
+void CPU(zloss_bwd)(mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat dout, mu_mat dlse) {
+    CPU(axpy)(dev, T, 2 * coef * *cpu_f64(dout), lse, dlse);
+}

@@ -1,0 +1,216 @@
+/* device.c - opening devices, their memory, copies, and the two devices that are made from the list of
+ * kernels alone: `shape`, whose kernels do nothing, and `guarded`, whose kernels open the memory of the
+ * device, let the inner cpu device work, and close it again. */
+#include "kernels/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static const struct { size_t size; const char *name; } dtypes[] = {
+    [MU_DTYPE_F64] = { 8, "f64" }, [MU_DTYPE_F32] = { 4, "f32" }, [MU_DTYPE_BF16] = { 2, "bf16" },
+    [MU_DTYPE_I32] = { 4, "i32" }, [MU_DTYPE_I64] = { 8, "i64" },
+};
+
+size_t mu_dtype_size(mu_dtype dtype) { return dtypes[dtype].size; }
+const char *mu_dtype_name(mu_dtype dtype) { return dtypes[dtype].name; }
+
+/* ---------------------------------------------------------------- shape: kernels that do nothing */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#define K(name, params, args) static void shape_##name params { }
+MU_KERNELS(K)
+#undef K
+#pragma GCC diagnostic pop
+
+#define K(name, params, args) .name = shape_##name,
+static const mu_kernels shape_kernels = { MU_KERNELS(K) };
+#undef K
+
+/* ---------------------------------------------------------------- guarded: kernels behind a door */
+static void protect(const mu_memory *m, int protection) {
+    if (!m->region.committed) return;
+    int failed = mprotect(m->region.base, m->region.committed, protection);
+    MU_CHECK(!failed, "cannot change the protection of %zu bytes", m->region.committed);
+}
+
+static bool is_guarded(const mu_device *dev) { return dev->inner != NULL; }
+
+static void unlock(mu_device *dev) {
+    if (!is_guarded(dev) || dev->unlocked++) return;
+    for (const mu_memory *m = dev->memories; m; m = m->next) protect(m, PROT_READ | PROT_WRITE);
+}
+
+static void lock(mu_device *dev) {
+    if (!is_guarded(dev) || --dev->unlocked) return;
+    for (const mu_memory *m = dev->memories; m; m = m->next) protect(m, PROT_NONE);
+}
+
+/* `args` begins with the name dev, which by then is the inner device. */
+#define K(name, params, args)               \
+    static void guarded_##name params {     \
+        mu_device *outer = dev;             \
+        unlock(outer);                      \
+        dev = outer->inner;                 \
+        dev->k->name args;                  \
+        lock(outer);                        \
+    }
+MU_KERNELS(K)
+#undef K
+
+#define K(name, params, args) .name = guarded_##name,
+static const mu_kernels guarded_kernels = { MU_KERNELS(K) };
+#undef K
+
+/* ---------------------------------------------------------------- open and close */
+typedef struct { const char *name; const mu_kernels *k; } cpu_table;
+
+#if defined(__x86_64__)
+static bool has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")
+        && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
+/* The tables this processor can run, the best first; returns how many. */
+static int cpu_tables(cpu_table table[3]) {
+    int n = 0;
+#if defined(__x86_64__)
+    if (has_avx512()) table[n++] = (cpu_table){ "cpu-avx512", &mu_kernels_cpu_avx512 };
+    if (has_avx2()) table[n++] = (cpu_table){ "cpu-avx2", &mu_kernels_cpu_avx2 };
+#endif
+    table[n++] = (cpu_table){ "cpu-base", &mu_kernels_cpu_base };
+    return n;
+}
+
+/* Scratch grows on demand, so reserve far more than any kernel needs; less where address space is short. */
+static void scratch_init(mu_arena *a) {
+    size_t reserve = (size_t)64 << 30;
+    for (; reserve > (size_t)256 << 20; reserve /= 2) {
+        void *probe = mmap(NULL, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (probe == MAP_FAILED) continue;
+        munmap(probe, reserve);
+        break;
+    }
+    mu_arena_init(a, reserve);
+}
+
+static mu_device *device_new(const char *name, const mu_kernels *k, mu_dtype real) {
+    mu_device *dev = mu_alloc(1, sizeof *dev);
+    *dev = (mu_device){ .k = k, .name = name, .real = real };
+    return dev;
+}
+
+/* "cpu" is the best table, "cpu-..." the one of that name. */
+static mu_device *open_cpu(const char *kind) {
+    cpu_table table[3];
+    int n = cpu_tables(table);
+    for (int i = 0; i < n; i++)
+        if (!strcmp(kind, "cpu") || !strcmp(kind, table[i].name)) {
+            mu_device *dev = device_new(table[i].name, table[i].k, MU_DTYPE_F32);
+            scratch_init(&dev->scratch);
+            return dev;
+        }
+    return NULL;
+}
+
+mu_device *mu_device_open(const char *kind) {
+    mu_device *dev;
+    if (!strcmp(kind, "ref")) {
+        dev = device_new("ref", &mu_kernels_ref, MU_DTYPE_F64);
+        scratch_init(&dev->scratch);
+    } else if (!strcmp(kind, "shape")) {
+        dev = device_new("shape", &shape_kernels, MU_DTYPE_F32);
+        dev->shape_only = true;
+    } else if (!strcmp(kind, "guarded")) {
+        dev = device_new("guarded", &guarded_kernels, MU_DTYPE_F32);
+        dev->inner = open_cpu("cpu");
+    } else {
+        dev = open_cpu(kind);
+    }
+    return dev;
+}
+
+void mu_device_close(mu_device *dev) {
+    if (!dev) return;
+    MU_CHECK(!dev->memories, "device %s is closed while memory of it is in use", dev->name);
+    mu_device_close(dev->inner);
+    if (dev->scratch.region.base) mu_arena_free(&dev->scratch);
+    free(dev);
+}
+
+/* ---------------------------------------------------------------- memory */
+mu_memory *mu_memory_new(mu_device *dev, size_t reserve) {
+    mu_memory *m = mu_alloc(1, sizeof *m);
+    mu_region_init(&m->region, reserve ? reserve : 1);
+    m->dev = dev;
+    m->next = dev->memories;
+    dev->memories = m;
+    return m;
+}
+
+/* What a dry run counts is what a real device would commit: the same steps, no pages. */
+static void commit_nothing(mu_region *r, size_t bytes) {
+    const size_t step = (size_t)1 << 20;
+    size_t want = (bytes + step - 1) / step * step;
+    MU_CHECK(want <= r->reserved, "%zu MiB needed, %zu MiB reserved", want >> 20, r->reserved >> 20);
+    if (want > r->committed) r->committed = want;
+}
+
+void mu_memory_commit(mu_memory *m, size_t bytes) {
+    if (m->dev->shape_only) {
+        commit_nothing(&m->region, bytes);
+        return;
+    }
+    size_t before = m->region.committed;
+    mu_region_commit(&m->region, bytes);
+    if (is_guarded(m->dev) && !m->dev->unlocked && m->region.committed != before) protect(m, PROT_NONE);
+}
+
+void mu_memory_free(mu_memory *m) {
+    if (!m) return;
+    mu_memory **link = &m->dev->memories;
+    while (*link != m) link = &(*link)->next;
+    *link = m->next;
+    mu_region_free(&m->region);
+    free(m);
+}
+
+int64_t mu_device_bytes(const mu_device *dev) {
+    int64_t bytes = 0;
+    for (const mu_memory *m = dev->memories; m; m = m->next) bytes += (int64_t)m->region.committed;
+    return bytes;
+}
+
+/* ---------------------------------------------------------------- copies */
+void mu_device_read(mu_device *dev, void *host, const void *data, size_t bytes) {
+    if (!bytes) return;
+    if (dev->shape_only) {
+        memset(host, 0, bytes);
+        return;
+    }
+    unlock(dev);
+    memcpy(host, data, bytes);
+    lock(dev);
+}
+
+void mu_device_write(mu_device *dev, void *data, const void *host, size_t bytes) {
+    if (!bytes || dev->shape_only) return;
+    unlock(dev);
+    memcpy(data, host, bytes);
+    lock(dev);
+}
+
+/* The memory of these devices is the host's own: the view is the data itself. */
+void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes) {
+    MU_CHECK(!dev->shape_only, "a dry run has no data to stage (%zu bytes)", bytes);
+    unlock(dev);
+    return data;
+}
+
+void mu_device_stage_end(mu_device *dev, void *data, size_t bytes, bool written) {
+    (void)data, (void)bytes, (void)written;
+    lock(dev);
+}

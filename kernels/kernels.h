@@ -1,0 +1,186 @@
+/* kernels.h - devices, and the one list of kernels that every device implements.
+ *
+ * A kernel gets pointers and sizes, no tensors. Only kernels, mu_device_read/write and mu_device_stage_*
+ * touch the memory that a device hands out. Devices:
+ *   ref      plain double-precision loops: the definition of every kernel, and the device of gradient checks
+ *   cpu      fast fp32; compiled for several instruction sets, the best one is chosen when it is opened
+ *            ("cpu-base", "cpu-avx2", "cpu-avx512" name one)
+ *   guarded  cpu whose memory is unreadable outside kernels: proves who touches data
+ *   shape    hands out addresses and does nothing: a dry run counts its bytes
+ * Everything is Local. */
+#ifndef MUSTER_KERNELS_H
+#define MUSTER_KERNELS_H
+#include "base/base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { MU_DTYPE_F64, MU_DTYPE_F32, MU_DTYPE_BF16, MU_DTYPE_I32, MU_DTYPE_I64 } mu_dtype;
+size_t mu_dtype_size(mu_dtype dtype);
+const char *mu_dtype_name(mu_dtype dtype);
+
+/* An operand: row-major, `ld` elements from one row to the next (ignored for vectors and scalars).
+ * data == NULL means "not given" where a kernel allows it. */
+typedef struct { void *data; mu_dtype dtype; int64_t ld; } mu_mat;
+
+typedef struct mu_device mu_device;
+
+/* B sequences of S tokens, H query heads, G key/value heads (H % G == 0), width d; tokens are rows b*S + s. */
+typedef struct { int64_t B, S, H, G, d; double scale; } mu_attention_shape;
+
+/* R rows in `experts` groups; group i holds rows offsets[i] .. offsets[i+1]-1 (offsets: i64, on the device). */
+typedef struct { int64_t R, experts, D, F; } mu_experts_shape;
+
+/* T tokens choose K of E experts. */
+typedef enum { MU_ROUTE_FREE, MU_ROUTE_BALANCED, MU_ROUTE_SKEW } mu_route_force;
+typedef struct {
+    int64_t T, E, K;
+    bool sigmoid, normalise;
+    double scale;
+    mu_route_force force;
+    int64_t first_token;        /* global number of row 0, for MU_ROUTE_BALANCED */
+} mu_route_shape;
+
+typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t t; } mu_adamw_spec;
+
+/* The kernels: K(name, parameters, arguments). Floating operands have the device's dtype (F64 on ref, F32 on
+ * cpu) unless a line says F64; ids, targets, index and token lists are I32; counts and offsets are I64.
+ * "adds" = accumulates into the result; everything else assigns. Zero rows, zero groups are ordinary. */
+#define MU_KERNELS(K) \
+    /* x[0..n) = value;  y += a x;  z = x + y.  These three also take F64 on every device. */ \
+    K(fill, (mu_device *dev, int64_t n, double value, mu_mat x), (dev, n, value, x)) \
+    K(axpy, (mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y), (dev, n, a, x, y)) \
+    K(add,  (mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z), (dev, n, x, y, z)) \
+    /* out (one F64) = scale * sum of x;  out (one F64) = sum of x^2, accumulated in double. Adds if `add`. */ \
+    K(sum,   (mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out), (dev, n, scale, x, add, out)) \
+    K(sumsq, (mu_device *dev, int64_t n, mu_mat x, bool add, mu_mat out), (dev, n, x, add, out)) \
+    /* C[m,n] = beta C + op(A)[m,k] op(B)[k,n], beta 0 or 1; op transposes when ta / tb. beta 0 ignores old C (NaN too). */ \
+    K(gemm, (mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b, double beta, mu_mat c), \
+            (dev, ta, tb, m, n, k, a, b, beta, c)) \
+    /* y_TD[t] = w_VD[ids[t]];  dw_VD[ids[t]] += dy_TD[t] */ \
+    K(embed_fwd, (mu_device *dev, int64_t T, int64_t D, mu_mat ids, mu_mat w, mu_mat y), (dev, T, D, ids, w, y)) \
+    K(embed_bwd, (mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat ids, mu_mat dy, mu_mat dw), (dev, T, D, V, ids, dy, dw)) \
+    /* y = x * rstd * w, rstd[r] = 1/sqrt(mean(x[r]^2) + eps); adds dx and dw, either may be NULL */ \
+    K(rmsnorm_fwd, (mu_device *dev, int64_t rows, int64_t D, double eps, mu_mat x, mu_mat w, mu_mat y, mu_mat rstd), \
+                   (dev, rows, D, eps, x, w, y, rstd)) \
+    K(rmsnorm_bwd, (mu_device *dev, int64_t rows, int64_t D, mu_mat x, mu_mat w, mu_mat rstd, mu_mat dy, mu_mat dx, mu_mat dw), \
+                   (dev, rows, D, x, w, rstd, dy, dx, dw)) \
+    /* Rotary positions, half rotation: of each head's d values, (x[i], x[i+d/2]) turns by position*theta^(-2i/d).
+     * cos, sin: [positions, d/2] tables. Row t stands at position t % S. sign -1 turns back. Adds if `add`. */ \
+    K(rope, (mu_device *dev, int64_t T, int64_t S, int64_t H, int64_t d, int sign, mu_mat cos, mu_mat sin, mu_mat x, bool add, mu_mat y), \
+            (dev, T, S, H, d, sign, cos, sin, x, add, y)) \
+    /* Causal softmax attention, blockwise. q, y: [B*S, H*d]; k, v: [B*S, G*d]; head h reads key head h/(H/G).
+     * lse: [B*S, H], log of the softmax's denominator. Backward adds dq, dk, dv (none may be NULL). */ \
+    K(attention_fwd, (mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y, mu_mat lse), \
+                     (dev, s, q, k, v, y, lse)) \
+    K(attention_bwd, (mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y, mu_mat lse, \
+                      mu_mat dy, mu_mat dq, mu_mat dk, mu_mat dv), \
+                     (dev, s, q, k, v, y, lse, dy, dq, dk, dv)) \
+    /* SwiGLU experts. For row r of group i: xr = x[in[r]] (in NULL: x[r]); hg = gate_i xr, hu = up_i xr;
+     * a = silu(hg) * hu; y[out[r]] = down_i a (out NULL: y[r]). gate, up: [experts, F, D], down: [experts, D, F],
+     * contiguous. hg, hu [R, F] are kept for backward, or NULL.
+     * Backward: dy is read at out[r]; hg, hu are overwritten (by their gradients); act [R, F], xg [R, D] (NULL when
+     * in is) and dyg [R, D] (NULL when out is) are scratch; dx [R, D] (row r, not in[r]; assigned; may be NULL);
+     * dgate, dup, ddown are added to, each may be NULL. */ \
+    K(experts_fwd, (mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate, mu_mat up, mu_mat down, \
+                    mu_mat hg, mu_mat hu, mu_mat out, mu_mat y), \
+                   (dev, s, x, in, offsets, gate, up, down, hg, hu, out, y)) \
+    K(experts_bwd, (mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate, mu_mat up, mu_mat down, \
+                    mu_mat hg, mu_mat hu, mu_mat out, mu_mat dy, mu_mat act, mu_mat xg, mu_mat dyg, mu_mat dx, \
+                    mu_mat dgate, mu_mat dup, mu_mat ddown), \
+                   (dev, s, x, in, offsets, gate, up, down, hg, hu, out, dy, act, xg, dyg, dx, dgate, dup, ddown)) \
+    /* Router. scores[T,E] = softmax or sigmoid of logits, lse[t] = log sum exp(logits[t]); ids[T,K]: the K largest
+     * of scores + bias (bias [E] may be NULL), best first, ties to the lower index, always K different valid ids
+     * (NaN logits too); gates[T,K] = scale * score, divided by (sum of the chosen scores + 1e-20) if normalise.
+     * MU_ROUTE_BALANCED: ids[t,k] = ((first_token + t)*K + k) % E. MU_ROUTE_SKEW: expert 0 first, then the best others.
+     * Backward adds into dlogits; dgates, dscores, dlse may each be NULL. Unchosen experts get gradient only
+     * through the softmax's denominator (normalise: not even that), dscores and dlse. */ \
+    K(route_fwd, (mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat scores, mu_mat lse, mu_mat ids, mu_mat gates), \
+                 (dev, s, logits, bias, scores, lse, ids, gates)) \
+    K(route_bwd, (mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat gates, mu_mat dgates, mu_mat dscores, \
+                  mu_mat dlse, mu_mat dlogits), \
+                 (dev, s, scores, ids, gates, dgates, dscores, dlse, dlogits)) \
+    /* counts[T/segment, E] (I64): assignments ids[T,K] of each segment of `segment` tokens to each expert. */ \
+    K(count_experts, (mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids, mu_mat counts), \
+                     (dev, T, E, K, segment, ids, counts)) \
+    /* Balancing term: out (F64) = sum_t sum_i coef[t/segment, i] * p[t,i], p = scores, or scores / their sum if
+     * normalise; backward adds dout * the derivative into dscores. */ \
+    K(balance_fwd, (mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores, mu_mat coef, mu_mat out), \
+                   (dev, T, E, segment, normalise, scores, coef, out)) \
+    K(balance_bwd, (mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores, mu_mat coef, mu_mat dout, mu_mat dscores), \
+                   (dev, T, E, segment, normalise, scores, coef, dout, dscores)) \
+    /* z-loss: out (F64) = coef * sum lse^2; adds 2 coef lse dout into dlse. */ \
+    K(zloss_fwd, (mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat out), (dev, T, coef, lse, out)) \
+    K(zloss_bwd, (mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat dout, mu_mat dlse), (dev, T, coef, lse, dout, dlse)) \
+    /* Index plan: a stable counting sort of the T*K assignments by order[expert] (I32, a permutation of 0..E-1).
+     * capacity > 0 keeps the first `capacity` rows of each expert in each segment of `segment` tokens, in order of
+     * token, then slot. offsets[E+1] (I64): rows before each place; token[r]: row r's token; row_TK[t,k]: its row
+     * or -1 when dropped. Rows of an expert are in order of token. token has room for T*K. */ \
+    K(plan, (mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, int64_t capacity, mu_mat ids, mu_mat order, \
+             mu_mat offsets, mu_mat token, mu_mat row_TK), \
+            (dev, T, E, K, segment, capacity, ids, order, offsets, token, row_TK)) \
+    /* Rows received from P peers, peer by peer and within a peer by expert, counts[P, e] (I64) each:
+     * offsets[e+1] and index[r] = received row that is row r when sorted by expert, then peer. */ \
+    K(arrange, (mu_device *dev, int64_t P, int64_t e, mu_mat counts, mu_mat offsets, mu_mat index), (dev, P, e, counts, offsets, index)) \
+    /* y[r] = x[index[r]], D wide */ \
+    K(gather, (mu_device *dev, int64_t R, int64_t D, mu_mat index, mu_mat x, mu_mat y), (dev, R, D, index, x, y)) \
+    /* y[t] (+)= sum over k, in order, of weights[t,k] * rows[index[t,k]]; index -1 is skipped; weights NULL: 1. Adds if `add`. */ \
+    K(gather_sum, (mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat weights, mu_mat rows, bool add, mu_mat y), \
+                  (dev, T, K, D, index, weights, rows, add, y)) \
+    /* Backward of gather_sum: drows[index[t,k]] = weights[t,k] dy[t]; dweights[t,k] += <dy[t], rows[index[t,k]]>.
+     * Each row is named at most once. drows is assigned (may be NULL), dweights added to (may be NULL). */ \
+    K(gather_sum_bwd, (mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat weights, mu_mat rows, mu_mat dy, \
+                       mu_mat drows, mu_mat dweights), \
+                      (dev, T, K, D, index, weights, rows, dy, drows, dweights)) \
+    /* Cross-entropy of a block of rows: lse[r], nll[r] = lse - logits[r, target]; target < 0: row ignored (nll 0).
+     * Backward turns logits into dlogits = scale * dout * (softmax - onehot), zero in ignored rows; dout: one F64. */ \
+    K(xent_fwd, (mu_device *dev, int64_t rows, int64_t V, mu_mat logits, mu_mat targets, mu_mat lse, mu_mat nll), \
+                (dev, rows, V, logits, targets, lse, nll)) \
+    K(xent_bwd, (mu_device *dev, int64_t rows, int64_t V, double scale, mu_mat dout, mu_mat targets, mu_mat lse, mu_mat logits), \
+                (dev, rows, V, scale, dout, targets, lse, logits)) \
+    /* AdamW on n values, g scaled by grad_scale: decoupled decay, bias correction with step t >= 1 (Loshchilov & Hutter 2019). */ \
+    K(adamw, (mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m, mu_mat v), (dev, n, spec, w, g, m, v))
+
+typedef struct mu_kernels {
+#define K(name, params, args) void (*name) params;
+    MU_KERNELS(K)
+#undef K
+} mu_kernels;
+
+typedef struct mu_memory mu_memory;     /* one stretch of a device's memory, see below */
+
+struct mu_device {
+    const mu_kernels *k;
+    const char *name;           /* "cpu-avx512", for people */
+    mu_dtype real;              /* of floating-point tensors */
+    bool shape_only;
+    mu_arena scratch;           /* for kernels: mark, allocate, release; host memory of the cpu kernels */
+    struct mu_device *inner;    /* guarded: the device that does the work */
+    mu_memory *memories;        /* all stretches, a list */
+    int unlocked;               /* guarded: depth of nested permissions */
+};
+
+/* kind: "cpu", "ref", "guarded", "shape", "cpu-base", "cpu-avx2", "cpu-avx512". NULL when this machine cannot. */
+mu_device *mu_device_open(const char *kind);
+void mu_device_close(mu_device *dev);
+
+/* A stretch of device memory: address space for `reserve` bytes, of which the first `bytes` are usable
+ * after mu_memory_commit (zeroed when new, never given back before mu_memory_free). */
+struct mu_memory { mu_device *dev; mu_region region; mu_memory *next; };
+mu_memory *mu_memory_new(mu_device *dev, size_t reserve);
+void mu_memory_commit(mu_memory *m, size_t bytes);
+void mu_memory_free(mu_memory *m);
+int64_t mu_device_bytes(const mu_device *dev);          /* committed bytes of all stretches */
+
+/* Copies between host and device memory. shape: reads give zeros. */
+void mu_device_read(mu_device *dev, void *host, const void *data, size_t bytes);
+void mu_device_write(mu_device *dev, void *data, const void *host, size_t bytes);
+/* For dist/: a host view of device memory, valid until the end call, which makes host writes visible. */
+void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes);
+void mu_device_stage_end(mu_device *dev, void *data, size_t bytes, bool written);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

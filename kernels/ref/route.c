@@ -1,0 +1,156 @@
+/* route.c - the router: scores, the choice of K experts, gates, and the balancing terms.
+ *
+ *     s = softmax(r) or sigmoid(r) of the logits r,   C = the K largest of s + bias,
+ *     g_i = c s_i, or c s_i / (sum_C s + 1e-20) if normalised, for i in C; c is the scale.
+ * Gradient by the scores, with A_i the gradient by gate i:
+ *     ds_i = c A_i,  normalised: (c A_i - sum_C g A) / (sum_C s + 1e-20),  0 outside C,  plus dscores;
+ * then by the logits, with p = softmax(r) and dlse the gradient by log sum exp(r):
+ *     dr_i += s_i (ds_i - sum_j s_j ds_j)  or  s_i (1 - s_i) ds_i,   dr_i += p_i dlse.
+ * The normalised softmax is softmax over C (Mixtral's order): unchosen experts learn nothing through it. */
+#include "kernels/ref/ref.h"
+
+#include <math.h>
+
+static const double TINY = 1e-20;
+
+static double log_sum_exp(int64_t n, const double *x) {
+    double max = -INFINITY, sum = 0;
+    for (int64_t i = 0; i < n; i++) max = fmax(max, x[i]);
+    for (int64_t i = 0; i < n; i++) sum += exp(x[i] - max);
+    return max + log(sum);
+}
+
+static double value_or_nothing(double x) { return isnan(x) ? -INFINITY : x; }
+
+/* The K best of s + bias, best first, ties to the lower index; NaN counts as minus infinity. In a forced
+ * skew expert 0 comes first whatever it scores. */
+static void choose(const mu_route_shape *s, const double *scores, const double *bias, bool *taken,
+                   int32_t *ids) {
+    for (int64_t i = 0; i < s->E; i++) taken[i] = false;
+    for (int64_t k = 0; k < s->K; k++) {
+        int64_t best = -1;
+        double most = 0;
+        for (int64_t i = 0; i < s->E; i++) {
+            double value = value_or_nothing(scores[i] + (bias ? bias[i] : 0));
+            if (taken[i] || (best >= 0 && !(value > most))) continue;
+            best = i, most = value;
+        }
+        if (k == 0 && s->force == MU_ROUTE_SKEW) best = 0;
+        taken[best] = true;
+        ids[k] = (int32_t)best;
+    }
+}
+
+static double chosen_sum(const mu_route_shape *s, const double *scores, const int32_t *ids) {
+    double sum = TINY;
+    for (int64_t k = 0; k < s->K; k++) sum += scores[ids[k]];
+    return sum;
+}
+
+void ref_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits_TE, mu_mat bias_E, mu_mat scores_TE,
+                   mu_mat lse_T, mu_mat ids_TK, mu_mat gates_TK) {
+    MU_CHECK(s->K >= 1 && s->K <= s->E, "%lld of %lld experts", (long long)s->K, (long long)s->E);
+    size_t mark = mu_arena_mark(&dev->scratch);
+    bool *taken = mu_arena_alloc(&dev->scratch, (size_t)s->E);
+    for (int64_t t = 0; t < s->T; t++) {
+        const double *logits = row(logits_TE, t, s->E);
+        double *scores = row(scores_TE, t, s->E), *gates = row(gates_TK, t, s->K);
+        int32_t *ids = int_row(ids_TK, t, s->K);
+        double lse = reals(lse_T)[t] = log_sum_exp(s->E, logits);
+        for (int64_t i = 0; i < s->E; i++)
+            scores[i] = s->sigmoid ? 1 / (1 + exp(-logits[i])) : exp(logits[i] - lse);
+        if (s->force == MU_ROUTE_BALANCED)
+            for (int64_t k = 0; k < s->K; k++) ids[k] = (int32_t)(((s->first_token + t) * s->K + k) % s->E);
+        else
+            choose(s, scores, reals(bias_E), taken, ids);
+        double divisor = s->normalise ? chosen_sum(s, scores, ids) : 1;
+        for (int64_t k = 0; k < s->K; k++) gates[k] = s->scale * scores[ids[k]] / divisor;
+    }
+    mu_arena_release(&dev->scratch, mark);
+}
+
+/* ds[E] += the gradient of one token's gates by its scores. */
+static void gates_bwd(const mu_route_shape *s, const double *scores, const int32_t *ids, const double *gates,
+                      const double *dgates, double *ds) {
+    double divisor = s->normalise ? chosen_sum(s, scores, ids) : 1;
+    double mean = s->normalise ? dot(s->K, gates, dgates) : 0;
+    for (int64_t k = 0; k < s->K; k++) ds[ids[k]] += (s->scale * dgates[k] - mean) / divisor;
+}
+
+/* p[E] = softmax of the logits. From sigmoids it is recovered by exp(r) = s / (1 - s). */
+static void softmax_of_scores(const mu_route_shape *s, const double *scores, double *p) {
+    double sum = 0;
+    for (int64_t i = 0; i < s->E; i++) {
+        p[i] = s->sigmoid ? scores[i] / fmax(1 - scores[i], 1e-16) : scores[i];
+        sum += p[i];
+    }
+    for (int64_t i = 0; i < s->E && s->sigmoid; i++) p[i] /= sum;
+}
+
+static void token_bwd(const mu_route_shape *s, const double *scores, const double *p, const double *ds,
+                      double dlse, double *dlogits) {
+    double mean = dot(s->E, scores, ds);
+    for (int64_t i = 0; i < s->E; i++) {
+        double by_score = s->sigmoid ? scores[i] * (1 - scores[i]) * ds[i] : scores[i] * (ds[i] - mean);
+        dlogits[i] += by_score + p[i] * dlse;
+    }
+}
+
+void ref_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores_TE, mu_mat ids_TK, mu_mat gates_TK,
+                   mu_mat dgates_TK, mu_mat dscores_TE, mu_mat dlse_T, mu_mat dlogits_TE) {
+    size_t mark = mu_arena_mark(&dev->scratch);
+    double *ds = mu_arena_alloc(&dev->scratch, (size_t)s->E * sizeof *ds);
+    double *p = mu_arena_alloc(&dev->scratch, (size_t)s->E * sizeof *p);
+    for (int64_t t = 0; t < s->T; t++) {
+        const double *scores = row(scores_TE, t, s->E);
+        for (int64_t i = 0; i < s->E; i++) ds[i] = given(dscores_TE) ? row(dscores_TE, t, s->E)[i] : 0;
+        if (given(dgates_TK))
+            gates_bwd(s, scores, int_row(ids_TK, t, s->K), row(gates_TK, t, s->K), row(dgates_TK, t, s->K), ds);
+        for (int64_t i = 0; i < s->E; i++) p[i] = 0;
+        if (given(dlse_T)) softmax_of_scores(s, scores, p);
+        token_bwd(s, scores, p, ds, given(dlse_T) ? reals(dlse_T)[t] : 0, row(dlogits_TE, t, s->E));
+    }
+    mu_arena_release(&dev->scratch, mark);
+}
+
+/* ---------------------------------------------------------------- balancing terms */
+static double share_divisor(int64_t E, const double *scores, bool normalise) {
+    double sum = 0;
+    for (int64_t i = 0; i < E; i++) sum += scores[i];
+    return normalise ? sum : 1;
+}
+
+/* out = sum_t sum_i coef[t/segment, i] p[t,i],  p = s or s / sum s */
+void ref_balance_fwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores_TE,
+                     mu_mat coef_nE, mu_mat out) {
+    (void)dev;
+    double sum = 0;
+    for (int64_t t = 0; t < T; t++) {
+        const double *scores = row(scores_TE, t, E);
+        sum += dot(E, row(coef_nE, t / segment, E), scores) / share_divisor(E, scores, normalise);
+    }
+    *reals(out) = sum;
+}
+
+/* ds_i += dout coef_i, normalised: dout (coef_i - sum_j coef_j p_j) / sum s */
+void ref_balance_bwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores_TE,
+                     mu_mat coef_nE, mu_mat dout, mu_mat dscores_TE) {
+    (void)dev;
+    for (int64_t t = 0; t < T; t++) {
+        const double *scores = row(scores_TE, t, E), *coef = row(coef_nE, t / segment, E);
+        double *dscores = row(dscores_TE, t, E), divisor = share_divisor(E, scores, normalise);
+        double mean = normalise ? dot(E, coef, scores) / divisor : 0;
+        for (int64_t i = 0; i < E; i++) dscores[i] += *reals(dout) * (coef[i] - mean) / divisor;
+    }
+}
+
+/* out = coef sum lse^2 (ST-MoE, Zoph et al. 2022) */
+void ref_zloss_fwd(mu_device *dev, int64_t T, double coef, mu_mat lse_T, mu_mat out) {
+    (void)dev;
+    *reals(out) = coef * dot(T, reals(lse_T), reals(lse_T));
+}
+
+void ref_zloss_bwd(mu_device *dev, int64_t T, double coef, mu_mat lse_T, mu_mat dout, mu_mat dlse_T) {
+    (void)dev;
+    add_scaled(T, 2 * coef * *reals(dout), reals(lse_T), reals(dlse_T));
+}

@@ -1,0 +1,7 @@
+/* table.c - the table of the reference device; a kernel that is missing does not link. */
+#include "kernels/internal.h"
+#include "kernels/ref/ref.h"
+
+#define K(name, params, args) .name = ref_##name,
+const mu_kernels mu_kernels_ref = { MU_KERNELS(K) };
+#undef K

@@ -1,0 +1,49 @@
+/* attention.c - grouped-query causal attention with rotary positions and optional per-head norms. */
+#include "layers/layers.h"
+
+static mu_param *add(mu_params *ps, mu_group *group, int layer, const char *what, int64_t out, int64_t in, double std) {
+    char name[96];
+    snprintf(name, sizeof name, "/layers/%d/self_attn/%s/weight", layer, what);
+    mu_param_desc d = { .group = group, .name = name, .n_dims = in ? 2 : 1, .shape = { out, in }, .std = std, .decay = in != 0, .layer = layer };
+    return mu_params_add(ps, &d);
+}
+
+void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int layer, mu_params *ps, mu_group *group) {
+    int64_t D = cfg->hidden_size, wide = cfg->num_heads * cfg->head_dim, narrow = cfg->num_kv_heads * cfg->head_dim;
+    *a = (mu_attention_layer){ cfg->num_heads, cfg->num_kv_heads, cfg->head_dim, cfg->rms_norm_eps, 0, 0, 0, 0, 0, 0 };
+    a->q = add(ps, group, layer, "q_proj", wide, D, cfg->init_std);
+    a->k = add(ps, group, layer, "k_proj", narrow, D, cfg->init_std);
+    a->v = add(ps, group, layer, "v_proj", narrow, D, cfg->init_std);
+    a->o = add(ps, group, layer, "o_proj", D, wide, cfg->init_std);
+    if (!cfg->qk_norm) return;
+    a->q_norm = add(ps, group, layer, "q_norm", cfg->head_dim, 0, -1);
+    a->k_norm = add(ps, group, layer, "k_norm", cfg->head_dim, 0, -1);
+}
+
+/* Projection, norm of each head, rotation: the way of queries and keys. */
+static mu_tensor *heads(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x, mu_param *w, mu_param *norm,
+                        int64_t n_heads, mu_tensor *cos, mu_tensor *sin) {
+    mu_tensor *h = mu_linear(tp, x, &w->tensor);
+    if (norm) {
+        mu_tensor *normed = mu_rmsnorm(tp, h, &norm->tensor, a->eps);
+        mu_release(tp, h);
+        h = normed;
+    }
+    mu_tensor *turned = mu_rope(tp, h, cos, sin, n_heads, cx->seq_len);
+    mu_release(tp, h);
+    return turned;
+}
+
+mu_tensor *mu_attention_forward(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x, mu_tensor *cos,
+                                mu_tensor *sin) {
+    mu_tensor *q = heads(a, tp, cx, x, a->q, a->q_norm, a->heads, cos, sin);
+    mu_tensor *k = heads(a, tp, cx, x, a->k, a->k_norm, a->kv_heads, cos, sin);
+    mu_tensor *v = mu_linear(tp, x, &a->v->tensor);
+    mu_tensor *mixed = mu_attention(tp, q, k, v, a->heads, a->kv_heads, cx->seq_len);
+    mu_release(tp, q);
+    mu_release(tp, k);
+    mu_release(tp, v);
+    mu_tensor *y = mu_linear(tp, mixed, &a->o->tensor);
+    mu_release(tp, mixed);
+    return y;
+}

@@ -1,0 +1,93 @@
+/* layers.h - the transformer, built of autograd's ops and of moe/.
+ *
+ *     x = embedding(tokens)
+ *     each layer:  x += attention(norm(x));  x += feed_forward(norm(x))      feed-forward: dense or MoE
+ *     loss = head(norm(x))
+ *
+ * A layer is a configuration, its parameters, `init` that declares them and `forward` that calls ops; the
+ * tape has the backward. T = sequences * seq_len tokens. */
+#ifndef MUSTER_LAYERS_H
+#define MUSTER_LAYERS_H
+#include "moe/moe.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*       type   key              default    min  max  choices  help */
+#define MU_OPTIONS_MODEL(O) \
+    O(INT,    hidden_size,     "256",     1,   1048576, NULL, "width of the residual stream (D)") \
+    O(INT,    num_layers,      "4",       1,   1024, NULL, "transformer layers (L)") \
+    O(INT,    num_heads,       "4",       1,   4096, NULL, "query heads") \
+    O(INT,    num_kv_heads,    "0",       0,   4096, NULL, "key and value heads, a divisor of num_heads; 0: num_heads") \
+    O(INT,    head_dim,        "0",       0,   4096, NULL, "width of a head, even; 0: hidden_size / num_heads") \
+    O(INT,    max_seq_len,     "256",     2,   16777216, NULL, "longest sequence the model is made for") \
+    O(INT,    ffn_hidden_size, "0",       0,   1048576, NULL, "hidden width of a dense feed-forward; 0: top_k * moe_ffn_hidden_size, or 4 * hidden_size in a dense model") \
+    O(FLOAT,  rope_theta,      "10000",   1,   1e12, NULL, "base of the rotary frequencies") \
+    O(BOOL,   qk_norm,         "true",    0,   0,  NULL, "RMSNorm on each query and key head") \
+    O(BOOL,   tie_embeddings,  "false",   0,   0,  NULL, "the head uses the embedding's weights") \
+    O(FLOAT,  rms_norm_eps,    "1e-6",    0,   1,  NULL, "added to the mean square in RMSNorm") \
+    O(FLOAT,  init_std,        "0.02",    0,   10, NULL, "standard deviation of the initial matrices")
+
+typedef struct { MU_OPTIONS_MODEL(MU_OPTION_FIELD) } mu_model_config;
+
+/* ------------------------------------------------------------------ attention (attention.c) */
+typedef struct {
+    int64_t heads, kv_heads, head_dim;
+    double eps;
+    mu_param *q, *k, *v, *o, *q_norm, *k_norm;      /* norms NULL without qk_norm */
+} mu_attention_layer;
+/* Declares parameters under /layers/<layer>/self_attn. Local. */
+void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int layer, mu_params *ps, mu_group *group);
+/* cos, sin: [max_seq_len, head_dim/2]. Local. */
+mu_tensor *mu_attention_forward(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD, mu_tensor *cos,
+                                mu_tensor *sin);
+
+/* ------------------------------------------------------------------ dense feed-forward (ffn.c) */
+typedef struct { mu_param *gate_FD, *up_FD, *down_DF; } mu_ffn;
+void mu_ffn_init(mu_ffn *f, const mu_model_config *cfg, int layer, mu_params *ps, mu_group *group);     /* /layers/<layer>/mlp. Local */
+mu_tensor *mu_ffn_forward(const mu_ffn *f, mu_tape *tp, mu_tensor *x_TD);                               /* Local */
+
+/* ------------------------------------------------------------------ the model (transformer.c) */
+typedef struct {
+    mu_param *attention_norm, *ffn_norm;
+    mu_attention_layer attention;
+    bool is_moe;
+    mu_moe moe;                 /* when is_moe */
+    mu_ffn ffn;                 /* otherwise */
+} mu_block;
+typedef struct {
+    mu_model_config cfg;        /* with derived values filled in */
+    mu_moe_config moe_cfg;
+    int64_t vocab_size;
+    mu_params *params;          /* owned: group 0 shared (summed over the world), group 1 expert (over the replicas) */
+    mu_param *embed, *norm, *head;      /* head == embed when tied */
+    mu_block *blocks;           /* [num_layers] */
+    int n_moe, *moe_layers;     /* which layers are MoE layers */
+    mu_placement *place;        /* NULL for a dense model */
+    mu_memory *rope;
+    mu_tensor cos, sin;
+} mu_model;
+/* Declares, allocates and initialises; the same model for every mesh. Local, but on every rank alike. */
+mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, uint64_t seed, mu_device *dev,
+                       const mu_mesh *mesh);
+void mu_model_free(mu_model *m);
+bool mu_layer_is_moe(const mu_moe_config *moe, int layer);
+/* Final normed activations [T, D] of tokens_T. routings: [n_moe], filled. Collective over the expert group. */
+mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens_T, mu_routing *routings);
+/* Where a forward pass first leaves the finite numbers: the layer, -1 the embedding, num_layers the final
+ * norm, num_layers + 1 nowhere. For the message of a failing run. Collective over the expert group. */
+int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens_T, mu_routing *routings);
+/* scale * sum of cross-entropies (one F64); nll_T (may be NULL) receives each token's. Local. */
+mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x_TD, mu_tensor *targets_T, double scale, mu_tensor **nll_T);
+mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x_TD);        /* [T, V]. Local */
+
+/* Counts of the whole model over all ranks: parameters, those one token uses, and FLOPs of one training
+ * token (3 x forward, causal attention counted once). Local. */
+typedef struct { int64_t total, active; double train_flops; } mu_model_size;
+mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, int64_t seq_len);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,106 @@
+/* dispatch.c - the index plan: which row goes to which expert, and the way back.
+ *
+ * Each rank sorts its T*K assignments by the place of their expert (rank, then slot) with a stable counting
+ * sort, so that the rows of one expert stay in order of token. With one rank in the expert group that is
+ * all: the experts read x through the index. With P ranks the sorted rows are also sorted by destination:
+ * each rank tells each peer how many rows come for each of the peer's experts, the rows travel, and they
+ * arrive as
+ *
+ *     from peer 0: [expert 0 | expert 1 | ...]  from peer 1: [expert 0 | expert 1 | ...]  ...
+ *
+ * The receiver visits them by expert, then peer (`arrange`): peers hold ascending samples of the batch, so
+ * an expert sees its rows in global order whatever the number of ranks. The inverse of that visit is the
+ * same operation with the roles of peer and expert exchanged. */
+#include "moe/moe.h"
+
+#include <math.h>
+
+static int64_t capacity_of(const mu_moe *m, const mu_context *cx) {
+    if (cx->mode != MU_MODE_TRAIN || m->cfg->capacity_factor == 0) return 0;
+    double rows = m->cfg->capacity_factor * (double)(m->K * cx->seq_len) / (double)m->E;
+    return (int64_t)ceil(rows - 1e-9);      /* 1.25 * 2 * 256 / 8 must not become 81 by rounding */
+}
+
+/* This rank's own sort. Returns rows before each place, on the device. */
+static mu_tensor *sort_rows(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r, mu_plan *p) {
+    mu_device *dev = mu_tape_device(tp);
+    mu_tensor *order = mu_tensor_ints(tp, MU_DTYPE_I32, m->E, m->place->order);
+    mu_tensor *offsets = mu_tensor_ints(tp, MU_DTYPE_I64, m->E + 1, NULL);
+    p->token = mu_tensor_ints(tp, MU_DTYPE_I32, p->T * p->K, NULL);
+    p->row_TK = mu_tensor_new(tp, MU_DTYPE_I32, 2, (int64_t[]){ p->T, p->K });
+    dev->k->plan(dev, p->T, m->E, m->K, cx->seq_len, capacity_of(m, cx), mu_data(r->ids_TK), mu_data(order), mu_data(offsets),
+                 mu_data(p->token), mu_data(p->row_TK));
+    mu_release(tp, order);
+    return offsets;
+}
+
+/* Rows for each place, on the host. A dry run has no routing: it assumes a balanced one. */
+static int64_t *rows_per_place(const mu_moe *m, mu_tape *tp, const mu_plan *p, mu_tensor *offsets) {
+    int64_t *at = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(m->E + 1));
+    mu_tensor_read(offsets, at);
+    for (int64_t i = 0; i < m->E; i++)
+        at[i] = mu_tape_device(tp)->shape_only ? p->T * p->K / m->E + (i < p->T * p->K % m->E) : at[i + 1] - at[i];
+    return at;
+}
+
+static void exchange_counts(const mu_moe *m, mu_tape *tp, mu_plan *p, const int64_t *mine, int64_t *theirs) {
+    int P = m->group->size, e = m->place->n_local;
+    int64_t *bytes = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)P);
+    for (int i = 0; i < P; i++) bytes[i] = (int64_t)sizeof(int64_t) * e;
+    if (mu_tape_device(tp)->shape_only)
+        for (int i = 0; i < P * e; i++) theirs[i] = mine[i];
+    else
+        mu_exchange(m->group, mine, bytes, theirs, bytes);
+    for (int peer = 0; peer < P; peer++)
+        for (int i = 0; i < e; i++) {
+            p->send_rows[peer] += mine[peer * e + i], p->sent += mine[peer * e + i];
+            p->recv_rows[peer] += theirs[peer * e + i], p->rows += theirs[peer * e + i];
+        }
+}
+
+/* Fills index, back and offsets of the receiver's visit from the counts [P, e]. */
+static void arrange_received(const mu_moe *m, mu_tape *tp, mu_plan *p, const int64_t *counts) {
+    mu_device *dev = mu_tape_device(tp);
+    int64_t P = m->group->size, e = m->place->n_local;
+    int64_t *turned = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(P * e));
+    for (int64_t peer = 0; peer < P; peer++)
+        for (int64_t i = 0; i < e; i++) turned[i * P + peer] = counts[peer * e + i];
+    mu_tensor *by_peer = mu_tensor_ints(tp, MU_DTYPE_I64, P * e, counts), *by_expert = mu_tensor_ints(tp, MU_DTYPE_I64, P * e, turned);
+    mu_tensor *peer_offsets = mu_tensor_ints(tp, MU_DTYPE_I64, P + 1, NULL);
+    p->offsets = mu_tensor_ints(tp, MU_DTYPE_I64, e + 1, NULL);
+    p->index = mu_tensor_ints(tp, MU_DTYPE_I32, p->rows, NULL);
+    p->back = mu_tensor_new(tp, MU_DTYPE_I32, 2, (int64_t[]){ p->rows, 1 });
+    dev->k->arrange(dev, P, e, mu_data(by_peer), mu_data(p->offsets), mu_data(p->index));
+    dev->k->arrange(dev, e, P, mu_data(by_expert), mu_data(peer_offsets), mu_data(p->back));
+    p->fan = 1;
+    mu_release(tp, by_peer);
+    mu_release(tp, by_expert);
+    mu_release(tp, peer_offsets);
+}
+
+mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r) {
+    int P = m->group->size;
+    mu_plan *p = mu_tape_alloc(tp, sizeof *p);
+    *p = (mu_plan){ .T = r->ids_TK->shape[0], .K = m->K, .experts = m->place->n_local };
+    mu_tensor *offsets = sort_rows(m, tp, cx, r, p);
+    if (P == 1) {
+        p->rows = p->T * p->K;
+        p->offsets = offsets, p->index = p->token, p->back = p->row_TK, p->fan = p->K;
+        return p;
+    }
+    p->exchanged = true;
+    p->send_rows = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)P);
+    p->recv_rows = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)P);
+    int64_t *theirs = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)m->E);
+    exchange_counts(m, tp, p, rows_per_place(m, tp, p, offsets), theirs);
+    mu_release(tp, offsets);
+    arrange_received(m, tp, p, theirs);
+    return p;
+}
+
+mu_plan *mu_plan_dense(mu_tape *tp, int64_t T) {
+    mu_plan *p = mu_tape_alloc(tp, sizeof *p);
+    *p = (mu_plan){ .T = T, .K = 1, .rows = T, .experts = 1 };
+    p->offsets = mu_tensor_ints(tp, MU_DTYPE_I64, 2, (int64_t[]){ 0, T });
+    return p;
+}

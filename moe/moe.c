@@ -1,0 +1,68 @@
+/* moe.c - one MoE feed-forward layer. */
+#include "moe/moe.h"
+
+#include <stdlib.h>
+
+static mu_param *add(mu_params *ps, const mu_moe *m, mu_group *group, const char *what, int64_t out, int64_t in, double std,
+                     bool decay, bool per_expert) {
+    char name[112];
+    snprintf(name, sizeof name, "/layers/%d/mlp/%s/weight", m->layer, what);
+    mu_param_desc d = { .group = group, .name = name, .n_dims = 2, .shape = { out, in }, .std = std, .decay = decay, .layer = m->layer };
+    if (per_expert) d.n_experts = (int)m->E, d.local = m->place->local, d.n_local = m->place->n_local;
+    return mu_params_add(ps, &d);
+}
+
+void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps, mu_group *shared,
+                 mu_group *expert, mu_comm *group, const mu_placement *place) {
+    *m = (mu_moe){ .cfg = cfg, .layer = layer, .D = D, .F = cfg->moe_ffn_hidden_size, .E = cfg->num_experts, .K = cfg->top_k,
+                   .group = group, .place = place, .bias = mu_alloc((size_t)cfg->num_experts, sizeof(double)) };
+    m->router_ED = add(ps, m, shared, "gate", m->E, D, init_std, false, false);
+    m->gate_eFD = add(ps, m, expert, "experts/%d/gate_proj", m->F, D, init_std, true, true);
+    m->up_eFD = add(ps, m, expert, "experts/%d/up_proj", m->F, D, init_std, true, true);
+    m->down_eDF = add(ps, m, expert, "experts/%d/down_proj", D, m->F, init_std, true, true);
+    if (!cfg->num_shared_experts) return;
+    int64_t wide = cfg->num_shared_experts * m->F;
+    m->shared_gate = add(ps, m, shared, "shared_experts/gate_proj", wide, D, init_std, true, false);
+    m->shared_up = add(ps, m, shared, "shared_experts/up_proj", wide, D, init_std, true, false);
+    m->shared_down = add(ps, m, shared, "shared_experts/down_proj", D, wide, init_std, true, false);
+}
+
+void mu_moe_free(mu_moe *m) { free(m->bias); }
+
+static int64_t count_dropped(mu_tape *tp, const mu_moe *m, const mu_plan *plan) {
+    if (m->cfg->capacity_factor == 0 || mu_tape_device(tp)->shape_only) return 0;
+    if (plan->exchanged) return plan->T * plan->K - plan->sent;
+    int64_t *offsets = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(m->E + 1));
+    mu_tensor_read(plan->offsets, offsets);
+    return plan->T * plan->K - offsets[m->E];
+}
+
+/* The rows' way: alone, the experts read x through the plan; with several ranks rows travel there and back. */
+static mu_tensor *routed_rows(const mu_moe *m, mu_tape *tp, mu_tensor *x, const mu_plan *plan) {
+    mu_tensor *gate = &m->gate_eFD->tensor, *up = &m->up_eFD->tensor, *down = &m->down_eDF->tensor;
+    if (!plan->exchanged) return mu_experts(tp, x, gate, up, down, plan);
+    mu_tensor *mine = mu_gather(tp, x, plan);
+    mu_tensor *here = mu_all_to_all(tp, m->group, mine, plan->send_rows, plan->recv_rows);
+    mu_release(tp, mine);
+    mu_tensor *done = mu_experts(tp, here, gate, up, down, plan);
+    mu_release(tp, here);
+    mu_tensor *back = mu_all_to_all(tp, m->group, done, plan->recv_rows, plan->send_rows);
+    mu_release(tp, done);
+    return back;
+}
+
+mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x, mu_routing *routing) {
+    *routing = mu_route(m, tp, cx, x);
+    mu_plan *plan = mu_dispatch(m, tp, cx, routing);
+    routing->dropped = count_dropped(tp, m, plan);
+    mu_tensor *rows = routed_rows(m, tp, x, plan);
+    mu_tensor *y = mu_combine(tp, rows, routing->gates_TK, plan);
+    mu_release(tp, rows);
+    if (!m->shared_gate) return y;
+    mu_tensor *general = mu_experts(tp, x, &m->shared_gate->tensor, &m->shared_up->tensor, &m->shared_down->tensor,
+                                    mu_plan_dense(tp, x->shape[0]));
+    mu_tensor *sum = mu_add(tp, y, general);
+    mu_release(tp, y);
+    mu_release(tp, general);
+    return sum;
+}

@@ -1,0 +1,154 @@
+/* moe.h - one Mixture-of-Experts feed-forward layer: route -> dispatch -> experts -> combine; the terms
+ * that balance its load; and the roll call that tells which experts live.
+ *
+ * Letters: T tokens of this rank's micro-batch, S of a sequence, D model width, F expert width, E experts,
+ * e experts on this rank, K top-k, R routed rows, c_i assignments to expert i, f_i = c_i E / (K T): 1 when
+ * balanced, p_ti = the scores of token t divided by their sum. */
+#ifndef MUSTER_MOE_H
+#define MUSTER_MOE_H
+#include "dist/dist.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*       type     key                 default      min  max  choices  help */
+#define MU_OPTIONS_MOE(O) \
+    O(INT,    num_experts,         "8",         0,   65536, NULL, "routed experts of a MoE layer (E); 0: a dense model") \
+    O(INT,    top_k,               "2",         1,   1024, NULL, "experts that each token goes to (K)") \
+    O(INT,    moe_ffn_hidden_size, "512",       1,   1048576, NULL, "hidden width of one expert (F)") \
+    O(INT,    num_shared_experts,  "0",         0,   1024, NULL, "experts that take every token, each moe_ffn_hidden_size wide") \
+    O(INT,    moe_layer_freq,      "1",         1,   1024, NULL, "every n-th layer is a MoE layer, the others are dense") \
+    O(INT,    first_k_dense,       "0",         0,   1024, NULL, "the first k layers are dense") \
+    O(CHOICE, score_func,          "softmax",   0,   0,  "softmax|sigmoid", "how router logits become scores") \
+    O(BOOL,   norm_topk_prob,      "true",      0,   0,  NULL, "divide the chosen scores by their sum to get the gates") \
+    O(FLOAT,  route_scale,         "1.0",       1e-6, 1e6, NULL, "factor on the gates") \
+    O(CHOICES, balance,            "[global_aux_loss]", 0, 0, "none|aux_loss|seq_aux_loss|global_aux_loss|expert_bias", "how the load is balanced; several at once are fine") \
+    O(FLOAT,  aux_loss_coeff,      "0.01",      0,   1e6, NULL, "factor of aux_loss and global_aux_loss") \
+    O(FLOAT,  seq_aux_loss_coeff,  "0.0001",    0,   1e6, NULL, "factor of seq_aux_loss") \
+    O(FLOAT,  z_loss_coeff,        "0.001",     0,   1e6, NULL, "factor of the router's z-loss; softmax scores only") \
+    O(CHOICE, global_aux_counts,   "exact",     0,   0,  "exact|previous", "counts of global_aux_loss: of this global batch, or of the one before") \
+    O(FLOAT,  bias_update_rate,    "0.001",     0,   1e3, NULL, "step of expert_bias; 0 in the last 3 % of the run") \
+    O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) rows of a sequence; 0: dropless") \
+    O(CHOICE, token_drop_policy,   "position",  0,   0,  "position", "which rows are dropped beyond the capacity: the latest") \
+    O(BOOL,   force_balanced,      "false",     0,   0,  NULL, "benchmarks only: ignore the router's choice, spread evenly") \
+    O(BOOL,   force_skew,          "false",     0,   0,  NULL, "benchmarks only: every token's first choice is expert 0")
+
+typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
+enum { MU_MOE_SCORE_SOFTMAX, MU_MOE_SCORE_SIGMOID };
+enum { MU_BALANCE_NONE = 1, MU_BALANCE_AUX = 2, MU_BALANCE_SEQ_AUX = 4, MU_BALANCE_GLOBAL_AUX = 8, MU_BALANCE_BIAS = 16 };
+enum { MU_MOE_COUNTS_EXACT, MU_MOE_COUNTS_PREVIOUS };
+
+/* ------------------------------------------------------------------ the layer (moe.c) */
+typedef struct {
+    const mu_moe_config *cfg;
+    int layer;
+    int64_t D, F, E, K;
+    mu_comm *group;                         /* the expert group */
+    const mu_placement *place;
+    mu_param *router_ED, *gate_eFD, *up_eFD, *down_eDF;
+    mu_param *shared_gate, *shared_up, *shared_down;    /* [n F, D], [n F, D], [D, n F]; NULL without shared experts */
+    double *bias;                           /* [E] selection bias, the same on every rank; all 0 without expert_bias */
+} mu_moe;
+
+/* What the router decided for one micro-batch. Tensors live until the tape is reset. */
+typedef struct {
+    mu_tensor *scores_TE, *lse_T, *ids_TK, *gates_TK;
+    mu_tensor *counts_SE;                   /* I64 [sequences, E]: assignments, dropped ones included */
+    int64_t dropped;                        /* assignments beyond the capacity */
+} mu_routing;
+
+/* Declares the layer's parameters under /layers/<layer>/mlp. Borrows cfg, group and place. Local. */
+void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,
+                 mu_group *shared, mu_group *expert, mu_comm *group, const mu_placement *place);
+void mu_moe_free(mu_moe *m);
+/* y_TD of x_TD. Collective over m->group. */
+mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD, mu_routing *routing);
+
+/* ------------------------------------------------------------------ routing (router.c, dispatch.c, experts.c) */
+/* Scores, the K chosen experts of each token, and their gates. Local. */
+mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD);
+
+/* Where each routed row goes, and back. For one rank: rows sorted by expert, read straight from x. For
+ * several: rows travel sorted by destination, and the receiver visits them by expert, then sender. */
+typedef struct {
+    int64_t T, K;
+    int64_t rows;                           /* that the experts here take (room for T*K when there is one rank) */
+    int64_t experts;                        /* e */
+    mu_tensor *offsets;                     /* I64 [e+1] */
+    mu_tensor *index;                       /* I32 [rows]: the input row (and, with several ranks, output row) of each */
+    mu_tensor *back;                        /* I32 [inputs, fan]: the rows that read an input row, -1 for none */
+    int64_t fan;                            /* K for one rank, else 1 */
+    bool exchanged;                         /* rows travelled */
+    mu_tensor *row_TK;                      /* I32: row of each assignment in this rank's own order, -1 when dropped */
+    mu_tensor *token;                       /* I32: token of each of this rank's own rows */
+    int64_t sent;                           /* this rank's own rows */
+    int64_t *send_rows, *recv_rows;         /* [group size] */
+} mu_plan;
+/* Collective over m->group (counts are exchanged when it has several ranks). */
+mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r);
+/* A plan that sends every one of T rows to one expert: a dense feed-forward. Local. */
+mu_plan *mu_plan_dense(mu_tape *tp, int64_t T);
+
+/* ------------------------------------------------------------------ ops (ops/) */
+/* logits -> gates, scores, log-sum-exp, ids. bias_E may be NULL. */
+mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, const mu_route_shape *shape,
+                     mu_tensor **scores_TE, mu_tensor **lse_T, mu_tensor **ids_TK);
+/* SwiGLU experts over a plan: one op, so that gather, activation and products can be fused. */
+mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate_eFD, mu_tensor *up_eFD, mu_tensor *down_eDF,
+                      const mu_plan *plan);
+mu_tensor *mu_gather(mu_tape *tp, mu_tensor *x_TD, const mu_plan *plan);            /* this rank's rows, in order to travel */
+mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, mu_tensor *gates_TK, const mu_plan *plan);   /* sum_k gate * row: [T, D] */
+/* weight * sum_t sum_i coef[t / segment, i] p_ti (one F64); *value: the same without weight. */
+mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores_TE, mu_tensor *coef, int64_t segment, bool normalise, double weight,
+                           mu_tensor **value);
+/* weight * coef * sum_t lse_t^2 (one F64); *value without weight. */
+mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse_T, double coef, double weight, mu_tensor **value);
+
+/* ------------------------------------------------------------------ balance (balance.c)
+ * All terms are means over the tokens of the global batch; counts are integers summed over ranks, so that a
+ * term's value, summed over ranks and micro-batches, does not depend on how the batch was split. */
+typedef struct {
+    const int64_t *micro;       /* [E] assignments of this micro-batch over all ranks */
+    const int64_t *global;      /* [E] of the global batch that global_aux_loss compares with; NULL: f_i = 1 */
+    int64_t micro_tokens;       /* over all ranks */
+    int64_t global_tokens;
+} mu_balance_counts;
+typedef struct {
+    mu_tensor *loss;            /* one F64: every term with its coefficient; NULL when none is on */
+    mu_tensor *aux, *z;         /* one F64: this rank's share of the unscaled values, for the log; z may be NULL */
+} mu_balance;
+mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
+                           const mu_balance_counts *c);
+/* Loss-free balancing (Wang et al. 2024): bias_i += rate * sign(mean - c_i), counts of the global batch. Local. */
+void mu_balance_update_bias(mu_moe *m, const int64_t *counts_E, double rate);
+
+/* ------------------------------------------------------------------ roll call (roll.c)
+ * Load of every expert over a window of steps. All counts are of the global batch, so every rank reaches
+ * the same judgement without a word. */
+enum { MU_ROLL_WINDOW = 200, MU_ROLL_LEAST = 20 };
+typedef struct {
+    int layers, experts;
+    int64_t steps;              /* steps seen, at most MU_ROLL_WINDOW count */
+    int64_t *ring;              /* [MU_ROLL_WINDOW, layers, experts] */
+    int64_t *total;             /* [layers, experts]: sums over the window */
+    int64_t *previous;          /* [layers, experts]: the last global batch, for global_aux_counts: previous */
+} mu_roll;
+typedef struct {
+    double max_vio, load_imbalance, load_cv, diversity;         /* of one batch: max/mean - 1, max/mean, sd/mean, exp(entropy)/E */
+} mu_load;
+typedef enum { MU_EXPERT_ALIVE, MU_EXPERT_STARVED, MU_EXPERT_DEAD } mu_expert_state;
+void mu_roll_init(mu_roll *r, int layers, int experts);
+void mu_roll_free(mu_roll *r);
+void mu_roll_take(mu_roll *r, const int64_t *counts);           /* [layers, experts] of one step */
+int64_t mu_roll_window(const mu_roll *r);                       /* steps in the window now */
+/* Dead: no token in the window; starved: under 10 % of the fair share. Alive before MU_ROLL_LEAST steps. */
+mu_expert_state mu_roll_state(const mu_roll *r, int layer, int expert);
+mu_load mu_load_of(const int64_t *counts_E, int experts);
+/* "layer 3: experts 5, 11 took no token for 200 steps", one line a layer and state; heap text, "" when all live. */
+char *mu_roll_report(const mu_roll *r, const int *layer_ids);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,30 @@
+/* z_term.c - out = weight * value, value = coef * sum_t lse_t^2: keeps router logits small
+ * (Zoph et al. 2022, ST-MoE). d/dlogit_ti = 2 coef lse_t softmax_ti, the second factor made by the router op. */
+#include "moe/moe.h"
+
+typedef struct { double coef, weight; } extra;
+
+static void forward(mu_tape *tp, mu_node *n) {
+    mu_device *dev = mu_tape_device(tp);
+    const extra *e = n->extra;
+    dev->k->zloss_fwd(dev, mu_count(n->in[0]), e->coef, mu_data(n->in[0]), mu_data(n->out[1]));
+    dev->k->fill(dev, 1, 0.0, mu_data(n->out[0]));
+    dev->k->axpy(dev, 1, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
+}
+
+static void backward(mu_tape *tp, mu_node *n) {
+    mu_device *dev = mu_tape_device(tp);
+    const extra *e = n->extra;
+    mu_tensor *lse = n->in[0];
+    if (lse->needs_grad)
+        dev->k->zloss_bwd(dev, mu_count(lse), e->coef * e->weight, mu_data(lse), mu_grad_of(n->out[0]), mu_grad(tp, lse));
+}
+
+static const mu_op op_z_term = { "z_term", forward, backward, .keeps_in = 1 };
+
+mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse, double coef, double weight, mu_tensor **value) {
+    extra *e = mu_tape_alloc(tp, sizeof *e);
+    *e = (extra){ coef, weight };
+    *value = mu_tensor_scalar(tp);
+    return mu_apply(tp, (mu_node){ .op = &op_z_term, .in = { lse }, .out = { mu_tensor_scalar(tp), *value }, .extra = e });
+}

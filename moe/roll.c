@@ -1,0 +1,89 @@
+/* roll.c - the roll call: who took tokens in the last steps. */
+#include "moe/moe.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int64_t cells(const mu_roll *r) { return (int64_t)r->layers * r->experts; }
+
+void mu_roll_init(mu_roll *r, int layers, int experts) {
+    *r = (mu_roll){ .layers = layers, .experts = experts };
+    r->ring = mu_alloc((size_t)(cells(r) * MU_ROLL_WINDOW), sizeof(int64_t));
+    r->total = mu_alloc((size_t)cells(r), sizeof(int64_t));
+    r->previous = mu_alloc((size_t)cells(r), sizeof(int64_t));
+}
+
+void mu_roll_free(mu_roll *r) {
+    free(r->ring);
+    free(r->total);
+    free(r->previous);
+    *r = (mu_roll){ 0 };
+}
+
+void mu_roll_take(mu_roll *r, const int64_t *counts) {
+    int64_t *row = r->ring + (r->steps % MU_ROLL_WINDOW) * cells(r);
+    for (int64_t i = 0; i < cells(r); i++) {
+        r->total[i] += counts[i] - row[i];      /* the row still holds the step that leaves the window, or zeros */
+        row[i] = counts[i];
+        r->previous[i] = counts[i];
+    }
+    r->steps++;
+}
+
+int64_t mu_roll_window(const mu_roll *r) { return r->steps < MU_ROLL_WINDOW ? r->steps : MU_ROLL_WINDOW; }
+
+mu_expert_state mu_roll_state(const mu_roll *r, int layer, int expert) {
+    if (r->steps < MU_ROLL_LEAST) return MU_EXPERT_ALIVE;
+    const int64_t *row = r->total + (int64_t)layer * r->experts;
+    if (row[expert] == 0) return MU_EXPERT_DEAD;
+    int64_t all = 0;
+    for (int i = 0; i < r->experts; i++) all += row[i];
+    return row[expert] * r->experts * 10 < all ? MU_EXPERT_STARVED : MU_EXPERT_ALIVE;
+}
+
+mu_load mu_load_of(const int64_t *counts, int n) {
+    double total = 0, largest = 0, squares = 0, entropy = 0;
+    for (int i = 0; i < n; i++) {
+        total += (double)counts[i];
+        if ((double)counts[i] > largest) largest = (double)counts[i];
+    }
+    if (total == 0) return (mu_load){ 0, 0, 0, 0 };
+    double mean = total / n;
+    for (int i = 0; i < n; i++) {
+        double d = (double)counts[i] - mean, p = (double)counts[i] / total;
+        squares += d * d;
+        if (p > 0) entropy -= p * log(p);
+    }
+    return (mu_load){ largest / mean - 1, largest / mean, sqrt(squares / n) / mean, exp(entropy) / n };
+}
+
+/* Appends "layer 3: experts 5, 11 took no token for 200 steps" when some expert of the layer is in `state`. */
+static void report_layer(const mu_roll *r, int layer, int layer_id, mu_expert_state state, FILE *out) {
+    int n = 0;
+    for (int i = 0; i < r->experts; i++) n += mu_roll_state(r, layer, i) == state;
+    if (!n) return;
+    fprintf(out, "layer %d: expert%s", layer_id, n > 1 ? "s" : "");
+    const char *separator = " ";
+    for (int i = 0; i < r->experts; i++)
+        if (mu_roll_state(r, layer, i) == state) {
+            fprintf(out, "%s%d", separator, i);
+            separator = ", ";
+        }
+    fprintf(out, state == MU_EXPERT_DEAD ? " took no token for %lld steps\n" : " took under 10 %% of a fair share for %lld steps\n",
+            (long long)mu_roll_window(r));
+}
+
+char *mu_roll_report(const mu_roll *r, const int *layer_ids) {
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    MU_CHECK(out, "out of memory");
+    for (int layer = 0; layer < r->layers; layer++) {
+        report_layer(r, layer, layer_ids[layer], MU_EXPERT_DEAD, out);
+        report_layer(r, layer, layer_ids[layer], MU_EXPERT_STARVED, out);
+    }
+    fclose(out);
+    if (size && text[size - 1] == '\n') text[size - 1] = '\0';
+    return text;
+}

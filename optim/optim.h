@@ -1,0 +1,48 @@
+/* optim.h - learning-rate schedules, the gradient's norm, and AdamW that leaves idle experts alone. */
+#ifndef MUSTER_OPTIM_H
+#define MUSTER_OPTIM_H
+#include "dist/dist.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*       type   key            default    min  max  choices  help */
+#define MU_OPTIONS_OPTIM(O) \
+    O(FLOAT,  lr,             "1e-3",    0,   1e3, NULL, "highest learning rate") \
+    O(FLOAT,  min_lr,         "1e-4",    0,   1e3, NULL, "learning rate at the end of cosine, linear and wsd, at most lr") \
+    O(CHOICE, schedule,       "cosine",  0,   0,   "cosine|linear|wsd|constant", "course of the learning rate after the warm-up") \
+    O(INT,    warmup_steps,   "100",     0,   1e9, NULL, "steps of linear growth from 0 to lr") \
+    O(FLOAT,  decay_fraction, "0.2",     0,   1,   NULL, "wsd: share of the run's steps in which the rate falls") \
+    O(PAIR,   betas,          "[0.9, 0.95]", 0, 0.999999999, NULL, "decay of AdamW's first and second moment") \
+    O(FLOAT,  eps,            "1e-8",    1e-30, 1, NULL, "added to the root of AdamW's second moment") \
+    O(FLOAT,  weight_decay,   "0.1",     0,   1e3, NULL, "decoupled decay, on matrices except the router") \
+    O(FLOAT,  grad_clip,      "1.0",     0,   1e9, NULL, "largest norm of the whole gradient; 0: no clipping")
+
+typedef struct { MU_OPTIONS_OPTIM(MU_OPTION_FIELD) } mu_optim_config;
+enum { MU_SCHEDULE_COSINE, MU_SCHEDULE_LINEAR, MU_SCHEDULE_WSD, MU_SCHEDULE_CONSTANT };
+
+/* Learning rate of step s = 1 .. steps: lr*s/warmup first; min_lr is reached at s = steps. Local. */
+double mu_learning_rate(const mu_optim_config *cfg, int64_t s, int64_t steps);
+
+typedef struct {
+    mu_optim_config cfg;
+    mu_params *params;              /* borrowed */
+    mu_memory *moments[4][2];       /* first and second moment of each group's slab */
+    mu_memory *squares;             /* F64 [global units] */
+} mu_adamw;
+mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps);      /* moments zero. Local */
+void mu_adamw_free(mu_adamw *o);
+void *mu_adamw_moment(const mu_adamw *o, const mu_unit *u, int which);  /* device pointer; which: 0 first, 1 second */
+/* The norm of the whole gradient: squares of each tensor and each expert, added in one fixed order, so that
+ * it is the same for any ep. When it is not finite, *bad (may be NULL) names a unit on this rank that is
+ * not, or stays NULL. Collective over the expert group. */
+double mu_grad_norm(mu_adamw *o, mu_comm *expert_group, const mu_unit **bad);
+/* One AdamW step of every unit that is not idle; gradients are scaled by grad_scale first. An idle expert
+ * keeps weights, moments and its own step count bit for bit. Local. */
+void mu_adamw_step(mu_adamw *o, double lr, double grad_scale);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

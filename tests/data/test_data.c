@@ -1,0 +1,646 @@
+/* test_data.c - tokenizer, corpora from every kind of source, token files, the generator, the loader. */
+#include "data/data.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static char folder[64];
+static mu_error e;
+static mu_tokenizer *bytes;
+
+static const char *in_folder(const char *name) {
+    static char path[8][128];
+    static int turn;
+    turn = (turn + 1) % 8;
+    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
+    return path[turn];
+}
+
+static int set_up(void **state) {
+    (void)state;
+    snprintf(folder, sizeof folder, "data-XXXXXX");
+    bytes = mu_tokenizer_open("bytes");
+    return bytes && mkdtemp(folder) ? 0 : -1;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    mu_tokenizer_close(bytes);
+    return mu_file_remove_tree(folder, NULL) ? -1 : 0;
+}
+
+static void assert_ok(mu_status status) {
+    if (status) fail_msg("status %d: %s", status, e.text);
+}
+
+static void assert_error(mu_status status, mu_status expected, const char *text) {
+    if (status != expected || e.status != expected) fail_msg("status %d, not %d: %s", status, expected, e.text);
+    if (!strstr(e.text, text)) fail_msg("no \"%s\" in: %s", text, e.text);
+}
+
+static void put(const char *name, const char *text, size_t n) {
+    char *path = mu_strdup(in_folder(name)), *slash = strrchr(path, '/');
+    *slash = '\0';
+    assert_ok(mu_file_make_dirs(path, &e));
+    *slash = '/';
+    assert_ok(mu_file_replace(path, text, n, &e));
+    free(path);
+}
+
+static void put_text(const char *name, const char *text) { put(name, text, strlen(text)); }
+
+typedef struct { const char *name, *path; } entry;
+
+/* Weights are 1 where none are given. */
+static mu_status open_corpus(mu_corpus *c, int n, const entry *entries, const double *weights) {
+    mu_option_domain list[20] = { 0 };
+    for (int i = 0; i < n; i++) {
+        snprintf(list[i].domain, sizeof list[i].domain, "%s", entries[i].name);
+        snprintf(list[i].path, sizeof list[i].path, "%s", entries[i].path);
+        list[i].weight = weights ? weights[i] : 1;
+    }
+    return mu_corpus_open(c, &(mu_option_domains){ n, list }, bytes, 7, &e);
+}
+
+static mu_status open_one(mu_corpus *c, const char *path) {
+    return open_corpus(c, 1, (const entry[]){ { "one", path } }, NULL);
+}
+
+/* The domain is exactly these documents. */
+static void assert_documents(const mu_domain *d, int n, const char *const *documents) {
+    int64_t at = 0, text_bytes = 0;
+    assert_int_equal(d->n_documents, n);
+    for (int i = 0; i < n; i++) {
+        assert_int_equal(d->document_offsets[i], at);
+        for (const char *c = documents[i]; *c; c++) assert_int_equal(d->tokens[at++], (unsigned char)*c);
+        assert_int_equal(d->tokens[at++], 256);
+        text_bytes += (int64_t)strlen(documents[i]);
+    }
+    assert_int_equal(d->document_offsets[n], at);
+    assert_int_equal(d->n_tokens, at);
+    assert_int_equal(d->text_bytes, text_bytes);
+}
+
+/* ------------------------------------------------------------------ tokenizer */
+
+static void test_tokenizer(void **state) {
+    (void)state;
+    char all[256], out[4];
+    uint16_t tokens[256];
+    for (int i = 0; i < 256; i++) all[i] = (char)i;
+    assert_string_equal(mu_tokenizer_name(bytes), "bytes");
+    assert_int_equal(mu_tokenizer_vocab_size(bytes), 257);
+    assert_int_equal(mu_tokenizer_eod(bytes), 256);
+    assert_int_equal(mu_tokenizer_encode(bytes, all, 256, tokens), 256);
+    for (int i = 0; i < 256; i++) {
+        assert_int_equal(tokens[i], i);
+        assert_int_equal(mu_tokenizer_decode(bytes, tokens[i], out, sizeof out), 1);
+        assert_int_equal(out[0], all[i]);
+    }
+    assert_int_equal(mu_tokenizer_decode(bytes, 256, out, sizeof out), 0);
+    assert_int_equal(mu_tokenizer_decode(bytes, 65535, out, sizeof out), 0);
+    assert_int_equal(mu_tokenizer_decode(bytes, 65, out, 0), 0);
+    assert_null(mu_tokenizer_open("words"));
+}
+
+/* ------------------------------------------------------------------ texts */
+
+static void test_folder(void **state) {
+    (void)state;
+    put_text("f/b.txt", "second");
+    put_text("f/a/z.txt", "first, and \xff is no UTF-8");
+    put_text("f/c.jsonl", "{\"text\": \"third \\u00e9\\n\", \"id\": [1, 2]}\n\n  \r\n{\"text\":\"\"}\r\n{\"text\":\"4th\"}");
+    put_text("f/empty.txt", "");
+    put_text("f/notes.md", "not a text");
+    put_text("f/.hidden.txt", "not wanted");
+    put_text("elsewhere.txt", "linked");
+    assert_int_equal(symlink("../elsewhere.txt", in_folder("f/d.txt")), 0);
+    assert_int_equal(symlink("..", in_folder("f/loop")), 0);
+    mu_corpus c;
+    assert_ok(open_one(&c, in_folder("f")));
+    assert_documents(&c.domains[0], 5,
+                     (const char *[]){ "first, and \xff is no UTF-8", "second", "third \xc3\xa9\n", "4th", "linked" });
+    assert_false(c.synthetic);
+    mu_corpus_close(&c);
+}
+
+static void test_single_files(void **state) {
+    (void)state;
+    mu_corpus c;
+    put_text("one.txt", "just this");
+    put_text("one.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"}\n");
+    assert_ok(open_one(&c, in_folder("one.txt")));
+    assert_documents(&c.domains[0], 1, (const char *[]){ "just this" });
+    mu_corpus_close(&c);
+    assert_ok(open_one(&c, in_folder("one.jsonl")));
+    assert_documents(&c.domains[0], 2, (const char *[]){ "a", "b" });
+    mu_corpus_close(&c);
+}
+
+static void test_many_documents(void **state) {
+    (void)state;
+    enum { N = 5000 };
+    char *text = mu_alloc(N, 32);
+    size_t n = 0;
+    for (int i = 0; i < N; i++) n += (size_t)sprintf(text + n, "{\"text\": \"%d\"}\n", i * i);
+    put("many.jsonl", text, n);
+    mu_corpus c;
+    assert_ok(open_one(&c, in_folder("many.jsonl")));
+    const mu_domain *d = &c.domains[0];
+    assert_int_equal(d->n_documents, N);
+    for (int i = 0; i < N; i++) {
+        char number[16] = "";
+        for (int64_t t = d->document_offsets[i]; t < d->document_offsets[i + 1] - 1; t++)
+            number[t - d->document_offsets[i]] = (char)d->tokens[t];
+        assert_int_equal(atoi(number), i * i);
+    }
+    mu_corpus_close(&c);
+    free(text);
+}
+
+static void assert_bad(const char *name, const char *text, size_t n, mu_status status, const char *says) {
+    mu_corpus c;
+    put(name, text, n);
+    assert_error(open_one(&c, in_folder(name)), status, says);
+    assert_null(c.domains);
+}
+
+static void test_bad_texts(void **state) {
+    (void)state;
+    mu_corpus c;
+    assert_error(open_one(&c, in_folder("absent")), MU_STATUS_NOINPUT, "absent: No such file");
+    assert_bad("nul.txt", "text\0binary", 11, MU_STATUS_DATA, "nul.txt: not a text: NUL at byte 4");
+    assert_bad("none.txt", "", 0, MU_STATUS_DATA, "no text in");
+    assert_bad("picture.png", "x", 1, MU_STATUS_DATA, "picture.png: neither a folder");
+    put_text("only/readme.md", "x");
+    assert_error(open_one(&c, in_folder("only")), MU_STATUS_DATA, "no text in");
+    assert_int_equal(symlink("nowhere", in_folder("only/a.txt")), 0);
+    assert_error(open_one(&c, in_folder("only")), MU_STATUS_NOINPUT, "only/a.txt");
+}
+
+static void test_bad_jsonl(void **state) {
+    (void)state;
+    const struct { const char *text, *says; } cases[] = {
+        { "{\"text\": \"a\"}\n{\"text\": \"b\"\n", "bad.jsonl:2: bad JSON" },
+        { "{\"text\": \"a\"}\n\n{\"text\": 5}\n", "bad.jsonl:3: no string named \"text\"" },
+        { "{\"txt\": \"a\"}\n", "bad.jsonl:1: no string" },
+        { "[\"text\"]\n", "bad.jsonl:1: not a JSON object" },
+        { "{\"text\": \"a\", \"text\": \"b\"}\n", "bad.jsonl:1: bad JSON" },
+        { "{\"text\": \"a\"} {\"text\": \"b\"}\n", "bad.jsonl:1: bad JSON" },
+        { "{\"text\": \"\xff\"}\n", "bad.jsonl:1: bad JSON" },
+        { "plain words\n", "bad.jsonl:1: bad JSON" },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        assert_bad("bad.jsonl", cases[i].text, strlen(cases[i].text), MU_STATUS_DATA, cases[i].says);
+}
+
+static void test_bad_names(void **state) {
+    (void)state;
+    mu_corpus c;
+    put_text("one.txt", "text");
+    const char *path = in_folder("one.txt");
+    assert_error(open_corpus(&c, 2, (const entry[]){ { "a", path }, { "a", path } }, NULL), MU_STATUS_CONFIG,
+                 "listed twice");
+    const char *bad[] = { "", "a/b", "..", "a\nb" };
+    for (int i = 0; i < 4; i++)
+        assert_error(open_corpus(&c, 1, (const entry[]){ { bad[i], path } }, NULL), MU_STATUS_CONFIG, "name");
+    assert_error(open_corpus(&c, 0, NULL, NULL), MU_STATUS_CONFIG, "no domain");
+}
+
+static void test_entropy(void **state) {
+    (void)state;
+    mu_corpus c;
+    put_text("four.txt", "abcabca");        /* with the end of document: a 3, b 2, c 2, end 1 of 8 */
+    assert_ok(open_one(&c, in_folder("four.txt")));
+    double expected = -(3 * log(3 / 8.) + 4 * log(2 / 8.) + log(1 / 8.)) / 8;
+    assert_true(fabs(mu_domain_unigram_entropy(&c.domains[0], 257) - expected) < 1e-12);
+    mu_corpus_close(&c);
+}
+
+/* ------------------------------------------------------------------ token files */
+
+static void test_token_file(void **state) {
+    (void)state;
+    put_text("t1/a.txt", "alpha");
+    put_text("t1/b.txt", "beta");
+    put_text("t2.txt", "gamma \xf0\x9f\x8d\x80");
+    mu_corpus c, again, other;
+    assert_ok(open_corpus(&c, 2, (const entry[]){ { "x", in_folder("t1") }, { "y", in_folder("t2.txt") } }, NULL));
+    const char *file = in_folder("tokens.h5");
+    assert_ok(mu_corpus_write(&c, bytes, file, &e));
+    assert_false(mu_file_exists(in_folder("tokens.h5.tmp")));
+    assert_ok(open_corpus(&again, 2, (const entry[]){ { "x", file }, { "y", file } }, NULL));
+    assert_string_equal(c.fingerprint, again.fingerprint);
+    assert_documents(&again.domains[0], 2, (const char *[]){ "alpha", "beta" });
+    assert_documents(&again.domains[1], 1, (const char *[]){ "gamma \xf0\x9f\x8d\x80" });
+    assert_error(open_corpus(&other, 1, (const entry[]){ { "z", file } }, NULL), MU_STATUS_DATA, "/domains/z/");
+    mu_corpus_close(&again);
+
+    put_text("t2.txt", "gammA \xf0\x9f\x8d\x80");       /* one letter, one name, one order: other fingerprints */
+    assert_ok(open_corpus(&other, 2, (const entry[]){ { "x", file }, { "y", in_folder("t2.txt") } }, NULL));
+    assert_string_not_equal(c.fingerprint, other.fingerprint);
+    mu_corpus_close(&other);
+    assert_ok(open_corpus(&other, 2, (const entry[]){ { "y", file }, { "x", file } }, NULL));
+    assert_string_not_equal(c.fingerprint, other.fingerprint);
+    mu_corpus_close(&other);
+    mu_corpus_close(&c);
+}
+
+/* A token file by hand, with one thing wrong. */
+static void write_tokens(const char *path, const char *tokenizer, const uint16_t *tokens, int64_t n,
+                         const int64_t *offsets, int64_t n_offsets) {
+    mu_store *s;
+    int64_t text_bytes = 4, one = 1;
+    assert_ok(mu_store_create(&s, path, &e));
+    assert_ok(mu_store_write_text(s, "tokenizer", tokenizer, &e));
+    assert_ok(mu_store_write(s, "domains/one/tokens", MU_STORE_U16, 1, &n, tokens, &e));
+    assert_ok(mu_store_write(s, "domains/one/document_offsets", MU_STORE_I64, 1, &n_offsets, offsets, &e));
+    assert_ok(mu_store_write(s, "domains/one/text_bytes", MU_STORE_I64, 1, &one, &text_bytes, &e));
+    assert_ok(mu_store_close(s, &e));
+}
+
+static void test_bad_token_files(void **state) {
+    (void)state;
+    mu_corpus c;
+    const char *file = in_folder("bad.h5");
+    const uint16_t good[] = { 1, 2, 256, 3, 4, 256 }, big[] = { 1, 2, 256, 3, 257, 256 };
+    write_tokens(file, "bytes", good, 6, (int64_t[]){ 0, 3, 6 }, 3);
+    assert_ok(open_one(&c, file));
+    assert_int_equal(c.domains[0].n_documents, 2);
+    assert_int_equal(c.domains[0].text_bytes, 4);
+    mu_corpus_close(&c);
+    write_tokens(file, "words", good, 6, (int64_t[]){ 0, 3, 6 }, 3);
+    assert_error(open_one(&c, file), MU_STATUS_DATA, "tokenizer \"words\", not \"bytes\"");
+    write_tokens(file, "bytes", big, 6, (int64_t[]){ 0, 3, 6 }, 3);
+    assert_error(open_one(&c, file), MU_STATUS_DATA, "token 4 is 257, vocabulary 257");
+    const int64_t bad[][3] = { { 1, 3, 6 }, { 0, 2, 6 }, { 0, 3, 5 }, { 0, 7, 6 }, { 0, -1, 6 }, { 0, 6, 6 } };
+    for (int i = 0; i < 6; i++) {
+        write_tokens(file, "bytes", good, 6, bad[i], 3);
+        assert_error(open_one(&c, file), MU_STATUS_DATA, "document_offsets");
+    }
+    write_tokens(file, "bytes", good, 6, bad[0], 0);
+    assert_error(open_one(&c, file), MU_STATUS_DATA, "document_offsets");
+    assert_error(open_one(&c, in_folder("absent.h5")), MU_STATUS_NOINPUT, "absent.h5");
+    put_text("junk.h5", "junk");
+    assert_error(open_one(&c, in_folder("junk.h5")), MU_STATUS_DATA, "junk.h5");
+}
+
+/* ------------------------------------------------------------------ the generator */
+
+enum { N_SYNTHETIC = 19 };
+static const entry synthetic[N_SYNTHETIC] = {
+    { "common-1", "synthetic" },  { "common-2", "synthetic" },  { "common-3", "synthetic" },
+    { "common-4", "synthetic" },  { "common-5", "synthetic" },  { "common-6", "synthetic" },
+    { "common-7", "synthetic" },  { "common-8", "synthetic" },  { "common-9", "synthetic" },
+    { "common-10", "synthetic" }, { "common-11", "synthetic" }, { "common-12", "synthetic" },
+    { "common-13", "synthetic" }, { "rare-1", "synthetic" },    { "rare-2", "synthetic" },
+    { "rare-3", "synthetic" },    { "decoy", "synthetic" },     { "near-copy", "synthetic" },
+    { "something", "synthetic" },
+};
+
+/* What follows each byte most often in a domain, and how often it is that; counts symbol pairs only. */
+static double learn_facts(const mu_domain *d, int tag, int best[128]) {
+    static int64_t pairs[128][128];
+    memset(pairs, 0, sizeof pairs);
+    int64_t total = 0, right = 0;
+    for (int64_t i = 0; i < d->n_documents; i++)
+        for (int64_t t = d->document_offsets[i] + tag; t + 2 < d->document_offsets[i + 1]; t++)
+            pairs[d->tokens[t]][d->tokens[t + 1]]++, total++;
+    for (int a = 0; a < 128; a++) {
+        best[a] = -1;
+        for (int b = 0; b < 128; b++)
+            if (pairs[a][b] > (best[a] < 0 ? 0 : pairs[a][best[a]])) best[a] = b;
+        if (best[a] >= 0) right += pairs[a][best[a]];
+    }
+    return (double)right / (double)total;
+}
+
+static int count_equal(const int a[128], const int b[128]) {
+    int n = 0;
+    for (int i = 0; i < 128; i++) n += a[i] >= 0 && a[i] == b[i];
+    return n;
+}
+
+static void test_synthetic(void **state) {
+    (void)state;
+    mu_corpus c;
+    int best[N_SYNTHETIC][128];
+    int64_t known = 0;
+    assert_ok(open_corpus(&c, N_SYNTHETIC, synthetic, NULL));
+    assert_true(c.synthetic);
+    for (int i = 0; i < N_SYNTHETIC; i++) {
+        const mu_domain *d = &c.domains[i];
+        bool decoy = !strcmp(d->name, "decoy"), last = i == N_SYNTHETIC - 1;
+        double right = learn_facts(d, last ? 4 : 1, best[i]);
+        if (decoy) assert_true(right < 0.1);            /* 3000 draws: the luckiest successor of each symbol */
+        else assert_true(fabs(right - 0.9016) < (d->n_tokens > 100000 ? 0.005 : 0.025));
+        uint8_t images[128] = { 0 };
+        int n_symbols = 0;
+        for (int a = 0; a < 128; a++)
+            if (best[i][a] >= 0) n_symbols++, images[best[i][a]]++;
+        assert_int_equal(n_symbols, 64);
+        for (int a = 0; !decoy && a < 128; a++) assert_true(images[a] <= 1);    /* a permutation */
+        for (int64_t k = 0; k <= d->n_documents; k++) assert_int_equal(d->document_offsets[k], 256 * k);
+        if (!last) known += d->n_tokens;
+    }
+    for (int i = 0; i < 16; i++)                                    /* facts are a domain's own ... */
+        for (int j = 0; j < i; j++) assert_true(count_equal(best[i], best[j]) < 10);
+    assert_int_equal(count_equal(best[0], best[17]), 64 - 8);       /* ... but the near-copy's */
+    assert_in_range(known, 2950000, 3050000);
+    assert_in_range(c.domains[N_SYNTHETIC - 1].n_tokens, 195000, 205000);
+    for (int i = 13; i < 18; i++) {
+        double share = (double)c.domains[i].n_tokens / (double)known;
+        assert_true(share > 0.0009 && share < 0.0011);
+    }
+    for (int k = 2; k <= 13; k++) {                                 /* Zipf */
+        double ratio = (double)c.domains[0].n_tokens / (double)c.domains[k - 1].n_tokens;
+        assert_true(fabs(ratio / k - 1) < 0.01);
+    }
+    for (int i = 0; i < N_SYNTHETIC; i++)                           /* tags differ and are no symbols */
+        for (int j = 0; j < i; j++) assert_int_not_equal(c.domains[i].tokens[0], c.domains[j].tokens[0]);
+    for (int i = 0; i < N_SYNTHETIC; i++) assert_true(best[0][c.domains[i].tokens[0]] < 0);
+    mu_corpus_close(&c);
+}
+
+static void test_synthetic_seed(void **state) {
+    (void)state;
+    char first[33];
+    mu_corpus c;
+    mu_option_domain entry = { .domain = "rare-1", .path = "synthetic", .weight = 1 };
+    for (int i = 0; i < 3; i++) {
+        assert_ok(mu_corpus_open(&c, &(mu_option_domains){ 1, &entry }, bytes, i < 2 ? 7 : 8, &e));
+        if (i == 0) snprintf(first, sizeof first, "%s", c.fingerprint);
+        else assert_int_equal(strcmp(first, c.fingerprint) == 0, i == 1);
+        mu_corpus_close(&c);
+    }
+}
+
+/* The tokens are the same for ever: experiments name this generator, and a changed one must be noticed. */
+static void test_synthetic_frozen(void **state) {
+    (void)state;
+    mu_corpus c;
+    assert_ok(open_corpus(&c, 2, (const entry[]){ { "rare-2", "synthetic" }, { "near-copy", "synthetic" } }, NULL));
+    assert_string_equal(c.fingerprint, "5dc7d74e232e0fc08c029878ce2c3076");
+    mu_corpus_close(&c);
+}
+
+/* ------------------------------------------------------------------ the loader */
+
+enum { SEQ = 10 };
+
+/* Domains of 1000, 3000 and 205 tokens; token i of domain d is a letter told by both. */
+static void open_three(mu_corpus *c, const double *weights) {
+    static const int sizes[3] = { 1000, 3000, 205 };
+    static const char *const names[3] = { "a.txt", "b.txt", "c.txt" };
+    for (int d = 0; d < 3; d++) {
+        char text[3000];
+        for (int i = 0; i < sizes[d] - 1; i++) text[i] = (char)(33 + (i * 7 + i / 11 + d * 31) % 90);
+        put(names[d], text, (size_t)sizes[d] - 1);
+    }
+    assert_ok(open_corpus(c, 3, (const entry[]){ { "a", in_folder("a.txt") }, { "b", in_folder("b.txt") },
+                                                     { "c", in_folder("c.txt") } }, weights));
+}
+
+static mu_loader *open_loader(const mu_corpus *c, double val_fraction, uint64_t seed) {
+    mu_loader *l;
+    assert_ok(mu_loader_open(&l, c, SEQ, val_fraction, seed, &e));
+    return l;
+}
+
+static void test_split(void **state) {
+    (void)state;
+    mu_corpus c;
+    open_three(&c, NULL);
+    /* 99, 299 and 20 sequences; a tenth, but at least 16 or half */
+    const int64_t n[3] = { 99, 299, 20 }, val[3] = { 16, 30, 10 };
+    mu_loader *l = open_loader(&c, 0.1, 1);
+    for (int d = 0; d < 3; d++) {
+        assert_int_equal(mu_loader_val_sequences(l, d), val[d]);
+        assert_int_equal(mu_loader_train_sequences(l, d), n[d] - val[d]);
+        assert_true(fabs(mu_loader_share(l, d) - (double)c.domains[d].n_tokens / 4205.) < 1e-12);
+    }
+    mu_loader_close(l);
+    l = open_loader(&c, 0, 1);
+    for (int d = 0; d < 3; d++) {
+        assert_int_equal(mu_loader_val_sequences(l, d), 0);
+        assert_int_equal(mu_loader_train_sequences(l, d), n[d]);
+    }
+    mu_loader_close(l);
+    l = open_loader(&c, 0.9, 1);
+    assert_int_equal(mu_loader_val_sequences(l, 2), 18);
+    assert_int_equal(mu_loader_train_sequences(l, 2), 2);
+    mu_loader_close(l);
+    mu_corpus_close(&c);
+}
+
+/* Training and validation sequences together are each window once; targets are inputs shifted by one. */
+static void test_windows(void **state) {
+    (void)state;
+    mu_corpus c;
+    open_three(&c, NULL);
+    mu_loader *l = open_loader(&c, 0.1, 1);
+    int32_t tokens[SEQ], targets[SEQ];
+    for (int d = 0; d < 3; d++) {
+        int64_t n_train = mu_loader_train_sequences(l, d), n = n_train + mu_loader_val_sequences(l, d);
+        for (int64_t i = 0; i < n; i++) {
+            if (i < n_train) mu_loader_read(l, &(mu_sample){ .domain = d, .sequence = i }, tokens, targets);
+            else mu_loader_val_read(l, d, i - n_train, tokens, targets);
+            for (int t = 0; t < SEQ; t++) {
+                assert_int_equal(tokens[t], c.domains[d].tokens[i * SEQ + t]);
+                assert_int_equal(targets[t], c.domains[d].tokens[i * SEQ + t + 1]);
+            }
+        }
+    }
+    mu_loader_close(l);
+    mu_corpus_close(&c);
+}
+
+enum { N_SAMPLES = 3000 };
+
+static void draw(mu_loader *l, int n, const int *batches, mu_sample *samples) {
+    for (int done = 0, b = 0; done < n; b++) {
+        int size = batches[b % 4] < n - done ? batches[b % 4] : n - done;
+        mu_loader_next(l, size, samples + done);
+        done += size;
+    }
+}
+
+static void assert_same_samples(const mu_sample *a, const mu_sample *b, int n) {
+    for (int i = 0; i < n; i++)
+        if (a[i].domain != b[i].domain || a[i].sequence != b[i].sequence || a[i].global_sample != b[i].global_sample)
+            fail_msg("sample %d differs", i);
+}
+
+static void test_order(void **state) {
+    (void)state;
+    mu_corpus c;
+    open_three(&c, NULL);
+    static mu_sample whole[N_SAMPLES], parts[N_SAMPLES], other[N_SAMPLES];
+    mu_loader *l = open_loader(&c, 0.1, 1);
+    mu_loader_next(l, N_SAMPLES, whole);
+    mu_loader_close(l);
+    l = open_loader(&c, 0.1, 1);
+    draw(l, N_SAMPLES, (const int[4]){ 1, 7, 64, 200 }, parts);
+    mu_loader_close(l);
+    assert_same_samples(whole, parts, N_SAMPLES);
+    for (int i = 0; i < N_SAMPLES; i++) assert_int_equal(whole[i].global_sample, i);
+
+    l = open_loader(&c, 0.1, 2);
+    mu_loader_next(l, N_SAMPLES, other);
+    mu_loader_close(l);
+    int equal = 0;
+    for (int i = 0; i < N_SAMPLES; i++)
+        equal += whole[i].domain == other[i].domain && whole[i].sequence == other[i].sequence;
+    assert_in_range(equal, 0, 100);             /* another seed: another order */
+    mu_corpus_close(&c);
+}
+
+/* In each epoch of a domain every training sequence comes once, and epochs differ in their order. */
+static void test_epochs(void **state) {
+    (void)state;
+    mu_corpus c;
+    open_three(&c, NULL);
+    static mu_sample samples[N_SAMPLES];
+    mu_loader *l = open_loader(&c, 0.1, 1);
+    mu_loader_next(l, N_SAMPLES, samples);
+    for (int d = 0; d < 3; d++) {
+        int64_t n_train = mu_loader_train_sequences(l, d), seen = 0, epochs = 0, moved = 0;
+        int *count = mu_alloc((size_t)n_train, sizeof *count);
+        int64_t *first = mu_alloc((size_t)n_train, sizeof *first);
+        for (int i = 0; i < N_SAMPLES; i++) {
+            if (samples[i].domain != d) continue;
+            assert_in_range(samples[i].sequence, 0, n_train - 1);
+            if (seen < n_train) first[seen] = samples[i].sequence;
+            else moved += first[seen % n_train] != samples[i].sequence;
+            count[samples[i].sequence]++;
+            if (++seen % n_train) continue;
+            epochs++;
+            for (int64_t k = 0; k < n_train; k++) assert_int_equal(count[k], epochs);
+        }
+        assert_true(epochs >= 5);
+        assert_true(moved > (seen - n_train) * 3 / 4);
+        int in_place = 0;
+        for (int64_t k = 0; k < n_train; k++) in_place += first[k] == k;
+        assert_in_range(in_place, 0, 5);        /* a shuffle leaves about one in its place */
+        free(count);
+        free(first);
+    }
+    mu_loader_close(l);
+    mu_corpus_close(&c);
+}
+
+static void test_shares(void **state) {
+    (void)state;
+    enum { N = 100000 };
+    mu_corpus c;
+    open_three(&c, (double[]){ 3, 0.5, 0 });
+    mu_loader *l = open_loader(&c, 0.1, 1);
+    const double expected[3] = { 3000. / 4500, 1500. / 4500, 0 };
+    int64_t count[3] = { 0 };
+    mu_sample *samples = mu_alloc(N, sizeof *samples);
+    mu_loader_next(l, N, samples);
+    for (int i = 0; i < N; i++) count[samples[i].domain]++;
+    for (int d = 0; d < 3; d++) {
+        double p = expected[d], four_sd = 4 * sqrt(p * (1 - p) / N);
+        assert_true(fabs(mu_loader_share(l, d) - p) < 1e-12);
+        assert_true(fabs((double)count[d] / N - p) <= four_sd);
+    }
+    free(samples);
+    mu_loader_close(l);
+    mu_corpus_close(&c);
+}
+
+/* Stopped anywhere, also in the middle of an epoch, and taken up by a new loader or by one that is
+ * elsewhere: the samples go on as if nothing had been. */
+static void test_state(void **state) {
+    (void)state;
+    mu_corpus c;
+    open_three(&c, NULL);
+    static mu_sample whole[N_SAMPLES], rest[N_SAMPLES];
+    mu_loader *l = open_loader(&c, 0.1, 1), *again;
+    mu_loader_next(l, N_SAMPLES, whole);
+    for (int at = 0; at < N_SAMPLES; at += 271) {
+        int64_t saved[4];
+        mu_loader *before = open_loader(&c, 0.1, 1);
+        assert_int_equal(mu_loader_state_size(before), 4);
+        mu_loader_next(before, at, rest);
+        mu_loader_state_get(before, saved);
+        assert_int_equal(saved[3], at);
+        mu_loader_close(before);
+        again = open_loader(&c, 0.1, 1);
+        assert_ok(mu_loader_state_set(again, saved, &e));
+        mu_loader_next(again, N_SAMPLES - at, rest);
+        assert_same_samples(whole + at, rest, N_SAMPLES - at);
+        mu_loader_close(again);
+        assert_ok(mu_loader_state_set(l, saved, &e));      /* back from the end */
+        mu_loader_next(l, N_SAMPLES - at, rest);
+        assert_same_samples(whole + at, rest, N_SAMPLES - at);
+    }
+    mu_loader_close(l);
+    mu_corpus_close(&c);
+}
+
+/* Samples beyond 2^32 are neither refused nor those of 2^32 before. */
+static void test_late_samples(void **state) {
+    (void)state;
+    mu_corpus c;
+    open_three(&c, NULL);
+    static mu_sample early[500], late[500];
+    mu_loader *l = open_loader(&c, 0.1, 1);
+    mu_loader_next(l, 500, early);
+    int64_t far = (int64_t)1 << 32;
+    assert_ok(mu_loader_state_set(l, (int64_t[]){ far, 0, 0, far }, &e));
+    mu_loader_next(l, 500, late);
+    int equal = 0;
+    for (int i = 0; i < 500; i++) equal += early[i].domain == late[i].domain;
+    assert_int_equal(late[499].global_sample, far + 499);
+    assert_in_range(equal, 150, 450);           /* by chance .57 of 500, but not all */
+    mu_loader_close(l);
+    mu_corpus_close(&c);
+}
+
+static void test_bad_loader(void **state) {
+    (void)state;
+    mu_corpus c;
+    mu_loader *l;
+    open_three(&c, NULL);
+    assert_error(mu_loader_open(&l, &c, 205, 0.1, 1, &e), MU_STATUS_DATA, "domain \"c\": 205 tokens are too few");
+    assert_non_null(strstr(e.text, "needs 206"));
+    assert_non_null(strstr(e.text, "at most 204"));
+    assert_null(l);
+    assert_ok(mu_loader_open(&l, &c, 204, 0.1, 1, &e));     /* one sequence: it is for training */
+    assert_int_equal(mu_loader_train_sequences(l, 2), 1);
+    assert_int_equal(mu_loader_val_sequences(l, 2), 0);
+    const int64_t bad[][4] = { { 1, 1, 1, 4 }, { -1, 1, 1, 1 }, { 0, 0, 0, -1 }, { 5, -2, 0, 3 } };
+    for (int i = 0; i < 4; i++) assert_error(mu_loader_state_set(l, bad[i], &e), MU_STATUS_DATA, "loader state");
+    mu_loader_close(l);
+    mu_corpus_close(&c);
+    open_three(&c, (double[]){ 0, 0, 0 });
+    assert_error(mu_loader_open(&l, &c, SEQ, 0.1, 1, &e), MU_STATUS_CONFIG, "weights");
+    mu_corpus_close(&c);
+    open_three(&c, (double[]){ 1, -1, 1 });
+    assert_error(mu_loader_open(&l, &c, SEQ, 0.1, 1, &e), MU_STATUS_CONFIG, "domain \"b\"");
+    mu_corpus_close(&c);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_tokenizer),      cmocka_unit_test(test_folder),
+        cmocka_unit_test(test_single_files),   cmocka_unit_test(test_many_documents),
+        cmocka_unit_test(test_bad_texts),      cmocka_unit_test(test_bad_jsonl),
+        cmocka_unit_test(test_bad_names),      cmocka_unit_test(test_entropy),
+        cmocka_unit_test(test_token_file),     cmocka_unit_test(test_bad_token_files),
+        cmocka_unit_test(test_synthetic),      cmocka_unit_test(test_synthetic_seed),
+        cmocka_unit_test(test_synthetic_frozen),
+        cmocka_unit_test(test_split),          cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_order),          cmocka_unit_test(test_epochs),
+        cmocka_unit_test(test_shares),         cmocka_unit_test(test_state),
+        cmocka_unit_test(test_late_samples),   cmocka_unit_test(test_bad_loader),
+    };
+    return cmocka_run_group_tests_name("data", tests, set_up, tear_down);
+}

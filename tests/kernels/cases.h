@@ -1,0 +1,519 @@
+/* cases.h - the one list of cases for every kernel; each device is tested with all of them.
+ *
+ * A function run_<kernel> makes the operands of a case from its parameters and calls the kernel; the table
+ * at the end lists the parameters. Backward kernels are fed by the same device's forward. */
+#ifndef MUSTER_TESTS_KERNELS_CASES_H
+#define MUSTER_TESTS_KERNELS_CASES_H
+#include "harness.h"
+
+/* ---------------------------------------------------------------- basic */
+/* n, f64? : a vector of the device's type or of doubles */
+static mu_mat any_vector(trial *t, const char *name, int64_t n, bool f64) {
+    double *x = random_values(t, (uint32_t)t->n_operands, n);
+    return operand_new(t, name, f64 ? MU_DTYPE_F64 : t->dev->real, 1, n, x)->mat;
+}
+
+/* out: one double, exact to the last digits since sums are accumulated in double */
+static mu_mat exact_double(trial *t, double value) {
+    operand *o = operand_new(t, "out", MU_DTYPE_F64, 1, 1, constant_values(1, value));
+    o->tolerance = 1e-10;
+    return o->mat;
+}
+
+static void run_fill(trial *t, const int64_t *p) {
+    mu_mat x = any_vector(t, "x", p[0] + 3, p[1]);
+    t->dev->k->fill(t->dev, p[0], 0.5, x);          /* the last three values stay */
+}
+
+static void run_axpy(trial *t, const int64_t *p) {
+    mu_mat x = any_vector(t, "x", p[0], p[1]), y = any_vector(t, "y", p[0], p[1]);
+    t->dev->k->axpy(t->dev, p[0], -0.75, x, y);
+}
+
+static void run_add(trial *t, const int64_t *p) {
+    mu_mat x = any_vector(t, "x", p[0], p[1]), y = any_vector(t, "y", p[0], p[1]), z = any_vector(t, "z", p[0], p[1]);
+    t->dev->k->add(t->dev, p[0], x, y, z);
+}
+
+/* n, add? */
+static void run_sum(trial *t, const int64_t *p) {
+    mu_mat x = vector(t, "x", p[0]), out = exact_double(t, p[1] ? 100.5 : NAN);
+    t->dev->k->sum(t->dev, p[0], 0.25, x, p[1], out);
+}
+
+static void run_sumsq(trial *t, const int64_t *p) {
+    mu_mat x = vector(t, "x", p[0]), out = exact_double(t, p[1] ? 100.5 : NAN);
+    t->dev->k->sumsq(t->dev, p[0], x, p[1], out);
+}
+
+/* ta, tb, m, n, k, beta */
+static void run_gemm(trial *t, const int64_t *p) {
+    bool ta = p[0], tb = p[1];
+    int64_t m = p[2], n = p[3], k = p[4];
+    mu_mat a = ta ? matrix(t, "a", k, m) : matrix(t, "a", m, k);
+    t->pad *= 2;
+    mu_mat b = tb ? matrix(t, "b", n, k) : matrix(t, "b", k, n);
+    t->pad *= 2;
+    mu_mat c = p[5] ? matrix(t, "c", m, n) : new_matrix(t, "c", m, n);
+    t->dev->k->gemm(t->dev, ta, tb, m, n, k, a, b, (double)p[5], c);
+}
+
+/* n random integers below `below`; with `same` all are below - 1. */
+static mu_mat random_ints(trial *t, const char *name, int64_t n, int64_t below, bool same) {
+    int64_t *x = mu_alloc((size_t)n, sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = same ? below - 1 : draw(t, below);
+    mu_mat m = ints_of(t, name, 1, n, x);
+    free(x);
+    return m;
+}
+
+/* T, D, V, same? */
+static void run_embed_fwd(trial *t, const int64_t *p) {
+    mu_mat ids = random_ints(t, "ids", p[0], p[2], p[3]), w = matrix(t, "w", p[2], p[1]);
+    mu_mat y = new_matrix(t, "y", p[0], p[1]);
+    t->dev->k->embed_fwd(t->dev, p[0], p[1], ids, w, y);
+}
+
+static void run_embed_bwd(trial *t, const int64_t *p) {
+    mu_mat ids = random_ints(t, "ids", p[0], p[2], p[3]), dy = matrix(t, "dy", p[0], p[1]);
+    mu_mat dw = matrix(t, "dw", p[2], p[1]);
+    t->dev->k->embed_bwd(t->dev, p[0], p[1], p[2], ids, dy, dw);
+}
+
+/* R, D, rows of x */
+static void run_gather(trial *t, const int64_t *p) {
+    mu_mat index = random_ints(t, "index", p[0], p[2], false), x = matrix(t, "x", p[2], p[1]);
+    mu_mat y = new_matrix(t, "y", p[0], p[1]);
+    t->dev->k->gather(t->dev, p[0], p[1], index, x, y);
+}
+
+/* index[T,K]: each row at most once, about one in five dropped; T*K rows exist. */
+static mu_mat slots(trial *t, int64_t T, int64_t K) {
+    int64_t *index = draw_permutation(t, T * K);
+    for (int64_t i = 0; i < T * K; i++)
+        if (draw(t, 5) == 0) index[i] = -1;
+    mu_mat m = ints_of(t, "index", T, K, index);
+    free(index);
+    return m;
+}
+
+/* T, K, D, weights?, add? */
+static void run_gather_sum(trial *t, const int64_t *p) {
+    int64_t T = p[0], K = p[1], D = p[2];
+    mu_mat index = slots(t, T, K), weights = p[3] ? matrix(t, "weights", T, K) : NOTHING;
+    mu_mat rows = matrix(t, "rows", T * K, D), y = p[4] ? matrix(t, "y", T, D) : new_matrix(t, "y", T, D);
+    t->dev->k->gather_sum(t->dev, T, K, D, index, weights, rows, p[4], y);
+}
+
+/* T, K, D, weights?, drows?, dweights? */
+static void run_gather_sum_bwd(trial *t, const int64_t *p) {
+    int64_t T = p[0], K = p[1], D = p[2];
+    mu_mat index = slots(t, T, K), weights = p[3] ? matrix(t, "weights", T, K) : NOTHING;
+    mu_mat rows = matrix(t, "rows", T * K, D), dy = matrix(t, "dy", T, D);
+    mu_mat drows = p[4] ? new_matrix(t, "drows", T * K, D) : NOTHING;
+    mu_mat dweights = p[5] ? matrix(t, "dweights", T, K) : NOTHING;
+    t->dev->k->gather_sum_bwd(t->dev, T, K, D, index, weights, rows, dy, drows, dweights);
+}
+
+/* ---------------------------------------------------------------- norm, rope, attention */
+/* rows, D, zero row? */
+static mu_mat norm_input(trial *t, int64_t rows, int64_t D, bool zero_row) {
+    double *x = random_values(t, 77, rows * D);
+    for (int64_t i = 0; i < D && zero_row && rows; i++) x[(rows - 1) * D + i] = 0;
+    return reals_of(t, "x", rows, D, x);
+}
+
+static void run_rmsnorm_fwd(trial *t, const int64_t *p) {
+    mu_mat x = norm_input(t, p[0], p[1], p[2]), w = vector(t, "w", p[1]);
+    mu_mat y = new_matrix(t, "y", p[0], p[1]), rstd = new_vector(t, "rstd", p[0]);
+    t->dev->k->rmsnorm_fwd(t->dev, p[0], p[1], 1e-5, x, w, y, rstd);
+}
+
+/* rows, D, zero row?, dx?, dw? */
+static void run_rmsnorm_bwd(trial *t, const int64_t *p) {
+    mu_mat x = norm_input(t, p[0], p[1], p[2]), w = vector(t, "w", p[1]);
+    mu_mat y = new_matrix(t, "y", p[0], p[1]), rstd = new_vector(t, "rstd", p[0]);
+    mu_mat dy = matrix(t, "dy", p[0], p[1]);
+    mu_mat dx = p[3] ? matrix(t, "dx", p[0], p[1]) : NOTHING, dw = p[4] ? vector(t, "dw", p[1]) : NOTHING;
+    t->dev->k->rmsnorm_fwd(t->dev, p[0], p[1], 1e-5, x, w, y, rstd);
+    t->dev->k->rmsnorm_bwd(t->dev, p[0], p[1], x, w, rstd, dy, dx, dw);
+}
+
+/* B, S, H, d, sign, add? */
+static void run_rope(trial *t, const int64_t *p) {
+    int64_t S = p[1], H = p[2], d = p[3], T = p[0] * S, half = d / 2;
+    double *c = mu_alloc((size_t)(S * half), sizeof *c), *s = mu_alloc((size_t)(S * half), sizeof *s);
+    for (int64_t i = 0; i < S * half; i++) {
+        double angle = (double)(i / half) * pow(10000, -2.0 * (double)(i % half) / (double)d);
+        c[i] = (float)cos(angle), s[i] = (float)sin(angle);
+    }
+    mu_mat cosines = reals_of(t, "cos", S, half, c), sines = reals_of(t, "sin", S, half, s);
+    mu_mat x = matrix(t, "x", T, H * d), y = p[5] ? matrix(t, "y", T, H * d) : new_matrix(t, "y", T, H * d);
+    t->dev->k->rope(t->dev, T, S, H, d, (int)p[4], cosines, sines, x, p[5], y);
+}
+
+/* B, S, H, G, d, how many times the usual scale */
+static mu_attention_shape attention_shape(const int64_t *p) {
+    return (mu_attention_shape){ p[0], p[1], p[2], p[3], p[4], (double)p[5] / sqrt((double)p[4]) };
+}
+
+static void run_attention_fwd(trial *t, const int64_t *p) {
+    mu_attention_shape s = attention_shape(p);
+    int64_t T = s.B * s.S;
+    mu_mat q = matrix(t, "q", T, s.H * s.d), k = matrix(t, "k", T, s.G * s.d), v = matrix(t, "v", T, s.G * s.d);
+    mu_mat y = new_matrix(t, "y", T, s.H * s.d);
+    mu_mat lse = new_matrix(t, "lse", T, s.H);
+    t->dev->k->attention_fwd(t->dev, &s, q, k, v, y, lse);
+}
+
+static void run_attention_bwd(trial *t, const int64_t *p) {
+    mu_attention_shape s = attention_shape(p);
+    int64_t T = s.B * s.S, wide = s.H * s.d, narrow = s.G * s.d;
+    mu_mat q = matrix(t, "q", T, wide), k = matrix(t, "k", T, narrow), v = matrix(t, "v", T, narrow);
+    mu_mat y = new_matrix(t, "y", T, wide), dy = matrix(t, "dy", T, wide), dq = matrix(t, "dq", T, wide);
+    mu_mat dk = matrix(t, "dk", T, narrow), dv = matrix(t, "dv", T, narrow);
+    mu_mat lse = new_matrix(t, "lse", T, s.H);
+    t->dev->k->attention_fwd(t->dev, &s, q, k, v, y, lse);
+    t->dev->k->attention_bwd(t->dev, &s, q, k, v, y, lse, dy, dq, dk, dv);
+}
+
+/* ---------------------------------------------------------------- experts */
+enum { EVEN, EMPTY_ONES, ONE_TAKES_ALL };
+
+/* offsets of R rows over `experts` groups */
+static mu_mat group_offsets(trial *t, int64_t R, int64_t experts, int64_t spread) {
+    int64_t *offsets = mu_alloc((size_t)experts + 1, sizeof *offsets);
+    for (int64_t r = 0; r < R; r++) {
+        int64_t i = draw(t, experts);
+        if (spread == EMPTY_ONES) i = i / 2 * 2;
+        if (spread == ONE_TAKES_ALL) i = experts - 1;
+        offsets[i + 1]++;
+    }
+    for (int64_t i = 0; i < experts; i++) offsets[i + 1] += offsets[i];
+    mu_mat m = longs_of(t, "offsets", 1, experts + 1, offsets);
+    free(offsets);
+    return m;
+}
+
+/* Bits of the seventh parameter */
+enum { WITH_IN = 1, WITH_OUT = 2, WITH_H = 4, WITH_DX = 8, WITH_DGATE = 16, WITH_DUP = 32, WITH_DDOWN = 64,
+       WITH_ALL = 127 };
+
+typedef struct { mu_experts_shape s; mu_mat x, in, offsets, gate, up, down, hg, hu, out, y; } expert_operands;
+
+/* Weights about 1/sqrt(width) keep activations of order 1. */
+static mu_mat weights(trial *t, const char *name, int64_t n, int64_t width) {
+    double *x = random_values(t, (uint32_t)t->n_operands, n);
+    for (int64_t i = 0; i < n; i++) x[i] = (float)(x[i] / sqrt((double)width));
+    return operand_new(t, name, t->dev->real, 1, n, x)->mat;
+}
+
+/* R, experts, D, F, spread, bits */
+static expert_operands expert_case(trial *t, const int64_t *p, int64_t bits) {
+    int64_t R = p[0], n = p[1], D = p[2], F = p[3], tokens = bits & WITH_IN ? (R + 1) / 2 : R;
+    expert_operands o = { .s = { R, n, D, F }, .x = matrix(t, "x", tokens, D) };
+    o.in = bits & WITH_IN ? random_ints(t, "in", R, tokens ? tokens : 1, false) : NOTHING;
+    o.offsets = group_offsets(t, R, n, p[4]);
+    o.gate = weights(t, "gate", n * F * D, D);
+    o.up = weights(t, "up", n * F * D, D);
+    o.down = weights(t, "down", n * D * F, F);
+    o.hg = bits & WITH_H ? new_matrix(t, "hg", R, F) : NOTHING;
+    o.hu = bits & WITH_H ? new_matrix(t, "hu", R, F) : NOTHING;
+    if (bits & WITH_OUT) {
+        int64_t *order = draw_permutation(t, R);
+        o.out = ints_of(t, "out", 1, R, order);
+        free(order);
+    }
+    o.y = new_matrix(t, "y", R, D);
+    return o;
+}
+
+static void experts_forward(trial *t, const expert_operands *o) {
+    t->dev->k->experts_fwd(t->dev, &o->s, o->x, o->in, o->offsets, o->gate, o->up, o->down, o->hg, o->hu, o->out, o->y);
+}
+
+static void run_experts_fwd(trial *t, const int64_t *p) {
+    expert_operands o = expert_case(t, p, p[5]);
+    experts_forward(t, &o);
+}
+
+static void run_experts_bwd(trial *t, const int64_t *p) {
+    int64_t R = p[0], n = p[1], D = p[2], F = p[3], bits = p[5];
+    expert_operands o = expert_case(t, p, bits | WITH_H);
+    mu_mat dy = matrix(t, "dy", R, D), act = scratch_matrix(t, R, F);
+    mu_mat xg = bits & WITH_IN ? scratch_matrix(t, R, D) : NOTHING;
+    mu_mat dyg = bits & WITH_OUT ? scratch_matrix(t, R, D) : NOTHING;
+    mu_mat dx = bits & WITH_DX ? new_matrix(t, "dx", R, D) : NOTHING;
+    mu_mat dgate = bits & WITH_DGATE ? vector(t, "dgate", n * F * D) : NOTHING;
+    mu_mat dup = bits & WITH_DUP ? vector(t, "dup", n * F * D) : NOTHING;
+    mu_mat ddown = bits & WITH_DDOWN ? vector(t, "ddown", n * D * F) : NOTHING;
+    experts_forward(t, &o);
+    t->dev->k->experts_bwd(t->dev, &o.s, o.x, o.in, o.offsets, o.gate, o.up, o.down, o.hg, o.hu, o.out, dy, act, xg, dyg,
+                           dx, dgate, dup, ddown);
+}
+
+/* ---------------------------------------------------------------- router */
+enum { SIGMOID = 1, NORMALISE = 2, BIAS = 4, TIES = 8, NO_DGATES = 16, NO_DSCORES = 32, NO_DLSE = 64 };
+
+typedef struct { mu_route_shape s; mu_mat logits, bias, scores, lse, ids, gates; } route_operands;
+
+/* TIES: few different logits, so that equal scores are common and must be equal wherever they stand. */
+static mu_mat route_logits(trial *t, int64_t T, int64_t E, bool ties) {
+    double *x = random_values(t, (uint32_t)t->n_operands, T * E);
+    for (int64_t i = 0; i < T * E && ties; i++) x[i] = floor(2 * x[i]) / 2;
+    return reals_of(t, "logits", T, E, x);
+}
+
+/* T, E, K, bits, force */
+static route_operands route_case(trial *t, const int64_t *p) {
+    int64_t T = p[0], E = p[1], K = p[2], bits = p[3];
+    mu_route_shape s = { T, E, K, bits & SIGMOID, bits & NORMALISE, 2.5, (mu_route_force)p[4], 1000003 };
+    route_operands o = { .s = s, .logits = route_logits(t, T, E, bits & TIES) };
+    o.bias = bits & BIAS ? vector(t, "bias", E) : NOTHING;
+    o.scores = new_matrix(t, "scores", T, E);
+    o.lse = new_vector(t, "lse", T);
+    o.ids = new_ints(t, "ids", T, K);
+    o.gates = new_matrix(t, "gates", T, K);
+    t->dev->k->route_fwd(t->dev, &o.s, o.logits, o.bias, o.scores, o.lse, o.ids, o.gates);
+    return o;
+}
+
+static void run_route_fwd(trial *t, const int64_t *p) { route_case(t, p); }
+
+static void run_route_bwd(trial *t, const int64_t *p) {
+    int64_t T = p[0], E = p[1], K = p[2], bits = p[3];
+    route_operands o = route_case(t, p);
+    mu_mat dgates = bits & NO_DGATES ? NOTHING : matrix(t, "dgates", T, K);
+    mu_mat dscores = bits & NO_DSCORES ? NOTHING : matrix(t, "dscores", T, E);
+    mu_mat dlse = bits & NO_DLSE ? NOTHING : vector(t, "dlse", T), dlogits = matrix(t, "dlogits", T, E);
+    t->dev->k->route_bwd(t->dev, &o.s, o.scores, o.ids, o.gates, dgates, dscores, dlse, dlogits);
+}
+
+/* ids[T,K], K different experts a token; ONE_TAKES_ALL: always the last ones. */
+static mu_mat chosen_experts(trial *t, int64_t T, int64_t E, int64_t K, int64_t spread) {
+    int64_t *ids = mu_alloc((size_t)(T * K), sizeof *ids);
+    for (int64_t i = 0; i < T; i++) {
+        int64_t *order = draw_permutation(t, E);
+        for (int64_t k = 0; k < K; k++) ids[i * K + k] = spread == ONE_TAKES_ALL ? E - 1 - k : order[k];
+        free(order);
+    }
+    mu_mat m = ints_of(t, "ids", T, K, ids);
+    free(ids);
+    return m;
+}
+
+/* T, E, K, segment, spread */
+static void run_count_experts(trial *t, const int64_t *p) {
+    mu_mat ids = chosen_experts(t, p[0], p[1], p[2], p[4]);
+    mu_mat counts = new_longs(t, "counts", p[0] / p[3], p[1]);
+    t->dev->k->count_experts(t->dev, p[0], p[1], p[2], p[3], ids, counts);
+}
+
+static mu_mat positive(trial *t, const char *name, int64_t rows, int64_t cols) {
+    double *x = random_values(t, (uint32_t)t->n_operands, rows * cols);
+    for (int64_t i = 0; i < rows * cols; i++) x[i] = (float)(fabs(x[i]) + 0.01);
+    return reals_of(t, name, rows, cols, x);
+}
+
+/* T, E, segment, normalise? */
+static void run_balance_fwd(trial *t, const int64_t *p) {
+    mu_mat scores = positive(t, "scores", p[0], p[1]), coef = positive(t, "coef", p[0] / p[2], p[1]);
+    mu_mat out = double_of(t, "out", NAN);
+    t->dev->k->balance_fwd(t->dev, p[0], p[1], p[2], p[3], scores, coef, out);
+}
+
+static void run_balance_bwd(trial *t, const int64_t *p) {
+    mu_mat scores = positive(t, "scores", p[0], p[1]), coef = positive(t, "coef", p[0] / p[2], p[1]);
+    mu_mat dout = double_of(t, "dout", -1.25), dscores = matrix(t, "dscores", p[0], p[1]);
+    t->dev->k->balance_bwd(t->dev, p[0], p[1], p[2], p[3], scores, coef, dout, dscores);
+}
+
+static void run_zloss_fwd(trial *t, const int64_t *p) {
+    mu_mat lse = vector(t, "lse", p[0]), out = double_of(t, "out", NAN);
+    t->dev->k->zloss_fwd(t->dev, p[0], 0.125, lse, out);
+}
+
+static void run_zloss_bwd(trial *t, const int64_t *p) {
+    mu_mat lse = vector(t, "lse", p[0]), dout = double_of(t, "dout", 3), dlse = vector(t, "dlse", p[0]);
+    t->dev->k->zloss_bwd(t->dev, p[0], 0.125, lse, dout, dlse);
+}
+
+/* T, E, K, segment, capacity, spread */
+static void run_plan(trial *t, const int64_t *p) {
+    int64_t T = p[0], E = p[1], K = p[2];
+    mu_mat ids = chosen_experts(t, T, E, K, p[5]);
+    int64_t *permutation = draw_permutation(t, E);
+    mu_mat order = ints_of(t, "order", 1, E, permutation);
+    mu_mat offsets = new_longs(t, "offsets", 1, E + 1), token = new_ints(t, "token", 1, T * K);
+    mu_mat row = new_ints(t, "row", T, K);
+    free(permutation);
+    t->dev->k->plan(t->dev, T, E, K, p[3], p[4], ids, order, offsets, token, row);
+}
+
+/* P, e, most rows of a block, spread */
+static void run_arrange(trial *t, const int64_t *p) {
+    int64_t P = p[0], e = p[1], R = 0, *n = mu_alloc((size_t)(P * e), sizeof *n);
+    for (int64_t i = 0; i < P * e; i++) {
+        n[i] = draw(t, p[2] + 1);
+        if ((p[3] == EMPTY_ONES && i % e % 2) || (p[3] == ONE_TAKES_ALL && i % e != e - 1)) n[i] = 0;
+        R += n[i];
+    }
+    mu_mat counts = longs_of(t, "counts", P, e, n), offsets = new_longs(t, "offsets", 1, e + 1);
+    mu_mat index = new_ints(t, "index", 1, R + 5);
+    free(n);
+    t->dev->k->arrange(t->dev, P, e, counts, offsets, index);
+}
+
+/* ---------------------------------------------------------------- loss and optimizer */
+/* Every third row is ignored when `ignore`. */
+static mu_mat targets(trial *t, int64_t rows, int64_t V, bool ignore) {
+    int64_t *x = mu_alloc((size_t)rows, sizeof *x);
+    for (int64_t r = 0; r < rows; r++) x[r] = ignore && r % 3 == 1 ? -1 : draw(t, V);
+    mu_mat m = ints_of(t, "targets", 1, rows, x);
+    free(x);
+    return m;
+}
+
+/* rows, V, ignore?, logits times */
+static mu_mat loss_logits(trial *t, const int64_t *p) {
+    double *x = random_values(t, 99, p[0] * p[1]);
+    for (int64_t i = 0; i < p[0] * p[1]; i++) x[i] = (float)(x[i] * (double)p[3]);
+    return reals_of(t, "logits", p[0], p[1], x);
+}
+
+static void run_xent_fwd(trial *t, const int64_t *p) {
+    mu_mat logits = loss_logits(t, p), target = targets(t, p[0], p[1], p[2]);
+    mu_mat lse = new_vector(t, "lse", p[0]), nll = new_vector(t, "nll", p[0]);
+    t->dev->k->xent_fwd(t->dev, p[0], p[1], logits, target, lse, nll);
+}
+
+static void run_xent_bwd(trial *t, const int64_t *p) {
+    mu_mat logits = loss_logits(t, p), target = targets(t, p[0], p[1], p[2]), dout = double_of(t, "dout", 0.5);
+    mu_mat lse = new_vector(t, "lse", p[0]), nll = new_vector(t, "nll", p[0]);
+    t->dev->k->xent_fwd(t->dev, p[0], p[1], logits, target, lse, nll);
+    t->dev->k->xent_bwd(t->dev, p[0], p[1], 0.125, dout, target, lse, logits);
+}
+
+/* n, t, decay in percent */
+static void run_adamw(trial *t, const int64_t *p) {
+    mu_adamw_spec spec = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = (double)p[2] / 100,
+                           .grad_scale = 0.5, .t = p[1] };
+    mu_mat w = vector(t, "w", p[0]), g = vector(t, "g", p[0]), m = vector(t, "m", p[0]);
+    mu_mat v = positive(t, "v", 1, p[0]);
+    t->dev->k->adamw(t->dev, p[0], &spec, w, g, m, v);
+}
+
+/* ---------------------------------------------------------------- the list */
+#define C(kernel, ...) { #kernel, run_##kernel, { __VA_ARGS__ } },
+
+/* one line for each length of a vector */
+#define LENGTHS(kernel, flag) \
+    C(kernel, 0, flag) C(kernel, 1, flag) C(kernel, 7, flag) C(kernel, 64, flag) C(kernel, 1000, flag) \
+    C(kernel, 100003, flag)
+
+/* all four transpositions */
+#define GEMM(...) C(gemm, 0, 0, __VA_ARGS__) C(gemm, 0, 1, __VA_ARGS__) C(gemm, 1, 0, __VA_ARGS__) C(gemm, 1, 1, __VA_ARGS__)
+
+#define BOTH(kernel, ...) C(kernel##_fwd, __VA_ARGS__) C(kernel##_bwd, __VA_ARGS__)
+
+/* softmax and sigmoid, normalised or not, with every subset of gradients that a caller uses */
+#define ROUTES(T, E, K) \
+    C(route_bwd, T, E, K, 0) C(route_bwd, T, E, K, NORMALISE) C(route_bwd, T, E, K, SIGMOID | NO_DLSE) \
+    C(route_bwd, T, E, K, SIGMOID | NORMALISE | NO_DLSE) C(route_bwd, T, E, K, SIGMOID | NORMALISE) \
+    C(route_bwd, T, E, K, BIAS | NO_DGATES) C(route_bwd, T, E, K, BIAS | NO_DSCORES) \
+    C(route_bwd, T, E, K, NORMALISE | BIAS | NO_DSCORES | NO_DLSE) C(route_bwd, T, E, K, NO_DGATES | NO_DSCORES | NO_DLSE) \
+    C(route_fwd, T, E, K, 0) C(route_fwd, T, E, K, NORMALISE) C(route_fwd, T, E, K, SIGMOID | BIAS) \
+    C(route_fwd, T, E, K, TIES) C(route_fwd, T, E, K, SIGMOID | NORMALISE | BIAS) C(route_fwd, T, E, K, SIGMOID | TIES) \
+    C(route_fwd, T, E, K, NORMALISE, MU_ROUTE_BALANCED) C(route_fwd, T, E, K, SIGMOID, MU_ROUTE_SKEW) \
+    C(route_fwd, T, E, K, NORMALISE | BIAS, MU_ROUTE_SKEW)
+
+#define EXPERTS(...) \
+    C(experts_fwd, __VA_ARGS__, 0) C(experts_fwd, __VA_ARGS__, WITH_IN) C(experts_fwd, __VA_ARGS__, WITH_OUT | WITH_H) \
+    C(experts_fwd, __VA_ARGS__, WITH_IN | WITH_OUT | WITH_H) C(experts_bwd, __VA_ARGS__, WITH_ALL) \
+    C(experts_bwd, __VA_ARGS__, WITH_DX) C(experts_bwd, __VA_ARGS__, WITH_IN | WITH_DGATE | WITH_DUP | WITH_DDOWN) \
+    C(experts_bwd, __VA_ARGS__, WITH_OUT | WITH_DX | WITH_DGATE) C(experts_bwd, __VA_ARGS__, WITH_IN | WITH_DX | WITH_DDOWN)
+
+static const kernel_case kernel_cases[] = {
+    LENGTHS(fill, 0) LENGTHS(fill, 1) LENGTHS(axpy, 0) LENGTHS(axpy, 1) LENGTHS(add, 0) LENGTHS(add, 1)
+    LENGTHS(sum, 0) LENGTHS(sum, 1) LENGTHS(sumsq, 0) LENGTHS(sumsq, 1)
+
+    /* m, n, k, beta */
+    GEMM(0, 5, 3, 1) GEMM(5, 0, 3, 1) GEMM(5, 4, 0, 0) GEMM(5, 4, 0, 1) GEMM(1, 1, 1, 0) GEMM(3, 5, 7, 1)
+    GEMM(1, 1000, 64, 0) GEMM(1000, 1, 64, 0) GEMM(16, 16, 16, 0) GEMM(17, 33, 65, 0) GEMM(17, 33, 65, 1)
+    GEMM(64, 128, 96, 1) GEMM(130, 257, 80, 0) GEMM(63, 64, 300, 1) GEMM(300, 200, 260, 0) GEMM(12, 31, 1000, 1)
+
+    /* T, D, V, same? */
+    BOTH(embed, 0, 8, 5) BOTH(embed, 1, 1, 1) BOTH(embed, 65, 80, 257) BOTH(embed, 130, 64, 1000) BOTH(embed, 64, 7, 3)
+    BOTH(embed, 130, 33, 257, 1)
+
+    /* R, D, rows of x */
+    C(gather, 0, 8, 5) C(gather, 1, 1, 1) C(gather, 65, 80, 33) C(gather, 130, 257, 1000) C(gather, 7, 2, 1)
+
+    /* T, K, D, weights?, then add? or drows?, dweights? */
+    C(gather_sum, 0, 2, 8, 1, 0) C(gather_sum, 1, 1, 1, 1, 0) C(gather_sum, 65, 2, 80, 1, 0) C(gather_sum, 65, 2, 80, 1, 1)
+    C(gather_sum, 65, 3, 80, 0, 0) C(gather_sum, 130, 8, 33, 0, 1) C(gather_sum, 63, 6, 257, 1, 1)
+    C(gather_sum_bwd, 0, 2, 8, 1, 1, 1) C(gather_sum_bwd, 1, 1, 1, 1, 1, 1) C(gather_sum_bwd, 65, 2, 80, 1, 1, 1)
+    C(gather_sum_bwd, 65, 2, 80, 1, 1, 0) C(gather_sum_bwd, 65, 2, 80, 1, 0, 1) C(gather_sum_bwd, 130, 8, 33, 0, 1, 0)
+    C(gather_sum_bwd, 63, 6, 257, 1, 1, 1) C(gather_sum_bwd, 63, 6, 20, 0, 1, 1)
+
+    /* rows, D, zero row?, dx?, dw? */
+    BOTH(rmsnorm, 0, 8, 0, 1, 1) BOTH(rmsnorm, 1, 1, 0, 1, 1) BOTH(rmsnorm, 3, 2, 1, 1, 1) BOTH(rmsnorm, 65, 80, 1, 1, 1)
+    BOTH(rmsnorm, 130, 257, 0, 1, 1) BOTH(rmsnorm, 7, 1000, 0, 1, 1) BOTH(rmsnorm, 1000, 16, 1, 1, 1)
+    C(rmsnorm_bwd, 65, 64, 0, 1, 0) C(rmsnorm_bwd, 65, 64, 0, 0, 1) C(rmsnorm_bwd, 65, 64, 0, 0, 0)
+
+    /* B, S, H, d, sign, add? */
+    C(rope, 0, 8, 2, 16, 1, 0) C(rope, 1, 1, 1, 2, 1, 0) C(rope, 2, 2, 3, 2, -1, 1) C(rope, 2, 63, 4, 16, 1, 0)
+    C(rope, 3, 65, 2, 80, 1, 1) C(rope, 3, 65, 2, 80, -1, 0) C(rope, 1, 130, 5, 64, -1, 1) C(rope, 2, 9, 2, 6, 1, 1)
+    C(rope, 2, 9, 2, 32, 1, 0)
+
+    /* B, S, H, G, d, times the usual scale */
+    BOTH(attention, 0, 8, 2, 2, 16, 1) BOTH(attention, 1, 1, 1, 1, 2, 1) BOTH(attention, 3, 1, 4, 2, 16, 1)
+    BOTH(attention, 2, 2, 4, 4, 16, 1) BOTH(attention, 2, 63, 4, 2, 16, 1) BOTH(attention, 1, 64, 4, 1, 64, 1)
+    BOTH(attention, 2, 65, 2, 2, 80, 1) BOTH(attention, 1, 130, 4, 2, 64, 1) BOTH(attention, 1, 130, 4, 1, 80, 1)
+    BOTH(attention, 1, 130, 2, 1, 2, 1) BOTH(attention, 2, 65, 4, 4, 16, 8) BOTH(attention, 1, 65, 4, 2, 16, 3)
+    BOTH(attention, 5, 17, 6, 3, 10, 1) BOTH(attention, 1, 257, 2, 2, 32, 1)
+
+    /* R, experts, D, F, spread */
+    EXPERTS(0, 3, 8, 4, EVEN) EXPERTS(1, 1, 1, 1, EVEN) EXPERTS(1, 4, 16, 8, EVEN) EXPERTS(65, 1, 80, 33, EVEN)
+    EXPERTS(130, 8, 64, 48, EVEN) EXPERTS(130, 8, 64, 48, EMPTY_ONES) EXPERTS(130, 5, 33, 17, ONE_TAKES_ALL)
+    EXPERTS(300, 3, 80, 130, EMPTY_ONES) EXPERTS(520, 2, 64, 96, ONE_TAKES_ALL)
+
+    ROUTES(0, 4, 2) ROUTES(1, 1, 1) ROUTES(1, 4, 4) ROUTES(65, 8, 2) ROUTES(130, 64, 8) ROUTES(130, 33, 1) ROUTES(63, 257, 6)
+
+    /* T, E, K, segment, spread */
+    C(count_experts, 0, 4, 2, 1) C(count_experts, 1, 1, 1, 1) C(count_experts, 130, 8, 2, 130)
+    C(count_experts, 130, 8, 2, 65) C(count_experts, 128, 64, 6, 8, ONE_TAKES_ALL) C(count_experts, 1000, 7, 3, 500)
+
+    /* T, E, segment, normalise? */
+    BOTH(balance, 0, 4, 1, 0) BOTH(balance, 1, 1, 1, 1) BOTH(balance, 130, 8, 130, 0) BOTH(balance, 130, 8, 65, 1)
+    BOTH(balance, 128, 64, 16, 0) BOTH(balance, 126, 33, 63, 1) BOTH(balance, 1000, 5, 1000, 1)
+    BOTH(zloss, 0) BOTH(zloss, 1) BOTH(zloss, 65) BOTH(zloss, 10007)
+
+    /* T, E, K, segment, capacity, spread */
+    C(plan, 0, 4, 2, 1, 0) C(plan, 0, 4, 2, 1, 3) C(plan, 1, 1, 1, 1, 0) C(plan, 130, 8, 2, 130, 0) C(plan, 130, 8, 2, 65, 10)
+    C(plan, 130, 8, 2, 65, 1) C(plan, 128, 64, 6, 16, 2) C(plan, 128, 64, 6, 16, 0) C(plan, 130, 5, 2, 65, 20, ONE_TAKES_ALL)
+    C(plan, 130, 5, 2, 130, 0, ONE_TAKES_ALL) C(plan, 65, 257, 8, 65, 0) C(plan, 5000, 16, 4, 1000, 300)
+    C(plan, 5000, 16, 4, 1000, 0)
+
+    /* P, e, most rows of a block, spread */
+    C(arrange, 1, 1, 0) C(arrange, 1, 1, 5) C(arrange, 1, 8, 9) C(arrange, 4, 2, 20) C(arrange, 4, 3, 20, EMPTY_ONES)
+    C(arrange, 3, 5, 40, ONE_TAKES_ALL) C(arrange, 8, 32, 3) C(arrange, 4, 4, 0) C(arrange, 2, 4, 600)
+
+    /* rows, V, ignore?, logits times */
+    BOTH(xent, 0, 5, 0, 1) BOTH(xent, 1, 1, 0, 1) BOTH(xent, 65, 257, 1, 1) BOTH(xent, 130, 1000, 1, 1) BOTH(xent, 7, 1000, 0, 20)
+    BOTH(xent, 3, 2, 1, 1)
+
+    /* n, t, decay in percent */
+    C(adamw, 0, 1, 10) C(adamw, 1, 1, 10) C(adamw, 7, 2, 0) C(adamw, 1000, 3, 10) C(adamw, 100003, 1000, 10)
+    C(adamw, 65, 100000, 10)
+};
+
+enum { N_KERNEL_CASES = sizeof kernel_cases / sizeof *kernel_cases };
+
+#undef C
+#undef LENGTHS
+#undef GEMM
+#undef BOTH
+#undef ROUTES
+#undef EXPERTS
+#endif

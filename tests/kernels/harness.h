@@ -1,0 +1,269 @@
+/* harness.h - runs one case of a kernel on any device and compares two runs.
+ *
+ * A case is a function that makes its operands with the constructors below and calls kernels. It is run on
+ * the reference device and on the one under test; both see the same numbers, since every random value
+ * depends on the case and the operand only and is rounded to fp32. Afterwards *every* operand is compared,
+ * inputs and the gaps between rows too, and the pattern around each operand must be intact. */
+#ifndef MUSTER_TESTS_KERNELS_HARNESS_H
+#define MUSTER_TESTS_KERNELS_HARNESS_H
+#include "kernels/kernels.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_OPERANDS = 32, MARGIN = 64 };
+static const unsigned char PATTERN = 0xA5;
+static const double TOLERANCE = 2e-5;       /* of fp32 results, against the largest magnitude of the operand */
+static const int64_t UNTOUCHED = -77;       /* what integer results hold before the kernel */
+static const mu_mat NOTHING = { 0 };
+
+typedef struct {
+    const char *name;
+    mu_mat mat;
+    size_t at;                              /* of the first value in the trial's memory */
+    int64_t count;                          /* values, gaps included */
+    bool scratch;                           /* content means nothing after the kernel */
+    double tolerance;
+} operand;
+
+typedef struct {
+    mu_device *dev;
+    mu_memory *memory;
+    size_t used;
+    uint64_t seed;                          /* one for each case */
+    uint32_t draws;                         /* of the stream of integers */
+    int64_t pad;                            /* values between the rows of every operand with several rows */
+    int n_operands;
+    operand operands[MAX_OPERANDS];
+    unsigned char *image;                   /* the memory after the run */
+} trial;
+
+typedef struct { const char *kernel; void (*run)(trial *, const int64_t *p); int64_t p[8]; } kernel_case;
+
+/* ---------------------------------------------------------------- random values */
+/* Stream `stream` of the case: n values in (-1.7, 1.7), variance 1, exact in fp32. Heap. */
+static double *random_values(const trial *t, uint32_t stream, int64_t n) {
+    double *x = mu_alloc((size_t)n, sizeof *x);
+    mu_rng rng = { .seed = t->seed, .step = stream, .purpose = MU_RNG_TEST };
+    for (int64_t i = 0; i < n; i++) x[i] = (float)((int32_t)mu_rng_u32(&rng, (uint64_t)i) * (1.7320508 * 0x1p-31));
+    return x;
+}
+
+/* The next random integer in 0 .. n-1. */
+static int64_t draw(trial *t, int64_t n) {
+    mu_rng rng = { .seed = t->seed, .sample = 1, .purpose = MU_RNG_TEST };
+    return (int64_t)(mu_rng_u32(&rng, t->draws++) % (uint32_t)n);
+}
+
+/* A random order of 0 .. n-1. Heap. */
+static int64_t *draw_permutation(trial *t, int64_t n) {
+    int64_t *order = mu_alloc((size_t)n, sizeof *order);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t j = draw(t, i + 1);
+        order[i] = order[j];
+        order[j] = i;
+    }
+    return order;
+}
+
+/* ---------------------------------------------------------------- operands */
+static void encode(void *to, mu_dtype dtype, int64_t i, double value) {
+    if (dtype == MU_DTYPE_F64) ((double *)to)[i] = value;
+    if (dtype == MU_DTYPE_F32) ((float *)to)[i] = (float)value;
+    if (dtype == MU_DTYPE_I32) ((int32_t *)to)[i] = (int32_t)value;
+    if (dtype == MU_DTYPE_I64) ((int64_t *)to)[i] = (int64_t)value;
+}
+
+static double decode(const void *from, mu_dtype dtype, int64_t i) {
+    if (dtype == MU_DTYPE_F64) return ((const double *)from)[i];
+    if (dtype == MU_DTYPE_F32) return ((const float *)from)[i];
+    if (dtype == MU_DTYPE_I32) return ((const int32_t *)from)[i];
+    return (double)((const int64_t *)from)[i];
+}
+
+static bool is_whole(mu_dtype dtype) { return dtype == MU_DTYPE_I32 || dtype == MU_DTYPE_I64; }
+
+/* A new operand at an address that is aligned to its element only; NaN between its rows. `values` is freed. */
+static operand *operand_new(trial *t, const char *name, mu_dtype dtype, int64_t rows, int64_t cols, double *values) {
+    MU_CHECK(t->n_operands < MAX_OPERANDS, "too many operands");
+    int64_t ld = rows == 1 ? cols : cols + t->pad;
+    size_t size = mu_dtype_size(dtype), bytes = (size_t)(rows * ld) * size;
+    size_t shift = MARGIN + size * (size_t)(t->n_operands * 3 % 5);
+    size_t block = (shift + bytes + 2 * MARGIN) / MARGIN * MARGIN;
+    unsigned char *host = mu_alloc(block, 1);
+    memset(host, PATTERN, block);
+    double gap = is_whole(dtype) ? (double)UNTOUCHED : NAN;
+    for (int64_t i = 0; i < rows * ld; i++)
+        encode(host + shift, dtype, i, i % ld < cols ? values[i / ld * cols + i % ld] : gap);
+    mu_memory_commit(t->memory, t->used + block);
+    char *data = t->memory->region.base + t->used;
+    mu_device_write(t->dev, data, host, block);
+    operand *o = &t->operands[t->n_operands++];
+    *o = (operand){ name, { data + shift, dtype, ld }, t->used + shift, rows * ld, false, TOLERANCE };
+    t->used += block;
+    free(values);
+    free(host);
+    return o;
+}
+
+static double *constant_values(int64_t n, double value) {
+    double *x = mu_alloc((size_t)n, sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = value;
+    return x;
+}
+
+static double *whole_values(int64_t n, const int64_t *whole) {
+    double *x = mu_alloc((size_t)n, sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = (double)whole[i];
+    return x;
+}
+
+/* Random values: inputs, and results that a kernel adds to. */
+static mu_mat matrix(trial *t, const char *name, int64_t rows, int64_t cols) {
+    double *x = random_values(t, (uint32_t)t->n_operands, rows * cols);
+    return operand_new(t, name, t->dev->real, rows, cols, x)->mat;
+}
+
+static mu_mat vector(trial *t, const char *name, int64_t n) {
+    return operand_new(t, name, t->dev->real, 1, n, random_values(t, (uint32_t)t->n_operands, n))->mat;
+}
+
+/* NaN: results that a kernel assigns. */
+static mu_mat new_matrix(trial *t, const char *name, int64_t rows, int64_t cols) {
+    return operand_new(t, name, t->dev->real, rows, cols, constant_values(rows * cols, NAN))->mat;
+}
+
+static mu_mat new_vector(trial *t, const char *name, int64_t n) {
+    return operand_new(t, name, t->dev->real, 1, n, constant_values(n, NAN))->mat;
+}
+
+static mu_mat scratch_matrix(trial *t, int64_t rows, int64_t cols) {
+    operand *o = operand_new(t, "scratch", t->dev->real, rows, cols, constant_values(rows * cols, NAN));
+    o->scratch = true;
+    return o->mat;
+}
+
+/* Given values. */
+static mu_mat reals_of(trial *t, const char *name, int64_t rows, int64_t cols, double *values) {
+    return operand_new(t, name, t->dev->real, rows, cols, values)->mat;
+}
+
+static mu_mat double_of(trial *t, const char *name, double value) {
+    return operand_new(t, name, MU_DTYPE_F64, 1, 1, constant_values(1, value))->mat;
+}
+
+static mu_mat ints_of(trial *t, const char *name, int64_t rows, int64_t cols, const int64_t *values) {
+    return operand_new(t, name, MU_DTYPE_I32, rows, cols, whole_values(rows * cols, values))->mat;
+}
+
+static mu_mat longs_of(trial *t, const char *name, int64_t rows, int64_t cols, const int64_t *values) {
+    return operand_new(t, name, MU_DTYPE_I64, rows, cols, whole_values(rows * cols, values))->mat;
+}
+
+static mu_mat new_ints(trial *t, const char *name, int64_t rows, int64_t cols) {
+    double *x = constant_values(rows * cols, (double)UNTOUCHED);
+    return operand_new(t, name, MU_DTYPE_I32, rows, cols, x)->mat;
+}
+
+static mu_mat new_longs(trial *t, const char *name, int64_t rows, int64_t cols) {
+    double *x = constant_values(rows * cols, (double)UNTOUCHED);
+    return operand_new(t, name, MU_DTYPE_I64, rows, cols, x)->mat;
+}
+
+/* ---------------------------------------------------------------- running and comparing */
+static void trial_run(trial *t, mu_device *dev, const kernel_case *c, uint64_t seed, int64_t pad) {
+    *t = (trial){ .dev = dev, .seed = seed, .pad = pad, .memory = mu_memory_new(dev, (size_t)1 << 30) };
+    c->run(t, c->p);
+    t->image = mu_alloc(t->used, 1);
+    mu_device_read(dev, t->image, t->memory->region.base, t->used);
+    mu_memory_free(t->memory);
+}
+
+static void trial_free(trial *t) { free(t->image); }
+
+static void describe(char text[256], const kernel_case *c, const char *device) {
+    int n = snprintf(text, 256, "%s %s(", device, c->kernel);
+    for (int i = 0; i < 8; i++) n += snprintf(text + n, 256 - (size_t)n, "%s%lld", i ? " " : "", (long long)c->p[i]);
+    snprintf(text + n, 256 - (size_t)n, ")");
+}
+
+/* Did the kernels keep to their operands? */
+static bool margins_intact(const trial *t, const char *what) {
+    size_t at = 0;
+    for (int i = 0; i <= t->n_operands; i++) {
+        const operand *o = &t->operands[i];
+        for (size_t end = i < t->n_operands ? o->at : t->used; at < end; at++)
+            if (t->image[at] != PATTERN) {
+                printf("%s: byte written before operand %d, %zu before its start\n", what, i, end - at);
+                return false;
+            }
+        if (i < t->n_operands) at = o->at + (size_t)o->count * mu_dtype_size(o->mat.dtype);
+    }
+    return true;
+}
+
+static bool values_agree(double got, double wanted, double slack) {
+    return got == wanted || (isnan(got) && isnan(wanted)) || fabs(got - wanted) <= slack;
+}
+
+static bool operand_agrees(const trial *ref, const trial *t, int i, const char *what) {
+    const operand *r = &ref->operands[i], *o = &t->operands[i];
+    bool whole = is_whole(o->mat.dtype);
+    double largest = 1e-12;
+    for (int64_t j = 0; j < r->count; j++) {
+        double value = fabs(decode(ref->image + r->at, r->mat.dtype, j));
+        if (isfinite(value) && value > largest) largest = value;
+    }
+    for (int64_t j = 0; j < r->count; j++) {
+        double got = decode(t->image + o->at, o->mat.dtype, j), wanted = decode(ref->image + r->at, r->mat.dtype, j);
+        if (values_agree(got, wanted, whole ? 0 : o->tolerance * largest)) continue;
+        printf("%s: %s[%lld, %lld] is %.9g, expected %.9g (largest %.3g)\n", what, o->name,
+               (long long)(j / r->mat.ld), (long long)(j % r->mat.ld), got, wanted, largest);
+        return false;
+    }
+    return true;
+}
+
+/* Runs a case on `ref` and `dev`; true when all operands agree. */
+static bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case *c, uint64_t seed, int64_t pad) {
+    trial expected, t;
+    char what[256];
+    describe(what, c, dev->name);
+    trial_run(&expected, ref, c, seed, pad);
+    trial_run(&t, dev, c, seed, pad);
+    bool ok = margins_intact(&t, what) && margins_intact(&expected, what);
+    MU_CHECK(t.n_operands == expected.n_operands, "%s: a case must not depend on the device", what);
+    for (int i = 0; i < t.n_operands && ok; i++)
+        if (!t.operands[i].scratch) ok = operand_agrees(&expected, &t, i, what);
+    trial_free(&expected);
+    trial_free(&t);
+    return ok;
+}
+
+/* True when the case gives the same bits with 1, 2, 3 and 4 threads. */
+static bool case_ignores_threads(mu_device *dev, const kernel_case *c, uint64_t seed) {
+    trial one, t;
+    char what[256];
+    bool ok = true;
+    describe(what, c, dev->name);
+    mu_threads_set(1);
+    trial_run(&one, dev, c, seed, 0);
+    for (int threads = 2; threads <= 4; threads++) {
+        mu_threads_set(threads);
+        trial_run(&t, dev, c, seed, 0);
+        for (int i = 0; i < t.n_operands; i++) {
+            const operand *o = &t.operands[i];
+            size_t bytes = (size_t)o->count * mu_dtype_size(o->mat.dtype);
+            if (o->scratch || !memcmp(one.image + o->at, t.image + o->at, bytes)) continue;
+            printf("%s: %s differs between 1 and %d threads\n", what, o->name, threads);
+            ok = false;
+        }
+        trial_free(&t);
+    }
+    mu_threads_set(1);
+    trial_free(&one);
+    return ok;
+}
+
+#endif

@@ -1,0 +1,516 @@
+/* Whole configurations: a table of bad ones, each with the words its message must contain, and good ones
+ * whose values are looked at. */
+#include "train/config.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#define DIR "run.dir=runs/t"
+#define DATA "data.train=[{domain: d, path: synthetic}]"
+
+static char *const enough[] = { (char *)DIR, (char *)DATA };      /* the least that is complete */
+
+/* A file f.yaml, then overrides; DIR and DATA come first unless `bare`. `lines` errors are expected, so that
+ * one mistake does not draw others after it. */
+typedef struct {
+    const char *name, *yaml;
+    int lines;
+    const char *words[4];
+    const char *overrides[4];
+    int ranks;                  /* 0: one */
+    bool bare;
+    mu_status status;           /* 0: MU_STATUS_CONFIG */
+} bad_case;
+
+static const bad_case cases[] = {
+    /* the shape of the file */
+    { "unknown section", "modle: {num_layers: 2}", 1, .words = { "f.yaml:1:1: unknown section 'modle'",
+      "did you mean 'model'?" } },
+    { "far section", "colours: {red: 2}", 1, .words = { "f.yaml:1:1: unknown section 'colours'",
+      "the sections are run, model, moe" } },
+    { "unknown key", "model:\n  hiden_size: 64", 1, .words = { "f.yaml:2:3: unknown key 'hiden_size'",
+      "did you mean 'hidden_size'?" } },
+    { "far key", "log:\n  colour: 64", 1, .words = { "f.yaml:2:3: unknown key 'colour'",
+      "its keys are every, progress" } },
+    { "key of another section", "model:\n  num_experts: 4", 1, .words = { "f.yaml:2:3",
+      "'num_experts' belongs to section moe" } },
+    { "near a key of another section", "model:\n  num_expert: 4", 1, .words = { "f.yaml:2:3",
+      "did you mean 'num_experts' of section moe?" } },
+    { "key at the margin", "moe:\n  top_k: 1\n  norm_topk_prob: false\nnum_experts: 4", 1,
+      .words = { "f.yaml:4:1: 'num_experts' is not a section", "section moe" } },
+    { "dotted key", "moe.top_k: 3", 1, .words = { "f.yaml:1:1: 'moe.top_k'", "write 'moe:'", "'top_k: ...'" } },
+    { "duplicate key", "moe:\n  top_k: 3\n  top_k: 4", 1,
+      .words = { "f.yaml:3:3: moe.top_k appears twice, first in line 2" } },
+    { "duplicate section", "moe:\n  top_k: 3\noptim: {lr: 1}\nmoe:\n  num_experts: 4", 1,
+      .words = { "f.yaml:4:1: section moe appears twice, first in line 1" } },
+    { "empty section", "moe:\noptim: {lr: 1}", 1, .words = { "f.yaml:1:5: section moe is empty" } },
+    { "section of a scalar", "moe: 8", 1, .words = { "f.yaml:1:6: section moe must be a map" } },
+    { "section of a list", "moe: [8]", 1, .words = { "f.yaml:1:6: section moe must be a map" } },
+    { "root list", "- moe\n- optim", 1, .words = { "f.yaml:1:1: a configuration is a map of sections" } },
+    { "root scalar", "hello", 1, .words = { "f.yaml:1:1: a configuration is a map of sections" } },
+    { "two documents", "moe: {top_k: 3}\n---\nmoe: {top_k: 4}", 1,
+      .words = { "f.yaml:2:1: a second YAML document" } },
+    { "anchor", "moe:\n  top_k: &k 3", 1, .words = { "f.yaml:2:10: anchors" } },
+    { "alias", "moe:\n  top_k: *k", 1, .words = { "f.yaml:2:10: aliases" } },
+    { "tag", "moe:\n  top_k: !!int 3", 1, .words = { "f.yaml:2:10: tags" } },
+    { "merge key", "moe:\n  <<: {top_k: 3}", 1, .words = { "f.yaml:2:3: merge keys" } },
+    { "key of a list", "moe:\n  [a]: 3", 1, .words = { "f.yaml:2:3: a key must be a plain name" } },
+    { "too deep", "data: {train: [{domain: {a: b}}]}", 2,
+      .words = { "f.yaml:1:25: lists and maps nested deeper" } },
+    { "tab", "moe:\n\ttop_k: 3", 1, .words = { "f.yaml:2:1: YAML: ", "tab" } },
+    { "open quote", "run:\n  dir: \"x\n", 1, .words = { "f.yaml:3:1: YAML: ", "begins in line 2" } },
+    { "open list", "optim: {betas: [0.9, 0.95}", 1, .words = { "f.yaml:1:26: YAML: " } },
+    { "indentation", "moe:\n  top_k: 3\n num_experts: 4", 1,
+      .words = { "f.yaml:3:2: YAML: did not find expected key" } },
+    { "colon without space", "moe:\n  top_k:3", 1, .words = { "f.yaml:2:3: section moe must be a map" } },
+    { "latin-1", "run: {dir: caf\xE9}", 1, .words = { "f.yaml:1:15: byte 0xe9 is not UTF-8" } },
+    { "control character", "run: {dir: \x02}", 1, .words = { "f.yaml:1:12: control character 0x02" } },
+    /* integers */
+    { "1e6", "train:\n  steps: 1e6", 1,
+      .words = { "f.yaml:2:10: train.steps: '1e6' is not an integer (write 1000000)",
+      "an integer from 1 to 1000000000" } },
+    { "1_000", "train: {steps: 1_000}", 1, .words = { "f.yaml:1:16: train.steps: '1_000'", "(write 1000)" } },
+    { "hexadecimal", "train: {steps: 0x10}", 1, .words = { "(write 16)" } },
+    { "leading zero", "train: {steps: 010}", 1, .words = { "(write 10)" } },
+    { "plus", "train: {steps: +10}", 1, .words = { "(write 10)" } },
+    { "letters after", "train: {steps: 10abc}", 1, .words = { "'abc' after the number" } },
+    { "1.0", "train: {steps: 1.0}", 1, .words = { "(write 1)" } },
+    { "fraction", "train: {steps: 1.5}", 1, .words = { "a whole number is needed" } },
+    { "quoted integer", "train: {steps: '10'}", 1, .words = { "f.yaml:1:16: train.steps: '10' is quoted" } },
+    { "empty integer", "train:\n  steps:\n  seq_len: 8", 1, .words = { "train.steps: the value is empty" } },
+    { "null integer", "train: {steps: ~}", 1, .words = { "'~' is not an integer" } },
+    { "list for integer", "train: {steps: [10]}", 1, .words = { "f.yaml:1:16: train.steps: a list is given" } },
+    { "map for integer", "train:\n  steps:\n    a: 3", 1,
+      .words = { "f.yaml:3:5: train.steps: a map is given" } },
+    { "zero steps", "train: {steps: 0}", 1, .words = { "0 is out of range",
+      "an integer from 1 to 1000000000" } },
+    { "negative", "model: {num_layers: -1}", 1, .words = { "-1 is out of range", "from 1 to 1024" } },
+    { "beyond 64 bits", "run: {seed: 18446744073709551616}", 1, .words = { "out of range",
+      "9007199254740992" } },
+    { "beyond 53 bits", "run: {seed: 9007199254740993}", 1, .words = { "9007199254740993 is out of range" } },
+    { "too many experts", "moe: {num_experts: 65537}", 1,
+      .words = { "moe.num_experts: 65537 is out of range", "0 to 65536" } },
+    /* numbers */
+    { "nan", "optim:\n  lr: nan", 1,
+      .words = { "f.yaml:2:7: optim.lr: 'nan' is not a number (not a finite number)", "0 to 1000" } },
+    { ".nan", "optim: {lr: .nan}", 1, .words = { "not a finite number" } },
+    { "inf", "optim: {lr: inf}", 1, .words = { "not a finite number" } },
+    { "-.inf", "optim: {lr: -.inf}", 1, .words = { "not a finite number" } },
+    { "1e999", "optim: {lr: 1e999}", 1, .words = { "1e999 is too large" } },
+    { "1e-999", "optim: {lr: 1e-999}", 1, .words = { "1e-999 is too small" } },
+    { "trailing junk", "optim: {lr: 3e-4x}", 1, .words = { "'x' after the number" } },
+    { "decimal comma", "optim:\n  lr: 0,001", 1, .words = { "no commas" } },
+    { "point first", "optim: {lr: .001}", 1, .words = { "(write 0.001)" } },
+    { "point last", "optim: {grad_clip: 1.}", 1, .words = { "(write 1.0)" } },
+    { "quoted number", "optim: {lr: \"1e-3\"}", 1, .words = { "is quoted" } },
+    { "negative rate", "optim: {lr: -1e-3}", 1, .words = { "-1e-3 is out of range" } },
+    { "share over one", "data: {val_fraction: 0.95}", 1,
+      .words = { "data.val_fraction: 0.95 is out of range", "0 to 0.9" } },
+    { "word for number", "optim: {lr: fast}", 1, .words = { "'fast' is not a number" } },
+    /* booleans and choices */
+    { "yes", "model: {qk_norm: yes}", 1,
+      .words = { "f.yaml:1:18: model.qk_norm: 'yes' is not a boolean (write true)" } },
+    { "maybe", "model: {qk_norm: maybe}", 1, .words = { "'maybe' is not a boolean", "true or false" } },
+    { "False", "model: {qk_norm: False}", 1, .words = { "(write false)" } },
+    { "1 for true", "model: {qk_norm: 1}", 1, .words = { "(write true)" } },
+    { "quoted boolean", "model: {qk_norm: 'true'}", 1, .words = { "is quoted" } },
+    { "near choice", "moe: {score_func: sigmod}", 1,
+      .words = { "f.yaml:1:19: moe.score_func: 'sigmod' is unknown; did you mean 'sigmoid'?" } },
+    { "far choice", "optim: {schedule: stairs}", 1, .words = { "'stairs' is unknown",
+      "cosine, linear, wsd or constant" } },
+    { "list for choice", "optim: {schedule: [cosine]}", 1, .words = { "a list is given" } },
+    { "near balance", "moe:\n  balance: [aux_loss, expert_bais]", 1,
+      .words = { "f.yaml:2:23: moe.balance: 'expert_bais'", "did you mean 'expert_bias'?" } },
+    { "none and more", "moe: {balance: [none, aux_loss]}", 1,
+      .words = { "moe.balance: 'none' cannot be combined" } },
+    { "twice", "moe: {balance: [aux_loss, aux_loss]}", 1,
+      .words = { "f.yaml:1:27: moe.balance: 'aux_loss' appears twice" } },
+    { "empty balance", "moe: {balance: []}", 1, .words = { "the list is empty" } },
+    { "map for balance", "moe: {balance: {aux_loss: 0.1}}", 1, .words = { "a map is given" } },
+    { "old device", "train: {device: cuda}", 1, .words = { "'cuda' is unknown", "auto, cpu, ref or guarded" } },
+    { "one beta", "optim: {betas: [0.9]}", 1,
+      .words = { "f.yaml:1:16: optim.betas: the list has 1 value, not 2" } },
+    { "three betas", "optim: {betas: [0.9, 0.95, 0.99]}", 1, .words = { "has 3 values, not 2" } },
+    { "one number for betas", "optim: {betas: 0.9}", 1, .words = { "a single value is given" } },
+    { "beta of one", "optim: {betas: [0.9, 1.0]}", 1,
+      .words = { "f.yaml:1:22: optim.betas: 1.0 is out of range" } },
+    /* texts and domains */
+    { "list for text", "run: {dir: [a]}", 1, .words = { "run.dir: a list is given" }, .overrides = { DATA },
+      .bare = true },
+    { "data as text", "data: {train: texts}", 1, .words = { "f.yaml:1:15: data.train: a list is needed" },
+      .overrides = { DIR }, .bare = true },
+    { "data as map", "data: {train: {domain: a, path: synthetic}}", 1,
+      .words = { "a list is needed, each item a map" }, .overrides = { DIR }, .bare = true },
+    { "no data in list", "data: {train: []}", 1, .words = { "data.train: the list is empty" },
+      .overrides = { DIR }, .bare = true },
+    { "domain without path", "data: {train: [{domain: a}]}", 1,
+      .words = { "f.yaml:1:16: data.train: path is missing" }, .overrides = { DIR }, .bare = true },
+    { "domain without name", "data: {train: [{path: synthetic}]}", 1, .words = { "domain is missing" },
+      .overrides = { DIR }, .bare = true },
+    { "domain name", "data: {train: [{domain: a/b, path: synthetic}]}", 1,
+      .words = { "f.yaml:1:25: data.train: 'a/b' is no domain name" }, .overrides = { DIR }, .bare = true },
+    { "weight of zero", "data: {train: [{domain: a, path: synthetic, weight: 0}]}", 1,
+      .words = { "greater than 0" }, .overrides = { DIR }, .bare = true },
+    { "weight of a word", "data: {train: [{domain: a, path: synthetic, weight: x}]}", 1,
+      .words = { "'x' is not a number" }, .overrides = { DIR }, .bare = true },
+    { "domain twice",
+      "data:\n  train:\n    - {domain: a, path: synthetic}\n    - {domain: a, path: synthetic}", 1,
+      .words = { "f.yaml:4:7: data.train: domain 'a' appears twice" }, .overrides = { DIR }, .bare = true },
+    { "key of a domain", "data: {train: [{domain: a, paht: synthetic}]}", 1,
+      .words = { "f.yaml:1:28: data.train: unknown key 'paht'; did you mean 'path'?" }, .overrides = { DIR },
+      .bare = true },
+    /* several options at once */
+    { "nothing given", "", 2, .words = { "f.yaml: run.dir: must be given",
+      "data.train: must be given, for example `train: [{domain:", "scripts/get-texts.sh",
+      "`path: synthetic`" }, .bare = true },
+    { "empty dir", "run: {dir: \"\"}", 1, .words = { "f.yaml:1:12: run.dir: must be given" },
+      .overrides = { DATA }, .bare = true },
+    { "z-loss of sigmoid", "moe:\n  score_func: sigmoid\n  z_loss_coeff: 0.001", 1,
+      .words = { "f.yaml:3:17: moe.z_loss_coeff: 0.001 needs `score_func: softmax`" } },
+    { "z-loss given twice over", "moe: {z_loss_coeff: 0.001}", 1,
+      .words = { "command line: moe.z_loss_coeff: 0.002" }, .overrides = { "moe.score_func=sigmoid",
+      "moe.z_loss_coeff=0.002" } },
+    { "heads", "model: {hidden_size: 100, num_heads: 3}", 1,
+      .words = { "f.yaml:1:22: model.hidden_size: 100 is not divisible by num_heads 3; 99 or 102" } },
+    { "more heads than width", "model: {hidden_size: 2, num_heads: 3}", 1, .words = { "3 or 6 would be" } },
+    { "odd derived head", "model: {hidden_size: 9, num_heads: 3}", 1,
+      .words = { "9 / num_heads 3 = 3 is odd" } },
+    { "odd head", "model: {head_dim: 7}", 1, .words = { "f.yaml:1:19: model.head_dim: 7 is odd" } },
+    { "kv heads", "model: {num_heads: 8, num_kv_heads: 3}", 1,
+      .words = { "f.yaml:1:37: model.num_kv_heads: 3 is not a divisor of num_heads 8; 2 would be" } },
+    { "more kv heads", "model: {num_kv_heads: 8}", 1,
+      .words = { "8 is not a divisor of num_heads 4; 4 would be" } },
+    { "top_k", "moe: {num_experts: 4, top_k: 5}", 1,
+      .words = { "f.yaml:1:30: moe.top_k: 5 is more than num_experts 4" } },
+    { "top_k against a default", "moe: {num_experts: 1, norm_topk_prob: false}", 1,
+      .words = { "f.yaml: moe.top_k: 2 is more than num_experts 1" } },
+    { "top 1 normalised", "moe: {top_k: 1}", 1,
+      .words = { "moe.norm_topk_prob: with top_k 1 the gate would always be 1", "no gradient",
+      "`norm_topk_prob: false`" } },
+    { "experts over ranks", "moe: {num_experts: 6}\nparallel: {ep: 4}", 1,
+      .words = { "f.yaml:2:16: parallel.ep: 4 does not divide moe.num_experts 6" }, .ranks = 4 },
+    { "ranks over ep", "parallel: {ep: 4}", 1,
+      .words = { "parallel.ep: 4 does not divide the number of ranks, 6", "mpirun -n 8" },
+      .overrides = { "train.global_batch_size=36" }, .ranks = 6 },
+    { "ep on one rank", "parallel: {ep: 2}", 1, .words = { "2 does not divide the number of ranks, 1",
+      "mpirun -n 2" } },
+    { "ep without experts", "moe: {num_experts: 0}\nparallel: {ep: 2}", 1,
+      .words = { "f.yaml:2:16: parallel.ep: 2 needs experts" }, .ranks = 2 },
+    { "first_k_dense", "moe: {first_k_dense: 5}", 1,
+      .words = { "f.yaml:1:22: moe.first_k_dense: 5 is more than model.num_layers 4" } },
+    { "seq_len", "train: {seq_len: 257}", 1,
+      .words = { "f.yaml:1:18: train.seq_len: 257 is more than model.max_seq_len 256" } },
+    { "min_lr", "optim: {lr: 1e-3, min_lr: 1e-2}", 1,
+      .words = { "f.yaml:1:27: optim.min_lr: 0.01 is more than lr 0.001" } },
+    { "min_lr against a default", "optim: {lr: 1e-5}", 1,
+      .words = { "f.yaml: optim.min_lr: 0.0001 is more than lr 1e-05" } },
+    { "warmup", "train: {steps: 50}", 1,
+      .words = { "f.yaml: optim.warmup_steps: 100 is more than train.steps 50" } },
+    { "batch over ranks", "train: {global_batch_size: 10}", 1,
+      .words = { "f.yaml:1:28: train.global_batch_size: 10 is not a multiple of 4 ranks; the nearest that fit: 8 and 12 are" }, .ranks = 4 },
+    { "batch over micro-batches", "train: {global_batch_size: 30, micro_batch_size: 4}", 1,
+      .words = { "of 2 ranks x micro_batch_size 4 = 8; the nearest that fit: 24 and 32" }, .ranks = 2 },
+    { "batch under ranks", "train: {global_batch_size: 3}", 1, .words = { "the nearest that fit: 4 is" },
+      .ranks = 4 },
+    { "forced both ways", "moe: {force_balanced: true, force_skew: true}", 1,
+      .words = { "f.yaml:1:41: moe.force_skew: excludes force_balanced" } },
+    { "parameters", "moe: {num_experts: 65536, moe_ffn_hidden_size: 1048576}", 1,
+      .words = { "model.hidden_size: the model would have about 2.1e+14 parameters, more than 2^40" } },
+    { "tokens", "model: {max_seq_len: 16777216}\ntrain: {seq_len: 16777216, global_batch_size: 10000000}", 1,
+      .words = { "train.global_batch_size: x seq_len makes 1.7e+14 tokens" } },
+    { "rows", "model: {max_seq_len: 16777216}\ntrain: {seq_len: 16777216, global_batch_size: 128}", 1,
+      .words = { "train.micro_batch_size: ", "more than 2^31" } },
+    /* missing texts */
+    { "missing path", "data:\n  train: [{domain: a, path: /nowhere/at/all}]", 1,
+      .words = { "f.yaml:2:10: data.train: path '/nowhere/at/all' of domain 'a': No such file" },
+      .overrides = { DIR }, .bare = true, .status = MU_STATUS_NOINPUT },
+    { "near path", "data: {train: [{domain: a, path: here/texst}]}", 1,
+      .words = { "did you mean 'here/texts'?" }, .overrides = { DIR }, .bare = true,
+      .status = MU_STATUS_NOINPUT },
+    { "home", "data: {train: [{domain: a, path: ~/texts}]}", 1, .words = { "~ is not expanded" },
+      .overrides = { DIR }, .bare = true, .status = MU_STATUS_NOINPUT },
+    { "two missing paths",
+      "data: {train: [{domain: a, path: x1}, {domain: b, path: here/texts}, {domain: c, path: x2}]}", 2,
+      .words = { "'x1' of domain 'a'", "'x2' of domain 'c'" }, .overrides = { DIR }, .bare = true,
+      .status = MU_STATUS_NOINPUT },
+    { "missing path and bad value", "data: {train: [{domain: a, path: x1}]}\nmoe: {top_k: 9}", 2,
+      .words = { "moe.top_k: 9 is more", "'x1' of domain 'a'" }, .overrides = { DIR }, .bare = true },
+    /* overrides */
+    { "override of nothing", "", 1,
+      .words = { "command line: unknown key 'topk' in section moe; did you mean 'top_k'?" },
+      .overrides = { "moe.topk=2" } },
+    { "override of another section", "", 1,
+      .words = { "command line: unknown key 'lr' in section train; 'lr' belongs to section optim" },
+      .overrides = { "train.lr=2" } },
+    { "override without value", "", 1, .words = { "command line: moe.top_k: the value is empty" },
+      .overrides = { "moe.top_k=" } },
+    { "override without equals", "", 1,
+      .words = { "command line: 'moe.top_k' is not an option; write section.key=value" },
+      .overrides = { "moe.top_k" } },
+    { "override without section", "", 1, .words = { "did you mean 'moe.top_k'?" }, .overrides = { "top_k=2" } },
+    { "override with dashes", "", 1, .words = { "'--moe.top_k=2' is not an option" },
+      .overrides = { "--moe.top_k=2" } },
+    { "override out of range", "", 1,
+      .words = { "command line: moe.top_k: 0 is out of range; allowed: an integer from 1 to 1024" },
+      .overrides = { "moe.top_k=0" } },
+    { "override makes a bad pair", "", 1,
+      .words = { "command line: moe.top_k: 9 is more than num_experts 8" }, .overrides = { "moe.top_k=9" } },
+    { "three bad overrides", "", 3, .words = { "moe.top_k", "moe.num_experts", "optim.lr" },
+      .overrides = { "moe.top_k=x", "moe.num_experts=y", "optim.lr=z" } },
+    { "file stays wrong", "moe:\n  top_k: 1e1", 1, .words = { "f.yaml:2:10: moe.top_k: '1e1'" },
+      .overrides = { "moe.top_k=4" } },
+    /* errors that would only follow from others are not shown */
+    { "refused value is not compared", "moe: {num_experts: 6_4, top_k: 16}", 1,
+      .words = { "moe.num_experts: '6_4'", "(write 64)" } },
+    { "misspelt key is not compared", "moe: {num_expert: 64, top_k: 16}", 1,
+      .words = { "did you mean 'num_experts'?" } },
+    { "misspelt section is not compared", "mo: {num_experts: 64}", 1, .words = { "did you mean 'moe'?" },
+      .overrides = { "moe.top_k=16" } },
+    { "behind a syntax error", "moe: {top_k: 16}\nrun: {dir: x", 1, .words = { "YAML" },
+      .overrides = { "optim.lr=1e-3" }, .bare = true },
+    /* everything at once */
+    { "all at once",
+      "colours: {a: 1}\nmoe:\n  top_k: 1e1\n  lr: 3\n  first_k_dense: 9\ntrain: {seq_len: 512}\ndata: {train: [{domain: d, path: x1}]}\n", 7, .words = { "f.yaml:1:1", "f.yaml:3:10", "f.yaml:4:3", "f.yaml:6:18: train.seq_len" }, .bare = true },
+};
+
+static char folder[] = "/tmp/muster-config-XXXXXX";
+
+static int setup(void **state) {
+    (void)state;
+    return !mkdtemp(folder) || chdir(folder) || mkdir("here", 0700) || mkdir("here/texts", 0700);
+}
+
+static int teardown(void **state) {
+    (void)state;
+    unlink("f.yaml");
+    return rmdir("here/texts") || rmdir("here") || chdir("/") || rmdir(folder);
+}
+
+static void write_file(const char *text) {
+    FILE *f = fopen("f.yaml", "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+static int lines_of(const char *text) {
+    int n = *text != '\0';
+    for (; *text; text++) n += *text == '\n';
+    return n;
+}
+
+static void check_bad(const bad_case *t) {
+    mu_config c;
+    mu_options o;
+    static mu_error e;
+    char *overrides[8];
+    int n = 0;
+    mu_status expected = t->status ? t->status : MU_STATUS_CONFIG;
+    write_file(t->yaml);
+    for (int i = 0; i < 2 && !t->bare; i++) overrides[n++] = enough[i];
+    for (int i = 0; i < 4 && t->overrides[i]; i++) overrides[n++] = (char *)t->overrides[i];
+    mu_status status = mu_config_load(&c, &o, "f.yaml", n, overrides, t->ranks ? t->ranks : 1, &e);
+    if (status != expected || e.status != expected)
+        fail_msg("%s: status %d (%d in the error), not %d\n%s", t->name, status, e.status, expected, e.text);
+    for (int i = 0; i < 4 && t->words[i]; i++)
+        if (!strstr(e.text, t->words[i])) fail_msg("%s: '%s' is not in\n%s", t->name, t->words[i], e.text);
+    if (lines_of(e.text) != t->lines) fail_msg("%s: %d lines, not %d\n%s", t->name, lines_of(e.text), t->lines, e.text);
+    mu_config_free(&c, &o);
+}
+
+static void bad_configurations_are_refused(void **state) {
+    (void)state;
+    size_t n = sizeof cases / sizeof *cases;
+    assert_true(n >= 130);
+    for (size_t i = 0; i < n; i++) check_bad(&cases[i]);
+}
+
+/* ------------------------------------------------------------------ good ones */
+
+static void load(mu_config *c, mu_options *o, const char *yaml, int n, const char **overrides, int ranks) {
+    static mu_error e;
+    write_file(yaml);
+    mu_status status = mu_config_load(c, o, "f.yaml", n, (char *const *)overrides, ranks, &e);
+    if (status != MU_STATUS_OK) fail_msg("refused: %s", e.text);
+    assert_string_equal(e.text, "");
+}
+
+#define MINIMAL "run: {dir: runs/a}\ndata: {train: [{domain: d, path: synthetic}]}\n"
+
+static void defaults_and_derived_values(void **state) {
+    (void)state;
+    mu_config c;
+    mu_options o;
+    load(&c, &o, MINIMAL, 0, NULL, 1);
+    assert_string_equal(c.run.dir, "runs/a");
+    assert_int_equal(c.model.num_kv_heads, 4);
+    assert_int_equal(c.model.head_dim, 64);
+    assert_int_equal(c.model.ffn_hidden_size, 2 * 512);
+    assert_int_equal(c.moe.balance, MU_BALANCE_GLOBAL_AUX);
+    assert_int_equal(c.moe.score_func, MU_MOE_SCORE_SOFTMAX);
+    assert_true(c.moe.z_loss_coeff == 0.001 && c.moe.norm_topk_prob && c.optim.lr == 1e-3);
+    assert_true(c.optim.betas[0] == 0.9 && c.optim.betas[1] == 0.95);
+    assert_int_equal(c.train.steps, 1000);
+    assert_int_equal(c.checkpoint.every, 200);
+    assert_int_equal(c.log.every, 10);
+    mu_config_free(&c, &o);
+}
+
+static void dense_and_sigmoid(void **state) {
+    (void)state;
+    mu_config c;
+    mu_options o;
+    /* without experts nothing of the moe section is looked at */
+    load(&c, &o, MINIMAL "moe: {num_experts: 0, top_k: 1, first_k_dense: 9, force_skew: true, force_balanced: true}\n"
+                 "model: {hidden_size: 96, head_dim: 10, num_kv_heads: 1}\n", 0, NULL, 2);
+    assert_int_equal(c.model.ffn_hidden_size, 4 * 96);
+    assert_int_equal(c.model.head_dim, 10);
+    assert_int_equal(c.model.num_kv_heads, 1);
+    mu_config_free(&c, &o);
+    load(&c, &o, MINIMAL "moe:\n  score_func: sigmoid\n  balance:\n    - expert_bias\n    - seq_aux_loss\n", 0, NULL, 1);
+    assert_true(c.moe.z_loss_coeff == 0);
+    assert_int_equal(c.moe.balance, MU_BALANCE_BIAS | MU_BALANCE_SEQ_AUX);
+    mu_config_free(&c, &o);
+    load(&c, &o, MINIMAL "moe: {score_func: sigmoid, z_loss_coeff: 0, balance: none}", 0, NULL, 1);
+    assert_int_equal(c.moe.balance, MU_BALANCE_NONE);
+    mu_config_free(&c, &o);
+    load(&c, &o, MINIMAL "moe: {top_k: 1, norm_topk_prob: false}", 0, NULL, 1);
+    mu_config_free(&c, &o);
+}
+
+/* Only the last value counts when options are compared. */
+static void overrides_win(void **state) {
+    (void)state;
+    mu_config c;
+    mu_options o;
+    const char *overrides[] = { "moe.top_k=4", "moe.top_k=6", "train.global_batch_size=24", "model.num_heads=8",
+                                "moe.balance=[aux_loss, expert_bias]",
+                                "data.train=[{domain: a, path: here/texts, weight: 2}, {domain: b, path: synthetic}]" };
+    load(&c, &o, MINIMAL "moe: {top_k: 99}\nmodel: {num_heads: 7}\nparallel: {ep: 2}\n", 6, overrides, 6);
+    assert_int_equal(c.moe.top_k, 6);
+    assert_int_equal(c.model.head_dim, 32);
+    assert_int_equal(c.train.global_batch_size, 24);
+    assert_int_equal(c.moe.balance, MU_BALANCE_AUX | MU_BALANCE_BIAS);
+    assert_int_equal(c.data.train.n, 2);
+    assert_true(c.data.train.list[0].weight == 2);
+    assert_true(mu_options_given(&o, "model", "num_heads"));
+    assert_false(mu_options_given(&o, "model", "num_layers"));
+    mu_config_free(&c, &o);
+}
+
+static void rates_of_a_constant_schedule(void **state) {
+    (void)state;
+    mu_config c;
+    mu_options o;
+    load(&c, &o, MINIMAL "optim: {schedule: constant, lr: 1e-5}\ntrain: {steps: 10}\n", 0, NULL, 1);
+    mu_config_free(&c, &o);
+    load(&c, &o, MINIMAL "optim: {lr: 1e-4, warmup_steps: 10}\ntrain: {steps: 10}\n", 0, NULL, 1);
+    mu_config_free(&c, &o);
+}
+
+static void no_file_is_needed(void **state) {
+    (void)state;
+    mu_config c;
+    mu_options o;
+    static mu_error e;
+    assert_int_equal(mu_config_load(&c, &o, NULL, 2, enough, 1, &e), MU_STATUS_OK);
+    mu_config_free(&c, &o);
+    assert_int_equal(mu_config_load(&c, &o, NULL, 0, NULL, 1, &e), MU_STATUS_CONFIG);
+    assert_int_equal(lines_of(e.text), 2);
+    mu_config_free(&c, &o);
+    assert_int_equal(mu_config_load(&c, &o, NULL, 0, NULL, 1, NULL), MU_STATUS_CONFIG);
+    mu_config_free(&c, &o);
+    assert_int_equal(mu_config_load(&c, &o, "f.ymal", 2, enough, 1, &e), MU_STATUS_NOINPUT);
+    assert_non_null(strstr(e.text, folder));
+    assert_non_null(strstr(e.text, "/f.ymal: No such file or directory; did you mean 'f.yaml'?"));
+    mu_config_free(&c, &o);
+}
+
+/* config.resolved.yaml says what was run: every option, derived values too. */
+static void dump_gives_the_same_configuration(void **state) {
+    (void)state;
+    static const char *const more[] = { "", "moe: {score_func: sigmoid, balance: [expert_bias, seq_aux_loss]}", "moe: {num_experts: 0}",
+                                        "model: {init_std: 0.1234567890123456789, rope_theta: 1e6}\nrun: {dir: 'a b: \"c\" é'}\n"
+                                        "optim: {eps: 1e-30}\ndata: {train: [{domain: a, path: 'here/texts', weight: 0.1}]}" };
+    for (int i = 0; i < 4; i++) {
+        mu_config c, d;
+        mu_options o, p;
+        static mu_error e;
+        int n;
+        const mu_option *rows = mu_config_table(&n);
+        char *yaml = i < 3 ? mu_format("%s%s", MINIMAL, more[i]) : mu_strdup(more[i]);
+        load(&c, &o, yaml, 0, NULL, 1);
+        char *text = mu_options_dump(&o, &c);
+        mu_status status = mu_config_load_text(&d, &p, "resolved", text, 0, NULL, &e);
+        if (status != MU_STATUS_OK) fail_msg("%s\n%s", e.text, text);
+        for (int k = 0; k < n; k++) {
+            char *left = mu_option_text(&rows[k], &c), *right = mu_option_text(&rows[k], &d);
+            assert_string_equal(left, right);
+            assert_true(mu_options_given(&p, rows[k].section, rows[k].key));
+            free(left);
+            free(right);
+        }
+        char *again = mu_options_dump(&p, &d);
+        assert_string_equal(text, again);
+        free(again);
+        free(text);
+        free(yaml);
+        mu_config_free(&c, &o);
+        mu_config_free(&d, &p);
+    }
+}
+
+/* The copy in a checkpoint may be read on another machine: other ranks, no texts. */
+static void copy_is_read_without_its_world(void **state) {
+    (void)state;
+    mu_config c;
+    mu_options o;
+    static mu_error e;
+    const char *text = "run: {dir: a}\nparallel: {ep: 4}\ntrain: {global_batch_size: 7}\n"
+                       "data: {train: [{domain: d, path: /nowhere}]}";
+    const char *overrides[] = { "train.steps=2000" };
+    assert_int_equal(mu_config_load_text(&c, &o, "copy", text, 1, (char *const *)overrides, &e), MU_STATUS_OK);
+    assert_int_equal(c.train.steps, 2000);
+    mu_config_free(&c, &o);
+    assert_int_equal(mu_config_load_text(&c, &o, "copy", "moe: {top_k: 9}", 0, NULL, &e), MU_STATUS_CONFIG);
+    assert_non_null(strstr(e.text, "copy:1:14: moe.top_k: 9 is more than num_experts 8"));
+    mu_config_free(&c, &o);
+}
+
+/* Every option has a help text, a default that parses, and one place in the structure. */
+static void table_is_sound(void **state) {
+    (void)state;
+    int n;
+    const mu_option *rows = mu_config_table(&n);
+    assert_true(n > 50);
+    assert_string_equal(rows[0].section, "run");
+    assert_string_equal(rows[n - 1].section, "log");
+    for (int i = 0; i < n; i++) {
+        assert_true(strlen(rows[i].help) > 5);
+        assert_true(rows[i].offset < sizeof(mu_config));
+        for (int k = 0; k < i; k++) {
+            assert_true(rows[k].offset != rows[i].offset);
+            assert_true(strcmp(rows[k].section, rows[i].section) || strcmp(rows[k].key, rows[i].key));
+        }
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(table_is_sound),
+        cmocka_unit_test(bad_configurations_are_refused),
+        cmocka_unit_test(defaults_and_derived_values),
+        cmocka_unit_test(dense_and_sigmoid),
+        cmocka_unit_test(overrides_win),
+        cmocka_unit_test(rates_of_a_constant_schedule),
+        cmocka_unit_test(no_file_is_needed),
+        cmocka_unit_test(dump_gives_the_same_configuration),
+        cmocka_unit_test(copy_is_read_without_its_world),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

@@ -1,0 +1,335 @@
+/* config.c - the configuration of a run: the table of all sections, what follows from other options, and
+ * the checks that need several options at once. Everything is checked before anything large is allocated,
+ * and all errors are reported together. */
+#include "train/config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ------------------------------------------------------------------ the table */
+
+#define ROW(section, TYPE, key, fallback, low, high, choices, help) \
+    { #section, #key, MU_OPTION_##TYPE, offsetof(mu_config, section.key), fallback, low, high, choices, help },
+#define RUN(...)        ROW(run, __VA_ARGS__)
+#define MODEL(...)      ROW(model, __VA_ARGS__)
+#define MOE(...)        ROW(moe, __VA_ARGS__)
+#define PARALLEL(...)   ROW(parallel, __VA_ARGS__)
+#define DATA(...)       ROW(data, __VA_ARGS__)
+#define OPTIM(...)      ROW(optim, __VA_ARGS__)
+#define TRAIN(...)      ROW(train, __VA_ARGS__)
+#define CHECKPOINT(...) ROW(checkpoint, __VA_ARGS__)
+#define LOG(...)        ROW(log, __VA_ARGS__)
+
+static const mu_option table[] = {
+    MU_OPTIONS_RUN(RUN)
+    MU_OPTIONS_MODEL(MODEL)
+    MU_OPTIONS_MOE(MOE)
+    MU_OPTIONS_PARALLEL(PARALLEL)
+    MU_OPTIONS_DATA(DATA)
+    MU_OPTIONS_OPTIM(OPTIM)
+    MU_OPTIONS_TRAIN(TRAIN)
+    MU_OPTIONS_CHECKPOINT(CHECKPOINT)
+    MU_OPTIONS_LOG(LOG)
+};
+
+const mu_option *mu_config_table(int *n) {
+    *n = (int)(sizeof table / sizeof *table);
+    return table;
+}
+
+/* ------------------------------------------------------------------ checks of several options */
+
+typedef struct {
+    mu_config *c;
+    const mu_options *o;
+    mu_error *e;
+    int world_size;             /* 0: not known, nothing is checked against it */
+    bool look_for_paths;
+    bool bad, missing;          /* ends in MU_STATUS_CONFIG; in MU_STATUS_NOINPUT */
+} check;
+
+#define COMPLAIN(k, ...) ((k)->bad |= mu_options_complain((k)->o, (k)->e, __VA_ARGS__) != MU_STATUS_OK)
+
+static void check_given(check *k) {
+    if (k->c->run.dir[0] == '\0')
+        COMPLAIN(k, "run", "dir", "must be given: the folder of this run, for example `dir: runs/first`");
+}
+
+/* Without texts there is nothing to train on; the message shows how to get some. */
+static void check_data_given(check *k) {
+    if (k->c->data.train.n == 0)
+        COMPLAIN(k, "data", "train", "must be given, for example `train: [{domain: english, path: texts/english}]`;"
+                 " scripts/get-texts.sh fetches free texts, and `path: synthetic` is the built-in generator");
+}
+
+static void check_path(check *k, const mu_option_domain *d) {
+    struct stat info;
+    int failed = stat(d->path, &info) != 0 || access(d->path, R_OK) != 0;
+    if (!failed) return;
+    const char *why = strerror(errno);
+    char *near = mu_suggest_path(d->path);
+    const char *hint = strncmp(d->path, "~/", 2) ? "" : " (~ is not expanded here)";
+    (void)mu_options_complain(k->o, k->e, "data", "train", "path '%.200s' of domain '%s': %s%s%s%s%s", d->path,
+                              d->domain, why, hint, near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+    free(near);
+    k->missing = true;
+}
+
+static void check_paths(check *k) {
+    const mu_option_domains *train = &k->c->data.train;
+    for (int i = 0; i < train->n && k->look_for_paths; i++)
+        if (strcmp(train->list[i].path, "synthetic")) check_path(k, &train->list[i]);
+}
+
+static void check_head_dim(check *k) {
+    const mu_model_config *m = &k->c->model;
+    int64_t D = m->hidden_size, H = m->num_heads;
+    if (m->head_dim == 0 && D % H)
+        COMPLAIN(k, "model", "hidden_size", "%" PRId64 " is not divisible by num_heads %" PRId64 "; %" PRId64 " or %"
+                 PRId64 " would be, or give head_dim", D, H, D < H ? H : D / H * H, D < H ? 2 * H : (D / H + 1) * H);
+    else if (m->head_dim == 0 && D / H % 2)
+        COMPLAIN(k, "model", "hidden_size", "%" PRId64 " / num_heads %" PRId64 " = %" PRId64 " is odd, and rotary"
+                 " positions turn pairs: head_dim must be even", D, H, D / H);
+    else if (m->head_dim % 2)
+        COMPLAIN(k, "model", "head_dim", "%" PRId64 " is odd, and rotary positions turn pairs: it must be even",
+                 m->head_dim);
+}
+
+static void check_kv_heads(check *k) {
+    const mu_model_config *m = &k->c->model;
+    if (m->num_kv_heads == 0 || m->num_heads % m->num_kv_heads == 0) return;
+    int64_t near = m->num_kv_heads < m->num_heads ? m->num_kv_heads : m->num_heads;
+    while (m->num_heads % near) near--;
+    COMPLAIN(k, "model", "num_kv_heads", "%" PRId64 " is not a divisor of num_heads %" PRId64 "; %" PRId64 " would be",
+             m->num_kv_heads, m->num_heads, near);
+}
+
+static void check_dense_layers(check *k) {
+    if (k->c->moe.num_experts > 0 && k->c->moe.first_k_dense > k->c->model.num_layers)
+        COMPLAIN(k, "moe", "first_k_dense", "%" PRId64 " is more than model.num_layers %" PRId64,
+                 k->c->moe.first_k_dense, k->c->model.num_layers);
+}
+
+static void check_top_k(check *k) {
+    const mu_moe_config *m = &k->c->moe;
+    if (m->num_experts > 0 && m->top_k > m->num_experts)
+        COMPLAIN(k, "moe", "top_k", "%" PRId64 " is more than num_experts %" PRId64, m->top_k, m->num_experts);
+}
+
+/* One score divided by itself is 1 whatever the router says. */
+static void check_top_1(check *k) {
+    const mu_moe_config *m = &k->c->moe;
+    if (m->num_experts > 0 && m->top_k == 1 && m->norm_topk_prob)
+        COMPLAIN(k, "moe", "norm_topk_prob", "with top_k 1 the gate would always be 1, so the router would get no"
+                 " gradient from the language model's loss; use `norm_topk_prob: false`");
+}
+
+static void check_z_loss(check *k) {
+    const mu_moe_config *m = &k->c->moe;
+    if (m->num_experts > 0 && m->score_func == MU_MOE_SCORE_SIGMOID && m->z_loss_coeff > 0
+        && mu_options_given(k->o, "moe", "z_loss_coeff"))
+        COMPLAIN(k, "moe", "z_loss_coeff", "%g needs `score_func: softmax`: the z-loss holds down the softmax's"
+                 " denominator, which sigmoid scores do not have; set it to 0 or leave it out", m->z_loss_coeff);
+}
+
+static void check_forced(check *k) {
+    const mu_moe_config *m = &k->c->moe;
+    if (m->num_experts > 0 && m->force_balanced && m->force_skew)
+        COMPLAIN(k, "moe", "force_skew", "excludes force_balanced: choose one");
+}
+
+static void check_experts_over_ranks(check *k) {
+    int64_t E = k->c->moe.num_experts, ep = k->c->parallel.ep;
+    if (E == 0 && ep > 1)
+        COMPLAIN(k, "parallel", "ep", "%" PRId64 " needs experts, but moe.num_experts is 0; use ep 1", ep);
+    else if (E % ep)
+        COMPLAIN(k, "parallel", "ep", "%" PRId64 " does not divide moe.num_experts %" PRId64
+                 "; each rank holds the same number of experts", ep, E);
+}
+
+static void check_ranks(check *k) {
+    int64_t ep = k->c->parallel.ep;
+    if (k->world_size && k->world_size % ep)
+        COMPLAIN(k, "parallel", "ep", "%" PRId64 " does not divide the number of ranks, %d; start a multiple of %" PRId64
+                 " ranks (mpirun -n %" PRId64 ") or choose another ep", ep, k->world_size, ep,
+                 (k->world_size / ep + 1) * ep);
+}
+
+static void check_batch(check *k) {
+    int64_t global = k->c->train.global_batch_size, micro = k->c->train.micro_batch_size;
+    int64_t unit = k->world_size * (micro ? micro : 1), below = unit ? global / unit * unit : 0;
+    char near[64], what[64] = "";
+    if (unit == 0 || global % unit == 0) return;
+    if (micro) snprintf(what, sizeof what, " x micro_batch_size %" PRId64 " = %" PRId64, micro, unit);
+    if (below) snprintf(near, sizeof near, "%" PRId64 " and %" PRId64 " are", below, below + unit);
+    else snprintf(near, sizeof near, "%" PRId64 " is", unit);
+    COMPLAIN(k, "train", "global_batch_size", "%" PRId64 " is not a multiple of %d rank%s%s; the nearest that fit: %s",
+             global, k->world_size, k->world_size == 1 ? "" : "s", what, near);
+}
+
+static void check_seq_len(check *k) {
+    if (k->c->train.seq_len > k->c->model.max_seq_len)
+        COMPLAIN(k, "train", "seq_len", "%" PRId64 " is more than model.max_seq_len %" PRId64, k->c->train.seq_len,
+                 k->c->model.max_seq_len);
+}
+
+static void check_learning_rate(check *k) {
+    const mu_optim_config *p = &k->c->optim;
+    if (p->schedule != MU_SCHEDULE_CONSTANT && p->min_lr > p->lr)
+        COMPLAIN(k, "optim", "min_lr", "%g is more than lr %g", p->min_lr, p->lr);
+}
+
+static void check_warmup(check *k) {
+    const mu_optim_config *p = &k->c->optim;
+    if (p->schedule != MU_SCHEDULE_CONSTANT && p->warmup_steps > k->c->train.steps)
+        COMPLAIN(k, "optim", "warmup_steps", "%" PRId64 " is more than train.steps %" PRId64 "; the rate would never"
+                 " reach lr", p->warmup_steps, k->c->train.steps);
+}
+
+/* Layers that hold experts; the exact rule is the transformer's, this is good enough for limits. */
+static double moe_layers(const mu_config *c) {
+    int64_t rest = c->model.num_layers - c->moe.first_k_dense;
+    return c->moe.num_experts == 0 || rest <= 0 ? 0 : (double)((rest + c->moe.moe_layer_freq - 1) / c->moe.moe_layer_freq);
+}
+
+/* Parameters without the embedding, in floating point: the products of the largest values overflow 64 bits. */
+static double parameters(const mu_config *c) {
+    const mu_model_config *m = &c->model;
+    double D = (double)m->hidden_size, L = (double)m->num_layers, E = (double)c->moe.num_experts;
+    double F = (double)c->moe.moe_ffn_hidden_size, moe = moe_layers(c);
+    double attention = 2 * D * (double)m->head_dim * (double)(m->num_heads + m->num_kv_heads);
+    double experts = 3 * D * F * (E + (double)c->moe.num_shared_experts) + D * E;
+    return L * attention + moe * experts + (L - moe) * 3 * D * (double)m->ffn_hidden_size;
+}
+
+static void check_parameters(check *k) {
+    double n = parameters(k->c);
+    if (n > 0x1p40)
+        COMPLAIN(k, "model", "hidden_size", "the model would have about %.2g parameters, more than 2^40; look at"
+                 " hidden_size, num_layers, head_dim, moe.num_experts and moe.moe_ffn_hidden_size", n);
+}
+
+/* Dispatch reserves address space for ep * T * top_k rows, the worst case of one micro-batch. */
+static void check_batch_tokens(check *k) {
+    const mu_config *c = k->c;
+    int64_t micro = c->train.micro_batch_size, world = k->world_size ? k->world_size : 1;
+    double tokens = (double)c->train.global_batch_size * (double)c->train.seq_len;
+    double share = micro ? (double)micro : (double)c->train.global_batch_size / (double)world;
+    double rows = share * (double)c->train.seq_len;
+    if (c->moe.num_experts > 0) rows *= (double)c->moe.top_k * (double)c->parallel.ep;
+    if (tokens > 0x1p32)
+        COMPLAIN(k, "train", "global_batch_size", "x seq_len makes %.2g tokens a step, more than 2^32", tokens);
+    else if (rows > 0x1p31)
+        COMPLAIN(k, "train", "micro_batch_size", "sequences x seq_len x top_k x ep makes up to %.2g rows of a"
+                 " micro-batch, more than 2^31; use a smaller one", rows);
+}
+
+/* A check runs only when the user's values of all options it compares were readable. */
+static const struct { void (*run)(check *); const char *needs; } checks[] = {
+    { check_given,              "run.dir" },
+    { check_head_dim,           "model.hidden_size model.num_heads model.head_dim" },
+    { check_kv_heads,           "model.num_heads model.num_kv_heads" },
+    { check_top_k,              "moe.top_k moe.num_experts" },
+    { check_dense_layers,       "moe.first_k_dense moe.num_experts model.num_layers" },
+    { check_top_1,              "moe.top_k moe.num_experts moe.norm_topk_prob" },
+    { check_z_loss,             "moe.z_loss_coeff moe.score_func moe.num_experts" },
+    { check_forced,             "moe.force_balanced moe.force_skew moe.num_experts" },
+    { check_experts_over_ranks, "parallel.ep moe.num_experts" },
+    { check_ranks,              "parallel.ep" },
+    { check_data_given,         "data.train" },
+    { check_paths,              "data.train" },
+    { check_learning_rate,      "optim.lr optim.min_lr optim.schedule" },
+    { check_warmup,             "optim.warmup_steps optim.schedule train.steps" },
+    { check_batch,              "train.global_batch_size train.micro_batch_size" },
+    { check_seq_len,            "train.seq_len model.max_seq_len" },
+    { check_batch_tokens,       "train.global_batch_size train.micro_batch_size train.seq_len moe.num_experts moe.top_k"
+                                " parallel.ep" },
+    { check_parameters,         "model.hidden_size model.num_layers model.num_heads model.num_kv_heads model.head_dim"
+                                " model.ffn_hidden_size moe.num_experts moe.top_k moe.moe_ffn_hidden_size"
+                                " moe.num_shared_experts moe.first_k_dense moe.moe_layer_freq" },
+};
+
+static bool readable(const mu_options *o, const char *needs) {
+    char copy[300], *save = NULL;
+    MU_CHECK(strlen(needs) < sizeof copy, "too long: %s", needs);
+    strcpy(copy, needs);
+    for (char *name = strtok_r(copy, " ", &save); name; name = strtok_r(NULL, " ", &save)) {
+        char *dot = strchr(name, '.');
+        *dot = '\0';
+        if (mu_options_refused(o, name, dot + 1)) return false;
+    }
+    return true;
+}
+
+/* ------------------------------------------------------------------ what follows from other options */
+
+static void derive(mu_config *c, const mu_options *o) {
+    mu_model_config *m = &c->model;
+    if (m->num_kv_heads == 0) m->num_kv_heads = m->num_heads;
+    if (m->head_dim == 0) m->head_dim = m->hidden_size / m->num_heads;
+    if (m->ffn_hidden_size == 0)
+        m->ffn_hidden_size = c->moe.num_experts > 0 ? c->moe.top_k * c->moe.moe_ffn_hidden_size : 4 * m->hidden_size;
+    if (c->moe.score_func == MU_MOE_SCORE_SIGMOID && !mu_options_given(o, "moe", "z_loss_coeff"))
+        c->moe.z_loss_coeff = 0;
+}
+
+/* The checks look at what the user wrote (head_dim 0 is not an even head_dim of a wrong size), the limits on
+ * sizes at what follows from it. */
+static void run_checks(check *k) {
+    for (size_t i = 0; i < sizeof checks / sizeof *checks; i++) {
+        if (checks[i].run == check_parameters) derive(k->c, k->o);
+        if (readable(k->o, checks[i].needs)) checks[i].run(k);
+    }
+}
+
+/* ------------------------------------------------------------------ loading */
+
+static bool override_all(mu_config *config, mu_options *options, int n, char *const *overrides, mu_error *e) {
+    bool good = true;
+    for (int i = 0; i < n; i++)
+        if (mu_options_override(options, config, overrides[i], e) != MU_STATUS_OK) good = false;
+    return good;
+}
+
+static mu_status finish(check *k, bool read) {
+    run_checks(k);
+    mu_status status = !read || k->bad ? MU_STATUS_CONFIG : k->missing ? MU_STATUS_NOINPUT : MU_STATUS_OK;
+    if (k->e) k->e->status = status;    /* the first complaint is not always the graver one */
+    return status;
+}
+
+static void start(mu_config *config, mu_options *options, mu_error *e) {
+    int n;
+    const mu_option *rows = mu_config_table(&n);
+    memset(config, 0, sizeof *config);
+    mu_options_init(options, rows, n, config);
+    if (e) *e = (mu_error){ 0 };
+}
+
+mu_status mu_config_load(mu_config *config, mu_options *options, const char *path, int n_overrides,
+                         char *const *overrides, int world_size, mu_error *e) {
+    start(config, options, e);
+    mu_status read = path ? mu_options_read_file(options, config, path, e) : MU_STATUS_OK;
+    if (read == MU_STATUS_NOINPUT) return read;
+    bool good = override_all(config, options, n_overrides, overrides, e) && read == MU_STATUS_OK;
+    check k = { .c = config, .o = options, .e = e, .world_size = world_size, .look_for_paths = true };
+    return finish(&k, good);
+}
+
+mu_status mu_config_load_text(mu_config *config, mu_options *options, const char *name, const char *text,
+                              int n_overrides, char *const *overrides, mu_error *e) {
+    start(config, options, e);
+    mu_status read = mu_options_read_text(options, config, name, text, strlen(text), e);
+    bool good = override_all(config, options, n_overrides, overrides, e) && read == MU_STATUS_OK;
+    check k = { .c = config, .o = options, .e = e };
+    return finish(&k, good);
+}
+
+void mu_config_free(mu_config *config, mu_options *options) {
+    mu_options_free(options, config);
+}

@@ -1,0 +1,73 @@
+/* config.h - the configuration of a run: every option of every section, read from YAML and from
+ * section.key=value on the command line, checked as a whole before anything large is allocated. */
+#ifndef MUSTER_TRAIN_CONFIG_H
+#define MUSTER_TRAIN_CONFIG_H
+
+#include "data/data.h"
+#include "layers/layers.h"
+#include "moe/moe.h"
+#include "optim/optim.h"
+
+/*       type    key            default        min  max  choices  help */
+#define MU_OPTIONS_RUN(O) \
+    O(STRING, dir,              "",            1,   0,   NULL, "folder of this run: checkpoints, metrics, resolved configuration") \
+    O(INT,    seed,             "1",           0,   9007199254740992.0, NULL, "key of every random number: initial weights, order of the data")
+
+#define MU_OPTIONS_PARALLEL(O) \
+    O(INT,    ep,               "1",           1,   65536, NULL, "ranks that together hold all experts; dp = ranks / ep")
+
+#define MU_OPTIONS_TRAIN(O) \
+    O(INT,    steps,            "1000",        1,   1e9, NULL, "optimizer steps of the whole run") \
+    O(INT,    global_batch_size,"32",          1,   1e7, NULL, "sequences a step, over all ranks and micro-batches") \
+    O(INT,    micro_batch_size, "0",           0,   1e7, NULL, "sequences a rank computes at once; 0: its whole share") \
+    O(INT,    seq_len,          "256",         2,   16777216, NULL, "tokens of a training sequence, at most model.max_seq_len") \
+    O(CHOICE, device,           "auto",        0,   0,   "auto|cpu|ref|guarded", "cpu: fast fp32 kernels; ref: plain loops in double precision; guarded: cpu with its memory locked outside kernels (both for tests)") \
+    O(INT,    threads,          "0",           0,   4096, NULL, "threads a rank; 0: cores / ranks on the node") \
+    O(INT,    eval_every,       "200",         0,   1e9, NULL, "steps between evaluations on the validation texts; 0: never") \
+    O(INT,    eval_sequences,   "64",          0,   1e9, NULL, "validation sequences a domain, at most; 0: all")
+
+#define MU_OPTIONS_CHECKPOINT(O) \
+    O(INT,    every,            "200",         0,   1e9, NULL, "steps between checkpoints; 0: only at the end and on a signal") \
+    O(INT,    keep,             "3",           1,   1e6, NULL, "newest checkpoints kept") \
+    O(INT,    keep_every,       "0",           0,   1e9, NULL, "checkpoints of steps divisible by this are kept for good; 0: none")
+
+#define MU_OPTIONS_LOG(O) \
+    O(INT,    every,            "10",          0,   1e9, NULL, "steps between logged lines and metrics; 0: never") \
+    O(CHOICE, progress,         "auto",        0,   0,   "auto|bar|line|quiet", "auto: a bar on a terminal, plain lines elsewhere")
+
+typedef struct { MU_OPTIONS_RUN(MU_OPTION_FIELD) }        mu_run_config;
+typedef struct { MU_OPTIONS_PARALLEL(MU_OPTION_FIELD) }   mu_parallel_config;
+typedef struct { MU_OPTIONS_TRAIN(MU_OPTION_FIELD) }      mu_train_config;
+typedef struct { MU_OPTIONS_CHECKPOINT(MU_OPTION_FIELD) } mu_checkpoint_config;
+typedef struct { MU_OPTIONS_LOG(MU_OPTION_FIELD) }        mu_log_config;
+
+enum { MU_TRAIN_DEVICE_AUTO, MU_TRAIN_DEVICE_CPU, MU_TRAIN_DEVICE_REF, MU_TRAIN_DEVICE_GUARDED };
+enum { MU_LOG_PROGRESS_AUTO, MU_LOG_PROGRESS_BAR, MU_LOG_PROGRESS_LINE, MU_LOG_PROGRESS_QUIET };
+
+typedef struct {
+    mu_run_config run;
+    mu_model_config model;
+    mu_moe_config moe;
+    mu_parallel_config parallel;
+    mu_data_config data;
+    mu_optim_config optim;
+    mu_train_config train;
+    mu_checkpoint_config checkpoint;
+    mu_log_config log;
+} mu_config;
+
+/* The table of all sections, in the order above. */
+const mu_option *mu_config_table(int *n);
+
+/* Defaults, then the file (NULL: none), then the overrides, then what follows from other options (z-loss 0
+ * for a sigmoid router unless it was given, and so on), then every check that needs no data: ranges,
+ * heads, experts over ep, batch over ranks. All errors at once. Local; every rank that reads the same
+ * bytes reaches the same result. `options` and `config` are freed with mu_config_free either way. */
+mu_status mu_config_load(mu_config *config, mu_options *options, const char *path, int n_overrides,
+                         char *const *overrides, int world_size, mu_error *e) MU_MUST_USE;
+/* The same from a text (the copy in a checkpoint), without the checks against the number of ranks. */
+mu_status mu_config_load_text(mu_config *config, mu_options *options, const char *name, const char *text,
+                              int n_overrides, char *const *overrides, mu_error *e) MU_MUST_USE;
+void mu_config_free(mu_config *config, mu_options *options);
+
+#endif
