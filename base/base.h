@@ -115,9 +115,10 @@ void   mu_rng_normals(const mu_rng *r, int64_t n, double scale, double *out);   
 int  mu_threads(void);
 void mu_threads_set(int n);                             /* n >= 1 */
 int  mu_cores(void);                                    /* cores this process may run on */
-/* mpirun binds each of one or two ranks to a single core. Unless the user asked for a binding, widen
- * it to rank `local_rank`'s even share of the node's allowed cores. Returns the cores it now has. */
-int  mu_cores_share(int local_rank, int local_size);
+/* How many threads rank `local_rank` of `local_size` on this node should run: `wanted`, or for 0 its even share
+ * of the node's allowed cores. mpirun binds each of one or two ranks to a single core: unless the user chose
+ * a binding, the rank is moved to its share, or to all allowed cores when its threads do not fit there. */
+int  mu_cores_share(int local_rank, int local_size, int wanted);
 /* Does this program's output end up on a terminal? Under mpirun a rank's own stdout tells nothing (it is
  * mpirun's pseudo-terminal), so the launcher's is looked at. */
 bool mu_output_is_terminal(void);

@@ -59,7 +59,8 @@ mu_status mu_file_sync(const char *path, mu_error *e) {
 
 mu_status mu_file_rename(const char *from, const char *to, mu_error *e) {
     if (rename(from, to))
-        return mu_error_set(e, MU_STATUS_IO, "%s: cannot be renamed to %s: %s", from, to, mu_io_reason(errno));
+        return mu_error_set(e, MU_STATUS_IO, "%s: cannot be renamed to %s: %s", from, to,
+                            mu_io_reason(errno));
     return sync_parent(to, e);
 }
 
@@ -204,7 +205,9 @@ static void write_hex(XXH128_hash_t hash, char hex[33]) {
     for (int i = 0; i < 16; i++) snprintf(hex + 2 * i, 3, "%02x", bytes.digest[i]);
 }
 
-void mu_hash128_hex(const void *data, size_t bytes, char hex[33]) { write_hex(XXH3_128bits(data, bytes), hex); }
+void mu_hash128_hex(const void *data, size_t bytes, char hex[33]) {
+    write_hex(XXH3_128bits(data, bytes), hex);
+}
 
 mu_status mu_file_hash(const char *path, char hex[33], int64_t *bytes, mu_error *e) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);

@@ -41,7 +41,8 @@ void mu_option_allowed(const mu_option *option, char *text, size_t size) {
     switch (option->type) {
     case MU_OPTION_INT:     snprintf(text, size, "an integer from %s to %s", low, high); return;
     case MU_OPTION_FLOAT:   snprintf(text, size, "a number from %s to %s", low, high); return;
-    case MU_OPTION_PAIR:    snprintf(text, size, "two numbers from %s to %s, as in [0.5, 0.5]", low, high); return;
+    case MU_OPTION_PAIR:    snprintf(text, size, "two numbers from %s to %s, as in [0.5, 0.5]", low,
+                                     high); return;
     case MU_OPTION_BOOL:    snprintf(text, size, "true or false"); return;
     case MU_OPTION_STRING:  snprintf(text, size, "a text of at most 511 bytes"); return;
     case MU_OPTION_DOMAINS: snprintf(text, size, "a list of {domain: NAME, path: PATH, weight: NUMBER}"); return;
@@ -74,7 +75,8 @@ static bool refuse(const place *p, const char *fmt, ...) {
     va_end(args);
     mu_option_allowed(p->option, allowed, sizeof allowed);
     bool question = what[0] && what[strlen(what) - 1] == '?';
-    mu_report_add(p->report, p->at->line, p->at->column, "%s.%s: %s%s %s", p->option->section, p->option->key, what,
+    mu_report_add(p->report, p->at->line, p->at->column, "%s.%s: %s%s %s", p->option->section,
+                  p->option->key, what,
                   question ? " Allowed:" : "; allowed:", allowed);
     return false;
 }
@@ -165,7 +167,8 @@ static const char *plain_text(const place *p) {
     if (p->at->kind != MU_YAML_SCALAR) {
         refuse(p, "a %s is given", p->at->kind == MU_YAML_LIST ? "list" : "map");
     } else if (!p->at->plain) {
-        refuse(p, "'%s' is quoted, which makes it a text; write it without quotes", mu_quote(&shown, p->at->text));
+        refuse(p, "'%s' is quoted, which makes it a text; write it without quotes", mu_quote(&shown,
+                                                                                             p->at->text));
     } else if (p->at->text[0] == '\0') {
         refuse(p, "the value is empty");
     } else {
@@ -212,7 +215,8 @@ static bool read_float(const place *p, double *field) {
 }
 
 static bool read_bool(const place *p, bool *field) {
-    static const char *const yes[] = { "true", "yes", "on", "y", "1" }, *const no[] = { "false", "no", "off", "n", "0" };
+    static const char *const yes[] = { "true", "yes", "on", "y", "1" }, *const no[] = { "false", "no", "off",
+                                                                                       "n", "0" };
     mu_quoted shown;
     const char *s = plain_text(p);
     if (!s) return false;
@@ -222,7 +226,8 @@ static bool read_bool(const place *p, bool *field) {
     }
     for (int i = 0; i < 5; i++)
         if (!strcasecmp(s, yes[i]) || !strcasecmp(s, no[i]))
-            return refuse(p, "'%s' is not a boolean (write %s)", mu_quote(&shown, s), strcasecmp(s, yes[i]) ? "false" : "true");
+            return refuse(p, "'%s' is not a boolean (write %s)", mu_quote(&shown, s),
+                          strcasecmp(s, yes[i]) ? "false" : "true");
     return refuse(p, "'%s' is not a boolean", mu_quote(&shown, s));
 }
 
@@ -348,7 +353,8 @@ static bool read_domain(const place *whole, mu_option_domain *out) {
         while (k < 3 && strcmp(keys[k], name)) k++;
         if (k == 3) {
             near = mu_suggest(name, keys, 3);
-            good = refuse(&key, "unknown key '%s'%s%s%s", mu_quote(&shown, name), near ? "; did you mean '" : "",
+            good = refuse(&key, "unknown key '%s'%s%s%s", mu_quote(&shown, name),
+                          near ? "; did you mean '" : "",
                           near ? near : "", near ? "'?" : "");
         } else if (seen[k]) {
             good = refuse(&key, "%s appears twice", keys[k]);

@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { FILE_BYTES_MAX = 1 << 20, NAMES_MAX = 256, LIST_BYTES = 256 };
@@ -62,8 +61,12 @@ static const char *nearest(const names *list, const char *word) {
 static void join(const names *list, char text[LIST_BYTES]) {
     size_t used = 0;
     text[0] = '\0';
-    for (int i = 0; i < list->n && used < LIST_BYTES; i++)
-        used += (size_t)snprintf(text + used, LIST_BYTES - used, "%s%s", i ? ", " : "", list->name[i]);
+    for (int i = 0; i < list->n; i++) {
+        bool fits = used + strlen(list->name[i]) + sizeof ", , ..." <= LIST_BYTES;
+        used += (size_t)snprintf(text + used, LIST_BYTES - used, "%s%s", i ? ", " : "",
+                                 fits ? list->name[i] : "...");
+        if (!fits) return;
+    }
 }
 
 static void all_sections(const mu_options *o, names *list) {
@@ -110,14 +113,16 @@ static void unknown_key(reader *d, const char *section, const char *key, int lin
     sections_with(d->o, key, &list);
     if (list.n) {
         join(&list, joined);
-        mu_report_add(&d->report, line, column, "unknown key '%s' in section %s; '%s' belongs to section %s", quoted,
+        mu_report_add(&d->report, line, column, "unknown key '%s' in section %s; '%s' belongs to section %s",
+                      quoted,
                       section, quoted, joined);
         may_be(d->o, &list, key);
         return;
     }
     all_keys(d->o, section, &list);
     if ((near = nearest(&list, key)) != NULL) {
-        mu_report_add(&d->report, line, column, "unknown key '%s' in section %s; did you mean '%s'?", quoted, section, near);
+        mu_report_add(&d->report, line, column, "unknown key '%s' in section %s; did you mean '%s'?", quoted,
+                      section, near);
         may_be(d->o, &(names){ .name = { section }, .n = 1 }, near);
         return;
     }
@@ -129,7 +134,8 @@ static void unknown_key(reader *d, const char *section, const char *key, int lin
                       section, near, list.name[0]);
         return;
     }
-    mu_report_add(&d->report, line, column, "unknown key '%s' in section %s; its keys are %s", quoted, section, joined);
+    mu_report_add(&d->report, line, column, "unknown key '%s' in section %s; its keys are %s", quoted,
+                  section, joined);
 }
 
 /* Something at the left margin that is no section: often a key that lost its indentation. */
@@ -168,7 +174,8 @@ static void unknown_section(reader *d, const char *name, bool has_keys, int line
     if (near) {
         sections_with(d->o, near, &list);
         may_be(d->o, &list, near);
-        mu_report_add(&d->report, line, column, "unknown section '%s'; did you mean '%s' of section %s?", quoted, near,
+        mu_report_add(&d->report, line, column, "unknown section '%s'; did you mean '%s' of section %s?",
+                      quoted, near,
                       list.name[0]);
         return;
     }
@@ -205,7 +212,8 @@ static void read_key(reader *d, const char *section, const mu_yaml *entry) {
     if (i < 0) {
         unknown_key(d, section, key->text, key->line, key->column);
     } else if (d->line_of_key[i]) {
-        mu_report_add(&d->report, key->line, key->column, "%s.%s appears twice, first in line %d", section, key->text,
+        mu_report_add(&d->report, key->line, key->column, "%s.%s appears twice, first in line %d", section,
+                      key->text,
                       d->line_of_key[i]);
         d->o->refused[i] = true;
     } else if (marked(d, entry, true)) {
@@ -225,13 +233,15 @@ static void read_section(reader *d, const mu_yaml *entry) {
         return;
     }
     if (d->line_of_section[first])
-        mu_report_add(&d->report, key->line, key->column, "section %s appears twice, first in line %d", key->text,
+        mu_report_add(&d->report, key->line, key->column, "section %s appears twice, first in line %d",
+                      key->text,
                       d->line_of_section[first]);
     else
         d->line_of_section[first] = key->line;
     if (entry->kind != MU_YAML_MAP) {
         bool empty = entry->kind == MU_YAML_SCALAR && entry->plain && !entry->text[0];
-        mu_report_add(&d->report, entry->line, entry->column, "section %s %s; below '%s:' write its options, indented,"
+        mu_report_add(&d->report, entry->line, entry->column,
+                      "section %s %s; below '%s:' write its options, indented,"
                       " as in 'key: value'", key->text, empty ? "is empty" : "must be a map", key->text);
         refuse_rest(d->o, key->text);
         return;
@@ -275,7 +285,8 @@ mu_status mu_options_read_text(mu_options *o, void *config, const char *name, co
     name_file(o, name);
     if (bytes > FILE_BYTES_MAX) return too_large(o, e);
     reader d = { .o = o, .config = config, .report = { .name = o->file, .e = e },
-                 .line_of_key = mu_alloc((size_t)o->n, sizeof(int)), .line_of_section = mu_alloc((size_t)o->n, sizeof(int)) };
+                 .line_of_key = mu_alloc((size_t)o->n, sizeof(int)),
+                 .line_of_section = mu_alloc((size_t)o->n, sizeof(int)) };
     mu_yaml_document document;
     mu_yaml_read(&document, text, bytes, DEPTH);
     read_sections(&d, document.root);
@@ -292,13 +303,14 @@ mu_status mu_options_read_text(mu_options *o, void *config, const char *name, co
 static mu_status unreadable(mu_error *e, const char *path, int error) {
     char folder[4096], *near = mu_suggest_path(path);
     bool relative = path[0] != '/' && getcwd(folder, sizeof folder);
-    mu_error_add(e, MU_STATUS_NOINPUT, "%s%s%.500s: %s%s%s%s", relative ? folder : "", relative ? "/" : "", path,
+    mu_error_add(e, MU_STATUS_NOINPUT, "%s%s%.500s: %s%s%s%s", relative ? folder : "", relative ? "/" : "",
+                 path,
                  strerror(error), near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
     free(near);
     return MU_STATUS_NOINPUT;
 }
 
-/* At most one byte more than allowed, also from a pipe or a device whose size is not known. */
+/* One byte more than allowed is enough to refuse a file: a huge one, or a device, is never read to its end. */
 static ssize_t read_limited(int fd, char *text, size_t room) {
     size_t used = 0;
     while (used < room) {
@@ -312,19 +324,15 @@ static ssize_t read_limited(int fd, char *text, size_t room) {
 }
 
 mu_status mu_options_read_file(mu_options *o, void *config, const char *path, mu_error *e) {
-    struct stat info;
     name_file(o, path);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return unreadable(e, path, errno);
-    if (fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > FILE_BYTES_MAX) {
-        close(fd);
-        return too_large(o, e);
-    }
     char *text = mu_alloc(FILE_BYTES_MAX + 1, 1);
     ssize_t n = read_limited(fd, text, FILE_BYTES_MAX + 1);
     int error = errno;
     close(fd);
-    mu_status status = n < 0 ? unreadable(e, path, error) : mu_options_read_text(o, config, path, text, (size_t)n, e);
+    mu_status status = n < 0 ? unreadable(e, path, error) : mu_options_read_text(o, config, path, text,
+                                                                                 (size_t)n, e);
     free(text);
     return status;
 }
@@ -336,7 +344,8 @@ static void read_override_value(reader *d, int i, const char *text) {
     mu_yaml_document document;
     mu_yaml_read(&document, text, strlen(text), 2);
     if (document.problem) {
-        mu_report_add(&d->report, 0, 0, "%s.%s: %s", d->o->table[i].section, d->o->table[i].key, document.problem);
+        mu_report_add(&d->report, 0, 0, "%s.%s: %s", d->o->table[i].section, d->o->table[i].key,
+                      document.problem);
         d->o->refused[i] = true;
     } else if (document.root && marked(d, document.root, true)) {
         d->o->refused[i] = true;
@@ -361,7 +370,8 @@ mu_status mu_options_override(mu_options *o, void *config, const char *assignmen
         mu_report_add(&d.report, 0, 0, "'%s' is not an option; write section.key=value, as in moe.top_k=2",
                       mu_quote(&shown, assignment));
     } else if (!dot) {
-        mu_report_add(&d.report, 0, 0, "'%s' has no section; did you mean '%s.%s'?", mu_quote(&shown, assignment),
+        mu_report_add(&d.report, 0, 0, "'%s' has no section; did you mean '%s.%s'?", mu_quote(&shown,
+                                                                                              assignment),
                       list.name[0], key);
     } else {
         *dot = '\0';

@@ -39,7 +39,7 @@ typedef struct { bool failed; int system_error; char what[64], why[512]; } troub
 static herr_t note_error(unsigned n, const H5E_error2_t *error, void *data) {
     trouble *t = data;
     const char *desc = error->desc ? error->desc : "";
-    if (n == 0) snprintf(t->why, sizeof t->why, "%s", desc);        /* walking upward: the deepest comes first */
+    if (n == 0) snprintf(t->why, sizeof t->why, "%s", desc); /* walking upward: the deepest comes first */
     const char *code = strstr(desc, "errno = ");
     if (code && !t->system_error) t->system_error = atoi(code + strlen("errno = "));
     return 0;
@@ -282,7 +282,8 @@ mu_status mu_store_close(mu_store *s, mu_error *e) {
                               t.failed ? ": " : "", t.why);
         /* Where the library could not close the file it keeps it open until the process ends; at least
          * its space is given back. The name leads to a file nobody may read, so emptying loses nothing. */
-        if (truncate(s->path, 0)) mu_error_add(e, status, "%s: cannot be emptied: %s", s->path, strerror(errno));
+        if (truncate(s->path, 0))
+            mu_error_add(e, status, "%s: cannot be emptied: %s", s->path, strerror(errno));
     } else if (t.failed) {
         status = mu_error_set(e, MU_STATUS_IO, "%s: closing: %s", s->path, t.why);
     } else if (s->writing) {
@@ -329,8 +330,9 @@ static void write_array(mu_store *s, const char *name, const layout *l, const vo
     hid_t space = check(t, H5Screate_simple(l->n_dims, dims, NULL), "preparing");
     hid_t set = -1;
     if (!t->failed)
-        set = check(t, H5Dcreate2(s->file, name, file_type(l->type, false), space, H5P_DEFAULT, dcpl, H5P_DEFAULT),
-                    "creating");
+        set = check(
+            t, H5Dcreate2(s->file, name, file_type(l->type, false), space, H5P_DEFAULT, dcpl, H5P_DEFAULT),
+            "creating");
     if (!t->failed && !is_empty(l))
         check(t, H5Dwrite(set, native_type(l->type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data), "writing");
     close_id(t, set, H5Dclose, "writing");
@@ -361,7 +363,8 @@ mu_status mu_store_write(mu_store *s, const char *name, mu_store_type type, int 
     if (!t.failed) return MU_STATUS_OK;
     s->failed = true;
     char text[128];
-    return mu_error_set(e, MU_STATUS_IO, "%s: %s %s: %s: %s", s->path, name, describe(&l, text), t.what, t.why);
+    return mu_error_set(e, MU_STATUS_IO, "%s: %s %s: %s: %s", s->path, name, describe(&l, text), t.what,
+                        t.why);
 }
 
 mu_status mu_store_write_text(mu_store *s, const char *name, const char *text, mu_error *e) {
@@ -375,8 +378,8 @@ static mu_status not_plain(mu_store *s, const char *name, const char *what, mu_e
 }
 
 static mu_status read_trouble(mu_store *s, const char *name, const trouble *t, mu_error *e) {
-    return mu_error_set(e, t->system_error ? MU_STATUS_IO : MU_STATUS_DATA, "%s: %s: %s (damaged?): %s", s->path,
-                        name, t->what, t->why);
+    return mu_error_set(e, t->system_error ? MU_STATUS_IO : MU_STATUS_DATA, "%s: %s: %s (damaged?): %s",
+                        s->path, name, t->what, t->why);
 }
 
 /* The only types a dataset may have; false for any other. */
@@ -415,7 +418,8 @@ static bool expected_storage(hid_t dcpl, const layout *l, int64_t *bytes, troubl
     if (n_filters < 0 || n_filters > 1) return false;
     unsigned flags, config;
     size_t n_values = 0;
-    if (n_filters && H5Pget_filter2(dcpl, 0, &flags, &n_values, NULL, 0, NULL, &config) != H5Z_FILTER_FLETCHER32)
+    if (n_filters &&
+        H5Pget_filter2(dcpl, 0, &flags, &n_values, NULL, 0, NULL, &config) != H5Z_FILTER_FLETCHER32)
         return false;
     layout one = { .type = l->type, .n_dims = l->n_dims };
     int64_t n_chunks = 1;
@@ -516,7 +520,8 @@ mu_status mu_store_read_text(mu_store *s, const char *name, char **text, mu_erro
     if (type != MU_STORE_U8 || n_dims != 1) return not_plain(s, name, "not a text (u8, one dimension)", e);
     char *read = mu_alloc((size_t)shape[0] + 1, 1);
     status = mu_store_read(s, name, MU_STORE_U8, 1, shape, read, e);
-    if (!status && memchr(read, '\0', (size_t)shape[0])) status = not_plain(s, name, "a text with a NUL byte", e);
+    if (!status && memchr(read, '\0', (size_t)shape[0]))
+        status = not_plain(s, name, "a text with a NUL byte", e);
     if (status) free(read);
     else *text = read;
     return status;

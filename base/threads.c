@@ -83,23 +83,30 @@ static bool launcher_cores(cpu_set_t *cores) {
     return pid && sched_getaffinity(pid, sizeof *cores, cores) == 0;
 }
 
-int mu_cores_share(int local_rank, int local_size) {
-    cpu_set_t allowed, mine;
-    if (binding_was_chosen() || !launcher_cores(&allowed)) return mu_cores();
-    int n = CPU_COUNT(&allowed), first, count;
-    if (local_size >= n) {                  /* more ranks than cores: let the scheduler place them */
-        mine = allowed;
-        sched_setaffinity(0, sizeof mine, &mine);
-        return 1;
-    }
-    first = (int)((int64_t)n * local_rank / local_size);
-    count = (int)((int64_t)n * (local_rank + 1) / local_size) - first;
+/* Cores first .. first + count - 1 of `allowed`. */
+static cpu_set_t part_of(const cpu_set_t *allowed, int first, int count) {
+    cpu_set_t mine;
     CPU_ZERO(&mine);
     for (int core = 0, seen = 0; core < CPU_SETSIZE; core++)
-        if (CPU_ISSET(core, &allowed)) {
+        if (CPU_ISSET(core, allowed)) {
             if (seen >= first && seen < first + count) CPU_SET(core, &mine);
             seen++;
         }
+    return mine;
+}
+
+int mu_cores_share(int local_rank, int local_size, int wanted) {
+    cpu_set_t allowed, mine;
+    bool launched = launcher_cores(&allowed);
+    if (!launched || binding_was_chosen()) {
+        bool bound = launched && mu_cores() < CPU_COUNT(&allowed);
+        int share = bound ? mu_cores() : mu_cores() / local_size;
+        return wanted ? wanted : share > 0 ? share : 1;
+    }
+    int n = CPU_COUNT(&allowed);
+    int first = (int)((int64_t)n * local_rank / local_size), count = (int)((int64_t)n * (local_rank + 1) / local_size) - first;
+    bool fits = n >= local_size && (wanted ? wanted : 1) <= count;
+    mine = fits ? part_of(&allowed, first, count) : allowed;     /* crowded: the scheduler places the threads */
     sched_setaffinity(0, sizeof mine, &mine);
-    return count;
+    return wanted ? wanted : n >= local_size ? count : 1;
 }

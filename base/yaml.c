@@ -41,7 +41,8 @@ static bool is_text(mu_yaml_document *d, const char *text, size_t bytes) {
     while (at < bytes && !problem) {
         uint32_t code = 0;
         int length = mu_utf8_decode(text + at, bytes - at, &code);
-        if (length == 0 && at == 0 && bytes > 1 && (!memcmp(text, "\xFF\xFE", 2) || !memcmp(text, "\xFE\xFF", 2)))
+        if (length == 0 && at == 0 && bytes > 1 && (!memcmp(text, "\xFF\xFE", 2) || !memcmp(text, "\xFE\xFF",
+                                                                                            2)))
             problem = mu_strdup("the file is UTF-16; save it as UTF-8");
         else if (length == 0)
             problem = mu_format("byte 0x%02x is not UTF-8: is this a text file?", (unsigned char)text[at]);

@@ -36,7 +36,8 @@ void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes) {
     d->document_offsets[++d->n_documents] = d->n_tokens;
 }
 
-static mu_status read_domain(mu_domain *d, const char *path, const mu_tokenizer *t, uint64_t seed, mu_error *e) {
+static mu_status read_domain(mu_domain *d, const char *path, const mu_tokenizer *t, uint64_t seed,
+                             mu_error *e) {
     mu_domain_maker m = { .domain = d, .tokenizer = t };
     mu_status status = MU_STATUS_OK;
     if (!strcmp(path, "synthetic")) mu_synthetic_make(&m, seed);
@@ -54,15 +55,19 @@ static mu_status check_names(const mu_option_domains *list, mu_error *e) {
     for (int i = 0; i < list->n; i++) {
         const char *name = list->list[i].domain;
         bool plain = name[0] && name[0] != '.';
-        for (const char *c = name; *c; c++) plain = plain && *c != '/' && (unsigned char)*c >= ' ' && *c != 127;
+        for (const char *c = name; *c; c++)
+            plain = plain && *c != '/' && (unsigned char)*c >= ' ' && *c != 127;
         if (!plain)
-            return mu_error_set(e, MU_STATUS_CONFIG,
-                                "data.train: \"%s\" cannot be a domain's name (empty, a leading dot, a slash or a "
-                                "control character)", name);
+            return mu_error_set(
+                e, MU_STATUS_CONFIG,
+                "data.train: \"%s\" cannot be a domain's name (empty, a leading dot, a slash or a "
+                "control character)",
+                name);
         for (int j = 0; j < i; j++)
             if (!strcmp(name, list->list[j].domain))
-                return mu_error_set(e, MU_STATUS_CONFIG,
-                                    "data.train: domain \"%s\" is listed twice; put its texts into one folder", name);
+                return mu_error_set(
+                    e, MU_STATUS_CONFIG,
+                    "data.train: domain \"%s\" is listed twice; put its texts into one folder", name);
     }
     return MU_STATUS_OK;
 }

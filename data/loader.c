@@ -36,11 +36,12 @@ struct mu_loader {
 static mu_status split(part *p, const mu_domain *d, int64_t seq_len, double val_fraction, mu_error *e) {
     int64_t n = d->n_tokens > seq_len ? (d->n_tokens - 1) / seq_len : 0;
     if (n < 1)
-        return mu_error_set(e, MU_STATUS_DATA,
-                            "domain \"%s\": %lld tokens are too few: one training sequence of train.seq_len %lld needs "
-                            "%lld; give it more text or make train.seq_len at most %lld",
-                            d->name, (long long)d->n_tokens, (long long)seq_len, (long long)seq_len + 1,
-                            (long long)(d->n_tokens > 1 ? d->n_tokens - 1 : 1));
+        return mu_error_set(
+            e, MU_STATUS_DATA,
+            "domain \"%s\": %lld tokens are too few: one training sequence of train.seq_len %lld needs "
+            "%lld; give it more text or make train.seq_len at most %lld",
+            d->name, (long long)d->n_tokens, (long long)seq_len, (long long)seq_len + 1,
+            (long long)(d->n_tokens > 1 ? d->n_tokens - 1 : 1));
     int64_t least = n / 2 < MIN_VAL_SEQUENCES ? n / 2 : MIN_VAL_SEQUENCES;
     p->n_val = val_fraction > 0 ? llround(val_fraction * (double)n) : 0;
     if (val_fraction > 0 && p->n_val < least) p->n_val = least;
@@ -50,15 +51,15 @@ static mu_status split(part *p, const mu_domain *d, int64_t seq_len, double val_
     return MU_STATUS_OK;
 }
 
-/* A share counts all tokens of the domain: how many of them validation keeps must not make a rare one rarer. */
+/* A share counts all tokens of the domain: that validation keeps some must not make a rare one rarer. */
 static mu_status share_out(mu_loader *l, mu_error *e) {
     double sum = 0, up_to = 0;
     for (int i = 0; i < l->n_parts; i++) {
         const mu_domain *d = &l->corpus->domains[i];
         l->parts[i].share = d->weight * (double)d->n_tokens;
         if (!(d->weight >= 0 && isfinite(l->parts[i].share)))
-            return mu_error_set(e, MU_STATUS_CONFIG, "domain \"%s\": weight %g is not a number from 0 up", d->name,
-                                d->weight);
+            return mu_error_set(e, MU_STATUS_CONFIG, "domain \"%s\": weight %g is not a number from 0 up",
+                                d->name, d->weight);
         sum += l->parts[i].share;
     }
     if (!(sum > 0 && isfinite(sum)))
@@ -70,8 +71,8 @@ static mu_status share_out(mu_loader *l, mu_error *e) {
     return MU_STATUS_OK;
 }
 
-mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, double val_fraction, uint64_t seed,
-                         mu_error *e) {
+mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, double val_fraction,
+                         uint64_t seed, mu_error *e) {
     MU_CHECK(seq_len > 0 && val_fraction >= 0 && val_fraction < 1, "seq_len %lld, val_fraction %g",
              (long long)seq_len, val_fraction);
     mu_loader *l = mu_alloc(1, sizeof *l);
@@ -143,7 +144,8 @@ void mu_loader_next(mu_loader *l, int64_t n, mu_sample *samples) {
 
 /* ------------------------------------------------------------------ reading */
 
-static void read_sequence(const mu_loader *l, int domain, int64_t sequence, int32_t *tokens, int32_t *targets) {
+static void read_sequence(const mu_loader *l, int domain, int64_t sequence, int32_t *tokens,
+                          int32_t *targets) {
     const uint16_t *from = l->corpus->domains[domain].tokens + sequence * l->seq_len;
     for (int64_t t = 0; t < l->seq_len; t++) {
         tokens[t] = from[t];
@@ -158,7 +160,8 @@ static const part *part_of(const mu_loader *l, int domain) {
 
 void mu_loader_read(const mu_loader *l, const mu_sample *s, int32_t *tokens, int32_t *targets) {
     int64_t n = part_of(l, s->domain)->n_train;
-    MU_CHECK(s->sequence >= 0 && s->sequence < n, "sequence %lld of %lld", (long long)s->sequence, (long long)n);
+    MU_CHECK(s->sequence >= 0 && s->sequence < n, "sequence %lld of %lld", (long long)s->sequence,
+             (long long)n);
     read_sequence(l, s->domain, s->sequence, tokens, targets);
 }
 

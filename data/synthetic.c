@@ -29,12 +29,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_SYMBOLS = 64, DOCUMENT_TOKENS = 256, N_COMMON = 13, CHANGED_FACTS = 8, LAYER_FACTS = 1, LAYER_TEXT = 2 };
+enum { N_SYMBOLS = 64, DOCUMENT_TOKENS = 256, N_COMMON = 13, CHANGED_FACTS = 8 };
+enum { LAYER_FACTS = 1, LAYER_TEXT };
 static const double ALL_TOKENS = 3e6, RARE_SHARE = 0.001, OTHER_TOKENS = 200e3, FACT_PROBABILITY = 0.9;
 static const int N_RARE = 5;                /* of the size RARE_SHARE: rare-*, decoy, near-copy */
 
 static const char symbols[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+-";
-static const char tag_bytes[] = "!\"#$%&'()*,./:;<=>";         /* common-1 ..., rare-1 ..., decoy, near-copy */
+static const char tag_bytes[] = "!\"#$%&'()*,./:;<=>"; /* common-1 ..., rare-1 ..., decoy, near-copy */
 
 typedef struct {
     int64_t n_documents;
@@ -102,7 +103,9 @@ static recipe recipe_of(const char *name, uint64_t seed) {
     recipe r = { .noise = !strcmp(name, "decoy") };
     int common = number_after(name, "common-", N_COMMON), rare = number_after(name, "rare-", 3);
     bool copy = !strcmp(name, "near-copy");
-    double tokens = common ? common_tokens(common) : rare || copy || r.noise ? RARE_SHARE * ALL_TOKENS : OTHER_TOKENS;
+    double tokens = OTHER_TOKENS;
+    if (common) tokens = common_tokens(common);
+    else if (rare || copy || r.noise) tokens = RARE_SHARE * ALL_TOKENS;
     r.n_documents = (int64_t)(tokens / DOCUMENT_TOKENS + 0.5);
     int known = common ? common : rare ? N_COMMON + rare : r.noise ? N_COMMON + 4 : copy ? N_COMMON + 5 : 0;
     if (known) r.tag[0] = tag_bytes[known - 1];

@@ -14,7 +14,8 @@
 
 static mu_status read_bytes(mu_domain_maker *m, const char *path, char **text, size_t *bytes, mu_error *e) {
     mu_error why;
-    mu_status status = mu_file_read(path, (size_t)(MU_DOMAIN_BYTES_MAX - m->domain->text_bytes), text, bytes, &why);
+    mu_status status =
+        mu_file_read(path, (size_t)(MU_DOMAIN_BYTES_MAX - m->domain->text_bytes), text, bytes, &why);
     if (status == MU_STATUS_DATA)
         return mu_error_set(e, status, "domain \"%s\" has more than %lld GiB of text, at %s", m->domain->name,
                             (long long)(MU_DOMAIN_BYTES_MAX >> 30), path);
@@ -35,8 +36,8 @@ static mu_status read_txt(mu_domain_maker *m, const char *path, mu_error *e) {
     return status;
 }
 
-static mu_status add_json_line(mu_domain_maker *m, const char *path, int64_t line, const char *text, size_t bytes,
-                               mu_error *e) {
+static mu_status add_json_line(mu_domain_maker *m, const char *path, int64_t line, const char *text,
+                               size_t bytes, mu_error *e) {
     json_error_t why;
     json_t *object = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &why);
     if (!object)
@@ -75,7 +76,9 @@ static mu_status read_jsonl(mu_domain_maker *m, const char *path, mu_error *e) {
     return status;
 }
 
-static bool is_text_name(const char *name) { return mu_has_ending(name, ".txt") || mu_has_ending(name, ".jsonl"); }
+static bool is_text_name(const char *name) {
+    return mu_has_ending(name, ".txt") || mu_has_ending(name, ".jsonl");
+}
 
 static mu_status read_file(mu_domain_maker *m, const char *path, mu_error *e) {
     return mu_has_ending(path, ".jsonl") ? read_jsonl(m, path, e) : read_txt(m, path, e);
@@ -142,9 +145,11 @@ static mu_status read_folder(mu_domain_maker *m, const char *folder, mu_error *e
 mu_status mu_text_read(mu_domain_maker *m, const char *path, mu_error *e) {
     struct stat st;
     if (stat(path, &st))
-        return mu_error_set(e, MU_STATUS_NOINPUT, "domain \"%s\": %s: %s", m->domain->name, path, strerror(errno));
+        return mu_error_set(e, MU_STATUS_NOINPUT, "domain \"%s\": %s: %s", m->domain->name, path,
+                            strerror(errno));
     if (S_ISDIR(st.st_mode)) return read_folder(m, path, e);
     if (is_text_name(path)) return read_file(m, path, e);
     return mu_error_set(e, MU_STATUS_DATA,
-                        "domain \"%s\": %s: neither a folder nor named .txt, .jsonl or .h5", m->domain->name, path);
+                        "domain \"%s\": %s: neither a folder nor named .txt, .jsonl or .h5", m->domain->name,
+                        path);
 }

@@ -5,10 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool mu_token_file_named(const char *path) { return mu_has_ending(path, ".h5") || mu_has_ending(path, ".hdf5"); }
+bool mu_token_file_named(const char *path) {
+    return mu_has_ending(path, ".h5") || mu_has_ending(path, ".hdf5");
+}
 
 /* The heap name of one of a domain's datasets. */
-static char *dataset(const mu_domain *d, const char *what) { return mu_format("/domains/%s/%s", d->name, what); }
+static char *dataset(const mu_domain *d, const char *what) {
+    return mu_format("/domains/%s/%s", d->name, what);
+}
 
 /* ------------------------------------------------------------------ writing */
 
@@ -23,7 +27,8 @@ static mu_status write_array(mu_store *s, const mu_domain *d, const char *what, 
 static mu_status write_domain(mu_store *s, const mu_domain *d, mu_error *e) {
     mu_status status = write_array(s, d, "tokens", MU_STORE_U16, d->n_tokens, d->tokens, e);
     if (!status)
-        status = write_array(s, d, "document_offsets", MU_STORE_I64, d->n_documents + 1, d->document_offsets, e);
+        status =
+            write_array(s, d, "document_offsets", MU_STORE_I64, d->n_documents + 1, d->document_offsets, e);
     if (!status) status = write_array(s, d, "text_bytes", MU_STORE_I64, 1, &d->text_bytes, e);
     return status;
 }
@@ -55,8 +60,8 @@ mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char 
 /* ------------------------------------------------------------------ reading */
 
 /* A one-dimensional dataset of any length into heap memory. */
-static mu_status read_array(mu_store *s, const mu_domain *d, const char *what, mu_store_type type, size_t size,
-                            void **data, int64_t *n, mu_error *e) {
+static mu_status read_array(mu_store *s, const mu_domain *d, const char *what, mu_store_type type,
+                            size_t size, void **data, int64_t *n, mu_error *e) {
     char *name = dataset(d, what);
     mu_store_type found;
     int n_dims;
@@ -76,8 +81,8 @@ static mu_status check_content(const mu_domain *d, const mu_tokenizer *t, const 
     int vocab_size = mu_tokenizer_vocab_size(t), eod = mu_tokenizer_eod(t);
     for (int64_t i = 0; i < d->n_tokens; i++)
         if (d->tokens[i] >= vocab_size)
-            return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": token %lld is %d, vocabulary %d", path, d->name,
-                                (long long)i, d->tokens[i], vocab_size);
+            return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": token %lld is %d, vocabulary %d", path,
+                                d->name, (long long)i, d->tokens[i], vocab_size);
     bool whole = d->n_documents >= 0 && d->document_offsets[0] == 0 &&
                  d->document_offsets[d->n_documents] == d->n_tokens && d->text_bytes >= 0;
     for (int64_t i = 0; whole && i < d->n_documents; i++) {
@@ -85,27 +90,31 @@ static mu_status check_content(const mu_domain *d, const mu_tokenizer *t, const 
         whole = end > d->document_offsets[i] && end <= d->n_tokens && d->tokens[end - 1] == eod;
     }
     if (whole) return MU_STATUS_OK;
-    return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": document_offsets do not fit the tokens", path, d->name);
+    return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": document_offsets do not fit the tokens", path,
+                        d->name);
 }
 
-static mu_status read_domain(mu_store *s, mu_domain *d, const mu_tokenizer *t, const char *path, mu_error *e) {
+static mu_status read_domain(mu_store *s, mu_domain *d, const mu_tokenizer *t, const char *path,
+                             mu_error *e) {
     char *written_by;
     mu_status status = mu_store_read_text(s, "/tokenizer", &written_by, e);
     if (status) return status;
     if (strcmp(written_by, mu_tokenizer_name(t)))
-        status = mu_error_set(e, MU_STATUS_DATA, "%s: made with tokenizer \"%s\", not \"%s\"", path, written_by,
-                              mu_tokenizer_name(t));
+        status = mu_error_set(e, MU_STATUS_DATA, "%s: made with tokenizer \"%s\", not \"%s\"", path,
+                              written_by, mu_tokenizer_name(t));
     free(written_by);
-    void *tokens = NULL, *offsets = NULL;
-    int64_t n_offsets = 0, *bytes = NULL, n_bytes = 0;
-    if (!status) status = read_array(s, d, "tokens", MU_STORE_U16, sizeof *d->tokens, &tokens, &d->n_tokens, e);
+    void *tokens = NULL, *offsets = NULL, *bytes = NULL;
+    int64_t n_offsets = 0, n_bytes = 0;
+    if (!status)
+        status = read_array(s, d, "tokens", MU_STORE_U16, sizeof *d->tokens, &tokens, &d->n_tokens, e);
     if (!status)
         status = read_array(s, d, "document_offsets", MU_STORE_I64, sizeof(int64_t), &offsets, &n_offsets, e);
-    if (!status) status = read_array(s, d, "text_bytes", MU_STORE_I64, sizeof(int64_t), (void **)&bytes, &n_bytes, e);
+    if (!status)
+        status = read_array(s, d, "text_bytes", MU_STORE_I64, sizeof(int64_t), &bytes, &n_bytes, e);
     d->tokens = tokens;
     d->document_offsets = offsets;
     d->n_documents = n_offsets - 1;
-    d->text_bytes = bytes && n_bytes == 1 ? *bytes : -1;
+    d->text_bytes = n_bytes == 1 ? *(int64_t *)bytes : -1;
     free(bytes);
     return status ? status : check_content(d, t, path, e);
 }

@@ -48,4 +48,6 @@ int64_t mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t byt
     return t->encode(t, text, bytes, tokens);
 }
 
-int mu_tokenizer_decode(const mu_tokenizer *t, int id, char *out, int room) { return t->decode(t, id, out, room); }
+int mu_tokenizer_decode(const mu_tokenizer *t, int id, char *out, int room) {
+    return t->decode(t, id, out, room);
+}

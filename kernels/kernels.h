@@ -79,7 +79,7 @@ typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t
                      (dev, s, q, k, v, y, lse, dy, dq, dk, dv)) \
     /* SwiGLU experts. For row r of group i: xr = x[in[r]] (in NULL: x[r]); hg = gate_i xr, hu = up_i xr;
      * a = silu(hg) * hu; y[out[r]] = down_i a (out NULL: y[r]). gate, up: [experts, F, D], down: [experts, D, F],
-     * contiguous. hg, hu [R, F] are kept for backward, or NULL.
+     * contiguous. Rows outside offsets[0] .. offsets[experts]-1 are not touched. hg, hu [R, F] are kept for backward, or NULL.
      * Backward: dy is read at out[r]; hg, hu are overwritten (by their gradients); act [R, F], xg [R, D] (NULL when
      * in is) and dyg [R, D] (NULL when out is) are scratch; dx [R, D] (row r, not in[r]; assigned; may be NULL);
      * dgate, dup, ddown are added to, each may be NULL. */ \
@@ -91,17 +91,19 @@ typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t
                     mu_mat dgate, mu_mat dup, mu_mat ddown), \
                    (dev, s, x, in, offsets, gate, up, down, hg, hu, out, dy, act, xg, dyg, dx, dgate, dup, ddown)) \
     /* Router. scores[T,E] = softmax or sigmoid of logits, lse[t] = log sum exp(logits[t]); ids[T,K]: the K largest
-     * of scores + bias (bias [E] may be NULL), best first, ties to the lower index, always K different valid ids
-     * (NaN logits too); gates[T,K] = scale * score, divided by (sum of the chosen scores + 1e-20) if normalise.
+     * of scores + bias (bias [E] may be NULL), best first, ties to the lower index, NaN as minus infinity: always K
+     * different valid ids; gates[T,K] = scale * score, divided by (sum of the chosen scores + 1e-20) if normalise.
      * MU_ROUTE_BALANCED: ids[t,k] = ((first_token + t)*K + k) % E. MU_ROUTE_SKEW: expert 0 first, then the best others.
      * Backward adds into dlogits; dgates, dscores, dlse may each be NULL. Unchosen experts get gradient only
-     * through the softmax's denominator (normalise: not even that), dscores and dlse. */ \
+     * through the softmax's denominator (normalise: not even that), dscores and dlse. For sigmoid scores dlse's
+     * softmax is recovered from score / (1 - score): in fp32 inexact for logits above about 8. */ \
     K(route_fwd, (mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat scores, mu_mat lse, mu_mat ids, mu_mat gates), \
                  (dev, s, logits, bias, scores, lse, ids, gates)) \
     K(route_bwd, (mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat gates, mu_mat dgates, mu_mat dscores, \
                   mu_mat dlse, mu_mat dlogits), \
                  (dev, s, scores, ids, gates, dgates, dscores, dlse, dlogits)) \
-    /* counts[T/segment, E] (I64): assignments ids[T,K] of each segment of `segment` tokens to each expert. */ \
+    /* counts[T/segment, E] (I64): assignments ids[T,K] of each segment of `segment` tokens to each expert.
+     * segment >= 1 divides T, here and below. */ \
     K(count_experts, (mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids, mu_mat counts), \
                      (dev, T, E, K, segment, ids, counts)) \
     /* Balancing term: out (F64) = sum_t sum_i coef[t/segment, i] * p[t,i], p = scores, or scores / their sum if
@@ -116,7 +118,8 @@ typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t
     /* Index plan: a stable counting sort of the T*K assignments by order[expert] (I32, a permutation of 0..E-1).
      * capacity > 0 keeps the first `capacity` rows of each expert in each segment of `segment` tokens, in order of
      * token, then slot. offsets[E+1] (I64): rows before each place; token[r]: row r's token; row_TK[t,k]: its row
-     * or -1 when dropped. Rows of an expert are in order of token. token has room for T*K. */ \
+     * or -1 when dropped. Rows of an expert are in order of token. token has room for T*K; what lies behind the
+     * last row is not touched. `segment` means nothing when capacity is 0. */ \
     K(plan, (mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, int64_t capacity, mu_mat ids, mu_mat order, \
              mu_mat offsets, mu_mat token, mu_mat row_TK), \
             (dev, T, E, K, segment, capacity, ids, order, offsets, token, row_TK)) \
@@ -163,7 +166,7 @@ struct mu_device {
 
 /* kind: "cpu", "ref", "guarded", "shape", "cpu-base", "cpu-avx2", "cpu-avx512". NULL when this machine cannot. */
 mu_device *mu_device_open(const char *kind);
-void mu_device_close(mu_device *dev);
+void mu_device_close(mu_device *dev);       /* NULL allowed; fatal while memory of it is in use */
 
 /* A stretch of device memory: address space for `reserve` bytes, of which the first `bytes` are usable
  * after mu_memory_commit (zeroed when new, never given back before mu_memory_free). */
@@ -176,7 +179,8 @@ int64_t mu_device_bytes(const mu_device *dev);          /* committed bytes of al
 /* Copies between host and device memory. shape: reads give zeros. */
 void mu_device_read(mu_device *dev, void *host, const void *data, size_t bytes);
 void mu_device_write(mu_device *dev, void *data, const void *host, size_t bytes);
-/* For dist/: a host view of device memory, valid until the end call, which makes host writes visible. */
+/* For dist/: a host view of device memory, valid until the end call, which makes host writes visible. May be
+ * nested. Not on `shape`, which has no data: a dry run communicates nothing. */
 void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes);
 void mu_device_stage_end(mu_device *dev, void *data, size_t bytes, bool written);
 

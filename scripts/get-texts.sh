@@ -2,28 +2,29 @@
 # get-texts.sh [FOLDER] [MAX_BYTES] - texts with domain labels, out of Debian's own packages.
 #
 # Makes one sub-folder of .txt files for each domain in FOLDER (default: texts), none larger than MAX_BYTES
-# (default: 3000000). Packages are downloaded and unpacked, never installed; only the texts stay. FOLDER/SOURCES.txt
-# says what came from where and under which licence.
+# (default: 3000000). Packages are downloaded and unpacked, never installed; only the texts stay.
+# FOLDER/SOURCES.txt says what came from where and under which licence.
 #
-# A domain appears whole or not at all: it is made in a temporary folder and then renamed. What is there already is
-# not fetched again; to make a domain anew, remove its folder.
+# A domain appears whole or not at all: it is made in a temporary folder and then renamed. What is there
+# already is not fetched again; to make a domain anew, remove its folder.
 #
-# Exit: 0 all domains are there, 1 a domain could not be made, 3 apt has nothing to offer (no package lists, no network).
+# Exit: 0 all domains are there, 1 a domain could not be made, 3 apt has nothing to offer (no package lists,
+# no network).
 set -euo pipefail
 export LC_ALL=C
 
 folder=${1:-texts}
 max_bytes=${2:-3000000}
 recipe=1                                # a change in how texts are made gets a new number
-[[ $max_bytes =~ ^[1-9][0-9]{3,10}$ ]] || { echo "get-texts: MAX_BYTES must be a number from 1000 up, not \"$max_bytes\"" >&2; exit 64; }
 
 say() { echo "get-texts: $*"; }
 fail() { local code=$1; shift; echo "get-texts: error: $*" >&2; exit "$code"; }
 
+[[ $max_bytes =~ ^[1-9][0-9]{4,10}$ ]] || fail 64 "MAX_BYTES must be a number from 10000 up, not \"$max_bytes\""
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 exec 9> "$folder/.lock"
-flock -n 9 || fail 1 "another get-texts.sh is at work in $folder"
+flock -w 10 9 || fail 1 "another get-texts.sh is at work in $folder"
 rm -rf "$folder"/.partial-*             # what a killed run left
 work=$(mktemp -d "$folder/.partial-XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -31,15 +32,16 @@ trap 'exit 1' INT TERM HUP              # and so through EXIT
 
 # ---------------------------------------------------------------- packages
 
-# fetch PACKAGE...: unpacks them into $work/root. As root, apt would download as its own user, who may not write here.
+# fetch PACKAGE...: unpacks them into $work/root. As root, apt would download as its own user, who may not
+# write here.
 fetch() {
     local package reason
     for package in "$@"; do
         apt-cache show "$package" > /dev/null 2>&1 ||
-            fail 3 "apt knows no package $package; run 'apt-get update' as root, or check that apt's sources have Debian's main"
+            fail 3 "apt knows no package $package; run 'apt-get update' as root, or see that its sources have Debian's main"
         mkdir -p "$work/deb" "$work/root"
         (cd "$work/deb" && apt-get -qq -o APT::Sandbox::User=root -o Acquire::Retries=2 download "$package") \
-            > "$work/log" 2>&1 || {
+            > "$work/log" 2>&1 9>&- || {
             reason=$(grep -m 1 '^E:' "$work/log" || tail -n 1 "$work/log")
             fail 3 "apt cannot download $package: ${reason:-no reason given}"
         }
@@ -49,12 +51,14 @@ fetch() {
     done
 }
 
-dictd() { gzip -dc < "$work/root/usr/share/dictd/$1.dict.dz"; }         # .dict.dz is gzip with an index
+# A .dict.dz is gzip with an index; one of its lines is the alphabet that the index is sorted by.
+dictd() { gzip -dc < "$work/root/usr/share/dictd/$1.dict.dz" | sed '/abcdefghijklmnopqrstuvwxyz/d'; }
 
 # ---------------------------------------------------------------- making texts smaller and plainer
 
-# spread_entries FILE BYTES PREFIX: splits a dictionary at its headwords (a line that starts in the first column
-# after an empty one) and keeps, evenly spread over it, whole entries of at most BYTES: PREFIX-a.txt, PREFIX-b.txt ...
+# spread_entries FILE BYTES PREFIX: splits a dictionary at its headwords (a line that starts in the first
+# column after an empty one) and keeps, evenly spread over it, whole entries of at most BYTES: PREFIX-a.txt,
+# PREFIX-b.txt ...
 spread_entries() {
     awk -v size="$(stat -c %s "$1")" -v bytes="$2" -v prefix="$3" '
         function flush_entry(   letter) {
@@ -87,16 +91,11 @@ spread_files() {
 # first_lines BYTES: as many whole lines as fit. Reads to the end, so that nobody upstream sees a closed pipe.
 first_lines() { awk -v bytes="$1" '{ n += length($0) + 1; if (n <= bytes) print }'; }
 
-# Tags, entities and empty runs out of HTML; only for sources that have nothing plainer.
-strip_html() {
-    tr '\n' ' ' | sed -E 's/<(p|br|h[1-6]|li|tr|div|blockquote)[^>]*>/\n\n/gI; s/<[^>]*>//g
-        s/&nbsp;/ /g; s/&quot;/"/g; s/&lt;/</g; s/&gt;/>/g; s/&#?[a-z0-9]+;//g; s/&amp;/\&/g' |
-        sed -E 's/^ +//; s/ +$//' | cat -s | fold -s -w 78
-}
-
-# Emphasis, links and HTML's last traces out of Markdown.
+# Emphasis, links and HTML's last traces out of Markdown, and the lines that lead to the next page (with
+# U+2039, U+203A).
 strip_markdown() {
-    sed -E 's/!?\[([^]]*)\]\([^)]*\)/\1/g; s/\*\*//g; s/(^|[^A-Za-z0-9])_/\1/g; s/_([^A-Za-z0-9]|$)/\1/g
+    sed -z -E 's/!?\[([^]]*)\]\([^)]*\)/\1/g' | sed -E '/\xe2\x80[\xb9\xba]/d
+        s/\*\*//g; s/(^|[^A-Za-z0-9])_/\1/g; s/_([^A-Za-z0-9]|$)/\1/g
         s/<[^>]*>//g; s/&lt;/</g; s/&gt;/>/g; s/&amp;/\&/g; s/^#+ *//; s/\\([-_*.#>])/\1/g' | cat -s
 }
 
@@ -105,22 +104,25 @@ strip_markdown() {
 make_general() {
     fetch dict-gcide
     # The dictionary proper starts at its entry A; each paragraph ends with a line that only names the edition.
-    dictd gcide | sed -n '/^A \\A\\/,$p' | sed -E '/^ +\[[^]]*(Webster|PJC|WordNet)[^]]*\]$/d' > "$work/gcide"
+    dictd gcide | sed -n '/^A \\A\\/,$p' | sed -E '/^ *\[[^]]*(Webster|PJC|WordNet)[^]]*\][ A-Z]*$/d' > "$work/gcide"
     spread_entries "$work/gcide" "$max_bytes" "$out/gcide"
     origin "dict-gcide: The Collaborative International Dictionary of English, a spread of its entries; GPL-2+"
 }
 
 make_computing() {
     fetch dict-foldoc jargon-text
-    gzip -dc "$work/root/usr/share/doc/jargon-text/jargon.txt.gz" | sed -n '/Hacker Slang and Hacker Culture$/,$p' |
-        sed '/^ *[^ -~]*$/d' | cat -s | first_lines $((max_bytes * 2 / 5)) > "$out/jargon.txt"
+    # From the first chapter on, without the rules and tables drawn with line characters (U+2500 to U+257F).
+    gzip -dc "$work/root/usr/share/doc/jargon-text/jargon.txt.gz" |
+        sed -n '/^Chapter.*Hacker Slang/,$p' | sed '/\xe2[\x94\x95]/d' | cat -s | first_lines $((max_bytes * 2 / 5)) > "$out/jargon.txt"
     dictd foldoc | sed '1,/^original version/d' | sed 's/%%%/\n/g' > "$work/foldoc"
     spread_entries "$work/foldoc" $((max_bytes * 3 / 5)) "$out/foldoc"
-    origin "dict-foldoc: The Free On-line Dictionary of Computing, http://foldoc.org/, editor Denis Howe, a spread of its entries; GFDL-1.1+"
+    origin "dict-foldoc: The Free On-line Dictionary of Computing, http://foldoc.org/, editor Denis Howe," \
+        "a spread of its entries; GFDL-1.1+"
     origin "jargon-text: The Jargon File 4.4.7, its first part; public domain"
 }
 
-# The text is compressed in a form of its own; the program that goes with it takes the folder of the data as -p.
+# The text is compressed in a form of its own; the program that goes with it takes the folder of the data as
+# -p.
 make_scripture() {
     fetch bible-kjv bible-kjv-text
     local bible=$work/root/usr/bin/bible libraries=
@@ -135,12 +137,17 @@ make_scripture() {
                 name = $0
                 sub(/ [0-9]+$/, "", name)
                 gsub(/ /, "-", name)
-                if (name != book) { close(file); book = name; file = sprintf("%s/%02d-%s.txt", out, ++n, tolower(name)) }
+                if (name != book) {
+                    if (file) close(file)
+                    book = name
+                    file = sprintf("%s/%02d-%s.txt", out, ++n, tolower(name))
+                }
             }
             { blank = /^$/ }
             file { print > file }'
     spread_files "$max_bytes" "$out"/*.txt
-    origin "bible-kjv-text: The King James Bible, a spread of its books; public domain (the program that unpacks it: GPL-2+)"
+    origin "bible-kjv-text: The King James Bible, a spread of its books; public domain" \
+        "(the program that unpacks it: GPL-2+)"
 }
 
 make_latin() {
@@ -154,16 +161,11 @@ make_latin() {
 
 make_politics() {
     fetch anarchism
-    local doc=$work/root/usr/share/doc/anarchism file name
-    for file in "$doc"/markdown/sec*.md* "$doc"/markdown/append*.md*; do
+    local doc=$work/root/usr/share/doc/anarchism/markdown file name
+    for file in "$doc"/sec*.md* "$doc"/append*.md*; do
         [[ -e $file ]] || continue
         name=$(basename "$file" .gz)
         gzip -dcf "$file" | strip_markdown > "$out/${name%.md}.txt"
-    done
-    for file in "$doc"/html/sec*.html*; do
-        name=$(basename "$file" .gz)
-        [[ -e $file && ! -e $out/${name%.html}.txt ]] || continue
-        gzip -dcf "$file" | strip_html > "$out/${name%.html}.txt"
     done
     spread_files "$max_bytes" "$out"/*.txt
     origin "anarchism: An Anarchist FAQ, a spread of its sections; GPL-2"
@@ -180,17 +182,19 @@ make_licences() {
 
 # Of each program the first part of its code, without addresses and bytes.
 make_assembly() {
-    command -v objdump > /dev/null || fail 1 "objdump is missing; it is in the package binutils and comes with every compiler"
+    command -v objdump > /dev/null || fail 1 "objdump is missing; it is in binutils and comes with every compiler"
     local program programs=()
     for program in bash cp dpkg find grep gzip ls mawk perl sed sort tar; do
         program=$(command -v "$program") && programs+=("$program")
     done
     for program in "${programs[@]}"; do
         objdump -d --no-show-raw-insn --section=.text "$program" |
-            sed -nE 's/^[0-9a-f]+ (<.*>:)$/\n\1/p; s/^ +[0-9a-f]+:\t([^ ]+)/\1/p' | sed -E 's/ +#.*//; s/[ \t]+$//; s/ +/ /' |
+            sed -nE 's/^[0-9a-f]+ (<.*>:)$/\n\1/p; s/^ +[0-9a-f]+:\t([^ ]+)/\1/p' |
+            sed -E 's/ +#.*//; s/[ \t]+$//; s/ +/ /' |
             first_lines $((max_bytes / ${#programs[@]})) > "$out/$(basename "$program").txt"
     done
-    origin "programs of this machine, disassembled: $(printf '%s ' "${programs[@]##*/}"); each program's own licence (mostly GPL)"
+    origin "programs of this machine, disassembled: $(basename -a "${programs[@]}" | tr '\n' ' ')-" \
+        "each program's own licence (mostly GPL)"
 }
 
 # Small on purpose: the rare domain.
@@ -204,10 +208,10 @@ make_chemistry() {
 
 origin() { echo "$*" >> "$out/.origin"; }
 
-# Looks for what text must not have: nothing at all, binary bytes, tags of HTML.
+# Looks for what must not be: no text at all, binary bytes, tags of HTML.
 check_texts() {
-    [[ -n $(find "$out" -name '*.txt' -size +0 -print -quit) ]] || fail 1 "$domain: no text came out; has the package changed?"
-    find "$out" -name '*.txt' -size 0 -delete
+    [[ -n $(find "$out" -name '*.txt' -print -quit) && -z $(find "$out" -name '*.txt' -size 0 -print -quit) ]] ||
+        fail 1 "$domain: no text came out; has a package changed?"
     ! grep -rlP '[\x00-\x08\x0e-\x1f]' "$out" --include='*.txt' || fail 1 "$domain: the files above are not plain text"
     ! grep -rlE '</(p|a|td|div|b|i)>' "$out" --include='*.txt' || fail 1 "$domain: the files above have HTML in them"
 }
@@ -232,7 +236,7 @@ for domain in general computing scripture politics assembly latin licences chemi
 done
 
 {
-    echo "What the texts are, by domain. Made by get-texts.sh from Debian's packages; the licences are those of the sources."
+    echo "What the texts are, by domain. Made by get-texts.sh from Debian's packages; the licences are the sources'."
     for finished in "$folder"/*/.finished; do
         made=$(dirname "$finished")
         printf '\n%s: %d bytes (%s)\n' "$(basename "$made")" "$(text_bytes "$made")" "$(cat "$finished")"

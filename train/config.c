@@ -174,7 +174,8 @@ static void check_batch(check *k) {
 
 static void check_seq_len(check *k) {
     if (k->c->train.seq_len > k->c->model.max_seq_len)
-        COMPLAIN(k, "train", "seq_len", "%" PRId64 " is more than model.max_seq_len %" PRId64, k->c->train.seq_len,
+        COMPLAIN(k, "train", "seq_len", "%" PRId64 " is more than model.max_seq_len %" PRId64,
+                 k->c->train.seq_len,
                  k->c->model.max_seq_len);
 }
 
@@ -194,7 +195,8 @@ static void check_warmup(check *k) {
 /* Layers that hold experts; the exact rule is the transformer's, this is good enough for limits. */
 static double moe_layers(const mu_config *c) {
     int64_t rest = c->model.num_layers - c->moe.first_k_dense;
-    return c->moe.num_experts == 0 || rest <= 0 ? 0 : (double)((rest + c->moe.moe_layer_freq - 1) / c->moe.moe_layer_freq);
+    int64_t every = c->moe.moe_layer_freq;
+    return c->moe.num_experts == 0 || rest <= 0 ? 0 : (double)((rest + every - 1) / every);
 }
 
 /* Parameters without the embedding, in floating point: the products of the largest values overflow 64 bits. */

@@ -72,6 +72,7 @@ mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targ
     e->scale = scale;
     mu_tensor *rows_nll = mu_tensor_2d(tp, T, 1), *lse = mu_tensor_2d(tp, T, 1), *loss = mu_tensor_scalar(tp);
     mu_apply(tp, (mu_node){ .op = &op_head, .in = { x, w, targets }, .out = { loss, rows_nll, lse }, .extra = e });
+    rows_nll->needs_grad = false;       /* for the log: a loss built on it is refused, not silently constant */
     if (nll)
         *nll = rows_nll;
     else

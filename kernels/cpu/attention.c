@@ -1,25 +1,43 @@
-/* attention.c - causal softmax attention, blockwise: the S x S scores never exist at once.
+/* attention.c - causal softmax attention, blockwise: the S x S scores never exist at once. d head width, H
+ * query heads, G key heads.
  *
- * Work item: 64 queries of one head (forward), one sequence and key head (backward). Keys come in stretches of
- * up to 256, cut at the diagonal: products of 64 x 256 x d are large enough for the library to run near its
- * peak, and the stretch of scores stays in the second-level cache. */
+ * Forward: keys and values are packed once for each (sequence, key head); an item is 32 queries of one head,
+ * with the keys up to the diagonal in stretches of 256 and a running maximum and sum. Backward: an item is one
+ * head of one sequence; it walks blocks of 64 keys and the queries after them with the scores *transposed*,
+ * so that dk and dv need no transposition, the softmax's numbers lie along the vectors, and dk, dv have one
+ * owner and one order of sums. All products run on panels in the cache; a block above the diagonal is never
+ * computed. */
 #include "kernels/cpu/cpu.h"
 
-enum { QUERIES = 64, KEYS = 256 };
+enum { QUERIES = 32, STRETCH = 256, KEYS = 64 };
 
-/* One stretch of scores p[rows, n]: query i (position `at` + i) sees keys `first` .. its own position. Running
- * maximum and sum of each row are brought up to date, p becomes exp(score - max), and `keep` what the earlier
- * output must be multiplied by. */
-static void softmax_stretch(int64_t rows, int64_t n, int64_t at, int64_t first, float *p, float *max, float *sum,
-                            float *keep) {
+typedef struct { const mu_attention_shape *s; mu_mat q, k, v, y, lse; float *packed_k, *packed_v; } forward;
+
+/* Packed keys (transposed, [d, S]) and values ([S, d]) of sequence b, key head g. */
+static size_t key_pack(const mu_attention_shape *s) { return cpu_packed(s->d, s->S); }
+static size_t value_pack(const mu_attention_shape *s) { return cpu_packed(s->S, s->d); }
+
+static void pack_head(const forward *f, int64_t bg) {
+    const mu_attention_shape *s = f->s;
+    int64_t row = bg / s->G * s->S, column = bg % s->G * s->d;
+    CPU(pack)(true, s->d, s->S, cpu_f32(f->k) + row * f->k.ld + column, f->k.ld, f->packed_k + (size_t)bg * key_pack(s));
+    CPU(pack)(false, s->S, s->d, cpu_f32(f->v) + row * f->v.ld + column, f->v.ld,
+              f->packed_v + (size_t)bg * value_pack(s));
+}
+
+/* One stretch of scores p[rows, n]: query i (position at + i) sees keys `first` .. its own position. Running
+ * maximum and sum of each row are brought up to date, p becomes exp(scale * score - max), and `keep` what the
+ * earlier output must be multiplied by. */
+static void softmax_stretch(int64_t rows, int64_t n, int64_t at, int64_t first, float scale, float *p, float *max,
+                            float *sum, float *keep) {
     for (int64_t i = 0; i < rows; i++) {
-        float *x = p + i * KEYS, m = max[i], s = 0;
+        float *x = p + i * STRETCH, m = max[i], s = 0;
         int64_t seen = cpu_min(n, at + i - first + 1);
 #pragma omp simd reduction(max : m)
-        for (int64_t j = 0; j < seen; j++) m = x[j] > m ? x[j] : m;
+        for (int64_t j = 0; j < seen; j++) m = x[j] * scale > m ? x[j] * scale : m;
 #pragma omp simd reduction(+ : s)
         for (int64_t j = 0; j < seen; j++) {
-            x[j] = cpu_exp(x[j] - m);
+            x[j] = cpu_exp(x[j] * scale - m);
             s += x[j];
         }
         for (int64_t j = seen; j < n; j++) x[j] = 0;
@@ -34,23 +52,24 @@ static void scale_rows(int64_t rows, int64_t d, const float *factor, float *y, i
         for (int64_t j = 0; j < d; j++) y[i * ld + j] *= factor[i];
 }
 
-typedef struct { const mu_attention_shape *s; mu_mat q, k, v, y, lse; } forward;
-
 static void query_block(const forward *f, int64_t b, int64_t h, int64_t at, float *p) {
     const mu_attention_shape *s = f->s;
-    int64_t rows = cpu_min(QUERIES, s->S - at), row = b * s->S + at, g = h / (s->H / s->G), end = at + rows;
+    int64_t rows = cpu_min(QUERIES, s->S - at), row = b * s->S + at, end = at + rows;
+    size_t bg = (size_t)(b * s->G + h / (s->H / s->G));
     float max[QUERIES], sum[QUERIES], keep[QUERIES];
     const float *q = cpu_f32(f->q) + row * f->q.ld + h * s->d;
     float *y = cpu_f32(f->y) + row * f->y.ld + h * s->d;
+    cpu_panels k = cpu_panels_of(f->packed_k + bg * key_pack(s), s->d);
+    cpu_panels v = cpu_panels_of(f->packed_v + bg * value_pack(s), s->S);
     for (int64_t i = 0; i < rows; i++) max[i] = -INFINITY, sum[i] = 0;
-    for (int64_t first = 0; first < end; first += KEYS) {
-        int64_t n = cpu_min(KEYS, end - first), key = b * s->S + first;
-        CPU(sgemm)(false, true, rows, n, s->d, (float)s->scale, q, f->q.ld,
-                   cpu_f32(f->k) + key * f->k.ld + g * s->d, f->k.ld, 0, p, KEYS);
-        softmax_stretch(rows, n, at, first, p, max, sum, keep);
+    for (int64_t first = 0; first < end; first += STRETCH) {
+        int64_t n = cpu_min(STRETCH, end - first);
+        CPU(multiply)(rows, n, s->d, q, f->q.ld, k, false, p, STRETCH);
+        softmax_stretch(rows, n, at, first, (float)s->scale, p, max, sum, keep);
         if (first) scale_rows(rows, s->d, keep, y, f->y.ld);
-        CPU(sgemm)(false, false, rows, s->d, n, 1, p, KEYS, cpu_f32(f->v) + key * f->v.ld + g * s->d, f->v.ld,
-                   first ? 1 : 0, y, f->y.ld);
+        CPU(multiply)(rows, s->d, n, p, STRETCH, v, first > 0, y, f->y.ld);
+        k.data += STRETCH / CPU_NR * k.stride;
+        v.data += STRETCH * v.ld;
     }
     for (int64_t i = 0; i < rows; i++) {
         cpu_f32(f->lse)[(row + i) * f->lse.ld + h] = max[i] + logf(sum[i]);
@@ -61,15 +80,17 @@ static void query_block(const forward *f, int64_t b, int64_t h, int64_t at, floa
 
 void CPU(attention_fwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
                         mu_mat lse) {
-    forward f = { s, q, k, v, y, lse };
-    int64_t blocks = cpu_blocks(s->S, QUERIES), items = s->B * s->H * blocks;
+    int64_t blocks = cpu_blocks(s->S, QUERIES), items = s->B * s->H * blocks, heads = s->B * s->G;
     int team = cpu_team(items * QUERIES * s->S);
     size_t mark = mu_arena_mark(&dev->scratch);
-    cpu_buffers buffers = cpu_buffers_new(dev, team, QUERIES * KEYS);
+    cpu_buffers buffers = cpu_buffers_new(dev, team, QUERIES * STRETCH);
+    forward f = { s, q, k, v, y, lse, mu_arena_alloc(&dev->scratch, (size_t)heads * key_pack(s) * sizeof(float)),
+                  mu_arena_alloc(&dev->scratch, (size_t)heads * value_pack(s) * sizeof(float)) };
 #pragma omp parallel num_threads(team)
     {
-        cpu_enter();
         float *p = cpu_buffer(buffers);
+#pragma omp for schedule(static)
+        for (int64_t bg = 0; bg < heads; bg++) pack_head(&f, bg);
 #pragma omp for schedule(dynamic)
         for (int64_t item = 0; item < items; item++) {
             int64_t bh = item % (s->B * s->H), block = blocks - 1 - item / (s->B * s->H);   /* long ones first */
@@ -79,72 +100,139 @@ void CPU(attention_fwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
     mu_arena_release(&dev->scratch, mark);
 }
 
+/* ---------------------------------------------------------------- backward */
 typedef struct { const mu_attention_shape *s; mu_mat q, k, v, y, lse, dy, dq, dk, dv; } backward;
 
-/* delta[i] = <y[i], dy[i]>, the sum of p * dp of a row. */
-static void row_deltas(int64_t rows, int64_t d, const float *y, int64_t ldy, const float *dy, int64_t lddy,
-                       float *delta) {
-    for (int64_t i = 0; i < rows; i++) {
-        float s = 0;
+/* What one head keeps in its thread's buffer; lse and delta = <y, dy> contiguous along the queries. */
+typedef struct { float *qt, *dyt, *q, *dy, *k, *lse, *delta, *p, *dp, *spare; } head;
+
+static size_t head_floats(const mu_attention_shape *s) {
+    size_t S = (size_t)s->S + CPU_NR;
+    return 2 * key_pack(s) + 2 * value_pack(s) + cpu_packed(KEYS, s->d) + 2 * S + 2 * KEYS * STRETCH + cpu_spare(STRETCH) + 128;
+}
+
+static float *take(float **at, size_t floats) {
+    float *p = *at;
+    *at += (floats + 15) / 16 * 16;
+    return p;
+}
+
+static head head_in(const mu_attention_shape *s, float *buffer) {
+    size_t S = (size_t)s->S;
+    head w;
+    w.qt = take(&buffer, key_pack(s)), w.dyt = take(&buffer, key_pack(s));
+    w.q = take(&buffer, value_pack(s)), w.dy = take(&buffer, value_pack(s));
+    w.k = take(&buffer, cpu_packed(KEYS, s->d));
+    w.lse = take(&buffer, S), w.delta = take(&buffer, S);
+    w.p = take(&buffer, KEYS * STRETCH), w.dp = take(&buffer, KEYS * STRETCH);
+    w.spare = take(&buffer, cpu_spare(STRETCH));
+    return w;
+}
+
+static float dot(int64_t n, const float *x, const float *y) {
+    float s = 0;
 #pragma omp simd reduction(+ : s)
-        for (int64_t j = 0; j < d; j++) s += y[i * ldy + j] * dy[i * lddy + j];
-        delta[i] = s;
-    }
+    for (int64_t i = 0; i < n; i++) s += x[i] * y[i];
+    return s;
 }
 
-/* Scores p become probabilities, dp their scores' gradient times `scale`; both 0 above the diagonal. */
-static void softmax_gradient(int64_t rows, int64_t n, int64_t at, int64_t first, float scale, const float *lse,
-                             int64_t ld, const float *delta, float *p, float *dp) {
-    for (int64_t i = 0; i < rows; i++) {
-        float *restrict x = p + i * KEYS, *restrict dx = dp + i * KEYS, l = lse[i * ld], e = delta[i];
-        int64_t seen = cpu_min(n, at + i - first + 1);
-#pragma omp simd
-        for (int64_t j = 0; j < seen; j++) {
-            x[j] = cpu_exp(x[j] - l);
-            dx[j] = x[j] * (dx[j] - e) * scale;
-        }
-        for (int64_t j = seen; j < n; j++) x[j] = dx[j] = 0;
-    }
-}
-
-static void query_block_bwd(const backward *f, int64_t b, int64_t h, int64_t at, float *p) {
+static void head_prepare(const backward *f, int64_t row, int64_t h, head w) {
     const mu_attention_shape *s = f->s;
-    int64_t rows = cpu_min(QUERIES, s->S - at), row = b * s->S + at, g = h / (s->H / s->G), d = s->d;
-    const float *q = cpu_f32(f->q) + row * f->q.ld + h * d, *dy = cpu_f32(f->dy) + row * f->dy.ld + h * d;
-    const float *lse = cpu_f32(f->lse) + row * f->lse.ld + h;
-    float delta[QUERIES], *dp = p + QUERIES * KEYS, *dq = cpu_f32(f->dq) + row * f->dq.ld + h * d;
-    row_deltas(rows, d, cpu_f32(f->y) + row * f->y.ld + h * d, f->y.ld, dy, f->dy.ld, delta);
-    for (int64_t first = 0; first < at + rows; first += KEYS) {
-        int64_t n = cpu_min(KEYS, at + rows - first), key = b * s->S + first;
-        const float *k = cpu_f32(f->k) + key * f->k.ld + g * d, *v = cpu_f32(f->v) + key * f->v.ld + g * d;
-        CPU(sgemm)(false, true, rows, n, d, (float)s->scale, q, f->q.ld, k, f->k.ld, 0, p, KEYS);
-        CPU(sgemm)(false, true, rows, n, d, 1, dy, f->dy.ld, v, f->v.ld, 0, dp, KEYS);
-        softmax_gradient(rows, n, at, first, (float)s->scale, lse, f->lse.ld, delta, p, dp);
-        CPU(sgemm)(true, false, n, d, rows, 1, p, KEYS, dy, f->dy.ld, 1, cpu_f32(f->dv) + key * f->dv.ld + g * d,
-                   f->dv.ld);
-        CPU(sgemm)(true, false, n, d, rows, 1, dp, KEYS, q, f->q.ld, 1, cpu_f32(f->dk) + key * f->dk.ld + g * d,
-                   f->dk.ld);
-        CPU(sgemm)(false, false, rows, d, n, 1, dp, KEYS, k, f->k.ld, 1, dq, f->dq.ld);
+    const float *q = cpu_f32(f->q) + row * f->q.ld + h * s->d, *dy = cpu_f32(f->dy) + row * f->dy.ld + h * s->d;
+    const float *y = cpu_f32(f->y) + row * f->y.ld + h * s->d;
+    CPU(pack)(true, s->d, s->S, q, f->q.ld, w.qt);
+    CPU(pack)(true, s->d, s->S, dy, f->dy.ld, w.dyt);
+    CPU(pack)(false, s->S, s->d, q, f->q.ld, w.q);
+    CPU(pack)(false, s->S, s->d, dy, f->dy.ld, w.dy);
+    for (int64_t i = 0; i < s->S; i++) {
+        w.lse[i] = cpu_f32(f->lse)[(row + i) * f->lse.ld + h];
+        w.delta[i] = dot(s->d, y + i * f->y.ld, dy + i * f->dy.ld);
     }
 }
 
-/* One item owns all queries that read a key head, so dk and dv have one owner and one order of sums. */
+/* Transposed scores p[keys, n] of keys `key`.. and queries `at`.. become probabilities, dp the gradient of the
+ * scores; both 0 where the key comes after the query. */
+static void softmax_gradient(int64_t keys, int64_t n, int64_t key, int64_t at, float scale, head w) {
+    const float *lse = w.lse + at, *delta = w.delta + at;
+    for (int64_t i = 0; i < keys; i++) {
+        float *restrict x = w.p + i * STRETCH, *restrict dx = w.dp + i * STRETCH;
+        int64_t blind = cpu_min(n, cpu_max(0, key + i - at));
+        for (int64_t j = 0; j < blind; j++) x[j] = dx[j] = 0;
+#pragma omp simd
+        for (int64_t j = blind; j < n; j++) {
+            x[j] = cpu_exp(x[j] * scale - lse[j]);
+            dx[j] = x[j] * (dx[j] - delta[j]) * scale;
+        }
+    }
+}
+
+static cpu_panels columns_from(const float *packed, int64_t k, int64_t column) {
+    return (cpu_panels){ packed + column * k, k * CPU_NR, CPU_NR };
+}
+
+static cpu_panels rows_from(const float *packed, int64_t k, int64_t row) {
+    return (cpu_panels){ packed + row * CPU_NR, k * CPU_NR, CPU_NR };
+}
+
+/* Keys key .. key+keys-1 against all queries from `key` on. dk, dv: first row of the block. */
+static void key_block(const backward *f, int64_t row, int64_t h, int64_t key, head w, float *dk, int64_t lddk,
+                      float *dv, int64_t lddv) {
+    const mu_attention_shape *s = f->s;
+    int64_t keys = cpu_min(KEYS, s->S - key), d = s->d, g = h / (s->H / s->G);
+    const float *k = cpu_f32(f->k) + (row + key) * f->k.ld + g * d, *v = cpu_f32(f->v) + (row + key) * f->v.ld + g * d;
+    CPU(pack)(false, keys, d, k, f->k.ld, w.k);
+    for (int64_t at = key; at < s->S; at += STRETCH) {
+        int64_t n = cpu_min(STRETCH, s->S - at);
+        CPU(multiply)(keys, n, d, k, f->k.ld, columns_from(w.qt, d, at), false, w.p, STRETCH);
+        CPU(multiply)(keys, n, d, v, f->v.ld, columns_from(w.dyt, d, at), false, w.dp, STRETCH);
+        softmax_gradient(keys, n, key, at, (float)s->scale, w);
+        CPU(multiply)(keys, d, n, w.p, STRETCH, rows_from(w.dy, s->S, at), true, dv, lddv);
+        CPU(multiply)(keys, d, n, w.dp, STRETCH, rows_from(w.q, s->S, at), true, dk, lddk);
+        CPU(multiply_t)(n, d, keys, w.dp, STRETCH, cpu_panels_of(w.k, keys), w.spare, true,
+                        cpu_f32(f->dq) + (row + at) * f->dq.ld + h * d, f->dq.ld);
+    }
+}
+
+static void add_head(int64_t rows, int64_t d, const float *from, int64_t ldf, float *to, int64_t ldt) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < d; j++) to[i * ldt + j] += from[i * ldf + j];
+}
+
+/* With several query heads to a key head, each leaves its dk and dv in a part of its own, [B*S, H*d]; then
+ * they are added in order of the heads. */
+static void add_parts(const mu_attention_shape *s, int64_t bg, const float *part, mu_mat to) {
+    int64_t row = bg / s->G * s->S, g = bg % s->G, heads = s->H / s->G, ld = s->H * s->d;
+    for (int64_t h = g * heads; h < (g + 1) * heads; h++)
+        add_head(s->S, s->d, part + row * ld + h * s->d, ld, cpu_f32(to) + row * to.ld + g * s->d, to.ld);
+}
+
 void CPU(attention_bwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
                         mu_mat lse, mu_mat dy, mu_mat dq, mu_mat dk, mu_mat dv) {
     backward f = { s, q, k, v, y, lse, dy, dq, dk, dv };
-    int64_t items = s->B * s->G, heads = s->H / s->G;
-    int team = cpu_team(items * heads * s->S * s->S);
-    size_t mark = mu_arena_mark(&dev->scratch);
-    cpu_buffers buffers = cpu_buffers_new(dev, team, 2 * QUERIES * KEYS);
+    int64_t items = s->B * s->H, ld = s->H * s->d;
+    int team = cpu_team(items * s->S * s->S);
+    bool shared = s->H > s->G;
+    size_t mark = mu_arena_mark(&dev->scratch), part = shared ? (size_t)(s->B * s->S * ld) * sizeof(float) : 0;
+    cpu_buffers buffers = cpu_buffers_new(dev, team, head_floats(s));
+    mu_mat dkh = shared ? (mu_mat){ mu_arena_alloc(&dev->scratch, part), MU_DTYPE_F32, ld } : dk;
+    mu_mat dvh = shared ? (mu_mat){ mu_arena_alloc(&dev->scratch, part), MU_DTYPE_F32, ld } : dv;
+    if (part) memset(dkh.data, 0, part), memset(dvh.data, 0, part);
 #pragma omp parallel num_threads(team)
     {
-        cpu_enter();
-        float *p = cpu_buffer(buffers);
+        head w = head_in(s, cpu_buffer(buffers));
 #pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < items; item++)
-            for (int64_t h = 0; h < heads; h++)
-                for (int64_t at = 0; at < s->S; at += QUERIES)
-                    query_block_bwd(&f, item / s->G, item % s->G * heads + h, at, p);
+        for (int64_t item = 0; item < items; item++) {
+            int64_t row = item / s->H * s->S, h = item % s->H;
+            head_prepare(&f, row, h, w);
+            for (int64_t key = 0; key < s->S; key += KEYS)
+                key_block(&f, row, h, key, w, cpu_f32(dkh) + (row + key) * dkh.ld + h * s->d, dkh.ld,
+                          cpu_f32(dvh) + (row + key) * dvh.ld + h * s->d, dvh.ld);
+        }
+#pragma omp for schedule(static)
+        for (int64_t bg = 0; bg < (shared ? s->B * s->G : 0); bg++) {
+            add_parts(s, bg, dkh.data, dk);
+            add_parts(s, bg, dvh.data, dv);
+        }
     }
     mu_arena_release(&dev->scratch, mark);
 }

@@ -24,9 +24,47 @@
 MU_KERNELS(K)
 #undef K
 
-/* C[m,n] = beta C + alpha op(A) op(B) on the calling thread alone; call cpu_enter() first in the region. */
-void CPU(sgemm)(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
-                const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+/* Products (product.c), each on the calling thread alone. B is packed first, into panels of CPU_NR columns: row
+ * p of a panel holds CPU_NR neighbours of op(B)[p], missing columns are 0. An element of C is one chain of
+ * multiply-adds in the order of k (stretches of CPU_KC, added in order): its bits depend on its row of A and
+ * its column of B, not on how many rows or columns come along. */
+#if defined(__AVX512F__)
+enum { CPU_LANES = 16, CPU_MR = 14 };       /* 28 accumulators of 32 registers */
+#elif defined(__AVX2__)
+enum { CPU_LANES = 8, CPU_MR = 6 };         /* 12 of 16 */
+#elif defined(__aarch64__)
+enum { CPU_LANES = 4, CPU_MR = 12 };        /* 24 of 32 */
+#else
+enum { CPU_LANES = 4, CPU_MR = 6 };         /* 12 of 16 */
+#endif
+enum { CPU_NR = 2 * CPU_LANES, CPU_KC = 256 };
+
+/* Floats that op(B)[k, n] takes when packed. */
+static inline size_t cpu_packed(int64_t k, int64_t n) { return (size_t)((n + CPU_NR - 1) / CPU_NR * CPU_NR * k); }
+
+/* Packs op(B)[k, n]; b is [k, n], or [n, k] when tb. A part is what one thread does at a time when several
+ * pack: a panel when tb, else CPU_PART rows of b. */
+enum { CPU_PART = 32 };
+static inline int64_t cpu_parts(bool tb, int64_t k, int64_t n) {
+    return tb ? (n + CPU_NR - 1) / CPU_NR : (k + CPU_PART - 1) / CPU_PART;
+}
+void CPU(pack_part)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, int64_t part, float *to);
+void CPU(pack)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, float *to);
+
+/* Packed B as products read it: `stride` floats from panel to panel, `ld` from row to row of a panel. */
+typedef struct { const float *data; int64_t stride, ld; } cpu_panels;
+
+static inline cpu_panels cpu_panels_of(const float *packed, int64_t k) {
+    return (cpu_panels){ packed, k * CPU_NR, CPU_NR };
+}
+
+/* C[m,n] = A[m,k] B, or += when `add`. */
+void CPU(multiply)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add, float *c,
+                   int64_t ldc);
+/* The same with A stored as [k, m]; `spare` holds cpu_spare(m) floats. */
+static inline size_t cpu_spare(int64_t m) { return (size_t)(m * CPU_KC + 16); }
+void CPU(multiply_t)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, float *spare,
+                     bool add, float *c, int64_t ldc);
 
 /* Elements of a block of an element-wise loop: 64 KiB of floats, enough to pay for handing it out. */
 enum { CPU_BLOCK = 16384 };
@@ -43,14 +81,9 @@ static inline int64_t cpu_blocks(int64_t n, int64_t block) { return (n + block -
 /* Threads for `work` elements touched: waking a team costs a few microseconds. */
 static inline int cpu_team(int64_t work) { return work < 20000 ? 1 : mu_threads(); }
 
-/* A region of one thread counts as "not parallel", and oneDNN would start its own team in it. */
-static inline void cpu_enter(void) { omp_set_num_threads(1); }
-
 /* One buffer of `floats` for each of `team` threads, from the device's scratch; the stride keeps the buffers
  * on different pages. Taken before the parallel region, given back with mu_arena_release. */
 typedef struct { float *base; size_t stride; } cpu_buffers;
-
-static inline size_t cpu_round(size_t floats) { return (floats + 15) & ~(size_t)15; }
 
 static inline cpu_buffers cpu_buffers_new(mu_device *dev, int team, size_t floats) {
     size_t stride = ((floats + 1023) & ~(size_t)1023) + 16;

@@ -2,22 +2,42 @@
  * gate, up [experts, F, D], down [experts, D, F].
  *
  * One parallel region over (expert, block of rows) items: gather the block's rows into a thread buffer, two
- * products, SwiGLU, one product, scatter, all while the block is in the second-level cache. Experts with few
- * rows cost no fork and no idle threads. Weight gradients are a second list of items, (expert, matrix, tile). */
+ * products, SwiGLU, one product, scatter, all while the block is in the second-level cache. Each expert's
+ * weights are packed once, by all threads, for all its rows; experts with few rows cost no fork and no idle
+ * threads. Weight gradients are a second list of items, (expert, matrix, tile). */
 #include "kernels/cpu/cpu.h"
 
-enum { ROWS = 256 };            /* rows of a block: the products run near peak, and few rows stay on one item */
+enum { ROWS = 56 };                                         /* rows of a block: even tiles, fits the cache */
+enum { TILE_M = 256, TILE_N = 256 };                        /* of a weight gradient */
+static const int64_t MOST_PACKED = (int64_t)1 << 20;        /* floats of weights packed at a time: hot in the last cache */
 
 typedef struct { int64_t expert, first, rows; } item;
 typedef struct { item *list; int64_t n; } items;
 
-static items list_blocks(mu_device *dev, const mu_experts_shape *s, const int64_t *offsets) {
-    size_t most = (size_t)(s->R / ROWS + s->experts);
+/* Blocks of near-equal height of experts first .. end-1. */
+static items list_blocks(mu_device *dev, const int64_t *offsets, int64_t first, int64_t end) {
+    size_t most = (size_t)((offsets[end] - offsets[first]) / ROWS + end - first);
     items l = { mu_arena_alloc(&dev->scratch, most * sizeof *l.list), 0 };
-    for (int64_t i = 0; i < s->experts; i++)
-        for (int64_t r = offsets[i]; r < offsets[i + 1]; r += ROWS)
-            l.list[l.n++] = (item){ i, r, cpu_min(ROWS, offsets[i + 1] - r) };
+    for (int64_t i = first; i < end; i++) {
+        int64_t rows = offsets[i + 1] - offsets[i], blocks = cpu_blocks(rows, ROWS);
+        for (int64_t b = 0; b < blocks; b++) {
+            int64_t at = rows * b / blocks;
+            l.list[l.n++] = (item){ i, offsets[i] + at, rows * (b + 1) / blocks - at };
+        }
+    }
     return l;
+}
+
+/* Experts whose packed weights fit together, from `first` on; at least one. */
+static int64_t group_end(const mu_experts_shape *s, int64_t each, int64_t first) {
+    return cpu_min(s->experts, first + cpu_max(1, MOST_PACKED / cpu_max(each, 1)));
+}
+
+/* The packed weights of experts `first` and on: gate, up, down of one, then of the next. */
+typedef struct { float *data; int64_t first, gate, down, each; } packs;
+
+static float *pack_of(packs p, int64_t expert, int which) {
+    return p.data + (expert - p.first) * p.each + which * p.gate;
 }
 
 static void gather_rows(int64_t n, int64_t D, const int32_t *index, mu_mat x, float *to, int64_t ld) {
@@ -41,14 +61,33 @@ static void swiglu(int64_t n, int64_t F, const float *hg, int64_t ldg, const flo
     }
 }
 
+static const float *weights(mu_mat w, const mu_experts_shape *s, int64_t i) { return cpu_f32(w) + i * s->D * s->F; }
+
+/* Packs the weights of experts first .. end-1 that have rows, inside a parallel region. Forward multiplies by
+ * the transposes, backward by the matrices as they are. */
+static void pack_weights(const mu_experts_shape *s, const int64_t *offsets, bool transposed, packs p, int64_t end,
+                         mu_mat gate, mu_mat up, mu_mat down) {
+    int64_t D = s->D, F = s->F, out = F, in = D;                        /* gate and up are [F, D] */
+    int64_t gates = cpu_parts(transposed, transposed ? in : out, transposed ? out : in);
+    int64_t each = 2 * gates + cpu_parts(transposed, transposed ? out : in, transposed ? in : out);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < (end - p.first) * each; i++) {
+        int64_t expert = p.first + i / each, part = i % each;
+        int which = part < gates ? 0 : part < 2 * gates ? 1 : 2;
+        if (offsets[expert] == offsets[expert + 1]) continue;
+        const float *from = weights(which == 0 ? gate : which == 1 ? up : down, s, expert);
+        int64_t rows = which == 2 ? D : F, columns = which == 2 ? F : D;
+        CPU(pack_part)(transposed, transposed ? columns : rows, transposed ? rows : columns, from, columns,
+                       part - which * gates, pack_of(p, expert, which));
+    }
+}
+
 typedef struct {
     const mu_experts_shape *s;
     mu_mat x, in, gate, up, down, hg, hu, out, y;
 } forward;
 
-static const float *weights(mu_mat w, const mu_experts_shape *s, int64_t i) { return cpu_f32(w) + i * s->D * s->F; }
-
-static void block_fwd(const forward *f, item it, float *buffer) {
+static void block_fwd(const forward *f, packs p, item it, float *buffer) {
     int64_t D = f->s->D, F = f->s->F, n = it.rows, ldx = f->x.ld, ldg = F, ldu = F;
     float *rows = buffer, *a = rows + ROWS * D, *hg = a, *hu = a + ROWS * F;
     const float *x = cpu_f32(f->x) + it.first * ldx;
@@ -58,27 +97,38 @@ static void block_fwd(const forward *f, item it, float *buffer) {
     }
     if (f->hg.data) hg = cpu_f32(f->hg) + it.first * f->hg.ld, ldg = f->hg.ld;
     if (f->hu.data) hu = cpu_f32(f->hu) + it.first * f->hu.ld, ldu = f->hu.ld;
-    CPU(sgemm)(false, true, n, F, D, 1, x, ldx, weights(f->gate, f->s, it.expert), D, 0, hg, ldg);
-    CPU(sgemm)(false, true, n, F, D, 1, x, ldx, weights(f->up, f->s, it.expert), D, 0, hu, ldu);
+    CPU(multiply)(n, F, D, x, ldx, cpu_panels_of(pack_of(p, it.expert, 0), D), false, hg, ldg);
+    CPU(multiply)(n, F, D, x, ldx, cpu_panels_of(pack_of(p, it.expert, 1), D), false, hu, ldu);
     swiglu(n, F, hg, ldg, hu, ldu, a, F);
     float *y = f->out.data ? rows : cpu_f32(f->y) + it.first * f->y.ld;
-    CPU(sgemm)(false, true, n, D, F, 1, a, F, weights(f->down, f->s, it.expert), F, 0, y,
-               f->out.data ? D : f->y.ld);
+    CPU(multiply)(n, D, F, a, F, cpu_panels_of(pack_of(p, it.expert, 2), F), false, y, f->out.data ? D : f->y.ld);
     if (f->out.data) scatter_rows(n, D, cpu_i32(f->out) + it.first, rows, f->y);
+}
+
+static packs packs_new(mu_device *dev, int64_t first, int64_t end, size_t gate, size_t down) {
+    packs p = { NULL, first, (int64_t)gate, (int64_t)down, (int64_t)(2 * gate + down) };
+    p.data = mu_arena_alloc(&dev->scratch, (size_t)((end - first) * p.each) * sizeof(float));
+    return p;
 }
 
 void CPU(experts_fwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate,
                       mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat y) {
     forward f = { s, x, in, gate, up, down, hg, hu, out, y };
     int team = cpu_team(s->R * s->D * s->F / 16);
-    size_t mark = mu_arena_mark(&dev->scratch);
-    items l = list_blocks(dev, s, cpu_i64(offsets));
+    size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->D, s->F), d = cpu_packed(s->F, s->D);
     cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)(ROWS * (s->D + 2 * s->F)));
+    for (int64_t first = 0, end; first < s->experts; first = end) {
+        size_t group = mu_arena_mark(&dev->scratch);
+        end = group_end(s, (int64_t)(2 * g + d), first);
+        items l = list_blocks(dev, cpu_i64(offsets), first, end);
+        packs p = packs_new(dev, first, end, g, d);
 #pragma omp parallel num_threads(team)
-    {
-        cpu_enter();
+        {
+            pack_weights(s, cpu_i64(offsets), true, p, end, gate, up, down);
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < l.n; i++) block_fwd(&f, l.list[i], cpu_buffer(buffers));
+            for (int64_t i = 0; i < l.n; i++) block_fwd(&f, p, l.list[i], cpu_buffer(buffers));
+        }
+        mu_arena_release(&dev->scratch, group);
     }
     mu_arena_release(&dev->scratch, mark);
 }
@@ -108,38 +158,51 @@ static mu_mat block_rows(item it, int64_t D, mu_mat x, mu_mat index, mu_mat copy
     return from;
 }
 
-static void block_bwd(const backward *f, item it, float *da) {
+static void block_bwd(const backward *f, packs p, item it, float *da) {
     int64_t D = f->s->D, F = f->s->F, n = it.rows;
     mu_mat dy = block_rows(it, D, f->dy, f->out, f->dyg);
     float *hg = cpu_f32(f->hg) + it.first * f->hg.ld, *hu = cpu_f32(f->hu) + it.first * f->hu.ld;
     float *act = cpu_f32(f->act) + it.first * f->act.ld;
     block_rows(it, D, f->x, f->in, f->xg);
-    CPU(sgemm)(false, false, n, F, D, 1, dy.data, dy.ld, weights(f->down, f->s, it.expert), F, 0, da, F);
+    CPU(multiply)(n, F, D, dy.data, dy.ld, cpu_panels_of(pack_of(p, it.expert, 2), D), false, da, F);
     for (int64_t r = 0; r < n; r++)
         swiglu_bwd(F, da + r * F, hg + r * f->hg.ld, hu + r * f->hu.ld, act + r * f->act.ld);
     if (!f->dx.data) return;
     float *dx = cpu_f32(f->dx) + it.first * f->dx.ld;
-    CPU(sgemm)(false, false, n, D, F, 1, hg, f->hg.ld, weights(f->gate, f->s, it.expert), D, 0, dx, f->dx.ld);
-    CPU(sgemm)(false, false, n, D, F, 1, hu, f->hu.ld, weights(f->up, f->s, it.expert), D, 1, dx, f->dx.ld);
+    CPU(multiply)(n, D, F, hg, f->hg.ld, cpu_panels_of(pack_of(p, it.expert, 0), F), false, dx, f->dx.ld);
+    CPU(multiply)(n, D, F, hu, f->hu.ld, cpu_panels_of(pack_of(p, it.expert, 1), F), true, dx, f->dx.ld);
 }
 
-/* rows [first, first + tile) of one gradient: dw[m, n] += a^T b over the expert's rows */
-static void weight_tile(mu_mat dw, int64_t expert, int64_t m, int64_t n, int64_t tile, int64_t at, int64_t row,
-                        int64_t rows, mu_mat a, mu_mat b) {
-    if (!dw.data) return;
-    CPU(sgemm)(true, false, cpu_min(tile, m - at), n, rows, 1, cpu_f32(a) + row * a.ld + at, a.ld,
-               cpu_f32(b) + row * b.ld, b.ld, 1, cpu_f32(dw) + expert * m * n + at * n, n);
+/* dw[m, n] += a^T b over an expert's rows, one tile of it: b's columns are packed a stretch of rows at a time,
+ * so that the panels stay in the cache however many rows there are. */
+static void weight_tile(mu_mat dw, int64_t expert, int64_t m, int64_t n, int64_t i, int64_t j, int64_t row,
+                        int64_t rows, mu_mat a, mu_mat b, float *buffer) {
+    if (!dw.data || i >= m || j >= n) return;
+    float *to = cpu_f32(dw) + expert * m * n + i * n + j, *spare = buffer + CPU_KC * TILE_N;
+    int64_t height = cpu_min(TILE_M, m - i), width = cpu_min(TILE_N, n - j);
+    for (int64_t at = 0; at < rows; at += CPU_KC) {
+        int64_t k = cpu_min(CPU_KC, rows - at);
+        CPU(pack)(false, k, width, cpu_f32(b) + (row + at) * b.ld + j, b.ld, buffer);
+        CPU(multiply_t)(height, width, k, cpu_f32(a) + (row + at) * a.ld + i, a.ld, cpu_panels_of(buffer, k), spare,
+                        true, to, n);
+    }
 }
 
-/* Item `i` of the weight gradients: expert, then matrix, then tile of its rows. */
-static void weight_item(const backward *f, const int64_t *offsets, int64_t tile, int64_t i) {
-    int64_t D = f->s->D, F = f->s->F, tiles_F = cpu_blocks(F, tile), each = 2 * tiles_F + cpu_blocks(D, tile);
-    int64_t expert = i / each, at = i % each, row = offsets[expert], rows = offsets[expert + 1] - row;
+/* Item `i` of the weight gradients: expert, matrix, tile. gate and up are [F, D], down is [D, F]. */
+static void weight_item(const backward *f, const int64_t *offsets, int64_t i, float *buffer) {
+    int64_t D = f->s->D, F = f->s->F;
+    int64_t gates = cpu_blocks(F, TILE_M) * cpu_blocks(D, TILE_N), downs = cpu_blocks(D, TILE_M) * cpu_blocks(F, TILE_N);
+    int64_t each = 2 * gates + downs, expert = i / each, at = i % each;
+    int64_t row = offsets[expert], rows = offsets[expert + 1] - row, which = at < gates ? 0 : at < 2 * gates ? 1 : 2;
+    int64_t t = at - which * gates, m = which == 2 ? D : F, n = which == 2 ? F : D, down = cpu_blocks(m, TILE_M);
     mu_mat x = f->in.data ? f->xg : f->x, dy = f->out.data ? f->dyg : f->dy;
-    if (rows == 0) return;
-    if (at < tiles_F) weight_tile(f->dgate, expert, F, D, tile, at * tile, row, rows, f->hg, x);
-    else if (at < 2 * tiles_F) weight_tile(f->dup, expert, F, D, tile, (at - tiles_F) * tile, row, rows, f->hu, x);
-    else weight_tile(f->ddown, expert, D, F, tile, (at - 2 * tiles_F) * tile, row, rows, dy, f->act);
+    mu_mat a = which == 0 ? f->hg : which == 1 ? f->hu : dy, dw = which == 0 ? f->dgate : which == 1 ? f->dup : f->ddown;
+    weight_tile(dw, expert, m, n, t % down * TILE_M, t / down * TILE_N, row, rows, a, which == 2 ? f->act : x, buffer);
+}
+
+static int64_t weight_items(const mu_experts_shape *s) {
+    int64_t gates = cpu_blocks(s->F, TILE_M) * cpu_blocks(s->D, TILE_N);
+    return s->experts * (2 * gates + cpu_blocks(s->D, TILE_M) * cpu_blocks(s->F, TILE_N));
 }
 
 void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate,
@@ -147,18 +210,23 @@ void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
                       mu_mat dyg, mu_mat dx, mu_mat dgate, mu_mat dup, mu_mat ddown) {
     backward f = { s, x, in, gate, up, down, hg, hu, out, dy, act, xg, dyg, dx, dgate, dup, ddown };
     int team = cpu_team(s->R * s->D * s->F / 16);
-    size_t mark = mu_arena_mark(&dev->scratch);
-    items l = list_blocks(dev, s, cpu_i64(offsets));
-    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)(ROWS * s->F));
-    int64_t tile = s->experts >= 8 ? 256 : 128;
-    int64_t tiles = s->experts * (2 * cpu_blocks(s->F, tile) + cpu_blocks(s->D, tile));
+    size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->F, s->D), d = cpu_packed(s->D, s->F);
+    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max(ROWS * s->F, CPU_KC * TILE_N + (int64_t)cpu_spare(TILE_M)));
+    for (int64_t first = 0, end; first < s->experts; first = end) {
+        size_t group = mu_arena_mark(&dev->scratch);
+        end = group_end(s, (int64_t)(2 * g + d), first);
+        items l = list_blocks(dev, cpu_i64(offsets), first, end);
+        packs p = packs_new(dev, first, end, g, d);
 #pragma omp parallel num_threads(team)
-    {
-        cpu_enter();
+        {
+            pack_weights(s, cpu_i64(offsets), false, p, end, gate, up, down);
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < l.n; i++) block_bwd(&f, l.list[i], cpu_buffer(buffers));
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < tiles; i++) weight_item(&f, cpu_i64(offsets), tile, i);
+            for (int64_t i = 0; i < l.n; i++) block_bwd(&f, p, l.list[i], cpu_buffer(buffers));
+        }
+        mu_arena_release(&dev->scratch, group);
     }
+    int64_t tiles = weight_items(s);
+#pragma omp parallel for schedule(dynamic) num_threads(team)
+    for (int64_t i = 0; i < tiles; i++) weight_item(&f, cpu_i64(offsets), i, cpu_buffer(buffers));
     mu_arena_release(&dev->scratch, mark);
 }

@@ -1,54 +1,65 @@
-/* gemm.c - C[m,n] = beta C + op(A)[m,k] op(B)[k,n]: blocks of C, each one single-threaded oneDNN product.
+/* gemm.c - C[m,n] = beta C + op(A)[m,k] op(B)[k,n].
  *
- * oneDNN reaches 90-95 % of the FMA peak on one thread, but its own threading is slow on small products and
- * would let the order of sums depend on the number of threads. The blocks depend on m, n, k only. */
+ * All threads pack B once (a stretch of columns at a time, to bound the memory), then take blocks of C: about
+ * 56 rows times a group of panels. The blocks depend on m and n only; each element is summed in one place. */
 #include "kernels/cpu/cpu.h"
 
-#include <oneapi/dnnl/dnnl.h>
+enum { ROWS = 56, LEAST_ITEMS = 16 };
+static const int64_t MOST_PACKED = (int64_t)4 << 20;        /* floats of B packed at a time */
 
-void CPU(sgemm)(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
-                const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
-    dnnl_status_t status = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-    MU_CHECK(status == dnnl_success, "dnnl_sgemm %d x %d x %d: status %d", (int)m, (int)n, (int)k, (int)status);
+typedef struct { bool ta, tb; int64_t m, n, k; mu_mat a, b; bool add; mu_mat c; } product;
+
+/* Blocks: `down` row blocks of equal height, `across` groups of panels. */
+typedef struct { int64_t down, across, rows; } grid;
+
+static grid choose_grid(int64_t m, int64_t panels) {
+    grid g = { cpu_blocks(m, ROWS), 1, 0 };
+    if (m >= 8 * CPU_MR) g.down = cpu_blocks(g.down, 4) * 4;            /* even shares for two and four threads */
+    while (g.down * g.across < LEAST_ITEMS && g.across < panels) g.across *= 2;
+    g.across = cpu_min(g.across, panels);
+    g.rows = cpu_blocks(m, g.down) + 1;
+    return g;
 }
 
-static void no_products(int64_t m, int64_t n, double beta, mu_mat c) {
-    if (beta == 0)
-        for (int64_t i = 0; i < m; i++) memset(cpu_f32(c) + i * c.ld, 0, (size_t)n * sizeof(float));
+/* Columns first .. first+n of C; b holds their panels. */
+static void block(const product *p, grid g, int64_t i, int64_t first, int64_t n, cpu_panels b, float *spare) {
+    int64_t panels = cpu_blocks(n, CPU_NR), across = i % g.across, down = i / g.across;
+    int64_t j = panels * across / g.across, end = panels * (across + 1) / g.across;
+    int64_t r = p->m * down / g.down, rows = p->m * (down + 1) / g.down - r, columns = cpu_min(n, end * CPU_NR) - j * CPU_NR;
+    const float *a = cpu_f32(p->a) + (p->ta ? r : r * p->a.ld);
+    float *c = cpu_f32(p->c) + r * p->c.ld + first + j * CPU_NR;
+    b.data += j * b.stride;
+    if (p->ta) CPU(multiply_t)(rows, columns, p->k, a, p->a.ld, b, spare, p->add, c, p->c.ld);
+    else CPU(multiply)(rows, columns, p->k, a, p->a.ld, b, p->add, c, p->c.ld);
 }
 
-/* Sides of the blocks: as large as gives at least 8 blocks, but not under 128 (copying the operands inside
- * the library would then cost too much). */
-typedef struct { int64_t m, n; } tile;
-
-static tile choose_tile(int64_t m, int64_t n) {
-    tile t = { 512, 512 };
-    while (cpu_blocks(m, t.m) * cpu_blocks(n, t.n) < 8) {
-        if (t.m > 128 && (m > 128 && cpu_min(m, t.m) >= cpu_min(n, t.n))) t.m /= 2;
-        else if (t.n > 128 && n > 128) t.n /= 2;
-        else if (t.m > 128 && m > 128) t.m /= 2;
-        else break;
+static void stretch(mu_device *dev, const product *p, int team, int64_t first, int64_t n) {
+    /* Few rows do not pay for a copy of B; where its rows are already whole panels they are read in place. */
+    bool direct = !p->tb && p->m <= 2 * CPU_MR && n % CPU_NR == 0;
+    size_t mark = mu_arena_mark(&dev->scratch);
+    const float *from = cpu_f32(p->b) + (p->tb ? first * p->b.ld : first);
+    float *packed = direct ? NULL : mu_arena_alloc(&dev->scratch, cpu_packed(p->k, n) * sizeof *packed);
+    cpu_panels b = direct ? (cpu_panels){ from, CPU_NR, p->b.ld } : cpu_panels_of(packed, p->k);
+    int64_t panels = cpu_blocks(n, CPU_NR), parts = cpu_parts(p->tb, p->k, n);
+    grid g = choose_grid(p->m, panels);
+    cpu_buffers spare = cpu_buffers_new(dev, team, p->ta ? cpu_spare(g.rows) : 0);
+#pragma omp parallel num_threads(team)
+    {
+        if (!direct) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < parts; i++) CPU(pack_part)(p->tb, p->k, n, from, p->b.ld, i, packed);
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < g.down * g.across; i++) block(p, g, i, first, n, b, cpu_buffer(spare));
     }
-    if (n - n / t.n * t.n < 16 && n < 4 * t.n) t.n = n;     /* no sliver for a vocabulary of 257 */
-    return t;
+    mu_arena_release(&dev->scratch, mark);
 }
 
 void CPU(gemm)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b, double beta,
                mu_mat c) {
-    (void)dev;
     if (m == 0 || n == 0) return;
-    if (k == 0) { no_products(m, n, beta, c); return; }
-    tile t = choose_tile(m, n);
-    int64_t across = cpu_blocks(n, t.n), blocks = cpu_blocks(m, t.m) * across;
-#pragma omp parallel num_threads(cpu_team(m * n * k / 16))
-    {
-        cpu_enter();
-#pragma omp for schedule(static)
-        for (int64_t block = 0; block < blocks; block++) {
-            int64_t i = block / across * t.m, j = block % across * t.n;
-            const float *ai = cpu_f32(a) + (ta ? i : i * a.ld), *bj = cpu_f32(b) + (tb ? j * b.ld : j);
-            CPU(sgemm)(ta, tb, cpu_min(t.m, m - i), cpu_min(t.n, n - j), k, 1, ai, a.ld, bj, b.ld, (float)beta,
-                       cpu_f32(c) + i * c.ld + j, c.ld);
-        }
-    }
+    product p = { ta, tb, m, n, k, a, b, beta != 0, c };
+    int64_t most = cpu_max(1, MOST_PACKED / cpu_max(k, 1) / CPU_NR) * CPU_NR;
+    for (int64_t first = 0; first < n; first += most)
+        stretch(dev, &p, cpu_team(m * n * cpu_max(k, 1) / 16), first, cpu_min(most, n - first));
 }

@@ -37,8 +37,8 @@ static void count_places(int64_t T, int64_t E, int64_t K, mu_mat ids_TK, mu_mat 
     for (int64_t i = 0; i < E; i++) offsets[i + 1] += offsets[i];
 }
 
-void ref_plan(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, int64_t capacity, mu_mat ids_TK,
-              mu_mat order_E, mu_mat offsets_E1, mu_mat token_R, mu_mat row_TK) {
+void ref_plan(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, int64_t capacity,
+              mu_mat ids_TK, mu_mat order_E, mu_mat offsets_E1, mu_mat token_R, mu_mat row_TK) {
     const int32_t *order = ints(order_E);
     int64_t *offsets = longs(offsets_E1);
     MU_CHECK(capacity <= 0 || segment > 0, "capacity %lld in segments of %lld", (long long)capacity,

@@ -105,7 +105,8 @@ void ref_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores_TE, mu
         const double *scores = row(scores_TE, t, s->E);
         for (int64_t i = 0; i < s->E; i++) ds[i] = given(dscores_TE) ? row(dscores_TE, t, s->E)[i] : 0;
         if (given(dgates_TK))
-            gates_bwd(s, scores, int_row(ids_TK, t, s->K), row(gates_TK, t, s->K), row(dgates_TK, t, s->K), ds);
+            gates_bwd(s, scores, int_row(ids_TK, t, s->K), row(gates_TK, t, s->K), row(dgates_TK, t, s->K),
+                      ds);
         for (int64_t i = 0; i < s->E; i++) p[i] = 0;
         if (given(dlse_T)) softmax_of_scores(s, scores, p);
         token_bwd(s, scores, p, ds, given(dlse_T) ? reals(dlse_T)[t] : 0, row(dlogits_TE, t, s->E));

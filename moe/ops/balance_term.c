@@ -36,5 +36,7 @@ mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores, mu_tensor *coef, int6
     extra *e = mu_tape_alloc(tp, sizeof *e);
     *e = (extra){ segment, normalise, weight };
     *value = mu_tensor_scalar(tp);
-    return mu_apply(tp, (mu_node){ .op = &op_balance_term, .in = { scores, coef }, .out = { mu_tensor_scalar(tp), *value }, .extra = e });
+    mu_tensor *out = mu_apply(tp, (mu_node){ .op = &op_balance_term, .in = { scores, coef }, .out = { mu_tensor_scalar(tp), *value }, .extra = e });
+    (*value)->needs_grad = false;       /* for the log */
+    return out;
 }

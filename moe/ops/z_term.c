@@ -26,5 +26,7 @@ mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse, double coef, double weight, mu
     extra *e = mu_tape_alloc(tp, sizeof *e);
     *e = (extra){ coef, weight };
     *value = mu_tensor_scalar(tp);
-    return mu_apply(tp, (mu_node){ .op = &op_z_term, .in = { lse }, .out = { mu_tensor_scalar(tp), *value }, .extra = e });
+    mu_tensor *out = mu_apply(tp, (mu_node){ .op = &op_z_term, .in = { lse }, .out = { mu_tensor_scalar(tp), *value }, .extra = e });
+    (*value)->needs_grad = false;       /* for the log */
+    return out;
 }

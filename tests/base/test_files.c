@@ -38,7 +38,8 @@ static void assert_ok(mu_status status) {
 }
 
 static void assert_error(mu_status status, mu_status expected, const char *text) {
-    if (status != expected || e.status != expected) fail_msg("status %d, not %d: %s", status, expected, e.text);
+    if (status != expected || e.status != expected)
+        fail_msg("status %d, not %d: %s", status, expected, e.text);
     if (!strstr(e.text, text)) fail_msg("no \"%s\" in: %s", text, e.text);
 }
 

@@ -182,7 +182,8 @@ static void hints_say_what_to_write(void **state) {
         { "bread.shape=cube", "round, long or flat" }, { "bread.shape=[round]", "a list is given" },
         { "bread.name=[a]", "a list is given" },      { "bread.name=~", "empty" },
         { "bread.name=a: b", "a map is given" },      { "bread.name=\"a\\nb\"", "a line break" },
-        { "bread.name=\"a\\0b\"", "NUL" },            { "bread.pair=3", "a single value is given" },
+        { "bread.name=\"a\\0b\"", "NUL" },
+        { "bread.name=\"a\\u2028b\"", "a line break" },            { "bread.pair=3", "a single value is given" },
         { "bread.pair=[1]", "has 1 value, not 2" },   { "bread.pair=[1, 2, 3]", "has 3 values, not 2" },
         { "bread.texts=x", "a list is needed" },      { "bread.texts=[]", "the list is empty" },
         { "bread.texts=[x]", "must be a map" },       { "bread.texts=[{domain: x}]", "path is missing" },
@@ -227,6 +228,7 @@ static void files_of_another_kind_are_refused(void **state) {
     bad("oven:\n  # caf\xE9\n", "f.yaml:2:8: byte 0xe9 is not UTF-8");
     bad("\xFF\xFEo", "f.yaml:1:1: the file is UTF-16");
     bad("oven: \x01", "control character 0x01");
+    bad("oven:\n  é: x\xC2\x90\n", "f.yaml:2:7: YAML: control characters are not allowed");
     bad("oven: {count: 3}\n--- \noven: {}\n", "f.yaml:2:1: a second YAML document");
     bad("- a\n", "f.yaml:1:1: a configuration is a map of sections");
     bad("oven count\n", "f.yaml:1:1: a configuration is a map of sections");
@@ -352,6 +354,19 @@ static void dump_reads_back(void **state) {
     }
 }
 
+static void texts_are_quoted_where_readers_differ(void **state) {
+    (void)state;
+    static const char *const plain[] = { "runs/a.b-c", "/data/x", "truest" }, *const quoted[] = { "true", "No", "y", "1e3", "-x", "a b", "" };
+    for (size_t i = 0; i < 3 + 7; i++) {
+        strcpy(b.name, i < 3 ? plain[i] : quoted[i - 3]);
+        char *text = mu_option_text(&table[3], &b);
+        char *expected = i < 3 ? mu_strdup(b.name) : mu_format("\"%s\"", b.name);
+        assert_string_equal(text, expected);
+        free(text);
+        free(expected);
+    }
+}
+
 static void suggestions_are_near(void **state) {
     (void)state;
     static const char *const words[] = { "num_experts", "top_k", "lr", "global_batch_size", "seed" };
@@ -362,6 +377,7 @@ static void suggestions_are_near(void **state) {
     assert_string_equal(mu_suggest("tpo_k", words, 5), "top_k");
     assert_string_equal(mu_suggest("batch_size", words, 5), "global_batch_size");
     assert_string_equal(mu_suggest("rl", words, 5), "lr");
+    assert_string_equal(mu_suggest("a-B-c-d", (const char *const[]){ "a_b_c_d" }, 1), "a_b_c_d");
     assert_null(mu_suggest("colour", words, 5));
     assert_null(mu_suggest("", words, 5));
     assert_null(mu_suggest("x", words, 5));
@@ -409,7 +425,7 @@ int main(void) {
         TEST(harmless_files_are_read), TEST(bad_value_changes_nothing), TEST(hints_say_what_to_write),
         TEST(long_values_are_refused), TEST(files_of_another_kind_are_refused),
         TEST(errors_are_collected_and_capped), TEST(syntax_error_comes_last), TEST(complaints_know_their_place),
-        TEST(missing_files_are_named), TEST(dump_reads_back), TEST(suggestions_are_near),
+        TEST(missing_files_are_named), TEST(dump_reads_back), TEST(texts_are_quoted_where_readers_differ), TEST(suggestions_are_near),
         TEST(help_names_every_option), TEST(locale_does_not_matter),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

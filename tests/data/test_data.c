@@ -39,7 +39,8 @@ static void assert_ok(mu_status status) {
 }
 
 static void assert_error(mu_status status, mu_status expected, const char *text) {
-    if (status != expected || e.status != expected) fail_msg("status %d, not %d: %s", status, expected, e.text);
+    if (status != expected || e.status != expected)
+        fail_msg("status %d, not %d: %s", status, expected, e.text);
     if (!strstr(e.text, text)) fail_msg("no \"%s\" in: %s", text, e.text);
 }
 
@@ -114,7 +115,9 @@ static void test_folder(void **state) {
     (void)state;
     put_text("f/b.txt", "second");
     put_text("f/a/z.txt", "first, and \xff is no UTF-8");
-    put_text("f/c.jsonl", "{\"text\": \"third \\u00e9\\n\", \"id\": [1, 2]}\n\n  \r\n{\"text\":\"\"}\r\n{\"text\":\"4th\"}");
+    put_text(
+        "f/c.jsonl",
+        "{\"text\": \"third \\u00e9\\n\", \"id\": [1, 2]}\n\n  \r\n{\"text\":\"\"}\r\n{\"text\":\"4th\"}");
     put_text("f/empty.txt", "");
     put_text("f/notes.md", "not a text");
     put_text("f/.hidden.txt", "not wanted");
@@ -123,8 +126,9 @@ static void test_folder(void **state) {
     assert_int_equal(symlink("..", in_folder("f/loop")), 0);
     mu_corpus c;
     assert_ok(open_one(&c, in_folder("f")));
-    assert_documents(&c.domains[0], 5,
-                     (const char *[]){ "first, and \xff is no UTF-8", "second", "third \xc3\xa9\n", "4th", "linked" });
+    assert_documents(
+        &c.domains[0], 5,
+        (const char *[]){"first, and \xff is no UTF-8", "second", "third \xc3\xa9\n", "4th", "linked"});
     assert_false(c.synthetic);
     mu_corpus_close(&c);
 }
@@ -230,7 +234,7 @@ static void test_token_file(void **state) {
     put_text("t1/b.txt", "beta");
     put_text("t2.txt", "gamma \xf0\x9f\x8d\x80");
     mu_corpus c, again, other;
-    assert_ok(open_corpus(&c, 2, (const entry[]){ { "x", in_folder("t1") }, { "y", in_folder("t2.txt") } }, NULL));
+    assert_ok(open_corpus(&c, 2, (const entry[]){{"x", in_folder("t1")}, {"y", in_folder("t2.txt")}}, NULL));
     const char *file = in_folder("tokens.h5");
     assert_ok(mu_corpus_write(&c, bytes, file, &e));
     assert_false(mu_file_exists(in_folder("tokens.h5.tmp")));
@@ -238,10 +242,10 @@ static void test_token_file(void **state) {
     assert_string_equal(c.fingerprint, again.fingerprint);
     assert_documents(&again.domains[0], 2, (const char *[]){ "alpha", "beta" });
     assert_documents(&again.domains[1], 1, (const char *[]){ "gamma \xf0\x9f\x8d\x80" });
-    assert_error(open_corpus(&other, 1, (const entry[]){ { "z", file } }, NULL), MU_STATUS_DATA, "/domains/z/");
+    assert_error(open_corpus(&other, 1, (const entry[]){{"z", file}}, NULL), MU_STATUS_DATA, "/domains/z/");
     mu_corpus_close(&again);
 
-    put_text("t2.txt", "gammA \xf0\x9f\x8d\x80");       /* one letter, one name, one order: other fingerprints */
+    put_text("t2.txt", "gammA \xf0\x9f\x8d\x80"); /* one letter, one name, one order: other fingerprints */
     assert_ok(open_corpus(&other, 2, (const entry[]){ { "x", file }, { "y", in_folder("t2.txt") } }, NULL));
     assert_string_not_equal(c.fingerprint, other.fingerprint);
     mu_corpus_close(&other);
@@ -278,7 +282,7 @@ static void test_bad_token_files(void **state) {
     assert_error(open_one(&c, file), MU_STATUS_DATA, "tokenizer \"words\", not \"bytes\"");
     write_tokens(file, "bytes", big, 6, (int64_t[]){ 0, 3, 6 }, 3);
     assert_error(open_one(&c, file), MU_STATUS_DATA, "token 4 is 257, vocabulary 257");
-    const int64_t bad[][3] = { { 1, 3, 6 }, { 0, 2, 6 }, { 0, 3, 5 }, { 0, 7, 6 }, { 0, -1, 6 }, { 0, 6, 6 } };
+    const int64_t bad[][3] = {{1, 3, 6}, {0, 2, 6}, {0, 3, 5}, {0, 7, 6}, {0, -1, 6}, {0, 6, 6}};
     for (int i = 0; i < 6; i++) {
         write_tokens(file, "bytes", good, 6, bad[i], 3);
         assert_error(open_one(&c, file), MU_STATUS_DATA, "document_offsets");
@@ -337,7 +341,7 @@ static void test_synthetic(void **state) {
         const mu_domain *d = &c.domains[i];
         bool decoy = !strcmp(d->name, "decoy"), last = i == N_SYNTHETIC - 1;
         double right = learn_facts(d, last ? 4 : 1, best[i]);
-        if (decoy) assert_true(right < 0.1);            /* 3000 draws: the luckiest successor of each symbol */
+        if (decoy) assert_true(right < 0.1); /* 3000 draws: the luckiest successor of each symbol */
         else assert_true(fabs(right - 0.9016) < (d->n_tokens > 100000 ? 0.005 : 0.025));
         uint8_t images[128] = { 0 };
         int n_symbols = 0;
@@ -384,7 +388,7 @@ static void test_synthetic_seed(void **state) {
 static void test_synthetic_frozen(void **state) {
     (void)state;
     mu_corpus c;
-    assert_ok(open_corpus(&c, 2, (const entry[]){ { "rare-2", "synthetic" }, { "near-copy", "synthetic" } }, NULL));
+    assert_ok(open_corpus(&c, 2, (const entry[]){{"rare-2", "synthetic"}, {"near-copy", "synthetic"}}, NULL));
     assert_string_equal(c.fingerprint, "5dc7d74e232e0fc08c029878ce2c3076");
     mu_corpus_close(&c);
 }
@@ -472,7 +476,8 @@ static void draw(mu_loader *l, int n, const int *batches, mu_sample *samples) {
 
 static void assert_same_samples(const mu_sample *a, const mu_sample *b, int n) {
     for (int i = 0; i < n; i++)
-        if (a[i].domain != b[i].domain || a[i].sequence != b[i].sequence || a[i].global_sample != b[i].global_sample)
+        if (a[i].domain != b[i].domain || a[i].sequence != b[i].sequence ||
+            a[i].global_sample != b[i].global_sample)
             fail_msg("sample %d differs", i);
 }
 
@@ -609,7 +614,8 @@ static void test_bad_loader(void **state) {
     mu_corpus c;
     mu_loader *l;
     open_three(&c, NULL);
-    assert_error(mu_loader_open(&l, &c, 205, 0.1, 1, &e), MU_STATUS_DATA, "domain \"c\": 205 tokens are too few");
+    assert_error(mu_loader_open(&l, &c, 205, 0.1, 1, &e), MU_STATUS_DATA,
+                 "domain \"c\": 205 tokens are too few");
     assert_non_null(strstr(e.text, "needs 206"));
     assert_non_null(strstr(e.text, "at most 204"));
     assert_null(l);
@@ -617,7 +623,8 @@ static void test_bad_loader(void **state) {
     assert_int_equal(mu_loader_train_sequences(l, 2), 1);
     assert_int_equal(mu_loader_val_sequences(l, 2), 0);
     const int64_t bad[][4] = { { 1, 1, 1, 4 }, { -1, 1, 1, 1 }, { 0, 0, 0, -1 }, { 5, -2, 0, 3 } };
-    for (int i = 0; i < 4; i++) assert_error(mu_loader_state_set(l, bad[i], &e), MU_STATUS_DATA, "loader state");
+    for (int i = 0; i < 4; i++)
+        assert_error(mu_loader_state_set(l, bad[i], &e), MU_STATUS_DATA, "loader state");
     mu_loader_close(l);
     mu_corpus_close(&c);
     open_three(&c, (double[]){ 0, 0, 0 });

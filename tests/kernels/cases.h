@@ -31,7 +31,8 @@ static void run_axpy(trial *t, const int64_t *p) {
 }
 
 static void run_add(trial *t, const int64_t *p) {
-    mu_mat x = any_vector(t, "x", p[0], p[1]), y = any_vector(t, "y", p[0], p[1]), z = any_vector(t, "z", p[0], p[1]);
+    mu_mat x = any_vector(t, "x", p[0], p[1]), y = any_vector(t, "y", p[0], p[1]),
+           z = any_vector(t, "z", p[0], p[1]);
     t->dev->k->add(t->dev, p[0], x, y, z);
 }
 
@@ -160,7 +161,8 @@ static mu_attention_shape attention_shape(const int64_t *p) {
 static void run_attention_fwd(trial *t, const int64_t *p) {
     mu_attention_shape s = attention_shape(p);
     int64_t T = s.B * s.S;
-    mu_mat q = matrix(t, "q", T, s.H * s.d), k = matrix(t, "k", T, s.G * s.d), v = matrix(t, "v", T, s.G * s.d);
+    mu_mat q = matrix(t, "q", T, s.H * s.d), k = matrix(t, "k", T, s.G * s.d),
+           v = matrix(t, "v", T, s.G * s.d);
     mu_mat y = new_matrix(t, "y", T, s.H * s.d);
     mu_mat lse = new_matrix(t, "lse", T, s.H);
     t->dev->k->attention_fwd(t->dev, &s, q, k, v, y, lse);
@@ -178,12 +180,14 @@ static void run_attention_bwd(trial *t, const int64_t *p) {
 }
 
 /* ---------------------------------------------------------------- experts */
-enum { EVEN, EMPTY_ONES, ONE_TAKES_ALL };
+enum { EVEN, EMPTY_ONES, ONE_TAKES_ALL, SPARE_ROWS };
 
-/* offsets of R rows over `experts` groups */
+/* offsets of R rows over `experts` groups; SPARE_ROWS: the first and the last rows belong to nobody */
 static mu_mat group_offsets(trial *t, int64_t R, int64_t experts, int64_t spread) {
-    int64_t *offsets = mu_alloc((size_t)experts + 1, sizeof *offsets);
-    for (int64_t r = 0; r < R; r++) {
+    int64_t *offsets = mu_alloc((size_t)experts + 1, sizeof *offsets),
+            spare = spread == SPARE_ROWS ? R / 8 : 0;
+    offsets[0] = spare;
+    for (int64_t r = 2 * spare; r < R; r++) {
         int64_t i = draw(t, experts);
         if (spread == EMPTY_ONES) i = i / 2 * 2;
         if (spread == ONE_TAKES_ALL) i = experts - 1;
@@ -229,7 +233,8 @@ static expert_operands expert_case(trial *t, const int64_t *p, int64_t bits) {
 }
 
 static void experts_forward(trial *t, const expert_operands *o) {
-    t->dev->k->experts_fwd(t->dev, &o->s, o->x, o->in, o->offsets, o->gate, o->up, o->down, o->hg, o->hu, o->out, o->y);
+    t->dev->k->experts_fwd(t->dev, &o->s, o->x, o->in, o->offsets, o->gate, o->up, o->down, o->hg, o->hu,
+                           o->out, o->y);
 }
 
 static void run_experts_fwd(trial *t, const int64_t *p) {
@@ -248,19 +253,24 @@ static void run_experts_bwd(trial *t, const int64_t *p) {
     mu_mat dup = bits & WITH_DUP ? vector(t, "dup", n * F * D) : NOTHING;
     mu_mat ddown = bits & WITH_DDOWN ? vector(t, "ddown", n * D * F) : NOTHING;
     experts_forward(t, &o);
-    t->dev->k->experts_bwd(t->dev, &o.s, o.x, o.in, o.offsets, o.gate, o.up, o.down, o.hg, o.hu, o.out, dy, act, xg, dyg,
-                           dx, dgate, dup, ddown);
+    t->dev->k->experts_bwd(t->dev, &o.s, o.x, o.in, o.offsets, o.gate, o.up, o.down, o.hg, o.hu, o.out, dy,
+                           act, xg, dyg, dx, dgate, dup, ddown);
 }
 
 /* ---------------------------------------------------------------- router */
-enum { SIGMOID = 1, NORMALISE = 2, BIAS = 4, TIES = 8, NO_DGATES = 16, NO_DSCORES = 32, NO_DLSE = 64 };
+enum { SIGMOID = 1, NORMALISE = 2, BIAS = 4, TIES = 8, NO_DGATES = 16, NO_DSCORES = 32, NO_DLSE = 64,
+       NANS = 128 };
 
 typedef struct { mu_route_shape s; mu_mat logits, bias, scores, lse, ids, gates; } route_operands;
 
-/* TIES: few different logits, so that equal scores are common and must be equal wherever they stand. */
-static mu_mat route_logits(trial *t, int64_t T, int64_t E, bool ties) {
+/* TIES: few different logits, so that equal scores are common and must be equal wherever they stand.
+ * NANS: some logits, and all of the first token, are not finite. */
+static mu_mat route_logits(trial *t, int64_t T, int64_t E, int64_t bits) {
     double *x = random_values(t, (uint32_t)t->n_operands, T * E);
-    for (int64_t i = 0; i < T * E && ties; i++) x[i] = floor(2 * x[i]) / 2;
+    for (int64_t i = 0; i < T * E; i++) {
+        if (bits & TIES) x[i] = floor(2 * x[i]) / 2;
+        if (bits & NANS && (i < E || draw(t, 4) == 0)) x[i] = i % 3 ? NAN : -INFINITY;
+    }
     return reals_of(t, "logits", T, E, x);
 }
 
@@ -268,7 +278,7 @@ static mu_mat route_logits(trial *t, int64_t T, int64_t E, bool ties) {
 static route_operands route_case(trial *t, const int64_t *p) {
     int64_t T = p[0], E = p[1], K = p[2], bits = p[3];
     mu_route_shape s = { T, E, K, bits & SIGMOID, bits & NORMALISE, 2.5, (mu_route_force)p[4], 1000003 };
-    route_operands o = { .s = s, .logits = route_logits(t, T, E, bits & TIES) };
+    route_operands o = { .s = s, .logits = route_logits(t, T, E, bits) };
     o.bias = bits & BIAS ? vector(t, "bias", E) : NOTHING;
     o.scores = new_matrix(t, "scores", T, E);
     o.lse = new_vector(t, "lse", T);
@@ -388,7 +398,8 @@ static void run_xent_fwd(trial *t, const int64_t *p) {
 }
 
 static void run_xent_bwd(trial *t, const int64_t *p) {
-    mu_mat logits = loss_logits(t, p), target = targets(t, p[0], p[1], p[2]), dout = double_of(t, "dout", 0.5);
+    mu_mat logits = loss_logits(t, p), target = targets(t, p[0], p[1], p[2]),
+           dout = double_of(t, "dout", 0.5);
     mu_mat lse = new_vector(t, "lse", p[0]), nll = new_vector(t, "nll", p[0]);
     t->dev->k->xent_fwd(t->dev, p[0], p[1], logits, target, lse, nll);
     t->dev->k->xent_bwd(t->dev, p[0], p[1], 0.125, dout, target, lse, logits);
@@ -396,8 +407,9 @@ static void run_xent_bwd(trial *t, const int64_t *p) {
 
 /* n, t, decay in percent */
 static void run_adamw(trial *t, const int64_t *p) {
-    mu_adamw_spec spec = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = (double)p[2] / 100,
-                           .grad_scale = 0.5, .t = p[1] };
+    mu_adamw_spec spec = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 0.5 };
+    spec.weight_decay = (double)p[2] / 100;
+    spec.t = p[1];
     mu_mat w = vector(t, "w", p[0]), g = vector(t, "g", p[0]), m = vector(t, "m", p[0]);
     mu_mat v = positive(t, "v", 1, p[0]);
     t->dev->k->adamw(t->dev, p[0], &spec, w, g, m, v);
@@ -412,26 +424,46 @@ static void run_adamw(trial *t, const int64_t *p) {
     C(kernel, 100003, flag)
 
 /* all four transpositions */
-#define GEMM(...) C(gemm, 0, 0, __VA_ARGS__) C(gemm, 0, 1, __VA_ARGS__) C(gemm, 1, 0, __VA_ARGS__) C(gemm, 1, 1, __VA_ARGS__)
+#define GEMM(...)                                                            \
+    C(gemm, 0, 0, __VA_ARGS__) C(gemm, 0, 1, __VA_ARGS__)                    \
+    C(gemm, 1, 0, __VA_ARGS__) C(gemm, 1, 1, __VA_ARGS__)
 
 #define BOTH(kernel, ...) C(kernel##_fwd, __VA_ARGS__) C(kernel##_bwd, __VA_ARGS__)
 
 /* softmax and sigmoid, normalised or not, with every subset of gradients that a caller uses */
-#define ROUTES(T, E, K) \
-    C(route_bwd, T, E, K, 0) C(route_bwd, T, E, K, NORMALISE) C(route_bwd, T, E, K, SIGMOID | NO_DLSE) \
-    C(route_bwd, T, E, K, SIGMOID | NORMALISE | NO_DLSE) C(route_bwd, T, E, K, SIGMOID | NORMALISE) \
-    C(route_bwd, T, E, K, BIAS | NO_DGATES) C(route_bwd, T, E, K, BIAS | NO_DSCORES) \
-    C(route_bwd, T, E, K, NORMALISE | BIAS | NO_DSCORES | NO_DLSE) C(route_bwd, T, E, K, NO_DGATES | NO_DSCORES | NO_DLSE) \
-    C(route_fwd, T, E, K, 0) C(route_fwd, T, E, K, NORMALISE) C(route_fwd, T, E, K, SIGMOID | BIAS) \
-    C(route_fwd, T, E, K, TIES) C(route_fwd, T, E, K, SIGMOID | NORMALISE | BIAS) C(route_fwd, T, E, K, SIGMOID | TIES) \
-    C(route_fwd, T, E, K, NORMALISE, MU_ROUTE_BALANCED) C(route_fwd, T, E, K, SIGMOID, MU_ROUTE_SKEW) \
-    C(route_fwd, T, E, K, NORMALISE | BIAS, MU_ROUTE_SKEW)
+#define ROUTES(T, E, K)                                                      \
+    C(route_fwd, T, E, K, 0)                                                 \
+    C(route_fwd, T, E, K, NORMALISE)                                         \
+    C(route_fwd, T, E, K, SIGMOID | BIAS)                                    \
+    C(route_fwd, T, E, K, SIGMOID | NORMALISE | BIAS)                        \
+    C(route_fwd, T, E, K, TIES)                                              \
+    C(route_fwd, T, E, K, SIGMOID | TIES)                                    \
+    C(route_fwd, T, E, K, NANS)                                              \
+    C(route_fwd, T, E, K, SIGMOID | BIAS | NANS)                             \
+    C(route_fwd, T, E, K, SIGMOID | NANS, MU_ROUTE_SKEW)                     \
+    C(route_fwd, T, E, K, NORMALISE, MU_ROUTE_BALANCED)                      \
+    C(route_fwd, T, E, K, SIGMOID, MU_ROUTE_SKEW)                            \
+    C(route_fwd, T, E, K, NORMALISE | BIAS, MU_ROUTE_SKEW)                   \
+    C(route_bwd, T, E, K, 0)                                                 \
+    C(route_bwd, T, E, K, NORMALISE)                                         \
+    C(route_bwd, T, E, K, SIGMOID | NO_DLSE)                                 \
+    C(route_bwd, T, E, K, SIGMOID | NORMALISE | NO_DLSE)                     \
+    C(route_bwd, T, E, K, SIGMOID | NORMALISE)                               \
+    C(route_bwd, T, E, K, BIAS | NO_DGATES)                                  \
+    C(route_bwd, T, E, K, BIAS | NO_DSCORES)                                 \
+    C(route_bwd, T, E, K, NORMALISE | BIAS | NO_DSCORES | NO_DLSE)           \
+    C(route_bwd, T, E, K, NO_DGATES | NO_DSCORES | NO_DLSE)
 
-#define EXPERTS(...) \
-    C(experts_fwd, __VA_ARGS__, 0) C(experts_fwd, __VA_ARGS__, WITH_IN) C(experts_fwd, __VA_ARGS__, WITH_OUT | WITH_H) \
-    C(experts_fwd, __VA_ARGS__, WITH_IN | WITH_OUT | WITH_H) C(experts_bwd, __VA_ARGS__, WITH_ALL) \
-    C(experts_bwd, __VA_ARGS__, WITH_DX) C(experts_bwd, __VA_ARGS__, WITH_IN | WITH_DGATE | WITH_DUP | WITH_DDOWN) \
-    C(experts_bwd, __VA_ARGS__, WITH_OUT | WITH_DX | WITH_DGATE) C(experts_bwd, __VA_ARGS__, WITH_IN | WITH_DX | WITH_DDOWN)
+#define EXPERTS(...)                                                         \
+    C(experts_fwd, __VA_ARGS__, 0)                                           \
+    C(experts_fwd, __VA_ARGS__, WITH_IN)                                     \
+    C(experts_fwd, __VA_ARGS__, WITH_OUT | WITH_H)                           \
+    C(experts_fwd, __VA_ARGS__, WITH_IN | WITH_OUT | WITH_H)                 \
+    C(experts_bwd, __VA_ARGS__, WITH_ALL)                                    \
+    C(experts_bwd, __VA_ARGS__, WITH_DX)                                     \
+    C(experts_bwd, __VA_ARGS__, WITH_IN | WITH_DGATE | WITH_DUP | WITH_DDOWN)\
+    C(experts_bwd, __VA_ARGS__, WITH_OUT | WITH_DX | WITH_DGATE)             \
+    C(experts_bwd, __VA_ARGS__, WITH_IN | WITH_DX | WITH_DDOWN)
 
 static const kernel_case kernel_cases[] = {
     LENGTHS(fill, 0) LENGTHS(fill, 1) LENGTHS(axpy, 0) LENGTHS(axpy, 1) LENGTHS(add, 0) LENGTHS(add, 1)
@@ -440,67 +472,88 @@ static const kernel_case kernel_cases[] = {
     /* m, n, k, beta */
     GEMM(0, 5, 3, 1) GEMM(5, 0, 3, 1) GEMM(5, 4, 0, 0) GEMM(5, 4, 0, 1) GEMM(1, 1, 1, 0) GEMM(3, 5, 7, 1)
     GEMM(1, 1000, 64, 0) GEMM(1000, 1, 64, 0) GEMM(16, 16, 16, 0) GEMM(17, 33, 65, 0) GEMM(17, 33, 65, 1)
-    GEMM(64, 128, 96, 1) GEMM(130, 257, 80, 0) GEMM(63, 64, 300, 1) GEMM(300, 200, 260, 0) GEMM(12, 31, 1000, 1)
+    GEMM(64, 128, 96, 1) GEMM(130, 257, 80, 0) GEMM(63, 64, 300, 1) GEMM(300, 200, 260, 0)
+    GEMM(12, 31, 1000, 1)
+    C(gemm, 0, 1, 2, 4500, 1000, 1) C(gemm, 1, 0, 5, 4500, 1000, 0)
 
     /* T, D, V, same? */
-    BOTH(embed, 0, 8, 5) BOTH(embed, 1, 1, 1) BOTH(embed, 65, 80, 257) BOTH(embed, 130, 64, 1000) BOTH(embed, 64, 7, 3)
+    BOTH(embed, 0, 8, 5) BOTH(embed, 1, 1, 1) BOTH(embed, 65, 80, 257) BOTH(embed, 130, 64, 1000)
+    BOTH(embed, 64, 7, 3)
     BOTH(embed, 130, 33, 257, 1)
 
     /* R, D, rows of x */
     C(gather, 0, 8, 5) C(gather, 1, 1, 1) C(gather, 65, 80, 33) C(gather, 130, 257, 1000) C(gather, 7, 2, 1)
 
     /* T, K, D, weights?, then add? or drows?, dweights? */
-    C(gather_sum, 0, 2, 8, 1, 0) C(gather_sum, 1, 1, 1, 1, 0) C(gather_sum, 65, 2, 80, 1, 0) C(gather_sum, 65, 2, 80, 1, 1)
+    C(gather_sum, 0, 2, 8, 1, 0) C(gather_sum, 1, 1, 1, 1, 0) C(gather_sum, 65, 2, 80, 1, 0)
+    C(gather_sum, 65, 2, 80, 1, 1)
     C(gather_sum, 65, 3, 80, 0, 0) C(gather_sum, 130, 8, 33, 0, 1) C(gather_sum, 63, 6, 257, 1, 1)
-    C(gather_sum_bwd, 0, 2, 8, 1, 1, 1) C(gather_sum_bwd, 1, 1, 1, 1, 1, 1) C(gather_sum_bwd, 65, 2, 80, 1, 1, 1)
-    C(gather_sum_bwd, 65, 2, 80, 1, 1, 0) C(gather_sum_bwd, 65, 2, 80, 1, 0, 1) C(gather_sum_bwd, 130, 8, 33, 0, 1, 0)
+    C(gather_sum_bwd, 0, 2, 8, 1, 1, 1) C(gather_sum_bwd, 1, 1, 1, 1, 1, 1)
+    C(gather_sum_bwd, 65, 2, 80, 1, 1, 1)
+    C(gather_sum_bwd, 65, 2, 80, 1, 1, 0) C(gather_sum_bwd, 65, 2, 80, 1, 0, 1)
+    C(gather_sum_bwd, 130, 8, 33, 0, 1, 0)
     C(gather_sum_bwd, 63, 6, 257, 1, 1, 1) C(gather_sum_bwd, 63, 6, 20, 0, 1, 1)
 
     /* rows, D, zero row?, dx?, dw? */
-    BOTH(rmsnorm, 0, 8, 0, 1, 1) BOTH(rmsnorm, 1, 1, 0, 1, 1) BOTH(rmsnorm, 3, 2, 1, 1, 1) BOTH(rmsnorm, 65, 80, 1, 1, 1)
+    BOTH(rmsnorm, 0, 8, 0, 1, 1) BOTH(rmsnorm, 1, 1, 0, 1, 1) BOTH(rmsnorm, 3, 2, 1, 1, 1)
+    BOTH(rmsnorm, 65, 80, 1, 1, 1)
     BOTH(rmsnorm, 130, 257, 0, 1, 1) BOTH(rmsnorm, 7, 1000, 0, 1, 1) BOTH(rmsnorm, 1000, 16, 1, 1, 1)
     C(rmsnorm_bwd, 65, 64, 0, 1, 0) C(rmsnorm_bwd, 65, 64, 0, 0, 1) C(rmsnorm_bwd, 65, 64, 0, 0, 0)
 
     /* B, S, H, d, sign, add? */
-    C(rope, 0, 8, 2, 16, 1, 0) C(rope, 1, 1, 1, 2, 1, 0) C(rope, 2, 2, 3, 2, -1, 1) C(rope, 2, 63, 4, 16, 1, 0)
-    C(rope, 3, 65, 2, 80, 1, 1) C(rope, 3, 65, 2, 80, -1, 0) C(rope, 1, 130, 5, 64, -1, 1) C(rope, 2, 9, 2, 6, 1, 1)
+    C(rope, 0, 8, 2, 16, 1, 0) C(rope, 1, 1, 1, 2, 1, 0) C(rope, 2, 2, 3, 2, -1, 1)
+    C(rope, 2, 63, 4, 16, 1, 0)
+    C(rope, 3, 65, 2, 80, 1, 1) C(rope, 3, 65, 2, 80, -1, 0) C(rope, 1, 130, 5, 64, -1, 1)
+    C(rope, 2, 9, 2, 6, 1, 1)
     C(rope, 2, 9, 2, 32, 1, 0)
 
     /* B, S, H, G, d, times the usual scale */
     BOTH(attention, 0, 8, 2, 2, 16, 1) BOTH(attention, 1, 1, 1, 1, 2, 1) BOTH(attention, 3, 1, 4, 2, 16, 1)
     BOTH(attention, 2, 2, 4, 4, 16, 1) BOTH(attention, 2, 63, 4, 2, 16, 1) BOTH(attention, 1, 64, 4, 1, 64, 1)
-    BOTH(attention, 2, 65, 2, 2, 80, 1) BOTH(attention, 1, 130, 4, 2, 64, 1) BOTH(attention, 1, 130, 4, 1, 80, 1)
-    BOTH(attention, 1, 130, 2, 1, 2, 1) BOTH(attention, 2, 65, 4, 4, 16, 8) BOTH(attention, 1, 65, 4, 2, 16, 3)
+    BOTH(attention, 2, 65, 2, 2, 80, 1) BOTH(attention, 1, 130, 4, 2, 64, 1)
+    BOTH(attention, 1, 130, 4, 1, 80, 1)
+    BOTH(attention, 1, 130, 2, 1, 2, 1) BOTH(attention, 2, 65, 4, 4, 16, 8)
+    BOTH(attention, 1, 65, 4, 2, 16, 3)
     BOTH(attention, 5, 17, 6, 3, 10, 1) BOTH(attention, 1, 257, 2, 2, 32, 1)
+    BOTH(attention, 1, 600, 2, 1, 16, 2)
 
     /* R, experts, D, F, spread */
-    EXPERTS(0, 3, 8, 4, EVEN) EXPERTS(1, 1, 1, 1, EVEN) EXPERTS(1, 4, 16, 8, EVEN) EXPERTS(65, 1, 80, 33, EVEN)
+    EXPERTS(0, 3, 8, 4, EVEN) EXPERTS(1, 1, 1, 1, EVEN) EXPERTS(1, 4, 16, 8, EVEN)
+    EXPERTS(65, 1, 80, 33, EVEN)
     EXPERTS(130, 8, 64, 48, EVEN) EXPERTS(130, 8, 64, 48, EMPTY_ONES) EXPERTS(130, 5, 33, 17, ONE_TAKES_ALL)
     EXPERTS(300, 3, 80, 130, EMPTY_ONES) EXPERTS(520, 2, 64, 96, ONE_TAKES_ALL)
+    EXPERTS(90, 4, 16, 24, SPARE_ROWS)
 
-    ROUTES(0, 4, 2) ROUTES(1, 1, 1) ROUTES(1, 4, 4) ROUTES(65, 8, 2) ROUTES(130, 64, 8) ROUTES(130, 33, 1) ROUTES(63, 257, 6)
+    ROUTES(0, 4, 2) ROUTES(1, 1, 1) ROUTES(1, 4, 4) ROUTES(65, 8, 2) ROUTES(130, 64, 8) ROUTES(130, 33, 1)
+    ROUTES(63, 257, 6)
 
     /* T, E, K, segment, spread */
     C(count_experts, 0, 4, 2, 1) C(count_experts, 1, 1, 1, 1) C(count_experts, 130, 8, 2, 130)
-    C(count_experts, 130, 8, 2, 65) C(count_experts, 128, 64, 6, 8, ONE_TAKES_ALL) C(count_experts, 1000, 7, 3, 500)
+    C(count_experts, 130, 8, 2, 65) C(count_experts, 128, 64, 6, 8, ONE_TAKES_ALL)
+    C(count_experts, 1000, 7, 3, 500)
 
     /* T, E, segment, normalise? */
-    BOTH(balance, 0, 4, 1, 0) BOTH(balance, 1, 1, 1, 1) BOTH(balance, 130, 8, 130, 0) BOTH(balance, 130, 8, 65, 1)
+    BOTH(balance, 0, 4, 1, 0) BOTH(balance, 1, 1, 1, 1) BOTH(balance, 130, 8, 130, 0)
+    BOTH(balance, 130, 8, 65, 1)
     BOTH(balance, 128, 64, 16, 0) BOTH(balance, 126, 33, 63, 1) BOTH(balance, 1000, 5, 1000, 1)
     BOTH(zloss, 0) BOTH(zloss, 1) BOTH(zloss, 65) BOTH(zloss, 10007)
 
     /* T, E, K, segment, capacity, spread */
-    C(plan, 0, 4, 2, 1, 0) C(plan, 0, 4, 2, 1, 3) C(plan, 1, 1, 1, 1, 0) C(plan, 130, 8, 2, 130, 0) C(plan, 130, 8, 2, 65, 10)
-    C(plan, 130, 8, 2, 65, 1) C(plan, 128, 64, 6, 16, 2) C(plan, 128, 64, 6, 16, 0) C(plan, 130, 5, 2, 65, 20, ONE_TAKES_ALL)
+    C(plan, 0, 4, 2, 1, 0) C(plan, 0, 4, 2, 1, 3) C(plan, 1, 1, 1, 1, 0) C(plan, 130, 8, 2, 130, 0)
+    C(plan, 130, 8, 2, 65, 10)
+    C(plan, 130, 8, 2, 65, 1) C(plan, 128, 64, 6, 16, 2) C(plan, 128, 64, 6, 16, 0)
+    C(plan, 130, 5, 2, 65, 20, ONE_TAKES_ALL)
     C(plan, 130, 5, 2, 130, 0, ONE_TAKES_ALL) C(plan, 65, 257, 8, 65, 0) C(plan, 5000, 16, 4, 1000, 300)
     C(plan, 5000, 16, 4, 1000, 0)
 
     /* P, e, most rows of a block, spread */
-    C(arrange, 1, 1, 0) C(arrange, 1, 1, 5) C(arrange, 1, 8, 9) C(arrange, 4, 2, 20) C(arrange, 4, 3, 20, EMPTY_ONES)
+    C(arrange, 1, 1, 0) C(arrange, 1, 1, 5) C(arrange, 1, 8, 9) C(arrange, 4, 2, 20)
+    C(arrange, 4, 3, 20, EMPTY_ONES)
     C(arrange, 3, 5, 40, ONE_TAKES_ALL) C(arrange, 8, 32, 3) C(arrange, 4, 4, 0) C(arrange, 2, 4, 600)
 
     /* rows, V, ignore?, logits times */
-    BOTH(xent, 0, 5, 0, 1) BOTH(xent, 1, 1, 0, 1) BOTH(xent, 65, 257, 1, 1) BOTH(xent, 130, 1000, 1, 1) BOTH(xent, 7, 1000, 0, 20)
+    BOTH(xent, 0, 5, 0, 1) BOTH(xent, 1, 1, 0, 1) BOTH(xent, 65, 257, 1, 1) BOTH(xent, 130, 1000, 1, 1)
+    BOTH(xent, 7, 1000, 0, 20)
     BOTH(xent, 3, 2, 1, 1)
 
     /* n, t, decay in percent */

@@ -14,7 +14,7 @@
 
 enum { MAX_OPERANDS = 32, MARGIN = 64 };
 static const unsigned char PATTERN = 0xA5;
-static const double TOLERANCE = 2e-5;       /* of fp32 results, against the largest magnitude of the operand */
+static const double TOLERANCE = 2e-5;       /* of fp32 results, against the operand's largest magnitude */
 static const int64_t UNTOUCHED = -77;       /* what integer results hold before the kernel */
 static const mu_mat NOTHING = { 0 };
 
@@ -43,21 +43,25 @@ typedef struct { const char *kernel; void (*run)(trial *, const int64_t *p); int
 
 /* ---------------------------------------------------------------- random values */
 /* Stream `stream` of the case: n values in (-1.7, 1.7), variance 1, exact in fp32. Heap. */
-static double *random_values(const trial *t, uint32_t stream, int64_t n) {
+static inline double *random_values(const trial *t, uint32_t stream, int64_t n) {
     double *x = mu_alloc((size_t)n, sizeof *x);
-    mu_rng rng = { .seed = t->seed, .step = stream, .purpose = MU_RNG_TEST };
-    for (int64_t i = 0; i < n; i++) x[i] = (float)((int32_t)mu_rng_u32(&rng, (uint64_t)i) * (1.7320508 * 0x1p-31));
+    uint32_t word[4];
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t counter[4] = { (uint32_t)(i / 4), stream, 0, MU_RNG_TEST << 16 };
+        if (i % 4 == 0) mu_philox4x32(t->seed, counter, word);
+        x[i] = (float)((int32_t)word[i % 4] * (1.7320508 * 0x1p-31));
+    }
     return x;
 }
 
 /* The next random integer in 0 .. n-1. */
-static int64_t draw(trial *t, int64_t n) {
+static inline int64_t draw(trial *t, int64_t n) {
     mu_rng rng = { .seed = t->seed, .sample = 1, .purpose = MU_RNG_TEST };
     return (int64_t)(mu_rng_u32(&rng, t->draws++) % (uint32_t)n);
 }
 
 /* A random order of 0 .. n-1. Heap. */
-static int64_t *draw_permutation(trial *t, int64_t n) {
+static inline int64_t *draw_permutation(trial *t, int64_t n) {
     int64_t *order = mu_alloc((size_t)n, sizeof *order);
     for (int64_t i = 0; i < n; i++) {
         int64_t j = draw(t, i + 1);
@@ -68,24 +72,25 @@ static int64_t *draw_permutation(trial *t, int64_t n) {
 }
 
 /* ---------------------------------------------------------------- operands */
-static void encode(void *to, mu_dtype dtype, int64_t i, double value) {
+static inline void encode(void *to, mu_dtype dtype, int64_t i, double value) {
     if (dtype == MU_DTYPE_F64) ((double *)to)[i] = value;
     if (dtype == MU_DTYPE_F32) ((float *)to)[i] = (float)value;
     if (dtype == MU_DTYPE_I32) ((int32_t *)to)[i] = (int32_t)value;
     if (dtype == MU_DTYPE_I64) ((int64_t *)to)[i] = (int64_t)value;
 }
 
-static double decode(const void *from, mu_dtype dtype, int64_t i) {
+static inline double decode(const void *from, mu_dtype dtype, int64_t i) {
     if (dtype == MU_DTYPE_F64) return ((const double *)from)[i];
     if (dtype == MU_DTYPE_F32) return ((const float *)from)[i];
     if (dtype == MU_DTYPE_I32) return ((const int32_t *)from)[i];
     return (double)((const int64_t *)from)[i];
 }
 
-static bool is_whole(mu_dtype dtype) { return dtype == MU_DTYPE_I32 || dtype == MU_DTYPE_I64; }
+static inline bool is_whole(mu_dtype dtype) { return dtype == MU_DTYPE_I32 || dtype == MU_DTYPE_I64; }
 
-/* A new operand at an address that is aligned to its element only; NaN between its rows. `values` is freed. */
-static operand *operand_new(trial *t, const char *name, mu_dtype dtype, int64_t rows, int64_t cols, double *values) {
+/* A new operand, aligned to its element only, NaN between its rows. `values` is freed. */
+static inline operand *operand_new(trial *t, const char *name, mu_dtype dtype, int64_t rows, int64_t cols,
+                                   double *values) {
     MU_CHECK(t->n_operands < MAX_OPERANDS, "too many operands");
     int64_t ld = rows == 1 ? cols : cols + t->pad;
     size_t size = mu_dtype_size(dtype), bytes = (size_t)(rows * ld) * size;
@@ -107,72 +112,72 @@ static operand *operand_new(trial *t, const char *name, mu_dtype dtype, int64_t 
     return o;
 }
 
-static double *constant_values(int64_t n, double value) {
+static inline double *constant_values(int64_t n, double value) {
     double *x = mu_alloc((size_t)n, sizeof *x);
     for (int64_t i = 0; i < n; i++) x[i] = value;
     return x;
 }
 
-static double *whole_values(int64_t n, const int64_t *whole) {
+static inline double *whole_values(int64_t n, const int64_t *whole) {
     double *x = mu_alloc((size_t)n, sizeof *x);
     for (int64_t i = 0; i < n; i++) x[i] = (double)whole[i];
     return x;
 }
 
 /* Random values: inputs, and results that a kernel adds to. */
-static mu_mat matrix(trial *t, const char *name, int64_t rows, int64_t cols) {
+static inline mu_mat matrix(trial *t, const char *name, int64_t rows, int64_t cols) {
     double *x = random_values(t, (uint32_t)t->n_operands, rows * cols);
     return operand_new(t, name, t->dev->real, rows, cols, x)->mat;
 }
 
-static mu_mat vector(trial *t, const char *name, int64_t n) {
+static inline mu_mat vector(trial *t, const char *name, int64_t n) {
     return operand_new(t, name, t->dev->real, 1, n, random_values(t, (uint32_t)t->n_operands, n))->mat;
 }
 
 /* NaN: results that a kernel assigns. */
-static mu_mat new_matrix(trial *t, const char *name, int64_t rows, int64_t cols) {
+static inline mu_mat new_matrix(trial *t, const char *name, int64_t rows, int64_t cols) {
     return operand_new(t, name, t->dev->real, rows, cols, constant_values(rows * cols, NAN))->mat;
 }
 
-static mu_mat new_vector(trial *t, const char *name, int64_t n) {
+static inline mu_mat new_vector(trial *t, const char *name, int64_t n) {
     return operand_new(t, name, t->dev->real, 1, n, constant_values(n, NAN))->mat;
 }
 
-static mu_mat scratch_matrix(trial *t, int64_t rows, int64_t cols) {
+static inline mu_mat scratch_matrix(trial *t, int64_t rows, int64_t cols) {
     operand *o = operand_new(t, "scratch", t->dev->real, rows, cols, constant_values(rows * cols, NAN));
     o->scratch = true;
     return o->mat;
 }
 
 /* Given values. */
-static mu_mat reals_of(trial *t, const char *name, int64_t rows, int64_t cols, double *values) {
+static inline mu_mat reals_of(trial *t, const char *name, int64_t rows, int64_t cols, double *values) {
     return operand_new(t, name, t->dev->real, rows, cols, values)->mat;
 }
 
-static mu_mat double_of(trial *t, const char *name, double value) {
+static inline mu_mat double_of(trial *t, const char *name, double value) {
     return operand_new(t, name, MU_DTYPE_F64, 1, 1, constant_values(1, value))->mat;
 }
 
-static mu_mat ints_of(trial *t, const char *name, int64_t rows, int64_t cols, const int64_t *values) {
+static inline mu_mat ints_of(trial *t, const char *name, int64_t rows, int64_t cols, const int64_t *values) {
     return operand_new(t, name, MU_DTYPE_I32, rows, cols, whole_values(rows * cols, values))->mat;
 }
 
-static mu_mat longs_of(trial *t, const char *name, int64_t rows, int64_t cols, const int64_t *values) {
+static inline mu_mat longs_of(trial *t, const char *name, int64_t rows, int64_t cols, const int64_t *values) {
     return operand_new(t, name, MU_DTYPE_I64, rows, cols, whole_values(rows * cols, values))->mat;
 }
 
-static mu_mat new_ints(trial *t, const char *name, int64_t rows, int64_t cols) {
+static inline mu_mat new_ints(trial *t, const char *name, int64_t rows, int64_t cols) {
     double *x = constant_values(rows * cols, (double)UNTOUCHED);
     return operand_new(t, name, MU_DTYPE_I32, rows, cols, x)->mat;
 }
 
-static mu_mat new_longs(trial *t, const char *name, int64_t rows, int64_t cols) {
+static inline mu_mat new_longs(trial *t, const char *name, int64_t rows, int64_t cols) {
     double *x = constant_values(rows * cols, (double)UNTOUCHED);
     return operand_new(t, name, MU_DTYPE_I64, rows, cols, x)->mat;
 }
 
 /* ---------------------------------------------------------------- running and comparing */
-static void trial_run(trial *t, mu_device *dev, const kernel_case *c, uint64_t seed, int64_t pad) {
+static inline void trial_run(trial *t, mu_device *dev, const kernel_case *c, uint64_t seed, int64_t pad) {
     *t = (trial){ .dev = dev, .seed = seed, .pad = pad, .memory = mu_memory_new(dev, (size_t)1 << 30) };
     c->run(t, c->p);
     t->image = mu_alloc(t->used, 1);
@@ -180,16 +185,17 @@ static void trial_run(trial *t, mu_device *dev, const kernel_case *c, uint64_t s
     mu_memory_free(t->memory);
 }
 
-static void trial_free(trial *t) { free(t->image); }
+static inline void trial_free(trial *t) { free(t->image); }
 
-static void describe(char text[256], const kernel_case *c, const char *device) {
+static inline void describe(char text[256], const kernel_case *c, const char *device) {
     int n = snprintf(text, 256, "%s %s(", device, c->kernel);
-    for (int i = 0; i < 8; i++) n += snprintf(text + n, 256 - (size_t)n, "%s%lld", i ? " " : "", (long long)c->p[i]);
+    for (int i = 0; i < 8; i++)
+        n += snprintf(text + n, 256 - (size_t)n, "%s%lld", i ? " " : "", (long long)c->p[i]);
     snprintf(text + n, 256 - (size_t)n, ")");
 }
 
 /* Did the kernels keep to their operands? */
-static bool margins_intact(const trial *t, const char *what) {
+static inline bool margins_intact(const trial *t, const char *what) {
     size_t at = 0;
     for (int i = 0; i <= t->n_operands; i++) {
         const operand *o = &t->operands[i];
@@ -203,11 +209,11 @@ static bool margins_intact(const trial *t, const char *what) {
     return true;
 }
 
-static bool values_agree(double got, double wanted, double slack) {
+static inline bool values_agree(double got, double wanted, double slack) {
     return got == wanted || (isnan(got) && isnan(wanted)) || fabs(got - wanted) <= slack;
 }
 
-static bool operand_agrees(const trial *ref, const trial *t, int i, const char *what) {
+static inline bool operand_agrees(const trial *ref, const trial *t, int i, const char *what) {
     const operand *r = &ref->operands[i], *o = &t->operands[i];
     bool whole = is_whole(o->mat.dtype);
     double largest = 1e-12;
@@ -216,7 +222,8 @@ static bool operand_agrees(const trial *ref, const trial *t, int i, const char *
         if (isfinite(value) && value > largest) largest = value;
     }
     for (int64_t j = 0; j < r->count; j++) {
-        double got = decode(t->image + o->at, o->mat.dtype, j), wanted = decode(ref->image + r->at, r->mat.dtype, j);
+        double got = decode(t->image + o->at, o->mat.dtype, j),
+               wanted = decode(ref->image + r->at, r->mat.dtype, j);
         if (values_agree(got, wanted, whole ? 0 : o->tolerance * largest)) continue;
         printf("%s: %s[%lld, %lld] is %.9g, expected %.9g (largest %.3g)\n", what, o->name,
                (long long)(j / r->mat.ld), (long long)(j % r->mat.ld), got, wanted, largest);
@@ -226,7 +233,8 @@ static bool operand_agrees(const trial *ref, const trial *t, int i, const char *
 }
 
 /* Runs a case on `ref` and `dev`; true when all operands agree. */
-static bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case *c, uint64_t seed, int64_t pad) {
+static inline bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case *c, uint64_t seed,
+                               int64_t pad) {
     trial expected, t;
     char what[256];
     describe(what, c, dev->name);
@@ -242,7 +250,7 @@ static bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case *c, ui
 }
 
 /* True when the case gives the same bits with 1, 2, 3 and 4 threads. */
-static bool case_ignores_threads(mu_device *dev, const kernel_case *c, uint64_t seed) {
+static inline bool case_ignores_threads(mu_device *dev, const kernel_case *c, uint64_t seed) {
     trial one, t;
     char what[256];
     bool ok = true;

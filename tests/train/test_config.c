@@ -379,6 +379,9 @@ static void dense_and_sigmoid(void **state) {
     load(&c, &o, MINIMAL "moe: {score_func: sigmoid, z_loss_coeff: 0, balance: none}", 0, NULL, 1);
     assert_int_equal(c.moe.balance, MU_BALANCE_NONE);
     mu_config_free(&c, &o);
+    load(&c, &o, MINIMAL "moe: {num_experts: 0, score_func: sigmoid, z_loss_coeff: 0.5}", 0, NULL, 1);
+    assert_true(c.moe.z_loss_coeff == 0.5);     /* the user's word stays, though nobody looks at it */
+    mu_config_free(&c, &o);
     load(&c, &o, MINIMAL "moe: {top_k: 1, norm_topk_prob: false}", 0, NULL, 1);
     mu_config_free(&c, &o);
 }

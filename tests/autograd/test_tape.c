@@ -1,0 +1,233 @@
+/* test_tape.c - what the tape keeps and frees, what it refuses, and that nobody but kernels touches data. */
+#include "tiny_model.h"
+
+enum { ROWS = 256, WIDE = 256, LAYERS = 6 };
+static const int64_t SHEET = (int64_t)ROWS * WIDE * (int64_t)sizeof(double);    /* bytes of one activation below */
+
+/* ---------------------------------------------------------------- a chain of products */
+typedef struct { mu_device *dev; mu_params *ps; mu_param *w; mu_tape *tp; } chain;
+
+static chain chain_new(const char *device) {
+    chain c = { .dev = mu_device_open(device) };
+    c.ps = mu_params_new(c.dev);
+    mu_params_group(c.ps, "leaves", NULL);
+    c.w = leaf(c.ps, "w", WIDE, WIDE, 0.05);
+    mu_params_alloc(c.ps);
+    mu_params_init(c.ps, 3);
+    c.tp = mu_tape_new(c.dev);
+    return c;
+}
+
+static void chain_free(chain *c) {
+    mu_tape_free(c->tp);
+    mu_params_free(c->ps);
+    mu_device_close(c->dev);
+}
+
+static mu_tensor *chain_loss(chain *c, int64_t rows) {
+    mu_tensor *x = mu_tensor_2d(c->tp, rows, WIDE);
+    double *host = random_reals(9, rows * WIDE, 1);
+    mu_tensor_set(x, host);
+    free(host);
+    for (int i = 0; i < LAYERS; i++) {
+        mu_tensor *y = mu_linear(c->tp, x, &c->w->tensor);
+        mu_release(c->tp, x);
+        x = y;
+    }
+    mu_tensor *loss = weighted_sum(c->tp, x, 1);
+    mu_release(c->tp, x);
+    return loss;
+}
+
+static void forward_alone_keeps_two_activations(void **state) {
+    (void)state;
+    chain c = chain_new("ref");
+    mu_tape_record(c.tp, false);
+    chain_loss(&c, ROWS);
+    int64_t without = mu_tape_peak(c.tp);
+    assert_true(without >= 2 * SHEET && without < 5 * SHEET / 2);
+    chain_free(&c);
+    c = chain_new("ref");
+    chain_loss(&c, ROWS);
+    assert_true(mu_tape_peak(c.tp) >= LAYERS * SHEET);      /* linear's backward needs every input */
+    chain_free(&c);
+}
+
+/* Backward gives each activation back: beside the kept inputs it needs two gradients and little else. */
+static void backward_frees_as_it_goes(void **state) {
+    (void)state;
+    chain c = chain_new("ref");
+    mu_backward(c.tp, chain_loss(&c, ROWS));
+    assert_true(mu_tape_peak(c.tp) < (LAYERS + 4) * SHEET);
+    chain_free(&c);
+}
+
+static void steps_do_not_grow(void **state) {
+    (void)state;
+    chain c = chain_new("ref");
+    int64_t largest = 0, memory = 0;
+    for (int step = 0; step < 12; step++) {
+        mu_tape_reset(c.tp);
+        mu_params_zero_grad(c.ps);
+        mu_backward(c.tp, chain_loss(&c, step % 3 == 0 ? ROWS : ROWS / 4 + step));
+        if (step == 0) largest = mu_tape_peak(c.tp), memory = mu_device_bytes(c.dev);
+        assert_int_equal(mu_tape_peak(c.tp), largest);
+        assert_int_equal(mu_device_bytes(c.dev), memory);
+    }
+    chain_free(&c);
+}
+
+static void gradients_accumulate_in_parameters(void **state) {
+    (void)state;
+    chain c = chain_new("ref");
+    int64_t n = mu_count(&c.w->tensor);
+    double *once = mu_alloc((size_t)n, sizeof *once), *twice = mu_alloc((size_t)n, sizeof *twice);
+    for (int pass = 0; pass < 2; pass++) {
+        mu_tape_reset(c.tp);
+        mu_backward(c.tp, chain_loss(&c, 8));
+        mu_reals_get(c.dev, MU_DTYPE_F64, c.w->tensor.grad, n, pass ? twice : once);
+    }
+    for (int64_t i = 0; i < n; i++) assert_true(fabs(twice[i] - 2 * once[i]) <= 1e-12 * (1 + fabs(once[i])));
+    assert_true(fabs(once[0]) > 0);
+    mu_params_zero_grad(c.ps);
+    mu_reals_get(c.dev, MU_DTYPE_F64, c.w->tensor.grad, n, once);
+    for (int64_t i = 0; i < n; i++) assert_true(once[i] == 0);
+    free(once);
+    free(twice);
+    chain_free(&c);
+}
+
+/* A released tensor that a recorded backward reads must keep its data. */
+static void release_waits_for_readers(void **state) {
+    (void)state;
+    chain c = chain_new("ref");
+    mu_tensor *x = mu_tensor_2d(c.tp, 2, WIDE);
+    double *host = random_reals(9, 2 * WIDE, 1);
+    mu_tensor_set(x, host);
+    mu_tensor *y = mu_linear(c.tp, x, &c.w->tensor), *z = mu_linear(c.tp, x, &c.w->tensor);
+    mu_release(c.tp, x);
+    assert_non_null(x->data);
+    mu_tensor *loss = weighted_sum(c.tp, mu_add(c.tp, y, z), 1);
+    mu_backward(c.tp, loss);
+    assert_null(x->data);
+    mu_release(c.tp, NULL);
+    free(host);
+    chain_free(&c);
+}
+
+/* ---------------------------------------------------------------- refusals */
+static jmp_buf dead_end;
+static char last_words[1024];
+
+static void remember(mu_status status, const char *line) {
+    (void)status;
+    snprintf(last_words, sizeof last_words, "%s", line);
+    longjmp(dead_end, 1);
+}
+
+static void expect_fatal(mu_tape *tp, mu_tensor *loss, const char *words) {
+    mu_fatal_handler *old = mu_fatal_set_handler(remember);
+    last_words[0] = '\0';
+    if (!setjmp(dead_end)) mu_backward(tp, loss);
+    mu_fatal_set_handler(old);
+    if (!strstr(last_words, words)) fail_msg("'%s' does not say '%s'", last_words, words);
+}
+
+static void backward_needs_a_parameter(void **state) {
+    (void)state;
+    chain c = chain_new("ref");
+    mu_tensor *x = mu_tensor_2d(c.tp, 2, 3), *other = mu_tensor_2d(c.tp, 2, 3);
+    double zeros[6] = { 0 };
+    mu_tensor_set(x, zeros);
+    mu_tensor_set(other, zeros);
+    expect_fatal(c.tp, weighted_sum(c.tp, mu_add(c.tp, x, other), 1), "depends on no parameter");
+    mu_tape_record(c.tp, false);
+    expect_fatal(c.tp, chain_loss(&c, 2), "depends on no parameter");
+    mu_tape_record(c.tp, true);
+    expect_fatal(c.tp, mu_linear(c.tp, mu_tensor_2d(c.tp, 1, WIDE), &c.w->tensor), "one f64");
+    chain_free(&c);
+}
+
+/* Values for people only: whoever builds a loss on them must hear of it, not lose its gradient. */
+static void values_for_the_log_have_no_gradient(void **state) {
+    (void)state;
+    chain c = chain_new("ref");
+    mu_tensor *x = mu_tensor_2d(c.tp, 2, WIDE), *nll;
+    double *host = random_reals(9, 2 * WIDE, 1);
+    mu_tensor_set(x, host);
+    mu_head_loss(c.tp, x, &c.w->tensor, mu_tensor_ints(c.tp, MU_DTYPE_I32, 2, (int32_t[]){ 1, 2 }), 1.0, &nll);
+    expect_fatal(c.tp, weighted_sum(c.tp, nll, 1), "depends on no parameter");
+    free(host);
+    chain_free(&c);
+}
+
+/* ---------------------------------------------------------------- a whole model */
+enum { STEPS = 3 };
+
+typedef struct { double loss[STEPS], *values; int64_t n, peak, bytes; } outcome;
+
+static outcome train(const char *device, const mu_moe_config *moe) {
+    mu_device *dev = mu_device_open(device);
+    mu_model_config cfg = tiny_model_config();
+    mu_optim_config optim = { .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1 };
+    mu_model *m = mu_model_new(&cfg, moe, TINY_V, 5, dev, mesh_alone());
+    mu_adamw *o = mu_adamw_new(&optim, m->params);
+    mu_tape *tp = mu_tape_new(dev);
+    outcome r;
+    for (int step = 0; step < STEPS; step++) r.loss[step] = tiny_step(tp, m, o);
+    r.values = tiny_values(m, &r.n);
+    r.peak = mu_tape_peak(tp), r.bytes = mu_device_bytes(dev);
+    mu_tape_free(tp);
+    mu_adamw_free(o);
+    mu_model_free(m);
+    mu_device_close(dev);
+    return r;
+}
+
+/* The same numbers when all device memory is locked outside kernels and copies. */
+static void only_kernels_touch_data(void **state) {
+    (void)state;
+    mu_moe_config moe = tiny_moe_config();
+    moe.capacity_factor = 1.0, moe.balance = MU_BALANCE_AUX | MU_BALANCE_SEQ_AUX | MU_BALANCE_BIAS;
+    outcome open = train("cpu", &moe), locked = train("guarded", &moe);
+    assert_memory_equal(open.loss, locked.loss, sizeof open.loss);
+    assert_int_equal(open.n, locked.n);
+    assert_memory_equal(open.values, locked.values, (size_t)open.n * sizeof(double));
+    assert_true(open.loss[STEPS - 1] < open.loss[0]);
+    free(open.values);
+    free(locked.values);
+}
+
+/* A dry run of a dropless model on one rank needs the same bytes as the real one. */
+static void a_dry_run_counts_the_bytes(void **state) {
+    (void)state;
+    mu_moe_config moe = tiny_moe_config();
+    outcome real = train("cpu", &moe), dry = train("shape", &moe);
+    assert_int_equal(real.peak, dry.peak);
+    assert_int_equal(real.bytes, dry.bytes);
+    assert_true(dry.peak > TINY_T * 12 * (int64_t)sizeof(float));
+    for (int64_t i = 0; i < dry.n; i++) assert_true(dry.values[i] == 0);
+    free(real.values);
+    free(dry.values);
+}
+
+/* fp32 and double agree on a step as far as fp32 goes. */
+static void cpu_agrees_with_the_reference(void **state) {
+    (void)state;
+    mu_moe_config moe = tiny_moe_config();
+    outcome fast = train("cpu", &moe), exact = train("ref", &moe);
+    for (int step = 0; step < STEPS; step++) assert_true(fabs(fast.loss[step] - exact.loss[step]) < 2e-5);
+    free(fast.values);
+    free(exact.values);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(forward_alone_keeps_two_activations), cmocka_unit_test(backward_frees_as_it_goes),
+        cmocka_unit_test(steps_do_not_grow), cmocka_unit_test(gradients_accumulate_in_parameters),
+        cmocka_unit_test(release_waits_for_readers), cmocka_unit_test(backward_needs_a_parameter),
+        cmocka_unit_test(values_for_the_log_have_no_gradient), cmocka_unit_test(only_kernels_touch_data),
+        cmocka_unit_test(a_dry_run_counts_the_bytes), cmocka_unit_test(cpu_agrees_with_the_reference),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

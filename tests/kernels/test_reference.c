@@ -1,0 +1,330 @@
+/* test_reference.c - the reference kernels against numbers worked out by hand or by another formula. */
+#include "harness.h"
+
+#include <complex.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+
+static trial t;                         /* operands of the test that runs */
+
+static int setup(void **state) {
+    (void)state;
+    mu_device *dev = mu_device_open("ref");
+    t = (trial){ .dev = dev, .seed = 3, .memory = mu_memory_new(dev, (size_t)1 << 26) };
+    return 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    mu_memory_free(t.memory);
+    mu_device_close(t.dev);
+    return 0;
+}
+
+/* Operands from literals. */
+static mu_mat given_reals(int64_t rows, int64_t cols, const double *values) {
+    double *copy = mu_alloc((size_t)(rows * cols), sizeof *copy);
+    memcpy(copy, values, (size_t)(rows * cols) * sizeof *copy);
+    return reals_of(&t, "given", rows, cols, copy);
+}
+
+#define REALS(rows, cols, ...) given_reals(rows, cols, (const double[]){ __VA_ARGS__ })
+#define INTS(rows, cols, ...)  ints_of(&t, "ints", rows, cols, (const int64_t[]){ __VA_ARGS__ })
+#define LONGS(rows, cols, ...) longs_of(&t, "longs", rows, cols, (const int64_t[]){ __VA_ARGS__ })
+
+static const double *values(mu_mat m) { return m.data; }
+
+static void assert_near(double got, double wanted) {
+    if (fabs(got - wanted) <= 1e-12 * fmax(1, fabs(wanted))) return;
+    fail_msg("%.17g, expected %.17g", got, wanted);
+}
+
+static void assert_reals(mu_mat m, int64_t n, const double *wanted) {
+    for (int64_t i = 0; i < n; i++) assert_near(values(m)[i], wanted[i]);
+}
+
+static void assert_whole(mu_mat m, int64_t n, const int64_t *wanted) {
+    for (int64_t i = 0; i < n; i++) assert_int_equal((int64_t)decode(m.data, m.dtype, i), wanted[i]);
+}
+
+#define ASSERT_REALS(m, n, ...) assert_reals(m, n, (const double[]){ __VA_ARGS__ })
+#define ASSERT_WHOLE(m, n, ...) assert_whole(m, n, (const int64_t[]){ __VA_ARGS__ })
+
+static void test_rmsnorm(void **state) {
+    (void)state;
+    mu_mat x = REALS(2, 2, 3, 4, 0, 0), w = REALS(1, 2, 1, -2), y = new_matrix(&t, "y", 2, 2);
+    mu_mat rstd = new_vector(&t, "rstd", 2);
+    t.dev->k->rmsnorm_fwd(t.dev, 2, 2, 0.25, x, w, y, rstd);
+    double r = 1 / sqrt(12.5 + 0.25);                       /* mean of 9 and 16 */
+    ASSERT_REALS(rstd, 2, r, 2);
+    ASSERT_REALS(y, 4, 3 * r, -8 * r, 0, 0);
+}
+
+/* The pair (x[i], x[i + d/2]) times e^(i angle), as complex numbers; the sign -1 undoes it. */
+static void test_rope(void **state) {
+    (void)state;
+    enum { S = 5, T = 10, H = 3, D = 6, HALF = 3 };
+    double c[S * HALF], s[S * HALF];
+    for (int i = 0; i < S * HALF; i++) c[i] = cos(i / HALF * pow(100, -2.0 * (i % HALF) / D)),
+                                       s[i] = sin(i / HALF * pow(100, -2.0 * (i % HALF) / D));
+    mu_mat cosines = given_reals(S, HALF, c), sines = given_reals(S, HALF, s);
+    mu_mat x = matrix(&t, "x", T, H * D), y = new_matrix(&t, "y", T, H * D),
+           back = matrix(&t, "back", T, H * D);
+    t.dev->k->rope(t.dev, T, S, H, D, 1, cosines, sines, x, false, y);
+    for (int row = 0; row < T * H; row++)
+        for (int i = 0; i < HALF; i++) {
+            const double *in = values(x) + row * D, *out = values(y) + row * D;
+            double angle = row / H % S * pow(100, -2.0 * i / D);
+            double complex z = (in[i] + I * in[i + HALF]) * cexp(I * angle);
+            assert_near(out[i], creal(z));
+            assert_near(out[i + HALF], cimag(z));
+        }
+    t.dev->k->rope(t.dev, T, S, H, D, -1, cosines, sines, y, false, back);
+    assert_reals(back, T * H * D, values(x));
+}
+
+/* softmax(Q K' scale + mask) V with the whole S x S matrix, one head of one sequence at a time */
+static void test_attention(void **state) {
+    (void)state;
+    enum { B = 2, S = 7, H = 4, G = 2, D = 6 };
+    mu_attention_shape shape = { B, S, H, G, D, 0.7 };
+    mu_mat q = matrix(&t, "q", B * S, H * D), k = matrix(&t, "k", B * S, G * D),
+           v = matrix(&t, "v", B * S, G * D);
+    mu_mat y = new_matrix(&t, "y", B * S, H * D), lse = new_matrix(&t, "lse", B * S, H);
+    t.dev->k->attention_fwd(t.dev, &shape, q, k, v, y, lse);
+    for (int head = 0; head < B * H; head++) {
+        int b = head / H, h = head % H, g = h / 2;
+        double p[S][S] = { { 0 } }, sum[S] = { 0 };
+        for (int i = 0; i < S; i++)
+            for (int j = 0; j <= i; j++) {
+                double score = 0;
+                for (int a = 0; a < D; a++)
+                    score += values(q)[(b * S + i) * H * D + h * D + a] *
+                             values(k)[(b * S + j) * G * D + g * D + a];
+                p[i][j] = exp(0.7 * score);
+                sum[i] += p[i][j];
+            }
+        for (int i = 0; i < S; i++) {
+            assert_near(values(lse)[(b * S + i) * H + h], log(sum[i]));
+            for (int a = 0; a < D; a++) {
+                double wanted = 0;
+                for (int j = 0; j < S; j++)
+                    wanted += p[i][j] / sum[i] * values(v)[(b * S + j) * G * D + g * D + a];
+                assert_near(values(y)[(b * S + i) * H * D + h * D + a], wanted);
+            }
+        }
+    }
+}
+
+static void test_experts(void **state) {
+    (void)state;
+    mu_experts_shape s = { 2, 2, 1, 2 };                    /* R, experts, D, F */
+    mu_mat x = REALS(3, 1, 9, 2, -1), in = INTS(1, 2, 2, 1), out = INTS(1, 2, 1, 0);
+    mu_mat offsets = LONGS(1, 3, 0, 0, 2);                  /* expert 0 has no rows */
+    mu_mat gate = REALS(1, 4, 7, 7, 1, 2), up = REALS(1, 4, 7, 7, 3, -1), down = REALS(1, 4, 7, 7, 0.5, 4);
+    mu_mat hg = new_matrix(&t, "hg", 2, 2), hu = new_matrix(&t, "hu", 2, 2), y = new_matrix(&t, "y", 2, 1);
+    t.dev->k->experts_fwd(t.dev, &s, x, in, offsets, gate, up, down, hg, hu, out, y);
+    ASSERT_REALS(hg, 4, -1, -2, 2, 4);
+    ASSERT_REALS(hu, 4, -3, 1, 6, -2);
+    double first = 0.5 * (-1 / (1 + exp(1))) * -3 + 4 * (-2 / (1 + exp(2))) * 1;
+    double second = 0.5 * (2 / (1 + exp(-2))) * 6 + 4 * (4 / (1 + exp(-4))) * -2;
+    ASSERT_REALS(y, 2, second, first);
+}
+
+static void test_xent(void **state) {
+    (void)state;
+    mu_mat logits = REALS(2, 3, 0, log(2), log(3), 5, 6, 7), targets = INTS(1, 2, 2, -1),
+           dout = double_of(&t, "dout", 2);
+    mu_mat lse = new_vector(&t, "lse", 2), nll = new_vector(&t, "nll", 2);
+    t.dev->k->xent_fwd(t.dev, 2, 3, logits, targets, lse, nll);
+    ASSERT_REALS(lse, 1, log(6));
+    ASSERT_REALS(nll, 2, log(2), 0);                        /* p = 1/6, 2/6, 3/6 */
+    t.dev->k->xent_bwd(t.dev, 2, 3, 0.25, dout, targets, lse, logits);
+    ASSERT_REALS(logits, 6, 0.5 / 6, 1.0 / 6, -0.25, 0, 0, 0);
+}
+
+/* Moments as the weighted sums that their recursions stand for. */
+static void test_adamw(void **state) {
+    (void)state;
+    const double g[3] = { 0.5, -2, 0.125 }, lr = 0.1, b1 = 0.8, b2 = 0.9, eps = 1e-3, decay = 0.2;
+    mu_mat w = REALS(1, 1, 3), grad = REALS(1, 1, 0), m = REALS(1, 1, 0), v = REALS(1, 1, 0);
+    double wanted = 3;
+    for (int step = 1; step <= 3; step++) {
+        double first = 0, second = 0, weight1 = 0, weight2 = 0;
+        for (int i = 0; i < step; i++) {
+            first += pow(b1, step - 1 - i) * g[i], weight1 += pow(b1, step - 1 - i);
+            second += pow(b2, step - 1 - i) * g[i] * g[i], weight2 += pow(b2, step - 1 - i);
+        }
+        wanted = wanted * (1 - lr * decay) - lr * (first / weight1) / (sqrt(second / weight2) + eps);
+        mu_adamw_spec spec = { lr, b1, b2, eps, decay, 0.25, step };
+        *(double *)grad.data = 4 * g[step - 1];
+        t.dev->k->adamw(t.dev, 1, &spec, w, grad, m, v);
+        assert_near(*values(w), wanted);
+    }
+}
+
+/* Two segments of two tokens, one place for each expert in each; expert 1 stands first, then 2, then 0. */
+static void test_plan(void **state) {
+    (void)state;
+    mu_mat ids = INTS(4, 2, 0, 1, 0, 2, 1, 0, 1, 2), order = INTS(1, 3, 2, 0, 1);
+    mu_mat offsets = new_longs(&t, "offsets", 1, 4), token = new_ints(&t, "token", 1, 8),
+           row = new_ints(&t, "row", 4, 2);
+    t.dev->k->plan(t.dev, 4, 3, 2, 2, 1, ids, order, offsets, token, row);
+    ASSERT_WHOLE(offsets, 4, 0, 2, 4, 6);
+    ASSERT_WHOLE(token, 6, 0, 2, 1, 3, 0, 2);
+    ASSERT_WHOLE(row, 8, 4, 0, -1, 2, 1, 5, -1, 3);
+    t.dev->k->plan(t.dev, 4, 3, 2, 2, 0, ids, order, offsets, token, row);          /* no capacity */
+    ASSERT_WHOLE(offsets, 4, 0, 3, 5, 8);
+    ASSERT_WHOLE(token, 8, 0, 2, 3, 1, 3, 0, 1, 2);
+    ASSERT_WHOLE(row, 8, 5, 0, 6, 3, 1, 7, 2, 4);
+    mu_mat counts = new_longs(&t, "counts", 2, 3);
+    t.dev->k->count_experts(t.dev, 4, 3, 2, 2, ids, counts);
+    ASSERT_WHOLE(counts, 6, 2, 1, 1, 1, 2, 1);
+}
+
+/* Peer 0 sends 2 and 1 rows for the two experts, peer 1 sends 1 and 3. */
+static void test_arrange(void **state) {
+    (void)state;
+    mu_mat counts = LONGS(2, 2, 2, 1, 1, 3), offsets = new_longs(&t, "offsets", 1, 3);
+    mu_mat index = new_ints(&t, "index", 1, 7);
+    t.dev->k->arrange(t.dev, 2, 2, counts, offsets, index);
+    ASSERT_WHOLE(offsets, 3, 0, 3, 7);
+    ASSERT_WHOLE(index, 7, 0, 1, 3, 2, 4, 5, 6);
+}
+
+static void test_gather_sum(void **state) {
+    (void)state;
+    mu_mat index = INTS(2, 2, 1, 0, -1, 2), weights = REALS(2, 2, 10, 1, 5, 2), rows = REALS(3, 1, 3, 4, 5);
+    mu_mat y = REALS(2, 1, 1000, NAN), dy = REALS(2, 1, 7, 11), drows = new_matrix(&t, "drows", 3, 1);
+    mu_mat dweights = REALS(2, 2, 100, 200, 300, 400);
+    t.dev->k->gather_sum(t.dev, 2, 2, 1, index, weights, rows, false, y);
+    ASSERT_REALS(y, 2, 43, 10);
+    t.dev->k->gather_sum(t.dev, 2, 2, 1, index, NOTHING, rows, true, y);
+    ASSERT_REALS(y, 2, 50, 15);
+    t.dev->k->gather_sum_bwd(t.dev, 2, 2, 1, index, weights, rows, dy, drows, dweights);
+    ASSERT_REALS(drows, 3, 7, 70, 22);
+    ASSERT_REALS(dweights, 4, 128, 221, 300, 455);
+}
+
+static void test_balance(void **state) {
+    (void)state;
+    mu_mat scores = REALS(2, 2, 0.25, 0.75, 0.5, 1.5), coef = REALS(2, 2, 1, 2, 10, 20),
+           out = double_of(&t, "out", NAN);
+    mu_mat lse = REALS(1, 2, 3, -1);
+    t.dev->k->balance_fwd(t.dev, 2, 2, 1, false, scores, coef, out);
+    assert_near(*values(out), 1.75 + 35);
+    t.dev->k->balance_fwd(t.dev, 2, 2, 1, true, scores, coef, out);
+    assert_near(*values(out), 1.75 + 17.5);
+    t.dev->k->balance_fwd(t.dev, 2, 2, 2, true, scores, coef, out);         /* both tokens in one segment */
+    assert_near(*values(out), 3.5);
+    t.dev->k->zloss_fwd(t.dev, 2, 0.5, lse, out);
+    assert_near(*values(out), 5);
+}
+
+/* ---------------------------------------------------------------- router */
+static mu_mat ids, gates, scores, lse;
+
+/* One token of four experts, two chosen. */
+static void route(mu_route_shape s, mu_mat logits, mu_mat bias) {
+    scores = new_matrix(&t, "scores", 1, 4), lse = new_vector(&t, "lse", 1);
+    ids = new_ints(&t, "ids", 1, 2), gates = new_matrix(&t, "gates", 1, 2);
+    s.T = 1, s.E = 4, s.K = 2;
+    t.dev->k->route_fwd(t.dev, &s, logits, bias, scores, lse, ids, gates);
+}
+
+static void test_route_choice(void **state) {
+    (void)state;
+    mu_route_shape softmax = { .scale = 3 }, sigmoid = { .sigmoid = true, .normalise = true, .scale = 2 };
+    route(softmax, REALS(1, 4, log(1), log(2), log(2), log(3)), NOTHING);
+    ASSERT_REALS(scores, 4, 0.125, 0.25, 0.25, 0.375);
+    ASSERT_REALS(lse, 1, log(8));
+    ASSERT_WHOLE(ids, 2, 3, 1);                                             /* the tie goes to expert 1 */
+    ASSERT_REALS(gates, 2, 3 * 0.375, 3 * 0.25);
+    route(sigmoid, REALS(1, 4, 0, log(3), 0, -log(3)), REALS(1, 4, 0, 0, 0.125, 0.75));
+    ASSERT_REALS(scores, 4, 0.5, 0.75, 0.5, 0.25);
+    ASSERT_WHOLE(ids, 2, 3, 1);                                             /* 0.25 + 0.75 beats 0.75 */
+    ASSERT_REALS(gates, 2, 2 * 0.25, 2 * 0.75);                             /* the bias is not in the gates */
+    route(sigmoid, REALS(1, 4, NAN, -5, NAN, NAN), NOTHING);
+    ASSERT_WHOLE(ids, 2, 1, 0);                                             /* NaN comes last, still valid */
+    route(softmax, REALS(1, 4, NAN, -5, 1, 2), NOTHING);
+    ASSERT_WHOLE(ids, 2, 0, 1);
+}
+
+static void test_route_force(void **state) {
+    (void)state;
+    mu_mat logits = REALS(1, 4, -9, 1, 0, 2);
+    route((mu_route_shape){ .scale = 1, .force = MU_ROUTE_SKEW }, logits, NOTHING);
+    ASSERT_WHOLE(ids, 2, 0, 3);
+    route((mu_route_shape){ .scale = 1, .force = MU_ROUTE_BALANCED, .first_token = 5 }, logits, NOTHING);
+    ASSERT_WHOLE(ids, 2, 2, 3);
+    assert_near(values(gates)[0], values(scores)[2]);
+}
+
+/* sum dg g + sum ds s + dlse lse of one token, choice as it falls */
+static double route_loss(const mu_route_shape *s, mu_mat logits, mu_mat dgates, mu_mat dscores, mu_mat dlse) {
+    t.dev->k->route_fwd(t.dev, s, logits, NOTHING, scores, lse, ids, gates);
+    double loss = *values(dlse) * *values(lse);
+    for (int64_t k = 0; k < s->K; k++) loss += values(dgates)[k] * values(gates)[k];
+    for (int64_t i = 0; i < s->E; i++) loss += values(dscores)[i] * values(scores)[i];
+    return loss;
+}
+
+/* route_bwd against central differences of route_fwd, softmax and sigmoid, normalised and not. */
+static void test_route_gradient(void **state) {
+    (void)state;
+    const double h = 1e-5;
+    mu_mat logits = REALS(1, 4, 0.3, -1.2, 0.9, 0.1), dgates = REALS(1, 2, 0.7, -1.1),
+           dlse = REALS(1, 1, 0.4);
+    mu_mat dscores = REALS(1, 4, 0.5, -0.3, 0.2, 1.3);
+    for (int kind = 0; kind < 4; kind++) {
+        mu_route_shape s = {.T = 1, .E = 4, .K = 2, .sigmoid = kind & 1, .normalise = kind & 2, .scale = 1.5};
+        mu_mat dlogits = REALS(1, 4, 1, 1, 1, 1);                           /* backward adds */
+        route(s, logits, NOTHING);
+        t.dev->k->route_bwd(t.dev, &s, scores, ids, gates, dgates, dscores, dlse, dlogits);
+        for (int i = 0; i < 4; i++) {
+            double *x = (double *)logits.data + i, middle = *x;
+            *x = middle + h;
+            double above = route_loss(&s, logits, dgates, dscores, dlse);
+            *x = middle - h;
+            double below = route_loss(&s, logits, dgates, dscores, dlse);
+            *x = middle;
+            assert_true(fabs(values(dlogits)[i] - 1 - (above - below) / (2 * h)) < 1e-8);
+        }
+    }
+}
+
+/* A choice of one with normalised gates is always 1: nothing to learn from the gate. */
+static void test_route_single_choice(void **state) {
+    (void)state;
+    mu_route_shape s = { .T = 1, .E = 4, .K = 1, .normalise = true, .scale = 1 };
+    mu_mat logits = REALS(1, 4, 0.3, -1.2, 0.9, 0.1), dgates = REALS(1, 1, 5),
+           dlogits = REALS(1, 4, 0, 0, 0, 0);
+    route(s, logits, NOTHING);
+    t.dev->k->route_fwd(t.dev, &s, logits, NOTHING, scores, lse, ids, gates);
+    ASSERT_REALS(gates, 1, 1);
+    t.dev->k->route_bwd(t.dev, &s, scores, ids, gates, dgates, NOTHING, NOTHING, dlogits);
+    ASSERT_REALS(dlogits, 4, 0, 0, 0, 0);
+}
+
+static void test_gemm(void **state) {
+    (void)state;
+    mu_mat a = REALS(2, 3, 1, 2, 3, 4, 5, 6), b = REALS(3, 2, 1, 0, 0, 1, 2, 2),
+           c = REALS(2, 2, NAN, NAN, NAN, NAN);
+    mu_mat at = REALS(3, 2, 1, 4, 2, 5, 3, 6), bt = REALS(2, 3, 1, 0, 2, 0, 1, 2);
+    t.dev->k->gemm(t.dev, false, false, 2, 2, 3, a, b, 0, c);
+    ASSERT_REALS(c, 4, 7, 8, 16, 17);
+    t.dev->k->gemm(t.dev, true, true, 2, 2, 3, at, bt, 1, c);
+    ASSERT_REALS(c, 4, 14, 16, 32, 34);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(test_##name, setup, teardown)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(gemm),    TEST(rmsnorm),      TEST(rope),        TEST(attention),      TEST(experts),
+        TEST(xent),    TEST(adamw),        TEST(plan),        TEST(arrange),        TEST(gather_sum),
+        TEST(balance), TEST(route_choice), TEST(route_force), TEST(route_gradient), TEST(route_single_choice),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,70 @@
+/* dry_run.c - what a run would need, found by running one step on the shape device: every allocation is made
+ * and counted, nothing is computed or touched. */
+#include "train/train.h"
+
+#include <stdlib.h>
+
+static void shape_step(mu_trainer *t) {
+    int64_t T = t->micro_size * t->cfg.train.seq_len;
+    mu_context cx = mu_trainer_context(t, MU_MODE_TRAIN, t->micro_size);
+    mu_tensor *tokens = mu_tensor_ints(t->tape, MU_DTYPE_I32, T, NULL), *targets = mu_tensor_ints(t->tape, MU_DTYPE_I32, T, NULL);
+    mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, tokens, t->routings);
+    mu_tensor *loss = mu_model_head_loss(t->model, t->tape, x, targets, 1.0, NULL);
+    mu_release(t->tape, x);
+    for (int i = 0; i < t->model->n_moe; i++) {
+        const mu_moe *moe = &t->model->blocks[t->model->moe_layers[i]].moe;
+        mu_balance_counts c = { t->micro_counts, NULL, T, T };
+        mu_balance b = mu_balance_loss(moe, t->tape, &cx, &t->routings[i], &c);
+        if (b.loss) loss = mu_add(t->tape, loss, b.loss);
+    }
+    mu_backward(t->tape, loss);
+}
+
+static double mib(double bytes) { return bytes / (1 << 20); }
+
+static void print_memory(const mu_trainer *t, double state, double activations) {
+    printf("\nmemory a rank, MiB (with 1 thread's scratch and the program itself on top, about 60)\n");
+    printf("  weights, gradients, moments  %9.1f\n  activations and scratch      %9.1f\n  total                        %9.1f\n", mib(state),
+           mib(activations), mib(state + activations));
+    printf("  checkpoint, all ranks        %9.1f\n", mib(0.75 * state * (t->mesh->ep)));
+}
+
+static void print_placement(const mu_trainer *t) {
+    if (!t->model->place) return;
+    printf("\nexperts of each MoE layer (%d of %lld layers), the same in each of %d replica%s\n", t->model->n_moe,
+           (long long)t->cfg.model.num_layers, t->mesh->dp, t->mesh->dp == 1 ? "" : "s");
+    for (int rank = 0; rank < t->mesh->ep; rank++) {
+        printf("  rank %d:", rank);
+        int n = 0;
+        for (int i = 0; i < t->model->place->n_experts; i++)
+            if (t->model->place->rank[i] == rank && n++ < 16) printf(" %d", i);
+        printf(n > 16 ? " ... (%d)\n" : "\n", n);
+    }
+}
+
+int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
+    bool wide = t->cfg.train.device == MU_TRAIN_DEVICE_REF;
+    t->mesh = mesh;
+    t->tokenizer = mu_tokenizer_open("bytes");
+    t->dev = mu_device_open("shape");
+    t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev, mesh);
+    t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
+    double state = (double)mu_device_bytes(t->dev);
+    t->tape = mu_tape_new(t->dev);
+    t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
+    t->micro_counts = mu_alloc((size_t)(t->model->n_moe * t->cfg.moe.num_experts), sizeof *t->micro_counts);
+    int64_t share = t->cfg.train.global_batch_size / mesh->world->size;
+    t->micro_size = t->cfg.train.micro_batch_size ? t->cfg.train.micro_batch_size : share;
+    shape_step(t);
+    if (mesh->world->rank) return MU_STATUS_OK;
+    char *yaml = mu_options_dump(&t->options, &t->cfg);
+    mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size, t->cfg.train.seq_len);
+    printf("%s\nparameters: %lld total, %lld active a token\nFLOPs: %.4g a training token, %.4g a step\n", yaml, (long long)size.total,
+           (long long)size.active, size.train_flops, size.train_flops * (double)(t->cfg.train.global_batch_size * t->cfg.train.seq_len));
+    printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", mesh->world->size, mesh->dp, mesh->ep,
+           (long long)(share / t->micro_size), share == t->micro_size ? "" : "es", (long long)t->micro_size);
+    print_memory(t, state * (wide ? 2 : 1), (double)mu_tape_peak(t->tape) * (wide ? 2 : 1));
+    print_placement(t);
+    free(yaml);
+    return MU_STATUS_OK;
+}

@@ -1,0 +1,114 @@
+/* main.c - the program: finds the sub-command, sets up messages and the handler of fatal errors. */
+#include "train/train.h"
+
+#include <locale.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct { const char *name; int (*run)(int argc, char **argv); const char *usage, *what; } command;
+static const command commands[] = {
+    { "train", mu_cmd_train, "CONFIG [section.key=value ...] [--resume auto|never|PATH] [--dry-run]",
+      "Trains the model that CONFIG (a YAML file) describes; start it with mpirun for several ranks.\n\n"
+      "  --resume auto    (default) go on from the newest checkpoint of run.dir that verifies, or start anew\n"
+      "  --resume never   refuse a run folder that holds a run\n"
+      "  --resume PATH    go on from this checkpoint, or from the newest of that run\n"
+      "  --dry-run        print the resolved configuration, parameters, FLOPs, memory a rank and the placement\n"
+      "                   of experts, and stop\n\n"
+      "USR1 or USR2 (to mpirun) makes it write a checkpoint and exit with 75; the same command goes on later.\n"
+      "`muster --help-config` lists every configuration key." },
+    { "eval", mu_cmd_eval, "RUN_OR_CHECKPOINT [section.key=value ...]",
+      "Validation loss and bits per byte of every domain. Overrides name texts that have moved:\n"
+      "data.train='[{domain: latin, path: elsewhere/latin}]'." },
+    { "generate", mu_cmd_generate,
+      "RUN_OR_CHECKPOINT --prompt TEXT [--tokens N] [--temperature X] [--top-p X] [--seed N] [--show-experts]",
+      "Continues the prompt.\n\n"
+      "  --tokens N        tokens to add (default 200)\n"
+      "  --temperature X   0 takes the likeliest token, 1 (default) draws from the model's distribution\n"
+      "  --top-p X         draw from the likeliest tokens that together have probability X (default 1)\n"
+      "  --seed N          key of the draws (default 1)\n"
+      "  --show-experts    for each token, the experts of each MoE layer that took it" },
+    { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT", "Shows a checkpoint: configuration, parameters, shards, and the load of its experts." },
+    { "verify", mu_cmd_verify, "RUN_OR_CHECKPOINT",
+      "Checks manifest, hashes, shapes and that all values are finite, of one checkpoint or of all of a run.\nExit code 65 when any is damaged." },
+    { "tokenize", mu_cmd_tokenize, "--out FILE.h5 DOMAIN=PATH ...",
+      "Writes a token file from texts: a folder of .txt and .jsonl files, or one such file, a domain.\n"
+      "data.train then takes {domain: DOMAIN, path: FILE.h5}." },
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+static int the_rank;
+
+static void log_sink(mu_log_level level, const char *line) {
+    if (level == MU_LOG_DEBUG) return;
+    fflush(stdout);
+    if (level == MU_LOG_WARNING) fprintf(stderr, "muster: warning: %s\n", line);
+    else if (the_rank == 0) fprintf(stderr, "muster: %s\n", line);
+}
+
+static void on_fatal(mu_status status, const char *line) {
+    fflush(stdout);
+    fprintf(stderr, "muster: fatal: rank %d: %s\n", the_rank, line);
+    mu_dist_abort((int)status);
+}
+
+int mu_report_error(const mu_error *e, int rank) {
+    the_rank = rank;
+    fflush(stdout);
+    if (rank == 0 && e->status != MU_STATUS_OK) fprintf(stderr, "muster: error: %s\n", e->text);
+    return (int)e->status;
+}
+
+static void print_usage(FILE *out) {
+    fprintf(out, "muster " MU_VERSION ": trains sparse Mixture-of-Experts language models from scratch\n\n");
+    for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  muster %s %s\n", commands[i].name, commands[i].usage);
+    fprintf(out, "\n  muster COMMAND --help    what a command does\n"
+                 "  muster --help-config     every configuration key (--help-config=markdown: as docs/configuration.md)\n"
+                 "  muster --version\n");
+}
+
+static void print_config_help(bool markdown) {
+    int n;
+    const mu_option *table = mu_config_table(&n);
+    mu_options options;
+    mu_config config;
+    mu_options_init(&options, table, n, &config);
+    char *text = mu_options_help(&options, markdown);
+    fputs(text, stdout);
+    free(text);
+    mu_options_free(&options, &config);
+}
+
+static const command *find_command(const char *name) {
+    const char *names[N_COMMANDS];
+    for (int i = 0; i < N_COMMANDS; i++) {
+        names[i] = commands[i].name;
+        if (!strcmp(name, commands[i].name)) return &commands[i];
+    }
+    const char *near = mu_suggest(name, names, N_COMMANDS);
+    fprintf(stderr, "muster: error: there is no command \"%s\"", name);
+    if (near) fprintf(stderr, "; did you mean \"%s\"?", near);
+    fprintf(stderr, " `muster --help` lists them all\n");
+    return NULL;
+}
+
+int main(int argc, char **argv) {
+    setlocale(LC_ALL, "C");
+    signal(SIGXFSZ, SIG_IGN);       /* a file-size limit is a write error, not a death */
+    mu_log_set_sink(log_sink);
+    mu_fatal_set_handler(on_fatal);
+    const char *first = argc > 1 ? argv[1] : "";
+    if (!strcmp(first, "--help") || !strcmp(first, "-h") || !strcmp(first, "help")) return print_usage(stdout), 0;
+    if (!strcmp(first, "--version")) return printf("muster " MU_VERSION " (%s)\n", mu_dist_has_mpi() ? mu_dist_library() : "without MPI"), 0;
+    if (!strcmp(first, "--help-config")) return print_config_help(false), 0;
+    if (!strcmp(first, "--help-config=markdown")) return print_config_help(true), 0;
+    if (argc < 2) return print_usage(stderr), MU_STATUS_USAGE;
+    const command *c = find_command(first);
+    if (!c) return MU_STATUS_USAGE;
+    for (int i = 2; i < argc; i++)
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return printf("muster %s %s\n\n%s\n", c->name, c->usage, c->what), 0;
+    int code = c->run(argc, argv);
+    if (code == MU_STATUS_USAGE && the_rank == 0) fprintf(stderr, "usage: muster %s %s\n", c->name, c->usage);
+    fflush(stdout);
+    return code;
+}

@@ -1,0 +1,223 @@
+/* metrics.c - metrics.jsonl, one flushed object a logged step, and routing.h5, the loads of all logged steps,
+ * made anew from what metrics.jsonl holds. Names are those dashboards know; what depends on the clock or the
+ * machine is under perf/ and mem/, so that the rest can be compared bit for bit. */
+#include "train/train.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct mu_metrics {
+    FILE *file;
+    char *path, *routing_path;
+    mu_json line;
+    double start;
+    int64_t cells;              /* MoE layers * experts */
+    int64_t n, capacity;        /* logged steps so far */
+    int64_t *steps, *loads;     /* [n], [n, cells] */
+};
+
+static void remember_loads(mu_metrics *m, int64_t step, const int64_t *loads) {
+    if (m->n == m->capacity) {
+        m->capacity = m->capacity ? 2 * m->capacity : 256;
+        m->steps = mu_realloc(m->steps, (size_t)m->capacity, sizeof *m->steps);
+        m->loads = mu_realloc(m->loads, (size_t)(m->capacity * (m->cells ? m->cells : 1)), sizeof *m->loads);
+    }
+    memcpy(m->loads + m->n * m->cells, loads, sizeof *loads * (size_t)m->cells);
+    m->steps[m->n++] = step;
+}
+
+/* Takes the loads out of an old line; lines of evaluations have none. */
+static void remember_line(mu_metrics *m, const mu_trainer *t, const json_t *line, int64_t step) {
+    int64_t E = t->cfg.moe.num_experts, *loads = mu_alloc((size_t)m->cells, sizeof *loads);
+    bool whole = m->cells > 0;
+    for (int layer = 0; layer < t->model->n_moe && whole; layer++) {
+        char key[64];
+        snprintf(key, sizeof key, "moe/layer_%d/load", t->model->moe_layers[layer]);
+        const json_t *list = json_object_get(line, key);
+        whole = json_array_size(list) == (size_t)E;
+        for (int64_t i = 0; i < E && whole; i++) loads[layer * E + i] = json_integer_value(json_array_get(list, (size_t)i));
+    }
+    if (whole) remember_loads(m, step, loads);
+    free(loads);
+}
+
+/* Keeps the lines up to t->step; what follows belongs to steps that will be made again. */
+static mu_status cut_back(mu_metrics *m, const mu_trainer *t, mu_error *e) {
+    char *text = NULL;
+    size_t bytes = 0, kept = 0;
+    if (!mu_file_exists(m->path)) return MU_STATUS_OK;
+    mu_status status = mu_file_read(m->path, (size_t)1 << 34, &text, &bytes, e);
+    if (status != MU_STATUS_OK) return status;
+    for (char *at = text, *end; (end = strchr(at, '\n')); at = end + 1) {
+        json_t *line = json_loadb(at, (size_t)(end - at), JSON_REJECT_DUPLICATES, NULL);
+        json_int_t step = line ? json_integer_value(json_object_get(line, "step")) : 0;
+        bool keep = line && step >= 1 && step <= t->step;
+        if (keep) {
+            remember_line(m, t, line, step);
+            memmove(text + kept, at, (size_t)(end + 1 - at));
+            kept += (size_t)(end + 1 - at);
+        }
+        json_decref(line);
+    }
+    if (kept != bytes) status = mu_file_replace(m->path, text, kept, e);
+    free(text);
+    return status;
+}
+
+mu_status mu_metrics_open(mu_metrics **out, const mu_trainer *t, mu_error *e) {
+    mu_metrics *m = *out = mu_alloc(1, sizeof *m);
+    m->path = mu_format("%s/metrics.jsonl", t->cfg.run.dir);
+    m->routing_path = mu_format("%s/routing.h5", t->cfg.run.dir);
+    m->cells = t->model->n_moe * t->cfg.moe.num_experts;
+    m->start = mu_time();
+    mu_json_init(&m->line);
+    mu_status status = cut_back(m, t, e);
+    if (status != MU_STATUS_OK) return status;
+    m->file = fopen(m->path, "ae");
+    return m->file ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", m->path, strerror(errno));
+}
+
+void mu_metrics_close(mu_metrics *m) {
+    if (!m) return;
+    if (m->file) fclose(m->file);
+    mu_json_free(&m->line);
+    free(m->path);
+    free(m->routing_path);
+    free(m->steps);
+    free(m->loads);
+    free(m);
+}
+
+static void begin_line(mu_metrics *m, int64_t step) {
+    mu_json_reset(&m->line);
+    mu_json_begin(&m->line, NULL, '{');
+    mu_json_int(&m->line, "step", step);
+}
+
+static mu_status end_line(mu_metrics *m, mu_error *e) {
+    mu_json_end(&m->line, '}');
+    bool good = fprintf(m->file, "%s\n", m->line.text) > 0 && fflush(m->file) == 0;
+    return good ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
+}
+
+static void add_states(mu_json *j, const mu_trainer *t, int layer, mu_expert_state state, const char *key) {
+    mu_json_begin(j, key, '[');
+    for (int i = 0; i < t->roll.experts; i++)
+        if (mu_roll_state(&t->roll, layer, i) == state) mu_json_int(j, NULL, i);
+    mu_json_end(j, ']');
+}
+
+static double bias_absmax(const mu_trainer *t) {
+    double most = 0;
+    for (int layer = 0; layer < t->model->n_moe; layer++)
+        for (int64_t i = 0; i < t->cfg.moe.num_experts; i++)
+            most = fmax(most, fabs(t->model->blocks[t->model->moe_layers[layer]].moe.bias[i]));
+    return most;
+}
+
+static void add_moe_summary(mu_json *j, const mu_trainer *t, const mu_step_result *r) {
+    mu_load worst = { 0 }, sum = { 0 };
+    int n = t->model->n_moe, E = (int)t->cfg.moe.num_experts, dead = 0, starved = 0;
+    for (int layer = 0; layer < n; layer++) {
+        mu_load l = mu_load_of(t->counts + (int64_t)layer * E, E);
+        worst.max_vio = fmax(worst.max_vio, l.max_vio), worst.load_imbalance = fmax(worst.load_imbalance, l.load_imbalance);
+        sum.load_cv += l.load_cv, sum.diversity += l.diversity;
+        for (int i = 0; i < E; i++) {
+            dead += mu_roll_state(&t->roll, layer, i) == MU_EXPERT_DEAD;
+            starved += mu_roll_state(&t->roll, layer, i) == MU_EXPERT_STARVED;
+        }
+    }
+    mu_json_float(j, "moe/aux_loss", r->aux);
+    mu_json_float(j, "moe/z_loss", r->z);
+    mu_json_float(j, "moe/load_imbalance", worst.load_imbalance);
+    mu_json_float(j, "moe/max_vio", worst.max_vio);
+    mu_json_float(j, "moe/load_cv", sum.load_cv / n);
+    mu_json_float(j, "moe/diversity", sum.diversity / n);
+    mu_json_float(j, "moe/dead_frac", (double)dead / (n * E));
+    mu_json_float(j, "moe/starved_frac", (double)starved / (n * E));
+    mu_json_float(j, "moe/dropped_frac", r->dropped);
+    mu_json_float(j, "moe/bias_absmax", bias_absmax(t));
+}
+
+static void add_layers(mu_json *j, const mu_trainer *t) {
+    int E = (int)t->cfg.moe.num_experts;
+    for (int layer = 0; layer < t->model->n_moe; layer++) {
+        const int64_t *counts = t->counts + (int64_t)layer * E;
+        char key[64];
+        int length = snprintf(key, sizeof key, "moe/layer_%d/", t->model->moe_layers[layer]);
+        char *rest = key + length;
+        size_t room = sizeof key - (size_t)length;
+        snprintf(rest, room, "load");
+        mu_json_begin(j, key, '[');
+        for (int i = 0; i < E; i++) mu_json_int(j, NULL, counts[i]);
+        mu_json_end(j, ']');
+        snprintf(rest, room, "load_imbalance");
+        mu_json_float(j, key, mu_load_of(counts, E).load_imbalance);
+        snprintf(rest, room, "dead");
+        add_states(j, t, layer, MU_EXPERT_DEAD, key);
+        snprintf(rest, room, "starved");
+        add_states(j, t, layer, MU_EXPERT_STARVED, key);
+    }
+}
+
+mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_result *r, double tokens_per_s, mu_error *e) {
+    mu_json *j = &m->line;
+    int64_t tokens = t->cfg.train.global_batch_size * t->cfg.train.seq_len;
+    mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size, t->cfg.train.seq_len);
+    begin_line(m, t->step);
+    mu_json_int(j, "train/tokens", t->step * tokens);
+    mu_json_float(j, "train/loss", r->loss);
+    mu_json_float(j, "train/ce_loss", r->ce);
+    mu_json_float(j, "train/ppl", exp(r->ce));
+    mu_json_float(j, "optim/lr", r->lr);
+    mu_json_float(j, "optim/grad_norm", r->grad_norm);
+    if (t->model->n_moe) {
+        add_moe_summary(j, t, r);
+        add_layers(j, t);
+    }
+    mu_json_float(j, "perf/tokens_per_s", tokens_per_s);
+    mu_json_float(j, "perf/step_ms", 1e3 * r->seconds);
+    mu_json_float(j, "perf/comm_ms", 1e3 * r->comm_seconds);
+    mu_json_float(j, "perf/mfu", t->peak_flops > 0 ? tokens_per_s * size.train_flops / t->peak_flops : NAN);
+    mu_json_float(j, "perf/elapsed_s", mu_time() - m->start);
+    mu_json_float(j, "mem/rss_gib", (double)mu_memory_rss() / (1 << 30));
+    remember_loads(m, t->step, t->counts);
+    return end_line(m, e);
+}
+
+mu_status mu_metrics_eval(mu_metrics *m, const mu_trainer *t, double mean, const mu_domain_loss *results, mu_error *e) {
+    begin_line(m, t->step);
+    mu_json_float(&m->line, "val/ce_loss", mean);
+    for (int i = 0; i < t->corpus.n_domains; i++) {
+        char key[96];
+        snprintf(key, sizeof key, "val/%s/ce_loss", t->corpus.domains[i].name);
+        mu_json_float(&m->line, key, results[i].ce);
+        snprintf(key, sizeof key, "val/%s/bits_per_byte", t->corpus.domains[i].name);
+        mu_json_float(&m->line, key, results[i].bits_per_byte);
+    }
+    return end_line(m, e);
+}
+
+mu_status mu_metrics_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) {
+    if (!m->cells) return MU_STATUS_OK;
+    int64_t L = t->model->n_moe, E = t->cfg.moe.num_experts;
+    int32_t *layers = mu_alloc((size_t)L, sizeof *layers);
+    for (int64_t i = 0; i < L; i++) layers[i] = t->model->moe_layers[i];
+    char *tmp = mu_format("%s.tmp", m->routing_path);
+    mu_store *s = NULL;
+    mu_status status = mu_store_create(&s, tmp, e);
+    if (status == MU_STATUS_OK) status = mu_store_write(s, "/step", MU_STORE_I64, 1, (int64_t[]){ m->n }, m->steps, e);
+    if (status == MU_STATUS_OK) status = mu_store_write(s, "/load", MU_STORE_I64, 3, (int64_t[]){ m->n, L, E }, m->loads, e);
+    if (status == MU_STATUS_OK) status = mu_store_write(s, "/layer", MU_STORE_I32, 1, &L, layers, e);
+    if (s) {
+        mu_status closed = mu_store_close(s, status == MU_STATUS_OK ? e : NULL);
+        if (status == MU_STATUS_OK) status = closed;
+    }
+    if (status == MU_STATUS_OK) status = mu_file_rename(tmp, m->routing_path, e);
+    free(tmp);
+    free(layers);
+    return status;
+}

@@ -1,0 +1,147 @@
+/* train.h - the program: what its files share. One file a sub-command (cmd_*.c); the training loop in
+ * trainer.c; checkpoints, metrics and the run folder beside it. */
+#ifndef MUSTER_TRAIN_H
+#define MUSTER_TRAIN_H
+#include "train/config.h"
+
+/* ------------------------------------------------------------------ the trainer (trainer.c)
+ * Everything a run needs. `step` counts finished optimizer steps. */
+typedef struct {
+    mu_config cfg;
+    mu_options options;
+    mu_mesh *mesh;
+    mu_device *dev;
+    mu_tokenizer *tokenizer;
+    mu_corpus corpus;
+    mu_loader *loader;
+    mu_model *model;
+    mu_adamw *opt;
+    mu_tape *tape;
+    mu_roll roll;
+    int64_t step;
+    int64_t micro_size;             /* sequences a rank computes at once */
+    int64_t n_micro;                /* micro-batches of a global batch */
+    double peak_flops;              /* of all ranks together, measured; 0: unknown */
+    mu_routing *routings;           /* [MoE layers], of the micro-batch at hand */
+    mu_sample *samples;             /* [global batch] */
+    int32_t *tokens, *targets;      /* [micro_size * seq_len] */
+    int64_t *micro_counts, *counts; /* [MoE layers * experts]: micro-batch over all ranks; global batch */
+} mu_trainer;
+
+/* Values of one step, the same on every rank. */
+typedef struct {
+    double loss, ce, aux, z;        /* aux and z: means over MoE layers without coefficient; aux is 1 when balanced */
+    double grad_norm, lr;
+    double dropped;                 /* share of the assignments that capacity dropped */
+    bool stop;                      /* some rank was asked to stop by a signal */
+    bool finite;
+    double seconds, comm_seconds;
+} mu_step_result;
+
+/* Opens mesh, device and model for a loaded configuration; `with_data`: texts and loader, optimizer, roll call.
+ * Collective over all ranks, which agree on the status. mu_trainer_close may follow any outcome. */
+mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error *e) MU_MUST_USE;
+void mu_trainer_close(mu_trainer *t);
+/* One optimizer step. When the result is not finite nothing was updated. `stop_asked`: this rank's flag.
+ * Collective over all ranks. */
+mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked);
+/* Names step, rank and layer of the first value that is not finite, heap text. Collective over all ranks. */
+char *mu_trainer_explain_nonfinite(mu_trainer *t);
+/* Fills a context for one of this rank's micro-batches; samples are n sequences of the global batch. */
+mu_context mu_trainer_context(const mu_trainer *t, mu_mode mode, int64_t n_sequences);
+const char *mu_device_kind(const mu_train_config *cfg);
+
+/* ------------------------------------------------------------------ evaluation (evaluate.c) */
+typedef struct {
+    int64_t tokens, bytes;
+    double ce;                      /* nats a token */
+    double bits_per_byte;
+    double unigram;                 /* nats a token of the best guess that ignores context */
+} mu_domain_loss;
+/* Validation loss of every domain, `most` sequences each (0: all); results [n_domains], the same on every
+ * rank. Returns the mean over domains weighted by their training shares. Collective over all ranks. */
+double mu_evaluate(mu_trainer *t, int64_t most, mu_domain_loss *results);
+
+/* ------------------------------------------------------------------ checkpoints (checkpoint.c, manifest.c)
+ * RUN/checkpoints/step-N/: manifest.json, shard-0000.h5, ... Committed by renaming step-N.tmp. */
+typedef struct { char name[32]; int64_t bytes; char hash[33]; } mu_shard;
+typedef struct {
+    char path[768];                 /* of the checkpoint's folder */
+    int64_t step;
+    int ranks, ep;
+    char dtype[8];
+    char *config;                   /* YAML */
+    char fingerprint[33], tokenizer[32];
+    int n_shards;
+    mu_shard *shards;
+    int n_tensors;
+    struct { char name[112]; int shard; } *tensors;     /* sorted by name */
+} mu_manifest;
+mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) MU_MUST_USE;
+mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *e) MU_MUST_USE;
+void mu_manifest_free(mu_manifest *m);
+int  mu_manifest_find(const mu_manifest *m, const char *tensor);    /* shard, or -1 */
+/* Sizes and hashes of all shards, or of those with number % of == part. MU_STATUS_DATA names the first damage. Local. */
+mu_status mu_manifest_verify(const mu_manifest *m, int part, int of, mu_error *e) MU_MUST_USE;
+
+/* Writes checkpoint `t->step` and removes what `keep` no longer wants. Collective, agreed. */
+mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) MU_MUST_USE;
+/* Newest checkpoint of the run that verifies (its shards shared out over the ranks); passes over damaged
+ * ones with a warning. *found false: there is none at all. MU_STATUS_DATA when there are some and none
+ * verifies. `path` may also name one checkpoint. Collective, agreed. */
+mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, bool *found, mu_error *e) MU_MUST_USE;
+/* Weights, and with `training` everything a resumed run needs. Collective, agreed. */
+mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training, mu_error *e) MU_MUST_USE;
+/* May this configuration go on from that checkpoint? MU_STATUS_CONFIG lists what may not change; *notes
+ * (heap, may be NULL) what did change. Local. */
+mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char **notes, mu_error *e) MU_MUST_USE;
+
+/* ------------------------------------------------------------------ the run folder (run_folder.c) */
+/* Makes the folder, takes the lock, which lasts as long as the process. Rank 0 works, all agree. */
+mu_status mu_run_lock(const mu_trainer *t, mu_error *e) MU_MUST_USE;
+/* config.resolved.yaml and run.json. Collective, agreed. */
+mu_status mu_run_describe(const mu_trainer *t, int argc, char **argv, mu_error *e) MU_MUST_USE;
+
+/* ------------------------------------------------------------------ what the user sees (metrics.c, progress.c) */
+typedef struct mu_metrics mu_metrics;
+/* Opens metrics.jsonl for appending after cutting back every line beyond `step`. Rank 0 only. */
+mu_status mu_metrics_open(mu_metrics **m, const mu_trainer *t, mu_error *e) MU_MUST_USE;
+mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_result *r, double tokens_per_s, mu_error *e) MU_MUST_USE;
+mu_status mu_metrics_eval(mu_metrics *m, const mu_trainer *t, double mean, const mu_domain_loss *results, mu_error *e) MU_MUST_USE;
+/* routing.h5: loads of all logged steps, written anew. */
+mu_status mu_metrics_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) MU_MUST_USE;
+void mu_metrics_close(mu_metrics *m);
+
+typedef struct mu_progress mu_progress;
+mu_progress *mu_progress_open(const mu_trainer *t);
+void mu_progress_step(mu_progress *p, const mu_trainer *t, const mu_step_result *r, bool logged, double tokens_per_s);
+void mu_progress_say(mu_progress *p, const char *fmt, ...) MU_PRINTF(2, 3);     /* a line of its own, above the bar */
+void mu_progress_close(mu_progress *p);
+void mu_print_domains(const mu_trainer *t, const mu_domain_loss *results);     /* the table people read */
+void mu_print_roll_call(const mu_trainer *t);
+
+/* ------------------------------------------------------------------ measuring the machine (peak.c) */
+/* FLOP/s of this rank's fp32 matrix product (all ranks at once when called together); 0 on slow devices. */
+double mu_peak_measure(mu_device *dev);
+
+/* ------------------------------------------------------------------ faults for tests (fault.c)
+ * MUSTER_FAULT=POINT:RANK:ACTION[:COUNT] in a build with -DMUSTER_FAULTS=ON: when this rank reaches the
+ * point for the COUNT-th time (default 1), it is killed (`kill`), stops with SIGSTOP (`stop`), or the point
+ * fails as if the disk were full (`enospc`: true is returned). Elsewhere nothing happens. */
+bool mu_fault(const char *point, int rank);
+
+/* ------------------------------------------------------------------ sub-commands (cmd_*.c): the exit code */
+int mu_cmd_train(int argc, char **argv);
+int mu_cmd_eval(int argc, char **argv);
+int mu_cmd_generate(int argc, char **argv);
+int mu_cmd_inspect(int argc, char **argv);
+int mu_cmd_verify(int argc, char **argv);
+int mu_cmd_tokenize(int argc, char **argv);
+/* Prints an error once (rank 0), in the program's form, and returns the exit code. */
+int mu_report_error(const mu_error *e, int rank);
+/* The part of eval, inspect, verify and generate that finds a checkpoint and opens its model. */
+mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, bool with_data, int n_overrides, char *const *overrides,
+                             mu_manifest *m, mu_error *e) MU_MUST_USE;
+int mu_dry_run(mu_trainer *t, mu_mesh *mesh);
+
+#endif

@@ -1,0 +1,281 @@
+/* trainer.c - a run's parts, and one step of training.
+ *
+ * The global batch of a step is the same whatever the number of ranks. It is cut into n_micro micro-batches
+ * of consecutive samples, and each of those into one stretch a rank, so that a micro-batch holds the same
+ * samples for any number of ranks. Every loss term is divided by the tokens of the global batch before
+ * backward: gradients of micro-batches and ranks are then just added. */
+#include "train/train.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *mu_device_kind(const mu_train_config *cfg) {
+    switch (cfg->device) {
+    case MU_TRAIN_DEVICE_REF: return "ref";
+    case MU_TRAIN_DEVICE_GUARDED: return "guarded";
+    default: return "cpu";
+    }
+}
+
+static mu_status open_data(mu_trainer *t, mu_error *e) {
+    const mu_data_config *d = &t->cfg.data;
+    mu_status status = mu_corpus_open(&t->corpus, &d->train, t->tokenizer, (uint64_t)t->cfg.run.seed, e);
+    if (status == MU_STATUS_OK)
+        status = mu_loader_open(&t->loader, &t->corpus, t->cfg.train.seq_len, d->val_fraction, (uint64_t)t->cfg.run.seed, e);
+    return mu_agree(t->mesh->world, status, e);
+}
+
+static void plan_batch(mu_trainer *t) {
+    int64_t share = t->cfg.train.global_batch_size / t->mesh->world->size;
+    t->micro_size = t->cfg.train.micro_batch_size ? t->cfg.train.micro_batch_size : share;
+    t->n_micro = share / t->micro_size;
+    int64_t tokens = t->micro_size * t->cfg.train.seq_len;
+    t->samples = mu_alloc((size_t)t->cfg.train.global_batch_size, sizeof *t->samples);
+    t->tokens = mu_alloc((size_t)tokens, sizeof *t->tokens);
+    t->targets = mu_alloc((size_t)tokens, sizeof *t->targets);
+}
+
+mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error *e) {
+    t->mesh = mesh;
+    mu_threads_set(mu_cores_share(mesh->local_rank, mesh->local_size, (int)t->cfg.train.threads));
+    t->tokenizer = mu_tokenizer_open("bytes");
+    if (with_data) {
+        mu_status status = open_data(t, e);
+        if (status != MU_STATUS_OK) return status;
+    }
+    t->dev = mu_device_open(mu_device_kind(&t->cfg.train));
+    MU_CHECK(t->dev, "device %s cannot be opened on this machine", mu_device_kind(&t->cfg.train));
+    t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), (uint64_t)t->cfg.run.seed, t->dev, mesh);
+    t->tape = mu_tape_new(t->dev);
+    size_t cells = (size_t)(t->model->n_moe * t->cfg.moe.num_experts);
+    t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
+    t->micro_counts = mu_alloc(cells, sizeof *t->micro_counts);
+    t->counts = mu_alloc(cells, sizeof *t->counts);
+    plan_batch(t);
+    if (!with_data) return MU_STATUS_OK;
+    t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
+    mu_roll_init(&t->roll, t->model->n_moe, (int)t->cfg.moe.num_experts);
+    return MU_STATUS_OK;
+}
+
+void mu_trainer_close(mu_trainer *t) {
+    mu_roll_free(&t->roll);
+    mu_adamw_free(t->opt);
+    if (t->tape) mu_tape_free(t->tape);
+    mu_model_free(t->model);
+    if (t->loader) mu_loader_close(t->loader);
+    mu_corpus_close(&t->corpus);
+    if (t->tokenizer) mu_tokenizer_close(t->tokenizer);
+    if (t->dev) mu_device_close(t->dev);
+    free(t->routings);
+    free(t->samples);
+    free(t->tokens);
+    free(t->targets);
+    free(t->micro_counts);
+    free(t->counts);
+    mu_config_free(&t->cfg, &t->options);
+    memset(t, 0, sizeof *t);
+}
+
+/* ------------------------------------------------------------------ one step */
+
+static int64_t global_tokens(const mu_trainer *t) { return t->cfg.train.global_batch_size * t->cfg.train.seq_len; }
+static int64_t n_cells(const mu_trainer *t) { return t->model->n_moe * t->cfg.moe.num_experts; }
+
+/* First sample, within the global batch, of this rank's share of micro-batch m. */
+static int64_t first_sample(const mu_trainer *t, int64_t m) {
+    const mu_comm *world = t->mesh->world;
+    return (m * world->size + world->rank) * t->micro_size;
+}
+
+mu_context mu_trainer_context(const mu_trainer *t, mu_mode mode, int64_t n_sequences) {
+    return (mu_context){ .mode = mode, .step = t->step, .n_sequences = n_sequences, .seq_len = t->cfg.train.seq_len,
+                         .seed = (uint64_t)t->cfg.run.seed };
+}
+
+typedef struct { mu_context cx; mu_tensor *tokens, *targets; } micro_batch;
+
+/* Reads micro-batch m of this rank onto the tape. */
+static micro_batch read_micro(mu_trainer *t, int64_t m) {
+    int64_t first = first_sample(t, m), S = t->cfg.train.seq_len;
+    micro_batch b = { .cx = mu_trainer_context(t, MU_MODE_TRAIN, t->micro_size) };
+    b.cx.micro_batch = m;
+    int64_t *samples = mu_tape_alloc(t->tape, sizeof *samples * (size_t)t->micro_size);
+    int32_t *domains = mu_tape_alloc(t->tape, sizeof *domains * (size_t)t->micro_size);
+    for (int64_t i = 0; i < t->micro_size; i++) {
+        const mu_sample *s = &t->samples[first + i];
+        mu_loader_read(t->loader, s, t->tokens + i * S, t->targets + i * S);
+        samples[i] = s->global_sample, domains[i] = s->domain;
+    }
+    b.cx.global_samples = samples, b.cx.domains = domains;
+    b.tokens = mu_tensor_ints(t->tape, MU_DTYPE_I32, t->micro_size * S, t->tokens);
+    b.targets = mu_tensor_ints(t->tape, MU_DTYPE_I32, t->micro_size * S, t->targets);
+    return b;
+}
+
+/* Adds this rank's assignments of the micro-batch at hand: counts[layer, expert]. */
+static void add_counts(mu_trainer *t, int64_t *counts) {
+    int64_t E = t->cfg.moe.num_experts;
+    for (int layer = 0; layer < t->model->n_moe; layer++) {
+        const mu_tensor *by_sequence = t->routings[layer].counts_SE;
+        int64_t rows = by_sequence->shape[0], *host = mu_tape_alloc(t->tape, sizeof *host * (size_t)(rows * E + 1));
+        mu_tensor_read(by_sequence, host);
+        for (int64_t i = 0; i < rows * E; i++) counts[layer * E + i % E] += host[i];
+    }
+}
+
+static void sum_counts(mu_trainer *t, int64_t *counts) {
+    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, counts, n_cells(t));
+}
+
+/* global_aux_loss compares with the counts of the whole batch, which several micro-batches only know at the
+ * end: a first forward pass without tape counts them. */
+static bool needs_count_pass(const mu_trainer *t) {
+    return t->cfg.moe.num_experts && t->n_micro > 1 && (t->cfg.moe.balance & MU_BALANCE_GLOBAL_AUX) &&
+           t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_EXACT;
+}
+
+static void count_pass(mu_trainer *t, int64_t *global) {
+    memset(global, 0, sizeof *global * (size_t)n_cells(t));
+    mu_tape_record(t->tape, false);
+    for (int64_t m = 0; m < t->n_micro; m++) {
+        micro_batch b = read_micro(t, m);
+        mu_model_forward(t->model, t->tape, &b.cx, b.tokens, t->routings);
+        add_counts(t, global);
+        mu_tape_reset(t->tape);
+    }
+    mu_tape_record(t->tape, true);
+    sum_counts(t, global);
+}
+
+/* The counts that global_aux_loss uses in this micro-batch; NULL means balanced. */
+static const int64_t *global_counts(const mu_trainer *t, const int64_t *counted, int layer) {
+    int64_t E = t->cfg.moe.num_experts;
+    if (t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_PREVIOUS) return t->roll.steps ? t->roll.previous + layer * E : NULL;
+    return (t->n_micro > 1 ? counted : t->micro_counts) + layer * E;
+}
+
+/* Sums over micro-batches of this rank's share of each value. */
+typedef struct { double loss, ce, aux, z, dropped; } sums;
+
+/* Adds every MoE layer's balancing terms to the loss. */
+static mu_tensor *add_balance(mu_trainer *t, const mu_context *cx, const int64_t *counted, mu_tensor *loss, sums *s) {
+    for (int layer = 0; layer < t->model->n_moe; layer++) {
+        const mu_moe *moe = &t->model->blocks[t->model->moe_layers[layer]].moe;
+        mu_balance_counts c = { t->micro_counts + layer * t->cfg.moe.num_experts, global_counts(t, counted, layer),
+                                global_tokens(t) / t->n_micro, global_tokens(t) };
+        mu_balance b = mu_balance_loss(moe, t->tape, cx, &t->routings[layer], &c);
+        s->aux += mu_tensor_scalar_get(b.aux) / t->model->n_moe;
+        if (b.z) s->z += mu_tensor_scalar_get(b.z) / t->model->n_moe;
+        s->dropped += (double)t->routings[layer].dropped / (double)(global_tokens(t) * t->cfg.moe.top_k * t->model->n_moe);
+        if (b.loss) loss = mu_add(t->tape, loss, b.loss);
+    }
+    return loss;
+}
+
+static void train_micro(mu_trainer *t, int64_t m, const int64_t *counted, sums *s) {
+    micro_batch b = read_micro(t, m);
+    mu_tensor *x = mu_model_forward(t->model, t->tape, &b.cx, b.tokens, t->routings);
+    memset(t->micro_counts, 0, sizeof *t->micro_counts * (size_t)n_cells(t));
+    add_counts(t, t->micro_counts);
+    sum_counts(t, t->micro_counts);
+    for (int64_t i = 0; i < n_cells(t); i++) t->counts[i] += t->micro_counts[i];
+    mu_tensor *ce = mu_model_head_loss(t->model, t->tape, x, b.targets, 1.0 / (double)global_tokens(t), NULL);
+    mu_release(t->tape, x);
+    mu_tensor *loss = add_balance(t, &b.cx, counted, ce, s);
+    s->ce += mu_tensor_scalar_get(ce);
+    s->loss += mu_tensor_scalar_get(loss);
+    mu_backward(t->tape, loss);
+    mu_tape_reset(t->tape);
+}
+
+/* Experts without a token in the whole global batch rest: the optimizer leaves them alone. */
+static void mark_idle(mu_trainer *t) {
+    mu_params *ps = t->model->params;
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
+        if (u->expert < 0) continue;
+        int layer = 0;
+        while (t->model->moe_layers[layer] != u->param->desc.layer) layer++;
+        u->idle = t->counts[layer * t->cfg.moe.num_experts + u->expert] == 0;
+    }
+}
+
+static void update(mu_trainer *t, const mu_step_result *r) {
+    double clip = t->cfg.optim.grad_clip;
+    mark_idle(t);
+    mu_adamw_step(t->opt, r->lr, clip > 0 && r->grad_norm > clip ? clip / r->grad_norm : 1.0);
+    int64_t s = t->step + 1;
+    bool last_part = (double)s > 0.97 * (double)t->cfg.train.steps;
+    if ((t->cfg.moe.balance & MU_BALANCE_BIAS) && !last_part)
+        for (int layer = 0; layer < t->model->n_moe; layer++)
+            mu_balance_update_bias(&t->model->blocks[t->model->moe_layers[layer]].moe, t->counts + layer * t->cfg.moe.num_experts,
+                                   t->cfg.moe.bias_update_rate);
+    mu_roll_take(&t->roll, t->counts);
+    t->step = s;
+}
+
+mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked) {
+    double start = mu_time(), comm_start = mu_mesh_seconds(t->mesh);
+    mu_step_result r = { .lr = mu_learning_rate(&t->cfg.optim, t->step + 1, t->cfg.train.steps) };
+    int64_t *counted = needs_count_pass(t) ? mu_alloc((size_t)n_cells(t), sizeof *counted) : NULL;
+    sums s = { 0 };
+    mu_loader_next(t->loader, t->cfg.train.global_batch_size, t->samples);
+    mu_params_zero_grad(t->model->params);
+    memset(t->counts, 0, sizeof *t->counts * (size_t)n_cells(t));
+    if (counted) count_pass(t, counted);
+    for (int64_t m = 0; m < t->n_micro; m++) train_micro(t, m, counted, &s);
+    free(counted);
+
+    mu_grads_reduce(t->model->params);
+    double all[6] = { s.loss, s.ce, s.aux, s.z, s.dropped, stop_asked };
+    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_F64, all, 6);
+    r.loss = all[0], r.ce = all[1], r.aux = all[2], r.z = all[3], r.dropped = all[4], r.stop = all[5] > 0;
+    r.grad_norm = mu_grad_norm(t->opt, t->mesh->expert, NULL);
+    r.finite = isfinite(r.loss) && isfinite(r.grad_norm);
+    if (r.finite) update(t, &r);
+    r.seconds = mu_time() - start, r.comm_seconds = mu_mesh_seconds(t->mesh) - comm_start;
+    return r;
+}
+
+/* ------------------------------------------------------------------ when numbers leave the finite */
+
+/* Layer in which this rank's forward pass first is not finite; num_layers + 1: nowhere. */
+static int replay(mu_trainer *t) {
+    int worst = (int)t->cfg.model.num_layers + 1;
+    mu_tape_record(t->tape, false);
+    for (int64_t m = 0; m < t->n_micro; m++) {
+        micro_batch b = read_micro(t, m);
+        int found = mu_model_find_nonfinite(t->model, t->tape, &b.cx, b.tokens, t->routings);
+        if (found < worst) worst = found;
+        mu_tape_reset(t->tape);
+    }
+    mu_tape_record(t->tape, true);
+    return worst;
+}
+
+char *mu_trainer_explain_nonfinite(mu_trainer *t) {
+    mu_comm *world = t->mesh->world;
+    int32_t layers = (int32_t)t->cfg.model.num_layers, mine = replay(t), first = mine;
+    mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &first, 1);
+    int32_t rank = mine == first ? world->rank : world->size;
+    mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &rank, 1);
+    const mu_unit *bad = NULL;
+    mu_grad_norm(t->opt, t->mesh->expert, &bad);
+    char where[160] = "the head";
+    if (first < 0)
+        snprintf(where, sizeof where, "the embedding");
+    else if (first < layers)
+        snprintf(where, sizeof where, "the forward pass of layer %d", first);
+    else {
+        int32_t has = bad ? world->rank : world->size;
+        mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &has, 1);
+        if (has < world->size) {
+            if (bad) snprintf(where, sizeof where, "the gradient of %s", bad->name);
+            mu_broadcast(world, rank = has, where, sizeof where);
+        }
+    }
+    return mu_format("step %lld, rank %d: %s is not finite; nothing was written. A smaller optim.lr, a longer "
+                     "optim.warmup_steps or optim.grad_clip help; the last checkpoint is intact",
+                     (long long)t->step + 1, rank, where);
+}
