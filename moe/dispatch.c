@@ -65,7 +65,10 @@ static void arrange_received(const mu_moe *m, mu_tape *tp, mu_plan *p, const int
     int64_t *turned = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(P * e));
     for (int64_t peer = 0; peer < P; peer++)
         for (int64_t i = 0; i < e; i++) turned[i * P + peer] = counts[peer * e + i];
-    mu_tensor *by_peer = mu_tensor_ints(tp, MU_DTYPE_I64, P * e, counts), *by_expert = mu_tensor_ints(tp, MU_DTYPE_I64, P * e, turned);
+    mu_tensor *by_peer = mu_tensor_new(tp, MU_DTYPE_I64, 2, (int64_t[]){ P, e });
+    mu_tensor *by_expert = mu_tensor_new(tp, MU_DTYPE_I64, 2, (int64_t[]){ e, P });
+    mu_tensor_write(by_peer, counts);
+    mu_tensor_write(by_expert, turned);
     mu_tensor *peer_offsets = mu_tensor_ints(tp, MU_DTYPE_I64, P + 1, NULL);
     p->offsets = mu_tensor_ints(tp, MU_DTYPE_I64, e + 1, NULL);
     p->index = mu_tensor_ints(tp, MU_DTYPE_I32, p->rows, NULL);

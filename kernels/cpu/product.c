@@ -112,9 +112,9 @@ typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *
     static void by_row_##r##_1(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,  \
                                float *c, int64_t ldc) { tile(r, 1, k, a, lda, 1, b, ldb, add, c, ldc); }       \
     static void packed_##r##_2(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,  \
-                               float *c, int64_t ldc) { (void)lda, tile(r, 2, k, a, 1, r, b, ldb, add, c, ldc); } \
+                               float *c, int64_t ldc) { tile(r, 2, k, a, 1, lda, b, ldb, add, c, ldc); } \
     static void packed_##r##_1(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,  \
-                               float *c, int64_t ldc) { (void)lda, tile(r, 1, k, a, 1, r, b, ldb, add, c, ldc); }
+                               float *c, int64_t ldc) { tile(r, 1, k, a, 1, lda, b, ldb, add, c, ldc); }
 TILES(TILE)
 #undef TILE
 
@@ -173,8 +173,6 @@ static void pack_rows(int64_t k, int64_t p, int64_t end, int64_t rows, const flo
 static void pack_tiles(int64_t m, int64_t k, const float *a, int64_t lda, float *to) {
     int64_t tiles = cpu_blocks(m, CPU_MR);
     for (int64_t p = 0; p < k; p += 8) {
-        for (int64_t q = p + 8; q < p + 16; q++)
-            for (int64_t i = 0; i < m; i += 16) __builtin_prefetch(a + q * lda + i);
         for (int64_t t = 0; t < tiles; t++) {
             int64_t i = m * t / tiles;
             pack_rows(k, p, cpu_min(k, p + 8), m * (t + 1) / tiles - i, a + i, lda, to + i * k);
@@ -188,12 +186,12 @@ void CPU(multiply_t)(int64_t m, int64_t n, int64_t k, const float *a, int64_t ld
     if (k == 0 && !add) zero_rows(m, n, c, ldc);
     for (int64_t at = 0; at < k; at += CPU_KC) {
         int64_t depth = cpu_min(CPU_KC, k - at);
-        pack_tiles(m, depth, a + at * lda, lda, spare);
+        if (0) pack_tiles(m, depth, a + at * lda, lda, spare);
         for (int64_t j = 0; j * CPU_NR < n; j++) {
             const float *panel = b.data + j * b.stride + at * b.ld;
             for (int64_t t = 0; t < tiles; t++) {
                 int64_t i = m * t / tiles, rows = m * (t + 1) / tiles - i;
-                edge_tile(packed[rows], rows, cpu_min(CPU_NR, n - j * CPU_NR), depth, spare + i * depth, 0, panel,
+                edge_tile(packed[rows], rows, cpu_min(CPU_NR, n - j * CPU_NR), depth, a + at * lda + i, lda, panel,
                           b.ld, add || at, c + i * ldc + j * CPU_NR, ldc);
             }
         }
