@@ -15,6 +15,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 typedef struct mu_tape mu_tape;
 typedef struct mu_tensor mu_tensor;
@@ -64,6 +65,7 @@ struct mu_node {
     const mu_op *op;
     mu_tensor *in[MU_NODE_INPUTS], *out[MU_NODE_OUTPUTS];
     void *extra;                    /* the op's own small things, in the tape's host arena */
+    const char *part;               /* set by mu_apply */
 };
 
 mu_tape *mu_tape_new(mu_device *dev);
@@ -82,9 +84,11 @@ void mu_release(mu_tape *tp, mu_tensor *t);
  * activation and gradient once its producer's backward is done. */
 void mu_backward(mu_tape *tp, mu_tensor *loss);
 int64_t mu_tape_peak(const mu_tape *tp);                /* bytes: high-water mark of device memory */
-/* Seconds in each op, forward and backward, since mu_tape_profile_reset. Returns how many ops. */
-typedef struct { const char *name; double forward, backward; int64_t calls; } mu_op_time;
-int  mu_tape_profile(const mu_tape *tp, const mu_op_time **times);
+/* Where the time goes: what is recorded from here on belongs to `part` ("attention", "router", ...; a string that
+ * lives on, NULL for none). Forward counts the time until the next call, backward that of the part's ops. */
+void mu_tape_part(mu_tape *tp, const char *part);
+typedef struct { const char *name; double forward, backward; } mu_part_time;
+int  mu_tape_profile(const mu_tape *tp, const mu_part_time **times);   /* since mu_tape_profile_reset; how many parts */
 void mu_tape_profile_reset(mu_tape *tp);
 
 /* What every forward knows of its batch. Arrays are borrowed and may be NULL where nothing asks. */
@@ -181,6 +185,7 @@ mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, i
 mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x_TD, mu_tensor *w_VD, mu_tensor *targets_T, double scale,
                         mu_tensor **nll_T);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -26,7 +26,9 @@ struct mu_tape {
     mu_arena host;              /* nodes, tensors, extras */
     mu_node_list nodes;
     bool recording;
-    mu_op_time times[64];
+    const char *part;           /* what is being recorded, since when */
+    double part_start;
+    mu_part_time times[16];
     int n_times;
 };
 #endif

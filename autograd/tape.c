@@ -24,6 +24,7 @@ void mu_tape_free(mu_tape *tp) {
 }
 
 void mu_tape_reset(mu_tape *tp) {
+    tp->part = NULL;
     tp->nodes.n = 0;
     mu_pool_reset(&tp->pool);
     mu_arena_release(&tp->host, 0);
@@ -59,16 +60,21 @@ void mu_release(mu_tape *tp, mu_tensor *t) {
     free_if_unread(tp, t);
 }
 
-static mu_op_time *time_of(mu_tape *tp, const mu_op *op) {
+static mu_part_time *time_of(mu_tape *tp, const char *part) {
     for (int i = 0; i < tp->n_times; i++)
-        if (tp->times[i].name == op->name) return &tp->times[i];
-    int last = (int)(sizeof tp->times / sizeof *tp->times) - 1;
-    if (tp->n_times > last) return &tp->times[last];
-    tp->times[tp->n_times] = (mu_op_time){ .name = op->name };
+        if (tp->times[i].name == part || !strcmp(tp->times[i].name, part)) return &tp->times[i];
+    MU_CHECK(tp->n_times < (int)(sizeof tp->times / sizeof *tp->times), "too many parts; the last is %s", part);
+    tp->times[tp->n_times] = (mu_part_time){ .name = part };
     return &tp->times[tp->n_times++];
 }
 
-int mu_tape_profile(const mu_tape *tp, const mu_op_time **times) {
+void mu_tape_part(mu_tape *tp, const char *part) {
+    double now = mu_time();
+    if (tp->part) time_of(tp, tp->part)->forward += now - tp->part_start;
+    tp->part = part, tp->part_start = now;
+}
+
+int mu_tape_profile(const mu_tape *tp, const mu_part_time **times) {
     *times = tp->times;
     return tp->n_times;
 }
@@ -95,11 +101,8 @@ mu_tensor *mu_apply(mu_tape *tp, mu_node node) {
         for (int i = 0; i < MU_NODE_INPUTS; i++) needs_grad |= node.in[i] && node.in[i]->needs_grad;
     for (int i = 0; i < MU_NODE_OUTPUTS; i++)
         if (node.out[i]) node.out[i]->needs_grad = needs_grad && !(node.op->saved >> i & 1);
-    double start = mu_time();
+    node.part = tp->part;
     node.op->forward(tp, &node);
-    mu_op_time *t = time_of(tp, node.op);
-    t->forward += mu_time() - start;
-    t->calls++;
     if (needs_grad) remember(tp, &node);
     for (int i = 0; i < MU_NODE_OUTPUTS; i++)
         if (node.op->saved >> i & 1) mu_release(tp, node.out[i]);
@@ -132,13 +135,14 @@ static bool has_gradient(const mu_node *n) {
 void mu_backward(mu_tape *tp, mu_tensor *loss) {
     MU_CHECK(loss->dtype == MU_DTYPE_F64 && mu_count(loss) == 1, "backward starts from a loss of one f64");
     MU_CHECK(loss->needs_grad, "the loss depends on no parameter (or the tape was not recording)");
+    mu_tape_part(tp, NULL);
     tp->dev->k->fill(tp->dev, 1, 1.0, mu_grad(tp, loss));
     for (int i = tp->nodes.n - 1; i >= 0; i--) {
         mu_node *n = tp->nodes.list[i];
         if (has_gradient(n)) {
             double start = mu_time();
             n->op->backward(tp, n);
-            time_of(tp, n->op)->backward += mu_time() - start;
+            if (n->part) time_of(tp, n->part)->backward += mu_time() - start;
         }
         retire(tp, n);
     }

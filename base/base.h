@@ -14,6 +14,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)      /* libmuster exports what its public headers declare */
 
 #define MU_VERSION "0.1.0"
 
@@ -39,6 +40,7 @@ typedef enum {
 const char *mu_status_text(mu_status status);
 
 #define MU_MUST_USE __attribute__((warn_unused_result))
+#define MU_NORETURN __attribute__((noreturn))           /* C++ has no _Noreturn */
 #define MU_PRINTF(f, a) __attribute__((format(printf, f, a)))
 
 /* What went wrong, for the caller that can do something else. `text` may hold several lines. */
@@ -55,8 +57,8 @@ mu_status mu_error_add(mu_error *e, mu_status status, const char *fmt, ...) MU_P
  * dist/ installs one that stops all ranks, tests install longjmp. Checks stay on in release builds. */
 typedef void mu_fatal_handler(mu_status status, const char *line);
 mu_fatal_handler *mu_fatal_set_handler(mu_fatal_handler *handler);      /* returns the old one */
-_Noreturn void mu_fatal(mu_status status, const char *file, int line, const char *func,
-                        const char *fmt, ...) MU_PRINTF(5, 6);
+MU_NORETURN void mu_fatal(mu_status status, const char *file, int line, const char *func,
+                          const char *fmt, ...) MU_PRINTF(5, 6);
 #define MU_FATAL(status, ...) mu_fatal(status, __FILE__, __LINE__, __func__, __VA_ARGS__)
 #define MU_CHECK(cond, ...) do { if (!(cond)) MU_FATAL(MU_STATUS_INTERNAL, __VA_ARGS__); } while (0)
 
@@ -236,6 +238,7 @@ bool      mu_file_exists(const char *path);
 mu_status mu_file_hash(const char *path, char hex[33], int64_t *bytes, mu_error *e) MU_MUST_USE;
 void      mu_hash128_hex(const void *data, size_t bytes, char hex[33]);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

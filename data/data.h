@@ -4,6 +4,11 @@
 #define MUSTER_DATA_H
 #include "base/base.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
 /*       type     key           default    min  max  choices  help */
 #define MU_OPTIONS_DATA(O) \
     O(CHOICE,  tokenizer,    "bytes",   0,   0,   "bytes", "bytes: ids 0-255 are bytes, 256 ends a document") \
@@ -78,4 +83,8 @@ int       mu_loader_state_size(const mu_loader *l);
 void      mu_loader_state_get(const mu_loader *l, int64_t *state);
 mu_status mu_loader_state_set(mu_loader *l, const int64_t *state, mu_error *e) MU_MUST_USE;
 
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -14,6 +14,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 typedef struct mu_comm {
     int rank, size;
@@ -26,7 +27,7 @@ typedef struct mu_comm {
  * A library user has initialised MPI already and never calls these. */
 void mu_dist_start(int *argc, char ***argv);            /* Collective over all processes started together */
 void mu_dist_stop(void);                                /* Collective likewise */
-_Noreturn void mu_dist_abort(int exit_code);            /* Local: ends every rank */
+MU_NORETURN void mu_dist_abort(int exit_code);            /* Local: ends every rank */
 bool mu_dist_has_mpi(void);
 const char *mu_dist_library(void);                      /* "Open MPI v4.1.4, ...", for run.json */
 
@@ -81,6 +82,7 @@ void mu_placement_free(mu_placement *p);
  * source. Its backward is the reverse exchange. send_rows, recv_rows: [size], on the host, copied. */
 mu_tensor *mu_all_to_all(mu_tape *tp, mu_comm *c, mu_tensor *x, const int64_t *send_rows, const int64_t *recv_rows);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -15,6 +15,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 typedef enum { MU_DTYPE_F64, MU_DTYPE_F32, MU_DTYPE_BF16, MU_DTYPE_I32, MU_DTYPE_I64 } mu_dtype;
 size_t mu_dtype_size(mu_dtype dtype);
@@ -184,6 +185,7 @@ void mu_device_write(mu_device *dev, void *data, const void *host, size_t bytes)
 void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes);
 void mu_device_stage_end(mu_device *dev, void *data, size_t bytes, bool written);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -13,6 +13,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /*       type   key              default    min  max  choices  help */
 #define MU_OPTIONS_MODEL(O) \
@@ -87,6 +88,7 @@ mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x_TD);    
 typedef struct { int64_t total, active; double train_flops; } mu_model_size;
 mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, int64_t seq_len);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

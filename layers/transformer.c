@@ -95,10 +95,12 @@ static mu_tensor *residual(mu_tape *tp, mu_tensor *x, mu_tensor *y) {
 
 static mu_tensor *block_forward(const mu_model *m, const mu_block *b, mu_tape *tp, const mu_context *cx, mu_tensor *x, mu_routing *routing) {
     mu_tensor *cos = (mu_tensor *)(uintptr_t)&m->cos, *sin = (mu_tensor *)(uintptr_t)&m->sin;
+    mu_tape_part(tp, "attention");
     mu_tensor *h = mu_rmsnorm(tp, x, &b->attention_norm->tensor, m->cfg.rms_norm_eps);
     mu_tensor *y = mu_attention_forward(&b->attention, tp, cx, h, cos, sin);
     mu_release(tp, h);
     x = residual(tp, x, y);
+    mu_tape_part(tp, "feed-forward");
     h = mu_rmsnorm(tp, x, &b->ffn_norm->tensor, m->cfg.rms_norm_eps);
     y = b->is_moe ? mu_moe_forward(&b->moe, tp, cx, h, routing) : mu_ffn_forward(&b->ffn, tp, h);
     mu_release(tp, h);
@@ -106,13 +108,16 @@ static mu_tensor *block_forward(const mu_model *m, const mu_block *b, mu_tape *t
 }
 
 mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens, mu_routing *routings) {
+    mu_tape_part(tp, "embedding and norms");
     mu_tensor *x = mu_embedding(tp, tokens, &m->embed->tensor);
     for (int layer = 0; layer < m->cfg.num_layers; layer++) {
         const mu_block *b = &m->blocks[layer];
         x = block_forward(m, b, tp, cx, x, b->is_moe ? routings++ : NULL);
     }
+    mu_tape_part(tp, "embedding and norms");
     mu_tensor *out = mu_rmsnorm(tp, x, &m->norm->tensor, m->cfg.rms_norm_eps);
     mu_release(tp, x);
+    mu_tape_part(tp, NULL);
     return out;
 }
 
@@ -137,7 +142,10 @@ int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx
 }
 
 mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x, mu_tensor *targets, double scale, mu_tensor **nll) {
-    return mu_head_loss(tp, x, &m->head->tensor, targets, scale, nll);
+    mu_tape_part(tp, "head");
+    mu_tensor *loss = mu_head_loss(tp, x, &m->head->tensor, targets, scale, nll);
+    mu_tape_part(tp, NULL);
+    return loss;
 }
 
 mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x) { return mu_linear(tp, x, &m->head->tensor); }

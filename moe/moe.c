@@ -37,27 +37,44 @@ static int64_t count_dropped(mu_tape *tp, const mu_moe *m, const mu_plan *plan) 
     return plan->T * plan->K - offsets[m->E];
 }
 
+static mu_tensor *experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate, mu_tensor *up, mu_tensor *down, const mu_plan *plan) {
+    mu_tape_part(tp, "experts");
+    mu_tensor *y = mu_experts(tp, x, gate, up, down, plan);
+    mu_tape_part(tp, "dispatch and combine");
+    return y;
+}
+
+static mu_tensor *travel(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const int64_t *send, const int64_t *recv) {
+    mu_tape_part(tp, "communication");
+    mu_tensor *y = mu_all_to_all(tp, m->group, rows, send, recv);
+    mu_tape_part(tp, "dispatch and combine");
+    return y;
+}
+
 /* The rows' way: alone, the experts read x through the plan; with several ranks rows travel there and back. */
 static mu_tensor *routed_rows(const mu_moe *m, mu_tape *tp, mu_tensor *x, const mu_plan *plan) {
     mu_tensor *gate = &m->gate_eFD->tensor, *up = &m->up_eFD->tensor, *down = &m->down_eDF->tensor;
-    if (!plan->exchanged) return mu_experts(tp, x, gate, up, down, plan);
+    if (!plan->exchanged) return experts(tp, x, gate, up, down, plan);
     mu_tensor *mine = mu_gather(tp, x, plan);
-    mu_tensor *here = mu_all_to_all(tp, m->group, mine, plan->send_rows, plan->recv_rows);
+    mu_tensor *here = travel(tp, m, mine, plan->send_rows, plan->recv_rows);
     mu_release(tp, mine);
-    mu_tensor *done = mu_experts(tp, here, gate, up, down, plan);
+    mu_tensor *done = experts(tp, here, gate, up, down, plan);
     mu_release(tp, here);
-    mu_tensor *back = mu_all_to_all(tp, m->group, done, plan->recv_rows, plan->send_rows);
+    mu_tensor *back = travel(tp, m, done, plan->recv_rows, plan->send_rows);
     mu_release(tp, done);
     return back;
 }
 
 mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x, mu_routing *routing) {
+    mu_tape_part(tp, "router");
     *routing = mu_route(m, tp, cx, x);
+    mu_tape_part(tp, "dispatch and combine");
     mu_plan *plan = mu_dispatch(m, tp, cx, routing);
     routing->dropped = count_dropped(tp, m, plan);
     mu_tensor *rows = routed_rows(m, tp, x, plan);
     mu_tensor *y = mu_combine(tp, rows, routing->gates_TK, plan);
     mu_release(tp, rows);
+    mu_tape_part(tp, "experts");
     if (!m->shared_gate) return y;
     mu_tensor *general = mu_experts(tp, x, &m->shared_gate->tensor, &m->shared_up->tensor, &m->shared_down->tensor,
                                     mu_plan_dense(tp, x->shape[0]));

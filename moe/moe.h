@@ -11,6 +11,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /*       type     key                 default      min  max  choices  help */
 #define MU_OPTIONS_MOE(O) \
@@ -148,6 +149,7 @@ mu_load mu_load_of(const int64_t *counts_E, int experts);
 /* "layer 3: experts 5, 11 took no token for 200 steps", one line a layer and state; heap text, "" when all live. */
 char *mu_roll_report(const mu_roll *r, const int *layer_ids);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -6,6 +6,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /*       type   key            default    min  max  choices  help */
 #define MU_OPTIONS_OPTIM(O) \
@@ -42,6 +43,7 @@ double mu_grad_norm(mu_adamw *o, mu_comm *expert_group, const mu_unit **bad);
  * keeps weights, moments and its own step count bit for bit. Local. */
 void mu_adamw_step(mu_adamw *o, double lr, double grad_scale);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

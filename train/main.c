@@ -1,4 +1,4 @@
-/* main.c - the program: finds the sub-command, sets up messages and the handler of fatal errors. */
+/* main.c - the program: finds the sub-command and runs it. */
 #include "train/train.h"
 
 #include <locale.h>
@@ -37,28 +37,6 @@ static const command commands[] = {
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
-static int the_rank;
-
-static void log_sink(mu_log_level level, const char *line) {
-    if (level == MU_LOG_DEBUG) return;
-    fflush(stdout);
-    if (level == MU_LOG_WARNING) fprintf(stderr, "muster: warning: %s\n", line);
-    else if (the_rank == 0) fprintf(stderr, "muster: %s\n", line);
-}
-
-static void on_fatal(mu_status status, const char *line) {
-    fflush(stdout);
-    fprintf(stderr, "muster: fatal: rank %d: %s\n", the_rank, line);
-    mu_dist_abort((int)status);
-}
-
-int mu_report_error(const mu_error *e, int rank) {
-    the_rank = rank;
-    fflush(stdout);
-    if (rank == 0 && e->status != MU_STATUS_OK) fprintf(stderr, "muster: error: %s\n", e->text);
-    return (int)e->status;
-}
-
 static void print_usage(FILE *out) {
     fprintf(out, "muster " MU_VERSION ": trains sparse Mixture-of-Experts language models from scratch\n\n");
     for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  muster %s %s\n", commands[i].name, commands[i].usage);
@@ -95,8 +73,7 @@ static const command *find_command(const char *name) {
 int main(int argc, char **argv) {
     setlocale(LC_ALL, "C");
     signal(SIGXFSZ, SIG_IGN);       /* a file-size limit is a write error, not a death */
-    mu_log_set_sink(log_sink);
-    mu_fatal_set_handler(on_fatal);
+    mu_messages_start();
     const char *first = argc > 1 ? argv[1] : "";
     if (!strcmp(first, "--help") || !strcmp(first, "-h") || !strcmp(first, "help")) return print_usage(stdout), 0;
     if (!strcmp(first, "--version")) return printf("muster " MU_VERSION " (%s)\n", mu_dist_has_mpi() ? mu_dist_library() : "without MPI"), 0;
@@ -108,7 +85,7 @@ int main(int argc, char **argv) {
     for (int i = 2; i < argc; i++)
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return printf("muster %s %s\n\n%s\n", c->name, c->usage, c->what), 0;
     int code = c->run(argc, argv);
-    if (code == MU_STATUS_USAGE && the_rank == 0) fprintf(stderr, "usage: muster %s %s\n", c->name, c->usage);
+    if (code == MU_STATUS_USAGE && mu_messages_rank() == 0) fprintf(stderr, "usage: muster %s %s\n", c->name, c->usage);
     fflush(stdout);
     return code;
 }

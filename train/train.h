@@ -137,6 +137,9 @@ int mu_cmd_generate(int argc, char **argv);
 int mu_cmd_inspect(int argc, char **argv);
 int mu_cmd_verify(int argc, char **argv);
 int mu_cmd_tokenize(int argc, char **argv);
+/* Messages (messages.c): from the start they go to stderr; mu_report_error tells them the rank. */
+void mu_messages_start(void);
+int mu_messages_rank(void);
 /* Prints an error once (rank 0), in the program's form, and returns the exit code. */
 int mu_report_error(const mu_error *e, int rank);
 /* The part of eval, inspect, verify and generate that finds a checkpoint and opens its model. */

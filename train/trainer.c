@@ -161,6 +161,7 @@ typedef struct { double loss, ce, aux, z, dropped; } sums;
 
 /* Adds every MoE layer's balancing terms to the loss. */
 static mu_tensor *add_balance(mu_trainer *t, const mu_context *cx, const int64_t *counted, mu_tensor *loss, sums *s) {
+    mu_tape_part(t->tape, "balance");
     for (int layer = 0; layer < t->model->n_moe; layer++) {
         const mu_moe *moe = &t->model->blocks[t->model->moe_layers[layer]].moe;
         mu_balance_counts c = { t->micro_counts + layer * t->cfg.moe.num_experts, global_counts(t, counted, layer),

@@ -13,17 +13,21 @@ enum { QUERIES = 32, STRETCH = 256, KEYS = 64 };
 
 typedef struct { const mu_attention_shape *s; mu_mat q, k, v, y, lse; float *packed_k, *packed_v; } forward;
 
-/* Packed keys (transposed, [d, S]) and values ([S, d]) of sequence b, key head g. */
+/* Packed keys (transposed, [d, S]) and values ([S, d], unless read in place) of sequence b, key head g. */
 static size_t key_pack(const mu_attention_shape *s) { return cpu_packed(s->d, s->S); }
-static size_t value_pack(const mu_attention_shape *s) { return cpu_packed(s->S, s->d); }
+static size_t value_pack(const mu_attention_shape *s) { return cpu_in_place(s->d) ? 0 : cpu_packed(s->S, s->d); }
 
 static void pack_head(const forward *f, int64_t bg) {
     const mu_attention_shape *s = f->s;
     int64_t row = bg / s->G * s->S, column = bg % s->G * s->d;
     CPU(pack)(true, s->d, s->S, cpu_f32(f->k) + row * f->k.ld + column, f->k.ld, f->packed_k + (size_t)bg * key_pack(s));
-    CPU(pack)(false, s->S, s->d, cpu_f32(f->v) + row * f->v.ld + column, f->v.ld,
-              f->packed_v + (size_t)bg * value_pack(s));
+    if (!cpu_in_place(s->d))
+        CPU(pack)(false, s->S, s->d, cpu_f32(f->v) + row * f->v.ld + column, f->v.ld,
+                  f->packed_v + (size_t)bg * value_pack(s));
 }
+
+/* Whole vectors: a remainder of exponentials one by one would cost more than the rest of a short row. */
+static int64_t whole(int64_t n) { return (n + 15) / 16 * 16; }
 
 /* One stretch of scores p[rows, n]: query i (position at + i) sees keys `first` .. its own position. Running
  * maximum and sum of each row are brought up to date, p becomes exp(scale * score - max), and `keep` what the
@@ -32,15 +36,19 @@ static void softmax_stretch(int64_t rows, int64_t n, int64_t at, int64_t first, 
                             float *sum, float *keep) {
     for (int64_t i = 0; i < rows; i++) {
         float *x = p + i * STRETCH, m = max[i], s = 0;
-        int64_t seen = cpu_min(n, at + i - first + 1);
+        int64_t seen = cpu_min(n, at + i - first + 1), end = whole(seen);
 #pragma omp simd reduction(max : m)
-        for (int64_t j = 0; j < seen; j++) m = x[j] * scale > m ? x[j] * scale : m;
-#pragma omp simd reduction(+ : s)
         for (int64_t j = 0; j < seen; j++) {
-            x[j] = cpu_exp(x[j] * scale - m);
+            x[j] *= scale;
+            m = x[j] > m ? x[j] : m;
+        }
+        for (int64_t j = seen; j < end; j++) x[j] = -INFINITY;
+#pragma omp simd reduction(+ : s)
+        for (int64_t j = 0; j < end; j++) {
+            x[j] = cpu_exp(x[j] - m);
             s += x[j];
         }
-        for (int64_t j = seen; j < n; j++) x[j] = 0;
+        for (int64_t j = end; j < n; j++) x[j] = 0;
         keep[i] = cpu_exp(max[i] - m);
         sum[i] = sum[i] * keep[i] + s;
         max[i] = m;
@@ -60,14 +68,16 @@ static void query_block(const forward *f, int64_t b, int64_t h, int64_t at, floa
     const float *q = cpu_f32(f->q) + row * f->q.ld + h * s->d;
     float *y = cpu_f32(f->y) + row * f->y.ld + h * s->d;
     cpu_panels k = cpu_panels_of(f->packed_k + bg * key_pack(s), s->d);
-    cpu_panels v = cpu_panels_of(f->packed_v + bg * value_pack(s), s->S);
+    cpu_panels v = cpu_in_place(s->d)
+        ? cpu_panels_in_place(cpu_f32(f->v) + b * s->S * f->v.ld + h / (s->H / s->G) * s->d, f->v.ld)
+        : cpu_panels_of(f->packed_v + bg * value_pack(s), s->S);
     for (int64_t i = 0; i < rows; i++) max[i] = -INFINITY, sum[i] = 0;
     for (int64_t first = 0; first < end; first += STRETCH) {
         int64_t n = cpu_min(STRETCH, end - first);
-        CPU(multiply)(rows, n, s->d, q, f->q.ld, k, false, p, STRETCH);
+        CPU(multiply)(false, rows, n, s->d, q, f->q.ld, k, false, p, STRETCH);
         softmax_stretch(rows, n, at, first, (float)s->scale, p, max, sum, keep);
         if (first) scale_rows(rows, s->d, keep, y, f->y.ld);
-        CPU(multiply)(rows, s->d, n, p, STRETCH, v, first > 0, y, f->y.ld);
+        CPU(multiply)(false, rows, s->d, n, p, STRETCH, v, first > 0, y, f->y.ld);
         k.data += STRETCH / CPU_NR * k.stride;
         v.data += STRETCH * v.ld;
     }
@@ -104,11 +114,11 @@ void CPU(attention_fwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
 typedef struct { const mu_attention_shape *s; mu_mat q, k, v, y, lse, dy, dq, dk, dv; } backward;
 
 /* What one head keeps in its thread's buffer; lse and delta = <y, dy> contiguous along the queries. */
-typedef struct { float *qt, *dyt, *q, *dy, *k, *lse, *delta, *p, *dp, *spare; } head;
+typedef struct { float *qt, *dyt, *q, *dy, *k, *lse, *delta, *p, *dp; cpu_panels q_panels, dy_panels; } head;
 
 static size_t head_floats(const mu_attention_shape *s) {
     size_t S = (size_t)s->S + CPU_NR;
-    return 2 * key_pack(s) + 2 * value_pack(s) + cpu_packed(KEYS, s->d) + 2 * S + 2 * KEYS * STRETCH + cpu_spare(STRETCH) + 128;
+    return 2 * key_pack(s) + 2 * value_pack(s) + cpu_packed(KEYS, s->d) + 2 * S + 2 * KEYS * STRETCH + 128;
 }
 
 static float *take(float **at, size_t floats) {
@@ -125,7 +135,6 @@ static head head_in(const mu_attention_shape *s, float *buffer) {
     w.k = take(&buffer, cpu_packed(KEYS, s->d));
     w.lse = take(&buffer, S), w.delta = take(&buffer, S);
     w.p = take(&buffer, KEYS * STRETCH), w.dp = take(&buffer, KEYS * STRETCH);
-    w.spare = take(&buffer, cpu_spare(STRETCH));
     return w;
 }
 
@@ -136,17 +145,24 @@ static float dot(int64_t n, const float *x, const float *y) {
     return s;
 }
 
-static void head_prepare(const backward *f, int64_t row, int64_t h, head w) {
+/* Rows of width d as a right operand: in place, or packed into `to`. */
+static cpu_panels right_operand(int64_t rows, int64_t d, const float *x, int64_t ld, float *to) {
+    if (cpu_in_place(d)) return cpu_panels_in_place(x, ld);
+    CPU(pack)(false, rows, d, x, ld, to);
+    return cpu_panels_of(to, rows);
+}
+
+static void head_prepare(const backward *f, int64_t row, int64_t h, head *w) {
     const mu_attention_shape *s = f->s;
     const float *q = cpu_f32(f->q) + row * f->q.ld + h * s->d, *dy = cpu_f32(f->dy) + row * f->dy.ld + h * s->d;
     const float *y = cpu_f32(f->y) + row * f->y.ld + h * s->d;
-    CPU(pack)(true, s->d, s->S, q, f->q.ld, w.qt);
-    CPU(pack)(true, s->d, s->S, dy, f->dy.ld, w.dyt);
-    CPU(pack)(false, s->S, s->d, q, f->q.ld, w.q);
-    CPU(pack)(false, s->S, s->d, dy, f->dy.ld, w.dy);
+    CPU(pack)(true, s->d, s->S, q, f->q.ld, w->qt);
+    CPU(pack)(true, s->d, s->S, dy, f->dy.ld, w->dyt);
+    w->q_panels = right_operand(s->S, s->d, q, f->q.ld, w->q);
+    w->dy_panels = right_operand(s->S, s->d, dy, f->dy.ld, w->dy);
     for (int64_t i = 0; i < s->S; i++) {
-        w.lse[i] = cpu_f32(f->lse)[(row + i) * f->lse.ld + h];
-        w.delta[i] = dot(s->d, y + i * f->y.ld, dy + i * f->dy.ld);
+        w->lse[i] = cpu_f32(f->lse)[(row + i) * f->lse.ld + h];
+        w->delta[i] = dot(s->d, y + i * f->y.ld, dy + i * f->dy.ld);
     }
 }
 
@@ -157,12 +173,12 @@ static void softmax_gradient(int64_t keys, int64_t n, int64_t key, int64_t at, f
     for (int64_t i = 0; i < keys; i++) {
         float *restrict x = w.p + i * STRETCH, *restrict dx = w.dp + i * STRETCH;
         int64_t blind = cpu_min(n, cpu_max(0, key + i - at));
-        for (int64_t j = 0; j < blind; j++) x[j] = dx[j] = 0;
 #pragma omp simd
-        for (int64_t j = blind; j < n; j++) {
+        for (int64_t j = blind / 16 * 16; j < whole(n); j++) {
             x[j] = cpu_exp(x[j] * scale - lse[j]);
             dx[j] = x[j] * (dx[j] - delta[j]) * scale;
         }
+        for (int64_t j = 0; j < blind; j++) x[j] = dx[j] = 0;
     }
 }
 
@@ -170,9 +186,7 @@ static cpu_panels columns_from(const float *packed, int64_t k, int64_t column) {
     return (cpu_panels){ packed + column * k, k * CPU_NR, CPU_NR };
 }
 
-static cpu_panels rows_from(const float *packed, int64_t k, int64_t row) {
-    return (cpu_panels){ packed + row * CPU_NR, k * CPU_NR, CPU_NR };
-}
+static cpu_panels rows_from(cpu_panels b, int64_t row) { return (cpu_panels){ b.data + row * b.ld, b.stride, b.ld }; }
 
 /* Keys key .. key+keys-1 against all queries from `key` on. dk, dv: first row of the block. */
 static void key_block(const backward *f, int64_t row, int64_t h, int64_t key, head w, float *dk, int64_t lddk,
@@ -180,15 +194,15 @@ static void key_block(const backward *f, int64_t row, int64_t h, int64_t key, he
     const mu_attention_shape *s = f->s;
     int64_t keys = cpu_min(KEYS, s->S - key), d = s->d, g = h / (s->H / s->G);
     const float *k = cpu_f32(f->k) + (row + key) * f->k.ld + g * d, *v = cpu_f32(f->v) + (row + key) * f->v.ld + g * d;
-    CPU(pack)(false, keys, d, k, f->k.ld, w.k);
+    cpu_panels k_panels = right_operand(keys, d, k, f->k.ld, w.k);
     for (int64_t at = key; at < s->S; at += STRETCH) {
         int64_t n = cpu_min(STRETCH, s->S - at);
-        CPU(multiply)(keys, n, d, k, f->k.ld, columns_from(w.qt, d, at), false, w.p, STRETCH);
-        CPU(multiply)(keys, n, d, v, f->v.ld, columns_from(w.dyt, d, at), false, w.dp, STRETCH);
+        CPU(multiply)(false, keys, n, d, k, f->k.ld, columns_from(w.qt, d, at), false, w.p, STRETCH);
+        CPU(multiply)(false, keys, n, d, v, f->v.ld, columns_from(w.dyt, d, at), false, w.dp, STRETCH);
         softmax_gradient(keys, n, key, at, (float)s->scale, w);
-        CPU(multiply)(keys, d, n, w.p, STRETCH, rows_from(w.dy, s->S, at), true, dv, lddv);
-        CPU(multiply)(keys, d, n, w.dp, STRETCH, rows_from(w.q, s->S, at), true, dk, lddk);
-        CPU(multiply_t)(n, d, keys, w.dp, STRETCH, cpu_panels_of(w.k, keys), w.spare, true,
+        CPU(multiply)(false, keys, d, n, w.p, STRETCH, rows_from(w.dy_panels, at), true, dv, lddv);
+        CPU(multiply)(false, keys, d, n, w.dp, STRETCH, rows_from(w.q_panels, at), true, dk, lddk);
+        CPU(multiply)(true, n, d, keys, w.dp, STRETCH, k_panels, true,
                         cpu_f32(f->dq) + (row + at) * f->dq.ld + h * d, f->dq.ld);
     }
 }
@@ -223,7 +237,7 @@ void CPU(attention_bwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
 #pragma omp for schedule(dynamic)
         for (int64_t item = 0; item < items; item++) {
             int64_t row = item / s->H * s->S, h = item % s->H;
-            head_prepare(&f, row, h, w);
+            head_prepare(&f, row, h, &w);
             for (int64_t key = 0; key < s->S; key += KEYS)
                 key_block(&f, row, h, key, w, cpu_f32(dkh) + (row + key) * dkh.ld + h * s->d, dkh.ld,
                           cpu_f32(dvh) + (row + key) * dvh.ld + h * s->d, dvh.ld);

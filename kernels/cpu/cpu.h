@@ -58,13 +58,16 @@ static inline cpu_panels cpu_panels_of(const float *packed, int64_t k) {
     return (cpu_panels){ packed, k * CPU_NR, CPU_NR };
 }
 
-/* C[m,n] = A[m,k] B, or += when `add`. */
-void CPU(multiply)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add, float *c,
-                   int64_t ldc);
-/* The same with A stored as [k, m]; `spare` holds cpu_spare(m) floats. */
-static inline size_t cpu_spare(int64_t m) { return (size_t)(m * CPU_KC + 16); }
-void CPU(multiply_t)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, float *spare,
-                     bool add, float *c, int64_t ldc);
+/* A row-major B whose rows end with a panel need not be packed: read in place it is as fast (only the
+ * transposition of weights must be paid for). */
+static inline bool cpu_in_place(int64_t n) { return n % CPU_NR == 0; }
+static inline cpu_panels cpu_panels_in_place(const float *b, int64_t ldb) {
+    return (cpu_panels){ b, CPU_NR, ldb };
+}
+
+/* C[m,n] = op(A)[m,k] B, or += when `add`; a is [m, k], or [k, m] when ta. */
+void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add,
+                   float *c, int64_t ldc);
 
 /* Elements of a block of an element-wise loop: 64 KiB of floats, enough to pay for handing it out. */
 enum { CPU_BLOCK = 16384 };

@@ -33,8 +33,9 @@ static int64_t group_end(const mu_experts_shape *s, int64_t each, int64_t first)
     return cpu_min(s->experts, first + cpu_max(1, MOST_PACKED / cpu_max(each, 1)));
 }
 
-/* The packed weights of experts `first` and on: gate, up, down of one, then of the next. */
-typedef struct { float *data; int64_t first, gate, down, each; } packs;
+/* The packed weights of experts `first` and on: gate, up, down of one, then of the next. data is NULL when the
+ * products read the weights in place. */
+typedef struct { float *data; int64_t first, gate, each; } packs;
 
 static float *pack_of(packs p, int64_t expert, int which) {
     return p.data + (expert - p.first) * p.each + which * p.gate;
@@ -97,16 +98,16 @@ static void block_fwd(const forward *f, packs p, item it, float *buffer) {
     }
     if (f->hg.data) hg = cpu_f32(f->hg) + it.first * f->hg.ld, ldg = f->hg.ld;
     if (f->hu.data) hu = cpu_f32(f->hu) + it.first * f->hu.ld, ldu = f->hu.ld;
-    CPU(multiply)(n, F, D, x, ldx, cpu_panels_of(pack_of(p, it.expert, 0), D), false, hg, ldg);
-    CPU(multiply)(n, F, D, x, ldx, cpu_panels_of(pack_of(p, it.expert, 1), D), false, hu, ldu);
+    CPU(multiply)(false, n, F, D, x, ldx, cpu_panels_of(pack_of(p, it.expert, 0), D), false, hg, ldg);
+    CPU(multiply)(false, n, F, D, x, ldx, cpu_panels_of(pack_of(p, it.expert, 1), D), false, hu, ldu);
     swiglu(n, F, hg, ldg, hu, ldu, a, F);
     float *y = f->out.data ? rows : cpu_f32(f->y) + it.first * f->y.ld;
-    CPU(multiply)(n, D, F, a, F, cpu_panels_of(pack_of(p, it.expert, 2), F), false, y, f->out.data ? D : f->y.ld);
+    CPU(multiply)(false, n, D, F, a, F, cpu_panels_of(pack_of(p, it.expert, 2), F), false, y, f->out.data ? D : f->y.ld);
     if (f->out.data) scatter_rows(n, D, cpu_i32(f->out) + it.first, rows, f->y);
 }
 
 static packs packs_new(mu_device *dev, int64_t first, int64_t end, size_t gate, size_t down) {
-    packs p = { NULL, first, (int64_t)gate, (int64_t)down, (int64_t)(2 * gate + down) };
+    packs p = { NULL, first, (int64_t)gate, (int64_t)(2 * gate + down) };
     p.data = mu_arena_alloc(&dev->scratch, (size_t)((end - first) * p.each) * sizeof(float));
     return p;
 }
@@ -158,33 +159,44 @@ static mu_mat block_rows(item it, int64_t D, mu_mat x, mu_mat index, mu_mat copy
     return from;
 }
 
+/* Weight [k, n] of an expert, `which` of gate, up, down, as it is multiplied from the right. */
+static cpu_panels weight_panels(const mu_experts_shape *s, packs p, int64_t expert, int which, mu_mat w, int64_t k,
+                                int64_t n) {
+    return p.data ? cpu_panels_of(pack_of(p, expert, which), k) : cpu_panels_in_place(weights(w, s, expert), n);
+}
+
 static void block_bwd(const backward *f, packs p, item it, float *da) {
     int64_t D = f->s->D, F = f->s->F, n = it.rows;
     mu_mat dy = block_rows(it, D, f->dy, f->out, f->dyg);
     float *hg = cpu_f32(f->hg) + it.first * f->hg.ld, *hu = cpu_f32(f->hu) + it.first * f->hu.ld;
     float *act = cpu_f32(f->act) + it.first * f->act.ld;
     block_rows(it, D, f->x, f->in, f->xg);
-    CPU(multiply)(n, F, D, dy.data, dy.ld, cpu_panels_of(pack_of(p, it.expert, 2), D), false, da, F);
+    CPU(multiply)(false, n, F, D, dy.data, dy.ld, weight_panels(f->s, p, it.expert, 2, f->down, D, F), false, da, F);
     for (int64_t r = 0; r < n; r++)
         swiglu_bwd(F, da + r * F, hg + r * f->hg.ld, hu + r * f->hu.ld, act + r * f->act.ld);
     if (!f->dx.data) return;
     float *dx = cpu_f32(f->dx) + it.first * f->dx.ld;
-    CPU(multiply)(n, D, F, hg, f->hg.ld, cpu_panels_of(pack_of(p, it.expert, 0), F), false, dx, f->dx.ld);
-    CPU(multiply)(n, D, F, hu, f->hu.ld, cpu_panels_of(pack_of(p, it.expert, 1), F), true, dx, f->dx.ld);
+    CPU(multiply)(false, n, D, F, hg, f->hg.ld, weight_panels(f->s, p, it.expert, 0, f->gate, F, D), false, dx,
+                  f->dx.ld);
+    CPU(multiply)(false, n, D, F, hu, f->hu.ld, weight_panels(f->s, p, it.expert, 1, f->up, F, D), true, dx, f->dx.ld);
 }
 
-/* dw[m, n] += a^T b over an expert's rows, one tile of it: b's columns are packed a stretch of rows at a time,
- * so that the panels stay in the cache however many rows there are. */
+/* dw[m, n] += a^T b over an expert's rows, one tile of it. A tile's columns of b that do not fill panels are
+ * packed, a stretch of rows at a time. */
 static void weight_tile(mu_mat dw, int64_t expert, int64_t m, int64_t n, int64_t i, int64_t j, int64_t row,
                         int64_t rows, mu_mat a, mu_mat b, float *buffer) {
     if (!dw.data || i >= m || j >= n) return;
-    float *to = cpu_f32(dw) + expert * m * n + i * n + j, *spare = buffer + CPU_KC * TILE_N;
     int64_t height = cpu_min(TILE_M, m - i), width = cpu_min(TILE_N, n - j);
+    float *to = cpu_f32(dw) + expert * m * n + i * n + j;
     for (int64_t at = 0; at < rows; at += CPU_KC) {
         int64_t k = cpu_min(CPU_KC, rows - at);
-        CPU(pack)(false, k, width, cpu_f32(b) + (row + at) * b.ld + j, b.ld, buffer);
-        CPU(multiply_t)(height, width, k, cpu_f32(a) + (row + at) * a.ld + i, a.ld, cpu_panels_of(buffer, k), spare,
-                        true, to, n);
+        const float *ai = cpu_f32(a) + (row + at) * a.ld + i, *bj = cpu_f32(b) + (row + at) * b.ld + j;
+        cpu_panels panels = cpu_panels_in_place(bj, b.ld);
+        if (!cpu_in_place(width)) {
+            CPU(pack)(false, k, width, bj, b.ld, buffer);
+            panels = cpu_panels_of(buffer, k);
+        }
+        CPU(multiply)(true, height, width, k, ai, a.ld, panels, true, to, n);
     }
 }
 
@@ -211,15 +223,16 @@ void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
     backward f = { s, x, in, gate, up, down, hg, hu, out, dy, act, xg, dyg, dx, dgate, dup, ddown };
     int team = cpu_team(s->R * s->D * s->F / 16);
     size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->F, s->D), d = cpu_packed(s->D, s->F);
-    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max(ROWS * s->F, CPU_KC * TILE_N + (int64_t)cpu_spare(TILE_M)));
+    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max(ROWS * s->F, CPU_KC * TILE_N));
+    bool in_place = cpu_in_place(s->D) && cpu_in_place(s->F);
     for (int64_t first = 0, end; first < s->experts; first = end) {
         size_t group = mu_arena_mark(&dev->scratch);
-        end = group_end(s, (int64_t)(2 * g + d), first);
+        end = in_place ? s->experts : group_end(s, (int64_t)(2 * g + d), first);
         items l = list_blocks(dev, cpu_i64(offsets), first, end);
-        packs p = packs_new(dev, first, end, g, d);
+        packs p = in_place ? (packs){ 0 } : packs_new(dev, first, end, g, d);
 #pragma omp parallel num_threads(team)
         {
-            pack_weights(s, cpu_i64(offsets), false, p, end, gate, up, down);
+            if (!in_place) pack_weights(s, cpu_i64(offsets), false, p, end, gate, up, down);
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < l.n; i++) block_bwd(&f, p, l.list[i], cpu_buffer(buffers));
         }

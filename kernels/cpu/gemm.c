@@ -1,6 +1,6 @@
 /* gemm.c - C[m,n] = beta C + op(A)[m,k] op(B)[k,n].
  *
- * All threads pack B once (a stretch of columns at a time, to bound the memory), then take blocks of C: about
+ * All threads pack B once, unless it can be read in place (a stretch of columns at a time, to bound the memory), then take blocks of C: about
  * 56 rows times a group of panels. The blocks depend on m and n only; each element is summed in one place. */
 #include "kernels/cpu/cpu.h"
 
@@ -10,39 +10,35 @@ static const int64_t MOST_PACKED = (int64_t)4 << 20;        /* floats of B packe
 typedef struct { bool ta, tb; int64_t m, n, k; mu_mat a, b; bool add; mu_mat c; } product;
 
 /* Blocks: `down` row blocks of equal height, `across` groups of panels. */
-typedef struct { int64_t down, across, rows; } grid;
+typedef struct { int64_t down, across; } grid;
 
 static grid choose_grid(int64_t m, int64_t panels) {
-    grid g = { cpu_blocks(m, ROWS), 1, 0 };
+    grid g = { cpu_blocks(m, ROWS), 1 };
     if (m >= 8 * CPU_MR) g.down = cpu_blocks(g.down, 4) * 4;            /* even shares for two and four threads */
     while (g.down * g.across < LEAST_ITEMS && g.across < panels) g.across *= 2;
     g.across = cpu_min(g.across, panels);
-    g.rows = cpu_blocks(m, g.down) + 1;
     return g;
 }
 
 /* Columns first .. first+n of C; b holds their panels. */
-static void block(const product *p, grid g, int64_t i, int64_t first, int64_t n, cpu_panels b, float *spare) {
+static void block(const product *p, grid g, int64_t i, int64_t first, int64_t n, cpu_panels b) {
     int64_t panels = cpu_blocks(n, CPU_NR), across = i % g.across, down = i / g.across;
     int64_t j = panels * across / g.across, end = panels * (across + 1) / g.across;
     int64_t r = p->m * down / g.down, rows = p->m * (down + 1) / g.down - r, columns = cpu_min(n, end * CPU_NR) - j * CPU_NR;
     const float *a = cpu_f32(p->a) + (p->ta ? r : r * p->a.ld);
     float *c = cpu_f32(p->c) + r * p->c.ld + first + j * CPU_NR;
     b.data += j * b.stride;
-    if (p->ta) CPU(multiply_t)(rows, columns, p->k, a, p->a.ld, b, spare, p->add, c, p->c.ld);
-    else CPU(multiply)(rows, columns, p->k, a, p->a.ld, b, p->add, c, p->c.ld);
+    CPU(multiply)(p->ta, rows, columns, p->k, a, p->a.ld, b, p->add, c, p->c.ld);
 }
 
 static void stretch(mu_device *dev, const product *p, int team, int64_t first, int64_t n) {
-    /* Few rows do not pay for a copy of B; where its rows are already whole panels they are read in place. */
-    bool direct = !p->tb && p->m <= 2 * CPU_MR && n % CPU_NR == 0;
+    bool direct = !p->tb && cpu_in_place(n);
     size_t mark = mu_arena_mark(&dev->scratch);
     const float *from = cpu_f32(p->b) + (p->tb ? first * p->b.ld : first);
     float *packed = direct ? NULL : mu_arena_alloc(&dev->scratch, cpu_packed(p->k, n) * sizeof *packed);
-    cpu_panels b = direct ? (cpu_panels){ from, CPU_NR, p->b.ld } : cpu_panels_of(packed, p->k);
+    cpu_panels b = direct ? cpu_panels_in_place(from, p->b.ld) : cpu_panels_of(packed, p->k);
     int64_t panels = cpu_blocks(n, CPU_NR), parts = cpu_parts(p->tb, p->k, n);
     grid g = choose_grid(p->m, panels);
-    cpu_buffers spare = cpu_buffers_new(dev, team, p->ta ? cpu_spare(g.rows) : 0);
 #pragma omp parallel num_threads(team)
     {
         if (!direct) {
@@ -50,7 +46,7 @@ static void stretch(mu_device *dev, const product *p, int team, int64_t first, i
             for (int64_t i = 0; i < parts; i++) CPU(pack_part)(p->tb, p->k, n, from, p->b.ld, i, packed);
         }
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < g.down * g.across; i++) block(p, g, i, first, n, b, cpu_buffer(spare));
+        for (int64_t i = 0; i < g.down * g.across; i++) block(p, g, i, first, n, b);
     }
     mu_arena_release(&dev->scratch, mark);
 }

@@ -104,25 +104,23 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
 typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add, float *c,
                            int64_t ldc);
 
-/* by_row: a row-major, lda apart. packed: a[p] holds the tile's rows side by side. */
+/* by_row: A[m, k]; by_column: A[k, m], read in place too: the rows of a tile are neighbours in memory. */
 #define TILES(T) T(1) T(2) T(3) T(4) T(5) T(6) T(7) T(8) T(9) T(10) T(11) T(12) T(13) T(14)
-#define TILE(r)                                                                                                \
-    static void by_row_##r##_2(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,  \
-                               float *c, int64_t ldc) { tile(r, 2, k, a, lda, 1, b, ldb, add, c, ldc); }       \
-    static void by_row_##r##_1(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,  \
-                               float *c, int64_t ldc) { tile(r, 1, k, a, lda, 1, b, ldb, add, c, ldc); }       \
-    static void packed_##r##_2(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,  \
-                               float *c, int64_t ldc) { tile(r, 2, k, a, 1, lda, b, ldb, add, c, ldc); } \
-    static void packed_##r##_1(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,  \
-                               float *c, int64_t ldc) { tile(r, 1, k, a, 1, lda, b, ldb, add, c, ldc); }
+#define TILE_AS(name, rows, nv, ra, ca)                                                                   \
+    static void name(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add, float *c, \
+                     int64_t ldc) {                                                                       \
+        tile(rows, nv, k, a, ra, ca, b, ldb, add, c, ldc);                                                \
+    }
+#define TILE(r)                               \
+    TILE_AS(by_row_##r##_1, r, 1, lda, 1)     \
+    TILE_AS(by_row_##r##_2, r, 2, lda, 1)     \
+    TILE_AS(by_column_##r##_1, r, 1, 1, lda)  \
+    TILE_AS(by_column_##r##_2, r, 2, 1, lda)
 TILES(TILE)
 #undef TILE
 
-#define TILE(r) { by_row_##r##_1, by_row_##r##_2 },
-static tile_function *const by_row[][2] = { { NULL, NULL }, TILES(TILE) };
-#undef TILE
-#define TILE(r) { packed_##r##_1, packed_##r##_2 },
-static tile_function *const packed[][2] = { { NULL, NULL }, TILES(TILE) };
+#define TILE(r) { { by_row_##r##_1, by_row_##r##_2 }, { by_column_##r##_1, by_column_##r##_2 } },
+static tile_function *const tile_functions[][2][2] = { { { NULL } }, TILES(TILE) };
 #undef TILE
 
 /* One tile whose columns may end inside a panel: then it goes through a buffer. */
@@ -143,56 +141,19 @@ static void zero_rows(int64_t m, int64_t n, float *c, int64_t ldc) {
     for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
 }
 
-void CPU(multiply)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add, float *c,
-                   int64_t ldc) {
+void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add,
+                   float *c, int64_t ldc) {
     int64_t tiles = cpu_blocks(m, CPU_MR);
     if (k == 0 && !add) zero_rows(m, n, c, ldc);
     for (int64_t at = 0; at < k; at += CPU_KC) {
         int64_t depth = cpu_min(CPU_KC, k - at);
+        const float *a_at = a + (ta ? at * lda : at);
         for (int64_t j = 0; j * CPU_NR < n; j++) {
             const float *panel = b.data + j * b.stride + at * b.ld;
             for (int64_t t = 0; t < tiles; t++) {
                 int64_t i = m * t / tiles, rows = m * (t + 1) / tiles - i;
-                edge_tile(by_row[rows], rows, cpu_min(CPU_NR, n - j * CPU_NR), depth, a + i * lda + at, lda, panel,
-                          b.ld, add || at, c + i * ldc + j * CPU_NR, ldc);
-            }
-        }
-    }
-}
-
-/* Columns i .. i+rows-1 of rows p .. end-1 of A (of k), side by side. Always CPU_MR are copied, which is one or
- * two moves: the surplus is overwritten by the next row (or lies in the slack of `to`); only the last row of A,
- * and rows shorter than that, must not be read beyond their end. */
-static void pack_rows(int64_t k, int64_t p, int64_t end, int64_t rows, const float *a, int64_t lda, float *to) {
-    int64_t whole = lda < CPU_MR ? p : cpu_min(end, k - 1);
-    for (; p < whole; p++) memcpy(to + p * rows, a + p * lda, CPU_MR * sizeof *to);
-    for (; p < end; p++) memcpy(to + p * rows, a + p * lda, (size_t)rows * sizeof *to);
-}
-
-/* All tiles of A^T[m, k], a few rows of A at a time, so that they are read from the first-level cache. */
-static void pack_tiles(int64_t m, int64_t k, const float *a, int64_t lda, float *to) {
-    int64_t tiles = cpu_blocks(m, CPU_MR);
-    for (int64_t p = 0; p < k; p += 8) {
-        for (int64_t t = 0; t < tiles; t++) {
-            int64_t i = m * t / tiles;
-            pack_rows(k, p, cpu_min(k, p + 8), m * (t + 1) / tiles - i, a + i, lda, to + i * k);
-        }
-    }
-}
-
-void CPU(multiply_t)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, float *spare,
-                     bool add, float *c, int64_t ldc) {
-    int64_t tiles = cpu_blocks(m, CPU_MR);
-    if (k == 0 && !add) zero_rows(m, n, c, ldc);
-    for (int64_t at = 0; at < k; at += CPU_KC) {
-        int64_t depth = cpu_min(CPU_KC, k - at);
-        if (0) pack_tiles(m, depth, a + at * lda, lda, spare);
-        for (int64_t j = 0; j * CPU_NR < n; j++) {
-            const float *panel = b.data + j * b.stride + at * b.ld;
-            for (int64_t t = 0; t < tiles; t++) {
-                int64_t i = m * t / tiles, rows = m * (t + 1) / tiles - i;
-                edge_tile(packed[rows], rows, cpu_min(CPU_NR, n - j * CPU_NR), depth, a + at * lda + i, lda, panel,
-                          b.ld, add || at, c + i * ldc + j * CPU_NR, ldc);
+                edge_tile(tile_functions[rows][ta], rows, cpu_min(CPU_NR, n - j * CPU_NR), depth,
+                          a_at + (ta ? i : i * lda), lda, panel, b.ld, add || at, c + i * ldc + j * CPU_NR, ldc);
             }
         }
     }

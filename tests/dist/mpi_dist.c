@@ -1,0 +1,304 @@
+/* mpi_dist.c - collectives with uneven, empty and cut messages; agreement; groups; the exchange as an op;
+ * and a MoE layer whose experts are spread over ranks against the same layer on one. */
+#include "mpi_check.h"
+#include "moe/layer.h"
+
+static mu_comm *world;
+
+/* Message sizes that do not divide anything, smaller than one value too. */
+static const int64_t limits[] = { 5, 7, 64, (int64_t)1 << 30 };
+enum { LIMITS = 4 };
+
+/* ---------------------------------------------------------------- collectives */
+static void reductions(void **state) {
+    (void)state;
+    enum { N = 37 };
+    int P = world->size, r = world->rank;
+    for (int l = 0; l < LIMITS; l++) {
+        world->piece_limit = limits[l];
+        double sum[N];
+        float most[N];
+        int64_t least[N];
+        int32_t whole[N];
+        for (int i = 0; i < N; i++) sum[i] = r + i, most[i] = (float)((r + i) % P), least[i] = ((int64_t)1 << 40) - r * i, whole[i] = i;
+        mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, sum, N);
+        mu_all_reduce(world, MU_REDUCE_MAX, MU_DTYPE_F32, most, N);
+        mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I64, least, N);
+        mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_I32, whole, N);
+        mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, NULL, 0);
+        for (int i = 0; i < N; i++) {
+            check(sum[i] == P * (P - 1) / 2 + P * i, "sum[%d] = %g", i, sum[i]);
+            check(most[i] == (float)(P - 1), "most[%d] = %g", i, (double)most[i]);
+            check(least[i] == ((int64_t)1 << 40) - (P - 1) * i, "least[%d] = %lld", i, (long long)least[i]);
+            check(whole[i] == P * i, "whole[%d] = %d", i, (int)whole[i]);
+        }
+    }
+}
+
+static void gather_and_broadcast(void **state) {
+    (void)state;
+    enum { N = 23 };
+    int P = world->size, r = world->rank;
+    char mine[3] = { (char)r, (char)(r + 50), 7 }, *all = mu_alloc((size_t)P, 3), text[N];
+    for (int l = 0; l < LIMITS; l++) {
+        world->piece_limit = limits[l];
+        mu_all_gather(world, mine, 3, all);
+        for (int p = 0; p < P; p++) check(all[3 * p] == p && all[3 * p + 1] == p + 50 && all[3 * p + 2] == 7, "from rank %d", p);
+        mu_all_gather(world, NULL, 0, all);
+        for (int root = 0; root < P; root++) {
+            for (int i = 0; i < N; i++) text[i] = (char)(r == root ? i + root : -1);
+            mu_broadcast(world, root, text, N);
+            for (int i = 0; i < N; i++) check(text[i] == i + root, "byte %d of root %d is %d", i, root, text[i]);
+            mu_broadcast(world, root, NULL, 0);
+        }
+        mu_barrier(world);
+    }
+    free(all);
+}
+
+/* Bytes from p to q: 0 for many pairs, and nothing at all from the last rank when there are several. */
+static int64_t amount(int p, int q) { return world->size > 1 && p == world->size - 1 ? 0 : (p * 5 + q * 3) % 4 * 11; }
+static char content(int p, int q, int64_t i) { return (char)(p * 64 + q * 16 + i % 13); }
+
+static void exchange(void **state) {
+    (void)state;
+    int P = world->size, r = world->rank;
+    int64_t sends[16], receives[16], out = 0, in = 0, at = 0;
+    for (int p = 0; p < P; p++) out += sends[p] = amount(r, p), in += receives[p] = amount(p, r);
+    char *send = mu_alloc((size_t)out, 1), *recv = mu_alloc((size_t)in + 1, 1);
+    for (int p = 0; p < P; p++)
+        for (int64_t i = 0; i < sends[p]; i++) send[at++] = content(r, p, i);
+    for (int l = 0; l < LIMITS; l++) {
+        world->piece_limit = limits[l];
+        memset(recv, 99, (size_t)in + 1);
+        mu_exchange(world, send, sends, recv, receives);
+        at = 0;
+        for (int p = 0; p < P; p++)
+            for (int64_t i = 0; i < receives[p]; i++, at++) check(recv[at] == content(p, r, i), "byte %lld of rank %d", (long long)i, p);
+        check(recv[in] == 99, "wrote beyond the end");
+    }
+    free(send);
+    free(recv);
+}
+
+static void nothing_to_exchange(void **state) {
+    (void)state;
+    int64_t zeros[16] = { 0 };
+    mu_exchange(world, NULL, zeros, NULL, zeros);
+}
+
+static void agreement(void **state) {
+    (void)state;
+    int P = world->size, r = world->rank;
+    mu_error e;
+    memset(&e, 0, sizeof e);
+    check(mu_agree(world, MU_STATUS_OK, &e) == MU_STATUS_OK && e.text[0] == '\0', "all well: %s", e.text);
+    for (int first = 0; first < P; first++) {           /* ranks from `first` on fail the same way, rank 0 in a lesser way */
+        mu_status mine = r >= first ? MU_STATUS_IO : r == 0 ? MU_STATUS_DATA : MU_STATUS_OK;
+        char wanted[32];
+        snprintf(wanted, sizeof wanted, "rank %d failed", first);
+        if (mine) mu_error_set(&e, mine, "rank %d failed", r);
+        check(mu_agree(world, mine, &e) == MU_STATUS_IO && e.status == MU_STATUS_IO, "status %d", (int)e.status);
+        check(!strcmp(e.text, wanted), "'%s' instead of '%s'", e.text, wanted);
+        check(mu_agree(world, mine, NULL) == MU_STATUS_IO, "without a text");
+        memset(&e, 0, sizeof e);
+    }
+}
+
+/* ---------------------------------------------------------------- the mesh */
+static void groups(void **state) {
+    (void)state;
+    int P = world->size, r = world->rank;
+    for (int ep = 1; ep <= P; ep *= 2) {
+        mu_mesh *m = mu_mesh_open(NULL, ep);
+        check(m->ep == ep && m->dp == P / ep && m->world->rank == r && m->world->size == P, "ep %d", ep);
+        check(m->expert->size == ep && m->expert->rank == r % ep, "expert group of %d, rank %d", m->expert->size, m->expert->rank);
+        check(m->replica->size == P / ep && m->replica->rank == r / ep, "replica group of %d", m->replica->size);
+        check(m->local_size == P && m->local_rank == r, "%d of %d on this node", m->local_rank, m->local_size);
+        int ranks[2] = { r, r };
+        mu_all_reduce(m->expert, MU_REDUCE_MIN, MU_DTYPE_I32, &ranks[0], 1);
+        mu_all_reduce(m->expert, MU_REDUCE_MAX, MU_DTYPE_I32, &ranks[1], 1);
+        check(ranks[0] == r / ep * ep && ranks[1] == ranks[0] + ep - 1, "expert group %d .. %d", ranks[0], ranks[1]);
+        ranks[0] = ranks[1] = r;
+        mu_all_reduce(m->replica, MU_REDUCE_MIN, MU_DTYPE_I32, &ranks[0], 1);
+        mu_all_reduce(m->replica, MU_REDUCE_MAX, MU_DTYPE_I32, &ranks[1], 1);
+        check(ranks[0] == r % ep && ranks[1] == r % ep + P - ep, "replica group %d .. %d", ranks[0], ranks[1]);
+        mu_placement *place = mu_placement_new(m->expert, 8);
+        check(place->n_local == 8 / ep && place->n_experts == 8, "%d experts here", place->n_local);
+        for (int i = 0; i < 8; i++) {
+            check(place->rank[i] * place->n_local + place->slot[i] == place->order[i] && place->slot[i] < place->n_local, "expert %d", i);
+            check((place->rank[i] == m->expert->rank) == (place->local[place->slot[i]] == i), "expert %d", i);
+        }
+        mu_placement_free(place);
+        mu_mesh_close(m);
+    }
+}
+
+/* ---------------------------------------------------------------- the exchange as an op */
+/* y = all_to_all(x); L = <w, y>. dx must be w as it comes back: rank p's share of w, sent to whom x came from. */
+static void all_to_all(void **state) {
+    (void)state;
+    enum { D = 3 };
+    int P = world->size, r = world->rank;
+    mu_device *dev = mu_device_open("ref");
+    mu_tape *tp = mu_tape_new(dev);
+    int64_t sends[16], receives[16], out = 0, in = 0, at = 0;
+    for (int p = 0; p < P; p++) out += sends[p] = amount(r, p) / 11, in += receives[p] = amount(p, r) / 11;
+    double *x = mu_alloc((size_t)(out * D) + 1, sizeof *x), *y = mu_alloc((size_t)(in * D) + 1, sizeof *y);
+    for (int p = 0; p < P; p++)
+        for (int64_t i = 0; i < sends[p] * D; i++) x[at++] = 1000 * r + 100 * p + (double)i;
+    for (int l = 0; l < LIMITS; l++) {
+        world->piece_limit = limits[l];
+        mu_tape_reset(tp);
+        mu_tensor *tx = mu_tensor_2d(tp, out, D);
+        mu_tensor_set(tx, x);
+        tx->needs_grad = true;
+        mu_tensor *ty = mu_all_to_all(tp, world, tx, sends, receives), *again = mu_all_to_all(tp, world, tx, sends, receives);
+        mu_tensor_get(ty, y);
+        at = 0;
+        for (int p = 0; p < P; p++)
+            for (int64_t i = 0; i < receives[p] * D; i++, at++) check(y[at] == 1000 * p + 100 * r + (double)i, "%g", y[at]);
+        /* L = <w, y> + <v, y'>, with w and v drawn from the streams 1 and 2 of weighted_sum, shifted by rank */
+        mu_backward(tp, mu_add(tp, weighted_sum(tp, ty, 1 + 2 * (uint32_t)r), weighted_sum(tp, again, 2 + 2 * (uint32_t)r)));
+        double *dx = mu_alloc((size_t)(out * D) + 1, sizeof *dx);
+        if (out) mu_reals_get(dev, MU_DTYPE_F64, tx->grad, out * D, dx);
+        at = 0;
+        for (int p = 0; p < P; p++) {
+            int64_t before = 0, total = 0;
+            for (int q = 0; q < P; q++) before += q < r ? amount(q, p) / 11 : 0, total += amount(q, p) / 11;
+            double *w = random_reals(1001 + 2 * (uint32_t)p, total * D, 1), *v = random_reals(1002 + 2 * (uint32_t)p, total * D, 1);
+            for (int64_t i = 0; i < sends[p] * D; i++, at++)
+                check(fabs(dx[at] - w[before * D + i] - v[before * D + i]) < 1e-15, "dx[%lld] = %g", (long long)at, dx[at]);
+            free(w);
+            free(v);
+        }
+        free(dx);
+    }
+    free(x);
+    free(y);
+    mu_tape_free(tp);
+    mu_device_close(dev);
+}
+
+/* ---------------------------------------------------------------- experts over ranks */
+enum { D = 5, F = 3, S = 4, E = 8 };
+
+typedef struct { mu_moe_config cfg; int64_t sequences; const char *device; } scene;
+typedef struct { double *y, *dx, *grads; int64_t dropped; } result;
+
+/* Gradients of all parameters but x, whole on every rank: units in global order, at most E*D values each. */
+static double *gather_gradients(layer *l, mu_comm *expert_group) {
+    int64_t n = l->ps->n_global_units * E * D;
+    double *all = mu_alloc((size_t)n, sizeof *all);
+    for (mu_unit *u = mu_unit_next(l->ps, NULL); u; u = mu_unit_next(l->ps, u)) {
+        if (u->param == l->x_TD || (u->expert < 0 && expert_group->rank)) continue;
+        mu_reals_get(l->dev, l->dev->real, mu_unit_grad(u), u->count, all + u->global_index * E * D);
+    }
+    mu_all_reduce(expert_group, MU_REDUCE_SUM, MU_DTYPE_F64, all, n);
+    return all;
+}
+
+/* One forward and backward of the layer, experts over groups of `ep` ranks; each rank has tokens of its own. */
+static result run(const scene *s, int ep) {
+    mu_mesh *mesh = mu_mesh_open(NULL, ep);
+    mesh->expert->piece_limit = 100;
+    layer *l = layer_new(s->device, mesh, s->cfg, s->sequences, S, D);
+    int64_t n = mu_count(&l->x_TD->tensor), first = 0;
+    double *x = random_reals(70 + (uint32_t)world->rank, n, 1);
+    mu_tensor_set(&l->x_TD->tensor, x);
+    l->cx.global_samples = &first;
+    mu_tensor *once = layer_forward(l, l->tp), *again = layer_forward(l, l->tp);
+    result r = { mu_alloc((size_t)n + 1, sizeof(double)), mu_alloc((size_t)n + 1, sizeof(double)), NULL, l->routing.dropped };
+    mu_tensor_get(once, r.y);
+    mu_backward(l->tp, mu_add(l->tp, weighted_sum(l->tp, once, 1), weighted_sum(l->tp, again, 2 + (uint32_t)world->rank)));
+    mu_grads_reduce(l->ps);
+    mu_reals_get(l->dev, l->dev->real, l->x_TD->tensor.grad, n, r.dx);
+    r.grads = gather_gradients(l, mesh->expert);
+    free(x);
+    layer_free(l);
+    mu_mesh_close(mesh);
+    return r;
+}
+
+static void result_free(result *r) {
+    free(r->y);
+    free(r->dx);
+    free(r->grads);
+}
+
+static void same(const char *what, int ep, const double *a, const double *b, int64_t n, double tolerance) {
+    for (int64_t i = 0; i < n; i++)
+        check(fabs(a[i] - b[i]) <= tolerance * (1 + fabs(a[i])), "ep %d: %s[%lld] %.15g, not %.15g", ep, what, (long long)i, b[i], a[i]);
+}
+
+/* Outputs, gradients of the input, and gradients of every parameter do not depend on ep. */
+static void compare(scene s, double tolerance) {
+    int64_t n = s.sequences * S * D, units = 4 + 3 * E + 1 - 3;     /* router, experts, 3 shared or none, x */
+    result one = run(&s, 1);
+    units = 1 + 3 * E + (s.cfg.num_shared_experts ? 3 : 0);
+    for (int ep = 2; ep <= world->size; ep *= 2) {
+        result r = run(&s, ep);
+        same("y", ep, one.y, r.y, n, tolerance);
+        same("dx", ep, one.dx, r.dx, n, tolerance);
+        same("gradient", ep, one.grads, r.grads, units * E * D, tolerance);
+        check(one.dropped == r.dropped, "%lld dropped, not %lld", (long long)r.dropped, (long long)one.dropped);
+        result_free(&r);
+    }
+    double largest = 0;
+    for (int64_t i = 0; i < units * E * D; i++) largest = fmax(largest, fabs(one.grads[i]));
+    check(largest > 0, "no gradient at all");
+    result_free(&one);
+}
+
+static void layers_agree(void **state) {
+    (void)state;
+    for (int variant = 0; variant < 8; variant++) {
+        mu_moe_config cfg = layer_config(E, 1 + variant % 3, F);
+        cfg.score_func = variant & 1, cfg.num_shared_experts = variant & 2, cfg.capacity_factor = variant & 4 ? 0.7 : 0;
+        compare((scene){ cfg, 3, "ref" }, 1e-12);
+    }
+}
+
+/* Everything goes to expert 0: all ranks but the first of a group have no rows. */
+static void idle_ranks_agree(void **state) {
+    (void)state;
+    mu_moe_config cfg = layer_config(E, 1, F);
+    cfg.force_skew = true, cfg.norm_topk_prob = false;
+    compare((scene){ cfg, 3, "ref" }, 1e-12);
+    compare((scene){ cfg, world->rank == world->size - 1 && world->size > 1 ? 0 : 2, "ref" }, 1e-12);   /* and one without tokens */
+}
+
+static void fast_layers_agree(void **state) {
+    (void)state;
+    mu_moe_config cfg = layer_config(E, 2, F);
+    compare((scene){ cfg, 3, "cpu" }, 1e-5);
+    compare((scene){ cfg, 3, "guarded" }, 1e-5);
+}
+
+/* A rank's dry run with experts elsewhere talks to nobody and counts bytes. */
+static void dry_runs_are_silent(void **state) {
+    (void)state;
+    mu_mesh *mesh = mu_mesh_open(NULL, world->size);
+    if (world->rank == 0) {
+        layer *l = layer_new("shape", mesh, layer_config(E, 2, F), 2, S, D);
+        mu_backward(l->tp, weighted_sum(l->tp, layer_forward(l, l->tp), 1));
+        mu_grads_reduce(l->ps);
+        check(mu_tape_peak(l->tp) > 2 * S * D * (int64_t)sizeof(float), "%lld bytes", (long long)mu_tape_peak(l->tp));
+        layer_free(l);
+    }
+    mu_mesh_close(mesh);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(reductions), cmocka_unit_test(gather_and_broadcast), cmocka_unit_test(exchange),
+        cmocka_unit_test(nothing_to_exchange), cmocka_unit_test(agreement), cmocka_unit_test(groups),
+        cmocka_unit_test(all_to_all), cmocka_unit_test(layers_agree), cmocka_unit_test(idle_ranks_agree),
+        cmocka_unit_test(fast_layers_agree), cmocka_unit_test(dry_runs_are_silent),
+    };
+    mpi_tests_begin(&argc, &argv);
+    world = mu_comm_new(NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (!failed) mu_comm_free(world);
+    return mpi_tests_end(failed);
+}

@@ -1,0 +1,250 @@
+/* test_balance.c - the balancing terms: gradients, values known in advance, and independence of how the
+ * batch was split; the selection bias. */
+#include "layer.h"
+
+enum { E = 6, K = 2, D = 5, S = 4, SEQUENCES = 3, TOKENS = S * SEQUENCES };
+
+static layer *new_layer(uint32_t balance, int score, double z) {
+    mu_moe_config cfg = layer_config(E, K, 3);
+    cfg.balance = balance, cfg.score_func = score, cfg.z_loss_coeff = z;
+    return layer_new("ref", mesh_alone(), cfg, SEQUENCES, S, D);
+}
+
+static double scalar(const mu_tensor *t) { return mu_tensor_scalar_get(t); }
+
+/* ---------------------------------------------------------------- gradients */
+typedef struct { layer *l; const int64_t *micro, *global; } balanced;
+
+/* Twice on the same input, as two micro-batches of one global batch. */
+static mu_tensor *loss_of(mu_tape *tp, void *arg) {
+    const balanced *b = arg;
+    mu_balance_counts c = { b->micro, b->global, TOKENS, 2 * TOKENS };
+    mu_tensor *loss[2];
+    for (int time = 0; time < 2; time++) {
+        b->l->routing = mu_route(&b->l->moe, tp, &b->l->cx, &b->l->x_TD->tensor);
+        loss[time] = mu_balance_loss(&b->l->moe, tp, &b->l->cx, &b->l->routing, &c).loss;
+    }
+    return mu_add(tp, loss[0], loss[1]);
+}
+
+static void gradients(void **state) {
+    (void)state;
+    static const int64_t global[E] = { 11, 0, 7, 24, 1, 5 };
+    static const uint32_t terms[] = { MU_BALANCE_AUX, MU_BALANCE_SEQ_AUX, MU_BALANCE_GLOBAL_AUX, MU_BALANCE_NONE,
+                                      MU_BALANCE_AUX | MU_BALANCE_SEQ_AUX | MU_BALANCE_GLOBAL_AUX | MU_BALANCE_BIAS };
+    for (int score = 0; score < 2; score++)
+        for (int i = 0; i < 5; i++) {
+            layer *l = new_layer(terms[i], score, i > 2 ? 0.03 : 0);       /* the fourth is the z-loss alone */
+            l->routing = mu_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
+            int64_t *micro = layer_counts(l);
+            gradcheck(l->ps, l->tp, loss_of, &(balanced){ l, micro, global }, 100);
+            free(micro);
+            layer_free(l);
+        }
+}
+
+/* The gradient by the scores, from the formula: d/ds_i of alpha f_i P_i, P_i = mean s_i / sum s. */
+static void gradient_by_formula(void **state) {
+    (void)state;
+    for (int score = 0; score < 2; score++) {
+        layer *l = new_layer(MU_BALANCE_AUX, score, 0);
+        mu_tensor *scores = mu_tensor_2d(l->tp, TOKENS, E);
+        double s[TOKENS * E], grad[TOKENS * E];
+        for (int i = 0; i < TOKENS * E; i++) s[i] = (1 + i * 7 % 13) / 20.0;
+        for (int t = 0; t < TOKENS && !score; t++) {
+            double sum = 0;
+            for (int i = 0; i < E; i++) sum += s[t * E + i];
+            for (int i = 0; i < E; i++) s[t * E + i] /= sum;
+        }
+        mu_tensor_set(scores, s);
+        scores->needs_grad = true;
+        mu_routing r = { .scores_TE = scores };
+        static const int64_t counts[E] = { 9, 3, 0, 2, 4, 6 };
+        mu_balance_counts c = { counts, NULL, TOKENS, TOKENS };
+        mu_backward(l->tp, mu_balance_loss(&l->moe, l->tp, &l->cx, &r, &c).loss);
+        mu_reals_get(l->dev, MU_DTYPE_F64, scores->grad, TOKENS * E, grad);
+        for (int t = 0; t < TOKENS; t++) {
+            double sum = 0, mean = 0;
+            for (int i = 0; i < E; i++) sum += s[t * E + i];
+            for (int i = 0; i < E; i++) mean += counts[i] * (double)E / (K * TOKENS) * s[t * E + i] / sum;
+            for (int i = 0; i < E; i++) {
+                double f = counts[i] * (double)E / (K * TOKENS);
+                double wanted = 0.01 / TOKENS * (score ? (f - mean) / sum : f);
+                assert_true(fabs(grad[t * E + i] - wanted) < 1e-15);
+            }
+        }
+        layer_free(l);
+    }
+}
+
+/* ---------------------------------------------------------------- known values */
+static mu_balance balance_of(layer *l, const double *scores, const int64_t *counts, const int64_t *rows) {
+    static double lse[TOKENS];
+    mu_routing r = { .scores_TE = mu_tensor_2d(l->tp, TOKENS, E), .lse_T = mu_tensor_2d(l->tp, TOKENS, 1),
+                     .counts_SE = mu_tensor_new(l->tp, MU_DTYPE_I64, 2, (int64_t[]){ SEQUENCES, E }) };
+    for (int t = 0; t < TOKENS; t++) lse[t] = t % 2 ? 3 : -1;
+    mu_tensor_set(r.scores_TE, scores);
+    mu_tensor_set(r.lse_T, lse);
+    mu_tensor_write(r.counts_SE, rows);
+    mu_balance_counts c = { counts, counts, TOKENS, TOKENS };
+    return mu_balance_loss(&l->moe, l->tp, &l->cx, &r, &c);
+}
+
+static void assert_value(uint32_t term, int score, const double *scores, const int64_t *counts, const int64_t *rows, double wanted) {
+    layer *l = new_layer(term, score, 0);
+    mu_balance b = balance_of(l, scores, counts, rows);
+    double factor = term == MU_BALANCE_SEQ_AUX ? 0.02 : 0.01;
+    assert_true(fabs(scalar(b.aux) - wanted) < 1e-14);
+    assert_true(fabs(scalar(b.loss) - factor * wanted) < 1e-16);
+    layer_free(l);
+}
+
+static void balanced_is_one_and_collapsed_is_E_over_K(void **state) {
+    (void)state;
+    static const uint32_t terms[] = { MU_BALANCE_AUX, MU_BALANCE_SEQ_AUX, MU_BALANCE_GLOBAL_AUX };
+    double uniform[TOKENS * E], uneven[TOKENS * E], collapsed[TOKENS * E], halves[TOKENS * E];
+    int64_t even_rows[SEQUENCES * E], even[E], full_rows[SEQUENCES * E], full[E] = { 0 };
+    for (int i = 0; i < TOKENS * E; i++) {
+        int id = i % E;
+        uniform[i] = 1.0 / E;
+        uneven[i] = (1 + id) / 21.0;                    /* 1 + .. + 6 = 21 */
+        collapsed[i] = id == 1 || id == 4 ? 0.5 : 0;    /* all probability on the two that take everything */
+        halves[i] = id == 1 ? 0.4 : 0.12;
+    }
+    for (int i = 0; i < SEQUENCES * E; i++) even_rows[i] = 0, full_rows[i] = i % E == 1 || i % E == 4 ? S : 0;
+    for (int n = 0; n < S * K; n++)
+        for (int s = 0; s < SEQUENCES; s++) even_rows[s * E + (n + 2 * s) % E]++;   /* 8 over 6: even over the batch only */
+    for (int i = 0; i < E; i++) even[i] = TOKENS * K / E;
+    full[1] = full[4] = TOKENS;
+    for (int t = 0; t < 3; t++)
+        for (int score = 0; score < 2; score++) {
+            assert_value(terms[t], score, uniform, even, even_rows, 1);
+            assert_value(terms[t], score, uniform, full, full_rows, 1);     /* a uniform router: whatever it chose */
+            assert_value(terms[t], score, collapsed, full, full_rows, (double)E / K);
+            /* f = E/K = 3 on experts 1 and 4, so 3 (P_1 + P_4) */
+            assert_value(terms[t], score, halves, full, full_rows, 3 * (0.4 + 0.12));
+        }
+    /* balanced over the batch, so 1 for any router; the sequences are not */
+    assert_value(MU_BALANCE_AUX, 0, uneven, even, even_rows, 1);
+    assert_value(MU_BALANCE_GLOBAL_AUX, 0, uneven, even, even_rows, 1);
+    double sequences = 0;
+    for (int s = 0; s < SEQUENCES; s++)
+        for (int i = 0; i < E; i++) sequences += (double)even_rows[s * E + i] * E / (K * S) * (1 + i) / 21.0 / SEQUENCES;
+    assert_value(MU_BALANCE_SEQ_AUX, 0, uneven, even, even_rows, sequences);
+}
+
+/* Sigmoid scores are divided by their sum first: doubling them changes nothing. */
+static void sigmoid_scores_are_normalised(void **state) {
+    (void)state;
+    double scores[TOKENS * E];
+    int64_t counts[E] = { 9, 3, 0, 2, 4, 6 }, rows[SEQUENCES * E] = { 0 };
+    double value[2];
+    for (int twice = 0; twice < 2; twice++) {
+        for (int i = 0; i < TOKENS * E; i++) scores[i] = (twice + 1) * (1 + i * 5 % 11) / 24.0;
+        layer *l = new_layer(MU_BALANCE_AUX, MU_MOE_SCORE_SIGMOID, 0);
+        value[twice] = scalar(balance_of(l, scores, counts, rows).aux);
+        layer_free(l);
+    }
+    assert_true(fabs(value[0] - value[1]) < 1e-14 && value[0] > 0.1);
+}
+
+static void z_loss_is_the_mean_square(void **state) {
+    (void)state;
+    double scores[TOKENS * E];
+    int64_t counts[E] = { 4, 4, 4, 4, 4, 4 }, rows[SEQUENCES * E] = { 0 };
+    for (int i = 0; i < TOKENS * E; i++) scores[i] = 1.0 / E;
+    layer *l = new_layer(MU_BALANCE_NONE, 0, 0.25);
+    mu_balance b = balance_of(l, scores, counts, rows);
+    assert_true(fabs(scalar(b.z) - 5) < 1e-14);             /* (9 + 1) / 2 */
+    assert_true(fabs(scalar(b.loss) - 1.25) < 1e-14);
+    assert_true(fabs(scalar(b.aux) - 1) < 1e-14);           /* logged though nothing asks for it */
+    assert_false(b.aux->needs_grad);
+    layer_free(l);
+    l = new_layer(MU_BALANCE_BIAS, 0, 0);
+    b = balance_of(l, scores, counts, rows);
+    assert_true(!b.loss && !b.z && fabs(scalar(b.aux) - 1) < 1e-14);
+    layer_free(l);
+}
+
+/* ---------------------------------------------------------------- splits */
+/* Loss, and in `grad` the router's gradient, of the batch in micro-batches of `n` sequences. */
+static double split_loss(uint32_t term, int score, double z, int n, double *grad) {
+    double loss = 0;
+    layer *whole = new_layer(term, score, z);
+    whole->routing = mu_route(&whole->moe, whole->tp, &whole->cx, &whole->x_TD->tensor);
+    int64_t *global = layer_counts(whole);
+    double x[TOKENS * D];
+    mu_tensor_get(&whole->x_TD->tensor, x);
+    for (int from = 0; from < SEQUENCES; from += n) {
+        mu_tape_reset(whole->tp);
+        mu_tensor *part = mu_tensor_2d(whole->tp, n * S, D);
+        mu_tensor_set(part, x + from * S * D);
+        mu_context cx = { .n_sequences = n, .seq_len = S };
+        whole->routing = mu_route(&whole->moe, whole->tp, &cx, part);
+        int64_t *micro = layer_counts(whole);
+        mu_balance_counts c = { micro, global, n * S, TOKENS };
+        mu_tensor *l = mu_balance_loss(&whole->moe, whole->tp, &cx, &whole->routing, &c).loss;
+        loss += scalar(l);
+        mu_backward(whole->tp, l);
+        free(micro);
+    }
+    mu_reals_get(whole->dev, MU_DTYPE_F64, whole->moe.router_ED->tensor.grad, E * D, grad);
+    free(global);
+    layer_free(whole);
+    return loss;
+}
+
+static void splits_do_not_matter(void **state) {
+    (void)state;
+    static const uint32_t terms[] = { MU_BALANCE_SEQ_AUX, MU_BALANCE_GLOBAL_AUX, MU_BALANCE_NONE };
+    double one[E * D], three[E * D];
+    for (int score = 0; score < 2; score++)
+        for (int t = 0; t < 3; t++) {
+            double z = terms[t] == MU_BALANCE_NONE ? 0.1 : 0;
+            double a = split_loss(terms[t], score, z, SEQUENCES, one), b = split_loss(terms[t], score, z, 1, three);
+            assert_true(fabs(a - b) < 1e-14 && fabs(a) > 1e-3);
+            for (int i = 0; i < E * D; i++) assert_true(fabs(one[i] - three[i]) < 1e-14);
+        }
+    /* aux_loss is local to a micro-batch by definition: one micro-batch a sequence is seq_aux_loss at its coefficient */
+    double aux = split_loss(MU_BALANCE_AUX, 0, 0, 1, one), sequence = split_loss(MU_BALANCE_SEQ_AUX, 0, 0, 1, three);
+    assert_true(fabs(2 * aux - sequence) < 1e-14);
+}
+
+/* ---------------------------------------------------------------- selection bias */
+static void bias_moves_against_the_load(void **state) {
+    (void)state;
+    layer *l = new_layer(MU_BALANCE_BIAS, MU_MOE_SCORE_SIGMOID, 0);
+    static const int64_t counts[E] = { 0, 4, 5, 3, 12, 0 };        /* mean 4 */
+    static const double wanted[E] = { 1, 0, -1, 1, -1, 1 };
+    mu_balance_update_bias(&l->moe, counts, 0.5);
+    for (int i = 0; i < E; i++) assert_true(l->moe.bias[i] == 0.5 * wanted[i]);
+    mu_balance_update_bias(&l->moe, counts, 0.0);
+    mu_balance_update_bias(&l->moe, (int64_t[E]){ 2, 2, 2, 2, 2, 2 }, 0.5);
+    mu_balance_update_bias(&l->moe, (int64_t[E]){ 0 }, 0.5);
+    for (int i = 0; i < E; i++) assert_true(l->moe.bias[i] == 0.5 * wanted[i]);
+    layer_free(l);
+}
+
+/* The bias steers the choice in every mode, and only when expert_bias is on. */
+static void bias_steers_the_choice(void **state) {
+    (void)state;
+    for (int on = 0; on < 2; on++) {
+        layer *l = new_layer(on ? MU_BALANCE_BIAS : MU_BALANCE_NONE, MU_MOE_SCORE_SIGMOID, 0);
+        l->moe.bias[5] = 10, l->moe.bias[0] = -10;
+        l->routing = mu_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
+        int64_t *counts = layer_counts(l);
+        assert_int_equal(counts[5] == TOKENS && counts[0] == 0, on);
+        free(counts);
+        layer_free(l);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gradients), cmocka_unit_test(gradient_by_formula),
+        cmocka_unit_test(balanced_is_one_and_collapsed_is_E_over_K), cmocka_unit_test(sigmoid_scores_are_normalised),
+        cmocka_unit_test(z_loss_is_the_mean_square), cmocka_unit_test(splits_do_not_matter),
+        cmocka_unit_test(bias_moves_against_the_load), cmocka_unit_test(bias_steers_the_choice),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,32 @@
+/* messages.c - what goes to stderr: warnings, the lines of the log, errors in the program's form, and the last
+ * words of a fatal one. */
+#include "train/train.h"
+
+static int the_rank;
+
+static void log_sink(mu_log_level level, const char *line) {
+    if (level == MU_LOG_DEBUG) return;
+    fflush(stdout);
+    if (level == MU_LOG_WARNING) fprintf(stderr, "muster: warning: %s\n", line);
+    else if (the_rank == 0) fprintf(stderr, "muster: %s\n", line);
+}
+
+static void on_fatal(mu_status status, const char *line) {
+    fflush(stdout);
+    fprintf(stderr, "muster: fatal: rank %d: %s\n", the_rank, line);
+    mu_dist_abort((int)status);
+}
+
+void mu_messages_start(void) {
+    mu_log_set_sink(log_sink);
+    mu_fatal_set_handler(on_fatal);
+}
+
+int mu_messages_rank(void) { return the_rank; }
+
+int mu_report_error(const mu_error *e, int rank) {
+    the_rank = rank;
+    fflush(stdout);
+    if (rank == 0 && e->status != MU_STATUS_OK) fprintf(stderr, "muster: error: %s\n", e->text);
+    return (int)e->status;
+}
