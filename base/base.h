@@ -114,7 +114,7 @@ void   mu_rng_normals(const mu_rng *r, int64_t n, double scale, double *out);   
 /* ------------------------------------------------------------------ threads (threads.c)
  * Threads are OpenMP's; kernels say num_threads(mu_threads()). How work is split must depend on the
  * problem, never on this number. */
-int  mu_threads(void);
+int  mu_threads(void);                                  /* 1 until mu_threads_set */
 void mu_threads_set(int n);                             /* n >= 1 */
 int  mu_cores(void);                                    /* cores this process may run on */
 /* How many threads rank `local_rank` of `local_size` on this node should run: `wanted`, or for 0 its even share
@@ -177,6 +177,20 @@ typedef struct {
     int *line, *column;         /* where in the file, 0 when elsewhere */
     char *file;                 /* name for messages, a copy; NULL before a file was read */
 } mu_options;
+
+/* Defines `TYPE TYPE_default(void)`: a section's structure with every default, for programs that read no
+ * configuration. One line, in a .c file of the section's folder. */
+#define MU_OPTION_DEFAULTS(TYPE, LIST) \
+    TYPE TYPE##_default(void) { \
+        typedef TYPE mu_section; \
+        static const mu_option table[] = { LIST(MU_OPTION_ROW) }; \
+        TYPE config; \
+        mu_options_defaults(table, (int)(sizeof table / sizeof *table), &config); \
+        return config; \
+    }
+#define MU_OPTION_ROW(TYPE, key, fallback, min, max, choices, help) \
+    { "", #key, MU_OPTION_##TYPE, offsetof(mu_section, key), fallback, min, max, choices, help },
+void mu_options_defaults(const mu_option *table, int n, void *config);
 
 /* All defaults into `config`. */
 void mu_options_init(mu_options *o, const mu_option *table, int n, void *config);

@@ -404,12 +404,16 @@ static void set_default(const mu_option *option, void *config) {
     }
 }
 
+void mu_options_defaults(const mu_option *table, int n, void *config) {
+    for (int i = 0; i < n; i++) set_default(&table[i], config);
+}
+
 void mu_options_init(mu_options *o, const mu_option *table, int n, void *config) {
     size_t count = (size_t)n;
     *o = (mu_options){ .table = table, .n = n, .given = mu_alloc(count, sizeof(bool)),
                        .refused = mu_alloc(count, sizeof(bool)), .line = mu_alloc(count, sizeof(int)),
                        .column = mu_alloc(count, sizeof(int)) };
-    for (int i = 0; i < n; i++) set_default(&table[i], config);
+    mu_options_defaults(table, n, config);
 }
 
 void mu_options_free(mu_options *o, void *config) {

@@ -3,6 +3,12 @@
 
 #include <string.h>
 
+mu_comm *mu_comm_alone(void) {
+    mu_comm *c = mu_alloc(1, sizeof *c);
+    *c = (mu_comm){ .size = 1, .piece_limit = (int64_t)1 << 30 };
+    return c;
+}
+
 mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) {
     int32_t worst = (int32_t)status;
     mu_all_reduce(c, MU_REDUCE_MAX, MU_DTYPE_I32, &worst, 1);

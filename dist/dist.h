@@ -34,6 +34,7 @@ const char *mu_dist_library(void);                      /* "Open MPI v4.1.4, ...
 /* ------------------------------------------------------------------ communicators (mpi.c, mpi_none.c)
  * `mpi_comm` points to the caller's MPI_Comm, which is duplicated; NULL means MPI_COMM_WORLD. */
 mu_comm *mu_comm_new(const void *mpi_comm);                             /* Collective over it */
+mu_comm *mu_comm_alone(void);                                           /* Local: this process, needs no MPI */
 mu_comm *mu_comm_split(const mu_comm *c, int color, int key);           /* Collective over c */
 void mu_comm_node(const mu_comm *c, int *local_rank, int *local_size);  /* Collective over c: ranks on this node */
 void mu_comm_free(mu_comm *c);                                          /* Collective over c */
@@ -65,6 +66,7 @@ typedef struct {
 } mu_mesh;
 /* Collective over mpi_comm (NULL: MPI_COMM_WORLD). ep must divide the number of ranks. */
 mu_mesh *mu_mesh_open(const void *mpi_comm, int ep);
+mu_mesh *mu_mesh_alone(void);               /* Local: one process that talks to nobody and needs no MPI */
 void mu_mesh_close(mu_mesh *m);
 double mu_mesh_seconds(const mu_mesh *m);   /* spent in collectives so far */
 /* Where each expert lives. Expert -> (rank in the expert group, slot) is this table, never a formula elsewhere. */

@@ -15,6 +15,13 @@ mu_mesh *mu_mesh_open(const void *mpi_comm, int ep) {
     return m;
 }
 
+mu_mesh *mu_mesh_alone(void) {
+    mu_mesh *m = mu_alloc(1, sizeof *m);
+    *m = (mu_mesh){ .world = mu_comm_alone(), .expert = mu_comm_alone(), .replica = mu_comm_alone(), .dp = 1, .ep = 1,
+                    .local_size = 1 };
+    return m;
+}
+
 void mu_mesh_close(mu_mesh *m) {
     if (!m) return;
     mu_comm_free(m->replica);

@@ -63,6 +63,7 @@ mu_comm *mu_comm_new(const void *mpi_comm) {
 
 mu_comm *mu_comm_split(const mu_comm *c, int color, int key) {
     MPI_Comm comm;
+    MU_CHECK(c->handle, "a communicator of mu_comm_alone cannot be split");
     CALL(MPI_Comm_split(((handle *)c->handle)->comm, color, key, &comm));
     return wrap(comm);
 }
@@ -78,8 +79,10 @@ void mu_comm_node(const mu_comm *c, int *local_rank, int *local_size) {
 void mu_comm_free(mu_comm *c) {
     if (!c) return;
     handle *h = c->handle;
-    CALL(MPI_Comm_free(&h->comm));
-    free(h->requests);
+    if (h) {
+        CALL(MPI_Comm_free(&h->comm));
+        free(h->requests);
+    }
     free(h);
     free(c);
 }
@@ -88,6 +91,7 @@ void mu_comm_free(mu_comm *c) {
  * others, then sleep. Messages only move while MPI is called, so sleeps stay short. */
 static void wait_all(mu_comm *c) {
     handle *h = c->handle;
+    if (!h) return;             /* mu_comm_alone: nothing was posted */
     double start = mu_time();
     for (int tries = 0;; tries++) {
         int done;
@@ -137,12 +141,17 @@ void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int6
 
 void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all) {
     handle *h = c->handle;
+    if (c->size == 1) {
+        memmove(all, mine, (size_t)bytes);
+        return;
+    }
     MU_CHECK(bytes <= c->piece_limit, "gathering %lld bytes a rank, more than one message holds", (long long)bytes);
     CALL(MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, h->comm, new_request(h)));
     wait_all(c);
 }
 
 void mu_broadcast(mu_comm *c, int root, void *data, int64_t bytes) {
+    if (c->size == 1) return;
     handle *h = c->handle;
     for (int64_t at = 0; at < bytes; at += c->piece_limit) {
         int now = (int)(bytes - at < c->piece_limit ? bytes - at : c->piece_limit);
@@ -152,6 +161,7 @@ void mu_broadcast(mu_comm *c, int root, void *data, int64_t bytes) {
 }
 
 void mu_barrier(mu_comm *c) {
+    if (c->size == 1) return;
     handle *h = c->handle;
     CALL(MPI_Ibarrier(h->comm, new_request(h)));
     wait_all(c);

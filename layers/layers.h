@@ -31,6 +31,7 @@ extern "C" {
     O(FLOAT,  init_std,        "0.02",    0,   10, NULL, "standard deviation of the initial matrices")
 
 typedef struct { MU_OPTIONS_MODEL(MU_OPTION_FIELD) } mu_model_config;
+mu_model_config mu_model_config_default(void);
 
 /* ------------------------------------------------------------------ attention (attention.c) */
 typedef struct {

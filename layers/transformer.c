@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+MU_OPTION_DEFAULTS(mu_model_config, MU_OPTIONS_MODEL)
+
 static mu_param *add(mu_params *ps, mu_group *group, int layer, const char *name, int64_t out, int64_t in, double std) {
     mu_param_desc d = { .group = group, .name = name, .n_dims = in ? 2 : 1, .shape = { out, in }, .std = std, .decay = in != 0, .layer = layer };
     return mu_params_add(ps, &d);

@@ -3,6 +3,8 @@
 
 #include <stdlib.h>
 
+MU_OPTION_DEFAULTS(mu_moe_config, MU_OPTIONS_MOE)
+
 static mu_param *add(mu_params *ps, const mu_moe *m, mu_group *group, const char *what, int64_t out, int64_t in, double std,
                      bool decay, bool per_expert) {
     char name[112];
@@ -28,6 +30,13 @@ void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std
 }
 
 void mu_moe_free(mu_moe *m) { free(m->bias); }
+
+void mu_moe_mark_idle(mu_moe *m, const int64_t *counts) {
+    mu_param *of_experts[] = { m->gate_eFD, m->up_eFD, m->down_eDF };
+    for (int p = 0; p < 3; p++)
+        for (mu_unit *u = of_experts[p]->units; u < of_experts[p]->units + of_experts[p]->n_units; u++)
+            u->idle = counts[u->expert] == 0;
+}
 
 static int64_t count_dropped(mu_tape *tp, const mu_moe *m, const mu_plan *plan) {
     if (m->cfg->capacity_factor == 0 || mu_tape_device(tp)->shape_only) return 0;

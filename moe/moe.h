@@ -40,6 +40,8 @@ enum { MU_MOE_SCORE_SOFTMAX, MU_MOE_SCORE_SIGMOID };
 enum { MU_BALANCE_NONE = 1, MU_BALANCE_AUX = 2, MU_BALANCE_SEQ_AUX = 4, MU_BALANCE_GLOBAL_AUX = 8, MU_BALANCE_BIAS = 16 };
 enum { MU_MOE_COUNTS_EXACT, MU_MOE_COUNTS_PREVIOUS };
 
+mu_moe_config mu_moe_config_default(void);
+
 /* ------------------------------------------------------------------ the layer (moe.c) */
 typedef struct {
     const mu_moe_config *cfg;
@@ -58,6 +60,10 @@ typedef struct {
     mu_tensor *counts_SE;                   /* I64 [sequences, E]: assignments, dropped ones included */
     int64_t dropped;                        /* assignments beyond the capacity */
 } mu_routing;
+/* Adds this rank's assignments to each expert to counts_E. Local. */
+void mu_routing_count(const mu_routing *r, int64_t *counts_E);
+/* Before mu_adamw_step: experts that took nothing in the global batch rest. Local. */
+void mu_moe_mark_idle(mu_moe *m, const int64_t *counts_E);
 
 /* Declares the layer's parameters under /layers/<layer>/mlp. Borrows cfg, group and place. Local. */
 void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,

@@ -2,6 +2,8 @@
  * top K and the gates, all in the device's floating type and at least fp32. */
 #include "moe/moe.h"
 
+#include <stdlib.h>
+
 static mu_route_force force_of(const mu_moe_config *cfg) {
     return cfg->force_balanced ? MU_ROUTE_BALANCED : cfg->force_skew ? MU_ROUTE_SKEW : MU_ROUTE_FREE;
 }
@@ -23,4 +25,12 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
     mu_device *dev = mu_tape_device(tp);
     dev->k->count_experts(dev, T, m->E, m->K, cx->seq_len, mu_data(r.ids_TK), mu_data(r.counts_SE));
     return r;
+}
+
+void mu_routing_count(const mu_routing *r, int64_t *counts) {
+    int64_t n = mu_count(r->counts_SE), E = r->counts_SE->shape[1];
+    int64_t *by_sequence = mu_alloc((size_t)n + 1, sizeof *by_sequence);
+    mu_tensor_read(r->counts_SE, by_sequence);
+    for (int64_t i = 0; i < n; i++) counts[i % E] += by_sequence[i];
+    free(by_sequence);
 }

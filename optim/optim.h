@@ -11,9 +11,9 @@ extern "C" {
 /*       type   key            default    min  max  choices  help */
 #define MU_OPTIONS_OPTIM(O) \
     O(FLOAT,  lr,             "1e-3",    0,   1e3, NULL, "highest learning rate") \
-    O(FLOAT,  min_lr,         "1e-4",    0,   1e3, NULL, "learning rate at the end of cosine, linear and wsd, at most lr") \
+    O(FLOAT,  min_lr,         "1e-4",    0,   1e3, NULL, "learning rate at the end of cosine, linear and wsd, at most lr; not given: at most lr / 10") \
     O(CHOICE, schedule,       "cosine",  0,   0,   "cosine|linear|wsd|constant", "course of the learning rate after the warm-up") \
-    O(INT,    warmup_steps,   "100",     0,   1e9, NULL, "steps of linear growth from 0 to lr") \
+    O(INT,    warmup_steps,   "100",     0,   1e9, NULL, "steps of linear growth from 0 to lr; not given: at most a tenth of train.steps") \
     O(FLOAT,  decay_fraction, "0.2",     0,   1,   NULL, "wsd: share of the run's steps in which the rate falls") \
     O(PAIR,   betas,          "[0.9, 0.95]", 0, 0.999999999, NULL, "decay of AdamW's first and second moment") \
     O(FLOAT,  eps,            "1e-8",    1e-30, 1, NULL, "added to the root of AdamW's second moment") \
@@ -21,6 +21,7 @@ extern "C" {
     O(FLOAT,  grad_clip,      "1.0",     0,   1e9, NULL, "largest norm of the whole gradient; 0: no clipping")
 
 typedef struct { MU_OPTIONS_OPTIM(MU_OPTION_FIELD) } mu_optim_config;
+mu_optim_config mu_optim_config_default(void);
 enum { MU_SCHEDULE_COSINE, MU_SCHEDULE_LINEAR, MU_SCHEDULE_WSD, MU_SCHEDULE_CONSTANT };
 
 /* Learning rate of step s = 1 .. steps: lr*s/warmup first; min_lr is reached at s = steps. Local. */

@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+MU_OPTION_DEFAULTS(mu_optim_config, MU_OPTIONS_OPTIM)
+
 /* How far a fall has come that begins after step `from` and ends at step `to`: 0 .. 1. */
 static double progress(int64_t s, int64_t from, int64_t to) {
     if (s <= from || to <= from) return s > from ? 1.0 : 0.0;

@@ -278,6 +278,9 @@ static void derive(mu_config *c, const mu_options *o) {
         m->ffn_hidden_size = c->moe.num_experts > 0 ? c->moe.top_k * c->moe.moe_ffn_hidden_size : 4 * m->hidden_size;
     if (c->moe.score_func == MU_MOE_SCORE_SIGMOID && !mu_options_given(o, "moe", "z_loss_coeff"))
         c->moe.z_loss_coeff = 0;
+    if (!mu_options_given(o, "optim", "min_lr") && c->optim.min_lr > c->optim.lr / 10) c->optim.min_lr = c->optim.lr / 10;
+    if (!mu_options_given(o, "optim", "warmup_steps") && c->optim.warmup_steps > c->train.steps / 10)
+        c->optim.warmup_steps = c->train.steps / 10;
 }
 
 /* The checks look at what the user wrote (head_dim 0 is not an even head_dim of a wrong size), the limits on

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # install-deps.sh - brings in what building and testing muster needs, from the distribution's own packages.
 #
+# install-deps.sh [run]: with `run`, what only the tests need is left out.
+#
 # Run it, or source it (then its status is the status of `.`; nothing but its functions stays behind).
 # Made for Debian 12 and 13. Says first what it is about to install and why; does nothing but say so in one
 # line when nothing is missing. On other systems it checks for the same things and names those that are missing.
@@ -42,10 +44,11 @@ muster_deps_probe() {       # KIND NAME...: true when one of the names is there
     return 1
 }
 
-muster_deps_missing() {     # a line for each missing package: "package | why"
+muster_deps_missing() {     # [run]: a line for each missing package: "package | why"
     local package probe why kind
     muster_deps_table | while IFS='|' read -r package probe why; do
         package=${package%% *}
+        [ "${1:-}" = run ] && [ "$package" = libcmocka-dev ] && continue
         kind=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null) || kind=
         [ "$kind" = installed ] && continue
         # shellcheck disable=SC2086     # the probe is a list of words
@@ -69,9 +72,9 @@ muster_deps_fail() {        # LOG MESSAGE...
     return 66
 }
 
-muster_install_deps() (     # a subshell: nothing of this reaches a script that sources the file
+muster_install_deps() (     # [run]; a subshell: nothing of this reaches a script that sources the file
     set +eu +o pipefail
-    missing=$(muster_deps_missing)
+    missing=$(muster_deps_missing "$1")
     if [ -z "$missing" ]; then
         echo "install-deps: everything needed is installed"
         return 0
@@ -125,7 +128,7 @@ muster_install_deps() (     # a subshell: nothing of this reaches a script that 
         muster_deps_fail "$log" "apt could not install all of: $packages"
         return
     fi
-    missing=$(muster_deps_missing)
+    missing=$(muster_deps_missing "$1")
     if [ -n "$missing" ]; then
         muster_deps_fail "$log" "apt reported success, yet these are missing: $(muster_deps_names "$missing")"
         return
@@ -133,4 +136,4 @@ muster_install_deps() (     # a subshell: nothing of this reaches a script that 
     echo "install-deps: installed in $((SECONDS - start)) s"
 )
 
-muster_install_deps
+muster_install_deps "${1:-}"

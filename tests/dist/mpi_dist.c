@@ -233,9 +233,8 @@ static void same(const char *what, int ep, const double *a, const double *b, int
 
 /* Outputs, gradients of the input, and gradients of every parameter do not depend on ep. */
 static void compare(scene s, double tolerance) {
-    int64_t n = s.sequences * S * D, units = 4 + 3 * E + 1 - 3;     /* router, experts, 3 shared or none, x */
+    int64_t n = s.sequences * S * D, units = 1 + 3 * E + (s.cfg.num_shared_experts ? 3 : 0);    /* the router first */
     result one = run(&s, 1);
-    units = 1 + 3 * E + (s.cfg.num_shared_experts ? 3 : 0);
     for (int ep = 2; ep <= world->size; ep *= 2) {
         result r = run(&s, ep);
         same("y", ep, one.y, r.y, n, tolerance);

@@ -1,0 +1,21 @@
+/* check.h - how an example proves what it says: each claim is printed with its verdict, and one that fails makes
+ * the program exit with 1. The examples are run as tests. */
+#ifndef MUSTER_EXAMPLES_CHECK_H
+#define MUSTER_EXAMPLES_CHECK_H
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+static int failed_checks;
+
+__attribute__((format(printf, 2, 3))) static inline void check(bool right, const char *claim, ...) {
+    va_list args;
+    va_start(args, claim);
+    fputs(right ? "  [right] " : "  [WRONG] ", stdout);
+    vprintf(claim, args);
+    putchar('\n');
+    va_end(args);
+    failed_checks += !right;
+}
+
+#endif

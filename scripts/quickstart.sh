@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# quickstart.sh - from a fresh machine to a trained Mixture-of-Experts model, in one command.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() {
+    cat <<'TEXT'
+usage: scripts/quickstart.sh
+
+Installs what is missing from the distribution's packages (and says what), builds muster in build/, fetches
+texts of eight domains into texts/, trains a small Mixture-of-Experts model on them with two MPI ranks for
+about two minutes, and shows what came out. About five minutes altogether on two cores, no GPU.
+
+Run it again after an interruption and it goes on from the last checkpoint; run it after the end and it
+shows the results once more. Where texts cannot be had it trains on synthetic domains and says so.
+To begin anew: rm -r runs/quickstart
+TEXT
+}
+
+case ${1:-} in
+    '') ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "quickstart: it takes no arguments, not \"$1\"; --help says what it does" >&2; exit 64 ;;
+esac
+
+step() { printf '\n== %s\n' "$*"; }
+fail() { local code=$1; shift; echo "quickstart: error: $*" >&2; exit "$code"; }
+
+# quietly LOG COMMAND...: its output goes to LOG, and to the screen only when it fails.
+quietly() {
+    local log=$1 code=0
+    shift
+    "$@" >> "$log" 2>&1 || code=$?
+    [[ $code -eq 0 ]] || { tail -n 20 "$log" >&2; fail "$code" "\"$*\" failed (exit $code), all of its output is in $log"; }
+}
+
+# Both ranks are on this machine: Open MPI needs no network, more ranks than cores are fine, and so is root.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_btl=^tcp OMPI_MCA_btl_vader_single_copy_mechanism=none
+muster() { build/muster "$@"; }
+train() {
+    timeout --foreground --preserve-status --signal=USR1 "$limit" \
+        mpirun --oversubscribe -n 2 build/muster train "$config" run.dir="$run" "$@"
+}
+
+# ---------------------------------------------------------------- packages, program, texts
+
+step "1/5 packages of the distribution (half a minute when all are missing)"
+bash scripts/lib/install-deps.sh run || fail $? "without these packages muster cannot be built"
+
+step "2/5 the program, in build/ (half a minute the first time)"
+mkdir -p build
+: > build/quickstart.log
+quietly build/quickstart.log cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=OFF
+quietly build/quickstart.log cmake --build build --parallel "$(nproc)"
+muster --version
+
+step "3/5 texts, in texts/ (half a minute the first time)"
+texts=0
+scripts/get-texts.sh texts || texts=$?
+if [[ $texts -eq 3 && $(id -u) -eq 0 ]]; then       # the package lists may just never have been fetched
+    echo "trying once more with fresh package lists"
+    texts=0
+    apt-get -qq update && scripts/get-texts.sh texts || texts=3
+fi
+case $texts in
+    0) config=configs/first.yaml run=runs/quickstart ;;
+    3) config=configs/synthetic.yaml run=runs/quickstart-synthetic
+       echo "NOTE: no texts are to be had here, so the model learns made-up, labelled domains of the built-in" \
+            "generator: no words will come out of it. All that follows is about synthetic data." ;;
+    *) fail "$texts" "the texts could not be made, see above" ;;
+esac
+
+# ---------------------------------------------------------------- training
+
+# The ten minutes of a quickstart hold on slow and busy machines too: after $limit seconds the run is asked to
+# write a checkpoint (exit 75) and goes on from it with a schedule that ends soon.
+limit=200
+
+finish_early() {
+    local newest=("$run"/checkpoints/step-*[0-9]) reached
+    reached=$((10#${newest[-1]##*-}))
+    steps=$((reached + reached / 10 + 1))
+    echo "this machine is slower than expected, or busy: training ends at step $steps"
+    train train.steps="$steps" optim.warmup_steps="$((reached < 100 ? reached : 100))"
+}
+
+step "4/5 training with mpirun -n 2 (about two minutes, never more than four), in $run/"
+goal=()
+if [[ -e $run/config.resolved.yaml ]]; then
+    steps=$(sed -n 's/^  steps: *\([0-9]*\).*/\1/p' "$run/config.resolved.yaml")
+    goal=(train.steps="$steps")
+    echo "$run/ is there already: an unfinished run goes on, a finished one is shown again"
+fi
+code=0
+train "${goal[@]}" || code=$?
+[[ $code -ne 75 ]] || { code=0; finish_early || code=$?; }
+[[ $code -eq 0 ]] ||
+    fail "$code" "training failed (exit $code), see above; run this again to go on from the last checkpoint, or" \
+        "begin anew with: rm -r $run"
+steps=$(sed -n 's/^  steps: *\([0-9]*\).*/\1/p' "$run/config.resolved.yaml")
+
+# ---------------------------------------------------------------- what came out
+
+step "5/5 what the model writes (a few seconds)"
+if [[ $texts -eq 0 ]]; then
+    prompts=("And it came to pass " "A program that " "mov ")
+    echo "After two minutes it spells, and knows one domain's manner from another's; sense takes longer."
+else
+    prompts=("!0" '"0')
+    echo "Symbols of the first two synthetic domains: the same 64 symbols, but each domain has its own order."
+fi
+for prompt in "${prompts[@]}"; do
+    printf '\n--- %s\n' "muster generate $run --prompt \"$prompt\" --tokens 160 --temperature 0.6"
+    muster generate "$run" --prompt "$prompt" --tokens 160 --temperature 0.6
+done
+
+cat <<TEXT
+
+== done
+$(muster inspect "$run" | sed -n '/parameters,/p')
+In the tables above: "loss" below "unigram" is what was learned; 1.00 in the roll call is a fair share of work.
+
+  $run/checkpoints/           the model: HDF5, with hashes      build/muster verify $run
+  $run/metrics.jsonl          every logged step, one JSON object a line
+  $run/routing.h5             which expert took how much, step by step
+  $run/config.resolved.yaml   all options of this run           build/muster --help-config
+$([[ $texts -ne 0 ]] || echo "  texts/SOURCES.txt              what the texts are, and their licences")
+
+Next: longer     mpirun -n 2 build/muster train $config run.dir=$run train.steps=$((2 * steps))
+      a look     build/muster inspect $run
+      experts    build/muster generate $run --prompt "${prompts[-1]}" --tokens 20 --show-experts
+      own texts  mpirun -n 2 build/muster train $config run.dir=runs/mine data.train='[{domain: mine, path: FOLDER}]'
+$([[ $(id -u) -ne 0 ]] || echo "As root mpirun also wants: export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
+TEXT

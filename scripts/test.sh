@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# test.sh [CTEST OPTION...] - installs what is missing, builds in build-test/ and runs the test suite.
+# Options go to ctest: `scripts/test.sh -L unit` runs the unit tests only, `-R moe` those named so.
+# Exit: 0 all passed; 66 something cannot be installed; else what the build or ctest returned.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+case ${1:-} in
+    -h | --help) sed -n '2,4s/^# //p' "$0"; exit 0 ;;
+esac
+
+step() { printf '\n== %s\n' "$*"; }
+fail() { local code=$1; shift; echo "test: error: $*" >&2; exit "$code"; }
+
+# quietly LOG COMMAND...: its output goes to LOG, and to the screen only when it fails.
+quietly() {
+    local log=$1 code=0
+    shift
+    "$@" >> "$log" 2>&1 || code=$?
+    [[ $code -eq 0 ]] || { tail -n 40 "$log" >&2; fail "$code" "\"$*\" failed (exit $code), all of its output is in $log"; }
+}
+
+step "1/3 packages of the distribution (half a minute when all are missing)"
+bash scripts/lib/install-deps.sh || fail $? "without these packages muster cannot be built and tested"
+
+step "2/3 the program and its tests, in build-test/ (a minute or two the first time)"
+mkdir -p build-test
+: > build-test/test.log
+# MUSTER_FAULTS: the points at which the tests of checkpoints make a write fail.
+quietly build-test/test.log cmake -S . -B build-test -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=ON -DMUSTER_FAULTS=ON
+quietly build-test/test.log cmake --build build-test --parallel "$(nproc)"
+
+# A test that runs several ranks or threads asks for two places (PROCESSORS in tests/CMakeLists.txt): with two
+# they run one by one.
+step "3/3 the tests (a few minutes on two cores)"
+jobs=$(nproc)
+[[ $jobs -le 4 ]] || jobs=4             # times of single tests stay comparable
+exec ctest --test-dir build-test --output-on-failure --no-tests=error -j "$jobs" "$@"

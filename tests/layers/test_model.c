@@ -1,0 +1,259 @@
+/* test_model.c - the whole transformer: what it declares and counts, its gradient end to end, and that no
+ * position sees a later one. */
+#include "tiny_model.h"
+
+static mu_device *dev;
+
+static mu_model *new_model(const mu_model_config *cfg, const mu_moe_config *moe) {
+    return mu_model_new(cfg, moe, TINY_V, 5, dev, mesh_alone());
+}
+
+/* ---------------------------------------------------------------- sizes and places */
+/* Sums over the units that exist: all of them, and those that one token uses. */
+static void check_counts(const mu_model_config *cfg, const mu_moe_config *moe) {
+    mu_model *m = new_model(cfg, moe);
+    int64_t total = 0, per_expert = 0;
+    for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u)) {
+        total += u->count;
+        if (u->expert >= 0) per_expert += u->count;
+    }
+    mu_model_size size = mu_model_measure(cfg, moe, TINY_V, TINY_S);
+    assert_int_equal(size.total, total);
+    if (moe->num_experts) per_expert = per_expert / moe->num_experts * (moe->num_experts - moe->top_k);
+    assert_int_equal(size.active, total - per_expert);
+    mu_model_free(m);
+}
+
+static void counts_are_those_of_the_units(void **state) {
+    (void)state;
+    for (int variant = 0; variant < 64; variant++) {
+        mu_model_config cfg = tiny_model_config();
+        mu_moe_config moe = tiny_moe_config();
+        cfg.num_layers = 1 + variant % 4;
+        cfg.tie_embeddings = variant & 4, cfg.qk_norm = variant & 8;
+        moe.num_shared_experts = variant & 16 ? 2 : 0, moe.first_k_dense = variant & 32 ? 1 : 0;
+        moe.moe_layer_freq = 1 + variant % 3;
+        check_counts(&cfg, &moe);
+        moe.num_experts = 0;
+        check_counts(&cfg, &moe);
+    }
+}
+
+/* One layer by hand: D 12, 4 heads of 4 over 2 key heads, S 8, V 23, dense F 10. Products of one token:
+ * q, o 2*12*16, k, v 2*12*8, feed-forward 3*12*10, head 23*12; scores: 16 wide, 4.5 keys on average taken as 4. */
+static void flops_by_hand(void **state) {
+    (void)state;
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = { 0 };
+    cfg.num_layers = 1;
+    double products = 2 * 12 * 16 + 2 * 12 * 8 + 3 * 12 * 10 + 23 * 12;
+    assert_true(mu_model_measure(&cfg, &moe, TINY_V, TINY_S).train_flops == 3 * (2 * products + 2 * 2 * 16 * 4));
+}
+
+static void moe_layers_stand_where_they_should(void **state) {
+    (void)state;
+    mu_model_config cfg = tiny_model_config();
+    cfg.num_layers = 6;
+    static const struct { int64_t freq, dense; const char *wanted; } cases[] = {
+        { 1, 0, "111111" }, { 2, 0, "010101" }, { 3, 0, "001001" }, { 1, 2, "001111" }, { 2, 3, "000101" }, { 7, 0, "000000" },
+        { 1, 6, "000000" },
+    };
+    for (int c = 0; c < 7; c++) {
+        mu_moe_config moe = tiny_moe_config();
+        moe.moe_layer_freq = cases[c].freq, moe.first_k_dense = cases[c].dense;
+        mu_model *m = new_model(&cfg, &moe);
+        int n = 0;
+        for (int layer = 0; layer < 6; layer++) {
+            char name[64];
+            bool is_moe = cases[c].wanted[layer] == '1';
+            assert_int_equal(mu_layer_is_moe(&moe, layer), is_moe);
+            assert_int_equal(m->blocks[layer].is_moe, is_moe);
+            if (is_moe) assert_int_equal(m->moe_layers[n++], layer);
+            snprintf(name, sizeof name, "/layers/%d/mlp/gate/weight", layer);
+            assert_int_equal(mu_params_find(m->params, name) != NULL, is_moe);
+            snprintf(name, sizeof name, "/layers/%d/mlp/down_proj/weight", layer);
+            assert_int_equal(mu_params_find(m->params, name) != NULL, !is_moe);
+        }
+        assert_int_equal(m->n_moe, n);
+        mu_model_free(m);
+    }
+}
+
+static void units_are_named_once(void **state) {
+    (void)state;
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    mu_model *m = new_model(&cfg, &moe);
+    for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u)) {
+        assert_ptr_equal(mu_params_find(m->params, u->name), u);
+        bool norm = strstr(u->name, "norm"), router = strstr(u->name, "/mlp/gate/weight");
+        assert_int_equal(u->param->desc.decay, !norm && !router);
+        assert_int_equal(u->param->desc.group == m->params->groups[1], u->expert >= 0);
+    }
+    assert_non_null(mu_params_find(m->params, "/layers/1/mlp/shared_experts/up_proj/weight"));
+    assert_non_null(mu_params_find(m->params, "/layers/0/self_attn/q_norm/weight"));
+    assert_null(mu_params_find(m->params, "/layers/2/mlp/gate/weight"));
+    mu_model_free(m);
+}
+
+/* ---------------------------------------------------------------- gradient end to end */
+typedef struct { mu_model *m; int64_t counts[TINY_LAYERS * 4]; } whole;
+
+static mu_tensor *whole_loss(mu_tape *tp, void *arg) {
+    const whole *w = arg;
+    return tiny_loss(tp, w->m, w->counts);
+}
+
+static void check_model(mu_model_config cfg, mu_moe_config moe) {
+    whole w = { .m = new_model(&cfg, &moe), .counts = { 12, 20, 4, 12, 30, 0, 10, 8 } };
+    for (int i = 0; i < w.m->n_moe && moe.balance & MU_BALANCE_BIAS; i++)
+        for (int j = 0; j < 4; j++) w.m->blocks[w.m->moe_layers[i]].moe.bias[j] = 0.1 * (j - 1);
+    mu_tape *tp = mu_tape_new(dev);
+    gradcheck(w.m->params, tp, whole_loss, &w, 6);
+    mu_tape_free(tp);
+    mu_model_free(w.m);
+}
+
+static void gradients(void **state) {
+    (void)state;
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    check_model(cfg, moe);
+    cfg.tie_embeddings = true;
+    moe.balance = MU_BALANCE_AUX | MU_BALANCE_SEQ_AUX;
+    check_model(cfg, moe);
+    moe.score_func = MU_MOE_SCORE_SIGMOID, moe.route_scale = 2.5, moe.first_k_dense = 1, moe.z_loss_coeff = 0;
+    moe.balance = MU_BALANCE_BIAS | MU_BALANCE_SEQ_AUX;
+    check_model(cfg, moe);
+    moe.capacity_factor = 0.75, cfg.qk_norm = false, cfg.num_kv_heads = 4;
+    check_model(cfg, moe);
+}
+
+static void gradients_of_a_dense_model(void **state) {
+    (void)state;
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = { .num_experts = 0, .moe_layer_freq = 1 };
+    check_model(cfg, moe);
+}
+
+/* ---------------------------------------------------------------- forward */
+static void forward(const mu_model *m, mu_tape *tp, const int32_t *tokens, double *x, double *logits) {
+    mu_context cx = tiny_context();
+    mu_routing routings[TINY_LAYERS];
+    mu_tape_reset(tp);
+    mu_tensor *out = mu_model_forward(m, tp, &cx, mu_tensor_ints(tp, MU_DTYPE_I32, TINY_T, tokens), routings);
+    mu_tensor_get(out, x);
+    mu_tensor_get(mu_model_logits(m, tp, out), logits);
+}
+
+/* Dropless: another token changes its own and later positions of its sequence, nothing else. */
+static void no_position_sees_a_later_one(void **state) {
+    (void)state;
+    enum { D = 12, AT = TINY_S + 3 };
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    mu_model *m = new_model(&cfg, &moe);
+    mu_tape *tp = mu_tape_new(dev);
+    double x[2][TINY_T * D], logits[TINY_T * TINY_V];
+    int32_t *tokens = random_ints(1, TINY_T, TINY_V);
+    forward(m, tp, tokens, x[0], logits);
+    tokens[AT] = (tokens[AT] + 1) % TINY_V;
+    forward(m, tp, tokens, x[1], logits);
+    for (int t = 0; t < TINY_T; t++) {
+        bool equal = !memcmp(x[0] + t * D, x[1] + t * D, D * sizeof(double));
+        assert_int_equal(equal, t < AT || t >= 2 * TINY_S);
+    }
+    free(tokens);
+    mu_tape_free(tp);
+    mu_model_free(m);
+}
+
+/* The loss of the head is the cross-entropy of the logits. */
+static void head_and_logits_agree(void **state) {
+    (void)state;
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    moe.balance = MU_BALANCE_NONE, moe.z_loss_coeff = 0;
+    mu_model *m = new_model(&cfg, &moe);
+    mu_tape *tp = mu_tape_new(dev);
+    double x[TINY_T * 12], logits[TINY_T * TINY_V], wanted = 0;
+    int32_t *tokens = random_ints(1, TINY_T, TINY_V), *targets = random_ints(2, TINY_T, TINY_V);
+    forward(m, tp, tokens, x, logits);
+    for (int t = 0; t < TINY_T; t++) {
+        double sum = 0;
+        for (int i = 0; i < TINY_V; i++) sum += exp(logits[t * TINY_V + i]);
+        wanted += (log(sum) - logits[t * TINY_V + targets[t]]) / TINY_T;
+    }
+    mu_tape_reset(tp);
+    assert_true(fabs(mu_tensor_scalar_get(tiny_loss(tp, m, NULL)) - wanted) < 1e-12);
+    free(tokens);
+    free(targets);
+    mu_tape_free(tp);
+    mu_model_free(m);
+}
+
+static void the_first_bad_layer_is_named(void **state) {
+    (void)state;
+    static const struct { const char *name; int wanted; } cases[] = {
+        { NULL, TINY_LAYERS + 1 }, { "/embed_tokens/weight", -1 }, { "/layers/0/self_attn/o_proj/weight", 0 },
+        { "/layers/1/mlp/shared_experts/down_proj/weight", 1 }, { "/norm/weight", TINY_LAYERS },
+    };
+    static const double bad = NAN;
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    mu_context cx = tiny_context();
+    for (int c = 0; c < 5; c++) {
+        mu_model *m = new_model(&cfg, &moe);
+        mu_tape *tp = mu_tape_new(dev);
+        mu_routing routings[TINY_LAYERS];
+        int32_t *tokens = random_ints(1, TINY_T, TINY_V);
+        tokens[0] = 0;
+        if (cases[c].name) mu_reals_set(dev, dev->real, mu_unit_data(mu_params_find(m->params, cases[c].name)), 1, &bad);
+        mu_tape_record(tp, false);
+        int found = mu_model_find_nonfinite(m, tp, &cx, mu_tensor_ints(tp, MU_DTYPE_I32, TINY_T, tokens), routings);
+        assert_int_equal(found, cases[c].wanted);
+        free(tokens);
+        mu_tape_free(tp);
+        mu_model_free(m);
+    }
+}
+
+/* The first steps on one batch lower the loss by more than noise could. */
+static void training_learns(void **state) {
+    (void)state;
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    mu_optim_config optim = { .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1 };
+    mu_model *m = new_model(&cfg, &moe);
+    mu_adamw *o = mu_adamw_new(&optim, m->params);
+    mu_tape *tp = mu_tape_new(dev);
+    double first = tiny_step(tp, m, o), last = first;
+    for (int step = 0; step < 40; step++) last = tiny_step(tp, m, o);
+    assert_true(last < 0.25 * first);
+    mu_tape_free(tp);
+    mu_adamw_free(o);
+    mu_model_free(m);
+}
+
+static int open_device(void **state) {
+    (void)state;
+    dev = mu_device_open("ref");
+    return dev ? 0 : -1;
+}
+
+static int close_device(void **state) {
+    (void)state;
+    mu_device_close(dev);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(counts_are_those_of_the_units), cmocka_unit_test(flops_by_hand),
+        cmocka_unit_test(moe_layers_stand_where_they_should), cmocka_unit_test(units_are_named_once),
+        cmocka_unit_test(gradients), cmocka_unit_test(gradients_of_a_dense_model),
+        cmocka_unit_test(no_position_sees_a_later_one), cmocka_unit_test(head_and_logits_agree),
+        cmocka_unit_test(the_first_bad_layer_is_named), cmocka_unit_test(training_learns),
+    };
+    return cmocka_run_group_tests(tests, open_device, close_device);
+}

@@ -1,0 +1,96 @@
+/* mpi_norm.c - the gradient's norm, and the weights after clipped steps, do not depend on where experts live. */
+#include "mpi_check.h"
+#include "tiny_model.h"
+
+/* The same global gradient whatever the mesh: each unit's stream is keyed by its name. */
+static void set_gradients(mu_params *ps, uint32_t step) {
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
+        double *g = random_reals((uint32_t)mu_hash64(u->name, strlen(u->name)) + step, u->count, 0.01);
+        mu_reals_set(ps->dev, ps->dev->real, mu_unit_grad(u), u->count, g);
+        free(g);
+    }
+}
+
+typedef struct { double norms[3]; uint64_t hash; } outcome;
+
+/* Steps with experts over `ep` ranks; the hash is of all weights in global order. */
+static outcome run(const char *device, int ep) {
+    mu_mesh *mesh = mu_mesh_open(NULL, ep);
+    mu_device *dev = mu_device_open(device);
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    mu_optim_config optim = { .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1 };
+    moe.first_k_dense = 1;
+    mu_model *m = mu_model_new(&cfg, &moe, TINY_V, 5, dev, mesh);
+    mu_adamw *o = mu_adamw_new(&optim, m->params);
+    outcome r;
+    for (uint32_t step = 0; step < 3; step++) {
+        set_gradients(m->params, step);
+        r.norms[step] = mu_grad_norm(o, mesh->expert, NULL);
+        mu_adamw_step(o, 1e-2, 0.1 / r.norms[step]);
+    }
+    int64_t wide = TINY_V * cfg.hidden_size, n = m->params->n_global_units * wide;
+    double *all = mu_alloc((size_t)n, sizeof *all);
+    for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u))
+        if (u->expert >= 0 || mesh->expert->rank == 0)
+            mu_reals_get(dev, dev->real, mu_unit_data(u), u->count, all + u->global_index * wide);
+    mu_all_reduce(mesh->expert, MU_REDUCE_SUM, MU_DTYPE_F64, all, n);
+    r.hash = mu_hash64(all, (size_t)n * sizeof *all);
+    free(all);
+    mu_adamw_free(o);
+    mu_model_free(m);
+    mu_device_close(dev);
+    mu_mesh_close(mesh);
+    return r;
+}
+
+static void norm_and_weights_are_the_same_for_any_ep(void **state) {
+    (void)state;
+    static const char *const devices[] = { "ref", "cpu" };
+    mu_comm *world = mu_comm_new(NULL);
+    int size = world->size;
+    mu_comm_free(world);
+    for (int d = 0; d < 2; d++) {
+        outcome one = run(devices[d], 1);
+        check(one.norms[0] > 0.1, "norm %g", one.norms[0]);
+        for (int ep = 2; ep <= size; ep *= 2) {
+            outcome r = run(devices[d], ep);
+            for (int step = 0; step < 3; step++)
+                check(r.norms[step] == one.norms[step], "ep %d: norm %.17g, not %.17g", ep, r.norms[step], one.norms[step]);
+            check(r.hash == one.hash, "ep %d: weights differ", ep);
+        }
+    }
+}
+
+/* A gradient that is not finite is seen by every rank of the group; the rank that has it can name it. */
+static void everybody_sees_a_bad_gradient(void **state) {
+    (void)state;
+    mu_comm *world = mu_comm_new(NULL);
+    mu_mesh *mesh = mu_mesh_open(NULL, world->size);
+    mu_device *dev = mu_device_open("cpu");
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    mu_optim_config optim = { 0 };
+    mu_model *m = mu_model_new(&cfg, &moe, TINY_V, 5, dev, mesh);
+    mu_adamw *o = mu_adamw_new(&optim, m->params);
+    set_gradients(m->params, 0);
+    mu_unit *u = mu_params_find(m->params, "/layers/1/mlp/experts/3/down_proj/weight");
+    check((u != NULL) == (world->rank == world->size - 1), "expert 3 lives on the last rank");
+    if (u) mu_reals_set(dev, dev->real, mu_unit_grad(u), 1, &(double){ NAN });
+    const mu_unit *bad;
+    check(isnan(mu_grad_norm(o, mesh->expert, &bad)), "a NaN was lost");
+    check(bad == u, "%s", bad ? bad->name : "nothing named");
+    mu_adamw_free(o);
+    mu_model_free(m);
+    mu_device_close(dev);
+    mu_mesh_close(mesh);
+    mu_comm_free(world);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(norm_and_weights_are_the_same_for_any_ep), cmocka_unit_test(everybody_sees_a_bad_gradient),
+    };
+    mpi_tests_begin(&argc, &argv);
+    return mpi_tests_end(cmocka_run_group_tests(tests, NULL, NULL));
+}

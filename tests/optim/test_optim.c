@@ -1,0 +1,235 @@
+/* test_optim.c - the course of the learning rate, AdamW and who it leaves alone, the gradient's norm. */
+#include "moe/layer.h"
+#include "optim/optim.h"
+
+static bool near(double x, double y) { return fabs(x - y) <= 1e-15 * (1 + fabs(y)); }
+
+/* ---------------------------------------------------------------- schedules */
+static void schedules(void **state) {
+    (void)state;
+    mu_optim_config c = { .lr = 1, .min_lr = 0.1, .warmup_steps = 10, .decay_fraction = 0.2 };
+    for (c.schedule = 0; c.schedule < 4; c.schedule++) {
+        assert_true(near(mu_learning_rate(&c, 1, 110), 0.1));
+        assert_true(near(mu_learning_rate(&c, 5, 110), 0.5));
+        assert_true(near(mu_learning_rate(&c, 10, 110), 1));
+        assert_true(near(mu_learning_rate(&c, 110, 110), c.schedule == MU_SCHEDULE_CONSTANT ? 1 : 0.1));
+        for (int64_t s = 11; s <= 110; s++) assert_true(mu_learning_rate(&c, s, 110) <= mu_learning_rate(&c, s - 1, 110));
+    }
+    c.schedule = MU_SCHEDULE_COSINE;
+    assert_true(near(mu_learning_rate(&c, 60, 110), 0.55));
+    assert_true(near(mu_learning_rate(&c, 35, 110), 0.55 + 0.45 * sqrt(0.5)));
+    c.schedule = MU_SCHEDULE_LINEAR;
+    assert_true(near(mu_learning_rate(&c, 35, 110), 0.775));
+    c.schedule = MU_SCHEDULE_WSD;           /* the last 22 of 110 steps fall */
+    assert_true(near(mu_learning_rate(&c, 88, 110), 1));
+    assert_true(near(mu_learning_rate(&c, 89, 110), 1 - 0.9 / 22));
+    assert_true(near(mu_learning_rate(&c, 99, 110), 0.55));
+}
+
+static void short_and_odd_runs(void **state) {
+    (void)state;
+    mu_optim_config c = { .lr = 1, .min_lr = 0.1, .decay_fraction = 1 };
+    for (c.schedule = 0; c.schedule < 4; c.schedule++)
+        for (int64_t steps = 1; steps < 6; steps++)
+            for (c.warmup_steps = 0; c.warmup_steps < 8; c.warmup_steps++)
+                for (int64_t s = 1; s <= steps; s++) {
+                    double lr = mu_learning_rate(&c, s, steps);
+                    assert_true(isfinite(lr) && lr > 0 && lr <= 1);
+                    if (s < c.warmup_steps) assert_true(near(lr, (double)s / (double)c.warmup_steps));
+                    if (s == steps && s > c.warmup_steps && c.schedule != MU_SCHEDULE_CONSTANT) assert_true(near(lr, 0.1));
+                }
+    c = (mu_optim_config){ .lr = 0.5, .min_lr = 0.5, .schedule = MU_SCHEDULE_COSINE };
+    for (int64_t s = 1; s <= 9; s++) assert_true(near(mu_learning_rate(&c, s, 9), 0.5));
+    c = (mu_optim_config){ .lr = 1, .min_lr = 0.1, .schedule = MU_SCHEDULE_WSD };        /* decay_fraction 0: no fall */
+    assert_true(near(mu_learning_rate(&c, 8, 9), 1));
+}
+
+/* ---------------------------------------------------------------- AdamW */
+enum { E = 4, D = 6, F = 3 };
+static const mu_optim_config config = { .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1 };
+
+typedef struct { layer *l; mu_adamw *o; } stand;
+
+static stand stand_new(const char *device) {
+    mu_moe_config cfg = layer_config(E, 2, F);
+    cfg.num_shared_experts = 1;
+    stand s = { .l = layer_new(device, mesh_alone(), cfg, 2, 4, D) };
+    s.o = mu_adamw_new(&config, s.l->ps);
+    return s;
+}
+
+static void stand_free(stand *s) {
+    mu_adamw_free(s->o);
+    layer_free(s->l);
+}
+
+/* A gradient for every unit, another one each step. */
+static void set_gradients(const stand *s, uint32_t step) {
+    for (mu_unit *u = mu_unit_next(s->l->ps, NULL); u; u = mu_unit_next(s->l->ps, u)) {
+        double *g = random_reals(step * 100 + (uint32_t)u->global_index, u->count, 1);
+        mu_reals_set(s->l->dev, s->l->dev->real, mu_unit_grad(u), u->count, g);
+        free(g);
+    }
+}
+
+/* Weights, first and second moments of a unit, one after another. Heap. */
+static double *state_of(const stand *s, const mu_unit *u) {
+    double *x = mu_alloc(3 * (size_t)u->count, sizeof *x);
+    mu_reals_get(s->l->dev, s->l->dev->real, mu_unit_data(u), u->count, x);
+    for (int which = 0; which < 2; which++)
+        mu_reals_get(s->l->dev, s->l->dev->real, mu_adamw_moment(s->o, u, which), u->count, x + (which + 1) * u->count);
+    return x;
+}
+
+/* One value's AdamW, written out from the paper. */
+static void scalar_adamw(double g, double lr, double decay, int64_t t, double *w, double *m, double *v) {
+    *m = 0.9 * *m + 0.1 * g, *v = 0.95 * *v + 0.05 * g * g;
+    double step = *m / (1 - pow(0.9, (double)t)) / (sqrt(*v / (1 - pow(0.95, (double)t))) + 1e-8);
+    *w -= lr * step + lr * decay * *w;
+}
+
+static bool decays(const mu_unit *u) { return !strstr(u->name, "/mlp/gate/") && strcmp(u->name, "x") != 0; }
+
+static void equals_scalar_adamw(void **state) {
+    (void)state;
+    enum { STEPS = 5 };
+    stand s = stand_new("ref");
+    int checked = 0;
+    double *before[64];
+    for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) before[u->global_index] = state_of(&s, u);
+    for (uint32_t step = 1; step <= STEPS; step++) {
+        set_gradients(&s, step);
+        mu_adamw_step(s.o, 0.01 * step, 0.5);
+    }
+    for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
+        double *now = state_of(&s, u), *w = before[u->global_index];
+        for (uint32_t step = 1; step <= STEPS; step++) {
+            double *g = random_reals(step * 100 + (uint32_t)u->global_index, u->count, 1);
+            for (int64_t i = 0; i < u->count; i++)
+                scalar_adamw(0.5 * g[i], 0.01 * step, decays(u) ? 0.1 : 0, step, &w[i], &w[u->count + i], &w[2 * u->count + i]);
+            free(g);
+        }
+        for (int64_t i = 0; i < 3 * u->count; i++) assert_true(fabs(now[i] - w[i]) < 1e-13);
+        assert_int_equal(u->steps, STEPS);
+        checked++;
+        free(now);
+        free(w);
+    }
+    assert_int_equal(checked, 1 + 3 * E + 3 + 1);
+    stand_free(&s);
+}
+
+static bool is_of(const mu_unit *u, int expert) { return u->expert == expert; }
+
+/* Expert 2 sleeps for 100 steps. Afterwards it wakes: its bias correction goes on where it stopped. */
+static void idle_experts_stay_bit_for_bit(void **state) {
+    (void)state;
+    static const char *const devices[] = { "ref", "cpu" };
+    for (int d = 0; d < 2; d++) {
+        stand s = stand_new(devices[d]);
+        double *before[64] = { NULL };
+        for (uint32_t step = 1; step <= 3; step++) {
+            set_gradients(&s, step);
+            mu_adamw_step(s.o, 0.01, 1);
+        }
+        for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
+            before[u->global_index] = state_of(&s, u);
+            u->idle = is_of(u, 2);
+        }
+        for (uint32_t step = 4; step <= 103; step++) {
+            set_gradients(&s, step);
+            mu_adamw_step(s.o, 0.01, 1);
+        }
+        for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
+            double *now = state_of(&s, u);
+            bool equal = !memcmp(now, before[u->global_index], 3 * (size_t)u->count * sizeof *now);
+            assert_int_equal(equal, is_of(u, 2));
+            assert_int_equal(u->steps, is_of(u, 2) ? 3 : 103);
+            free(now);
+            u->idle = false;
+        }
+        set_gradients(&s, 104);
+        mu_adamw_step(s.o, 0.01, 1);
+        for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
+            double *now = state_of(&s, u), *w = before[u->global_index], *g = random_reals(104 * 100 + (uint32_t)u->global_index, u->count, 1);
+            assert_int_equal(u->steps, is_of(u, 2) ? 4 : 104);
+            for (int64_t i = 0; i < u->count && is_of(u, 2); i++) {
+                scalar_adamw(g[i], 0.01, 0.1, 4, &w[i], &w[u->count + i], &w[2 * u->count + i]);
+                assert_true(fabs(now[i] - w[i]) < (d ? 1e-6 : 1e-14));
+            }
+            free(now);
+            free(w);
+            free(g);
+        }
+        stand_free(&s);
+    }
+}
+
+static void groups_can_be_frozen_or_slower(void **state) {
+    (void)state;
+    stand s = stand_new("ref");
+    mu_group *shared = s.l->ps->groups[0], *expert = s.l->ps->groups[1];
+    shared->frozen = true, expert->lr_factor = 0;
+    double *before[64];
+    for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) before[u->global_index] = state_of(&s, u);
+    set_gradients(&s, 1);
+    mu_adamw_step(s.o, 0.01, 1);
+    for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
+        const mu_group *g = u->param->desc.group;
+        double *now = state_of(&s, u), *was = before[u->global_index];
+        bool weights = !memcmp(now, was, (size_t)u->count * sizeof *now);
+        bool moments = !memcmp(now + u->count, was + u->count, 2 * (size_t)u->count * sizeof *now);
+        assert_int_equal(weights, g == shared || g == expert);
+        assert_int_equal(moments, g == shared);
+        assert_int_equal(u->steps, g == shared ? 0 : 1);
+        free(now);
+        free(was);
+    }
+    stand_free(&s);
+}
+
+/* ---------------------------------------------------------------- the norm */
+static void norm_is_the_naive_norm(void **state) {
+    (void)state;
+    static const char *const devices[] = { "ref", "cpu", "guarded" };
+    for (int d = 0; d < 3; d++) {
+        stand s = stand_new(devices[d]);
+        double sum = 0;
+        set_gradients(&s, 1);
+        for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
+            double *g = mu_alloc((size_t)u->count, sizeof *g);
+            mu_reals_get(s.l->dev, s.l->dev->real, mu_unit_grad(u), u->count, g);
+            for (int64_t i = 0; i < u->count; i++) sum += g[i] * g[i];
+            free(g);
+        }
+        const mu_unit *bad = s.l->ps->params[0]->units;
+        assert_true(fabs(mu_grad_norm(s.o, comm_alone(), &bad) - sqrt(sum)) < 1e-12 * sqrt(sum));
+        assert_null(bad);
+        stand_free(&s);
+    }
+}
+
+static void norm_names_what_is_not_finite(void **state) {
+    (void)state;
+    static const double poison[] = { NAN, INFINITY };
+    for (int p = 0; p < 2; p++) {
+        stand s = stand_new("cpu");
+        set_gradients(&s, 1);
+        mu_unit *u = mu_params_find(s.l->ps, "/layers/0/mlp/experts/3/up_proj/weight");
+        assert_non_null(u);
+        mu_reals_set(s.l->dev, s.l->dev->real, (float *)mu_unit_grad(u) + u->count - 1, 1, &poison[p]);
+        const mu_unit *bad;
+        assert_false(isfinite(mu_grad_norm(s.o, comm_alone(), &bad)));
+        assert_ptr_equal(bad, u);
+        stand_free(&s);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(schedules), cmocka_unit_test(short_and_odd_runs), cmocka_unit_test(equals_scalar_adamw),
+        cmocka_unit_test(idle_experts_stay_bit_for_bit), cmocka_unit_test(groups_can_be_frozen_or_slower),
+        cmocka_unit_test(norm_is_the_naive_norm), cmocka_unit_test(norm_names_what_is_not_finite),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
