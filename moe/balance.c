@@ -62,7 +62,7 @@ mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, c
     if (!b.aux) {       /* nothing asks for it, but people want to see it */
         bool recording = mu_tape_recording(tp);
         mu_tape_record(tp, false);
-        whole_term(m, tp, r, c->micro, c->micro_tokens, c->global_tokens, 0.0, &value);
+        whole_term(m, tp, r, c->global, c->global_tokens, c->global_tokens, 0.0, &value);
         mu_tape_record(tp, recording);
         b.aux = value;
     }

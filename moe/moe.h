@@ -61,7 +61,7 @@ typedef struct {
     int64_t dropped;                        /* assignments beyond the capacity */
 } mu_routing;
 /* Adds this rank's assignments to each expert to counts_E. Local. */
-void mu_routing_count(const mu_routing *r, int64_t *counts_E);
+void mu_routing_count(mu_tape *tp, const mu_routing *r, int64_t *counts_E);
 /* Before mu_adamw_step: experts that took nothing in the global batch rest. Local. */
 void mu_moe_mark_idle(mu_moe *m, const int64_t *counts_E);
 
@@ -117,7 +117,7 @@ mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse_T, double coef, double weight, 
  * term's value, summed over ranks and micro-batches, does not depend on how the batch was split. */
 typedef struct {
     const int64_t *micro;       /* [E] assignments of this micro-batch over all ranks */
-    const int64_t *global;      /* [E] of the global batch that global_aux_loss compares with; NULL: f_i = 1 */
+    const int64_t *global;      /* [E] of the global batch that global_aux_loss, or else the log, compares with; NULL: f_i = 1 */
     int64_t micro_tokens;       /* over all ranks */
     int64_t global_tokens;
 } mu_balance_counts;

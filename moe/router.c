@@ -2,8 +2,6 @@
  * top K and the gates, all in the device's floating type and at least fp32. */
 #include "moe/moe.h"
 
-#include <stdlib.h>
-
 static mu_route_force force_of(const mu_moe_config *cfg) {
     return cfg->force_balanced ? MU_ROUTE_BALANCED : cfg->force_skew ? MU_ROUTE_SKEW : MU_ROUTE_FREE;
 }
@@ -27,10 +25,9 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
     return r;
 }
 
-void mu_routing_count(const mu_routing *r, int64_t *counts) {
+void mu_routing_count(mu_tape *tp, const mu_routing *r, int64_t *counts) {
     int64_t n = mu_count(r->counts_SE), E = r->counts_SE->shape[1];
-    int64_t *by_sequence = mu_alloc((size_t)n + 1, sizeof *by_sequence);
+    int64_t *by_sequence = mu_tape_alloc(tp, sizeof *by_sequence * (size_t)(n + 1));
     mu_tensor_read(r->counts_SE, by_sequence);
     for (int64_t i = 0; i < n; i++) counts[i % E] += by_sequence[i];
-    free(by_sequence);
 }

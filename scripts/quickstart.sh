@@ -81,8 +81,10 @@ finish_early() {
     local newest=("$run"/checkpoints/step-*[0-9]) reached
     reached=$((10#${newest[-1]##*-}))
     steps=$((reached + reached / 10 + 1))
-    echo "this machine is slower than expected, or busy: training ends at step $steps"
-    train train.steps="$steps" optim.warmup_steps="$((reached < 100 ? reached : 100))"
+    ((steps > 100)) || steps=101            # no fewer than the warm-up
+    echo "This machine is slower than expected, or busy: after $limit seconds training was paused (that was exit code 75)"
+    echo "and now ends early, at step $steps, with a schedule to fit."
+    train train.steps="$steps"
 }
 
 step "4/5 training with mpirun -n 2 (about two minutes, never more than four), in $run/"
@@ -94,7 +96,7 @@ if [[ -e $run/config.resolved.yaml ]]; then
 fi
 code=0
 train "${goal[@]}" || code=$?
-[[ $code -ne 75 ]] || { code=0; finish_early || code=$?; }
+while [[ $code -eq 75 ]]; do code=0; finish_early || code=$?; done
 [[ $code -eq 0 ]] ||
     fail "$code" "training failed (exit $code), see above; run this again to go on from the last checkpoint, or" \
         "begin anew with: rm -r $run"
@@ -102,9 +104,9 @@ steps=$(sed -n 's/^  steps: *\([0-9]*\).*/\1/p' "$run/config.resolved.yaml")
 
 # ---------------------------------------------------------------- what came out
 
-step "5/5 what the model writes (a few seconds)"
+step "5/5 what the model writes (some seconds)"
 if [[ $texts -eq 0 ]]; then
-    prompts=("And it came to pass " "A program that " "mov ")
+    prompts=("And the LORD said unto " "Anarchists argue that " "mov ")
     echo "After two minutes it spells, and knows one domain's manner from another's; sense takes longer."
 else
     prompts=("!0" '"0')
@@ -115,21 +117,24 @@ for prompt in "${prompts[@]}"; do
     muster generate "$run" --prompt "$prompt" --tokens 160 --temperature 0.6
 done
 
+step "done"
+muster inspect "$run" | sed -n 's/^ *\(.*parameters,.*\)/model: \1/p'
+echo "\"loss\" below \"unigram\" in the table above is what was learned; 1.00 in the roll call is a fair share of the work."
+echo
+where() { printf '  %-46s %s\n' "$@"; }
+where "$run/checkpoints/" "the model: HDF5 files with hashes (build/muster verify $run)"
+where "$run/metrics.jsonl" "every logged step, one JSON object a line"
+where "$run/routing.h5" "which expert took how much, step by step"
+where "$run/config.resolved.yaml" "all options of this run (build/muster --help-config explains them)"
+[[ $texts -ne 0 ]] || where "texts/SOURCES.txt" "what the texts are, and their licences"
 cat <<TEXT
 
-== done
-$(muster inspect "$run" | sed -n '/parameters,/p')
-In the tables above: "loss" below "unigram" is what was learned; 1.00 in the roll call is a fair share of work.
-
-  $run/checkpoints/           the model: HDF5, with hashes      build/muster verify $run
-  $run/metrics.jsonl          every logged step, one JSON object a line
-  $run/routing.h5             which expert took how much, step by step
-  $run/config.resolved.yaml   all options of this run           build/muster --help-config
-$([[ $texts -ne 0 ]] || echo "  texts/SOURCES.txt              what the texts are, and their licences")
-
-Next: longer     mpirun -n 2 build/muster train $config run.dir=$run train.steps=$((2 * steps))
-      a look     build/muster inspect $run
-      experts    build/muster generate $run --prompt "${prompts[-1]}" --tokens 20 --show-experts
-      own texts  mpirun -n 2 build/muster train $config run.dir=runs/mine data.train='[{domain: mine, path: FOLDER}]'
-$([[ $(id -u) -ne 0 ]] || echo "As root mpirun also wants: export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
+Next:
+  longer      mpirun -n 2 build/muster train $config run.dir=$run train.steps=$((2 * steps))
+  a look      build/muster inspect $run
+  experts     build/muster generate $run --prompt '${prompts[-1]}' --tokens 20 --show-experts
+  own texts   mpirun -n 2 build/muster train $config run.dir=runs/mine data.train='[{domain: mine, path: FOLDER}]'
 TEXT
+if [[ $(id -u) -eq 0 ]]; then
+    echo "For root mpirun also wants: export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
+fi

@@ -116,13 +116,8 @@ static micro_batch read_micro(mu_trainer *t, int64_t m) {
 
 /* Adds this rank's assignments of the micro-batch at hand: counts[layer, expert]. */
 static void add_counts(mu_trainer *t, int64_t *counts) {
-    int64_t E = t->cfg.moe.num_experts;
-    for (int layer = 0; layer < t->model->n_moe; layer++) {
-        const mu_tensor *by_sequence = t->routings[layer].counts_SE;
-        int64_t rows = by_sequence->shape[0], *host = mu_tape_alloc(t->tape, sizeof *host * (size_t)(rows * E + 1));
-        mu_tensor_read(by_sequence, host);
-        for (int64_t i = 0; i < rows * E; i++) counts[layer * E + i % E] += host[i];
-    }
+    for (int layer = 0; layer < t->model->n_moe; layer++)
+        mu_routing_count(t->tape, &t->routings[layer], counts + layer * t->cfg.moe.num_experts);
 }
 
 static void sum_counts(mu_trainer *t, int64_t *counts) {
@@ -149,10 +144,12 @@ static void count_pass(mu_trainer *t, int64_t *global) {
     sum_counts(t, global);
 }
 
-/* The counts that global_aux_loss uses in this micro-batch; NULL means balanced. */
+/* The counts that global_aux_loss uses in this micro-batch; NULL means balanced. Where it is off they only serve
+ * the logged value, for which the batch before is good enough, and the same for any number of micro-batches. */
 static const int64_t *global_counts(const mu_trainer *t, const int64_t *counted, int layer) {
     int64_t E = t->cfg.moe.num_experts;
-    if (t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_PREVIOUS) return t->roll.steps ? t->roll.previous + layer * E : NULL;
+    if (!(t->cfg.moe.balance & MU_BALANCE_GLOBAL_AUX) || t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_PREVIOUS)
+        return t->roll.steps ? t->roll.previous + layer * E : NULL;
     return (t->n_micro > 1 ? counted : t->micro_counts) + layer * E;
 }
 
@@ -193,13 +190,8 @@ static void train_micro(mu_trainer *t, int64_t m, const int64_t *counted, sums *
 
 /* Experts without a token in the whole global batch rest: the optimizer leaves them alone. */
 static void mark_idle(mu_trainer *t) {
-    mu_params *ps = t->model->params;
-    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
-        if (u->expert < 0) continue;
-        int layer = 0;
-        while (t->model->moe_layers[layer] != u->param->desc.layer) layer++;
-        u->idle = t->counts[layer * t->cfg.moe.num_experts + u->expert] == 0;
-    }
+    for (int layer = 0; layer < t->model->n_moe; layer++)
+        mu_moe_mark_idle(&t->model->blocks[t->model->moe_layers[layer]].moe, t->counts + layer * t->cfg.moe.num_experts);
 }
 
 static void update(mu_trainer *t, const mu_step_result *r) {

@@ -23,7 +23,8 @@ static void update(int64_t n, factors f, float *restrict w, const float *restric
     }
 }
 
-void CPU(adamw)(mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m, mu_mat v) {
+void CPU(adamw)(mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m,
+                mu_mat v) {
     (void)dev;
     factors f = prepare(spec);
     int64_t blocks = cpu_blocks(n, CPU_BLOCK);

@@ -1,12 +1,12 @@
 /* attention.c - causal softmax attention, blockwise: the S x S scores never exist at once. d head width, H
  * query heads, G key heads.
  *
- * Forward: keys and values are packed once for each (sequence, key head); an item is 32 queries of one head,
- * with the keys up to the diagonal in stretches of 256 and a running maximum and sum. Backward: an item is one
- * head of one sequence; it walks blocks of 64 keys and the queries after them with the scores *transposed*,
- * so that dk and dv need no transposition, the softmax's numbers lie along the vectors, and dk, dv have one
- * owner and one order of sums. All products run on panels in the cache; a block above the diagonal is never
- * computed. */
+ * Forward: keys are packed once for each (sequence, key head); an item is 32 queries of one head,
+ * with the keys up to the diagonal in stretches of 256 and a running maximum and sum. Backward: an item is
+ * one head of one sequence; it walks blocks of 64 keys and the queries after them with the scores
+ * *transposed*, so that dk and dv need no transposition, the softmax's numbers lie along the vectors, and dk,
+ * dv have one owner and one order of sums. All products run on panels in the cache; a block above the
+ * diagonal is never computed. */
 #include "kernels/cpu/cpu.h"
 
 enum { QUERIES = 32, STRETCH = 256, KEYS = 64 };
@@ -15,12 +15,15 @@ typedef struct { const mu_attention_shape *s; mu_mat q, k, v, y, lse; float *pac
 
 /* Packed keys (transposed, [d, S]) and values ([S, d], unless read in place) of sequence b, key head g. */
 static size_t key_pack(const mu_attention_shape *s) { return cpu_packed(s->d, s->S); }
-static size_t value_pack(const mu_attention_shape *s) { return cpu_in_place(s->d) ? 0 : cpu_packed(s->S, s->d); }
+static size_t value_pack(const mu_attention_shape *s) {
+    return cpu_in_place(s->d) ? 0 : cpu_packed(s->S, s->d);
+}
 
 static void pack_head(const forward *f, int64_t bg) {
     const mu_attention_shape *s = f->s;
     int64_t row = bg / s->G * s->S, column = bg % s->G * s->d;
-    CPU(pack)(true, s->d, s->S, cpu_f32(f->k) + row * f->k.ld + column, f->k.ld, f->packed_k + (size_t)bg * key_pack(s));
+    CPU(pack)(true, s->d, s->S, cpu_f32(f->k) + row * f->k.ld + column, f->k.ld,
+              f->packed_k + (size_t)bg * key_pack(s));
     if (!cpu_in_place(s->d))
         CPU(pack)(false, s->S, s->d, cpu_f32(f->v) + row * f->v.ld + column, f->v.ld,
                   f->packed_v + (size_t)bg * value_pack(s));
@@ -32,8 +35,8 @@ static int64_t whole(int64_t n) { return (n + 15) / 16 * 16; }
 /* One stretch of scores p[rows, n]: query i (position at + i) sees keys `first` .. its own position. Running
  * maximum and sum of each row are brought up to date, p becomes exp(scale * score - max), and `keep` what the
  * earlier output must be multiplied by. */
-static void softmax_stretch(int64_t rows, int64_t n, int64_t at, int64_t first, float scale, float *p, float *max,
-                            float *sum, float *keep) {
+static void softmax_stretch(int64_t rows, int64_t n, int64_t at, int64_t first, float scale, float *p,
+                            float *max, float *sum, float *keep) {
     for (int64_t i = 0; i < rows; i++) {
         float *x = p + i * STRETCH, m = max[i], s = 0;
         int64_t seen = cpu_min(n, at + i - first + 1), end = whole(seen);
@@ -94,7 +97,8 @@ void CPU(attention_fwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
     int team = cpu_team(items * QUERIES * s->S);
     size_t mark = mu_arena_mark(&dev->scratch);
     cpu_buffers buffers = cpu_buffers_new(dev, team, QUERIES * STRETCH);
-    forward f = { s, q, k, v, y, lse, mu_arena_alloc(&dev->scratch, (size_t)heads * key_pack(s) * sizeof(float)),
+    forward f = { s, q, k, v, y, lse, mu_arena_alloc(&dev->scratch,
+                                                     (size_t)heads * key_pack(s) * sizeof(float)),
                   mu_arena_alloc(&dev->scratch, (size_t)heads * value_pack(s) * sizeof(float)) };
 #pragma omp parallel num_threads(team)
     {
@@ -103,7 +107,8 @@ void CPU(attention_fwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
         for (int64_t bg = 0; bg < heads; bg++) pack_head(&f, bg);
 #pragma omp for schedule(dynamic)
         for (int64_t item = 0; item < items; item++) {
-            int64_t bh = item % (s->B * s->H), block = blocks - 1 - item / (s->B * s->H);   /* long ones first */
+            int64_t bh = item % (s->B * s->H);
+            int64_t block = blocks - 1 - item / (s->B * s->H);              /* long ones first */
             query_block(&f, bh / s->H, bh % s->H, block * QUERIES, p);
         }
     }
@@ -154,7 +159,8 @@ static cpu_panels right_operand(int64_t rows, int64_t d, const float *x, int64_t
 
 static void head_prepare(const backward *f, int64_t row, int64_t h, head *w) {
     const mu_attention_shape *s = f->s;
-    const float *q = cpu_f32(f->q) + row * f->q.ld + h * s->d, *dy = cpu_f32(f->dy) + row * f->dy.ld + h * s->d;
+    const float *q = cpu_f32(f->q) + row * f->q.ld + h * s->d;
+    const float *dy = cpu_f32(f->dy) + row * f->dy.ld + h * s->d;
     const float *y = cpu_f32(f->y) + row * f->y.ld + h * s->d;
     CPU(pack)(true, s->d, s->S, q, f->q.ld, w->qt);
     CPU(pack)(true, s->d, s->S, dy, f->dy.ld, w->dyt);
@@ -166,8 +172,8 @@ static void head_prepare(const backward *f, int64_t row, int64_t h, head *w) {
     }
 }
 
-/* Transposed scores p[keys, n] of keys `key`.. and queries `at`.. become probabilities, dp the gradient of the
- * scores; both 0 where the key comes after the query. */
+/* Transposed scores p[keys, n] of keys `key`.. and queries `at`.. become probabilities, dp the gradient of
+ * the scores; both 0 where the key comes after the query. */
 static void softmax_gradient(int64_t keys, int64_t n, int64_t key, int64_t at, float scale, head w) {
     const float *lse = w.lse + at, *delta = w.delta + at;
     for (int64_t i = 0; i < keys; i++) {
@@ -186,14 +192,17 @@ static cpu_panels columns_from(const float *packed, int64_t k, int64_t column) {
     return (cpu_panels){ packed + column * k, k * CPU_NR, CPU_NR };
 }
 
-static cpu_panels rows_from(cpu_panels b, int64_t row) { return (cpu_panels){ b.data + row * b.ld, b.stride, b.ld }; }
+static cpu_panels rows_from(cpu_panels b, int64_t row) {
+    return (cpu_panels){ b.data + row * b.ld, b.stride, b.ld };
+}
 
 /* Keys key .. key+keys-1 against all queries from `key` on. dk, dv: first row of the block. */
 static void key_block(const backward *f, int64_t row, int64_t h, int64_t key, head w, float *dk, int64_t lddk,
                       float *dv, int64_t lddv) {
     const mu_attention_shape *s = f->s;
     int64_t keys = cpu_min(KEYS, s->S - key), d = s->d, g = h / (s->H / s->G);
-    const float *k = cpu_f32(f->k) + (row + key) * f->k.ld + g * d, *v = cpu_f32(f->v) + (row + key) * f->v.ld + g * d;
+    const float *k = cpu_f32(f->k) + (row + key) * f->k.ld + g * d;
+    const float *v = cpu_f32(f->v) + (row + key) * f->v.ld + g * d;
     cpu_panels k_panels = right_operand(keys, d, k, f->k.ld, w.k);
     for (int64_t at = key; at < s->S; at += STRETCH) {
         int64_t n = cpu_min(STRETCH, s->S - at);
@@ -226,7 +235,8 @@ void CPU(attention_bwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
     int64_t items = s->B * s->H, ld = s->H * s->d;
     int team = cpu_team(items * s->S * s->S);
     bool shared = s->H > s->G;
-    size_t mark = mu_arena_mark(&dev->scratch), part = shared ? (size_t)(s->B * s->S * ld) * sizeof(float) : 0;
+    size_t mark = mu_arena_mark(&dev->scratch);
+    size_t part = shared ? (size_t)(s->B * s->S * ld) * sizeof(float) : 0;
     cpu_buffers buffers = cpu_buffers_new(dev, team, head_floats(s));
     mu_mat dkh = shared ? (mu_mat){ mu_arena_alloc(&dev->scratch, part), MU_DTYPE_F32, ld } : dk;
     mu_mat dvh = shared ? (mu_mat){ mu_arena_alloc(&dev->scratch, part), MU_DTYPE_F32, ld } : dv;

@@ -24,10 +24,10 @@
 MU_KERNELS(K)
 #undef K
 
-/* Products (product.c), each on the calling thread alone. B is packed first, into panels of CPU_NR columns: row
- * p of a panel holds CPU_NR neighbours of op(B)[p], missing columns are 0. An element of C is one chain of
- * multiply-adds in the order of k (stretches of CPU_KC, added in order): its bits depend on its row of A and
- * its column of B, not on how many rows or columns come along. */
+/* Products (product.c), each on the calling thread alone. B is packed first, into panels of CPU_NR columns:
+ * row p of a panel holds CPU_NR neighbours of op(B)[p], missing columns are 0. An element of C is one chain
+ * of multiply-adds in the order of k (stretches of CPU_KC, added in order): its bits depend on its row of A
+ * and its column of B, not on how many rows or columns come along. */
 #if defined(__AVX512F__)
 enum { CPU_LANES = 16, CPU_MR = 14 };       /* 28 accumulators of 32 registers */
 #elif defined(__AVX2__)
@@ -40,7 +40,9 @@ enum { CPU_LANES = 4, CPU_MR = 6 };         /* 12 of 16 */
 enum { CPU_NR = 2 * CPU_LANES, CPU_KC = 256 };
 
 /* Floats that op(B)[k, n] takes when packed. */
-static inline size_t cpu_packed(int64_t k, int64_t n) { return (size_t)((n + CPU_NR - 1) / CPU_NR * CPU_NR * k); }
+static inline size_t cpu_packed(int64_t k, int64_t n) {
+    return (size_t)((n + CPU_NR - 1) / CPU_NR * CPU_NR * k);
+}
 
 /* Packs op(B)[k, n]; b is [k, n], or [n, k] when tb. A part is what one thread does at a time when several
  * pack: a panel when tb, else CPU_PART rows of b. */
@@ -66,8 +68,8 @@ static inline cpu_panels cpu_panels_in_place(const float *b, int64_t ldb) {
 }
 
 /* C[m,n] = op(A)[m,k] B, or += when `add`; a is [m, k], or [k, m] when ta. */
-void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add,
-                   float *c, int64_t ldc);
+void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
+                   bool add, float *c, int64_t ldc);
 
 /* Elements of a block of an element-wise loop: 64 KiB of floats, enough to pay for handing it out. */
 enum { CPU_BLOCK = 16384 };

@@ -83,7 +83,8 @@ static double blocked(mu_device *dev, int64_t n, const float *x, double (*sum)(i
     size_t mark = mu_arena_mark(&dev->scratch);
     double *part = mu_arena_alloc(&dev->scratch, (size_t)blocks * sizeof *part), total = 0;
 #pragma omp parallel for schedule(static) num_threads(cpu_team(n))
-    for (int64_t b = 0; b < blocks; b++) part[b] = sum(cpu_min(CPU_BLOCK, n - b * CPU_BLOCK), x + b * CPU_BLOCK);
+    for (int64_t b = 0; b < blocks; b++)
+        part[b] = sum(cpu_min(CPU_BLOCK, n - b * CPU_BLOCK), x + b * CPU_BLOCK);
     for (int64_t b = 0; b < blocks; b++) total += part[b];
     mu_arena_release(&dev->scratch, mark);
     return total;

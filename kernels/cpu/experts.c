@@ -9,7 +9,7 @@
 
 enum { ROWS = 56 };                                         /* rows of a block: even tiles, fits the cache */
 enum { TILE_M = 256, TILE_N = 256 };                        /* of a weight gradient */
-static const int64_t MOST_PACKED = (int64_t)1 << 20;        /* floats of weights packed at a time: hot in the last cache */
+static const int64_t MOST_PACKED = (int64_t)1 << 20;        /* floats packed at a time: hot in the last cache */
 
 typedef struct { int64_t expert, first, rows; } item;
 typedef struct { item *list; int64_t n; } items;
@@ -33,8 +33,8 @@ static int64_t group_end(const mu_experts_shape *s, int64_t each, int64_t first)
     return cpu_min(s->experts, first + cpu_max(1, MOST_PACKED / cpu_max(each, 1)));
 }
 
-/* The packed weights of experts `first` and on: gate, up, down of one, then of the next. data is NULL when the
- * products read the weights in place. */
+/* The packed weights of experts `first` and on: gate, up, down of one, then of the next. data is NULL when
+ * the products read the weights in place. */
 typedef struct { float *data; int64_t first, gate, each; } packs;
 
 static float *pack_of(packs p, int64_t expert, int which) {
@@ -62,12 +62,14 @@ static void swiglu(int64_t n, int64_t F, const float *hg, int64_t ldg, const flo
     }
 }
 
-static const float *weights(mu_mat w, const mu_experts_shape *s, int64_t i) { return cpu_f32(w) + i * s->D * s->F; }
+static const float *weights(mu_mat w, const mu_experts_shape *s, int64_t i) {
+    return cpu_f32(w) + i * s->D * s->F;
+}
 
 /* Packs the weights of experts first .. end-1 that have rows, inside a parallel region. Forward multiplies by
  * the transposes, backward by the matrices as they are. */
-static void pack_weights(const mu_experts_shape *s, const int64_t *offsets, bool transposed, packs p, int64_t end,
-                         mu_mat gate, mu_mat up, mu_mat down) {
+static void pack_weights(const mu_experts_shape *s, const int64_t *offsets, bool transposed, packs p,
+                         int64_t end, mu_mat gate, mu_mat up, mu_mat down) {
     int64_t D = s->D, F = s->F, out = F, in = D;                        /* gate and up are [F, D] */
     int64_t gates = cpu_parts(transposed, transposed ? in : out, transposed ? out : in);
     int64_t each = 2 * gates + cpu_parts(transposed, transposed ? out : in, transposed ? in : out);
@@ -102,7 +104,8 @@ static void block_fwd(const forward *f, packs p, item it, float *buffer) {
     CPU(multiply)(false, n, F, D, x, ldx, cpu_panels_of(pack_of(p, it.expert, 1), D), false, hu, ldu);
     swiglu(n, F, hg, ldg, hu, ldu, a, F);
     float *y = f->out.data ? rows : cpu_f32(f->y) + it.first * f->y.ld;
-    CPU(multiply)(false, n, D, F, a, F, cpu_panels_of(pack_of(p, it.expert, 2), F), false, y, f->out.data ? D : f->y.ld);
+    CPU(multiply)(false, n, D, F, a, F, cpu_panels_of(pack_of(p, it.expert, 2), F), false, y,
+                  f->out.data ? D : f->y.ld);
     if (f->out.data) scatter_rows(n, D, cpu_i32(f->out) + it.first, rows, f->y);
 }
 
@@ -112,8 +115,8 @@ static packs packs_new(mu_device *dev, int64_t first, int64_t end, size_t gate, 
     return p;
 }
 
-void CPU(experts_fwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate,
-                      mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat y) {
+void CPU(experts_fwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets,
+                      mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat y) {
     forward f = { s, x, in, gate, up, down, hg, hu, out, y };
     int team = cpu_team(s->R * s->D * s->F / 16);
     size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->D, s->F), d = cpu_packed(s->F, s->D);
@@ -160,9 +163,10 @@ static mu_mat block_rows(item it, int64_t D, mu_mat x, mu_mat index, mu_mat copy
 }
 
 /* Weight [k, n] of an expert, `which` of gate, up, down, as it is multiplied from the right. */
-static cpu_panels weight_panels(const mu_experts_shape *s, packs p, int64_t expert, int which, mu_mat w, int64_t k,
-                                int64_t n) {
-    return p.data ? cpu_panels_of(pack_of(p, expert, which), k) : cpu_panels_in_place(weights(w, s, expert), n);
+static cpu_panels weight_panels(const mu_experts_shape *s, packs p, int64_t expert, int which, mu_mat w,
+                                int64_t k, int64_t n) {
+    if (p.data) return cpu_panels_of(pack_of(p, expert, which), k);
+    return cpu_panels_in_place(weights(w, s, expert), n);
 }
 
 static void block_bwd(const backward *f, packs p, item it, float *da) {
@@ -171,14 +175,16 @@ static void block_bwd(const backward *f, packs p, item it, float *da) {
     float *hg = cpu_f32(f->hg) + it.first * f->hg.ld, *hu = cpu_f32(f->hu) + it.first * f->hu.ld;
     float *act = cpu_f32(f->act) + it.first * f->act.ld;
     block_rows(it, D, f->x, f->in, f->xg);
-    CPU(multiply)(false, n, F, D, dy.data, dy.ld, weight_panels(f->s, p, it.expert, 2, f->down, D, F), false, da, F);
+    CPU(multiply)(false, n, F, D, dy.data, dy.ld, weight_panels(f->s, p, it.expert, 2, f->down, D, F), false,
+                  da, F);
     for (int64_t r = 0; r < n; r++)
         swiglu_bwd(F, da + r * F, hg + r * f->hg.ld, hu + r * f->hu.ld, act + r * f->act.ld);
     if (!f->dx.data) return;
     float *dx = cpu_f32(f->dx) + it.first * f->dx.ld;
-    CPU(multiply)(false, n, D, F, hg, f->hg.ld, weight_panels(f->s, p, it.expert, 0, f->gate, F, D), false, dx,
+    CPU(multiply)(false, n, D, F, hg, f->hg.ld, weight_panels(f->s, p, it.expert, 0, f->gate, F, D), false,
+                  dx, f->dx.ld);
+    CPU(multiply)(false, n, D, F, hu, f->hu.ld, weight_panels(f->s, p, it.expert, 1, f->up, F, D), true, dx,
                   f->dx.ld);
-    CPU(multiply)(false, n, D, F, hu, f->hu.ld, weight_panels(f->s, p, it.expert, 1, f->up, F, D), true, dx, f->dx.ld);
 }
 
 /* dw[m, n] += a^T b over an expert's rows, one tile of it. A tile's columns of b that do not fill panels are
@@ -203,13 +209,18 @@ static void weight_tile(mu_mat dw, int64_t expert, int64_t m, int64_t n, int64_t
 /* Item `i` of the weight gradients: expert, matrix, tile. gate and up are [F, D], down is [D, F]. */
 static void weight_item(const backward *f, const int64_t *offsets, int64_t i, float *buffer) {
     int64_t D = f->s->D, F = f->s->F;
-    int64_t gates = cpu_blocks(F, TILE_M) * cpu_blocks(D, TILE_N), downs = cpu_blocks(D, TILE_M) * cpu_blocks(F, TILE_N);
+    int64_t gates = cpu_blocks(F, TILE_M) * cpu_blocks(D, TILE_N);
+    int64_t downs = cpu_blocks(D, TILE_M) * cpu_blocks(F, TILE_N);
     int64_t each = 2 * gates + downs, expert = i / each, at = i % each;
-    int64_t row = offsets[expert], rows = offsets[expert + 1] - row, which = at < gates ? 0 : at < 2 * gates ? 1 : 2;
-    int64_t t = at - which * gates, m = which == 2 ? D : F, n = which == 2 ? F : D, down = cpu_blocks(m, TILE_M);
+    int64_t row = offsets[expert], rows = offsets[expert + 1] - row;
+    int64_t which = at < gates ? 0 : at < 2 * gates ? 1 : 2;
+    int64_t m = which == 2 ? D : F, n = which == 2 ? F : D, t = at - which * gates, down = cpu_blocks(m,
+                                                                                                      TILE_M);
     mu_mat x = f->in.data ? f->xg : f->x, dy = f->out.data ? f->dyg : f->dy;
-    mu_mat a = which == 0 ? f->hg : which == 1 ? f->hu : dy, dw = which == 0 ? f->dgate : which == 1 ? f->dup : f->ddown;
-    weight_tile(dw, expert, m, n, t % down * TILE_M, t / down * TILE_N, row, rows, a, which == 2 ? f->act : x, buffer);
+    mu_mat a = which == 0 ? f->hg : which == 1 ? f->hu : dy;
+    mu_mat dw = which == 0 ? f->dgate : which == 1 ? f->dup : f->ddown;
+    weight_tile(dw, expert, m, n, t % down * TILE_M, t / down * TILE_N, row, rows, a,
+                which == 2 ? f->act : x, buffer);
 }
 
 static int64_t weight_items(const mu_experts_shape *s) {
@@ -217,8 +228,8 @@ static int64_t weight_items(const mu_experts_shape *s) {
     return s->experts * (2 * gates + cpu_blocks(s->D, TILE_M) * cpu_blocks(s->F, TILE_N));
 }
 
-void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate,
-                      mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat dy, mu_mat act, mu_mat xg,
+void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets,
+                      mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat dy, mu_mat act, mu_mat xg,
                       mu_mat dyg, mu_mat dx, mu_mat dgate, mu_mat dup, mu_mat ddown) {
     backward f = { s, x, in, gate, up, down, hg, hu, out, dy, act, xg, dyg, dx, dgate, dup, ddown };
     int team = cpu_team(s->R * s->D * s->F / 16);

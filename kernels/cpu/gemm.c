@@ -1,7 +1,8 @@
 /* gemm.c - C[m,n] = beta C + op(A)[m,k] op(B)[k,n].
  *
- * All threads pack B once, unless it can be read in place (a stretch of columns at a time, to bound the memory), then take blocks of C: about
- * 56 rows times a group of panels. The blocks depend on m and n only; each element is summed in one place. */
+ * B is packed by all threads together, a stretch of columns at a time to bound the memory, or read in place.
+ * Then threads take blocks of C: about 56 rows times a group of panels. The blocks depend on m and n only;
+ * each element is summed in one place. */
 #include "kernels/cpu/cpu.h"
 
 enum { ROWS = 56, LEAST_ITEMS = 16 };
@@ -14,7 +15,7 @@ typedef struct { int64_t down, across; } grid;
 
 static grid choose_grid(int64_t m, int64_t panels) {
     grid g = { cpu_blocks(m, ROWS), 1 };
-    if (m >= 8 * CPU_MR) g.down = cpu_blocks(g.down, 4) * 4;            /* even shares for two and four threads */
+    if (m >= 8 * CPU_MR) g.down = cpu_blocks(g.down, 4) * 4;        /* even shares for two and four threads */
     while (g.down * g.across < LEAST_ITEMS && g.across < panels) g.across *= 2;
     g.across = cpu_min(g.across, panels);
     return g;
@@ -24,7 +25,8 @@ static grid choose_grid(int64_t m, int64_t panels) {
 static void block(const product *p, grid g, int64_t i, int64_t first, int64_t n, cpu_panels b) {
     int64_t panels = cpu_blocks(n, CPU_NR), across = i % g.across, down = i / g.across;
     int64_t j = panels * across / g.across, end = panels * (across + 1) / g.across;
-    int64_t r = p->m * down / g.down, rows = p->m * (down + 1) / g.down - r, columns = cpu_min(n, end * CPU_NR) - j * CPU_NR;
+    int64_t columns = cpu_min(n, end * CPU_NR) - j * CPU_NR;
+    int64_t r = p->m * down / g.down, rows = p->m * (down + 1) / g.down - r;
     const float *a = cpu_f32(p->a) + (p->ta ? r : r * p->a.ld);
     float *c = cpu_f32(p->c) + r * p->c.ld + first + j * CPU_NR;
     b.data += j * b.stride;
@@ -51,8 +53,8 @@ static void stretch(mu_device *dev, const product *p, int team, int64_t first, i
     mu_arena_release(&dev->scratch, mark);
 }
 
-void CPU(gemm)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b, double beta,
-               mu_mat c) {
+void CPU(gemm)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
+               double beta, mu_mat c) {
     if (m == 0 || n == 0) return;
     product p = { ta, tb, m, n, k, a, b, beta != 0, c };
     int64_t most = cpu_max(1, MOST_PACKED / cpu_max(k, 1) / CPU_NR) * CPU_NR;

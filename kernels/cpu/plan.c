@@ -1,9 +1,14 @@
-/* plan.c - the index plan of a dispatch, and the moves of rows that follow it. T tokens choose K of E experts,
- * R rows, D wide. The counting sort is serial: it touches T*K integers, microseconds against the products'
- * milliseconds. The row moves are parallel over rows or tokens. */
+/* plan.c - the index plan of a dispatch, and the moves of rows that follow it. T tokens choose K of E
+ * experts, R rows, D wide. The counting sort is serial: it touches T*K integers, microseconds against the
+ * products' milliseconds. The row moves are parallel over rows or tokens. */
 #include "kernels/cpu/cpu.h"
 
-typedef struct { int64_t T, E, K, segment, capacity; const int32_t *ids; int64_t ld; int64_t *filled; } sorting;
+typedef struct {
+    int64_t T, E, K, segment, capacity;
+    const int32_t *ids;
+    int64_t ld;
+    int64_t *filled;        /* rows of each expert in this segment */
+} sorting;
 
 /* Whether the assignment (t, expert) is kept; walks tokens in order. */
 static bool keeps(sorting *s, int64_t t, int64_t k, int32_t expert) {
@@ -74,8 +79,8 @@ static void add_scaled(int64_t D, float w, const float *restrict x, float *restr
     for (int64_t i = 0; i < D; i++) y[i] += w * x[i];
 }
 
-void CPU(gather_sum)(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat weights, mu_mat rows,
-                     bool add, mu_mat y) {
+void CPU(gather_sum)(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat weights,
+                     mu_mat rows, bool add, mu_mat y) {
     (void)dev;
 #pragma omp parallel for schedule(static) num_threads(cpu_team(T * K * D))
     for (int64_t t = 0; t < T; t++) {

@@ -47,7 +47,7 @@ static void transpose_4x4(const float *b, int64_t ldb, float *to) {
 static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ldb, float *to) {
     int64_t fours = width / 4 * 4, p = 0;
     for (; p + 4 <= k; p += 4) {
-        if (p % 16 == 0)                            /* the next panel is on its way while this one is turned */
+        if (p % 16 == 0)                        /* the next panel is on its way while this one is turned */
             for (int64_t j = CPU_NR; j < 2 * CPU_NR; j++) __builtin_prefetch(b + j * ldb + p, 0, 2);
         for (int64_t j = 0; j < fours; j += 4) transpose_4x4(b + j * ldb + p, ldb, to + p * CPU_NR + j);
         for (int64_t q = p; q < p + 4; q++)
@@ -68,10 +68,10 @@ void CPU(pack)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, float
 }
 
 /* ---------------------------------------------------------------- tiles
- * c[rows, nv vectors] (+)= a b over k steps; a[i, p] stands at a[i * ra + p * ca]. `rows`, `nv` and one of the
- * strides are constants where it is inlined, so the loops vanish and the accumulators are registers. */
-static inline __attribute__((always_inline)) void tile(const int rows, const int nv, int64_t k, const float *a,
-                                                       int64_t ra, int64_t ca, const float *b, int64_t ldb,
+ * c[rows, nv vectors] (+)= a b over k steps; a[i, p] stands at a[i * ra + p * ca]. `rows`, `nv` and one of
+ * the strides are constants where it is inlined, so the loops vanish and the accumulators are registers. */
+static inline __attribute__((always_inline)) void tile(const int rows, const int nv, int64_t k,
+                                                       const float *a, int64_t ra, int64_t ca, const float *b, int64_t ldb,
                                                        bool add, float *c, int64_t ldc) {
     vec sum[14][2];
 #pragma GCC unroll 14
@@ -101,14 +101,14 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
         }
 }
 
-typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add, float *c,
-                           int64_t ldc);
+typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,
+                           float *c, int64_t ldc);
 
 /* by_row: A[m, k]; by_column: A[k, m], read in place too: the rows of a tile are neighbours in memory. */
 #define TILES(T) T(1) T(2) T(3) T(4) T(5) T(6) T(7) T(8) T(9) T(10) T(11) T(12) T(13) T(14)
 #define TILE_AS(name, rows, nv, ra, ca)                                                                   \
-    static void name(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add, float *c, \
-                     int64_t ldc) {                                                                       \
+    static void name(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,       \
+                     float *c, int64_t ldc) {                                                             \
         tile(rows, nv, k, a, ra, ca, b, ldb, add, c, ldc);                                                \
     }
 #define TILE(r)                               \
@@ -134,15 +134,16 @@ static void edge_tile(tile_function *const f[2], int64_t rows, int64_t width, in
     float buffer[14 * CPU_NR];
     f[wide](k, a, lda, b, ldb, false, buffer, CPU_NR);
     for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < width; j++) c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + buffer[i * CPU_NR + j];
+        for (int64_t j = 0; j < width; j++)
+            c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + buffer[i * CPU_NR + j];
 }
 
 static void zero_rows(int64_t m, int64_t n, float *c, int64_t ldc) {
     for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
 }
 
-void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add,
-                   float *c, int64_t ldc) {
+void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
+                   bool add, float *c, int64_t ldc) {
     int64_t tiles = cpu_blocks(m, CPU_MR);
     if (k == 0 && !add) zero_rows(m, n, c, ldc);
     for (int64_t at = 0; at < k; at += CPU_KC) {

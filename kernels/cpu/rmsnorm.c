@@ -2,8 +2,8 @@
  * each row from memory once; dw is summed per fixed chunk of rows and the chunks are added in order. */
 #include "kernels/cpu/cpu.h"
 
-static void row_fwd(int64_t D, double eps, const float *restrict x, const float *restrict w, float *restrict y,
-                    float *restrict rstd) {
+static void row_fwd(int64_t D, double eps, const float *restrict x, const float *restrict w,
+                    float *restrict y, float *restrict rstd) {
     float ss = 0;
 #pragma omp simd reduction(+ : ss)
     for (int64_t i = 0; i < D; i++) ss += x[i] * x[i];

@@ -12,8 +12,8 @@ static void turn(int64_t half, float sign, const float *restrict c, const float 
     }
 }
 
-static void turn_add(int64_t half, float sign, const float *restrict c, const float *restrict s, const float *x,
-                     float *y) {
+static void turn_add(int64_t half, float sign, const float *restrict c, const float *restrict s,
+                     const float *x, float *y) {
 #pragma omp simd
     for (int64_t i = 0; i < half; i++) {
         float a = x[i], b = x[i + half], si = sign * s[i];

@@ -43,7 +43,8 @@ static int32_t best_left(int64_t E, const float *scores, const float *bias, cons
     return (int32_t)best;
 }
 
-static void row_choice(const mu_route_shape *s, int64_t t, const float *scores, const float *bias, int32_t *ids) {
+static void row_choice(const mu_route_shape *s, int64_t t, const float *scores, const float *bias,
+                       int32_t *ids) {
     for (int64_t k = 0; k < s->K; k++) {
         if (s->force == MU_ROUTE_BALANCED) ids[k] = (int32_t)(((s->first_token + t) * s->K + k) % s->E);
         else if (s->force == MU_ROUTE_SKEW && k == 0) ids[k] = 0;
@@ -57,8 +58,8 @@ static double chosen_sum(const mu_route_shape *s, const float *scores, const int
     return sum + 1e-20;
 }
 
-void CPU(route_fwd)(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat scores, mu_mat lse,
-                    mu_mat ids, mu_mat gates) {
+void CPU(route_fwd)(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat scores,
+                    mu_mat lse, mu_mat ids, mu_mat gates) {
     (void)dev;
 #pragma omp parallel for schedule(static) num_threads(cpu_team(s->T * s->E * 16))
     for (int64_t t = 0; t < s->T; t++) {
@@ -67,15 +68,16 @@ void CPU(route_fwd)(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_m
         row_scores(s, cpu_f32(logits) + t * logits.ld, p, cpu_f32(lse) + t);
         row_choice(s, t, p, cpu_f32(bias), id);
         double factor = s->scale / (s->normalise ? chosen_sum(s, p, id) : 1);
-        for (int64_t k = 0; k < s->K; k++) cpu_f32(gates)[t * gates.ld + k] = (float)(factor * (double)p[id[k]]);
+        for (int64_t k = 0; k < s->K; k++)
+            cpu_f32(gates)[t * gates.ld + k] = (float)(factor * (double)p[id[k]]);
     }
 }
 
 /* The gradient of one token's scores, ds[E]: what reaches them from the gates and directly. Returns sum of
  * s * ds, which the softmax needs; its part from normalised gates is written out, because as a sum it is a
  * difference of equal numbers. */
-static double row_dscores(const mu_route_shape *s, const float *scores, const int32_t *ids, const float *dgates,
-                          const float *dscores, double *ds) {
+static double row_dscores(const mu_route_shape *s, const float *scores, const int32_t *ids,
+                          const float *dgates, const float *dscores, double *ds) {
     double inner = 0;
     for (int64_t i = 0; i < s->E; i++) {
         ds[i] = dscores ? (double)dscores[i] : 0;
@@ -108,8 +110,8 @@ static void row_bwd(const mu_route_shape *s, const float *scores, double inner, 
     }
 }
 
-void CPU(route_bwd)(mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat gates, mu_mat dgates,
-                    mu_mat dscores, mu_mat dlse, mu_mat dlogits) {
+void CPU(route_bwd)(mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat gates,
+                    mu_mat dgates, mu_mat dscores, mu_mat dlse, mu_mat dlogits) {
     (void)gates;
     int team = cpu_team(s->T * s->E * 4);
     size_t mark = mu_arena_mark(&dev->scratch);

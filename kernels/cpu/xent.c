@@ -43,8 +43,8 @@ static void row_bwd(int64_t V, float factor, float lse, int32_t target, float *x
     x[target] -= factor;
 }
 
-void CPU(xent_bwd)(mu_device *dev, int64_t rows, int64_t V, double scale, mu_mat dout, mu_mat targets, mu_mat lse,
-                   mu_mat logits) {
+void CPU(xent_bwd)(mu_device *dev, int64_t rows, int64_t V, double scale, mu_mat dout, mu_mat targets,
+                   mu_mat lse, mu_mat logits) {
     (void)dev;
     float factor = (float)(scale * *cpu_f64(dout));
 #pragma omp parallel for schedule(static) num_threads(cpu_team(rows * V))

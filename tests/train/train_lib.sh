@@ -21,6 +21,7 @@ fail() {            # fail WHAT...: one failure, with the end of what the last p
     failed=$((failed + 1))
     echo "FAILED: $*"
     [ -s log ] && tail -n 8 log | sed 's/^/    | /'
+    if [ "$failed" = 12 ]; then echo "too many failures, stopping here"; finish; fi
 }
 finish() {
     echo "$passed passed, $failed failed"

@@ -1,0 +1,227 @@
+/* 02_moe_layer.c - one layer of experts learns a task with several domains.
+ *
+ * Each token belongs to one of four domains, and each domain has a rule of its own from token to class. No expert
+ * is told which domain a token comes from: a router, one row of numbers an expert, looks at the token and picks two
+ * of eight experts for it. Only these two compute. That is the bargain of a Mixture of Experts: parameters of eight
+ * networks, arithmetic of two.
+ *
+ * The bargain has a catch. A router that once prefers an expert sends it more tokens, so that it learns faster, so
+ * that it is preferred again; the others starve. Here the trouble is provoked: two experts begin with an advantage.
+ * The same layer is then trained twice, without and with the *balance loss*
+ *
+ *     aux = sum over experts of f_i P_i         f_i how often expert i was chosen (1 = its fair share),
+ *                                               P_i the mean probability that the router gave it
+ *
+ * which is 1 when all is even and pushes probability away from the busy. The tables show who took what.
+ * Letters: T tokens, D width, F hidden width of an expert, E experts, K chosen ones, V classes. */
+#include "moe/moe.h"
+#include "optim/optim.h"
+#include "check.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { DOMAINS = 4, B = 16, S = 32, T = B * S, D = 16, F = 32, E = 8, K = 2, V = 4, STEPS = 300 };
+
+/* ------------------------------------------------------------------ the task
+ * A token of domain d is the domain's centre plus noise; its class is the row of the domain's own matrix that
+ * agrees best with the noise. Each of the B sequences is of one domain. */
+static double centre[DOMAINS][D], rule[DOMAINS][V][D];
+typedef struct { double x_TD[T * D]; int32_t class_T[T]; } batch;
+
+/* Counter-based: the numbers of a purpose, step and sample are the same whoever asks for them, and when. */
+static void draw(uint32_t sample, uint32_t step, int64_t n, double scale, double *out) {
+    mu_rng rng = { .seed = 2, .step = step, .sample = sample, .purpose = MU_RNG_TEST };
+    mu_rng_normals(&rng, n, scale, out);
+}
+
+static void make_task(void) {
+    draw(1, 0, DOMAINS * D, 2.0, centre[0]);
+    draw(2, 0, DOMAINS * V * D, 1.0, rule[0][0]);
+}
+
+static int domain_of(int t) { return t / S % DOMAINS; }
+
+static int32_t class_of(int d, const double *noise) {
+    double best = -INFINITY;
+    int32_t class = 0;
+    for (int32_t v = 0; v < V; v++) {
+        double sum = 0;
+        for (int j = 0; j < D; j++) sum += rule[d][v][j] * noise[j];
+        if (sum > best) best = sum, class = v;
+    }
+    return class;
+}
+
+static void make_batch(uint32_t step, batch *b) {
+    draw(0, step, T * D, 1.0, b->x_TD);
+    for (int t = 0; t < T; t++) {
+        b->class_T[t] = class_of(domain_of(t), b->x_TD + t * D);
+        for (int j = 0; j < D; j++) b->x_TD[t * D + j] += centre[domain_of(t)][j];
+    }
+}
+
+/* ------------------------------------------------------------------ the model: x + moe(x), then a head */
+typedef struct {
+    mu_device *dev;
+    mu_mesh *mesh;
+    mu_placement *place;        /* which rank holds which expert: all of them this one */
+    mu_moe_config cfg;
+    mu_params *ps;
+    mu_moe moe;
+    mu_param *head_VD;
+} model;
+
+static void model_open(model *m, uint32_t balance) {
+    m->dev = mu_device_open("cpu");
+    m->mesh = mu_mesh_alone();
+    m->place = mu_placement_new(m->mesh->expert, E);
+    m->cfg = mu_moe_config_default();
+    m->cfg.num_experts = E, m->cfg.top_k = K, m->cfg.moe_ffn_hidden_size = F;
+    m->cfg.balance = balance, m->cfg.aux_loss_coeff = 0.05;
+    m->ps = mu_params_new(m->dev);
+    /* Two groups, because on several ranks they are summed over different ones: everybody has the router, an
+     * expert exists once in each expert group. */
+    mu_group *shared = mu_params_group(m->ps, "shared", m->mesh->world);
+    mu_group *expert = mu_params_group(m->ps, "expert", m->mesh->replica);
+    mu_moe_init(&m->moe, &m->cfg, D, 0.2, 0, m->ps, shared, expert, m->mesh->expert, m->place);
+    m->head_VD = mu_params_add(m->ps, &(mu_param_desc){ .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.2, .layer = -1 });
+    mu_params_alloc(m->ps);
+    mu_params_init(m->ps, 7);
+}
+
+/* The advantage: the router rows of experts 0 and 1 point to where all tokens come from. */
+static void favour_two(model *m) {
+    double rows[E * D];
+    mu_tensor_get(&m->moe.router_ED->tensor, rows);
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < D; j++)
+            for (int d = 0; d < DOMAINS; d++) rows[i * D + j] += 0.07 * centre[d][j];
+    mu_tensor_set(&m->moe.router_ED->tensor, rows);
+}
+
+static void model_close(model *m) {
+    mu_moe_free(&m->moe);
+    mu_params_free(m->ps);
+    mu_placement_free(m->place);
+    mu_mesh_close(m->mesh);
+    mu_device_close(m->dev);
+}
+
+/* ------------------------------------------------------------------ training */
+typedef struct {
+    double ce, aux;                     /* of the last step */
+    double imbalance;                   /* load of the busiest expert / mean load; 1 is perfect, E / K the worst */
+    int64_t taken[DOMAINS][E];          /* over the last 20 steps */
+} result;
+
+static void count_by_domain(mu_tape *tp, const mu_routing *r, result *out) {
+    int32_t *ids = mu_tape_alloc(tp, sizeof *ids * T * K);
+    mu_tensor_read(r->ids_TK, ids);
+    for (int i = 0; i < T * K; i++) out->taken[domain_of(i / K)][ids[i]]++;
+}
+
+static void train_step(model *m, mu_tape *tp, mu_adamw *opt, uint32_t step, const batch *b, result *out) {
+    mu_tensor *x = mu_tensor_2d(tp, T, D), *right = mu_tensor_ints(tp, MU_DTYPE_I32, T, b->class_T);
+    mu_tensor_set(x, b->x_TD);
+
+    /* Forward. The routing comes back too: scores, the chosen experts, the counts. Nothing is hidden. */
+    mu_context cx = { .mode = MU_MODE_TRAIN, .step = step, .n_sequences = B, .seq_len = S };
+    mu_routing routing;
+    mu_tensor *y = mu_moe_forward(&m->moe, tp, &cx, x, &routing);
+    mu_tensor *ce = mu_head_loss(tp, mu_add(tp, x, y), &m->head_VD->tensor, right, 1.0 / T, NULL);
+
+    /* The balancing terms are ordinary parts of the loss: one adds them, and backward does the rest. */
+    int64_t counts[E] = { 0 };
+    mu_routing_count(tp, &routing, counts);
+    mu_balance balance = mu_balance_loss(&m->moe, tp, &cx, &routing, &(mu_balance_counts){ counts, counts, T, T });
+    mu_backward(tp, balance.loss ? mu_add(tp, ce, balance.loss) : ce);
+
+    /* An expert that took no token learned nothing in this step; it rests, rather than decay. */
+    mu_moe_mark_idle(&m->moe, counts);
+    mu_adamw_step(opt, mu_learning_rate(&opt->cfg, step, STEPS), 1.0);
+
+    out->ce = mu_tensor_scalar_get(ce), out->aux = mu_tensor_scalar_get(balance.aux);
+    if (step > STEPS - 20) count_by_domain(tp, &routing, out);
+    if (step == 1 || step % 100 == 0)
+        printf("  step %3u  cross-entropy %.3f  aux %.2f  load of the experts, 1 = fair share:", step, out->ce, out->aux);
+    for (int i = 0; i < E && (step == 1 || step % 100 == 0); i++)
+        printf(" %.2f%s", (double)counts[i] * E / (T * K), i == E - 1 ? "\n" : "");
+    mu_params_zero_grad(m->ps);
+    mu_tape_reset(tp);
+}
+
+static result train(uint32_t balance) {
+    static batch b;
+    model m;
+    result out = { 0 };
+    model_open(&m, balance);
+    favour_two(&m);
+    mu_optim_config cfg = mu_optim_config_default();
+    cfg.lr = 1e-2, cfg.warmup_steps = 20;
+    mu_adamw *opt = mu_adamw_new(&cfg, m.ps);
+    mu_tape *tp = mu_tape_new(m.dev);
+    for (uint32_t step = 1; step <= STEPS; step++) {
+        make_batch(step, &b);
+        train_step(&m, tp, opt, step, &b, &out);
+    }
+    int64_t total[E] = { 0 };
+    for (int d = 0; d < DOMAINS; d++)
+        for (int i = 0; i < E; i++) total[i] += out.taken[d][i];
+    out.imbalance = mu_load_of(total, E).load_imbalance;
+    mu_tape_free(tp);
+    mu_adamw_free(opt);
+    model_close(&m);
+    return out;
+}
+
+/* ------------------------------------------------------------------ who took what */
+static void show(const result *r) {
+    static const char *const shade[] = { "  ", "..", "::", "oo", "##" };
+    printf("\n      share of a domain's assignments that each expert took, in percent (50 is all one can get)\n      expert  ");
+    for (int i = 0; i < E; i++) printf("%7d", i);
+    for (int d = 0; d < DOMAINS; d++) {
+        printf("\n      domain %d", d);
+        double all = 0;
+        for (int i = 0; i < E; i++) all += (double)r->taken[d][i];
+        for (int i = 0; i < E; i++) {
+            double share = (double)r->taken[d][i] / all;
+            printf("  %s%3.0f", shade[share < 0.02 ? 0 : share < 0.1 ? 1 : share < 0.25 ? 2 : share < 0.4 ? 3 : 4], 100 * share);
+        }
+    }
+    printf("\n      busiest expert: %.2f times the mean load\n\n", r->imbalance);
+}
+
+/* The mean, over domains, of the share that a domain's two favourite experts take: 2/E when experts know nothing
+ * of domains, 1 when each domain has a pair of its own. */
+static double specialisation(const result *r) {
+    double sum = 0;
+    for (int d = 0; d < DOMAINS; d++) {
+        int64_t first = 0, second = 0, all = 0;
+        for (int i = 0; i < E; i++) {
+            int64_t n = r->taken[d][i];
+            all += n;
+            if (n > first) second = first, first = n;
+            else if (n > second) second = n;
+        }
+        sum += (double)(first + second) / (double)all / DOMAINS;
+    }
+    return sum;
+}
+
+int main(void) {
+    make_task();
+    puts("1. Without a balance loss:");
+    result without = train(MU_BALANCE_NONE);
+    show(&without);
+    puts("2. With it:");
+    result with = train(MU_BALANCE_AUX);
+    show(&with);
+    check(without.imbalance > 1.8, "left alone, the busiest expert carries %.2f times the mean load", without.imbalance);
+    check(with.imbalance < 1.5, "the balance loss brings that to %.2f", with.imbalance);
+    check(fabs(with.aux - 1) < 0.15 && with.aux < without.aux, "aux ends at %.2f (even: 1), instead of %.2f", with.aux, without.aux);
+    check(with.ce < 0.6 * log(V), "the task is learned: cross-entropy %.3f; guessing costs log %d = %.3f", with.ce, V, log(V));
+    check(specialisation(&with) > 0.5, "and the experts specialised: a domain's two favourites take %.0f %% of it; by chance %d %%",
+          100 * specialisation(&with), 100 * K / E);
+    return failed_checks > 0;
+}

@@ -1,0 +1,167 @@
+/* 03_two_ranks.c - the layer of 02 on two ranks: each holds half of the experts, and rows of tokens travel.
+ *
+ *     mpirun -n 2 build/examples/example_03_two_ranks
+ *
+ * Every rank reads its own half of the batch, but the experts that its tokens choose may live on the other rank. So
+ * the rows are sorted by destination, exchanged, worked on where the expert lives, and exchanged back; backward does
+ * the same in reverse. Router and head exist on both ranks, and their gradients are summed over both.
+ *
+ * None of this may change what is learned. So a second layer is trained beside it, on one rank that holds all experts
+ * and reads the whole batch, and the losses must agree. In double precision (`ref`) they agree to a few units in the
+ * last place: only the order of some sums differs. In single precision a last bit would sooner or later tip
+ * a router's choice, and from there on the two go different ways, both correct.
+ *
+ * A user of the library owns MPI: main calls MPI_Init and MPI_Finalize, and a mesh is made of a communicator of main's
+ * choice. Letters: B sequences of S tokens in the global batch; D, F, E, K, V as in 02. */
+#include "moe/moe.h"
+#include "optim/optim.h"
+#include "check.h"
+
+#include <math.h>
+#include <mpi.h>
+
+enum { B = 8, S = 16, D = 12, F = 16, E = 4, K = 2, V = 5, STEPS = 25 };
+
+typedef struct {
+    mu_device *dev;
+    mu_mesh *mesh;
+    mu_placement *place;
+    mu_moe_config cfg;
+    mu_params *ps;
+    mu_moe moe;
+    mu_param *head_VD;
+    mu_adamw *opt;
+    mu_tape *tp;
+    int64_t travelled, assignments;     /* of this rank, so far */
+} model;
+
+/* Collective over `comm`: all its ranks together form one expert group. */
+static void model_open(model *m, MPI_Comm comm) {
+    int ranks;
+    MPI_Comm_size(comm, &ranks);
+    *m = (model){ .dev = mu_device_open("ref"), .mesh = mu_mesh_open(&comm, ranks), .cfg = mu_moe_config_default() };
+    m->cfg.num_experts = E, m->cfg.top_k = K, m->cfg.moe_ffn_hidden_size = F;
+    m->place = mu_placement_new(m->mesh->expert, E);
+    m->ps = mu_params_new(m->dev);
+    mu_group *shared = mu_params_group(m->ps, "shared", m->mesh->world);
+    mu_group *expert = mu_params_group(m->ps, "expert", m->mesh->replica);
+    mu_moe_init(&m->moe, &m->cfg, D, 0.3, 0, m->ps, shared, expert, m->mesh->expert, m->place);
+    m->head_VD = mu_params_add(m->ps, &(mu_param_desc){ .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.3, .layer = -1 });
+    mu_params_alloc(m->ps);
+    mu_params_init(m->ps, 3);           /* by name: an expert begins alike wherever it lives */
+    mu_optim_config optim = mu_optim_config_default();
+    optim.lr = 1e-2, optim.warmup_steps = 5;
+    m->opt = mu_adamw_new(&optim, m->ps);
+    m->tp = mu_tape_new(m->dev);
+}
+
+static void model_close(model *m) {
+    mu_tape_free(m->tp);
+    mu_adamw_free(m->opt);
+    mu_moe_free(&m->moe);
+    mu_params_free(m->ps);
+    mu_placement_free(m->place);
+    mu_mesh_close(m->mesh);
+    mu_device_close(m->dev);
+}
+
+/* How many of this rank's rows went elsewhere. Where an expert lives is a table, never a formula. */
+static void count_travellers(model *m, const mu_routing *r) {
+    int64_t n = mu_count(r->ids_TK);
+    int32_t *ids = mu_tape_alloc(m->tp, sizeof *ids * (size_t)n);
+    mu_tensor_read(r->ids_TK, ids);
+    for (int64_t i = 0; i < n; i++) m->travelled += m->place->rank[ids[i]] != m->mesh->expert->rank;
+    m->assignments += n;
+}
+
+/* Sequences first .. first + n - 1 of the step's batch, keyed by their global number: no rank needs to be asked. */
+static mu_tensor *read_batch(mu_tape *tp, int step, int64_t first, int64_t n, mu_tensor **right) {
+    double *x = mu_tape_alloc(tp, sizeof *x * (size_t)(n * S * D));
+    int32_t *class = mu_tape_alloc(tp, sizeof *class * (size_t)(n * S));
+    for (int64_t i = 0; i < n; i++) {
+        mu_rng rng = { .seed = 3, .step = (uint32_t)step, .sample = (uint32_t)(first + i), .purpose = MU_RNG_TEST };
+        for (int64_t j = 0; j < S * D; j++) x[i * S * D + j] = mu_rng_normal(&rng, (uint64_t)j);
+        for (int64_t t = 0; t < S; t++) {       /* the class: the largest of the first V numbers */
+            const double *row = x + (i * S + t) * D;
+            for (int32_t v = 1; v < V; v++)
+                if (row[v] > row[class[i * S + t]]) class[i * S + t] = v;
+        }
+    }
+    mu_tensor *x_TD = mu_tensor_2d(tp, n * S, D);
+    mu_tensor_set(x_TD, x);
+    *right = mu_tensor_ints(tp, MU_DTYPE_I32, n * S, class);
+    return x_TD;
+}
+
+/* One step of the whole batch, shared among the ranks of m's mesh. Returns the loss of the whole batch. Collective. */
+static double train_step(model *m, int step) {
+    mu_comm *world = m->mesh->world;
+    int64_t mine = B / world->size, T = B * S;
+    mu_tensor *right, *x = read_batch(m->tp, step, mine * world->rank, mine, &right);
+
+    /* Every loss is divided by the tokens of the *global* batch. Losses and gradients of ranks are then just added,
+     * and there is no factor to forget. */
+    mu_context cx = { .mode = MU_MODE_TRAIN, .step = step, .n_sequences = mine, .seq_len = S };
+    mu_routing routing;
+    mu_tensor *y = mu_moe_forward(&m->moe, m->tp, &cx, x, &routing);
+    mu_tensor *ce = mu_head_loss(m->tp, mu_add(m->tp, x, y), &m->head_VD->tensor, right, 1.0 / (double)T, NULL);
+
+    /* The counts are integers, summed over ranks: everybody reaches the same view of the load. */
+    int64_t counts[E] = { 0 };
+    mu_routing_count(m->tp, &routing, counts);
+    mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_I64, counts, E);
+    mu_balance balance = mu_balance_loss(&m->moe, m->tp, &cx, &routing, &(mu_balance_counts){ counts, counts, T, T });
+    mu_tensor *loss = mu_add(m->tp, ce, balance.loss);
+    double value = mu_tensor_scalar_get(loss);
+    mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, &value, 1);
+
+    mu_backward(m->tp, loss);
+    mu_grads_reduce(m->ps);                     /* router and head over the world, experts over their replicas */
+    double norm = mu_grad_norm(m->opt, m->mesh->expert, NULL), clip = m->opt->cfg.grad_clip;
+    mu_moe_mark_idle(&m->moe, counts);
+    mu_adamw_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), norm > clip ? clip / norm : 1.0);
+    count_travellers(m, &routing);
+    mu_params_zero_grad(m->ps);
+    mu_tape_reset(m->tp);
+    return value;
+}
+
+int main(int argc, char **argv) {
+    MPI_Init(&argc, &argv);
+    int rank, ranks;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    if (E % ranks || B % ranks) {
+        if (rank == 0) fprintf(stderr, "%d ranks do not divide %d experts and %d sequences\n", ranks, E, B);
+        MPI_Finalize();
+        return 1;
+    }
+
+    model together, alone;
+    model_open(&together, MPI_COMM_WORLD);
+    model_open(&alone, MPI_COMM_SELF);          /* a mesh of one: every rank trains one of its own, for comparison */
+    double first = 0, last = 0, apart = 0;
+    for (int step = 1; step <= STEPS; step++) {
+        double shared = train_step(&together, step), single = train_step(&alone, step);
+        apart = fmax(apart, fabs(shared - single));
+        if (rank == 0 && (step == 1 || step % 5 == 0))
+            printf("  step %2d  loss on %d rank%s %.12f, on one %.12f\n", step, ranks, ranks > 1 ? "s" : "", shared, single);
+        if (step == 1) first = shared;
+        last = shared;
+    }
+
+    int64_t rows[2] = { together.travelled, together.assignments };
+    mu_all_reduce(together.mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, rows, 2);
+    if (rank == 0) {
+        check(apart < 1e-9, "the losses never differed by more than %.1e", apart);
+        check(last < 0.8 * first, "the loss fell from %.3f to %.3f", first, last);
+        check((rows[0] > 0) == (ranks > 1), "%lld of %lld rows travelled to an expert on another rank", (long long)rows[0], (long long)rows[1]);
+    }
+    model_close(&alone);
+    model_close(&together);
+
+    /* One verdict for all: a program whose ranks disagree about the ending hangs or lies. */
+    MPI_Allreduce(MPI_IN_PLACE, &failed_checks, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+    MPI_Finalize();
+    return failed_checks > 0;
+}
