@@ -58,10 +58,14 @@ muster --version
 step "3/5 texts, in texts/ (half a minute the first time)"
 texts=0
 scripts/get-texts.sh texts || texts=$?
-if [[ $texts -eq 3 && $(id -u) -eq 0 ]]; then       # the package lists may just never have been fetched
-    echo "trying once more with fresh package lists"
-    texts=0
-    apt-get -qq update && scripts/get-texts.sh texts || texts=3
+if [[ $texts -eq 3 ]]; then          # the package lists may just never have been fetched
+    as_root=()
+    [[ $(id -u) -eq 0 ]] || as_root=(sudo -n)
+    if "${as_root[@]}" apt-get -qq update > /dev/null 2>&1; then
+        echo "once more, with fresh package lists"
+        texts=0
+        scripts/get-texts.sh texts || texts=$?
+    fi
 fi
 case $texts in
     0) config=configs/first.yaml run=runs/quickstart ;;

@@ -2,7 +2,8 @@
  *
  * A test declares leaves (parameters), gives a function that builds a scalar loss from them, and calls
  * gradcheck. The differences are of fourth order (h = 1e-4), so the relative error of a right gradient is
- * about 1e-9; more than 1e-6 fails. A leaf whose needs_grad is switched off must keep an untouched gradient. */
+ * about 1e-9; more than 1e-6 fails. A leaf whose needs_grad is switched off must keep an untouched gradient.
+ */
 #ifndef MUSTER_TESTS_GRADCHECK_H
 #define MUSTER_TESTS_GRADCHECK_H
 #include "dist/dist.h"
@@ -44,9 +45,10 @@ static inline int32_t *random_ints(uint32_t stream, int64_t n, uint32_t below) {
 }
 
 /* ---------------------------------------------------------------- leaves */
-/* A parameter of std 1 in the group, [rows, columns], or [columns] when rows is 0. Values by mu_params_init. */
+/* A parameter of std 1 in the group, [rows, columns], or [columns] when rows is 0. Values by mu_params_init.
+ */
 static inline mu_param *leaf(mu_params *ps, const char *name, int64_t rows, int64_t columns, double std) {
-    mu_param_desc d = { .group = ps->groups[0], .name = name, .n_dims = rows ? 2 : 1, .std = std, .layer = -1 };
+    mu_param_desc d = {.group = ps->groups[0], .name = name, .n_dims = rows ? 2 : 1, .std = std, .layer = -1};
     d.shape[0] = rows ? rows : columns, d.shape[1] = rows ? columns : 0;
     return mu_params_add(ps, &d);
 }
@@ -68,7 +70,8 @@ static inline void weighted_backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     double dout;
     mu_device_read(dev, &dout, n->out[0]->grad, sizeof dout);
-    if (n->in[0]->needs_grad) dev->k->axpy(dev, mu_count(n->in[0]), dout, mu_data(n->in[1]), mu_grad(tp, n->in[0]));
+    if (n->in[0]->needs_grad)
+        dev->k->axpy(dev, mu_count(n->in[0]), dout, mu_data(n->in[1]), mu_grad(tp, n->in[0]));
 }
 
 static inline mu_tensor *weighted_sum(mu_tape *tp, mu_tensor *x, uint32_t stream) {
@@ -105,8 +108,8 @@ static inline double numeric(mu_params *ps, mu_tape *tp, loss_function *loss, vo
     return sum / (12 * h);
 }
 
-static inline void gradcheck_unit(mu_params *ps, mu_tape *tp, loss_function *loss, void *arg, const mu_unit *u,
-                                  double value, int64_t most) {
+static inline void gradcheck_unit(mu_params *ps, mu_tape *tp, loss_function *loss, void *arg,
+                                  const mu_unit *u, double value, int64_t most) {
     double *g = mu_alloc((size_t)u->count, sizeof *g), largest = 0;
     mu_reals_get(ps->dev, MU_DTYPE_F64, mu_unit_grad(u), u->count, g);
     for (int64_t i = 0; i < u->count; i++) largest = fmax(largest, fabs(g[i]));
@@ -116,10 +119,12 @@ static inline void gradcheck_unit(mu_params *ps, mu_tape *tp, loss_function *los
     for (int64_t c = 0; c < checks; c++) {
         int64_t i = checks == u->count ? c : some[c];
         double wanted = numeric(ps, tp, loss, arg, (double *)mu_unit_data(u) + i);
-        double size = fmax(fmax(fabs(wanted), fabs(g[i])), 0.01 * largest);     /* of values far below the others */
+        double size =
+            fmax(fmax(fabs(wanted), fabs(g[i])), 0.01 * largest); /* of values far below the others */
         double allowed = GRAD_TOLERANCE * size + 1e-11 * fmax(1.0, fabs(value));
         if (!(fabs(g[i] - wanted) <= allowed))
-            fail_msg("gradient of %s[%lld]: %.12g, differences say %.12g", u->name, (long long)i, g[i], wanted);
+            fail_msg("gradient of %s[%lld]: %.12g, differences say %.12g", u->name, (long long)i, g[i],
+                     wanted);
     }
     free(some);
     free(g);

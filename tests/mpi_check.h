@@ -8,7 +8,8 @@
 
 #define check(cond, ...) do { if (!(cond)) check_failed(__FILE__, __LINE__, #cond, __VA_ARGS__); } while (0)
 
-_Noreturn static inline void MU_PRINTF(4, 5) check_failed(const char *file, int line, const char *what, const char *fmt, ...) {
+_Noreturn static inline void MU_PRINTF(4, 5)
+    check_failed(const char *file, int line, const char *what, const char *fmt, ...) {
     va_list args;
     fprintf(stderr, "%s:%d: not so: %s: ", file, line, what);
     va_start(args, fmt);

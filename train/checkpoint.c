@@ -240,11 +240,12 @@ static mu_status commit(mu_trainer *t, mu_manifest *m, const char *tmp, const ch
     return status;
 }
 
-/* Steps of the finished checkpoints in a folder, newest first; heap. */
-static int list_steps(const char *folder, int64_t **steps) {
+int mu_checkpoint_list(const char *run, int64_t **steps) {
+    char *folder = mu_format("%s/checkpoints", run);
     int n = 0;
     *steps = NULL;
     DIR *d = opendir(folder);
+    free(folder);
     for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {
         long long step;
         char rest;
@@ -256,6 +257,23 @@ static int list_steps(const char *folder, int64_t **steps) {
     }
     if (d) closedir(d);
     return n;
+}
+
+mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) {
+    int64_t *steps = NULL;
+    int n = t->mesh->world->rank == 0 ? mu_checkpoint_list(t->cfg.run.dir, &steps) : 0;
+    mu_status status = MU_STATUS_OK;
+    for (int i = 0; i < n && steps[i] > t->step && status == MU_STATUS_OK; i++) {
+        char *from = mu_format("%s/checkpoints/step-%08lld", t->cfg.run.dir, (long long)steps[i]), *to = mu_format("%s.aside", from);
+        status = mu_file_remove_tree(to, e);
+        if (status == MU_STATUS_OK) status = mu_file_rename(from, to, e);
+        if (status == MU_STATUS_OK) mu_log(MU_LOG_WARNING, "the checkpoint of step %lld is beyond step %lld, from which this run goes on: renamed to %s",
+                                           (long long)steps[i], (long long)t->step, to);
+        free(from);
+        free(to);
+    }
+    free(steps);
+    return mu_agree(t->mesh->world, status, e);
 }
 
 /* Removes what a killed save left, and nothing else. */
@@ -276,7 +294,7 @@ static mu_status remove_unfinished(const char *folder, mu_error *e) {
 static mu_status prune(const mu_trainer *t, const char *folder, mu_error *e) {
     const mu_checkpoint_config *cfg = &t->cfg.checkpoint;
     int64_t *steps;
-    int n = list_steps(folder, &steps);
+    int n = mu_checkpoint_list(t->cfg.run.dir, &steps);
     mu_status status = MU_STATUS_OK;
     for (int i = (int)cfg->keep; i < n && status == MU_STATUS_OK; i++) {
         if (cfg->keep_every && steps[i] % cfg->keep_every == 0) continue;
@@ -354,7 +372,7 @@ mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, b
     }
     char *folder = mu_format("%s/checkpoints", path);
     int64_t *steps = NULL;
-    int n = world->rank == 0 ? list_steps(folder, &steps) : 0;
+    int n = world->rank == 0 ? mu_checkpoint_list(path, &steps) : 0;
     mu_broadcast(world, 0, &n, sizeof n);
     steps = mu_realloc(steps, (size_t)n, sizeof *steps);
     mu_broadcast(world, 0, steps, (int64_t)sizeof *steps * n);

@@ -1,7 +1,6 @@
 /* cmd_inspect.c - muster inspect and muster verify: look at checkpoints without a model or texts. */
 #include "train/train.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -141,43 +140,24 @@ static mu_status verify(const char *path, mu_error *e) {
     return status == MU_STATUS_OK ? status : MU_STATUS_DATA;
 }
 
-static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
-
-/* All step-N folders of a run, oldest first. */
-static int list_checkpoints(const char *run, char ***paths) {
-    char *folder = mu_format("%s/checkpoints", run);
-    int n = 0;
-    *paths = NULL;
-    DIR *d = opendir(folder);
-    for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {
-        long long step;
-        char rest;
-        if (sscanf(f->d_name, "step-%lld%c", &step, &rest) != 1) continue;
-        *paths = mu_realloc(*paths, (size_t)n + 1, sizeof **paths);
-        (*paths)[n++] = mu_format("%s/%s", folder, f->d_name);
-    }
-    if (d) closedir(d);
-    if (n) qsort(*paths, (size_t)n, sizeof **paths, by_text);
-    free(folder);
-    return n;
-}
-
 int mu_cmd_verify(int argc, char **argv) {
     mu_error e = { 0 };
     mu_status status = one_argument(argc, argv, &e);
     if (status != MU_STATUS_OK) return mu_report_error(&e, 0);
-    char **paths, *checkpoints = mu_format("%s/checkpoints", argv[2]);
+    char *checkpoints = mu_format("%s/checkpoints", argv[2]);
     bool run = mu_file_exists(checkpoints);
-    int n = run ? list_checkpoints(argv[2], &paths) : 0;
+    int64_t *steps = NULL;
+    int n = run ? mu_checkpoint_list(argv[2], &steps) : 0;
     if (run && !n) status = mu_error_set(&e, MU_STATUS_DATA, "%s holds no checkpoint", argv[2]), mu_report_error(&e, 0);
     if (!run) status = verify(argv[2], &e);
-    for (int i = 0; i < n; i++) {
+    for (int i = n - 1; i >= 0; i--) {      /* oldest first */
         mu_error one = { 0 };
-        mu_status s = verify(paths[i], &one);
+        char *path = mu_format("%s/step-%08lld", checkpoints, (long long)steps[i]);
+        mu_status s = verify(path, &one);
         if (s != MU_STATUS_OK) status = s;
-        free(paths[i]);
+        free(path);
     }
-    if (n) free(paths);
+    free(steps);
     free(checkpoints);
     return (int)status;
 }

@@ -75,6 +75,7 @@ static mu_status resume_from(mu_trainer *t, const mu_manifest *m, mu_error *e) {
     char *notes = NULL;
     mu_status status = mu_agree(t->mesh->world, mu_checkpoint_compare(t, m, &notes, e), e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_load(t, m, true, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_set_aside(t, e);
     if (status == MU_STATUS_OK && t->mesh->world->rank == 0) {
         printf("resuming from %s (step %lld, written by %d rank%s)\n", m->path, (long long)m->step, m->ranks, m->ranks == 1 ? "" : "s");
         if (notes[0]) printf("options that differ from the checkpoint's; the new ones hold, schedules follow them:\n%s", notes);

@@ -119,6 +119,16 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     return MU_STATUS_OK;
 }
 
+/* A folder that says step-N must hold step N: a copy under another name would otherwise pass for the newest. */
+static mu_status check_folder_name(const mu_manifest *m, const char *path, mu_error *e) {
+    size_t n = strlen(m->path);
+    while (n > 1 && m->path[n - 1] == '/') n--;
+    while (n > 0 && m->path[n - 1] != '/') n--;
+    long long step;
+    if (sscanf(m->path + n, "step-%lld", &step) != 1 || step == m->step) return MU_STATUS_OK;
+    return mu_error_set(e, MU_STATUS_DATA, "%s is the manifest of step %lld, not of step %lld", path, (long long)m->step, step);
+}
+
 mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) {
     *m = (mu_manifest){ 0 };
     snprintf(m->path, sizeof m->path, "%s", checkpoint);
@@ -133,6 +143,7 @@ mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) 
         json_error_t problem;
         root = json_loads(text, JSON_REJECT_DUPLICATES, &problem);
         status = root ? fill(m, root, path, e) : mu_error_set(e, MU_STATUS_DATA, "%s: %s", path, problem.text);
+        if (status == MU_STATUS_OK) status = check_folder_name(m, path, e);
     }
     json_decref(root);
     free(text);

@@ -90,6 +90,11 @@ mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) MU_MUST_USE;
  * ones with a warning. *found false: there is none at all. MU_STATUS_DATA when there are some and none
  * verifies. `path` may also name one checkpoint. Collective, agreed. */
 mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, bool *found, mu_error *e) MU_MUST_USE;
+/* Steps of the finished checkpoints of a run, newest first; heap, the caller frees. Local. */
+int mu_checkpoint_list(const char *run, int64_t **steps);
+/* Renames checkpoints beyond t->step, damaged or of a course that is left, to step-N.aside, so that they are never
+ * taken for the newest. Collective, agreed. */
+mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) MU_MUST_USE;
 /* Weights, and with `training` everything a resumed run needs. Collective, agreed. */
 mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training, mu_error *e) MU_MUST_USE;
 /* May this configuration go on from that checkpoint? MU_STATUS_CONFIG lists what may not change; *notes

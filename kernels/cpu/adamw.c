@@ -10,7 +10,8 @@ static factors prepare(const mu_adamw_spec *s) {
     return (factors){ .keep = (float)(1 - s->lr * s->weight_decay), .rate = (float)(s->lr / c1),
                       .root = (float)(1 / sqrt(c2)), .eps = (float)s->eps,
                       .b1 = (float)s->beta1, .a1 = (float)(1 - s->beta1),
-                      .b2 = (float)s->beta2, .a2 = (float)(1 - s->beta2), .grad_scale = (float)s->grad_scale };
+                      .b2 = (float)s->beta2, .a2 = (float)(1 - s->beta2),
+                      .grad_scale = (float)s->grad_scale };
 }
 
 static void update(int64_t n, factors f, float *restrict w, const float *restrict g, float *restrict m,

@@ -1,7 +1,7 @@
 /* cpu.h - private to kernels/cpu: names that carry the instruction set, operands, teams, thread buffers, exp.
  *
  * Every file here is compiled once per instruction set with -DMU_CPU_ISA=base|avx2|avx512, so each external
- * symbol is CPU(name) = cpu_<isa>_<name>. Loops are plain C for the compiler's vectoriser (omp simd).
+ * symbol is CPU(name) = mu_cpu_<isa>_<name>. Loops are plain C for the compiler's vectoriser (omp simd).
  * Order of sums: work is cut into blocks that depend on the problem only; threads take whole blocks, and
  * partial sums of blocks are added in block order. So results are the same bits for any number of threads. */
 #ifndef MUSTER_KERNELS_CPU_H
@@ -16,7 +16,7 @@
 #ifndef MU_CPU_ISA
 #define MU_CPU_ISA base
 #endif
-#define CPU_PASTE3(isa, name) cpu_##isa##_##name
+#define CPU_PASTE3(isa, name) mu_cpu_##isa##_##name
 #define CPU_PASTE2(isa, name) CPU_PASTE3(isa, name)
 #define CPU(name) CPU_PASTE2(MU_CPU_ISA, name)
 

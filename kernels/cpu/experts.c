@@ -9,7 +9,7 @@
 
 enum { ROWS = 56 };                                         /* rows of a block: even tiles, fits the cache */
 enum { TILE_M = 256, TILE_N = 256 };                        /* of a weight gradient */
-static const int64_t MOST_PACKED = (int64_t)1 << 20;        /* floats packed at a time: hot in the last cache */
+static const int64_t MOST_PACKED = (int64_t)1 << 20;        /* floats packed at a time, still in a cache */
 
 typedef struct { int64_t expert, first, rows; } item;
 typedef struct { item *list; int64_t n; } items;
@@ -229,8 +229,8 @@ static int64_t weight_items(const mu_experts_shape *s) {
 }
 
 void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets,
-                      mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat dy, mu_mat act, mu_mat xg,
-                      mu_mat dyg, mu_mat dx, mu_mat dgate, mu_mat dup, mu_mat ddown) {
+                      mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat dy,
+                      mu_mat act, mu_mat xg, mu_mat dyg, mu_mat dx, mu_mat dgate, mu_mat dup, mu_mat ddown) {
     backward f = { s, x, in, gate, up, down, hg, hu, out, dy, act, xg, dyg, dx, dgate, dup, ddown };
     int team = cpu_team(s->R * s->D * s->F / 16);
     size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->F, s->D), d = cpu_packed(s->D, s->F);

@@ -1,10 +1,11 @@
 /* product.c - the inner part of every matrix product: register tiles of up to CPU_MR x CPU_NR of C.
  *
  * Why not a library's product: weights are read by many blocks of rows, and packing them once for all of
- * them is what a library call cannot do; blocks of few rows (an expert's 30 tokens, 32 queries of a head)
- * run at the same rate as large ones; and a row's result does not depend on its neighbours. The tiles are
- * GNU vector arithmetic with constant bounds, which gcc keeps in registers: 98 % of the multiply-add peak
- * with AVX-512 and with AVX2 as soon as the panel comes from the first or second-level cache.
+ * them (or reading them in place) is what a library call cannot do; blocks of few rows (an expert's 30
+ * tokens, 32 queries of a head) run at the same rate as large ones; and a row's result does not depend on its
+ * neighbours. The tiles are GNU vector arithmetic with constant bounds, which gcc keeps in registers: 98 % of
+ * the multiply-add peak with AVX-512 and with AVX2 as soon as the panel comes from the first or second-level
+ * cache.
  *
  * Rows are cut into tiles of nearly equal height (100 = 13+12+13+12+...), because a tile under 8 accumulators
  * waits for its own sums. */
@@ -70,9 +71,9 @@ void CPU(pack)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, float
 /* ---------------------------------------------------------------- tiles
  * c[rows, nv vectors] (+)= a b over k steps; a[i, p] stands at a[i * ra + p * ca]. `rows`, `nv` and one of
  * the strides are constants where it is inlined, so the loops vanish and the accumulators are registers. */
-static inline __attribute__((always_inline)) void tile(const int rows, const int nv, int64_t k,
-                                                       const float *a, int64_t ra, int64_t ca, const float *b, int64_t ldb,
-                                                       bool add, float *c, int64_t ldc) {
+static inline __attribute__((always_inline))
+void tile(const int rows, const int nv, int64_t k, const float *a, int64_t ra, int64_t ca, const float *b,
+          int64_t ldb, bool add, float *c, int64_t ldc) {
     vec sum[14][2];
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++)                  /* C may be far away: it has k steps' time to come */
@@ -154,7 +155,8 @@ void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int
             for (int64_t t = 0; t < tiles; t++) {
                 int64_t i = m * t / tiles, rows = m * (t + 1) / tiles - i;
                 edge_tile(tile_functions[rows][ta], rows, cpu_min(CPU_NR, n - j * CPU_NR), depth,
-                          a_at + (ta ? i : i * lda), lda, panel, b.ld, add || at, c + i * ldc + j * CPU_NR, ldc);
+                          a_at + (ta ? i : i * lda), lda, panel, b.ld, add || at,
+                          c + i * ldc + j * CPU_NR, ldc);
             }
         }
     }

@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-void ref_adamw(mu_device *dev, int64_t n, const mu_adamw_spec *s, mu_mat w_n, mu_mat g_n, mu_mat m_n,
-               mu_mat v_n) {
+void mu_ref_adamw(mu_device *dev, int64_t n, const mu_adamw_spec *s, mu_mat w_n, mu_mat g_n, mu_mat m_n,
+                  mu_mat v_n) {
     (void)dev;
     MU_CHECK(s->t >= 1, "step %lld", (long long)s->t);
     double *w = reals(w_n), *m = reals(m_n), *v = reals(v_n);

@@ -35,8 +35,8 @@ static void query_fwd(const mu_attention_shape *s, int64_t first, int64_t token,
     row(lse_m, token, s->H)[h] = lse;
 }
 
-void ref_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
-                       mu_mat lse) {
+void mu_ref_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
+                          mu_mat lse) {
     MU_CHECK(s->G > 0 && s->H % s->G == 0, "%lld heads over %lld", (long long)s->H, (long long)s->G);
     size_t mark = mu_arena_mark(&dev->scratch);
     double *p = mu_arena_alloc(&dev->scratch, (size_t)s->S * sizeof *p);
@@ -63,8 +63,8 @@ static void query_bwd(const mu_attention_shape *s, int64_t first, int64_t token,
     }
 }
 
-void ref_attention_bwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
-                       mu_mat lse, mu_mat dy, mu_mat dq, mu_mat dk, mu_mat dv) {
+void mu_ref_attention_bwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
+                          mu_mat lse, mu_mat dy, mu_mat dq, mu_mat dk, mu_mat dv) {
     (void)dev;
     operands o = { q, k, v, y, lse, dy, dq, dk, dv };
     for (int64_t b = 0; b < s->B; b++)

@@ -1,25 +1,25 @@
 /* basic.c - fills, sums, embedding, gather and its weighted sum. */
 #include "kernels/ref/ref.h"
 
-void ref_fill(mu_device *dev, int64_t n, double value, mu_mat x_n) {
+void mu_ref_fill(mu_device *dev, int64_t n, double value, mu_mat x_n) {
     (void)dev;
     double *x = reals(x_n);
     for (int64_t i = 0; i < n; i++) x[i] = value;
 }
 
-void ref_axpy(mu_device *dev, int64_t n, double a, mu_mat x_n, mu_mat y_n) {
+void mu_ref_axpy(mu_device *dev, int64_t n, double a, mu_mat x_n, mu_mat y_n) {
     (void)dev;
     add_scaled(n, a, reals(x_n), reals(y_n));
 }
 
-void ref_add(mu_device *dev, int64_t n, mu_mat x_n, mu_mat y_n, mu_mat z_n) {
+void mu_ref_add(mu_device *dev, int64_t n, mu_mat x_n, mu_mat y_n, mu_mat z_n) {
     (void)dev;
     const double *x = reals(x_n), *y = reals(y_n);
     double *z = reals(z_n);
     for (int64_t i = 0; i < n; i++) z[i] = x[i] + y[i];
 }
 
-void ref_sum(mu_device *dev, int64_t n, double scale, mu_mat x_n, bool add, mu_mat out) {
+void mu_ref_sum(mu_device *dev, int64_t n, double scale, mu_mat x_n, bool add, mu_mat out) {
     (void)dev;
     const double *x = reals(x_n);
     double sum = 0;
@@ -27,14 +27,14 @@ void ref_sum(mu_device *dev, int64_t n, double scale, mu_mat x_n, bool add, mu_m
     *reals(out) = (add ? *reals(out) : 0) + scale * sum;
 }
 
-void ref_sumsq(mu_device *dev, int64_t n, mu_mat x_n, bool add, mu_mat out) {
+void mu_ref_sumsq(mu_device *dev, int64_t n, mu_mat x_n, bool add, mu_mat out) {
     (void)dev;
     const double *x = reals(x_n);
     *reals(out) = (add ? *reals(out) : 0) + dot(n, x, x);
 }
 
 /* y[t] = w[ids[t]] */
-void ref_embed_fwd(mu_device *dev, int64_t T, int64_t D, mu_mat ids_T, mu_mat w_VD, mu_mat y_TD) {
+void mu_ref_embed_fwd(mu_device *dev, int64_t T, int64_t D, mu_mat ids_T, mu_mat w_VD, mu_mat y_TD) {
     (void)dev;
     const int32_t *ids = ints(ids_T);
     for (int64_t t = 0; t < T; t++) {
@@ -45,8 +45,8 @@ void ref_embed_fwd(mu_device *dev, int64_t T, int64_t D, mu_mat ids_T, mu_mat w_
 }
 
 /* dw[ids[t]] += dy[t] */
-void ref_embed_bwd(mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat ids_T, mu_mat dy_TD,
-                   mu_mat dw_VD) {
+void mu_ref_embed_bwd(mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat ids_T, mu_mat dy_TD,
+                      mu_mat dw_VD) {
     (void)dev;
     const int32_t *ids = ints(ids_T);
     for (int64_t t = 0; t < T; t++) {
@@ -56,7 +56,7 @@ void ref_embed_bwd(mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat ids_T
 }
 
 /* y[r] = x[index[r]] */
-void ref_gather(mu_device *dev, int64_t R, int64_t D, mu_mat index_R, mu_mat x_TD, mu_mat y_RD) {
+void mu_ref_gather(mu_device *dev, int64_t R, int64_t D, mu_mat index_R, mu_mat x_TD, mu_mat y_RD) {
     (void)dev;
     const int32_t *index = ints(index_R);
     for (int64_t r = 0; r < R; r++) {
@@ -67,8 +67,8 @@ void ref_gather(mu_device *dev, int64_t R, int64_t D, mu_mat index_R, mu_mat x_T
 }
 
 /* y[t] (+)= sum_k weights[t,k] rows[index[t,k]] */
-void ref_gather_sum(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index_TK, mu_mat weights_TK,
-                    mu_mat rows_RD, bool add, mu_mat y_TD) {
+void mu_ref_gather_sum(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index_TK, mu_mat weights_TK,
+                       mu_mat rows_RD, bool add, mu_mat y_TD) {
     (void)dev;
     for (int64_t t = 0; t < T; t++) {
         const int32_t *index = int_row(index_TK, t, K);
@@ -84,8 +84,9 @@ void ref_gather_sum(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat inde
 }
 
 /* With r = index[t,k]: drows[r] = weights[t,k] dy[t], dweights[t,k] += <dy[t], rows[r]> */
-void ref_gather_sum_bwd(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index_TK, mu_mat weights_TK,
-                        mu_mat rows_RD, mu_mat dy_TD, mu_mat drows_RD, mu_mat dweights_TK) {
+void mu_ref_gather_sum_bwd(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index_TK,
+                           mu_mat weights_TK, mu_mat rows_RD, mu_mat dy_TD, mu_mat drows_RD,
+                           mu_mat dweights_TK) {
     (void)dev;
     for (int64_t t = 0; t < T; t++)
         for (int64_t k = 0; k < K; k++) {

@@ -15,9 +15,9 @@ static double silu_slope(double z) { return sigmoid(z) * (1 + z * (1 - sigmoid(z
 /* The row of x or y that routed row r stands for. */
 static int64_t row_of(const int32_t *index, int64_t r) { return index ? index[r] : r; }
 
-void ref_experts_fwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, mu_mat in_R, mu_mat offsets_e,
-                     mu_mat gate_eFD, mu_mat up_eFD, mu_mat down_eDF, mu_mat hg_RF, mu_mat hu_RF,
-                     mu_mat out_R, mu_mat y_TD) {
+void mu_ref_experts_fwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, mu_mat in_R, mu_mat offsets_e,
+                        mu_mat gate_eFD, mu_mat up_eFD, mu_mat down_eDF, mu_mat hg_RF, mu_mat hu_RF,
+                        mu_mat out_R, mu_mat y_TD) {
     const int64_t *offsets = longs(offsets_e), D = s->D, F = s->F;
     size_t mark = mu_arena_mark(&dev->scratch);
     double *a = mu_arena_alloc(&dev->scratch, (size_t)F * sizeof *a);
@@ -72,10 +72,10 @@ static void row_bwd(const mu_experts_shape *s, const expert *e, const double *x,
 }
 
 /* The scratch operands act, xg and dyg stay as they are. */
-void ref_experts_bwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, mu_mat in_R, mu_mat offsets_e,
-                     mu_mat gate_eFD, mu_mat up_eFD, mu_mat down_eDF, mu_mat hg_RF, mu_mat hu_RF,
-                     mu_mat out_R, mu_mat dy_TD, mu_mat act_RF, mu_mat xg_RD, mu_mat dyg_RD, mu_mat dx_RD,
-                     mu_mat dgate_eFD, mu_mat dup_eFD, mu_mat ddown_eDF) {
+void mu_ref_experts_bwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, mu_mat in_R, mu_mat offsets_e,
+                        mu_mat gate_eFD, mu_mat up_eFD, mu_mat down_eDF, mu_mat hg_RF, mu_mat hu_RF,
+                        mu_mat out_R, mu_mat dy_TD, mu_mat act_RF, mu_mat xg_RD, mu_mat dyg_RD, mu_mat dx_RD,
+                        mu_mat dgate_eFD, mu_mat dup_eFD, mu_mat ddown_eDF) {
     (void)dev, (void)act_RF, (void)xg_RD, (void)dyg_RD;
     const int64_t *offsets = longs(offsets_e), D = s->D;
     for (int64_t i = 0; i < s->experts; i++) {

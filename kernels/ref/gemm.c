@@ -1,8 +1,8 @@
 /* gemm.c - C[m,n] = beta C + op(A)[m,k] op(B)[k,n]. */
 #include "kernels/ref/ref.h"
 
-void ref_gemm(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a_mk, mu_mat b_kn,
-              double beta, mu_mat c_mn) {
+void mu_ref_gemm(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a_mk, mu_mat b_kn,
+                 double beta, mu_mat c_mn) {
     (void)dev;
     MU_CHECK(beta == 0 || beta == 1, "beta is %g, 0 and 1 are possible", beta);
     const double *a = reals(a_mk), *b = reals(b_kn);

@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-void ref_xent_fwd(mu_device *dev, int64_t rows, int64_t V, mu_mat logits_rV, mu_mat targets_r, mu_mat lse_r,
-                  mu_mat nll_r) {
+void mu_ref_xent_fwd(mu_device *dev, int64_t rows, int64_t V, mu_mat logits_rV, mu_mat targets_r,
+                     mu_mat lse_r, mu_mat nll_r) {
     (void)dev;
     for (int64_t r = 0; r < rows; r++) {
         const double *logits = row(logits_rV, r, V);
@@ -19,8 +19,8 @@ void ref_xent_fwd(mu_device *dev, int64_t rows, int64_t V, mu_mat logits_rV, mu_
 }
 
 /* logits become scale dout (softmax - onehot); rows without a target become zero */
-void ref_xent_bwd(mu_device *dev, int64_t rows, int64_t V, double scale, mu_mat dout, mu_mat targets_r,
-                  mu_mat lse_r, mu_mat logits_rV) {
+void mu_ref_xent_bwd(mu_device *dev, int64_t rows, int64_t V, double scale, mu_mat dout, mu_mat targets_r,
+                     mu_mat lse_r, mu_mat logits_rV) {
     (void)dev;
     double factor = scale * *reals(dout);
     for (int64_t r = 0; r < rows; r++) {

@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-void ref_rmsnorm_fwd(mu_device *dev, int64_t rows, int64_t D, double eps, mu_mat x_rD, mu_mat w_D,
-                     mu_mat y_rD, mu_mat rstd_r) {
+void mu_ref_rmsnorm_fwd(mu_device *dev, int64_t rows, int64_t D, double eps, mu_mat x_rD, mu_mat w_D,
+                        mu_mat y_rD, mu_mat rstd_r) {
     (void)dev;
     const double *w = reals(w_D);
     for (int64_t r = 0; r < rows; r++) {
@@ -17,8 +17,8 @@ void ref_rmsnorm_fwd(mu_device *dev, int64_t rows, int64_t D, double eps, mu_mat
 }
 
 /* With n = x rstd:  dw += dy n,  dx += rstd (w dy - n mean(w dy n)). */
-void ref_rmsnorm_bwd(mu_device *dev, int64_t rows, int64_t D, mu_mat x_rD, mu_mat w_D, mu_mat rstd_r,
-                     mu_mat dy_rD, mu_mat dx_rD, mu_mat dw_D) {
+void mu_ref_rmsnorm_bwd(mu_device *dev, int64_t rows, int64_t D, mu_mat x_rD, mu_mat w_D, mu_mat rstd_r,
+                        mu_mat dy_rD, mu_mat dx_rD, mu_mat dw_D) {
     (void)dev;
     const double *w = reals(w_D);
     double *dw = reals(dw_D);

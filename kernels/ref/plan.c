@@ -1,8 +1,8 @@
 /* plan.c - counting assignments, and sorting rows by expert. All of it integers, all of it stable. */
 #include "kernels/ref/ref.h"
 
-void ref_count_experts(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids_TK,
-                       mu_mat counts_nE) {
+void mu_ref_count_experts(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids_TK,
+                          mu_mat counts_nE) {
     (void)dev;
     MU_CHECK(segment > 0 && T % segment == 0, "%lld tokens in segments of %lld", (long long)T,
              (long long)segment);
@@ -37,8 +37,8 @@ static void count_places(int64_t T, int64_t E, int64_t K, mu_mat ids_TK, mu_mat 
     for (int64_t i = 0; i < E; i++) offsets[i + 1] += offsets[i];
 }
 
-void ref_plan(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, int64_t capacity,
-              mu_mat ids_TK, mu_mat order_E, mu_mat offsets_E1, mu_mat token_R, mu_mat row_TK) {
+void mu_ref_plan(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, int64_t capacity,
+                 mu_mat ids_TK, mu_mat order_E, mu_mat offsets_E1, mu_mat token_R, mu_mat row_TK) {
     const int32_t *order = ints(order_E);
     int64_t *offsets = longs(offsets_E1);
     MU_CHECK(capacity <= 0 || segment > 0, "capacity %lld in segments of %lld", (long long)capacity,
@@ -59,7 +59,8 @@ void ref_plan(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, 
 }
 
 /* Received: for each peer, for each expert, counts[peer, expert] rows. Sorted: by expert, then peer. */
-void ref_arrange(mu_device *dev, int64_t P, int64_t e, mu_mat counts_Pe, mu_mat offsets_e1, mu_mat index_R) {
+void mu_ref_arrange(mu_device *dev, int64_t P, int64_t e, mu_mat counts_Pe, mu_mat offsets_e1,
+                    mu_mat index_R) {
     (void)dev;
     int64_t *offsets = longs(offsets_e1), r = 0;
     int32_t *index = ints(index_R);

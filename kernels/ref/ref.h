@@ -7,7 +7,7 @@
 #define MUSTER_KERNELS_REF_H
 #include "kernels/kernels.h"
 
-#define K(name, params, args) void ref_##name params;
+#define K(name, params, args) void mu_ref_##name params;
 MU_KERNELS(K)
 #undef K
 

@@ -2,8 +2,8 @@
  * complex number, turned by the angle of its row's position. */
 #include "kernels/ref/ref.h"
 
-void ref_rope(mu_device *dev, int64_t T, int64_t S, int64_t H, int64_t d, int sign, mu_mat cos_Sh,
-              mu_mat sin_Sh, mu_mat x_THd, bool add, mu_mat y_THd) {
+void mu_ref_rope(mu_device *dev, int64_t T, int64_t S, int64_t H, int64_t d, int sign, mu_mat cos_Sh,
+                 mu_mat sin_Sh, mu_mat x_THd, bool add, mu_mat y_THd) {
     (void)dev;
     int64_t half = d / 2;
     MU_CHECK(d % 2 == 0 && (sign == 1 || sign == -1), "head width %lld, sign %d", (long long)d, sign);

@@ -47,8 +47,8 @@ static double chosen_sum(const mu_route_shape *s, const double *scores, const in
     return sum;
 }
 
-void ref_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits_TE, mu_mat bias_E, mu_mat scores_TE,
-                   mu_mat lse_T, mu_mat ids_TK, mu_mat gates_TK) {
+void mu_ref_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits_TE, mu_mat bias_E,
+                      mu_mat scores_TE, mu_mat lse_T, mu_mat ids_TK, mu_mat gates_TK) {
     MU_CHECK(s->K >= 1 && s->K <= s->E, "%lld of %lld experts", (long long)s->K, (long long)s->E);
     size_t mark = mu_arena_mark(&dev->scratch);
     bool *taken = mu_arena_alloc(&dev->scratch, (size_t)s->E);
@@ -96,8 +96,9 @@ static void token_bwd(const mu_route_shape *s, const double *scores, const doubl
     }
 }
 
-void ref_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores_TE, mu_mat ids_TK, mu_mat gates_TK,
-                   mu_mat dgates_TK, mu_mat dscores_TE, mu_mat dlse_T, mu_mat dlogits_TE) {
+void mu_ref_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores_TE, mu_mat ids_TK,
+                      mu_mat gates_TK, mu_mat dgates_TK, mu_mat dscores_TE, mu_mat dlse_T,
+                      mu_mat dlogits_TE) {
     size_t mark = mu_arena_mark(&dev->scratch);
     double *ds = mu_arena_alloc(&dev->scratch, (size_t)s->E * sizeof *ds);
     double *p = mu_arena_alloc(&dev->scratch, (size_t)s->E * sizeof *p);
@@ -122,8 +123,8 @@ static double share_divisor(int64_t E, const double *scores, bool normalise) {
 }
 
 /* out = sum_t sum_i coef[t/segment, i] p[t,i],  p = s or s / sum s */
-void ref_balance_fwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores_TE,
-                     mu_mat coef_nE, mu_mat out) {
+void mu_ref_balance_fwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise,
+                        mu_mat scores_TE, mu_mat coef_nE, mu_mat out) {
     (void)dev;
     double sum = 0;
     for (int64_t t = 0; t < T; t++) {
@@ -134,8 +135,8 @@ void ref_balance_fwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool
 }
 
 /* ds_i += dout coef_i, normalised: dout (coef_i - sum_j coef_j p_j) / sum s */
-void ref_balance_bwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores_TE,
-                     mu_mat coef_nE, mu_mat dout, mu_mat dscores_TE) {
+void mu_ref_balance_bwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise,
+                        mu_mat scores_TE, mu_mat coef_nE, mu_mat dout, mu_mat dscores_TE) {
     (void)dev;
     for (int64_t t = 0; t < T; t++) {
         const double *scores = row(scores_TE, t, E), *coef = row(coef_nE, t / segment, E);
@@ -146,12 +147,12 @@ void ref_balance_bwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool
 }
 
 /* out = coef sum lse^2 (ST-MoE, Zoph et al. 2022) */
-void ref_zloss_fwd(mu_device *dev, int64_t T, double coef, mu_mat lse_T, mu_mat out) {
+void mu_ref_zloss_fwd(mu_device *dev, int64_t T, double coef, mu_mat lse_T, mu_mat out) {
     (void)dev;
     *reals(out) = coef * dot(T, reals(lse_T), reals(lse_T));
 }
 
-void ref_zloss_bwd(mu_device *dev, int64_t T, double coef, mu_mat lse_T, mu_mat dout, mu_mat dlse_T) {
+void mu_ref_zloss_bwd(mu_device *dev, int64_t T, double coef, mu_mat lse_T, mu_mat dout, mu_mat dlse_T) {
     (void)dev;
     add_scaled(T, 2 * coef * *reals(dout), reals(lse_T), reals(dlse_T));
 }

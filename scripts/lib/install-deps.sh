@@ -21,7 +21,6 @@ pkg-config     | command pkg-config     | finds the libraries below
 libopenmpi-dev | command mpicc          | MPI: training on several ranks
 openmpi-bin    | command mpirun         | starts the ranks
 libhdf5-dev    | module hdf5-serial hdf5| checkpoints, token files, routing records
-libdnnl-dev    | link dnnl              | oneDNN: matrix products on the CPU
 libyaml-dev    | module yaml-0.1        | reads configurations
 libjansson-dev | module jansson         | reads JSON
 libxxhash-dev  | module libxxhash       | checksums of checkpoints
@@ -37,8 +36,6 @@ muster_deps_probe() {       # KIND NAME...: true when one of the names is there
             command) command -v "$name" ;;
             module)  pkg-config --exists "$name" ;;
             include) echo "#include <$name>" | gcc -E -x c - ;;
-            link)    echo "#include <$name.h>
-                           int main(void) { return 0; }" | gcc -x c - -o /dev/null "-l$name" ;;
         esac > /dev/null 2>&1 && return 0
     done
     return 1

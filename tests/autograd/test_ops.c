@@ -19,7 +19,9 @@ static mu_tensor *loss_of(mu_tape *tp, void *arg) {
     mu_tensor *loss[2];
     for (int time = 0; time < 2; time++) {
         mu_tensor *y = c->apply(tp, c, time);
-        loss[time] = mu_count(y) == 1 && y->dtype == MU_DTYPE_F64 && y->n_dims == 1 ? y : weighted_sum(tp, y, (uint32_t)time);
+        loss[time] = mu_count(y) == 1 && y->dtype == MU_DTYPE_F64 && y->n_dims == 1
+                         ? y
+                         : weighted_sum(tp, y, (uint32_t)time);
     }
     c->apply(tp, c, 2);
     return mu_add(tp, loss[0], loss[1]);
@@ -92,8 +94,8 @@ static mu_tensor *apply_rmsnorm(mu_tape *tp, const check *c, int time) {
 
 static void rmsnorm(void **state) {
     (void)state;
-    check_op((check){ .apply = apply_rmsnorm }, 2, (int64_t[][2]){ { 3, 5 }, { 0, 5 } }, 100);     /* whole width */
-    check_op((check){ .apply = apply_rmsnorm }, 2, (int64_t[][2]){ { 3, 15 }, { 0, 5 } }, 100);    /* three heads */
+    check_op((check){.apply = apply_rmsnorm}, 2, (int64_t[][2]){{3, 5}, {0, 5}}, 100);  /* whole width */
+    check_op((check){.apply = apply_rmsnorm}, 2, (int64_t[][2]){{3, 15}, {0, 5}}, 100); /* three heads */
     check_op((check){ .apply = apply_rmsnorm }, 2, (int64_t[][2]){ { 7, 1 }, { 0, 1 } }, 100);
 }
 
@@ -101,7 +103,8 @@ static mu_tensor *table(mu_tape *tp, int64_t positions, int64_t half, double (*f
     mu_tensor *t = mu_tensor_2d(tp, positions, half);
     double *host = mu_alloc((size_t)(positions * half), sizeof *host);
     for (int64_t s = 0; s < positions; s++)
-        for (int64_t i = 0; i < half; i++) host[s * half + i] = f((double)s * pow(100.0, -(double)i / (double)half));
+        for (int64_t i = 0; i < half; i++)
+            host[s * half + i] = f((double)s * pow(100.0, -(double)i / (double)half));
     mu_tensor_set(t, host);
     free(host);
     return t;
@@ -173,7 +176,8 @@ static void head_chunks_agree(void **state) {
         mu_tensor_set(tx, x + from * D);
         mu_tensor_set(tw, w);
         tx->needs_grad = true;
-        mu_tensor *loss = mu_head_loss(tp, tx, tw, mu_tensor_ints(tp, MU_DTYPE_I32, rows, targets + from), 2.0, &out);
+        mu_tensor *loss =
+            mu_head_loss(tp, tx, tw, mu_tensor_ints(tp, MU_DTYPE_I32, rows, targets + from), 2.0, &out);
         mu_tensor_get(out, nll[part] + from);
         mu_backward(tp, loss);
         mu_reals_get(dev, MU_DTYPE_F64, tx->grad, rows * D, dx[part] + from * D);
@@ -195,7 +199,8 @@ static void all_targets_ignored(void **state) {
     mu_tensor_set(x, values);
     mu_tensor_set(w, values);
     x->needs_grad = true;
-    mu_tensor *loss = mu_head_loss(tp, x, w, mu_tensor_ints(tp, MU_DTYPE_I32, 2, (int32_t[]){ -1, -1 }), 1.0, NULL);
+    mu_tensor *loss =
+        mu_head_loss(tp, x, w, mu_tensor_ints(tp, MU_DTYPE_I32, 2, (int32_t[]){-1, -1}), 1.0, NULL);
     assert_true(mu_tensor_scalar_get(loss) == 0);
     mu_backward(tp, loss);
     mu_reals_get(dev, MU_DTYPE_F64, x->grad, 6, dx);
@@ -218,9 +223,17 @@ static int close_device(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(adds), cmocka_unit_test(linear), cmocka_unit_test(linear_of_itself), cmocka_unit_test(embedding),
-        cmocka_unit_test(rmsnorm), cmocka_unit_test(rope), cmocka_unit_test(attention), cmocka_unit_test(head),
-        cmocka_unit_test(head_in_chunks), cmocka_unit_test(head_chunks_agree), cmocka_unit_test(all_targets_ignored),
+        cmocka_unit_test(adds),
+        cmocka_unit_test(linear),
+        cmocka_unit_test(linear_of_itself),
+        cmocka_unit_test(embedding),
+        cmocka_unit_test(rmsnorm),
+        cmocka_unit_test(rope),
+        cmocka_unit_test(attention),
+        cmocka_unit_test(head),
+        cmocka_unit_test(head_in_chunks),
+        cmocka_unit_test(head_chunks_agree),
+        cmocka_unit_test(all_targets_ignored),
     };
     return cmocka_run_group_tests(tests, open_device, close_device);
 }

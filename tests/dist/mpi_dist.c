@@ -20,7 +20,9 @@ static void reductions(void **state) {
         float most[N];
         int64_t least[N];
         int32_t whole[N];
-        for (int i = 0; i < N; i++) sum[i] = r + i, most[i] = (float)((r + i) % P), least[i] = ((int64_t)1 << 40) - r * i, whole[i] = i;
+        for (int i = 0; i < N; i++)
+            sum[i] = r + i, most[i] = (float)((r + i) % P), least[i] = ((int64_t)1 << 40) - r * i,
+            whole[i] = i;
         mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, sum, N);
         mu_all_reduce(world, MU_REDUCE_MAX, MU_DTYPE_F32, most, N);
         mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I64, least, N);
@@ -43,12 +45,14 @@ static void gather_and_broadcast(void **state) {
     for (int l = 0; l < LIMITS; l++) {
         world->piece_limit = limits[l];
         mu_all_gather(world, mine, 3, all);
-        for (int p = 0; p < P; p++) check(all[3 * p] == p && all[3 * p + 1] == p + 50 && all[3 * p + 2] == 7, "from rank %d", p);
+        for (int p = 0; p < P; p++)
+            check(all[3 * p] == p && all[3 * p + 1] == p + 50 && all[3 * p + 2] == 7, "from rank %d", p);
         mu_all_gather(world, NULL, 0, all);
         for (int root = 0; root < P; root++) {
             for (int i = 0; i < N; i++) text[i] = (char)(r == root ? i + root : -1);
             mu_broadcast(world, root, text, N);
-            for (int i = 0; i < N; i++) check(text[i] == i + root, "byte %d of root %d is %d", i, root, text[i]);
+            for (int i = 0; i < N; i++)
+                check(text[i] == i + root, "byte %d of root %d is %d", i, root, text[i]);
             mu_broadcast(world, root, NULL, 0);
         }
         mu_barrier(world);
@@ -57,7 +61,9 @@ static void gather_and_broadcast(void **state) {
 }
 
 /* Bytes from p to q: 0 for many pairs, and nothing at all from the last rank when there are several. */
-static int64_t amount(int p, int q) { return world->size > 1 && p == world->size - 1 ? 0 : (p * 5 + q * 3) % 4 * 11; }
+static int64_t amount(int p, int q) {
+    return world->size > 1 && p == world->size - 1 ? 0 : (p * 5 + q * 3) % 4 * 11;
+}
 static char content(int p, int q, int64_t i) { return (char)(p * 64 + q * 16 + i % 13); }
 
 static void exchange(void **state) {
@@ -74,7 +80,8 @@ static void exchange(void **state) {
         mu_exchange(world, send, sends, recv, receives);
         at = 0;
         for (int p = 0; p < P; p++)
-            for (int64_t i = 0; i < receives[p]; i++, at++) check(recv[at] == content(p, r, i), "byte %lld of rank %d", (long long)i, p);
+            for (int64_t i = 0; i < receives[p]; i++, at++)
+                check(recv[at] == content(p, r, i), "byte %lld of rank %d", (long long)i, p);
         check(recv[in] == 99, "wrote beyond the end");
     }
     free(send);
@@ -93,12 +100,14 @@ static void agreement(void **state) {
     mu_error e;
     memset(&e, 0, sizeof e);
     check(mu_agree(world, MU_STATUS_OK, &e) == MU_STATUS_OK && e.text[0] == '\0', "all well: %s", e.text);
-    for (int first = 0; first < P; first++) {           /* ranks from `first` on fail the same way, rank 0 in a lesser way */
+    for (int first = 0; first < P;
+         first++) { /* ranks from `first` on fail the same way, rank 0 in a lesser way */
         mu_status mine = r >= first ? MU_STATUS_IO : r == 0 ? MU_STATUS_DATA : MU_STATUS_OK;
         char wanted[32];
         snprintf(wanted, sizeof wanted, "rank %d failed", first);
         if (mine) mu_error_set(&e, mine, "rank %d failed", r);
-        check(mu_agree(world, mine, &e) == MU_STATUS_IO && e.status == MU_STATUS_IO, "status %d", (int)e.status);
+        check(mu_agree(world, mine, &e) == MU_STATUS_IO && e.status == MU_STATUS_IO, "status %d",
+              (int)e.status);
         check(!strcmp(e.text, wanted), "'%s' instead of '%s'", e.text, wanted);
         check(mu_agree(world, mine, NULL) == MU_STATUS_IO, "without a text");
         memset(&e, 0, sizeof e);
@@ -112,21 +121,28 @@ static void groups(void **state) {
     for (int ep = 1; ep <= P; ep *= 2) {
         mu_mesh *m = mu_mesh_open(NULL, ep);
         check(m->ep == ep && m->dp == P / ep && m->world->rank == r && m->world->size == P, "ep %d", ep);
-        check(m->expert->size == ep && m->expert->rank == r % ep, "expert group of %d, rank %d", m->expert->size, m->expert->rank);
-        check(m->replica->size == P / ep && m->replica->rank == r / ep, "replica group of %d", m->replica->size);
-        check(m->local_size == P && m->local_rank == r, "%d of %d on this node", m->local_rank, m->local_size);
+        check(m->expert->size == ep && m->expert->rank == r % ep, "expert group of %d, rank %d",
+              m->expert->size, m->expert->rank);
+        check(m->replica->size == P / ep && m->replica->rank == r / ep, "replica group of %d",
+              m->replica->size);
+        check(m->local_size == P && m->local_rank == r, "%d of %d on this node", m->local_rank,
+              m->local_size);
         int ranks[2] = { r, r };
         mu_all_reduce(m->expert, MU_REDUCE_MIN, MU_DTYPE_I32, &ranks[0], 1);
         mu_all_reduce(m->expert, MU_REDUCE_MAX, MU_DTYPE_I32, &ranks[1], 1);
-        check(ranks[0] == r / ep * ep && ranks[1] == ranks[0] + ep - 1, "expert group %d .. %d", ranks[0], ranks[1]);
+        check(ranks[0] == r / ep * ep && ranks[1] == ranks[0] + ep - 1, "expert group %d .. %d", ranks[0],
+              ranks[1]);
         ranks[0] = ranks[1] = r;
         mu_all_reduce(m->replica, MU_REDUCE_MIN, MU_DTYPE_I32, &ranks[0], 1);
         mu_all_reduce(m->replica, MU_REDUCE_MAX, MU_DTYPE_I32, &ranks[1], 1);
-        check(ranks[0] == r % ep && ranks[1] == r % ep + P - ep, "replica group %d .. %d", ranks[0], ranks[1]);
+        check(ranks[0] == r % ep && ranks[1] == r % ep + P - ep, "replica group %d .. %d", ranks[0],
+              ranks[1]);
         mu_placement *place = mu_placement_new(m->expert, 8);
         check(place->n_local == 8 / ep && place->n_experts == 8, "%d experts here", place->n_local);
         for (int i = 0; i < 8; i++) {
-            check(place->rank[i] * place->n_local + place->slot[i] == place->order[i] && place->slot[i] < place->n_local, "expert %d", i);
+            check(place->rank[i] * place->n_local + place->slot[i] == place->order[i] &&
+                      place->slot[i] < place->n_local,
+                  "expert %d", i);
             check((place->rank[i] == m->expert->rank) == (place->local[place->slot[i]] == i), "expert %d", i);
         }
         mu_placement_free(place);
@@ -135,7 +151,8 @@ static void groups(void **state) {
 }
 
 /* ---------------------------------------------------------------- the exchange as an op */
-/* y = all_to_all(x); L = <w, y>. dx must be w as it comes back: rank p's share of w, sent to whom x came from. */
+/* y = all_to_all(x); L = <w, y>. dx must be w as it comes back: rank p's share of w, sent to whom x came
+ * from. */
 static void all_to_all(void **state) {
     (void)state;
     enum { D = 3 };
@@ -153,22 +170,28 @@ static void all_to_all(void **state) {
         mu_tensor *tx = mu_tensor_2d(tp, out, D);
         mu_tensor_set(tx, x);
         tx->needs_grad = true;
-        mu_tensor *ty = mu_all_to_all(tp, world, tx, sends, receives), *again = mu_all_to_all(tp, world, tx, sends, receives);
+        mu_tensor *ty = mu_all_to_all(tp, world, tx, sends, receives),
+                  *again = mu_all_to_all(tp, world, tx, sends, receives);
         mu_tensor_get(ty, y);
         at = 0;
         for (int p = 0; p < P; p++)
-            for (int64_t i = 0; i < receives[p] * D; i++, at++) check(y[at] == 1000 * p + 100 * r + (double)i, "%g", y[at]);
-        /* L = <w, y> + <v, y'>, with w and v drawn from the streams 1 and 2 of weighted_sum, shifted by rank */
-        mu_backward(tp, mu_add(tp, weighted_sum(tp, ty, 1 + 2 * (uint32_t)r), weighted_sum(tp, again, 2 + 2 * (uint32_t)r)));
+            for (int64_t i = 0; i < receives[p] * D; i++, at++)
+                check(y[at] == 1000 * p + 100 * r + (double)i, "%g", y[at]);
+        /* L = <w, y> + <v, y'>, with w and v drawn from the streams 1 and 2 of weighted_sum, shifted by rank
+         */
+        mu_backward(tp, mu_add(tp, weighted_sum(tp, ty, 1 + 2 * (uint32_t)r),
+                               weighted_sum(tp, again, 2 + 2 * (uint32_t)r)));
         double *dx = mu_alloc((size_t)(out * D) + 1, sizeof *dx);
         if (out) mu_reals_get(dev, MU_DTYPE_F64, tx->grad, out * D, dx);
         at = 0;
         for (int p = 0; p < P; p++) {
             int64_t before = 0, total = 0;
             for (int q = 0; q < P; q++) before += q < r ? amount(q, p) / 11 : 0, total += amount(q, p) / 11;
-            double *w = random_reals(1001 + 2 * (uint32_t)p, total * D, 1), *v = random_reals(1002 + 2 * (uint32_t)p, total * D, 1);
+            double *w = random_reals(1001 + 2 * (uint32_t)p, total * D, 1),
+                   *v = random_reals(1002 + 2 * (uint32_t)p, total * D, 1);
             for (int64_t i = 0; i < sends[p] * D; i++, at++)
-                check(fabs(dx[at] - w[before * D + i] - v[before * D + i]) < 1e-15, "dx[%lld] = %g", (long long)at, dx[at]);
+                check(fabs(dx[at] - w[before * D + i] - v[before * D + i]) < 1e-15, "dx[%lld] = %g",
+                      (long long)at, dx[at]);
             free(w);
             free(v);
         }
@@ -198,7 +221,8 @@ static double *gather_gradients(layer *l, mu_comm *expert_group) {
     return all;
 }
 
-/* One forward and backward of the layer, experts over groups of `ep` ranks; each rank has tokens of its own. */
+/* One forward and backward of the layer, experts over groups of `ep` ranks; each rank has tokens of its own.
+ */
 static result run(const scene *s, int ep) {
     mu_mesh *mesh = mu_mesh_open(NULL, ep);
     mesh->expert->piece_limit = 100;
@@ -208,9 +232,11 @@ static result run(const scene *s, int ep) {
     mu_tensor_set(&l->x_TD->tensor, x);
     l->cx.global_samples = &first;
     mu_tensor *once = layer_forward(l, l->tp), *again = layer_forward(l, l->tp);
-    result r = { mu_alloc((size_t)n + 1, sizeof(double)), mu_alloc((size_t)n + 1, sizeof(double)), NULL, l->routing.dropped };
+    result r = {mu_alloc((size_t)n + 1, sizeof(double)), mu_alloc((size_t)n + 1, sizeof(double)), NULL,
+                l->routing.dropped};
     mu_tensor_get(once, r.y);
-    mu_backward(l->tp, mu_add(l->tp, weighted_sum(l->tp, once, 1), weighted_sum(l->tp, again, 2 + (uint32_t)world->rank)));
+    mu_backward(l->tp, mu_add(l->tp, weighted_sum(l->tp, once, 1),
+                              weighted_sum(l->tp, again, 2 + (uint32_t)world->rank)));
     mu_grads_reduce(l->ps);
     mu_reals_get(l->dev, l->dev->real, l->x_TD->tensor.grad, n, r.dx);
     r.grads = gather_gradients(l, mesh->expert);
@@ -228,19 +254,22 @@ static void result_free(result *r) {
 
 static void same(const char *what, int ep, const double *a, const double *b, int64_t n, double tolerance) {
     for (int64_t i = 0; i < n; i++)
-        check(fabs(a[i] - b[i]) <= tolerance * (1 + fabs(a[i])), "ep %d: %s[%lld] %.15g, not %.15g", ep, what, (long long)i, b[i], a[i]);
+        check(fabs(a[i] - b[i]) <= tolerance * (1 + fabs(a[i])), "ep %d: %s[%lld] %.15g, not %.15g", ep, what,
+              (long long)i, b[i], a[i]);
 }
 
 /* Outputs, gradients of the input, and gradients of every parameter do not depend on ep. */
 static void compare(scene s, double tolerance) {
-    int64_t n = s.sequences * S * D, units = 1 + 3 * E + (s.cfg.num_shared_experts ? 3 : 0);    /* the router first */
+    int64_t n = s.sequences * S * D,
+            units = 1 + 3 * E + (s.cfg.num_shared_experts ? 3 : 0); /* the router first */
     result one = run(&s, 1);
     for (int ep = 2; ep <= world->size; ep *= 2) {
         result r = run(&s, ep);
         same("y", ep, one.y, r.y, n, tolerance);
         same("dx", ep, one.dx, r.dx, n, tolerance);
         same("gradient", ep, one.grads, r.grads, units * E * D, tolerance);
-        check(one.dropped == r.dropped, "%lld dropped, not %lld", (long long)r.dropped, (long long)one.dropped);
+        check(one.dropped == r.dropped, "%lld dropped, not %lld", (long long)r.dropped,
+              (long long)one.dropped);
         result_free(&r);
     }
     double largest = 0;
@@ -253,7 +282,8 @@ static void layers_agree(void **state) {
     (void)state;
     for (int variant = 0; variant < 8; variant++) {
         mu_moe_config cfg = layer_config(E, 1 + variant % 3, F);
-        cfg.score_func = variant & 1, cfg.num_shared_experts = variant & 2, cfg.capacity_factor = variant & 4 ? 0.7 : 0;
+        cfg.score_func = variant & 1, cfg.num_shared_experts = variant & 2,
+        cfg.capacity_factor = variant & 4 ? 0.7 : 0;
         compare((scene){ cfg, 3, "ref" }, 1e-12);
     }
 }
@@ -264,7 +294,8 @@ static void idle_ranks_agree(void **state) {
     mu_moe_config cfg = layer_config(E, 1, F);
     cfg.force_skew = true, cfg.norm_topk_prob = false;
     compare((scene){ cfg, 3, "ref" }, 1e-12);
-    compare((scene){ cfg, world->rank == world->size - 1 && world->size > 1 ? 0 : 2, "ref" }, 1e-12);   /* and one without tokens */
+    compare((scene){cfg, world->rank == world->size - 1 && world->size > 1 ? 0 : 2, "ref"},
+            1e-12); /* and one without tokens */
 }
 
 static void fast_layers_agree(void **state) {
@@ -282,7 +313,8 @@ static void dry_runs_are_silent(void **state) {
         layer *l = layer_new("shape", mesh, layer_config(E, 2, F), 2, S, D);
         mu_backward(l->tp, weighted_sum(l->tp, layer_forward(l, l->tp), 1));
         mu_grads_reduce(l->ps);
-        check(mu_tape_peak(l->tp) > 2 * S * D * (int64_t)sizeof(float), "%lld bytes", (long long)mu_tape_peak(l->tp));
+        check(mu_tape_peak(l->tp) > 2 * S * D * (int64_t)sizeof(float), "%lld bytes",
+              (long long)mu_tape_peak(l->tp));
         layer_free(l);
     }
     mu_mesh_close(mesh);

@@ -40,23 +40,26 @@ static void counts_are_those_of_the_units(void **state) {
 }
 
 /* One layer by hand: D 12, 4 heads of 4 over 2 key heads, S 8, V 23, dense F 10. Products of one token:
- * q, o 2*12*16, k, v 2*12*8, feed-forward 3*12*10, head 23*12; scores: 16 wide, 4.5 keys on average taken as 4. */
+ * q, o 2*12*16, k, v 2*12*8, feed-forward 3*12*10, head 23*12; scores: 16 wide, 4.5 keys on average taken
+ * as 4. */
 static void flops_by_hand(void **state) {
     (void)state;
     mu_model_config cfg = tiny_model_config();
     mu_moe_config moe = { 0 };
     cfg.num_layers = 1;
     double products = 2 * 12 * 16 + 2 * 12 * 8 + 3 * 12 * 10 + 23 * 12;
-    assert_true(mu_model_measure(&cfg, &moe, TINY_V, TINY_S).train_flops == 3 * (2 * products + 2 * 2 * 16 * 4));
+    assert_true(mu_model_measure(&cfg, &moe, TINY_V, TINY_S).train_flops ==
+                3 * (2 * products + 2 * 2 * 16 * 4));
 }
 
 static void moe_layers_stand_where_they_should(void **state) {
     (void)state;
     mu_model_config cfg = tiny_model_config();
     cfg.num_layers = 6;
-    static const struct { int64_t freq, dense; const char *wanted; } cases[] = {
-        { 1, 0, "111111" }, { 2, 0, "010101" }, { 3, 0, "001001" }, { 1, 2, "001111" }, { 2, 3, "000101" }, { 7, 0, "000000" },
-        { 1, 6, "000000" },
+    static const struct { int64_t freq, dense; const char *wanted;
+    } cases[] = {
+        {1, 0, "111111"}, {2, 0, "010101"}, {3, 0, "001001"}, {1, 2, "001111"},
+        {2, 3, "000101"}, {7, 0, "000000"}, {1, 6, "000000"},
     };
     for (int c = 0; c < 7; c++) {
         mu_moe_config moe = tiny_moe_config();
@@ -208,9 +211,11 @@ static void the_first_bad_layer_is_named(void **state) {
         mu_routing routings[TINY_LAYERS];
         int32_t *tokens = random_ints(1, TINY_T, TINY_V);
         tokens[0] = 0;
-        if (cases[c].name) mu_reals_set(dev, dev->real, mu_unit_data(mu_params_find(m->params, cases[c].name)), 1, &bad);
+        if (cases[c].name)
+            mu_reals_set(dev, dev->real, mu_unit_data(mu_params_find(m->params, cases[c].name)), 1, &bad);
         mu_tape_record(tp, false);
-        int found = mu_model_find_nonfinite(m, tp, &cx, mu_tensor_ints(tp, MU_DTYPE_I32, TINY_T, tokens), routings);
+        int found =
+            mu_model_find_nonfinite(m, tp, &cx, mu_tensor_ints(tp, MU_DTYPE_I32, TINY_T, tokens), routings);
         assert_int_equal(found, cases[c].wanted);
         free(tokens);
         mu_tape_free(tp);

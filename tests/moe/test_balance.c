@@ -30,11 +30,12 @@ static mu_tensor *loss_of(mu_tape *tp, void *arg) {
 static void gradients(void **state) {
     (void)state;
     static const int64_t global[E] = { 11, 0, 7, 24, 1, 5 };
-    static const uint32_t terms[] = { MU_BALANCE_AUX, MU_BALANCE_SEQ_AUX, MU_BALANCE_GLOBAL_AUX, MU_BALANCE_NONE,
-                                      MU_BALANCE_AUX | MU_BALANCE_SEQ_AUX | MU_BALANCE_GLOBAL_AUX | MU_BALANCE_BIAS };
+    static const uint32_t terms[] = {
+        MU_BALANCE_AUX, MU_BALANCE_SEQ_AUX, MU_BALANCE_GLOBAL_AUX, MU_BALANCE_NONE,
+        MU_BALANCE_AUX | MU_BALANCE_SEQ_AUX | MU_BALANCE_GLOBAL_AUX | MU_BALANCE_BIAS};
     for (int score = 0; score < 2; score++)
         for (int i = 0; i < 5; i++) {
-            layer *l = new_layer(terms[i], score, i > 2 ? 0.03 : 0);       /* the fourth is the z-loss alone */
+            layer *l = new_layer(terms[i], score, i > 2 ? 0.03 : 0); /* the fourth is the z-loss alone */
             l->routing = mu_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
             int64_t *micro = layer_counts(l);
             gradcheck(l->ps, l->tp, loss_of, &(balanced){ l, micro, global }, 100);
@@ -90,7 +91,8 @@ static mu_balance balance_of(layer *l, const double *scores, const int64_t *coun
     return mu_balance_loss(&l->moe, l->tp, &l->cx, &r, &c);
 }
 
-static void assert_value(uint32_t term, int score, const double *scores, const int64_t *counts, const int64_t *rows, double wanted) {
+static void assert_value(uint32_t term, int score, const double *scores, const int64_t *counts,
+                         const int64_t *rows, double wanted) {
     layer *l = new_layer(term, score, 0);
     mu_balance b = balance_of(l, scores, counts, rows);
     double factor = term == MU_BALANCE_SEQ_AUX ? 0.02 : 0.01;
@@ -113,13 +115,15 @@ static void balanced_is_one_and_collapsed_is_E_over_K(void **state) {
     }
     for (int i = 0; i < SEQUENCES * E; i++) even_rows[i] = 0, full_rows[i] = i % E == 1 || i % E == 4 ? S : 0;
     for (int n = 0; n < S * K; n++)
-        for (int s = 0; s < SEQUENCES; s++) even_rows[s * E + (n + 2 * s) % E]++;   /* 8 over 6: even over the batch only */
+        for (int s = 0; s < SEQUENCES; s++)
+            even_rows[s * E + (n + 2 * s) % E]++; /* 8 over 6: even over the batch only */
     for (int i = 0; i < E; i++) even[i] = TOKENS * K / E;
     full[1] = full[4] = TOKENS;
     for (int t = 0; t < 3; t++)
         for (int score = 0; score < 2; score++) {
             assert_value(terms[t], score, uniform, even, even_rows, 1);
-            assert_value(terms[t], score, uniform, full, full_rows, 1);     /* a uniform router: whatever it chose */
+            assert_value(terms[t], score, uniform, full, full_rows,
+                         1); /* a uniform router: whatever it chose */
             assert_value(terms[t], score, collapsed, full, full_rows, (double)E / K);
             /* f = E/K = 3 on experts 1 and 4, so 3 (P_1 + P_4) */
             assert_value(terms[t], score, halves, full, full_rows, 3 * (0.4 + 0.12));
@@ -129,7 +133,8 @@ static void balanced_is_one_and_collapsed_is_E_over_K(void **state) {
     assert_value(MU_BALANCE_GLOBAL_AUX, 0, uneven, even, even_rows, 1);
     double sequences = 0;
     for (int s = 0; s < SEQUENCES; s++)
-        for (int i = 0; i < E; i++) sequences += (double)even_rows[s * E + i] * E / (K * S) * (1 + i) / 21.0 / SEQUENCES;
+        for (int i = 0; i < E; i++)
+            sequences += (double)even_rows[s * E + i] * E / (K * S) * (1 + i) / 21.0 / SEQUENCES;
     assert_value(MU_BALANCE_SEQ_AUX, 0, uneven, even, even_rows, sequences);
 }
 
@@ -201,13 +206,34 @@ static void splits_do_not_matter(void **state) {
     for (int score = 0; score < 2; score++)
         for (int t = 0; t < 3; t++) {
             double z = terms[t] == MU_BALANCE_NONE ? 0.1 : 0;
-            double a = split_loss(terms[t], score, z, SEQUENCES, one), b = split_loss(terms[t], score, z, 1, three);
+            double a = split_loss(terms[t], score, z, SEQUENCES, one),
+                   b = split_loss(terms[t], score, z, 1, three);
             assert_true(fabs(a - b) < 1e-14 && fabs(a) > 1e-3);
             for (int i = 0; i < E * D; i++) assert_true(fabs(one[i] - three[i]) < 1e-14);
         }
-    /* aux_loss is local to a micro-batch by definition: one micro-batch a sequence is seq_aux_loss at its coefficient */
-    double aux = split_loss(MU_BALANCE_AUX, 0, 0, 1, one), sequence = split_loss(MU_BALANCE_SEQ_AUX, 0, 0, 1, three);
+    /* aux_loss is local to a micro-batch by definition: one micro-batch a sequence is seq_aux_loss at its
+     * coefficient */
+    double aux = split_loss(MU_BALANCE_AUX, 0, 0, 1, one),
+           sequence = split_loss(MU_BALANCE_SEQ_AUX, 0, 0, 1, three);
     assert_true(fabs(2 * aux - sequence) < 1e-14);
+}
+
+/* A micro-batch without tokens has every term, each 0, and a backward. */
+static void no_tokens(void **state) {
+    (void)state;
+    static const char *const devices[] = { "ref", "cpu" };
+    static const int64_t counts[E] = { 4, 4, 4, 4, 4, 4 }, none[E] = { 0 };
+    for (int d = 0; d < 2; d++) {
+        mu_moe_config cfg = layer_config(E, K, 3);
+        cfg.balance = MU_BALANCE_AUX | MU_BALANCE_SEQ_AUX | MU_BALANCE_GLOBAL_AUX, cfg.z_loss_coeff = 1;
+        layer *l = layer_new(devices[d], mesh_alone(), cfg, 0, S, D);
+        l->routing = mu_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
+        mu_balance_counts c = { none, counts, TOKENS, TOKENS };
+        mu_tensor *loss = mu_balance_loss(&l->moe, l->tp, &l->cx, &l->routing, &c).loss;
+        assert_true(scalar(loss) == 0);
+        mu_backward(l->tp, loss);
+        layer_free(l);
+    }
 }
 
 /* ---------------------------------------------------------------- selection bias */
@@ -241,10 +267,15 @@ static void bias_steers_the_choice(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gradients), cmocka_unit_test(gradient_by_formula),
-        cmocka_unit_test(balanced_is_one_and_collapsed_is_E_over_K), cmocka_unit_test(sigmoid_scores_are_normalised),
-        cmocka_unit_test(z_loss_is_the_mean_square), cmocka_unit_test(splits_do_not_matter),
-        cmocka_unit_test(bias_moves_against_the_load), cmocka_unit_test(bias_steers_the_choice),
+        cmocka_unit_test(gradients),
+        cmocka_unit_test(gradient_by_formula),
+        cmocka_unit_test(balanced_is_one_and_collapsed_is_E_over_K),
+        cmocka_unit_test(sigmoid_scores_are_normalised),
+        cmocka_unit_test(z_loss_is_the_mean_square),
+        cmocka_unit_test(splits_do_not_matter),
+        cmocka_unit_test(no_tokens),
+        cmocka_unit_test(bias_moves_against_the_load),
+        cmocka_unit_test(bias_steers_the_choice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,15 +12,17 @@ static layer *plain_layer(int64_t E, int64_t K) {
 static void check_plan(const layer *l, const mu_plan *plan, int64_t capacity) {
     int64_t E = l->moe.E, K = l->moe.K, *offsets = mu_alloc((size_t)E + 1, sizeof *offsets), kept = 0;
     int64_t *load = mu_alloc((size_t)E, sizeof *load);
-    int32_t *ids = mu_alloc(TOKENS * (size_t)K, sizeof *ids), *rows = mu_alloc(TOKENS * (size_t)K, sizeof *rows);
-    int32_t *token = mu_alloc(TOKENS * (size_t)K, sizeof *token), *seen = mu_alloc(TOKENS * (size_t)K, sizeof *seen);
+    int32_t *ids = mu_alloc(TOKENS * (size_t)K, sizeof *ids),
+            *rows = mu_alloc(TOKENS * (size_t)K, sizeof *rows);
+    int32_t *token = mu_alloc(TOKENS * (size_t)K, sizeof *token),
+            *seen = mu_alloc(TOKENS * (size_t)K, sizeof *seen);
     mu_tensor_read(l->routing.ids_TK, ids);
     mu_tensor_read(plan->row_TK, rows);
     mu_tensor_read(plan->index, token);
     mu_tensor_read(plan->offsets, offsets);
     for (int64_t i = 0; i < TOKENS * K; i++) {
         if (i % (S * K) == 0) memset(load, 0, (size_t)E * sizeof *load);
-        bool keep = capacity == 0 || load[ids[i]]++ < capacity;         /* the latest of a sequence are dropped */
+        bool keep = capacity == 0 || load[ids[i]]++ < capacity; /* the latest of a sequence are dropped */
         assert_int_equal(rows[i] >= 0, keep);
         if (!keep) continue;
         kept++;
@@ -71,10 +73,27 @@ static void combine_undoes_dispatch(void **state) {
     layer_free(l);
 }
 
-/* factor * K * S / E, rounded up: 1.25 * 2 * 6 / 5 = 3, not 4 by the noise of the product */
+/* 1.1 * 2 * 25 / 5 is 11, though the product of doubles lies above it. */
+static void capacity_is_not_raised_by_rounding(void **state) {
+    (void)state;
+    layer *l = layer_new("ref", mesh_alone(), layer_config(5, 2, F), 1, 25, D);
+    l->cfg.force_skew = true, l->cfg.capacity_factor = 1.1;
+    layer_forward(l, l->tp);
+    int64_t *counts = layer_counts(l), dropped = 0;
+    for (int i = 0; i < 5; i++) dropped += counts[i] > 11 ? counts[i] - 11 : 0;
+    assert_int_equal(counts[0], 25);
+    assert_int_equal(l->routing.dropped, dropped);
+    free(counts);
+    layer_free(l);
+}
+
+/* factor * K * S / E, rounded up */
 static void capacity_counts_what_it_drops(void **state) {
     (void)state;
-    static const struct { double factor; int64_t capacity; } cases[] = { { 1.25, 3 }, { 0.1, 1 }, { 0.84, 3 }, { 0.83, 2 }, { 10, 24 } };
+    static const struct {
+        double factor;
+        int64_t capacity;
+    } cases[] = {{1.25, 3}, {0.1, 1}, {0.84, 3}, {0.83, 2}, {10, 24}};
     for (int c = 0; c < 5; c++) {
         layer *l = plain_layer(5, 2);
         l->cfg.force_skew = true;               /* expert 0 gets the S tokens of each sequence */
@@ -82,7 +101,8 @@ static void capacity_counts_what_it_drops(void **state) {
         int64_t dropped = 0, rows[SEQUENCES * 5];
         layer_forward(l, l->tp);
         mu_tensor_read(l->routing.counts_SE, rows);
-        for (int i = 0; i < SEQUENCES * 5; i++) dropped += rows[i] > cases[c].capacity ? rows[i] - cases[c].capacity : 0;
+        for (int i = 0; i < SEQUENCES * 5; i++)
+            dropped += rows[i] > cases[c].capacity ? rows[i] - cases[c].capacity : 0;
         assert_int_equal(l->routing.dropped, dropped);
         assert_int_equal(dropped > 0, cases[c].capacity < S);
         l->cx.mode = MU_MODE_EVAL;              /* evaluation never drops */
@@ -100,8 +120,8 @@ static double *values_of(const mu_param *p) {
 }
 
 /* y += gate * down (silu(gate x) * (up x)) */
-static void add_expert(const double *gate, const double *up, const double *down, int64_t width, const double *x, double weight,
-                       double *y) {
+static void add_expert(const double *gate, const double *up, const double *down, int64_t width,
+                       const double *x, double weight, double *y) {
     for (int64_t f = 0; f < width; f++) {
         double g = 0, u = 0;
         for (int d = 0; d < D; d++) g += gate[f * D + d] * x[d], u += up[f * D + d] * x[d];
@@ -118,13 +138,16 @@ static double *naive(const layer *l, int64_t capacity) {
     int32_t ids[TOKENS * 8];
     mu_tensor_get(l->routing.gates_TK, gates);
     mu_tensor_read(l->routing.ids_TK, ids);
-    if (n) shared[0] = values_of(l->moe.shared_gate), shared[1] = values_of(l->moe.shared_up), shared[2] = values_of(l->moe.shared_down);
+    if (n)
+        shared[0] = values_of(l->moe.shared_gate), shared[1] = values_of(l->moe.shared_up),
+        shared[2] = values_of(l->moe.shared_down);
     for (int t = 0; t < TOKENS; t++) {
         if (t % S == 0) memset(load, 0, (size_t)E * sizeof *load);
         for (int64_t k = 0; k < K; k++) {
             int i = ids[t * K + k];
             if (capacity && load[i]++ >= capacity) continue;
-            add_expert(gate + i * F * D, up + i * F * D, down + i * D * F, F, x + t * D, gates[t * K + k], y + t * D);
+            add_expert(gate + i * F * D, up + i * F * D, down + i * D * F, F, x + t * D, gates[t * K + k],
+                       y + t * D);
         }
         if (n) add_expert(shared[0], shared[1], shared[2], n * F, x + t * D, 1, y + t * D);
     }
@@ -141,13 +164,15 @@ static void equals_a_loop_over_tokens(void **state) {
     for (int64_t K = 1; K <= 4; K++)
         for (int variant = 0; variant < 8; variant++) {
             mu_moe_config cfg = layer_config(4, K, F);
-            cfg.score_func = variant & 1, cfg.num_shared_experts = variant & 2, cfg.capacity_factor = variant & 4 ? 0.75 : 0;
+            cfg.score_func = variant & 1, cfg.num_shared_experts = variant & 2,
+            cfg.capacity_factor = variant & 4 ? 0.75 : 0;
             cfg.route_scale = 1 + variant, cfg.norm_topk_prob = variant & 1;
             layer *l = layer_new("ref", mesh_alone(), cfg, SEQUENCES, S, D);
             double y[TOKENS * D];
             mu_tensor_get(layer_forward(l, l->tp), y);
             double *wanted = naive(l, variant & 4 ? (int64_t)ceil(0.75 * (double)(K * S) / 4 - 1e-9) : 0);
-            for (int i = 0; i < TOKENS * D; i++) assert_true(fabs(y[i] - wanted[i]) < 1e-12 * (1 + fabs(wanted[i])));
+            for (int i = 0; i < TOKENS * D; i++)
+                assert_true(fabs(y[i] - wanted[i]) < 1e-12 * (1 + fabs(wanted[i])));
             free(wanted);
             layer_free(l);
         }
@@ -160,11 +185,45 @@ static mu_tensor *loss_of(mu_tape *tp, void *arg) {
     return mu_add(tp, weighted_sum(tp, once, 1), weighted_sum(tp, again, 2));
 }
 
+/* combine alone: rows and gates each go into two sums, as a leaf and as something computed. */
+typedef struct { layer *l; mu_param *rows, *more, *gates; } combined;
+
+static mu_tensor *loss_of_combine(mu_tape *tp, void *arg) {
+    const combined *c = arg;
+    c->l->routing = mu_route(&c->l->moe, tp, &c->l->cx, &c->l->x_TD->tensor);
+    const mu_plan *plan = mu_dispatch(&c->l->moe, tp, &c->l->cx, &c->l->routing);
+    mu_tensor *rows = mu_add(tp, &c->rows->tensor, &c->more->tensor), *loss = NULL;
+    for (uint32_t time = 0; time < 2; time++) {
+        mu_tensor *leaves = weighted_sum(tp, mu_combine(tp, &c->rows->tensor, &c->gates->tensor, plan), time);
+        mu_tensor *sums = weighted_sum(tp, mu_combine(tp, rows, &c->gates->tensor, plan), time + 2);
+        mu_tensor *both = mu_add(tp, leaves, sums);
+        loss = loss ? mu_add(tp, loss, both) : both;
+    }
+    return loss;
+}
+
+static void gradients_of_combine(void **state) {
+    (void)state;
+    enum { K = 2 };
+    layer *l = plain_layer(4, K);
+    l->cfg.capacity_factor = 0.75;
+    mu_params *ps = mu_params_new(l->dev);
+    mu_params_group(ps, "leaves", NULL);
+    combined c = { l, leaf(ps, "rows", TOKENS * K, D, 1), leaf(ps, "more", TOKENS * K, D, 1),
+                   leaf(ps, "gates", TOKENS, K, 1) };
+    mu_params_alloc(ps);
+    mu_params_init(ps, 4);
+    gradcheck(ps, l->tp, loss_of_combine, &c, 30);
+    mu_params_free(ps);
+    layer_free(l);
+}
+
 static void gradients(void **state) {
     (void)state;
     for (int variant = 0; variant < 8; variant++) {
         mu_moe_config cfg = layer_config(4, 2, F);
-        cfg.score_func = variant & 1, cfg.num_shared_experts = variant & 2, cfg.capacity_factor = variant & 4 ? 0.75 : 0;
+        cfg.score_func = variant & 1, cfg.num_shared_experts = variant & 2,
+        cfg.capacity_factor = variant & 4 ? 0.75 : 0;
         cfg.norm_topk_prob = !(variant & 2), cfg.route_scale = 1.5;
         layer *l = layer_new("ref", mesh_alone(), cfg, SEQUENCES, S, D);
         gradcheck(l->ps, l->tp, loss_of, l, 12);
@@ -254,7 +313,8 @@ static void no_tokens(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_pair_lands_once), cmocka_unit_test(combine_undoes_dispatch),
-        cmocka_unit_test(capacity_counts_what_it_drops), cmocka_unit_test(equals_a_loop_over_tokens),
+        cmocka_unit_test(capacity_counts_what_it_drops), cmocka_unit_test(capacity_is_not_raised_by_rounding),
+        cmocka_unit_test(gradients_of_combine), cmocka_unit_test(equals_a_loop_over_tokens),
         cmocka_unit_test(gradients), cmocka_unit_test(what_needs_no_gradient_is_skipped),
         cmocka_unit_test(idle_experts_get_exactly_nothing), cmocka_unit_test(all_tokens_to_one_expert),
         cmocka_unit_test(forced_balance_is_even), cmocka_unit_test(no_tokens),

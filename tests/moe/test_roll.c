@@ -78,11 +78,14 @@ static bool near(double x, double y) { return fabs(x - y) < 1e-12; }
 static void loads(void **state) {
     (void)state;
     mu_load l = mu_load_of((int64_t[]){ 3, 3, 3, 3 }, 4);
-    assert_true(near(l.max_vio, 0) && near(l.load_imbalance, 1) && near(l.load_cv, 0) && near(l.diversity, 1));
+    assert_true(near(l.max_vio, 0) && near(l.load_imbalance, 1) && near(l.load_cv, 0) &&
+                near(l.diversity, 1));
     l = mu_load_of((int64_t[]){ 0, 8, 0, 0 }, 4);
-    assert_true(near(l.max_vio, 3) && near(l.load_imbalance, 4) && near(l.load_cv, sqrt(3)) && near(l.diversity, 0.25));
+    assert_true(near(l.max_vio, 3) && near(l.load_imbalance, 4) && near(l.load_cv, sqrt(3)) &&
+                near(l.diversity, 0.25));
     l = mu_load_of((int64_t[]){ 1, 3 }, 2);
-    assert_true(near(l.max_vio, 0.5) && near(l.load_cv, 0.5) && near(l.diversity, exp(-0.25 * log(0.25) - 0.75 * log(0.75)) / 2));
+    assert_true(near(l.max_vio, 0.5) && near(l.load_cv, 0.5) &&
+                near(l.diversity, exp(-0.25 * log(0.25) - 0.75 * log(0.75)) / 2));
     l = mu_load_of((int64_t[]){ 0, 0, 0 }, 3);
     assert_true(l.max_vio == 0 && l.load_imbalance == 0 && l.load_cv == 0 && l.diversity == 0);
 }

@@ -1,4 +1,5 @@
-/* mpi_norm.c - the gradient's norm, and the weights after clipped steps, do not depend on where experts live. */
+/* mpi_norm.c - the gradient's norm, and the weights after clipped steps, do not depend on where experts live.
+ */
 #include "mpi_check.h"
 #include "tiny_model.h"
 
@@ -56,7 +57,8 @@ static void norm_and_weights_are_the_same_for_any_ep(void **state) {
         for (int ep = 2; ep <= size; ep *= 2) {
             outcome r = run(devices[d], ep);
             for (int step = 0; step < 3; step++)
-                check(r.norms[step] == one.norms[step], "ep %d: norm %.17g, not %.17g", ep, r.norms[step], one.norms[step]);
+                check(r.norms[step] == one.norms[step], "ep %d: norm %.17g, not %.17g", ep, r.norms[step],
+                      one.norms[step]);
             check(r.hash == one.hash, "ep %d: weights differ", ep);
         }
     }
@@ -89,7 +91,8 @@ static void everybody_sees_a_bad_gradient(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norm_and_weights_are_the_same_for_any_ep), cmocka_unit_test(everybody_sees_a_bad_gradient),
+        cmocka_unit_test(norm_and_weights_are_the_same_for_any_ep),
+        cmocka_unit_test(everybody_sees_a_bad_gradient),
     };
     mpi_tests_begin(&argc, &argv);
     return mpi_tests_end(cmocka_run_group_tests(tests, NULL, NULL));

@@ -13,7 +13,8 @@ static void schedules(void **state) {
         assert_true(near(mu_learning_rate(&c, 5, 110), 0.5));
         assert_true(near(mu_learning_rate(&c, 10, 110), 1));
         assert_true(near(mu_learning_rate(&c, 110, 110), c.schedule == MU_SCHEDULE_CONSTANT ? 1 : 0.1));
-        for (int64_t s = 11; s <= 110; s++) assert_true(mu_learning_rate(&c, s, 110) <= mu_learning_rate(&c, s - 1, 110));
+        for (int64_t s = 11; s <= 110; s++)
+            assert_true(mu_learning_rate(&c, s, 110) <= mu_learning_rate(&c, s - 1, 110));
     }
     c.schedule = MU_SCHEDULE_COSINE;
     assert_true(near(mu_learning_rate(&c, 60, 110), 0.55));
@@ -36,11 +37,13 @@ static void short_and_odd_runs(void **state) {
                     double lr = mu_learning_rate(&c, s, steps);
                     assert_true(isfinite(lr) && lr > 0 && lr <= 1);
                     if (s < c.warmup_steps) assert_true(near(lr, (double)s / (double)c.warmup_steps));
-                    if (s == steps && s > c.warmup_steps && c.schedule != MU_SCHEDULE_CONSTANT) assert_true(near(lr, 0.1));
+                    if (s == steps && s > c.warmup_steps && c.schedule != MU_SCHEDULE_CONSTANT)
+                        assert_true(near(lr, 0.1));
                 }
     c = (mu_optim_config){ .lr = 0.5, .min_lr = 0.5, .schedule = MU_SCHEDULE_COSINE };
     for (int64_t s = 1; s <= 9; s++) assert_true(near(mu_learning_rate(&c, s, 9), 0.5));
-    c = (mu_optim_config){ .lr = 1, .min_lr = 0.1, .schedule = MU_SCHEDULE_WSD };        /* decay_fraction 0: no fall */
+    c = (mu_optim_config){
+        .lr = 1, .min_lr = 0.1, .schedule = MU_SCHEDULE_WSD}; /* decay_fraction 0: no fall */
     assert_true(near(mu_learning_rate(&c, 8, 9), 1));
 }
 
@@ -77,7 +80,8 @@ static double *state_of(const stand *s, const mu_unit *u) {
     double *x = mu_alloc(3 * (size_t)u->count, sizeof *x);
     mu_reals_get(s->l->dev, s->l->dev->real, mu_unit_data(u), u->count, x);
     for (int which = 0; which < 2; which++)
-        mu_reals_get(s->l->dev, s->l->dev->real, mu_adamw_moment(s->o, u, which), u->count, x + (which + 1) * u->count);
+        mu_reals_get(s->l->dev, s->l->dev->real, mu_adamw_moment(s->o, u, which), u->count,
+                     x + (which + 1) * u->count);
     return x;
 }
 
@@ -96,7 +100,8 @@ static void equals_scalar_adamw(void **state) {
     stand s = stand_new("ref");
     int checked = 0;
     double *before[64];
-    for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) before[u->global_index] = state_of(&s, u);
+    for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u))
+        before[u->global_index] = state_of(&s, u);
     for (uint32_t step = 1; step <= STEPS; step++) {
         set_gradients(&s, step);
         mu_adamw_step(s.o, 0.01 * step, 0.5);
@@ -106,7 +111,8 @@ static void equals_scalar_adamw(void **state) {
         for (uint32_t step = 1; step <= STEPS; step++) {
             double *g = random_reals(step * 100 + (uint32_t)u->global_index, u->count, 1);
             for (int64_t i = 0; i < u->count; i++)
-                scalar_adamw(0.5 * g[i], 0.01 * step, decays(u) ? 0.1 : 0, step, &w[i], &w[u->count + i], &w[2 * u->count + i]);
+                scalar_adamw(0.5 * g[i], 0.01 * step, decays(u) ? 0.1 : 0, step, &w[i], &w[u->count + i],
+                             &w[2 * u->count + i]);
             free(g);
         }
         for (int64_t i = 0; i < 3 * u->count; i++) assert_true(fabs(now[i] - w[i]) < 1e-13);
@@ -151,7 +157,8 @@ static void idle_experts_stay_bit_for_bit(void **state) {
         set_gradients(&s, 104);
         mu_adamw_step(s.o, 0.01, 1);
         for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
-            double *now = state_of(&s, u), *w = before[u->global_index], *g = random_reals(104 * 100 + (uint32_t)u->global_index, u->count, 1);
+            double *now = state_of(&s, u), *w = before[u->global_index],
+                   *g = random_reals(104 * 100 + (uint32_t)u->global_index, u->count, 1);
             assert_int_equal(u->steps, is_of(u, 2) ? 4 : 104);
             for (int64_t i = 0; i < u->count && is_of(u, 2); i++) {
                 scalar_adamw(g[i], 0.01, 0.1, 4, &w[i], &w[u->count + i], &w[2 * u->count + i]);
@@ -171,7 +178,8 @@ static void groups_can_be_frozen_or_slower(void **state) {
     mu_group *shared = s.l->ps->groups[0], *expert = s.l->ps->groups[1];
     shared->frozen = true, expert->lr_factor = 0;
     double *before[64];
-    for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) before[u->global_index] = state_of(&s, u);
+    for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u))
+        before[u->global_index] = state_of(&s, u);
     set_gradients(&s, 1);
     mu_adamw_step(s.o, 0.01, 1);
     for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
@@ -227,9 +235,13 @@ static void norm_names_what_is_not_finite(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(schedules), cmocka_unit_test(short_and_odd_runs), cmocka_unit_test(equals_scalar_adamw),
-        cmocka_unit_test(idle_experts_stay_bit_for_bit), cmocka_unit_test(groups_can_be_frozen_or_slower),
-        cmocka_unit_test(norm_is_the_naive_norm), cmocka_unit_test(norm_names_what_is_not_finite),
+        cmocka_unit_test(schedules),
+        cmocka_unit_test(short_and_odd_runs),
+        cmocka_unit_test(equals_scalar_adamw),
+        cmocka_unit_test(idle_experts_stay_bit_for_bit),
+        cmocka_unit_test(groups_can_be_frozen_or_slower),
+        cmocka_unit_test(norm_is_the_naive_norm),
+        cmocka_unit_test(norm_names_what_is_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-/* test_huggingface.c - muster computes what Hugging Face's qwen3_moe and dots1 compute: logits, loss and every
- * gradient of two small models (fixtures/make_fixtures.py says how they were made). */
+/* test_huggingface.c - muster computes what Hugging Face's qwen3_moe and dots1 compute: logits, loss and
+ * every gradient of two small models (fixtures/make_fixtures.py says how they were made). */
 #include "train/config.h"
 #include "gradcheck.h"
 
@@ -34,11 +34,13 @@ static char *text_of(mu_store *s) {
 }
 
 /* What a fixture leaves open has nothing to do with the model. */
-static char *others[] = { "run.dir=unused", "data.train=[{domain: none, path: synthetic}]", "train.seq_len=17" };
+static char *others[] = {"run.dir=unused", "data.train=[{domain: none, path: synthetic}]",
+                         "train.seq_len=17"};
 
 static void read_config(run *r) {
     char *text = text_of(r->store);
-    need(mu_config_load_text(&r->config, &r->options, "fixture", text, sizeof others / sizeof *others, others, &e));
+    need(mu_config_load_text(&r->config, &r->options, "fixture", text, sizeof others / sizeof *others, others,
+                             &e));
     free(text);
 }
 
@@ -62,7 +64,8 @@ static void set_weights(run *r) {
         mu_moe *moe = &r->m->blocks[r->m->moe_layers[i]].moe;
         char name[96];
         snprintf(name, sizeof name, "/weights/layers/%d/mlp/gate/e_score_correction_bias", moe->layer);
-        if (mu_store_has(r->store, name)) need(mu_store_read(r->store, name, MU_STORE_F64, 1, &moe->E, moe->bias, &e));
+        if (mu_store_has(r->store, name))
+            need(mu_store_read(r->store, name, MU_STORE_F64, 1, &moe->E, moe->bias, &e));
         assert_int_equal(mu_store_has(r->store, name), (moe->cfg->balance & MU_BALANCE_BIAS) != 0);
     }
 }
@@ -148,7 +151,8 @@ static void check_fixture(const char *fixture, const char *device, double tolera
     need(mu_store_read(r->store, "/loss", MU_STORE_F64, 1, (int64_t[]){ 1 }, &loss, &e));
     for (int i = 0; i < T * V; i++) apart = fmax(apart, fabs(r->logits[i] - wanted[i]));
     if (!(apart <= tolerance)) fail_msg("%s on %s: logits %.2e apart", fixture, device, apart);
-    if (!(fabs(r->loss - loss) <= tolerance)) fail_msg("%s on %s: loss %.9f, not %.9f", fixture, device, r->loss, loss);
+    if (!(fabs(r->loss - loss) <= tolerance))
+        fail_msg("%s on %s: loss %.9f, not %.9f", fixture, device, r->loss, loss);
     assert_true(check_gradients(r, gradients) > 0);     /* each fixture has an expert without a token */
     free(wanted);
     run_free(r);

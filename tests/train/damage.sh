@@ -1,0 +1,140 @@
+# damage.sh - damaged checkpoints: a bit turned over anywhere in any file, files cut, missing, swapped or of
+# another step are found, named and never loaded; the run goes on from the newest whole checkpoint, with the same
+# numbers. Exit code 65 when none is whole, or the one that was named is not.
+. "$(dirname "$0")/train_lib.sh"
+
+ranks=1
+[ -n "${MPIEXEC:-}" ] && ranks=2
+options="train.steps=12 checkpoint.every=3 checkpoint.keep=9 parallel.ep=$ranks moe.num_experts=4"
+expect 0 "the run to damage" train $ranks whole $options
+has_steps whole "3 6 9 12"
+expect 0 "verify finds nothing" on 1 "$MUSTER" verify whole
+shards=$(cd whole/checkpoints/step-00000012 && ls shard-*.h5)
+
+fresh() { rm -rf run; cp -r whole run; newest=run/checkpoints/step-00000012; }
+# refused FILE WHAT: verify calls the newest checkpoint damaged and names FILE
+refused() {
+    on 1 "$MUSTER" verify $newest
+    local code=$?
+    if [ $code = 65 ] && grep -q "^damaged  $newest: .*$1" log; then pass; else fail "$2: exit code $code"; fi
+}
+# falls_back STEP FILE WHAT: training goes on from STEP, names FILE as the reason, and ends as the whole run did
+falls_back() {
+    expect 0 "$3" train $ranks run $options
+    says "$3" "resuming from run/checkpoints/step-0*$1 "
+    says_once "$3" "warning: checkpoint of step 12 passed over: $newest/$2"
+    same_metrics whole run exact
+    same_checkpoint whole run 12
+    expect 0 "$3, afterwards all is whole" on 1 "$MUSTER" verify run
+}
+
+# ---------------------------------------------------------------- single bits
+fresh
+for file in manifest.json $shards; do
+    size=$(stat -c %s $newest/$file)
+    positions="0 1 8 $((size - 1)) $((size - 33)) $((size - 34)) $((size - 35))"
+    for i in $(seq 1 40); do positions="$positions $(((i * 7919 * size / 40 + i * 131) % size)):$((i % 8))"; done
+    for at in $positions; do
+        "$MUSTER_FLIP" $newest/$file $at || fail "flip $file $at"
+        refused $file "bit $at of $file"
+        "$MUSTER_FLIP" $newest/$file $at
+    done
+done
+expect 0 "all bits are back" on 1 "$MUSTER" verify run
+for file in manifest.json $shards; do
+    fresh
+    "$MUSTER_FLIP" $newest/$file 4000:3
+    on 1 "$MUSTER" verify run
+    if [ "$(grep -c '^ok ' log)" = 3 ]; then pass; else fail "verify of a run with one damaged checkpoint"; fi
+    falls_back 9 $file "a bit of $file"
+done
+
+# ---------------------------------------------------------------- whole files
+last=$(echo "$shards" | tail -1)
+for file in manifest.json $shards; do
+    size=$(stat -c %s whole/checkpoints/step-00000012/$file)
+    for length in 0 1 $((size / 2)) $((size - 1)); do
+        fresh
+        truncate -s $length $newest/$file
+        refused $file "$file cut to $length bytes"
+    done
+    fresh
+    echo "and more" >> $newest/$file
+    refused $file "$file with a longer end"
+    fresh
+    rm $newest/$file
+    refused $file "$file missing"
+done
+fresh
+rm $newest/$last
+falls_back 9 $last "a shard missing"
+fresh
+cp run/checkpoints/step-00000009/$last $newest/$last
+refused "$last" "a shard of another step"
+fresh
+cp run/checkpoints/step-00000009/manifest.json $newest/manifest.json
+refused "shard" "the manifest of another step"
+fresh
+dd if=/dev/zero of=$newest/$last bs=4096 seek=5 count=1 conv=notrunc 2> /dev/null
+refused "$last" "a block of zeros"
+if [ $ranks = 2 ]; then
+    fresh
+    mv $newest/shard-0000.h5 $newest/x && mv $newest/shard-0001.h5 $newest/shard-0000.h5 && mv $newest/x $newest/shard-0001.h5
+    refused "shard" "shards swapped"
+fi
+fresh
+rm -r $newest && cp -r run/checkpoints/step-00000006 $newest
+refused "manifest" "a checkpoint under the name of another step"
+falls_back 9 manifest "a checkpoint under the name of another step"
+fresh
+rm $newest/* && refused manifest "an empty folder"
+fresh
+rm -r $newest && touch $newest && refused manifest "a file in the place of the folder"
+fresh
+rm $newest/$last && mkdir $newest/$last && refused "$last" "a folder in the place of a shard"
+# A manifest that hashes right and says nonsense.
+fresh
+resign() {      # resign SED: changes the manifest and makes its second line fit, as a tool of another hand might
+    head -1 $newest/manifest.json | sed "$1" > line
+    mv line $newest/manifest.json
+    "$MUSTER_SIGN" $newest/manifest.json || fail "sign"
+}
+resign 's/x/x/'
+expect 0 "a manifest signed anew" on 1 "$MUSTER" verify $newest
+for change in 's/"version":1/"version":2/' 's/"step":12/"step":-1/' 's/"step":12/"step":13/' 's/"shards":\[/"shards":[7,/' 's/shard-0000.h5/..\/lock/' \
+    's/"bytes":[0-9]*/"bytes":1/' 's/"tensors":{/"tensors":{"\/x":99,/' 's/"tensors":{/"tensors":{"\/x":0,/' 's/^{/[/' 's/"config":"[^"]*"/"config":7/' \
+    's/"step":12/"step":12,"step":12/' 's/"tokenizer":"bytes"/"tokenizer":"none"/' 's/hidden_size: 32/hidden_size: 64/' 's/num_experts: 4/num_experts: 8/'; do
+    fresh
+    resign "$change"
+    case $change in
+    *hidden_size* | *tokenizer* | *num_experts*)
+        expect 65 "generate from a manifest changed by $change" on 1 "$MUSTER" generate $newest --prompt x --tokens 1 ;;
+    *) refused manifest "a manifest changed by $change" ;;
+    esac
+done
+
+# ---------------------------------------------------------------- several, all, and the one that was named
+fresh
+"$MUSTER_FLIP" $newest/shard-0000.h5 5000
+rm run/checkpoints/step-00000009/manifest.json
+mkdir run/checkpoints/step-00000015.tmp && touch run/checkpoints/step-00000015.tmp/shard-0000.h5
+mkdir run/checkpoints/notes
+falls_back 6 shard-0000 "two damaged and one unfinished"
+if [ -e run/checkpoints/step-00000015.tmp ]; then fail "what a killed save left is still there"; else pass; fi
+if [ -d run/checkpoints/notes ]; then pass; else fail "a folder that is not muster's is gone"; fi
+fresh
+for step in 03 06 09 12; do "$MUSTER_FLIP" run/checkpoints/step-000000$step/manifest.json 100; done
+before=$(cksum run/metrics.jsonl run/checkpoints/*/*)
+expect 65 "none is whole" train $ranks run $options
+says "none is whole" "error: run/checkpoints holds 4 checkpoints and none verifies; the newest: .*manifest.json is damaged"
+if [ "$(cksum run/metrics.jsonl run/checkpoints/*/*)" = "$before" ]; then pass; else fail "a refused resume changed the run folder"; fi
+fresh
+"$MUSTER_FLIP" $newest/shard-0000.h5 5000
+for command in "train tiny.yaml run.dir=other $options --resume $newest" "inspect $newest" "eval $newest" "verify $newest" "generate $newest --prompt x"; do
+    case $command in train*) n=$ranks ;; *) n=1 ;; esac
+    expect 65 "the one that was named: $command" on $n "$MUSTER" $command
+    says "$command" "$newest/shard-0000.h5 is damaged"
+done
+expect 0 "inspect takes the one before" on 1 "$MUSTER" inspect run
+says "inspect" "run/checkpoints/step-00000009"
+finish

@@ -1,0 +1,82 @@
+# resume.sh - resuming at the same number of ranks: from any step, with gradient accumulation, in the middle of an
+# epoch and beyond the roll call's window, every later metric, the final weights and routing.h5 are bit-identical
+# to the uninterrupted run. And what --resume accepts and refuses.
+. "$(dirname "$0")/train_lib.sh"
+
+# A third domain of some fifty sequences, so that the run goes through several epochs of it.
+mkdir texts
+for i in 1 2 3 4 5 6; do printf 'Document %d says: %s\n' $i "$(seq -s ', ' $((i * 7)) $((i * 7 + 60)))" > texts/$i.txt; done
+domains="data.train=[{domain: a, path: synthetic},{domain: small, path: texts, weight: 200}]"
+
+# resume_at DIR STEP RANKS OPTION...: DIR as a crash right after STEP would have left it, resumed
+resume_at() {
+    local dir=$1 step=$2 ranks=$3 copy=$1-from-$2 found
+    shift 3
+    cp -r "$dir" "$copy"
+    for found in $(steps_in "$copy"); do
+        [ "$found" -gt "$step" ] && rm -r "$copy/checkpoints/$(printf 'step-%08d' "$found")"
+    done
+    expect 0 "$copy" train "$ranks" "$copy" "$@"
+    says "$copy" "resuming from $copy/checkpoints/$(printf 'step-%08d' "$step") \(step $step, written by"
+    same_metrics "$dir" "$copy" exact
+    same_checkpoint "$dir" "$copy" "$(steps_in "$dir" | sed 's/.* //')"
+    if cmp -s "$dir/routing.h5" "$copy/routing.h5"; then pass; else fail "$copy/routing.h5 differs"; fi
+    rm -r "$copy"
+}
+
+all="checkpoint.every=1 checkpoint.keep=1000"
+expect 0 "softmax, one rank" train 1 one $all "$domains" train.steps=24 train.eval_every=5 train.eval_sequences=4
+for step in 1 6 20 23; do resume_at one $step 1 $all "$domains" train.steps=24 train.eval_every=5 train.eval_sequences=4; done
+resume_at one 11 1 $all "$domains" train.steps=24 train.eval_every=5 train.eval_sequences=4 train.threads=3
+
+bias="moe.score_func=sigmoid moe.balance=[expert_bias,seq_aux_loss] moe.num_shared_experts=1 moe.first_k_dense=1"
+expect 0 "sigmoid + bias, accumulating" train 1 micro $all "$domains" $bias train.micro_batch_size=2
+resume_at micro 13 1 $all "$domains" $bias train.micro_batch_size=2
+expect 0 "counts of the batch before, in double precision" train 1 wide $all train.device=ref moe.global_aux_counts=previous train.micro_batch_size=4
+resume_at wide 7 1 $all train.device=ref moe.global_aux_counts=previous train.micro_batch_size=4
+
+expect 0 "beyond the window of the roll call" train 1 long train.steps=230 checkpoint.every=69 checkpoint.keep=9
+resume_at long 207 1 train.steps=230 checkpoint.every=69 checkpoint.keep=9
+
+if [ -n "${MPIEXEC:-}" ]; then
+    expect 0 "4 ranks, ep 2, accumulating" train 4 four $all "$domains" train.micro_batch_size=1 parallel.ep=2
+    resume_at four 9 4 $all "$domains" train.micro_batch_size=1 parallel.ep=2
+fi
+
+# ---------------------------------------------------------------- what --resume means
+expect 78 "never, where a run is" train 1 one $all "$domains" train.steps=24 --resume never
+says "never" "run.dir one holds a run already"
+expect 0 "never, in a new folder" train 1 fresh train.steps=6 --resume never
+expect 0 "auto, with nothing there" train 1 empty train.steps=6 --resume auto
+same_metrics fresh empty exact
+expect 66 "a path that is not there" train 1 other --resume nowhere
+says "not there" "nowhere: no such file"
+expect 65 "a folder without a checkpoint" train 1 other --resume texts
+expect 64 "--resume without a value" train 1 other --resume
+
+expect 0 "another folder goes on from a checkpoint" train 1 branch $all "$domains" train.steps=24 train.eval_every=5 train.eval_sequences=4 \
+    --resume one/checkpoints/step-00000020
+same_metrics one branch exact 21 24
+same_checkpoint one branch 24
+expect 0 "... from the newest of a run" train 1 branch-2 $all "$domains" train.steps=26 --resume=one
+says "newest" "resuming from one/checkpoints/step-00000024 "
+has_steps branch-2 "25 26"
+
+# A finished run changes nothing; more steps go on, and say what changed.
+before=$(cat one/metrics.jsonl | cksum)
+expect 0 "a finished run" train 1 one $all "$domains" train.steps=24 train.eval_every=5 train.eval_sequences=4
+says "finished" "this run is finished"
+if [ "$(cat one/metrics.jsonl | cksum)" = "$before" ]; then pass; else fail "a finished run's metrics changed"; fi
+expect 0 "more steps" train 1 one $all "$domains" train.steps=25 train.eval_every=0 optim.lr=1e-3
+says "more steps" "train.steps: 24 -> 25"
+says "more steps" "optim.lr: 0.003 -> 0.001"
+
+# What may not change is listed, all of it.
+expect 78 "a changed model" train 1 one $all "$domains" train.steps=30 model.rope_theta=5000 moe.top_k=3 run.seed=8 train.global_batch_size=16
+for key in model.rope_theta moe.top_k run.seed train.global_batch_size; do says "changed" "  $key was .* and is now"; done
+expect 78 "changed texts" train 1 one $all "data.train=[{domain: a, path: synthetic}]" train.steps=30
+says "changed texts" "data.train was"
+echo "one more line" >> texts/3.txt
+expect 78 "a text that was edited" train 1 one $all "$domains" train.steps=30
+says "edited" "the texts are not those of .*fingerprint"
+finish
