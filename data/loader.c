@@ -42,7 +42,7 @@ static mu_status split(part *p, const mu_domain *d, int64_t seq_len, double val_
             "%lld; give it more text or make train.seq_len at most %lld",
             d->name, (long long)d->n_tokens, (long long)seq_len, (long long)seq_len + 1,
             (long long)(d->n_tokens > 1 ? d->n_tokens - 1 : 1));
-    int64_t least = n / 2 < MIN_VAL_SEQUENCES ? n / 2 : MIN_VAL_SEQUENCES;
+    int64_t least = n > MIN_VAL_SEQUENCES ? MIN_VAL_SEQUENCES : n / 2;
     p->n_val = val_fraction > 0 ? llround(val_fraction * (double)n) : 0;
     if (val_fraction > 0 && p->n_val < least) p->n_val = least;
     if (p->n_val > n - 1) p->n_val = n - 1;

@@ -3,17 +3,18 @@
  * The examples are meant to be read in order: 00 the engine, 01 a network that learns, 02 a layer of experts,
  * 03 the same layer on two ranks. What they use is in the public headers; here, autograd/autograd.h.
  *
- * The engine in four sentences. A *device* owns memory and knows how to compute. A *tensor* is a shaped piece of
- * that memory. A *tape* runs an operation at once and remembers it. Walking the tape backwards gives the gradient
- * of a loss with respect to everything the loss was made of.
+ * The engine in four sentences. A *device* owns memory and knows how to compute. A *tensor* is a shaped
+ * piece of that memory. A *tape* runs an operation at once and remembers it. Walking the tape backwards
+ * gives the gradient of a loss with respect to everything the loss was made of.
  *
- * The sum below is small enough for pencil and paper: one token x goes through a matrix A, the result h meets two
- * class rows W, and the loss is the cross-entropy of the right class:
+ * The sum below is small enough for pencil and paper: one token x goes through a matrix A, the result h
+ * meets two class rows W, and the loss is the cross-entropy of the right class:
  *
  *     x = (1, 2)     A = | 1 0 |    h = A x = (1, 2)     W = | 2 -1 |    logits = W h = (0, 0)
  *                        | 0 1 |                             | 0  0 |
  *
- * Equal logits mean probabilities p = (1/2, 1/2), so the loss is -log(1/2) = log 2 whichever class is right. */
+ * Equal logits mean probabilities p = (1/2, 1/2), so the loss is -log(1/2) = log 2 whichever class is
+ * right. */
 #include "autograd/autograd.h"
 #include "check.h"
 
@@ -40,15 +41,18 @@ static mu_tensor *record(mu_tape *tp, mu_param *A, mu_param *W, bool twice) {
 }
 
 int main(void) {
-    /* `ref` computes in double precision with plain loops: slow, and the definition of right. `cpu` is fast. */
+    /* `ref` computes in double precision with plain loops: slow, and the definition of right. `cpu` is
+     * fast. */
     mu_device *dev = mu_device_open("ref");
     mu_tape *tp = mu_tape_new(dev);
 
     /* Parameters outlive the tape. They are declared first, then get their memory all at once. */
     mu_params *ps = mu_params_new(dev);
     mu_group *group = mu_params_group(ps, "shared", NULL);      /* NULL: nobody to sum gradients with */
-    mu_param *A = mu_params_add(ps, &(mu_param_desc){ .group = group, .name = "/A", .n_dims = 2, .shape = { 2, 2 } });
-    mu_param *W = mu_params_add(ps, &(mu_param_desc){ .group = group, .name = "/W", .n_dims = 2, .shape = { 2, 2 } });
+    mu_param_desc two_by_two = { .group = group, .name = "/A", .n_dims = 2, .shape = { 2, 2 } };
+    mu_param *A = mu_params_add(ps, &two_by_two);
+    two_by_two.name = "/W";
+    mu_param *W = mu_params_add(ps, &two_by_two);
     mu_params_alloc(ps);
     mu_tensor_set(&A->tensor, (double[]){ 1, 0, 0, 1 });
     mu_tensor_set(&W->tensor, (double[]){ 2, -1, 0, 0 });
@@ -66,9 +70,10 @@ int main(void) {
     check(equals(dev, W->tensor.grad, (double[]){ 0.5, 1, -0.5, -1 }), "dW is what the pencil says");
     check(equals(dev, A->tensor.grad, (double[]){ 1, 2, -0.5, -1 }), "dA is what the pencil says");
 
-    /* What is used twice is blamed twice. Backward never assigns a gradient, it adds; therefore gradients of
-     * parameters are cleared by whoever begins a new step. Now h' = h + h, the logits are still 0, d is the same:
-     * dA = 2 dh x^T, and dW = d h'^T, both double. Forgetting the first factor is the classic bug of an engine. */
+    /* What is used twice is blamed twice. Backward never assigns a gradient, it adds; therefore gradients
+     * of parameters are cleared by whoever begins a new step. Now h' = h + h, the logits are still 0, d is
+     * the same: dA = 2 dh x^T, and dW = d h'^T, both double. Forgetting the first factor is the classic bug
+     * of an engine. */
     puts("3. A tensor with two readers collects from both.");
     mu_params_zero_grad(ps);
     mu_tape_reset(tp);                                          /* activations are gone, parameters stay */

@@ -1,13 +1,13 @@
 /* 01_network.c - a small network learns a function from examples of it.
  *
- * Two things are new after 00_tape. An *op of our own*: an op is a function that computes, a function that hands
- * gradients back, and a name; the tape needs no list of them. And the *training loop*, whose five lines are the
- * same for one matrix and for a billion parameters:
+ * Two things are new after 00_tape. An *op of our own*: an op is a function that computes, a function that
+ * hands gradients back, and a name; the tape needs no list of them. And the *training loop*, whose five
+ * lines are the same for one matrix and for a billion parameters:
  *
  *     record the loss -> backward -> optimizer step -> clear the gradients -> reset the tape
  *
- * The network:  (x, 1) -> linear -> + feed-forward (SwiGLU) -> linear -> y,  to become  sin(pi x) + x/2  on [-1, 1].
- * Letters: T points of a batch, D width, F hidden width. */
+ * The network:  (x, 1) -> linear -> + feed-forward (SwiGLU) -> linear -> y,  to become  sin(pi x) + x/2  on
+ * [-1, 1]. Letters: T points of a batch, D width, F hidden width. */
 #include "layers/layers.h"
 #include "optim/optim.h"
 #include "check.h"
@@ -19,7 +19,8 @@ enum { T = 64, D = 16, F = 32, STEPS = 1000 };
 static double truth(double x) { return sin(3.14159265358979323846 * x) + x / 2; }
 
 /* ------------------------------------------------------------------ an op: loss = mean of (y - wanted)^2
- * out[1] keeps the difference for backward. Data is touched by kernels only, so that the op runs on any device. */
+ * out[1] keeps the difference for backward. Data is touched by kernels only, so that the op runs on any
+ * device. */
 static void squared_error_forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     int64_t count = mu_count(n->in[0]);
@@ -45,7 +46,8 @@ static void squared_error_backward(mu_tape *tp, mu_node *n) {
 }
 
 /* keeps_out, saved: backward reads out[1] (bit 1), and nobody else gets it. */
-static const mu_op op_squared_error = { "squared_error", squared_error_forward, squared_error_backward, .keeps_out = 2, .saved = 2 };
+static const mu_op op_squared_error = { "squared_error", squared_error_forward, squared_error_backward,
+                                        .keeps_out = 2, .saved = 2 };
 
 static mu_tensor *squared_error(mu_tape *tp, mu_tensor *y, mu_tensor *wanted) {
     return mu_apply(tp, (mu_node){ .op = &op_squared_error, .in = { y, wanted },
@@ -56,7 +58,9 @@ static mu_tensor *squared_error(mu_tape *tp, mu_tensor *y, mu_tensor *wanted) {
 typedef struct { mu_param *in_D2, *out_1D; mu_ffn ffn; } network;
 
 static mu_param *matrix(mu_params *ps, const char *name, int64_t out, int64_t in, double std) {
-    return mu_params_add(ps, &(mu_param_desc){ .group = ps->groups[0], .name = name, .n_dims = 2, .shape = { out, in }, .std = std, .layer = -1 });
+    mu_param_desc d = { .group = ps->groups[0], .name = name, .n_dims = 2, .shape = { out, in }, .std = std,
+                        .layer = -1 };
+    return mu_params_add(ps, &d);
 }
 
 static void network_init(network *net, mu_params *ps) {
@@ -73,7 +77,8 @@ static mu_tensor *network_forward(const network *net, mu_tape *tp, mu_tensor *x_
     return mu_linear(tp, h_TD, &net->out_1D->tensor);
 }
 
-/* n points on the tape, each with a constant 1 beside it, which plays the part of a bias; and what they should give. */
+/* n points on the tape, each with a constant 1 beside it, which plays the part of a bias; and what they
+ * should give. */
 static mu_tensor *points(mu_tape *tp, int64_t n, const double *x, mu_tensor **wanted) {
     double pairs[2 * T], y[T];
     for (int64_t i = 0; i < n; i++) pairs[2 * i] = x[i], pairs[2 * i + 1] = 1, y[i] = truth(x[i]);
@@ -90,7 +95,8 @@ static double train(const network *net, mu_params *ps, mu_tape *tp) {
     mu_adamw *opt = mu_adamw_new(&cfg, ps);
     double value = 0;
     for (int step = 1; step <= STEPS; step++) {
-        /* Random numbers are counter-based: number i of step s is the same whoever asks, whenever, on any rank. */
+        /* Random numbers are counter-based: number i of step s is the same whoever asks, whenever, on any
+         * rank. */
         mu_rng rng = { .seed = 1, .step = (uint32_t)step, .purpose = MU_RNG_TEST };
         double x[T];
         for (int i = 0; i < T; i++) x[i] = 2 * mu_rng_uniform(&rng, (uint64_t)i) - 1;

@@ -1,13 +1,13 @@
 /* 02_moe_layer.c - one layer of experts learns a task with several domains.
  *
- * Each token belongs to one of four domains, and each domain has a rule of its own from token to class. No expert
- * is told which domain a token comes from: a router, one row of numbers an expert, looks at the token and picks two
- * of eight experts for it. Only these two compute. That is the bargain of a Mixture of Experts: parameters of eight
- * networks, arithmetic of two.
+ * Each token belongs to one of four domains, and each domain has a rule of its own from token to class. No
+ * expert is told which domain a token comes from: a router, one row of numbers an expert, looks at the
+ * token and picks two of eight experts for it. Only these two compute. That is the bargain of a Mixture of
+ * Experts: parameters of eight networks, arithmetic of two.
  *
- * The bargain has a catch. A router that once prefers an expert sends it more tokens, so that it learns faster, so
- * that it is preferred again; the others starve. Here the trouble is provoked: two experts begin with an advantage.
- * The same layer is then trained twice, without and with the *balance loss*
+ * The bargain has a catch. A router that once prefers an expert sends it more tokens, so that it learns
+ * faster, so that it is preferred again; the others starve. Here the trouble is provoked: two experts begin
+ * with an advantage. The same layer is then trained twice, without and with the *balance loss*
  *
  *     aux = sum over experts of f_i P_i         f_i how often expert i was chosen (1 = its fair share),
  *                                               P_i the mean probability that the router gave it
@@ -85,7 +85,8 @@ static void model_open(model *m, uint32_t balance) {
     mu_group *shared = mu_params_group(m->ps, "shared", m->mesh->world);
     mu_group *expert = mu_params_group(m->ps, "expert", m->mesh->replica);
     mu_moe_init(&m->moe, &m->cfg, D, 0.2, 0, m->ps, shared, expert, m->mesh->expert, m->place);
-    m->head_VD = mu_params_add(m->ps, &(mu_param_desc){ .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.2, .layer = -1 });
+    mu_param_desc head = { .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.2, .layer = -1 };
+    m->head_VD = mu_params_add(m->ps, &head);
     mu_params_alloc(m->ps);
     mu_params_init(m->ps, 7);
 }
@@ -192,8 +193,8 @@ static void show(const result *r) {
     printf("\n      busiest expert: %.2f times the mean load\n\n", r->imbalance);
 }
 
-/* The mean, over domains, of the share that a domain's two favourite experts take: 2/E when experts know nothing
- * of domains, 1 when each domain has a pair of its own. */
+/* The mean, over domains, of the share that a domain's two favourite experts take: 2/E when experts know
+ * nothing of domains, 1 when each domain has a pair of its own. */
 static double specialisation(const result *r) {
     double sum = 0;
     for (int d = 0; d < DOMAINS; d++) {

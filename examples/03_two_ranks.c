@@ -2,17 +2,19 @@
  *
  *     mpirun -n 2 build/examples/example_03_two_ranks
  *
- * Every rank reads its own half of the batch, but the experts that its tokens choose may live on the other rank. So
- * the rows are sorted by destination, exchanged, worked on where the expert lives, and exchanged back; backward does
- * the same in reverse. Router and head exist on both ranks, and their gradients are summed over both.
+ * Every rank reads its own half of the batch, but the experts that its tokens choose may live on the other
+ * rank. So the rows are sorted by destination, exchanged, worked on where the expert lives, and exchanged
+ * back; backward does the same in reverse. Router and head exist on both ranks, and their gradients are
+ * summed over both.
  *
- * None of this may change what is learned. So a second layer is trained beside it, on one rank that holds all experts
- * and reads the whole batch, and the losses must agree. In double precision (`ref`) they agree to a few units in the
- * last place: only the order of some sums differs. In single precision a last bit would sooner or later tip
- * a router's choice, and from there on the two go different ways, both correct.
+ * None of this may change what is learned. So a second layer is trained beside it, on one rank that holds
+ * all experts and reads the whole batch, and the losses must agree. In double precision (`ref`) they agree
+ * to a few units in the last place: only the order of some sums differs. In single precision a last bit
+ * would sooner or later tip a router's choice, and from there on the two go different ways, both correct.
  *
- * A user of the library owns MPI: main calls MPI_Init and MPI_Finalize, and a mesh is made of a communicator of main's
- * choice. Letters: B sequences of S tokens in the global batch; D, F, E, K, V as in 02. */
+ * A user of the library owns MPI: main calls MPI_Init and MPI_Finalize, and a mesh is made of a
+ * communicator of main's choice. Letters: B sequences of S tokens in the global batch; D, F, E, K, V as in
+ * 02. */
 #include "moe/moe.h"
 #include "optim/optim.h"
 #include "check.h"
@@ -46,7 +48,8 @@ static void model_open(model *m, MPI_Comm comm) {
     mu_group *shared = mu_params_group(m->ps, "shared", m->mesh->world);
     mu_group *expert = mu_params_group(m->ps, "expert", m->mesh->replica);
     mu_moe_init(&m->moe, &m->cfg, D, 0.3, 0, m->ps, shared, expert, m->mesh->expert, m->place);
-    m->head_VD = mu_params_add(m->ps, &(mu_param_desc){ .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.3, .layer = -1 });
+    mu_param_desc head = { .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.3, .layer = -1 };
+    m->head_VD = mu_params_add(m->ps, &head);
     mu_params_alloc(m->ps);
     mu_params_init(m->ps, 3);           /* by name: an expert begins alike wherever it lives */
     mu_optim_config optim = mu_optim_config_default();
@@ -74,7 +77,8 @@ static void count_travellers(model *m, const mu_routing *r) {
     m->assignments += n;
 }
 
-/* Sequences first .. first + n - 1 of the step's batch, keyed by their global number: no rank needs to be asked. */
+/* Sequences first .. first + n - 1 of the step's batch, keyed by their global number: no rank needs to be
+ * asked. */
 static mu_tensor *read_batch(mu_tape *tp, int step, int64_t first, int64_t n, mu_tensor **right) {
     double *x = mu_tape_alloc(tp, sizeof *x * (size_t)(n * S * D));
     int32_t *class = mu_tape_alloc(tp, sizeof *class * (size_t)(n * S));
@@ -93,14 +97,15 @@ static mu_tensor *read_batch(mu_tape *tp, int step, int64_t first, int64_t n, mu
     return x_TD;
 }
 
-/* One step of the whole batch, shared among the ranks of m's mesh. Returns the loss of the whole batch. Collective. */
+/* One step of the whole batch, shared among the ranks of m's mesh. Returns the loss of the whole batch.
+ * Collective. */
 static double train_step(model *m, int step) {
     mu_comm *world = m->mesh->world;
     int64_t mine = B / world->size, T = B * S;
     mu_tensor *right, *x = read_batch(m->tp, step, mine * world->rank, mine, &right);
 
-    /* Every loss is divided by the tokens of the *global* batch. Losses and gradients of ranks are then just added,
-     * and there is no factor to forget. */
+    /* Every loss is divided by the tokens of the *global* batch. Losses and gradients of ranks are then
+     * just added, and there is no factor to forget. */
     mu_context cx = { .mode = MU_MODE_TRAIN, .step = step, .n_sequences = mine, .seq_len = S };
     mu_routing routing;
     mu_tensor *y = mu_moe_forward(&m->moe, m->tp, &cx, x, &routing);

@@ -1,5 +1,5 @@
-/* check.h - how an example proves what it says: each claim is printed with its verdict, and one that fails makes
- * the program exit with 1. The examples are run as tests. */
+/* check.h - how an example proves what it says: each claim is printed with its verdict, and one that fails
+ * makes the program exit with 1. The examples are run as tests. */
 #ifndef MUSTER_EXAMPLES_CHECK_H
 #define MUSTER_EXAMPLES_CHECK_H
 #include <stdarg.h>

@@ -38,9 +38,16 @@ quietly() {
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_btl=^tcp OMPI_MCA_btl_vader_single_copy_mechanism=none
 muster() { build/muster "$@"; }
+
+# train OPTION...: never longer than $limit seconds; then the run is asked to write a checkpoint and exits with 75.
+# Messages are shown afterwards, those about a pause (mpirun makes it sound like a crash) only as warnings.
+limit=200
 train() {
+    local code=0 messages=build/train.log
     timeout --foreground --preserve-status --signal=USR1 "$limit" \
-        mpirun --oversubscribe -n 2 build/muster train "$config" run.dir="$run" "$@"
+        mpirun --oversubscribe -n 2 build/muster train "$config" run.dir="$run" "$@" 2> "$messages" || code=$?
+    if [[ $code -eq 75 ]]; then grep '^muster: warning' "$messages" >&2 || true; else cat "$messages" >&2; fi
+    return "$code"
 }
 
 # ---------------------------------------------------------------- packages, program, texts
@@ -77,17 +84,15 @@ esac
 
 # ---------------------------------------------------------------- training
 
-# The ten minutes of a quickstart hold on slow and busy machines too: after $limit seconds the run is asked to
-# write a checkpoint (exit 75) and goes on from it with a schedule that ends soon.
-limit=200
-
+# The ten minutes of a quickstart hold on slow and busy machines too: a paused run goes on from its checkpoint with
+# a schedule that ends soon.
 finish_early() {
     local newest=("$run"/checkpoints/step-*[0-9]) reached
     reached=$((10#${newest[-1]##*-}))
     steps=$((reached + reached / 10 + 1))
     ((steps > 100)) || steps=101            # no fewer than the warm-up
-    echo "This machine is slower than expected, or busy: after $limit seconds training was paused (that was exit code 75)"
-    echo "and now ends early, at step $steps, with a schedule to fit."
+    echo "NOTE: this machine is slower than expected, or busy. So that it does not take too long, training ends early, at"
+    echo "step $steps, with a schedule to fit: the losses below would be lower after all steps."
     train train.steps="$steps"
 }
 

@@ -2,8 +2,7 @@
  *
  * A test declares leaves (parameters), gives a function that builds a scalar loss from them, and calls
  * gradcheck. The differences are of fourth order (h = 1e-4), so the relative error of a right gradient is
- * about 1e-9; more than 1e-6 fails. A leaf whose needs_grad is switched off must keep an untouched gradient.
- */
+ * about 1e-9; more than 1e-6 fails. A leaf whose needs_grad is switched off must keep an untouched gradient. */
 #ifndef MUSTER_TESTS_GRADCHECK_H
 #define MUSTER_TESTS_GRADCHECK_H
 #include "dist/dist.h"
@@ -45,10 +44,11 @@ static inline int32_t *random_ints(uint32_t stream, int64_t n, uint32_t below) {
 }
 
 /* ---------------------------------------------------------------- leaves */
-/* A parameter of std 1 in the group, [rows, columns], or [columns] when rows is 0. Values by mu_params_init.
- */
+/* A parameter, [rows, columns], or [columns] when rows is 0; its values come from mu_params_init. */
 static inline mu_param *leaf(mu_params *ps, const char *name, int64_t rows, int64_t columns, double std) {
-    mu_param_desc d = {.group = ps->groups[0], .name = name, .n_dims = rows ? 2 : 1, .std = std, .layer = -1};
+    mu_param_desc d = {
+        .group = ps->groups[0], .name = name, .n_dims = rows ? 2 : 1, .std = std, .layer = -1
+    };
     d.shape[0] = rows ? rows : columns, d.shape[1] = rows ? columns : 0;
     return mu_params_add(ps, &d);
 }
@@ -119,8 +119,7 @@ static inline void gradcheck_unit(mu_params *ps, mu_tape *tp, loss_function *los
     for (int64_t c = 0; c < checks; c++) {
         int64_t i = checks == u->count ? c : some[c];
         double wanted = numeric(ps, tp, loss, arg, (double *)mu_unit_data(u) + i);
-        double size =
-            fmax(fmax(fabs(wanted), fabs(g[i])), 0.01 * largest); /* of values far below the others */
+        double size = fmax(fmax(fabs(wanted), fabs(g[i])), 0.01 * largest);     /* tiny beside the others */
         double allowed = GRAD_TOLERANCE * size + 1e-11 * fmax(1.0, fabs(value));
         if (!(fabs(g[i] - wanted) <= allowed))
             fail_msg("gradient of %s[%lld]: %.12g, differences say %.12g", u->name, (long long)i, g[i],

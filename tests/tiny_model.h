@@ -9,41 +9,41 @@
 enum { TINY_V = 23, TINY_B = 3, TINY_S = 8, TINY_T = TINY_B * TINY_S, TINY_LAYERS = 2 };
 
 static inline mu_model_config tiny_model_config(void) {
-    return (mu_model_config){.hidden_size = 12,
-                             .num_layers = TINY_LAYERS,
-                             .num_heads = 4,
-                             .num_kv_heads = 2,
-                             .head_dim = 4,
-                             .max_seq_len = TINY_S,
-                             .ffn_hidden_size = 10,
-                             .rope_theta = 100,
-                             .qk_norm = true,
-                             .rms_norm_eps = 1e-6,
-                             .init_std = 0.3};
+    return (mu_model_config){ .hidden_size = 12,
+                              .num_layers = TINY_LAYERS,
+                              .num_heads = 4,
+                              .num_kv_heads = 2,
+                              .head_dim = 4,
+                              .max_seq_len = TINY_S,
+                              .ffn_hidden_size = 10,
+                              .rope_theta = 100,
+                              .qk_norm = true,
+                              .rms_norm_eps = 1e-6,
+                              .init_std = 0.3 };
 }
 
 static inline mu_moe_config tiny_moe_config(void) {
-    return (mu_moe_config){.num_experts = 4,
-                           .top_k = 2,
-                           .moe_ffn_hidden_size = 6,
-                           .num_shared_experts = 1,
-                           .moe_layer_freq = 1,
-                           .norm_topk_prob = true,
-                           .route_scale = 1,
-                           .balance = MU_BALANCE_GLOBAL_AUX,
-                           .aux_loss_coeff = 0.01,
-                           .seq_aux_loss_coeff = 0.02,
-                           .z_loss_coeff = 0.001};
+    return (mu_moe_config){ .num_experts = 4,
+                            .top_k = 2,
+                            .moe_ffn_hidden_size = 6,
+                            .num_shared_experts = 1,
+                            .moe_layer_freq = 1,
+                            .norm_topk_prob = true,
+                            .route_scale = 1,
+                            .balance = MU_BALANCE_GLOBAL_AUX,
+                            .aux_loss_coeff = 0.01,
+                            .seq_aux_loss_coeff = 0.02,
+                            .z_loss_coeff = 0.001 };
 }
 
 static inline mu_context tiny_context(void) {
     static const int64_t samples[TINY_B] = { 0, 1, 2 };
     return (mu_context){
-        .mode = MU_MODE_TRAIN, .n_sequences = TINY_B, .seq_len = TINY_S, .global_samples = samples};
+        .mode = MU_MODE_TRAIN, .n_sequences = TINY_B, .seq_len = TINY_S, .global_samples = samples
+    };
 }
 
-/* Cross-entropy and every balancing term of the fixed batch. The counts are those of this forward, or given.
- */
+/* Cross-entropy and every balancing term of one batch. The counts are those of this forward, or given. */
 static inline mu_tensor *tiny_loss(mu_tape *tp, const mu_model *m, const int64_t *counts_or_null) {
     mu_context cx = tiny_context();
     mu_routing routings[TINY_LAYERS];

@@ -415,7 +415,10 @@ static mu_status read_tensors(mu_trainer *t, const mu_manifest *m, mu_store **st
 
 mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training, mu_error *e) {
     mu_store **stores = mu_alloc((size_t)m->n_shards, sizeof(mu_store *));
-    mu_status status = read_tensors(t, m, stores, training, e);
+    mu_status status = MU_STATUS_OK;
+    if (strcmp(m->tokenizer, mu_tokenizer_name(t->tokenizer)))
+        status = mu_error_set(e, MU_STATUS_DATA, "%s was made with the tokenizer '%s', not with '%s'", m->path, m->tokenizer, mu_tokenizer_name(t->tokenizer));
+    if (status == MU_STATUS_OK) status = read_tensors(t, m, stores, training, e);
     if (status == MU_STATUS_OK) status = open_shard(m, stores, 0, e);
     if (status == MU_STATUS_OK) status = read_bias(t, stores[0], e);
     if (status == MU_STATUS_OK && training) status = read_state(t, stores[0], e);

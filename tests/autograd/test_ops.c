@@ -94,8 +94,9 @@ static mu_tensor *apply_rmsnorm(mu_tape *tp, const check *c, int time) {
 
 static void rmsnorm(void **state) {
     (void)state;
-    check_op((check){.apply = apply_rmsnorm}, 2, (int64_t[][2]){{3, 5}, {0, 5}}, 100);  /* whole width */
-    check_op((check){.apply = apply_rmsnorm}, 2, (int64_t[][2]){{3, 15}, {0, 5}}, 100); /* three heads */
+    check_op((check){ .apply = apply_rmsnorm }, 2, (int64_t[][2]){ { 3, 5 }, { 0, 5 } }, 100);
+    /* three heads */
+    check_op((check){ .apply = apply_rmsnorm }, 2, (int64_t[][2]){ { 3, 15 }, { 0, 5 } }, 100);
     check_op((check){ .apply = apply_rmsnorm }, 2, (int64_t[][2]){ { 7, 1 }, { 0, 1 } }, 100);
 }
 
@@ -200,7 +201,7 @@ static void all_targets_ignored(void **state) {
     mu_tensor_set(w, values);
     x->needs_grad = true;
     mu_tensor *loss =
-        mu_head_loss(tp, x, w, mu_tensor_ints(tp, MU_DTYPE_I32, 2, (int32_t[]){-1, -1}), 1.0, NULL);
+        mu_head_loss(tp, x, w, mu_tensor_ints(tp, MU_DTYPE_I32, 2, (int32_t[]){ -1, -1 }), 1.0, NULL);
     assert_true(mu_tensor_scalar_get(loss) == 0);
     mu_backward(tp, loss);
     mu_reals_get(dev, MU_DTYPE_F64, x->grad, 6, dx);

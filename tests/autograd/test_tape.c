@@ -2,8 +2,7 @@
 #include "tiny_model.h"
 
 enum { ROWS = 256, WIDE = 256, LAYERS = 6 };
-static const int64_t SHEET =
-    (int64_t)ROWS * WIDE * (int64_t)sizeof(double); /* bytes of one activation below */
+static const int64_t SHEET = ROWS * WIDE * (int64_t)sizeof(double);     /* bytes of one activation below */
 
 /* ---------------------------------------------------------------- a chain of products */
 typedef struct { mu_device *dev; mu_params *ps; mu_param *w; mu_tape *tp; } chain;
@@ -156,7 +155,8 @@ static void values_for_the_log_have_no_gradient(void **state) {
     mu_tensor *x = mu_tensor_2d(c.tp, 2, WIDE), *nll;
     double *host = random_reals(9, 2 * WIDE, 1);
     mu_tensor_set(x, host);
-    mu_head_loss(c.tp, x, &c.w->tensor, mu_tensor_ints(c.tp, MU_DTYPE_I32, 2, (int32_t[]){1, 2}), 1.0, &nll);
+    mu_head_loss(c.tp, x, &c.w->tensor, mu_tensor_ints(c.tp, MU_DTYPE_I32, 2, (int32_t[]){ 1, 2 }), 1.0,
+                 &nll);
     expect_fatal(c.tp, weighted_sum(c.tp, nll, 1), "depends on no parameter");
     free(host);
     chain_free(&c);

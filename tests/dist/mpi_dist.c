@@ -100,8 +100,7 @@ static void agreement(void **state) {
     mu_error e;
     memset(&e, 0, sizeof e);
     check(mu_agree(world, MU_STATUS_OK, &e) == MU_STATUS_OK && e.text[0] == '\0', "all well: %s", e.text);
-    for (int first = 0; first < P;
-         first++) { /* ranks from `first` on fail the same way, rank 0 in a lesser way */
+    for (int first = 0; first < P; first++) { /* ranks from `first` on fail alike, rank 0 in a lesser way */
         mu_status mine = r >= first ? MU_STATUS_IO : r == 0 ? MU_STATUS_DATA : MU_STATUS_OK;
         char wanted[32];
         snprintf(wanted, sizeof wanted, "rank %d failed", first);
@@ -151,8 +150,7 @@ static void groups(void **state) {
 }
 
 /* ---------------------------------------------------------------- the exchange as an op */
-/* y = all_to_all(x); L = <w, y>. dx must be w as it comes back: rank p's share of w, sent to whom x came
- * from. */
+/* y = all_to_all(x), L = <w, y>: dx is w, sent back to where each row of y came from. */
 static void all_to_all(void **state) {
     (void)state;
     enum { D = 3 };
@@ -177,8 +175,7 @@ static void all_to_all(void **state) {
         for (int p = 0; p < P; p++)
             for (int64_t i = 0; i < receives[p] * D; i++, at++)
                 check(y[at] == 1000 * p + 100 * r + (double)i, "%g", y[at]);
-        /* L = <w, y> + <v, y'>, with w and v drawn from the streams 1 and 2 of weighted_sum, shifted by rank
-         */
+        /* x travels twice; the weights of each rank come from streams of its own */
         mu_backward(tp, mu_add(tp, weighted_sum(tp, ty, 1 + 2 * (uint32_t)r),
                                weighted_sum(tp, again, 2 + 2 * (uint32_t)r)));
         double *dx = mu_alloc((size_t)(out * D) + 1, sizeof *dx);
@@ -221,8 +218,7 @@ static double *gather_gradients(layer *l, mu_comm *expert_group) {
     return all;
 }
 
-/* One forward and backward of the layer, experts over groups of `ep` ranks; each rank has tokens of its own.
- */
+/* One forward and backward, experts over groups of `ep` ranks; each rank has tokens of its own. */
 static result run(const scene *s, int ep) {
     mu_mesh *mesh = mu_mesh_open(NULL, ep);
     mesh->expert->piece_limit = 100;
@@ -232,8 +228,8 @@ static result run(const scene *s, int ep) {
     mu_tensor_set(&l->x_TD->tensor, x);
     l->cx.global_samples = &first;
     mu_tensor *once = layer_forward(l, l->tp), *again = layer_forward(l, l->tp);
-    result r = {mu_alloc((size_t)n + 1, sizeof(double)), mu_alloc((size_t)n + 1, sizeof(double)), NULL,
-                l->routing.dropped};
+    result r = { mu_alloc((size_t)n + 1, sizeof(double)), mu_alloc((size_t)n + 1, sizeof(double)), NULL,
+                 l->routing.dropped };
     mu_tensor_get(once, r.y);
     mu_backward(l->tp, mu_add(l->tp, weighted_sum(l->tp, once, 1),
                               weighted_sum(l->tp, again, 2 + (uint32_t)world->rank)));
@@ -260,8 +256,7 @@ static void same(const char *what, int ep, const double *a, const double *b, int
 
 /* Outputs, gradients of the input, and gradients of every parameter do not depend on ep. */
 static void compare(scene s, double tolerance) {
-    int64_t n = s.sequences * S * D,
-            units = 1 + 3 * E + (s.cfg.num_shared_experts ? 3 : 0); /* the router first */
+    int64_t n = s.sequences * S * D, units = 1 + 3 * E + (s.cfg.num_shared_experts ? 3 : 0);
     result one = run(&s, 1);
     for (int ep = 2; ep <= world->size; ep *= 2) {
         result r = run(&s, ep);
@@ -294,8 +289,8 @@ static void idle_ranks_agree(void **state) {
     mu_moe_config cfg = layer_config(E, 1, F);
     cfg.force_skew = true, cfg.norm_topk_prob = false;
     compare((scene){ cfg, 3, "ref" }, 1e-12);
-    compare((scene){cfg, world->rank == world->size - 1 && world->size > 1 ? 0 : 2, "ref"},
-            1e-12); /* and one without tokens */
+    bool without = world->size > 1 && world->rank == world->size - 1;        /* a rank without tokens, too */
+    compare((scene){ cfg, without ? 0 : 2, "ref" }, 1e-12);
 }
 
 static void fast_layers_agree(void **state) {

@@ -40,8 +40,7 @@ static void counts_are_those_of_the_units(void **state) {
 }
 
 /* One layer by hand: D 12, 4 heads of 4 over 2 key heads, S 8, V 23, dense F 10. Products of one token:
- * q, o 2*12*16, k, v 2*12*8, feed-forward 3*12*10, head 23*12; scores: 16 wide, 4.5 keys on average taken
- * as 4. */
+ * q, o 2*12*16, k, v 2*12*8, feed-forward 3*12*10, head 23*12; scores: 16 wide, 4.5 keys on average taken as 4. */
 static void flops_by_hand(void **state) {
     (void)state;
     mu_model_config cfg = tiny_model_config();
@@ -56,10 +55,12 @@ static void moe_layers_stand_where_they_should(void **state) {
     (void)state;
     mu_model_config cfg = tiny_model_config();
     cfg.num_layers = 6;
-    static const struct { int64_t freq, dense; const char *wanted;
+    static const struct {
+        int64_t freq, dense;
+        const char *wanted;
     } cases[] = {
-        {1, 0, "111111"}, {2, 0, "010101"}, {3, 0, "001001"}, {1, 2, "001111"},
-        {2, 3, "000101"}, {7, 0, "000000"}, {1, 6, "000000"},
+        { 1, 0, "111111" }, { 2, 0, "010101" }, { 3, 0, "001001" }, { 1, 2, "001111" },
+        { 2, 3, "000101" }, { 7, 0, "000000" }, { 1, 6, "000000" },
     };
     for (int c = 0; c < 7; c++) {
         mu_moe_config moe = tiny_moe_config();

@@ -17,19 +17,18 @@ typedef struct {
 } layer;
 
 static inline mu_moe_config layer_config(int64_t E, int64_t K, int64_t F) {
-    return (mu_moe_config){.num_experts = E,
-                           .top_k = K,
-                           .moe_ffn_hidden_size = F,
-                           .moe_layer_freq = 1,
-                           .norm_topk_prob = true,
-                           .route_scale = 1,
-                           .balance = MU_BALANCE_NONE,
-                           .aux_loss_coeff = 0.01,
-                           .seq_aux_loss_coeff = 0.02};
+    return (mu_moe_config){ .num_experts = E,
+                            .top_k = K,
+                            .moe_ffn_hidden_size = F,
+                            .moe_layer_freq = 1,
+                            .norm_topk_prob = true,
+                            .route_scale = 1,
+                            .balance = MU_BALANCE_NONE,
+                            .aux_loss_coeff = 0.01,
+                            .seq_aux_loss_coeff = 0.02 };
 }
 
-/* On `mesh`, for `sequences` of S tokens on this rank; x and weights depend on the seed and their names only.
- */
+/* On `mesh`, for `sequences` of S tokens on this rank; values depend on the names of the parameters only. */
 static inline layer *layer_new(const char *device, const mu_mesh *mesh, mu_moe_config cfg, int64_t sequences,
                                int64_t S, int64_t D) {
     layer *l = mu_alloc(1, sizeof *l);
@@ -41,12 +40,12 @@ static inline layer *layer_new(const char *device, const mu_mesh *mesh, mu_moe_c
     mu_params_group(l->ps, "input", NULL);
     l->place = mu_placement_new(mesh->expert, (int)cfg.num_experts);
     mu_moe_init(&l->moe, &l->cfg, D, 0.5, 0, l->ps, shared, expert, mesh->expert, l->place);
-    mu_param_desc x = {.group = l->ps->groups[2],
-                       .name = "x",
-                       .n_dims = 2,
-                       .shape = {sequences * S, D},
-                       .std = 1,
-                       .layer = -1};
+    mu_param_desc x = { .group = l->ps->groups[2],
+                        .name = "x",
+                        .n_dims = 2,
+                        .shape = { sequences * S, D },
+                        .std = 1,
+                        .layer = -1 };
     l->x_TD = mu_params_add(l->ps, &x);
     mu_params_alloc(l->ps);
     mu_params_init(l->ps, 21);

@@ -30,12 +30,13 @@ static mu_tensor *loss_of(mu_tape *tp, void *arg) {
 static void gradients(void **state) {
     (void)state;
     static const int64_t global[E] = { 11, 0, 7, 24, 1, 5 };
-    static const uint32_t terms[] = {
-        MU_BALANCE_AUX, MU_BALANCE_SEQ_AUX, MU_BALANCE_GLOBAL_AUX, MU_BALANCE_NONE,
-        MU_BALANCE_AUX | MU_BALANCE_SEQ_AUX | MU_BALANCE_GLOBAL_AUX | MU_BALANCE_BIAS};
+    static const uint32_t terms[] = { MU_BALANCE_AUX, MU_BALANCE_SEQ_AUX, MU_BALANCE_GLOBAL_AUX,
+                                      MU_BALANCE_NONE,
+                                      MU_BALANCE_AUX | MU_BALANCE_SEQ_AUX | MU_BALANCE_GLOBAL_AUX |
+                                          MU_BALANCE_BIAS };
     for (int score = 0; score < 2; score++)
         for (int i = 0; i < 5; i++) {
-            layer *l = new_layer(terms[i], score, i > 2 ? 0.03 : 0); /* the fourth is the z-loss alone */
+            layer *l = new_layer(terms[i], score, i > 2 ? 0.03 : 0);      /* the fourth: z-loss alone */
             l->routing = mu_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
             int64_t *micro = layer_counts(l);
             gradcheck(l->ps, l->tp, loss_of, &(balanced){ l, micro, global }, 100);
@@ -116,14 +117,13 @@ static void balanced_is_one_and_collapsed_is_E_over_K(void **state) {
     for (int i = 0; i < SEQUENCES * E; i++) even_rows[i] = 0, full_rows[i] = i % E == 1 || i % E == 4 ? S : 0;
     for (int n = 0; n < S * K; n++)
         for (int s = 0; s < SEQUENCES; s++)
-            even_rows[s * E + (n + 2 * s) % E]++; /* 8 over 6: even over the batch only */
+            even_rows[s * E + (n + 2 * s) % E]++; /* even over the batch only */
     for (int i = 0; i < E; i++) even[i] = TOKENS * K / E;
     full[1] = full[4] = TOKENS;
     for (int t = 0; t < 3; t++)
         for (int score = 0; score < 2; score++) {
             assert_value(terms[t], score, uniform, even, even_rows, 1);
-            assert_value(terms[t], score, uniform, full, full_rows,
-                         1); /* a uniform router: whatever it chose */
+            assert_value(terms[t], score, uniform, full, full_rows, 1);     /* uniform: whatever it chose */
             assert_value(terms[t], score, collapsed, full, full_rows, (double)E / K);
             /* f = E/K = 3 on experts 1 and 4, so 3 (P_1 + P_4) */
             assert_value(terms[t], score, halves, full, full_rows, 3 * (0.4 + 0.12));
@@ -211,8 +211,7 @@ static void splits_do_not_matter(void **state) {
             assert_true(fabs(a - b) < 1e-14 && fabs(a) > 1e-3);
             for (int i = 0; i < E * D; i++) assert_true(fabs(one[i] - three[i]) < 1e-14);
         }
-    /* aux_loss is local to a micro-batch by definition: one micro-batch a sequence is seq_aux_loss at its
-     * coefficient */
+    /* aux_loss is local to a micro-batch by definition: with one sequence in each it is seq_aux_loss */
     double aux = split_loss(MU_BALANCE_AUX, 0, 0, 1, one),
            sequence = split_loss(MU_BALANCE_SEQ_AUX, 0, 0, 1, three);
     assert_true(fabs(2 * aux - sequence) < 1e-14);

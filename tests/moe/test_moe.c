@@ -22,7 +22,7 @@ static void check_plan(const layer *l, const mu_plan *plan, int64_t capacity) {
     mu_tensor_read(plan->offsets, offsets);
     for (int64_t i = 0; i < TOKENS * K; i++) {
         if (i % (S * K) == 0) memset(load, 0, (size_t)E * sizeof *load);
-        bool keep = capacity == 0 || load[ids[i]]++ < capacity; /* the latest of a sequence are dropped */
+        bool keep = capacity == 0 || load[ids[i]]++ < capacity;     /* the latest of a sequence are dropped */
         assert_int_equal(rows[i] >= 0, keep);
         if (!keep) continue;
         kept++;
@@ -93,7 +93,7 @@ static void capacity_counts_what_it_drops(void **state) {
     static const struct {
         double factor;
         int64_t capacity;
-    } cases[] = {{1.25, 3}, {0.1, 1}, {0.84, 3}, {0.83, 2}, {10, 24}};
+    } cases[] = { { 1.25, 3 }, { 0.1, 1 }, { 0.84, 3 }, { 0.83, 2 }, { 10, 24 } };
     for (int c = 0; c < 5; c++) {
         layer *l = plain_layer(5, 2);
         l->cfg.force_skew = true;               /* expert 0 gets the S tokens of each sequence */

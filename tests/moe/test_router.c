@@ -70,11 +70,11 @@ static void gradients(void **state) {
                     for (int64_t K = 1; K <= E; K += K == 3 ? 3 : 1)
                         for (unsigned uses = 1; uses < 8; uses++) {
                             if (uses == GATES && normalise && K == 1) continue;     /* zero: see below */
-                            routed r = {
-                                .shape = {T, E, K, sigmoid, normalise, scaled ? 2.5 : 1, MU_ROUTE_FREE, 0},
-                                .bias = biased ? bias : NULL,
-                                .uses = uses,
-                                .logits = &s.logits->tensor};
+                            routed r = { .shape = { T, E, K, sigmoid, normalise, scaled ? 2.5 : 1,
+                                                    MU_ROUTE_FREE, 0 },
+                                         .bias = biased ? bias : NULL,
+                                         .uses = uses,
+                                         .logits = &s.logits->tensor };
                             gradcheck(s.ps, s.tp, loss_of, &r, 100);
                         }
     stand_free(&s);
@@ -91,9 +91,9 @@ static void definition(void **state) {
     mu_tensor_get(&s.logits->tensor, logits);
     int moved = 0;
     for (int sigmoid = 0; sigmoid < 2; sigmoid++) {
-        routed r = {.shape = {T, E, K, sigmoid, true, 2.5, MU_ROUTE_FREE, 0},
-                    .bias = bias,
-                    .logits = &s.logits->tensor};
+        routed r = { .shape = { T, E, K, sigmoid, true, 2.5, MU_ROUTE_FREE, 0 },
+                     .bias = bias,
+                     .logits = &s.logits->tensor };
         route(s.tp, &r);
         mu_tensor_get(r.gates, gates);
         mu_tensor_get(r.scores, scores);
@@ -116,8 +116,8 @@ static void definition(void **state) {
                 }
                 assert_int_equal(better, k);        /* the bias decides who is chosen ... */
                 moved += better_without != k;
-                assert_true(fabs(gates[t * K + k] - 2.5 * scores[t * E + id] / chosen) <
-                            1e-14); /* ... not the gate */
+                /* ... not the gate */
+                assert_true(fabs(gates[t * K + k] - 2.5 * scores[t * E + id] / chosen) < 1e-14);
             }
         }
     }
@@ -134,8 +134,8 @@ static void ties_go_to_the_lower_index(void **state) {
         for (int sigmoid = 0; sigmoid < 2; sigmoid++) {
             mu_device *here = mu_device_open(devices[d]);
             mu_tape *tp = mu_tape_new(here);
-            routed r = {.shape = {2, E, 4, sigmoid, true, 1, MU_ROUTE_FREE, 0},
-                        .logits = mu_tensor_2d(tp, 2, E)};
+            routed r = { .shape = { 2, E, 4, sigmoid, true, 1, MU_ROUTE_FREE, 0 },
+                         .logits = mu_tensor_2d(tp, 2, E) };
             mu_tensor_set(r.logits, logits);
             route(tp, &r);
             int32_t ids[8];
@@ -177,16 +177,15 @@ static void softmax_before_or_after_the_choice(void **state) {
     stand_free(&s);
 }
 
-/* One expert with a normalised gate: the gate is the scale whatever the router says, and teaches it nothing.
- */
+/* One expert with a normalised gate: the gate is the scale, whatever the router says. */
 static void one_normalised_expert_teaches_nothing(void **state) {
     (void)state;
     stand s = stand_new(T, E);
     for (int sigmoid = 0; sigmoid < 2; sigmoid++)
         for (int scale = 1; scale <= 4; scale *= 2) {
-            routed r = {.shape = {T, E, 1, sigmoid, true, scale, MU_ROUTE_FREE, 0},
-                        .uses = GATES,
-                        .logits = &s.logits->tensor};
+            routed r = { .shape = { T, E, 1, sigmoid, true, scale, MU_ROUTE_FREE, 0 },
+                         .uses = GATES,
+                         .logits = &s.logits->tensor };
             double grad[T * E];
             mu_tape_reset(s.tp);
             mu_params_zero_grad(s.ps);
@@ -201,9 +200,9 @@ static void forced_choices(void **state) {
     (void)state;
     enum { K = 2 };
     stand s = stand_new(T, E);
-    routed r = {.shape = {T, E, K, false, true, 1, MU_ROUTE_BALANCED, 5},
-                .uses = GATES | SCORES | LSE,
-                .logits = &s.logits->tensor};
+    routed r = { .shape = { T, E, K, false, true, 1, MU_ROUTE_BALANCED, 5 },
+                 .uses = GATES | SCORES | LSE,
+                 .logits = &s.logits->tensor };
     int32_t ids[T * K];
     route(s.tp, &r);
     mu_tensor_read(r.ids, ids);

@@ -1,5 +1,4 @@
-/* mpi_norm.c - the gradient's norm, and the weights after clipped steps, do not depend on where experts live.
- */
+/* mpi_norm.c - the gradient's norm, and the weights after clipped steps, are the same wherever experts live. */
 #include "mpi_check.h"
 #include "tiny_model.h"
 

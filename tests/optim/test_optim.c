@@ -42,8 +42,7 @@ static void short_and_odd_runs(void **state) {
                 }
     c = (mu_optim_config){ .lr = 0.5, .min_lr = 0.5, .schedule = MU_SCHEDULE_COSINE };
     for (int64_t s = 1; s <= 9; s++) assert_true(near(mu_learning_rate(&c, s, 9), 0.5));
-    c = (mu_optim_config){
-        .lr = 1, .min_lr = 0.1, .schedule = MU_SCHEDULE_WSD}; /* decay_fraction 0: no fall */
+    c = (mu_optim_config){ .lr = 1, .min_lr = 0.1, .schedule = MU_SCHEDULE_WSD };   /* decay_fraction 0 */
     assert_true(near(mu_learning_rate(&c, 8, 9), 1));
 }
 

@@ -73,7 +73,7 @@ cp run/checkpoints/step-00000009/$last $newest/$last
 refused "$last" "a shard of another step"
 fresh
 cp run/checkpoints/step-00000009/manifest.json $newest/manifest.json
-refused "shard" "the manifest of another step"
+refused manifest "the manifest of another step"
 fresh
 dd if=/dev/zero of=$newest/$last bs=4096 seek=5 count=1 conv=notrunc 2> /dev/null
 refused "$last" "a block of zeros"
@@ -107,6 +107,7 @@ for change in 's/"version":1/"version":2/' 's/"step":12/"step":-1/' 's/"step":12
     fresh
     resign "$change"
     case $change in
+    *'"\/x":0'*) refused shard-0000 "a manifest changed by $change" ;;
     *hidden_size* | *tokenizer* | *num_experts*)
         expect 65 "generate from a manifest changed by $change" on 1 "$MUSTER" generate $newest --prompt x --tokens 1 ;;
     *) refused manifest "a manifest changed by $change" ;;

@@ -34,8 +34,8 @@ static char *text_of(mu_store *s) {
 }
 
 /* What a fixture leaves open has nothing to do with the model. */
-static char *others[] = {"run.dir=unused", "data.train=[{domain: none, path: synthetic}]",
-                         "train.seq_len=17"};
+static char *others[] = { "run.dir=unused", "data.train=[{domain: none, path: synthetic}]",
+                          "train.seq_len=17" };
 
 static void read_config(run *r) {
     char *text = text_of(r->store);

@@ -1,0 +1,83 @@
+# kill_stages.sh - a rank is killed with SIGKILL, or its disk is full, at each stage of a save: the checkpoint before
+# is whole, nothing half-made is ever taken, and the run goes on to the same end. A full disk also for real: by
+# a limit on the size of files, and on a small file system where one may be mounted.
+. "$(dirname "$0")/train_lib.sh"
+needs_ranks
+needs_faults
+
+options="train.steps=12 checkpoint.every=4 parallel.ep=2 moe.num_experts=4"
+expect 0 "the run without trouble" train 2 whole $options
+
+# goes_on WHAT: the same command ends like the run without trouble, and leaves nothing half-made behind
+goes_on() {
+    expect 0 "$1, then again" train 2 run $options
+    same_metrics whole run exact
+    same_checkpoint whole run 12
+    has_steps run "4 8 12"
+    if ls -d run/checkpoints/*.tmp > /dev/null 2>&1; then fail "$1: left $(ls -d run/checkpoints/*.tmp)"; else pass; fi
+}
+stages() {      # point, rank, the checkpoints that exist after trouble at the second save
+    for point in open mid-shard before-close after-close; do
+        echo "$point 0 4"
+        echo "$point 1 4"
+    done
+    for point in before-manifest after-manifest before-rename; do echo "$point 0 4"; done
+    echo "after-rename 0 4 8"
+}
+while read -r point rank left; do
+    rm -rf run
+    MUSTER_FAULT=$point:$rank:kill:2 train 2 run $options < /dev/null
+    code=$?
+    if [ $code != 0 ]; then pass; else fail "a kill of rank $rank at $point went unnoticed"; fi
+    has_steps run "$left"
+    goes_on "rank $rank killed at $point" < /dev/null
+
+    rm -rf run
+    MUSTER_FAULT=$point:$rank:enospc:2 expect 74 "disk full on rank $rank at $point" train 2 run $options < /dev/null
+    says_once "disk full on rank $rank at $point" "^muster: error: .*$point: no space left on device"
+    has_steps run "$left"
+    expect 0 "what is there is whole" on 1 "$MUSTER" verify run < /dev/null
+done <<< "$(stages)"
+goes_on "disk full at the last stage" < /dev/null
+
+# Killed in the very first save: a new start.
+rm -rf run
+MUSTER_FAULT=before-rename:0:kill train 2 run $options
+goes_on "killed in the first save"
+
+# Killed where a damaged checkpoint of the same step is being replaced.
+rm -rf run
+cp -r whole run
+"$MUSTER_FLIP" run/checkpoints/step-00000012/shard-0001.h5 5000
+MUSTER_FAULT=before-rename:0:kill train 2 run $options
+goes_on "killed while replacing a damaged checkpoint"
+
+# ---------------------------------------------------------------- the disk really is full
+# A limit of 40 KiB on every file: less than a shard, more than the metrics so far.
+rm -rf run
+limited() { (ulimit -f 40 && train "$@"); }
+expect 74 "files may not grow" limited 2 run $options log.every=0
+says_once "files may not grow" "^muster: error: .*shard-000[01].h5.*no space left"
+has_steps run ""
+goes_on "files may not grow"
+
+disk=$work/disk
+mkdir "$disk"
+if mount -t tmpfs -o size=300k muster-test "$disk" 2> /dev/null; then
+    trap 'cd /; umount "$work/disk"; rm -rf "$work"' EXIT
+    mount_options="train.steps=12 checkpoint.every=2 moe.num_experts=4 model.hidden_size=16 checkpoint.keep=9"
+    expect 0 "no trouble" train 1 whole-1 $mount_options
+    expect 74 "the file system is full" train 1 "$disk/run" $mount_options
+    says_once "the file system is full" "^muster: error: .*no space left"
+    expect 0 "what is there is whole" on 1 "$MUSTER" verify "$disk/run"
+    kept=$(steps_in "$disk/run")
+    if [ -n "$kept" ]; then pass; else fail "nothing fitted: the test shows little"; fi
+    if ls -d "$disk"/run/checkpoints/*.tmp > /dev/null 2>&1; then fail "a half-made checkpoint still takes the room"; else pass; fi
+    mount -o remount,size=10m "$disk"
+    expect 0 "with more room" train 1 "$disk/run" $mount_options
+    same_metrics whole-1 "$disk/run" exact
+    same_checkpoint whole-1 "$disk/run" 12
+else
+    echo "(no file system could be mounted here: that part is left out)"
+fi
+finish
