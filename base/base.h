@@ -54,7 +54,7 @@ mu_status mu_error_add(mu_error *e, mu_status status, const char *fmt, ...) MU_P
 /* ------------------------------------------------------------------ bugs and dead ends (fatal.c)
  * A broken promise inside the program, or a failure nobody can handle (MPI, memory): one line with
  * place and values, then the handler, which must not return. The default handler calls abort(); a program
- * with ranks installs one that stops them all (mu_dist_abort), tests longjmp. Checks stay on in release builds. */
+ * with ranks installs one that stops them all (mu_dist_abort), tests longjmp. Checks stay on in release. */
 typedef void mu_fatal_handler(mu_status status, const char *line);
 mu_fatal_handler *mu_fatal_set_handler(mu_fatal_handler *handler);      /* returns the old one */
 MU_NORETURN void mu_fatal(mu_status status, const char *file, int line, const char *func,

@@ -1,5 +1,6 @@
-# install.cmake - what `cmake --install` puts down: libmuster with its headers, the program, and two ways for others
-# to find the library, a CMake package and a pkg-config file. Both may be moved: no path of the build machine in them.
+# install.cmake - what `cmake --install` puts down: libmuster with its headers, the program, and two ways for
+# others to find the library, a CMake package and a pkg-config file. They may be moved: neither holds a path
+# of the build.
 #   <prefix>/bin/muster   lib/libmuster.{a,so}   include/muster/<folder>/<folder>.h
 #   lib/cmake/muster/     lib/pkgconfig/muster.pc
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/muster)
@@ -22,12 +23,13 @@ endforeach()
 install(EXPORT muster-targets NAMESPACE muster:: DESTINATION ${package_dir})
 configure_package_config_file(cmake/muster-config.cmake.in ${PROJECT_BINARY_DIR}/muster-config.cmake
                               INSTALL_DESTINATION ${package_dir} NO_SET_AND_CHECK_MACRO)
-write_basic_package_version_file(${PROJECT_BINARY_DIR}/muster-config-version.cmake COMPATIBILITY SameMinorVersion)
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/muster-config-version.cmake
+                                 COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/muster-config.cmake ${PROJECT_BINARY_DIR}/muster-config-version.cmake
         DESTINATION ${package_dir})
 
 # ---------------------------------------------------------------- pkg-config
-# Adds "-Lfolder -lname" of a library to PC_PRIVATE_LIBS: full paths would come before the -l flags that need them.
+# Adds "-Lfolder -lname" of a library to PC_PRIVATE_LIBS: pkg-config may put full paths too early.
 function(pc_add library)
     if(IS_ABSOLUTE ${library})
         get_filename_component(folder ${library} DIRECTORY)

@@ -142,7 +142,7 @@ void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int6
 void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all) {
     handle *h = c->handle;
     if (c->size == 1) {
-        memmove(all, mine, (size_t)bytes);
+        if (bytes) memmove(all, mine, (size_t)bytes);
         return;
     }
     MU_CHECK(bytes <= c->piece_limit, "gathering %lld bytes a rank, more than one message holds", (long long)bytes);

@@ -35,7 +35,7 @@ void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int6
 
 void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all) {
     (void)c;
-    memmove(all, mine, (size_t)bytes);
+    if (bytes) memmove(all, mine, (size_t)bytes);
 }
 
 void mu_broadcast(mu_comm *c, int root, void *data, int64_t bytes) { (void)c, (void)root, (void)data, (void)bytes; }
@@ -45,5 +45,5 @@ void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *
     (void)c;
     MU_CHECK(send_bytes[0] == recv_bytes[0], "the one rank sends itself %lld bytes and expects %lld",
              (long long)send_bytes[0], (long long)recv_bytes[0]);
-    memcpy(recv, send, (size_t)send_bytes[0]);
+    if (send_bytes[0]) memcpy(recv, send, (size_t)send_bytes[0]);
 }

@@ -13,8 +13,7 @@
  *     x = (1, 2)     A = | 1 0 |    h = A x = (1, 2)     W = | 2 -1 |    logits = W h = (0, 0)
  *                        | 0 1 |                             | 0  0 |
  *
- * Equal logits mean probabilities p = (1/2, 1/2), so the loss is -log(1/2) = log 2 whichever class is
- * right. */
+ * Equal logits mean probabilities p = (1/2, 1/2): the loss is -log(1/2) = log 2 whichever class is right. */
 #include "autograd/autograd.h"
 #include "check.h"
 
@@ -37,12 +36,11 @@ static mu_tensor *record(mu_tape *tp, mu_param *A, mu_param *W, bool twice) {
     mu_tensor *right = mu_tensor_ints(tp, MU_DTYPE_I32, 1, (int32_t[]){ 1 });
     mu_tensor *h = mu_linear(tp, x, &A->tensor);                /* every weight is [out, in] */
     if (twice) h = mu_add(tp, h, h);
-    return mu_head_loss(tp, h, &W->tensor, right, 1.0, NULL);   /* product, softmax and cross-entropy in one */
+    return mu_head_loss(tp, h, &W->tensor, right, 1.0, NULL);   /* product, softmax, cross-entropy */
 }
 
 int main(void) {
-    /* `ref` computes in double precision with plain loops: slow, and the definition of right. `cpu` is
-     * fast. */
+    /* `ref` computes in double precision with plain loops: slow, the definition of right. `cpu` is fast. */
     mu_device *dev = mu_device_open("ref");
     mu_tape *tp = mu_tape_new(dev);
 

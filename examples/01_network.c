@@ -19,8 +19,7 @@ enum { T = 64, D = 16, F = 32, STEPS = 1000 };
 static double truth(double x) { return sin(3.14159265358979323846 * x) + x / 2; }
 
 /* ------------------------------------------------------------------ an op: loss = mean of (y - wanted)^2
- * out[1] keeps the difference for backward. Data is touched by kernels only, so that the op runs on any
- * device. */
+ * out[1] keeps the difference for backward. Only kernels touch data, so the op runs on any device. */
 static void squared_error_forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     int64_t count = mu_count(n->in[0]);
@@ -77,8 +76,7 @@ static mu_tensor *network_forward(const network *net, mu_tape *tp, mu_tensor *x_
     return mu_linear(tp, h_TD, &net->out_1D->tensor);
 }
 
-/* n points on the tape, each with a constant 1 beside it, which plays the part of a bias; and what they
- * should give. */
+/* n points on the tape, each with a 1 beside it that plays the part of a bias; and what they should give. */
 static mu_tensor *points(mu_tape *tp, int64_t n, const double *x, mu_tensor **wanted) {
     double pairs[2 * T], y[T];
     for (int64_t i = 0; i < n; i++) pairs[2 * i] = x[i], pairs[2 * i + 1] = 1, y[i] = truth(x[i]);
@@ -95,8 +93,7 @@ static double train(const network *net, mu_params *ps, mu_tape *tp) {
     mu_adamw *opt = mu_adamw_new(&cfg, ps);
     double value = 0;
     for (int step = 1; step <= STEPS; step++) {
-        /* Random numbers are counter-based: number i of step s is the same whoever asks, whenever, on any
-         * rank. */
+        /* Random numbers are counter-based: number i of step s is the same whoever asks, on any rank. */
         mu_rng rng = { .seed = 1, .step = (uint32_t)step, .purpose = MU_RNG_TEST };
         double x[T];
         for (int i = 0; i < T; i++) x[i] = 2 * mu_rng_uniform(&rng, (uint64_t)i) - 1;
@@ -127,7 +124,7 @@ static double show(const network *net, mu_tape *tp) {
     for (int i = 0; i < N; i++) {
         char line[50] = "                                                 ";
         line[24 + (int)lround(14 * truth(x[i]))] = '.';
-        line[24 + (int)lround(14 * y[i])] = 'o';
+        line[24 + (int)lround(14 * fmax(-1.7, fmin(1.7, y[i])))] = 'o';
         printf("  %5.1f %s %6.3f, wanted %6.3f\n", x[i], line, y[i], truth(x[i]));
         worst = fmax(worst, fabs(y[i] - truth(x[i])));
     }
@@ -135,14 +132,14 @@ static double show(const network *net, mu_tape *tp) {
 }
 
 int main(void) {
-    mu_device *dev = mu_device_open("cpu");             /* single precision, the machine's best instructions */
+    mu_device *dev = mu_device_open("cpu");     /* single precision, the machine's best instructions */
     mu_tape *tp = mu_tape_new(dev);
     mu_params *ps = mu_params_new(dev);
     mu_params_group(ps, "shared", NULL);
     network net;
     network_init(&net, ps);
     mu_params_alloc(ps);
-    mu_params_init(ps, 1);                              /* seed and name make the values: the same in every run */
+    mu_params_init(ps, 1);                      /* seed and name make the values: the same in every run */
 
     double loss = train(&net, ps, tp);
     double worst = show(&net, tp);

@@ -85,7 +85,8 @@ static void model_open(model *m, uint32_t balance) {
     mu_group *shared = mu_params_group(m->ps, "shared", m->mesh->world);
     mu_group *expert = mu_params_group(m->ps, "expert", m->mesh->replica);
     mu_moe_init(&m->moe, &m->cfg, D, 0.2, 0, m->ps, shared, expert, m->mesh->expert, m->place);
-    mu_param_desc head = { .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.2, .layer = -1 };
+    mu_param_desc head = { .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.2,
+                           .layer = -1 };
     m->head_VD = mu_params_add(m->ps, &head);
     mu_params_alloc(m->ps);
     mu_params_init(m->ps, 7);
@@ -112,7 +113,7 @@ static void model_close(model *m) {
 /* ------------------------------------------------------------------ training */
 typedef struct {
     double ce, aux;                     /* of the last step */
-    double imbalance;                   /* load of the busiest expert / mean load; 1 is perfect, E / K the worst */
+    double imbalance;                   /* busiest expert / mean load: 1 is even, E / K the worst */
     int64_t taken[DOMAINS][E];          /* over the last 20 steps */
 } result;
 
@@ -120,6 +121,12 @@ static void count_by_domain(mu_tape *tp, const mu_routing *r, result *out) {
     int32_t *ids = mu_tape_alloc(tp, sizeof *ids * T * K);
     mu_tensor_read(r->ids_TK, ids);
     for (int i = 0; i < T * K; i++) out->taken[domain_of(i / K)][ids[i]]++;
+}
+
+static void report(uint32_t step, const result *r, const int64_t *counts) {
+    printf("  step %3u  cross-entropy %.3f  aux %.2f  load, 1 = fair share:", step, r->ce, r->aux);
+    for (int i = 0; i < E; i++) printf(" %.2f", (double)counts[i] * E / (T * K));
+    putchar('\n');
 }
 
 static void train_step(model *m, mu_tape *tp, mu_adamw *opt, uint32_t step, const batch *b, result *out) {
@@ -135,7 +142,8 @@ static void train_step(model *m, mu_tape *tp, mu_adamw *opt, uint32_t step, cons
     /* The balancing terms are ordinary parts of the loss: one adds them, and backward does the rest. */
     int64_t counts[E] = { 0 };
     mu_routing_count(tp, &routing, counts);
-    mu_balance balance = mu_balance_loss(&m->moe, tp, &cx, &routing, &(mu_balance_counts){ counts, counts, T, T });
+    mu_balance_counts seen = { .micro = counts, .global = counts, .micro_tokens = T, .global_tokens = T };
+    mu_balance balance = mu_balance_loss(&m->moe, tp, &cx, &routing, &seen);
     mu_backward(tp, balance.loss ? mu_add(tp, ce, balance.loss) : ce);
 
     /* An expert that took no token learned nothing in this step; it rests, rather than decay. */
@@ -144,10 +152,7 @@ static void train_step(model *m, mu_tape *tp, mu_adamw *opt, uint32_t step, cons
 
     out->ce = mu_tensor_scalar_get(ce), out->aux = mu_tensor_scalar_get(balance.aux);
     if (step > STEPS - 20) count_by_domain(tp, &routing, out);
-    if (step == 1 || step % 100 == 0)
-        printf("  step %3u  cross-entropy %.3f  aux %.2f  load of the experts, 1 = fair share:", step, out->ce, out->aux);
-    for (int i = 0; i < E && (step == 1 || step % 100 == 0); i++)
-        printf(" %.2f%s", (double)counts[i] * E / (T * K), i == E - 1 ? "\n" : "");
+    if (step == 1 || step % 100 == 0) report(step, out, counts);
     mu_params_zero_grad(m->ps);
     mu_tape_reset(tp);
 }
@@ -179,7 +184,8 @@ static result train(uint32_t balance) {
 /* ------------------------------------------------------------------ who took what */
 static void show(const result *r) {
     static const char *const shade[] = { "  ", "..", "::", "oo", "##" };
-    printf("\n      share of a domain's assignments that each expert took, in percent (50 is all one can get)\n      expert  ");
+    puts("\n      share of a domain's assignments that each expert took, in percent (50 is all one can get)");
+    printf("      expert  ");
     for (int i = 0; i < E; i++) printf("%7d", i);
     for (int d = 0; d < DOMAINS; d++) {
         printf("\n      domain %d", d);
@@ -187,7 +193,8 @@ static void show(const result *r) {
         for (int i = 0; i < E; i++) all += (double)r->taken[d][i];
         for (int i = 0; i < E; i++) {
             double share = (double)r->taken[d][i] / all;
-            printf("  %s%3.0f", shade[share < 0.02 ? 0 : share < 0.1 ? 1 : share < 0.25 ? 2 : share < 0.4 ? 3 : 4], 100 * share);
+            int dark = (share >= 0.02) + (share >= 0.1) + (share >= 0.25) + (share >= 0.4);
+            printf("  %s%3.0f", shade[dark], 100 * share);
         }
     }
     printf("\n      busiest expert: %.2f times the mean load\n\n", r->imbalance);
@@ -218,11 +225,12 @@ int main(void) {
     puts("2. With it:");
     result with = train(MU_BALANCE_AUX);
     show(&with);
-    check(without.imbalance > 1.8, "left alone, the busiest expert carries %.2f times the mean load", without.imbalance);
+    double expertise = specialisation(&with);
+    check(without.imbalance > 1.8, "left alone, the busiest expert takes %.2f shares", without.imbalance);
     check(with.imbalance < 1.4, "the balance loss brings that to %.2f", with.imbalance);
-    check(fabs(with.aux - 1) < 0.15 && with.aux < without.aux, "aux ends at %.2f (even: 1), instead of %.2f", with.aux, without.aux);
-    check(with.ce < 0.6 * log(V), "the task is learned: cross-entropy %.3f; guessing costs log %d = %.3f", with.ce, V, log(V));
-    check(specialisation(&with) > 0.5, "and the experts specialised: a domain's two favourites take %.0f %% of it; by chance %d %%",
-          100 * specialisation(&with), 100 * K / E);
+    check(fabs(with.aux - 1) < 0.15, "aux ends at %.2f (even: 1), instead of %.2f", with.aux, without.aux);
+    check(with.ce < 0.6 * log(V), "the task is learned: cross-entropy %.3f, guessing %.3f", with.ce, log(V));
+    check(expertise > 0.5, "experts specialised: a domain's favourite two take %.0f %%, by chance %d %%",
+          100 * expertise, 100 * K / E);
     return failed_checks > 0;
 }

@@ -13,8 +13,7 @@
  * would sooner or later tip a router's choice, and from there on the two go different ways, both correct.
  *
  * A user of the library owns MPI: main calls MPI_Init and MPI_Finalize, and a mesh is made of a
- * communicator of main's choice. Letters: B sequences of S tokens in the global batch; D, F, E, K, V as in
- * 02. */
+ * communicator of main's choice. Letters: B sequences of S tokens in a global batch; others as in 02. */
 #include "moe/moe.h"
 #include "optim/optim.h"
 #include "check.h"
@@ -41,14 +40,16 @@ typedef struct {
 static void model_open(model *m, MPI_Comm comm) {
     int ranks;
     MPI_Comm_size(comm, &ranks);
-    *m = (model){ .dev = mu_device_open("ref"), .mesh = mu_mesh_open(&comm, ranks), .cfg = mu_moe_config_default() };
+    *m = (model){ .dev = mu_device_open("ref"), .mesh = mu_mesh_open(&comm, ranks) };
+    m->cfg = mu_moe_config_default();
     m->cfg.num_experts = E, m->cfg.top_k = K, m->cfg.moe_ffn_hidden_size = F;
     m->place = mu_placement_new(m->mesh->expert, E);
     m->ps = mu_params_new(m->dev);
     mu_group *shared = mu_params_group(m->ps, "shared", m->mesh->world);
     mu_group *expert = mu_params_group(m->ps, "expert", m->mesh->replica);
     mu_moe_init(&m->moe, &m->cfg, D, 0.3, 0, m->ps, shared, expert, m->mesh->expert, m->place);
-    mu_param_desc head = { .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.3, .layer = -1 };
+    mu_param_desc head = { .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.3,
+                           .layer = -1 };
     m->head_VD = mu_params_add(m->ps, &head);
     mu_params_alloc(m->ps);
     mu_params_init(m->ps, 3);           /* by name: an expert begins alike wherever it lives */
@@ -77,13 +78,12 @@ static void count_travellers(model *m, const mu_routing *r) {
     m->assignments += n;
 }
 
-/* Sequences first .. first + n - 1 of the step's batch, keyed by their global number: no rank needs to be
- * asked. */
-static mu_tensor *read_batch(mu_tape *tp, int step, int64_t first, int64_t n, mu_tensor **right) {
+/* Sequences first .. first + n - 1 of the step's batch, keyed by their global number: nobody has to ask. */
+static mu_tensor *read_batch(mu_tape *tp, uint32_t step, int64_t first, int64_t n, mu_tensor **right) {
     double *x = mu_tape_alloc(tp, sizeof *x * (size_t)(n * S * D));
     int32_t *class = mu_tape_alloc(tp, sizeof *class * (size_t)(n * S));
     for (int64_t i = 0; i < n; i++) {
-        mu_rng rng = { .seed = 3, .step = (uint32_t)step, .sample = (uint32_t)(first + i), .purpose = MU_RNG_TEST };
+        mu_rng rng = { .seed = 3, .step = step, .sample = (uint32_t)(first + i), .purpose = MU_RNG_TEST };
         for (int64_t j = 0; j < S * D; j++) x[i * S * D + j] = mu_rng_normal(&rng, (uint64_t)j);
         for (int64_t t = 0; t < S; t++) {       /* the class: the largest of the first V numbers */
             const double *row = x + (i * S + t) * D;
@@ -97,9 +97,8 @@ static mu_tensor *read_batch(mu_tape *tp, int step, int64_t first, int64_t n, mu
     return x_TD;
 }
 
-/* One step of the whole batch, shared among the ranks of m's mesh. Returns the loss of the whole batch.
- * Collective. */
-static double train_step(model *m, int step) {
+/* One step of the batch, shared among the ranks of m's mesh. Returns the whole batch's loss. Collective. */
+static double train_step(model *m, uint32_t step) {
     mu_comm *world = m->mesh->world;
     int64_t mine = B / world->size, T = B * S;
     mu_tensor *right, *x = read_batch(m->tp, step, mine * world->rank, mine, &right);
@@ -109,19 +108,21 @@ static double train_step(model *m, int step) {
     mu_context cx = { .mode = MU_MODE_TRAIN, .step = step, .n_sequences = mine, .seq_len = S };
     mu_routing routing;
     mu_tensor *y = mu_moe_forward(&m->moe, m->tp, &cx, x, &routing);
-    mu_tensor *ce = mu_head_loss(m->tp, mu_add(m->tp, x, y), &m->head_VD->tensor, right, 1.0 / (double)T, NULL);
+    mu_tensor *z = mu_add(m->tp, x, y);
+    mu_tensor *ce = mu_head_loss(m->tp, z, &m->head_VD->tensor, right, 1.0 / (double)T, NULL);
 
     /* The counts are integers, summed over ranks: everybody reaches the same view of the load. */
     int64_t counts[E] = { 0 };
     mu_routing_count(m->tp, &routing, counts);
     mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_I64, counts, E);
-    mu_balance balance = mu_balance_loss(&m->moe, m->tp, &cx, &routing, &(mu_balance_counts){ counts, counts, T, T });
+    mu_balance_counts seen = { .micro = counts, .global = counts, .micro_tokens = T, .global_tokens = T };
+    mu_balance balance = mu_balance_loss(&m->moe, m->tp, &cx, &routing, &seen);
     mu_tensor *loss = mu_add(m->tp, ce, balance.loss);
     double value = mu_tensor_scalar_get(loss);
     mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, &value, 1);
 
     mu_backward(m->tp, loss);
-    mu_grads_reduce(m->ps);                     /* router and head over the world, experts over their replicas */
+    mu_grads_reduce(m->ps);             /* router and head over the world, experts over their replicas */
     double norm = mu_grad_norm(m->opt, m->mesh->expert, NULL), clip = m->opt->cfg.grad_clip;
     mu_moe_mark_idle(&m->moe, counts);
     mu_adamw_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), norm > clip ? clip / norm : 1.0);
@@ -144,13 +145,13 @@ int main(int argc, char **argv) {
 
     model together, alone;
     model_open(&together, MPI_COMM_WORLD);
-    model_open(&alone, MPI_COMM_SELF);          /* a mesh of one: every rank trains one of its own, for comparison */
+    model_open(&alone, MPI_COMM_SELF);          /* a mesh of one: each rank has one, for comparison */
     double first = 0, last = 0, apart = 0;
-    for (int step = 1; step <= STEPS; step++) {
+    for (uint32_t step = 1; step <= STEPS; step++) {
         double shared = train_step(&together, step), single = train_step(&alone, step);
         apart = fmax(apart, fabs(shared - single));
         if (rank == 0 && (step == 1 || step % 5 == 0))
-            printf("  step %2d  loss on %d rank%s %.12f, on one %.12f\n", step, ranks, ranks > 1 ? "s" : "", shared, single);
+            printf("  step %2u  loss %.12f with ep %d, %.12f on one rank\n", step, shared, ranks, single);
         if (step == 1) first = shared;
         last = shared;
     }
@@ -160,7 +161,8 @@ int main(int argc, char **argv) {
     if (rank == 0) {
         check(apart < 1e-9, "the losses never differed by more than %.1e", apart);
         check(last < 0.8 * first, "the loss fell from %.3f to %.3f", first, last);
-        check((rows[0] > 0) == (ranks > 1), "%lld of %lld rows travelled to an expert on another rank", (long long)rows[0], (long long)rows[1]);
+        check((rows[0] > 0) == (ranks > 1), "%lld of %lld rows travelled to an expert on another rank",
+              (long long)rows[0], (long long)rows[1]);
     }
     model_close(&alone);
     model_close(&together);

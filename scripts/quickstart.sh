@@ -68,7 +68,7 @@ scripts/get-texts.sh texts || texts=$?
 if [[ $texts -eq 3 ]]; then          # the package lists may just never have been fetched
     as_root=()
     [[ $(id -u) -eq 0 ]] || as_root=(sudo -n)
-    if "${as_root[@]}" apt-get -qq update > /dev/null 2>&1; then
+    if "${as_root[@]}" apt-get -qq -o APT::Update::Error-Mode=any update > /dev/null 2>&1; then
         echo "once more, with fresh package lists"
         texts=0
         scripts/get-texts.sh texts || texts=$?

@@ -1,4 +1,4 @@
-/* test_alone.c - a mesh of one process that never heard of MPI: every collective works, and a layer of experts does. */
+/* test_alone.c - a mesh of one process that never heard of MPI: collectives work, and so does a layer. */
 #include "moe/layer.h"
 #include "optim/optim.h"
 

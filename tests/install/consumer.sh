@@ -1,6 +1,7 @@
 #!/bin/bash
-# consumer.sh - muster as a library: install it, move it, and let a project of somebody else use it, once through
-# CMake's find_package and once through pkg-config. Needs MUSTER_SOURCE, MUSTER_BUILD, and MPIEXEC for a build with MPI.
+# consumer.sh - muster as a library: install it, move it, and let a project of somebody else use it, once
+# through CMake's find_package and once through pkg-config. Needs MUSTER_SOURCE, MUSTER_BUILD, and MPIEXEC for
+# a build with MPI.
 set -u
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=^tcp
 here=$(dirname "$(readlink -f "$0")")
@@ -41,10 +42,10 @@ check "the installed program runs" "$prefix/bin/muster" --version
 only_public() { [ -z "$(find "$prefix/include/muster" -type f | grep -vE '/([a-z]+)/\1\.h$')" ]; }
 check "only public headers are installed" only_public
 each_header() {
-    local header compiler=$1; shift
+    local header alone=$work/alone.$1; shift
     for header in "$prefix"/include/muster/*/*.h; do
-        echo "#include \"${header#"$prefix/include/muster/"}\"" > "$work/alone.${compiler##*/}"
-        "$@" -Wall -Wextra -Wpedantic -Werror -fsyntax-only -I"$prefix/include/muster" "$work/alone.${compiler##*/}" || return 1
+        echo "#include \"${header#"$prefix/include/muster/"}\"" > "$alone"
+        "$@" -Wall -Wextra -Wpedantic -Werror -fsyntax-only -I"$prefix/include/muster" "$alone" || return 1
     done
 }
 check "headers are C11" each_header c "$cc" -std=c11
@@ -53,7 +54,8 @@ if command -v c++ > /dev/null; then check "headers are C++17" each_header cpp c+
 # Nothing of the library's inside gets into a consumer's way.
 symbols() {
     local all
-    if [ "$shared" = ON ]; then all=$(nm -D --defined-only "$libdir/libmuster.so"); else all=$(nm -g --defined-only "$libdir/libmuster.a"); fi
+    if [ "$shared" = ON ]; then all=$(nm -D --defined-only "$libdir/libmuster.so")
+    else all=$(nm -g --defined-only "$libdir/libmuster.a"); fi
     all=$(awk 'NF == 3 && $2 ~ /[TDRB]/ { print $3 }' <<< "$all" | grep -vE '^_|^__asan|^__odr')
     grep -q '^mu_moe_forward$' <<< "$all" && ! grep -v '^mu_' <<< "$all"
 }
@@ -64,8 +66,8 @@ run4() { "$MPIEXEC" -n 4 --oversubscribe "$@"; }
 # find_package
 export CMAKE_PREFIX_PATH=$prefix
 by_cmake=$work/by_cmake
-check "find_package(muster): configure" "$cmake" -S "$here/consumer" -B "$by_cmake" -DEXAMPLES="$MUSTER_SOURCE/examples" \
-      -DCMAKE_C_COMPILER="$cc" -DCMAKE_C_FLAGS="$flags"
+check "find_package(muster): configure" "$cmake" -S "$here/consumer" -B "$by_cmake" \
+      -DEXAMPLES="$MUSTER_SOURCE/examples" -DCMAKE_C_COMPILER="$cc" -DCMAKE_C_FLAGS="$flags"
 check "find_package(muster): build" "$cmake" --build "$by_cmake"
 check "find_package(muster): a small network learns" "$by_cmake/network"
 [ "$with_mpi" = ON ] && check "find_package(muster): two of four ranks train" run4 "$by_cmake/consumer"
