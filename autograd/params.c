@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SLAB_ALIGNMENT = 16 };       /* elements: every unit starts on a cache line */
+enum { SLAB_ALIGNMENT = 16 }; /* elements: every unit starts on a cache line */
 
 mu_params *mu_params_new(mu_device *dev) {
     mu_params *ps = mu_alloc(1, sizeof *ps);
@@ -55,12 +55,15 @@ static void make_units(mu_params *ps, mu_param *p) {
     p->units = mu_alloc((size_t)p->n_units, sizeof(mu_unit));
     for (int i = 0; i < p->n_units; i++) {
         int expert = d->n_experts ? d->local[i] : -1;
-        p->units[i] = (mu_unit){ .param = p, .offset = i * unit_count(d), .count = unit_count(d), .expert = expert,
+        p->units[i] = (mu_unit){ .param = p,
+                                 .offset = i * unit_count(d),
+                                 .count = unit_count(d),
+                                 .expert = expert,
                                  .global_index = ps->n_global_units + (expert < 0 ? 0 : expert) };
         name_unit(&p->units[i], d);
     }
     ps->n_global_units += d->n_experts ? d->n_experts : 1;
-    p->desc.name = NULL;        /* the caller's; units carry the names from here on */
+    p->desc.name = NULL; /* the caller's; units carry the names from here on */
 }
 
 mu_param *mu_params_add(mu_params *ps, const mu_param_desc *desc) {
@@ -101,8 +104,7 @@ static void init_unit(const mu_params *ps, const mu_unit *u, uint64_t seed) {
     double *values = mu_alloc((size_t)u->count, sizeof *values), std = u->param->desc.std;
     if (std < 0)
         for (int64_t i = 0; i < u->count; i++) values[i] = 1.0;
-    else if (std > 0)
-        mu_rng_normals(&rng, u->count, std, values);
+    else if (std > 0) mu_rng_normals(&rng, u->count, std, values);
     mu_reals_set(ps->dev, ps->dev->real, mu_unit_data(u), u->count, values);
     free(values);
 }

@@ -5,13 +5,11 @@
 #include <string.h>
 
 enum { ALIGNMENT = 64 };
-static const size_t RESERVE = (size_t)1 << 40;      /* address space only */
+static const size_t RESERVE = (size_t)1 << 40; /* address space only */
 
 static size_t rounded(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
-void mu_pool_init(mu_pool *p, mu_device *dev) {
-    *p = (mu_pool){ .memory = mu_memory_new(dev, RESERVE) };
-}
+void mu_pool_init(mu_pool *p, mu_device *dev) { *p = (mu_pool){ .memory = mu_memory_new(dev, RESERVE) }; }
 
 void mu_pool_free(mu_pool *p) {
     mu_memory_free(p->memory);
@@ -58,7 +56,7 @@ void mu_pool_give(mu_pool *p, void *data, size_t bytes) {
     mu_stretch s = { (size_t)((char *)data - p->memory->region.base), rounded(bytes ? bytes : 1) };
     int i = 0;
     while (i < p->n_free && p->free_list[i].at < s.at) i++;
-    if (i < p->n_free && s.at + s.bytes == p->free_list[i].at) {        /* joins the next one */
+    if (i < p->n_free && s.at + s.bytes == p->free_list[i].at) { /* joins the next one */
         s.bytes += p->free_list[i].bytes;
         remove_at(p, i);
     }
@@ -66,8 +64,6 @@ void mu_pool_give(mu_pool *p, void *data, size_t bytes) {
         s.at = p->free_list[i - 1].at, s.bytes += p->free_list[i - 1].bytes;
         remove_at(p, --i);
     }
-    if (s.at + s.bytes == p->end)
-        p->end = s.at;
-    else
-        insert_at(p, i, s);
+    if (s.at + s.bytes == p->end) p->end = s.at;
+    else insert_at(p, i, s);
 }

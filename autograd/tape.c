@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const size_t HOST_RESERVE = (size_t)1 << 34;     /* address space for nodes and tensors */
+static const size_t HOST_RESERVE = (size_t)1 << 34; /* address space for nodes and tensors */
 
 mu_tape *mu_tape_new(mu_device *dev) {
     mu_tape *tp = mu_alloc(1, sizeof *tp);
@@ -63,7 +63,8 @@ void mu_release(mu_tape *tp, mu_tensor *t) {
 static mu_part_time *time_of(mu_tape *tp, const char *part) {
     for (int i = 0; i < tp->n_times; i++)
         if (tp->times[i].name == part || !strcmp(tp->times[i].name, part)) return &tp->times[i];
-    MU_CHECK(tp->n_times < (int)(sizeof tp->times / sizeof *tp->times), "too many parts; the last is %s", part);
+    MU_CHECK(tp->n_times < (int)(sizeof tp->times / sizeof *tp->times), "too many parts; the last is %s",
+             part);
     tp->times[tp->n_times] = (mu_part_time){ .name = part };
     return &tp->times[tp->n_times++];
 }

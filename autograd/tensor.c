@@ -61,7 +61,7 @@ void mu_tensor_write(mu_tensor *t, const void *host) {
     mu_device_write(t->dev, t->data, host, (size_t)mu_count(t) * mu_dtype_size(t->dtype));
 }
 
-enum { CHUNK = 4096 };      /* values converted at a time, on the stack */
+enum { CHUNK = 4096 }; /* values converted at a time, on the stack */
 
 void mu_reals_get(mu_device *dev, mu_dtype dtype, const void *data, int64_t n, double *host) {
     if (dtype == MU_DTYPE_F64) {
@@ -91,8 +91,12 @@ void mu_reals_set(mu_device *dev, mu_dtype dtype, void *data, int64_t n, const d
     }
 }
 
-void mu_tensor_get(const mu_tensor *t, double *host) { mu_reals_get(t->dev, t->dtype, t->data, mu_count(t), host); }
-void mu_tensor_set(mu_tensor *t, const double *host) { mu_reals_set(t->dev, t->dtype, t->data, mu_count(t), host); }
+void mu_tensor_get(const mu_tensor *t, double *host) {
+    mu_reals_get(t->dev, t->dtype, t->data, mu_count(t), host);
+}
+void mu_tensor_set(mu_tensor *t, const double *host) {
+    mu_reals_set(t->dev, t->dtype, t->data, mu_count(t), host);
+}
 
 double mu_tensor_scalar_get(const mu_tensor *t) {
     MU_CHECK(t->dtype == MU_DTYPE_F64 && mu_count(t) == 1, "a loss is one f64, this is %lld x %s",

@@ -18,7 +18,8 @@ mu_fatal_handler *mu_fatal_set_handler(mu_fatal_handler *handler) {
     return old;
 }
 
-_Noreturn void mu_fatal(mu_status status, const char *file, int line, const char *func, const char *fmt, ...) {
+_Noreturn void mu_fatal(mu_status status, const char *file, int line, const char *func, const char *fmt,
+                        ...) {
     char text[1024];
     const char *from_root = strstr(file, "muster/");
     int n = snprintf(text, sizeof text, "%s:%d: %s: ", from_root ? from_root + 7 : file, line, func);

@@ -22,8 +22,9 @@ void mu_region_init(mu_region *r, size_t reserve) {
 void mu_region_commit(mu_region *r, size_t bytes) {
     if (bytes <= r->committed) return;
     size_t want = round_up(bytes, COMMIT_STEP);
-    MU_CHECK(want <= r->reserved, "%zu MiB needed, %zu MiB reserved; a smaller train.micro_batch_size needs less",
-             want >> 20, r->reserved >> 20);
+    MU_CHECK(want <= r->reserved,
+             "%zu MiB needed, %zu MiB reserved; a smaller train.micro_batch_size needs less", want >> 20,
+             r->reserved >> 20);
     int failed = mprotect(r->base + r->committed, want - r->committed, PROT_READ | PROT_WRITE);
     MU_CHECK(!failed, "out of memory at %zu MiB; a smaller train.micro_batch_size needs less", want >> 20);
     r->committed = want;
@@ -48,7 +49,10 @@ void *mu_arena_alloc(mu_arena *a, size_t bytes) {
 
 size_t mu_arena_mark(const mu_arena *a) { return a->used; }
 void mu_arena_release(mu_arena *a, size_t mark) { a->used = mark; }
-void mu_arena_free(mu_arena *a) { mu_region_free(&a->region); a->used = 0; }
+void mu_arena_free(mu_arena *a) {
+    mu_region_free(&a->region);
+    a->used = 0;
+}
 
 size_t mu_size_mul(size_t a, size_t b) {
     size_t product;

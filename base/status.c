@@ -7,7 +7,8 @@
 
 const char *mu_status_text(mu_status status) {
     switch (status) {
-#define S(name, value, text) case MU_STATUS_##name: return text;
+#define S(name, value, text) \
+    case MU_STATUS_##name: return text;
         MU_STATUSES(S)
 #undef S
     }

@@ -26,9 +26,11 @@ int mu_cores(void) {
 
 /* Did the user ask mpirun for a binding? Then it stays as it is. */
 static bool binding_was_chosen(void) {
-    static const char *const names[] = { "OMPI_MCA_hwloc_base_binding_policy", "OMPI_MCA_hwloc_base_cpu_list",
-                                         "PRTE_MCA_hwloc_default_binding_policy", "OMPI_MCA_rmaps_base_mapping_policy",
-                                         "PRTE_MCA_rmaps_default_mapping_policy", "SLURM_CPU_BIND_TYPE" };
+    static const char *const names[] = {
+        "OMPI_MCA_hwloc_base_binding_policy",    "OMPI_MCA_hwloc_base_cpu_list",
+        "PRTE_MCA_hwloc_default_binding_policy", "OMPI_MCA_rmaps_base_mapping_policy",
+        "PRTE_MCA_rmaps_default_mapping_policy", "SLURM_CPU_BIND_TYPE"
+    };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (getenv(names[i])) return true;
     return false;
@@ -53,7 +55,9 @@ static bool read_process(pid_t pid, char name[64], pid_t *parent) {
 
 /* The launcher that started this rank, looked for among its ancestors; 0 when there is none. */
 static pid_t launcher(void) {
-    static const char *const names[] = { "mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "prte" };
+    static const char *const names[] = {
+        "mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "prte"
+    };
     pid_t pid = getppid();
     for (int up = 0; up < 16 && pid > 1; up++) {
         char name[64];
@@ -104,9 +108,10 @@ int mu_cores_share(int local_rank, int local_size, int wanted) {
         return wanted ? wanted : share > 0 ? share : 1;
     }
     int n = CPU_COUNT(&allowed);
-    int first = (int)((int64_t)n * local_rank / local_size), count = (int)((int64_t)n * (local_rank + 1) / local_size) - first;
+    int first = (int)((int64_t)n * local_rank / local_size),
+        count = (int)((int64_t)n * (local_rank + 1) / local_size) - first;
     bool fits = n >= local_size && (wanted ? wanted : 1) <= count;
-    mine = fits ? part_of(&allowed, first, count) : allowed;     /* crowded: the scheduler places the threads */
+    mine = fits ? part_of(&allowed, first, count) : allowed; /* crowded: the scheduler places the threads */
     sched_setaffinity(0, sizeof mine, &mine);
     return wanted ? wanted : n >= local_size ? count : 1;
 }

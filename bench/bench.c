@@ -12,14 +12,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-double bench_fma_peak(void);        /* fma.c */
+double bench_fma_peak(void); /* fma.c */
 
 typedef struct {
     int64_t vocab, dim, layers, heads, ffn, experts, topk, seq, batch, steps, threads, ep;
     bool dense, skew, moe_only;
 } options;
 
-static const struct { const char *name; size_t offset; const char *help; } numbers[] = {
+static const struct {
+    const char *name;
+    size_t offset;
+    const char *help;
+} numbers[] = {
     { "--vocab", offsetof(options, vocab), "vocabulary (257)" },
     { "--dim", offsetof(options, dim), "model width (256)" },
     { "--layers", offsetof(options, layers), "layers (4)" },
@@ -38,7 +42,9 @@ enum { N_NUMBERS = sizeof numbers / sizeof *numbers };
 static int usage(FILE *out, int code) {
     fprintf(out, "usage: muster_bench [--dense | --moe-only] [--skew] [--OPTION N ...]\n");
     for (int i = 0; i < N_NUMBERS; i++) fprintf(out, "  %-10s %s\n", numbers[i].name, numbers[i].help);
-    fprintf(out, "  --dense    the dense model alone\n  --moe-only the MoE model alone\n  --skew     every token's first choice is expert 0\n");
+    fprintf(
+        out,
+        "  --dense    the dense model alone\n  --moe-only the MoE model alone\n  --skew     every token's first choice is expert 0\n");
     return code;
 }
 
@@ -67,19 +73,36 @@ typedef struct {
     mu_tape *tape;
     mu_routing *routings;
     mu_model_size size;
-    double *seconds;            /* of each step */
-    double reduce, optimizer;   /* of counted steps */
+    double *seconds;          /* of each step */
+    double reduce, optimizer; /* of counted steps */
     double loss;
 } subject;
 
 static subject subject_new(const options *o, bool dense, mu_device *dev, const mu_mesh *mesh) {
-    mu_model_config c = { .hidden_size = o->dim, .num_layers = o->layers, .num_heads = o->heads, .num_kv_heads = o->heads,
-                          .head_dim = o->dim / o->heads, .max_seq_len = o->seq, .ffn_hidden_size = o->topk * o->ffn, .rope_theta = 10000,
-                          .qk_norm = true, .rms_norm_eps = 1e-6, .init_std = 0.02 };
-    mu_moe_config m = { .num_experts = dense ? 0 : o->experts, .top_k = o->topk, .moe_ffn_hidden_size = o->ffn, .moe_layer_freq = 1,
-                        .norm_topk_prob = true, .route_scale = 1, .balance = MU_BALANCE_GLOBAL_AUX, .aux_loss_coeff = 0.01,
-                        .z_loss_coeff = 0.001, .force_skew = o->skew };
-    mu_optim_config oc = { .lr = 1e-3, .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1, .grad_clip = 1 };
+    mu_model_config c = { .hidden_size = o->dim,
+                          .num_layers = o->layers,
+                          .num_heads = o->heads,
+                          .num_kv_heads = o->heads,
+                          .head_dim = o->dim / o->heads,
+                          .max_seq_len = o->seq,
+                          .ffn_hidden_size = o->topk * o->ffn,
+                          .rope_theta = 10000,
+                          .qk_norm = true,
+                          .rms_norm_eps = 1e-6,
+                          .init_std = 0.02 };
+    mu_moe_config m = { .num_experts = dense ? 0 : o->experts,
+                        .top_k = o->topk,
+                        .moe_ffn_hidden_size = o->ffn,
+                        .moe_layer_freq = 1,
+                        .norm_topk_prob = true,
+                        .route_scale = 1,
+                        .balance = MU_BALANCE_GLOBAL_AUX,
+                        .aux_loss_coeff = 0.01,
+                        .z_loss_coeff = 0.001,
+                        .force_skew = o->skew };
+    mu_optim_config oc = {
+        .lr = 1e-3, .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1, .grad_clip = 1
+    };
     subject s = { .model = mu_model_new(&c, &m, o->vocab, 1, dev, mesh), .tape = mu_tape_new(dev) };
     s.opt = mu_adamw_new(&oc, s.model->params);
     s.routings = mu_alloc((size_t)s.model->n_moe, sizeof *s.routings);
@@ -100,7 +123,8 @@ static void subject_free(subject *s) {
 static int64_t *count(subject *s, mu_mesh *mesh, int64_t E) {
     int64_t *counts = mu_tape_alloc(s->tape, sizeof *counts * (size_t)(s->model->n_moe * E + 1));
     for (int layer = 0; layer < s->model->n_moe; layer++) {
-        int64_t n = mu_count(s->routings[layer].counts_SE), *host = mu_tape_alloc(s->tape, sizeof *host * (size_t)n);
+        int64_t n = mu_count(s->routings[layer].counts_SE),
+                *host = mu_tape_alloc(s->tape, sizeof *host * (size_t)n);
         mu_tensor_read(s->routings[layer].counts_SE, host);
         for (int64_t i = 0; i < n; i++) counts[layer * E + i % E] += host[i];
     }
@@ -112,12 +136,14 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     int64_t mine = o->batch / mesh->world->size, T = mine * o->seq, all = o->batch * o->seq;
     int32_t *tokens = mu_alloc((size_t)T + 1, sizeof *tokens);
     mu_rng rng = { 7, (uint32_t)number, (uint32_t)mesh->world->rank, MU_RNG_TEST, 0 };
-    for (int64_t i = 0; i <= T; i++) tokens[i] = (int32_t)(mu_rng_u32(&rng, (uint64_t)i) % (uint32_t)o->vocab);
+    for (int64_t i = 0; i <= T; i++)
+        tokens[i] = (int32_t)(mu_rng_u32(&rng, (uint64_t)i) % (uint32_t)o->vocab);
     mu_barrier(mesh->world);
     double start = mu_time();
     mu_context cx = { .mode = MU_MODE_TRAIN, .step = number, .n_sequences = mine, .seq_len = o->seq };
     mu_params_zero_grad(s->model->params);
-    mu_tensor *in = mu_tensor_ints(s->tape, MU_DTYPE_I32, T, tokens), *targets = mu_tensor_ints(s->tape, MU_DTYPE_I32, T, tokens + 1);
+    mu_tensor *in = mu_tensor_ints(s->tape, MU_DTYPE_I32, T, tokens),
+              *targets = mu_tensor_ints(s->tape, MU_DTYPE_I32, T, tokens + 1);
     mu_tensor *x = mu_model_forward(s->model, s->tape, &cx, in, s->routings);
     mu_tensor *loss = mu_model_head_loss(s->model, s->tape, x, targets, 1.0 / (double)all, NULL);
     mu_release(s->tape, x);
@@ -156,16 +182,19 @@ static double median(const double *values, int64_t n) {
 }
 
 static void print_part(const char *name, double forward, double backward, double steps, double whole) {
-    printf("    %-22s %8.2f %8.2f  %5.1f %%\n", name, 1e3 * forward / steps, 1e3 * backward / steps, 100 * (forward + backward) / steps / whole);
+    printf("    %-22s %8.2f %8.2f  %5.1f %%\n", name, 1e3 * forward / steps, 1e3 * backward / steps,
+           100 * (forward + backward) / steps / whole);
 }
 
-static double report(const subject *s, const options *o, const char *name, double peak, int ranks, int64_t warm) {
+static double report(const subject *s, const options *o, const char *name, double peak, int ranks,
+                     int64_t warm) {
     double n = (double)(o->steps - warm), middle = median(s->seconds + warm, o->steps - warm), mean = 0;
     for (int64_t i = warm; i < o->steps; i++) mean += s->seconds[i] / n;
     double rate = (double)(o->batch * o->seq) / middle, flops = rate * s->size.train_flops;
-    printf("\n%s: %.2f M parameters, %.2f M active, %.1f MFLOP a token, loss %.3f\n", name, (double)s->size.total * 1e-6,
-           (double)s->size.active * 1e-6, s->size.train_flops * 1e-6, s->loss);
-    printf("  step %.1f ms  %.0f tok/s  %.1f GFLOP/s  %.1f %% of the FMA peak\n", 1e3 * middle, rate, flops * 1e-9, 100 * flops / (peak * ranks));
+    printf("\n%s: %.2f M parameters, %.2f M active, %.1f MFLOP a token, loss %.3f\n", name,
+           (double)s->size.total * 1e-6, (double)s->size.active * 1e-6, s->size.train_flops * 1e-6, s->loss);
+    printf("  step %.1f ms  %.0f tok/s  %.1f GFLOP/s  %.1f %% of the FMA peak\n", 1e3 * middle, rate,
+           flops * 1e-9, 100 * flops / (peak * ranks));
     printf("    %-22s %8s %8s   of the step\n", "part (rank 0), ms", "forward", "backward");
     const mu_part_time *times;
     int parts = mu_tape_profile(s->tape, &times);
@@ -180,7 +209,8 @@ static double gemm_peak(mu_device *dev) {
     size_t bytes[3] = { sizeof(float) * M * K, sizeof(float) * N * K, sizeof(float) * M * N };
     mu_memory *memory = mu_memory_new(dev, bytes[0] + bytes[1] + bytes[2]);
     mu_memory_commit(memory, bytes[0] + bytes[1] + bytes[2]);
-    mu_mat a = { memory->region.base, MU_DTYPE_F32, K }, b = { memory->region.base + bytes[0], MU_DTYPE_F32, K };
+    mu_mat a = { memory->region.base, MU_DTYPE_F32, K },
+           b = { memory->region.base + bytes[0], MU_DTYPE_F32, K };
     mu_mat c = { memory->region.base + bytes[0] + bytes[1], MU_DTYPE_F32, N };
     dev->k->fill(dev, M * K + N * K, 0.3, a);
     double best = 0, end = mu_time() + 0.5;
@@ -199,8 +229,10 @@ static void run(const options *o, mu_mesh *mesh, mu_device *dev) {
     mu_barrier(mesh->world);
     double peak = bench_fma_peak(), product = gemm_peak(dev);
     if (root)
-        printf("%d rank%s x %d threads on %s: FMA loop %.0f GFLOP/s, matrix product 2048 x 1024 x 256 %.0f GFLOP/s (rank 0, all ranks busy)\n",
-               mesh->world->size, mesh->world->size == 1 ? "" : "s", mu_threads(), dev->name, peak * 1e-9, product * 1e-9);
+        printf(
+            "%d rank%s x %d threads on %s: FMA loop %.0f GFLOP/s, matrix product 2048 x 1024 x 256 %.0f GFLOP/s (rank 0, all ranks busy)\n",
+            mesh->world->size, mesh->world->size == 1 ? "" : "s", mu_threads(), dev->name, peak * 1e-9,
+            product * 1e-9);
     subject moe = { 0 }, dense = { 0 };
     if (!o->dense) moe = subject_new(o, false, dev, mesh);
     if (!o->moe_only) dense = subject_new(o, true, dev, mesh);
@@ -213,9 +245,10 @@ static void run(const options *o, mu_mesh *mesh, mu_device *dev) {
     if (root) {
         double moe_rate = moe.tape ? report(&moe, o, "MoE", peak, mesh->world->size, WARM) : 0;
         double dense_rate = dense.tape ? report(&dense, o, "dense", peak, mesh->world->size, WARM) : 0;
-        if (moe_rate > 0 && dense_rate > 0) printf("\nMoE tax: %.3f (tokens/s of the MoE / of the dense model)\n", moe_rate / dense_rate);
-        printf("communication on rank 0: %.1f ms a step; peak memory %.0f MiB a rank\n", 1e3 * mu_mesh_seconds(mesh) / (double)o->steps,
-               (double)mu_memory_peak() / (1 << 20));
+        if (moe_rate > 0 && dense_rate > 0)
+            printf("\nMoE tax: %.3f (tokens/s of the MoE / of the dense model)\n", moe_rate / dense_rate);
+        printf("communication on rank 0: %.1f ms a step; peak memory %.0f MiB a rank\n",
+               1e3 * mu_mesh_seconds(mesh) / (double)o->steps, (double)mu_memory_peak() / (1 << 20));
     }
     if (moe.tape) subject_free(&moe);
     if (dense.tape) subject_free(&dense);

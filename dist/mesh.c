@@ -17,7 +17,11 @@ mu_mesh *mu_mesh_open(const void *mpi_comm, int ep) {
 
 mu_mesh *mu_mesh_alone(void) {
     mu_mesh *m = mu_alloc(1, sizeof *m);
-    *m = (mu_mesh){ .world = mu_comm_alone(), .expert = mu_comm_alone(), .replica = mu_comm_alone(), .dp = 1, .ep = 1,
+    *m = (mu_mesh){ .world = mu_comm_alone(),
+                    .expert = mu_comm_alone(),
+                    .replica = mu_comm_alone(),
+                    .dp = 1,
+                    .ep = 1,
                     .local_size = 1 };
     return m;
 }
@@ -30,7 +34,9 @@ void mu_mesh_close(mu_mesh *m) {
     free(m);
 }
 
-double mu_mesh_seconds(const mu_mesh *m) { return m->world->seconds + m->expert->seconds + m->replica->seconds; }
+double mu_mesh_seconds(const mu_mesh *m) {
+    return m->world->seconds + m->expert->seconds + m->replica->seconds;
+}
 
 mu_placement *mu_placement_new(const mu_comm *group, int n_experts) {
     MU_CHECK(n_experts % group->size == 0, "%d experts do not divide over %d ranks", n_experts, group->size);

@@ -7,7 +7,11 @@
 #include <string.h>
 #include <time.h>
 
-typedef struct { MPI_Comm comm; MPI_Request *requests; int n_requests, capacity; } handle;
+typedef struct {
+    MPI_Comm comm;
+    MPI_Request *requests;
+    int n_requests, capacity;
+} handle;
 
 static void check(int code, const char *call) {
     if (code == MPI_SUCCESS) return;
@@ -70,7 +74,8 @@ mu_comm *mu_comm_split(const mu_comm *c, int color, int key) {
 
 void mu_comm_node(const mu_comm *c, int *local_rank, int *local_size) {
     MPI_Comm node;
-    CALL(MPI_Comm_split_type(((handle *)c->handle)->comm, MPI_COMM_TYPE_SHARED, c->rank, MPI_INFO_NULL, &node));
+    CALL(MPI_Comm_split_type(((handle *)c->handle)->comm, MPI_COMM_TYPE_SHARED, c->rank, MPI_INFO_NULL,
+                             &node));
     CALL(MPI_Comm_rank(node, local_rank));
     CALL(MPI_Comm_size(node, local_size));
     CALL(MPI_Comm_free(&node));
@@ -91,7 +96,7 @@ void mu_comm_free(mu_comm *c) {
  * others, then sleep. Messages only move while MPI is called, so sleeps stay short. */
 static void wait_all(mu_comm *c) {
     handle *h = c->handle;
-    if (!h) return;             /* mu_comm_alone: nothing was posted */
+    if (!h) return; /* mu_comm_alone: nothing was posted */
     double start = mu_time();
     for (int tries = 0;; tries++) {
         int done;
@@ -99,10 +104,8 @@ static void wait_all(mu_comm *c) {
         if (done) break;
         if (tries < 200) continue;
         double waited = mu_time() - start;
-        if (waited < 0.005)
-            sched_yield();
-        else
-            nanosleep(&(struct timespec){ 0, waited < 0.1 ? 20000 : 200000 }, NULL);
+        if (waited < 0.005) sched_yield();
+        else nanosleep(&(struct timespec){ 0, waited < 0.1 ? 20000 : 200000 }, NULL);
     }
     h->n_requests = 0;
     c->seconds += mu_time() - start;
@@ -131,10 +134,12 @@ void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int6
     if (c->size == 1) return;
     handle *h = c->handle;
     MPI_Op mpi_op = op == MU_REDUCE_SUM ? MPI_SUM : op == MU_REDUCE_MAX ? MPI_MAX : MPI_MIN;
-    int64_t size = (int64_t)mu_dtype_size(dtype), most = c->piece_limit / size > 0 ? c->piece_limit / size : 1;
+    int64_t size = (int64_t)mu_dtype_size(dtype),
+            most = c->piece_limit / size > 0 ? c->piece_limit / size : 1;
     for (int64_t at = 0; at < n; at += most) {
         int now = (int)(n - at < most ? n - at : most);
-        CALL(MPI_Iallreduce(MPI_IN_PLACE, (char *)data + at * size, now, type_of(dtype), mpi_op, h->comm, new_request(h)));
+        CALL(MPI_Iallreduce(MPI_IN_PLACE, (char *)data + at * size, now, type_of(dtype), mpi_op, h->comm,
+                            new_request(h)));
         wait_all(c);
     }
 }
@@ -145,7 +150,8 @@ void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all) {
         if (bytes) memmove(all, mine, (size_t)bytes);
         return;
     }
-    MU_CHECK(bytes <= c->piece_limit, "gathering %lld bytes a rank, more than one message holds", (long long)bytes);
+    MU_CHECK(bytes <= c->piece_limit, "gathering %lld bytes a rank, more than one message holds",
+             (long long)bytes);
     CALL(MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, h->comm, new_request(h)));
     wait_all(c);
 }
@@ -172,14 +178,13 @@ static void post(mu_comm *c, bool send, char *data, int64_t bytes, int peer) {
     handle *h = c->handle;
     for (int64_t at = 0; at < bytes; at += c->piece_limit) {
         int now = (int)(bytes - at < c->piece_limit ? bytes - at : c->piece_limit);
-        if (send)
-            CALL(MPI_Isend(data + at, now, MPI_BYTE, peer, 1, h->comm, new_request(h)));
-        else
-            CALL(MPI_Irecv(data + at, now, MPI_BYTE, peer, 1, h->comm, new_request(h)));
+        if (send) CALL(MPI_Isend(data + at, now, MPI_BYTE, peer, 1, h->comm, new_request(h)));
+        else CALL(MPI_Irecv(data + at, now, MPI_BYTE, peer, 1, h->comm, new_request(h)));
     }
 }
 
-void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv, const int64_t *recv_bytes) {
+void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv,
+                 const int64_t *recv_bytes) {
     char *from = (char *)(uintptr_t)send, *to = recv;
     for (int p = 0; p < c->size; to += recv_bytes[p++])
         if (p != c->rank) post(c, false, to, recv_bytes[p], p);
@@ -187,8 +192,9 @@ void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *
         if (p != c->rank) post(c, true, from, send_bytes[p], p);
     int64_t mine_from = 0, mine_to = 0;
     for (int p = 0; p < c->rank; p++) mine_from += send_bytes[p], mine_to += recv_bytes[p];
-    MU_CHECK(send_bytes[c->rank] == recv_bytes[c->rank], "rank %d sends itself %lld bytes and expects %lld", c->rank,
-             (long long)send_bytes[c->rank], (long long)recv_bytes[c->rank]);
-    if (send_bytes[c->rank]) memcpy((char *)recv + mine_to, (const char *)send + mine_from, (size_t)send_bytes[c->rank]);
+    MU_CHECK(send_bytes[c->rank] == recv_bytes[c->rank], "rank %d sends itself %lld bytes and expects %lld",
+             c->rank, (long long)send_bytes[c->rank], (long long)recv_bytes[c->rank]);
+    if (send_bytes[c->rank])
+        memcpy((char *)recv + mine_to, (const char *)send + mine_from, (size_t)send_bytes[c->rank]);
     wait_all(c);
 }

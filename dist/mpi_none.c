@@ -38,10 +38,13 @@ void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all) {
     if (bytes) memmove(all, mine, (size_t)bytes);
 }
 
-void mu_broadcast(mu_comm *c, int root, void *data, int64_t bytes) { (void)c, (void)root, (void)data, (void)bytes; }
+void mu_broadcast(mu_comm *c, int root, void *data, int64_t bytes) {
+    (void)c, (void)root, (void)data, (void)bytes;
+}
 void mu_barrier(mu_comm *c) { (void)c; }
 
-void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv, const int64_t *recv_bytes) {
+void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv,
+                 const int64_t *recv_bytes) {
     (void)c;
     MU_CHECK(send_bytes[0] == recv_bytes[0], "the one rank sends itself %lld bytes and expects %lld",
              (long long)send_bytes[0], (long long)recv_bytes[0]);

@@ -1,16 +1,27 @@
 /* attention.c - grouped-query causal attention with rotary positions and optional per-head norms. */
 #include "layers/layers.h"
 
-static mu_param *add(mu_params *ps, mu_group *group, int layer, const char *what, int64_t out, int64_t in, double std) {
+static mu_param *add(mu_params *ps, mu_group *group, int layer, const char *what, int64_t out, int64_t in,
+                     double std) {
     char name[96];
     snprintf(name, sizeof name, "/layers/%d/self_attn/%s/weight", layer, what);
-    mu_param_desc d = { .group = group, .name = name, .n_dims = in ? 2 : 1, .shape = { out, in }, .std = std, .decay = in != 0, .layer = layer };
+    mu_param_desc d = { .group = group,
+                        .name = name,
+                        .n_dims = in ? 2 : 1,
+                        .shape = { out, in },
+                        .std = std,
+                        .decay = in != 0,
+                        .layer = layer };
     return mu_params_add(ps, &d);
 }
 
-void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int layer, mu_params *ps, mu_group *group) {
-    int64_t D = cfg->hidden_size, wide = cfg->num_heads * cfg->head_dim, narrow = cfg->num_kv_heads * cfg->head_dim;
-    *a = (mu_attention_layer){ cfg->num_heads, cfg->num_kv_heads, cfg->head_dim, cfg->rms_norm_eps, 0, 0, 0, 0, 0, 0 };
+void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int layer, mu_params *ps,
+                       mu_group *group) {
+    int64_t D = cfg->hidden_size, wide = cfg->num_heads * cfg->head_dim,
+            narrow = cfg->num_kv_heads * cfg->head_dim;
+    *a = (mu_attention_layer){
+        cfg->num_heads, cfg->num_kv_heads, cfg->head_dim, cfg->rms_norm_eps, 0, 0, 0, 0, 0, 0
+    };
     a->q = add(ps, group, layer, "q_proj", wide, D, cfg->init_std);
     a->k = add(ps, group, layer, "k_proj", narrow, D, cfg->init_std);
     a->v = add(ps, group, layer, "v_proj", narrow, D, cfg->init_std);
@@ -21,8 +32,8 @@ void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int la
 }
 
 /* Projection, norm of each head, rotation: the way of queries and keys. */
-static mu_tensor *heads(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x, mu_param *w, mu_param *norm,
-                        int64_t n_heads, mu_tensor *cos, mu_tensor *sin) {
+static mu_tensor *heads(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x,
+                        mu_param *w, mu_param *norm, int64_t n_heads, mu_tensor *cos, mu_tensor *sin) {
     mu_tensor *h = mu_linear(tp, x, &w->tensor);
     if (norm) {
         mu_tensor *normed = mu_rmsnorm(tp, h, &norm->tensor, a->eps);
@@ -34,8 +45,8 @@ static mu_tensor *heads(const mu_attention_layer *a, mu_tape *tp, const mu_conte
     return turned;
 }
 
-mu_tensor *mu_attention_forward(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x, mu_tensor *cos,
-                                mu_tensor *sin) {
+mu_tensor *mu_attention_forward(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x,
+                                mu_tensor *cos, mu_tensor *sin) {
     mu_tensor *q = heads(a, tp, cx, x, a->q, a->q_norm, a->heads, cos, sin);
     mu_tensor *k = heads(a, tp, cx, x, a->k, a->k_norm, a->kv_heads, cos, sin);
     mu_tensor *v = mu_linear(tp, x, &a->v->tensor);

@@ -6,8 +6,15 @@
 
 MU_OPTION_DEFAULTS(mu_model_config, MU_OPTIONS_MODEL)
 
-static mu_param *add(mu_params *ps, mu_group *group, int layer, const char *name, int64_t out, int64_t in, double std) {
-    mu_param_desc d = { .group = group, .name = name, .n_dims = in ? 2 : 1, .shape = { out, in }, .std = std, .decay = in != 0, .layer = layer };
+static mu_param *add(mu_params *ps, mu_group *group, int layer, const char *name, int64_t out, int64_t in,
+                     double std) {
+    mu_param_desc d = { .group = group,
+                        .name = name,
+                        .n_dims = in ? 2 : 1,
+                        .shape = { out, in },
+                        .std = std,
+                        .decay = in != 0,
+                        .layer = layer };
     return mu_params_add(ps, &d);
 }
 
@@ -27,10 +34,10 @@ static void block_init(mu_model *m, int layer, const mu_mesh *mesh) {
     b->ffn_norm = add(ps, shared, layer, name, m->cfg.hidden_size, 0, -1);
     b->is_moe = mu_layer_is_moe(&m->moe_cfg, layer);
     if (b->is_moe) {
-        mu_moe_init(&b->moe, &m->moe_cfg, m->cfg.hidden_size, m->cfg.init_std, layer, ps, shared, expert, mesh->expert, m->place);
+        mu_moe_init(&b->moe, &m->moe_cfg, m->cfg.hidden_size, m->cfg.init_std, layer, ps, shared, expert,
+                    mesh->expert, m->place);
         m->moe_layers[m->n_moe++] = layer;
-    } else
-        mu_ffn_init(&b->ffn, &m->cfg, layer, ps, shared);
+    } else mu_ffn_init(&b->ffn, &m->cfg, layer, ps, shared);
 }
 
 /* cos and sin of position * theta^(-2i/d), made in double on the host. */
@@ -39,7 +46,9 @@ static void make_rope(mu_model *m, mu_device *dev) {
     size_t bytes = mu_size_mul((size_t)(n * half), mu_dtype_size(dev->real));
     m->rope = mu_memory_new(dev, 2 * bytes);
     mu_memory_commit(m->rope, 2 * bytes);
-    m->cos = (mu_tensor){ .dev = dev, .dtype = dev->real, .n_dims = 2, .shape = { n, half }, .data = m->rope->region.base };
+    m->cos = (mu_tensor){
+        .dev = dev, .dtype = dev->real, .n_dims = 2, .shape = { n, half }, .data = m->rope->region.base
+    };
     m->sin = m->cos;
     m->sin.data = m->rope->region.base + bytes;
     if (dev->shape_only) return;
@@ -55,8 +64,8 @@ static void make_rope(mu_model *m, mu_device *dev) {
     free(s);
 }
 
-mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, uint64_t seed, mu_device *dev,
-                       const mu_mesh *mesh) {
+mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size,
+                       uint64_t seed, mu_device *dev, const mu_mesh *mesh) {
     mu_model *m = mu_alloc(1, sizeof *m);
     m->cfg = *cfg, m->moe_cfg = *moe, m->vocab_size = vocab_size;
     m->params = mu_params_new(dev);
@@ -69,7 +78,9 @@ mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int
     m->embed = add(m->params, shared, -1, "/embed_tokens/weight", vocab_size, D, cfg->init_std);
     for (int layer = 0; layer < L; layer++) block_init(m, layer, mesh);
     m->norm = add(m->params, shared, -1, "/norm/weight", D, 0, -1);
-    m->head = cfg->tie_embeddings ? m->embed : add(m->params, shared, -1, "/lm_head/weight", vocab_size, D, cfg->init_std);
+    m->head = cfg->tie_embeddings
+                  ? m->embed
+                  : add(m->params, shared, -1, "/lm_head/weight", vocab_size, D, cfg->init_std);
     mu_params_alloc(m->params);
     mu_params_init(m->params, seed);
     make_rope(m, dev);
@@ -95,7 +106,8 @@ static mu_tensor *residual(mu_tape *tp, mu_tensor *x, mu_tensor *y) {
     return sum;
 }
 
-static mu_tensor *block_forward(const mu_model *m, const mu_block *b, mu_tape *tp, const mu_context *cx, mu_tensor *x, mu_routing *routing) {
+static mu_tensor *block_forward(const mu_model *m, const mu_block *b, mu_tape *tp, const mu_context *cx,
+                                mu_tensor *x, mu_routing *routing) {
     mu_tensor *cos = (mu_tensor *)(uintptr_t)&m->cos, *sin = (mu_tensor *)(uintptr_t)&m->sin;
     mu_tape_part(tp, "attention");
     mu_tensor *h = mu_rmsnorm(tp, x, &b->attention_norm->tensor, m->cfg.rms_norm_eps);
@@ -109,7 +121,8 @@ static mu_tensor *block_forward(const mu_model *m, const mu_block *b, mu_tape *t
     return residual(tp, x, y);
 }
 
-mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens, mu_routing *routings) {
+mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens,
+                            mu_routing *routings) {
     mu_tape_part(tp, "embedding and norms");
     mu_tensor *x = mu_embedding(tp, tokens, &m->embed->tensor);
     for (int layer = 0; layer < m->cfg.num_layers; layer++) {
@@ -130,33 +143,41 @@ static bool is_finite(mu_tape *tp, const mu_tensor *x) {
     return isfinite(mu_tensor_scalar_get(sum));
 }
 
-int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens, mu_routing *routings) {
+int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens,
+                            mu_routing *routings) {
     int layers = (int)m->cfg.num_layers, found = layers + 1;
     mu_tensor *x = mu_embedding(tp, tokens, &m->embed->tensor);
     if (!is_finite(tp, x)) found = -1;
-    for (int layer = 0; layer < layers; layer++) {       /* to the end: others of the expert group wait in it */
+    for (int layer = 0; layer < layers; layer++) { /* to the end: others of the expert group wait in it */
         const mu_block *b = &m->blocks[layer];
         x = block_forward(m, b, tp, cx, x, b->is_moe ? routings++ : NULL);
         if (found > layers && !is_finite(tp, x)) found = layer;
     }
-    if (found > layers && !is_finite(tp, mu_rmsnorm(tp, x, &m->norm->tensor, m->cfg.rms_norm_eps))) found = layers;
+    if (found > layers && !is_finite(tp, mu_rmsnorm(tp, x, &m->norm->tensor, m->cfg.rms_norm_eps)))
+        found = layers;
     return found;
 }
 
-mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x, mu_tensor *targets, double scale, mu_tensor **nll) {
+mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x, mu_tensor *targets, double scale,
+                              mu_tensor **nll) {
     mu_tape_part(tp, "head");
     mu_tensor *loss = mu_head_loss(tp, x, &m->head->tensor, targets, scale, nll);
     mu_tape_part(tp, NULL);
     return loss;
 }
 
-mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x) { return mu_linear(tp, x, &m->head->tensor); }
+mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x) {
+    return mu_linear(tp, x, &m->head->tensor);
+}
 
-mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, int64_t seq_len) {
-    int64_t D = cfg->hidden_size, wide = cfg->num_heads * cfg->head_dim, narrow = cfg->num_kv_heads * cfg->head_dim;
+mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size,
+                               int64_t seq_len) {
+    int64_t D = cfg->hidden_size, wide = cfg->num_heads * cfg->head_dim,
+            narrow = cfg->num_kv_heads * cfg->head_dim;
     int64_t F = moe->moe_ffn_hidden_size, embedding = vocab_size * D;
     int64_t attention = 2 * D * wide + 2 * D * narrow, norms = 2 * D + (cfg->qk_norm ? 2 * cfg->head_dim : 0);
-    int64_t total = embedding + D + (cfg->tie_embeddings ? 0 : embedding), active = total, products = embedding;
+    int64_t total = embedding + D + (cfg->tie_embeddings ? 0 : embedding), active = total,
+            products = embedding;
     for (int layer = 0; layer < cfg->num_layers; layer++) {
         int64_t ffn = 3 * D * cfg->ffn_hidden_size, all = ffn;
         if (mu_layer_is_moe(moe, layer)) {
@@ -165,6 +186,7 @@ mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *
         }
         total += attention + norms + all, active += attention + norms + ffn, products += attention + ffn;
     }
-    double scores = 2.0 * (double)(cfg->num_layers * seq_len * wide);      /* q k^T and p v, half of the square each */
+    double scores = 2.0 *
+                    (double)(cfg->num_layers * seq_len * wide); /* q k^T and p v, half of the square each */
     return (mu_model_size){ total, active, 3.0 * (2.0 * (double)products + scores) };
 }

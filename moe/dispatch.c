@@ -18,18 +18,19 @@
 static int64_t capacity_of(const mu_moe *m, const mu_context *cx) {
     if (cx->mode != MU_MODE_TRAIN || m->cfg->capacity_factor == 0) return 0;
     double rows = m->cfg->capacity_factor * (double)(m->K * cx->seq_len) / (double)m->E;
-    return (int64_t)ceil(rows - 1e-9);      /* 1.25 * 2 * 256 / 8 must not become 81 by rounding */
+    return (int64_t)ceil(rows - 1e-9); /* 1.25 * 2 * 256 / 8 must not become 81 by rounding */
 }
 
 /* This rank's own sort. Returns rows before each place, on the device. */
-static mu_tensor *sort_rows(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r, mu_plan *p) {
+static mu_tensor *sort_rows(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
+                            mu_plan *p) {
     mu_device *dev = mu_tape_device(tp);
     mu_tensor *order = mu_tensor_ints(tp, MU_DTYPE_I32, m->E, m->place->order);
     mu_tensor *offsets = mu_tensor_ints(tp, MU_DTYPE_I64, m->E + 1, NULL);
     p->token = mu_tensor_ints(tp, MU_DTYPE_I32, p->T * p->K, NULL);
     p->row_TK = mu_tensor_new(tp, MU_DTYPE_I32, 2, (int64_t[]){ p->T, p->K });
-    dev->k->plan(dev, p->T, m->E, m->K, cx->seq_len, capacity_of(m, cx), mu_data(r->ids_TK), mu_data(order), mu_data(offsets),
-                 mu_data(p->token), mu_data(p->row_TK));
+    dev->k->plan(dev, p->T, m->E, m->K, cx->seq_len, capacity_of(m, cx), mu_data(r->ids_TK), mu_data(order),
+                 mu_data(offsets), mu_data(p->token), mu_data(p->row_TK));
     mu_release(tp, order);
     return offsets;
 }
@@ -39,7 +40,8 @@ static int64_t *rows_per_place(const mu_moe *m, mu_tape *tp, const mu_plan *p, m
     int64_t *at = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(m->E + 1));
     mu_tensor_read(offsets, at);
     for (int64_t i = 0; i < m->E; i++)
-        at[i] = mu_tape_device(tp)->shape_only ? p->T * p->K / m->E + (i < p->T * p->K % m->E) : at[i + 1] - at[i];
+        at[i] = mu_tape_device(tp)->shape_only ? p->T * p->K / m->E + (i < p->T * p->K % m->E)
+                                               : at[i + 1] - at[i];
     return at;
 }
 
@@ -49,8 +51,7 @@ static void exchange_counts(const mu_moe *m, mu_tape *tp, mu_plan *p, const int6
     for (int i = 0; i < P; i++) bytes[i] = (int64_t)sizeof(int64_t) * e;
     if (mu_tape_device(tp)->shape_only)
         for (int i = 0; i < P * e; i++) theirs[i] = mine[i];
-    else
-        mu_exchange(m->group, mine, bytes, theirs, bytes);
+    else mu_exchange(m->group, mine, bytes, theirs, bytes);
     for (int peer = 0; peer < P; peer++)
         for (int i = 0; i < e; i++) {
             p->send_rows[peer] += mine[peer * e + i], p->sent += mine[peer * e + i];

@@ -5,19 +5,32 @@
 
 MU_OPTION_DEFAULTS(mu_moe_config, MU_OPTIONS_MOE)
 
-static mu_param *add(mu_params *ps, const mu_moe *m, mu_group *group, const char *what, int64_t out, int64_t in, double std,
-                     bool decay, bool per_expert) {
+static mu_param *add(mu_params *ps, const mu_moe *m, mu_group *group, const char *what, int64_t out,
+                     int64_t in, double std, bool decay, bool per_expert) {
     char name[112];
     snprintf(name, sizeof name, "/layers/%d/mlp/%s/weight", m->layer, what);
-    mu_param_desc d = { .group = group, .name = name, .n_dims = 2, .shape = { out, in }, .std = std, .decay = decay, .layer = m->layer };
+    mu_param_desc d = { .group = group,
+                        .name = name,
+                        .n_dims = 2,
+                        .shape = { out, in },
+                        .std = std,
+                        .decay = decay,
+                        .layer = m->layer };
     if (per_expert) d.n_experts = (int)m->E, d.local = m->place->local, d.n_local = m->place->n_local;
     return mu_params_add(ps, &d);
 }
 
-void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps, mu_group *shared,
-                 mu_group *expert, mu_comm *group, const mu_placement *place) {
-    *m = (mu_moe){ .cfg = cfg, .layer = layer, .D = D, .F = cfg->moe_ffn_hidden_size, .E = cfg->num_experts, .K = cfg->top_k,
-                   .group = group, .place = place, .bias = mu_alloc((size_t)cfg->num_experts, sizeof(double)) };
+void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,
+                 mu_group *shared, mu_group *expert, mu_comm *group, const mu_placement *place) {
+    *m = (mu_moe){ .cfg = cfg,
+                   .layer = layer,
+                   .D = D,
+                   .F = cfg->moe_ffn_hidden_size,
+                   .E = cfg->num_experts,
+                   .K = cfg->top_k,
+                   .group = group,
+                   .place = place,
+                   .bias = mu_alloc((size_t)cfg->num_experts, sizeof(double)) };
     m->router_ED = add(ps, m, shared, "gate", m->E, D, init_std, false, false);
     m->gate_eFD = add(ps, m, expert, "experts/%d/gate_proj", m->F, D, init_std, true, true);
     m->up_eFD = add(ps, m, expert, "experts/%d/up_proj", m->F, D, init_std, true, true);
@@ -46,14 +59,16 @@ static int64_t count_dropped(mu_tape *tp, const mu_moe *m, const mu_plan *plan) 
     return plan->T * plan->K - offsets[m->E];
 }
 
-static mu_tensor *experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate, mu_tensor *up, mu_tensor *down, const mu_plan *plan) {
+static mu_tensor *experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate, mu_tensor *up, mu_tensor *down,
+                          const mu_plan *plan) {
     mu_tape_part(tp, "experts");
     mu_tensor *y = mu_experts(tp, x, gate, up, down, plan);
     mu_tape_part(tp, "dispatch and combine");
     return y;
 }
 
-static mu_tensor *travel(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const int64_t *send, const int64_t *recv) {
+static mu_tensor *travel(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const int64_t *send,
+                         const int64_t *recv) {
     mu_tape_part(tp, "communication");
     mu_tensor *y = mu_all_to_all(tp, m->group, rows, send, recv);
     mu_tape_part(tp, "dispatch and combine");
@@ -74,7 +89,8 @@ static mu_tensor *routed_rows(const mu_moe *m, mu_tape *tp, mu_tensor *x, const 
     return back;
 }
 
-mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x, mu_routing *routing) {
+mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x,
+                          mu_routing *routing) {
     mu_tape_part(tp, "router");
     *routing = mu_route(m, tp, cx, x);
     mu_tape_part(tp, "dispatch and combine");
@@ -85,8 +101,8 @@ mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu
     mu_release(tp, rows);
     mu_tape_part(tp, "experts");
     if (!m->shared_gate) return y;
-    mu_tensor *general = mu_experts(tp, x, &m->shared_gate->tensor, &m->shared_up->tensor, &m->shared_down->tensor,
-                                    mu_plan_dense(tp, x->shape[0]));
+    mu_tensor *general = mu_experts(tp, x, &m->shared_gate->tensor, &m->shared_up->tensor,
+                                    &m->shared_down->tensor, mu_plan_dense(tp, x->shape[0]));
     mu_tensor *sum = mu_add(tp, y, general);
     mu_release(tp, y);
     mu_release(tp, general);

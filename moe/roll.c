@@ -24,7 +24,7 @@ void mu_roll_free(mu_roll *r) {
 void mu_roll_take(mu_roll *r, const int64_t *counts) {
     int64_t *row = r->ring + (r->steps % MU_ROLL_WINDOW) * cells(r);
     for (int64_t i = 0; i < cells(r); i++) {
-        r->total[i] += counts[i] - row[i];      /* the row still holds the step that leaves the window, or zeros */
+        r->total[i] += counts[i] - row[i]; /* the row still holds the step that leaves the window, or zeros */
         row[i] = counts[i];
         r->previous[i] = counts[i];
     }
@@ -70,7 +70,9 @@ static void report_layer(const mu_roll *r, int layer, int layer_id, mu_expert_st
             fprintf(out, "%s%d", separator, i);
             separator = ", ";
         }
-    fprintf(out, state == MU_EXPERT_DEAD ? " took no token for %lld steps\n" : " took under 10 %% of a fair share for %lld steps\n",
+    fprintf(out,
+            state == MU_EXPERT_DEAD ? " took no token for %lld steps\n"
+                                    : " took under 10 %% of a fair share for %lld steps\n",
             (long long)mu_roll_window(r));
 }
 

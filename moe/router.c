@@ -8,8 +8,14 @@ static mu_route_force force_of(const mu_moe_config *cfg) {
 
 mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
     int64_t T = x->shape[0], first = cx->global_samples ? cx->global_samples[0] * cx->seq_len : 0;
-    mu_route_shape shape = { T, m->E, m->K, m->cfg->score_func == MU_MOE_SCORE_SIGMOID, m->cfg->norm_topk_prob,
-                             m->cfg->route_scale, force_of(m->cfg), first };
+    mu_route_shape shape = { T,
+                             m->E,
+                             m->K,
+                             m->cfg->score_func == MU_MOE_SCORE_SIGMOID,
+                             m->cfg->norm_topk_prob,
+                             m->cfg->route_scale,
+                             force_of(m->cfg),
+                             first };
     mu_tensor *bias = NULL;
     if (m->cfg->balance & MU_BALANCE_BIAS) {
         bias = mu_tensor_2d(tp, 1, m->E);

@@ -34,7 +34,8 @@ void *mu_adamw_moment(const mu_adamw *o, const mu_unit *u, int which) {
     const mu_param *p = u->param;
     int g = 0;
     while (o->params->groups[g] != p->desc.group) g++;
-    return o->moments[g][which]->region.base + (size_t)(p->slab_offset + u->offset) * mu_dtype_size(p->tensor.dtype);
+    return o->moments[g][which]->region.base +
+           (size_t)(p->slab_offset + u->offset) * mu_dtype_size(p->tensor.dtype);
 }
 
 static mu_mat operand(const mu_params *ps, void *data) { return (mu_mat){ data, ps->dev->real, 1 }; }
@@ -52,7 +53,7 @@ double mu_grad_norm(mu_adamw *o, mu_comm *group, const mu_unit **bad) {
     if (bad) *bad = NULL;
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
         if (bad && !*bad && !isfinite(squares[u->global_index])) *bad = u;
-        if (u->expert < 0 && group->rank) squares[u->global_index] = 0;     /* every rank has it: counted once */
+        if (u->expert < 0 && group->rank) squares[u->global_index] = 0; /* every rank has it: counted once */
     }
     mu_all_reduce(group, MU_REDUCE_SUM, MU_DTYPE_F64, squares, ps->n_global_units);
     for (int64_t i = 0; i < ps->n_global_units; i++) total += squares[i];
@@ -65,9 +66,15 @@ void mu_adamw_step(mu_adamw *o, double lr, double grad_scale) {
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
         const mu_param_desc *d = &u->param->desc;
         if (u->idle || d->group->frozen) continue;
-        mu_adamw_spec spec = { lr * d->group->lr_factor, o->cfg.betas[0], o->cfg.betas[1], o->cfg.eps,
-                               d->decay ? o->cfg.weight_decay : 0.0, grad_scale, ++u->steps };
-        ps->dev->k->adamw(ps->dev, u->count, &spec, operand(ps, mu_unit_data(u)), operand(ps, mu_unit_grad(u)),
-                          operand(ps, mu_adamw_moment(o, u, 0)), operand(ps, mu_adamw_moment(o, u, 1)));
+        mu_adamw_spec spec = { lr * d->group->lr_factor,
+                               o->cfg.betas[0],
+                               o->cfg.betas[1],
+                               o->cfg.eps,
+                               d->decay ? o->cfg.weight_decay : 0.0,
+                               grad_scale,
+                               ++u->steps };
+        ps->dev->k->adamw(ps->dev, u->count, &spec, operand(ps, mu_unit_data(u)),
+                          operand(ps, mu_unit_grad(u)), operand(ps, mu_adamw_moment(o, u, 0)),
+                          operand(ps, mu_adamw_moment(o, u, 1)));
     }
 }

@@ -16,10 +16,12 @@ double mu_learning_rate(const mu_optim_config *cfg, int64_t s, int64_t steps) {
     double fall = cfg->lr - cfg->min_lr;
     switch (cfg->schedule) {
     case MU_SCHEDULE_COSINE:
-        return cfg->min_lr + 0.5 * fall * (1.0 + cos(3.14159265358979323846 * progress(s, cfg->warmup_steps, steps)));
+        return cfg->min_lr +
+               0.5 * fall * (1.0 + cos(3.14159265358979323846 * progress(s, cfg->warmup_steps, steps)));
     case MU_SCHEDULE_LINEAR: return cfg->lr - fall * progress(s, cfg->warmup_steps, steps);
     case MU_SCHEDULE_WSD:
-        return cfg->lr - fall * progress(s, steps - (int64_t)llround(cfg->decay_fraction * (double)steps), steps);
+        return cfg->lr -
+               fall * progress(s, steps - (int64_t)llround(cfg->decay_fraction * (double)steps), steps);
     default: return cfg->lr;
     }
 }

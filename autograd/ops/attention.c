@@ -7,8 +7,8 @@
 
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
-    dev->k->attention_fwd(dev, n->extra, mu_data(n->in[0]), mu_data(n->in[1]), mu_data(n->in[2]), mu_data(n->out[0]),
-                          mu_data(n->out[1]));
+    dev->k->attention_fwd(dev, n->extra, mu_data(n->in[0]), mu_data(n->in[1]), mu_data(n->in[2]),
+                          mu_data(n->out[0]), mu_data(n->out[1]));
 }
 
 /* The kernel makes all three gradients at once; one that nobody needs goes to scratch. */
@@ -23,20 +23,24 @@ static void backward(mu_tape *tp, mu_node *n) {
         }
         d[i] = scratch[i] ? mu_data(scratch[i]) : mu_grad(tp, n->in[i]);
     }
-    dev->k->attention_bwd(dev, n->extra, mu_data(n->in[0]), mu_data(n->in[1]), mu_data(n->in[2]), mu_data(n->out[0]),
-                          mu_data(n->out[1]), mu_grad_of(n->out[0]), d[0], d[1], d[2]);
+    dev->k->attention_bwd(dev, n->extra, mu_data(n->in[0]), mu_data(n->in[1]), mu_data(n->in[2]),
+                          mu_data(n->out[0]), mu_data(n->out[1]), mu_grad_of(n->out[0]), d[0], d[1], d[2]);
     for (int i = 0; i < 3; i++) mu_release(tp, scratch[i]);
 }
 
-static const mu_op op_attention = { "attention", forward, backward, .keeps_in = 7, .keeps_out = 3, .saved = 2 };
+static const mu_op op_attention = {
+    "attention", forward, backward, .keeps_in = 7, .keeps_out = 3, .saved = 2
+};
 
-mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, int64_t heads, int64_t kv_heads,
-                        int64_t seq_len) {
+mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, int64_t heads,
+                        int64_t kv_heads, int64_t seq_len) {
     int64_t T = q->shape[0], d = q->shape[1] / heads;
-    MU_CHECK(d * heads == q->shape[1] && d * kv_heads == k->shape[1] && k->shape[1] == v->shape[1] && heads % kv_heads == 0,
-             "attention: q %lld wide for %lld heads, k %lld wide for %lld", (long long)q->shape[1], (long long)heads,
-             (long long)k->shape[1], (long long)kv_heads);
-    MU_CHECK(T % seq_len == 0, "attention: %lld tokens are not sequences of %lld", (long long)T, (long long)seq_len);
+    MU_CHECK(d * heads == q->shape[1] && d * kv_heads == k->shape[1] && k->shape[1] == v->shape[1] &&
+                 heads % kv_heads == 0,
+             "attention: q %lld wide for %lld heads, k %lld wide for %lld", (long long)q->shape[1],
+             (long long)heads, (long long)k->shape[1], (long long)kv_heads);
+    MU_CHECK(T % seq_len == 0, "attention: %lld tokens are not sequences of %lld", (long long)T,
+             (long long)seq_len);
     mu_attention_shape *s = mu_tape_alloc(tp, sizeof *s);
     *s = (mu_attention_shape){ T / seq_len, seq_len, heads, kv_heads, d, 1.0 / sqrt((double)d) };
     mu_tensor *y = mu_tensor_like(tp, q), *lse = mu_tensor_2d(tp, T, heads);

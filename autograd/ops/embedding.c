@@ -11,7 +11,8 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     mu_tensor *w = n->in[0], *ids = n->in[1];
     if (w->needs_grad)
-        dev->k->embed_bwd(dev, mu_count(ids), w->shape[1], w->shape[0], mu_data(ids), mu_grad_of(n->out[0]), mu_grad(tp, w));
+        dev->k->embed_bwd(dev, mu_count(ids), w->shape[1], w->shape[0], mu_data(ids), mu_grad_of(n->out[0]),
+                          mu_grad(tp, w));
 }
 
 static const mu_op op_embedding = { "embedding", forward, backward, .keeps_in = 2 };

@@ -3,7 +3,9 @@
  * (one more product, 1/4 of the head's work) instead of keeping T*V values. */
 #include "autograd/autograd.h"
 
-typedef struct { double scale; } extra;
+typedef struct {
+    double scale;
+} extra;
 
 static int64_t chunk_rows(int64_t T, int64_t V) {
     int64_t rows = ((int64_t)1 << 20) / V;
@@ -24,7 +26,8 @@ static mu_mat vector(const mu_tensor *t) {
 
 static void make_logits(mu_device *dev, mu_node *n, int64_t from, int64_t rows, mu_tensor *logits) {
     mu_tensor *x = n->in[0], *w = n->in[1];
-    dev->k->gemm(dev, false, true, rows, w->shape[0], w->shape[1], rows_of(mu_data(x), from), mu_data(w), 0.0, mu_data(logits));
+    dev->k->gemm(dev, false, true, rows, w->shape[0], w->shape[1], rows_of(mu_data(x), from), mu_data(w), 0.0,
+                 mu_data(logits));
 }
 
 static void forward(mu_tape *tp, mu_node *n) {
@@ -35,8 +38,8 @@ static void forward(mu_tape *tp, mu_node *n) {
     for (int64_t from = 0; from < T; from += chunk) {
         int64_t rows = T - from < chunk ? T - from : chunk;
         make_logits(dev, n, from, rows, logits);
-        dev->k->xent_fwd(dev, rows, V, mu_data(logits), rows_of(vector(targets), from), rows_of(vector(lse), from),
-                         rows_of(vector(nll), from));
+        dev->k->xent_fwd(dev, rows, V, mu_data(logits), rows_of(vector(targets), from),
+                         rows_of(vector(lse), from), rows_of(vector(nll), from));
     }
     mu_release(tp, logits);
     dev->k->sum(dev, T, ((extra *)n->extra)->scale, mu_data(nll), false, mu_data(n->out[0]));
@@ -51,19 +54,22 @@ static void backward(mu_tape *tp, mu_node *n) {
     for (int64_t from = 0; from < T; from += chunk) {
         int64_t rows = T - from < chunk ? T - from : chunk;
         make_logits(dev, n, from, rows, logits);
-        dev->k->xent_bwd(dev, rows, V, ((extra *)n->extra)->scale, mu_grad_of(n->out[0]), rows_of(vector(targets), from),
-                         rows_of(vector(lse), from), mu_data(logits));
+        dev->k->xent_bwd(dev, rows, V, ((extra *)n->extra)->scale, mu_grad_of(n->out[0]),
+                         rows_of(vector(targets), from), rows_of(vector(lse), from), mu_data(logits));
         if (x->needs_grad)
-            dev->k->gemm(dev, false, false, rows, D, V, mu_data(logits), mu_data(w), 1.0, rows_of(mu_grad(tp, x), from));
+            dev->k->gemm(dev, false, false, rows, D, V, mu_data(logits), mu_data(w), 1.0,
+                         rows_of(mu_grad(tp, x), from));
         if (w->needs_grad)
-            dev->k->gemm(dev, true, false, V, D, rows, mu_data(logits), rows_of(mu_data(x), from), 1.0, mu_grad(tp, w));
+            dev->k->gemm(dev, true, false, V, D, rows, mu_data(logits), rows_of(mu_data(x), from), 1.0,
+                         mu_grad(tp, w));
     }
     mu_release(tp, logits);
 }
 
 static const mu_op op_head = { "head", forward, backward, .keeps_in = 7, .keeps_out = 4, .saved = 4 };
 
-mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targets, double scale, mu_tensor **nll) {
+mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targets, double scale,
+                        mu_tensor **nll) {
     int64_t T = x->shape[0];
     MU_CHECK(x->shape[1] == w->shape[1] && mu_count(targets) == T && targets->dtype == MU_DTYPE_I32,
              "head: %lld rows of %lld, %lld targets, weights for %lld", (long long)T, (long long)x->shape[1],
@@ -71,11 +77,10 @@ mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targ
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->scale = scale;
     mu_tensor *rows_nll = mu_tensor_2d(tp, T, 1), *lse = mu_tensor_2d(tp, T, 1), *loss = mu_tensor_scalar(tp);
-    mu_apply(tp, (mu_node){ .op = &op_head, .in = { x, w, targets }, .out = { loss, rows_nll, lse }, .extra = e });
-    rows_nll->needs_grad = false;       /* for the log: a loss built on it is refused, not silently constant */
-    if (nll)
-        *nll = rows_nll;
-    else
-        mu_release(tp, rows_nll);
+    mu_apply(
+        tp, (mu_node){ .op = &op_head, .in = { x, w, targets }, .out = { loss, rows_nll, lse }, .extra = e });
+    rows_nll->needs_grad = false; /* for the log: a loss built on it is refused, not silently constant */
+    if (nll) *nll = rows_nll;
+    else mu_release(tp, rows_nll);
     return loss;
 }

@@ -2,7 +2,9 @@
  * width, or over each head. Zhang & Sennrich, "Root mean square layer normalization" (2019). */
 #include "autograd/autograd.h"
 
-typedef struct { double eps; } extra;
+typedef struct {
+    double eps;
+} extra;
 
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
@@ -27,8 +29,8 @@ static const mu_op op_rmsnorm = { "rmsnorm", forward, backward, .keeps_in = 3, .
 
 mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w, double eps) {
     int64_t D = mu_count(w), rows = mu_count(x) / D;
-    MU_CHECK(rows * D == mu_count(x), "rmsnorm: %lld values do not divide into groups of %lld", (long long)mu_count(x),
-             (long long)D);
+    MU_CHECK(rows * D == mu_count(x), "rmsnorm: %lld values do not divide into groups of %lld",
+             (long long)mu_count(x), (long long)D);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->eps = eps;
     mu_tensor *y = mu_tensor_like(tp, x), *rstd = mu_tensor_2d(tp, rows, 1);

@@ -2,7 +2,9 @@
  * the pair (x[i], x[i + d/2]) turns by position * theta^(-2i/d). Its gradient turns back. */
 #include "autograd/autograd.h"
 
-typedef struct { int64_t heads, seq_len; } extra;
+typedef struct {
+    int64_t heads, seq_len;
+} extra;
 
 static void turn(mu_tape *tp, mu_node *n, int sign, mu_mat from, bool add, mu_mat to) {
     mu_device *dev = mu_tape_device(tp);
@@ -12,7 +14,9 @@ static void turn(mu_tape *tp, mu_node *n, int sign, mu_mat from, bool add, mu_ma
                  mu_data(n->in[2]), from, add, to);
 }
 
-static void forward(mu_tape *tp, mu_node *n) { turn(tp, n, +1, mu_data(n->in[0]), false, mu_data(n->out[0])); }
+static void forward(mu_tape *tp, mu_node *n) {
+    turn(tp, n, +1, mu_data(n->in[0]), false, mu_data(n->out[0]));
+}
 
 static void backward(mu_tape *tp, mu_node *n) {
     if (n->in[0]->needs_grad) turn(tp, n, -1, mu_grad_of(n->out[0]), true, mu_grad(tp, n->in[0]));
@@ -20,12 +24,14 @@ static void backward(mu_tape *tp, mu_node *n) {
 
 static const mu_op op_rope = { "rope", forward, backward, .keeps_in = 6 };
 
-mu_tensor *mu_rope(mu_tape *tp, mu_tensor *x, mu_tensor *cos, mu_tensor *sin, int64_t heads, int64_t seq_len) {
+mu_tensor *mu_rope(mu_tape *tp, mu_tensor *x, mu_tensor *cos, mu_tensor *sin, int64_t heads,
+                   int64_t seq_len) {
     int64_t d = x->shape[1] / heads;
     MU_CHECK(d * heads == x->shape[1] && d % 2 == 0, "rope: width %lld is not %lld heads of even width",
              (long long)x->shape[1], (long long)heads);
-    MU_CHECK(seq_len <= cos->shape[0] && cos->shape[1] == d / 2, "rope: table of %lld positions x %lld, need %lld x %lld",
-             (long long)cos->shape[0], (long long)cos->shape[1], (long long)seq_len, (long long)d / 2);
+    MU_CHECK(seq_len <= cos->shape[0] && cos->shape[1] == d / 2,
+             "rope: table of %lld positions x %lld, need %lld x %lld", (long long)cos->shape[0],
+             (long long)cos->shape[1], (long long)seq_len, (long long)d / 2);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     *e = (extra){ heads, seq_len };
     mu_tensor *y = mu_tensor_like(tp, x);

@@ -2,9 +2,13 @@
  * swapped. x [sum of send_rows, D] sorted by destination -> y [sum of recv_rows, D] sorted by source. */
 #include "dist/dist.h"
 
-typedef struct { mu_comm *comm; int64_t *send_bytes, *recv_bytes; } extra;
+typedef struct {
+    mu_comm *comm;
+    int64_t *send_bytes, *recv_bytes;
+} extra;
 
-static void move(mu_device *dev, mu_comm *c, mu_mat from, const int64_t *from_bytes, mu_mat to, const int64_t *to_bytes) {
+static void move(mu_device *dev, mu_comm *c, mu_mat from, const int64_t *from_bytes, mu_mat to,
+                 const int64_t *to_bytes) {
     if (dev->shape_only) return;
     size_t out = 0, in = 0;
     for (int p = 0; p < c->size; p++) out += (size_t)from_bytes[p], in += (size_t)to_bytes[p];
@@ -30,7 +34,8 @@ static void backward(mu_tape *tp, mu_node *n) {
 
 static const mu_op op_all_to_all = { "all_to_all", forward, backward, 0, 0, 0 };
 
-mu_tensor *mu_all_to_all(mu_tape *tp, mu_comm *c, mu_tensor *x, const int64_t *send_rows, const int64_t *recv_rows) {
+mu_tensor *mu_all_to_all(mu_tape *tp, mu_comm *c, mu_tensor *x, const int64_t *send_rows,
+                         const int64_t *recv_rows) {
     int64_t D = x->shape[1], row = D * (int64_t)mu_dtype_size(x->dtype), sent = 0, received = 0;
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->comm = c;
@@ -40,7 +45,8 @@ mu_tensor *mu_all_to_all(mu_tape *tp, mu_comm *c, mu_tensor *x, const int64_t *s
         e->send_bytes[p] = send_rows[p] * row, e->recv_bytes[p] = recv_rows[p] * row;
         sent += send_rows[p], received += recv_rows[p];
     }
-    MU_CHECK(sent == x->shape[0], "all_to_all: %lld rows announced, %lld given", (long long)sent, (long long)x->shape[0]);
+    MU_CHECK(sent == x->shape[0], "all_to_all: %lld rows announced, %lld given", (long long)sent,
+             (long long)x->shape[0]);
     mu_tensor *y = mu_tensor_2d(tp, received, D);
     return mu_apply(tp, (mu_node){ .op = &op_all_to_all, .in = { x }, .out = { y }, .extra = e });
 }

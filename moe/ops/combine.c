@@ -5,8 +5,8 @@
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const mu_plan *p = n->extra;
-    dev->k->gather_sum(dev, p->T, p->K, n->in[0]->shape[1], mu_data(p->row_TK), mu_data(n->in[1]), mu_data(n->in[0]), false,
-                       mu_data(n->out[0]));
+    dev->k->gather_sum(dev, p->T, p->K, n->in[0]->shape[1], mu_data(p->row_TK), mu_data(n->in[1]),
+                       mu_data(n->in[0]), false, mu_data(n->out[0]));
 }
 
 /* The kernel assigns drows: a fresh gradient takes them directly, one that holds something gets them added. */
@@ -15,8 +15,7 @@ static void backward(mu_tape *tp, mu_node *n) {
     const mu_plan *p = n->extra;
     mu_tensor *rows = n->in[0], *gates = n->in[1], *scratch = NULL;
     mu_mat none = { 0 }, drows = none;
-    if (rows->needs_grad && !rows->grad)
-        drows = mu_grad(tp, rows);
+    if (rows->needs_grad && !rows->grad) drows = mu_grad(tp, rows);
     else if (rows->needs_grad) {
         scratch = mu_tensor_like(tp, rows);
         drows = mu_data(scratch);
@@ -31,8 +30,11 @@ static void backward(mu_tape *tp, mu_node *n) {
 static const mu_op op_combine = { "combine", forward, backward, .keeps_in = 3 };
 
 mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, mu_tensor *gates, const mu_plan *plan) {
-    MU_CHECK(gates->shape[0] == plan->T && gates->shape[1] == plan->K, "combine: %lld x %lld gates for %lld x %lld",
-             (long long)gates->shape[0], (long long)gates->shape[1], (long long)plan->T, (long long)plan->K);
+    MU_CHECK(gates->shape[0] == plan->T && gates->shape[1] == plan->K,
+             "combine: %lld x %lld gates for %lld x %lld", (long long)gates->shape[0],
+             (long long)gates->shape[1], (long long)plan->T, (long long)plan->K);
     mu_tensor *y = mu_tensor_2d(tp, plan->T, rows->shape[1]);
-    return mu_apply(tp, (mu_node){ .op = &op_combine, .in = { rows, gates }, .out = { y }, .extra = (void *)(uintptr_t)plan });
+    return mu_apply(
+        tp, (mu_node){
+                .op = &op_combine, .in = { rows, gates }, .out = { y }, .extra = (void *)(uintptr_t)plan });
 }

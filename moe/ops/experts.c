@@ -3,7 +3,10 @@
  * Kept for backward: x, the two up-projections [rows, F] and the plan; everything else is made again. */
 #include "moe/moe.h"
 
-typedef struct { const mu_plan *plan; mu_experts_shape shape; } extra;
+typedef struct {
+    const mu_plan *plan;
+    mu_experts_shape shape;
+} extra;
 
 static mu_mat none(void) { return (mu_mat){ 0 }; }
 
@@ -14,8 +17,8 @@ static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
     dev->k->experts_fwd(dev, &e->shape, mu_data(n->in[0]), mu_data(e->plan->index), mu_data(e->plan->offsets),
-                        mu_data(n->in[1]), mu_data(n->in[2]), mu_data(n->in[3]), mu_data(n->out[1]), mu_data(n->out[2]),
-                        out_index(e->plan), mu_data(n->out[0]));
+                        mu_data(n->in[1]), mu_data(n->in[2]), mu_data(n->in[3]), mu_data(n->out[1]),
+                        mu_data(n->out[2]), out_index(e->plan), mu_data(n->out[0]));
 }
 
 static mu_mat grad_if_needed(mu_tape *tp, mu_tensor *t) { return t->needs_grad ? mu_grad(tp, t) : none(); }
@@ -23,10 +26,9 @@ static mu_mat grad_if_needed(mu_tape *tp, mu_tensor *t) { return t->needs_grad ?
 static void add_dx(mu_tape *tp, const extra *e, mu_tensor *x, mu_tensor *dx_rows) {
     mu_device *dev = mu_tape_device(tp);
     if (e->plan->back)
-        dev->k->gather_sum(dev, x->shape[0], e->plan->fan, e->shape.D, mu_data(e->plan->back), none(), mu_data(dx_rows), true,
-                           mu_grad(tp, x));
-    else
-        dev->k->axpy(dev, mu_count(x), 1.0, mu_data(dx_rows), mu_grad(tp, x));
+        dev->k->gather_sum(dev, x->shape[0], e->plan->fan, e->shape.D, mu_data(e->plan->back), none(),
+                           mu_data(dx_rows), true, mu_grad(tp, x));
+    else dev->k->axpy(dev, mu_count(x), 1.0, mu_data(dx_rows), mu_grad(tp, x));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
@@ -37,10 +39,11 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_tensor *act = mu_tensor_2d(tp, R, F), *dx = x->needs_grad ? mu_tensor_2d(tp, R, D) : NULL;
     mu_tensor *xg = e->plan->index ? mu_tensor_2d(tp, R, D) : NULL;
     mu_tensor *dyg = e->plan->exchanged ? mu_tensor_2d(tp, R, D) : NULL;
-    dev->k->experts_bwd(dev, &e->shape, mu_data(x), mu_data(e->plan->index), mu_data(e->plan->offsets), mu_data(n->in[1]),
-                        mu_data(n->in[2]), mu_data(n->in[3]), mu_data(n->out[1]), mu_data(n->out[2]), out_index(e->plan),
-                        mu_grad_of(n->out[0]), mu_data(act), mu_data(xg), mu_data(dyg), mu_data(dx),
-                        grad_if_needed(tp, n->in[1]), grad_if_needed(tp, n->in[2]), grad_if_needed(tp, n->in[3]));
+    dev->k->experts_bwd(dev, &e->shape, mu_data(x), mu_data(e->plan->index), mu_data(e->plan->offsets),
+                        mu_data(n->in[1]), mu_data(n->in[2]), mu_data(n->in[3]), mu_data(n->out[1]),
+                        mu_data(n->out[2]), out_index(e->plan), mu_grad_of(n->out[0]), mu_data(act),
+                        mu_data(xg), mu_data(dyg), mu_data(dx), grad_if_needed(tp, n->in[1]),
+                        grad_if_needed(tp, n->in[2]), grad_if_needed(tp, n->in[3]));
     mu_release(tp, act);
     mu_release(tp, xg);
     mu_release(tp, dyg);
@@ -50,9 +53,11 @@ static void backward(mu_tape *tp, mu_node *n) {
 
 static const mu_op op_experts = { "experts", forward, backward, .keeps_in = 15, .keeps_out = 6, .saved = 6 };
 
-mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate, mu_tensor *up, mu_tensor *down, const mu_plan *plan) {
+mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate, mu_tensor *up, mu_tensor *down,
+                      const mu_plan *plan) {
     int64_t D = x->shape[1], F = gate->shape[gate->n_dims - 2], R = plan->rows;
-    MU_CHECK(mu_count(gate) == plan->experts * F * D && mu_count(up) == mu_count(gate) && mu_count(down) == mu_count(gate),
+    MU_CHECK(mu_count(gate) == plan->experts * F * D && mu_count(up) == mu_count(gate) &&
+                 mu_count(down) == mu_count(gate),
              "experts: weights of %lld values for %lld experts of %lld x %lld", (long long)mu_count(gate),
              (long long)plan->experts, (long long)F, (long long)D);
     extra *e = mu_tape_alloc(tp, sizeof *e);
@@ -60,5 +65,6 @@ mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate, mu_tensor *up,
     bool keep = mu_tape_recording(tp);
     mu_tensor *hg = keep ? mu_tensor_2d(tp, R, F) : NULL, *hu = keep ? mu_tensor_2d(tp, R, F) : NULL;
     mu_tensor *y = mu_tensor_2d(tp, R, D);
-    return mu_apply(tp, (mu_node){ .op = &op_experts, .in = { x, gate, up, down }, .out = { y, hg, hu }, .extra = e });
+    return mu_apply(
+        tp, (mu_node){ .op = &op_experts, .in = { x, gate, up, down }, .out = { y, hg, hu }, .extra = e });
 }

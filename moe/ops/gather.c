@@ -5,21 +5,24 @@
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const mu_plan *p = n->extra;
-    dev->k->gather(dev, p->sent, n->in[0]->shape[1], mu_data(p->token), mu_data(n->in[0]), mu_data(n->out[0]));
+    dev->k->gather(dev, p->sent, n->in[0]->shape[1], mu_data(p->token), mu_data(n->in[0]),
+                   mu_data(n->out[0]));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const mu_plan *p = n->extra;
     if (n->in[0]->needs_grad)
-        dev->k->gather_sum(dev, p->T, p->K, n->in[0]->shape[1], mu_data(p->row_TK), (mu_mat){ 0 }, mu_grad_of(n->out[0]), true,
-                           mu_grad(tp, n->in[0]));
+        dev->k->gather_sum(dev, p->T, p->K, n->in[0]->shape[1], mu_data(p->row_TK), (mu_mat){ 0 },
+                           mu_grad_of(n->out[0]), true, mu_grad(tp, n->in[0]));
 }
 
 static const mu_op op_gather = { "gather", forward, backward, 0, 0, 0 };
 
 mu_tensor *mu_gather(mu_tape *tp, mu_tensor *x, const mu_plan *plan) {
-    MU_CHECK(x->shape[0] == plan->T, "gather: %lld rows for a plan of %lld tokens", (long long)x->shape[0], (long long)plan->T);
+    MU_CHECK(x->shape[0] == plan->T, "gather: %lld rows for a plan of %lld tokens", (long long)x->shape[0],
+             (long long)plan->T);
     mu_tensor *y = mu_tensor_2d(tp, plan->sent, x->shape[1]);
-    return mu_apply(tp, (mu_node){ .op = &op_gather, .in = { x }, .out = { y }, .extra = (void *)(uintptr_t)plan });
+    return mu_apply(
+        tp, (mu_node){ .op = &op_gather, .in = { x }, .out = { y }, .extra = (void *)(uintptr_t)plan });
 }

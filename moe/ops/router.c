@@ -6,29 +6,34 @@
 
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
-    dev->k->route_fwd(dev, n->extra, mu_data(n->in[0]), mu_data(n->in[1]), mu_data(n->out[1]), mu_data(n->out[2]),
-                      mu_data(n->out[3]), mu_data(n->out[0]));
+    dev->k->route_fwd(dev, n->extra, mu_data(n->in[0]), mu_data(n->in[1]), mu_data(n->out[1]),
+                      mu_data(n->out[2]), mu_data(n->out[3]), mu_data(n->out[0]));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     if (n->in[0]->needs_grad)
-        dev->k->route_bwd(dev, n->extra, mu_data(n->out[1]), mu_data(n->out[3]), mu_data(n->out[0]), mu_grad_of(n->out[0]),
-                          mu_grad_of(n->out[1]), mu_grad_of(n->out[2]), mu_grad(tp, n->in[0]));
+        dev->k->route_bwd(dev, n->extra, mu_data(n->out[1]), mu_data(n->out[3]), mu_data(n->out[0]),
+                          mu_grad_of(n->out[0]), mu_grad_of(n->out[1]), mu_grad_of(n->out[2]),
+                          mu_grad(tp, n->in[0]));
 }
 
 static const mu_op op_router = { "router", forward, backward, .keeps_out = 11 };
 
-mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits, mu_tensor *bias, const mu_route_shape *shape, mu_tensor **scores,
-                     mu_tensor **lse, mu_tensor **ids) {
+mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits, mu_tensor *bias, const mu_route_shape *shape,
+                     mu_tensor **scores, mu_tensor **lse, mu_tensor **ids) {
     int64_t T = shape->T, K = shape->K;
-    MU_CHECK(logits->shape[0] == T && logits->shape[1] == shape->E && K <= shape->E, "router: %lld x %lld logits for %lld x %lld",
-             (long long)logits->shape[0], (long long)logits->shape[1], (long long)T, (long long)shape->E);
+    MU_CHECK(logits->shape[0] == T && logits->shape[1] == shape->E && K <= shape->E,
+             "router: %lld x %lld logits for %lld x %lld", (long long)logits->shape[0],
+             (long long)logits->shape[1], (long long)T, (long long)shape->E);
     mu_route_shape *s = mu_tape_alloc(tp, sizeof *s);
     *s = *shape;
     mu_tensor *gates = mu_tensor_2d(tp, T, K);
     *scores = mu_tensor_like(tp, logits);
     *lse = mu_tensor_2d(tp, T, 1);
     *ids = mu_tensor_new(tp, MU_DTYPE_I32, 2, (int64_t[]){ T, K });
-    return mu_apply(tp, (mu_node){ .op = &op_router, .in = { logits, bias }, .out = { gates, *scores, *lse, *ids }, .extra = s });
+    return mu_apply(tp, (mu_node){ .op = &op_router,
+                                   .in = { logits, bias },
+                                   .out = { gates, *scores, *lse, *ids },
+                                   .extra = s });
 }

@@ -2,7 +2,9 @@
  * (Zoph et al. 2022, ST-MoE). d/dlogit_ti = 2 coef lse_t softmax_ti, the second factor made by the router op. */
 #include "moe/moe.h"
 
-typedef struct { double coef, weight; } extra;
+typedef struct {
+    double coef, weight;
+} extra;
 
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
@@ -17,7 +19,8 @@ static void backward(mu_tape *tp, mu_node *n) {
     const extra *e = n->extra;
     mu_tensor *lse = n->in[0];
     if (lse->needs_grad)
-        dev->k->zloss_bwd(dev, mu_count(lse), e->coef * e->weight, mu_data(lse), mu_grad_of(n->out[0]), mu_grad(tp, lse));
+        dev->k->zloss_bwd(dev, mu_count(lse), e->coef * e->weight, mu_data(lse), mu_grad_of(n->out[0]),
+                          mu_grad(tp, lse));
 }
 
 static const mu_op op_z_term = { "z_term", forward, backward, .keeps_in = 1 };
@@ -26,7 +29,9 @@ mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse, double coef, double weight, mu
     extra *e = mu_tape_alloc(tp, sizeof *e);
     *e = (extra){ coef, weight };
     *value = mu_tensor_scalar(tp);
-    mu_tensor *out = mu_apply(tp, (mu_node){ .op = &op_z_term, .in = { lse }, .out = { mu_tensor_scalar(tp), *value }, .extra = e });
-    (*value)->needs_grad = false;       /* for the log */
+    mu_tensor *out = mu_apply(
+        tp,
+        (mu_node){ .op = &op_z_term, .in = { lse }, .out = { mu_tensor_scalar(tp), *value }, .extra = e });
+    (*value)->needs_grad = false; /* for the log */
     return out;
 }
