@@ -45,12 +45,13 @@ checkpoint: {every: 0}
 log: {every: 1, progress: quiet}
 END
 
-# on N COMMAND...: the command on N ranks (1: without mpirun), output in ./log, its exit code as result
+# on N COMMAND...: the command on N ranks (1: without mpirun), output in ./log, its exit code as result (124: two
+# minutes were not enough)
 on() {
     local n=$1
     shift
-    if [ "$n" = 1 ]; then "$@" > log 2>&1
-    else "$MPIEXEC" --oversubscribe -n "$n" "$@" > log 2>&1
+    if [ "$n" = 1 ]; then timeout -k 5 120 "$@" > log 2>&1
+    else timeout -k 5 120 "$MPIEXEC" --oversubscribe -n "$n" "$@" > log 2>&1
     fi
 }
 
