@@ -22,14 +22,14 @@ static void shape_step(mu_trainer *t) {
 
 static double mib(double bytes) { return bytes / (1 << 20); }
 
-static void print_memory(const mu_trainer *t, double state, double activations) {
+static void print_memory(double parameters, bool wide, double state, double activations) {
     const double program = 60 << 20;        /* libraries, threads' scratch, and texts of 15 MB; measured */
     printf("\nmemory a rank, MiB\n");
     printf("  weights, gradients, moments  %9.1f\n", mib(state));
     printf("  activations                  %9.1f\n", mib(activations));
     printf("  program and texts, about     %9.1f\n", mib(program));
     printf("  total                        %9.1f\n", mib(state + activations + program));
-    printf("checkpoint, all ranks          %9.1f MiB\n", mib(0.75 * state * t->mesh->ep));
+    printf("checkpoint, all ranks          %9.1f MiB\n", mib(3.0 * parameters * (wide ? 8 : 4)));
 }
 
 static void print_placement(const mu_trainer *t) {
@@ -66,7 +66,7 @@ int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
            (long long)size.active, size.train_flops, size.train_flops * (double)(t->cfg.train.global_batch_size * t->cfg.train.seq_len));
     printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", mesh->world->size, mesh->dp, mesh->ep,
            (long long)(share / t->micro_size), share == t->micro_size ? "" : "es", (long long)t->micro_size);
-    print_memory(t, state * (wide ? 2 : 1), (double)mu_tape_peak(t->tape) * (wide ? 2 : 1));
+    print_memory((double)size.total, wide, state * (wide ? 2 : 1), (double)mu_tape_peak(t->tape) * (wide ? 2 : 1));
     print_placement(t);
     free(yaml);
     return MU_STATUS_OK;
