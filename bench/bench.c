@@ -79,30 +79,12 @@ typedef struct {
 } subject;
 
 static subject subject_new(const options *o, bool dense, mu_device *dev, const mu_mesh *mesh) {
-    mu_model_config c = { .hidden_size = o->dim,
-                          .num_layers = o->layers,
-                          .num_heads = o->heads,
-                          .num_kv_heads = o->heads,
-                          .head_dim = o->dim / o->heads,
-                          .max_seq_len = o->seq,
-                          .ffn_hidden_size = o->topk * o->ffn,
-                          .rope_theta = 10000,
-                          .qk_norm = true,
-                          .rms_norm_eps = 1e-6,
-                          .init_std = 0.02 };
-    mu_moe_config m = { .num_experts = dense ? 0 : o->experts,
-                        .top_k = o->topk,
-                        .moe_ffn_hidden_size = o->ffn,
-                        .moe_layer_freq = 1,
-                        .norm_topk_prob = true,
-                        .route_scale = 1,
-                        .balance = MU_BALANCE_GLOBAL_AUX,
-                        .aux_loss_coeff = 0.01,
-                        .z_loss_coeff = 0.001,
-                        .force_skew = o->skew };
-    mu_optim_config oc = {
-        .lr = 1e-3, .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1, .grad_clip = 1
-    };
+    mu_model_config c = mu_model_config_default();
+    c.hidden_size = o->dim, c.num_layers = o->layers, c.max_seq_len = o->seq;
+    c.num_heads = c.num_kv_heads = o->heads, c.head_dim = o->dim / o->heads, c.ffn_hidden_size = o->topk * o->ffn;
+    mu_moe_config m = mu_moe_config_default();
+    m.num_experts = dense ? 0 : o->experts, m.top_k = o->topk, m.moe_ffn_hidden_size = o->ffn, m.force_skew = o->skew;
+    mu_optim_config oc = mu_optim_config_default();
     subject s = { .model = mu_model_new(&c, &m, o->vocab, 1, dev, mesh), .tape = mu_tape_new(dev) };
     s.opt = mu_adamw_new(&oc, s.model->params);
     s.routings = mu_alloc((size_t)s.model->n_moe, sizeof *s.routings);
@@ -122,12 +104,8 @@ static void subject_free(subject *s) {
 /* Assignments of every MoE layer over all ranks, the counts of global_aux_loss. */
 static int64_t *count(subject *s, mu_mesh *mesh, int64_t E) {
     int64_t *counts = mu_tape_alloc(s->tape, sizeof *counts * (size_t)(s->model->n_moe * E + 1));
-    for (int layer = 0; layer < s->model->n_moe; layer++) {
-        int64_t n = mu_count(s->routings[layer].counts_SE),
-                *host = mu_tape_alloc(s->tape, sizeof *host * (size_t)n);
-        mu_tensor_read(s->routings[layer].counts_SE, host);
-        for (int64_t i = 0; i < n; i++) counts[layer * E + i % E] += host[i];
-    }
+    for (int layer = 0; layer < s->model->n_moe; layer++)
+        mu_routing_count(s->tape, &s->routings[layer], counts + layer * E);
     mu_all_reduce(mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, counts, s->model->n_moe * E);
     return counts;
 }
