@@ -147,6 +147,7 @@ static mu_status make_dir(const char *path, mu_error *e) {
     struct stat st;
     if (mkdir(path, 0777) == 0) return sync_parent(path, e);
     if (errno == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode)) return MU_STATUS_OK;
+    if (errno == EEXIST) errno = ENOTDIR;
     return write_failed(e, path, "made a folder");
 }
 

@@ -52,7 +52,7 @@ double mu_grad_norm(mu_adamw *o, mu_comm *group, const mu_unit **bad) {
     mu_device_read(ps->dev, squares, base, bytes);
     if (bad) *bad = NULL;
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
-        if (bad && !*bad && !isfinite(squares[u->global_index])) *bad = u;
+        if (bad && !isfinite(squares[u->global_index])) *bad = u;
         if (u->expert < 0 && group->rank) squares[u->global_index] = 0; /* every rank has it: counted once */
     }
     mu_all_reduce(group, MU_REDUCE_SUM, MU_DTYPE_F64, squares, ps->n_global_units);

@@ -37,8 +37,8 @@ mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps);      /* momen
 void mu_adamw_free(mu_adamw *o);
 void *mu_adamw_moment(const mu_adamw *o, const mu_unit *u, int which);  /* device pointer; which: 0 first, 1 second */
 /* The norm of the whole gradient: squares of each tensor and each expert, added in one fixed order, so that
- * it is the same for any ep. When it is not finite, *bad (may be NULL) names a unit on this rank that is
- * not, or stays NULL. Collective over the expert group. */
+ * it is the same for any ep. When it is not finite, *bad (may be NULL) is the last unit on this rank that is
+ * not, the nearest to the loss, or NULL. Collective over the expert group. */
 double mu_grad_norm(mu_adamw *o, mu_comm *expert_group, const mu_unit **bad);
 /* One AdamW step of every unit that is not idle; gradients are scaled by grad_scale first. An idle expert
  * keeps weights, moments and its own step count bit for bit. Local. */

@@ -59,7 +59,7 @@ step "2/5 the program, in build/ (half a minute the first time)"
 mkdir -p build
 : > build/quickstart.log
 quietly build/quickstart.log cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=OFF
-quietly build/quickstart.log cmake --build build --parallel "$(nproc)"
+quietly build/quickstart.log cmake --build build --target muster_program --parallel "$(nproc)"
 muster --version
 
 step "3/5 texts, in texts/ (half a minute the first time)"
@@ -86,21 +86,25 @@ esac
 
 # The ten minutes of a quickstart hold on slow and busy machines too: a paused run goes on from its checkpoint with
 # a schedule that ends soon.
+steps_of_run() { sed -n 's/^  steps: *\([0-9]*\).*/\1/p' "$run/config.resolved.yaml"; }
 finish_early() {
-    local newest=("$run"/checkpoints/step-*[0-9]) reached
-    reached=$((10#${newest[-1]##*-}))
+    local newest=("$run"/checkpoints/step-????????) reached full steps
+    reached=$((10#${newest[-1]##*-})) full=$(steps_of_run)
     steps=$((reached + reached / 10 + 1))
     ((steps > 100)) || steps=101            # no fewer than the warm-up
-    echo "NOTE: this machine is slower than expected, or busy. So that it does not take too long, training ends early, at"
-    echo "step $steps, with a schedule to fit: the losses below would be lower after all steps."
+    if ((steps < full)); then
+        echo "NOTE: this machine is slower than expected, or busy. So that it does not take too long, training ends early,"
+        echo "at step $steps, with a schedule to fit: the losses below would be lower after all $full steps."
+    else
+        steps=$full
+    fi
     train train.steps="$steps"
 }
 
 step "4/5 training with mpirun -n 2 (about two minutes, never more than four), in $run/"
 goal=()
 if [[ -e $run/config.resolved.yaml ]]; then
-    steps=$(sed -n 's/^  steps: *\([0-9]*\).*/\1/p' "$run/config.resolved.yaml")
-    goal=(train.steps="$steps")
+    goal=(train.steps="$(steps_of_run)")
     echo "$run/ is there already: an unfinished run goes on, a finished one is shown again"
 fi
 code=0
@@ -109,7 +113,6 @@ while [[ $code -eq 75 ]]; do code=0; finish_early || code=$?; done
 [[ $code -eq 0 ]] ||
     fail "$code" "training failed (exit $code), see above; run this again to go on from the last checkpoint, or" \
         "begin anew with: rm -r $run"
-steps=$(sed -n 's/^  steps: *\([0-9]*\).*/\1/p' "$run/config.resolved.yaml")
 
 # ---------------------------------------------------------------- what came out
 
@@ -119,10 +122,11 @@ if [[ $texts -eq 0 ]]; then
     echo "After two minutes it spells, and knows one domain's manner from another's; sense takes longer."
 else
     prompts=("!0" '"0')
-    echo "Symbols of the first two synthetic domains: the same 64 symbols, but each domain has its own order."
+    echo "Of what these domains hold, 0.74 nats a token cannot be known; in decoy nothing can, so there the loss only shows"
+    echo "memorising. Below, common-1 and common-2: they share 64 symbols, but each has an order of its own."
 fi
 for prompt in "${prompts[@]}"; do
-    printf '\n--- %s\n' "muster generate $run --prompt \"$prompt\" --tokens 160 --temperature 0.6"
+    printf '\n--- %s\n' "muster generate $run --prompt '$prompt' --tokens 160 --temperature 0.6"
     muster generate "$run" --prompt "$prompt" --tokens 160 --temperature 0.6
 done
 
@@ -130,7 +134,7 @@ step "done"
 muster inspect "$run" | sed -n 's/^ *\(.*parameters,.*\)/model: \1/p'
 echo "\"loss\" below \"unigram\" in the table above is what was learned; 1.00 in the roll call is a fair share of the work."
 echo
-where() { printf '  %-46s %s\n' "$@"; }
+where() { printf '  %-47s %s\n' "$@"; }
 where "$run/checkpoints/" "the model: HDF5 files with hashes (build/muster verify $run)"
 where "$run/metrics.jsonl" "every logged step, one JSON object a line"
 where "$run/routing.h5" "which expert took how much, step by step"
@@ -139,7 +143,7 @@ where "$run/config.resolved.yaml" "all options of this run (build/muster --help-
 cat <<TEXT
 
 Next:
-  longer      mpirun -n 2 build/muster train $config run.dir=$run train.steps=$((2 * steps))
+  longer      mpirun -n 2 build/muster train $config run.dir=$run train.steps=$((2 * $(steps_of_run)))
   a look      build/muster inspect $run
   experts     build/muster generate $run --prompt '${prompts[-1]}' --tokens 20 --show-experts
   own texts   mpirun -n 2 build/muster train $config run.dir=runs/mine data.train='[{domain: mine, path: FOLDER}]'

@@ -12,6 +12,7 @@
 #include "train/train.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -245,7 +246,9 @@ int mu_checkpoint_list(const char *run, int64_t **steps) {
     int n = 0;
     *steps = NULL;
     DIR *d = opendir(folder);
+    int error = errno;
     free(folder);
+    if (!d && error != ENOENT && error != ENOTDIR) return errno = error, -1;
     for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {
         long long step;
         char rest;
@@ -373,10 +376,12 @@ mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, b
     char *folder = mu_format("%s/checkpoints", path);
     int64_t *steps = NULL;
     int n = world->rank == 0 ? mu_checkpoint_list(path, &steps) : 0;
+    mu_status status = n < 0 ? mu_error_set(e, MU_STATUS_IO, "%s cannot be read: %s", folder, strerror(errno)) : MU_STATUS_OK;
+    status = mu_agree(world, status, e);
     mu_broadcast(world, 0, &n, sizeof n);
+    n = n > 0 ? n : 0;
     steps = mu_realloc(steps, (size_t)n, sizeof *steps);
     mu_broadcast(world, 0, steps, (int64_t)sizeof *steps * n);
-    mu_status status = MU_STATUS_OK;
     mu_error first = { 0 }, why = { 0 };
     for (int i = 0; i < n && !*found; i++) {
         char *one = mu_format("%s/step-%08lld", folder, (long long)steps[i]);

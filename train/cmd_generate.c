@@ -22,31 +22,48 @@ static mu_status number(const char *option, const char *text, double min, double
     return MU_STATUS_OK;
 }
 
+static mu_status whole_number(const char *option, const char *text, double max, int64_t *value, mu_error *e) {
+    double x = 0;
+    mu_status status = number(option, text, 0, max, &x, e);
+    if (status == MU_STATUS_OK && x != floor(x)) status = mu_error_set(e, MU_STATUS_USAGE, "%s %s: expected a whole number", option, text);
+    *value = (int64_t)x;
+    return status;
+}
+
+static mu_status set_option(arguments *a, const char *option, const char *value, mu_error *e) {
+    if (!strcmp(option, "--tokens")) return whole_number(option, value, 1e6, &a->tokens, e);
+    if (!strcmp(option, "--seed")) return whole_number(option, value, 9e15, &a->seed, e);
+    if (!strcmp(option, "--temperature")) return number(option, value, 0, 100, &a->temperature, e);
+    if (!strcmp(option, "--top-p")) return number(option, value, 1e-9, 1, &a->top_p, e);
+    a->prompt = value;
+    return MU_STATUS_OK;
+}
+
+/* The option that `text` names, as `--tokens 5` or `--tokens=5`; *value then is what follows, or NULL. */
+static const char *find_option(const char *text, const char **value) {
+    static const char *const options[] = { "--prompt", "--tokens", "--seed", "--temperature", "--top-p" };
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+        size_t n = strlen(options[i]);
+        if (strncmp(text, options[i], n) || (text[n] && text[n] != '=')) continue;
+        *value = text[n] ? text + n + 1 : NULL;
+        return options[i];
+    }
+    return NULL;
+}
+
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .tokens = 200, .seed = 1, .temperature = 1, .top_p = 1 };
-    for (int i = 2; i < argc; i++) {
-        const char *o = argv[i], *next = i + 1 < argc ? argv[i + 1] : NULL;
-        double value = 0;
-        mu_status status = MU_STATUS_OK;
-        if (!strcmp(o, "--show-experts")) {
-            a->show_experts = true;
-            continue;
-        }
-        if (o[0] != '-') {
-            if (a->path) return mu_error_set(e, MU_STATUS_USAGE, "%s: one checkpoint is enough (%s)", o, a->path);
-            a->path = o;
-            continue;
-        }
-        if (!next) return mu_error_set(e, MU_STATUS_USAGE, "%s: not an option, or its value is missing", o);
-        if (!strcmp(o, "--prompt")) a->prompt = next;
-        else if (!strcmp(o, "--tokens")) status = number(o, next, 0, 1e6, &value, e), a->tokens = (int64_t)value;
-        else if (!strcmp(o, "--seed")) status = number(o, next, 0, 9e15, &value, e), a->seed = (int64_t)value;
-        else if (!strcmp(o, "--temperature")) status = number(o, next, 0, 100, &a->temperature, e);
-        else if (!strcmp(o, "--top-p")) status = number(o, next, 1e-9, 1, &a->top_p, e);
-        else return mu_error_set(e, MU_STATUS_USAGE, "%s is not an option of generate", o);
-        if (status != MU_STATUS_OK) return status;
-        i++;
+    mu_status status = MU_STATUS_OK;
+    for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
+        const char *value = NULL, *option = find_option(argv[i], &value);
+        if (option && !value && i + 1 == argc) return mu_error_set(e, MU_STATUS_USAGE, "%s needs a value", option);
+        if (option) status = set_option(a, option, value ? value : argv[++i], e);
+        else if (!strcmp(argv[i], "--show-experts")) a->show_experts = true;
+        else if (argv[i][0] == '-') return mu_error_set(e, MU_STATUS_USAGE, "%s is not an option of generate", argv[i]);
+        else if (a->path) return mu_error_set(e, MU_STATUS_USAGE, "%s: one checkpoint is enough (%s)", argv[i], a->path);
+        else a->path = argv[i];
     }
+    if (status != MU_STATUS_OK) return status;
     if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "generate needs a run folder or a checkpoint");
     return a->prompt && a->prompt[0] ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_USAGE, "generate needs --prompt TEXT");
 }

@@ -1,6 +1,7 @@
 /* cmd_inspect.c - muster inspect and muster verify: look at checkpoints without a model or texts. */
 #include "train/train.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -148,6 +149,10 @@ int mu_cmd_verify(int argc, char **argv) {
     bool run = mu_file_exists(checkpoints);
     int64_t *steps = NULL;
     int n = run ? mu_checkpoint_list(argv[2], &steps) : 0;
+    if (n < 0) {
+        status = mu_error_set(&e, MU_STATUS_IO, "%s cannot be read: %s", checkpoints, strerror(errno));
+        mu_report_error(&e, 0);
+    }
     if (run && !n) status = mu_error_set(&e, MU_STATUS_DATA, "%s holds no checkpoint", argv[2]), mu_report_error(&e, 0);
     if (!run) status = verify(argv[2], &e);
     for (int i = n - 1; i >= 0; i--) {      /* oldest first */

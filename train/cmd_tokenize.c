@@ -34,8 +34,13 @@ int mu_cmd_tokenize(int argc, char **argv) {
     mu_option_domains list = { 0 };
     mu_corpus corpus = { 0 };
     const char *out = NULL;
+    mu_dist_start(&argc, &argv);
+    mu_comm *world = mu_comm_new(NULL);
+    int rank = world->rank;
+    mu_report_error(&e, rank);
     mu_tokenizer *t = mu_tokenizer_open("bytes");
     mu_status status = parse(argc, argv, &out, &list, &e);
+    if (status == MU_STATUS_OK && world->size > 1) status = mu_error_set(&e, MU_STATUS_USAGE, "tokenize runs on one rank");
     if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &list, t, 1, &e);
     if (status == MU_STATUS_OK) status = mu_corpus_write(&corpus, t, out, &e);
     if (status == MU_STATUS_OK) {
@@ -47,6 +52,8 @@ int mu_cmd_tokenize(int argc, char **argv) {
     }
     free(list.list);
     mu_tokenizer_close(t);
-    if (status != MU_STATUS_OK) mu_report_error(&e, 0);
+    mu_comm_free(world);
+    if (status != MU_STATUS_OK) mu_report_error(&e, rank);
+    mu_dist_stop();
     return (int)status;
 }

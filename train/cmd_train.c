@@ -50,6 +50,24 @@ static bool holds_a_run(const char *dir) {
     return yes;
 }
 
+static bool is_inside(const char *path, const char *folder) {
+    char *p = realpath(path, NULL), *f = realpath(folder, NULL);
+    size_t n = f ? strlen(f) : 0;
+    bool inside = p && f && !strncmp(p, f, n) && (p[n] == '/' || !p[n]);
+    free(p);
+    free(f);
+    return inside;
+}
+
+/* A path that --resume names must be there, and a run folder holds one run. Rank 0's work. */
+static mu_status check_path(const char *resume, const char *dir, mu_error *e) {
+    if (!mu_file_exists(resume)) return mu_error_set(e, MU_STATUS_NOINPUT, "--resume %s: no such file or folder", resume);
+    if (holds_a_run(dir) && !is_inside(resume, dir))
+        return mu_error_set(e, MU_STATUS_CONFIG, "run.dir %s holds a run already, and --resume %s is of another; choose another run.dir, or leave "
+                            "--resume out to go on with the run that is there", dir, resume);
+    return MU_STATUS_OK;
+}
+
 /* Which checkpoint to go on from: *found false means a new run. Collective, agreed. */
 static mu_status choose_start(const mu_trainer *t, const char *resume, mu_manifest *m, bool *found, mu_error *e) {
     mu_comm *world = t->mesh->world;
@@ -63,9 +81,7 @@ static mu_status choose_start(const mu_trainer *t, const char *resume, mu_manife
                                   "or leave --resume out to go on", dir);
         return mu_agree(world, status, e);
     }
-    mu_status status = world->rank == 0 && !mu_file_exists(resume)
-                           ? mu_error_set(e, MU_STATUS_NOINPUT, "--resume %s: no such file or folder", resume) : MU_STATUS_OK;
-    status = mu_agree(world, status, e);
+    mu_status status = mu_agree(world, world->rank == 0 ? check_path(resume, dir, e) : MU_STATUS_OK, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_find(world, resume, m, found, e);
     if (status == MU_STATUS_OK && !*found) status = mu_error_set(e, MU_STATUS_DATA, "--resume %s: there is no checkpoint", resume);
     return status;
@@ -182,7 +198,7 @@ static mu_status run(loop *l, mu_error *e) {
         bool stopping = r.stop && t->step < last;
         if (status == MU_STATUS_OK && (due(t->cfg.checkpoint.every, t->step, last) || stopping || t->step == last)) status = save(l, e);
         if (status == MU_STATUS_OK && stopping)
-            return mu_error_set(e, MU_STATUS_REQUEUE, "asked to stop by a signal: checkpoint of step %lld written; the same command goes on from it",
+            return mu_error_set(e, MU_STATUS_REQUEUE, "asked to stop by a signal: checkpoint of step %lld written; --resume auto, the default, goes on from it",
                                 (long long)t->step);
     }
     return status;
@@ -239,6 +255,7 @@ int mu_cmd_train(int argc, char **argv) {
     mu_error e = { 0 };
     arguments a;
     mu_trainer t = { 0 };
+    catch_signals();                /* before MPI starts: a requeue may come at any time */
     mu_dist_start(&argc, &argv);
     mu_comm *world = mu_comm_new(NULL);
     int rank = world->rank;
@@ -255,10 +272,8 @@ int mu_cmd_train(int argc, char **argv) {
         t.mesh = mesh;
         if (a.dry_run)
             status = (mu_status)mu_dry_run(&t, mesh);
-        else {
-            catch_signals();
+        else
             status = train(&t, &a, argc, argv, &e);
-        }
         mu_trainer_close(&t);
         mu_mesh_close(mesh);
     }

@@ -66,7 +66,7 @@ static const command *find_command(const char *name) {
     const char *near = mu_suggest(name, names, N_COMMANDS);
     fprintf(stderr, "muster: error: there is no command \"%s\"", name);
     if (near) fprintf(stderr, "; did you mean \"%s\"?", near);
-    fprintf(stderr, " `muster --help` lists them all\n");
+    fprintf(stderr, "; `muster --help` lists them all\n");
     return NULL;
 }
 
@@ -75,15 +75,16 @@ int main(int argc, char **argv) {
     signal(SIGXFSZ, SIG_IGN);       /* a file-size limit is a write error, not a death */
     mu_messages_start();
     const char *first = argc > 1 ? argv[1] : "";
-    if (!strcmp(first, "--help") || !strcmp(first, "-h") || !strcmp(first, "help")) return print_usage(stdout), 0;
+    bool help = !strcmp(first, "--help") || !strcmp(first, "-h") || !strcmp(first, "help");
+    if (help && argc == 2) return print_usage(stdout), 0;
     if (!strcmp(first, "--version")) return printf("muster " MU_VERSION " (%s)\n", mu_dist_has_mpi() ? mu_dist_library() : "without MPI"), 0;
     if (!strcmp(first, "--help-config")) return print_config_help(false), 0;
     if (!strcmp(first, "--help-config=markdown")) return print_config_help(true), 0;
     if (argc < 2) return print_usage(stderr), MU_STATUS_USAGE;
-    const command *c = find_command(first);
+    const command *c = find_command(help ? argv[2] : first);
     if (!c) return MU_STATUS_USAGE;
     for (int i = 2; i < argc; i++)
-        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return printf("muster %s %s\n\n%s\n", c->name, c->usage, c->what), 0;
+        if (help || !strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return printf("muster %s %s\n\n%s\n", c->name, c->usage, c->what), 0;
     int code = c->run(argc, argv);
     if (code == MU_STATUS_USAGE && mu_messages_rank() == 0) fprintf(stderr, "usage: muster %s %s\n", c->name, c->usage);
     fflush(stdout);

@@ -90,7 +90,8 @@ mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) MU_MUST_USE;
  * ones with a warning. *found false: there is none at all. MU_STATUS_DATA when there are some and none
  * verifies. `path` may also name one checkpoint. Collective, agreed. */
 mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, bool *found, mu_error *e) MU_MUST_USE;
-/* Steps of the finished checkpoints of a run, newest first; heap, the caller frees. Local. */
+/* Steps of the finished checkpoints of a run, newest first; heap, the caller frees. -1, with errno, when they are
+ * there and cannot be read. Local. */
 int mu_checkpoint_list(const char *run, int64_t **steps);
 /* Renames checkpoints beyond t->step, damaged or of a course that is left, to step-N.aside, so that they are never
  * taken for the newest. Collective, agreed. */
@@ -132,7 +133,8 @@ double mu_peak_measure(mu_device *dev);
 /* ------------------------------------------------------------------ faults for tests (fault.c)
  * MUSTER_FAULT=POINT:RANK:ACTION[:COUNT] in a build with -DMUSTER_FAULTS=ON: when this rank reaches the
  * point for the COUNT-th time (default 1), it is killed (`kill`), stops with SIGSTOP (`stop`), or the point
- * fails as if the disk were full (`enospc`: true is returned). Elsewhere nothing happens. */
+ * fails as if the disk were full (`enospc`: true is returned) or a weight turns into NaN (`nan`, at the point
+ * `step`). Elsewhere nothing happens. */
 bool mu_fault(const char *point, int rank);
 
 /* ------------------------------------------------------------------ sub-commands (cmd_*.c): the exit code */

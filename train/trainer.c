@@ -208,12 +208,24 @@ static void update(mu_trainer *t, const mu_step_result *r) {
     t->step = s;
 }
 
+/* For tests of what happens then: one weight of the last layer on this rank. */
+static void plant_nan(mu_trainer *t) {
+    for (mu_unit *u = mu_unit_next(t->model->params, NULL); u; u = mu_unit_next(t->model->params, u))
+        if (u->expert < 0 && u->param->desc.layer == t->cfg.model.num_layers - 1) {
+            char nan[8];
+            memset(nan, 0xff, sizeof nan);
+            mu_device_write(t->dev, mu_unit_data(u), nan, mu_dtype_size(t->dev->real));
+            return;
+        }
+}
+
 mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked) {
     double start = mu_time(), comm_start = mu_mesh_seconds(t->mesh);
     mu_step_result r = { .lr = mu_learning_rate(&t->cfg.optim, t->step + 1, t->cfg.train.steps) };
     int64_t *counted = needs_count_pass(t) ? mu_alloc((size_t)n_cells(t), sizeof *counted) : NULL;
     sums s = { 0 };
     mu_loader_next(t->loader, t->cfg.train.global_batch_size, t->samples);
+    if (mu_fault("step", t->mesh->world->rank)) plant_nan(t);
     mu_params_zero_grad(t->model->params);
     memset(t->counts, 0, sizeof *t->counts * (size_t)n_cells(t));
     if (counted) count_pass(t, counted);
@@ -247,28 +259,49 @@ static int replay(mu_trainer *t) {
     return worst;
 }
 
+/* The unit nearest to the loss whose gradient from this rank's own sequences is not finite, or NULL: backward once
+ * more, without the sum over ranks that spreads it everywhere. */
+static const mu_unit *replay_backward(mu_trainer *t) {
+    int64_t *counted = needs_count_pass(t) ? mu_alloc((size_t)n_cells(t), sizeof *counted) : NULL;
+    const mu_unit *bad = NULL;
+    sums s = { 0 };
+    mu_params_zero_grad(t->model->params);
+    if (counted) count_pass(t, counted);
+    for (int64_t m = 0; m < t->n_micro; m++) train_micro(t, m, counted, &s);
+    mu_grad_norm(t->opt, t->mesh->expert, &bad);
+    free(counted);
+    return bad;
+}
+
+/* The first rank that has the largest value. Collective. */
+static int32_t rank_of_largest(mu_comm *world, int64_t mine) {
+    int64_t largest = mine;
+    mu_all_reduce(world, MU_REDUCE_MAX, MU_DTYPE_I64, &largest, 1);
+    int32_t rank = mine == largest ? world->rank : world->size;
+    mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &rank, 1);
+    return rank;
+}
+
 char *mu_trainer_explain_nonfinite(mu_trainer *t) {
     mu_comm *world = t->mesh->world;
-    int32_t layers = (int32_t)t->cfg.model.num_layers, mine = replay(t), first = mine;
+    int layers = (int)t->cfg.model.num_layers, mine = replay(t);
+    int32_t first = mine, rank = rank_of_largest(world, -mine);
+    char where[200] = "head: the last norm's output";
     mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &first, 1);
-    int32_t rank = mine == first ? world->rank : world->size;
-    mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &rank, 1);
-    const mu_unit *bad = NULL;
-    mu_grad_norm(t->opt, t->mesh->expert, &bad);
-    char where[160] = "the head";
     if (first < 0)
-        snprintf(where, sizeof where, "the embedding");
+        snprintf(where, sizeof where, "embedding: its output");
     else if (first < layers)
-        snprintf(where, sizeof where, "the forward pass of layer %d", first);
-    else {
-        int32_t has = bad ? world->rank : world->size;
-        mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &has, 1);
-        if (has < world->size) {
-            if (bad) snprintf(where, sizeof where, "the gradient of %s", bad->name);
-            mu_broadcast(world, rank = has, where, sizeof where);
-        }
+        snprintf(where, sizeof where, "layer %d: its output", first);
+    else if (first > layers) {
+        const mu_unit *bad = replay_backward(t);
+        rank = rank_of_largest(world, bad ? bad->global_index : -1);
+        int layer = bad ? bad->param->desc.layer : -1;
+        snprintf(where, sizeof where, "%s", bad ? "" : "head: the loss, or a sum of gradients over ranks,");
+        if (bad && layer < 0) snprintf(where, sizeof where, "the gradient of %s", bad->name);
+        if (bad && layer >= 0) snprintf(where, sizeof where, "layer %d: the gradient of %s", layer, bad->name);
+        mu_broadcast(world, rank, where, sizeof where);
     }
-    return mu_format("step %lld, rank %d: %s is not finite; nothing was written. A smaller optim.lr, a longer "
+    return mu_format("step %lld, rank %d, %s is not finite; nothing was written. A smaller optim.lr, a longer "
                      "optim.warmup_steps or optim.grad_clip help; the last checkpoint is intact",
                      (long long)t->step + 1, rank, where);
 }

@@ -53,12 +53,12 @@ MUSTER_FAULT=before-rename:0:kill train 2 run $options
 goes_on "killed while replacing a damaged checkpoint"
 
 # ---------------------------------------------------------------- the disk really is full
-# A limit of 40 KiB on every file: less than a shard, more than the metrics so far. (On one rank: mpirun and the
-# memory that ranks share would fall under the limit too.)
+# A limit of 40 KiB on every file: less than a shard, more than the metrics so far. (On one rank that starts no
+# daemon: the files of mpirun and of shared memory would fall under the limit too.)
 rm -rf run
 alone="train.steps=12 checkpoint.every=4 moe.num_experts=4"
 expect 0 "one rank without trouble" train 1 alone $alone
-expect 74 "files may not grow" on 1 bash -c 'ulimit -f 40 && exec "$0" "$@"' "$MUSTER" train tiny.yaml run.dir=run $alone
+OMPI_MCA_ess_singleton_isolated=1 expect 74 "files may not grow" on 1 bash -c 'ulimit -f 40 && exec "$0" "$@"' "$MUSTER" train tiny.yaml run.dir=run $alone
 says_once "files may not grow" "^muster: error: .*shard-0000.h5.*no space left"
 has_steps run ""
 expect 0 "files may grow again" train 1 run $alone

@@ -61,6 +61,8 @@ same_checkpoint one branch 24
 expect 0 "... from the newest of a run" train 1 branch-2 $all "$domains" train.steps=26 --resume=one
 says "newest" "resuming from one/checkpoints/step-00000024 "
 has_steps branch-2 "25 26"
+expect 78 "... but not into a folder that holds a run" train 1 branch $all "$domains" train.steps=26 --resume one
+says "into a run" "run.dir branch holds a run already, and --resume one is of another"
 
 # A finished run changes nothing; more steps go on, and say what changed.
 before=$(cat one/metrics.jsonl | cksum)

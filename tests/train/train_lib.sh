@@ -62,6 +62,16 @@ train() {
     on "$n" "$MUSTER" train tiny.yaml run.dir="$dir" "$@"
 }
 
+# wait_for WHAT CONDITION: until the condition holds, at most a minute
+wait_for() {
+    local tries=0
+    until eval "$2" 2> /dev/null; do
+        tries=$((tries + 1))
+        if [ $tries = 3000 ]; then fail "waited a minute for $1"; return 1; fi
+        sleep 0.02
+    done
+}
+
 # expect CODE WHAT COMMAND...: passes when the command ends with this exit code
 expect() {
     local code=$1 what=$2 got

@@ -1,0 +1,170 @@
+# commands.sh - every sub-command from outside: its help, what it prints, and how it refuses.
+. "$(dirname "$0")/train_lib.sh"
+
+m() { on 1 "$MUSTER" "$@"; }
+refuses() {         # refuses CODE PATTERN ARGUMENTS...: exit code, one error that matches, nothing left behind
+    local code=$1 pattern=$2
+    shift 2
+    expect "$code" "muster $*" m "$@"
+    says_once "muster $*" "^muster: error: .*$pattern"
+}
+
+# ---------------------------------------------------------------- help
+for command in train eval generate inspect verify tokenize; do
+    expect 0 "$command --help" m $command --help
+    says "$command --help" "^muster $command "
+    expect 0 "help $command" m help $command
+    expect 0 "$command --help on top of nonsense" m $command --nonsense --help
+done
+expect 0 "--version" m --version
+says "--version" "^muster [0-9]+\.[0-9]+\.[0-9]+ "
+expect 0 "--help" m --help
+for command in train eval generate inspect verify tokenize; do says "--help" "  muster $command "; done
+expect 0 "--help-config" m --help-config
+for key in hidden_size num_experts capacity_factor ep global_batch_size keep_every warmup_steps val_fraction; do says "--help-config" "$key"; done
+expect 64 "no command" m
+refuses 64 'no command "trian"; did you mean "train"\?' trian tiny.yaml
+
+# ---------------------------------------------------------------- dry run: under a second, nothing is written
+TIMEFORMAT='%U %S'
+cpu=$( { time m train tiny.yaml --dry-run model.hidden_size=1024 model.num_heads=8 model.num_layers=12 moe.num_experts=64 \
+    moe.moe_ffn_hidden_size=512 > /dev/null; } 2>&1 | awk '{ print ($1 + $2 < 1) ? "fast" : $1 + $2 " s" }')
+if [ "$cpu" = fast ]; then pass; else fail "a dry run took $cpu of processor time"; fi
+for pattern in '^run:' 'dir: run' '^parameters: [0-9]+ total, [0-9]+ active' 'FLOPs:' 'memory a rank' 'experts of each MoE layer' 'rank 0: 0 1 2 3 4 5 6 7'; do
+    says "dry run" "$pattern"
+done
+if [ -e run ]; then fail "a dry run made the run folder"; else pass; fi
+
+# ---------------------------------------------------------------- bad configurations, all ranks, one message
+refuses 64 "needs a configuration" train
+refuses 64 "nonsense is not an option of train" train tiny.yaml --nonsense
+refuses 64 "one configuration is enough" train tiny.yaml tiny.yaml
+refuses 66 "nowhere.yaml" train nowhere.yaml
+refuses 66 "directory" train .
+refuses 66 "path 'nowhere' of domain 'a': No such file" train tiny.yaml "data.train=[{domain: a, path: nowhere}]"
+refuses 78 "unknown key 'step' in section train; did you mean 'steps'\?" train tiny.yaml train.step=5
+refuses 78 "train.steps: '1e6' is not an integer" train tiny.yaml train.steps=1e6
+refuses 78 "run.dir" train tiny.yaml run.dir=
+refuses 78 "does not divide moe.num_experts 8" train tiny.yaml parallel.ep=3
+refuses 78 "does not divide the number of ranks" train tiny.yaml parallel.ep=2
+refuses 78 "not a multiple of 1 rank x micro_batch_size 3 = 3; the nearest that fit: 6 and 9 are" train tiny.yaml train.micro_batch_size=3
+refuses 74 "passwd" train tiny.yaml run.dir=/etc/passwd/run
+mkdir -p locked && chmod 555 locked
+if ! touch locked/x 2> /dev/null; then refuses 74 "locked/run: .*Permission denied" train tiny.yaml run.dir=locked/run; fi
+if [ -n "${MPIEXEC:-}" ]; then
+    for bad in "78 train.global_batch_size=6" "78 parallel.ep=3" "78 moe.top_k=9" "66 data.train=[{domain: a, path: nowhere}]" "64 --nonsense" \
+        "74 run.dir=/etc/passwd/run"; do
+        expect "${bad%% *}" "4 ranks: ${bad#* }" train 4 run "${bad#* }"
+        says_once "4 ranks: ${bad#* }" "^muster: error: "
+    done
+fi
+[ -n "${MPIEXEC:-}" ] && expect 66 "4 ranks: nowhere to resume from" train 4 other --resume=nowhere && says_once "4 ranks" "^muster: error: --resume nowhere"
+expect 78 "several errors at once" m train tiny.yaml moe.top_k=9 model.num_heads=3 optim.lr=nan train.seq_len=33
+for key in moe.top_k model.hidden_size optim.lr train.seq_len; do says "several at once" "$key: "; done
+if [ -e run ]; then fail "a refused configuration made the run folder"; else pass; fi
+
+# ---------------------------------------------------------------- texts of one's own
+mkdir -p texts/more empty short
+for i in 1 2 3; do seq -s ' ' $i 900 > texts/$i.txt; done
+printf '{"text": "line %s of a file of lines"}\n' $(seq 1 200) > texts/more/lines.jsonl
+: > empty/nothing.txt
+echo "too short" > short/short.txt
+printf '{"text": "fine"}\n{"text": 7}\n' > wrong.jsonl
+printf '{"text": "fine"}\n{"text": "cut\n' > cut.jsonl
+printf 'bytes \0 with a NUL' > nul.txt
+own() { refuses "$1" "$2" train tiny.yaml "data.train=[{domain: own, path: $3}]"; }
+own 65 "no text in empty" empty
+own 65 "11 tokens are too few" short
+own 65 "wrong.jsonl:2: no string named \"text\"" wrong.jsonl
+own 65 "cut.jsonl:2: bad JSON" cut.jsonl
+own 65 "nul.txt: .*NUL" nul.txt
+own 65 "neither a folder nor named" tiny.yaml
+rm -rf run
+domains="data.train=[{domain: own, path: texts},{domain: one, path: texts/1.txt}]"
+expect 0 "training on texts" train 1 run "$domains" train.eval_every=10 log.progress=line
+for pattern in '^step 20/20  loss ' '^validation at step 10: ' '^  own  ' '^  one  ' '^roll call over the last 20 steps' '^checkpoint of step 20 written'; do
+    says "training on texts" "$pattern"
+done
+for file in config.resolved.yaml run.json metrics.jsonl routing.h5 checkpoints/step-00000020/manifest.json; do
+    if [ -s run/$file ]; then pass; else fail "run/$file is missing"; fi
+done
+
+# ---------------------------------------------------------------- eval, inspect, verify, generate
+loss() { sed -n 's/^.*: \([0-9.]*\) nats a token, domains weighted.*$/\1/p' log; }
+expect 0 "eval" m eval run
+first=$(loss)
+says "eval" "^  own .* [0-9.]+ +[0-9.]+ +[0-9.]+$"
+trained=$(grep '"val/ce_loss"' run/metrics.jsonl | tail -1 | sed 's/.*"val\/ce_loss":\([0-9.]*\).*/\1/')
+if [ "$(printf '%.5f' "$first")" = "$(printf '%.5f' "$trained")" ]; then pass; else fail "eval says $first, the run said $trained"; fi
+if [ -n "${MPIEXEC:-}" ]; then
+    expect 0 "eval on 4 ranks" on 4 "$MUSTER" eval run
+    if [ "$(loss | cut -c1-6)" = "$(echo "$first" | cut -c1-6)" ]; then pass; else fail "eval on 4 ranks: $(loss), on one $first"; fi
+fi
+mv texts moved
+refuses 66 'domain "own": texts' eval run
+expect 0 "eval of texts that have moved" m eval run "data.train=[{domain: own, path: moved},{domain: one, path: moved/1.txt}]"
+if [ "$(loss)" = "$first" ]; then pass; else fail "texts that have moved: $(loss) and $first"; fi
+mv moved texts
+refuses 64 "needs a run folder" eval
+refuses 66 "nowhere: no such run" eval nowhere
+refuses 65 "holds no checkpoint" eval texts
+
+expect 0 "inspect" m inspect run
+for pattern in '^  step 20 of 20, 5120 tokens seen, written by 1 rank' '[0-9]+ parameters, [0-9]+ active a token' 'shard-0000.h5' '^  layer 1 ' 'hidden_size: 32'; do
+    says "inspect" "$pattern"
+done
+expect 0 "inspect one checkpoint" m inspect run/checkpoints/step-00000020/
+refuses 66 "no such run" inspect nowhere
+expect 0 "verify" m verify run
+says "verify" "^ok       run/checkpoints/step-00000020: step 20, [0-9]+ tensors in 1 shard"
+expect 0 "verify one checkpoint" m verify run/checkpoints/step-00000020
+refuses 64 "needs one run folder" verify
+refuses 66 "no such run" verify nowhere
+
+expect 0 "generate" m generate run --prompt "1 2 3" --tokens 20 --seed 5
+cp log once
+expect 0 "generate again" m generate run --tokens=20 --seed=5 --prompt="1 2 3"
+if cmp -s once log; then pass; else fail "the same seed gives other text"; fi
+expect 0 "another seed" m generate run --prompt "1 2 3" --tokens 20 --seed 6
+if cmp -s once log; then fail "another seed gives the same text"; else pass; fi
+expect 0 "the likeliest" m generate run --prompt "1 2 3" --tokens 9 --temperature 0
+cp log once
+expect 0 "the likeliest, any seed" m generate run --prompt "1 2 3" --tokens 9 --temperature 0 --seed 9
+if cmp -s once log; then pass; else fail "temperature 0 depends on the seed"; fi
+expect 0 "experts" m generate run --prompt "abc" --tokens 40 --top-p 0.9 --show-experts
+says "experts" "^experts that took each token"
+says "experts" "^  token +\| layer 0 +\| layer 1"
+refuses 64 "needs --prompt" generate run
+refuses 64 "tokens 2.5: expected a whole number" generate run --prompt x --tokens 2.5
+refuses 64 "top-p 2: expected a number" generate run --prompt x --top-p 2
+refuses 64 "prompt needs a value" generate run --prompt
+refuses 64 "topp is not an option" generate run --prompt x --topp 1
+refuses 66 "no such run" generate nowhere --prompt x
+
+# ---------------------------------------------------------------- tokenize
+expect 0 "tokenize" m tokenize --out tokens.h5 own=texts one=texts/1.txt
+says "tokenize" "^own +[0-9]+ tokens in 203 documents"
+fingerprint=$(sed -n 's/.*fingerprint //p' log)
+if grep -q "\"data_fingerprint\":\"$fingerprint\"" run/run.json; then pass; else fail "texts and token file have different fingerprints"; fi
+expect 0 "training on a token file" train 1 tokens "data.train=[{domain: own, path: tokens.h5},{domain: one, path: tokens.h5}]" train.eval_every=10
+same_metrics run tokens exact
+expect 78 "texts are not a token file, even of the same words" train 1 run "data.train=[{domain: own, path: tokens.h5},{domain: one, path: tokens.h5}]" \
+    train.eval_every=10 train.steps=30
+says "texts are not a token file" "  data.train was .*texts.* and is now .*tokens.h5"
+cp tokens.h5 damaged.h5
+"$MUSTER_FLIP" damaged.h5 3000
+own 65 "damaged.h5: .*Fletcher32" damaged.h5
+head -c 2000 tokens.h5 > cut.h5
+own 65 "cut.h5: cannot be read" cut.h5
+refuses 65 "tokens.h5: .*other.* not in the file" train tiny.yaml "data.train=[{domain: other, path: tokens.h5}]"
+refuses 64 "needs --out" tokenize a=texts
+refuses 64 "at least one DOMAIN=PATH" tokenize --out x.h5
+refuses 64 "expected DOMAIN=PATH" tokenize --out x.h5 texts
+refuses 64 "given twice" tokenize --out x.h5 a=texts a=texts
+refuses 66 "nowhere" tokenize --out x.h5 a=nowhere
+refuses 74 "nowhere/x.h5" tokenize --out nowhere/x.h5 a=texts
+if [ -n "${MPIEXEC:-}" ]; then
+    expect 64 "tokenize on 2 ranks" on 2 "$MUSTER" tokenize --out x.h5 a=texts
+    says_once "tokenize on 2 ranks" "^muster: error: tokenize runs on one rank"
+fi
+finish

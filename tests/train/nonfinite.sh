@@ -1,0 +1,50 @@
+# nonfinite.sh - a loss or a gradient that is not finite: all ranks stop with 76, one message names step, rank and
+# layer, and nothing is written. And the other thing that must not pass in silence: experts without tokens.
+. "$(dirname "$0")/train_lib.sh"
+
+wild="optim.lr=1000 optim.min_lr=0 optim.warmup_steps=0 optim.grad_clip=0 checkpoint.every=1 checkpoint.keep=99"
+expect 76 "far too large a rate" train 1 wild $wild
+says_once "far too large a rate" "^muster: error: step [0-9]+, rank 0, (layer [01]|head): .* is not finite; nothing was written"
+step=$(grep -o 'step [0-9]*' log | tail -1 | cut -d' ' -f2)
+if [ "$(steps_in wild | sed 's/.* //')" = $((step - 1)) ] && [ "$(tail -1 wild/metrics.jsonl | grep -o '"step":[0-9]*')" = "\"step\":$((step - 1))" ]
+then pass; else fail "checkpoints of '$(steps_in wild)' beside step $step"; fi
+if grep -Eq '"(train/(ce_)?loss|optim/grad_norm|moe/[^"]*)":null' wild/metrics.jsonl; then fail "metrics hold what is not finite"; else pass; fi
+expect 0 "what was written is finite" on 1 "$MUSTER" verify wild
+expect 76 "it cannot go on like that" train 1 wild $wild
+expect 0 "but with a smaller rate from an earlier step" train 1 calm --resume wild/checkpoints/step-00000001 train.steps=5
+if [ -n "${MPIEXEC:-}" ]; then
+    expect 76 "on 4 ranks, accumulating" train 4 wild-4 $wild parallel.ep=2 train.micro_batch_size=1
+    says_once "on 4 ranks" "^muster: error: step $step, rank [0-3], .* is not finite"
+fi
+
+if [ "${MUSTER_HAS_FAULTS:-}" = 1 ]; then       # one weight of one rank turns into NaN
+    MUSTER_FAULT=step:0:nan:4 expect 76 "a NaN" train 1 nan checkpoint.every=3
+    says "a NaN" "step 4, rank 0, layer 1: its output is not finite"
+    has_steps nan "3"
+    for cut in 2:1:1 2:2:0 4:2:3; do
+        [ -n "${MPIEXEC:-}" ] || continue
+        IFS=: read -r ranks ep rank <<< "$cut"
+        MUSTER_FAULT=step:$rank:nan:6 expect 76 "a NaN, $cut" train "$ranks" nan-"$cut" parallel.ep="$ep" checkpoint.every=3
+        says_once "a NaN, $cut" "^muster: error: step 6, rank $rank, layer 1: its output is not finite"
+        has_steps nan-"$cut" "3"
+    done
+fi
+
+# ---------------------------------------------------------------- experts that sleep
+lonely="moe.balance=[none] moe.z_loss_coeff=0 moe.top_k=1 moe.norm_topk_prob=false moe.force_skew=true log.progress=line"
+expect 0 "one expert takes all" train 1 lonely $lonely train.steps=203 log.every=1
+says_once "named early" "  layer 0: experts 1, 2, 3, 4, 5, 6, 7 took no token for 20 steps"
+says "named at the end" "  layer 1: experts 1, 2, 3, 4, 5, 6, 7 took no token for 200 steps"
+if tail -1 lonely/metrics.jsonl | grep -q '"moe/layer_1/dead":\[1,2,3,4,5,6,7\]'; then pass; else fail "the dead are not in the metrics"; fi
+if tail -1 lonely/metrics.jsonl | grep -q '"moe/dead_frac":0.875'; then pass; else fail "dead_frac"; fi
+expect 0 "the same after a resume" train 1 lonely $lonely train.steps=205 log.every=1
+says "after a resume" "  layer 0: experts 1, 2, 3, 4, 5, 6, 7 took no token for 200 steps"
+expect 0 "inspect" on 1 "$MUSTER" inspect lonely
+says "inspect" "layer 0: experts 1, 2, 3, 4, 5, 6, 7 took no token"
+expect 0 "eight that live" train 1 lively train.steps=25
+says "eight that live" "no dead or starved experts"
+if [ -n "${MPIEXEC:-}" ]; then
+    expect 0 "on 4 ranks, three of them without a row" train 4 lonely-4 $lonely train.steps=25 parallel.ep=4
+    says_once "on 4 ranks" "  layer 0: experts 1, 2, 3, 4, 5, 6, 7 took no token for 20 steps"
+fi
+finish
