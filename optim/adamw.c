@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps) {
     mu_adamw *o = mu_alloc(1, sizeof *o);
@@ -19,6 +20,7 @@ mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps) {
     size_t bytes = (size_t)ps->n_global_units * sizeof(double);
     o->squares = mu_memory_new(ps->dev, bytes);
     mu_memory_commit(o->squares, bytes);
+    o->host_squares = mu_alloc((size_t)ps->n_global_units, sizeof(double));
     return o;
 }
 
@@ -27,6 +29,7 @@ void mu_adamw_free(mu_adamw *o) {
     for (int i = 0; i < o->params->n_groups; i++)
         for (int which = 0; which < 2; which++) mu_memory_free(o->moments[i][which]);
     mu_memory_free(o->squares);
+    free(o->host_squares);
     free(o);
 }
 
@@ -42,9 +45,10 @@ static mu_mat operand(const mu_params *ps, void *data) { return (mu_mat){ data, 
 
 double mu_grad_norm(mu_adamw *o, mu_comm *group, const mu_unit **bad) {
     mu_params *ps = o->params;
-    double *squares = mu_alloc((size_t)ps->n_global_units, sizeof *squares), total = 0;
+    double *squares = o->host_squares, total = 0;
     char *base = o->squares->region.base;
     size_t bytes = (size_t)ps->n_global_units * sizeof *squares;
+    memset(squares, 0, bytes);
     mu_device_write(ps->dev, base, squares, bytes);
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
         ps->dev->k->sumsq(ps->dev, u->count, operand(ps, mu_unit_grad(u)), false,
@@ -57,7 +61,6 @@ double mu_grad_norm(mu_adamw *o, mu_comm *group, const mu_unit **bad) {
     }
     mu_all_reduce(group, MU_REDUCE_SUM, MU_DTYPE_F64, squares, ps->n_global_units);
     for (int64_t i = 0; i < ps->n_global_units; i++) total += squares[i];
-    free(squares);
     return sqrt(total);
 }
 

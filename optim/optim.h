@@ -32,6 +32,7 @@ typedef struct {
     mu_params *params;              /* borrowed */
     mu_memory *moments[4][2];       /* first and second moment of each group's slab */
     mu_memory *squares;             /* F64 [global units] */
+    double *host_squares;           /* the same on the host */
 } mu_adamw;
 mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps);      /* moments zero. Local */
 void mu_adamw_free(mu_adamw *o);

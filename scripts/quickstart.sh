@@ -36,7 +36,7 @@ quietly() {
 
 # Both ranks are on this machine: Open MPI needs no network, more ranks than cores are fine, and so is root.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_btl=^tcp OMPI_MCA_btl_vader_single_copy_mechanism=none
+export OMPI_MCA_btl=^tcp,ofi,openib,uct,usnic OMPI_MCA_btl_vader_single_copy_mechanism=none
 muster() { build/muster "$@"; }
 
 # train OPTION...: never longer than $limit seconds; then the run is asked to write a checkpoint and exits with 75.
@@ -97,11 +97,12 @@ finish_early() {
         echo "at step $steps, with a schedule to fit: the losses below would be lower after all $full steps."
     else
         steps=$full
+        echo "(that took long; the little that is left follows)"
     fi
     train train.steps="$steps"
 }
 
-step "4/5 training with mpirun -n 2 (about two minutes, never more than four), in $run/"
+step "4/5 training with mpirun -n 2 (about two minutes, about four on a slow machine), in $run/"
 goal=()
 if [[ -e $run/config.resolved.yaml ]]; then
     goal=(train.steps="$(steps_of_run)")
@@ -119,7 +120,7 @@ while [[ $code -eq 75 ]]; do code=0; finish_early || code=$?; done
 step "5/5 what the model writes (some seconds)"
 if [[ $texts -eq 0 ]]; then
     prompts=("And the LORD said unto " "Anarchists argue that " "mov ")
-    echo "After two minutes it spells, and knows one domain's manner from another's; sense takes longer."
+    echo "After two minutes it spells, and has the manner of the texts, if not always of the right one; sense takes longer."
 else
     prompts=("!0" '"0')
     echo "Of what these domains hold, 0.74 nats a token cannot be known; in decoy nothing can, so there the loss only shows"

@@ -16,11 +16,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-static mu_store_type type_of(const mu_trainer *t) { return t->dev->real == MU_DTYPE_F64 ? MU_STORE_F64 : MU_STORE_F32; }
+static mu_store_type type_of(const mu_trainer *t) {
+    return t->dev->real == MU_DTYPE_F64 ? MU_STORE_F64 : MU_STORE_F32;
+}
 static bool is_writer(const mu_trainer *t) { return t->mesh->world->rank < t->mesh->ep; }
 
 /* Which units this rank writes: its experts, and on rank 0 everything shared. */
-static bool writes(const mu_trainer *t, const mu_unit *u) { return u->expert >= 0 || t->mesh->world->rank == 0; }
+static bool writes(const mu_trainer *t, const mu_unit *u) {
+    return u->expert >= 0 || t->mesh->world->rank == 0;
+}
 
 static int unit_shape(const mu_unit *u, int64_t shape[2]) {
     for (int i = 0; i < u->param->desc.n_dims; i++) shape[i] = u->param->desc.shape[i];
@@ -30,14 +34,22 @@ static int unit_shape(const mu_unit *u, int64_t shape[2]) {
 /* ------------------------------------------------------------------ the state beside the tensors */
 
 /* Everything small, in one list, so that writing and reading cannot disagree. */
-typedef struct { char name[112]; mu_store_type type; int n_dims; int64_t shape[3]; void *data; } state_item;
+typedef struct {
+    char name[112];
+    mu_store_type type;
+    int n_dims;
+    int64_t shape[3];
+    void *data;
+} state_item;
 
 static int list_state(mu_trainer *t, int64_t *loader, int64_t *seed, state_item *items) {
     int64_t L = t->roll.layers, E = t->roll.experts;
     int n = 0;
     items[n++] = (state_item){ "/state/step", MU_STORE_I64, 1, { 1 }, &t->step };
     items[n++] = (state_item){ "/state/seed", MU_STORE_I64, 1, { 1 }, seed };
-    items[n++] = (state_item){ "/state/loader", MU_STORE_I64, 1, { mu_loader_state_size(t->loader) }, loader };
+    items[n++] = (state_item){
+        "/state/loader", MU_STORE_I64, 1, { mu_loader_state_size(t->loader) }, loader
+    };
     items[n++] = (state_item){ "/state/roll/steps", MU_STORE_I64, 1, { 1 }, &t->roll.steps };
     items[n++] = (state_item){ "/state/roll/ring", MU_STORE_I64, 3, { MU_ROLL_WINDOW, L, E }, t->roll.ring };
     items[n++] = (state_item){ "/state/roll/total", MU_STORE_I64, 2, { L, E }, t->roll.total };
@@ -61,7 +73,8 @@ static mu_status read_item(mu_store *s, const state_item *i, mu_error *e) {
 }
 
 static mu_status write_state(mu_trainer *t, mu_store *s, mu_error *e) {
-    int64_t seed = t->cfg.run.seed, *loader = mu_alloc((size_t)mu_loader_state_size(t->loader), sizeof *loader);
+    int64_t seed = t->cfg.run.seed,
+            *loader = mu_alloc((size_t)mu_loader_state_size(t->loader), sizeof *loader);
     mu_loader_state_get(t->loader, loader);
     state_item items[STATE_ITEMS];
     int n = list_state(t, loader, &seed, items);
@@ -97,9 +110,12 @@ static mu_status read_state(mu_trainer *t, mu_store *s, mu_error *e) {
 
 /* ------------------------------------------------------------------ tensors */
 
-static char *moment_name(const char *which, const mu_unit *u) { return mu_format("/optim/%s%s", which, u->name); }
+static char *moment_name(const char *which, const mu_unit *u) {
+    return mu_format("/optim/%s%s", which, u->name);
+}
 
-static mu_status write_values(mu_trainer *t, mu_store *s, const char *name, const mu_unit *u, const void *data, mu_error *e) {
+static mu_status write_values(mu_trainer *t, mu_store *s, const char *name, const mu_unit *u,
+                              const void *data, mu_error *e) {
     int64_t shape[2];
     int n_dims = unit_shape(u, shape);
     size_t bytes = (size_t)u->count * mu_dtype_size(t->dev->real);
@@ -110,7 +126,8 @@ static mu_status write_values(mu_trainer *t, mu_store *s, const char *name, cons
     return status;
 }
 
-static mu_status read_values(mu_trainer *t, mu_store *s, const char *name, const mu_unit *u, void *data, mu_error *e) {
+static mu_status read_values(mu_trainer *t, mu_store *s, const char *name, const mu_unit *u, void *data,
+                             mu_error *e) {
     int64_t shape[2];
     int n_dims = unit_shape(u, shape);
     size_t bytes = (size_t)u->count * mu_dtype_size(t->dev->real);
@@ -153,8 +170,9 @@ static mu_status read_unit(mu_trainer *t, mu_store *s, mu_unit *u, bool training
 /* ------------------------------------------------------------------ saving */
 
 static mu_status fault_status(const mu_trainer *t, const char *point, mu_error *e) {
-    return mu_fault(point, t->mesh->world->rank) ? mu_error_set(e, MU_STATUS_IO, "%s: no space left on device (planted by a test)", point)
-                                                 : MU_STATUS_OK;
+    return mu_fault(point, t->mesh->world->rank)
+               ? mu_error_set(e, MU_STATUS_IO, "%s: no space left on device (planted by a test)", point)
+               : MU_STATUS_OK;
 }
 
 static mu_status write_tensors(mu_trainer *t, mu_store *s, mu_error *e) {
@@ -200,9 +218,11 @@ static void collect_names(mu_trainer *t, mu_manifest *m) {
         for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
             if (writes(t, u)) memcpy(names + size * (size_t)mine++, u->name, size);
     mu_all_gather(world, &mine, sizeof mine, counts);
-    int64_t *send = mu_alloc((size_t)world->size, sizeof *send), *recv = mu_alloc((size_t)world->size, sizeof *recv), total = 0;
+    int64_t *send = mu_alloc((size_t)world->size, sizeof *send),
+            *recv = mu_alloc((size_t)world->size, sizeof *recv), total = 0;
     send[0] = mine * (int64_t)size;
-    for (int p = 0; p < world->size; p++) recv[p] = world->rank == 0 ? counts[p] * (int64_t)size : 0, total += counts[p];
+    for (int p = 0; p < world->size; p++)
+        recv[p] = world->rank == 0 ? counts[p] * (int64_t)size : 0, total += counts[p];
     char *all = mu_alloc((size_t)total + 1, size);
     mu_exchange(world, names, send, all, recv);
     if (world->rank == 0) {
@@ -267,11 +287,15 @@ mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) {
     int n = t->mesh->world->rank == 0 ? mu_checkpoint_list(t->cfg.run.dir, &steps) : 0;
     mu_status status = MU_STATUS_OK;
     for (int i = 0; i < n && steps[i] > t->step && status == MU_STATUS_OK; i++) {
-        char *from = mu_format("%s/checkpoints/step-%08lld", t->cfg.run.dir, (long long)steps[i]), *to = mu_format("%s.aside", from);
+        char *from = mu_format("%s/checkpoints/step-%08lld", t->cfg.run.dir, (long long)steps[i]),
+             *to = mu_format("%s.aside", from);
         status = mu_file_remove_tree(to, e);
         if (status == MU_STATUS_OK) status = mu_file_rename(from, to, e);
-        if (status == MU_STATUS_OK) mu_log(MU_LOG_WARNING, "the checkpoint of step %lld is beyond step %lld, from which this run goes on: renamed to %s",
-                                           (long long)steps[i], (long long)t->step, to);
+        if (status == MU_STATUS_OK)
+            mu_log(
+                MU_LOG_WARNING,
+                "the checkpoint of step %lld is beyond step %lld, from which this run goes on: renamed to %s",
+                (long long)steps[i], (long long)t->step, to);
         free(from);
         free(to);
     }
@@ -301,8 +325,9 @@ static mu_status prune(const mu_trainer *t, const char *folder, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     for (int i = (int)cfg->keep; i < n && status == MU_STATUS_OK; i++) {
         if (cfg->keep_every && steps[i] % cfg->keep_every == 0) continue;
-        char *from = mu_format("%s/step-%08lld", folder, (long long)steps[i]), *to = mu_format("%s.tmp", from);
-        status = mu_file_rename(from, to, e);       /* half a removal must not look like damage */
+        char *from = mu_format("%s/step-%08lld", folder, (long long)steps[i]),
+             *to = mu_format("%s.tmp", from);
+        status = mu_file_rename(from, to, e); /* half a removal must not look like damage */
         if (status == MU_STATUS_OK) status = mu_file_remove_tree(to, e);
         free(from);
         free(to);
@@ -313,7 +338,8 @@ static mu_status prune(const mu_trainer *t, const char *folder, mu_error *e) {
 
 mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) {
     mu_comm *world = t->mesh->world;
-    char *folder = mu_format("%s/checkpoints", t->cfg.run.dir), *final = mu_format("%s/step-%08lld", folder, (long long)t->step);
+    char *folder = mu_format("%s/checkpoints", t->cfg.run.dir),
+         *final = mu_format("%s/step-%08lld", folder, (long long)t->step);
     char *tmp = mu_format("%s.tmp", final);
     mu_manifest m = { 0 };
     mu_status status = MU_STATUS_OK;
@@ -350,7 +376,8 @@ mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) {
 /* Manifest and shards of one checkpoint; the ranks share the hashing. Collective, agreed. */
 static mu_status verify_one(mu_comm *world, const char *path, mu_manifest *m, mu_error *e) {
     mu_status status = mu_agree(world, mu_manifest_read(m, path, e), e);
-    if (status == MU_STATUS_OK) status = mu_agree(world, mu_manifest_verify(m, world->rank, world->size, e), e);
+    if (status == MU_STATUS_OK)
+        status = mu_agree(world, mu_manifest_verify(m, world->rank, world->size, e), e);
     if (status != MU_STATUS_OK) mu_manifest_free(m);
     return status;
 }
@@ -376,7 +403,8 @@ mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, b
     char *folder = mu_format("%s/checkpoints", path);
     int64_t *steps = NULL;
     int n = world->rank == 0 ? mu_checkpoint_list(path, &steps) : 0;
-    mu_status status = n < 0 ? mu_error_set(e, MU_STATUS_IO, "%s cannot be read: %s", folder, strerror(errno)) : MU_STATUS_OK;
+    mu_status status = n < 0 ? mu_error_set(e, MU_STATUS_IO, "%s cannot be read: %s", folder, strerror(errno))
+                             : MU_STATUS_OK;
     status = mu_agree(world, status, e);
     mu_broadcast(world, 0, &n, sizeof n);
     n = n > 0 ? n : 0;
@@ -387,12 +415,14 @@ mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, b
         char *one = mu_format("%s/step-%08lld", folder, (long long)steps[i]);
         status = verify_one(world, one, m, &why);
         *found = status == MU_STATUS_OK;
-        if (!*found && world->rank == 0) mu_log(MU_LOG_WARNING, "checkpoint of step %lld passed over: %s", (long long)steps[i], why.text);
+        if (!*found && world->rank == 0)
+            mu_log(MU_LOG_WARNING, "checkpoint of step %lld passed over: %s", (long long)steps[i], why.text);
         if (!*found && first.status == MU_STATUS_OK) first = why;
         free(one);
     }
     if (n && !*found)
-        status = mu_error_set(e, MU_STATUS_DATA, "%s holds %d checkpoint%s and none verifies; the newest: %s", folder, n, n > 1 ? "s" : "", first.text);
+        status = mu_error_set(e, MU_STATUS_DATA, "%s holds %d checkpoint%s and none verifies; the newest: %s",
+                              folder, n, n > 1 ? "s" : "", first.text);
     free(steps);
     free(folder);
     return status;
@@ -406,7 +436,8 @@ static mu_status open_shard(const mu_manifest *m, mu_store **stores, int i, mu_e
     return status;
 }
 
-static mu_status read_tensors(mu_trainer *t, const mu_manifest *m, mu_store **stores, bool training, mu_error *e) {
+static mu_status read_tensors(mu_trainer *t, const mu_manifest *m, mu_store **stores, bool training,
+                              mu_error *e) {
     mu_params *ps = t->model->params;
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
         int shard = mu_manifest_find(m, u->name);
@@ -422,7 +453,8 @@ mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training,
     mu_store **stores = mu_alloc((size_t)m->n_shards, sizeof(mu_store *));
     mu_status status = MU_STATUS_OK;
     if (strcmp(m->tokenizer, mu_tokenizer_name(t->tokenizer)))
-        status = mu_error_set(e, MU_STATUS_DATA, "%s was made with the tokenizer '%s', not with '%s'", m->path, m->tokenizer, mu_tokenizer_name(t->tokenizer));
+        status = mu_error_set(e, MU_STATUS_DATA, "%s was made with the tokenizer '%s', not with '%s'",
+                              m->path, m->tokenizer, mu_tokenizer_name(t->tokenizer));
     if (status == MU_STATUS_OK) status = read_tensors(t, m, stores, training, e);
     if (status == MU_STATUS_OK) status = open_shard(m, stores, 0, e);
     if (status == MU_STATUS_OK) status = read_bias(t, stores[0], e);
@@ -446,7 +478,8 @@ static bool must_stay(const mu_option *o) {
         if (!strcmp(o->section, sections[i])) return true;
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         size_t n = strlen(o->section);
-        if (!strncmp(keys[i], o->section, n) && keys[i][n] == '.' && !strcmp(keys[i] + n + 1, o->key)) return true;
+        if (!strncmp(keys[i], o->section, n) && keys[i][n] == '.' && !strcmp(keys[i] + n + 1, o->key))
+            return true;
     }
     return false;
 }
@@ -467,22 +500,25 @@ mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char 
             char *was = mu_option_text(&table[i], &old), *is = mu_option_text(&table[i], &t->cfg);
             if (strcmp(was, is) && must_stay(&table[i])) {
                 if (e->status == MU_STATUS_OK)
-                    mu_error_set(e, MU_STATUS_CONFIG, "this configuration cannot go on from %s; put these back, or choose another run.dir:", m->path);
-                mu_error_add(e, MU_STATUS_CONFIG, "  %s.%s was %s and is now %s", table[i].section, table[i].key, was, is);
+                    mu_error_set(
+                        e, MU_STATUS_CONFIG,
+                        "this configuration cannot go on from %s; put these back, or choose another run.dir:",
+                        m->path);
+                mu_error_add(e, MU_STATUS_CONFIG, "  %s.%s was %s and is now %s", table[i].section,
+                             table[i].key, was, is);
             } else if (strcmp(was, is) && strcmp(table[i].key, "dir"))
                 fprintf(out, "  %s.%s: %s -> %s\n", table[i].section, table[i].key, was, is);
             free(was);
             free(is);
         }
         if (e->status == MU_STATUS_OK && strcmp(m->fingerprint, t->corpus.fingerprint))
-            mu_error_set(e, MU_STATUS_CONFIG, "the texts are not those of %s: fingerprint %s then, %s now", m->path, m->fingerprint, t->corpus.fingerprint);
+            mu_error_set(e, MU_STATUS_CONFIG, "the texts are not those of %s: fingerprint %s then, %s now",
+                         m->path, m->fingerprint, t->corpus.fingerprint);
         status = e->status;
     }
     fclose(out);
     mu_config_free(&old, &options);
-    if (notes)
-        *notes = text;
-    else
-        free(text);
+    if (notes) *notes = text;
+    else free(text);
     return status;
 }

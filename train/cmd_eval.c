@@ -5,11 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, bool with_data, int n_overrides, char *const *overrides,
-                             mu_manifest *m, mu_error *e) {
+mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, bool with_data, int n_overrides,
+                             char *const *overrides, mu_manifest *m, mu_error *e) {
     bool found = false;
     mu_status status = mesh->world->rank == 0 && !mu_file_exists(path)
-                           ? mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such run or checkpoint", path) : MU_STATUS_OK;
+                           ? mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such run or checkpoint", path)
+                           : MU_STATUS_OK;
     status = mu_agree(mesh->world, status, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_find(mesh->world, path, m, &found, e);
     if (status != MU_STATUS_OK) return status;
@@ -20,7 +21,7 @@ mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, boo
         mu_config_free(&t->cfg, &t->options);
         return status;
     }
-    t->cfg.train.micro_batch_size = 8;      /* sequences at once; nothing of the result depends on it */
+    t->cfg.train.micro_batch_size = 8; /* sequences at once; nothing of the result depends on it */
     t->cfg.train.global_batch_size = 8 * mesh->world->size;
     status = mu_trainer_open(t, mesh, with_data, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_load(t, m, false, e);
@@ -37,14 +38,17 @@ int mu_cmd_eval(int argc, char **argv) {
     mu_report_error(&e, rank);
     mu_status status = MU_STATUS_OK;
     for (int i = 2; i < argc && status == MU_STATUS_OK; i++)
-        if (argv[i][0] == '-' || (i > 2 && !strchr(argv[i], '='))) status = mu_error_set(&e, MU_STATUS_USAGE, "%s: not understood", argv[i]);
+        if (argv[i][0] == '-' || (i > 2 && !strchr(argv[i], '=')))
+            status = mu_error_set(&e, MU_STATUS_USAGE, "%s: not understood", argv[i]);
     if (argc < 3) status = mu_error_set(&e, MU_STATUS_USAGE, "eval needs a run folder or a checkpoint");
-    if (status == MU_STATUS_OK) status = mu_open_checkpoint(&t, mesh, argv[2], true, argc - 3, argv + 3, &m, &e);
+    if (status == MU_STATUS_OK)
+        status = mu_open_checkpoint(&t, mesh, argv[2], true, argc - 3, argv + 3, &m, &e);
     if (status == MU_STATUS_OK) {
         mu_domain_loss *results = mu_alloc((size_t)t.corpus.n_domains, sizeof *results);
         double mean = mu_evaluate(&t, 0, results);
         if (rank == 0) {
-            printf("%s, step %lld: %.6f nats a token, domains weighted by their share\n", m.path, (long long)m.step, mean);
+            printf("%s, step %lld: %.6f nats a token, domains weighted by their share\n", m.path,
+                   (long long)m.step, mean);
             mu_print_domains(&t, results);
         }
         free(results);

@@ -13,19 +13,22 @@ typedef struct {
     bool show_experts;
 } arguments;
 
-static mu_status number(const char *option, const char *text, double min, double max, double *value, mu_error *e) {
+static mu_status number(const char *option, const char *text, double min, double max, double *value,
+                        mu_error *e) {
     char *end;
     errno = 0;
     *value = strtod(text, &end);
     if (end == text || *end || errno || !(*value >= min && *value <= max))
-        return mu_error_set(e, MU_STATUS_USAGE, "%s %s: expected a number from %g to %g", option, text, min, max);
+        return mu_error_set(e, MU_STATUS_USAGE, "%s %s: expected a number from %g to %g", option, text, min,
+                            max);
     return MU_STATUS_OK;
 }
 
 static mu_status whole_number(const char *option, const char *text, double max, int64_t *value, mu_error *e) {
     double x = 0;
     mu_status status = number(option, text, 0, max, &x, e);
-    if (status == MU_STATUS_OK && x != floor(x)) status = mu_error_set(e, MU_STATUS_USAGE, "%s %s: expected a whole number", option, text);
+    if (status == MU_STATUS_OK && x != floor(x))
+        status = mu_error_set(e, MU_STATUS_USAGE, "%s %s: expected a whole number", option, text);
     *value = (int64_t)x;
     return status;
 }
@@ -56,16 +59,20 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
         const char *value = NULL, *option = find_option(argv[i], &value);
-        if (option && !value && i + 1 == argc) return mu_error_set(e, MU_STATUS_USAGE, "%s needs a value", option);
+        if (option && !value && i + 1 == argc)
+            return mu_error_set(e, MU_STATUS_USAGE, "%s needs a value", option);
         if (option) status = set_option(a, option, value ? value : argv[++i], e);
         else if (!strcmp(argv[i], "--show-experts")) a->show_experts = true;
-        else if (argv[i][0] == '-') return mu_error_set(e, MU_STATUS_USAGE, "%s is not an option of generate", argv[i]);
-        else if (a->path) return mu_error_set(e, MU_STATUS_USAGE, "%s: one checkpoint is enough (%s)", argv[i], a->path);
+        else if (argv[i][0] == '-')
+            return mu_error_set(e, MU_STATUS_USAGE, "%s is not an option of generate", argv[i]);
+        else if (a->path)
+            return mu_error_set(e, MU_STATUS_USAGE, "%s: one checkpoint is enough (%s)", argv[i], a->path);
         else a->path = argv[i];
     }
     if (status != MU_STATUS_OK) return status;
     if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "generate needs a run folder or a checkpoint");
-    return a->prompt && a->prompt[0] ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_USAGE, "generate needs --prompt TEXT");
+    return a->prompt && a->prompt[0] ? MU_STATUS_OK
+                                     : mu_error_set(e, MU_STATUS_USAGE, "generate needs --prompt TEXT");
 }
 
 /* Logits after the last of n tokens; the experts of every token at *ids [layers][n*K] when asked. */
@@ -75,14 +82,19 @@ static void next_logits(mu_trainer *t, const int32_t *tokens, int64_t n, double 
     cx.seq_len = n;
     mu_tensor *in = mu_tensor_ints(t->tape, MU_DTYPE_I32, n, tokens);
     mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, in, t->routings);
-    mu_tensor *last = mu_tensor_2d(t->tape, 1, x->shape[1]), *index = mu_tensor_ints(t->tape, MU_DTYPE_I32, 1, &(int32_t){ (int32_t)n - 1 });
+    mu_tensor *last = mu_tensor_2d(t->tape, 1, x->shape[1]),
+              *index = mu_tensor_ints(t->tape, MU_DTYPE_I32, 1, &(int32_t){ (int32_t)n - 1 });
     t->dev->k->gather(t->dev, 1, x->shape[1], mu_data(index), mu_data(x), mu_data(last));
     mu_tensor_get(mu_model_logits(t->model, t->tape, last), logits);
-    for (int i = 0; i < t->model->n_moe && ids; i++) mu_tensor_read(t->routings[i].ids_TK, ids + i * n * t->cfg.moe.top_k);
+    for (int i = 0; i < t->model->n_moe && ids; i++)
+        mu_tensor_read(t->routings[i].ids_TK, ids + i * n * t->cfg.moe.top_k);
     mu_tape_reset(t->tape);
 }
 
-typedef struct { double p; int id; } candidate;
+typedef struct {
+    double p;
+    int id;
+} candidate;
 static int by_probability(const void *a, const void *b) {
     const candidate *x = a, *y = b;
     return x->p != y->p ? (x->p < y->p ? 1 : -1) : x->id - y->id;
@@ -93,7 +105,8 @@ static int draw(const arguments *a, const double *logits, int V, int64_t positio
     double top = -INFINITY, sum = 0, kept = 0;
     for (int i = 0; i < V; i++) top = fmax(top, logits[i]);
     for (int i = 0; i < V; i++) {
-        c[i] = (candidate){ a->temperature > 0 ? exp((logits[i] - top) / a->temperature) : logits[i] == top, i };
+        c[i] = (candidate){ a->temperature > 0 ? exp((logits[i] - top) / a->temperature) : logits[i] == top,
+                            i };
         sum += c[i].p;
     }
     qsort(c, (size_t)V, sizeof *c, by_probability);
@@ -119,7 +132,8 @@ static void print_token(const mu_trainer *t, int id) {
 static void print_experts(const mu_trainer *t, const int32_t *tokens, int64_t n, const int32_t *ids) {
     int64_t K = t->cfg.moe.top_k;
     printf("\nexperts that took each token\n  %-10s", "token");
-    for (int i = 0; i < t->model->n_moe; i++) printf(" | layer %-*d", (int)(4 * K - 6 > 1 ? 4 * K - 6 : 1), t->model->moe_layers[i]);
+    for (int i = 0; i < t->model->n_moe; i++)
+        printf(" | layer %-*d", (int)(4 * K - 6 > 1 ? 4 * K - 6 : 1), t->model->moe_layers[i]);
     printf("\n");
     for (int64_t at = 0; at < n; at++) {
         char text[64];
@@ -145,7 +159,7 @@ static void generate(mu_trainer *t, const arguments *a) {
     for (int64_t i = 0; i < n; i++) tokens[i] = prompt[i];
     fputs(a->prompt, stdout);
     for (int64_t made = 0; made < a->tokens; made++) {
-        int64_t from = n > limit ? n - limit : 0;       /* the model sees its last max_seq_len tokens */
+        int64_t from = n > limit ? n - limit : 0; /* the model sees its last max_seq_len tokens */
         next_logits(t, tokens + from, n - from, logits, NULL);
         int id = draw(a, logits, V, n);
         if (id == mu_tokenizer_eod(t->tokenizer)) break;
@@ -159,8 +173,7 @@ static void generate(mu_trainer *t, const arguments *a) {
         next_logits(t, tokens + from, n - from, logits, ids);
         print_experts(t, tokens + from, n - from, ids);
         free(ids);
-    } else if (a->show_experts)
-        printf("(a dense model: there are no experts to show)\n");
+    } else if (a->show_experts) printf("(a dense model: there are no experts to show)\n");
     free(prompt);
     free(tokens);
     free(logits);
@@ -176,7 +189,8 @@ int mu_cmd_generate(int argc, char **argv) {
     int rank = mesh->world->rank;
     mu_report_error(&e, rank);
     mu_status status = parse(argc, argv, &a, &e);
-    if (status == MU_STATUS_OK && mesh->world->size > 1) status = mu_error_set(&e, MU_STATUS_USAGE, "generate runs on one rank");
+    if (status == MU_STATUS_OK && mesh->world->size > 1)
+        status = mu_error_set(&e, MU_STATUS_USAGE, "generate runs on one rank");
     if (status == MU_STATUS_OK) status = mu_open_checkpoint(&t, mesh, a.path, false, 0, NULL, &m, &e);
     if (status == MU_STATUS_OK) generate(&t, &a);
     mu_manifest_free(&m);

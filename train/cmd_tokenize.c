@@ -14,19 +14,23 @@ static mu_status parse(int argc, char **argv, const char **out, mu_option_domain
         const char *equals = strchr(argv[i], '=');
         size_t name = equals ? (size_t)(equals - argv[i]) : 0;
         mu_option_domain *d = &list->list[list->n];
-        if (argv[i][0] == '-' || !name || name >= sizeof d->domain || strlen(equals + 1) >= sizeof d->path || !equals[1])
+        if (argv[i][0] == '-' || !name || name >= sizeof d->domain || strlen(equals + 1) >= sizeof d->path ||
+            !equals[1])
             return mu_error_set(e, MU_STATUS_USAGE, "%s: expected DOMAIN=PATH", argv[i]);
         if (strspn(argv[i], "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") < name)
-            return mu_error_set(e, MU_STATUS_USAGE, "%s: a domain's name has letters, digits, _ and - only", argv[i]);
+            return mu_error_set(e, MU_STATUS_USAGE, "%s: a domain's name has letters, digits, _ and - only",
+                                argv[i]);
         snprintf(d->domain, sizeof d->domain, "%.*s", (int)name, argv[i]);
         snprintf(d->path, sizeof d->path, "%s", equals + 1);
         d->weight = 1.0;
         for (int j = 0; j < list->n; j++)
-            if (!strcmp(list->list[j].domain, d->domain)) return mu_error_set(e, MU_STATUS_USAGE, "domain %s is given twice", d->domain);
+            if (!strcmp(list->list[j].domain, d->domain))
+                return mu_error_set(e, MU_STATUS_USAGE, "domain %s is given twice", d->domain);
         list->n++;
     }
     if (!*out) return mu_error_set(e, MU_STATUS_USAGE, "tokenize needs --out FILE.h5");
-    return list->n ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_USAGE, "tokenize needs at least one DOMAIN=PATH");
+    return list->n ? MU_STATUS_OK
+                   : mu_error_set(e, MU_STATUS_USAGE, "tokenize needs at least one DOMAIN=PATH");
 }
 
 int mu_cmd_tokenize(int argc, char **argv) {
@@ -40,14 +44,16 @@ int mu_cmd_tokenize(int argc, char **argv) {
     mu_report_error(&e, rank);
     mu_tokenizer *t = mu_tokenizer_open("bytes");
     mu_status status = parse(argc, argv, &out, &list, &e);
-    if (status == MU_STATUS_OK && world->size > 1) status = mu_error_set(&e, MU_STATUS_USAGE, "tokenize runs on one rank");
+    if (status == MU_STATUS_OK && world->size > 1)
+        status = mu_error_set(&e, MU_STATUS_USAGE, "tokenize runs on one rank");
     if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &list, t, 1, &e);
     if (status == MU_STATUS_OK) status = mu_corpus_write(&corpus, t, out, &e);
     if (status == MU_STATUS_OK) {
         for (int i = 0; i < corpus.n_domains; i++)
-            printf("%-24s %10lld tokens in %lld documents\n", corpus.domains[i].name, (long long)corpus.domains[i].n_tokens,
-                   (long long)corpus.domains[i].n_documents);
-        printf("written to %s, tokenizer %s, fingerprint %s\n", out, mu_tokenizer_name(t), corpus.fingerprint);
+            printf("%-24s %10lld tokens in %lld documents\n", corpus.domains[i].name,
+                   (long long)corpus.domains[i].n_tokens, (long long)corpus.domains[i].n_documents);
+        printf("written to %s, tokenizer %s, fingerprint %s\n", out, mu_tokenizer_name(t),
+               corpus.fingerprint);
         mu_corpus_close(&corpus);
     }
     free(list.list);

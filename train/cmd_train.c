@@ -16,28 +16,32 @@ static void catch_signals(void) {
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) sigaction(numbers[i], &action, NULL);
 }
 
-typedef struct { const char *config, *resume; bool dry_run; int n_overrides; char **overrides; } arguments;
+typedef struct {
+    const char *config, *resume;
+    bool dry_run;
+    int n_overrides;
+    char **overrides;
+} arguments;
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .resume = "auto", .overrides = mu_alloc((size_t)argc, sizeof(char *)) };
     for (int i = 2; i < argc; i++) {
-        if (!strcmp(argv[i], "--dry-run"))
-            a->dry_run = true;
-        else if (!strcmp(argv[i], "--resume") && i + 1 < argc)
-            a->resume = argv[++i];
-        else if (!strncmp(argv[i], "--resume=", 9))
-            a->resume = argv[i] + 9;
+        if (!strcmp(argv[i], "--dry-run")) a->dry_run = true;
+        else if (!strcmp(argv[i], "--resume") && i + 1 < argc) a->resume = argv[++i];
+        else if (!strncmp(argv[i], "--resume=", 9)) a->resume = argv[i] + 9;
         else if (argv[i][0] == '-')
             return mu_error_set(e, MU_STATUS_USAGE, "%s is not an option of train%s", argv[i],
                                 strcmp(argv[i], "--resume") ? "" : " without auto, never or a path");
-        else if (strchr(argv[i], '='))
-            a->overrides[a->n_overrides++] = argv[i];
-        else if (!a->config)
-            a->config = argv[i];
+        else if (strchr(argv[i], '=')) a->overrides[a->n_overrides++] = argv[i];
+        else if (!a->config) a->config = argv[i];
         else
-            return mu_error_set(e, MU_STATUS_USAGE, "%s: one configuration is enough (%s); overrides read section.key=value", argv[i], a->config);
+            return mu_error_set(e, MU_STATUS_USAGE,
+                                "%s: one configuration is enough (%s); overrides read section.key=value",
+                                argv[i], a->config);
     }
-    return a->config ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_USAGE, "train needs a configuration; configs/first.yaml is one to start from");
+    return a->config ? MU_STATUS_OK
+                     : mu_error_set(e, MU_STATUS_USAGE,
+                                    "train needs a configuration; configs/first.yaml is one to start from");
 }
 
 /* ------------------------------------------------------------------ before the first step */
@@ -61,15 +65,20 @@ static bool is_inside(const char *path, const char *folder) {
 
 /* A path that --resume names must be there, and a run folder holds one run. Rank 0's work. */
 static mu_status check_path(const char *resume, const char *dir, mu_error *e) {
-    if (!mu_file_exists(resume)) return mu_error_set(e, MU_STATUS_NOINPUT, "--resume %s: no such file or folder", resume);
+    if (!mu_file_exists(resume))
+        return mu_error_set(e, MU_STATUS_NOINPUT, "--resume %s: no such file or folder", resume);
     if (holds_a_run(dir) && !is_inside(resume, dir))
-        return mu_error_set(e, MU_STATUS_CONFIG, "run.dir %s holds a run already, and --resume %s is of another; choose another run.dir, or leave "
-                            "--resume out to go on with the run that is there", dir, resume);
+        return mu_error_set(
+            e, MU_STATUS_CONFIG,
+            "run.dir %s holds a run already, and --resume %s is of another; choose another run.dir, or leave "
+            "--resume out to go on with the run that is there",
+            dir, resume);
     return MU_STATUS_OK;
 }
 
 /* Which checkpoint to go on from: *found false means a new run. Collective, agreed. */
-static mu_status choose_start(const mu_trainer *t, const char *resume, mu_manifest *m, bool *found, mu_error *e) {
+static mu_status choose_start(const mu_trainer *t, const char *resume, mu_manifest *m, bool *found,
+                              mu_error *e) {
     mu_comm *world = t->mesh->world;
     const char *dir = t->cfg.run.dir;
     *found = false;
@@ -77,13 +86,17 @@ static mu_status choose_start(const mu_trainer *t, const char *resume, mu_manife
     if (!strcmp(resume, "never")) {
         mu_status status = MU_STATUS_OK;
         if (world->rank == 0 && holds_a_run(dir))
-            status = mu_error_set(e, MU_STATUS_CONFIG, "run.dir %s holds a run already and --resume is never; choose another run.dir, "
-                                  "or leave --resume out to go on", dir);
+            status = mu_error_set(
+                e, MU_STATUS_CONFIG,
+                "run.dir %s holds a run already and --resume is never; choose another run.dir, "
+                "or leave --resume out to go on",
+                dir);
         return mu_agree(world, status, e);
     }
     mu_status status = mu_agree(world, world->rank == 0 ? check_path(resume, dir, e) : MU_STATUS_OK, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_find(world, resume, m, found, e);
-    if (status == MU_STATUS_OK && !*found) status = mu_error_set(e, MU_STATUS_DATA, "--resume %s: there is no checkpoint", resume);
+    if (status == MU_STATUS_OK && !*found)
+        status = mu_error_set(e, MU_STATUS_DATA, "--resume %s: there is no checkpoint", resume);
     return status;
 }
 
@@ -93,32 +106,42 @@ static mu_status resume_from(mu_trainer *t, const mu_manifest *m, mu_error *e) {
     if (status == MU_STATUS_OK) status = mu_checkpoint_load(t, m, true, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_set_aside(t, e);
     if (status == MU_STATUS_OK && t->mesh->world->rank == 0) {
-        printf("resuming from %s (step %lld, written by %d rank%s)\n", m->path, (long long)m->step, m->ranks, m->ranks == 1 ? "" : "s");
-        if (notes[0]) printf("options that differ from the checkpoint's; the new ones hold, schedules follow them:\n%s", notes);
+        printf("resuming from %s (step %lld, written by %d rank%s)\n", m->path, (long long)m->step, m->ranks,
+               m->ranks == 1 ? "" : "s");
+        if (notes[0])
+            printf("options that differ from the checkpoint's; the new ones hold, schedules follow them:\n%s",
+                   notes);
     }
     free(notes);
     return status;
 }
 
 static void print_start(const mu_trainer *t, bool resumed) {
-    mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size, t->cfg.train.seq_len);
+    mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size,
+                                          t->cfg.train.seq_len);
     int ranks = t->mesh->world->size, threads = mu_threads();
     int64_t tokens = 0;
     for (int i = 0; i < t->corpus.n_domains; i++) tokens += t->corpus.domains[i].n_tokens;
-    printf("muster " MU_VERSION ": %d rank%s x %d thread%s on %s, dp %d x ep %d, %s\n", ranks, ranks == 1 ? "" : "s", threads,
-           threads == 1 ? "" : "s", t->dev->name, t->mesh->dp, t->mesh->ep, mu_dist_library());
-    printf("model: %.2f M parameters, %.2f M active a token, %.1f MFLOP a training token\n", (double)size.total * 1e-6,
-           (double)size.active * 1e-6, size.train_flops * 1e-6);
-    printf("data: %d domain%s, %.2f M tokens%s\n", t->corpus.n_domains, t->corpus.n_domains == 1 ? "" : "s", (double)tokens * 1e-6,
+    printf("muster " MU_VERSION ": %d rank%s x %d thread%s on %s, dp %d x ep %d, %s\n", ranks,
+           ranks == 1 ? "" : "s", threads, threads == 1 ? "" : "s", t->dev->name, t->mesh->dp, t->mesh->ep,
+           mu_dist_library());
+    printf("model: %.2f M parameters, %.2f M active a token, %.1f MFLOP a training token\n",
+           (double)size.total * 1e-6, (double)size.active * 1e-6, size.train_flops * 1e-6);
+    printf("data: %d domain%s, %.2f M tokens%s\n", t->corpus.n_domains, t->corpus.n_domains == 1 ? "" : "s",
+           (double)tokens * 1e-6,
            t->corpus.synthetic ? " (synthetic: made by the built-in generator, not real text)" : "");
-    printf("batch: %lld sequences of %lld tokens a step, in %lld micro-batch%s a rank\n", (long long)t->cfg.train.global_batch_size,
-           (long long)t->cfg.train.seq_len, (long long)t->n_micro, t->n_micro == 1 ? "" : "es");
-    if (t->model->n_moe && t->n_micro > 1 && (t->cfg.moe.balance & MU_BALANCE_GLOBAL_AUX) && t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_EXACT)
-        printf("note: global_aux_loss with several micro-batches needs a counting pass first, about a third more compute;\n"
-               "      fewer micro-batches, moe.global_aux_counts=previous or balance: [expert_bias] do without\n");
+    printf("batch: %lld sequences of %lld tokens a step, in %lld micro-batch%s a rank\n",
+           (long long)t->cfg.train.global_batch_size, (long long)t->cfg.train.seq_len, (long long)t->n_micro,
+           t->n_micro == 1 ? "" : "es");
+    if (t->model->n_moe && t->n_micro > 1 && (t->cfg.moe.balance & MU_BALANCE_GLOBAL_AUX) &&
+        t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_EXACT)
+        printf(
+            "note: global_aux_loss with several micro-batches needs a counting pass first, about a third more compute;\n"
+            "      fewer micro-batches, moe.global_aux_counts=previous or balance: [expert_bias] do without\n");
     if (t->peak_flops > 0)
-        printf("peak: %.0f GFLOP/s, %s matrix product of 768 x 768 x 768 on all ranks at once; MFU is against it\n", t->peak_flops * 1e-9,
-               mu_dtype_name(t->dev->real));
+        printf(
+            "peak: %.0f GFLOP/s, %s matrix product of 768 x 768 x 768 on all ranks at once; MFU is against it\n",
+            t->peak_flops * 1e-9, mu_dtype_name(t->dev->real));
     printf("run folder: %s (%s)\n", t->cfg.run.dir, resumed ? "goes on" : "a new run");
     fflush(stdout);
 }
@@ -134,26 +157,27 @@ static double measure_peak(const mu_trainer *t) {
 
 typedef struct {
     mu_trainer *t;
-    mu_metrics *metrics;        /* rank 0 */
-    mu_progress *progress;      /* rank 0 */
+    mu_metrics *metrics;   /* rank 0 */
+    mu_progress *progress; /* rank 0 */
     mu_domain_loss *domains;
-    int64_t saved_step;         /* of the newest checkpoint */
-    double window_seconds;      /* since the last logged line */
+    int64_t saved_step;    /* of the newest checkpoint */
+    double window_seconds; /* since the last logged line */
     int64_t window_steps;
 } loop;
 
-static bool due(int64_t every, int64_t step, int64_t last) { return every > 0 && (step % every == 0 || step == last); }
+static bool due(int64_t every, int64_t step, int64_t last) {
+    return every > 0 && (step % every == 0 || step == last);
+}
 
+/* Metrics first: what a checkpoint covers must be on the disk when it counts. */
 static mu_status save(loop *l, mu_error *e) {
     mu_trainer *t = l->t;
     if (l->saved_step == t->step) return MU_STATUS_OK;
-    mu_status status = mu_checkpoint_save(t, e);
-    if (status == MU_STATUS_OK) {
-        l->saved_step = t->step;
-        if (l->metrics) status = mu_metrics_routing(l->metrics, t, e);
-        status = mu_agree(t->mesh->world, status, e);
-    }
+    mu_status status = mu_agree(t->mesh->world, l->metrics ? mu_metrics_sync(l->metrics, t, e) : MU_STATUS_OK,
+                                e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_save(t, e);
     if (status != MU_STATUS_OK) return status;
+    l->saved_step = t->step;
     if (l->progress) mu_progress_say(l->progress, "checkpoint of step %lld written", (long long)t->step);
     return MU_STATUS_OK;
 }
@@ -162,15 +186,19 @@ static mu_status evaluate(loop *l, mu_error *e) {
     mu_trainer *t = l->t;
     double mean = mu_evaluate(t, t->cfg.train.eval_sequences, l->domains);
     mu_status status = l->metrics ? mu_metrics_eval(l->metrics, t, mean, l->domains, e) : MU_STATUS_OK;
-    if (l->progress) mu_progress_say(l->progress, "validation at step %lld: %.4f nats a token over %d domains", (long long)t->step, mean, t->corpus.n_domains);
+    if (l->progress)
+        mu_progress_say(l->progress, "validation at step %lld: %.4f nats a token over %d domains",
+                        (long long)t->step, mean, t->corpus.n_domains);
     return mu_agree(t->mesh->world, status, e);
 }
 
 static mu_status log_step(loop *l, const mu_step_result *r, mu_error *e) {
     mu_trainer *t = l->t;
-    bool logged = due(t->cfg.log.every, t->step, t->cfg.train.steps) || (t->cfg.log.every > 0 && t->step == 1);
+    bool logged = due(t->cfg.log.every, t->step, t->cfg.train.steps) ||
+                  (t->cfg.log.every > 0 && t->step == 1);
     l->window_seconds += r->seconds, l->window_steps++;
-    double rate = (double)(l->window_steps * t->cfg.train.global_batch_size * t->cfg.train.seq_len) / l->window_seconds;
+    double rate = (double)(l->window_steps * t->cfg.train.global_batch_size * t->cfg.train.seq_len) /
+                  l->window_seconds;
     if (l->progress) mu_progress_step(l->progress, t, r, logged, rate);
     mu_status status = MU_STATUS_OK;
     if (logged) {
@@ -196,10 +224,14 @@ static mu_status run(loop *l, mu_error *e) {
         status = log_step(l, &r, e);
         if (status == MU_STATUS_OK && due(t->cfg.train.eval_every, t->step, last)) status = evaluate(l, e);
         bool stopping = r.stop && t->step < last;
-        if (status == MU_STATUS_OK && (due(t->cfg.checkpoint.every, t->step, last) || stopping || t->step == last)) status = save(l, e);
+        if (status == MU_STATUS_OK &&
+            (due(t->cfg.checkpoint.every, t->step, last) || stopping || t->step == last))
+            status = save(l, e);
         if (status == MU_STATUS_OK && stopping)
-            return mu_error_set(e, MU_STATUS_REQUEUE, "asked to stop by a signal: checkpoint of step %lld written; --resume auto, the default, goes on from it",
-                                (long long)t->step);
+            return mu_error_set(
+                e, MU_STATUS_REQUEUE,
+                "asked to stop by a signal: checkpoint of step %lld written; --resume auto, the default, goes on from it",
+                (long long)t->step);
     }
     return status;
 }
@@ -209,7 +241,8 @@ static void print_end(const loop *l) {
     if (t->cfg.train.eval_every > 0) mu_print_domains(t, l->domains);
     mu_print_roll_call(t);
     printf("\nwritten to %s: checkpoints/, metrics.jsonl, routing.h5, config.resolved.yaml, run.json\n"
-           "look further: muster inspect %s; muster generate %s --prompt \"The \"\n", t->cfg.run.dir, t->cfg.run.dir, t->cfg.run.dir);
+           "look further: muster inspect %s; muster generate %s --prompt \"The \"\n",
+           t->cfg.run.dir, t->cfg.run.dir, t->cfg.run.dir);
     fflush(stdout);
 }
 
@@ -217,7 +250,8 @@ static void print_end(const loop *l) {
 static void show_finished(loop *l) {
     mu_trainer *t = l->t;
     if (t->mesh->world->rank == 0)
-        printf("step %lld of %lld: this run is finished; a larger train.steps goes on\n", (long long)t->step, (long long)t->cfg.train.steps);
+        printf("step %lld of %lld: this run is finished; a larger train.steps goes on\n", (long long)t->step,
+               (long long)t->cfg.train.steps);
     if (t->cfg.train.eval_every > 0) mu_evaluate(t, t->cfg.train.eval_sequences, l->domains);
 }
 
@@ -255,11 +289,11 @@ int mu_cmd_train(int argc, char **argv) {
     mu_error e = { 0 };
     arguments a;
     mu_trainer t = { 0 };
-    catch_signals();                /* before MPI starts: a requeue may come at any time */
+    catch_signals(); /* before MPI starts: a requeue may come at any time */
     mu_dist_start(&argc, &argv);
     mu_comm *world = mu_comm_new(NULL);
     int rank = world->rank;
-    mu_report_error(&e, rank);      /* messages know their rank from here on */
+    mu_report_error(&e, rank); /* messages know their rank from here on */
     mu_status status = mu_agree(world, parse(argc, argv, &a, &e), &e);
     if (status == MU_STATUS_OK) {
         status = mu_config_load(&t.cfg, &t.options, a.config, a.n_overrides, a.overrides, world->size, &e);
@@ -270,10 +304,8 @@ int mu_cmd_train(int argc, char **argv) {
     if (status == MU_STATUS_OK) {
         mu_mesh *mesh = mu_mesh_open(NULL, (int)t.cfg.parallel.ep);
         t.mesh = mesh;
-        if (a.dry_run)
-            status = (mu_status)mu_dry_run(&t, mesh);
-        else
-            status = train(&t, &a, argc, argv, &e);
+        if (a.dry_run) status = (mu_status)mu_dry_run(&t, mesh);
+        else status = train(&t, &a, argc, argv, &e);
         mu_trainer_close(&t);
         mu_mesh_close(mesh);
     }

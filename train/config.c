@@ -13,29 +13,24 @@
 
 /* ------------------------------------------------------------------ the table */
 
-#define ROW(section, TYPE, key, fallback, low, high, choices, help) \
-    { #section, #key, MU_OPTION_##TYPE, offsetof(mu_config, section.key), fallback, low, high, choices, help },
-#define RUN(...)        ROW(run, __VA_ARGS__)
-#define MODEL(...)      ROW(model, __VA_ARGS__)
-#define MOE(...)        ROW(moe, __VA_ARGS__)
-#define PARALLEL(...)   ROW(parallel, __VA_ARGS__)
-#define DATA(...)       ROW(data, __VA_ARGS__)
-#define OPTIM(...)      ROW(optim, __VA_ARGS__)
-#define TRAIN(...)      ROW(train, __VA_ARGS__)
+#define ROW(section, TYPE, key, fallback, low, high, choices, help)                                            \
+    {                                                                                                          \
+        #section, #key, MU_OPTION_##TYPE, offsetof(mu_config, section.key), fallback, low, high, choices, help \
+    },
+#define RUN(...) ROW(run, __VA_ARGS__)
+#define MODEL(...) ROW(model, __VA_ARGS__)
+#define MOE(...) ROW(moe, __VA_ARGS__)
+#define PARALLEL(...) ROW(parallel, __VA_ARGS__)
+#define DATA(...) ROW(data, __VA_ARGS__)
+#define OPTIM(...) ROW(optim, __VA_ARGS__)
+#define TRAIN(...) ROW(train, __VA_ARGS__)
 #define CHECKPOINT(...) ROW(checkpoint, __VA_ARGS__)
-#define LOG(...)        ROW(log, __VA_ARGS__)
+#define LOG(...) ROW(log, __VA_ARGS__)
 
-static const mu_option table[] = {
-    MU_OPTIONS_RUN(RUN)
-    MU_OPTIONS_MODEL(MODEL)
-    MU_OPTIONS_MOE(MOE)
-    MU_OPTIONS_PARALLEL(PARALLEL)
-    MU_OPTIONS_DATA(DATA)
-    MU_OPTIONS_OPTIM(OPTIM)
-    MU_OPTIONS_TRAIN(TRAIN)
-    MU_OPTIONS_CHECKPOINT(CHECKPOINT)
-    MU_OPTIONS_LOG(LOG)
-};
+static const mu_option table[] = { MU_OPTIONS_RUN(RUN) MU_OPTIONS_MODEL(MODEL) MU_OPTIONS_MOE(MOE)
+                                       MU_OPTIONS_PARALLEL(PARALLEL) MU_OPTIONS_DATA(DATA)
+                                           MU_OPTIONS_OPTIM(OPTIM) MU_OPTIONS_TRAIN(TRAIN)
+                                               MU_OPTIONS_CHECKPOINT(CHECKPOINT) MU_OPTIONS_LOG(LOG) };
 
 const mu_option *mu_config_table(int *n) {
     *n = (int)(sizeof table / sizeof *table);
@@ -48,9 +43,9 @@ typedef struct {
     mu_config *c;
     const mu_options *o;
     mu_error *e;
-    int world_size;             /* 0: not known, nothing is checked against it */
+    int world_size; /* 0: not known, nothing is checked against it */
     bool look_for_paths;
-    bool bad, missing;          /* ends in MU_STATUS_CONFIG; in MU_STATUS_NOINPUT */
+    bool bad, missing; /* ends in MU_STATUS_CONFIG; in MU_STATUS_NOINPUT */
 } check;
 
 #define COMPLAIN(k, ...) ((k)->bad |= mu_options_complain((k)->o, (k)->e, __VA_ARGS__) != MU_STATUS_OK)
@@ -63,7 +58,8 @@ static void check_given(check *k) {
 /* Without texts there is nothing to train on; the message shows how to get some. */
 static void check_data_given(check *k) {
     if (k->c->data.train.n == 0)
-        COMPLAIN(k, "data", "train", "must be given, for example `train: [{domain: english, path: texts/english}]`;"
+        COMPLAIN(k, "data", "train",
+                 "must be given, for example `train: [{domain: english, path: texts/english}]`;"
                  " scripts/get-texts.sh fetches free texts, and `path: synthetic` is the built-in generator");
 }
 
@@ -74,8 +70,9 @@ static void check_path(check *k, const mu_option_domain *d) {
     const char *why = strerror(errno);
     char *near = mu_suggest_path(d->path);
     const char *hint = strncmp(d->path, "~/", 2) ? "" : " (~ is not expanded here)";
-    (void)mu_options_complain(k->o, k->e, "data", "train", "path '%.200s' of domain '%s': %s%s%s%s%s", d->path,
-                              d->domain, why, hint, near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+    (void)mu_options_complain(k->o, k->e, "data", "train", "path '%.200s' of domain '%s': %s%s%s%s%s",
+                              d->path, d->domain, why, hint, near ? "; did you mean '" : "", near ? near : "",
+                              near ? "'?" : "");
     free(near);
     k->missing = true;
 }
@@ -90,14 +87,18 @@ static void check_head_dim(check *k) {
     const mu_model_config *m = &k->c->model;
     int64_t D = m->hidden_size, H = m->num_heads;
     if (m->head_dim == 0 && D % H)
-        COMPLAIN(k, "model", "hidden_size", "%" PRId64 " is not divisible by num_heads %" PRId64 "; %" PRId64 " or %"
-                 PRId64 " would be, or give head_dim", D, H, D < H ? H : D / H * H, D < H ? 2 * H : (D / H + 1) * H);
+        COMPLAIN(k, "model", "hidden_size",
+                 "%" PRId64 " is not divisible by num_heads %" PRId64 "; %" PRId64 " or %" PRId64
+                 " would be, or give head_dim",
+                 D, H, D < H ? H : D / H * H, D < H ? 2 * H : (D / H + 1) * H);
     else if (m->head_dim == 0 && D / H % 2)
-        COMPLAIN(k, "model", "hidden_size", "%" PRId64 " / num_heads %" PRId64 " = %" PRId64 " is odd, and rotary"
-                 " positions turn pairs: head_dim must be even", D, H, D / H);
+        COMPLAIN(k, "model", "hidden_size",
+                 "%" PRId64 " / num_heads %" PRId64 " = %" PRId64 " is odd, and rotary"
+                 " positions turn pairs: head_dim must be even",
+                 D, H, D / H);
     else if (m->head_dim % 2)
-        COMPLAIN(k, "model", "head_dim", "%" PRId64 " is odd, and rotary positions turn pairs: it must be even",
-                 m->head_dim);
+        COMPLAIN(k, "model", "head_dim",
+                 "%" PRId64 " is odd, and rotary positions turn pairs: it must be even", m->head_dim);
 }
 
 static void check_kv_heads(check *k) {
@@ -105,8 +106,9 @@ static void check_kv_heads(check *k) {
     if (m->num_kv_heads == 0 || m->num_heads % m->num_kv_heads == 0) return;
     int64_t near = m->num_kv_heads < m->num_heads ? m->num_kv_heads : m->num_heads;
     while (m->num_heads % near) near--;
-    COMPLAIN(k, "model", "num_kv_heads", "%" PRId64 " is not a divisor of num_heads %" PRId64 "; %" PRId64 " would be",
-             m->num_kv_heads, m->num_heads, near);
+    COMPLAIN(k, "model", "num_kv_heads",
+             "%" PRId64 " is not a divisor of num_heads %" PRId64 "; %" PRId64 " would be", m->num_kv_heads,
+             m->num_heads, near);
 }
 
 static void check_dense_layers(check *k) {
@@ -118,23 +120,27 @@ static void check_dense_layers(check *k) {
 static void check_top_k(check *k) {
     const mu_moe_config *m = &k->c->moe;
     if (m->num_experts > 0 && m->top_k > m->num_experts)
-        COMPLAIN(k, "moe", "top_k", "%" PRId64 " is more than num_experts %" PRId64, m->top_k, m->num_experts);
+        COMPLAIN(k, "moe", "top_k", "%" PRId64 " is more than num_experts %" PRId64, m->top_k,
+                 m->num_experts);
 }
 
 /* One score divided by itself is 1 whatever the router says. */
 static void check_top_1(check *k) {
     const mu_moe_config *m = &k->c->moe;
     if (m->num_experts > 0 && m->top_k == 1 && m->norm_topk_prob)
-        COMPLAIN(k, "moe", "norm_topk_prob", "with top_k 1 the gate would always be 1, so the router would get no"
+        COMPLAIN(k, "moe", "norm_topk_prob",
+                 "with top_k 1 the gate would always be 1, so the router would get no"
                  " gradient from the language model's loss; use `norm_topk_prob: false`");
 }
 
 static void check_z_loss(check *k) {
     const mu_moe_config *m = &k->c->moe;
-    if (m->num_experts > 0 && m->score_func == MU_MOE_SCORE_SIGMOID && m->z_loss_coeff > 0
-        && mu_options_given(k->o, "moe", "z_loss_coeff"))
-        COMPLAIN(k, "moe", "z_loss_coeff", "%g needs `score_func: softmax`: the z-loss holds down the softmax's"
-                 " denominator, which sigmoid scores do not have; set it to 0 or leave it out", m->z_loss_coeff);
+    if (m->num_experts > 0 && m->score_func == MU_MOE_SCORE_SIGMOID && m->z_loss_coeff > 0 &&
+        mu_options_given(k->o, "moe", "z_loss_coeff"))
+        COMPLAIN(k, "moe", "z_loss_coeff",
+                 "%g needs `score_func: softmax`: the z-loss holds down the softmax's"
+                 " denominator, which sigmoid scores do not have; set it to 0 or leave it out",
+                 m->z_loss_coeff);
 }
 
 static void check_forced(check *k) {
@@ -148,16 +154,19 @@ static void check_experts_over_ranks(check *k) {
     if (E == 0 && ep > 1)
         COMPLAIN(k, "parallel", "ep", "%" PRId64 " needs experts, but moe.num_experts is 0; use ep 1", ep);
     else if (E % ep)
-        COMPLAIN(k, "parallel", "ep", "%" PRId64 " does not divide moe.num_experts %" PRId64
-                 "; each rank holds the same number of experts", ep, E);
+        COMPLAIN(k, "parallel", "ep",
+                 "%" PRId64 " does not divide moe.num_experts %" PRId64
+                 "; each rank holds the same number of experts",
+                 ep, E);
 }
 
 static void check_ranks(check *k) {
     int64_t ep = k->c->parallel.ep;
     if (k->world_size && k->world_size % ep)
-        COMPLAIN(k, "parallel", "ep", "%" PRId64 " does not divide the number of ranks, %d; start a multiple of %" PRId64
-                 " ranks (mpirun -n %" PRId64 ") or choose another ep", ep, k->world_size, ep,
-                 (k->world_size / ep + 1) * ep);
+        COMPLAIN(k, "parallel", "ep",
+                 "%" PRId64 " does not divide the number of ranks, %d; start a multiple of %" PRId64
+                 " ranks (mpirun -n %" PRId64 ") or choose another ep",
+                 ep, k->world_size, ep, (k->world_size / ep + 1) * ep);
 }
 
 static void check_batch(check *k) {
@@ -168,15 +177,15 @@ static void check_batch(check *k) {
     if (micro) snprintf(what, sizeof what, " x micro_batch_size %" PRId64 " = %" PRId64, micro, unit);
     if (below) snprintf(near, sizeof near, "%" PRId64 " and %" PRId64 " are", below, below + unit);
     else snprintf(near, sizeof near, "%" PRId64 " is", unit);
-    COMPLAIN(k, "train", "global_batch_size", "%" PRId64 " is not a multiple of %d rank%s%s; the nearest that fit: %s",
-             global, k->world_size, k->world_size == 1 ? "" : "s", what, near);
+    COMPLAIN(k, "train", "global_batch_size",
+             "%" PRId64 " is not a multiple of %d rank%s%s; the nearest that fit: %s", global, k->world_size,
+             k->world_size == 1 ? "" : "s", what, near);
 }
 
 static void check_seq_len(check *k) {
     if (k->c->train.seq_len > k->c->model.max_seq_len)
         COMPLAIN(k, "train", "seq_len", "%" PRId64 " is more than model.max_seq_len %" PRId64,
-                 k->c->train.seq_len,
-                 k->c->model.max_seq_len);
+                 k->c->train.seq_len, k->c->model.max_seq_len);
 }
 
 static void check_learning_rate(check *k) {
@@ -188,8 +197,10 @@ static void check_learning_rate(check *k) {
 static void check_warmup(check *k) {
     const mu_optim_config *p = &k->c->optim;
     if (p->schedule != MU_SCHEDULE_CONSTANT && p->warmup_steps > k->c->train.steps)
-        COMPLAIN(k, "optim", "warmup_steps", "%" PRId64 " is more than train.steps %" PRId64 "; the rate would never"
-                 " reach lr", p->warmup_steps, k->c->train.steps);
+        COMPLAIN(k, "optim", "warmup_steps",
+                 "%" PRId64 " is more than train.steps %" PRId64 "; the rate would never"
+                 " reach lr",
+                 p->warmup_steps, k->c->train.steps);
 }
 
 /* Layers that hold experts; the exact rule is the transformer's, this is good enough for limits. */
@@ -212,8 +223,10 @@ static double parameters(const mu_config *c) {
 static void check_parameters(check *k) {
     double n = parameters(k->c);
     if (n > 0x1p40)
-        COMPLAIN(k, "model", "hidden_size", "the model would have about %.2g parameters, more than 2^40; look at"
-                 " hidden_size, num_layers, head_dim, moe.num_experts and moe.moe_ffn_hidden_size", n);
+        COMPLAIN(k, "model", "hidden_size",
+                 "the model would have about %.2g parameters, more than 2^40; look at"
+                 " hidden_size, num_layers, head_dim, moe.num_experts and moe.moe_ffn_hidden_size",
+                 n);
 }
 
 /* Dispatch reserves address space for ep * T * top_k rows, the worst case of one micro-batch. */
@@ -225,35 +238,42 @@ static void check_batch_tokens(check *k) {
     double rows = share * (double)c->train.seq_len;
     if (c->moe.num_experts > 0) rows *= (double)c->moe.top_k * (double)c->parallel.ep;
     if (tokens > 0x1p32)
-        COMPLAIN(k, "train", "global_batch_size", "x seq_len makes %.2g tokens a step, more than 2^32", tokens);
+        COMPLAIN(k, "train", "global_batch_size", "x seq_len makes %.2g tokens a step, more than 2^32",
+                 tokens);
     else if (rows > 0x1p31)
-        COMPLAIN(k, "train", "micro_batch_size", "sequences x seq_len x top_k x ep makes up to %.2g rows of a"
-                 " micro-batch, more than 2^31; use a smaller one", rows);
+        COMPLAIN(k, "train", "micro_batch_size",
+                 "sequences x seq_len x top_k x ep makes up to %.2g rows of a"
+                 " micro-batch, more than 2^31; use a smaller one",
+                 rows);
 }
 
 /* A check runs only when the user's values of all options it compares were readable. */
-static const struct { void (*run)(check *); const char *needs; } checks[] = {
-    { check_given,              "run.dir" },
-    { check_head_dim,           "model.hidden_size model.num_heads model.head_dim" },
-    { check_kv_heads,           "model.num_heads model.num_kv_heads" },
-    { check_top_k,              "moe.top_k moe.num_experts" },
-    { check_dense_layers,       "moe.first_k_dense moe.num_experts model.num_layers" },
-    { check_top_1,              "moe.top_k moe.num_experts moe.norm_topk_prob" },
-    { check_z_loss,             "moe.z_loss_coeff moe.score_func moe.num_experts" },
-    { check_forced,             "moe.force_balanced moe.force_skew moe.num_experts" },
+static const struct {
+    void (*run)(check *);
+    const char *needs;
+} checks[] = {
+    { check_given, "run.dir" },
+    { check_head_dim, "model.hidden_size model.num_heads model.head_dim" },
+    { check_kv_heads, "model.num_heads model.num_kv_heads" },
+    { check_top_k, "moe.top_k moe.num_experts" },
+    { check_dense_layers, "moe.first_k_dense moe.num_experts model.num_layers" },
+    { check_top_1, "moe.top_k moe.num_experts moe.norm_topk_prob" },
+    { check_z_loss, "moe.z_loss_coeff moe.score_func moe.num_experts" },
+    { check_forced, "moe.force_balanced moe.force_skew moe.num_experts" },
     { check_experts_over_ranks, "parallel.ep moe.num_experts" },
-    { check_ranks,              "parallel.ep" },
-    { check_data_given,         "data.train" },
-    { check_paths,              "data.train" },
-    { check_learning_rate,      "optim.lr optim.min_lr optim.schedule" },
-    { check_warmup,             "optim.warmup_steps optim.schedule train.steps" },
-    { check_batch,              "train.global_batch_size train.micro_batch_size" },
-    { check_seq_len,            "train.seq_len model.max_seq_len" },
-    { check_batch_tokens,       "train.global_batch_size train.micro_batch_size train.seq_len moe.num_experts moe.top_k"
-                                " parallel.ep" },
-    { check_parameters,         "model.hidden_size model.num_layers model.num_heads model.num_kv_heads model.head_dim"
-                                " model.ffn_hidden_size moe.num_experts moe.top_k moe.moe_ffn_hidden_size"
-                                " moe.num_shared_experts moe.first_k_dense moe.moe_layer_freq" },
+    { check_ranks, "parallel.ep" },
+    { check_data_given, "data.train" },
+    { check_paths, "data.train" },
+    { check_learning_rate, "optim.lr optim.min_lr optim.schedule" },
+    { check_warmup, "optim.warmup_steps optim.schedule train.steps" },
+    { check_batch, "train.global_batch_size train.micro_batch_size" },
+    { check_seq_len, "train.seq_len model.max_seq_len" },
+    { check_batch_tokens,
+      "train.global_batch_size train.micro_batch_size train.seq_len moe.num_experts moe.top_k"
+      " parallel.ep" },
+    { check_parameters, "model.hidden_size model.num_layers model.num_heads model.num_kv_heads model.head_dim"
+                        " model.ffn_hidden_size moe.num_experts moe.top_k moe.moe_ffn_hidden_size"
+                        " moe.num_shared_experts moe.first_k_dense moe.moe_layer_freq" },
 };
 
 static bool readable(const mu_options *o, const char *needs) {
@@ -275,10 +295,12 @@ static void derive(mu_config *c, const mu_options *o) {
     if (m->num_kv_heads == 0) m->num_kv_heads = m->num_heads;
     if (m->head_dim == 0) m->head_dim = m->hidden_size / m->num_heads;
     if (m->ffn_hidden_size == 0)
-        m->ffn_hidden_size = c->moe.num_experts > 0 ? c->moe.top_k * c->moe.moe_ffn_hidden_size : 4 * m->hidden_size;
+        m->ffn_hidden_size = c->moe.num_experts > 0 ? c->moe.top_k * c->moe.moe_ffn_hidden_size
+                                                    : 4 * m->hidden_size;
     if (c->moe.score_func == MU_MOE_SCORE_SIGMOID && !mu_options_given(o, "moe", "z_loss_coeff"))
         c->moe.z_loss_coeff = 0;
-    if (!mu_options_given(o, "optim", "min_lr") && c->optim.min_lr > c->optim.lr / 10) c->optim.min_lr = c->optim.lr / 10;
+    if (!mu_options_given(o, "optim", "min_lr") && c->optim.min_lr > c->optim.lr / 10)
+        c->optim.min_lr = c->optim.lr / 10;
     if (!mu_options_given(o, "optim", "warmup_steps") && c->optim.warmup_steps > c->train.steps / 10)
         c->optim.warmup_steps = c->train.steps / 10;
 }
@@ -304,7 +326,7 @@ static bool override_all(mu_config *config, mu_options *options, int n, char *co
 static mu_status finish(check *k, bool read) {
     run_checks(k);
     mu_status status = !read || k->bad ? MU_STATUS_CONFIG : k->missing ? MU_STATUS_NOINPUT : MU_STATUS_OK;
-    if (k->e) k->e->status = status;    /* the first complaint is not always the graver one */
+    if (k->e) k->e->status = status; /* the first complaint is not always the graver one */
     return status;
 }
 
@@ -335,6 +357,4 @@ mu_status mu_config_load_text(mu_config *config, mu_options *options, const char
     return finish(&k, good);
 }
 
-void mu_config_free(mu_config *config, mu_options *options) {
-    mu_options_free(options, config);
-}
+void mu_config_free(mu_config *config, mu_options *options) { mu_options_free(options, config); }

@@ -7,7 +7,8 @@
 static void shape_step(mu_trainer *t) {
     int64_t T = t->micro_size * t->cfg.train.seq_len;
     mu_context cx = mu_trainer_context(t, MU_MODE_TRAIN, t->micro_size);
-    mu_tensor *tokens = mu_tensor_ints(t->tape, MU_DTYPE_I32, T, NULL), *targets = mu_tensor_ints(t->tape, MU_DTYPE_I32, T, NULL);
+    mu_tensor *tokens = mu_tensor_ints(t->tape, MU_DTYPE_I32, T, NULL),
+              *targets = mu_tensor_ints(t->tape, MU_DTYPE_I32, T, NULL);
     mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, tokens, t->routings);
     mu_tensor *loss = mu_model_head_loss(t->model, t->tape, x, targets, 1.0, NULL);
     mu_release(t->tape, x);
@@ -23,7 +24,7 @@ static void shape_step(mu_trainer *t) {
 static double mib(double bytes) { return bytes / (1 << 20); }
 
 static void print_memory(double parameters, bool wide, double state, double activations) {
-    const double program = 60 << 20;        /* libraries, threads' scratch, and texts of 15 MB; measured */
+    const double program = 60 << 20; /* libraries, threads' scratch, and texts of 15 MB; measured */
     printf("\nmemory a rank, MiB\n");
     printf("  weights, gradients, moments  %9.1f\n", mib(state));
     printf("  activations                  %9.1f\n", mib(activations));
@@ -34,8 +35,8 @@ static void print_memory(double parameters, bool wide, double state, double acti
 
 static void print_placement(const mu_trainer *t) {
     if (!t->model->place) return;
-    printf("\nexperts of each MoE layer (%d of %lld layers), the same in each of %d replica%s\n", t->model->n_moe,
-           (long long)t->cfg.model.num_layers, t->mesh->dp, t->mesh->dp == 1 ? "" : "s");
+    printf("\nexperts of each MoE layer (%d of %lld layers), the same in each of %d replica%s\n",
+           t->model->n_moe, (long long)t->cfg.model.num_layers, t->mesh->dp, t->mesh->dp == 1 ? "" : "s");
     for (int rank = 0; rank < t->mesh->ep; rank++) {
         printf("  rank %d:", rank);
         int n = 0;
@@ -50,7 +51,8 @@ int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
     t->mesh = mesh;
     t->tokenizer = mu_tokenizer_open("bytes");
     t->dev = mu_device_open("shape");
-    t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev, mesh);
+    t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev,
+                            mesh);
     t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
     double state = (double)mu_device_bytes(t->dev);
     t->tape = mu_tape_new(t->dev);
@@ -61,12 +63,16 @@ int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
     shape_step(t);
     if (mesh->world->rank) return MU_STATUS_OK;
     char *yaml = mu_options_dump(&t->options, &t->cfg);
-    mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size, t->cfg.train.seq_len);
-    printf("%s\nparameters: %lld total, %lld active a token\nFLOPs: %.4g a training token, %.4g a step\n", yaml, (long long)size.total,
-           (long long)size.active, size.train_flops, size.train_flops * (double)(t->cfg.train.global_batch_size * t->cfg.train.seq_len));
-    printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", mesh->world->size, mesh->dp, mesh->ep,
-           (long long)(share / t->micro_size), share == t->micro_size ? "" : "es", (long long)t->micro_size);
-    print_memory((double)size.total, wide, state * (wide ? 2 : 1), (double)mu_tape_peak(t->tape) * (wide ? 2 : 1));
+    mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size,
+                                          t->cfg.train.seq_len);
+    printf("%s\nparameters: %lld total, %lld active a token\nFLOPs: %.4g a training token, %.4g a step\n",
+           yaml, (long long)size.total, (long long)size.active, size.train_flops,
+           size.train_flops * (double)(t->cfg.train.global_batch_size * t->cfg.train.seq_len));
+    printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", mesh->world->size, mesh->dp,
+           mesh->ep, (long long)(share / t->micro_size), share == t->micro_size ? "" : "es",
+           (long long)t->micro_size);
+    print_memory((double)size.total, wide, state * (wide ? 2 : 1),
+                 (double)mu_tape_peak(t->tape) * (wide ? 2 : 1));
     print_placement(t);
     free(yaml);
     return MU_STATUS_OK;

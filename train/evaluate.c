@@ -14,7 +14,8 @@ static int64_t text_bytes(const mu_trainer *t, const int32_t *targets, int64_t n
 }
 
 /* One batch of up to micro_size sequences of a domain, from `first` in steps of the number of ranks. */
-static void run_batch(mu_trainer *t, int domain, int64_t first, int64_t end, double *nll_sum, int64_t *tokens, int64_t *bytes) {
+static void run_batch(mu_trainer *t, int domain, int64_t first, int64_t end, double *nll_sum, int64_t *tokens,
+                      int64_t *bytes) {
     int64_t S = t->cfg.train.seq_len, n = 0;
     for (int64_t i = first; i < end && n < t->micro_size; i += t->mesh->world->size, n++)
         mu_loader_val_read(t->loader, domain, i, t->tokens + n * S, t->targets + n * S);

@@ -13,7 +13,9 @@ bool mu_fault(const char *point, int rank) {
     if (!spec) return false;
     char name[64], action[16];
     int wanted, count = 1;
-    if (sscanf(spec, "%63[^:]:%d:%15[^:]:%d", name, &wanted, action, &count) < 3 || strcmp(name, point) || wanted != rank) return false;
+    if (sscanf(spec, "%63[^:]:%d:%15[^:]:%d", name, &wanted, action, &count) < 3 || strcmp(name, point) ||
+        wanted != rank)
+        return false;
     if (++reached != count) return false;
     if (!strcmp(action, "kill")) kill(getpid(), SIGKILL);
     if (!strcmp(action, "stop")) kill(getpid(), SIGSTOP);

@@ -6,7 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { const char *name; int (*run)(int argc, char **argv); const char *usage, *what; } command;
+typedef struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *usage, *what;
+} command;
 static const command commands[] = {
     { "train", mu_cmd_train, "CONFIG [section.key=value ...] [--resume auto|never|PATH] [--dry-run]",
       "Trains the model that CONFIG (a YAML file) describes; start it with mpirun for several ranks.\n\n"
@@ -28,7 +32,8 @@ static const command commands[] = {
       "  --top-p X         draw from the likeliest tokens that together have probability X (default 1)\n"
       "  --seed N          key of the draws (default 1)\n"
       "  --show-experts    for each token, the experts of each MoE layer that took it" },
-    { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT", "Shows a checkpoint: configuration, parameters, shards, and the load of its experts." },
+    { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT",
+      "Shows a checkpoint: configuration, parameters, shards, and the load of its experts." },
     { "verify", mu_cmd_verify, "RUN_OR_CHECKPOINT",
       "Checks manifest, hashes, shapes and that all values are finite, of one checkpoint or of all of a run.\nExit code 65 when any is damaged." },
     { "tokenize", mu_cmd_tokenize, "--out FILE.h5 DOMAIN=PATH ...",
@@ -39,10 +44,13 @@ enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static void print_usage(FILE *out) {
     fprintf(out, "muster " MU_VERSION ": trains sparse Mixture-of-Experts language models from scratch\n\n");
-    for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  muster %s %s\n", commands[i].name, commands[i].usage);
-    fprintf(out, "\n  muster COMMAND --help    what a command does\n"
-                 "  muster --help-config     every configuration key (--help-config=markdown: as docs/configuration.md)\n"
-                 "  muster --version\n");
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(out, "  muster %s %s\n", commands[i].name, commands[i].usage);
+    fprintf(
+        out,
+        "\n  muster COMMAND --help    what a command does\n"
+        "  muster --help-config     every configuration key (--help-config=markdown: as docs/configuration.md)\n"
+        "  muster --version\n");
 }
 
 static void print_config_help(bool markdown) {
@@ -72,21 +80,25 @@ static const command *find_command(const char *name) {
 
 int main(int argc, char **argv) {
     setlocale(LC_ALL, "C");
-    signal(SIGXFSZ, SIG_IGN);       /* a file-size limit is a write error, not a death */
+    signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a write error, not a death */
     mu_messages_start();
     const char *first = argc > 1 ? argv[1] : "";
     bool help = !strcmp(first, "--help") || !strcmp(first, "-h") || !strcmp(first, "help");
     if (help && argc == 2) return print_usage(stdout), 0;
-    if (!strcmp(first, "--version")) return printf("muster " MU_VERSION " (%s)\n", mu_dist_has_mpi() ? mu_dist_library() : "without MPI"), 0;
+    if (!strcmp(first, "--version"))
+        return printf("muster " MU_VERSION " (%s)\n", mu_dist_has_mpi() ? mu_dist_library() : "without MPI"),
+               0;
     if (!strcmp(first, "--help-config")) return print_config_help(false), 0;
     if (!strcmp(first, "--help-config=markdown")) return print_config_help(true), 0;
     if (argc < 2) return print_usage(stderr), MU_STATUS_USAGE;
     const command *c = find_command(help ? argv[2] : first);
     if (!c) return MU_STATUS_USAGE;
     for (int i = 2; i < argc; i++)
-        if (help || !strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return printf("muster %s %s\n\n%s\n", c->name, c->usage, c->what), 0;
+        if (help || !strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
+            return printf("muster %s %s\n\n%s\n", c->name, c->usage, c->what), 0;
     int code = c->run(argc, argv);
-    if (code == MU_STATUS_USAGE && mu_messages_rank() == 0) fprintf(stderr, "usage: muster %s %s\n", c->name, c->usage);
+    if (code == MU_STATUS_USAGE && mu_messages_rank() == 0)
+        fprintf(stderr, "usage: muster %s %s\n", c->name, c->usage);
     fflush(stdout);
     return code;
 }

@@ -68,7 +68,7 @@ static bool copy_string(const json_t *root, const char *key, char *out, size_t s
     return value && snprintf(out, size, "%s", value) < (int)size;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(a, b); }      /* the name comes first in both */
+static int by_name(const void *a, const void *b) { return strcmp(a, b); } /* the name comes first in both */
 
 static bool read_tensors(mu_manifest *m, json_t *table) {
     const char *name;
@@ -78,7 +78,9 @@ static bool read_tensors(mu_manifest *m, json_t *table) {
     int i = 0;
     json_object_foreach(table, name, shard) {
         json_int_t at = json_integer_value(shard);
-        if (!json_is_integer(shard) || at < 0 || at >= m->n_shards || strlen(name) >= sizeof m->tensors[i].name) return false;
+        if (!json_is_integer(shard) || at < 0 || at >= m->n_shards ||
+            strlen(name) >= sizeof m->tensors[i].name)
+            return false;
         snprintf(m->tensors[i].name, sizeof m->tensors[i].name, "%s", name);
         m->tensors[i++].shard = (int)at;
     }
@@ -91,8 +93,10 @@ static bool read_shards(mu_manifest *m, json_t *list) {
     m->shards = mu_alloc((size_t)m->n_shards, sizeof *m->shards);
     for (int i = 0; i < m->n_shards; i++) {
         json_t *s = json_array_get(list, (size_t)i), *bytes = json_object_get(s, "bytes");
-        if (!copy_string(s, "name", m->shards[i].name, sizeof m->shards[i].name) || strchr(m->shards[i].name, '/') ||
-            !copy_string(s, "xxh3_128", m->shards[i].hash, sizeof m->shards[i].hash) || !json_is_integer(bytes))
+        if (!copy_string(s, "name", m->shards[i].name, sizeof m->shards[i].name) ||
+            strchr(m->shards[i].name, '/') ||
+            !copy_string(s, "xxh3_128", m->shards[i].hash, sizeof m->shards[i].hash) ||
+            !json_is_integer(bytes))
             return false;
         m->shards[i].bytes = json_integer_value(bytes);
     }
@@ -104,8 +108,10 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     copy_string(root, "format", format, sizeof format);
     json_int_t version = json_integer_value(json_object_get(root, "version"));
     if (strcmp(format, "muster-checkpoint") || version != FORMAT_VERSION)
-        return mu_error_set(e, MU_STATUS_DATA, "%s: format \"%s\" version %lld; this program reads \"muster-checkpoint\" version %d",
-                            path, format, (long long)version, FORMAT_VERSION);
+        return mu_error_set(
+            e, MU_STATUS_DATA,
+            "%s: format \"%s\" version %lld; this program reads \"muster-checkpoint\" version %d", path,
+            format, (long long)version, FORMAT_VERSION);
     const char *config = json_string_value(json_object_get(root, "config"));
     m->step = json_integer_value(json_object_get(root, "step"));
     m->ranks = (int)json_integer_value(json_object_get(root, "ranks"));
@@ -113,7 +119,8 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     if (!config || m->step < 0 || !copy_string(root, "dtype", m->dtype, sizeof m->dtype) ||
         !copy_string(root, "tokenizer", m->tokenizer, sizeof m->tokenizer) ||
         !copy_string(root, "data_fingerprint", m->fingerprint, sizeof m->fingerprint) ||
-        !read_shards(m, json_object_get(root, "shards")) || !read_tensors(m, json_object_get(root, "tensors")))
+        !read_shards(m, json_object_get(root, "shards")) ||
+        !read_tensors(m, json_object_get(root, "tensors")))
         return mu_error_set(e, MU_STATUS_DATA, "%s: a field is missing or has the wrong type", path);
     m->config = mu_strdup(config);
     return MU_STATUS_OK;
@@ -126,7 +133,8 @@ static mu_status check_folder_name(const mu_manifest *m, const char *path, mu_er
     while (n > 0 && m->path[n - 1] != '/') n--;
     long long step;
     if (sscanf(m->path + n, "step-%lld", &step) != 1 || step == m->step) return MU_STATUS_OK;
-    return mu_error_set(e, MU_STATUS_DATA, "%s is the manifest of step %lld, not of step %lld", path, (long long)m->step, step);
+    return mu_error_set(e, MU_STATUS_DATA, "%s is the manifest of step %lld, not of step %lld", path,
+                        (long long)m->step, step);
 }
 
 mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) {
@@ -137,12 +145,14 @@ mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) 
     mu_status status = mu_file_read(path, LARGEST, &text, &bytes, e);
     if (status == MU_STATUS_NOINPUT) status = mu_error_set(e, MU_STATUS_DATA, "%s is missing", path);
     if (status == MU_STATUS_OK && !first_line_is_whole(text, bytes))
-        status = mu_error_set(e, MU_STATUS_DATA, "%s is damaged: its second line is not the hash of the first", path);
+        status = mu_error_set(e, MU_STATUS_DATA,
+                              "%s is damaged: its second line is not the hash of the first", path);
     json_t *root = NULL;
     if (status == MU_STATUS_OK) {
         json_error_t problem;
         root = json_loads(text, JSON_REJECT_DUPLICATES, &problem);
-        status = root ? fill(m, root, path, e) : mu_error_set(e, MU_STATUS_DATA, "%s: %s", path, problem.text);
+        status = root ? fill(m, root, path, e)
+                      : mu_error_set(e, MU_STATUS_DATA, "%s: %s", path, problem.text);
         if (status == MU_STATUS_OK) status = check_folder_name(m, path, e);
     }
     json_decref(root);
@@ -153,7 +163,9 @@ mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) 
 }
 
 int mu_manifest_find(const mu_manifest *m, const char *tensor) {
-    const char *at = m->n_tensors ? bsearch(tensor, m->tensors, (size_t)m->n_tensors, sizeof *m->tensors, by_name) : NULL;
+    const char *at = m->n_tensors
+                         ? bsearch(tensor, m->tensors, (size_t)m->n_tensors, sizeof *m->tensors, by_name)
+                         : NULL;
     return at ? m->tensors[(at - m->tensors[0].name) / (ptrdiff_t)sizeof *m->tensors].shard : -1;
 }
 
@@ -161,12 +173,13 @@ static mu_status verify_shard(const mu_manifest *m, const mu_shard *s, mu_error 
     char hex[33], *path = mu_format("%s/%s", m->path, s->name);
     int64_t bytes = 0;
     mu_status status = mu_file_hash(path, hex, &bytes, e);
-    if (status != MU_STATUS_OK)
-        status = mu_error_set(e, MU_STATUS_DATA, "%s is missing or unreadable", path);
+    if (status != MU_STATUS_OK) status = mu_error_set(e, MU_STATUS_DATA, "%s is missing or unreadable", path);
     else if (bytes != s->bytes)
-        status = mu_error_set(e, MU_STATUS_DATA, "%s is damaged: %lld bytes, the manifest says %lld", path, (long long)bytes, (long long)s->bytes);
+        status = mu_error_set(e, MU_STATUS_DATA, "%s is damaged: %lld bytes, the manifest says %lld", path,
+                              (long long)bytes, (long long)s->bytes);
     else if (strcmp(hex, s->hash))
-        status = mu_error_set(e, MU_STATUS_DATA, "%s is damaged: its hash is %s, the manifest says %s", path, hex, s->hash);
+        status = mu_error_set(e, MU_STATUS_DATA, "%s is damaged: its hash is %s, the manifest says %s", path,
+                              hex, s->hash);
     free(path);
     return status;
 }

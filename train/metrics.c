@@ -8,15 +8,16 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct mu_metrics {
     FILE *file;
     char *path, *routing_path;
     mu_json line;
     double start;
-    int64_t cells;              /* MoE layers * experts */
-    int64_t n, capacity;        /* logged steps so far */
-    int64_t *steps, *loads;     /* [n], [n, cells] */
+    int64_t cells;          /* MoE layers * experts */
+    int64_t n, capacity;    /* logged steps so far */
+    int64_t *steps, *loads; /* [n], [n, cells] */
 };
 
 static void remember_loads(mu_metrics *m, int64_t step, const int64_t *loads) {
@@ -38,7 +39,8 @@ static void remember_line(mu_metrics *m, const mu_trainer *t, const json_t *line
         snprintf(key, sizeof key, "moe/layer_%d/load", t->model->moe_layers[layer]);
         const json_t *list = json_object_get(line, key);
         whole = json_array_size(list) == (size_t)E;
-        for (int64_t i = 0; i < E && whole; i++) loads[layer * E + i] = json_integer_value(json_array_get(list, (size_t)i));
+        for (int64_t i = 0; i < E && whole; i++)
+            loads[layer * E + i] = json_integer_value(json_array_get(list, (size_t)i));
     }
     if (whole) remember_loads(m, step, loads);
     free(loads);
@@ -77,7 +79,8 @@ mu_status mu_metrics_open(mu_metrics **out, const mu_trainer *t, mu_error *e) {
     mu_status status = cut_back(m, t, e);
     if (status != MU_STATUS_OK) return status;
     m->file = fopen(m->path, "ae");
-    return m->file ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", m->path, strerror(errno));
+    return m->file ? MU_STATUS_OK
+                   : mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", m->path, strerror(errno));
 }
 
 void mu_metrics_close(mu_metrics *m) {
@@ -100,7 +103,8 @@ static void begin_line(mu_metrics *m, int64_t step) {
 static mu_status end_line(mu_metrics *m, mu_error *e) {
     mu_json_end(&m->line, '}');
     bool good = fprintf(m->file, "%s\n", m->line.text) > 0 && fflush(m->file) == 0;
-    return good ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
+    return good ? MU_STATUS_OK
+                : mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
 }
 
 static void add_states(mu_json *j, const mu_trainer *t, int layer, mu_expert_state state, const char *key) {
@@ -123,7 +127,8 @@ static void add_moe_summary(mu_json *j, const mu_trainer *t, const mu_step_resul
     int n = t->model->n_moe, E = (int)t->cfg.moe.num_experts, dead = 0, starved = 0;
     for (int layer = 0; layer < n; layer++) {
         mu_load l = mu_load_of(t->counts + (int64_t)layer * E, E);
-        worst.max_vio = fmax(worst.max_vio, l.max_vio), worst.load_imbalance = fmax(worst.load_imbalance, l.load_imbalance);
+        worst.max_vio = fmax(worst.max_vio, l.max_vio),
+        worst.load_imbalance = fmax(worst.load_imbalance, l.load_imbalance);
         sum.load_cv += l.load_cv, sum.diversity += l.diversity;
         for (int i = 0; i < E; i++) {
             dead += mu_roll_state(&t->roll, layer, i) == MU_EXPERT_DEAD;
@@ -163,10 +168,12 @@ static void add_layers(mu_json *j, const mu_trainer *t) {
     }
 }
 
-mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_result *r, double tokens_per_s, mu_error *e) {
+mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_result *r, double tokens_per_s,
+                          mu_error *e) {
     mu_json *j = &m->line;
     int64_t tokens = t->cfg.train.global_batch_size * t->cfg.train.seq_len;
-    mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size, t->cfg.train.seq_len);
+    mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size,
+                                          t->cfg.train.seq_len);
     begin_line(m, t->step);
     mu_json_int(j, "train/tokens", t->step * tokens);
     mu_json_float(j, "train/loss", r->loss);
@@ -188,7 +195,8 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_resu
     return end_line(m, e);
 }
 
-mu_status mu_metrics_eval(mu_metrics *m, const mu_trainer *t, double mean, const mu_domain_loss *results, mu_error *e) {
+mu_status mu_metrics_eval(mu_metrics *m, const mu_trainer *t, double mean, const mu_domain_loss *results,
+                          mu_error *e) {
     begin_line(m, t->step);
     mu_json_float(&m->line, "val/ce_loss", mean);
     for (int i = 0; i < t->corpus.n_domains; i++) {
@@ -201,16 +209,17 @@ mu_status mu_metrics_eval(mu_metrics *m, const mu_trainer *t, double mean, const
     return end_line(m, e);
 }
 
-mu_status mu_metrics_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) {
-    if (!m->cells) return MU_STATUS_OK;
+static mu_status write_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) {
     int64_t L = t->model->n_moe, E = t->cfg.moe.num_experts;
     int32_t *layers = mu_alloc((size_t)L, sizeof *layers);
     for (int64_t i = 0; i < L; i++) layers[i] = t->model->moe_layers[i];
     char *tmp = mu_format("%s.tmp", m->routing_path);
     mu_store *s = NULL;
     mu_status status = mu_store_create(&s, tmp, e);
-    if (status == MU_STATUS_OK) status = mu_store_write(s, "/step", MU_STORE_I64, 1, (int64_t[]){ m->n }, m->steps, e);
-    if (status == MU_STATUS_OK) status = mu_store_write(s, "/load", MU_STORE_I64, 3, (int64_t[]){ m->n, L, E }, m->loads, e);
+    if (status == MU_STATUS_OK)
+        status = mu_store_write(s, "/step", MU_STORE_I64, 1, (int64_t[]){ m->n }, m->steps, e);
+    if (status == MU_STATUS_OK)
+        status = mu_store_write(s, "/load", MU_STORE_I64, 3, (int64_t[]){ m->n, L, E }, m->loads, e);
     if (status == MU_STATUS_OK) status = mu_store_write(s, "/layer", MU_STORE_I32, 1, &L, layers, e);
     if (s) {
         mu_status closed = mu_store_close(s, status == MU_STATUS_OK ? e : NULL);
@@ -220,4 +229,10 @@ mu_status mu_metrics_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) {
     free(tmp);
     free(layers);
     return status;
+}
+
+mu_status mu_metrics_sync(mu_metrics *m, const mu_trainer *t, mu_error *e) {
+    if (fsync(fileno(m->file)))
+        return mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
+    return m->cells ? write_routing(m, t, e) : MU_STATUS_OK;
 }

@@ -8,10 +8,10 @@
 
 struct mu_progress {
     bool bar, quiet;
-    double mean_seconds;            /* of a step, for the time left */
-    double train_flops;             /* of one token */
+    double mean_seconds; /* of a step, for the time left */
+    double train_flops;  /* of one token */
     double last_drawn;
-    mu_expert_state *states;        /* as last reported */
+    mu_expert_state *states; /* as last reported */
     int cells;
 };
 
@@ -20,7 +20,8 @@ mu_progress *mu_progress_open(const mu_trainer *t) {
     int64_t kind = t->cfg.log.progress;
     p->quiet = kind == MU_LOG_PROGRESS_QUIET;
     p->bar = kind == MU_LOG_PROGRESS_BAR || (kind == MU_LOG_PROGRESS_AUTO && mu_output_is_terminal());
-    p->train_flops = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size, t->cfg.train.seq_len).train_flops;
+    p->train_flops =
+        mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size, t->cfg.train.seq_len).train_flops;
     p->cells = (int)(t->model->n_moe * t->cfg.moe.num_experts);
     p->states = mu_alloc((size_t)p->cells, sizeof *p->states);
     return p;
@@ -43,10 +44,8 @@ void mu_progress_say(mu_progress *p, const char *fmt, ...) {
 
 static void format_time(double seconds, char out[24]) {
     long s = lround(seconds);
-    if (s >= 3600)
-        snprintf(out, 24, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
-    else
-        snprintf(out, 24, "%ld:%02ld", s / 60, s % 60);
+    if (s >= 3600) snprintf(out, 24, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
+    else snprintf(out, 24, "%ld:%02ld", s / 60, s % 60);
 }
 
 static void count_states(const mu_trainer *t, int *dead, int *starved) {
@@ -61,25 +60,29 @@ static void count_states(const mu_trainer *t, int *dead, int *starved) {
 static double imbalance(const mu_trainer *t) {
     double worst = 0;
     int E = (int)t->cfg.moe.num_experts;
-    for (int layer = 0; layer < t->model->n_moe; layer++) worst = fmax(worst, mu_load_of(t->counts + (int64_t)layer * E, E).load_imbalance);
+    for (int layer = 0; layer < t->model->n_moe; layer++)
+        worst = fmax(worst, mu_load_of(t->counts + (int64_t)layer * E, E).load_imbalance);
     return worst;
 }
 
-static void print_line(const mu_progress *p, const mu_trainer *t, const mu_step_result *r, double tokens_per_s) {
+static void print_line(const mu_progress *p, const mu_trainer *t, const mu_step_result *r,
+                       double tokens_per_s) {
     char left[24], mfu[24] = "-";
     int dead, starved, width = snprintf(NULL, 0, "%lld", (long long)t->cfg.train.steps);
     format_time((double)(t->cfg.train.steps - t->step) * p->mean_seconds, left);
-    if (t->peak_flops > 0) snprintf(mfu, sizeof mfu, "%.0f%%", 100 * tokens_per_s * p->train_flops / t->peak_flops);
-    printf("step %*lld/%lld  loss %.4f  ce %.4f", width, (long long)t->step, (long long)t->cfg.train.steps, r->loss, r->ce);
-    if (t->model->n_moe) printf("  aux %.3f", r->aux);
-    printf("  lr %.2e  grad %.3f  %.0f tok/s  mfu %s", r->lr, r->grad_norm, tokens_per_s, mfu);
+    if (t->peak_flops > 0)
+        snprintf(mfu, sizeof mfu, "%.0f%%", 100 * tokens_per_s * p->train_flops / t->peak_flops);
+    printf("step %*lld/%lld loss %.4f ce %.4f", width, (long long)t->step, (long long)t->cfg.train.steps,
+           r->loss, r->ce);
+    if (t->model->n_moe) printf(" aux %.3f", r->aux);
+    printf(" lr %.1e grad %.2f %.0f tok/s mfu %s", r->lr, r->grad_norm, tokens_per_s, mfu);
     if (t->model->n_moe) {
         count_states(t, &dead, &starved);
-        printf("  imbalance %.2f  dead %d", imbalance(t), dead);
-        if (starved) printf("  starved %d", starved);
-        if (t->cfg.moe.capacity_factor > 0) printf("  dropped %.1f%%", 100 * r->dropped);
+        printf(" imbalance %.2f dead %d", imbalance(t), dead);
+        if (starved) printf(" starved %d", starved);
+        if (t->cfg.moe.capacity_factor > 0) printf(" dropped %.1f%%", 100 * r->dropped);
     }
-    printf("  left %s\n", left);
+    printf(" left %s\n", left);
     fflush(stdout);
 }
 
@@ -92,7 +95,8 @@ static void draw_bar(mu_progress *p, const mu_trainer *t, const mu_step_result *
     format_time((double)(t->cfg.train.steps - t->step) * p->mean_seconds, left);
     printf("\r\033[K[");
     for (int i = 0; i < WIDTH; i++) putchar(i < filled ? '#' : '.');
-    printf("] %lld/%lld  loss %.4f  left %s", (long long)t->step, (long long)t->cfg.train.steps, r->loss, left);
+    printf("] %lld/%lld  loss %.4f  left %s", (long long)t->step, (long long)t->cfg.train.steps, r->loss,
+           left);
     fflush(stdout);
 }
 
@@ -111,7 +115,8 @@ static void report_changes(mu_progress *p, const mu_trainer *t) {
     free(text);
 }
 
-void mu_progress_step(mu_progress *p, const mu_trainer *t, const mu_step_result *r, bool logged, double tokens_per_s) {
+void mu_progress_step(mu_progress *p, const mu_trainer *t, const mu_step_result *r, bool logged,
+                      double tokens_per_s) {
     p->mean_seconds = p->mean_seconds > 0 ? 0.95 * p->mean_seconds + 0.05 * r->seconds : r->seconds;
     if (p->quiet) return;
     if (logged) {
@@ -132,22 +137,23 @@ void mu_progress_close(mu_progress *p) {
 
 void mu_print_domains(const mu_trainer *t, const mu_domain_loss *results) {
     printf("\nvalidation loss per domain (nats a token; unigram: the best guess that ignores context)\n");
-    printf("  %-20s %12s %8s %8s %8s %10s\n", "domain", "train tokens", "share", "loss", "unigram", "bits/byte");
+    printf("  %-20s %12s %8s %8s %8s %10s\n", "domain", "train tokens", "share", "loss", "unigram",
+           "bits/byte");
     for (int i = 0; i < t->corpus.n_domains; i++) {
         const mu_domain_loss *d = &results[i];
         printf("  %-20s %12lld %7.2f%% ", t->corpus.domains[i].name,
-               (long long)(mu_loader_train_sequences(t->loader, i) * t->cfg.train.seq_len), 100 * mu_loader_share(t->loader, i));
-        if (d->tokens)
-            printf("%8.4f %8.4f %10.4f\n", d->ce, d->unigram, d->bits_per_byte);
-        else
-            printf("%8s %8.4f %10s\n", "-", d->unigram, "-");
+               (long long)(mu_loader_train_sequences(t->loader, i) * t->cfg.train.seq_len),
+               100 * mu_loader_share(t->loader, i));
+        if (d->tokens) printf("%8.4f %8.4f %10.4f\n", d->ce, d->unigram, d->bits_per_byte);
+        else printf("%8s %8.4f %10s\n", "-", d->unigram, "-");
     }
     fflush(stdout);
 }
 
 void mu_print_roll_call(const mu_trainer *t) {
     if (!t->model->n_moe) return;
-    printf("\nroll call over the last %lld steps (1.00 = a fair share)\n", (long long)mu_roll_window(&t->roll));
+    printf("\nroll call over the last %lld steps (1.00 = a fair share)\n",
+           (long long)mu_roll_window(&t->roll));
     int E = t->roll.experts;
     for (int layer = 0; layer < t->roll.layers; layer++) {
         const int64_t *row = t->roll.total + (int64_t)layer * E;

@@ -14,15 +14,16 @@ static mu_status lock(const char *dir, mu_error *e) {
     char *path = mu_format("%s/lock", dir), holder[160] = "";
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
     mu_status status = MU_STATUS_OK;
-    if (fd < 0)
-        status = mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", path, strerror(errno));
+    if (fd < 0) status = mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", path, strerror(errno));
     else if (flock(fd, LOCK_EX | LOCK_NB)) {
         ssize_t n = read(fd, holder, sizeof holder - 1);
         holder[n > 0 ? strcspn(holder, "\n") : 0] = '\0';
-        status = mu_error_set(e, MU_STATUS_CONFIG, "run.dir %s is in use by another job (%s); wait for it, or choose another run.dir", dir,
-                              holder[0] ? holder : "unknown");
+        status = mu_error_set(
+            e, MU_STATUS_CONFIG,
+            "run.dir %s is in use by another job (%s); wait for it, or choose another run.dir", dir,
+            holder[0] ? holder : "unknown");
         close(fd);
-    } else {        /* the descriptor stays open as long as the process lives */
+    } else { /* the descriptor stays open as long as the process lives */
         char host[64] = "";
         gethostname(host, sizeof host - 1);
         int n = snprintf(holder, sizeof holder, "process %ld on %s\n", (long)getpid(), host);
@@ -42,7 +43,10 @@ mu_status mu_run_lock(const mu_trainer *t, mu_error *e) {
     return mu_agree(t->mesh->world, status, e);
 }
 
-typedef struct { char host[64]; int64_t pid; } process;
+typedef struct {
+    char host[64];
+    int64_t pid;
+} process;
 
 static mu_status write_run_json(const mu_trainer *t, const process *all, int argc, char **argv, mu_error *e) {
     char when[32], *path = mu_format("%s/run.json", t->cfg.run.dir);
@@ -89,7 +93,8 @@ mu_status mu_run_describe(const mu_trainer *t, int argc, char **argv, mu_error *
     mu_all_gather(world, &me, sizeof me, all);
     mu_status status = MU_STATUS_OK;
     if (world->rank == 0) {
-        char *yaml = mu_options_dump(&t->options, &t->cfg), *path = mu_format("%s/config.resolved.yaml", t->cfg.run.dir);
+        char *yaml = mu_options_dump(&t->options, &t->cfg),
+             *path = mu_format("%s/config.resolved.yaml", t->cfg.run.dir);
         status = mu_file_replace(path, yaml, strlen(yaml), e);
         if (status == MU_STATUS_OK) status = write_run_json(t, all, argc, argv, e);
         free(path);

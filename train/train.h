@@ -25,7 +25,9 @@ typedef struct {
     mu_routing *routings;           /* [MoE layers], of the micro-batch at hand */
     mu_sample *samples;             /* [global batch] */
     int32_t *tokens, *targets;      /* [micro_size * seq_len] */
-    int64_t *micro_counts, *counts; /* [MoE layers * experts]: micro-batch over all ranks; global batch */
+    /* Assignments, [MoE layers * experts]: of the micro-batch over all ranks; of the global batch as far as it
+     * has come; of the whole global batch, from the counting pass. */
+    int64_t *micro_counts, *counts, *counted;
 } mu_trainer;
 
 /* Values of one step, the same on every rank. */
@@ -114,8 +116,8 @@ typedef struct mu_metrics mu_metrics;
 mu_status mu_metrics_open(mu_metrics **m, const mu_trainer *t, mu_error *e) MU_MUST_USE;
 mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_result *r, double tokens_per_s, mu_error *e) MU_MUST_USE;
 mu_status mu_metrics_eval(mu_metrics *m, const mu_trainer *t, double mean, const mu_domain_loss *results, mu_error *e) MU_MUST_USE;
-/* routing.h5: loads of all logged steps, written anew. */
-mu_status mu_metrics_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) MU_MUST_USE;
+/* Metrics so far onto the disk, and routing.h5, the loads of all logged steps, written anew. */
+mu_status mu_metrics_sync(mu_metrics *m, const mu_trainer *t, mu_error *e) MU_MUST_USE;
 void mu_metrics_close(mu_metrics *m);
 
 typedef struct mu_progress mu_progress;

@@ -22,7 +22,8 @@ static mu_status open_data(mu_trainer *t, mu_error *e) {
     const mu_data_config *d = &t->cfg.data;
     mu_status status = mu_corpus_open(&t->corpus, &d->train, t->tokenizer, (uint64_t)t->cfg.run.seed, e);
     if (status == MU_STATUS_OK)
-        status = mu_loader_open(&t->loader, &t->corpus, t->cfg.train.seq_len, d->val_fraction, (uint64_t)t->cfg.run.seed, e);
+        status = mu_loader_open(&t->loader, &t->corpus, t->cfg.train.seq_len, d->val_fraction,
+                                (uint64_t)t->cfg.run.seed, e);
     return mu_agree(t->mesh->world, status, e);
 }
 
@@ -46,12 +47,14 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
     }
     t->dev = mu_device_open(mu_device_kind(&t->cfg.train));
     MU_CHECK(t->dev, "device %s cannot be opened on this machine", mu_device_kind(&t->cfg.train));
-    t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), (uint64_t)t->cfg.run.seed, t->dev, mesh);
+    t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer),
+                            (uint64_t)t->cfg.run.seed, t->dev, mesh);
     t->tape = mu_tape_new(t->dev);
     size_t cells = (size_t)(t->model->n_moe * t->cfg.moe.num_experts);
     t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
     t->micro_counts = mu_alloc(cells, sizeof *t->micro_counts);
     t->counts = mu_alloc(cells, sizeof *t->counts);
+    t->counted = mu_alloc(cells, sizeof *t->counted);
     plan_batch(t);
     if (!with_data) return MU_STATUS_OK;
     t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
@@ -74,13 +77,16 @@ void mu_trainer_close(mu_trainer *t) {
     free(t->targets);
     free(t->micro_counts);
     free(t->counts);
+    free(t->counted);
     mu_config_free(&t->cfg, &t->options);
     memset(t, 0, sizeof *t);
 }
 
 /* ------------------------------------------------------------------ one step */
 
-static int64_t global_tokens(const mu_trainer *t) { return t->cfg.train.global_batch_size * t->cfg.train.seq_len; }
+static int64_t global_tokens(const mu_trainer *t) {
+    return t->cfg.train.global_batch_size * t->cfg.train.seq_len;
+}
 static int64_t n_cells(const mu_trainer *t) { return t->model->n_moe * t->cfg.moe.num_experts; }
 
 /* First sample, within the global batch, of this rank's share of micro-batch m. */
@@ -90,11 +96,17 @@ static int64_t first_sample(const mu_trainer *t, int64_t m) {
 }
 
 mu_context mu_trainer_context(const mu_trainer *t, mu_mode mode, int64_t n_sequences) {
-    return (mu_context){ .mode = mode, .step = t->step, .n_sequences = n_sequences, .seq_len = t->cfg.train.seq_len,
+    return (mu_context){ .mode = mode,
+                         .step = t->step,
+                         .n_sequences = n_sequences,
+                         .seq_len = t->cfg.train.seq_len,
                          .seed = (uint64_t)t->cfg.run.seed };
 }
 
-typedef struct { mu_context cx; mu_tensor *tokens, *targets; } micro_batch;
+typedef struct {
+    mu_context cx;
+    mu_tensor *tokens, *targets;
+} micro_batch;
 
 /* Reads micro-batch m of this rank onto the tape. */
 static micro_batch read_micro(mu_trainer *t, int64_t m) {
@@ -131,48 +143,52 @@ static bool needs_count_pass(const mu_trainer *t) {
            t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_EXACT;
 }
 
-static void count_pass(mu_trainer *t, int64_t *global) {
-    memset(global, 0, sizeof *global * (size_t)n_cells(t));
+static void count_pass(mu_trainer *t) {
+    memset(t->counted, 0, sizeof *t->counted * (size_t)n_cells(t));
     mu_tape_record(t->tape, false);
     for (int64_t m = 0; m < t->n_micro; m++) {
         micro_batch b = read_micro(t, m);
         mu_model_forward(t->model, t->tape, &b.cx, b.tokens, t->routings);
-        add_counts(t, global);
+        add_counts(t, t->counted);
         mu_tape_reset(t->tape);
     }
     mu_tape_record(t->tape, true);
-    sum_counts(t, global);
+    sum_counts(t, t->counted);
 }
 
 /* The counts that global_aux_loss uses in this micro-batch; NULL means balanced. Where it is off they only serve
  * the logged value, for which the batch before is good enough, and the same for any number of micro-batches. */
-static const int64_t *global_counts(const mu_trainer *t, const int64_t *counted, int layer) {
+static const int64_t *global_counts(const mu_trainer *t, int layer) {
     int64_t E = t->cfg.moe.num_experts;
-    if (!(t->cfg.moe.balance & MU_BALANCE_GLOBAL_AUX) || t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_PREVIOUS)
+    if (!(t->cfg.moe.balance & MU_BALANCE_GLOBAL_AUX) ||
+        t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_PREVIOUS)
         return t->roll.steps ? t->roll.previous + layer * E : NULL;
-    return (t->n_micro > 1 ? counted : t->micro_counts) + layer * E;
+    return (t->n_micro > 1 ? t->counted : t->micro_counts) + layer * E;
 }
 
 /* Sums over micro-batches of this rank's share of each value. */
-typedef struct { double loss, ce, aux, z, dropped; } sums;
+typedef struct {
+    double loss, ce, aux, z, dropped;
+} sums;
 
 /* Adds every MoE layer's balancing terms to the loss. */
-static mu_tensor *add_balance(mu_trainer *t, const mu_context *cx, const int64_t *counted, mu_tensor *loss, sums *s) {
+static mu_tensor *add_balance(mu_trainer *t, const mu_context *cx, mu_tensor *loss, sums *s) {
     mu_tape_part(t->tape, "balance");
     for (int layer = 0; layer < t->model->n_moe; layer++) {
         const mu_moe *moe = &t->model->blocks[t->model->moe_layers[layer]].moe;
-        mu_balance_counts c = { t->micro_counts + layer * t->cfg.moe.num_experts, global_counts(t, counted, layer),
+        mu_balance_counts c = { t->micro_counts + layer * t->cfg.moe.num_experts, global_counts(t, layer),
                                 global_tokens(t) / t->n_micro, global_tokens(t) };
         mu_balance b = mu_balance_loss(moe, t->tape, cx, &t->routings[layer], &c);
         s->aux += mu_tensor_scalar_get(b.aux) / t->model->n_moe;
         if (b.z) s->z += mu_tensor_scalar_get(b.z) / t->model->n_moe;
-        s->dropped += (double)t->routings[layer].dropped / (double)(global_tokens(t) * t->cfg.moe.top_k * t->model->n_moe);
+        s->dropped += (double)t->routings[layer].dropped /
+                      (double)(global_tokens(t) * t->cfg.moe.top_k * t->model->n_moe);
         if (b.loss) loss = mu_add(t->tape, loss, b.loss);
     }
     return loss;
 }
 
-static void train_micro(mu_trainer *t, int64_t m, const int64_t *counted, sums *s) {
+static void train_micro(mu_trainer *t, int64_t m, sums *s) {
     micro_batch b = read_micro(t, m);
     mu_tensor *x = mu_model_forward(t->model, t->tape, &b.cx, b.tokens, t->routings);
     memset(t->micro_counts, 0, sizeof *t->micro_counts * (size_t)n_cells(t));
@@ -181,17 +197,26 @@ static void train_micro(mu_trainer *t, int64_t m, const int64_t *counted, sums *
     for (int64_t i = 0; i < n_cells(t); i++) t->counts[i] += t->micro_counts[i];
     mu_tensor *ce = mu_model_head_loss(t->model, t->tape, x, b.targets, 1.0 / (double)global_tokens(t), NULL);
     mu_release(t->tape, x);
-    mu_tensor *loss = add_balance(t, &b.cx, counted, ce, s);
+    mu_tensor *loss = add_balance(t, &b.cx, ce, s);
     s->ce += mu_tensor_scalar_get(ce);
     s->loss += mu_tensor_scalar_get(loss);
     mu_backward(t->tape, loss);
     mu_tape_reset(t->tape);
 }
 
+/* This rank's gradients of the whole global batch, and its share of every value. */
+static void make_gradients(mu_trainer *t, sums *s) {
+    mu_params_zero_grad(t->model->params);
+    memset(t->counts, 0, sizeof *t->counts * (size_t)n_cells(t));
+    if (needs_count_pass(t)) count_pass(t);
+    for (int64_t m = 0; m < t->n_micro; m++) train_micro(t, m, s);
+}
+
 /* Experts without a token in the whole global batch rest: the optimizer leaves them alone. */
 static void mark_idle(mu_trainer *t) {
     for (int layer = 0; layer < t->model->n_moe; layer++)
-        mu_moe_mark_idle(&t->model->blocks[t->model->moe_layers[layer]].moe, t->counts + layer * t->cfg.moe.num_experts);
+        mu_moe_mark_idle(&t->model->blocks[t->model->moe_layers[layer]].moe,
+                         t->counts + layer * t->cfg.moe.num_experts);
 }
 
 static void update(mu_trainer *t, const mu_step_result *r) {
@@ -202,8 +227,8 @@ static void update(mu_trainer *t, const mu_step_result *r) {
     bool last_part = (double)s > 0.97 * (double)t->cfg.train.steps;
     if ((t->cfg.moe.balance & MU_BALANCE_BIAS) && !last_part)
         for (int layer = 0; layer < t->model->n_moe; layer++)
-            mu_balance_update_bias(&t->model->blocks[t->model->moe_layers[layer]].moe, t->counts + layer * t->cfg.moe.num_experts,
-                                   t->cfg.moe.bias_update_rate);
+            mu_balance_update_bias(&t->model->blocks[t->model->moe_layers[layer]].moe,
+                                   t->counts + layer * t->cfg.moe.num_experts, t->cfg.moe.bias_update_rate);
     mu_roll_take(&t->roll, t->counts);
     t->step = s;
 }
@@ -222,15 +247,10 @@ static void plant_nan(mu_trainer *t) {
 mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked) {
     double start = mu_time(), comm_start = mu_mesh_seconds(t->mesh);
     mu_step_result r = { .lr = mu_learning_rate(&t->cfg.optim, t->step + 1, t->cfg.train.steps) };
-    int64_t *counted = needs_count_pass(t) ? mu_alloc((size_t)n_cells(t), sizeof *counted) : NULL;
     sums s = { 0 };
     mu_loader_next(t->loader, t->cfg.train.global_batch_size, t->samples);
     if (mu_fault("step", t->mesh->world->rank)) plant_nan(t);
-    mu_params_zero_grad(t->model->params);
-    memset(t->counts, 0, sizeof *t->counts * (size_t)n_cells(t));
-    if (counted) count_pass(t, counted);
-    for (int64_t m = 0; m < t->n_micro; m++) train_micro(t, m, counted, &s);
-    free(counted);
+    make_gradients(t, &s);
 
     mu_grads_reduce(t->model->params);
     double all[6] = { s.loss, s.ce, s.aux, s.z, s.dropped, stop_asked };
@@ -262,14 +282,10 @@ static int replay(mu_trainer *t) {
 /* The unit nearest to the loss whose gradient from this rank's own sequences is not finite, or NULL: backward once
  * more, without the sum over ranks that spreads it everywhere. */
 static const mu_unit *replay_backward(mu_trainer *t) {
-    int64_t *counted = needs_count_pass(t) ? mu_alloc((size_t)n_cells(t), sizeof *counted) : NULL;
     const mu_unit *bad = NULL;
     sums s = { 0 };
-    mu_params_zero_grad(t->model->params);
-    if (counted) count_pass(t, counted);
-    for (int64_t m = 0; m < t->n_micro; m++) train_micro(t, m, counted, &s);
+    make_gradients(t, &s);
     mu_grad_norm(t->opt, t->mesh->expert, &bad);
-    free(counted);
     return bad;
 }
 
@@ -288,20 +304,20 @@ char *mu_trainer_explain_nonfinite(mu_trainer *t) {
     int32_t first = mine, rank = rank_of_largest(world, -mine);
     char where[200] = "head: the last norm's output";
     mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &first, 1);
-    if (first < 0)
-        snprintf(where, sizeof where, "embedding: its output");
-    else if (first < layers)
-        snprintf(where, sizeof where, "layer %d: its output", first);
+    if (first < 0) snprintf(where, sizeof where, "embedding: its output");
+    else if (first < layers) snprintf(where, sizeof where, "layer %d: its output", first);
     else if (first > layers) {
         const mu_unit *bad = replay_backward(t);
         rank = rank_of_largest(world, bad ? bad->global_index : -1);
         int layer = bad ? bad->param->desc.layer : -1;
         snprintf(where, sizeof where, "%s", bad ? "" : "head: the loss, or a sum of gradients over ranks,");
         if (bad && layer < 0) snprintf(where, sizeof where, "the gradient of %s", bad->name);
-        if (bad && layer >= 0) snprintf(where, sizeof where, "layer %d: the gradient of %s", layer, bad->name);
+        if (bad && layer >= 0)
+            snprintf(where, sizeof where, "layer %d: the gradient of %s", layer, bad->name);
         mu_broadcast(world, rank, where, sizeof where);
     }
-    return mu_format("step %lld, rank %d, %s is not finite; nothing was written. A smaller optim.lr, a longer "
-                     "optim.warmup_steps or optim.grad_clip help; the last checkpoint is intact",
-                     (long long)t->step + 1, rank, where);
+    return mu_format(
+        "step %lld, rank %d, %s is not finite; nothing was written. A smaller optim.lr, a longer "
+        "optim.warmup_steps or optim.grad_clip help; the last checkpoint is intact",
+        (long long)t->step + 1, rank, where);
 }

@@ -3,7 +3,7 @@
 # through CMake's find_package and once through pkg-config. Needs MUSTER_SOURCE, MUSTER_BUILD, and MPIEXEC for
 # a build with MPI.
 set -u
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=^tcp
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=^tcp,ofi,openib,uct,usnic
 here=$(dirname "$(readlink -f "$0")")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

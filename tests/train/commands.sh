@@ -82,7 +82,7 @@ own 65 "neither a folder nor named" tiny.yaml
 rm -rf run
 domains="data.train=[{domain: own, path: texts},{domain: one, path: texts/1.txt}]"
 expect 0 "training on texts" train 1 run "$domains" train.eval_every=10 log.progress=line
-for pattern in '^step 20/20  loss ' '^validation at step 10: ' '^  own  ' '^  one  ' '^roll call over the last 20 steps' '^checkpoint of step 20 written'; do
+for pattern in '^step 20/20 loss ' '^validation at step 10: ' '^  own  ' '^  one  ' '^roll call over the last 20 steps' '^checkpoint of step 20 written'; do
     says "training on texts" "$pattern"
 done
 for file in config.resolved.yaml run.json metrics.jsonl routing.h5 checkpoints/step-00000020/manifest.json; do

@@ -10,6 +10,7 @@ trap 'exit 1' INT TERM
 
 # One node, shared memory: without this Open MPI looks for networks for up to a second in every start.
 export OMPI_MCA_pml=ob1 OMPI_MCA_btl=^tcp,ofi,openib,uct,usnic OMPI_MCA_btl_vader_single_copy_mechanism=none
+export OMPI_MCA_odls_base_sigkill_timeout=0     # when one rank is gone, do not wait seconds for the others
 export OMP_WAIT_POLICY=passive
 unset MUSTER_FAULT
 
