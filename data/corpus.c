@@ -4,10 +4,11 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 bool mu_has_ending(const char *text, const char *ending) {
     size_t n = strlen(text), m = strlen(ending);
-    return n >= m && !strcmp(text + n - m, ending);
+    return n >= m && !strcasecmp(text + n - m, ending);
 }
 
 /* ------------------------------------------------------------------ making a domain */

@@ -38,6 +38,7 @@ static mu_status read_txt(mu_domain_maker *m, const char *path, mu_error *e) {
 
 static mu_status add_json_line(mu_domain_maker *m, const char *path, int64_t line, const char *text,
                                size_t bytes, mu_error *e) {
+    if (line == 1 && bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) text += 3, bytes -= 3;    /* Windows' mark */
     json_error_t why;
     json_t *object = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &why);
     if (!object)

@@ -242,7 +242,6 @@ static void collect_names(mu_trainer *t, mu_manifest *m) {
 }
 
 static mu_status commit(mu_trainer *t, mu_manifest *m, const char *tmp, const char *final, mu_error *e) {
-    char *old = mu_format("%s.old.tmp", final);
     m->step = t->step, m->ranks = t->mesh->world->size, m->ep = t->mesh->ep;
     snprintf(m->dtype, sizeof m->dtype, "%s", mu_dtype_name(t->dev->real));
     snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(t->tokenizer));
@@ -252,12 +251,9 @@ static mu_status commit(mu_trainer *t, mu_manifest *m, const char *tmp, const ch
     if (status == MU_STATUS_OK) status = mu_manifest_write(m, tmp, e);
     if (status == MU_STATUS_OK) status = fault_status(t, "after-manifest", e);
     if (status == MU_STATUS_OK) status = mu_file_sync(tmp, e);
-    if (status == MU_STATUS_OK && mu_file_exists(final)) status = mu_file_rename(final, old, e);
     if (status == MU_STATUS_OK) status = fault_status(t, "before-rename", e);
     if (status == MU_STATUS_OK) status = mu_file_rename(tmp, final, e);
     if (status == MU_STATUS_OK) status = fault_status(t, "after-rename", e);
-    if (status == MU_STATUS_OK && mu_file_exists(old)) status = mu_file_remove_tree(old, e);
-    free(old);
     return status;
 }
 
@@ -282,20 +278,27 @@ int mu_checkpoint_list(const char *run, int64_t **steps) {
     return n;
 }
 
+/* step-N.aside, or the next such name that is free: nothing that was committed is ever removed here. */
+static char *aside_name(const char *from) {
+    char *to = mu_format("%s.aside", from);
+    for (int n = 2; mu_file_exists(to); n++) {
+        free(to);
+        to = mu_format("%s.aside-%d", from, n);
+    }
+    return to;
+}
+
 mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) {
     int64_t *steps = NULL;
     int n = t->mesh->world->rank == 0 ? mu_checkpoint_list(t->cfg.run.dir, &steps) : 0;
     mu_status status = MU_STATUS_OK;
     for (int i = 0; i < n && steps[i] > t->step && status == MU_STATUS_OK; i++) {
-        char *from = mu_format("%s/checkpoints/step-%08lld", t->cfg.run.dir, (long long)steps[i]),
-             *to = mu_format("%s.aside", from);
-        status = mu_file_remove_tree(to, e);
-        if (status == MU_STATUS_OK) status = mu_file_rename(from, to, e);
+        char *from = mu_format("%s/checkpoints/step-%08lld", t->cfg.run.dir, (long long)steps[i]);
+        char *to = aside_name(from);
+        status = mu_file_rename(from, to, e);
         if (status == MU_STATUS_OK)
-            mu_log(
-                MU_LOG_WARNING,
-                "the checkpoint of step %lld is beyond step %lld, from which this run goes on: renamed to %s",
-                (long long)steps[i], (long long)t->step, to);
+            mu_log(MU_LOG_WARNING, "the checkpoint of step %lld is beyond step %lld, from which this run goes on: renamed to %s",
+                   (long long)steps[i], (long long)t->step, to);
         free(from);
         free(to);
     }

@@ -24,8 +24,67 @@ mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, boo
     t->cfg.train.micro_batch_size = 8; /* sequences at once; nothing of the result depends on it */
     t->cfg.train.global_batch_size = 8 * mesh->world->size;
     status = mu_trainer_open(t, mesh, with_data, e);
+    if (status == MU_STATUS_NOINPUT) {
+        mu_error why = *e;
+        mu_error_set(e, status,
+                     "%s; texts that have moved: data.train='[{domain: %s, path: ...}, ...]' names their place",
+                     why.text, t->cfg.data.train.list[0].domain);
+    }
     if (status == MU_STATUS_OK) status = mu_checkpoint_load(t, m, false, e);
     return status;
+}
+
+/* An override that starts with one of these changes what is evaluated, or where; the rest made the weights. */
+static const char *const allowed[] = { "data.", "train.eval_sequences=", "train.device=", "train.threads=" };
+
+static bool is_allowed(const char *override) {
+    for (size_t i = 0; i < sizeof allowed / sizeof *allowed; i++)
+        if (!strncmp(override, allowed[i], strlen(allowed[i]))) return true;
+    return false;
+}
+
+static mu_status check_arguments(int argc, char **argv, mu_error *e) {
+    if (argc < 3) return mu_error_set(e, MU_STATUS_USAGE, "eval needs a run folder or a checkpoint");
+    for (int i = 2; i < argc; i++)
+        if (argv[i][0] == '-' || (i > 2 && !strchr(argv[i], '=')))
+            return mu_error_set(e, MU_STATUS_USAGE, "%s: not understood", argv[i]);
+    for (int i = 3; i < argc; i++)
+        if (!is_allowed(argv[i]))
+            return mu_error_set(e, MU_STATUS_CONFIG,
+                                "%s: eval takes data.*, train.eval_sequences, train.device and train.threads; "
+                                "everything else is the checkpoint's",
+                                argv[i]);
+    return MU_STATUS_OK;
+}
+
+/* All sequences unless the command line says otherwise: what the run used in training does not count here. */
+static void choose_sequences(mu_trainer *t, int n_overrides, char *const *overrides) {
+    bool given = false;
+    for (int i = 0; i < n_overrides; i++) given |= !strncmp(overrides[i], "train.eval_sequences=", 21);
+    if (!given) t->cfg.train.eval_sequences = 0;
+}
+
+static void print_results(const mu_trainer *t, const mu_manifest *m, double mean,
+                          const mu_domain_loss *results) {
+    if (strcmp(m->fingerprint, t->corpus.fingerprint))
+        printf("note: these are not the texts it was trained on: fingerprint %s then, %s now\n",
+               m->fingerprint, t->corpus.fingerprint);
+    printf("%s, step %lld: %.6f nats a token, domains weighted by their share\n", m->path,
+           (long long)m->step, mean);
+    mu_print_domains(t, results);
+}
+
+static mu_status evaluate(mu_trainer *t, const mu_manifest *m, mu_error *e) {
+    mu_domain_loss *results = mu_alloc((size_t)t->corpus.n_domains, sizeof *results);
+    double mean = mu_evaluate(t, t->cfg.train.eval_sequences, results);
+    int64_t tokens = 0;
+    for (int i = 0; i < t->corpus.n_domains; i++) tokens += results[i].tokens;
+    if (tokens && t->mesh->world->rank == 0) print_results(t, m, mean, results);
+    free(results);
+    return tokens ? MU_STATUS_OK
+                  : mu_error_set(e, MU_STATUS_DATA,
+                                 "there is nothing to validate on: data.val_fraction is 0 or the texts are "
+                                 "too short");
 }
 
 int mu_cmd_eval(int argc, char **argv) {
@@ -36,22 +95,12 @@ int mu_cmd_eval(int argc, char **argv) {
     mu_mesh *mesh = mu_mesh_open(NULL, 1);
     int rank = mesh->world->rank;
     mu_report_error(&e, rank);
-    mu_status status = MU_STATUS_OK;
-    for (int i = 2; i < argc && status == MU_STATUS_OK; i++)
-        if (argv[i][0] == '-' || (i > 2 && !strchr(argv[i], '=')))
-            status = mu_error_set(&e, MU_STATUS_USAGE, "%s: not understood", argv[i]);
-    if (argc < 3) status = mu_error_set(&e, MU_STATUS_USAGE, "eval needs a run folder or a checkpoint");
+    mu_status status = check_arguments(argc, argv, &e);
     if (status == MU_STATUS_OK)
         status = mu_open_checkpoint(&t, mesh, argv[2], true, argc - 3, argv + 3, &m, &e);
     if (status == MU_STATUS_OK) {
-        mu_domain_loss *results = mu_alloc((size_t)t.corpus.n_domains, sizeof *results);
-        double mean = mu_evaluate(&t, 0, results);
-        if (rank == 0) {
-            printf("%s, step %lld: %.6f nats a token, domains weighted by their share\n", m.path,
-                   (long long)m.step, mean);
-            mu_print_domains(&t, results);
-        }
-        free(results);
+        choose_sequences(&t, argc - 3, argv + 3);
+        status = evaluate(&t, &m, &e);
     }
     mu_manifest_free(&m);
     if (t.mesh) mu_trainer_close(&t);

@@ -100,6 +100,8 @@ static mu_status choose_start(const mu_trainer *t, const char *resume, mu_manife
     return status;
 }
 
+static bool quiet(const mu_trainer *t) { return t->cfg.log.progress == MU_LOG_PROGRESS_QUIET; }
+
 static mu_status resume_from(mu_trainer *t, const mu_manifest *m, mu_error *e) {
     char *notes = NULL;
     mu_status status = mu_agree(t->mesh->world, mu_checkpoint_compare(t, m, &notes, e), e);
@@ -114,6 +116,13 @@ static mu_status resume_from(mu_trainer *t, const mu_manifest *m, mu_error *e) {
     }
     free(notes);
     return status;
+}
+
+/* Does this run evaluate at all: is it asked to, and is there a validation text in any domain? */
+static bool evaluates(const mu_trainer *t) {
+    bool any = false;
+    for (int i = 0; i < t->corpus.n_domains; i++) any |= mu_loader_val_sequences(t->loader, i) > 0;
+    return any && t->cfg.train.eval_every > 0;
 }
 
 static void print_start(const mu_trainer *t, bool resumed) {
@@ -138,6 +147,8 @@ static void print_start(const mu_trainer *t, bool resumed) {
         printf(
             "note: global_aux_loss with several micro-batches needs a counting pass first, about a third more compute;\n"
             "      fewer micro-batches, moe.global_aux_counts=previous or balance: [expert_bias] do without\n");
+    if (t->cfg.train.eval_every > 0 && !evaluates(t))
+        printf("note: there is nothing to validate on: data.val_fraction is 0 or the texts are too short\n");
     if (t->peak_flops > 0)
         printf(
             "peak: %.0f GFLOP/s, %s matrix product of 768 x 768 x 768 on all ranks at once; MFU is against it\n",
@@ -184,11 +195,14 @@ static mu_status save(loop *l, mu_error *e) {
 
 static mu_status evaluate(loop *l, mu_error *e) {
     mu_trainer *t = l->t;
+    int n = 0;
+    if (!evaluates(t)) return MU_STATUS_OK;
     double mean = mu_evaluate(t, t->cfg.train.eval_sequences, l->domains);
+    for (int i = 0; i < t->corpus.n_domains; i++) n += l->domains[i].tokens > 0;
     mu_status status = l->metrics ? mu_metrics_eval(l->metrics, t, mean, l->domains, e) : MU_STATUS_OK;
     if (l->progress)
-        mu_progress_say(l->progress, "validation at step %lld: %.4f nats a token over %d domains",
-                        (long long)t->step, mean, t->corpus.n_domains);
+        mu_progress_say(l->progress, "validation at step %lld: %.4f nats a token over %d domain%s",
+                        (long long)t->step, mean, n, n == 1 ? "" : "s");
     return mu_agree(t->mesh->world, status, e);
 }
 
@@ -238,7 +252,7 @@ static mu_status run(loop *l, mu_error *e) {
 
 static void print_end(const loop *l) {
     const mu_trainer *t = l->t;
-    if (t->cfg.train.eval_every > 0) mu_print_domains(t, l->domains);
+    if (evaluates(t)) mu_print_domains(t, l->domains);
     mu_print_roll_call(t);
     printf("\nwritten to %s: checkpoints/, metrics.jsonl, routing.h5, config.resolved.yaml, run.json\n"
            "look further: muster inspect %s; muster generate %s --prompt \"The \"\n",
@@ -252,7 +266,7 @@ static void show_finished(loop *l) {
     if (t->mesh->world->rank == 0)
         printf("step %lld of %lld: this run is finished; a larger train.steps goes on\n", (long long)t->step,
                (long long)t->cfg.train.steps);
-    if (t->cfg.train.eval_every > 0) mu_evaluate(t, t->cfg.train.eval_sequences, l->domains);
+    if (evaluates(t)) mu_evaluate(t, t->cfg.train.eval_sequences, l->domains);
 }
 
 static mu_status train(mu_trainer *t, const arguments *a, int argc, char **argv, mu_error *e) {
@@ -271,13 +285,13 @@ static mu_status train(mu_trainer *t, const arguments *a, int argc, char **argv,
         t->peak_flops = measure_peak(t);
         l.domains = mu_alloc((size_t)t->corpus.n_domains, sizeof *l.domains);
         if (root) {
-            print_start(t, found);
+            if (!quiet(t)) print_start(t, found);
             l.progress = mu_progress_open(t);
         }
         if (t->step >= t->cfg.train.steps) show_finished(&l);
         status = run(&l, e);
         mu_progress_close(l.progress);
-        if (status == MU_STATUS_OK && root) print_end(&l);
+        if (status == MU_STATUS_OK && root && !quiet(t)) print_end(&l);
     }
     mu_metrics_close(l.metrics);
     mu_manifest_free(&m);

@@ -128,9 +128,20 @@ static void check_top_k(check *k) {
 static void check_top_1(check *k) {
     const mu_moe_config *m = &k->c->moe;
     if (m->num_experts > 0 && m->top_k == 1 && m->norm_topk_prob)
-        COMPLAIN(k, "moe", "norm_topk_prob",
-                 "with top_k 1 the gate would always be 1, so the router would get no"
+        COMPLAIN(k, "moe", "top_k",
+                 "1 with norm_topk_prob true: the gate would always be 1, so the router would get no"
                  " gradient from the language model's loss; use `norm_topk_prob: false`");
+}
+
+static void check_moe_layers(check *k) {
+    const mu_moe_config *m = &k->c->moe;
+    if (m->num_experts == 0 || m->first_k_dense > k->c->model.num_layers) return;
+    for (int layer = 0; layer < k->c->model.num_layers; layer++)
+        if (mu_layer_is_moe(m, layer)) return;
+    bool first = m->first_k_dense >= k->c->model.num_layers;
+    COMPLAIN(k, "moe", first ? "first_k_dense" : "moe_layer_freq",
+             "%" PRId64 " leaves none of the %" PRId64 " layers to the experts; a dense model has moe.num_experts: 0",
+             first ? m->first_k_dense : m->moe_layer_freq, k->c->model.num_layers);
 }
 
 static void check_z_loss(check *k) {
@@ -178,8 +189,8 @@ static void check_batch(check *k) {
     if (below) snprintf(near, sizeof near, "%" PRId64 " and %" PRId64 " are", below, below + unit);
     else snprintf(near, sizeof near, "%" PRId64 " is", unit);
     COMPLAIN(k, "train", "global_batch_size",
-             "%" PRId64 " is not a multiple of %d rank%s%s; the nearest that fit: %s", global, k->world_size,
-             k->world_size == 1 ? "" : "s", what, near);
+             "%" PRId64 " is not a multiple of %d rank%s%s; %s the nearest that fit%s", global, k->world_size,
+             k->world_size == 1 ? "" : "s", what, near, below ? "" : "s");
 }
 
 static void check_seq_len(check *k) {
@@ -258,6 +269,7 @@ static const struct {
     { check_top_k, "moe.top_k moe.num_experts" },
     { check_dense_layers, "moe.first_k_dense moe.num_experts model.num_layers" },
     { check_top_1, "moe.top_k moe.num_experts moe.norm_topk_prob" },
+    { check_moe_layers, "moe.first_k_dense moe.moe_layer_freq moe.num_experts model.num_layers" },
     { check_z_loss, "moe.z_loss_coeff moe.score_func moe.num_experts" },
     { check_forced, "moe.force_balanced moe.force_skew moe.num_experts" },
     { check_experts_over_ranks, "parallel.ep moe.num_experts" },
@@ -299,6 +311,10 @@ static void derive(mu_config *c, const mu_options *o) {
                                                     : 4 * m->hidden_size;
     if (c->moe.score_func == MU_MOE_SCORE_SIGMOID && !mu_options_given(o, "moe", "z_loss_coeff"))
         c->moe.z_loss_coeff = 0;
+}
+
+/* A schedule of which the user gave only a part fits itself to that part. */
+static void derive_schedule(mu_config *c, const mu_options *o) {
     if (!mu_options_given(o, "optim", "min_lr") && c->optim.min_lr > c->optim.lr / 10)
         c->optim.min_lr = c->optim.lr / 10;
     if (!mu_options_given(o, "optim", "warmup_steps") && c->optim.warmup_steps > c->train.steps / 10)
@@ -308,6 +324,7 @@ static void derive(mu_config *c, const mu_options *o) {
 /* The checks look at what the user wrote (head_dim 0 is not an even head_dim of a wrong size), the limits on
  * sizes at what follows from it. */
 static void run_checks(check *k) {
+    derive_schedule(k->c, k->o);
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++) {
         if (checks[i].run == check_parameters) derive(k->c, k->o);
         if (readable(k->o, checks[i].needs)) checks[i].run(k);

@@ -33,7 +33,7 @@
 
 #define MU_OPTIONS_LOG(O) \
     O(INT,    every,            "10",          0,   1e9, NULL, "steps between logged lines and metrics; 0: never") \
-    O(CHOICE, progress,         "auto",        0,   0,   "auto|bar|line|quiet", "auto: a bar on a terminal, plain lines elsewhere")
+    O(CHOICE, progress,         "auto",        0,   0,   "auto|bar|line|quiet", "auto: a bar on a terminal, plain lines elsewhere; quiet: only what it resumes from, warnings and errors")
 
 typedef struct { MU_OPTIONS_RUN(MU_OPTION_FIELD) }        mu_run_config;
 typedef struct { MU_OPTIONS_PARALLEL(MU_OPTION_FIELD) }   mu_parallel_config;

@@ -2,7 +2,10 @@
  * and counted, nothing is computed or touched. */
 #include "train/train.h"
 
+#include <dirent.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
 
 static void shape_step(mu_trainer *t) {
     int64_t T = t->micro_size * t->cfg.train.seq_len;
@@ -23,13 +26,40 @@ static void shape_step(mu_trainer *t) {
 
 static double mib(double bytes) { return bytes / (1 << 20); }
 
-static void print_memory(double parameters, bool wide, double state, double activations) {
-    const double program = 60 << 20; /* libraries, threads' scratch, and texts of 15 MB; measured */
+/* Bytes of the files under a path: a token, two bytes in memory, is a byte of text or half of one in a token file. */
+static double file_bytes(const char *path) {
+    struct stat st;
+    if (stat(path, &st)) return 0;
+    if (S_ISREG(st.st_mode)) return (double)st.st_size;
+    DIR *d = opendir(path);
+    double sum = 0;
+    for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {
+        char *inner = mu_format("%s/%s", path, f->d_name);
+        if (f->d_name[0] != '.') sum += file_bytes(inner);
+        free(inner);
+    }
+    if (d) closedir(d);
+    return sum;
+}
+
+static double text_memory(const mu_option_domains *domains) {
+    double sum = 0;
+    for (int i = 0; i < domains->n; i++) {
+        const char *path = domains->list[i].path, *end = strrchr(path, '.');
+        sum += (end && !strcmp(end, ".h5") ? 1 : 2) * file_bytes(path);
+    }
+    return sum;
+}
+
+static void print_memory(const mu_trainer *t, double parameters, bool wide, double state, double activations) {
+    const double program = 30 << 20; /* libraries and scratch of the threads; measured */
     printf("\nmemory a rank, MiB\n");
     printf("  weights, gradients, moments  %9.1f\n", mib(state));
     printf("  activations                  %9.1f\n", mib(activations));
-    printf("  program and texts, about     %9.1f\n", mib(program));
-    printf("  total                        %9.1f\n", mib(state + activations + program));
+    printf("  texts                        %9.1f\n", mib(text_memory(&t->cfg.data.train)));
+    printf("  program, about               %9.1f\n", mib(program));
+    printf("  total                        %9.1f\n",
+           mib(state + activations + text_memory(&t->cfg.data.train) + program));
     printf("checkpoint, all ranks          %9.1f MiB\n", mib(3.0 * parameters * (wide ? 8 : 4)));
 }
 
@@ -71,7 +101,7 @@ int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
     printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", mesh->world->size, mesh->dp,
            mesh->ep, (long long)(share / t->micro_size), share == t->micro_size ? "" : "es",
            (long long)t->micro_size);
-    print_memory((double)size.total, wide, state * (wide ? 2 : 1),
+    print_memory(t, (double)size.total, wide, state * (wide ? 2 : 1),
                  (double)mu_tape_peak(t->tape) * (wide ? 2 : 1));
     print_placement(t);
     free(yaml);

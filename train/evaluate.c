@@ -48,15 +48,19 @@ static mu_domain_loss evaluate_domain(mu_trainer *t, int domain, int64_t most) {
     return d;
 }
 
+/* Domains without validation text do not count; the shares of the others are scaled up to one. */
 double mu_evaluate(mu_trainer *t, int64_t most, mu_domain_loss *results) {
-    double mean = 0, shares = 0;
+    double mean = 0, shares = 0, plain = 0;
+    int n = 0;
     mu_tape_record(t->tape, false);
     for (int i = 0; i < t->corpus.n_domains; i++) {
         results[i] = evaluate_domain(t, i, most);
         if (!results[i].tokens) continue;
         mean += mu_loader_share(t->loader, i) * results[i].ce;
         shares += mu_loader_share(t->loader, i);
+        plain += results[i].ce, n++;
     }
     mu_tape_record(t->tape, true);
-    return shares > 0 ? mean / shares : NAN;
+    /* Domains of weight 0 may be the only ones that have any: then all count the same. */
+    return shares > 0 ? mean / shares : n ? plain / n : NAN;
 }

@@ -27,6 +27,7 @@ int mu_messages_rank(void) { return the_rank; }
 int mu_report_error(const mu_error *e, int rank) {
     the_rank = rank;
     fflush(stdout);
-    if (rank == 0 && e->status != MU_STATUS_OK) fprintf(stderr, "muster: error: %s\n", e->text);
+    const char *kind = e->status == MU_STATUS_REQUEUE ? "" : "error: ";      /* being asked to stop is no error */
+    if (rank == 0 && e->status != MU_STATUS_OK) fprintf(stderr, "muster: %s%s\n", kind, e->text);
     return (int)e->status;
 }

@@ -201,8 +201,10 @@ mu_status mu_metrics_eval(mu_metrics *m, const mu_trainer *t, double mean, const
     mu_json_float(&m->line, "val/ce_loss", mean);
     for (int i = 0; i < t->corpus.n_domains; i++) {
         char key[96];
+        if (!results[i].tokens) continue; /* no validation text: no value, rather than null */
         snprintf(key, sizeof key, "val/%s/ce_loss", t->corpus.domains[i].name);
         mu_json_float(&m->line, key, results[i].ce);
+        if (!results[i].bytes) continue;
         snprintf(key, sizeof key, "val/%s/bits_per_byte", t->corpus.domains[i].name);
         mu_json_float(&m->line, key, results[i].bits_per_byte);
     }

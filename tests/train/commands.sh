@@ -47,7 +47,7 @@ refuses 78 "train.steps: '1e6' is not an integer" train tiny.yaml train.steps=1e
 refuses 78 "run.dir" train tiny.yaml run.dir=
 refuses 78 "does not divide moe.num_experts 8" train tiny.yaml parallel.ep=3
 refuses 78 "does not divide the number of ranks" train tiny.yaml parallel.ep=2
-refuses 78 "not a multiple of 1 rank x micro_batch_size 3 = 3; the nearest that fit: 6 and 9 are" train tiny.yaml train.micro_batch_size=3
+refuses 78 "not a multiple of 1 rank x micro_batch_size 3 = 3; 6 and 9 are the nearest that fit" train tiny.yaml train.micro_batch_size=3
 refuses 74 "passwd" train tiny.yaml run.dir=/etc/passwd/run
 mkdir -p locked && chmod 555 locked
 if ! touch locked/x 2> /dev/null; then refuses 74 "locked/run: .*Permission denied" train tiny.yaml run.dir=locked/run; fi
@@ -140,6 +140,62 @@ refuses 64 "top-p 2: expected a number" generate run --prompt x --top-p 2
 refuses 64 "prompt needs a value" generate run --prompt
 refuses 64 "topp is not an option" generate run --prompt x --topp 1
 refuses 66 "no such run" generate nowhere --prompt x
+
+# ---------------------------------------------------------------- verify knows what the model needs
+manifest=signed/checkpoints/step-00000020/manifest.json
+resigned() {        # resigned PATTERN SED: verify of the manifest that SED changed and signed anew says PATTERN
+    rm -rf signed && cp -r run signed
+    head -1 $manifest | sed "$2" > line && mv line $manifest && "$MUSTER_SIGN" $manifest
+    expect 65 "verify after $2" m verify signed
+    says_once "verify after $2" "^damaged  signed/checkpoints/step-00000020: .*$1"
+}
+resigned 'shard-0000.h5: /embed_tokens/weight: expected f32 \[257, 64\], found f32 \[257, 32\]' 's/hidden_size: 32/hidden_size: 64/'
+resigned 'names no tensor /layers/0/mlp/experts/8/' 's/num_experts: 8/num_experts: 16/'
+resigned 'names the tensor /layers/.* in shard-0000.h5, which' 's/num_experts: 8/num_experts: 4/'
+resigned 'names the tensor /x in shard-0000.h5, which' 's/"tensors":{/"tensors":{"\/x":0,/'
+resigned 'names no tensor /norm/weight' 's/"\/norm\/weight"/"\/norm\/w"/'
+resigned 'shard-0000.h5: /state/loader: expected i64 \[2\], found i64 \[3\]' 's/, *{domain: one[^}]*}//'
+resigned '/state/seed is 7, by the manifest it is 8' 's/seed: 7/seed: 8/'
+resigned "no tokenizer 'none'" 's/"tokenizer":"bytes"/"tokenizer":"none"/'
+if [ -n "${MPIEXEC:-}" ]; then
+    expect 64 "verify on 2 ranks" on 2 "$MUSTER" verify run
+    says_once "verify on 2 ranks" "^muster: error: verify runs on one rank"
+    expect 66 "inspect of nothing on 2 ranks" on 2 "$MUSTER" inspect nowhere
+    says_once "inspect of nothing on 2 ranks" "^muster: error: nowhere: no such run"
+fi
+
+# ---------------------------------------------------------------- eval: how much of which texts
+expect 0 "eval of two sequences" m eval run train.eval_sequences=2 train.threads=1 train.device=ref
+says "eval of two sequences" "over at most 2 validation sequences a domain"
+if [ "$(loss)" = "$first" ]; then fail "eval takes no notice of train.eval_sequences"; else pass; fi
+expect 0 "eval of all" m eval run train.eval_sequences=0
+says "eval of all" "over all validation sequences"
+if grep -q "not the texts" log; then fail "eval does not know its texts"; else pass; fi
+if [ "$(loss)" = "$first" ]; then pass; else fail "eval of all: $(loss), by itself $first"; fi
+refuses 78 "train.seq_len=16: eval takes data.\*, train.eval_sequences, train.device and train.threads" eval run train.seq_len=16
+refuses 78 "top_k=1: eval takes" eval run moe.top_k=1
+expect 0 "eval of other texts" m eval run "data.train=[{domain: own, path: texts/2.txt}]"
+says_once "eval of other texts" "^note: these are not the texts it was trained on"
+refuses 66 "nowhere.*data.train='\[\{domain: own, path: ...\}, ...\]'" eval run "data.train=[{domain: own, path: nowhere}]"
+
+# ---------------------------------------------------------------- no validation text
+nothing="nothing to validate on: data.val_fraction is 0 or the texts are too short"
+seq -s ' ' 1 17 | cut -c1-40 > tiny.txt
+expect 0 "training without validation" train 1 blind data.val_fraction=0 train.eval_every=10 log.progress=line
+says_once "training without validation" "^note: there is $nothing"
+if grep -Eqi '\bnan\b|^validation' log; then fail "validation of nothing"; else pass; fi
+if grep -q '"val/' blind/metrics.jsonl; then fail "metrics of no validation"; else pass; fi
+expect 0 "the finished run without validation" train 1 blind data.val_fraction=0 train.eval_every=10 log.progress=line
+if grep -Eqi '\bnan\b|^validation' log; then fail "validation of nothing, once more"; else pass; fi
+refuses 65 "$nothing" eval blind
+expect 0 "one domain without validation" train 1 half "data.train=[{domain: own, path: texts}, {domain: one, path: tiny.txt}]" \
+    train.eval_every=10 log.progress=line
+says "one domain without validation" "^validation at step 20: [0-9.]+ nats a token over 1 domain$"
+says "one domain without validation" "^  one .* - +[0-9.]+ +-$"
+if grep -q '"val/own/ce_loss"' half/metrics.jsonl && ! grep -q '"val/one/' half/metrics.jsonl; then pass; else fail "metrics of one domain"; fi
+if grep '"val/' half/metrics.jsonl | grep -q null; then fail "null metrics"; else pass; fi
+expect 0 "eval with one domain" m eval half
+if grep -Eqi '\bnan\b' log; then fail "eval says nan"; else pass; fi
 
 # ---------------------------------------------------------------- tokenize
 expect 0 "tokenize" m tokenize --out tokens.h5 own=texts one=texts/1.txt

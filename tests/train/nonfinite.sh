@@ -41,7 +41,7 @@ expect 0 "the same after a resume" train 1 lonely $lonely train.steps=205 log.ev
 says "after a resume" "  layer 0: experts 1, 2, 3, 4, 5, 6, 7 took no token for 200 steps"
 expect 0 "inspect" on 1 "$MUSTER" inspect lonely
 says "inspect" "layer 0: experts 1, 2, 3, 4, 5, 6, 7 took no token"
-expect 0 "eight that live" train 1 lively train.steps=25
+expect 0 "eight that live" train 1 lively train.steps=25 log.progress=line
 says "eight that live" "no dead or starved experts"
 if [ -n "${MPIEXEC:-}" ]; then
     expect 0 "on 4 ranks, three of them without a row" train 4 lonely-4 $lonely train.steps=25 parallel.ep=4

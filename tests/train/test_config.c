@@ -190,8 +190,11 @@ static const bad_case cases[] = {
     { "top_k against a default", "moe: {num_experts: 1, norm_topk_prob: false}", 1,
       .words = { "f.yaml: moe.top_k: 2 is more than num_experts 1" } },
     { "top 1 normalised", "moe: {top_k: 1}", 1,
-      .words = { "moe.norm_topk_prob: with top_k 1 the gate would always be 1", "no gradient",
+      .words = { "moe.top_k: 1 with norm_topk_prob true: the gate would always be 1", "no gradient",
       "`norm_topk_prob: false`" } },
+    { "no MoE layer is left", "moe: {first_k_dense: 4}", 1,
+      .words = { "f.yaml:1:22: moe.first_k_dense: 4 leaves none of the 4 layers to the experts", "moe.num_experts: 0" } },
+    { "no n-th layer", "moe: {moe_layer_freq: 5}", 1, .words = { "f.yaml:1:23: moe.moe_layer_freq: 5 leaves none of the 4 layers" } },
     { "experts over ranks", "moe: {num_experts: 6}\nparallel: {ep: 4}", 1,
       .words = { "f.yaml:2:16: parallel.ep: 4 does not divide moe.num_experts 6" }, .ranks = 4 },
     { "ranks over ep", "parallel: {ep: 4}", 1,
@@ -210,10 +213,10 @@ static const bad_case cases[] = {
     { "warmup", "train: {steps: 50}\noptim: {warmup_steps: 100}", 1,
       .words = { "f.yaml:2:23: optim.warmup_steps: 100 is more than train.steps 50" } },
     { "batch over ranks", "train: {global_batch_size: 10}", 1,
-      .words = { "f.yaml:1:28: train.global_batch_size: 10 is not a multiple of 4 ranks; the nearest that fit: 8 and 12 are" }, .ranks = 4 },
+      .words = { "f.yaml:1:28: train.global_batch_size: 10 is not a multiple of 4 ranks; 8 and 12 are the nearest that fit" }, .ranks = 4 },
     { "batch over micro-batches", "train: {global_batch_size: 30, micro_batch_size: 4}", 1,
-      .words = { "of 2 ranks x micro_batch_size 4 = 8; the nearest that fit: 24 and 32" }, .ranks = 2 },
-    { "batch under ranks", "train: {global_batch_size: 3}", 1, .words = { "the nearest that fit: 4 is" },
+      .words = { "of 2 ranks x micro_batch_size 4 = 8; 24 and 32 are the nearest that fit" }, .ranks = 2 },
+    { "batch under ranks", "train: {global_batch_size: 3}", 1, .words = { "; 4 is the nearest that fits" },
       .ranks = 4 },
     { "forced both ways", "moe: {force_balanced: true, force_skew: true}", 1,
       .words = { "f.yaml:1:41: moe.force_skew: excludes force_balanced" } },
@@ -414,6 +417,21 @@ static void rates_of_a_constant_schedule(void **state) {
     mu_config_free(&c, &o);
 }
 
+/* A schedule of which only a part is given fits itself to that part. */
+static void short_and_slow_runs(void **state) {
+    (void)state;
+    mu_config c;
+    mu_options o;
+    load(&c, &o, MINIMAL "train: {steps: 40}\n", 0, NULL, 1);
+    assert_int_equal(c.optim.warmup_steps, 4);
+    assert_true(c.optim.min_lr == 1e-4);
+    mu_config_free(&c, &o);
+    load(&c, &o, MINIMAL "optim: {lr: 1e-5}\n", 0, NULL, 1);
+    assert_true(fabs(c.optim.min_lr - 1e-6) < 1e-12);
+    assert_int_equal(c.optim.warmup_steps, 100);
+    mu_config_free(&c, &o);
+}
+
 static void no_file_is_needed(void **state) {
     (void)state;
     mu_config c;
@@ -509,7 +527,7 @@ int main(void) {
         cmocka_unit_test(dense_and_sigmoid),
         cmocka_unit_test(overrides_win),
         cmocka_unit_test(rates_of_a_constant_schedule),
-        cmocka_unit_test(no_file_is_needed),
+        cmocka_unit_test(short_and_slow_runs), cmocka_unit_test(no_file_is_needed),
         cmocka_unit_test(dump_gives_the_same_configuration),
         cmocka_unit_test(copy_is_read_without_its_world),
     };
