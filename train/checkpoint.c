@@ -297,8 +297,10 @@ mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) {
         char *to = aside_name(from);
         status = mu_file_rename(from, to, e);
         if (status == MU_STATUS_OK)
-            mu_log(MU_LOG_WARNING, "the checkpoint of step %lld is beyond step %lld, from which this run goes on: renamed to %s",
-                   (long long)steps[i], (long long)t->step, to);
+            mu_log(
+                MU_LOG_WARNING,
+                "the checkpoint of step %lld is beyond step %lld, from which this run goes on: renamed to %s",
+                (long long)steps[i], (long long)t->step, to);
         free(from);
         free(to);
     }

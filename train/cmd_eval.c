@@ -26,15 +26,14 @@ mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, boo
     status = mu_trainer_open(t, mesh, with_data, e);
     if (status == MU_STATUS_NOINPUT) {
         mu_error why = *e;
-        mu_error_set(e, status,
-                     "%s; texts that have moved: data.train='[{domain: %s, path: ...}, ...]' names their place",
+        mu_error_set(e, status, "%s; if texts have moved, add data.train='[{domain: %s, path: ...}, ...]'",
                      why.text, t->cfg.data.train.list[0].domain);
     }
     if (status == MU_STATUS_OK) status = mu_checkpoint_load(t, m, false, e);
     return status;
 }
 
-/* An override that starts with one of these changes what is evaluated, or where; the rest made the weights. */
+/* Overrides that start so change what is evaluated, or where; all others were of the training. */
 static const char *const allowed[] = { "data.", "train.eval_sequences=", "train.device=", "train.threads=" };
 
 static bool is_allowed(const char *override) {
@@ -51,8 +50,8 @@ static mu_status check_arguments(int argc, char **argv, mu_error *e) {
     for (int i = 3; i < argc; i++)
         if (!is_allowed(argv[i]))
             return mu_error_set(e, MU_STATUS_CONFIG,
-                                "%s: eval takes data.*, train.eval_sequences, train.device and train.threads; "
-                                "everything else is the checkpoint's",
+                                "%s: eval takes data.*, train.eval_sequences, train.device and train.threads;"
+                                " everything else is the checkpoint's",
                                 argv[i]);
     return MU_STATUS_OK;
 }
@@ -69,8 +68,8 @@ static void print_results(const mu_trainer *t, const mu_manifest *m, double mean
     if (strcmp(m->fingerprint, t->corpus.fingerprint))
         printf("note: these are not the texts it was trained on: fingerprint %s then, %s now\n",
                m->fingerprint, t->corpus.fingerprint);
-    printf("%s, step %lld: %.6f nats a token, domains weighted by their share\n", m->path,
-           (long long)m->step, mean);
+    printf("%s, step %lld: %.6f nats a token, domains weighted by their share\n", m->path, (long long)m->step,
+           mean);
     mu_print_domains(t, results);
 }
 

@@ -199,15 +199,15 @@ static mu_status check_names(const mu_manifest *m, mu_params *ps, mu_error *e) {
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u), units++)
         if (mu_manifest_find(m, u->name) < 0)
             return mu_error_set(e, MU_STATUS_DATA,
-                                "%s/manifest.json names no tensor %s, which its configuration has",
-                                m->path, u->name);
+                                "%s/manifest.json names no tensor %s, which its configuration has", m->path,
+                                u->name);
     /* Names are unique on both sides: with equal counts there is nothing more to find. */
     for (int i = 0; i < m->n_tensors && m->n_tensors > units; i++)
         if (!mu_params_find(ps, m->tensors[i].name))
             return mu_error_set(
                 e, MU_STATUS_DATA,
-                "%s/manifest.json names the tensor %s in %s, which its configuration does not have",
-                m->path, m->tensors[i].name, m->shards[m->tensors[i].shard].name);
+                "%s/manifest.json names the tensor %s in %s, which its configuration does not have", m->path,
+                m->tensors[i].name, m->shards[m->tensors[i].shard].name);
     return MU_STATUS_OK;
 }
 
@@ -258,8 +258,7 @@ static mu_status verify_all(const char *path, mu_error *e) {
     int64_t *steps = NULL;
     int n = run ? mu_checkpoint_list(path, &steps) : 0;
     mu_status status = MU_STATUS_OK;
-    if (n < 0)
-        status = mu_error_set(e, MU_STATUS_IO, "%s cannot be read: %s", checkpoints, strerror(errno));
+    if (n < 0) status = mu_error_set(e, MU_STATUS_IO, "%s cannot be read: %s", checkpoints, strerror(errno));
     else if (run && !n) status = mu_error_set(e, MU_STATUS_DATA, "%s holds no checkpoint", path);
     else if (!run) status = verify(path);
     for (int i = n - 1; i >= 0; i--) {
@@ -279,9 +278,8 @@ int mu_cmd_verify(int argc, char **argv) {
     mu_comm *world = mu_comm_new(NULL);
     int rank = world->rank;
     mu_report_error(&e, rank);
-    mu_status status = world->size > 1
-                           ? mu_error_set(&e, MU_STATUS_USAGE, "verify runs on one rank")
-                           : one_argument(argc, argv, &e);
+    mu_status status = world->size > 1 ? mu_error_set(&e, MU_STATUS_USAGE, "verify runs on one rank")
+                                       : one_argument(argc, argv, &e);
     if (status == MU_STATUS_OK) status = verify_all(argv[2], &e);
     mu_comm_free(world);
     mu_report_error(&e, rank);

@@ -31,7 +31,8 @@ static mu_status parse(int argc, char **argv, const char **out, mu_option_domain
     if (!*out) return mu_error_set(e, MU_STATUS_USAGE, "tokenize needs --out FILE.h5");
     const char *ending = strrchr(*out, '.');
     if (!ending || (strcmp(ending, ".h5") && strcmp(ending, ".hdf5")))
-        return mu_error_set(e, MU_STATUS_USAGE, "--out %s: a token file's name ends in .h5, by which train knows it", *out);
+        return mu_error_set(e, MU_STATUS_USAGE,
+                            "--out %s: a token file's name ends in .h5, by which train knows it", *out);
     return list->n ? MU_STATUS_OK
                    : mu_error_set(e, MU_STATUS_USAGE, "tokenize needs at least one DOMAIN=PATH");
 }

@@ -22,8 +22,9 @@ static const command commands[] = {
       "USR1 or USR2 (to mpirun) makes it write a checkpoint and exit with 75; the same command goes on later.\n"
       "`muster --help-config` lists every configuration key." },
     { "eval", mu_cmd_eval, "RUN_OR_CHECKPOINT [section.key=value ...]",
-      "Validation loss and bits per byte of every domain. Overrides name texts that have moved:\n"
-      "data.train='[{domain: latin, path: elsewhere/latin}]'." },
+      "Validation loss and bits per byte of every domain. Overrides may name texts that have moved\n"
+      "(data.train='[{domain: latin, path: elsewhere/latin}]'), data.val_fraction, train.eval_sequences,\n"
+      "train.device and train.threads." },
     { "generate", mu_cmd_generate,
       "RUN_OR_CHECKPOINT --prompt TEXT [--tokens N] [--temperature X] [--top-p X] [--seed N] [--show-experts]",
       "Continues the prompt.\n\n"
@@ -35,7 +36,8 @@ static const command commands[] = {
     { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT",
       "Shows a checkpoint: configuration, parameters, shards, and the load of its experts." },
     { "verify", mu_cmd_verify, "RUN_OR_CHECKPOINT",
-      "Checks manifest, hashes, shapes and that all values are finite, of one checkpoint or of all of a run.\nExit code 65 when any is damaged." },
+      "Checks manifest, hashes, shapes and that all values are finite, of one checkpoint or of all of a run, on one\n"
+      "rank. Exit code 65 when any is damaged." },
     { "tokenize", mu_cmd_tokenize, "--out FILE.h5 DOMAIN=PATH ...",
       "Writes a token file from texts: a folder of .txt and .jsonl files, or one such file, a domain.\n"
       "data.train then takes {domain: DOMAIN, path: FILE.h5}." },

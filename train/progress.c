@@ -87,7 +87,7 @@ static void print_line(const mu_progress *p, const mu_trainer *t, const mu_step_
 }
 
 static void draw_bar(mu_progress *p, const mu_trainer *t, const mu_step_result *r) {
-    enum { WIDTH = 20 };     /* the whole line stays under 80 columns */
+    enum { WIDTH = 20 }; /* the whole line stays under 80 columns */
     if (mu_time() - p->last_drawn < 0.1 && t->step < t->cfg.train.steps) return;
     p->last_drawn = mu_time();
     int filled = (int)(WIDTH * t->step / t->cfg.train.steps);
@@ -149,7 +149,7 @@ void mu_print_domains(const mu_trainer *t, const mu_domain_loss *results) {
         else printf("%8.4f %8.4f %10.4f\n", d->ce, d->unigram, d->bits_per_byte);
     }
     if (t->cfg.train.eval_sequences > 0)
-        printf("  over at most %lld validation sequences a domain (train.eval_sequences); muster eval takes all\n",
+        printf("  over at most %lld validation sequences a domain (train.eval_sequences); eval takes all\n",
                (long long)t->cfg.train.eval_sequences);
     else printf("  over all validation sequences\n");
     fflush(stdout);

@@ -60,8 +60,9 @@ typedef struct {
     double bits_per_byte;
     double unigram;                 /* nats a token of the best guess that ignores context */
 } mu_domain_loss;
-/* Validation loss of every domain, `most` sequences each (0: all); results [n_domains], the same on every
- * rank. Returns the mean over domains weighted by their training shares. Collective over all ranks. */
+/* Validation loss of every domain, `most` sequences each (0: all); results [n_domains], the same on every rank, with
+ * tokens 0 for a domain without validation text. Returns the mean over the others, weighted by their training shares;
+ * NAN when there are none. Collective over all ranks. */
 double mu_evaluate(mu_trainer *t, int64_t most, mu_domain_loss *results);
 
 /* ------------------------------------------------------------------ checkpoints (checkpoint.c, manifest.c)

@@ -154,7 +154,7 @@ resigned 'names no tensor /layers/0/mlp/experts/8/' 's/num_experts: 8/num_expert
 resigned 'names the tensor /layers/.* in shard-0000.h5, which' 's/num_experts: 8/num_experts: 4/'
 resigned 'names the tensor /x in shard-0000.h5, which' 's/"tensors":{/"tensors":{"\/x":0,/'
 resigned 'names no tensor /norm/weight' 's/"\/norm\/weight"/"\/norm\/w"/'
-resigned 'shard-0000.h5: /state/loader: expected i64 \[2\], found i64 \[3\]' 's/, *{domain: one[^}]*}//'
+resigned 'shard-0000.h5: /state/loader: expected i64 \[2\], found i64 \[3\]' 's/\\n *- {domain: one[^}]*}//'
 resigned '/state/seed is 7, by the manifest it is 8' 's/seed: 7/seed: 8/'
 resigned "no tokenizer 'none'" 's/"tokenizer":"bytes"/"tokenizer":"none"/'
 if [ -n "${MPIEXEC:-}" ]; then
