@@ -1,19 +1,5 @@
 /* attention.c - grouped-query causal attention with rotary positions and optional per-head norms. */
-#include "layers/layers.h"
-
-static mu_param *add(mu_params *ps, mu_group *group, int layer, const char *what, int64_t out, int64_t in,
-                     double std) {
-    char name[96];
-    snprintf(name, sizeof name, "/layers/%d/self_attn/%s/weight", layer, what);
-    mu_param_desc d = { .group = group,
-                        .name = name,
-                        .n_dims = in ? 2 : 1,
-                        .shape = { out, in },
-                        .std = std,
-                        .decay = in != 0,
-                        .layer = layer };
-    return mu_params_add(ps, &d);
-}
+#include "layers/internal.h"
 
 void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int layer, mu_params *ps,
                        mu_group *group) {
@@ -22,13 +8,13 @@ void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int la
     *a = (mu_attention_layer){
         cfg->num_heads, cfg->num_kv_heads, cfg->head_dim, cfg->rms_norm_eps, 0, 0, 0, 0, 0, 0
     };
-    a->q = add(ps, group, layer, "q_proj", wide, D, cfg->init_std);
-    a->k = add(ps, group, layer, "k_proj", narrow, D, cfg->init_std);
-    a->v = add(ps, group, layer, "v_proj", narrow, D, cfg->init_std);
-    a->o = add(ps, group, layer, "o_proj", D, wide, cfg->init_std);
+    a->q = mu_layer_param(ps, group, layer, "self_attn/q_proj", wide, D, cfg->init_std);
+    a->k = mu_layer_param(ps, group, layer, "self_attn/k_proj", narrow, D, cfg->init_std);
+    a->v = mu_layer_param(ps, group, layer, "self_attn/v_proj", narrow, D, cfg->init_std);
+    a->o = mu_layer_param(ps, group, layer, "self_attn/o_proj", D, wide, cfg->init_std);
     if (!cfg->qk_norm) return;
-    a->q_norm = add(ps, group, layer, "q_norm", cfg->head_dim, 0, -1);
-    a->k_norm = add(ps, group, layer, "k_norm", cfg->head_dim, 0, -1);
+    a->q_norm = mu_layer_param(ps, group, layer, "self_attn/q_norm", cfg->head_dim, 0, -1);
+    a->k_norm = mu_layer_param(ps, group, layer, "self_attn/k_norm", cfg->head_dim, 0, -1);
 }
 
 /* Projection, norm of each head, rotation: the way of queries and keys. */

@@ -1,18 +1,21 @@
 /* transformer.c - the model: parameters, forward, head, and its size. */
-#include "layers/layers.h"
+#include "layers/internal.h"
 
 #include <math.h>
 #include <stdlib.h>
 
 MU_OPTION_DEFAULTS(mu_model_config, MU_OPTIONS_MODEL)
 
-static mu_param *add(mu_params *ps, mu_group *group, int layer, const char *name, int64_t out, int64_t in,
-                     double std) {
+mu_param *mu_layer_param(mu_params *ps, mu_group *group, int layer, const char *what, int64_t out, int64_t in,
+                         double std) {
+    char name[96];
+    if (layer < 0) snprintf(name, sizeof name, "/%s/weight", what);
+    else snprintf(name, sizeof name, "/layers/%d/%s/weight", layer, what);
     mu_param_desc d = { .group = group,
                         .name = name,
                         .n_dims = in ? 2 : 1,
                         .shape = { out, in },
-                        .std = std,
+                        .std = in ? std : -1,
                         .decay = in != 0,
                         .layer = layer };
     return mu_params_add(ps, &d);
@@ -26,12 +29,9 @@ static void block_init(mu_model *m, int layer, const mu_mesh *mesh) {
     mu_params *ps = m->params;
     mu_group *shared = ps->groups[0], *expert = ps->groups[1];
     mu_block *b = &m->blocks[layer];
-    char name[96];
-    snprintf(name, sizeof name, "/layers/%d/input_layernorm/weight", layer);
-    b->attention_norm = add(ps, shared, layer, name, m->cfg.hidden_size, 0, -1);
+    b->attention_norm = mu_layer_param(ps, shared, layer, "input_layernorm", m->cfg.hidden_size, 0, -1);
     mu_attention_init(&b->attention, &m->cfg, layer, ps, shared);
-    snprintf(name, sizeof name, "/layers/%d/post_attention_layernorm/weight", layer);
-    b->ffn_norm = add(ps, shared, layer, name, m->cfg.hidden_size, 0, -1);
+    b->ffn_norm = mu_layer_param(ps, shared, layer, "post_attention_layernorm", m->cfg.hidden_size, 0, -1);
     b->is_moe = mu_layer_is_moe(&m->moe_cfg, layer);
     if (b->is_moe) {
         mu_moe_init(&b->moe, &m->moe_cfg, m->cfg.hidden_size, m->cfg.init_std, layer, ps, shared, expert,
@@ -75,12 +75,12 @@ mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int
     m->blocks = mu_alloc((size_t)L, sizeof *m->blocks);
     m->moe_layers = mu_alloc((size_t)L, sizeof *m->moe_layers);
     if (moe->num_experts) m->place = mu_placement_new(mesh->expert, (int)moe->num_experts);
-    m->embed = add(m->params, shared, -1, "/embed_tokens/weight", vocab_size, D, cfg->init_std);
+    m->embed = mu_layer_param(m->params, shared, -1, "embed_tokens", vocab_size, D, cfg->init_std);
     for (int layer = 0; layer < L; layer++) block_init(m, layer, mesh);
-    m->norm = add(m->params, shared, -1, "/norm/weight", D, 0, -1);
+    m->norm = mu_layer_param(m->params, shared, -1, "norm", D, 0, -1);
     m->head = cfg->tie_embeddings
                   ? m->embed
-                  : add(m->params, shared, -1, "/lm_head/weight", vocab_size, D, cfg->init_std);
+                  : mu_layer_param(m->params, shared, -1, "lm_head", vocab_size, D, cfg->init_std);
     mu_params_alloc(m->params);
     mu_params_init(m->params, seed);
     make_rope(m, dev);
