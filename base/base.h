@@ -228,6 +228,8 @@ mu_status mu_store_create(mu_store **s, const char *path, mu_error *e) MU_MUST_U
 mu_status mu_store_open(mu_store **s, const char *path, mu_error *e) MU_MUST_USE;       /* read only */
 /* Closes (after a create: also fsyncs the file). The handle is gone whatever is returned. */
 mu_status mu_store_close(mu_store *s, mu_error *e) MU_MUST_USE;
+/* The end of a piece of work that stands at `status`: closes s, NULL being fine, and returns the first failure. */
+mu_status mu_store_finish(mu_store *s, mu_status status, mu_error *e) MU_MUST_USE;
 mu_status mu_store_write(mu_store *s, const char *name, mu_store_type type, int n_dims, const int64_t *shape,
                          const void *data, mu_error *e) MU_MUST_USE;
 /* Type and shape must be exactly these, else MU_STATUS_DATA naming both. F32 <-> F64 is converted. */

@@ -526,3 +526,9 @@ mu_status mu_store_read_text(mu_store *s, const char *name, char **text, mu_erro
     else *text = read;
     return status;
 }
+
+mu_status mu_store_finish(mu_store *s, mu_status status, mu_error *e) {
+    if (!s) return status;
+    mu_status closed = mu_store_close(s, status == MU_STATUS_OK ? e : NULL);
+    return status == MU_STATUS_OK ? closed : status;
+}

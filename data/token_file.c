@@ -40,8 +40,7 @@ static mu_status write_file(const mu_corpus *c, const mu_tokenizer *t, const cha
     status = mu_store_write_text(s, "/tokenizer", mu_tokenizer_name(t), e);
     if (!status) status = mu_store_write_text(s, "/fingerprint", c->fingerprint, e);
     for (int i = 0; !status && i < c->n_domains; i++) status = write_domain(s, &c->domains[i], e);
-    mu_status closed = mu_store_close(s, status ? NULL : e);
-    return status ? status : closed;
+    return mu_store_finish(s, status, e);
 }
 
 /* Under another name first: a half token file never has the name of a whole one. */
@@ -124,6 +123,5 @@ mu_status mu_token_file_read(mu_domain *d, const mu_tokenizer *t, const char *pa
     mu_status status = mu_store_open(&s, path, e);
     if (status) return status;
     status = read_domain(s, d, t, path, e);
-    mu_status closed = mu_store_close(s, status ? NULL : e);
-    return status ? status : closed;
+    return mu_store_finish(s, status, e);
 }

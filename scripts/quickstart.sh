@@ -23,16 +23,8 @@ case ${1:-} in
     *) echo "quickstart: it takes no arguments, not \"$1\"; --help says what it does" >&2; exit 64 ;;
 esac
 
-step() { printf '\n== %s\n' "$*"; }
-fail() { local code=$1; shift; echo "quickstart: error: $*" >&2; exit "$code"; }
-
-# quietly LOG COMMAND...: its output goes to LOG, and to the screen only when it fails.
-quietly() {
-    local log=$1 code=0
-    shift
-    "$@" >> "$log" 2>&1 || code=$?
-    [[ $code -eq 0 ]] || { tail -n 20 "$log" >&2; fail "$code" "\"$*\" failed (exit $code), all of its output is in $log"; }
-}
+program=quickstart
+. "$(dirname "$0")/lib/steps.sh"
 
 # Both ranks are on this machine: Open MPI needs no network, more ranks than cores are fine, and so is root.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1

@@ -9,16 +9,8 @@ case ${1:-} in
     -h | --help) sed -n '2,4s/^# //p' "$0"; exit 0 ;;
 esac
 
-step() { printf '\n== %s\n' "$*"; }
-fail() { local code=$1; shift; echo "test: error: $*" >&2; exit "$code"; }
-
-# quietly LOG COMMAND...: its output goes to LOG, and to the screen only when it fails.
-quietly() {
-    local log=$1 code=0
-    shift
-    "$@" >> "$log" 2>&1 || code=$?
-    [[ $code -eq 0 ]] || { tail -n 40 "$log" >&2; fail "$code" "\"$*\" failed (exit $code), all of its output is in $log"; }
-}
+program=test
+. scripts/lib/steps.sh
 
 step "1/3 packages of the distribution (half a minute when all are missing)"
 bash scripts/lib/install-deps.sh || fail $? "without these packages muster cannot be built and tested"

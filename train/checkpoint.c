@@ -193,13 +193,12 @@ static mu_status write_shard(mu_trainer *t, const char *folder, mu_shard *shard,
     snprintf(shard->name, sizeof shard->name, "shard-%04d.h5", t->mesh->world->rank);
     char *path = mu_format("%s/%s", folder, shard->name);
     mu_store *s = NULL;
-    mu_status status = fault_status(t, "open", e), closed;
+    mu_status status = fault_status(t, "open", e);
     if (status == MU_STATUS_OK) status = mu_store_create(&s, path, e);
     if (status == MU_STATUS_OK) {
         status = write_tensors(t, s, e);
         if (status == MU_STATUS_OK) status = fault_status(t, "before-close", e);
-        closed = mu_store_close(s, status == MU_STATUS_OK ? e : NULL);
-        if (status == MU_STATUS_OK) status = closed;
+        status = mu_store_finish(s, status, e);
     }
     if (status == MU_STATUS_OK) status = fault_status(t, "after-close", e);
     if (status == MU_STATUS_OK) status = mu_file_hash(path, shard->hash, &shard->bytes, e);
@@ -466,10 +465,7 @@ mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training,
     if (status == MU_STATUS_OK && training) status = read_state(t, stores[0], e);
     if (status == MU_STATUS_OK) t->step = m->step;
     for (int i = 0; i < m->n_shards; i++)
-        if (stores[i]) {
-            mu_status closed = mu_store_close(stores[i], status == MU_STATUS_OK ? e : NULL);
-            if (status == MU_STATUS_OK) status = closed;
-        }
+        status = mu_store_finish(stores[i], status, e);
     free(stores);
     return mu_agree(t->mesh->world, status, e);
 }

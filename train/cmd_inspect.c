@@ -36,10 +36,7 @@ static mu_status print_roll(const mu_manifest *m, const mu_config *cfg, mu_error
         status = mu_store_read(s, "/state/roll/steps", MU_STORE_I64, 1, (int64_t[]){ 1 }, &t.roll.steps, e);
     if (status == MU_STATUS_OK)
         status = mu_store_read(s, "/state/roll/total", MU_STORE_I64, 2, (int64_t[]){ L, E }, t.roll.total, e);
-    if (s) {
-        mu_status closed = mu_store_close(s, status == MU_STATUS_OK ? e : NULL);
-        if (status == MU_STATUS_OK) status = closed;
-    }
+    status = mu_store_finish(s, status, e);
     if (status == MU_STATUS_OK) mu_print_roll_call(&t);
     mu_roll_free(&t.roll);
     free(path);
@@ -185,10 +182,7 @@ static mu_status check_shard(const mu_manifest *m, const mu_trainer *t, int shar
     for (mu_unit *u = mu_unit_next(ps, NULL); u && status == MU_STATUS_OK; u = mu_unit_next(ps, u))
         if (mu_manifest_find(m, u->name) == shard) status = check_unit(s, m, u, path, e);
     if (status == MU_STATUS_OK && shard == 0) status = check_state(s, m, t, path, e);
-    if (s) {
-        mu_status closed = mu_store_close(s, status == MU_STATUS_OK ? e : NULL);
-        if (status == MU_STATUS_OK) status = closed;
-    }
+    status = mu_store_finish(s, status, e);
     free(path);
     return status;
 }

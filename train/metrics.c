@@ -223,10 +223,7 @@ static mu_status write_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) 
     if (status == MU_STATUS_OK)
         status = mu_store_write(s, "/load", MU_STORE_I64, 3, (int64_t[]){ m->n, L, E }, m->loads, e);
     if (status == MU_STATUS_OK) status = mu_store_write(s, "/layer", MU_STORE_I32, 1, &L, layers, e);
-    if (s) {
-        mu_status closed = mu_store_close(s, status == MU_STATUS_OK ? e : NULL);
-        if (status == MU_STATUS_OK) status = closed;
-    }
+    status = mu_store_finish(s, status, e);
     if (status == MU_STATUS_OK) status = mu_file_rename(tmp, m->routing_path, e);
     free(tmp);
     free(layers);

@@ -1,9 +1,9 @@
 /* test_ops.c - the gradient of every op of autograd/ops, with each input used by two nodes, with every subset
  * of inputs that need a gradient, and beside an output that nobody uses. */
 #include "gradcheck.h"
+#include "ref_device.h"
 
 enum { LEAVES = 3 };
-static mu_device *dev;
 
 /* One op under test: `apply` is recorded twice on the same inputs, and once more for nothing. */
 typedef struct check check;
@@ -208,18 +208,6 @@ static void all_targets_ignored(void **state) {
     for (int i = 0; i < 6; i++) assert_true(dx[i] == 0);
     free(values);
     mu_tape_free(tp);
-}
-
-static int open_device(void **state) {
-    (void)state;
-    dev = mu_device_open("ref");
-    return dev ? 0 : -1;
-}
-
-static int close_device(void **state) {
-    (void)state;
-    mu_device_close(dev);
-    return 0;
 }
 
 int main(void) {

@@ -1,8 +1,7 @@
 /* test_model.c - the whole transformer: what it declares and counts, its gradient end to end, and that no
  * position sees a later one. */
 #include "tiny_model.h"
-
-static mu_device *dev;
+#include "ref_device.h"
 
 static mu_model *new_model(const mu_model_config *cfg, const mu_moe_config *moe) {
     return mu_model_new(cfg, moe, TINY_V, 5, dev, mesh_alone());
@@ -239,18 +238,6 @@ static void training_learns(void **state) {
     mu_tape_free(tp);
     mu_adamw_free(o);
     mu_model_free(m);
-}
-
-static int open_device(void **state) {
-    (void)state;
-    dev = mu_device_open("ref");
-    return dev ? 0 : -1;
-}
-
-static int close_device(void **state) {
-    (void)state;
-    mu_device_close(dev);
-    return 0;
 }
 
 int main(void) {

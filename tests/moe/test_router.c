@@ -1,9 +1,9 @@
 /* test_router.c - scores, choice, gates and their gradients, against formulas written out here. */
 #include "gradcheck.h"
 #include "moe/moe.h"
+#include "ref_device.h"
 
 enum { T = 7, E = 6 };
-static mu_device *dev;
 
 /* What of the router's outputs a loss looks at. */
 enum { GATES = 1, SCORES = 2, LSE = 4 };
@@ -214,18 +214,6 @@ static void forced_choices(void **state) {
     for (int t = 0; t < T; t++) assert_true(ids[t * K] == 0 && ids[t * K + 1] > 0 && ids[t * K + 1] < E);
     gradcheck(s.ps, s.tp, loss_of, &r, 100);
     stand_free(&s);
-}
-
-static int open_device(void **state) {
-    (void)state;
-    dev = mu_device_open("ref");
-    return dev ? 0 : -1;
-}
-
-static int close_device(void **state) {
-    (void)state;
-    mu_device_close(dev);
-    return 0;
 }
 
 int main(void) {
