@@ -24,7 +24,7 @@ case ${1:-} in
 esac
 
 program=quickstart
-. "$(dirname "$0")/lib/steps.sh"
+. scripts/lib/steps.sh
 
 # Both ranks are on this machine: Open MPI needs no network, more ranks than cores are fine, and so is root.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
