@@ -173,6 +173,7 @@ mu_unit *mu_unit_next(const mu_params *ps, const mu_unit *u);
  * x is an activation, w a parameter's tensor. */
 mu_tensor *mu_add(mu_tape *tp, mu_tensor *x, mu_tensor *y);                     /* x + y, any one shape; scalars too */
 mu_tensor *mu_linear(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);            /* x w^T: [T, O] */
+mu_tensor *mu_linear_fine(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);       /* the same, never rounded to bf16 */
 mu_tensor *mu_embedding(mu_tape *tp, mu_tensor *ids_T, mu_tensor *w_VD);        /* w[ids]: [T, D] */
 mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w_D, double eps);   /* over groups of D values: also per head */
 /* Rotary positions of H heads; cos, sin: [max_seq_len, d/2] tables; row t stands at t % seq_len. */

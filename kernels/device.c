@@ -63,7 +63,7 @@ static const mu_kernels guarded_kernels = { MU_KERNELS(K) };
 #undef K
 
 /* ---------------------------------------------------------------- open and close */
-typedef struct { const char *name; const mu_kernels *k; } cpu_table;
+typedef struct { const char *name; const mu_kernels *k; bool asked; } cpu_table;
 
 #if defined(__x86_64__)
 static bool has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -72,16 +72,21 @@ static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")
         && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 }
+
+static bool has_bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
-/* The tables this processor can run, the best first; returns how many. */
-static int cpu_tables(cpu_table table[3]) {
+enum { MOST_TABLES = 4 };
+
+/* The tables this processor can run, the best first; returns how many. `asked`: only when asked for by name. */
+static int cpu_tables(cpu_table table[MOST_TABLES]) {
     int n = 0;
 #if defined(__x86_64__)
-    if (has_avx512()) table[n++] = (cpu_table){ "cpu-avx512", &mu_kernels_cpu_avx512 };
-    if (has_avx2()) table[n++] = (cpu_table){ "cpu-avx2", &mu_kernels_cpu_avx2 };
+    if (has_bf16()) table[n++] = (cpu_table){ "cpu-bf16", &mu_kernels_cpu_bf16, true };
+    if (has_avx512()) table[n++] = (cpu_table){ "cpu-avx512", &mu_kernels_cpu_avx512, false };
+    if (has_avx2()) table[n++] = (cpu_table){ "cpu-avx2", &mu_kernels_cpu_avx2, false };
 #endif
-    table[n++] = (cpu_table){ "cpu-base", &mu_kernels_cpu_base };
+    table[n++] = (cpu_table){ "cpu-base", &mu_kernels_cpu_base, false };
     return n;
 }
 
@@ -105,10 +110,10 @@ static mu_device *device_new(const char *name, const mu_kernels *k, mu_dtype rea
 
 /* "cpu" is the best table, "cpu-..." the one of that name. */
 static mu_device *open_cpu(const char *kind) {
-    cpu_table table[3];
+    cpu_table table[MOST_TABLES];
     int n = cpu_tables(table);
     for (int i = 0; i < n; i++)
-        if (!strcmp(kind, "cpu") || !strcmp(kind, table[i].name)) {
+        if ((!strcmp(kind, "cpu") && !table[i].asked) || !strcmp(kind, table[i].name)) {
             mu_device *dev = device_new(table[i].name, table[i].k, MU_DTYPE_F32);
             scratch_init(&dev->scratch);
             return dev;

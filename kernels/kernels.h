@@ -5,6 +5,7 @@
  *   ref      plain double-precision loops: the definition of every kernel, and the device of gradient checks
  *   cpu      fast fp32; compiled for several instruction sets, the best one is chosen when it is opened
  *            ("cpu-base", "cpu-avx2", "cpu-avx512" name one)
+ *   cpu-bf16 as cpu-avx512, but matrix products round their operands to bf16 and add in fp32 (AVX512-BF16)
  *   guarded  cpu whose memory is unreadable outside kernels: proves who touches data
  *   shape    hands out addresses and does nothing: a dry run counts its bytes
  * Everything is Local. */
@@ -59,6 +60,9 @@ typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t
     /* C[m,n] = beta C + op(A)[m,k] op(B)[k,n], beta 0 or 1; op transposes when ta / tb. beta 0 ignores old C (NaN too). */ \
     K(gemm, (mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b, double beta, mu_mat c), \
             (dev, ta, tb, m, n, k, a, b, beta, c)) \
+    /* The same, never in less than the device's real type: the router's. Other products of "cpu-bf16" round to bf16. */ \
+    K(gemm_fine, (mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b, double beta, mu_mat c), \
+                 (dev, ta, tb, m, n, k, a, b, beta, c)) \
     /* y_TD[t] = w_VD[ids[t]];  dw_VD[ids[t]] += dy_TD[t] */ \
     K(embed_fwd, (mu_device *dev, int64_t T, int64_t D, mu_mat ids, mu_mat w, mu_mat y), (dev, T, D, ids, w, y)) \
     K(embed_bwd, (mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat ids, mu_mat dy, mu_mat dw), (dev, T, D, V, ids, dy, dw)) \
@@ -165,7 +169,7 @@ struct mu_device {
     int unlocked;               /* guarded: depth of nested permissions */
 };
 
-/* kind: "cpu", "ref", "guarded", "shape", "cpu-base", "cpu-avx2", "cpu-avx512". NULL when this machine cannot. */
+/* kind: "cpu", "ref", "guarded", "shape", "cpu-base", "cpu-avx2", "cpu-avx512", "cpu-bf16". NULL when this machine cannot. */
 mu_device *mu_device_open(const char *kind);
 void mu_device_close(mu_device *dev);       /* NULL allowed; fatal while memory of it is in use */
 

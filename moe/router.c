@@ -22,7 +22,7 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
         mu_tensor_set(bias, m->bias);
     }
     mu_routing r = { 0 };
-    mu_tensor *logits = mu_linear(tp, x, &m->router_ED->tensor);
+    mu_tensor *logits = mu_linear_fine(tp, x, &m->router_ED->tensor);
     r.gates_TK = mu_router(tp, logits, bias, &shape, &r.scores_TE, &r.lse_T, &r.ids_TK);
     mu_release(tp, logits);
     r.counts_SE = mu_tensor_new(tp, MU_DTYPE_I64, 2, (int64_t[]){ T / cx->seq_len, m->E });

@@ -1,11 +1,20 @@
-/* linear.c - y_TO = x_TI w_OI^T, without bias. */
+/* linear.c - y_TO = x_TI w_OI^T, without bias; `fine`: in the device's real type at least. */
 #include "autograd/autograd.h"
 
+typedef struct {
+    bool fine;
+} extra;
+
+static void product(mu_node *n, mu_device *dev, bool ta, bool tb, int64_t m, int64_t columns, int64_t k, mu_mat a,
+                    mu_mat b, double beta, mu_mat c) {
+    if (((extra *)n->extra)->fine) dev->k->gemm_fine(dev, ta, tb, m, columns, k, a, b, beta, c);
+    else dev->k->gemm(dev, ta, tb, m, columns, k, a, b, beta, c);
+}
+
 static void forward(mu_tape *tp, mu_node *n) {
-    mu_device *dev = mu_tape_device(tp);
     mu_tensor *x = n->in[0], *w = n->in[1], *y = n->out[0];
-    dev->k->gemm(dev, false, true, x->shape[0], w->shape[0], w->shape[1], mu_data(x), mu_data(w), 0.0,
-                 mu_data(y));
+    product(n, mu_tape_device(tp), false, true, x->shape[0], w->shape[0], w->shape[1], mu_data(x), mu_data(w),
+            0.0, mu_data(y));
 }
 
 /* dx = dy w, dw = dy^T x */
@@ -14,16 +23,21 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_tensor *x = n->in[0], *w = n->in[1];
     int64_t T = x->shape[0], O = w->shape[0], I = w->shape[1];
     mu_mat dy = mu_grad_of(n->out[0]);
-    if (x->needs_grad) dev->k->gemm(dev, false, false, T, I, O, dy, mu_data(w), 1.0, mu_grad(tp, x));
-    if (w->needs_grad) dev->k->gemm(dev, true, false, O, I, T, dy, mu_data(x), 1.0, mu_grad(tp, w));
+    if (x->needs_grad) product(n, dev, false, false, T, I, O, dy, mu_data(w), 1.0, mu_grad(tp, x));
+    if (w->needs_grad) product(n, dev, true, false, O, I, T, dy, mu_data(x), 1.0, mu_grad(tp, w));
 }
 
 static const mu_op op_linear = { "linear", forward, backward, .keeps_in = 3 };
 
-mu_tensor *mu_linear(mu_tape *tp, mu_tensor *x, mu_tensor *w) {
+static mu_tensor *linear(mu_tape *tp, mu_tensor *x, mu_tensor *w, bool fine) {
     MU_CHECK(x->n_dims == 2 && w->n_dims == 2 && x->shape[1] == w->shape[1],
              "linear: rows of %lld values meet weights for %lld", (long long)x->shape[1],
              (long long)w->shape[1]);
     mu_tensor *y = mu_tensor_2d(tp, x->shape[0], w->shape[0]);
-    return mu_apply(tp, (mu_node){ .op = &op_linear, .in = { x, w }, .out = { y } });
+    extra *e = mu_tape_alloc(tp, sizeof *e);
+    e->fine = fine;
+    return mu_apply(tp, (mu_node){ .op = &op_linear, .in = { x, w }, .out = { y }, .extra = e });
 }
+
+mu_tensor *mu_linear(mu_tape *tp, mu_tensor *x, mu_tensor *w) { return linear(tp, x, w, false); }
+mu_tensor *mu_linear_fine(mu_tape *tp, mu_tensor *x, mu_tensor *w) { return linear(tp, x, w, true); }

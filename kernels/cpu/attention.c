@@ -81,8 +81,8 @@ static void query_block(const forward *f, int64_t b, int64_t h, int64_t at, floa
         softmax_stretch(rows, n, at, first, (float)s->scale, p, max, sum, keep);
         if (first) scale_rows(rows, s->d, keep, y, f->y.ld);
         CPU(multiply)(false, rows, s->d, n, p, STRETCH, v, first > 0, y, f->y.ld);
-        k.data += STRETCH / CPU_NR * k.stride;
-        v.data += STRETCH * v.ld;
+        k = cpu_panels_columns(k, STRETCH);
+        v = cpu_panels_rows(v, STRETCH);
     }
     for (int64_t i = 0; i < rows; i++) {
         cpu_f32(f->lse)[(row + i) * f->lse.ld + h] = max[i] + logf(sum[i]);
@@ -188,14 +188,6 @@ static void softmax_gradient(int64_t keys, int64_t n, int64_t key, int64_t at, f
     }
 }
 
-static cpu_panels columns_from(const float *packed, int64_t k, int64_t column) {
-    return (cpu_panels){ packed + column * k, k * CPU_NR, CPU_NR };
-}
-
-static cpu_panels rows_from(cpu_panels b, int64_t row) {
-    return (cpu_panels){ b.data + row * b.ld, b.stride, b.ld };
-}
-
 /* Keys key .. key+keys-1 against all queries from `key` on. dk, dv: first row of the block. */
 static void key_block(const backward *f, int64_t row, int64_t h, int64_t key, head w, float *dk, int64_t lddk,
                       float *dv, int64_t lddv) {
@@ -206,11 +198,11 @@ static void key_block(const backward *f, int64_t row, int64_t h, int64_t key, he
     cpu_panels k_panels = right_operand(keys, d, k, f->k.ld, w.k);
     for (int64_t at = key; at < s->S; at += STRETCH) {
         int64_t n = cpu_min(STRETCH, s->S - at);
-        CPU(multiply)(false, keys, n, d, k, f->k.ld, columns_from(w.qt, d, at), false, w.p, STRETCH);
-        CPU(multiply)(false, keys, n, d, v, f->v.ld, columns_from(w.dyt, d, at), false, w.dp, STRETCH);
+        CPU(multiply)(false, keys, n, d, k, f->k.ld, cpu_panels_columns(cpu_panels_of(w.qt, d), at), false, w.p, STRETCH);
+        CPU(multiply)(false, keys, n, d, v, f->v.ld, cpu_panels_columns(cpu_panels_of(w.dyt, d), at), false, w.dp, STRETCH);
         softmax_gradient(keys, n, key, at, (float)s->scale, w);
-        CPU(multiply)(false, keys, d, n, w.p, STRETCH, rows_from(w.dy_panels, at), true, dv, lddv);
-        CPU(multiply)(false, keys, d, n, w.dp, STRETCH, rows_from(w.q_panels, at), true, dk, lddk);
+        CPU(multiply)(false, keys, d, n, w.p, STRETCH, cpu_panels_rows(w.dy_panels, at), true, dv, lddv);
+        CPU(multiply)(false, keys, d, n, w.dp, STRETCH, cpu_panels_rows(w.q_panels, at), true, dk, lddk);
         CPU(multiply)(true, n, d, keys, w.dp, STRETCH, k_panels, true,
                         cpu_f32(f->dq) + (row + at) * f->dq.ld + h * d, f->dq.ld);
     }

@@ -1,6 +1,6 @@
 /* cpu.h - private to kernels/cpu: names that carry the instruction set, operands, teams, thread buffers, exp.
  *
- * Every file here is compiled once per instruction set with -DMU_CPU_ISA=base|avx2|avx512, so each external
+ * Every file here is compiled once per instruction set with -DMU_CPU_ISA=base|avx2|avx512|bf16, so each external
  * symbol is CPU(name) = mu_cpu_<isa>_<name>. Loops are plain C for the compiler's vectoriser (omp simd).
  * Order of sums: work is cut into blocks that depend on the problem only; threads take whole blocks, and
  * partial sums of blocks are added in block order. So results are the same bits for any number of threads. */
@@ -39,9 +39,17 @@ enum { CPU_LANES = 4, CPU_MR = 6 };         /* 12 of 16 */
 #endif
 enum { CPU_NR = 2 * CPU_LANES, CPU_KC = 256 };
 
-/* Floats that op(B)[k, n] takes when packed. */
+/* With bf16 products (product_bf16.c) one packed word holds two neighbours along k: half as many rows. */
+#if defined(__AVX512BF16__)
+enum { CPU_ROWS_A_WORD = 2 };
+#else
+enum { CPU_ROWS_A_WORD = 1 };
+#endif
+static inline int64_t cpu_pairs(int64_t k) { return (k + CPU_ROWS_A_WORD - 1) / CPU_ROWS_A_WORD; }
+
+/* Floats, or words of the size of one, that op(B)[k, n] takes when packed. */
 static inline size_t cpu_packed(int64_t k, int64_t n) {
-    return (size_t)((n + CPU_NR - 1) / CPU_NR * CPU_NR * k);
+    return (size_t)((n + CPU_NR - 1) / CPU_NR * CPU_NR * cpu_pairs(k));
 }
 
 /* Packs op(B)[k, n]; b is [k, n], or [n, k] when tb. A part is what one thread does at a time when several
@@ -57,12 +65,20 @@ void CPU(pack)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, float
 typedef struct { const float *data; int64_t stride, ld; } cpu_panels;
 
 static inline cpu_panels cpu_panels_of(const float *packed, int64_t k) {
-    return (cpu_panels){ packed, k * CPU_NR, CPU_NR };
+    return (cpu_panels){ packed, cpu_pairs(k) * CPU_NR, CPU_NR };
+}
+
+/* B without its first rows, or columns; `row` a multiple of 2, `column` of CPU_NR. */
+static inline cpu_panels cpu_panels_rows(cpu_panels b, int64_t row) {
+    return (cpu_panels){ b.data + row / CPU_ROWS_A_WORD * b.ld, b.stride, b.ld };
+}
+static inline cpu_panels cpu_panels_columns(cpu_panels b, int64_t column) {
+    return (cpu_panels){ b.data + column / CPU_NR * b.stride, b.stride, b.ld };
 }
 
 /* A row-major B whose rows end with a panel need not be packed: read in place it is as fast (only the
  * transposition of weights must be paid for). */
-static inline bool cpu_in_place(int64_t n) { return n % CPU_NR == 0; }
+static inline bool cpu_in_place(int64_t n) { return CPU_ROWS_A_WORD == 1 && n % CPU_NR == 0; }
 static inline cpu_panels cpu_panels_in_place(const float *b, int64_t ldb) {
     return (cpu_panels){ b, CPU_NR, ldb };
 }

@@ -29,8 +29,7 @@ static void block(const product *p, grid g, int64_t i, int64_t first, int64_t n,
     int64_t r = p->m * down / g.down, rows = p->m * (down + 1) / g.down - r;
     const float *a = cpu_f32(p->a) + (p->ta ? r : r * p->a.ld);
     float *c = cpu_f32(p->c) + r * p->c.ld + first + j * CPU_NR;
-    b.data += j * b.stride;
-    CPU(multiply)(p->ta, rows, columns, p->k, a, p->a.ld, b, p->add, c, p->c.ld);
+    CPU(multiply)(p->ta, rows, columns, p->k, a, p->a.ld, cpu_panels_columns(b, j * CPU_NR), p->add, c, p->c.ld);
 }
 
 static void stretch(mu_device *dev, const product *p, int team, int64_t first, int64_t n) {
@@ -60,4 +59,17 @@ void CPU(gemm)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k
     int64_t most = cpu_max(1, MOST_PACKED / cpu_max(k, 1) / CPU_NR) * CPU_NR;
     for (int64_t first = 0; first < n; first += most)
         stretch(dev, &p, cpu_team(m * n * cpu_max(k, 1) / 16), first, cpu_min(most, n - first));
+}
+
+#if defined(__AVX512BF16__)
+void mu_cpu_avx512_gemm(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
+                        double beta, mu_mat c);
+#define FINE mu_cpu_avx512_gemm
+#else
+#define FINE CPU(gemm)
+#endif
+
+void CPU(gemm_fine)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
+                    double beta, mu_mat c) {
+    FINE(dev, ta, tb, m, n, k, a, b, beta, c);
 }

@@ -48,7 +48,7 @@ static void run_sumsq(trial *t, const int64_t *p) {
 }
 
 /* ta, tb, m, n, k, beta */
-static void run_gemm(trial *t, const int64_t *p) {
+static void any_gemm(trial *t, const int64_t *p, bool fine) {
     bool ta = p[0], tb = p[1];
     int64_t m = p[2], n = p[3], k = p[4];
     mu_mat a = ta ? matrix(t, "a", k, m) : matrix(t, "a", m, k);
@@ -56,8 +56,13 @@ static void run_gemm(trial *t, const int64_t *p) {
     mu_mat b = tb ? matrix(t, "b", n, k) : matrix(t, "b", k, n);
     t->pad *= 2;
     mu_mat c = p[5] ? matrix(t, "c", m, n) : new_matrix(t, "c", m, n);
-    t->dev->k->gemm(t->dev, ta, tb, m, n, k, a, b, (double)p[5], c);
+    if (fine) t->operands[t->n_operands - 1].tolerance = TOLERANCE;
+    if (fine) t->dev->k->gemm_fine(t->dev, ta, tb, m, n, k, a, b, (double)p[5], c);
+    else t->dev->k->gemm(t->dev, ta, tb, m, n, k, a, b, (double)p[5], c);
 }
+
+static void run_gemm(trial *t, const int64_t *p) { any_gemm(t, p, false); }
+static void run_gemm_fine(trial *t, const int64_t *p) { any_gemm(t, p, true); }
 
 /* n random integers below `below`; with `same` all are below - 1. */
 static mu_mat random_ints(trial *t, const char *name, int64_t n, int64_t below, bool same) {
@@ -475,6 +480,7 @@ static const kernel_case kernel_cases[] = {
     GEMM(64, 128, 96, 1) GEMM(130, 257, 80, 0) GEMM(63, 64, 300, 1) GEMM(300, 200, 260, 0)
     GEMM(12, 31, 1000, 1)
     C(gemm, 0, 1, 2, 4500, 1000, 1) C(gemm, 1, 0, 5, 4500, 1000, 0)
+    C(gemm_fine, 0, 1, 17, 8, 64, 0) C(gemm_fine, 0, 0, 33, 65, 8, 1) C(gemm_fine, 1, 0, 8, 64, 130, 1)
 
     /* T, D, V, same? */
     BOTH(embed, 0, 8, 5) BOTH(embed, 1, 1, 1) BOTH(embed, 65, 80, 257) BOTH(embed, 130, 64, 1000)

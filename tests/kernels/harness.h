@@ -15,6 +15,7 @@
 enum { MAX_OPERANDS = 32, MARGIN = 64 };
 static const unsigned char PATTERN = 0xA5;
 static const double TOLERANCE = 2e-5;       /* of fp32 results, against the operand's largest magnitude */
+static const double BF16_TOLERANCE = 3e-2;  /* the same where matrix products round their operands to bf16 */
 static const int64_t UNTOUCHED = -77;       /* what integer results hold before the kernel */
 static const mu_mat NOTHING = { 0 };
 
@@ -34,6 +35,8 @@ typedef struct {
     uint64_t seed;                          /* one for each case */
     uint32_t draws;                         /* of the stream of integers */
     int64_t pad;                            /* values between the rows of every operand with several rows */
+    bool coarse;                            /* random values are exact in bf16, so that rounding to it loses nothing */
+    double tolerance;                       /* of new operands */
     int n_operands;
     operand operands[MAX_OPERANDS];
     unsigned char *image;                   /* the memory after the run */
@@ -49,7 +52,8 @@ static inline double *random_values(const trial *t, uint32_t stream, int64_t n) 
     for (int64_t i = 0; i < n; i++) {
         uint32_t counter[4] = { (uint32_t)(i / 4), stream, 0, MU_RNG_TEST << 16 };
         if (i % 4 == 0) mu_philox4x32(t->seed, counter, word);
-        x[i] = (float)((int32_t)word[i % 4] * (1.7320508 * 0x1p-31));
+        x[i] = t->coarse ? (double)((int32_t)word[i % 4] >> 25) * 0x1p-6
+                         : (double)(float)((int32_t)word[i % 4] * (1.7320508 * 0x1p-31));
     }
     return x;
 }
@@ -105,7 +109,7 @@ static inline operand *operand_new(trial *t, const char *name, mu_dtype dtype, i
     char *data = t->memory->region.base + t->used;
     mu_device_write(t->dev, data, host, block);
     operand *o = &t->operands[t->n_operands++];
-    *o = (operand){ name, { data + shift, dtype, ld }, t->used + shift, rows * ld, false, TOLERANCE };
+    *o = (operand){ name, { data + shift, dtype, ld }, t->used + shift, rows * ld, false, t->tolerance };
     t->used += block;
     free(values);
     free(host);
@@ -177,8 +181,11 @@ static inline mu_mat new_longs(trial *t, const char *name, int64_t rows, int64_t
 }
 
 /* ---------------------------------------------------------------- running and comparing */
-static inline void trial_run(trial *t, mu_device *dev, const kernel_case *c, uint64_t seed, int64_t pad) {
-    *t = (trial){ .dev = dev, .seed = seed, .pad = pad, .memory = mu_memory_new(dev, (size_t)1 << 30) };
+static inline void trial_run(trial *t, mu_device *dev, const kernel_case *c, uint64_t seed, int64_t pad,
+                             bool coarse) {
+    bool rounds = !strcmp(dev->name, "cpu-bf16") && !coarse;
+    *t = (trial){ .dev = dev, .seed = seed, .pad = pad, .memory = mu_memory_new(dev, (size_t)1 << 30),
+                  .coarse = coarse, .tolerance = rounds ? BF16_TOLERANCE : TOLERANCE };
     c->run(t, c->p);
     t->image = mu_alloc(t->used, 1);
     mu_device_read(dev, t->image, t->memory->region.base, t->used);
@@ -234,12 +241,12 @@ static inline bool operand_agrees(const trial *ref, const trial *t, int i, const
 
 /* Runs a case on `ref` and `dev`; true when all operands agree. */
 static inline bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case *c, uint64_t seed,
-                               int64_t pad) {
+                               int64_t pad, bool coarse) {
     trial expected, t;
     char what[256];
     describe(what, c, dev->name);
-    trial_run(&expected, ref, c, seed, pad);
-    trial_run(&t, dev, c, seed, pad);
+    trial_run(&expected, ref, c, seed, pad, coarse);
+    trial_run(&t, dev, c, seed, pad, coarse);
     bool ok = margins_intact(&t, what) && margins_intact(&expected, what);
     MU_CHECK(t.n_operands == expected.n_operands, "%s: a case must not depend on the device", what);
     for (int i = 0; i < t.n_operands && ok; i++)
@@ -256,10 +263,10 @@ static inline bool case_ignores_threads(mu_device *dev, const kernel_case *c, ui
     bool ok = true;
     describe(what, c, dev->name);
     mu_threads_set(1);
-    trial_run(&one, dev, c, seed, 0);
+    trial_run(&one, dev, c, seed, 0, false);
     for (int threads = 2; threads <= 4; threads++) {
         mu_threads_set(threads);
-        trial_run(&t, dev, c, seed, 0);
+        trial_run(&t, dev, c, seed, 0, false);
         for (int i = 0; i < t.n_operands; i++) {
             const operand *o = &t.operands[i];
             size_t bytes = (size_t)o->count * mu_dtype_size(o->mat.dtype);

@@ -17,9 +17,21 @@ static void test_agrees(void **state) {
     mu_device *dev = open_or_skip(*state), *ref = mu_device_open("ref");
     int wrong = 0;
     for (int i = 0; i < N_KERNEL_CASES && dev; i++) {
-        wrong += !case_agrees(ref, dev, &kernel_cases[i], (uint64_t)i, 0);
-        wrong += !case_agrees(ref, dev, &kernel_cases[i], (uint64_t)i, 3);      /* gaps between rows */
+        wrong += !case_agrees(ref, dev, &kernel_cases[i], (uint64_t)i, 0, false);
+        wrong += !case_agrees(ref, dev, &kernel_cases[i], (uint64_t)i, 3, false);   /* gaps between rows */
     }
+    mu_device_close(ref);
+    mu_device_close(dev);
+    assert_int_equal(wrong, 0);
+}
+
+/* A bf16 product of operands that bf16 holds exactly is as good as an fp32 one. */
+static void test_bf16_rounds_nothing_else(void **state) {
+    mu_device *dev = open_or_skip(*state), *ref = mu_device_open("ref");
+    int wrong = 0;
+    for (int i = 0; i < N_KERNEL_CASES && dev; i++)
+        if (!strcmp(kernel_cases[i].kernel, "gemm"))
+            wrong += !case_agrees(ref, dev, &kernel_cases[i], (uint64_t)i, 3, true);
     mu_device_close(ref);
     mu_device_close(dev);
     assert_int_equal(wrong, 0);
@@ -56,10 +68,13 @@ int main(void) {
         ON(test_agrees, "cpu-base"),
         ON(test_agrees, "cpu-avx2"),
         ON(test_agrees, "cpu-avx512"),
+        ON(test_agrees, "cpu-bf16"),
+        ON(test_bf16_rounds_nothing_else, "cpu-bf16"),
         ON(test_agrees, "guarded"),
         ON(test_ignores_threads, "cpu-base"),
         ON(test_ignores_threads, "cpu-avx2"),
         ON(test_ignores_threads, "cpu-avx512"),
+        ON(test_ignores_threads, "cpu-bf16"),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

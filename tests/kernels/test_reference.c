@@ -11,7 +11,7 @@ static trial t;                         /* operands of the test that runs */
 static int setup(void **state) {
     (void)state;
     mu_device *dev = mu_device_open("ref");
-    t = (trial){ .dev = dev, .seed = 3, .memory = mu_memory_new(dev, (size_t)1 << 26) };
+    t = (trial){ .dev = dev, .seed = 3, .tolerance = TOLERANCE, .memory = mu_memory_new(dev, (size_t)1 << 26) };
     return 0;
 }
 
