@@ -199,6 +199,12 @@ static void check_seq_len(check *k) {
                  k->c->train.seq_len, k->c->model.max_seq_len);
 }
 
+static void check_dtype(check *k) {
+    const mu_train_config *p = &k->c->train;
+    if (p->dtype == MU_TRAIN_DTYPE_BF16 && p->device != MU_TRAIN_DEVICE_AUTO && p->device != MU_TRAIN_DEVICE_CPU)
+        COMPLAIN(k, "train", "dtype", "bf16 has kernels of its own: it needs train.device auto or cpu");
+}
+
 static void check_learning_rate(check *k) {
     const mu_optim_config *p = &k->c->optim;
     if (p->schedule != MU_SCHEDULE_CONSTANT && p->min_lr > p->lr)
@@ -276,6 +282,7 @@ static const struct {
     { check_ranks, "parallel.ep" },
     { check_data_given, "data.train" },
     { check_paths, "data.train" },
+    { check_dtype, "train.dtype train.device" },
     { check_learning_rate, "optim.lr optim.min_lr optim.schedule" },
     { check_warmup, "optim.warmup_steps optim.schedule train.steps" },
     { check_batch, "train.global_batch_size train.micro_batch_size" },

@@ -21,7 +21,8 @@
     O(INT,    global_batch_size,"32",          1,   1e7, NULL, "sequences a step, over all ranks and micro-batches") \
     O(INT,    micro_batch_size, "0",           0,   1e7, NULL, "sequences a rank computes at once; 0: its whole share") \
     O(INT,    seq_len,          "256",         2,   16777216, NULL, "tokens of a training sequence, at most model.max_seq_len") \
-    O(CHOICE, device,           "auto",        0,   0,   "auto|cpu|ref|guarded", "cpu: fast fp32 kernels; ref: plain loops in double precision; guarded: cpu with its memory locked outside kernels (both for tests)") \
+    O(CHOICE, device,           "auto",        0,   0,   "auto|cpu|cpu-avx512|cpu-avx2|cpu-base|ref|guarded", "auto, cpu: the fastest kernels that the processor can run; cpu-...: those of one instruction set; ref: plain loops in double precision; guarded: cpu with its memory locked outside kernels (both for tests)") \
+    O(CHOICE, dtype,            "fp32",        0,   0,   "fp32|bf16", "of the operands of matrix products; bf16 needs a processor with AVX512-BF16, else a warning and fp32. Weights, sums, router, norms and loss are fp32 either way") \
     O(INT,    threads,          "0",           0,   4096, NULL, "threads a rank; 0: cores / ranks on the node") \
     O(INT,    eval_every,       "200",         0,   1e9, NULL, "steps between evaluations on the validation texts; 0: never") \
     O(INT,    eval_sequences,   "64",          0,   1e9, NULL, "validation sequences a domain, at most; 0: all")
@@ -41,7 +42,11 @@ typedef struct { MU_OPTIONS_TRAIN(MU_OPTION_FIELD) }      mu_train_config;
 typedef struct { MU_OPTIONS_CHECKPOINT(MU_OPTION_FIELD) } mu_checkpoint_config;
 typedef struct { MU_OPTIONS_LOG(MU_OPTION_FIELD) }        mu_log_config;
 
-enum { MU_TRAIN_DEVICE_AUTO, MU_TRAIN_DEVICE_CPU, MU_TRAIN_DEVICE_REF, MU_TRAIN_DEVICE_GUARDED };
+enum {
+    MU_TRAIN_DEVICE_AUTO, MU_TRAIN_DEVICE_CPU, MU_TRAIN_DEVICE_AVX512, MU_TRAIN_DEVICE_AVX2, MU_TRAIN_DEVICE_BASE,
+    MU_TRAIN_DEVICE_REF, MU_TRAIN_DEVICE_GUARDED
+};
+enum { MU_TRAIN_DTYPE_FP32, MU_TRAIN_DTYPE_BF16 };
 enum { MU_LOG_PROGRESS_AUTO, MU_LOG_PROGRESS_BAR, MU_LOG_PROGRESS_LINE, MU_LOG_PROGRESS_QUIET };
 
 typedef struct {

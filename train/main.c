@@ -24,7 +24,7 @@ static const command commands[] = {
     { "eval", mu_cmd_eval, "RUN_OR_CHECKPOINT [section.key=value ...]",
       "Validation loss and bits per byte of every domain. Overrides may name texts that have moved\n"
       "(data.train='[{domain: latin, path: elsewhere/latin}]'), data.val_fraction, train.eval_sequences,\n"
-      "train.device and train.threads." },
+      "train.device, train.dtype and train.threads." },
     { "generate", mu_cmd_generate,
       "RUN_OR_CHECKPOINT --prompt TEXT [--tokens N] [--temperature X] [--top-p X] [--seed N] [--show-experts]",
       "Continues the prompt.\n\n"

@@ -51,7 +51,6 @@ mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked);
 char *mu_trainer_explain_nonfinite(mu_trainer *t);
 /* Fills a context for one of this rank's micro-batches; samples are n sequences of the global batch. */
 mu_context mu_trainer_context(const mu_trainer *t, mu_mode mode, int64_t n_sequences);
-const char *mu_device_kind(const mu_train_config *cfg);
 
 /* ------------------------------------------------------------------ evaluation (evaluate.c) */
 typedef struct {

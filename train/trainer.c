@@ -10,12 +10,39 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *mu_device_kind(const mu_train_config *cfg) {
-    switch (cfg->device) {
-    case MU_TRAIN_DEVICE_REF: return "ref";
-    case MU_TRAIN_DEVICE_GUARDED: return "guarded";
-    default: return "cpu";
+static const char *device_kind(const mu_train_config *cfg) {
+    static const char *const kinds[] = { "cpu",      "cpu", "cpu-avx512", "cpu-avx2",
+                                         "cpu-base", "ref", "guarded" };
+    return kinds[cfg->device];
+}
+
+/* The lowest rank that has no device; the number of ranks when all have one. Collective. */
+static int32_t first_without(mu_comm *world, const mu_device *dev) {
+    int32_t rank = dev ? world->size : world->rank;
+    mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &rank, 1);
+    return rank;
+}
+
+/* bf16 products where every rank's processor has them: otherwise ranks would compute different models. */
+static mu_status open_device(mu_trainer *t, mu_error *e) {
+    mu_comm *world = t->mesh->world;
+    bool bf16 = t->cfg.train.dtype == MU_TRAIN_DTYPE_BF16;
+    if (bf16) {
+        t->dev = mu_device_open("cpu-bf16");
+        int32_t rank = first_without(world, t->dev);
+        if (rank == world->size) return MU_STATUS_OK;
+        mu_device_close(t->dev);
+        if (world->rank == 0)
+            mu_log(MU_LOG_WARNING,
+                   "train.dtype bf16: the processor of rank %d has no AVX512-BF16; everything is fp32", rank);
     }
+    t->dev = mu_device_open(device_kind(&t->cfg.train));
+    int32_t rank = first_without(world, t->dev);
+    if (rank == world->size) return MU_STATUS_OK;
+    return mu_error_set(e, MU_STATUS_CONFIG,
+                        "train.device %s: the processor of rank %d lacks these instructions; `auto` takes the "
+                        "best that it has",
+                        device_kind(&t->cfg.train), rank);
 }
 
 static mu_status open_data(mu_trainer *t, mu_error *e) {
@@ -45,8 +72,8 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
         mu_status status = open_data(t, e);
         if (status != MU_STATUS_OK) return status;
     }
-    t->dev = mu_device_open(mu_device_kind(&t->cfg.train));
-    MU_CHECK(t->dev, "device %s cannot be opened on this machine", mu_device_kind(&t->cfg.train));
+    mu_status opened = open_device(t, e);
+    if (opened != MU_STATUS_OK) return opened;
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer),
                             (uint64_t)t->cfg.run.seed, t->dev, mesh);
     t->tape = mu_tape_new(t->dev);
