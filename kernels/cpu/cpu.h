@@ -87,6 +87,10 @@ static inline cpu_panels cpu_panels_in_place(const float *b, int64_t ldb) {
 void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
                    bool add, float *c, int64_t ldc);
 
+/* Up to this many rows are multiplied panel by panel, each packed into a thread's first-level cache and used at
+ * once; for more rows, whose blocks are shared out, the packed matrix is worth writing to memory. */
+enum { CPU_FEW = 32 };
+
 /* Elements of a block of an element-wise loop: 64 KiB of floats, enough to pay for handing it out. */
 enum { CPU_BLOCK = 16384 };
 
@@ -101,6 +105,10 @@ static inline int64_t cpu_blocks(int64_t n, int64_t block) { return (n + block -
 
 /* Threads for `work` elements touched: waking a team costs a few microseconds. */
 static inline int cpu_team(int64_t work) { return work < 20000 ? 1 : mu_threads(); }
+/* The same for a product of `rows` rows with n*k weights: reading these takes time, too. */
+static inline int cpu_product_team(int64_t rows, int64_t n, int64_t k) {
+    return cpu_team(cpu_max(rows, 4) * n * cpu_max(k, 1) / 16);
+}
 
 /* One buffer of `floats` for each of `team` threads, from the device's scratch; the stride keeps the buffers
  * on different pages. Taken before the parallel region, given back with mu_arena_release. */

@@ -33,6 +33,32 @@ static void copy_rows(int64_t k, int64_t n, const float *b, int64_t ldb, int64_t
     }
 }
 
+#if defined(__AVX512F__)
+#include "kernels/cpu/transpose.h"
+
+/* A panel of op(B), whose `width` columns are rows of b: 16 of them and 16 of their values at once. */
+static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ldb, float *to) {
+    for (int64_t p = 0; p < k; p += 16) {
+        __mmask16 rest = cpu_lanes(k - p);
+        for (int64_t j = CPU_NR; j < 2 * CPU_NR; j++)       /* the next panel is on its way meanwhile */
+            __builtin_prefetch(b + j * ldb + p, 0, 2);
+        for (int64_t j = 0; j < CPU_NR; j += 16) {
+            __m512i r[16];
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++)
+                r[i] = _mm512_maskz_loadu_epi32(j + i < width ? rest : 0, b + (j + i) * ldb + p);
+            cpu_transpose_words(r);
+            float *row = to + p * CPU_NR + j;
+            if (k - p >= 16) {
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++) _mm512_storeu_si512(row + i * CPU_NR, r[i]);
+            } else {
+                for (int64_t i = 0; i < k - p; i++) _mm512_storeu_si512(row + i * CPU_NR, r[i]);
+            }
+        }
+    }
+}
+#else
 /* Four rows and four columns at once, in registers. */
 static void transpose_4x4(const float *b, int64_t ldb, float *to) {
     vec4 r0 = *(const vec4_u *)b, r1 = *(const vec4_u *)(b + ldb);
@@ -57,6 +83,7 @@ static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ld
     for (; p < k; p++)
         for (int64_t j = 0; j < CPU_NR; j++) to[p * CPU_NR + j] = j < width ? b[j * ldb + p] : 0;
 }
+#endif
 
 void CPU(pack_part)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, int64_t part, float *to) {
     int64_t first = part * (tb ? CPU_NR : CPU_PART);

@@ -7,12 +7,9 @@
  * of which the tile broadcasts words. So the operands of a tile are half as large as in fp32, too. An odd k is
  * filled up with zeros. As in product.c an element's bits depend on its row of A and its column of B alone. */
 #include "kernels/cpu/cpu.h"
-
-#include <immintrin.h>
+#include "kernels/cpu/transpose.h"
 
 enum { CHUNK = 4 * CPU_MR, CHUNK_LD = CPU_KC / 2 };     /* rows of A rounded at a time; words of such a row */
-
-static __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
 
 /* 16 words: x[i] in the lower half (first along k), y[i] in the upper. */
 static __m512i interleave(__m512 x, __m512 y) {
@@ -23,7 +20,7 @@ static __m512i interleave(__m512 x, __m512 y) {
 
 /* Words of n <= 32 neighbours of one row. */
 static __m512i neighbours(const float *x, int64_t n) {
-    __m512 a = _mm512_maskz_loadu_ps(first(n), x), b = _mm512_maskz_loadu_ps(first(n - 16), x + 16);
+    __m512 a = _mm512_maskz_loadu_ps(cpu_lanes(n), x), b = _mm512_maskz_loadu_ps(cpu_lanes(n - 16), x + 16);
     return (__m512i)_mm512_cvtne2ps_pbh(b, a);
 }
 
@@ -33,36 +30,13 @@ static void pack_rows(int64_t k, int64_t n, const float *b, int64_t ldb, int64_t
     int64_t pairs = cpu_pairs(k);
     for (; p < end; p += 2)
         for (int64_t j = 0; j < n; j += 16) {
-            __mmask16 columns = first(n - j);
+            __mmask16 columns = cpu_lanes(n - j);
             __m512 x = _mm512_maskz_loadu_ps(columns, b + p * ldb + j), y = _mm512_setzero_ps();
             if (p + 1 < k) y = _mm512_maskz_loadu_ps(columns, b + (p + 1) * ldb + j);
             float *row = to + (j / CPU_NR * pairs + p / 2) * CPU_NR + j % CPU_NR;
             _mm512_storeu_si512(row, interleave(x, y));
             if (n - j <= 16 && j % CPU_NR == 0) _mm512_storeu_si512(row + 16, _mm512_setzero_si512());
         }
-}
-
-/* to[i] holds word i of the 16 rows: four rounds that exchange what rows 8, 4, 2, 1 apart hold for each other. */
-static void transpose_words(__m512i r[16]) {
-    static const int32_t lower[4][16] = {
-        { 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23 },
-        { 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27 },
-        { 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29 },
-        { 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30 },
-    };
-#pragma GCC unroll 4
-    for (int round = 0; round < 4; round++) {
-        const int apart = 8 >> round;
-        __m512i keep = _mm512_loadu_si512(lower[round]);
-        __m512i take = _mm512_add_epi32(keep, _mm512_set1_epi32(apart));
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) {
-            if (i & apart) continue;
-            __m512i a = r[i], b = r[i + apart];
-            r[i] = _mm512_permutex2var_epi32(a, keep, b);
-            r[i + apart] = _mm512_permutex2var_epi32(a, take, b);
-        }
-    }
 }
 
 /* A panel of up to CPU_NR columns of op(B), which are rows of b: 16 of them and 32 values of each at once. */
@@ -74,7 +48,7 @@ static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ld
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++)
                 r[i] = j + i < width ? neighbours(b + (j + i) * ldb + 2 * q, k - 2 * q) : _mm512_setzero_si512();
-            transpose_words(r);
+            cpu_transpose_words(r);
             for (int64_t i = 0; i < cpu_min(16, pairs - q); i++)
                 _mm512_storeu_si512(to + (q + i) * CPU_NR + j, r[i]);
         }
@@ -101,7 +75,7 @@ static void round_rows(int64_t m, int64_t k, const float *a, int64_t lda, uint32
 static void round_columns(int64_t m, int64_t k, const float *a, int64_t lda, uint32_t *to) {
     for (int64_t p = 0; p < k; p += 2)
         for (int64_t i = 0; i < m; i += 16) {
-            __mmask16 rows = first(m - i);
+            __mmask16 rows = cpu_lanes(m - i);
             __m512 x = _mm512_maskz_loadu_ps(rows, a + p * lda + i), y = _mm512_setzero_ps();
             if (p + 1 < k) y = _mm512_maskz_loadu_ps(rows, a + (p + 1) * lda + i);
             _mm512_mask_storeu_epi32(to + p / 2 * CHUNK + i, rows, interleave(x, y));
@@ -114,7 +88,7 @@ static inline __attribute__((always_inline))
 void tile(const int rows, const int nv, int64_t pairs, const uint32_t *a, const int64_t ra, const int64_t ca,
           const float *b, int64_t width, bool add, float *c, int64_t ldc) {
     __m512 sum[14][2];
-    const __mmask16 columns[2] = { first(width), first(width - 16) };
+    const __mmask16 columns[2] = { cpu_lanes(width), cpu_lanes(width - 16) };
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
