@@ -48,6 +48,9 @@ void mu_tensor_write(mu_tensor *t, const void *host);
 void mu_tensor_get(const mu_tensor *t, double *host);   /* floating tensors of any type, as double */
 void mu_tensor_set(mu_tensor *t, const double *host);
 double mu_tensor_scalar_get(const mu_tensor *t);        /* the one F64 of a loss */
+/* Rows first .. first+n-1 of a matrix: x's own memory, without gradient, for ops that read. Gone with x; not to be
+ * released when x is an activation, whose memory it is. */
+mu_tensor *mu_tensor_rows(mu_tape *tp, const mu_tensor *x, int64_t first, int64_t n);
 /* The same for a stretch of `n` floating-point values at `data`. */
 void mu_reals_get(mu_device *dev, mu_dtype dtype, const void *data, int64_t n, double *host);
 void mu_reals_set(mu_device *dev, mu_dtype dtype, void *data, int64_t n, const double *host);
@@ -91,6 +94,20 @@ typedef struct { const char *name; double forward, backward; } mu_part_time;
 int  mu_tape_profile(const mu_tape *tp, const mu_part_time **times);   /* since mu_tape_profile_reset; how many parts */
 void mu_tape_profile_reset(mu_tape *tp);
 
+/* Keys and values of the tokens so far of one sequence (cache.c): generation computes those of a token once. */
+typedef struct {
+    int64_t length, most;                   /* tokens in it, room; length = 0 empties it */
+    int n_layers;
+    mu_memory *memory;
+    mu_tensor index;                        /* I32 [most]: 0, 1, ... */
+    mu_tensor *k, *v;                       /* [n_layers], each [most, width] */
+} mu_kv_cache;
+mu_kv_cache *mu_kv_cache_new(mu_device *dev, int n_layers, int64_t most, int64_t width);
+void mu_kv_cache_free(mu_kv_cache *c);
+/* Writes *k, *v, [n, width] of the next n tokens, behind those of one layer, releases them and puts all rows up
+ * to there in their place. The length is the caller's to change, once all layers are done. Not while recording. */
+void mu_kv_cache_append(mu_kv_cache *c, mu_tape *tp, int layer, mu_tensor **k, mu_tensor **v);
+
 /* What every forward knows of its batch. Arrays are borrowed and may be NULL where nothing asks. */
 typedef enum { MU_MODE_TRAIN, MU_MODE_EVAL, MU_MODE_GENERATE } mu_mode;
 typedef struct {
@@ -101,6 +118,7 @@ typedef struct {
     const int32_t *domains;                 /* [n_sequences] */
     const uint8_t *expert_mask;             /* [E], 1 = may be chosen; NULL: all (archive and criticality, later) */
     uint64_t seed;
+    mu_kv_cache *cache;                     /* generation: the one sequence goes on behind these tokens; or NULL */
 } mu_context;
 
 /* ------------------------------------------------------------------ parameters (params.c)
@@ -178,7 +196,8 @@ mu_tensor *mu_embedding(mu_tape *tp, mu_tensor *ids_T, mu_tensor *w_VD);        
 mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w_D, double eps);   /* over groups of D values: also per head */
 /* Rotary positions of H heads; cos, sin: [max_seq_len, d/2] tables; row t stands at t % seq_len. */
 mu_tensor *mu_rope(mu_tape *tp, mu_tensor *x, mu_tensor *cos, mu_tensor *sin, int64_t heads, int64_t seq_len);
-/* Causal grouped-query attention inside each sequence of seq_len; scale 1/sqrt(d). q: [T, H*d]; k, v: [T, G*d]. */
+/* Causal grouped-query attention inside each sequence of seq_len; scale 1/sqrt(d). q: [T, H*d]; k, v: [T, G*d], or
+ * more rows a sequence, which then stand before its first query: not while recording. */
 mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, int64_t heads, int64_t kv_heads,
                         int64_t seq_len);
 /* The head: scale * sum of cross-entropies of softmax(x w^T) against targets (one F64), logits in chunks,

@@ -34,6 +34,16 @@ mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *ho
     return t;
 }
 
+mu_tensor *mu_tensor_rows(mu_tape *tp, const mu_tensor *x, int64_t first, int64_t n) {
+    MU_CHECK(x->n_dims == 2 && first >= 0 && n >= 0 && first + n <= x->shape[0],
+             "rows %lld and %lld more of a tensor of %lld", (long long)first, (long long)n,
+             (long long)x->shape[0]);
+    mu_tensor *t = mu_tape_alloc(tp, sizeof *t);
+    *t = (mu_tensor){ .dev = x->dev, .dtype = x->dtype, .n_dims = 2, .shape = { n, x->shape[1] } };
+    t->data = (char *)x->data + (size_t)(first * x->shape[1]) * mu_dtype_size(x->dtype);
+    return t;
+}
+
 mu_mat mu_data(const mu_tensor *t) {
     if (!t) return (mu_mat){ 0 };
     return (mu_mat){ t->data, t->dtype, t->n_dims ? t->shape[t->n_dims - 1] : 1 };

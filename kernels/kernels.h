@@ -28,8 +28,9 @@ typedef struct { void *data; mu_dtype dtype; int64_t ld; } mu_mat;
 
 typedef struct mu_device mu_device;
 
-/* B sequences of S tokens, H query heads, G key/value heads (H % G == 0), width d; tokens are rows b*S + s. */
-typedef struct { int64_t B, S, H, G, d; double scale; } mu_attention_shape;
+/* B sequences of S tokens, H query heads, G key/value heads (H % G == 0), width d; tokens are rows b*S + s, at
+ * position past + s. Keys and values: rows b*(past+S) + position, `past` of each sequence before its first query. */
+typedef struct { int64_t B, S, H, G, d; double scale; int64_t past; } mu_attention_shape;
 
 /* R rows in `experts` groups; group i holds rows offsets[i] .. offsets[i+1]-1 (offsets: i64, on the device). */
 typedef struct { int64_t R, experts, D, F; } mu_experts_shape;
@@ -75,8 +76,9 @@ typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t
      * cos, sin: [positions, d/2] tables. Row t stands at position t % S. sign -1 turns back. Adds if `add`. */ \
     K(rope, (mu_device *dev, int64_t T, int64_t S, int64_t H, int64_t d, int sign, mu_mat cos, mu_mat sin, mu_mat x, bool add, mu_mat y), \
             (dev, T, S, H, d, sign, cos, sin, x, add, y)) \
-    /* Causal softmax attention, blockwise. q, y: [B*S, H*d]; k, v: [B*S, G*d]; head h reads key head h/(H/G).
-     * lse: [B*S, H], log of the softmax's denominator. Backward adds dq, dk, dv (none may be NULL). */ \
+    /* Causal softmax attention, blockwise. q, y: [B*S, H*d]; k, v: [B*(past+S), G*d]; head h reads key head h/(H/G).
+     * lse: [B*S, H], log of the softmax's denominator. A query's result is the same bits whether it comes with the
+     * ones before it or alone. Backward is for past == 0; it adds dq, dk, dv (none may be NULL). */ \
     K(attention_fwd, (mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y, mu_mat lse), \
                      (dev, s, q, k, v, y, lse)) \
     K(attention_bwd, (mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y, mu_mat lse, \

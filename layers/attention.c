@@ -6,7 +6,7 @@ void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int la
     int64_t D = cfg->hidden_size, wide = cfg->num_heads * cfg->head_dim,
             narrow = cfg->num_kv_heads * cfg->head_dim;
     *a = (mu_attention_layer){
-        cfg->num_heads, cfg->num_kv_heads, cfg->head_dim, cfg->rms_norm_eps, 0, 0, 0, 0, 0, 0
+        cfg->num_heads, cfg->num_kv_heads, cfg->head_dim, cfg->rms_norm_eps, layer, 0, 0, 0, 0, 0, 0
     };
     a->q = mu_layer_param(ps, group, layer, "self_attn/q_proj", wide, D, cfg->init_std);
     a->k = mu_layer_param(ps, group, layer, "self_attn/k_proj", narrow, D, cfg->init_std);
@@ -33,9 +33,15 @@ static mu_tensor *heads(const mu_attention_layer *a, mu_tape *tp, const mu_conte
 
 mu_tensor *mu_attention_forward(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x,
                                 mu_tensor *cos, mu_tensor *sin) {
+    if (cx->cache) {
+        int64_t past = cx->cache->length;
+        cos = mu_tensor_rows(tp, cos, past, cos->shape[0] - past);
+        sin = mu_tensor_rows(tp, sin, past, sin->shape[0] - past);
+    }
     mu_tensor *q = heads(a, tp, cx, x, a->q, a->q_norm, a->heads, cos, sin);
     mu_tensor *k = heads(a, tp, cx, x, a->k, a->k_norm, a->kv_heads, cos, sin);
     mu_tensor *v = mu_linear(tp, x, &a->v->tensor);
+    if (cx->cache) mu_kv_cache_append(cx->cache, tp, a->layer, &k, &v);
     mu_tensor *mixed = mu_attention(tp, q, k, v, a->heads, a->kv_heads, cx->seq_len);
     mu_release(tp, q);
     mu_release(tp, k);

@@ -37,11 +37,12 @@ mu_model_config mu_model_config_default(void);
 typedef struct {
     int64_t heads, kv_heads, head_dim;
     double eps;
+    int layer;
     mu_param *q, *k, *v, *o, *q_norm, *k_norm;      /* norms NULL without qk_norm */
 } mu_attention_layer;
 /* Declares parameters under /layers/<layer>/self_attn. Local. */
 void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int layer, mu_params *ps, mu_group *group);
-/* cos, sin: [max_seq_len, head_dim/2]. Local. */
+/* cos, sin: [max_seq_len, head_dim/2]. With cx->cache the tokens stand behind those in it. Local. */
 mu_tensor *mu_attention_forward(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD, mu_tensor *cos,
                                 mu_tensor *sin);
 
@@ -75,7 +76,8 @@ mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int
                        const mu_mesh *mesh);
 void mu_model_free(mu_model *m);
 bool mu_layer_is_moe(const mu_moe_config *moe, int layer);
-/* Final normed activations [T, D] of tokens_T. routings: [n_moe], filled. Collective over the expert group. */
+/* Final normed activations [T, D] of tokens_T. routings: [n_moe], filled. With cx->cache, tokens_T go on where the
+ * cache ends, and are in it afterwards. Collective over the expert group. */
 mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens_T, mu_routing *routings);
 /* Where a forward pass first leaves the finite numbers: the layer, -1 the embedding, num_layers the final
  * norm, num_layers + 1 nowhere. For the message of a failing run. Collective over the expert group. */

@@ -123,12 +123,15 @@ static mu_tensor *block_forward(const mu_model *m, const mu_block *b, mu_tape *t
 
 mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens,
                             mu_routing *routings) {
+    MU_CHECK(!cx->cache || tokens->shape[0] == cx->seq_len, "a cache holds one sequence, not %lld",
+             (long long)cx->n_sequences);
     mu_tape_part(tp, "embedding and norms");
     mu_tensor *x = mu_embedding(tp, tokens, &m->embed->tensor);
     for (int layer = 0; layer < m->cfg.num_layers; layer++) {
         const mu_block *b = &m->blocks[layer];
         x = block_forward(m, b, tp, cx, x, b->is_moe ? routings++ : NULL);
     }
+    if (cx->cache) cx->cache->length += cx->seq_len;
     mu_tape_part(tp, "embedding and norms");
     mu_tensor *out = mu_rmsnorm(tp, x, &m->norm->tensor, m->cfg.rms_norm_eps);
     mu_release(tp, x);

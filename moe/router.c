@@ -8,6 +8,7 @@ static mu_route_force force_of(const mu_moe_config *cfg) {
 
 mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
     int64_t T = x->shape[0], first = cx->global_samples ? cx->global_samples[0] * cx->seq_len : 0;
+    if (cx->cache) first += cx->cache->length;
     mu_route_shape shape = { T,
                              m->E,
                              m->K,

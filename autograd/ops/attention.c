@@ -1,6 +1,7 @@
 /* attention.c - y = softmax(q k^T / sqrt(d), causal) v for H query heads that share G key/value heads
  * (grouped-query attention, Ainslie et al. 2023), block by block with the softmax's running maximum
- * (Dao et al. 2022), so that no [S, S] matrix exists. Kept for backward: y and the log-sum-exp of each row. */
+ * (Dao et al. 2022), so that no [S, S] matrix exists. Kept for backward: y and the log-sum-exp of each row.
+ * More keys than queries: the first ones stand before the first query (forward only). */
 #include "autograd/autograd.h"
 
 #include <math.h>
@@ -41,8 +42,14 @@ mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, i
              (long long)heads, (long long)k->shape[1], (long long)kv_heads);
     MU_CHECK(T % seq_len == 0, "attention: %lld tokens are not sequences of %lld", (long long)T,
              (long long)seq_len);
+    int64_t B = T / seq_len, past = B ? k->shape[0] / B - seq_len : 0, keys = v->shape[0];
+    MU_CHECK(keys == k->shape[0] && keys == B * (past + seq_len) && past >= 0,
+             "attention: %lld keys and %lld values for %lld sequences of %lld", (long long)k->shape[0],
+             (long long)keys, (long long)B, (long long)seq_len);
+    MU_CHECK(past == 0 || !mu_tape_recording(tp), "attention: %lld keys before the first query, while recording",
+             (long long)past);
     mu_attention_shape *s = mu_tape_alloc(tp, sizeof *s);
-    *s = (mu_attention_shape){ T / seq_len, seq_len, heads, kv_heads, d, 1.0 / sqrt((double)d) };
+    *s = (mu_attention_shape){ B, seq_len, heads, kv_heads, d, 1.0 / sqrt((double)d), past };
     mu_tensor *y = mu_tensor_like(tp, q), *lse = mu_tensor_2d(tp, T, heads);
     return mu_apply(tp, (mu_node){ .op = &op_attention, .in = { q, k, v }, .out = { y, lse }, .extra = s });
 }

@@ -2,7 +2,9 @@
  * query heads, G key heads.
  *
  * Forward: keys are packed once for each (sequence, key head); an item is 32 queries of one head,
- * with the keys up to the diagonal in stretches of 256 and a running maximum and sum. Backward: an item is
+ * with the keys up to the diagonal in stretches of 256 and a running maximum and sum. A single query, a step
+ * of generation, has an item for each key head, whose keys are read in place. Blocks and stretches are cut
+ * at positions of the sequence, so a query's bits do not depend on which others come along. Backward: an item is
  * one head of one sequence; it walks blocks of 64 keys and the queries after them with the scores
  * *transposed*, so that dk and dv need no transposition, the softmax's numbers lie along the vectors, and dk,
  * dv have one owner and one order of sums. All products run on panels in the cache; a block above the
@@ -13,19 +15,21 @@ enum { QUERIES = 32, STRETCH = 256, KEYS = 64 };
 
 typedef struct { const mu_attention_shape *s; mu_mat q, k, v, y, lse; float *packed_k, *packed_v; } forward;
 
-/* Packed keys (transposed, [d, S]) and values ([S, d], unless read in place) of sequence b, key head g. */
-static size_t key_pack(const mu_attention_shape *s) { return cpu_packed(s->d, s->S); }
+static int64_t keys_of(const mu_attention_shape *s) { return s->past + s->S; }
+
+/* Packed keys (transposed, [d, keys]) and values ([keys, d], unless read in place) of sequence b, key head g. */
+static size_t key_pack(const mu_attention_shape *s) { return cpu_packed(s->d, keys_of(s)); }
 static size_t value_pack(const mu_attention_shape *s) {
-    return cpu_in_place(s->d) ? 0 : cpu_packed(s->S, s->d);
+    return cpu_in_place(s->d) ? 0 : cpu_packed(keys_of(s), s->d);
 }
 
 static void pack_head(const forward *f, int64_t bg) {
     const mu_attention_shape *s = f->s;
-    int64_t row = bg / s->G * s->S, column = bg % s->G * s->d;
-    CPU(pack)(true, s->d, s->S, cpu_f32(f->k) + row * f->k.ld + column, f->k.ld,
+    int64_t keys = keys_of(s), row = bg / s->G * keys, column = bg % s->G * s->d;
+    CPU(pack)(true, s->d, keys, cpu_f32(f->k) + row * f->k.ld + column, f->k.ld,
               f->packed_k + (size_t)bg * key_pack(s));
     if (!cpu_in_place(s->d))
-        CPU(pack)(false, s->S, s->d, cpu_f32(f->v) + row * f->v.ld + column, f->v.ld,
+        CPU(pack)(false, keys, s->d, cpu_f32(f->v) + row * f->v.ld + column, f->v.ld,
                   f->packed_v + (size_t)bg * value_pack(s));
 }
 
@@ -63,38 +67,118 @@ static void scale_rows(int64_t rows, int64_t d, const float *factor, float *y, i
         for (int64_t j = 0; j < d; j++) y[i * ld + j] *= factor[i];
 }
 
+/* What is known of a block's rows so far; `keep`: what the latest stretch leaves of the earlier ones. */
+typedef struct { float max[QUERIES], sum[QUERIES], keep[QUERIES]; } running;
+
+static running running_new(int64_t rows) {
+    running r;
+    for (int64_t i = 0; i < rows; i++) r.max[i] = -INFINITY, r.sum[i] = 0;
+    return r;
+}
+
+/* Takes in a stretch of scores p[rows, n] and the values of its keys: y becomes the sum so far, not divided. */
+static void take_stretch(const mu_attention_shape *s, int64_t rows, int64_t n, int64_t at, int64_t first,
+                         float *p, cpu_panels v, running *r, float *y, int64_t ldy) {
+    softmax_stretch(rows, n, at, first, (float)s->scale, p, r->max, r->sum, r->keep);
+    if (first) scale_rows(rows, s->d, r->keep, y, ldy);
+    CPU(multiply)(false, rows, s->d, n, p, STRETCH, v, first > 0, y, ldy);
+}
+
+static void finish_rows(int64_t rows, int64_t d, running *r, float *y, int64_t ldy, float *lse,
+                        int64_t ldlse) {
+    for (int64_t i = 0; i < rows; i++) {
+        lse[i * ldlse] = r->max[i] + logf(r->sum[i]);
+        r->keep[i] = 1 / r->sum[i];
+    }
+    scale_rows(rows, d, r->keep, y, ldy);
+}
+
+/* The block of queries from position `at` on, up to the next multiple of QUERIES. */
 static void query_block(const forward *f, int64_t b, int64_t h, int64_t at, float *p) {
     const mu_attention_shape *s = f->s;
-    int64_t rows = cpu_min(QUERIES, s->S - at), row = b * s->S + at, end = at + rows;
+    int64_t end = cpu_min(at - at % QUERIES + QUERIES, keys_of(s)), rows = end - at;
+    int64_t row = b * s->S + at - s->past;
     size_t bg = (size_t)(b * s->G + h / (s->H / s->G));
-    float max[QUERIES], sum[QUERIES], keep[QUERIES];
+    running r = running_new(rows);
     const float *q = cpu_f32(f->q) + row * f->q.ld + h * s->d;
     float *y = cpu_f32(f->y) + row * f->y.ld + h * s->d;
     cpu_panels k = cpu_panels_of(f->packed_k + bg * key_pack(s), s->d);
     cpu_panels v = cpu_in_place(s->d)
-        ? cpu_panels_in_place(cpu_f32(f->v) + b * s->S * f->v.ld + h / (s->H / s->G) * s->d, f->v.ld)
-        : cpu_panels_of(f->packed_v + bg * value_pack(s), s->S);
-    for (int64_t i = 0; i < rows; i++) max[i] = -INFINITY, sum[i] = 0;
+        ? cpu_panels_in_place(cpu_f32(f->v) + b * keys_of(s) * f->v.ld + h / (s->H / s->G) * s->d, f->v.ld)
+        : cpu_panels_of(f->packed_v + bg * value_pack(s), keys_of(s));
     for (int64_t first = 0; first < end; first += STRETCH) {
         int64_t n = cpu_min(STRETCH, end - first);
         CPU(multiply)(false, rows, n, s->d, q, f->q.ld, k, false, p, STRETCH);
-        softmax_stretch(rows, n, at, first, (float)s->scale, p, max, sum, keep);
-        if (first) scale_rows(rows, s->d, keep, y, f->y.ld);
-        CPU(multiply)(false, rows, s->d, n, p, STRETCH, v, first > 0, y, f->y.ld);
+        take_stretch(s, rows, n, at, first, p, v, &r, y, f->y.ld);
         k = cpu_panels_columns(k, STRETCH);
         v = cpu_panels_rows(v, STRETCH);
     }
-    for (int64_t i = 0; i < rows; i++) {
-        cpu_f32(f->lse)[(row + i) * f->lse.ld + h] = max[i] + logf(sum[i]);
-        keep[i] = 1 / sum[i];
+    finish_rows(rows, s->d, &r, y, f->y.ld, cpu_f32(f->lse) + row * f->lse.ld + h, f->lse.ld);
+}
+
+/* ---------------------------------------------------------------- one query of each sequence
+ * A block's rows are query heads that share a key head. Packing all its keys for these few rows would cost more
+ * than the product, so the product is turned, scores^T = K q^T: the keys are read in place, each once, and a
+ * score is the same chain of multiply-adds. */
+static size_t single_floats(const mu_attention_shape *s) {
+    return 2 * QUERIES * STRETCH + cpu_packed(s->d, QUERIES) +
+           (cpu_in_place(s->d) ? 0 : cpu_packed(STRETCH, s->d));
+}
+
+/* p[rows, n] = q[rows, d] k[n, d]^T; q is packed. */
+static void turned_scores(int64_t rows, int64_t n, int64_t d, const float *packed_q, const float *k,
+                          int64_t ldk, float *turned, float *p) {
+    if (rows == 1) turned = p;
+    CPU(multiply)(false, n, rows, d, k, ldk, cpu_panels_of(packed_q, d), false, turned, rows);
+    for (int64_t i = 0; i < rows && turned != p; i++)
+        for (int64_t j = 0; j < n; j++) p[i * STRETCH + j] = turned[j * rows + i];
+}
+
+/* Heads h .. h+rows-1 of the last position, which see every key. */
+static void single_query(const forward *f, int64_t b, int64_t h, int64_t rows, float *buffer) {
+    const mu_attention_shape *s = f->s;
+    int64_t keys = keys_of(s), row = b * keys, column = h / (s->H / s->G) * s->d;
+    float *p = buffer, *turned = p + QUERIES * STRETCH, *packed_q = turned + QUERIES * STRETCH;
+    float *packed_v = packed_q + cpu_packed(s->d, QUERIES), *y = cpu_f32(f->y) + b * f->y.ld + h * s->d;
+    running r = running_new(rows);
+    CPU(pack)(true, s->d, rows, cpu_f32(f->q) + b * f->q.ld + h * s->d, s->d, packed_q);
+    for (int64_t first = 0; first < keys; first += STRETCH) {
+        int64_t n = cpu_min(STRETCH, keys - first);
+        const float *v = cpu_f32(f->v) + (row + first) * f->v.ld + column;
+        turned_scores(rows, n, s->d, packed_q, cpu_f32(f->k) + (row + first) * f->k.ld + column, f->k.ld,
+                      turned, p);
+        if (!cpu_in_place(s->d)) CPU(pack)(false, n, s->d, v, f->v.ld, packed_v);
+        take_stretch(s, rows, n, s->past, first, p,
+                     cpu_in_place(s->d) ? cpu_panels_in_place(v, f->v.ld) : cpu_panels_of(packed_v, n), &r, y,
+                     s->d);
     }
-    scale_rows(rows, s->d, keep, y, f->y.ld);
+    finish_rows(rows, s->d, &r, y, s->d, cpu_f32(f->lse) + b * f->lse.ld + h, 1);
+}
+
+/* An item is up to QUERIES heads of a key head. */
+static void single_queries(mu_device *dev, const forward *f) {
+    const mu_attention_shape *s = f->s;
+    int64_t heads = s->H / s->G, blocks = cpu_blocks(heads, QUERIES), items = s->B * s->G * blocks;
+    int team = cpu_team(2 * items * keys_of(s) * s->d);
+    size_t mark = mu_arena_mark(&dev->scratch);
+    cpu_buffers buffers = cpu_buffers_new(dev, team, single_floats(s));
+#pragma omp parallel for schedule(static) num_threads(team)
+    for (int64_t item = 0; item < items; item++) {
+        int64_t bg = item / blocks, at = item % blocks * QUERIES;
+        single_query(f, bg / s->G, bg % s->G * heads + at, cpu_min(QUERIES, heads - at), cpu_buffer(buffers));
+    }
+    mu_arena_release(&dev->scratch, mark);
 }
 
 void CPU(attention_fwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
                         mu_mat lse) {
-    int64_t blocks = cpu_blocks(s->S, QUERIES), items = s->B * s->H * blocks, heads = s->B * s->G;
-    int team = cpu_team(items * QUERIES * s->S);
+    if (s->S == 1) {
+        single_queries(dev, &(forward){ s, q, k, v, y, lse, NULL, NULL });
+        return;
+    }
+    int64_t skipped = s->past / QUERIES, blocks = cpu_blocks(keys_of(s), QUERIES) - skipped;
+    int64_t items = s->B * s->H * blocks, heads = s->B * s->G;
+    int team = cpu_team(items * QUERIES * keys_of(s));
     size_t mark = mu_arena_mark(&dev->scratch);
     cpu_buffers buffers = cpu_buffers_new(dev, team, QUERIES * STRETCH);
     forward f = { s, q, k, v, y, lse, mu_arena_alloc(&dev->scratch,
@@ -108,8 +192,8 @@ void CPU(attention_fwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
 #pragma omp for schedule(dynamic)
         for (int64_t item = 0; item < items; item++) {
             int64_t bh = item % (s->B * s->H);
-            int64_t block = blocks - 1 - item / (s->B * s->H);              /* long ones first */
-            query_block(&f, bh / s->H, bh % s->H, block * QUERIES, p);
+            int64_t block = skipped + blocks - 1 - item / (s->B * s->H);    /* long ones first */
+            query_block(&f, bh / s->H, bh % s->H, cpu_max(s->past, block * QUERIES), p);
         }
     }
     mu_arena_release(&dev->scratch, mark);

@@ -1,11 +1,11 @@
 /* attention.c - causal softmax attention, one query at a time.
  *
- * Query t of head h sees keys u = 0 .. t of its sequence and of key head g = h / (H/G):
+ * The query at position t of head h sees keys u = 0 .. t of its sequence and of key head g = h / (H/G):
  *     p_u = exp(scale q_t.k_u - lse_t),   lse_t = log sum_u exp(scale q_t.k_u),   y_t = sum_u p_u v_u.
  * Backward, with ds the derivative by the score (Dao et al. 2022, appendix B.2):
  *     ds_u = p_u (dy_t.v_u - dy_t.y_t),
  *     dq_t += scale sum_u ds_u k_u,  dk_u += scale ds_u q_t,  dv_u += p_u dy_t.
- * q, y, dq, dy: [B*S, H*d]; k, v, dk, dv: [B*S, G*d]; lse: [B*S, H]. */
+ * q, y, dq, dy: [B*S, H*d]; k, v, dk, dv: [B*(past+S), G*d]; lse: [B*S, H]. */
 #include "kernels/ref/ref.h"
 
 #include <math.h>
@@ -18,10 +18,9 @@ static double *key_at(mu_mat m, const mu_attention_shape *s, int64_t token, int6
     return row(m, token, s->G * s->d) + h / (s->H / s->G) * s->d;
 }
 
-/* One query: first = row of its sequence's first token, token = its own row. p holds t + 1 values. */
-static void query_fwd(const mu_attention_shape *s, int64_t first, int64_t token, int64_t h, mu_mat q_m,
-                      mu_mat k_m, mu_mat v_m, mu_mat y_m, mu_mat lse_m, double *p) {
-    int64_t n = token - first + 1;
+/* One query: first = row of its sequence's first key, n = keys it sees, token = its own row. p holds n values. */
+static void query_fwd(const mu_attention_shape *s, int64_t first, int64_t n, int64_t token, int64_t h,
+                      mu_mat q_m, mu_mat k_m, mu_mat v_m, mu_mat y_m, mu_mat lse_m, double *p) {
     const double *q = query_at(q_m, s, token, h);
     double *y = query_at(y_m, s, token, h), max = -INFINITY, sum = 0;
     for (int64_t u = 0; u < n; u++) {
@@ -39,10 +38,12 @@ void mu_ref_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q,
                           mu_mat lse) {
     MU_CHECK(s->G > 0 && s->H % s->G == 0, "%lld heads over %lld", (long long)s->H, (long long)s->G);
     size_t mark = mu_arena_mark(&dev->scratch);
-    double *p = mu_arena_alloc(&dev->scratch, (size_t)s->S * sizeof *p);
+    int64_t keys = s->past + s->S;
+    double *p = mu_arena_alloc(&dev->scratch, (size_t)keys * sizeof *p);
     for (int64_t b = 0; b < s->B; b++)
         for (int64_t t = 0; t < s->S; t++)
-            for (int64_t h = 0; h < s->H; h++) query_fwd(s, b * s->S, b * s->S + t, h, q, k, v, y, lse, p);
+            for (int64_t h = 0; h < s->H; h++)
+                query_fwd(s, b * keys, s->past + t + 1, b * s->S + t, h, q, k, v, y, lse, p);
     mu_arena_release(&dev->scratch, mark);
 }
 

@@ -158,16 +158,16 @@ static void run_rope(trial *t, const int64_t *p) {
     t->dev->k->rope(t->dev, T, S, H, d, (int)p[4], cosines, sines, x, p[5], y);
 }
 
-/* B, S, H, G, d, how many times the usual scale */
+/* B, S, H, G, d, how many times the usual scale, past */
 static mu_attention_shape attention_shape(const int64_t *p) {
-    return (mu_attention_shape){ p[0], p[1], p[2], p[3], p[4], (double)p[5] / sqrt((double)p[4]) };
+    return (mu_attention_shape){ p[0], p[1], p[2], p[3], p[4], (double)p[5] / sqrt((double)p[4]), p[6] };
 }
 
 static void run_attention_fwd(trial *t, const int64_t *p) {
     mu_attention_shape s = attention_shape(p);
-    int64_t T = s.B * s.S;
-    mu_mat q = matrix(t, "q", T, s.H * s.d), k = matrix(t, "k", T, s.G * s.d),
-           v = matrix(t, "v", T, s.G * s.d);
+    int64_t T = s.B * s.S, keys = s.B * (s.past + s.S);
+    mu_mat q = matrix(t, "q", T, s.H * s.d), k = matrix(t, "k", keys, s.G * s.d),
+           v = matrix(t, "v", keys, s.G * s.d);
     mu_mat y = new_matrix(t, "y", T, s.H * s.d);
     mu_mat lse = new_matrix(t, "lse", T, s.H);
     t->dev->k->attention_fwd(t->dev, &s, q, k, v, y, lse);
@@ -513,7 +513,7 @@ static const kernel_case kernel_cases[] = {
     C(rope, 2, 9, 2, 6, 1, 1)
     C(rope, 2, 9, 2, 32, 1, 0)
 
-    /* B, S, H, G, d, times the usual scale */
+    /* B, S, H, G, d, times the usual scale, past */
     BOTH(attention, 0, 8, 2, 2, 16, 1) BOTH(attention, 1, 1, 1, 1, 2, 1) BOTH(attention, 3, 1, 4, 2, 16, 1)
     BOTH(attention, 2, 2, 4, 4, 16, 1) BOTH(attention, 2, 63, 4, 2, 16, 1) BOTH(attention, 1, 64, 4, 1, 64, 1)
     BOTH(attention, 2, 65, 2, 2, 80, 1) BOTH(attention, 1, 130, 4, 2, 64, 1)
@@ -522,6 +522,11 @@ static const kernel_case kernel_cases[] = {
     BOTH(attention, 1, 65, 4, 2, 16, 3)
     BOTH(attention, 5, 17, 6, 3, 10, 1) BOTH(attention, 1, 257, 2, 2, 32, 1)
     BOTH(attention, 1, 600, 2, 1, 16, 2)
+    C(attention_fwd, 0, 1, 2, 2, 16, 1, 7) C(attention_fwd, 1, 1, 1, 1, 2, 1, 1) C(attention_fwd, 3, 1, 4, 2, 16, 1, 255)
+    C(attention_fwd, 1, 1, 4, 4, 64, 1, 256) C(attention_fwd, 2, 1, 80, 2, 10, 1, 300)
+    C(attention_fwd, 1, 1, 6, 1, 80, 3, 900) C(attention_fwd, 1, 1, 3, 1, 300, 1, 40)
+    C(attention_fwd, 1, 2, 4, 2, 16, 1, 31) C(attention_fwd, 2, 5, 4, 1, 10, 1, 254)
+    C(attention_fwd, 1, 33, 2, 1, 64, 8, 223) C(attention_fwd, 2, 130, 2, 2, 32, 1, 500)
 
     /* R, experts, D, F, spread */
     EXPERTS(0, 3, 8, 4, EVEN) EXPERTS(1, 1, 1, 1, EVEN) EXPERTS(1, 4, 16, 8, EVEN)
