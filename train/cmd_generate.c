@@ -1,4 +1,5 @@
-/* cmd_generate.c - muster generate: continues a prompt, and shows which experts took each token. */
+/* cmd_generate.c - muster generate: continues a prompt token by token, with a cache of keys and values, and shows
+ * which experts took each token. */
 #include "train/train.h"
 
 #include <errno.h>
@@ -10,7 +11,7 @@ typedef struct {
     const char *path, *prompt;
     int64_t tokens, seed;
     double temperature, top_p;
-    bool show_experts;
+    bool show_experts, no_cache;
 } arguments;
 
 static mu_status number(const char *option, const char *text, double min, double max, double *value,
@@ -63,6 +64,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
             return mu_error_set(e, MU_STATUS_USAGE, "%s needs a value", option);
         if (option) status = set_option(a, option, value ? value : argv[++i], e);
         else if (!strcmp(argv[i], "--show-experts")) a->show_experts = true;
+        else if (!strcmp(argv[i], "--no-cache")) a->no_cache = true;
         else if (argv[i][0] == '-')
             return mu_error_set(e, MU_STATUS_USAGE, "%s is not an option of generate", argv[i]);
         else if (a->path)
@@ -75,50 +77,105 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
                                      : mu_error_set(e, MU_STATUS_USAGE, "generate needs --prompt TEXT");
 }
 
-/* Logits after the last of n tokens; the experts of every token at *ids [layers][n*K] when asked. */
-static void next_logits(mu_trainer *t, const int32_t *tokens, int64_t n, double *logits, int32_t *ids) {
-    mu_tape_record(t->tape, false);
-    mu_context cx = mu_trainer_context(t, MU_MODE_GENERATE, 1);
-    cx.seq_len = n;
-    mu_tensor *in = mu_tensor_ints(t->tape, MU_DTYPE_I32, n, tokens);
-    mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, in, t->routings);
-    mu_tensor *last = mu_tensor_2d(t->tape, 1, x->shape[1]),
-              *index = mu_tensor_ints(t->tape, MU_DTYPE_I32, 1, &(int32_t){ (int32_t)n - 1 });
-    t->dev->k->gather(t->dev, 1, x->shape[1], mu_data(index), mu_data(x), mu_data(last));
-    mu_tensor_get(mu_model_logits(t->model, t->tape, last), logits);
-    for (int i = 0; i < t->model->n_moe && ids; i++)
-        mu_tensor_read(t->routings[i].ids_TK, ids + i * n * t->cfg.moe.top_k);
-    mu_tape_reset(t->tape);
-}
-
 typedef struct {
     double p;
     int id;
 } candidate;
+
+/* A text in the making. The model sees tokens from .. n-1, at most model.max_seq_len. */
+typedef struct {
+    mu_trainer *t;
+    const arguments *a;
+    mu_kv_cache *cache; /* NULL: every token in view is computed anew for each one added */
+    int V;
+    int64_t start, from, n, most; /* start: first token ever in view; most: room for all tokens */
+    int32_t *tokens;              /* [most] */
+    int32_t *experts;      /* [MoE layers, most, K], those that took each token; NULL unless asked for */
+    double *logits;        /* [V] */
+    candidate *candidates; /* [V] */
+} generation;
+
+static generation generation_new(mu_trainer *t, const arguments *a) {
+    int64_t bytes = (int64_t)strlen(a->prompt), limit = t->cfg.model.max_seq_len;
+    uint16_t *prompt = mu_alloc((size_t)bytes, sizeof *prompt);
+    generation g = { .t = t, .a = a, .V = mu_tokenizer_vocab_size(t->tokenizer) };
+    g.n = mu_tokenizer_encode(t->tokenizer, a->prompt, bytes, prompt);
+    g.start = g.from = g.n > limit ? g.n - limit : 0;
+    g.most = g.n + a->tokens;
+    g.tokens = mu_alloc((size_t)g.most, sizeof *g.tokens);
+    for (int64_t i = 0; i < g.n; i++) g.tokens[i] = prompt[i];
+    free(prompt);
+    g.logits = mu_alloc((size_t)g.V, sizeof *g.logits);
+    g.candidates = mu_alloc((size_t)g.V, sizeof *g.candidates);
+    if (a->show_experts && t->model->n_moe)
+        g.experts = mu_alloc((size_t)(t->model->n_moe * g.most * t->cfg.moe.top_k), sizeof *g.experts);
+    if (!a->no_cache)
+        g.cache = mu_kv_cache_new(t->dev, (int)t->cfg.model.num_layers, g.most < limit ? g.most : limit,
+                                  t->model->cfg.num_kv_heads * t->model->cfg.head_dim);
+    return g;
+}
+
+static void generation_free(generation *g) {
+    mu_kv_cache_free(g->cache);
+    free(g->tokens);
+    free(g->logits);
+    free(g->candidates);
+    free(g->experts);
+}
+
+/* When the view is full its last half stays: moving on by one token would give all others in view a new
+ * position, and with it new keys, at every step. */
+static void keep_in_view(generation *g) {
+    int64_t limit = g->t->cfg.model.max_seq_len;
+    if (g->n - g->from <= limit) return;
+    g->from = g->n - limit / 2;
+    if (g->cache) g->cache->length = 0;
+}
+
+/* Logits after the last token, from a pass over those in view that the cache does not have. */
+static void next_logits(generation *g) {
+    mu_trainer *t = g->t;
+    keep_in_view(g);
+    int64_t first = g->from + (g->cache ? g->cache->length : 0), n = g->n - first, K = t->cfg.moe.top_k;
+    mu_tape_record(t->tape, false);
+    mu_context cx = mu_trainer_context(t, MU_MODE_GENERATE, 1);
+    cx.seq_len = n, cx.cache = g->cache;
+    mu_tensor *in = mu_tensor_ints(t->tape, MU_DTYPE_I32, n, g->tokens + first);
+    mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, in, t->routings);
+    mu_tensor_get(mu_model_logits(t->model, t->tape, mu_tensor_rows(t->tape, x, n - 1, 1)), g->logits);
+    for (int i = 0; i < t->model->n_moe && g->experts; i++)
+        mu_tensor_read(t->routings[i].ids_TK, g->experts + (i * g->most + first) * K);
+    mu_tape_reset(t->tape);
+}
+
 static int by_probability(const void *a, const void *b) {
     const candidate *x = a, *y = b;
     return x->p != y->p ? (x->p < y->p ? 1 : -1) : x->id - y->id;
 }
 
-static int draw(const arguments *a, const double *logits, int V, int64_t position) {
-    candidate *c = mu_alloc((size_t)V, sizeof *c);
-    double top = -INFINITY, sum = 0, kept = 0;
-    for (int i = 0; i < V; i++) top = fmax(top, logits[i]);
-    for (int i = 0; i < V; i++) {
-        c[i] = (candidate){ a->temperature > 0 ? exp((logits[i] - top) / a->temperature) : logits[i] == top,
-                            i };
+static int likeliest(const double *logits, int V) {
+    int best = 0;
+    for (int i = 1; i < V; i++)
+        if (logits[i] > logits[best]) best = i;
+    return best;
+}
+
+static int draw(const generation *g) {
+    const arguments *a = g->a;
+    candidate *c = g->candidates;
+    int best = likeliest(g->logits, g->V), n = 0, chosen = 0;
+    if (a->temperature == 0) return best;
+    double sum = 0, kept = 0;
+    for (int i = 0; i < g->V; i++) {
+        c[i] = (candidate){ exp((g->logits[i] - g->logits[best]) / a->temperature), i };
         sum += c[i].p;
     }
-    qsort(c, (size_t)V, sizeof *c, by_probability);
-    int n = 0;
-    while (n < V && (n == 0 || kept < a->top_p * sum)) kept += c[n++].p;
-    mu_rng rng = { (uint64_t)a->seed, (uint32_t)position, 0, MU_RNG_GENERATE, 0 };
+    qsort(c, (size_t)g->V, sizeof *c, by_probability);
+    while (n < g->V && (n == 0 || kept < a->top_p * sum)) kept += c[n++].p;
+    mu_rng rng = { (uint64_t)a->seed, (uint32_t)g->n, 0, MU_RNG_GENERATE, 0 };
     double u = mu_rng_uniform(&rng, 0) * kept;
-    int chosen = 0;
     while (chosen + 1 < n && u >= c[chosen].p) u -= c[chosen++].p;
-    int id = a->temperature > 0 ? c[chosen].id : c[0].id;
-    free(c);
-    return id;
+    return c[chosen].id;
 }
 
 static void print_token(const mu_trainer *t, int id) {
@@ -129,54 +186,61 @@ static void print_token(const mu_trainer *t, int id) {
 }
 
 /* One row a token: the token, then the experts of each MoE layer. */
-static void print_experts(const mu_trainer *t, const int32_t *tokens, int64_t n, const int32_t *ids) {
+static void print_experts(const generation *g) {
+    const mu_trainer *t = g->t;
     int64_t K = t->cfg.moe.top_k;
     printf("\nexperts that took each token\n  %-10s", "token");
     for (int i = 0; i < t->model->n_moe; i++)
         printf(" | layer %-*d", (int)(4 * K - 6 > 1 ? 4 * K - 6 : 1), t->model->moe_layers[i]);
     printf("\n");
-    for (int64_t at = 0; at < n; at++) {
+    for (int64_t at = g->start; at < g->n; at++) {
         char text[64];
-        int length = mu_tokenizer_decode(t->tokenizer, tokens[at], text, sizeof text);
+        int length = mu_tokenizer_decode(t->tokenizer, g->tokens[at], text, sizeof text);
         bool plain = length == 1 && text[0] >= ' ' && text[0] <= '~';
         if (plain) printf("  '%c'%7s", text[0], "");
-        else printf("  %-10d", tokens[at]);
+        else printf("  %-10d", g->tokens[at]);
         for (int i = 0; i < t->model->n_moe; i++) {
             printf(" |");
-            for (int64_t k = 0; k < K; k++) printf(" %3d", ids[(i * n + at) * K + k]);
+            for (int64_t k = 0; k < K; k++) printf(" %3d", g->experts[(i * g->most + at) * K + k]);
         }
         printf("\n");
     }
 }
 
+/* The first token waits for the pass over the prompt, so what counts for the rest begins after it. */
+static void say_speed(const generation *g, int64_t prompt, double start, double first, double end) {
+    if (g->t->cfg.log.progress == MU_LOG_PROGRESS_QUIET) return;
+    int64_t made = g->n - prompt;
+    char rest[80] = "";
+    if (made > 1 && end > first)
+        snprintf(rest, sizeof rest, ", then %.4g tokens/s", (double)(made - 1) / (end - first));
+    mu_log(MU_LOG_INFO, "%lld token%s in %.3f s: the first after %.3f s (prompt of %lld)%s", (long long)made,
+           made == 1 ? "" : "s", end - start, first - start, (long long)prompt, rest);
+}
+
 static void generate(mu_trainer *t, const arguments *a) {
-    int V = mu_tokenizer_vocab_size(t->tokenizer);
-    int64_t bytes = (int64_t)strlen(a->prompt), limit = t->cfg.model.max_seq_len;
-    uint16_t *prompt = mu_alloc((size_t)bytes, sizeof *prompt);
-    int64_t n = mu_tokenizer_encode(t->tokenizer, a->prompt, bytes, prompt);
-    int32_t *tokens = mu_alloc((size_t)(n + a->tokens), sizeof *tokens);
-    double *logits = mu_alloc((size_t)V, sizeof *logits);
-    for (int64_t i = 0; i < n; i++) tokens[i] = prompt[i];
+    generation g = generation_new(t, a);
+    int64_t prompt = g.n;
+    double start = mu_time(), first = start;
+    bool ended = false; /* with the end-of-document token, which is not printed */
     fputs(a->prompt, stdout);
-    for (int64_t made = 0; made < a->tokens; made++) {
-        int64_t from = n > limit ? n - limit : 0; /* the model sees its last max_seq_len tokens */
-        next_logits(t, tokens + from, n - from, logits, NULL);
-        int id = draw(a, logits, V, n);
-        if (id == mu_tokenizer_eod(t->tokenizer)) break;
-        tokens[n++] = id;
+    while (g.n < g.most) {
+        next_logits(&g);
+        int id = draw(&g);
+        ended = id == mu_tokenizer_eod(t->tokenizer);
+        if (ended) break;
+        g.tokens[g.n++] = id;
         print_token(t, id);
+        if (g.n == prompt + 1) first = mu_time();
     }
+    double end = mu_time();
     printf("\n");
-    if (a->show_experts && t->model->n_moe) {
-        int64_t from = n > limit ? n - limit : 0;
-        int32_t *ids = mu_alloc((size_t)(t->model->n_moe * (n - from) * t->cfg.moe.top_k), sizeof *ids);
-        next_logits(t, tokens + from, n - from, logits, ids);
-        print_experts(t, tokens + from, n - from, ids);
-        free(ids);
+    if (g.experts) {
+        if (!ended) next_logits(&g); /* nobody has asked for the last token's experts yet */
+        print_experts(&g);
     } else if (a->show_experts) printf("(a dense model: there are no experts to show)\n");
-    free(prompt);
-    free(tokens);
-    free(logits);
+    if (g.n > prompt) say_speed(&g, prompt, start, first, end);
+    generation_free(&g);
 }
 
 int mu_cmd_generate(int argc, char **argv) {

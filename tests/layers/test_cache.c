@@ -14,7 +14,7 @@ static mu_model *model_of(int variant, mu_device *dev) {
     if (variant == 4) moe.num_experts = 9, moe.top_k = 1, moe.force_balanced = true;
     if (variant == 5) cfg.hidden_size = 64, cfg.head_dim = 32, cfg.ffn_hidden_size = 96;
     mu_model *m = mu_model_new(&cfg, &moe, TINY_V, 5, dev, mesh_alone());
-    for (int i = 0; i < m->n_moe && variant == 2; i++)      /* the selection bias counts in generation too */
+    for (int i = 0; i < m->n_moe && variant == 2; i++) /* the selection bias counts in generation too */
         for (int j = 0; j < 4; j++) m->blocks[m->moe_layers[i]].moe.bias[j] = 0.1 * (j - 1);
     return m;
 }
@@ -31,7 +31,10 @@ static void forward(const mu_model *m, mu_tape *tp, mu_kv_cache *cache, const in
     mu_tape_reset(tp);
 }
 
-typedef struct { double logits[LENGTH * TINY_V]; int32_t experts[LENGTH * 2]; } outcome;
+typedef struct {
+    double logits[LENGTH * TINY_V];
+    int32_t experts[LENGTH * 2];
+} outcome;
 
 /* The whole sequence in pieces of these lengths, over and over. */
 static void in_pieces(const mu_model *m, mu_tape *tp, mu_kv_cache *cache, const int32_t *tokens,
@@ -48,18 +51,18 @@ static void in_pieces(const mu_model *m, mu_tape *tp, mu_kv_cache *cache, const 
 
 static void compare(const mu_device *dev, const outcome *whole, const outcome *pieces) {
     if (dev->real == MU_DTYPE_F32) assert_memory_equal(whole->logits, pieces->logits, sizeof whole->logits);
-    for (int i = 0; i < LENGTH * TINY_V; i++)
-        assert_true(fabs(whole->logits[i] - pieces->logits[i]) < 1e-12);
+    for (int i = 0; i < LENGTH * TINY_V; i++) assert_true(fabs(whole->logits[i] - pieces->logits[i]) < 1e-12);
     assert_memory_equal(whole->experts, pieces->experts, sizeof whole->experts);
 }
 
 static void check(int variant, const char *device) {
     static const int64_t pieces[] = { 5, 1, 1, 3, 20, 2, 33 }, one = 1, all = LENGTH;
     mu_device *dev = mu_device_open(device);
-    if (!dev) return;                                       /* this machine has no such instructions */
+    if (!dev) return; /* this machine has no such instructions */
     mu_model *m = model_of(variant, dev);
     mu_tape *tp = mu_tape_new(dev);
-    mu_kv_cache *cache = mu_kv_cache_new(dev, (int)m->cfg.num_layers, LENGTH, m->cfg.num_kv_heads * m->cfg.head_dim);
+    mu_kv_cache *cache = mu_kv_cache_new(dev, (int)m->cfg.num_layers, LENGTH,
+                                         m->cfg.num_kv_heads * m->cfg.head_dim);
     int32_t *tokens = random_ints(3, LENGTH, TINY_V);
     outcome whole = { 0 }, some = { 0 };
     forward(m, tp, NULL, tokens, LENGTH, whole.logits, whole.experts);
@@ -106,10 +109,19 @@ static void an_emptied_cache_is_new(void **state) {
 }
 
 /* ---------------------------------------------------------------- what is refused */
-static void on_fatal(mu_status status, const char *line) {
+static char last_words[1024];
+
+static void remember(mu_status status, const char *line) {
     (void)status;
+    snprintf(last_words, sizeof last_words, "%s", line);
     mock_assert(0, line, __FILE__, __LINE__);
 }
+
+#define REFUSED(call, words)                                                                   \
+    do {                                                                                       \
+        expect_assert_failure(call);                                                           \
+        if (!strstr(last_words, words)) fail_msg("'%s' does not say '%s'", last_words, words); \
+    } while (0)
 
 static void misuse_is_refused(void **state) {
     (void)state;
@@ -121,12 +133,15 @@ static void misuse_is_refused(void **state) {
     mu_routing routings[TINY_LAYERS];
     int32_t *tokens = random_ints(3, LENGTH, TINY_V);
     outcome o;
-    mu_fatal_set_handler(on_fatal);
-    expect_assert_failure(mu_model_forward(m, tp, &cx, mu_tensor_ints(tp, MU_DTYPE_I32, 4, tokens), routings));
+    mu_fatal_set_handler(remember);
+    REFUSED(mu_model_forward(m, tp, &cx, mu_tensor_ints(tp, MU_DTYPE_I32, 4, tokens), routings),
+            "no backward");
     mu_tape_record(tp, false);
-    expect_assert_failure(mu_model_forward(m, tp, &cx, mu_tensor_ints(tp, MU_DTYPE_I32, 8, tokens), routings));
+    REFUSED(mu_model_forward(m, tp, &cx, mu_tensor_ints(tp, MU_DTYPE_I32, 8, tokens), routings),
+            "one sequence");
     forward(m, tp, cache, tokens, 10, o.logits, o.experts);
-    expect_assert_failure(forward(m, tp, cache, tokens, 1, o.logits, o.experts));
+    REFUSED(forward(m, tp, cache, tokens, 1, o.logits, o.experts),
+            "1 rows of 8 behind 10 in a cache of 10 x 8");
     mu_fatal_set_handler(NULL);
     free(tokens);
     mu_kv_cache_free(cache);
@@ -135,12 +150,18 @@ static void misuse_is_refused(void **state) {
     mu_device_close(dev);
 }
 
-#define ON(kind) { "pieces_are_the_whole " kind, pieces_are_the_whole, NULL, NULL, (void *)(uintptr_t)kind }
+#define ON(kind) \
+    { "pieces_are_the_whole " kind, pieces_are_the_whole, NULL, NULL, (void *)(uintptr_t)kind }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        ON("ref"), ON("cpu-base"), ON("cpu-avx2"), ON("cpu-avx512"), ON("guarded"),
-        cmocka_unit_test(an_emptied_cache_is_new), cmocka_unit_test(misuse_is_refused),
+        ON("ref"),
+        ON("cpu-base"),
+        ON("cpu-avx2"),
+        ON("cpu-avx512"),
+        ON("guarded"),
+        cmocka_unit_test(an_emptied_cache_is_new),
+        cmocka_unit_test(misuse_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
