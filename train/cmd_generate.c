@@ -90,7 +90,7 @@ typedef struct {
     int V;
     int64_t start, from, n, most; /* start: first token ever in view; most: room for all tokens */
     int32_t *tokens;              /* [most] */
-    int32_t *experts;      /* [MoE layers, most, K], those that took each token; NULL unless asked for */
+    int32_t *experts;      /* [MoE layers, most, K], of each token's latest pass; NULL unless asked for */
     double *logits;        /* [V] */
     candidate *candidates; /* [V] */
 } generation;

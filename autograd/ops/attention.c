@@ -46,8 +46,8 @@ mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, i
     MU_CHECK(keys == k->shape[0] && keys == B * (past + seq_len) && past >= 0,
              "attention: %lld keys and %lld values for %lld sequences of %lld", (long long)k->shape[0],
              (long long)keys, (long long)B, (long long)seq_len);
-    MU_CHECK(past == 0 || !mu_tape_recording(tp), "attention: %lld keys before the first query, while recording",
-             (long long)past);
+    MU_CHECK(past == 0 || !mu_tape_recording(tp),
+             "attention: %lld keys before the first query, while recording", (long long)past);
     mu_attention_shape *s = mu_tape_alloc(tp, sizeof *s);
     *s = (mu_attention_shape){ B, seq_len, heads, kv_heads, d, 1.0 / sqrt((double)d), past };
     mu_tensor *y = mu_tensor_like(tp, q), *lse = mu_tensor_2d(tp, T, heads);

@@ -159,7 +159,7 @@ static void single_query(const forward *f, int64_t b, int64_t h, int64_t rows, f
 static void single_queries(mu_device *dev, const forward *f) {
     const mu_attention_shape *s = f->s;
     int64_t heads = s->H / s->G, blocks = cpu_blocks(heads, QUERIES), items = s->B * s->G * blocks;
-    int team = cpu_team(2 * items * keys_of(s) * s->d);
+    int team = cpu_team(items * keys_of(s) * s->d / 2);
     size_t mark = mu_arena_mark(&dev->scratch);
     cpu_buffers buffers = cpu_buffers_new(dev, team, single_floats(s));
 #pragma omp parallel for schedule(static) num_threads(team)

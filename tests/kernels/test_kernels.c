@@ -47,8 +47,8 @@ static void test_ignores_threads(void **state) {
 }
 
 /* Attention over one sequence of S tokens whose queries come in pieces of these lengths, over and over. */
-static int attention_in_pieces(mu_device *dev, int64_t S, int64_t H, int64_t G, int64_t d, const int64_t *pieces,
-                               int n_pieces) {
+static int attention_in_pieces(mu_device *dev, int64_t S, int64_t H, int64_t G, int64_t d,
+                               const int64_t *pieces, int n_pieces) {
     trial t = { .dev = dev, .seed = (uint64_t)d, .memory = mu_memory_new(dev, (size_t)1 << 30) };
     mu_attention_shape s = { 1, S, H, G, d, 1 / sqrt((double)d), 0 };
     mu_mat q = matrix(&t, "q", S, H * d), k = matrix(&t, "k", S, G * d), v = matrix(&t, "v", S, G * d);
@@ -63,15 +63,16 @@ static int attention_in_pieces(mu_device *dev, int64_t S, int64_t H, int64_t G, 
     }
     int wrong = memcmp(y.data, parts.data, sizeof(float) * (size_t)(S * y.ld)) ||
                 memcmp(lse.data, part_lse.data, sizeof(float) * (size_t)(S * lse.ld));
-    if (wrong) printf("%s: attention of %lld tokens, %lld heads over %lld of %lld differs in pieces\n", dev->name,
-                      (long long)S, (long long)H, (long long)G, (long long)d);
+    if (wrong)
+        printf("%s: attention of %lld tokens, %lld heads over %lld of %lld differs in pieces\n", dev->name,
+               (long long)S, (long long)H, (long long)G, (long long)d);
     mu_memory_free(t.memory);
     return wrong;
 }
 
 static void test_attention_in_pieces(void **state) {
-    static const int64_t shapes[][4] = { { 600, 2, 2, 64 }, { 530, 6, 2, 16 },  { 300, 4, 1, 10 }, { 70, 3, 3, 300 },
-                                         { 90, 40, 1, 2 },  { 290, 2, 1, 80 } };
+    static const int64_t shapes[][4] = { { 600, 2, 2, 64 }, { 530, 6, 2, 16 }, { 300, 4, 1, 10 },
+                                         { 70, 3, 3, 300 }, { 90, 40, 1, 2 },  { 290, 2, 1, 80 } };
     static const int64_t pieces[] = { 5, 1, 1, 3, 33, 1, 64, 2, 100 }, one = 1;
     mu_device *dev = open_or_skip(*state);
     int wrong = 0;
