@@ -212,8 +212,8 @@ static void say_speed(const generation *g, int64_t prompt, double start, double 
     if (g->t->cfg.log.progress == MU_LOG_PROGRESS_QUIET) return;
     int64_t made = g->n - prompt;
     char rest[80] = "";
-    if (made > 1 && end > first)
-        snprintf(rest, sizeof rest, ", then %.4g tokens/s", (double)(made - 1) / (end - first));
+    double speed = made > 1 && end > first ? (double)(made - 1) / (end - first) : 0;
+    if (speed > 0) snprintf(rest, sizeof rest, ", then %.*f tokens/s", speed < 100 ? 2 : 0, speed);
     mu_log(MU_LOG_INFO, "%lld token%s in %.3f s: the first after %.3f s (prompt of %lld)%s", (long long)made,
            made == 1 ? "" : "s", end - start, first - start, (long long)prompt, rest);
 }

@@ -57,7 +57,7 @@ text with dense --prompt 1 --tokens 20 --temperature 0
 text without dense --prompt 1 --tokens 20 --temperature 0 --no-cache
 if cmp -s with.out without.out; then pass; else fail "a dense model: other text without the cache"; fi
 for name in with without; do
-    if [ "$(grep -cE '^muster: 20 tokens in [0-9.]+ s: the first after [0-9.]+ s \(prompt of 1\), then [0-9.e+]+ tokens/s$' $name.err)" = 1 ] &&
+    if [ "$(grep -cE '^muster: 20 tokens in [0-9.]+ s: the first after [0-9.]+ s \(prompt of 1\), then [0-9.]+ tokens/s$' $name.err)" = 1 ] &&
         [ "$(wc -l < $name.err)" = 1 ]; then pass; else cp $name.err log; fail "the line about the speed"; fi
 done
 text with dense --prompt 1 --tokens 0 && text without dense --prompt 1 --tokens 1
