@@ -113,13 +113,11 @@ int main(void) {
         ON(test_ignores_threads, "cpu-base"),
         ON(test_ignores_threads, "cpu-avx2"),
         ON(test_ignores_threads, "cpu-avx512"),
-<<<<<<< HEAD
         ON(test_ignores_threads, "cpu-bf16"),
-=======
         ON(test_attention_in_pieces, "cpu-base"),
         ON(test_attention_in_pieces, "cpu-avx2"),
         ON(test_attention_in_pieces, "cpu-avx512"),
->>>>>>> 14e9f64 (Attention with keys before the first query; a cache of keys and values)
+        ON(test_attention_in_pieces, "cpu-bf16"),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
