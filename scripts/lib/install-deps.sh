@@ -10,7 +10,7 @@
 #   66  something cannot be had here; the last lines say what, and where apt's output is
 
 # package | how the build would find it when it did not come as that package | why
-muster_deps_table() {
+muster_deps_table() {      # [run]
     cat <<'TABLE'
 gcc            | command gcc            | C compiler with OpenMP
 libc6-dev      | include stdio.h        | headers of the C library
@@ -24,7 +24,12 @@ libhdf5-dev    | module hdf5-serial hdf5| checkpoints, token files, routing reco
 libyaml-dev    | module yaml-0.1        | reads configurations
 libjansson-dev | module jansson         | reads JSON
 libxxhash-dev  | module libxxhash       | checksums of checkpoints
+TABLE
+    [ "${1:-}" = run ] || cat <<'TABLE'
 libcmocka-dev  | module cmocka          | unit tests
+qemu-user      | command qemu-x86_64    | tests: other processors, emulated
+gcc-aarch64-linux-gnu   | command aarch64-linux-gnu-gcc | tests: the kernels compiled for AArch64
+libc6-dev-arm64-cross   | command aarch64-linux-gnu-gcc | tests: the C library for it
 TABLE
 }
 
@@ -43,9 +48,8 @@ muster_deps_probe() {       # KIND NAME...: true when one of the names is there
 
 muster_deps_missing() {     # [run]: a line for each missing package: "package | why"
     local package probe why kind
-    muster_deps_table | while IFS='|' read -r package probe why; do
+    muster_deps_table "${1:-}" | while IFS='|' read -r package probe why; do
         package=${package%% *}
-        [ "${1:-}" = run ] && [ "$package" = libcmocka-dev ] && continue
         kind=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null) || kind=
         [ "$kind" = installed ] && continue
         # shellcheck disable=SC2086     # the probe is a list of words
@@ -96,7 +100,7 @@ muster_install_deps() (     # [run]; a subshell: nothing of this reaches a scrip
         return
     }
     echo "muster needs these packages of ${system:-this system}, and what they depend on${as_root:+ (with sudo)}:"
-    echo "$missing" | while IFS='|' read -r package why; do printf '    %-15s%s\n' "$package" "$why"; done
+    echo "$missing" | while IFS='|' read -r package why; do printf '    %-23s%s\n' "$package" "$why"; done
     echo "apt's output goes to $log"
 
     apt="$as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -o DPkg::Lock::Timeout=120"
