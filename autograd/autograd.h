@@ -31,18 +31,23 @@ struct mu_tensor {
     bool needs_grad;
     bool released;          /* no op will read it any more ... */
     int readers;            /* ... except the backward of this many recorded ops */
+    void *sums;             /* a parameter's exact sums (kernels.h), which then take its gradient; else NULL */
+    int64_t sums_ld;        /* words from one unit's to the next one's */
 };
 
 /* A new tensor on the tape, not cleared. */
 mu_tensor *mu_tensor_new(mu_tape *tp, mu_dtype dtype, int n_dims, const int64_t *shape);
 mu_tensor *mu_tensor_2d(mu_tape *tp, int64_t rows, int64_t columns);    /* the device's real type */
 mu_tensor *mu_tensor_like(mu_tape *tp, const mu_tensor *x);
-mu_tensor *mu_tensor_scalar(mu_tape *tp);                               /* one F64: losses */
+mu_tensor *mu_tensor_scalar(mu_tape *tp);                               /* one F64 */
+mu_tensor *mu_tensor_loss(mu_tape *tp, int64_t rows);                   /* F64, one value a leaf (mu_tape_leaf) of `rows` rows */
 mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *host_or_null);
 int64_t mu_count(const mu_tensor *t);                   /* number of elements */
 mu_mat  mu_data(const mu_tensor *t);                    /* operand; ld = the last dimension. NULL tensor: not given */
 mu_mat  mu_grad(mu_tape *tp, mu_tensor *t);             /* gradient to add to: made and zeroed at first use */
 mu_mat  mu_grad_of(const mu_tensor *t);                 /* the gradient as it is, data NULL when there is none */
+mu_mat  mu_sums(const mu_tensor *t);                    /* a parameter's exact sums, data NULL when there are none */
+mu_mat  mu_mat_rows(mu_mat m, int64_t first);           /* the operand from row `first` on */
 void mu_tensor_read(const mu_tensor *t, void *host);    /* raw copy of all elements */
 void mu_tensor_write(mu_tensor *t, const void *host);
 void mu_tensor_get(const mu_tensor *t, double *host);   /* floating tensors of any type, as double */
@@ -83,7 +88,13 @@ void *mu_tape_alloc(mu_tape *tp, size_t bytes);         /* host memory until res
 /* The caller (an op or a layer) will not pass `t` on any more: its memory goes back as soon as no
  * recorded backward needs it. Gradients stay. NULL is fine. */
 void mu_release(mu_tape *tp, mu_tensor *t);
-/* Gradients of `loss` (one F64, its own gradient is 1) into every tensor it depends on. Frees each
+/* A leaf is what losses and exact sums of gradients are made of: this many rows of a batch, a sequence; 0, the
+ * default, is the whole batch. Then each loss is one value a leaf, and a leaf's share of a weight's gradient is
+ * summed apart and added to the exact sums: the same bits whatever other leaves the batch holds. */
+void mu_tape_leaf(mu_tape *tp, int64_t rows);
+int64_t mu_leaves(const mu_tape *tp, int64_t rows);     /* leaves of a batch of `rows` rows */
+mu_tensor *mu_leaf_cuts(mu_tape *tp, int64_t rows);     /* I64 [leaves + 1]: the first row of each, then `rows` */
+/* Gradients of the sum of `loss` (F64, one value or one a leaf) into every tensor it depends on. Frees each
  * activation and gradient once its producer's backward is done. */
 void mu_backward(mu_tape *tp, mu_tensor *loss);
 int64_t mu_tape_peak(const mu_tape *tp);                /* bytes: high-water mark of device memory */
@@ -133,6 +144,8 @@ typedef struct {
     bool frozen;
     int64_t count;                          /* values on this rank */
     mu_memory *values, *grads;
+    mu_memory *sums;                        /* exact sums of the gradients, unit by unit; NULL without */
+    int64_t sums_words;
 } mu_group;
 
 typedef struct {
@@ -180,7 +193,11 @@ mu_param *mu_params_add(mu_params *ps, const mu_param_desc *desc);
 void mu_params_alloc(mu_params *ps);
 /* Initial values: each unit's stream is keyed by seed and name, so any layout gives the same model. */
 void mu_params_init(mu_params *ps, uint64_t seed);
-void mu_params_zero_grad(mu_params *ps);
+/* From here on ops add gradients to exact sums (16 bytes a value more), mu_grads_reduce adds those over the ranks
+ * and rounds them to the gradients: the same bits for any order and grouping of the leaves. After mu_params_alloc. */
+void mu_params_exact(mu_params *ps);
+void mu_params_zero_grad(mu_params *ps);                            /* exact sums too */
+void mu_params_round_grads(mu_params *ps);                          /* gradients = the exact sums as they are, where there are any */
 mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when it is not on this rank */
 void *mu_unit_data(const mu_unit *u);                               /* device pointers */
 void *mu_unit_grad(const mu_unit *u);

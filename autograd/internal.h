@@ -26,6 +26,7 @@ struct mu_tape {
     mu_arena host;              /* nodes, tensors, extras */
     mu_node_list nodes;
     bool recording;
+    int64_t leaf_rows;          /* 0: a batch is one leaf */
     const char *part;           /* what is being recorded, since when */
     double part_start;
     mu_part_time times[16];

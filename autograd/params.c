@@ -21,6 +21,7 @@ void mu_params_free(mu_params *ps) {
     for (int i = 0; i < ps->n_groups; i++) {
         if (ps->groups[i]->values) mu_memory_free(ps->groups[i]->values);
         if (ps->groups[i]->grads) mu_memory_free(ps->groups[i]->grads);
+        mu_memory_free(ps->groups[i]->sums);
         free(ps->groups[i]);
     }
     free(ps->params);
@@ -114,10 +115,46 @@ void mu_params_init(mu_params *ps, uint64_t seed) {
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) init_unit(ps, u, seed);
 }
 
+void mu_params_exact(mu_params *ps) {
+    for (int i = 0; i < ps->n_params; i++) {
+        mu_param *p = ps->params[i];
+        p->tensor.sums_ld = mu_exact_sums_words(unit_count(&p->desc));
+        p->desc.group->sums_words += p->n_units * p->tensor.sums_ld;
+    }
+    for (int i = 0; i < ps->n_groups; i++) {
+        mu_group *g = ps->groups[i];
+        size_t bytes = mu_size_mul((size_t)g->sums_words, sizeof(int64_t));
+        g->sums = mu_memory_new(ps->dev, bytes);
+        mu_memory_commit(g->sums, bytes);
+        g->sums_words = 0;
+    }
+    for (int i = 0; i < ps->n_params; i++) {
+        mu_param *p = ps->params[i];
+        mu_group *g = p->desc.group;
+        p->tensor.sums = g->sums->region.base + (size_t)g->sums_words * sizeof(int64_t);
+        g->sums_words += p->n_units * p->tensor.sums_ld;
+    }
+}
+
+/* Words of zero bits: as doubles, because `fill` takes those on every device. */
+static void zero_sums(mu_params *ps, mu_group *g) {
+    if (g->sums)
+        ps->dev->k->fill(ps->dev, g->sums_words, 0.0, (mu_mat){ g->sums->region.base, MU_DTYPE_F64, 1 });
+}
+
 void mu_params_zero_grad(mu_params *ps) {
     for (int i = 0; i < ps->n_groups; i++) {
         mu_group *g = ps->groups[i];
         ps->dev->k->fill(ps->dev, g->count, 0.0, (mu_mat){ g->grads->region.base, ps->dev->real, 1 });
+        zero_sums(ps, g);
+    }
+}
+
+void mu_params_round_grads(mu_params *ps) {
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
+        mu_mat sums = mu_sums(&u->param->tensor), grad = { mu_unit_grad(u), ps->dev->real, 1 };
+        if (!sums.data) continue;
+        ps->dev->k->exact_round(ps->dev, u->count, mu_mat_rows(sums, u - u->param->units), grad);
     }
 }
 

@@ -37,6 +37,22 @@ int64_t mu_tape_peak(const mu_tape *tp) { return (int64_t)tp->pool.peak; }
 
 void *mu_tape_alloc(mu_tape *tp, size_t bytes) { return memset(mu_arena_alloc(&tp->host, bytes), 0, bytes); }
 
+void mu_tape_leaf(mu_tape *tp, int64_t rows) { tp->leaf_rows = rows; }
+
+int64_t mu_leaves(const mu_tape *tp, int64_t rows) {
+    if (!tp->leaf_rows) return 1;
+    MU_CHECK(rows % tp->leaf_rows == 0, "%lld rows are not leaves of %lld", (long long)rows,
+             (long long)tp->leaf_rows);
+    return rows / tp->leaf_rows;
+}
+
+mu_tensor *mu_leaf_cuts(mu_tape *tp, int64_t rows) {
+    int64_t leaves = mu_leaves(tp, rows);
+    int64_t *cuts = mu_tape_alloc(tp, sizeof *cuts * (size_t)(leaves + 1));
+    for (int64_t i = 1; i <= leaves; i++) cuts[i] = rows / leaves * i;
+    return mu_tensor_ints(tp, MU_DTYPE_I64, leaves + 1, cuts);
+}
+
 static size_t bytes_of(const mu_tensor *t) { return (size_t)mu_count(t) * mu_dtype_size(t->dtype); }
 
 static void free_data(mu_tape *tp, mu_tensor *t) {
@@ -134,10 +150,11 @@ static bool has_gradient(const mu_node *n) {
 }
 
 void mu_backward(mu_tape *tp, mu_tensor *loss) {
-    MU_CHECK(loss->dtype == MU_DTYPE_F64 && mu_count(loss) == 1, "backward starts from a loss of one f64");
+    MU_CHECK(loss->dtype == MU_DTYPE_F64 && (tp->leaf_rows || mu_count(loss) == 1),
+             "backward starts from a loss of one f64, or one a leaf");
     MU_CHECK(loss->needs_grad, "the loss depends on no parameter (or the tape was not recording)");
     mu_tape_part(tp, NULL);
-    tp->dev->k->fill(tp->dev, 1, 1.0, mu_grad(tp, loss));
+    tp->dev->k->fill(tp->dev, mu_count(loss), 1.0, mu_grad(tp, loss));
     for (int i = tp->nodes.n - 1; i >= 0; i--) {
         mu_node *n = tp->nodes.list[i];
         if (has_gradient(n)) {

@@ -28,6 +28,10 @@ mu_tensor *mu_tensor_like(mu_tape *tp, const mu_tensor *x) {
 
 mu_tensor *mu_tensor_scalar(mu_tape *tp) { return mu_tensor_new(tp, MU_DTYPE_F64, 1, (int64_t[]){ 1 }); }
 
+mu_tensor *mu_tensor_loss(mu_tape *tp, int64_t rows) {
+    return mu_tensor_new(tp, MU_DTYPE_F64, 1, (int64_t[]){ mu_leaves(tp, rows) });
+}
+
 mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *host_or_null) {
     mu_tensor *t = mu_tensor_new(tp, dtype, 1, &n);
     if (host_or_null) mu_tensor_write(t, host_or_null);
@@ -52,6 +56,13 @@ mu_mat mu_data(const mu_tensor *t) {
 mu_mat mu_grad_of(const mu_tensor *t) {
     if (!t || !t->grad) return (mu_mat){ 0 };
     return (mu_mat){ t->grad, t->dtype, t->n_dims ? t->shape[t->n_dims - 1] : 1 };
+}
+
+mu_mat mu_sums(const mu_tensor *t) { return (mu_mat){ t->sums, MU_DTYPE_I64, t->sums_ld }; }
+
+mu_mat mu_mat_rows(mu_mat m, int64_t first) {
+    if (m.data) m.data = (char *)m.data + (size_t)(first * m.ld) * mu_dtype_size(m.dtype);
+    return m;
 }
 
 mu_mat mu_grad(mu_tape *tp, mu_tensor *t) {

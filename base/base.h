@@ -98,6 +98,14 @@ int64_t mu_memory_available(void);                      /* bytes: MemAvailable o
 double   mu_time(void);                                 /* seconds, monotonic */
 uint64_t mu_hash64(const void *data, size_t bytes);     /* XXH3, 64 bits */
 
+/* ------------------------------------------------------------------ exact sums (exact.c)
+ * Sums of doubles that are not rounded before the end: every order and every grouping gives the same bits. Zeroed
+ * when new; two sums are added by adding their words, so that ranks may do it with an all-reduce of I64. */
+enum { MU_EXACT_DIGITS = 70, MU_EXACT_WORDS = MU_EXACT_DIGITS + 1 };
+typedef struct { int64_t digit[MU_EXACT_DIGITS], bad; } mu_exact;      /* bad: summands that were not finite */
+void   mu_exact_add(mu_exact *sum, double x);           /* at most 2^31 times, all summands of a result together */
+double mu_exact_value(const mu_exact *sum);             /* rounded once; NaN when a summand was not finite */
+
 /* ------------------------------------------------------------------ random numbers (philox.c)
  * Philox 4x32-10 (Salmon et al. 2011), counter-based: a number depends on its key and counter only.
  * Key = 64-bit seed; counter = (block, step, sample, purpose << 16 | layer), which is cuRAND's

@@ -35,6 +35,9 @@ void mu_grads_reduce(mu_params *ps) {
         mu_group *g = ps->groups[i];
         /* A group's communicator is declared const to those who may only compare it; reducing counts time in it. */
         mu_comm *c = (mu_comm *)(uintptr_t)g->reduce;
-        if (c) mu_all_reduce_device(c, ps->dev, ps->dev->real, g->grads->region.base, g->count);
+        if (!c) continue;
+        if (g->sums) mu_all_reduce_device(c, ps->dev, MU_DTYPE_I64, g->sums->region.base, g->sums_words);
+        else mu_all_reduce_device(c, ps->dev, ps->dev->real, g->grads->region.base, g->count);
     }
+    mu_params_round_grads(ps);
 }

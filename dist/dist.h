@@ -55,7 +55,7 @@ void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *
 mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) MU_MUST_USE;
 /* mu_all_reduce of device memory, through the device's staging. */
 void mu_all_reduce_device(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, int64_t n);
-/* Sums every group's gradients over the group's `reduce` communicator. */
+/* Sums every group's gradients over the group's `reduce` communicator; exact sums as such, rounded afterwards. */
 void mu_grads_reduce(mu_params *ps);
 
 /* ------------------------------------------------------------------ the mesh (mesh.c) */

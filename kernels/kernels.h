@@ -47,6 +47,12 @@ typedef struct {
 
 typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t t; } mu_adamw_spec;
 
+/* Exact sums of n values: I64 words [n] high, [n] low, and one that is not 0 once a summand was NaN, infinite or not
+ * below 2^26, or a sum left +-2^26. A value is high * 2^-24 + low * 2^-69, -2^44 <= low < 2^44. A summand is rounded
+ * to a multiple of 2^-69 (1.7e-21; a float of 1.5e-14 or more is one); sums are not rounded at all, so any order and
+ * any grouping of the same summands gives the same words. Sums of several ranks are added word by word. */
+static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 8; }    /* the next ones start on a line */
+
 /* The kernels: K(name, parameters, arguments). Floating operands have the device's dtype (F64 on ref, F32 on
  * cpu) unless a line says F64; ids, targets, index and token lists are I32; counts and offsets are I64.
  * "adds" = accumulates into the result; everything else assigns. Zero rows, zero groups are ordinary. */
@@ -88,8 +94,8 @@ typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t
      * a = silu(hg) * hu; y[out[r]] = down_i a (out NULL: y[r]). gate, up: [experts, F, D], down: [experts, D, F],
      * contiguous. Rows outside offsets[0] .. offsets[experts]-1 are not touched. hg, hu [R, F] are kept for backward, or NULL.
      * Backward: dy is read at out[r]; hg, hu are overwritten (by their gradients); act [R, F], xg [R, D] (NULL when
-     * in is) and dyg [R, D] (NULL when out is) are scratch; dx [R, D] (row r, not in[r]; assigned; may be NULL);
-     * dgate, dup, ddown are added to, each may be NULL. */ \
+     * in is) and dyg [R, D] (NULL when out is) receive a, x[in[r]] and dy[out[r]]; dx [R, D] (row r, not in[r];
+     * assigned; may be NULL); dgate, dup, ddown are added to, each may be NULL. */ \
     K(experts_fwd, (mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate, mu_mat up, mu_mat down, \
                     mu_mat hg, mu_mat hu, mu_mat out, mu_mat y), \
                    (dev, s, x, in, offsets, gate, up, down, hg, hu, out, y)) \
@@ -149,6 +155,16 @@ typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t
                 (dev, rows, V, logits, targets, lse, nll)) \
     K(xent_bwd, (mu_device *dev, int64_t rows, int64_t V, double scale, mu_mat dout, mu_mat targets, mu_mat lse, mu_mat logits), \
                 (dev, rows, V, scale, dout, targets, lse, logits)) \
+    /* Exact sums (above) += x, n values;  x = the sums, rounded to double and then to x's type, NaN if marked. */ \
+    K(exact_add,   (mu_device *dev, int64_t n, mu_mat x, mu_mat sums), (dev, n, x, sums)) \
+    K(exact_round, (mu_device *dev, int64_t n, mu_mat sums, mu_mat x), (dev, n, sums, x)) \
+    /* The same sums of a table [V, D], row ids[t] += dy_TD[t]. */ \
+    K(exact_embed, (mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat ids, mu_mat dy, mu_mat sums), (dev, T, D, V, ids, dy, sums)) \
+    /* Sums of matrices [m, n], one for each group, sums.ld words apart: for each of a group's leaves, the product
+     * over the leaf's rows alone, rounded as it comes, is one summand of each element. Leaf j of group i: rows r = cuts[i*leaves + j] ..
+     * cuts[i*leaves + j+1]-1 (cuts: I64 [groups*leaves + 1]) of a [R, m] and b [R, n], sum over r of a[r]^T b[r]. */ \
+    K(exact_product, (mu_device *dev, int64_t groups, int64_t leaves, int64_t m, int64_t n, mu_mat cuts, mu_mat a, mu_mat b, mu_mat sums), \
+                     (dev, groups, leaves, m, n, cuts, a, b, sums)) \
     /* AdamW on n values, g scaled by grad_scale: decoupled decay, bias correction with step t >= 1 (Loshchilov & Hutter 2019). */ \
     K(adamw, (mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m, mu_mat v), (dev, n, spec, w, g, m, v))
 

@@ -82,11 +82,46 @@ static void arrange_received(const mu_moe *m, mu_tape *tp, mu_plan *p, const int
     mu_release(tp, peer_offsets);
 }
 
+/* Rows for each place and leaf, on the host: of a sequence's assignments an expert takes up to the capacity. */
+static int64_t *rows_per_leaf(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
+                              int64_t leaves) {
+    int64_t n = r->counts_SE->shape[0], most = capacity_of(m, cx);
+    int64_t *chosen = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(n * m->E));
+    int64_t *rows = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(leaves * m->E));
+    mu_tensor_read(r->counts_SE, chosen);
+    for (int64_t s = 0; s < n; s++)
+        for (int64_t i = 0; i < m->E; i++) {
+            int64_t taken = chosen[s * m->E + i];
+            rows[m->place->order[i] * leaves + s * leaves / n] += most && taken > most ? most : taken;
+        }
+    return rows;
+}
+
+/* Where the leaves of all peers begin among the rows of each expert here: by expert, then peer, then leaf. */
+static void cut_leaves(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r, mu_plan *p) {
+    int64_t P = m->group->size, e = m->place->n_local, L = mu_leaves(tp, p->T), n = 0;
+    int64_t *mine = rows_per_leaf(m, tp, cx, r, L), *theirs = mine;
+    int64_t *cuts = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(e * P * L + 1));
+    if (P > 1 && !mu_tape_device(tp)->shape_only) {
+        int64_t *bytes = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)P);
+        for (int64_t i = 0; i < P; i++) bytes[i] = (int64_t)sizeof(int64_t) * e * L;
+        theirs = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(P * e * L));
+        mu_exchange(m->group, mine, bytes, theirs, bytes);
+    }
+    for (int64_t i = 0; i < e; i++)
+        for (int64_t peer = 0; peer < P; peer++)
+            for (int64_t leaf = 0; leaf < L; leaf++, n++)
+                cuts[n + 1] = cuts[n] + theirs[(peer * e + i) * L + leaf];
+    p->leaves = P * L;
+    p->cuts = mu_tensor_ints(tp, MU_DTYPE_I64, n + 1, cuts);
+}
+
 mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r) {
     int P = m->group->size;
     mu_plan *p = mu_tape_alloc(tp, sizeof *p);
     *p = (mu_plan){ .T = r->ids_TK->shape[0], .K = m->K, .experts = m->place->n_local };
     mu_tensor *offsets = sort_rows(m, tp, cx, r, p);
+    if (m->gate_eFD->tensor.sums && mu_tape_recording(tp)) cut_leaves(m, tp, cx, r, p);
     if (P == 1) {
         p->rows = p->T * p->K;
         p->offsets = offsets, p->index = p->token, p->back = p->row_TK, p->fan = p->K;
@@ -106,5 +141,7 @@ mu_plan *mu_plan_dense(mu_tape *tp, int64_t T) {
     mu_plan *p = mu_tape_alloc(tp, sizeof *p);
     *p = (mu_plan){ .T = T, .K = 1, .rows = T, .experts = 1 };
     p->offsets = mu_tensor_ints(tp, MU_DTYPE_I64, 2, (int64_t[]){ 0, T });
+    p->leaves = mu_leaves(tp, T);
+    p->cuts = p->leaves == 1 ? p->offsets : mu_leaf_cuts(tp, T);
     return p;
 }

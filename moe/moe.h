@@ -83,6 +83,8 @@ typedef struct {
     int64_t rows;                           /* that the experts here take (room for T*K when there is one rank) */
     int64_t experts;                        /* e */
     mu_tensor *offsets;                     /* I64 [e+1] */
+    mu_tensor *cuts;                        /* I64 [e * leaves + 1]: where each leaf's rows begin; for exact sums, or NULL */
+    int64_t leaves;                         /* of all ranks of the expert group */
     mu_tensor *index;                       /* I32 [rows]: the input row (and, with several ranks, output row) of each */
     mu_tensor *back;                        /* I32 [inputs, fan]: the rows that read an input row, -1 for none */
     int64_t fan;                            /* K for one rank, else 1 */
@@ -106,10 +108,11 @@ mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate_eFD, mu_tensor 
                       const mu_plan *plan);
 mu_tensor *mu_gather(mu_tape *tp, mu_tensor *x_TD, const mu_plan *plan);            /* this rank's rows, in order to travel */
 mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, mu_tensor *gates_TK, const mu_plan *plan);   /* sum_k gate * row: [T, D] */
-/* weight * sum_t sum_i coef[t / segment, i] p_ti (one F64); *value: the same without weight. */
+/* weight * sum_t sum_i coef[t / segment, i] p_ti (F64, a value a leaf); *value: the same without weight. A leaf holds
+ * whole segments, or a segment whole leaves. */
 mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores_TE, mu_tensor *coef, int64_t segment, bool normalise, double weight,
                            mu_tensor **value);
-/* weight * coef * sum_t lse_t^2 (one F64); *value without weight. */
+/* weight * coef * sum_t lse_t^2 (F64, a value a leaf); *value without weight. */
 mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse_T, double coef, double weight, mu_tensor **value);
 
 /* ------------------------------------------------------------------ balance (balance.c)
@@ -122,8 +125,8 @@ typedef struct {
     int64_t global_tokens;
 } mu_balance_counts;
 typedef struct {
-    mu_tensor *loss;            /* one F64: every term with its coefficient; NULL when none is on */
-    mu_tensor *aux, *z;         /* one F64: this rank's share of the unscaled values, for the log; z may be NULL */
+    mu_tensor *loss;            /* F64, a value a leaf: every term with its coefficient; NULL when none is on */
+    mu_tensor *aux, *z;         /* the same: this rank's share of the unscaled values, for the log; z may be NULL */
 } mu_balance;
 mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
                            const mu_balance_counts *c);

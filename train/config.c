@@ -140,7 +140,8 @@ static void check_moe_layers(check *k) {
         if (mu_layer_is_moe(m, layer)) return;
     bool first = m->first_k_dense >= k->c->model.num_layers;
     COMPLAIN(k, "moe", first ? "first_k_dense" : "moe_layer_freq",
-             "%" PRId64 " leaves none of the %" PRId64 " layers to the experts; a dense model has moe.num_experts: 0",
+             "%" PRId64 " leaves none of the %" PRId64
+             " layers to the experts; a dense model has moe.num_experts: 0",
              first ? m->first_k_dense : m->moe_layer_freq, k->c->model.num_layers);
 }
 
@@ -203,6 +204,14 @@ static void check_dtype(check *k) {
     const mu_train_config *p = &k->c->train;
     if (p->dtype == MU_TRAIN_DTYPE_BF16 && p->device != MU_TRAIN_DEVICE_AUTO && p->device != MU_TRAIN_DEVICE_CPU)
         COMPLAIN(k, "train", "dtype", "bf16 has kernels of its own: it needs train.device auto or cpu");
+}
+
+/* Its counts are those of a micro-batch, so the loss itself depends on the split. */
+static void check_reproducible(check *k) {
+    if (k->c->train.reproducible && k->c->moe.num_experts > 0 && (k->c->moe.balance & MU_BALANCE_AUX))
+        COMPLAIN(k, "train", "reproducible",
+                 "true excludes aux_loss in moe.balance, which by definition depends on the micro-batches;"
+                 " global_aux_loss and seq_aux_loss do not");
 }
 
 static void check_learning_rate(check *k) {
@@ -283,6 +292,7 @@ static const struct {
     { check_data_given, "data.train" },
     { check_paths, "data.train" },
     { check_dtype, "train.dtype train.device" },
+    { check_reproducible, "train.reproducible moe.balance moe.num_experts" },
     { check_learning_rate, "optim.lr optim.min_lr optim.schedule" },
     { check_warmup, "optim.warmup_steps optim.schedule train.steps" },
     { check_batch, "train.global_batch_size train.micro_batch_size" },

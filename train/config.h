@@ -24,6 +24,7 @@
     O(CHOICE, device,           "auto",        0,   0,   "auto|cpu|cpu-avx512|cpu-avx2|cpu-base|ref|guarded", "auto, cpu: the fastest kernels that the processor can run; cpu-...: those of one instruction set; ref: plain loops in double precision; guarded: cpu with its memory locked outside kernels (both for tests)") \
     O(CHOICE, dtype,            "fp32",        0,   0,   "fp32|bf16", "of the operands of matrix products; bf16 needs a processor with AVX512-BF16, else a warning and fp32. Weights, sums, router, norms and loss are fp32 either way") \
     O(INT,    threads,          "0",           0,   4096, NULL, "threads a rank; 0: cores / ranks on the node") \
+    O(BOOL,   reproducible,     "false",       0,   0,  NULL, "losses and weights bit for bit the same for any split of the global batch over ranks, ep and micro-batches; slower, 16 bytes a parameter more") \
     O(INT,    eval_every,       "200",         0,   1e9, NULL, "steps between evaluations on the validation texts; 0: never") \
     O(INT,    eval_sequences,   "64",          0,   1e9, NULL, "validation sequences a domain, at most; 0: all")
 

@@ -51,7 +51,8 @@ static double text_memory(const mu_option_domains *domains) {
     return sum;
 }
 
-static void print_memory(const mu_trainer *t, double parameters, bool wide, double state, double activations) {
+static void print_memory(const mu_trainer *t, double parameters, bool wide, double state,
+                         double activations) {
     const double program = 30 << 20; /* libraries and scratch of the threads; measured */
     printf("\nmemory a rank, MiB\n");
     printf("  weights, gradients, moments  %9.1f\n", mib(state));
@@ -83,9 +84,11 @@ int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
     t->dev = mu_device_open("shape");
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev,
                             mesh);
+    if (t->cfg.train.reproducible) mu_params_exact(t->model->params);
     t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
     double state = (double)mu_device_bytes(t->dev);
     t->tape = mu_tape_new(t->dev);
+    if (t->cfg.train.reproducible) mu_tape_leaf(t->tape, t->cfg.train.seq_len);
     t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
     t->micro_counts = mu_alloc((size_t)(t->model->n_moe * t->cfg.moe.num_experts), sizeof *t->micro_counts);
     int64_t share = t->cfg.train.global_batch_size / mesh->world->size;

@@ -14,8 +14,8 @@ static int64_t text_bytes(const mu_trainer *t, const int32_t *targets, int64_t n
 }
 
 /* One batch of up to micro_size sequences of a domain, from `first` in steps of the number of ranks. */
-static void run_batch(mu_trainer *t, int domain, int64_t first, int64_t end, double *nll_sum, int64_t *tokens,
-                      int64_t *bytes) {
+static void run_batch(mu_trainer *t, int domain, int64_t first, int64_t end, mu_exact *nll_sum,
+                      int64_t *tokens, int64_t *bytes) {
     int64_t S = t->cfg.train.seq_len, n = 0;
     for (int64_t i = first; i < end && n < t->micro_size; i += t->mesh->world->size, n++)
         mu_loader_val_read(t->loader, domain, i, t->tokens + n * S, t->targets + n * S);
@@ -26,7 +26,7 @@ static void run_batch(mu_trainer *t, int domain, int64_t first, int64_t end, dou
     mu_model_head_loss(t->model, t->tape, x, targets, 1.0, &nll);
     double *host = mu_alloc((size_t)(n * S), sizeof *host);
     mu_tensor_get(nll, host);
-    for (int64_t i = 0; i < n * S; i++) *nll_sum += host[i];
+    for (int64_t i = 0; i < n * S; i++) mu_exact_add(nll_sum, host[i]);
     *tokens += n * S, *bytes += text_bytes(t, t->targets, n * S);
     free(host);
     mu_tape_reset(t->tape);
@@ -35,12 +35,13 @@ static void run_batch(mu_trainer *t, int domain, int64_t first, int64_t end, dou
 static mu_domain_loss evaluate_domain(mu_trainer *t, int domain, int64_t most) {
     int64_t n = mu_loader_val_sequences(t->loader, domain), per_round = t->mesh->world->size * t->micro_size;
     if (most > 0 && n > most) n = most;
-    double nll = 0;
+    mu_exact nll_sum = { 0 };
     int64_t sums[2] = { 0, 0 };
     for (int64_t round = 0; round * per_round < n; round++)
-        run_batch(t, domain, round * per_round + t->mesh->world->rank, n, &nll, &sums[0], &sums[1]);
-    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_F64, &nll, 1);
+        run_batch(t, domain, round * per_round + t->mesh->world->rank, n, &nll_sum, &sums[0], &sums[1]);
+    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, &nll_sum, MU_EXACT_WORDS);
     mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, sums, 2);
+    double nll = mu_exact_value(&nll_sum);
     mu_domain_loss d = { .tokens = sums[0], .bytes = sums[1] };
     d.ce = d.tokens ? nll / (double)d.tokens : NAN;
     d.bits_per_byte = d.bytes ? nll / log(2.0) / (double)d.bytes : NAN;

@@ -77,6 +77,7 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer),
                             (uint64_t)t->cfg.run.seed, t->dev, mesh);
     t->tape = mu_tape_new(t->dev);
+    if (t->cfg.train.reproducible) mu_tape_leaf(t->tape, t->cfg.train.seq_len);
     size_t cells = (size_t)(t->model->n_moe * t->cfg.moe.num_experts);
     t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
     t->micro_counts = mu_alloc(cells, sizeof *t->micro_counts);
@@ -84,6 +85,7 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
     t->counted = mu_alloc(cells, sizeof *t->counted);
     plan_batch(t);
     if (!with_data) return MU_STATUS_OK;
+    if (t->cfg.train.reproducible) mu_params_exact(t->model->params);
     t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
     mu_roll_init(&t->roll, t->model->n_moe, (int)t->cfg.moe.num_experts);
     return MU_STATUS_OK;
@@ -193,10 +195,19 @@ static const int64_t *global_counts(const mu_trainer *t, int layer) {
     return (t->n_micro > 1 ? t->counted : t->micro_counts) + layer * E;
 }
 
-/* Sums over micro-batches of this rank's share of each value. */
+/* Sums over micro-batches of this rank's share of each value, all in words that ranks add up. */
 typedef struct {
-    double loss, ce, aux, z, dropped;
+    mu_exact loss, ce, aux, z;
+    int64_t dropped, stop;
 } sums;
+enum { SUM_WORDS = sizeof(sums) / sizeof(int64_t) };
+
+/* Adds what each leaf has of a loss, divided by `by`. */
+static void add_values(mu_tape *tp, const mu_tensor *loss, double by, mu_exact *sum) {
+    double *value = mu_tape_alloc(tp, sizeof *value * (size_t)mu_count(loss));
+    mu_tensor_read(loss, value);
+    for (int64_t i = 0; i < mu_count(loss); i++) mu_exact_add(sum, value[i] / by);
+}
 
 /* Adds every MoE layer's balancing terms to the loss. */
 static mu_tensor *add_balance(mu_trainer *t, const mu_context *cx, mu_tensor *loss, sums *s) {
@@ -206,10 +217,9 @@ static mu_tensor *add_balance(mu_trainer *t, const mu_context *cx, mu_tensor *lo
         mu_balance_counts c = { t->micro_counts + layer * t->cfg.moe.num_experts, global_counts(t, layer),
                                 global_tokens(t) / t->n_micro, global_tokens(t) };
         mu_balance b = mu_balance_loss(moe, t->tape, cx, &t->routings[layer], &c);
-        s->aux += mu_tensor_scalar_get(b.aux) / t->model->n_moe;
-        if (b.z) s->z += mu_tensor_scalar_get(b.z) / t->model->n_moe;
-        s->dropped += (double)t->routings[layer].dropped /
-                      (double)(global_tokens(t) * t->cfg.moe.top_k * t->model->n_moe);
+        add_values(t->tape, b.aux, t->model->n_moe, &s->aux);
+        if (b.z) add_values(t->tape, b.z, t->model->n_moe, &s->z);
+        s->dropped += t->routings[layer].dropped;
         if (b.loss) loss = mu_add(t->tape, loss, b.loss);
     }
     return loss;
@@ -225,8 +235,8 @@ static void train_micro(mu_trainer *t, int64_t m, sums *s) {
     mu_tensor *ce = mu_model_head_loss(t->model, t->tape, x, b.targets, 1.0 / (double)global_tokens(t), NULL);
     mu_release(t->tape, x);
     mu_tensor *loss = add_balance(t, &b.cx, ce, s);
-    s->ce += mu_tensor_scalar_get(ce);
-    s->loss += mu_tensor_scalar_get(loss);
+    add_values(t->tape, ce, 1, &s->ce);
+    add_values(t->tape, loss, 1, &s->loss);
     mu_backward(t->tape, loss);
     mu_tape_reset(t->tape);
 }
@@ -271,6 +281,11 @@ static void plant_nan(mu_trainer *t) {
         }
 }
 
+static double dropped_share(const mu_trainer *t, int64_t dropped) {
+    int64_t assignments = global_tokens(t) * t->cfg.moe.top_k * t->model->n_moe;
+    return t->model->n_moe ? (double)dropped / (double)assignments : 0.0;
+}
+
 mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked) {
     double start = mu_time(), comm_start = mu_mesh_seconds(t->mesh);
     mu_step_result r = { .lr = mu_learning_rate(&t->cfg.optim, t->step + 1, t->cfg.train.steps) };
@@ -280,9 +295,10 @@ mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked) {
     make_gradients(t, &s);
 
     mu_grads_reduce(t->model->params);
-    double all[6] = { s.loss, s.ce, s.aux, s.z, s.dropped, stop_asked };
-    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_F64, all, 6);
-    r.loss = all[0], r.ce = all[1], r.aux = all[2], r.z = all[3], r.dropped = all[4], r.stop = all[5] > 0;
+    s.stop = stop_asked;
+    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, &s, SUM_WORDS);
+    r.loss = mu_exact_value(&s.loss), r.ce = mu_exact_value(&s.ce), r.stop = s.stop > 0;
+    r.aux = mu_exact_value(&s.aux), r.z = mu_exact_value(&s.z), r.dropped = dropped_share(t, s.dropped);
     r.grad_norm = mu_grad_norm(t->opt, t->mesh->expert, NULL);
     r.finite = isfinite(r.loss) && isfinite(r.grad_norm);
     if (r.finite) update(t, &r);
@@ -312,6 +328,7 @@ static const mu_unit *replay_backward(mu_trainer *t) {
     const mu_unit *bad = NULL;
     sums s = { 0 };
     make_gradients(t, &s);
+    mu_params_round_grads(t->model->params);
     mu_grad_norm(t->opt, t->mesh->expert, &bad);
     return bad;
 }

@@ -1,4 +1,4 @@
-/* head.c - the head as one op: loss = scale * sum_t [ logsumexp(w x_t) - (w x_t)[target_t] ].
+/* head.c - the head as one op: loss = scale * sum_t [ logsumexp(w x_t) - (w x_t)[target_t] ], the sum over each leaf.
  * x [T, D], w [V, D]. Logits exist for one chunk of rows at a time; backward makes them again from x
  * (one more product, 1/4 of the head's work) instead of keeping T*V values. */
 #include "autograd/autograd.h"
@@ -13,11 +13,6 @@ static int64_t chunk_rows(int64_t T, int64_t V) {
     return rows < T ? rows : T;
 }
 
-static mu_mat rows_of(mu_mat m, int64_t from) {
-    m.data = (char *)m.data + (size_t)(from * m.ld) * mu_dtype_size(m.dtype);
-    return m;
-}
-
 static mu_mat vector(const mu_tensor *t) {
     mu_mat m = mu_data(t);
     m.ld = 1;
@@ -26,8 +21,8 @@ static mu_mat vector(const mu_tensor *t) {
 
 static void make_logits(mu_device *dev, mu_node *n, int64_t from, int64_t rows, mu_tensor *logits) {
     mu_tensor *x = n->in[0], *w = n->in[1];
-    dev->k->gemm(dev, false, true, rows, w->shape[0], w->shape[1], rows_of(mu_data(x), from), mu_data(w), 0.0,
-                 mu_data(logits));
+    dev->k->gemm(dev, false, true, rows, w->shape[0], w->shape[1], mu_mat_rows(mu_data(x), from), mu_data(w),
+                 0.0, mu_data(logits));
 }
 
 static void forward(mu_tape *tp, mu_node *n) {
@@ -38,30 +33,49 @@ static void forward(mu_tape *tp, mu_node *n) {
     for (int64_t from = 0; from < T; from += chunk) {
         int64_t rows = T - from < chunk ? T - from : chunk;
         make_logits(dev, n, from, rows, logits);
-        dev->k->xent_fwd(dev, rows, V, mu_data(logits), rows_of(vector(targets), from),
-                         rows_of(vector(lse), from), rows_of(vector(nll), from));
+        dev->k->xent_fwd(dev, rows, V, mu_data(logits), mu_mat_rows(vector(targets), from),
+                         mu_mat_rows(vector(lse), from), mu_mat_rows(vector(nll), from));
     }
     mu_release(tp, logits);
-    dev->k->sum(dev, T, ((extra *)n->extra)->scale, mu_data(nll), false, mu_data(n->out[0]));
+    int64_t leaves = mu_count(n->out[0]), each = leaves ? T / leaves : 0;
+    for (int64_t i = 0; i < leaves; i++)
+        dev->k->sum(dev, each, ((extra *)n->extra)->scale, mu_mat_rows(vector(nll), i * each), false,
+                    mu_mat_rows(vector(n->out[0]), i));
 }
 
-/* dlogits = scale * dloss * (softmax - onehot); dx = dlogits w; dw = dlogits^T x, chunk after chunk. */
+/* dw of one chunk: into the gradient, or as a summand of the exact sums. */
+static void add_dw(mu_tape *tp, mu_tensor *w, int64_t rows, mu_mat dlogits, mu_mat x) {
+    mu_device *dev = mu_tape_device(tp);
+    int64_t V = w->shape[0], D = w->shape[1];
+    if (!w->sums) {
+        dev->k->gemm(dev, true, false, V, D, rows, dlogits, x, 1.0, mu_grad(tp, w));
+        return;
+    }
+    mu_tensor *cuts = mu_tensor_ints(tp, MU_DTYPE_I64, 2, (int64_t[]){ 0, rows });
+    dev->k->exact_product(dev, 1, 1, V, D, mu_data(cuts), dlogits, x, mu_sums(w));
+    mu_release(tp, cuts);
+}
+
+/* dlogits = scale * dloss * (softmax - onehot); dx = dlogits w; dw = dlogits^T x, chunk after chunk. No chunk holds
+ * rows of two leaves. */
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     mu_tensor *x = n->in[0], *w = n->in[1], *targets = n->in[2], *lse = n->out[2];
     int64_t T = x->shape[0], V = w->shape[0], D = w->shape[1], chunk = chunk_rows(T, V);
+    int64_t each = T ? T / mu_count(n->out[0]) : 0;
     mu_tensor *logits = mu_tensor_2d(tp, chunk, V);
-    for (int64_t from = 0; from < T; from += chunk) {
-        int64_t rows = T - from < chunk ? T - from : chunk;
+    mu_mat dloss = mu_grad_of(n->out[0]);
+    dloss.ld = 1;
+    for (int64_t from = 0, rows; from < T; from += rows) {
+        int64_t left = each - from % each;
+        rows = left < chunk ? left : chunk;
         make_logits(dev, n, from, rows, logits);
-        dev->k->xent_bwd(dev, rows, V, ((extra *)n->extra)->scale, mu_grad_of(n->out[0]),
-                         rows_of(vector(targets), from), rows_of(vector(lse), from), mu_data(logits));
+        dev->k->xent_bwd(dev, rows, V, ((extra *)n->extra)->scale, mu_mat_rows(dloss, from / each),
+                         mu_mat_rows(vector(targets), from), mu_mat_rows(vector(lse), from), mu_data(logits));
         if (x->needs_grad)
             dev->k->gemm(dev, false, false, rows, D, V, mu_data(logits), mu_data(w), 1.0,
-                         rows_of(mu_grad(tp, x), from));
-        if (w->needs_grad)
-            dev->k->gemm(dev, true, false, V, D, rows, mu_data(logits), rows_of(mu_data(x), from), 1.0,
-                         mu_grad(tp, w));
+                         mu_mat_rows(mu_grad(tp, x), from));
+        if (w->needs_grad) add_dw(tp, w, rows, mu_data(logits), mu_mat_rows(mu_data(x), from));
     }
     mu_release(tp, logits);
 }
@@ -76,7 +90,8 @@ mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targ
              (long long)mu_count(targets), (long long)w->shape[1]);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->scale = scale;
-    mu_tensor *rows_nll = mu_tensor_2d(tp, T, 1), *lse = mu_tensor_2d(tp, T, 1), *loss = mu_tensor_scalar(tp);
+    mu_tensor *rows_nll = mu_tensor_2d(tp, T, 1), *lse = mu_tensor_2d(tp, T, 1),
+              *loss = mu_tensor_loss(tp, T);
     mu_apply(
         tp, (mu_node){ .op = &op_head, .in = { x, w, targets }, .out = { loss, rows_nll, lse }, .extra = e });
     rows_nll->needs_grad = false; /* for the log: a loss built on it is refused, not silently constant */

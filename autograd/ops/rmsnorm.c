@@ -15,14 +15,32 @@ static void forward(mu_tape *tp, mu_node *n) {
     dev->k->rmsnorm_fwd(dev, mu_count(rstd), D, ((extra *)n->extra)->eps, mx, mu_data(w), my, mu_data(rstd));
 }
 
+/* dw [D] of each leaf by itself, then into the exact sums. Rows are D wide, several of them a token for heads. */
+static void exact_backward(mu_tape *tp, mu_node *n, mu_mat x, mu_mat dy, mu_mat dx) {
+    mu_device *dev = mu_tape_device(tp);
+    mu_tensor *w = n->in[1], *dw = mu_tensor_like(tp, w), *rstd = n->out[1];
+    int64_t leaves = mu_leaves(tp, n->in[0]->shape[0]), D = mu_count(w);
+    for (int64_t i = 0; i < leaves; i++) {
+        int64_t rows = mu_count(rstd) / leaves, first = i * rows;
+        dev->k->fill(dev, D, 0.0, mu_data(dw));
+        dev->k->rmsnorm_bwd(dev, rows, D, mu_mat_rows(x, first), mu_data(w),
+                            mu_mat_rows(mu_data(rstd), first), mu_mat_rows(dy, first), mu_mat_rows(dx, first),
+                            mu_data(dw));
+        dev->k->exact_add(dev, D, mu_data(dw), mu_sums(w));
+    }
+    mu_release(tp, dw);
+}
+
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     mu_tensor *x = n->in[0], *w = n->in[1], *rstd = n->out[1];
     int64_t D = mu_count(w);
     mu_mat none = { 0 }, mx = mu_data(x), dy = mu_grad_of(n->out[0]);
-    mu_mat dx = x->needs_grad ? mu_grad(tp, x) : none, dw = w->needs_grad ? mu_grad(tp, w) : none;
+    bool exact = w->needs_grad && w->sums;
+    mu_mat dx = x->needs_grad ? mu_grad(tp, x) : none, dw = w->needs_grad && !exact ? mu_grad(tp, w) : none;
     mx.ld = dy.ld = dx.ld = D;
-    dev->k->rmsnorm_bwd(dev, mu_count(rstd), D, mx, mu_data(w), mu_data(rstd), dy, dx, dw);
+    if (exact) exact_backward(tp, n, mx, dy, dx);
+    else dev->k->rmsnorm_bwd(dev, mu_count(rstd), D, mx, mu_data(w), mu_data(rstd), dy, dx, dw);
 }
 
 static const mu_op op_rmsnorm = { "rmsnorm", forward, backward, .keeps_in = 3, .keeps_out = 2, .saved = 2 };

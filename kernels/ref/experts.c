@@ -52,15 +52,16 @@ static expert expert_at(const mu_experts_shape *s, int64_t i, mu_mat gate, mu_ma
                      .ddown = given(ddown) ? reals(ddown) + at : NULL };
 }
 
-/* One row: hg and hu [F] come in, their gradients go out; dx [D] is assigned unless it is NULL. */
+/* One row: hg and hu [F] come in, their gradients go out; act [F] and dx [D] are assigned, dx unless it is NULL. */
 static void row_bwd(const mu_experts_shape *s, const expert *e, const double *x, const double *dy, double *hg,
-                    double *hu, double *dx) {
+                    double *hu, double *act, double *dx) {
     int64_t D = s->D, F = s->F;
     for (int64_t j = 0; j < D && dx; j++) dx[j] = 0;
     for (int64_t f = 0; f < F; f++) {
         double g = hg[f], u = hu[f], da = 0;
         for (int64_t j = 0; j < D; j++) da += dy[j] * e->down[j * F + f];
         for (int64_t j = 0; j < D && e->ddown; j++) e->ddown[j * F + f] += dy[j] * silu(g) * u;
+        act[f] = silu(g) * u;
         hg[f] = da * u * silu_slope(g);
         hu[f] = da * silu(g);
         if (e->dgate) add_scaled(D, hg[f], x, e->dgate + f * D);
@@ -71,12 +72,15 @@ static void row_bwd(const mu_experts_shape *s, const expert *e, const double *x,
     }
 }
 
-/* The scratch operands act, xg and dyg stay as they are. */
+static void copy(int64_t n, const double *from, double *to) {
+    for (int64_t i = 0; i < n; i++) to[i] = from[i];
+}
+
 void mu_ref_experts_bwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, mu_mat in_R, mu_mat offsets_e,
                         mu_mat gate_eFD, mu_mat up_eFD, mu_mat down_eDF, mu_mat hg_RF, mu_mat hu_RF,
                         mu_mat out_R, mu_mat dy_TD, mu_mat act_RF, mu_mat xg_RD, mu_mat dyg_RD, mu_mat dx_RD,
                         mu_mat dgate_eFD, mu_mat dup_eFD, mu_mat ddown_eDF) {
-    (void)dev, (void)act_RF, (void)xg_RD, (void)dyg_RD;
+    (void)dev;
     const int64_t *offsets = longs(offsets_e), D = s->D;
     for (int64_t i = 0; i < s->experts; i++) {
         expert e = expert_at(s, i, gate_eFD, up_eFD, down_eDF, dgate_eFD, dup_eFD, ddown_eDF);
@@ -84,7 +88,9 @@ void mu_ref_experts_bwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, 
             const double *x = row(x_TD, row_of(ints(in_R), r), D);
             const double *dy = row(dy_TD, row_of(ints(out_R), r), D);
             double *dx = given(dx_RD) ? row(dx_RD, r, D) : NULL;
-            row_bwd(s, &e, x, dy, row(hg_RF, r, s->F), row(hu_RF, r, s->F), dx);
+            row_bwd(s, &e, x, dy, row(hg_RF, r, s->F), row(hu_RF, r, s->F), row(act_RF, r, s->F), dx);
+            if (given(xg_RD)) copy(D, x, row(xg_RD, r, D));
+            if (given(dyg_RD)) copy(D, dy, row(dyg_RD, r, D));
         }
     }
 }

@@ -1,5 +1,5 @@
 /* balance_term.c - out = weight * value, value = sum_t sum_i coef[t / segment, i] * p_ti, where p are the
- * scores, divided by their sum if `normalise`. coef holds counts and is a constant: the counts are what the
+ * scores, divided by their sum if `normalise`; one value a leaf. coef holds counts and is a constant: the counts are what the
  * router did, p is what it can change. */
 #include "moe/moe.h"
 
@@ -7,27 +7,50 @@ typedef struct {
     int64_t segment;
     bool normalise;
     double weight;
+    int64_t leaves;
 } extra;
+
+/* What one leaf sees: its rows, and its segments of the coefficients or the one that holds it. */
+typedef struct {
+    int64_t rows, segment;
+    mu_mat scores, coef;
+} leaf;
+
+static leaf leaf_of(const mu_node *n, const extra *e, int64_t i) {
+    int64_t rows = n->in[0]->shape[0] / e->leaves, first = e->segment ? i * rows / e->segment : 0;
+    return (leaf){ rows, e->segment < rows ? e->segment : rows, mu_mat_rows(mu_data(n->in[0]), i * rows),
+                   mu_mat_rows(mu_data(n->in[1]), first) };
+}
+
+/* Value i of a vector of losses. */
+static mu_mat value_at(mu_mat losses, int64_t i) {
+    losses.ld = 1;
+    return mu_mat_rows(losses, i);
+}
 
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
-    mu_tensor *s = n->in[0];
-    dev->k->balance_fwd(dev, s->shape[0], s->shape[1], e->segment, e->normalise, mu_data(s),
-                        mu_data(n->in[1]), mu_data(n->out[1]));
-    dev->k->fill(dev, 1, 0.0, mu_data(n->out[0]));
-    dev->k->axpy(dev, 1, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
+    for (int64_t i = 0; i < e->leaves; i++) {
+        leaf l = leaf_of(n, e, i);
+        dev->k->balance_fwd(dev, l.rows, n->in[0]->shape[1], l.segment, e->normalise, l.scores, l.coef,
+                            value_at(mu_data(n->out[1]), i));
+    }
+    dev->k->fill(dev, e->leaves, 0.0, mu_data(n->out[0]));
+    dev->k->axpy(dev, e->leaves, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
-    mu_tensor *s = n->in[0], *dvalue = mu_tensor_scalar(tp);
-    dev->k->fill(dev, 1, 0.0, mu_data(dvalue));
-    dev->k->axpy(dev, 1, e->weight, mu_grad_of(n->out[0]), mu_data(dvalue));
-    if (s->needs_grad)
-        dev->k->balance_bwd(dev, s->shape[0], s->shape[1], e->segment, e->normalise, mu_data(s),
-                            mu_data(n->in[1]), mu_data(dvalue), mu_grad(tp, s));
+    mu_tensor *s = n->in[0], *dvalue = mu_tensor_like(tp, n->out[0]);
+    dev->k->fill(dev, e->leaves, 0.0, mu_data(dvalue));
+    dev->k->axpy(dev, e->leaves, e->weight, mu_grad_of(n->out[0]), mu_data(dvalue));
+    for (int64_t i = 0; i < e->leaves && s->needs_grad; i++) {
+        leaf l = leaf_of(n, e, i);
+        dev->k->balance_bwd(dev, l.rows, s->shape[1], l.segment, e->normalise, l.scores, l.coef,
+                            value_at(mu_data(dvalue), i), mu_mat_rows(mu_grad(tp, s), i * l.rows));
+    }
     mu_release(tp, dvalue);
 }
 
@@ -40,11 +63,11 @@ mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores, mu_tensor *coef, int6
              (long long)coef->shape[0], (long long)coef->shape[1], (long long)segment,
              (long long)scores->shape[0]);
     extra *e = mu_tape_alloc(tp, sizeof *e);
-    *e = (extra){ segment, normalise, weight };
-    *value = mu_tensor_scalar(tp);
+    *e = (extra){ segment, normalise, weight, mu_leaves(tp, scores->shape[0]) };
+    *value = mu_tensor_loss(tp, scores->shape[0]);
     mu_tensor *out = mu_apply(tp, (mu_node){ .op = &op_balance_term,
                                              .in = { scores, coef },
-                                             .out = { mu_tensor_scalar(tp), *value },
+                                             .out = { mu_tensor_like(tp, *value), *value },
                                              .extra = e });
     (*value)->needs_grad = false; /* for the log */
     return out;

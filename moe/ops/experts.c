@@ -21,7 +21,17 @@ static void forward(mu_tape *tp, mu_node *n) {
                         mu_data(n->out[2]), out_index(e->plan), mu_data(n->out[0]));
 }
 
-static mu_mat grad_if_needed(mu_tape *tp, mu_tensor *t) { return t->needs_grad ? mu_grad(tp, t) : none(); }
+static mu_mat grad_if_needed(mu_tape *tp, mu_tensor *t) {
+    return t->needs_grad && !t->sums ? mu_grad(tp, t) : none();
+}
+
+/* Weights with exact sums: their gradients are products of what backward leaves, leaf by leaf. */
+static void add_sums(mu_tape *tp, const extra *e, mu_tensor *w, int64_t m, int64_t n, mu_mat a, mu_mat b) {
+    mu_device *dev = mu_tape_device(tp);
+    if (w->needs_grad && w->sums)
+        dev->k->exact_product(dev, e->shape.experts, e->plan->leaves, m, n, mu_data(e->plan->cuts), a, b,
+                              mu_sums(w));
+}
 
 static void add_dx(mu_tape *tp, const extra *e, mu_tensor *x, mu_tensor *dx_rows) {
     mu_device *dev = mu_tape_device(tp);
@@ -44,6 +54,10 @@ static void backward(mu_tape *tp, mu_node *n) {
                         mu_data(n->out[2]), out_index(e->plan), mu_grad_of(n->out[0]), mu_data(act),
                         mu_data(xg), mu_data(dyg), mu_data(dx), grad_if_needed(tp, n->in[1]),
                         grad_if_needed(tp, n->in[2]), grad_if_needed(tp, n->in[3]));
+    mu_mat rows = xg ? mu_data(xg) : mu_data(x), dy = dyg ? mu_data(dyg) : mu_grad_of(n->out[0]);
+    add_sums(tp, e, n->in[1], F, D, mu_data(n->out[1]), rows);
+    add_sums(tp, e, n->in[2], F, D, mu_data(n->out[2]), rows);
+    add_sums(tp, e, n->in[3], D, F, dy, mu_data(act));
     mu_release(tp, act);
     mu_release(tp, xg);
     mu_release(tp, dyg);

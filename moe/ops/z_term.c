@@ -1,4 +1,4 @@
-/* z_term.c - out = weight * value, value = coef * sum_t lse_t^2: keeps router logits small
+/* z_term.c - out = weight * value, value = coef * sum_t lse_t^2, one value a leaf: keeps router logits small
  * (Zoph et al. 2022, ST-MoE). d/dlogit_ti = 2 coef lse_t softmax_ti, the second factor made by the router op. */
 #include "moe/moe.h"
 
@@ -6,21 +6,32 @@ typedef struct {
     double coef, weight;
 } extra;
 
+/* An operand that counts values. */
+static mu_mat vector(mu_mat m) {
+    m.ld = 1;
+    return m;
+}
+
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
-    dev->k->zloss_fwd(dev, mu_count(n->in[0]), e->coef, mu_data(n->in[0]), mu_data(n->out[1]));
-    dev->k->fill(dev, 1, 0.0, mu_data(n->out[0]));
-    dev->k->axpy(dev, 1, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
+    int64_t leaves = mu_count(n->out[0]), rows = leaves ? mu_count(n->in[0]) / leaves : 0;
+    for (int64_t i = 0; i < leaves; i++)
+        dev->k->zloss_fwd(dev, rows, e->coef, mu_mat_rows(mu_data(n->in[0]), i * rows),
+                          mu_mat_rows(vector(mu_data(n->out[1])), i));
+    dev->k->fill(dev, leaves, 0.0, mu_data(n->out[0]));
+    dev->k->axpy(dev, leaves, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
     mu_tensor *lse = n->in[0];
-    if (lse->needs_grad)
-        dev->k->zloss_bwd(dev, mu_count(lse), e->coef * e->weight, mu_data(lse), mu_grad_of(n->out[0]),
-                          mu_grad(tp, lse));
+    int64_t leaves = mu_count(n->out[0]), rows = leaves ? mu_count(lse) / leaves : 0;
+    for (int64_t i = 0; i < leaves && lse->needs_grad; i++)
+        dev->k->zloss_bwd(dev, rows, e->coef * e->weight, mu_mat_rows(mu_data(lse), i * rows),
+                          mu_mat_rows(vector(mu_grad_of(n->out[0])), i),
+                          mu_mat_rows(mu_grad(tp, lse), i * rows));
 }
 
 static const mu_op op_z_term = { "z_term", forward, backward, .keeps_in = 1 };
@@ -28,10 +39,10 @@ static const mu_op op_z_term = { "z_term", forward, backward, .keeps_in = 1 };
 mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse, double coef, double weight, mu_tensor **value) {
     extra *e = mu_tape_alloc(tp, sizeof *e);
     *e = (extra){ coef, weight };
-    *value = mu_tensor_scalar(tp);
+    *value = mu_tensor_loss(tp, mu_count(lse));
     mu_tensor *out = mu_apply(
-        tp,
-        (mu_node){ .op = &op_z_term, .in = { lse }, .out = { mu_tensor_scalar(tp), *value }, .extra = e });
+        tp, (mu_node){
+                .op = &op_z_term, .in = { lse }, .out = { mu_tensor_like(tp, *value), *value }, .extra = e });
     (*value)->needs_grad = false; /* for the log */
     return out;
 }

@@ -250,9 +250,9 @@ static void run_experts_fwd(trial *t, const int64_t *p) {
 static void run_experts_bwd(trial *t, const int64_t *p) {
     int64_t R = p[0], n = p[1], D = p[2], F = p[3], bits = p[5];
     expert_operands o = expert_case(t, p, bits | WITH_H);
-    mu_mat dy = matrix(t, "dy", R, D), act = scratch_matrix(t, R, F);
-    mu_mat xg = bits & WITH_IN ? scratch_matrix(t, R, D) : NOTHING;
-    mu_mat dyg = bits & WITH_OUT ? scratch_matrix(t, R, D) : NOTHING;
+    mu_mat dy = matrix(t, "dy", R, D), act = new_matrix(t, "act", R, F);
+    mu_mat xg = bits & WITH_IN ? new_matrix(t, "xg", R, D) : NOTHING;
+    mu_mat dyg = bits & WITH_OUT ? new_matrix(t, "dyg", R, D) : NOTHING;
     mu_mat dx = bits & WITH_DX ? new_matrix(t, "dx", R, D) : NOTHING;
     mu_mat dgate = bits & WITH_DGATE ? vector(t, "dgate", n * F * D) : NOTHING;
     mu_mat dup = bits & WITH_DUP ? vector(t, "dup", n * F * D) : NOTHING;
@@ -260,6 +260,51 @@ static void run_experts_bwd(trial *t, const int64_t *p) {
     experts_forward(t, &o);
     t->dev->k->experts_bwd(t->dev, &o.s, o.x, o.in, o.offsets, o.gate, o.up, o.down, o.hg, o.hu, o.out, dy,
                            act, xg, dyg, dx, dgate, dup, ddown);
+}
+
+/* ---------------------------------------------------------------- exact sums */
+/* The words of `groups` sums of n values, `ld` apart: zero, or what an earlier step left, NaN's mark included. */
+static mu_mat exact_words(trial *t, int64_t groups, int64_t n, bool used) {
+    int64_t ld = mu_exact_sums_words(n) + t->pad, *words = mu_alloc((size_t)(groups * ld), sizeof *words);
+    for (int64_t i = 0; i < groups * ld && used; i++)
+        if (i % ld < 2 * n) words[i] = (draw(t, 1 << 30) - (1 << 29)) * (1 << (i % ld < n ? 18 : 15));
+    mu_mat m = longs_of(t, "sums", 1, groups * ld, words);
+    m.ld = ld;
+    free(words);
+    return m;
+}
+
+/* n, sums used before?, exponent: values around 2^exponent */
+static void run_exact_add(trial *t, const int64_t *p) {
+    double *x = random_values(t, 7, p[0]);
+    for (int64_t i = 0; i < p[0]; i++) x[i] = ldexp(x[i], (int)p[2]);
+    mu_mat values = reals_of(t, "x", 1, p[0], x), sums = exact_words(t, 1, p[0], p[1]);
+    for (int i = 0; i < 3; i++) t->dev->k->exact_add(t->dev, p[0], values, sums);
+}
+
+/* n, marked? */
+static void run_exact_round(trial *t, const int64_t *p) {
+    mu_mat values = vector(t, "x", p[0]), sums = exact_words(t, 1, p[0], true), y = new_vector(t, "y", p[0]);
+    t->dev->k->exact_add(t->dev, p[0], values, sums);
+    if (p[1]) mu_device_write(t->dev, (int64_t *)sums.data + 2 * p[0], &(int64_t){ 3 }, sizeof(int64_t));
+    t->dev->k->exact_round(t->dev, p[0], sums, y);
+}
+
+/* T, D, V, same? */
+static void run_exact_embed(trial *t, const int64_t *p) {
+    mu_mat ids = random_ints(t, "ids", p[0], p[2], p[3]), dy = matrix(t, "dy", p[0], p[1]);
+    t->dev->k->exact_embed(t->dev, p[0], p[1], p[2], ids, dy, exact_words(t, 1, p[1] * p[2], true));
+}
+
+/* R, groups, m, n, spread, leaves: a group's rows are cut into leaves anywhere, some of them empty. */
+static void run_exact_product(trial *t, const int64_t *p) {
+    int64_t R = p[0], groups = p[1], m = p[2], n = p[3], leaves = p[5];
+    mu_mat a = matrix(t, "a", R, m), b = matrix(t, "b", R, n);
+    mu_mat cuts = group_offsets(t, R, groups * leaves, p[4]), sums = exact_words(t, groups, m * n, true);
+    t->operands[t->n_operands - 1].scratch = true; /* products in double differ; their values are compared */
+    t->dev->k->exact_product(t->dev, groups, leaves, m, n, cuts, a, b, sums);
+    for (int64_t i = 0; i < groups; i++, sums.data = (int64_t *)sums.data + sums.ld)
+        t->dev->k->exact_round(t->dev, m * n, sums, new_vector(t, "c", m * n));
 }
 
 /* ---------------------------------------------------------------- router */
@@ -566,6 +611,18 @@ static const kernel_case kernel_cases[] = {
     BOTH(xent, 0, 5, 0, 1) BOTH(xent, 1, 1, 0, 1) BOTH(xent, 65, 257, 1, 1) BOTH(xent, 130, 1000, 1, 1)
     BOTH(xent, 7, 1000, 0, 20)
     BOTH(xent, 3, 2, 1, 1)
+
+    /* n, sums used before?, exponent of two */
+    C(exact_add, 0, 1, 0) C(exact_add, 1, 0, 0) C(exact_add, 7, 1, 0) C(exact_add, 1000, 1, 20)
+    C(exact_add, 100003, 1, -3) C(exact_add, 1000, 1, -40) C(exact_add, 1000, 0, -55) C(exact_add, 65, 1, 25)
+    C(exact_round, 0) C(exact_round, 1) C(exact_round, 1000) C(exact_round, 100003) C(exact_round, 65, 1)
+    C(exact_embed, 0, 8, 5) C(exact_embed, 1, 1, 1) C(exact_embed, 65, 80, 257) C(exact_embed, 130, 33, 257, 1)
+
+    /* R, groups, m, n, spread, leaves */
+    C(exact_product, 0, 3, 8, 4, EVEN, 2) C(exact_product, 1, 1, 1, 1, EVEN, 1)
+    C(exact_product, 65, 1, 80, 33, EVEN, 1) C(exact_product, 130, 8, 64, 48, EVEN, 3)
+    C(exact_product, 130, 4, 70, 140, EMPTY_ONES, 5) C(exact_product, 600, 2, 33, 256, ONE_TAKES_ALL, 2)
+    C(exact_product, 90, 4, 16, 24, SPARE_ROWS, 2) C(exact_product, 300, 1, 130, 64, EVEN, 12)
 
     /* n, t, decay in percent */
     C(adamw, 0, 1, 10) C(adamw, 1, 1, 10) C(adamw, 7, 2, 0) C(adamw, 1000, 3, 10) C(adamw, 100003, 1000, 10)
