@@ -47,7 +47,8 @@ mu_mat  mu_data(const mu_tensor *t);                    /* operand; ld = the las
 mu_mat  mu_grad(mu_tape *tp, mu_tensor *t);             /* gradient to add to: made and zeroed at first use */
 mu_mat  mu_grad_of(const mu_tensor *t);                 /* the gradient as it is, data NULL when there is none */
 mu_mat  mu_sums(const mu_tensor *t);                    /* a parameter's exact sums, data NULL when there are none */
-mu_mat  mu_mat_rows(mu_mat m, int64_t first);           /* the operand from row `first` on */
+mu_mat  mu_mat_rows(mu_mat m, int64_t first);           /* the operand from row `first` on; the same for a vector's values */
+mu_mat  mu_mat_values(mu_mat m, int64_t first);
 void mu_tensor_read(const mu_tensor *t, void *host);    /* raw copy of all elements */
 void mu_tensor_write(mu_tensor *t, const void *host);
 void mu_tensor_get(const mu_tensor *t, double *host);   /* floating tensors of any type, as double */

@@ -65,6 +65,11 @@ mu_mat mu_mat_rows(mu_mat m, int64_t first) {
     return m;
 }
 
+mu_mat mu_mat_values(mu_mat m, int64_t first) {
+    m.ld = 1;
+    return mu_mat_rows(m, first);
+}
+
 mu_mat mu_grad(mu_tape *tp, mu_tensor *t) {
     if (!t->grad) {
         int64_t n = mu_count(t);

@@ -141,6 +141,7 @@ mu_plan *mu_plan_dense(mu_tape *tp, int64_t T) {
     mu_plan *p = mu_tape_alloc(tp, sizeof *p);
     *p = (mu_plan){ .T = T, .K = 1, .rows = T, .experts = 1 };
     p->offsets = mu_tensor_ints(tp, MU_DTYPE_I64, 2, (int64_t[]){ 0, T });
+    if (!mu_tape_recording(tp)) return p;
     p->leaves = mu_leaves(tp, T);
     p->cuts = p->leaves == 1 ? p->offsets : mu_leaf_cuts(tp, T);
     return p;

@@ -140,8 +140,7 @@ static void check_moe_layers(check *k) {
         if (mu_layer_is_moe(m, layer)) return;
     bool first = m->first_k_dense >= k->c->model.num_layers;
     COMPLAIN(k, "moe", first ? "first_k_dense" : "moe_layer_freq",
-             "%" PRId64 " leaves none of the %" PRId64
-             " layers to the experts; a dense model has moe.num_experts: 0",
+             "%" PRId64 " leaves none of the %" PRId64 " layers to the experts; a dense model has moe.num_experts: 0",
              first ? m->first_k_dense : m->moe_layer_freq, k->c->model.num_layers);
 }
 

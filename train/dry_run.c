@@ -51,8 +51,7 @@ static double text_memory(const mu_option_domains *domains) {
     return sum;
 }
 
-static void print_memory(const mu_trainer *t, double parameters, bool wide, double state,
-                         double activations) {
+static void print_memory(const mu_trainer *t, double parameters, bool wide, double state, double activations) {
     const double program = 30 << 20; /* libraries and scratch of the threads; measured */
     printf("\nmemory a rank, MiB\n");
     printf("  weights, gradients, moments  %9.1f\n", mib(state));

@@ -77,7 +77,6 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer),
                             (uint64_t)t->cfg.run.seed, t->dev, mesh);
     t->tape = mu_tape_new(t->dev);
-    if (t->cfg.train.reproducible) mu_tape_leaf(t->tape, t->cfg.train.seq_len);
     size_t cells = (size_t)(t->model->n_moe * t->cfg.moe.num_experts);
     t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
     t->micro_counts = mu_alloc(cells, sizeof *t->micro_counts);
@@ -85,7 +84,10 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
     t->counted = mu_alloc(cells, sizeof *t->counted);
     plan_batch(t);
     if (!with_data) return MU_STATUS_OK;
-    if (t->cfg.train.reproducible) mu_params_exact(t->model->params);
+    if (t->cfg.train.reproducible) {
+        mu_params_exact(t->model->params);
+        mu_tape_leaf(t->tape, t->cfg.train.seq_len);
+    }
     t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
     mu_roll_init(&t->roll, t->model->n_moe, (int)t->cfg.moe.num_experts);
     return MU_STATUS_OK;

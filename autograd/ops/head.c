@@ -13,12 +13,6 @@ static int64_t chunk_rows(int64_t T, int64_t V) {
     return rows < T ? rows : T;
 }
 
-static mu_mat vector(const mu_tensor *t) {
-    mu_mat m = mu_data(t);
-    m.ld = 1;
-    return m;
-}
-
 static void make_logits(mu_device *dev, mu_node *n, int64_t from, int64_t rows, mu_tensor *logits) {
     mu_tensor *x = n->in[0], *w = n->in[1];
     dev->k->gemm(dev, false, true, rows, w->shape[0], w->shape[1], mu_mat_rows(mu_data(x), from), mu_data(w),
@@ -33,14 +27,14 @@ static void forward(mu_tape *tp, mu_node *n) {
     for (int64_t from = 0; from < T; from += chunk) {
         int64_t rows = T - from < chunk ? T - from : chunk;
         make_logits(dev, n, from, rows, logits);
-        dev->k->xent_fwd(dev, rows, V, mu_data(logits), mu_mat_rows(vector(targets), from),
-                         mu_mat_rows(vector(lse), from), mu_mat_rows(vector(nll), from));
+        dev->k->xent_fwd(dev, rows, V, mu_data(logits), mu_mat_values(mu_data(targets), from),
+                         mu_mat_values(mu_data(lse), from), mu_mat_values(mu_data(nll), from));
     }
     mu_release(tp, logits);
     int64_t leaves = mu_count(n->out[0]), each = leaves ? T / leaves : 0;
     for (int64_t i = 0; i < leaves; i++)
-        dev->k->sum(dev, each, ((extra *)n->extra)->scale, mu_mat_rows(vector(nll), i * each), false,
-                    mu_mat_rows(vector(n->out[0]), i));
+        dev->k->sum(dev, each, ((extra *)n->extra)->scale, mu_mat_values(mu_data(nll), i * each), false,
+                    mu_mat_values(mu_data(n->out[0]), i));
 }
 
 /* dw of one chunk: into the gradient, or as a summand of the exact sums. */
@@ -65,13 +59,13 @@ static void backward(mu_tape *tp, mu_node *n) {
     int64_t each = T ? T / mu_count(n->out[0]) : 0;
     mu_tensor *logits = mu_tensor_2d(tp, chunk, V);
     mu_mat dloss = mu_grad_of(n->out[0]);
-    dloss.ld = 1;
     for (int64_t from = 0, rows; from < T; from += rows) {
         int64_t left = each - from % each;
         rows = left < chunk ? left : chunk;
         make_logits(dev, n, from, rows, logits);
-        dev->k->xent_bwd(dev, rows, V, ((extra *)n->extra)->scale, mu_mat_rows(dloss, from / each),
-                         mu_mat_rows(vector(targets), from), mu_mat_rows(vector(lse), from), mu_data(logits));
+        dev->k->xent_bwd(dev, rows, V, ((extra *)n->extra)->scale, mu_mat_values(dloss, from / each),
+                         mu_mat_values(mu_data(targets), from), mu_mat_values(mu_data(lse), from),
+                         mu_data(logits));
         if (x->needs_grad)
             dev->k->gemm(dev, false, false, rows, D, V, mu_data(logits), mu_data(w), 1.0,
                          mu_mat_rows(mu_grad(tp, x), from));

@@ -24,8 +24,8 @@ static void exact_backward(mu_tape *tp, mu_node *n, mu_mat x, mu_mat dy, mu_mat 
         int64_t rows = mu_count(rstd) / leaves, first = i * rows;
         dev->k->fill(dev, D, 0.0, mu_data(dw));
         dev->k->rmsnorm_bwd(dev, rows, D, mu_mat_rows(x, first), mu_data(w),
-                            mu_mat_rows(mu_data(rstd), first), mu_mat_rows(dy, first), mu_mat_rows(dx, first),
-                            mu_data(dw));
+                            mu_mat_values(mu_data(rstd), first), mu_mat_rows(dy, first),
+                            mu_mat_rows(dx, first), mu_data(dw));
         dev->k->exact_add(dev, D, mu_data(dw), mu_sums(w));
     }
     mu_release(tp, dw);

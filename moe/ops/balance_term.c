@@ -1,6 +1,6 @@
 /* balance_term.c - out = weight * value, value = sum_t sum_i coef[t / segment, i] * p_ti, where p are the
- * scores, divided by their sum if `normalise`; one value a leaf. coef holds counts and is a constant: the counts are what the
- * router did, p is what it can change. */
+ * scores, divided by their sum if `normalise`; one value a leaf. coef holds counts and is a constant: the counts
+ * are what the router did, p is what it can change. */
 #include "moe/moe.h"
 
 typedef struct {
@@ -22,19 +22,13 @@ static leaf leaf_of(const mu_node *n, const extra *e, int64_t i) {
                    mu_mat_rows(mu_data(n->in[1]), first) };
 }
 
-/* Value i of a vector of losses. */
-static mu_mat value_at(mu_mat losses, int64_t i) {
-    losses.ld = 1;
-    return mu_mat_rows(losses, i);
-}
-
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
     for (int64_t i = 0; i < e->leaves; i++) {
         leaf l = leaf_of(n, e, i);
         dev->k->balance_fwd(dev, l.rows, n->in[0]->shape[1], l.segment, e->normalise, l.scores, l.coef,
-                            value_at(mu_data(n->out[1]), i));
+                            mu_mat_values(mu_data(n->out[1]), i));
     }
     dev->k->fill(dev, e->leaves, 0.0, mu_data(n->out[0]));
     dev->k->axpy(dev, e->leaves, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
@@ -49,7 +43,7 @@ static void backward(mu_tape *tp, mu_node *n) {
     for (int64_t i = 0; i < e->leaves && s->needs_grad; i++) {
         leaf l = leaf_of(n, e, i);
         dev->k->balance_bwd(dev, l.rows, s->shape[1], l.segment, e->normalise, l.scores, l.coef,
-                            value_at(mu_data(dvalue), i), mu_mat_rows(mu_grad(tp, s), i * l.rows));
+                            mu_mat_values(mu_data(dvalue), i), mu_mat_rows(mu_grad(tp, s), i * l.rows));
     }
     mu_release(tp, dvalue);
 }

@@ -6,19 +6,13 @@ typedef struct {
     double coef, weight;
 } extra;
 
-/* An operand that counts values. */
-static mu_mat vector(mu_mat m) {
-    m.ld = 1;
-    return m;
-}
-
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
     int64_t leaves = mu_count(n->out[0]), rows = leaves ? mu_count(n->in[0]) / leaves : 0;
     for (int64_t i = 0; i < leaves; i++)
-        dev->k->zloss_fwd(dev, rows, e->coef, mu_mat_rows(mu_data(n->in[0]), i * rows),
-                          mu_mat_rows(vector(mu_data(n->out[1])), i));
+        dev->k->zloss_fwd(dev, rows, e->coef, mu_mat_values(mu_data(n->in[0]), i * rows),
+                          mu_mat_values(mu_data(n->out[1]), i));
     dev->k->fill(dev, leaves, 0.0, mu_data(n->out[0]));
     dev->k->axpy(dev, leaves, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
 }
@@ -29,9 +23,8 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_tensor *lse = n->in[0];
     int64_t leaves = mu_count(n->out[0]), rows = leaves ? mu_count(lse) / leaves : 0;
     for (int64_t i = 0; i < leaves && lse->needs_grad; i++)
-        dev->k->zloss_bwd(dev, rows, e->coef * e->weight, mu_mat_rows(mu_data(lse), i * rows),
-                          mu_mat_rows(vector(mu_grad_of(n->out[0])), i),
-                          mu_mat_rows(mu_grad(tp, lse), i * rows));
+        dev->k->zloss_bwd(dev, rows, e->coef * e->weight, mu_mat_values(mu_data(lse), i * rows),
+                          mu_mat_values(mu_grad_of(n->out[0]), i), mu_mat_values(mu_grad(tp, lse), i * rows));
 }
 
 static const mu_op op_z_term = { "z_term", forward, backward, .keeps_in = 1 };

@@ -7,7 +7,7 @@
 common="model.hidden_size=36 model.head_dim=10 moe.moe_ffn_hidden_size=20 train.steps=30 train.global_batch_size=12 train.eval_every=10 data.val_fraction=0.05"
 softmax="moe.num_shared_experts=1"
 capacity="moe.capacity_factor=1.25 moe.balance=[global_aux_loss,seq_aux_loss] model.tie_embeddings=true moe.top_k=3"
-sigmoid="moe.score_func=sigmoid moe.balance=[expert_bias,seq_aux_loss] moe.num_shared_experts=1 moe.route_scale=2.5 moe.first_k_dense=1 model.num_layers=3"
+sigmoid="moe.score_func=sigmoid moe.balance=[expert_bias] moe.num_shared_experts=1 moe.route_scale=2.5 moe.first_k_dense=1 model.num_layers=3"
 dense="moe.num_experts=0 model.qk_norm=false"
 
 # Ranks, ep, sequences of a micro-batch, threads. The global batch is not a power of two: shares of 3 ranks begin
