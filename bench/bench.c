@@ -16,7 +16,7 @@ double bench_fma_peak(void); /* fma.c */
 
 typedef struct {
     int64_t vocab, dim, layers, heads, ffn, experts, topk, seq, batch, steps, threads, ep;
-    bool dense, skew, moe_only;
+    bool dense, skew, moe_only, reproducible;
 } options;
 
 static const struct {
@@ -40,11 +40,12 @@ static const struct {
 enum { N_NUMBERS = sizeof numbers / sizeof *numbers };
 
 static int usage(FILE *out, int code) {
-    fprintf(out, "usage: muster_bench [--dense | --moe-only] [--skew] [--OPTION N ...]\n");
+    fprintf(out, "usage: muster_bench [--dense | --moe-only] [--skew] [--reproducible] [--OPTION N ...]\n");
     for (int i = 0; i < N_NUMBERS; i++) fprintf(out, "  %-10s %s\n", numbers[i].name, numbers[i].help);
     fprintf(
         out,
-        "  --dense    the dense model alone\n  --moe-only the MoE model alone\n  --skew     every token's first choice is expert 0\n");
+        "  --dense    the dense model alone\n  --moe-only the MoE model alone\n  --skew     every token's first choice is expert 0\n"
+        "  --reproducible   exact sums of gradients (train.reproducible)\n");
     return code;
 }
 
@@ -53,6 +54,7 @@ static bool parse(int argc, char **argv, options *o) {
         if (!strcmp(argv[i], "--dense")) o->dense = true;
         else if (!strcmp(argv[i], "--moe-only")) o->moe_only = true;
         else if (!strcmp(argv[i], "--skew")) o->skew = true;
+        else if (!strcmp(argv[i], "--reproducible")) o->reproducible = true;
         else {
             int n = 0;
             while (n < N_NUMBERS && strcmp(numbers[n].name, argv[i])) n++;
@@ -86,6 +88,10 @@ static subject subject_new(const options *o, bool dense, mu_device *dev, const m
     m.num_experts = dense ? 0 : o->experts, m.top_k = o->topk, m.moe_ffn_hidden_size = o->ffn, m.force_skew = o->skew;
     mu_optim_config oc = mu_optim_config_default();
     subject s = { .model = mu_model_new(&c, &m, o->vocab, 1, dev, mesh), .tape = mu_tape_new(dev) };
+    if (o->reproducible) {
+        mu_params_exact(s.model->params);
+        mu_tape_leaf(s.tape, o->seq);
+    }
     s.opt = mu_adamw_new(&oc, s.model->params);
     s.routings = mu_alloc((size_t)s.model->n_moe, sizeof *s.routings);
     s.size = mu_model_measure(&c, &m, o->vocab, o->seq);
@@ -132,7 +138,10 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
         mu_balance b = mu_balance_loss(&s->model->blocks[i].moe, s->tape, &cx, &s->routings[i], &c);
         if (b.loss) loss = mu_add(s->tape, loss, b.loss);
     }
-    s->loss = mu_tensor_scalar_get(loss);
+    double *losses = mu_tape_alloc(s->tape, sizeof *losses * (size_t)mu_count(loss));
+    mu_tensor_read(loss, losses);
+    s->loss = 0;
+    for (int64_t i = 0; i < mu_count(loss); i++) s->loss += losses[i];
     mu_backward(s->tape, loss);
     mu_tape_reset(s->tape);
     double reduce = mu_time();
@@ -233,7 +242,7 @@ static void run(const options *o, mu_mesh *mesh, mu_device *dev) {
 }
 
 int main(int argc, char **argv) {
-    options o = { 257, 256, 4, 4, 512, 8, 2, 256, 8, 15, 0, 1, false, false, false };
+    options o = { 257, 256, 4, 4, 512, 8, 2, 256, 8, 15, 0, 1, false, false, false, false };
     if (argc > 1 && !strcmp(argv[1], "--help")) return usage(stdout, 0);
     if (!parse(argc, argv, &o)) return usage(stderr, 64);
     if (o.steps < 5) o.steps = 5;
