@@ -145,8 +145,8 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     mu_backward(s->tape, loss);
     mu_tape_reset(s->tape);
     double reduce = mu_time();
-    mu_grads_reduce(s->model->params);
-    double update = mu_time(), norm = mu_grad_norm(s->opt, mesh->expert, NULL);
+    mu_grads_reduce(s->opt);
+    double update = mu_time(), norm = mu_grad_norm(s->opt, mesh->world);
     mu_adamw_step(s->opt, 1e-3, norm > 1 ? 1 / norm : 1);
     s->seconds[number] = mu_time() - start;
     if (counted) s->reduce += update - reduce, s->optimizer += mu_time() - update;

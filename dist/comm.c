@@ -1,11 +1,11 @@
-/* comm.c - what is built on the collectives: agreement, device memory, gradients. */
-#include "dist/dist.h"
+/* comm.c - what is built on the collectives: agreement, and shards of device memory. */
+#include "dist/internal.h"
 
 #include <string.h>
 
 mu_comm *mu_comm_alone(void) {
     mu_comm *c = mu_alloc(1, sizeof *c);
-    *c = (mu_comm){ .size = 1, .piece_limit = (int64_t)1 << 30 };
+    *c = (mu_comm){ .size = 1, .piece_limit = (int64_t)1 << 30, .window_least = INT64_MAX };
     return c;
 }
 
@@ -22,22 +22,18 @@ mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) {
     return (mu_status)worst;
 }
 
-void mu_all_reduce_device(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, int64_t n) {
+void mu_reduce_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
     if (c->size == 1 || dev->shape_only) return;
-    size_t bytes = (size_t)n * mu_dtype_size(dtype);
+    size_t bytes = (size_t)ends[c->size - 1] * mu_dtype_size(dtype);
     void *host = mu_device_stage_begin(dev, data, bytes);
-    mu_all_reduce(c, MU_REDUCE_SUM, dtype, host, n);
+    mu_host_reduce_shards(c, dtype, host, ends);
     mu_device_stage_end(dev, data, bytes, true);
 }
 
-void mu_grads_reduce(mu_params *ps) {
-    for (int i = 0; i < ps->n_groups; i++) {
-        mu_group *g = ps->groups[i];
-        /* A group's communicator is declared const to those who may only compare it; reducing counts time in it. */
-        mu_comm *c = (mu_comm *)(uintptr_t)g->reduce;
-        if (!c) continue;
-        if (g->sums) mu_all_reduce_device(c, ps->dev, MU_DTYPE_I64, g->sums->region.base, g->sums_words);
-        else mu_all_reduce_device(c, ps->dev, ps->dev->real, g->grads->region.base, g->count);
-    }
-    mu_params_round_grads(ps);
+void mu_gather_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
+    if (c->size == 1 || dev->shape_only) return;
+    size_t bytes = (size_t)ends[c->size - 1] * mu_dtype_size(dtype);
+    void *host = mu_device_stage_begin(dev, data, bytes);
+    mu_host_gather_shards(c, dtype, host, ends);
+    mu_device_stage_end(dev, data, bytes, true);
 }

@@ -6,7 +6,10 @@
  * dist/mpi_none.c as its twin for one rank (MUSTER_MPI=OFF).
  *
  * Every wait is a non-blocking call, tested with a back-off, so that more ranks than cores make progress.
- * A failing MPI call is fatal. */
+ * A failing MPI call is fatal.
+ *
+ * Ranks of one node also share a window of a few MiB for each communicator (window.c), which large sums,
+ * shards and exchanges pass through. Where there is none, all of it is MPI's. */
 #ifndef MUSTER_DIST_H
 #define MUSTER_DIST_H
 #include "autograd/autograd.h"
@@ -19,6 +22,8 @@ extern "C" {
 typedef struct mu_comm {
     int rank, size;
     int64_t piece_limit;        /* bytes of the largest single message, below 2 GiB */
+    int64_t window_least;       /* bytes from which a payload passes through memory that the ranks of a node
+                                 * share; INT64_MAX: none does. The same on every rank */
     double seconds;             /* spent in collectives so far */
     void *handle;               /* the transport's own */
 } mu_comm;
@@ -53,10 +58,13 @@ void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *
 /* ------------------------------------------------------------------ on top of them (comm.c) */
 /* The largest status of all ranks; when it is not OK every rank gets the text of the first rank that has it. */
 mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) MU_MUST_USE;
-/* mu_all_reduce of device memory, through the device's staging. */
-void mu_all_reduce_device(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, int64_t n);
-/* Sums every group's gradients over the group's `reduce` communicator; exact sums as such, rounded afterwards. */
-void mu_grads_reduce(mu_params *ps);
+/* Every rank has all of `data` on its device; shard r is elements ends[r-1] .. ends[r]-1 (ends: [size], never
+ * falling, the same on every rank; a shard may be empty). reduce: rank r's shard becomes the sum over ranks of
+ * that shard, what it holds of the others' is then of no use. gather: every rank gets the other ranks' shards.
+ * One after the other they are an all-reduce; the work between the two is shared out. Collective over c; a dry
+ * run does nothing. */
+void mu_reduce_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
+void mu_gather_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
 
 /* ------------------------------------------------------------------ the mesh (mesh.c) */
 typedef struct {

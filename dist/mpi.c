@@ -1,16 +1,22 @@
 /* mpi.c - the only file that includes mpi.h. */
-#include "dist/dist.h"
+#include "dist/internal.h"
 
+#include <fcntl.h>
 #include <mpi.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 typedef struct {
     MPI_Comm comm;
     MPI_Request *requests;
     int n_requests, capacity;
+    mu_window *window;        /* NULL: ranks on several nodes, or no memory to share */
+    int64_t *ends;            /* [size]: the even shards of mu_all_reduce */
 } handle;
 
 static void check(int code, const char *call) {
@@ -47,6 +53,49 @@ const char *mu_dist_library(void) {
     return text;
 }
 
+static bool on_one_node(MPI_Comm comm, int size) {
+    MPI_Comm node;
+    int together;
+    CALL(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
+    CALL(MPI_Comm_size(node, &together));
+    CALL(MPI_Comm_free(&node));
+    return together == size;
+}
+
+/* Maps `bytes` of memory that all ranks of `comm` share; NULL on all of them when one of them cannot. It is an
+ * unnamed file (memfd) of rank 0, which the others open through /proc: no limit on /dev/shm applies and nothing
+ * is left behind. The mark proves that it is the same file: process ids may mean something else in a container. */
+static void *share_memory(MPI_Comm comm, int rank, size_t bytes) {
+    struct {
+        int64_t process, file;
+        uint64_t mark;
+    } offer = { getpid(), -1, (uint64_t)(mu_time() * 1e9) };
+    void *memory = MAP_FAILED;
+    if (rank == 0) {
+        offer.file = memfd_create("muster", MFD_CLOEXEC);
+        if (offer.file >= 0 && ftruncate((int)offer.file, (off_t)bytes)) {
+            close((int)offer.file);
+            offer.file = -1;
+        }
+    }
+    CALL(MPI_Bcast(&offer, sizeof offer, MPI_BYTE, 0, comm));
+    int file = (int)offer.file;
+    if (rank && file >= 0) {
+        char path[64];
+        snprintf(path, sizeof path, "/proc/%lld/fd/%d", (long long)offer.process, file);
+        file = open(path, O_RDWR | O_CLOEXEC);
+    }
+    off_t size = file >= 0 ? lseek(file, 0, SEEK_END) : 0;
+    if (size == (off_t)bytes) memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (rank == 0 && memory != MAP_FAILED) atomic_store(mu_window_mark(memory), offer.mark);
+    CALL(MPI_Barrier(comm));
+    int good = memory != MAP_FAILED && atomic_load(mu_window_mark(memory)) == offer.mark, all;
+    CALL(MPI_Allreduce(&good, &all, 1, MPI_INT, MPI_MIN, comm));
+    if (file >= 0) close(file);
+    if (!all && memory != MAP_FAILED) munmap(memory, bytes);
+    return all ? memory : NULL;
+}
+
 static mu_comm *wrap(MPI_Comm comm) {
     mu_comm *c = mu_alloc(1, sizeof *c);
     handle *h = mu_alloc(1, sizeof *h);
@@ -56,6 +105,12 @@ static mu_comm *wrap(MPI_Comm comm) {
     CALL(MPI_Comm_size(comm, &c->size));
     c->handle = h;
     c->piece_limit = (int64_t)1 << 30;
+    c->window_least = (int64_t)32 << 10;
+    h->ends = mu_alloc((size_t)c->size, sizeof *h->ends);
+    if (c->size > 1 && on_one_node(comm, c->size)) {
+        void *memory = share_memory(comm, c->rank, mu_window_bytes(c->size));
+        if (memory) h->window = mu_window_new(memory, c->rank, c->size);
+    }
     return c;
 }
 
@@ -85,28 +140,55 @@ void mu_comm_free(mu_comm *c) {
     if (!c) return;
     handle *h = c->handle;
     if (h) {
+        if (h->window) munmap(mu_window_free(h->window), mu_window_bytes(c->size));
         CALL(MPI_Comm_free(&h->comm));
         free(h->requests);
+        free(h->ends);
     }
     free(h);
     free(c);
 }
 
-/* Waits for all posted requests without hogging the core: spin for a moment, then offer the core to
+/* Every wait comes here between two looks, without hogging the core: spin for a moment, then offer the core to
  * others, then sleep. Messages only move while MPI is called, so sleeps stay short. */
+static void back_off(mu_wait *wait) {
+    enum { SPINS = 200 };
+    if (wait->tries++ == 0) wait->start = mu_time();
+    if (wait->tries < SPINS) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+        return;
+    }
+    double waited = mu_time() - wait->start;
+    if (waited < 0.005) sched_yield();
+    else nanosleep(&(struct timespec){ 0, waited < 0.1 ? 20000 : 200000 }, NULL);
+}
+
+static bool all_done(handle *h) {
+    int done;
+    CALL(MPI_Testall(h->n_requests, h->requests, &done, MPI_STATUSES_IGNORE));
+    return done;
+}
+
+/* A peer may need a message of ours that MPI still holds, before it puts anything into the window. */
+void mu_wait_turn(mu_comm *c, mu_wait *wait) {
+    handle *h = c->handle;
+    enum { BETWEEN = 16 };
+    if (wait->tries % BETWEEN == BETWEEN - 1 || wait->tries > 200) {
+        int arrived;
+        if (h->n_requests) (void)all_done(h);
+        else CALL(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, h->comm, &arrived, MPI_STATUS_IGNORE));
+    }
+    back_off(wait);
+}
+
+/* Waits for all posted requests. */
 static void wait_all(mu_comm *c) {
     handle *h = c->handle;
     if (!h) return; /* mu_comm_alone: nothing was posted */
     double start = mu_time();
-    for (int tries = 0;; tries++) {
-        int done;
-        CALL(MPI_Testall(h->n_requests, h->requests, &done, MPI_STATUSES_IGNORE));
-        if (done) break;
-        if (tries < 200) continue;
-        double waited = mu_time() - start;
-        if (waited < 0.005) sched_yield();
-        else nanosleep(&(struct timespec){ 0, waited < 0.1 ? 20000 : 200000 }, NULL);
-    }
+    for (mu_wait wait = { 0 }; !all_done(h);) back_off(&wait);
     h->n_requests = 0;
     c->seconds += mu_time() - start;
 }
@@ -130,12 +212,71 @@ static MPI_Datatype type_of(mu_dtype dtype) {
     MU_FATAL(MU_STATUS_INTERNAL, "no reduction of %s values", mu_dtype_name(dtype));
 }
 
+/* Values of `size` bytes in one message. */
+static int64_t most_values(const mu_comm *c, int64_t size) {
+    return c->piece_limit / size > 0 ? c->piece_limit / size : 1;
+}
+
+/* The window, if n values that all ranks have go through it. */
+static mu_window *window_for(const mu_comm *c, mu_dtype dtype, int64_t n) {
+    return n * (int64_t)mu_dtype_size(dtype) >= c->window_least ? ((handle *)c->handle)->window : NULL;
+}
+
+/* Where shard r begins. */
+static int64_t begin(const int64_t *ends, int r) { return r ? ends[r - 1] : 0; }
+
+void mu_host_reduce_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends) {
+    handle *h = c->handle;
+    mu_window *w = window_for(c, dtype, ends[c->size - 1]);
+    if (w && mu_window_sums(dtype)) {
+        double start = mu_time();
+        mu_window_reduce(c, w, dtype, data, ends);
+        c->seconds += mu_time() - start;
+        return;
+    }
+    int64_t size = (int64_t)mu_dtype_size(dtype), most = most_values(c, size);
+    for (int r = 0; r < c->size; r++)
+        for (int64_t at = begin(ends, r); at < ends[r]; at += most) {
+            int now = (int)(ends[r] - at < most ? ends[r] - at : most);
+            char *here = (char *)data + at * size;
+            CALL(MPI_Ireduce(r == c->rank ? MPI_IN_PLACE : here, r == c->rank ? here : NULL, now,
+                             type_of(dtype), MPI_SUM, r, h->comm, new_request(h)));
+            wait_all(c);
+        }
+}
+
+void mu_host_gather_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends) {
+    mu_window *w = window_for(c, dtype, ends[c->size - 1]);
+    if (w) {
+        double start = mu_time();
+        mu_window_gather(c, w, dtype, data, ends);
+        c->seconds += mu_time() - start;
+        return;
+    }
+    int64_t size = (int64_t)mu_dtype_size(dtype);
+    for (int r = 0; r < c->size; r++)
+        mu_broadcast(c, r, (char *)data + begin(ends, r) * size, (ends[r] - begin(ends, r)) * size);
+}
+
+/* Shards of equal size, cut between cache lines. */
+static const int64_t *even_shards(const mu_comm *c, mu_dtype dtype, int64_t n) {
+    int64_t *ends = ((handle *)c->handle)->ends, line = 64 / (int64_t)mu_dtype_size(dtype);
+    for (int r = 0; r < c->size; r++) ends[r] = n / line * (r + 1) / c->size * line;
+    ends[c->size - 1] = n;
+    return ends;
+}
+
 void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int64_t n) {
     if (c->size == 1) return;
     handle *h = c->handle;
+    if (op == MU_REDUCE_SUM && mu_window_sums(dtype) && window_for(c, dtype, n)) {
+        const int64_t *ends = even_shards(c, dtype, n);
+        mu_host_reduce_shards(c, dtype, data, ends);
+        mu_host_gather_shards(c, dtype, data, ends);
+        return;
+    }
     MPI_Op mpi_op = op == MU_REDUCE_SUM ? MPI_SUM : op == MU_REDUCE_MAX ? MPI_MAX : MPI_MIN;
-    int64_t size = (int64_t)mu_dtype_size(dtype),
-            most = c->piece_limit / size > 0 ? c->piece_limit / size : 1;
+    int64_t size = (int64_t)mu_dtype_size(dtype), most = most_values(c, size);
     for (int64_t at = 0; at < n; at += most) {
         int now = (int)(n - at < most ? n - at : most);
         CALL(MPI_Iallreduce(MPI_IN_PLACE, (char *)data + at * size, now, type_of(dtype), mpi_op, h->comm,
@@ -183,17 +324,42 @@ static void post(mu_comm *c, bool send, char *data, int64_t bytes, int peer) {
     }
 }
 
+/* Each direction of each pair goes its own way, by its length, which both ends know. */
+static bool through_window(const mu_comm *c, int64_t bytes, int peer) {
+    return peer != c->rank && bytes && bytes >= c->window_least && ((handle *)c->handle)->window;
+}
+
+static void exchange_peers(mu_comm *c, char *from, const int64_t *send_bytes, char *to,
+                           const int64_t *recv_bytes) {
+    handle *h = c->handle;
+    mu_transfers t = { 0 };
+    bool any = false;
+    if (h->window) t = mu_window_transfers(h->window);
+    for (int p = 0; p < c->size; to += recv_bytes[p++]) {
+        bool window = through_window(c, recv_bytes[p], p);
+        if (!window && p != c->rank) post(c, false, to, recv_bytes[p], p);
+        if (h->window) t.in[p] = (mu_transfer){ to, window ? recv_bytes[p] : 0 };
+        any |= window;
+    }
+    for (int p = 0; p < c->size; from += send_bytes[p++]) {
+        bool window = through_window(c, send_bytes[p], p);
+        if (!window && p != c->rank) post(c, true, from, send_bytes[p], p);
+        if (h->window) t.out[p] = (mu_transfer){ from, window ? send_bytes[p] : 0 };
+        any |= window;
+    }
+    if (!any) return;
+    double start = mu_time();
+    mu_window_exchange(c, h->window);
+    c->seconds += mu_time() - start;
+}
+
 void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv,
                  const int64_t *recv_bytes) {
-    char *from = (char *)(uintptr_t)send, *to = recv;
-    for (int p = 0; p < c->size; to += recv_bytes[p++])
-        if (p != c->rank) post(c, false, to, recv_bytes[p], p);
-    for (int p = 0; p < c->size; from += send_bytes[p++])
-        if (p != c->rank) post(c, true, from, send_bytes[p], p);
     int64_t mine_from = 0, mine_to = 0;
     for (int p = 0; p < c->rank; p++) mine_from += send_bytes[p], mine_to += recv_bytes[p];
     MU_CHECK(send_bytes[c->rank] == recv_bytes[c->rank], "rank %d sends itself %lld bytes and expects %lld",
              c->rank, (long long)send_bytes[c->rank], (long long)recv_bytes[c->rank]);
+    if (c->size > 1) exchange_peers(c, (char *)(uintptr_t)send, send_bytes, recv, recv_bytes);
     if (send_bytes[c->rank])
         memcpy((char *)recv + mine_to, (const char *)send + mine_from, (size_t)send_bytes[c->rank]);
     wait_all(c);

@@ -122,8 +122,8 @@ static double train_step(model *m, uint32_t step) {
     mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, &value, 1);
 
     mu_backward(m->tp, loss);
-    mu_grads_reduce(m->ps);             /* router and head over the world, experts over their replicas */
-    double norm = mu_grad_norm(m->opt, m->mesh->expert, NULL), clip = m->opt->cfg.grad_clip;
+    mu_grads_reduce(m->opt);            /* router and head over the world, experts over their replicas */
+    double norm = mu_grad_norm(m->opt, m->mesh->world), clip = m->opt->cfg.grad_clip;
     mu_moe_mark_idle(&m->moe, counts);
     mu_adamw_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), norm > clip ? clip / norm : 1.0);
     count_travellers(m, &routing);

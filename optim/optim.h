@@ -27,22 +27,38 @@ enum { MU_SCHEDULE_COSINE, MU_SCHEDULE_LINEAR, MU_SCHEDULE_WSD, MU_SCHEDULE_CONS
 /* Learning rate of step s = 1 .. steps: lr*s/warmup first; min_lr is reached at s = steps. Local. */
 double mu_learning_rate(const mu_optim_config *cfg, int64_t s, int64_t steps);
 
+/* The ranks of a group's `reduce` communicator hold the same units and share the optimizer's work: each owns a
+ * stretch of whole units, of about equal size. A step is
+ *     mu_grads_reduce     every rank gets the summed gradients of the units it owns
+ *     mu_grad_norm        the sum of squares, each unit's by its owner
+ *     mu_adamw_step       each rank updates the units it owns, then hands out their values
+ * and moments exist with the owner only. Step counts and idle marks are the same on every rank. */
 typedef struct {
     mu_optim_config cfg;
     mu_params *params;              /* borrowed */
-    mu_memory *moments[4][2];       /* first and second moment of each group's slab */
+    int64_t *ends[4];               /* of each group: where the share of each rank ends, in values of the slab */
+    mu_memory *moments[4][2];       /* first and second moment of this rank's share of each group's slab */
     mu_memory *squares;             /* F64 [global units] */
     double *host_squares;           /* the same on the host */
 } mu_adamw;
 mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps);      /* moments zero. Local */
 void mu_adamw_free(mu_adamw *o);
-void *mu_adamw_moment(const mu_adamw *o, const mu_unit *u, int which);  /* device pointer; which: 0 first, 1 second */
+bool mu_adamw_owns(const mu_adamw *o, const mu_unit *u);                /* Local */
+/* Device pointer to a moment (0 first, 1 second) of a unit that this rank owns; NULL for others' units. Local. */
+void *mu_adamw_moment(const mu_adamw *o, const mu_unit *u, int which);
+/* The same in host memory [u->count], on rank 0 of the group's `reduce` communicator, whoever owns it; on other
+ * ranks `host` is room for it all the same. Collective over that communicator. */
+void mu_adamw_moment_read(const mu_adamw *o, const mu_unit *u, int which, void *host);
+/* Sums every group's gradients over the group's `reduce` communicator, into the owners' gradients only: what is
+ * left in those of other units is of no use. Collective over those communicators. */
+void mu_grads_reduce(mu_adamw *o);
 /* The norm of the whole gradient: squares of each tensor and each expert, added in one fixed order, so that
- * it is the same for any ep. When it is not finite, *bad (may be NULL) is the last unit on this rank that is
- * not, the nearest to the loss, or NULL. Collective over the expert group. */
-double mu_grad_norm(mu_adamw *o, mu_comm *expert_group, const mu_unit **bad);
+ * it is the same for any ep. Collective over `world`, all ranks that train together. */
+double mu_grad_norm(mu_adamw *o, mu_comm *world);
+/* The last unit, the nearest to the loss, whose gradient on this rank is not finite, or NULL. Local. */
+const mu_unit *mu_grads_nonfinite(mu_adamw *o);
 /* One AdamW step of every unit that is not idle; gradients are scaled by grad_scale first. An idle expert
- * keeps weights, moments and its own step count bit for bit. Local. */
+ * keeps weights, moments and its own step count bit for bit. Collective over the `reduce` communicators. */
 void mu_adamw_step(mu_adamw *o, double lr, double grad_scale);
 
 #pragma GCC visibility pop

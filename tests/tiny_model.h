@@ -75,8 +75,8 @@ static inline double tiny_step(mu_tape *tp, mu_model *m, mu_adamw *o) {
     mu_tensor *loss = tiny_loss(tp, m, NULL);
     double value = mu_tensor_scalar_get(loss);
     mu_backward(tp, loss);
-    mu_grads_reduce(m->params);
-    double norm = mu_grad_norm(o, comm_alone(), NULL);
+    mu_grads_reduce(o);
+    double norm = mu_grad_norm(o, comm_alone());
     mu_adamw_step(o, 1e-2, norm > 1 ? 1 / norm : 1);
     return value;
 }

@@ -114,16 +114,11 @@ static char *moment_name(const char *which, const mu_unit *u) {
     return mu_format("/optim/%s%s", which, u->name);
 }
 
-static mu_status write_values(mu_trainer *t, mu_store *s, const char *name, const mu_unit *u,
-                              const void *data, mu_error *e) {
+static mu_status write_values(const mu_trainer *t, mu_store *s, const char *name, const mu_unit *u,
+                              const void *host, mu_error *e) {
     int64_t shape[2];
     int n_dims = unit_shape(u, shape);
-    size_t bytes = (size_t)u->count * mu_dtype_size(t->dev->real);
-    void *host = mu_alloc(bytes, 1);
-    mu_device_read(t->dev, host, data, bytes);
-    mu_status status = mu_store_write(s, name, type_of(t), n_dims, shape, host, e);
-    free(host);
-    return status;
+    return mu_store_write(s, name, type_of(t), n_dims, shape, host, e);
 }
 
 static mu_status read_values(mu_trainer *t, mu_store *s, const char *name, const mu_unit *u, void *data,
@@ -138,14 +133,23 @@ static mu_status read_values(mu_trainer *t, mu_store *s, const char *name, const
     return status;
 }
 
-static mu_status write_unit(mu_trainer *t, mu_store *s, const mu_unit *u, mu_error *e) {
-    mu_status status = write_values(t, s, u->name, u, mu_unit_data(u), e);
-    for (int which = 0; which < 2 && status == MU_STATUS_OK; which++) {
+/* A rank that writes no shard has s == NULL and only hands over the moments it owns; so does one whose writing
+ * has failed: the others are waiting for it. Collective over the unit's group, agreed by nobody. */
+static mu_status write_unit(mu_trainer *t, mu_store *s, const mu_unit *u, mu_status status, mu_error *e) {
+    bool mine = s && writes(t, u);
+    void *host = mu_alloc((size_t)u->count, mu_dtype_size(t->dev->real));
+    if (mine && status == MU_STATUS_OK) {
+        mu_device_read(t->dev, host, mu_unit_data(u), (size_t)u->count * mu_dtype_size(t->dev->real));
+        status = write_values(t, s, u->name, u, host, e);
+    }
+    for (int which = 0; which < 2; which++) {
         char *name = moment_name(which ? "v" : "m", u);
-        status = write_values(t, s, name, u, mu_adamw_moment(t->opt, u, which), e);
+        mu_adamw_moment_read(t->opt, u, which, host);
+        if (mine && status == MU_STATUS_OK) status = write_values(t, s, name, u, host, e);
         free(name);
     }
-    if (status != MU_STATUS_OK) return status;
+    free(host);
+    if (!mine || status != MU_STATUS_OK) return status;
     char *name = moment_name("steps", u);
     status = mu_store_write(s, name, MU_STORE_I64, 1, (int64_t[]){ 1 }, &u->steps, e);
     free(name);
@@ -155,7 +159,7 @@ static mu_status write_unit(mu_trainer *t, mu_store *s, const mu_unit *u, mu_err
 static mu_status read_unit(mu_trainer *t, mu_store *s, mu_unit *u, bool training, mu_error *e) {
     mu_status status = read_values(t, s, u->name, u, mu_unit_data(u), e);
     if (!training) return status;
-    for (int which = 0; which < 2 && status == MU_STATUS_OK; which++) {
+    for (int which = 0; which < 2 && status == MU_STATUS_OK && mu_adamw_owns(t->opt, u); which++) {
         char *name = moment_name(which ? "v" : "m", u);
         status = read_values(t, s, name, u, mu_adamw_moment(t->opt, u, which), e);
         free(name);
@@ -175,31 +179,30 @@ static mu_status fault_status(const mu_trainer *t, const char *point, mu_error *
                : MU_STATUS_OK;
 }
 
-static mu_status write_tensors(mu_trainer *t, mu_store *s, mu_error *e) {
+/* Collective: every rank comes here, whatever its status and whether or not it writes a shard. */
+static mu_status write_tensors(mu_trainer *t, mu_store *s, mu_status status, mu_error *e) {
     mu_params *ps = t->model->params;
-    mu_status status = MU_STATUS_OK;
     int written = 0;
-    for (mu_unit *u = mu_unit_next(ps, NULL); u && status == MU_STATUS_OK; u = mu_unit_next(ps, u)) {
-        if (!writes(t, u)) continue;
-        status = write_unit(t, s, u, e);
-        if (status == MU_STATUS_OK && written++ == 2) status = fault_status(t, "mid-shard", e);
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
+        status = write_unit(t, s, u, status, e);
+        if (s && writes(t, u) && status == MU_STATUS_OK && written++ == 2)
+            status = fault_status(t, "mid-shard", e);
     }
-    if (status == MU_STATUS_OK && t->mesh->world->rank == 0) status = write_state(t, s, e);
+    if (s && status == MU_STATUS_OK && t->mesh->world->rank == 0) status = write_state(t, s, e);
     return status;
 }
 
-/* This rank's shard, closed and synced, its size and hash in *shard. */
+/* This rank's shard, if it writes one, closed and synced, its size and hash in *shard. Collective. */
 static mu_status write_shard(mu_trainer *t, const char *folder, mu_shard *shard, mu_error *e) {
+    if (!is_writer(t)) return write_tensors(t, NULL, MU_STATUS_OK, e);
     snprintf(shard->name, sizeof shard->name, "shard-%04d.h5", t->mesh->world->rank);
     char *path = mu_format("%s/%s", folder, shard->name);
     mu_store *s = NULL;
     mu_status status = fault_status(t, "open", e);
     if (status == MU_STATUS_OK) status = mu_store_create(&s, path, e);
-    if (status == MU_STATUS_OK) {
-        status = write_tensors(t, s, e);
-        if (status == MU_STATUS_OK) status = fault_status(t, "before-close", e);
-        status = mu_store_finish(s, status, e);
-    }
+    status = write_tensors(t, s, status, e);
+    if (status == MU_STATUS_OK) status = fault_status(t, "before-close", e);
+    status = mu_store_finish(s, status, e);
     if (status == MU_STATUS_OK) status = fault_status(t, "after-close", e);
     if (status == MU_STATUS_OK) status = mu_file_hash(path, shard->hash, &shard->bytes, e);
     free(path);
@@ -354,7 +357,7 @@ mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) {
     }
     status = mu_agree(world, status, e);
     mu_shard mine = { 0 };
-    if (status == MU_STATUS_OK && is_writer(t)) status = write_shard(t, tmp, &mine, e);
+    if (status == MU_STATUS_OK) status = write_shard(t, tmp, &mine, e);
     status = mu_agree(world, status, e);
     if (status == MU_STATUS_OK) {
         m.n_shards = t->mesh->ep;

@@ -296,12 +296,12 @@ mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked) {
     if (mu_fault("step", t->mesh->world->rank)) plant_nan(t);
     make_gradients(t, &s);
 
-    mu_grads_reduce(t->model->params);
+    mu_grads_reduce(t->opt);
     s.stop = stop_asked;
     mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, &s, SUM_WORDS);
     r.loss = mu_exact_value(&s.loss), r.ce = mu_exact_value(&s.ce), r.stop = s.stop > 0;
     r.aux = mu_exact_value(&s.aux), r.z = mu_exact_value(&s.z), r.dropped = dropped_share(t, s.dropped);
-    r.grad_norm = mu_grad_norm(t->opt, t->mesh->expert, NULL);
+    r.grad_norm = mu_grad_norm(t->opt, t->mesh->world);
     r.finite = isfinite(r.loss) && isfinite(r.grad_norm);
     if (r.finite) update(t, &r);
     r.seconds = mu_time() - start, r.comm_seconds = mu_mesh_seconds(t->mesh) - comm_start;
@@ -327,12 +327,10 @@ static int replay(mu_trainer *t) {
 /* The unit nearest to the loss whose gradient from this rank's own sequences is not finite, or NULL: backward once
  * more, without the sum over ranks that spreads it everywhere. */
 static const mu_unit *replay_backward(mu_trainer *t) {
-    const mu_unit *bad = NULL;
     sums s = { 0 };
     make_gradients(t, &s);
     mu_params_round_grads(t->model->params);
-    mu_grad_norm(t->opt, t->mesh->expert, &bad);
-    return bad;
+    return mu_grads_nonfinite(t->opt);
 }
 
 /* The first rank that has the largest value. Collective. */

@@ -218,6 +218,19 @@ static double *gather_gradients(layer *l, mu_comm *expert_group) {
     return all;
 }
 
+/* Sums every group's gradients over its ranks, in shards of very different size. */
+static void sum_gradients(mu_params *ps) {
+    for (int i = 0; i < ps->n_groups; i++) {
+        mu_group *g = ps->groups[i];
+        mu_comm *c = (mu_comm *)(uintptr_t)g->reduce;
+        if (!c) continue;
+        int64_t ends[16];
+        for (int r = 0; r < c->size; r++) ends[r] = g->count * (r + 1) * (r + 1) / (c->size * c->size);
+        mu_reduce_shards(c, ps->dev, ps->dev->real, g->grads->region.base, ends);
+        mu_gather_shards(c, ps->dev, ps->dev->real, g->grads->region.base, ends);
+    }
+}
+
 /* One forward and backward, experts over groups of `ep` ranks; each rank has tokens of its own. */
 static result run(const scene *s, int ep) {
     mu_mesh *mesh = mu_mesh_open(NULL, ep);
@@ -233,7 +246,7 @@ static result run(const scene *s, int ep) {
     mu_tensor_get(once, r.y);
     mu_backward(l->tp, mu_add(l->tp, weighted_sum(l->tp, once, 1),
                               weighted_sum(l->tp, again, 2 + (uint32_t)world->rank)));
-    mu_grads_reduce(l->ps);
+    sum_gradients(l->ps);
     mu_reals_get(l->dev, l->dev->real, l->x_TD->tensor.grad, n, r.dx);
     r.grads = gather_gradients(l, mesh->expert);
     free(x);
@@ -307,7 +320,7 @@ static void dry_runs_are_silent(void **state) {
     if (world->rank == 0) {
         layer *l = layer_new("shape", mesh, layer_config(E, 2, F), 2, S, D);
         mu_backward(l->tp, weighted_sum(l->tp, layer_forward(l, l->tp), 1));
-        mu_grads_reduce(l->ps);
+        sum_gradients(l->ps);
         check(mu_tape_peak(l->tp) > 2 * S * D * (int64_t)sizeof(float), "%lld bytes",
               (long long)mu_tape_peak(l->tp));
         layer_free(l);

@@ -42,7 +42,7 @@ static bool train(MPI_Comm comm) {
         mu_all_reduce(mesh->world, MU_REDUCE_SUM, MU_DTYPE_F64, &loss, 1);
         if (step == 1) first = loss;
         mu_backward(tp, ce);
-        mu_grads_reduce(ps);
+        mu_grads_reduce(opt);
         mu_adamw_step(opt, 0.02, 1.0);
         mu_params_zero_grad(ps);
         mu_tape_reset(tp);

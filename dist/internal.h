@@ -1,0 +1,41 @@
+/* internal.h - between the files of dist/: waiting, and memory that the ranks of one node share. */
+#ifndef MUSTER_DIST_INTERNAL_H
+#define MUSTER_DIST_INTERNAL_H
+#include "dist/dist.h"
+
+/* ------------------------------------------------------------------ waiting (mpi.c) */
+typedef struct {
+    int tries;
+    double start;
+} mu_wait;
+/* Called once for every look that found nothing new; zero the mu_wait when something was. Local. */
+void mu_wait_turn(mu_comm *c, mu_wait *wait);
+
+/* ------------------------------------------------------------------ host memory (mpi.c, mpi_none.c)
+ * What mu_reduce_shards and mu_gather_shards do, on host memory. Collective over c, of more than one rank. */
+void mu_host_reduce_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends);
+void mu_host_gather_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends);
+
+/* ------------------------------------------------------------------ the window (window.c)
+ * `memory` is one zeroed mapping of mu_window_bytes(size) bytes, shared by all ranks of a communicator. */
+typedef struct mu_window mu_window;
+size_t mu_window_bytes(int size);
+mu_window *mu_window_new(void *memory, int rank, int size);
+void *mu_window_free(mu_window *w);                     /* the memory, which is the caller's to unmap. NULL is fine */
+_Atomic uint64_t *mu_window_mark(void *memory);         /* one number that nothing else uses */
+
+/* One direction of the traffic with a peer: what is left of it. */
+typedef struct {
+    char *at;
+    int64_t left;
+} mu_transfer;
+/* Moves out[p] to each peer p and fills in[p] from it; those of the rank itself must be empty. Collective. */
+typedef struct {
+    mu_transfer *out, *in;
+} mu_transfers;
+mu_transfers mu_window_transfers(mu_window *w);         /* the window's own lists [size], to be filled in */
+void mu_window_exchange(mu_comm *c, mu_window *w);
+bool mu_window_sums(mu_dtype dtype);                    /* whether mu_window_reduce knows the type */
+void mu_window_reduce(mu_comm *c, mu_window *w, mu_dtype dtype, void *data, const int64_t *ends);
+void mu_window_gather(mu_comm *c, mu_window *w, mu_dtype dtype, void *data, const int64_t *ends);
+#endif
