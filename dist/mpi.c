@@ -15,8 +15,8 @@ typedef struct {
     MPI_Comm comm;
     MPI_Request *requests;
     int n_requests, capacity;
-    mu_window *window;        /* NULL: ranks on several nodes, or no memory to share */
-    int64_t *ends;            /* [size]: the even shards of mu_all_reduce */
+    mu_window *window; /* NULL: ranks on several nodes, or no memory to share */
+    int64_t *ends;     /* [size]: the even shards of mu_all_reduce */
 } handle;
 
 static void check(int code, const char *call) {

@@ -26,12 +26,12 @@ typedef struct {
 
 struct mu_window {
     int rank, size;
-    int64_t slot;             /* bytes */
-    counter *put, *taken;     /* [size, size]: by the writer p and by the reader q of ring (p, q) */
-    counter *copied;          /* [size, size]: taken out of ring (p, p) by q */
+    int64_t slot;         /* bytes */
+    counter *put, *taken; /* [size, size]: by the writer p and by the reader q of ring (p, q) */
+    counter *copied;      /* [size, size]: taken out of ring (p, p) by q */
     char *slots, *memory;
-    mu_transfer *out, *in;    /* [size] each */
-    const char **parts;       /* [size] */
+    mu_transfer *out, *in; /* [size] each */
+    const char **parts;    /* [size] */
 };
 
 static int64_t slot_bytes(int size) {
@@ -184,15 +184,15 @@ void mu_window_gather(mu_comm *c, mu_window *w, mu_dtype dtype, void *data, cons
 
 /* ------------------------------------------------------------------ reduce */
 
-#define ADD(name, type) \
-    static void name(int64_t n, const void *a, const void *b, void *to) { \
-        const type *x = a, *y = b; \
-        type *z = to; \
+#define ADD(name, type)                                                         \
+    static void name(int64_t n, const void *a, const void *b, void *to) {       \
+        const type *x = a, *y = b;                                              \
+        type *z = to;                                                           \
         _Pragma("omp simd") for (int64_t i = 0; i < n; i++) z[i] = x[i] + y[i]; \
     }
 ADD(add_f64, double)
 ADD(add_f32, float)
-ADD(add_i64, uint64_t)        /* wraps around */
+ADD(add_i64, uint64_t) /* wraps around */
 
 typedef void add_function(int64_t n, const void *a, const void *b, void *to);
 
@@ -225,8 +225,7 @@ static bool add_piece(mu_window *w, mu_dtype dtype, mu_transfer *mine) {
     if (!mine->left) return false;
     for (int p = 0; p < w->size; p++) {
         size_t ring = pair(w, p, w->rank);
-        w->parts[p] =
-            p == w->rank ? mine->at : next_piece(w, &w->put[ring], &w->taken[ring], p, w->rank);
+        w->parts[p] = p == w->rank ? mine->at : next_piece(w, &w->put[ring], &w->taken[ring], p, w->rank);
         if (!w->parts[p]) return false;
     }
     int64_t bytes = piece_bytes(w, mine);

@@ -92,18 +92,17 @@ bool mu_adamw_owns(const mu_adamw *o, const mu_unit *u) {
 
 void *mu_adamw_moment(const mu_adamw *o, const mu_unit *u, int which) {
     int g = group_of(o, u);
-    return mu_adamw_owns(o, u) ? o->moments[g][which]->region.base +
-                                     (size_t)(place_of(u) - share_begin(o, g)) *
-                                         mu_dtype_size(u->param->tensor.dtype)
-                               : NULL;
+    return mu_adamw_owns(o, u)
+               ? o->moments[g][which]->region.base +
+                     (size_t)(place_of(u) - share_begin(o, g)) * mu_dtype_size(u->param->tensor.dtype)
+               : NULL;
 }
 
 void mu_adamw_moment_read(const mu_adamw *o, const mu_unit *u, int which, void *host) {
     mu_comm *c = comm_of(u->param->desc.group);
     int owner = owner_of(o, u);
     size_t bytes = (size_t)u->count * mu_dtype_size(u->param->tensor.dtype);
-    if (mu_adamw_owns(o, u))
-        mu_device_read(o->params->dev, host, mu_adamw_moment(o, u, which), bytes);
+    if (mu_adamw_owns(o, u)) mu_device_read(o->params->dev, host, mu_adamw_moment(o, u, which), bytes);
     if (owner == 0) return;
     int64_t *send = mu_alloc(2 * (size_t)c->size, sizeof *send), *recv = send + c->size;
     if (c->rank == owner) send[0] = (int64_t)bytes;

@@ -1,4 +1,5 @@
-/* mpi_dist.c - collectives with uneven, empty and cut messages; agreement; groups; the exchange as an op;
+/* mpi_dist.c - collectives with uneven, empty and cut messages, through the window and through MPI; agreement;
+ * groups; shards; the exchange as an op;
  * and a MoE layer whose experts are spread over ranks against the same layer on one. */
 #include "mpi_check.h"
 #include "moe/layer.h"
@@ -92,6 +93,145 @@ static void nothing_to_exchange(void **state) {
     (void)state;
     int64_t zeros[16] = { 0 };
     mu_exchange(world, NULL, zeros, NULL, zeros);
+}
+
+/* ---------------------------------------------------------------- the window and MPI */
+/* Everything through the window, some of it, nothing. */
+static const int64_t leasts[] = { 1, 5000, INT64_MAX };
+enum { LEASTS = 3, PIECE = 128 << 10 };     /* of the window, for up to 8 ranks */
+
+/* What rank `rank` brings to collective number `seed`: reals that fp32 holds, or whole numbers, whose sums are exact. */
+static double *values_of(uint32_t seed, int rank, int64_t n, bool whole) {
+    double *x = mu_alloc((size_t)n, sizeof *x);
+    uint32_t random = seed * 977 + (uint32_t)rank * 7919 + 1;
+    for (int64_t i = 0; i < n; i++) {
+        random = random * 1664525u + 1013904223u;
+        x[i] = (double)(random >> 12) - (1 << 19);
+        if (!whole) x[i] = (double)(float)(x[i] / (1 + (random >> 8) % 1000));
+    }
+    return x;
+}
+
+static double value_at(mu_dtype dtype, const void *data, int64_t i) {
+    return dtype == MU_DTYPE_F64   ? ((const double *)data)[i]
+           : dtype == MU_DTYPE_F32 ? (double)((const float *)data)[i]
+                                   : (double)((const int64_t *)data)[i];
+}
+
+static void value_set(mu_dtype dtype, void *data, int64_t i, double x) {
+    if (dtype == MU_DTYPE_F64) ((double *)data)[i] = x;
+    else if (dtype == MU_DTYPE_F32) ((float *)data)[i] = (float)x;
+    else ((int64_t *)data)[i] = (int64_t)x;
+}
+
+/* x[0] + x[1] + ... in order of rank, in the arithmetic of the type. */
+static double *sum_in_order(mu_dtype dtype, uint32_t seed, int ranks, int64_t n, bool whole) {
+    double *sum = values_of(seed, 0, n, whole);
+    for (int p = 1; p < ranks; p++) {
+        double *x = values_of(seed, p, n, whole);
+        for (int64_t i = 0; i < n; i++)
+            sum[i] = dtype == MU_DTYPE_F32 ? (double)((float)sum[i] + (float)x[i]) : sum[i] + x[i];
+        free(x);
+    }
+    return sum;
+}
+
+/* How a sum over ranks is done: at once, or in shards whose ends are very uneven, with empty ones. */
+static void sum_over(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, int64_t n, bool shards) {
+    if (!shards) {
+        mu_all_reduce(c, MU_REDUCE_SUM, dtype, data, n);
+        return;
+    }
+    int64_t ends[16];
+    for (int r = 0; r < c->size; r++) ends[r] = r % 3 == 1 ? ends[r - 1] : n * (r + 1) * (r + 1) / (c->size * c->size);
+    ends[c->size - 1] = n;
+    mu_reduce_shards(c, dev, dtype, data, ends);
+    for (int64_t i = 0; i < n; i++)         /* what others own is of no use now */
+        if (i < (c->rank ? ends[c->rank - 1] : 0) || i >= ends[c->rank]) value_set(dtype, data, i, -77);
+    mu_gather_shards(c, dev, dtype, data, ends);
+}
+
+static void check_sum(mu_comm *c, mu_device *dev, mu_dtype dtype, int64_t n, bool shards, uint32_t seed) {
+    bool whole = dtype == MU_DTYPE_I64 || c->window_least > n * (int64_t)mu_dtype_size(dtype);
+    double *x = values_of(seed, c->rank, n, whole), *sum = sum_in_order(dtype, seed, c->size, n, whole);
+    char *data = mu_alloc((size_t)n + 1, mu_dtype_size(dtype));
+    for (int64_t i = 0; i < n; i++) value_set(dtype, data, i, x[i]);
+    value_set(dtype, data, n, 99);
+    sum_over(c, dev, dtype, data, n, shards);
+    for (int64_t i = 0; i < n; i++)
+        check(value_at(dtype, data, i) == sum[i], "%s, %lld values, window from %lld: [%lld] = %.17g, not %.17g",
+              mu_dtype_name(dtype), (long long)n, (long long)c->window_least, (long long)i,
+              value_at(dtype, data, i), sum[i]);
+    check(value_at(dtype, data, n) == 99, "wrote beyond the end");
+    free(x);
+    free(sum);
+    free(data);
+}
+
+static void sums_and_shards(void **state) {
+    (void)state;
+    static const mu_dtype types[] = { MU_DTYPE_F32, MU_DTYPE_F64, MU_DTYPE_I64 };
+    mu_device *dev = mu_device_open("ref");
+    uint32_t seed = 0;
+    world->piece_limit = 10000;
+    for (int l = 0; l < LEASTS; l++)
+        for (int type = 0; type < 3; type++) {
+            int64_t piece = PIECE / (int64_t)mu_dtype_size(types[type]), P = world->size;
+            int64_t sizes[] = { 0, 1, 3, 17, 1023, 1250, piece - 1, piece, piece + 1, P * piece - 1, P * piece,
+                                2 * P * piece + 1, 3 * P * piece + 555 };
+            world->window_least = leasts[l];
+            for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+                for (int shards = 0; shards < 2; shards++)
+                    check_sum(world, dev, types[type], sizes[i], shards, seed++);
+        }
+    world->piece_limit = (int64_t)1 << 30;
+    mu_device_close(dev);
+}
+
+/* Bytes from p to q in exchange number i: nothing, a few, about one piece of the window, several. */
+static int64_t load(int i, int p, int q) {
+    uint64_t h = mu_hash64((int[]){ i, p, q }, 3 * sizeof(int));
+    static const int64_t most[] = { 0, 40, 5001, PIECE + 2, 4 * PIECE };
+    int64_t bytes = most[h % 5];
+    return bytes == PIECE + 2 ? bytes - (int64_t)(h / 5 % 4) : bytes ? (int64_t)(h / 5 % (uint64_t)bytes) : 0;
+}
+
+static void check_exchange(mu_comm *c, int i) {
+    int64_t sends[16], receives[16], out = 0, in = 0, at = 0;
+    for (int p = 0; p < c->size; p++) out += sends[p] = load(i, c->rank, p), in += receives[p] = load(i, p, c->rank);
+    char *send = mu_alloc((size_t)out + 1, 1), *recv = mu_alloc((size_t)in + 1, 1);
+    for (int p = 0; p < c->size; p++)
+        for (int64_t j = 0; j < sends[p]; j++) send[at++] = (char)(j * 7 + j / 251 + c->rank * 16 + p + i);
+    recv[in] = 99, at = 0;
+    mu_exchange(c, send, sends, recv, receives);
+    for (int p = 0; p < c->size; p++)
+        for (int64_t j = 0; j < receives[p]; j++, at++)
+            check(recv[at] == (char)(j * 7 + j / 251 + p * 16 + c->rank + i), "exchange %d: byte %lld of %lld from rank %d",
+                  i, (long long)j, (long long)receives[p], p);
+    check(recv[in] == 99, "wrote beyond the end");
+    free(send);
+    free(recv);
+}
+
+/* Collectives of every kind and size follow each other in many orders, on groups that share ranks. */
+static void all_kinds_in_turn(void **state) {
+    (void)state;
+    mu_device *dev = mu_device_open("ref");
+    mu_mesh *m = mu_mesh_open(NULL, world->size > 2 ? 2 : 1);
+    mu_comm *comms[] = { m->world, m->expert, m->replica };
+    for (int i = 0; i < 150; i++) {
+        uint64_t h = mu_hash64(&i, sizeof i);
+        mu_comm *c = comms[h % 3];
+        c->window_least = leasts[h / 3 % LEASTS];
+        int64_t n = (int64_t)(h / 64 % 100000);
+        switch (h / 16 % 4) {
+        case 0: check_sum(c, dev, MU_DTYPE_F32, n, h / 8 & 1, (uint32_t)i); break;
+        case 1: check_sum(c, dev, MU_DTYPE_F64, n, h / 8 & 1, (uint32_t)i); break;
+        default: check_exchange(c, i);
+        }
+    }
+    mu_mesh_close(m);
+    mu_device_close(dev);
 }
 
 static void agreement(void **state) {
@@ -203,7 +343,7 @@ static void all_to_all(void **state) {
 /* ---------------------------------------------------------------- experts over ranks */
 enum { D = 5, F = 3, S = 4, E = 8 };
 
-typedef struct { mu_moe_config cfg; int64_t sequences; const char *device; } scene;
+typedef struct { mu_moe_config cfg; int64_t sequences; const char *device; int64_t window_least; } scene;
 typedef struct { double *y, *dx, *grads; int64_t dropped; } result;
 
 /* Gradients of all parameters but x, whole on every rank: units in global order, at most E*D values each. */
@@ -234,7 +374,7 @@ static void sum_gradients(mu_params *ps) {
 /* One forward and backward, experts over groups of `ep` ranks; each rank has tokens of its own. */
 static result run(const scene *s, int ep) {
     mu_mesh *mesh = mu_mesh_open(NULL, ep);
-    mesh->expert->piece_limit = 100;
+    mesh->expert->piece_limit = 100, mesh->expert->window_least = s->window_least;
     layer *l = layer_new(s->device, mesh, s->cfg, s->sequences, S, D);
     int64_t n = mu_count(&l->x_TD->tensor), first = 0;
     double *x = random_reals(70 + (uint32_t)world->rank, n, 1);
@@ -292,7 +432,7 @@ static void layers_agree(void **state) {
         mu_moe_config cfg = layer_config(E, 1 + variant % 3, F);
         cfg.score_func = variant & 1, cfg.num_shared_experts = variant & 2,
         cfg.capacity_factor = variant & 4 ? 0.7 : 0;
-        compare((scene){ cfg, 3, "ref" }, 1e-12);
+        compare((scene){ cfg, 3, "ref", variant & 1 ? 1 : INT64_MAX }, 1e-12);
     }
 }
 
@@ -301,16 +441,16 @@ static void idle_ranks_agree(void **state) {
     (void)state;
     mu_moe_config cfg = layer_config(E, 1, F);
     cfg.force_skew = true, cfg.norm_topk_prob = false;
-    compare((scene){ cfg, 3, "ref" }, 1e-12);
+    compare((scene){ cfg, 3, "ref", INT64_MAX }, 1e-12);
     bool without = world->size > 1 && world->rank == world->size - 1;        /* a rank without tokens, too */
-    compare((scene){ cfg, without ? 0 : 2, "ref" }, 1e-12);
+    compare((scene){ cfg, without ? 0 : 2, "ref", 1 }, 1e-12);
 }
 
 static void fast_layers_agree(void **state) {
     (void)state;
     mu_moe_config cfg = layer_config(E, 2, F);
-    compare((scene){ cfg, 3, "cpu" }, 1e-5);
-    compare((scene){ cfg, 3, "guarded" }, 1e-5);
+    compare((scene){ cfg, 3, "cpu", 1 }, 1e-5);
+    compare((scene){ cfg, 3, "guarded", 1 }, 1e-5);
 }
 
 /* A rank's dry run with experts elsewhere talks to nobody and counts bytes. */
@@ -331,7 +471,8 @@ static void dry_runs_are_silent(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reductions), cmocka_unit_test(gather_and_broadcast), cmocka_unit_test(exchange),
-        cmocka_unit_test(nothing_to_exchange), cmocka_unit_test(agreement), cmocka_unit_test(groups),
+        cmocka_unit_test(nothing_to_exchange), cmocka_unit_test(sums_and_shards),
+        cmocka_unit_test(all_kinds_in_turn), cmocka_unit_test(agreement), cmocka_unit_test(groups),
         cmocka_unit_test(all_to_all), cmocka_unit_test(layers_agree), cmocka_unit_test(idle_ranks_agree),
         cmocka_unit_test(fast_layers_agree), cmocka_unit_test(dry_runs_are_silent),
     };

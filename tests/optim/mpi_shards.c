@@ -1,0 +1,130 @@
+/* mpi_shards.c - twenty AdamW steps whose work is divided among ranks are those of one rank: weights, moments,
+ * step counts; experts that rest are left alone; moments exist once and can be read whole. */
+#include "mpi_check.h"
+#include "tiny_model.h"
+
+enum { STEPS = 20 };
+
+typedef struct {
+    mu_device *dev;
+    mu_model *model;
+    mu_adamw *opt;
+} run;
+
+static run run_new(const char *device, const mu_mesh *mesh) {
+    static const mu_optim_config optim = { .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1 };
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    run r = { .dev = mu_device_open(device) };
+    r.model = mu_model_new(&cfg, &moe, TINY_V, 5, r.dev, mesh);
+    r.opt = mu_adamw_new(&optim, r.model->params);
+    return r;
+}
+
+static void run_free(run *r) {
+    mu_adamw_free(r->opt);
+    mu_model_free(r->model);
+    mu_device_close(r->dev);
+}
+
+/* Expert 2 never gets a token, expert 1 every third step. */
+static bool rests(const mu_unit *u, uint32_t step) {
+    return u->expert == 2 || (u->expert == 1 && step % 3 != 0);
+}
+
+/* One step of a gradient that is a sum of `parts` parts. Each rank has part number replica->rank, and what is shared
+ * the first rank of an expert group only; alone, one rank has them all. */
+static double step(run *r, const mu_mesh *mesh, uint32_t number, int parts) {
+    bool divided = mesh->world->size > 1;
+    for (mu_unit *u = mu_unit_next(r->model->params, NULL); u; u = mu_unit_next(r->model->params, u)) {
+        double *sum = mu_alloc((size_t)u->count, sizeof *sum);
+        uint32_t key = (uint32_t)mu_hash64(u->name, strlen(u->name)) + number * 16;
+        u->idle = rests(u, number);
+        for (int p = 0; p < parts; p++) {
+            bool here = !divided || (p == mesh->replica->rank && (u->expert >= 0 || mesh->expert->rank == 0));
+            double *g = random_reals(key + (uint32_t)p, u->count, 0.01);
+            for (int64_t i = 0; i < u->count && here && !u->idle; i++) sum[i] += g[i];
+            free(g);
+        }
+        mu_reals_set(r->dev, r->dev->real, mu_unit_grad(u), u->count, sum);
+        free(sum);
+    }
+    mu_grads_reduce(r->opt);
+    double norm = mu_grad_norm(r->opt, mesh->world);
+    mu_adamw_step(r->opt, 1e-2, 0.1 / norm);
+    return norm;
+}
+
+static double whole(const run *r, const void *host, int64_t i) {
+    return r->dev->real == MU_DTYPE_F64 ? ((const double *)host)[i] : (double)((const float *)host)[i];
+}
+
+/* One unit's weights, which every rank that has it must have, and moments, which rank 0 of its group gets. */
+static void compare(const run *r, const run *alone, mu_unit *u, double tolerance) {
+    const mu_unit *v = mu_params_find(alone->model->params, u->name);
+    const mu_comm *group = u->param->desc.group->reduce;
+    check(u->steps == v->steps, "%s: %lld steps, not %lld", u->name, (long long)u->steps,
+          (long long)v->steps);
+    check(u->expert != 2 || u->steps == 0, "%s took a step", u->name);
+    void *mine = mu_alloc((size_t)u->count, sizeof(double)),
+         *theirs = mu_alloc((size_t)u->count, sizeof(double));
+    for (int part = 0; part < 3; part++) {
+        size_t bytes = (size_t)u->count * mu_dtype_size(r->dev->real);
+        if (part == 0) mu_device_read(r->dev, mine, mu_unit_data(u), bytes);
+        else mu_adamw_moment_read(r->opt, u, part - 1, mine);
+        mu_device_read(alone->dev, theirs, part ? mu_adamw_moment(alone->opt, v, part - 1) : mu_unit_data(v),
+                       bytes);
+        for (int64_t i = 0; i < u->count && (part == 0 || group->rank == 0); i++)
+            check(fabs(whole(r, mine, i) - whole(r, theirs, i)) <=
+                      tolerance * (1 + fabs(whole(r, theirs, i))),
+                  "%s, part %d: [%lld] = %.17g, not %.17g", u->name, part, (long long)i, whole(r, mine, i),
+                  whole(r, theirs, i));
+        for (int64_t i = 0; i < u->count && part && group->rank == 0 && u->expert == 2; i++)
+            check(whole(r, mine, i) == 0, "%s: a resting expert's moment is %g", u->name, whole(r, mine, i));
+    }
+    free(mine);
+    free(theirs);
+}
+
+static void same_as_alone(const char *device, int ep, int64_t window_least, double tolerance) {
+    mu_mesh *mesh = mu_mesh_open(NULL, ep), *one = mu_mesh_alone();
+    mesh->world->window_least = mesh->replica->window_least = window_least;
+    run r = run_new(device, mesh), alone = run_new(device, one);
+    for (uint32_t number = 0; number < STEPS; number++) {
+        double wanted = step(&alone, one, number, mesh->dp), norm = step(&r, mesh, number, mesh->dp);
+        check(fabs(norm - wanted) <= tolerance * wanted, "norm %.17g, not %.17g", norm, wanted);
+    }
+    int64_t owned = 0, all = 0, P = mesh->world->size;
+    for (mu_unit *u = mu_unit_next(r.model->params, NULL); u; u = mu_unit_next(r.model->params, u)) {
+        bool mine = mu_adamw_owns(r.opt, u);
+        compare(&r, &alone, u, tolerance);
+        check((mu_adamw_moment(r.opt, u, 0) != NULL) == mine, "%s: a moment without an owner", u->name);
+        owned += mine ? u->count : 0, all += u->count;
+    }
+    if (ep == 1 && P > 1)
+        check(owned * P < 2 * all && owned * P > all / 2, "owns %lld of %lld values", (long long)owned,
+              (long long)all);
+    run_free(&r);
+    run_free(&alone);
+    mu_mesh_close(mesh);
+    mu_mesh_close(one);
+}
+
+static void divided_steps_are_those_of_one_rank(void **state) {
+    (void)state;
+    mu_comm *world = mu_comm_new(NULL);
+    int size = world->size;
+    mu_comm_free(world);
+    for (int window = 0; window < 2; window++) {
+        int64_t least = window ? 1 : INT64_MAX;
+        same_as_alone("ref", 1, least, 1e-12);
+        same_as_alone("guarded", 1, least, 1e-4);
+        for (int ep = 2; ep <= size; ep *= 2) same_as_alone("ref", ep, least, 1e-12);
+    }
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = { cmocka_unit_test(divided_steps_are_those_of_one_rank) };
+    mpi_tests_begin(&argc, &argv);
+    return mpi_tests_end(cmocka_run_group_tests(tests, NULL, NULL));
+}
