@@ -4,8 +4,8 @@
  *     mpirun -n 2 build/bench/muster_bench_exchange [REPEATS]
  *
  * Each pair of contestants runs in turn, so that noise meets both alike; medians of the slowest rank. GB/s counts the
- * payload of a rank: bytes sent, its own share included, as MPI_Alltoallv does; bytes reduced. This program is the
- * only one beside dist/mpi.c that calls MPI: it is what the library is compared with. */
+ * payload of a rank: bytes sent, its own share included, as MPI_Alltoallv does; bytes reduced. Like any
+ * user of the library a program may call MPI itself: here it is what the library is compared with. */
 #include "dist/dist.h"
 
 #include <mpi.h>

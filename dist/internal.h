@@ -16,6 +16,11 @@ void mu_wait_turn(mu_comm *c, mu_wait *wait);
 void mu_host_reduce_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends);
 void mu_host_gather_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends);
 
+/* ------------------------------------------------------------------ sums (window.c) */
+bool mu_can_add(mu_dtype dtype);                        /* F64, F32, I64 */
+/* to = x[0] + x[1] + ... of `parts` stretches of `bytes` each; `to` may be one of them. Local. */
+void mu_add_up(mu_dtype dtype, int64_t bytes, const char *const *x, int parts, char *to);
+
 /* ------------------------------------------------------------------ the window (window.c)
  * `memory` is one zeroed mapping of mu_window_bytes(size) bytes, shared by all ranks of a communicator. */
 typedef struct mu_window mu_window;
@@ -29,13 +34,12 @@ typedef struct {
     char *at;
     int64_t left;
 } mu_transfer;
-/* Moves out[p] to each peer p and fills in[p] from it; those of the rank itself must be empty. Collective. */
+/* Moves out[p] to each rank p, this one included, and fills in[p] from it. Collective. */
 typedef struct {
     mu_transfer *out, *in;
 } mu_transfers;
 mu_transfers mu_window_transfers(mu_window *w);         /* the window's own lists [size], to be filled in */
 void mu_window_exchange(mu_comm *c, mu_window *w);
-bool mu_window_sums(mu_dtype dtype);                    /* whether mu_window_reduce knows the type */
 void mu_window_reduce(mu_comm *c, mu_window *w, mu_dtype dtype, void *data, const int64_t *ends);
 void mu_window_gather(mu_comm *c, mu_window *w, mu_dtype dtype, void *data, const int64_t *ends);
 #endif

@@ -144,6 +144,17 @@ static int64_t left(const mu_window *w) {
     return sum;
 }
 
+/* What a rank sends to itself, a piece at a time. */
+static bool copy_own(mu_window *w) {
+    mu_transfer *out = &w->out[w->rank], *in = &w->in[w->rank];
+    int64_t bytes = piece_bytes(w, out);
+    if (!bytes) return false;
+    memcpy(in->at, out->at, (size_t)bytes);
+    advance(out, bytes);
+    advance(in, bytes);
+    return true;
+}
+
 void mu_window_exchange(mu_comm *c, mu_window *w) {
     mu_wait wait = { 0 };
     while (left(w)) {
@@ -153,7 +164,7 @@ void mu_window_exchange(mu_comm *c, mu_window *w) {
             moved |= put_piece(w, to, &w->out[to]);
             moved |= take_piece(w, from, w->rank, &w->in[from]);
         }
-        if (moved) wait = (mu_wait){ 0 };
+        if (moved || copy_own(w)) wait = (mu_wait){ 0 }; /* instead of waiting */
         else mu_wait_turn(c, &wait);
     }
 }
@@ -205,10 +216,10 @@ static add_function *adder(mu_dtype dtype) {
     }
 }
 
-bool mu_window_sums(mu_dtype dtype) { return adder(dtype) != NULL; }
+bool mu_can_add(mu_dtype dtype) { return adder(dtype) != NULL; }
 
-/* to = x[0] + x[1] + ...; `to` may be one of them. Block by block, so that what is half done stays in the cache. */
-static void add_up(mu_dtype dtype, int64_t bytes, const char *const *x, int parts, char *to) {
+/* Block by block, so that what is half done stays in the cache. */
+void mu_add_up(mu_dtype dtype, int64_t bytes, const char *const *x, int parts, char *to) {
     enum { BLOCK = 8192 };
     _Alignas(LINE) char half[BLOCK];
     add_function *add = adder(dtype);
@@ -229,7 +240,7 @@ static bool add_piece(mu_window *w, mu_dtype dtype, mu_transfer *mine) {
         if (!w->parts[p]) return false;
     }
     int64_t bytes = piece_bytes(w, mine);
-    add_up(dtype, bytes, w->parts, w->size, mine->at);
+    mu_add_up(dtype, bytes, w->parts, w->size, mine->at);
     for (int p = 0; p < w->size; p++) {
         counter *taken = &w->taken[pair(w, p, w->rank)];
         if (p != w->rank) tell(taken, own(taken) + 1);
