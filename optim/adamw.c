@@ -111,12 +111,24 @@ void mu_adamw_moment_read(const mu_adamw *o, const mu_unit *u, int which, void *
     free(send);
 }
 
+/* Exact sums are integers: every rank adds up all of them. */
+static void reduce_sums(const mu_params *ps, mu_comm *c, const mu_group *g) {
+    if (ps->dev->shape_only) return;
+    size_t bytes = (size_t)g->sums_words * sizeof(int64_t);
+    void *host = mu_device_stage_begin(ps->dev, g->sums->region.base, bytes);
+    mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, host, g->sums_words);
+    mu_device_stage_end(ps->dev, g->sums->region.base, bytes, true);
+}
+
 void mu_grads_reduce(mu_adamw *o) {
-    const mu_params *ps = o->params;
+    mu_params *ps = o->params;
     for (int i = 0; i < ps->n_groups; i++) {
-        mu_comm *c = comm_of(ps->groups[i]);
-        if (c) mu_reduce_shards(c, ps->dev, ps->dev->real, ps->groups[i]->grads->region.base, o->ends[i]);
+        mu_group *g = ps->groups[i];
+        mu_comm *c = comm_of(g);
+        if (c && g->sums) reduce_sums(ps, c, g);
+        else if (c) mu_reduce_shards(c, ps->dev, ps->dev->real, g->grads->region.base, o->ends[i]);
     }
+    mu_params_round_grads(ps);
 }
 
 static mu_mat operand(const mu_params *ps, void *data) { return (mu_mat){ data, ps->dev->real, 1 }; }

@@ -50,7 +50,7 @@ void *mu_adamw_moment(const mu_adamw *o, const mu_unit *u, int which);
  * ranks `host` is room for it all the same. Collective over that communicator. */
 void mu_adamw_moment_read(const mu_adamw *o, const mu_unit *u, int which, void *host);
 /* Sums every group's gradients over the group's `reduce` communicator, into the owners' gradients only: what is
- * left in those of other units is of no use. Collective over those communicators. */
+ * left in those of other units is of no use. Exact sums are added up as such and rounded afterwards, on every rank. Collective over those communicators. */
 void mu_grads_reduce(mu_adamw *o);
 /* The norm of the whole gradient: squares of each tensor and each expert, added in one fixed order, so that
  * it is the same for any ep. Collective over `world`, all ranks that train together. */
