@@ -86,7 +86,7 @@ static void *share_memory(MPI_Comm comm, int rank, size_t bytes) {
     if (rank && file >= 0) {
         char path[64];
         snprintf(path, sizeof path, "/proc/%lld/fd/%d", (long long)offer.process, file);
-        file = open(path, O_RDWR | O_CLOEXEC);
+        file = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
     }
     off_t size = file >= 0 ? lseek(file, 0, SEEK_END) : 0;
     if (size == (off_t)bytes) memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
