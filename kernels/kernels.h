@@ -160,9 +160,9 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
     K(exact_round, (mu_device *dev, int64_t n, mu_mat sums, mu_mat x), (dev, n, sums, x)) \
     /* The same sums of a table [V, D], row ids[t] += dy_TD[t]. */ \
     K(exact_embed, (mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat ids, mu_mat dy, mu_mat sums), (dev, T, D, V, ids, dy, sums)) \
-    /* Sums of matrices [m, n], one for each group, sums.ld words apart: for each of a group's leaves, the product
-     * over the leaf's rows alone, rounded as it comes, is one summand of each element. Leaf j of group i: rows r = cuts[i*leaves + j] ..
-     * cuts[i*leaves + j+1]-1 (cuts: I64 [groups*leaves + 1]) of a [R, m] and b [R, n], sum over r of a[r]^T b[r]. */ \
+    /* Exact sums of matrices [m, n], one for each of `groups`, sums.ld words apart. Each of a group's leaves gives one
+     * summand: leaf j of group i is rows r = cuts[i*leaves + j] .. cuts[i*leaves + j+1]-1 (cuts: I64 [groups*leaves + 1]),
+     * its summand sum over r of a[r]^T b[r], rounded as a product is; a [R, m], b [R, n]. Other leaves do not matter to it. */ \
     K(exact_product, (mu_device *dev, int64_t groups, int64_t leaves, int64_t m, int64_t n, mu_mat cuts, mu_mat a, mu_mat b, mu_mat sums), \
                      (dev, groups, leaves, m, n, cuts, a, b, sums)) \
     /* AdamW on n values, g scaled by grad_scale: decoupled decay, bias correction with step t >= 1 (Loshchilov & Hutter 2019). */ \

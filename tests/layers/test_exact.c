@@ -15,7 +15,7 @@ static double *gradients(const mu_model *m, int64_t leaf_rows, double *loss, int
     *loss = 0;
     for (int64_t i = 0; i < mu_count(losses); i++) *loss += value[i];
     mu_backward(tp, losses);
-    mu_grads_reduce(m->params);
+    mu_params_round_grads(m->params);
     *n = 0;
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u)) *n += u->count;
     double *grads = mu_alloc((size_t)*n, sizeof *grads), *at = grads;
