@@ -162,9 +162,9 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
     K(exact_embed, (mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat ids, mu_mat dy, mu_mat sums), (dev, T, D, V, ids, dy, sums)) \
     /* Exact sums of matrices [m, n], one for each of `groups`, sums.ld words apart. Each of a group's leaves gives one
      * summand: leaf j of group i is rows r = cuts[i*leaves + j] .. cuts[i*leaves + j+1]-1 (cuts: I64 [groups*leaves + 1]),
-     * its summand sum over r of a[r]^T b[r], rounded as a product is; a [R, m], b [R, n]. Other leaves do not matter to it. */ \
-    K(exact_product, (mu_device *dev, int64_t groups, int64_t leaves, int64_t m, int64_t n, mu_mat cuts, mu_mat a, mu_mat b, mu_mat sums), \
-                     (dev, groups, leaves, m, n, cuts, a, b, sums)) \
+     * its summand sum over r of a[r]^T b[r], rounded as a product is; a [R, m], b [R, n]. Other leaves do not matter to it. `fine`: as gemm_fine. */ \
+    K(exact_product, (mu_device *dev, bool fine, int64_t groups, int64_t leaves, int64_t m, int64_t n, mu_mat cuts, mu_mat a, mu_mat b, mu_mat sums), \
+                     (dev, fine, groups, leaves, m, n, cuts, a, b, sums)) \
     /* AdamW on n values, g scaled by grad_scale: decoupled decay, bias correction with step t >= 1 (Loshchilov & Hutter 2019). */ \
     K(adamw, (mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m, mu_mat v), (dev, n, spec, w, g, m, v))
 

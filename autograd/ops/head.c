@@ -46,7 +46,7 @@ static void add_dw(mu_tape *tp, mu_tensor *w, int64_t rows, mu_mat dlogits, mu_m
         return;
     }
     mu_tensor *cuts = mu_tensor_ints(tp, MU_DTYPE_I64, 2, (int64_t[]){ 0, rows });
-    dev->k->exact_product(dev, 1, 1, V, D, mu_data(cuts), dlogits, x, mu_sums(w));
+    dev->k->exact_product(dev, false, 1, 1, V, D, mu_data(cuts), dlogits, x, mu_sums(w));
     mu_release(tp, cuts);
 }
 

@@ -18,11 +18,11 @@ static void forward(mu_tape *tp, mu_node *n) {
 }
 
 /* The leaves' products into the exact sums. */
-static void exact_dw(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_mat dy) {
+static void exact_dw(mu_tape *tp, bool fine, mu_tensor *x, mu_tensor *w, mu_mat dy) {
     mu_device *dev = mu_tape_device(tp);
     mu_tensor *cuts = mu_leaf_cuts(tp, x->shape[0]);
-    dev->k->exact_product(dev, 1, mu_count(cuts) - 1, w->shape[0], w->shape[1], mu_data(cuts), dy, mu_data(x),
-                          mu_sums(w));
+    dev->k->exact_product(dev, fine, 1, mu_count(cuts) - 1, w->shape[0], w->shape[1], mu_data(cuts), dy,
+                          mu_data(x), mu_sums(w));
     mu_release(tp, cuts);
 }
 
@@ -33,7 +33,7 @@ static void backward(mu_tape *tp, mu_node *n) {
     int64_t T = x->shape[0], O = w->shape[0], I = w->shape[1];
     mu_mat dy = mu_grad_of(n->out[0]);
     if (x->needs_grad) product(n, dev, false, false, T, I, O, dy, mu_data(w), 1.0, mu_grad(tp, x));
-    if (w->needs_grad && w->sums) exact_dw(tp, x, w, dy);
+    if (w->needs_grad && w->sums) exact_dw(tp, ((extra *)n->extra)->fine, x, w, dy);
     else if (w->needs_grad) product(n, dev, true, false, O, I, T, dy, mu_data(x), 1.0, mu_grad(tp, w));
 }
 

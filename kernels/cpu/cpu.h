@@ -24,6 +24,18 @@
 MU_KERNELS(K)
 #undef K
 
+/* The same kernel of the table that rounds nothing to bf16. */
+#if defined(__AVX512BF16__)
+#define CPU_FINE(name) mu_cpu_avx512_##name
+#define K(name, params, args) void CPU_FINE(name) params;
+MU_KERNELS(K)
+#undef K
+enum { CPU_ROUNDS = 1 };
+#else
+#define CPU_FINE(name) CPU(name)
+enum { CPU_ROUNDS = 0 };
+#endif
+
 /* Products (product.c), each on the calling thread alone. B is packed first, into panels of CPU_NR columns:
  * row p of a panel holds CPU_NR neighbours of op(B)[p], missing columns are 0. An element of C is one chain
  * of multiply-adds in the order of k (stretches of CPU_KC, added in order): its bits depend on its row of A

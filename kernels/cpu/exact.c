@@ -120,8 +120,12 @@ static uint64_t sum_tile(const product *p, int64_t group, int64_t i, int64_t j, 
     return bad;
 }
 
-void CPU(exact_product)(mu_device *dev, int64_t groups, int64_t leaves, int64_t m, int64_t n, mu_mat cuts,
-                        mu_mat a, mu_mat b, mu_mat sums) {
+void CPU(exact_product)(mu_device *dev, bool fine, int64_t groups, int64_t leaves, int64_t m, int64_t n,
+                        mu_mat cuts, mu_mat a, mu_mat b, mu_mat sums) {
+    if (CPU_ROUNDS && fine) {
+        CPU_FINE(exact_product)(dev, fine, groups, leaves, m, n, cuts, a, b, sums);
+        return;
+    }
     const int64_t *at = cpu_i64(cuts);
     int64_t down = cpu_blocks(m, TILE_M), tiles = down * cpu_blocks(n, TILE_N);
     int team = cpu_team((at[groups * leaves] - at[0]) * m * n / 16);

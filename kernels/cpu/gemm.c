@@ -81,15 +81,7 @@ void CPU(gemm)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k
         stretch(dev, &p, cpu_product_team(m, n, k), first, cpu_min(most, n - first));
 }
 
-#if defined(__AVX512BF16__)
-void mu_cpu_avx512_gemm(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
-                        double beta, mu_mat c);
-#define FINE mu_cpu_avx512_gemm
-#else
-#define FINE CPU(gemm)
-#endif
-
 void CPU(gemm_fine)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
                     double beta, mu_mat c) {
-    FINE(dev, ta, tb, m, n, k, a, b, beta, c);
+    CPU_FINE(gemm)(dev, ta, tb, m, n, k, a, b, beta, c);
 }

@@ -29,7 +29,7 @@ static mu_mat grad_if_needed(mu_tape *tp, mu_tensor *t) {
 static void add_sums(mu_tape *tp, const extra *e, mu_tensor *w, int64_t m, int64_t n, mu_mat a, mu_mat b) {
     mu_device *dev = mu_tape_device(tp);
     if (w->needs_grad && w->sums)
-        dev->k->exact_product(dev, e->shape.experts, e->plan->leaves, m, n, mu_data(e->plan->cuts), a, b,
+        dev->k->exact_product(dev, false, e->shape.experts, e->plan->leaves, m, n, mu_data(e->plan->cuts), a, b,
                               mu_sums(w));
 }
 

@@ -302,7 +302,7 @@ static void run_exact_product(trial *t, const int64_t *p) {
     mu_mat a = matrix(t, "a", R, m), b = matrix(t, "b", R, n);
     mu_mat cuts = group_offsets(t, R, groups * leaves, p[4]), sums = exact_words(t, groups, m * n, true);
     t->operands[t->n_operands - 1].scratch = true; /* products in double differ; their values are compared */
-    t->dev->k->exact_product(t->dev, groups, leaves, m, n, cuts, a, b, sums);
+    t->dev->k->exact_product(t->dev, true, groups, leaves, m, n, cuts, a, b, sums);
     for (int64_t i = 0; i < groups; i++, sums.data = (int64_t *)sums.data + sums.ld)
         t->dev->k->exact_round(t->dev, m * n, sums, new_vector(t, "c", m * n));
 }

@@ -148,7 +148,7 @@ static void test_product(void **state) {
     int64_t *whole = take(&b, sizeof *whole * (size_t)n_words),
             *leaf_by_leaf = take(&b, sizeof *whole * (size_t)n_words);
     float *one = take(&b, sizeof *one * M * K);
-    b.dev->k->exact_product(b.dev, 1, 5, M, K, words(at), floats(a, M), floats(c, K), words(whole));
+    b.dev->k->exact_product(b.dev, false, 1, 5, M, K, words(at), floats(a, M), floats(c, K), words(whole));
     for (int i = 4; i >= 0; i--) {
         b.dev->k->gemm(b.dev, true, false, M, K, cuts[i + 1] - cuts[i], floats(a + cuts[i] * M, M),
                        floats(c + cuts[i] * K, K), 0, floats(one, K));
@@ -212,7 +212,7 @@ static void test_rows_alone(void **state) {
 
 #define ON(test, kind) \
     { #test " " kind, test, NULL, NULL, (void *)(uintptr_t)kind }
-#define EVERYWHERE(test) ON(test, "cpu-base"), ON(test, "cpu-avx2"), ON(test, "cpu-avx512")
+#define EVERYWHERE(test) ON(test, "cpu-base"), ON(test, "cpu-avx2"), ON(test, "cpu-avx512"), ON(test, "cpu-bf16")
 
 int main(void) {
     const struct CMUnitTest tests[] = {
