@@ -29,6 +29,7 @@ struct mu_tensor {
     int64_t shape[4];
     void *data, *grad;      /* device memory; grad is NULL until something is added to it */
     bool needs_grad;
+    bool grad_new;          /* a parameter's: what `grad` holds means nothing yet, the first contribution assigns */
     bool released;          /* no op will read it any more ... */
     int readers;            /* ... except the backward of this many recorded ops */
     void *sums;             /* a parameter's exact sums (kernels.h), which then take its gradient; else NULL */
@@ -45,6 +46,7 @@ mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *ho
 int64_t mu_count(const mu_tensor *t);                   /* number of elements */
 mu_mat  mu_data(const mu_tensor *t);                    /* operand; ld = the last dimension. NULL tensor: not given */
 mu_mat  mu_grad(mu_tape *tp, mu_tensor *t);             /* gradient to add to: made and zeroed at first use */
+double  mu_grad_beta(mu_tape *tp, mu_tensor *t, mu_mat *grad);  /* for kernels that can assign: 0, assign all of *grad; or 1, add to it */
 mu_mat  mu_grad_of(const mu_tensor *t);                 /* the gradient as it is, data NULL when there is none */
 mu_mat  mu_sums(const mu_tensor *t);                    /* a parameter's exact sums, data NULL when there are none */
 mu_mat  mu_mat_rows(mu_mat m, int64_t first);           /* the operand from row `first` on; the same for a vector's values */
@@ -197,7 +199,10 @@ void mu_params_init(mu_params *ps, uint64_t seed);
 /* From here on ops add gradients to exact sums (16 bytes a value more), mu_grads_reduce adds those over the ranks
  * and rounds them to the gradients: the same bits for any order and grouping of the leaves. After mu_params_alloc. */
 void mu_params_exact(mu_params *ps);
-void mu_params_zero_grad(mu_params *ps);                            /* exact sums too */
+/* A step's gradients begin here, as zeros; exact sums too. Memory is cleared only where something is added, or in
+ * mu_params_finish_grads and mu_unit_grad. */
+void mu_params_zero_grad(mu_params *ps);
+void mu_params_finish_grads(mu_params *ps);                         /* zeros where nothing was added: slabs can be read */
 void mu_params_round_grads(mu_params *ps);                          /* gradients = the exact sums as they are, where there are any */
 mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when it is not on this rank */
 void *mu_unit_data(const mu_unit *u);                               /* device pointers */

@@ -143,17 +143,26 @@ static void zero_sums(mu_params *ps, mu_group *g) {
 }
 
 void mu_params_zero_grad(mu_params *ps) {
-    for (int i = 0; i < ps->n_groups; i++) {
-        mu_group *g = ps->groups[i];
-        ps->dev->k->fill(ps->dev, g->count, 0.0, (mu_mat){ g->grads->region.base, ps->dev->real, 1 });
-        zero_sums(ps, g);
-    }
+    for (int i = 0; i < ps->n_groups; i++) zero_sums(ps, ps->groups[i]);
+    for (int i = 0; i < ps->n_params; i++) ps->params[i]->tensor.grad_new = !ps->params[i]->tensor.sums;
+}
+
+/* Zeros where no contribution has come. */
+static void settle(mu_param *p) {
+    mu_tensor *t = &p->tensor;
+    if (t->grad_new) t->dev->k->fill(t->dev, mu_count(t), 0.0, (mu_mat){ t->grad, t->dtype, 1 });
+    t->grad_new = false;
+}
+
+void mu_params_finish_grads(mu_params *ps) {
+    for (int i = 0; i < ps->n_params; i++) settle(ps->params[i]);
 }
 
 void mu_params_round_grads(mu_params *ps) {
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
-        mu_mat sums = mu_sums(&u->param->tensor), grad = { mu_unit_grad(u), ps->dev->real, 1 };
+        mu_mat sums = mu_sums(&u->param->tensor);
         if (!sums.data) continue;
+        mu_mat grad = { mu_unit_grad(u), ps->dev->real, 1 };
         ps->dev->k->exact_round(ps->dev, u->count, mu_mat_rows(sums, u - u->param->units), grad);
     }
 }
@@ -181,5 +190,6 @@ void *mu_unit_data(const mu_unit *u) {
 }
 
 void *mu_unit_grad(const mu_unit *u) {
+    settle(u->param);
     return (char *)u->param->tensor.grad + (size_t)u->offset * mu_dtype_size(u->param->tensor.dtype);
 }

@@ -70,13 +70,18 @@ mu_mat mu_mat_values(mu_mat m, int64_t first) {
     return mu_mat_rows(m, first);
 }
 
+double mu_grad_beta(mu_tape *tp, mu_tensor *t, mu_mat *grad) {
+    bool first = !t->grad || t->grad_new;
+    if (!t->grad) t->grad = mu_pool_take(&tp->pool, (size_t)mu_count(t) * mu_dtype_size(t->dtype));
+    t->grad_new = false;
+    *grad = mu_grad_of(t);
+    return first ? 0.0 : 1.0;
+}
+
 mu_mat mu_grad(mu_tape *tp, mu_tensor *t) {
-    if (!t->grad) {
-        int64_t n = mu_count(t);
-        t->grad = mu_pool_take(&tp->pool, (size_t)n * mu_dtype_size(t->dtype));
-        tp->dev->k->fill(tp->dev, n, 0.0, mu_grad_of(t));
-    }
-    return mu_grad_of(t);
+    mu_mat grad;
+    if (mu_grad_beta(tp, t, &grad) == 0.0) tp->dev->k->fill(tp->dev, mu_count(t), 0.0, grad);
+    return grad;
 }
 
 void mu_tensor_read(const mu_tensor *t, void *host) {

@@ -33,7 +33,7 @@ typedef struct mu_device mu_device;
 typedef struct { int64_t B, S, H, G, d; double scale; int64_t past; } mu_attention_shape;
 
 /* R rows in `experts` groups; group i holds rows offsets[i] .. offsets[i+1]-1 (offsets: i64, on the device). */
-typedef struct { int64_t R, experts, D, F; } mu_experts_shape;
+typedef struct { int64_t R, experts, D, F; bool fresh; } mu_experts_shape;
 
 /* T tokens choose K of E experts. */
 typedef enum { MU_ROUTE_FREE, MU_ROUTE_BALANCED, MU_ROUTE_SKEW } mu_route_force;
@@ -95,7 +95,7 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
      * contiguous. Rows outside offsets[0] .. offsets[experts]-1 are not touched. hg, hu [R, F] are kept for backward, or NULL.
      * Backward: dy is read at out[r]; hg, hu are overwritten (by their gradients); act [R, F], xg [R, D] (NULL when
      * in is) and dyg [R, D] (NULL when out is) receive a, x[in[r]] and dy[out[r]]; dx [R, D] (row r, not in[r];
-     * assigned; may be NULL); dgate, dup, ddown are added to, each may be NULL. */ \
+     * assigned; may be NULL); dgate, dup, ddown are added to, or assigned if s->fresh; each may be NULL. */ \
     K(experts_fwd, (mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate, mu_mat up, mu_mat down, \
                     mu_mat hg, mu_mat hu, mu_mat out, mu_mat y), \
                    (dev, s, x, in, offsets, gate, up, down, hg, hu, out, y)) \

@@ -122,6 +122,7 @@ static void reduce_sums(const mu_params *ps, mu_comm *c, const mu_group *g) {
 
 void mu_grads_reduce(mu_adamw *o) {
     mu_params *ps = o->params;
+    mu_params_finish_grads(ps);
     for (int i = 0; i < ps->n_groups; i++) {
         mu_group *g = ps->groups[i];
         mu_comm *c = comm_of(g);

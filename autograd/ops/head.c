@@ -42,7 +42,9 @@ static void add_dw(mu_tape *tp, mu_tensor *w, int64_t rows, mu_mat dlogits, mu_m
     mu_device *dev = mu_tape_device(tp);
     int64_t V = w->shape[0], D = w->shape[1];
     if (!w->sums) {
-        dev->k->gemm(dev, true, false, V, D, rows, dlogits, x, 1.0, mu_grad(tp, w));
+        mu_mat dw;
+        double beta = mu_grad_beta(tp, w, &dw);
+        dev->k->gemm(dev, true, false, V, D, rows, dlogits, x, beta, dw);
         return;
     }
     mu_tensor *cuts = mu_tensor_ints(tp, MU_DTYPE_I64, 2, (int64_t[]){ 0, rows });
@@ -58,7 +60,8 @@ static void backward(mu_tape *tp, mu_node *n) {
     int64_t T = x->shape[0], V = w->shape[0], D = w->shape[1], chunk = chunk_rows(T, V);
     int64_t each = T ? T / mu_count(n->out[0]) : 0;
     mu_tensor *logits = mu_tensor_2d(tp, chunk, V);
-    mu_mat dloss = mu_grad_of(n->out[0]);
+    mu_mat dloss = mu_grad_of(n->out[0]), dx = { 0 };
+    double beta = x->needs_grad ? mu_grad_beta(tp, x, &dx) : 0; /* no two chunks share a row */
     for (int64_t from = 0, rows; from < T; from += rows) {
         int64_t left = each - from % each;
         rows = left < chunk ? left : chunk;
@@ -67,8 +70,8 @@ static void backward(mu_tape *tp, mu_node *n) {
                          mu_mat_values(mu_data(targets), from), mu_mat_values(mu_data(lse), from),
                          mu_data(logits));
         if (x->needs_grad)
-            dev->k->gemm(dev, false, false, rows, D, V, mu_data(logits), mu_data(w), 1.0,
-                         mu_mat_rows(mu_grad(tp, x), from));
+            dev->k->gemm(dev, false, false, rows, D, V, mu_data(logits), mu_data(w), beta,
+                         mu_mat_rows(dx, from));
         if (w->needs_grad) add_dw(tp, w, rows, mu_data(logits), mu_mat_rows(mu_data(x), from));
     }
     mu_release(tp, logits);

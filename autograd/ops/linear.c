@@ -32,9 +32,16 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_tensor *x = n->in[0], *w = n->in[1];
     int64_t T = x->shape[0], O = w->shape[0], I = w->shape[1];
     mu_mat dy = mu_grad_of(n->out[0]);
-    if (x->needs_grad) product(n, dev, false, false, T, I, O, dy, mu_data(w), 1.0, mu_grad(tp, x));
+    mu_mat dx, dw;
+    if (x->needs_grad) {
+        double beta = mu_grad_beta(tp, x, &dx);
+        product(n, dev, false, false, T, I, O, dy, mu_data(w), beta, dx);
+    }
     if (w->needs_grad && w->sums) exact_dw(tp, ((extra *)n->extra)->fine, x, w, dy);
-    else if (w->needs_grad) product(n, dev, true, false, O, I, T, dy, mu_data(x), 1.0, mu_grad(tp, w));
+    else if (w->needs_grad) {
+        double beta = mu_grad_beta(tp, w, &dw);
+        product(n, dev, true, false, O, I, T, dy, mu_data(x), beta, dw);
+    }
 }
 
 static const mu_op op_linear = { "linear", forward, backward, .keeps_in = 3 };

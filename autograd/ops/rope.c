@@ -19,7 +19,10 @@ static void forward(mu_tape *tp, mu_node *n) {
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
-    if (n->in[0]->needs_grad) turn(tp, n, -1, mu_grad_of(n->out[0]), true, mu_grad(tp, n->in[0]));
+    if (!n->in[0]->needs_grad) return;
+    mu_mat dx;
+    bool add = mu_grad_beta(tp, n->in[0], &dx) != 0;
+    turn(tp, n, -1, mu_grad_of(n->out[0]), add, dx);
 }
 
 static const mu_op op_rope = { "rope", forward, backward, .keeps_in = 6 };

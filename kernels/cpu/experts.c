@@ -256,13 +256,14 @@ static void block_bwd(const backward *f, packs p, item it, float *da) {
                   f->dx.ld);
 }
 
-/* dw[m, n] += a^T b over an expert's rows, one tile of it. A tile's columns of b that do not fill panels are
+/* dw[m, n] += a^T b over an expert's rows, or = where `fresh`, one tile of it. A tile's columns of b that do not fill panels are
  * packed, a stretch of rows at a time. */
-static void weight_tile(mu_mat dw, int64_t expert, int64_t m, int64_t n, int64_t i, int64_t j, int64_t row,
+static void weight_tile(bool fresh, mu_mat dw, int64_t expert, int64_t m, int64_t n, int64_t i, int64_t j, int64_t row,
                         int64_t rows, mu_mat a, mu_mat b, float *buffer) {
     if (!dw.data || i >= m || j >= n) return;
     int64_t height = cpu_min(TILE_M, m - i), width = cpu_min(TILE_N, n - j);
     float *to = cpu_f32(dw) + expert * m * n + i * n + j;
+    for (int64_t r = 0; r < height && rows == 0 && fresh; r++) memset(to + r * n, 0, (size_t)width * sizeof *to);
     for (int64_t at = 0; at < rows; at += CPU_KC) {
         int64_t k = cpu_min(CPU_KC, rows - at);
         const float *ai = cpu_f32(a) + (row + at) * a.ld + i, *bj = cpu_f32(b) + (row + at) * b.ld + j;
@@ -271,7 +272,7 @@ static void weight_tile(mu_mat dw, int64_t expert, int64_t m, int64_t n, int64_t
             CPU(pack)(false, k, width, bj, b.ld, buffer);
             panels = cpu_panels_of(buffer, k);
         }
-        CPU(multiply)(true, height, width, k, ai, a.ld, panels, true, to, n);
+        CPU(multiply)(true, height, width, k, ai, a.ld, panels, !fresh || at, to, n);
     }
 }
 
@@ -288,7 +289,7 @@ static void weight_item(const backward *f, const int64_t *offsets, int64_t i, fl
     mu_mat x = f->in.data ? f->xg : f->x, dy = f->out.data ? f->dyg : f->dy;
     mu_mat a = which == 0 ? f->hg : which == 1 ? f->hu : dy;
     mu_mat dw = which == 0 ? f->dgate : which == 1 ? f->dup : f->ddown;
-    weight_tile(dw, expert, m, n, t % down * TILE_M, t / down * TILE_N, row, rows, a,
+    weight_tile(f->s->fresh, dw, expert, m, n, t % down * TILE_M, t / down * TILE_N, row, rows, a,
                 which == 2 ? f->act : x, buffer);
 }
 

@@ -72,6 +72,12 @@ static void row_bwd(const mu_experts_shape *s, const expert *e, const double *x,
     }
 }
 
+static void clear_gradients(const mu_experts_shape *s, const expert *e) {
+    double *const all[] = { e->dgate, e->dup, e->ddown };
+    for (int which = 0; which < 3; which++)
+        for (int64_t i = 0; i < s->F * s->D && all[which]; i++) all[which][i] = 0;
+}
+
 static void copy(int64_t n, const double *from, double *to) {
     for (int64_t i = 0; i < n; i++) to[i] = from[i];
 }
@@ -84,6 +90,7 @@ void mu_ref_experts_bwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, 
     const int64_t *offsets = longs(offsets_e), D = s->D;
     for (int64_t i = 0; i < s->experts; i++) {
         expert e = expert_at(s, i, gate_eFD, up_eFD, down_eDF, dgate_eFD, dup_eFD, ddown_eDF);
+        if (s->fresh) clear_gradients(s, &e);
         for (int64_t r = offsets[i]; r < offsets[i + 1]; r++) {
             const double *x = row(x_TD, row_of(ints(in_R), r), D);
             const double *dy = row(dy_TD, row_of(ints(out_R), r), D);

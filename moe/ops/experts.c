@@ -21,8 +21,18 @@ static void forward(mu_tape *tp, mu_node *n) {
                         mu_data(n->out[2]), out_index(e->plan), mu_data(n->out[0]));
 }
 
-static mu_mat grad_if_needed(mu_tape *tp, mu_tensor *t) {
-    return t->needs_grad && !t->sums ? mu_grad(tp, t) : none();
+/* dgate, dup, ddown, or nothing where none is needed. True when all are to be assigned: no contribution came yet. */
+static bool weight_grads(mu_tape *tp, mu_node *n, mu_mat d[3]) {
+    bool fresh = true;
+    for (int i = 0; i < 3; i++) fresh &= n->in[1 + i]->grad_new || !n->in[1 + i]->grad;
+    for (int i = 0; i < 3; i++) {
+        mu_tensor *w = n->in[1 + i];
+        d[i] = none();
+        if (!w->needs_grad || w->sums) continue;
+        if (fresh) mu_grad_beta(tp, w, &d[i]);
+        else d[i] = mu_grad(tp, w);
+    }
+    return fresh;
 }
 
 /* Weights with exact sums: their gradients are products of what backward leaves, leaf by leaf. */
@@ -35,10 +45,12 @@ static void add_sums(mu_tape *tp, const extra *e, mu_tensor *w, int64_t m, int64
 
 static void add_dx(mu_tape *tp, const extra *e, mu_tensor *x, mu_tensor *dx_rows) {
     mu_device *dev = mu_tape_device(tp);
-    if (e->plan->back)
+    mu_mat dx;
+    if (e->plan->back) {
+        bool add = mu_grad_beta(tp, x, &dx) != 0;
         dev->k->gather_sum(dev, x->shape[0], e->plan->fan, e->shape.D, mu_data(e->plan->back), none(),
-                           mu_data(dx_rows), true, mu_grad(tp, x));
-    else dev->k->axpy(dev, mu_count(x), 1.0, mu_data(dx_rows), mu_grad(tp, x));
+                           mu_data(dx_rows), add, dx);
+    } else dev->k->axpy(dev, mu_count(x), 1.0, mu_data(dx_rows), mu_grad(tp, x));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
@@ -49,11 +61,13 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_tensor *act = mu_tensor_2d(tp, R, F), *dx = x->needs_grad ? mu_tensor_2d(tp, R, D) : NULL;
     mu_tensor *xg = e->plan->index ? mu_tensor_2d(tp, R, D) : NULL;
     mu_tensor *dyg = e->plan->exchanged ? mu_tensor_2d(tp, R, D) : NULL;
-    dev->k->experts_bwd(dev, &e->shape, mu_data(x), mu_data(e->plan->index), mu_data(e->plan->offsets),
+    mu_mat dw[3];
+    mu_experts_shape shape = e->shape;
+    shape.fresh = weight_grads(tp, n, dw);
+    dev->k->experts_bwd(dev, &shape, mu_data(x), mu_data(e->plan->index), mu_data(e->plan->offsets),
                         mu_data(n->in[1]), mu_data(n->in[2]), mu_data(n->in[3]), mu_data(n->out[1]),
                         mu_data(n->out[2]), out_index(e->plan), mu_grad_of(n->out[0]), mu_data(act),
-                        mu_data(xg), mu_data(dyg), mu_data(dx), grad_if_needed(tp, n->in[1]),
-                        grad_if_needed(tp, n->in[2]), grad_if_needed(tp, n->in[3]));
+                        mu_data(xg), mu_data(dyg), mu_data(dx), dw[0], dw[1], dw[2]);
     mu_mat rows = xg ? mu_data(xg) : mu_data(x), dy = dyg ? mu_data(dyg) : mu_grad_of(n->out[0]);
     add_sums(tp, e, n->in[1], F, D, mu_data(n->out[1]), rows);
     add_sums(tp, e, n->in[2], F, D, mu_data(n->out[2]), rows);
@@ -75,7 +89,7 @@ mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate, mu_tensor *up,
              "experts: weights of %lld values for %lld experts of %lld x %lld", (long long)mu_count(gate),
              (long long)plan->experts, (long long)F, (long long)D);
     extra *e = mu_tape_alloc(tp, sizeof *e);
-    *e = (extra){ plan, { R, plan->experts, D, F } };
+    *e = (extra){ plan, { R, plan->experts, D, F, false } };
     bool keep = mu_tape_recording(tp);
     mu_tensor *hg = keep ? mu_tensor_2d(tp, R, F) : NULL, *hu = keep ? mu_tensor_2d(tp, R, F) : NULL;
     mu_tensor *y = mu_tensor_2d(tp, R, D);

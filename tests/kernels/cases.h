@@ -206,7 +206,7 @@ static mu_mat group_offsets(trial *t, int64_t R, int64_t experts, int64_t spread
 
 /* Bits of the seventh parameter */
 enum { WITH_IN = 1, WITH_OUT = 2, WITH_H = 4, WITH_DX = 8, WITH_DGATE = 16, WITH_DUP = 32, WITH_DDOWN = 64,
-       WITH_ALL = 127 };
+       WITH_ALL = 127, FRESH = 128 };
 
 typedef struct { mu_experts_shape s; mu_mat x, in, offsets, gate, up, down, hg, hu, out, y; } expert_operands;
 
@@ -220,7 +220,7 @@ static mu_mat weights(trial *t, const char *name, int64_t n, int64_t width) {
 /* R, experts, D, F, spread, bits */
 static expert_operands expert_case(trial *t, const int64_t *p, int64_t bits) {
     int64_t R = p[0], n = p[1], D = p[2], F = p[3], tokens = bits & WITH_IN ? (R + 1) / 2 : R;
-    expert_operands o = { .s = { R, n, D, F }, .x = matrix(t, "x", tokens, D) };
+    expert_operands o = { .s = { R, n, D, F, bits & FRESH }, .x = matrix(t, "x", tokens, D) };
     o.in = bits & WITH_IN ? random_ints(t, "in", R, tokens ? tokens : 1, false) : NOTHING;
     o.offsets = group_offsets(t, R, n, p[4]);
     o.gate = weights(t, "gate", n * F * D, D);
@@ -254,9 +254,10 @@ static void run_experts_bwd(trial *t, const int64_t *p) {
     mu_mat xg = bits & WITH_IN ? new_matrix(t, "xg", R, D) : NOTHING;
     mu_mat dyg = bits & WITH_OUT ? new_matrix(t, "dyg", R, D) : NOTHING;
     mu_mat dx = bits & WITH_DX ? new_matrix(t, "dx", R, D) : NOTHING;
-    mu_mat dgate = bits & WITH_DGATE ? vector(t, "dgate", n * F * D) : NOTHING;
-    mu_mat dup = bits & WITH_DUP ? vector(t, "dup", n * F * D) : NOTHING;
-    mu_mat ddown = bits & WITH_DDOWN ? vector(t, "ddown", n * D * F) : NOTHING;
+    mu_mat (*gradient)(trial *, const char *, int64_t) = bits & FRESH ? new_vector : vector;
+    mu_mat dgate = bits & WITH_DGATE ? gradient(t, "dgate", n * F * D) : NOTHING;
+    mu_mat dup = bits & WITH_DUP ? gradient(t, "dup", n * F * D) : NOTHING;
+    mu_mat ddown = bits & WITH_DDOWN ? gradient(t, "ddown", n * D * F) : NOTHING;
     experts_forward(t, &o);
     t->dev->k->experts_bwd(t->dev, &o.s, o.x, o.in, o.offsets, o.gate, o.up, o.down, o.hg, o.hu, o.out, dy,
                            act, xg, dyg, dx, dgate, dup, ddown);
@@ -510,6 +511,8 @@ static void run_adamw(trial *t, const int64_t *p) {
     C(experts_fwd, __VA_ARGS__, WITH_OUT | WITH_H)                           \
     C(experts_fwd, __VA_ARGS__, WITH_IN | WITH_OUT | WITH_H)                 \
     C(experts_bwd, __VA_ARGS__, WITH_ALL)                                    \
+    C(experts_bwd, __VA_ARGS__, WITH_ALL | FRESH)                            \
+    C(experts_bwd, __VA_ARGS__, WITH_DX | WITH_DUP | FRESH)                  \
     C(experts_bwd, __VA_ARGS__, WITH_DX)                                     \
     C(experts_bwd, __VA_ARGS__, WITH_IN | WITH_DGATE | WITH_DUP | WITH_DDOWN)\
     C(experts_bwd, __VA_ARGS__, WITH_OUT | WITH_DX | WITH_DGATE)             \
