@@ -5,6 +5,7 @@
  * noise meets both alike. Options as in the PyTorch programs it is compared with; run it with --help.
  * The step is the trainer's: forward, cross-entropy + balancing terms, backward, gradients summed over ranks,
  * clipping, AdamW. */
+#include "bench.h"
 #include "layers/layers.h"
 #include "optim/optim.h"
 
@@ -12,59 +13,36 @@
 #include <stdlib.h>
 #include <string.h>
 
-double bench_fma_peak(void); /* fma.c */
-
 typedef struct {
     int64_t vocab, dim, layers, heads, ffn, experts, topk, seq, batch, steps, threads, ep;
-    bool dense, skew, moe_only, reproducible;
+    bool dense, moe_only, skew, tied, bf16, reproducible;
 } options;
 
-static const struct {
-    const char *name;
-    size_t offset;
-    const char *help;
-} numbers[] = {
-    { "--vocab", offsetof(options, vocab), "vocabulary (257)" },
-    { "--dim", offsetof(options, dim), "model width (256)" },
-    { "--layers", offsetof(options, layers), "layers (4)" },
-    { "--heads", offsetof(options, heads), "heads of width dim / heads (4)" },
-    { "--ffn", offsetof(options, ffn), "expert width (512)" },
-    { "--experts", offsetof(options, experts), "experts (8)" },
-    { "--topk", offsetof(options, topk), "experts a token (2)" },
-    { "--seq", offsetof(options, seq), "sequence length (256)" },
-    { "--batch", offsetof(options, batch), "sequences a step over all ranks (8)" },
-    { "--steps", offsetof(options, steps), "steps of each model, the first 3 not counted (15)" },
-    { "--threads", offsetof(options, threads), "threads a rank (cores / ranks)" },
-    { "--ep", offsetof(options, ep), "ranks that share the experts (1)" },
-};
-enum { N_NUMBERS = sizeof numbers / sizeof *numbers };
-
-static int usage(FILE *out, int code) {
-    fprintf(out, "usage: muster_bench [--dense | --moe-only] [--skew] [--reproducible] [--OPTION N ...]\n");
-    for (int i = 0; i < N_NUMBERS; i++) fprintf(out, "  %-10s %s\n", numbers[i].name, numbers[i].help);
-    fprintf(
-        out,
-        "  --dense    the dense model alone\n  --moe-only the MoE model alone\n  --skew     every token's first choice is expert 0\n"
-        "  --reproducible   exact sums of gradients (train.reproducible)\n");
-    return code;
-}
-
-static bool parse(int argc, char **argv, options *o) {
-    for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--dense")) o->dense = true;
-        else if (!strcmp(argv[i], "--moe-only")) o->moe_only = true;
-        else if (!strcmp(argv[i], "--skew")) o->skew = true;
-        else if (!strcmp(argv[i], "--reproducible")) o->reproducible = true;
-        else {
-            int n = 0;
-            while (n < N_NUMBERS && strcmp(numbers[n].name, argv[i])) n++;
-            char *end = NULL;
-            long long value = n < N_NUMBERS && i + 1 < argc ? strtoll(argv[++i], &end, 10) : 0;
-            if (!end || *end || value < 1) return false;
-            memcpy((char *)o + numbers[n].offset, &(int64_t){ value }, sizeof(int64_t));
-        }
-    }
-    return true;
+static int parse(int argc, char **argv, options *o) {
+    const bench_option table[] = {
+        { "--vocab", &o->vocab, NULL, "vocabulary (257)" },
+        { "--dim", &o->dim, NULL, "model width (256)" },
+        { "--layers", &o->layers, NULL, "layers (4)" },
+        { "--heads", &o->heads, NULL, "heads of width dim / heads (4)" },
+        { "--ffn", &o->ffn, NULL, "expert width (512); the dense model's is topk times it" },
+        { "--experts", &o->experts, NULL, "experts (8)" },
+        { "--topk", &o->topk, NULL, "experts a token (2)" },
+        { "--seq", &o->seq, NULL, "sequence length (256)" },
+        { "--batch", &o->batch, NULL, "sequences a step over all ranks (8)" },
+        { "--steps", &o->steps, NULL, "steps of each model, the first 3 not counted (15; at least 5)" },
+        { "--threads", &o->threads, NULL, "threads a rank (cores / ranks)" },
+        { "--ep", &o->ep, NULL, "ranks that share the experts (1)" },
+        { "--dense", NULL, &o->dense, "the dense model alone" },
+        { "--moe-only", NULL, &o->moe_only, "the MoE model alone" },
+        { "--skew", NULL, &o->skew, "every token's first choice is expert 0" },
+        { "--tied", NULL, &o->tied, "the head uses the embedding's weights" },
+        { "--reproducible", NULL, &o->reproducible, "exact sums of gradients (train.reproducible)" },
+        { "--bf16", NULL, &o->bf16, "matrix products of bf16 numbers, fp32 master weights" },
+    };
+    int code = bench_parse("muster_bench", table, sizeof table / sizeof *table, argc, argv);
+    if (code >= 0 || !o->dense || !o->moe_only) return code;
+    fprintf(stderr, "muster_bench: --dense and --moe-only leave no model\n");
+    return 64;
 }
 
 /* ------------------------------------------------------------------ a model and its step */
@@ -84,6 +62,7 @@ static subject subject_new(const options *o, bool dense, mu_device *dev, const m
     mu_model_config c = mu_model_config_default();
     c.hidden_size = o->dim, c.num_layers = o->layers, c.max_seq_len = o->seq;
     c.num_heads = c.num_kv_heads = o->heads, c.head_dim = o->dim / o->heads, c.ffn_hidden_size = o->topk * o->ffn;
+    c.tie_embeddings = o->tied;
     mu_moe_config m = mu_moe_config_default();
     m.num_experts = dense ? 0 : o->experts, m.top_k = o->topk, m.moe_ffn_hidden_size = o->ffn, m.force_skew = o->skew;
     mu_optim_config oc = mu_optim_config_default();
@@ -155,19 +134,6 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
 
 /* ------------------------------------------------------------------ results */
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(const double *values, int64_t n) {
-    static double sorted[4096];
-    if (n > 4096) n = 4096;
-    memcpy(sorted, values, sizeof *values * (size_t)n);
-    qsort(sorted, (size_t)n, sizeof *sorted, by_value);
-    return n % 2 ? sorted[n / 2] : 0.5 * (sorted[n / 2 - 1] + sorted[n / 2]);
-}
-
 static void print_part(const char *name, double forward, double backward, double steps, double whole) {
     printf("    %-22s %8.2f %8.2f  %5.1f %%\n", name, 1e3 * forward / steps, 1e3 * backward / steps,
            100 * (forward + backward) / steps / whole);
@@ -175,7 +141,7 @@ static void print_part(const char *name, double forward, double backward, double
 
 static double report(const subject *s, const options *o, const char *name, double peak, int ranks,
                      int64_t warm) {
-    double n = (double)(o->steps - warm), middle = median(s->seconds + warm, o->steps - warm), mean = 0;
+    double n = (double)(o->steps - warm), middle = bench_median(s->seconds + warm, o->steps - warm), mean = 0;
     for (int64_t i = warm; i < o->steps; i++) mean += s->seconds[i] / n;
     double rate = (double)(o->batch * o->seq) / middle, flops = rate * s->size.train_flops;
     printf("\n%s: %.2f M parameters, %.2f M active, %.1f MFLOP a token, loss %.3f\n", name,
@@ -242,17 +208,17 @@ static void run(const options *o, mu_mesh *mesh, mu_device *dev) {
 }
 
 int main(int argc, char **argv) {
-    options o = { 257, 256, 4, 4, 512, 8, 2, 256, 8, 15, 0, 1, false, false, false, false };
-    if (argc > 1 && !strcmp(argv[1], "--help")) return usage(stdout, 0);
-    if (!parse(argc, argv, &o)) return usage(stderr, 64);
+    options o = { 257, 256, 4, 4, 512, 8, 2, 256, 8, 15, 0, 1, false, false, false, false, false };
+    int code = parse(argc, argv, &o);
+    if (code >= 0) return code;
     if (o.steps < 5) o.steps = 5;
     mu_dist_start(&argc, &argv);
     mu_mesh *mesh = mu_mesh_open(NULL, (int)o.ep);
     mu_threads_set(mu_cores_share(mesh->local_rank, mesh->local_size, (int)o.threads));
-    mu_device *dev = mu_device_open("cpu");
-    run(&o, mesh, dev);
+    mu_device *dev = bench_device("muster_bench", o.bf16);
+    if (dev) run(&o, mesh, dev);
     mu_device_close(dev);
     mu_mesh_close(mesh);
     mu_dist_stop();
-    return 0;
+    return dev ? 0 : BENCH_CANNOT;
 }

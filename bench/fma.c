@@ -1,11 +1,9 @@
 /* fma.c - the peak of the cores: independent fused multiply-adds on registers, in the widest vectors the
  * processor has, on as many threads as the kernels use. Twelve accumulators cover the latency (4 or 5
  * cycles) of two units. */
-#include "base/base.h"
+#include "bench.h"
 
 #include <omp.h>
-
-double bench_fma_peak(void);
 
 enum { CHAINS = 12, ROUNDS = 1 << 20 };
 
