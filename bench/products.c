@@ -142,15 +142,20 @@ static void print_head(const bench *b, const char *title) {
     printf("%s\n", b->n ? "    ratio" : "");
 }
 
+/* Four decimals or one: a slow figure stays above zero, a fast one readable. */
+static void print_number(double x) { printf(" %8.*f", x < 10 ? 4 : 1, x); }
+
 /* The last column: muster's rate over that of the fastest library. */
 static void print_rates(const bench *b, const char *what, const double *rates) {
     double best = 0;
-    printf("  %-30s %8.1f %6.1f %%", what, rates[0] * 1e-9, 100 * rates[0] / b->peak);
+    printf("  %-30s", what);
+    print_number(rates[0] * 1e-9);
+    printf(" %6.1f %%", 100 * rates[0] / b->peak);
     for (int i = 1; i <= b->n; i++) {
-        printf(" %8.1f", rates[i] * 1e-9);
+        print_number(rates[i] * 1e-9);
         best = fmax(best, rates[i]);
     }
-    if (best > 0) printf(" %8.3f", rates[0] / best);
+    if (best > 0) print_number(rates[0] / best);
     printf("\n");
     fflush(stdout);
 }
