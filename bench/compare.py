@@ -320,8 +320,8 @@ def attention_group(s):
 
 def products_group(s, bf16):
     options = ["--threads", s.o.threads, *(["--bf16"] if bf16 else []),
-               *("--dim 32 --ffn 32 --experts 2 --rows 8 --ms 1 --rounds 1".split() if s.o.tiny else ["--rounds", 5, "--ms", 8])]
-    program = Program("muster", lambda: product_figures(call([s.bench / "muster_bench_products", *options], s.env)), 22)
+               *("--dim 32 --ffn 32 --experts 2 --rows 8 --ms 1 --rounds 1".split() if s.o.tiny else ["--rounds", 5, "--ms", 5])]
+    program = Program("muster", lambda: product_figures(call([s.bench / "muster_bench_products", *options], s.env)), 15)
 
     def lowest(what, found, gate):
         """The line of the table in which muster stands worst against the best library."""
