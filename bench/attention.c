@@ -52,7 +52,7 @@ static operands operands_new(mu_device *dev, const mu_attention_shape *s) {
 
 static void measure(mu_device *dev, const options *o, int64_t S, double peak) {
     int64_t B = o->tokens > S ? o->tokens / S : 1, H = o->heads, d = o->width;
-    mu_attention_shape s = { B, S, H, H, d, 1 / sqrt((double)d) };
+    mu_attention_shape s = { B, S, H, H, d, 1 / sqrt((double)d), 0 };
     operands m = operands_new(dev, &s);
     double *forward = mu_alloc((size_t)o->rounds, sizeof *forward),
            *both = mu_alloc((size_t)o->rounds, sizeof *both);

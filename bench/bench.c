@@ -208,7 +208,7 @@ static void run(const options *o, mu_mesh *mesh, mu_device *dev) {
 }
 
 int main(int argc, char **argv) {
-    options o = { 257, 256, 4, 4, 512, 8, 2, 256, 8, 15, 0, 1, false, false, false, false, false };
+    options o = { 257, 256, 4, 4, 512, 8, 2, 256, 8, 15, 0, 1, false, false, false, false, false, false };
     int code = parse(argc, argv, &o);
     if (code >= 0) return code;
     if (o.steps < 5) o.steps = 5;
