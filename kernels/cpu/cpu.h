@@ -99,9 +99,12 @@ static inline cpu_panels cpu_panels_in_place(const float *b, int64_t ldb) {
 void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
                    bool add, float *c, int64_t ldc);
 
-/* Up to this many rows are multiplied panel by panel, each packed into a thread's first-level cache and used at
- * once; for more rows, whose blocks are shared out, the packed matrix is worth writing to memory. */
-enum { CPU_FEW = 32 };
+/* C[m,n] = A[m,k] B^T, or +=, for few rows, m <= CPU_FEW: B, [n, k] with n <= CPU_WIDE, as it lies. Weights are read
+ * once and their packed form never leaves the first cache; for more rows it is worth writing to memory. The same
+ * bits as multiply. */
+enum { CPU_FEW = 32, CPU_WIDE = 4 * CPU_NR };
+void CPU(multiply_few)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                       bool add, float *c, int64_t ldc);
 
 /* Elements of a block of an element-wise loop: 64 KiB of floats, enough to pay for handing it out. */
 enum { CPU_BLOCK = 16384 };

@@ -110,16 +110,15 @@ static void block_fwd(const forward *f, packs p, item it, float *buffer) {
 }
 
 /* ---------------------------------------------------------------- forward, few rows an expert
- * An item is one panel of an expert's weights, packed into the first-level cache and used at once: the weights
- * are read once and never written. First the columns of both up-projections and SwiGLU, then of the result. */
+ * An item is CPU_WIDE columns of an expert's: the weights are read once and never written. First the columns of both up-projections and SwiGLU, then of the result. */
 typedef struct { const forward *f; items live; float *act; } few;
 
 static void few_up(const few *w, int64_t i, float *buffer) {
     const forward *f = w->f;
-    int64_t D = f->s->D, F = f->s->F, panels = cpu_blocks(F, CPU_NR), j = i % panels * CPU_NR;
-    item it = w->live.list[i / panels];
-    int64_t n = it.rows, columns = cpu_min(CPU_NR, F - j), ldx = f->x.ld, ldg = CPU_NR, ldu = CPU_NR;
-    float *packed = buffer, *rows = packed + cpu_packed(D, CPU_NR), *hg = rows + n * D, *hu = hg + n * CPU_NR;
+    int64_t D = f->s->D, F = f->s->F, parts = cpu_blocks(F, CPU_WIDE), j = i % parts * CPU_WIDE;
+    item it = w->live.list[i / parts];
+    int64_t n = it.rows, columns = cpu_min(CPU_WIDE, F - j), ldx = f->x.ld, ldg = CPU_WIDE, ldu = CPU_WIDE;
+    float *rows = buffer, *hg = rows + CPU_FEW * D, *hu = hg + CPU_FEW * CPU_WIDE;
     const float *x = cpu_f32(f->x) + it.first * ldx;
     if (f->in.data) {
         gather_rows(n, D, cpu_i32(f->in) + it.first, f->x, rows, D);
@@ -127,36 +126,31 @@ static void few_up(const few *w, int64_t i, float *buffer) {
     }
     if (f->hg.data) hg = cpu_f32(f->hg) + it.first * f->hg.ld + j, ldg = f->hg.ld;
     if (f->hu.data) hu = cpu_f32(f->hu) + it.first * f->hu.ld + j, ldu = f->hu.ld;
-    CPU(pack)(true, D, columns, weights(f->gate, f->s, it.expert) + j * D, D, packed);
-    CPU(multiply)(false, n, columns, D, x, ldx, cpu_panels_of(packed, D), false, hg, ldg);
-    CPU(pack)(true, D, columns, weights(f->up, f->s, it.expert) + j * D, D, packed);
-    CPU(multiply)(false, n, columns, D, x, ldx, cpu_panels_of(packed, D), false, hu, ldu);
+    CPU(multiply_few)(n, columns, D, x, ldx, weights(f->gate, f->s, it.expert) + j * D, D, false, hg, ldg);
+    CPU(multiply_few)(n, columns, D, x, ldx, weights(f->up, f->s, it.expert) + j * D, D, false, hu, ldu);
     swiglu(n, columns, hg, ldg, hu, ldu, w->act + it.first * F + j, F);
 }
 
 static void few_down(const few *w, int64_t i, float *buffer) {
     const forward *f = w->f;
-    int64_t D = f->s->D, F = f->s->F, panels = cpu_blocks(D, CPU_NR), j = i % panels * CPU_NR;
-    item it = w->live.list[i / panels];
-    int64_t n = it.rows, columns = cpu_min(CPU_NR, D - j);
-    float *packed = buffer, *rows = packed + cpu_packed(F, CPU_NR);
-    float *y = f->out.data ? rows : cpu_f32(f->y) + it.first * f->y.ld + j;
-    CPU(pack)(true, F, columns, weights(f->down, f->s, it.expert) + j * F, F, packed);
-    CPU(multiply)(false, n, columns, F, w->act + it.first * F, F, cpu_panels_of(packed, F), false, y,
-                  f->out.data ? CPU_NR : f->y.ld);
+    int64_t D = f->s->D, F = f->s->F, parts = cpu_blocks(D, CPU_WIDE), j = i % parts * CPU_WIDE;
+    item it = w->live.list[i / parts];
+    int64_t n = it.rows, columns = cpu_min(CPU_WIDE, D - j);
+    float *y = f->out.data ? buffer : cpu_f32(f->y) + it.first * f->y.ld + j;
+    CPU(multiply_few)(n, columns, F, w->act + it.first * F, F, weights(f->down, f->s, it.expert) + j * F, F, false, y,
+                      f->out.data ? CPU_WIDE : f->y.ld);
     for (int64_t r = 0; r < n && f->out.data; r++)
-        memcpy(cpu_f32(f->y) + cpu_i32(f->out)[it.first + r] * f->y.ld + j, rows + r * CPU_NR,
-               (size_t)columns * sizeof *rows);
+        memcpy(cpu_f32(f->y) + cpu_i32(f->out)[it.first + r] * f->y.ld + j, buffer + r * CPU_WIDE,
+               (size_t)columns * sizeof *buffer);
 }
 
 static void few_rows_fwd(mu_device *dev, const forward *f, const int64_t *offsets) {
     int64_t D = f->s->D, F = f->s->F, R = offsets[f->s->experts];
     few w = { f, list_blocks(dev, offsets, 0, f->s->experts), NULL };
     w.act = mu_arena_alloc(&dev->scratch, (size_t)(R * F) * sizeof *w.act);
-    int64_t ups = w.live.n * cpu_blocks(F, CPU_NR), downs = w.live.n * cpu_blocks(D, CPU_NR);
+    int64_t ups = w.live.n * cpu_blocks(F, CPU_WIDE), downs = w.live.n * cpu_blocks(D, CPU_WIDE);
     int team = cpu_product_team(R, 3 * w.live.n * D, F);
-    size_t room = cpu_packed(cpu_max(D, F), CPU_NR) + (size_t)(CPU_FEW * (D + 2 * CPU_NR));
-    cpu_buffers buffers = cpu_buffers_new(dev, team, room);
+    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)(CPU_FEW * (D + 2 * CPU_WIDE)));
 #pragma omp parallel num_threads(team)
     {
 #pragma omp for schedule(dynamic)

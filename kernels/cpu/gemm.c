@@ -52,28 +52,20 @@ static void stretch(mu_device *dev, const product *p, int team, int64_t first, i
     mu_arena_release(&dev->scratch, mark);
 }
 
-/* Few rows: an item is one panel of B, which is packed, multiplied and forgotten. */
-static void few_rows(mu_device *dev, const product *p) {
+static void few_rows(const product *p) {
     int team = cpu_product_team(p->m, p->n, p->k);
-    size_t mark = mu_arena_mark(&dev->scratch);
-    cpu_buffers buffers = cpu_buffers_new(dev, team, cpu_packed(p->k, CPU_NR));
 #pragma omp parallel for schedule(static) num_threads(team)
-    for (int64_t j = 0; j < p->n; j += CPU_NR) {
-        float *packed = cpu_buffer(buffers);
-        int64_t columns = cpu_min(CPU_NR, p->n - j);
-        CPU(pack)(true, p->k, columns, cpu_f32(p->b) + j * p->b.ld, p->b.ld, packed);
-        CPU(multiply)(p->ta, p->m, columns, p->k, cpu_f32(p->a), p->a.ld, cpu_panels_of(packed, p->k), p->add,
-                      cpu_f32(p->c) + j, p->c.ld);
-    }
-    mu_arena_release(&dev->scratch, mark);
+    for (int64_t j = 0; j < p->n; j += CPU_WIDE)
+        CPU(multiply_few)(p->m, cpu_min(CPU_WIDE, p->n - j), p->k, cpu_f32(p->a), p->a.ld,
+                          cpu_f32(p->b) + j * p->b.ld, p->b.ld, p->add, cpu_f32(p->c) + j, p->c.ld);
 }
 
 void CPU(gemm)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
                double beta, mu_mat c) {
     if (m == 0 || n == 0) return;
     product p = { ta, tb, m, n, k, a, b, beta != 0, c };
-    if (tb && m <= CPU_FEW) {
-        few_rows(dev, &p);
+    if (tb && !ta && m <= CPU_FEW) {
+        few_rows(&p);
         return;
     }
     int64_t most = cpu_max(1, MOST_PACKED / cpu_max(k, 1) / CPU_NR) * CPU_NR;

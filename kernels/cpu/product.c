@@ -36,27 +36,29 @@ static void copy_rows(int64_t k, int64_t n, const float *b, int64_t ldb, int64_t
 #if defined(__AVX512F__)
 #include "kernels/cpu/transpose.h"
 
-/* A panel of op(B), whose `width` columns are rows of b: 16 of them and 16 of their values at once. */
+/* `to` gets k rows of a panel whose `width` columns are rows of b, 16 x 16 of them at once. */
 static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ldb, float *to) {
-    for (int64_t p = 0; p < k; p += 16) {
-        __mmask16 rest = cpu_lanes(k - p);
-        for (int64_t j = CPU_NR; j < 2 * CPU_NR; j++)       /* the next panel is on its way meanwhile */
-            __builtin_prefetch(b + j * ldb + p, 0, 2);
+    for (int64_t p = 0; p < k; p += 16)
         for (int64_t j = 0; j < CPU_NR; j += 16) {
-            __m512i r[16];
+            const float *from = b + j * ldb + p;
+            __m512 r[16];
+            __mmask16 rest = cpu_lanes(k - p);
+            if (rest == 0xffff && width - j >= 16) {
 #pragma GCC unroll 16
-            for (int i = 0; i < 16; i++)
-                r[i] = _mm512_maskz_loadu_epi32(j + i < width ? rest : 0, b + (j + i) * ldb + p);
-            cpu_transpose_words(r);
-            float *row = to + p * CPU_NR + j;
-            if (k - p >= 16) {
-#pragma GCC unroll 16
-                for (int i = 0; i < 16; i++) _mm512_storeu_si512(row + i * CPU_NR, r[i]);
+                for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_ps(from + i * ldb);
             } else {
-                for (int64_t i = 0; i < k - p; i++) _mm512_storeu_si512(row + i * CPU_NR, r[i]);
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_ps(j + i < width ? rest : 0, from + i * ldb);
+            }
+            cpu_transpose(r);
+            float *row = to + p * CPU_NR + j;
+            if (rest == 0xffff) {
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++) _mm512_storeu_ps(row + i * CPU_NR, r[i]);
+            } else {
+                for (int64_t i = 0; i < k - p; i++) _mm512_storeu_ps(row + i * CPU_NR, r[i]);
             }
         }
-    }
 }
 #else
 /* Four rows and four columns at once, in registers. */

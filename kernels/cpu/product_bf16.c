@@ -44,13 +44,12 @@ static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ld
     int64_t pairs = cpu_pairs(k);
     for (int64_t q = 0; q < pairs; q += 16)
         for (int64_t j = 0; j < CPU_NR; j += 16) {
-            __m512i r[16];
+            __m512 r[16];
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++)
-                r[i] = j + i < width ? neighbours(b + (j + i) * ldb + 2 * q, k - 2 * q) : _mm512_setzero_si512();
-            cpu_transpose_words(r);
-            for (int64_t i = 0; i < cpu_min(16, pairs - q); i++)
-                _mm512_storeu_si512(to + (q + i) * CPU_NR + j, r[i]);
+                r[i] = j + i < width ? (__m512)neighbours(b + (j + i) * ldb + 2 * q, k - 2 * q) : _mm512_setzero_ps();
+            cpu_transpose(r);
+            for (int64_t i = 0; i < cpu_min(16, pairs - q); i++) _mm512_storeu_ps(to + (q + i) * CPU_NR + j, r[i]);
         }
 }
 

@@ -1,32 +1,28 @@
-/* transpose.h - a block of 16 x 16 words turned in 16 registers of AVX-512; used where weights are packed. */
+/* transpose.h - blocks of 16 x 16 words turned with AVX-512, where weights are packed. */
 #ifndef MUSTER_KERNELS_CPU_TRANSPOSE_H
 #define MUSTER_KERNELS_CPU_TRANSPOSE_H
 #include <immintrin.h>
+#include <stdint.h>
 
 /* Lanes 0 .. n-1. */
 static inline __mmask16 cpu_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
 
-/* Afterwards r[i] holds word i of the 16 rows: four rounds in which rows 8, 4, 2, 1 apart exchange what they
- * hold for each other. */
-static inline __attribute__((always_inline)) void cpu_transpose_words(__m512i r[16]) {
-    static const int32_t kept[4][16] = {
-        { 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23 },
-        { 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27 },
-        { 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29 },
-        { 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30 },
-    };
+/* r[i][j] becomes r[j][i]: first whole lanes of four words among the rows i, i+4, i+8, i+12, which puts columns
+ * 4q .. 4q+3 of all rows into r[4q] .. r[4q+3]; then the words within the lanes. */
+static inline __attribute__((always_inline)) void cpu_transpose(__m512 r[16]) {
 #pragma GCC unroll 4
-    for (int round = 0; round < 4; round++) {
-        const int apart = 8 >> round;
-        __m512i keep = _mm512_loadu_si512(kept[round]);
-        __m512i take = _mm512_add_epi32(keep, _mm512_set1_epi32(apart));
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) {
-            if (i & apart) continue;
-            __m512i a = r[i], b = r[i + apart];
-            r[i] = _mm512_permutex2var_epi32(a, keep, b);
-            r[i + apart] = _mm512_permutex2var_epi32(a, take, b);
-        }
+    for (int i = 0; i < 4; i++) {
+        __m512 a = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x44), b = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xee);
+        __m512 c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x44), d = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xee);
+        r[i] = _mm512_shuffle_f32x4(a, c, 0x88), r[i + 4] = _mm512_shuffle_f32x4(a, c, 0xdd);
+        r[i + 8] = _mm512_shuffle_f32x4(b, d, 0x88), r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        __m512d a = (__m512d)_mm512_unpacklo_ps(r[i], r[i + 1]), b = (__m512d)_mm512_unpackhi_ps(r[i], r[i + 1]);
+        __m512d c = (__m512d)_mm512_unpacklo_ps(r[i + 2], r[i + 3]), d = (__m512d)_mm512_unpackhi_ps(r[i + 2], r[i + 3]);
+        r[i] = (__m512)_mm512_unpacklo_pd(a, c), r[i + 1] = (__m512)_mm512_unpackhi_pd(a, c);
+        r[i + 2] = (__m512)_mm512_unpacklo_pd(b, d), r[i + 3] = (__m512)_mm512_unpackhi_pd(b, d);
     }
 }
 

@@ -1,0 +1,110 @@
+/* few.c - products of few rows with weights as they lie, [n, k]: C[m,n] = A[m,k] B^T, m <= CPU_FEW, n <= CPU_WIDE.
+ *
+ * To vectorise over columns the weights must be turned, which for few rows costs more than the product. With
+ * AVX-512 a block of 16 columns x 16 values is turned in registers and multiplied from there: nothing is stored,
+ * and the shuffles run beside the multiply-adds, on other ports. Up to eight rows share a block; up to four do two blocks in
+ * turn, so that a row's chain of sums does not wait for itself. Weights are read in the order in which they
+ * lie. An element is the same chain of multiply-adds as in product.c, so its bits are the same. */
+#include "kernels/cpu/cpu.h"
+
+#if defined(__AVX512F__) && !defined(__AVX512BF16__)
+#include "kernels/cpu/transpose.h"
+
+enum { AT_ONCE = 8 };
+
+/* Sums of `rows` rows and `groups` times 16 columns over k <= CPU_KC values; columns beyond n are 0. */
+static inline __attribute__((always_inline))
+void turned_tile(const int rows, const int groups, int64_t n, int64_t k, const float *a, int64_t lda,
+                 const float *b, int64_t ldb, bool add, float *c, int64_t ldc) {
+    __m512 sum[AT_ONCE][2], r[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int g = 0; g < groups; g++) sum[i][g] = _mm512_setzero_ps();
+    int64_t p = 0;
+    for (; p + 16 <= k; p += 16)
+#pragma GCC unroll 2
+        for (int g = 0; g < groups; g++) {
+            if (n >= 16 * groups) {
+#pragma GCC unroll 16
+                for (int j = 0; j < 16; j++) r[j] = _mm512_loadu_ps(b + (16 * g + j) * ldb + p);
+            } else {
+#pragma GCC unroll 16
+                for (int j = 0; j < 16; j++)
+                    r[j] = _mm512_maskz_loadu_ps(16 * g + j < n ? 0xffff : 0, b + (16 * g + j) * ldb + p);
+            }
+            cpu_transpose(r);
+#pragma GCC unroll 16
+            for (int q = 0; q < 16; q++)
+#pragma GCC unroll 8
+                for (int i = 0; i < rows; i++)
+                    sum[i][g] = _mm512_fmadd_ps(r[q], _mm512_set1_ps(a[i * lda + p + q]), sum[i][g]);
+        }
+    for (; p < k; p++)                      /* what is left of k, value by value */
+#pragma GCC unroll 2
+        for (int g = 0; g < groups; g++) {
+            float column[16];
+            for (int j = 0; j < 16; j++) column[j] = 16 * g + j < n ? b[(16 * g + j) * ldb + p] : 0;
+#pragma GCC unroll 8
+            for (int i = 0; i < rows; i++)
+                sum[i][g] = _mm512_fmadd_ps(_mm512_loadu_ps(column), _mm512_set1_ps(a[i * lda + p]), sum[i][g]);
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int g = 0; g < groups; g++) {
+            __mmask16 columns = cpu_lanes(n - 16 * g);
+            float *to = c + i * ldc + 16 * g;
+            if (add) sum[i][g] = _mm512_add_ps(sum[i][g], _mm512_maskz_loadu_ps(columns, to));
+            _mm512_mask_storeu_ps(to, columns, sum[i][g]);
+        }
+}
+
+typedef void turned_function(int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,
+                             float *c, int64_t ldc);
+#define TILES(T) T(1, 2) T(2, 2) T(3, 1) T(4, 1) T(5, 1) T(6, 1) T(7, 1) T(8, 1)
+#define TILE(rows, groups)                                                                                     \
+    static void turned_##rows(int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, \
+                              bool add, float *c, int64_t ldc) {                                              \
+        turned_tile(rows, groups, n, k, a, lda, b, ldb, add, c, ldc);                                         \
+    }
+TILES(TILE)
+#undef TILE
+#define TILE(rows, groups) { turned_##rows, 16 * groups },
+static const struct { turned_function *run; int64_t columns; } turned[] = { { NULL, 0 }, TILES(TILE) };
+#undef TILE
+
+static void turned_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                           bool add, float *c, int64_t ldc) {
+    int64_t step = turned[m].columns;
+    for (int64_t at = 0; at < k; at += CPU_KC)
+        for (int64_t j = 0; j < n; j += step)
+            turned[m].run(cpu_min(step, n - j), cpu_min(CPU_KC, k - at), a + at, lda, b + j * ldb + at, ldb,
+                          add || at, c + j, ldc);
+}
+#endif
+
+/* More rows, and other instruction sets: the weights of a panel or a few are packed into the cache and used at once. */
+static void packed_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                           bool add, float *c, int64_t ldc) {
+    enum { COLUMNS = CPU_ROUNDS ? CPU_WIDE : CPU_NR };      /* rows of A are rounded once for all of them */
+    _Alignas(64) float packed[CPU_KC * COLUMNS / CPU_ROWS_A_WORD];
+    for (int64_t at = 0; at < k; at += CPU_KC)
+        for (int64_t j = 0; j < n; j += COLUMNS) {
+            int64_t depth = cpu_min(CPU_KC, k - at), width = cpu_min(COLUMNS, n - j);
+            CPU(pack)(true, depth, width, b + j * ldb + at, ldb, packed);
+            CPU(multiply)(false, m, width, depth, a + at, lda, cpu_panels_of(packed, depth), add || at, c + j, ldc);
+        }
+}
+
+void CPU(multiply_few)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                       bool add, float *c, int64_t ldc) {
+    for (int64_t i = 0; i < m && k == 0 && !add; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
+#if defined(__AVX512F__) && !defined(__AVX512BF16__)
+    if (m <= AT_ONCE) {
+        turned_product(m, n, k, a, lda, b, ldb, add, c, ldc);
+        return;
+    }
+#endif
+    packed_product(m, n, k, a, lda, b, ldb, add, c, ldc);
+}
