@@ -93,8 +93,8 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
     /* SwiGLU experts. For row r of group i: xr = x[in[r]] (in NULL: x[r]); hg = gate_i xr, hu = up_i xr;
      * a = silu(hg) * hu; y[out[r]] = down_i a (out NULL: y[r]). gate, up: [experts, F, D], down: [experts, D, F],
      * contiguous. Rows outside offsets[0] .. offsets[experts]-1 are not touched. hg, hu [R, F] are kept for backward, or NULL.
-     * Backward: dy is read at out[r]; hg, hu are overwritten (by their gradients); act [R, F], xg [R, D] (NULL when
-     * in is) and dyg [R, D] (NULL when out is) receive a, x[in[r]] and dy[out[r]]; dx [R, D] (row r, not in[r];
+     * Backward: dy is read at out[r]; hg, hu are overwritten (by their gradients); act [R, F], xg [R, D] (may be
+     * NULL) and dyg [R, D] (NULL when out is) receive a, x[in[r]] and dy[out[r]]; dx [R, D] (row r, not in[r];
      * assigned; may be NULL); dgate, dup, ddown are added to, or assigned if s->fresh; each may be NULL. */ \
     K(experts_fwd, (mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate, mu_mat up, mu_mat down, \
                     mu_mat hg, mu_mat hu, mu_mat out, mu_mat y), \

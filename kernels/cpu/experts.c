@@ -4,8 +4,10 @@
  * One parallel region over (expert, block of rows) items: gather the block's rows into a thread buffer, two
  * products, SwiGLU, one product, scatter, all while the block is in the second-level cache. Each expert's
  * weights are packed once, by all threads, for all its rows; experts with few rows cost no fork and no idle
- * threads. Weight gradients are a second list of items, (expert, matrix, tile). */
+ * threads. Weight gradients are tiles of (expert, matrix), which follow their expert's blocks closely. */
 #include "kernels/cpu/cpu.h"
+
+#include <sched.h>
 
 enum { ROWS = 56 };                                         /* rows of a block: even tiles, fits the cache */
 enum { TILE_M = 256, TILE_N = 256 };                        /* of a weight gradient */
@@ -237,7 +239,7 @@ static void block_bwd(const backward *f, packs p, item it, float *da) {
     mu_mat dy = block_rows(it, D, f->dy, f->out, f->dyg);
     float *hg = cpu_f32(f->hg) + it.first * f->hg.ld, *hu = cpu_f32(f->hu) + it.first * f->hu.ld;
     float *act = cpu_f32(f->act) + it.first * f->act.ld;
-    block_rows(it, D, f->x, f->in, f->xg);
+    if (f->xg.data) block_rows(it, D, f->x, f->in, f->xg);
     CPU(multiply)(false, n, F, D, dy.data, dy.ld, weight_panels(f->s, p, it.expert, 2, f->down, D, F), false,
                   da, F);
     for (int64_t r = 0; r < n; r++)
@@ -250,71 +252,112 @@ static void block_bwd(const backward *f, packs p, item it, float *da) {
                   f->dx.ld);
 }
 
-/* dw[m, n] += a^T b over an expert's rows, or = where `fresh`, one tile of it. A tile's columns of b that do not fill panels are
- * packed, a stretch of rows at a time. */
-static void weight_tile(bool fresh, mu_mat dw, int64_t expert, int64_t m, int64_t n, int64_t i, int64_t j, int64_t row,
-                        int64_t rows, mu_mat a, mu_mat b, float *buffer) {
-    if (!dw.data || i >= m || j >= n) return;
-    int64_t height = cpu_min(TILE_M, m - i), width = cpu_min(TILE_N, n - j);
-    float *to = cpu_f32(dw) + expert * m * n + i * n + j;
-    for (int64_t r = 0; r < height && rows == 0 && fresh; r++) memset(to + r * n, 0, (size_t)width * sizeof *to);
+/* Rows of b that a weight gradient reads, columns j and on: in place, or gathered, or packed, in `buffer`. */
+static cpu_panels gradient_rows(mu_mat b, mu_mat index, int64_t row, int64_t k, int64_t j, int64_t width,
+                                float *buffer) {
+    const float *from = cpu_f32(b) + row * b.ld + j;
+    int64_t ld = b.ld;
+    if (index.data) {
+        for (int64_t r = 0; r < k; r++)
+            memcpy(buffer + r * width, cpu_f32(b) + cpu_i32(index)[row + r] * b.ld + j, (size_t)width * sizeof *buffer);
+        from = buffer, ld = width, buffer += CPU_KC * TILE_N;
+    }
+    if (cpu_in_place(width)) return cpu_panels_in_place(from, ld);
+    CPU(pack)(false, k, width, from, ld, buffer);
+    return cpu_panels_of(buffer, k);
+}
+
+/* One tile of dw[m, n] += a^T b over an expert's rows, or = where `fresh`; b's are those of the index, if given. */
+typedef struct { mu_mat dw, a, b, index; int64_t m, n; } gradient;
+
+static void weight_tile(const gradient *g, bool fresh, int64_t expert, int64_t i, int64_t j, int64_t row,
+                        int64_t rows, float *buffer) {
+    if (!g->dw.data || i >= g->m || j >= g->n) return;
+    int64_t height = cpu_min(TILE_M, g->m - i), width = cpu_min(TILE_N, g->n - j);
+    float *to = cpu_f32(g->dw) + (expert * g->m + i) * g->n + j;
+    for (int64_t r = 0; r < height && rows == 0 && fresh; r++)
+        memset(to + r * g->n, 0, (size_t)width * sizeof *to);
     for (int64_t at = 0; at < rows; at += CPU_KC) {
         int64_t k = cpu_min(CPU_KC, rows - at);
-        const float *ai = cpu_f32(a) + (row + at) * a.ld + i, *bj = cpu_f32(b) + (row + at) * b.ld + j;
-        cpu_panels panels = cpu_panels_in_place(bj, b.ld);
-        if (!cpu_in_place(width)) {
-            CPU(pack)(false, k, width, bj, b.ld, buffer);
-            panels = cpu_panels_of(buffer, k);
-        }
-        CPU(multiply)(true, height, width, k, ai, a.ld, panels, !fresh || at, to, n);
+        const float *ai = cpu_f32(g->a) + (row + at) * g->a.ld + i;
+        cpu_panels b = gradient_rows(g->b, g->index, row + at, k, j, width, buffer);
+        CPU(multiply)(true, height, width, k, ai, g->a.ld, b, !fresh || at, to, g->n);
     }
 }
 
-/* Item `i` of the weight gradients: expert, matrix, tile. gate and up are [F, D], down is [D, F]. */
-static void weight_item(const backward *f, const int64_t *offsets, int64_t i, float *buffer) {
-    int64_t D = f->s->D, F = f->s->F;
-    int64_t gates = cpu_blocks(F, TILE_M) * cpu_blocks(D, TILE_N);
-    int64_t downs = cpu_blocks(D, TILE_M) * cpu_blocks(F, TILE_N);
-    int64_t each = 2 * gates + downs, expert = i / each, at = i % each;
+static int64_t tiles_of(int64_t m, int64_t n) { return cpu_blocks(m, TILE_M) * cpu_blocks(n, TILE_N); }
+static int64_t tiles_an_expert(const mu_experts_shape *s) { return 2 * tiles_of(s->F, s->D) + tiles_of(s->D, s->F); }
+
+/* Tile `at` of an expert's weight gradients: matrix, then tile. gate and up are [F, D], down is [D, F]. */
+static void weight_item(const backward *f, const int64_t *offsets, int64_t expert, int64_t at, float *buffer) {
+    int64_t D = f->s->D, F = f->s->F, gates = tiles_of(F, D);
     int64_t row = offsets[expert], rows = offsets[expert + 1] - row;
-    int64_t which = at < gates ? 0 : at < 2 * gates ? 1 : 2;
-    int64_t m = which == 2 ? D : F, n = which == 2 ? F : D, t = at - which * gates, down = cpu_blocks(m,
-                                                                                                      TILE_M);
-    mu_mat x = f->in.data ? f->xg : f->x, dy = f->out.data ? f->dyg : f->dy;
-    mu_mat a = which == 0 ? f->hg : which == 1 ? f->hu : dy;
-    mu_mat dw = which == 0 ? f->dgate : which == 1 ? f->dup : f->ddown;
-    weight_tile(f->s->fresh, dw, expert, m, n, t % down * TILE_M, t / down * TILE_N, row, rows, a,
-                which == 2 ? f->act : x, buffer);
+    bool gathered = f->in.data && f->xg.data;
+    mu_mat x = gathered ? f->xg : f->x, index = gathered ? (mu_mat){ 0 } : f->in;
+    gradient g = at < gates       ? (gradient){ f->dgate, f->hg, x, index, F, D }
+                 : at < 2 * gates ? (gradient){ f->dup, f->hu, x, index, F, D }
+                                  : (gradient){ f->ddown, f->out.data ? f->dyg : f->dy, f->act, { 0 }, D, F };
+    int64_t t = at - (at < gates ? 0 : at < 2 * gates ? gates : 2 * gates), down = cpu_blocks(g.m, TILE_M);
+    weight_tile(&g, f->s->fresh, expert, t % down * TILE_M, t / down * TILE_N, row, rows, buffer);
 }
 
-static int64_t weight_items(const mu_experts_shape *s) {
-    int64_t gates = cpu_blocks(s->F, TILE_M) * cpu_blocks(s->D, TILE_N);
-    return s->experts * (2 * gates + cpu_blocks(s->D, TILE_M) * cpu_blocks(s->F, TILE_N));
+/* The work of a group of experts, in the order in which it is handed out: the blocks of an expert, then the weight
+ * gradients of the one before, whose rows are still in a cache. These wait for that expert's last block, which
+ * another thread has had in hand for a while: nobody waits long, and there is no barrier. */
+typedef struct { item block; int64_t tile; } task;
+typedef struct { task *list; int64_t n; int *done; } tasks;
+
+static tasks list_tasks(mu_device *dev, const mu_experts_shape *s, const int64_t *offsets, int64_t first, int64_t end) {
+    items blocks = list_blocks(dev, offsets, first, end);
+    int64_t tiles = tiles_an_expert(s), b = 0;
+    tasks l = { mu_arena_alloc(&dev->scratch, (size_t)(blocks.n + (end - first) * tiles) * sizeof *l.list), 0,
+                mu_arena_alloc(&dev->scratch, (size_t)s->experts * sizeof *l.done) };
+    memset(l.done, 0, (size_t)s->experts * sizeof *l.done);
+    for (int64_t i = first; i <= end; i++) {
+        for (; b < blocks.n && blocks.list[b].expert == i; b++) l.list[l.n++] = (task){ blocks.list[b], -1 };
+        for (int64_t t = 0; t < tiles && i > first; t++) l.list[l.n++] = (task){ { i - 1, 0, 0 }, t };
+    }
+    return l;
+}
+
+static void wait_for_blocks(const tasks *l, const int64_t *offsets, int64_t expert) {
+    int blocks = (int)cpu_blocks(offsets[expert + 1] - offsets[expert], ROWS);
+    for (int tries = 0; __atomic_load_n(&l->done[expert], __ATOMIC_ACQUIRE) < blocks; tries++)
+        if (tries > 1000) sched_yield();
+}
+
+static void run_task(const backward *f, const int64_t *offsets, packs p, const tasks *l, const task *t, float *buffer) {
+    int64_t expert = t->block.expert;
+    if (t->tile < 0) {
+        block_bwd(f, p, t->block, buffer);
+        __atomic_fetch_add(&l->done[expert], 1, __ATOMIC_RELEASE);
+    } else {
+        wait_for_blocks(l, offsets, expert);
+        weight_item(f, offsets, expert, t->tile, buffer);
+    }
 }
 
 void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets,
                       mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat dy,
                       mu_mat act, mu_mat xg, mu_mat dyg, mu_mat dx, mu_mat dgate, mu_mat dup, mu_mat ddown) {
     backward f = { s, x, in, gate, up, down, hg, hu, out, dy, act, xg, dyg, dx, dgate, dup, ddown };
+    const int64_t *at = cpu_i64(offsets);
     int team = cpu_team(s->R * s->D * s->F / 16);
     size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->F, s->D), d = cpu_packed(s->D, s->F);
-    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max(ROWS * s->F, CPU_KC * TILE_N));
+    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max(ROWS * s->F, 2 * CPU_KC * TILE_N));
     bool in_place = cpu_in_place(s->D) && cpu_in_place(s->F);
     for (int64_t first = 0, end; first < s->experts; first = end) {
         size_t group = mu_arena_mark(&dev->scratch);
         end = in_place ? s->experts : group_end(s, (int64_t)(2 * g + d), first);
-        items l = list_blocks(dev, cpu_i64(offsets), first, end);
+        tasks l = list_tasks(dev, s, at, first, end);
         packs p = in_place ? (packs){ 0 } : packs_new(dev, first, end, g, d);
 #pragma omp parallel num_threads(team)
         {
-            if (!in_place) pack_weights(s, cpu_i64(offsets), false, p, end, gate, up, down);
-#pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < l.n; i++) block_bwd(&f, p, l.list[i], cpu_buffer(buffers));
+            if (!in_place) pack_weights(s, at, false, p, end, gate, up, down);
+#pragma omp for schedule(monotonic : dynamic)
+            for (int64_t i = 0; i < l.n; i++) run_task(&f, at, p, &l, &l.list[i], cpu_buffer(buffers));
         }
         mu_arena_release(&dev->scratch, group);
     }
-    int64_t tiles = weight_items(s);
-#pragma omp parallel for schedule(dynamic) num_threads(team)
-    for (int64_t i = 0; i < tiles; i++) weight_item(&f, cpu_i64(offsets), i, cpu_buffer(buffers));
     mu_arena_release(&dev->scratch, mark);
 }

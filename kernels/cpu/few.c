@@ -13,9 +13,10 @@
 enum { AT_ONCE = 8 };
 
 /* Sums of `rows` rows and `groups` times 16 columns over k <= CPU_KC values; columns beyond n are 0. */
-static inline __attribute__((always_inline))
-void turned_tile(const int rows, const int groups, int64_t n, int64_t k, const float *a, int64_t lda,
-                 const float *b, int64_t ldb, bool add, float *c, int64_t ldc) {
+static inline __attribute__((always_inline)) void turned_tile(const int rows, const int groups, int64_t n,
+                                                              int64_t k, const float *a, int64_t lda,
+                                                              const float *b, int64_t ldb, bool add, float *c,
+                                                              int64_t ldc) {
     __m512 sum[AT_ONCE][2], r[16];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
@@ -40,14 +41,15 @@ void turned_tile(const int rows, const int groups, int64_t n, int64_t k, const f
                 for (int i = 0; i < rows; i++)
                     sum[i][g] = _mm512_fmadd_ps(r[q], _mm512_set1_ps(a[i * lda + p + q]), sum[i][g]);
         }
-    for (; p < k; p++)                      /* what is left of k, value by value */
+    for (; p < k; p++) /* what is left of k, value by value */
 #pragma GCC unroll 2
         for (int g = 0; g < groups; g++) {
             float column[16];
             for (int j = 0; j < 16; j++) column[j] = 16 * g + j < n ? b[(16 * g + j) * ldb + p] : 0;
 #pragma GCC unroll 8
             for (int i = 0; i < rows; i++)
-                sum[i][g] = _mm512_fmadd_ps(_mm512_loadu_ps(column), _mm512_set1_ps(a[i * lda + p]), sum[i][g]);
+                sum[i][g] = _mm512_fmadd_ps(_mm512_loadu_ps(column), _mm512_set1_ps(a[i * lda + p]),
+                                            sum[i][g]);
         }
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
@@ -60,22 +62,25 @@ void turned_tile(const int rows, const int groups, int64_t n, int64_t k, const f
         }
 }
 
-typedef void turned_function(int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,
-                             float *c, int64_t ldc);
+typedef void turned_function(int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                             bool add, float *c, int64_t ldc);
 #define TILES(T) T(1, 2) T(2, 2) T(3, 1) T(4, 1) T(5, 1) T(6, 1) T(7, 1) T(8, 1)
-#define TILE(rows, groups)                                                                                     \
-    static void turned_##rows(int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, \
-                              bool add, float *c, int64_t ldc) {                                              \
-        turned_tile(rows, groups, n, k, a, lda, b, ldb, add, c, ldc);                                         \
+#define TILE(rows, groups)                                                                       \
+    static void turned_##rows(int64_t n, int64_t k, const float *a, int64_t lda, const float *b, \
+                              int64_t ldb, bool add, float *c, int64_t ldc) {                    \
+        turned_tile(rows, groups, n, k, a, lda, b, ldb, add, c, ldc);                            \
     }
 TILES(TILE)
 #undef TILE
 #define TILE(rows, groups) { turned_##rows, 16 * groups },
-static const struct { turned_function *run; int64_t columns; } turned[] = { { NULL, 0 }, TILES(TILE) };
+static const struct {
+    turned_function *run;
+    int64_t columns;
+} turned[] = { { NULL, 0 }, TILES(TILE) };
 #undef TILE
 
-static void turned_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                           bool add, float *c, int64_t ldc) {
+static void turned_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                           int64_t ldb, bool add, float *c, int64_t ldc) {
     int64_t step = turned[m].columns;
     for (int64_t at = 0; at < k; at += CPU_KC)
         for (int64_t j = 0; j < n; j += step)
@@ -85,20 +90,21 @@ static void turned_product(int64_t m, int64_t n, int64_t k, const float *a, int6
 #endif
 
 /* More rows, and other instruction sets: the weights of a panel or a few are packed into the cache and used at once. */
-static void packed_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                           bool add, float *c, int64_t ldc) {
-    enum { COLUMNS = CPU_ROUNDS ? CPU_WIDE : CPU_NR };      /* rows of A are rounded once for all of them */
+static void packed_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                           int64_t ldb, bool add, float *c, int64_t ldc) {
+    enum { COLUMNS = CPU_ROUNDS ? CPU_WIDE : CPU_NR }; /* rows of A are rounded once for all of them */
     _Alignas(64) float packed[CPU_KC * COLUMNS / CPU_ROWS_A_WORD];
     for (int64_t at = 0; at < k; at += CPU_KC)
         for (int64_t j = 0; j < n; j += COLUMNS) {
             int64_t depth = cpu_min(CPU_KC, k - at), width = cpu_min(COLUMNS, n - j);
             CPU(pack)(true, depth, width, b + j * ldb + at, ldb, packed);
-            CPU(multiply)(false, m, width, depth, a + at, lda, cpu_panels_of(packed, depth), add || at, c + j, ldc);
+            CPU(multiply)
+            (false, m, width, depth, a + at, lda, cpu_panels_of(packed, depth), add || at, c + j, ldc);
         }
 }
 
-void CPU(multiply_few)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                       bool add, float *c, int64_t ldc) {
+void CPU(multiply_few)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                       int64_t ldb, bool add, float *c, int64_t ldc) {
     for (int64_t i = 0; i < m && k == 0 && !add; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
 #if defined(__AVX512F__) && !defined(__AVX512BF16__)
     if (m <= AT_ONCE) {

@@ -5,50 +5,43 @@
 
 enum { ROWS = 256 };            /* tokens whose terms are summed before the blocks are added in order */
 
-static void row_scores(const mu_route_shape *s, const float *logits, float *scores, float *lse) {
+/* e: room for [E] */
+static void row_scores(const mu_route_shape *s, const float *logits, double *e, float *scores, float *lse) {
     double max = -INFINITY, sum = 0;
     for (int64_t i = 0; i < s->E; i++) max = (double)logits[i] > max ? (double)logits[i] : max;
-    for (int64_t i = 0; i < s->E; i++) sum += exp((double)logits[i] - max);
-    double l = max + log(sum);
-    for (int64_t i = 0; i < s->E; i++) {
-        double x = (double)logits[i];
-        scores[i] = (float)(s->sigmoid ? 1 / (1 + exp(-x)) : exp(x - l));
-    }
-    *lse = (float)l;
+    for (int64_t i = 0; i < s->E; i++) sum += e[i] = exp((double)logits[i] - max);
+    for (int64_t i = 0; i < s->E; i++)
+        scores[i] = (float)(s->sigmoid ? 1 / (1 + exp(-(double)logits[i])) : e[i] / sum);
+    *lse = (float)(max + log(sum));
 }
 
-/* What the choice compares. NaN ranks last, so that there are always K different ids. */
-static double key(const float *scores, const float *bias, int64_t i) {
-    double x = (double)scores[i] + (bias ? (double)bias[i] : 0);
-    return x == x ? x : -INFINITY;
-}
+/* What the choice compares: above LEAST, or LEAST for NaN and minus infinity, which rank last; -INFINITY once chosen.
+ * So there are always K different ids. */
+static const double LEAST = -1.7976931348623157e308;
 
-static bool chosen(const int32_t *ids, int64_t n, int64_t i) {
-    for (int64_t k = 0; k < n; k++)
-        if (ids[k] == i) return true;
-    return false;
-}
-
-/* The best expert not yet among the first n ids; ties to the lower index. */
-static int32_t best_left(int64_t E, const float *scores, const float *bias, const int32_t *ids, int64_t n) {
-    int64_t best = -1;
-    double best_key = 0;
+static void row_keys(int64_t E, const float *scores, const float *bias, double *keys) {
     for (int64_t i = 0; i < E; i++) {
-        double x = key(scores, bias, i);
-        if ((best < 0 || x > best_key) && !chosen(ids, n, i)) {
-            best = i;
-            best_key = x;
-        }
+        double x = (double)scores[i] + (bias ? (double)bias[i] : 0);
+        keys[i] = x > LEAST ? x : LEAST;
     }
-    return (int32_t)best;
 }
 
-static void row_choice(const mu_route_shape *s, int64_t t, const float *scores, const float *bias,
-                       int32_t *ids) {
+/* The best expert left; ties to the lower index. */
+static int32_t take_best(int64_t E, double *keys) {
+    double best = -INFINITY;
+#pragma omp simd reduction(max : best)
+    for (int64_t i = 0; i < E; i++) best = keys[i] > best ? keys[i] : best;
+    int32_t id = 0;
+    while (keys[id] != best) id++;
+    keys[id] = -INFINITY;
+    return id;
+}
+
+static void row_choice(const mu_route_shape *s, int64_t t, double *keys, int32_t *ids) {
     for (int64_t k = 0; k < s->K; k++) {
         if (s->force == MU_ROUTE_BALANCED) ids[k] = (int32_t)(((s->first_token + t) * s->K + k) % s->E);
-        else if (s->force == MU_ROUTE_SKEW && k == 0) ids[k] = 0;
-        else ids[k] = best_left(s->E, scores, bias, ids, k);
+        else if (s->force == MU_ROUTE_SKEW && k == 0) keys[ids[k] = 0] = -INFINITY;
+        else ids[k] = take_best(s->E, keys);
     }
 }
 
@@ -60,17 +53,22 @@ static double chosen_sum(const mu_route_shape *s, const float *scores, const int
 
 void CPU(route_fwd)(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat scores,
                     mu_mat lse, mu_mat ids, mu_mat gates) {
-    (void)dev;
-#pragma omp parallel for schedule(static) num_threads(cpu_team(s->T * s->E * 16))
+    int team = cpu_team(s->T * s->E * 16);
+    size_t mark = mu_arena_mark(&dev->scratch);
+    cpu_buffers buffers = cpu_buffers_new(dev, team, 2 * (size_t)s->E);
+#pragma omp parallel for schedule(static) num_threads(team)
     for (int64_t t = 0; t < s->T; t++) {
         float *p = cpu_f32(scores) + t * scores.ld;
         int32_t *id = cpu_i32(ids) + t * ids.ld;
-        row_scores(s, cpu_f32(logits) + t * logits.ld, p, cpu_f32(lse) + t);
-        row_choice(s, t, p, cpu_f32(bias), id);
+        double *room = (double *)(void *)cpu_buffer(buffers);
+        row_scores(s, cpu_f32(logits) + t * logits.ld, room, p, cpu_f32(lse) + t);
+        row_keys(s->E, p, cpu_f32(bias), room);
+        row_choice(s, t, room, id);
         double factor = s->scale / (s->normalise ? chosen_sum(s, p, id) : 1);
         for (int64_t k = 0; k < s->K; k++)
             cpu_f32(gates)[t * gates.ld + k] = (float)(factor * (double)p[id[k]]);
     }
+    mu_arena_release(&dev->scratch, mark);
 }
 
 /* The gradient of one token's scores, ds[E]: what reaches them from the gates and directly. Returns sum of

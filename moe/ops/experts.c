@@ -59,7 +59,8 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_tensor *x = n->in[0];
     int64_t R = e->shape.R, D = e->shape.D, F = e->shape.F;
     mu_tensor *act = mu_tensor_2d(tp, R, F), *dx = x->needs_grad ? mu_tensor_2d(tp, R, D) : NULL;
-    mu_tensor *xg = e->plan->index ? mu_tensor_2d(tp, R, D) : NULL;
+    bool exact = n->in[1]->sums || n->in[2]->sums;
+    mu_tensor *xg = e->plan->index && exact ? mu_tensor_2d(tp, R, D) : NULL;
     mu_tensor *dyg = e->plan->exchanged ? mu_tensor_2d(tp, R, D) : NULL;
     mu_mat dw[3];
     mu_experts_shape shape = e->shape;
