@@ -265,7 +265,8 @@ static void ours_both(void *p) {
 typedef struct {
     const experts *e;
     const rival *r;
-    const void *x, *up, *up_t, *down, *down_t, *dy;
+    const void *x, *up, *down, *dy;
+    float *up_t, *down_t;
     void *xg, *act, *dh;
     float *h, *wide, *y, *dx, *dup, *ddown; /* wide [R, 2F]: fp32 values on their way to act or dh */
 } library;
@@ -299,11 +300,28 @@ CLONES static void swiglu_rows_bwd(int64_t n, int64_t F, float *restrict h, floa
 
 CLONES static void narrow_rows(int64_t n, const float *from, uint16_t *to) { narrow(n, from, to); }
 
+/* y[columns, rows] = x^T, 16 x 16 at a time. */
+CLONES static void transpose(int64_t rows, int64_t columns, const float *restrict x, float *restrict y) {
+    enum { BLOCK = 16 };
+    for (int64_t i = 0; i < rows; i += BLOCK)
+        for (int64_t j = 0; j < columns; j += BLOCK)
+            for (int64_t c = j; c < j + BLOCK && c < columns; c++)
+                for (int64_t r = i; r < i + BLOCK && r < rows; r++) y[c * rows + r] = x[r * columns + c];
+}
+
+/* A library that cannot transpose gets its weights turned first: they are other ones in every training step. */
+static void turn_weights(const library *l, int64_t i) {
+    int64_t D = l->e->s.D, F = l->e->s.F;
+    transpose(2 * F, D, (const float *)l->up + 2 * i * D * F, l->up_t + 2 * i * D * F);
+    transpose(D, F, (const float *)l->down + i * D * F, l->down_t + i * D * F);
+}
+
 static void expert_forward(const library *l, int64_t i) {
     const experts *e = l->e;
     const rival *r = l->r;
     int D = (int)e->s.D, F = (int)e->s.F, n = (int)e->n;
     int64_t row = i * n, weight = i * D * F;
+    if (r->no_tb) turn_weights(l, i);
     size_t size = r->bf16 ? 2 : 4;
     char *xg = (char *)l->xg + (size_t)(row * D) * size;
     for (int64_t j = 0; j < n; j++)
@@ -311,11 +329,11 @@ static void expert_forward(const library *l, int64_t i) {
                (size_t)D * size);
     float *h = l->h + row * 2 * F, *act = r->bf16 ? l->wide + row * 2 * F : (float *)l->act + row * F;
     rival_shape up = { false, !r->no_tb, false, n, 2 * F, D, D, r->no_tb ? 2 * F : D, 2 * F };
-    r->gemm(&up, xg, element(r, r->no_tb ? l->up_t : l->up, 2 * weight), h);
+    r->gemm(&up, xg, r->no_tb ? l->up_t + 2 * weight : element(r, l->up, 2 * weight), h);
     swiglu_rows(n, F, h, act);
     if (r->bf16) narrow_rows((int64_t)n * F, act, (uint16_t *)l->act + row * F);
     rival_shape down = { false, !r->no_tb, false, n, D, F, F, r->no_tb ? D : F, D };
-    r->gemm(&down, element(r, l->act, row * F), element(r, r->no_tb ? l->down_t : l->down, weight),
+    r->gemm(&down, element(r, l->act, row * F), r->no_tb ? l->down_t + weight : element(r, l->down, weight),
             l->y + row * D);
 }
 
@@ -348,11 +366,9 @@ static void theirs_forward(void *p) {
 
 static void theirs_both(void *p) {
     const library *l = p;
+    theirs_forward(p); /* of all experts: the loss lies between forward and backward */
 #pragma omp parallel for schedule(dynamic) num_threads(mu_threads())
-    for (int64_t i = 0; i < l->e->s.experts; i++) {
-        expert_forward(l, i);
-        expert_backward(l, i);
-    }
+    for (int64_t i = 0; i < l->e->s.experts; i++) expert_backward(l, i);
 }
 
 static experts experts_new(const bench *b, pool *p, int64_t E, int64_t D, int64_t F, int64_t n) {
@@ -381,14 +397,7 @@ static library library_new(const experts *e, const rival *r, pool *p) {
     library l = { .e = e, .r = r };
     l.x = for_rival(p, r->bf16, e->x, R * D), l.dy = for_rival(p, r->bf16, e->dy, R * D);
     l.up = for_rival(p, r->bf16, up, 2 * E * W), l.down = for_rival(p, r->bf16, e->down, E * W);
-    if (r->no_tb) {
-        float *up_t = floats(p, 2 * E * W), *down_t = floats(p, E * W);
-        for (int64_t i = 0; i < E; i++) {
-            memcpy(up_t + 2 * i * W, transposed(p, up + 2 * i * W, 2 * F, D), (size_t)(2 * W) * sizeof *up_t);
-            memcpy(down_t + i * W, transposed(p, e->down + i * W, D, F), (size_t)W * sizeof *down_t);
-        }
-        l.up_t = up_t, l.down_t = down_t;
-    }
+    if (r->no_tb) l.up_t = floats(p, 2 * E * W), l.down_t = floats(p, E * W);
     l.h = floats(p, R * 2 * F), l.wide = floats(p, R * 2 * F), l.xg = floats(p, R * D),
     l.act = floats(p, R * F);
     l.dh = r->bf16 ? take(p, R * 2 * F, 2) : l.h;
