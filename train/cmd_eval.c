@@ -34,7 +34,8 @@ mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, boo
 }
 
 /* Overrides that start so change what is evaluated, or where; all others were of the training. */
-static const char *const allowed[] = { "data.", "train.eval_sequences=", "train.device=", "train.dtype=", "train.threads=" };
+static const char *const allowed[] = { "data.", "train.eval_sequences=", "train.device=", "train.dtype=",
+                                       "train.threads=" };
 
 static bool is_allowed(const char *override) {
     for (size_t i = 0; i < sizeof allowed / sizeof *allowed; i++)
@@ -49,10 +50,11 @@ static mu_status check_arguments(int argc, char **argv, mu_error *e) {
             return mu_error_set(e, MU_STATUS_USAGE, "%s: not understood", argv[i]);
     for (int i = 3; i < argc; i++)
         if (!is_allowed(argv[i]))
-            return mu_error_set(e, MU_STATUS_CONFIG,
-                                "%s: eval takes data.*, train.eval_sequences, train.device, train.dtype and train.threads;"
-                                " everything else is the checkpoint's",
-                                argv[i]);
+            return mu_error_set(
+                e, MU_STATUS_CONFIG,
+                "%s: eval takes data.*, train.eval_sequences, train.device, train.dtype and train.threads;"
+                " everything else is the checkpoint's",
+                argv[i]);
     return MU_STATUS_OK;
 }
 

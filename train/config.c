@@ -140,7 +140,8 @@ static void check_moe_layers(check *k) {
         if (mu_layer_is_moe(m, layer)) return;
     bool first = m->first_k_dense >= k->c->model.num_layers;
     COMPLAIN(k, "moe", first ? "first_k_dense" : "moe_layer_freq",
-             "%" PRId64 " leaves none of the %" PRId64 " layers to the experts; a dense model has moe.num_experts: 0",
+             "%" PRId64 " leaves none of the %" PRId64
+             " layers to the experts; a dense model has moe.num_experts: 0",
              first ? m->first_k_dense : m->moe_layer_freq, k->c->model.num_layers);
 }
 
@@ -201,7 +202,8 @@ static void check_seq_len(check *k) {
 
 static void check_dtype(check *k) {
     const mu_train_config *p = &k->c->train;
-    if (p->dtype == MU_TRAIN_DTYPE_BF16 && p->device != MU_TRAIN_DEVICE_AUTO && p->device != MU_TRAIN_DEVICE_CPU)
+    if (p->dtype == MU_TRAIN_DTYPE_BF16 && p->device != MU_TRAIN_DEVICE_AUTO &&
+        p->device != MU_TRAIN_DEVICE_CPU)
         COMPLAIN(k, "train", "dtype", "bf16 has kernels of its own: it needs train.device auto or cpu");
 }
 

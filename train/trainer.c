@@ -11,8 +11,9 @@
 #include <string.h>
 
 static const char *device_kind(const mu_train_config *cfg) {
-    static const char *const kinds[] = { "cpu",      "cpu", "cpu-avx512", "cpu-avx2",
-                                         "cpu-base", "ref", "guarded" };
+    static const char *const kinds[] = {
+        "cpu", "cpu", "cpu-avx512", "cpu-avx2", "cpu-base", "ref", "guarded"
+    };
     return kinds[cfg->device];
 }
 
@@ -39,10 +40,11 @@ static mu_status open_device(mu_trainer *t, mu_error *e) {
     t->dev = mu_device_open(device_kind(&t->cfg.train));
     int32_t rank = first_without(world, t->dev);
     if (rank == world->size) return MU_STATUS_OK;
-    return mu_error_set(e, MU_STATUS_CONFIG,
-                        "train.device %s: the processor of rank %d lacks these instructions; `auto` takes the "
-                        "best that it has",
-                        device_kind(&t->cfg.train), rank);
+    return mu_error_set(
+        e, MU_STATUS_CONFIG,
+        "train.device %s: the processor of rank %d lacks these instructions; `auto` takes the "
+        "best that it has",
+        device_kind(&t->cfg.train), rank);
 }
 
 static mu_status open_data(mu_trainer *t, mu_error *e) {

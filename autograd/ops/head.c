@@ -1,6 +1,7 @@
 /* head.c - the head as one op: loss = scale * sum_t [ logsumexp(w x_t) - (w x_t)[target_t] ], the sum over each leaf.
- * x [T, D], w [V, D]. Logits exist for one chunk of rows at a time; backward makes them again from x
- * (one more product, 1/4 of the head's work) instead of keeping T*V values. */
+ * x [T, D], w [V, D]. Logits exist for one chunk of rows at a time, at most 64 MiB of them in fp32 (or 64 rows). If
+ * that is the whole batch, they are kept for backward, which comes next; otherwise it makes them again from x (one
+ * more product, 1/4 of the head's work) instead of keeping T*V values. */
 #include "autograd/autograd.h"
 
 typedef struct {
@@ -8,7 +9,7 @@ typedef struct {
 } extra;
 
 static int64_t chunk_rows(int64_t T, int64_t V) {
-    int64_t rows = ((int64_t)1 << 20) / V;
+    int64_t rows = ((int64_t)1 << 24) / V; /* fewer would read all weights for too few rows */
     if (rows < 64) rows = 64;
     return rows < T ? rows : T;
 }
@@ -23,14 +24,14 @@ static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     mu_tensor *x = n->in[0], *w = n->in[1], *targets = n->in[2], *nll = n->out[1], *lse = n->out[2];
     int64_t T = x->shape[0], V = w->shape[0], chunk = chunk_rows(T, V);
-    mu_tensor *logits = mu_tensor_2d(tp, chunk, V);
+    mu_tensor *kept = n->out[3], *logits = kept ? kept : mu_tensor_2d(tp, chunk, V);
     for (int64_t from = 0; from < T; from += chunk) {
         int64_t rows = T - from < chunk ? T - from : chunk;
         make_logits(dev, n, from, rows, logits);
         dev->k->xent_fwd(dev, rows, V, mu_data(logits), mu_mat_values(mu_data(targets), from),
                          mu_mat_values(mu_data(lse), from), mu_mat_values(mu_data(nll), from));
     }
-    mu_release(tp, logits);
+    if (!kept) mu_release(tp, logits);
     int64_t leaves = mu_count(n->out[0]), each = leaves ? T / leaves : 0;
     for (int64_t i = 0; i < leaves; i++)
         dev->k->sum(dev, each, ((extra *)n->extra)->scale, mu_mat_values(mu_data(nll), i * each), false,
@@ -59,25 +60,24 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_tensor *x = n->in[0], *w = n->in[1], *targets = n->in[2], *lse = n->out[2];
     int64_t T = x->shape[0], V = w->shape[0], D = w->shape[1], chunk = chunk_rows(T, V);
     int64_t each = T ? T / mu_count(n->out[0]) : 0;
-    mu_tensor *logits = mu_tensor_2d(tp, chunk, V);
+    mu_tensor *kept = n->out[3], *room = kept ? NULL : mu_tensor_2d(tp, chunk, V);
     mu_mat dloss = mu_grad_of(n->out[0]), dx = { 0 };
     double beta = x->needs_grad ? mu_grad_beta(tp, x, &dx) : 0; /* no two chunks share a row */
     for (int64_t from = 0, rows; from < T; from += rows) {
         int64_t left = each - from % each;
         rows = left < chunk ? left : chunk;
-        make_logits(dev, n, from, rows, logits);
+        mu_mat logits = kept ? mu_mat_rows(mu_data(kept), from) : mu_data(room);
+        if (!kept) make_logits(dev, n, from, rows, room);
         dev->k->xent_bwd(dev, rows, V, ((extra *)n->extra)->scale, mu_mat_values(dloss, from / each),
-                         mu_mat_values(mu_data(targets), from), mu_mat_values(mu_data(lse), from),
-                         mu_data(logits));
+                         mu_mat_values(mu_data(targets), from), mu_mat_values(mu_data(lse), from), logits);
         if (x->needs_grad)
-            dev->k->gemm(dev, false, false, rows, D, V, mu_data(logits), mu_data(w), beta,
-                         mu_mat_rows(dx, from));
-        if (w->needs_grad) add_dw(tp, w, rows, mu_data(logits), mu_mat_rows(mu_data(x), from));
+            dev->k->gemm(dev, false, false, rows, D, V, logits, mu_data(w), beta, mu_mat_rows(dx, from));
+        if (w->needs_grad) add_dw(tp, w, rows, logits, mu_mat_rows(mu_data(x), from));
     }
-    mu_release(tp, logits);
+    mu_release(tp, room);
 }
 
-static const mu_op op_head = { "head", forward, backward, .keeps_in = 7, .keeps_out = 4, .saved = 4 };
+static const mu_op op_head = { "head", forward, backward, .keeps_in = 7, .keeps_out = 12, .saved = 12 };
 
 mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targets, double scale,
                         mu_tensor **nll) {
@@ -89,8 +89,12 @@ mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targ
     e->scale = scale;
     mu_tensor *rows_nll = mu_tensor_2d(tp, T, 1), *lse = mu_tensor_2d(tp, T, 1),
               *loss = mu_tensor_loss(tp, T);
-    mu_apply(
-        tp, (mu_node){ .op = &op_head, .in = { x, w, targets }, .out = { loss, rows_nll, lse }, .extra = e });
+    bool keep = mu_tape_recording(tp) && (x->needs_grad || w->needs_grad) && chunk_rows(T, w->shape[0]) == T;
+    mu_tensor *logits = keep ? mu_tensor_2d(tp, T, w->shape[0]) : NULL;
+    mu_apply(tp, (mu_node){ .op = &op_head,
+                            .in = { x, w, targets },
+                            .out = { loss, rows_nll, lse, logits },
+                            .extra = e });
     rows_nll->needs_grad = false; /* for the log: a loss built on it is refused, not silently constant */
     if (nll) *nll = rows_nll;
     else mu_release(tp, rows_nll);

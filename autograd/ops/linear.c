@@ -5,8 +5,8 @@ typedef struct {
     bool fine;
 } extra;
 
-static void product(mu_node *n, mu_device *dev, bool ta, bool tb, int64_t m, int64_t columns, int64_t k, mu_mat a,
-                    mu_mat b, double beta, mu_mat c) {
+static void product(mu_node *n, mu_device *dev, bool ta, bool tb, int64_t m, int64_t columns, int64_t k,
+                    mu_mat a, mu_mat b, double beta, mu_mat c) {
     if (((extra *)n->extra)->fine) dev->k->gemm_fine(dev, ta, tb, m, columns, k, a, b, beta, c);
     else dev->k->gemm(dev, ta, tb, m, columns, k, a, b, beta, c);
 }

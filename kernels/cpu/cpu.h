@@ -102,7 +102,7 @@ void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int
 /* C[m,n] = A[m,k] B^T, or +=, for few rows, m <= CPU_FEW: B, [n, k] with n <= CPU_WIDE, as it lies. Weights are read
  * once and their packed form never leaves the first cache; for more rows it is worth writing to memory. The same
  * bits as multiply. */
-enum { CPU_FEW = 32, CPU_WIDE = 4 * CPU_NR };
+enum { CPU_FEW = 256, CPU_WIDE = 4 * CPU_NR };
 void CPU(multiply_few)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                        bool add, float *c, int64_t ldc);
 

@@ -50,8 +50,6 @@ static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ld
 #pragma GCC unroll 16
                 for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_ps(j + i < width ? rest : 0, from + i * ldb);
             }
-            for (int64_t i = 0; i < 16; i++)        /* the next panel is on its way meanwhile */
-                __builtin_prefetch(from + (CPU_NR + i) * ldb);
             cpu_transpose(r);
             float *row = to + p * CPU_NR + j;
             if (rest == 0xffff) {

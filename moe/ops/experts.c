@@ -39,8 +39,8 @@ static bool weight_grads(mu_tape *tp, mu_node *n, mu_mat d[3]) {
 static void add_sums(mu_tape *tp, const extra *e, mu_tensor *w, int64_t m, int64_t n, mu_mat a, mu_mat b) {
     mu_device *dev = mu_tape_device(tp);
     if (w->needs_grad && w->sums)
-        dev->k->exact_product(dev, false, e->shape.experts, e->plan->leaves, m, n, mu_data(e->plan->cuts), a, b,
-                              mu_sums(w));
+        dev->k->exact_product(dev, false, e->shape.experts, e->plan->leaves, m, n, mu_data(e->plan->cuts), a,
+                              b, mu_sums(w));
 }
 
 static void add_dx(mu_tape *tp, const extra *e, mu_tensor *x, mu_tensor *dx_rows) {
