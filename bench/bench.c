@@ -183,9 +183,9 @@ static void run(const options *o, mu_mesh *mesh, mu_device *dev) {
     double peak = bench_fma_peak(), product = gemm_peak(dev);
     if (root)
         printf(
-            "%d rank%s x %d threads on %s: FMA loop %.0f GFLOP/s, matrix product 2048 x 1024 x 256 %.0f GFLOP/s (rank 0, all ranks busy)\n",
+            "%d rank%s x %d threads on %s: FMA loop %.0f GFLOP/s, matrix product 2048 x 1024 x 256 %.0f GFLOP/s, reading memory %.0f GB/s (rank 0, all ranks busy)\n",
             mesh->world->size, mesh->world->size == 1 ? "" : "s", mu_threads(), dev->name, peak * 1e-9,
-            product * 1e-9);
+            product * 1e-9, bench_read_rate() * 1e-9);
     subject moe = { 0 }, dense = { 0 };
     if (!o->dense) moe = subject_new(o, false, dev, mesh);
     if (!o->moe_only) dense = subject_new(o, true, dev, mesh);

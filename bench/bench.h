@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 double bench_fma_peak(void);                            /* FLOP/s of all threads (fma.c) */
+double bench_read_rate(void);                           /* bytes/s at which all threads together read memory (fma.c) */
 double bench_median(const double *values, int64_t n);   /* 0 of none */
 
 /* An option of a command line: exactly one of `number` (takes a whole number from 1 on) and `flag` is set. */

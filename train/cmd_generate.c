@@ -12,6 +12,8 @@ typedef struct {
     int64_t tokens, seed;
     double temperature, top_p;
     bool show_experts, no_cache;
+    int n_overrides;
+    char *overrides[8]; /* of where and how it is computed */
 } arguments;
 
 static mu_status number(const char *option, const char *text, double min, double max, double *value,
@@ -55,6 +57,22 @@ static const char *find_option(const char *text, const char **value) {
     return NULL;
 }
 
+static mu_status add_override(arguments *a, char *text, mu_error *e) {
+    static const char *const allowed[] = { "train.device=", "train.dtype=", "train.threads=" };
+    enum { MOST = sizeof a->overrides / sizeof *a->overrides };
+    bool found = false;
+    for (size_t i = 0; i < sizeof allowed / sizeof *allowed; i++)
+        found |= !strncmp(text, allowed[i], strlen(allowed[i]));
+    if (!found || a->n_overrides == MOST)
+        return mu_error_set(
+            e, MU_STATUS_CONFIG,
+            "%s: generate takes train.device, train.dtype and train.threads; everything else is the "
+            "checkpoint's",
+            text);
+    a->overrides[a->n_overrides++] = text;
+    return MU_STATUS_OK;
+}
+
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .tokens = 200, .seed = 1, .temperature = 1, .top_p = 1 };
     mu_status status = MU_STATUS_OK;
@@ -67,6 +85,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
         else if (!strcmp(argv[i], "--no-cache")) a->no_cache = true;
         else if (argv[i][0] == '-')
             return mu_error_set(e, MU_STATUS_USAGE, "%s is not an option of generate", argv[i]);
+        else if (a->path && strchr(argv[i], '=')) status = add_override(a, argv[i], e);
         else if (a->path)
             return mu_error_set(e, MU_STATUS_USAGE, "%s: one checkpoint is enough (%s)", argv[i], a->path);
         else a->path = argv[i];
@@ -255,7 +274,8 @@ int mu_cmd_generate(int argc, char **argv) {
     mu_status status = parse(argc, argv, &a, &e);
     if (status == MU_STATUS_OK && mesh->world->size > 1)
         status = mu_error_set(&e, MU_STATUS_USAGE, "generate runs on one rank");
-    if (status == MU_STATUS_OK) status = mu_open_checkpoint(&t, mesh, a.path, false, 0, NULL, &m, &e);
+    if (status == MU_STATUS_OK)
+        status = mu_open_checkpoint(&t, mesh, a.path, false, a.n_overrides, a.overrides, &m, &e);
     if (status == MU_STATUS_OK) generate(&t, &a);
     mu_manifest_free(&m);
     if (t.mesh) mu_trainer_close(&t);

@@ -26,7 +26,8 @@ static const command commands[] = {
       "(data.train='[{domain: latin, path: elsewhere/latin}]'), data.val_fraction, train.eval_sequences,\n"
       "train.device, train.dtype and train.threads." },
     { "generate", mu_cmd_generate,
-      "RUN_OR_CHECKPOINT --prompt TEXT [--tokens N] [--temperature X] [--top-p X] [--seed N] [--show-experts] [--no-cache]",
+      "RUN_OR_CHECKPOINT --prompt TEXT [--tokens N] [--temperature X] [--top-p X] [--seed N] [--show-experts] [--no-cache]"
+      " [section.key=value ...]",
       "Continues the prompt. The text goes to stdout, how long it took to stderr. Keys and values of earlier tokens are\n"
       "kept (a KV cache), so that a further token costs one pass over that token alone. The model sees at most\n"
       "model.max_seq_len tokens: when the view is full, its last half stays and is passed over once.\n\n"
@@ -35,7 +36,8 @@ static const command commands[] = {
       "  --top-p X         draw from the likeliest tokens that together have probability X (default 1)\n"
       "  --seed N          key of the draws (default 1)\n"
       "  --show-experts    for each token, the experts of each MoE layer that took it\n"
-      "  --no-cache        compute all tokens in view anew for each one added: slow, the same text" },
+      "  --no-cache        compute all tokens in view anew for each one added: slow, the same text\n\n"
+      "Overrides may be train.device, train.dtype and train.threads." },
     { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT",
       "Shows a checkpoint: configuration, parameters, shards, and the load of its experts." },
     { "verify", mu_cmd_verify, "RUN_OR_CHECKPOINT",

@@ -54,7 +54,7 @@ fi
 # a processor without the instructions
 if command -v qemu-x86_64 > /dev/null && [ "$(uname -m)" = x86_64 ]; then
     expect 0 "an emulated processor with AVX2 only" on 1 qemu-x86_64 -cpu max,-avx512f "$MUSTER" train tiny.yaml run.dir=avx2 \
-        train.dtype=bf16 train.steps=2
+        train.dtype=bf16 train.steps=2 optim.warmup_steps=1
     if grep -qxF "$line" log; then pass; else fail "expected this line: $line"; fi
     expect 78 "AVX-512 asked of it" on 1 qemu-x86_64 -cpu max,-avx512f "$MUSTER" train tiny.yaml run.dir=no train.device=cpu-avx512
     if grep -q 'error: train.device cpu-avx512: the processor of rank 0 lacks' log; then pass; else fail "no clear refusal of cpu-avx512"; fi

@@ -39,6 +39,12 @@ same cpu --prompt "$long" --tokens 0 --show-experts
 same cpu --prompt "7 8" --tokens 1 --show-experts
 same cpu --prompt "7 8 " --tokens 300 --top-p 0.9 --temperature 1.3
 
+# ---------------------------------------------------------------- where it is computed may be another place than where it was trained
+same cpu train.device=ref --prompt "1 2 3" --tokens 12 --temperature 0
+same cpu --prompt "1 2 3" --tokens 12 train.device=cpu-base train.threads=2
+text wrong cpu --prompt x moe.top_k=1
+if [ $? = 78 ] && grep -q 'error: moe.top_k=1: generate takes train.device' wrong.err; then pass; else fail "an override that generate does not take"; fi
+
 # ---------------------------------------------------------------- one row of experts a token in view
 text with cpu --prompt "1 2 3 4" --tokens 50 --temperature 0 --show-experts
 if [ "$(sed '1,/^  token/d' with.out | wc -l)" = 57 ]; then pass; else fail "not every token has its experts"; fi
