@@ -85,18 +85,26 @@ static const command *find_command(const char *name) {
     return NULL;
 }
 
+/* What was written for people to read may have met a full disk. */
+static int finish(int code) {
+    bool lost = fflush(stdout) != 0;
+    lost |= ferror(stdout) != 0;
+    if (lost && mu_messages_rank() == 0) fprintf(stderr, "muster: error: standard output could not be written\n");
+    return lost && code == MU_STATUS_OK ? MU_STATUS_IO : code;
+}
+
 int main(int argc, char **argv) {
     setlocale(LC_ALL, "C");
     signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a write error, not a death */
     mu_messages_start();
     const char *first = argc > 1 ? argv[1] : "";
     bool help = !strcmp(first, "--help") || !strcmp(first, "-h") || !strcmp(first, "help");
-    if (help && argc == 2) return print_usage(stdout), 0;
+    if (help && argc == 2) return print_usage(stdout), finish(0);
     if (!strcmp(first, "--version"))
         return printf("muster " MU_VERSION " (%s)\n", mu_dist_has_mpi() ? mu_dist_library() : "without MPI"),
                0;
-    if (!strcmp(first, "--help-config")) return print_config_help(false), 0;
-    if (!strcmp(first, "--help-config=markdown")) return print_config_help(true), 0;
+    if (!strcmp(first, "--help-config")) return print_config_help(false), finish(0);
+    if (!strcmp(first, "--help-config=markdown")) return print_config_help(true), finish(0);
     if (argc < 2) return print_usage(stderr), MU_STATUS_USAGE;
     const command *c = find_command(help ? argv[2] : first);
     if (!c) return MU_STATUS_USAGE;
@@ -106,6 +114,5 @@ int main(int argc, char **argv) {
     int code = c->run(argc, argv);
     if (code == MU_STATUS_USAGE && mu_messages_rank() == 0)
         fprintf(stderr, "usage: muster %s %s\n", c->name, c->usage);
-    fflush(stdout);
-    return code;
+    return finish(code);
 }

@@ -24,6 +24,22 @@ static int32_t first_without(mu_comm *world, const mu_device *dev) {
     return rank;
 }
 
+/* The best kernels that all ranks' processors can run: others round otherwise. Collective. */
+static void agree_on_kernels(mu_trainer *t) {
+    static const char *const tables[] = { "cpu-avx512", "cpu-avx2", "cpu-base" };
+    enum { N = sizeof tables / sizeof *tables };
+    mu_comm *world = t->mesh->world;
+    int32_t mine = 0, all;
+    while (mine < N && strcmp(t->dev->name, tables[mine])) mine++;
+    all = mine;
+    mu_all_reduce(world, MU_REDUCE_MAX, MU_DTYPE_I32, &all, 1);
+    if (mine == all) return; /* so are ref and guarded, which are the same everywhere */
+    mu_device_close(t->dev);
+    t->dev = mu_device_open(tables[all]);
+    mu_log(MU_LOG_WARNING, "processors differ: rank %d uses %s, the best that all have", world->rank,
+           tables[all]);
+}
+
 /* bf16 products where every rank's processor has them: otherwise ranks would compute different models. */
 static mu_status open_device(mu_trainer *t, mu_error *e) {
     mu_comm *world = t->mesh->world;
@@ -39,12 +55,13 @@ static mu_status open_device(mu_trainer *t, mu_error *e) {
     }
     t->dev = mu_device_open(device_kind(&t->cfg.train));
     int32_t rank = first_without(world, t->dev);
-    if (rank == world->size) return MU_STATUS_OK;
-    return mu_error_set(
-        e, MU_STATUS_CONFIG,
-        "train.device %s: the processor of rank %d lacks these instructions; `auto` takes the "
-        "best that it has",
-        device_kind(&t->cfg.train), rank);
+    if (rank < world->size)
+        return mu_error_set(e, MU_STATUS_CONFIG,
+                            "train.device %s: the processor of rank %d lacks these instructions; with "
+                            "train.device=auto every rank uses the best that all have",
+                            device_kind(&t->cfg.train), rank);
+    agree_on_kernels(t);
+    return MU_STATUS_OK;
 }
 
 static mu_status open_data(mu_trainer *t, mu_error *e) {
@@ -363,7 +380,8 @@ char *mu_trainer_explain_nonfinite(mu_trainer *t) {
         mu_broadcast(world, rank, where, sizeof where);
     }
     return mu_format(
-        "step %lld, rank %d, %s is not finite; nothing was written. A smaller optim.lr, a longer "
+        "step %lld, rank %d, %s is not finite%s; nothing was written. A smaller optim.lr, a longer "
         "optim.warmup_steps or optim.grad_clip help; the last checkpoint is intact",
-        (long long)t->step + 1, rank, where);
+        (long long)t->step + 1, rank, where,
+        t->cfg.train.reproducible ? " (or beyond 6.7e7, which train.reproducible cannot add up)" : "");
 }

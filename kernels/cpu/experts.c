@@ -169,6 +169,12 @@ static int64_t most_rows(const int64_t *offsets, int64_t experts) {
     return most;
 }
 
+/* Weights that are packed for all rows pay when a block's activations stay in the cache meanwhile; not for few rows,
+ * nor when the packed weights would not fit into a cache anyway. */
+static bool pack_as_used(const mu_experts_shape *s, int64_t rows) {
+    return rows <= 64 || (rows <= CPU_FEW && 3 * s->D * s->F > MOST_PACKED);
+}
+
 static packs packs_new(mu_device *dev, int64_t first, int64_t end, size_t gate, size_t down) {
     packs p = { NULL, first, (int64_t)gate, (int64_t)(2 * gate + down) };
     p.data = mu_arena_alloc(&dev->scratch, (size_t)((end - first) * p.each) * sizeof(float));
@@ -180,7 +186,7 @@ void CPU(experts_fwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
     forward f = { s, x, in, gate, up, down, hg, hu, out, y };
     int team = cpu_team(s->R * s->D * s->F / 16);
     size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->D, s->F), d = cpu_packed(s->F, s->D);
-    if (most_rows(cpu_i64(offsets), s->experts) <= CPU_FEW) {
+    if (pack_as_used(s, most_rows(cpu_i64(offsets), s->experts))) {
         few_rows_fwd(dev, &f, cpu_i64(offsets));
         mu_arena_release(&dev->scratch, mark);
         return;
@@ -322,8 +328,9 @@ static tasks list_tasks(mu_device *dev, const mu_experts_shape *s, const int64_t
 
 static void wait_for_blocks(const tasks *l, const int64_t *offsets, int64_t expert) {
     int blocks = (int)cpu_blocks(offsets[expert + 1] - offsets[expert], ROWS);
-    for (int tries = 0; __atomic_load_n(&l->done[expert], __ATOMIC_ACQUIRE) < blocks; tries++)
-        if (tries > 1000) sched_yield();
+    for (int tries = 0; __atomic_load_n(&l->done[expert], __ATOMIC_ACQUIRE) < blocks;)
+        if (tries < 1000) tries++;
+        else sched_yield();
 }
 
 static void run_task(const backward *f, const int64_t *offsets, packs p, const tasks *l, const task *t, float *buffer) {

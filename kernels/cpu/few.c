@@ -92,7 +92,7 @@ static void turned_product(int64_t m, int64_t n, int64_t k, const float *a, int6
 /* More rows, and other instruction sets: the weights of a panel or a few are packed into the cache and used at once. */
 static void packed_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                            int64_t ldb, bool add, float *c, int64_t ldc) {
-    enum { COLUMNS = CPU_ROUNDS ? CPU_WIDE : CPU_NR }; /* rows of A are rounded once for all of them */
+    enum { COLUMNS = CPU_ROUNDS ? 2 * CPU_NR : CPU_NR }; /* rows of A are rounded once for all of them */
     _Alignas(64) float packed[CPU_KC * COLUMNS / CPU_ROWS_A_WORD];
     for (int64_t at = 0; at < k; at += CPU_KC)
         for (int64_t j = 0; j < n; j += COLUMNS) {
@@ -105,6 +105,7 @@ static void packed_product(int64_t m, int64_t n, int64_t k, const float *a, int6
 
 void CPU(multiply_few)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                        int64_t ldb, bool add, float *c, int64_t ldc) {
+    if (m == 0) return;
     for (int64_t i = 0; i < m && k == 0 && !add; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
 #if defined(__AVX512F__) && !defined(__AVX512BF16__)
     if (m <= AT_ONCE) {

@@ -59,6 +59,15 @@ if command -v qemu-x86_64 > /dev/null && [ "$(uname -m)" = x86_64 ]; then
     expect 78 "AVX-512 asked of it" on 1 qemu-x86_64 -cpu max,-avx512f "$MUSTER" train tiny.yaml run.dir=no train.device=cpu-avx512
     if grep -q 'error: train.device cpu-avx512: the processor of rank 0 lacks' log; then pass; else fail "no clear refusal of cpu-avx512"; fi
 fi
+# ranks on different processors use the kernels that all of them can run
+if [ -n "${MPIEXEC:-}" ] && command -v qemu-x86_64 > /dev/null && grep -qw avx2 /proc/cpuinfo; then
+    few="train.steps=6 train.reproducible=true"
+    expect 0 "two ranks on AVX2" train 2 both $few train.device=cpu-avx2
+    expect 0 "ranks on different processors" on 1 "$MPIEXEC" --oversubscribe -n 1 "$MUSTER" train tiny.yaml run.dir=mixed $few : \
+        -n 1 qemu-x86_64 -cpu max,-avx512f "$MUSTER" train tiny.yaml run.dir=mixed $few
+    if cmp -s <(losses both) <(losses mixed); then pass; else fail "different processors round differently"; fi
+    if grep -q '"cpu-avx2"' mixed/run.json; then pass; else fail "run.json does not name the kernels that were used"; fi
+fi
 for device in cpu-base cpu-avx2; do
     if grep -qw "${device#cpu-}" /proc/cpuinfo || [ $device = cpu-base ]; then
         expect 0 "training on $device" train 1 narrow-$device train.device=$device

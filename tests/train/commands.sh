@@ -224,4 +224,10 @@ if [ -n "${MPIEXEC:-}" ]; then
     expect 64 "tokenize on 2 ranks" on 2 "$MUSTER" tokenize --out x.h5 a=texts
     says_once "tokenize on 2 ranks" "^muster: error: tokenize runs on one rank"
 fi
+
+# ---------------------------------------------------------------- a full disk behind standard output
+for words in "--help-config" "--help" "inspect run"; do
+    "$MUSTER" $words > /dev/full 2> log
+    if [ $? = 74 ] && grep -q "standard output could not be written" log; then pass; else fail "muster $words > /dev/full"; fi
+done
 finish
