@@ -92,10 +92,24 @@ static const void *element(const rival *r, const void *x, int64_t i) {
     return (const char *)x + i * (r->bf16 ? 2 : 4);
 }
 
+#ifdef __x86_64__
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define CLONES
+#endif
+
+/* y[columns, rows] = x^T, 16 x 16 at a time. */
+CLONES static void transpose(int64_t rows, int64_t columns, const float *restrict x, float *restrict y) {
+    enum { BLOCK = 16 };
+    for (int64_t i = 0; i < rows; i += BLOCK)
+        for (int64_t j = 0; j < columns; j += BLOCK)
+            for (int64_t c = j; c < j + BLOCK && c < columns; c++)
+                for (int64_t r = i; r < i + BLOCK && r < rows; r++) y[c * rows + r] = x[r * columns + c];
+}
+
 static float *transposed(pool *p, const float *x, int64_t rows, int64_t columns) {
     float *y = floats(p, rows * columns);
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j++) y[j * rows + i] = x[i * columns + j];
+    transpose(rows, columns, x, y);
     return y;
 }
 
@@ -271,12 +285,6 @@ typedef struct {
     float *h, *wide, *y, *dx, *dup, *ddown; /* wide [R, 2F]: fp32 values on their way to act or dh */
 } library;
 
-#ifdef __x86_64__
-#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CLONES
-#endif
-
 /* act = silu(g) * u; h[n, 2F] holds g, then u. */
 CLONES static void swiglu_rows(int64_t n, int64_t F, const float *restrict h, float *restrict act) {
     for (int64_t r = 0; r < n; r++, h += 2 * F, act += F) {
@@ -299,15 +307,6 @@ CLONES static void swiglu_rows_bwd(int64_t n, int64_t F, float *restrict h, floa
 }
 
 CLONES static void narrow_rows(int64_t n, const float *from, uint16_t *to) { narrow(n, from, to); }
-
-/* y[columns, rows] = x^T, 16 x 16 at a time. */
-CLONES static void transpose(int64_t rows, int64_t columns, const float *restrict x, float *restrict y) {
-    enum { BLOCK = 16 };
-    for (int64_t i = 0; i < rows; i += BLOCK)
-        for (int64_t j = 0; j < columns; j += BLOCK)
-            for (int64_t c = j; c < j + BLOCK && c < columns; c++)
-                for (int64_t r = i; r < i + BLOCK && r < rows; r++) y[c * rows + r] = x[r * columns + c];
-}
 
 /* A library that cannot transpose gets its weights turned first: they are other ones in every training step. */
 static void turn_weights(const library *l, int64_t i) {

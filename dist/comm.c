@@ -22,18 +22,20 @@ mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) {
     return (mu_status)worst;
 }
 
-void mu_reduce_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
+/* A collective on host memory, run on a host view of all shards. */
+static void on_host(void (*run)(mu_comm *, mu_dtype, void *, const int64_t *), mu_comm *c, mu_device *dev,
+                    mu_dtype dtype, void *data, const int64_t *ends) {
     if (c->size == 1 || dev->shape_only) return;
     size_t bytes = (size_t)ends[c->size - 1] * mu_dtype_size(dtype);
     void *host = mu_device_stage_begin(dev, data, bytes);
-    mu_host_reduce_shards(c, dtype, host, ends);
+    run(c, dtype, host, ends);
     mu_device_stage_end(dev, data, bytes, true);
 }
 
+void mu_reduce_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
+    on_host(mu_host_reduce_shards, c, dev, dtype, data, ends);
+}
+
 void mu_gather_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
-    if (c->size == 1 || dev->shape_only) return;
-    size_t bytes = (size_t)ends[c->size - 1] * mu_dtype_size(dtype);
-    void *host = mu_device_stage_begin(dev, data, bytes);
-    mu_host_gather_shards(c, dtype, host, ends);
-    mu_device_stage_end(dev, data, bytes, true);
+    on_host(mu_host_gather_shards, c, dev, dtype, data, ends);
 }

@@ -147,9 +147,7 @@ static void single_query(const forward *f, int64_t b, int64_t h, int64_t rows, f
         const float *v = cpu_f32(f->v) + (row + first) * f->v.ld + column;
         turned_scores(rows, n, s->d, packed_q, cpu_f32(f->k) + (row + first) * f->k.ld + column, f->k.ld,
                       turned, p);
-        if (!cpu_in_place(s->d)) CPU(pack)(false, n, s->d, v, f->v.ld, packed_v);
-        take_stretch(s, rows, n, s->past, first, p,
-                     cpu_in_place(s->d) ? cpu_panels_in_place(v, f->v.ld) : cpu_panels_of(packed_v, n), &r, y,
+        take_stretch(s, rows, n, s->past, first, p, cpu_panels_from(n, s->d, v, f->v.ld, packed_v), &r, y,
                      s->d);
     }
     finish_rows(rows, s->d, &r, y, s->d, cpu_f32(f->lse) + b * f->lse.ld + h, 1);
@@ -234,13 +232,6 @@ static float dot(int64_t n, const float *x, const float *y) {
     return s;
 }
 
-/* Rows of width d as a right operand: in place, or packed into `to`. */
-static cpu_panels right_operand(int64_t rows, int64_t d, const float *x, int64_t ld, float *to) {
-    if (cpu_in_place(d)) return cpu_panels_in_place(x, ld);
-    CPU(pack)(false, rows, d, x, ld, to);
-    return cpu_panels_of(to, rows);
-}
-
 static void head_prepare(const backward *f, int64_t row, int64_t h, head *w) {
     const mu_attention_shape *s = f->s;
     const float *q = cpu_f32(f->q) + row * f->q.ld + h * s->d;
@@ -248,8 +239,8 @@ static void head_prepare(const backward *f, int64_t row, int64_t h, head *w) {
     const float *y = cpu_f32(f->y) + row * f->y.ld + h * s->d;
     CPU(pack)(true, s->d, s->S, q, f->q.ld, w->qt);
     CPU(pack)(true, s->d, s->S, dy, f->dy.ld, w->dyt);
-    w->q_panels = right_operand(s->S, s->d, q, f->q.ld, w->q);
-    w->dy_panels = right_operand(s->S, s->d, dy, f->dy.ld, w->dy);
+    w->q_panels = cpu_panels_from(s->S, s->d, q, f->q.ld, w->q);
+    w->dy_panels = cpu_panels_from(s->S, s->d, dy, f->dy.ld, w->dy);
     for (int64_t i = 0; i < s->S; i++) {
         w->lse[i] = cpu_f32(f->lse)[(row + i) * f->lse.ld + h];
         w->delta[i] = dot(s->d, y + i * f->y.ld, dy + i * f->dy.ld);
@@ -279,7 +270,7 @@ static void key_block(const backward *f, int64_t row, int64_t h, int64_t key, he
     int64_t keys = cpu_min(KEYS, s->S - key), d = s->d, g = h / (s->H / s->G);
     const float *k = cpu_f32(f->k) + (row + key) * f->k.ld + g * d;
     const float *v = cpu_f32(f->v) + (row + key) * f->v.ld + g * d;
-    cpu_panels k_panels = right_operand(keys, d, k, f->k.ld, w.k);
+    cpu_panels k_panels = cpu_panels_from(keys, d, k, f->k.ld, w.k);
     for (int64_t at = key; at < s->S; at += STRETCH) {
         int64_t n = cpu_min(STRETCH, s->S - at);
         CPU(multiply)(false, keys, n, d, k, f->k.ld, cpu_panels_columns(cpu_panels_of(w.qt, d), at), false, w.p, STRETCH);

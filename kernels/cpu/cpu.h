@@ -50,13 +50,11 @@ enum { CPU_LANES = 4, CPU_MR = 12 };        /* 24 of 32 */
 enum { CPU_LANES = 4, CPU_MR = 6 };         /* 12 of 16 */
 #endif
 enum { CPU_NR = 2 * CPU_LANES, CPU_KC = 256 };
+/* T(rows) for every height that a register tile may have. */
+#define CPU_TILES(T) T(1) T(2) T(3) T(4) T(5) T(6) T(7) T(8) T(9) T(10) T(11) T(12) T(13) T(14)
 
 /* With bf16 products (product_bf16.c) one packed word holds two neighbours along k: half as many rows. */
-#if defined(__AVX512BF16__)
-enum { CPU_ROWS_A_WORD = 2 };
-#else
-enum { CPU_ROWS_A_WORD = 1 };
-#endif
+enum { CPU_ROWS_A_WORD = CPU_ROUNDS ? 2 : 1 };
 static inline int64_t cpu_pairs(int64_t k) { return (k + CPU_ROWS_A_WORD - 1) / CPU_ROWS_A_WORD; }
 
 /* Floats, or words of the size of one, that op(B)[k, n] takes when packed. */
@@ -93,6 +91,17 @@ static inline cpu_panels cpu_panels_columns(cpu_panels b, int64_t column) {
 static inline bool cpu_in_place(int64_t n) { return CPU_ROWS_A_WORD == 1 && n % CPU_NR == 0; }
 static inline cpu_panels cpu_panels_in_place(const float *b, int64_t ldb) {
     return (cpu_panels){ b, CPU_NR, ldb };
+}
+/* B [k, n] as a right operand: in place where it can be, else packed into `to`. */
+static inline cpu_panels cpu_panels_from(int64_t k, int64_t n, const float *b, int64_t ldb, float *to) {
+    if (cpu_in_place(n)) return cpu_panels_in_place(b, ldb);
+    CPU(pack)(false, k, n, b, ldb, to);
+    return cpu_panels_of(to, k);
+}
+
+/* A product over nothing, k = 0. */
+static inline void cpu_zero_rows(int64_t m, int64_t n, float *c, int64_t ldc) {
+    for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
 }
 
 /* C[m,n] = op(A)[m,k] B, or += when `add`; a is [m, k], or [k, m] when ta. */

@@ -96,12 +96,8 @@ static void leaf_tile(const product *p, int64_t i, int64_t j, int64_t height, in
     for (int64_t at = row; at < end; at += CPU_KC) {
         int64_t k = cpu_min(CPU_KC, end - at);
         const float *ai = cpu_f32(p->a) + at * p->a.ld + i, *bj = cpu_f32(p->b) + at * p->b.ld + j;
-        cpu_panels panels = cpu_panels_in_place(bj, p->b.ld);
-        if (!cpu_in_place(width)) {
-            CPU(pack)(false, k, width, bj, p->b.ld, pack);
-            panels = cpu_panels_of(pack, k);
-        }
-        CPU(multiply)(true, height, width, k, ai, p->a.ld, panels, at > row, tile, TILE_N);
+        CPU(multiply)(true, height, width, k, ai, p->a.ld, cpu_panels_from(k, width, bj, p->b.ld, pack), at > row,
+                      tile, TILE_N);
     }
 }
 

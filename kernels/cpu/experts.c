@@ -92,14 +92,19 @@ typedef struct {
     mu_mat x, in, gate, up, down, hg, hu, out, y;
 } forward;
 
+/* The rows that an item reads, *ldx apart: in place, or gathered into `room` when there is an index. */
+static const float *input_rows(const forward *f, item it, float *room, int64_t *ldx) {
+    int64_t D = f->s->D;
+    *ldx = f->in.data ? D : f->x.ld;
+    if (!f->in.data) return cpu_f32(f->x) + it.first * f->x.ld;
+    gather_rows(it.rows, D, cpu_i32(f->in) + it.first, f->x, room, D);
+    return room;
+}
+
 static void block_fwd(const forward *f, packs p, item it, float *buffer) {
-    int64_t D = f->s->D, F = f->s->F, n = it.rows, ldx = f->x.ld, ldg = F, ldu = F;
+    int64_t D = f->s->D, F = f->s->F, n = it.rows, ldx, ldg = F, ldu = F;
     float *rows = buffer, *a = rows + ROWS * D, *hg = a, *hu = a + ROWS * F;
-    const float *x = cpu_f32(f->x) + it.first * ldx;
-    if (f->in.data) {
-        gather_rows(n, D, cpu_i32(f->in) + it.first, f->x, rows, D);
-        x = rows, ldx = D;
-    }
+    const float *x = input_rows(f, it, rows, &ldx);
     if (f->hg.data) hg = cpu_f32(f->hg) + it.first * f->hg.ld, ldg = f->hg.ld;
     if (f->hu.data) hu = cpu_f32(f->hu) + it.first * f->hu.ld, ldu = f->hu.ld;
     CPU(multiply)(false, n, F, D, x, ldx, cpu_panels_of(pack_of(p, it.expert, 0), D), false, hg, ldg);
@@ -112,20 +117,17 @@ static void block_fwd(const forward *f, packs p, item it, float *buffer) {
 }
 
 /* ---------------------------------------------------------------- forward, few rows an expert
- * An item is CPU_WIDE columns of an expert's: the weights are read once and never written. First the columns of both up-projections and SwiGLU, then of the result. */
+ * An item is CPU_WIDE columns of one expert: its weights are read once, and their packed form stays in a cache. First
+ * the columns of both up-projections and SwiGLU, then those of the result. */
 typedef struct { const forward *f; items live; float *act; } few;
 
 static void few_up(const few *w, int64_t i, float *buffer) {
     const forward *f = w->f;
     int64_t D = f->s->D, F = f->s->F, parts = cpu_blocks(F, CPU_WIDE), j = i % parts * CPU_WIDE;
     item it = w->live.list[i / parts];
-    int64_t n = it.rows, columns = cpu_min(CPU_WIDE, F - j), ldx = f->x.ld, ldg = CPU_WIDE, ldu = CPU_WIDE;
+    int64_t n = it.rows, columns = cpu_min(CPU_WIDE, F - j), ldx, ldg = CPU_WIDE, ldu = CPU_WIDE;
     float *rows = buffer, *hg = rows + CPU_FEW * D, *hu = hg + CPU_FEW * CPU_WIDE;
-    const float *x = cpu_f32(f->x) + it.first * ldx;
-    if (f->in.data) {
-        gather_rows(n, D, cpu_i32(f->in) + it.first, f->x, rows, D);
-        x = rows, ldx = D;
-    }
+    const float *x = input_rows(f, it, rows, &ldx);
     if (f->hg.data) hg = cpu_f32(f->hg) + it.first * f->hg.ld + j, ldg = f->hg.ld;
     if (f->hu.data) hu = cpu_f32(f->hu) + it.first * f->hu.ld + j, ldu = f->hu.ld;
     CPU(multiply_few)(n, columns, D, x, ldx, weights(f->gate, f->s, it.expert) + j * D, D, false, hg, ldg);
@@ -138,12 +140,11 @@ static void few_down(const few *w, int64_t i, float *buffer) {
     int64_t D = f->s->D, F = f->s->F, parts = cpu_blocks(D, CPU_WIDE), j = i % parts * CPU_WIDE;
     item it = w->live.list[i / parts];
     int64_t n = it.rows, columns = cpu_min(CPU_WIDE, D - j);
-    float *y = f->out.data ? buffer : cpu_f32(f->y) + it.first * f->y.ld + j;
+    mu_mat part = { cpu_f32(f->y) + j, f->y.dtype, f->y.ld };
+    float *y = f->out.data ? buffer : cpu_f32(part) + it.first * part.ld;
     CPU(multiply_few)(n, columns, F, w->act + it.first * F, F, weights(f->down, f->s, it.expert) + j * F, F, false, y,
-                      f->out.data ? CPU_WIDE : f->y.ld);
-    for (int64_t r = 0; r < n && f->out.data; r++)
-        memcpy(cpu_f32(f->y) + cpu_i32(f->out)[it.first + r] * f->y.ld + j, buffer + r * CPU_WIDE,
-               (size_t)columns * sizeof *buffer);
+                      f->out.data ? columns : part.ld);
+    if (f->out.data) scatter_rows(n, columns, cpu_i32(f->out) + it.first, buffer, part);
 }
 
 static void few_rows_fwd(mu_device *dev, const forward *f, const int64_t *offsets) {
@@ -261,16 +262,10 @@ static void block_bwd(const backward *f, packs p, item it, float *da) {
 /* Rows of b that a weight gradient reads, columns j and on: in place, or gathered, or packed, in `buffer`. */
 static cpu_panels gradient_rows(mu_mat b, mu_mat index, int64_t row, int64_t k, int64_t j, int64_t width,
                                 float *buffer) {
-    const float *from = cpu_f32(b) + row * b.ld + j;
-    int64_t ld = b.ld;
-    if (index.data) {
-        for (int64_t r = 0; r < k; r++)
-            memcpy(buffer + r * width, cpu_f32(b) + cpu_i32(index)[row + r] * b.ld + j, (size_t)width * sizeof *buffer);
-        from = buffer, ld = width, buffer += CPU_KC * TILE_N;
-    }
-    if (cpu_in_place(width)) return cpu_panels_in_place(from, ld);
-    CPU(pack)(false, k, width, from, ld, buffer);
-    return cpu_panels_of(buffer, k);
+    mu_mat part = { cpu_f32(b) + j, b.dtype, b.ld };
+    if (!index.data) return cpu_panels_from(k, width, cpu_f32(part) + row * part.ld, part.ld, buffer);
+    gather_rows(k, width, cpu_i32(index) + row, part, buffer, width);
+    return cpu_panels_from(k, width, buffer, width, buffer + CPU_KC * TILE_N);
 }
 
 /* One tile of dw[m, n] += a^T b over an expert's rows, or = where `fresh`; b's are those of the index, if given. */
@@ -313,9 +308,10 @@ static void weight_item(const backward *f, const int64_t *offsets, int64_t exper
 typedef struct { item block; int64_t tile; } task;
 typedef struct { task *list; int64_t n; int *done; } tasks;
 
-static tasks list_tasks(mu_device *dev, const mu_experts_shape *s, const int64_t *offsets, int64_t first, int64_t end) {
+static tasks list_tasks(mu_device *dev, const backward *f, const int64_t *offsets, int64_t first, int64_t end) {
+    const mu_experts_shape *s = f->s;
     items blocks = list_blocks(dev, offsets, first, end);
-    int64_t tiles = tiles_an_expert(s), b = 0;
+    int64_t tiles = f->dgate.data || f->dup.data || f->ddown.data ? tiles_an_expert(s) : 0, b = 0;
     tasks l = { mu_arena_alloc(&dev->scratch, (size_t)(blocks.n + (end - first) * tiles) * sizeof *l.list), 0,
                 mu_arena_alloc(&dev->scratch, (size_t)s->experts * sizeof *l.done) };
     memset(l.done, 0, (size_t)s->experts * sizeof *l.done);
@@ -356,7 +352,7 @@ void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
     for (int64_t first = 0, end; first < s->experts; first = end) {
         size_t group = mu_arena_mark(&dev->scratch);
         end = in_place ? s->experts : group_end(s, (int64_t)(2 * g + d), first);
-        tasks l = list_tasks(dev, s, at, first, end);
+        tasks l = list_tasks(dev, &f, at, first, end);
         packs p = in_place ? (packs){ 0 } : packs_new(dev, first, end, g, d);
 #pragma omp parallel num_threads(team)
         {

@@ -106,7 +106,7 @@ static void packed_product(int64_t m, int64_t n, int64_t k, const float *a, int6
 void CPU(multiply_few)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                        int64_t ldb, bool add, float *c, int64_t ldc) {
     if (m == 0) return;
-    for (int64_t i = 0; i < m && k == 0 && !add; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
+    if (k == 0 && !add) cpu_zero_rows(m, n, c, ldc);
 #if defined(__AVX512F__) && !defined(__AVX512BF16__)
     if (m <= AT_ONCE) {
         turned_product(m, n, k, a, lda, b, ldb, add, c, ldc);

@@ -135,7 +135,6 @@ typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *
                            float *c, int64_t ldc);
 
 /* by_row: A[m, k]; by_column: A[k, m], read in place too: the rows of a tile are neighbours in memory. */
-#define TILES(T) T(1) T(2) T(3) T(4) T(5) T(6) T(7) T(8) T(9) T(10) T(11) T(12) T(13) T(14)
 #define TILE_AS(name, rows, nv, ra, ca)                                                                   \
     static void name(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,       \
                      float *c, int64_t ldc) {                                                             \
@@ -146,11 +145,11 @@ typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *
     TILE_AS(by_row_##r##_2, r, 2, lda, 1)     \
     TILE_AS(by_column_##r##_1, r, 1, 1, lda)  \
     TILE_AS(by_column_##r##_2, r, 2, 1, lda)
-TILES(TILE)
+CPU_TILES(TILE)
 #undef TILE
 
 #define TILE(r) { { by_row_##r##_1, by_row_##r##_2 }, { by_column_##r##_1, by_column_##r##_2 } },
-static tile_function *const tile_functions[][2][2] = { { { NULL } }, TILES(TILE) };
+static tile_function *const tile_functions[][2][2] = { { { NULL } }, CPU_TILES(TILE) };
 #undef TILE
 
 /* One tile whose columns may end inside a panel: then it goes through a buffer. */
@@ -168,14 +167,10 @@ static void edge_tile(tile_function *const f[2], int64_t rows, int64_t width, in
             c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + buffer[i * CPU_NR + j];
 }
 
-static void zero_rows(int64_t m, int64_t n, float *c, int64_t ldc) {
-    for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
-}
-
 void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
                    bool add, float *c, int64_t ldc) {
     int64_t tiles = cpu_blocks(m, CPU_MR);
-    if (k == 0 && !add) zero_rows(m, n, c, ldc);
+    if (k == 0 && !add) cpu_zero_rows(m, n, c, ldc);
     for (int64_t at = 0; at < k; at += CPU_KC) {
         int64_t depth = cpu_min(CPU_KC, k - at);
         const float *a_at = a + (ta ? at * lda : at);

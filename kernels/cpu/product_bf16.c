@@ -118,7 +118,6 @@ void tile(const int rows, const int nv, int64_t pairs, const uint32_t *a, const 
 
 typedef void tile_function(int64_t pairs, const uint32_t *a, const float *b, int64_t width, bool add, float *c,
                            int64_t ldc);
-#define TILES(T) T(1) T(2) T(3) T(4) T(5) T(6) T(7) T(8) T(9) T(10) T(11) T(12) T(13) T(14)
 #define TILE_AS(name, rows, nv, ra, ca)                                                                    \
     static void name(int64_t pairs, const uint32_t *a, const float *b, int64_t width, bool add, float *c, \
                      int64_t ldc) {                                                                        \
@@ -129,10 +128,10 @@ typedef void tile_function(int64_t pairs, const uint32_t *a, const float *b, int
     TILE_AS(by_row_##r##_2, r, 2, CHUNK_LD, 1) \
     TILE_AS(by_column_##r##_1, r, 1, 1, CHUNK) \
     TILE_AS(by_column_##r##_2, r, 2, 1, CHUNK)
-TILES(TILE)
+CPU_TILES(TILE)
 #undef TILE
 #define TILE(r) { { by_row_##r##_1, by_row_##r##_2 }, { by_column_##r##_1, by_column_##r##_2 } },
-static tile_function *const tile_functions[][2][2] = { { { NULL } }, TILES(TILE) };
+static tile_function *const tile_functions[][2][2] = { { { NULL } }, CPU_TILES(TILE) };
 #undef TILE
 
 /* Up to CHUNK rows of C over one stretch of k. */
@@ -153,7 +152,7 @@ static void chunk(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int6
 void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
                    bool add, float *c, int64_t ldc) {
     int64_t chunks = cpu_blocks(m, CHUNK);
-    for (int64_t i = 0; i < m && k == 0 && !add; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
+    if (k == 0 && !add) cpu_zero_rows(m, n, c, ldc);
     for (int64_t at = 0; at < k; at += CPU_KC)
         for (int64_t part = 0; part < chunks; part++) {
             int64_t i = m * part / chunks, rows = m * (part + 1) / chunks - i;
