@@ -28,6 +28,7 @@ struct mu_tensor {
     int n_dims;
     int64_t shape[4];
     void *data, *grad;      /* device memory; grad is NULL until something is added to it */
+    void *master;           /* a parameter's values in the device's fine type: `data` itself where that is the real one */
     bool needs_grad;
     bool grad_new;          /* a parameter's: what `grad` holds means nothing yet, the first contribution assigns */
     bool released;          /* no op will read it any more ... */
@@ -39,12 +40,14 @@ struct mu_tensor {
 /* A new tensor on the tape, not cleared. */
 mu_tensor *mu_tensor_new(mu_tape *tp, mu_dtype dtype, int n_dims, const int64_t *shape);
 mu_tensor *mu_tensor_2d(mu_tape *tp, int64_t rows, int64_t columns);    /* the device's real type */
+mu_tensor *mu_tensor_fine(mu_tape *tp, int64_t rows, int64_t columns);  /* the device's fine type */
 mu_tensor *mu_tensor_like(mu_tape *tp, const mu_tensor *x);
 mu_tensor *mu_tensor_scalar(mu_tape *tp);                               /* one F64 */
 mu_tensor *mu_tensor_loss(mu_tape *tp, int64_t rows);                   /* F64, one value a leaf (mu_tape_leaf) of `rows` rows */
 mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *host_or_null);
 int64_t mu_count(const mu_tensor *t);                   /* number of elements */
 mu_mat  mu_data(const mu_tensor *t);                    /* operand; ld = the last dimension. NULL tensor: not given */
+mu_mat  mu_master(const mu_tensor *t);                  /* the same in the fine type for a parameter, which has both */
 mu_mat  mu_grad(mu_tape *tp, mu_tensor *t);             /* gradient to add to: made and zeroed at first use */
 double  mu_grad_beta(mu_tape *tp, mu_tensor *t, mu_mat *grad);  /* for kernels that can assign: 0, assign all of *grad; or 1, add to it */
 mu_mat  mu_grad_of(const mu_tensor *t);                 /* the gradient as it is, data NULL when there is none */
@@ -113,7 +116,6 @@ typedef struct {
     int64_t length, most;                   /* tokens in it, room; length = 0 empties it */
     int n_layers;
     mu_memory *memory;
-    mu_tensor index;                        /* I32 [most]: 0, 1, ... */
     mu_tensor *k, *v;                       /* [n_layers], each [most, width] */
 } mu_kv_cache;
 mu_kv_cache *mu_kv_cache_new(mu_device *dev, int n_layers, int64_t most, int64_t width);
@@ -146,7 +148,8 @@ typedef struct {
     double lr_factor;
     bool frozen;
     int64_t count;                          /* values on this rank */
-    mu_memory *values, *grads;
+    mu_memory *values, *grads;              /* masters and gradients, fine */
+    mu_memory *reals;                       /* the masters rounded to the real type; NULL where that is the fine one */
     mu_memory *sums;                        /* exact sums of the gradients, unit by unit; NULL without */
     int64_t sums_words;
 } mu_group;
@@ -205,8 +208,11 @@ void mu_params_zero_grad(mu_params *ps);
 void mu_params_finish_grads(mu_params *ps);                         /* zeros where nothing was added: slabs can be read */
 void mu_params_round_grads(mu_params *ps);                          /* gradients = the exact sums as they are, where there are any */
 mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when it is not on this rank */
-void *mu_unit_data(const mu_unit *u);                               /* device pointers */
+void *mu_unit_data(const mu_unit *u);                               /* device pointers: master and gradient, fine */
 void *mu_unit_grad(const mu_unit *u);
+mu_mat mu_unit_real(const mu_unit *u);                              /* the rounded values; not given where there are none */
+/* After masters were written by hand: what ops read follows them. */
+void mu_params_publish(mu_params *ps);
 /* Every unit in order of declaration: for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) */
 mu_unit *mu_unit_next(const mu_params *ps, const mu_unit *u);
 

@@ -11,27 +11,15 @@ static mu_tensor matrix_at(mu_kv_cache *c, size_t bytes, int i, int64_t width) {
                         .data = c->memory->region.base + (size_t)i * bytes };
 }
 
-/* The gather kernel copies rows by index; the rows here are simply the first, the second, ... */
-static void write_index(mu_kv_cache *c, void *data) {
-    int32_t *index = mu_alloc((size_t)c->most, sizeof *index);
-    for (int64_t i = 0; i < c->most; i++) index[i] = (int32_t)i;
-    c->index = (mu_tensor){
-        .dev = c->memory->dev, .dtype = MU_DTYPE_I32, .n_dims = 1, .shape = { c->most }, .data = data
-    };
-    mu_tensor_write(&c->index, index);
-    free(index);
-}
-
 mu_kv_cache *mu_kv_cache_new(mu_device *dev, int n_layers, int64_t most, int64_t width) {
     mu_kv_cache *c = mu_alloc(1, sizeof *c);
     size_t bytes = mu_size_mul((size_t)(most * width), mu_dtype_size(dev->real));
     size_t all = mu_size_mul(2 * (size_t)n_layers, bytes);
     c->n_layers = n_layers, c->most = most;
-    c->memory = mu_memory_new(dev, all + (size_t)most * sizeof(int32_t));
-    mu_memory_commit(c->memory, all + (size_t)most * sizeof(int32_t));
+    c->memory = mu_memory_new(dev, all);
+    mu_memory_commit(c->memory, all);
     c->k = mu_alloc(2 * (size_t)n_layers, sizeof *c->k), c->v = c->k + n_layers;
     for (int i = 0; i < 2 * n_layers; i++) c->k[i] = matrix_at(c, bytes, i, width);
-    write_index(c, c->memory->region.base + all);
     return c;
 }
 
@@ -48,8 +36,7 @@ static mu_tensor *append(mu_kv_cache *c, mu_tape *tp, mu_tensor *all, mu_tensor 
     MU_CHECK(c->length + n <= c->most && x->shape[1] == all->shape[1],
              "%lld rows of %lld behind %lld in a cache of %lld x %lld", (long long)n, (long long)x->shape[1],
              (long long)c->length, (long long)c->most, (long long)all->shape[1]);
-    dev->k->gather(dev, n, x->shape[1], mu_data(&c->index), mu_data(x),
-                   mu_data(mu_tensor_rows(tp, all, c->length, n)));
+    dev->k->copy(dev, n * x->shape[1], mu_data(x), mu_data(mu_tensor_rows(tp, all, c->length, n)));
     mu_release(tp, x);
     return mu_tensor_rows(tp, all, 0, c->length + n);
 }

@@ -21,6 +21,7 @@ void mu_params_free(mu_params *ps) {
     for (int i = 0; i < ps->n_groups; i++) {
         if (ps->groups[i]->values) mu_memory_free(ps->groups[i]->values);
         if (ps->groups[i]->grads) mu_memory_free(ps->groups[i]->grads);
+        mu_memory_free(ps->groups[i]->reals);
         mu_memory_free(ps->groups[i]->sums);
         free(ps->groups[i]);
     }
@@ -82,20 +83,30 @@ mu_param *mu_params_add(mu_params *ps, const mu_param_desc *desc) {
     return ps->params[ps->n_params++] = p;
 }
 
+static mu_memory *new_slab(mu_params *ps, const mu_group *g, mu_dtype dtype) {
+    size_t bytes = mu_size_mul((size_t)g->count, mu_dtype_size(dtype));
+    mu_memory *slab = mu_memory_new(ps->dev, bytes);
+    mu_memory_commit(slab, bytes);
+    return slab;
+}
+
+static void *place_in(const mu_memory *slab, const mu_param *p, mu_dtype dtype) {
+    return slab->region.base + (size_t)p->slab_offset * mu_dtype_size(dtype);
+}
+
 void mu_params_alloc(mu_params *ps) {
-    size_t size = mu_dtype_size(ps->dev->real);
     for (int i = 0; i < ps->n_groups; i++) {
         mu_group *g = ps->groups[i];
-        size_t bytes = mu_size_mul((size_t)g->count, size);
-        g->values = mu_memory_new(ps->dev, bytes ? bytes : 1);
-        g->grads = mu_memory_new(ps->dev, bytes ? bytes : 1);
-        mu_memory_commit(g->values, bytes);
-        mu_memory_commit(g->grads, bytes);
+        g->values = new_slab(ps, g, ps->dev->fine);
+        g->grads = new_slab(ps, g, ps->dev->fine);
+        if (ps->dev->real != ps->dev->fine) g->reals = new_slab(ps, g, ps->dev->real);
     }
     for (int i = 0; i < ps->n_params; i++) {
         mu_param *p = ps->params[i];
-        p->tensor.data = p->desc.group->values->region.base + (size_t)p->slab_offset * size;
-        p->tensor.grad = p->desc.group->grads->region.base + (size_t)p->slab_offset * size;
+        const mu_group *g = p->desc.group;
+        p->tensor.master = place_in(g->values, p, ps->dev->fine);
+        p->tensor.grad = place_in(g->grads, p, ps->dev->fine);
+        p->tensor.data = g->reals ? place_in(g->reals, p, ps->dev->real) : p->tensor.master;
     }
 }
 
@@ -106,13 +117,23 @@ static void init_unit(const mu_params *ps, const mu_unit *u, uint64_t seed) {
     if (std < 0)
         for (int64_t i = 0; i < u->count; i++) values[i] = 1.0;
     else if (std > 0) mu_rng_normals(&rng, u->count, std, values);
-    mu_reals_set(ps->dev, ps->dev->real, mu_unit_data(u), u->count, values);
+    mu_reals_set(ps->dev, ps->dev->fine, mu_unit_data(u), u->count, values);
     free(values);
 }
 
 void mu_params_init(mu_params *ps, uint64_t seed) {
     if (ps->dev->shape_only) return;
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) init_unit(ps, u, seed);
+    mu_params_publish(ps);
+}
+
+void mu_params_publish(mu_params *ps) {
+    for (int i = 0; i < ps->n_groups; i++) {
+        const mu_group *g = ps->groups[i];
+        if (g->reals)
+            ps->dev->k->copy(ps->dev, g->count, (mu_mat){ g->values->region.base, ps->dev->fine, 1 },
+                             (mu_mat){ g->reals->region.base, ps->dev->real, 1 });
+    }
 }
 
 void mu_params_exact(mu_params *ps) {
@@ -150,7 +171,7 @@ void mu_params_zero_grad(mu_params *ps) {
 /* Zeros where no contribution has come. */
 static void settle(mu_param *p) {
     mu_tensor *t = &p->tensor;
-    if (t->grad_new) t->dev->k->fill(t->dev, mu_count(t), 0.0, (mu_mat){ t->grad, t->dtype, 1 });
+    if (t->grad_new) t->dev->k->fill(t->dev, mu_count(t), 0.0, mu_grad_of(t));
     t->grad_new = false;
 }
 
@@ -162,7 +183,7 @@ void mu_params_round_grads(mu_params *ps) {
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
         mu_mat sums = mu_sums(&u->param->tensor);
         if (!sums.data) continue;
-        mu_mat grad = { mu_unit_grad(u), ps->dev->real, 1 };
+        mu_mat grad = { mu_unit_grad(u), ps->dev->fine, 1 };
         ps->dev->k->exact_round(ps->dev, u->count, mu_mat_rows(sums, u - u->param->units), grad);
     }
 }
@@ -185,11 +206,22 @@ mu_unit *mu_params_find(mu_params *ps, const char *name) {
     return NULL;
 }
 
+static void *at_unit(const mu_unit *u, void *of_param, mu_dtype dtype) {
+    return (char *)of_param + (size_t)u->offset * mu_dtype_size(dtype);
+}
+
 void *mu_unit_data(const mu_unit *u) {
-    return (char *)u->param->tensor.data + (size_t)u->offset * mu_dtype_size(u->param->tensor.dtype);
+    const mu_tensor *t = &u->param->tensor;
+    return at_unit(u, t->master, t->dev->fine);
+}
+
+mu_mat mu_unit_real(const mu_unit *u) {
+    const mu_tensor *t = &u->param->tensor;
+    if (t->data == t->master) return (mu_mat){ 0 };
+    return (mu_mat){ at_unit(u, t->data, t->dtype), t->dtype, 1 };
 }
 
 void *mu_unit_grad(const mu_unit *u) {
     settle(u->param);
-    return (char *)u->param->tensor.grad + (size_t)u->offset * mu_dtype_size(u->param->tensor.dtype);
+    return at_unit(u, u->param->tensor.grad, u->param->tensor.dev->fine);
 }

@@ -22,6 +22,10 @@ mu_tensor *mu_tensor_2d(mu_tape *tp, int64_t rows, int64_t columns) {
     return mu_tensor_new(tp, tp->dev->real, 2, (int64_t[]){ rows, columns });
 }
 
+mu_tensor *mu_tensor_fine(mu_tape *tp, int64_t rows, int64_t columns) {
+    return mu_tensor_new(tp, tp->dev->fine, 2, (int64_t[]){ rows, columns });
+}
+
 mu_tensor *mu_tensor_like(mu_tape *tp, const mu_tensor *x) {
     return mu_tensor_new(tp, x->dtype, x->n_dims, x->shape);
 }
@@ -53,9 +57,18 @@ mu_mat mu_data(const mu_tensor *t) {
     return (mu_mat){ t->data, t->dtype, t->n_dims ? t->shape[t->n_dims - 1] : 1 };
 }
 
+mu_mat mu_master(const mu_tensor *t) {
+    mu_mat m = mu_data(t);
+    if (t->master) m.data = t->master, m.dtype = t->dev->fine;
+    return m;
+}
+
+/* A parameter's gradient is as fine as its master, an activation's of its own type. */
+static mu_dtype grad_type(const mu_tensor *t) { return t->master ? t->dev->fine : t->dtype; }
+
 mu_mat mu_grad_of(const mu_tensor *t) {
     if (!t || !t->grad) return (mu_mat){ 0 };
-    return (mu_mat){ t->grad, t->dtype, t->n_dims ? t->shape[t->n_dims - 1] : 1 };
+    return (mu_mat){ t->grad, grad_type(t), t->n_dims ? t->shape[t->n_dims - 1] : 1 };
 }
 
 mu_mat mu_sums(const mu_tensor *t) { return (mu_mat){ t->sums, MU_DTYPE_I64, t->sums_ld }; }
@@ -72,7 +85,7 @@ mu_mat mu_mat_values(mu_mat m, int64_t first) {
 
 double mu_grad_beta(mu_tape *tp, mu_tensor *t, mu_mat *grad) {
     bool first = !t->grad || t->grad_new;
-    if (!t->grad) t->grad = mu_pool_take(&tp->pool, (size_t)mu_count(t) * mu_dtype_size(t->dtype));
+    if (!t->grad) t->grad = mu_pool_take(&tp->pool, (size_t)mu_count(t) * mu_dtype_size(grad_type(t)));
     t->grad_new = false;
     *grad = mu_grad_of(t);
     return first ? 0.0 : 1.0;
@@ -94,17 +107,40 @@ void mu_tensor_write(mu_tensor *t, const void *host) {
 
 enum { CHUNK = 4096 }; /* values converted at a time, on the stack */
 
+static bool is_bf16(mu_dtype dtype) {
+    MU_CHECK(dtype == MU_DTYPE_F32 || dtype == MU_DTYPE_BF16, "%s is not a floating-point type",
+             mu_dtype_name(dtype));
+    return dtype == MU_DTYPE_BF16;
+}
+
+static float from_bf16(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* To nearest, ties to even; a NaN stays one. */
+static uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x != x) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 void mu_reals_get(mu_device *dev, mu_dtype dtype, const void *data, int64_t n, double *host) {
     if (dtype == MU_DTYPE_F64) {
         mu_device_read(dev, host, data, (size_t)n * sizeof(double));
         return;
     }
-    MU_CHECK(dtype == MU_DTYPE_F32, "%s is not a floating-point type with a host form", mu_dtype_name(dtype));
     float chunk[CHUNK];
+    uint16_t halves[CHUNK];
+    bool bf16 = is_bf16(dtype);
+    size_t size = mu_dtype_size(dtype);
     for (int64_t at = 0; at < n; at += CHUNK) {
         int64_t now = n - at < CHUNK ? n - at : CHUNK;
-        mu_device_read(dev, chunk, (const float *)data + at, (size_t)now * sizeof(float));
-        for (int64_t i = 0; i < now; i++) host[at + i] = (double)chunk[i];
+        mu_device_read(dev, bf16 ? (void *)halves : chunk, (const char *)data + (size_t)at * size, (size_t)now * size);
+        for (int64_t i = 0; i < now; i++) host[at + i] = (double)(bf16 ? from_bf16(halves[i]) : chunk[i]);
     }
 }
 
@@ -113,12 +149,14 @@ void mu_reals_set(mu_device *dev, mu_dtype dtype, void *data, int64_t n, const d
         mu_device_write(dev, data, host, (size_t)n * sizeof(double));
         return;
     }
-    MU_CHECK(dtype == MU_DTYPE_F32, "%s is not a floating-point type with a host form", mu_dtype_name(dtype));
     float chunk[CHUNK];
+    uint16_t halves[CHUNK];
+    bool bf16 = is_bf16(dtype);
+    size_t size = mu_dtype_size(dtype);
     for (int64_t at = 0; at < n; at += CHUNK) {
         int64_t now = n - at < CHUNK ? n - at : CHUNK;
-        for (int64_t i = 0; i < now; i++) chunk[i] = (float)host[at + i];
-        mu_device_write(dev, (float *)data + at, chunk, (size_t)now * sizeof(float));
+        for (int64_t i = 0; i < now; i++) chunk[i] = (float)host[at + i], halves[i] = to_bf16(chunk[i]);
+        mu_device_write(dev, (char *)data + (size_t)at * size, bf16 ? (void *)halves : chunk, (size_t)now * size);
     }
 }
 

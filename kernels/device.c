@@ -62,6 +62,75 @@ MU_KERNELS(K)
 static const mu_kernels guarded_kernels = { MU_KERNELS(K) };
 #undef K
 
+/* ---------------------------------------------------------------- memory of the host's own */
+static void host_reserve(mu_memory *m, size_t bytes) { mu_region_init(&m->region, bytes); }
+
+static void host_commit(mu_memory *m, size_t bytes) {
+    size_t before = m->region.committed;
+    mu_region_commit(&m->region, bytes);
+    if (is_guarded(m->dev) && !m->dev->unlocked && m->region.committed != before) protect(m, PROT_NONE);
+}
+
+static void host_release(mu_memory *m) { mu_region_free(&m->region); }
+
+static void host_read(mu_device *dev, void *host, const void *data, size_t bytes) {
+    unlock(dev);
+    memcpy(host, data, bytes);
+    lock(dev);
+}
+
+static void host_write(mu_device *dev, void *data, const void *host, size_t bytes) {
+    unlock(dev);
+    memcpy(data, host, bytes);
+    lock(dev);
+}
+
+/* The view is the data itself. */
+static void *host_stage_begin(mu_device *dev, void *data, size_t bytes) {
+    (void)bytes;
+    unlock(dev);
+    return data;
+}
+
+static void host_stage_end(mu_device *dev, void *data, size_t bytes, bool written) {
+    (void)data, (void)bytes, (void)written;
+    lock(dev);
+}
+
+static void host_close(mu_device *dev) {
+    mu_device_close(dev->inner);
+    if (dev->scratch.region.base) mu_arena_free(&dev->scratch);
+    free(dev);
+}
+
+static const mu_backend host = { host_reserve,     host_commit,    host_release, host_read, host_write,
+                                 host_stage_begin, host_stage_end, host_close };
+
+/* What a dry run counts is what a real device would commit: the same steps, no pages. */
+static void shape_commit(mu_memory *m, size_t bytes) {
+    const size_t step = (size_t)1 << 20;
+    size_t want = (bytes + step - 1) / step * step;
+    MU_CHECK(want <= m->region.reserved, "%zu MiB needed, %zu MiB reserved", want >> 20, m->region.reserved >> 20);
+    if (want > m->region.committed) m->region.committed = want;
+}
+
+static void shape_read(mu_device *dev, void *to, const void *data, size_t bytes) {
+    (void)dev, (void)data;
+    memset(to, 0, bytes);
+}
+
+static void shape_write(mu_device *dev, void *data, const void *from, size_t bytes) {
+    (void)dev, (void)data, (void)from, (void)bytes;
+}
+
+static void *shape_stage_begin(mu_device *dev, void *data, size_t bytes) {
+    (void)dev, (void)data;
+    MU_FATAL(MU_STATUS_INTERNAL, "a dry run has no data to stage (%zu bytes)", bytes);
+}
+
+static const mu_backend shape = { host_reserve,      shape_commit,   host_release, shape_read, shape_write,
+                                  shape_stage_begin, host_stage_end, host_close };
+
 /* ---------------------------------------------------------------- open and close */
 typedef struct { const char *name; const mu_kernels *k; bool asked; } cpu_table;
 
@@ -104,7 +173,7 @@ static void scratch_init(mu_arena *a) {
 
 static mu_device *device_new(const char *name, const mu_kernels *k, mu_dtype real) {
     mu_device *dev = mu_alloc(1, sizeof *dev);
-    *dev = (mu_device){ .k = k, .name = name, .real = real };
+    *dev = (mu_device){ .k = k, .name = name, .real = real, .fine = real, .backend = &host };
     return dev;
 }
 
@@ -128,10 +197,12 @@ mu_device *mu_device_open(const char *kind) {
         scratch_init(&dev->scratch);
     } else if (!strcmp(kind, "shape")) {
         dev = device_new("shape", &shape_kernels, MU_DTYPE_F32);
-        dev->shape_only = true;
+        dev->backend = &shape, dev->shape_only = true;
     } else if (!strcmp(kind, "guarded")) {
         dev = device_new("guarded", &guarded_kernels, MU_DTYPE_F32);
         dev->inner = open_cpu("cpu");
+    } else if (!strncmp(kind, "cuda", 4)) {
+        dev = mu_cuda_open(kind);
     } else {
         dev = open_cpu(kind);
     }
@@ -141,45 +212,27 @@ mu_device *mu_device_open(const char *kind) {
 void mu_device_close(mu_device *dev) {
     if (!dev) return;
     MU_CHECK(!dev->memories, "device %s is closed while memory of it is in use", dev->name);
-    mu_device_close(dev->inner);
-    if (dev->scratch.region.base) mu_arena_free(&dev->scratch);
-    free(dev);
+    dev->backend->close(dev);
 }
 
-/* ---------------------------------------------------------------- memory */
+/* ---------------------------------------------------------------- memory and copies of any device */
 mu_memory *mu_memory_new(mu_device *dev, size_t reserve) {
     mu_memory *m = mu_alloc(1, sizeof *m);
-    mu_region_init(&m->region, reserve ? reserve : 1);
     m->dev = dev;
+    dev->backend->reserve(m, reserve ? reserve : 1);
     m->next = dev->memories;
     dev->memories = m;
     return m;
 }
 
-/* What a dry run counts is what a real device would commit: the same steps, no pages. */
-static void commit_nothing(mu_region *r, size_t bytes) {
-    const size_t step = (size_t)1 << 20;
-    size_t want = (bytes + step - 1) / step * step;
-    MU_CHECK(want <= r->reserved, "%zu MiB needed, %zu MiB reserved", want >> 20, r->reserved >> 20);
-    if (want > r->committed) r->committed = want;
-}
-
-void mu_memory_commit(mu_memory *m, size_t bytes) {
-    if (m->dev->shape_only) {
-        commit_nothing(&m->region, bytes);
-        return;
-    }
-    size_t before = m->region.committed;
-    mu_region_commit(&m->region, bytes);
-    if (is_guarded(m->dev) && !m->dev->unlocked && m->region.committed != before) protect(m, PROT_NONE);
-}
+void mu_memory_commit(mu_memory *m, size_t bytes) { m->dev->backend->commit(m, bytes); }
 
 void mu_memory_free(mu_memory *m) {
     if (!m) return;
     mu_memory **link = &m->dev->memories;
     while (*link != m) link = &(*link)->next;
     *link = m->next;
-    mu_region_free(&m->region);
+    m->dev->backend->release(m);
     free(m);
 }
 
@@ -189,33 +242,18 @@ int64_t mu_device_bytes(const mu_device *dev) {
     return bytes;
 }
 
-/* ---------------------------------------------------------------- copies */
-void mu_device_read(mu_device *dev, void *host, const void *data, size_t bytes) {
-    if (!bytes) return;
-    if (dev->shape_only) {
-        memset(host, 0, bytes);
-        return;
-    }
-    unlock(dev);
-    memcpy(host, data, bytes);
-    lock(dev);
+void mu_device_read(mu_device *dev, void *to, const void *data, size_t bytes) {
+    if (bytes) dev->backend->read(dev, to, data, bytes);
 }
 
-void mu_device_write(mu_device *dev, void *data, const void *host, size_t bytes) {
-    if (!bytes || dev->shape_only) return;
-    unlock(dev);
-    memcpy(data, host, bytes);
-    lock(dev);
+void mu_device_write(mu_device *dev, void *data, const void *from, size_t bytes) {
+    if (bytes) dev->backend->write(dev, data, from, bytes);
 }
 
-/* The memory of these devices is the host's own: the view is the data itself. */
 void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes) {
-    MU_CHECK(!dev->shape_only, "a dry run has no data to stage (%zu bytes)", bytes);
-    unlock(dev);
-    return data;
+    return dev->backend->stage_begin(dev, data, bytes);
 }
 
 void mu_device_stage_end(mu_device *dev, void *data, size_t bytes, bool written) {
-    (void)data, (void)bytes, (void)written;
-    lock(dev);
+    dev->backend->stage_end(dev, data, bytes, written);
 }

@@ -7,6 +7,8 @@
  *            ("cpu-base", "cpu-avx2", "cpu-avx512" name one)
  *   cpu-bf16 as cpu-avx512, but matrix products round their operands to bf16 and add in fp32 (AVX512-BF16)
  *   guarded  cpu whose memory is unreadable outside kernels: proves who touches data
+ *   cuda     an NVIDIA GPU, fp32; "cuda-bf16": activations and the weights that products read are bf16, with fp32
+ *            masters of the weights, gradients of weights, statistics and router ("cuda:1": the second GPU)
  *   shape    hands out addresses and does nothing: a dry run counts its bytes
  * Everything is Local. */
 #ifndef MUSTER_KERNELS_H
@@ -53,37 +55,42 @@ typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t
  * any grouping of the same summands gives the same words. Sums of several ranks are added word by word. */
 static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 8; }    /* the next ones start on a line */
 
-/* The kernels: K(name, parameters, arguments). Floating operands have the device's dtype (F64 on ref, F32 on
- * cpu) unless a line says F64; ids, targets, index and token lists are I32; counts and offsets are I64.
+/* The kernels: K(name, parameters, arguments). A device has two floating types: `real`, of activations and of the weights
+ * that products read, and `fine`, the same (F64 on ref, F32 on cpu and cuda) or a wider one (F32 beside the BF16 of
+ * cuda-bf16), of masters and gradients of weights, statistics and all of the router. Operands are real unless a line
+ * says otherwise, "any" is one of the two; ids, targets, index and token lists are I32; counts and offsets are I64.
  * "adds" = accumulates into the result; everything else assigns. Zero rows, zero groups are ordinary. */
 #define MU_KERNELS(K) \
-    /* x[0..n) = value;  y += a x;  z = x + y.  These three also take F64 on every device. */ \
+    /* x[0..n) = value;  y += a x;  z = x + y.  x, y, z are of any one type, also F64. */ \
     K(fill, (mu_device *dev, int64_t n, double value, mu_mat x), (dev, n, value, x)) \
     K(axpy, (mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y), (dev, n, a, x, y)) \
     K(add,  (mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z), (dev, n, x, y, z)) \
-    /* out (one F64) = scale * sum of x;  out (one F64) = sum of x^2, accumulated in double. Adds if `add`. */ \
+    /* y[0..n) = x, any types: rounded to that of y. */ \
+    K(copy, (mu_device *dev, int64_t n, mu_mat x, mu_mat y), (dev, n, x, y)) \
+    /* x any: out (one F64) = scale * sum of x;  out (one F64) = sum of x^2, accumulated in double. Adds if `add`. */ \
     K(sum,   (mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out), (dev, n, scale, x, add, out)) \
     K(sumsq, (mu_device *dev, int64_t n, mu_mat x, bool add, mu_mat out), (dev, n, x, add, out)) \
-    /* C[m,n] = beta C + op(A)[m,k] op(B)[k,n], beta 0 or 1; op transposes when ta / tb. beta 0 ignores old C (NaN too). */ \
+    /* C[m,n] = beta C + op(A)[m,k] op(B)[k,n], beta 0 or 1; op transposes when ta / tb. beta 0 ignores old C (NaN too).
+     * C any. */ \
     K(gemm, (mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b, double beta, mu_mat c), \
             (dev, ta, tb, m, n, k, a, b, beta, c)) \
-    /* The same, never in less than the device's real type: the router's. Other products of "cpu-bf16" round to bf16. */ \
+    /* The same, never in less than the fine type, operands any: the router's. Other products of "cpu-bf16" round to bf16. */ \
     K(gemm_fine, (mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b, double beta, mu_mat c), \
                  (dev, ta, tb, m, n, k, a, b, beta, c)) \
-    /* y_TD[t] = w_VD[ids[t]];  dw_VD[ids[t]] += dy_TD[t] */ \
+    /* y_TD[t] = w_VD[ids[t]];  dw_VD[ids[t]] += dy_TD[t]; dw fine */ \
     K(embed_fwd, (mu_device *dev, int64_t T, int64_t D, mu_mat ids, mu_mat w, mu_mat y), (dev, T, D, ids, w, y)) \
     K(embed_bwd, (mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat ids, mu_mat dy, mu_mat dw), (dev, T, D, V, ids, dy, dw)) \
-    /* y = x * rstd * w, rstd[r] = 1/sqrt(mean(x[r]^2) + eps); adds dx and dw, either may be NULL */ \
+    /* y = x * rstd * w, rstd[r] = 1/sqrt(mean(x[r]^2) + eps); adds dx and dw, either may be NULL. w, rstd, dw fine */ \
     K(rmsnorm_fwd, (mu_device *dev, int64_t rows, int64_t D, double eps, mu_mat x, mu_mat w, mu_mat y, mu_mat rstd), \
                    (dev, rows, D, eps, x, w, y, rstd)) \
     K(rmsnorm_bwd, (mu_device *dev, int64_t rows, int64_t D, mu_mat x, mu_mat w, mu_mat rstd, mu_mat dy, mu_mat dx, mu_mat dw), \
                    (dev, rows, D, x, w, rstd, dy, dx, dw)) \
     /* Rotary positions, half rotation: of each head's d values, (x[i], x[i+d/2]) turns by position*theta^(-2i/d).
-     * cos, sin: [positions, d/2] tables. Row t stands at position t % S. sign -1 turns back. Adds if `add`. */ \
+     * cos, sin: fine [positions, d/2] tables. Row t stands at position t % S. sign -1 turns back. Adds if `add`. */ \
     K(rope, (mu_device *dev, int64_t T, int64_t S, int64_t H, int64_t d, int sign, mu_mat cos, mu_mat sin, mu_mat x, bool add, mu_mat y), \
             (dev, T, S, H, d, sign, cos, sin, x, add, y)) \
     /* Causal softmax attention, blockwise. q, y: [B*S, H*d]; k, v: [B*(past+S), G*d]; head h reads key head h/(H/G).
-     * lse: [B*S, H], log of the softmax's denominator. A query's result is the same bits whether it comes with the
+     * lse: fine [B*S, H], log of the softmax's denominator. A query's result is the same bits whether it comes with the
      * ones before it or alone. Backward is for past == 0; it adds dq, dk, dv (none may be NULL). */ \
     K(attention_fwd, (mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y, mu_mat lse), \
                      (dev, s, q, k, v, y, lse)) \
@@ -95,7 +102,7 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
      * contiguous. Rows outside offsets[0] .. offsets[experts]-1 are not touched. hg, hu [R, F] are kept for backward, or NULL.
      * Backward: dy is read at out[r]; hg, hu are overwritten (by their gradients); act [R, F], xg [R, D] (may be
      * NULL) and dyg [R, D] (NULL when out is) receive a, x[in[r]] and dy[out[r]]; dx [R, D] (row r, not in[r];
-     * assigned; may be NULL); dgate, dup, ddown are added to, or assigned if s->fresh; each may be NULL. */ \
+     * assigned; may be NULL); dgate, dup, ddown (fine) are added to, or assigned if s->fresh; each may be NULL. */ \
     K(experts_fwd, (mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate, mu_mat up, mu_mat down, \
                     mu_mat hg, mu_mat hu, mu_mat out, mu_mat y), \
                    (dev, s, x, in, offsets, gate, up, down, hg, hu, out, y)) \
@@ -103,7 +110,7 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
                     mu_mat hg, mu_mat hu, mu_mat out, mu_mat dy, mu_mat act, mu_mat xg, mu_mat dyg, mu_mat dx, \
                     mu_mat dgate, mu_mat dup, mu_mat ddown), \
                    (dev, s, x, in, offsets, gate, up, down, hg, hu, out, dy, act, xg, dyg, dx, dgate, dup, ddown)) \
-    /* Router. scores[T,E] = softmax or sigmoid of logits, lse[t] = log sum exp(logits[t]); ids[T,K]: the K largest
+    /* Router; everything here, and in the balancing terms, is fine. scores[T,E] = softmax or sigmoid of logits, lse[t] = log sum exp(logits[t]); ids[T,K]: the K largest
      * of scores + bias (bias [E] may be NULL), best first, ties to the lower index, NaN as minus infinity: always K
      * different valid ids; gates[T,K] = scale * score, divided by (sum of the chosen scores + 1e-20) if normalise.
      * MU_ROUTE_BALANCED: ids[t,k] = ((first_token + t)*K + k) % E. MU_ROUTE_SKEW: expert 0 first, then the best others.
@@ -141,21 +148,22 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
     K(arrange, (mu_device *dev, int64_t P, int64_t e, mu_mat counts, mu_mat offsets, mu_mat index), (dev, P, e, counts, offsets, index)) \
     /* y[r] = x[index[r]], D wide */ \
     K(gather, (mu_device *dev, int64_t R, int64_t D, mu_mat index, mu_mat x, mu_mat y), (dev, R, D, index, x, y)) \
-    /* y[t] (+)= sum over k, in order, of weights[t,k] * rows[index[t,k]]; index -1 is skipped; weights NULL: 1. Adds if `add`. */ \
+    /* y[t] (+)= sum over k, in order, of weights[t,k] * rows[index[t,k]]; index -1 is skipped; weights (fine) NULL: 1. Adds if `add`. */ \
     K(gather_sum, (mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat weights, mu_mat rows, bool add, mu_mat y), \
                   (dev, T, K, D, index, weights, rows, add, y)) \
     /* Backward of gather_sum: drows[index[t,k]] = weights[t,k] dy[t]; dweights[t,k] += <dy[t], rows[index[t,k]]>.
-     * Each row is named at most once. drows is assigned (may be NULL), dweights added to (may be NULL). */ \
+     * Each row is named at most once. drows is assigned (may be NULL), dweights (fine) added to (may be NULL). */ \
     K(gather_sum_bwd, (mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat weights, mu_mat rows, mu_mat dy, \
                        mu_mat drows, mu_mat dweights), \
                       (dev, T, K, D, index, weights, rows, dy, drows, dweights)) \
     /* Cross-entropy of a block of rows: lse[r], nll[r] = lse - logits[r, target]; target < 0: row ignored (nll 0).
-     * Backward turns logits into dlogits = scale * dout * (softmax - onehot), zero in ignored rows; dout: one F64. */ \
+     * Backward turns logits into dlogits = scale * dout * (softmax - onehot), zero in ignored rows; dout: one F64. lse and
+     * nll are fine. */ \
     K(xent_fwd, (mu_device *dev, int64_t rows, int64_t V, mu_mat logits, mu_mat targets, mu_mat lse, mu_mat nll), \
                 (dev, rows, V, logits, targets, lse, nll)) \
     K(xent_bwd, (mu_device *dev, int64_t rows, int64_t V, double scale, mu_mat dout, mu_mat targets, mu_mat lse, mu_mat logits), \
                 (dev, rows, V, scale, dout, targets, lse, logits)) \
-    /* Exact sums (above) += x, n values;  x = the sums, rounded to double and then to x's type, NaN if marked. */ \
+    /* x any: exact sums (above) += x, n values;  x = the sums, rounded to double and then to x's type, NaN if marked. */ \
     K(exact_add,   (mu_device *dev, int64_t n, mu_mat x, mu_mat sums), (dev, n, x, sums)) \
     K(exact_round, (mu_device *dev, int64_t n, mu_mat sums, mu_mat x), (dev, n, sums, x)) \
     /* The same sums of a table [V, D], row ids[t] += dy_TD[t]. */ \
@@ -165,8 +173,10 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
      * its summand sum over r of a[r]^T b[r], rounded as a product is; a [R, m], b [R, n]. Other leaves do not matter to it. `fine`: as gemm_fine. */ \
     K(exact_product, (mu_device *dev, bool fine, int64_t groups, int64_t leaves, int64_t m, int64_t n, mu_mat cuts, mu_mat a, mu_mat b, mu_mat sums), \
                      (dev, fine, groups, leaves, m, n, cuts, a, b, sums)) \
-    /* AdamW on n values, g scaled by grad_scale: decoupled decay, bias correction with step t >= 1 (Loshchilov & Hutter 2019). */ \
-    K(adamw, (mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m, mu_mat v), (dev, n, spec, w, g, m, v))
+    /* AdamW on n values, g scaled by grad_scale: decoupled decay, bias correction with step t >= 1 (Loshchilov & Hutter 2019).
+     * w, g, m, v fine; `real`, where given, receives the new w. */ \
+    K(adamw, (mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m, mu_mat v, mu_mat real), \
+             (dev, n, spec, w, g, m, v, real))
 
 typedef struct mu_kernels {
 #define K(name, params, args) void (*name) params;
@@ -179,16 +189,19 @@ typedef struct mu_memory mu_memory;     /* one stretch of a device's memory, see
 struct mu_device {
     const mu_kernels *k;
     const char *name;           /* "cpu-avx512", for people */
-    mu_dtype real;              /* of floating-point tensors */
+    mu_dtype real, fine;        /* floating-point types, see above */
     bool shape_only;
     mu_arena scratch;           /* for kernels: mark, allocate, release; host memory of the cpu kernels */
     struct mu_device *inner;    /* guarded: the device that does the work */
     mu_memory *memories;        /* all stretches, a list */
     int unlocked;               /* guarded: depth of nested permissions */
+    const struct mu_backend *backend;   /* kernels/internal.h */
 };
 
-/* kind: "cpu", "ref", "guarded", "shape", "cpu-base", "cpu-avx2", "cpu-avx512", "cpu-bf16". NULL when this machine cannot. */
+/* kind: "cpu", "ref", "guarded", "shape", "cpu-base", "cpu-avx2", "cpu-avx512", "cpu-bf16", "cuda", "cuda-bf16", these also with
+ * ":n" (device n modulo their number). NULL when this machine cannot. */
 mu_device *mu_device_open(const char *kind);
+const char *mu_cuda_missing(void);          /* why the last opening of "cuda" gave NULL: for a message */
 void mu_device_close(mu_device *dev);       /* NULL allowed; fatal while memory of it is in use */
 
 /* A stretch of device memory: address space for `reserve` bytes, of which the first `bytes` are usable

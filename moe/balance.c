@@ -26,7 +26,7 @@ static mu_tensor *coef_tensor(const mu_moe *m, mu_tape *tp, const int64_t *count
     double *host = mu_tape_alloc(tp, sizeof(double) * (size_t)(rows * m->E));
     for (int64_t s = 0; s < rows; s++)
         fill_coef(m, counts ? counts + s * m->E : NULL, tokens, global_tokens, host + s * m->E);
-    mu_tensor *coef = mu_tensor_2d(tp, rows, m->E);
+    mu_tensor *coef = mu_tensor_fine(tp, rows, m->E);
     mu_tensor_set(coef, host);
     return coef;
 }

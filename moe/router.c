@@ -19,7 +19,7 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
                              first };
     mu_tensor *bias = NULL;
     if (m->cfg->balance & MU_BALANCE_BIAS) {
-        bias = mu_tensor_2d(tp, 1, m->E);
+        bias = mu_tensor_fine(tp, 1, m->E);
         mu_tensor_set(bias, m->bias);
     }
     mu_routing r = { 0 };

@@ -48,7 +48,7 @@ mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps) {
     o->cfg = *cfg, o->params = ps;
     for (int i = 0; i < ps->n_groups; i++) {
         o->ends[i] = new_shares(ps, ps->groups[i]);
-        size_t bytes = (size_t)(share_end(o, i) - share_begin(o, i)) * mu_dtype_size(ps->dev->real);
+        size_t bytes = (size_t)(share_end(o, i) - share_begin(o, i)) * mu_dtype_size(ps->dev->fine);
         for (int which = 0; which < 2; which++) {
             o->moments[i][which] = mu_memory_new(ps->dev, bytes ? bytes : 1);
             mu_memory_commit(o->moments[i][which], bytes);
@@ -94,14 +94,14 @@ void *mu_adamw_moment(const mu_adamw *o, const mu_unit *u, int which) {
     int g = group_of(o, u);
     return mu_adamw_owns(o, u)
                ? o->moments[g][which]->region.base +
-                     (size_t)(place_of(u) - share_begin(o, g)) * mu_dtype_size(u->param->tensor.dtype)
+                     (size_t)(place_of(u) - share_begin(o, g)) * mu_dtype_size(o->params->dev->fine)
                : NULL;
 }
 
 void mu_adamw_moment_read(const mu_adamw *o, const mu_unit *u, int which, void *host) {
     mu_comm *c = comm_of(u->param->desc.group);
     int owner = owner_of(o, u);
-    size_t bytes = (size_t)u->count * mu_dtype_size(u->param->tensor.dtype);
+    size_t bytes = (size_t)u->count * mu_dtype_size(o->params->dev->fine);
     if (mu_adamw_owns(o, u)) mu_device_read(o->params->dev, host, mu_adamw_moment(o, u, which), bytes);
     if (owner == 0) return;
     int64_t *send = mu_alloc(2 * (size_t)c->size, sizeof *send), *recv = send + c->size;
@@ -127,12 +127,12 @@ void mu_grads_reduce(mu_adamw *o) {
         mu_group *g = ps->groups[i];
         mu_comm *c = comm_of(g);
         if (c && g->sums) reduce_sums(ps, c, g);
-        else if (c) mu_reduce_shards(c, ps->dev, ps->dev->real, g->grads->region.base, o->ends[i]);
+        else if (c) mu_reduce_shards(c, ps->dev, ps->dev->fine, g->grads->region.base, o->ends[i]);
     }
     mu_params_round_grads(ps);
 }
 
-static mu_mat operand(const mu_params *ps, void *data) { return (mu_mat){ data, ps->dev->real, 1 }; }
+static mu_mat operand(const mu_params *ps, void *data) { return (mu_mat){ data, ps->dev->fine, 1 }; }
 
 /* Sums of squares of this rank's gradients, on the host; 0 for units that are left out. */
 static void measure(mu_adamw *o, bool owned_only) {
@@ -178,7 +178,8 @@ static void update(mu_adamw *o, mu_unit *u, double lr, double grad_scale) {
                            grad_scale,
                            u->steps };
     ps->dev->k->adamw(ps->dev, u->count, &spec, operand(ps, mu_unit_data(u)), operand(ps, mu_unit_grad(u)),
-                      operand(ps, mu_adamw_moment(o, u, 0)), operand(ps, mu_adamw_moment(o, u, 1)));
+                      operand(ps, mu_adamw_moment(o, u, 0)), operand(ps, mu_adamw_moment(o, u, 1)),
+                      mu_unit_real(u));
 }
 
 void mu_adamw_step(mu_adamw *o, double lr, double grad_scale) {
@@ -191,6 +192,7 @@ void mu_adamw_step(mu_adamw *o, double lr, double grad_scale) {
     for (int i = 0; i < ps->n_groups; i++) {
         mu_group *g = ps->groups[i];
         mu_comm *c = comm_of(g);
-        if (c && !g->frozen) mu_gather_shards(c, ps->dev, ps->dev->real, g->values->region.base, o->ends[i]);
+        if (c && !g->frozen) mu_gather_shards(c, ps->dev, ps->dev->fine, g->values->region.base, o->ends[i]);
     }
+    mu_params_publish(ps);
 }

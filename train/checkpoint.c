@@ -17,7 +17,7 @@
 #include <string.h>
 
 static mu_store_type type_of(const mu_trainer *t) {
-    return t->dev->real == MU_DTYPE_F64 ? MU_STORE_F64 : MU_STORE_F32;
+    return t->dev->fine == MU_DTYPE_F64 ? MU_STORE_F64 : MU_STORE_F32;
 }
 static bool is_writer(const mu_trainer *t) { return t->mesh->world->rank < t->mesh->ep; }
 
@@ -125,7 +125,7 @@ static mu_status read_values(mu_trainer *t, mu_store *s, const char *name, const
                              mu_error *e) {
     int64_t shape[2];
     int n_dims = unit_shape(u, shape);
-    size_t bytes = (size_t)u->count * mu_dtype_size(t->dev->real);
+    size_t bytes = (size_t)u->count * mu_dtype_size(t->dev->fine);
     void *host = mu_alloc(bytes, 1);
     mu_status status = mu_store_read(s, name, type_of(t), n_dims, shape, host, e);
     if (status == MU_STATUS_OK) mu_device_write(t->dev, data, host, bytes);
@@ -137,9 +137,9 @@ static mu_status read_values(mu_trainer *t, mu_store *s, const char *name, const
  * has failed: the others are waiting for it. Collective over the unit's group, agreed by nobody. */
 static mu_status write_unit(mu_trainer *t, mu_store *s, const mu_unit *u, mu_status status, mu_error *e) {
     bool mine = s && writes(t, u);
-    void *host = mu_alloc((size_t)u->count, mu_dtype_size(t->dev->real));
+    void *host = mu_alloc((size_t)u->count, mu_dtype_size(t->dev->fine));
     if (mine && status == MU_STATUS_OK) {
-        mu_device_read(t->dev, host, mu_unit_data(u), (size_t)u->count * mu_dtype_size(t->dev->real));
+        mu_device_read(t->dev, host, mu_unit_data(u), (size_t)u->count * mu_dtype_size(t->dev->fine));
         status = write_values(t, s, u->name, u, host, e);
     }
     for (int which = 0; which < 2; which++) {
@@ -245,7 +245,7 @@ static void collect_names(mu_trainer *t, mu_manifest *m) {
 
 static mu_status commit(mu_trainer *t, mu_manifest *m, const char *tmp, const char *final, mu_error *e) {
     m->step = t->step, m->ranks = t->mesh->world->size, m->ep = t->mesh->ep;
-    snprintf(m->dtype, sizeof m->dtype, "%s", mu_dtype_name(t->dev->real));
+    snprintf(m->dtype, sizeof m->dtype, "%s", mu_dtype_name(t->dev->fine));
     snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(t->tokenizer));
     snprintf(m->fingerprint, sizeof m->fingerprint, "%s", t->corpus.fingerprint);
     m->config = mu_options_dump(&t->options, &t->cfg);
@@ -453,6 +453,7 @@ static mu_status read_tensors(mu_trainer *t, const mu_manifest *m, mu_store **st
         if (status == MU_STATUS_OK) status = read_unit(t, stores[shard], u, training, e);
         if (status != MU_STATUS_OK) return status;
     }
+    mu_params_publish(ps);
     return MU_STATUS_OK;
 }
 

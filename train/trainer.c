@@ -297,7 +297,8 @@ static void plant_nan(mu_trainer *t) {
         if (u->expert < 0 && u->param->desc.layer == t->cfg.model.num_layers - 1) {
             char nan[8];
             memset(nan, 0xff, sizeof nan);
-            mu_device_write(t->dev, mu_unit_data(u), nan, mu_dtype_size(t->dev->real));
+            mu_device_write(t->dev, mu_unit_data(u), nan, mu_dtype_size(t->dev->fine));
+            mu_params_publish(t->model->params);
             return;
         }
 }

@@ -87,7 +87,7 @@ mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targ
              (long long)mu_count(targets), (long long)w->shape[1]);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->scale = scale;
-    mu_tensor *rows_nll = mu_tensor_2d(tp, T, 1), *lse = mu_tensor_2d(tp, T, 1),
+    mu_tensor *rows_nll = mu_tensor_fine(tp, T, 1), *lse = mu_tensor_fine(tp, T, 1),
               *loss = mu_tensor_loss(tp, T);
     bool keep = mu_tape_recording(tp) && (x->needs_grad || w->needs_grad) && chunk_rows(T, w->shape[0]) == T;
     mu_tensor *logits = keep ? mu_tensor_2d(tp, T, w->shape[0]) : NULL;

@@ -1,9 +1,13 @@
-/* linear.c - y_TO = x_TI w_OI^T, without bias; `fine`: in the device's real type at least. */
+/* linear.c - y_TO = x_TI w_OI^T, without bias; `fine`: in the device's fine type, from the master of w. */
 #include "autograd/autograd.h"
 
 typedef struct {
     bool fine;
 } extra;
+
+static mu_mat weights(const mu_node *n) {
+    return ((extra *)n->extra)->fine ? mu_master(n->in[1]) : mu_data(n->in[1]);
+}
 
 static void product(mu_node *n, mu_device *dev, bool ta, bool tb, int64_t m, int64_t columns, int64_t k,
                     mu_mat a, mu_mat b, double beta, mu_mat c) {
@@ -13,7 +17,7 @@ static void product(mu_node *n, mu_device *dev, bool ta, bool tb, int64_t m, int
 
 static void forward(mu_tape *tp, mu_node *n) {
     mu_tensor *x = n->in[0], *w = n->in[1], *y = n->out[0];
-    product(n, mu_tape_device(tp), false, true, x->shape[0], w->shape[0], w->shape[1], mu_data(x), mu_data(w),
+    product(n, mu_tape_device(tp), false, true, x->shape[0], w->shape[0], w->shape[1], mu_data(x), weights(n),
             0.0, mu_data(y));
 }
 
@@ -35,7 +39,7 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_mat dx, dw;
     if (x->needs_grad) {
         double beta = mu_grad_beta(tp, x, &dx);
-        product(n, dev, false, false, T, I, O, dy, mu_data(w), beta, dx);
+        product(n, dev, false, false, T, I, O, dy, weights(n), beta, dx);
     }
     if (w->needs_grad && w->sums) exact_dw(tp, ((extra *)n->extra)->fine, x, w, dy);
     else if (w->needs_grad) {
@@ -50,7 +54,7 @@ static mu_tensor *linear(mu_tape *tp, mu_tensor *x, mu_tensor *w, bool fine) {
     MU_CHECK(x->n_dims == 2 && w->n_dims == 2 && x->shape[1] == w->shape[1],
              "linear: rows of %lld values meet weights for %lld", (long long)x->shape[1],
              (long long)w->shape[1]);
-    mu_tensor *y = mu_tensor_2d(tp, x->shape[0], w->shape[0]);
+    mu_tensor *y = fine ? mu_tensor_fine(tp, x->shape[0], w->shape[0]) : mu_tensor_2d(tp, x->shape[0], w->shape[0]);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->fine = fine;
     return mu_apply(tp, (mu_node){ .op = &op_linear, .in = { x, w }, .out = { y }, .extra = e });

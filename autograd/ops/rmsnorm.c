@@ -12,18 +12,18 @@ static void forward(mu_tape *tp, mu_node *n) {
     int64_t D = mu_count(w);
     mu_mat mx = mu_data(x), my = mu_data(y);
     mx.ld = my.ld = D;
-    dev->k->rmsnorm_fwd(dev, mu_count(rstd), D, ((extra *)n->extra)->eps, mx, mu_data(w), my, mu_data(rstd));
+    dev->k->rmsnorm_fwd(dev, mu_count(rstd), D, ((extra *)n->extra)->eps, mx, mu_master(w), my, mu_data(rstd));
 }
 
 /* dw [D] of each leaf by itself, then into the exact sums. Rows are D wide, several of them a token for heads. */
 static void exact_backward(mu_tape *tp, mu_node *n, mu_mat x, mu_mat dy, mu_mat dx) {
     mu_device *dev = mu_tape_device(tp);
-    mu_tensor *w = n->in[1], *dw = mu_tensor_like(tp, w), *rstd = n->out[1];
+    mu_tensor *w = n->in[1], *dw = mu_tensor_fine(tp, 1, mu_count(w)), *rstd = n->out[1];
     int64_t leaves = mu_leaves(tp, n->in[0]->shape[0]), D = mu_count(w);
     for (int64_t i = 0; i < leaves; i++) {
         int64_t rows = mu_count(rstd) / leaves, first = i * rows;
         dev->k->fill(dev, D, 0.0, mu_data(dw));
-        dev->k->rmsnorm_bwd(dev, rows, D, mu_mat_rows(x, first), mu_data(w),
+        dev->k->rmsnorm_bwd(dev, rows, D, mu_mat_rows(x, first), mu_master(w),
                             mu_mat_values(mu_data(rstd), first), mu_mat_rows(dy, first),
                             mu_mat_rows(dx, first), mu_data(dw));
         dev->k->exact_add(dev, D, mu_data(dw), mu_sums(w));
@@ -40,7 +40,7 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_mat dx = x->needs_grad ? mu_grad(tp, x) : none, dw = w->needs_grad && !exact ? mu_grad(tp, w) : none;
     mx.ld = dy.ld = dx.ld = D;
     if (exact) exact_backward(tp, n, mx, dy, dx);
-    else dev->k->rmsnorm_bwd(dev, mu_count(rstd), D, mx, mu_data(w), mu_data(rstd), dy, dx, dw);
+    else dev->k->rmsnorm_bwd(dev, mu_count(rstd), D, mx, mu_master(w), mu_data(rstd), dy, dx, dw);
 }
 
 static const mu_op op_rmsnorm = { "rmsnorm", forward, backward, .keeps_in = 3, .keeps_out = 2, .saved = 2 };
@@ -51,6 +51,6 @@ mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w, double eps) {
              (long long)mu_count(x), (long long)D);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->eps = eps;
-    mu_tensor *y = mu_tensor_like(tp, x), *rstd = mu_tensor_2d(tp, rows, 1);
+    mu_tensor *y = mu_tensor_like(tp, x), *rstd = mu_tensor_fine(tp, rows, 1);
     return mu_apply(tp, (mu_node){ .op = &op_rmsnorm, .in = { x, w }, .out = { y, rstd }, .extra = e });
 }

@@ -25,8 +25,7 @@ static void update(int64_t n, factors f, float *restrict w, const float *restric
 }
 
 void CPU(adamw)(mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m,
-                mu_mat v) {
-    (void)dev;
+                mu_mat v, mu_mat real) {
     factors f = prepare(spec);
     int64_t blocks = cpu_blocks(n, CPU_BLOCK);
 #pragma omp parallel for schedule(static) num_threads(cpu_team(n))
@@ -34,4 +33,5 @@ void CPU(adamw)(mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, 
         int64_t i = b * CPU_BLOCK;
         update(cpu_min(CPU_BLOCK, n - i), f, cpu_f32(w) + i, cpu_f32(g) + i, cpu_f32(m) + i, cpu_f32(v) + i);
     }
+    if (real.data) CPU(copy)(dev, n, w, real);
 }

@@ -1,4 +1,4 @@
-/* elementwise.c - fill, axpy, add and the two sums: vectors of n values. Bound by memory traffic; cut into
+/* elementwise.c - fill, axpy, add, copy and the two sums: vectors of n values. Bound by memory traffic; cut into
  * blocks of CPU_BLOCK, whose inner loops the compiler vectorises. */
 #include "kernels/cpu/cpu.h"
 
@@ -61,6 +61,16 @@ void CPU(add)(mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z) {
         int64_t i = b * CPU_BLOCK, count = cpu_min(CPU_BLOCK, n - i);
         if (x.dtype == MU_DTYPE_F64) add_f64(count, cpu_f64(x) + i, cpu_f64(y) + i, cpu_f64(z) + i);
         else add_f32(count, cpu_f32(x) + i, cpu_f32(y) + i, cpu_f32(z) + i);
+    }
+}
+
+void CPU(copy)(mu_device *dev, int64_t n, mu_mat x, mu_mat y) {
+    (void)dev;
+    int64_t blocks = cpu_blocks(n, CPU_BLOCK);
+#pragma omp parallel for schedule(static) num_threads(cpu_team(n))
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t i = b * CPU_BLOCK, count = cpu_min(CPU_BLOCK, n - i);
+        memcpy(cpu_f32(y) + i, cpu_f32(x) + i, (size_t)count * sizeof(float));
     }
 }
 

@@ -19,6 +19,13 @@ void mu_ref_add(mu_device *dev, int64_t n, mu_mat x_n, mu_mat y_n, mu_mat z_n) {
     for (int64_t i = 0; i < n; i++) z[i] = x[i] + y[i];
 }
 
+void mu_ref_copy(mu_device *dev, int64_t n, mu_mat x_n, mu_mat y_n) {
+    (void)dev;
+    const double *x = reals(x_n);
+    double *y = reals(y_n);
+    for (int64_t i = 0; i < n; i++) y[i] = x[i];
+}
+
 void mu_ref_sum(mu_device *dev, int64_t n, double scale, mu_mat x_n, bool add, mu_mat out) {
     (void)dev;
     const double *x = reals(x_n);

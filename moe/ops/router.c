@@ -28,9 +28,9 @@ mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits, mu_tensor *bias, const mu_r
              (long long)logits->shape[1], (long long)T, (long long)shape->E);
     mu_route_shape *s = mu_tape_alloc(tp, sizeof *s);
     *s = *shape;
-    mu_tensor *gates = mu_tensor_2d(tp, T, K);
+    mu_tensor *gates = mu_tensor_fine(tp, T, K);
     *scores = mu_tensor_like(tp, logits);
-    *lse = mu_tensor_2d(tp, T, 1);
+    *lse = mu_tensor_fine(tp, T, 1);
     *ids = mu_tensor_new(tp, MU_DTYPE_I32, 2, (int64_t[]){ T, K });
     return mu_apply(tp, (mu_node){ .op = &op_router,
                                    .in = { logits, bias },

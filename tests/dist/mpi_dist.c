@@ -352,7 +352,7 @@ static double *gather_gradients(layer *l, mu_comm *expert_group) {
     double *all = mu_alloc((size_t)n, sizeof *all);
     for (mu_unit *u = mu_unit_next(l->ps, NULL); u; u = mu_unit_next(l->ps, u)) {
         if (u->param == l->x_TD || (u->expert < 0 && expert_group->rank)) continue;
-        mu_reals_get(l->dev, l->dev->real, mu_unit_grad(u), u->count, all + u->global_index * E * D);
+        mu_reals_get(l->dev, l->dev->fine, mu_unit_grad(u), u->count, all + u->global_index * E * D);
     }
     mu_all_reduce(expert_group, MU_REDUCE_SUM, MU_DTYPE_F64, all, n);
     return all;

@@ -10,7 +10,7 @@
 /* n, f64? : a vector of the device's type or of doubles */
 static mu_mat any_vector(trial *t, const char *name, int64_t n, bool f64) {
     double *x = random_values(t, (uint32_t)t->n_operands, n);
-    return operand_new(t, name, f64 ? MU_DTYPE_F64 : t->dev->real, 1, n, x)->mat;
+    return operand_new(t, name, f64 ? MU_DTYPE_F64 : real_type(t), 1, n, x)->mat;
 }
 
 /* out: one double, exact to the last digits since sums are accumulated in double */
@@ -36,6 +36,14 @@ static void run_add(trial *t, const int64_t *p) {
     t->dev->k->add(t->dev, p[0], x, y, z);
 }
 
+/* n, the types of x and y: 0 real, 1 fine */
+static void run_copy(trial *t, const int64_t *p) {
+    t->next_fine = p[1];
+    mu_mat x = vector(t, "x", p[0]);
+    t->next_fine = p[2];
+    t->dev->k->copy(t->dev, p[0], x, new_vector(t, "y", p[0] + 3));
+}
+
 /* n, add? */
 static void run_sum(trial *t, const int64_t *p) {
     mu_mat x = vector(t, "x", p[0]), out = exact_double(t, p[1] ? 100.5 : NAN);
@@ -47,16 +55,20 @@ static void run_sumsq(trial *t, const int64_t *p) {
     t->dev->k->sumsq(t->dev, p[0], x, p[1], out);
 }
 
-/* ta, tb, m, n, k, beta */
+/* ta, tb, m, n, k, beta, C fine? Operands of a fine product are those of a linear layer with fine weights:
+ * y = x w^T, dx = dy w, dw = dy^T x, where x and dx are real. */
 static void any_gemm(trial *t, const int64_t *p, bool fine) {
     bool ta = p[0], tb = p[1];
     int64_t m = p[2], n = p[3], k = p[4];
+    t->next_fine = fine && !tb;
     mu_mat a = ta ? matrix(t, "a", k, m) : matrix(t, "a", m, k);
     t->pad *= 2;
+    t->next_fine = fine && !ta;
     mu_mat b = tb ? matrix(t, "b", n, k) : matrix(t, "b", k, n);
     t->pad *= 2;
+    t->next_fine = p[6] || (fine && (ta || tb));
     mu_mat c = p[5] ? matrix(t, "c", m, n) : new_matrix(t, "c", m, n);
-    if (fine) t->operands[t->n_operands - 1].tolerance = TOLERANCE;
+    if (fine && c.dtype != MU_DTYPE_BF16) t->operands[t->n_operands - 1].tolerance = TOLERANCE;
     if (fine) t->dev->k->gemm_fine(t->dev, ta, tb, m, n, k, a, b, (double)p[5], c);
     else t->dev->k->gemm(t->dev, ta, tb, m, n, k, a, b, (double)p[5], c);
 }
@@ -82,7 +94,7 @@ static void run_embed_fwd(trial *t, const int64_t *p) {
 
 static void run_embed_bwd(trial *t, const int64_t *p) {
     mu_mat ids = random_ints(t, "ids", p[0], p[2], p[3]), dy = matrix(t, "dy", p[0], p[1]);
-    mu_mat dw = matrix(t, "dw", p[2], p[1]);
+    mu_mat dw = matrix(as_fine(t), "dw", p[2], p[1]);
     t->dev->k->embed_bwd(t->dev, p[0], p[1], p[2], ids, dy, dw);
 }
 
@@ -106,7 +118,7 @@ static mu_mat slots(trial *t, int64_t T, int64_t K) {
 /* T, K, D, weights?, add? */
 static void run_gather_sum(trial *t, const int64_t *p) {
     int64_t T = p[0], K = p[1], D = p[2];
-    mu_mat index = slots(t, T, K), weights = p[3] ? matrix(t, "weights", T, K) : NOTHING;
+    mu_mat index = slots(t, T, K), weights = p[3] ? matrix(as_fine(t), "weights", T, K) : NOTHING;
     mu_mat rows = matrix(t, "rows", T * K, D), y = p[4] ? matrix(t, "y", T, D) : new_matrix(t, "y", T, D);
     t->dev->k->gather_sum(t->dev, T, K, D, index, weights, rows, p[4], y);
 }
@@ -114,10 +126,10 @@ static void run_gather_sum(trial *t, const int64_t *p) {
 /* T, K, D, weights?, drows?, dweights? */
 static void run_gather_sum_bwd(trial *t, const int64_t *p) {
     int64_t T = p[0], K = p[1], D = p[2];
-    mu_mat index = slots(t, T, K), weights = p[3] ? matrix(t, "weights", T, K) : NOTHING;
+    mu_mat index = slots(t, T, K), weights = p[3] ? matrix(as_fine(t), "weights", T, K) : NOTHING;
     mu_mat rows = matrix(t, "rows", T * K, D), dy = matrix(t, "dy", T, D);
     mu_mat drows = p[4] ? new_matrix(t, "drows", T * K, D) : NOTHING;
-    mu_mat dweights = p[5] ? matrix(t, "dweights", T, K) : NOTHING;
+    mu_mat dweights = p[5] ? matrix(as_fine(t), "dweights", T, K) : NOTHING;
     t->dev->k->gather_sum_bwd(t->dev, T, K, D, index, weights, rows, dy, drows, dweights);
 }
 
@@ -130,17 +142,17 @@ static mu_mat norm_input(trial *t, int64_t rows, int64_t D, bool zero_row) {
 }
 
 static void run_rmsnorm_fwd(trial *t, const int64_t *p) {
-    mu_mat x = norm_input(t, p[0], p[1], p[2]), w = vector(t, "w", p[1]);
-    mu_mat y = new_matrix(t, "y", p[0], p[1]), rstd = new_vector(t, "rstd", p[0]);
+    mu_mat x = norm_input(t, p[0], p[1], p[2]), w = vector(as_fine(t), "w", p[1]);
+    mu_mat y = new_matrix(t, "y", p[0], p[1]), rstd = new_vector(as_fine(t), "rstd", p[0]);
     t->dev->k->rmsnorm_fwd(t->dev, p[0], p[1], 1e-5, x, w, y, rstd);
 }
 
 /* rows, D, zero row?, dx?, dw? */
 static void run_rmsnorm_bwd(trial *t, const int64_t *p) {
-    mu_mat x = norm_input(t, p[0], p[1], p[2]), w = vector(t, "w", p[1]);
-    mu_mat y = new_matrix(t, "y", p[0], p[1]), rstd = new_vector(t, "rstd", p[0]);
+    mu_mat x = norm_input(t, p[0], p[1], p[2]), w = vector(as_fine(t), "w", p[1]);
+    mu_mat y = new_matrix(t, "y", p[0], p[1]), rstd = new_vector(as_fine(t), "rstd", p[0]);
     mu_mat dy = matrix(t, "dy", p[0], p[1]);
-    mu_mat dx = p[3] ? matrix(t, "dx", p[0], p[1]) : NOTHING, dw = p[4] ? vector(t, "dw", p[1]) : NOTHING;
+    mu_mat dx = p[3] ? matrix(t, "dx", p[0], p[1]) : NOTHING, dw = p[4] ? vector(as_fine(t), "dw", p[1]) : NOTHING;
     t->dev->k->rmsnorm_fwd(t->dev, p[0], p[1], 1e-5, x, w, y, rstd);
     t->dev->k->rmsnorm_bwd(t->dev, p[0], p[1], x, w, rstd, dy, dx, dw);
 }
@@ -153,7 +165,7 @@ static void run_rope(trial *t, const int64_t *p) {
         double angle = (double)(i / half) * pow(10000, -2.0 * (double)(i % half) / (double)d);
         c[i] = (float)cos(angle), s[i] = (float)sin(angle);
     }
-    mu_mat cosines = reals_of(t, "cos", S, half, c), sines = reals_of(t, "sin", S, half, s);
+    mu_mat cosines = reals_of(as_fine(t), "cos", S, half, c), sines = reals_of(as_fine(t), "sin", S, half, s);
     mu_mat x = matrix(t, "x", T, H * d), y = p[5] ? matrix(t, "y", T, H * d) : new_matrix(t, "y", T, H * d);
     t->dev->k->rope(t->dev, T, S, H, d, (int)p[4], cosines, sines, x, p[5], y);
 }
@@ -169,7 +181,7 @@ static void run_attention_fwd(trial *t, const int64_t *p) {
     mu_mat q = matrix(t, "q", T, s.H * s.d), k = matrix(t, "k", keys, s.G * s.d),
            v = matrix(t, "v", keys, s.G * s.d);
     mu_mat y = new_matrix(t, "y", T, s.H * s.d);
-    mu_mat lse = new_matrix(t, "lse", T, s.H);
+    mu_mat lse = new_matrix(as_fine(t), "lse", T, s.H);
     t->dev->k->attention_fwd(t->dev, &s, q, k, v, y, lse);
 }
 
@@ -179,7 +191,7 @@ static void run_attention_bwd(trial *t, const int64_t *p) {
     mu_mat q = matrix(t, "q", T, wide), k = matrix(t, "k", T, narrow), v = matrix(t, "v", T, narrow);
     mu_mat y = new_matrix(t, "y", T, wide), dy = matrix(t, "dy", T, wide), dq = matrix(t, "dq", T, wide);
     mu_mat dk = matrix(t, "dk", T, narrow), dv = matrix(t, "dv", T, narrow);
-    mu_mat lse = new_matrix(t, "lse", T, s.H);
+    mu_mat lse = new_matrix(as_fine(t), "lse", T, s.H);
     t->dev->k->attention_fwd(t->dev, &s, q, k, v, y, lse);
     t->dev->k->attention_bwd(t->dev, &s, q, k, v, y, lse, dy, dq, dk, dv);
 }
@@ -214,7 +226,7 @@ typedef struct { mu_experts_shape s; mu_mat x, in, offsets, gate, up, down, hg, 
 static mu_mat weights(trial *t, const char *name, int64_t n, int64_t width) {
     double *x = random_values(t, (uint32_t)t->n_operands, n);
     for (int64_t i = 0; i < n; i++) x[i] = (float)(x[i] / sqrt((double)width));
-    return operand_new(t, name, t->dev->real, 1, n, x)->mat;
+    return operand_new(t, name, real_type(t), 1, n, x)->mat;
 }
 
 /* R, experts, D, F, spread, bits */
@@ -255,9 +267,9 @@ static void run_experts_bwd(trial *t, const int64_t *p) {
     mu_mat dyg = bits & WITH_OUT ? new_matrix(t, "dyg", R, D) : NOTHING;
     mu_mat dx = bits & WITH_DX ? new_matrix(t, "dx", R, D) : NOTHING;
     mu_mat (*gradient)(trial *, const char *, int64_t) = bits & FRESH ? new_vector : vector;
-    mu_mat dgate = bits & WITH_DGATE ? gradient(t, "dgate", n * F * D) : NOTHING;
-    mu_mat dup = bits & WITH_DUP ? gradient(t, "dup", n * F * D) : NOTHING;
-    mu_mat ddown = bits & WITH_DDOWN ? gradient(t, "ddown", n * D * F) : NOTHING;
+    mu_mat dgate = bits & WITH_DGATE ? gradient(as_fine(t), "dgate", n * F * D) : NOTHING;
+    mu_mat dup = bits & WITH_DUP ? gradient(as_fine(t), "dup", n * F * D) : NOTHING;
+    mu_mat ddown = bits & WITH_DDOWN ? gradient(as_fine(t), "ddown", n * D * F) : NOTHING;
     experts_forward(t, &o);
     t->dev->k->experts_bwd(t->dev, &o.s, o.x, o.in, o.offsets, o.gate, o.up, o.down, o.hg, o.hu, o.out, dy,
                            act, xg, dyg, dx, dgate, dup, ddown);
@@ -327,6 +339,7 @@ static mu_mat route_logits(trial *t, int64_t T, int64_t E, int64_t bits) {
 
 /* T, E, K, bits, force */
 static route_operands route_case(trial *t, const int64_t *p) {
+    all_fine(t);
     int64_t T = p[0], E = p[1], K = p[2], bits = p[3];
     mu_route_shape s = { T, E, K, bits & SIGMOID, bits & NORMALISE, 2.5, (mu_route_force)p[4], 1000003 };
     route_operands o = { .s = s, .logits = route_logits(t, T, E, bits) };
@@ -378,23 +391,27 @@ static mu_mat positive(trial *t, const char *name, int64_t rows, int64_t cols) {
 
 /* T, E, segment, normalise? */
 static void run_balance_fwd(trial *t, const int64_t *p) {
+    all_fine(t);
     mu_mat scores = positive(t, "scores", p[0], p[1]), coef = positive(t, "coef", p[0] / p[2], p[1]);
     mu_mat out = double_of(t, "out", NAN);
     t->dev->k->balance_fwd(t->dev, p[0], p[1], p[2], p[3], scores, coef, out);
 }
 
 static void run_balance_bwd(trial *t, const int64_t *p) {
+    all_fine(t);
     mu_mat scores = positive(t, "scores", p[0], p[1]), coef = positive(t, "coef", p[0] / p[2], p[1]);
     mu_mat dout = double_of(t, "dout", -1.25), dscores = matrix(t, "dscores", p[0], p[1]);
     t->dev->k->balance_bwd(t->dev, p[0], p[1], p[2], p[3], scores, coef, dout, dscores);
 }
 
 static void run_zloss_fwd(trial *t, const int64_t *p) {
+    all_fine(t);
     mu_mat lse = vector(t, "lse", p[0]), out = double_of(t, "out", NAN);
     t->dev->k->zloss_fwd(t->dev, p[0], 0.125, lse, out);
 }
 
 static void run_zloss_bwd(trial *t, const int64_t *p) {
+    all_fine(t);
     mu_mat lse = vector(t, "lse", p[0]), dout = double_of(t, "dout", 3), dlse = vector(t, "dlse", p[0]);
     t->dev->k->zloss_bwd(t->dev, p[0], 0.125, lse, dout, dlse);
 }
@@ -444,26 +461,28 @@ static mu_mat loss_logits(trial *t, const int64_t *p) {
 
 static void run_xent_fwd(trial *t, const int64_t *p) {
     mu_mat logits = loss_logits(t, p), target = targets(t, p[0], p[1], p[2]);
-    mu_mat lse = new_vector(t, "lse", p[0]), nll = new_vector(t, "nll", p[0]);
+    mu_mat lse = new_vector(as_fine(t), "lse", p[0]), nll = new_vector(as_fine(t), "nll", p[0]);
     t->dev->k->xent_fwd(t->dev, p[0], p[1], logits, target, lse, nll);
 }
 
 static void run_xent_bwd(trial *t, const int64_t *p) {
     mu_mat logits = loss_logits(t, p), target = targets(t, p[0], p[1], p[2]),
            dout = double_of(t, "dout", 0.5);
-    mu_mat lse = new_vector(t, "lse", p[0]), nll = new_vector(t, "nll", p[0]);
+    mu_mat lse = new_vector(as_fine(t), "lse", p[0]), nll = new_vector(as_fine(t), "nll", p[0]);
     t->dev->k->xent_fwd(t->dev, p[0], p[1], logits, target, lse, nll);
     t->dev->k->xent_bwd(t->dev, p[0], p[1], 0.125, dout, target, lse, logits);
 }
 
-/* n, t, decay in percent */
+/* n, t, decay in percent, real? */
 static void run_adamw(trial *t, const int64_t *p) {
     mu_adamw_spec spec = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 0.5 };
     spec.weight_decay = (double)p[2] / 100;
     spec.t = p[1];
+    mu_mat real = p[3] ? new_vector(t, "real", p[0]) : NOTHING;
+    all_fine(t);
     mu_mat w = vector(t, "w", p[0]), g = vector(t, "g", p[0]), m = vector(t, "m", p[0]);
     mu_mat v = positive(t, "v", 1, p[0]);
-    t->dev->k->adamw(t->dev, p[0], &spec, w, g, m, v);
+    t->dev->k->adamw(t->dev, p[0], &spec, w, g, m, v, real);
 }
 
 /* ---------------------------------------------------------------- the list */
@@ -520,6 +539,7 @@ static void run_adamw(trial *t, const int64_t *p) {
 
 static const kernel_case kernel_cases[] = {
     LENGTHS(fill, 0) LENGTHS(fill, 1) LENGTHS(axpy, 0) LENGTHS(axpy, 1) LENGTHS(add, 0) LENGTHS(add, 1)
+    LENGTHS(copy, 0) LENGTHS(copy, 1) C(copy, 1000, 0, 1) C(copy, 1000, 1, 1)
     LENGTHS(sum, 0) LENGTHS(sum, 1) LENGTHS(sumsq, 0) LENGTHS(sumsq, 1)
 
     /* m, n, k, beta */
@@ -528,6 +548,7 @@ static const kernel_case kernel_cases[] = {
     GEMM(64, 128, 96, 1) GEMM(130, 257, 80, 0) GEMM(63, 64, 300, 1) GEMM(300, 200, 260, 0)
     GEMM(12, 31, 1000, 1)
     C(gemm, 0, 1, 2, 4500, 1000, 1) C(gemm, 1, 0, 5, 4500, 1000, 0)
+    C(gemm, 1, 0, 33, 65, 130, 1, 1) C(gemm, 0, 1, 33, 65, 130, 0, 1)
     C(gemm_fine, 0, 1, 17, 8, 64, 0) C(gemm_fine, 0, 0, 33, 65, 8, 1) C(gemm_fine, 1, 0, 8, 64, 130, 1)
 
     /* T, D, V, same? */
@@ -627,8 +648,8 @@ static const kernel_case kernel_cases[] = {
     C(exact_product, 130, 4, 70, 140, EMPTY_ONES, 5) C(exact_product, 600, 2, 33, 256, ONE_TAKES_ALL, 2)
     C(exact_product, 90, 4, 16, 24, SPARE_ROWS, 2) C(exact_product, 300, 1, 130, 64, EVEN, 12)
 
-    /* n, t, decay in percent */
-    C(adamw, 0, 1, 10) C(adamw, 1, 1, 10) C(adamw, 7, 2, 0) C(adamw, 1000, 3, 10) C(adamw, 100003, 1000, 10)
+    /* n, t, decay in percent, real? */
+    C(adamw, 0, 1, 10) C(adamw, 1, 1, 10) C(adamw, 7, 2, 0) C(adamw, 1000, 3, 10) C(adamw, 1000, 3, 10, 1) C(adamw, 100003, 1000, 10)
     C(adamw, 65, 100000, 10)
 };
 

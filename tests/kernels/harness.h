@@ -16,6 +16,7 @@ enum { MAX_OPERANDS = 32, MARGIN = 64 };
 static const unsigned char PATTERN = 0xA5;
 static const double TOLERANCE = 2e-5;       /* of fp32 results, against the operand's largest magnitude */
 static const double BF16_TOLERANCE = 5e-2;  /* the same where matrix products round their operands to bf16 */
+static const double BF16_RESULTS = 2e-2;    /* and where bf16 operands give bf16 results */
 static const int64_t UNTOUCHED = -77;       /* what integer results hold before the kernel */
 static const mu_mat NOTHING = { 0 };
 
@@ -36,6 +37,8 @@ typedef struct {
     uint32_t draws;                         /* of the stream of integers */
     int64_t pad;                            /* values between the rows of every operand with several rows */
     bool coarse;                            /* random values are exact in bf16, so that rounding to it loses nothing */
+    bool bf16;                              /* every operand of the real type is, on both devices */
+    bool fine, next_fine;                   /* new operands, the next one, are of the fine type */
     double tolerance;                       /* of new operands */
     int n_operands;
     operand operands[MAX_OPERANDS];
@@ -76,9 +79,22 @@ static inline int64_t *draw_permutation(trial *t, int64_t n) {
 }
 
 /* ---------------------------------------------------------------- operands */
+static inline double rounded_to_bf16(double value) {
+    float x = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (!isnan(x)) bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
 static inline void encode(void *to, mu_dtype dtype, int64_t i, double value) {
     if (dtype == MU_DTYPE_F64) ((double *)to)[i] = value;
     if (dtype == MU_DTYPE_F32) ((float *)to)[i] = (float)value;
+    if (dtype == MU_DTYPE_BF16) {
+        float x = (float)rounded_to_bf16(value);
+        memcpy((uint16_t *)to + i, (char *)&x + 2, 2);
+    }
     if (dtype == MU_DTYPE_I32) ((int32_t *)to)[i] = (int32_t)value;
     if (dtype == MU_DTYPE_I64) ((int64_t *)to)[i] = (int64_t)value;
 }
@@ -86,8 +102,29 @@ static inline void encode(void *to, mu_dtype dtype, int64_t i, double value) {
 static inline double decode(const void *from, mu_dtype dtype, int64_t i) {
     if (dtype == MU_DTYPE_F64) return ((const double *)from)[i];
     if (dtype == MU_DTYPE_F32) return ((const float *)from)[i];
+    if (dtype == MU_DTYPE_BF16) {
+        float x = 0;
+        memcpy((char *)&x + 2, (const uint16_t *)from + i, 2);
+        return x;
+    }
     if (dtype == MU_DTYPE_I32) return ((const int32_t *)from)[i];
     return (double)((const int64_t *)from)[i];
+}
+
+/* The next operand is of the fine type: matrix(as_fine(t), ...). */
+static inline trial *as_fine(trial *t) {
+    t->next_fine = true;
+    return t;
+}
+
+/* All operands of the case are: nothing is rounded to bf16. */
+static inline void all_fine(trial *t) {
+    t->fine = true;
+    t->tolerance = TOLERANCE;
+}
+
+static inline mu_dtype real_type(const trial *t) {
+    return t->fine || t->next_fine ? t->dev->fine : t->dev->real;
 }
 
 static inline bool is_whole(mu_dtype dtype) { return dtype == MU_DTYPE_I32 || dtype == MU_DTYPE_I64; }
@@ -103,6 +140,9 @@ static inline operand *operand_new(trial *t, const char *name, mu_dtype dtype, i
     unsigned char *host = mu_alloc(block, 1);
     memset(host, PATTERN, block);
     double gap = is_whole(dtype) ? (double)UNTOUCHED : NAN;
+    if (t->bf16 && !t->fine && !t->next_fine && !is_whole(dtype) && dtype == t->dev->real)
+        for (int64_t i = 0; i < rows * cols; i++) values[i] = rounded_to_bf16(values[i]);
+    t->next_fine = false;
     for (int64_t i = 0; i < rows * ld; i++)
         encode(host + shift, dtype, i, i % ld < cols ? values[i / ld * cols + i % ld] : gap);
     mu_memory_commit(t->memory, t->used + block);
@@ -131,31 +171,31 @@ static inline double *whole_values(int64_t n, const int64_t *whole) {
 /* Random values: inputs, and results that a kernel adds to. */
 static inline mu_mat matrix(trial *t, const char *name, int64_t rows, int64_t cols) {
     double *x = random_values(t, (uint32_t)t->n_operands, rows * cols);
-    return operand_new(t, name, t->dev->real, rows, cols, x)->mat;
+    return operand_new(t, name, real_type(t), rows, cols, x)->mat;
 }
 
 static inline mu_mat vector(trial *t, const char *name, int64_t n) {
-    return operand_new(t, name, t->dev->real, 1, n, random_values(t, (uint32_t)t->n_operands, n))->mat;
+    return operand_new(t, name, real_type(t), 1, n, random_values(t, (uint32_t)t->n_operands, n))->mat;
 }
 
 /* NaN: results that a kernel assigns. */
 static inline mu_mat new_matrix(trial *t, const char *name, int64_t rows, int64_t cols) {
-    return operand_new(t, name, t->dev->real, rows, cols, constant_values(rows * cols, NAN))->mat;
+    return operand_new(t, name, real_type(t), rows, cols, constant_values(rows * cols, NAN))->mat;
 }
 
 static inline mu_mat new_vector(trial *t, const char *name, int64_t n) {
-    return operand_new(t, name, t->dev->real, 1, n, constant_values(n, NAN))->mat;
+    return operand_new(t, name, real_type(t), 1, n, constant_values(n, NAN))->mat;
 }
 
 static inline mu_mat scratch_matrix(trial *t, int64_t rows, int64_t cols) {
-    operand *o = operand_new(t, "scratch", t->dev->real, rows, cols, constant_values(rows * cols, NAN));
+    operand *o = operand_new(t, "scratch", real_type(t), rows, cols, constant_values(rows * cols, NAN));
     o->scratch = true;
     return o->mat;
 }
 
 /* Given values. */
 static inline mu_mat reals_of(trial *t, const char *name, int64_t rows, int64_t cols, double *values) {
-    return operand_new(t, name, t->dev->real, rows, cols, values)->mat;
+    return operand_new(t, name, real_type(t), rows, cols, values)->mat;
 }
 
 static inline mu_mat double_of(trial *t, const char *name, double value) {
@@ -182,10 +222,11 @@ static inline mu_mat new_longs(trial *t, const char *name, int64_t rows, int64_t
 
 /* ---------------------------------------------------------------- running and comparing */
 static inline void trial_run(trial *t, mu_device *dev, const kernel_case *c, uint64_t seed, int64_t pad,
-                             bool coarse) {
+                             bool coarse, bool bf16) {
     bool rounds = !strcmp(dev->name, "cpu-bf16") && !coarse;
     *t = (trial){ .dev = dev, .seed = seed, .pad = pad, .memory = mu_memory_new(dev, (size_t)1 << 30),
-                  .coarse = coarse, .tolerance = rounds ? BF16_TOLERANCE : TOLERANCE };
+                  .coarse = coarse, .bf16 = bf16,
+                  .tolerance = bf16 ? BF16_RESULTS : rounds ? BF16_TOLERANCE : TOLERANCE };
     c->run(t, c->p);
     t->image = mu_alloc(t->used, 1);
     mu_device_read(dev, t->image, t->memory->region.base, t->used);
@@ -245,8 +286,9 @@ static inline bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case
     trial expected, t;
     char what[256];
     describe(what, c, dev->name);
-    trial_run(&expected, ref, c, seed, pad, coarse);
-    trial_run(&t, dev, c, seed, pad, coarse);
+    bool bf16 = dev->real == MU_DTYPE_BF16;
+    trial_run(&expected, ref, c, seed, pad, coarse, bf16);
+    trial_run(&t, dev, c, seed, pad, coarse, bf16);
     bool ok = margins_intact(&t, what) && margins_intact(&expected, what);
     MU_CHECK(t.n_operands == expected.n_operands, "%s: a case must not depend on the device", what);
     for (int i = 0; i < t.n_operands && ok; i++)
@@ -263,10 +305,10 @@ static inline bool case_ignores_threads(mu_device *dev, const kernel_case *c, ui
     bool ok = true;
     describe(what, c, dev->name);
     mu_threads_set(1);
-    trial_run(&one, dev, c, seed, 0, false);
+    trial_run(&one, dev, c, seed, 0, false, false);
     for (int threads = 2; threads <= 4; threads++) {
         mu_threads_set(threads);
-        trial_run(&t, dev, c, seed, 0, false);
+        trial_run(&t, dev, c, seed, 0, false, false);
         for (int i = 0; i < t.n_operands; i++) {
             const operand *o = &t.operands[i];
             size_t bytes = (size_t)o->count * mu_dtype_size(o->mat.dtype);

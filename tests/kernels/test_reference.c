@@ -166,7 +166,7 @@ static void test_adamw(void **state) {
         wanted = wanted * (1 - lr * decay) - lr * (first / weight1) / (sqrt(second / weight2) + eps);
         mu_adamw_spec spec = { lr, b1, b2, eps, decay, 0.25, step };
         *(double *)grad.data = 4 * g[step - 1];
-        t.dev->k->adamw(t.dev, 1, &spec, w, grad, m, v);
+        t.dev->k->adamw(t.dev, 1, &spec, w, grad, m, v, (mu_mat){ 0 });
         assert_near(*values(w), wanted);
     }
 }

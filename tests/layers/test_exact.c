@@ -20,7 +20,7 @@ static double *gradients(const mu_model *m, int64_t leaf_rows, double *loss, int
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u)) *n += u->count;
     double *grads = mu_alloc((size_t)*n, sizeof *grads), *at = grads;
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; at += u->count, u = mu_unit_next(m->params, u))
-        mu_reals_get(dev, dev->real, mu_unit_grad(u), u->count, at);
+        mu_reals_get(dev, dev->fine, mu_unit_grad(u), u->count, at);
     mu_tape_free(tp);
     return grads;
 }
@@ -81,7 +81,7 @@ static void too_large_is_not_finite(void **state) {
     mu_params_round_grads(m->params);
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u)) {
         double first;
-        mu_reals_get(dev, dev->real, mu_unit_grad(u), 1, &first);
+        mu_reals_get(dev, dev->fine, mu_unit_grad(u), 1, &first);
         assert_true(u == hit ? isnan(first) : first == 0);
     }
     mu_tape_free(tp);

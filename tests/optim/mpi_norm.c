@@ -6,7 +6,7 @@
 static void set_gradients(mu_params *ps, uint32_t step) {
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
         double *g = random_reals((uint32_t)mu_hash64(u->name, strlen(u->name)) + step, u->count, 0.01);
-        mu_reals_set(ps->dev, ps->dev->real, mu_unit_grad(u), u->count, g);
+        mu_reals_set(ps->dev, ps->dev->fine, mu_unit_grad(u), u->count, g);
         free(g);
     }
 }
@@ -33,7 +33,7 @@ static outcome run(const char *device, int ep) {
     double *all = mu_alloc((size_t)n, sizeof *all);
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u))
         if (u->expert >= 0 || mesh->expert->rank == 0)
-            mu_reals_get(dev, dev->real, mu_unit_data(u), u->count, all + u->global_index * wide);
+            mu_reals_get(dev, dev->fine, mu_unit_data(u), u->count, all + u->global_index * wide);
     mu_all_reduce(mesh->expert, MU_REDUCE_SUM, MU_DTYPE_F64, all, n);
     r.hash = mu_hash64(all, (size_t)n * sizeof *all);
     free(all);
@@ -77,7 +77,7 @@ static void everybody_sees_a_bad_gradient(void **state) {
     set_gradients(m->params, 0);
     mu_unit *u = mu_params_find(m->params, "/layers/1/mlp/experts/3/down_proj/weight");
     check((u != NULL) == (world->rank == world->size - 1), "expert 3 lives on the last rank");
-    if (u) mu_reals_set(dev, dev->real, mu_unit_grad(u), 1, &(double){ NAN });
+    if (u) mu_reals_set(dev, dev->fine, mu_unit_grad(u), 1, &(double){ NAN });
     check(isnan(mu_grad_norm(o, mesh->world)), "a NaN was lost");
     const mu_unit *bad = mu_grads_nonfinite(o);
     check(bad == u, "%s", bad ? bad->name : "nothing named");

@@ -46,7 +46,7 @@ static double step(run *r, const mu_mesh *mesh, uint32_t number, int parts) {
             for (int64_t i = 0; i < u->count && here && !u->idle; i++) sum[i] += g[i];
             free(g);
         }
-        mu_reals_set(r->dev, r->dev->real, mu_unit_grad(u), u->count, sum);
+        mu_reals_set(r->dev, r->dev->fine, mu_unit_grad(u), u->count, sum);
         free(sum);
     }
     mu_grads_reduce(r->opt);

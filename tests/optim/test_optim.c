@@ -69,7 +69,7 @@ static void stand_free(stand *s) {
 static void set_gradients(const stand *s, uint32_t step) {
     for (mu_unit *u = mu_unit_next(s->l->ps, NULL); u; u = mu_unit_next(s->l->ps, u)) {
         double *g = random_reals(step * 100 + (uint32_t)u->global_index, u->count, 1);
-        mu_reals_set(s->l->dev, s->l->dev->real, mu_unit_grad(u), u->count, g);
+        mu_reals_set(s->l->dev, s->l->dev->fine, mu_unit_grad(u), u->count, g);
         free(g);
     }
 }
@@ -77,9 +77,9 @@ static void set_gradients(const stand *s, uint32_t step) {
 /* Weights, first and second moments of a unit, one after another. Heap. */
 static double *state_of(const stand *s, const mu_unit *u) {
     double *x = mu_alloc(3 * (size_t)u->count, sizeof *x);
-    mu_reals_get(s->l->dev, s->l->dev->real, mu_unit_data(u), u->count, x);
+    mu_reals_get(s->l->dev, s->l->dev->fine, mu_unit_data(u), u->count, x);
     for (int which = 0; which < 2; which++)
-        mu_reals_get(s->l->dev, s->l->dev->real, mu_adamw_moment(s->o, u, which), u->count,
+        mu_reals_get(s->l->dev, s->l->dev->fine, mu_adamw_moment(s->o, u, which), u->count,
                      x + (which + 1) * u->count);
     return x;
 }
@@ -205,7 +205,7 @@ static void norm_is_the_naive_norm(void **state) {
         set_gradients(&s, 1);
         for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
             double *g = mu_alloc((size_t)u->count, sizeof *g);
-            mu_reals_get(s.l->dev, s.l->dev->real, mu_unit_grad(u), u->count, g);
+            mu_reals_get(s.l->dev, s.l->dev->fine, mu_unit_grad(u), u->count, g);
             for (int64_t i = 0; i < u->count; i++) sum += g[i] * g[i];
             free(g);
         }
@@ -223,7 +223,7 @@ static void norm_names_what_is_not_finite(void **state) {
         set_gradients(&s, 1);
         mu_unit *u = mu_params_find(s.l->ps, "/layers/0/mlp/experts/3/up_proj/weight");
         assert_non_null(u);
-        mu_reals_set(s.l->dev, s.l->dev->real, (float *)mu_unit_grad(u) + u->count - 1, 1, &poison[p]);
+        mu_reals_set(s.l->dev, s.l->dev->fine, (float *)mu_unit_grad(u) + u->count - 1, 1, &poison[p]);
         assert_false(isfinite(mu_grad_norm(s.o, comm_alone())));
         assert_ptr_equal(mu_grads_nonfinite(s.o), u);
         stand_free(&s);

@@ -1,0 +1,9 @@
+/* cuda_none.c - the twin of cuda/device.cu in a build without CUDA. */
+#include "kernels/internal.h"
+
+mu_device *mu_cuda_open(const char *kind) {
+    (void)kind;
+    return NULL;
+}
+
+const char *mu_cuda_missing(void) { return "this muster was built without CUDA (MUSTER_CUDA)"; }
