@@ -1,0 +1,289 @@
+/* device.cu - the CUDA device: which GPU, its memory, copies, and the errors a person can do something about.
+ *
+ * Memory is reserved as addresses and mapped in pages as it is needed (CUDA's virtual memory management), so that a
+ * stretch keeps its address while it grows and nothing is mapped once the largest step was seen. The driver's functions
+ * are looked up when the program runs: it starts on machines without a driver, too.
+ *
+ * Host memory goes to the device through a ring of pinned memory and is on its way when mu_device_write returns; only
+ * mu_device_read and staging for communication wait. */
+#include "kernels/cuda/cuda.h"
+
+#include <cuda.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    CUresult (*reserve)(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr addr, unsigned long long flags);
+    CUresult (*create)(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
+                       unsigned long long flags);
+    CUresult (*map)(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
+                    unsigned long long flags);
+    CUresult (*access)(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *desc, size_t count);
+    CUresult (*unmap)(CUdeviceptr ptr, size_t size);
+    CUresult (*release)(CUmemGenericAllocationHandle handle);
+    CUresult (*free_addresses)(CUdeviceptr ptr, size_t size);
+    CUresult (*granularity)(size_t *granularity, const CUmemAllocationProp *prop,
+                            CUmemAllocationGranularity_flags option);
+} driver_functions;
+
+enum { HALVES = 2 };
+typedef struct {
+    char *base;
+    size_t half, used;              /* bytes of a half, of the half at hand */
+    int at;                         /* the half at hand */
+    cudaEvent_t left[HALVES];       /* recorded when a half was left: its copies are done when the event is */
+} pinned_ring;
+
+typedef struct staged {             /* a host view of device memory, kept for the next of its size or less */
+    void *data, *host;
+    size_t bytes;
+    int depth;
+    struct staged *next;
+} staged;
+
+struct mu_cuda {
+    mu_device dev;
+    int index, processors;
+    cudaStream_t stream;
+    driver_functions driver;
+    CUmemAllocationProp prop;
+    size_t step;                    /* bytes that memory grows by */
+    mu_memory scratch;              /* not in the list of the user's */
+    size_t scratch_used;
+    pinned_ring ring;
+    staged *views;
+    char name[96];
+};
+
+static mu_cuda *cuda_of(mu_device *dev) { return (mu_cuda *)dev; }
+cudaStream_t cuda_stream(mu_device *dev) { return cuda_of(dev)->stream; }
+int cuda_processors(mu_device *dev) { return cuda_of(dev)->processors; }
+
+void cuda_check(cudaError_t status, const char *what, const char *file, int line) {
+    if (status == cudaSuccess) return;
+    mu_fatal(MU_STATUS_INTERNAL, file, line, "CUDA", "%s: %s (%s)%s", what, cudaGetErrorString(status),
+             cudaGetErrorName(status),
+             status == cudaErrorMemoryAllocation ? "; a smaller train.micro_batch_size needs less memory"
+                                                 : "; compute-sanitizer finds the place of a kernel's fault");
+}
+
+/* ------------------------------------------------------------------ memory */
+static const mu_kernels kernels = {
+#define K(name, params, args) mu_cuda_##name,
+    MU_KERNELS(K)
+#undef K
+};
+
+static void driver_check(CUresult status, const char *what) {
+    MU_CHECK(status == CUDA_SUCCESS, "CUDA driver: %s failed with error %d", what, (int)status);
+}
+
+static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+static void reserve(mu_memory *m, size_t bytes) {
+    mu_cuda *c = cuda_of(m->dev);
+    CUdeviceptr base = 0;
+    m->region.reserved = round_up(bytes, c->step);
+    driver_check(c->driver.reserve(&base, m->region.reserved, 0, 0, 0), "reserving addresses");
+    m->region.base = (char *)base;
+}
+
+static void out_of_memory(const mu_cuda *c, size_t wanted) {
+    size_t free_bytes = 0, total = 0;
+    cudaMemGetInfo(&free_bytes, &total);
+    MU_FATAL(MU_STATUS_INTERNAL,
+             "%s is full: %zu MiB more needed, %zu of %zu MiB free, this rank holds %lld MiB; a smaller "
+             "train.micro_batch_size needs less, as does train.dtype bf16",
+             c->dev.name, wanted >> 20, free_bytes >> 20, total >> 20, (long long)(mu_device_bytes(&c->dev) >> 20));
+}
+
+static void commit(mu_memory *m, size_t bytes) {
+    mu_cuda *c = cuda_of(m->dev);
+    mu_region *r = &m->region;
+    if (bytes <= r->committed) return;
+    size_t want = round_up(bytes, c->step), more = want - r->committed;
+    MU_CHECK(want <= r->reserved, "%zu MiB needed, %zu MiB reserved", want >> 20, r->reserved >> 20);
+    CUmemGenericAllocationHandle pages;
+    if (c->driver.create(&pages, more, &c->prop, 0) != CUDA_SUCCESS) out_of_memory(c, more);
+    CUdeviceptr at = (CUdeviceptr)(r->base + r->committed);
+    CUmemAccessDesc access = {};
+    access.location = c->prop.location, access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    driver_check(c->driver.map(at, more, 0, pages, 0), "mapping memory");
+    driver_check(c->driver.release(pages), "letting go of pages");      /* the mapping keeps them */
+    driver_check(c->driver.access(at, more, &access, 1), "opening memory");
+    CUDA_CHECK(cudaMemsetAsync(r->base + r->committed, 0, more, c->stream));
+    r->committed = want;
+}
+
+static void release(mu_memory *m) {
+    mu_cuda *c = cuda_of(m->dev);
+    CUDA_CHECK(cudaStreamSynchronize(c->stream));                       /* nothing in flight reads it */
+    if (m->region.committed)
+        driver_check(c->driver.unmap((CUdeviceptr)m->region.base, m->region.committed), "unmapping memory");
+    driver_check(c->driver.free_addresses((CUdeviceptr)m->region.base, m->region.reserved), "giving back addresses");
+    memset(&m->region, 0, sizeof m->region);
+}
+
+cuda_scratch::cuda_scratch(mu_device *dev) : dev(dev), mark(cuda_of(dev)->scratch_used) {}
+cuda_scratch::~cuda_scratch() { cuda_of(dev)->scratch_used = mark; }
+
+void *cuda_scratch::bytes(size_t n) {
+    const size_t ALIGNMENT = 256;
+    mu_cuda *c = cuda_of(dev);
+    size_t at = c->scratch_used;
+    c->scratch_used = round_up(at + n, ALIGNMENT);
+    commit(&c->scratch, c->scratch_used);
+    return c->scratch.region.base + at;
+}
+
+/* ------------------------------------------------------------------ copies */
+static void read(mu_device *dev, void *to, const void *data, size_t bytes) {
+    mu_cuda *c = cuda_of(dev);
+    CUDA_CHECK(cudaMemcpyAsync(to, data, bytes, cudaMemcpyDeviceToHost, c->stream));
+    CUDA_CHECK(cudaStreamSynchronize(c->stream));
+}
+
+/* The half of the ring that is not at hand; waits, hardly ever, for copies that were started one half ago. */
+static void next_half(mu_cuda *c) {
+    pinned_ring *r = &c->ring;
+    CUDA_CHECK(cudaEventRecord(r->left[r->at], c->stream));
+    r->at = (r->at + 1) % HALVES, r->used = 0;
+    if (cudaEventQuery(r->left[r->at]) != cudaSuccess) CUDA_CHECK(cudaEventSynchronize(r->left[r->at]));
+}
+
+static void write(mu_device *dev, void *data, const void *from, size_t bytes) {
+    const size_t ALIGNMENT = 64;
+    mu_cuda *c = cuda_of(dev);
+    pinned_ring *r = &c->ring;
+    for (size_t done = 0, now; done < bytes; done += now) {
+        if (r->used == r->half) next_half(c);
+        now = bytes - done < r->half - r->used ? bytes - done : r->half - r->used;
+        char *host = r->base + (size_t)r->at * r->half + r->used;
+        memcpy(host, (const char *)from + done, now);
+        CUDA_CHECK(cudaMemcpyAsync((char *)data + done, host, now, cudaMemcpyHostToDevice, c->stream));
+        r->used = round_up(r->used + now, ALIGNMENT);
+    }
+}
+
+static staged *view_for(mu_cuda *c, size_t bytes) {
+    for (staged *v = c->views; v; v = v->next)
+        if (!v->depth && v->bytes >= bytes) return v;
+    staged *v = (staged *)mu_alloc(1, sizeof *v);
+    v->bytes = round_up(bytes ? bytes : 1, (size_t)1 << 16);
+    CUDA_CHECK(cudaMallocHost(&v->host, v->bytes));
+    v->next = c->views;
+    return c->views = v;
+}
+
+static staged *view_of(mu_cuda *c, const void *data) {
+    for (staged *v = c->views; v; v = v->next)
+        if (v->depth && v->data == data) return v;
+    return NULL;
+}
+
+static void *stage_begin(mu_device *dev, void *data, size_t bytes) {
+    mu_cuda *c = cuda_of(dev);
+    staged *v = view_of(c, data);
+    if (!v) v = view_for(c, bytes);
+    MU_CHECK(v->bytes >= bytes, "%zu bytes staged within a view of %zu", bytes, v->bytes);
+    v->data = data;
+    if (!v->depth++ && bytes) read(dev, v->host, data, bytes);
+    return v->host;
+}
+
+static void stage_end(mu_device *dev, void *data, size_t bytes, bool written) {
+    mu_cuda *c = cuda_of(dev);
+    staged *v = view_of(c, data);
+    MU_CHECK(v, "memory that was not staged is given back");
+    if (written && bytes) {
+        CUDA_CHECK(cudaMemcpyAsync(data, v->host, bytes, cudaMemcpyHostToDevice, c->stream));
+        CUDA_CHECK(cudaStreamSynchronize(c->stream));                   /* the view may be another's next */
+    }
+    v->depth--;
+}
+
+/* ------------------------------------------------------------------ open and close */
+static void close(mu_device *dev) {
+    mu_cuda *c = cuda_of(dev);
+    release(&c->scratch);
+    for (staged *v = c->views, *next; v; v = next) {
+        next = v->next;
+        CUDA_CHECK(cudaFreeHost(v->host));
+        free(v);
+    }
+    for (int i = 0; i < HALVES; i++) CUDA_CHECK(cudaEventDestroy(c->ring.left[i]));
+    CUDA_CHECK(cudaFreeHost(c->ring.base));
+    CUDA_CHECK(cudaStreamDestroy(c->stream));
+    free(c);
+}
+
+static const mu_backend backend = { reserve, commit, release, read, write, stage_begin, stage_end, close };
+
+static char missing[256];
+const char *mu_cuda_missing(void) { return missing; }
+
+/* How many GPUs there are; 0 with a reason in `missing`. */
+static int count_devices(void) {
+    int n = 0, driver = 0;
+    cudaError_t status = cudaGetDeviceCount(&n);
+    if (status == cudaSuccess && n > 0) return n;
+    cudaDriverGetVersion(&driver);
+    if (status == cudaErrorInsufficientDriver && driver)
+        snprintf(missing, sizeof missing, "the NVIDIA driver knows CUDA %d.%d, this muster needs %d.%d: a newer driver helps",
+                 driver / 1000, driver % 100 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 100 / 10);
+    else
+        snprintf(missing, sizeof missing, "no NVIDIA GPU found (%s)",
+                 status == cudaSuccess ? "0 devices" : cudaGetErrorString(status));
+    return 0;
+}
+
+static void *driver_function(const char *name, unsigned version) {
+    void *function = NULL;
+    cudaDriverEntryPointQueryResult found;
+    cudaError_t status = cudaGetDriverEntryPointByVersion(name, &function, version, cudaEnableDefault, &found);
+    MU_CHECK(status == cudaSuccess && function, "the NVIDIA driver has no %s; a newer driver helps", name);
+    return function;
+}
+
+static void find_driver(mu_cuda *c) {
+    const unsigned VERSION = 10020;         /* these functions came with CUDA 10.2 */
+    *(void **)&c->driver.reserve = driver_function("cuMemAddressReserve", VERSION);
+    *(void **)&c->driver.create = driver_function("cuMemCreate", VERSION);
+    *(void **)&c->driver.map = driver_function("cuMemMap", VERSION);
+    *(void **)&c->driver.access = driver_function("cuMemSetAccess", VERSION);
+    *(void **)&c->driver.unmap = driver_function("cuMemUnmap", VERSION);
+    *(void **)&c->driver.release = driver_function("cuMemRelease", VERSION);
+    *(void **)&c->driver.free_addresses = driver_function("cuMemAddressFree", VERSION);
+    *(void **)&c->driver.granularity = driver_function("cuMemGetAllocationGranularity", VERSION);
+    c->prop.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+    c->prop.location.type = CU_MEM_LOCATION_TYPE_DEVICE, c->prop.location.id = c->index;
+    driver_check(c->driver.granularity(&c->step, &c->prop, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED), "asking for the page size");
+}
+
+static void open_ring(pinned_ring *r) {
+    r->half = (size_t)8 << 20;
+    CUDA_CHECK(cudaMallocHost((void **)&r->base, HALVES * r->half));
+    for (int i = 0; i < HALVES; i++) CUDA_CHECK(cudaEventCreateWithFlags(&r->left[i], cudaEventDisableTiming));
+}
+
+mu_device *mu_cuda_open(const char *kind) {
+    const char *number = strchr(kind, ':');
+    size_t name = number ? (size_t)(number - kind) : strlen(kind);
+    bool half = name == strlen("cuda-bf16") && !strncmp(kind, "cuda-bf16", name);
+    if (!half && (name != strlen("cuda") || strncmp(kind, "cuda", name))) return NULL;
+    int n = count_devices();
+    if (!n) return NULL;
+    mu_cuda *c = (mu_cuda *)mu_alloc(1, sizeof *c);
+    c->index = number ? atoi(number + 1) % n : 0;
+    CUDA_CHECK(cudaSetDevice(c->index));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaDeviceGetAttribute(&c->processors, cudaDevAttrMultiProcessorCount, c->index));
+    snprintf(c->name, sizeof c->name, "cuda%s", half ? "-bf16" : "");
+    find_driver(c);
+    open_ring(&c->ring);
+    c->dev.k = &kernels, c->dev.name = c->name, c->dev.backend = &backend;
+    c->dev.real = half ? MU_DTYPE_BF16 : MU_DTYPE_F32, c->dev.fine = MU_DTYPE_F32;
+    c->scratch.dev = &c->dev;
+    reserve(&c->scratch, (size_t)1 << 38);
+    return &c->dev;
+}

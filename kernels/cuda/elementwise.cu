@@ -1,0 +1,140 @@
+/* elementwise.cu - fill, axpy, add, copy, the two sums, and AdamW: vectors of n values, bound by memory traffic. A thread
+ * takes every THREADS-th of its block's ELEMENTS, so that a warp reads 32 neighbours at a time. */
+#include "kernels/cuda/cuda.h"
+
+/* body(i) for the indices below n that are this thread's. */
+template <typename F> static __device__ __forceinline__ void each_element(int64_t n, F body) {
+    int64_t first = (int64_t)blockIdx.x * ELEMENTS + threadIdx.x;
+#pragma unroll
+    for (int j = 0; j < ELEMENTS / THREADS; j++)
+        if (first + j * THREADS < n) body(first + j * THREADS);
+}
+
+template <typename T> static __global__ void fill_kernel(int64_t n, double value, T *x) {
+    each_element(n, [=](int64_t i) { store(x + i, (T)value); });
+}
+
+/* Sums in T's own precision, bf16 in float. */
+template <typename T> struct wide_of { typedef float type; };
+template <> struct wide_of<double> { typedef double type; };
+static __device__ __forceinline__ double widened(double x) { return x; }
+static __device__ __forceinline__ float widened(float x) { return x; }
+static __device__ __forceinline__ float widened(bf16 x) { return __bfloat162float(x); }
+
+template <typename T> static __global__ void axpy_kernel(int64_t n, typename wide_of<T>::type a, const T *x, T *y) {
+    each_element(n, [=](int64_t i) { store(y + i, widened(y[i]) + a * widened(x[i])); });
+}
+
+template <typename T> static __global__ void add_kernel(int64_t n, const T *x, const T *y, T *z) {
+    each_element(n, [=](int64_t i) { store(z + i, widened(x[i]) + widened(y[i])); });
+}
+
+template <typename X, typename Y> static __global__ void copy_kernel(int64_t n, const X *x, Y *y) {
+    each_element(n, [=](int64_t i) { store(y + i, widened(x[i])); });
+}
+
+/* with_real, doubles too */
+template <typename F> static void with_floating(mu_dtype dtype, F body) {
+    if (dtype == MU_DTYPE_F64) body(0.0);
+    else with_real(dtype, body);
+}
+
+void mu_cuda_fill(mu_device *dev, int64_t n, double value, mu_mat x) {
+    with_floating(x.dtype, [&](auto zero) {
+        typedef decltype(zero) T;
+        launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, fill_kernel<T>, n, value, (T *)x.data);
+    });
+}
+
+void mu_cuda_axpy(mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y) {
+    with_floating(x.dtype, [&](auto zero) {
+        typedef decltype(zero) T;
+        launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, axpy_kernel<T>, n, a, typed<T>(x).at, typed<T>(y).at);
+    });
+}
+
+void mu_cuda_add(mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z) {
+    with_floating(x.dtype, [&](auto zero) {
+        typedef decltype(zero) T;
+        launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, add_kernel<T>, n, typed<T>(x).at, typed<T>(y).at, typed<T>(z).at);
+    });
+}
+
+void mu_cuda_copy(mu_device *dev, int64_t n, mu_mat x, mu_mat y) {
+    with_floating(x.dtype, [&](auto from) {
+        with_floating(y.dtype, [&](auto to) {
+            typedef decltype(from) X;
+            typedef decltype(to) Y;
+            launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, copy_kernel<X, Y>, n, (const X *)x.data, (Y *)y.data);
+        });
+    });
+}
+
+/* ------------------------------------------------------------------ sums
+ * A block sums a stretch in double; a second kernel, one block, adds the stretches in their order. */
+enum { STRETCH = 16 * THREADS };
+
+template <typename T, bool SQUARE> static __global__ void partial_sums(int64_t n, const T *x, double *part) {
+    int64_t first = (int64_t)blockIdx.x * STRETCH, end = first + STRETCH < n ? first + STRETCH : n;
+    double sum = 0;
+    for (int64_t i = first + threadIdx.x; i < end; i += THREADS) {
+        double value = widened(x[i]);
+        sum += SQUARE ? value * value : value;
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) part[blockIdx.x] = sum;
+}
+
+static __global__ void total_of_parts(int64_t n, double scale, const double *part, bool add, double *out) {
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < n; i += THREADS) sum += part[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *out = (add ? *out : 0) + scale * sum;
+}
+
+template <bool SQUARE> static void any_sum(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out) {
+    cuda_scratch scratch(dev);
+    int64_t blocks = blocks_for(n, STRETCH);
+    double *part = scratch.take<double>(blocks);
+    with_real(x.dtype, [&](auto zero) {
+        typedef decltype(zero) T;
+        launch(dev, blocks, THREADS, 0, partial_sums<T, SQUARE>, n, (const T *)x.data, part);
+    });
+    launch(dev, 1, THREADS, 0, total_of_parts, blocks, scale, (const double *)part, add, typed<double>(out).at);
+}
+
+void mu_cuda_sum(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out) {
+    any_sum<false>(dev, n, scale, x, add, out);
+}
+
+void mu_cuda_sumsq(mu_device *dev, int64_t n, mu_mat x, bool add, mu_mat out) { any_sum<true>(dev, n, 1, x, add, out); }
+
+/* ------------------------------------------------------------------ AdamW, one pass over everything; as cpu/adamw.c */
+typedef struct { float keep, rate, root, eps, b1, a1, b2, a2, grad_scale; } factors;
+
+static factors prepare(const mu_adamw_spec *s) {
+    double c1 = 1 - pow(s->beta1, (double)s->t), c2 = 1 - pow(s->beta2, (double)s->t);
+    return factors{ (float)(1 - s->lr * s->weight_decay), (float)(s->lr / c1), (float)(1 / sqrt(c2)), (float)s->eps,
+                    (float)s->beta1, (float)(1 - s->beta1), (float)s->beta2, (float)(1 - s->beta2),
+                    (float)s->grad_scale };
+}
+
+template <typename R>
+static __global__ void adamw_kernel(int64_t n, factors f, float *w, const float *g, float *m, float *v, R *real) {
+    each_element(n, [=](int64_t i) {
+        float gi = g[i] * f.grad_scale;
+        float mi = m[i] = f.b1 * m[i] + f.a1 * gi;
+        float vi = v[i] = f.b2 * v[i] + f.a2 * (gi * gi);
+        float wi = w[i] = w[i] * f.keep - f.rate * mi / (sqrtf(vi) * f.root + f.eps);
+        if (real) store(real + i, wi);
+    });
+}
+
+void mu_cuda_adamw(mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m, mu_mat v,
+                   mu_mat real) {
+    with_real(real.data ? real.dtype : MU_DTYPE_BF16, [&](auto zero) {
+        typedef decltype(zero) R;
+        launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, adamw_kernel<R>, n, prepare(spec), typed<float>(w).at,
+               typed<float>(g).at, typed<float>(m).at, typed<float>(v).at, typed<R>(real).at);
+    });
+}

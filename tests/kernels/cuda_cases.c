@@ -1,0 +1,30 @@
+/* cuda_cases.c - the list of cases on a CUDA device, GPU or emulation, against the reference.
+ *
+ *     cuda_cases DEVICE [KERNEL...]       DEVICE: cuda, cuda-bf16; KERNEL: only these
+ *
+ * Each case runs dense and with gaps between rows. Exit: 0 all agree, 1 some do not, 77 there is no such device. */
+#include "cases.h"
+
+static bool wanted(const char *kernel, char **only) {
+    bool found = !*only;
+    for (; *only; only++) found |= !strcmp(kernel, *only);
+    return found;
+}
+
+int main(int argc, char **argv) {
+    mu_device *dev = argc > 1 ? mu_device_open(argv[1]) : NULL, *ref = mu_device_open("ref");
+    if (!dev) {
+        printf("skipped: %s\n", argc > 1 ? mu_cuda_missing() : "usage: cuda_cases DEVICE [KERNEL...]");
+        return argc > 1 ? 77 : 64;
+    }
+    int wrong = 0, n = 0;
+    for (int i = 0; i < N_KERNEL_CASES; i++) {
+        if (!wanted(kernel_cases[i].kernel, argv + 2)) continue;
+        for (int64_t pad = 0; pad <= 3; pad += 3, n++)
+            wrong += !case_agrees(ref, dev, &kernel_cases[i], (uint64_t)i, pad, dev->real == MU_DTYPE_BF16);
+    }
+    printf("%s: %d of %d runs agree with the reference\n", dev->name, n - wrong, n);
+    mu_device_close(dev);
+    mu_device_close(ref);
+    return wrong || !n;
+}
