@@ -477,7 +477,7 @@ int main(int argc, char **argv) {
     int code = parse(argc, argv, &o);
     if (code >= 0) return code;
     mu_threads_set(mu_cores_share(0, 1, (int)o.threads));
-    bench b = { .o = &o, .dev = bench_device("muster_bench_products", o.bf16) };
+    bench b = { .o = &o, .dev = bench_device("muster_bench_products", o.bf16, false) };
     if (!b.dev) return BENCH_CANNOT;
     b.peak = bench_fma_peak();
     run(&b);
