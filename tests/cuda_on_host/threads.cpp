@@ -7,11 +7,12 @@
 #include "engine.h"
 
 #include <boost/context/detail/fcontext.hpp>
+#include <deque>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
-uint3 mu_thread_index, mu_block_index;
-dim3 mu_block_dim, mu_grid_dim;
+uint3 mu_thread_index, mu_block_index, mu_block_dim, mu_grid_dim;
 
 namespace emu {
 
@@ -22,12 +23,8 @@ using boost::context::detail::transfer_t;
 
 const Launch *launched;
 Thread *current;
-
-struct Fibre {
-    fcontext_t context;
-    char *low, *high;           /* its stack */
-    Thread *thread;             /* the one to start with when it is resumed from the pool */
-};
+mu_emulation_order_kind order_kind;
+uint64_t order_seed;
 
 namespace {
 
@@ -60,10 +57,11 @@ struct {
 
 Thread threads[max_threads];
 Warp warps[max_threads / 32];
-std::vector<Fibre *> pool;
+std::deque<Fibre> every_fibre;
+std::vector<Fibre *> pool;  /* those without a thread */
 Fibre host;
-mu_emulation_order_kind order_kind;
-uint64_t order_seed, order_state;
+mu_emulation_order_kind order;
+uint64_t order_state;
 
 /* ---------------------------------------------------------------- order */
 uint32_t random_below(uint32_t n) {     /* splitmix64 */
@@ -74,8 +72,8 @@ uint32_t random_below(uint32_t n) {     /* splitmix64 */
 }
 
 template <typename T> void arrange(T *list, int n) {
-    for (int i = 0; i < n; i++) list[i] = (T)(order_kind == MU_EMULATION_BACKWARD ? n - 1 - i : i);
-    for (int i = n - 1; i > 0 && order_kind == MU_EMULATION_SHUFFLED; i--) std::swap(list[i], list[random_below((uint32_t)i + 1)]);
+    for (int i = 0; i < n; i++) list[i] = (T)(order == MU_EMULATION_BACKWARD ? n - 1 - i : i);
+    for (int i = n - 1; i > 0 && order == MU_EMULATION_SHUFFLED; i--) std::swap(list[i], list[random_below((uint32_t)i + 1)]);
 }
 
 void arrange_warp(Warp &warp) {
@@ -85,7 +83,7 @@ void arrange_warp(Warp &warp) {
 
 /* Lanes of a warp as places in its order. */
 unsigned places(const Warp &warp, unsigned lanes) {
-    if (order_kind == MU_EMULATION_FORWARD) return lanes;
+    if (order == MU_EMULATION_FORWARD) return lanes;
     unsigned result = 0;
     for (; lanes; lanes &= lanes - 1) result |= 1u << warp.place_of[__builtin_ctz(lanes)];
     return result;
@@ -93,7 +91,7 @@ unsigned places(const Warp &warp, unsigned lanes) {
 
 /* Everyone who lives may run: at the start of a block and after a barrier. */
 void release_all(void) {
-    if (order_kind == MU_EMULATION_SHUFFLED) {
+    if (order == MU_EMULATION_SHUFFLED) {
         arrange(block.order, block.warps);
         for (int w = 0; w < block.warps; w++) arrange_warp(warps[w]);
     }
@@ -136,6 +134,7 @@ bool begin_block(void) {
     mu_block_index.z = (unsigned)(b / mu_grid_dim.x / mu_grid_dim.y);
     for (int w = 0; w < block.warps; w++) warps[w].ended = 0;
     block.ended = 0;
+    MU_CHECK_IF(check_block();)
     release_all();
     return true;
 }
@@ -144,6 +143,7 @@ bool begin_block(void) {
 void pass_barrier(void) {
     if (block.ended) barrier_without_all();
     block.result = block.kind == 1 ? block.sum_or : block.kind == 2 ? block.sum_and : block.count;
+    MU_CHECK_IF(check_barrier();)
     release_all();
 }
 
@@ -170,25 +170,44 @@ void enter(Thread *thread) {
     mu_thread_index = thread->index;
 }
 
+/* The address sanitizer wants to know on which stack the program is. */
+void leave(Fibre *from, Fibre *to) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(&from->sanitizer, to->low, (size_t)(to->high - to->low));
+#endif
+    (void)from, (void)to;
+}
+
+void arrive(Fibre *me, transfer_t back) {
+    auto *from = (Fibre *)back.data;
+    from->context = back.fctx;
+#ifdef __SANITIZE_ADDRESS__
+    const void *low;
+    size_t bytes;
+    __sanitizer_finish_switch_fiber(me->sanitizer, &low, &bytes);
+    from->low = (char *)low, from->high = (char *)low + bytes;      /* of the host's stack this is the only news */
+#endif
+    (void)me;
+}
+
 void jump(Fibre *from, Fibre *to) {
-    transfer_t back = jump_fcontext(to->context, from);
-    ((Fibre *)back.data)->context = back.fctx;
+    leave(from, to);
+    arrive(from, jump_fcontext(to->context, from));
 }
 
 void end_thread(Thread *thread) {
+    if (!thread->copies.empty()) fail("ends while %zu of its cp.async are under way", thread->copies.size());
     thread->fibre = nullptr;
-    thread->copies.clear();
     thread->groups.clear();
-    thread->open_copies = 0;
     warps[thread->number / 32].ended |= 1u << thread->number % 32;
     block.ended++;
 }
 
 /* A fibre's life: the thread it was woken for, then all that have not begun, until one goes on that waits elsewhere. */
 void live(transfer_t from) {
-    ((Fibre *)from.data)->context = from.fctx;
     Fibre *me = pool.back();            /* the one that is being started is the last of the pool */
     pool.pop_back();
+    arrive(me, from);
     for (;;) {
         Thread *thread = me->thread;
         while (thread && !thread->fibre) {
@@ -213,7 +232,8 @@ Fibre *new_fibre(void) {
     mprotect(low, guard, PROT_NONE);
     char *high = low + size - made++ % 61 * 320;
     high = (char *)((uintptr_t)high & ~(uintptr_t)63);
-    return new Fibre{make_fcontext(high, (size_t)(high - low) - guard, live), low + guard, high, nullptr};
+    every_fibre.push_back({make_fcontext(high, (size_t)(high - low) - guard, live), low + guard, high, nullptr});
+    return &every_fibre.back();
 }
 
 /* A fibre to start a thread on; it stays last in the pool until it runs. */
@@ -234,13 +254,13 @@ void wait(Site site) {
 }
 
 void set_block(const Launch &launch) {
-    mu_block_dim = launch.block;
-    mu_grid_dim = launch.grid;
+    mu_block_dim = {launch.block.x, launch.block.y, launch.block.z};
+    mu_grid_dim = {launch.grid.x, launch.grid.y, launch.grid.z};
     block.threads = (int)(launch.block.x * launch.block.y * launch.block.z);
     block.warps = (block.threads + 31) / 32;
     block.block = 0;
     block.blocks = (unsigned long long)launch.grid.x * launch.grid.y * launch.grid.z;
-    order_state = order_seed;
+    order = launch.order, order_state = launch.seed;
     arrange(block.order, block.warps);
     for (int w = 0; w < block.warps; w++) {
         int lanes = block.threads - w * 32;
@@ -257,12 +277,23 @@ void set_block(const Launch &launch) {
 }
 
 void run(const Launch &launch) {
+    timespec start, end;
+    clock_gettime(CLOCK_MONOTONIC, &start);
     launched = &launch;
+    count_launch(launch);
     set_block(launch);
+    MU_CHECK_IF(check_launch();)
+    MU_ASAN_IF(ASAN_UNPOISON_MEMORY_REGION(dynamic_shared, launch.shared_bytes);)
+    MU_ASAN_IF(ASAN_POISON_MEMORY_REGION(dynamic_shared + launch.shared_bytes, max_shared - launch.shared_bytes);)
     if (begin_block()) jump(&host, idle(next()));
+    MU_CHECK_IF(count_flush();)
     current = nullptr;
     launched = nullptr;
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    count_seconds((double)(end.tv_sec - start.tv_sec) + 1e-9 * (double)(end.tv_nsec - start.tv_nsec));
 }
+
+unsigned long long launched_block(void) { return block.block - 1; }
 
 std::string where(const Thread *thread) {
     return text("%s, block (%u,%u,%u), thread (%u,%u,%u)", launched->name.c_str(), mu_block_index.x, mu_block_index.y,
@@ -292,6 +323,7 @@ void collect(const char *what, unsigned mask, void *mine, finish_lanes *finish, 
         return;
     }
     finish(c.mine, mask);
+    MU_CHECK_IF(if (finish == finish_syncwarp && !((warp.exists & ~warp.ended) & ~mask)) check_syncwarp(current->number / 32);)
     if (i != --warp.collectives) c = warp.collective[warp.collectives];
     warp.ready |= places(warp, mask & ~(1u << lane));
 }
