@@ -18,7 +18,7 @@ struct query_tile { int64_t b, h; int first, rows, keys; };
 
 template <typename T> static __device__ __forceinline__ query_tile query_tile_of(const forward<T> &f, int length) {
     int64_t bh = blockIdx.x / f.tiles, first = (f.tiles - 1 - blockIdx.x % f.tiles) * (int64_t)length;
-    int rows = (int)(f.s.S - first < length ? f.s.S - first : length);
+    int rows = (int)min(f.s.S - first, (int64_t)length);
     return query_tile{ bh / f.s.H, bh % f.s.H, (int)first, rows, (int)f.s.past + (int)first + rows };
 }
 
@@ -65,18 +65,6 @@ template <typename T> static __global__ void __launch_bounds__(BLOCK) plain_forw
 
 /* ------------------------------------------------------------------ fast */
 enum { M = 2, QUERIES = WARPS * 16 * M, KEYS = 64 };    /* 16-row pieces of a warp; queries, keys of a tile */
-
-/* Keys behind a query's position are not seen: scores of keys `key`.. and of the warp's queries from position `at` on. */
-static __device__ __forceinline__ void hide_later_keys(int key, int at, float (&s)[M][KEYS / 8][4]) {
-    int lane = (int)threadIdx.x % WARP, ahead = at + lane / 4 - (key + lane % 4 * 2);
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (n * 8 + i % 2 > ahead + m * 16 + i / 2 * 8) s[m][n][i] = -INFINITY;
-}
 
 /* take_score for a tile; a lane's `sum` is of its own columns. The scale comes in with the subtraction. */
 template <int D>
@@ -146,7 +134,7 @@ template <int D> static __global__ void __launch_bounds__(BLOCK) fast_forward(fo
         if (key + KEYS < t.keys) fetch<D, KEYS>(k_tile, k, f.k.ld, t.keys - key - KEYS);
         mu_ptx_cp_async_commit();
         if (!seen) continue;
-        if (key + KEYS > at + 1) hide_later_keys(key, at, s);
+        if (key + KEYS > at + 1) hide_later_keys<M, KEYS>(at, key, s);
         take_tile<D>(f.scale, s, max, sum, y);
         add_products<D, M, KEYS>(s, v_tile, y);
     }

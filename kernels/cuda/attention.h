@@ -51,7 +51,7 @@ static __device__ void plain_products(head_rows<T> a, head_rows<T> b, int64_t d,
 #pragma unroll
     for (int i = 0; i < EACH; i++) sum[i] = 0;
     for (int64_t at = 0; at < d; at += CHUNK) {
-        int width = d - at < CHUNK ? (int)(d - at) : CHUNK;
+        int width = (int)min(d - at, (int64_t)CHUNK);
         __syncthreads();
         load_chunk(a, PLAIN_ROWS, at, width, &w->a[0][0], CHUNK);
         load_chunk(b, WARP, at, width, &w->b[0][0], CHUNK + 1);
@@ -70,7 +70,7 @@ static __device__ void plain_add(const float (&factor)[EACH], head_rows<T> b, in
 #pragma unroll
     for (int i = 0; i < EACH; i++) w->factor[warp * EACH + i][lane] = factor[i];
     for (int64_t at = 0; at < d; at += CHUNK) {
-        int width = d - at < CHUNK ? (int)(d - at) : CHUNK;
+        int width = (int)min(d - at, (int64_t)CHUNK);
         __syncthreads();
         load_chunk(b, WARP, at, width, &w->b[0][0], CHUNK + 1);
         __syncthreads();
@@ -174,6 +174,16 @@ static __device__ __forceinline__ void add_products(const float (&p)[M][N / 8][4
                 mu_ptx_mma_bf16(sum[m][2 * n + 1], fa[m], fb + 2);
             }
         }
+    }
+}
+
+/* Keys behind a query's position are not seen: scores of the warp's queries, position `at` on, and of keys `key` on. */
+template <int M, int N> static __device__ __forceinline__ void hide_later_keys(int at, int key, float (&s)[M][N / 8][4]) {
+    int lane = (int)threadIdx.x % WARP, ahead = at + lane / 4 - (key + lane % 4 * 2);
+#pragma unroll
+    for (int i = 0; i < M * N / 2; i++) {
+        int m = i / (N / 2), n = i / 4 % (N / 8), e = i % 4;
+        if (n * 8 + e % 2 > ahead + m * 16 + e / 2 * 8) s[m][n][e] = -INFINITY;
     }
 }
 
