@@ -33,7 +33,7 @@ static __device__ __forceinline__ float take_score(float score, float *max, floa
     return p;
 }
 
-template <typename T> static __global__ void __launch_bounds__(BLOCK) plain_forward(forward<T> f) {
+template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) plain_forward(forward<T> f) {
     plain_shared *w = (plain_shared *)dynamic_shared;
     float *y = (float *)(w + 1), p[EACH], max[EACH], sum[EACH];
     query_tile t = query_tile_of(f, PLAIN_ROWS);
@@ -64,23 +64,26 @@ template <typename T> static __global__ void __launch_bounds__(BLOCK) plain_forw
 }
 
 /* ------------------------------------------------------------------ fast */
-enum { M = 2, QUERIES = WARPS * 16 * M, KEYS = 64 };    /* 16-row pieces of a warp; queries, keys of a tile */
+/* A warp owns 16 M queries. No more keys at once than registers hold. */
+template <int D> struct forward_block {
+    enum { M = 2, QUERIES = WARPS * 16 * M, KEYS = D > 80 ? 48 : 64, BYTES = (QUERIES + 2 * KEYS) * D * 2 };
+};
 
 /* take_score for a tile; a lane's `sum` is of its own columns. The scale comes in with the subtraction. */
-template <int D>
-static __device__ __forceinline__ void take_tile(float scale, float (&s)[M][KEYS / 8][4], float (&max)[M][2],
+template <int D, int M, int N>
+static __device__ __forceinline__ void take_tile(float scale, float (&s)[M][N / 8][4], float (&max)[M][2],
                                                  float (&sum)[M][2], float (&y)[M][D / 8][4]) {
 #pragma unroll
     for (int j = 0; j < 2 * M; j++) {
         int m = j / 2, i = j % 2;
         float top = max[m][i], part = 0;
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) top = fmaxf(top, fmaxf(s[m][n][2 * i], s[m][n][2 * i + 1]));
+        for (int n = 0; n < N / 8; n++) top = fmaxf(top, fmaxf(s[m][n][2 * i], s[m][n][2 * i + 1]));
         top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
         top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
         float keep = mu_ptx_exp2((max[m][i] - top) * scale), base = top * scale;
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
+        for (int n = 0; n < N / 8; n++)
 #pragma unroll
             for (int e = 2 * i; e < 2 * i + 2; e++) part += s[m][n][e] = mu_ptx_exp2(s[m][n][e] * scale - base);
         sum[m][i] = sum[m][i] * keep + part;
@@ -90,7 +93,7 @@ static __device__ __forceinline__ void take_tile(float scale, float (&s)[M][KEYS
     }
 }
 
-template <int D>
+template <int D, int M>
 static __device__ __forceinline__ void finish_rows(const forward<bf16> &f, const query_tile &t, const float (&max)[M][2],
                                                    const float (&sum)[M][2], const float (&y)[M][D / 8][4]) {
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
@@ -106,11 +109,10 @@ static __device__ __forceinline__ void finish_rows(const forward<bf16> &f, const
     }
 }
 
-template <int D> static size_t fast_bytes() { return (size_t)(QUERIES + 2 * KEYS) * D * sizeof(bf16); }
-
 /* A tile of values is on its way while the scores are made, the next keys while values are summed. A warp leaves out tiles
  * that none of its queries sees. */
-template <int D> static __global__ void __launch_bounds__(BLOCK) fast_forward(forward<bf16> f) {
+template <int D> static __global__ void __launch_bounds__(BLOCK, 2) fast_forward(forward<bf16> f) {
+    const int M = forward_block<D>::M, QUERIES = forward_block<D>::QUERIES, KEYS = forward_block<D>::KEYS;
     unsigned q_tile = mu_ptx_shared(dynamic_shared), k_tile = q_tile + QUERIES * D * 2, v_tile = k_tile + KEYS * D * 2;
     query_tile t = query_tile_of(f, QUERIES);
     int mine = (int)threadIdx.x / WARP * 16 * M, at = (int)f.s.past + t.first + mine;
@@ -135,10 +137,10 @@ template <int D> static __global__ void __launch_bounds__(BLOCK) fast_forward(fo
         mu_ptx_cp_async_commit();
         if (!seen) continue;
         if (key + KEYS > at + 1) hide_later_keys<M, KEYS>(at, key, s);
-        take_tile<D>(f.scale, s, max, sum, y);
+        take_tile<D, M, KEYS>(f.scale, s, max, sum, y);
         add_products<D, M, KEYS>(s, v_tile, y);
     }
-    finish_rows<D>(f, t, max, sum, y);
+    finish_rows<D, M>(f, t, max, sum, y);
 }
 
 /* ------------------------------------------------------------------ */
@@ -153,8 +155,8 @@ void mu_cuda_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q
     bool aligned = is_aligned(q) && is_aligned(k) && is_aligned(v) && is_aligned(y) && s->scale > 0;
     bool done = aligned && with_width(s->d, [&](auto width) {
         const int D = decltype(width)::value;
-        forward<bf16> f = forward_of<bf16>(s, QUERIES, q, k, v, y, lse);
-        launch(dev, s->B * s->H * f.tiles, BLOCK, fast_bytes<D>(), fast_forward<D>, f);
+        forward<bf16> f = forward_of<bf16>(s, forward_block<D>::QUERIES, q, k, v, y, lse);
+        launch(dev, s->B * s->H * f.tiles, BLOCK, forward_block<D>::BYTES, fast_forward<D>, f);
     });
     if (done) return;
     with_real(q.dtype, [&](auto zero) {

@@ -126,15 +126,15 @@ static __device__ __forceinline__ void fetch(unsigned tile, const bf16 *from, in
         if (ROWS % STEP == 0 || r + row < ROWS) mu_ptx_cp_async_16(to + r * 2 * D, from, r + row < rows ? 16 : 0);
 }
 
-/* s = a b^T: a holds the warp's 16 M rows, b N rows. */
-template <int D, int M, int N>
+/* s = a b^T: a holds the warp's 16 M rows, b N rows. UNROLL: less than all steps where registers run out. */
+template <int D, int M, int N, int UNROLL = D / 16>
 static __device__ __forceinline__ void products(unsigned a, unsigned b, float (&s)[M][N / 8][4]) {
     int lane = (int)threadIdx.x % WARP;
     a = place<D>(a, lane % 16, lane / 16);
     b = place<D>(b, lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (int i = 0; i < M * N / 2; i++) s[i / (N / 2)][i / 4 % (N / 8)][i % 4] = 0;
-#pragma unroll
+#pragma unroll UNROLL
     for (int k = 0; k < D / 16; k++) {
         unsigned fa[M][4], fb[4];
 #pragma unroll

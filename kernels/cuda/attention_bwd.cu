@@ -19,7 +19,7 @@ template <typename T> struct backward {
 
 /* ------------------------------------------------------------------ lse2 and delta
  * A block takes 32 tokens, a warp a head at a time; lane i keeps token i's results, so that they are written in a row. */
-template <typename T> static __global__ void __launch_bounds__(BLOCK) prepare_rows(backward<T> f) {
+template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) prepare_rows(backward<T> f) {
     int lane = (int)threadIdx.x % WARP, groups = f.padded / WARP, first = (int)(blockIdx.x % groups) * WARP;
     int64_t b = blockIdx.x / groups, row = b * f.s.S + first, d = f.s.d;
     int count = (int)min(f.s.S - first, (int64_t)WARP);
@@ -66,7 +66,7 @@ static __device__ void plain_zero(int64_t n, float *sum) {
     for (int64_t i = threadIdx.x; i < n; i += BLOCK) sum[i] = 0;
 }
 
-template <typename T> static __global__ void __launch_bounds__(BLOCK) plain_queries(backward<T> f, int tiles) {
+template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) plain_queries(backward<T> f, int tiles) {
     plain_shared *w = (plain_shared *)dynamic_shared;
     float *dq = (float *)(w + 1), p[EACH], dp[EACH], lse2[EACH], delta[EACH];
     tile t = tile_of(f.s.S, f.s.H, tiles, PLAIN_ROWS, tiles - 1 - (int)(blockIdx.x % tiles));
@@ -92,7 +92,7 @@ template <typename T> static __global__ void __launch_bounds__(BLOCK) plain_quer
     plain_write(dq, f.scale, d, t.rows, f.dq.row(row + t.first) + column, f.dq.ld);
 }
 
-template <typename T> static __global__ void __launch_bounds__(BLOCK) plain_keys(backward<T> f, int tiles) {
+template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) plain_keys(backward<T> f, int tiles) {
     plain_shared *w = (plain_shared *)dynamic_shared;
     tile t = tile_of(f.s.S, f.s.G, tiles, PLAIN_ROWS, (int)(blockIdx.x % tiles));
     int lane = (int)threadIdx.x % WARP, mine = t.first + (int)threadIdx.x / WARP * EACH;
@@ -125,39 +125,48 @@ template <typename T> static __global__ void __launch_bounds__(BLOCK) plain_keys
  * used. A warp leaves out tiles that lie wholly above the diagonal. */
 enum { STAGES = 2 };
 
+/* Starts copying lse2 and then delta of N queries of head h of sequence b, from `first` on. */
+template <int N>
+static __device__ __forceinline__ void fetch_statistics(const backward<bf16> &f, int64_t b, int64_t h, int first, unsigned to) {
+    int part = (int)threadIdx.x;
+    const float *from = (part < N / 4 ? f.lse2 : f.delta) + (b * f.s.H + h) * f.padded + first + part % (N / 4) * 4;
+    if (part < N / 2) mu_ptx_cp_async_16(to + part * 16, from, 16);
+}
+
 /* dq: a warp owns 16 M queries; a stage is a tile of keys and one of values. */
 template <int D> struct query_block {
-    enum { M = 2, QUERIES = WARPS * 16 * M, KEYS = 32, OWN = QUERIES * D * 2, TILE = KEYS * D * 2 };
-    enum { BYTES = 2 * OWN + STAGES * 2 * TILE };
+    enum { M = 2, QUERIES = WARPS * 16 * M, KEYS = 32, OWN = QUERIES * D * 2, TILE = KEYS * D * 2, UNROLL = D > 96 ? 4 : D / 16 };
+    enum { STATISTICS = 2 * QUERIES * 4, BYTES = 2 * OWN + STATISTICS + STAGES * 2 * TILE };
 };
 
-/* p of scores, in place, then ds of dp, in place; rows are queries. */
+/* dp becomes ds; rows are queries, whose statistics begin at lse2 and delta. */
 template <int M, int N>
-static __device__ __forceinline__ void query_gradients(float scale, const float (&lse2)[M][2], const float (&delta)[M][2],
+static __device__ __forceinline__ void query_gradients(float scale, const float *lse2, const float *delta,
                                                        const float (&s)[M][N / 8][4], float (&dp)[M][N / 8][4]) {
 #pragma unroll
-    for (int i = 0; i < M * N / 2; i++) {
-        int m = i / (N / 2), n = i / 4 % (N / 8), e = i % 4;
-        dp[m][n][e] = mu_ptx_exp2(s[m][n][e] * scale - lse2[m][e / 2]) * (dp[m][n][e] - delta[m][e / 2]);
+    for (int j = 0; j < 2 * M; j++) {
+        int m = j / 2, i = j % 2, r = j * 8 + (int)threadIdx.x % WARP / 4;
+        float l = lse2[r], d = delta[r];
+#pragma unroll
+        for (int n = 0; n < N / 8; n++)
+#pragma unroll
+            for (int e = 2 * i; e < 2 * i + 2; e++) dp[m][n][e] = mu_ptx_exp2(s[m][n][e] * scale - l) * (dp[m][n][e] - d);
     }
 }
 
-template <int D> static __global__ void __launch_bounds__(BLOCK) fast_queries(backward<bf16> f, int tiles) {
+template <int D> static __global__ void __launch_bounds__(BLOCK, 2) fast_queries(backward<bf16> f, int tiles) {
     typedef query_block<D> c;
     const int M = c::M, N = c::KEYS;
-    unsigned q_tile = mu_ptx_shared(dynamic_shared), dy_tile = q_tile + c::OWN, stage = dy_tile + c::OWN;
+    unsigned q_tile = mu_ptx_shared(dynamic_shared), dy_tile = q_tile + c::OWN, stage = dy_tile + c::OWN + c::STATISTICS;
     tile t = tile_of(f.s.S, f.s.H, tiles, c::QUERIES, tiles - 1 - (int)(blockIdx.x % tiles));
     int lane = (int)threadIdx.x % WARP, mine = (int)threadIdx.x / WARP * 16 * M, at = t.first + mine, keys = t.first + t.rows;
     int64_t row = t.b * f.s.S, key_column = t.h / (f.s.H / f.s.G) * D;
     const bf16 *k = f.k.row(row) + key_column, *v = f.v.row(row) + key_column;
-    float dq[M][D / 8][4] = {}, lse2[M][2], delta[M][2];
-#pragma unroll
-    for (int j = 0; j < 2 * M; j++) {
-        int64_t query = (t.b * f.s.H + t.h) * f.padded + at + j * 8 + lane / 4;
-        lse2[j / 2][j % 2] = f.lse2[query], delta[j / 2][j % 2] = f.delta[query];
-    }
+    const float *lse2 = (const float *)(dynamic_shared + 2 * c::OWN) + mine;
+    float dq[M][D / 8][4] = {};
     fetch<D, c::QUERIES>(q_tile, f.q.row(row + t.first) + t.h * D, f.q.ld, t.rows);
     fetch<D, c::QUERIES>(dy_tile, f.dy.row(row + t.first) + t.h * D, f.dy.ld, t.rows);
+    fetch_statistics<c::QUERIES>(f, t.b, t.h, t.first, dy_tile + c::OWN);
     fetch<D, N>(stage, k, f.k.ld, keys);
     fetch<D, N>(stage + c::TILE, v, f.v.ld, keys);
     mu_ptx_cp_async_commit();
@@ -173,10 +182,10 @@ template <int D> static __global__ void __launch_bounds__(BLOCK) fast_queries(ba
         mu_ptx_cp_async_commit();
         if (mine >= t.rows || key >= at + 16 * M) continue;
         float s[M][N / 8][4], dp[M][N / 8][4];
-        products<D, M, N>(q_tile + mine * D * 2, k_tile, s);
-        products<D, M, N>(dy_tile + mine * D * 2, k_tile + c::TILE, dp);
+        products<D, M, N, c::UNROLL>(q_tile + mine * D * 2, k_tile, s);
         if (key + N > at + 1) hide_later_keys<M, N>(at, key, s);
-        query_gradients<M, N>(f.scale2, lse2, delta, s, dp);
+        products<D, M, N, c::UNROLL>(dy_tile + mine * D * 2, k_tile + c::TILE, dp);
+        query_gradients<M, N>(f.scale2, lse2, lse2 + c::QUERIES, s, dp);
         add_products<D, M, N>(dp, k_tile, dq);
     }
 #pragma unroll
@@ -198,12 +207,11 @@ struct step { int64_t h; int at; };
 template <int D>
 static __device__ __forceinline__ void fetch_stage(const backward<bf16> &f, int64_t b, step x, unsigned stage) {
     typedef key_block<D> c;
-    int64_t row = b * f.s.S + x.at, query = (b * f.s.H + x.h) * f.padded + x.at;
-    int count = (int)f.s.S - x.at, part = (int)threadIdx.x;
+    int64_t row = b * f.s.S + x.at;
+    int count = (int)f.s.S - x.at;
     fetch<D, c::QUERIES>(stage, f.q.row(row) + x.h * D, f.q.ld, count);
     fetch<D, c::QUERIES>(stage + c::TILE, f.dy.row(row) + x.h * D, f.dy.ld, count);
-    const float *from = (part < c::QUERIES / 4 ? f.lse2 : f.delta) + query + part % (c::QUERIES / 4) * 4;
-    if (part < c::QUERIES / 2) mu_ptx_cp_async_16(stage + 2 * c::TILE + part * 16, from, 16);
+    fetch_statistics<c::QUERIES>(f, b, x.h, x.at, stage + 2 * c::TILE);
 }
 
 /* p of scores and ds of dp, both in place; rows are keys, the first at position `key`, columns queries from `at` on. */
@@ -224,7 +232,7 @@ static __device__ __forceinline__ void key_gradients(float scale, int key, int a
     }
 }
 
-template <int D> static __global__ void __launch_bounds__(BLOCK) fast_keys(backward<bf16> f, int tiles) {
+template <int D> static __global__ void __launch_bounds__(BLOCK, 2) fast_keys(backward<bf16> f, int tiles) {
     typedef key_block<D> c;
     const int M = c::M, N = c::QUERIES;
     unsigned k_tile = mu_ptx_shared(dynamic_shared), v_tile = k_tile + c::OWN, stages = v_tile + c::OWN;
