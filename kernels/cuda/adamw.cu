@@ -3,6 +3,8 @@
  * piece for the values, 28 bytes each, bound by memory traffic. Formula as in cpu/adamw.c. */
 #include "kernels/cuda/cuda.h"
 
+#include <cmath>
+
 enum { LANES = 4, SWEEP = LANES * THREADS };        /* neighbours of a thread; values of a block at a time */
 
 typedef matrix<const int64_t> unit_table;
@@ -27,8 +29,8 @@ static __device__ stretch find_piece(int64_t n_units, unit_table units, int64_t 
         else high = middle;
     }
     const mu_slab_unit &u = unit_at(units, low);
-    int64_t at = (piece - u.piece) * MU_SLAB_PIECE, left = u.count - at;
-    return stretch{ low, u.first + at, left < MU_SLAB_PIECE ? left : MU_SLAB_PIECE };
+    const int64_t most = MU_SLAB_PIECE, at = (piece - u.piece) * most, left = u.count - at;
+    return stretch{ low, u.first + at, left < most ? left : most };
 }
 
 /* Four neighbours at once where they lie so and all are there, else those of them that are; the others read as 0. */
@@ -106,11 +108,11 @@ void mu_cuda_slab_sumsq(mu_device *dev, int64_t n_units, int64_t n_pieces, mu_ma
 static __global__ void clip_kernel(int64_t n, const double *squares, int64_t n_losses, const double *losses, double max_norm,
                                    double *norm, double *scale) {
     double length = sqrt(sum_of(n, squares)), bad = 0;
-    for (int64_t i = threadIdx.x; i < n_losses; i += THREADS) bad += !isfinite(losses[i]);
+    for (int64_t i = threadIdx.x; i < n_losses; i += THREADS) bad += !std::isfinite(losses[i]);
     bad = block_sum(bad);
     if (threadIdx.x) return;
     *norm = length;
-    *scale = bad > 0 || !isfinite(length) ? nan("") : max_norm > 0 && length > max_norm ? max_norm / length : 1;
+    *scale = bad > 0 || !std::isfinite(length) ? nan("") : max_norm > 0 && length > max_norm ? max_norm / length : 1;
 }
 
 void mu_cuda_clip(mu_device *dev, int64_t n, mu_mat squares, int64_t n_losses, mu_mat losses, double max_norm, mu_mat norm,
@@ -128,7 +130,7 @@ static __global__ void count_steps(int64_t n_units, mu_adamw_spec s, unit_table 
     int64_t i = thread_index();
     if (i >= n_units) return;
     const mu_slab_unit &u = unit_at(units, i);
-    bool rests = !isfinite(*scale) || (loads && u.load >= 0 && loads[u.load] == 0);
+    bool rests = !std::isfinite(*scale) || (loads && u.load >= 0 && loads[u.load] == 0);
     of[i].scale = rests ? nanf("") : (float)*scale;
     if (rests) return;
     double t = (double)++steps[u.id], c1 = 1 - pow(s.beta1, t), c2 = 1 - pow(s.beta2, t);
@@ -148,7 +150,7 @@ static __global__ void update_pieces(int64_t n_units, constants c, unit_table un
                                      const float *g, float *m, float *v, R *real) {
     stretch s = find_piece(n_units, units, blockIdx.x);
     const factors f = of[s.unit];
-    if (isnan(f.scale)) return;
+    if (std::isnan(f.scale)) return;
     for (int64_t i = LANES * (int64_t)threadIdx.x; i < s.count; i += SWEEP) {
         int64_t at = s.first + i, left = s.count - i;
         float4 gi = load_4(g + at, left), wi = load_4(w + at, left), mi = load_4(m + at, left), vi = load_4(v + at, left);

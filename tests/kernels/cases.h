@@ -519,6 +519,7 @@ static void run_slab_sumsq(trial *t, const int64_t *p) {
 
 /* squares, losses, largest norm in percent, what is not finite: 1 a square, 2 a loss */
 static void run_clip(trial *t, const int64_t *p) {
+    all_fine(t);
     double *squares = random_values(t, 50, p[0]), *losses = random_values(t, 51, p[1]);
     for (int64_t i = 0; i < p[0]; i++) squares[i] *= squares[i];
     if (p[3] == 1) squares[p[0] / 2] = INFINITY;
