@@ -481,16 +481,71 @@ static void run_xent_bwd(trial *t, const int64_t *p) {
     t->dev->k->xent_bwd(t->dev, p[0], p[1], 0.125, dout, target, lse, logits);
 }
 
-/* n, t, decay in percent, real? */
-static void run_adamw(trial *t, const int64_t *p) {
-    mu_adamw_spec spec = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 0.5 };
-    spec.weight_decay = (double)p[2] / 100;
-    spec.t = p[1];
-    mu_mat real = p[3] ? new_vector(t, "real", p[0]) : NOTHING;
+/* A slab of `n` units of about `size` values: some empty, gaps between them, ids in another order, the first and the
+ * last equally long. Every second unit has a load. */
+typedef struct { int64_t n_units, n_pieces, values, first, last, count; mu_mat units; } slab;
+
+static slab slab_new(trial *t, int64_t n, int64_t size) {
+    slab s = { .n_units = n };
+    int64_t *words = mu_alloc((size_t)n, sizeof(mu_slab_unit)), *ids = draw_permutation(t, n);
+    mu_slab_unit *unit = (mu_slab_unit *)(void *)words;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t count = i % 4 == 3 && i < n - 1 ? 0 : i == n - 1 ? size : size * (i % 3 + 1) / (i % 5 + 1);
+        unit[i] = (mu_slab_unit){ s.values, count, s.n_pieces, ids[i], i % 2 ? i / 2 : -1, i % 3 != 1 };
+        s.values += count + i % 3, s.n_pieces += mu_slab_pieces(count);
+    }
+    if (n) s.first = unit[0].id, s.last = unit[n - 1].id, s.count = unit[n - 1].first;
+    s.units = longs_of(t, "units", n, MU_SLAB_UNIT_WORDS, words);
+    free(words);
+    free(ids);
+    return s;
+}
+
+/* units, size */
+static void run_slab_sumsq(trial *t, const int64_t *p) {
     all_fine(t);
-    mu_mat w = vector(t, "w", p[0]), g = vector(t, "g", p[0]), m = vector(t, "m", p[0]);
-    mu_mat v = positive(t, "v", 1, p[0]);
-    t->dev->k->adamw(t->dev, p[0], &spec, w, g, m, v, real);
+    slab s = slab_new(t, p[0], p[1]);
+    double *x = random_values(t, 50, s.values), squares[2];
+    for (int64_t i = 0; i < p[1] && s.n_units; i++) x[s.count + i] = x[i];      /* the last unit's are the first one's */
+    mu_mat g = reals_of(t, "g", 1, s.values, x);
+    operand *out = doubles_of(t, "squares", s.n_units, constant_values(s.n_units, NAN));
+    out->tolerance = 1e-10;
+    t->dev->k->slab_sumsq(t->dev, s.n_units, s.n_pieces, s.units, g, out->mat);
+    mu_device_read(t->dev, &squares[0], (double *)out->mat.data + s.first, s.n_units ? sizeof(double) : 0);
+    mu_device_read(t->dev, &squares[1], (double *)out->mat.data + s.last, s.n_units ? sizeof(double) : 0);
+    MU_CHECK(!s.n_units || squares[0] == squares[1], "%s: a unit's sum depends on its place: %.17g, %.17g", t->dev->name,
+             squares[0], squares[1]);
+}
+
+/* squares, losses, largest norm in percent, what is not finite: 1 a square, 2 a loss */
+static void run_clip(trial *t, const int64_t *p) {
+    all_fine(t);
+    double *squares = random_values(t, 50, p[0]), *losses = random_values(t, 51, p[1]);
+    for (int64_t i = 0; i < p[0]; i++) squares[i] *= squares[i];
+    if (p[3] == 1) squares[p[0] / 2] = INFINITY;
+    if (p[3] == 2) losses[p[1] - 1] = NAN;
+    mu_mat square = doubles_of(t, "squares", p[0], squares)->mat, loss = doubles_of(t, "losses", p[1], losses)->mat;
+    operand *norm = doubles_of(t, "norm", 1, constant_values(1, 7)), *scale = doubles_of(t, "scale", 1, constant_values(1, 7));
+    norm->tolerance = scale->tolerance = 1e-12;
+    t->dev->k->clip(t->dev, p[0], square, p[1], p[1] ? loss : NOTHING, (double)p[2] / 100, norm->mat, scale->mat);
+}
+
+/* units, size, steps so far, real?, loads?, scale in percent, 0: not a number */
+static void run_slab_adamw(trial *t, const int64_t *p) {
+    mu_adamw_spec spec = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1 };
+    slab s = slab_new(t, p[0], p[1]);
+    mu_mat real = p[3] ? vector(t, "real", s.values) : NOTHING;
+    all_fine(t);
+    int64_t *steps = mu_alloc((size_t)p[0], sizeof *steps), *loads = mu_alloc((size_t)p[0], sizeof *loads);
+    for (int64_t i = 0; i < p[0]; i++) steps[i] = p[2] + i % 3, loads[i] = i % 3;
+    mu_mat step = longs_of(t, "steps", 1, p[0], steps), load = longs_of(t, "loads", 1, p[0], loads);
+    double *factor = constant_values(1, p[5] ? (double)p[5] / 100 : NAN);
+    mu_mat scale = doubles_of(t, "scale", 1, factor)->mat;
+    free(steps);
+    free(loads);
+    mu_mat w = vector(t, "w", s.values), g = vector(t, "g", s.values), m = vector(t, "m", s.values);
+    mu_mat v = positive(t, "v", 1, s.values);
+    t->dev->k->slab_adamw(t->dev, s.n_units, s.n_pieces, &spec, s.units, p[4] ? load : NOTHING, scale, step, w, g, m, v, real);
 }
 
 /* ---------------------------------------------------------------- the list */
@@ -658,9 +713,14 @@ static const kernel_case kernel_cases[] = {
     C(exact_product, 130, 4, 70, 140, EMPTY_ONES, 5) C(exact_product, 600, 2, 33, 256, ONE_TAKES_ALL, 2)
     C(exact_product, 90, 4, 16, 24, SPARE_ROWS, 2) C(exact_product, 300, 1, 130, 64, EVEN, 12)
 
-    /* n, t, decay in percent, real? */
-    C(adamw, 0, 1, 10) C(adamw, 1, 1, 10) C(adamw, 7, 2, 0) C(adamw, 1000, 3, 10) C(adamw, 1000, 3, 10, 1) C(adamw, 100003, 1000, 10)
-    C(adamw, 65, 100000, 10)
+    /* units, size; squares, losses, largest norm in percent, not finite?; then steps, real?, loads?, scale in percent */
+    C(slab_sumsq, 0, 0) C(slab_sumsq, 1, 1) C(slab_sumsq, 2, 1000) C(slab_sumsq, 40, 33) C(slab_sumsq, 7, 40007)
+    C(slab_sumsq, 3, 16384) C(slab_sumsq, 1000, 5)
+    C(clip, 0, 0, 100, 0) C(clip, 1, 1, 50, 0) C(clip, 1000, 3, 0, 0) C(clip, 1000, 0, 100, 0) C(clip, 10007, 2, 1000000, 0)
+    C(clip, 300, 2, 100, 1) C(clip, 300, 2, 0, 1) C(clip, 300, 2000, 100, 2)
+    C(slab_adamw, 0, 0, 0, 0, 1, 100) C(slab_adamw, 1, 1, 0, 0, 0, 50) C(slab_adamw, 2, 1000, 3, 1, 1, 50)
+    C(slab_adamw, 40, 33, 999, 1, 1, 100) C(slab_adamw, 7, 40007, 0, 0, 1, 10) C(slab_adamw, 7, 40007, 2, 1, 0, 100)
+    C(slab_adamw, 3, 16384, 100000, 1, 1, 100) C(slab_adamw, 1000, 5, 1, 0, 1, 100) C(slab_adamw, 7, 30000, 2, 1, 1, 0)
 };
 
 enum { N_KERNEL_CASES = sizeof kernel_cases / sizeof *kernel_cases };

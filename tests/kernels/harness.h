@@ -201,8 +201,12 @@ static inline mu_mat reals_of(trial *t, const char *name, int64_t rows, int64_t 
     return operand_new(t, name, real_type(t), rows, cols, values)->mat;
 }
 
+static inline operand *doubles_of(trial *t, const char *name, int64_t n, double *values) {
+    return operand_new(t, name, MU_DTYPE_F64, 1, n, values);
+}
+
 static inline mu_mat double_of(trial *t, const char *name, double value) {
-    return operand_new(t, name, MU_DTYPE_F64, 1, 1, constant_values(1, value))->mat;
+    return doubles_of(t, name, 1, constant_values(1, value))->mat;
 }
 
 static inline mu_mat ints_of(trial *t, const char *name, int64_t rows, int64_t cols, const int64_t *values) {
