@@ -195,9 +195,11 @@ mu_device *mu_device_open(const char *kind) {
     if (!strcmp(kind, "ref")) {
         dev = device_new("ref", &mu_kernels_ref, MU_DTYPE_F64);
         scratch_init(&dev->scratch);
-    } else if (!strcmp(kind, "shape")) {
+    } else if (!strncmp(kind, "shape", 5)) {
         dev = device_new("shape", &shape_kernels, MU_DTYPE_F32);
         dev->backend = &shape, dev->shape_only = true;
+        if (!strcmp(kind, "shape-f64")) dev->real = dev->fine = MU_DTYPE_F64;
+        if (!strcmp(kind, "shape-bf16")) dev->real = MU_DTYPE_BF16;
     } else if (!strcmp(kind, "guarded")) {
         dev = device_new("guarded", &guarded_kernels, MU_DTYPE_F32);
         dev->inner = open_cpu("cpu");

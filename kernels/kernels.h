@@ -203,7 +203,7 @@ struct mu_device {
     const struct mu_backend *backend;   /* kernels/internal.h */
 };
 
-/* kind: "cpu", "ref", "guarded", "shape", "cpu-base", "cpu-avx2", "cpu-avx512", "cpu-bf16", "cuda", "cuda-bf16", these also with
+/* kind: "cpu", "ref", "guarded", "shape" ("shape-f64" and "shape-bf16": with the types of ref and cuda-bf16), "cpu-base", "cpu-avx2", "cpu-avx512", "cpu-bf16", "cuda", "cuda-bf16", these also with
  * ":n" (device n modulo their number). NULL when this machine cannot. */
 mu_device *mu_device_open(const char *kind);
 const char *mu_cuda_missing(void);          /* why the last opening of "cuda" gave NULL: for a message */

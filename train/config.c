@@ -203,8 +203,8 @@ static void check_seq_len(check *k) {
 static void check_dtype(check *k) {
     const mu_train_config *p = &k->c->train;
     if (p->dtype == MU_TRAIN_DTYPE_BF16 && p->device != MU_TRAIN_DEVICE_AUTO &&
-        p->device != MU_TRAIN_DEVICE_CPU)
-        COMPLAIN(k, "train", "dtype", "bf16 has kernels of its own: it needs train.device auto or cpu");
+        p->device != MU_TRAIN_DEVICE_CPU && p->device != MU_TRAIN_DEVICE_CUDA)
+        COMPLAIN(k, "train", "dtype", "bf16 has kernels of its own: it needs train.device auto, cpu or cuda");
 }
 
 /* Its counts are those of a micro-batch, so the loss itself depends on the split. */

@@ -21,8 +21,8 @@
     O(INT,    global_batch_size,"32",          1,   1e7, NULL, "sequences a step, over all ranks and micro-batches") \
     O(INT,    micro_batch_size, "0",           0,   1e7, NULL, "sequences a rank computes at once; 0: its whole share") \
     O(INT,    seq_len,          "256",         2,   16777216, NULL, "tokens of a training sequence, at most model.max_seq_len") \
-    O(CHOICE, device,           "auto",        0,   0,   "auto|cpu|cpu-avx512|cpu-avx2|cpu-base|ref|guarded", "auto, cpu: the fastest kernels that the processor can run; cpu-...: those of one instruction set; ref: plain loops in double precision; guarded: cpu with its memory locked outside kernels (both for tests)") \
-    O(CHOICE, dtype,            "fp32",        0,   0,   "fp32|bf16", "of the operands of matrix products; bf16 needs a processor with AVX512-BF16, else a warning and fp32. Weights, sums, router, norms and loss are fp32 either way") \
+    O(CHOICE, device,           "auto",        0,   0,   "auto|cpu|cuda|cpu-avx512|cpu-avx2|cpu-base|ref|guarded", "auto: an NVIDIA GPU for each rank where muster was built for them and finds them, else cpu; cpu: the fastest kernels that the processor can run; cuda: GPUs, or an error; cpu-...: the kernels of one instruction set; ref: plain loops in double precision; guarded: cpu with its memory locked outside kernels (both for tests)") \
+    O(CHOICE, dtype,            "fp32",        0,   0,   "fp32|bf16", "bf16 on the CPU: of the operands of matrix products, needs AVX512-BF16, else a warning and fp32; on a GPU: of activations and the weights that products read. Master weights, sums, router, norms' statistics and loss are fp32 either way") \
     O(INT,    threads,          "0",           0,   4096, NULL, "threads a rank; 0: cores / ranks on the node") \
     O(BOOL,   reproducible,     "false",       0,   0,  NULL, "losses and weights bit for bit the same for any split of the global batch over ranks, ep and micro-batches; slower, 16 bytes a parameter more") \
     O(INT,    eval_every,       "200",         0,   1e9, NULL, "steps between evaluations on the validation texts; 0: never") \
@@ -44,7 +44,7 @@ typedef struct { MU_OPTIONS_CHECKPOINT(MU_OPTION_FIELD) } mu_checkpoint_config;
 typedef struct { MU_OPTIONS_LOG(MU_OPTION_FIELD) }        mu_log_config;
 
 enum {
-    MU_TRAIN_DEVICE_AUTO, MU_TRAIN_DEVICE_CPU, MU_TRAIN_DEVICE_AVX512, MU_TRAIN_DEVICE_AVX2, MU_TRAIN_DEVICE_BASE,
+    MU_TRAIN_DEVICE_AUTO, MU_TRAIN_DEVICE_CPU, MU_TRAIN_DEVICE_CUDA, MU_TRAIN_DEVICE_AVX512, MU_TRAIN_DEVICE_AVX2, MU_TRAIN_DEVICE_BASE,
     MU_TRAIN_DEVICE_REF, MU_TRAIN_DEVICE_GUARDED
 };
 enum { MU_TRAIN_DTYPE_FP32, MU_TRAIN_DTYPE_BF16 };

@@ -51,7 +51,13 @@ static double text_memory(const mu_option_domains *domains) {
     return sum;
 }
 
-static void print_memory(const mu_trainer *t, double parameters, bool wide, double state, double activations) {
+/* The device whose types a run of this configuration has. */
+static mu_device *open_shape(const mu_train_config *cfg) {
+    bool half = cfg->dtype == MU_TRAIN_DTYPE_BF16 && cfg->device == MU_TRAIN_DEVICE_CUDA;
+    return mu_device_open(cfg->device == MU_TRAIN_DEVICE_REF ? "shape-f64" : half ? "shape-bf16" : "shape");
+}
+
+static void print_memory(const mu_trainer *t, double parameters, double state, double activations) {
     const double program = 30 << 20; /* libraries and scratch of the threads; measured */
     printf("\nmemory a rank, MiB\n");
     printf("  weights, gradients, moments  %9.1f\n", mib(state));
@@ -60,7 +66,7 @@ static void print_memory(const mu_trainer *t, double parameters, bool wide, doub
     printf("  program, about               %9.1f\n", mib(program));
     printf("  total                        %9.1f\n",
            mib(state + activations + text_memory(&t->cfg.data.train) + program));
-    printf("checkpoint, all ranks          %9.1f MiB\n", mib(3.0 * parameters * (wide ? 8 : 4)));
+    printf("checkpoint, all ranks          %9.1f MiB\n", mib(3.0 * parameters * (double)mu_dtype_size(t->dev->fine)));
 }
 
 static void print_placement(const mu_trainer *t) {
@@ -77,10 +83,9 @@ static void print_placement(const mu_trainer *t) {
 }
 
 int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
-    bool wide = t->cfg.train.device == MU_TRAIN_DEVICE_REF;
     t->mesh = mesh;
     t->tokenizer = mu_tokenizer_open("bytes");
-    t->dev = mu_device_open("shape");
+    t->dev = open_shape(&t->cfg.train);
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev,
                             mesh);
     if (t->cfg.train.reproducible) mu_params_exact(t->model->params);
@@ -103,8 +108,7 @@ int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
     printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", mesh->world->size, mesh->dp,
            mesh->ep, (long long)(share / t->micro_size), share == t->micro_size ? "" : "es",
            (long long)t->micro_size);
-    print_memory(t, (double)size.total, wide, state * (wide ? 2 : 1),
-                 (double)mu_tape_peak(t->tape) * (wide ? 2 : 1));
+    print_memory(t, (double)size.total, state, (double)mu_tape_peak(t->tape));
     print_placement(t);
     free(yaml);
     return MU_STATUS_OK;

@@ -129,6 +129,10 @@ void mu_print_domains(const mu_trainer *t, const mu_domain_loss *results);     /
 void mu_print_roll_call(const mu_trainer *t);
 
 /* ------------------------------------------------------------------ measuring the machine (peak.c) */
+/* The device that train.device and train.dtype ask for, the same kind on every rank. Collective over the world. CONFIG
+ * when some rank has none. */
+mu_status mu_train_device_open(const mu_train_config *cfg, const mu_mesh *mesh, mu_device **dev, mu_error *e);
+
 /* FLOP/s of this rank's fp32 matrix product (all ranks at once when called together); 0 on slow devices. */
 double mu_peak_measure(mu_device *dev);
 

@@ -10,60 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *device_kind(const mu_train_config *cfg) {
-    static const char *const kinds[] = {
-        "cpu", "cpu", "cpu-avx512", "cpu-avx2", "cpu-base", "ref", "guarded"
-    };
-    return kinds[cfg->device];
-}
-
-/* The lowest rank that has no device; the number of ranks when all have one. Collective. */
-static int32_t first_without(mu_comm *world, const mu_device *dev) {
-    int32_t rank = dev ? world->size : world->rank;
-    mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &rank, 1);
-    return rank;
-}
-
-/* The best kernels that all ranks' processors can run: others round otherwise. Collective. */
-static void agree_on_kernels(mu_trainer *t) {
-    static const char *const tables[] = { "cpu-avx512", "cpu-avx2", "cpu-base" };
-    enum { N = sizeof tables / sizeof *tables };
-    mu_comm *world = t->mesh->world;
-    int32_t mine = 0, all;
-    while (mine < N && strcmp(t->dev->name, tables[mine])) mine++;
-    all = mine;
-    mu_all_reduce(world, MU_REDUCE_MAX, MU_DTYPE_I32, &all, 1);
-    if (mine == all) return; /* so are ref and guarded, which are the same everywhere */
-    mu_device_close(t->dev);
-    t->dev = mu_device_open(tables[all]);
-    mu_log(MU_LOG_WARNING, "processors differ: rank %d uses %s, the best that all have", world->rank,
-           tables[all]);
-}
-
-/* bf16 products where every rank's processor has them: otherwise ranks would compute different models. */
-static mu_status open_device(mu_trainer *t, mu_error *e) {
-    mu_comm *world = t->mesh->world;
-    bool bf16 = t->cfg.train.dtype == MU_TRAIN_DTYPE_BF16;
-    if (bf16) {
-        t->dev = mu_device_open("cpu-bf16");
-        int32_t rank = first_without(world, t->dev);
-        if (rank == world->size) return MU_STATUS_OK;
-        mu_device_close(t->dev);
-        if (world->rank == 0)
-            mu_log(MU_LOG_WARNING,
-                   "train.dtype bf16: the processor of rank %d has no AVX512-BF16; everything is fp32", rank);
-    }
-    t->dev = mu_device_open(device_kind(&t->cfg.train));
-    int32_t rank = first_without(world, t->dev);
-    if (rank < world->size)
-        return mu_error_set(e, MU_STATUS_CONFIG,
-                            "train.device %s: the processor of rank %d lacks these instructions; with "
-                            "train.device=auto every rank uses the best that all have",
-                            device_kind(&t->cfg.train), rank);
-    agree_on_kernels(t);
-    return MU_STATUS_OK;
-}
-
 static mu_status open_data(mu_trainer *t, mu_error *e) {
     const mu_data_config *d = &t->cfg.data;
     mu_status status = mu_corpus_open(&t->corpus, &d->train, t->tokenizer, (uint64_t)t->cfg.run.seed, e);
@@ -91,7 +37,7 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
         mu_status status = open_data(t, e);
         if (status != MU_STATUS_OK) return status;
     }
-    mu_status opened = open_device(t, e);
+    mu_status opened = mu_train_device_open(&t->cfg.train, mesh, &t->dev, e);
     if (opened != MU_STATUS_OK) return opened;
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer),
                             (uint64_t)t->cfg.run.seed, t->dev, mesh);
