@@ -48,6 +48,7 @@ struct mu_cuda {
     driver_functions driver;
     CUmemAllocationProp prop;
     size_t step;                    /* bytes that memory grows by */
+    size_t total;                   /* bytes of the device's memory: no stretch needs more addresses */
     mu_memory scratch;              /* not in the list of the user's */
     size_t scratch_used;
     pinned_ring ring;
@@ -83,7 +84,7 @@ static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 static void reserve(mu_memory *m, size_t bytes) {
     mu_cuda *c = cuda_of(m->dev);
     CUdeviceptr base = 0;
-    m->region.reserved = round_up(bytes, c->step);
+    m->region.reserved = round_up(bytes < c->total ? bytes : c->total, c->step);
     driver_check(c->driver.reserve(&base, m->region.reserved, 0, 0, 0), "reserving addresses");
     m->region.base = (char *)base;
 }
@@ -102,9 +103,8 @@ static void commit(mu_memory *m, size_t bytes) {
     mu_region *r = &m->region;
     if (bytes <= r->committed) return;
     size_t want = round_up(bytes, c->step), more = want - r->committed;
-    MU_CHECK(want <= r->reserved, "%zu MiB needed, %zu MiB reserved", want >> 20, r->reserved >> 20);
     CUmemGenericAllocationHandle pages;
-    if (c->driver.create(&pages, more, &c->prop, 0) != CUDA_SUCCESS) out_of_memory(c, more);
+    if (want > r->reserved || c->driver.create(&pages, more, &c->prop, 0) != CUDA_SUCCESS) out_of_memory(c, more);
     CUdeviceptr at = (CUdeviceptr)(r->base + r->committed);
     CUmemAccessDesc access = {};
     access.location = c->prop.location, access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
@@ -280,10 +280,12 @@ mu_device *mu_cuda_open(const char *kind) {
     CUDA_CHECK(cudaDeviceGetAttribute(&c->processors, cudaDevAttrMultiProcessorCount, c->index));
     snprintf(c->name, sizeof c->name, "cuda%s", half ? "-bf16" : "");
     find_driver(c);
+    size_t unused;
+    CUDA_CHECK(cudaMemGetInfo(&unused, &c->total));
     open_ring(&c->ring);
     c->dev.k = &kernels, c->dev.name = c->name, c->dev.backend = &backend;
     c->dev.real = half ? MU_DTYPE_BF16 : MU_DTYPE_F32, c->dev.fine = MU_DTYPE_F32;
     c->scratch.dev = &c->dev;
-    reserve(&c->scratch, (size_t)1 << 38);
+    reserve(&c->scratch, c->total);
     return &c->dev;
 }

@@ -1,0 +1,45 @@
+# bundle.cmake - a folder that runs elsewhere: cmake --build BUILD --target bundle
+#
+# Builds muster once more with the single-rank twin of dist, and puts the program, its tests and benchmarks into
+# BUILD/bundle/muster-VERSION, with every shared library they need but those of the C library and of the NVIDIA driver:
+# any x86-64 Linux with glibc as new as the one here runs it, without MPI, HDF5 or CUDA installed. RUN says how it is
+# used there. Run as a script with SOURCE, BUILD, VERSION, CUDA (ON or OFF), CUDA_COMPILER.
+set(inner ${BUILD}/bundle/build)
+set(folder ${BUILD}/bundle/muster-${VERSION})
+
+function(must)
+    execute_process(COMMAND ${ARGN} RESULT_VARIABLE failed)
+    if(failed)
+        message(FATAL_ERROR "bundle: this failed: ${ARGN}")
+    endif()
+endfunction()
+
+must(${CMAKE_COMMAND} -S ${SOURCE} -B ${inner} -DCMAKE_BUILD_TYPE=Release -DMUSTER_MPI=OFF -DMUSTER_CUDA=${CUDA}
+     -DCMAKE_CUDA_COMPILER=${CUDA_COMPILER} -DMUSTER_EXAMPLES=OFF -DBUILD_TESTING=ON -DMUSTER_CUDA_ON_HOST=OFF)
+must(${CMAKE_COMMAND} --build ${inner} --parallel)
+
+file(REMOVE_RECURSE ${folder})
+file(GLOB tests ${inner}/tests/*_test_* ${inner}/tests/cuda_cases)
+list(FILTER tests EXCLUDE REGEX "\\.(cmake|dir)$")
+file(GLOB bench ${inner}/bench/muster_bench*)
+file(COPY ${inner}/muster DESTINATION ${folder}/bin)
+file(COPY ${tests} DESTINATION ${folder}/tests)
+file(COPY ${bench} DESTINATION ${folder}/bench)
+file(COPY ${SOURCE}/configs ${SOURCE}/bench/gpu DESTINATION ${folder})
+file(COPY ${SOURCE}/tests/fixtures DESTINATION ${folder}/tests)
+
+# ---------------------------------------------------------------- shared libraries
+file(GET_RUNTIME_DEPENDENCIES EXECUTABLES ${folder}/bin/muster ${tests} ${bench}
+     RESOLVED_DEPENDENCIES_VAR libraries UNRESOLVED_DEPENDENCIES_VAR missing
+     POST_EXCLUDE_REGEXES "/(ld-linux[^/]*|libc|libm|libdl|libpthread|librt|libresolv)\\.so" "/libcuda\\.so" "/libnvidia-")
+if(missing)
+    message(FATAL_ERROR "bundle: these libraries were not found: ${missing}")
+endif()
+file(COPY ${libraries} DESTINATION ${folder}/lib FOLLOW_SYMLINK_CHAIN)
+file(GLOB programs ${folder}/bin/* ${folder}/tests/*_test_* ${folder}/tests/cuda_cases ${folder}/bench/muster_bench*)
+foreach(program ${programs})
+    file(RPATH_CHANGE FILE ${program} OLD_RPATH "" NEW_RPATH "$ORIGIN/../lib")
+endforeach()
+
+execute_process(COMMAND du -sh ${folder} OUTPUT_VARIABLE size OUTPUT_STRIP_TRAILING_WHITESPACE)
+message(STATUS "bundle: ${size}")
