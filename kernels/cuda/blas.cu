@@ -9,7 +9,10 @@
 #include <cublas_v2.h>
 
 static const int64_t WORKSPACE = (int64_t)32 << 20;         /* bytes: what cuBLAS recommends for Hopper */
-static const int64_t PIECE = (int64_t)16 << 20;             /* values of an operand that are fp32 in scratch at a time */
+#ifndef MU_BLAS_PIECE           /* the emulation has smaller ones, so that its tests meet several */
+#define MU_BLAS_PIECE (16 << 20)
+#endif
+static const int64_t PIECE = MU_BLAS_PIECE;                 /* values of an operand that are fp32 in scratch at a time */
 
 static void check(cublasStatus_t status, const char *what) {
     MU_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLAS: %s: %s%s", what, cublasGetStatusString(status),

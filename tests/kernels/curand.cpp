@@ -13,15 +13,17 @@ static void compare(const char *what, uint32_t ours, uint32_t theirs) {
     if (wrong++ < 10) printf("%s: %08x, cuRAND has %08x\n", what, (unsigned)ours, (unsigned)theirs);
 }
 
-/* Counters and keys from a stream of their own, and the corners. */
-static uint32_t some(uint32_t i, uint32_t j) {
+/* Word j of the i-th counter and key: first every combination of corners, then numbers of a stream. */
+static uint32_t some(uint32_t i, int j) {
     const uint32_t corners[] = { 0, 1, 0x7fffffff, 0x80000000, 0xffffffff };
+    uint32_t digits = i;
+    for (int d = 0; d < j; d++) digits /= 5;
     mu_rng r = { 77, i, 0, MU_RNG_TEST, 0 };
-    return i < 625 ? corners[(j < 4 ? i / (j == 0 ? 1 : j == 1 ? 5 : j == 2 ? 25 : 125) : i * j) % 5] : mu_rng_u32(&r, j);
+    return i < 15625 ? corners[digits % 5] : mu_rng_u32(&r, (uint64_t)j);
 }
 
 static void function_of_counter_and_key(void) {
-    for (uint32_t i = 0; i < 20000; i++) {
+    for (uint32_t i = 0; i < 30000; i++) {
         uint32_t counter[4] = { some(i, 0), some(i, 1), some(i, 2), some(i, 3) }, ours[4];
         uint32_t low = some(i, 4), high = some(i, 5);
         mu_philox4x32((uint64_t)high << 32 | low, counter, ours);
