@@ -17,6 +17,32 @@ typedef enum { MU_EMULATION_FORWARD, MU_EMULATION_BACKWARD, MU_EMULATION_SHUFFLE
 /* In which order the threads of a block run between two barriers, from the next launch on. */
 void mu_emulation_order(mu_emulation_order_kind kind, uint64_t seed);
 
+/* Finer bounds than those of allocations: once one operand of a stretch of reserved addresses (or of a cudaMalloc) is
+ * named, kernels may touch only named ones there. Seen by the checked and the asan build. */
+void mu_emulation_bounds(const void *device, size_t bytes);
+void mu_emulation_bounds_clear(void);
+
+/* From now on these bytes count as never written; they hold poison. Waits for all work. */
+void mu_emulation_forget(void *device, size_t bytes);
+
+/* What a kernel did since the last reset. Launches, blocks, threads and the host's seconds are counted in every build,
+ * the rest in the checked one. Sectors are 32 bytes that one access of a warp touches; bytes are those it asked for,
+ * each counted once; a footprint is the distinct bytes of a launch, summed over launches. An access of a warp is
+ * uncoalesced when it touches more sectors than its bytes need. Bank conflicts are rounds beyond the first. */
+typedef struct {
+    int64_t launches, blocks, threads;
+    int64_t read_bytes, read_sectors, read_footprint, written_bytes, written_sectors, written_footprint;
+    int64_t accesses, uncoalesced, excess_sectors, shared_accesses, bank_conflicts;
+    double seconds;
+} mu_emulation_counters;
+
+void mu_emulation_counters_reset(void);
+int mu_emulation_kernel_count(void);
+const char *mu_emulation_kernel(int i, mu_emulation_counters *counters);   /* its name, as in "sum<256>" */
+mu_emulation_counters mu_emulation_counters_of(const char *name);          /* all 0 for one that never ran */
+int64_t mu_emulation_host_waits(void);                                     /* how often the host waited for the device */
+void mu_emulation_report(FILE *to);
+
 #ifdef __cplusplus
 }
 #endif

@@ -5,6 +5,7 @@
 #include <cstdarg>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -13,8 +14,10 @@
 #include "emulation.h"
 
 /* The scheduler's own view of what kernels see as constants. */
-extern uint3 mu_thread_index asm("threadIdx"), mu_block_index asm("blockIdx");
-extern dim3 mu_block_dim asm("blockDim"), mu_grid_dim asm("gridDim");
+extern uint3 mu_thread_index asm("threadIdx"), mu_block_index asm("blockIdx"), mu_block_dim asm("blockDim"),
+    mu_grid_dim asm("gridDim");
+
+extern __shared__ unsigned char dynamic_shared[];
 
 constexpr int max_threads = 1024, max_shared = 227 * 1024, default_shared = 48 * 1024;
 
@@ -29,9 +32,19 @@ std::string text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 const std::string &kernel_name(const void *function);
 size_t kernel_shared(const void *function);
 
+/* "part of sum<256>", in the thread storage. Guard: the compiler's note that an array of bf16 was constructed. */
+struct Variable { std::string name; size_t offset, size; bool guard; };
+const std::vector<Variable> &shared_variables(void);
+std::string source_line(const void *pc);                        /* "sum.cu:33", or nothing where it cannot be found */
+
 /* ---------------------------------------------------------------- threads (threads.cpp) */
 struct Site { const char *file; int line; };
-struct Fibre;
+struct Fibre {
+    void *context;
+    char *low, *high;           /* its stack */
+    struct Thread *thread;      /* the one to start with when it is resumed from the pool */
+    void *sanitizer = nullptr;  /* what the address sanitizer keeps of it meanwhile */
+};
 struct Copy { unsigned char *to; const unsigned char *from; int size, bytes; };     /* a cp.async under way */
 
 struct Thread {
@@ -57,19 +70,56 @@ struct Launch {
 void run(const Launch &launch);         /* all its blocks */
 extern const Launch *launched;          /* the launch that runs, or none */
 extern Thread *current;                 /* the thread that runs; NULL outside kernels */
+unsigned long long launched_block(void);
 std::string where(const Thread *thread);
 
 /* Waits until all lanes of mask are here; the last to arrive calls finish on what they brought. */
 typedef void finish_lanes(void **mine, unsigned mask);
+void finish_syncwarp(void **mine, unsigned mask);
 void collect(const char *what, unsigned mask, void *mine, finish_lanes *finish, Site site);
 
 /* ---------------------------------------------------------------- memory (memory.cpp) */
 bool on_device(const void *p, size_t bytes);        /* all of it in live device memory */
 bool in_device_space(const void *p);                /* anywhere in the addresses set aside for devices */
+std::string device_name(const void *p);             /* "byte 12 of the 4096 at 0x..." */
 void open_memory(void);                             /* readable and writable until close_memory; they nest */
 void close_memory(void);
 extern int devices, this_device;
 void set_up(void);                                  /* reads the environment, once */
+cudaError_t allocate(void **p, size_t bytes);
+cudaError_t release(void *p);
+void memory_left(size_t *left, size_t *total);
+
+/* ---------------------------------------------------------------- counters (count.cpp) and checks (check.cpp) */
+void count_launch(const Launch &launch);
+void count_seconds(double seconds);
+void count_wait(void);
+void count_flush(void);
+
+enum Access { READ, WRITE, UPDATE };
+void count_access(const void *p, int size, Access how, const void *pc, bool shared);
+void count_new_bytes(int n, Access how);
+
+#ifdef MU_EMULATION_CHECKED
+void check_set_up(char *low, char *high);           /* the addresses set aside for devices */
+void check_up(const void *p, size_t bytes);         /* memory is there, never written */
+void check_down(const void *p, size_t bytes);
+void check_copied_to(const void *p, size_t bytes);
+void check_copied_from(const void *p, size_t bytes);
+void check_outside(const void *p, size_t bytes, bool outside);
+void check_forget(const void *p, size_t bytes);
+void check_launch(void);
+void check_block(void);
+void check_barrier(void);
+void check_syncwarp(int warp);
+void check_fence(void);
+void check_access(const void *p, int size, Access how, const void *pc);
+void check_copy_begins(const Copy &copy, const void *pc);
+void check_copy_ends(const Copy &copy);
+#define MU_CHECK_IF(...) __VA_ARGS__
+#else
+#define MU_CHECK_IF(...)
+#endif
 
 }
 #endif

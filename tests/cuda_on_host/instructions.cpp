@@ -4,7 +4,7 @@
 
 using namespace emu;
 
-__attribute__((aligned(128))) __shared__ unsigned char dynamic_shared[max_shared];
+__shared__ __align__(128) unsigned char dynamic_shared[max_shared];
 
 /* ---------------------------------------------------------------- shuffles, votes, reductions */
 namespace {
@@ -70,7 +70,6 @@ void finish_max_signed(void **mine, unsigned mask) {
 void finish_and(void **mine, unsigned mask) { fold(mine, mask, [](unsigned a, unsigned b) { return a & b; }); }
 void finish_or(void **mine, unsigned mask) { fold(mine, mask, [](unsigned a, unsigned b) { return a | b; }); }
 void finish_xor(void **mine, unsigned mask) { fold(mine, mask, [](unsigned a, unsigned b) { return a ^ b; }); }
-void finish_nothing(void **, unsigned) {}
 
 const struct { const char *name; finish_lanes *finish; } votes[] = {
     {"a vote", finish_ballot}, {"__match_any_sync", finish_match}, {"__reduce_add_sync", finish_add},
@@ -81,6 +80,8 @@ const struct { const char *name; finish_lanes *finish; } votes[] = {
 const char *const shuffles[] = {"__shfl_sync", "__shfl_xor_sync", "__shfl_up_sync", "__shfl_down_sync"};
 
 }
+
+void emu::finish_syncwarp(void **, unsigned) {}
 
 unsigned long long mu_emulated_shuffle(int kind, unsigned mask, unsigned long long value, int argument, int width,
                                        const char *file, int line) {
@@ -96,10 +97,10 @@ unsigned mu_emulated_vote(int kind, unsigned mask, unsigned long long value, con
 }
 
 void mu_emulated_syncwarp(unsigned mask, const char *file, int line) {
-    collect("__syncwarp", mask, nullptr, finish_nothing, {file, line});
+    collect("__syncwarp", mask, nullptr, finish_syncwarp, {file, line});
 }
 
-void mu_emulated_fence(void) {}
+void mu_emulated_fence(void) { MU_CHECK_IF(check_fence();) }
 
 /* ---------------------------------------------------------------- addresses of shared memory */
 /* 32 bits hold them: the distance from a place that lies before all shared variables of this program. */
@@ -169,6 +170,7 @@ constexpr unsigned full = 0xffffffffu;
 void mu_emulated_ldmatrix(unsigned r[4], unsigned row, bool transposed, const char *file, int line) {
     Ldmatrix mine{r, shared_pointer(row)};
     if ((uintptr_t)mine.row % 16) fail("ldmatrix of an address that is no multiple of 16 bytes");
+    MU_CHECK_IF(check_access(mine.row, 16, READ, __builtin_return_address(0));)
     if (transposed) collect("ldmatrix.trans", full, &mine, finish_ldmatrix_trans, {file, line});
     else collect("ldmatrix", full, &mine, finish_ldmatrix, {file, line});
 }
@@ -185,6 +187,7 @@ void mu_emulated_cp_async(unsigned to, const void *from, int size, int bytes) {
     if ((uintptr_t)copy.to % (unsigned)size || (uintptr_t)from % (unsigned)size)
         fail("cp.async of %d bytes with an address that is no multiple of them", size);
     if (bytes < 0 || bytes > size) fail("cp.async of %d bytes, %d of them from memory", size, bytes);
+    MU_CHECK_IF(check_copy_begins(copy, __builtin_return_address(0));)
     memset(copy.to, 0xff, (size_t)size);
     current->copies.push_back(copy);
     current->open_copies++;
@@ -200,6 +203,7 @@ void mu_emulated_cp_async_wait(int pending) {
     for (; current->groups.size() - groups > (size_t)pending; groups++) done += (size_t)current->groups[groups];
     for (size_t i = 0; i < done; i++) {
         const Copy &copy = current->copies[i];
+        MU_CHECK_IF(check_copy_ends(copy);)
         memcpy(copy.to, copy.from, (size_t)copy.bytes);
         memset(copy.to + copy.bytes, 0, (size_t)(copy.size - copy.bytes));
     }

@@ -6,13 +6,20 @@
 #include <signal.h>
 #include <sys/mman.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#define MU_ASAN_IF(...) __VA_ARGS__
+#else
+#define MU_ASAN_IF(...)
+#endif
+
 namespace emu {
 
 int devices, this_device;
 
 namespace {
 
-constexpr size_t space = 256ull << 30, page = 4096, granule = 2ull << 20;
+constexpr size_t space = 16ull << 40, page = 4096, granule = 2ull << 20;
 
 struct Piece { size_t bytes; int device; CUmemGenericAllocationHandle handle; };
 struct Handle { size_t bytes; int device; bool mapped, released; };
@@ -22,6 +29,7 @@ size_t limit;
 int opened;
 std::map<char *, size_t> reserved;                          /* ranges of addresses */
 std::map<char *, Piece> live;                               /* memory that is there */
+std::map<char *, size_t> bounds;                            /* operands that tests have named */
 std::map<CUmemGenericAllocationHandle, Handle> handles;
 std::vector<size_t> used;                                   /* by device */
 
@@ -46,11 +54,13 @@ void bring_up(char *p, Piece piece) {
     live[p] = piece;
     protect(p, piece.bytes, PROT_READ | PROT_WRITE);
     memset(p, 0xff, piece.bytes);
+    MU_CHECK_IF(check_up(p, piece.bytes);)
     if (!opened) protect(p, piece.bytes, PROT_NONE);
 }
 
 void take_down(std::map<char *, Piece>::iterator piece) {
     protect(piece->first, piece->second.bytes, PROT_NONE);
+    MU_CHECK_IF(check_down(piece->first, piece->second.bytes);)
     madvise(piece->first, round_up(piece->second.bytes, page), MADV_DONTNEED);
     live.erase(piece);
 }
@@ -112,6 +122,7 @@ void set_up(void) {
     used.assign((size_t)devices + 1, 0);
     order_from_environment();
     catch_faults();
+    MU_CHECK_IF(check_set_up(base, base + space);)
 }
 
 bool on_device(const void *p, size_t bytes) {
@@ -122,6 +133,19 @@ bool on_device(const void *p, size_t bytes) {
     auto next = std::next(after);       /* mappings may follow one another without a gap */
     return (char *)p < start + piece.bytes && next != live.end() && next->first == start + piece.bytes &&
            on_device(next->first, bytes - (size_t)(next->first - (const char *)p));
+}
+
+std::string device_name(const void *p) {
+    auto name = [&](const char *start, size_t bytes, const char *what) {
+        return text("byte %zu of the %zu %s at %p", (size_t)((const char *)p - start), bytes, what, (const void *)start);
+    };
+    auto bound = bounds.upper_bound((char *)p);
+    if (bound != bounds.begin() && (char *)p < std::prev(bound)->first + std::prev(bound)->second)
+        return name(std::prev(bound)->first, std::prev(bound)->second, "of an operand");
+    auto range = reserved.upper_bound((char *)p);
+    if (range != reserved.begin() && (char *)p < std::prev(range)->first + std::prev(range)->second)
+        return name(std::prev(range)->first, std::prev(range)->second, "addresses");
+    return text("%p, which no allocation has", p);
 }
 
 bool in_device_space(const void *p) { return (const char *)p >= base && (const char *)p < base + space; }
@@ -242,8 +266,6 @@ CUresult cuMemSetAccess(CUdeviceptr p, size_t bytes, const CUmemAccessDesc *acce
     return CUDA_SUCCESS;
 }
 
-cudaError_t cudaDeviceSynchronize(void);
-
 CUresult cuMemUnmap(CUdeviceptr p, size_t bytes) {
     cudaDeviceSynchronize();
     char *end = (char *)p + bytes;
@@ -263,4 +285,45 @@ CUresult cuGetErrorString(CUresult error, const char **text) {
     *text = error == CUDA_SUCCESS ? "no error" : error == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory"
           : error == CUDA_ERROR_NO_DEVICE ? "no CUDA-capable device is detected" : "invalid argument";
     return CUDA_SUCCESS;
+}
+
+/* ---------------------------------------------------------------- finer bounds */
+/* All memory in the stretch of addresses that p lies in, or in each one where an operand was named. */
+static void set_outside(std::map<char *, size_t>::iterator range, bool outside) {
+    char *end = range->first + range->second;
+    for (auto piece = live.lower_bound(range->first); piece != live.end() && piece->first < end; ++piece) {
+        MU_CHECK_IF(check_outside(piece->first, piece->second.bytes, outside);)
+        MU_ASAN_IF(outside ? ASAN_POISON_MEMORY_REGION(piece->first, piece->second.bytes)
+                           : ASAN_UNPOISON_MEMORY_REGION(piece->first, piece->second.bytes);)
+        (void)outside;
+    }
+}
+
+static std::map<char *, size_t>::iterator range_of(const void *p) {
+    auto range = reserved.upper_bound((char *)p);
+    if (range == reserved.begin() || !in_device_space(p)) fail("bounds are set at %p, where no device memory is", p);
+    return std::prev(range);
+}
+
+void mu_emulation_bounds(const void *device, size_t bytes) {
+    auto range = range_of(device);
+    auto first = bounds.lower_bound(range->first);
+    if (first == bounds.end() || first->first >= range->first + range->second) set_outside(range, true);
+    bounds[(char *)device] = bytes;
+    MU_CHECK_IF(check_outside(device, bytes, false);)
+    MU_ASAN_IF(ASAN_UNPOISON_MEMORY_REGION(device, bytes);)
+}
+
+void mu_emulation_bounds_clear(void) {
+    for (auto &[p, bytes] : bounds) set_outside(range_of(p), false);
+    bounds.clear();
+}
+
+void mu_emulation_forget(void *device, size_t bytes) {
+    cudaDeviceSynchronize();
+    if (!on_device(device, bytes)) fail("%zu bytes at %p are no device memory", bytes, device);
+    open_memory();
+    memset(device, 0xff, bytes);
+    close_memory();
+    MU_CHECK_IF(check_forget(device, bytes);)
 }

@@ -6,6 +6,7 @@
 #include <elf.h>
 #include <fcntl.h>
 #include <map>
+#include <memory>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -37,38 +38,64 @@ namespace {
 
 struct Symbol { uint64_t address, size; std::string mangled; };
 
-/* The functions and thread variables of one object file: static ones are in no dynamic table, so it is read itself. */
-struct Object {
-    std::map<uint64_t, Symbol> functions;
-    std::vector<Symbol> thread_variables;
+#ifdef __SANITIZE_ADDRESS__
+constexpr int shared_kind = STT_OBJECT;         /* see __shared__ in cuda_runtime.h */
+#else
+constexpr int shared_kind = STT_TLS;
+#endif
 
-    explicit Object(const char *path) {
-        int file = open(path, O_RDONLY | O_CLOEXEC);
+/* The functions and the static variables of functions of this program: they are in no dynamic table, so the file
+ * itself is read. Kernels, the emulation and the shared variables are in one file, the program. */
+struct Object {
+    char *base;
+    std::string path;
+    std::map<uint64_t, Symbol> functions;
+    std::vector<Symbol> shared;
+
+    Object() {
+        Dl_info info;
         struct stat status;
-        if (file < 0 || fstat(file, &status) != 0) fail("cannot read the symbols of %s", path);
-        const char *base = (const char *)mmap(nullptr, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, file, 0);
+        if (!dladdr((void *)kernel_name, &info)) fail("the emulation cannot find itself");
+        base = (char *)info.dli_fbase;
+        path = realpath_of(info.dli_fname);
+        int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        if (file < 0 || fstat(file, &status) != 0) fail("cannot read the symbols of %s", path.c_str());
+        const char *bytes = (const char *)mmap(nullptr, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, file, 0);
         close(file);
-        if (base == MAP_FAILED) fail("cannot map %s", path);
-        const auto *header = (const Elf64_Ehdr *)base;
-        const auto *sections = (const Elf64_Shdr *)(base + header->e_shoff);
+        if (bytes == MAP_FAILED) fail("cannot map %s", path.c_str());
+        const auto *header = (const Elf64_Ehdr *)bytes;
+        const auto *sections = (const Elf64_Shdr *)(bytes + header->e_shoff);
         for (int i = 0; i < header->e_shnum; i++)
-            if (sections[i].sh_type == SHT_SYMTAB) read(base, sections[i], sections[sections[i].sh_link]);
-        munmap((void *)base, (size_t)status.st_size);
-        if (functions.empty()) fail("%s has no symbols: was it stripped?", path);
+            if (sections[i].sh_type == SHT_SYMTAB) read(bytes, sections[i], sections[sections[i].sh_link]);
+        munmap((void *)bytes, (size_t)status.st_size);
+        if (functions.empty()) fail("%s has no symbols: was it stripped?", path.c_str());
     }
-    void read(const char *base, const Elf64_Shdr &table, const Elf64_Shdr &strings) {
-        const auto *symbol = (const Elf64_Sym *)(base + table.sh_offset), *end = symbol + table.sh_size / sizeof *symbol;
+    /* A program that is not in the dynamic loader's list by its path is known as it was called. */
+    static std::string realpath_of(const char *name) {
+        char real[4096];
+        ssize_t n = strchr(name, '/') && strstr(name, ".so") ? -1 : readlink("/proc/self/exe", real, sizeof real);
+        return n < 0 ? name : std::string(real, (size_t)n);
+    }
+    void read(const char *bytes, const Elf64_Shdr &table, const Elf64_Shdr &strings) {
+        const auto *symbol = (const Elf64_Sym *)(bytes + table.sh_offset), *end = symbol + table.sh_size / sizeof *symbol;
         for (; symbol < end; symbol++) {
-            Symbol s{symbol->st_value, symbol->st_size, base + strings.sh_offset + symbol->st_name};
-            if (ELF64_ST_TYPE(symbol->st_info) == STT_FUNC && s.size) functions[s.address] = s;
-            if (ELF64_ST_TYPE(symbol->st_info) == STT_TLS) thread_variables.push_back(s);
+            Symbol s{symbol->st_value, symbol->st_size, bytes + strings.sh_offset + symbol->st_name};
+            int kind = ELF64_ST_TYPE(symbol->st_info);
+            if (kind == STT_FUNC && s.size) functions[s.address] = s;
+            bool local = s.mangled.rfind("_ZZ", 0) == 0 || s.mangled.rfind("_ZGVZ", 0) == 0;
+            if (kind == shared_kind && (local || s.mangled == "dynamic_shared")) shared.push_back(s);
         }
     }
 };
 
+const Object &object(void) {
+    static const Object the_object;
+    return the_object;
+}
+
 struct Kernel { std::string name; size_t shared; };
 
-/* "void (anonymous namespace)::sum<float, 4>(float*, int)" -> "sum<float, 4>" */
+/* "void (anonymous namespace)::sum<float, 4>(float*, int)" -> "(anonymous namespace)::sum<float, 4>" */
 std::string readable(const std::string &mangled) {
     int status;
     char *demangled = abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status);
@@ -84,22 +111,30 @@ std::string readable(const std::string &mangled) {
     return name;
 }
 
+/* "_ZZL3sumILi256EEvPfE4part" -> "part of sum<256>" */
+std::string readable_variable(const std::string &mangled) {
+    int status;
+    char *demangled = abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status);
+    std::string name = status == 0 ? demangled : mangled;
+    free(demangled);
+    size_t parameters = name.rfind(")::");
+    if (parameters == std::string::npos) return name;
+    if (name.rfind("void ", 0) == 0) name = name.substr(5), parameters -= 5;
+    size_t open = parameters;
+    for (int depth = 1; open-- && depth;) depth += (name[open] == ')') - (name[open] == '(');
+    return name.substr(parameters + 3) + " of " + name.substr(0, open + 1);
+}
+
 const Kernel &kernel_of(const void *function) {
     static std::map<const void *, Kernel> known;
-    static std::map<std::string, Object> objects;
     auto found = known.find(function);
     if (found != known.end()) return found->second;
-    Dl_info info;
-    if (!dladdr(function, &info)) fail("%p, launched as a kernel, is no function of this program", function);
-    std::string path = strchr(info.dli_fname, '/') ? info.dli_fname : "/proc/self/exe";
-    auto object = objects.find(path);
-    if (object == objects.end()) object = objects.emplace(path, Object(path.c_str())).first;
-    auto symbol = object->second.functions.find((uint64_t)function - (uint64_t)info.dli_fbase);
-    if (symbol == object->second.functions.end()) fail("%p, launched as a kernel, is no function of %s", function, path.c_str());
+    auto symbol = object().functions.find((uint64_t)((char *)function - object().base));
+    if (symbol == object().functions.end()) fail("%p, launched as a kernel, is no function of %s", function, object().path.c_str());
     const std::string &mangled = symbol->second.mangled;
     Kernel kernel{readable(mangled), 0};
     std::string local = "_ZZ" + mangled.substr(2) + "E";        /* a static variable of this function */
-    for (const Symbol &s : object->second.thread_variables)
+    for (const Symbol &s : object().shared)
         if (s.mangled.rfind(local, 0) == 0) kernel.shared += s.size;
     return known.emplace(function, kernel).first->second;
 }
@@ -108,5 +143,28 @@ const Kernel &kernel_of(const void *function) {
 
 const std::string &kernel_name(const void *function) { return kernel_of(function).name; }
 size_t kernel_shared(const void *function) { return kernel_of(function).shared; }
+
+const std::vector<Variable> &shared_variables(void) {
+    static std::vector<Variable> variables;
+    if (variables.empty())
+        for (const Symbol &s : object().shared)
+            variables.push_back({readable_variable(s.mangled), s.address, s.size, s.mangled.rfind("_ZGV", 0) == 0});
+    return variables;
+}
+
+/* By the debug information, which another program knows to read; only called when all is lost. */
+std::string source_line(const void *pc) {
+    if (!pc) return "";
+    std::string command = text("addr2line -e '%s' %#zx 2>/dev/null", object().path.c_str(),
+                               (size_t)((const char *)pc - 1 - object().base));
+    char line[512] = "";
+    FILE *out = popen(command.c_str(), "r");
+    if (!out) return "";
+    if (!fgets(line, sizeof line, out)) line[0] = 0;
+    pclose(out);
+    line[strcspn(line, " \n")] = 0;
+    const char *slash = strrchr(line, '/');
+    return line[0] == '?' ? "" : slash ? slash + 1 : line;
+}
 
 }

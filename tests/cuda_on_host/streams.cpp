@@ -12,12 +12,6 @@
 
 using namespace emu;
 
-namespace emu {
-cudaError_t allocate(void **p, size_t bytes);
-cudaError_t release(void *p);
-void memory_left(size_t *left, size_t *total);
-}
-
 typedef std::function<void(void)> Work;
 
 struct CUgraph_st { std::vector<Work> works; bool broken; };
@@ -48,7 +42,6 @@ namespace {
 CUstream_st default_stream{true, {}, nullptr, false};
 std::vector<cudaStream_t> streams{&default_stream};
 uint64_t issued;
-uint64_t host_waits;
 cudaError_t last_error;
 std::map<const char *, size_t> pinned;
 std::map<const void *, int> shared_limits;
@@ -132,7 +125,13 @@ void check_live(const void *p, size_t pitch, size_t width, size_t height) {
 void copy_now(const Rectangle &r) {
     check_live(r.to, r.to_pitch, r.width, r.height);
     check_live(r.from, r.from_pitch, r.width, r.height);
-    for (size_t i = 0; i < r.height; i++) memmove(r.to + i * r.to_pitch, r.from + i * r.from_pitch, r.width);
+    for (size_t i = 0; i < r.height; i++) {
+        char *to = r.to + i * r.to_pitch;
+        const char *from = r.from + i * r.from_pitch;
+        MU_CHECK_IF(if (in_device_space(from)) check_copied_from(from, r.width);)
+        memmove(to, from, r.width);
+        MU_CHECK_IF(if (in_device_space(to)) check_copied_to(to, r.width);)
+    }
 }
 
 /* From pageable memory the data is taken at once; into it, the call waits for the stream. Both hold up the host. */
@@ -151,7 +150,7 @@ cudaError_t copy_async(Rectangle r, cudaMemcpyKind kind, cudaStream_t stream) {
         copy_now({staged->data(), r.width, r.from, r.from_pitch, r.width, r.height});
         r.from = staged->data(), r.from_pitch = r.width;
         issue(stream, [r, staged] { copy_now(r); });
-        host_waits++;
+        count_wait();
     } else {
         issue(stream, [r] { copy_now(r); });
     }
@@ -326,6 +325,7 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t strea
     issue(stream, [=] {
         check_live(p, bytes, bytes, 1);
         memset(p, value, bytes);
+        MU_CHECK_IF(check_copied_to(p, bytes);)
     });
     return cudaSuccess;
 }
@@ -352,14 +352,14 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     if (capturing()) return error(cudaErrorStreamCaptureUnsupported);
-    host_waits++;
+    count_wait();
     finish(stream_of(stream), issued);
     return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize(void) {
     if (available() != cudaSuccess) return error(cudaErrorNoDevice);
     if (capturing()) return error(cudaErrorStreamCaptureUnsupported);
-    host_waits++;
+    count_wait();
     finish_all();
     return cudaSuccess;
 }
@@ -394,7 +394,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (event->capture || capturing()) return error(cudaErrorStreamCaptureUnsupported);
-    host_waits++;
+    count_wait();
     if (event->stream) finish(event->stream, event->number);
     return cudaSuccess;
 }
@@ -452,14 +452,15 @@ static size_t most_shared(const void *kernel) {
 }
 
 cudaError_t mu_emulated_launch(const cudaLaunchConfig_t *config, const void *kernel, void (*invoke)(const void *),
-                               std::shared_ptr<void> arguments, size_t bytes) {
+                               void *arguments, void (*destroy)(void *), size_t bytes) {
+    std::shared_ptr<void> kept(arguments, destroy);
     if (available() != cudaSuccess) return error(cudaErrorNoDevice);
     dim3 g = config->gridDim, b = config->blockDim;
     if (!g.x || !g.y || !g.z || !b.x || !b.y || !b.z || g.x > 0x7fffffff || g.y > 65535 || g.z > 65535 || b.z > 64 ||
         (unsigned long long)b.x * b.y * b.z > max_threads)
         return error(cudaErrorInvalidConfiguration);
     if (config->dynamicSmemBytes + kernel_shared(kernel) > most_shared(kernel)) return error(cudaErrorInvalidValue);
-    Launch launch{kernel_name(kernel), kernel, invoke, arguments, bytes, g, b, config->dynamicSmemBytes};
+    Launch launch{kernel_name(kernel), kernel, invoke, kept, bytes, g, b, config->dynamicSmemBytes};
     issue(config->stream, [launch] { run(launch); });
     return cudaSuccess;
 }

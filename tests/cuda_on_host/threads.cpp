@@ -7,11 +7,15 @@
 #include "engine.h"
 
 #include <boost/context/detail/fcontext.hpp>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+#include <deque>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
-uint3 mu_thread_index, mu_block_index;
-dim3 mu_block_dim, mu_grid_dim;
+uint3 mu_thread_index, mu_block_index, mu_block_dim, mu_grid_dim;
 
 namespace emu {
 
@@ -22,12 +26,6 @@ using boost::context::detail::transfer_t;
 
 const Launch *launched;
 Thread *current;
-
-struct Fibre {
-    fcontext_t context;
-    char *low, *high;           /* its stack */
-    Thread *thread;             /* the one to start with when it is resumed from the pool */
-};
 
 namespace {
 
@@ -60,7 +58,8 @@ struct {
 
 Thread threads[max_threads];
 Warp warps[max_threads / 32];
-std::vector<Fibre *> pool;
+std::deque<Fibre> every_fibre;
+std::vector<Fibre *> pool;  /* those without a thread */
 Fibre host;
 mu_emulation_order_kind order_kind;
 uint64_t order_seed, order_state;
@@ -136,6 +135,7 @@ bool begin_block(void) {
     mu_block_index.z = (unsigned)(b / mu_grid_dim.x / mu_grid_dim.y);
     for (int w = 0; w < block.warps; w++) warps[w].ended = 0;
     block.ended = 0;
+    MU_CHECK_IF(check_block();)
     release_all();
     return true;
 }
@@ -144,6 +144,7 @@ bool begin_block(void) {
 void pass_barrier(void) {
     if (block.ended) barrier_without_all();
     block.result = block.kind == 1 ? block.sum_or : block.kind == 2 ? block.sum_and : block.count;
+    MU_CHECK_IF(check_barrier();)
     release_all();
 }
 
@@ -170,9 +171,29 @@ void enter(Thread *thread) {
     mu_thread_index = thread->index;
 }
 
+/* The address sanitizer wants to know on which stack the program is. */
+void leave(Fibre *from, Fibre *to) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(&from->sanitizer, to->low, (size_t)(to->high - to->low));
+#endif
+    (void)from, (void)to;
+}
+
+void arrive(Fibre *me, transfer_t back) {
+    auto *from = (Fibre *)back.data;
+    from->context = back.fctx;
+#ifdef __SANITIZE_ADDRESS__
+    const void *low;
+    size_t bytes;
+    __sanitizer_finish_switch_fiber(me->sanitizer, &low, &bytes);
+    from->low = (char *)low, from->high = (char *)low + bytes;      /* of the host's stack this is the only news */
+#endif
+    (void)me;
+}
+
 void jump(Fibre *from, Fibre *to) {
-    transfer_t back = jump_fcontext(to->context, from);
-    ((Fibre *)back.data)->context = back.fctx;
+    leave(from, to);
+    arrive(from, jump_fcontext(to->context, from));
 }
 
 void end_thread(Thread *thread) {
@@ -186,9 +207,9 @@ void end_thread(Thread *thread) {
 
 /* A fibre's life: the thread it was woken for, then all that have not begun, until one goes on that waits elsewhere. */
 void live(transfer_t from) {
-    ((Fibre *)from.data)->context = from.fctx;
     Fibre *me = pool.back();            /* the one that is being started is the last of the pool */
     pool.pop_back();
+    arrive(me, from);
     for (;;) {
         Thread *thread = me->thread;
         while (thread && !thread->fibre) {
@@ -213,7 +234,8 @@ Fibre *new_fibre(void) {
     mprotect(low, guard, PROT_NONE);
     char *high = low + size - made++ % 61 * 320;
     high = (char *)((uintptr_t)high & ~(uintptr_t)63);
-    return new Fibre{make_fcontext(high, (size_t)(high - low) - guard, live), low + guard, high, nullptr};
+    every_fibre.push_back({make_fcontext(high, (size_t)(high - low) - guard, live), low + guard, high, nullptr});
+    return &every_fibre.back();
 }
 
 /* A fibre to start a thread on; it stays last in the pool until it runs. */
@@ -234,8 +256,8 @@ void wait(Site site) {
 }
 
 void set_block(const Launch &launch) {
-    mu_block_dim = launch.block;
-    mu_grid_dim = launch.grid;
+    mu_block_dim = {launch.block.x, launch.block.y, launch.block.z};
+    mu_grid_dim = {launch.grid.x, launch.grid.y, launch.grid.z};
     block.threads = (int)(launch.block.x * launch.block.y * launch.block.z);
     block.warps = (block.threads + 31) / 32;
     block.block = 0;
@@ -257,12 +279,21 @@ void set_block(const Launch &launch) {
 }
 
 void run(const Launch &launch) {
+    timespec start, end;
+    clock_gettime(CLOCK_MONOTONIC, &start);
     launched = &launch;
+    count_launch(launch);
     set_block(launch);
+    MU_CHECK_IF(check_launch();)
     if (begin_block()) jump(&host, idle(next()));
+    MU_CHECK_IF(count_flush();)
     current = nullptr;
     launched = nullptr;
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    count_seconds((double)(end.tv_sec - start.tv_sec) + 1e-9 * (double)(end.tv_nsec - start.tv_nsec));
 }
+
+unsigned long long launched_block(void) { return block.block - 1; }
 
 std::string where(const Thread *thread) {
     return text("%s, block (%u,%u,%u), thread (%u,%u,%u)", launched->name.c_str(), mu_block_index.x, mu_block_index.y,
@@ -292,6 +323,7 @@ void collect(const char *what, unsigned mask, void *mine, finish_lanes *finish, 
         return;
     }
     finish(c.mine, mask);
+    MU_CHECK_IF(if (finish == finish_syncwarp && !((warp.exists & ~warp.ended) & ~mask)) check_syncwarp(current->number / 32);)
     if (i != --warp.collectives) c = warp.collective[warp.collectives];
     warp.ready |= places(warp, mask & ~(1u << lane));
 }

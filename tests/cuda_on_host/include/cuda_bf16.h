@@ -16,7 +16,7 @@ struct alignas(2) __nv_bfloat16 {
     explicit __nv_bfloat16(double x) : bits(mu_emulated_bf16((float)x)) {}
     operator float() const { return __uint_as_float((unsigned)bits << 16); }
 };
-#ifdef __SANITIZE_THREAD__
+#ifdef MU_EMULATION_CHECKED
 struct alignas(4) __nv_bfloat162 {
     __nv_bfloat16 x, y;
     MU_VECTOR_COPY(__nv_bfloat162, 4)

@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <tuple>
 #include <utility>
 
@@ -31,7 +30,7 @@
 #define MU_VECTOR1(name, type) \
     struct name { type x; }; \
     static inline name make_##name(type x) { return {x}; }
-#ifdef __SANITIZE_THREAD__
+#ifdef MU_EMULATION_CHECKED
 #define MU_VECTOR_COPY(name, bytes) \
     typedef char whole __attribute__((vector_size(bytes), may_alias)); \
     name() = default; \
@@ -79,12 +78,13 @@ struct uint3 { unsigned x, y, z; };
 struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+    constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
 };
 
-/* Constant while a thread runs; the scheduler defines and changes them. */
+/* Constant while a thread runs; the scheduler defines and changes them. (No dim3, which has constructors: the compiler
+ * would not take it for constant.) */
 #ifndef MU_EMULATION_INTERNAL
-extern const uint3 threadIdx, blockIdx;
-extern const dim3 blockDim, gridDim;
+extern const uint3 threadIdx, blockIdx, blockDim, gridDim;
 #endif
 constexpr int warpSize = 32;
 
@@ -163,7 +163,7 @@ MU_REDUCE(__reduce_xor_sync, unsigned, MU_VOTE_XOR)
 /* ---------------------------------------------------------------- atomics */
 /* Blocks run one after the other and fibres change only where they wait: a plain update is atomic. The checks learn
  * of it from mu_emulated_atomic. */
-#ifdef __SANITIZE_THREAD__
+#ifdef MU_EMULATION_CHECKED
 void mu_emulated_atomic(void *address, int bytes);
 #else
 static inline void mu_emulated_atomic(void *, int) {}
@@ -398,7 +398,7 @@ template <typename T> static inline cudaError_t cudaMallocHost(T **p, size_t byt
 
 /* ---------------------------------------------------------------- launches */
 cudaError_t mu_emulated_launch(const cudaLaunchConfig_t *config, const void *kernel, void (*invoke)(const void *arguments),
-                               std::shared_ptr<void> arguments, size_t bytes);
+                               void *arguments, void (*destroy)(void *), size_t bytes);
 cudaError_t mu_emulated_function_limit(const void *kernel, cudaFuncAttribute attribute, int value);
 cudaError_t mu_emulated_function_attributes(cudaFuncAttributes *attributes, const void *kernel);
 cudaError_t mu_emulated_occupancy(int *blocks, const void *kernel, int threads, size_t shared_bytes);
@@ -411,12 +411,13 @@ template <typename... P> struct mu_emulated_call {
         const auto *call = (const mu_emulated_call *)self;
         std::apply(call->kernel, call->arguments);
     }
+    static void destroy(void *self) { delete (mu_emulated_call *)self; }
 };
 template <typename... P, typename... A>
 static inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...arguments) {
     typedef mu_emulated_call<P...> call;
-    auto copy = std::shared_ptr<call>(new call{kernel, std::tuple<P...>(std::forward<A>(arguments)...)});
-    return mu_emulated_launch(config, (const void *)kernel, call::invoke, copy, sizeof(call));
+    call *copy = new call{kernel, std::tuple<P...>(std::forward<A>(arguments)...)};
+    return mu_emulated_launch(config, (const void *)kernel, call::invoke, copy, call::destroy, sizeof *copy);
 }
 template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *kernel, cudaFuncAttribute attribute, int value) {
     return mu_emulated_function_limit((const void *)kernel, attribute, value);
