@@ -80,7 +80,7 @@ int main(int argc, char **argv) {
     int code = parse(argc, argv, &o);
     if (code >= 0) return code;
     mu_threads_set(mu_cores_share(0, 1, (int)o.threads));
-    mu_device *dev = bench_device("muster_bench_attention", o.bf16);
+    mu_device *dev = bench_device("muster_bench_attention", o.bf16, false);
     if (!dev) return BENCH_CANNOT;
     double peak = bench_fma_peak();
     printf("%d threads on %s: FMA loop %.0f GFLOP/s\n", mu_threads(), dev->name, peak * 1e-9);

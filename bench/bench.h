@@ -14,8 +14,8 @@ typedef struct { const char *name; int64_t *number; bool *flag; const char *help
 /* Reads argv into the options. Result: -1 to go on; else the exit code, after --help or after an error. */
 int bench_parse(const char *program, const bench_option *options, int n, int argc, char **argv);
 
-/* The device of muster's products, bf16 or not; NULL after one line that says why. */
+/* The device to measure, a GPU or the processor, with bf16 products or not; NULL after one line that says why. */
 struct mu_device;
-struct mu_device *bench_device(const char *program, bool bf16);
+struct mu_device *bench_device(const char *program, bool bf16, bool cuda);
 enum { BENCH_CANNOT = 69 };                             /* exit code when this machine cannot (EX_UNAVAILABLE) */
 #endif

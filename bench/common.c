@@ -55,8 +55,8 @@ int bench_parse(const char *program, const bench_option *options, int n, int arg
     return -1;
 }
 
-struct mu_device *bench_device(const char *program, bool bf16) {
-    mu_device *dev = mu_device_open(bf16 ? "cpu-bf16" : "cpu");
-    if (!dev) fprintf(stderr, "%s: this processor has no bf16 products\n", program);
+struct mu_device *bench_device(const char *program, bool bf16, bool cuda) {
+    mu_device *dev = mu_device_open(cuda ? bf16 ? "cuda-bf16" : "cuda" : bf16 ? "cpu-bf16" : "cpu");
+    if (!dev) fprintf(stderr, "%s: %s\n", program, cuda ? mu_cuda_missing() : "this processor has no bf16 products");
     return dev;
 }

@@ -270,8 +270,8 @@ static void ours_both(void *p) {
     dev->k->experts_bwd(dev, &e->s, matrix(e->x, D), (mu_mat){ e->index, MU_DTYPE_I32, 1 },
                         (mu_mat){ e->offsets, MU_DTYPE_I64, 1 }, matrix(e->gate, D), matrix(e->up, D),
                         matrix(e->down, F), matrix(e->hg, F), matrix(e->hu, F), (mu_mat){ 0 },
-                        matrix(e->dy, D), matrix(e->act, F), matrix(e->xg, D), (mu_mat){ 0 },
-                        matrix(e->dx, D), matrix(e->dgate, D), matrix(e->dup, D), matrix(e->ddown, F));
+                        (mu_mat){ 0 }, matrix(e->dy, D), matrix(e->act, F), matrix(e->xg, D), (mu_mat){ 0 },
+                        matrix(e->dx, D), (mu_mat){ 0 }, matrix(e->dgate, D), matrix(e->dup, D), matrix(e->ddown, F));
 }
 
 /* A library's experts. up_2FD: gate above up, so that one product gives both; *_t transposed, for a library
@@ -477,7 +477,7 @@ int main(int argc, char **argv) {
     int code = parse(argc, argv, &o);
     if (code >= 0) return code;
     mu_threads_set(mu_cores_share(0, 1, (int)o.threads));
-    bench b = { .o = &o, .dev = bench_device("muster_bench_products", o.bf16) };
+    bench b = { .o = &o, .dev = bench_device("muster_bench_products", o.bf16, false) };
     if (!b.dev) return BENCH_CANNOT;
     b.peak = bench_fma_peak();
     run(&b);

@@ -59,14 +59,6 @@ static int64_t count_dropped(mu_tape *tp, const mu_moe *m, const mu_plan *plan) 
     return plan->T * plan->K - offsets[m->E];
 }
 
-static mu_tensor *experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate, mu_tensor *up, mu_tensor *down,
-                          const mu_plan *plan) {
-    mu_tape_part(tp, "experts");
-    mu_tensor *y = mu_experts(tp, x, gate, up, down, plan);
-    mu_tape_part(tp, "dispatch and combine");
-    return y;
-}
-
 static mu_tensor *travel(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const int64_t *send,
                          const int64_t *recv) {
     mu_tape_part(tp, "communication");
@@ -75,18 +67,26 @@ static mu_tensor *travel(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const in
     return y;
 }
 
-/* The rows' way: alone, the experts read x through the plan; with several ranks rows travel there and back. */
-static mu_tensor *routed_rows(const mu_moe *m, mu_tape *tp, mu_tensor *x, const mu_plan *plan) {
-    mu_tensor *gate = &m->gate_eFD->tensor, *up = &m->up_eFD->tensor, *down = &m->down_eDF->tensor;
-    if (!plan->exchanged) return experts(tp, x, gate, up, down, plan);
+/* Rows travel to their experts and back. */
+static mu_tensor *exchanged(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
     mu_tensor *mine = mu_gather(tp, x, plan);
     mu_tensor *here = travel(tp, m, mine, plan->send_rows, plan->recv_rows);
     mu_release(tp, mine);
-    mu_tensor *done = experts(tp, here, gate, up, down, plan);
+    mu_tape_part(tp, "experts");
+    mu_tensor *done = mu_experts(tp, here, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor, plan);
     mu_release(tp, here);
     mu_tensor *back = travel(tp, m, done, plan->recv_rows, plan->send_rows);
     mu_release(tp, done);
-    return back;
+    mu_tensor *y = mu_combine(tp, back, gates, plan);
+    mu_release(tp, back);
+    return y;
+}
+
+/* Alone, the experts read x through the plan. */
+static mu_tensor *routed(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
+    if (plan->exchanged) return exchanged(m, tp, x, gates, plan);
+    mu_tape_part(tp, "experts");
+    return mu_experts_combined(tp, x, gates, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor, plan);
 }
 
 mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x,
@@ -96,9 +96,7 @@ mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu
     mu_tape_part(tp, "dispatch and combine");
     mu_plan *plan = mu_dispatch(m, tp, cx, routing);
     routing->dropped = count_dropped(tp, m, plan);
-    mu_tensor *rows = routed_rows(m, tp, x, plan);
-    mu_tensor *y = mu_combine(tp, rows, routing->gates_TK, plan);
-    mu_release(tp, rows);
+    mu_tensor *y = routed(m, tp, x, routing->gates_TK, plan);
     mu_tape_part(tp, "experts");
     if (!m->shared_gate) return y;
     mu_tensor *general = mu_experts(tp, x, &m->shared_gate->tensor, &m->shared_up->tensor,

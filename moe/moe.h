@@ -109,6 +109,10 @@ mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const 
 /* SwiGLU experts over a plan: one op, so that gather, activation and products can be fused. */
 mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate_eFD, mu_tensor *up_eFD, mu_tensor *down_eDF,
                       const mu_plan *plan);
+/* The same for rows that did not travel, and their sum with gates: [T, D], what mu_combine makes of it. Backward needs
+ * neither the experts' rows nor their gradients. */
+mu_tensor *mu_experts_combined(mu_tape *tp, mu_tensor *x_TD, mu_tensor *gates_TK, mu_tensor *gate_eFD, mu_tensor *up_eFD,
+                               mu_tensor *down_eDF, const mu_plan *plan);
 mu_tensor *mu_gather(mu_tape *tp, mu_tensor *x_TD, const mu_plan *plan);            /* this rank's rows, in order to travel */
 mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, mu_tensor *gates_TK, const mu_plan *plan);   /* sum_k gate * row: [T, D] */
 /* weight * sum_t sum_i coef[t / segment, i] p_ti (F64, a value a leaf); *value: the same without weight. A leaf holds

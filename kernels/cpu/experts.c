@@ -43,9 +43,17 @@ static float *pack_of(packs p, int64_t expert, int which) {
     return p.data + (expert - p.first) * p.each + which * p.gate;
 }
 
-static void gather_rows(int64_t n, int64_t D, const int32_t *index, mu_mat x, float *to, int64_t ld) {
+static mu_mat part_of(mu_mat m, int64_t row, int64_t column) {
+    return (mu_mat){ cpu_f32(m) + row * m.ld + column, m.dtype, m.ld };
+}
+
+/* Rows first .. first+n-1 of x as products read them: in place, or gathered into `room` when there is an index. */
+static mu_mat rows_of(mu_mat x, mu_mat index, int64_t first, int64_t n, int64_t D, mu_mat room) {
+    if (!index.data) return part_of(x, first, 0);
+    const int32_t *from = cpu_i32(index) + first;
     for (int64_t r = 0; r < n; r++)
-        memcpy(to + r * ld, cpu_f32(x) + index[r] * x.ld, (size_t)D * sizeof *to);
+        memcpy(cpu_f32(room) + r * room.ld, cpu_f32(x) + from[r] * x.ld, (size_t)D * sizeof(float));
+    return room;
 }
 
 static void scatter_rows(int64_t n, int64_t D, const int32_t *index, const float *from, mu_mat y) {
@@ -92,23 +100,18 @@ typedef struct {
     mu_mat x, in, gate, up, down, hg, hu, out, y;
 } forward;
 
-/* The rows that an item reads, *ldx apart: in place, or gathered into `room` when there is an index. */
-static const float *input_rows(const forward *f, item it, float *room, int64_t *ldx) {
-    int64_t D = f->s->D;
-    *ldx = f->in.data ? D : f->x.ld;
-    if (!f->in.data) return cpu_f32(f->x) + it.first * f->x.ld;
-    gather_rows(it.rows, D, cpu_i32(f->in) + it.first, f->x, room, D);
-    return room;
+static mu_mat input_rows(const forward *f, item it, float *room) {
+    return rows_of(f->x, f->in, it.first, it.rows, f->s->D, (mu_mat){ room, MU_DTYPE_F32, f->s->D });
 }
 
 static void block_fwd(const forward *f, packs p, item it, float *buffer) {
-    int64_t D = f->s->D, F = f->s->F, n = it.rows, ldx, ldg = F, ldu = F;
+    int64_t D = f->s->D, F = f->s->F, n = it.rows, ldg = F, ldu = F;
     float *rows = buffer, *a = rows + ROWS * D, *hg = a, *hu = a + ROWS * F;
-    const float *x = input_rows(f, it, rows, &ldx);
+    mu_mat x = input_rows(f, it, rows);
     if (f->hg.data) hg = cpu_f32(f->hg) + it.first * f->hg.ld, ldg = f->hg.ld;
     if (f->hu.data) hu = cpu_f32(f->hu) + it.first * f->hu.ld, ldu = f->hu.ld;
-    CPU(multiply)(false, n, F, D, x, ldx, cpu_panels_of(pack_of(p, it.expert, 0), D), false, hg, ldg);
-    CPU(multiply)(false, n, F, D, x, ldx, cpu_panels_of(pack_of(p, it.expert, 1), D), false, hu, ldu);
+    CPU(multiply)(false, n, F, D, x.data, x.ld, cpu_panels_of(pack_of(p, it.expert, 0), D), false, hg, ldg);
+    CPU(multiply)(false, n, F, D, x.data, x.ld, cpu_panels_of(pack_of(p, it.expert, 1), D), false, hu, ldu);
     swiglu(n, F, hg, ldg, hu, ldu, a, F);
     float *y = f->out.data ? rows : cpu_f32(f->y) + it.first * f->y.ld;
     CPU(multiply)(false, n, D, F, a, F, cpu_panels_of(pack_of(p, it.expert, 2), F), false, y,
@@ -125,13 +128,13 @@ static void few_up(const few *w, int64_t i, float *buffer) {
     const forward *f = w->f;
     int64_t D = f->s->D, F = f->s->F, parts = cpu_blocks(F, CPU_WIDE), j = i % parts * CPU_WIDE;
     item it = w->live.list[i / parts];
-    int64_t n = it.rows, columns = cpu_min(CPU_WIDE, F - j), ldx, ldg = CPU_WIDE, ldu = CPU_WIDE;
+    int64_t n = it.rows, columns = cpu_min(CPU_WIDE, F - j), ldg = CPU_WIDE, ldu = CPU_WIDE;
     float *rows = buffer, *hg = rows + CPU_FEW * D, *hu = hg + CPU_FEW * CPU_WIDE;
-    const float *x = input_rows(f, it, rows, &ldx);
+    mu_mat x = input_rows(f, it, rows);
     if (f->hg.data) hg = cpu_f32(f->hg) + it.first * f->hg.ld + j, ldg = f->hg.ld;
     if (f->hu.data) hu = cpu_f32(f->hu) + it.first * f->hu.ld + j, ldu = f->hu.ld;
-    CPU(multiply_few)(n, columns, D, x, ldx, weights(f->gate, f->s, it.expert) + j * D, D, false, hg, ldg);
-    CPU(multiply_few)(n, columns, D, x, ldx, weights(f->up, f->s, it.expert) + j * D, D, false, hu, ldu);
+    CPU(multiply_few)(n, columns, D, x.data, x.ld, weights(f->gate, f->s, it.expert) + j * D, D, false, hg, ldg);
+    CPU(multiply_few)(n, columns, D, x.data, x.ld, weights(f->up, f->s, it.expert) + j * D, D, false, hu, ldu);
     swiglu(n, columns, hg, ldg, hu, ldu, w->act + it.first * F + j, F);
 }
 
@@ -140,7 +143,7 @@ static void few_down(const few *w, int64_t i, float *buffer) {
     int64_t D = f->s->D, F = f->s->F, parts = cpu_blocks(D, CPU_WIDE), j = i % parts * CPU_WIDE;
     item it = w->live.list[i / parts];
     int64_t n = it.rows, columns = cpu_min(CPU_WIDE, D - j);
-    mu_mat part = { cpu_f32(f->y) + j, f->y.dtype, f->y.ld };
+    mu_mat part = part_of(f->y, 0, j);
     float *y = f->out.data ? buffer : cpu_f32(part) + it.first * part.ld;
     CPU(multiply_few)(n, columns, F, w->act + it.first * F, F, weights(f->down, f->s, it.expert) + j * F, F, false, y,
                       f->out.data ? columns : part.ld);
@@ -211,27 +214,23 @@ void CPU(experts_fwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
 
 typedef struct {
     const mu_experts_shape *s;
-    mu_mat x, in, gate, up, down, hg, hu, out, dy, act, xg, dyg, dx, dgate, dup, ddown;
+    mu_mat x, in, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights, dgate, dup, ddown;
 } backward;
 
-/* act = silu(hg) * hu; then hg and hu become their gradients. */
-static void swiglu_bwd(int64_t F, const float *restrict da, float *restrict hg, float *restrict hu,
-                       float *restrict act) {
-#pragma omp simd
+/* act = weight * a, a = silu(hg) * hu; then hg and hu become their gradients. b: the gradient of a, but for the
+ * weight. Returns <a, b>. */
+static float swiglu_bwd(int64_t F, float weight, const float *restrict b, float *restrict hg, float *restrict hu,
+                        float *restrict act) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < F; i++) {
-        float g = hg[i], u = hu[i], s = cpu_sigmoid(g), silu = g * s;
-        act[i] = silu * u;
-        hg[i] = da[i] * u * (s + silu * (1 - s));
-        hu[i] = da[i] * silu;
+        float g = hg[i], u = hu[i], s = cpu_sigmoid(g), silu = g * s, a = silu * u, da = weight * b[i];
+        sum += a * b[i];
+        act[i] = weight * a;
+        hg[i] = da * u * (s + silu * (1 - s));
+        hu[i] = da * silu;
     }
-}
-
-/* The rows that products read: gathered into `copy` when there is an index. */
-static mu_mat block_rows(item it, int64_t D, mu_mat x, mu_mat index, mu_mat copy) {
-    mu_mat from = index.data ? copy : x;
-    from.data = cpu_f32(from) + it.first * from.ld;
-    if (index.data) gather_rows(it.rows, D, cpu_i32(index) + it.first, x, from.data, from.ld);
-    return from;
+    return sum;
 }
 
 /* Weight [k, n] of an expert, `which` of gate, up, down, as it is multiplied from the right. */
@@ -243,14 +242,18 @@ static cpu_panels weight_panels(const mu_experts_shape *s, packs p, int64_t expe
 
 static void block_bwd(const backward *f, packs p, item it, float *da) {
     int64_t D = f->s->D, F = f->s->F, n = it.rows;
-    mu_mat dy = block_rows(it, D, f->dy, f->out, f->dyg);
+    mu_mat room = { da + ROWS * F, MU_DTYPE_F32, D };
+    mu_mat dy = rows_of(f->dy, f->out, it.first, n, D, f->dyg.data ? part_of(f->dyg, it.first, 0) : room);
     float *hg = cpu_f32(f->hg) + it.first * f->hg.ld, *hu = cpu_f32(f->hu) + it.first * f->hu.ld;
     float *act = cpu_f32(f->act) + it.first * f->act.ld;
-    if (f->xg.data) block_rows(it, D, f->x, f->in, f->xg);
+    if (f->xg.data) rows_of(f->x, f->in, it.first, n, D, part_of(f->xg, it.first, 0));
     CPU(multiply)(false, n, F, D, dy.data, dy.ld, weight_panels(f->s, p, it.expert, 2, f->down, D, F), false,
                   da, F);
-    for (int64_t r = 0; r < n; r++)
-        swiglu_bwd(F, da + r * F, hg + r * f->hg.ld, hu + r * f->hu.ld, act + r * f->act.ld);
+    for (int64_t r = 0; r < n; r++) {
+        float weight = f->weights.data ? cpu_f32(f->weights)[it.first + r] : 1;
+        float dweight = swiglu_bwd(F, weight, da + r * F, hg + r * f->hg.ld, hu + r * f->hu.ld, act + r * f->act.ld);
+        if (f->dweights.data) cpu_f32(f->dweights)[it.first + r] = dweight;
+    }
     if (!f->dx.data) return;
     float *dx = cpu_f32(f->dx) + it.first * f->dx.ld;
     CPU(multiply)(false, n, D, F, hg, f->hg.ld, weight_panels(f->s, p, it.expert, 0, f->gate, F, D), false,
@@ -259,17 +262,16 @@ static void block_bwd(const backward *f, packs p, item it, float *da) {
                   f->dx.ld);
 }
 
-/* Rows of b that a weight gradient reads, columns j and on: in place, or gathered, or packed, in `buffer`. */
-static cpu_panels gradient_rows(mu_mat b, mu_mat index, int64_t row, int64_t k, int64_t j, int64_t width,
-                                float *buffer) {
-    mu_mat part = { cpu_f32(b) + j, b.dtype, b.ld };
-    if (!index.data) return cpu_panels_from(k, width, cpu_f32(part) + row * part.ld, part.ld, buffer);
-    gather_rows(k, width, cpu_i32(index) + row, part, buffer, width);
-    return cpu_panels_from(k, width, buffer, width, buffer + CPU_KC * TILE_N);
+/* dw[m, n] += a^T b over an expert's rows, or = where `fresh`; an operand's rows are those of its index, if given. */
+typedef struct { mu_mat a, index; } operand;
+typedef struct { mu_mat dw; operand a, b; int64_t m, n; } gradient;
+
+/* Columns j .. j+width-1 of k of its rows. */
+static mu_mat operand_part(operand o, int64_t row, int64_t k, int64_t j, int64_t width, float *room) {
+    return rows_of(part_of(o.a, 0, j), o.index, row, k, width, (mu_mat){ room, MU_DTYPE_F32, width });
 }
 
-/* One tile of dw[m, n] += a^T b over an expert's rows, or = where `fresh`; b's are those of the index, if given. */
-typedef struct { mu_mat dw, a, b, index; int64_t m, n; } gradient;
+enum { PART = CPU_KC * TILE_M, WEIGHT_BUFFER = 3 * PART };  /* floats: a gathered, b gathered, b packed */
 
 static void weight_tile(const gradient *g, bool fresh, int64_t expert, int64_t i, int64_t j, int64_t row,
                         int64_t rows, float *buffer) {
@@ -280,9 +282,10 @@ static void weight_tile(const gradient *g, bool fresh, int64_t expert, int64_t i
         memset(to + r * g->n, 0, (size_t)width * sizeof *to);
     for (int64_t at = 0; at < rows; at += CPU_KC) {
         int64_t k = cpu_min(CPU_KC, rows - at);
-        const float *ai = cpu_f32(g->a) + (row + at) * g->a.ld + i;
-        cpu_panels b = gradient_rows(g->b, g->index, row + at, k, j, width, buffer);
-        CPU(multiply)(true, height, width, k, ai, g->a.ld, b, !fresh || at, to, g->n);
+        mu_mat a = operand_part(g->a, row + at, k, i, height, buffer);
+        mu_mat b = operand_part(g->b, row + at, k, j, width, buffer + PART);
+        CPU(multiply)(true, height, width, k, a.data, a.ld, cpu_panels_from(k, width, b.data, b.ld, buffer + 2 * PART),
+                      !fresh || at, to, g->n);
     }
 }
 
@@ -293,11 +296,11 @@ static int64_t tiles_an_expert(const mu_experts_shape *s) { return 2 * tiles_of(
 static void weight_item(const backward *f, const int64_t *offsets, int64_t expert, int64_t at, float *buffer) {
     int64_t D = f->s->D, F = f->s->F, gates = tiles_of(F, D);
     int64_t row = offsets[expert], rows = offsets[expert + 1] - row;
-    bool gathered = f->in.data && f->xg.data;
-    mu_mat x = gathered ? f->xg : f->x, index = gathered ? (mu_mat){ 0 } : f->in;
-    gradient g = at < gates       ? (gradient){ f->dgate, f->hg, x, index, F, D }
-                 : at < 2 * gates ? (gradient){ f->dup, f->hu, x, index, F, D }
-                                  : (gradient){ f->ddown, f->out.data ? f->dyg : f->dy, f->act, { 0 }, D, F };
+    operand x = f->xg.data ? (operand){ .a = f->xg } : (operand){ f->x, f->in };
+    operand dy = f->dyg.data ? (operand){ .a = f->dyg } : (operand){ f->dy, f->out };
+    gradient g = at < gates       ? (gradient){ f->dgate, { .a = f->hg }, x, F, D }
+                 : at < 2 * gates ? (gradient){ f->dup, { .a = f->hu }, x, F, D }
+                                  : (gradient){ f->ddown, dy, { .a = f->act }, D, F };
     int64_t t = at - (at < gates ? 0 : at < 2 * gates ? gates : 2 * gates), down = cpu_blocks(g.m, TILE_M);
     weight_tile(&g, f->s->fresh, expert, t % down * TILE_M, t / down * TILE_N, row, rows, buffer);
 }
@@ -341,13 +344,14 @@ static void run_task(const backward *f, const int64_t *offsets, packs p, const t
 }
 
 void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets,
-                      mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat dy,
-                      mu_mat act, mu_mat xg, mu_mat dyg, mu_mat dx, mu_mat dgate, mu_mat dup, mu_mat ddown) {
-    backward f = { s, x, in, gate, up, down, hg, hu, out, dy, act, xg, dyg, dx, dgate, dup, ddown };
+                      mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat weights,
+                      mu_mat dy, mu_mat act, mu_mat xg, mu_mat dyg, mu_mat dx, mu_mat dweights, mu_mat dgate,
+                      mu_mat dup, mu_mat ddown) {
+    backward f = { s, x, in, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights, dgate, dup, ddown };
     const int64_t *at = cpu_i64(offsets);
     int team = cpu_team(s->R * s->D * s->F / 16);
     size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->F, s->D), d = cpu_packed(s->D, s->F);
-    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max(ROWS * s->F, 2 * CPU_KC * TILE_N));
+    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max(ROWS * (s->F + s->D), WEIGHT_BUFFER));
     bool in_place = cpu_in_place(s->D) && cpu_in_place(s->F);
     for (int64_t first = 0, end; first < s->experts; first = end) {
         size_t group = mu_arena_mark(&dev->scratch);

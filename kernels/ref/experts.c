@@ -1,8 +1,8 @@
 /* experts.c - SwiGLU experts (Shazeer 2020) on rows that are grouped by expert, one row at a time.
  *
  *     hg = gate x,  hu = up x,  a = silu(hg) hu,  y = down a,     silu(z) = z s(z),  s(z) = 1/(1 + exp(-z))
- * Backward:
- *     da = down' dy,  dhu = da silu(hg),  dhg = da hu s(hg) (1 + hg (1 - s(hg))),  dx = gate' dhg + up' dhu.
+ * Backward, of w y where the row has a weight w:
+ *     b = down' dy,  dw = <b, a>,  da = w b,  dhu = da silu(hg),  dhg = da hu s(hg) (1 + hg (1 - s(hg))),  dx = gate' dhg + up' dhu.
  * gate, up: [experts, F, D], down: [experts, D, F]; rows offsets[i] .. offsets[i+1]-1 belong to expert i. */
 #include "kernels/ref/ref.h"
 
@@ -52,24 +52,28 @@ static expert expert_at(const mu_experts_shape *s, int64_t i, mu_mat gate, mu_ma
                      .ddown = given(ddown) ? reals(ddown) + at : NULL };
 }
 
-/* One row: hg and hu [F] come in, their gradients go out; act [F] and dx [D] are assigned, dx unless it is NULL. */
-static void row_bwd(const mu_experts_shape *s, const expert *e, const double *x, const double *dy, double *hg,
-                    double *hu, double *act, double *dx) {
+/* One row: hg and hu [F] come in, their gradients go out; act [F] and dx [D] are assigned, dx unless it is NULL.
+ * Returns dweight. */
+static double row_bwd(const mu_experts_shape *s, const expert *e, const double *x, const double *dy, double weight,
+                      double *hg, double *hu, double *act, double *dx) {
     int64_t D = s->D, F = s->F;
+    double dweight = 0;
     for (int64_t j = 0; j < D && dx; j++) dx[j] = 0;
     for (int64_t f = 0; f < F; f++) {
-        double g = hg[f], u = hu[f], da = 0;
-        for (int64_t j = 0; j < D; j++) da += dy[j] * e->down[j * F + f];
-        for (int64_t j = 0; j < D && e->ddown; j++) e->ddown[j * F + f] += dy[j] * silu(g) * u;
-        act[f] = silu(g) * u;
-        hg[f] = da * u * silu_slope(g);
-        hu[f] = da * silu(g);
+        double g = hg[f], u = hu[f], b = 0;
+        for (int64_t j = 0; j < D; j++) b += dy[j] * e->down[j * F + f];
+        dweight += b * silu(g) * u;
+        act[f] = weight * silu(g) * u;
+        for (int64_t j = 0; j < D && e->ddown; j++) e->ddown[j * F + f] += dy[j] * act[f];
+        hg[f] = weight * b * u * silu_slope(g);
+        hu[f] = weight * b * silu(g);
         if (e->dgate) add_scaled(D, hg[f], x, e->dgate + f * D);
         if (e->dup) add_scaled(D, hu[f], x, e->dup + f * D);
         if (!dx) continue;
         add_scaled(D, hg[f], e->gate + f * D, dx);
         add_scaled(D, hu[f], e->up + f * D, dx);
     }
+    return dweight;
 }
 
 static void clear_gradients(const mu_experts_shape *s, const expert *e) {
@@ -84,8 +88,8 @@ static void copy(int64_t n, const double *from, double *to) {
 
 void mu_ref_experts_bwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, mu_mat in_R, mu_mat offsets_e,
                         mu_mat gate_eFD, mu_mat up_eFD, mu_mat down_eDF, mu_mat hg_RF, mu_mat hu_RF,
-                        mu_mat out_R, mu_mat dy_TD, mu_mat act_RF, mu_mat xg_RD, mu_mat dyg_RD, mu_mat dx_RD,
-                        mu_mat dgate_eFD, mu_mat dup_eFD, mu_mat ddown_eDF) {
+                        mu_mat out_R, mu_mat weights_R, mu_mat dy_TD, mu_mat act_RF, mu_mat xg_RD, mu_mat dyg_RD,
+                        mu_mat dx_RD, mu_mat dweights_R, mu_mat dgate_eFD, mu_mat dup_eFD, mu_mat ddown_eDF) {
     (void)dev;
     const int64_t *offsets = longs(offsets_e), D = s->D;
     for (int64_t i = 0; i < s->experts; i++) {
@@ -95,7 +99,10 @@ void mu_ref_experts_bwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, 
             const double *x = row(x_TD, row_of(ints(in_R), r), D);
             const double *dy = row(dy_TD, row_of(ints(out_R), r), D);
             double *dx = given(dx_RD) ? row(dx_RD, r, D) : NULL;
-            row_bwd(s, &e, x, dy, row(hg_RF, r, s->F), row(hu_RF, r, s->F), row(act_RF, r, s->F), dx);
+            double weight = given(weights_R) ? reals(weights_R)[r] : 1;
+            double dweight = row_bwd(s, &e, x, dy, weight, row(hg_RF, r, s->F), row(hu_RF, r, s->F),
+                                     row(act_RF, r, s->F), dx);
+            if (given(dweights_R)) reals(dweights_R)[r] = dweight;
             if (given(xg_RD)) copy(D, x, row(xg_RD, r, D));
             if (given(dyg_RD)) copy(D, dy, row(dyg_RD, r, D));
         }

@@ -115,18 +115,20 @@ static mu_mat slots(trial *t, int64_t T, int64_t K) {
     return m;
 }
 
-/* T, K, D, weights?, add? */
+/* T, K, D, weights?, add?, rows and y fine? */
 static void run_gather_sum(trial *t, const int64_t *p) {
     int64_t T = p[0], K = p[1], D = p[2];
     mu_mat index = slots(t, T, K), weights = p[3] ? matrix(as_fine(t), "weights", T, K) : NOTHING;
+    t->fine = p[5];
     mu_mat rows = matrix(t, "rows", T * K, D), y = p[4] ? matrix(t, "y", T, D) : new_matrix(t, "y", T, D);
     t->dev->k->gather_sum(t->dev, T, K, D, index, weights, rows, p[4], y);
 }
 
-/* T, K, D, weights?, drows?, dweights? */
+/* T, K, D, weights?, drows?, dweights?, rows, dy and drows fine? */
 static void run_gather_sum_bwd(trial *t, const int64_t *p) {
     int64_t T = p[0], K = p[1], D = p[2];
     mu_mat index = slots(t, T, K), weights = p[3] ? matrix(as_fine(t), "weights", T, K) : NOTHING;
+    t->fine = p[6];
     mu_mat rows = matrix(t, "rows", T * K, D), dy = matrix(t, "dy", T, D);
     mu_mat drows = p[4] ? new_matrix(t, "drows", T * K, D) : NOTHING;
     mu_mat dweights = p[5] ? matrix(as_fine(t), "dweights", T, K) : NOTHING;
@@ -216,9 +218,9 @@ static mu_mat group_offsets(trial *t, int64_t R, int64_t experts, int64_t spread
     return m;
 }
 
-/* Bits of the seventh parameter */
+/* Bits of the sixth parameter. TO_TOKENS: several rows read one row of dy, and nothing gathered is kept. */
 enum { WITH_IN = 1, WITH_OUT = 2, WITH_H = 4, WITH_DX = 8, WITH_DGATE = 16, WITH_DUP = 32, WITH_DDOWN = 64,
-       WITH_ALL = 127, FRESH = 128 };
+       WITH_ALL = 127, FRESH = 128, WITH_WEIGHTS = 256, WITH_DWEIGHTS = 512, TO_TOKENS = 1024 };
 
 typedef struct { mu_experts_shape s; mu_mat x, in, offsets, gate, up, down, hg, hu, out, y; } expert_operands;
 
@@ -263,16 +265,19 @@ static void run_experts_bwd(trial *t, const int64_t *p) {
     int64_t R = p[0], n = p[1], D = p[2], F = p[3], bits = p[5];
     expert_operands o = expert_case(t, p, bits | WITH_H);
     mu_mat dy = matrix(t, "dy", R, D), act = new_matrix(t, "act", R, F);
-    mu_mat xg = bits & WITH_IN ? new_matrix(t, "xg", R, D) : NOTHING;
+    mu_mat xg = bits & WITH_IN && !(bits & TO_TOKENS) ? new_matrix(t, "xg", R, D) : NOTHING;
     mu_mat dyg = bits & WITH_OUT ? new_matrix(t, "dyg", R, D) : NOTHING;
+    mu_mat out = bits & TO_TOKENS ? random_ints(t, "token", R, R ? R : 1, false) : o.out;
+    mu_mat row_weights = bits & WITH_WEIGHTS ? vector(as_fine(t), "weights", R) : NOTHING;
+    mu_mat dweights = bits & WITH_DWEIGHTS ? new_vector(as_fine(t), "dweights", R) : NOTHING;
     mu_mat dx = bits & WITH_DX ? new_matrix(t, "dx", R, D) : NOTHING;
     mu_mat (*gradient)(trial *, const char *, int64_t) = bits & FRESH ? new_vector : vector;
     mu_mat dgate = bits & WITH_DGATE ? gradient(as_fine(t), "dgate", n * F * D) : NOTHING;
     mu_mat dup = bits & WITH_DUP ? gradient(as_fine(t), "dup", n * F * D) : NOTHING;
     mu_mat ddown = bits & WITH_DDOWN ? gradient(as_fine(t), "ddown", n * D * F) : NOTHING;
     experts_forward(t, &o);
-    t->dev->k->experts_bwd(t->dev, &o.s, o.x, o.in, o.offsets, o.gate, o.up, o.down, o.hg, o.hu, o.out, dy,
-                           act, xg, dyg, dx, dgate, dup, ddown);
+    t->dev->k->experts_bwd(t->dev, &o.s, o.x, o.in, o.offsets, o.gate, o.up, o.down, o.hg, o.hu, out, row_weights,
+                           dy, act, xg, dyg, dx, dweights, dgate, dup, ddown);
 }
 
 /* ---------------------------------------------------------------- exact sums */
@@ -545,6 +550,9 @@ static void run_jitter(trial *t, const int64_t *p) {
     C(experts_fwd, __VA_ARGS__, WITH_IN | WITH_OUT | WITH_H)                 \
     C(experts_bwd, __VA_ARGS__, WITH_ALL)                                    \
     C(experts_bwd, __VA_ARGS__, WITH_ALL | FRESH)                            \
+    C(experts_bwd, __VA_ARGS__, WITH_ALL | WITH_WEIGHTS | WITH_DWEIGHTS)     \
+    C(experts_bwd, __VA_ARGS__, (WITH_ALL - WITH_OUT) | TO_TOKENS | WITH_WEIGHTS | WITH_DWEIGHTS | FRESH) \
+    C(experts_bwd, __VA_ARGS__, TO_TOKENS | WITH_WEIGHTS | WITH_DDOWN)       \
     C(experts_bwd, __VA_ARGS__, WITH_DX | WITH_DUP | FRESH)                  \
     C(experts_bwd, __VA_ARGS__, WITH_DX)                                     \
     C(experts_bwd, __VA_ARGS__, WITH_IN | WITH_DGATE | WITH_DUP | WITH_DDOWN)\
@@ -575,11 +583,11 @@ static const kernel_case kernel_cases[] = {
 
     /* T, K, D, weights?, then add? or drows?, dweights? */
     C(gather_sum, 0, 2, 8, 1, 0) C(gather_sum, 1, 1, 1, 1, 0) C(gather_sum, 65, 2, 80, 1, 0)
-    C(gather_sum, 65, 2, 80, 1, 1)
+    C(gather_sum, 65, 2, 80, 1, 1) C(gather_sum, 130, 1, 1, 0, 1, 1)
     C(gather_sum, 65, 3, 80, 0, 0) C(gather_sum, 130, 8, 33, 0, 1) C(gather_sum, 63, 6, 257, 1, 1)
     C(gather_sum_bwd, 0, 2, 8, 1, 1, 1) C(gather_sum_bwd, 1, 1, 1, 1, 1, 1)
     C(gather_sum_bwd, 65, 2, 80, 1, 1, 1)
-    C(gather_sum_bwd, 65, 2, 80, 1, 1, 0) C(gather_sum_bwd, 65, 2, 80, 1, 0, 1)
+    C(gather_sum_bwd, 130, 1, 1, 0, 1, 0, 1) C(gather_sum_bwd, 65, 2, 80, 1, 1, 0) C(gather_sum_bwd, 65, 2, 80, 1, 0, 1)
     C(gather_sum_bwd, 130, 8, 33, 0, 1, 0)
     C(gather_sum_bwd, 63, 6, 257, 1, 1, 1) C(gather_sum_bwd, 63, 6, 20, 0, 1, 1)
 

@@ -171,11 +171,12 @@ static void row_norms(bench *b, int64_t first, int64_t n, const float *x, const 
                            floats(y + first * D, D), floats(y + ROWS * D + first, 1));
 }
 
-/* One expert takes all rows; forward, then backward for dx. */
+/* One expert takes all rows; forward, then backward for dx and the rows' weights. */
 static void row_experts(bench *b, int64_t first, int64_t n, const float *x, const float *w, float *y) {
     mu_experts_shape s = { n, 1, D, F, false };
     size_t used = b->used;
     mu_mat none = { 0 }, in = floats(x + first * D, D), out = floats(y + first * D, D);
+    mu_mat weights = floats(x + first, 1), dweights = floats(y + 2 * ROWS * D + first, 1);
     mu_mat dx = floats(y + (ROWS + first) * D, D), offsets = words(take(b, 2 * sizeof(int64_t)));
     ((int64_t *)offsets.data)[1] = n;
     mu_mat gate = floats(w, D), up = floats(w + D * F, D), down = floats(w + 2 * D * F, F);
@@ -183,8 +184,8 @@ static void row_experts(bench *b, int64_t first, int64_t n, const float *x, cons
            hu = floats(take(b, sizeof(float) * (size_t)(n * F)), F);
     mu_mat act = floats(take(b, sizeof(float) * (size_t)(n * F)), F);
     b->dev->k->experts_fwd(b->dev, &s, in, none, offsets, gate, up, down, hg, hu, none, out);
-    b->dev->k->experts_bwd(b->dev, &s, in, none, offsets, gate, up, down, hg, hu, none, out, act, none, none,
-                           dx, none, none, none);
+    b->dev->k->experts_bwd(b->dev, &s, in, none, offsets, gate, up, down, hg, hu, none, weights, out, act,
+                           none, none, dx, dweights, none, none, none);
     b->used = used;
 }
 
@@ -195,7 +196,7 @@ static void test_rows_alone(void **state) {
     } kernels[] = { { "gemm", row_products }, { "rmsnorm", row_norms }, { "experts", row_experts } };
     bench b = bench_open(*state);
     const float *x = random_floats(&b, 4, ROWS * D, 2), *w = random_floats(&b, 5, 3 * D * F, 2);
-    size_t bytes = sizeof(float) * 2 * ROWS * D;
+    size_t bytes = sizeof(float) * (2 * D + 1) * ROWS;
     for (int i = 0; i < 3; i++)
         for (int64_t each = 1; each < ROWS; each = each * 2 + 1) {
             float *whole = take(&b, bytes), *parts = take(&b, bytes);

@@ -132,7 +132,7 @@ static const bad_case cases[] = {
       .words = { "f.yaml:1:27: moe.balance: 'aux_loss' appears twice" } },
     { "empty balance", "moe: {balance: []}", 1, .words = { "the list is empty" } },
     { "map for balance", "moe: {balance: {aux_loss: 0.1}}", 1, .words = { "a map is given" } },
-    { "old device", "train: {device: cuda}", 1, .words = { "'cuda' is unknown", "auto, cpu, cpu-avx512, cpu-avx2, cpu-base, ref or guarded" } },
+    { "unknown device", "train: {device: gpu}", 1, .words = { "'gpu' is unknown", "auto, cpu, cuda, cpu-avx512, cpu-avx2, cpu-base, ref or guarded" } },
     { "bf16 on the reference", "train: {device: ref, dtype: bf16}", 1, .words = { "dtype", "auto, cpu or cuda" } },
     { "one beta", "optim: {betas: [0.9]}", 1,
       .words = { "f.yaml:1:16: optim.betas: the list has 1 value, not 2" } },

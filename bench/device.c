@@ -1,0 +1,373 @@
+/* device.c - the heavy kernels of a device, one by one, beside what the same device copies and multiplies.
+ *
+ * Made for GPUs (--cuda), runs on the CPU as well (a hundredth of the sizes) and, for tests, on the emulation (--tiny).
+ * First the ceilings, in this process: a copy, and the product of two large matrices of random numbers. Then an MoE
+ * layer forward and backward (router, plan, experts, combine, with real routing and with a skewed one), the experts
+ * alone, attention, cross-entropy, norm and combine. Each figure is the median of rounds of several calls; everything
+ * measured takes its turn in each round. FLOPs of an MoE layer: 6 T n d K forward, 12 T n d K backward, as the
+ * literature counts them (T tokens of width d, K of E experts of width n). */
+#include "bench.h"
+#include "kernels/kernels.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+typedef struct {
+    int64_t rounds, calls, threads;
+    bool bf16, cuda, tiny;
+} options;
+
+static int parse(int argc, char **argv, options *o) {
+    const bench_option table[] = {
+        { "--rounds", &o->rounds, NULL, "rounds in turn, whose median counts (20)" },
+        { "--calls", &o->calls, NULL, "calls in a row in a round (5)" },
+        { "--threads", &o->threads, NULL, "threads (cores)" },
+        { "--cuda", NULL, &o->cuda, "an NVIDIA GPU" },
+        { "--bf16", NULL, &o->bf16, "bf16 activations and weights" },
+        { "--tiny", NULL, &o->tiny, "sizes and one round that an emulation can bear" },
+    };
+    return bench_parse("muster_bench_device", table, sizeof table / sizeof *table, argc, argv);
+}
+
+/* ------------------------------------------------------------------ memory and numbers */
+
+typedef struct {
+    mu_device *dev;
+    mu_memory *memory;
+    size_t used;
+} pool;
+
+static pool pool_new(mu_device *dev) { return (pool){ dev, mu_memory_new(dev, (size_t)1 << 40), 0 }; }
+
+static mu_mat take(pool *p, mu_dtype dtype, int64_t rows, int64_t columns) {
+    mu_mat m = { p->memory->region.base + p->used, dtype, columns };
+    p->used += ((size_t)(rows * columns) * mu_dtype_size(dtype) + 255) & ~(size_t)255;
+    mu_memory_commit(p->memory, p->used);
+    return m;
+}
+
+/* Uniform in +-scale: a block of numbers made on the host, then copied on over the rest. */
+static mu_mat random_of(pool *p, mu_dtype dtype, int64_t rows, int64_t columns, double scale) {
+    enum { BLOCK = 1 << 18 };
+    mu_mat m = take(p, dtype, rows, columns), fine = take(p, p->dev->fine, 1, BLOCK);
+    int64_t n = rows * columns, made = n < BLOCK ? n : BLOCK;
+    mu_rng rng = { 3, (uint32_t)p->used, 0, MU_RNG_TEST, 0 };
+    float *host = mu_alloc((size_t)made, sizeof *host);
+    for (int64_t i = 0; i < made; i++) host[i] = (float)(scale * (2 * mu_rng_uniform(&rng, (uint64_t)i) - 1));
+    mu_device_write(p->dev, fine.data, host, (size_t)made * sizeof *host);
+    for (int64_t at = 0, now; at < n; at += now) {
+        mu_mat to = m;
+        to.data = (char *)m.data + (size_t)at * mu_dtype_size(dtype);
+        now = n - at < made ? n - at : made;
+        p->dev->k->copy(p->dev, now, fine, to);
+    }
+    free(host);
+    return m;
+}
+
+/* ------------------------------------------------------------------ timing in turn */
+
+typedef void action(mu_device *dev, void *what);
+
+/* The host waits until everything sent to the device is done. */
+static void finish(mu_device *dev, mu_mat m) {
+    char byte;
+    mu_device_read(dev, &byte, m.data, 1);
+}
+
+enum { MOST_ACTIONS = 4, MOST_ROUNDS = 99 };
+
+/* Seconds of one call of each action, medians. */
+static void in_turn(const options *o, mu_device *dev, int n, action *const acts[], void *what, mu_mat last,
+                    double seconds[]) {
+    double all[MOST_ACTIONS][MOST_ROUNDS];
+    int64_t rounds = o->rounds < MOST_ROUNDS ? o->rounds : MOST_ROUNDS;
+    for (int64_t round = -1; round < rounds; round++)       /* one to warm up */
+        for (int i = 0; i < n; i++) {
+            finish(dev, last);
+            double start = mu_time();
+            for (int64_t call = 0; call < o->calls; call++) acts[i](dev, what);
+            finish(dev, last);
+            if (round >= 0) all[i][round] = (mu_time() - start) / (double)o->calls;
+        }
+    for (int i = 0; i < n; i++) seconds[i] = bench_median(all[i], rounds);
+}
+
+typedef struct { double copy, product; } ceilings;         /* bytes/s, FLOP/s */
+
+static void print_flops(const char *what, double flops, double seconds, const ceilings *c) {
+    printf("  %-58s %9.3f ms %9.2f TFLOP/s", what, 1e3 * seconds, 1e-12 * flops / seconds);
+    if (c) printf("  %5.1f %% of the product", 100 * flops / seconds / c->product);
+    printf("\n");
+    fflush(stdout);
+}
+
+static void print_bytes(const char *what, double bytes, double seconds, const ceilings *c) {
+    printf("  %-58s %9.3f ms %9.1f GB/s   ", what, 1e3 * seconds, 1e-9 * bytes / seconds);
+    if (c) printf("  %5.1f %% of the copy", 100 * bytes / seconds / c->copy);
+    printf("\n");
+    fflush(stdout);
+}
+
+/* ------------------------------------------------------------------ ceilings */
+
+typedef struct { int64_t n; mu_mat x, y, z; } simple;
+
+static void copy(mu_device *dev, void *what) {
+    const simple *s = what;
+    dev->k->copy(dev, s->n, s->x, s->y);
+}
+
+static void product(mu_device *dev, void *what) {
+    const simple *s = what;
+    dev->k->gemm(dev, false, true, s->n, s->n, s->n, s->x, s->y, 0.0, s->z);
+}
+
+static ceilings measure_ceilings(const options *o, mu_device *dev) {
+    ceilings c;
+    pool p = pool_new(dev);
+    simple s = { .n = o->tiny ? 1 << 12 : o->cuda ? 1 << 29 : 1 << 25 };
+    s.x = random_of(&p, dev->real, 1, s.n, 1), s.y = take(&p, dev->real, 1, s.n);
+    double seconds;
+    in_turn(o, dev, 1, (action *const[]){ copy }, &s, s.y, &seconds);
+    double bytes = 2.0 * (double)s.n * (double)mu_dtype_size(dev->real);
+    c.copy = bytes / seconds;
+    print_bytes("copy", bytes, seconds, NULL);
+    mu_memory_free(p.memory);
+
+    p = pool_new(dev);
+    s.n = o->tiny ? 64 : o->cuda ? 8192 : 2048;
+    s.x = random_of(&p, dev->real, s.n, s.n, 1), s.y = random_of(&p, dev->real, s.n, s.n, 1);
+    s.z = take(&p, dev->real, s.n, s.n);
+    in_turn(o, dev, 1, (action *const[]){ product }, &s, s.z, &seconds);
+    double flops = 2 * pow((double)s.n, 3);
+    c.product = flops / seconds;
+    char text[64];
+    snprintf(text, sizeof text, "product of %lld x %lld matrices", (long long)s.n, (long long)s.n);
+    print_flops(text, flops, seconds, NULL);
+    mu_memory_free(p.memory);
+    return c;
+}
+
+/* ------------------------------------------------------------------ an MoE layer */
+
+typedef struct {
+    mu_route_shape route;
+    mu_experts_shape shape;
+    mu_mat x, router, logits, scores, lse, ids, gates, order, offsets, token, row;          /* forward */
+    mu_mat gate, up, down, hg, hu, rows, y;
+    mu_mat dy, weights, dweights, act, drows, dx, dgates, dlogits, drouter, dgate, dup, ddown;      /* backward */
+} layer;
+
+static const mu_mat none;
+
+static mu_mat column(mu_mat m) { return (mu_mat){ m.data, m.dtype, 1 }; }
+
+static void layer_route(mu_device *dev, void *what) {
+    const layer *l = what;
+    int64_t T = l->route.T, E = l->route.E, D = l->shape.D;
+    dev->k->gemm_fine(dev, false, true, T, E, D, l->x, l->router, 0.0, l->logits);
+    dev->k->route_fwd(dev, &l->route, l->logits, none, l->scores, l->lse, l->ids, l->gates);
+    dev->k->plan(dev, T, E, l->route.K, T, 0, l->ids, l->order, l->offsets, l->token, l->row);
+}
+
+static void layer_experts(mu_device *dev, void *what) {
+    const layer *l = what;
+    dev->k->experts_fwd(dev, &l->shape, l->x, l->token, l->offsets, l->gate, l->up, l->down, l->hg, l->hu, none, l->rows);
+}
+
+static void layer_forward(mu_device *dev, void *what) {
+    const layer *l = what;
+    layer_route(dev, what);
+    layer_experts(dev, what);
+    dev->k->gather_sum(dev, l->route.T, l->route.K, l->shape.D, l->row, l->gates, l->rows, false, l->y);
+}
+
+static void layer_backward(mu_device *dev, void *what) {
+    const layer *l = what;
+    int64_t T = l->route.T, E = l->route.E, K = l->route.K, D = l->shape.D;
+    dev->k->gather_sum_bwd(dev, T * K, 1, 1, column(l->row), none, none, column(l->gates), l->weights, none);
+    dev->k->experts_bwd(dev, &l->shape, l->x, l->token, l->offsets, l->gate, l->up, l->down, l->hg, l->hu, l->token,
+                        l->weights, l->dy, l->act, none, none, l->drows, l->dweights, l->dgate, l->dup, l->ddown);
+    dev->k->gather_sum(dev, T * K, 1, 1, column(l->row), none, l->dweights, false, column(l->dgates));
+    dev->k->gather_sum(dev, T, K, D, l->row, none, l->drows, false, l->dx);
+    dev->k->fill(dev, T * E, 0.0, l->dlogits);
+    dev->k->route_bwd(dev, &l->route, l->scores, l->ids, l->gates, l->dgates, none, none, l->dlogits);
+    dev->k->gemm_fine(dev, false, false, T, D, E, l->dlogits, l->router, 1.0, l->dx);
+    dev->k->gemm_fine(dev, true, false, E, D, T, l->dlogits, l->x, 0.0, l->drouter);
+}
+
+typedef struct { int64_t T, d, n, E, K; } moe_shape;
+
+static layer layer_new(pool *p, moe_shape s, bool skew) {
+    mu_device *dev = p->dev;
+    mu_dtype real = dev->real, fine = dev->fine;
+    int64_t R = s.T * s.K;
+    double width = 1 / sqrt((double)s.d);
+    layer l = { .route = { s.T, s.E, s.K, false, true, 1, skew ? MU_ROUTE_SKEW : MU_ROUTE_FREE, 0 },
+                .shape = { R, s.E, s.d, s.n, true } };
+    l.x = random_of(p, real, s.T, s.d, 1), l.dy = random_of(p, real, s.T, s.d, 1);
+    l.router = random_of(p, fine, s.E, s.d, width);
+    l.gate = random_of(p, real, s.E * s.n, s.d, width), l.up = random_of(p, real, s.E * s.n, s.d, width);
+    l.down = random_of(p, real, s.E * s.d, s.n, 1 / sqrt((double)s.n));
+    l.logits = take(p, fine, s.T, s.E), l.scores = take(p, fine, s.T, s.E), l.lse = take(p, fine, 1, s.T);
+    l.ids = take(p, MU_DTYPE_I32, s.T, s.K), l.gates = take(p, fine, s.T, s.K), l.row = take(p, MU_DTYPE_I32, s.T, s.K);
+    l.order = take(p, MU_DTYPE_I32, 1, s.E), l.offsets = take(p, MU_DTYPE_I64, 1, s.E + 1);
+    l.token = take(p, MU_DTYPE_I32, 1, R);
+    l.hg = take(p, real, R, s.n), l.hu = take(p, real, R, s.n), l.rows = take(p, real, R, s.d);
+    l.y = take(p, real, s.T, s.d), l.dx = take(p, real, s.T, s.d);
+    l.weights = take(p, fine, R, 1), l.dweights = take(p, fine, R, 1);
+    l.act = take(p, real, R, s.n), l.drows = take(p, real, R, s.d), l.dgates = take(p, fine, s.T, s.K);
+    l.dlogits = take(p, fine, s.T, s.E), l.drouter = take(p, fine, s.E, s.d);
+    l.dgate = take(p, fine, s.E * s.n, s.d), l.dup = take(p, fine, s.E * s.n, s.d), l.ddown = take(p, fine, s.E * s.d, s.n);
+    int32_t *order = mu_alloc((size_t)s.E, sizeof *order);
+    for (int64_t i = 0; i < s.E; i++) order[i] = (int32_t)i;
+    mu_device_write(dev, l.order.data, order, (size_t)s.E * sizeof *order);
+    free(order);
+    return l;
+}
+
+/* A backward overwrites what forward kept, so it is measured with the forward pass before it, and the difference told. */
+static void forward_and_backward(mu_device *dev, void *what) {
+    layer_forward(dev, what);
+    layer_backward(dev, what);
+}
+
+static void measure_layer(const options *o, mu_device *dev, moe_shape s, bool skew, const ceilings *c) {
+    pool p = pool_new(dev);
+    layer l = layer_new(&p, s, skew);
+    double seconds[4], unit = (double)s.T * (double)s.d * (double)s.n * (double)s.K;
+    in_turn(o, dev, 4, (action *const[]){ layer_route, layer_experts, layer_forward, forward_and_backward }, &l, l.drouter,
+            seconds);
+    printf("MoE layer, T %lld d %lld n %lld E %lld K %lld%s\n", (long long)s.T, (long long)s.d, (long long)s.n,
+           (long long)s.E, (long long)s.K, skew ? ", skewed" : "");
+    print_bytes("router and plan", (double)s.T * (double)(s.d * (int64_t)mu_dtype_size(dev->real)), seconds[0], NULL);
+    print_flops("experts forward", 6 * unit, seconds[1], c);
+    print_flops("layer forward", 6 * unit, seconds[2], c);
+    print_flops("layer backward", 12 * unit, seconds[3] - seconds[2], c);
+    mu_memory_free(p.memory);
+}
+
+/* ------------------------------------------------------------------ attention, cross-entropy, norm */
+
+typedef struct { mu_attention_shape s; mu_mat q, k, v, y, lse, dy, dq, dk, dv; } attention;
+
+static void attention_forward(mu_device *dev, void *what) {
+    const attention *a = what;
+    dev->k->attention_fwd(dev, &a->s, a->q, a->k, a->v, a->y, a->lse);
+}
+
+static void attention_backward(mu_device *dev, void *what) {
+    const attention *a = what;
+    dev->k->attention_bwd(dev, &a->s, a->q, a->k, a->v, a->y, a->lse, a->dy, a->dq, a->dk, a->dv);
+}
+
+static void measure_attention(const options *o, mu_device *dev, int64_t B, int64_t S, int64_t H, int64_t d,
+                              const ceilings *c) {
+    pool p = pool_new(dev);
+    int64_t T = B * S, wide = H * d;
+    attention a = { .s = { B, S, H, H, d, 1 / sqrt((double)d), 0 } };
+    mu_mat *inputs[] = { &a.q, &a.k, &a.v, &a.dy }, *results[] = { &a.y, &a.dq, &a.dk, &a.dv };
+    for (int i = 0; i < 4; i++) *inputs[i] = random_of(&p, dev->real, T, wide, 1), *results[i] = take(&p, dev->real, T, wide);
+    for (int i = 1; i < 4; i++) dev->k->fill(dev, T * wide, 0.0, *results[i]);      /* backward adds */
+    a.lse = take(&p, dev->fine, T, H);
+    double seconds[2], unit = (double)B * (double)H * (double)S * (double)S * (double)d;
+    in_turn(o, dev, 2, (action *const[]){ attention_forward, attention_backward }, &a, a.dv, seconds);
+    char text[96];
+    snprintf(text, sizeof text, "attention, %lld x %lld tokens, %lld heads of %lld, forward", (long long)B, (long long)S,
+             (long long)H, (long long)d);
+    print_flops(text, 2 * unit, seconds[0], c);
+    print_flops("  backward", 5 * unit, seconds[1], c);
+    mu_memory_free(p.memory);
+}
+
+typedef struct { int64_t rows, V; mu_mat logits, targets, lse, nll, dout; } loss;
+
+static void loss_forward(mu_device *dev, void *what) {
+    const loss *l = what;
+    dev->k->xent_fwd(dev, l->rows, l->V, l->logits, l->targets, l->lse, l->nll);
+}
+
+static void loss_backward(mu_device *dev, void *what) {
+    const loss *l = what;
+    dev->k->xent_bwd(dev, l->rows, l->V, 1e-3, l->dout, l->targets, l->lse, l->logits);
+}
+
+static void measure_loss(const options *o, mu_device *dev, int64_t rows, int64_t V, const ceilings *c) {
+    pool p = pool_new(dev);
+    loss l = { rows, V, random_of(&p, dev->real, rows, V, 3), take(&p, MU_DTYPE_I32, 1, rows),
+               take(&p, dev->fine, 1, rows), take(&p, dev->fine, 1, rows), take(&p, MU_DTYPE_F64, 1, 1) };
+    int32_t *targets = mu_alloc((size_t)rows, sizeof *targets);
+    for (int64_t i = 0; i < rows; i++) targets[i] = (int32_t)(i * 7919 % V);
+    mu_device_write(dev, l.targets.data, targets, (size_t)rows * sizeof *targets);
+    dev->k->fill(dev, 1, 1.0, l.dout);
+    double seconds[2], bytes = (double)rows * (double)V * (double)mu_dtype_size(dev->real);
+    in_turn(o, dev, 2, (action *const[]){ loss_forward, loss_backward }, &l, l.logits, seconds);
+    print_bytes("cross-entropy of logits, forward", bytes, seconds[0], c);
+    print_bytes("  backward", 2 * bytes, seconds[1], c);
+    free(targets);
+    mu_memory_free(p.memory);
+}
+
+typedef struct { int64_t rows, D, K; mu_mat x, w, y, rstd, dy, dx, dw, index, gates, many; } norm;
+
+static void norm_forward(mu_device *dev, void *what) {
+    const norm *n = what;
+    dev->k->rmsnorm_fwd(dev, n->rows, n->D, 1e-6, n->x, n->w, n->y, n->rstd);
+}
+
+static void norm_backward(mu_device *dev, void *what) {
+    const norm *n = what;
+    dev->k->rmsnorm_bwd(dev, n->rows, n->D, n->x, n->w, n->rstd, n->dy, n->dx, n->dw);
+}
+
+static void combine(mu_device *dev, void *what) {
+    const norm *n = what;
+    dev->k->gather_sum(dev, n->rows, n->K, n->D, n->index, n->gates, n->many, false, n->y);
+}
+
+static void measure_norm(const options *o, mu_device *dev, int64_t rows, int64_t D, int64_t K, const ceilings *c) {
+    pool p = pool_new(dev);
+    mu_dtype real = dev->real, fine = dev->fine;
+    norm n = { rows, D, K, random_of(&p, real, rows, D, 1), random_of(&p, fine, 1, D, 1), take(&p, real, rows, D),
+               take(&p, fine, 1, rows), random_of(&p, real, rows, D, 1), random_of(&p, real, rows, D, 1),
+               random_of(&p, fine, 1, D, 1), take(&p, MU_DTYPE_I32, rows, K), random_of(&p, fine, rows, K, 1),
+               random_of(&p, real, rows * K, D, 1) };
+    int32_t *index = mu_alloc((size_t)(rows * K), sizeof *index);
+    for (int64_t i = 0; i < rows * K; i++) index[i] = (int32_t)(i % K * rows + i / K);    /* far apart, as after a sort */
+    mu_device_write(dev, n.index.data, index, (size_t)(rows * K) * sizeof *index);
+    double seconds[3], bytes = (double)rows * (double)D * (double)mu_dtype_size(real);
+    in_turn(o, dev, 3, (action *const[]){ norm_forward, norm_backward, combine }, &n, n.y, seconds);
+    print_bytes("norm, forward", 2 * bytes, seconds[0], c);
+    print_bytes("  backward", 4 * bytes, seconds[1], c);
+    print_bytes("combine", (double)(K + 1) * bytes, seconds[2], c);
+    free(index);
+    mu_memory_free(p.memory);
+}
+
+int main(int argc, char **argv) {
+    static const moe_shape gpu[] = { { 40960, 768, 256, 128, 8 },   { 40960, 768, 1024, 32, 2 },
+                                     { 24576, 1536, 256, 128, 8 },  { 24576, 1536, 1024, 32, 2 },
+                                     { 32768, 4096, 256, 256, 16 }, { 32768, 4096, 1024, 64, 4 },
+                                     { 32768, 4096, 2048, 64, 4 } },
+                           cpu[] = { { 2048, 256, 512, 8, 2 }, { 2048, 512, 256, 32, 4 } }, tiny[] = { { 96, 64, 64, 4, 2 } };
+    options o = { .rounds = 20, .calls = 5 };
+    int code = parse(argc, argv, &o);
+    if (code >= 0) return code;
+    if (o.tiny) o.rounds = o.calls = 1;
+    mu_threads_set(mu_cores_share(0, 1, (int)o.threads));
+    mu_device *dev = bench_device("muster_bench_device", o.bf16, o.cuda);
+    if (!dev) return BENCH_CANNOT;
+    printf("%s\n", dev->name);
+    ceilings c = measure_ceilings(&o, dev);
+    const moe_shape *shapes = o.tiny ? tiny : o.cuda ? gpu : cpu;
+    int n = o.tiny ? 1 : o.cuda ? 7 : 2;
+    for (int i = 0; i < n; i++)
+        for (int skew = 0; skew < 2; skew++) measure_layer(&o, dev, shapes[i], skew, &c);
+    for (int64_t S = o.tiny ? 64 : 1024; S <= (o.tiny ? 64 : o.cuda ? 8192 : 2048); S *= 2)
+        measure_attention(&o, dev, o.tiny ? 1 : o.cuda ? 16384 / S : 2048 / S, S, o.tiny ? 2 : o.cuda ? 16 : 8, o.tiny ? 16 : o.cuda ? 128 : 64, &c);
+    measure_loss(&o, dev, o.tiny ? 16 : o.cuda ? 4096 : 512, o.tiny ? 300 : 50304, &c);
+    measure_norm(&o, dev, o.tiny ? 32 : o.cuda ? 65536 : 4096, o.tiny ? 64 : o.cuda ? 2048 : 512, 2, &c);
+    mu_device_close(dev);
+    return 0;
+}
