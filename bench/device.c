@@ -75,7 +75,7 @@ static void finish(mu_device *dev, mu_mat m) {
     mu_device_read(dev, &byte, m.data, 1);
 }
 
-enum { MOST_ACTIONS = 4, MOST_ROUNDS = 99 };
+enum { MOST_ACTIONS = 5, MOST_ROUNDS = 99 };
 
 /* Seconds of one call of each action, medians. */
 static void in_turn(const options *o, mu_device *dev, int n, action *const acts[], void *what, mu_mat last,
@@ -161,6 +161,11 @@ typedef struct {
 
 static const mu_mat none;
 
+static mu_mat rows_of(mu_mat m, int64_t first) {
+    m.data = (char *)m.data + (size_t)(first * m.ld) * mu_dtype_size(m.dtype);
+    return m;
+}
+
 static mu_mat column(mu_mat m) { return (mu_mat){ m.data, m.dtype, 1 }; }
 
 static void layer_route(mu_device *dev, void *what) {
@@ -169,28 +174,42 @@ static void layer_route(mu_device *dev, void *what) {
     dev->k->gemm_fine(dev, false, true, T, E, D, l->x, l->router, 0.0, l->logits);
     dev->k->route_fwd(dev, &l->route, l->logits, none, l->scores, l->lse, l->ids, l->gates);
     dev->k->plan(dev, T, E, l->route.K, T, 0, l->ids, l->order, l->offsets, l->token, l->row);
+    dev->k->scatter(dev, T * l->route.K, 1, column(l->row), column(l->gates), l->weights);
 }
 
 static void layer_experts(mu_device *dev, void *what) {
     const layer *l = what;
-    dev->k->experts_fwd(dev, &l->shape, l->x, l->token, l->offsets, l->gate, l->up, l->down, l->hg, l->hu, none, l->rows);
+    dev->k->experts_fwd(dev, &l->shape, l->x, l->token, l->offsets, l->gate, l->up, l->down, l->hg, l->hu, none,
+                        l->weights, l->rows);
+}
+
+/* The products of layer_experts alone, one call for each expert and product: rows are assumed gathered, and equally many
+ * for each expert, so that the host knows where they are. */
+static void layer_loop(mu_device *dev, void *what) {
+    const layer *l = what;
+    int64_t E = l->route.E, rows = l->shape.R / E, D = l->shape.D, F = l->shape.F;
+    for (int64_t i = 0; i < E; i++) {
+        mu_mat x = rows_of(l->drows, i * rows), hg = rows_of(l->hg, i * rows), hu = rows_of(l->hu, i * rows);
+        dev->k->gemm(dev, false, true, rows, F, D, x, rows_of(l->gate, i * F), 0.0, hg);
+        dev->k->gemm(dev, false, true, rows, F, D, x, rows_of(l->up, i * F), 0.0, hu);
+        dev->k->gemm(dev, false, true, rows, D, F, hg, rows_of(l->down, i * D), 0.0, rows_of(l->rows, i * rows));
+    }
 }
 
 static void layer_forward(mu_device *dev, void *what) {
     const layer *l = what;
     layer_route(dev, what);
     layer_experts(dev, what);
-    dev->k->gather_sum(dev, l->route.T, l->route.K, l->shape.D, l->row, l->gates, l->rows, false, l->y);
+    dev->k->gather_sum(dev, l->route.T, l->route.K, l->shape.D, l->row, l->rows, false, l->y);
 }
 
 static void layer_backward(mu_device *dev, void *what) {
     const layer *l = what;
     int64_t T = l->route.T, E = l->route.E, K = l->route.K, D = l->shape.D;
-    dev->k->gather_sum_bwd(dev, T * K, 1, 1, column(l->row), none, none, column(l->gates), l->weights, none);
     dev->k->experts_bwd(dev, &l->shape, l->x, l->token, l->offsets, l->gate, l->up, l->down, l->hg, l->hu, l->token,
                         l->weights, l->dy, l->act, none, none, l->drows, l->dweights, l->dgate, l->dup, l->ddown);
-    dev->k->gather_sum(dev, T * K, 1, 1, column(l->row), none, l->dweights, false, column(l->dgates));
-    dev->k->gather_sum(dev, T, K, D, l->row, none, l->drows, false, l->dx);
+    dev->k->gather_sum(dev, T * K, 1, 1, column(l->row), l->dweights, false, column(l->dgates));
+    dev->k->gather_sum(dev, T, K, D, l->row, l->drows, false, l->dx);
     dev->k->fill(dev, T * E, 0.0, l->dlogits);
     dev->k->route_bwd(dev, &l->route, l->scores, l->ids, l->gates, l->dgates, none, none, l->dlogits);
     dev->k->gemm_fine(dev, false, false, T, D, E, l->dlogits, l->router, 1.0, l->dx);
@@ -233,18 +252,26 @@ static void forward_and_backward(mu_device *dev, void *what) {
     layer_backward(dev, what);
 }
 
+static int64_t bytes_of(mu_mat m, int64_t rows) { return rows * m.ld * (int64_t)mu_dtype_size(m.dtype); }
+
 static void measure_layer(const options *o, mu_device *dev, moe_shape s, bool skew, const ceilings *c) {
     pool p = pool_new(dev);
     layer l = layer_new(&p, s, skew);
-    double seconds[4], unit = (double)s.T * (double)s.d * (double)s.n * (double)s.K;
-    in_turn(o, dev, 4, (action *const[]){ layer_route, layer_experts, layer_forward, forward_and_backward }, &l, l.drouter,
-            seconds);
+    double seconds[5], unit = (double)s.T * (double)s.d * (double)s.n * (double)s.K;
+    in_turn(o, dev, 5,
+            (action *const[]){ layer_route, layer_experts, layer_loop, layer_forward, forward_and_backward }, &l,
+            l.drouter, seconds);
+    int64_t kept = bytes_of(l.x, s.T) + 2 * bytes_of(l.hg, l.shape.R) + bytes_of(l.scores, s.T) + bytes_of(l.gates, s.T) +
+                   bytes_of(l.ids, s.T) + bytes_of(l.row, s.T) + bytes_of(column(l.token), l.shape.R) +
+                   bytes_of(column(l.lse), s.T) + bytes_of(column(l.offsets), s.E + 1);
     printf("MoE layer, T %lld d %lld n %lld E %lld K %lld%s\n", (long long)s.T, (long long)s.d, (long long)s.n,
            (long long)s.E, (long long)s.K, skew ? ", skewed" : "");
     print_bytes("router and plan", (double)s.T * (double)(s.d * (int64_t)mu_dtype_size(dev->real)), seconds[0], NULL);
     print_flops("experts forward", 6 * unit, seconds[1], c);
-    print_flops("layer forward", 6 * unit, seconds[2], c);
-    print_flops("layer backward", 12 * unit, seconds[3] - seconds[2], c);
+    print_flops("the same products in a loop over experts", 6 * unit, seconds[2], c);
+    print_flops("layer forward", 6 * unit, seconds[3], c);
+    print_flops("layer backward", 12 * unit, seconds[4] - seconds[3], c);
+    printf("  kept for backward %lld bytes\n", (long long)kept);
     mu_memory_free(p.memory);
 }
 
@@ -309,7 +336,7 @@ static void measure_loss(const options *o, mu_device *dev, int64_t rows, int64_t
     mu_memory_free(p.memory);
 }
 
-typedef struct { int64_t rows, D, K; mu_mat x, w, y, rstd, dy, dx, dw, index, gates, many; } norm;
+typedef struct { int64_t rows, D, K; mu_mat x, w, y, rstd, dy, dx, dw, index, many; } norm;
 
 static void norm_forward(mu_device *dev, void *what) {
     const norm *n = what;
@@ -323,7 +350,7 @@ static void norm_backward(mu_device *dev, void *what) {
 
 static void combine(mu_device *dev, void *what) {
     const norm *n = what;
-    dev->k->gather_sum(dev, n->rows, n->K, n->D, n->index, n->gates, n->many, false, n->y);
+    dev->k->gather_sum(dev, n->rows, n->K, n->D, n->index, n->many, false, n->y);
 }
 
 static void measure_norm(const options *o, mu_device *dev, int64_t rows, int64_t D, int64_t K, const ceilings *c) {
@@ -331,7 +358,7 @@ static void measure_norm(const options *o, mu_device *dev, int64_t rows, int64_t
     mu_dtype real = dev->real, fine = dev->fine;
     norm n = { rows, D, K, random_of(&p, real, rows, D, 1), random_of(&p, fine, 1, D, 1), take(&p, real, rows, D),
                take(&p, fine, 1, rows), random_of(&p, real, rows, D, 1), random_of(&p, real, rows, D, 1),
-               random_of(&p, fine, 1, D, 1), take(&p, MU_DTYPE_I32, rows, K), random_of(&p, fine, rows, K, 1),
+               random_of(&p, fine, 1, D, 1), take(&p, MU_DTYPE_I32, rows, K),
                random_of(&p, real, rows * K, D, 1) };
     int32_t *index = mu_alloc((size_t)(rows * K), sizeof *index);
     for (int64_t i = 0; i < rows * K; i++) index[i] = (int32_t)(i % K * rows + i / K);    /* far apart, as after a sort */

@@ -98,16 +98,16 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
                       mu_mat dy, mu_mat dq, mu_mat dk, mu_mat dv), \
                      (dev, s, q, k, v, y, lse, dy, dq, dk, dv)) \
     /* SwiGLU experts. For row r of group i: xr = x[in[r]] (in NULL: x[r]); hg = gate_i xr, hu = up_i xr;
-     * a = silu(hg) * hu; y[out[r]] = down_i a (out NULL: y[r]). gate, up: [experts, F, D], down: [experts, D, F],
-     * contiguous. Rows outside offsets[0] .. offsets[experts]-1 are not touched. hg, hu [R, F] are kept for backward, or NULL.
-     * Backward of y[out[r]] += weights[r] * down_i a; several rows may share an out[r]; weights [R], fine, NULL: 1. dy is
-     * read at out[r]; hg, hu are overwritten (by their gradients); act [R, F] receives weights[r] * a; xg, dyg [R, D]
-     * receive x[in[r]] and dy[out[r]], each only where there is the index, or NULL; dx [R, D] (row r, not in[r]) and
-     * dweights [R] are assigned, dgate, dup, ddown added to, or assigned if s->fresh; each of the five may be NULL; all
-     * but dx are fine. */ \
+     * a = silu(hg) * hu; y[out[r]] = down_i (weights[r] a) (out NULL: y[r]; weights [R], fine, NULL: 1). gate, up:
+     * [experts, F, D], down: [experts, D, F], contiguous. Rows outside offsets[0] .. offsets[experts]-1 are not touched.
+     * hg, hu [R, F] are kept for backward, or NULL.
+     * Backward of y[out[r]] += down_i (weights[r] a): several rows may share an out[r]. dy is read at out[r]; hg, hu are
+     * overwritten (by their gradients); act [R, F] receives weights[r] * a; xg, dyg [R, D] receive x[in[r]] and
+     * dy[out[r]], each only where there is the index, or NULL; dx [R, D] (row r, not in[r]) and dweights [R] are
+     * assigned, dgate, dup, ddown added to, or assigned if s->fresh; each of the five may be NULL; all but dx are fine. */ \
     K(experts_fwd, (mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate, mu_mat up, mu_mat down, \
-                    mu_mat hg, mu_mat hu, mu_mat out, mu_mat y), \
-                   (dev, s, x, in, offsets, gate, up, down, hg, hu, out, y)) \
+                    mu_mat hg, mu_mat hu, mu_mat out, mu_mat weights, mu_mat y), \
+                   (dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, y)) \
     K(experts_bwd, (mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate, mu_mat up, mu_mat down, \
                     mu_mat hg, mu_mat hu, mu_mat out, mu_mat weights, mu_mat dy, mu_mat act, mu_mat xg, mu_mat dyg, mu_mat dx, \
                     mu_mat dweights, mu_mat dgate, mu_mat dup, mu_mat ddown), \
@@ -156,16 +156,12 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
     K(arrange, (mu_device *dev, int64_t P, int64_t e, mu_mat counts, mu_mat offsets, mu_mat index), (dev, P, e, counts, offsets, index)) \
     /* y[r] = x[index[r]], D wide */ \
     K(gather, (mu_device *dev, int64_t R, int64_t D, mu_mat index, mu_mat x, mu_mat y), (dev, R, D, index, x, y)) \
-    /* y[t] (+)= sum over k, in order, of weights[t,k] * rows[index[t,k]]; index -1 is skipped; weights (fine) NULL: 1. Adds
-     * if `add`. rows and y are of any one type. */ \
-    K(gather_sum, (mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat weights, mu_mat rows, bool add, mu_mat y), \
-                  (dev, T, K, D, index, weights, rows, add, y)) \
-    /* Backward of gather_sum: drows[index[t,k]] = weights[t,k] dy[t]; dweights[t,k] += <dy[t], rows[index[t,k]]>.
-     * Each row is named at most once. drows is assigned (may be NULL), dweights (fine)
-     * added to (may be NULL). rows, dy, drows are of any one type. */ \
-    K(gather_sum_bwd, (mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat weights, mu_mat rows, mu_mat dy, \
-                       mu_mat drows, mu_mat dweights), \
-                      (dev, T, K, D, index, weights, rows, dy, drows, dweights)) \
+    /* y[index[r]] = x[r], D wide; index -1 is skipped, each other row is named at most once. x and y are of any one
+     * type, here and below. */ \
+    K(scatter, (mu_device *dev, int64_t R, int64_t D, mu_mat index, mu_mat x, mu_mat y), (dev, R, D, index, x, y)) \
+    /* y[t] (+)= sum over k, in order, of rows[index[t,k]]; index -1 is skipped. Adds if `add`. */ \
+    K(gather_sum, (mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat rows, bool add, mu_mat y), \
+                  (dev, T, K, D, index, rows, add, y)) \
     /* Cross-entropy of a block of rows: lse[r], nll[r] = lse - logits[r, target]; target < 0: row ignored (nll 0).
      * Backward turns logits into dlogits = scale * dout * (softmax - onehot), zero in ignored rows; dout: one F64. lse and
      * nll are fine. */ \

@@ -67,17 +67,23 @@ static mu_tensor *travel(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const in
     return y;
 }
 
-/* Rows travel to their experts and back. */
+/* The gates travel with their rows, and what the experts make of both comes back. */
 static mu_tensor *exchanged(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
-    mu_tensor *mine = mu_gather(tp, x, plan);
+    mu_tensor *mine = mu_gather(tp, x, plan), *weights = mu_scatter(tp, gates, plan->row_TK, plan->sent);
     mu_tensor *here = travel(tp, m, mine, plan->send_rows, plan->recv_rows);
+    mu_tensor *arrived = travel(tp, m, weights, plan->send_rows, plan->recv_rows);
+    mu_tensor *visited = mu_scatter(tp, arrived, plan->back, plan->rows);
     mu_release(tp, mine);
+    mu_release(tp, weights);
+    mu_release(tp, arrived);
     mu_tape_part(tp, "experts");
-    mu_tensor *done = mu_experts(tp, here, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor, plan);
+    mu_tensor *done = mu_experts(tp, here, visited, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor,
+                                 plan);
     mu_release(tp, here);
+    mu_release(tp, visited);
     mu_tensor *back = travel(tp, m, done, plan->recv_rows, plan->send_rows);
     mu_release(tp, done);
-    mu_tensor *y = mu_combine(tp, back, gates, plan);
+    mu_tensor *y = mu_combine(tp, back, plan);
     mu_release(tp, back);
     return y;
 }
@@ -85,8 +91,12 @@ static mu_tensor *exchanged(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tenso
 /* Alone, the experts read x through the plan. */
 static mu_tensor *routed(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
     if (plan->exchanged) return exchanged(m, tp, x, gates, plan);
+    mu_tensor *weights = mu_scatter(tp, gates, plan->row_TK, plan->rows);
     mu_tape_part(tp, "experts");
-    return mu_experts_combined(tp, x, gates, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor, plan);
+    mu_tensor *y = mu_experts_combined(tp, x, weights, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor,
+                                       plan);
+    mu_release(tp, weights);
+    return y;
 }
 
 mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x,
@@ -99,7 +109,7 @@ mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu
     mu_tensor *y = routed(m, tp, x, routing->gates_TK, plan);
     mu_tape_part(tp, "experts");
     if (!m->shared_gate) return y;
-    mu_tensor *general = mu_experts(tp, x, &m->shared_gate->tensor, &m->shared_up->tensor,
+    mu_tensor *general = mu_experts(tp, x, NULL, &m->shared_gate->tensor, &m->shared_up->tensor,
                                     &m->shared_down->tensor, mu_plan_dense(tp, x->shape[0]));
     mu_tensor *sum = mu_add(tp, y, general);
     mu_release(tp, y);

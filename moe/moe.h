@@ -101,20 +101,21 @@ mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const m
 mu_plan *mu_plan_dense(mu_tape *tp, int64_t T);
 
 /* ------------------------------------------------------------------ ops (ops/) */
+/* x_TD, fine, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
+mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const mu_rng *rng);
 /* logits -> gates, scores, log-sum-exp, ids. bias_E may be NULL. */
 mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, const mu_route_shape *shape,
                      mu_tensor **scores_TE, mu_tensor **lse_T, mu_tensor **ids_TK);
-/* x_TD, fine, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
-mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const mu_rng *rng);
-/* SwiGLU experts over a plan: one op, so that gather, activation and products can be fused. */
-mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate_eFD, mu_tensor *up_eFD, mu_tensor *down_eDF,
-                      const mu_plan *plan);
-/* The same for rows that did not travel, and their sum with gates: [T, D], what mu_combine makes of it. Backward needs
- * neither the experts' rows nor their gradients. */
-mu_tensor *mu_experts_combined(mu_tape *tp, mu_tensor *x_TD, mu_tensor *gates_TK, mu_tensor *gate_eFD, mu_tensor *up_eFD,
-                               mu_tensor *down_eDF, const mu_plan *plan);
+/* SwiGLU experts over a plan: one op, so that gather, activation and products can be fused. A row's result is
+ * multiplied by its weight (one a row, in the plan's order; NULL: 1). */
+mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *weights_R, mu_tensor *gate_eFD, mu_tensor *up_eFD,
+                      mu_tensor *down_eDF, const mu_plan *plan);
+/* The same where no row travelled, each token's rows summed: [T, D]. Neither the rows nor their gradients are kept. */
+mu_tensor *mu_experts_combined(mu_tape *tp, mu_tensor *x_TD, mu_tensor *weights_R, mu_tensor *gate_eFD,
+                               mu_tensor *up_eFD, mu_tensor *down_eDF, const mu_plan *plan);
 mu_tensor *mu_gather(mu_tape *tp, mu_tensor *x_TD, const mu_plan *plan);            /* this rank's rows, in order to travel */
-mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, mu_tensor *gates_TK, const mu_plan *plan);   /* sum_k gate * row: [T, D] */
+mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, const mu_plan *plan);           /* the sum of each token's rows: [T, D] */
+mu_tensor *mu_scatter(mu_tape *tp, mu_tensor *x, mu_tensor *index, int64_t rows);   /* value i of x in row index[i]: [rows, 1] */
 /* weight * sum_t sum_i coef[t / segment, i] p_ti (F64, a value a leaf); *value: the same without weight. A leaf holds
  * whole segments, or a segment whole leaves. */
 mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores_TE, mu_tensor *coef, int64_t segment, bool normalise, double weight,

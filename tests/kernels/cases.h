@@ -115,24 +115,20 @@ static mu_mat slots(trial *t, int64_t T, int64_t K) {
     return m;
 }
 
-/* T, K, D, weights?, add?, rows and y fine? */
+/* T, K, D, add?, fine? */
 static void run_gather_sum(trial *t, const int64_t *p) {
     int64_t T = p[0], K = p[1], D = p[2];
-    mu_mat index = slots(t, T, K), weights = p[3] ? matrix(as_fine(t), "weights", T, K) : NOTHING;
-    t->fine = p[5];
-    mu_mat rows = matrix(t, "rows", T * K, D), y = p[4] ? matrix(t, "y", T, D) : new_matrix(t, "y", T, D);
-    t->dev->k->gather_sum(t->dev, T, K, D, index, weights, rows, p[4], y);
+    mu_mat index = slots(t, T, K);
+    t->fine = p[4];
+    mu_mat rows = matrix(t, "rows", T * K, D), y = p[3] ? matrix(t, "y", T, D) : new_matrix(t, "y", T, D);
+    t->dev->k->gather_sum(t->dev, T, K, D, index, rows, p[3], y);
 }
 
-/* T, K, D, weights?, drows?, dweights?, rows, dy and drows fine? */
-static void run_gather_sum_bwd(trial *t, const int64_t *p) {
-    int64_t T = p[0], K = p[1], D = p[2];
-    mu_mat index = slots(t, T, K), weights = p[3] ? matrix(as_fine(t), "weights", T, K) : NOTHING;
-    t->fine = p[6];
-    mu_mat rows = matrix(t, "rows", T * K, D), dy = matrix(t, "dy", T, D);
-    mu_mat drows = p[4] ? new_matrix(t, "drows", T * K, D) : NOTHING;
-    mu_mat dweights = p[5] ? matrix(as_fine(t), "dweights", T, K) : NOTHING;
-    t->dev->k->gather_sum_bwd(t->dev, T, K, D, index, weights, rows, dy, drows, dweights);
+/* R, D, fine? */
+static void run_scatter(trial *t, const int64_t *p) {
+    t->fine = p[2];
+    mu_mat index = slots(t, 1, p[0]), x = matrix(t, "x", p[0], p[1]), y = matrix(t, "y", p[0], p[1]);
+    t->dev->k->scatter(t->dev, p[0], p[1], index, x, y);
 }
 
 /* ---------------------------------------------------------------- norm, rope, attention */
@@ -222,7 +218,7 @@ static mu_mat group_offsets(trial *t, int64_t R, int64_t experts, int64_t spread
 enum { WITH_IN = 1, WITH_OUT = 2, WITH_H = 4, WITH_DX = 8, WITH_DGATE = 16, WITH_DUP = 32, WITH_DDOWN = 64,
        WITH_ALL = 127, FRESH = 128, WITH_WEIGHTS = 256, WITH_DWEIGHTS = 512, TO_TOKENS = 1024 };
 
-typedef struct { mu_experts_shape s; mu_mat x, in, offsets, gate, up, down, hg, hu, out, y; } expert_operands;
+typedef struct { mu_experts_shape s; mu_mat x, in, offsets, gate, up, down, hg, hu, out, weights, y; } expert_operands;
 
 /* Weights about 1/sqrt(width) keep activations of order 1. */
 static mu_mat weights(trial *t, const char *name, int64_t n, int64_t width) {
@@ -247,13 +243,14 @@ static expert_operands expert_case(trial *t, const int64_t *p, int64_t bits) {
         o.out = ints_of(t, "out", 1, R, order);
         free(order);
     }
+    o.weights = bits & WITH_WEIGHTS ? vector(as_fine(t), "weights", R) : NOTHING;
     o.y = new_matrix(t, "y", R, D);
     return o;
 }
 
 static void experts_forward(trial *t, const expert_operands *o) {
     t->dev->k->experts_fwd(t->dev, &o->s, o->x, o->in, o->offsets, o->gate, o->up, o->down, o->hg, o->hu,
-                           o->out, o->y);
+                           o->out, o->weights, o->y);
 }
 
 static void run_experts_fwd(trial *t, const int64_t *p) {
@@ -268,7 +265,6 @@ static void run_experts_bwd(trial *t, const int64_t *p) {
     mu_mat xg = bits & WITH_IN && !(bits & TO_TOKENS) ? new_matrix(t, "xg", R, D) : NOTHING;
     mu_mat dyg = bits & WITH_OUT ? new_matrix(t, "dyg", R, D) : NOTHING;
     mu_mat out = bits & TO_TOKENS ? random_ints(t, "token", R, R ? R : 1, false) : o.out;
-    mu_mat row_weights = bits & WITH_WEIGHTS ? vector(as_fine(t), "weights", R) : NOTHING;
     mu_mat dweights = bits & WITH_DWEIGHTS ? new_vector(as_fine(t), "dweights", R) : NOTHING;
     mu_mat dx = bits & WITH_DX ? new_matrix(t, "dx", R, D) : NOTHING;
     mu_mat (*gradient)(trial *, const char *, int64_t) = bits & FRESH ? new_vector : vector;
@@ -276,7 +272,7 @@ static void run_experts_bwd(trial *t, const int64_t *p) {
     mu_mat dup = bits & WITH_DUP ? gradient(as_fine(t), "dup", n * F * D) : NOTHING;
     mu_mat ddown = bits & WITH_DDOWN ? gradient(as_fine(t), "ddown", n * D * F) : NOTHING;
     experts_forward(t, &o);
-    t->dev->k->experts_bwd(t->dev, &o.s, o.x, o.in, o.offsets, o.gate, o.up, o.down, o.hg, o.hu, out, row_weights,
+    t->dev->k->experts_bwd(t->dev, &o.s, o.x, o.in, o.offsets, o.gate, o.up, o.down, o.hg, o.hu, out, o.weights,
                            dy, act, xg, dyg, dx, dweights, dgate, dup, ddown);
 }
 
@@ -548,6 +544,7 @@ static void run_jitter(trial *t, const int64_t *p) {
     C(experts_fwd, __VA_ARGS__, WITH_IN)                                     \
     C(experts_fwd, __VA_ARGS__, WITH_OUT | WITH_H)                           \
     C(experts_fwd, __VA_ARGS__, WITH_IN | WITH_OUT | WITH_H)                 \
+    C(experts_fwd, __VA_ARGS__, WITH_IN | WITH_H | WITH_WEIGHTS)             \
     C(experts_bwd, __VA_ARGS__, WITH_ALL)                                    \
     C(experts_bwd, __VA_ARGS__, WITH_ALL | FRESH)                            \
     C(experts_bwd, __VA_ARGS__, WITH_ALL | WITH_WEIGHTS | WITH_DWEIGHTS)     \
@@ -581,15 +578,13 @@ static const kernel_case kernel_cases[] = {
     /* R, D, rows of x */
     C(gather, 0, 8, 5) C(gather, 1, 1, 1) C(gather, 65, 80, 33) C(gather, 130, 257, 1000) C(gather, 7, 2, 1)
 
-    /* T, K, D, weights?, then add? or drows?, dweights? */
-    C(gather_sum, 0, 2, 8, 1, 0) C(gather_sum, 1, 1, 1, 1, 0) C(gather_sum, 65, 2, 80, 1, 0)
-    C(gather_sum, 65, 2, 80, 1, 1) C(gather_sum, 130, 1, 1, 0, 1, 1)
-    C(gather_sum, 65, 3, 80, 0, 0) C(gather_sum, 130, 8, 33, 0, 1) C(gather_sum, 63, 6, 257, 1, 1)
-    C(gather_sum_bwd, 0, 2, 8, 1, 1, 1) C(gather_sum_bwd, 1, 1, 1, 1, 1, 1)
-    C(gather_sum_bwd, 65, 2, 80, 1, 1, 1)
-    C(gather_sum_bwd, 130, 1, 1, 0, 1, 0, 1) C(gather_sum_bwd, 65, 2, 80, 1, 1, 0) C(gather_sum_bwd, 65, 2, 80, 1, 0, 1)
-    C(gather_sum_bwd, 130, 8, 33, 0, 1, 0)
-    C(gather_sum_bwd, 63, 6, 257, 1, 1, 1) C(gather_sum_bwd, 63, 6, 20, 0, 1, 1)
+    /* T, K, D, add?, fine? */
+    C(gather_sum, 0, 2, 8, 0) C(gather_sum, 1, 1, 1, 0) C(gather_sum, 65, 2, 80, 0) C(gather_sum, 65, 2, 80, 1)
+    C(gather_sum, 65, 3, 80, 0) C(gather_sum, 130, 8, 33, 1) C(gather_sum, 63, 6, 257, 1) C(gather_sum, 3000, 1, 1, 0) C(gather_sum, 130, 1, 1, 1, 1)
+    C(gather_sum, 130, 8, 256, 0) C(gather_sum, 40, 2, 600, 0) C(gather_sum, 40, 2, 600, 1)
+
+    /* R, D, fine? */
+    C(scatter, 0, 8) C(scatter, 1, 1) C(scatter, 65, 80) C(scatter, 30000, 1) C(scatter, 300, 1, 1) C(scatter, 130, 257)
 
     /* rows, D, zero row?, dx?, dw? */
     BOTH(rmsnorm, 0, 8, 0, 1, 1) BOTH(rmsnorm, 1, 1, 0, 1, 1) BOTH(rmsnorm, 3, 2, 1, 1, 1)

@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""Everything that wants a GPU, in one call: tests, sanitizers, benchmarks, rivals, and the table of what was demanded.
+
+    bench/gpu/run.py FOLDER [--python PYTHON] [--markdown FILE]
+
+FOLDER is a bundle (cmake --build BUILD --target bundle, gpu/run.py in it) or a build folder of muster with CUDA. PYTHON:
+a Python with PyTorch for the rival; without it that row is left out. compute-sanitizer is used where it is found.
+--tiny uses sizes that the emulation of the tests can bear (then nothing is timed in earnest, no gate is judged).
+Exit: 0 all tests pass; 1 a test or a program failed; 69 there is no GPU."""
+import argparse
+import datetime
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+DATASHEET = {"H100": 989.0, "H200": 989.0, "A100": 312.0}       # dense bf16 TFLOP/s, NVIDIA's data sheets
+STEP = dict(vocab=50304, dim=1536, layers=10, heads=12, experts=32, topk=4, ffn=768, seq=2048, batch=16, steps=15)
+TINY_STEP = dict(vocab=67, dim=32, layers=1, heads=2, experts=4, topk=2, ffn=16, seq=16, batch=2, steps=5)
+
+
+class Failed(Exception):
+    pass
+
+
+def run(command, may_fail=False):
+    """Runs a command, shows its output as it comes, returns it."""
+    print("$", " ".join(map(str, command)), flush=True)
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = []
+    for line in process.stdout:
+        sys.stdout.write(line)
+        lines.append(line)
+    code = process.wait()
+    if code == 77 or code == 69:
+        sys.exit(69)
+    if code and not may_fail:
+        raise Failed(f"exit {code} from: {' '.join(map(str, command))}")
+    return "".join(lines), code
+
+
+def find(folder, *names):
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    sys.exit(f"run.py: error: none of {', '.join(names)} is in {folder}: is it a bundle, or a build with tests and bench?")
+
+
+def read_layers(text):
+    """{shape: {"layer forward": TFLOP/s, ...}} from muster_bench_device or grouped_mm.py."""
+    layers, at = {}, None
+    for line in text.splitlines():
+        head = re.match(r"MoE layer, (.*)", line)
+        if head:
+            at = layers.setdefault(head[1], {})
+        figure = re.match(r"  (.*?)\s+[\d.]+ ms\s+([\d.]+) (TFLOP/s|GB/s)", line)
+        kept = re.match(r"  kept for backward (\d+) bytes", line)
+        if at is not None and figure:
+            at[figure[1]] = float(figure[2])
+        if at is not None and kept:
+            at["kept"] = int(kept[1])
+    return layers
+
+
+def figures(text):
+    """{line: (rate, unit)} of all lines."""
+    return {m[1].strip(): float(m[2]) for m in re.finditer(r"^\s*(.*?)\s+[\d.]+ ms\s+([\d.]+) (?:TFLOP/s|GB/s)", text, re.M)}
+
+
+def share(text, what):
+    """Percent of the copy, or of the product, in the line that begins with `what`."""
+    m = re.search(rf"^\s*{re.escape(what)}.*?([\d.]+) % of the", text, re.M)
+    return float(m[1]) / 100 if m else None
+
+
+def layer_rate(layer):
+    """TFLOP/s of forward and backward together: 18 units in the time of 6 and 12."""
+    return 18 / (6 / layer["layer forward"] + 12 / layer["layer backward"])
+
+
+def gates(device, rival, step, name):
+    """Rows (id, what, value, gate), value None where it was not measured."""
+    ours, theirs, rows = read_layers(device), read_layers(rival), []
+    product = figures(device).get(next((k for k in figures(device) if k.startswith("product of")), ""), None)
+    for shape, layer in ours.items():
+        fine = " n 256 " in shape
+        if shape in theirs:
+            rows.append(("G1", f"MoE layer, {shape}: against torch grouped_mm", layer_rate(layer) / layer_rate(theirs[shape]),
+                         1.0 if fine else 0.9))
+            rows.append(("G6", f"kept for backward, {shape}: against torch", layer["kept"] / theirs[shape]["kept"], -0.7))
+        experts = int(re.search(r"E (\d+)", shape)[1])
+        if "skewed" not in shape and not fine and product:
+            rows.append(("G4", f"experts forward, {shape}: of the product", layer["experts forward"] / product, 0.55))
+        if "skewed" not in shape and experts >= 64:
+            rows.append(("G5", f"experts forward, {shape}: against a loop of products",
+                         layer["experts forward"] / layer["the same products in a loop over experts"], 1.2))
+    m = re.search(r"([\d.]+) GFLOP/s", step)
+    peak = next((v for k, v in DATASHEET.items() if k in name), None)
+    if m and peak:
+        rows.append(("G8", f"MFU of a training step, of {peak:.0f} TFLOP/s (data sheet)", float(m[1]) * 1e-3 / peak, 0.2))
+    if m and product:
+        rows.append(("G8", "the same, of the product measured here", float(m[1]) * 1e-3 / product, None))
+    for what in ("norm, forward", "combine", "AdamW"):
+        rows.append(("G12", f"{what}: of the copy", share(device, what), 0.7))
+    return rows
+
+
+def table(rows):
+    lines = ["| gate | what | measured | demanded | |", "| --- | --- | ---: | ---: | --- |"]
+    for gate, what, value, wanted in rows:
+        if value is None:
+            lines.append(f"| {gate} | {what} | not measured | {wanted} | |")
+            continue
+        good = wanted is None or (value <= -wanted if wanted < 0 else value >= wanted)
+        demanded = "" if wanted is None else f"at most {-wanted}" if wanted < 0 else f"{wanted}"
+        lines.append(f"| {gate} | {what} | {value:.2f} | {demanded} | {'' if wanted is None else 'pass' if good else 'short'} |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--python", help="a Python with PyTorch, for the rival")
+    parser.add_argument("--markdown", type=Path, help="keep the table here")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, for a trial without a GPU")
+    o = parser.parse_args()
+    here = Path(__file__).resolve().parent
+    cases = find(o.folder, "tests/cuda_cases")
+    device = find(o.folder, "bench/muster_bench_device")
+    bench = find(o.folder, "bench/muster_bench")
+    tiny = ["--tiny"] if o.tiny else []
+    failed = []
+
+    def attempt(*command):
+        try:
+            return run(command)[0]
+        except Failed as error:
+            failed.append(str(error))
+            return ""
+
+    for kind in ("cuda", "cuda-bf16"):
+        attempt(cases, kind)
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if os.access(sanitizer, os.X_OK):
+        for tool in ("memcheck", "racecheck"):
+            attempt(sanitizer, "--tool", tool, "--error-exitcode", "1", cases, "cuda-bf16")
+    else:
+        print("compute-sanitizer was not found: left out")
+    device_text = attempt(device, "--cuda", "--bf16", *tiny)
+    rival = here.parent / "peers" / "grouped_mm.py"
+    rival = rival if rival.exists() else here / "grouped_mm.py"
+    rival_text = run([o.python, rival, *tiny], may_fail=True)[0] if o.python else ""
+    step = [x for name, value in (TINY_STEP if o.tiny else STEP).items() for x in (f"--{name}", value)]
+    step_text = attempt(bench, "--cuda", "--bf16", "--moe-only", *step)
+    smi = shutil.which("nvidia-smi")
+    name = run([smi, "--query-gpu=name,driver_version", "--format=csv,noheader"])[0].strip() if smi else "no nvidia-smi"
+    result = f"{name}, {datetime.date.today()}{', a trial with tiny sizes' if o.tiny else ''}\n\n"
+    result += table(gates(device_text, rival_text, step_text, name))
+    print("\n" + result)
+    if o.markdown:
+        o.markdown.write_text(result)
+    for line in failed:
+        print("failed:", line)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
