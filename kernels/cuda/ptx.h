@@ -53,4 +53,11 @@ static __device__ __forceinline__ void mu_ptx_cp_async_commit(void) { asm volati
 template <int pending> static __device__ __forceinline__ void mu_ptx_cp_async_wait(void) {
     asm volatile("cp.async.wait_group %0;" : : "n"(pending) : "memory");
 }
+
+/* 2^x to about two units in the last place; a result below 2^-126 is 0. */
+static __device__ __forceinline__ float mu_ptx_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 #endif

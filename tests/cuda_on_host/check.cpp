@@ -8,6 +8,7 @@
  * earlier launch, an earlier block or an earlier phase is known by its number. Within a phase __syncwarp orders the
  * lanes of one warp; shuffles and votes order nothing. Blocks of one launch are never ordered, but the last one that
  * counts itself with an atomic after __threadfence sees what the others did. */
+#ifdef MU_EMULATION_CHECKED
 #include "engine.h"
 
 #include <elf.h>
@@ -373,3 +374,4 @@ void __tsan_func_entry(void *) {}
 void __tsan_func_exit(void) {}
 void __tsan_vptr_update(void **, void *) {}
 }
+#endif

@@ -1,7 +1,10 @@
 /* emulation.h - what tests say to the emulation and ask of it. Errors stop the process with one message.
  *
- * Environment: MUSTER_EMULATED_DEVICES (1), MUSTER_EMULATED_BYTES of each device (4 GiB), MUSTER_EMULATED_SMS (4),
- * MUSTER_EMULATED_ORDER (forward, backward, shuffled, or shuffled:SEED). */
+ * Environment:
+ *   MUSTER_EMULATED_ORDER    forward (if not set), backward, shuffled, shuffled:SEED: threads between two barriers
+ *   MUSTER_EMULATED_DEVICES  how many there are (1)          MUSTER_EMULATED_BYTES   memory of each (4 GiB)
+ *   MUSTER_EMULATED_SMS      multiprocessors (4)             MUSTER_EMULATED_DRIVER  CUDA version of the driver (13000)
+ *   MUSTER_EMULATED_FAULT    launches of kernels whose names begin so fail, as a kernel that ran into a fault does */
 #ifndef MUSTER_EMULATION_H
 #define MUSTER_EMULATION_H
 #include <stddef.h>

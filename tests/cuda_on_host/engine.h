@@ -17,6 +17,14 @@
 extern uint3 mu_thread_index asm("threadIdx"), mu_block_index asm("blockIdx"), mu_block_dim asm("blockDim"),
     mu_grid_dim asm("gridDim");
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#define MU_ASAN_IF(...) __VA_ARGS__
+#else
+#define MU_ASAN_IF(...)
+#endif
+
 extern __shared__ unsigned char dynamic_shared[];
 
 constexpr int max_threads = 1024, max_shared = 227 * 1024, default_shared = 48 * 1024;
@@ -86,6 +94,7 @@ void open_memory(void);                             /* readable and writable unt
 void close_memory(void);
 extern int devices, this_device;
 void set_up(void);                                  /* reads the environment, once */
+unsigned long long from_environment(const char *name, unsigned long long otherwise);
 cudaError_t allocate(void **p, size_t bytes);
 cudaError_t release(void *p);
 void memory_left(size_t *left, size_t *total);

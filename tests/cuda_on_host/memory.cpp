@@ -6,13 +6,6 @@
 #include <signal.h>
 #include <sys/mman.h>
 
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#define MU_ASAN_IF(...) __VA_ARGS__
-#else
-#define MU_ASAN_IF(...)
-#endif
-
 namespace emu {
 
 int devices, this_device;
@@ -55,12 +48,14 @@ void bring_up(char *p, Piece piece) {
     protect(p, piece.bytes, PROT_READ | PROT_WRITE);
     memset(p, 0xff, piece.bytes);
     MU_CHECK_IF(check_up(p, piece.bytes);)
+    MU_ASAN_IF(ASAN_POISON_MEMORY_REGION(p + piece.bytes, round_up(piece.bytes, page) - piece.bytes);)
     if (!opened) protect(p, piece.bytes, PROT_NONE);
 }
 
 void take_down(std::map<char *, Piece>::iterator piece) {
     protect(piece->first, piece->second.bytes, PROT_NONE);
     MU_CHECK_IF(check_down(piece->first, piece->second.bytes);)
+    MU_ASAN_IF(ASAN_UNPOISON_MEMORY_REGION(piece->first, round_up(piece->second.bytes, page));)
     madvise(piece->first, round_up(piece->second.bytes, page), MADV_DONTNEED);
     live.erase(piece);
 }
@@ -94,15 +89,6 @@ void catch_faults(void) {
     sigaction(SIGSEGV, &action, &before);
 }
 
-unsigned long long from_environment(const char *name, unsigned long long otherwise) {
-    const char *value = getenv(name);
-    if (!value || !*value) return otherwise;
-    char *end;
-    unsigned long long n = strtoull(value, &end, 0);
-    if (*end) fail("%s=%s is no number", name, value);
-    return n;
-}
-
 void order_from_environment(void) {
     const char *value = getenv("MUSTER_EMULATED_ORDER");
     if (!value || !*value || !strcmp(value, "forward")) return;
@@ -111,6 +97,15 @@ void order_from_environment(void) {
     else fail("MUSTER_EMULATED_ORDER=%s is none of forward, backward, shuffled[:SEED]", value);
 }
 
+}
+
+unsigned long long from_environment(const char *name, unsigned long long otherwise) {
+    const char *value = getenv(name);
+    if (!value || !*value) return otherwise;
+    char *end;
+    unsigned long long n = strtoull(value, &end, 0);
+    if (*end) fail("%s=%s is no number", name, value);
+    return n;
 }
 
 void set_up(void) {

@@ -31,4 +31,8 @@ static __forceinline__ void mu_ptx_cp_async_16(unsigned to, const void *from, in
 }
 static inline void mu_ptx_cp_async_commit(void) { mu_emulated_cp_async_commit(); }
 template <int pending> static inline void mu_ptx_cp_async_wait(void) { mu_emulated_cp_async_wait(pending); }
+static inline float mu_ptx_exp2(float x) {
+    float y = exp2f(x);
+    return y < 0x1p-126f ? 0.0f : y;
+}
 #endif

@@ -45,7 +45,7 @@ uint64_t issued;
 cudaError_t last_error;
 std::map<const char *, size_t> pinned;
 std::map<const void *, int> shared_limits;
-int sms = 4;
+cudaError_t broken;             /* a kernel has failed: from now on every call says so */
 
 cudaError_t error(cudaError_t e) { return e == cudaSuccess ? e : last_error = e; }
 
@@ -169,18 +169,23 @@ cudaError_t copy_blocking(Rectangle r, cudaMemcpyKind kind) {
 }
 
 /* ---------------------------------------------------------------- devices */
+static int driver_version(void) { return (int)from_environment("MUSTER_EMULATED_DRIVER", CUDART_VERSION); }
+static int processors(void) { return (int)from_environment("MUSTER_EMULATED_SMS", 4); }
+
 static cudaError_t available(void) {
     set_up();
+    if (broken) return broken;
+    if (driver_version() < CUDART_VERSION / 1000 * 1000) return cudaErrorInsufficientDriver;
     return devices ? cudaSuccess : cudaErrorNoDevice;
 }
 
 cudaError_t cudaGetDeviceCount(int *count) {
     cudaError_t e = available();
-    *count = devices;
+    *count = e == cudaSuccess ? devices : 0;
     return error(e);
 }
 cudaError_t cudaSetDevice(int device) {
-    if (available() != cudaSuccess) return error(cudaErrorNoDevice);
+    if (available() != cudaSuccess) return error(available());
     if (device < 0 || device >= devices) return error(cudaErrorInvalidDevice);
     this_device = device;
     return cudaSuccess;
@@ -196,7 +201,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int dev
         case cudaDevAttrMaxThreadsPerBlock: *value = max_threads; break;
         case cudaDevAttrMaxSharedMemoryPerBlock: *value = default_shared; break;
         case cudaDevAttrWarpSize: *value = 32; break;
-        case cudaDevAttrMultiProcessorCount: *value = sms; break;
+        case cudaDevAttrMultiProcessorCount: *value = processors(); break;
         case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
         case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
         case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
@@ -217,13 +222,13 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     p->sharedMemPerMultiprocessor = max_shared + 1024;
     p->sharedMemPerBlockOptin = max_shared;
     p->regsPerBlock = 65536, p->warpSize = 32, p->maxThreadsPerBlock = max_threads;
-    p->maxThreadsPerMultiProcessor = 2048, p->major = 9, p->minor = 0, p->multiProcessorCount = sms;
+    p->maxThreadsPerMultiProcessor = 2048, p->major = 9, p->minor = 0, p->multiProcessorCount = processors();
     p->l2CacheSize = 50 << 20, p->pciBusID = device + 1;
     return cudaSuccess;
 }
 
 cudaError_t cudaDriverGetVersion(int *version) {
-    *version = CUDART_VERSION;
+    *version = devices ? driver_version() : 0;
     return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int *version) {
@@ -247,6 +252,7 @@ static const struct { cudaError_t error; const char *name, *text; } errors[] = {
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
+    {cudaErrorLaunchFailure, "cudaErrorLaunchFailure", "unspecified launch failure"},
     {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"},
     {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated", "operation failed due to a previous error during capture"},
     {cudaErrorStreamCaptureImplicit, "cudaErrorStreamCaptureImplicit", "operation would make the legacy stream depend on a capturing blocking stream"},
@@ -264,12 +270,12 @@ const char *cudaGetErrorString(cudaError_t error) {
 
 /* ---------------------------------------------------------------- memory */
 cudaError_t cudaMemGetInfo(size_t *left, size_t *total) {
-    if (available() != cudaSuccess) return error(cudaErrorNoDevice);
+    if (available() != cudaSuccess) return error(available());
     memory_left(left, total);
     return cudaSuccess;
 }
 cudaError_t cudaMalloc(void **p, size_t bytes) {
-    if (available() != cudaSuccess) return error(cudaErrorNoDevice);
+    if (available() != cudaSuccess) return error(available());
     return error(allocate(p, bytes));
 }
 cudaError_t cudaFree(void *p) {
@@ -279,7 +285,7 @@ cudaError_t cudaFree(void *p) {
 }
 
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned) {
-    if (available() != cudaSuccess) return error(cudaErrorNoDevice);
+    if (available() != cudaSuccess) return error(available());
     if (posix_memalign(p, 4096, bytes ? bytes : 1)) return error(cudaErrorMemoryAllocation);
     pinned[(const char *)*p] = bytes;
     return cudaSuccess;
@@ -294,7 +300,7 @@ cudaError_t cudaFreeHost(void *p) {
     return e;
 }
 cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned) {
-    if (available() != cudaSuccess) return error(cudaErrorNoDevice);
+    if (available() != cudaSuccess) return error(available());
     pinned[(const char *)p] = bytes;
     return cudaSuccess;
 }
@@ -333,7 +339,7 @@ cudaError_t cudaMemset(void *p, int value, size_t bytes) { return cudaMemsetAsyn
 
 /* ---------------------------------------------------------------- streams and events */
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
-    if (available() != cudaSuccess) return error(cudaErrorNoDevice);
+    if (available() != cudaSuccess) return error(available());
     streams.push_back(*stream = new CUstream_st{!(flags & cudaStreamNonBlocking), {}, nullptr, false});
     return cudaSuccess;
 }
@@ -354,14 +360,14 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     if (capturing()) return error(cudaErrorStreamCaptureUnsupported);
     count_wait();
     finish(stream_of(stream), issued);
-    return cudaSuccess;
+    return error(broken);
 }
 cudaError_t cudaDeviceSynchronize(void) {
-    if (available() != cudaSuccess) return error(cudaErrorNoDevice);
+    if (available() != cudaSuccess) return error(available());
     if (capturing()) return error(cudaErrorStreamCaptureUnsupported);
     count_wait();
     finish_all();
-    return cudaSuccess;
+    return error(broken);
 }
 /* Whoever asks again and again must see an end: the second question finds the work done. */
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
@@ -371,7 +377,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
-    if (available() != cudaSuccess) return error(cudaErrorNoDevice);
+    if (available() != cudaSuccess) return error(available());
     *event = new CUevent_st{nullptr, 0, nullptr};
     return cudaSuccess;
 }
@@ -396,7 +402,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (event->capture || capturing()) return error(cudaErrorStreamCaptureUnsupported);
     count_wait();
     if (event->stream) finish(event->stream, event->number);
-    return cudaSuccess;
+    return error(broken);
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     if (!event->stream || event->stream->items.empty() || event->stream->items.front().number > event->number)
@@ -454,14 +460,18 @@ static size_t most_shared(const void *kernel) {
 cudaError_t mu_emulated_launch(const cudaLaunchConfig_t *config, const void *kernel, void (*invoke)(const void *),
                                void *arguments, void (*destroy)(void *), size_t bytes) {
     std::shared_ptr<void> kept(arguments, destroy);
-    if (available() != cudaSuccess) return error(cudaErrorNoDevice);
+    if (available() != cudaSuccess) return error(available());
     dim3 g = config->gridDim, b = config->blockDim;
     if (!g.x || !g.y || !g.z || !b.x || !b.y || !b.z || g.x > 0x7fffffff || g.y > 65535 || g.z > 65535 || b.z > 64 ||
         (unsigned long long)b.x * b.y * b.z > max_threads)
         return error(cudaErrorInvalidConfiguration);
     if (config->dynamicSmemBytes + kernel_shared(kernel) > most_shared(kernel)) return error(cudaErrorInvalidValue);
     Launch launch{kernel_name(kernel), kernel, invoke, kept, bytes, g, b, config->dynamicSmemBytes};
-    issue(config->stream, [launch] { run(launch); });
+    issue(config->stream, [launch] {
+        const char *fails = getenv("MUSTER_EMULATED_FAULT");
+        if (fails && launch.name.rfind(fails, 0) == 0) broken = cudaErrorLaunchFailure;
+        if (!broken) run(launch);
+    });
     return cudaSuccess;
 }
 

@@ -7,9 +7,6 @@
 #include "engine.h"
 
 #include <boost/context/detail/fcontext.hpp>
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/common_interface_defs.h>
-#endif
 #include <deque>
 #include <sys/mman.h>
 #include <time.h>
@@ -197,10 +194,9 @@ void jump(Fibre *from, Fibre *to) {
 }
 
 void end_thread(Thread *thread) {
+    if (!thread->copies.empty()) fail("ends while %zu of its cp.async are under way", thread->copies.size());
     thread->fibre = nullptr;
-    thread->copies.clear();
     thread->groups.clear();
-    thread->open_copies = 0;
     warps[thread->number / 32].ended |= 1u << thread->number % 32;
     block.ended++;
 }
@@ -285,6 +281,8 @@ void run(const Launch &launch) {
     count_launch(launch);
     set_block(launch);
     MU_CHECK_IF(check_launch();)
+    MU_ASAN_IF(ASAN_UNPOISON_MEMORY_REGION(dynamic_shared, launch.shared_bytes);)
+    MU_ASAN_IF(ASAN_POISON_MEMORY_REGION(dynamic_shared + launch.shared_bytes, max_shared - launch.shared_bytes);)
     if (begin_block()) jump(&host, idle(next()));
     MU_CHECK_IF(count_flush();)
     current = nullptr;
