@@ -120,10 +120,11 @@ const char *verb(Access how) { return how == READ ? "reads" : how == WRITE ? "wr
 }
 
 /* ---------------------------------------------------------------- races */
-/* May the running thread touch what `other` left? */
-inline bool ordered(uint64_t other) {
+/* May the running thread touch what `other` left? Memory of all blocks goes back to launch_phase, that of this block to
+ * block_phase: before `begin`, others used it for something else. */
+inline bool ordered(uint64_t other, uint32_t begin) {
     uint32_t then = phase_of(other);
-    if (then < launch_phase) return true;
+    if (then < begin) return true;
     if ((then < block_phase || other & OTHER_BLOCK) && !sees_all) return false;
     if (then < phase) return true;
     int me = current->number, thread = thread_of(other);
@@ -133,14 +134,14 @@ inline bool ordered(uint64_t other) {
 }
 
 /* Whether an earlier block of this launch is among those who did what `old` says. */
-inline uint64_t other_block(uint64_t old) {
-    return phase_of(old) >= launch_phase && (phase_of(old) < block_phase || old & OTHER_BLOCK) ? (uint64_t)OTHER_BLOCK : 0;
+inline uint64_t other_block(uint64_t old, uint32_t begin) {
+    return phase_of(old) >= begin && (phase_of(old) < block_phase || old & OTHER_BLOCK) ? (uint64_t)OTHER_BLOCK : 0;
 }
 
 /* The running thread joins those who read, or who updated: `old` says who did so before. */
-inline uint64_t join(uint64_t old) {
+inline uint64_t join(uint64_t old, uint32_t begin) {
     int me = current->number, warp = me / 32;
-    uint64_t flags = other_block(old);
+    uint64_t flags = other_block(old, begin);
     if (phase_of(old) == phase) {
         flags |= old & BLOCK;
         if (thread_of(old) / 32 != warp) flags |= BLOCK;
@@ -149,16 +150,17 @@ inline uint64_t join(uint64_t old) {
     return stamp(phase, me, warp_time[warp], flags);
 }
 
-inline void touch(Cell &cell, const char *p, Access how, const void *pc) {
+inline void touch(Cell &cell, const char *p, Access how, const void *pc, bool shared) {
+    uint32_t begin = shared ? block_phase : launch_phase;
     if (how == READ) {
-        if (!ordered(cell.write)) race(p, how, pc, cell.write, true);
-        cell.read = join(cell.read);
+        if (!ordered(cell.write, begin)) race(p, how, pc, cell.write, true);
+        cell.read = join(cell.read, begin);
         return;
     }
     bool both_atomic = how == UPDATE && (cell.write & ATOMIC);
-    if (!both_atomic && !ordered(cell.write)) race(p, how, pc, cell.write, true);
-    if (!ordered(cell.read)) race(p, how, pc, cell.read, false);
-    cell.write = both_atomic ? join(cell.write) | ATOMIC
+    if (!both_atomic && !ordered(cell.write, begin)) race(p, how, pc, cell.write, true);
+    if (!ordered(cell.read, begin)) race(p, how, pc, cell.read, false);
+    cell.write = both_atomic ? join(cell.write, begin) | ATOMIC
                : stamp(phase, current->number, warp_time[current->number / 32], how == UPDATE ? (uint64_t)ATOMIC : 0);
 }
 
@@ -319,7 +321,7 @@ void check_access(const void *address, int size, Access how, const void *pc) {
     for (int i = 0; i < size; i++) good &= s.state[i] == WRITTEN || (how == WRITE && s.state[i] == FRESH);
     if (!good) bad_state(p, size, how, pc, s);
     if (!s.shared) count_footprint(s.cell, size, how);
-    for (int i = 0; i < size; i++) touch(s.cell[i], p, how, pc);
+    for (int i = 0; i < size; i++) touch(s.cell[i], p, how, pc, s.shared);
     if (how != READ) memset(s.state, WRITTEN, (size_t)size);
     if (how == UPDATE && fenced) tally(p, launched_block());
     count_access(p, size, how, pc, s.shared);
@@ -346,7 +348,7 @@ void check_copy_ends(const Copy &copy) {
     size_t at = (size_t)((char *)copy.to - shared_low);
     for (int i = 0; i < copy.size; i++) {
         if (shared_state[at + (size_t)i] != COMING) fail("two copies by cp.async to %s at a time", place_of(copy.to).c_str());
-        touch(shared_cell[at + (size_t)i], (const char *)copy.to + i, WRITE, nullptr);
+        touch(shared_cell[at + (size_t)i], (const char *)copy.to + i, WRITE, nullptr, true);
     }
     memset(&shared_state[at], WRITTEN, (size_t)copy.size);
 }

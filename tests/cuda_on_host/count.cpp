@@ -156,6 +156,7 @@ void count_new_bytes(int n, Access how) {
 void count_launch(const Launch &launch) {
     now = &kernels[launch.name];
     now->launches++;
+    now->dynamic_shared = std::max(now->dynamic_shared, (int64_t)launch.shared_bytes);
     now->blocks += (int64_t)launch.grid.x * launch.grid.y * launch.grid.z;
     now->threads += (int64_t)launch.grid.x * launch.grid.y * launch.grid.z * launch.block.x * launch.block.y * launch.block.z;
 }

@@ -36,6 +36,7 @@ typedef struct {
     int64_t launches, blocks, threads;
     int64_t read_bytes, read_sectors, read_footprint, written_bytes, written_sectors, written_footprint;
     int64_t accesses, uncoalesced, excess_sectors, shared_accesses, bank_conflicts;
+    int64_t dynamic_shared;         /* bytes, the most that a launch had */
     double seconds;
 } mu_emulation_counters;
 
