@@ -195,16 +195,18 @@ inline bool find(const char *p, int size, Access how, const void *pc, Shadow &s)
 }
 
 /* ---------------------------------------------------------------- where the program's own memory lies */
+/* Is it the one with the kernels? Then its thread storage is shared memory, what it cannot write is constant. */
 int read_object(dl_phdr_info *info, size_t, void *) {
-    for (int i = 0; i < info->dlpi_phnum; i++) {
+    char *tls = (char *)info->dlpi_tls_data, *shared = (char *)dynamic_shared;
+    for (int i = 0; i < info->dlpi_phnum; i++)
+        if (info->dlpi_phdr[i].p_type == PT_TLS && tls && shared >= tls && shared < tls + info->dlpi_phdr[i].p_memsz)
+            shared_low = tls, shared_high = tls + info->dlpi_phdr[i].p_memsz;
+    for (int i = 0; shared_low && i < info->dlpi_phnum; i++) {
         const ElfW(Phdr) &h = info->dlpi_phdr[i];
         const char *low = (const char *)info->dlpi_addr + h.p_vaddr;
         if ((h.p_type == PT_LOAD && !(h.p_flags & PF_W)) || h.p_type == PT_GNU_RELRO) constant.push_back({low, low + h.p_memsz});
-        char *tls = (char *)info->dlpi_tls_data;
-        if (h.p_type == PT_TLS && tls && (char *)dynamic_shared >= tls && (char *)dynamic_shared < tls + h.p_memsz)
-            shared_low = tls, shared_high = tls + h.p_memsz;
     }
-    return 0;
+    return shared_low != nullptr;
 }
 
 void mark(std::vector<uint8_t> &states, const char *start, size_t bytes, uint8_t state) {

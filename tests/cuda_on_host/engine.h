@@ -73,9 +73,13 @@ struct Launch {
     size_t argument_bytes;
     dim3 grid, block;
     size_t shared_bytes;
+    mu_emulation_order_kind order;
+    uint64_t seed;
 };
 
 void run(const Launch &launch);         /* all its blocks */
+extern mu_emulation_order_kind order_kind;      /* for launches to come */
+extern uint64_t order_seed;
 extern const Launch *launched;          /* the launch that runs, or none */
 extern Thread *current;                 /* the thread that runs; NULL outside kernels */
 unsigned long long launched_block(void);

@@ -152,19 +152,22 @@ const std::vector<Variable> &shared_variables(void) {
     return variables;
 }
 
-/* By the debug information, which another program knows to read; only called when all is lost. */
+/* By the debug information, which another program knows to read; only called when all is lost. Inlined calls are several
+ * lines, the innermost first: what stands in the emulation's own headers says nothing. */
 std::string source_line(const void *pc) {
     if (!pc) return "";
-    std::string command = text("addr2line -e '%s' %#zx 2>/dev/null", object().path.c_str(),
-                               (size_t)((const char *)pc - 1 - object().base));
-    char line[512] = "";
+    std::string found, command = text("addr2line -i -e '%s' %#zx 2>/dev/null", object().path.c_str(),
+                                      (size_t)((const char *)pc - 1 - object().base));
+    char line[512];
     FILE *out = popen(command.c_str(), "r");
-    if (!out) return "";
-    if (!fgets(line, sizeof line, out)) line[0] = 0;
-    pclose(out);
-    line[strcspn(line, " \n")] = 0;
-    const char *slash = strrchr(line, '/');
-    return line[0] == '?' ? "" : slash ? slash + 1 : line;
+    while (out && fgets(line, sizeof line, out)) {
+        line[strcspn(line, " \n")] = 0;
+        if (strstr(line, "cuda_on_host/on_host.h") || strstr(line, "cuda_on_host/include") || line[0] == '?') continue;
+        const char *slash = strrchr(line, '/');
+        found += (found.empty() ? "" : ", called from ") + std::string(slash ? slash + 1 : line);
+    }
+    if (out) pclose(out);
+    return found;
 }
 
 }

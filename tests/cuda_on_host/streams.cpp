@@ -466,7 +466,8 @@ cudaError_t mu_emulated_launch(const cudaLaunchConfig_t *config, const void *ker
         (unsigned long long)b.x * b.y * b.z > max_threads)
         return error(cudaErrorInvalidConfiguration);
     if (config->dynamicSmemBytes + kernel_shared(kernel) > most_shared(kernel)) return error(cudaErrorInvalidValue);
-    Launch launch{kernel_name(kernel), kernel, invoke, kept, bytes, g, b, config->dynamicSmemBytes};
+    Launch launch{kernel_name(kernel), kernel, invoke, kept, bytes, g, b, config->dynamicSmemBytes,
+                  order_kind, order_seed};
     issue(config->stream, [launch] {
         const char *fails = getenv("MUSTER_EMULATED_FAULT");
         if (fails && launch.name.rfind(fails, 0) == 0) broken = cudaErrorLaunchFailure;

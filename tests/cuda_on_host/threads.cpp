@@ -23,6 +23,8 @@ using boost::context::detail::transfer_t;
 
 const Launch *launched;
 Thread *current;
+mu_emulation_order_kind order_kind;
+uint64_t order_seed;
 
 namespace {
 
@@ -58,8 +60,8 @@ Warp warps[max_threads / 32];
 std::deque<Fibre> every_fibre;
 std::vector<Fibre *> pool;  /* those without a thread */
 Fibre host;
-mu_emulation_order_kind order_kind;
-uint64_t order_seed, order_state;
+mu_emulation_order_kind order;
+uint64_t order_state;
 
 /* ---------------------------------------------------------------- order */
 uint32_t random_below(uint32_t n) {     /* splitmix64 */
@@ -70,8 +72,8 @@ uint32_t random_below(uint32_t n) {     /* splitmix64 */
 }
 
 template <typename T> void arrange(T *list, int n) {
-    for (int i = 0; i < n; i++) list[i] = (T)(order_kind == MU_EMULATION_BACKWARD ? n - 1 - i : i);
-    for (int i = n - 1; i > 0 && order_kind == MU_EMULATION_SHUFFLED; i--) std::swap(list[i], list[random_below((uint32_t)i + 1)]);
+    for (int i = 0; i < n; i++) list[i] = (T)(order == MU_EMULATION_BACKWARD ? n - 1 - i : i);
+    for (int i = n - 1; i > 0 && order == MU_EMULATION_SHUFFLED; i--) std::swap(list[i], list[random_below((uint32_t)i + 1)]);
 }
 
 void arrange_warp(Warp &warp) {
@@ -81,7 +83,7 @@ void arrange_warp(Warp &warp) {
 
 /* Lanes of a warp as places in its order. */
 unsigned places(const Warp &warp, unsigned lanes) {
-    if (order_kind == MU_EMULATION_FORWARD) return lanes;
+    if (order == MU_EMULATION_FORWARD) return lanes;
     unsigned result = 0;
     for (; lanes; lanes &= lanes - 1) result |= 1u << warp.place_of[__builtin_ctz(lanes)];
     return result;
@@ -89,7 +91,7 @@ unsigned places(const Warp &warp, unsigned lanes) {
 
 /* Everyone who lives may run: at the start of a block and after a barrier. */
 void release_all(void) {
-    if (order_kind == MU_EMULATION_SHUFFLED) {
+    if (order == MU_EMULATION_SHUFFLED) {
         arrange(block.order, block.warps);
         for (int w = 0; w < block.warps; w++) arrange_warp(warps[w]);
     }
@@ -258,7 +260,7 @@ void set_block(const Launch &launch) {
     block.warps = (block.threads + 31) / 32;
     block.block = 0;
     block.blocks = (unsigned long long)launch.grid.x * launch.grid.y * launch.grid.z;
-    order_state = order_seed;
+    order = launch.order, order_state = launch.seed;
     arrange(block.order, block.warps);
     for (int w = 0; w < block.warps; w++) {
         int lanes = block.threads - w * 32;

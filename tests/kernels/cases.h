@@ -173,13 +173,20 @@ static mu_attention_shape attention_shape(const int64_t *p) {
     return (mu_attention_shape){ p[0], p[1], p[2], p[3], p[4], (double)p[5] / sqrt((double)p[4]), p[6] };
 }
 
+/* A logarithm: its error is absolute. */
+static mu_mat new_lse(trial *t, int64_t T, int64_t H) {
+    mu_mat lse = new_matrix(as_fine(t), "lse", T, H);
+    t->operands[t->n_operands - 1].least = 1;
+    return lse;
+}
+
 static void run_attention_fwd(trial *t, const int64_t *p) {
     mu_attention_shape s = attention_shape(p);
     int64_t T = s.B * s.S, keys = s.B * (s.past + s.S);
     mu_mat q = matrix(t, "q", T, s.H * s.d), k = matrix(t, "k", keys, s.G * s.d),
            v = matrix(t, "v", keys, s.G * s.d);
     mu_mat y = new_matrix(t, "y", T, s.H * s.d);
-    mu_mat lse = new_matrix(as_fine(t), "lse", T, s.H);
+    mu_mat lse = new_lse(t, T, s.H);
     t->dev->k->attention_fwd(t->dev, &s, q, k, v, y, lse);
 }
 
@@ -189,7 +196,7 @@ static void run_attention_bwd(trial *t, const int64_t *p) {
     mu_mat q = matrix(t, "q", T, wide), k = matrix(t, "k", T, narrow), v = matrix(t, "v", T, narrow);
     mu_mat y = new_matrix(t, "y", T, wide), dy = matrix(t, "dy", T, wide), dq = matrix(t, "dq", T, wide);
     mu_mat dk = matrix(t, "dk", T, narrow), dv = matrix(t, "dv", T, narrow);
-    mu_mat lse = new_matrix(as_fine(t), "lse", T, s.H);
+    mu_mat lse = new_lse(t, T, s.H);
     t->dev->k->attention_fwd(t->dev, &s, q, k, v, y, lse);
     t->dev->k->attention_bwd(t->dev, &s, q, k, v, y, lse, dy, dq, dk, dv);
 }
