@@ -152,6 +152,11 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
     /* z-loss: out (F64) = coef * sum lse^2; adds 2 coef lse dout into dlse. */ \
     K(zloss_fwd, (mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat out), (dev, T, coef, lse, out)) \
     K(zloss_bwd, (mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat dout, mu_mat dlse), (dev, T, coef, lse, dout, dlse)) \
+    /* Router's noise: y[t] = x[t] * (1 + eps (2u - 1)) with u in [0, 1): the upper 24 bits of a number of the stream `rng`
+     * over 2^24. Row t is position t % S of sample rng->sample + t / S; value i of position p takes word i % 4 of block
+     * p * ceil(D/4) + i/4. x, y any. Adds if `add`: the gradient, which the same factors pass back. */ \
+    K(jitter, (mu_device *dev, int64_t T, int64_t S, int64_t D, double eps, const mu_rng *rng, mu_mat x, bool add, mu_mat y), \
+              (dev, T, S, D, eps, rng, x, add, y)) \
     /* Index plan: a stable counting sort of the T*K assignments by order[expert] (I32, a permutation of 0..E-1).
      * capacity > 0 keeps the first `capacity` rows of each expert in each segment of `segment` tokens, in order of
      * token, then slot. offsets[E+1] (I64): rows before each place; token[r]: row r's token; row_TK[t,k]: its row

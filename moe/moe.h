@@ -32,6 +32,7 @@ extern "C" {
     O(FLOAT,  bias_update_rate,    "0.001",     0,   1e3, NULL, "step of expert_bias; 0 in the last 3 % of the run") \
     O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) rows of a sequence; 0: dropless") \
     O(CHOICE, token_drop_policy,   "position",  0,   0,  "position", "which rows are dropped beyond the capacity: the latest") \
+    O(FLOAT,  router_jitter,       "0",         0,   1, NULL, "noise on the router's input in training: each value times a random factor in 1 +- this; 0: none") \
     O(BOOL,   force_balanced,      "false",     0,   0,  NULL, "benchmarks only: ignore the router's choice, spread evenly") \
     O(BOOL,   force_skew,          "false",     0,   0,  NULL, "benchmarks only: every token's first choice is expert 0")
 
@@ -102,6 +103,8 @@ mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const m
 mu_plan *mu_plan_dense(mu_tape *tp, int64_t T);
 
 /* ------------------------------------------------------------------ ops (ops/) */
+/* x_TD, fine, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
+mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const mu_rng *rng);
 /* logits -> gates, scores, log-sum-exp, ids. bias_E may be NULL. */
 mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, const mu_route_shape *shape,
                      mu_tensor **scores_TE, mu_tensor **lse_T, mu_tensor **ids_TK);

@@ -6,6 +6,18 @@ static mu_route_force force_of(const mu_moe_config *cfg) {
     return cfg->force_balanced ? MU_ROUTE_BALANCED : cfg->force_skew ? MU_ROUTE_SKEW : MU_ROUTE_FREE;
 }
 
+/* What the router sees: x, with noise in training. */
+static mu_tensor *router_input(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
+    if (cx->mode != MU_MODE_TRAIN || m->cfg->router_jitter == 0) return x;
+    const int64_t *samples = cx->global_samples;
+    for (int64_t i = 0; i < cx->n_sequences; i++) /* the kernel counts on from the first */
+        MU_CHECK(samples && samples[i] == samples[0] + i,
+                 "router_jitter: the samples of a batch must follow one another");
+    mu_rng rng = { cx->seed, (uint32_t)cx->step, cx->n_sequences ? (uint32_t)samples[0] : 0, MU_RNG_JITTER,
+                   (uint32_t)m->layer };
+    return mu_jitter(tp, x, cx->seq_len, m->cfg->router_jitter, &rng);
+}
+
 mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
     int64_t T = x->shape[0], first = cx->global_samples ? cx->global_samples[0] * cx->seq_len : 0;
     if (cx->cache) first += cx->cache->length;
@@ -23,7 +35,9 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
         mu_tensor_set(bias, m->bias);
     }
     mu_routing r = { 0 };
-    mu_tensor *logits = mu_linear_fine(tp, x, &m->router_ED->tensor);
+    mu_tensor *seen = router_input(m, tp, cx, x);
+    mu_tensor *logits = mu_linear_fine(tp, seen, &m->router_ED->tensor);
+    if (seen != x) mu_release(tp, seen);
     r.gates_TK = mu_router(tp, logits, bias, &shape, &r.scores_TE, &r.lse_T, &r.ids_TK);
     mu_release(tp, logits);
     r.counts_SE = mu_tensor_new(tp, MU_DTYPE_I64, 2, (int64_t[]){ T / cx->seq_len, m->E });

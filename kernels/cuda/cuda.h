@@ -27,6 +27,8 @@ static const unsigned ALL_LANES = 0xffffffffu;
 /* ------------------------------------------------------------------ host side */
 typedef struct mu_cuda mu_cuda;             /* device.cu; the mu_device is its first member */
 cudaStream_t cuda_stream(mu_device *dev);
+struct cublasContext *&cuda_blas(mu_device *dev);       /* cuBLAS's handle; NULL until the first product */
+void cuda_blas_close(struct cublasContext *handle);     /* blas.cu; NULL allowed */
 int cuda_processors(mu_device *dev);        /* streaming multiprocessors: how many blocks a persistent kernel starts */
 void cuda_check(cudaError_t status, const char *what, const char *file, int line);
 #define CUDA_CHECK(call) cuda_check((call), #call, __FILE__, __LINE__)

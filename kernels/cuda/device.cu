@@ -53,11 +53,13 @@ struct mu_cuda {
     size_t scratch_used;
     pinned_ring ring;
     staged *views;
+    struct cublasContext *blas;
     char name[96];
 };
 
 static mu_cuda *cuda_of(mu_device *dev) { return (mu_cuda *)dev; }
 cudaStream_t cuda_stream(mu_device *dev) { return cuda_of(dev)->stream; }
+struct cublasContext *&cuda_blas(mu_device *dev) { return cuda_of(dev)->blas; }
 int cuda_processors(mu_device *dev) { return cuda_of(dev)->processors; }
 
 void cuda_check(cudaError_t status, const char *what, const char *file, int line) {
@@ -207,6 +209,7 @@ static void stage_end(mu_device *dev, void *data, size_t bytes, bool written) {
 /* ------------------------------------------------------------------ open and close */
 static void close(mu_device *dev) {
     mu_cuda *c = cuda_of(dev);
+    cuda_blas_close(c->blas);
     release(&c->scratch);
     for (staged *v = c->views, *next; v; v = next) {
         next = v->next;

@@ -548,6 +548,20 @@ static void run_slab_adamw(trial *t, const int64_t *p) {
     t->dev->k->slab_adamw(t->dev, s.n_units, s.n_pieces, &spec, s.units, p[4] ? load : NOTHING, scale, step, w, g, m, v, real);
 }
 
+/* sequences, S, D, 1000 eps, add?: x real and y fine as in forward; when adding, as in backward, the other way round.
+ * With eps = 1 the x are 1, and y must be 2u to the last bit: the stream is the same one everywhere. */
+static void run_jitter(trial *t, const int64_t *p) {
+    int64_t T = p[0] * p[1], D = p[2];
+    mu_rng rng = { .seed = 0x123456789abcdef, .step = 3, .sample = UINT32_MAX - 1, .purpose = MU_RNG_JITTER, .layer = 7 };
+    bool bare = p[3] == 1000, add = p[4];
+    t->next_fine = add;
+    mu_mat x = bare ? reals_of(t, "x", T, D, constant_values(T * D, 1)) : matrix(t, "x", T, D);
+    t->next_fine = !add;
+    mu_mat y = add ? matrix(t, "y", T, D) : new_matrix(t, "y", T, D);
+    if (bare) t->operands[t->n_operands - 1].tolerance = 0;
+    t->dev->k->jitter(t->dev, T, p[1], D, (double)p[3] / 1000, &rng, x, add, y);
+}
+
 /* ---------------------------------------------------------------- the list */
 #define C(kernel, ...) { #kernel, run_##kernel, { __VA_ARGS__ } },
 
@@ -682,6 +696,9 @@ static const kernel_case kernel_cases[] = {
     BOTH(balance, 130, 8, 65, 1)
     BOTH(balance, 128, 64, 16, 0) BOTH(balance, 126, 33, 63, 1) BOTH(balance, 1000, 5, 1000, 1)
     BOTH(zloss, 0) BOTH(zloss, 1) BOTH(zloss, 65) BOTH(zloss, 10007)
+
+    C(jitter, 0, 1, 8, 100, 0) C(jitter, 1, 1, 1, 1000, 0) C(jitter, 3, 5, 7, 1000, 0) C(jitter, 2, 33, 130, 1000, 0)
+    C(jitter, 2, 9, 64, 100, 0) C(jitter, 2, 9, 64, 100, 1) C(jitter, 3, 17, 83, 10, 1) C(jitter, 1, 3, 1500, 250, 0)
 
     /* T, E, K, segment, capacity, spread */
     C(plan, 0, 4, 2, 1, 0) C(plan, 0, 4, 2, 1, 3) C(plan, 1, 1, 1, 1, 0) C(plan, 130, 8, 2, 130, 0)
