@@ -66,6 +66,10 @@ static void launch(mu_device *dev, int64_t blocks, int threads, size_t shared, v
     launch_2d(dev, blocks, 1, threads, shared, kernel, args...);
 }
 
+/* Sums in double, in an order fixed by n: *out (+)= scale * sum of x^2; *out (+)= scale * sum of parts (on the device). */
+void cuda_sumsq(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out);
+void cuda_total(mu_device *dev, int64_t n, double scale, const double *part, bool add, double *out);
+
 /* An operand as a kernel takes it: typed, by value. */
 template <typename T> struct matrix {
     T *at;

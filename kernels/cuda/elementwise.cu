@@ -92,6 +92,10 @@ static __global__ void total_of_parts(int64_t n, double scale, const double *par
     if (threadIdx.x == 0) *out = (add ? *out : 0) + scale * sum;
 }
 
+void cuda_total(mu_device *dev, int64_t n, double scale, const double *part, bool add, double *out) {
+    launch(dev, 1, THREADS, 0, total_of_parts, n, scale, part, add, out);
+}
+
 template <bool SQUARE> static void any_sum(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out) {
     cuda_scratch scratch(dev);
     int64_t blocks = blocks_for(n, STRETCH);
@@ -100,11 +104,15 @@ template <bool SQUARE> static void any_sum(mu_device *dev, int64_t n, double sca
         typedef decltype(zero) T;
         launch(dev, blocks, THREADS, 0, partial_sums<T, SQUARE>, n, (const T *)x.data, part);
     });
-    launch(dev, 1, THREADS, 0, total_of_parts, blocks, scale, (const double *)part, add, typed<double>(out).at);
+    cuda_total(dev, blocks, scale, part, add, typed<double>(out).at);
 }
 
 void mu_cuda_sum(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out) {
     any_sum<false>(dev, n, scale, x, add, out);
 }
 
-void mu_cuda_sumsq(mu_device *dev, int64_t n, mu_mat x, bool add, mu_mat out) { any_sum<true>(dev, n, 1, x, add, out); }
+void cuda_sumsq(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out) {
+    any_sum<true>(dev, n, scale, x, add, out);
+}
+
+void mu_cuda_sumsq(mu_device *dev, int64_t n, mu_mat x, bool add, mu_mat out) { cuda_sumsq(dev, n, 1, x, add, out); }

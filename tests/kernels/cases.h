@@ -684,12 +684,12 @@ static const kernel_case kernel_cases[] = {
     EXPERTS(90, 4, 16, 24, SPARE_ROWS)
 
     ROUTES(0, 4, 2) ROUTES(1, 1, 1) ROUTES(1, 4, 4) ROUTES(65, 8, 2) ROUTES(130, 64, 8) ROUTES(130, 33, 1)
-    ROUTES(63, 257, 6)
+    ROUTES(63, 257, 6) ROUTES(9, 100, 5) ROUTES(17, 200, 40) ROUTES(33, 600, 40)
 
     /* T, E, K, segment, spread */
     C(count_experts, 0, 4, 2, 1) C(count_experts, 1, 1, 1, 1) C(count_experts, 130, 8, 2, 130)
     C(count_experts, 130, 8, 2, 65) C(count_experts, 128, 64, 6, 8, ONE_TAKES_ALL)
-    C(count_experts, 1000, 7, 3, 500)
+    C(count_experts, 1000, 7, 3, 500) C(count_experts, 3000, 7, 3, 1500) C(count_experts, 65, 2500, 6, 65)
 
     /* T, E, segment, normalise? */
     BOTH(balance, 0, 4, 1, 0) BOTH(balance, 1, 1, 1, 1) BOTH(balance, 130, 8, 130, 0)
@@ -706,12 +706,14 @@ static const kernel_case kernel_cases[] = {
     C(plan, 130, 8, 2, 65, 1) C(plan, 128, 64, 6, 16, 2) C(plan, 128, 64, 6, 16, 0)
     C(plan, 130, 5, 2, 65, 20, ONE_TAKES_ALL)
     C(plan, 130, 5, 2, 130, 0, ONE_TAKES_ALL) C(plan, 65, 257, 8, 65, 0) C(plan, 5000, 16, 4, 1000, 300)
-    C(plan, 5000, 16, 4, 1000, 0)
+    C(plan, 5000, 16, 4, 1000, 0) C(plan, 66, 2500, 33, 33, 0) C(plan, 66, 2500, 33, 33, 1)
+    C(plan, 72000, 3, 1, 72000, 0) C(plan, 4500, 5, 2, 2250, 700, ONE_TAKES_ALL) C(plan, 3600, 6, 2, 50, 15)
 
     /* P, e, most rows of a block, spread */
     C(arrange, 1, 1, 0) C(arrange, 1, 1, 5) C(arrange, 1, 8, 9) C(arrange, 4, 2, 20)
     C(arrange, 4, 3, 20, EMPTY_ONES)
     C(arrange, 3, 5, 40, ONE_TAKES_ALL) C(arrange, 8, 32, 3) C(arrange, 4, 4, 0) C(arrange, 2, 4, 600)
+    C(arrange, 40, 33, 3) C(arrange, 2, 2, 9000)
 
     /* rows, V, ignore?, logits times */
     BOTH(xent, 0, 5, 0, 1) BOTH(xent, 1, 1, 0, 1) BOTH(xent, 65, 257, 1, 1) BOTH(xent, 130, 1000, 1, 1)
