@@ -98,18 +98,17 @@ template <int KIND> struct ahead {
         }
     }
 
-    /* Starts the copy of a step to a stage, unless nothing is left; how many it were. */
-    __device__ __forceinline__ int copy(const product<bf16> &p, int high, int tiles, unsigned stage) {
-        int copied = steps > 0;
-        if (copied) {
-            unsigned a = stage + piece_place<mma_layout<KIND>::A_ALONG>(), b = stage + SIDE_BYTES + piece_place<mma_layout<KIND>::B_ALONG>();
+    /* Starts the copy of a step to a stage, unless nothing is left, and goes on to the next. */
+    __device__ __forceinline__ void copy(const product<bf16> &p, int high, int tiles, unsigned stage) {
+        if (steps) {
+            unsigned a = stage + piece_place<mma_layout<KIND>::A_ALONG>();
+            unsigned b = stage + SIDE_BYTES + piece_place<mma_layout<KIND>::B_ALONG>();
             if constexpr (KIND == GRADIENT) copy_gradient(p.a0, at.row, p.M, a), copy_gradient(p.a1, at.column, p.N, b);
             else copy_product(p, a, b);
             if (++step == steps) find_tile(p, high, tiles);
             else if (KIND == GRADIENT) find_rows(p);
         }
         mu_ptx_cp_async_commit();
-        return copied;
     }
 };
 
@@ -242,28 +241,29 @@ template <int KIND, typename Epilogue>
 static __global__ void __launch_bounds__(MMA_THREADS, MMA_BLOCKS) mma_product(product<bf16> p, Epilogue e) {
     extern __shared__ unsigned char dynamic_shared[];
     unsigned shared = mu_ptx_shared(dynamic_shared), stage = 0, free_stage = (MMA_STAGES - 1) * STAGE_BYTES;
-    int high = tiles_high<KIND, MMA_TILE>(p), tiles = count_tiles<KIND, mma_layout<KIND>::WIDTH>(p, high), ready = 0;
-    int warp = (int)threadIdx.x / WARP;
+    const int HEIGHT = MMA_TILE, WIDTH = mma_layout<KIND>::WIDTH, warp = (int)threadIdx.x / WARP;
+    int high = tiles_high<KIND, HEIGHT>(p), tiles = count_tiles<KIND, WIDTH>(p, high);
     warp_place w = { warp / 2, warp % 2, (int)threadIdx.x % WARP };
     ahead<KIND> next = {};
     next.tile = (int)blockIdx.x;
     next.find_tile(p, high, tiles);
-    for (unsigned s = 0; s < free_stage; s += STAGE_BYTES) ready += next.copy(p, high, tiles, shared + s);
-    fragments f[2];                                     /* of the two halves of a step */
+    for (unsigned s = 0; s < free_stage; s += STAGE_BYTES) next.copy(p, high, tiles, shared + s);
     wait_for_step();
-    if (ready) load_fragments<KIND>(f[0], w, shared, 0);
     for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
-        tile_place at = place_of<KIND, MMA_TILE, mma_layout<KIND>::WIDTH>(p, high, tile);
         warp_sums sums = {};
-        for (int steps = steps_of<KIND>(p, at); steps; steps--) {
+        fragments f[2];                                     /* of the two halves of a step */
+        int steps = steps_of<KIND>(p, place_of<KIND, HEIGHT, WIDTH>(p, high, tile));
+        if (steps) load_fragments<KIND>(f[0], w, shared + stage, 0);
+        for (; steps; steps--) {
+            next.copy(p, high, tiles, shared + free_stage);
             load_fragments<KIND>(f[1], w, shared + stage, 1);
-            ready += next.copy(p, high, tiles, shared + free_stage) - 1;
             add_products(sums, f[0]);
             free_stage = stage, stage = next_stage(stage);
             wait_for_step();
-            if (ready) load_fragments<KIND>(f[0], w, shared + stage, 0);
+            if (steps > 1) load_fragments<KIND>(f[0], w, shared + stage, 0);
             add_products(sums, f[1]);
         }
+        tile_place at = place_of<KIND, HEIGHT, WIDTH>(p, high, tile);      /* again: registers are dear above */
         if constexpr (KIND == GRADIENT) finish_gradient(p, e, w, at, sums);
         else finish_product<KIND>(p, e, w, at, sums);
     }

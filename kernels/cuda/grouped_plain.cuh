@@ -94,7 +94,7 @@ static __device__ void finish_tile(const product<T> &p, const Epilogue &e, tile_
 }
 
 template <int KIND, typename T, typename Epilogue>
-static __global__ void __launch_bounds__(THREADS) plain_product(product<T> p, Epilogue e) {
+static __global__ void __launch_bounds__(THREADS, 2) plain_product(product<T> p, Epilogue e) {
     const int OUTPUTS = KIND == UP ? 2 : 1;
     static __shared__ plain_side a, b[OUTPUTS];
     int high = tiles_high<KIND, PLAIN_TILE>(p), tiles = count_tiles<KIND, PLAIN_TILE>(p, high);
