@@ -35,7 +35,8 @@ typedef struct {
     size_t used;
     uint64_t seed;                          /* one for each case */
     uint32_t draws;                         /* of the stream of integers */
-    int64_t pad;                            /* values between the rows of every operand with several rows */
+    int64_t pad;                            /* values between the rows of every operand with several rows; when a
+                                             * multiple of 16, operands are aligned to 64 bytes */
     bool coarse;                            /* random values are exact in bf16, so that rounding to it loses nothing */
     bool bf16;                              /* every operand of the real type is, on both devices */
     bool fine, next_fine;                   /* new operands, the next one, are of the fine type */
@@ -129,13 +130,14 @@ static inline mu_dtype real_type(const trial *t) {
 
 static inline bool is_whole(mu_dtype dtype) { return dtype == MU_DTYPE_I32 || dtype == MU_DTYPE_I64; }
 
-/* A new operand, aligned to its element only, NaN between its rows. `values` is freed. */
+/* A new operand, aligned to its element only (but see `pad`), NaN between its rows. `values` is freed. */
 static inline operand *operand_new(trial *t, const char *name, mu_dtype dtype, int64_t rows, int64_t cols,
                                    double *values) {
     MU_CHECK(t->n_operands < MAX_OPERANDS, "too many operands");
     int64_t ld = rows == 1 ? cols : cols + t->pad;
     size_t size = mu_dtype_size(dtype), bytes = (size_t)(rows * ld) * size;
-    size_t shift = MARGIN + size * (size_t)(t->n_operands * 3 % 5);
+    bool aligned = t->pad && t->pad % 16 == 0;
+    size_t shift = MARGIN + (aligned ? 0 : size * (size_t)(t->n_operands * 3 % 5));
     size_t block = (shift + bytes + 2 * MARGIN) / MARGIN * MARGIN;
     unsigned char *host = mu_alloc(block, 1);
     memset(host, PATTERN, block);
