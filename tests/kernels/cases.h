@@ -643,15 +643,15 @@ static const kernel_case kernel_cases[] = {
     /* T, D, V, same? */
     BOTH(embed, 0, 8, 5) BOTH(embed, 1, 1, 1) BOTH(embed, 65, 80, 257) BOTH(embed, 130, 64, 1000)
     BOTH(embed, 64, 7, 3)
-    BOTH(embed, 130, 33, 257, 1)
+    BOTH(embed, 130, 33, 257, 1) BOTH(embed, 700, 132, 40) BOTH(embed, 2500, 8, 70000) BOTH(embed, 1100, 20, 600, 1)
 
     /* R, D, rows of x */
-    C(gather, 0, 8, 5) C(gather, 1, 1, 1) C(gather, 65, 80, 33) C(gather, 130, 257, 1000) C(gather, 7, 2, 1)
+    C(gather, 0, 8, 5) C(gather, 1, 1, 1) C(gather, 65, 80, 33) C(gather, 130, 257, 1000) C(gather, 7, 2, 1) C(gather, 5, 2400, 9)
 
     /* T, K, D, add?, fine? */
     C(gather_sum, 0, 2, 8, 0) C(gather_sum, 1, 1, 1, 0) C(gather_sum, 65, 2, 80, 0) C(gather_sum, 65, 2, 80, 1)
     C(gather_sum, 65, 3, 80, 0) C(gather_sum, 130, 8, 33, 1) C(gather_sum, 63, 6, 257, 1) C(gather_sum, 3000, 1, 1, 0) C(gather_sum, 130, 1, 1, 1, 1)
-    C(gather_sum, 130, 8, 256, 0) C(gather_sum, 40, 2, 600, 0) C(gather_sum, 40, 2, 600, 1)
+    C(gather_sum, 130, 8, 256, 0) C(gather_sum, 40, 2, 600, 0) C(gather_sum, 40, 2, 600, 1) C(gather_sum, 65, 5, 80, 0, 1)
 
     /* R, D, fine? */
     C(scatter, 0, 8) C(scatter, 1, 1) C(scatter, 65, 80) C(scatter, 30000, 1) C(scatter, 300, 1, 1) C(scatter, 130, 257)
@@ -660,6 +660,7 @@ static const kernel_case kernel_cases[] = {
     BOTH(rmsnorm, 0, 8, 0, 1, 1) BOTH(rmsnorm, 1, 1, 0, 1, 1) BOTH(rmsnorm, 3, 2, 1, 1, 1)
     BOTH(rmsnorm, 65, 80, 1, 1, 1)
     BOTH(rmsnorm, 130, 257, 0, 1, 1) BOTH(rmsnorm, 7, 1000, 0, 1, 1) BOTH(rmsnorm, 1000, 16, 1, 1, 1)
+    BOTH(rmsnorm, 130, 128, 1, 1, 1) BOTH(rmsnorm, 2100, 132, 0, 1, 1) BOTH(rmsnorm, 3, 8212, 1, 1, 1)
     C(rmsnorm_bwd, 65, 64, 0, 1, 0) C(rmsnorm_bwd, 65, 64, 0, 0, 1) C(rmsnorm_bwd, 65, 64, 0, 0, 0)
 
     /* B, S, H, d, sign, add? */
@@ -730,7 +731,7 @@ static const kernel_case kernel_cases[] = {
     /* rows, V, ignore?, logits times */
     BOTH(xent, 0, 5, 0, 1) BOTH(xent, 1, 1, 0, 1) BOTH(xent, 65, 257, 1, 1) BOTH(xent, 130, 1000, 1, 1)
     BOTH(xent, 7, 1000, 0, 20)
-    BOTH(xent, 3, 2, 1, 1)
+    BOTH(xent, 3, 2, 1, 1) BOTH(xent, 4, 40000, 1, 6) BOTH(xent, 3, 20001, 1, 6)
 
     /* n, sums used before?, exponent of two */
     C(exact_add, 0, 1, 0) C(exact_add, 1, 0, 0) C(exact_add, 7, 1, 0) C(exact_add, 1000, 1, 20)
