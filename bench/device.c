@@ -174,11 +174,13 @@ static void layer_route(mu_device *dev, void *what) {
     dev->k->gemm_fine(dev, false, true, T, E, D, l->x, l->router, 0.0, l->logits);
     dev->k->route_fwd(dev, &l->route, l->logits, none, l->scores, l->lse, l->ids, l->gates);
     dev->k->plan(dev, T, E, l->route.K, T, 0, l->ids, l->order, l->offsets, l->token, l->row);
+    dev->k->scatter(dev, T * l->route.K, 1, column(l->row), column(l->gates), l->weights);
 }
 
 static void layer_experts(mu_device *dev, void *what) {
     const layer *l = what;
-    dev->k->experts_fwd(dev, &l->shape, l->x, l->token, l->offsets, l->gate, l->up, l->down, l->hg, l->hu, none, l->rows);
+    dev->k->experts_fwd(dev, &l->shape, l->x, l->token, l->offsets, l->gate, l->up, l->down, l->hg, l->hu, none,
+                        l->weights, l->rows);
 }
 
 /* The products of layer_experts alone, one call for each expert and product: rows are assumed gathered, and equally many
@@ -198,17 +200,16 @@ static void layer_forward(mu_device *dev, void *what) {
     const layer *l = what;
     layer_route(dev, what);
     layer_experts(dev, what);
-    dev->k->gather_sum(dev, l->route.T, l->route.K, l->shape.D, l->row, l->gates, l->rows, false, l->y);
+    dev->k->gather_sum(dev, l->route.T, l->route.K, l->shape.D, l->row, l->rows, false, l->y);
 }
 
 static void layer_backward(mu_device *dev, void *what) {
     const layer *l = what;
     int64_t T = l->route.T, E = l->route.E, K = l->route.K, D = l->shape.D;
-    dev->k->gather_sum_bwd(dev, T * K, 1, 1, column(l->row), none, none, column(l->gates), l->weights, none);
     dev->k->experts_bwd(dev, &l->shape, l->x, l->token, l->offsets, l->gate, l->up, l->down, l->hg, l->hu, l->token,
                         l->weights, l->dy, l->act, none, none, l->drows, l->dweights, l->dgate, l->dup, l->ddown);
-    dev->k->gather_sum(dev, T * K, 1, 1, column(l->row), none, l->dweights, false, column(l->dgates));
-    dev->k->gather_sum(dev, T, K, D, l->row, none, l->drows, false, l->dx);
+    dev->k->gather_sum(dev, T * K, 1, 1, column(l->row), l->dweights, false, column(l->dgates));
+    dev->k->gather_sum(dev, T, K, D, l->row, l->drows, false, l->dx);
     dev->k->fill(dev, T * E, 0.0, l->dlogits);
     dev->k->route_bwd(dev, &l->route, l->scores, l->ids, l->gates, l->dgates, none, none, l->dlogits);
     dev->k->gemm_fine(dev, false, false, T, D, E, l->dlogits, l->router, 1.0, l->dx);
@@ -335,7 +336,7 @@ static void measure_loss(const options *o, mu_device *dev, int64_t rows, int64_t
     mu_memory_free(p.memory);
 }
 
-typedef struct { int64_t rows, D, K; mu_mat x, w, y, rstd, dy, dx, dw, index, gates, many; } norm;
+typedef struct { int64_t rows, D, K; mu_mat x, w, y, rstd, dy, dx, dw, index, many; } norm;
 
 static void norm_forward(mu_device *dev, void *what) {
     const norm *n = what;
@@ -349,7 +350,7 @@ static void norm_backward(mu_device *dev, void *what) {
 
 static void combine(mu_device *dev, void *what) {
     const norm *n = what;
-    dev->k->gather_sum(dev, n->rows, n->K, n->D, n->index, n->gates, n->many, false, n->y);
+    dev->k->gather_sum(dev, n->rows, n->K, n->D, n->index, n->many, false, n->y);
 }
 
 static void measure_norm(const options *o, mu_device *dev, int64_t rows, int64_t D, int64_t K, const ceilings *c) {
@@ -357,7 +358,7 @@ static void measure_norm(const options *o, mu_device *dev, int64_t rows, int64_t
     mu_dtype real = dev->real, fine = dev->fine;
     norm n = { rows, D, K, random_of(&p, real, rows, D, 1), random_of(&p, fine, 1, D, 1), take(&p, real, rows, D),
                take(&p, fine, 1, rows), random_of(&p, real, rows, D, 1), random_of(&p, real, rows, D, 1),
-               random_of(&p, fine, 1, D, 1), take(&p, MU_DTYPE_I32, rows, K), random_of(&p, fine, rows, K, 1),
+               random_of(&p, fine, 1, D, 1), take(&p, MU_DTYPE_I32, rows, K),
                random_of(&p, real, rows * K, D, 1) };
     int32_t *index = mu_alloc((size_t)(rows * K), sizeof *index);
     for (int64_t i = 0; i < rows * K; i++) index[i] = (int32_t)(i % K * rows + i / K);    /* far apart, as after a sort */

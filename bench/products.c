@@ -259,7 +259,7 @@ static void ours_forward(void *p) {
     dev->k->experts_fwd(dev, &e->s, matrix(e->x, D), (mu_mat){ e->index, MU_DTYPE_I32, 1 },
                         (mu_mat){ e->offsets, MU_DTYPE_I64, 1 }, matrix(e->gate, D), matrix(e->up, D),
                         matrix(e->down, F), matrix(e->hg, F), matrix(e->hu, F), (mu_mat){ 0 },
-                        matrix(e->y, D));
+                        (mu_mat){ 0 }, matrix(e->y, D));
 }
 
 static void ours_both(void *p) {

@@ -16,7 +16,10 @@ static mu_param *add(mu_params *ps, const mu_moe *m, mu_group *group, const char
                         .std = std,
                         .decay = decay,
                         .layer = m->layer };
-    if (per_expert) d.n_experts = (int)m->E, d.local = m->place->local, d.n_local = m->place->n_local;
+    if (per_expert) {
+        d.n_experts = (int)m->E, d.local = m->place->local, d.n_local = m->place->n_local;
+        d.first_load = m->first_load;
+    }
     return mu_params_add(ps, &d);
 }
 
@@ -28,9 +31,11 @@ void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std
                    .F = cfg->moe_ffn_hidden_size,
                    .E = cfg->num_experts,
                    .K = cfg->top_k,
+                   .first_load = ps->n_loads,
                    .group = group,
                    .place = place,
                    .bias = mu_alloc((size_t)cfg->num_experts, sizeof(double)) };
+    ps->n_loads += m->E;
     m->router_ED = add(ps, m, shared, "gate", m->E, D, init_std, false, false);
     m->gate_eFD = add(ps, m, expert, "experts/%d/gate_proj", m->F, D, init_std, true, true);
     m->up_eFD = add(ps, m, expert, "experts/%d/up_proj", m->F, D, init_std, true, true);
@@ -44,19 +49,13 @@ void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std
 
 void mu_moe_free(mu_moe *m) { free(m->bias); }
 
-void mu_moe_mark_idle(mu_moe *m, const int64_t *counts) {
-    mu_param *of_experts[] = { m->gate_eFD, m->up_eFD, m->down_eDF };
-    for (int p = 0; p < 3; p++)
-        for (mu_unit *u = of_experts[p]->units; u < of_experts[p]->units + of_experts[p]->n_units; u++)
-            u->idle = counts[u->expert] == 0;
-}
-
-static int64_t count_dropped(mu_tape *tp, const mu_moe *m, const mu_plan *plan) {
-    if (m->cfg->capacity_factor == 0 || mu_tape_device(tp)->shape_only) return 0;
-    if (plan->exchanged) return plan->T * plan->K - plan->sent;
-    int64_t *offsets = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(m->E + 1));
-    mu_tensor_read(plan->offsets, offsets);
-    return plan->T * plan->K - offsets[m->E];
+int64_t mu_routing_dropped(const mu_routing *r) {
+    const mu_plan *p = r->plan;
+    int64_t rows = p->sent;
+    if (!p->capacity || p->offsets->dev->shape_only) return 0;
+    if (!p->exchanged)
+        mu_device_read(p->offsets->dev, &rows, mu_mat_values(mu_data(p->offsets), p->experts).data, sizeof rows);
+    return p->T * p->K - rows;
 }
 
 static mu_tensor *travel(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const int64_t *send,
@@ -67,17 +66,23 @@ static mu_tensor *travel(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const in
     return y;
 }
 
-/* Rows travel to their experts and back. */
+/* The gates travel with their rows, and what the experts make of both comes back. */
 static mu_tensor *exchanged(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
-    mu_tensor *mine = mu_gather(tp, x, plan);
+    mu_tensor *mine = mu_gather(tp, x, plan), *weights = mu_scatter(tp, gates, plan->row_TK, plan->sent);
     mu_tensor *here = travel(tp, m, mine, plan->send_rows, plan->recv_rows);
+    mu_tensor *arrived = travel(tp, m, weights, plan->send_rows, plan->recv_rows);
+    mu_tensor *visited = mu_scatter(tp, arrived, plan->back, plan->rows);
     mu_release(tp, mine);
+    mu_release(tp, weights);
+    mu_release(tp, arrived);
     mu_tape_part(tp, "experts");
-    mu_tensor *done = mu_experts(tp, here, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor, plan);
+    mu_tensor *done = mu_experts(tp, here, visited, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor,
+                                 plan);
     mu_release(tp, here);
+    mu_release(tp, visited);
     mu_tensor *back = travel(tp, m, done, plan->recv_rows, plan->send_rows);
     mu_release(tp, done);
-    mu_tensor *y = mu_combine(tp, back, gates, plan);
+    mu_tensor *y = mu_combine(tp, back, plan);
     mu_release(tp, back);
     return y;
 }
@@ -85,8 +90,12 @@ static mu_tensor *exchanged(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tenso
 /* Alone, the experts read x through the plan. */
 static mu_tensor *routed(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
     if (plan->exchanged) return exchanged(m, tp, x, gates, plan);
+    mu_tensor *weights = mu_scatter(tp, gates, plan->row_TK, plan->rows);
     mu_tape_part(tp, "experts");
-    return mu_experts_combined(tp, x, gates, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor, plan);
+    mu_tensor *y = mu_experts_combined(tp, x, weights, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor,
+                                       plan);
+    mu_release(tp, weights);
+    return y;
 }
 
 mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x,
@@ -95,11 +104,11 @@ mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu
     *routing = mu_route(m, tp, cx, x);
     mu_tape_part(tp, "dispatch and combine");
     mu_plan *plan = mu_dispatch(m, tp, cx, routing);
-    routing->dropped = count_dropped(tp, m, plan);
+    routing->plan = plan;
     mu_tensor *y = routed(m, tp, x, routing->gates_TK, plan);
     mu_tape_part(tp, "experts");
     if (!m->shared_gate) return y;
-    mu_tensor *general = mu_experts(tp, x, &m->shared_gate->tensor, &m->shared_up->tensor,
+    mu_tensor *general = mu_experts(tp, x, NULL, &m->shared_gate->tensor, &m->shared_up->tensor,
                                     &m->shared_down->tensor, mu_plan_dense(tp, x->shape[0]));
     mu_tensor *sum = mu_add(tp, y, general);
     mu_release(tp, y);

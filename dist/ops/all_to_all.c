@@ -47,6 +47,6 @@ mu_tensor *mu_all_to_all(mu_tape *tp, mu_comm *c, mu_tensor *x, const int64_t *s
     }
     MU_CHECK(sent == x->shape[0], "all_to_all: %lld rows announced, %lld given", (long long)sent,
              (long long)x->shape[0]);
-    mu_tensor *y = mu_tensor_2d(tp, received, D);
+    mu_tensor *y = mu_tensor_new(tp, x->dtype, 2, (int64_t[]){ received, D });
     return mu_apply(tp, (mu_node){ .op = &op_all_to_all, .in = { x }, .out = { y }, .extra = e });
 }

@@ -61,18 +61,20 @@ static void scatter_rows(int64_t n, int64_t D, const int32_t *index, const float
         memcpy(cpu_f32(y) + index[r] * y.ld, from + r * D, (size_t)D * sizeof *from);
 }
 
-/* a = silu(hg) * hu; a may be hg */
-static void swiglu(int64_t n, int64_t F, const float *hg, int64_t ldg, const float *hu, int64_t ldu, float *a,
-                   int64_t lda) {
+static float row_weight(mu_mat weights, int64_t row) { return weights.data ? cpu_f32(weights)[row] : 1; }
+
+/* a = silu(hg) * hu, times the weights of rows `first` and on; a may be hg */
+static void swiglu(int64_t n, int64_t F, const float *hg, int64_t ldg, const float *hu, int64_t ldu, mu_mat weights,
+                   int64_t first, float *a, int64_t lda) {
     for (int64_t r = 0; r < n; r++) {
         const float *g = hg + r * ldg, *u = hu + r * ldu;
-        float *out = a + r * lda;
+        float *out = a + r * lda, weight = row_weight(weights, first + r);
 #pragma omp simd
-        for (int64_t i = 0; i < F; i++) out[i] = g[i] * cpu_sigmoid(g[i]) * u[i];
+        for (int64_t i = 0; i < F; i++) out[i] = weight * (g[i] * cpu_sigmoid(g[i]) * u[i]);
     }
 }
 
-static const float *weights(mu_mat w, const mu_experts_shape *s, int64_t i) {
+static const float *matrix_of(mu_mat w, const mu_experts_shape *s, int64_t i) {
     return cpu_f32(w) + i * s->D * s->F;
 }
 
@@ -88,7 +90,7 @@ static void pack_weights(const mu_experts_shape *s, const int64_t *offsets, bool
         int64_t expert = p.first + i / each, part = i % each;
         int which = part < gates ? 0 : part < 2 * gates ? 1 : 2;
         if (offsets[expert] == offsets[expert + 1]) continue;
-        const float *from = weights(which == 0 ? gate : which == 1 ? up : down, s, expert);
+        const float *from = matrix_of(which == 0 ? gate : which == 1 ? up : down, s, expert);
         int64_t rows = which == 2 ? D : F, columns = which == 2 ? F : D;
         CPU(pack_part)(transposed, transposed ? columns : rows, transposed ? rows : columns, from, columns,
                        part - which * gates, pack_of(p, expert, which));
@@ -97,7 +99,7 @@ static void pack_weights(const mu_experts_shape *s, const int64_t *offsets, bool
 
 typedef struct {
     const mu_experts_shape *s;
-    mu_mat x, in, gate, up, down, hg, hu, out, y;
+    mu_mat x, in, gate, up, down, hg, hu, out, weights, y;
 } forward;
 
 static mu_mat input_rows(const forward *f, item it, float *room) {
@@ -112,7 +114,7 @@ static void block_fwd(const forward *f, packs p, item it, float *buffer) {
     if (f->hu.data) hu = cpu_f32(f->hu) + it.first * f->hu.ld, ldu = f->hu.ld;
     CPU(multiply)(false, n, F, D, x.data, x.ld, cpu_panels_of(pack_of(p, it.expert, 0), D), false, hg, ldg);
     CPU(multiply)(false, n, F, D, x.data, x.ld, cpu_panels_of(pack_of(p, it.expert, 1), D), false, hu, ldu);
-    swiglu(n, F, hg, ldg, hu, ldu, a, F);
+    swiglu(n, F, hg, ldg, hu, ldu, f->weights, it.first, a, F);
     float *y = f->out.data ? rows : cpu_f32(f->y) + it.first * f->y.ld;
     CPU(multiply)(false, n, D, F, a, F, cpu_panels_of(pack_of(p, it.expert, 2), F), false, y,
                   f->out.data ? D : f->y.ld);
@@ -133,9 +135,9 @@ static void few_up(const few *w, int64_t i, float *buffer) {
     mu_mat x = input_rows(f, it, rows);
     if (f->hg.data) hg = cpu_f32(f->hg) + it.first * f->hg.ld + j, ldg = f->hg.ld;
     if (f->hu.data) hu = cpu_f32(f->hu) + it.first * f->hu.ld + j, ldu = f->hu.ld;
-    CPU(multiply_few)(n, columns, D, x.data, x.ld, weights(f->gate, f->s, it.expert) + j * D, D, false, hg, ldg);
-    CPU(multiply_few)(n, columns, D, x.data, x.ld, weights(f->up, f->s, it.expert) + j * D, D, false, hu, ldu);
-    swiglu(n, columns, hg, ldg, hu, ldu, w->act + it.first * F + j, F);
+    CPU(multiply_few)(n, columns, D, x.data, x.ld, matrix_of(f->gate, f->s, it.expert) + j * D, D, false, hg, ldg);
+    CPU(multiply_few)(n, columns, D, x.data, x.ld, matrix_of(f->up, f->s, it.expert) + j * D, D, false, hu, ldu);
+    swiglu(n, columns, hg, ldg, hu, ldu, f->weights, it.first, w->act + it.first * F + j, F);
 }
 
 static void few_down(const few *w, int64_t i, float *buffer) {
@@ -145,7 +147,7 @@ static void few_down(const few *w, int64_t i, float *buffer) {
     int64_t n = it.rows, columns = cpu_min(CPU_WIDE, D - j);
     mu_mat part = part_of(f->y, 0, j);
     float *y = f->out.data ? buffer : cpu_f32(part) + it.first * part.ld;
-    CPU(multiply_few)(n, columns, F, w->act + it.first * F, F, weights(f->down, f->s, it.expert) + j * F, F, false, y,
+    CPU(multiply_few)(n, columns, F, w->act + it.first * F, F, matrix_of(f->down, f->s, it.expert) + j * F, F, false, y,
                       f->out.data ? columns : part.ld);
     if (f->out.data) scatter_rows(n, columns, cpu_i32(f->out) + it.first, buffer, part);
 }
@@ -186,8 +188,9 @@ static packs packs_new(mu_device *dev, int64_t first, int64_t end, size_t gate, 
 }
 
 void CPU(experts_fwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets,
-                      mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat y) {
-    forward f = { s, x, in, gate, up, down, hg, hu, out, y };
+                      mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out,
+                      mu_mat weights, mu_mat y) {
+    forward f = { s, x, in, gate, up, down, hg, hu, out, weights, y };
     int team = cpu_team(s->R * s->D * s->F / 16);
     size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->D, s->F), d = cpu_packed(s->F, s->D);
     if (pack_as_used(s, most_rows(cpu_i64(offsets), s->experts))) {
@@ -237,7 +240,7 @@ static float swiglu_bwd(int64_t F, float weight, const float *restrict b, float 
 static cpu_panels weight_panels(const mu_experts_shape *s, packs p, int64_t expert, int which, mu_mat w,
                                 int64_t k, int64_t n) {
     if (p.data) return cpu_panels_of(pack_of(p, expert, which), k);
-    return cpu_panels_in_place(weights(w, s, expert), n);
+    return cpu_panels_in_place(matrix_of(w, s, expert), n);
 }
 
 static void block_bwd(const backward *f, packs p, item it, float *da) {
@@ -250,7 +253,7 @@ static void block_bwd(const backward *f, packs p, item it, float *da) {
     CPU(multiply)(false, n, F, D, dy.data, dy.ld, weight_panels(f->s, p, it.expert, 2, f->down, D, F), false,
                   da, F);
     for (int64_t r = 0; r < n; r++) {
-        float weight = f->weights.data ? cpu_f32(f->weights)[it.first + r] : 1;
+        float weight = row_weight(f->weights, it.first + r);
         float dweight = swiglu_bwd(F, weight, da + r * F, hg + r * f->hg.ld, hu + r * f->hu.ld, act + r * f->act.ld);
         if (f->dweights.data) cpu_f32(f->dweights)[it.first + r] = dweight;
     }

@@ -71,51 +71,41 @@ void CPU(gather)(mu_device *dev, int64_t R, int64_t D, mu_mat index, mu_mat x, m
         memcpy(cpu_f32(y) + r * y.ld, cpu_f32(x) + cpu_i32(index)[r] * x.ld, (size_t)D * sizeof(float));
 }
 
-static float weight_of(mu_mat weights, int64_t t, int64_t k) {
-    return weights.data ? cpu_f32(weights)[t * weights.ld + k] : 1.0f;
+void CPU(scatter)(mu_device *dev, int64_t R, int64_t D, mu_mat index, mu_mat x, mu_mat y) {
+    (void)dev;
+    const int32_t *to = cpu_i32(index);
+#pragma omp parallel for schedule(static) num_threads(cpu_team(R * D))
+    for (int64_t r = 0; r < R; r++)
+        if (to[r] >= 0 && D == 1) cpu_f32(y)[to[r] * y.ld] = cpu_f32(x)[r * x.ld];
+        else if (to[r] >= 0) memcpy(cpu_f32(y) + to[r] * y.ld, cpu_f32(x) + r * x.ld, (size_t)D * sizeof(float));
 }
 
-static void add_scaled(int64_t D, float w, const float *restrict x, float *restrict y) {
-    for (int64_t i = 0; i < D; i++) y[i] += w * x[i];
+/* y = or += x */
+static void take(int64_t D, const float *restrict x, bool add, float *restrict y) {
+    if (!add) memcpy(y, x, (size_t)D * sizeof *y);
+    else
+        for (int64_t i = 0; i < D; i++) y[i] += x[i];
 }
 
-void CPU(gather_sum)(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat weights,
-                     mu_mat rows, bool add, mu_mat y) {
+/* The rows of the next token lie anywhere: they are on their way while this one's are summed. */
+static void prefetch_rows(int64_t K, int64_t D, const int32_t *index, mu_mat rows) {
+    for (int64_t k = 0; k < K; k++)
+        for (int64_t i = 0; i < D && index[k] >= 0; i += 16) __builtin_prefetch(cpu_f32(rows) + index[k] * rows.ld + i);
+}
+
+void CPU(gather_sum)(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat rows, bool add, mu_mat y) {
     (void)dev;
 #pragma omp parallel for schedule(static) num_threads(cpu_team(T * K * D))
     for (int64_t t = 0; t < T; t++) {
+        const int32_t *from = cpu_i32(index) + t * index.ld;
         float *yt = cpu_f32(y) + t * y.ld;
-        if (!add) memset(yt, 0, (size_t)D * sizeof *yt);
+        bool begun = add;
+        if (t + 1 < T) prefetch_rows(K, D, from + index.ld, rows);
         for (int64_t k = 0; k < K; k++) {
-            int32_t r = cpu_i32(index)[t * index.ld + k];
-            if (r >= 0) add_scaled(D, weight_of(weights, t, k), cpu_f32(rows) + r * rows.ld, yt);
+            if (from[k] < 0) continue;
+            take(D, cpu_f32(rows) + from[k] * rows.ld, begun, yt);
+            begun = true;
         }
-    }
-}
-
-static void scaled(int64_t D, float w, const float *restrict x, float *restrict y) {
-    for (int64_t i = 0; i < D; i++) y[i] = w * x[i];
-}
-
-static float dot(int64_t D, const float *x, const float *y) {
-    float s = 0;
-#pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < D; i++) s += x[i] * y[i];
-    return s;
-}
-
-void CPU(gather_sum_bwd)(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat weights,
-                         mu_mat rows, mu_mat dy, mu_mat drows, mu_mat dweights) {
-    (void)dev;
-#pragma omp parallel for schedule(static) num_threads(cpu_team(T * K * D))
-    for (int64_t t = 0; t < T; t++) {
-        const float *dyt = cpu_f32(dy) + t * dy.ld;
-        for (int64_t k = 0; k < K; k++) {
-            int32_t r = cpu_i32(index)[t * index.ld + k];
-            if (r < 0) continue;
-            if (drows.data) scaled(D, weight_of(weights, t, k), dyt, cpu_f32(drows) + r * drows.ld);
-            if (dweights.data)
-                cpu_f32(dweights)[t * dweights.ld + k] += dot(D, dyt, cpu_f32(rows) + r * rows.ld);
-        }
+        if (!begun) memset(yt, 0, (size_t)D * sizeof *yt);
     }
 }

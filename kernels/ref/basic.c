@@ -73,36 +73,24 @@ void mu_ref_gather(mu_device *dev, int64_t R, int64_t D, mu_mat index_R, mu_mat 
     }
 }
 
-/* y[t] (+)= sum_k weights[t,k] rows[index[t,k]] */
-void mu_ref_gather_sum(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index_TK, mu_mat weights_TK,
-                       mu_mat rows_RD, bool add, mu_mat y_TD) {
+void mu_ref_scatter(mu_device *dev, int64_t R, int64_t D, mu_mat index_R, mu_mat x_RD, mu_mat y) {
+    (void)dev;
+    for (int64_t r = 0; r < R; r++) {
+        if (ints(index_R)[r] < 0) continue;
+        double *to = row(y, ints(index_R)[r], D);
+        for (int64_t i = 0; i < D; i++) to[i] = row(x_RD, r, D)[i];
+    }
+}
+
+/* y[t] (+)= sum_k rows[index[t,k]] */
+void mu_ref_gather_sum(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index_TK, mu_mat rows_RD, bool add,
+                       mu_mat y_TD) {
     (void)dev;
     for (int64_t t = 0; t < T; t++) {
         const int32_t *index = int_row(index_TK, t, K);
         double *y = row(y_TD, t, D);
         for (int64_t i = 0; i < D && !add; i++) y[i] = 0;
-        for (int64_t k = 0; k < K; k++) {
-            int64_t r = index[k];
-            if (r < 0) continue;
-            double weight = given(weights_TK) ? row(weights_TK, t, K)[k] : 1;
-            add_scaled(D, weight, row(rows_RD, r, D), y);
-        }
+        for (int64_t k = 0; k < K; k++)
+            if (index[k] >= 0) add_scaled(D, 1, row(rows_RD, index[k], D), y);
     }
-}
-
-/* With r = index[t,k]: drows[r] = weights[t,k] dy[t], dweights[t,k] += <dy[t], rows[r]> */
-void mu_ref_gather_sum_bwd(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index_TK,
-                           mu_mat weights_TK, mu_mat rows_RD, mu_mat dy_TD, mu_mat drows_RD,
-                           mu_mat dweights_TK) {
-    (void)dev;
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t k = 0; k < K; k++) {
-            int64_t r = int_row(index_TK, t, K)[k];
-            if (r < 0) continue;
-            const double *dy = row(dy_TD, t, D);
-            double weight = given(weights_TK) ? row(weights_TK, t, K)[k] : 1;
-            double *drow = given(drows_RD) ? row(drows_RD, r, D) : NULL;
-            for (int64_t i = 0; i < D && drow; i++) drow[i] = weight * dy[i];
-            if (given(dweights_TK)) row(dweights_TK, t, K)[k] += dot(D, dy, row(rows_RD, r, D));
-        }
 }

@@ -1,7 +1,7 @@
 /* experts.c - SwiGLU experts (Shazeer 2020) on rows that are grouped by expert, one row at a time.
  *
- *     hg = gate x,  hu = up x,  a = silu(hg) hu,  y = down a,     silu(z) = z s(z),  s(z) = 1/(1 + exp(-z))
- * Backward, of w y where the row has a weight w:
+ *     hg = gate x,  hu = up x,  a = silu(hg) hu,  y = down (w a),     silu(z) = z s(z),  s(z) = 1/(1 + exp(-z))
+ * Backward:
  *     b = down' dy,  dw = <b, a>,  da = w b,  dhu = da silu(hg),  dhg = da hu s(hg) (1 + hg (1 - s(hg))),  dx = gate' dhg + up' dhu.
  * gate, up: [experts, F, D], down: [experts, D, F]; rows offsets[i] .. offsets[i+1]-1 belong to expert i. */
 #include "kernels/ref/ref.h"
@@ -15,9 +15,11 @@ static double silu_slope(double z) { return sigmoid(z) * (1 + z * (1 - sigmoid(z
 /* The row of x or y that routed row r stands for. */
 static int64_t row_of(const int32_t *index, int64_t r) { return index ? index[r] : r; }
 
+static double weight_of(mu_mat weights, int64_t r) { return given(weights) ? reals(weights)[r] : 1; }
+
 void mu_ref_experts_fwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, mu_mat in_R, mu_mat offsets_e,
                         mu_mat gate_eFD, mu_mat up_eFD, mu_mat down_eDF, mu_mat hg_RF, mu_mat hu_RF,
-                        mu_mat out_R, mu_mat y_TD) {
+                        mu_mat out_R, mu_mat weights_R, mu_mat y_TD) {
     const int64_t *offsets = longs(offsets_e), D = s->D, F = s->F;
     size_t mark = mu_arena_mark(&dev->scratch);
     double *a = mu_arena_alloc(&dev->scratch, (size_t)F * sizeof *a);
@@ -30,7 +32,7 @@ void mu_ref_experts_fwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, 
             double *y = row(y_TD, row_of(ints(out_R), r), D);
             for (int64_t f = 0; f < F; f++) {
                 double hg = dot(D, gate + f * D, x), hu = dot(D, up + f * D, x);
-                a[f] = silu(hg) * hu;
+                a[f] = weight_of(weights_R, r) * silu(hg) * hu;
                 if (given(hg_RF)) row(hg_RF, r, F)[f] = hg;
                 if (given(hu_RF)) row(hu_RF, r, F)[f] = hu;
             }
@@ -99,8 +101,7 @@ void mu_ref_experts_bwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, 
             const double *x = row(x_TD, row_of(ints(in_R), r), D);
             const double *dy = row(dy_TD, row_of(ints(out_R), r), D);
             double *dx = given(dx_RD) ? row(dx_RD, r, D) : NULL;
-            double weight = given(weights_R) ? reals(weights_R)[r] : 1;
-            double dweight = row_bwd(s, &e, x, dy, weight, row(hg_RF, r, s->F), row(hu_RF, r, s->F),
+            double dweight = row_bwd(s, &e, x, dy, weight_of(weights_R, r), row(hg_RF, r, s->F), row(hu_RF, r, s->F),
                                      row(act_RF, r, s->F), dx);
             if (given(dweights_R)) reals(dweights_R)[r] = dweight;
             if (given(xg_RD)) copy(D, x, row(xg_RD, r, D));

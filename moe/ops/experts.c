@@ -1,12 +1,13 @@
 /* experts.c - SwiGLU experts over an index plan, one op: row r of expert i reads x[index[r]],
- *     y = down_i (silu(gate_i x) * (up_i x)).
- * Kept for backward: x, the two up-projections [rows, F] and the plan; everything else is made again.
- * With gates it returns y_TD[t] = sum over k, in order, of gates[t,k] * row row_TK[t,k]. */
+ *     y = down_i (weight * silu(gate_i x) * (up_i x)).
+ * Kept for backward: x, the weights, the two up-projections [rows, F] and the plan; everything else is made again.
+ * `combined`: the result is the sum of each token's rows, y_TD[t] = sum over k, in order, of row row_TK[t,k]. */
 #include "moe/moe.h"
 
 typedef struct {
     const mu_plan *plan;
     mu_experts_shape shape;
+    bool combined;
 } extra;
 
 static mu_mat none(void) { return (mu_mat){ 0 }; }
@@ -18,13 +19,12 @@ static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
     const mu_plan *p = e->plan;
-    mu_tensor *gates = n->in[4], *y = n->out[0], *rows = gates ? mu_tensor_2d(tp, e->shape.R, e->shape.D) : y;
+    mu_tensor *y = n->out[0], *rows = e->combined ? mu_tensor_2d(tp, e->shape.R, e->shape.D) : y;
     dev->k->experts_fwd(dev, &e->shape, mu_data(n->in[0]), mu_data(p->index), mu_data(p->offsets),
                         mu_data(n->in[1]), mu_data(n->in[2]), mu_data(n->in[3]), mu_data(n->out[1]),
-                        mu_data(n->out[2]), out_index(p), mu_data(rows));
-    if (!gates) return;
-    dev->k->gather_sum(dev, p->T, p->K, e->shape.D, mu_data(p->row_TK), mu_data(gates), mu_data(rows), false,
-                       mu_data(y));
+                        mu_data(n->out[2]), out_index(p), mu_data(n->in[4]), mu_data(rows));
+    if (!e->combined) return;
+    dev->k->gather_sum(dev, p->T, p->K, e->shape.D, mu_data(p->row_TK), mu_data(rows), false, mu_data(y));
     mu_release(tp, rows);
 }
 
@@ -55,45 +55,28 @@ static void add_dx(mu_tape *tp, const extra *e, mu_tensor *x, mu_tensor *dx_rows
     mu_mat dx;
     if (e->plan->back) {
         bool add = mu_grad_beta(tp, x, &dx) != 0;
-        dev->k->gather_sum(dev, x->shape[0], e->plan->fan, e->shape.D, mu_data(e->plan->back), none(),
-                           mu_data(dx_rows), add, dx);
+        dev->k->gather_sum(dev, x->shape[0], e->plan->fan, e->shape.D, mu_data(e->plan->back), mu_data(dx_rows), add, dx);
     } else dev->k->axpy(dev, mu_count(x), 1.0, mu_data(dx_rows), mu_grad(tp, x));
 }
 
-/* A value [T, K] of each assignment as an operand of T*K rows. */
-static mu_mat column(mu_mat m) { return (mu_mat){ m.data, m.dtype, 1 }; }
-
-/* The gates in the order of the rows, one a row; and the rows' gradients back to the gates. */
-static mu_tensor *row_weights(mu_tape *tp, const mu_plan *p, mu_tensor *gates) {
+/* The kernel assigns what it makes of a row's weight. */
+static void add_dweights(mu_tape *tp, mu_tensor *weights, mu_tensor *dweights) {
     mu_device *dev = mu_tape_device(tp);
-    mu_tensor *weights = mu_tensor_fine(tp, p->rows, 1);
-    dev->k->gather_sum_bwd(dev, p->T * p->K, 1, 1, column(mu_data(p->row_TK)), none(), none(), column(mu_data(gates)),
-                           mu_data(weights), none());
-    return weights;
-}
-
-static void add_dgates(mu_tape *tp, const mu_plan *p, mu_tensor *gates, mu_tensor *dweights) {
-    mu_device *dev = mu_tape_device(tp);
-    mu_mat dgates;
-    bool add = mu_grad_beta(tp, gates, &dgates) != 0;
-    dev->k->gather_sum(dev, p->T * p->K, 1, 1, column(mu_data(p->row_TK)), none(), mu_data(dweights), add,
-                       column(dgates));
+    dev->k->axpy(dev, mu_count(weights), 1.0, mu_data(dweights), mu_grad(tp, weights));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
     const mu_plan *p = e->plan;
-    mu_tensor *x = n->in[0], *gates = n->in[4];
+    mu_tensor *x = n->in[0], *weights = n->in[4];
     int64_t R = e->shape.R, D = e->shape.D, F = e->shape.F;
-    mu_tensor *weights = gates ? row_weights(tp, p, gates) : NULL;
-    mu_tensor *dweights = gates && gates->needs_grad ? mu_tensor_fine(tp, R, 1) : NULL;
     mu_tensor *act = mu_tensor_2d(tp, R, F), *dx = x->needs_grad ? mu_tensor_2d(tp, R, D) : NULL;
+    mu_tensor *dweights = weights && weights->needs_grad ? mu_tensor_like(tp, weights) : NULL;
     bool exact = n->in[1]->sums || n->in[2]->sums || n->in[3]->sums;
-    mu_mat out = gates ? mu_data(p->token) : out_index(p);
+    mu_mat out = e->combined ? mu_data(p->token) : out_index(p), dw[3];
     mu_tensor *xg = p->index && exact ? mu_tensor_2d(tp, R, D) : NULL;
     mu_tensor *dyg = out.data && exact ? mu_tensor_2d(tp, R, D) : NULL;
-    mu_mat dw[3];
     mu_experts_shape shape = e->shape;
     shape.fresh = weight_grads(tp, n, dw);
     dev->k->experts_bwd(dev, &shape, mu_data(x), mu_data(p->index), mu_data(p->offsets), mu_data(n->in[1]),
@@ -107,8 +90,7 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_release(tp, act);
     mu_release(tp, xg);
     mu_release(tp, dyg);
-    mu_release(tp, weights);
-    if (dweights) add_dgates(tp, p, gates, dweights);
+    if (dweights) add_dweights(tp, weights, dweights);
     mu_release(tp, dweights);
     if (dx) add_dx(tp, e, x, dx);
     mu_release(tp, dx);
@@ -116,33 +98,33 @@ static void backward(mu_tape *tp, mu_node *n) {
 
 static const mu_op op_experts = { "experts", forward, backward, .keeps_in = 31, .keeps_out = 6, .saved = 6 };
 
-static mu_tensor *apply(mu_tape *tp, mu_tensor *x, mu_tensor *gates, mu_tensor *gate, mu_tensor *up,
-                        mu_tensor *down, const mu_plan *plan) {
+static mu_tensor *apply(mu_tape *tp, mu_tensor *x, mu_tensor *weights, mu_tensor *gate, mu_tensor *up,
+                        mu_tensor *down, const mu_plan *plan, bool combined) {
     int64_t D = x->shape[1], F = gate->shape[gate->n_dims - 2], R = plan->rows;
     MU_CHECK(mu_count(gate) == plan->experts * F * D && mu_count(up) == mu_count(gate) &&
                  mu_count(down) == mu_count(gate),
              "experts: weights of %lld values for %lld experts of %lld x %lld", (long long)mu_count(gate),
              (long long)plan->experts, (long long)F, (long long)D);
+    MU_CHECK(!weights || mu_count(weights) == R, "experts: %lld rows and weights for %lld", (long long)R,
+             (long long)mu_count(weights));
+    MU_CHECK(!combined || !plan->exchanged, "experts: rows that travelled are not summed here");
     extra *e = mu_tape_alloc(tp, sizeof *e);
-    *e = (extra){ plan, { R, plan->experts, D, F, false } };
+    *e = (extra){ plan, { R, plan->experts, D, F, false }, combined };
     bool keep = mu_tape_recording(tp);
     mu_tensor *hg = keep ? mu_tensor_2d(tp, R, F) : NULL, *hu = keep ? mu_tensor_2d(tp, R, F) : NULL;
-    mu_tensor *y = mu_tensor_2d(tp, gates ? plan->T : R, D);
+    mu_tensor *y = mu_tensor_2d(tp, combined ? plan->T : R, D);
     return mu_apply(tp, (mu_node){ .op = &op_experts,
-                                   .in = { x, gate, up, down, gates },
+                                   .in = { x, gate, up, down, weights },
                                    .out = { y, hg, hu },
                                    .extra = e });
 }
 
-mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *gate, mu_tensor *up, mu_tensor *down,
+mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *weights, mu_tensor *gate, mu_tensor *up, mu_tensor *down,
                       const mu_plan *plan) {
-    return apply(tp, x, NULL, gate, up, down, plan);
+    return apply(tp, x, weights, gate, up, down, plan, false);
 }
 
-mu_tensor *mu_experts_combined(mu_tape *tp, mu_tensor *x, mu_tensor *gates, mu_tensor *gate, mu_tensor *up,
+mu_tensor *mu_experts_combined(mu_tape *tp, mu_tensor *x, mu_tensor *weights, mu_tensor *gate, mu_tensor *up,
                                mu_tensor *down, const mu_plan *plan) {
-    MU_CHECK(!plan->exchanged && mu_count(gates) == plan->T * plan->K,
-             "experts: %lld gates for %lld x %lld assignments%s", (long long)mu_count(gates), (long long)plan->T,
-             (long long)plan->K, plan->exchanged ? " of which rows travelled" : "");
-    return apply(tp, x, gates, gate, up, down, plan);
+    return apply(tp, x, weights, gate, up, down, plan, true);
 }

@@ -15,8 +15,8 @@ static void backward(mu_tape *tp, mu_node *n) {
     if (!n->in[0]->needs_grad) return;
     mu_mat dx;
     bool add = mu_grad_beta(tp, n->in[0], &dx) != 0;
-    dev->k->gather_sum(dev, p->T, p->K, n->in[0]->shape[1], mu_data(p->row_TK), (mu_mat){ 0 },
-                       mu_grad_of(n->out[0]), add, dx);
+    dev->k->gather_sum(dev, p->T, p->K, n->in[0]->shape[1], mu_data(p->row_TK), mu_grad_of(n->out[0]),
+                       add, dx);
 }
 
 static const mu_op op_gather = { "gather", forward, backward, 0, 0, 0 };

@@ -113,6 +113,13 @@ unsigned long long from_environment(const char *name, unsigned long long otherwi
     return n;
 }
 
+static void report_at_exit(void) {
+    FILE *to = fopen(getenv("MUSTER_EMULATED_REPORT"), "w");
+    if (!to) return perror("MUSTER_EMULATED_REPORT");
+    mu_emulation_report(to);
+    fclose(to);
+}
+
 void set_up(void) {
     if (base) return;
     base = (char *)mmap(nullptr, space, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -121,6 +128,7 @@ void set_up(void) {
     limit = from_environment("MUSTER_EMULATED_BYTES", 4ull << 30);
     used.assign((size_t)devices + 1, 0);
     order_from_environment();
+    if (getenv("MUSTER_EMULATED_REPORT")) atexit(report_at_exit);
     MU_CHECK_IF(check_set_up(base, base + space);)
 }
 

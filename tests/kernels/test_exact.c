@@ -183,7 +183,7 @@ static void row_experts(bench *b, int64_t first, int64_t n, const float *x, cons
     mu_mat hg = floats(take(b, sizeof(float) * (size_t)(n * F)), F),
            hu = floats(take(b, sizeof(float) * (size_t)(n * F)), F);
     mu_mat act = floats(take(b, sizeof(float) * (size_t)(n * F)), F);
-    b->dev->k->experts_fwd(b->dev, &s, in, none, offsets, gate, up, down, hg, hu, none, out);
+    b->dev->k->experts_fwd(b->dev, &s, in, none, offsets, gate, up, down, hg, hu, none, weights, out);
     b->dev->k->experts_bwd(b->dev, &s, in, none, offsets, gate, up, down, hg, hu, none, weights, out, act,
                            none, none, dx, dweights, none, none, none);
     b->used = used;

@@ -131,12 +131,12 @@ static void test_experts(void **state) {
     mu_mat offsets = LONGS(1, 3, 0, 0, 2);                  /* expert 0 has no rows */
     mu_mat gate = REALS(1, 4, 7, 7, 1, 2), up = REALS(1, 4, 7, 7, 3, -1), down = REALS(1, 4, 7, 7, 0.5, 4);
     mu_mat hg = new_matrix(&t, "hg", 2, 2), hu = new_matrix(&t, "hu", 2, 2), y = new_matrix(&t, "y", 2, 1);
-    t.dev->k->experts_fwd(t.dev, &s, x, in, offsets, gate, up, down, hg, hu, out, y);
+    t.dev->k->experts_fwd(t.dev, &s, x, in, offsets, gate, up, down, hg, hu, out, REALS(1, 2, 10, 1), y);
     ASSERT_REALS(hg, 4, -1, -2, 2, 4);
     ASSERT_REALS(hu, 4, -3, 1, 6, -2);
     double first = 0.5 * (-1 / (1 + exp(1))) * -3 + 4 * (-2 / (1 + exp(2))) * 1;
     double second = 0.5 * (2 / (1 + exp(-2))) * 6 + 4 * (4 / (1 + exp(-4))) * -2;
-    ASSERT_REALS(y, 2, second, first);
+    ASSERT_REALS(y, 2, second, 10 * first);
 }
 
 static void test_xent(void **state) {
@@ -151,11 +151,19 @@ static void test_xent(void **state) {
     ASSERT_REALS(logits, 6, 0.5 / 6, 1.0 / 6, -0.25, 0, 0, 0);
 }
 
+static mu_mat doubles(int64_t n, const double *values) {
+    double *copy = mu_alloc((size_t)n, sizeof *copy);
+    for (int64_t i = 0; i < n; i++) copy[i] = values[i];
+    return doubles_of(&t, "doubles", n, copy)->mat;
+}
+#define DOUBLES(n, ...) doubles(n, (const double[]){ __VA_ARGS__ })
+
 /* Moments as the weighted sums that their recursions stand for. */
-static void test_adamw(void **state) {
+static void test_slab_adamw(void **state) {
     (void)state;
     const double g[3] = { 0.5, -2, 0.125 }, lr = 0.1, b1 = 0.8, b2 = 0.9, eps = 1e-3, decay = 0.2;
     mu_mat w = REALS(1, 1, 3), grad = REALS(1, 1, 0), m = REALS(1, 1, 0), v = REALS(1, 1, 0);
+    mu_mat unit = LONGS(1, 6, 0, 1, 0, 0, -1, 1), steps = LONGS(1, 1, 0), scale = DOUBLES(1, 0.25);
     double wanted = 3;
     for (int step = 1; step <= 3; step++) {
         double first = 0, second = 0, weight1 = 0, weight2 = 0;
@@ -164,11 +172,53 @@ static void test_adamw(void **state) {
             second += pow(b2, step - 1 - i) * g[i] * g[i], weight2 += pow(b2, step - 1 - i);
         }
         wanted = wanted * (1 - lr * decay) - lr * (first / weight1) / (sqrt(second / weight2) + eps);
-        mu_adamw_spec spec = { lr, b1, b2, eps, decay, 0.25, step };
+        mu_adamw_spec spec = { lr, b1, b2, eps, decay };
         *(double *)grad.data = 4 * g[step - 1];
-        t.dev->k->adamw(t.dev, 1, &spec, w, grad, m, v, (mu_mat){ 0 });
+        t.dev->k->slab_adamw(t.dev, 1, 1, &spec, unit, (mu_mat){ 0 }, scale, steps, w, grad, m, v, (mu_mat){ 0 });
         assert_near(*values(w), wanted);
+        ASSERT_WHOLE(steps, 1, step);
     }
+}
+
+/* Who takes part: unit 0 rests for its load, of unit 2 only the step is counted, and with a scale that is not a number
+ * nobody does. Decay alone moves what has no gradient: by a tenth. */
+static void test_slab_rests(void **state) {
+    (void)state;
+    mu_mat units = LONGS(4, 6, 0, 1, 0, 3, 1, 1, 1, 2, 1, 2, 0, 1, 3, 0, 2, 1, -1, 1, 3, 1, 2, 0, -1, 0);
+    mu_mat loads = LONGS(1, 2, 5, 0), steps = LONGS(1, 4, 0, 0, 0, 0), scale = DOUBLES(1, NAN);
+    mu_mat w = REALS(1, 4, 10, 20, 30, 40), g = REALS(1, 4, 0, 0, 0, 0), m = REALS(1, 4, 0, 0, 0, 0),
+           v = REALS(1, 4, 0, 0, 0, 0), real = REALS(1, 4, 1, 2, 3, 4);
+    mu_adamw_spec spec = { 0.5, 0.9, 0.9, 1, 0.2 };
+    t.dev->k->slab_adamw(t.dev, 4, 3, &spec, units, loads, scale, steps, w, g, m, v, real);
+    ASSERT_REALS(w, 4, 10, 20, 30, 40);
+    ASSERT_WHOLE(steps, 4, 0, 0, 0, 0);
+    *(double *)scale.data = 1;
+    t.dev->k->slab_adamw(t.dev, 4, 3, &spec, units, loads, scale, steps, w, g, m, v, real);
+    ASSERT_REALS(w, 4, 10, 18, 27, 40);
+    ASSERT_REALS(real, 4, 1, 18, 27, 40);
+    ASSERT_WHOLE(steps, 4, 1, 1, 1, 0);
+}
+
+static void test_clip(void **state) {
+    (void)state;
+    mu_mat g = REALS(1, 5, 1, 2, 100, 4, 2), units = LONGS(2, 6, 0, 2, 0, 1, -1, 1, 3, 2, 1, 0, -1, 1);
+    mu_mat squares = DOUBLES(2, 0, 0), norm = DOUBLES(1, 0), scale = DOUBLES(1, 0), loss = DOUBLES(1, 3);
+    t.dev->k->slab_sumsq(t.dev, 2, 2, units, g, squares);
+    ASSERT_REALS(squares, 2, 20, 5);
+    t.dev->k->clip(t.dev, 2, squares, 1, loss, 1, norm, scale);
+    assert_near(*values(norm), 5);
+    assert_near(*values(scale), 0.2);
+    t.dev->k->clip(t.dev, 2, squares, 1, loss, 0, norm, scale);
+    assert_near(*values(scale), 1);
+    t.dev->k->clip(t.dev, 2, squares, 1, loss, 6, norm, scale);
+    assert_near(*values(scale), 1);
+    *(double *)loss.data = INFINITY;
+    t.dev->k->clip(t.dev, 2, squares, 1, loss, 1, norm, scale);
+    assert_near(*values(norm), 5);
+    assert_true(isnan(*values(scale)));
+    *(double *)squares.data = INFINITY;
+    t.dev->k->clip(t.dev, 2, squares, 0, (mu_mat){ 0 }, 1, norm, scale);
+    assert_true(isnan(*values(scale)));
 }
 
 /* Two segments of two tokens, one place for each expert in each; expert 1 stands first, then 2, then 0. */
@@ -202,16 +252,14 @@ static void test_arrange(void **state) {
 
 static void test_gather_sum(void **state) {
     (void)state;
-    mu_mat index = INTS(2, 2, 1, 0, -1, 2), weights = REALS(2, 2, 10, 1, 5, 2), rows = REALS(3, 1, 3, 4, 5);
-    mu_mat y = REALS(2, 1, 1000, NAN), dy = REALS(2, 1, 7, 11), drows = new_matrix(&t, "drows", 3, 1);
-    mu_mat dweights = REALS(2, 2, 100, 200, 300, 400);
-    t.dev->k->gather_sum(t.dev, 2, 2, 1, index, weights, rows, false, y);
-    ASSERT_REALS(y, 2, 43, 10);
-    t.dev->k->gather_sum(t.dev, 2, 2, 1, index, NOTHING, rows, true, y);
-    ASSERT_REALS(y, 2, 50, 15);
-    t.dev->k->gather_sum_bwd(t.dev, 2, 2, 1, index, weights, rows, dy, drows, dweights);
-    ASSERT_REALS(drows, 3, 7, 70, 22);
-    ASSERT_REALS(dweights, 4, 128, 221, 300, 455);
+    mu_mat index = INTS(3, 2, 1, 0, -1, 2, -1, -1), rows = REALS(3, 1, 3, 4, 5), y = REALS(3, 1, 1000, NAN, NAN);
+    t.dev->k->gather_sum(t.dev, 3, 2, 1, index, rows, false, y);
+    ASSERT_REALS(y, 3, 7, 5, 0);
+    t.dev->k->gather_sum(t.dev, 3, 2, 1, index, rows, true, y);
+    ASSERT_REALS(y, 3, 14, 10, 0);
+    mu_mat to = REALS(3, 2, 1, 2, 3, 4, 5, 6), x = REALS(3, 2, 10, 20, 30, 40, 50, 60);
+    t.dev->k->scatter(t.dev, 3, 2, INTS(1, 3, 2, -1, 0), x, to);
+    ASSERT_REALS(to, 6, 50, 60, 3, 4, 10, 20);
 }
 
 static void test_balance(void **state) {
@@ -330,7 +378,8 @@ static void test_gemm(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(gemm),    TEST(rmsnorm),      TEST(rope),        TEST(attention),      TEST(experts),
-        TEST(xent),    TEST(adamw),        TEST(plan),        TEST(arrange),        TEST(gather_sum),
+        TEST(xent),    TEST(slab_adamw),   TEST(slab_rests),  TEST(clip),           TEST(plan),
+        TEST(arrange), TEST(gather_sum),
         TEST(balance), TEST(route_choice), TEST(route_force), TEST(route_gradient), TEST(route_single_choice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
