@@ -32,6 +32,7 @@ extern "C" {
     O(FLOAT,  bias_update_rate,    "0.001",     0,   1e3, NULL, "step of expert_bias; 0 in the last 3 % of the run") \
     O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) rows of a sequence; 0: dropless") \
     O(CHOICE, token_drop_policy,   "position",  0,   0,  "position", "which rows are dropped beyond the capacity: the latest") \
+    O(FLOAT,  router_jitter,       "0",         0,   1, NULL, "noise on the router's input in training: each value times a random factor in 1 +- this; 0: none") \
     O(BOOL,   force_balanced,      "false",     0,   0,  NULL, "benchmarks only: ignore the router's choice, spread evenly") \
     O(BOOL,   force_skew,          "false",     0,   0,  NULL, "benchmarks only: every token's first choice is expert 0")
 
@@ -47,6 +48,7 @@ typedef struct {
     const mu_moe_config *cfg;
     int layer;
     int64_t D, F, E, K;
+    int64_t first_load;                     /* of expert 0, among the loads of all experts */
     mu_comm *group;                         /* the expert group */
     const mu_placement *place;
     mu_param *router_ED, *gate_eFD, *up_eFD, *down_eDF;
@@ -58,12 +60,12 @@ typedef struct {
 typedef struct {
     mu_tensor *scores_TE, *lse_T, *ids_TK, *gates_TK;
     mu_tensor *counts_SE;                   /* I64 [sequences, E]: assignments, dropped ones included */
-    int64_t dropped;                        /* assignments beyond the capacity */
+    const struct mu_plan *plan;             /* where the rows went */
 } mu_routing;
-/* Adds this rank's assignments to each expert to counts_E. Local. */
-void mu_routing_count(mu_tape *tp, const mu_routing *r, int64_t *counts_E);
-/* Before mu_adamw_step: experts that took nothing in the global batch rest. Local. */
-void mu_moe_mark_idle(mu_moe *m, const int64_t *counts_E);
+/* Assignments beyond the capacity. With a capacity, and when rows did not travel, it waits for the device. Local. */
+int64_t mu_routing_dropped(const mu_routing *r);
+/* counts_E (I64, on the device) = this rank's assignments to each expert. Local. */
+void mu_routing_count(mu_tape *tp, const mu_routing *r, mu_mat counts_E);
 
 /* Declares the layer's parameters under /layers/<layer>/mlp. Borrows cfg, group and place. Local. */
 void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,
@@ -78,8 +80,9 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
 
 /* Where each routed row goes, and back. For one rank: rows sorted by expert, read straight from x. For
  * several: rows travel sorted by destination, and the receiver visits them by expert, then sender. */
-typedef struct {
+typedef struct mu_plan {
     int64_t T, K;
+    int64_t capacity;                       /* most rows an expert takes of a sequence; 0: any number */
     int64_t rows;                           /* that the experts here take (room for T*K when there is one rank) */
     int64_t experts;                        /* e */
     mu_tensor *offsets;                     /* I64 [e+1] */
@@ -100,6 +103,8 @@ mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const m
 mu_plan *mu_plan_dense(mu_tape *tp, int64_t T);
 
 /* ------------------------------------------------------------------ ops (ops/) */
+/* x_TD, fine, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
+mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const mu_rng *rng);
 /* logits -> gates, scores, log-sum-exp, ids. bias_E may be NULL. */
 mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, const mu_route_shape *shape,
                      mu_tensor **scores_TE, mu_tensor **lse_T, mu_tensor **ids_TK);

@@ -6,6 +6,18 @@ static mu_route_force force_of(const mu_moe_config *cfg) {
     return cfg->force_balanced ? MU_ROUTE_BALANCED : cfg->force_skew ? MU_ROUTE_SKEW : MU_ROUTE_FREE;
 }
 
+/* What the router sees: x, with noise in training. */
+static mu_tensor *router_input(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
+    if (cx->mode != MU_MODE_TRAIN || m->cfg->router_jitter == 0) return x;
+    const int64_t *samples = cx->global_samples;
+    for (int64_t i = 0; i < cx->n_sequences; i++) /* the kernel counts on from the first */
+        MU_CHECK(samples && samples[i] == samples[0] + i,
+                 "router_jitter: the samples of a batch must follow one another");
+    mu_rng rng = { cx->seed, (uint32_t)cx->step, cx->n_sequences ? (uint32_t)samples[0] : 0, MU_RNG_JITTER,
+                   (uint32_t)m->layer };
+    return mu_jitter(tp, x, cx->seq_len, m->cfg->router_jitter, &rng);
+}
+
 mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
     int64_t T = x->shape[0], first = cx->global_samples ? cx->global_samples[0] * cx->seq_len : 0;
     if (cx->cache) first += cx->cache->length;
@@ -23,7 +35,9 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
         mu_tensor_set(bias, m->bias);
     }
     mu_routing r = { 0 };
-    mu_tensor *logits = mu_linear_fine(tp, x, &m->router_ED->tensor);
+    mu_tensor *seen = router_input(m, tp, cx, x);
+    mu_tensor *logits = mu_linear_fine(tp, seen, &m->router_ED->tensor);
+    if (seen != x) mu_release(tp, seen);
     r.gates_TK = mu_router(tp, logits, bias, &shape, &r.scores_TE, &r.lse_T, &r.ids_TK);
     mu_release(tp, logits);
     r.counts_SE = mu_tensor_new(tp, MU_DTYPE_I64, 2, (int64_t[]){ T / cx->seq_len, m->E });
@@ -32,9 +46,10 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
     return r;
 }
 
-void mu_routing_count(mu_tape *tp, const mu_routing *r, int64_t *counts) {
-    int64_t n = mu_count(r->counts_SE), E = r->counts_SE->shape[1];
-    int64_t *by_sequence = mu_tape_alloc(tp, sizeof *by_sequence * (size_t)(n + 1));
-    mu_tensor_read(r->counts_SE, by_sequence);
-    for (int64_t i = 0; i < n; i++) counts[i % E] += by_sequence[i];
+void mu_routing_count(mu_tape *tp, const mu_routing *r, mu_mat counts) {
+    mu_device *dev = mu_tape_device(tp);
+    int64_t T = r->ids_TK->shape[0], K = r->ids_TK->shape[1], E = r->counts_SE->shape[1];
+    counts.ld = E;
+    if (T) dev->k->count_experts(dev, T, E, K, T, mu_data(r->ids_TK), counts);
+    else dev->k->fill(dev, E, 0.0, (mu_mat){ counts.data, MU_DTYPE_F64, 1 }); /* words of zero bits */
 }

@@ -29,6 +29,8 @@ static const unsigned ALL_LANES = 0xffffffffu;
 /* ------------------------------------------------------------------ host side */
 typedef struct mu_cuda mu_cuda;             /* device.cu; the mu_device is its first member */
 cudaStream_t cuda_stream(mu_device *dev);
+struct cublasContext *&cuda_blas(mu_device *dev);       /* cuBLAS's handle; NULL until the first product */
+void cuda_blas_close(struct cublasContext *handle);     /* blas.cu; NULL allowed */
 int cuda_processors(mu_device *dev);        /* streaming multiprocessors: how many blocks a persistent kernel starts */
 void cuda_check(cudaError_t status, const char *what, const char *file, int line);
 #define CUDA_CHECK(call) cuda_check((call), #call, __FILE__, __LINE__)
@@ -71,6 +73,10 @@ template <typename... Params, typename... Args>
 static void launch(mu_device *dev, int64_t blocks, int threads, size_t shared, void (*kernel)(Params...), Args... args) {
     launch_2d(dev, blocks, 1, threads, shared, kernel, args...);
 }
+
+/* Sums in double, in an order fixed by n: *out (+)= scale * sum of x^2; *out (+)= scale * sum of parts (on the device). */
+void cuda_sumsq(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out);
+void cuda_total(mu_device *dev, int64_t n, double scale, const double *part, bool add, double *out);
 
 /* An operand as a kernel takes it: typed, by value. */
 template <typename T> struct matrix {

@@ -53,11 +53,13 @@ struct mu_cuda {
     size_t scratch_used;
     pinned_ring ring;
     staged *views;
+    struct cublasContext *blas;
     char name[96];
 };
 
 static mu_cuda *cuda_of(mu_device *dev) { return (mu_cuda *)dev; }
 cudaStream_t cuda_stream(mu_device *dev) { return cuda_of(dev)->stream; }
+struct cublasContext *&cuda_blas(mu_device *dev) { return cuda_of(dev)->blas; }
 int cuda_processors(mu_device *dev) { return cuda_of(dev)->processors; }
 
 void cuda_check(cudaError_t status, const char *what, const char *file, int line) {
@@ -148,7 +150,9 @@ static void next_half(mu_cuda *c) {
     pinned_ring *r = &c->ring;
     CUDA_CHECK(cudaEventRecord(r->left[r->at], c->stream));
     r->at = (r->at + 1) % HALVES, r->used = 0;
-    if (cudaEventQuery(r->left[r->at]) != cudaSuccess) CUDA_CHECK(cudaEventSynchronize(r->left[r->at]));
+    if (cudaEventQuery(r->left[r->at]) == cudaSuccess) return;
+    c->dev.waits++;
+    CUDA_CHECK(cudaEventSynchronize(r->left[r->at]));
 }
 
 static void write(mu_device *dev, void *data, const void *from, size_t bytes) {
@@ -205,6 +209,7 @@ static void stage_end(mu_device *dev, void *data, size_t bytes, bool written) {
 /* ------------------------------------------------------------------ open and close */
 static void close(mu_device *dev) {
     mu_cuda *c = cuda_of(dev);
+    cuda_blas_close(c->blas);
     release(&c->scratch);
     for (staged *v = c->views, *next; v; v = next) {
         next = v->next;

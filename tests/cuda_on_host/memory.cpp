@@ -112,6 +112,13 @@ unsigned long long from_environment(const char *name, unsigned long long otherwi
     return n;
 }
 
+static void report_at_exit(void) {
+    FILE *to = fopen(getenv("MUSTER_EMULATED_REPORT"), "w");
+    if (!to) return perror("MUSTER_EMULATED_REPORT");
+    mu_emulation_report(to);
+    fclose(to);
+}
+
 void set_up(void) {
     if (base) return;
     base = (char *)mmap(nullptr, space, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -120,6 +127,7 @@ void set_up(void) {
     limit = from_environment("MUSTER_EMULATED_BYTES", 4ull << 30);
     used.assign((size_t)devices + 1, 0);
     order_from_environment();
+    if (getenv("MUSTER_EMULATED_REPORT")) atexit(report_at_exit);
     MU_CHECK_IF(check_set_up(base, base + space);)
 }
 
@@ -153,7 +161,6 @@ bool in_device_space(const void *p) { return (const char *)p >= base && (const c
 
 void open_memory(void) {
     if (opened++) return;
-    catch_faults();
     for (auto &[p, piece] : live) protect(p, piece.bytes, PROT_READ | PROT_WRITE);
 }
 

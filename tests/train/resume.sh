@@ -29,7 +29,7 @@ expect 0 "softmax, one rank" train 1 one $all "$domains" train.steps=24 train.ev
 for step in 1 6 20 23; do resume_at one $step 1 $all "$domains" train.steps=24 train.eval_every=5 train.eval_sequences=4; done
 resume_at one 11 1 $all "$domains" train.steps=24 train.eval_every=5 train.eval_sequences=4 train.threads=3
 
-bias="moe.score_func=sigmoid moe.balance=[expert_bias,seq_aux_loss] moe.num_shared_experts=1 moe.first_k_dense=1"
+bias="moe.score_func=sigmoid moe.balance=[expert_bias,seq_aux_loss] moe.num_shared_experts=1 moe.first_k_dense=1 moe.router_jitter=0.1"
 expect 0 "sigmoid + bias, accumulating" train 1 micro $all "$domains" $bias train.micro_batch_size=2
 resume_at micro 13 1 $all "$domains" $bias train.micro_batch_size=2
 expect 0 "counts of the batch before, in double precision" train 1 wide $all train.device=ref moe.global_aux_counts=previous train.micro_batch_size=4
