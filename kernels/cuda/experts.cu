@@ -19,10 +19,11 @@ static __device__ __forceinline__ float sigmoid(float z) { return __fdividef(1, 
 template <typename T> struct keep_swiglu {
     static const bool SUMS = false;
     matrix<T> hg, hu, act;
+    const float *weights;               /* NULL: 1 */
     template <int n> __device__ __forceinline__ float operator()(int64_t r, int64_t f, const float (&h)[2][n]) const {
-        float a[n];
+        float a[n], weight = weights ? weights[r] : 1;
 #pragma unroll
-        for (int i = 0; i < n; i++) a[i] = h[0][i] * sigmoid(h[0][i]) * h[1][i];
+        for (int i = 0; i < n; i++) a[i] = weight * (h[0][i] * sigmoid(h[0][i]) * h[1][i]);
         if (hg.at) put(hg.row(r) + f, h[0]);
         if (hu.at) put(hu.row(r) + f, h[1]);
         put(act.row(r) + f, a);
@@ -133,21 +134,21 @@ template <typename T> static grouped_rows<T> rows_at(mu_mat m, mu_mat index) {
 
 template <typename T>
 static void forward(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate, mu_mat up,
-                    mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat y) {
+                    mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat weights, mu_mat y) {
     cuda_scratch scratch(dev);
     bool fast = is_fast<T>(s, { x, hg, hu, y }, { gate, up, down });
     matrix<T> act = { scratch.take<T>(s->R * s->F), s->F };
     product<T> p = list_rows<T>(dev, scratch, s, offsets, fast ? MMA_TILE : PLAIN_TILE);
     p.a0 = rows_at<T>(x, in), p.w0 = typed<T>(gate).at, p.w1 = typed<T>(up).at, p.K = (int)s->D, p.N = (int)s->F;
-    multiply<UP>(dev, s, fast, p, keep_swiglu<T>{ typed<T>(hg), typed<T>(hu), act });
+    multiply<UP>(dev, s, fast, p, keep_swiglu<T>{ typed<T>(hg), typed<T>(hu), act, typed<float>(weights).at });
     p.a0 = grouped_rows<T>{ act.at, act.ld, NULL }, p.w0 = typed<T>(down).at, p.K = (int)s->F, p.N = (int)s->D;
     multiply<DOWN>(dev, s, fast, p, put_rows<T>{ typed<T>(y), typed<int32_t>(out).at });
 }
 
 void mu_cuda_experts_fwd(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate,
-                         mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat y) {
+                         mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat weights, mu_mat y) {
     with_real(x.dtype, [&](auto zero) {
-        forward<decltype(zero)>(dev, s, x, in, offsets, gate, up, down, hg, hu, out, y);
+        forward<decltype(zero)>(dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, y);
     });
 }
 
