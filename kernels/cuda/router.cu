@@ -82,16 +82,14 @@ static router_shape router_of(const mu_route_shape *s) {
     return router_shape{ (int)s->T, (int)s->E, (int)s->K, start, s->force, s->sigmoid, s->normalise, (float)s->scale };
 }
 
-template <int N> struct number { static const int value = N; };
-
-/* body(number<PER>()) with the PER for E experts. */
+/* with_share(E, [&](auto per) { const int PER = decltype(per)::value; ... }): the code for E experts. */
 template <typename F> static void with_share(int64_t E, F body) {
-    if (E <= WARP) body(number<1>());
-    else if (E <= 2 * WARP) body(number<2>());
-    else if (E <= 4 * WARP) body(number<4>());
-    else if (E <= 8 * WARP) body(number<8>());
-    else if (E <= 16 * WARP) body(number<16>());
-    else body(number<0>());
+    if (E <= WARP) body(std::integral_constant<int, 1>());
+    else if (E <= 2 * WARP) body(std::integral_constant<int, 2>());
+    else if (E <= 4 * WARP) body(std::integral_constant<int, 4>());
+    else if (E <= 8 * WARP) body(std::integral_constant<int, 8>());
+    else if (E <= 16 * WARP) body(std::integral_constant<int, 16>());
+    else body(std::integral_constant<int, 0>());
 }
 
 /* ------------------------------------------------------------------ scores and choice */
