@@ -273,7 +273,18 @@ void mu_cuda_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores, m
 }
 
 /* ------------------------------------------------------------------ balancing term
- * A warp a token, sums in double; a block adds STRETCH tokens, the stretches are added in their order. */
+ * The sums: a warp a token, in double; a block adds STRETCH tokens, the stretches are added in their order. */
+static __global__ void balance_coef_kernel(int n, int E, double factor, matrix<int64_t> counts, matrix<float> coef) {
+    int cell = (int)thread_index(), r = cell / E, i = cell % E;
+    if (r < n) coef.row(r)[i] = (float)(factor * (double)counts.row(r)[i]);
+}
+
+void mu_cuda_balance_coef(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef) {
+    MU_CHECK(n * E <= INT32_MAX - THREADS, "%lld x %lld coefficients", (long long)n, (long long)E);
+    launch(dev, blocks_for(n * E, THREADS), THREADS, 0, balance_coef_kernel, (int)n, (int)E, factor,
+           typed<int64_t>(counts), typed<float>(coef));
+}
+
 enum { STRETCH = 8 * TOKENS };
 
 typedef struct { int T, E, segment; bool normalise; } balance_shape;
