@@ -689,11 +689,13 @@ static const kernel_case kernel_cases[] = {
     BOTH(attention, 1, 65, 4, 2, 16, 3)
     BOTH(attention, 5, 17, 6, 3, 10, 1) BOTH(attention, 1, 257, 2, 2, 32, 1)
     BOTH(attention, 1, 600, 2, 1, 16, 2)
+    BOTH(attention, 1, 200, 2, 1, 96, 1) BOTH(attention, 2, 140, 4, 2, 128, 1) BOTH(attention, 1, 300, 3, 1, 64, 2)
     C(attention_fwd, 0, 1, 2, 2, 16, 1, 7) C(attention_fwd, 1, 1, 1, 1, 2, 1, 1) C(attention_fwd, 3, 1, 4, 2, 16, 1, 255)
     C(attention_fwd, 1, 1, 4, 4, 64, 1, 256) C(attention_fwd, 2, 1, 80, 2, 10, 1, 300)
     C(attention_fwd, 1, 1, 6, 1, 80, 3, 900) C(attention_fwd, 1, 1, 3, 1, 300, 1, 40)
     C(attention_fwd, 1, 2, 4, 2, 16, 1, 31) C(attention_fwd, 2, 5, 4, 1, 10, 1, 254)
     C(attention_fwd, 1, 33, 2, 1, 64, 8, 223) C(attention_fwd, 2, 130, 2, 2, 32, 1, 500)
+    C(attention_fwd, 2, 37, 2, 1, 96, 1, 100) C(attention_fwd, 1, 129, 3, 3, 128, 4, 63)
 
     /* R, experts, D, F, spread */
     EXPERTS(0, 3, 8, 4, EVEN) EXPERTS(1, 1, 1, 1, EVEN) EXPERTS(1, 4, 16, 8, EVEN)
