@@ -165,6 +165,7 @@ typedef struct {
     int n_experts;                          /* 0: not stacked; else E, of which the ids in local[] live here */
     const int *local;
     int n_local;
+    int64_t first_load;                     /* with experts: where the load of expert 0 stands among all loads */
 } mu_param_desc;
 
 typedef struct mu_param mu_param;
@@ -174,8 +175,7 @@ typedef struct {
     int64_t offset, count;                  /* in the parameter's values */
     int expert;                             /* id, or -1 */
     int64_t global_index;                   /* the same on every rank and for any ep: order of fixed sums */
-    int64_t steps;                          /* optimizer steps taken: bias correction */
-    bool idle;                              /* took no token in this global batch: the optimizer skips it */
+    int64_t load;                           /* an expert's place among the loads, tokens that each took; else -1 */
 } mu_unit;
 struct mu_param {
     mu_tensor tensor;                       /* [shape] or [n_local, shape]; grad points into the slab */
@@ -190,6 +190,7 @@ typedef struct {
     mu_group *groups[4];
     mu_param **params;
     int64_t n_global_units;
+    int64_t n_loads;                        /* given to experts so far: E for each layer that has some */
 } mu_params;
 
 mu_params *mu_params_new(mu_device *dev);

@@ -61,6 +61,7 @@ static void make_units(mu_params *ps, mu_param *p) {
                                  .offset = i * unit_count(d),
                                  .count = unit_count(d),
                                  .expert = expert,
+                                 .load = expert < 0 ? -1 : d->first_load + expert,
                                  .global_index = ps->n_global_units + (expert < 0 ? 0 : expert) };
         name_unit(&p->units[i], d);
     }

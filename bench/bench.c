@@ -87,13 +87,16 @@ static void subject_free(subject *s) {
     free(s->seconds);
 }
 
-/* Assignments of every MoE layer over all ranks, the counts of global_aux_loss. */
-static int64_t *count(subject *s, mu_mesh *mesh, int64_t E) {
-    int64_t *counts = mu_tape_alloc(s->tape, sizeof *counts * (size_t)(s->model->n_moe * E + 1));
+/* Assignments of every MoE layer over all ranks: the counts of global_aux_loss, and the optimizer's loads. */
+static mu_tensor *count(subject *s, mu_mesh *mesh, int64_t E, int64_t **host) {
+    mu_tensor *loads = mu_tensor_ints(s->tape, MU_DTYPE_I64, s->model->n_moe * E, NULL);
+    *host = mu_tape_alloc(s->tape, sizeof **host * (size_t)(s->model->n_moe * E + 1));
     for (int layer = 0; layer < s->model->n_moe; layer++)
-        mu_routing_count(s->tape, &s->routings[layer], counts + layer * E);
-    mu_all_reduce(mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, counts, s->model->n_moe * E);
-    return counts;
+        mu_routing_count(s->tape, &s->routings[layer], mu_mat_values(mu_data(loads), layer * E));
+    mu_tensor_read(loads, *host);
+    mu_all_reduce(mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, *host, s->model->n_moe * E);
+    mu_tensor_write(loads, *host);
+    return loads;
 }
 
 static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bool counted) {
@@ -111,7 +114,8 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     mu_tensor *x = mu_model_forward(s->model, s->tape, &cx, in, s->routings);
     mu_tensor *loss = mu_model_head_loss(s->model, s->tape, x, targets, 1.0 / (double)all, NULL);
     mu_release(s->tape, x);
-    int64_t *counts = count(s, mesh, o->experts);
+    int64_t *counts;
+    mu_mat loads = mu_data(count(s, mesh, o->experts, &counts));
     mu_tape_part(s->tape, "balance");
     for (int i = 0; i < s->model->n_moe; i++) {
         mu_balance_counts c = { counts + i * o->experts, counts + i * o->experts, all, all };
@@ -123,11 +127,12 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     s->loss = 0;
     for (int64_t i = 0; i < mu_count(loss); i++) s->loss += losses[i];
     mu_backward(s->tape, loss);
-    mu_tape_reset(s->tape);
     double reduce = mu_time();
     mu_grads_reduce(s->opt);
-    double update = mu_time(), norm = mu_grad_norm(s->opt, mesh->world);
-    mu_adamw_step(s->opt, 1e-3, norm > 1 ? 1 / norm : 1);
+    double update = mu_time();
+    mu_grad_clip(s->opt, mesh->world, 1.0, NULL);
+    mu_adamw_step(s->opt, 1e-3, loads);
+    mu_tape_reset(s->tape);
     s->seconds[number] = mu_time() - start;
     if (counted) s->reduce += update - reduce, s->optimizer += mu_time() - update;
     free(tokens);

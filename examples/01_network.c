@@ -103,7 +103,7 @@ static double train(const network *net, mu_params *ps, mu_tape *tp) {
         value = mu_tensor_scalar_get(loss);
         if (step == 1 || step % 200 == 0) printf("  step %4d  mean squared error %.6f\n", step, value);
         mu_backward(tp, loss);
-        mu_adamw_step(opt, mu_learning_rate(&cfg, step, STEPS), 1.0);
+        mu_adamw_step(opt, mu_learning_rate(&cfg, step, STEPS), (mu_mat){ 0 });
         mu_params_zero_grad(ps);
         mu_tape_reset(tp);
     }

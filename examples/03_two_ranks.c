@@ -112,9 +112,12 @@ static double train_step(model *m, uint32_t step) {
     mu_tensor *ce = mu_head_loss(m->tp, z, &m->head_VD->tensor, right, 1.0 / (double)T, NULL);
 
     /* The counts are integers, summed over ranks: everybody reaches the same view of the load. */
-    int64_t counts[E] = { 0 };
-    mu_routing_count(m->tp, &routing, counts);
+    int64_t counts[E];
+    mu_tensor *loads = mu_tensor_ints(m->tp, MU_DTYPE_I64, E, NULL);
+    mu_routing_count(m->tp, &routing, mu_data(loads));
+    mu_tensor_read(loads, counts);
     mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_I64, counts, E);
+    mu_tensor_write(loads, counts);
     mu_balance_counts seen = { .micro = counts, .global = counts, .micro_tokens = T, .global_tokens = T };
     mu_balance balance = mu_balance_loss(&m->moe, m->tp, &cx, &routing, &seen);
     mu_tensor *loss = mu_add(m->tp, ce, balance.loss);
@@ -123,9 +126,8 @@ static double train_step(model *m, uint32_t step) {
 
     mu_backward(m->tp, loss);
     mu_grads_reduce(m->opt);            /* router and head over the world, experts over their replicas */
-    double norm = mu_grad_norm(m->opt, m->mesh->world), clip = m->opt->cfg.grad_clip;
-    mu_moe_mark_idle(&m->moe, counts);
-    mu_adamw_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), norm > clip ? clip / norm : 1.0);
+    mu_grad_clip(m->opt, world, m->opt->cfg.grad_clip, NULL);
+    mu_adamw_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), mu_data(loads));
     count_travellers(m, &routing);
     mu_params_zero_grad(m->ps);
     mu_tape_reset(m->tp);

@@ -245,7 +245,9 @@ int64_t mu_device_bytes(const mu_device *dev) {
 }
 
 void mu_device_read(mu_device *dev, void *to, const void *data, size_t bytes) {
-    if (bytes) dev->backend->read(dev, to, data, bytes);
+    if (!bytes) return;
+    dev->waits++;
+    dev->backend->read(dev, to, data, bytes);
 }
 
 void mu_device_write(mu_device *dev, void *data, const void *from, size_t bytes) {
@@ -253,9 +255,12 @@ void mu_device_write(mu_device *dev, void *data, const void *from, size_t bytes)
 }
 
 void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes) {
+    if (bytes) dev->waits++;
     return dev->backend->stage_begin(dev, data, bytes);
 }
 
 void mu_device_stage_end(mu_device *dev, void *data, size_t bytes, bool written) {
     dev->backend->stage_end(dev, data, bytes, written);
 }
+
+int64_t mu_device_waits(const mu_device *dev) { return dev->waits; }

@@ -47,7 +47,21 @@ typedef struct {
     int64_t first_token;        /* global number of row 0, for MU_ROUTE_BALANCED */
 } mu_route_shape;
 
-typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t t; } mu_adamw_spec;
+typedef struct { double lr, beta1, beta2, eps, weight_decay; } mu_adamw_spec;
+
+/* A line of the table of units (I64, in device memory) that a slab of values consists of, in ascending order; what lies
+ * between two units is nobody's. Work on a slab is cut into pieces: of a unit, from its first value on, MU_SLAB_PIECE
+ * values, at the end fewer. So a unit's sums do not depend on where it lies. */
+enum { MU_SLAB_PIECE = 16384 };
+typedef struct {
+    int64_t first, count;       /* the unit's values; a count of 0: others work on it, here only its step is counted */
+    int64_t piece;              /* pieces of all units before it */
+    int64_t id;                 /* its place among sums of squares and step counts */
+    int64_t load;               /* its place among the loads: the unit rests when it is 0 there; -1: it never rests */
+    int64_t decays;             /* 1: weight decay applies */
+} mu_slab_unit;
+enum { MU_SLAB_UNIT_WORDS = sizeof(mu_slab_unit) / sizeof(int64_t) };
+static inline int64_t mu_slab_pieces(int64_t count) { return (count + MU_SLAB_PIECE - 1) / MU_SLAB_PIECE; }
 
 /* Exact sums of n values: I64 words [n] high, [n] low, and one that is not 0 once a summand was NaN, infinite or not
  * below 2^26, or a sum left +-2^26. A value is high * 2^-24 + low * 2^-69, -2^44 <= low < 2^44. A summand is rounded
@@ -179,10 +193,21 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
      * its summand sum over r of a[r]^T b[r], rounded as a product is; a [R, m], b [R, n]. Other leaves do not matter to it. `fine`: as gemm_fine. */ \
     K(exact_product, (mu_device *dev, bool fine, int64_t groups, int64_t leaves, int64_t m, int64_t n, mu_mat cuts, mu_mat a, mu_mat b, mu_mat sums), \
                      (dev, fine, groups, leaves, m, n, cuts, a, b, sums)) \
-    /* AdamW on n values, g scaled by grad_scale: decoupled decay, bias correction with step t >= 1 (Loshchilov & Hutter 2019).
-     * w, g, m, v fine; `real`, where given, receives the new w. */ \
-    K(adamw, (mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m, mu_mat v, mu_mat real), \
-             (dev, n, spec, w, g, m, v, real))
+    /* A slab of n_units units, n_pieces pieces altogether; units I64 [n_units, MU_SLAB_UNIT_WORDS]; g, w, m, v fine; squares,
+     * losses, norm and scale F64; loads and steps I64. squares[id] = sum of g^2 over the unit,
+     * accumulated in double, the same bits wherever the unit lies. */ \
+    K(slab_sumsq, (mu_device *dev, int64_t n_units, int64_t n_pieces, mu_mat units, mu_mat g, mu_mat squares), \
+                  (dev, n_units, n_pieces, units, g, squares)) \
+    /* norm = root of the sum of n squares, added in a fixed order; scale = what the gradient is to be multiplied by so that
+     * it is no longer than max_norm (0: of any length), NaN when the norm or one of the n_losses losses is not finite. */ \
+    K(clip, (mu_device *dev, int64_t n, mu_mat squares, int64_t n_losses, mu_mat losses, double max_norm, mu_mat norm, mu_mat scale), \
+            (dev, n, squares, n_losses, losses, max_norm, norm, scale)) \
+    /* AdamW (Loshchilov & Hutter 2019) on every unit that does not rest: steps[id] += 1, then with that many steps for the bias
+     * correction, g scaled and decoupled decay, the unit's w, m, v; `real`, where given, receives the new w. Nothing at
+     * all when the scale is not finite. loads NULL: no unit rests. */ \
+    K(slab_adamw, (mu_device *dev, int64_t n_units, int64_t n_pieces, const mu_adamw_spec *spec, mu_mat units, mu_mat loads, mu_mat scale, \
+                   mu_mat steps, mu_mat w, mu_mat g, mu_mat m, mu_mat v, mu_mat real), \
+                  (dev, n_units, n_pieces, spec, units, loads, scale, steps, w, g, m, v, real))
 
 typedef struct mu_kernels {
 #define K(name, params, args) void (*name) params;
@@ -201,6 +226,7 @@ struct mu_device {
     struct mu_device *inner;    /* guarded: the device that does the work */
     mu_memory *memories;        /* all stretches, a list */
     int unlocked;               /* guarded: depth of nested permissions */
+    int64_t waits;              /* how often the host waited for this device */
     const struct mu_backend *backend;   /* kernels/internal.h */
 };
 
@@ -218,13 +244,16 @@ void mu_memory_commit(mu_memory *m, size_t bytes);
 void mu_memory_free(mu_memory *m);
 int64_t mu_device_bytes(const mu_device *dev);          /* committed bytes of all stretches */
 
-/* Copies between host and device memory. shape: reads give zeros. */
+/* Copies between host and device memory. shape: reads give zeros. A write does not wait for what the device has to do. */
 void mu_device_read(mu_device *dev, void *host, const void *data, size_t bytes);
 void mu_device_write(mu_device *dev, void *data, const void *host, size_t bytes);
 /* For dist/: a host view of device memory, valid until the end call, which makes host writes visible. May be
  * nested. Not on `shape`, which has no data: a dry run communicates nothing. */
 void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes);
 void mu_device_stage_end(mu_device *dev, void *data, size_t bytes, bool written);
+/* How often the host has waited for the device so far: each read and each staging, also where, as on the cpu, the work
+ * was done already. A step of a fast device has few. */
+int64_t mu_device_waits(const mu_device *dev);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

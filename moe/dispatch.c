@@ -29,7 +29,8 @@ static mu_tensor *sort_rows(const mu_moe *m, mu_tape *tp, const mu_context *cx, 
     mu_tensor *offsets = mu_tensor_ints(tp, MU_DTYPE_I64, m->E + 1, NULL);
     p->token = mu_tensor_ints(tp, MU_DTYPE_I32, p->T * p->K, NULL);
     p->row_TK = mu_tensor_new(tp, MU_DTYPE_I32, 2, (int64_t[]){ p->T, p->K });
-    dev->k->plan(dev, p->T, m->E, m->K, cx->seq_len, capacity_of(m, cx), mu_data(r->ids_TK), mu_data(order),
+    p->capacity = capacity_of(m, cx);
+    dev->k->plan(dev, p->T, m->E, m->K, cx->seq_len, p->capacity, mu_data(r->ids_TK), mu_data(order),
                  mu_data(offsets), mu_data(p->token), mu_data(p->row_TK));
     mu_release(tp, order);
     return offsets;
@@ -83,9 +84,9 @@ static void arrange_received(const mu_moe *m, mu_tape *tp, mu_plan *p, const int
 }
 
 /* Rows for each place and leaf, on the host: of a sequence's assignments an expert takes up to the capacity. */
-static int64_t *rows_per_leaf(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
-                              int64_t leaves) {
-    int64_t n = r->counts_SE->shape[0], most = capacity_of(m, cx);
+static int64_t *rows_per_leaf(const mu_moe *m, mu_tape *tp, const mu_routing *r,
+                              int64_t leaves, int64_t most) {
+    int64_t n = r->counts_SE->shape[0];
     int64_t *chosen = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(n * m->E));
     int64_t *rows = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(leaves * m->E));
     mu_tensor_read(r->counts_SE, chosen);
@@ -98,9 +99,9 @@ static int64_t *rows_per_leaf(const mu_moe *m, mu_tape *tp, const mu_context *cx
 }
 
 /* Where the leaves of all peers begin among the rows of each expert here: by expert, then peer, then leaf. */
-static void cut_leaves(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r, mu_plan *p) {
+static void cut_leaves(const mu_moe *m, mu_tape *tp, const mu_routing *r, mu_plan *p) {
     int64_t P = m->group->size, e = m->place->n_local, L = mu_leaves(tp, p->T), n = 0;
-    int64_t *mine = rows_per_leaf(m, tp, cx, r, L), *theirs = mine;
+    int64_t *mine = rows_per_leaf(m, tp, r, L, p->capacity), *theirs = mine;
     int64_t *cuts = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(e * P * L + 1));
     if (P > 1 && !mu_tape_device(tp)->shape_only) {
         int64_t *bytes = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)P);
@@ -121,7 +122,7 @@ mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const m
     mu_plan *p = mu_tape_alloc(tp, sizeof *p);
     *p = (mu_plan){ .T = r->ids_TK->shape[0], .K = m->K, .experts = m->place->n_local };
     mu_tensor *offsets = sort_rows(m, tp, cx, r, p);
-    if (m->gate_eFD->tensor.sums && mu_tape_recording(tp)) cut_leaves(m, tp, cx, r, p);
+    if (m->gate_eFD->tensor.sums && mu_tape_recording(tp)) cut_leaves(m, tp, r, p);
     if (P == 1) {
         p->rows = p->T * p->K;
         p->offsets = offsets, p->index = p->token, p->back = p->row_TK, p->fan = p->K;

@@ -16,7 +16,10 @@ static mu_param *add(mu_params *ps, const mu_moe *m, mu_group *group, const char
                         .std = std,
                         .decay = decay,
                         .layer = m->layer };
-    if (per_expert) d.n_experts = (int)m->E, d.local = m->place->local, d.n_local = m->place->n_local;
+    if (per_expert) {
+        d.n_experts = (int)m->E, d.local = m->place->local, d.n_local = m->place->n_local;
+        d.first_load = m->first_load;
+    }
     return mu_params_add(ps, &d);
 }
 
@@ -28,9 +31,11 @@ void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std
                    .F = cfg->moe_ffn_hidden_size,
                    .E = cfg->num_experts,
                    .K = cfg->top_k,
+                   .first_load = ps->n_loads,
                    .group = group,
                    .place = place,
                    .bias = mu_alloc((size_t)cfg->num_experts, sizeof(double)) };
+    ps->n_loads += m->E;
     m->router_ED = add(ps, m, shared, "gate", m->E, D, init_std, false, false);
     m->gate_eFD = add(ps, m, expert, "experts/%d/gate_proj", m->F, D, init_std, true, true);
     m->up_eFD = add(ps, m, expert, "experts/%d/up_proj", m->F, D, init_std, true, true);
@@ -44,19 +49,13 @@ void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std
 
 void mu_moe_free(mu_moe *m) { free(m->bias); }
 
-void mu_moe_mark_idle(mu_moe *m, const int64_t *counts) {
-    mu_param *of_experts[] = { m->gate_eFD, m->up_eFD, m->down_eDF };
-    for (int p = 0; p < 3; p++)
-        for (mu_unit *u = of_experts[p]->units; u < of_experts[p]->units + of_experts[p]->n_units; u++)
-            u->idle = counts[u->expert] == 0;
-}
-
-static int64_t count_dropped(mu_tape *tp, const mu_moe *m, const mu_plan *plan) {
-    if (m->cfg->capacity_factor == 0 || mu_tape_device(tp)->shape_only) return 0;
-    if (plan->exchanged) return plan->T * plan->K - plan->sent;
-    int64_t *offsets = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(m->E + 1));
-    mu_tensor_read(plan->offsets, offsets);
-    return plan->T * plan->K - offsets[m->E];
+int64_t mu_routing_dropped(const mu_routing *r) {
+    const mu_plan *p = r->plan;
+    int64_t rows = p->sent;
+    if (!p->capacity || p->offsets->dev->shape_only) return 0;
+    if (!p->exchanged)
+        mu_device_read(p->offsets->dev, &rows, mu_mat_values(mu_data(p->offsets), p->experts).data, sizeof rows);
+    return p->T * p->K - rows;
 }
 
 static mu_tensor *travel(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const int64_t *send,
@@ -105,7 +104,7 @@ mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu
     *routing = mu_route(m, tp, cx, x);
     mu_tape_part(tp, "dispatch and combine");
     mu_plan *plan = mu_dispatch(m, tp, cx, routing);
-    routing->dropped = count_dropped(tp, m, plan);
+    routing->plan = plan;
     mu_tensor *y = routed(m, tp, x, routing->gates_TK, plan);
     mu_tape_part(tp, "experts");
     if (!m->shared_gate) return y;

@@ -48,6 +48,7 @@ typedef struct {
     const mu_moe_config *cfg;
     int layer;
     int64_t D, F, E, K;
+    int64_t first_load;                     /* of expert 0, among the loads of all experts */
     mu_comm *group;                         /* the expert group */
     const mu_placement *place;
     mu_param *router_ED, *gate_eFD, *up_eFD, *down_eDF;
@@ -59,12 +60,12 @@ typedef struct {
 typedef struct {
     mu_tensor *scores_TE, *lse_T, *ids_TK, *gates_TK;
     mu_tensor *counts_SE;                   /* I64 [sequences, E]: assignments, dropped ones included */
-    int64_t dropped;                        /* assignments beyond the capacity */
+    const struct mu_plan *plan;             /* where the rows went */
 } mu_routing;
-/* Adds this rank's assignments to each expert to counts_E. Local. */
-void mu_routing_count(mu_tape *tp, const mu_routing *r, int64_t *counts_E);
-/* Before mu_adamw_step: experts that took nothing in the global batch rest. Local. */
-void mu_moe_mark_idle(mu_moe *m, const int64_t *counts_E);
+/* Assignments beyond the capacity. With a capacity, and when rows did not travel, it waits for the device. Local. */
+int64_t mu_routing_dropped(const mu_routing *r);
+/* counts_E (I64, on the device) = this rank's assignments to each expert. Local. */
+void mu_routing_count(mu_tape *tp, const mu_routing *r, mu_mat counts_E);
 
 /* Declares the layer's parameters under /layers/<layer>/mlp. Borrows cfg, group and place. Local. */
 void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,
@@ -79,8 +80,9 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
 
 /* Where each routed row goes, and back. For one rank: rows sorted by expert, read straight from x. For
  * several: rows travel sorted by destination, and the receiver visits them by expert, then sender. */
-typedef struct {
+typedef struct mu_plan {
     int64_t T, K;
+    int64_t capacity;                       /* most rows an expert takes of a sequence; 0: any number */
     int64_t rows;                           /* that the experts here take (room for T*K when there is one rank) */
     int64_t experts;                        /* e */
     mu_tensor *offsets;                     /* I64 [e+1] */

@@ -46,9 +46,10 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
     return r;
 }
 
-void mu_routing_count(mu_tape *tp, const mu_routing *r, int64_t *counts) {
-    int64_t n = mu_count(r->counts_SE), E = r->counts_SE->shape[1];
-    int64_t *by_sequence = mu_tape_alloc(tp, sizeof *by_sequence * (size_t)(n + 1));
-    mu_tensor_read(r->counts_SE, by_sequence);
-    for (int64_t i = 0; i < n; i++) counts[i % E] += by_sequence[i];
+void mu_routing_count(mu_tape *tp, const mu_routing *r, mu_mat counts) {
+    mu_device *dev = mu_tape_device(tp);
+    int64_t T = r->ids_TK->shape[0], K = r->ids_TK->shape[1], E = r->counts_SE->shape[1];
+    counts.ld = E;
+    if (T) dev->k->count_experts(dev, T, E, K, T, mu_data(r->ids_TK), counts);
+    else dev->k->fill(dev, E, 0.0, (mu_mat){ counts.data, MU_DTYPE_F64, 1 }); /* words of zero bits */
 }

@@ -43,6 +43,34 @@ static int64_t share_end(const mu_adamw *o, int group) {
     return o->ends[group][rank_in(o->params->groups[group])];
 }
 
+/* The group's table of units, on the device. Those of other ranks are in it without values: their steps count. */
+static void make_table(mu_adamw *o, int group) {
+    mu_params *ps = o->params;
+    int64_t begin = share_begin(o, group), end = share_end(o, group);
+    mu_slab_unit *table = mu_alloc((size_t)ps->n_global_units, sizeof *table);
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
+        if (u->param->desc.group != ps->groups[group]) continue;
+        int64_t first = place_of(u), count = first >= begin && first < end ? u->count : 0;
+        table[o->n_units[group]++] = (mu_slab_unit){ count ? first - begin : 0, count,   o->n_pieces[group],
+                                                     u->global_index,           u->load, u->param->desc.decay };
+        o->n_pieces[group] += mu_slab_pieces(count);
+    }
+    size_t bytes = (size_t)o->n_units[group] * sizeof *table;
+    o->units[group] = mu_memory_new(ps->dev, bytes);
+    mu_memory_commit(o->units[group], bytes);
+    mu_device_write(ps->dev, o->units[group]->region.base, table, bytes);
+    free(table);
+}
+
+/* In o->state: sums of squares and step counts of all units, then the norm and the scale. */
+static mu_mat squares_of(const mu_adamw *o) { return (mu_mat){ o->state->region.base, MU_DTYPE_F64, 1 }; }
+static mu_mat steps_of(const mu_adamw *o) {
+    mu_mat squares = squares_of(o);
+    return (mu_mat){ (double *)squares.data + o->params->n_global_units, MU_DTYPE_I64, 1 };
+}
+static mu_mat norm_of(const mu_adamw *o) { return mu_mat_values(squares_of(o), 2 * o->params->n_global_units); }
+static mu_mat scale_of(const mu_adamw *o) { return mu_mat_values(norm_of(o), 1); }
+
 mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps) {
     mu_adamw *o = mu_alloc(1, sizeof *o);
     o->cfg = *cfg, o->params = ps;
@@ -53,10 +81,12 @@ mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps) {
             o->moments[i][which] = mu_memory_new(ps->dev, bytes ? bytes : 1);
             mu_memory_commit(o->moments[i][which], bytes);
         }
+        make_table(o, i);
     }
-    size_t bytes = (size_t)ps->n_global_units * sizeof(double);
-    o->squares = mu_memory_new(ps->dev, bytes);
-    mu_memory_commit(o->squares, bytes);
+    size_t bytes = (size_t)(2 * ps->n_global_units + 2) * sizeof(double);
+    o->state = mu_memory_new(ps->dev, bytes);
+    mu_memory_commit(o->state, bytes);
+    ps->dev->k->fill(ps->dev, 1, 1.0, scale_of(o));
     o->host_squares = mu_alloc((size_t)ps->n_global_units, sizeof(double));
     return o;
 }
@@ -65,9 +95,10 @@ void mu_adamw_free(mu_adamw *o) {
     if (!o) return;
     for (int i = 0; i < o->params->n_groups; i++) {
         for (int which = 0; which < 2; which++) mu_memory_free(o->moments[i][which]);
+        mu_memory_free(o->units[i]);
         free(o->ends[i]);
     }
-    mu_memory_free(o->squares);
+    mu_memory_free(o->state);
     free(o->host_squares);
     free(o);
 }
@@ -111,9 +142,19 @@ void mu_adamw_moment_read(const mu_adamw *o, const mu_unit *u, int which, void *
     free(send);
 }
 
+int64_t mu_adamw_steps(const mu_adamw *o, const mu_unit *u) {
+    int64_t steps;
+    mu_device_read(o->params->dev, &steps, mu_mat_values(steps_of(o), u->global_index).data, sizeof steps);
+    return steps;
+}
+
+void mu_adamw_steps_set(mu_adamw *o, const mu_unit *u, int64_t steps) {
+    mu_device_write(o->params->dev, mu_mat_values(steps_of(o), u->global_index).data, &steps, sizeof steps);
+}
+
 /* Exact sums are integers: every rank adds up all of them. */
 static void reduce_sums(const mu_params *ps, mu_comm *c, const mu_group *g) {
-    if (ps->dev->shape_only) return;
+    if (c->size == 1 || ps->dev->shape_only) return;
     size_t bytes = (size_t)g->sums_words * sizeof(int64_t);
     void *host = mu_device_stage_begin(ps->dev, g->sums->region.base, bytes);
     mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, host, g->sums_words);
@@ -132,67 +173,82 @@ void mu_grads_reduce(mu_adamw *o) {
     mu_params_round_grads(ps);
 }
 
-static mu_mat operand(const mu_params *ps, void *data) { return (mu_mat){ data, ps->dev->fine, 1 }; }
-
-/* Sums of squares of this rank's gradients, on the host; 0 for units that are left out. */
-static void measure(mu_adamw *o, bool owned_only) {
-    mu_params *ps = o->params;
-    char *base = o->squares->region.base;
-    size_t bytes = (size_t)ps->n_global_units * sizeof(double);
-    memset(o->host_squares, 0, bytes);
-    mu_device_write(ps->dev, base, o->host_squares, bytes);
-    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
-        if (!owned_only || mu_adamw_owns(o, u))
-            ps->dev->k->sumsq(ps->dev, u->count, operand(ps, mu_unit_grad(u)), false,
-                              (mu_mat){ base + (size_t)u->global_index * sizeof(double), MU_DTYPE_F64, 1 });
-    mu_device_read(ps->dev, o->host_squares, base, bytes);
+/* This rank's share of a group's slab. */
+static mu_mat share_of(const mu_adamw *o, int group, const mu_memory *slab, mu_dtype dtype) {
+    return slab ? mu_mat_values((mu_mat){ slab->region.base, dtype, 1 }, share_begin(o, group)) : (mu_mat){ 0 };
 }
 
-double mu_grad_norm(mu_adamw *o, mu_comm *world) {
+static mu_mat table_of(const mu_adamw *o, int group) {
+    return (mu_mat){ o->units[group]->region.base, MU_DTYPE_I64, MU_SLAB_UNIT_WORDS };
+}
+
+/* Every rank's squares to all of them. */
+static void sum_squares(mu_adamw *o, mu_comm *world) {
     mu_params *ps = o->params;
-    double *squares = o->host_squares, total = 0;
-    measure(o, true);
+    size_t bytes = (size_t)ps->n_global_units * sizeof(double);
+    mu_device_read(ps->dev, o->host_squares, squares_of(o).data, bytes);
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) /* every rank's own: counted once */
-        if (!u->param->desc.group->reduce && u->expert < 0 && world->rank) squares[u->global_index] = 0;
-    mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, squares, ps->n_global_units);
-    for (int64_t i = 0; i < ps->n_global_units; i++) total += squares[i];
-    return sqrt(total);
+        if (!u->param->desc.group->reduce && u->expert < 0 && world->rank) o->host_squares[u->global_index] = 0;
+    mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, o->host_squares, ps->n_global_units);
+    mu_device_write(ps->dev, squares_of(o).data, o->host_squares, bytes);
+}
+
+void mu_grad_clip(mu_adamw *o, mu_comm *world, double max_norm, const mu_tensor *loss) {
+    mu_params *ps = o->params;
+    const mu_kernels *k = ps->dev->k;
+    mu_params_finish_grads(ps);
+    k->fill(ps->dev, ps->n_global_units, 0.0, squares_of(o)); /* of experts that live elsewhere */
+    for (int i = 0; i < ps->n_groups; i++)
+        k->slab_sumsq(ps->dev, o->n_units[i], o->n_pieces[i], table_of(o, i),
+                      share_of(o, i, ps->groups[i]->grads, ps->dev->fine), squares_of(o));
+    if (world->size > 1) sum_squares(o, world);
+    k->clip(ps->dev, ps->n_global_units, squares_of(o), loss ? mu_count(loss) : 0, mu_data(loss), max_norm, norm_of(o),
+            scale_of(o));
+}
+
+double mu_grad_norm(const mu_adamw *o) {
+    double norm;
+    mu_device_read(o->params->dev, &norm, norm_of(o).data, sizeof norm);
+    return norm;
 }
 
 const mu_unit *mu_grads_nonfinite(mu_adamw *o) {
+    mu_params *ps = o->params;
     const mu_unit *bad = NULL;
-    measure(o, false);
-    for (mu_unit *u = mu_unit_next(o->params, NULL); u; u = mu_unit_next(o->params, u))
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
+        ps->dev->k->sumsq(ps->dev, u->count, (mu_mat){ mu_unit_grad(u), ps->dev->fine, 1 }, false,
+                          mu_mat_values(squares_of(o), u->global_index));
+    mu_device_read(ps->dev, o->host_squares, squares_of(o).data, (size_t)ps->n_global_units * sizeof(double));
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
         if (!isfinite(o->host_squares[u->global_index])) bad = u;
     return bad;
 }
 
-static void update(mu_adamw *o, mu_unit *u, double lr, double grad_scale) {
+static void update(mu_adamw *o, int group, double lr, mu_mat loads) {
     mu_params *ps = o->params;
-    const mu_param_desc *d = &u->param->desc;
-    mu_adamw_spec spec = { lr * d->group->lr_factor,
-                           o->cfg.betas[0],
-                           o->cfg.betas[1],
-                           o->cfg.eps,
-                           d->decay ? o->cfg.weight_decay : 0.0,
-                           grad_scale,
-                           u->steps };
-    ps->dev->k->adamw(ps->dev, u->count, &spec, operand(ps, mu_unit_data(u)), operand(ps, mu_unit_grad(u)),
-                      operand(ps, mu_adamw_moment(o, u, 0)), operand(ps, mu_adamw_moment(o, u, 1)),
-                      mu_unit_real(u));
+    const mu_group *g = ps->groups[group];
+    const mu_adamw_spec spec = { lr * g->lr_factor, o->cfg.betas[0], o->cfg.betas[1], o->cfg.eps, o->cfg.weight_decay };
+    mu_mat moments[2];
+    for (int which = 0; which < 2; which++)
+        moments[which] = (mu_mat){ o->moments[group][which]->region.base, ps->dev->fine, 1 };
+    ps->dev->k->slab_adamw(ps->dev, o->n_units[group], o->n_pieces[group], &spec, table_of(o, group), loads, scale_of(o),
+                           steps_of(o), share_of(o, group, g->values, ps->dev->fine),
+                           share_of(o, group, g->grads, ps->dev->fine), moments[0], moments[1],
+                           share_of(o, group, g->reals, ps->dev->real));
 }
 
-void mu_adamw_step(mu_adamw *o, double lr, double grad_scale) {
+void mu_adamw_step(mu_adamw *o, double lr, mu_mat loads) {
     mu_params *ps = o->params;
-    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
-        if (u->idle || u->param->desc.group->frozen) continue;
-        u->steps++;
-        if (mu_adamw_owns(o, u)) update(o, u, lr, grad_scale);
-    }
+    bool shared = false; /* others have changed values, too */
+    mu_params_finish_grads(ps);
     for (int i = 0; i < ps->n_groups; i++) {
-        mu_group *g = ps->groups[i];
+        const mu_group *g = ps->groups[i];
         mu_comm *c = comm_of(g);
-        if (c && !g->frozen) mu_gather_shards(c, ps->dev, ps->dev->fine, g->values->region.base, o->ends[i]);
+        if (g->frozen) continue;
+        update(o, i, lr, loads);
+        if (!c || c->size == 1) continue;
+        mu_gather_shards(c, ps->dev, ps->dev->fine, g->values->region.base, o->ends[i]);
+        shared = true;
     }
-    mu_params_publish(ps);
+    if (shared) mu_params_publish(ps);
 }

@@ -30,16 +30,19 @@ double mu_learning_rate(const mu_optim_config *cfg, int64_t s, int64_t steps);
 /* The ranks of a group's `reduce` communicator hold the same units and share the optimizer's work: each owns a
  * stretch of whole units, of about equal size. A step is
  *     mu_grads_reduce     every rank gets the summed gradients of the units it owns
- *     mu_grad_norm        the sum of squares, each unit's by its owner
+ *     mu_grad_clip        the norm: each unit's sum of squares by its owner; how much the gradient is to be scaled
  *     mu_adamw_step       each rank updates the units it owns, then hands out their values
- * and moments exist with the owner only. Step counts and idle marks are the same on every rank. */
+ * and moments exist with the owner only. With one rank the host only starts work, in all three: the norm, the scale,
+ * the step counts and who rests are the device's. Step counts are the same on every rank. */
 typedef struct {
     mu_optim_config cfg;
     mu_params *params;              /* borrowed */
     int64_t *ends[4];               /* of each group: where the share of each rank ends, in values of the slab */
     mu_memory *moments[4][2];       /* first and second moment of this rank's share of each group's slab */
-    mu_memory *squares;             /* F64 [global units] */
-    double *host_squares;           /* the same on the host */
+    mu_memory *units[4];            /* mu_slab_unit [n_units] of each group, values from the share's beginning */
+    int64_t n_units[4], n_pieces[4];
+    mu_memory *state;               /* squares F64 [global units], steps I64 [global units], norm, scale F64 */
+    double *host_squares;
 } mu_adamw;
 mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps);      /* moments zero. Local */
 void mu_adamw_free(mu_adamw *o);
@@ -49,17 +52,23 @@ void *mu_adamw_moment(const mu_adamw *o, const mu_unit *u, int which);
 /* The same in host memory [u->count], on rank 0 of the group's `reduce` communicator, whoever owns it; on other
  * ranks `host` is room for it all the same. Collective over that communicator. */
 void mu_adamw_moment_read(const mu_adamw *o, const mu_unit *u, int which, void *host);
+/* Steps that a unit has taken, whoever owns it: its bias correction. Reading waits for the device. Local. */
+int64_t mu_adamw_steps(const mu_adamw *o, const mu_unit *u);
+void mu_adamw_steps_set(mu_adamw *o, const mu_unit *u, int64_t steps);
 /* Sums every group's gradients over the group's `reduce` communicator, into the owners' gradients only: what is
  * left in those of other units is of no use. Exact sums are added up as such and rounded afterwards, on every rank. Collective over those communicators. */
 void mu_grads_reduce(mu_adamw *o);
-/* The norm of the whole gradient: squares of each tensor and each expert, added in one fixed order, so that
- * it is the same for any ep. Collective over `world`, all ranks that train together. */
-double mu_grad_norm(mu_adamw *o, mu_comm *world);
+/* The norm of the whole gradient, and what steps scale it by from here on so that it is no longer than max_norm (0: of any length).
+ * When the norm, or a value of `loss` (F64; may be NULL), is not finite, steps change nothing. Squares of each tensor and each expert
+ * are added in one fixed order: the same norm for any ep. Collective over `world`, all ranks that train together. */
+void mu_grad_clip(mu_adamw *o, mu_comm *world, double max_norm, const mu_tensor *loss);
+double mu_grad_norm(const mu_adamw *o);                                 /* the last mu_grad_clip's; waits for the device. Local */
 /* The last unit, the nearest to the loss, whose gradient on this rank is not finite, or NULL. Local. */
 const mu_unit *mu_grads_nonfinite(mu_adamw *o);
-/* One AdamW step of every unit that is not idle; gradients are scaled by grad_scale first. An idle expert
- * keeps weights, moments and its own step count bit for bit. Collective over the `reduce` communicators. */
-void mu_adamw_step(mu_adamw *o, double lr, double grad_scale);
+/* One AdamW step, scaled as the last mu_grad_clip found (never called: not at all). Experts whose load is 0 in `loads` (I64 on the
+ * device, u->load is the place; not given: nobody rests) keep weights, moments and their own step count bit for bit.
+ * Collective over the `reduce` communicators. */
+void mu_adamw_step(mu_adamw *o, double lr, mu_mat loads);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

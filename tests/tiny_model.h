@@ -76,8 +76,8 @@ static inline double tiny_step(mu_tape *tp, mu_model *m, mu_adamw *o) {
     double value = mu_tensor_scalar_get(loss);
     mu_backward(tp, loss);
     mu_grads_reduce(o);
-    double norm = mu_grad_norm(o, comm_alone());
-    mu_adamw_step(o, 1e-2, norm > 1 ? 1 / norm : 1);
+    mu_grad_clip(o, comm_alone(), 1, NULL);
+    mu_adamw_step(o, 1e-2, (mu_mat){ 0 });
     return value;
 }
 

@@ -151,7 +151,8 @@ static mu_status write_unit(mu_trainer *t, mu_store *s, const mu_unit *u, mu_sta
     free(host);
     if (!mine || status != MU_STATUS_OK) return status;
     char *name = moment_name("steps", u);
-    status = mu_store_write(s, name, MU_STORE_I64, 1, (int64_t[]){ 1 }, &u->steps, e);
+    int64_t steps = mu_adamw_steps(t->opt, u);
+    status = mu_store_write(s, name, MU_STORE_I64, 1, (int64_t[]){ 1 }, &steps, e);
     free(name);
     return status;
 }
@@ -166,7 +167,9 @@ static mu_status read_unit(mu_trainer *t, mu_store *s, mu_unit *u, bool training
     }
     if (status != MU_STATUS_OK) return status;
     char *name = moment_name("steps", u);
-    status = mu_store_read(s, name, MU_STORE_I64, 1, (int64_t[]){ 1 }, &u->steps, e);
+    int64_t steps;
+    status = mu_store_read(s, name, MU_STORE_I64, 1, (int64_t[]){ 1 }, &steps, e);
+    if (status == MU_STATUS_OK) mu_adamw_steps_set(t->opt, u, steps);
     free(name);
     return status;
 }

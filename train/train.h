@@ -28,6 +28,8 @@ typedef struct {
     /* Assignments, [MoE layers * experts]: of the micro-batch over all ranks; of the global batch as far as it
      * has come; of the whole global batch, from the counting pass. */
     int64_t *micro_counts, *counts, *counted;
+    mu_memory *results;             /* what a micro-batch leaves on the device for the host; see trainer.c */
+    int64_t *host_results;
 } mu_trainer;
 
 /* Values of one step, the same on every rank. */

@@ -29,6 +29,33 @@ static void plan_batch(mu_trainer *t) {
     t->targets = mu_alloc((size_t)tokens, sizeof *t->targets);
 }
 
+/* What a micro-batch leaves on the device, in words of 8 bytes: assignments of each MoE layer to each expert (I64), then
+ * values, one a leaf (F64): the loss, the cross-entropy, and of each MoE layer the two balancing terms that are logged.
+ * The host reads them in one piece; behind them are the optimizer's loads where these are of several micro-batches. */
+enum { LOSS, CE, LAYERS };
+static int64_t n_cells(const mu_trainer *t) { return t->model->n_moe * t->cfg.moe.num_experts; }
+static int64_t n_leaves(const mu_trainer *t) { return mu_leaves(t->tape, t->micro_size * t->cfg.train.seq_len); }
+static int64_t n_results(const mu_trainer *t) { return n_cells(t) + (LAYERS + 2 * t->model->n_moe) * n_leaves(t); }
+static int aux_of(int layer) { return LAYERS + 2 * layer; }
+static int z_of(int layer) { return aux_of(layer) + 1; }
+
+static mu_mat result_words(const mu_trainer *t, mu_dtype dtype, int64_t first) {
+    return mu_mat_values((mu_mat){ t->results->region.base, dtype, 1 }, first);
+}
+static mu_mat counts_of(const mu_trainer *t, int64_t layer) {
+    return result_words(t, MU_DTYPE_I64, layer * t->cfg.moe.num_experts);
+}
+static mu_mat value_of(const mu_trainer *t, int which) {
+    return result_words(t, MU_DTYPE_F64, n_cells(t) + which * n_leaves(t));
+}
+
+static void make_results(mu_trainer *t) {
+    size_t words = (size_t)(n_results(t) + n_cells(t));
+    t->host_results = mu_alloc((size_t)n_results(t), sizeof(int64_t));
+    t->results = mu_memory_new(t->dev, words * sizeof(int64_t));
+    mu_memory_commit(t->results, words * sizeof(int64_t));
+}
+
 mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error *e) {
     t->mesh = mesh;
     mu_threads_set(mu_cores_share(mesh->local_rank, mesh->local_size, (int)t->cfg.train.threads));
@@ -54,6 +81,7 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
         mu_tape_leaf(t->tape, t->cfg.train.seq_len);
     }
     t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
+    make_results(t);
     mu_roll_init(&t->roll, t->model->n_moe, (int)t->cfg.moe.num_experts);
     return MU_STATUS_OK;
 }
@@ -61,6 +89,7 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
 void mu_trainer_close(mu_trainer *t) {
     mu_roll_free(&t->roll);
     mu_adamw_free(t->opt);
+    mu_memory_free(t->results);
     if (t->tape) mu_tape_free(t->tape);
     mu_model_free(t->model);
     if (t->loader) mu_loader_close(t->loader);
@@ -74,6 +103,7 @@ void mu_trainer_close(mu_trainer *t) {
     free(t->micro_counts);
     free(t->counts);
     free(t->counted);
+    free(t->host_results);
     mu_config_free(&t->cfg, &t->options);
     memset(t, 0, sizeof *t);
 }
@@ -83,7 +113,6 @@ void mu_trainer_close(mu_trainer *t) {
 static int64_t global_tokens(const mu_trainer *t) {
     return t->cfg.train.global_batch_size * t->cfg.train.seq_len;
 }
-static int64_t n_cells(const mu_trainer *t) { return t->model->n_moe * t->cfg.moe.num_experts; }
 
 /* First sample, within the global batch, of this rank's share of micro-batch m. */
 static int64_t first_sample(const mu_trainer *t, int64_t m) {
@@ -122,10 +151,11 @@ static micro_batch read_micro(mu_trainer *t, int64_t m) {
     return b;
 }
 
-/* Adds this rank's assignments of the micro-batch at hand: counts[layer, expert]. */
-static void add_counts(mu_trainer *t, int64_t *counts) {
+/* The assignments of the micro-batch at hand, over this rank's sequences, on the host: counts[layer, expert]. */
+static void read_counts(mu_trainer *t, int64_t *counts) {
     for (int layer = 0; layer < t->model->n_moe; layer++)
-        mu_routing_count(t->tape, &t->routings[layer], counts + layer * t->cfg.moe.num_experts);
+        mu_routing_count(t->tape, &t->routings[layer], counts_of(t, layer));
+    mu_device_read(t->dev, counts, counts_of(t, 0).data, sizeof *counts * (size_t)n_cells(t));
 }
 
 static void sum_counts(mu_trainer *t, int64_t *counts) {
@@ -145,7 +175,8 @@ static void count_pass(mu_trainer *t) {
     for (int64_t m = 0; m < t->n_micro; m++) {
         micro_batch b = read_micro(t, m);
         mu_model_forward(t->model, t->tape, &b.cx, b.tokens, t->routings);
-        add_counts(t, t->counted);
+        read_counts(t, t->micro_counts);
+        for (int64_t i = 0; i < n_cells(t); i++) t->counted[i] += t->micro_counts[i];
         mu_tape_reset(t->tape);
     }
     mu_tape_record(t->tape, true);
@@ -169,72 +200,92 @@ typedef struct {
 } sums;
 enum { SUM_WORDS = sizeof(sums) / sizeof(int64_t) };
 
-/* Adds what each leaf has of a loss, divided by `by`. */
-static void add_values(mu_tape *tp, const mu_tensor *loss, double by, mu_exact *sum) {
-    double *value = mu_tape_alloc(tp, sizeof *value * (size_t)mu_count(loss));
-    mu_tensor_read(loss, value);
-    for (int64_t i = 0; i < mu_count(loss); i++) mu_exact_add(sum, value[i] / by);
+/* Puts a value, one a leaf, where the host will read it. */
+static void keep_value(mu_trainer *t, int which, const mu_tensor *value) {
+    if (value) t->dev->k->add(t->dev, n_leaves(t), value_of(t, which), mu_data(value), value_of(t, which));
 }
 
 /* Adds every MoE layer's balancing terms to the loss. */
-static mu_tensor *add_balance(mu_trainer *t, const mu_context *cx, mu_tensor *loss, sums *s) {
+static mu_tensor *add_balance(mu_trainer *t, const mu_context *cx, mu_tensor *loss) {
     mu_tape_part(t->tape, "balance");
     for (int layer = 0; layer < t->model->n_moe; layer++) {
         const mu_moe *moe = &t->model->blocks[t->model->moe_layers[layer]].moe;
         mu_balance_counts c = { t->micro_counts + layer * t->cfg.moe.num_experts, global_counts(t, layer),
                                 global_tokens(t) / t->n_micro, global_tokens(t) };
         mu_balance b = mu_balance_loss(moe, t->tape, cx, &t->routings[layer], &c);
-        add_values(t->tape, b.aux, t->model->n_moe, &s->aux);
-        if (b.z) add_values(t->tape, b.z, t->model->n_moe, &s->z);
-        s->dropped += t->routings[layer].dropped;
+        keep_value(t, aux_of(layer), b.aux);
+        keep_value(t, z_of(layer), b.z);
         if (b.loss) loss = mu_add(t->tape, loss, b.loss);
     }
     return loss;
 }
 
-static void train_micro(mu_trainer *t, int64_t m, sums *s) {
+/* Starts forward and backward of a micro-batch; its results wait on the device. Returns the loss. */
+static mu_tensor *train_micro(mu_trainer *t, int64_t m) {
     micro_batch b = read_micro(t, m);
+    int64_t values = n_results(t) - n_cells(t);
+    t->dev->k->fill(t->dev, values, 0.0, value_of(t, 0));
     mu_tensor *x = mu_model_forward(t->model, t->tape, &b.cx, b.tokens, t->routings);
-    memset(t->micro_counts, 0, sizeof *t->micro_counts * (size_t)n_cells(t));
-    add_counts(t, t->micro_counts);
+    read_counts(t, t->micro_counts);
     sum_counts(t, t->micro_counts);
-    for (int64_t i = 0; i < n_cells(t); i++) t->counts[i] += t->micro_counts[i];
+    mu_device_write(t->dev, counts_of(t, 0).data, t->micro_counts, sizeof(int64_t) * (size_t)n_cells(t));
     mu_tensor *ce = mu_model_head_loss(t->model, t->tape, x, b.targets, 1.0 / (double)global_tokens(t), NULL);
     mu_release(t->tape, x);
-    mu_tensor *loss = add_balance(t, &b.cx, ce, s);
-    add_values(t->tape, ce, 1, &s->ce);
-    add_values(t->tape, loss, 1, &s->loss);
+    mu_tensor *loss = add_balance(t, &b.cx, ce);
+    keep_value(t, CE, ce);
+    keep_value(t, LOSS, loss);
     mu_backward(t->tape, loss);
+    return loss;
+}
+
+static void add_leaves(const mu_trainer *t, int which, double by, mu_exact *sum) {
+    const int64_t *words = t->host_results + n_cells(t) + which * n_leaves(t);
+    for (int64_t i = 0; i < n_leaves(t); i++) {
+        double value;
+        memcpy(&value, &words[i], sizeof value);
+        mu_exact_add(sum, value / by);
+    }
+}
+
+/* Waits for the device, adds a micro-batch's results to the step's, and drops its tape. */
+static void collect(mu_trainer *t, sums *s) {
+    int n = t->model->n_moe;
+    mu_device_read(t->dev, t->host_results, t->results->region.base, sizeof(int64_t) * (size_t)n_results(t));
+    for (int64_t i = 0; i < n_cells(t); i++) t->counts[i] += t->host_results[i];
+    add_leaves(t, LOSS, 1, &s->loss);
+    add_leaves(t, CE, 1, &s->ce);
+    for (int layer = 0; layer < n; layer++) {
+        add_leaves(t, aux_of(layer), n, &s->aux);
+        add_leaves(t, z_of(layer), n, &s->z);
+        s->dropped += mu_routing_dropped(&t->routings[layer]);
+    }
     mu_tape_reset(t->tape);
 }
 
-/* This rank's gradients of the whole global batch, and its share of every value. */
-static void make_gradients(mu_trainer *t, sums *s) {
+/* One rank that has one micro-batch knows nothing that the device does not: it reads results when the whole step is
+ * on its way. Others need them in between, for sums over ranks and micro-batches. */
+static bool reads_late(const mu_trainer *t) { return t->mesh->world->size == 1 && t->n_micro == 1; }
+
+/* This rank's gradients of the whole global batch, and its share of every value; where results are read late not that,
+ * but the loss, which is returned. */
+static mu_tensor *make_gradients(mu_trainer *t, sums *s) {
     mu_params_zero_grad(t->model->params);
     memset(t->counts, 0, sizeof *t->counts * (size_t)n_cells(t));
+    if (reads_late(t)) return train_micro(t, 0);
     if (needs_count_pass(t)) count_pass(t);
-    for (int64_t m = 0; m < t->n_micro; m++) train_micro(t, m, s);
+    for (int64_t m = 0; m < t->n_micro; m++) {
+        train_micro(t, m);
+        collect(t, s);
+    }
+    return NULL;
 }
 
 /* Experts without a token in the whole global batch rest: the optimizer leaves them alone. */
-static void mark_idle(mu_trainer *t) {
-    for (int layer = 0; layer < t->model->n_moe; layer++)
-        mu_moe_mark_idle(&t->model->blocks[t->model->moe_layers[layer]].moe,
-                         t->counts + layer * t->cfg.moe.num_experts);
-}
-
-static void update(mu_trainer *t, const mu_step_result *r) {
-    double clip = t->cfg.optim.grad_clip;
-    mark_idle(t);
-    mu_adamw_step(t->opt, r->lr, clip > 0 && r->grad_norm > clip ? clip / r->grad_norm : 1.0);
-    int64_t s = t->step + 1;
-    bool last_part = (double)s > 0.97 * (double)t->cfg.train.steps;
-    if ((t->cfg.moe.balance & MU_BALANCE_BIAS) && !last_part)
-        for (int layer = 0; layer < t->model->n_moe; layer++)
-            mu_balance_update_bias(&t->model->blocks[t->model->moe_layers[layer]].moe,
-                                   t->counts + layer * t->cfg.moe.num_experts, t->cfg.moe.bias_update_rate);
-    mu_roll_take(&t->roll, t->counts);
-    t->step = s;
+static mu_mat loads_of(mu_trainer *t) {
+    if (t->n_micro == 1) return counts_of(t, 0);
+    mu_mat loads = result_words(t, MU_DTYPE_I64, n_results(t));
+    mu_device_write(t->dev, loads.data, t->counts, sizeof *t->counts * (size_t)n_cells(t));
+    return loads;
 }
 
 /* For tests of what happens then: one weight of the last layer on this rank. */
@@ -254,22 +305,44 @@ static double dropped_share(const mu_trainer *t, int64_t dropped) {
     return t->model->n_moe ? (double)dropped / (double)assignments : 0.0;
 }
 
+/* The step's values over all ranks. */
+static void add_up(mu_trainer *t, sums *s, bool stop_asked, mu_step_result *r) {
+    s->stop = stop_asked;
+    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, s, SUM_WORDS);
+    r->loss = mu_exact_value(&s->loss), r->ce = mu_exact_value(&s->ce), r->stop = s->stop > 0;
+    r->aux = mu_exact_value(&s->aux), r->z = mu_exact_value(&s->z), r->dropped = dropped_share(t, s->dropped);
+}
+
+/* What else a step changes, once it is known to be finite. */
+static void finish_step(mu_trainer *t) {
+    int64_t s = t->step + 1;
+    bool last_part = (double)s > 0.97 * (double)t->cfg.train.steps;
+    if ((t->cfg.moe.balance & MU_BALANCE_BIAS) && !last_part)
+        for (int layer = 0; layer < t->model->n_moe; layer++)
+            mu_balance_update_bias(&t->model->blocks[t->model->moe_layers[layer]].moe,
+                                   t->counts + layer * t->cfg.moe.num_experts, t->cfg.moe.bias_update_rate);
+    mu_roll_take(&t->roll, t->counts);
+    t->step = s;
+}
+
 mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked) {
     double start = mu_time(), comm_start = mu_mesh_seconds(t->mesh);
     mu_step_result r = { .lr = mu_learning_rate(&t->cfg.optim, t->step + 1, t->cfg.train.steps) };
     sums s = { 0 };
     mu_loader_next(t->loader, t->cfg.train.global_batch_size, t->samples);
     if (mu_fault("step", t->mesh->world->rank)) plant_nan(t);
-    make_gradients(t, &s);
-
+    mu_tensor *unread = make_gradients(t, &s);
     mu_grads_reduce(t->opt);
-    s.stop = stop_asked;
-    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, &s, SUM_WORDS);
-    r.loss = mu_exact_value(&s.loss), r.ce = mu_exact_value(&s.ce), r.stop = s.stop > 0;
-    r.aux = mu_exact_value(&s.aux), r.z = mu_exact_value(&s.z), r.dropped = dropped_share(t, s.dropped);
-    r.grad_norm = mu_grad_norm(t->opt, t->mesh->world);
+    if (!unread) add_up(t, &s, stop_asked, &r);
+    mu_grad_clip(t->opt, t->mesh->world, t->cfg.optim.grad_clip, unread);
+    if (unread || isfinite(r.loss)) mu_adamw_step(t->opt, r.lr, loads_of(t));
+    if (unread) {
+        collect(t, &s);
+        add_up(t, &s, stop_asked, &r);
+    }
+    r.grad_norm = mu_grad_norm(t->opt);
     r.finite = isfinite(r.loss) && isfinite(r.grad_norm);
-    if (r.finite) update(t, &r);
+    if (r.finite) finish_step(t);
     r.seconds = mu_time() - start, r.comm_seconds = mu_mesh_seconds(t->mesh) - comm_start;
     return r;
 }
@@ -294,7 +367,7 @@ static int replay(mu_trainer *t) {
  * more, without the sum over ranks that spreads it everywhere. */
 static const mu_unit *replay_backward(mu_trainer *t) {
     sums s = { 0 };
-    make_gradients(t, &s);
+    if (make_gradients(t, &s)) mu_tape_reset(t->tape);
     mu_params_round_grads(t->model->params);
     return mu_grads_nonfinite(t->opt);
 }

@@ -1,37 +1,106 @@
-/* adamw.c - AdamW (Loshchilov & Hutter 2019) on n values: one fused pass, 28 bytes a value, bound by memory
- * traffic. The bias corrections are folded into two factors, computed in double:
+/* adamw.c - the optimizer over a slab of units: the gradient's norm, and AdamW (Loshchilov & Hutter 2019) in one fused
+ * pass, 28 bytes a value, bound by memory traffic. Threads share out the pieces of all units at once: a thousand small
+ * experts cost one parallel loop. The bias corrections are folded into two factors, computed in double:
  *   w = w (1 - lr wd) - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps) */
 #include "kernels/cpu/cpu.h"
 
-typedef struct { float keep, rate, root, eps, b1, a1, b2, a2, grad_scale; } factors;
-
-static factors prepare(const mu_adamw_spec *s) {
-    double c1 = 1 - pow(s->beta1, (double)s->t), c2 = 1 - pow(s->beta2, (double)s->t);
-    return (factors){ .keep = (float)(1 - s->lr * s->weight_decay), .rate = (float)(s->lr / c1),
-                      .root = (float)(1 / sqrt(c2)), .eps = (float)s->eps,
-                      .b1 = (float)s->beta1, .a1 = (float)(1 - s->beta1),
-                      .b2 = (float)s->beta2, .a2 = (float)(1 - s->beta2),
-                      .grad_scale = (float)s->grad_scale };
+static const mu_slab_unit *unit_at(mu_mat units, int64_t i) {
+    return (const mu_slab_unit *)(void *)(cpu_i64(units) + i * units.ld);
 }
 
-static void update(int64_t n, factors f, float *restrict w, const float *restrict g, float *restrict m,
-                   float *restrict v) {
+/* Where piece `piece` of the slab lies: the last unit that does not begin behind it has it. */
+typedef struct { int64_t unit, first, count; } stretch;
+
+static stretch find_piece(int64_t n_units, mu_mat units, int64_t piece) {
+    int64_t low = 0, high = n_units;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (unit_at(units, middle)->piece <= piece) low = middle;
+        else high = middle;
+    }
+    const mu_slab_unit *u = unit_at(units, low);
+    int64_t at = (piece - u->piece) * MU_SLAB_PIECE;
+    return (stretch){ low, u->first + at, cpu_min(MU_SLAB_PIECE, u->count - at) };
+}
+
+static int team_of(int64_t n_units, mu_mat units) {
+    int64_t values = 0;
+    for (int64_t i = 0; i < n_units; i++) values += unit_at(units, i)->count;
+    return cpu_team(values);
+}
+
+void CPU(slab_sumsq)(mu_device *dev, int64_t n_units, int64_t n_pieces, mu_mat units, mu_mat g, mu_mat squares) {
+    size_t mark = mu_arena_mark(&dev->scratch);
+    double *part = mu_arena_alloc(&dev->scratch, (size_t)n_pieces * sizeof *part);
+#pragma omp parallel for schedule(static) num_threads(team_of(n_units, units))
+    for (int64_t p = 0; p < n_pieces; p++) {
+        stretch s = find_piece(n_units, units, p);
+        part[p] = cpu_sumsq(s.count, cpu_f32(g) + s.first);
+    }
+    for (int64_t i = 0; i < n_units; i++) {
+        const mu_slab_unit *u = unit_at(units, i);
+        double total = 0;
+        for (int64_t p = 0; p < mu_slab_pieces(u->count); p++) total += part[u->piece + p];
+        cpu_f64(squares)[u->id] = total;
+    }
+    mu_arena_release(&dev->scratch, mark);
+}
+
+void CPU(clip)(mu_device *dev, int64_t n, mu_mat squares, int64_t n_losses, mu_mat losses, double max_norm, mu_mat norm,
+               mu_mat scale) {
+    (void)dev;
+    double total = 0;
+    for (int64_t i = 0; i < n; i++) total += cpu_f64(squares)[i];
+    double length = sqrt(total), factor = max_norm > 0 && length > max_norm ? max_norm / length : 1;
+    bool finite = isfinite(length);
+    for (int64_t i = 0; i < n_losses; i++) finite &= isfinite(cpu_f64(losses)[i]) != 0;
+    *cpu_f64(norm) = length, *cpu_f64(scale) = finite ? factor : (double)NAN;
+}
+
+typedef struct { float keep, rate, root, scale; bool rests; } factors;  /* of a unit */
+
+/* Counts the steps of those that do not rest. */
+static void prepare(int64_t n_units, const mu_adamw_spec *s, mu_mat units, mu_mat loads, double scale, int64_t *steps,
+                    factors *of) {
+    double t = 0, c1 = 1, c2 = 1;
+    for (int64_t i = 0; i < n_units; i++) {
+        const mu_slab_unit *u = unit_at(units, i);
+        of[i].rests = loads.data && u->load >= 0 && cpu_i64(loads)[u->load] == 0;
+        if (of[i].rests) continue;
+        if (t != (double)++steps[u->id]) {      /* most have taken as many steps as the one before */
+            t = (double)steps[u->id];
+            c1 = 1 - pow(s->beta1, t), c2 = 1 - pow(s->beta2, t);
+        }
+        of[i].keep = (float)(1 - s->lr * (u->decays ? s->weight_decay : 0));
+        of[i].rate = (float)(s->lr / c1), of[i].root = (float)(1 / sqrt(c2)), of[i].scale = (float)scale;
+    }
+}
+
+static void update(int64_t n, const mu_adamw_spec *s, factors f, float *restrict w, const float *restrict g,
+                   float *restrict m, float *restrict v) {
+    const float b1 = (float)s->beta1, a1 = (float)(1 - s->beta1), b2 = (float)s->beta2, a2 = (float)(1 - s->beta2),
+                eps = (float)s->eps;
     for (int64_t i = 0; i < n; i++) {
-        float gi = g[i] * f.grad_scale;
-        m[i] = f.b1 * m[i] + f.a1 * gi;
-        v[i] = f.b2 * v[i] + f.a2 * (gi * gi);
-        w[i] = w[i] * f.keep - f.rate * m[i] / (sqrtf(v[i]) * f.root + f.eps);
+        float gi = g[i] * f.scale;
+        m[i] = b1 * m[i] + a1 * gi;
+        v[i] = b2 * v[i] + a2 * (gi * gi);
+        w[i] = w[i] * f.keep - f.rate * m[i] / (sqrtf(v[i]) * f.root + eps);
     }
 }
 
-void CPU(adamw)(mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m,
-                mu_mat v, mu_mat real) {
-    factors f = prepare(spec);
-    int64_t blocks = cpu_blocks(n, CPU_BLOCK);
-#pragma omp parallel for schedule(static) num_threads(cpu_team(n))
-    for (int64_t b = 0; b < blocks; b++) {
-        int64_t i = b * CPU_BLOCK;
-        update(cpu_min(CPU_BLOCK, n - i), f, cpu_f32(w) + i, cpu_f32(g) + i, cpu_f32(m) + i, cpu_f32(v) + i);
+void CPU(slab_adamw)(mu_device *dev, int64_t n_units, int64_t n_pieces, const mu_adamw_spec *spec, mu_mat units,
+                     mu_mat loads, mu_mat scale, mu_mat steps, mu_mat w, mu_mat g, mu_mat m, mu_mat v, mu_mat real) {
+    if (!isfinite(*cpu_f64(scale))) return;
+    size_t mark = mu_arena_mark(&dev->scratch);
+    factors *of = mu_arena_alloc(&dev->scratch, (size_t)n_units * sizeof *of);
+    prepare(n_units, spec, units, loads, *cpu_f64(scale), cpu_i64(steps), of);
+#pragma omp parallel for schedule(static) num_threads(team_of(n_units, units))
+    for (int64_t p = 0; p < n_pieces; p++) {
+        stretch s = find_piece(n_units, units, p);
+        if (of[s.unit].rests) continue;
+        update(s.count, spec, of[s.unit], cpu_f32(w) + s.first, cpu_f32(g) + s.first, cpu_f32(m) + s.first,
+               cpu_f32(v) + s.first);
+        if (real.data) memcpy(cpu_f32(real) + s.first, cpu_f32(w) + s.first, (size_t)s.count * sizeof(float));
     }
-    if (real.data) CPU(copy)(dev, n, w, real);
+    mu_arena_release(&dev->scratch, mark);
 }

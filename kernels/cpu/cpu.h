@@ -127,6 +127,14 @@ static inline int64_t cpu_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t cpu_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t cpu_blocks(int64_t n, int64_t block) { return (n + block - 1) / block; }
 
+/* Sum of squares of a block. */
+static inline double cpu_sumsq(int64_t n, const float *x) {
+    double s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) s += (double)x[i] * (double)x[i];
+    return s;
+}
+
 /* Threads for `work` elements touched: waking a team costs a few microseconds. */
 static inline int cpu_team(int64_t work) { return work < 20000 ? 1 : mu_threads(); }
 /* The same for a product of `rows` rows with n*k weights: reading these takes time, too. */

@@ -81,13 +81,6 @@ static double block_sum(int64_t n, const float *x) {
     return s;
 }
 
-static double block_sumsq(int64_t n, const float *x) {
-    double s = 0;
-#pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < n; i++) s += (double)x[i] * (double)x[i];
-    return s;
-}
-
 static double blocked(mu_device *dev, int64_t n, const float *x, double (*sum)(int64_t, const float *)) {
     int64_t blocks = cpu_blocks(n, CPU_BLOCK);
     size_t mark = mu_arena_mark(&dev->scratch);
@@ -107,5 +100,5 @@ void CPU(sum)(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_ma
 }
 
 void CPU(sumsq)(mu_device *dev, int64_t n, mu_mat x, bool add, mu_mat out) {
-    deliver(blocked(dev, n, cpu_f32(x), block_sumsq), add, out);
+    deliver(blocked(dev, n, cpu_f32(x), cpu_sumsq), add, out);
 }

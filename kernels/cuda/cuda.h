@@ -12,6 +12,8 @@
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+#include <string.h>
+#include <type_traits>
 
 extern "C" {
 #define K(name, params, args) void mu_cuda_##name params;
@@ -46,6 +48,12 @@ class cuda_scratch {
 
 static inline int64_t blocks_for(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
+/* Threads of a block that has n things to do: whole warps, at least one, at most `most`. */
+static inline int threads_for(int64_t n, int most) {
+    int64_t whole = blocks_for(n, WARP) * WARP;
+    return whole < WARP ? WARP : whole < most ? (int)whole : most;
+}
+
 /* kernel(args...) on blocks x threads; nothing when there are no blocks. Grids are one-dimensional or, with `rows`,
  * blockIdx.y < rows <= 65535. */
 template <typename... Params, typename... Args>
@@ -66,6 +74,10 @@ static void launch(mu_device *dev, int64_t blocks, int threads, size_t shared, v
     launch_2d(dev, blocks, 1, threads, shared, kernel, args...);
 }
 
+/* Sums in double, in an order fixed by n: *out (+)= scale * sum of x^2; *out (+)= scale * sum of parts (on the device). */
+void cuda_sumsq(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out);
+void cuda_total(mu_device *dev, int64_t n, double scale, const double *part, bool add, double *out);
+
 /* An operand as a kernel takes it: typed, by value. */
 template <typename T> struct matrix {
     T *at;
@@ -79,6 +91,7 @@ template <> struct dtype_of<float> { static const mu_dtype value = MU_DTYPE_F32;
 template <> struct dtype_of<bf16> { static const mu_dtype value = MU_DTYPE_BF16; };
 template <> struct dtype_of<int32_t> { static const mu_dtype value = MU_DTYPE_I32; };
 template <> struct dtype_of<int64_t> { static const mu_dtype value = MU_DTYPE_I64; };
+template <typename T> struct dtype_of<const T> : dtype_of<T> {};
 
 template <typename T> static matrix<T> typed(mu_mat m) {
     MU_CHECK(!m.data || m.dtype == dtype_of<T>::value, "operand is %s, expected %s", mu_dtype_name(m.dtype),
@@ -93,6 +106,17 @@ template <typename F> static void with_real(mu_dtype dtype, F body) {
     else MU_FATAL(MU_STATUS_INTERNAL, "no kernel for operands of %s", mu_dtype_name(dtype));
 }
 
+/* Can a vector, can the rows of a matrix be moved n values at a time? Yes for one that is not given. */
+static inline bool is_aligned(mu_mat m, int n) { return (uintptr_t)m.data % ((size_t)n * mu_dtype_size(m.dtype)) == 0; }
+static inline bool rows_aligned(mu_mat m, int n) { return is_aligned(m, n) && m.ld % n == 0; }
+
+/* with_width<WIDE>(wide, [&](auto n) { const int N = decltype(n)::value; ... }): the code for WIDE values at a time, or
+ * for one. */
+template <int WIDE, typename F> static void with_width(bool wide, F body) {
+    if (wide) body(std::integral_constant<int, WIDE>());
+    else body(std::integral_constant<int, 1>());
+}
+
 /* ------------------------------------------------------------------ device side */
 static __device__ __forceinline__ float as_float(float x) { return x; }
 static __device__ __forceinline__ float as_float(bf16 x) { return __bfloat162float(x); }
@@ -101,17 +125,56 @@ static __device__ __forceinline__ void store(float *to, float x) { *to = x; }
 static __device__ __forceinline__ void store(bf16 *to, float x) { *to = __float2bfloat16_rn(x); }
 static __device__ __forceinline__ void store(double *to, double x) { *to = x; }
 
+/* N neighbouring values in one access of 2, 4, 8 or 16 bytes, to which the address must be aligned. */
+template <int BYTES> struct word_of_bytes;
+template <> struct word_of_bytes<2> { typedef unsigned short type; };
+template <> struct word_of_bytes<4> { typedef unsigned type; };
+template <> struct word_of_bytes<8> { typedef uint2 type; };
+template <> struct word_of_bytes<16> { typedef uint4 type; };
+template <typename T, int N> using word = typename word_of_bytes<N * (int)sizeof(T)>::type;
+
+template <typename T, int N> static __device__ __forceinline__ word<T, N> load_word(const T *from) {
+    return *(const word<T, N> *)from;
+}
+template <typename T, int N> static __device__ __forceinline__ void store_word(T *to, word<T, N> w) {
+    *(word<T, N> *)to = w;
+}
+template <typename T, int N> static __device__ __forceinline__ void unpack(word<T, N> w, float x[N]) {
+    T value[N];
+    memcpy(value, &w, sizeof w);
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = as_float(value[i]);
+}
+template <typename T, int N> static __device__ __forceinline__ word<T, N> packed(const float x[N]) {
+    T value[N];
+    word<T, N> w;
+#pragma unroll
+    for (int i = 0; i < N; i++) store(value + i, x[i]);
+    memcpy((void *)&w, value, sizeof w);
+    return w;
+}
+template <typename T, int N> static __device__ __forceinline__ void load_values(const T *from, float x[N]) {
+    unpack<T, N>(load_word<T, N>(from), x);
+}
+template <typename T, int N> static __device__ __forceinline__ void store_values(T *to, const float x[N]) {
+    store_word<T, N>(to, packed<T, N>(x));
+}
+
 /* This thread's number in a one-dimensional grid, and how many there are: for grid-stride loops. */
 static __device__ __forceinline__ int64_t thread_index() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
 static __device__ __forceinline__ int64_t thread_count() { return (int64_t)gridDim.x * blockDim.x; }
 
-/* Sums over the 32 lanes, the same bits in every lane; over a block of `blockDim.x` threads (a multiple of 32, at most
- * 1024), in all threads. The block's may be called again at once. */
-template <typename T> static __device__ __forceinline__ T warp_sum(T x) {
+/* Sums over each `lanes` neighbours of a warp (a power of two, at most 32; all 32 lanes call it) or over all its lanes, the
+ * same bits in every one; over a block of `blockDim.x` threads (a multiple of 32, at most 1024), in all threads. Largest
+ * values likewise. The block's may be called again at once. */
+template <typename T> static __device__ __forceinline__ T lanes_sum(T x, int lanes) {
 #pragma unroll
-    for (int step = WARP / 2; step; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    for (int step = WARP / 2; step; step /= 2)
+        if (step < lanes) x += __shfl_xor_sync(ALL_LANES, x, step);
     return x;
 }
+
+template <typename T> static __device__ __forceinline__ T warp_sum(T x) { return lanes_sum(x, WARP); }
 
 static __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
@@ -119,16 +182,28 @@ static __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-template <typename T> static __device__ T block_sum(T x) {
+template <typename T, typename F> static __device__ __forceinline__ T block_reduce(T x, T nothing, F of_warp) {
     static __shared__ T part[WARP];
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
-    x = warp_sum(x);
+    x = of_warp(x);
     __syncthreads();
     if (lane == 0) part[warp] = x;
     __syncthreads();
-    x = lane < (int)blockDim.x / WARP ? part[lane] : T(0);
-    return warp_sum(x);
+    return of_warp(lane < (int)blockDim.x / WARP ? part[lane] : nothing);
 }
+
+template <typename T> static __device__ T block_sum(T x) {
+    return block_reduce(x, T(0), [](T value) { return warp_sum(value); });
+}
+
+static __device__ __forceinline__ float block_max(float x) {
+    return block_reduce(x, -INFINITY, [](float value) { return warp_max(value); });
+}
+
+/* sort.cu: tokens 0 .. T-1 in the order of their ids, 0 <= id < V, equal ones in order of token; lives as long as
+ * `scratch`. */
+typedef struct { const int32_t *id, *token; } sorted_ids;
+sorted_ids cuda_sort_ids(mu_device *dev, cuda_scratch &scratch, int64_t T, int64_t V, const int32_t *ids);
 
 /* Threads of a block, and elements it takes, of element-wise kernels. */
 enum { THREADS = 256, ELEMENTS = 4 * THREADS };

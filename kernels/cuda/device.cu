@@ -150,7 +150,9 @@ static void next_half(mu_cuda *c) {
     pinned_ring *r = &c->ring;
     CUDA_CHECK(cudaEventRecord(r->left[r->at], c->stream));
     r->at = (r->at + 1) % HALVES, r->used = 0;
-    if (cudaEventQuery(r->left[r->at]) != cudaSuccess) CUDA_CHECK(cudaEventSynchronize(r->left[r->at]));
+    if (cudaEventQuery(r->left[r->at]) == cudaSuccess) return;
+    c->dev.waits++;
+    CUDA_CHECK(cudaEventSynchronize(r->left[r->at]));
 }
 
 static void write(mu_device *dev, void *data, const void *from, size_t bytes) {

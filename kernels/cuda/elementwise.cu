@@ -1,4 +1,4 @@
-/* elementwise.cu - fill, axpy, add, copy, the two sums, and AdamW: vectors of n values, bound by memory traffic. A thread
+/* elementwise.cu - fill, axpy, add, copy and the two sums: vectors of n values, bound by memory traffic. A thread
  * takes every THREADS-th of its block's ELEMENTS, so that a warp reads 32 neighbours at a time. */
 #include "kernels/cuda/cuda.h"
 
@@ -92,6 +92,10 @@ static __global__ void total_of_parts(int64_t n, double scale, const double *par
     if (threadIdx.x == 0) *out = (add ? *out : 0) + scale * sum;
 }
 
+void cuda_total(mu_device *dev, int64_t n, double scale, const double *part, bool add, double *out) {
+    launch(dev, 1, THREADS, 0, total_of_parts, n, scale, part, add, out);
+}
+
 template <bool SQUARE> static void any_sum(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out) {
     cuda_scratch scratch(dev);
     int64_t blocks = blocks_for(n, STRETCH);
@@ -100,41 +104,15 @@ template <bool SQUARE> static void any_sum(mu_device *dev, int64_t n, double sca
         typedef decltype(zero) T;
         launch(dev, blocks, THREADS, 0, partial_sums<T, SQUARE>, n, (const T *)x.data, part);
     });
-    launch(dev, 1, THREADS, 0, total_of_parts, blocks, scale, (const double *)part, add, typed<double>(out).at);
+    cuda_total(dev, blocks, scale, part, add, typed<double>(out).at);
 }
 
 void mu_cuda_sum(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out) {
     any_sum<false>(dev, n, scale, x, add, out);
 }
 
-void mu_cuda_sumsq(mu_device *dev, int64_t n, mu_mat x, bool add, mu_mat out) { any_sum<true>(dev, n, 1, x, add, out); }
-
-/* ------------------------------------------------------------------ AdamW, one pass over everything; as cpu/adamw.c */
-typedef struct { float keep, rate, root, eps, b1, a1, b2, a2, grad_scale; } factors;
-
-static factors prepare(const mu_adamw_spec *s) {
-    double c1 = 1 - pow(s->beta1, (double)s->t), c2 = 1 - pow(s->beta2, (double)s->t);
-    return factors{ (float)(1 - s->lr * s->weight_decay), (float)(s->lr / c1), (float)(1 / sqrt(c2)), (float)s->eps,
-                    (float)s->beta1, (float)(1 - s->beta1), (float)s->beta2, (float)(1 - s->beta2),
-                    (float)s->grad_scale };
+void cuda_sumsq(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out) {
+    any_sum<true>(dev, n, scale, x, add, out);
 }
 
-template <typename R>
-static __global__ void adamw_kernel(int64_t n, factors f, float *w, const float *g, float *m, float *v, R *real) {
-    each_element(n, [=](int64_t i) {
-        float gi = g[i] * f.grad_scale;
-        float mi = m[i] = f.b1 * m[i] + f.a1 * gi;
-        float vi = v[i] = f.b2 * v[i] + f.a2 * (gi * gi);
-        float wi = w[i] = w[i] * f.keep - f.rate * mi / (sqrtf(vi) * f.root + f.eps);
-        if (real) store(real + i, wi);
-    });
-}
-
-void mu_cuda_adamw(mu_device *dev, int64_t n, const mu_adamw_spec *spec, mu_mat w, mu_mat g, mu_mat m, mu_mat v,
-                   mu_mat real) {
-    with_real(real.data ? real.dtype : MU_DTYPE_BF16, [&](auto zero) {
-        typedef decltype(zero) R;
-        launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, adamw_kernel<R>, n, prepare(spec), typed<float>(w).at,
-               typed<float>(g).at, typed<float>(m).at, typed<float>(v).at, typed<R>(real).at);
-    });
-}
+void mu_cuda_sumsq(mu_device *dev, int64_t n, mu_mat x, bool add, mu_mat out) { cuda_sumsq(dev, n, 1, x, add, out); }

@@ -161,6 +161,7 @@ bool in_device_space(const void *p) { return (const char *)p >= base && (const c
 
 void open_memory(void) {
     if (opened++) return;
+    catch_faults();
     for (auto &[p, piece] : live) protect(p, piece.bytes, PROT_READ | PROT_WRITE);
 }
 

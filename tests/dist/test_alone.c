@@ -30,25 +30,30 @@ static void test_layer(void **state) {
     layer *l = layer_new("ref", mesh, layer_config(E, K, 3), SEQUENCES, S, 5);
     layer_forward(l, l->tp);
 
-    /* mu_routing_count adds. */
+    /* mu_routing_count sums over sequences, here and where there are none. */
     int64_t counts[E], *wanted = layer_counts(l), sum = 0;
-    for (int i = 0; i < E; i++) counts[i] = 100;
-    mu_routing_count(l->tp, &l->routing, counts);
-    for (int i = 0; i < E; i++) sum += counts[i] -= 100, assert_int_equal(counts[i], wanted[i]);
+    mu_tensor *loads = mu_tensor_ints(l->tp, MU_DTYPE_I64, E, NULL);
+    mu_routing_count(l->tp, &l->routing, mu_data(loads));
+    mu_tensor_read(loads, counts);
+    for (int i = 0; i < E; i++) sum += counts[i], assert_int_equal(counts[i], wanted[i]);
     assert_int_equal(sum, SEQUENCES * S * K);
     free(wanted);
+    layer *empty = layer_new("ref", mesh, layer_config(E, K, 3), 0, S, 5);
+    layer_forward(empty, empty->tp);
+    loads = mu_tensor_ints(empty->tp, MU_DTYPE_I64, E, counts);
+    mu_routing_count(empty->tp, &empty->routing, mu_data(loads));
+    mu_tensor_read(loads, counts);
+    for (int i = 0; i < E; i++) assert_int_equal(counts[i], 0);
+    layer_free(empty);
 
-    /* Who took nothing rests, in all three matrices; the shared router never does. Later it may wake. */
-    counts[0] = 0, counts[3] = 0;
-    for (int i = 0; i < 2; i++, counts[3] = 1) {
-        mu_moe_mark_idle(&l->moe, counts);
-        int idle = 0;
-        for (mu_unit *u = mu_unit_next(l->ps, NULL); u; u = mu_unit_next(l->ps, u)) {
-            assert_int_equal(u->idle, u->expert >= 0 && counts[u->expert] == 0);
-            idle += u->idle;
-        }
-        assert_true(idle >= 3);
+    /* An expert's three matrices share its load; the router has none. */
+    int with_load = 0;
+    assert_int_equal(l->ps->n_loads, E);
+    for (mu_unit *u = mu_unit_next(l->ps, NULL); u; u = mu_unit_next(l->ps, u)) {
+        assert_int_equal(u->load, u->expert);
+        with_load += u->load >= 0;
     }
+    assert_int_equal(with_load, 3 * E);
     layer_free(l);
     mu_mesh_close(mesh);
 }

@@ -223,7 +223,7 @@ static mu_mat group_offsets(trial *t, int64_t R, int64_t experts, int64_t spread
 
 /* Bits of the sixth parameter. TO_TOKENS: several rows read one row of dy, and nothing gathered is kept. */
 enum { WITH_IN = 1, WITH_OUT = 2, WITH_H = 4, WITH_DX = 8, WITH_DGATE = 16, WITH_DUP = 32, WITH_DDOWN = 64,
-       WITH_ALL = 127, FRESH = 128, WITH_WEIGHTS = 256, WITH_DWEIGHTS = 512, TO_TOKENS = 1024 };
+       WITH_ALL = 127, FRESH = 128, WITH_WEIGHTS = 256, WITH_DWEIGHTS = 512, TO_TOKENS = 1024, ALIGNED = 2048 };
 
 typedef struct { mu_experts_shape s; mu_mat x, in, offsets, gate, up, down, hg, hu, out, weights, y; } expert_operands;
 
@@ -236,6 +236,7 @@ static mu_mat weights(trial *t, const char *name, int64_t n, int64_t width) {
 
 /* R, experts, D, F, spread, bits */
 static expert_operands expert_case(trial *t, const int64_t *p, int64_t bits) {
+    if (bits & ALIGNED) all_aligned(t);
     int64_t R = p[0], n = p[1], D = p[2], F = p[3], tokens = bits & WITH_IN ? (R + 1) / 2 : R;
     expert_operands o = { .s = { R, n, D, F, bits & FRESH }, .x = matrix(t, "x", tokens, D) };
     o.in = bits & WITH_IN ? random_ints(t, "in", R, tokens ? tokens : 1, false) : NOTHING;
@@ -481,16 +482,71 @@ static void run_xent_bwd(trial *t, const int64_t *p) {
     t->dev->k->xent_bwd(t->dev, p[0], p[1], 0.125, dout, target, lse, logits);
 }
 
-/* n, t, decay in percent, real? */
-static void run_adamw(trial *t, const int64_t *p) {
-    mu_adamw_spec spec = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 0.5 };
-    spec.weight_decay = (double)p[2] / 100;
-    spec.t = p[1];
-    mu_mat real = p[3] ? new_vector(t, "real", p[0]) : NOTHING;
+/* A slab of `n` units of about `size` values: some empty, gaps between them, ids in another order, the first and the
+ * last equally long. Every second unit has a load. */
+typedef struct { int64_t n_units, n_pieces, values, first, last, count; mu_mat units; } slab;
+
+static slab slab_new(trial *t, int64_t n, int64_t size) {
+    slab s = { .n_units = n };
+    int64_t *words = mu_alloc((size_t)n, sizeof(mu_slab_unit)), *ids = draw_permutation(t, n);
+    mu_slab_unit *unit = (mu_slab_unit *)(void *)words;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t count = i % 4 == 3 && i < n - 1 ? 0 : i == n - 1 ? size : size * (i % 3 + 1) / (i % 5 + 1);
+        unit[i] = (mu_slab_unit){ s.values, count, s.n_pieces, ids[i], i % 2 ? i / 2 : -1, i % 3 != 1 };
+        s.values += count + i % 3, s.n_pieces += mu_slab_pieces(count);
+    }
+    if (n) s.first = unit[0].id, s.last = unit[n - 1].id, s.count = unit[n - 1].first;
+    s.units = longs_of(t, "units", n, MU_SLAB_UNIT_WORDS, words);
+    free(words);
+    free(ids);
+    return s;
+}
+
+/* units, size */
+static void run_slab_sumsq(trial *t, const int64_t *p) {
     all_fine(t);
-    mu_mat w = vector(t, "w", p[0]), g = vector(t, "g", p[0]), m = vector(t, "m", p[0]);
-    mu_mat v = positive(t, "v", 1, p[0]);
-    t->dev->k->adamw(t->dev, p[0], &spec, w, g, m, v, real);
+    slab s = slab_new(t, p[0], p[1]);
+    double *x = random_values(t, 50, s.values), squares[2];
+    for (int64_t i = 0; i < p[1] && s.n_units; i++) x[s.count + i] = x[i];      /* the last unit's are the first one's */
+    mu_mat g = reals_of(t, "g", 1, s.values, x);
+    operand *out = doubles_of(t, "squares", s.n_units, constant_values(s.n_units, NAN));
+    out->tolerance = 1e-10;
+    t->dev->k->slab_sumsq(t->dev, s.n_units, s.n_pieces, s.units, g, out->mat);
+    mu_device_read(t->dev, &squares[0], (double *)out->mat.data + s.first, s.n_units ? sizeof(double) : 0);
+    mu_device_read(t->dev, &squares[1], (double *)out->mat.data + s.last, s.n_units ? sizeof(double) : 0);
+    MU_CHECK(!s.n_units || squares[0] == squares[1], "%s: a unit's sum depends on its place: %.17g, %.17g", t->dev->name,
+             squares[0], squares[1]);
+}
+
+/* squares, losses, largest norm in percent, what is not finite: 1 a square, 2 a loss */
+static void run_clip(trial *t, const int64_t *p) {
+    all_fine(t);
+    double *squares = random_values(t, 50, p[0]), *losses = random_values(t, 51, p[1]);
+    for (int64_t i = 0; i < p[0]; i++) squares[i] *= squares[i];
+    if (p[3] == 1) squares[p[0] / 2] = INFINITY;
+    if (p[3] == 2) losses[p[1] - 1] = NAN;
+    mu_mat square = doubles_of(t, "squares", p[0], squares)->mat, loss = doubles_of(t, "losses", p[1], losses)->mat;
+    operand *norm = doubles_of(t, "norm", 1, constant_values(1, 7)), *scale = doubles_of(t, "scale", 1, constant_values(1, 7));
+    norm->tolerance = scale->tolerance = 1e-12;
+    t->dev->k->clip(t->dev, p[0], square, p[1], p[1] ? loss : NOTHING, (double)p[2] / 100, norm->mat, scale->mat);
+}
+
+/* units, size, steps so far, real?, loads?, scale in percent, 0: not a number */
+static void run_slab_adamw(trial *t, const int64_t *p) {
+    mu_adamw_spec spec = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1 };
+    slab s = slab_new(t, p[0], p[1]);
+    mu_mat real = p[3] ? vector(t, "real", s.values) : NOTHING;
+    all_fine(t);
+    int64_t *steps = mu_alloc((size_t)p[0], sizeof *steps), *loads = mu_alloc((size_t)p[0], sizeof *loads);
+    for (int64_t i = 0; i < p[0]; i++) steps[i] = p[2] + i % 3, loads[i] = i % 3;
+    mu_mat step = longs_of(t, "steps", 1, p[0], steps), load = longs_of(t, "loads", 1, p[0], loads);
+    double *factor = constant_values(1, p[5] ? (double)p[5] / 100 : NAN);
+    mu_mat scale = doubles_of(t, "scale", 1, factor)->mat;
+    free(steps);
+    free(loads);
+    mu_mat w = vector(t, "w", s.values), g = vector(t, "g", s.values), m = vector(t, "m", s.values);
+    mu_mat v = positive(t, "v", 1, s.values);
+    t->dev->k->slab_adamw(t->dev, s.n_units, s.n_pieces, &spec, s.units, p[4] ? load : NOTHING, scale, step, w, g, m, v, real);
 }
 
 /* sequences, S, D, 1000 eps, add?: x real and y fine as in forward; when adding, as in backward, the other way round.
@@ -563,6 +619,13 @@ static void run_jitter(trial *t, const int64_t *p) {
     C(experts_bwd, __VA_ARGS__, WITH_OUT | WITH_DX | WITH_DGATE)             \
     C(experts_bwd, __VA_ARGS__, WITH_IN | WITH_DX | WITH_DDOWN)
 
+#define ALIGNED_EXPERTS(...)                                                 \
+    C(experts_fwd, __VA_ARGS__, ALIGNED)                                     \
+    C(experts_fwd, __VA_ARGS__, ALIGNED | WITH_IN | WITH_OUT | WITH_H)       \
+    C(experts_bwd, __VA_ARGS__, ALIGNED | WITH_ALL | WITH_WEIGHTS | WITH_DWEIGHTS) \
+    C(experts_bwd, __VA_ARGS__, ALIGNED | WITH_ALL | FRESH)                  \
+    C(experts_bwd, __VA_ARGS__, ALIGNED | (WITH_ALL - WITH_OUT) | TO_TOKENS | WITH_WEIGHTS | WITH_DWEIGHTS | FRESH)
+
 static const kernel_case kernel_cases[] = {
     LENGTHS(fill, 0) LENGTHS(fill, 1) LENGTHS(axpy, 0) LENGTHS(axpy, 1) LENGTHS(add, 0) LENGTHS(add, 1)
     LENGTHS(copy, 0) LENGTHS(copy, 1) C(copy, 1000, 0, 1) C(copy, 1000, 1, 1)
@@ -580,15 +643,15 @@ static const kernel_case kernel_cases[] = {
     /* T, D, V, same? */
     BOTH(embed, 0, 8, 5) BOTH(embed, 1, 1, 1) BOTH(embed, 65, 80, 257) BOTH(embed, 130, 64, 1000)
     BOTH(embed, 64, 7, 3)
-    BOTH(embed, 130, 33, 257, 1)
+    BOTH(embed, 130, 33, 257, 1) BOTH(embed, 700, 132, 40) BOTH(embed, 2500, 8, 70000) BOTH(embed, 1100, 20, 600, 1)
 
     /* R, D, rows of x */
-    C(gather, 0, 8, 5) C(gather, 1, 1, 1) C(gather, 65, 80, 33) C(gather, 130, 257, 1000) C(gather, 7, 2, 1)
+    C(gather, 0, 8, 5) C(gather, 1, 1, 1) C(gather, 65, 80, 33) C(gather, 130, 257, 1000) C(gather, 7, 2, 1) C(gather, 5, 2400, 9)
 
     /* T, K, D, add?, fine? */
     C(gather_sum, 0, 2, 8, 0) C(gather_sum, 1, 1, 1, 0) C(gather_sum, 65, 2, 80, 0) C(gather_sum, 65, 2, 80, 1)
     C(gather_sum, 65, 3, 80, 0) C(gather_sum, 130, 8, 33, 1) C(gather_sum, 63, 6, 257, 1) C(gather_sum, 3000, 1, 1, 0) C(gather_sum, 130, 1, 1, 1, 1)
-    C(gather_sum, 130, 8, 256, 0) C(gather_sum, 40, 2, 600, 0) C(gather_sum, 40, 2, 600, 1)
+    C(gather_sum, 130, 8, 256, 0) C(gather_sum, 40, 2, 600, 0) C(gather_sum, 40, 2, 600, 1) C(gather_sum, 65, 5, 80, 0, 1)
 
     /* R, D, fine? */
     C(scatter, 0, 8) C(scatter, 1, 1) C(scatter, 65, 80) C(scatter, 30000, 1) C(scatter, 300, 1, 1) C(scatter, 130, 257)
@@ -597,6 +660,7 @@ static const kernel_case kernel_cases[] = {
     BOTH(rmsnorm, 0, 8, 0, 1, 1) BOTH(rmsnorm, 1, 1, 0, 1, 1) BOTH(rmsnorm, 3, 2, 1, 1, 1)
     BOTH(rmsnorm, 65, 80, 1, 1, 1)
     BOTH(rmsnorm, 130, 257, 0, 1, 1) BOTH(rmsnorm, 7, 1000, 0, 1, 1) BOTH(rmsnorm, 1000, 16, 1, 1, 1)
+    BOTH(rmsnorm, 130, 128, 1, 1, 1) BOTH(rmsnorm, 2100, 132, 0, 1, 1) BOTH(rmsnorm, 3, 8212, 1, 1, 1)
     C(rmsnorm_bwd, 65, 64, 0, 1, 0) C(rmsnorm_bwd, 65, 64, 0, 0, 1) C(rmsnorm_bwd, 65, 64, 0, 0, 0)
 
     /* B, S, H, d, sign, add? */
@@ -627,14 +691,18 @@ static const kernel_case kernel_cases[] = {
     EXPERTS(130, 8, 64, 48, EVEN) EXPERTS(130, 8, 64, 48, EMPTY_ONES) EXPERTS(130, 5, 33, 17, ONE_TAKES_ALL)
     EXPERTS(300, 3, 80, 130, EMPTY_ONES) EXPERTS(520, 2, 64, 96, ONE_TAKES_ALL)
     EXPERTS(90, 4, 16, 24, SPARE_ROWS)
+    ALIGNED_EXPERTS(0, 3, 8, 16, EVEN) ALIGNED_EXPERTS(1, 1, 8, 8, EVEN) ALIGNED_EXPERTS(90, 4, 16, 24, SPARE_ROWS)
+    ALIGNED_EXPERTS(130, 8, 64, 48, EMPTY_ONES) ALIGNED_EXPERTS(520, 3, 136, 264, EVEN)
+    ALIGNED_EXPERTS(300, 2, 264, 136, ONE_TAKES_ALL)
+    C(experts_fwd, 2200, 3, 72, 136, EVEN, ALIGNED | WITH_IN) C(experts_fwd, 600, 300, 24, 8, EVEN, WITH_OUT)
 
     ROUTES(0, 4, 2) ROUTES(1, 1, 1) ROUTES(1, 4, 4) ROUTES(65, 8, 2) ROUTES(130, 64, 8) ROUTES(130, 33, 1)
-    ROUTES(63, 257, 6)
+    ROUTES(63, 257, 6) ROUTES(9, 100, 5) ROUTES(17, 200, 40) ROUTES(33, 600, 40)
 
     /* T, E, K, segment, spread */
     C(count_experts, 0, 4, 2, 1) C(count_experts, 1, 1, 1, 1) C(count_experts, 130, 8, 2, 130)
     C(count_experts, 130, 8, 2, 65) C(count_experts, 128, 64, 6, 8, ONE_TAKES_ALL)
-    C(count_experts, 1000, 7, 3, 500)
+    C(count_experts, 1000, 7, 3, 500) C(count_experts, 3000, 7, 3, 1500) C(count_experts, 65, 2500, 6, 65)
 
     /* T, E, segment, normalise? */
     BOTH(balance, 0, 4, 1, 0) BOTH(balance, 1, 1, 1, 1) BOTH(balance, 130, 8, 130, 0)
@@ -651,17 +719,19 @@ static const kernel_case kernel_cases[] = {
     C(plan, 130, 8, 2, 65, 1) C(plan, 128, 64, 6, 16, 2) C(plan, 128, 64, 6, 16, 0)
     C(plan, 130, 5, 2, 65, 20, ONE_TAKES_ALL)
     C(plan, 130, 5, 2, 130, 0, ONE_TAKES_ALL) C(plan, 65, 257, 8, 65, 0) C(plan, 5000, 16, 4, 1000, 300)
-    C(plan, 5000, 16, 4, 1000, 0)
+    C(plan, 5000, 16, 4, 1000, 0) C(plan, 66, 2500, 33, 33, 0) C(plan, 66, 2500, 33, 33, 1)
+    C(plan, 72000, 3, 1, 72000, 0) C(plan, 4500, 5, 2, 2250, 700, ONE_TAKES_ALL) C(plan, 3600, 6, 2, 50, 15)
 
     /* P, e, most rows of a block, spread */
     C(arrange, 1, 1, 0) C(arrange, 1, 1, 5) C(arrange, 1, 8, 9) C(arrange, 4, 2, 20)
     C(arrange, 4, 3, 20, EMPTY_ONES)
     C(arrange, 3, 5, 40, ONE_TAKES_ALL) C(arrange, 8, 32, 3) C(arrange, 4, 4, 0) C(arrange, 2, 4, 600)
+    C(arrange, 40, 33, 3) C(arrange, 2, 2, 9000)
 
     /* rows, V, ignore?, logits times */
     BOTH(xent, 0, 5, 0, 1) BOTH(xent, 1, 1, 0, 1) BOTH(xent, 65, 257, 1, 1) BOTH(xent, 130, 1000, 1, 1)
     BOTH(xent, 7, 1000, 0, 20)
-    BOTH(xent, 3, 2, 1, 1)
+    BOTH(xent, 3, 2, 1, 1) BOTH(xent, 4, 40000, 1, 6) BOTH(xent, 3, 20001, 1, 6)
 
     /* n, sums used before?, exponent of two */
     C(exact_add, 0, 1, 0) C(exact_add, 1, 0, 0) C(exact_add, 7, 1, 0) C(exact_add, 1000, 1, 20)
@@ -675,9 +745,14 @@ static const kernel_case kernel_cases[] = {
     C(exact_product, 130, 4, 70, 140, EMPTY_ONES, 5) C(exact_product, 600, 2, 33, 256, ONE_TAKES_ALL, 2)
     C(exact_product, 90, 4, 16, 24, SPARE_ROWS, 2) C(exact_product, 300, 1, 130, 64, EVEN, 12)
 
-    /* n, t, decay in percent, real? */
-    C(adamw, 0, 1, 10) C(adamw, 1, 1, 10) C(adamw, 7, 2, 0) C(adamw, 1000, 3, 10) C(adamw, 1000, 3, 10, 1) C(adamw, 100003, 1000, 10)
-    C(adamw, 65, 100000, 10)
+    /* units, size; squares, losses, largest norm in percent, not finite?; then steps, real?, loads?, scale in percent */
+    C(slab_sumsq, 0, 0) C(slab_sumsq, 1, 1) C(slab_sumsq, 2, 1000) C(slab_sumsq, 40, 33) C(slab_sumsq, 7, 40007)
+    C(slab_sumsq, 3, 16384) C(slab_sumsq, 1000, 5)
+    C(clip, 0, 0, 100, 0) C(clip, 1, 1, 50, 0) C(clip, 1000, 3, 0, 0) C(clip, 1000, 0, 100, 0) C(clip, 10007, 2, 1000000, 0)
+    C(clip, 300, 2, 100, 1) C(clip, 300, 2, 0, 1) C(clip, 300, 2000, 100, 2)
+    C(slab_adamw, 0, 0, 0, 0, 1, 100) C(slab_adamw, 1, 1, 0, 0, 0, 50) C(slab_adamw, 2, 1000, 3, 1, 1, 50)
+    C(slab_adamw, 40, 33, 999, 1, 1, 100) C(slab_adamw, 7, 40007, 0, 0, 1, 10) C(slab_adamw, 7, 40007, 2, 1, 0, 100)
+    C(slab_adamw, 3, 16384, 100000, 1, 1, 100) C(slab_adamw, 1000, 5, 1, 0, 1, 100) C(slab_adamw, 7, 30000, 2, 1, 1, 0)
 };
 
 enum { N_KERNEL_CASES = sizeof kernel_cases / sizeof *kernel_cases };
@@ -688,4 +763,5 @@ enum { N_KERNEL_CASES = sizeof kernel_cases / sizeof *kernel_cases };
 #undef BOTH
 #undef ROUTES
 #undef EXPERTS
+#undef ALIGNED_EXPERTS
 #endif

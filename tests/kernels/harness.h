@@ -35,10 +35,12 @@ typedef struct {
     size_t used;
     uint64_t seed;                          /* one for each case */
     uint32_t draws;                         /* of the stream of integers */
-    int64_t pad;                            /* values between the rows of every operand with several rows */
+    int64_t pad;                            /* values between the rows of every operand with several rows; of a multiple
+                                             * of 8 but 0, operands are aligned as tensors are, to MARGIN bytes */
     bool coarse;                            /* random values are exact in bf16, so that rounding to it loses nothing */
     bool bf16;                              /* every operand of the real type is, on both devices */
     bool fine, next_fine;                   /* new operands, the next one, are of the fine type */
+    bool aligned;                           /* new operands begin on a line, like tensors; else at odd addresses */
     double tolerance;                       /* of new operands */
     int n_operands;
     operand operands[MAX_OPERANDS];
@@ -129,13 +131,19 @@ static inline mu_dtype real_type(const trial *t) {
 
 static inline bool is_whole(mu_dtype dtype) { return dtype == MU_DTYPE_I32 || dtype == MU_DTYPE_I64; }
 
-/* A new operand, aligned to its element only, NaN between its rows. `values` is freed. */
+/* The case's operands are like tensors: rows of a multiple of 8 values begin at one. */
+static inline void all_aligned(trial *t) {
+    t->aligned = true;
+    t->pad = (t->pad + 7) / 8 * 8;
+}
+
+/* A new operand, aligned to its element only unless all are or `pad` is a multiple of 8, NaN between its rows. `values` is freed. */
 static inline operand *operand_new(trial *t, const char *name, mu_dtype dtype, int64_t rows, int64_t cols,
                                    double *values) {
     MU_CHECK(t->n_operands < MAX_OPERANDS, "too many operands");
     int64_t ld = rows == 1 ? cols : cols + t->pad;
     size_t size = mu_dtype_size(dtype), bytes = (size_t)(rows * ld) * size;
-    size_t shift = MARGIN + size * (size_t)(t->n_operands * 3 % 5);
+    size_t shift = MARGIN + (t->aligned || (t->pad && t->pad % 8 == 0) ? 0 : size * (size_t)(t->n_operands * 3 % 5));
     size_t block = (shift + bytes + 2 * MARGIN) / MARGIN * MARGIN;
     unsigned char *host = mu_alloc(block, 1);
     memset(host, PATTERN, block);
@@ -199,8 +207,12 @@ static inline mu_mat reals_of(trial *t, const char *name, int64_t rows, int64_t 
     return operand_new(t, name, real_type(t), rows, cols, values)->mat;
 }
 
+static inline operand *doubles_of(trial *t, const char *name, int64_t n, double *values) {
+    return operand_new(t, name, MU_DTYPE_F64, 1, n, values);
+}
+
 static inline mu_mat double_of(trial *t, const char *name, double value) {
-    return operand_new(t, name, MU_DTYPE_F64, 1, 1, constant_values(1, value))->mat;
+    return doubles_of(t, name, 1, constant_values(1, value))->mat;
 }
 
 static inline mu_mat ints_of(trial *t, const char *name, int64_t rows, int64_t cols, const int64_t *values) {

@@ -151,11 +151,19 @@ static void test_xent(void **state) {
     ASSERT_REALS(logits, 6, 0.5 / 6, 1.0 / 6, -0.25, 0, 0, 0);
 }
 
+static mu_mat doubles(int64_t n, const double *values) {
+    double *copy = mu_alloc((size_t)n, sizeof *copy);
+    for (int64_t i = 0; i < n; i++) copy[i] = values[i];
+    return doubles_of(&t, "doubles", n, copy)->mat;
+}
+#define DOUBLES(n, ...) doubles(n, (const double[]){ __VA_ARGS__ })
+
 /* Moments as the weighted sums that their recursions stand for. */
-static void test_adamw(void **state) {
+static void test_slab_adamw(void **state) {
     (void)state;
     const double g[3] = { 0.5, -2, 0.125 }, lr = 0.1, b1 = 0.8, b2 = 0.9, eps = 1e-3, decay = 0.2;
     mu_mat w = REALS(1, 1, 3), grad = REALS(1, 1, 0), m = REALS(1, 1, 0), v = REALS(1, 1, 0);
+    mu_mat unit = LONGS(1, 6, 0, 1, 0, 0, -1, 1), steps = LONGS(1, 1, 0), scale = DOUBLES(1, 0.25);
     double wanted = 3;
     for (int step = 1; step <= 3; step++) {
         double first = 0, second = 0, weight1 = 0, weight2 = 0;
@@ -164,11 +172,53 @@ static void test_adamw(void **state) {
             second += pow(b2, step - 1 - i) * g[i] * g[i], weight2 += pow(b2, step - 1 - i);
         }
         wanted = wanted * (1 - lr * decay) - lr * (first / weight1) / (sqrt(second / weight2) + eps);
-        mu_adamw_spec spec = { lr, b1, b2, eps, decay, 0.25, step };
+        mu_adamw_spec spec = { lr, b1, b2, eps, decay };
         *(double *)grad.data = 4 * g[step - 1];
-        t.dev->k->adamw(t.dev, 1, &spec, w, grad, m, v, (mu_mat){ 0 });
+        t.dev->k->slab_adamw(t.dev, 1, 1, &spec, unit, (mu_mat){ 0 }, scale, steps, w, grad, m, v, (mu_mat){ 0 });
         assert_near(*values(w), wanted);
+        ASSERT_WHOLE(steps, 1, step);
     }
+}
+
+/* Who takes part: unit 0 rests for its load, of unit 2 only the step is counted, and with a scale that is not a number
+ * nobody does. Decay alone moves what has no gradient: by a tenth. */
+static void test_slab_rests(void **state) {
+    (void)state;
+    mu_mat units = LONGS(4, 6, 0, 1, 0, 3, 1, 1, 1, 2, 1, 2, 0, 1, 3, 0, 2, 1, -1, 1, 3, 1, 2, 0, -1, 0);
+    mu_mat loads = LONGS(1, 2, 5, 0), steps = LONGS(1, 4, 0, 0, 0, 0), scale = DOUBLES(1, NAN);
+    mu_mat w = REALS(1, 4, 10, 20, 30, 40), g = REALS(1, 4, 0, 0, 0, 0), m = REALS(1, 4, 0, 0, 0, 0),
+           v = REALS(1, 4, 0, 0, 0, 0), real = REALS(1, 4, 1, 2, 3, 4);
+    mu_adamw_spec spec = { 0.5, 0.9, 0.9, 1, 0.2 };
+    t.dev->k->slab_adamw(t.dev, 4, 3, &spec, units, loads, scale, steps, w, g, m, v, real);
+    ASSERT_REALS(w, 4, 10, 20, 30, 40);
+    ASSERT_WHOLE(steps, 4, 0, 0, 0, 0);
+    *(double *)scale.data = 1;
+    t.dev->k->slab_adamw(t.dev, 4, 3, &spec, units, loads, scale, steps, w, g, m, v, real);
+    ASSERT_REALS(w, 4, 10, 18, 27, 40);
+    ASSERT_REALS(real, 4, 1, 18, 27, 40);
+    ASSERT_WHOLE(steps, 4, 1, 1, 1, 0);
+}
+
+static void test_clip(void **state) {
+    (void)state;
+    mu_mat g = REALS(1, 5, 1, 2, 100, 4, 2), units = LONGS(2, 6, 0, 2, 0, 1, -1, 1, 3, 2, 1, 0, -1, 1);
+    mu_mat squares = DOUBLES(2, 0, 0), norm = DOUBLES(1, 0), scale = DOUBLES(1, 0), loss = DOUBLES(1, 3);
+    t.dev->k->slab_sumsq(t.dev, 2, 2, units, g, squares);
+    ASSERT_REALS(squares, 2, 20, 5);
+    t.dev->k->clip(t.dev, 2, squares, 1, loss, 1, norm, scale);
+    assert_near(*values(norm), 5);
+    assert_near(*values(scale), 0.2);
+    t.dev->k->clip(t.dev, 2, squares, 1, loss, 0, norm, scale);
+    assert_near(*values(scale), 1);
+    t.dev->k->clip(t.dev, 2, squares, 1, loss, 6, norm, scale);
+    assert_near(*values(scale), 1);
+    *(double *)loss.data = INFINITY;
+    t.dev->k->clip(t.dev, 2, squares, 1, loss, 1, norm, scale);
+    assert_near(*values(norm), 5);
+    assert_true(isnan(*values(scale)));
+    *(double *)squares.data = INFINITY;
+    t.dev->k->clip(t.dev, 2, squares, 0, (mu_mat){ 0 }, 1, norm, scale);
+    assert_true(isnan(*values(scale)));
 }
 
 /* Two segments of two tokens, one place for each expert in each; expert 1 stands first, then 2, then 0. */
@@ -328,7 +378,8 @@ static void test_gemm(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(gemm),    TEST(rmsnorm),      TEST(rope),        TEST(attention),      TEST(experts),
-        TEST(xent),    TEST(adamw),        TEST(plan),        TEST(arrange),        TEST(gather_sum),
+        TEST(xent),    TEST(slab_adamw),   TEST(slab_rests),  TEST(clip),           TEST(plan),
+        TEST(arrange), TEST(gather_sum),
         TEST(balance), TEST(route_choice), TEST(route_force), TEST(route_gradient), TEST(route_single_choice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -92,6 +92,7 @@ static void units_are_named_once(void **state) {
         bool norm = strstr(u->name, "norm"), router = strstr(u->name, "/mlp/gate/weight");
         assert_int_equal(u->param->desc.decay, !norm && !router);
         assert_int_equal(u->param->desc.group == m->params->groups[1], u->expert >= 0);
+        assert_int_equal(u->load, u->expert < 0 ? -1 : u->param->desc.layer * moe.num_experts + u->expert);
     }
     assert_non_null(mu_params_find(m->params, "/layers/1/mlp/shared_experts/up_proj/weight"));
     assert_non_null(mu_params_find(m->params, "/layers/0/self_attn/q_norm/weight"));

@@ -50,19 +50,37 @@ static void short_and_odd_runs(void **state) {
 enum { E = 4, D = 6, F = 3 };
 static const mu_optim_config config = { .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1 };
 
-typedef struct { layer *l; mu_adamw *o; } stand;
+typedef struct { layer *l; mu_adamw *o; mu_memory *loads; } stand;
 
 static stand stand_new(const char *device) {
     mu_moe_config cfg = layer_config(E, 2, F);
     cfg.num_shared_experts = 1;
     stand s = { .l = layer_new(device, mesh_alone(), cfg, 2, 4, D) };
     s.o = mu_adamw_new(&config, s.l->ps);
+    s.loads = mu_memory_new(s.l->dev, E * sizeof(int64_t));
+    mu_memory_commit(s.loads, E * sizeof(int64_t));
     return s;
 }
 
 static void stand_free(stand *s) {
+    mu_memory_free(s->loads);
     mu_adamw_free(s->o);
     layer_free(s->l);
+}
+
+/* Everybody takes part but `resting`. */
+static mu_mat loads_without(const stand *s, int resting) {
+    int64_t loads[E];
+    for (int i = 0; i < E; i++) loads[i] = i == resting ? 0 : i + 1;
+    mu_device_write(s->l->dev, s->loads->region.base, loads, sizeof loads);
+    return (mu_mat){ s->loads->region.base, MU_DTYPE_I64, 1 };
+}
+
+/* A step of gradients half as long as they are. */
+static void half_step(const stand *s, double lr) {
+    mu_grad_clip(s->o, comm_alone(), 0, NULL);
+    mu_grad_clip(s->o, comm_alone(), 0.5 * mu_grad_norm(s->o), NULL);
+    mu_adamw_step(s->o, lr, (mu_mat){ 0 });
 }
 
 /* A gradient for every unit, another one each step. */
@@ -103,7 +121,7 @@ static void equals_scalar_adamw(void **state) {
         before[u->global_index] = state_of(&s, u);
     for (uint32_t step = 1; step <= STEPS; step++) {
         set_gradients(&s, step);
-        mu_adamw_step(s.o, 0.01 * step, 0.5);
+        half_step(&s, 0.01 * step);
     }
     for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
         double *now = state_of(&s, u), *w = before[u->global_index];
@@ -115,7 +133,7 @@ static void equals_scalar_adamw(void **state) {
             free(g);
         }
         for (int64_t i = 0; i < 3 * u->count; i++) assert_true(fabs(now[i] - w[i]) < 1e-13);
-        assert_int_equal(u->steps, STEPS);
+        assert_int_equal(mu_adamw_steps(s.o, u), STEPS);
         checked++;
         free(now);
         free(w);
@@ -135,30 +153,27 @@ static void idle_experts_stay_bit_for_bit(void **state) {
         double *before[64] = { NULL };
         for (uint32_t step = 1; step <= 3; step++) {
             set_gradients(&s, step);
-            mu_adamw_step(s.o, 0.01, 1);
+            mu_adamw_step(s.o, 0.01, loads_without(&s, -1));
         }
-        for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
+        for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u))
             before[u->global_index] = state_of(&s, u);
-            u->idle = is_of(u, 2);
-        }
         for (uint32_t step = 4; step <= 103; step++) {
             set_gradients(&s, step);
-            mu_adamw_step(s.o, 0.01, 1);
+            mu_adamw_step(s.o, 0.01, loads_without(&s, 2));
         }
         for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
             double *now = state_of(&s, u);
             bool equal = !memcmp(now, before[u->global_index], 3 * (size_t)u->count * sizeof *now);
             assert_int_equal(equal, is_of(u, 2));
-            assert_int_equal(u->steps, is_of(u, 2) ? 3 : 103);
+            assert_int_equal(mu_adamw_steps(s.o, u), is_of(u, 2) ? 3 : 103);
             free(now);
-            u->idle = false;
         }
         set_gradients(&s, 104);
-        mu_adamw_step(s.o, 0.01, 1);
+        mu_adamw_step(s.o, 0.01, (mu_mat){ 0 });
         for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
             double *now = state_of(&s, u), *w = before[u->global_index],
                    *g = random_reals(104 * 100 + (uint32_t)u->global_index, u->count, 1);
-            assert_int_equal(u->steps, is_of(u, 2) ? 4 : 104);
+            assert_int_equal(mu_adamw_steps(s.o, u), is_of(u, 2) ? 4 : 104);
             for (int64_t i = 0; i < u->count && is_of(u, 2); i++) {
                 scalar_adamw(g[i], 0.01, 0.1, 4, &w[i], &w[u->count + i], &w[2 * u->count + i]);
                 assert_true(fabs(now[i] - w[i]) < (d ? 1e-6 : 1e-14));
@@ -180,7 +195,7 @@ static void groups_can_be_frozen_or_slower(void **state) {
     for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u))
         before[u->global_index] = state_of(&s, u);
     set_gradients(&s, 1);
-    mu_adamw_step(s.o, 0.01, 1);
+    mu_adamw_step(s.o, 0.01, (mu_mat){ 0 });
     for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
         const mu_group *g = u->param->desc.group;
         double *now = state_of(&s, u), *was = before[u->global_index];
@@ -188,7 +203,7 @@ static void groups_can_be_frozen_or_slower(void **state) {
         bool moments = !memcmp(now + u->count, was + u->count, 2 * (size_t)u->count * sizeof *now);
         assert_int_equal(weights, g == shared || g == expert);
         assert_int_equal(moments, g == shared);
-        assert_int_equal(u->steps, g == shared ? 0 : 1);
+        assert_int_equal(mu_adamw_steps(s.o, u), g == shared ? 0 : 1);
         free(now);
         free(was);
     }
@@ -209,7 +224,8 @@ static void norm_is_the_naive_norm(void **state) {
             for (int64_t i = 0; i < u->count; i++) sum += g[i] * g[i];
             free(g);
         }
-        assert_true(fabs(mu_grad_norm(s.o, comm_alone()) - sqrt(sum)) < 1e-12 * sqrt(sum));
+        mu_grad_clip(s.o, comm_alone(), 1, NULL);
+        assert_true(fabs(mu_grad_norm(s.o) - sqrt(sum)) < 1e-12 * sqrt(sum));
         assert_null(mu_grads_nonfinite(s.o));
         stand_free(&s);
     }
@@ -224,10 +240,66 @@ static void norm_names_what_is_not_finite(void **state) {
         mu_unit *u = mu_params_find(s.l->ps, "/layers/0/mlp/experts/3/up_proj/weight");
         assert_non_null(u);
         mu_reals_set(s.l->dev, s.l->dev->fine, (float *)mu_unit_grad(u) + u->count - 1, 1, &poison[p]);
-        assert_false(isfinite(mu_grad_norm(s.o, comm_alone())));
+        mu_grad_clip(s.o, comm_alone(), 1, NULL);
+        assert_false(isfinite(mu_grad_norm(s.o)));
         assert_ptr_equal(mu_grads_nonfinite(s.o), u);
         stand_free(&s);
     }
+}
+
+/* A gradient or a loss that is not finite leaves weights, moments and step counts as they are; the next step that has
+ * both goes on. */
+static void nothing_moves_that_is_not_finite(void **state) {
+    (void)state;
+    static const char *const devices[] = { "ref", "cpu" };
+    for (int c = 0; c < 4; c++) {
+        bool bad_loss = c & 1, moved = false;
+        double loss[2] = { 3, bad_loss ? INFINITY : 4 };
+        stand s = stand_new(devices[c / 2]);
+        double *before[64];
+        set_gradients(&s, 1);
+        for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u))
+            before[u->global_index] = state_of(&s, u);
+        mu_unit *u = mu_params_find(s.l->ps, "/layers/0/mlp/experts/1/down_proj/weight");
+        if (!bad_loss) mu_reals_set(s.l->dev, s.l->dev->fine, mu_unit_grad(u), 1, &(double){ NAN });
+        mu_tape_leaf(s.l->tp, 4);
+        mu_tensor *losses = mu_tensor_loss(s.l->tp, 8);
+        mu_tensor_write(losses, loss);
+        mu_grad_clip(s.o, comm_alone(), 1, losses);
+        mu_adamw_step(s.o, 0.01, (mu_mat){ 0 });
+        for (u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
+            double *now = state_of(&s, u);
+            assert_memory_equal(now, before[u->global_index], 3 * (size_t)u->count * sizeof *now);
+            assert_int_equal(mu_adamw_steps(s.o, u), 0);
+            free(now);
+        }
+        set_gradients(&s, 1);
+        mu_grad_clip(s.o, comm_alone(), 1, NULL);
+        mu_adamw_step(s.o, 0.01, (mu_mat){ 0 });
+        for (u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
+            double *now = state_of(&s, u);
+            moved |= memcmp(now, before[u->global_index], (size_t)u->count * sizeof *now) != 0;
+            free(now);
+            free(before[u->global_index]);
+        }
+        assert_true(moved);
+        stand_free(&s);
+    }
+}
+
+/* Clipping, the step and who rests: the host waits for nothing. */
+static void a_step_does_not_wait(void **state) {
+    (void)state;
+    stand s = stand_new("guarded");
+    set_gradients(&s, 1);
+    int64_t waits = mu_device_waits(s.l->dev);
+    mu_grads_reduce(s.o);
+    mu_grad_clip(s.o, comm_alone(), 1, NULL);
+    mu_adamw_step(s.o, 0.01, loads_without(&s, 2));
+    assert_int_equal(mu_device_waits(s.l->dev), waits);
+    mu_grad_norm(s.o);
+    assert_int_equal(mu_device_waits(s.l->dev), waits + 1);
+    stand_free(&s);
 }
 
 int main(void) {
@@ -239,6 +311,8 @@ int main(void) {
         cmocka_unit_test(groups_can_be_frozen_or_slower),
         cmocka_unit_test(norm_is_the_naive_norm),
         cmocka_unit_test(norm_names_what_is_not_finite),
+        cmocka_unit_test(nothing_moves_that_is_not_finite),
+        cmocka_unit_test(a_step_does_not_wait),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

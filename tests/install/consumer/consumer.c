@@ -43,7 +43,7 @@ static bool train(MPI_Comm comm) {
         if (step == 1) first = loss;
         mu_backward(tp, ce);
         mu_grads_reduce(opt);
-        mu_adamw_step(opt, 0.02, 1.0);
+        mu_adamw_step(opt, 0.02, (mu_mat){ 0 });
         mu_params_zero_grad(ps);
         mu_tape_reset(tp);
     }

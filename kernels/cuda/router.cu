@@ -1,0 +1,355 @@
+/* router.cu - the router: scores, the choice of K experts and gates in one pass, and its gradient; the balancing term and
+ * the z-loss. The formulas stand in kernels/ref/route.c.
+ *
+ * A warp takes a token; lane l has its experts l, l + 32, ... Up to 512 experts a token's row is read once and kept in
+ * registers, PER values a lane; above, PER is 0 and rows are read again where they are needed.
+ *
+ * The choice needs no marks: scores, ties by index, are a strict order, and each of the K rounds takes the first expert
+ * of that order after the last one taken. */
+#include "kernels/cuda/cuda.h"
+
+#include <math.h>
+
+enum { TOKENS = THREADS / WARP };               /* of a block */
+static const float TINY = 1e-20f;
+
+static __device__ __forceinline__ int lane_index() { return (int)threadIdx.x % WARP; }
+static __device__ __forceinline__ int token_index() { return (int)(blockIdx.x * TOKENS + threadIdx.x / WARP); }
+
+/* body(j, i) for this lane's experts i = 32 j + lane. */
+template <int PER, typename F> static __device__ __forceinline__ void each_expert(int E, F body) {
+    int lane = lane_index();
+    if constexpr (PER == 0) {
+        for (int j = 0; j * WARP + lane < E; j++) body(j, j * WARP + lane);
+    } else {
+#pragma unroll
+        for (int j = 0; j < PER; j++)
+            if (j * WARP + lane < E) body(j, j * WARP + lane);
+    }
+}
+
+/* A lane's share of a row of E values, zeros where there is no row. */
+template <int PER> struct share {
+    float kept[PER];
+    __device__ __forceinline__ share(int E, const float *row) {
+#pragma unroll
+        for (int j = 0; j < PER; j++) kept[j] = row && j * WARP + lane_index() < E ? row[j * WARP + lane_index()] : 0;
+    }
+    __device__ __forceinline__ float at(int j, int) const { return kept[j]; }
+    __device__ __forceinline__ void set(int j, int, float x) { kept[j] = x; }
+    /* Value i of the row, of each lane another i; all lanes ask. */
+    __device__ __forceinline__ float find(int i) const {
+        float value = 0;
+#pragma unroll
+        for (int j = 0; j < PER; j++) {
+            float there = __shfl_sync(ALL_LANES, kept[j], i % WARP);
+            if (i / WARP == j) value = there;
+        }
+        return value;
+    }
+    /* Value i += x, in the lane that has it. */
+    __device__ __forceinline__ void add(int i, float x) {
+#pragma unroll
+        for (int j = 0; j < PER; j++)
+            if (j * WARP + lane_index() == i) kept[j] += x;
+    }
+};
+
+template <> struct share<0> {
+    float *row;
+    __device__ __forceinline__ share(int, float *row) : row(row) {}
+    __device__ __forceinline__ float at(int, int i) const { return row ? row[i] : 0; }
+    __device__ __forceinline__ void set(int, int i, float x) { row[i] = x; }
+    __device__ __forceinline__ float find(int i) const { return row[i]; }
+    __device__ __forceinline__ void add(int i, float x) {
+        if (i % WARP == lane_index()) row[i] += x;
+    }
+};
+
+/* mu_route_shape in the words of a kernel; `start`: what MU_ROUTE_BALANCED begins with. */
+typedef struct {
+    int T, E, K, start;
+    mu_route_force force;
+    bool sigmoid, normalise;
+    float scale;
+} router_shape;
+
+static router_shape router_of(const mu_route_shape *s) {
+    MU_CHECK(s->K >= 1 && s->K <= s->E, "%lld of %lld experts", (long long)s->K, (long long)s->E);
+    MU_CHECK(s->T * s->K <= INT32_MAX && s->E <= INT32_MAX - WARP, "%lld tokens, %lld experts", (long long)s->T,
+             (long long)s->E);
+    int start = (int)(s->first_token % s->E * s->K % s->E);
+    return router_shape{ (int)s->T, (int)s->E, (int)s->K, start, s->force, s->sigmoid, s->normalise, (float)s->scale };
+}
+
+template <int N> struct number { static const int value = N; };
+
+/* body(number<PER>()) with the PER for E experts. */
+template <typename F> static void with_share(int64_t E, F body) {
+    if (E <= WARP) body(number<1>());
+    else if (E <= 2 * WARP) body(number<2>());
+    else if (E <= 4 * WARP) body(number<4>());
+    else if (E <= 8 * WARP) body(number<8>());
+    else if (E <= 16 * WARP) body(number<16>());
+    else body(number<0>());
+}
+
+/* ------------------------------------------------------------------ scores and choice */
+/* A whole number for each float, in the same order, NaN as minus infinity; 0 is below all of them. */
+static __device__ __forceinline__ unsigned order_of(float x) {
+    unsigned bits = __float_as_uint(isnan(x) ? -INFINITY : x);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+/* What the choice compares, of each expert: from its score, and 0 for one that is not to be found again. */
+template <int PER> struct ranking {
+    unsigned kept[PER];
+    __device__ __forceinline__ ranking(int E, const share<PER> &scores, const float *bias, int without) {
+#pragma unroll
+        for (int j = 0; j < PER; j++) {
+            int i = j * WARP + lane_index();
+            kept[j] = i < E && i != without ? order_of(scores.at(j, i) + (bias ? bias[i] : 0)) : 0;
+        }
+    }
+    __device__ __forceinline__ unsigned at(int j, int) const { return kept[j]; }
+};
+
+template <> struct ranking<0> {
+    const share<0> &scores;
+    const float *bias;
+    int without;
+    __device__ __forceinline__ ranking(int, const share<0> &scores, const float *bias, int without)
+        : scores(scores), bias(bias), without(without) {}
+    __device__ __forceinline__ unsigned at(int j, int i) const {
+        return i == without ? 0 : order_of(scores.at(j, i) + (bias ? bias[i] : 0));
+    }
+};
+
+/* The first expert after `id`, whose number is `last`: the greatest number, ties to the lower index. */
+template <int PER> static __device__ __forceinline__ int next_best(int E, const ranking<PER> &r, int id, unsigned *last) {
+    unsigned best = 0, limit = *last;
+    int at = E;
+    each_expert<PER>(E, [&](int j, int i) {
+        unsigned n = r.at(j, i);
+        if ((n < limit || (n == limit && i > id)) && n > best) best = n, at = i;
+    });
+    *last = __reduce_max_sync(ALL_LANES, best);
+    return __reduce_min_sync(ALL_LANES, best == *last ? at : E);
+}
+
+/* scores of a token, its log sum exp returned. */
+template <int PER>
+static __device__ __forceinline__ float score_token(int E, bool sigmoid, float *logits, share<PER> &scores, float *scores_at) {
+    share<PER> x(E, logits);
+    float most = -INFINITY, sum = 0;
+    each_expert<PER>(E, [&](int j, int i) { most = fmaxf(most, x.at(j, i)); });
+    most = warp_max(most);
+    each_expert<PER>(E, [&](int j, int i) { sum += expf(x.at(j, i) - most); });
+    sum = warp_sum(sum);
+    float factor = 1 / sum;
+    each_expert<PER>(E, [&](int j, int i) {
+        float p = sigmoid ? 1 / (1 + expf(-x.at(j, i))) : expf(x.at(j, i) - most) * factor;
+        scores.set(j, i, p);
+        scores_at[i] = p;
+    });
+    __syncwarp();                               /* find() may read what another lane wrote */
+    return most + logf(sum);
+}
+
+template <int PER>
+static __global__ void __launch_bounds__(THREADS, 2)
+    route_fwd_kernel(router_shape s, matrix<float> logits, const float *bias, matrix<float> scores, float *lse,
+                     matrix<int32_t> ids, matrix<float> gates) {
+    int t = token_index();
+    if (t >= s.T) return;
+    int E = s.E, K = s.K, lane = lane_index(), id = -1, mine = 0;
+    share<PER> p(0, scores.row(t));
+    float log_sum = score_token<PER>(E, s.sigmoid, logits.row(t), p, scores.row(t)), sum = TINY;
+    if (lane == 0) lse[t] = log_sum;
+
+    bool skew = s.force == MU_ROUTE_SKEW, balanced = s.force == MU_ROUTE_BALANCED;
+    ranking<PER> r(E, p, bias, skew ? 0 : -1);
+    unsigned last = ~0u;
+    unsigned start = (unsigned)s.start + (unsigned)(t * K);
+    int32_t *my_ids = ids.row(t) + lane;
+    for (int k0 = 0; k0 < K; k0 += WARP) {      /* the choices of 32 rounds lie in 32 lanes */
+        for (int k = k0; k < min(K, k0 + WARP); k++) {
+            if (balanced) id = (int)((start + (unsigned)k) % (unsigned)E);
+            else if (skew && k == 0) id = 0;
+            else id = next_best<PER>(E, r, id, &last);
+            if (lane == k - k0) mine = id;
+        }
+        float score = p.find(mine);
+        if (k0 + lane < K) my_ids[k0] = mine;
+        sum += warp_sum(k0 + lane < K ? score : 0.0f);
+    }
+    float factor = s.scale / (s.normalise ? sum : 1);
+    for (int k0 = 0; k0 < K; k0 += WARP) {
+        if (K > WARP) mine = k0 + lane < K ? my_ids[k0] : 0;
+        float score = p.find(mine);
+        if (k0 + lane < K) gates.row(t)[k0 + lane] = factor * score;
+    }
+}
+
+void mu_cuda_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat scores, mu_mat lse,
+                       mu_mat ids, mu_mat gates) {
+    with_share(s->E, [&](auto per) {
+        launch(dev, blocks_for(s->T, TOKENS), THREADS, 0, route_fwd_kernel<decltype(per)::value>, router_of(s),
+               typed<float>(logits), typed<float>(bias).at, typed<float>(scores), typed<float>(lse).at,
+               typed<int32_t>(ids), typed<float>(gates));
+    });
+}
+
+/* ------------------------------------------------------------------ gradient */
+/* exp(logit) from a sigmoid score; scores of 1 in single precision stand for the largest that fits. */
+static __device__ __forceinline__ float odds_of(float p) { return p / fmaxf(1 - p, 2e-8f); }
+
+/* What the gates' gradients are to the scores: rate * (dgate_k - mean) for the chosen ones; `inner` is the sum of
+ * score * that, for normalised gates written out, because as a sum it is a difference of equal numbers. */
+typedef struct { float rate, mean, inner; } gate_slopes;
+
+template <int PER>
+static __device__ __forceinline__ gate_slopes slopes_of(const router_shape &s, const share<PER> &p, const int32_t *ids,
+                                                        const float *dgates) {
+    float sum = 0, dot = 0;
+    int K = s.K;
+    for (int k0 = 0; k0 < K; k0 += WARP) {
+        int k = k0 + lane_index();
+        float score = p.find(k < K ? ids[k] : 0);
+        if (k < K) sum += score, dot += dgates[k] * score;
+    }
+    sum = s.normalise ? warp_sum(sum) + TINY : 1;
+    dot = warp_sum(dot);
+    float rate = s.scale / sum;
+    return gate_slopes{ rate, s.normalise ? dot / sum : 0, rate * dot * (s.normalise ? TINY / sum : 1) };
+}
+
+/* d[id_k] += the gates' part of the gradient by the chosen experts' logits, but for `inner`. */
+template <int PER>
+static __device__ __forceinline__ void add_chosen(const router_shape &s, const gate_slopes &g, const share<PER> &p,
+                                                  const int32_t *ids, const float *dgates, share<PER> &d) {
+    int K = s.K;
+    for (int k0 = 0; k0 < K; k0 += WARP) {
+        int k = k0 + lane_index(), id = k < K ? ids[k] : 0;
+        float score = p.find(id), slope = s.sigmoid ? score * (1 - score) : score;
+        float value = k < K ? slope * g.rate * (dgates[k] - g.mean) : 0;
+        for (int l = 0; l < min(K - k0, (int)WARP); l++)
+            d.add(__shfl_sync(ALL_LANES, id, l), __shfl_sync(ALL_LANES, value, l));
+    }
+}
+
+template <int PER>
+static __global__ void __launch_bounds__(THREADS, 2)
+    route_bwd_kernel(router_shape s, matrix<float> scores, matrix<int32_t> ids, matrix<float> dgates,
+                     matrix<float> dscores, const float *dlse, matrix<float> dlogits) {
+    int t = token_index();
+    if (t >= s.T) return;
+    int E = s.E;
+    share<PER> p(E, scores.row(t)), ds(E, dscores.at ? dscores.row(t) : NULL), d(E, dlogits.row(t));
+    gate_slopes g = {};
+    if (dgates.at) g = slopes_of<PER>(s, p, ids.row(t), dgates.row(t));
+    float inner = 0, odds = 0, z = dlse ? dlse[t] : 0;
+    each_expert<PER>(E, [&](int j, int i) {
+        inner += ds.at(j, i) * p.at(j, i);
+        if (s.sigmoid) odds += odds_of(p.at(j, i));
+    });
+    inner = warp_sum(inner) + g.inner;
+    if (z != 0 && s.sigmoid) z /= warp_sum(odds);
+    each_expert<PER>(E, [&](int j, int i) {
+        float x = p.at(j, i), value = s.sigmoid ? x * (1 - x) * ds.at(j, i) : x * (ds.at(j, i) - inner);
+        if (z != 0) value += z * (s.sigmoid ? odds_of(x) : x);
+        d.set(j, i, d.at(j, i) + value);
+    });
+    if (dgates.at) add_chosen<PER>(s, g, p, ids.row(t), dgates.row(t), d);
+    if constexpr (PER > 0) each_expert<PER>(E, [&](int j, int i) { dlogits.row(t)[i] = d.at(j, i); });
+}
+
+void mu_cuda_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat gates, mu_mat dgates,
+                       mu_mat dscores, mu_mat dlse, mu_mat dlogits) {
+    (void)gates;                                /* made again from the scores */
+    with_share(s->E, [&](auto per) {
+        launch(dev, blocks_for(s->T, TOKENS), THREADS, 0, route_bwd_kernel<decltype(per)::value>, router_of(s),
+               typed<float>(scores), typed<int32_t>(ids), typed<float>(dgates), typed<float>(dscores),
+               typed<float>(dlse).at, typed<float>(dlogits));
+    });
+}
+
+/* ------------------------------------------------------------------ balancing term
+ * A warp a token, sums in double; a block adds STRETCH tokens, the stretches are added in their order. */
+enum { STRETCH = 8 * TOKENS };
+
+typedef struct { int T, E, segment; bool normalise; } balance_shape;
+
+static balance_shape balance_of(int64_t T, int64_t E, int64_t segment, bool normalise) {
+    MU_CHECK(T <= INT32_MAX && E <= INT32_MAX, "%lld tokens, %lld experts", (long long)T, (long long)E);
+    return balance_shape{ (int)T, (int)E, (int)segment, normalise };
+}
+
+/* This lane's part of sum coef p and sum p of one row. */
+typedef struct { double dot, sum; } row_sums;
+
+static __device__ __forceinline__ row_sums sums_of(int E, const float *coef, const float *p) {
+    row_sums s = { 0, 0 };
+    for (int i = lane_index(); i < E; i += WARP) {
+        s.dot += (double)coef[i] * (double)p[i];
+        s.sum += (double)p[i];
+    }
+    return s;
+}
+
+static __global__ void balance_fwd_kernel(balance_shape s, matrix<float> scores, matrix<float> coef, double *part) {
+    int first = (int)blockIdx.x * STRETCH, end = first + min(s.T - first, (int)STRETCH);
+    double sum = 0;
+    for (int t = first + (int)threadIdx.x / WARP; t < end; t += TOKENS) {
+        row_sums r = sums_of(s.E, coef.row(t / s.segment), scores.row(t));
+        sum += s.normalise ? r.dot / warp_sum(r.sum) : r.dot;
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) part[blockIdx.x] = sum;
+}
+
+void mu_cuda_balance_fwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores,
+                         mu_mat coef, mu_mat out) {
+    cuda_scratch scratch(dev);
+    int64_t blocks = blocks_for(T, STRETCH);
+    double *part = scratch.take<double>(blocks);
+    launch(dev, blocks, THREADS, 0, balance_fwd_kernel, balance_of(T, E, segment, normalise), typed<float>(scores),
+           typed<float>(coef), part);
+    cuda_total(dev, blocks, 1, part, false, typed<double>(out).at);
+}
+
+static __global__ void balance_bwd_kernel(balance_shape s, matrix<float> scores, matrix<float> coef, const double *dout,
+                                          matrix<float> dscores) {
+    int t = token_index();
+    if (t >= s.T) return;
+    const float *c = coef.row(t / s.segment);
+    double factor = *dout, mean = 0;
+    if (s.normalise) {
+        row_sums r = sums_of(s.E, c, scores.row(t));
+        double sum = warp_sum(r.sum);
+        factor /= sum, mean = warp_sum(r.dot) / sum;
+    }
+    for (int i = lane_index(); i < s.E; i += WARP)
+        dscores.row(t)[i] += (float)factor * (c[i] - (float)mean);
+}
+
+void mu_cuda_balance_bwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores,
+                         mu_mat coef, mu_mat dout, mu_mat dscores) {
+    launch(dev, blocks_for(T, TOKENS), THREADS, 0, balance_bwd_kernel, balance_of(T, E, segment, normalise),
+           typed<float>(scores), typed<float>(coef), typed<double>(dout).at, typed<float>(dscores));
+}
+
+/* ------------------------------------------------------------------ z-loss */
+void mu_cuda_zloss_fwd(mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat out) {
+    cuda_sumsq(dev, T, coef, lse, false, out);
+}
+
+static __global__ void zloss_bwd_kernel(int64_t T, double coef, const float *lse, const double *dout, float *dlse) {
+    int64_t t = thread_index();
+    if (t < T) dlse[t] += (float)(2 * coef * *dout) * lse[t];
+}
+
+void mu_cuda_zloss_bwd(mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat dout, mu_mat dlse) {
+    launch(dev, blocks_for(T, THREADS), THREADS, 0, zloss_bwd_kernel, T, coef, typed<float>(lse).at,
+           typed<double>(dout).at, typed<float>(dlse).at);
+}
