@@ -150,7 +150,7 @@ inline uint64_t join(uint64_t old, uint32_t begin) {
     return stamp(phase, me, warp_time[warp], flags);
 }
 
-inline void touch(Cell &cell, const char *p, Access how, const void *pc, bool shared) {
+__forceinline__ void touch(Cell &cell, const char *p, Access how, const void *pc, bool shared) {
     uint32_t begin = shared ? block_phase : launch_phase;
     if (how == READ) {
         if (!ordered(cell.write, begin)) race(p, how, pc, cell.write, true);
@@ -165,11 +165,11 @@ inline void touch(Cell &cell, const char *p, Access how, const void *pc, bool sh
 }
 
 /* The bytes of an access mostly have one history. */
-inline void touch_all(Cell *cell, int size, const char *p, Access how, const void *pc, bool shared) {
+__forceinline__ void touch_all(Cell *cell, int size, const char *p, Access how, const void *pc, bool shared) {
     Cell one = cell[0];
-    bool same = true;
-    for (int i = 1; i < size; i++) same &= cell[i].write == one.write && cell[i].read == one.read;
-    if (!same) {
+    uint64_t differ = 0;
+    for (int i = 1; i < size; i++) differ |= (cell[i].write ^ one.write) | (cell[i].read ^ one.read);
+    if (differ) {
         for (int i = 0; i < size; i++) touch(cell[i], p, how, pc, shared);
         return;
     }
@@ -189,7 +189,7 @@ bool in_constant(const char *p) {
     fail_at(pc, text("%s %d bytes at %p: host memory", verb(how), size, (const void *)p));
 }
 
-inline bool find(const char *p, int size, Access how, const void *pc, Shadow &s) {
+__forceinline__ bool find(const char *p, int size, Access how, const void *pc, Shadow &s) {
     if (p >= space_low && p < space_high) {
         Chunk *chunk = chunk_at(p);
         size_t at = (size_t)(p - space_low) % chunk_bytes;
@@ -333,14 +333,17 @@ static void count_footprint(const Cell *cell, int size, Access how) {
     if (n) count_new_bytes(n, how);
 }
 
-void check_access(const void *address, int size, Access how, const void *pc) {
+static void check_parts(const char *p, int first, int size, Access how, const void *pc) {
+    check_access(p, first, how, pc);
+    check_access(p + first, size - first, how, pc);
+}
+
+__forceinline__ void check_sized(const void *address, int size, Access how, const void *pc) {
     if (!current) return;                           /* host code of a .cu file */
     const char *p = (const char *)address;
     if (p >= current->fibre->low && p < current->fibre->high) return;
     if (p >= space_low && p < space_high && (size_t)(p - space_low) % chunk_bytes + (size_t)size > chunk_bytes) {
-        int first = (int)(chunk_bytes - (size_t)(p - space_low) % chunk_bytes);
-        check_access(p, first, how, pc);
-        return check_access(p + first, size - first, how, pc);
+        return check_parts(p, (int)(chunk_bytes - (size_t)(p - space_low) % chunk_bytes), size, how, pc);
     }
     Shadow s;
     if (!find(p, size, how, pc, s)) return;
@@ -348,19 +351,21 @@ void check_access(const void *address, int size, Access how, const void *pc) {
         for (int i = 0; i < size; i++)
             if (s.state[i] != WRITTEN && !(how == WRITE && s.state[i] == FRESH)) bad_state(p, size, how, pc, s);
     }
-    if (!s.shared) count_footprint(s.cell, size, how);
+    if (counting && !s.shared) count_footprint(s.cell, size, how);
     touch_all(s.cell, size, p, how, pc, s.shared);
     if (how != READ) memset(s.state, WRITTEN, (size_t)size);
     if (how == UPDATE && fenced) tally(p, launched_block());
-    count_access(p, size, how, pc, s.shared);
+    if (counting) count_access(p, size, how, pc, s.shared);
 }
 
+void check_access(const void *p, int size, Access how, const void *pc) { check_sized(p, size, how, pc); }
+
 /* Arguments and local variables, which the host's compiler may put anywhere, are not memory of the device. */
-static void check_aligned(const void *p, int size, Access how, const void *pc) {
+__forceinline__ void check_aligned(const void *p, int size, Access how, const void *pc) {
     bool ours = (p >= space_low && p < space_high) || (p >= shared_low && p < shared_high);
     if (current && ours && (uintptr_t)p % (unsigned)size)
         fail_at(pc, text("%s %d bytes at %p: not a multiple of %d", verb(how), size, p, size));
-    check_access(p, size, how, pc);
+    check_sized(p, size, how, pc);
 }
 
 static void check_range(const void *p, size_t bytes, Access how, const void *pc) {

@@ -12,6 +12,8 @@
 
 namespace emu {
 
+bool counting;
+
 namespace {
 
 std::map<std::string, mu_emulation_counters> kernels;
@@ -177,6 +179,7 @@ using namespace emu;
 
 void mu_emulation_counters_reset(void) {
     kernels.clear();
+    counting = true;
     waits = 0;
 }
 

@@ -4,6 +4,7 @@
  *   MUSTER_EMULATED_ORDER    forward (if not set), backward, shuffled, shuffled:SEED: threads between two barriers
  *   MUSTER_EMULATED_DEVICES  how many there are (1)          MUSTER_EMULATED_BYTES   memory of each (4 GiB)
  *   MUSTER_EMULATED_SMS      multiprocessors (4)             MUSTER_EMULATED_DRIVER  CUDA version of the driver (13000)
+ *   MUSTER_EMULATED_REPORT   file for mu_emulation_report when the program ends
  *   MUSTER_EMULATED_FAULT    launches of kernels whose names begin so fail, as a kernel that ran into a fault does */
 #ifndef MUSTER_EMULATION_H
 #define MUSTER_EMULATION_H
@@ -30,10 +31,11 @@ void mu_emulation_bounds_clear(void);
 void mu_emulation_forget(void *device, size_t bytes);
 void mu_emulation_forget_all(void);
 
-/* What a kernel did since the last reset. Launches, blocks, threads and the seconds of processor time that
- * the emulation took are counted in every build, the rest in the checked one. Sectors are 32 bytes that one access of a warp touches; bytes are those it asked for,
- * each counted once; a footprint is the distinct bytes of a launch, summed over launches. An access of a warp is
- * uncoalesced when it touches more sectors than its bytes need. Bank conflicts are rounds beyond the first. */
+/* What a kernel did since the last reset. Launches, blocks, threads and the emulation's seconds of processor time are
+ * counted in every build; the rest in the checked one, from the first reset on (or with MUSTER_EMULATED_REPORT).
+ * Sectors are 32 bytes that one access of a warp touches; bytes are those it asked for, each counted once; a footprint
+ * is the distinct bytes of a launch, summed over launches. An access of a warp is uncoalesced when it touches more
+ * sectors than its bytes need. Bank conflicts are rounds beyond the first. */
 typedef struct {
     int64_t launches, blocks, threads;
     int64_t read_bytes, read_sectors, read_footprint, written_bytes, written_sectors, written_footprint;

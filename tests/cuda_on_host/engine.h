@@ -108,6 +108,7 @@ void memory_left(size_t *left, size_t *total);
 void enqueue(cudaStream_t stream, const char *name, std::function<void(void)> work);
 
 /* ---------------------------------------------------------------- counters (count.cpp) and checks (check.cpp) */
+extern bool counting;           /* somebody wants to know what accesses move */
 void count_launch(const Launch &launch);
 void count_call(const char *name);
 void count_seconds(double seconds);

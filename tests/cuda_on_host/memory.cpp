@@ -128,7 +128,7 @@ void set_up(void) {
     limit = from_environment("MUSTER_EMULATED_BYTES", 4ull << 30);
     used.assign((size_t)devices + 1, 0);
     order_from_environment();
-    if (getenv("MUSTER_EMULATED_REPORT")) atexit(report_at_exit);
+    if (getenv("MUSTER_EMULATED_REPORT")) counting = !atexit(report_at_exit);
     MU_CHECK_IF(check_set_up(base, base + space);)
 }
 
