@@ -246,6 +246,15 @@ void check_copied_from(const void *p, size_t bytes) {
                 fail("a copy of %zu bytes from %s reads %s: never written", bytes, place_of(p).c_str(), place_of(at + i).c_str());
     });
 }
+void check_library(const char *name, const void *p, size_t bytes, Access how) {
+    each_stretch(p, bytes, [&](uint8_t *state, size_t n, const char *at) {
+        for (size_t i = 0; i < n; i++)
+            if (state[i] != WRITTEN && !(how == WRITE && state[i] == FRESH))
+                fail("%s %s %s: %s", name, verb(how), place_of(at + i).c_str(),
+                     state[i] & OUTSIDE ? "outside of every operand" : "never written");
+        if (how == WRITE) memset(state, WRITTEN, n);
+    });
+}
 void check_outside(const void *p, size_t bytes, bool outside) {
     each_stretch(p, bytes, [=](uint8_t *state, size_t n, const char *) {
         for (size_t i = 0; i < n; i++) state[i] = outside ? state[i] | OUTSIDE : state[i] & ~OUTSIDE;
@@ -329,8 +338,10 @@ void check_access(const void *address, int size, Access how, const void *pc) {
     count_access(p, size, how, pc, s.shared);
 }
 
+/* Arguments and local variables, which the host's compiler may put anywhere, are not memory of the device. */
 static void check_aligned(const void *p, int size, Access how, const void *pc) {
-    if (current && (uintptr_t)p % (unsigned)size)
+    bool ours = (p >= space_low && p < space_high) || (p >= shared_low && p < shared_high);
+    if (current && ours && (uintptr_t)p % (unsigned)size)
         fail_at(pc, text("%s %d bytes at %p: not a multiple of %d", verb(how), size, p, size));
     check_access(p, size, how, pc);
 }

@@ -49,6 +49,15 @@ typedef struct {
 
 typedef struct { const char *kernel; void (*run)(trial *, const int64_t *p); int64_t p[8]; } kernel_case;
 
+/* ---------------------------------------------------------------- the emulation of CUDA */
+/* Present where the program is linked with it, see tests/cuda_on_host/emulation.h. There kernels may touch what lies
+ * inside an operand and nothing between two, and scratch memory holds nothing yet when a case begins. */
+void mu_emulation_bounds(const void *device, size_t bytes) __attribute__((weak));
+void mu_emulation_bounds_clear(void) __attribute__((weak));
+void mu_emulation_forget_all(void) __attribute__((weak));
+
+static inline bool emulated(const mu_device *dev) { return mu_emulation_bounds && !strncmp(dev->name, "cuda", 4); }
+
 /* ---------------------------------------------------------------- random values */
 /* Stream `stream` of the case: n values in (-1.7, 1.7), variance 1, exact in fp32. Heap. */
 static inline double *random_values(const trial *t, uint32_t stream, int64_t n) {
@@ -156,6 +165,7 @@ static inline operand *operand_new(trial *t, const char *name, mu_dtype dtype, i
     mu_memory_commit(t->memory, t->used + block);
     char *data = t->memory->region.base + t->used;
     mu_device_write(t->dev, data, host, block);
+    if (emulated(t->dev)) mu_emulation_bounds(data + shift, bytes);
     operand *o = &t->operands[t->n_operands++];
     *o = (operand){ name, { data + shift, dtype, ld }, t->used + shift, rows * ld, false, t->tolerance, 1e-12 };
     if (t->tolerance > TOLERANCE) o->least = 0.05;     /* what cancels was rounded when it was of order 1 */
@@ -240,7 +250,9 @@ static inline void trial_run(trial *t, mu_device *dev, const kernel_case *c, uin
     *t = (trial){ .dev = dev, .seed = seed, .pad = pad, .memory = mu_memory_new(dev, (size_t)1 << 30),
                   .coarse = coarse, .bf16 = bf16,
                   .tolerance = bf16 ? BF16_RESULTS : rounds ? BF16_TOLERANCE : TOLERANCE };
+    if (emulated(dev)) mu_emulation_forget_all();
     c->run(t, c->p);
+    if (emulated(dev)) mu_emulation_bounds_clear();
     t->image = mu_alloc(t->used, 1);
     mu_device_read(dev, t->image, t->memory->region.base, t->used);
     mu_memory_free(t->memory);
