@@ -173,10 +173,12 @@ static mu_attention_shape attention_shape(const int64_t *p) {
     return (mu_attention_shape){ p[0], p[1], p[2], p[3], p[4], (double)p[5] / sqrt((double)p[4]), p[6] };
 }
 
-/* A logarithm: its error is absolute. */
+/* A logarithm: its error is absolute. It is of sums in the fine type over operands that bf16 holds exactly. */
 static mu_mat new_lse(trial *t, int64_t T, int64_t H) {
     mu_mat lse = new_matrix(as_fine(t), "lse", T, H);
-    t->operands[t->n_operands - 1].least = 1;
+    operand *o = &t->operands[t->n_operands - 1];
+    o->least = 1;
+    if (t->bf16) o->tolerance = TOLERANCE;
     return lse;
 }
 
@@ -695,7 +697,7 @@ static const kernel_case kernel_cases[] = {
     C(attention_fwd, 1, 1, 6, 1, 80, 3, 900) C(attention_fwd, 1, 1, 3, 1, 300, 1, 40)
     C(attention_fwd, 1, 2, 4, 2, 16, 1, 31) C(attention_fwd, 2, 5, 4, 1, 10, 1, 254)
     C(attention_fwd, 1, 33, 2, 1, 64, 8, 223) C(attention_fwd, 2, 130, 2, 2, 32, 1, 500)
-    C(attention_fwd, 2, 37, 2, 1, 96, 1, 100) C(attention_fwd, 1, 129, 3, 3, 128, 4, 63)
+    C(attention_fwd, 2, 37, 2, 1, 96, 1, 100) C(attention_fwd, 1, 129, 3, 3, 128, 4, 63) C(attention_fwd, 1, 40, 2, 1, 64, 1, 33)
 
     /* R, experts, D, F, spread */
     EXPERTS(0, 3, 8, 4, EVEN) EXPERTS(1, 1, 1, 1, EVEN) EXPERTS(1, 4, 16, 8, EVEN)
