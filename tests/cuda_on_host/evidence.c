@@ -14,6 +14,7 @@
 #include <string.h>
 
 typedef struct { mu_mat m; int64_t bytes; } operand;
+static const mu_mat none;
 
 typedef struct {
     mu_device *dev;
@@ -117,18 +118,25 @@ static bool wanted(const stand *s, const char *kernel) {
     end(s, #kernel, shape);                                     \
 } while (0)
 
-static const mu_mat none;
 
 /* ---------------------------------------------------------------- vectors, norm, rotation, embedding, loss */
 static void vectors(stand *s) {
     enum { N = 1 << 18 };
-    operand w = filled(s, fine(s, 1, N)), g = filled(s, fine(s, 1, N)), m = filled(s, fine(s, 1, N));
-    operand v = fine(s, 1, N), copy = real(s, 1, N), sum = take(s, MU_DTYPE_F64, 1, 1);
-    mu_adamw_spec spec = { 1e-3, 0.9, 0.95, 1e-8, 0.1, 1, 10 };
+    operand w = filled(s, fine(s, 1, N)), g = filled(s, fine(s, 1, N)), m = filled(s, fine(s, 1, N)), v = fine(s, 1, N);
+    operand reals = real(s, 1, N), x = filled(s, real(s, 1, N)), y = filled(s, real(s, 1, N));
+    operand units = take(s, MU_DTYPE_I64, 1, MU_SLAB_UNIT_WORDS), steps = take(s, MU_DTYPE_I64, 1, 1);
+    operand squares = take(s, MU_DTYPE_F64, 1, 1), scale = take(s, MU_DTYPE_F64, 1, 1);
+    const mu_slab_unit unit = { .count = N, .load = -1, .decays = 1 };
+    const mu_adamw_spec spec = { 1e-3, 0.9, 0.95, 1e-8, 0.1 };
+    const int64_t ten = 10;
+    mu_device_write(s->dev, units.m.data, &unit, sizeof unit);
+    mu_device_write(s->dev, steps.m.data, &ten, sizeof ten);
+    s->dev->k->fill(s->dev, 1, 1.0, scale.m);
     s->dev->k->fill(s->dev, N, 1.0, v.m);
-    CALL(adamw, "n 262144", (w, g, m, v), (w, m, v, copy), N, &spec, w.m, g.m, m.m, v.m, copy.m);
-    CALL(sumsq, "n 262144", (g), (sum), N, g.m, false, sum.m);
-    CALL(add, "n 262144", (copy, copy), (copy), N, copy.m, copy.m, copy.m);
+    CALL(slab_sumsq, "n 262144", (units, g), (squares), 1, mu_slab_pieces(N), units.m, g.m, squares.m);
+    CALL(slab_adamw, "n 262144", (units, scale, steps, w, g, m, v), (steps, w, m, v, reals), 1, mu_slab_pieces(N), &spec,
+         units.m, none, scale.m, steps.m, w.m, g.m, m.m, v.m, reals.m);
+    CALL(add, "n 262144", (x, y), (reals), N, x.m, y.m, reals.m);
 }
 
 static void norm(stand *s) {
@@ -198,7 +206,7 @@ static void routing(stand *s, layer *l) {
     CALL(route_fwd, LAYER, (logits), (l->scores, l->lse, l->ids, l->gates), &shape, logits.m, none, l->scores.m, l->lse.m,
          l->ids.m, l->gates.m);
     s->dev->k->route_fwd(s->dev, &shape, logits.m, none, l->scores.m, l->lse.m, l->ids.m, l->gates.m);
-    CALL(route_bwd, LAYER, (l->scores, l->ids, l->gates, dgates, dlogits), (dlogits), &shape, l->scores.m, l->ids.m,
+    CALL(route_bwd, LAYER, (l->scores, l->ids, dgates, dlogits), (dlogits), &shape, l->scores.m, l->ids.m,
          l->gates.m, dgates.m, none, none, dlogits.m);
     CALL(plan, LAYER, (l->ids, l->order), (l->offsets, l->token, l->row), T, E, K, T, 0, l->ids.m, l->order.m, l->offsets.m,
          l->token.m, l->row.m);
