@@ -81,7 +81,7 @@ says "no GPU" 'error: train.device cuda: rank 0: no NVIDIA GPU found .*; train.d
 MUSTER_EMULATED_DEVICES=0 expect 0 "auto without a GPU" with "$gpu" 1 auto train.device=auto train.steps=2 optim.warmup_steps=1
 MUSTER_EMULATED_DRIVER=11040 expect 78 "an old driver" with "$gpu" 1 none train.device=cuda
 says "an old driver" 'the NVIDIA driver knows CUDA 11.4, this muster needs [0-9]+\.[0-9]: a newer driver helps'
-MUSTER_EMULATED_FAULT=attention expect 70 "a kernel that faults" with "$gpu" 1 faulty train.device=cuda
+MUSTER_EMULATED_FAULT=rmsnorm expect 70 "a kernel that faults" with "$gpu" 1 faulty train.device=cuda
 says_once "a kernel that faults" 'cudaErrorLaunchFailure.*compute-sanitizer'
 MUSTER_EMULATED_BYTES=$((20 << 20)) expect 70 "a full device" with "$gpu" 1 full train.device=cuda
 says_once "a full device" 'cuda is full: [0-9]+ MiB more needed, .* smaller train.micro_batch_size'
