@@ -143,6 +143,8 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
      * segment >= 1 divides T, here and below. */ \
     K(count_experts, (mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids, mu_mat counts), \
                      (dev, T, E, K, segment, ids, counts)) \
+    /* coef[n,E] = factor * counts[n,E] (I64), the product in double, then rounded. */ \
+    K(balance_coef, (mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef), (dev, n, E, factor, counts, coef)) \
     /* Balancing term: out (F64) = sum_t sum_i coef[t/segment, i] * p[t,i], p = scores, or scores / their sum if
      * normalise; backward adds dout * the derivative into dscores. */ \
     K(balance_fwd, (mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores, mu_mat coef, mu_mat out), \

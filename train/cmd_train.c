@@ -151,7 +151,7 @@ static void print_start(const mu_trainer *t, bool resumed) {
         printf("note: there is nothing to validate on: data.val_fraction is 0 or the texts are too short\n");
     if (t->peak_flops > 0)
         printf(
-            "peak: %.0f GFLOP/s, %s matrix product of 768 x 768 x 768 on all ranks at once; MFU is against it\n",
+            "peak: %.0f GFLOP/s, a large %s matrix product on all ranks at once; MFU is against it\n",
             t->peak_flops * 1e-9, t->cfg.train.dtype == MU_TRAIN_DTYPE_BF16 && strstr(t->dev->name, "bf16") ? "bf16" : mu_dtype_name(t->dev->real));
     printf("run folder: %s (%s)\n", t->cfg.run.dir, resumed ? "goes on" : "a new run");
     fflush(stdout);

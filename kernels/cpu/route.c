@@ -151,6 +151,13 @@ static double row_dot(int64_t E, const float *x, const float *y) {
     return s;
 }
 
+void CPU(balance_coef)(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t i = 0; i < E; i++)
+            cpu_f32(coef)[r * coef.ld + i] = (float)(factor * (double)cpu_i64(counts)[r * counts.ld + i]);
+}
+
 void CPU(balance_fwd)(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores,
                       mu_mat coef, mu_mat out) {
     int64_t blocks = cpu_blocks(T, ROWS);

@@ -82,16 +82,14 @@ static router_shape router_of(const mu_route_shape *s) {
     return router_shape{ (int)s->T, (int)s->E, (int)s->K, start, s->force, s->sigmoid, s->normalise, (float)s->scale };
 }
 
-template <int N> struct number { static const int value = N; };
-
-/* body(number<PER>()) with the PER for E experts. */
+/* with_share(E, [&](auto per) { const int PER = decltype(per)::value; ... }): the code for E experts. */
 template <typename F> static void with_share(int64_t E, F body) {
-    if (E <= WARP) body(number<1>());
-    else if (E <= 2 * WARP) body(number<2>());
-    else if (E <= 4 * WARP) body(number<4>());
-    else if (E <= 8 * WARP) body(number<8>());
-    else if (E <= 16 * WARP) body(number<16>());
-    else body(number<0>());
+    if (E <= WARP) body(std::integral_constant<int, 1>());
+    else if (E <= 2 * WARP) body(std::integral_constant<int, 2>());
+    else if (E <= 4 * WARP) body(std::integral_constant<int, 4>());
+    else if (E <= 8 * WARP) body(std::integral_constant<int, 8>());
+    else if (E <= 16 * WARP) body(std::integral_constant<int, 16>());
+    else body(std::integral_constant<int, 0>());
 }
 
 /* ------------------------------------------------------------------ scores and choice */
@@ -275,7 +273,18 @@ void mu_cuda_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores, m
 }
 
 /* ------------------------------------------------------------------ balancing term
- * A warp a token, sums in double; a block adds STRETCH tokens, the stretches are added in their order. */
+ * The sums: a warp a token, in double; a block adds STRETCH tokens, the stretches are added in their order. */
+static __global__ void balance_coef_kernel(int n, int E, double factor, matrix<int64_t> counts, matrix<float> coef) {
+    int cell = (int)thread_index(), r = cell / E, i = cell % E;
+    if (r < n) coef.row(r)[i] = (float)(factor * (double)counts.row(r)[i]);
+}
+
+void mu_cuda_balance_coef(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef) {
+    MU_CHECK(n * E <= INT32_MAX - THREADS, "%lld x %lld coefficients", (long long)n, (long long)E);
+    launch(dev, blocks_for(n * E, THREADS), THREADS, 0, balance_coef_kernel, (int)n, (int)E, factor,
+           typed<int64_t>(counts), typed<float>(coef));
+}
+
 enum { STRETCH = 8 * TOKENS };
 
 typedef struct { int T, E, segment; bool normalise; } balance_shape;

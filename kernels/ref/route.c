@@ -122,6 +122,13 @@ static double share_divisor(int64_t E, const double *scores, bool normalise) {
     return normalise ? sum : 1;
 }
 
+/* coef = factor counts */
+void mu_ref_balance_coef(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts_nE, mu_mat coef_nE) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t i = 0; i < E; i++) row(coef_nE, r, E)[i] = factor * (double)long_row(counts_nE, r, E)[i];
+}
+
 /* out = sum_t sum_i coef[t/segment, i] p[t,i],  p = s or s / sum s */
 void mu_ref_balance_fwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise,
                         mu_mat scores_TE, mu_mat coef_nE, mu_mat out) {

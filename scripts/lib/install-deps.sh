@@ -27,6 +27,8 @@ libxxhash-dev  | module libxxhash       | checksums of checkpoints
 TABLE
     [ "${1:-}" = run ] || cat <<'TABLE'
 libcmocka-dev  | module cmocka          | unit tests
+g++            | command g++            | tests: the CUDA kernels compiled for the host
+libboost-context-dev | include boost/context/detail/fcontext.hpp | tests: the threads of a CUDA block, as fibres
 qemu-user      | command qemu-x86_64    | tests: other processors, emulated
 gcc-aarch64-linux-gnu   | command aarch64-linux-gnu-gcc | tests: the kernels compiled for AArch64
 libc6-dev-arm64-cross   | command aarch64-linux-gnu-gcc | tests: the C library for it
@@ -40,7 +42,7 @@ muster_deps_probe() {       # KIND NAME...: true when one of the names is there
         case $kind in
             command) command -v "$name" ;;
             module)  pkg-config --exists "$name" ;;
-            include) echo "#include <$name>" | gcc -E -x c - ;;
+            include) printf '#if !__has_include(<%s>)\n#error absent\n#endif\n' "$name" | gcc -E -x c - ;;
         esac > /dev/null 2>&1 && return 0
     done
     return 1

@@ -28,8 +28,8 @@ void mu_emulation_bounds_clear(void);
 /* From now on these bytes count as never written; they hold poison. Waits for all work. */
 void mu_emulation_forget(void *device, size_t bytes);
 
-/* What a kernel did since the last reset. Launches, blocks, threads and the host's seconds are counted in every build,
- * the rest in the checked one. Sectors are 32 bytes that one access of a warp touches; bytes are those it asked for,
+/* What a kernel did since the last reset. Launches, blocks, threads and the seconds of processor time that
+ * the emulation took are counted in every build, the rest in the checked one. Sectors are 32 bytes that one access of a warp touches; bytes are those it asked for,
  * each counted once; a footprint is the distinct bytes of a launch, summed over launches. An access of a warp is
  * uncoalesced when it touches more sectors than its bytes need. Bank conflicts are rounds beyond the first. */
 typedef struct {

@@ -46,6 +46,7 @@ void protect(char *p, size_t bytes, int how) {
 void bring_up(char *p, Piece piece) {
     live[p] = piece;
     protect(p, piece.bytes, PROT_READ | PROT_WRITE);
+    madvise(p, piece.bytes, MADV_HUGEPAGE);         /* fewer pages to open and close */
     memset(p, 0xff, piece.bytes);
     MU_CHECK_IF(check_up(p, piece.bytes);)
     MU_ASAN_IF(ASAN_POISON_MEMORY_REGION(p + piece.bytes, round_up(piece.bytes, page) - piece.bytes);)

@@ -147,22 +147,26 @@ void pass_barrier(void) {
     release_all();
 }
 
-/* Who runs next: NULL when the launch is over. */
-Thread *next(void) {
+/* The warp whose turn it is now that the one before cannot go on: NULL when the launch is over. */
+__attribute__((noinline)) Warp *next_warp(void) {
     for (;;) {
-        int number = block.order[block.warp];
-        Warp &warp = warps[number];
-        if (warp.ready) {
-            int place = __builtin_ctz(warp.ready);
-            warp.ready &= warp.ready - 1;
-            return &threads[number * 32 + warp.lane_at[place]];
-        }
+        Warp &warp = warps[block.order[block.warp]];
+        if (warp.ready) return &warp;
         if (warp.collectives) stuck(warp);
         if (++block.warp < block.warps) continue;
         block.warp = 0;
         if (block.ended < block.threads) pass_barrier();
         else if (!begin_block()) return nullptr;
     }
+}
+
+/* Who runs next: NULL when the launch is over. */
+inline Thread *next(void) {
+    Warp *warp = &warps[block.order[block.warp]];
+    if (!warp->ready && !(warp = next_warp())) return nullptr;
+    int place = __builtin_ctz(warp->ready);
+    warp->ready &= warp->ready - 1;
+    return &threads[(warp - warps) * 32 + warp->lane_at[place]];
 }
 
 void enter(Thread *thread) {
@@ -244,10 +248,9 @@ Fibre *idle(Thread *thread) {
 }
 
 /* The current thread waits until the scheduler picks it again. */
-void wait(Site site) {
-    Thread *me = current, *other;
+inline void wait(Site site) {
+    Thread *me = current, *other = next();
     me->site = site;
-    other = next();
     if (other == me) return;
     jump(me->fibre, other->fibre ? other->fibre : idle(other));
     enter(me);
@@ -278,7 +281,7 @@ void set_block(const Launch &launch) {
 
 void run(const Launch &launch) {
     timespec start, end;
-    clock_gettime(CLOCK_MONOTONIC, &start);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &start);
     launched = &launch;
     count_launch(launch);
     set_block(launch);
@@ -289,7 +292,7 @@ void run(const Launch &launch) {
     MU_CHECK_IF(count_flush();)
     current = nullptr;
     launched = nullptr;
-    clock_gettime(CLOCK_MONOTONIC, &end);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);
     count_seconds((double)(end.tv_sec - start.tv_sec) + 1e-9 * (double)(end.tv_nsec - start.tv_nsec));
 }
 
@@ -336,7 +339,7 @@ int mu_emulated_barrier(int kind, int value, const char *file, int line) {
     if (!block.waiting) {
         block.site = {file, line}, block.kind = kind, block.first = current;
         block.sum_or = 0, block.sum_and = 1, block.count = 0;
-    } else if (block.site.line != line || block.kind != kind || strcmp(block.site.file, file) != 0) {
+    } else if (block.site.line != line || block.kind != kind || (block.site.file != file && strcmp(block.site.file, file))) {
         fail("__syncthreads at %s, while thread %d of the block waits at another one, at %s", place({file, line}).c_str(),
              block.first->number, place(block.site).c_str());
     }

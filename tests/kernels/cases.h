@@ -392,6 +392,16 @@ static void run_count_experts(trial *t, const int64_t *p) {
     t->dev->k->count_experts(t->dev, p[0], p[1], p[2], p[3], ids, counts);
 }
 
+/* n, E */
+static void run_balance_coef(trial *t, const int64_t *p) {
+    all_fine(t);
+    int64_t *n = mu_alloc((size_t)(p[0] * p[1]), sizeof *n);
+    for (int64_t i = 0; i < p[0] * p[1]; i++) n[i] = draw(t, 4097);
+    mu_mat counts = longs_of(t, "counts", p[0], p[1], n), coef = new_matrix(t, "coef", p[0], p[1]);
+    free(n);
+    t->dev->k->balance_coef(t->dev, p[0], p[1], 0x1.8p-21, counts, coef);
+}
+
 static mu_mat positive(trial *t, const char *name, int64_t rows, int64_t cols) {
     double *x = random_values(t, (uint32_t)t->n_operands, rows * cols);
     for (int64_t i = 0; i < rows * cols; i++) x[i] = (float)(fabs(x[i]) + 0.01);
@@ -679,11 +689,13 @@ static const kernel_case kernel_cases[] = {
     BOTH(attention, 1, 65, 4, 2, 16, 3)
     BOTH(attention, 5, 17, 6, 3, 10, 1) BOTH(attention, 1, 257, 2, 2, 32, 1)
     BOTH(attention, 1, 600, 2, 1, 16, 2)
+    BOTH(attention, 1, 200, 2, 1, 96, 1) BOTH(attention, 2, 140, 4, 2, 128, 1) BOTH(attention, 1, 300, 3, 1, 64, 2)
     C(attention_fwd, 0, 1, 2, 2, 16, 1, 7) C(attention_fwd, 1, 1, 1, 1, 2, 1, 1) C(attention_fwd, 3, 1, 4, 2, 16, 1, 255)
     C(attention_fwd, 1, 1, 4, 4, 64, 1, 256) C(attention_fwd, 2, 1, 80, 2, 10, 1, 300)
     C(attention_fwd, 1, 1, 6, 1, 80, 3, 900) C(attention_fwd, 1, 1, 3, 1, 300, 1, 40)
     C(attention_fwd, 1, 2, 4, 2, 16, 1, 31) C(attention_fwd, 2, 5, 4, 1, 10, 1, 254)
     C(attention_fwd, 1, 33, 2, 1, 64, 8, 223) C(attention_fwd, 2, 130, 2, 2, 32, 1, 500)
+    C(attention_fwd, 2, 37, 2, 1, 96, 1, 100) C(attention_fwd, 1, 129, 3, 3, 128, 4, 63)
 
     /* R, experts, D, F, spread */
     EXPERTS(0, 3, 8, 4, EVEN) EXPERTS(1, 1, 1, 1, EVEN) EXPERTS(1, 4, 16, 8, EVEN)
@@ -703,6 +715,9 @@ static const kernel_case kernel_cases[] = {
     C(count_experts, 0, 4, 2, 1) C(count_experts, 1, 1, 1, 1) C(count_experts, 130, 8, 2, 130)
     C(count_experts, 130, 8, 2, 65) C(count_experts, 128, 64, 6, 8, ONE_TAKES_ALL)
     C(count_experts, 1000, 7, 3, 500) C(count_experts, 3000, 7, 3, 1500) C(count_experts, 65, 2500, 6, 65)
+
+    /* n, E */
+    C(balance_coef, 0, 4) C(balance_coef, 1, 1) C(balance_coef, 1, 64) C(balance_coef, 7, 33) C(balance_coef, 130, 1000)
 
     /* T, E, segment, normalise? */
     BOTH(balance, 0, 4, 1, 0) BOTH(balance, 1, 1, 1, 1) BOTH(balance, 130, 8, 130, 0)

@@ -2,8 +2,10 @@
  *
  *     cuda_cases DEVICE [KERNEL...]       DEVICE: cuda, cuda-bf16; KERNEL: only these
  *
- * Each case runs dense, with gaps between rows, and with gaps and all operands aligned. Exit: 0 all agree, 1 some do not, 77 there is no such device. */
+ * Each case runs dense, with gaps between rows, and with gaps and all operands aligned; then attention in one piece and
+ * in many. Exit: 0 all agree, 1 some do not, 77 there is no such device. */
 #include "cases.h"
+#include "pieces.h"
 
 static bool wanted(const char *kernel, char **only) {
     bool found = !*only;
@@ -12,6 +14,17 @@ static bool wanted(const char *kernel, char **only) {
 }
 
 static const int64_t pads[] = { 0, 3, 8 };
+enum { N_PADS = sizeof pads / sizeof *pads };
+
+/* Widths and alignments that take each of the ways through the kernel. */
+static int attention_pieces(mu_device *dev) {
+    static const int64_t shapes[][4] = { { 200, 2, 2, 64 }, { 150, 4, 2, 128 }, { 140, 3, 1, 10 } },
+                         pieces[] = { 5, 1, 1, 3, 33, 1, 64, 2, 100 };
+    int wrong = 0;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int p = 0; p < N_PADS; p++) wrong += attention_in_pieces(dev, shapes[i], pads[p], pieces, 9);
+    return wrong;
+}
 
 int main(int argc, char **argv) {
     mu_device *dev = argc > 1 ? mu_device_open(argv[1]) : NULL, *ref = mu_device_open("ref");
@@ -22,9 +35,10 @@ int main(int argc, char **argv) {
     int wrong = 0, n = 0;
     for (int i = 0; i < N_KERNEL_CASES; i++) {
         if (!wanted(kernel_cases[i].kernel, argv + 2)) continue;
-        for (size_t p = 0; p < sizeof pads / sizeof *pads; p++, n++)
+        for (int p = 0; p < N_PADS; p++, n++)
             wrong += !case_agrees(ref, dev, &kernel_cases[i], pads[p], dev->real == MU_DTYPE_BF16);
     }
+    if (wanted("attention_fwd", argv + 2)) wrong += attention_pieces(dev);
     printf("%s: %d of %d runs agree with the reference\n", dev->name, n - wrong, n);
     mu_device_close(dev);
     mu_device_close(ref);

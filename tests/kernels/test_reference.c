@@ -238,6 +238,9 @@ static void test_plan(void **state) {
     mu_mat counts = new_longs(&t, "counts", 2, 3);
     t.dev->k->count_experts(t.dev, 4, 3, 2, 2, ids, counts);
     ASSERT_WHOLE(counts, 6, 2, 1, 1, 1, 2, 1);
+    mu_mat coef = new_matrix(&t, "coef", 2, 3);
+    t.dev->k->balance_coef(t.dev, 2, 3, 0.5, counts, coef);
+    ASSERT_REALS(coef, 6, 1, 0.5, 0.5, 0.5, 1, 0.5);
 }
 
 /* Peer 0 sends 2 and 1 rows for the two experts, peer 1 sends 1 and 3. */
