@@ -329,8 +329,9 @@ void check_access(const void *address, int size, Access how, const void *pc) {
     count_access(p, size, how, pc, s.shared);
 }
 
+/* A launch's arguments lie as the host's compiler likes it, and two words of one may be read as one. */
 static void check_aligned(const void *p, int size, Access how, const void *pc) {
-    if (current && (uintptr_t)p % (unsigned)size)
+    if (current && (uintptr_t)p % (unsigned)size && !in_constant((const char *)p))
         fail_at(pc, text("%s %d bytes at %p: not a multiple of %d", verb(how), size, p, size));
     check_access(p, size, how, pc);
 }
