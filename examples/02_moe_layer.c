@@ -140,10 +140,9 @@ static void train_step(model *m, mu_tape *tp, mu_adamw *opt, uint32_t step, cons
     mu_tensor *ce = mu_head_loss(tp, mu_add(tp, x, y), &m->head_VD->tensor, right, 1.0 / T, NULL);
 
     /* The balancing terms are ordinary parts of the loss: one adds them, and backward does the rest. */
-    int64_t counts[E];
     mu_tensor *loads = mu_tensor_ints(tp, MU_DTYPE_I64, E, NULL);
-    mu_routing_count(tp, &routing, mu_data(loads));
-    mu_tensor_read(loads, counts);
+    mu_mat counts = mu_data(loads);
+    mu_routing_count(tp, &routing, counts);
     mu_balance_counts seen = { .micro = counts, .global = counts, .micro_tokens = T, .global_tokens = T };
     mu_balance balance = mu_balance_loss(&m->moe, tp, &cx, &routing, &seen);
     mu_backward(tp, balance.loss ? mu_add(tp, ce, balance.loss) : ce);
