@@ -123,7 +123,9 @@ static void count_by_domain(mu_tape *tp, const mu_routing *r, result *out) {
     for (int i = 0; i < T * K; i++) out->taken[domain_of(i / K)][ids[i]]++;
 }
 
-static void report(uint32_t step, const result *r, const int64_t *counts) {
+static void report(uint32_t step, const result *r, const mu_tensor *loads) {
+    int64_t counts[E];
+    mu_tensor_read(loads, counts);
     printf("  step %3u  cross-entropy %.3f  aux %.2f  load, 1 = fair share:", step, r->ce, r->aux);
     for (int i = 0; i < E; i++) printf(" %.2f", (double)counts[i] * E / (T * K));
     putchar('\n');
@@ -152,7 +154,7 @@ static void train_step(model *m, mu_tape *tp, mu_adamw *opt, uint32_t step, cons
 
     out->ce = mu_tensor_scalar_get(ce), out->aux = mu_tensor_scalar_get(balance.aux);
     if (step > STEPS - 20) count_by_domain(tp, &routing, out);
-    if (step == 1 || step % 100 == 0) report(step, out, counts);
+    if (step == 1 || step % 100 == 0) report(step, out, loads);
     mu_params_zero_grad(m->ps);
     mu_tape_reset(tp);
 }

@@ -122,21 +122,34 @@ static bool wanted(const stand *s, const char *kernel) {
 /* ---------------------------------------------------------------- vectors, norm, rotation, embedding, loss */
 static void vectors(stand *s) {
     enum { N = 1 << 18 };
-    operand w = filled(s, fine(s, 1, N)), g = filled(s, fine(s, 1, N)), m = filled(s, fine(s, 1, N)), v = fine(s, 1, N);
-    operand reals = real(s, 1, N), x = filled(s, real(s, 1, N)), y = filled(s, real(s, 1, N));
-    operand units = take(s, MU_DTYPE_I64, 1, MU_SLAB_UNIT_WORDS), steps = take(s, MU_DTYPE_I64, 1, 1);
-    operand squares = take(s, MU_DTYPE_F64, 1, 1), scale = take(s, MU_DTYPE_F64, 1, 1);
-    const mu_slab_unit unit = { .count = N, .load = -1, .decays = 1 };
-    const mu_adamw_spec spec = { 1e-3, 0.9, 0.95, 1e-8, 0.1 };
-    const int64_t ten = 10;
-    mu_device_write(s->dev, units.m.data, &unit, sizeof unit);
-    mu_device_write(s->dev, steps.m.data, &ten, sizeof ten);
-    s->dev->k->fill(s->dev, 1, 1.0, scale.m);
+    operand g = filled(s, fine(s, 1, N)), copy = filled(s, real(s, 1, N)), sum = take(s, MU_DTYPE_F64, 1, 1);
+    CALL(sumsq, "n 262144", (g), (sum), N, g.m, false, sum.m);
+    CALL(add, "n 262144", (copy, copy), (copy), N, copy.m, copy.m, copy.m);
+}
+
+/* Units of 36864 values: one expert's matrix of 768 x 48, and of the last one a rest. */
+static void optimizer(stand *s) {
+    enum { N = 1 << 18, UNIT = 768 * 48, UNITS = (N + UNIT - 1) / UNIT };
+    operand w = filled(s, fine(s, 1, N)), g = filled(s, fine(s, 1, N)), m = filled(s, fine(s, 1, N));
+    operand v = fine(s, 1, N), copy = real(s, 1, N), units = take(s, MU_DTYPE_I64, UNITS, MU_SLAB_UNIT_WORDS);
+    operand steps = take(s, MU_DTYPE_I64, 1, UNITS), squares = take(s, MU_DTYPE_F64, 1, UNITS);
+    operand norm = take(s, MU_DTYPE_F64, 1, 1), scale = take(s, MU_DTYPE_F64, 1, 1);
+    mu_adamw_spec spec = { 1e-3, 0.9, 0.95, 1e-8, 0.1 };
+    mu_slab_unit table[UNITS];
+    int64_t n_pieces = 0, taken[UNITS] = { 0 };
+    for (int64_t i = 0, first = 0; i < UNITS; i++, first += UNIT) {
+        table[i] = (mu_slab_unit){ first, N - first < UNIT ? N - first : UNIT, n_pieces, i, -1, 1 };
+        n_pieces += mu_slab_pieces(table[i].count);
+    }
+    mu_device_write(s->dev, units.m.data, table, sizeof table);
+    mu_device_write(s->dev, steps.m.data, taken, sizeof taken);
     s->dev->k->fill(s->dev, N, 1.0, v.m);
-    CALL(slab_sumsq, "n 262144", (units, g), (squares), 1, mu_slab_pieces(N), units.m, g.m, squares.m);
-    CALL(slab_adamw, "n 262144", (units, scale, steps, w, g, m, v), (steps, w, m, v, reals), 1, mu_slab_pieces(N), &spec,
-         units.m, none, scale.m, steps.m, w.m, g.m, m.m, v.m, reals.m);
-    CALL(add, "n 262144", (x, y), (reals), N, x.m, y.m, reals.m);
+    s->dev->k->fill(s->dev, UNITS, 0.01, squares.m);
+    s->dev->k->fill(s->dev, 1, 1.0, scale.m);
+    CALL(slab_adamw, "8 units of 36864", (w, g, m, v, units, steps), (w, m, v, copy, steps), UNITS, n_pieces, &spec, units.m,
+         none, scale.m, steps.m, w.m, g.m, m.m, v.m, copy.m);
+    CALL(slab_sumsq, "8 units of 36864", (g, units), (squares), UNITS, n_pieces, units.m, g.m, squares.m);
+    CALL(clip, "8 units", (squares), (norm, scale), UNITS, squares.m, 0, none, 1.0, norm.m, scale.m);
 }
 
 static void norm(stand *s) {
@@ -253,7 +266,7 @@ static void moe(stand *s) {
 }
 
 int main(int argc, char **argv) {
-    static void (*const parts[])(stand *) = { vectors, norm, rotation, embedding, loss, attention, moe };
+    static void (*const parts[])(stand *) = { vectors, optimizer, norm, rotation, embedding, loss, attention, moe };
     mu_device *dev = argc > 1 ? mu_device_open(argv[1]) : NULL;
     if (!dev) {
         printf("%s\n", argc > 1 ? mu_cuda_missing() : "usage: evidence DEVICE [KERNEL...]");
