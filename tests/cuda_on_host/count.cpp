@@ -28,6 +28,7 @@ struct Instruction {
 };
 
 std::unordered_map<uintptr_t, Instruction> instructions;
+struct { uintptr_t key; Instruction *instruction; } recent[4096];      /* where to find them quickly */
 std::vector<Instruction *> listed;      /* those with something pending or counted in this phase of this warp */
 int counted_warp = -1;
 
@@ -128,7 +129,10 @@ void count_access(const void *p, int size, Access how, const void *pc, bool shar
         count_flush();
         counted_warp = warp;
     }
-    Instruction &i = instructions[(uintptr_t)pc << 3 | (uintptr_t)how << 1 | shared];
+    uintptr_t key = (uintptr_t)pc << 3 | (uintptr_t)how << 1 | shared;
+    auto &slot = recent[(key ^ key >> 12) % 4096];
+    if (slot.key != key) slot = {key, &instructions[key]};
+    Instruction &i = *slot.instruction;
     if (!i.listed) {
         i.how = how, i.shared = shared, i.listed = true, i.first = 0;
         memset(i.executed, 0, sizeof i.executed);
