@@ -304,8 +304,18 @@ static inline uint64_t case_seed(const kernel_case *c) {
     return mu_hash64(c->kernel, strlen(c->kernel)) ^ mu_hash64(c->p, sizeof c->p);
 }
 
+/* Folds every result of a run into a digest: the same when every bit is. */
+static inline void add_to_digest(const trial *t, uint64_t *digest) {
+    for (int i = 0; i < t->n_operands; i++) {
+        const operand *o = &t->operands[i];
+        if (!o->scratch)
+            *digest = *digest * 31 + mu_hash64(t->image + o->at, (size_t)o->count * mu_dtype_size(o->mat.dtype));
+    }
+}
+
 /* Runs a case on `ref` and `dev`; true when all operands agree. */
-static inline bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case *c, int64_t pad, bool coarse) {
+static inline bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case *c, int64_t pad, bool coarse,
+                               uint64_t *digest) {
     trial expected, t;
     char what[256];
     describe(what, c, dev->name);
@@ -316,6 +326,7 @@ static inline bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case
     MU_CHECK(t.n_operands == expected.n_operands, "%s: a case must not depend on the device", what);
     for (int i = 0; i < t.n_operands && ok; i++)
         if (!t.operands[i].scratch) ok = operand_agrees(&expected, &t, i, what);
+    if (digest) add_to_digest(&t, digest);
     trial_free(&expected);
     trial_free(&t);
     return ok;
