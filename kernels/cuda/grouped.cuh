@@ -145,13 +145,6 @@ static __device__ __forceinline__ void get(const bf16 *from, float (&x)[8]) {
     for (int i = 0; i < 4; i++) x[2 * i] = __uint_as_float(word[i] << 16), x[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
 }
 
-static __device__ __forceinline__ unsigned two_bf16(float low, float high) {
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    unsigned word;
-    memcpy(&word, &pair, sizeof word);
-    return word;
-}
-
 static __device__ __forceinline__ void put(bf16 *to, const float (&x)[8]) {
     *(uint4 *)to = make_uint4(two_bf16(x[0], x[1]), two_bf16(x[2], x[3]), two_bf16(x[4], x[5]), two_bf16(x[6], x[7]));
 }
