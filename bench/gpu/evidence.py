@@ -227,6 +227,12 @@ def summary(kernels):
             + (", ".join(f"`{s}`" for s in spills) if spills else "none") + ".")
 
 
+def steps_line(build):
+    text = [f"{dtype}: {launches} launches, the host waits {waits} times"
+            for dtype, (launches, waits) in ((d, step(build, d)) for d in ("fp32", "bf16"))]
+    return f"A training step (2 layers, 8 experts, top-2, one micro-batch), counted: {'; '.join(text)}."
+
+
 def page_text(nvcc, kernels, calls, steps):
     launches = {}
     for call in calls:
@@ -243,8 +249,7 @@ def page_text(nvcc, kernels, calls, steps):
              "sectors that warps request, most of them served by the caches where it is more than new. An access of a warp is "
              "uncoalesced when it touches more sectors than its bytes need.", ""]
     text += counted_table(calls)
-    text += ["", f"A training step (2 layers, 8 experts, top-2, one micro-batch), counted: "
-             + "; ".join(f"{dtype}: {number(n)} launches, the host waits {number(w)} times" for dtype, (n, w) in steps.items()) + ".", "",
+    text += ["", steps, "",
              f"The least time of an MoE layer's experts and combine in bf16 on an H100, computed: arithmetic at {PRODUCT / 1e12:.0f} "
              f"TFLOP/s, data at {BANDWIDTH / 1e12:.1f} TB/s (both measured by others), everything read and written once a product; "
              "*as counted*: with what the kernels moved above, over what they had to.", ""]
@@ -281,14 +286,14 @@ def main():
     try:
         if o.counted:
             calls = counted(build)
-            print("\n".join(counted_table(calls) + [""] + floor_table(calls)))
+            print("\n".join(counted_table(calls) + ["", steps_line(build), ""] + floor_table(calls)))
             return complain(complaints(calls))
         kernels, files = ptxas(o.nvcc)
         if o.all:
             print("\n".join(all_table(kernels, files)), "\n", summary(kernels), sep="\n")
             return 0
         calls = counted(build)
-        replace(o.page, page_text(o.nvcc, kernels, calls, {dtype: step(build, dtype) for dtype in ("fp32", "bf16")}))
+        replace(o.page, page_text(o.nvcc, kernels, calls, steps_line(build)))
     except (Failed, OSError) as error:
         print(f"evidence.py: error: {error}", file=sys.stderr)
         return 1
