@@ -88,15 +88,17 @@ static bool odd_place(const void *p, cudaDataType type, int64_t ld) {
 }
 
 cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int64_t m, int64_t n,
-                               int64_t k, const void *alpha, const void *a, cudaDataType a_type, int64_t lda, const void *b,
-                               cudaDataType b_type, int64_t ldb, const void *beta, void *c, cudaDataType c_type, int64_t ldc,
-                               cublasComputeType_t, cublasGemmAlgo_t) {
+                               int64_t k, const void *alpha, const void *a, cudaDataType a_type, int64_t lda,
+                               const void *b, cudaDataType b_type, int64_t ldb, const void *beta, void *c,
+                               cudaDataType c_type, int64_t ldc, cublasComputeType_t, cublasGemmAlgo_t) {
     if (!handle->workspace || !handle->wide_sums) return CUBLAS_STATUS_NOT_INITIALIZED;
     int64_t a_rows = ta == CUBLAS_OP_N ? m : k, b_rows = tb == CUBLAS_OP_N ? k : n;
-    if (m < 0 || n < 0 || k < 0 || lda < max(a_rows, (int64_t)1) || ldb < max(b_rows, (int64_t)1) || ldc < max(m, (int64_t)1))
+    const int64_t least = 1;
+    if (m < 0 || n < 0 || k < 0 || lda < max(a_rows, least) || ldb < max(b_rows, least) || ldc < max(m, least))
         return CUBLAS_STATUS_INVALID_VALUE;
     if (a_type != b_type || (a_type == CUDA_R_32F && c_type != CUDA_R_32F)) return CUBLAS_STATUS_NOT_SUPPORTED;
-    if (odd_place(a, a_type, lda) || odd_place(b, b_type, ldb) || odd_place(c, c_type, ldc)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (odd_place(a, a_type, lda) || odd_place(b, b_type, ldb) || odd_place(c, c_type, ldc))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     operand left = ta == CUBLAS_OP_N ? operand{ a, 1, lda } : operand{ a, lda, 1 };
     operand right = tb == CUBLAS_OP_N ? operand{ b, ldb, 1 } : operand{ b, 1, ldb };
     float one = *(const float *)alpha, keep = *(const float *)beta;
