@@ -14,7 +14,7 @@ template <typename T> struct backward {
     int padded;                     /* S in whole tiles: row length of lse2 and delta */
     matrix<T> q, k, v, y, dy, dq, dk, dv;
     matrix<float> lse;
-    float *lse2, *delta;            /* [B*H, padded]: lse to base 2, infinite behind the last query; delta, 0 there */
+    float *lse2, *delta;            /* [B*H, padded]: lse to base 2, delta; 0 behind the last query, as are q and dy */
 };
 
 /* ------------------------------------------------------------------ lse2 and delta
@@ -34,7 +34,7 @@ template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) prepare
             delta = lane == i ? sum : delta;
         }
         int64_t at = (b * f.s.H + h) * f.padded + first + lane;
-        f.lse2[at] = lane < count ? f.lse.row(row + lane)[h] * (float)LOG2_E : INFINITY;
+        f.lse2[at] = lane < count ? f.lse.row(row + lane)[h] * (float)LOG2_E : 0;
         f.delta[at] = delta;
     }
 }

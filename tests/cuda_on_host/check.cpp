@@ -246,6 +246,15 @@ void check_copied_from(const void *p, size_t bytes) {
                 fail("a copy of %zu bytes from %s reads %s: never written", bytes, place_of(p).c_str(), place_of(at + i).c_str());
     });
 }
+void check_library(const char *name, const void *p, size_t bytes, Access how) {
+    each_stretch(p, bytes, [&](uint8_t *state, size_t n, const char *at) {
+        for (size_t i = 0; i < n; i++)
+            if (state[i] != WRITTEN && !(how == WRITE && state[i] == FRESH))
+                fail("%s %s %s: %s", name, verb(how), place_of(at + i).c_str(),
+                     state[i] & OUTSIDE ? "outside of every operand" : "never written");
+        if (how == WRITE) memset(state, WRITTEN, n);
+    });
+}
 void check_outside(const void *p, size_t bytes, bool outside) {
     each_stretch(p, bytes, [=](uint8_t *state, size_t n, const char *) {
         for (size_t i = 0; i < n; i++) state[i] = outside ? state[i] | OUTSIDE : state[i] & ~OUTSIDE;

@@ -25,8 +25,10 @@ void mu_emulation_order(mu_emulation_order_kind kind, uint64_t seed);
 void mu_emulation_bounds(const void *device, size_t bytes);
 void mu_emulation_bounds_clear(void);
 
-/* From now on these bytes count as never written; they hold poison. Waits for all work. */
+/* From now on these bytes count as never written; they hold poison. Waits for all work. All: every byte of every device,
+ * for the checked build alone. */
 void mu_emulation_forget(void *device, size_t bytes);
+void mu_emulation_forget_all(void);
 
 /* What a kernel did since the last reset. Launches, blocks, threads and the seconds of processor time that
  * the emulation took are counted in every build, the rest in the checked one. Sectors are 32 bytes that one access of a warp touches; bytes are those it asked for,

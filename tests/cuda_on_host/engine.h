@@ -103,13 +103,19 @@ cudaError_t allocate(void **p, size_t bytes);
 cudaError_t release(void *p);
 void memory_left(size_t *left, size_t *total);
 
+/* ---------------------------------------------------------------- streams (streams.cpp) */
+/* A library's call, as work of the stream; it tells of each stretch of device memory before it touches it. */
+void enqueue(cudaStream_t stream, const char *name, std::function<void(void)> work);
+
 /* ---------------------------------------------------------------- counters (count.cpp) and checks (check.cpp) */
 void count_launch(const Launch &launch);
+void count_call(const char *name);
 void count_seconds(double seconds);
 void count_wait(void);
 void count_flush(void);
 
 enum Access { READ, WRITE, UPDATE };
+void library_access(const char *name, const void *p, size_t bytes, Access how);
 void count_access(const void *p, int size, Access how, const void *pc, bool shared);
 void count_new_bytes(int n, Access how);
 
@@ -119,6 +125,7 @@ void check_up(const void *p, size_t bytes);         /* memory is there, never wr
 void check_down(const void *p, size_t bytes);
 void check_copied_to(const void *p, size_t bytes);
 void check_copied_from(const void *p, size_t bytes);
+void check_library(const char *name, const void *p, size_t bytes, Access how);
 void check_outside(const void *p, size_t bytes, bool outside);
 void check_forget(const void *p, size_t bytes);
 void check_launch(void);

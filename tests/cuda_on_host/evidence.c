@@ -13,10 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct {
-    mu_mat m;
-    int64_t bytes;
-} operand;
+typedef struct { mu_mat m; int64_t bytes; } operand;
 static const mu_mat none;
 
 typedef struct {
@@ -24,7 +21,7 @@ typedef struct {
     mu_memory *memory;
     size_t used;
     char **only;
-    int64_t reads, writes; /* least bytes of the call at hand */
+    int64_t reads, writes;      /* least bytes of the call at hand */
     mu_json json;
 } stand;
 
@@ -69,8 +66,7 @@ static int64_t bytes_of(const operand *list, size_t n) {
     for (size_t i = 0; i < n; i++) bytes += list[i].bytes;
     return bytes;
 }
-#define BYTES(...) \
-    bytes_of((const operand[]){ __VA_ARGS__ }, sizeof((const operand[]){ __VA_ARGS__ }) / sizeof(operand))
+#define BYTES(...) bytes_of((const operand[]){ __VA_ARGS__ }, sizeof((const operand[]){ __VA_ARGS__ }) / sizeof(operand))
 
 /* The call that follows must read and write this much; everything before it is done and forgotten. */
 static void begin(stand *s, int64_t reads, int64_t writes) {
@@ -87,10 +83,8 @@ static void write_launches(mu_json *j) {
         mu_json_begin(j, NULL, '{');
         mu_json_string(j, "name", mu_emulation_kernel(i, &c));
 #define C(field) mu_json_int(j, #field, c.field);
-        /* clang-format off */
         C(launches) C(blocks) C(threads) C(dynamic_shared) C(read_sectors) C(read_footprint) C(written_sectors)
         C(written_footprint) C(accesses) C(uncoalesced) C(excess_sectors) C(shared_accesses) C(bank_conflicts)
-        /* clang-format on */
 #undef C
         mu_json_end(j, '}');
     }
@@ -117,59 +111,66 @@ static bool wanted(const stand *s, const char *kernel) {
 
 /* CALL(rmsnorm_fwd, "8 x 8", (x, w), (y), dev, ...): the kernel, its least traffic, its arguments. */
 #define UNPACK(...) __VA_ARGS__
-#define CALL(kernel, shape, read, written, ...)              \
-    do {                                                     \
-        if (!wanted(s, #kernel)) break;                      \
-        begin(s, BYTES(UNPACK read), BYTES(UNPACK written)); \
-        s->dev->k->kernel(s->dev, __VA_ARGS__);              \
-        end(s, #kernel, shape);                              \
-    } while (0)
+#define CALL(kernel, shape, read, written, ...) do {            \
+    if (!wanted(s, #kernel)) break;                             \
+    begin(s, BYTES(UNPACK read), BYTES(UNPACK written));        \
+    s->dev->k->kernel(s->dev, __VA_ARGS__);                     \
+    end(s, #kernel, shape);                                     \
+} while (0)
+
 
 /* ---------------------------------------------------------------- vectors, norm, rotation, embedding, loss */
 static void vectors(stand *s) {
     enum { N = 1 << 18 };
-    operand w = filled(s, fine(s, 1, N)), g = filled(s, fine(s, 1, N)), m = filled(s, fine(s, 1, N)),
-            v = fine(s, 1, N);
-    operand reals = real(s, 1, N), x = filled(s, real(s, 1, N)), y = filled(s, real(s, 1, N));
-    operand units = take(s, MU_DTYPE_I64, 1, MU_SLAB_UNIT_WORDS), steps = take(s, MU_DTYPE_I64, 1, 1);
-    operand squares = take(s, MU_DTYPE_F64, 1, 1), scale = take(s, MU_DTYPE_F64, 1, 1);
-    const mu_slab_unit unit = { .count = N, .load = -1, .decays = 1 };
-    const mu_adamw_spec spec = { 1e-3, 0.9, 0.95, 1e-8, 0.1 };
-    const int64_t ten = 10;
-    mu_device_write(s->dev, units.m.data, &unit, sizeof unit);
-    mu_device_write(s->dev, steps.m.data, &ten, sizeof ten);
-    s->dev->k->fill(s->dev, 1, 1.0, scale.m);
+    operand g = filled(s, fine(s, 1, N)), sum = take(s, MU_DTYPE_F64, 1, 1);
+    operand x = filled(s, real(s, 1, N)), y = filled(s, real(s, 1, N)), z = real(s, 1, N);
+    CALL(sumsq, "n 262144", (g), (sum), N, g.m, false, sum.m);
+    CALL(add, "n 262144", (x, y), (z), N, x.m, y.m, z.m);
+}
+
+/* Units of 36864 values: one expert's matrix of 768 x 48, and of the last one a rest. */
+static void optimizer(stand *s) {
+    enum { N = 1 << 18, UNIT = 768 * 48, UNITS = (N + UNIT - 1) / UNIT };
+    operand w = filled(s, fine(s, 1, N)), g = filled(s, fine(s, 1, N)), m = filled(s, fine(s, 1, N));
+    operand v = fine(s, 1, N), copy = real(s, 1, N), units = take(s, MU_DTYPE_I64, UNITS, MU_SLAB_UNIT_WORDS);
+    operand steps = take(s, MU_DTYPE_I64, 1, UNITS), squares = take(s, MU_DTYPE_F64, 1, UNITS);
+    operand norm = take(s, MU_DTYPE_F64, 1, 1), scale = take(s, MU_DTYPE_F64, 1, 1);
+    mu_adamw_spec spec = { 1e-3, 0.9, 0.95, 1e-8, 0.1 };
+    mu_slab_unit table[UNITS];
+    int64_t n_pieces = 0, taken[UNITS] = { 0 };
+    for (int64_t i = 0, first = 0; i < UNITS; i++, first += UNIT) {
+        table[i] = (mu_slab_unit){ first, N - first < UNIT ? N - first : UNIT, n_pieces, i, -1, 1 };
+        n_pieces += mu_slab_pieces(table[i].count);
+    }
+    mu_device_write(s->dev, units.m.data, table, sizeof table);
+    mu_device_write(s->dev, steps.m.data, taken, sizeof taken);
     s->dev->k->fill(s->dev, N, 1.0, v.m);
-    CALL(slab_sumsq, "n 262144", (units, g), (squares), 1, mu_slab_pieces(N), units.m, g.m, squares.m);
-    CALL(slab_adamw, "n 262144", (units, scale, steps, w, g, m, v), (steps, w, m, v, reals), 1,
-         mu_slab_pieces(N), &spec, units.m, none, scale.m, steps.m, w.m, g.m, m.m, v.m, reals.m);
-    CALL(add, "n 262144", (x, y), (reals), N, x.m, y.m, reals.m);
+    s->dev->k->fill(s->dev, UNITS, 0.01, squares.m);
+    s->dev->k->fill(s->dev, 1, 1.0, scale.m);
+    CALL(slab_adamw, "8 units of 36864", (w, g, m, v, units, steps), (w, m, v, copy, steps), UNITS, n_pieces, &spec, units.m,
+         none, scale.m, steps.m, w.m, g.m, m.m, v.m, copy.m);
+    CALL(slab_sumsq, "8 units of 36864", (g, units), (squares), UNITS, n_pieces, units.m, g.m, squares.m);
+    CALL(clip, "8 units", (squares), (norm, scale), UNITS, squares.m, 0, none, 1.0, norm.m, scale.m);
 }
 
 static void norm(stand *s) {
     enum { R = 512, D = 768 };
-    operand x = filled(s, real(s, R, D)), dy = filled(s, real(s, R, D)), w = filled(s, fine(s, 1, D)),
-            y = real(s, R, D);
+    operand x = filled(s, real(s, R, D)), dy = filled(s, real(s, R, D)), w = filled(s, fine(s, 1, D)), y = real(s, R, D);
     operand rstd = fine(s, 1, R), dx = filled(s, real(s, R, D)), dw = filled(s, fine(s, 1, D));
     CALL(rmsnorm_fwd, "512 x 768", (x, w), (y, rstd), R, D, 1e-6, x.m, w.m, y.m, rstd.m);
-    CALL(rmsnorm_bwd, "512 x 768", (x, w, rstd, dy, dx, dw), (dx, dw), R, D, x.m, w.m, rstd.m, dy.m, dx.m,
-         dw.m);
+    CALL(rmsnorm_bwd, "512 x 768", (x, w, rstd, dy, dx, dw), (dx, dw), R, D, x.m, w.m, rstd.m, dy.m, dx.m, dw.m);
 }
 
 static void rotation(stand *s) {
     enum { T = 512, H = 8, d = 64 };
-    operand x = filled(s, real(s, T, H * d)), cosine = filled(s, fine(s, T, d / 2)),
-            sine = filled(s, fine(s, T, d / 2));
-    CALL(rope, "512 x 8 heads of 64", (x, cosine, sine), (x), T, T, H, d, 1, cosine.m, sine.m, x.m, false,
-         x.m);
+    operand x = filled(s, real(s, T, H * d)), cosine = filled(s, fine(s, T, d / 2)), sine = filled(s, fine(s, T, d / 2));
+    CALL(rope, "512 x 8 heads of 64", (x, cosine, sine), (x), T, T, H, d, 1, cosine.m, sine.m, x.m, false, x.m);
 }
 
 static void embedding(stand *s) {
     enum { T = 512, D = 768, V = 1000 };
-    operand ids = whole(s, T, 1, 7, V), w = filled(s, real(s, V, D)), y = filled(s, real(s, T, D)),
-            dw = fine(s, V, D);
-    operand rows = { y.m, T * D * (int64_t)mu_dtype_size(s->dev->real) },
-            sums = { dw.m, T * D * 4 }; /* 7 i mod 1000 differ */
+    operand ids = whole(s, T, 1, 7, V), w = filled(s, real(s, V, D)), y = filled(s, real(s, T, D)), dw = fine(s, V, D);
+    operand rows = { y.m, T * D * (int64_t)mu_dtype_size(s->dev->real) }, sums = { dw.m, T * D * 4 };   /* 7 i mod 1000 differ */
     s->dev->k->fill(s->dev, V * D, 0.0, dw.m);
     CALL(embed_fwd, "512 of 1000 x 768", (ids, rows), (y), T, D, ids.m, w.m, y.m);
     CALL(embed_bwd, "512 of 1000 x 768", (ids, y, sums), (sums), T, D, V, ids.m, y.m, dw.m);
@@ -177,30 +178,25 @@ static void embedding(stand *s) {
 
 static void loss(stand *s) {
     enum { R = 128, V = 8192 };
-    operand logits = filled(s, real(s, R, V)), targets = whole(s, R, 1, 61, V), lse = fine(s, 1, R),
-            nll = fine(s, 1, R);
+    operand logits = filled(s, real(s, R, V)), targets = whole(s, R, 1, 61, V), lse = fine(s, 1, R), nll = fine(s, 1, R);
     operand dout = take(s, MU_DTYPE_F64, 1, 1);
     s->dev->k->fill(s->dev, 1, 1.0, dout.m);
     CALL(xent_fwd, "128 x 8192", (logits, targets), (lse, nll), R, V, logits.m, targets.m, lse.m, nll.m);
     s->dev->k->xent_fwd(s->dev, R, V, logits.m, targets.m, lse.m, nll.m);
-    CALL(xent_bwd, "128 x 8192", (logits, targets, lse, dout), (logits), R, V, 1.0, dout.m, targets.m, lse.m,
-         logits.m);
+    CALL(xent_bwd, "128 x 8192", (logits, targets, lse, dout), (logits), R, V, 1.0, dout.m, targets.m, lse.m, logits.m);
 }
 
 static void attention(stand *s) {
     enum { S = 512, H = 4, G = 2, d = 128 };
     const mu_attention_shape shape = { 1, S, H, G, d, 1 / sqrt((double)d), 0 };
-    operand q = filled(s, real(s, S, H * d)), k = filled(s, real(s, S, G * d)),
-            v = filled(s, real(s, S, G * d));
+    operand q = filled(s, real(s, S, H * d)), k = filled(s, real(s, S, G * d)), v = filled(s, real(s, S, G * d));
     operand y = real(s, S, H * d), lse = fine(s, S, H), dy = filled(s, real(s, S, H * d));
-    operand dq = filled(s, real(s, S, H * d)), dk = filled(s, real(s, S, G * d)),
-            dv = filled(s, real(s, S, G * d));
-    CALL(attention_fwd, "512 tokens, 4/2 heads of 128", (q, k, v), (y, lse), &shape, q.m, k.m, v.m, y.m,
-         lse.m);
+    operand dq = filled(s, real(s, S, H * d)), dk = filled(s, real(s, S, G * d)), dv = filled(s, real(s, S, G * d));
+    CALL(attention_fwd, "512 tokens, 4/2 heads of 128", (q, k, v), (y, lse), &shape, q.m, k.m, v.m, y.m, lse.m);
     if (!wanted(s, "attention_bwd")) return;
     s->dev->k->attention_fwd(s->dev, &shape, q.m, k.m, v.m, y.m, lse.m);
-    CALL(attention_bwd, "512 tokens, 4/2 heads of 128", (q, k, v, y, lse, dy, dq, dk, dv), (dq, dk, dv),
-         &shape, q.m, k.m, v.m, y.m, lse.m, dy.m, dq.m, dk.m, dv.m);
+    CALL(attention_bwd, "512 tokens, 4/2 heads of 128", (q, k, v, y, lse, dy, dq, dk, dv), (dq, dk, dv), &shape, q.m, k.m, v.m, y.m,
+         lse.m, dy.m, dq.m, dk.m, dv.m);
 }
 
 /* ---------------------------------------------------------------- an MoE layer: d 768, n 256 as in the finest of the table */
@@ -214,23 +210,20 @@ typedef struct {
 
 static void routing(stand *s, layer *l) {
     const mu_route_shape shape = { T, E, K, false, true, 1, MU_ROUTE_FREE, 0 };
-    operand logits = filled(s, fine(s, T, E)), dgates = filled(s, fine(s, T, K)),
-            dlogits = filled(s, fine(s, T, E));
+    operand logits = filled(s, fine(s, T, E)), dgates = filled(s, fine(s, T, K)), dlogits = filled(s, fine(s, T, E));
     operand noisy = fine(s, T, D);
     mu_rng rng = { 1, 0, 0, MU_RNG_JITTER, 0 };
-    l->scores = fine(s, T, E), l->lse = fine(s, 1, T), l->ids = take(s, MU_DTYPE_I32, T, K),
-    l->gates = fine(s, T, K);
-    l->order = whole(s, 1, E, 1, E), l->offsets = take(s, MU_DTYPE_I64, 1, E + 1),
-    l->token = take(s, MU_DTYPE_I32, 1, R);
+    l->scores = fine(s, T, E), l->lse = fine(s, 1, T), l->ids = take(s, MU_DTYPE_I32, T, K), l->gates = fine(s, T, K);
+    l->order = whole(s, 1, E, 1, E), l->offsets = take(s, MU_DTYPE_I64, 1, E + 1), l->token = take(s, MU_DTYPE_I32, 1, R);
     l->row = take(s, MU_DTYPE_I32, T, K), l->weights = fine(s, R, 1);
     CALL(jitter, LAYER, (l->x), (noisy), T, T, D, 0.1, &rng, l->x.m, false, noisy.m);
-    CALL(route_fwd, LAYER, (logits), (l->scores, l->lse, l->ids, l->gates), &shape, logits.m, none,
-         l->scores.m, l->lse.m, l->ids.m, l->gates.m);
+    CALL(route_fwd, LAYER, (logits), (l->scores, l->lse, l->ids, l->gates), &shape, logits.m, none, l->scores.m, l->lse.m,
+         l->ids.m, l->gates.m);
     s->dev->k->route_fwd(s->dev, &shape, logits.m, none, l->scores.m, l->lse.m, l->ids.m, l->gates.m);
     CALL(route_bwd, LAYER, (l->scores, l->ids, dgates, dlogits), (dlogits), &shape, l->scores.m, l->ids.m,
          l->gates.m, dgates.m, none, none, dlogits.m);
-    CALL(plan, LAYER, (l->ids, l->order), (l->offsets, l->token, l->row), T, E, K, T, 0, l->ids.m, l->order.m,
-         l->offsets.m, l->token.m, l->row.m);
+    CALL(plan, LAYER, (l->ids, l->order), (l->offsets, l->token, l->row), T, E, K, T, 0, l->ids.m, l->order.m, l->offsets.m,
+         l->token.m, l->row.m);
     s->dev->k->plan(s->dev, T, E, K, T, 0, l->ids.m, l->order.m, l->offsets.m, l->token.m, l->row.m);
     mu_mat row = l->row.m, gates = l->gates.m;
     row.ld = gates.ld = 1;
@@ -242,9 +235,9 @@ static void routing(stand *s, layer *l) {
 static void experts_forward(stand *s, layer *l) {
     const mu_experts_shape shape = { R, E, D, F, true };
     operand a = { none, R * F * (int64_t)mu_dtype_size(s->dev->real) };
-    CALL(experts_fwd, LAYER, (l->x, l->token, l->offsets, l->weights, l->gate, l->up, l->down, a),
-         (l->hg, l->hu, a, l->rows), &shape, l->x.m, l->token.m, l->offsets.m, l->gate.m, l->up.m, l->down.m,
-         l->hg.m, l->hu.m, none, l->weights.m, l->rows.m);
+    CALL(experts_fwd, LAYER, (l->x, l->token, l->offsets, l->weights, l->gate, l->up, l->down, a), (l->hg, l->hu, a, l->rows),
+         &shape, l->x.m, l->token.m, l->offsets.m, l->gate.m, l->up.m, l->down.m, l->hg.m, l->hu.m, none, l->weights.m,
+         l->rows.m);
     CALL(gather_sum, LAYER, (l->row, l->rows), (l->y), T, K, D, l->row.m, l->rows.m, false, l->y.m);
     CALL(gather, LAYER, (l->token, l->x), (l->rows), R, D, l->token.m, l->x.m, l->rows.m);
 }
@@ -252,32 +245,29 @@ static void experts_forward(stand *s, layer *l) {
 /* Three: a's gradient from dy, turned into those of hg and hu; dx from these; the weights' from x, dy, a and these. */
 static void experts_backward(stand *s, layer *l) {
     const mu_experts_shape shape = { R, E, D, F, true };
-    operand dgate = fine(s, E * F, D), dup = fine(s, E * F, D), ddown = fine(s, E * D, F),
-            dweights = fine(s, R, 1);
+    operand dgate = fine(s, E * F, D), dup = fine(s, E * F, D), ddown = fine(s, E * D, F), dweights = fine(s, R, 1);
     if (!wanted(s, "experts_bwd")) return;
-    s->dev->k->experts_fwd(s->dev, &shape, l->x.m, l->token.m, l->offsets.m, l->gate.m, l->up.m, l->down.m,
-                           l->hg.m, l->hu.m, none, l->weights.m, l->rows.m);
+    s->dev->k->experts_fwd(s->dev, &shape, l->x.m, l->token.m, l->offsets.m, l->gate.m, l->up.m, l->down.m, l->hg.m, l->hu.m,
+                           none, l->weights.m, l->rows.m);
     CALL(experts_bwd, LAYER,
-         (l->dy, l->token, l->offsets, l->weights, l->down, l->hg, l->hu, l->hg, l->hu, l->gate, l->up, l->x,
-          l->dy, l->act, l->hg, l->hu),
-         (l->hg, l->hu, l->act, dweights, l->rows, dgate, dup, ddown), &shape, l->x.m, l->token.m,
-         l->offsets.m, l->gate.m, l->up.m, l->down.m, l->hg.m, l->hu.m, l->token.m, l->weights.m, l->dy.m,
-         l->act.m, none, none, l->rows.m, dweights.m, dgate.m, dup.m, ddown.m);
+         (l->dy, l->token, l->offsets, l->weights, l->down, l->hg, l->hu, l->hg, l->hu, l->gate, l->up, l->x, l->dy, l->act,
+          l->hg, l->hu),
+         (l->hg, l->hu, l->act, dweights, l->rows, dgate, dup, ddown), &shape, l->x.m, l->token.m, l->offsets.m, l->gate.m,
+         l->up.m, l->down.m, l->hg.m, l->hu.m, l->token.m, l->weights.m, l->dy.m, l->act.m, none, none, l->rows.m, dweights.m,
+         dgate.m, dup.m, ddown.m);
 }
 
 static void moe(stand *s) {
     layer l = { .x = filled(s, real(s, T, D)), .dy = filled(s, real(s, T, D)) };
-    l.gate = filled(s, real(s, E * F, D)), l.up = filled(s, real(s, E * F, D)),
-    l.down = filled(s, real(s, E * D, F));
-    l.hg = real(s, R, F), l.hu = real(s, R, F), l.act = real(s, R, F), l.rows = real(s, R, D),
-    l.y = real(s, T, D);
+    l.gate = filled(s, real(s, E * F, D)), l.up = filled(s, real(s, E * F, D)), l.down = filled(s, real(s, E * D, F));
+    l.hg = real(s, R, F), l.hu = real(s, R, F), l.act = real(s, R, F), l.rows = real(s, R, D), l.y = real(s, T, D);
     routing(s, &l);
     experts_forward(s, &l);
     experts_backward(s, &l);
 }
 
 int main(int argc, char **argv) {
-    static void (*const parts[])(stand *) = { vectors, norm, rotation, embedding, loss, attention, moe };
+    static void (*const parts[])(stand *) = { vectors, optimizer, norm, rotation, embedding, loss, attention, moe };
     mu_device *dev = argc > 1 ? mu_device_open(argv[1]) : NULL;
     if (!dev) {
         printf("%s\n", argc > 1 ? mu_cuda_missing() : "usage: evidence DEVICE [KERNEL...]");

@@ -338,3 +338,8 @@ void mu_emulation_forget(void *device, size_t bytes) {
     close_memory();
     MU_CHECK_IF(check_forget(device, bytes);)
 }
+
+void mu_emulation_forget_all(void) {
+    cudaDeviceSynchronize();
+    MU_CHECK_IF(for (auto &[p, piece] : live) check_forget(p, piece.bytes);)
+}

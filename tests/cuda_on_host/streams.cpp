@@ -8,7 +8,7 @@
 
 #include <deque>
 #include <map>
-#include <sys/mman.h>
+#include <time.h>
 
 using namespace emu;
 
@@ -122,6 +122,19 @@ void check_live(const void *p, size_t pitch, size_t width, size_t height) {
         fail("a copy touches %zu bytes at %p: not all of it is device memory", pitch * (height - 1) + width, p);
 }
 
+#ifdef __SANITIZE_ADDRESS__
+/* The sanitizer knows bounds that are for kernels only. */
+__attribute__((no_sanitize("address"))) void move_bytes(char *to, const char *from, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) ((volatile char *)to)[i] = from[i];
+}
+__attribute__((no_sanitize("address"))) void fill_bytes(char *to, int value, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) ((volatile char *)to)[i] = (char)value;
+}
+#else
+void move_bytes(char *to, const char *from, size_t bytes) { memmove(to, from, bytes); }
+void fill_bytes(char *to, int value, size_t bytes) { memset(to, value, bytes); }
+#endif
+
 void copy_now(const Rectangle &r) {
     check_live(r.to, r.to_pitch, r.width, r.height);
     check_live(r.from, r.from_pitch, r.width, r.height);
@@ -129,7 +142,7 @@ void copy_now(const Rectangle &r) {
         char *to = r.to + i * r.to_pitch;
         const char *from = r.from + i * r.from_pitch;
         MU_CHECK_IF(if (in_device_space(from)) check_copied_from(from, r.width);)
-        memmove(to, from, r.width);
+        move_bytes(to, from, r.width);
         MU_CHECK_IF(if (in_device_space(to)) check_copied_to(to, r.width);)
     }
 }
@@ -166,6 +179,23 @@ cudaError_t copy_blocking(Rectangle r, cudaMemcpyKind kind) {
     return cudaStreamSynchronize(nullptr);
 }
 
+}
+
+void emu::enqueue(cudaStream_t stream, const char *name, Work work) {
+    issue(stream, [=] {
+        timespec start, end;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &start);
+        count_call(name);
+        if (!broken) work();
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);
+        count_seconds((double)(end.tv_sec - start.tv_sec) + 1e-9 * (double)(end.tv_nsec - start.tv_nsec));
+    });
+}
+
+void emu::library_access(const char *name, const void *p, size_t bytes, Access how) {
+    if (bytes && !on_device(p, bytes)) fail("%s touches %zu bytes at %p: not all of it is device memory", name, bytes, p);
+    MU_CHECK_IF(check_library(name, p, bytes, how);)
+    (void)how;
 }
 
 /* ---------------------------------------------------------------- devices */
@@ -330,7 +360,7 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t strea
     if (!in_device_space(p)) return error(cudaErrorInvalidValue);
     issue(stream, [=] {
         check_live(p, bytes, bytes, 1);
-        memset(p, value, bytes);
+        fill_bytes((char *)p, value, bytes);
         MU_CHECK_IF(check_copied_to(p, bytes);)
     });
     return cudaSuccess;

@@ -40,7 +40,6 @@ typedef struct {
     bool coarse;                            /* random values are exact in bf16, so that rounding to it loses nothing */
     bool bf16;                              /* every operand of the real type is, on both devices */
     bool fine, next_fine;                   /* new operands, the next one, are of the fine type */
-    bool aligned;                           /* new operands begin on a line, like tensors; else at odd addresses */
     double tolerance;                       /* of new operands */
     int n_operands;
     operand operands[MAX_OPERANDS];
@@ -48,6 +47,15 @@ typedef struct {
 } trial;
 
 typedef struct { const char *kernel; void (*run)(trial *, const int64_t *p); int64_t p[8]; } kernel_case;
+
+/* ---------------------------------------------------------------- the emulation of CUDA */
+/* Present where the program is linked with it, see tests/cuda_on_host/emulation.h. There kernels may touch what lies
+ * inside an operand and nothing between two, and scratch memory holds nothing yet when a case begins. */
+void mu_emulation_bounds(const void *device, size_t bytes) __attribute__((weak));
+void mu_emulation_bounds_clear(void) __attribute__((weak));
+void mu_emulation_forget_all(void) __attribute__((weak));
+
+static inline bool emulated(const mu_device *dev) { return mu_emulation_bounds && !strncmp(dev->name, "cuda", 4); }
 
 /* ---------------------------------------------------------------- random values */
 /* Stream `stream` of the case: n values in (-1.7, 1.7), variance 1, exact in fp32. Heap. */
@@ -131,19 +139,14 @@ static inline mu_dtype real_type(const trial *t) {
 
 static inline bool is_whole(mu_dtype dtype) { return dtype == MU_DTYPE_I32 || dtype == MU_DTYPE_I64; }
 
-/* The case's operands are like tensors: rows of a multiple of 8 values begin at one. */
-static inline void all_aligned(trial *t) {
-    t->aligned = true;
-    t->pad = (t->pad + 7) / 8 * 8;
-}
-
-/* A new operand, aligned to its element only unless all are or `pad` is a multiple of 8, NaN between its rows. `values` is freed. */
+/* A new operand, aligned to its element only (see `pad`), NaN between its rows. `values` is freed. */
 static inline operand *operand_new(trial *t, const char *name, mu_dtype dtype, int64_t rows, int64_t cols,
                                    double *values) {
     MU_CHECK(t->n_operands < MAX_OPERANDS, "too many operands");
     int64_t ld = rows == 1 ? cols : cols + t->pad;
     size_t size = mu_dtype_size(dtype), bytes = (size_t)(rows * ld) * size;
-    size_t shift = MARGIN + (t->aligned || (t->pad && t->pad % 8 == 0) ? 0 : size * (size_t)(t->n_operands * 3 % 5));
+    bool aligned = t->pad && t->pad % 8 == 0;
+    size_t shift = MARGIN + (aligned ? 0 : size * (size_t)(t->n_operands * 3 % 5));
     size_t block = (shift + bytes + 2 * MARGIN) / MARGIN * MARGIN;
     unsigned char *host = mu_alloc(block, 1);
     memset(host, PATTERN, block);
@@ -156,6 +159,7 @@ static inline operand *operand_new(trial *t, const char *name, mu_dtype dtype, i
     mu_memory_commit(t->memory, t->used + block);
     char *data = t->memory->region.base + t->used;
     mu_device_write(t->dev, data, host, block);
+    if (emulated(t->dev)) mu_emulation_bounds(data + shift, bytes);
     operand *o = &t->operands[t->n_operands++];
     *o = (operand){ name, { data + shift, dtype, ld }, t->used + shift, rows * ld, false, t->tolerance, 1e-12 };
     if (t->tolerance > TOLERANCE) o->least = 0.05;     /* what cancels was rounded when it was of order 1 */
@@ -240,7 +244,9 @@ static inline void trial_run(trial *t, mu_device *dev, const kernel_case *c, uin
     *t = (trial){ .dev = dev, .seed = seed, .pad = pad, .memory = mu_memory_new(dev, (size_t)1 << 30),
                   .coarse = coarse, .bf16 = bf16,
                   .tolerance = bf16 ? BF16_RESULTS : rounds ? BF16_TOLERANCE : TOLERANCE };
+    if (emulated(dev)) mu_emulation_forget_all();
     c->run(t, c->p);
+    if (emulated(dev)) mu_emulation_bounds_clear();
     t->image = mu_alloc(t->used, 1);
     mu_device_read(dev, t->image, t->memory->region.base, t->used);
     mu_memory_free(t->memory);
