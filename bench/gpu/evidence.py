@@ -59,7 +59,8 @@ class Failed(Exception):
 
 
 def run(*command, **options):
-    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          **options)
     if done.returncode:
         raise Failed(f"exit {done.returncode} from {' '.join(map(str, command))}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.stdout, done.stderr
@@ -82,8 +83,8 @@ def ptxas(nvcc):
     kernels, files = {}, {}
     for source in sorted((ROOT / "kernels/cuda").glob("*.cu")):
         for architecture in ARCHITECTURES:
-            _, text = run(nvcc, "-std=c++17", "-O3", f"-arch={architecture}", "-I", ROOT, "-Xptxas", "-v", "-cubin", "-o", os.devnull,
-                          source)
+            _, text = run(nvcc, "-std=c++17", "-O3", f"-arch={architecture}", "-I", ROOT, "-Xptxas", "-v", "-cubin", "-o",
+                          os.devnull, source)
             pattern = (r"Compiling entry function '(\S+)' for '\w+'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
                        r"(\d+) bytes spill loads.*?Used (\d+) registers(.*?)\n")
             found = re.findall(pattern, text, re.S)
@@ -158,8 +159,9 @@ def resources_table(kernels, launches):
         of = [kernels[name][a] for a in ARCHITECTURES]
         share = [occupancy(a, threads, r, s + dynamic) for a, (r, _, s) in zip(ARCHITECTURES, of)]
         pair = lambda values: " / ".join(values)
-        lines.append(f"| `{short(name)}` | {threads} | {pair([str(r) for r, _, _ in of])} | {pair([str(b) for _, b, _ in of])} | "
-                     f"{of[-1][2]:,} + {dynamic:,} | {pair([f'{100 * s:.0f} %' for s in share])} |")
+        registers, spilled = (pair([str(o[i]) for o in of]) for i in range(2))
+        lines.append(f"| `{short(name)}` | {threads} | {registers} | {spilled} | {of[-1][2]:,} + {dynamic:,} | "
+                     f"{pair([f'{100 * s:.0f} %' for s in share])} |")
     return lines
 
 
@@ -170,12 +172,13 @@ def total(call, *fields):
 def surplus(calls, *names):
     """Bytes that these kernels of the list had from memory, over those that they need at least."""
     chosen = [c for c in calls if c["kernel"] in names]
-    return sum(total(c, "read_footprint", "written_footprint") for c in chosen) / sum(c["reads"] + c["writes"] for c in chosen)
+    new = sum(total(c, "read_footprint", "written_footprint") for c in chosen)
+    return new / sum(c["reads"] + c["writes"] for c in chosen)
 
 
 def counted_table(calls):
-    lines = ["| kernel of the list | size | at least, MiB | new, MiB | ratio | asked for, MiB | launches | uncoalesced | bank conflicts |",
-             "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines = ["| kernel of the list | size | at least, MiB | new, MiB | ratio | asked for, MiB | launches | uncoalesced | "
+             "bank conflicts |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for call in calls:
         least, new = call["reads"] + call["writes"], total(call, "read_footprint", "written_footprint")
         asked, shared = 32 * total(call, "read_sectors", "written_sectors"), total(call, "shared_accesses")
@@ -199,16 +202,17 @@ def complaints(calls):
 
 
 def floor_table(calls):
-    lines = ["| T, d, n, E, K | | TFLOP | GB | arithmetic, ms | data, ms | floor, ms | TFLOP/s at the floor | data as counted, ms |",
-             "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines = ["| T, d, n, E, K | | TFLOP | GB | arithmetic, ms | data, ms | floor, ms | TFLOP/s at the floor | "
+             "data as counted, ms |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
     more = [surplus(calls, experts, "gather_sum") for experts in ("experts_fwd", "experts_bwd")]
     for shape in LAYERS:
         for way, (flops, data), ratio in zip(("forward", "backward"), layer_floor(*shape), more):
             arithmetic, moving = flops / PRODUCT, data / BANDWIDTH
             floor = max(arithmetic, moving)
             name = ", ".join(map(str, shape)) if way == "forward" else ""
-            lines.append(f"| {name} | {way} | {flops / 1e12:.2f} | {data / 1e9:.2f} | {1e3 * arithmetic:.2f} | {1e3 * moving:.2f} | "
-                         f"**{1e3 * floor:.2f}** | {flops / floor / 1e12:.0f} | {1e3 * moving * ratio:.2f} |")
+            lines.append(f"| {name} | {way} | {flops / 1e12:.2f} | {data / 1e9:.2f} | {1e3 * arithmetic:.2f} | "
+                         f"{1e3 * moving:.2f} | **{1e3 * floor:.2f}** | {flops / floor / 1e12:.0f} | "
+                         f"{1e3 * moving * ratio:.2f} |")
     return lines
 
 
@@ -227,6 +231,12 @@ def summary(kernels):
             + (", ".join(f"`{s}`" for s in spills) if spills else "none") + ".")
 
 
+def steps_line(build):
+    text = [f"{dtype}: {launches} launches, the host waits {waits} times"
+            for dtype, (launches, waits) in ((d, step(build, d)) for d in ("fp32", "bf16"))]
+    return f"A training step (2 layers, 8 experts, top-2, one micro-batch), counted: {'; '.join(text)}."
+
+
 def page_text(nvcc, kernels, calls, steps):
     launches = {}
     for call in calls:
@@ -243,8 +253,7 @@ def page_text(nvcc, kernels, calls, steps):
              "sectors that warps request, most of them served by the caches where it is more than new. An access of a warp is "
              "uncoalesced when it touches more sectors than its bytes need.", ""]
     text += counted_table(calls)
-    text += ["", f"A training step (2 layers, 8 experts, top-2, one micro-batch), counted: "
-             + "; ".join(f"{dtype}: {number(n)} launches, the host waits {number(w)} times" for dtype, (n, w) in steps.items()) + ".", "",
+    text += ["", steps, "",
              f"The least time of an MoE layer's experts and combine in bf16 on an H100, computed: arithmetic at {PRODUCT / 1e12:.0f} "
              f"TFLOP/s, data at {BANDWIDTH / 1e12:.1f} TB/s (both measured by others), everything read and written once a product; "
              "*as counted*: with what the kernels moved above, over what they had to.", ""]
@@ -281,14 +290,14 @@ def main():
     try:
         if o.counted:
             calls = counted(build)
-            print("\n".join(counted_table(calls) + [""] + floor_table(calls)))
+            print("\n".join(counted_table(calls) + ["", steps_line(build), ""] + floor_table(calls)))
             return complain(complaints(calls))
         kernels, files = ptxas(o.nvcc)
         if o.all:
             print("\n".join(all_table(kernels, files)), "\n", summary(kernels), sep="\n")
             return 0
         calls = counted(build)
-        replace(o.page, page_text(o.nvcc, kernels, calls, {dtype: step(build, dtype) for dtype in ("fp32", "bf16")}))
+        replace(o.page, page_text(o.nvcc, kernels, calls, steps_line(build)))
     except (Failed, OSError) as error:
         print(f"evidence.py: error: {error}", file=sys.stderr)
         return 1

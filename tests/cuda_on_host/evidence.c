@@ -122,9 +122,10 @@ static bool wanted(const stand *s, const char *kernel) {
 /* ---------------------------------------------------------------- vectors, norm, rotation, embedding, loss */
 static void vectors(stand *s) {
     enum { N = 1 << 18 };
-    operand g = filled(s, fine(s, 1, N)), copy = filled(s, real(s, 1, N)), sum = take(s, MU_DTYPE_F64, 1, 1);
+    operand g = filled(s, fine(s, 1, N)), sum = take(s, MU_DTYPE_F64, 1, 1);
+    operand x = filled(s, real(s, 1, N)), y = filled(s, real(s, 1, N)), z = real(s, 1, N);
     CALL(sumsq, "n 262144", (g), (sum), N, g.m, false, sum.m);
-    CALL(add, "n 262144", (copy, copy), (copy), N, copy.m, copy.m, copy.m);
+    CALL(add, "n 262144", (x, y), (z), N, x.m, y.m, z.m);
 }
 
 /* Units of 36864 values: one expert's matrix of 768 x 48, and of the last one a rest. */
