@@ -131,11 +131,10 @@ static __global__ void count_steps(int64_t n_units, double lr, double decay, dou
     if (i >= n_units) return;
     const mu_slab_unit &u = unit_at(units, i);
     bool rests = !std::isfinite(*scale) || (loads && u.load >= 0 && loads[u.load] == 0);
-    of[i].scale = rests ? nanf("") : (float)*scale;
+    of[i] = factors{ 0, 0, 0, nanf("") };
     if (rests) return;
     double t = (double)++steps[u.id], c1 = 1 - pow(beta1, t), c2 = 1 - pow(beta2, t);
-    of[i].keep = (float)(1 - lr * (u.decays ? decay : 0));
-    of[i].rate = (float)(lr / c1), of[i].root = (float)(1 / sqrt(c2));
+    of[i] = factors{ (float)(1 - lr * (u.decays ? decay : 0)), (float)(lr / c1), (float)(1 / sqrt(c2)), (float)*scale };
 }
 
 static __device__ __forceinline__ void update(const factors &f, const constants &c, float g, float &w, float &m, float &v) {
