@@ -88,15 +88,17 @@ static void subject_free(subject *s) {
 }
 
 /* Assignments of every MoE layer over all ranks: the counts of global_aux_loss, and the optimizer's loads. */
-static mu_tensor *count(subject *s, mu_mesh *mesh, int64_t E, int64_t **host) {
-    mu_tensor *loads = mu_tensor_ints(s->tape, MU_DTYPE_I64, s->model->n_moe * E, NULL);
-    *host = mu_tape_alloc(s->tape, sizeof **host * (size_t)(s->model->n_moe * E + 1));
+static mu_mat count(subject *s, mu_mesh *mesh, int64_t E) {
+    int64_t n = s->model->n_moe * E, *host = mu_tape_alloc(s->tape, sizeof *host * (size_t)(n + 1));
+    mu_tensor *loads = mu_tensor_ints(s->tape, MU_DTYPE_I64, n, NULL);
     for (int layer = 0; layer < s->model->n_moe; layer++)
         mu_routing_count(s->tape, &s->routings[layer], mu_mat_values(mu_data(loads), layer * E));
-    mu_tensor_read(loads, *host);
-    mu_all_reduce(mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, *host, s->model->n_moe * E);
-    mu_tensor_write(loads, *host);
-    return loads;
+    if (mesh->world->size > 1) {
+        mu_tensor_read(loads, host);
+        mu_all_reduce(mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, host, n);
+        mu_tensor_write(loads, host);
+    }
+    return mu_data(loads);
 }
 
 static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bool counted) {
@@ -114,11 +116,11 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     mu_tensor *x = mu_model_forward(s->model, s->tape, &cx, in, s->routings);
     mu_tensor *loss = mu_model_head_loss(s->model, s->tape, x, targets, 1.0 / (double)all, NULL);
     mu_release(s->tape, x);
-    int64_t *counts;
-    mu_mat loads = mu_data(count(s, mesh, o->experts, &counts));
+    mu_mat loads = count(s, mesh, o->experts);
     mu_tape_part(s->tape, "balance");
     for (int i = 0; i < s->model->n_moe; i++) {
-        mu_balance_counts c = { counts + i * o->experts, counts + i * o->experts, all, all };
+        mu_mat counts = mu_mat_values(loads, i * o->experts);
+        mu_balance_counts c = { counts, counts, all, all };
         mu_balance b = mu_balance_loss(&s->model->blocks[i].moe, s->tape, &cx, &s->routings[i], &c);
         if (b.loss) loss = mu_add(s->tape, loss, b.loss);
     }

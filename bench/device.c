@@ -3,7 +3,7 @@
  * Made for GPUs (--cuda), runs on the CPU as well (a hundredth of the sizes) and, for tests, on the emulation (--tiny).
  * First the ceilings, in this process: a copy, and the product of two large matrices of random numbers. Then an MoE
  * layer forward and backward (router, plan, experts, combine, with real routing and with a skewed one), the experts
- * alone, attention, cross-entropy, norm and combine. Each figure is the median of rounds of several calls; everything
+ * alone, attention, cross-entropy, norm, combine and AdamW. Each figure is the median of rounds of several calls; everything
  * measured takes its turn in each round. FLOPs of an MoE layer: 6 T n d K forward, 12 T n d K backward, as the
  * literature counts them (T tokens of width d, K of E experts of width n). */
 #include "bench.h"
@@ -372,6 +372,44 @@ static void measure_norm(const options *o, mu_device *dev, int64_t rows, int64_t
     mu_memory_free(p.memory);
 }
 
+typedef struct { int64_t n_units, n_pieces; mu_mat units, steps, scale, squares, w, g, m, v, real; } slab;
+
+static void adamw(mu_device *dev, void *what) {
+    const slab *s = what;
+    const mu_adamw_spec spec = { 1e-3, 0.9, 0.95, 1e-8, 0.1 };
+    dev->k->slab_adamw(dev, s->n_units, s->n_pieces, &spec, s->units, (mu_mat){ 0 }, s->scale, s->steps, s->w, s->g, s->m,
+                       s->v, s->real);
+}
+
+static void sum_squares(mu_device *dev, void *what) {
+    const slab *s = what;
+    dev->k->slab_sumsq(dev, s->n_units, s->n_pieces, s->units, s->g, s->squares);
+}
+
+/* A slab of units that are equally large. */
+static void measure_optimizer(const options *o, mu_device *dev, int64_t n_units, int64_t each, const ceilings *c) {
+    pool p = pool_new(dev);
+    int64_t n = n_units * each;
+    slab s = { n_units, n_units * mu_slab_pieces(each), take(&p, MU_DTYPE_I64, n_units, MU_SLAB_UNIT_WORDS),
+               take(&p, MU_DTYPE_I64, 1, n_units), take(&p, MU_DTYPE_F64, 1, 1), take(&p, MU_DTYPE_F64, 1, n_units),
+               random_of(&p, dev->fine, 1, n, 1), random_of(&p, dev->fine, 1, n, 1), random_of(&p, dev->fine, 1, n, 1),
+               take(&p, dev->fine, 1, n), { 0 } };
+    if (dev->real != dev->fine) s.real = take(&p, dev->real, 1, n);
+    mu_slab_unit *units = mu_alloc((size_t)n_units, sizeof *units);
+    for (int64_t i = 0; i < n_units; i++)
+        units[i] = (mu_slab_unit){ i * each, each, i * mu_slab_pieces(each), i, -1, 1 };
+    mu_device_write(dev, s.units.data, units, (size_t)n_units * sizeof *units);
+    dev->k->fill(dev, n, 1.0, s.v);
+    dev->k->fill(dev, 1, 1.0, s.scale);
+    double seconds[2], values = (double)n;
+    in_turn(o, dev, 2, (action *const[]){ adamw, sum_squares }, &s, s.w, seconds);
+    print_bytes("AdamW", values * (double)(7 * mu_dtype_size(dev->fine) + (s.real.data ? mu_dtype_size(dev->real) : 0)),
+                seconds[0], c);
+    print_bytes("  sums of squares", values * (double)mu_dtype_size(dev->fine), seconds[1], c);
+    free(units);
+    mu_memory_free(p.memory);
+}
+
 int main(int argc, char **argv) {
     static const moe_shape gpu[] = { { 40960, 768, 256, 128, 8 },   { 40960, 768, 1024, 32, 2 },
                                      { 24576, 1536, 256, 128, 8 },  { 24576, 1536, 1024, 32, 2 },
@@ -395,6 +433,7 @@ int main(int argc, char **argv) {
         measure_attention(&o, dev, o.tiny ? 1 : o.cuda ? 16384 / S : 2048 / S, S, o.tiny ? 2 : o.cuda ? 16 : 8, o.tiny ? 16 : o.cuda ? 128 : 64, &c);
     measure_loss(&o, dev, o.tiny ? 16 : o.cuda ? 4096 : 512, o.tiny ? 300 : 50304, &c);
     measure_norm(&o, dev, o.tiny ? 32 : o.cuda ? 65536 : 4096, o.tiny ? 64 : o.cuda ? 2048 : 512, 2, &c);
+    measure_optimizer(&o, dev, o.tiny ? 3 : o.cuda ? 300 : 30, o.tiny ? 1000 : 768 * 1024, &c);
     mu_device_close(dev);
     return 0;
 }

@@ -2,8 +2,8 @@
 #
 # Builds muster once more with the single-rank twin of dist, and puts the program, its tests and benchmarks into
 # BUILD/bundle/muster-VERSION, with every shared library they need but those of the C library and of the NVIDIA driver:
-# any x86-64 Linux with glibc as new as the one here runs it, without MPI, HDF5 or CUDA installed. RUN says how it is
-# used there. Run as a script with SOURCE, BUILD, VERSION, CUDA (ON or OFF), CUDA_COMPILER.
+# any x86-64 Linux with glibc as new as the one here runs it, without MPI, HDF5 or CUDA installed: bin/muster trains,
+# gpu/run.py tests and measures. Run as a script with SOURCE, BUILD, VERSION, CUDA (ON or OFF), CUDA_COMPILER.
 set(inner ${BUILD}/bundle/build)
 set(folder ${BUILD}/bundle/muster-${VERSION})
 
@@ -15,18 +15,20 @@ function(must)
 endfunction()
 
 must(${CMAKE_COMMAND} -S ${SOURCE} -B ${inner} -DCMAKE_BUILD_TYPE=Release -DMUSTER_MPI=OFF -DMUSTER_CUDA=${CUDA}
-     -DCMAKE_CUDA_COMPILER=${CUDA_COMPILER} -DMUSTER_EXAMPLES=OFF -DBUILD_TESTING=ON -DMUSTER_CUDA_ON_HOST=OFF)
-must(${CMAKE_COMMAND} --build ${inner} --parallel)
+     -DCMAKE_CUDA_COMPILER=${CUDA_COMPILER} -DMUSTER_EXAMPLES=OFF -DBUILD_TESTING=ON
+     "-DCMAKE_EXE_LINKER_FLAGS=-Wl,-rpath,'$ORIGIN/../lib'")
+set(tests cuda_cases kernels_test_kernels kernels_test_reference)
+set(bench muster_bench muster_bench_device muster_bench_attention)
+must(${CMAKE_COMMAND} --build ${inner} --parallel --target muster_program ${tests} ${bench})
+list(TRANSFORM tests PREPEND ${inner}/tests/)
+list(TRANSFORM bench PREPEND ${inner}/bench/)
 
 file(REMOVE_RECURSE ${folder})
-file(GLOB tests ${inner}/tests/*_test_* ${inner}/tests/cuda_cases)
-list(FILTER tests EXCLUDE REGEX "\\.(cmake|dir)$")
-file(GLOB bench ${inner}/bench/muster_bench*)
 file(COPY ${inner}/muster DESTINATION ${folder}/bin)
 file(COPY ${tests} DESTINATION ${folder}/tests)
 file(COPY ${bench} DESTINATION ${folder}/bench)
-file(COPY ${SOURCE}/configs ${SOURCE}/bench/gpu DESTINATION ${folder})
-file(COPY ${SOURCE}/tests/fixtures DESTINATION ${folder}/tests)
+file(COPY ${SOURCE}/configs DESTINATION ${folder})
+file(COPY ${SOURCE}/bench/gpu/run.py ${SOURCE}/bench/peers/grouped_mm.py DESTINATION ${folder}/gpu)
 
 # ---------------------------------------------------------------- shared libraries
 file(GET_RUNTIME_DEPENDENCIES EXECUTABLES ${folder}/bin/muster ${tests} ${bench}
@@ -36,10 +38,6 @@ if(missing)
     message(FATAL_ERROR "bundle: these libraries were not found: ${missing}")
 endif()
 file(COPY ${libraries} DESTINATION ${folder}/lib FOLLOW_SYMLINK_CHAIN)
-file(GLOB programs ${folder}/bin/* ${folder}/tests/*_test_* ${folder}/tests/cuda_cases ${folder}/bench/muster_bench*)
-foreach(program ${programs})
-    file(RPATH_CHANGE FILE ${program} OLD_RPATH "" NEW_RPATH "$ORIGIN/../lib")
-endforeach()
 
 execute_process(COMMAND du -sh ${folder} OUTPUT_VARIABLE size OUTPUT_STRIP_TRAILING_WHITESPACE)
 message(STATUS "bundle: ${size}")

@@ -123,7 +123,9 @@ static void count_by_domain(mu_tape *tp, const mu_routing *r, result *out) {
     for (int i = 0; i < T * K; i++) out->taken[domain_of(i / K)][ids[i]]++;
 }
 
-static void report(uint32_t step, const result *r, const int64_t *counts) {
+static void report(uint32_t step, const result *r, const mu_tensor *loads) {
+    int64_t counts[E];
+    mu_tensor_read(loads, counts);
     printf("  step %3u  cross-entropy %.3f  aux %.2f  load, 1 = fair share:", step, r->ce, r->aux);
     for (int i = 0; i < E; i++) printf(" %.2f", (double)counts[i] * E / (T * K));
     putchar('\n');
@@ -140,10 +142,9 @@ static void train_step(model *m, mu_tape *tp, mu_adamw *opt, uint32_t step, cons
     mu_tensor *ce = mu_head_loss(tp, mu_add(tp, x, y), &m->head_VD->tensor, right, 1.0 / T, NULL);
 
     /* The balancing terms are ordinary parts of the loss: one adds them, and backward does the rest. */
-    int64_t counts[E];
     mu_tensor *loads = mu_tensor_ints(tp, MU_DTYPE_I64, E, NULL);
-    mu_routing_count(tp, &routing, mu_data(loads));
-    mu_tensor_read(loads, counts);
+    mu_mat counts = mu_data(loads);
+    mu_routing_count(tp, &routing, counts);
     mu_balance_counts seen = { .micro = counts, .global = counts, .micro_tokens = T, .global_tokens = T };
     mu_balance balance = mu_balance_loss(&m->moe, tp, &cx, &routing, &seen);
     mu_backward(tp, balance.loss ? mu_add(tp, ce, balance.loss) : ce);
@@ -153,7 +154,7 @@ static void train_step(model *m, mu_tape *tp, mu_adamw *opt, uint32_t step, cons
 
     out->ce = mu_tensor_scalar_get(ce), out->aux = mu_tensor_scalar_get(balance.aux);
     if (step > STEPS - 20) count_by_domain(tp, &routing, out);
-    if (step == 1 || step % 100 == 0) report(step, out, counts);
+    if (step == 1 || step % 100 == 0) report(step, out, loads);
     mu_params_zero_grad(m->ps);
     mu_tape_reset(tp);
 }

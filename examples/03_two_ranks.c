@@ -118,7 +118,7 @@ static double train_step(model *m, uint32_t step) {
     mu_tensor_read(loads, counts);
     mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_I64, counts, E);
     mu_tensor_write(loads, counts);
-    mu_balance_counts seen = { .micro = counts, .global = counts, .micro_tokens = T, .global_tokens = T };
+    mu_balance_counts seen = { mu_data(loads), mu_data(loads), .micro_tokens = T, .global_tokens = T };
     mu_balance balance = mu_balance_loss(&m->moe, m->tp, &cx, &routing, &seen);
     mu_tensor *loss = mu_add(m->tp, ce, balance.loss);
     double value = mu_tensor_scalar_get(loss);

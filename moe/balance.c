@@ -12,22 +12,17 @@
 
 #include <math.h>
 
-/* coef[row, i] = f_i / T_global from counts of `tokens` tokens; no counts: f_i = 1. */
-static void fill_coef(const mu_moe *m, const int64_t *counts, int64_t tokens, int64_t global_tokens,
-                      double *coef) {
-    for (int64_t i = 0; i < m->E; i++) {
-        double f = counts ? (double)counts[i] * (double)m->E / (double)(m->K * tokens) : 1.0;
-        coef[i] = f / (double)global_tokens;
-    }
-}
-
-static mu_tensor *coef_tensor(const mu_moe *m, mu_tape *tp, const int64_t *counts, int64_t rows,
-                              int64_t tokens, int64_t global_tokens) {
-    double *host = mu_tape_alloc(tp, sizeof(double) * (size_t)(rows * m->E));
-    for (int64_t s = 0; s < rows; s++)
-        fill_coef(m, counts ? counts + s * m->E : NULL, tokens, global_tokens, host + s * m->E);
+/* coef[row, i] = f_i / T_global from counts of `tokens` tokens; no counts: f_i = 1. Nothing waits for the counts: they
+ * stay on the device. */
+static mu_tensor *coef_of(const mu_moe *m, mu_tape *tp, mu_mat counts, int64_t rows, int64_t tokens,
+                          int64_t global_tokens) {
+    mu_device *dev = mu_tape_device(tp);
     mu_tensor *coef = mu_tensor_fine(tp, rows, m->E);
-    mu_tensor_set(coef, host);
+    double even = 1 / (double)global_tokens;
+    if (counts.data)
+        dev->k->balance_coef(dev, rows, m->E, even * (double)m->E / (double)(m->K * tokens), counts,
+                             mu_data(coef));
+    else dev->k->fill(dev, rows * m->E, even, mu_data(coef));
     return coef;
 }
 
@@ -35,46 +30,37 @@ static void add_term(mu_tape *tp, mu_balance *b, mu_tensor *term) {
     b->loss = b->loss ? mu_add(tp, b->loss, term) : term;
 }
 
-/* A term with one set of counts for all tokens. */
-static mu_tensor *whole_term(const mu_moe *m, mu_tape *tp, const mu_routing *r, const int64_t *counts,
-                             int64_t tokens, int64_t global_tokens, double weight, mu_tensor **value) {
-    mu_tensor *coef = coef_tensor(m, tp, counts, 1, tokens, global_tokens);
-    return mu_balance_term(tp, r->scores_TE, coef, r->scores_TE->shape[0],
-                           m->cfg->score_func == MU_MOE_SCORE_SIGMOID, weight, value);
-}
-
-static mu_tensor *sequence_term(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
-                                int64_t global_tokens, mu_tensor **value) {
-    int64_t n = r->counts_SE->shape[0];
-    int64_t *counts = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(n * m->E));
-    mu_tensor_read(r->counts_SE, counts);
-    mu_tensor *coef = coef_tensor(m, tp, counts, n, cx->seq_len, global_tokens);
-    return mu_balance_term(tp, r->scores_TE, coef, cx->seq_len, m->cfg->score_func == MU_MOE_SCORE_SIGMOID,
-                           m->cfg->seq_aux_loss_coeff, value);
+/* A term with one set of counts for every `segment` tokens. */
+static mu_tensor *term_of(const mu_moe *m, mu_tape *tp, const mu_routing *r, mu_mat counts, int64_t rows,
+                          int64_t segment, int64_t tokens, int64_t global_tokens, double weight,
+                          mu_tensor **value) {
+    counts.ld = m->E;
+    mu_tensor *coef = coef_of(m, tp, counts, rows, tokens, global_tokens);
+    return mu_balance_term(tp, r->scores_TE, coef, segment, m->cfg->score_func == MU_MOE_SCORE_SIGMOID,
+                           weight, value);
 }
 
 mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
                            const mu_balance_counts *c) {
     mu_balance b = { 0 };
     uint32_t on = m->cfg->balance;
-    mu_tensor *value;
-    if (on & MU_BALANCE_SEQ_AUX) add_term(tp, &b, sequence_term(m, tp, cx, r, c->global_tokens, &b.aux));
+    int64_t T = r->scores_TE->shape[0], S = cx->seq_len, all = c->global_tokens;
+    if (on & MU_BALANCE_SEQ_AUX)
+        add_term(tp, &b,
+                 term_of(m, tp, r, mu_data(r->counts_SE), r->counts_SE->shape[0], S, S, all,
+                         m->cfg->seq_aux_loss_coeff, &b.aux));
     if (on & MU_BALANCE_AUX)
         add_term(tp, &b,
-                 whole_term(m, tp, r, c->micro, c->micro_tokens, c->global_tokens, m->cfg->aux_loss_coeff,
-                            &b.aux));
+                 term_of(m, tp, r, c->micro, 1, T, c->micro_tokens, all, m->cfg->aux_loss_coeff, &b.aux));
     if (on & MU_BALANCE_GLOBAL_AUX)
-        add_term(tp, &b,
-                 whole_term(m, tp, r, c->global, c->global_tokens, c->global_tokens, m->cfg->aux_loss_coeff,
-                            &b.aux));
+        add_term(tp, &b, term_of(m, tp, r, c->global, 1, T, all, all, m->cfg->aux_loss_coeff, &b.aux));
     if (m->cfg->z_loss_coeff > 0)
-        add_term(tp, &b, mu_z_term(tp, r->lse_T, 1.0 / (double)c->global_tokens, m->cfg->z_loss_coeff, &b.z));
+        add_term(tp, &b, mu_z_term(tp, r->lse_T, 1.0 / (double)all, m->cfg->z_loss_coeff, &b.z));
     if (!b.aux) { /* nothing asks for it, but people want to see it */
         bool recording = mu_tape_recording(tp);
         mu_tape_record(tp, false);
-        whole_term(m, tp, r, c->global, c->global_tokens, c->global_tokens, 0.0, &value);
+        term_of(m, tp, r, c->global, 1, T, all, all, 0.0, &b.aux);
         mu_tape_record(tp, recording);
-        b.aux = value;
     }
     return b;
 }

@@ -129,8 +129,8 @@ mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse_T, double coef, double weight, 
  * All terms are means over the tokens of the global batch; counts are integers summed over ranks, so that a
  * term's value, summed over ranks and micro-batches, does not depend on how the batch was split. */
 typedef struct {
-    const int64_t *micro;       /* [E] assignments of this micro-batch over all ranks */
-    const int64_t *global;      /* [E] of the global batch that global_aux_loss, or else the log, compares with; NULL: f_i = 1 */
+    mu_mat micro;               /* I64 [E], on the device: assignments of this micro-batch over all ranks */
+    mu_mat global;              /* of the global batch that global_aux_loss, or else the log, compares with; not given: f_i = 1 */
     int64_t micro_tokens;       /* over all ranks */
     int64_t global_tokens;
 } mu_balance_counts;

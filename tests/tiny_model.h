@@ -54,11 +54,9 @@ static inline mu_tensor *tiny_loss(mu_tape *tp, const mu_model *m, const int64_t
     mu_release(tp, x);
     for (int i = 0; i < m->n_moe; i++) {
         const mu_moe *moe = &m->blocks[m->moe_layers[i]].moe;
-        int64_t *rows = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(TINY_B * moe->E));
-        int64_t *sum = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)moe->E);
-        mu_tensor_read(routings[i].counts_SE, rows);
-        for (int64_t j = 0; j < TINY_B * moe->E; j++) sum[j % moe->E] += rows[j];
-        const int64_t *counts = counts_or_null ? counts_or_null + i * moe->E : sum;
+        const int64_t *given = counts_or_null ? counts_or_null + i * moe->E : NULL;
+        mu_mat counts = mu_data(mu_tensor_ints(tp, MU_DTYPE_I64, moe->E, given));
+        if (!given) mu_routing_count(tp, &routings[i], counts);
         mu_balance_counts c = { counts, counts, TINY_T, TINY_T };
         mu_balance b = mu_balance_loss(moe, tp, &cx, &routings[i], &c);
         if (b.loss) loss = mu_add(tp, loss, b.loss);

@@ -17,7 +17,8 @@ static void shape_step(mu_trainer *t) {
     mu_release(t->tape, x);
     for (int i = 0; i < t->model->n_moe; i++) {
         const mu_moe *moe = &t->model->blocks[t->model->moe_layers[i]].moe;
-        mu_balance_counts c = { t->micro_counts, NULL, T, T };
+        mu_mat counts = mu_data(mu_tensor_ints(t->tape, MU_DTYPE_I64, t->cfg.moe.num_experts, NULL));
+        mu_balance_counts c = { counts, counts, T, T };
         mu_balance b = mu_balance_loss(moe, t->tape, &cx, &t->routings[i], &c);
         if (b.loss) loss = mu_add(t->tape, loss, b.loss);
     }
@@ -94,7 +95,6 @@ int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
     t->tape = mu_tape_new(t->dev);
     if (t->cfg.train.reproducible) mu_tape_leaf(t->tape, t->cfg.train.seq_len);
     t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
-    t->micro_counts = mu_alloc((size_t)(t->model->n_moe * t->cfg.moe.num_experts), sizeof *t->micro_counts);
     int64_t share = t->cfg.train.global_batch_size / mesh->world->size;
     t->micro_size = t->cfg.train.micro_batch_size ? t->cfg.train.micro_batch_size : share;
     shape_step(t);

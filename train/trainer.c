@@ -151,15 +151,31 @@ static micro_batch read_micro(mu_trainer *t, int64_t m) {
     return b;
 }
 
-/* The assignments of the micro-batch at hand, over this rank's sequences, on the host: counts[layer, expert]. */
-static void read_counts(mu_trainer *t, int64_t *counts) {
+/* counts_of = the assignments of the micro-batch at hand, over this rank's sequences. */
+static void count(mu_trainer *t) {
     for (int layer = 0; layer < t->model->n_moe; layer++)
         mu_routing_count(t->tape, &t->routings[layer], counts_of(t, layer));
+}
+
+/* The same on the host: counts[layer, expert]. Waits for the device. */
+static void read_counts(mu_trainer *t, int64_t *counts) {
+    count(t);
     mu_device_read(t->dev, counts, counts_of(t, 0).data, sizeof *counts * (size_t)n_cells(t));
 }
 
 static void sum_counts(mu_trainer *t, int64_t *counts) {
     mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, counts, n_cells(t));
+}
+
+/* counts_of = the same over all ranks. */
+static void count_everywhere(mu_trainer *t) {
+    if (t->mesh->world->size == 1) {
+        count(t);
+        return;
+    }
+    read_counts(t, t->micro_counts);
+    sum_counts(t, t->micro_counts);
+    mu_device_write(t->dev, counts_of(t, 0).data, t->micro_counts, sizeof(int64_t) * (size_t)n_cells(t));
 }
 
 /* global_aux_loss compares with the counts of the whole batch, which several micro-batches only know at the
@@ -183,14 +199,15 @@ static void count_pass(mu_trainer *t) {
     sum_counts(t, t->counted);
 }
 
-/* The counts that global_aux_loss uses in this micro-batch; NULL means balanced. Where it is off they only serve
+/* The counts that global_aux_loss uses in this micro-batch; not given means balanced. Where it is off they only serve
  * the logged value, for which the batch before is good enough, and the same for any number of micro-batches. */
-static const int64_t *global_counts(const mu_trainer *t, int layer) {
+static mu_mat global_counts(const mu_trainer *t, int layer) {
     int64_t E = t->cfg.moe.num_experts;
-    if (!(t->cfg.moe.balance & MU_BALANCE_GLOBAL_AUX) ||
-        t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_PREVIOUS)
-        return t->roll.steps ? t->roll.previous + layer * E : NULL;
-    return (t->n_micro > 1 ? t->counted : t->micro_counts) + layer * E;
+    bool exact = t->cfg.moe.balance & MU_BALANCE_GLOBAL_AUX && t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_EXACT;
+    if (exact && t->n_micro == 1) return counts_of(t, layer);
+    if (!exact && !t->roll.steps) return (mu_mat){ 0 };
+    const int64_t *counts = exact ? t->counted : t->roll.previous;
+    return mu_data(mu_tensor_ints(t->tape, MU_DTYPE_I64, E, counts + layer * E));
 }
 
 /* Sums over micro-batches of this rank's share of each value, all in words that ranks add up. */
@@ -210,8 +227,8 @@ static mu_tensor *add_balance(mu_trainer *t, const mu_context *cx, mu_tensor *lo
     mu_tape_part(t->tape, "balance");
     for (int layer = 0; layer < t->model->n_moe; layer++) {
         const mu_moe *moe = &t->model->blocks[t->model->moe_layers[layer]].moe;
-        mu_balance_counts c = { t->micro_counts + layer * t->cfg.moe.num_experts, global_counts(t, layer),
-                                global_tokens(t) / t->n_micro, global_tokens(t) };
+        mu_balance_counts c = { counts_of(t, layer), global_counts(t, layer), global_tokens(t) / t->n_micro,
+                                global_tokens(t) };
         mu_balance b = mu_balance_loss(moe, t->tape, cx, &t->routings[layer], &c);
         keep_value(t, aux_of(layer), b.aux);
         keep_value(t, z_of(layer), b.z);
@@ -226,9 +243,7 @@ static mu_tensor *train_micro(mu_trainer *t, int64_t m) {
     int64_t values = n_results(t) - n_cells(t);
     t->dev->k->fill(t->dev, values, 0.0, value_of(t, 0));
     mu_tensor *x = mu_model_forward(t->model, t->tape, &b.cx, b.tokens, t->routings);
-    read_counts(t, t->micro_counts);
-    sum_counts(t, t->micro_counts);
-    mu_device_write(t->dev, counts_of(t, 0).data, t->micro_counts, sizeof(int64_t) * (size_t)n_cells(t));
+    count_everywhere(t);
     mu_tensor *ce = mu_model_head_loss(t->model, t->tape, x, b.targets, 1.0 / (double)global_tokens(t), NULL);
     mu_release(t->tape, x);
     mu_tensor *loss = add_balance(t, &b.cx, ce);

@@ -135,6 +135,20 @@ static inline double cpu_sumsq(int64_t n, const float *x) {
     return s;
 }
 
+/* to[r] = x[index[r]], n rows of D. They lie anywhere: the row after next is on its way while this one is copied. */
+static inline void cpu_gather_rows(int64_t n, int64_t D, const int32_t *index, const float *x, int64_t ldx, float *to,
+                                   int64_t ld) {
+    for (int64_t r = 0; r < n; r++, to += ld) {
+        const float *from = x + index[r] * ldx, *ahead = x + index[cpu_min(r + 2, n - 1)] * ldx;
+        int64_t i = 0;
+        for (; i + 16 <= D; i += 16) {
+            __builtin_prefetch(ahead + i);
+            memcpy(to + i, from + i, 16 * sizeof *to);
+        }
+        for (; i < D; i++) to[i] = from[i];
+    }
+}
+
 /* Threads for `work` elements touched: waking a team costs a few microseconds. */
 static inline int cpu_team(int64_t work) { return work < 20000 ? 1 : mu_threads(); }
 /* The same for a product of `rows` rows with n*k weights: reading these takes time, too. */
@@ -174,6 +188,32 @@ static inline float cpu_exp(float x) {
     two_n.i = (int32_t)((uint32_t)t.i << 23) + 0x3f800000;
     float e = p * two_n.f;
     return x < -87.3f ? 0.0f : e;
+}
+
+/* The same in double, about 1e-14: 11 terms of the series for r. Below -708 it is 0. */
+static inline double cpu_exp_fine(double x) {
+    const double round = 6755399441055744.0;    /* 1.5 * 2^52 */
+    union { double f; int64_t i; } t, two_n;
+    double y = x < -708 ? -708 : x > 709 ? 709 : x;
+    t.f = y * 1.4426950408889634074 + round;
+    double n = t.f - round;
+    double r = y - n * 0.693147180369123816490; /* ln 2 in two parts, the first with 32 zero bits at its end */
+    r = r - n * 1.90821492927058770002e-10;
+    double p = r * (1.0 / 12) + 1;
+    p = p * (r * (1.0 / 11)) + 1;
+    p = p * (r * (1.0 / 10)) + 1;
+    p = p * (r * (1.0 / 9)) + 1;
+    p = p * (r * (1.0 / 8)) + 1;
+    p = p * (r * (1.0 / 7)) + 1;
+    p = p * (r * (1.0 / 6)) + 1;
+    p = p * (r * (1.0 / 5)) + 1;
+    p = p * (r * (1.0 / 4)) + 1;
+    p = p * (r * (1.0 / 3)) + 1;
+    p = p * (r * (1.0 / 2)) + 1;
+    p = p * r + 1;
+    two_n.i = (int64_t)((uint64_t)t.i << 52) + 0x3ff0000000000000;
+    double e = p * two_n.f;
+    return x < -708 ? 0 : e;
 }
 
 static inline float cpu_sigmoid(float x) { return 1.0f / (1.0f + cpu_exp(-x)); }

@@ -50,9 +50,7 @@ static mu_mat part_of(mu_mat m, int64_t row, int64_t column) {
 /* Rows first .. first+n-1 of x as products read them: in place, or gathered into `room` when there is an index. */
 static mu_mat rows_of(mu_mat x, mu_mat index, int64_t first, int64_t n, int64_t D, mu_mat room) {
     if (!index.data) return part_of(x, first, 0);
-    const int32_t *from = cpu_i32(index) + first;
-    for (int64_t r = 0; r < n; r++)
-        memcpy(cpu_f32(room) + r * room.ld, cpu_f32(x) + from[r] * x.ld, (size_t)D * sizeof(float));
+    cpu_gather_rows(n, D, cpu_i32(index) + first, x.data, x.ld, room.data, room.ld);
     return room;
 }
 
@@ -265,9 +263,10 @@ static void block_bwd(const backward *f, packs p, item it, float *da) {
                   f->dx.ld);
 }
 
-/* dw[m, n] += a^T b over an expert's rows, or = where `fresh`; an operand's rows are those of its index, if given. */
+/* dw[m, n] += a^T b over an expert's rows, or = where `fresh`, for up to two matrices that share b; an operand's rows
+ * are those of its index, if given. */
 typedef struct { mu_mat a, index; } operand;
-typedef struct { mu_mat dw; operand a, b; int64_t m, n; } gradient;
+typedef struct { mu_mat dw[2]; operand a[2], b; int64_t m, n; } gradient;
 
 /* Columns j .. j+width-1 of k of its rows. */
 static mu_mat operand_part(operand o, int64_t row, int64_t k, int64_t j, int64_t width, float *room) {
@@ -278,33 +277,35 @@ enum { PART = CPU_KC * TILE_M, WEIGHT_BUFFER = 3 * PART };  /* floats: a gathere
 
 static void weight_tile(const gradient *g, bool fresh, int64_t expert, int64_t i, int64_t j, int64_t row,
                         int64_t rows, float *buffer) {
-    if (!g->dw.data || i >= g->m || j >= g->n) return;
+    if ((!g->dw[0].data && !g->dw[1].data) || i >= g->m || j >= g->n) return;
     int64_t height = cpu_min(TILE_M, g->m - i), width = cpu_min(TILE_N, g->n - j);
-    float *to = cpu_f32(g->dw) + (expert * g->m + i) * g->n + j;
-    for (int64_t r = 0; r < height && rows == 0 && fresh; r++)
-        memset(to + r * g->n, 0, (size_t)width * sizeof *to);
+    int64_t to = (expert * g->m + i) * g->n + j;
+    for (int which = 0; which < 2 && rows == 0 && fresh; which++)
+        if (g->dw[which].data) cpu_zero_rows(height, width, cpu_f32(g->dw[which]) + to, g->n);
     for (int64_t at = 0; at < rows; at += CPU_KC) {
         int64_t k = cpu_min(CPU_KC, rows - at);
-        mu_mat a = operand_part(g->a, row + at, k, i, height, buffer);
         mu_mat b = operand_part(g->b, row + at, k, j, width, buffer + PART);
-        CPU(multiply)(true, height, width, k, a.data, a.ld, cpu_panels_from(k, width, b.data, b.ld, buffer + 2 * PART),
-                      !fresh || at, to, g->n);
+        cpu_panels panels = cpu_panels_from(k, width, b.data, b.ld, buffer + 2 * PART);
+        for (int which = 0; which < 2; which++) {
+            if (!g->dw[which].data) continue;
+            mu_mat a = operand_part(g->a[which], row + at, k, i, height, buffer);
+            CPU(multiply)(true, height, width, k, a.data, a.ld, panels, !fresh || at, cpu_f32(g->dw[which]) + to, g->n);
+        }
     }
 }
 
 static int64_t tiles_of(int64_t m, int64_t n) { return cpu_blocks(m, TILE_M) * cpu_blocks(n, TILE_N); }
-static int64_t tiles_an_expert(const mu_experts_shape *s) { return 2 * tiles_of(s->F, s->D) + tiles_of(s->D, s->F); }
+static int64_t tiles_an_expert(const mu_experts_shape *s) { return tiles_of(s->F, s->D) + tiles_of(s->D, s->F); }
 
-/* Tile `at` of an expert's weight gradients: matrix, then tile. gate and up are [F, D], down is [D, F]. */
+/* Tile `at` of an expert's weight gradients: those of gate and up, [F, D], at once, then those of down, [D, F]. */
 static void weight_item(const backward *f, const int64_t *offsets, int64_t expert, int64_t at, float *buffer) {
     int64_t D = f->s->D, F = f->s->F, gates = tiles_of(F, D);
     int64_t row = offsets[expert], rows = offsets[expert + 1] - row;
     operand x = f->xg.data ? (operand){ .a = f->xg } : (operand){ f->x, f->in };
     operand dy = f->dyg.data ? (operand){ .a = f->dyg } : (operand){ f->dy, f->out };
-    gradient g = at < gates       ? (gradient){ f->dgate, { .a = f->hg }, x, F, D }
-                 : at < 2 * gates ? (gradient){ f->dup, { .a = f->hu }, x, F, D }
-                                  : (gradient){ f->ddown, dy, { .a = f->act }, D, F };
-    int64_t t = at - (at < gates ? 0 : at < 2 * gates ? gates : 2 * gates), down = cpu_blocks(g.m, TILE_M);
+    gradient g = at < gates ? (gradient){ { f->dgate, f->dup }, { { .a = f->hg }, { .a = f->hu } }, x, F, D }
+                            : (gradient){ { f->ddown }, { dy }, { .a = f->act }, D, F };
+    int64_t t = at - (at < gates ? 0 : gates), down = cpu_blocks(g.m, TILE_M);
     weight_tile(&g, f->s->fresh, expert, t % down * TILE_M, t / down * TILE_N, row, rows, buffer);
 }
 

@@ -3,6 +3,8 @@
  * products' milliseconds. The row moves are parallel over rows or tokens. */
 #include "kernels/cpu/cpu.h"
 
+enum { ROWS = 64 };             /* of a gather, for one thread at a time */
+
 typedef struct {
     int64_t T, E, K, segment, capacity;
     const int32_t *ids;
@@ -67,8 +69,10 @@ void CPU(arrange)(mu_device *dev, int64_t P, int64_t e, mu_mat counts, mu_mat of
 void CPU(gather)(mu_device *dev, int64_t R, int64_t D, mu_mat index, mu_mat x, mu_mat y) {
     (void)dev;
 #pragma omp parallel for schedule(static) num_threads(cpu_team(R * D))
-    for (int64_t r = 0; r < R; r++)
-        memcpy(cpu_f32(y) + r * y.ld, cpu_f32(x) + cpu_i32(index)[r] * x.ld, (size_t)D * sizeof(float));
+    for (int64_t b = 0; b < cpu_blocks(R, ROWS); b++) {
+        int64_t r = b * ROWS;
+        cpu_gather_rows(cpu_min(ROWS, R - r), D, cpu_i32(index) + r, x.data, x.ld, cpu_f32(y) + r * y.ld, y.ld);
+    }
 }
 
 void CPU(scatter)(mu_device *dev, int64_t R, int64_t D, mu_mat index, mu_mat x, mu_mat y) {
@@ -80,17 +84,32 @@ void CPU(scatter)(mu_device *dev, int64_t R, int64_t D, mu_mat index, mu_mat x, 
         else if (to[r] >= 0) memcpy(cpu_f32(y) + to[r] * y.ld, cpu_f32(x) + r * x.ld, (size_t)D * sizeof(float));
 }
 
-/* y = or += x */
-static void take(int64_t D, const float *restrict x, bool add, float *restrict y) {
-    if (!add) memcpy(y, x, (size_t)D * sizeof *y);
-    else
-        for (int64_t i = 0; i < D; i++) y[i] += x[i];
+/* Columns of one row's sum: a stretch of them stays in registers while the rows pass by. */
+typedef float vec16 __attribute__((vector_size(64)));
+typedef float vec16_u __attribute__((vector_size(64), aligned(4), may_alias));
+enum { SUMS = 4, STRETCH = 16 * SUMS };
+
+static void sum_stretch(int64_t K, const int32_t *from, const float *rows, int64_t ld, bool add, float *y) {
+    vec16 sum[SUMS] = { { 0 } };
+    for (int i = 0; i < SUMS && add; i++) sum[i] = ((const vec16_u *)y)[i];
+    for (int64_t k = 0; k < K; k++)
+        for (int i = 0; i < SUMS && from[k] >= 0; i++) sum[i] += ((const vec16_u *)(rows + from[k] * ld))[i];
+    for (int i = 0; i < SUMS; i++) ((vec16_u *)y)[i] = sum[i];
+}
+
+static void sum_values(int64_t K, int64_t n, const int32_t *from, const float *rows, int64_t ld, bool add, float *y) {
+    for (int64_t i = 0; i < n; i++) {
+        float sum = add ? y[i] : 0;
+        for (int64_t k = 0; k < K; k++)
+            if (from[k] >= 0) sum += rows[from[k] * ld + i];
+        y[i] = sum;
+    }
 }
 
 /* The rows of the next token lie anywhere: they are on their way while this one's are summed. */
-static void prefetch_rows(int64_t K, int64_t D, const int32_t *index, mu_mat rows) {
+static void prefetch_stretch(int64_t K, const int32_t *from, const float *rows, int64_t ld) {
     for (int64_t k = 0; k < K; k++)
-        for (int64_t i = 0; i < D && index[k] >= 0; i += 16) __builtin_prefetch(cpu_f32(rows) + index[k] * rows.ld + i);
+        for (int i = 0; i < STRETCH && from[k] >= 0; i += 16) __builtin_prefetch(rows + from[k] * ld + i);
 }
 
 void CPU(gather_sum)(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat rows, bool add, mu_mat y) {
@@ -99,13 +118,11 @@ void CPU(gather_sum)(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat ind
     for (int64_t t = 0; t < T; t++) {
         const int32_t *from = cpu_i32(index) + t * index.ld;
         float *yt = cpu_f32(y) + t * y.ld;
-        bool begun = add;
-        if (t + 1 < T) prefetch_rows(K, D, from + index.ld, rows);
-        for (int64_t k = 0; k < K; k++) {
-            if (from[k] < 0) continue;
-            take(D, cpu_f32(rows) + from[k] * rows.ld, begun, yt);
-            begun = true;
+        int64_t i = 0;
+        for (; i + STRETCH <= D; i += STRETCH) {
+            if (t + 1 < T) prefetch_stretch(K, from + index.ld, cpu_f32(rows) + i, rows.ld);
+            sum_stretch(K, from, cpu_f32(rows) + i, rows.ld, add, yt + i);
         }
-        if (!begun) memset(yt, 0, (size_t)D * sizeof *yt);
+        sum_values(K, D - i, from, cpu_f32(rows) + i, rows.ld, add, yt + i);
     }
 }

@@ -8,10 +8,15 @@ enum { ROWS = 256 };            /* tokens whose terms are summed before the bloc
 /* e: room for [E] */
 static void row_scores(const mu_route_shape *s, const float *logits, double *e, float *scores, float *lse) {
     double max = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : max)
     for (int64_t i = 0; i < s->E; i++) max = (double)logits[i] > max ? (double)logits[i] : max;
-    for (int64_t i = 0; i < s->E; i++) sum += e[i] = exp((double)logits[i] - max);
+#pragma omp simd
+    for (int64_t i = 0; i < s->E; i++) e[i] = cpu_exp_fine((double)logits[i] - max);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < s->E; i++) sum += e[i];
+#pragma omp simd
     for (int64_t i = 0; i < s->E; i++)
-        scores[i] = (float)(s->sigmoid ? 1 / (1 + exp(-(double)logits[i])) : e[i] / sum);
+        scores[i] = (float)(s->sigmoid ? 1 / (1 + cpu_exp_fine(-(double)logits[i])) : e[i] / sum);
     *lse = (float)(max + log(sum));
 }
 
@@ -31,10 +36,11 @@ static int32_t take_best(int64_t E, double *keys) {
     double best = -INFINITY;
 #pragma omp simd reduction(max : best)
     for (int64_t i = 0; i < E; i++) best = keys[i] > best ? keys[i] : best;
-    int32_t id = 0;
-    while (keys[id] != best) id++;
+    int64_t id = E;
+#pragma omp simd reduction(min : id)
+    for (int64_t i = 0; i < E; i++) id = keys[i] == best && i < id ? i : id;
     keys[id] = -INFINITY;
-    return id;
+    return (int32_t)id;
 }
 
 static void row_choice(const mu_route_shape *s, int64_t t, double *keys, int32_t *ids) {
@@ -77,6 +83,7 @@ void CPU(route_fwd)(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_m
 static double row_dscores(const mu_route_shape *s, const float *scores, const int32_t *ids,
                           const float *dgates, const float *dscores, double *ds) {
     double inner = 0;
+#pragma omp simd reduction(+ : inner)
     for (int64_t i = 0; i < s->E; i++) {
         ds[i] = dscores ? (double)dscores[i] : 0;
         inner += ds[i] * (double)scores[i];
@@ -100,7 +107,8 @@ static double row_odds(const mu_route_shape *s, const float *scores, int64_t i) 
 static void row_bwd(const mu_route_shape *s, const float *scores, double inner, const double *ds, double dlse,
                     float *dlogits) {
     double total = 0;
-    for (int64_t i = 0; dlse != 0 && i < s->E; i++) total += row_odds(s, scores, i);
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < s->E; i++) total += row_odds(s, scores, i);
     for (int64_t i = 0; i < s->E; i++) {
         double p = (double)scores[i], d = s->sigmoid ? ds[i] * p * (1 - p) : p * (ds[i] - inner);
         if (dlse != 0) d += dlse * row_odds(s, scores, i) / total;
@@ -141,12 +149,14 @@ void CPU(count_experts)(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t
 
 static double row_sum(int64_t E, const float *x) {
     double s = 0;
+#pragma omp simd reduction(+ : s)
     for (int64_t i = 0; i < E; i++) s += (double)x[i];
     return s;
 }
 
 static double row_dot(int64_t E, const float *x, const float *y) {
     double s = 0;
+#pragma omp simd reduction(+ : s)
     for (int64_t i = 0; i < E; i++) s += (double)x[i] * (double)y[i];
     return s;
 }

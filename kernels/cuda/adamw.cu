@@ -125,17 +125,16 @@ void mu_cuda_clip(mu_device *dev, int64_t n, mu_mat squares, int64_t n_losses, m
 struct factors { float keep, rate, root, scale; };      /* of a unit; scale NaN: it rests */
 struct constants { float b1, a1, b2, a2, eps; };
 
-static __global__ void count_steps(int64_t n_units, mu_adamw_spec s, unit_table units, const int64_t *loads,
-                                   const double *scale, int64_t *steps, factors *of) {
+static __global__ void count_steps(int64_t n_units, double lr, double decay, double beta1, double beta2, unit_table units,
+                                   const int64_t *loads, const double *scale, int64_t *steps, factors *of) {
     int64_t i = thread_index();
     if (i >= n_units) return;
     const mu_slab_unit &u = unit_at(units, i);
     bool rests = !std::isfinite(*scale) || (loads && u.load >= 0 && loads[u.load] == 0);
-    of[i].scale = rests ? nanf("") : (float)*scale;
+    of[i] = factors{ 0, 0, 0, nanf("") };
     if (rests) return;
-    double t = (double)++steps[u.id], c1 = 1 - pow(s.beta1, t), c2 = 1 - pow(s.beta2, t);
-    of[i].keep = (float)(1 - s.lr * (u.decays ? s.weight_decay : 0));
-    of[i].rate = (float)(s.lr / c1), of[i].root = (float)(1 / sqrt(c2));
+    double t = (double)++steps[u.id], c1 = 1 - pow(beta1, t), c2 = 1 - pow(beta2, t);
+    of[i] = factors{ (float)(1 - lr * (u.decays ? decay : 0)), (float)(lr / c1), (float)(1 / sqrt(c2)), (float)*scale };
 }
 
 static __device__ __forceinline__ void update(const factors &f, const constants &c, float g, float &w, float &m, float &v) {
@@ -171,8 +170,9 @@ void mu_cuda_slab_adamw(mu_device *dev, int64_t n_units, int64_t n_pieces, const
     factors *of = scratch.take<factors>(n_units);
     const constants c = { (float)spec->beta1, (float)(1 - spec->beta1), (float)spec->beta2, (float)(1 - spec->beta2),
                           (float)spec->eps };
-    launch(dev, blocks_for(n_units, THREADS), THREADS, 0, count_steps, n_units, *spec, table_of(units),
-           typed<int64_t>(loads).at, typed<double>(scale).at, typed<int64_t>(steps).at, of);
+    launch(dev, blocks_for(n_units, THREADS), THREADS, 0, count_steps, n_units, spec->lr, spec->weight_decay,
+           spec->beta1, spec->beta2, table_of(units), typed<int64_t>(loads).at, typed<double>(scale).at,
+           typed<int64_t>(steps).at, of);
     with_real(real.data ? real.dtype : MU_DTYPE_BF16, [&](auto zero) {
         typedef decltype(zero) R;
         launch(dev, n_pieces, THREADS, 0, update_pieces<R>, n_units, c, table_of(units), (const factors *)of,

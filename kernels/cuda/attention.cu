@@ -1,6 +1,6 @@
-/* attention.cu - causal softmax attention, forward: a block is a tile of queries of one head, its keys pass by with a running
- * maximum and sum (Dao 2023, FlashAttention-2). Scores are to base 2: exp2 of scale * log2(e) * q.k. */
-#include "kernels/cuda/attention.h"
+/* attention.cu - causal softmax attention, forward: a block is a tile of queries of one head, its keys pass by with a
+ * running maximum and sum (Dao 2023, FlashAttention-2). Scores are to base 2: exp2 of scale * log2(e) * q.k. */
+#include "kernels/cuda/attention.cuh"
 
 extern __shared__ __align__(128) unsigned char dynamic_shared[];
 
@@ -12,8 +12,8 @@ template <typename T> struct forward {
     matrix<float> lse;
 };
 
-/* A block's work: head h of sequence b, queries `first` .. first+rows-1, which see the sequence's first `keys` keys. Heads
- * that share keys run side by side, and each head's last tile, the longest one, comes first. */
+/* A block's work: head h of sequence b, queries `first` .. first+rows-1, which see the sequence's first `keys` keys.
+ * Heads that share keys run side by side, and each head's last tile, the longest one, comes first. */
 struct query_tile { int64_t b, h; int first, rows, keys; };
 
 template <typename T> static __device__ __forceinline__ query_tile query_tile_of(const forward<T> &f, int length) {
@@ -94,7 +94,7 @@ static __device__ __forceinline__ void take_tile(float scale, float (&s)[M][N / 
 }
 
 template <int D, int M>
-static __device__ __forceinline__ void finish_rows(const forward<bf16> &f, const query_tile &t, const float (&max)[M][2],
+static __device__ __forceinline__ void finish_rows(const forward<bf16> &f, query_tile t, const float (&max)[M][2],
                                                    const float (&sum)[M][2], const float (&y)[M][D / 8][4]) {
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
 #pragma unroll
@@ -109,8 +109,8 @@ static __device__ __forceinline__ void finish_rows(const forward<bf16> &f, const
     }
 }
 
-/* A tile of values is on its way while the scores are made, the next keys while values are summed. A warp leaves out tiles
- * that none of its queries sees. */
+/* A tile of values is on its way while the scores are made, the next keys while values are summed. A warp leaves out
+ * tiles that none of its queries sees. */
 template <int D> static __global__ void __launch_bounds__(BLOCK, 2) fast_forward(forward<bf16> f) {
     const int M = forward_block<D>::M, QUERIES = forward_block<D>::QUERIES, KEYS = forward_block<D>::KEYS;
     unsigned q_tile = mu_ptx_shared(dynamic_shared), k_tile = q_tile + QUERIES * D * 2, v_tile = k_tile + KEYS * D * 2;
@@ -145,15 +145,17 @@ template <int D> static __global__ void __launch_bounds__(BLOCK, 2) fast_forward
 
 /* ------------------------------------------------------------------ */
 template <typename T>
-static forward<T> forward_of(const mu_attention_shape *s, int length, mu_mat q, mu_mat k, mu_mat v, mu_mat y, mu_mat lse) {
-    return forward<T>{ *s, (float)(s->scale * LOG2_E), (int)blocks_for(s->S, length), typed<T>(q), typed<T>(k), typed<T>(v),
-                       typed<T>(y), typed<float>(lse) };
+static forward<T> forward_of(const mu_attention_shape *s, int length, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
+                             mu_mat lse) {
+    return forward<T>{ *s, (float)(s->scale * LOG2_E), (int)blocks_for(s->S, length), typed<T>(q), typed<T>(k),
+                       typed<T>(v), typed<T>(y), typed<float>(lse) };
 }
 
-void mu_cuda_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y, mu_mat lse) {
+void mu_cuda_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
+                           mu_mat lse) {
     MU_CHECK(s->G > 0 && s->H % s->G == 0, "%lld heads over %lld", (long long)s->H, (long long)s->G);
-    bool aligned = is_aligned(q) && is_aligned(k) && is_aligned(v) && is_aligned(y) && s->scale > 0;
-    bool done = aligned && with_width(s->d, [&](auto width) {
+    bool fast = is_fast(q) && is_fast(k) && is_fast(v) && is_fast(y) && s->scale > 0;
+    bool done = fast && with_head_width(s->d, [&](auto width) {
         const int D = decltype(width)::value;
         forward<bf16> f = forward_of<bf16>(s, forward_block<D>::QUERIES, q, k, v, y, lse);
         launch(dev, s->B * s->H * f.tiles, BLOCK, forward_block<D>::BYTES, fast_forward<D>, f);

@@ -1,10 +1,10 @@
 /* attention_bwd.cu - causal softmax attention, backward, from y and the log-sum-exp that forward kept:
  *     p = exp(scale q.k - lse),  ds = p (dy.v - delta),  delta = dy.y
  *     dq += scale sum over keys of ds k,  dk += scale sum over queries of ds q,  dv += sum over queries of p dy.
- * One kernel goes over tiles of queries for dq, one over tiles of keys for dk and dv, with the scores the other way round, so
- * that each sum has one owner and one order; the query heads of a key head come one after the other. Scores are made twice:
- * the price, 7 products for 5, of adding without atomics. Probabilities are to base 2. */
-#include "kernels/cuda/attention.h"
+ * One kernel goes over tiles of queries for dq, one over tiles of keys for dk and dv, with the scores the other way
+ * round, so that each sum has one owner and one order; the query heads of a key head come one after the other. Scores are
+ * made twice: the price, 7 products for 5, of adding without atomics. Probabilities are to base 2. */
+#include "kernels/cuda/attention.cuh"
 
 extern __shared__ __align__(128) unsigned char dynamic_shared[];
 
@@ -14,11 +14,11 @@ template <typename T> struct backward {
     int padded;                     /* S in whole tiles: row length of lse2 and delta */
     matrix<T> q, k, v, y, dy, dq, dk, dv;
     matrix<float> lse;
-    float *lse2, *delta;            /* [B*H, padded]: lse to base 2, infinite behind the last query; delta, 0 there */
+    float *lse2, *delta;            /* [B*H, padded]: lse to base 2, delta; 0 behind the last query, as are q and dy */
 };
 
 /* ------------------------------------------------------------------ lse2 and delta
- * A block takes 32 tokens, a warp a head at a time; lane i keeps token i's results, so that they are written in a row. */
+ * A block takes 32 tokens, a warp a head at a time; lane i keeps token i's results: they are written in a row. */
 template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) prepare_rows(backward<T> f) {
     int lane = (int)threadIdx.x % WARP, groups = f.padded / WARP, first = (int)(blockIdx.x % groups) * WARP;
     int64_t b = blockIdx.x / groups, row = b * f.s.S + first, d = f.s.d;
@@ -34,7 +34,7 @@ template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) prepare
             delta = lane == i ? sum : delta;
         }
         int64_t at = (b * f.s.H + h) * f.padded + first + lane;
-        f.lse2[at] = lane < count ? f.lse.row(row + lane)[h] * (float)LOG2_E : INFINITY;
+        f.lse2[at] = lane < count ? f.lse.row(row + lane)[h] * (float)LOG2_E : 0;
         f.delta[at] = delta;
     }
 }
@@ -47,7 +47,8 @@ static __device__ __forceinline__ tile tile_of(int64_t S, int64_t heads, int til
     return tile{ bh / heads, bh % heads, (int)first, (int)min(S - first, (int64_t)length) };
 }
 
-template <typename T> static __device__ __forceinline__ head_rows<T> rows_of(matrix<T> m, int64_t row, int64_t column, int count) {
+template <typename T>
+static __device__ __forceinline__ head_rows<T> rows_of(matrix<T> m, int64_t row, int64_t column, int count) {
     return head_rows<T>{ m.row(row) + column, m.ld, count };
 }
 
@@ -121,13 +122,14 @@ template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) plain_k
 }
 
 /* ------------------------------------------------------------------ fast
- * Both kernels keep their own rows' tiles in shared memory; of the other side's, one stage is on its way while another is
- * used. A warp leaves out tiles that lie wholly above the diagonal. */
+ * Both kernels keep their own rows' tiles in shared memory; of the other side's, one stage is on its way while another
+ * is used. A warp leaves out tiles that lie wholly above the diagonal. */
 enum { STAGES = 2 };
 
 /* Starts copying lse2 and then delta of N queries of head h of sequence b, from `first` on. */
 template <int N>
-static __device__ __forceinline__ void fetch_statistics(const backward<bf16> &f, int64_t b, int64_t h, int first, unsigned to) {
+static __device__ __forceinline__ void fetch_statistics(const backward<bf16> &f, int64_t b, int64_t h, int first,
+                                                        unsigned to) {
     int part = (int)threadIdx.x;
     const float *from = (part < N / 4 ? f.lse2 : f.delta) + (b * f.s.H + h) * f.padded + first + part % (N / 4) * 4;
     if (part < N / 2) mu_ptx_cp_async_16(to + part * 16, from, 16);
@@ -135,8 +137,8 @@ static __device__ __forceinline__ void fetch_statistics(const backward<bf16> &f,
 
 /* dq: a warp owns 16 M queries; a stage is a tile of keys and one of values. */
 template <int D> struct query_block {
-    enum { M = 2, QUERIES = WARPS * 16 * M, KEYS = 32, OWN = QUERIES * D * 2, TILE = KEYS * D * 2, UNROLL = D > 96 ? 4 : D / 16 };
-    enum { STATISTICS = 2 * QUERIES * 4, BYTES = 2 * OWN + STATISTICS + STAGES * 2 * TILE };
+    enum { M = 2, QUERIES = WARPS * 16 * M, KEYS = 32, UNROLL = D > 96 ? 4 : D / 16, OWN = QUERIES * D * 2 };
+    enum { TILE = KEYS * D * 2, STATISTICS = 2 * QUERIES * 4, BYTES = 2 * OWN + STATISTICS + STAGES * 2 * TILE };
 };
 
 /* dp becomes ds; rows are queries, whose statistics begin at lse2 and delta. */
@@ -150,23 +152,26 @@ static __device__ __forceinline__ void query_gradients(float scale, const float 
 #pragma unroll
         for (int n = 0; n < N / 8; n++)
 #pragma unroll
-            for (int e = 2 * i; e < 2 * i + 2; e++) dp[m][n][e] = mu_ptx_exp2(s[m][n][e] * scale - l) * (dp[m][n][e] - d);
+            for (int e = 2 * i; e < 2 * i + 2; e++)
+                dp[m][n][e] = mu_ptx_exp2(s[m][n][e] * scale - l) * (dp[m][n][e] - d);
     }
 }
 
 template <int D> static __global__ void __launch_bounds__(BLOCK, 2) fast_queries(backward<bf16> f, int tiles) {
     typedef query_block<D> c;
     const int M = c::M, N = c::KEYS;
-    unsigned q_tile = mu_ptx_shared(dynamic_shared), dy_tile = q_tile + c::OWN, stage = dy_tile + c::OWN + c::STATISTICS;
+    unsigned q_tile = mu_ptx_shared(dynamic_shared), dy_tile = q_tile + c::OWN, statistics = dy_tile + c::OWN;
+    unsigned stage = statistics + c::STATISTICS;
     tile t = tile_of(f.s.S, f.s.H, tiles, c::QUERIES, tiles - 1 - (int)(blockIdx.x % tiles));
-    int lane = (int)threadIdx.x % WARP, mine = (int)threadIdx.x / WARP * 16 * M, at = t.first + mine, keys = t.first + t.rows;
+    int lane = (int)threadIdx.x % WARP, mine = (int)threadIdx.x / WARP * 16 * M;
+    int at = t.first + mine, keys = t.first + t.rows;
     int64_t row = t.b * f.s.S, key_column = t.h / (f.s.H / f.s.G) * D;
     const bf16 *k = f.k.row(row) + key_column, *v = f.v.row(row) + key_column;
     const float *lse2 = (const float *)(dynamic_shared + 2 * c::OWN) + mine;
     float dq[M][D / 8][4] = {};
     fetch<D, c::QUERIES>(q_tile, f.q.row(row + t.first) + t.h * D, f.q.ld, t.rows);
     fetch<D, c::QUERIES>(dy_tile, f.dy.row(row + t.first) + t.h * D, f.dy.ld, t.rows);
-    fetch_statistics<c::QUERIES>(f, t.b, t.h, t.first, dy_tile + c::OWN);
+    fetch_statistics<c::QUERIES>(f, t.b, t.h, t.first, statistics);
     fetch<D, N>(stage, k, f.k.ld, keys);
     fetch<D, N>(stage + c::TILE, v, f.v.ld, keys);
     mu_ptx_cp_async_commit();
@@ -216,8 +221,9 @@ static __device__ __forceinline__ void fetch_stage(const backward<bf16> &f, int6
 
 /* p of scores and ds of dp, both in place; rows are keys, the first at position `key`, columns queries from `at` on. */
 template <int M, int N>
-static __device__ __forceinline__ void key_gradients(float scale, int key, int at, const float *lse2, const float *delta,
-                                                     float (&p)[M][N / 8][4], float (&dp)[M][N / 8][4]) {
+static __device__ __forceinline__ void key_gradients(float scale, int key, int at, const float *lse2,
+                                                     const float *delta, float (&p)[M][N / 8][4],
+                                                     float (&dp)[M][N / 8][4]) {
     int lane = (int)threadIdx.x % WARP, behind = key + lane / 4 - (at + lane % 4 * 2);
 #pragma unroll
     for (int n = 0; n < N / 8; n++) {
@@ -281,29 +287,31 @@ template <typename T> static void launch_plain(mu_device *dev, const backward<T>
 }
 
 static void launch_tiles(mu_device *dev, const backward<float> &f, bool) { launch_plain(dev, f); }
-static void launch_tiles(mu_device *dev, const backward<bf16> &f, bool aligned) {
-    bool done = aligned && with_width(f.s.d, [&](auto width) {
+static void launch_tiles(mu_device *dev, const backward<bf16> &f, bool fast) {
+    bool done = fast && with_head_width(f.s.d, [&](auto width) {
         const int D = decltype(width)::value;
-        int query_tiles = (int)blocks_for(f.s.S, query_block<D>::QUERIES), key_tiles = (int)blocks_for(f.s.S, key_block<D>::KEYS);
+        int query_tiles = (int)blocks_for(f.s.S, query_block<D>::QUERIES);
+        int key_tiles = (int)blocks_for(f.s.S, key_block<D>::KEYS);
         launch(dev, f.s.B * f.s.H * query_tiles, BLOCK, query_block<D>::BYTES, fast_queries<D>, f, query_tiles);
         launch(dev, f.s.B * f.s.G * key_tiles, BLOCK, key_block<D>::BYTES, fast_keys<D>, f, key_tiles);
     });
     if (!done) launch_plain(dev, f);
 }
 
-void mu_cuda_attention_bwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y, mu_mat lse,
-                           mu_mat dy, mu_mat dq, mu_mat dk, mu_mat dv) {
+void mu_cuda_attention_bwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
+                           mu_mat lse, mu_mat dy, mu_mat dq, mu_mat dk, mu_mat dv) {
     MU_CHECK(s->past == 0, "attention's backward with %lld keys before the first query", (long long)s->past);
-    bool aligned = is_aligned(q) && is_aligned(k) && is_aligned(v) && is_aligned(dy) && is_aligned(dq) && is_aligned(dk) &&
-                   is_aligned(dv);
+    bool fast = is_fast(q) && is_fast(k) && is_fast(v) && is_fast(dy) && is_fast(dq) && is_fast(dk) &&
+                   is_fast(dv);
     int64_t padded = blocks_for(s->S, PADDING) * PADDING;
     cuda_scratch scratch(dev);
     float *lse2 = scratch.take<float>(s->B * s->H * padded), *delta = scratch.take<float>(s->B * s->H * padded);
     with_real(q.dtype, [&](auto zero) {
         typedef decltype(zero) T;
-        backward<T> f = { *s, (float)s->scale, (float)(s->scale * LOG2_E), (int)padded, typed<T>(q), typed<T>(k), typed<T>(v),
-                          typed<T>(y), typed<T>(dy), typed<T>(dq), typed<T>(dk), typed<T>(dv), typed<float>(lse), lse2, delta };
+        backward<T> f = { *s, (float)s->scale, (float)(s->scale * LOG2_E), (int)padded, typed<T>(q), typed<T>(k),
+                          typed<T>(v), typed<T>(y), typed<T>(dy), typed<T>(dq), typed<T>(dk), typed<T>(dv),
+                          typed<float>(lse), lse2, delta };
         launch(dev, s->B * padded / WARP, BLOCK, 0, prepare_rows<T>, f);
-        launch_tiles(dev, f, aligned);
+        launch_tiles(dev, f, fast);
     });
 }

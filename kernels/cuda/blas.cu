@@ -66,7 +66,8 @@ static __global__ void convert_kernel(uint32_t n, uint32_t columns, matrix<const
     }
 }
 
-template <typename X, typename Y> static void convert_as(mu_device *dev, int64_t rows, int64_t columns, mu_mat x, mu_mat y) {
+template <typename X, typename Y>
+static void convert_as(mu_device *dev, int64_t rows, int64_t columns, mu_mat x, mu_mat y) {
     MU_CHECK(rows * columns < UINT32_MAX - ELEMENTS, "%lld x %lld values", (long long)rows, (long long)columns);
     launch(dev, blocks_for(rows * columns, ELEMENTS), THREADS, 0, convert_kernel<X, Y>, (uint32_t)(rows * columns),
            (uint32_t)columns, matrix<const X>{ typed<X>(x).at, x.ld }, typed<Y>(y));

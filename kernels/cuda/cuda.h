@@ -160,6 +160,14 @@ template <typename T, int N> static __device__ __forceinline__ void store_values
     store_word<T, N>(to, packed<T, N>(x));
 }
 
+/* In one register, `low` in the lower half: one instruction, unlike packed<bf16, 2>. */
+static __device__ __forceinline__ unsigned two_bf16(float low, float high) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    unsigned word;
+    memcpy(&word, &pair, sizeof word);
+    return word;
+}
+
 /* This thread's number in a one-dimensional grid, and how many there are: for grid-stride loops. */
 static __device__ __forceinline__ int64_t thread_index() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
 static __device__ __forceinline__ int64_t thread_count() { return (int64_t)gridDim.x * blockDim.x; }

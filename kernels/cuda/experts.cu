@@ -24,9 +24,9 @@ template <typename T> struct keep_swiglu {
         float a[n], weight = weights ? weights[r] : 1;
 #pragma unroll
         for (int i = 0; i < n; i++) a[i] = weight * (h[0][i] * sigmoid(h[0][i]) * h[1][i]);
-        if (hg.at) put(hg.row(r) + f, h[0]);
-        if (hu.at) put(hu.row(r) + f, h[1]);
-        put(act.row(r) + f, a);
+        if (hg.at) store_values<T, n>(hg.row(r) + f, h[0]);
+        if (hu.at) store_values<T, n>(hu.row(r) + f, h[1]);
+        store_values<T, n>(act.row(r) + f, a);
         return 0;
     }
 };
@@ -37,7 +37,7 @@ template <typename T> struct put_rows {
     matrix<T> y;
     const int32_t *index;
     template <int n> __device__ __forceinline__ float operator()(int64_t r, int64_t d, const float (&v)[1][n]) const {
-        put(y.row(index ? index[r] : r) + d, v[0]);
+        store_values<T, n>(y.row(index ? index[r] : r) + d, v[0]);
         return 0;
     }
 };
@@ -51,8 +51,8 @@ template <typename T> struct swiglu_backward {
     int64_t R;
     template <int n> __device__ __forceinline__ float operator()(int64_t r, int64_t f, const float (&b)[1][n]) const {
         float g[n], u[n], a[n], weight = weights ? weights[r] : 1, sum = 0;
-        get(hg.row(r) + f, g);
-        get(hu.row(r) + f, u);
+        load_values<T, n>(hg.row(r) + f, g);
+        load_values<T, n>(hu.row(r) + f, u);
 #pragma unroll
         for (int i = 0; i < n; i++) {
             float s = sigmoid(g[i]), silu = g[i] * s, da = weight * b[0][i];
@@ -62,9 +62,9 @@ template <typename T> struct swiglu_backward {
             g[i] = da * u[i] * (s + silu * (1 - s));
             u[i] = da * silu;
         }
-        put(hg.row(r) + f, g);
-        put(hu.row(r) + f, u);
-        put(act.row(r) + f, a);
+        store_values<T, n>(hg.row(r) + f, g);
+        store_values<T, n>(hu.row(r) + f, u);
+        store_values<T, n>(act.row(r) + f, a);
         return sum;
     }
     __device__ __forceinline__ void sum(int64_t r, int64_t stretch, float x) const {
@@ -79,10 +79,10 @@ struct add_gradient {
     bool fresh;
     template <int n> __device__ __forceinline__ float operator()(int64_t row, int64_t column, const float (&v)[1][n]) const {
         float x[n], *at = dw + row * width + column;
-        if (!fresh) get(at, x);
+        if (!fresh) load_values<float, n>(at, x);
 #pragma unroll
         for (int i = 0; i < n; i++) x[i] = fresh ? v[0][i] : x[i] + v[0][i];
-        put(at, x);
+        store_values<float, n>(at, x);
         return 0;
     }
 };
@@ -138,7 +138,7 @@ static void forward(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat 
     cuda_scratch scratch(dev);
     bool fast = is_fast<T>(s, { x, hg, hu, y }, { gate, up, down });
     matrix<T> act = { scratch.take<T>(s->R * s->F), s->F };
-    product<T> p = list_rows<T>(dev, scratch, s, offsets, fast ? MMA_TILE : PLAIN_TILE);
+    product<T> p = list_rows<T>(dev, scratch, s, offsets, fast ? MMA_HIGH : PLAIN_TILE);
     p.a0 = rows_at<T>(x, in), p.w0 = typed<T>(gate).at, p.w1 = typed<T>(up).at, p.K = (int)s->D, p.N = (int)s->F;
     multiply<UP>(dev, s, fast, p, keep_swiglu<T>{ typed<T>(hg), typed<T>(hu), act, typed<float>(weights).at });
     p.a0 = grouped_rows<T>{ act.at, act.ld, NULL }, p.w0 = typed<T>(down).at, p.K = (int)s->F, p.N = (int)s->D;
@@ -171,7 +171,7 @@ static void backward(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat
     int64_t D = s->D, F = s->F, R = s->R, stretches = blocks_for(F, SUMMED);
     float *parts = dweights.data ? scratch.take<float>(stretches * R) : NULL;
     grouped_rows<T> x_in = rows_at<T>(x, in), dy_out = rows_at<T>(dy, out);
-    product<T> p = list_rows<T>(dev, scratch, s, offsets, fast ? MMA_TILE : PLAIN_TILE), dh = p;
+    product<T> p = list_rows<T>(dev, scratch, s, offsets, fast ? MMA_HIGH : PLAIN_TILE), dh = p;
     p.a0 = dy_out, p.w0 = typed<T>(down).at, p.K = (int)D, p.N = (int)F;
     multiply<BACK>(dev, s, fast, p,
                    swiglu_backward<T>{ typed<T>(hg), typed<T>(hu), typed<T>(act), typed<float>(weights).at, parts, R });

@@ -34,7 +34,7 @@ template <typename T> struct product {
 
 /* An epilogue is called as
  *     float e(int64_t row, int64_t column, const float (&v)[OUTPUTS][n])
- * with n neighbouring values of each result; row is of all rows, or i*M + m of a gradient. What it returns is added up
+ * with n neighbouring values of each result, aligned to their n; row is of all rows, or i*M + m of a gradient. What it returns is added up
  * along the row, over at most SUMMED columns from a multiple of them on, and given to
  *     void e.sum(int64_t row, int64_t stretch, float)         where Epilogue::SUMS. */
 static const int SUMMED = 64;
@@ -111,13 +111,14 @@ static __device__ __forceinline__ void neighbours(int at, int high, int wide, in
 template <int KIND, int HEIGHT, typename T> static __device__ __forceinline__ int tiles_high(const product<T> &p) {
     return KIND == GRADIENT ? tiles_of(p.M, HEIGHT) : *p.n_tiles;
 }
-template <int KIND, int WIDTH, typename T> static __device__ __forceinline__ int count_tiles(const product<T> &p, int high) {
-    return (KIND == GRADIENT ? p.experts : 1) * high * tiles_of(p.N, WIDTH);
+template <int KIND, int HEIGHT, int WIDTH, typename T> static __device__ __forceinline__ int count_tiles(const product<T> &p) {
+    return (KIND == GRADIENT ? p.experts : 1) * tiles_high<KIND, HEIGHT>(p) * tiles_of(p.N, WIDTH);
 }
 
 template <int KIND, int HEIGHT, int WIDTH, typename T>
-static __device__ __forceinline__ tile_place place_of(const product<T> &p, int high, int at) {
-    int wide = tiles_of(p.N, WIDTH), expert = KIND == GRADIENT ? at / (high * wide) : 0, row, column;
+static __device__ __forceinline__ tile_place place_of(const product<T> &p, int at) {
+    int high = tiles_high<KIND, HEIGHT>(p), wide = tiles_of(p.N, WIDTH), row, column;
+    int expert = KIND == GRADIENT ? at / (high * wide) : 0;
     neighbours(at - expert * high * wide, high, wide, &row, &column);
     if (KIND == GRADIENT)
         return tile_place{ expert, (int)p.offsets[expert], (int)p.offsets[expert + 1], row * HEIGHT, column * WIDTH };
@@ -134,31 +135,4 @@ static int64_t grid_for(mu_device *dev, const mu_experts_shape *s, const product
     return most < at_once * cuda_processors(dev) ? most : at_once * cuda_processors(dev);
 }
 
-/* ------------------------------------------------------------------ N neighbouring values, of which vectors are aligned */
-template <typename T> static __device__ __forceinline__ void get(const T *from, float (&x)[1]) { x[0] = as_float(*from); }
-template <typename T> static __device__ __forceinline__ void put(T *to, const float (&x)[1]) { store(to, x[0]); }
-
-static __device__ __forceinline__ void get(const bf16 *from, float (&x)[8]) {
-    uint4 words = *(const uint4 *)from;
-    const unsigned word[4] = { words.x, words.y, words.z, words.w };
-#pragma unroll
-    for (int i = 0; i < 4; i++) x[2 * i] = __uint_as_float(word[i] << 16), x[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
-}
-
-static __device__ __forceinline__ unsigned two_bf16(float low, float high) {
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    unsigned word;
-    memcpy(&word, &pair, sizeof word);
-    return word;
-}
-
-static __device__ __forceinline__ void put(bf16 *to, const float (&x)[8]) {
-    *(uint4 *)to = make_uint4(two_bf16(x[0], x[1]), two_bf16(x[2], x[3]), two_bf16(x[4], x[5]), two_bf16(x[6], x[7]));
-}
-
-static __device__ __forceinline__ void get(const float *from, float (&x)[2]) {
-    float2 pair = *(const float2 *)from;
-    x[0] = pair.x, x[1] = pair.y;
-}
-static __device__ __forceinline__ void put(float *to, const float (&x)[2]) { *(float2 *)to = make_float2(x[0], x[1]); }
 #endif

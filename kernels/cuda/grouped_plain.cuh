@@ -4,7 +4,7 @@
 #define MUSTER_KERNELS_CUDA_GROUPED_PLAIN_H
 #include "kernels/cuda/grouped.cuh"
 
-static const int PLAIN_TILE = 64, PLAIN_STEP = 16, PLAIN_ACROSS = 16, PLAIN_EACH = PLAIN_TILE / PLAIN_ACROSS, PLAIN_BLOCKS = 4;
+static const int PLAIN_TILE = 64, PLAIN_STEP = 16, PLAIN_ACROSS = 16, PLAIN_EACH = PLAIN_TILE / PLAIN_ACROSS, PLAIN_BLOCKS = 2;
 static_assert(THREADS == PLAIN_ACROSS * PLAIN_ACROSS && PLAIN_TILE == SUMMED, "a thread has 4 x 4 of a tile, a row is one sum");
 
 /* PLAIN_STEP terms of a tile's sums; the two more put the 16 terms and 2 places a warp writes into 32 banks. */
@@ -86,20 +86,19 @@ static __device__ void finish_tile(const product<T> &p, const Epilogue &e, tile_
             if (inside && column < p.N) line += e(row, column, v);
         }
         if constexpr (Epilogue::SUMS) {
-#pragma unroll
-            for (int step = PLAIN_ACROSS / 2; step; step /= 2) line += __shfl_xor_sync(ALL_LANES, line, step);
+            line = lanes_sum(line, PLAIN_ACROSS);
             if (inside && x == 0) e.sum(row, at.column / SUMMED, line);
         }
     }
 }
 
 template <int KIND, typename T, typename Epilogue>
-static __global__ void __launch_bounds__(THREADS, 2) plain_product(product<T> p, Epilogue e) {
+static __global__ void __launch_bounds__(THREADS, PLAIN_BLOCKS) plain_product(product<T> p, Epilogue e) {
     const int OUTPUTS = KIND == UP ? 2 : 1;
     static __shared__ plain_side a, b[OUTPUTS];
-    int high = tiles_high<KIND, PLAIN_TILE>(p), tiles = count_tiles<KIND, PLAIN_TILE>(p, high);
+    int tiles = count_tiles<KIND, PLAIN_TILE, PLAIN_TILE>(p);
     for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
-        tile_place at = place_of<KIND, PLAIN_TILE, PLAIN_TILE>(p, high, tile);
+        tile_place at = place_of<KIND, PLAIN_TILE, PLAIN_TILE>(p, tile);
         plain_sums<OUTPUTS> sums = {};
         int halves = KIND == BACK && p.both ? 2 : 1, terms = KIND == GRADIENT ? at.end - at.first : p.K;
         for (int half = 0; half < halves; half++)

@@ -6,7 +6,8 @@
 
 /* A block takes a row of x: each thread draws four numbers, and takes every THREADS-th. */
 template <typename X, typename Y>
-static __global__ void jitter_kernel(int64_t S, int64_t D, float eps, mu_rng rng, matrix<const X> x, bool add, matrix<Y> y) {
+static __global__ void jitter_kernel(int64_t S, int64_t D, float eps, mu_rng rng, matrix<const X> x, bool add,
+                                     matrix<Y> y) {
     static __shared__ __align__(16) uint32_t words[ELEMENTS];
     int64_t t = blockIdx.x;
     uint32_t block = (uint32_t)(t % S * ((D + 3) / 4)) + threadIdx.x, sample = rng.sample + (uint32_t)(t / S);
@@ -32,8 +33,8 @@ void mu_cuda_jitter(mu_device *dev, int64_t T, int64_t S, int64_t D, double eps,
         with_real(y.dtype, [&](auto to) {
             typedef decltype(from) X;
             typedef decltype(to) Y;
-            launch(dev, T, THREADS, 0, jitter_kernel<X, Y>, S, D, (float)eps, *rng, matrix<const X>{ (const X *)x.data, x.ld },
-                   add, typed<Y>(y));
+            launch(dev, T, THREADS, 0, jitter_kernel<X, Y>, S, D, (float)eps, *rng,
+                   matrix<const X>{ (const X *)x.data, x.ld }, add, typed<Y>(y));
         });
     });
 }

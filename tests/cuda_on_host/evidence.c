@@ -14,6 +14,7 @@
 #include <string.h>
 
 typedef struct { mu_mat m; int64_t bytes; } operand;
+static const mu_mat none;
 
 typedef struct {
     mu_device *dev;
@@ -117,18 +118,39 @@ static bool wanted(const stand *s, const char *kernel) {
     end(s, #kernel, shape);                                     \
 } while (0)
 
-static const mu_mat none;
 
 /* ---------------------------------------------------------------- vectors, norm, rotation, embedding, loss */
 static void vectors(stand *s) {
     enum { N = 1 << 18 };
-    operand w = filled(s, fine(s, 1, N)), g = filled(s, fine(s, 1, N)), m = filled(s, fine(s, 1, N));
-    operand v = fine(s, 1, N), copy = real(s, 1, N), sum = take(s, MU_DTYPE_F64, 1, 1);
-    mu_adamw_spec spec = { 1e-3, 0.9, 0.95, 1e-8, 0.1, 1, 10 };
-    s->dev->k->fill(s->dev, N, 1.0, v.m);
-    CALL(adamw, "n 262144", (w, g, m, v), (w, m, v, copy), N, &spec, w.m, g.m, m.m, v.m, copy.m);
+    operand g = filled(s, fine(s, 1, N)), sum = take(s, MU_DTYPE_F64, 1, 1);
+    operand x = filled(s, real(s, 1, N)), y = filled(s, real(s, 1, N)), z = real(s, 1, N);
     CALL(sumsq, "n 262144", (g), (sum), N, g.m, false, sum.m);
-    CALL(add, "n 262144", (copy, copy), (copy), N, copy.m, copy.m, copy.m);
+    CALL(add, "n 262144", (x, y), (z), N, x.m, y.m, z.m);
+}
+
+/* Units of 36864 values: one expert's matrix of 768 x 48, and of the last one a rest. */
+static void optimizer(stand *s) {
+    enum { N = 1 << 18, UNIT = 768 * 48, UNITS = (N + UNIT - 1) / UNIT };
+    operand w = filled(s, fine(s, 1, N)), g = filled(s, fine(s, 1, N)), m = filled(s, fine(s, 1, N));
+    operand v = fine(s, 1, N), copy = real(s, 1, N), units = take(s, MU_DTYPE_I64, UNITS, MU_SLAB_UNIT_WORDS);
+    operand steps = take(s, MU_DTYPE_I64, 1, UNITS), squares = take(s, MU_DTYPE_F64, 1, UNITS);
+    operand norm = take(s, MU_DTYPE_F64, 1, 1), scale = take(s, MU_DTYPE_F64, 1, 1);
+    mu_adamw_spec spec = { 1e-3, 0.9, 0.95, 1e-8, 0.1 };
+    mu_slab_unit table[UNITS];
+    int64_t n_pieces = 0, taken[UNITS] = { 0 };
+    for (int64_t i = 0, first = 0; i < UNITS; i++, first += UNIT) {
+        table[i] = (mu_slab_unit){ first, N - first < UNIT ? N - first : UNIT, n_pieces, i, -1, 1 };
+        n_pieces += mu_slab_pieces(table[i].count);
+    }
+    mu_device_write(s->dev, units.m.data, table, sizeof table);
+    mu_device_write(s->dev, steps.m.data, taken, sizeof taken);
+    s->dev->k->fill(s->dev, N, 1.0, v.m);
+    s->dev->k->fill(s->dev, UNITS, 0.01, squares.m);
+    s->dev->k->fill(s->dev, 1, 1.0, scale.m);
+    CALL(slab_adamw, "8 units of 36864", (w, g, m, v, units, steps), (w, m, v, copy, steps), UNITS, n_pieces, &spec, units.m,
+         none, scale.m, steps.m, w.m, g.m, m.m, v.m, copy.m);
+    CALL(slab_sumsq, "8 units of 36864", (g, units), (squares), UNITS, n_pieces, units.m, g.m, squares.m);
+    CALL(clip, "8 units", (squares), (norm, scale), UNITS, squares.m, 0, none, 1.0, norm.m, scale.m);
 }
 
 static void norm(stand *s) {
@@ -198,7 +220,7 @@ static void routing(stand *s, layer *l) {
     CALL(route_fwd, LAYER, (logits), (l->scores, l->lse, l->ids, l->gates), &shape, logits.m, none, l->scores.m, l->lse.m,
          l->ids.m, l->gates.m);
     s->dev->k->route_fwd(s->dev, &shape, logits.m, none, l->scores.m, l->lse.m, l->ids.m, l->gates.m);
-    CALL(route_bwd, LAYER, (l->scores, l->ids, l->gates, dgates, dlogits), (dlogits), &shape, l->scores.m, l->ids.m,
+    CALL(route_bwd, LAYER, (l->scores, l->ids, dgates, dlogits), (dlogits), &shape, l->scores.m, l->ids.m,
          l->gates.m, dgates.m, none, none, dlogits.m);
     CALL(plan, LAYER, (l->ids, l->order), (l->offsets, l->token, l->row), T, E, K, T, 0, l->ids.m, l->order.m, l->offsets.m,
          l->token.m, l->row.m);
@@ -245,7 +267,7 @@ static void moe(stand *s) {
 }
 
 int main(int argc, char **argv) {
-    static void (*const parts[])(stand *) = { vectors, norm, rotation, embedding, loss, attention, moe };
+    static void (*const parts[])(stand *) = { vectors, optimizer, norm, rotation, embedding, loss, attention, moe };
     mu_device *dev = argc > 1 ? mu_device_open(argv[1]) : NULL;
     if (!dev) {
         printf("%s\n", argc > 1 ? mu_cuda_missing() : "usage: evidence DEVICE [KERNEL...]");

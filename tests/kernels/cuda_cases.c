@@ -2,8 +2,9 @@
  *
  *     cuda_cases DEVICE [KERNEL...]       DEVICE: cuda, cuda-bf16; KERNEL: only these
  *
- * Each case runs dense, with gaps between rows, and with gaps and all operands aligned; then attention in one piece and
- * in many. Exit: 0 all agree, 1 some do not, 77 there is no such device. */
+ * Each case runs dense, with gaps between rows, and with gaps and all operands aligned (MUSTER_CASES_PAD: with gaps of
+ * this many values only); then attention in one piece and in many. The last line has a digest of all results. Exit: 0 all
+ * agree, 1 some do not, 77 there is no such device. */
 #include "cases.h"
 #include "pieces.h"
 
@@ -13,8 +14,9 @@ static bool wanted(const char *kernel, char **only) {
     return found;
 }
 
-static const int64_t pads[] = { 0, 3, 8 };
-enum { N_PADS = sizeof pads / sizeof *pads };
+static const int64_t all_pads[] = { 0, 3, 8 };
+static const int64_t *pads = all_pads;
+static int n_pads = sizeof all_pads / sizeof *all_pads;
 
 /* Widths and alignments that take each of the ways through the kernel. */
 static int attention_pieces(mu_device *dev) {
@@ -22,7 +24,7 @@ static int attention_pieces(mu_device *dev) {
                          pieces[] = { 5, 1, 1, 3, 33, 1, 64, 2, 100 };
     int wrong = 0;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int p = 0; p < N_PADS; p++) wrong += attention_in_pieces(dev, shapes[i], pads[p], pieces, 9);
+        for (int p = 0; p < n_pads; p++) wrong += attention_in_pieces(dev, shapes[i], pads[p], pieces, 9);
     return wrong;
 }
 
@@ -32,14 +34,19 @@ int main(int argc, char **argv) {
         printf("skipped: %s\n", argc > 1 ? mu_cuda_missing() : "usage: cuda_cases DEVICE [KERNEL...]");
         return argc > 1 ? 77 : 64;
     }
+    const char *only = getenv("MUSTER_CASES_PAD");
+    int64_t only_pad = only ? atoi(only) : 0;
+    if (only) pads = &only_pad, n_pads = 1;
+    uint64_t digest = 0;
     int wrong = 0, n = 0;
     for (int i = 0; i < N_KERNEL_CASES; i++) {
         if (!wanted(kernel_cases[i].kernel, argv + 2)) continue;
-        for (int p = 0; p < N_PADS; p++, n++)
-            wrong += !case_agrees(ref, dev, &kernel_cases[i], pads[p], dev->real == MU_DTYPE_BF16);
+        for (int p = 0; p < n_pads; p++, n++)
+            wrong += !case_agrees(ref, dev, &kernel_cases[i], pads[p], dev->real == MU_DTYPE_BF16, &digest);
     }
     if (wanted("attention_fwd", argv + 2)) wrong += attention_pieces(dev);
-    printf("%s: %d of %d runs agree with the reference\n", dev->name, n - wrong, n);
+    printf("%s: %d of %d runs agree with the reference; digest %016llx\n", dev->name, n - wrong, n,
+           (unsigned long long)digest);
     mu_device_close(dev);
     mu_device_close(ref);
     return wrong || !n;

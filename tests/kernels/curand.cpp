@@ -27,7 +27,8 @@ static void function_of_counter_and_key(void) {
         uint32_t counter[4] = { some(i, 0), some(i, 1), some(i, 2), some(i, 3) }, ours[4];
         uint32_t low = some(i, 4), high = some(i, 5);
         mu_philox4x32((uint64_t)high << 32 | low, counter, ours);
-        uint4 theirs = curand_Philox4x32_10(make_uint4(counter[0], counter[1], counter[2], counter[3]), make_uint2(low, high));
+        uint4 theirs = curand_Philox4x32_10(make_uint4(counter[0], counter[1], counter[2], counter[3]),
+                                            make_uint2(low, high));
         compare("word 0", ours[0], theirs.x);
         compare("word 1", ours[1], theirs.y);
         compare("word 2", ours[2], theirs.z);

@@ -40,7 +40,6 @@ typedef struct {
     bool coarse;                            /* random values are exact in bf16, so that rounding to it loses nothing */
     bool bf16;                              /* every operand of the real type is, on both devices */
     bool fine, next_fine;                   /* new operands, the next one, are of the fine type */
-    bool aligned;                           /* new operands begin on a line, like tensors; else at odd addresses */
     double tolerance;                       /* of new operands */
     int n_operands;
     operand operands[MAX_OPERANDS];
@@ -140,19 +139,14 @@ static inline mu_dtype real_type(const trial *t) {
 
 static inline bool is_whole(mu_dtype dtype) { return dtype == MU_DTYPE_I32 || dtype == MU_DTYPE_I64; }
 
-/* The case's operands are like tensors: rows of a multiple of 8 values begin at one. */
-static inline void all_aligned(trial *t) {
-    t->aligned = true;
-    t->pad = (t->pad + 7) / 8 * 8;
-}
-
-/* A new operand, aligned to its element only unless all are or `pad` is a multiple of 8, NaN between its rows. `values` is freed. */
+/* A new operand, aligned to its element only (see `pad`), NaN between its rows. `values` is freed. */
 static inline operand *operand_new(trial *t, const char *name, mu_dtype dtype, int64_t rows, int64_t cols,
                                    double *values) {
     MU_CHECK(t->n_operands < MAX_OPERANDS, "too many operands");
     int64_t ld = rows == 1 ? cols : cols + t->pad;
     size_t size = mu_dtype_size(dtype), bytes = (size_t)(rows * ld) * size;
-    size_t shift = MARGIN + (t->aligned || (t->pad && t->pad % 8 == 0) ? 0 : size * (size_t)(t->n_operands * 3 % 5));
+    bool aligned = t->pad && t->pad % 8 == 0;
+    size_t shift = MARGIN + (aligned ? 0 : size * (size_t)(t->n_operands * 3 % 5));
     size_t block = (shift + bytes + 2 * MARGIN) / MARGIN * MARGIN;
     unsigned char *host = mu_alloc(block, 1);
     memset(host, PATTERN, block);
@@ -310,8 +304,18 @@ static inline uint64_t case_seed(const kernel_case *c) {
     return mu_hash64(c->kernel, strlen(c->kernel)) ^ mu_hash64(c->p, sizeof c->p);
 }
 
+/* Folds every result of a run into a digest: the same when every bit is. */
+static inline void add_to_digest(const trial *t, uint64_t *digest) {
+    for (int i = 0; i < t->n_operands; i++) {
+        const operand *o = &t->operands[i];
+        if (!o->scratch)
+            *digest = *digest * 31 + mu_hash64(t->image + o->at, (size_t)o->count * mu_dtype_size(o->mat.dtype));
+    }
+}
+
 /* Runs a case on `ref` and `dev`; true when all operands agree. */
-static inline bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case *c, int64_t pad, bool coarse) {
+static inline bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case *c, int64_t pad, bool coarse,
+                               uint64_t *digest) {
     trial expected, t;
     char what[256];
     describe(what, c, dev->name);
@@ -322,6 +326,7 @@ static inline bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case
     MU_CHECK(t.n_operands == expected.n_operands, "%s: a case must not depend on the device", what);
     for (int i = 0; i < t.n_operands && ok; i++)
         if (!t.operands[i].scratch) ok = operand_agrees(&expected, &t, i, what);
+    if (digest) add_to_digest(&t, digest);
     trial_free(&expected);
     trial_free(&t);
     return ok;

@@ -14,7 +14,8 @@ static inline bool same_bits(mu_device *dev, mu_mat a, mu_mat b, int64_t rows) {
 }
 
 /* shape: S, H, G, d. One sequence of S tokens whose queries come in pieces of these lengths, over and over. */
-static inline int attention_in_pieces(mu_device *dev, const int64_t *shape, int64_t pad, const int64_t *pieces, int n_pieces) {
+static inline int attention_in_pieces(mu_device *dev, const int64_t *shape, int64_t pad, const int64_t *pieces,
+                                      int n_pieces) {
     int64_t S = shape[0], H = shape[1], G = shape[2], d = shape[3];
     trial t = { .dev = dev, .seed = (uint64_t)d, .pad = pad, .memory = mu_memory_new(dev, (size_t)1 << 30) };
     mu_attention_shape s = { 1, S, H, G, d, 1 / sqrt((double)d), 0 };

@@ -35,7 +35,7 @@ cross=aarch64-linux-gnu-gcc
 if command -v $cross > /dev/null && command -v qemu-aarch64 > /dev/null; then
     cd "$MUSTER_SOURCE"
     base=(base/fatal.c base/log.c base/memory.c base/philox.c base/threads.c)
-    for file in "${base[@]}" kernels/device.c kernels/ref/*.c tests/tools/kernels.c $(ls kernels/cpu/*.c | grep -v bf16); do
+    for file in "${base[@]}" kernels/device.c kernels/cuda_none.c kernels/ref/*.c tests/tools/kernels.c $(ls kernels/cpu/*.c | grep -v bf16); do
         echo "$file"
     done | xargs -P 2 -I FILE sh -c "$cross -std=gnu11 -O2 -Wall -Wextra -Werror -D_GNU_SOURCE -DMU_CPU_ISA=base -I. -Itests \
         -fopenmp -fno-math-errno -fno-trapping-math -c FILE -o $out/\$(echo FILE | tr / _).o"

@@ -18,8 +18,8 @@ static void test_agrees(void **state) {
     mu_device *dev = open_or_skip(*state), *ref = mu_device_open("ref");
     int wrong = 0;
     for (int i = 0; i < N_KERNEL_CASES && dev; i++) {
-        wrong += !case_agrees(ref, dev, &kernel_cases[i], 0, false);
-        wrong += !case_agrees(ref, dev, &kernel_cases[i], 3, false);   /* gaps between rows */
+        wrong += !case_agrees(ref, dev, &kernel_cases[i], 0, false, NULL);
+        wrong += !case_agrees(ref, dev, &kernel_cases[i], 3, false, NULL);   /* gaps between rows */
     }
     mu_device_close(ref);
     mu_device_close(dev);
@@ -32,7 +32,7 @@ static void test_bf16_rounds_nothing_else(void **state) {
     int wrong = 0;
     for (int i = 0; i < N_KERNEL_CASES && dev; i++)
         if (!strcmp(kernel_cases[i].kernel, "gemm"))
-            wrong += !case_agrees(ref, dev, &kernel_cases[i], 3, true);
+            wrong += !case_agrees(ref, dev, &kernel_cases[i], 3, true, NULL);
     mu_device_close(ref);
     mu_device_close(dev);
     assert_int_equal(wrong, 0);

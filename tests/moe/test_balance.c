@@ -10,6 +10,11 @@ static layer *new_layer(uint32_t balance, int score, double z) {
     return layer_new("ref", mesh_alone(), cfg, SEQUENCES, S, D);
 }
 
+/* Counts as the terms take them; NULL: not given. */
+static mu_mat on_device(mu_tape *tp, const int64_t *counts) {
+    return counts ? mu_data(mu_tensor_ints(tp, MU_DTYPE_I64, E, counts)) : (mu_mat){ 0 };
+}
+
 static double scalar(const mu_tensor *t) { return mu_tensor_scalar_get(t); }
 
 /* ---------------------------------------------------------------- gradients */
@@ -18,7 +23,7 @@ typedef struct { layer *l; const int64_t *micro, *global; } balanced;
 /* Twice on the same input, as two micro-batches of one global batch. */
 static mu_tensor *loss_of(mu_tape *tp, void *arg) {
     const balanced *b = arg;
-    mu_balance_counts c = { b->micro, b->global, TOKENS, 2 * TOKENS };
+    mu_balance_counts c = { on_device(tp, b->micro), on_device(tp, b->global), TOKENS, 2 * TOKENS };
     mu_tensor *loss[2];
     for (int time = 0; time < 2; time++) {
         b->l->routing = mu_route(&b->l->moe, tp, &b->l->cx, &b->l->x_TD->tensor);
@@ -62,7 +67,7 @@ static void gradient_by_formula(void **state) {
         scores->needs_grad = true;
         mu_routing r = { .scores_TE = scores };
         static const int64_t counts[E] = { 9, 3, 0, 2, 4, 6 };
-        mu_balance_counts c = { counts, NULL, TOKENS, TOKENS };
+        mu_balance_counts c = { on_device(l->tp, counts), { 0 }, TOKENS, TOKENS };
         mu_backward(l->tp, mu_balance_loss(&l->moe, l->tp, &l->cx, &r, &c).loss);
         mu_reals_get(l->dev, MU_DTYPE_F64, scores->grad, TOKENS * E, grad);
         for (int t = 0; t < TOKENS; t++) {
@@ -88,7 +93,7 @@ static mu_balance balance_of(layer *l, const double *scores, const int64_t *coun
     mu_tensor_set(r.scores_TE, scores);
     mu_tensor_set(r.lse_T, lse);
     mu_tensor_write(r.counts_SE, rows);
-    mu_balance_counts c = { counts, counts, TOKENS, TOKENS };
+    mu_balance_counts c = { on_device(l->tp, counts), on_device(l->tp, counts), TOKENS, TOKENS };
     return mu_balance_loss(&l->moe, l->tp, &l->cx, &r, &c);
 }
 
@@ -187,7 +192,7 @@ static double split_loss(uint32_t term, int score, double z, int n, double *grad
         mu_context cx = { .n_sequences = n, .seq_len = S };
         whole->routing = mu_route(&whole->moe, whole->tp, &cx, part);
         int64_t *micro = layer_counts(whole);
-        mu_balance_counts c = { micro, global, n * S, TOKENS };
+        mu_balance_counts c = { on_device(whole->tp, micro), on_device(whole->tp, global), n * S, TOKENS };
         mu_tensor *l = mu_balance_loss(&whole->moe, whole->tp, &cx, &whole->routing, &c).loss;
         loss += scalar(l);
         mu_backward(whole->tp, l);
@@ -227,7 +232,7 @@ static void no_tokens(void **state) {
         cfg.balance = MU_BALANCE_AUX | MU_BALANCE_SEQ_AUX | MU_BALANCE_GLOBAL_AUX, cfg.z_loss_coeff = 1;
         layer *l = layer_new(devices[d], mesh_alone(), cfg, 0, S, D);
         l->routing = mu_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
-        mu_balance_counts c = { none, counts, TOKENS, TOKENS };
+        mu_balance_counts c = { on_device(l->tp, none), on_device(l->tp, counts), TOKENS, TOKENS };
         mu_tensor *loss = mu_balance_loss(&l->moe, l->tp, &l->cx, &l->routing, &c).loss;
         assert_true(scalar(loss) == 0);
         mu_backward(l->tp, loss);

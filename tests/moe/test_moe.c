@@ -321,6 +321,35 @@ static void no_tokens(void **state) {
     }
 }
 
+/* Device bytes at most in use while `layers` layers follow one another on the tape. */
+static int64_t peak_of(int64_t layers, int64_t T, int64_t D, int64_t F, int64_t E, int64_t K) {
+    layer *l = layer_new("shape-bf16", mesh_alone(), layer_config(E, K, F), 1, T, D);
+    mu_tensor *x = &l->x_TD->tensor;
+    for (int64_t i = 0; i < layers; i++) {
+        mu_routing r;
+        mu_tensor *y = mu_moe_forward(&l->moe, l->tp, &l->cx, x, &r);
+        if (i) mu_release(l->tp, x);
+        x = y;
+    }
+    int64_t peak = mu_tape_peak(l->tp);
+    layer_free(l);
+    return peak;
+}
+
+/* In bf16 a layer keeps its input and the two up-projections, 2 T D + 4 T K F bytes, and little beside them. */
+static void keeps_little_for_backward(void **state) {
+    (void)state;
+    static const int64_t shapes[][5] = { { 4096, 768, 256, 128, 8 }, { 4096, 1536, 1024, 32, 2 }, { 2048, 4096, 256, 256, 16 } };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        const int64_t *s = shapes[i], T = s[0], D = s[1], F = s[2], K = s[4];
+        double kept = (double)(peak_of(4, T, D, F, s[3], K) - peak_of(3, T, D, F, s[3], K));
+        double least = (double)(2 * T * D + 4 * T * K * F);
+        printf("T %lld D %lld F %lld E %lld K %lld: %.3f of the formula\n", (long long)T, (long long)D, (long long)F,
+               (long long)s[3], (long long)K, kept / least);
+        assert_true(kept >= least && kept <= 1.3 * least);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_pair_lands_once), cmocka_unit_test(combine_undoes_dispatch),
@@ -329,6 +358,7 @@ int main(void) {
         cmocka_unit_test(gradients), cmocka_unit_test(what_needs_no_gradient_is_skipped),
         cmocka_unit_test(idle_experts_get_exactly_nothing), cmocka_unit_test(all_tokens_to_one_expert),
         cmocka_unit_test(forced_balance_is_even), cmocka_unit_test(no_tokens),
+        cmocka_unit_test(keeps_little_for_backward),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,7 +8,7 @@ static int agree(mu_device *dev) {
     mu_device *ref = mu_device_open("ref");
     int wrong = 0;
     for (int i = 0; i < N_KERNEL_CASES; i++)
-        wrong += !case_agrees(ref, dev, &kernel_cases[i], 3, false);
+        wrong += !case_agrees(ref, dev, &kernel_cases[i], 3, false, NULL);
     printf("%s: %d of %d cases agree with the reference\n", dev->name, N_KERNEL_CASES - wrong,
            N_KERNEL_CASES);
     mu_device_close(ref);

@@ -4,7 +4,7 @@
 #define MUSTER_EMULATED_CUBLAS_H
 #include <cuda_runtime.h>
 
-#define MU_BLAS_PIECE 8000      /* values: the cases of the tests have several such pieces */
+#define MU_BLAS_PIECE 20000     /* values: the cases of the tests have several such pieces */
 
 typedef struct cublasContext *cublasHandle_t;
 typedef enum {

@@ -1,9 +1,9 @@
-/* attention.h - what attention forward and backward share; private to the two files.
+/* attention.cuh - what attention forward and backward share; private to the two files.
  *
- * Both come twice. The plain kernels take any width, type, stride and alignment and add in fp32: rows of one operand lie
- * along a warp's lanes, rows of the other along its registers. The fast ones take bf16 of the widths of `with_width`, with
- * operands on 16 bytes, and multiply with mma.sync: a block is four warps, a warp owns 16 M rows of the scores and keeps
- * what it sums for them in registers, while the other side's tiles come through shared memory.
+ * Both come twice. The plain kernels take any width, type, stride and alignment and add in fp32: rows of one operand
+ * lie along a warp's lanes, rows of the other along its registers. The fast ones take bf16 of the widths of
+ * with_head_width, with operands on 16 bytes, and multiply with mma.sync: a block is four warps, a warp owns 16 M rows of
+ * the scores and keeps what it sums for them in registers, while the other side's tiles come through shared memory.
  *
  * Tiles of keys are cut at multiples of their length from a sequence's first key, and a key that a query does not see
  * changes none of its bits: maxima stay, sums get 0, factors are 1. */
@@ -11,8 +11,6 @@
 #define MUSTER_KERNELS_CUDA_ATTENTION_H
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/ptx.h"
-
-#include <string.h>
 
 static const double LOG2_E = 1.4426950408889634;
 static const float LN_2 = 0.6931471805599453f;
@@ -86,8 +84,8 @@ static __device__ void plain_add(const float (&factor)[EACH], head_rows<T> b, in
 
 /* ------------------------------------------------------------------ fast: tiles of bf16 in shared memory
  * A row of D is D/8 chunks of 16 bytes. ldmatrix reads one chunk of eight rows at a time, which should stand in all 32
- * banks: the chunks change places within groups of K, the largest power of two (at most 8) that divides D/8. Tiles begin on
- * 128 bytes. */
+ * banks: the chunks change places within groups of K, the largest power of two (at most 8) that divides D/8. Tiles begin
+ * on 128 bytes. */
 template <int D> struct chunks {
     enum { LOWEST = D / 8 & -(D / 8), K = LOWEST < 8 ? LOWEST : 8 };
 };
@@ -102,16 +100,6 @@ template <int D> static __device__ __forceinline__ unsigned further(unsigned pla
     const int K = chunks<D>::K;
     return (place ^ (unsigned)(n % K * 16)) + (unsigned)(n / K * K * 16);
 }
-
-/* Two floats as bf16 in one register, the first in the lower half; and back. */
-static __device__ __forceinline__ unsigned packed(float low, float high) {
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    unsigned bits;
-    memcpy(&bits, &pair, sizeof bits);
-    return bits;
-}
-static __device__ __forceinline__ float low_half(unsigned pair) { return __uint_as_float(pair << 16); }
-static __device__ __forceinline__ float high_half(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
 
 /* Starts copying ROWS rows of one head, of which `rows` exist; the others become zeros. */
 template <int D, int ROWS>
@@ -151,10 +139,11 @@ static __device__ __forceinline__ void products(unsigned a, unsigned b, float (&
     }
 }
 
-/* sum += p b: the warp's 16 M rows of N factors, rounded to bf16, times b's N rows. What mma leaves in a lane is, two tiles
- * side by side, what it takes as its first operand: p never leaves the registers. */
+/* sum += p b: the warp's 16 M rows of N factors, rounded to bf16, times b's N rows. What mma leaves in a lane is, two
+ * tiles side by side, what it takes as its first operand: p never leaves the registers. */
 template <int D, int M, int N>
-static __device__ __forceinline__ void add_products(const float (&p)[M][N / 8][4], unsigned b, float (&sum)[M][D / 8][4]) {
+static __device__ __forceinline__ void add_products(const float (&p)[M][N / 8][4], unsigned b,
+                                                    float (&sum)[M][D / 8][4]) {
     int lane = (int)threadIdx.x % WARP;
     b = place<D>(b, lane % 16, lane / 16);
 #pragma unroll
@@ -163,7 +152,7 @@ static __device__ __forceinline__ void add_products(const float (&p)[M][N / 8][4
 #pragma unroll
         for (int i = 0; i < 4 * M; i++) {
             const float *pair = &p[i / 4][2 * k + i % 4 / 2][i % 2 * 2];
-            fa[i / 4][i % 4] = packed(pair[0], pair[1]);
+            fa[i / 4][i % 4] = two_bf16(pair[0], pair[1]);
         }
 #pragma unroll
         for (int n = 0; n < D / 16; n++) {
@@ -178,7 +167,8 @@ static __device__ __forceinline__ void add_products(const float (&p)[M][N / 8][4
 }
 
 /* Keys behind a query's position are not seen: scores of the warp's queries, position `at` on, and of keys `key` on. */
-template <int M, int N> static __device__ __forceinline__ void hide_later_keys(int at, int key, float (&s)[M][N / 8][4]) {
+template <int M, int N>
+static __device__ __forceinline__ void hide_later_keys(int at, int key, float (&s)[M][N / 8][4]) {
     int lane = (int)threadIdx.x % WARP, ahead = at + lane / 4 - (key + lane % 4 * 2);
 #pragma unroll
     for (int i = 0; i < M * N / 2; i++) {
@@ -187,38 +177,39 @@ template <int M, int N> static __device__ __forceinline__ void hide_later_keys(i
     }
 }
 
-/* y = scale * sum, or y += it: one row of a 16-row piece, row lane/4 or (lower) 8 below it. Of two tiles side by side a lane
- * holds columns c, c+1 each; it swaps one pair with its neighbour, so that a row's four lanes write 32 bytes in a row. */
+/* y = scale * sum, or y += it: one row of a 16-row piece, row lane/4 or (lower) 8 below it. Of two tiles side by side a
+ * lane holds columns c, c+1 each; it swaps one pair with its neighbour: a row's four lanes write 32 bytes in a row. */
 template <int D, bool ADD>
-static __device__ __forceinline__ void write_row(const float (&sum)[D / 8][4], bool lower, float scale, bf16 *y, bool exists) {
+static __device__ __forceinline__ void write_row(const float (&sum)[D / 8][4], bool lower, float scale, bf16 *y,
+                                                 bool exists) {
     int lane = (int)threadIdx.x % WARP, i = 2 * lower;
     bool odd = lane % 2;
 #pragma unroll
     for (int n = 0; n < D / 16; n++) {
         float l0 = sum[2 * n][i], l1 = sum[2 * n][i + 1], r0 = sum[2 * n + 1][i], r1 = sum[2 * n + 1][i + 1];
         float x0 = __shfl_xor_sync(ALL_LANES, odd ? l0 : r0, 1), x1 = __shfl_xor_sync(ALL_LANES, odd ? l1 : r1, 1);
-        float v0 = odd ? x0 : l0, v1 = odd ? x1 : l1, v2 = odd ? r0 : x0, v3 = odd ? r1 : x1;
+        float v[4] = { odd ? x0 : l0, odd ? x1 : l1, odd ? r0 : x0, odd ? r1 : x1 }, old[4] = {};
         if (!exists) continue;
-        uint2 *to = (uint2 *)(y + n * 16 + (odd ? 8 : 0) + lane % 4 / 2 * 4), old = ADD ? *to : make_uint2(0, 0);
-        *to = make_uint2(packed(low_half(old.x) + scale * v0, high_half(old.x) + scale * v1),
-                         packed(low_half(old.y) + scale * v2, high_half(old.y) + scale * v3));
+        bf16 *to = y + n * 16 + (odd ? 8 : 0) + lane % 4 / 2 * 4;
+        if (ADD) load_values<bf16, 4>(to, old);
+        for (int j = 0; j < 4; j++) v[j] = old[j] + scale * v[j];
+        store_values<bf16, 4>(to, v);
     }
 }
 
-/* body(constant<D>()) for the widths that the fast kernels are made for; false for others. */
-template <int N> struct constant { enum { value = N }; };
-template <typename F> static bool with_width(int64_t d, F body) {
+/* body(n), decltype(n)::value = d, for the widths that the fast kernels are made for; false for others. */
+template <typename F> static bool with_head_width(int64_t d, F body) {
     switch (d) {
-        case 16: body(constant<16>()); return true;
-        case 32: body(constant<32>()); return true;
-        case 64: body(constant<64>()); return true;
-        case 80: body(constant<80>()); return true;
-        case 96: body(constant<96>()); return true;
-        case 128: body(constant<128>()); return true;
+        case 16: body(std::integral_constant<int, 16>()); return true;
+        case 32: body(std::integral_constant<int, 32>()); return true;
+        case 64: body(std::integral_constant<int, 64>()); return true;
+        case 80: body(std::integral_constant<int, 80>()); return true;
+        case 96: body(std::integral_constant<int, 96>()); return true;
+        case 128: body(std::integral_constant<int, 128>()); return true;
         default: return false;
     }
 }
 
-/* Do rows of whole heads begin on 16 bytes? */
-static inline bool is_aligned(mu_mat m) { return m.dtype == MU_DTYPE_BF16 && (uintptr_t)m.data % 16 == 0 && m.ld % 8 == 0; }
+/* Can the fast kernels take it? */
+static inline bool is_fast(mu_mat m) { return m.dtype == MU_DTYPE_BF16 && rows_aligned(m, 8); }
 #endif

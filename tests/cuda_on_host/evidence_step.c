@@ -1,0 +1,44 @@
+/* evidence_step.c - how often one training step starts a kernel on the emulated device, and how often the host waits.
+ *
+ *     evidence_step CONFIG [section.key=value...]
+ *
+ * Prints "<launches> launches, <waits> waits" of each of three steps, after some in which memory still grew. */
+#include "tests/cuda_on_host/emulation.h"
+#include "train/train.h"
+
+enum { BEFORE = 8, COUNTED = 3 };
+
+static void count_step(mu_trainer *t) {
+    mu_emulation_counters c;
+    int64_t launches = 0;
+    mu_emulation_counters_reset();
+    MU_CHECK(mu_trainer_step(t, false).finite, "step %lld is not finite", (long long)t->step);
+    for (int i = 0; i < mu_emulation_kernel_count(); i++) {
+        mu_emulation_kernel(i, &c);
+        launches += c.launches;
+    }
+    printf("%lld launches, %lld waits\n", (long long)launches, (long long)mu_emulation_host_waits());
+}
+
+int main(int argc, char **argv) {
+    mu_error e = { 0 };
+    mu_trainer t = { 0 };
+    if (argc < 2) {
+        printf("usage: evidence_step CONFIG [section.key=value...]\n");
+        return MU_STATUS_USAGE;
+    }
+    mu_dist_start(&argc, &argv);
+    mu_status status = mu_config_load(&t.cfg, &t.options, argv[1], argc - 2, argv + 2, 1, &e);
+    if (status == MU_STATUS_OK) {
+        mu_mesh *mesh = mu_mesh_open(NULL, 1);
+        t.mesh = mesh;
+        status = mu_trainer_open(&t, mesh, true, &e);
+        for (int i = 0; i < BEFORE && status == MU_STATUS_OK; i++) mu_trainer_step(&t, false);
+        for (int i = 0; i < COUNTED && status == MU_STATUS_OK; i++) count_step(&t);
+        mu_trainer_close(&t);
+        mu_mesh_close(mesh);
+    }
+    if (status != MU_STATUS_OK) printf("%s\n", e.text);
+    mu_dist_stop();
+    return (int)status;
+}
