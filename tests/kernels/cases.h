@@ -707,7 +707,7 @@ static const kernel_case kernel_cases[] = {
     C(experts_fwd, 2200, 3, 8, 136, EVEN, WITH_IN) C(experts_fwd, 600, 300, 24, 8, EVEN, WITH_OUT)
 
     ROUTES(0, 4, 2) ROUTES(1, 1, 1) ROUTES(1, 4, 4) ROUTES(65, 8, 2) ROUTES(130, 64, 8) ROUTES(130, 33, 1)
-    ROUTES(63, 257, 6) ROUTES(9, 100, 5) ROUTES(18, 200, 40) ROUTES(33, 600, 40)
+    ROUTES(63, 257, 6) ROUTES(9, 100, 5) ROUTES(18, 200, 40) ROUTES(34, 600, 40)
 
     /* T, E, K, segment, spread */
     C(count_experts, 0, 4, 2, 1) C(count_experts, 1, 1, 1, 1) C(count_experts, 130, 8, 2, 130)
