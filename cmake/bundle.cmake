@@ -16,7 +16,7 @@ endfunction()
 
 must(${CMAKE_COMMAND} -S ${SOURCE} -B ${inner} -DCMAKE_BUILD_TYPE=Release -DMUSTER_MPI=OFF -DMUSTER_CUDA=${CUDA}
      -DCMAKE_CUDA_COMPILER=${CUDA_COMPILER} -DMUSTER_EXAMPLES=OFF -DBUILD_TESTING=ON
-     "-DCMAKE_EXE_LINKER_FLAGS=-Wl,-rpath,'$ORIGIN/../lib'")
+     "-DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags,-rpath,'$ORIGIN/../lib'")
 set(tests cuda_cases kernels_test_kernels kernels_test_reference)
 set(bench muster_bench muster_bench_device muster_bench_attention)
 must(${CMAKE_COMMAND} --build ${inner} --parallel --target muster_program ${tests} ${bench})
