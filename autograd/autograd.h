@@ -211,7 +211,6 @@ void mu_params_round_grads(mu_params *ps);                          /* gradients
 mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when it is not on this rank */
 void *mu_unit_data(const mu_unit *u);                               /* device pointers: master and gradient, fine */
 void *mu_unit_grad(const mu_unit *u);
-mu_mat mu_unit_real(const mu_unit *u);                              /* the rounded values; not given where there are none */
 /* After masters were written by hand: what ops read follows them. */
 void mu_params_publish(mu_params *ps);
 /* Every unit in order of declaration: for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) */

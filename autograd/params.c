@@ -216,12 +216,6 @@ void *mu_unit_data(const mu_unit *u) {
     return at_unit(u, t->master, t->dev->fine);
 }
 
-mu_mat mu_unit_real(const mu_unit *u) {
-    const mu_tensor *t = &u->param->tensor;
-    if (t->data == t->master) return (mu_mat){ 0 };
-    return (mu_mat){ at_unit(u, t->data, t->dtype), t->dtype, 1 };
-}
-
 void *mu_unit_grad(const mu_unit *u) {
     settle(u->param);
     return at_unit(u, u->param->tensor.grad, u->param->tensor.dev->fine);

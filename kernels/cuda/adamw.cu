@@ -54,17 +54,9 @@ static __device__ __forceinline__ void store_4(float *at, float4 x, int64_t left
     if (left > 3) at[3] = x.w;
 }
 
-/* Rounded to bf16, two to a word, the first one below. */
-static __device__ __forceinline__ unsigned pair_of(float low, float high) {
-    bf16 pair[2] = { __float2bfloat16_rn(low), __float2bfloat16_rn(high) };
-    unsigned word;
-    memcpy(&word, pair, sizeof word);
-    return word;
-}
-
 static __device__ __forceinline__ void store_4(bf16 *at, float4 x, int64_t left) {
     if (left >= LANES && (uintptr_t)at % sizeof(uint2) == 0) {
-        *(uint2 *)at = make_uint2(pair_of(x.x, x.y), pair_of(x.z, x.w));
+        *(uint2 *)at = make_uint2(two_bf16(x.x, x.y), two_bf16(x.z, x.w));
         return;
     }
     store(at, x.x);

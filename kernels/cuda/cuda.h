@@ -120,7 +120,6 @@ template <int WIDE, typename F> static void with_width(bool wide, F body) {
 /* ------------------------------------------------------------------ device side */
 static __device__ __forceinline__ float as_float(float x) { return x; }
 static __device__ __forceinline__ float as_float(bf16 x) { return __bfloat162float(x); }
-static __device__ __forceinline__ float as_float(double x) { return (float)x; }
 static __device__ __forceinline__ void store(float *to, float x) { *to = x; }
 static __device__ __forceinline__ void store(bf16 *to, float x) { *to = __float2bfloat16_rn(x); }
 static __device__ __forceinline__ void store(double *to, double x) { *to = x; }
@@ -168,9 +167,8 @@ static __device__ __forceinline__ unsigned two_bf16(float low, float high) {
     return word;
 }
 
-/* This thread's number in a one-dimensional grid, and how many there are: for grid-stride loops. */
+/* This thread's number in a one-dimensional grid. */
 static __device__ __forceinline__ int64_t thread_index() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
-static __device__ __forceinline__ int64_t thread_count() { return (int64_t)gridDim.x * blockDim.x; }
 
 /* Sums over each `lanes` neighbours of a warp (a power of two, at most 32; all 32 lanes call it) or over all its lanes, the
  * same bits in every one; over a block of `blockDim.x` threads (a multiple of 32, at most 1024), in all threads. Largest

@@ -17,9 +17,8 @@ template <typename T> static __global__ void fill_kernel(int64_t n, double value
 /* Sums in T's own precision, bf16 in float. */
 template <typename T> struct wide_of { typedef float type; };
 template <> struct wide_of<double> { typedef double type; };
+template <typename T> static __device__ __forceinline__ float widened(T x) { return as_float(x); }
 static __device__ __forceinline__ double widened(double x) { return x; }
-static __device__ __forceinline__ float widened(float x) { return x; }
-static __device__ __forceinline__ float widened(bf16 x) { return __bfloat162float(x); }
 
 template <typename T> static __global__ void axpy_kernel(int64_t n, typename wide_of<T>::type a, const T *x, T *y) {
     each_element(n, [=](int64_t i) { store(y + i, widened(y[i]) + a * widened(x[i])); });
