@@ -6,17 +6,17 @@ set -euo pipefail
 trap 'echo "FAILED at line $LINENO"' ERR
 
 out=$(mktemp -d)
-trap 'rm -rf "$out"' EXIT
-tried=0
+trap 'kill $(jobs -p) 2> /dev/null; rm -rf "$out"' EXIT
+names=() jobs=()
 
-# check NAME WANTED-DEVICE COMMAND...: the program of the cases, run by COMMAND
+# check NAME WANTED-DEVICE COMMAND...: starts the program of the cases, run by COMMAND, beside what runs already
 check() {
     local name=$1 wanted=$2 best
     shift 2
     best=$("$@" --best)
     [ "$best" = "$wanted" ] || { echo "FAILED: $name chose $best, expected $wanted"; exit 1; }
-    "$@" "$best" | sed "s/^/$name: /"
-    tried=$((tried + 1))
+    "$@" "$best" > "$out/said.${#jobs[@]}" 2>&1 &
+    names+=("$name") jobs+=($!)
 }
 
 export OMP_NUM_THREADS=1
@@ -44,4 +44,10 @@ if command -v $cross > /dev/null && command -v qemu-aarch64 > /dev/null; then
 else
     echo "no $cross or qemu-aarch64: AArch64 is not tested"
 fi
-[ $tried -gt 0 ] || exit 77
+[ ${#jobs[@]} -gt 0 ] || exit 77
+failed=0
+for i in "${!jobs[@]}"; do
+    wait "${jobs[i]}" || { failed=1; echo "FAILED: ${names[i]}"; }
+    sed "s/^/${names[i]}: /" "$out/said.$i"
+done
+exit $failed
