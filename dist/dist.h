@@ -35,6 +35,8 @@ void mu_dist_stop(void);                                /* Collective likewise *
 MU_NORETURN void mu_dist_abort(int exit_code);            /* Local: ends every rank */
 bool mu_dist_has_mpi(void);
 const char *mu_dist_library(void);                      /* "Open MPI v4.1.4, ...", for run.json */
+/* Whether MPI takes pointers to a GPU's memory as they are: then nothing is copied to the host in between. */
+bool mu_dist_reads_gpus(void);
 
 /* ------------------------------------------------------------------ communicators (mpi.c, mpi_none.c)
  * `mpi_comm` points to the caller's MPI_Comm, which is duplicated; NULL means MPI_COMM_WORLD. */

@@ -11,10 +11,17 @@ typedef struct {
 /* Called once for every look that found nothing new; zero the mu_wait when something was. Local. */
 void mu_wait_turn(mu_comm *c, mu_wait *wait);
 
-/* ------------------------------------------------------------------ host memory (mpi.c, mpi_none.c)
- * What mu_reduce_shards and mu_gather_shards do, on host memory. Collective over c, of more than one rank. */
-void mu_host_reduce_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends);
-void mu_host_gather_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends);
+/* ------------------------------------------------------------------ data in place (mpi.c, mpi_none.c)
+ * What mu_reduce_shards and mu_gather_shards do, on host memory (dev NULL) or on memory of a GPU that MPI can read, once
+ * everything that was started there is done. Collective over c, of more than one rank. */
+typedef void mu_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
+mu_shards mu_shards_reduce, mu_shards_gather;
+/* mu_exchange of memory of a GPU that MPI can read. Collective over c. */
+void mu_exchange_direct(mu_comm *c, mu_device *dev, void *send, const int64_t *send_bytes, void *recv, const int64_t *recv_bytes);
+
+/* ------------------------------------------------------------------ data of a device (comm.c)
+ * mu_exchange of device memory; a dry run does nothing. Collective over c. */
+void mu_device_exchange(mu_comm *c, mu_device *dev, void *send, const int64_t *send_bytes, void *recv, const int64_t *recv_bytes);
 
 /* ------------------------------------------------------------------ sums (window.c) */
 bool mu_can_add(mu_dtype dtype);                        /* F64, F32, I64 */

@@ -3,6 +3,9 @@
 
 #include <fcntl.h>
 #include <mpi.h>
+#ifdef OPEN_MPI
+#include <mpi-ext.h>
+#endif
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -18,7 +21,7 @@ typedef struct {
     mu_window *window;  /* NULL: ranks on several nodes, or no memory to share */
     int64_t *ends;      /* [size]: the even shards of mu_all_reduce */
     char *buffer;       /* BUFFER bytes for sums by messages ... */
-    const char **parts; /* ... and where in it each rank's part is: [size] */
+    char **parts;       /* ... and where in it each rank's part is: [size] */
 } handle;
 enum { BUFFER = 4 << 20 };
 
@@ -54,6 +57,14 @@ const char *mu_dist_library(void) {
     MPI_Get_library_version(text, &length);
     text[strcspn(text, ",\n")] = '\0';
     return text;
+}
+
+bool mu_dist_reads_gpus(void) {
+#ifdef OMPI_HAVE_MPI_EXT_CUDA
+    return MPIX_Query_cuda_support() == 1;
+#else
+    return false;
+#endif
 }
 
 static bool on_one_node(MPI_Comm comm, int size) {
@@ -246,35 +257,50 @@ static int64_t values_in(const int64_t *ends, int r, int64_t at, int64_t most) {
     return n < 0 ? 0 : n < most ? n : most;
 }
 
+/* mu_add_up of `n` values in device memory; overwrites parts. */
+static void add_up_on(mu_device *dev, mu_dtype dtype, int64_t n, char *const *x, int parts, char *to) {
+    mu_mat sum = { x[0], dtype, 1 };
+    for (int p = 1; p < parts; p++) {
+        mu_mat next = { p == parts - 1 ? to : x[x[0] == to], dtype, 1 };
+        dev->k->add(dev, n, sum, (mu_mat){ x[p], dtype, 1 }, next);
+        sum = next;
+    }
+}
+
 /* Chunk by chunk, the part of each rank's shard that every other rank has comes to it, and is added up in order
  * of rank. MPI's own Ireduce took 50 times as long for 27 MB on one node. */
-static void reduce_by_messages(mu_comm *c, mu_dtype dtype, char *data, const int64_t *ends) {
+static void reduce_by_messages(mu_comm *c, mu_device *dev, mu_dtype dtype, char *data, const int64_t *ends) {
     handle *h = c->handle;
     int64_t size = (int64_t)mu_dtype_size(dtype), chunk = BUFFER / c->size / size, longest = 0;
-    if (!h->buffer) h->buffer = mu_alloc(BUFFER, 1), h->parts = mu_alloc((size_t)c->size, sizeof *h->parts);
+    if (!h->parts) h->parts = mu_alloc((size_t)c->size, sizeof *h->parts);
+    if (!h->buffer && !dev) h->buffer = mu_alloc(BUFFER, 1);
+    char *buffer = dev ? mu_device_room(dev, BUFFER) : h->buffer;
     for (int p = 0; p < c->size; p++) {
         int64_t n = ends[p] - begin(ends, p);
         if (n > longest) longest = n;
     }
     for (int64_t at = 0; at < longest; at += chunk) {
         int64_t mine = values_in(ends, c->rank, at, chunk);
+        if (dev) mu_device_finish(dev);     /* nobody works on the data, or adds up what the last chunk brought */
         for (int p = 0; p < c->size; p++) {
-            char *part = h->buffer + p * chunk * size;
+            char *part = buffer + p * chunk * size;
             h->parts[p] = p == c->rank ? data + (begin(ends, p) + at) * size : part;
             if (p == c->rank) continue;
             post(c, false, part, mine * size, p);
             post(c, true, data + (begin(ends, p) + at) * size, values_in(ends, p, at, chunk) * size, p);
         }
         wait_all(c);
-        mu_add_up(dtype, mine * size, h->parts, c->size, data + (begin(ends, c->rank) + at) * size);
+        char *to = data + (begin(ends, c->rank) + at) * size;
+        if (dev) add_up_on(dev, dtype, mine, h->parts, c->size, to);
+        else mu_add_up(dtype, mine * size, (const char *const *)h->parts, c->size, to);
     }
 }
 
-void mu_host_reduce_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends) {
+void mu_shards_reduce(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
     MU_CHECK(mu_can_add(dtype), "no sums of %s values in shards", mu_dtype_name(dtype));
-    mu_window *w = window_for(c, dtype, ends[c->size - 1]);
+    mu_window *w = dev ? NULL : window_for(c, dtype, ends[c->size - 1]);
     if (!w) {
-        reduce_by_messages(c, dtype, data, ends);
+        reduce_by_messages(c, dev, dtype, data, ends);
         return;
     }
     double start = mu_time();
@@ -282,8 +308,8 @@ void mu_host_reduce_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t
     c->seconds += mu_time() - start;
 }
 
-void mu_host_gather_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends) {
-    mu_window *w = window_for(c, dtype, ends[c->size - 1]);
+void mu_shards_gather(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
+    mu_window *w = dev ? NULL : window_for(c, dtype, ends[c->size - 1]);
     if (w) {
         double start = mu_time();
         mu_window_gather(c, w, dtype, data, ends);
@@ -291,6 +317,7 @@ void mu_host_gather_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t
         return;
     }
     int64_t size = (int64_t)mu_dtype_size(dtype), mine = begin(ends, c->rank);
+    if (dev) mu_device_finish(dev);
     for (int p = 0; p < c->size; p++) {
         if (p == c->rank) continue;
         post(c, false, (char *)data + begin(ends, p) * size, (ends[p] - begin(ends, p)) * size, p);
@@ -312,8 +339,8 @@ void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int6
     handle *h = c->handle;
     if (op == MU_REDUCE_SUM && mu_can_add(dtype) && window_for(c, dtype, n)) {
         const int64_t *ends = even_shards(c, dtype, n);
-        mu_host_reduce_shards(c, dtype, data, ends);
-        mu_host_gather_shards(c, dtype, data, ends);
+        mu_shards_reduce(c, NULL, dtype, data, ends);
+        mu_shards_gather(c, NULL, dtype, data, ends);
         return;
     }
     MPI_Op mpi_op = op == MU_REDUCE_SUM ? MPI_SUM : op == MU_REDUCE_MAX ? MPI_MAX : MPI_MIN;
@@ -377,6 +404,15 @@ static bool divide(mu_comm *c, mu_transfers t, char *from, const int64_t *send_b
         any |= window;
     }
     return any;
+}
+
+void mu_exchange_direct(mu_comm *c, mu_device *dev, void *send, const int64_t *send_bytes, void *recv,
+                        const int64_t *recv_bytes) {
+    char *from = send, *to = recv;
+    mu_device_finish(dev);
+    for (int p = 0; p < c->size; to += recv_bytes[p++]) post(c, false, to, recv_bytes[p], p);
+    for (int p = 0; p < c->size; from += send_bytes[p++]) post(c, true, from, send_bytes[p], p);
+    wait_all(c);
 }
 
 void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv,

@@ -9,6 +9,7 @@ void mu_dist_stop(void) {}
 _Noreturn void mu_dist_abort(int exit_code) { _Exit(exit_code); }
 bool mu_dist_has_mpi(void) { return false; }
 const char *mu_dist_library(void) { return "built without MPI"; }
+bool mu_dist_reads_gpus(void) { return false; }
 
 mu_comm *mu_comm_new(const void *mpi_comm) {
     (void)mpi_comm;
@@ -33,11 +34,16 @@ void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int6
     (void)c, (void)op, (void)dtype, (void)data, (void)n;
 }
 
-void mu_host_reduce_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends) {
-    (void)c, (void)dtype, (void)data, (void)ends;
+void mu_shards_reduce(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
+    (void)c, (void)dev, (void)dtype, (void)data, (void)ends;
 }
-void mu_host_gather_shards(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends) {
-    (void)c, (void)dtype, (void)data, (void)ends;
+void mu_shards_gather(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
+    (void)c, (void)dev, (void)dtype, (void)data, (void)ends;
+}
+void mu_exchange_direct(mu_comm *c, mu_device *dev, void *send, const int64_t *send_bytes, void *recv,
+                        const int64_t *recv_bytes) {
+    (void)dev;
+    mu_exchange(c, send, send_bytes, recv, recv_bytes);
 }
 
 void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all) {

@@ -104,7 +104,7 @@ static void host_close(mu_device *dev) {
 }
 
 static const mu_backend host = { host_reserve,     host_commit,    host_release, host_read, host_write,
-                                 host_stage_begin, host_stage_end, host_close };
+                                 host_stage_begin, host_stage_end, NULL, host_close };
 
 /* What a dry run counts is what a real device would commit: the same steps, no pages. */
 static void shape_commit(mu_memory *m, size_t bytes) {
@@ -129,7 +129,7 @@ static void *shape_stage_begin(mu_device *dev, void *data, size_t bytes) {
 }
 
 static const mu_backend shape = { host_reserve,      shape_commit,   host_release, shape_read, shape_write,
-                                  shape_stage_begin, host_stage_end, host_close };
+                                  shape_stage_begin, host_stage_end, NULL, host_close };
 
 /* ---------------------------------------------------------------- open and close */
 typedef struct { const char *name; const mu_kernels *k; bool asked; } cpu_table;
@@ -213,6 +213,7 @@ mu_device *mu_device_open(const char *kind) {
 
 void mu_device_close(mu_device *dev) {
     if (!dev) return;
+    mu_memory_free(dev->room);
     MU_CHECK(!dev->memories, "device %s is closed while memory of it is in use", dev->name);
     dev->backend->close(dev);
 }
@@ -244,6 +245,14 @@ int64_t mu_device_bytes(const mu_device *dev) {
     return bytes;
 }
 
+void *mu_device_room(mu_device *dev, size_t bytes) {
+    const size_t MOST = (size_t)1 << 30;
+    MU_CHECK(bytes <= MOST, "room for %zu bytes", bytes);
+    if (!dev->room) dev->room = mu_memory_new(dev, MOST);
+    mu_memory_commit(dev->room, bytes);
+    return dev->room->region.base;
+}
+
 void mu_device_read(mu_device *dev, void *to, const void *data, size_t bytes) {
     if (!bytes) return;
     dev->waits++;
@@ -252,6 +261,12 @@ void mu_device_read(mu_device *dev, void *to, const void *data, size_t bytes) {
 
 void mu_device_write(mu_device *dev, void *data, const void *from, size_t bytes) {
     if (bytes) dev->backend->write(dev, data, from, bytes);
+}
+
+void mu_device_finish(mu_device *dev) {
+    if (!dev->backend->finish) return;
+    dev->waits++;
+    dev->backend->finish(dev);
 }
 
 void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes) {

@@ -75,7 +75,7 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
  * says otherwise, "any" is one of the two; ids, targets, index and token lists are I32; counts and offsets are I64.
  * "adds" = accumulates into the result; everything else assigns. Zero rows, zero groups are ordinary. */
 #define MU_KERNELS(K) \
-    /* x[0..n) = value;  y += a x;  z = x + y.  x, y, z are of any one type, also F64. */ \
+    /* x[0..n) = value;  y += a x;  z = x + y.  x, y, z are of any one type, also F64, of add also I64. */ \
     K(fill, (mu_device *dev, int64_t n, double value, mu_mat x), (dev, n, value, x)) \
     K(axpy, (mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y), (dev, n, a, x, y)) \
     K(add,  (mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z), (dev, n, x, y, z)) \
@@ -104,7 +104,7 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
     K(rope, (mu_device *dev, int64_t T, int64_t S, int64_t H, int64_t d, int sign, mu_mat cos, mu_mat sin, mu_mat x, bool add, mu_mat y), \
             (dev, T, S, H, d, sign, cos, sin, x, add, y)) \
     /* Causal softmax attention, blockwise. q, y: [B*S, H*d]; k, v: [B*(past+S), G*d]; head h reads key head h/(H/G).
-     * lse: fine [B*S, H], log of the softmax's denominator. A query's result is the same bits whether it comes with the
+     * lse: fine [H, B*S], log of the softmax's denominator. A query's result is the same bits whether it comes with the
      * ones before it or alone. Backward is for past == 0; it adds dq, dk, dv (none may be NULL). */ \
     K(attention_fwd, (mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y, mu_mat lse), \
                      (dev, s, q, k, v, y, lse)) \
@@ -224,9 +224,11 @@ struct mu_device {
     const char *name;           /* "cpu-avx512", for people */
     mu_dtype real, fine;        /* floating-point types, see above */
     bool shape_only;
+    bool on_gpu;                /* its memory is a GPU's: the host cannot read it, an MPI library may know how */
     mu_arena scratch;           /* for kernels: mark, allocate, release; host memory of the cpu kernels */
     struct mu_device *inner;    /* guarded: the device that does the work */
     mu_memory *memories;        /* all stretches, a list */
+    mu_memory *room;            /* mu_device_room's */
     int unlocked;               /* guarded: depth of nested permissions */
     int64_t waits;              /* how often the host waited for this device */
     const struct mu_backend *backend;   /* kernels/internal.h */
@@ -245,10 +247,14 @@ mu_memory *mu_memory_new(mu_device *dev, size_t reserve);
 void mu_memory_commit(mu_memory *m, size_t bytes);
 void mu_memory_free(mu_memory *m);
 int64_t mu_device_bytes(const mu_device *dev);          /* committed bytes of all stretches */
+/* Device memory for those who pass data between ranks: at least `bytes`, the same stretch on every call, until the device
+ * is closed. */
+void *mu_device_room(mu_device *dev, size_t bytes);
 
 /* Copies between host and device memory. shape: reads give zeros. A write does not wait for what the device has to do. */
 void mu_device_read(mu_device *dev, void *host, const void *data, size_t bytes);
 void mu_device_write(mu_device *dev, void *data, const void *host, size_t bytes);
+void mu_device_finish(mu_device *dev);                  /* waits until everything that was started is done */
 /* For dist/: a host view of device memory, valid until the end call, which makes host writes visible. May be
  * nested. Not on `shape`, which has no data: a dry run communicates nothing. */
 void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes);

@@ -1,33 +1,23 @@
 /* all_to_all.c - rows travel to the ranks that want them; backward is the same exchange with the counts
  * swapped. x [sum of send_rows, D] sorted by destination -> y [sum of recv_rows, D] sorted by source. */
-#include "dist/dist.h"
+#include "dist/internal.h"
 
 typedef struct {
     mu_comm *comm;
     int64_t *send_bytes, *recv_bytes;
 } extra;
 
-static void move(mu_device *dev, mu_comm *c, mu_mat from, const int64_t *from_bytes, mu_mat to,
-                 const int64_t *to_bytes) {
-    if (dev->shape_only) return;
-    size_t out = 0, in = 0;
-    for (int p = 0; p < c->size; p++) out += (size_t)from_bytes[p], in += (size_t)to_bytes[p];
-    void *send = mu_device_stage_begin(dev, from.data, out), *recv = mu_device_stage_begin(dev, to.data, in);
-    mu_exchange(c, send, from_bytes, recv, to_bytes);
-    mu_device_stage_end(dev, to.data, in, true);
-    mu_device_stage_end(dev, from.data, out, false);
-}
-
 static void forward(mu_tape *tp, mu_node *n) {
     const extra *e = n->extra;
-    move(mu_tape_device(tp), e->comm, mu_data(n->in[0]), e->send_bytes, mu_data(n->out[0]), e->recv_bytes);
+    mu_device_exchange(e->comm, mu_tape_device(tp), mu_data(n->in[0]).data, e->send_bytes, mu_data(n->out[0]).data,
+                       e->recv_bytes);
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
     mu_tensor *x = n->in[0], *back = mu_tensor_like(tp, x);
-    move(dev, e->comm, mu_grad_of(n->out[0]), e->recv_bytes, mu_data(back), e->send_bytes);
+    mu_device_exchange(e->comm, dev, mu_grad_of(n->out[0]).data, e->recv_bytes, mu_data(back).data, e->send_bytes);
     if (x->needs_grad) dev->k->axpy(dev, mu_count(x), 1.0, mu_data(back), mu_grad(tp, x));
     mu_release(tp, back);
 }

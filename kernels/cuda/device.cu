@@ -4,8 +4,8 @@
  * stretch keeps its address while it grows and nothing is mapped once the largest step was seen. The driver's functions
  * are looked up when the program runs: it starts on machines without a driver, too.
  *
- * Host memory goes to the device through a ring of pinned memory and is on its way when mu_device_write returns; only
- * mu_device_read and staging for communication wait. */
+ * Both ways go through pinned memory. What goes to the device is on its way when mu_device_write returns; only
+ * mu_device_read, and sharing memory for communication, wait. */
 #include "kernels/cuda/cuda.h"
 
 #include <cuda.h>
@@ -51,7 +51,8 @@ struct mu_cuda {
     size_t total;                   /* bytes of the device's memory: no stretch needs more addresses */
     mu_memory scratch;              /* not in the list of the user's */
     size_t scratch_used;
-    pinned_ring ring;
+    pinned_ring ring;               /* of what goes to the device */
+    void *landing;                  /* pinned: LANDING bytes of what comes from it */
     staged *views;
     struct cublasContext *blas;
     char name[96];
@@ -139,10 +140,20 @@ void *cuda_scratch::bytes(size_t n) {
 }
 
 /* ------------------------------------------------------------------ copies */
+static void fetch(mu_cuda *c, void *pinned, const void *data, size_t bytes) {
+    CUDA_CHECK(cudaMemcpyAsync(pinned, data, bytes, cudaMemcpyDeviceToHost, c->stream));
+    CUDA_CHECK(cudaStreamSynchronize(c->stream));
+}
+
+static const size_t LANDING = (size_t)1 << 20;
+
 static void read(mu_device *dev, void *to, const void *data, size_t bytes) {
     mu_cuda *c = cuda_of(dev);
-    CUDA_CHECK(cudaMemcpyAsync(to, data, bytes, cudaMemcpyDeviceToHost, c->stream));
-    CUDA_CHECK(cudaStreamSynchronize(c->stream));
+    for (size_t done = 0, now; done < bytes; done += now) {
+        now = bytes - done < LANDING ? bytes - done : LANDING;
+        fetch(c, c->landing, (const char *)data + done, now);
+        memcpy((char *)to + done, c->landing, now);
+    }
 }
 
 /* The half of the ring that is not at hand; waits, hardly ever, for copies that were started one half ago. */
@@ -191,7 +202,7 @@ static void *stage_begin(mu_device *dev, void *data, size_t bytes) {
     if (!v) v = view_for(c, bytes);
     MU_CHECK(v->bytes >= bytes, "%zu bytes staged within a view of %zu", bytes, v->bytes);
     v->data = data;
-    if (!v->depth++ && bytes) read(dev, v->host, data, bytes);
+    if (!v->depth++ && bytes) fetch(c, v->host, data, bytes);
     return v->host;
 }
 
@@ -206,6 +217,8 @@ static void stage_end(mu_device *dev, void *data, size_t bytes, bool written) {
     v->depth--;
 }
 
+static void finish(mu_device *dev) { CUDA_CHECK(cudaStreamSynchronize(cuda_of(dev)->stream)); }
+
 /* ------------------------------------------------------------------ open and close */
 static void close(mu_device *dev) {
     mu_cuda *c = cuda_of(dev);
@@ -218,11 +231,12 @@ static void close(mu_device *dev) {
     }
     for (int i = 0; i < HALVES; i++) CUDA_CHECK(cudaEventDestroy(c->ring.left[i]));
     CUDA_CHECK(cudaFreeHost(c->ring.base));
+    CUDA_CHECK(cudaFreeHost(c->landing));
     CUDA_CHECK(cudaStreamDestroy(c->stream));
     free(c);
 }
 
-static const mu_backend backend = { reserve, commit, release, read, write, stage_begin, stage_end, close };
+static const mu_backend backend = { reserve, commit, release, read, write, stage_begin, stage_end, finish, close };
 
 static char missing[256];
 const char *mu_cuda_missing(void) { return missing; }
@@ -288,7 +302,8 @@ mu_device *mu_cuda_open(const char *kind) {
     size_t unused;
     CUDA_CHECK(cudaMemGetInfo(&unused, &c->total));
     open_ring(&c->ring);
-    c->dev.k = &kernels, c->dev.name = c->name, c->dev.backend = &backend;
+    CUDA_CHECK(cudaMallocHost(&c->landing, LANDING));
+    c->dev.k = &kernels, c->dev.name = c->name, c->dev.backend = &backend, c->dev.on_gpu = true;
     c->dev.real = half ? MU_DTYPE_BF16 : MU_DTYPE_F32, c->dev.fine = MU_DTYPE_F32;
     c->scratch.dev = &c->dev;
     reserve(&c->scratch, c->total);

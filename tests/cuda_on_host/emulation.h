@@ -4,6 +4,7 @@
  *   MUSTER_EMULATED_ORDER    forward (if not set), backward, shuffled, shuffled:SEED: threads between two barriers
  *   MUSTER_EMULATED_DEVICES  how many there are (1)          MUSTER_EMULATED_BYTES   memory of each (4 GiB)
  *   MUSTER_EMULATED_SMS      multiprocessors (4)             MUSTER_EMULATED_DRIVER  CUDA version of the driver (13000)
+ *   MUSTER_EMULATED_MPI      1: MPI takes pointers to device memory, which therefore is in everybody's reach
  *   MUSTER_EMULATED_REPORT   file for mu_emulation_report when the program ends
  *   MUSTER_EMULATED_FAULT    launches of kernels whose names begin so fail, as a kernel that ran into a fault does */
 #ifndef MUSTER_EMULATION_H
@@ -35,7 +36,7 @@ void mu_emulation_forget_all(void);
  * counted in every build; the rest in the checked one, from the first reset on (or with MUSTER_EMULATED_REPORT).
  * Sectors are 32 bytes that one access of a warp touches; bytes are those it asked for, each counted once; a footprint
  * is the distinct bytes of a launch, summed over launches. An access of a warp is uncoalesced when it touches more
- * sectors than its bytes need. Bank conflicts are rounds beyond the first. */
+ * sectors than its bytes would side by side, beginning where the first one lies. Bank conflicts are rounds beyond the first. */
 typedef struct {
     int64_t launches, blocks, threads;
     int64_t read_bytes, read_sectors, read_footprint, written_bytes, written_sectors, written_footprint;
@@ -49,6 +50,7 @@ int mu_emulation_kernel_count(void);
 const char *mu_emulation_kernel(int i, mu_emulation_counters *counters);   /* its name, as in "sum<256>" */
 mu_emulation_counters mu_emulation_counters_of(const char *name);          /* all 0 for one that never ran */
 int64_t mu_emulation_host_waits(void);                                     /* how often the host waited for the device */
+int64_t mu_emulation_allocations(void);                                    /* how often it asked for device or pinned memory */
 void mu_emulation_report(FILE *to);
 
 #ifdef __cplusplus

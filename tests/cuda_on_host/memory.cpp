@@ -6,6 +6,8 @@
 #include <signal.h>
 #include <sys/mman.h>
 
+extern "C" int MPIX_Query_cuda_support(void);
+
 namespace emu {
 
 int devices, this_device;
@@ -127,6 +129,7 @@ void set_up(void) {
     devices = (int)from_environment("MUSTER_EMULATED_DEVICES", 1);
     limit = from_environment("MUSTER_EMULATED_BYTES", 4ull << 30);
     used.assign((size_t)devices + 1, 0);
+    if (MPIX_Query_cuda_support()) open_memory();           /* for good: MPI reads it at any time */
     order_from_environment();
     if (getenv("MUSTER_EMULATED_REPORT")) counting = !atexit(report_at_exit);
     MU_CHECK_IF(check_set_up(base, base + space);)
@@ -173,6 +176,7 @@ void close_memory(void) {
 
 cudaError_t allocate(void **p, size_t bytes) {
     *p = nullptr;
+    count_allocation();
     if (!bytes) return cudaSuccess;
     size_t counted = round_up(bytes, 512);
     if (!fits(counted, this_device)) return cudaErrorMemoryAllocation;
@@ -202,6 +206,9 @@ void memory_left(size_t *left, size_t *total) {
 
 using namespace emu;
 
+/* Takes the place of the MPI library's own: an MPI that knows GPUs is one that may touch their memory. */
+int MPIX_Query_cuda_support(void) { return from_environment("MUSTER_EMULATED_MPI", 0) != 0; }
+
 CUresult cuMemGetAllocationGranularity(size_t *granularity, const CUmemAllocationProp *, CUmemAllocationGranularity_flags) {
     *granularity = granule;
     return CUDA_SUCCESS;
@@ -227,6 +234,7 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, const C
                      unsigned long long) {
     static CUmemGenericAllocationHandle last;
     set_up();
+    count_allocation();
     int device = property->location.id;
     if (!bytes || bytes % granule || property->type != CU_MEM_ALLOCATION_TYPE_PINNED ||
         property->location.type != CU_MEM_LOCATION_TYPE_DEVICE || device < 0 || device >= devices)

@@ -71,6 +71,17 @@ if [ -n "${MPIEXEC:-}" ]; then
     follows plain-cpu ep2 1e-4
     expect 0 "four ranks, bf16" with "$gpu" 4 ep2dp2 train.device=cuda train.dtype=bf16 parallel.ep=2
     follows plain-cpu ep2dp2 1e-2
+    # An MPI that takes device memory as it is gets it: the same bits, and gradients are summed on the device.
+    export MUSTER_EMULATED_MPI=1 MUSTER_EMULATED_REPORT=$PWD/report
+    expect 0 "two ranks, MPI reads the device" with "$gpu" 2 direct-ep2 train.device=cuda parallel.ep=2
+    expect 0 "four ranks, MPI reads the devices" with "$gpu" 4 direct-ep2dp2 train.device=cuda train.dtype=bf16 parallel.ep=2
+    unset MUSTER_EMULATED_MPI MUSTER_EMULATED_REPORT
+    if grep -q '^add_kernel<float>' report; then pass; else fail "no sums of fp32 gradients on the device"; fi
+    for run in ep2 ep2dp2; do
+        if cmp -s <(losses $run) <(losses direct-$run); then pass; else fail "direct-$run: other losses"; fi
+        if grep -q '"mpi_reads_gpus":true' direct-$run/run.json && grep -q '"mpi_reads_gpus":false' $run/run.json; then pass
+        else fail "$run: run.json"; fi
+    done
 fi
 
 # ---------------------------------------------------------------- what goes wrong
