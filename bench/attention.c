@@ -42,7 +42,7 @@ static operands operands_new(mu_device *dev, const mu_attention_shape *s) {
     mu_memory_commit(o.memory, all);
     for (int i = 0; i < N_MATRICES; i++)
         o.m[i] = (mu_mat){ o.memory->region.base + (size_t)i * each, MU_DTYPE_F32, W };
-    o.lse = (mu_mat){ o.memory->region.base + N_MATRICES * each, MU_DTYPE_F32, s->H };
+    o.lse = (mu_mat){ o.memory->region.base + N_MATRICES * each, MU_DTYPE_F32, T };
     mu_rng rng = { 5, 0, 0, MU_RNG_TEST, 0 };
     for (int i = 0; i < N_MATRICES; i++)
         for (int64_t j = 0; (i <= V || i == DY) && j < T * W; j++)

@@ -132,7 +132,7 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     double reduce = mu_time();
     mu_grads_reduce(s->opt);
     double update = mu_time();
-    mu_grad_clip(s->opt, mesh->world, 1.0, NULL);
+    mu_grad_clip(s->opt, mesh->world, 1.0, 0, (mu_mat){ 0 });
     mu_adamw_step(s->opt, 1e-3, loads);
     mu_tape_reset(s->tape);
     s->seconds[number] = mu_time() - start;

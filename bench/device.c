@@ -297,7 +297,7 @@ static void measure_attention(const options *o, mu_device *dev, int64_t B, int64
     mu_mat *inputs[] = { &a.q, &a.k, &a.v, &a.dy }, *results[] = { &a.y, &a.dq, &a.dk, &a.dv };
     for (int i = 0; i < 4; i++) *inputs[i] = random_of(&p, dev->real, T, wide, 1), *results[i] = take(&p, dev->real, T, wide);
     for (int i = 1; i < 4; i++) dev->k->fill(dev, T * wide, 0.0, *results[i]);      /* backward adds */
-    a.lse = take(&p, dev->fine, T, H);
+    a.lse = take(&p, dev->fine, H, T);
     double seconds[2], unit = (double)B * (double)H * (double)S * (double)S * (double)d;
     in_turn(o, dev, 2, (action *const[]){ attention_forward, attention_backward }, &a, a.dv, seconds);
     char text[96];

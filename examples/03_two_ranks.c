@@ -126,7 +126,7 @@ static double train_step(model *m, uint32_t step) {
 
     mu_backward(m->tp, loss);
     mu_grads_reduce(m->opt);            /* router and head over the world, experts over their replicas */
-    mu_grad_clip(m->opt, world, m->opt->cfg.grad_clip, NULL);
+    mu_grad_clip(m->opt, world, m->opt->cfg.grad_clip, 0, (mu_mat){ 0 });
     mu_adamw_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), mu_data(loads));
     count_travellers(m, &routing);
     mu_params_zero_grad(m->ps);

@@ -49,13 +49,12 @@ void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std
 
 void mu_moe_free(mu_moe *m) { free(m->bias); }
 
-int64_t mu_routing_dropped(const mu_routing *r) {
+void mu_routing_add_kept(mu_tape *tp, const mu_routing *r, mu_mat kept) {
     const mu_plan *p = r->plan;
-    int64_t rows = p->sent;
-    if (!p->capacity || p->offsets->dev->shape_only) return 0;
-    if (!p->exchanged)
-        mu_device_read(p->offsets->dev, &rows, mu_mat_values(mu_data(p->offsets), p->experts).data, sizeof rows);
-    return p->T * p->K - rows;
+    mu_device *dev = mu_tape_device(tp);
+    mu_mat rows = p->exchanged ? mu_data(mu_tensor_ints(tp, MU_DTYPE_I64, 1, &p->sent))
+                               : mu_mat_values(mu_data(p->offsets), p->experts);
+    dev->k->add(dev, 1, kept, rows, kept);
 }
 
 static mu_tensor *travel(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const int64_t *send,

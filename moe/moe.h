@@ -62,8 +62,8 @@ typedef struct {
     mu_tensor *counts_SE;                   /* I64 [sequences, E]: assignments, dropped ones included */
     const struct mu_plan *plan;             /* where the rows went */
 } mu_routing;
-/* Assignments beyond the capacity. With a capacity, and when rows did not travel, it waits for the device. Local. */
-int64_t mu_routing_dropped(const mu_routing *r);
+/* kept (one I64, on the device) += this rank's assignments that were not beyond the capacity. Local. */
+void mu_routing_add_kept(mu_tape *tp, const mu_routing *r, mu_mat kept);
 /* counts_E (I64, on the device) = this rank's assignments to each expert. Local. */
 void mu_routing_count(mu_tape *tp, const mu_routing *r, mu_mat counts_E);
 

@@ -100,6 +100,7 @@ void mu_adamw_free(mu_adamw *o) {
     }
     mu_memory_free(o->state);
     free(o->host_squares);
+    free(o->host_losses);
     free(o);
 }
 
@@ -182,18 +183,25 @@ static mu_mat table_of(const mu_adamw *o, int group) {
     return (mu_mat){ o->units[group]->region.base, MU_DTYPE_I64, MU_SLAB_UNIT_WORDS };
 }
 
-/* Every rank's squares to all of them. */
-static void sum_squares(mu_adamw *o, mu_comm *world) {
+/* Every rank's squares to all of them; NaN in one of them when a rank's losses are not finite. */
+static void sum_squares(mu_adamw *o, mu_comm *world, int64_t n_losses, mu_mat losses) {
     mu_params *ps = o->params;
     size_t bytes = (size_t)ps->n_global_units * sizeof(double);
     mu_device_read(ps->dev, o->host_squares, squares_of(o).data, bytes);
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) /* every rank's own: counted once */
         if (!u->param->desc.group->reduce && u->expert < 0 && world->rank) o->host_squares[u->global_index] = 0;
+    if (n_losses > o->most_losses) {
+        o->most_losses = n_losses;
+        o->host_losses = mu_realloc(o->host_losses, (size_t)n_losses, sizeof(double));
+    }
+    mu_device_read(ps->dev, o->host_losses, losses.data, (size_t)n_losses * sizeof(double));
+    for (int64_t i = 0; i < n_losses; i++)
+        if (!isfinite(o->host_losses[i])) o->host_squares[0] = NAN;
     mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, o->host_squares, ps->n_global_units);
     mu_device_write(ps->dev, squares_of(o).data, o->host_squares, bytes);
 }
 
-void mu_grad_clip(mu_adamw *o, mu_comm *world, double max_norm, const mu_tensor *loss) {
+void mu_grad_clip(mu_adamw *o, mu_comm *world, double max_norm, int64_t n_losses, mu_mat losses) {
     mu_params *ps = o->params;
     const mu_kernels *k = ps->dev->k;
     mu_params_finish_grads(ps);
@@ -201,10 +209,11 @@ void mu_grad_clip(mu_adamw *o, mu_comm *world, double max_norm, const mu_tensor 
     for (int i = 0; i < ps->n_groups; i++)
         k->slab_sumsq(ps->dev, o->n_units[i], o->n_pieces[i], table_of(o, i),
                       share_of(o, i, ps->groups[i]->grads, ps->dev->fine), squares_of(o));
-    if (world->size > 1) sum_squares(o, world);
-    k->clip(ps->dev, ps->n_global_units, squares_of(o), loss ? mu_count(loss) : 0, mu_data(loss), max_norm, norm_of(o),
-            scale_of(o));
+    if (world->size > 1) sum_squares(o, world, n_losses, losses);
+    k->clip(ps->dev, ps->n_global_units, squares_of(o), n_losses, losses, max_norm, norm_of(o), scale_of(o));
 }
+
+mu_mat mu_grad_norm_place(const mu_adamw *o) { return norm_of(o); }
 
 double mu_grad_norm(const mu_adamw *o) {
     double norm;

@@ -42,7 +42,8 @@ typedef struct {
     mu_memory *units[4];            /* mu_slab_unit [n_units] of each group, values from the share's beginning */
     int64_t n_units[4], n_pieces[4];
     mu_memory *state;               /* squares F64 [global units], steps I64 [global units], norm, scale F64 */
-    double *host_squares;
+    double *host_squares, *host_losses;
+    int64_t most_losses;
 } mu_adamw;
 mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps);      /* moments zero. Local */
 void mu_adamw_free(mu_adamw *o);
@@ -59,10 +60,13 @@ void mu_adamw_steps_set(mu_adamw *o, const mu_unit *u, int64_t steps);
  * left in those of other units is of no use. Exact sums are added up as such and rounded afterwards, on every rank. Collective over those communicators. */
 void mu_grads_reduce(mu_adamw *o);
 /* The norm of the whole gradient, and what steps scale it by from here on so that it is no longer than max_norm (0: of any length).
- * When the norm, or a value of `loss` (F64; may be NULL), is not finite, steps change nothing. Squares of each tensor and each expert
- * are added in one fixed order: the same norm for any ep. Collective over `world`, all ranks that train together. */
-void mu_grad_clip(mu_adamw *o, mu_comm *world, double max_norm, const mu_tensor *loss);
-double mu_grad_norm(const mu_adamw *o);                                 /* the last mu_grad_clip's; waits for the device. Local */
+ * When the norm, or one of n_losses losses (F64, on the device) of any rank, is not finite, steps change nothing. Squares of
+ * each tensor and each expert are added in one fixed order: the same norm for any ep. Collective over `world`, all ranks that
+ * train together. */
+void mu_grad_clip(mu_adamw *o, mu_comm *world, double max_norm, int64_t n_losses, mu_mat losses);
+/* What the last mu_grad_clip found: where it is on the device (F64), and itself, for which the host waits. Local. */
+mu_mat mu_grad_norm_place(const mu_adamw *o);
+double mu_grad_norm(const mu_adamw *o);
 /* The last unit, the nearest to the loss, whose gradient on this rank is not finite, or NULL. Local. */
 const mu_unit *mu_grads_nonfinite(mu_adamw *o);
 /* One AdamW step, scaled as the last mu_grad_clip found (never called: not at all). Experts whose load is 0 in `loads` (I64 on the

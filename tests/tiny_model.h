@@ -74,7 +74,7 @@ static inline double tiny_step(mu_tape *tp, mu_model *m, mu_adamw *o) {
     double value = mu_tensor_scalar_get(loss);
     mu_backward(tp, loss);
     mu_grads_reduce(o);
-    mu_grad_clip(o, comm_alone(), 1, NULL);
+    mu_grad_clip(o, comm_alone(), 1, 0, (mu_mat){ 0 });
     mu_adamw_step(o, 1e-2, (mu_mat){ 0 });
     return value;
 }

@@ -25,10 +25,8 @@ typedef struct {
     mu_routing *routings;           /* [MoE layers], of the micro-batch at hand */
     mu_sample *samples;             /* [global batch] */
     int32_t *tokens, *targets;      /* [micro_size * seq_len] */
-    /* Assignments, [MoE layers * experts]: of the micro-batch over all ranks; of the global batch as far as it
-     * has come; of the whole global batch, from the counting pass. */
-    int64_t *micro_counts, *counts, *counted;
-    mu_memory *results;             /* what a micro-batch leaves on the device for the host; see trainer.c */
+    int64_t *counts;                /* assignments of the last step's global batch, [MoE layers * experts] */
+    mu_memory *results;             /* what a step leaves on the device for the host; see trainer.c */
     int64_t *host_results;
 } mu_trainer;
 

@@ -29,28 +29,40 @@ static void plan_batch(mu_trainer *t) {
     t->targets = mu_alloc((size_t)tokens, sizeof *t->targets);
 }
 
-/* What a micro-batch leaves on the device, in words of 8 bytes: assignments of each MoE layer to each expert (I64), then
- * values, one a leaf (F64): the loss, the cross-entropy, and of each MoE layer the two balancing terms that are logged.
- * The host reads them in one piece; behind them are the optimizer's loads where these are of several micro-batches. */
+/* What a step leaves on the device, in words of 8 bytes. The host reads the first three in one piece, when the whole step
+ * is on its way:
+ *     assignments of each MoE layer to each expert in the global batch (I64): also the optimizer's loads
+ *     assignments that capacity kept (I64), and the gradient's norm (F64)
+ *     values of every micro-batch, one a leaf (F64): the loss, the cross-entropy, and of each MoE layer the two balancing
+ *     terms that are logged
+ *     assignments in the micro-batch at hand, and in the whole global batch as the counting pass found them (I64) */
 enum { LOSS, CE, LAYERS };
 static int64_t n_cells(const mu_trainer *t) { return t->model->n_moe * t->cfg.moe.num_experts; }
 static int64_t n_leaves(const mu_trainer *t) { return mu_leaves(t->tape, t->micro_size * t->cfg.train.seq_len); }
-static int64_t n_results(const mu_trainer *t) { return n_cells(t) + (LAYERS + 2 * t->model->n_moe) * n_leaves(t); }
 static int aux_of(int layer) { return LAYERS + 2 * layer; }
 static int z_of(int layer) { return aux_of(layer) + 1; }
+
+static int64_t kept_word(const mu_trainer *t) { return n_cells(t); }
+static int64_t norm_word(const mu_trainer *t) { return kept_word(t) + 1; }
+static int64_t value_word(const mu_trainer *t, int which, int64_t micro) {
+    return norm_word(t) + 1 + (which * t->n_micro + micro) * n_leaves(t);
+}
+static int64_t n_results(const mu_trainer *t) { return value_word(t, aux_of(t->model->n_moe), 0); }
+static int64_t n_words(const mu_trainer *t) { return n_results(t) + 2 * n_cells(t); }
 
 static mu_mat result_words(const mu_trainer *t, mu_dtype dtype, int64_t first) {
     return mu_mat_values((mu_mat){ t->results->region.base, dtype, 1 }, first);
 }
+static mu_mat totals_of(const mu_trainer *t) { return result_words(t, MU_DTYPE_I64, 0); }
 static mu_mat counts_of(const mu_trainer *t, int64_t layer) {
-    return result_words(t, MU_DTYPE_I64, layer * t->cfg.moe.num_experts);
+    return result_words(t, MU_DTYPE_I64, n_results(t) + layer * t->cfg.moe.num_experts);
 }
-static mu_mat value_of(const mu_trainer *t, int which) {
-    return result_words(t, MU_DTYPE_F64, n_cells(t) + which * n_leaves(t));
+static mu_mat counted_of(const mu_trainer *t, int64_t layer) {
+    return mu_mat_values(counts_of(t, layer), n_cells(t));
 }
 
 static void make_results(mu_trainer *t) {
-    size_t words = (size_t)(n_results(t) + n_cells(t));
+    size_t words = (size_t)n_words(t);
     t->host_results = mu_alloc((size_t)n_results(t), sizeof(int64_t));
     t->results = mu_memory_new(t->dev, words * sizeof(int64_t));
     mu_memory_commit(t->results, words * sizeof(int64_t));
@@ -71,9 +83,7 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
     t->tape = mu_tape_new(t->dev);
     size_t cells = (size_t)(t->model->n_moe * t->cfg.moe.num_experts);
     t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
-    t->micro_counts = mu_alloc(cells, sizeof *t->micro_counts);
     t->counts = mu_alloc(cells, sizeof *t->counts);
-    t->counted = mu_alloc(cells, sizeof *t->counted);
     plan_batch(t);
     if (!with_data) return MU_STATUS_OK;
     if (t->cfg.train.reproducible) {
@@ -100,9 +110,7 @@ void mu_trainer_close(mu_trainer *t) {
     free(t->samples);
     free(t->tokens);
     free(t->targets);
-    free(t->micro_counts);
     free(t->counts);
-    free(t->counted);
     free(t->host_results);
     mu_config_free(&t->cfg, &t->options);
     memset(t, 0, sizeof *t);
@@ -151,31 +159,22 @@ static micro_batch read_micro(mu_trainer *t, int64_t m) {
     return b;
 }
 
+/* On the device: sums[cells] += counts_of. */
+static void add_counts(mu_trainer *t, mu_mat sums) { t->dev->k->add(t->dev, n_cells(t), sums, counts_of(t, 0), sums); }
+
 /* counts_of = the assignments of the micro-batch at hand, over this rank's sequences. */
 static void count(mu_trainer *t) {
     for (int layer = 0; layer < t->model->n_moe; layer++)
         mu_routing_count(t->tape, &t->routings[layer], counts_of(t, layer));
 }
 
-/* The same on the host: counts[layer, expert]. Waits for the device. */
-static void read_counts(mu_trainer *t, int64_t *counts) {
-    count(t);
-    mu_device_read(t->dev, counts, counts_of(t, 0).data, sizeof *counts * (size_t)n_cells(t));
-}
-
-static void sum_counts(mu_trainer *t, int64_t *counts) {
-    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, counts, n_cells(t));
-}
-
-/* counts_of = the same over all ranks. */
-static void count_everywhere(mu_trainer *t) {
-    if (t->mesh->world->size == 1) {
-        count(t);
-        return;
-    }
-    read_counts(t, t->micro_counts);
-    sum_counts(t, t->micro_counts);
-    mu_device_write(t->dev, counts_of(t, 0).data, t->micro_counts, sizeof(int64_t) * (size_t)n_cells(t));
+/* On the device: counts[cells] = their sum over all ranks. */
+static void sum_counts(mu_trainer *t, mu_mat counts) {
+    size_t bytes = sizeof(int64_t) * (size_t)n_cells(t);
+    if (t->mesh->world->size == 1 || !bytes) return;
+    mu_device_read(t->dev, t->counts, counts.data, bytes);
+    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, t->counts, n_cells(t));
+    mu_device_write(t->dev, counts.data, t->counts, bytes);
 }
 
 /* global_aux_loss compares with the counts of the whole batch, which several micro-batches only know at the
@@ -186,17 +185,16 @@ static bool needs_count_pass(const mu_trainer *t) {
 }
 
 static void count_pass(mu_trainer *t) {
-    memset(t->counted, 0, sizeof *t->counted * (size_t)n_cells(t));
     mu_tape_record(t->tape, false);
     for (int64_t m = 0; m < t->n_micro; m++) {
         micro_batch b = read_micro(t, m);
         mu_model_forward(t->model, t->tape, &b.cx, b.tokens, t->routings);
-        read_counts(t, t->micro_counts);
-        for (int64_t i = 0; i < n_cells(t); i++) t->counted[i] += t->micro_counts[i];
+        count(t);
+        add_counts(t, counted_of(t, 0));
         mu_tape_reset(t->tape);
     }
     mu_tape_record(t->tape, true);
-    sum_counts(t, t->counted);
+    sum_counts(t, counted_of(t, 0));
 }
 
 /* The counts that global_aux_loss uses in this micro-batch; not given means balanced. Where it is off they only serve
@@ -205,21 +203,22 @@ static mu_mat global_counts(const mu_trainer *t, int layer) {
     int64_t E = t->cfg.moe.num_experts;
     bool exact = t->cfg.moe.balance & MU_BALANCE_GLOBAL_AUX && t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_EXACT;
     if (exact && t->n_micro == 1) return counts_of(t, layer);
-    if (!exact && !t->roll.steps) return (mu_mat){ 0 };
-    const int64_t *counts = exact ? t->counted : t->roll.previous;
-    return mu_data(mu_tensor_ints(t->tape, MU_DTYPE_I64, E, counts + layer * E));
+    if (exact) return counted_of(t, layer);
+    if (!t->roll.steps) return (mu_mat){ 0 };
+    return mu_data(mu_tensor_ints(t->tape, MU_DTYPE_I64, E, t->roll.previous + layer * E));
 }
 
 /* Sums over micro-batches of this rank's share of each value, all in words that ranks add up. */
 typedef struct {
     mu_exact loss, ce, aux, z;
-    int64_t dropped, stop;
+    int64_t kept, stop;
 } sums;
 enum { SUM_WORDS = sizeof(sums) / sizeof(int64_t) };
 
-/* Puts a value, one a leaf, where the host will read it. */
-static void keep_value(mu_trainer *t, int which, const mu_tensor *value) {
-    if (value) t->dev->k->add(t->dev, n_leaves(t), value_of(t, which), mu_data(value), value_of(t, which));
+/* Puts a value of micro-batch m, one a leaf, where the host will read it. */
+static void keep_value(mu_trainer *t, int which, int64_t m, const mu_tensor *value) {
+    mu_mat to = result_words(t, MU_DTYPE_F64, value_word(t, which, m));
+    if (value) t->dev->k->add(t->dev, n_leaves(t), to, mu_data(value), to);
 }
 
 /* Adds every MoE layer's balancing terms to the loss. */
@@ -230,77 +229,64 @@ static mu_tensor *add_balance(mu_trainer *t, const mu_context *cx, mu_tensor *lo
         mu_balance_counts c = { counts_of(t, layer), global_counts(t, layer), global_tokens(t) / t->n_micro,
                                 global_tokens(t) };
         mu_balance b = mu_balance_loss(moe, t->tape, cx, &t->routings[layer], &c);
-        keep_value(t, aux_of(layer), b.aux);
-        keep_value(t, z_of(layer), b.z);
+        keep_value(t, aux_of(layer), cx->micro_batch, b.aux);
+        keep_value(t, z_of(layer), cx->micro_batch, b.z);
         if (b.loss) loss = mu_add(t->tape, loss, b.loss);
     }
     return loss;
 }
 
-/* Starts forward and backward of a micro-batch; its results wait on the device. Returns the loss. */
-static mu_tensor *train_micro(mu_trainer *t, int64_t m) {
+/* Starts forward and backward of a micro-batch; its results wait on the device. */
+static void train_micro(mu_trainer *t, int64_t m) {
     micro_batch b = read_micro(t, m);
-    int64_t values = n_results(t) - n_cells(t);
-    t->dev->k->fill(t->dev, values, 0.0, value_of(t, 0));
     mu_tensor *x = mu_model_forward(t->model, t->tape, &b.cx, b.tokens, t->routings);
-    count_everywhere(t);
+    count(t);
+    sum_counts(t, counts_of(t, 0));
+    add_counts(t, totals_of(t));
+    if (t->cfg.moe.capacity_factor > 0)
+        for (int layer = 0; layer < t->model->n_moe; layer++)
+            mu_routing_add_kept(t->tape, &t->routings[layer], result_words(t, MU_DTYPE_I64, kept_word(t)));
     mu_tensor *ce = mu_model_head_loss(t->model, t->tape, x, b.targets, 1.0 / (double)global_tokens(t), NULL);
     mu_release(t->tape, x);
     mu_tensor *loss = add_balance(t, &b.cx, ce);
-    keep_value(t, CE, ce);
-    keep_value(t, LOSS, loss);
+    keep_value(t, CE, m, ce);
+    keep_value(t, LOSS, m, loss);
     mu_backward(t->tape, loss);
-    return loss;
+    mu_tape_reset(t->tape);
 }
 
-static void add_leaves(const mu_trainer *t, int which, double by, mu_exact *sum) {
-    const int64_t *words = t->host_results + n_cells(t) + which * n_leaves(t);
-    for (int64_t i = 0; i < n_leaves(t); i++) {
+/* This rank's gradients of the whole global batch. */
+static void make_gradients(mu_trainer *t) {
+    mu_params_zero_grad(t->model->params);
+    t->dev->k->fill(t->dev, n_words(t), 0.0, result_words(t, MU_DTYPE_F64, 0));
+    if (needs_count_pass(t)) count_pass(t);
+    for (int64_t m = 0; m < t->n_micro; m++) train_micro(t, m);
+}
+
+static void add_values(const mu_trainer *t, int which, double by, mu_exact *sum) {
+    const int64_t *words = t->host_results + value_word(t, which, 0);
+    for (int64_t i = 0; i < t->n_micro * n_leaves(t); i++) {
         double value;
         memcpy(&value, &words[i], sizeof value);
         mu_exact_add(sum, value / by);
     }
 }
 
-/* Waits for the device, adds a micro-batch's results to the step's, and drops its tape. */
-static void collect(mu_trainer *t, sums *s) {
+/* Waits for the device: this rank's share of the step's values, and what is the same on every rank. */
+static sums collect(mu_trainer *t, mu_step_result *r) {
     int n = t->model->n_moe;
+    sums s = { 0 };
     mu_device_read(t->dev, t->host_results, t->results->region.base, sizeof(int64_t) * (size_t)n_results(t));
-    for (int64_t i = 0; i < n_cells(t); i++) t->counts[i] += t->host_results[i];
-    add_leaves(t, LOSS, 1, &s->loss);
-    add_leaves(t, CE, 1, &s->ce);
+    memcpy(t->counts, t->host_results, sizeof *t->counts * (size_t)n_cells(t));
+    memcpy(&r->grad_norm, t->host_results + norm_word(t), sizeof r->grad_norm);
+    s.kept = t->host_results[kept_word(t)];
+    add_values(t, LOSS, 1, &s.loss);
+    add_values(t, CE, 1, &s.ce);
     for (int layer = 0; layer < n; layer++) {
-        add_leaves(t, aux_of(layer), n, &s->aux);
-        add_leaves(t, z_of(layer), n, &s->z);
-        s->dropped += mu_routing_dropped(&t->routings[layer]);
+        add_values(t, aux_of(layer), n, &s.aux);
+        add_values(t, z_of(layer), n, &s.z);
     }
-    mu_tape_reset(t->tape);
-}
-
-/* One rank that has one micro-batch knows nothing that the device does not: it reads results when the whole step is
- * on its way. Others need them in between, for sums over ranks and micro-batches. */
-static bool reads_late(const mu_trainer *t) { return t->mesh->world->size == 1 && t->n_micro == 1; }
-
-/* This rank's gradients of the whole global batch, and its share of every value; where results are read late not that,
- * but the loss, which is returned. */
-static mu_tensor *make_gradients(mu_trainer *t, sums *s) {
-    mu_params_zero_grad(t->model->params);
-    memset(t->counts, 0, sizeof *t->counts * (size_t)n_cells(t));
-    if (reads_late(t)) return train_micro(t, 0);
-    if (needs_count_pass(t)) count_pass(t);
-    for (int64_t m = 0; m < t->n_micro; m++) {
-        train_micro(t, m);
-        collect(t, s);
-    }
-    return NULL;
-}
-
-/* Experts without a token in the whole global batch rest: the optimizer leaves them alone. */
-static mu_mat loads_of(mu_trainer *t) {
-    if (t->n_micro == 1) return counts_of(t, 0);
-    mu_mat loads = result_words(t, MU_DTYPE_I64, n_results(t));
-    mu_device_write(t->dev, loads.data, t->counts, sizeof *t->counts * (size_t)n_cells(t));
-    return loads;
+    return s;
 }
 
 /* For tests of what happens then: one weight of the last layer on this rank. */
@@ -315,9 +301,9 @@ static void plant_nan(mu_trainer *t) {
         }
 }
 
-static double dropped_share(const mu_trainer *t, int64_t dropped) {
+static double dropped_share(const mu_trainer *t, int64_t kept) {
     int64_t assignments = global_tokens(t) * t->cfg.moe.top_k * t->model->n_moe;
-    return t->model->n_moe ? (double)dropped / (double)assignments : 0.0;
+    return t->model->n_moe && t->cfg.moe.capacity_factor > 0 ? (double)(assignments - kept) / (double)assignments : 0.0;
 }
 
 /* The step's values over all ranks. */
@@ -325,7 +311,7 @@ static void add_up(mu_trainer *t, sums *s, bool stop_asked, mu_step_result *r) {
     s->stop = stop_asked;
     mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, s, SUM_WORDS);
     r->loss = mu_exact_value(&s->loss), r->ce = mu_exact_value(&s->ce), r->stop = s->stop > 0;
-    r->aux = mu_exact_value(&s->aux), r->z = mu_exact_value(&s->z), r->dropped = dropped_share(t, s->dropped);
+    r->aux = mu_exact_value(&s->aux), r->z = mu_exact_value(&s->z), r->dropped = dropped_share(t, s->kept);
 }
 
 /* What else a step changes, once it is known to be finite. */
@@ -343,19 +329,18 @@ static void finish_step(mu_trainer *t) {
 mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked) {
     double start = mu_time(), comm_start = mu_mesh_seconds(t->mesh);
     mu_step_result r = { .lr = mu_learning_rate(&t->cfg.optim, t->step + 1, t->cfg.train.steps) };
-    sums s = { 0 };
+    mu_mat losses = result_words(t, MU_DTYPE_F64, value_word(t, LOSS, 0)),
+           norm = result_words(t, MU_DTYPE_F64, norm_word(t));
     mu_loader_next(t->loader, t->cfg.train.global_batch_size, t->samples);
     if (mu_fault("step", t->mesh->world->rank)) plant_nan(t);
-    mu_tensor *unread = make_gradients(t, &s);
+    make_gradients(t);
     mu_grads_reduce(t->opt);
-    if (!unread) add_up(t, &s, stop_asked, &r);
-    mu_grad_clip(t->opt, t->mesh->world, t->cfg.optim.grad_clip, unread);
-    if (unread || isfinite(r.loss)) mu_adamw_step(t->opt, r.lr, loads_of(t));
-    if (unread) {
-        collect(t, &s);
-        add_up(t, &s, stop_asked, &r);
-    }
-    r.grad_norm = mu_grad_norm(t->opt);
+    mu_grad_clip(t->opt, t->mesh->world, t->cfg.optim.grad_clip, t->n_micro * n_leaves(t), losses);
+    t->dev->k->add(t->dev, 1, norm, mu_grad_norm_place(t->opt), norm);
+    /* Experts without a token in the whole global batch rest: the optimizer leaves them alone. */
+    mu_adamw_step(t->opt, r.lr, totals_of(t));
+    sums s = collect(t, &r);
+    add_up(t, &s, stop_asked, &r);
     r.finite = isfinite(r.loss) && isfinite(r.grad_norm);
     if (r.finite) finish_step(t);
     r.seconds = mu_time() - start, r.comm_seconds = mu_mesh_seconds(t->mesh) - comm_start;
@@ -381,8 +366,7 @@ static int replay(mu_trainer *t) {
 /* The unit nearest to the loss whose gradient from this rank's own sequences is not finite, or NULL: backward once
  * more, without the sum over ranks that spreads it everywhere. */
 static const mu_unit *replay_backward(mu_trainer *t) {
-    sums s = { 0 };
-    if (make_gradients(t, &s)) mu_tape_reset(t->tape);
+    make_gradients(t);
     mu_params_round_grads(t->model->params);
     return mu_grads_nonfinite(t->opt);
 }

@@ -50,6 +50,6 @@ mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, i
              "attention: %lld keys before the first query, while recording", (long long)past);
     mu_attention_shape *s = mu_tape_alloc(tp, sizeof *s);
     *s = (mu_attention_shape){ B, seq_len, heads, kv_heads, d, 1.0 / sqrt((double)d), past };
-    mu_tensor *y = mu_tensor_like(tp, q), *lse = mu_tensor_fine(tp, T, heads);
+    mu_tensor *y = mu_tensor_like(tp, q), *lse = mu_tensor_fine(tp, heads, T);
     return mu_apply(tp, (mu_node){ .op = &op_attention, .in = { q, k, v }, .out = { y, lse }, .extra = s });
 }

@@ -113,7 +113,7 @@ static void query_block(const forward *f, int64_t b, int64_t h, int64_t at, floa
         k = cpu_panels_columns(k, STRETCH);
         v = cpu_panels_rows(v, STRETCH);
     }
-    finish_rows(rows, s->d, &r, y, f->y.ld, cpu_f32(f->lse) + row * f->lse.ld + h, f->lse.ld);
+    finish_rows(rows, s->d, &r, y, f->y.ld, cpu_f32(f->lse) + h * f->lse.ld + row, 1);
 }
 
 /* ---------------------------------------------------------------- one query of each sequence
@@ -150,7 +150,7 @@ static void single_query(const forward *f, int64_t b, int64_t h, int64_t rows, f
         take_stretch(s, rows, n, s->past, first, p, cpu_panels_from(n, s->d, v, f->v.ld, packed_v), &r, y,
                      s->d);
     }
-    finish_rows(rows, s->d, &r, y, s->d, cpu_f32(f->lse) + b * f->lse.ld + h, 1);
+    finish_rows(rows, s->d, &r, y, s->d, cpu_f32(f->lse) + h * f->lse.ld + b, f->lse.ld);
 }
 
 /* An item is up to QUERIES heads of a key head. */
@@ -242,7 +242,7 @@ static void head_prepare(const backward *f, int64_t row, int64_t h, head *w) {
     w->q_panels = cpu_panels_from(s->S, s->d, q, f->q.ld, w->q);
     w->dy_panels = cpu_panels_from(s->S, s->d, dy, f->dy.ld, w->dy);
     for (int64_t i = 0; i < s->S; i++) {
-        w->lse[i] = cpu_f32(f->lse)[(row + i) * f->lse.ld + h];
+        w->lse[i] = cpu_f32(f->lse)[h * f->lse.ld + row + i];
         w->delta[i] = dot(s->d, y + i * f->y.ld, dy + i * f->dy.ld);
     }
 }

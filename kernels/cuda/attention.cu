@@ -59,7 +59,7 @@ template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) plain_f
         if (mine + i >= t.rows) break;
         for (int64_t c = lane; c < d; c += WARP)
             store(f.y.row(row + mine + i) + t.h * d + c, y[(mine + i) * d + c] / sum[i]);
-        if (lane == 0) f.lse.row(row + mine + i)[t.h] = LN_2 * (max[i] + log2f(sum[i]));
+        if (lane == 0) f.lse.row(t.h)[row + mine + i] = LN_2 * (max[i] + log2f(sum[i]));
     }
 }
 
@@ -105,7 +105,7 @@ static __device__ __forceinline__ void finish_rows(const forward<bf16> &f, query
         whole += __shfl_xor_sync(ALL_LANES, whole, 2);
         int64_t row = t.b * f.s.S + t.first + r;
         write_row<D, false>(y[j / 2], j % 2, 1 / whole, f.y.row(row) + t.h * D, r < t.rows);
-        if (r < t.rows && lane % 4 == 0) f.lse.row(row)[t.h] = LN_2 * (max[j / 2][j % 2] * f.scale + log2f(whole));
+        if (r < t.rows && lane % 4 == 0) f.lse.row(t.h)[row] = LN_2 * (max[j / 2][j % 2] * f.scale + log2f(whole));
     }
 }
 

@@ -34,7 +34,7 @@ template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) prepare
             delta = lane == i ? sum : delta;
         }
         int64_t at = (b * f.s.H + h) * f.padded + first + lane;
-        f.lse2[at] = lane < count ? f.lse.row(row + lane)[h] * (float)LOG2_E : 0;
+        f.lse2[at] = lane < count ? f.lse.row(h)[row + lane] * (float)LOG2_E : 0;
         f.delta[at] = delta;
     }
 }

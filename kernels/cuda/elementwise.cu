@@ -19,6 +19,7 @@ template <typename T> struct wide_of { typedef float type; };
 template <> struct wide_of<double> { typedef double type; };
 template <typename T> static __device__ __forceinline__ float widened(T x) { return as_float(x); }
 static __device__ __forceinline__ double widened(double x) { return x; }
+static __device__ __forceinline__ int64_t widened(int64_t x) { return x; }
 
 template <typename T> static __global__ void axpy_kernel(int64_t n, typename wide_of<T>::type a, const T *x, T *y) {
     each_element(n, [=](int64_t i) { store(y + i, widened(y[i]) + a * widened(x[i])); });
@@ -53,10 +54,12 @@ void mu_cuda_axpy(mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y) {
 }
 
 void mu_cuda_add(mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z) {
-    with_floating(x.dtype, [&](auto zero) {
+    auto run = [&](auto zero) {
         typedef decltype(zero) T;
         launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, add_kernel<T>, n, typed<T>(x).at, typed<T>(y).at, typed<T>(z).at);
-    });
+    };
+    if (x.dtype == MU_DTYPE_I64) run((int64_t)0);
+    else with_floating(x.dtype, run);
 }
 
 void mu_cuda_copy(mu_device *dev, int64_t n, mu_mat x, mu_mat y) {

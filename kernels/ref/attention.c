@@ -5,7 +5,7 @@
  * Backward, with ds the derivative by the score (Dao et al. 2022, appendix B.2):
  *     ds_u = p_u (dy_t.v_u - dy_t.y_t),
  *     dq_t += scale sum_u ds_u k_u,  dk_u += scale ds_u q_t,  dv_u += p_u dy_t.
- * q, y, dq, dy: [B*S, H*d]; k, v, dk, dv: [B*(past+S), G*d]; lse: [B*S, H]. */
+ * q, y, dq, dy: [B*S, H*d]; k, v, dk, dv: [B*(past+S), G*d]; lse: [H, B*S]. */
 #include "kernels/ref/ref.h"
 
 #include <math.h>
@@ -31,7 +31,7 @@ static void query_fwd(const mu_attention_shape *s, int64_t first, int64_t n, int
     double lse = max + log(sum);
     for (int64_t i = 0; i < s->d; i++) y[i] = 0;
     for (int64_t u = 0; u < n; u++) add_scaled(s->d, exp(p[u] - lse), key_at(v_m, s, first + u, h), y);
-    row(lse_m, token, s->H)[h] = lse;
+    row(lse_m, h, s->B * s->S)[token] = lse;
 }
 
 void mu_ref_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
@@ -53,7 +53,7 @@ static void query_bwd(const mu_attention_shape *s, int64_t first, int64_t token,
                       const operands *o) {
     const double *q = query_at(o->q, s, token, h), *dy = query_at(o->dy, s, token, h);
     double *dq = query_at(o->dq, s, token, h);
-    double lse = row(o->lse, token, s->H)[h], mean = dot(s->d, dy, query_at(o->y, s, token, h));
+    double lse = row(o->lse, h, s->B * s->S)[token], mean = dot(s->d, dy, query_at(o->y, s, token, h));
     for (int64_t u = first; u <= token; u++) {
         const double *k = key_at(o->k, s, u, h), *v = key_at(o->v, s, u, h);
         double p = exp(s->scale * dot(s->d, q, k) - lse);

@@ -12,8 +12,16 @@ void mu_ref_axpy(mu_device *dev, int64_t n, double a, mu_mat x_n, mu_mat y_n) {
     add_scaled(n, a, reals(x_n), reals(y_n));
 }
 
+static void add_words(int64_t n, const int64_t *x, const int64_t *y, int64_t *z) {
+    for (int64_t i = 0; i < n; i++) z[i] = x[i] + y[i];
+}
+
 void mu_ref_add(mu_device *dev, int64_t n, mu_mat x_n, mu_mat y_n, mu_mat z_n) {
     (void)dev;
+    if (x_n.dtype == MU_DTYPE_I64) {
+        add_words(n, longs(x_n), longs(y_n), longs(z_n));
+        return;
+    }
     const double *x = reals(x_n), *y = reals(y_n);
     double *z = reals(z_n);
     for (int64_t i = 0; i < n; i++) z[i] = x[i] + y[i];

@@ -18,7 +18,7 @@ namespace {
 
 std::map<std::string, mu_emulation_counters> kernels;
 mu_emulation_counters *now;
-int64_t waits;
+int64_t waits, allocations;
 
 struct Pending { unsigned lanes; const char *address[32]; uint8_t size[32]; };
 struct Instruction {
@@ -67,7 +67,7 @@ void count_global(const Instruction &instruction, const Pending &p) {
         sectors += (int64_t)(to - from);
         last = to;
     }
-    int64_t ideal = (bytes + (int64_t)sector - 1) / (int64_t)sector;
+    int64_t ideal = ((int64_t)(piece[0].low % sector) + bytes + (int64_t)sector - 1) / (int64_t)sector;
     now->accesses++;
     now->uncoalesced += sectors > ideal;
     now->excess_sectors += sectors - ideal;
@@ -172,6 +172,7 @@ void count_call(const char *name) {
 }
 void count_seconds(double seconds) { now->seconds += seconds; }
 void count_wait(void) { waits++; }
+void count_allocation(void) { allocations++; }
 
 }
 
@@ -180,7 +181,7 @@ using namespace emu;
 void mu_emulation_counters_reset(void) {
     kernels.clear();
     counting = true;
-    waits = 0;
+    waits = allocations = 0;
 }
 
 int mu_emulation_kernel_count(void) { return (int)kernels.size(); }
@@ -197,6 +198,7 @@ mu_emulation_counters mu_emulation_counters_of(const char *name) {
 }
 
 int64_t mu_emulation_host_waits(void) { return waits; }
+int64_t mu_emulation_allocations(void) { return allocations; }
 
 void mu_emulation_report(FILE *to) {
     fprintf(to, "%-44s %8s %12s %12s %12s %12s %10s %9s %10s %9s %8s\n", "kernel", "launches", "read", "of these new",

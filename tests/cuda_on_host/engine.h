@@ -113,6 +113,7 @@ void count_launch(const Launch &launch);
 void count_call(const char *name);
 void count_seconds(double seconds);
 void count_wait(void);
+void count_allocation(void);
 void count_flush(void);
 
 enum Access { READ, WRITE, UPDATE };

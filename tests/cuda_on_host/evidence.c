@@ -190,7 +190,7 @@ static void attention(stand *s) {
     enum { S = 512, H = 4, G = 2, d = 128 };
     const mu_attention_shape shape = { 1, S, H, G, d, 1 / sqrt((double)d), 0 };
     operand q = filled(s, real(s, S, H * d)), k = filled(s, real(s, S, G * d)), v = filled(s, real(s, S, G * d));
-    operand y = real(s, S, H * d), lse = fine(s, S, H), dy = filled(s, real(s, S, H * d));
+    operand y = real(s, S, H * d), lse = fine(s, H, S), dy = filled(s, real(s, S, H * d));
     operand dq = filled(s, real(s, S, H * d)), dk = filled(s, real(s, S, G * d)), dv = filled(s, real(s, S, G * d));
     CALL(attention_fwd, "512 tokens, 4/2 heads of 128", (q, k, v), (y, lse), &shape, q.m, k.m, v.m, y.m, lse.m);
     if (!wanted(s, "attention_bwd")) return;

@@ -2,7 +2,8 @@
  *
  *     evidence_step CONFIG [section.key=value...]
  *
- * Prints "<launches> launches, <waits> waits" of each of three steps, after some in which memory still grew. */
+ * Prints "<launches> launches, <waits> waits, <allocations> allocations" of each of three steps, after some in which memory
+ * may still grow: the second is the most uneven one. */
 #include "tests/cuda_on_host/emulation.h"
 #include "train/train.h"
 
@@ -17,7 +18,8 @@ static void count_step(mu_trainer *t) {
         mu_emulation_kernel(i, &c);
         launches += c.launches;
     }
-    printf("%lld launches, %lld waits\n", (long long)launches, (long long)mu_emulation_host_waits());
+    printf("%lld launches, %lld waits, %lld allocations\n", (long long)launches, (long long)mu_emulation_host_waits(),
+           (long long)mu_emulation_allocations());
 }
 
 int main(int argc, char **argv) {
@@ -33,7 +35,10 @@ int main(int argc, char **argv) {
         mu_mesh *mesh = mu_mesh_open(NULL, 1);
         t.mesh = mesh;
         status = mu_trainer_open(&t, mesh, true, &e);
-        for (int i = 0; i < BEFORE && status == MU_STATUS_OK; i++) mu_trainer_step(&t, false);
+        for (int i = 0; i < BEFORE && status == MU_STATUS_OK; i++) {
+            t.model->moe_cfg.force_skew = i == 1;
+            mu_trainer_step(&t, false);
+        }
         for (int i = 0; i < COUNTED && status == MU_STATUS_OK; i++) count_step(&t);
         mu_trainer_close(&t);
         mu_mesh_close(mesh);

@@ -315,6 +315,7 @@ cudaError_t cudaFree(void *p) {
 }
 
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned) {
+    count_allocation();
     if (available() != cudaSuccess) return error(available());
     if (posix_memalign(p, 4096, bytes ? bytes : 1)) return error(cudaErrorMemoryAllocation);
     pinned[(const char *)*p] = bytes;

@@ -382,7 +382,7 @@ static result run(const scene *s, int ep) {
     l->cx.global_samples = &first;
     mu_tensor *once = layer_forward(l, l->tp), *again = layer_forward(l, l->tp);
     result r = { mu_alloc((size_t)n + 1, sizeof(double)), mu_alloc((size_t)n + 1, sizeof(double)), NULL,
-                 mu_routing_dropped(&l->routing) };
+                 layer_dropped(l) };
     mu_tensor_get(once, r.y);
     mu_backward(l->tp, mu_add(l->tp, weighted_sum(l->tp, once, 1),
                               weighted_sum(l->tp, again, 2 + (uint32_t)world->rank)));

@@ -30,10 +30,22 @@ static void run_axpy(trial *t, const int64_t *p) {
     t->dev->k->axpy(t->dev, p[0], -0.75, x, y);
 }
 
+/* integers of up to 51 bits */
+static mu_mat long_vector(trial *t, const char *name, int64_t n) {
+    int64_t *x = mu_alloc((size_t)n, sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = (draw(t, INT32_MAX) - INT32_MAX / 2) << 20;
+    mu_mat m = longs_of(t, name, 1, n, x);
+    free(x);
+    return m;
+}
+
+/* n, 0: the device's type, 1: doubles, 2: integers */
 static void run_add(trial *t, const int64_t *p) {
-    mu_mat x = any_vector(t, "x", p[0], p[1]), y = any_vector(t, "y", p[0], p[1]),
-           z = any_vector(t, "z", p[0], p[1]);
-    t->dev->k->add(t->dev, p[0], x, y, z);
+    static const char *const names[] = { "x", "y", "z" };
+    mu_mat m[3];
+    for (int i = 0; i < 3; i++)
+        m[i] = p[1] == 2 ? long_vector(t, names[i], p[0]) : any_vector(t, names[i], p[0], p[1]);
+    t->dev->k->add(t->dev, p[0], m[0], m[1], m[2]);
 }
 
 /* n, the types of x and y: 0 real, 1 fine */
@@ -174,8 +186,8 @@ static mu_attention_shape attention_shape(const int64_t *p) {
 }
 
 /* A logarithm: its error is absolute. It is of sums in the fine type over operands that bf16 holds exactly. */
-static mu_mat new_lse(trial *t, int64_t T, int64_t H) {
-    mu_mat lse = new_matrix(as_fine(t), "lse", T, H);
+static mu_mat new_lse(trial *t, int64_t H, int64_t T) {
+    mu_mat lse = new_matrix(as_fine(t), "lse", H, T);
     operand *o = &t->operands[t->n_operands - 1];
     o->least = 1;
     if (t->bf16) o->tolerance = TOLERANCE;
@@ -188,7 +200,7 @@ static void run_attention_fwd(trial *t, const int64_t *p) {
     mu_mat q = matrix(t, "q", T, s.H * s.d), k = matrix(t, "k", keys, s.G * s.d),
            v = matrix(t, "v", keys, s.G * s.d);
     mu_mat y = new_matrix(t, "y", T, s.H * s.d);
-    mu_mat lse = new_lse(t, T, s.H);
+    mu_mat lse = new_lse(t, s.H, T);
     t->dev->k->attention_fwd(t->dev, &s, q, k, v, y, lse);
 }
 
@@ -198,7 +210,7 @@ static void run_attention_bwd(trial *t, const int64_t *p) {
     mu_mat q = matrix(t, "q", T, wide), k = matrix(t, "k", T, narrow), v = matrix(t, "v", T, narrow);
     mu_mat y = new_matrix(t, "y", T, wide), dy = matrix(t, "dy", T, wide), dq = matrix(t, "dq", T, wide);
     mu_mat dk = matrix(t, "dk", T, narrow), dv = matrix(t, "dv", T, narrow);
-    mu_mat lse = new_lse(t, T, s.H);
+    mu_mat lse = new_lse(t, s.H, T);
     t->dev->k->attention_fwd(t->dev, &s, q, k, v, y, lse);
     t->dev->k->attention_bwd(t->dev, &s, q, k, v, y, lse, dy, dq, dk, dv);
 }
@@ -638,6 +650,7 @@ static void run_jitter(trial *t, const int64_t *p) {
 
 static const kernel_case kernel_cases[] = {
     LENGTHS(fill, 0) LENGTHS(fill, 1) LENGTHS(axpy, 0) LENGTHS(axpy, 1) LENGTHS(add, 0) LENGTHS(add, 1)
+    LENGTHS(add, 2)
     LENGTHS(copy, 0) LENGTHS(copy, 1) C(copy, 1000, 0, 1) C(copy, 1000, 1, 1)
     LENGTHS(sum, 0) LENGTHS(sum, 1) LENGTHS(sumsq, 0) LENGTHS(sumsq, 1)
 

@@ -20,17 +20,17 @@ static inline int attention_in_pieces(mu_device *dev, const int64_t *shape, int6
     trial t = { .dev = dev, .seed = (uint64_t)d, .pad = pad, .memory = mu_memory_new(dev, (size_t)1 << 30) };
     mu_attention_shape s = { 1, S, H, G, d, 1 / sqrt((double)d), 0 };
     mu_mat q = matrix(&t, "q", S, H * d), k = matrix(&t, "k", S, G * d), v = matrix(&t, "v", S, G * d);
-    mu_mat y = new_matrix(&t, "y", S, H * d), lse = new_matrix(as_fine(&t), "lse", S, H);
-    mu_mat parts = new_matrix(&t, "parts", S, H * d), part_lse = new_matrix(as_fine(&t), "part_lse", S, H);
+    mu_mat y = new_matrix(&t, "y", S, H * d), lse = new_matrix(as_fine(&t), "lse", H, S);
+    mu_mat parts = new_matrix(&t, "parts", S, H * d), part_lse = new_matrix(as_fine(&t), "part_lse", H, S);
     dev->k->attention_fwd(dev, &s, q, k, v, y, lse);
     for (int i = 0; s.past < S; s.past += s.S, i++) {
         mu_mat of[] = { q, parts, part_lse };
         for (int j = 0; j < 3; j++)
-            of[j].data = (char *)of[j].data + (size_t)(s.past * of[j].ld) * mu_dtype_size(of[j].dtype);
+            of[j].data = (char *)of[j].data + (size_t)(s.past * (j < 2 ? of[j].ld : 1)) * mu_dtype_size(of[j].dtype);
         s.S = pieces[i % n_pieces] < S - s.past ? pieces[i % n_pieces] : S - s.past;
         dev->k->attention_fwd(dev, &s, of[0], k, v, of[1], of[2]);
     }
-    int wrong = !same_bits(dev, y, parts, S) || !same_bits(dev, lse, part_lse, S);
+    int wrong = !same_bits(dev, y, parts, S) || !same_bits(dev, lse, part_lse, H);
     if (wrong)
         printf("%s: attention of %lld tokens, %lld heads over %lld of %lld differs in pieces\n", dev->name,
                (long long)S, (long long)H, (long long)G, (long long)d);

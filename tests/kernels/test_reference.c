@@ -91,7 +91,7 @@ static void attention_by_hand(int S) {
     mu_attention_shape shape = { B, S, H, G, D, 0.7, N - S };
     mu_mat q = matrix(&t, "q", B * S, H * D), k = matrix(&t, "k", B * N, G * D),
            v = matrix(&t, "v", B * N, G * D);
-    mu_mat y = new_matrix(&t, "y", B * S, H * D), lse = new_matrix(&t, "lse", B * S, H);
+    mu_mat y = new_matrix(&t, "y", B * S, H * D), lse = new_matrix(&t, "lse", H, B * S);
     t.dev->k->attention_fwd(t.dev, &shape, q, k, v, y, lse);
     for (int head = 0; head < B * H; head++) {
         int b = head / H, h = head % H, g = h / 2;
@@ -106,7 +106,7 @@ static void attention_by_hand(int S) {
                 sum[i] += p[i][j];
             }
         for (int i = 0; i < S; i++) {
-            assert_near(values(lse)[(b * S + i) * H + h], log(sum[i]));
+            assert_near(values(lse)[(h * B + b) * S + i], log(sum[i]));
             for (int a = 0; a < D; a++) {
                 double wanted = 0;
                 for (int j = 0; j < N; j++)

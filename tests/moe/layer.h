@@ -77,4 +77,13 @@ static inline int64_t *layer_counts(const layer *l) {
     return sum;
 }
 
+/* Assignments that capacity dropped in the last forward. */
+static inline int64_t layer_dropped(layer *l) {
+    int64_t none = 0, kept;
+    mu_tensor *sum = mu_tensor_ints(l->tp, MU_DTYPE_I64, 1, &none);
+    mu_routing_add_kept(l->tp, &l->routing, mu_data(sum));
+    mu_tensor_read(sum, &kept);
+    return mu_count(l->routing.ids_TK) - kept;
+}
+
 #endif

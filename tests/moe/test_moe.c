@@ -79,7 +79,7 @@ static void capacity_is_not_raised_by_rounding(void **state) {
     int64_t *counts = layer_counts(l), dropped = 0;
     for (int i = 0; i < 5; i++) dropped += counts[i] > 11 ? counts[i] - 11 : 0;
     assert_int_equal(counts[0], 25);
-    assert_int_equal(mu_routing_dropped(&l->routing), dropped);
+    assert_int_equal(layer_dropped(l), dropped);
     free(counts);
     layer_free(l);
 }
@@ -100,11 +100,11 @@ static void capacity_counts_what_it_drops(void **state) {
         mu_tensor_read(l->routing.counts_SE, rows);
         for (int i = 0; i < SEQUENCES * 5; i++)
             dropped += rows[i] > cases[c].capacity ? rows[i] - cases[c].capacity : 0;
-        assert_int_equal(mu_routing_dropped(&l->routing), dropped);
+        assert_int_equal(layer_dropped(l), dropped);
         assert_int_equal(dropped > 0, cases[c].capacity < S);
         l->cx.mode = MU_MODE_EVAL;              /* evaluation never drops */
         layer_forward(l, l->tp);
-        assert_int_equal(mu_routing_dropped(&l->routing), 0);
+        assert_int_equal(layer_dropped(l), 0);
         layer_free(l);
     }
 }
@@ -316,7 +316,7 @@ static void no_tokens(void **state) {
         layer *l = layer_new(devices[d], mesh_alone(), cfg, 0, S, D);
         mu_backward(l->tp, loss_of(l->tp, l));
         for (int i = 0; i < 4; i++) assert_true(expert_gradient_is_zero(l, i));
-        assert_int_equal(mu_routing_dropped(&l->routing), 0);
+        assert_int_equal(layer_dropped(l), 0);
         layer_free(l);
     }
 }

@@ -26,7 +26,7 @@ static outcome run(const char *device, int ep) {
     outcome r;
     for (uint32_t step = 0; step < 3; step++) {
         set_gradients(m->params, step);
-        mu_grad_clip(o, mesh->world, 0.1, NULL);
+        mu_grad_clip(o, mesh->world, 0.1, 0, (mu_mat){ 0 });
         mu_adamw_step(o, 1e-2, (mu_mat){ 0 });
         r.norms[step] = mu_grad_norm(o);
     }
@@ -79,10 +79,44 @@ static void everybody_sees_a_bad_gradient(void **state) {
     mu_unit *u = mu_params_find(m->params, "/layers/1/mlp/experts/3/down_proj/weight");
     check((u != NULL) == (world->rank == world->size - 1), "expert 3 lives on the last rank");
     if (u) mu_reals_set(dev, dev->fine, mu_unit_grad(u), 1, &(double){ NAN });
-    mu_grad_clip(o, mesh->world, 1, NULL);
+    mu_grad_clip(o, mesh->world, 1, 0, (mu_mat){ 0 });
     check(isnan(mu_grad_norm(o)), "a NaN was lost");
     const mu_unit *bad = mu_grads_nonfinite(o);
     check(bad == u, "%s", bad ? bad->name : "nothing named");
+    mu_adamw_free(o);
+    mu_model_free(m);
+    mu_device_close(dev);
+    mu_mesh_close(mesh);
+    mu_comm_free(world);
+}
+
+/* One rank's loss is not finite, though all gradients are: no rank's weights move. */
+static void a_bad_loss_stops_every_rank(void **state) {
+    (void)state;
+    mu_comm *world = mu_comm_new(NULL);
+    mu_mesh *mesh = mu_mesh_open(NULL, world->size);
+    mu_device *dev = mu_device_open("cpu");
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    mu_optim_config optim = { .betas = { 0.9, 0.95 }, .eps = 1e-8 };
+    mu_model *m = mu_model_new(&cfg, &moe, TINY_V, 5, dev, mesh);
+    mu_adamw *o = mu_adamw_new(&optim, m->params);
+    mu_memory *memory = mu_memory_new(dev, sizeof(double));
+    mu_memory_commit(memory, sizeof(double));
+    mu_mat loss = { memory->region.base, MU_DTYPE_F64, 1 };
+    for (int bad = 1; bad >= 0; bad--) {
+        mu_unit *u = mu_params_find(m->params, "/norm/weight");
+        double before, after;
+        mu_reals_get(dev, dev->fine, mu_unit_data(u), 1, &before);
+        set_gradients(m->params, 0);
+        dev->k->fill(dev, 1, bad && world->rank == world->size - 1 ? INFINITY : 3, loss);
+        mu_grad_clip(o, mesh->world, 1, 1, loss);
+        mu_adamw_step(o, 1e-2, (mu_mat){ 0 });
+        mu_reals_get(dev, dev->fine, mu_unit_data(u), 1, &after);
+        check((after == before) == (bool)bad, "bad %d: %g, then %g", bad, before, after);
+        check(mu_adamw_steps(o, u) == !bad, "bad %d: %lld steps", bad, (long long)mu_adamw_steps(o, u));
+    }
+    mu_memory_free(memory);
     mu_adamw_free(o);
     mu_model_free(m);
     mu_device_close(dev);
@@ -94,6 +128,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(norm_and_weights_are_the_same_for_any_ep),
         cmocka_unit_test(everybody_sees_a_bad_gradient),
+        cmocka_unit_test(a_bad_loss_stops_every_rank),
     };
     mpi_tests_begin(&argc, &argv);
     return mpi_tests_end(cmocka_run_group_tests(tests, NULL, NULL));

@@ -78,8 +78,8 @@ static mu_mat loads_without(const stand *s, int resting) {
 
 /* A step of gradients half as long as they are. */
 static void half_step(const stand *s, double lr) {
-    mu_grad_clip(s->o, comm_alone(), 0, NULL);
-    mu_grad_clip(s->o, comm_alone(), 0.5 * mu_grad_norm(s->o), NULL);
+    mu_grad_clip(s->o, comm_alone(), 0, 0, (mu_mat){ 0 });
+    mu_grad_clip(s->o, comm_alone(), 0.5 * mu_grad_norm(s->o), 0, (mu_mat){ 0 });
     mu_adamw_step(s->o, lr, (mu_mat){ 0 });
 }
 
@@ -224,7 +224,7 @@ static void norm_is_the_naive_norm(void **state) {
             for (int64_t i = 0; i < u->count; i++) sum += g[i] * g[i];
             free(g);
         }
-        mu_grad_clip(s.o, comm_alone(), 1, NULL);
+        mu_grad_clip(s.o, comm_alone(), 1, 0, (mu_mat){ 0 });
         assert_true(fabs(mu_grad_norm(s.o) - sqrt(sum)) < 1e-12 * sqrt(sum));
         assert_null(mu_grads_nonfinite(s.o));
         stand_free(&s);
@@ -240,7 +240,7 @@ static void norm_names_what_is_not_finite(void **state) {
         mu_unit *u = mu_params_find(s.l->ps, "/layers/0/mlp/experts/3/up_proj/weight");
         assert_non_null(u);
         mu_reals_set(s.l->dev, s.l->dev->fine, (float *)mu_unit_grad(u) + u->count - 1, 1, &poison[p]);
-        mu_grad_clip(s.o, comm_alone(), 1, NULL);
+        mu_grad_clip(s.o, comm_alone(), 1, 0, (mu_mat){ 0 });
         assert_false(isfinite(mu_grad_norm(s.o)));
         assert_ptr_equal(mu_grads_nonfinite(s.o), u);
         stand_free(&s);
@@ -265,7 +265,7 @@ static void nothing_moves_that_is_not_finite(void **state) {
         mu_tape_leaf(s.l->tp, 4);
         mu_tensor *losses = mu_tensor_loss(s.l->tp, 8);
         mu_tensor_write(losses, loss);
-        mu_grad_clip(s.o, comm_alone(), 1, losses);
+        mu_grad_clip(s.o, comm_alone(), 1, mu_count(losses), mu_data(losses));
         mu_adamw_step(s.o, 0.01, (mu_mat){ 0 });
         for (u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
             double *now = state_of(&s, u);
@@ -274,7 +274,7 @@ static void nothing_moves_that_is_not_finite(void **state) {
             free(now);
         }
         set_gradients(&s, 1);
-        mu_grad_clip(s.o, comm_alone(), 1, NULL);
+        mu_grad_clip(s.o, comm_alone(), 1, 0, (mu_mat){ 0 });
         mu_adamw_step(s.o, 0.01, (mu_mat){ 0 });
         for (u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
             double *now = state_of(&s, u);
@@ -294,7 +294,7 @@ static void a_step_does_not_wait(void **state) {
     set_gradients(&s, 1);
     int64_t waits = mu_device_waits(s.l->dev);
     mu_grads_reduce(s.o);
-    mu_grad_clip(s.o, comm_alone(), 1, NULL);
+    mu_grad_clip(s.o, comm_alone(), 1, 0, (mu_mat){ 0 });
     mu_adamw_step(s.o, 0.01, loads_without(&s, 2));
     assert_int_equal(mu_device_waits(s.l->dev), waits);
     mu_grad_norm(s.o);
