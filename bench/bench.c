@@ -56,7 +56,9 @@ typedef struct {
     mu_model_size size;
     double *seconds;          /* of each step */
     double reduce, optimizer; /* of counted steps */
+    mu_memory *losses;        /* F64, one a leaf: of the step at hand, read at its end */
     double loss;
+    int64_t waits;            /* of the host for the device, in the last step */
 } subject;
 
 static subject subject_new(const options *o, bool dense, mu_device *dev, const mu_mesh *mesh) {
@@ -76,10 +78,14 @@ static subject subject_new(const options *o, bool dense, mu_device *dev, const m
     s.routings = mu_alloc((size_t)s.model->n_moe, sizeof *s.routings);
     s.size = mu_model_measure(&c, &m, o->vocab, o->seq);
     s.seconds = mu_alloc((size_t)o->steps, sizeof *s.seconds);
+    size_t bytes = sizeof(double) * (size_t)mu_leaves(s.tape, o->batch / mesh->world->size * o->seq);
+    s.losses = mu_memory_new(dev, bytes);
+    mu_memory_commit(s.losses, bytes);
     return s;
 }
 
 static void subject_free(subject *s) {
+    mu_memory_free(s->losses);
     mu_adamw_free(s->opt);
     mu_tape_free(s->tape);
     mu_model_free(s->model);
@@ -107,6 +113,8 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     mu_rng rng = { 7, (uint32_t)number, (uint32_t)mesh->world->rank, MU_RNG_TEST, 0 };
     for (int64_t i = 0; i <= T; i++)
         tokens[i] = (int32_t)(mu_rng_u32(&rng, (uint64_t)i) % (uint32_t)o->vocab);
+    mu_device *dev = mu_tape_device(s->tape);
+    int64_t waits = mu_device_waits(dev);
     mu_barrier(mesh->world);
     double start = mu_time();
     mu_context cx = { .mode = MU_MODE_TRAIN, .step = number, .n_sequences = mine, .seq_len = o->seq };
@@ -124,18 +132,23 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
         mu_balance b = mu_balance_loss(&s->model->blocks[i].moe, s->tape, &cx, &s->routings[i], &c);
         if (b.loss) loss = mu_add(s->tape, loss, b.loss);
     }
-    double *losses = mu_tape_alloc(s->tape, sizeof *losses * (size_t)mu_count(loss));
-    mu_tensor_read(loss, losses);
-    s->loss = 0;
-    for (int64_t i = 0; i < mu_count(loss); i++) s->loss += losses[i];
+    int64_t leaves = mu_count(loss);
+    mu_mat losses = { s->losses->region.base, MU_DTYPE_F64, 1 };
+    dev->k->fill(dev, leaves, 0.0, losses);
+    dev->k->add(dev, leaves, losses, mu_data(loss), losses);
     mu_backward(s->tape, loss);
     double reduce = mu_time();
     mu_grads_reduce(s->opt);
     double update = mu_time();
     mu_grad_clip(s->opt, mesh->world, 1.0, 0, (mu_mat){ 0 });
     mu_adamw_step(s->opt, 1e-3, loads);
+    double *values = mu_tape_alloc(s->tape, sizeof *values * (size_t)leaves);
+    mu_device_read(dev, values, losses.data, sizeof *values * (size_t)leaves);
+    s->loss = 0;
+    for (int64_t i = 0; i < leaves; i++) s->loss += values[i];
     mu_tape_reset(s->tape);
     s->seconds[number] = mu_time() - start;
+    s->waits = mu_device_waits(dev) - waits;
     if (counted) s->reduce += update - reduce, s->optimizer += mu_time() - update;
     free(tokens);
 }
@@ -156,7 +169,7 @@ static double report(const subject *s, const options *o, const char *name, doubl
            (double)s->size.total * 1e-6, (double)s->size.active * 1e-6, s->size.train_flops * 1e-6, s->loss);
     printf("  step %.1f ms  %.0f tok/s  %.1f GFLOP/s", 1e3 * middle, rate, flops * 1e-9);
     if (o->cuda) { /* parts would be the time of starting kernels */
-        printf("\n");
+        printf("  the host waits %lld time%s a step\n", (long long)s->waits, s->waits == 1 ? "" : "s");
         return rate;
     }
     printf("  %.1f %% of the FMA peak\n    %-22s %8s %8s   of the step\n", 100 * flops / (peak * ranks),

@@ -28,7 +28,7 @@ file(COPY ${inner}/muster DESTINATION ${folder}/bin)
 file(COPY ${tests} DESTINATION ${folder}/tests)
 file(COPY ${bench} DESTINATION ${folder}/bench)
 file(COPY ${SOURCE}/configs DESTINATION ${folder})
-file(COPY ${SOURCE}/bench/gpu/run.py ${SOURCE}/bench/peers/grouped_mm.py DESTINATION ${folder}/gpu)
+file(COPY ${SOURCE}/bench/gpu/run.py ${SOURCE}/bench/peers/moe_layer.py DESTINATION ${folder}/gpu)
 
 # ---------------------------------------------------------------- shared libraries
 file(GET_RUNTIME_DEPENDENCIES EXECUTABLES ${folder}/bin/muster ${tests} ${bench}

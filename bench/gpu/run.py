@@ -4,11 +4,12 @@
     bench/gpu/run.py FOLDER [--python PYTHON] [--markdown FILE]
 
 FOLDER is a bundle (cmake --build BUILD --target bundle, gpu/run.py in it) or a build folder of muster with CUDA. PYTHON:
-a Python with PyTorch for the rival; without it that row is left out. compute-sanitizer is used where it is found.
---tiny uses sizes that the emulation of the tests can bear (then nothing is timed in earnest, no gate is judged).
+a Python with PyTorch, and transformers and ScatterMoE where it has them, for the rivals (moe_layer.py). compute-sanitizer is used where it is found.
+--tiny uses sizes that the emulation of the tests can bear (then the figures mean nothing).
 Exit: 0 all tests pass; 1 a test or a program failed; 69 there is no GPU."""
 import argparse
 import datetime
+import math
 import os
 import re
 import shutil
@@ -49,13 +50,13 @@ def find(folder, *names):
 
 
 def read_layers(text):
-    """{shape: {"layer forward": TFLOP/s, ...}} from muster_bench_device or grouped_mm.py."""
+    """{(shape, rival or None): {"layer forward": ms, ..., "kept": bytes}} from muster_bench_device or moe_layer.py."""
     layers, at = {}, None
     for line in text.splitlines():
-        head = re.match(r"MoE layer, (.*)", line)
+        head = re.match(r"MoE layer, ([^:]*)(?:: (\w+))?$", line)
         if head:
-            at = layers.setdefault(head[1], {})
-        figure = re.match(r"  (.*?)\s+[\d.]+ ms\s+([\d.]+) (TFLOP/s|GB/s)", line)
+            at = layers.setdefault(head.groups(), {})
+        figure = re.match(r"  (.*?)\s+([\d.]+) ms\s+[\d.]+ (TFLOP/s|GB/s)", line)
         kept = re.match(r"  kept for backward (\d+) bytes", line)
         if at is not None and figure:
             at[figure[1]] = float(figure[2])
@@ -75,33 +76,39 @@ def share(text, what):
     return float(m[1]) / 100 if m else None
 
 
-def layer_rate(layer):
-    """TFLOP/s of forward and backward together: 18 units in the time of 6 and 12."""
-    return 18 / (6 / layer["layer forward"] + 12 / layer["layer backward"])
+def layer_time(layer):
+    return layer["layer forward"] + layer["layer backward"]
 
 
 def gates(device, rival, step, name):
-    """Rows (id, what, value, gate), value None where it was not measured."""
+    """Rows (id, what, value, gate): value None where it was not measured, gate None where nothing is demanded and with a
+    minus (-0.0, too) where less is better."""
     ours, theirs, rows = read_layers(device), read_layers(rival), []
     product = figures(device).get(next((k for k in figures(device) if k.startswith("product of")), ""), None)
-    for shape, layer in ours.items():
+    for (shape, _), layer in ours.items():
         fine = " n 256 " in shape
-        if shape in theirs:
-            rows.append(("G1", f"MoE layer, {shape}: against torch grouped_mm", layer_rate(layer) / layer_rate(theirs[shape]),
-                         1.0 if fine else 0.9))
-            rows.append(("G6", f"kept for backward, {shape}: against torch", layer["kept"] / theirs[shape]["kept"], -0.7))
+        for gate, rival, wanted in ("G1", "torch", 1.0 if fine else 0.9), ("G1", "huggingface", None), ("G2", "scattermoe", None):
+            if (shape, rival) in theirs:
+                other = theirs[shape, rival]
+                rows.append((gate, f"MoE layer, {shape}: against {rival}", layer_time(other) / layer_time(layer), wanted))
+                rows.append(("G6", f"kept for backward, {shape}: against {rival}", layer["kept"] / other["kept"],
+                             -0.7 if rival == "torch" else None))
         experts = int(re.search(r"E (\d+)", shape)[1])
         if "skewed" not in shape and not fine and product:
-            rows.append(("G4", f"experts forward, {shape}: of the product", layer["experts forward"] / product, 0.55))
+            T, d, n, _, K = map(int, re.findall(r"\d+", shape))
+            rate = 6e-9 * T * d * n * K / layer["experts forward"]
+            rows.append(("G4", f"experts forward, {shape}: of the product", rate / product, 0.55))
         if "skewed" not in shape and experts >= 64:
             rows.append(("G5", f"experts forward, {shape}: against a loop of products",
-                         layer["experts forward"] / layer["the same products in a loop over experts"], 1.2))
+                         layer["the same products in a loop over experts"] / layer["experts forward"], 1.2))
     m = re.search(r"([\d.]+) GFLOP/s", step)
     peak = next((v for k, v in DATASHEET.items() if k in name), None)
     if m and peak:
         rows.append(("G8", f"MFU of a training step, of {peak:.0f} TFLOP/s (data sheet)", float(m[1]) * 1e-3 / peak, 0.2))
     if m and product:
         rows.append(("G8", "the same, of the product measured here", float(m[1]) * 1e-3 / product, None))
+    waits = re.search(r"the host waits (\d+) times? a step", step)
+    rows.append(("G10", "waits of the host in a step, beside the one at its end", int(waits[1]) - 1 if waits else None, -0.0))
     for what in ("norm, forward", "combine", "AdamW"):
         rows.append(("G12", f"{what}: of the copy", share(device, what), 0.7))
     return rows
@@ -113,8 +120,9 @@ def table(rows):
         if value is None:
             lines.append(f"| {gate} | {what} | not measured | {wanted} | |")
             continue
-        good = wanted is None or (value <= -wanted if wanted < 0 else value >= wanted)
-        demanded = "" if wanted is None else f"at most {-wanted}" if wanted < 0 else f"{wanted}"
+        most = wanted is not None and math.copysign(1, wanted) < 0
+        good = wanted is None or (value <= -wanted if most else value >= wanted)
+        demanded = "" if wanted is None else f"at most {-wanted:g}" if most else f"{wanted:g}"
         lines.append(f"| {gate} | {what} | {value:.2f} | {demanded} | {'' if wanted is None else 'pass' if good else 'short'} |")
     return "\n".join(lines) + "\n"
 
@@ -122,7 +130,7 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--python", help="a Python with PyTorch, for the rival")
+    parser.add_argument("--python", help="a Python with PyTorch, for the rivals")
     parser.add_argument("--markdown", type=Path, help="keep the table here")
     parser.add_argument("--tiny", action="store_true", help="small sizes, for a trial without a GPU")
     o = parser.parse_args()
@@ -140,17 +148,17 @@ def main():
             failed.append(str(error))
             return ""
 
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if o.tiny or not os.access(sanitizer, os.X_OK):
+        print(f"compute-sanitizer {'cannot look into the emulation' if o.tiny else 'was not found'}: left out")
+        sanitizer = None
     for kind in ("cuda", "cuda-bf16"):
         attempt(cases, kind)
-    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if os.access(sanitizer, os.X_OK):
-        for tool in ("memcheck", "racecheck"):
-            attempt(sanitizer, "--tool", tool, "--error-exitcode", "1", cases, "cuda-bf16")
-    else:
-        print("compute-sanitizer was not found: left out")
+        for tool in ("memcheck", "racecheck") if sanitizer else ():
+            attempt(sanitizer, "--tool", tool, "--error-exitcode", "1", cases, kind)
     device_text = attempt(device, "--cuda", "--bf16", *tiny)
-    rival = here.parent / "peers" / "grouped_mm.py"
-    rival = rival if rival.exists() else here / "grouped_mm.py"
+    rival = here.parent / "peers" / "moe_layer.py"
+    rival = rival if rival.exists() else here / "moe_layer.py"
     rival_text = run([o.python, rival, *tiny], may_fail=True)[0] if o.python else ""
     step = [x for name, value in (TINY_STEP if o.tiny else STEP).items() for x in (f"--{name}", value)]
     step_text = attempt(bench, "--cuda", "--bf16", "--moe-only", *step)

@@ -252,7 +252,9 @@ static int count_devices(void) {
                  driver / 1000, driver % 100 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 100 / 10);
     else
         snprintf(missing, sizeof missing, "no NVIDIA GPU found (%s)",
-                 status == cudaSuccess ? "0 devices" : cudaGetErrorString(status));
+                 status == cudaSuccess                   ? "0 devices"
+                 : status == cudaErrorInsufficientDriver ? "no driver"
+                                                         : cudaGetErrorString(status));
     return 0;
 }
 

@@ -1,8 +1,8 @@
-# cuda.sh - train.device cuda, on the emulated device: training follows the processor's in fp32 and bf16, checkpoints go
+# cuda.sh - train.device cuda, on the emulated device (on MUSTER_GPU's, if given): training follows the processor's in fp32 and bf16, checkpoints go
 # from one to the other, ranks compute the same, and what goes wrong says so.
 . "$(dirname "$0")/train_lib.sh"
 cpu=$MUSTER
-gpu=$MUSTER_ON_HOST
+gpu=${MUSTER_GPU:-$MUSTER_ON_HOST}
 
 # with PROGRAM N DIR OPTION...: the rate does not depend on how many steps there will be
 with() {
@@ -13,6 +13,10 @@ with() {
     MUSTER=$cpu
     return $code
 }
+if [ -n "${MUSTER_GPU:-}" ]; then
+    with "$gpu" 1 probe train.device=cuda train.steps=1 optim.warmup_steps=1
+    grep -Eq 'no NVIDIA GPU|without CUDA|MUSTER_CUDA' log && skip "$(grep -om 1 "error: .*" log)"
+fi
 losses() { grep -o '"train/loss":[0-9.e-]*' "$1/metrics.jsonl" | cut -d: -f2; }
 # follows A B MOST [STEPS]: the losses of two runs differ by at most MOST, relative, in every step
 follows() {
@@ -71,6 +75,11 @@ if [ -n "${MPIEXEC:-}" ]; then
     follows plain-cpu ep2 1e-4
     expect 0 "four ranks, bf16" with "$gpu" 4 ep2dp2 train.device=cuda train.dtype=bf16 parallel.ep=2
     follows plain-cpu ep2dp2 1e-2
+fi
+
+# ---------------------------------------------------------------- what only the emulation can be
+[ -z "${MUSTER_GPU:-}" ] || finish
+if [ -n "${MPIEXEC:-}" ]; then
     # An MPI that takes device memory as it is gets it: the same bits, and gradients are summed on the device.
     export MUSTER_EMULATED_MPI=1 MUSTER_EMULATED_REPORT=$PWD/report
     expect 0 "two ranks, MPI reads the device" with "$gpu" 2 direct-ep2 train.device=cuda parallel.ep=2
