@@ -198,6 +198,7 @@ static void sum_squares(mu_adamw *o, mu_comm *world, int64_t n_losses, mu_mat lo
     for (int64_t i = 0; i < n_losses; i++)
         if (!isfinite(o->host_losses[i])) o->host_squares[0] = NAN;
     mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, o->host_squares, ps->n_global_units);
+    for (int64_t i = 0; i < ps->n_global_units; i++) o->stopped |= !isfinite(o->host_squares[i]);
     mu_device_write(ps->dev, squares_of(o).data, o->host_squares, bytes);
 }
 
@@ -206,6 +207,7 @@ void mu_grad_clip(mu_adamw *o, mu_comm *world, double max_norm, int64_t n_losses
     const mu_kernels *k = ps->dev->k;
     mu_params_finish_grads(ps);
     k->fill(ps->dev, ps->n_global_units, 0.0, squares_of(o)); /* of experts that live elsewhere */
+    o->stopped = false;
     for (int i = 0; i < ps->n_groups; i++)
         k->slab_sumsq(ps->dev, o->n_units[i], o->n_pieces[i], table_of(o, i),
                       share_of(o, i, ps->groups[i]->grads, ps->dev->fine), squares_of(o));
@@ -249,6 +251,7 @@ static void update(mu_adamw *o, int group, double lr, mu_mat loads) {
 void mu_adamw_step(mu_adamw *o, double lr, mu_mat loads) {
     mu_params *ps = o->params;
     bool shared = false; /* others have changed values, too */
+    if (o->stopped) return;
     mu_params_finish_grads(ps);
     for (int i = 0; i < ps->n_groups; i++) {
         const mu_group *g = ps->groups[i];

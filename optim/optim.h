@@ -44,6 +44,7 @@ typedef struct {
     mu_memory *state;               /* squares F64 [global units], steps I64 [global units], norm, scale F64 */
     double *host_squares, *host_losses;
     int64_t most_losses;
+    bool stopped;                   /* several ranks: the last mu_grad_clip found what is not finite */
 } mu_adamw;
 mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps);      /* moments zero. Local */
 void mu_adamw_free(mu_adamw *o);
