@@ -347,6 +347,47 @@ static void run_task(const backward *f, const int64_t *offsets, packs p, const t
     }
 }
 
+/* ---------------------------------------------------------------- backward, few rows and weights larger than a cache
+ * For rows that lie in order and are not weighted: a dense feed-forward's. An item is CPU_WIDE columns of one expert, so
+ * that its weights are read once: first what becomes of hg and hu, then dx, then the gradients of weights. */
+static bool goes_by_columns(const backward *f, int64_t most) {
+    bool plain = !f->in.data && !f->out.data && !f->weights.data && f->dx.data;
+    return plain && cpu_in_place(f->s->D) && cpu_in_place(f->s->F) && most <= CPU_FEW && 3 * f->s->D * f->s->F > MOST_PACKED;
+}
+
+static void columns_of_h(const backward *f, const int64_t *offsets, int64_t expert, int64_t j, float *da) {
+    int64_t D = f->s->D, F = f->s->F, row = offsets[expert], n = offsets[expert + 1] - row, width = cpu_min(CPU_WIDE, F - j);
+    mu_mat dy = part_of(f->dy, row, 0), hg = part_of(f->hg, row, j), hu = part_of(f->hu, row, j), act = part_of(f->act, row, j);
+    CPU(multiply)(false, n, width, D, dy.data, dy.ld, cpu_panels_in_place(matrix_of(f->down, f->s, expert) + j, F), false, da,
+                  width);
+    for (int64_t r = 0; r < n; r++)
+        swiglu_bwd(width, 1, da + r * width, cpu_f32(hg) + r * hg.ld, cpu_f32(hu) + r * hu.ld, cpu_f32(act) + r * act.ld);
+}
+
+static void columns_of_dx(const backward *f, const int64_t *offsets, int64_t expert, int64_t j) {
+    int64_t D = f->s->D, F = f->s->F, row = offsets[expert], n = offsets[expert + 1] - row, width = cpu_min(CPU_WIDE, D - j);
+    mu_mat hg = part_of(f->hg, row, 0), hu = part_of(f->hu, row, 0), dx = part_of(f->dx, row, j);
+    CPU(multiply)(false, n, width, F, hg.data, hg.ld, cpu_panels_in_place(matrix_of(f->gate, f->s, expert) + j, D), false,
+                  dx.data, dx.ld);
+    CPU(multiply)(false, n, width, F, hu.data, hu.ld, cpu_panels_in_place(matrix_of(f->up, f->s, expert) + j, D), true, dx.data,
+                  dx.ld);
+}
+
+static void backward_by_columns(mu_device *dev, const backward *f, const int64_t *offsets, int team) {
+    int64_t D = f->s->D, F = f->s->F, E = f->s->experts, tiles = tiles_an_expert(f->s);
+    int64_t of_h = cpu_blocks(F, CPU_WIDE), of_dx = cpu_blocks(D, CPU_WIDE);
+    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max(CPU_FEW * CPU_WIDE, WEIGHT_BUFFER));
+#pragma omp parallel num_threads(team)
+    {
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < E * of_h; i++) columns_of_h(f, offsets, i / of_h, i % of_h * CPU_WIDE, cpu_buffer(buffers));
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t i = 0; i < E * of_dx; i++) columns_of_dx(f, offsets, i / of_dx, i % of_dx * CPU_WIDE);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < E * tiles; i++) weight_item(f, offsets, i / tiles, i % tiles, cpu_buffer(buffers));
+    }
+}
+
 void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets,
                       mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat weights,
                       mu_mat dy, mu_mat act, mu_mat xg, mu_mat dyg, mu_mat dx, mu_mat dweights, mu_mat dgate,
@@ -355,6 +396,11 @@ void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
     const int64_t *at = cpu_i64(offsets);
     int team = cpu_team(s->R * s->D * s->F / 16);
     size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->F, s->D), d = cpu_packed(s->D, s->F);
+    if (goes_by_columns(&f, most_rows(at, s->experts))) {
+        backward_by_columns(dev, &f, at, team);
+        mu_arena_release(&dev->scratch, mark);
+        return;
+    }
     cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max(ROWS * (s->F + s->D), WEIGHT_BUFFER));
     bool in_place = cpu_in_place(s->D) && cpu_in_place(s->F);
     for (int64_t first = 0, end; first < s->experts; first = end) {

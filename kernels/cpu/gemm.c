@@ -21,15 +21,24 @@ static grid choose_grid(int64_t m, int64_t panels) {
     return g;
 }
 
-/* Columns first .. first+n of C; b holds their panels. */
-static void block(const product *p, grid g, int64_t i, int64_t first, int64_t n, cpu_panels b) {
+/* Columns first .. first+n of C, and what values at .. at+depth-1 along k give to them; b holds the columns' panels. */
+static void block(const product *p, grid g, int64_t i, int64_t first, int64_t n, int64_t at, int64_t depth, cpu_panels b) {
     int64_t panels = cpu_blocks(n, CPU_NR), across = i % g.across, down = i / g.across;
     int64_t j = panels * across / g.across, end = panels * (across + 1) / g.across;
     int64_t columns = cpu_min(n, end * CPU_NR) - j * CPU_NR;
     int64_t r = p->m * down / g.down, rows = p->m * (down + 1) / g.down - r;
-    const float *a = cpu_f32(p->a) + (p->ta ? r : r * p->a.ld);
+    const float *a = cpu_f32(p->a) + (p->ta ? r + at * p->a.ld : r * p->a.ld + at);
     float *c = cpu_f32(p->c) + r * p->c.ld + first + j * CPU_NR;
-    CPU(multiply)(p->ta, rows, columns, p->k, a, p->a.ld, cpu_panels_columns(b, j * CPU_NR), p->add, c, p->c.ld);
+    CPU(multiply)(p->ta, rows, columns, depth, a, p->a.ld, cpu_panels_columns(cpu_panels_rows(b, at), j * CPU_NR),
+                  p->add || at, c, p->c.ld);
+}
+
+/* How far along k all blocks go before any goes on. A B that is larger than a cache is then read from memory once, not
+ * once for each block of rows. */
+static int64_t choose_depth(const product *p, int64_t n) {
+    enum { DEPTH = 2 * CPU_KC };
+    static const int64_t most = (int64_t)1 << 20;
+    return !p->ta && p->k * n > most ? DEPTH : cpu_max(p->k, 1);
 }
 
 static void stretch(mu_device *dev, const product *p, int team, int64_t first, int64_t n) {
@@ -39,6 +48,7 @@ static void stretch(mu_device *dev, const product *p, int team, int64_t first, i
     float *packed = direct ? NULL : mu_arena_alloc(&dev->scratch, cpu_packed(p->k, n) * sizeof *packed);
     cpu_panels b = direct ? cpu_panels_in_place(from, p->b.ld) : cpu_panels_of(packed, p->k);
     int64_t panels = cpu_blocks(n, CPU_NR), parts = cpu_parts(p->tb, p->k, n);
+    int64_t depth = choose_depth(p, n);
     grid g = choose_grid(p->m, panels);
 #pragma omp parallel num_threads(team)
     {
@@ -46,8 +56,11 @@ static void stretch(mu_device *dev, const product *p, int team, int64_t first, i
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < parts; i++) CPU(pack_part)(p->tb, p->k, n, from, p->b.ld, i, packed);
         }
+        for (int64_t at = 0; at < cpu_max(p->k, 1); at += depth) {
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < g.down * g.across; i++) block(p, g, i, first, n, b);
+            for (int64_t i = 0; i < g.down * g.across; i++)
+                block(p, g, i, first, n, at, cpu_min(depth, p->k - at), b);
+        }
     }
     mu_arena_release(&dev->scratch, mark);
 }

@@ -659,6 +659,7 @@ static const kernel_case kernel_cases[] = {
     GEMM(1, 1000, 64, 0) GEMM(1000, 1, 64, 0) GEMM(16, 16, 16, 0) GEMM(17, 33, 65, 0) GEMM(17, 33, 65, 1)
     GEMM(64, 128, 96, 1) GEMM(130, 257, 80, 0) GEMM(63, 64, 300, 1) GEMM(300, 200, 260, 0)
     GEMM(12, 31, 1000, 1)
+    C(gemm, 0, 0, 20, 256, 4200, 1) C(gemm, 0, 0, 20, 260, 4200, 0)
     C(gemm, 0, 1, 2, 4500, 1000, 1) C(gemm, 1, 0, 5, 4500, 1000, 0)
     C(gemm, 1, 0, 33, 65, 130, 1, 1) C(gemm, 0, 1, 33, 65, 130, 0, 1)
     C(gemm_fine, 0, 1, 17, 8, 64, 0) C(gemm_fine, 0, 0, 33, 65, 8, 1) C(gemm_fine, 1, 0, 8, 64, 130, 1)
@@ -717,6 +718,8 @@ static const kernel_case kernel_cases[] = {
     EXPERTS(300, 3, 80, 130, EMPTY_ONES) EXPERTS(520, 2, 64, 96, ONE_TAKES_ALL)
     EXPERTS(90, 4, 16, 24, SPARE_ROWS)
     LARGE_EXPERTS(160, 2, 136, 264, EVEN) LARGE_EXPERTS(160, 2, 264, 136, ONE_TAKES_ALL)
+    C(experts_bwd, 5, 1, 576, 640, EVEN, WITH_DX | WITH_DGATE | WITH_DUP | WITH_DDOWN)
+    C(experts_bwd, 4, 1, 576, 640, EVEN, WITH_DX | WITH_DUP | FRESH)
     C(experts_fwd, 2200, 3, 8, 136, EVEN, WITH_IN) C(experts_fwd, 600, 300, 24, 8, EVEN, WITH_OUT)
 
     ROUTES(0, 4, 2) ROUTES(1, 1, 1) ROUTES(1, 4, 4) ROUTES(65, 8, 2) ROUTES(130, 64, 8) ROUTES(130, 33, 1)

@@ -238,10 +238,22 @@ static inline mu_mat new_longs(trial *t, const char *name, int64_t rows, int64_t
 }
 
 /* ---------------------------------------------------------------- running and comparing */
+/* Memory for a trial's operands: a device's trials use one stretch again and again, since emulated processors never forget a
+ * page that was mapped; but the emulation of CUDA gets fresh memory, which holds nothing yet. */
+static inline mu_memory *trial_memory(mu_device *dev) {
+    if (emulated(dev)) return mu_memory_new(dev, (size_t)1 << 30);
+    mu_device_room(dev, 1);
+    return dev->room;
+}
+
+static inline void trial_memory_free(mu_memory *m) {
+    if (m != m->dev->room) mu_memory_free(m);
+}
+
 static inline void trial_run(trial *t, mu_device *dev, const kernel_case *c, uint64_t seed, int64_t pad,
                              bool coarse, bool bf16) {
     bool rounds = !strcmp(dev->name, "cpu-bf16") && !coarse;
-    *t = (trial){ .dev = dev, .seed = seed, .pad = pad, .memory = mu_memory_new(dev, (size_t)1 << 30),
+    *t = (trial){ .dev = dev, .seed = seed, .pad = pad, .memory = trial_memory(dev),
                   .coarse = coarse, .bf16 = bf16,
                   .tolerance = bf16 ? BF16_RESULTS : rounds ? BF16_TOLERANCE : TOLERANCE };
     if (emulated(dev)) mu_emulation_forget_all();
@@ -249,7 +261,7 @@ static inline void trial_run(trial *t, mu_device *dev, const kernel_case *c, uin
     if (emulated(dev)) mu_emulation_bounds_clear();
     t->image = mu_alloc(t->used, 1);
     mu_device_read(dev, t->image, t->memory->region.base, t->used);
-    mu_memory_free(t->memory);
+    trial_memory_free(t->memory);
 }
 
 static inline void trial_free(trial *t) { free(t->image); }

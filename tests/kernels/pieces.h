@@ -17,7 +17,7 @@ static inline bool same_bits(mu_device *dev, mu_mat a, mu_mat b, int64_t rows) {
 static inline int attention_in_pieces(mu_device *dev, const int64_t *shape, int64_t pad, const int64_t *pieces,
                                       int n_pieces) {
     int64_t S = shape[0], H = shape[1], G = shape[2], d = shape[3];
-    trial t = { .dev = dev, .seed = (uint64_t)d, .pad = pad, .memory = mu_memory_new(dev, (size_t)1 << 30) };
+    trial t = { .dev = dev, .seed = (uint64_t)d, .pad = pad, .memory = trial_memory(dev) };
     mu_attention_shape s = { 1, S, H, G, d, 1 / sqrt((double)d), 0 };
     mu_mat q = matrix(&t, "q", S, H * d), k = matrix(&t, "k", S, G * d), v = matrix(&t, "v", S, G * d);
     mu_mat y = new_matrix(&t, "y", S, H * d), lse = new_matrix(as_fine(&t), "lse", H, S);
@@ -34,7 +34,7 @@ static inline int attention_in_pieces(mu_device *dev, const int64_t *shape, int6
     if (wrong)
         printf("%s: attention of %lld tokens, %lld heads over %lld of %lld differs in pieces\n", dev->name,
                (long long)S, (long long)H, (long long)G, (long long)d);
-    mu_memory_free(t.memory);
+    trial_memory_free(t.memory);
     return wrong;
 }
 

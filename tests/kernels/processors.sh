@@ -6,7 +6,7 @@ set -euo pipefail
 trap 'echo "FAILED at line $LINENO"' ERR
 
 out=$(mktemp -d)
-trap 'kill $(jobs -p) 2> /dev/null; rm -rf "$out"' EXIT
+trap 'kill $(jobs -p) 2> /dev/null || true; rm -rf "$out"' EXIT
 names=() jobs=()
 
 # check NAME WANTED-DEVICE COMMAND...: starts the program of the cases, run by COMMAND, beside what runs already
