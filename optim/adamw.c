@@ -80,6 +80,10 @@ mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps) {
         for (int which = 0; which < 2; which++) {
             o->moments[i][which] = mu_memory_new(ps->dev, bytes ? bytes : 1);
             mu_memory_commit(o->moments[i][which], bytes);
+            /* Touched by writing: reading first would map the system's page of zeros, and each page's first write then
+             * interrupts all cores. */
+            mu_mat all = { o->moments[i][which]->region.base, ps->dev->fine, 1 };
+            ps->dev->k->fill(ps->dev, share_end(o, i) - share_begin(o, i), 0.0, all);
         }
         make_table(o, i);
     }

@@ -50,6 +50,7 @@ static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ld
 #pragma GCC unroll 16
                 for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_ps(j + i < width ? rest : 0, from + i * ldb);
             }
+            for (int i = 0; i < 16; i++) __builtin_prefetch(from + (CPU_NR + i) * ldb, 0, 2);   /* the next panel's */
             cpu_transpose(r);
             float *row = to + p * CPU_NR + j;
             if (rest == 0xffff) {
