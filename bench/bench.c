@@ -209,7 +209,7 @@ static double print_machine(const mu_mesh *mesh, mu_device *dev) {
         printf(
             "%d rank%s x %d threads on %s: FMA loop %.0f GFLOP/s, matrix product 2048 x 1024 x 256 %.0f GFLOP/s, reading memory %.0f GB/s (rank 0, all ranks busy)\n",
             mesh->world->size, mesh->world->size == 1 ? "" : "s", mu_threads(), dev->name, peak * 1e-9,
-            product * 1e-9, bench_read_rate() * 1e-9);
+            product * 1e-9, bench_read_rate(BENCH_MEMORY) * 1e-9);
     return peak;
 }
 

@@ -6,7 +6,10 @@
 #include <stdio.h>
 
 double bench_fma_peak(void);                            /* FLOP/s of all threads (fma.c) */
-double bench_read_rate(void);                           /* bytes/s at which all threads together read memory (fma.c) */
+/* Bytes/s at which all threads together read this many bytes again and again, each its own share of them: memory, or the
+ * cache that holds them (fma.c). */
+enum { BENCH_MEMORY = 128 << 20 };                      /* more than most caches hold, less than a model needs */
+double bench_read_rate(int64_t bytes);
 double bench_median(const double *values, int64_t n);   /* 0 of none */
 
 /* An option of a command line: exactly one of `number` (takes a whole number from 1 on) and `flag` is set. */

@@ -50,18 +50,16 @@ double bench_fma_peak(void) {
     return best;
 }
 
-double bench_read_rate(void) {
-    enum { PIECE = 4 << 20 };
-    const int64_t bytes = (int64_t)128 << 20, n = bytes / 8;    /* more than most caches hold, less than a model needs */
+double bench_read_rate(int64_t bytes) {
+    const int64_t n = bytes / 8;
     int64_t *x = mu_alloc((size_t)n, 8);
     double best = 0;
     for (int64_t i = 0; i < n; i += 512) x[i] = i;              /* pages of its own, not the one of zeros */
     for (int round = 0; round < 20; round++) {
         int64_t sum = 0;
         double start = mu_time();
-#pragma omp parallel for schedule(static) num_threads(mu_threads()) reduction(+ : sum)
-        for (int64_t piece = 0; piece < n; piece += PIECE / 8)
-            for (int64_t i = piece; i < piece + PIECE / 8; i++) sum += x[i];
+#pragma omp parallel for simd schedule(static) num_threads(mu_threads()) reduction(+ : sum)
+        for (int64_t i = 0; i < n; i++) sum += x[i];
         double rate = (double)bytes / (mu_time() - start);
         if (rate > best && sum != 0) best = rate;
     }

@@ -447,6 +447,10 @@ static void all_rows(const bench *b, int64_t E, int64_t D, int64_t F) {
         print_head(b, title);
         for (size_t i = 0; i < sizeof rows / sizeof *rows && rows[i] <= b->o->rows; i++)
             experts_rows(b, E, D, F, rows[i], backward);
+        if (backward || b->o->bf16) continue;
+        double rate = bench_read_rate(3 * E * D * F * (int64_t)sizeof(float));
+        printf("  their weights, %.1f MB, are read at %.0f GB/s: n rows an expert can have %.0f n GFLOP/s\n",
+               3e-6 * (double)(E * D * F) * sizeof(float), rate * 1e-9, rate * 0.5e-9);
     }
 }
 

@@ -115,6 +115,76 @@ static void product_in_fp32(mu_device *dev, bool ta, bool tb, int64_t m, int64_t
     }
 }
 
+/* ------------------------------------------------------------------ fp32 operands as sums of bf16 ones
+ * A float is the sum of three bf16 numbers, of 8 bits each: x = x1 + x2 + x3, exactly, unless it is next to infinity or
+ * to the least number there is. So products of fp32 with bf16 matrices, the router's, go through the tensor cores and are
+ * as exact as in fp32, in three products; of two fp32 matrices in six, x1 y1 + x1 y2 + x2 y1 + x2 y2 + x1 y3 + x3 y1,
+ * where what is left out is below a float's last bit. (Ootomo & Yokota 2022 do the same with two fp16 numbers.) */
+enum { PARTS = 3, PAIRS = 6 };
+struct part_list { int n; unsigned char part[PAIRS]; };
+static const part_list EACH = { PARTS, { 0, 1, 2 } }, OF_LEFT = { PAIRS, { 0, 0, 1, 1, 0, 2 } },
+                       OF_RIGHT = { PAIRS, { 0, 1, 0, 1, 2, 0 } };
+
+/* y[i * apart + ...] = part list.part[i] of x, a matrix of as many rows and columns. */
+static __global__ void split_kernel(uint32_t n, uint32_t columns, matrix<const float> x, part_list list, matrix<bf16> y,
+                                    int64_t apart) {
+#pragma unroll
+    for (int j = 0; j < ELEMENTS / THREADS; j++) {
+        uint32_t i = blockIdx.x * ELEMENTS + j * THREADS + threadIdx.x, row = i / columns, column = i - row * columns;
+        if (i >= n) continue;
+        float left = x.row(row)[column], parts[PARTS];
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) left -= parts[p] = as_float(__float2bfloat16_rn(left));
+        bf16 *to = y.row(row) + column;
+#pragma unroll
+        for (int p = 0; p < PAIRS; p++)
+            if (p < list.n) store(to + p * apart, list.part[p] == 0 ? parts[0] : list.part[p] == 1 ? parts[1] : parts[2]);
+    }
+}
+
+/* The listed parts of x [rows, columns], below one another or, `beside`, next to one another, in scratch. */
+static mu_mat split(cuda_scratch &scratch, mu_device *dev, int64_t rows, int64_t columns, mu_mat x, const part_list &list,
+                    bool beside) {
+    const int64_t EVEN = 8;                                 /* rows begin where 16 bytes do, whatever the columns */
+    MU_CHECK(rows * columns < UINT32_MAX - ELEMENTS, "%lld x %lld values", (long long)rows, (long long)columns);
+    int64_t wide = blocks_for(beside ? list.n * columns : columns, EVEN) * EVEN;
+    mu_mat y = { scratch.take<bf16>((beside ? 1 : list.n) * rows * wide), MU_DTYPE_BF16, wide };
+    launch(dev, blocks_for(rows * columns, ELEMENTS), THREADS, 0, split_kernel, (uint32_t)(rows * columns), (uint32_t)columns,
+           matrix<const float>{ typed<float>(x).at, x.ld }, list, typed<bf16>(y), beside ? columns : rows * wide);
+    return y;
+}
+
+/* One operand is bf16, the other one and C are fp32: a product for each part. */
+static bool product_of_each(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
+                            double beta, mu_mat c) {
+    bool left = a.dtype == MU_DTYPE_F32;
+    int64_t rows = left ? (ta ? k : m) : (tb ? n : k), columns = left ? (ta ? m : k) : (tb ? k : n);
+    if (a.dtype == b.dtype || c.dtype != MU_DTYPE_F32 || rows * columns > PIECE) return false;
+    cuda_scratch scratch(dev);
+    mu_mat parts = split(scratch, dev, rows, columns, left ? a : b, EACH, false);
+    for (int p = 0; p < PARTS; p++) {
+        mu_mat one = part(parts, p * rows, 0);
+        if (!product(dev, ta, tb, m, n, k, left ? one : a, left ? b : one, p ? 1 : beta, c)) return false;
+    }
+    return true;
+}
+
+/* Both are fp32 and C is bf16: one product, six times as deep, so that C is rounded once. Rows of C in pieces. */
+static bool product_of_pairs(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
+                             double beta, mu_mat c) {
+    if (a.dtype != MU_DTYPE_F32 || b.dtype != MU_DTYPE_F32 || c.dtype != MU_DTYPE_BF16 || PAIRS * k * n > PIECE) return false;
+    int64_t most = at_most(m, PIECE / (PAIRS * k));
+    cuda_scratch for_b(dev);
+    mu_mat right = split(for_b, dev, tb ? n : k, tb ? k : n, b, OF_RIGHT, tb);
+    for (int64_t i = 0, rows; i < m; i += rows) {
+        rows = at_most(m - i, most);
+        cuda_scratch for_a(dev);
+        mu_mat left = split(for_a, dev, ta ? k : rows, ta ? rows : k, ta ? part(a, 0, i) : part(a, i, 0), OF_LEFT, !ta);
+        if (!product(dev, ta, tb, rows, n, PAIRS * k, left, right, beta, part(c, i, 0))) return false;
+    }
+    return true;
+}
+
 /* ------------------------------------------------------------------ the kernels of the list */
 static void zero(mu_device *dev, int64_t m, int64_t n, mu_mat c) {
     if (c.ld == n) n *= m, m = 1;
@@ -125,7 +195,9 @@ void mu_cuda_gemm(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_
                   mu_mat c) {
     if (!m || !n || (!k && beta != 0)) return;
     if (!k) zero(dev, m, n, c);
-    else if (!product(dev, ta, tb, m, n, k, a, b, beta, c)) product_in_fp32(dev, ta, tb, m, n, k, a, b, beta, c);
+    else if (!product(dev, ta, tb, m, n, k, a, b, beta, c) && !product_of_each(dev, ta, tb, m, n, k, a, b, beta, c) &&
+             !product_of_pairs(dev, ta, tb, m, n, k, a, b, beta, c))
+        product_in_fp32(dev, ta, tb, m, n, k, a, b, beta, c);
 }
 
 /* The types of the operands say it all: nothing is rounded but a bf16 result. */

@@ -72,13 +72,17 @@ static void run_sumsq(trial *t, const int64_t *p) {
 static void any_gemm(trial *t, const int64_t *p, bool fine) {
     bool ta = p[0], tb = p[1];
     int64_t m = p[2], n = p[3], k = p[4];
+    bool coarse = t->coarse;
     t->next_fine = fine && !tb;
+    t->coarse = coarse && !t->next_fine;
     mu_mat a = ta ? matrix(t, "a", k, m) : matrix(t, "a", m, k);
     t->pad *= 2;
     t->next_fine = fine && !ta;
+    t->coarse = coarse && !t->next_fine;
     mu_mat b = tb ? matrix(t, "b", n, k) : matrix(t, "b", k, n);
     t->pad *= 2;
     t->next_fine = p[6] || (fine && (ta || tb));
+    t->coarse = coarse;
     mu_mat c = p[5] ? matrix(t, "c", m, n) : new_matrix(t, "c", m, n);
     if (fine && c.dtype != MU_DTYPE_BF16) t->operands[t->n_operands - 1].tolerance = TOLERANCE;
     if (fine) t->dev->k->gemm_fine(t->dev, ta, tb, m, n, k, a, b, (double)p[5], c);
@@ -86,7 +90,43 @@ static void any_gemm(trial *t, const int64_t *p, bool fine) {
 }
 
 static void run_gemm(trial *t, const int64_t *p) { any_gemm(t, p, false); }
-static void run_gemm_fine(trial *t, const int64_t *p) { any_gemm(t, p, true); }
+
+/* What is left of x when it is rounded to bf16, `times` times over. */
+static double left_of(double x, int times) {
+    for (; times--;) x -= rounded_to_bf16(x);
+    return x;
+}
+
+/* Rows (x, -x1, -x2) times (1, 1, 1)', or the other way round: what comes out is the last eight bits of x, which only a
+ * product that loses nothing of its fp32 operands has. The ones are fine and C real, or the other way round. */
+static void last_bits(trial *t, int64_t m, int64_t n, bool swapped, bool fine_c) {
+    enum { K = 3 };
+    int64_t many = swapped ? n : m, other = swapped ? m : n;
+    double *x = random_values(t, 1, many), *a = mu_alloc((size_t)(many * K), sizeof *a),
+           *b = constant_values(other * K, 1);
+    for (int64_t i = 0; i < many; i++) {
+        double parts[K] = { x[i], -rounded_to_bf16(x[i]), -rounded_to_bf16(left_of(x[i], 1)) };
+        for (int j = 0; j < K; j++) a[swapped ? j * many + i : i * K + j] = parts[j];
+    }
+    free(x);
+    t->next_fine = !(fine_c && swapped);
+    mu_mat first = reals_of(t, "a", m, K, swapped ? b : a);
+    t->next_fine = !fine_c || swapped;
+    mu_mat second = reals_of(t, "b", K, n, swapped ? a : b);
+    t->next_fine = fine_c;
+    mu_mat c = new_matrix(t, "c", m, n);
+    t->operands[t->n_operands - 1].least = 1e-12;          /* nothing cancels but what is exact */
+    t->dev->k->gemm_fine(t->dev, false, false, m, n, K, first, second, 0, c);
+}
+
+/* as gemm; then 1 or 2: the last bits of a, of b; 3 or 4: of fp32 values beside bf16 ones */
+static void run_gemm_fine(trial *t, const int64_t *p) {
+    bool coarse = t->coarse;
+    t->coarse = coarse && !p[7];
+    if (p[7]) last_bits(t, p[2], p[3], p[7] % 2 == 0, p[7] > 2);
+    else any_gemm(t, p, true);
+    t->coarse = coarse;
+}
 
 /* n random integers below `below`; with `same` all are below - 1. */
 static mu_mat random_ints(trial *t, const char *name, int64_t n, int64_t below, bool same) {
@@ -663,6 +703,8 @@ static const kernel_case kernel_cases[] = {
     C(gemm, 0, 1, 2, 4500, 1000, 1) C(gemm, 1, 0, 5, 4500, 1000, 0)
     C(gemm, 1, 0, 33, 65, 130, 1, 1) C(gemm, 0, 1, 33, 65, 130, 0, 1)
     C(gemm_fine, 0, 1, 17, 8, 64, 0) C(gemm_fine, 0, 0, 33, 65, 8, 1) C(gemm_fine, 1, 0, 8, 64, 130, 1)
+    C(gemm_fine, 0, 0, 9, 6, 3, 0, 0, 1) C(gemm_fine, 0, 0, 5, 10, 3, 0, 0, 2)
+    C(gemm_fine, 0, 0, 9, 6, 3, 0, 0, 3) C(gemm_fine, 0, 0, 5, 10, 3, 0, 0, 4)
 
     /* T, D, V, same? */
     BOTH(embed, 0, 8, 5) BOTH(embed, 1, 1, 1) BOTH(embed, 65, 80, 257) BOTH(embed, 130, 64, 1000)
