@@ -169,6 +169,7 @@ static double report(const subject *s, const options *o, const char *name, doubl
            (double)s->size.total * 1e-6, (double)s->size.active * 1e-6, s->size.train_flops * 1e-6, s->loss);
     printf("  step %.1f ms  %.0f tok/s  %.1f GFLOP/s", 1e3 * middle, rate, flops * 1e-9);
     if (o->cuda) { /* parts would be the time of starting kernels */
+        printf("  %.1f %% of the product", 100 * flops / (peak * ranks));
         printf("  the host waits %lld time%s a step\n", (long long)s->waits, s->waits == 1 ? "" : "s");
         return rate;
     }
@@ -182,20 +183,33 @@ static double report(const subject *s, const options *o, const char *name, doubl
     return rate;
 }
 
-static double gemm_peak(mu_device *dev) {
-    enum { M = 2048, N = 1024, K = 256 };
-    size_t bytes[3] = { sizeof(float) * M * K, sizeof(float) * N * K, sizeof(float) * M * N };
-    mu_memory *memory = mu_memory_new(dev, bytes[0] + bytes[1] + bytes[2]);
-    mu_memory_commit(memory, bytes[0] + bytes[1] + bytes[2]);
-    mu_mat a = { memory->region.base, MU_DTYPE_F32, K },
-           b = { memory->region.base + bytes[0], MU_DTYPE_F32, K };
-    mu_mat c = { memory->region.base + bytes[0] + bytes[1], MU_DTYPE_F32, N };
-    dev->k->fill(dev, M * K + N * K, 0.3, a);
+/* Uniform in +-1: zeros, or one number again and again, would let a GPU run faster. */
+static void fill_randomly(mu_device *dev, int64_t n, mu_mat x, mu_mat room) {
+    float *host = mu_alloc((size_t)n, sizeof *host);
+    mu_rng rng = { 3, 0, 0, MU_RNG_TEST, 0 };
+    for (int64_t i = 0; i < n; i++) host[i] = (float)(2 * mu_rng_uniform(&rng, (uint64_t)i) - 1);
+    mu_device_write(dev, room.data, host, (size_t)n * sizeof *host);
+    dev->k->copy(dev, n, room, x);
+    free(host);
+}
+
+/* FLOP/s of a product [M, K] by [N, K]', in the type of activations. */
+static double gemm_peak(mu_device *dev, int64_t M, int64_t N, int64_t K) {
+    int64_t longest = (M > N ? M : N) * (N > K ? N : K);
+    size_t each = (size_t)longest * sizeof(float);
+    mu_memory *memory = mu_memory_new(dev, 3 * each);
+    mu_memory_commit(memory, 3 * each);
+    mu_mat a = { memory->region.base, dev->real, K }, b = { memory->region.base + each, dev->real, K };
+    mu_mat c = { memory->region.base + 2 * each, dev->real, N }, room = { c.data, MU_DTYPE_F32, K };
+    fill_randomly(dev, M * K, a, room);
+    fill_randomly(dev, N * K, b, room);
     double best = 0, end = mu_time() + 0.5;
-    while (mu_time() < end) {
+    for (int64_t i = 0; i < 3 || mu_time() < end; i++) {
+        mu_device_finish(dev);
         double start = mu_time();
         dev->k->gemm(dev, false, true, M, N, K, a, b, 0.0, c);
-        best = fmax(best, 2.0 * M * N * K / (mu_time() - start));
+        mu_device_finish(dev);
+        if (i) best = fmax(best, 2.0 * (double)(M * N * K) / (mu_time() - start)); /* the first one warms up */
     }
     mu_memory_free(memory);
     return best;
@@ -204,7 +218,7 @@ static double gemm_peak(mu_device *dev) {
 /* What the cores could do, to stdout; the FMA peak. */
 static double print_machine(const mu_mesh *mesh, mu_device *dev) {
     mu_barrier(mesh->world);
-    double peak = bench_fma_peak(), product = gemm_peak(dev);
+    double peak = bench_fma_peak(), product = gemm_peak(dev, 2048, 1024, 256);
     if (mesh->world->rank == 0)
         printf(
             "%d rank%s x %d threads on %s: FMA loop %.0f GFLOP/s, matrix product 2048 x 1024 x 256 %.0f GFLOP/s, reading memory %.0f GB/s (rank 0, all ranks busy)\n",
@@ -213,10 +227,18 @@ static double print_machine(const mu_mesh *mesh, mu_device *dev) {
     return peak;
 }
 
+/* What the GPU could do, to stdout; its product's FLOP/s. */
+static double print_gpu(const options *o, mu_device *dev) {
+    int64_t n = o->dim < 64 ? 64 : 8192;               /* a tiny model is a trial, perhaps of an emulated GPU */
+    double product = gemm_peak(dev, n, n, n);
+    printf("%s: product of %lld x %lld matrices %.2f TFLOP/s\n", dev->name, (long long)n, (long long)n, product * 1e-12);
+    return product;
+}
+
 static void run(const options *o, mu_mesh *mesh, mu_device *dev) {
     enum { WARM = 3 };
     bool root = mesh->world->rank == 0;
-    double peak = o->cuda ? 0 : print_machine(mesh, dev);
+    double peak = o->cuda ? print_gpu(o, dev) : print_machine(mesh, dev);
     subject moe = { 0 }, dense = { 0 };
     if (!o->dense) moe = subject_new(o, false, dev, mesh);
     if (!o->moe_only) dense = subject_new(o, true, dev, mesh);

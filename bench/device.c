@@ -48,7 +48,7 @@ static mu_mat take(pool *p, mu_dtype dtype, int64_t rows, int64_t columns) {
 
 /* Uniform in +-scale: a block of numbers made on the host, then copied on over the rest. */
 static mu_mat random_of(pool *p, mu_dtype dtype, int64_t rows, int64_t columns, double scale) {
-    enum { BLOCK = 1 << 18 };
+    enum { BLOCK = 262139 };            /* a prime: no two rows, and no two experts, are the same */
     mu_mat m = take(p, dtype, rows, columns), fine = take(p, p->dev->fine, 1, BLOCK);
     int64_t n = rows * columns, made = n < BLOCK ? n : BLOCK;
     mu_rng rng = { 3, (uint32_t)p->used, 0, MU_RNG_TEST, 0 };
@@ -266,7 +266,9 @@ static void measure_layer(const options *o, mu_device *dev, moe_shape s, bool sk
                    bytes_of(column(l.lse), s.T) + bytes_of(column(l.offsets), s.E + 1);
     printf("MoE layer, T %lld d %lld n %lld E %lld K %lld%s\n", (long long)s.T, (long long)s.d, (long long)s.n,
            (long long)s.E, (long long)s.K, skew ? ", skewed" : "");
-    print_bytes("router and plan", (double)s.T * (double)(s.d * (int64_t)mu_dtype_size(dev->real)), seconds[0], NULL);
+    /* x is read; logits written and read, scores written; gates and ids written, ids read; token and row written */
+    int64_t a_token = s.d * (int64_t)mu_dtype_size(dev->real) + 3 * s.E * (int64_t)mu_dtype_size(dev->fine) + 5 * s.K * 4;
+    print_bytes("router and plan", (double)(s.T * a_token), seconds[0], c);
     print_flops("experts forward", 6 * unit, seconds[1], c);
     print_flops("the same products in a loop over experts", 6 * unit, seconds[2], c);
     print_flops("layer forward", 6 * unit, seconds[3], c);
@@ -366,7 +368,7 @@ static void measure_norm(const options *o, mu_device *dev, int64_t rows, int64_t
     double seconds[3], bytes = (double)rows * (double)D * (double)mu_dtype_size(real);
     in_turn(o, dev, 3, (action *const[]){ norm_forward, norm_backward, combine }, &n, n.y, seconds);
     print_bytes("norm, forward", 2 * bytes, seconds[0], c);
-    print_bytes("  backward", 4 * bytes, seconds[1], c);
+    print_bytes("norm, backward", 4 * bytes, seconds[1], c);
     print_bytes("combine", (double)(K + 1) * bytes, seconds[2], c);
     free(index);
     mu_memory_free(p.memory);

@@ -19,7 +19,8 @@ must(${CMAKE_COMMAND} -S ${SOURCE} -B ${inner} -DCMAKE_BUILD_TYPE=Release -DMUST
      "-DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags,-rpath,'$ORIGIN/../lib'")
 set(tests cuda_cases kernels_test_kernels kernels_test_reference)
 set(bench muster_bench muster_bench_device muster_bench_attention)
-must(${CMAKE_COMMAND} --build ${inner} --parallel --target muster_program ${tests} ${bench})
+cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
+must(${CMAKE_COMMAND} --build ${inner} --parallel ${cores} --target muster_program ${tests} ${bench})
 list(TRANSFORM tests PREPEND ${inner}/tests/)
 list(TRANSFORM bench PREPEND ${inner}/bench/)
 

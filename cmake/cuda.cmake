@@ -3,26 +3,30 @@
 # Sets MUSTER_WITH_CUDA, MUSTER_CUDA_SOURCES, MUSTER_CUDA_LIBRARIES. Machine code for Ampere and Hopper (sm_80, sm_90),
 # PTX for what comes later.
 set(MUSTER_WITH_CUDA OFF)
+set(MUSTER_CUDA_LEAST 12.5)                         # has cudaGetDriverEntryPointByVersion
+if(NOT MUSTER_CUDA MATCHES "^(AUTO|ON|OFF)$")
+    message(FATAL_ERROR "MUSTER_CUDA is '${MUSTER_CUDA}': AUTO, ON or OFF")
+endif()
 if(MUSTER_CUDA STREQUAL "OFF")
     return()
 endif()
 
 include(CheckLanguage)
-if(NOT CMAKE_CUDA_COMPILER AND EXISTS /usr/local/cuda/bin/nvcc)     # where NVIDIA's packages put it, often not in PATH
-    set(CMAKE_CUDA_COMPILER /usr/local/cuda/bin/nvcc)
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND EXISTS /usr/local/cuda/bin/nvcc)
+    set(ENV{CUDACXX} /usr/local/cuda/bin/nvcc)      # where NVIDIA's packages put it, often not in PATH
 endif()
 check_language(CUDA)
 if(CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 90-virtual)
     enable_language(CUDA)
-    find_package(CUDAToolkit)
+    find_package(CUDAToolkit ${MUSTER_CUDA_LEAST})
 endif()
-if(NOT TARGET CUDA::cublas OR NOT TARGET CUDA::curand)
+if(NOT CUDAToolkit_FOUND OR NOT TARGET CUDA::cublas OR NOT TARGET CUDA::curand)
     if(MUSTER_CUDA STREQUAL "ON")
-        message(FATAL_ERROR "MUSTER_CUDA=ON, but nvcc, cuBLAS and cuRAND were not found: "
+        message(FATAL_ERROR "MUSTER_CUDA=ON, but nvcc, cuBLAS and cuRAND of CUDA ${MUSTER_CUDA_LEAST} or newer were not found: "
                             "-DCMAKE_CUDA_COMPILER=.../bin/nvcc names the toolkit, MUSTER_CUDA=OFF builds without")
     endif()
-    message(STATUS "no CUDA toolkit: muster is built for the CPU (MUSTER_CUDA=AUTO)")
+    message(STATUS "no CUDA toolkit from ${MUSTER_CUDA_LEAST} on: muster is built for the CPU (MUSTER_CUDA=AUTO)")
     return()
 endif()
 

@@ -23,16 +23,16 @@ mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) {
 }
 
 /* MPI takes this device's memory as it is; else a host view of it is passed on. */
-static bool is_direct(const mu_device *dev) { return dev->on_gpu && mu_dist_reads_gpus(); }
+static bool is_direct(const mu_comm *c, const mu_device *dev) { return dev->on_gpu && c->reads_gpus; }
 
 static void on_shards(mu_shards *run, mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
     if (c->size == 1 || dev->shape_only) return;
-    if (is_direct(dev)) {
+    if (is_direct(c, dev)) {
         run(c, dev, dtype, data, ends);
         return;
     }
     size_t bytes = (size_t)ends[c->size - 1] * mu_dtype_size(dtype);
-    void *host = mu_device_stage_begin(dev, data, bytes);
+    void *host = mu_device_stage_begin(dev, data, bytes, true);
     run(c, NULL, dtype, host, ends);
     mu_device_stage_end(dev, data, bytes, true);
 }
@@ -54,12 +54,12 @@ static size_t bytes_of(const mu_comm *c, const int64_t *bytes) {
 void mu_device_exchange(mu_comm *c, mu_device *dev, void *send, const int64_t *send_bytes, void *recv,
                         const int64_t *recv_bytes) {
     if (dev->shape_only) return;
-    if (is_direct(dev)) {
+    if (is_direct(c, dev)) {
         mu_exchange_direct(c, dev, send, send_bytes, recv, recv_bytes);
         return;
     }
     size_t out = bytes_of(c, send_bytes), in = bytes_of(c, recv_bytes);
-    void *from = mu_device_stage_begin(dev, send, out), *to = mu_device_stage_begin(dev, recv, in);
+    void *from = mu_device_stage_begin(dev, send, out, true), *to = mu_device_stage_begin(dev, recv, in, false);
     mu_exchange(c, from, send_bytes, to, recv_bytes);
     mu_device_stage_end(dev, recv, in, true);
     mu_device_stage_end(dev, send, out, false);

@@ -24,6 +24,7 @@ typedef struct mu_comm {
     int64_t piece_limit;        /* bytes of the largest single message, below 2 GiB */
     int64_t window_least;       /* bytes from which a payload passes through memory that the ranks of a node
                                  * share; INT64_MAX: none does. The same on every rank */
+    bool reads_gpus;            /* on all ranks MPI takes pointers to a GPU's memory: nothing is copied to the host in between */
     double seconds;             /* spent in collectives so far */
     void *handle;               /* the transport's own */
 } mu_comm;
@@ -35,8 +36,6 @@ void mu_dist_stop(void);                                /* Collective likewise *
 MU_NORETURN void mu_dist_abort(int exit_code);            /* Local: ends every rank */
 bool mu_dist_has_mpi(void);
 const char *mu_dist_library(void);                      /* "Open MPI v4.1.4, ...", for run.json */
-/* Whether MPI takes pointers to a GPU's memory as they are: then nothing is copied to the host in between. */
-bool mu_dist_reads_gpus(void);
 
 /* ------------------------------------------------------------------ communicators (mpi.c, mpi_none.c)
  * `mpi_comm` points to the caller's MPI_Comm, which is duplicated; NULL means MPI_COMM_WORLD. */

@@ -59,12 +59,14 @@ const char *mu_dist_library(void) {
     return text;
 }
 
-bool mu_dist_reads_gpus(void) {
+/* Does MPI say that it takes pointers to a GPU's memory as they are? Collective: on every rank. */
+static bool reads_gpus(MPI_Comm comm) {
+    int mine = 0, all;
 #ifdef OMPI_HAVE_MPI_EXT_CUDA
-    return MPIX_Query_cuda_support() == 1;
-#else
-    return false;
+    mine = MPIX_Query_cuda_support() == 1;
 #endif
+    CALL(MPI_Allreduce(&mine, &all, 1, MPI_INT, MPI_MIN, comm));
+    return all;
 }
 
 static bool on_one_node(MPI_Comm comm, int size) {
@@ -118,6 +120,7 @@ static mu_comm *wrap(MPI_Comm comm) {
     CALL(MPI_Comm_rank(comm, &c->rank));
     CALL(MPI_Comm_size(comm, &c->size));
     c->handle = h;
+    c->reads_gpus = reads_gpus(comm);
     c->piece_limit = (int64_t)1 << 30;
     c->window_least = (int64_t)4 << 10;
     h->ends = mu_alloc((size_t)c->size, sizeof *h->ends);

@@ -9,7 +9,6 @@ void mu_dist_stop(void) {}
 _Noreturn void mu_dist_abort(int exit_code) { _Exit(exit_code); }
 bool mu_dist_has_mpi(void) { return false; }
 const char *mu_dist_library(void) { return "built without MPI"; }
-bool mu_dist_reads_gpus(void) { return false; }
 
 mu_comm *mu_comm_new(const void *mpi_comm) {
     (void)mpi_comm;

@@ -86,8 +86,8 @@ static void host_write(mu_device *dev, void *data, const void *host, size_t byte
 }
 
 /* The view is the data itself. */
-static void *host_stage_begin(mu_device *dev, void *data, size_t bytes) {
-    (void)bytes;
+static void *host_stage_begin(mu_device *dev, void *data, size_t bytes, bool wanted) {
+    (void)bytes, (void)wanted;
     unlock(dev);
     return data;
 }
@@ -123,7 +123,8 @@ static void shape_write(mu_device *dev, void *data, const void *from, size_t byt
     (void)dev, (void)data, (void)from, (void)bytes;
 }
 
-static void *shape_stage_begin(mu_device *dev, void *data, size_t bytes) {
+static void *shape_stage_begin(mu_device *dev, void *data, size_t bytes, bool wanted) {
+    (void)wanted;
     (void)dev, (void)data;
     MU_FATAL(MU_STATUS_INTERNAL, "a dry run has no data to stage (%zu bytes)", bytes);
 }
@@ -269,9 +270,9 @@ void mu_device_finish(mu_device *dev) {
     dev->backend->finish(dev);
 }
 
-void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes) {
-    if (bytes) dev->waits++;
-    return dev->backend->stage_begin(dev, data, bytes);
+void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes, bool wanted) {
+    if (bytes && wanted) dev->waits++;
+    return dev->backend->stage_begin(dev, data, bytes, wanted);
 }
 
 void mu_device_stage_end(mu_device *dev, void *data, size_t bytes, bool written) {

@@ -21,7 +21,7 @@ typedef struct mu_backend {
     void (*release)(mu_memory *m);
     void (*read)(mu_device *dev, void *to, const void *data, size_t bytes);
     void (*write)(mu_device *dev, void *data, const void *from, size_t bytes);
-    void *(*stage_begin)(mu_device *dev, void *data, size_t bytes);
+    void *(*stage_begin)(mu_device *dev, void *data, size_t bytes, bool wanted);
     void (*stage_end)(mu_device *dev, void *data, size_t bytes, bool written);
     void (*finish)(mu_device *dev);                     /* NULL: work is done when a kernel returns */
     void (*close)(mu_device *dev);

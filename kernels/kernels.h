@@ -255,9 +255,9 @@ void *mu_device_room(mu_device *dev, size_t bytes);
 void mu_device_read(mu_device *dev, void *host, const void *data, size_t bytes);
 void mu_device_write(mu_device *dev, void *data, const void *host, size_t bytes);
 void mu_device_finish(mu_device *dev);                  /* waits until everything that was started is done */
-/* For dist/: a host view of device memory, valid until the end call, which makes host writes visible. May be
- * nested. Not on `shape`, which has no data: a dry run communicates nothing. */
-void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes);
+/* For dist/: a host view of device memory, valid until the end call, which makes host writes visible; it holds what is there
+ * if that is `wanted`. May be nested. Not on `shape`, which has no data: a dry run communicates nothing. */
+void *mu_device_stage_begin(mu_device *dev, void *data, size_t bytes, bool wanted);
 void mu_device_stage_end(mu_device *dev, void *data, size_t bytes, bool written);
 /* How often the host has waited for the device so far: each read and each staging, also where, as on the cpu, the work
  * was done already. A step of a fast device has few. */

@@ -161,7 +161,7 @@ void mu_adamw_steps_set(mu_adamw *o, const mu_unit *u, int64_t steps) {
 static void reduce_sums(const mu_params *ps, mu_comm *c, const mu_group *g) {
     if (c->size == 1 || ps->dev->shape_only) return;
     size_t bytes = (size_t)g->sums_words * sizeof(int64_t);
-    void *host = mu_device_stage_begin(ps->dev, g->sums->region.base, bytes);
+    void *host = mu_device_stage_begin(ps->dev, g->sums->region.base, bytes, true);
     mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, host, g->sums_words);
     mu_device_stage_end(ps->dev, g->sums->region.base, bytes, true);
 }

@@ -73,6 +73,9 @@ mu_status mu_train_device_open(const mu_train_config *cfg, const mu_mesh *mesh, 
     if (cfg->device == MU_TRAIN_DEVICE_CUDA || cfg->device == MU_TRAIN_DEVICE_AUTO) {
         *dev = open_cuda(cfg, mesh, why);
         if (*dev) return MU_STATUS_OK;
+        bool unusable = strstr(why, "this muster needs") != NULL; /* there is a GPU, and somebody may wonder */
+        if (cfg->device == MU_TRAIN_DEVICE_AUTO && unusable && mesh->world->rank == 0)
+            mu_log(MU_LOG_WARNING, "train.device auto: %s; training on the processor", why);
     }
     if (cfg->device == MU_TRAIN_DEVICE_CUDA)
         return mu_error_set(e, MU_STATUS_CONFIG, "train.device cuda: %s; train.device=cpu trains on the processor", why);

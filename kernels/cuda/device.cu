@@ -105,9 +105,13 @@ static void commit(mu_memory *m, size_t bytes) {
     mu_cuda *c = cuda_of(m->dev);
     mu_region *r = &m->region;
     if (bytes <= r->committed) return;
-    size_t want = round_up(bytes, c->step), more = want - r->committed;
+    size_t want = round_up(bytes, c->step), more = want - r->committed, ample = round_up(r->committed / 8, c->step);
     CUmemGenericAllocationHandle pages;
-    if (want > r->reserved || c->driver.create(&pages, more, &c->prop, 0) != CUDA_SUCCESS) out_of_memory(c, more);
+    /* What grows at all grows by an eighth, where there is room for it: mapping a page at a time takes long. */
+    if (more < ample && r->committed + ample <= r->reserved &&
+        c->driver.create(&pages, ample, &c->prop, 0) == CUDA_SUCCESS)
+        want = r->committed + ample, more = ample;
+    else if (want > r->reserved || c->driver.create(&pages, more, &c->prop, 0) != CUDA_SUCCESS) out_of_memory(c, more);
     CUdeviceptr at = (CUdeviceptr)(r->base + r->committed);
     CUmemAccessDesc access = {};
     access.location = c->prop.location, access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
@@ -180,14 +184,28 @@ static void write(mu_device *dev, void *data, const void *from, size_t bytes) {
     }
 }
 
+/* The smallest free view that is large enough. When all are too small the largest of them grows, by a quarter at least:
+ * what is exchanged differs in size from step to step. */
 static staged *view_for(mu_cuda *c, size_t bytes) {
-    for (staged *v = c->views; v; v = v->next)
-        if (!v->depth && v->bytes >= bytes) return v;
-    staged *v = (staged *)mu_alloc(1, sizeof *v);
-    v->bytes = round_up(bytes ? bytes : 1, (size_t)1 << 16);
-    CUDA_CHECK(cudaMallocHost(&v->host, v->bytes));
-    v->next = c->views;
-    return c->views = v;
+    staged *best = NULL;
+    for (staged *v = c->views; v; v = v->next) {
+        if (v->depth) continue;
+        bool fits = v->bytes >= bytes, best_fits = best && best->bytes >= bytes;
+        if (!best || (fits && !best_fits) || (fits == best_fits && (fits ? v->bytes < best->bytes : v->bytes > best->bytes)))
+            best = v;
+    }
+    if (best && best->bytes >= bytes) return best;
+    size_t grown = best ? best->bytes + best->bytes / 4 : 0;
+    if (best) {
+        CUDA_CHECK(cudaFreeHost(best->host));
+    } else {
+        best = (staged *)mu_alloc(1, sizeof *best);
+        best->next = c->views;
+        c->views = best;
+    }
+    best->bytes = round_up(bytes > grown ? bytes : grown, (size_t)1 << 16);
+    CUDA_CHECK(cudaMallocHost(&best->host, best->bytes));
+    return best;
 }
 
 static staged *view_of(mu_cuda *c, const void *data) {
@@ -196,13 +214,13 @@ static staged *view_of(mu_cuda *c, const void *data) {
     return NULL;
 }
 
-static void *stage_begin(mu_device *dev, void *data, size_t bytes) {
+static void *stage_begin(mu_device *dev, void *data, size_t bytes, bool wanted) {
     mu_cuda *c = cuda_of(dev);
     staged *v = view_of(c, data);
-    if (!v) v = view_for(c, bytes);
+    if (!v) v = view_for(c, bytes ? bytes : 1);
     MU_CHECK(v->bytes >= bytes, "%zu bytes staged within a view of %zu", bytes, v->bytes);
     v->data = data;
-    if (!v->depth++ && bytes) fetch(c, v->host, data, bytes);
+    if (!v->depth++ && bytes && wanted) fetch(c, v->host, data, bytes);
     return v->host;
 }
 
@@ -238,6 +256,7 @@ static void close(mu_device *dev) {
 
 static const mu_backend backend = { reserve, commit, release, read, write, stage_begin, stage_end, finish, close };
 
+enum { LEAST_CAPABILITY = 8 };              /* the oldest that cmake/cuda.cmake makes code for */
 static char missing[256];
 const char *mu_cuda_missing(void) { return missing; }
 
@@ -294,8 +313,16 @@ mu_device *mu_cuda_open(const char *kind) {
     if (!half && (name != strlen("cuda") || strncmp(kind, "cuda", name))) return NULL;
     int n = count_devices();
     if (!n) return NULL;
+    int index = number ? atoi(number + 1) % n : 0, major, minor;
+    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+    CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
+    if (major < LEAST_CAPABILITY) {
+        snprintf(missing, sizeof missing, "GPU %d has compute capability %d.%d, this muster needs %d.0 or more (Ampere or newer)",
+                 index, major, minor, (int)LEAST_CAPABILITY);
+        return NULL;
+    }
     mu_cuda *c = (mu_cuda *)mu_alloc(1, sizeof *c);
-    c->index = number ? atoi(number + 1) % n : 0;
+    c->index = index;
     CUDA_CHECK(cudaSetDevice(c->index));
     CUDA_CHECK(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
     CUDA_CHECK(cudaDeviceGetAttribute(&c->processors, cudaDevAttrMultiProcessorCount, c->index));

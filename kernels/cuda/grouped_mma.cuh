@@ -266,7 +266,7 @@ static __device__ __forceinline__ void wait_for_step() {
 template <int KIND, typename Epilogue>
 static __global__ void __launch_bounds__(MMA_THREADS, 1) mma_product(product<bf16> p, Epilogue e) {
     typedef mma_of<KIND> of;
-    extern __shared__ unsigned char dynamic_shared[];
+    extern __shared__ __align__(128) unsigned char dynamic_shared[];
     unsigned shared = mu_ptx_shared(dynamic_shared), stage = shared, last = shared + (MMA_STAGES - 1) * of::STAGE_BYTES;
     int warp = __shfl_sync(ALL_LANES, (int)threadIdx.x / WARP, 0);      /* so that the compiler knows: one for all lanes */
     warp_place w = { warp / WARPS_WIDE, warp % WARPS_WIDE, (int)threadIdx.x % WARP };

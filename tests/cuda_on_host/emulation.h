@@ -4,6 +4,7 @@
  *   MUSTER_EMULATED_ORDER    forward (if not set), backward, shuffled, shuffled:SEED: threads between two barriers
  *   MUSTER_EMULATED_DEVICES  how many there are (1)          MUSTER_EMULATED_BYTES   memory of each (4 GiB)
  *   MUSTER_EMULATED_SMS      multiprocessors (4)             MUSTER_EMULATED_DRIVER  CUDA version of the driver (13000)
+ *   MUSTER_EMULATED_CAPABILITY  their compute capability (9)
  *   MUSTER_EMULATED_MPI      1: MPI takes pointers to device memory, which therefore is in everybody's reach
  *   MUSTER_EMULATED_REPORT   file for mu_emulation_report when the program ends
  *   MUSTER_EMULATED_FAULT    launches of kernels whose names begin so fail, as a kernel that ran into a fault does */

@@ -30,9 +30,12 @@ int main(int argc, char **argv) {
         return MU_STATUS_USAGE;
     }
     mu_dist_start(&argc, &argv);
-    mu_status status = mu_config_load(&t.cfg, &t.options, argv[1], argc - 2, argv + 2, 1, &e);
+    mu_comm *world = mu_comm_new(NULL);
+    int ranks = world->size;
+    mu_comm_free(world);
+    mu_status status = mu_config_load(&t.cfg, &t.options, argv[1], argc - 2, argv + 2, ranks, &e);
     if (status == MU_STATUS_OK) {
-        mu_mesh *mesh = mu_mesh_open(NULL, 1);
+        mu_mesh *mesh = mu_mesh_open(NULL, (int)t.cfg.parallel.ep);
         t.mesh = mesh;
         status = mu_trainer_open(&t, mesh, true, &e);
         for (int i = 0; i < BEFORE && status == MU_STATUS_OK; i++) {

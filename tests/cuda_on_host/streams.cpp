@@ -233,7 +233,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int dev
         case cudaDevAttrWarpSize: *value = 32; break;
         case cudaDevAttrMultiProcessorCount: *value = processors(); break;
         case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
-        case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+        case cudaDevAttrComputeCapabilityMajor: *value = (int)from_environment("MUSTER_EMULATED_CAPABILITY", 9); break;
         case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
         case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = max_shared + 1024; break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = max_shared; break;

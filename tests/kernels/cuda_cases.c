@@ -3,7 +3,7 @@
  *     cuda_cases DEVICE [KERNEL...]       DEVICE: cuda, cuda-bf16; KERNEL: only these
  *
  * Each case runs dense, with gaps between rows, and with gaps and all operands aligned (MUSTER_CASES_PAD: with gaps of
- * this many values only); then attention in one piece and in many. The last line has a digest of all results. Exit: 0 all
+ * these widths only, as in 3,8); then attention in one piece and in many. The last line has a digest of all results. Exit: 0 all
  * agree, 1 some do not, 77 there is no such device. */
 #include "cases.h"
 #include "pieces.h"
@@ -34,9 +34,10 @@ int main(int argc, char **argv) {
         printf("skipped: %s\n", argc > 1 ? mu_cuda_missing() : "usage: cuda_cases DEVICE [KERNEL...]");
         return argc > 1 ? 77 : 64;
     }
-    const char *only = getenv("MUSTER_CASES_PAD");
-    int64_t only_pad = only ? atoi(only) : 0;
-    if (only) pads = &only_pad, n_pads = 1;
+    int64_t only[8];
+    const char *list = getenv("MUSTER_CASES_PAD");
+    if (list) pads = only, n_pads = 0;
+    for (char *end; list && *list && n_pads < 8; list = *end ? end + 1 : end) only[n_pads++] = strtol(list, &end, 10);
     uint64_t digest = 0;
     int wrong = 0, n = 0;
     for (int i = 0; i < N_KERNEL_CASES; i++) {

@@ -103,7 +103,7 @@ static void test_guarded(void **state) {
     assert_true(faults(x, false) && faults(y, false));
 
     mu_device_write(dev, x, in, sizeof in);
-    float *view = mu_device_stage_begin(dev, x, sizeof in);
+    float *view = mu_device_stage_begin(dev, x, sizeof in, true);
     assert_float_equal(view[2], 3, 0);
     view[2] = 30;
     mu_device_read(dev, out, y, sizeof out);                    /* nested: the view stays open */

@@ -73,6 +73,8 @@ if [ -n "${MPIEXEC:-}" ]; then
     follows plain-cpu dp2 1e-4
     expect 0 "two ranks share a device and the experts" with "$gpu" 2 ep2 train.device=cuda parallel.ep=2
     follows plain-cpu ep2 1e-4
+    expect 0 "four ranks" with "$gpu" 4 ep4 train.device=cuda parallel.ep=4
+    follows plain-cpu ep4 1e-4
     expect 0 "four ranks, bf16" with "$gpu" 4 ep2dp2 train.device=cuda train.dtype=bf16 parallel.ep=2
     follows plain-cpu ep2dp2 1e-2
 fi
@@ -80,6 +82,8 @@ fi
 # ---------------------------------------------------------------- what only the emulation can be
 [ -z "${MUSTER_GPU:-}" ] || finish
 if [ -n "${MPIEXEC:-}" ]; then
+    expect 0 "steps of two ranks, counted" on 2 "$MUSTER_BUILD/tests/muster_evidence_step" tiny.yaml train.device=cuda parallel.ep=2
+    if [ "$(grep -c ', 0 allocations$' log)" = 6 ]; then pass; else fail "two ranks ask for memory in later steps: $(cat log)"; fi
     # An MPI that takes device memory as it is gets it: the same bits, and gradients are summed on the device.
     export MUSTER_EMULATED_MPI=1 MUSTER_EMULATED_REPORT=$PWD/report
     expect 0 "two ranks, MPI reads the device" with "$gpu" 2 direct-ep2 train.device=cuda parallel.ep=2
@@ -101,6 +105,10 @@ says "no GPU" 'error: train.device cuda: rank 0: no NVIDIA GPU found .*; train.d
 MUSTER_EMULATED_DEVICES=0 expect 0 "auto without a GPU" with "$gpu" 1 auto train.device=auto train.steps=2 optim.warmup_steps=1
 MUSTER_EMULATED_DRIVER=11040 expect 78 "an old driver" with "$gpu" 1 none train.device=cuda
 says "an old driver" 'the NVIDIA driver knows CUDA 11.4, this muster needs [0-9]+\.[0-9]: a newer driver helps'
+MUSTER_EMULATED_CAPABILITY=7 expect 78 "an old GPU" with "$gpu" 1 none train.device=cuda
+says "an old GPU" 'GPU 0 has compute capability 7.0, this muster needs 8.0 or more'
+MUSTER_EMULATED_CAPABILITY=7 expect 0 "auto with an old GPU" with "$gpu" 1 auto-old train.device=auto train.steps=2 optim.warmup_steps=1
+says_once "auto with an old GPU" 'train.device auto: rank 0: GPU 0 has compute capability .*; training on the processor'
 MUSTER_EMULATED_FAULT=rmsnorm expect 70 "a kernel that faults" with "$gpu" 1 faulty train.device=cuda
 says_once "a kernel that faults" 'cudaErrorLaunchFailure.*compute-sanitizer'
 MUSTER_EMULATED_BYTES=$((20 << 20)) expect 70 "a full device" with "$gpu" 1 full train.device=cuda
