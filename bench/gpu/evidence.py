@@ -259,7 +259,10 @@ def page_text(nvcc, kernels, calls, steps):
     text += ["", "What they move, counted: *at least* is every operand once (and what a kernel's first product leaves for its second); "
              "*new* are the bytes that a launch touches for the first time, which must come from memory; *asked for* are all 32-byte "
              "sectors that warps request, most of them served by the caches where it is more than new. An access of a warp is "
-             "uncoalesced when it touches more sectors than its bytes would side by side.", ""]
+             "uncoalesced when it touches more sectors than its bytes would side by side. All but "
+             + ", ".join(f"`{name}`" for name in NOT_HOT) + f" (sorting, and one number a token) are held to no bank conflict, at most "
+             f"{100 * MOST_UNCOALESCED:g} % uncoalesced accesses (lists of tiles, ends of units) and {MOST_NEW:g} times the least bytes by "
+             "`tests/cuda_on_host/evidence.sh`. `--all` prints ptxas' figures of every kernel.", ""]
     text += counted_table(calls)
     text += ["", steps, "",
              f"The least time of an MoE layer's experts and combine in bf16 on an H100, computed: arithmetic at {PRODUCT / 1e12:.0f} "
