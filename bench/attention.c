@@ -4,7 +4,6 @@
  * B sequences of S tokens, H heads of width d. Counted are the products below the diagonal: 2 B H S^2 d FLOPs
  * forward (two products), 5 B H S^2 d backward (five: the scores again, and dv, dp, dq, dk). */
 #include "bench.h"
-#include "kernels/kernels.h"
 
 #include <math.h>
 #include <stdlib.h>

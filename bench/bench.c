@@ -183,16 +183,6 @@ static double report(const subject *s, const options *o, const char *name, doubl
     return rate;
 }
 
-/* Uniform in +-1: zeros, or one number again and again, would let a GPU run faster. */
-static void fill_randomly(mu_device *dev, int64_t n, mu_mat x, mu_mat room) {
-    float *host = mu_alloc((size_t)n, sizeof *host);
-    mu_rng rng = { 3, 0, 0, MU_RNG_TEST, 0 };
-    for (int64_t i = 0; i < n; i++) host[i] = (float)(2 * mu_rng_uniform(&rng, (uint64_t)i) - 1);
-    mu_device_write(dev, room.data, host, (size_t)n * sizeof *host);
-    dev->k->copy(dev, n, room, x);
-    free(host);
-}
-
 /* FLOP/s of a product [M, K] by [N, K]', in the type of activations. */
 static double gemm_peak(mu_device *dev, int64_t M, int64_t N, int64_t K) {
     int64_t longest = (M > N ? M : N) * (N > K ? N : K);
@@ -201,8 +191,8 @@ static double gemm_peak(mu_device *dev, int64_t M, int64_t N, int64_t K) {
     mu_memory_commit(memory, 3 * each);
     mu_mat a = { memory->region.base, dev->real, K }, b = { memory->region.base + each, dev->real, K };
     mu_mat c = { memory->region.base + 2 * each, dev->real, N }, room = { c.data, MU_DTYPE_F32, K };
-    fill_randomly(dev, M * K, a, room);
-    fill_randomly(dev, N * K, b, room);
+    bench_randomly(dev, M * K, 1, 0, a, room);
+    bench_randomly(dev, N * K, 1, 1, b, room);
     double best = 0, end = mu_time() + 0.5;
     for (int64_t i = 0; i < 3 || mu_time() < end; i++) {
         mu_device_finish(dev);

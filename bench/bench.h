@@ -1,7 +1,7 @@
 /* bench.h - what the benchmark programs share. */
 #ifndef MUSTER_BENCH_H
 #define MUSTER_BENCH_H
-#include "base/base.h"
+#include "kernels/kernels.h"
 
 #include <stdio.h>
 
@@ -18,7 +18,11 @@ typedef struct { const char *name; int64_t *number; bool *flag; const char *help
 int bench_parse(const char *program, const bench_option *options, int n, int argc, char **argv);
 
 /* The device to measure, a GPU or the processor, with bf16 products or not; NULL after one line that says why. */
-struct mu_device;
-struct mu_device *bench_device(const char *program, bool bf16, bool cuda);
+mu_device *bench_device(const char *program, bool bf16, bool cuda);
+/* x[0 .. n-1] uniform in +-scale, of any type: a block of numbers made on the host goes through `room` (F32, the smaller of n
+ * and BENCH_BLOCK values) to the device and is copied on over the rest. Zeros, or one number again and again, would let a
+ * GPU run faster. */
+enum { BENCH_BLOCK = 262139 };                          /* a prime: no two rows, and no two experts, are the same */
+void bench_randomly(mu_device *dev, int64_t n, double scale, uint32_t stream, mu_mat x, mu_mat room);
 enum { BENCH_CANNOT = 69 };                             /* exit code when this machine cannot (EX_UNAVAILABLE) */
 #endif

@@ -1,6 +1,5 @@
 /* common.c - command lines, medians and the device, shared by the benchmark programs. */
 #include "bench.h"
-#include "kernels/kernels.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -59,4 +58,18 @@ struct mu_device *bench_device(const char *program, bool bf16, bool cuda) {
     mu_device *dev = mu_device_open(cuda ? bf16 ? "cuda-bf16" : "cuda" : bf16 ? "cpu-bf16" : "cpu");
     if (!dev) fprintf(stderr, "%s: %s\n", program, cuda ? mu_cuda_missing() : "this processor has no bf16 products");
     return dev;
+}
+
+void bench_randomly(mu_device *dev, int64_t n, double scale, uint32_t stream, mu_mat x, mu_mat room) {
+    int64_t made = n < BENCH_BLOCK ? n : BENCH_BLOCK;
+    mu_rng rng = { 3, stream, 0, MU_RNG_TEST, 0 };
+    float *host = mu_alloc((size_t)made, sizeof *host);
+    for (int64_t i = 0; i < made; i++) host[i] = (float)(scale * (2 * mu_rng_uniform(&rng, (uint64_t)i) - 1));
+    mu_device_write(dev, room.data, host, (size_t)made * sizeof *host);
+    for (int64_t at = 0; at < n; at += made) {
+        mu_mat to = x;
+        to.data = (char *)x.data + (size_t)at * mu_dtype_size(x.dtype);
+        dev->k->copy(dev, n - at < made ? n - at : made, room, to);
+    }
+    free(host);
 }

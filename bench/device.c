@@ -7,7 +7,6 @@
  * measured takes its turn in each round. FLOPs of an MoE layer: 6 T n d K forward, 12 T n d K backward, as the
  * literature counts them (T tokens of width d, K of E experts of width n). */
 #include "bench.h"
-#include "kernels/kernels.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -46,22 +45,10 @@ static mu_mat take(pool *p, mu_dtype dtype, int64_t rows, int64_t columns) {
     return m;
 }
 
-/* Uniform in +-scale: a block of numbers made on the host, then copied on over the rest. */
+/* Uniform in +-scale. */
 static mu_mat random_of(pool *p, mu_dtype dtype, int64_t rows, int64_t columns, double scale) {
-    enum { BLOCK = 262139 };            /* a prime: no two rows, and no two experts, are the same */
-    mu_mat m = take(p, dtype, rows, columns), fine = take(p, p->dev->fine, 1, BLOCK);
-    int64_t n = rows * columns, made = n < BLOCK ? n : BLOCK;
-    mu_rng rng = { 3, (uint32_t)p->used, 0, MU_RNG_TEST, 0 };
-    float *host = mu_alloc((size_t)made, sizeof *host);
-    for (int64_t i = 0; i < made; i++) host[i] = (float)(scale * (2 * mu_rng_uniform(&rng, (uint64_t)i) - 1));
-    mu_device_write(p->dev, fine.data, host, (size_t)made * sizeof *host);
-    for (int64_t at = 0, now; at < n; at += now) {
-        mu_mat to = m;
-        to.data = (char *)m.data + (size_t)at * mu_dtype_size(dtype);
-        now = n - at < made ? n - at : made;
-        p->dev->k->copy(p->dev, now, fine, to);
-    }
-    free(host);
+    mu_mat m = take(p, dtype, rows, columns), room = take(p, p->dev->fine, 1, BENCH_BLOCK);
+    bench_randomly(p->dev, rows * columns, scale, (uint32_t)p->used, m, room);
     return m;
 }
 
@@ -69,25 +56,19 @@ static mu_mat random_of(pool *p, mu_dtype dtype, int64_t rows, int64_t columns, 
 
 typedef void action(mu_device *dev, void *what);
 
-/* The host waits until everything sent to the device is done. */
-static void finish(mu_device *dev, mu_mat m) {
-    char byte;
-    mu_device_read(dev, &byte, m.data, 1);
-}
-
 enum { MOST_ACTIONS = 5, MOST_ROUNDS = 99 };
 
 /* Seconds of one call of each action, medians. */
-static void in_turn(const options *o, mu_device *dev, int n, action *const acts[], void *what, mu_mat last,
+static void in_turn(const options *o, mu_device *dev, int n, action *const acts[], void *what,
                     double seconds[]) {
     double all[MOST_ACTIONS][MOST_ROUNDS];
     int64_t rounds = o->rounds < MOST_ROUNDS ? o->rounds : MOST_ROUNDS;
     for (int64_t round = -1; round < rounds; round++)       /* one to warm up */
         for (int i = 0; i < n; i++) {
-            finish(dev, last);
+            mu_device_finish(dev);
             double start = mu_time();
             for (int64_t call = 0; call < o->calls; call++) acts[i](dev, what);
-            finish(dev, last);
+            mu_device_finish(dev);
             if (round >= 0) all[i][round] = (mu_time() - start) / (double)o->calls;
         }
     for (int i = 0; i < n; i++) seconds[i] = bench_median(all[i], rounds);
@@ -129,7 +110,7 @@ static ceilings measure_ceilings(const options *o, mu_device *dev) {
     simple s = { .n = o->tiny ? 1 << 12 : o->cuda ? 1 << 29 : 1 << 25 };
     s.x = random_of(&p, dev->real, 1, s.n, 1), s.y = take(&p, dev->real, 1, s.n);
     double seconds;
-    in_turn(o, dev, 1, (action *const[]){ copy }, &s, s.y, &seconds);
+    in_turn(o, dev, 1, (action *const[]){ copy }, &s, &seconds);
     double bytes = 2.0 * (double)s.n * (double)mu_dtype_size(dev->real);
     c.copy = bytes / seconds;
     print_bytes("copy", bytes, seconds, NULL);
@@ -139,7 +120,7 @@ static ceilings measure_ceilings(const options *o, mu_device *dev) {
     s.n = o->tiny ? 64 : o->cuda ? 8192 : 2048;
     s.x = random_of(&p, dev->real, s.n, s.n, 1), s.y = random_of(&p, dev->real, s.n, s.n, 1);
     s.z = take(&p, dev->real, s.n, s.n);
-    in_turn(o, dev, 1, (action *const[]){ product }, &s, s.z, &seconds);
+    in_turn(o, dev, 1, (action *const[]){ product }, &s, &seconds);
     double flops = 2 * pow((double)s.n, 3);
     c.product = flops / seconds;
     char text[64];
@@ -260,7 +241,7 @@ static void measure_layer(const options *o, mu_device *dev, moe_shape s, bool sk
     double seconds[5], unit = (double)s.T * (double)s.d * (double)s.n * (double)s.K;
     in_turn(o, dev, 5,
             (action *const[]){ layer_route, layer_experts, layer_loop, layer_forward, forward_and_backward }, &l,
-            l.drouter, seconds);
+            seconds);
     int64_t kept = bytes_of(l.x, s.T) + 2 * bytes_of(l.hg, l.shape.R) + bytes_of(l.scores, s.T) + bytes_of(l.gates, s.T) +
                    bytes_of(l.ids, s.T) + bytes_of(l.row, s.T) + bytes_of(column(l.token), l.shape.R) +
                    bytes_of(column(l.lse), s.T) + bytes_of(column(l.offsets), s.E + 1);
@@ -301,7 +282,7 @@ static void measure_attention(const options *o, mu_device *dev, int64_t B, int64
     for (int i = 1; i < 4; i++) dev->k->fill(dev, T * wide, 0.0, *results[i]);      /* backward adds */
     a.lse = take(&p, dev->fine, H, T);
     double seconds[2], unit = (double)B * (double)H * (double)S * (double)S * (double)d;
-    in_turn(o, dev, 2, (action *const[]){ attention_forward, attention_backward }, &a, a.dv, seconds);
+    in_turn(o, dev, 2, (action *const[]){ attention_forward, attention_backward }, &a, seconds);
     char text[96];
     snprintf(text, sizeof text, "attention, %lld x %lld tokens, %lld heads of %lld, forward", (long long)B, (long long)S,
              (long long)H, (long long)d);
@@ -331,7 +312,7 @@ static void measure_loss(const options *o, mu_device *dev, int64_t rows, int64_t
     mu_device_write(dev, l.targets.data, targets, (size_t)rows * sizeof *targets);
     dev->k->fill(dev, 1, 1.0, l.dout);
     double seconds[2], bytes = (double)rows * (double)V * (double)mu_dtype_size(dev->real);
-    in_turn(o, dev, 2, (action *const[]){ loss_forward, loss_backward }, &l, l.logits, seconds);
+    in_turn(o, dev, 2, (action *const[]){ loss_forward, loss_backward }, &l, seconds);
     print_bytes("cross-entropy of logits, forward", bytes, seconds[0], c);
     print_bytes("  backward", 2 * bytes, seconds[1], c);
     free(targets);
@@ -366,7 +347,7 @@ static void measure_norm(const options *o, mu_device *dev, int64_t rows, int64_t
     for (int64_t i = 0; i < rows * K; i++) index[i] = (int32_t)(i % K * rows + i / K);    /* far apart, as after a sort */
     mu_device_write(dev, n.index.data, index, (size_t)(rows * K) * sizeof *index);
     double seconds[3], bytes = (double)rows * (double)D * (double)mu_dtype_size(real);
-    in_turn(o, dev, 3, (action *const[]){ norm_forward, norm_backward, combine }, &n, n.y, seconds);
+    in_turn(o, dev, 3, (action *const[]){ norm_forward, norm_backward, combine }, &n, seconds);
     print_bytes("norm, forward", 2 * bytes, seconds[0], c);
     print_bytes("norm, backward", 4 * bytes, seconds[1], c);
     print_bytes("combine", (double)(K + 1) * bytes, seconds[2], c);
@@ -404,7 +385,7 @@ static void measure_optimizer(const options *o, mu_device *dev, int64_t n_units,
     dev->k->fill(dev, n, 1.0, s.v);
     dev->k->fill(dev, 1, 1.0, s.scale);
     double seconds[2], values = (double)n;
-    in_turn(o, dev, 2, (action *const[]){ adamw, sum_squares }, &s, s.w, seconds);
+    in_turn(o, dev, 2, (action *const[]){ adamw, sum_squares }, &s, seconds);
     print_bytes("AdamW", values * (double)(7 * mu_dtype_size(dev->fine) + (s.real.data ? mu_dtype_size(dev->real) : 0)),
                 seconds[0], c);
     print_bytes("  sums of squares", values * (double)mu_dtype_size(dev->fine), seconds[1], c);

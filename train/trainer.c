@@ -81,9 +81,8 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer),
                             (uint64_t)t->cfg.run.seed, t->dev, mesh);
     t->tape = mu_tape_new(t->dev);
-    size_t cells = (size_t)(t->model->n_moe * t->cfg.moe.num_experts);
     t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
-    t->counts = mu_alloc(cells, sizeof *t->counts);
+    t->counts = mu_alloc((size_t)n_cells(t), sizeof *t->counts);
     plan_batch(t);
     if (!with_data) return MU_STATUS_OK;
     if (t->cfg.train.reproducible) {

@@ -44,7 +44,7 @@ class Failed(Exception):
     pass
 
 
-def run(command):
+def run(*command):
     """Runs a command, shows its output as it comes, returns it."""
     print("$", " ".join(map(str, command)), flush=True)
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -102,7 +102,7 @@ def layer_time(layer):
 def losses(program, folder, device, dtype, options):
     """Of the 20 steps of TRAINING."""
     where = Path(folder) / f"{device}-{dtype}"
-    run([program, "train", Path(folder) / "training.yaml", f"run.dir={where}", f"train.device={device}", f"train.dtype={dtype}", *options])
+    run(program, "train", Path(folder) / "training.yaml", f"run.dir={where}", f"train.device={device}", f"train.dtype={dtype}", *options)
     return [json.loads(line)["train/loss"] for line in (where / "metrics.jsonl").read_text().splitlines() if "train/loss" in line]
 
 
@@ -185,9 +185,9 @@ def main():
     tiny = ["--tiny"] if o.tiny else []
     failed = []
 
-    def attempt(*command):
+    def attempt(action, *arguments):
         try:
-            return run(command)
+            return action(*arguments) or ""
         except Failed as error:
             failed.append(str(error))
             return ""
@@ -197,23 +197,20 @@ def main():
         print(f"compute-sanitizer {'cannot look into the emulation' if o.tiny else 'was not found'}: left out")
         sanitizer = None
     for kind in ("cuda", "cuda-bf16"):
-        attempt(cases, kind)
+        attempt(run, cases, kind)
         for tool in ("memcheck", "racecheck") if sanitizer else ():
-            attempt(sanitizer, "--tool", tool, "--error-exitcode", "1", cases, kind)
-    try:
-        train(program, TINY_TRAINING if o.tiny else [])
-    except Failed as error:
-        failed.append(str(error))
-    device_text = attempt(device, "--cuda", "--bf16", *tiny)
+            attempt(run, sanitizer, "--tool", tool, "--error-exitcode", "1", cases, kind)
+    attempt(train, program, TINY_TRAINING if o.tiny else [])
+    device_text = attempt(run, device, "--cuda", "--bf16", *tiny)
     rival = here.parent / "peers" / "moe_layer.py"
     rival = rival if rival.exists() else here / "moe_layer.py"
-    rival_text = attempt(o.python, rival, *tiny) if o.python else ""
+    rival_text = attempt(run, o.python, rival, *tiny) if o.python else ""
     steps = {}
     for which, (sizes, wanted) in (TINY_STEPS if o.tiny else STEPS).items():
         options = [x for name, value in sizes.items() for x in (f"--{name}", value)]
-        steps[which] = attempt(bench, "--cuda", "--bf16", "--moe-only", *options), wanted
+        steps[which] = attempt(run, bench, "--cuda", "--bf16", "--moe-only", *options), wanted
     smi = shutil.which("nvidia-smi")
-    name = attempt(smi, "--query-gpu=name,driver_version", "--format=csv,noheader").strip() if smi else "no nvidia-smi"
+    name = attempt(run, smi, "--query-gpu=name,driver_version", "--format=csv,noheader").strip() if smi else "no nvidia-smi"
     result = f"{name}, {datetime.date.today()}{', a trial with tiny sizes' if o.tiny else ''}\n\n"
     result += table(gates(device_text, rival_text, steps, name))
     print("\n" + result)

@@ -64,64 +64,64 @@ static void norm_and_weights_are_the_same_for_any_ep(void **state) {
     }
 }
 
+/* A model whose experts are shared out over all ranks, and its optimizer. */
+typedef struct { mu_mesh *mesh; mu_device *dev; mu_model *m; mu_adamw *o; int rank, size; } stand;
+
+static stand stand_new(void) {
+    mu_comm *world = mu_comm_new(NULL);
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    mu_optim_config optim = { .betas = { 0.9, 0.95 }, .eps = 1e-8 };
+    stand s = { .mesh = mu_mesh_open(NULL, world->size), .dev = mu_device_open("cpu"), .rank = world->rank, .size = world->size };
+    mu_comm_free(world);
+    s.m = mu_model_new(&cfg, &moe, TINY_V, 5, s.dev, s.mesh);
+    s.o = mu_adamw_new(&optim, s.m->params);
+    set_gradients(s.m->params, 0);
+    return s;
+}
+
+static void stand_free(stand *s) {
+    mu_adamw_free(s->o);
+    mu_model_free(s->m);
+    mu_device_close(s->dev);
+    mu_mesh_close(s->mesh);
+}
+
 /* A gradient that is not finite is seen by every rank of the group; the rank that has it can name it. */
 static void everybody_sees_a_bad_gradient(void **state) {
     (void)state;
-    mu_comm *world = mu_comm_new(NULL);
-    mu_mesh *mesh = mu_mesh_open(NULL, world->size);
-    mu_device *dev = mu_device_open("cpu");
-    mu_model_config cfg = tiny_model_config();
-    mu_moe_config moe = tiny_moe_config();
-    mu_optim_config optim = { 0 };
-    mu_model *m = mu_model_new(&cfg, &moe, TINY_V, 5, dev, mesh);
-    mu_adamw *o = mu_adamw_new(&optim, m->params);
-    set_gradients(m->params, 0);
-    mu_unit *u = mu_params_find(m->params, "/layers/1/mlp/experts/3/down_proj/weight");
-    check((u != NULL) == (world->rank == world->size - 1), "expert 3 lives on the last rank");
-    if (u) mu_reals_set(dev, dev->fine, mu_unit_grad(u), 1, &(double){ NAN });
-    mu_grad_clip(o, mesh->world, 1, 0, (mu_mat){ 0 });
-    check(isnan(mu_grad_norm(o)), "a NaN was lost");
-    const mu_unit *bad = mu_grads_nonfinite(o);
+    stand s = stand_new();
+    mu_unit *u = mu_params_find(s.m->params, "/layers/1/mlp/experts/3/down_proj/weight");
+    check((u != NULL) == (s.rank == s.size - 1), "expert 3 lives on the last rank");
+    if (u) mu_reals_set(s.dev, s.dev->fine, mu_unit_grad(u), 1, &(double){ NAN });
+    mu_grad_clip(s.o, s.mesh->world, 1, 0, (mu_mat){ 0 });
+    check(isnan(mu_grad_norm(s.o)), "a NaN was lost");
+    const mu_unit *bad = mu_grads_nonfinite(s.o);
     check(bad == u, "%s", bad ? bad->name : "nothing named");
-    mu_adamw_free(o);
-    mu_model_free(m);
-    mu_device_close(dev);
-    mu_mesh_close(mesh);
-    mu_comm_free(world);
+    stand_free(&s);
 }
 
 /* One rank's loss is not finite, though all gradients are: no rank's weights move. */
 static void a_bad_loss_stops_every_rank(void **state) {
     (void)state;
-    mu_comm *world = mu_comm_new(NULL);
-    mu_mesh *mesh = mu_mesh_open(NULL, world->size);
-    mu_device *dev = mu_device_open("cpu");
-    mu_model_config cfg = tiny_model_config();
-    mu_moe_config moe = tiny_moe_config();
-    mu_optim_config optim = { .betas = { 0.9, 0.95 }, .eps = 1e-8 };
-    mu_model *m = mu_model_new(&cfg, &moe, TINY_V, 5, dev, mesh);
-    mu_adamw *o = mu_adamw_new(&optim, m->params);
-    mu_memory *memory = mu_memory_new(dev, sizeof(double));
+    stand s = stand_new();
+    mu_memory *memory = mu_memory_new(s.dev, sizeof(double));
     mu_memory_commit(memory, sizeof(double));
     mu_mat loss = { memory->region.base, MU_DTYPE_F64, 1 };
+    mu_unit *u = mu_params_find(s.m->params, "/norm/weight");
     for (int bad = 1; bad >= 0; bad--) {
-        mu_unit *u = mu_params_find(m->params, "/norm/weight");
         double before, after;
-        mu_reals_get(dev, dev->fine, mu_unit_data(u), 1, &before);
-        set_gradients(m->params, 0);
-        dev->k->fill(dev, 1, bad && world->rank == world->size - 1 ? INFINITY : 3, loss);
-        mu_grad_clip(o, mesh->world, 1, 1, loss);
-        mu_adamw_step(o, 1e-2, (mu_mat){ 0 });
-        mu_reals_get(dev, dev->fine, mu_unit_data(u), 1, &after);
+        mu_reals_get(s.dev, s.dev->fine, mu_unit_data(u), 1, &before);
+        set_gradients(s.m->params, 0);
+        s.dev->k->fill(s.dev, 1, bad && s.rank == s.size - 1 ? INFINITY : 3, loss);
+        mu_grad_clip(s.o, s.mesh->world, 1, 1, loss);
+        mu_adamw_step(s.o, 1e-2, (mu_mat){ 0 });
+        mu_reals_get(s.dev, s.dev->fine, mu_unit_data(u), 1, &after);
         check((after == before) == (bool)bad, "bad %d: %g, then %g", bad, before, after);
-        check(mu_adamw_steps(o, u) == !bad, "bad %d: %lld steps", bad, (long long)mu_adamw_steps(o, u));
+        check(mu_adamw_steps(s.o, u) == !bad, "bad %d: %lld steps", bad, (long long)mu_adamw_steps(s.o, u));
     }
     mu_memory_free(memory);
-    mu_adamw_free(o);
-    mu_model_free(m);
-    mu_device_close(dev);
-    mu_mesh_close(mesh);
-    mu_comm_free(world);
+    stand_free(&s);
 }
 
 int main(int argc, char **argv) {
