@@ -9,14 +9,20 @@
 
 enum { ALIGNMENT = 64 };
 static const size_t COMMIT_STEP = (size_t)1 << 20;
+/* Large regions lie on huge pages, where the system has them on request: a matrix of megabytes is read 5 to 10 % faster
+ * when its addresses need few entries of the TLB. Small ones do not, so that they do not take 2 MiB each. */
+static const size_t HUGE_PAGE = (size_t)2 << 20, LARGE = (size_t)8 << 20;
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 void mu_region_init(mu_region *r, size_t reserve) {
-    size_t bytes = round_up(reserve, COMMIT_STEP);
-    void *base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    size_t bytes = round_up(reserve, HUGE_PAGE), whole = bytes + HUGE_PAGE;
+    char *base = mmap(NULL, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     MU_CHECK(base != MAP_FAILED, "no address space for %zu MiB; is it limited (ulimit -v)?", bytes >> 20);
-    *r = (mu_region){ .base = base, .reserved = bytes };
+    size_t skip = round_up((uintptr_t)base, HUGE_PAGE) - (uintptr_t)base;
+    if (skip) munmap(base, skip);
+    munmap(base + skip + bytes, HUGE_PAGE - skip);
+    *r = (mu_region){ .base = base + skip, .reserved = bytes };
 }
 
 void mu_region_commit(mu_region *r, size_t bytes) {
@@ -25,8 +31,10 @@ void mu_region_commit(mu_region *r, size_t bytes) {
     MU_CHECK(want <= r->reserved,
              "%zu MiB needed, %zu MiB reserved; a smaller train.micro_batch_size needs less", want >> 20,
              r->reserved >> 20);
-    int failed = mprotect(r->base + r->committed, want - r->committed, PROT_READ | PROT_WRITE);
+    size_t usable = round_up(want, HUGE_PAGE);          /* a page that is half out of reach cannot be a huge one */
+    int failed = mprotect(r->base, usable, PROT_READ | PROT_WRITE);
     MU_CHECK(!failed, "out of memory at %zu MiB; a smaller train.micro_batch_size needs less", want >> 20);
+    if (want >= LARGE) madvise(r->base, usable, MADV_HUGEPAGE);     /* a wish: not to have it is no error */
     r->committed = want;
 }
 

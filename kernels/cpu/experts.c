@@ -178,9 +178,8 @@ static int64_t most_rows(const int64_t *offsets, int64_t experts) {
 
 /* Weights that are packed for all rows pay when a block's activations stay in the cache meanwhile; not for few rows,
  * nor when the packed weights would not fit into a cache anyway. */
-static bool pack_as_used(const mu_experts_shape *s, int64_t rows) {
-    return rows <= 64 || (rows <= CPU_FEW && 3 * s->D * s->F > MOST_PACKED);
-}
+static bool is_few_for(const mu_experts_shape *s, int64_t rows) { return rows <= CPU_FEW && 3 * s->D * s->F > MOST_PACKED; }
+static bool pack_as_used(const mu_experts_shape *s, int64_t rows) { return rows <= 64 || is_few_for(s, rows); }
 
 static packs packs_new(mu_device *dev, int64_t first, int64_t end, size_t gate, size_t down) {
     packs p = { NULL, first, (int64_t)gate, (int64_t)(2 * gate + down) };
@@ -355,7 +354,7 @@ static void run_task(const backward *f, const int64_t *offsets, packs p, const t
  * that its weights are read once: first what becomes of hg and hu, then dx, then the gradients of weights. */
 static bool goes_by_columns(const backward *f, int64_t most) {
     bool plain = !f->in.data && !f->out.data && !f->weights.data && f->dx.data;
-    return plain && cpu_in_place(f->s->D) && cpu_in_place(f->s->F) && most <= CPU_FEW && 3 * f->s->D * f->s->F > MOST_PACKED;
+    return plain && cpu_in_place(f->s->D) && cpu_in_place(f->s->F) && is_few_for(f->s, most);
 }
 
 static void columns_of_h(const backward *f, const int64_t *offsets, int64_t expert, int64_t j, float *da) {

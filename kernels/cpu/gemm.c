@@ -1,11 +1,11 @@
 /* gemm.c - C[m,n] = beta C + op(A)[m,k] op(B)[k,n].
  *
  * B is packed by all threads together, a stretch of columns at a time to bound the memory, or read in place.
- * Then threads take blocks of C: about 56 rows times a group of panels. The blocks depend on m and n only;
- * each element is summed in one place. */
+ * Then threads take blocks of C: 28 to 128 rows times a group of panels. An element is summed in one place and
+ * one order, whatever block it is in. */
 #include "kernels/cpu/cpu.h"
 
-enum { ROWS = 56, LEAST_ITEMS = 16 };
+enum { MOST_ROWS = 128, LEAST_ROWS = 28, BLOCKS_A_THREAD = 2 };
 static const int64_t MOST_PACKED = (int64_t)4 << 20;        /* floats of B packed at a time */
 
 typedef struct { bool ta, tb; int64_t m, n, k; mu_mat a, b; bool add; mu_mat c; } product;
@@ -13,10 +13,10 @@ typedef struct { bool ta, tb; int64_t m, n, k; mu_mat a, b; bool add; mu_mat c; 
 /* Blocks: `down` row blocks of equal height, `across` groups of panels. */
 typedef struct { int64_t down, across; } grid;
 
-static grid choose_grid(int64_t m, int64_t panels) {
-    grid g = { cpu_blocks(m, ROWS), 1 };
-    if (m >= 8 * CPU_MR) g.down = cpu_blocks(g.down, 4) * 4;        /* even shares for two and four threads */
-    while (g.down * g.across < LEAST_ITEMS && g.across < panels) g.across *= 2;
+/* A few blocks for each thread, as high as that allows: each reads all of B, or its group of panels. */
+static grid choose_grid(int64_t m, int64_t panels, int team) {
+    grid g = { cpu_max(cpu_blocks(m, MOST_ROWS), cpu_min(cpu_blocks(m, LEAST_ROWS), BLOCKS_A_THREAD * team)), 1 };
+    while (g.down * g.across < BLOCKS_A_THREAD * team && g.across < panels) g.across *= 2;
     g.across = cpu_min(g.across, panels);
     return g;
 }
@@ -49,7 +49,7 @@ static void stretch(mu_device *dev, const product *p, int team, int64_t first, i
     cpu_panels b = direct ? cpu_panels_in_place(from, p->b.ld) : cpu_panels_of(packed, p->k);
     int64_t panels = cpu_blocks(n, CPU_NR), parts = cpu_parts(p->tb, p->k, n);
     int64_t depth = choose_depth(p, n);
-    grid g = choose_grid(p->m, panels);
+    grid g = choose_grid(p->m, panels, team);
 #pragma omp parallel num_threads(team)
     {
         if (!direct) {

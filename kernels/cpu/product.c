@@ -100,15 +100,18 @@ void CPU(pack)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, float
 
 /* ---------------------------------------------------------------- tiles
  * c[rows, nv vectors] (+)= a b over k steps; a[i, p] stands at a[i * ra + p * ca]. `rows`, `nv` and one of
- * the strides are constants where it is inlined, so the loops vanish and the accumulators are registers. */
+ * the strides are constants where it is inlined, so the loops vanish and the accumulators are registers.
+ * B comes from the second-level cache, AHEAD rows before it is used; C has k steps' time to come. */
+enum { AHEAD = 16 };
+
 static inline __attribute__((always_inline))
 void tile(const int rows, const int nv, int64_t k, const float *a, int64_t ra, int64_t ca, const float *b,
           int64_t ldb, bool add, float *c, int64_t ldc) {
     vec sum[14][2];
 #pragma GCC unroll 14
-    for (int i = 0; i < rows; i++)                  /* C may be far away: it has k steps' time to come */
+    for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
-        for (int j = 0; j < nv && add; j++) __builtin_prefetch(c + i * ldc + j * CPU_LANES, 1);
+        for (int j = 0; j < nv; j++) __builtin_prefetch(c + i * ldc + j * CPU_LANES, 1);
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
@@ -117,6 +120,8 @@ void tile(const int rows, const int nv, int64_t k, const float *a, int64_t ra, i
         vec bp[2];
 #pragma GCC unroll 2
         for (int j = 0; j < nv; j++) bp[j] = *(const vec_u *)(b + p * ldb + j * CPU_LANES);
+#pragma GCC unroll 2
+        for (int j = 0; j < nv * CPU_LANES; j += 16) __builtin_prefetch(b + (p + AHEAD) * ldb + j);
 #pragma GCC unroll 14
         for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
@@ -168,21 +173,28 @@ static void edge_tile(tile_function *const f[2], int64_t rows, int64_t width, in
             c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + buffer[i * CPU_NR + j];
 }
 
+/* A tile of A stays in the first-level cache while it meets the panels of a group, which stay in the second-level
+ * cache while all tiles meet them. Rows of A that are a multiple of 4 KiB apart share one set of the first-level cache:
+ * these are moved together. */
+enum { GROUP = 8 * 32 / CPU_NR };                           /* panels: at most 256 KiB */
+
 void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
                    bool add, float *c, int64_t ldc) {
-    int64_t tiles = cpu_blocks(m, CPU_MR);
+    enum { NEAR_LD = CPU_KC + 16 };
+    _Alignas(64) float near[CPU_MR * NEAR_LD];
+    int64_t tiles = cpu_blocks(m, CPU_MR), panels = cpu_blocks(n, CPU_NR);
+    bool far = !ta && lda % 1024 == 0 && m > 4 && panels > 1;
     if (k == 0 && !add) cpu_zero_rows(m, n, c, ldc);
-    for (int64_t at = 0; at < k; at += CPU_KC) {
-        int64_t depth = cpu_min(CPU_KC, k - at);
-        const float *a_at = a + (ta ? at * lda : at);
-        for (int64_t j = 0; j * CPU_NR < n; j++) {
-            const float *panel = b.data + j * b.stride + at * b.ld;
+    for (int64_t at = 0; at < k; at += CPU_KC)
+        for (int64_t first = 0; first < panels; first += GROUP) {
+            int64_t depth = cpu_min(CPU_KC, k - at), end = cpu_min(panels, first + GROUP);
             for (int64_t t = 0; t < tiles; t++) {
-                int64_t i = m * t / tiles, rows = m * (t + 1) / tiles - i;
-                edge_tile(tile_functions[rows][ta], rows, cpu_min(CPU_NR, n - j * CPU_NR), depth,
-                          a_at + (ta ? i : i * lda), lda, panel, b.ld, add || at,
-                          c + i * ldc + j * CPU_NR, ldc);
+                int64_t i = m * t / tiles, rows = m * (t + 1) / tiles - i, ld = far ? NEAR_LD : lda;
+                const float *from = a + (ta ? at * lda + i : i * lda + at);
+                for (int64_t r = 0; r < rows && far; r++) memcpy(near + r * ld, from + r * lda, (size_t)depth * sizeof *a);
+                for (int64_t j = first; j < end; j++)
+                    edge_tile(tile_functions[rows][ta], rows, cpu_min(CPU_NR, n - j * CPU_NR), depth, far ? near : from, ld,
+                              b.data + j * b.stride + at * b.ld, b.ld, add || at, c + i * ldc + j * CPU_NR, ldc);
             }
         }
-    }
 }

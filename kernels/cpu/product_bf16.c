@@ -9,7 +9,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/transpose.h"
 
-enum { CHUNK = 4 * CPU_MR, CHUNK_LD = CPU_KC / 2 };     /* rows of A rounded at a time; words of such a row */
+enum { CHUNK = 10 * CPU_MR, CHUNK_LD = CPU_KC / 2 };     /* rows of A rounded at a time; words of such a row */
+enum { AHEAD = 16 };                                    /* rows of a panel fetched before they are used */
 
 /* 16 words: x[i] in the lower half (first along k), y[i] in the upper. */
 static __m512i interleave(__m512 x, __m512 y) {
@@ -93,12 +94,15 @@ void tile(const int rows, const int nv, int64_t pairs, const uint32_t *a, const 
 #pragma GCC unroll 2
         for (int j = 0; j < nv; j++) {
             sum[i][j] = _mm512_setzero_ps();
-            if (add) __builtin_prefetch(c + i * ldc + j * 16, 1);
+            __builtin_prefetch(c + i * ldc + j * 16, 1);
         }
     for (int64_t p = 0; p < pairs; p++) {
         __m512bh bp[2];
 #pragma GCC unroll 2
-        for (int j = 0; j < nv; j++) bp[j] = (__m512bh)_mm512_loadu_si512(b + p * CPU_NR + j * 16);
+        for (int j = 0; j < nv; j++) {
+            bp[j] = (__m512bh)_mm512_loadu_si512(b + p * CPU_NR + j * 16);
+            __builtin_prefetch(b + (p + AHEAD) * CPU_NR + j * 16);
+        }
 #pragma GCC unroll 14
         for (int i = 0; i < rows; i++) {
             __m512bh ap = (__m512bh)_mm512_set1_epi32((int)a[i * ra + p * ca]);
@@ -141,12 +145,14 @@ static void chunk(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int6
     int64_t tiles = cpu_blocks(m, CPU_MR);
     if (ta) round_columns(m, k, a, lda, words);
     else round_rows(m, k, a, lda, words);
-    for (int64_t j = 0; j < n; j += CPU_NR, b += stride)
-        for (int64_t t = 0; t < tiles; t++) {
-            int64_t i = m * t / tiles, rows = m * (t + 1) / tiles - i, width = cpu_min(CPU_NR, n - j);
-            tile_functions[rows][ta][width > 16](cpu_pairs(k), words + (ta ? i : i * CHUNK_LD), b, width, add,
-                                                 c + i * ldc + j, ldc);
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t i = m * t / tiles, rows = m * (t + 1) / tiles - i;
+        for (int64_t j = 0; j < n; j += CPU_NR) {
+            int64_t width = cpu_min(CPU_NR, n - j);
+            tile_functions[rows][ta][width > 16](cpu_pairs(k), words + (ta ? i : i * CHUNK_LD), b + j / CPU_NR * stride,
+                                                 width, add, c + i * ldc + j, ldc);
         }
+    }
 }
 
 void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
