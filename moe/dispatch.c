@@ -121,6 +121,7 @@ mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const m
     int P = m->group->size;
     mu_plan *p = mu_tape_alloc(tp, sizeof *p);
     *p = (mu_plan){ .T = r->ids_TK->shape[0], .K = m->K, .experts = m->place->n_local };
+    p->loose = cx->mode == MU_MODE_TRAIN && !m->gate_eFD->tensor.sums;  /* not in generation, nor with train.reproducible */
     mu_tensor *offsets = sort_rows(m, tp, cx, r, p);
     if (m->gate_eFD->tensor.sums && mu_tape_recording(tp)) cut_leaves(m, tp, r, p);
     if (P == 1) {

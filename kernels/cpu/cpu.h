@@ -108,12 +108,20 @@ static inline void cpu_zero_rows(int64_t m, int64_t n, float *c, int64_t ldc) {
 void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
                    bool add, float *c, int64_t ldc);
 
-/* C[m,n] = A[m,k] B^T, or +=, for few rows, m <= CPU_FEW: B, [n, k] with n <= CPU_WIDE, as it lies. Weights are read
- * once and their packed form never leaves the first cache; for more rows it is worth writing to memory. The same
- * bits as multiply. */
+/* The same, not transposed, for an A that comes from memory. */
+void CPU(multiply_far)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add, float *c,
+                       int64_t ldc);
+
+/* C[m,n] = A[m,k] B^T, or +=, for few rows, m <= CPU_FEW: B, [n, k] with n <= CPU_WIDE, as it lies: weights are read
+ * once and never stored in another form. The same bits as multiply, but where `loose` allows sums in an order of their
+ * own, which depends on m. */
 enum { CPU_FEW = 256, CPU_WIDE = 4 * CPU_NR };
-void CPU(multiply_few)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+void CPU(multiply_few)(bool loose, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                        bool add, float *c, int64_t ldc);
+
+/* The same, and sums always in an order of their own; false, and nothing done, where that has no advantage. */
+bool CPU(multiply_dots)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,
+                        float *c, int64_t ldc);
 
 /* Elements of a block of an element-wise loop: 64 KiB of floats, enough to pay for handing it out. */
 enum { CPU_BLOCK = 16384 };

@@ -136,8 +136,8 @@ static void few_up(const few *w, int64_t i, float *buffer) {
     mu_mat x = input_rows(f, it, rows);
     if (f->hg.data) hg = cpu_f32(f->hg) + it.first * f->hg.ld + j, ldg = f->hg.ld;
     if (f->hu.data) hu = cpu_f32(f->hu) + it.first * f->hu.ld + j, ldu = f->hu.ld;
-    CPU(multiply_few)(n, columns, D, x.data, x.ld, matrix_of(f->gate, f->s, it.expert) + j * D, D, false, hg, ldg);
-    CPU(multiply_few)(n, columns, D, x.data, x.ld, matrix_of(f->up, f->s, it.expert) + j * D, D, false, hu, ldu);
+    CPU(multiply_few)(f->s->loose, n, columns, D, x.data, x.ld, matrix_of(f->gate, f->s, it.expert) + j * D, D, false, hg, ldg);
+    CPU(multiply_few)(f->s->loose, n, columns, D, x.data, x.ld, matrix_of(f->up, f->s, it.expert) + j * D, D, false, hu, ldu);
     swiglu(n, columns, hg, ldg, hu, ldu, f->weights, it.first, w->act + it.first * F + j, F);
 }
 
@@ -148,14 +148,21 @@ static void few_down(const few *w, int64_t i, float *buffer) {
     int64_t n = it.rows, columns = cpu_min(CPU_WIDE, D - j);
     mu_mat part = part_of(f->y, 0, j);
     float *y = f->out.data ? buffer : cpu_f32(part) + it.first * part.ld;
-    CPU(multiply_few)(n, columns, F, w->act + it.first * F, F, matrix_of(f->down, f->s, it.expert) + j * F, F, false, y,
+    CPU(multiply_few)(f->s->loose, n, columns, F, w->act + it.first * F, F, matrix_of(f->down, f->s, it.expert) + j * F, F, false, y,
                       f->out.data ? columns : part.ld);
     if (f->out.data) scatter_rows(n, columns, cpu_i32(f->out) + it.first, buffer, part);
 }
 
+static items list_experts(mu_device *dev, const int64_t *offsets, int64_t experts) {
+    items l = { mu_arena_alloc(&dev->scratch, (size_t)experts * sizeof *l.list), 0 };
+    for (int64_t i = 0; i < experts; i++)
+        if (offsets[i + 1] > offsets[i]) l.list[l.n++] = (item){ i, offsets[i], offsets[i + 1] - offsets[i] };
+    return l;
+}
+
 static void few_rows_fwd(mu_device *dev, const forward *f, const int64_t *offsets) {
     int64_t D = f->s->D, F = f->s->F, R = offsets[f->s->experts];
-    few w = { f, list_blocks(dev, offsets, 0, f->s->experts), NULL };
+    few w = { f, list_experts(dev, offsets, f->s->experts), NULL };
     w.act = mu_arena_alloc(&dev->scratch, (size_t)(R * F) * sizeof *w.act);
     int64_t ups = w.live.n * cpu_blocks(F, CPU_WIDE), downs = w.live.n * cpu_blocks(D, CPU_WIDE);
     int team = cpu_product_team(R, 3 * w.live.n * D, F);
@@ -181,6 +188,11 @@ static int64_t most_rows(const int64_t *offsets, int64_t experts) {
 static bool is_few_for(const mu_experts_shape *s, int64_t rows) { return rows <= CPU_FEW && 3 * s->D * s->F > MOST_PACKED; }
 static bool pack_as_used(const mu_experts_shape *s, int64_t rows) { return rows <= 64 || is_few_for(s, rows); }
 
+/* To round weights to bf16 takes longer than to multiply them with a handful of rows. */
+static bool better_in_fp32(const mu_experts_shape *s, const int64_t *offsets) {
+    return CPU_ROUNDS && s->loose && most_rows(offsets, s->experts) <= 8;
+}
+
 static packs packs_new(mu_device *dev, int64_t first, int64_t end, size_t gate, size_t down) {
     packs p = { NULL, first, (int64_t)gate, (int64_t)(2 * gate + down) };
     p.data = mu_arena_alloc(&dev->scratch, (size_t)((end - first) * p.each) * sizeof(float));
@@ -191,6 +203,10 @@ void CPU(experts_fwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
                       mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out,
                       mu_mat weights, mu_mat y) {
     forward f = { s, x, in, gate, up, down, hg, hu, out, weights, y };
+    if (better_in_fp32(s, cpu_i64(offsets))) {
+        CPU_FINE(experts_fwd)(dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, y);
+        return;
+    }
     int team = cpu_team(s->R * s->D * s->F / 16);
     size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->D, s->F), d = cpu_packed(s->F, s->D);
     if (pack_as_used(s, most_rows(cpu_i64(offsets), s->experts))) {
@@ -394,6 +410,11 @@ void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
                       mu_mat gate, mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat weights,
                       mu_mat dy, mu_mat act, mu_mat xg, mu_mat dyg, mu_mat dx, mu_mat dweights, mu_mat dgate,
                       mu_mat dup, mu_mat ddown) {
+    if (better_in_fp32(s, cpu_i64(offsets))) {
+        CPU_FINE(experts_bwd)(dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights, dgate,
+                              dup, ddown);
+        return;
+    }
     backward f = { s, x, in, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights, dgate, dup, ddown };
     const int64_t *at = cpu_i64(offsets);
     int team = cpu_team(s->R * s->D * s->F / 16);

@@ -1,15 +1,22 @@
 /* few.c - products of few rows with weights as they lie, [n, k]: C[m,n] = A[m,k] B^T, m <= CPU_FEW, n <= CPU_WIDE.
  *
- * To vectorise over columns the weights must be turned, which for few rows costs more than the product. With
- * AVX-512 a block of 16 columns x 16 values is turned in registers and multiplied from there: nothing is stored,
- * and the shuffles run beside the multiply-adds, on other ports. Up to eight rows share a block; up to four do two blocks in
- * turn, so that a row's chain of sums does not wait for itself. Weights are read in the order in which they
- * lie. An element is the same chain of multiply-adds as in product.c, so its bits are the same. */
+ * To vectorise over columns the weights must be turned, which for few rows costs more than the product. The ways around
+ * it, all but the last with the same chain of multiply-adds for an element as in product.c, so the same bits:
+ *   turned  With AVX-512 and up to eight rows a block of 16 columns x 16 values is turned in registers and multiplied
+ *           from there: nothing is stored, and the shuffles run beside the multiply-adds, on other ports. Up to four
+ *           rows do two blocks in turn, so that a row's chain of sums does not wait for itself.
+ *   across  With AVX-512 more rows are multiplied the other way round, C^T = B A^T: the weights are the left operand and
+ *           need not be turned, the rows of A and of the result are, of which there are few.
+ *   packed  Elsewhere the weights of a panel are turned into the first-level cache and used at once.
+ *   dots    Up to four rows, where sums may go in an order of their own: dots.c. */
 #include "kernels/cpu/cpu.h"
 
-#if defined(__AVX512F__) && !defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include "kernels/cpu/transpose.h"
+#endif
 
+/* ---------------------------------------------------------------- turned */
+#if defined(__AVX512F__) && !defined(__AVX512BF16__)
 enum { AT_ONCE = 8 };
 
 /* Sums of `rows` rows and `groups` times 16 columns over k <= CPU_KC values; columns beyond n are 0. */
@@ -32,7 +39,7 @@ static inline __attribute__((always_inline)) void turned_tile(const int rows, co
             } else {
 #pragma GCC unroll 16
                 for (int j = 0; j < 16; j++)
-                    r[j] = _mm512_maskz_loadu_ps(16 * g + j < n ? 0xffff : 0, b + (16 * g + j) * ldb + p);
+                    r[j] = 16 * g + j < n ? _mm512_loadu_ps(b + (16 * g + j) * ldb + p) : _mm512_setzero_ps();
             }
             cpu_transpose(r);
 #pragma GCC unroll 16
@@ -89,29 +96,69 @@ static void turned_product(int64_t m, int64_t n, int64_t k, const float *a, int6
 }
 #endif
 
-/* More rows, and other instruction sets: the weights of a panel or a few are packed into the cache and used at once. */
-static void packed_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
-                           int64_t ldb, bool add, float *c, int64_t ldc) {
-    enum { COLUMNS = CPU_ROUNDS ? 2 * CPU_NR : CPU_NR }; /* rows of A are rounded once for all of them */
-    _Alignas(64) float packed[CPU_KC * COLUMNS / CPU_ROWS_A_WORD];
-    for (int64_t at = 0; at < k; at += CPU_KC)
-        for (int64_t j = 0; j < n; j += COLUMNS) {
-            int64_t depth = cpu_min(CPU_KC, k - at), width = cpu_min(COLUMNS, n - j);
-            CPU(pack)(true, depth, width, b + j * ldb + at, ldb, packed);
-            CPU(multiply)
-            (false, m, width, depth, a + at, lda, cpu_panels_of(packed, depth), add || at, c + j, ldc);
+#if defined(__AVX512F__)
+/* ---------------------------------------------------------------- across */
+enum { ACROSS = 64 };                                       /* rows at a time */
+
+/* c[rows, columns] (+)= the transpose of from[columns, ld]; ld a multiple of 16, at least `rows`. */
+static void turn_back(int64_t rows, int64_t columns, const float *from, int64_t ld, bool add, float *c, int64_t ldc) {
+    for (int64_t j = 0; j < columns; j += 16)
+        for (int64_t i = 0; i < rows; i += 16) {
+            __mmask16 lanes = cpu_lanes(columns - j);
+            __m512 r[16];
+#pragma GCC unroll 16
+            for (int q = 0; q < 16; q++)
+                r[q] = j + q < columns ? _mm512_loadu_ps(from + (j + q) * ld + i) : _mm512_setzero_ps();
+            cpu_transpose(r);
+#pragma GCC unroll 16
+            for (int q = 0; q < 16; q++) {
+                if (i + q >= rows) break;
+                float *to = c + (i + q) * ldc + j;
+                if (add) r[q] = _mm512_add_ps(r[q], _mm512_maskz_loadu_ps(lanes, to));
+                _mm512_mask_storeu_ps(to, lanes, r[q]);
+            }
         }
 }
 
-void CPU(multiply_few)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+static void across_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                           int64_t ldb, bool add, float *c, int64_t ldc) {
+    _Alignas(64) float rows[CPU_KC * ACROSS], result[CPU_WIDE * ACROSS];
+    for (int64_t at = 0; at < k; at += CPU_KC)
+        for (int64_t i = 0; i < m; i += ACROSS) {
+            int64_t depth = cpu_min(CPU_KC, k - at), height = cpu_min(ACROSS, m - i);
+            int64_t ld = cpu_blocks(height, CPU_LANES) * CPU_LANES;
+            CPU(pack)(true, depth, height, a + i * lda + at, lda, rows);
+            CPU(multiply_far)(n, ld, depth, b + at, ldb, cpu_panels_of(rows, depth), false, result, ld);
+            turn_back(height, n, result, ld, add || at, c + i * ldc, ldc);
+        }
+}
+#else
+/* ---------------------------------------------------------------- packed */
+static void packed_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                           int64_t ldb, bool add, float *c, int64_t ldc) {
+    _Alignas(64) float packed[CPU_KC * CPU_NR];
+    for (int64_t at = 0; at < k; at += CPU_KC)
+        for (int64_t j = 0; j < n; j += CPU_NR) {
+            int64_t depth = cpu_min(CPU_KC, k - at), width = cpu_min(CPU_NR, n - j);
+            CPU(pack)(true, depth, width, b + j * ldb + at, ldb, packed);
+            CPU(multiply)(false, m, width, depth, a + at, lda, cpu_panels_of(packed, depth), add || at, c + j, ldc);
+        }
+}
+#endif
+
+void CPU(multiply_few)(bool loose, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                        int64_t ldb, bool add, float *c, int64_t ldc) {
     if (m == 0) return;
     if (k == 0 && !add) cpu_zero_rows(m, n, c, ldc);
+    if (loose && CPU(multiply_dots)(m, n, k, a, lda, b, ldb, add, c, ldc)) return;
 #if defined(__AVX512F__) && !defined(__AVX512BF16__)
-    if (m <= AT_ONCE) {
-        turned_product(m, n, k, a, lda, b, ldb, add, c, ldc);
-        return;
-    }
+    int64_t rest = m <= AT_ONCE ? m : m % CPU_LANES <= AT_ONCE / 2 ? m % CPU_LANES : 0;
+    m -= rest;                                              /* across, these would leave most lanes empty */
+    if (rest) turned_product(rest, n, k, a + m * lda, lda, b, ldb, add, c + m * ldc, ldc);
 #endif
+#if defined(__AVX512F__)
+    across_product(m, n, k, a, lda, b, ldb, add, c, ldc);
+#else
     packed_product(m, n, k, a, lda, b, ldb, add, c, ldc);
+#endif
 }

@@ -69,7 +69,7 @@ static void few_rows(const product *p) {
     int team = cpu_product_team(p->m, p->n, p->k);
 #pragma omp parallel for schedule(static) num_threads(team)
     for (int64_t j = 0; j < p->n; j += CPU_WIDE)
-        CPU(multiply_few)(p->m, cpu_min(CPU_WIDE, p->n - j), p->k, cpu_f32(p->a), p->a.ld,
+        CPU(multiply_few)(false, p->m, cpu_min(CPU_WIDE, p->n - j), p->k, cpu_f32(p->a), p->a.ld,
                           cpu_f32(p->b) + j * p->b.ld, p->b.ld, p->add, cpu_f32(p->c) + j, p->c.ld);
 }
 

@@ -36,8 +36,9 @@ static void copy_rows(int64_t k, int64_t n, const float *b, int64_t ldb, int64_t
 #if defined(__AVX512F__)
 #include "kernels/cpu/transpose.h"
 
-/* `to` gets k rows of a panel whose `width` columns are rows of b, 16 x 16 of them at once. */
-static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ldb, float *to) {
+/* `to` gets k rows of a panel whose `width` columns are rows of b, 16 x 16 of them at once. The next panel's rows, where there
+ * is one, are on their way meanwhile. */
+static void transpose_panel(int64_t k, int64_t width, bool more, const float *b, int64_t ldb, float *to) {
     for (int64_t p = 0; p < k; p += 16)
         for (int64_t j = 0; j < CPU_NR; j += 16) {
             const float *from = b + j * ldb + p;
@@ -48,9 +49,10 @@ static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ld
                 for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_ps(from + i * ldb);
             } else {
 #pragma GCC unroll 16
-                for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_ps(j + i < width ? rest : 0, from + i * ldb);
+                for (int i = 0; i < 16; i++)    /* a load of nothing is slow where there is no memory */
+                    r[i] = j + i < width ? _mm512_maskz_loadu_ps(rest, from + i * ldb) : _mm512_setzero_ps();
             }
-            for (int i = 0; i < 16; i++) __builtin_prefetch(from + (CPU_NR + i) * ldb, 0, 2);   /* the next panel's */
+            for (int i = 0; i < 16 && more; i++) __builtin_prefetch(from + (CPU_NR + i) * ldb, 0, 2);
             cpu_transpose(r);
             float *row = to + p * CPU_NR + j;
             if (rest == 0xffff) {
@@ -74,10 +76,10 @@ static void transpose_4x4(const float *b, int64_t ldb, float *to) {
     *(vec4_u *)(to + 3 * CPU_NR) = __builtin_shufflevector(d, e, 2, 3, 6, 7);
 }
 
-static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ldb, float *to) {
+static void transpose_panel(int64_t k, int64_t width, bool more, const float *b, int64_t ldb, float *to) {
     int64_t fours = width / 4 * 4, p = 0;
     for (; p + 4 <= k; p += 4) {
-        if (p % 16 == 0)                        /* the next panel is on its way while this one is turned */
+        if (p % 16 == 0 && (more || width == CPU_NR))       /* few.c turns one panel after the other */
             for (int64_t j = CPU_NR; j < 2 * CPU_NR; j++) __builtin_prefetch(b + j * ldb + p, 0, 2);
         for (int64_t j = 0; j < fours; j += 4) transpose_4x4(b + j * ldb + p, ldb, to + p * CPU_NR + j);
         for (int64_t q = p; q < p + 4; q++)
@@ -90,7 +92,7 @@ static void transpose_panel(int64_t k, int64_t width, const float *b, int64_t ld
 
 void CPU(pack_part)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, int64_t part, float *to) {
     int64_t first = part * (tb ? CPU_NR : CPU_PART);
-    if (tb) transpose_panel(k, cpu_min(CPU_NR, n - first), b + first * ldb, ldb, to + first * k);
+    if (tb) transpose_panel(k, cpu_min(CPU_NR, n - first), first + CPU_NR < n, b + first * ldb, ldb, to + first * k);
     else copy_rows(k, n, b, ldb, first, cpu_min(k, first + CPU_PART), to);
 }
 
@@ -101,35 +103,47 @@ void CPU(pack)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, float
 /* ---------------------------------------------------------------- tiles
  * c[rows, nv vectors] (+)= a b over k steps; a[i, p] stands at a[i * ra + p * ca]. `rows`, `nv` and one of
  * the strides are constants where it is inlined, so the loops vanish and the accumulators are registers.
- * B comes from the second-level cache, AHEAD rows before it is used; C has k steps' time to come. */
-enum { AHEAD = 16 };
+ * B comes from the second-level cache, AHEAD rows before it is used; C may be far away and has k steps' time to come. Rows of A that are `far` away, in memory, are fetched
+ * FAR_AHEAD values before: a dozen streams are more than a processor follows. */
+enum { AHEAD = CPU_LANES == 16 ? 16 : 0, FAR_AHEAD = 64, MOST_VECTORS = 8 };
 
 static inline __attribute__((always_inline))
-void tile(const int rows, const int nv, int64_t k, const float *a, int64_t ra, int64_t ca, const float *b,
+void tile(const int rows, const int nv, const bool far, int64_t k, const float *a, int64_t ra, int64_t ca, const float *b,
           int64_t ldb, bool add, float *c, int64_t ldc) {
-    vec sum[14][2];
+    vec sum[14][MOST_VECTORS];
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < nv; j++) __builtin_prefetch(c + i * ldc + j * CPU_LANES, 1);
+#pragma GCC unroll 8
+        for (int j = 0; j < nv * CPU_LANES; j += 16) __builtin_prefetch(c + i * ldc + j, 1);
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
         for (int j = 0; j < nv; j++) sum[i][j] = (vec){ 0 };
+    const float *third[5];                          /* rows 0, 3, 6 ... : pointers for all rows would not fit into registers, */
+#pragma GCC unroll 5
+    for (int i = 0; i < 5; i++) {                   /* and the compiler must not see through these */
+        third[i] = a + 3 * i * ra;
+        __asm__("" : "+r"(third[i]));
+    }
     for (int64_t p = 0; p < k; p++) {
-        vec bp[2];
-#pragma GCC unroll 2
+        vec bp[MOST_VECTORS];
+#pragma GCC unroll 8
         for (int j = 0; j < nv; j++) bp[j] = *(const vec_u *)(b + p * ldb + j * CPU_LANES);
-#pragma GCC unroll 2
-        for (int j = 0; j < nv * CPU_LANES; j += 16) __builtin_prefetch(b + (p + AHEAD) * ldb + j);
+#pragma GCC unroll 8
+        for (int j = 0; j < nv * CPU_LANES && AHEAD; j += 16) __builtin_prefetch(b + (p + AHEAD) * ldb + j);
+        if (far && p % 16 == 0) {                           /* the end of these rows, then the beginning of the next tile's */
+            const float *ahead = p + FAR_AHEAD < k ? a + p + FAR_AHEAD : a + rows * ra + p + FAR_AHEAD - k;
+#pragma GCC unroll 14
+            for (int i = 0; i < rows; i++) __builtin_prefetch(ahead + i * ra, 0, 2);
+        }
 #pragma GCC unroll 14
         for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
-            for (int j = 0; j < nv; j++) sum[i][j] += a[i * ra + p * ca] * bp[j];
+#pragma GCC unroll 8
+            for (int j = 0; j < nv; j++) sum[i][j] += third[i / 3][i % 3 * ra + p * ca] * bp[j];
     }
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
         for (int j = 0; j < nv; j++) {
             vec_u *to = (vec_u *)(c + i * ldc + j * CPU_LANES);
             if (add) *to += sum[i][j];
@@ -141,22 +155,45 @@ typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *
                            float *c, int64_t ldc);
 
 /* by_row: A[m, k]; by_column: A[k, m], read in place too: the rows of a tile are neighbours in memory. */
-#define TILE_AS(name, rows, nv, ra, ca)                                                                   \
+#define TILE_AS(name, rows, nv, far, ra, ca)                                                              \
     static void name(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,       \
                      float *c, int64_t ldc) {                                                             \
-        tile(rows, nv, k, a, ra, ca, b, ldb, add, c, ldc);                                                \
+        tile(rows, nv, far, k, a, ra, ca, b, ldb, add, c, ldc);                                           \
     }
-#define TILE(r)                               \
-    TILE_AS(by_row_##r##_1, r, 1, lda, 1)     \
-    TILE_AS(by_row_##r##_2, r, 2, lda, 1)     \
-    TILE_AS(by_column_##r##_1, r, 1, 1, lda)  \
-    TILE_AS(by_column_##r##_2, r, 2, 1, lda)
+#define TILE(r)                                     \
+    TILE_AS(by_row_##r##_1, r, 1, false, lda, 1)    \
+    TILE_AS(by_row_##r##_2, r, 2, false, lda, 1)    \
+    TILE_AS(by_column_##r##_1, r, 1, false, 1, lda) \
+    TILE_AS(by_column_##r##_2, r, 2, false, 1, lda) \
+    TILE_AS(by_far_row_##r##_1, r, 1, true, lda, 1) \
+    TILE_AS(by_far_row_##r##_2, r, 2, true, lda, 1)
 CPU_TILES(TILE)
 #undef TILE
 
-#define TILE(r) { { by_row_##r##_1, by_row_##r##_2 }, { by_column_##r##_1, by_column_##r##_2 } },
-static tile_function *const tile_functions[][2][2] = { { { NULL } }, CPU_TILES(TILE) };
+enum access { BY_ROW, BY_COLUMN, BY_FAR_ROW };
+#define TILE(r)                                 \
+    { { by_row_##r##_1, by_row_##r##_2 },       \
+      { by_column_##r##_1, by_column_##r##_2 }, \
+      { by_far_row_##r##_1, by_far_row_##r##_2 } },
+static tile_function *const tile_functions[][3][2] = { { { NULL } }, CPU_TILES(TILE) };
 #undef TILE
+
+/* Few rows times a B that lies in place: wide tiles read longer stretches of its rows. */
+enum { WIDE = CPU_LANES == 16 ? 8 : 4, HALF_WIDE = WIDE / 2, MOST_WIDE = CPU_LANES == 16 ? 6 : 3 };
+TILE_AS(wide_1, 1, WIDE, false, lda, 1)
+TILE_AS(wide_2, 2, WIDE, false, lda, 1)
+TILE_AS(wide_3, 3, CPU_LANES == 16 ? WIDE : HALF_WIDE, false, lda, 1)
+#if defined(__AVX512F__)
+TILE_AS(wide_4, 4, HALF_WIDE, false, lda, 1)
+TILE_AS(wide_5, 5, HALF_WIDE, false, lda, 1)
+TILE_AS(wide_6, 6, HALF_WIDE, false, lda, 1)
+#endif
+static const struct { tile_function *run; int panels; } wide_tiles[] = {
+    { NULL, 0 }, { wide_1, WIDE / 2 }, { wide_2, WIDE / 2 }, { wide_3, CPU_LANES == 16 ? WIDE / 2 : HALF_WIDE / 2 },
+#if defined(__AVX512F__)
+    { wide_4, HALF_WIDE / 2 }, { wide_5, HALF_WIDE / 2 }, { wide_6, HALF_WIDE / 2 },
+#endif
+};
 
 /* One tile whose columns may end inside a panel: then it goes through a buffer. */
 static void edge_tile(tile_function *const f[2], int64_t rows, int64_t width, int64_t k, const float *a,
@@ -173,28 +210,73 @@ static void edge_tile(tile_function *const f[2], int64_t rows, int64_t width, in
             c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + buffer[i * CPU_NR + j];
 }
 
-/* A tile of A stays in the first-level cache while it meets the panels of a group, which stay in the second-level
- * cache while all tiles meet them. Rows of A that are a multiple of 4 KiB apart share one set of the first-level cache:
- * these are moved together. */
-enum { GROUP = 8 * 32 / CPU_NR };                           /* panels: at most 256 KiB */
+/* One product over a stretch of k and a group of panels, first .. end-1. */
+typedef struct { enum access how; int64_t m, n, k, lda, first, end; const float *a; cpu_panels b; bool add; float *c; int64_t ldc; } stretch;
 
-void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
-                   bool add, float *c, int64_t ldc) {
+/* Where a tile after the one at panel j and rows i goes; a product of few k is done before its own C has come. */
+static void fetch_ahead(const stretch *s, int64_t i, int64_t rows, int64_t j) {
+    enum { PANELS = 4 };
+    int64_t past = j + PANELS - s->end;                     /* behind the last panel come the next rows' first ones */
+    const float *c = past < 0 ? s->c + i * s->ldc + (j + PANELS) * CPU_NR : s->c + (i + rows) * s->ldc + (s->first + past) * CPU_NR;
+    for (int64_t r = 0; r < rows; r++)
+        for (int q = 0; q < CPU_NR; q += 16) __builtin_prefetch(c + r * s->ldc + q, 1);
+}
+
+/* All panels' tiles for rows i and on, whose rows of A are at `a`. */
+static void tile_row(const stretch *s, int64_t i, int64_t rows, const float *a, int64_t lda) {
+    bool wide = s->how != BY_COLUMN && s->m <= MOST_WIDE && s->b.stride == CPU_NR;
+    for (int64_t j = s->first, step; j < s->end; j += step) {
+        float *c = s->c + i * s->ldc + j * CPU_NR;
+        const float *b = s->b.data + j * s->b.stride;
+        if (s->k < 8) fetch_ahead(s, i, rows, j);
+        if (wide && j + wide_tiles[rows].panels <= s->end && (j + wide_tiles[rows].panels) * CPU_NR <= s->n) {
+            step = wide_tiles[rows].panels;
+            wide_tiles[rows].run(s->k, a, lda, b, s->b.ld, s->add, c, s->ldc);
+        } else {
+            step = 1;
+            edge_tile(tile_functions[rows][s->how], rows, cpu_min(CPU_NR, s->n - j * CPU_NR), s->k, a, lda, b, s->b.ld, s->add,
+                      c, s->ldc);
+        }
+    }
+}
+
+/* With AVX-512 a tile of A stays in the first-level cache while it meets the panels of a group, which stay in the second-level
+ * cache, 256 KiB, while all tiles meet them. Lower tiles would read panels too often: there a panel stays while all
+ * tiles meet it. Rows of A that are a multiple of 4 KiB apart share one set of the first-level cache: these are moved
+ * together. */
+enum { GROUP = CPU_LANES == 16 ? 8 : 1 };
+
+static void multiply_stretch(const stretch *s) {
     enum { NEAR_LD = CPU_KC + 16 };
     _Alignas(64) float near[CPU_MR * NEAR_LD];
-    int64_t tiles = cpu_blocks(m, CPU_MR), panels = cpu_blocks(n, CPU_NR);
-    bool far = !ta && lda % 1024 == 0 && m > 4 && panels > 1;
+    int64_t tiles = cpu_blocks(s->m, CPU_MR);
+    bool move = s->how != BY_COLUMN && s->lda % 1024 == 0 && s->m > 4 && s->end - s->first > 1;
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t i = s->m * t / tiles, rows = s->m * (t + 1) / tiles - i;
+        const float *a = s->a + (s->how == BY_COLUMN ? i : i * s->lda);
+        for (int64_t r = 0; r < rows && move; r++) memcpy(near + r * NEAR_LD, a + r * s->lda, (size_t)s->k * sizeof *a);
+        tile_row(s, i, rows, move ? near : a, move ? NEAR_LD : s->lda);
+    }
+}
+
+static void multiply_by(enum access how, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
+                        bool add, float *c, int64_t ldc) {
+    int64_t panels = cpu_blocks(n, CPU_NR), group = m <= MOST_WIDE ? 8 : GROUP;
     if (k == 0 && !add) cpu_zero_rows(m, n, c, ldc);
     for (int64_t at = 0; at < k; at += CPU_KC)
-        for (int64_t first = 0; first < panels; first += GROUP) {
-            int64_t depth = cpu_min(CPU_KC, k - at), end = cpu_min(panels, first + GROUP);
-            for (int64_t t = 0; t < tiles; t++) {
-                int64_t i = m * t / tiles, rows = m * (t + 1) / tiles - i, ld = far ? NEAR_LD : lda;
-                const float *from = a + (ta ? at * lda + i : i * lda + at);
-                for (int64_t r = 0; r < rows && far; r++) memcpy(near + r * ld, from + r * lda, (size_t)depth * sizeof *a);
-                for (int64_t j = first; j < end; j++)
-                    edge_tile(tile_functions[rows][ta], rows, cpu_min(CPU_NR, n - j * CPU_NR), depth, far ? near : from, ld,
-                              b.data + j * b.stride + at * b.ld, b.ld, add || at, c + i * ldc + j * CPU_NR, ldc);
-            }
+        for (int64_t first = 0; first < panels; first += group) {
+            stretch s = { how, m, n, cpu_min(CPU_KC, k - at), lda, first, cpu_min(panels, first + group),
+                          a + (how == BY_COLUMN ? at * lda : at), { b.data + at * b.ld, b.stride, b.ld }, add || at, c, ldc };
+            multiply_stretch(&s);
         }
+}
+
+void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add, float *c,
+                   int64_t ldc) {
+    multiply_by(ta ? BY_COLUMN : BY_ROW, m, n, k, a, lda, b, add, c, ldc);
+}
+
+void CPU(multiply_far)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add, float *c,
+                       int64_t ldc) {
+    multiply_by(BY_FAR_ROW, m, n, k, a, lda, b, add, c, ldc);
 }

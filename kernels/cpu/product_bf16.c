@@ -167,3 +167,9 @@ void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int
                   add || at, c + i * ldc, ldc);
         }
 }
+
+/* Rows of A are rounded in the order in which they lie: the processor fetches the next itself. */
+void CPU(multiply_far)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add, float *c,
+                       int64_t ldc) {
+    CPU(multiply)(false, m, n, k, a, lda, b, add, c, ldc);
+}

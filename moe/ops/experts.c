@@ -109,7 +109,7 @@ static mu_tensor *apply(mu_tape *tp, mu_tensor *x, mu_tensor *weights, mu_tensor
              (long long)mu_count(weights));
     MU_CHECK(!combined || !plan->exchanged, "experts: rows that travelled are not summed here");
     extra *e = mu_tape_alloc(tp, sizeof *e);
-    *e = (extra){ plan, { R, plan->experts, D, F, false }, combined };
+    *e = (extra){ plan, { R, plan->experts, D, F, .loose = plan->loose }, combined };
     bool keep = mu_tape_recording(tp);
     mu_tensor *hg = keep ? mu_tensor_2d(tp, R, F) : NULL, *hu = keep ? mu_tensor_2d(tp, R, F) : NULL;
     mu_tensor *y = mu_tensor_2d(tp, combined ? plan->T : R, D);

@@ -231,7 +231,7 @@ static void routing(stand *s, layer *l) {
 
 /* Two products: hg and hu, with a = silu(hg) hu for the second one, which reads it again. */
 static void experts_forward(stand *s, layer *l) {
-    const mu_experts_shape shape = { R, E, D, F, true };
+    const mu_experts_shape shape = { R, E, D, F, .fresh = true };
     operand a = { none, R * F * (int64_t)mu_dtype_size(s->dev->real) };
     CALL(experts_fwd, LAYER, (l->x, l->token, l->offsets, l->weights, l->gate, l->up, l->down, a), (l->hg, l->hu, a, l->rows),
          &shape, l->x.m, l->token.m, l->offsets.m, l->gate.m, l->up.m, l->down.m, l->hg.m, l->hu.m, none, l->weights.m,
@@ -242,7 +242,7 @@ static void experts_forward(stand *s, layer *l) {
 
 /* Three: a's gradient from dy, turned into those of hg and hu; dx from these; the weights' from x, dy, a and these. */
 static void experts_backward(stand *s, layer *l) {
-    const mu_experts_shape shape = { R, E, D, F, true };
+    const mu_experts_shape shape = { R, E, D, F, .fresh = true };
     operand dgate = fine(s, E * F, D), dup = fine(s, E * F, D), ddown = fine(s, E * D, F), dweights = fine(s, R, 1);
     if (!wanted(s, "experts_bwd")) return;
     s->dev->k->experts_fwd(s->dev, &shape, l->x.m, l->token.m, l->offsets.m, l->gate.m, l->up.m, l->down.m, l->hg.m, l->hu.m,

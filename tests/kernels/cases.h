@@ -277,7 +277,7 @@ static mu_mat group_offsets(trial *t, int64_t R, int64_t experts, int64_t spread
 
 /* Bits of the sixth parameter. TO_TOKENS: several rows read one row of dy, and nothing gathered is kept. */
 enum { WITH_IN = 1, WITH_OUT = 2, WITH_H = 4, WITH_DX = 8, WITH_DGATE = 16, WITH_DUP = 32, WITH_DDOWN = 64,
-       WITH_ALL = 127, FRESH = 128, WITH_WEIGHTS = 256, WITH_DWEIGHTS = 512, TO_TOKENS = 1024 };
+       WITH_ALL = 127, FRESH = 128, WITH_WEIGHTS = 256, WITH_DWEIGHTS = 512, TO_TOKENS = 1024, LOOSE = 2048 };
 
 typedef struct { mu_experts_shape s; mu_mat x, in, offsets, gate, up, down, hg, hu, out, weights, y; } expert_operands;
 
@@ -291,7 +291,7 @@ static mu_mat weights(trial *t, const char *name, int64_t n, int64_t width) {
 /* R, experts, D, F, spread, bits */
 static expert_operands expert_case(trial *t, const int64_t *p, int64_t bits) {
     int64_t R = p[0], n = p[1], D = p[2], F = p[3], tokens = bits & WITH_IN ? (R + 1) / 2 : R;
-    expert_operands o = { .s = { R, n, D, F, bits & FRESH }, .x = matrix(t, "x", tokens, D) };
+    expert_operands o = { .s = { R, n, D, F, .fresh = bits & FRESH, .loose = bits & LOOSE }, .x = matrix(t, "x", tokens, D) };
     o.in = bits & WITH_IN ? random_ints(t, "in", R, tokens ? tokens : 1, false) : NOTHING;
     o.offsets = group_offsets(t, R, n, p[4]);
     o.gate = weights(t, "gate", n * F * D, D);
@@ -688,6 +688,12 @@ static void run_jitter(trial *t, const int64_t *p) {
     C(experts_bwd, __VA_ARGS__, WITH_ALL | WITH_WEIGHTS | WITH_DWEIGHTS)     \
     C(experts_bwd, __VA_ARGS__, (WITH_ALL - WITH_OUT) | TO_TOKENS | FRESH)
 
+/* few rows whose sums go in any order */
+#define LOOSE_EXPERTS(...)                                                   \
+    C(experts_fwd, __VA_ARGS__, LOOSE | WITH_IN | WITH_OUT | WITH_H)         \
+    C(experts_fwd, __VA_ARGS__, LOOSE | WITH_IN | WITH_WEIGHTS)              \
+    C(experts_bwd, __VA_ARGS__, LOOSE | WITH_ALL | WITH_WEIGHTS | WITH_DWEIGHTS)
+
 static const kernel_case kernel_cases[] = {
     LENGTHS(fill, 0) LENGTHS(fill, 1) LENGTHS(axpy, 0) LENGTHS(axpy, 1) LENGTHS(add, 0) LENGTHS(add, 1)
     LENGTHS(add, 2)
@@ -699,6 +705,9 @@ static const kernel_case kernel_cases[] = {
     GEMM(1, 1000, 64, 0) GEMM(1000, 1, 64, 0) GEMM(16, 16, 16, 0) GEMM(17, 33, 65, 0) GEMM(17, 33, 65, 1)
     GEMM(64, 128, 96, 1) GEMM(130, 257, 80, 0) GEMM(63, 64, 300, 1) GEMM(300, 200, 260, 0)
     GEMM(12, 31, 1000, 1)
+    C(gemm, 0, 0, 40, 70, 1024, 0) C(gemm, 0, 0, 1, 256, 40, 0) C(gemm, 0, 0, 3, 288, 40, 1) C(gemm, 0, 0, 2, 256, 300, 1)
+    C(gemm, 0, 0, 6, 320, 300, 0)
+    C(gemm, 1, 0, 40, 256, 3, 1) C(gemm, 0, 1, 25, 130, 300, 1)
     C(gemm, 0, 0, 20, 256, 4200, 1) C(gemm, 0, 0, 20, 260, 4200, 0)
     C(gemm, 0, 1, 2, 4500, 1000, 1) C(gemm, 1, 0, 5, 4500, 1000, 0)
     C(gemm, 1, 0, 33, 65, 130, 1, 1) C(gemm, 0, 1, 33, 65, 130, 0, 1)
@@ -759,6 +768,8 @@ static const kernel_case kernel_cases[] = {
     EXPERTS(130, 8, 64, 48, EVEN) EXPERTS(130, 8, 64, 48, EMPTY_ONES) EXPERTS(130, 5, 33, 17, ONE_TAKES_ALL)
     EXPERTS(300, 3, 80, 130, EMPTY_ONES) EXPERTS(520, 2, 64, 96, ONE_TAKES_ALL)
     EXPERTS(90, 4, 16, 24, SPARE_ROWS)
+    LOOSE_EXPERTS(1, 1, 40, 24, EVEN) LOOSE_EXPERTS(3, 1, 33, 64, EVEN) LOOSE_EXPERTS(7, 3, 70, 40, EVEN)
+    LOOSE_EXPERTS(18, 8, 48, 80, EMPTY_ONES) LOOSE_EXPERTS(8, 2, 96, 33, ONE_TAKES_ALL)
     LARGE_EXPERTS(160, 2, 136, 264, EVEN) LARGE_EXPERTS(160, 2, 264, 136, ONE_TAKES_ALL)
     C(experts_bwd, 5, 1, 576, 640, EVEN, WITH_DX | WITH_DGATE | WITH_DUP | WITH_DDOWN)
     C(experts_bwd, 4, 1, 576, 640, EVEN, WITH_DX | WITH_DUP | FRESH)

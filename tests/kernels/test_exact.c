@@ -173,7 +173,7 @@ static void row_norms(bench *b, int64_t first, int64_t n, const float *x, const 
 
 /* One expert takes all rows; forward, then backward for dx and the rows' weights. */
 static void row_experts(bench *b, int64_t first, int64_t n, const float *x, const float *w, float *y) {
-    mu_experts_shape s = { n, 1, D, F, false };
+    mu_experts_shape s = { n, 1, D, F, .fresh = false };
     size_t used = b->used;
     mu_mat none = { 0 }, in = floats(x + first * D, D), out = floats(y + first * D, D);
     mu_mat weights = floats(x + first, 1), dweights = floats(y + 2 * ROWS * D + first, 1);

@@ -126,7 +126,7 @@ static void test_attention(void **state) {
 
 static void test_experts(void **state) {
     (void)state;
-    mu_experts_shape s = { 2, 2, 1, 2, false };                    /* R, experts, D, F */
+    mu_experts_shape s = { 2, 2, 1, 2, .fresh = false };                   /* R, experts, D, F */
     mu_mat x = REALS(3, 1, 9, 2, -1), in = INTS(1, 2, 2, 1), out = INTS(1, 2, 1, 0);
     mu_mat offsets = LONGS(1, 3, 0, 0, 2);                  /* expert 0 has no rows */
     mu_mat gate = REALS(1, 4, 7, 7, 1, 2), up = REALS(1, 4, 7, 7, 3, -1), down = REALS(1, 4, 7, 7, 0.5, 4);
