@@ -11,7 +11,7 @@ enum { ALIGNMENT = 64 };
 static const size_t COMMIT_STEP = (size_t)1 << 20;
 /* Large regions lie on huge pages, where the system has them on request: a matrix of megabytes is read 5 to 10 % faster
  * when its addresses need few entries of the TLB. Small ones do not, so that they do not take 2 MiB each. */
-static const size_t HUGE_PAGE = (size_t)2 << 20, LARGE = (size_t)8 << 20;
+static const size_t HUGE_PAGE = (size_t)2 << 20, LARGE = (size_t)2 << 20;
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 

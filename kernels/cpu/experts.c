@@ -183,10 +183,10 @@ static int64_t most_rows(const int64_t *offsets, int64_t experts) {
     return most;
 }
 
-/* Weights that are packed for all rows pay when a block's activations stay in the cache meanwhile; not for few rows,
- * nor when the packed weights would not fit into a cache anyway. */
+/* Weights that are packed for all rows pay when a block's activations stay in the cache meanwhile; not for few rows (with
+ * AVX-512 products of few rows need no packing at all), nor when the packed weights would not fit into a cache anyway. */
 static bool is_few_for(const mu_experts_shape *s, int64_t rows) { return rows <= CPU_FEW && 3 * s->D * s->F > MOST_PACKED; }
-static bool pack_as_used(const mu_experts_shape *s, int64_t rows) { return rows <= 64 || is_few_for(s, rows); }
+static bool pack_as_used(const mu_experts_shape *s, int64_t rows) { return rows <= (CPU_LANES == 16 ? 128 : 64) || is_few_for(s, rows); }
 
 /* To round weights to bf16 takes longer than to multiply them with a handful of rows. */
 static bool better_in_fp32(const mu_experts_shape *s, const int64_t *offsets) {
