@@ -71,7 +71,7 @@ void mu_log(mu_log_level level, const char *fmt, ...) MU_PRINTF(2, 3);
 
 /* ------------------------------------------------------------------ memory (memory.c)
  * A region reserves address space once and commits pages as they are needed; they stay committed. */
-typedef struct { char *base; size_t reserved, committed; } mu_region;
+typedef struct { char *base; size_t reserved, committed, usable; } mu_region;   /* usable: committed, up to the end of a page */
 void mu_region_init(mu_region *r, size_t reserve);      /* fatal when the address space is not to be had */
 void mu_region_commit(mu_region *r, size_t bytes);      /* makes the first `bytes` usable, zeroed when new */
 void mu_region_free(mu_region *r);

@@ -30,8 +30,8 @@ static const mu_kernels shape_kernels = { MU_KERNELS(K) };
 /* ---------------------------------------------------------------- guarded: kernels behind a door */
 static void protect(const mu_memory *m, int protection) {
     if (!m->region.committed) return;
-    int failed = mprotect(m->region.base, m->region.committed, protection);
-    MU_CHECK(!failed, "cannot change the protection of %zu bytes", m->region.committed);
+    int failed = mprotect(m->region.base, m->region.usable, protection);
+    MU_CHECK(!failed, "cannot change the protection of %zu bytes", m->region.usable);
 }
 
 static bool is_guarded(const mu_device *dev) { return dev->inner != NULL; }
@@ -164,9 +164,10 @@ static int cpu_tables(cpu_table table[MOST_TABLES]) {
 static void scratch_init(mu_arena *a) {
     size_t reserve = (size_t)64 << 30;
     for (; reserve > (size_t)256 << 20; reserve /= 2) {
-        void *probe = mmap(NULL, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        size_t needed = reserve + ((size_t)2 << 20);        /* a region lies on huge pages */
+        void *probe = mmap(NULL, needed, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (probe == MAP_FAILED) continue;
-        munmap(probe, reserve);
+        munmap(probe, needed);
         break;
     }
     mu_arena_init(a, reserve);

@@ -35,7 +35,8 @@ typedef struct mu_device mu_device;
 typedef struct { int64_t B, S, H, G, d; double scale; int64_t past; } mu_attention_shape;
 
 /* R rows in `experts` groups; group i holds rows offsets[i] .. offsets[i+1]-1 (offsets: i64, on the device). loose: the order
- * of a row's sums may depend on how many rows its group has; else a row's result does not depend on other rows. */
+ * of a row's sums, and whether operands are rounded to bf16, may depend on how many rows the groups have; else a row's
+ * result does not depend on other rows. */
 typedef struct { int64_t R, experts, D, F; bool fresh, loose; } mu_experts_shape;
 
 /* T tokens choose K of E experts. */

@@ -92,7 +92,7 @@ typedef struct mu_plan {
     mu_tensor *back;                        /* I32 [inputs, fan]: the rows that read an input row, -1 for none */
     int64_t fan;                            /* K for one rank, else 1 */
     bool exchanged;                         /* rows travelled */
-    bool loose;                             /* a row's bits may depend on how many rows its expert has (kernels.h) */
+    bool loose;                             /* a row's bits may depend on how many rows the experts have (kernels.h) */
     mu_tensor *row_TK;                      /* I32: row of each assignment in this rank's own order, -1 when dropped */
     mu_tensor *token;                       /* I32: token of each of this rank's own rows */
     int64_t sent;                           /* this rank's own rows */

@@ -2,7 +2,7 @@
  *
  * Every file here is compiled once per instruction set with -DMU_CPU_ISA=base|avx2|avx512|bf16, so each external
  * symbol is CPU(name) = mu_cpu_<isa>_<name>. Loops are plain C for the compiler's vectoriser (omp simd).
- * Order of sums: work is cut into blocks that depend on the problem only; threads take whole blocks, and
+ * Order of sums: where sums are cut into blocks, these depend on the problem only; threads take whole blocks, and
  * partial sums of blocks are added in block order. So results are the same bits for any number of threads. */
 #ifndef MUSTER_KERNELS_CPU_H
 #define MUSTER_KERNELS_CPU_H
@@ -108,12 +108,12 @@ static inline void cpu_zero_rows(int64_t m, int64_t n, float *c, int64_t ldc) {
 void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
                    bool add, float *c, int64_t ldc);
 
-/* The same, not transposed, for an A that comes from memory. */
+/* The same, not transposed, for an A that comes from memory; with AVX-512 only. */
 void CPU(multiply_far)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add, float *c,
                        int64_t ldc);
 
 /* C[m,n] = A[m,k] B^T, or +=, for few rows, m <= CPU_FEW: B, [n, k] with n <= CPU_WIDE, as it lies: weights are read
- * once and never stored in another form. The same bits as multiply, but where `loose` allows sums in an order of their
+ * once, and another form of them never leaves the first cache. The same bits as multiply, but where `loose` allows sums in an order of their
  * own, which depends on m. */
 enum { CPU_FEW = 256, CPU_WIDE = 4 * CPU_NR };
 void CPU(multiply_few)(bool loose, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,

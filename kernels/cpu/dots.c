@@ -8,6 +8,8 @@
 #if defined(__AVX2__) && !defined(__AVX512BF16__)
 #include <immintrin.h>
 
+enum { MOST_ROWS = 4 };
+
 #if defined(__AVX512F__)
 typedef __m512 lanes;
 static inline lanes lanes_of(const float *x) { return _mm512_loadu_ps(x); }
@@ -47,7 +49,7 @@ static inline __attribute__((always_inline)) void dots_tile(const int rows, cons
 #pragma GCC unroll 16
     for (int i = 0; i < CPU_LANES; i++) sum[i] = (lanes){ 0 };
     for (; p + CPU_LANES <= k; p += CPU_LANES) {
-        lanes x[4];
+        lanes x[MOST_ROWS];
 #pragma GCC unroll 4
         for (int i = 0; i < rows; i++) x[i] = lanes_of(a + i * lda + p);
 #pragma GCC unroll 16
@@ -86,7 +88,7 @@ static const struct { dots_function *run[2]; int64_t columns; } dots[] = { { { N
 
 bool CPU(multiply_dots)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,
                         float *c, int64_t ldc) {
-    if (m > 4) return false;
+    if (m < 1 || m > MOST_ROWS) return false;
     for (int64_t j = 0, step; j < n; j += step) {
         bool wide = n - j >= dots[m].columns;
         step = wide ? dots[m].columns : 1;

@@ -123,7 +123,7 @@ static void block_fwd(const forward *f, packs p, item it, float *buffer) {
 }
 
 /* ---------------------------------------------------------------- forward, few rows an expert
- * An item is CPU_WIDE columns of one expert: its weights are read once, and their packed form stays in a cache. First
+ * An item is CPU_WIDE columns of one expert: its weights are read once. First
  * the columns of both up-projections and SwiGLU, then those of the result. */
 typedef struct { const forward *f; items live; float *act; } few;
 
@@ -185,12 +185,15 @@ static int64_t most_rows(const int64_t *offsets, int64_t experts) {
 
 /* Weights that are packed for all rows pay when a block's activations stay in the cache meanwhile; not for few rows (with
  * AVX-512 products of few rows need no packing at all), nor when the packed weights would not fit into a cache anyway. */
-static bool is_few_for(const mu_experts_shape *s, int64_t rows) { return rows <= CPU_FEW && 3 * s->D * s->F > MOST_PACKED; }
-static bool pack_as_used(const mu_experts_shape *s, int64_t rows) { return rows <= (CPU_LANES == 16 ? 128 : 64) || is_few_for(s, rows); }
+enum { ALWAYS_FEW = CPU_LANES == 16 ? 128 : 64, FP32_FEW = 8 };
+static bool few_for_large_weights(const mu_experts_shape *s, int64_t rows) {
+    return rows <= CPU_FEW && 3 * s->D * s->F > MOST_PACKED;
+}
+static bool are_few(const mu_experts_shape *s, int64_t rows) { return rows <= ALWAYS_FEW || few_for_large_weights(s, rows); }
 
 /* To round weights to bf16 takes longer than to multiply them with a handful of rows. */
 static bool better_in_fp32(const mu_experts_shape *s, const int64_t *offsets) {
-    return CPU_ROUNDS && s->loose && most_rows(offsets, s->experts) <= 8;
+    return CPU_ROUNDS && s->loose && most_rows(offsets, s->experts) <= FP32_FEW;
 }
 
 static packs packs_new(mu_device *dev, int64_t first, int64_t end, size_t gate, size_t down) {
@@ -209,7 +212,7 @@ void CPU(experts_fwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
     }
     int team = cpu_team(s->R * s->D * s->F / 16);
     size_t mark = mu_arena_mark(&dev->scratch), g = cpu_packed(s->D, s->F), d = cpu_packed(s->F, s->D);
-    if (pack_as_used(s, most_rows(cpu_i64(offsets), s->experts))) {
+    if (are_few(s, most_rows(cpu_i64(offsets), s->experts))) {
         few_rows_fwd(dev, &f, cpu_i64(offsets));
         mu_arena_release(&dev->scratch, mark);
         return;
@@ -370,7 +373,7 @@ static void run_task(const backward *f, const int64_t *offsets, packs p, const t
  * that its weights are read once: first what becomes of hg and hu, then dx, then the gradients of weights. */
 static bool goes_by_columns(const backward *f, int64_t most) {
     bool plain = !f->in.data && !f->out.data && !f->weights.data && f->dx.data;
-    return plain && cpu_in_place(f->s->D) && cpu_in_place(f->s->F) && is_few_for(f->s, most);
+    return plain && cpu_in_place(f->s->D) && cpu_in_place(f->s->F) && few_for_large_weights(f->s, most);
 }
 
 static void columns_of_h(const backward *f, const int64_t *offsets, int64_t expert, int64_t j, float *da) {

@@ -2,9 +2,10 @@
  *
  * To vectorise over columns the weights must be turned, which for few rows costs more than the product. The ways around
  * it, all but the last with the same chain of multiply-adds for an element as in product.c, so the same bits:
- *   turned  With AVX-512 and up to eight rows a block of 16 columns x 16 values is turned in registers and multiplied
- *           from there: nothing is stored, and the shuffles run beside the multiply-adds, on other ports. Up to four
- *           rows do two blocks in turn, so that a row's chain of sums does not wait for itself.
+ *   turned  With AVX-512, up to eight rows and fp32 a block of 16 columns x 16 values is turned in registers and multiplied
+ *           from there: nothing is stored, and the shuffles run beside the multiply-adds, on other ports. One or
+ *           two rows do two blocks in turn, so that a row's chain of sums does not wait for itself. The next columns'
+ *           weights are fetched meanwhile: so many streams are more than a processor follows.
  *   across  With AVX-512 more rows are multiplied the other way round, C^T = B A^T: the weights are the left operand and
  *           need not be turned, the rows of A and of the result are, of which there are few.
  *   packed  Elsewhere the weights of a panel are turned into the first-level cache and used at once.
@@ -42,6 +43,8 @@ static inline __attribute__((always_inline)) void turned_tile(const int rows, co
                     r[j] = 16 * g + j < n ? _mm512_loadu_ps(b + (16 * g + j) * ldb + p) : _mm512_setzero_ps();
             }
             cpu_transpose(r);
+#pragma GCC unroll 16
+            for (int j = 0; j < 16; j++) __builtin_prefetch(b + (16 * (g + groups) + j) * ldb + p, 0, 2);
 #pragma GCC unroll 16
             for (int q = 0; q < 16; q++)
 #pragma GCC unroll 8
@@ -98,7 +101,7 @@ static void turned_product(int64_t m, int64_t n, int64_t k, const float *a, int6
 
 #if defined(__AVX512F__)
 /* ---------------------------------------------------------------- across */
-enum { ACROSS = 64 };                                       /* rows at a time */
+enum { ACROSS = CPU_ROUNDS ? 128 : 64 };                    /* rows at a time; weights are rounded for each time */
 
 /* c[rows, columns] (+)= the transpose of from[columns, ld]; ld a multiple of 16, at least `rows`. */
 static void turn_back(int64_t rows, int64_t columns, const float *from, int64_t ld, bool add, float *c, int64_t ldc) {

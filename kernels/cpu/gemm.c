@@ -1,7 +1,7 @@
 /* gemm.c - C[m,n] = beta C + op(A)[m,k] op(B)[k,n].
  *
  * B is packed by all threads together, a stretch of columns at a time to bound the memory, or read in place.
- * Then threads take blocks of C: 28 to 128 rows times a group of panels. An element is summed in one place and
+ * Then threads take blocks of C: 14 to 128 rows times a group of panels. An element is summed in one place and
  * one order, whatever block it is in. */
 #include "kernels/cpu/cpu.h"
 

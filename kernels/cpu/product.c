@@ -119,9 +119,10 @@ void tile(const int rows, const int nv, const bool far, int64_t k, const float *
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < nv; j++) sum[i][j] = (vec){ 0 };
-    const float *third[5];                          /* rows 0, 3, 6 ... : pointers for all rows would not fit into registers, */
+    /* Rows 0, 3, 6 ...: pointers for all rows would not fit into registers, and the compiler must not see through these. */
+    const float *third[5];
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; i++) {                   /* and the compiler must not see through these */
+    for (int i = 0; i < 5; i++) {
         third[i] = a + 3 * i * ra;
         __asm__("" : "+r"(third[i]));
     }
@@ -130,7 +131,7 @@ void tile(const int rows, const int nv, const bool far, int64_t k, const float *
 #pragma GCC unroll 8
         for (int j = 0; j < nv; j++) bp[j] = *(const vec_u *)(b + p * ldb + j * CPU_LANES);
 #pragma GCC unroll 8
-        for (int j = 0; j < nv * CPU_LANES && AHEAD; j += 16) __builtin_prefetch(b + (p + AHEAD) * ldb + j);
+        for (int j = 0; j < nv * CPU_LANES && AHEAD > 0; j += 16) __builtin_prefetch(b + (p + AHEAD) * ldb + j);
         if (far && p % 16 == 0) {                           /* the end of these rows, then the beginning of the next tile's */
             const float *ahead = p + FAR_AHEAD < k ? a + p + FAR_AHEAD : a + rows * ra + p + FAR_AHEAD - k;
 #pragma GCC unroll 14
@@ -164,36 +165,39 @@ typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *
     TILE_AS(by_row_##r##_1, r, 1, false, lda, 1)    \
     TILE_AS(by_row_##r##_2, r, 2, false, lda, 1)    \
     TILE_AS(by_column_##r##_1, r, 1, false, 1, lda) \
-    TILE_AS(by_column_##r##_2, r, 2, false, 1, lda) \
+    TILE_AS(by_column_##r##_2, r, 2, false, 1, lda)
+CPU_TILES(TILE)
+#undef TILE
+#if defined(__AVX512F__)                            /* few.c has no other use for it */
+#define TILE(r)                                     \
     TILE_AS(by_far_row_##r##_1, r, 1, true, lda, 1) \
     TILE_AS(by_far_row_##r##_2, r, 2, true, lda, 1)
 CPU_TILES(TILE)
 #undef TILE
+#define FAR_ROWS(r) , { by_far_row_##r##_1, by_far_row_##r##_2 }
+#else
+#define FAR_ROWS(r)
+#endif
 
 enum access { BY_ROW, BY_COLUMN, BY_FAR_ROW };
-#define TILE(r)                                 \
-    { { by_row_##r##_1, by_row_##r##_2 },       \
-      { by_column_##r##_1, by_column_##r##_2 }, \
-      { by_far_row_##r##_1, by_far_row_##r##_2 } },
+#define TILE(r) { { by_row_##r##_1, by_row_##r##_2 }, { by_column_##r##_1, by_column_##r##_2 } FAR_ROWS(r) },
 static tile_function *const tile_functions[][3][2] = { { { NULL } }, CPU_TILES(TILE) };
 #undef TILE
 
 /* Few rows times a B that lies in place: wide tiles read longer stretches of its rows. */
-enum { WIDE = CPU_LANES == 16 ? 8 : 4, HALF_WIDE = WIDE / 2, MOST_WIDE = CPU_LANES == 16 ? 6 : 3 };
-TILE_AS(wide_1, 1, WIDE, false, lda, 1)
-TILE_AS(wide_2, 2, WIDE, false, lda, 1)
-TILE_AS(wide_3, 3, CPU_LANES == 16 ? WIDE : HALF_WIDE, false, lda, 1)
 #if defined(__AVX512F__)
-TILE_AS(wide_4, 4, HALF_WIDE, false, lda, 1)
-TILE_AS(wide_5, 5, HALF_WIDE, false, lda, 1)
-TILE_AS(wide_6, 6, HALF_WIDE, false, lda, 1)
+#define WIDE_TILES(T) T(1, 8) T(2, 8) T(3, 8) T(4, 4) T(5, 4) T(6, 4)       /* rows, vectors */
+enum { MOST_WIDE = 6 };
+#else
+#define WIDE_TILES(T) T(1, 4) T(2, 4)
+enum { MOST_WIDE = 2 };
 #endif
-static const struct { tile_function *run; int panels; } wide_tiles[] = {
-    { NULL, 0 }, { wide_1, WIDE / 2 }, { wide_2, WIDE / 2 }, { wide_3, CPU_LANES == 16 ? WIDE / 2 : HALF_WIDE / 2 },
-#if defined(__AVX512F__)
-    { wide_4, HALF_WIDE / 2 }, { wide_5, HALF_WIDE / 2 }, { wide_6, HALF_WIDE / 2 },
-#endif
-};
+#define TILE(rows, nv) TILE_AS(wide_##rows, rows, nv, false, lda, 1)
+WIDE_TILES(TILE)
+#undef TILE
+#define TILE(rows, nv) { wide_##rows, nv / 2 },
+static const struct { tile_function *run; int panels; } wide_tiles[] = { { NULL, 0 }, WIDE_TILES(TILE) };
+#undef TILE
 
 /* One tile whose columns may end inside a panel: then it goes through a buffer. */
 static void edge_tile(tile_function *const f[2], int64_t rows, int64_t width, int64_t k, const float *a,
@@ -207,34 +211,43 @@ static void edge_tile(tile_function *const f[2], int64_t rows, int64_t width, in
     f[wide](k, a, lda, b, ldb, false, buffer, CPU_NR);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < width; j++)
-            c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + buffer[i * CPU_NR + j];
+            c[i * ldc + j] = add ? c[i * ldc + j] + buffer[i * CPU_NR + j] : buffer[i * CPU_NR + j];
 }
 
 /* One product over a stretch of k and a group of panels, first .. end-1. */
-typedef struct { enum access how; int64_t m, n, k, lda, first, end; const float *a; cpu_panels b; bool add; float *c; int64_t ldc; } stretch;
+typedef struct {
+    enum access how;
+    int64_t m, n, k, lda, first, end;
+    const float *a;
+    cpu_panels b;
+    bool add;
+    float *c;
+    int64_t ldc;
+} stretch;
 
-/* Where a tile after the one at panel j and rows i goes; a product of few k is done before its own C has come. */
+/* Where the tile four panels after panel j goes; a product of few k is done before its own C has come. */
+enum { PANELS_AHEAD = 4 };
 static void fetch_ahead(const stretch *s, int64_t i, int64_t rows, int64_t j) {
-    enum { PANELS = 4 };
-    int64_t past = j + PANELS - s->end;                     /* behind the last panel come the next rows' first ones */
-    const float *c = past < 0 ? s->c + i * s->ldc + (j + PANELS) * CPU_NR : s->c + (i + rows) * s->ldc + (s->first + past) * CPU_NR;
+    int64_t past = j + PANELS_AHEAD - s->end;               /* behind the last panel come the next rows' first ones */
+    const float *c = s->c + (past < 0 ? i * s->ldc + (j + PANELS_AHEAD) * CPU_NR : (i + rows) * s->ldc + (s->first + past) * CPU_NR);
     for (int64_t r = 0; r < rows; r++)
         for (int q = 0; q < CPU_NR; q += 16) __builtin_prefetch(c + r * s->ldc + q, 1);
 }
 
 /* All panels' tiles for rows i and on, whose rows of A are at `a`. */
-static void tile_row(const stretch *s, int64_t i, int64_t rows, const float *a, int64_t lda) {
-    bool wide = s->how != BY_COLUMN && s->m <= MOST_WIDE && s->b.stride == CPU_NR;
+static void tile_row(const stretch *s, enum access how, int64_t i, int64_t rows, const float *a, int64_t lda) {
+    bool thin = s->k < 8 && s->end - s->first >= PANELS_AHEAD;
+    bool wide = how != BY_COLUMN && s->m <= MOST_WIDE && s->b.stride == CPU_NR;
     for (int64_t j = s->first, step; j < s->end; j += step) {
         float *c = s->c + i * s->ldc + j * CPU_NR;
         const float *b = s->b.data + j * s->b.stride;
-        if (s->k < 8) fetch_ahead(s, i, rows, j);
+        if (thin) fetch_ahead(s, i, rows, j);
         if (wide && j + wide_tiles[rows].panels <= s->end && (j + wide_tiles[rows].panels) * CPU_NR <= s->n) {
             step = wide_tiles[rows].panels;
             wide_tiles[rows].run(s->k, a, lda, b, s->b.ld, s->add, c, s->ldc);
         } else {
             step = 1;
-            edge_tile(tile_functions[rows][s->how], rows, cpu_min(CPU_NR, s->n - j * CPU_NR), s->k, a, lda, b, s->b.ld, s->add,
+            edge_tile(tile_functions[rows][how], rows, cpu_min(CPU_NR, s->n - j * CPU_NR), s->k, a, lda, b, s->b.ld, s->add,
                       c, s->ldc);
         }
     }
@@ -242,26 +255,31 @@ static void tile_row(const stretch *s, int64_t i, int64_t rows, const float *a, 
 
 /* With AVX-512 a tile of A stays in the first-level cache while it meets the panels of a group, which stay in the second-level
  * cache, 256 KiB, while all tiles meet them. Lower tiles would read panels too often: there a panel stays while all
- * tiles meet it. Rows of A that are a multiple of 4 KiB apart share one set of the first-level cache: these are moved
- * together. */
-enum { GROUP = CPU_LANES == 16 ? 8 : 1 };
+ * tiles meet it, unless A is one tile. Rows of A that are a multiple of 4 KiB apart share one set of the first-level
+ * cache: these are moved together. */
+enum { WIDE_GROUP = 8, GROUP = CPU_LANES == 16 ? WIDE_GROUP : 1 };
+
+static bool worth_moving(const stretch *s) {
+    bool far_apart = s->how != BY_COLUMN && s->lda % 1024 == 0;
+    return CPU_LANES == 16 && far_apart && s->m > 4 && (s->end - s->first > 1 || s->how != BY_ROW);
+}
 
 static void multiply_stretch(const stretch *s) {
     enum { NEAR_LD = CPU_KC + 16 };
     _Alignas(64) float near[CPU_MR * NEAR_LD];
     int64_t tiles = cpu_blocks(s->m, CPU_MR);
-    bool move = s->how != BY_COLUMN && s->lda % 1024 == 0 && s->m > 4 && s->end - s->first > 1;
+    bool move = worth_moving(s);
     for (int64_t t = 0; t < tiles; t++) {
         int64_t i = s->m * t / tiles, rows = s->m * (t + 1) / tiles - i;
         const float *a = s->a + (s->how == BY_COLUMN ? i : i * s->lda);
         for (int64_t r = 0; r < rows && move; r++) memcpy(near + r * NEAR_LD, a + r * s->lda, (size_t)s->k * sizeof *a);
-        tile_row(s, i, rows, move ? near : a, move ? NEAR_LD : s->lda);
+        tile_row(s, move ? BY_ROW : s->how, i, rows, move ? near : a, move ? NEAR_LD : s->lda);
     }
 }
 
 static void multiply_by(enum access how, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
                         bool add, float *c, int64_t ldc) {
-    int64_t panels = cpu_blocks(n, CPU_NR), group = m <= MOST_WIDE ? 8 : GROUP;
+    int64_t panels = cpu_blocks(n, CPU_NR), group = m <= MOST_WIDE ? WIDE_GROUP : GROUP;
     if (k == 0 && !add) cpu_zero_rows(m, n, c, ldc);
     for (int64_t at = 0; at < k; at += CPU_KC)
         for (int64_t first = 0; first < panels; first += group) {
@@ -276,7 +294,9 @@ void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int
     multiply_by(ta ? BY_COLUMN : BY_ROW, m, n, k, a, lda, b, add, c, ldc);
 }
 
+#if defined(__AVX512F__)
 void CPU(multiply_far)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add, float *c,
                        int64_t ldc) {
     multiply_by(BY_FAR_ROW, m, n, k, a, lda, b, add, c, ldc);
 }
+#endif
