@@ -45,6 +45,7 @@ void mu_region_free(mu_region *r) {
 
 void mu_arena_init(mu_arena *a, size_t reserve) {
     mu_region_init(&a->region, reserve);
+    mu_region_commit(&a->region, HUGE_PAGE);            /* what is used most, the beginning, on a huge page, too */
     a->used = 0;
 }
 
