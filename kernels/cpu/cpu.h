@@ -113,8 +113,8 @@ void CPU(multiply_far)(int64_t m, int64_t n, int64_t k, const float *a, int64_t 
                        int64_t ldc);
 
 /* C[m,n] = A[m,k] B^T, or +=, for few rows, m <= CPU_FEW: B, [n, k] with n <= CPU_WIDE, as it lies: weights are read
- * once, and another form of them never leaves the first cache. The same bits as multiply, but where `loose` allows sums in an order of their
- * own, which depends on m. */
+ * once, and another form of them never leaves the first cache. The same bits as multiply, but where `loose` allows sums in
+ * an order of their own, which depends on m. */
 enum { CPU_FEW = 256, CPU_WIDE = 4 * CPU_NR };
 void CPU(multiply_few)(bool loose, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                        bool add, float *c, int64_t ldc);

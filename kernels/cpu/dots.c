@@ -27,7 +27,7 @@ static inline __attribute__((always_inline)) lanes sums_of(lanes x[16]) {
     lanes sums = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
     return _mm512_shuffle_f32x4(sums, sums, 0xd8);
 }
-#elif defined(__AVX2__)
+#else
 typedef __m256 lanes;
 static inline lanes lanes_of(const float *x) { return _mm256_loadu_ps(x); }
 

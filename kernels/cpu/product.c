@@ -103,8 +103,9 @@ void CPU(pack)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, float
 /* ---------------------------------------------------------------- tiles
  * c[rows, nv vectors] (+)= a b over k steps; a[i, p] stands at a[i * ra + p * ca]. `rows`, `nv` and one of
  * the strides are constants where it is inlined, so the loops vanish and the accumulators are registers.
- * B comes from the second-level cache, AHEAD rows before it is used; C may be far away and has k steps' time to come. Rows of A that are `far` away, in memory, are fetched
- * FAR_AHEAD values before: a dozen streams are more than a processor follows. */
+ * B comes from the second-level cache, AHEAD rows before it is used; C may be far away and has k steps' time to come. Rows
+ * of A that are `far` away, in memory, are fetched FAR_AHEAD values before: a dozen streams are more than a processor
+ * follows. */
 enum { AHEAD = CPU_LANES == 16 ? 16 : 0, FAR_AHEAD = 64, MOST_VECTORS = 8 };
 
 static inline __attribute__((always_inline))

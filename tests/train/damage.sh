@@ -12,12 +12,14 @@ expect 0 "verify finds nothing" on 1 "$MUSTER" verify whole
 shards=$(cd whole/checkpoints/step-00000012 && ls shard-*.h5)
 
 fresh() { rm -rf run; cp -r whole run; newest=run/checkpoints/step-00000012; }
-# refused FILE WHAT: verify calls the newest checkpoint damaged and names FILE
-refused() {
-    on 1 "$MUSTER" verify $newest
-    local code=$?
-    if [ $code = 65 ] && grep -q "^damaged  $newest: .*$1" log; then pass; else fail "$2: exit code $code"; fi
+# damaged CHECKPOINT FILE LOG: verify calls the checkpoint damaged and names FILE
+damaged() {
+    timeout -k 5 120 "$MUSTER" verify "$1" > "$3" 2>&1
+    code=$?
+    [ $code = 65 ] && grep -q "^damaged  $1: .*$2" "$3"
 }
+# refused FILE WHAT: the newest checkpoint is
+refused() { if damaged $newest "$1" log; then pass; else fail "$2: exit code $code"; fi; }
 # falls_back STEP FILE WHAT: training goes on from STEP, names FILE as the reason, and ends as the whole run did
 falls_back() {
     expect 0 "$3" train $ranks run $options
@@ -38,9 +40,8 @@ flip_bits() {
     positions="0 1 8 $((size - 1)) $((size - 33)) $((size - 34)) $((size - 35))"
     for i in $(seq 1 40); do positions="$positions $(((i * 7919 * size / 40 + i * 131) % size)):$((i % 8))"; done
     for at in $positions; do
-        "$MUSTER_FLIP" $copy/$file $at
-        timeout -k 5 120 "$MUSTER" verify $copy > flipped-$file/log 2>&1
-        if [ $? = 65 ] && grep -q "^damaged  $copy: .*$file" flipped-$file/log; then echo $at >> $file.found; else echo $at >> $file.missed; fi
+        if "$MUSTER_FLIP" $copy/$file $at && damaged $copy $file flipped-$file/log; then echo $at >> $file.found
+        else echo $at >> $file.missed; fi
         "$MUSTER_FLIP" $copy/$file $at
     done
 }
