@@ -103,8 +103,8 @@ void CPU(pack)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, float
 /* ---------------------------------------------------------------- tiles
  * c[rows, nv vectors] (+)= a b over k steps; a[i, p] stands at a[i * ra + p * ca]. `rows`, `nv` and one of
  * the strides are constants where it is inlined, so the loops vanish and the accumulators are registers.
- * B comes from the second-level cache, AHEAD rows before it is used; C may be far away and has k steps' time to come. Rows
- * of A that are `far` away, in memory, are fetched FAR_AHEAD values before: a dozen streams are more than a processor
+ * B comes from the second-level cache, AHEAD rows before it is used, and so does a strip of columns of A, a line from each of
+ * its rows; C may be far away and has k steps' time to come. Rows of A that are `far` away, in memory, are fetched FAR_AHEAD values before: a dozen streams are more than a processor
  * follows. */
 enum { AHEAD = CPU_LANES == 16 ? 16 : 0, FAR_AHEAD = 64, MOST_VECTORS = 8 };
 
@@ -133,6 +133,7 @@ void tile(const int rows, const int nv, const bool far, int64_t k, const float *
         for (int j = 0; j < nv; j++) bp[j] = *(const vec_u *)(b + p * ldb + j * CPU_LANES);
 #pragma GCC unroll 8
         for (int j = 0; j < nv * CPU_LANES && AHEAD > 0; j += 16) __builtin_prefetch(b + (p + AHEAD) * ldb + j);
+        if (ra == 1 && AHEAD > 0) __builtin_prefetch(a + (p + AHEAD) * ca + rows - 1);
         if (far && p % 16 == 0) {                           /* the end of these rows, then the beginning of the next tile's */
             const float *ahead = p + FAR_AHEAD < k ? a + p + FAR_AHEAD : a + rows * ra + p + FAR_AHEAD - k;
 #pragma GCC unroll 14
