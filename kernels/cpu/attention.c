@@ -179,6 +179,7 @@ void CPU(attention_fwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
     int team = cpu_team(items * QUERIES * keys_of(s));
     size_t mark = mu_arena_mark(&dev->scratch);
     cpu_buffers buffers = cpu_buffers_new(dev, team, QUERIES * STRETCH);
+    cpu_shares shares = cpu_shares_new(dev, team, items);
     forward f = { s, q, k, v, y, lse, mu_arena_alloc(&dev->scratch,
                                                      (size_t)heads * key_pack(s) * sizeof(float)),
                   mu_arena_alloc(&dev->scratch, (size_t)heads * value_pack(s) * sizeof(float)) };
@@ -187,10 +188,9 @@ void CPU(attention_fwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
         float *p = cpu_buffer(buffers);
 #pragma omp for schedule(static)
         for (int64_t bg = 0; bg < heads; bg++) pack_head(&f, bg);
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < items; item++) {
-            int64_t bh = item % (s->B * s->H);
-            int64_t block = skipped + blocks - 1 - item / (s->B * s->H);    /* long ones first */
+        int turn = 0;
+        for (int64_t item; (item = cpu_take(shares, &turn)) >= 0;) {
+            int64_t bh = item / blocks, block = skipped + blocks - 1 - item % blocks;
             query_block(&f, bh / s->H, bh % s->H, cpu_max(s->past, block * QUERIES), p);
         }
     }
@@ -305,20 +305,22 @@ void CPU(attention_bwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
     size_t mark = mu_arena_mark(&dev->scratch);
     size_t part = shared ? (size_t)(s->B * s->S * ld) * sizeof(float) : 0;
     cpu_buffers buffers = cpu_buffers_new(dev, team, head_floats(s));
+    cpu_shares shares = cpu_shares_new(dev, team, items);
     mu_mat dkh = shared ? (mu_mat){ mu_arena_alloc(&dev->scratch, part), MU_DTYPE_F32, ld } : dk;
     mu_mat dvh = shared ? (mu_mat){ mu_arena_alloc(&dev->scratch, part), MU_DTYPE_F32, ld } : dv;
     if (part) memset(dkh.data, 0, part), memset(dvh.data, 0, part);
 #pragma omp parallel num_threads(team)
     {
         head w = head_in(s, cpu_buffer(buffers));
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < items; item++) {
+        int turn = 0;
+        for (int64_t item; (item = cpu_take(shares, &turn)) >= 0;) {
             int64_t row = item / s->H * s->S, h = item % s->H;
             head_prepare(&f, row, h, &w);
             for (int64_t key = 0; key < s->S; key += KEYS)
                 key_block(&f, row, h, key, w, cpu_f32(dkh) + (row + key) * dkh.ld + h * s->d, dkh.ld,
                           cpu_f32(dvh) + (row + key) * dvh.ld + h * s->d, dvh.ld);
         }
+#pragma omp barrier
 #pragma omp for schedule(static)
         for (int64_t bg = 0; bg < (shared ? s->B * s->G : 0); bg++) {
             add_parts(s, bg, dkh.data, dk);

@@ -175,6 +175,28 @@ static inline cpu_buffers cpu_buffers_new(mu_device *dev, int team, size_t float
 
 static inline float *cpu_buffer(cpu_buffers b) { return b.base + b.stride * (size_t)omp_get_thread_num(); }
 
+/* Items 0 .. n-1 for a team: a thread takes the items of its own share, in order, then what is left of the others'. So the
+ * same thread meets the same rows in one kernel after the other, with what it knows of them in its cache (two cores
+ * need not have a cache in common), and yet all end together. Taken before the parallel region, like buffers. */
+typedef struct { _Alignas(64) int64_t next, end; } cpu_share;
+typedef struct { cpu_share *list; int team; } cpu_shares;
+
+static inline cpu_shares cpu_shares_new(mu_device *dev, int team, int64_t n) {
+    cpu_shares s = { mu_arena_alloc(&dev->scratch, (size_t)team * sizeof *s.list), team };
+    for (int t = 0; t < team; t++) s.list[t] = (cpu_share){ n * t / team, n * (t + 1) / team };
+    return s;
+}
+
+/* The next item for this thread, or -1; `turn` is 0 at first. */
+static inline int64_t cpu_take(cpu_shares s, int *turn) {
+    for (; *turn < s.team; ++*turn) {
+        cpu_share *share = s.list + (omp_get_thread_num() + *turn) % s.team;
+        int64_t i = __atomic_fetch_add(&share->next, 1, __ATOMIC_RELAXED);
+        if (i < share->end) return i;
+    }
+    return -1;
+}
+
 /* exp(x), about 1e-7 relative, written so that loops over it vectorise on every instruction set:
  * x = n ln2 + r, the polynomial of Cephes' expf for r, then n goes into the exponent. Below -87.3 (so for
  * -inf too) it is 0, above 88.3 infinity; NaN stays NaN. */

@@ -50,16 +50,21 @@ static void stretch(mu_device *dev, const product *p, int team, int64_t first, i
     int64_t panels = cpu_blocks(n, CPU_NR), parts = cpu_parts(p->tb, p->k, n);
     int64_t depth = choose_depth(p, n);
     grid g = choose_grid(p->m, panels, team);
+    int64_t steps = cpu_blocks(cpu_max(p->k, 1), depth);
+    cpu_shares *shares = mu_arena_alloc(&dev->scratch, (size_t)steps * sizeof *shares);
+    for (int64_t i = 0; i < steps; i++) shares[i] = cpu_shares_new(dev, team, g.down * g.across);
 #pragma omp parallel num_threads(team)
     {
         if (!direct) {
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < parts; i++) CPU(pack_part)(p->tb, p->k, n, from, p->b.ld, i, packed);
         }
-        for (int64_t at = 0; at < cpu_max(p->k, 1); at += depth) {
-#pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < g.down * g.across; i++)
+        for (int64_t step = 0; step < steps; step++) {
+            int64_t at = step * depth;
+            int turn = 0;
+            for (int64_t i; (i = cpu_take(shares[step], &turn)) >= 0;)
                 block(p, g, i, first, n, at, cpu_min(depth, p->k - at), b);
+#pragma omp barrier
         }
     }
     mu_arena_release(&dev->scratch, mark);
