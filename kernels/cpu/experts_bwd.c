@@ -8,7 +8,7 @@
 
 #include <sched.h>
 
-enum { PART_ROWS = 256, COLUMNS = 16 * CPU_NR };
+enum { PART_ROWS = CPU_ROUNDS ? 512 : 256, COLUMNS = 16 * CPU_NR };
 enum { TILE_M = 256, TILE_N = 256 };                        /* of a weight gradient */
 
 typedef struct {
