@@ -2,7 +2,7 @@
  *
  * Both operands are read along k, a vector at a time; the lanes of a sum are added at its end, those of CPU_LANES sums at
  * once. So nothing is turned, a value of B is loaded once for all rows, and the product is as fast as the weights come.
- * AVX2 and AVX-512; not for bf16 products, which experts.c does without when rows are few. */
+ * AVX2 and AVX-512; not for bf16 products, which experts do without when rows are few. */
 #include "kernels/cpu/cpu.h"
 
 #if defined(__AVX2__) && !defined(__AVX512BF16__)

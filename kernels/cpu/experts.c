@@ -1,8 +1,8 @@
 /* experts.c - which rows of which experts each thread of a team takes (experts.h). */
 #include "kernels/cpu/experts.h"
 
-/* To read an expert's weights, or to turn them, takes as long as WEIGHTS_COST rows. Nothing smaller than LEAST_CUT rows is
- * cut off an expert. */
+/* To read an expert's weights, or to turn them, takes as long as WEIGHTS_COST rows. No part of an expert is less than
+ * LEAST_CUT rows: that would cost more than it helps, and so few may be summed in another order (multiply_few). */
 enum { WEIGHTS_COST = 16, LEAST_CUT = 16 };
 
 static int64_t cost_of(int64_t rows) { return rows ? rows + WEIGHTS_COST : 0; }
@@ -19,6 +19,12 @@ static int64_t row_at(const int64_t *offsets, int64_t experts, int64_t cost) {
     int64_t cut = cost - WEIGHTS_COST / 2;
     if (cut < cpu_min(LEAST_CUT, (rows + 1) / 2)) return offsets[i];
     return rows - cut < LEAST_CUT ? offsets[i + 1] : offsets[i] + cut;
+}
+
+static bool ends_an_expert(const int64_t *offsets, int64_t experts, int64_t row) {
+    for (int64_t i = 0; i <= experts; i++)
+        if (offsets[i] == row) return true;
+    return false;
 }
 
 /* Rows at .. end-1 in parts of near-equal height, none of more than `most` rows and none of two experts. */
@@ -42,6 +48,7 @@ cpu_items CPU(list_parts)(mu_device *dev, const mu_experts_shape *s, const int64
     for (int64_t i = 0; i < s->experts; i++) all += cost_of(offsets[i + 1] - offsets[i]);
     for (int t = 0; t < shares.team; t++) {
         int64_t end = row_at(offsets, s->experts, all * (t + 1) / shares.team);
+        if (end - at < LEAST_CUT && !ends_an_expert(offsets, s->experts, end)) end = at;
         shares.list[t].next = l.n;
         cut(offsets, at, end, most, &l);
         shares.list[t].end = l.n;

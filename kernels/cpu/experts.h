@@ -40,8 +40,17 @@ static inline int64_t cpu_most_rows(const int64_t *offsets, int64_t experts) {
     return most;
 }
 
+/* How many of n columns go at a time: as many panels as `most` floats hold of k values for each of `matrices`, but 4 to 32,
+ * and about as many each time. */
+static inline int64_t cpu_columns_at_once(int64_t n, int64_t most, int64_t matrices, int64_t k) {
+    int64_t panels = most / cpu_max(1, matrices * (int64_t)cpu_packed(k, CPU_NR));
+    int64_t times = cpu_blocks(n, CPU_NR * cpu_max(4, cpu_min(32, panels)));
+    return CPU_NR * cpu_blocks(cpu_blocks(n, CPU_NR), cpu_max(1, times));
+}
+
 /* Cuts the rows into parts of up to `most` rows of one expert each, in order, and fills `shares` with parts that cost each
- * thread the same time, as far as rows and weights to be read tell. Bits must not depend on where is cut. In scratch. */
+ * thread the same time, as far as rows and weights to be read tell. An expert of few rows, under 32, is one part: where is
+ * cut depends on the team, and bits must not. In scratch. */
 cpu_items CPU(list_parts)(mu_device *dev, const mu_experts_shape *s, const int64_t *offsets, int64_t most, cpu_shares shares);
 
 /* So few rows that weights of this size are read in columns, by all threads together, rather than for blocks of rows. */

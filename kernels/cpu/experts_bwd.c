@@ -8,7 +8,8 @@
 
 #include <sched.h>
 
-enum { PART_ROWS = CPU_ROUNDS ? 512 : 256, COLUMNS = 16 * CPU_NR };
+enum { PART_ROWS = CPU_ROUNDS ? 512 : 256 };
+enum { MOST_PANELS = 262144 };                              /* floats of weights that stay while rows come by: 1 MiB */
 enum { TILE_M = 256, TILE_N = 256 };                        /* of a weight gradient */
 
 typedef struct {
@@ -49,20 +50,28 @@ static void block_of_h(const backward *f, cpu_item b, int64_t j, int64_t n, cons
     }
 }
 
-/* A thread's buffer: gradients of a block's activations, a part's rows of dy, packed columns. */
-static size_t part_floats(const mu_experts_shape *s) {
-    size_t down = cpu_packed(s->D, COLUMNS), ups = 2 * cpu_packed(s->F, COLUMNS);
-    return (size_t)(CPU_BLOCK_ROWS * COLUMNS + PART_ROWS * s->D) + (down > ups ? down : ups);
+/* Columns that go at a time of the down-projection, of the up-projections. */
+static int64_t downs(const mu_experts_shape *s) { return cpu_columns_at_once(s->F, MOST_PANELS, 1, s->D); }
+static int64_t ups(const mu_experts_shape *s) { return cpu_columns_at_once(s->D, MOST_PANELS, 2, s->F); }
+
+/* A thread's buffer: gradients of a block's activations; packed columns, where any are; a part's rows of dy. */
+static int64_t packed_floats(const mu_experts_shape *s) {
+    if (cpu_in_place(s->D) && cpu_in_place(s->F)) return 0;
+    return cpu_max((int64_t)cpu_packed(s->D, downs(s)), 2 * (int64_t)cpu_packed(s->F, ups(s)));
+}
+
+static size_t part_floats(const mu_experts_shape *s, int64_t most_rows) {
+    return (size_t)(CPU_BLOCK_ROWS * downs(s) + packed_floats(s) + cpu_min(PART_ROWS, most_rows) * s->D);
 }
 
 static void part_bwd(const backward *f, cpu_item part, float *buffer) {
     int64_t D = f->s->D, F = f->s->F, blocks = cpu_blocks(part.rows, CPU_BLOCK_ROWS);
-    float *da = buffer, *rows = da + CPU_BLOCK_ROWS * COLUMNS, *packed = rows + PART_ROWS * D;
+    float *da = buffer, *packed = da + CPU_BLOCK_ROWS * downs(f->s), *rows = packed + packed_floats(f->s);
     mu_mat room = f->dyg.data ? cpu_part_of(f->dyg, part.first, 0) : (mu_mat){ rows, MU_DTYPE_F32, D };
     mu_mat dy = cpu_rows_of(f->dy, f->out, part.first, part.rows, D, room);
     if (f->xg.data) cpu_rows_of(f->x, f->in, part.first, part.rows, D, cpu_part_of(f->xg, part.first, 0));
-    for (int64_t j = 0; j < F; j += COLUMNS) {
-        int64_t n = cpu_min(COLUMNS, F - j);
+    for (int64_t j = 0, step = downs(f->s); j < F; j += step) {
+        int64_t n = cpu_min(step, F - j);
         cpu_panels down = columns_of(f, f->down, part.expert, D, F, j, n, packed);
         for (int64_t i = 0; i < blocks; i++) {
             cpu_item b = cpu_block_of(part, i, blocks);
@@ -70,13 +79,14 @@ static void part_bwd(const backward *f, cpu_item part, float *buffer) {
             block_of_h(f, b, j, n, da);
         }
     }
-    for (int64_t j = 0; j < D && f->dx.data; j += COLUMNS) {
-        int64_t n = cpu_min(COLUMNS, D - j);
+    for (int64_t j = 0, step = ups(f->s); j < D && f->dx.data; j += step) {
+        int64_t n = cpu_min(step, D - j);
         cpu_panels gate = columns_of(f, f->gate, part.expert, F, D, j, n, packed);
         cpu_panels up = columns_of(f, f->up, part.expert, F, D, j, n, packed + cpu_packed(F, n));
         for (int64_t i = 0; i < blocks; i++) {
             cpu_item b = cpu_block_of(part, i, blocks);
-            mu_mat hg = cpu_part_of(f->hg, b.first, 0), hu = cpu_part_of(f->hu, b.first, 0), dx = cpu_part_of(f->dx, b.first, j);
+            mu_mat hg = cpu_part_of(f->hg, b.first, 0), hu = cpu_part_of(f->hu, b.first, 0);
+            mu_mat dx = cpu_part_of(f->dx, b.first, j);
             CPU(multiply)(false, b.rows, n, F, hg.data, hg.ld, gate, false, dx.data, dx.ld);
             CPU(multiply)(false, b.rows, n, F, hu.data, hu.ld, up, true, dx.data, dx.ld);
         }
@@ -126,15 +136,16 @@ static void weight_item(const backward *f, const int64_t *offsets, int64_t exper
     operand dy = f->dyg.data ? (operand){ .a = f->dyg } : (operand){ f->dy, f->out };
     gradient g = at < gates ? (gradient){ { f->dgate, f->dup }, { { .a = f->hg }, { .a = f->hu } }, x, F, D }
                             : (gradient){ { f->ddown }, { dy }, { .a = f->act }, D, F };
-    int64_t t = at - (at < gates ? 0 : gates), down = cpu_blocks(g.m, TILE_M);
-    weight_tile(&g, f->s->fresh, expert, t % down * TILE_M, t / down * TILE_N, row, rows, buffer);
+    int64_t t = at - (at < gates ? 0 : gates), across = cpu_blocks(g.n, TILE_N);
+    weight_tile(&g, f->s->fresh, expert, t / across * TILE_M, t % across * TILE_N, row, rows, buffer);
 }
 
 /* ---------------------------------------------------------------- the order of the work
  * A thread's share of parts becomes its share of tasks: parts of experts that it has a share of only, then of each whole
  * expert the parts and the tiles of its weight gradients, then the tiles of experts that end in its share and began in
  * another's. A tile waits until all parts of its expert are done. These are ahead of it in the same share, hence begun, or
- * at the beginning of another's: nobody waits for long, and there is no barrier. */
+ * at the beginning of another's, whose own thread waits for nothing before them: nobody waits for long, and there is no
+ * barrier. */
 typedef struct { cpu_item part; int64_t tile; } task;
 typedef struct { task *list; int64_t n; int *parts, *done; } tasks;
 
@@ -146,7 +157,7 @@ static void add_tiles(tasks *l, int64_t expert, int64_t tiles) {
     for (int64_t i = 0; i < tiles; i++) l->list[l->n++] = (task){ { expert, 0, 0 }, i };
 }
 
-/* The parts of a share that belong to the expert of part `i`: up to the one returned. */
+/* Behind the last part of a share that belongs to the expert of part `i`. */
 static int64_t same_expert(const cpu_item *parts, int64_t i, int64_t end) {
     int64_t expert = parts[i].expert;
     while (i < end && parts[i].expert == expert) i++;
@@ -157,21 +168,17 @@ static bool ends_an_expert(cpu_item part, const int64_t *offsets) { return part.
 static bool begins_an_expert(cpu_item part, const int64_t *offsets) { return part.first == offsets[part.expert]; }
 
 static cpu_share list_share(const cpu_item *parts, cpu_share share, const int64_t *offsets, int64_t tiles, tasks *l) {
-    cpu_share all = { .next = l->n };
-    for (int pass = 0; pass < 3; pass++)
+    enum { PARTS_OF_CUT, WHOLE, TILES_OF_CUT, PASSES };
+    cpu_share order = { .next = l->n };
+    for (int pass = 0; pass < PASSES; pass++)
         for (int64_t i = share.next, end; i < share.end; i = end) {
             end = same_expert(parts, i, share.end);
             bool ends = ends_an_expert(parts[end - 1], offsets), whole = ends && begins_an_expert(parts[i], offsets);
-            if (pass == (whole ? 1 : 0)) add_parts(l, parts + i, end - i);
-            if (pass == (whole ? 1 : 2) && ends) add_tiles(l, parts[i].expert, tiles);
+            if (pass == (whole ? WHOLE : PARTS_OF_CUT)) add_parts(l, parts + i, end - i);
+            if (pass == (whole ? WHOLE : TILES_OF_CUT) && ends) add_tiles(l, parts[i].expert, tiles);
         }
-    all.end = l->n;
-    return all;
-}
-
-/* An expert without rows has nothing but gradients to be cleared. */
-static void clear_gradients(const backward *f, int64_t expert, float *buffer, const int64_t *offsets) {
-    for (int64_t i = 0; i < tiles_an_expert(f->s); i++) weight_item(f, offsets, expert, i, buffer);
+    order.end = l->n;
+    return order;
 }
 
 static tasks list_tasks(mu_device *dev, const backward *f, const int64_t *offsets, cpu_shares shares) {
@@ -208,30 +215,33 @@ static void run_task(const backward *f, const int64_t *offsets, const tasks *l, 
 static void backward_by_parts(mu_device *dev, const backward *f, const int64_t *offsets, int team) {
     cpu_shares shares = cpu_shares_new(dev, team, 0);
     tasks l = list_tasks(dev, f, offsets, shares);
-    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max((int64_t)part_floats(f->s), WEIGHT_BUFFER));
+    int64_t most = cpu_most_rows(offsets, f->s->experts), tiles = tiles_an_expert(f->s);
+    cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max((int64_t)part_floats(f->s, most), WEIGHT_BUFFER));
 #pragma omp parallel num_threads(team)
     {
         int turn = 0;
         for (int64_t i; (i = cpu_take(shares, &turn)) >= 0;) run_task(f, offsets, &l, l.list[i], cpu_buffer(buffers));
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < f->s->experts; i++)
-            if (offsets[i] == offsets[i + 1]) clear_gradients(f, i, cpu_buffer(buffers), offsets);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < f->s->experts * tiles; i++)     /* experts without rows: gradients to be cleared */
+            if (offsets[i / tiles] == offsets[i / tiles + 1])
+                weight_item(f, offsets, i / tiles, i % tiles, cpu_buffer(buffers));
     }
 }
 
 /* ---------------------------------------------------------------- backward, few rows and weights larger than a cache
- * For rows that lie in order and are not weighted: a dense feed-forward's. An cpu_item is CPU_WIDE columns of one expert, so
+ * For rows that lie in order and are not weighted: a dense feed-forward's. An item is CPU_WIDE columns of one expert, so
  * that its weights are read once: first what becomes of hg and hu, then dx, then the gradients of weights. */
 static bool goes_by_columns(const backward *f, int64_t most) {
-    bool plain = !f->in.data && !f->out.data && !f->weights.data && f->dx.data;
+    bool plain = !f->in.data && !f->out.data && !f->weights.data && !f->dweights.data && f->dx.data;
     return plain && cpu_in_place(f->s->D) && cpu_in_place(f->s->F) && cpu_few_for_weights(f->s, most);
 }
 
 static void columns_of_h(const backward *f, const int64_t *offsets, int64_t expert, int64_t j, float *da) {
     int64_t D = f->s->D, F = f->s->F, row = offsets[expert], n = offsets[expert + 1] - row, width = cpu_min(CPU_WIDE, F - j);
-    mu_mat dy = cpu_part_of(f->dy, row, 0), hg = cpu_part_of(f->hg, row, j), hu = cpu_part_of(f->hu, row, j), act = cpu_part_of(f->act, row, j);
-    CPU(multiply)(false, n, width, D, dy.data, dy.ld, cpu_panels_in_place(cpu_matrix_of(f->down, f->s, expert) + j, F), false, da,
-                  width);
+    mu_mat dy = cpu_part_of(f->dy, row, 0), act = cpu_part_of(f->act, row, j);
+    mu_mat hg = cpu_part_of(f->hg, row, j), hu = cpu_part_of(f->hu, row, j);
+    cpu_panels down = cpu_panels_in_place(cpu_matrix_of(f->down, f->s, expert) + j, F);
+    CPU(multiply)(false, n, width, D, dy.data, dy.ld, down, false, da, width);
     for (int64_t r = 0; r < n; r++)
         swiglu_bwd(width, 1, da + r * width, cpu_f32(hg) + r * hg.ld, cpu_f32(hu) + r * hu.ld, cpu_f32(act) + r * act.ld);
 }
@@ -239,24 +249,28 @@ static void columns_of_h(const backward *f, const int64_t *offsets, int64_t expe
 static void columns_of_dx(const backward *f, const int64_t *offsets, int64_t expert, int64_t j) {
     int64_t D = f->s->D, F = f->s->F, row = offsets[expert], n = offsets[expert + 1] - row, width = cpu_min(CPU_WIDE, D - j);
     mu_mat hg = cpu_part_of(f->hg, row, 0), hu = cpu_part_of(f->hu, row, 0), dx = cpu_part_of(f->dx, row, j);
-    CPU(multiply)(false, n, width, F, hg.data, hg.ld, cpu_panels_in_place(cpu_matrix_of(f->gate, f->s, expert) + j, D), false,
-                  dx.data, dx.ld);
-    CPU(multiply)(false, n, width, F, hu.data, hu.ld, cpu_panels_in_place(cpu_matrix_of(f->up, f->s, expert) + j, D), true, dx.data,
-                  dx.ld);
+    cpu_panels gate = cpu_panels_in_place(cpu_matrix_of(f->gate, f->s, expert) + j, D);
+    cpu_panels up = cpu_panels_in_place(cpu_matrix_of(f->up, f->s, expert) + j, D);
+    CPU(multiply)(false, n, width, F, hg.data, hg.ld, gate, false, dx.data, dx.ld);
+    CPU(multiply)(false, n, width, F, hu.data, hu.ld, up, true, dx.data, dx.ld);
 }
 
 static void backward_by_columns(mu_device *dev, const backward *f, const int64_t *offsets, int team) {
     int64_t D = f->s->D, F = f->s->F, E = f->s->experts, tiles = tiles_an_expert(f->s);
     int64_t of_h = cpu_blocks(F, CPU_WIDE), of_dx = cpu_blocks(D, CPU_WIDE);
     cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max(CPU_FEW * CPU_WIDE, WEIGHT_BUFFER));
+    cpu_shares h = cpu_shares_new(dev, team, E * of_h), dx = cpu_shares_new(dev, team, E * of_dx);
+    cpu_shares weights = cpu_shares_new(dev, team, E * tiles);
 #pragma omp parallel num_threads(team)
     {
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < E * of_h; i++) columns_of_h(f, offsets, i / of_h, i % of_h * CPU_WIDE, cpu_buffer(buffers));
-#pragma omp for schedule(dynamic) nowait
-        for (int64_t i = 0; i < E * of_dx; i++) columns_of_dx(f, offsets, i / of_dx, i % of_dx * CPU_WIDE);
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < E * tiles; i++) weight_item(f, offsets, i / tiles, i % tiles, cpu_buffer(buffers));
+        float *buffer = cpu_buffer(buffers);
+        int turn = 0;
+        for (int64_t i; (i = cpu_take(h, &turn)) >= 0;) columns_of_h(f, offsets, i / of_h, i % of_h * CPU_WIDE, buffer);
+#pragma omp barrier
+        turn = 0;
+        for (int64_t i; (i = cpu_take(dx, &turn)) >= 0;) columns_of_dx(f, offsets, i / of_dx, i % of_dx * CPU_WIDE);
+        turn = 0;
+        for (int64_t i; (i = cpu_take(weights, &turn)) >= 0;) weight_item(f, offsets, i / tiles, i % tiles, buffer);
     }
 }
 
@@ -266,8 +280,8 @@ void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
                       mu_mat dup, mu_mat ddown) {
     const int64_t *at = cpu_i64(offsets);
     if (cpu_better_in_fp32(s, at)) {
-        CPU_FINE(experts_bwd)(dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights, dgate,
-                              dup, ddown);
+        CPU_FINE(experts_bwd)(dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights,
+                              dgate, dup, ddown);
         return;
     }
     backward f = { s, x, in, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights, dgate, dup, ddown };

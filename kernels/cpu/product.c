@@ -104,12 +104,13 @@ void CPU(pack)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, float
  * c[rows, nv vectors] (+)= a b over k steps; a[i, p] stands at a[i * ra + p * ca]. `rows`, `nv` and one of
  * the strides are constants where it is inlined, so the loops vanish and the accumulators are registers.
  * B comes from the second-level cache, AHEAD rows before it is used, and so does a strip of columns of A, a line from each of
- * its rows; C may be far away and has k steps' time to come. Rows of A that are `far` away, in memory, are fetched FAR_AHEAD values before: a dozen streams are more than a processor
- * follows. */
+ * its rows; C may be far away and has k steps' time to come. Rows of A that are `far` away, in memory, are fetched FAR_AHEAD
+ * values before: a dozen streams are more than a processor follows. */
 enum { AHEAD = CPU_LANES == 16 ? 16 : 0, FAR_AHEAD = 64, MOST_VECTORS = 8 };
+enum access { BY_ROW, BY_COLUMN, BY_FAR_ROW };
 
 static inline __attribute__((always_inline))
-void tile(const int rows, const int nv, const bool far, int64_t k, const float *a, int64_t ra, int64_t ca, const float *b,
+void tile(const int rows, const int nv, const enum access how, int64_t k, const float *a, int64_t ra, int64_t ca, const float *b,
           int64_t ldb, bool add, float *c, int64_t ldc) {
     vec sum[14][MOST_VECTORS];
 #pragma GCC unroll 14
@@ -133,8 +134,8 @@ void tile(const int rows, const int nv, const bool far, int64_t k, const float *
         for (int j = 0; j < nv; j++) bp[j] = *(const vec_u *)(b + p * ldb + j * CPU_LANES);
 #pragma GCC unroll 8
         for (int j = 0; j < nv * CPU_LANES && AHEAD > 0; j += 16) __builtin_prefetch(b + (p + AHEAD) * ldb + j);
-        if (ra == 1 && AHEAD > 0) __builtin_prefetch(a + (p + AHEAD) * ca + rows - 1);
-        if (far && p % 16 == 0) {                           /* the end of these rows, then the beginning of the next tile's */
+        if (how == BY_COLUMN && AHEAD > 0) __builtin_prefetch(a + (p + AHEAD) * ca + rows - 1, 0, 2);
+        if (how == BY_FAR_ROW && p % 16 == 0) {                           /* the end of these rows, then the beginning of the next tile's */
             const float *ahead = p + FAR_AHEAD < k ? a + p + FAR_AHEAD : a + rows * ra + p + FAR_AHEAD - k;
 #pragma GCC unroll 14
             for (int i = 0; i < rows; i++) __builtin_prefetch(ahead + i * ra, 0, 2);
@@ -158,22 +159,22 @@ typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *
                            float *c, int64_t ldc);
 
 /* by_row: A[m, k]; by_column: A[k, m], read in place too: the rows of a tile are neighbours in memory. */
-#define TILE_AS(name, rows, nv, far, ra, ca)                                                              \
+#define TILE_AS(name, rows, nv, how, ra, ca)                                                              \
     static void name(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,       \
                      float *c, int64_t ldc) {                                                             \
-        tile(rows, nv, far, k, a, ra, ca, b, ldb, add, c, ldc);                                           \
+        tile(rows, nv, how, k, a, ra, ca, b, ldb, add, c, ldc);                                           \
     }
 #define TILE(r)                                     \
-    TILE_AS(by_row_##r##_1, r, 1, false, lda, 1)    \
-    TILE_AS(by_row_##r##_2, r, 2, false, lda, 1)    \
-    TILE_AS(by_column_##r##_1, r, 1, false, 1, lda) \
-    TILE_AS(by_column_##r##_2, r, 2, false, 1, lda)
+    TILE_AS(by_row_##r##_1, r, 1, BY_ROW, lda, 1)    \
+    TILE_AS(by_row_##r##_2, r, 2, BY_ROW, lda, 1)    \
+    TILE_AS(by_column_##r##_1, r, 1, BY_COLUMN, 1, lda) \
+    TILE_AS(by_column_##r##_2, r, 2, BY_COLUMN, 1, lda)
 CPU_TILES(TILE)
 #undef TILE
 #if defined(__AVX512F__)                            /* few.c has no other use for it */
 #define TILE(r)                                     \
-    TILE_AS(by_far_row_##r##_1, r, 1, true, lda, 1) \
-    TILE_AS(by_far_row_##r##_2, r, 2, true, lda, 1)
+    TILE_AS(by_far_row_##r##_1, r, 1, BY_FAR_ROW, lda, 1) \
+    TILE_AS(by_far_row_##r##_2, r, 2, BY_FAR_ROW, lda, 1)
 CPU_TILES(TILE)
 #undef TILE
 #define FAR_ROWS(r) , { by_far_row_##r##_1, by_far_row_##r##_2 }
@@ -181,7 +182,6 @@ CPU_TILES(TILE)
 #define FAR_ROWS(r)
 #endif
 
-enum access { BY_ROW, BY_COLUMN, BY_FAR_ROW };
 #define TILE(r) { { by_row_##r##_1, by_row_##r##_2 }, { by_column_##r##_1, by_column_##r##_2 } FAR_ROWS(r) },
 static tile_function *const tile_functions[][3][2] = { { { NULL } }, CPU_TILES(TILE) };
 #undef TILE
@@ -194,7 +194,7 @@ enum { MOST_WIDE = 6 };
 #define WIDE_TILES(T) T(1, 4) T(2, 4)
 enum { MOST_WIDE = 2 };
 #endif
-#define TILE(rows, nv) TILE_AS(wide_##rows, rows, nv, false, lda, 1)
+#define TILE(rows, nv) TILE_AS(wide_##rows, rows, nv, BY_ROW, lda, 1)
 WIDE_TILES(TILE)
 #undef TILE
 #define TILE(rows, nv) { wide_##rows, nv / 2 },
