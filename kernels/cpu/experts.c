@@ -21,7 +21,7 @@ static int64_t row_at(const int64_t *offsets, int64_t experts, int64_t cost) {
     return rows - cut < LEAST_CUT ? offsets[i + 1] : offsets[i] + cut;
 }
 
-static bool ends_an_expert(const int64_t *offsets, int64_t experts, int64_t row) {
+static bool is_border(const int64_t *offsets, int64_t experts, int64_t row) {
     for (int64_t i = 0; i <= experts; i++)
         if (offsets[i] == row) return true;
     return false;
@@ -33,10 +33,7 @@ static void cut(const int64_t *offsets, int64_t at, int64_t end, int64_t most, c
     while (at < end) {
         while (offsets[expert + 1] <= at) expert++;
         int64_t rows = cpu_min(offsets[expert + 1], end) - at, parts = cpu_blocks(rows, most);
-        for (int64_t i = 0; i < parts; i++) {
-            int64_t first = rows * i / parts;
-            l->list[l->n++] = (cpu_item){ expert, at + first, rows * (i + 1) / parts - first };
-        }
+        for (int64_t i = 0; i < parts; i++) l->list[l->n++] = cpu_block_of((cpu_item){ expert, at, rows }, i, parts);
         at += rows;
     }
 }
@@ -48,7 +45,7 @@ cpu_items CPU(list_parts)(mu_device *dev, const mu_experts_shape *s, const int64
     for (int64_t i = 0; i < s->experts; i++) all += cost_of(offsets[i + 1] - offsets[i]);
     for (int t = 0; t < shares.team; t++) {
         int64_t end = row_at(offsets, s->experts, all * (t + 1) / shares.team);
-        if (end - at < LEAST_CUT && !ends_an_expert(offsets, s->experts, end)) end = at;
+        if (end - at < LEAST_CUT && !is_border(offsets, s->experts, end)) end = at;
         shares.list[t].next = l.n;
         cut(offsets, at, end, most, &l);
         shares.list[t].end = l.n;

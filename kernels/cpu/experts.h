@@ -40,10 +40,11 @@ static inline int64_t cpu_most_rows(const int64_t *offsets, int64_t experts) {
     return most;
 }
 
-/* How many of n columns go at a time: as many panels as `most` floats hold of k values for each of `matrices`, but 4 to 32,
- * and about as many each time. */
-static inline int64_t cpu_columns_at_once(int64_t n, int64_t most, int64_t matrices, int64_t k) {
-    int64_t panels = most / cpu_max(1, matrices * (int64_t)cpu_packed(k, CPU_NR));
+/* How many of n columns, with k values in each of `matrices`, stay while rows come by: as many panels as a second-level cache
+ * of 1 MiB holds, but 4 to 32, and about as many each time. */
+static inline int64_t cpu_columns_at_once(int64_t n, int64_t matrices, int64_t k) {
+    enum { FLOATS = 262144 };
+    int64_t panels = FLOATS / cpu_max(1, matrices * (int64_t)cpu_packed(k, CPU_NR));
     int64_t times = cpu_blocks(n, CPU_NR * cpu_max(4, cpu_min(32, panels)));
     return CPU_NR * cpu_blocks(cpu_blocks(n, CPU_NR), cpu_max(1, times));
 }

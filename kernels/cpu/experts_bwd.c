@@ -9,7 +9,6 @@
 #include <sched.h>
 
 enum { PART_ROWS = CPU_ROUNDS ? 512 : 256 };
-enum { MOST_PANELS = 262144 };                              /* floats of weights that stay while rows come by: 1 MiB */
 enum { TILE_M = 256, TILE_N = 256 };                        /* of a weight gradient */
 
 typedef struct {
@@ -34,7 +33,7 @@ static float swiglu_bwd(int64_t F, float weight, const float *restrict b, float 
 }
 
 /* ---------------------------------------------------------------- rows */
-/* Columns j .. j+n-1 of a weight [k, ld] of an expert, as a right operand: in place, or packed into `to`. */
+/* Columns j .. j+n-1 of a weight [k, ld] of an expert, as a right operand: in place where they can be, or packed into `to`. */
 static cpu_panels columns_of(const backward *f, mu_mat weight, int64_t expert, int64_t k, int64_t ld, int64_t j, int64_t n,
                              float *to) {
     return cpu_panels_from(k, n, cpu_matrix_of(weight, f->s, expert) + j, ld, to);
@@ -50,9 +49,16 @@ static void block_of_h(const backward *f, cpu_item b, int64_t j, int64_t n, cons
     }
 }
 
+/* dx of a block of rows, columns j .. j+n-1. */
+static void block_of_dx(const backward *f, cpu_item b, int64_t j, int64_t n, cpu_panels gate, cpu_panels up) {
+    mu_mat hg = cpu_part_of(f->hg, b.first, 0), hu = cpu_part_of(f->hu, b.first, 0), dx = cpu_part_of(f->dx, b.first, j);
+    CPU(multiply)(false, b.rows, n, f->s->F, hg.data, hg.ld, gate, false, dx.data, dx.ld);
+    CPU(multiply)(false, b.rows, n, f->s->F, hu.data, hu.ld, up, true, dx.data, dx.ld);
+}
+
 /* Columns that go at a time of the down-projection, of the up-projections. */
-static int64_t downs(const mu_experts_shape *s) { return cpu_columns_at_once(s->F, MOST_PANELS, 1, s->D); }
-static int64_t ups(const mu_experts_shape *s) { return cpu_columns_at_once(s->D, MOST_PANELS, 2, s->F); }
+static int64_t downs(const mu_experts_shape *s) { return cpu_columns_at_once(s->F, 1, s->D); }
+static int64_t ups(const mu_experts_shape *s) { return cpu_columns_at_once(s->D, 2, s->F); }
 
 /* A thread's buffer: gradients of a block's activations; packed columns, where any are; a part's rows of dy. */
 static int64_t packed_floats(const mu_experts_shape *s) {
@@ -83,13 +89,7 @@ static void part_bwd(const backward *f, cpu_item part, float *buffer) {
         int64_t n = cpu_min(step, D - j);
         cpu_panels gate = columns_of(f, f->gate, part.expert, F, D, j, n, packed);
         cpu_panels up = columns_of(f, f->up, part.expert, F, D, j, n, packed + cpu_packed(F, n));
-        for (int64_t i = 0; i < blocks; i++) {
-            cpu_item b = cpu_block_of(part, i, blocks);
-            mu_mat hg = cpu_part_of(f->hg, b.first, 0), hu = cpu_part_of(f->hu, b.first, 0);
-            mu_mat dx = cpu_part_of(f->dx, b.first, j);
-            CPU(multiply)(false, b.rows, n, F, hg.data, hg.ld, gate, false, dx.data, dx.ld);
-            CPU(multiply)(false, b.rows, n, F, hu.data, hu.ld, up, true, dx.data, dx.ld);
-        }
+        for (int64_t i = 0; i < blocks; i++) block_of_dx(f, cpu_block_of(part, i, blocks), j, n, gate, up);
     }
 }
 
@@ -229,30 +229,31 @@ static void backward_by_parts(mu_device *dev, const backward *f, const int64_t *
 }
 
 /* ---------------------------------------------------------------- backward, few rows and weights larger than a cache
- * For rows that lie in order and are not weighted: a dense feed-forward's. An item is CPU_WIDE columns of one expert, so
- * that its weights are read once: first what becomes of hg and hu, then dx, then the gradients of weights. */
+ * For rows that lie in order and are not weighted, and weights that are read in place: a dense feed-forward's. An item is
+ * CPU_WIDE columns of one expert, so that its weights are read once: first what becomes of hg and hu, then dx, then the
+ * gradients of weights. */
 static bool goes_by_columns(const backward *f, int64_t most) {
     bool plain = !f->in.data && !f->out.data && !f->weights.data && !f->dweights.data && f->dx.data;
     return plain && cpu_in_place(f->s->D) && cpu_in_place(f->s->F) && cpu_few_for_weights(f->s, most);
 }
 
-static void columns_of_h(const backward *f, const int64_t *offsets, int64_t expert, int64_t j, float *da) {
-    int64_t D = f->s->D, F = f->s->F, row = offsets[expert], n = offsets[expert + 1] - row, width = cpu_min(CPU_WIDE, F - j);
-    mu_mat dy = cpu_part_of(f->dy, row, 0), act = cpu_part_of(f->act, row, j);
-    mu_mat hg = cpu_part_of(f->hg, row, j), hu = cpu_part_of(f->hu, row, j);
-    cpu_panels down = cpu_panels_in_place(cpu_matrix_of(f->down, f->s, expert) + j, F);
-    CPU(multiply)(false, n, width, D, dy.data, dy.ld, down, false, da, width);
-    for (int64_t r = 0; r < n; r++)
-        swiglu_bwd(width, 1, da + r * width, cpu_f32(hg) + r * hg.ld, cpu_f32(hu) + r * hu.ld, cpu_f32(act) + r * act.ld);
+static cpu_item rows_of_expert(const int64_t *offsets, int64_t expert) {
+    return (cpu_item){ expert, offsets[expert], offsets[expert + 1] - offsets[expert] };
 }
 
-static void columns_of_dx(const backward *f, const int64_t *offsets, int64_t expert, int64_t j) {
-    int64_t D = f->s->D, F = f->s->F, row = offsets[expert], n = offsets[expert + 1] - row, width = cpu_min(CPU_WIDE, D - j);
-    mu_mat hg = cpu_part_of(f->hg, row, 0), hu = cpu_part_of(f->hu, row, 0), dx = cpu_part_of(f->dx, row, j);
-    cpu_panels gate = cpu_panels_in_place(cpu_matrix_of(f->gate, f->s, expert) + j, D);
-    cpu_panels up = cpu_panels_in_place(cpu_matrix_of(f->up, f->s, expert) + j, D);
-    CPU(multiply)(false, n, width, F, hg.data, hg.ld, gate, false, dx.data, dx.ld);
-    CPU(multiply)(false, n, width, F, hu.data, hu.ld, up, true, dx.data, dx.ld);
+static void columns_of_h(const backward *f, cpu_item it, int64_t j, float *da) {
+    int64_t D = f->s->D, n = cpu_min(CPU_WIDE, f->s->F - j);
+    mu_mat dy = cpu_part_of(f->dy, it.first, 0);
+    cpu_panels down = columns_of(f, f->down, it.expert, D, f->s->F, j, n, NULL);
+    CPU(multiply)(false, it.rows, n, D, dy.data, dy.ld, down, false, da, n);
+    block_of_h(f, it, j, n, da);
+}
+
+static void columns_of_dx(const backward *f, cpu_item it, int64_t j) {
+    int64_t D = f->s->D, F = f->s->F, n = cpu_min(CPU_WIDE, D - j);
+    cpu_panels gate = columns_of(f, f->gate, it.expert, F, D, j, n, NULL);
+    cpu_panels up = columns_of(f, f->up, it.expert, F, D, j, n, NULL);
+    block_of_dx(f, it, j, n, gate, up);
 }
 
 static void backward_by_columns(mu_device *dev, const backward *f, const int64_t *offsets, int team) {
@@ -265,10 +266,12 @@ static void backward_by_columns(mu_device *dev, const backward *f, const int64_t
     {
         float *buffer = cpu_buffer(buffers);
         int turn = 0;
-        for (int64_t i; (i = cpu_take(h, &turn)) >= 0;) columns_of_h(f, offsets, i / of_h, i % of_h * CPU_WIDE, buffer);
+        for (int64_t i; (i = cpu_take(h, &turn)) >= 0;)
+            columns_of_h(f, rows_of_expert(offsets, i / of_h), i % of_h * CPU_WIDE, buffer);
 #pragma omp barrier
         turn = 0;
-        for (int64_t i; (i = cpu_take(dx, &turn)) >= 0;) columns_of_dx(f, offsets, i / of_dx, i % of_dx * CPU_WIDE);
+        for (int64_t i; (i = cpu_take(dx, &turn)) >= 0;)
+            columns_of_dx(f, rows_of_expert(offsets, i / of_dx), i % of_dx * CPU_WIDE);
         turn = 0;
         for (int64_t i; (i = cpu_take(weights, &turn)) >= 0;) weight_item(f, offsets, i / tiles, i % tiles, buffer);
     }

@@ -10,7 +10,6 @@
 #include "kernels/cpu/experts.h"
 
 enum { FEW = CPU_LANES == 16 ? 80 : 64, PART_ROWS = 512 };
-enum { MOST_TURNED = 262144 };                              /* floats of weights turned at a time: 1 MiB */
 
 static bool are_few(const mu_experts_shape *s, int64_t rows) { return rows <= FEW || cpu_few_for_weights(s, rows); }
 
@@ -73,10 +72,10 @@ static void up_columns(const forward *f, cpu_item it, const float *x, int64_t ld
 /* ---------------------------------------------------------------- a part on one thread */
 /* Columns that go at a time of the up-projections, of the down-projection. */
 static int64_t ups(const mu_experts_shape *s, bool few) {
-    return few ? CPU_WIDE : cpu_columns_at_once(s->F, MOST_TURNED, 2, s->D);
+    return few ? CPU_WIDE : cpu_columns_at_once(s->F, 2, s->D);
 }
 static int64_t downs(const mu_experts_shape *s, bool few) {
-    return few ? CPU_WIDE : cpu_columns_at_once(s->D, MOST_TURNED, 1, s->F);
+    return few ? CPU_WIDE : cpu_columns_at_once(s->D, 1, s->F);
 }
 
 /* A thread's buffer: the part's rows, first of x, then of y; its activations; hg and hu of a block; turned weights. */
@@ -173,19 +172,19 @@ static void item_down(const forward *f, cpu_item it, int64_t j, const float *act
 }
 
 static void forward_by_columns(mu_device *dev, const forward *f, const int64_t *offsets, cpu_items live, int team) {
-    int64_t D = f->s->D, F = f->s->F, ups = cpu_blocks(F, CPU_WIDE), downs = cpu_blocks(D, CPU_WIDE);
+    int64_t D = f->s->D, F = f->s->F, of_h = cpu_blocks(F, CPU_WIDE), of_y = cpu_blocks(D, CPU_WIDE);
     float *act = mu_arena_alloc(&dev->scratch, (size_t)(offsets[f->s->experts] * F) * sizeof *act);
     cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)(CPU_FEW * (D + 2 * CPU_WIDE)));
-    cpu_shares first = cpu_shares_new(dev, team, live.n * ups), second = cpu_shares_new(dev, team, live.n * downs);
+    cpu_shares first = cpu_shares_new(dev, team, live.n * of_h), second = cpu_shares_new(dev, team, live.n * of_y);
 #pragma omp parallel num_threads(team)
     {
         int turn = 0;
         for (int64_t i; (i = cpu_take(first, &turn)) >= 0;)
-            item_up(f, live.list[i / ups], i % ups * CPU_WIDE, act, cpu_buffer(buffers));
+            item_up(f, live.list[i / of_h], i % of_h * CPU_WIDE, act, cpu_buffer(buffers));
 #pragma omp barrier
         turn = 0;
         for (int64_t i; (i = cpu_take(second, &turn)) >= 0;)
-            item_down(f, live.list[i / downs], i % downs * CPU_WIDE, act, cpu_buffer(buffers));
+            item_down(f, live.list[i / of_y], i % of_y * CPU_WIDE, act, cpu_buffer(buffers));
     }
 }
 

@@ -110,8 +110,8 @@ enum { AHEAD = CPU_LANES == 16 ? 16 : 0, FAR_AHEAD = 64, MOST_VECTORS = 8 };
 enum access { BY_ROW, BY_COLUMN, BY_FAR_ROW };
 
 static inline __attribute__((always_inline))
-void tile(const int rows, const int nv, const enum access how, int64_t k, const float *a, int64_t ra, int64_t ca, const float *b,
-          int64_t ldb, bool add, float *c, int64_t ldc) {
+void tile(const int rows, const int nv, const enum access how, int64_t k, const float *a, int64_t ra, int64_t ca,
+          const float *b, int64_t ldb, bool add, float *c, int64_t ldc) {
     vec sum[14][MOST_VECTORS];
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++)
@@ -135,7 +135,7 @@ void tile(const int rows, const int nv, const enum access how, int64_t k, const 
 #pragma GCC unroll 8
         for (int j = 0; j < nv * CPU_LANES && AHEAD > 0; j += 16) __builtin_prefetch(b + (p + AHEAD) * ldb + j);
         if (how == BY_COLUMN && AHEAD > 0) __builtin_prefetch(a + (p + AHEAD) * ca + rows - 1, 0, 2);
-        if (how == BY_FAR_ROW && p % 16 == 0) {                           /* the end of these rows, then the beginning of the next tile's */
+        if (how == BY_FAR_ROW && p % 16 == 0) {             /* the end of these rows, then the beginning of the next tile's */
             const float *ahead = p + FAR_AHEAD < k ? a + p + FAR_AHEAD : a + rows * ra + p + FAR_AHEAD - k;
 #pragma GCC unroll 14
             for (int i = 0; i < rows; i++) __builtin_prefetch(ahead + i * ra, 0, 2);
@@ -164,15 +164,15 @@ typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *
                      float *c, int64_t ldc) {                                                             \
         tile(rows, nv, how, k, a, ra, ca, b, ldb, add, c, ldc);                                           \
     }
-#define TILE(r)                                     \
-    TILE_AS(by_row_##r##_1, r, 1, BY_ROW, lda, 1)    \
-    TILE_AS(by_row_##r##_2, r, 2, BY_ROW, lda, 1)    \
+#define TILE(r)                                         \
+    TILE_AS(by_row_##r##_1, r, 1, BY_ROW, lda, 1)        \
+    TILE_AS(by_row_##r##_2, r, 2, BY_ROW, lda, 1)        \
     TILE_AS(by_column_##r##_1, r, 1, BY_COLUMN, 1, lda) \
     TILE_AS(by_column_##r##_2, r, 2, BY_COLUMN, 1, lda)
 CPU_TILES(TILE)
 #undef TILE
 #if defined(__AVX512F__)                            /* few.c has no other use for it */
-#define TILE(r)                                     \
+#define TILE(r)                                           \
     TILE_AS(by_far_row_##r##_1, r, 1, BY_FAR_ROW, lda, 1) \
     TILE_AS(by_far_row_##r##_2, r, 2, BY_FAR_ROW, lda, 1)
 CPU_TILES(TILE)

@@ -358,7 +358,7 @@ static inline bool case_ignores_threads(mu_device *dev, const kernel_case *c) {
     describe(what, c, dev->name);
     mu_threads_set(1);
     trial_run(&one, dev, c, case_seed(c), 0, false, false);
-    static const int teams[] = { 2, 3, 23 };                /* many: shares of a few rows each */
+    static const int teams[] = { 2, 3, 4, 23 };             /* many: shares of a few rows each */
     for (size_t k = 0; k < sizeof teams / sizeof *teams; k++) {
         int threads = teams[k];
         mu_threads_set(threads);
