@@ -2,7 +2,7 @@
 # resumes with the losses that the program of then had, on one rank and on two.
 . "$(dirname "$0")/train_lib.sh"
 
-fixtures=$(cd "$(dirname "$0")/../fixtures" > /dev/null && pwd)
+fixtures=$MUSTER_SOURCE/tests/fixtures
 options="train.device=ref train.steps=33 log.every=1"
 copy() { rm -rf "$1" && cp -r "$fixtures/golden-v1" "$1"; }
 resumed() {     # resumed N DIR OPTION...: on N ranks, from step 30 to 33
