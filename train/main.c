@@ -95,6 +95,7 @@ static int finish(int code) {
 
 int main(int argc, char **argv) {
     setlocale(LC_ALL, "C");
+    unsetenv("HDF5_USE_FILE_LOCKING"); /* the store locks nothing (base/store.c), and this would overrule it */
     signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a write error, not a death */
     mu_messages_start();
     const char *first = argc > 1 ? argv[1] : "";
