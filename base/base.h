@@ -252,6 +252,10 @@ mu_status mu_store_read_text(mu_store *s, const char *name, char **text, mu_erro
 
 /* Files that survive a kill: a temporary beside it, fsync, rename, fsync of the folder. */
 mu_status mu_file_replace(const char *path, const void *data, size_t bytes, mu_error *e) MU_MUST_USE;
+/* A new, empty file beside `path` and of a name that nothing had: PATH.tmp-PID; *name heap. Who makes it renames or removes
+ * it: nothing else ever may. */
+mu_status mu_file_temporary(const char *path, char **name, mu_error *e) MU_MUST_USE;
+/* Plain files only: a pipe or a device is NOINPUT, and is not waited for. More than `limit` bytes: DATA. */
 mu_status mu_file_read(const char *path, size_t limit, char **data, size_t *bytes, mu_error *e) MU_MUST_USE; /* heap, NUL added */
 mu_status mu_file_sync(const char *path, mu_error *e) MU_MUST_USE;                  /* fsync of a file or a folder */
 mu_status mu_file_rename(const char *from, const char *to, mu_error *e) MU_MUST_USE;/* rename and fsync of the parent */

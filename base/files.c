@@ -39,6 +39,27 @@ static char *parent_of(const char *path) {
     return n ? mu_format("%.*s", (int)n, path) : mu_strdup(".");
 }
 
+static const char *kind_of(mode_t mode) {
+    return S_ISDIR(mode)    ? "is a directory"
+           : S_ISFIFO(mode) ? "is a pipe, not a plain file"
+           : S_ISSOCK(mode) ? "is a socket, not a plain file"
+                            : "is a device, not a plain file";
+}
+
+int mu_file_open(const char *path, bool pipe_allowed, int64_t *bytes, const char **reason) {
+    struct stat st;
+    /* Without O_NONBLOCK the opening of a pipe waits until somebody writes to it, for ever if need be. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0 || fstat(fd, &st)) {
+        *reason = strerror(errno);
+        return fd < 0 ? -1 : (close(fd), -1);
+    }
+    *bytes = S_ISREG(st.st_mode) ? st.st_size : -1;
+    *reason = *bytes < 0 && !(pipe_allowed && S_ISFIFO(st.st_mode)) ? kind_of(st.st_mode) : NULL;
+    if (!*reason && fcntl(fd, F_SETFL, 0)) *reason = strerror(errno);
+    return *reason ? (close(fd), -1) : fd;
+}
+
 static mu_status sync_parent(const char *path, mu_error *e) {
     char *parent = parent_of(path);
     mu_status status = mu_file_sync(parent, e);
@@ -77,27 +98,46 @@ static bool write_all(int fd, const char *data, size_t bytes) {
     return true;
 }
 
-/* A file of this very name and no other, written and on the disk. */
-static mu_status write_new(const char *path, const void *data, size_t bytes, mu_error *e) {
-    if (unlink(path) && errno != ENOENT) return write_failed(e, path, "removed");
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
-    if (fd < 0) return write_failed(e, path, "created");
-    mu_status status = MU_STATUS_OK;
-    if (!write_all(fd, data, bytes) || fsync(fd)) status = write_failed(e, path, "written");
-    if (close(fd) && !status) status = write_failed(e, path, "closed");
-    return status;
+/* Makes PATH.tmp-PID, or the next such name that is free: what is there already belongs to somebody else.
+ * Returns the open file and its name, heap; -1 and NULL on failure. */
+static int open_temporary(const char *path, char **name, mu_error *e) {
+    enum { TRIES = 1000 };
+    int fd = -1;
+    *name = mu_format("%s.tmp-%ld", path, (long)getpid());
+    for (int i = 1; i < TRIES; i++) {
+        fd = open(*name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+        if (fd >= 0 || errno != EEXIST) break;
+        free(*name);
+        *name = mu_format("%s.tmp-%ld-%d", path, (long)getpid(), i);
+    }
+    if (fd >= 0) return fd;
+    (void)write_failed(e, *name, "created");
+    free(*name);
+    *name = NULL;
+    return -1;
+}
+
+mu_status mu_file_temporary(const char *path, char **name, mu_error *e) {
+    int fd = open_temporary(path, name, e);
+    if (fd < 0) return MU_STATUS_IO;
+    close(fd);
+    return MU_STATUS_OK;
 }
 
 mu_status mu_file_replace(const char *path, const void *data, size_t bytes, mu_error *e) {
-    char *temporary = mu_format("%s.tmp", path);
-    mu_status status = write_new(temporary, data, bytes, e);
+    char *temporary;
+    int fd = open_temporary(path, &temporary, e);
+    if (fd < 0) return MU_STATUS_IO;
+    mu_status status = MU_STATUS_OK;
+    if (!write_all(fd, data, bytes) || fsync(fd)) status = write_failed(e, temporary, "written");
+    if (close(fd) && !status) status = write_failed(e, temporary, "closed");
     if (!status) status = mu_file_rename(temporary, path, e);
     if (status) unlink(temporary);
     free(temporary);
     return status;
 }
 
-/* Reads until the end, into memory that grows: not every file says its size beforehand. */
+/* Reads until the end, into memory that grows: not every file (in /proc, say) has the size it claims. */
 static mu_status read_all(int fd, const char *path, size_t limit, size_t expected, char **data, size_t *bytes,
                           mu_error *e) {
     size_t room = expected + 1;
@@ -119,14 +159,14 @@ static mu_status read_all(int fd, const char *path, size_t limit, size_t expecte
 mu_status mu_file_read(const char *path, size_t limit, char **data, size_t *bytes, mu_error *e) {
     *data = NULL;
     *bytes = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return read_failed(e, path);
-    struct stat st;
-    mu_status status = fstat(fd, &st) ? read_failed(e, path) : MU_STATUS_OK;
-    size_t expected = !status && S_ISREG(st.st_mode) ? (size_t)st.st_size : 0;
-    if (!status && expected > limit)
-        status = mu_error_set(e, MU_STATUS_DATA, "%s: %zu bytes, more than %zu", path, expected, limit);
-    if (!status) status = read_all(fd, path, limit, expected, data, bytes, e);
+    const char *reason;
+    int64_t expected;
+    int fd = mu_file_open(path, false, &expected, &reason);
+    if (fd < 0) return mu_error_set(e, MU_STATUS_NOINPUT, "%s: %s", path, reason);
+    mu_status status = MU_STATUS_OK;
+    if ((size_t)expected > limit)
+        status = mu_error_set(e, MU_STATUS_DATA, "%s: %lld bytes, more than %zu", path, (long long)expected, limit);
+    if (!status) status = read_all(fd, path, limit, (size_t)expected, data, bytes, e);
     close(fd);
     if (status) {
         free(*data);
@@ -211,12 +251,13 @@ void mu_hash128_hex(const void *data, size_t bytes, char hex[33]) {
 }
 
 mu_status mu_file_hash(const char *path, char hex[33], int64_t *bytes, mu_error *e) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return read_failed(e, path);
+    const char *reason;
+    int fd = mu_file_open(path, false, bytes, &reason);
+    if (fd < 0) return mu_error_set(e, MU_STATUS_NOINPUT, "%s: %s", path, reason);
+    mu_status status = MU_STATUS_OK;
     XXH3_state_t *state = XXH3_createState();
     MU_CHECK(state && XXH3_128bits_reset(state) == XXH_OK, "no state for a hash");
     char *block = mu_alloc(BLOCK, 1);
-    mu_status status = MU_STATUS_OK;
     *bytes = 0;
     for (ssize_t n; !status && (n = read(fd, block, BLOCK)) != 0;) {
         if (n < 0 && errno == EINTR) continue;

@@ -7,6 +7,9 @@
 
 /* ------------------------------------------------------------------ files (files.c)  */
 const char *mu_io_reason(int error);                    /* an errno in words, with a hint where we know one */
+/* Opens a plain file for reading, or a pipe where that is allowed, without waiting for a writer; *bytes: its size,
+ * -1 of a pipe. -1 with *reason for all else. */
+int mu_file_open(const char *path, bool pipe_allowed, int64_t *bytes, const char **reason);
 
 /* ------------------------------------------------------------------ text (json.c)
  * Bytes of the UTF-8 character at s (1 to 4) and its code, or 0 when there is none within n bytes. */

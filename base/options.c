@@ -300,12 +300,12 @@ mu_status mu_options_read_text(mu_options *o, void *config, const char *name, co
     return d.report.status;
 }
 
-static mu_status unreadable(mu_error *e, const char *path, int error) {
+static mu_status unreadable(mu_error *e, const char *path, const char *reason) {
     char folder[4096], *near = mu_suggest_path(path);
     bool relative = path[0] != '/' && getcwd(folder, sizeof folder);
     mu_error_add(e, MU_STATUS_NOINPUT, "%s%s%.500s: %s%s%s%s", relative ? folder : "", relative ? "/" : "",
                  path,
-                 strerror(error), near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+                 reason, near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
     free(near);
     return MU_STATUS_NOINPUT;
 }
@@ -325,14 +325,17 @@ static ssize_t read_limited(int fd, char *text, size_t room) {
 
 mu_status mu_options_read_file(mu_options *o, void *config, const char *path, mu_error *e) {
     name_file(o, path);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return unreadable(e, path, errno);
+    const char *reason;
+    int64_t size;
+    int fd = mu_file_open(path, true, &size, &reason);
+    if (fd < 0) return unreadable(e, path, reason);
     char *text = mu_alloc(FILE_BYTES_MAX + 1, 1);
     ssize_t n = read_limited(fd, text, FILE_BYTES_MAX + 1);
-    int error = errno;
+    if (n < 0) reason = strerror(errno);
+    if (n == 0 && size < 0) reason = "is a pipe into which nothing writes";
     close(fd);
-    mu_status status = n < 0 ? unreadable(e, path, error) : mu_options_read_text(o, config, path, text,
-                                                                                 (size_t)n, e);
+    mu_status status = reason ? unreadable(e, path, reason)
+                              : mu_options_read_text(o, config, path, text, (size_t)n, e);
     free(text);
     return status;
 }

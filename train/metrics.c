@@ -215,9 +215,10 @@ static mu_status write_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) 
     int64_t L = t->model->n_moe, E = t->cfg.moe.num_experts;
     int32_t *layers = mu_alloc((size_t)L, sizeof *layers);
     for (int64_t i = 0; i < L; i++) layers[i] = t->model->moe_layers[i];
-    char *tmp = mu_format("%s.tmp", m->routing_path);
+    char *tmp;
     mu_store *s = NULL;
-    mu_status status = mu_store_create(&s, tmp, e);
+    mu_status status = mu_file_temporary(m->routing_path, &tmp, e);
+    if (status == MU_STATUS_OK) status = mu_store_create(&s, tmp, e);
     if (status == MU_STATUS_OK)
         status = mu_store_write(s, "/step", MU_STORE_I64, 1, (int64_t[]){ m->n }, m->steps, e);
     if (status == MU_STATUS_OK)
@@ -225,6 +226,7 @@ static mu_status write_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) 
     if (status == MU_STATUS_OK) status = mu_store_write(s, "/layer", MU_STORE_I32, 1, &L, layers, e);
     status = mu_store_finish(s, status, e);
     if (status == MU_STATUS_OK) status = mu_file_rename(tmp, m->routing_path, e);
+    if (status != MU_STATUS_OK && tmp) unlink(tmp);
     free(tmp);
     free(layers);
     return status;

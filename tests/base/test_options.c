@@ -325,6 +325,28 @@ static void missing_files_are_named(void **state) {
     free(wrong_folder);
 }
 
+/* A pipe gives what a writer puts into it, as of a shell's <(COMMAND); without one it is an error, not a wait. */
+static void pipes_and_devices(void **state) {
+    (void)state;
+    char name[64] = "/tmp/muster-options-XXXXXX";
+    assert_int_equal(close(mkstemp(name)) | unlink(name) | mkfifo(name, 0600), 0);
+    assert_int_equal(mu_options_read_file(&o, &b, name, &e), MU_STATUS_NOINPUT);
+    assert_non_null(strstr(e.text, ": is a pipe into which nothing writes"));
+    unlink(name);
+    memset(&e, 0, sizeof e);
+    assert_int_equal(mu_options_read_file(&o, &b, "/dev/zero", &e), MU_STATUS_NOINPUT);
+    assert_non_null(strstr(e.text, "is a device, not a plain file"));
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(write(ends[1], "oven: {count: 7}\n", 17), 17);
+    close(ends[1]);
+    snprintf(name, sizeof name, "/dev/fd/%d", ends[0]);
+    memset(&e, 0, sizeof e);
+    assert_int_equal(mu_options_read_file(&o, &b, name, &e), MU_STATUS_OK);
+    assert_int_equal(b.count, 7);
+    close(ends[0]);
+}
+
 /* What the dump writes is what reading it gives, for values that are awkward to write. */
 static void dump_reads_back(void **state) {
     (void)state;
@@ -425,7 +447,7 @@ int main(void) {
         TEST(harmless_files_are_read), TEST(bad_value_changes_nothing), TEST(hints_say_what_to_write),
         TEST(long_values_are_refused), TEST(files_of_another_kind_are_refused),
         TEST(errors_are_collected_and_capped), TEST(syntax_error_comes_last), TEST(complaints_know_their_place),
-        TEST(missing_files_are_named), TEST(dump_reads_back), TEST(texts_are_quoted_where_readers_differ), TEST(suggestions_are_near),
+        TEST(missing_files_are_named), TEST(pipes_and_devices), TEST(dump_reads_back), TEST(texts_are_quoted_where_readers_differ), TEST(suggestions_are_near),
         TEST(help_names_every_option), TEST(locale_does_not_matter),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
