@@ -147,12 +147,17 @@ void mu_json_bool(mu_json *j, const char *key_or_null, bool value);
 void mu_json_string(mu_json *j, const char *key_or_null, const char *value);/* escapes; bad UTF-8 becomes U+FFFD */
 
 /* ------------------------------------------------------------------ options (option*.c, yaml.c, suggest.c)
- * One line per option, `O(TYPE, key, default, min, max, choices, help)`, in the table of the section it
+ * One line per option, `O(TYPE, key, default, min, max, choices, use, help)`, in the table of the section it
  * belongs to (MU_OPTIONS_MOE in moe/moe.h, ...), gives the struct field, default, range, --help, the
  * configuration key, the documentation and the copy kept in checkpoints.
  *   INT int64_t | FLOAT double | BOOL bool | STRING char[512] | CHOICE int, index into "a|b|c"
  *   CHOICES uint32_t, a bit for each of "a|b|c" | PAIR double[2] | DOMAINS mu_option_domains
- *   min, max: inclusive range of numbers; for STRING min = 1 means "must be given". */
+ *   min, max: inclusive range of numbers; for STRING min = 1 means "must be given".
+ *   use: who may set it, beside a new run: FIXED nobody, a checkpoint fixes it; FREE a run that resumes;
+ *        TEXTS eval alone; EVAL eval, too; WHERE eval and generate, too: where and how it is computed. */
+enum { MU_ON_RESUME = 1, MU_ON_EVAL = 2, MU_ON_GENERATE = 4,
+       MU_USE_FIXED = 0, MU_USE_FREE = MU_ON_RESUME, MU_USE_TEXTS = MU_ON_EVAL, MU_USE_EVAL = MU_ON_RESUME | MU_ON_EVAL,
+       MU_USE_WHERE = MU_ON_RESUME | MU_ON_EVAL | MU_ON_GENERATE };
 typedef struct { char domain[64]; char path[512]; double weight; } mu_option_domain;
 typedef struct { int n; mu_option_domain *list; } mu_option_domains;    /* heap list, mu_options_free */
 
@@ -164,7 +169,7 @@ typedef int      mu_field_CHOICE;
 typedef uint32_t mu_field_CHOICES;
 typedef double   mu_field_PAIR[2];
 typedef mu_option_domains mu_field_DOMAINS;
-#define MU_OPTION_FIELD(TYPE, key, fallback, min, max, choices, help) mu_field_##TYPE key;
+#define MU_OPTION_FIELD(TYPE, key, fallback, min, max, choices, use, help) mu_field_##TYPE key;
 
 typedef enum { MU_OPTION_INT, MU_OPTION_FLOAT, MU_OPTION_BOOL, MU_OPTION_STRING, MU_OPTION_CHOICE,
                MU_OPTION_CHOICES, MU_OPTION_PAIR, MU_OPTION_DOMAINS } mu_option_type;
@@ -175,6 +180,7 @@ typedef struct {
     const char *fallback;       /* default, written as in YAML; NULL for none */
     double min, max;
     const char *choices, *help;
+    unsigned use;               /* MU_ON_... bits */
 } mu_option;
 
 typedef struct {
@@ -196,8 +202,8 @@ typedef struct {
         mu_options_defaults(table, (int)(sizeof table / sizeof *table), &config); \
         return config; \
     }
-#define MU_OPTION_ROW(TYPE, key, fallback, min, max, choices, help) \
-    { "", #key, MU_OPTION_##TYPE, offsetof(mu_section, key), fallback, min, max, choices, help },
+#define MU_OPTION_ROW(TYPE, key, fallback, min, max, choices, use, help) \
+    { "", #key, MU_OPTION_##TYPE, offsetof(mu_section, key), fallback, min, max, choices, help, MU_USE_##use },
 void mu_options_defaults(const mu_option *table, int n, void *config);
 
 /* All defaults into `config`. */

@@ -87,8 +87,9 @@ static void help_plain(FILE *f, const mu_options *o) {
         if (begins_section(o, i)) fprintf(f, "%s%s:\n", i ? "\n" : "", option->section);
         fprintf(f, "  %-20s  %s, ", option->key, type_name(option->type));
         if (option->choices || option->max > option->min) write_range(f, option, "");
-        fprintf(f, "%s%s%s\n      %s\n", option->choices || option->max > option->min ? "; " : "",
-                must_be_given(option) ? "" : "default ", default_text(option), option->help);
+        fprintf(f, "%s%s%s%s\n      %s\n", option->choices || option->max > option->min ? "; " : "",
+                must_be_given(option) ? "" : "default ", default_text(option),
+                option->use & MU_ON_RESUME ? "" : "; fixed by a checkpoint", option->help);
     }
 }
 
@@ -106,16 +107,17 @@ static void help_markdown(FILE *f, const mu_options *o) {
           "`section.key=value` overrides the file, the value written as in YAML: `moe.top_k=2`,\n"
           "`moe.balance='[aux_loss, expert_bias]'`, `data.train='[{domain: en, path: texts/en}]'`.\n"
           "Integers are written out (`1000000`, not `1e6`); numbers are written as in JSON.\n"
+          "An option that is *fixed* keeps the value of the checkpoint that a run resumes from; all others may change.\n"
           "Made from the option tables by `muster --help-config`; edit those instead of this page.\n", f);
     for (int i = 0; i < o->n; i++) {
         const mu_option *option = &o->table[i];
         if (begins_section(o, i))
-            fprintf(f, "\n## %s\n\n| key | type | allowed | default | meaning |\n| --- | --- | --- | --- | --- |\n",
+            fprintf(f, "\n## %s\n\n| key | type | allowed | default | on resume | meaning |\n| --- | --- | --- | --- | --- | --- |\n",
                     option->section);
         fprintf(f, "| `%s` | %s | ", option->key, type_name(option->type));
         write_range(f, option, "`");
         const char *quote = must_be_given(option) || !strcmp(default_text(option), "empty") ? "" : "`";
-        fprintf(f, " | %s%s%s | ", quote, default_text(option), quote);
+        fprintf(f, " | %s%s%s | %s | ", quote, default_text(option), quote, option->use & MU_ON_RESUME ? "" : "fixed");
         write_cell(f, option->help);
         fputs(" |\n", f);
     }

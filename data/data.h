@@ -9,11 +9,11 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-/*       type     key           default    min  max  choices  help */
+/*       type     key           default    min  max  choices  use  help */
 #define MU_OPTIONS_DATA(O) \
-    O(CHOICE,  tokenizer,    "bytes",   0,   0,   "bytes", "bytes: ids 0-255 are bytes, 256 ends a document") \
-    O(DOMAINS, train,        NULL,      1,   0,   NULL, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or token FILE.h5, weight: 1.0}; path synthetic: the built-in generator") \
-    O(FLOAT,   val_fraction, "0.02",    0,   0.9, NULL, "share of each domain's tokens, at its end, that is kept for validation")
+    O(CHOICE,  tokenizer,    "bytes",   0,   0,   "bytes", FIXED, "bytes: ids 0-255 are bytes, 256 ends a document") \
+    O(DOMAINS, train,        NULL,      1,   0,   NULL, TEXTS, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or token FILE.h5, weight: 1.0}; path synthetic: the built-in generator") \
+    O(FLOAT,   val_fraction, "0.02",    0,   0.9, NULL, TEXTS, "share of each domain's tokens, at its end, that is kept for validation")
 
 typedef struct { MU_OPTIONS_DATA(MU_OPTION_FIELD) } mu_data_config;
 

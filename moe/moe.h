@@ -13,28 +13,28 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-/*       type     key                 default      min  max  choices  help */
+/*       type     key                 default      min  max  choices  use  help */
 #define MU_OPTIONS_MOE(O) \
-    O(INT,    num_experts,         "8",         0,   65536, NULL, "routed experts of a MoE layer (E); 0: a dense model") \
-    O(INT,    top_k,               "2",         1,   1024, NULL, "experts that each token goes to (K)") \
-    O(INT,    moe_ffn_hidden_size, "512",       1,   1048576, NULL, "hidden width of one expert (F)") \
-    O(INT,    num_shared_experts,  "0",         0,   1024, NULL, "experts that take every token, each moe_ffn_hidden_size wide") \
-    O(INT,    moe_layer_freq,      "1",         1,   1024, NULL, "every n-th layer is a MoE layer, the others are dense") \
-    O(INT,    first_k_dense,       "0",         0,   1024, NULL, "the first k layers are dense") \
-    O(CHOICE, score_func,          "softmax",   0,   0,  "softmax|sigmoid", "how router logits become scores") \
-    O(BOOL,   norm_topk_prob,      "true",      0,   0,  NULL, "divide the chosen scores by their sum to get the gates") \
-    O(FLOAT,  route_scale,         "1.0",       1e-6, 1e6, NULL, "factor on the gates") \
-    O(CHOICES, balance,            "[global_aux_loss]", 0, 0, "none|aux_loss|seq_aux_loss|global_aux_loss|expert_bias", "how the load is balanced; several at once are fine") \
-    O(FLOAT,  aux_loss_coeff,      "0.01",      0,   1e6, NULL, "factor of aux_loss and global_aux_loss") \
-    O(FLOAT,  seq_aux_loss_coeff,  "0.0001",    0,   1e6, NULL, "factor of seq_aux_loss") \
-    O(FLOAT,  z_loss_coeff,        "0.001",     0,   1e6, NULL, "factor of the router's z-loss; softmax scores only") \
-    O(CHOICE, global_aux_counts,   "exact",     0,   0,  "exact|previous", "counts of global_aux_loss: of this global batch, or of the one before") \
-    O(FLOAT,  bias_update_rate,    "0.001",     0,   1e3, NULL, "step of expert_bias; 0 in the last 3 % of the run") \
-    O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) rows of a sequence; 0: dropless") \
-    O(CHOICE, token_drop_policy,   "position",  0,   0,  "position", "which rows are dropped beyond the capacity: the latest") \
-    O(FLOAT,  router_jitter,       "0",         0,   1, NULL, "noise on the router's input in training: each value times a random factor in 1 +- this; 0: none") \
-    O(BOOL,   force_balanced,      "false",     0,   0,  NULL, "benchmarks only: ignore the router's choice, spread evenly") \
-    O(BOOL,   force_skew,          "false",     0,   0,  NULL, "benchmarks only: every token's first choice is expert 0")
+    O(INT,    num_experts,         "8",         0,   65536, NULL, FIXED, "routed experts of a MoE layer (E); 0: a dense model") \
+    O(INT,    top_k,               "2",         1,   1024, NULL, FIXED, "experts that each token goes to (K)") \
+    O(INT,    moe_ffn_hidden_size, "512",       1,   1048576, NULL, FIXED, "hidden width of one expert (F)") \
+    O(INT,    num_shared_experts,  "0",         0,   1024, NULL, FIXED, "experts that take every token, each moe_ffn_hidden_size wide") \
+    O(INT,    moe_layer_freq,      "1",         1,   1024, NULL, FIXED, "every n-th layer is a MoE layer, the others are dense") \
+    O(INT,    first_k_dense,       "0",         0,   1024, NULL, FIXED, "the first k layers are dense") \
+    O(CHOICE, score_func,          "softmax",   0,   0,  "softmax|sigmoid", FIXED, "how router logits become scores") \
+    O(BOOL,   norm_topk_prob,      "true",      0,   0,  NULL, FIXED, "divide the chosen scores by their sum to get the gates") \
+    O(FLOAT,  route_scale,         "1.0",       1e-6, 1e6, NULL, FIXED, "factor on the gates") \
+    O(CHOICES, balance,            "[global_aux_loss]", 0, 0, "none|aux_loss|seq_aux_loss|global_aux_loss|expert_bias", FREE, "how the load is balanced; several at once are fine") \
+    O(FLOAT,  aux_loss_coeff,      "0.01",      0,   1e6, NULL, FREE, "factor of aux_loss and global_aux_loss") \
+    O(FLOAT,  seq_aux_loss_coeff,  "0.0001",    0,   1e6, NULL, FREE, "factor of seq_aux_loss") \
+    O(FLOAT,  z_loss_coeff,        "0.001",     0,   1e6, NULL, FREE, "factor of the router's z-loss; softmax scores only") \
+    O(CHOICE, global_aux_counts,   "exact",     0,   0,  "exact|previous", FREE, "counts of global_aux_loss: of this global batch, or of the one before") \
+    O(FLOAT,  bias_update_rate,    "0.001",     0,   1e3, NULL, FREE, "step of expert_bias; 0 in the last 3 % of the run") \
+    O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, FREE, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) rows of a sequence; 0: dropless") \
+    O(CHOICE, token_drop_policy,   "position",  0,   0,  "position", FIXED, "which rows are dropped beyond the capacity: the latest") \
+    O(FLOAT,  router_jitter,       "0",         0,   1, NULL, FREE, "noise on the router's input in training: each value times a random factor in 1 +- this; 0: none") \
+    O(BOOL,   force_balanced,      "false",     0,   0,  NULL, FIXED, "benchmarks only: ignore the router's choice, spread evenly") \
+    O(BOOL,   force_skew,          "false",     0,   0,  NULL, FIXED, "benchmarks only: every token's first choice is expert 0")
 
 typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
 enum { MU_MOE_SCORE_SOFTMAX, MU_MOE_SCORE_SIGMOID };

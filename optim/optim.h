@@ -8,17 +8,17 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-/*       type   key            default    min  max  choices  help */
+/*       type   key            default    min  max  choices  use  help */
 #define MU_OPTIONS_OPTIM(O) \
-    O(FLOAT,  lr,             "1e-3",    0,   1e3, NULL, "highest learning rate") \
-    O(FLOAT,  min_lr,         "1e-4",    0,   1e3, NULL, "learning rate at the end of cosine, linear and wsd, at most lr; not given: at most lr / 10") \
-    O(CHOICE, schedule,       "cosine",  0,   0,   "cosine|linear|wsd|constant", "course of the learning rate after the warm-up") \
-    O(INT,    warmup_steps,   "100",     0,   1e9, NULL, "steps of linear growth from 0 to lr; not given: at most a tenth of train.steps") \
-    O(FLOAT,  decay_fraction, "0.2",     0,   1,   NULL, "wsd: share of the run's steps in which the rate falls") \
-    O(PAIR,   betas,          "[0.9, 0.95]", 0, 0.999999999, NULL, "decay of AdamW's first and second moment") \
-    O(FLOAT,  eps,            "1e-8",    1e-30, 1, NULL, "added to the root of AdamW's second moment") \
-    O(FLOAT,  weight_decay,   "0.1",     0,   1e3, NULL, "decoupled decay, on matrices except the router") \
-    O(FLOAT,  grad_clip,      "1.0",     0,   1e9, NULL, "largest norm of the whole gradient; 0: no clipping")
+    O(FLOAT,  lr,             "1e-3",    0,   1e3, NULL, FREE, "highest learning rate") \
+    O(FLOAT,  min_lr,         "1e-4",    0,   1e3, NULL, FREE, "learning rate at the end of cosine, linear and wsd, at most lr; not given: at most lr / 10") \
+    O(CHOICE, schedule,       "cosine",  0,   0,   "cosine|linear|wsd|constant", FREE, "course of the learning rate after the warm-up") \
+    O(INT,    warmup_steps,   "100",     0,   1e9, NULL, FREE, "steps of linear growth from 0 to lr; not given: at most a tenth of train.steps") \
+    O(FLOAT,  decay_fraction, "0.2",     0,   1,   NULL, FREE, "wsd: share of the run's steps in which the rate falls") \
+    O(PAIR,   betas,          "[0.9, 0.95]", 0, 0.999999999, NULL, FREE, "decay of AdamW's first and second moment") \
+    O(FLOAT,  eps,            "1e-8",    1e-30, 1, NULL, FREE, "added to the root of AdamW's second moment") \
+    O(FLOAT,  weight_decay,   "0.1",     0,   1e3, NULL, FREE, "decoupled decay, on matrices except the router") \
+    O(FLOAT,  grad_clip,      "1.0",     0,   1e9, NULL, FREE, "largest norm of the whole gradient; 0: no clipping")
 
 typedef struct { MU_OPTIONS_OPTIM(MU_OPTION_FIELD) } mu_optim_config;
 mu_optim_config mu_optim_config_default(void);

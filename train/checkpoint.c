@@ -88,11 +88,13 @@ static mu_status write_state(mu_trainer *t, mu_store *s, mu_error *e) {
     return status;
 }
 
+/* Without expert_bias all are 0, and stay so in the next checkpoint: switched on again, it starts anew. */
 static mu_status read_bias(mu_trainer *t, mu_store *s, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     for (int i = 0; i < t->model->n_moe && status == MU_STATUS_OK; i++) {
         state_item bias = bias_item(t, i);
         status = read_item(s, &bias, e);
+        if (!(t->cfg.moe.balance & MU_BALANCE_BIAS)) memset(bias.data, 0, sizeof(double) * (size_t)bias.shape[0]);
     }
     return status;
 }
@@ -479,17 +481,13 @@ mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training,
 
 /* ------------------------------------------------------------------ may it go on? */
 
-static bool must_stay(const mu_option *o) {
-    static const char *const sections[] = { "model", "moe", "data" };
-    static const char *const keys[] = { "run.seed", "train.global_batch_size", "train.seq_len" };
-    for (size_t i = 0; i < sizeof sections / sizeof *sections; i++)
-        if (!strcmp(o->section, sections[i])) return true;
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
-        size_t n = strlen(o->section);
-        if (!strncmp(keys[i], o->section, n) && keys[i][n] == '.' && !strcmp(keys[i] + n + 1, o->key))
-            return true;
-    }
-    return false;
+mu_status mu_checkpoint_inherit(mu_trainer *t, const mu_manifest *m, mu_error *e) {
+    mu_config old;
+    mu_options options;
+    mu_status status = mu_config_load_text(&old, &options, m->path, m->config, 0, NULL, e);
+    if (status == MU_STATUS_OK) mu_config_inherit(&t->cfg, &t->options, &old);
+    mu_config_free(&old, &options);
+    return status;
 }
 
 mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char **notes, mu_error *e) {
@@ -506,7 +504,7 @@ mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char 
         const mu_option *table = mu_config_table(&n);
         for (int i = 0; i < n; i++) {
             char *was = mu_option_text(&table[i], &old), *is = mu_option_text(&table[i], &t->cfg);
-            if (strcmp(was, is) && must_stay(&table[i])) {
+            if (strcmp(was, is) && !(table[i].use & MU_ON_RESUME)) {
                 if (e->status == MU_STATUS_OK)
                     mu_error_set(
                         e, MU_STATUS_CONFIG,

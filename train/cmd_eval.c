@@ -33,29 +33,15 @@ mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, boo
     return status;
 }
 
-/* Overrides that start so change what is evaluated, or where; all others were of the training. */
-static const char *const allowed[] = { "data.", "train.eval_sequences=", "train.device=", "train.dtype=",
-                                       "train.threads=" };
-
-static bool is_allowed(const char *override) {
-    for (size_t i = 0; i < sizeof allowed / sizeof *allowed; i++)
-        if (!strncmp(override, allowed[i], strlen(allowed[i]))) return true;
-    return false;
-}
-
 static mu_status check_arguments(int argc, char **argv, mu_error *e) {
     if (argc < 3) return mu_error_set(e, MU_STATUS_USAGE, "eval needs a run folder or a checkpoint");
     for (int i = 2; i < argc; i++)
         if (argv[i][0] == '-' || (i > 2 && !strchr(argv[i], '=')))
             return mu_error_set(e, MU_STATUS_USAGE, "%s: not understood", argv[i]);
-    for (int i = 3; i < argc; i++)
-        if (!is_allowed(argv[i]))
-            return mu_error_set(
-                e, MU_STATUS_CONFIG,
-                "%s: eval takes data.*, train.eval_sequences, train.device, train.dtype and train.threads;"
-                " everything else is the checkpoint's",
-                argv[i]);
-    return MU_STATUS_OK;
+    mu_status status = MU_STATUS_OK;
+    for (int i = 3; i < argc && status == MU_STATUS_OK; i++)
+        status = mu_config_check_use(argv[i], MU_ON_EVAL, argv[1], e);
+    return status;
 }
 
 /* All sequences unless the command line says otherwise: what the run used in training does not count here. */

@@ -13,7 +13,7 @@ typedef struct {
     double temperature, top_p;
     bool show_experts, no_cache;
     int n_overrides;
-    char *overrides[8]; /* of where and how it is computed */
+    char **overrides; /* of where and how it is computed */
 } arguments;
 
 static mu_status number(const char *option, const char *text, double min, double max, double *value,
@@ -58,23 +58,14 @@ static const char *find_option(const char *text, const char **value) {
 }
 
 static mu_status add_override(arguments *a, char *text, mu_error *e) {
-    static const char *const allowed[] = { "train.device=", "train.dtype=", "train.threads=" };
-    enum { MOST = sizeof a->overrides / sizeof *a->overrides };
-    bool found = false;
-    for (size_t i = 0; i < sizeof allowed / sizeof *allowed; i++)
-        found |= !strncmp(text, allowed[i], strlen(allowed[i]));
-    if (!found || a->n_overrides == MOST)
-        return mu_error_set(
-            e, MU_STATUS_CONFIG,
-            "%s: generate takes train.device, train.dtype and train.threads; everything else is the "
-            "checkpoint's",
-            text);
-    a->overrides[a->n_overrides++] = text;
-    return MU_STATUS_OK;
+    mu_status status = mu_config_check_use(text, MU_ON_GENERATE, "generate", e);
+    if (status == MU_STATUS_OK) a->overrides[a->n_overrides++] = text;
+    return status;
 }
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .tokens = 200, .seed = 1, .temperature = 1, .top_p = 1 };
+    a->overrides = mu_alloc((size_t)argc, sizeof *a->overrides);
     mu_status status = MU_STATUS_OK;
     for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
         const char *value = NULL, *option = find_option(argv[i], &value);
@@ -277,6 +268,7 @@ int mu_cmd_generate(int argc, char **argv) {
     if (status == MU_STATUS_OK)
         status = mu_open_checkpoint(&t, mesh, a.path, false, a.n_overrides, a.overrides, &m, &e);
     if (status == MU_STATUS_OK) generate(&t, &a);
+    free(a.overrides);
     mu_manifest_free(&m);
     if (t.mesh) mu_trainer_close(&t);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);

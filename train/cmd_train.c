@@ -275,6 +275,7 @@ static mu_status train(mu_trainer *t, const arguments *a, int argc, char **argv,
     bool found = false, root = t->mesh->world->rank == 0;
     mu_status status = mu_run_lock(t, e);
     if (status == MU_STATUS_OK) status = choose_start(t, a->resume, &m, &found, e);
+    if (status == MU_STATUS_OK && found) status = mu_agree(t->mesh->world, mu_checkpoint_inherit(t, &m, e), e);
     if (status == MU_STATUS_OK) status = mu_trainer_open(t, t->mesh, true, e);
     if (status == MU_STATUS_OK && found) status = resume_from(t, &m, e);
     if (status == MU_STATUS_OK) status = mu_run_describe(t, argc, argv, e);

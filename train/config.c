@@ -13,9 +13,10 @@
 
 /* ------------------------------------------------------------------ the table */
 
-#define ROW(section, TYPE, key, fallback, low, high, choices, help)                                            \
-    {                                                                                                          \
-        #section, #key, MU_OPTION_##TYPE, offsetof(mu_config, section.key), fallback, low, high, choices, help \
+#define ROW(section, TYPE, key, fallback, low, high, choices, use, help)                                           \
+    {                                                                                                              \
+        #section, #key, MU_OPTION_##TYPE, offsetof(mu_config, section.key), fallback, low, high, choices, help,    \
+            MU_USE_##use                                                                                           \
     },
 #define RUN(...) ROW(run, __VA_ARGS__)
 #define MODEL(...) ROW(model, __VA_ARGS__)
@@ -347,6 +348,29 @@ static void run_checks(check *k) {
         if (checks[i].run == check_parameters) derive(k->c, k->o);
         if (readable(k->o, checks[i].needs)) checks[i].run(k);
     }
+}
+
+void mu_config_inherit(mu_config *c, const mu_options *o, const mu_config *old) {
+    if (!mu_options_given(o, "moe", "z_loss_coeff")) c->moe.z_loss_coeff = old->moe.z_loss_coeff;
+    /* unless lr or steps were made too small for them */
+    if (!mu_options_given(o, "optim", "min_lr") && old->optim.min_lr <= c->optim.lr) c->optim.min_lr = old->optim.min_lr;
+    if (!mu_options_given(o, "optim", "warmup_steps") && old->optim.warmup_steps <= c->train.steps)
+        c->optim.warmup_steps = old->optim.warmup_steps;
+}
+
+mu_status mu_config_check_use(const char *override, unsigned bit, const char *command, mu_error *e) {
+    char names[300] = "";
+    size_t used = 0, n = sizeof table / sizeof *table;
+    for (size_t i = 0; i < n; i++) {
+        char name[64];
+        int length = snprintf(name, sizeof name, "%s.%s", table[i].section, table[i].key);
+        if (!(table[i].use & bit)) continue;
+        if (!strncmp(override, name, (size_t)length) && override[length] == '=') return MU_STATUS_OK;
+        used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", name);
+        MU_CHECK(used < sizeof names, "too many options for %s", command);
+    }
+    return mu_error_set(e, MU_STATUS_CONFIG, "%s: %s takes %s; everything else is the checkpoint's", override,
+                        command, names);
 }
 
 /* ------------------------------------------------------------------ loading */

@@ -8,34 +8,34 @@
 #include "moe/moe.h"
 #include "optim/optim.h"
 
-/*       type    key            default        min  max  choices  help */
+/*       type    key            default        min  max  choices  use  help */
 #define MU_OPTIONS_RUN(O) \
-    O(STRING, dir,              "",            1,   0,   NULL, "folder of this run: checkpoints, metrics, resolved configuration") \
-    O(INT,    seed,             "1",           0,   9007199254740992.0, NULL, "key of every random number: initial weights, order of the data")
+    O(STRING, dir,              "",            1,   0,   NULL, FREE, "folder of this run: checkpoints, metrics, resolved configuration") \
+    O(INT,    seed,             "1",           0,   9007199254740992.0, NULL, FIXED, "key of every random number: initial weights, order of the data")
 
 #define MU_OPTIONS_PARALLEL(O) \
-    O(INT,    ep,               "1",           1,   65536, NULL, "ranks that together hold all experts; dp = ranks / ep")
+    O(INT,    ep,               "1",           1,   65536, NULL, FREE, "ranks that together hold all experts; dp = ranks / ep")
 
 #define MU_OPTIONS_TRAIN(O) \
-    O(INT,    steps,            "1000",        1,   1e9, NULL, "optimizer steps of the whole run") \
-    O(INT,    global_batch_size,"32",          1,   1e7, NULL, "sequences a step, over all ranks and micro-batches") \
-    O(INT,    micro_batch_size, "0",           0,   1e7, NULL, "sequences a rank computes at once; 0: its whole share") \
-    O(INT,    seq_len,          "256",         2,   16777216, NULL, "tokens of a training sequence, at most model.max_seq_len") \
-    O(CHOICE, device,           "auto",        0,   0,   "auto|cpu|cuda|cpu-avx512|cpu-avx2|cpu-base|ref|guarded", "auto: an NVIDIA GPU for each rank where muster was built for them and finds them, else cpu; cpu: the fastest kernels that the processor can run; cuda: GPUs, or an error; cpu-...: the kernels of one instruction set; ref: plain loops in double precision; guarded: cpu with its memory locked outside kernels (both for tests)") \
-    O(CHOICE, dtype,            "fp32",        0,   0,   "fp32|bf16", "bf16 on the CPU: of the operands of matrix products, needs AVX512-BF16, else a warning and fp32; on a GPU: of activations and the weights that products read. Master weights, sums, router, norms' statistics and loss are fp32 either way") \
-    O(INT,    threads,          "0",           0,   4096, NULL, "threads a rank; 0: cores / ranks on the node") \
-    O(BOOL,   reproducible,     "false",       0,   0,  NULL, "losses and weights bit for bit the same for any split of the global batch over ranks, ep and micro-batches; slower, 16 bytes a parameter more") \
-    O(INT,    eval_every,       "200",         0,   1e9, NULL, "steps between evaluations on the validation texts; 0: never") \
-    O(INT,    eval_sequences,   "64",          0,   1e9, NULL, "validation sequences a domain, at most; 0: all")
+    O(INT,    steps,            "1000",        1,   1e9, NULL, FREE, "optimizer steps of the whole run") \
+    O(INT,    global_batch_size, "32",         1,   1e7, NULL, FIXED, "sequences a step, over all ranks and micro-batches") \
+    O(INT,    micro_batch_size, "0",           0,   1e7, NULL, FREE, "sequences a rank computes at once; 0: its whole share") \
+    O(INT,    seq_len,          "256",         2,   16777216, NULL, FIXED, "tokens of a training sequence, at most model.max_seq_len") \
+    O(CHOICE, device,           "auto",        0,   0,   "auto|cpu|cuda|cpu-avx512|cpu-avx2|cpu-base|ref|guarded", WHERE, "auto: an NVIDIA GPU for each rank where muster was built for them and finds them, else cpu; cpu: the fastest kernels that the processor can run; cuda: GPUs, or an error; cpu-...: the kernels of one instruction set; ref: plain loops in double precision; guarded: cpu with its memory locked outside kernels (both for tests)") \
+    O(CHOICE, dtype,            "fp32",        0,   0,   "fp32|bf16", WHERE, "bf16 on the CPU: of the operands of matrix products, needs AVX512-BF16, else a warning and fp32; on a GPU: of activations and the weights that products read. Master weights, sums, router, norms' statistics and loss are fp32 either way") \
+    O(INT,    threads,          "0",           0,   4096, NULL, WHERE, "threads a rank; 0: cores / ranks on the node") \
+    O(BOOL,   reproducible,     "false",       0,   0,  NULL, FREE, "losses and weights bit for bit the same for any split of the global batch over ranks, ep and micro-batches; slower, 16 bytes a parameter more") \
+    O(INT,    eval_every,       "200",         0,   1e9, NULL, FREE, "steps between evaluations on the validation texts; 0: never") \
+    O(INT,    eval_sequences,   "64",          0,   1e9, NULL, EVAL, "validation sequences a domain, at most; 0: all")
 
 #define MU_OPTIONS_CHECKPOINT(O) \
-    O(INT,    every,            "200",         0,   1e9, NULL, "steps between checkpoints; 0: only at the end and on a signal") \
-    O(INT,    keep,             "3",           1,   1e6, NULL, "newest checkpoints kept") \
-    O(INT,    keep_every,       "0",           0,   1e9, NULL, "checkpoints of steps divisible by this are kept for good; 0: none")
+    O(INT,    every,            "200",         0,   1e9, NULL, FREE, "steps between checkpoints; 0: only at the end and on a signal") \
+    O(INT,    keep,             "3",           1,   1e6, NULL, FREE, "newest checkpoints kept") \
+    O(INT,    keep_every,       "0",           0,   1e9, NULL, FREE, "checkpoints of steps divisible by this are kept for good; 0: none")
 
 #define MU_OPTIONS_LOG(O) \
-    O(INT,    every,            "10",          0,   1e9, NULL, "steps between logged lines and metrics; 0: never") \
-    O(CHOICE, progress,         "auto",        0,   0,   "auto|bar|line|quiet", "auto: a bar on a terminal, plain lines elsewhere; quiet: only what it resumes from, warnings and errors")
+    O(INT,    every,            "10",          0,   1e9, NULL, FREE, "steps between logged lines and metrics; 0: never") \
+    O(CHOICE, progress,         "auto",        0,   0,   "auto|bar|line|quiet", FREE, "auto: a bar on a terminal, plain lines elsewhere; quiet: only what it resumes from, warnings and errors")
 
 typedef struct { MU_OPTIONS_RUN(MU_OPTION_FIELD) }        mu_run_config;
 typedef struct { MU_OPTIONS_PARALLEL(MU_OPTION_FIELD) }   mu_parallel_config;
@@ -75,5 +75,11 @@ mu_status mu_config_load(mu_config *config, mu_options *options, const char *pat
 mu_status mu_config_load_text(mu_config *config, mu_options *options, const char *name, const char *text,
                               int n_overrides, char *const *overrides, mu_error *e) MU_MUST_USE;
 void mu_config_free(mu_config *config, mu_options *options);
+/* An override, "section.key=value", for a command that reads a checkpoint: MU_STATUS_CONFIG unless the option's `use` has
+ * the bit, naming those that do. */
+mu_status mu_config_check_use(const char *override, unsigned bit, const char *command, mu_error *e) MU_MUST_USE;
+/* For a run that resumes: values that follow from others (min_lr, warmup_steps, z_loss_coeff) stay those of `old`, the
+ * checkpoint's, unless they were given now. So a run that is extended does not warm up again. */
+void mu_config_inherit(mu_config *config, const mu_options *options, const mu_config *old);
 
 #endif

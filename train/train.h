@@ -100,6 +100,8 @@ int mu_checkpoint_list(const char *run, int64_t **steps);
 mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) MU_MUST_USE;
 /* Weights, and with `training` everything a resumed run needs. Collective, agreed. */
 mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training, mu_error *e) MU_MUST_USE;
+/* Before the trainer opens: derived values of the configuration become the checkpoint's (mu_config_inherit). Local. */
+mu_status mu_checkpoint_inherit(mu_trainer *t, const mu_manifest *m, mu_error *e) MU_MUST_USE;
 /* May this configuration go on from that checkpoint? MU_STATUS_CONFIG lists what may not change; *notes
  * (heap, may be NULL) what did change. Local. */
 mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char **notes, mu_error *e) MU_MUST_USE;

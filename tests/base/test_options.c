@@ -25,15 +25,15 @@ typedef struct {
 
 #define FIELD(f) offsetof(bakery, f)
 static const mu_option table[] = {
-    { "oven", "count", MU_OPTION_INT, FIELD(count), "8", -5, 9007199254740992.0, NULL, "loaves" },
-    { "oven", "rate", MU_OPTION_FLOAT, FIELD(rate), "0.25", 0, 1e6, NULL, "loaves | hour" },
-    { "oven", "flag", MU_OPTION_BOOL, FIELD(flag), "true", 0, 0, NULL, "hot" },
-    { "bread", "name", MU_OPTION_STRING, FIELD(name), "rye", 0, 0, NULL, "of the bread" },
-    { "bread", "shape", MU_OPTION_CHOICE, FIELD(shape), "round", 0, 0, "round|long|flat", "of the bread" },
-    { "bread", "toppings", MU_OPTION_CHOICES, FIELD(toppings), "[seed, oats]", 0, 0, "none|seed|oats", "on it" },
-    { "bread", "pair", MU_OPTION_PAIR, FIELD(pair), "[0.5, 1]", 0, 2, NULL, "two of them" },
-    { "bread", "texts", MU_OPTION_DOMAINS, FIELD(texts), NULL, 1, 0, NULL, "to read meanwhile" },
-    { "shop", "count", MU_OPTION_INT, FIELD(other_count), "1", 0, 10, NULL, "shops" },
+    { "oven", "count", MU_OPTION_INT, FIELD(count), "8", -5, 9007199254740992.0, NULL, "loaves", MU_USE_FREE },
+    { "oven", "rate", MU_OPTION_FLOAT, FIELD(rate), "0.25", 0, 1e6, NULL, "loaves | hour", MU_USE_FREE },
+    { "oven", "flag", MU_OPTION_BOOL, FIELD(flag), "true", 0, 0, NULL, "hot", MU_USE_FREE },
+    { "bread", "name", MU_OPTION_STRING, FIELD(name), "rye", 0, 0, NULL, "of the bread", MU_USE_FREE },
+    { "bread", "shape", MU_OPTION_CHOICE, FIELD(shape), "round", 0, 0, "round|long|flat", "of the bread", MU_USE_FREE },
+    { "bread", "toppings", MU_OPTION_CHOICES, FIELD(toppings), "[seed, oats]", 0, 0, "none|seed|oats", "on it", MU_USE_FREE },
+    { "bread", "pair", MU_OPTION_PAIR, FIELD(pair), "[0.5, 1]", 0, 2, NULL, "two of them", MU_USE_FREE },
+    { "bread", "texts", MU_OPTION_DOMAINS, FIELD(texts), NULL, 1, 0, NULL, "to read meanwhile", MU_USE_FREE },
+    { "shop", "count", MU_OPTION_INT, FIELD(other_count), "1", 0, 10, NULL, "shops", MU_USE_FREE },
 };
 enum { N = sizeof table / sizeof *table };
 

@@ -173,7 +173,7 @@ expect 0 "eval of all" m eval run train.eval_sequences=0
 says "eval of all" "over all validation sequences"
 if grep -q "not the texts" log; then fail "eval does not know its texts"; else pass; fi
 if [ "$(loss)" = "$first" ]; then pass; else fail "eval of all: $(loss), by itself $first"; fi
-refuses 78 "train.seq_len=16: eval takes data.\*, train.eval_sequences, train.device, train.dtype and train.threads" eval run train.seq_len=16
+refuses 78 "train.seq_len=16: eval takes data.train, data.val_fraction, train.device, train.dtype, train.threads, train.eval_sequences" eval run train.seq_len=16
 refuses 78 "top_k=1: eval takes" eval run moe.top_k=1
 expect 0 "eval of other texts" m eval run "data.train=[{domain: own, path: texts/2.txt}]"
 says_once "eval of other texts" "^note: these are not the texts it was trained on"

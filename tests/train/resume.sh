@@ -81,4 +81,35 @@ says "changed texts" "data.train was"
 echo "one more line" >> texts/3.txt
 expect 78 "a text that was edited" train 1 one $all "$domains" train.steps=30
 says "edited" "the texts are not those of .*fingerprint"
+
+# ---------------------------------------------------------------- a run that starves its experts is treated
+many="moe.num_experts=32 optim.lr=2e-2"
+expect 0 "starving" train 1 sick $many train.steps=60 moe.balance=none
+starved() { grep -o '"moe/starved_frac":[0-9.]*\|"moe/dead_frac":[0-9.]*' "$1/metrics.jsonl" | tail -2 | awk -F: '{ n += $2 } END { print (n > 0.1 ? "yes" : "no") }'; }
+imbalance() { grep -o '"moe/load_imbalance":[0-9.]*' sick/metrics.jsonl | tail -1 | sed 's/.*://'; }
+sick=$(imbalance)
+if [ "$(starved sick)" = yes ]; then pass; else fail "nobody starves: the test shows nothing"; fi
+expect 0 "treated" train 1 sick $many train.steps=160 "moe.balance=[expert_bias,aux_loss]" moe.aux_loss_coeff=0.1 moe.bias_update_rate=0.01 \
+    moe.router_jitter=0.01 moe.capacity_factor=4 moe.z_loss_coeff=0.0001 moe.seq_aux_loss_coeff=0.01 moe.global_aux_counts=previous
+for key in balance aux_loss_coeff bias_update_rate router_jitter capacity_factor z_loss_coeff seq_aux_loss_coeff global_aux_counts; do
+    says "treated" "  moe.$key: .* -> "
+done
+if [ "$(starved sick)" = no ]; then pass; else fail "experts still starve"; fi
+if awk "BEGIN { exit !($(imbalance) < 0.7 * $sick) }"; then pass; else fail "load imbalance $sick before, $(imbalance) after"; fi
+biases() { grep -o '"moe/bias_absmax":[0-9.]*' sick/metrics.jsonl | tail -1 | sed 's/.*://'; }
+expect 0 "the bias off and on again" train 1 sick $many train.steps=161 moe.balance=none
+expect 0 "the bias off and on again" train 1 sick $many train.steps=170 moe.balance=expert_bias moe.bias_update_rate=0.001
+if awk "BEGIN { exit !($(biases) <= 0.01001) }"; then pass; else fail "a bias switched on anew stands at $(biases) after 9 steps"; fi
+expect 78 "what may not change" train 1 sick $many train.steps=180 moe.score_func=sigmoid moe.num_experts=16 moe.norm_topk_prob=false moe.balance=expert_bias
+for key in score_func num_experts norm_topk_prob; do says "may not change" "  moe.$key was .* and is now"; done
+if grep -q "moe.balance was" log; then fail "moe.balance is refused"; else pass; fi
+
+# A warm-up that follows from train.steps is the checkpoint's when the run is extended.
+sed -i 's/, warmup_steps: 5//' tiny.yaml
+expect 0 "a short run" train 1 warm train.steps=40
+expect 0 "extended" train 1 warm train.steps=80
+if grep -q "optim\." log; then fail "the extended run changed optim options"; else pass; fi
+rate() { grep "^{\"step\":$1," warm/metrics.jsonl | grep -o '"optim/lr":[0-9.e-]*' | sed 's/.*://'; }
+if awk "BEGIN { exit !($(rate 41) < 0.003 && $(rate 41) > $(rate 60) && $(rate 60) > $(rate 80) && $(rate 4) == 0.003) }"; then pass
+else fail "learning rates of steps 4, 41, 60, 80: $(rate 4) $(rate 41) $(rate 60) $(rate 80)"; fi
 finish

@@ -408,6 +408,48 @@ static void overrides_win(void **state) {
     mu_config_free(&c, &o);
 }
 
+/* A longer run does not warm up again; what is given now holds. */
+static void resumed_runs_keep_derived_values(void **state) {
+    (void)state;
+    mu_config old, now;
+    mu_options o, p;
+    load(&old, &o, MINIMAL "train: {steps: 50}\nmoe: {z_loss_coeff: 0.02}\noptim: {lr: 1e-4}\n", 0, NULL, 1);
+    load(&now, &p, MINIMAL "train: {steps: 2000}\noptim: {lr: 1e-3}\n", 0, NULL, 1);
+    assert_int_equal(now.optim.warmup_steps, 100);
+    mu_config_inherit(&now, &p, &old);
+    assert_int_equal(now.optim.warmup_steps, 5);
+    assert_true(now.optim.min_lr == 1e-5 && now.moe.z_loss_coeff == 0.02 && now.optim.lr == 1e-3);
+    mu_config_free(&now, &p);
+    load(&now, &p, MINIMAL "train: {steps: 2000}\noptim: {min_lr: 2e-6, warmup_steps: 7}\nmoe: {z_loss_coeff: 0.001}", 0, NULL, 1);
+    mu_config_inherit(&now, &p, &old);
+    assert_int_equal(now.optim.warmup_steps, 7);
+    assert_true(now.optim.min_lr == 2e-6 && now.moe.z_loss_coeff == 0.001);
+    mu_config_free(&now, &p);
+    load(&now, &p, MINIMAL "train: {steps: 4}\noptim: {lr: 1e-6}\n", 0, NULL, 1);    /* too small for what it was */
+    mu_config_inherit(&now, &p, &old);
+    assert_int_equal(now.optim.warmup_steps, 0);
+    assert_true(now.optim.min_lr == 1e-7);
+    mu_config_free(&now, &p);
+    mu_config_free(&old, &o);
+}
+
+static void commands_take_some_overrides(void **state) {
+    (void)state;
+    static const struct { const char *text; bool eval, generate; } uses[] = {
+        { "train.device=cpu", true, true }, { "train.threads=2", true, true }, { "train.eval_sequences=3", true, false },
+        { "data.train=[]", true, false }, { "data.val_fraction=0.5", true, false }, { "data.tokenizer=bytes", false, false },
+        { "moe.balance=none", false, false }, { "train.device", false, false }, { "train.devices=cpu", false, false },
+        { "train.steps=3", false, false },
+    };
+    static mu_error e;
+    for (size_t i = 0; i < sizeof uses / sizeof *uses; i++) {
+        assert_int_equal(mu_config_check_use(uses[i].text, MU_ON_EVAL, "eval", &e) == MU_STATUS_OK, uses[i].eval);
+        assert_int_equal(mu_config_check_use(uses[i].text, MU_ON_GENERATE, "generate", &e) == MU_STATUS_OK, uses[i].generate);
+    }
+    assert_string_equal(e.text, "train.steps=3: generate takes train.device, train.dtype, train.threads;"
+                                " everything else is the checkpoint's");
+}
+
 static void rates_of_a_constant_schedule(void **state) {
     (void)state;
     mu_config c;
@@ -527,6 +569,8 @@ int main(void) {
         cmocka_unit_test(defaults_and_derived_values),
         cmocka_unit_test(dense_and_sigmoid),
         cmocka_unit_test(overrides_win),
+        cmocka_unit_test(resumed_runs_keep_derived_values),
+        cmocka_unit_test(commands_take_some_overrides),
         cmocka_unit_test(rates_of_a_constant_schedule),
         cmocka_unit_test(short_and_slow_runs), cmocka_unit_test(no_file_is_needed),
         cmocka_unit_test(dump_gives_the_same_configuration),

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SAME(TYPE, key, fallback, low, high, choices, help) \
+#define SAME(TYPE, key, fallback, low, high, choices, use, help) \
     if (memcmp(&ours.key, &theirs->key, sizeof ours.key)) fail_msg("%s differs", #key);
 
 static void test_sections(void **state) {
