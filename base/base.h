@@ -69,6 +69,13 @@ typedef void mu_log_sink(mu_log_level level, const char *line);
 void mu_log_set_sink(mu_log_sink *sink);
 void mu_log(mu_log_level level, const char *fmt, ...) MU_PRINTF(2, 3);
 
+/* ------------------------------------------------------------------ text for terminals and logs (print.c)
+ * Errors, log and fatal lines are made by mu_text_vformat: printf, except that control characters, bytes that are not
+ * UTF-8 and marks that reorder a line are escaped (\n, \x1b) in what %s and %c insert. Cut when it does not fit. */
+void mu_text_vformat(char *out, size_t room, const char *format, va_list args) MU_PRINTF(3, 0);
+/* The same for n bytes of text; the control characters in `keep` ("\n\t") stay. */
+void mu_text_escape(char *out, size_t room, const char *text, size_t n, const char *keep);
+
 /* ------------------------------------------------------------------ memory (memory.c)
  * A region reserves address space once and commits pages as they are needed; they stay committed. */
 typedef struct { char *base; size_t reserved, committed, usable; } mu_region;   /* usable: committed, up to the end of a page */

@@ -25,7 +25,7 @@ _Noreturn void mu_fatal(mu_status status, const char *file, int line, const char
     int n = snprintf(text, sizeof text, "%s:%d: %s: ", from_root ? from_root + 7 : file, line, func);
     va_list args;
     va_start(args, fmt);
-    vsnprintf(text + n, sizeof text - (size_t)n, fmt, args);
+    mu_text_vformat(text + n, sizeof text - (size_t)n, fmt, args);
     va_end(args);
     the_handler(status, text);
     abort();

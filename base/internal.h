@@ -27,7 +27,7 @@ typedef struct {
 } mu_report;
 void mu_report_add(mu_report *r, int line, int column, const char *fmt, ...) MU_PRINTF(4, 5);
 bool mu_report_full(const mu_report *r);                /* nothing more would be shown */
-/* The user's text for a message: cut after 40 bytes, control characters replaced. Returns `out`. */
+/* The user's text for a message: cut after 40 bytes. Returns `out`. */
 typedef struct { char text[64]; } mu_quoted;
 const char *mu_quote(mu_quoted *out, const char *text);
 

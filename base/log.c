@@ -10,7 +10,7 @@ void mu_log(mu_log_level level, const char *fmt, ...) {
     char line[4096];
     va_list args;
     va_start(args, fmt);
-    vsnprintf(line, sizeof line, fmt, args);
+    mu_text_vformat(line, sizeof line, fmt, args);
     va_end(args);
     the_sink(level, line);
 }

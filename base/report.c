@@ -46,22 +46,12 @@ bool mu_report_full(const mu_report *r) {
 const char *mu_quote(mu_quoted *out, const char *text) {
     enum { SHOWN = 40 };
     size_t n = strlen(text), used = 0;
-    for (size_t i = 0; i < n;) {
-        uint32_t code = 0;
-        int length = mu_utf8_decode(text + i, n - i, &code);
-        if (used + (size_t)length > SHOWN) {
-            strcpy(out->text + used, "...");
-            return out->text;
-        }
-        if (length == 0 || code < 0x20 || (code >= 0x7F && code < 0xA0)) {
-            out->text[used++] = '?';
-            length = length ? length : 1;
-        } else {
-            memcpy(out->text + used, text + i, (size_t)length);
-            used += (size_t)length;
-        }
-        i += (size_t)length;
+    while (used < n) {
+        uint32_t code;
+        int length = mu_utf8_decode(text + used, n - used, &code);
+        if (used + (size_t)(length ? length : 1) > SHOWN) break;
+        used += (size_t)(length ? length : 1);
     }
-    out->text[used] = '\0';
+    snprintf(out->text, sizeof out->text, "%.*s%s", (int)used, text, used < n ? "..." : "");
     return out->text;
 }

@@ -17,7 +17,7 @@ const char *mu_status_text(mu_status status) {
 
 static void append(mu_error *e, const char *fmt, va_list args) {
     size_t used = strlen(e->text);
-    if (used + 1 < sizeof e->text) vsnprintf(e->text + used, sizeof e->text - used, fmt, args);
+    if (used + 1 < sizeof e->text) mu_text_vformat(e->text + used, sizeof e->text - used, fmt, args);
 }
 
 mu_status mu_error_set(mu_error *e, mu_status status, const char *fmt, ...) {

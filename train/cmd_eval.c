@@ -54,9 +54,9 @@ static void choose_sequences(mu_trainer *t, int n_overrides, char *const *overri
 static void print_results(const mu_trainer *t, const mu_manifest *m, double mean,
                           const mu_domain_loss *results) {
     if (strcmp(m->fingerprint, t->corpus.fingerprint))
-        printf("note: these are not the texts it was trained on: fingerprint %s then, %s now\n",
+        mu_print("note: these are not the texts it was trained on: fingerprint %s then, %s now\n",
                m->fingerprint, t->corpus.fingerprint);
-    printf("%s, step %lld: %.6f nats a token, domains weighted by their share\n", m->path, (long long)m->step,
+    mu_print("%s, step %lld: %.6f nats a token, domains weighted by their share\n", m->path, (long long)m->step,
            mean);
     mu_print_domains(t, results);
 }

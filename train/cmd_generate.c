@@ -188,11 +188,35 @@ static int draw(const generation *g) {
     return c[chosen].id;
 }
 
-static void print_token(const mu_trainer *t, int id) {
-    char text[64];
-    int n = mu_tokenizer_decode(t->tokenizer, id, text, sizeof text);
-    fwrite(text, 1, (size_t)n, stdout);
-    fflush(stdout);
+/* What is generated may hold any byte. A terminal gets it escaped, anything else as it is. A character of several
+ * bytes comes in several tokens, and is shown when it is whole. */
+typedef struct {
+    bool escaped;
+    char pending[4];
+    size_t n;
+} text_output;
+
+/* Bytes of the UTF-8 character that begins so; 1 where none does. */
+static size_t character_bytes(char first) {
+    unsigned char b = (unsigned char)first;
+    return b >= 0xF0 ? 4 : b >= 0xE0 ? 3 : b >= 0xC0 ? 2 : 1;
+}
+
+static void show_pending(text_output *o) {
+    char shown[sizeof o->pending * 4 + 1];
+    mu_text_escape(shown, sizeof shown, o->pending, o->n, "\n\t");
+    fputs(shown, stdout);
+    o->n = 0;
+}
+
+static void print_bytes(text_output *o, const char *text, size_t n) {
+    if (!o->escaped) fwrite(text, 1, n, stdout);
+    for (size_t i = 0; i < n && o->escaped; i++) {
+        bool continues = (text[i] & 0xC0) == 0x80;
+        if (o->n && !continues) show_pending(o);
+        o->pending[o->n++] = text[i];
+        if (o->n >= character_bytes(o->pending[0])) show_pending(o);
+    }
 }
 
 /* One row a token: the token, then the experts of each MoE layer. */
@@ -233,17 +257,21 @@ static void generate(mu_trainer *t, const arguments *a) {
     int64_t prompt = g.n;
     double start = mu_time(), first = start;
     bool ended = false; /* with the end-of-document token, which is not printed */
-    fputs(a->prompt, stdout);
+    text_output out = { .escaped = mu_output_is_terminal() };
+    print_bytes(&out, a->prompt, strlen(a->prompt));
     while (g.n < g.most) {
         next_logits(&g);
         int id = draw(&g);
         ended = id == mu_tokenizer_eod(t->tokenizer);
         if (ended) break;
         g.tokens[g.n++] = id;
-        print_token(t, id);
+        char text[64];
+        print_bytes(&out, text, (size_t)mu_tokenizer_decode(t->tokenizer, id, text, sizeof text));
+        fflush(stdout);
         if (g.n == prompt + 1) first = mu_time();
     }
     double end = mu_time();
+    show_pending(&out);
     printf("\n");
     if (g.experts) {
         if (!ended) next_logits(&g); /* nobody has asked for the last token's experts yet */

@@ -11,11 +11,11 @@
 static double mib(int64_t bytes) { return (double)bytes / (1 << 20); }
 
 static void print_shards(const mu_manifest *m) {
-    printf("\nshards (%s weights, AdamW moments, step counts)\n", m->dtype);
+    mu_print("\nshards (%s weights, AdamW moments, step counts)\n", m->dtype);
     for (int i = 0; i < m->n_shards; i++) {
         int tensors = 0;
         for (int j = 0; j < m->n_tensors; j++) tensors += m->tensors[j].shard == i;
-        printf("  %-16s %10.1f MiB  %5d tensors  xxh3 %s\n", m->shards[i].name, mib(m->shards[i].bytes),
+        mu_print("  %-16s %10.1f MiB  %5d tensors  xxh3 %s\n", m->shards[i].name, mib(m->shards[i].bytes),
                tensors, m->shards[i].hash);
     }
 }
@@ -52,15 +52,16 @@ static mu_status inspect(const mu_manifest *m, mu_error *e) {
         mu_tokenizer *tokenizer = mu_tokenizer_open(m->tokenizer);
         int vocab = tokenizer ? mu_tokenizer_vocab_size(tokenizer) : 0;
         mu_model_size size = mu_model_measure(&cfg.model, &cfg.moe, vocab, cfg.train.seq_len);
-        printf("%s\n  step %lld of %lld, %lld tokens seen, written by %d rank%s (ep %d)\n", m->path,
+        mu_print("%s\n  step %lld of %lld, %lld tokens seen, written by %d rank%s (ep %d)\n", m->path,
                (long long)m->step, (long long)cfg.train.steps,
                (long long)(m->step * cfg.train.global_batch_size * cfg.train.seq_len), m->ranks,
                m->ranks == 1 ? "" : "s", m->ep);
-        printf("  %lld parameters, %lld active a token, vocabulary %d (%s)\n  texts: fingerprint %s\n",
+        mu_print("  %lld parameters, %lld active a token, vocabulary %d (%s)\n  texts: fingerprint %s\n",
                (long long)size.total, (long long)size.active, vocab, m->tokenizer, m->fingerprint);
         print_shards(m);
         if (cfg.moe.num_experts) status = print_roll(m, &cfg, e);
-        printf("\nconfiguration\n%s", m->config);
+        printf("\nconfiguration\n");
+        mu_print_text(m->config);
         if (tokenizer) mu_tokenizer_close(tokenizer);
     }
     mu_config_free(&cfg, &options);
@@ -237,9 +238,9 @@ static mu_status verify(const char *path) {
     if (status == MU_STATUS_OK) status = mu_manifest_verify(&m, 0, 1, &e);
     if (status == MU_STATUS_OK) status = check_tensors(&m, &e);
     if (status == MU_STATUS_OK)
-        printf("ok       %s: step %lld, %d tensors in %d shard%s\n", path, (long long)m.step, m.n_tensors,
+        mu_print("ok       %s: step %lld, %d tensors in %d shard%s\n", path, (long long)m.step, m.n_tensors,
                m.n_shards, m.n_shards == 1 ? "" : "s");
-    else printf("damaged  %s: %s\n", path, e.text);
+    else mu_print("damaged  %s: %s\n", path, e.text);
     mu_manifest_free(&m);
     return status == MU_STATUS_OK ? status : MU_STATUS_DATA;
 }

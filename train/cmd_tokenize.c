@@ -56,7 +56,7 @@ int mu_cmd_tokenize(int argc, char **argv) {
         for (int i = 0; i < corpus.n_domains; i++)
             printf("%-24s %10lld tokens in %lld documents\n", corpus.domains[i].name,
                    (long long)corpus.domains[i].n_tokens, (long long)corpus.domains[i].n_documents);
-        printf("written to %s, tokenizer %s, fingerprint %s\n", out, mu_tokenizer_name(t),
+        mu_print("written to %s, tokenizer %s, fingerprint %s\n", out, mu_tokenizer_name(t),
                corpus.fingerprint);
         mu_corpus_close(&corpus);
     }

@@ -108,11 +108,10 @@ static mu_status resume_from(mu_trainer *t, const mu_manifest *m, mu_error *e) {
     if (status == MU_STATUS_OK) status = mu_checkpoint_load(t, m, true, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_set_aside(t, e);
     if (status == MU_STATUS_OK && t->mesh->world->rank == 0) {
-        printf("resuming from %s (step %lld, written by %d rank%s)\n", m->path, (long long)m->step, m->ranks,
+        mu_print("resuming from %s (step %lld, written by %d rank%s)\n", m->path, (long long)m->step, m->ranks,
                m->ranks == 1 ? "" : "s");
-        if (notes[0])
-            printf("options that differ from the checkpoint's; the new ones hold, schedules follow them:\n%s",
-                   notes);
+        if (notes[0]) printf("options that differ from the checkpoint's; the new ones hold, schedules follow them:\n");
+        mu_print_text(notes);
     }
     free(notes);
     return status;
@@ -131,7 +130,7 @@ static void print_start(const mu_trainer *t, bool resumed) {
     int ranks = t->mesh->world->size, threads = mu_threads();
     int64_t tokens = 0;
     for (int i = 0; i < t->corpus.n_domains; i++) tokens += t->corpus.domains[i].n_tokens;
-    printf("muster " MU_VERSION ": %d rank%s x %d thread%s on %s, dp %d x ep %d, %s\n", ranks,
+    mu_print("muster " MU_VERSION ": %d rank%s x %d thread%s on %s, dp %d x ep %d, %s\n", ranks,
            ranks == 1 ? "" : "s", threads, threads == 1 ? "" : "s", t->dev->name, t->mesh->dp, t->mesh->ep,
            mu_dist_library());
     printf("model: %.2f M parameters, %.2f M active a token, %.1f MFLOP a training token\n",
@@ -153,7 +152,7 @@ static void print_start(const mu_trainer *t, bool resumed) {
         printf(
             "peak: %.0f GFLOP/s, a large %s matrix product on all ranks at once; MFU is against it\n",
             t->peak_flops * 1e-9, t->cfg.train.dtype == MU_TRAIN_DTYPE_BF16 && strstr(t->dev->name, "bf16") ? "bf16" : mu_dtype_name(t->dev->real));
-    printf("run folder: %s (%s)\n", t->cfg.run.dir, resumed ? "goes on" : "a new run");
+    mu_print("run folder: %s (%s)\n", t->cfg.run.dir, resumed ? "goes on" : "a new run");
     fflush(stdout);
 }
 
@@ -254,7 +253,7 @@ static void print_end(const loop *l) {
     const mu_trainer *t = l->t;
     if (evaluates(t)) mu_print_domains(t, l->domains);
     mu_print_roll_call(t);
-    printf("\nwritten to %s: checkpoints/, metrics.jsonl, routing.h5, config.resolved.yaml, run.json\n"
+    mu_print("\nwritten to %s: checkpoints/, metrics.jsonl, routing.h5, config.resolved.yaml, run.json\n"
            "look further: muster inspect %s; muster generate %s --prompt \"The \"\n",
            t->cfg.run.dir, t->cfg.run.dir, t->cfg.run.dir);
     fflush(stdout);

@@ -102,8 +102,9 @@ int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
     char *yaml = mu_options_dump(&t->options, &t->cfg);
     mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size,
                                           t->cfg.train.seq_len);
-    printf("%s\nparameters: %lld total, %lld active a token\nFLOPs: %.4g a training token, %.4g a step\n",
-           yaml, (long long)size.total, (long long)size.active, size.train_flops,
+    mu_print_text(yaml);
+    printf("\nparameters: %lld total, %lld active a token\nFLOPs: %.4g a training token, %.4g a step\n",
+           (long long)size.total, (long long)size.active, size.train_flops,
            size.train_flops * (double)(t->cfg.train.global_batch_size * t->cfg.train.seq_len));
     printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", mesh->world->size, mesh->dp,
            mesh->ep, (long long)(share / t->micro_size), share == t->micro_size ? "" : "es",

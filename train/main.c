@@ -79,9 +79,10 @@ static const command *find_command(const char *name) {
         if (!strcmp(name, commands[i].name)) return &commands[i];
     }
     const char *near = mu_suggest(name, names, N_COMMANDS);
-    fprintf(stderr, "muster: error: there is no command \"%s\"", name);
-    if (near) fprintf(stderr, "; did you mean \"%s\"?", near);
-    fprintf(stderr, "; `muster --help` lists them all\n");
+    mu_error e;
+    mu_error_set(&e, MU_STATUS_USAGE, "there is no command \"%s\"%s%s%s; `muster --help` lists them all", name,
+                 near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+    mu_report_error(&e, 0);
     return NULL;
 }
 

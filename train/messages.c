@@ -2,6 +2,8 @@
  * words of a fatal one. */
 #include "train/train.h"
 
+#include <string.h>
+
 static int the_rank;
 
 static void log_sink(mu_log_level level, const char *line) {
@@ -23,6 +25,27 @@ void mu_messages_start(void) {
 }
 
 int mu_messages_rank(void) { return the_rank; }
+
+void mu_vprint(const char *fmt, va_list args) {
+    char text[8192];
+    mu_text_vformat(text, sizeof text, fmt, args);
+    fputs(text, stdout);
+}
+
+void mu_print(const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    mu_vprint(fmt, args);
+    va_end(args);
+}
+
+void mu_print_text(const char *text) {
+    char part[1024];            /* escaping makes four bytes of one */
+    for (size_t n = strlen(text), at = 0; at < n; at += 255) {
+        mu_text_escape(part, sizeof part, text + at, n - at < 255 ? n - at : 255, "\n\t");
+        fputs(part, stdout);
+    }
+}
 
 int mu_report_error(const mu_error *e, int rank) {
     the_rank = rank;

@@ -36,7 +36,7 @@ void mu_progress_say(mu_progress *p, const char *fmt, ...) {
     clear_bar(p);
     va_list args;
     va_start(args, fmt);
-    vprintf(fmt, args);
+    mu_vprint(fmt, args);
     va_end(args);
     printf("\n");
     fflush(stdout);

@@ -155,6 +155,11 @@ int mu_cmd_tokenize(int argc, char **argv);
 /* Messages (messages.c): from the start they go to stderr; mu_report_error tells them the rank. */
 void mu_messages_start(void);
 int mu_messages_rank(void);
+/* printf to stdout with what %s inserts escaped (mu_text_vformat): for all that may come from outside, such as paths and
+ * what a checkpoint says of itself. */
+void mu_print(const char *fmt, ...) MU_PRINTF(1, 2);
+void mu_vprint(const char *fmt, va_list args) MU_PRINTF(1, 0);
+void mu_print_text(const char *text);                   /* any length, its newlines and tabs as they are */
 /* Prints an error once (rank 0), in the program's form, and returns the exit code. */
 int mu_report_error(const mu_error *e, int rank);
 /* The part of eval, inspect, verify and generate that finds a checkpoint and opens its model. */
