@@ -79,7 +79,8 @@ struct mu_node {
     const mu_op *op;
     mu_tensor *in[MU_NODE_INPUTS], *out[MU_NODE_OUTPUTS];
     void *extra;                    /* the op's own small things, in the tape's host arena */
-    const char *part;               /* set by mu_apply */
+    const char *part;               /* this and the layer (-1: none) are set by mu_apply */
+    int layer;
 };
 
 mu_tape *mu_tape_new(mu_device *dev);
@@ -107,6 +108,7 @@ int64_t mu_tape_peak(const mu_tape *tp);                /* bytes: high-water mar
 /* Where the time goes: what is recorded from here on belongs to `part` ("attention", "router", ...; a string that
  * lives on, NULL for none). Forward counts the time until the next call, backward that of the part's ops. */
 void mu_tape_part(mu_tape *tp, const char *part);
+void mu_tape_layer(mu_tape *tp, int layer);             /* what is recorded from here on belongs to this layer, -1: to none */
 typedef struct { const char *name; double forward, backward; } mu_part_time;
 int  mu_tape_profile(const mu_tape *tp, const mu_part_time **times);   /* since mu_tape_profile_reset; how many parts */
 void mu_tape_profile_reset(mu_tape *tp);

@@ -27,6 +27,7 @@ struct mu_tape {
     mu_node_list nodes;
     bool recording;
     int64_t leaf_rows;          /* 0: a batch is one leaf */
+    int layer;                  /* of what is being recorded; -1: none */
     const char *part;           /* what is being recorded, since when */
     double part_start;
     mu_part_time times[16];

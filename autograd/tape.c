@@ -10,6 +10,7 @@ mu_tape *mu_tape_new(mu_device *dev) {
     mu_tape *tp = mu_alloc(1, sizeof *tp);
     tp->dev = dev;
     tp->recording = true;
+    tp->layer = -1;
     mu_pool_init(&tp->pool, dev);
     mu_arena_init(&tp->host, HOST_RESERVE);
     return tp;
@@ -25,6 +26,7 @@ void mu_tape_free(mu_tape *tp) {
 
 void mu_tape_reset(mu_tape *tp) {
     tp->part = NULL;
+    tp->layer = -1;
     tp->nodes.n = 0;
     mu_pool_reset(&tp->pool);
     mu_arena_release(&tp->host, 0);
@@ -91,6 +93,8 @@ void mu_tape_part(mu_tape *tp, const char *part) {
     tp->part = part, tp->part_start = now;
 }
 
+void mu_tape_layer(mu_tape *tp, int layer) { tp->layer = layer; }
+
 int mu_tape_profile(const mu_tape *tp, const mu_part_time **times) {
     *times = tp->times;
     return tp->n_times;
@@ -118,7 +122,8 @@ mu_tensor *mu_apply(mu_tape *tp, mu_node node) {
         for (int i = 0; i < MU_NODE_INPUTS; i++) needs_grad |= node.in[i] && node.in[i]->needs_grad;
     for (int i = 0; i < MU_NODE_OUTPUTS; i++)
         if (node.out[i]) node.out[i]->needs_grad = needs_grad && !(node.op->saved >> i & 1);
-    node.part = tp->part;
+    node.part = tp->part, node.layer = tp->layer;
+    mu_activity_set("forward", node.layer, node.op->name);
     node.op->forward(tp, &node);
     if (needs_grad) remember(tp, &node);
     for (int i = 0; i < MU_NODE_OUTPUTS; i++)
@@ -159,6 +164,7 @@ void mu_backward(mu_tape *tp, mu_tensor *loss) {
         mu_node *n = tp->nodes.list[i];
         if (has_gradient(n)) {
             double start = mu_time();
+            mu_activity_set("backward", n->layer, n->op->name);
             n->op->backward(tp, n);
             if (n->part) time_of(tp, n->part)->backward += mu_time() - start;
         }

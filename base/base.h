@@ -76,6 +76,23 @@ void mu_text_vformat(char *out, size_t room, const char *format, va_list args) M
 /* The same for n bytes of text; the control characters in `keep` ("\n\t") stay. */
 void mu_text_escape(char *out, size_t room, const char *text, size_t n, const char *keep);
 
+/* ------------------------------------------------------------------ activity (activity.c)
+ * What this process is doing, for the watchdog (dist/dist.h) and its messages. Every op and every piece of long work says
+ * so; that it says so again is progress. For the main thread only. Strings are borrowed and live on. */
+typedef struct {
+    const char *phase, *op;     /* "forward", "checkpoint", ...; the op or collective, or NULL */
+    int layer;                  /* -1: none */
+    int64_t step;               /* the optimizer step being made; -1: none */
+    int64_t progress;           /* counts up */
+} mu_activity;
+void mu_activity_set(const char *phase, int layer, const char *op);     /* counts as progress */
+void mu_activity_tick(void);                            /* progress within what was set last */
+void mu_activity_step(int64_t step);
+const mu_activity *mu_activity_now(void);
+void mu_activity_set_hook(void (*hook)(void));          /* called at every progress; NULL: nothing is */
+/* "step 12, backward, layer 3 (attention)", into text, which is returned. */
+char *mu_activity_text(const mu_activity *a, char *text, size_t room);
+
 /* ------------------------------------------------------------------ memory (memory.c)
  * A region reserves address space once and commits pages as they are needed; they stay committed. */
 typedef struct { char *base; size_t reserved, committed, usable; } mu_region;   /* usable: committed, up to the end of a page */
@@ -136,6 +153,7 @@ int  mu_cores(void);                                    /* cores this process ma
  * of the node's allowed cores. mpirun binds each of one or two ranks to a single core: unless the user chose
  * a binding, the rank is moved to its share, or to all allowed cores when its threads do not fit there. */
 int  mu_cores_share(int local_rank, int local_size, int wanted);
+long mu_launcher(void);                                 /* process id of the mpirun (or the like) above this process, 0: none */
 /* Does this program's output end up on a terminal? Under mpirun a rank's own stdout tells nothing (it is
  * mpirun's pseudo-terminal), so the launcher's is looked at. */
 bool mu_output_is_terminal(void);

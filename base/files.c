@@ -263,6 +263,7 @@ mu_status mu_file_hash(const char *path, char hex[33], int64_t *bytes, mu_error 
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) status = read_failed(e, path);
         else XXH3_128bits_update(state, block, (size_t)n), *bytes += n;
+        mu_activity_tick();
     }
     if (!status) write_hex(XXH3_128bits_digest(state), hex);
     XXH3_freeState(state);

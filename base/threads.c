@@ -54,7 +54,7 @@ static bool read_process(pid_t pid, char name[64], pid_t *parent) {
 }
 
 /* The launcher that started this rank, looked for among its ancestors; 0 when there is none. */
-static pid_t launcher(void) {
+long mu_launcher(void) {
     static const char *const names[] = {
         "mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "prte"
     };
@@ -71,7 +71,7 @@ static pid_t launcher(void) {
 }
 
 bool mu_output_is_terminal(void) {
-    pid_t pid = launcher();
+    pid_t pid = (pid_t)mu_launcher();
     if (!pid) return isatty(STDOUT_FILENO);
     char path[64], target[128];
     snprintf(path, sizeof path, "/proc/%ld/fd/1", (long)pid);
@@ -83,7 +83,7 @@ bool mu_output_is_terminal(void) {
 
 /* What the user allows the job on this node: the launcher's cores. */
 static bool launcher_cores(cpu_set_t *cores) {
-    pid_t pid = launcher();
+    pid_t pid = (pid_t)mu_launcher();
     return pid && sched_getaffinity(pid, sizeof *cores, cores) == 0;
 }
 

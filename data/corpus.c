@@ -78,7 +78,7 @@ static mu_status check_names(const mu_option_domains *list, mu_error *e) {
 static void fingerprint(mu_corpus *c, const mu_tokenizer *t) {
     char *lines = mu_format("%s\n", mu_tokenizer_name(t));
     for (int i = 0; i < c->n_domains; i++) {
-        char hex[33], *before = lines;
+        char *hex = c->domains[i].fingerprint, *before = lines;
         mu_hash128_hex(c->domains[i].tokens, (size_t)c->domains[i].n_tokens * sizeof(uint16_t), hex);
         lines = mu_format("%s%s\n%s\n", before, c->domains[i].name, hex);
         free(before);

@@ -39,6 +39,7 @@ typedef struct {
     int64_t n_tokens;
     int64_t n_documents, *document_offsets;     /* n_documents + 1 offsets into tokens */
     int64_t text_bytes;         /* bytes of text in n_tokens, for bits per byte */
+    char fingerprint[33];       /* XXH3-128 of the tokens */
 } mu_domain;
 typedef struct {
     int n_domains;

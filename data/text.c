@@ -134,7 +134,10 @@ static mu_status read_folder(mu_domain_maker *m, const char *folder, mu_error *e
     paths p = { 0 };
     mu_status status = collect(&p, folder, e);
     if (p.n) qsort(p.list, p.n, sizeof *p.list, compare_paths);
-    for (size_t i = 0; !status && i < p.n; i++) status = read_file(m, p.list[i], e);
+    for (size_t i = 0; !status && i < p.n; i++) {
+        mu_activity_set("reading texts", -1, NULL);
+        status = read_file(m, p.list[i], e);
+    }
     for (size_t i = 0; i < p.n; i++) free(p.list[i]);
     free(p.list);
     if (!status && m->domain->n_tokens == 0)

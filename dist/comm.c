@@ -1,12 +1,23 @@
 /* comm.c - what is built on the collectives: agreement, and shards of device memory. */
 #include "dist/internal.h"
 
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 mu_comm *mu_comm_alone(void) {
     mu_comm *c = mu_alloc(1, sizeof *c);
     *c = (mu_comm){ .size = 1, .piece_limit = (int64_t)1 << 30, .window_least = INT64_MAX };
     return c;
+}
+
+/* A rank that fails while rank 0 does not, says who it is: it may see other files. */
+static void name_rank(const mu_comm *c, mu_error *e) {
+    char host[64] = "";
+    gethostname(host, sizeof host - 1);
+    char *text = mu_format("rank %d on %s: %s", c->rank, host, e->text);
+    snprintf(e->text, sizeof e->text, "%s", text);
+    free(text);
 }
 
 mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) {
@@ -16,10 +27,57 @@ mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) {
     int32_t first = status == (mu_status)worst ? c->rank : c->size;
     mu_all_reduce(c, MU_REDUCE_MIN, MU_DTYPE_I32, &first, 1);
     if (e) {
+        if (first == c->rank && first > 0) name_rank(c, e);
         mu_broadcast(c, first, e->text, (int64_t)sizeof e->text);
         e->status = (mu_status)worst;
     }
     return (mu_status)worst;
+}
+
+/* Rank 0's text, on every rank; heap. Collective. */
+static char *text_of_root(mu_comm *c, const char *text) {
+    int64_t bytes = (int64_t)strlen(text) + 1;
+    mu_broadcast(c, 0, &bytes, sizeof bytes);
+    char *root = mu_alloc((size_t)bytes, 1);
+    if (c->rank == 0) memcpy(root, text, (size_t)bytes);
+    mu_broadcast(c, 0, root, bytes);
+    return root;
+}
+
+/* Bytes of the name that begins both lines, with ": " behind it; 0 when they have different names. */
+static int common_name(const char *a, int n, const char *b) {
+    const char *colon = memchr(a, ':', (size_t)n);
+    int length = colon ? (int)(colon - a) + 2 : 0;
+    return length <= n && !strncmp(a, b, (size_t)length) ? length : 0;
+}
+
+/* Adds the lines in which `mine` differs from `root`; both have lines of the same names, or end in a surplus. */
+static void add_differences(mu_error *e, const char *mine, const char *root) {
+    enum { MOST = 12 };
+    for (int n = 0; (*mine || *root) && n < MOST;) {
+        int a = (int)strcspn(mine, "\n"), b = (int)strcspn(root, "\n"), skip = common_name(mine, a, root);
+        if (a != b || memcmp(mine, root, (size_t)a)) {
+            mu_error_add(e, e->status, "  %.*s, on rank 0: %.*s", a ? a : 7, a ? mine : "nothing", b ? b - skip : 7,
+                         b ? root + skip : "nothing");
+            n++;
+        }
+        mine += a + (mine[a] == '\n'), root += b + (root[b] == '\n');
+    }
+}
+
+mu_status mu_agree_text(mu_comm *c, mu_status status, const char *what, const char *text, mu_error *e) {
+    if (c->size == 1) return MU_STATUS_OK;
+    char *root = text_of_root(c, text);
+    bool differs = strcmp(root, text) != 0;
+    mu_error mine = { 0 };
+    if (differs) {
+        mu_error_set(&mine, status, "%s", what);
+        add_differences(&mine, text, root);
+    }
+    free(root);
+    status = mu_agree(c, differs ? status : MU_STATUS_OK, &mine);
+    if (status != MU_STATUS_OK && e) *e = mine;
+    return status;
 }
 
 /* MPI takes this device's memory as it is; else a host view of it is passed on. */

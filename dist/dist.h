@@ -67,6 +67,19 @@ mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) MU_MUST_USE;
 void mu_reduce_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
 void mu_gather_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
 
+/* Is `text`, lines of "name: value", the same on every rank? If not, `status` on all of them, and a message that names the
+ * first rank that differs from rank 0, its host and the lines that differ; `what` begins it. Collective over c. */
+mu_status mu_agree_text(mu_comm *c, mu_status status, const char *what, const char *text, mu_error *e) MU_MUST_USE;
+
+/* ------------------------------------------------------------------ the watchdog (watch.c)
+ * Ranks tell each other what they are doing (mu_activity). When a rank waits for others and none of them has made progress
+ * for half of `seconds`, it says so in a warning; after `seconds` one rank hands a report on all ranks to `stalled`, which
+ * must end the job. Time in which the waiting rank itself was stopped does not count. A rank that is alone has nobody to
+ * watch it. Collective over c, all ranks of the job; there is one watchdog for a process. */
+typedef void mu_watch_stalled(const char *report);
+void mu_watch_start(mu_comm *c, double seconds, mu_watch_stalled *stalled);
+void mu_watch_stop(void);                               /* Collective likewise; nothing to do is fine */
+
 /* ------------------------------------------------------------------ the mesh (mesh.c) */
 typedef struct {
     mu_comm *world, *expert, *replica;

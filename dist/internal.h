@@ -11,6 +11,17 @@ typedef struct {
 /* Called once for every look that found nothing new; zero the mu_wait when something was. Local. */
 void mu_wait_turn(mu_comm *c, mu_wait *wait);
 
+/* ------------------------------------------------------------------ notes (mpi.c)
+ * Small messages of one size to all other ranks, sent and taken without waiting for anybody. */
+typedef struct mu_notes mu_notes;
+mu_notes *mu_notes_new(const mu_comm *c, int bytes);    /* Collective over c */
+void mu_notes_send(mu_notes *n, const void *note);      /* to every other rank that has taken in the one before. Local */
+bool mu_notes_take(mu_notes *n, int *from, void *note); /* false: nothing has come. Local */
+void mu_notes_free(mu_notes *n);                        /* Collective likewise */
+
+/* A rank has waited for others and looked in vain once more (watch.c). Local. */
+void mu_watch_turn(void);
+
 /* ------------------------------------------------------------------ data in place (mpi.c, mpi_none.c)
  * What mu_reduce_shards and mu_gather_shards do, on host memory (dev NULL) or on memory of a GPU that MPI can read, once
  * everything that was started there is done. Collective over c, of more than one rank. */

@@ -7,6 +7,7 @@
 #include <mpi-ext.h>
 #endif
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,11 +38,23 @@ static void check(int code, const char *call) {
 void mu_dist_start(int *argc, char ***argv) {
     int given;
     CALL(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &given));
+    CALL(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN)); /* some errors are reported there: fatal, but in our words */
 }
 
 void mu_dist_stop(void) { CALL(MPI_Finalize()); }
 
+/* Where the network is down MPI_Abort may not return. */
+static volatile sig_atomic_t abort_code;
+static void abort_now(int number) {
+    (void)number;
+    _exit(abort_code);
+}
+
 _Noreturn void mu_dist_abort(int exit_code) {
+    enum { PATIENCE = 10 };
+    abort_code = exit_code;
+    signal(SIGALRM, abort_now);
+    alarm(PATIENCE);
     int initialized = 0, finalized = 0;
     MPI_Initialized(&initialized);
     MPI_Finalized(&finalized);
@@ -180,6 +193,7 @@ static void back_off(mu_wait *wait) {
         return;
     }
     double waited = mu_time() - wait->start;
+    if (waited >= 0.1) mu_watch_turn();
     if (waited < 0.005) sched_yield();
     else nanosleep(&(struct timespec){ 0, waited < 0.1 ? 20000 : 200000 }, NULL);
 }
@@ -218,6 +232,79 @@ static MPI_Request *new_request(handle *h) {
         h->requests = mu_realloc(h->requests, (size_t)h->capacity, sizeof *h->requests);
     }
     return &h->requests[h->n_requests++];
+}
+
+/* ------------------------------------------------------------------ notes */
+
+struct mu_notes {
+    MPI_Comm comm;
+    int rank, size, bytes;
+    MPI_Request in, *out;       /* out: [size] */
+    char *received, *sent;      /* [bytes], [size, bytes] */
+};
+
+static void expect_note(mu_notes *n) {
+    CALL(MPI_Irecv(n->received, n->bytes, MPI_BYTE, MPI_ANY_SOURCE, 0, n->comm, &n->in));
+}
+
+mu_notes *mu_notes_new(const mu_comm *c, int bytes) {
+    mu_notes *n = mu_alloc(1, sizeof *n);
+    *n = (mu_notes){ .rank = c->rank, .size = c->size, .bytes = bytes };
+    CALL(MPI_Comm_dup(((handle *)c->handle)->comm, &n->comm));
+    n->out = mu_alloc((size_t)c->size, sizeof *n->out);
+    for (int p = 0; p < c->size; p++) n->out[p] = MPI_REQUEST_NULL;
+    n->received = mu_alloc((size_t)bytes, 1);
+    n->sent = mu_alloc((size_t)c->size, (size_t)bytes);
+    expect_note(n);
+    return n;
+}
+
+void mu_notes_send(mu_notes *n, const void *note) {
+    for (int p = 0; p < n->size; p++) {
+        int done;
+        if (p == n->rank) continue;
+        CALL(MPI_Test(&n->out[p], &done, MPI_STATUS_IGNORE));
+        if (!done) continue;
+        char *copy = n->sent + (size_t)p * (size_t)n->bytes;
+        memcpy(copy, note, (size_t)n->bytes);
+        CALL(MPI_Isend(copy, n->bytes, MPI_BYTE, p, 0, n->comm, &n->out[p]));
+    }
+}
+
+bool mu_notes_take(mu_notes *n, int *from, void *note) {
+    int done;
+    MPI_Status status;
+    CALL(MPI_Test(&n->in, &done, &status));
+    if (!done) return false;
+    *from = status.MPI_SOURCE;
+    memcpy(note, n->received, (size_t)n->bytes);
+    expect_note(n);
+    return true;
+}
+
+/* Once every rank is here no more notes are sent; those that are on their way are taken in, so that each send ends. */
+void mu_notes_free(mu_notes *n) {
+    int done = 0, from;
+    char *note = mu_alloc((size_t)n->bytes, 1);
+    MPI_Request *last = mu_alloc(1, sizeof *last);
+    CALL(MPI_Ibarrier(n->comm, last));
+    for (bool sent = false; !done || !sent;) {
+        while (mu_notes_take(n, &from, note)) {}
+        int all;
+        CALL(MPI_Testall(n->size, n->out, &all, MPI_STATUSES_IGNORE));
+        sent = all;
+        if (!done) CALL(MPI_Test(last, &done, MPI_STATUS_IGNORE));
+        sched_yield();
+    }
+    CALL(MPI_Cancel(&n->in));
+    CALL(MPI_Wait(&n->in, MPI_STATUS_IGNORE));
+    CALL(MPI_Comm_free(&n->comm));
+    free(note);
+    free(last);
+    free(n->out);
+    free(n->received);
+    free(n->sent);
+    free(n);
 }
 
 static MPI_Datatype type_of(mu_dtype dtype) {

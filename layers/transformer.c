@@ -109,6 +109,7 @@ static mu_tensor *residual(mu_tape *tp, mu_tensor *x, mu_tensor *y) {
 static mu_tensor *block_forward(const mu_model *m, const mu_block *b, mu_tape *tp, const mu_context *cx,
                                 mu_tensor *x, mu_routing *routing) {
     mu_tensor *cos = (mu_tensor *)(uintptr_t)&m->cos, *sin = (mu_tensor *)(uintptr_t)&m->sin;
+    mu_tape_layer(tp, b->attention.layer);
     mu_tape_part(tp, "attention");
     mu_tensor *h = mu_rmsnorm(tp, x, &b->attention_norm->tensor, m->cfg.rms_norm_eps);
     mu_tensor *y = mu_attention_forward(&b->attention, tp, cx, h, cos, sin);
@@ -118,7 +119,9 @@ static mu_tensor *block_forward(const mu_model *m, const mu_block *b, mu_tape *t
     h = mu_rmsnorm(tp, x, &b->ffn_norm->tensor, m->cfg.rms_norm_eps);
     y = b->is_moe ? mu_moe_forward(&b->moe, tp, cx, h, routing) : mu_ffn_forward(&b->ffn, tp, h);
     mu_release(tp, h);
-    return residual(tp, x, y);
+    x = residual(tp, x, y);
+    mu_tape_layer(tp, -1);
+    return x;
 }
 
 mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens,

@@ -56,12 +56,11 @@ mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, c
         add_term(tp, &b, term_of(m, tp, r, c->global, 1, T, all, all, m->cfg->aux_loss_coeff, &b.aux));
     if (m->cfg->z_loss_coeff > 0)
         add_term(tp, &b, mu_z_term(tp, r->lse_T, 1.0 / (double)all, m->cfg->z_loss_coeff, &b.z));
-    if (!b.aux) { /* nothing asks for it, but people want to see it */
-        bool recording = mu_tape_recording(tp);
-        mu_tape_record(tp, false);
-        term_of(m, tp, r, c->global, 1, T, all, all, 0.0, &b.aux);
-        mu_tape_record(tp, recording);
-    }
+    bool recording = mu_tape_recording(tp);
+    mu_tape_record(tp, false); /* nothing asks for these, but people want to see them */
+    if (!b.aux) term_of(m, tp, r, c->global, 1, T, all, all, 0.0, &b.aux);
+    if (!b.z && m->cfg->score_func == MU_MOE_SCORE_SOFTMAX) mu_z_term(tp, r->lse_T, 1.0 / (double)all, 0.0, &b.z);
+    mu_tape_record(tp, recording);
     return b;
 }
 

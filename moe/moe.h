@@ -137,7 +137,7 @@ typedef struct {
 } mu_balance_counts;
 typedef struct {
     mu_tensor *loss;            /* F64, a value a leaf: every term with its coefficient; NULL when none is on */
-    mu_tensor *aux, *z;         /* the same: this rank's share of the unscaled values, for the log; z may be NULL */
+    mu_tensor *aux, *z;         /* the same: this rank's share of the unscaled values, for the log; z is NULL with sigmoid scores */
 } mu_balance;
 mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
                            const mu_balance_counts *c);

@@ -139,6 +139,7 @@ static mu_status read_values(mu_trainer *t, mu_store *s, const char *name, const
  * has failed: the others are waiting for it. Collective over the unit's group, agreed by nobody. */
 static mu_status write_unit(mu_trainer *t, mu_store *s, const mu_unit *u, mu_status status, mu_error *e) {
     bool mine = s && writes(t, u);
+    mu_activity_set("writing a checkpoint", u->param->desc.layer, NULL);
     void *host = mu_alloc((size_t)u->count, mu_dtype_size(t->dev->fine));
     if (mine && status == MU_STATUS_OK) {
         mu_device_read(t->dev, host, mu_unit_data(u), (size_t)u->count * mu_dtype_size(t->dev->fine));
@@ -160,6 +161,7 @@ static mu_status write_unit(mu_trainer *t, mu_store *s, const mu_unit *u, mu_sta
 }
 
 static mu_status read_unit(mu_trainer *t, mu_store *s, mu_unit *u, bool training, mu_error *e) {
+    mu_activity_set("loading a checkpoint", u->param->desc.layer, NULL);
     mu_status status = read_values(t, s, u->name, u, mu_unit_data(u), e);
     if (!training) return status;
     for (int which = 0; which < 2 && status == MU_STATUS_OK && mu_adamw_owns(t->opt, u); which++) {

@@ -21,6 +21,7 @@ mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, boo
         mu_config_free(&t->cfg, &t->options);
         return status;
     }
+    mu_watch_start(mesh->world, (double)t->cfg.run.watchdog, mu_report_stall);
     t->cfg.train.micro_batch_size = 8; /* sequences at once; nothing of the result depends on it */
     t->cfg.train.global_batch_size = 8 * mesh->world->size;
     status = mu_trainer_open(t, mesh, with_data, e);
@@ -74,6 +75,19 @@ static mu_status evaluate(mu_trainer *t, const mu_manifest *m, mu_error *e) {
                                  "too short");
 }
 
+/* All ranks were started with the same arguments. Collective, agreed. */
+static mu_status agree_on_arguments(mu_comm *world, int argc, char **argv, mu_error *e) {
+    char *text = mu_strdup("");
+    for (int i = 2; i < argc; i++) {
+        char *longer = mu_format("%sargument %d: %s\n", text, i, argv[i]);
+        free(text);
+        text = longer;
+    }
+    mu_status status = mu_agree_text(world, MU_STATUS_USAGE, "arguments differ from those of rank 0:", text, e);
+    free(text);
+    return status;
+}
+
 int mu_cmd_eval(int argc, char **argv) {
     mu_error e = { 0 };
     mu_trainer t = { 0 };
@@ -82,13 +96,15 @@ int mu_cmd_eval(int argc, char **argv) {
     mu_mesh *mesh = mu_mesh_open(NULL, 1);
     int rank = mesh->world->rank;
     mu_report_error(&e, rank);
-    mu_status status = check_arguments(argc, argv, &e);
+    mu_status status = mu_agree(mesh->world, check_arguments(argc, argv, &e), &e);
+    if (status == MU_STATUS_OK) status = agree_on_arguments(mesh->world, argc, argv, &e);
     if (status == MU_STATUS_OK)
         status = mu_open_checkpoint(&t, mesh, argv[2], true, argc - 3, argv + 3, &m, &e);
     if (status == MU_STATUS_OK) {
         choose_sequences(&t, argc - 3, argv + 3);
         status = evaluate(&t, &m, &e);
     }
+    mu_watch_stop();
     mu_manifest_free(&m);
     if (t.mesh) mu_trainer_close(&t);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);

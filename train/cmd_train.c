@@ -5,15 +5,35 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+/* The signal that asked for a checkpoint and the end. A second Ctrl-C does not wait for them. */
 static volatile sig_atomic_t stop_asked;
-static void on_signal(int number) { stop_asked = number; }
+static void on_signal(int number) {
+    if (number == SIGINT && stop_asked == SIGINT) {
+        signal(SIGINT, SIG_DFL);
+        raise(SIGINT);
+    }
+    stop_asked = number;
+}
 
+/* HUP stays ignored where nohup or the shell has it so. */
 static void catch_signals(void) {
-    struct sigaction action = { .sa_handler = on_signal };
+    struct sigaction action = { .sa_handler = on_signal }, old;
     sigemptyset(&action.sa_mask);
-    int numbers[] = { SIGUSR1, SIGUSR2, SIGTERM, SIGINT };
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) sigaction(numbers[i], &action, NULL);
+    int numbers[] = { SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP };
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        sigaction(numbers[i], NULL, &old);
+        if (numbers[i] != SIGHUP || old.sa_handler != SIG_IGN) sigaction(numbers[i], &action, NULL);
+    }
+}
+
+/* Seconds that mpirun leaves its ranks between TERM and KILL once it gets INT, TERM or HUP itself. */
+static double kill_timeout(void) {
+    const char *names[] = { "OMPI_MCA_odls_base_sigkill_timeout", "PRTE_MCA_odls_base_sigkill_timeout" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (getenv(names[i])) return atof(getenv(names[i]));
+    return 1;
 }
 
 typedef struct {
@@ -47,10 +67,11 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
 /* ------------------------------------------------------------------ before the first step */
 
 static bool holds_a_run(const char *dir) {
-    char *metrics = mu_format("%s/metrics.jsonl", dir), *checkpoints = mu_format("%s/checkpoints", dir);
-    bool yes = mu_file_exists(metrics) || mu_file_exists(checkpoints);
+    char *metrics = mu_format("%s/metrics.jsonl", dir);
+    int64_t *steps;
+    bool yes = mu_checkpoint_list(dir, &steps) != 0 || mu_file_exists(metrics);
     free(metrics);
-    free(checkpoints);
+    free(steps);
     return yes;
 }
 
@@ -124,6 +145,17 @@ static bool evaluates(const mu_trainer *t) {
     return any && t->cfg.train.eval_every > 0;
 }
 
+/* How to stop this run without losing steps, and what other ways cost. */
+static void print_how_to_stop(void) {
+    long launcher = mu_launcher();
+    if (launcher)
+        printf("to stop: kill -USR1 %ld (mpirun) saves a checkpoint and exits with 75; Ctrl-C, TERM or HUP to mpirun leave %.0f s"
+               " for that\n", launcher, kill_timeout());
+    else
+        printf("to stop: Ctrl-C, or kill %ld, saves a checkpoint after the current step and exits with 75; a second Ctrl-C"
+               " ends it at once\n", (long)getpid());
+}
+
 static void print_start(const mu_trainer *t, bool resumed) {
     mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size,
                                           t->cfg.train.seq_len);
@@ -152,7 +184,8 @@ static void print_start(const mu_trainer *t, bool resumed) {
         printf(
             "peak: %.0f GFLOP/s, a large %s matrix product on all ranks at once; MFU is against it\n",
             t->peak_flops * 1e-9, t->cfg.train.dtype == MU_TRAIN_DTYPE_BF16 && strstr(t->dev->name, "bf16") ? "bf16" : mu_dtype_name(t->dev->real));
-    mu_print("run folder: %s (%s)\n", t->cfg.run.dir, resumed ? "goes on" : "a new run");
+    mu_print("run folder: %s (%s)\n", t->cfg.run.dir, resumed ? "resumed" : "new run");
+    print_how_to_stop();
     fflush(stdout);
 }
 
@@ -167,27 +200,48 @@ static double measure_peak(const mu_trainer *t) {
 
 typedef struct {
     mu_trainer *t;
+    mu_lock *lock;         /* rank 0 */
+    mu_error lock_lost;    /* rank 0: why the run folder is not this job's any more */
     mu_metrics *metrics;   /* rank 0 */
     mu_progress *progress; /* rank 0 */
     mu_domain_loss *domains;
     int64_t saved_step;    /* of the newest checkpoint */
     double window_seconds; /* since the last logged line */
     int64_t window_steps;
+    double save_seconds;   /* the last checkpoint took */
+    bool warned;           /* that mpirun leaves too little time */
 } loop;
 
 static bool due(int64_t every, int64_t step, int64_t last) {
     return every > 0 && (step % every == 0 || step == last);
 }
 
+/* Looks after the lock once a step; what it finds is said when something is to be written. Rank 0. */
+static void look_after_lock(loop *l) {
+    if (l->lock && l->lock_lost.status == MU_STATUS_OK) l->lock_lost.status = mu_lock_check(l->lock, &l->lock_lost);
+}
+
+/* Nothing may be written in a run folder that another job has taken. To be agreed. */
+static mu_status still_locked(loop *l, mu_error *e) {
+    if (!l->lock) return MU_STATUS_OK;
+    look_after_lock(l);
+    if (l->lock_lost.status != MU_STATUS_OK) *e = l->lock_lost;
+    return l->lock_lost.status;
+}
+
 /* Metrics first: what a checkpoint covers must be on the disk when it counts. */
 static mu_status save(loop *l, mu_error *e) {
     mu_trainer *t = l->t;
     if (l->saved_step == t->step) return MU_STATUS_OK;
-    mu_status status = mu_agree(t->mesh->world, l->metrics ? mu_metrics_sync(l->metrics, t, e) : MU_STATUS_OK,
-                                e);
+    double start = mu_time();
+    mu_activity_set("checkpoint", -1, NULL);
+    mu_status status = still_locked(l, e);
+    if (status == MU_STATUS_OK && l->metrics) status = mu_metrics_sync(l->metrics, t, e);
+    status = mu_agree(t->mesh->world, status, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_save(t, e);
     if (status != MU_STATUS_OK) return status;
     l->saved_step = t->step;
+    l->save_seconds = mu_time() - start;
     if (l->progress) mu_progress_say(l->progress, "checkpoint of step %lld written", (long long)t->step);
     return MU_STATUS_OK;
 }
@@ -198,7 +252,8 @@ static mu_status evaluate(loop *l, mu_error *e) {
     if (!evaluates(t)) return MU_STATUS_OK;
     double mean = mu_evaluate(t, t->cfg.train.eval_sequences, l->domains);
     for (int i = 0; i < t->corpus.n_domains; i++) n += l->domains[i].tokens > 0;
-    mu_status status = l->metrics ? mu_metrics_eval(l->metrics, t, mean, l->domains, e) : MU_STATUS_OK;
+    mu_status status = still_locked(l, e);
+    if (status == MU_STATUS_OK && l->metrics) status = mu_metrics_eval(l->metrics, t, mean, l->domains, e);
     if (l->progress)
         mu_progress_say(l->progress, "validation at step %lld: %.4f nats a token over %d domain%s",
                         (long long)t->step, mean, n, n == 1 ? "" : "s");
@@ -214,12 +269,35 @@ static mu_status log_step(loop *l, const mu_step_result *r, mu_error *e) {
                   l->window_seconds;
     if (l->progress) mu_progress_step(l->progress, t, r, logged, rate);
     mu_status status = MU_STATUS_OK;
+    look_after_lock(l);
     if (logged) {
-        if (l->metrics) status = mu_metrics_step(l->metrics, t, r, rate, e);
+        status = still_locked(l, e);
+        if (status == MU_STATUS_OK && l->metrics) status = mu_metrics_step(l->metrics, t, r, rate, e);
         l->window_seconds = 0, l->window_steps = 0;
-        status = mu_agree(t->mesh->world, status, e);
+        if (!mu_fault("collective", t->mesh->world->rank)) status = mu_agree(t->mesh->world, status, e);
     }
     return status;
+}
+
+/* Once it is known how long steps and checkpoints take: does a plain Ctrl-C leave time for them? */
+static void warn_of_kills(loop *l, double step_seconds) {
+    enum { KNOWN = 3 }; /* the first steps are slower than others */
+    double needed = step_seconds + l->save_seconds, left = kill_timeout();
+    if (!l->progress || l->warned || l->t->step < KNOWN || !mu_launcher() || needed < left) return;
+    l->warned = true;
+    mu_log(MU_LOG_WARNING, "a step%s takes %.1f s, and mpirun kills its ranks %.0f s after Ctrl-C, TERM or HUP: the steps since"
+           " the last checkpoint would be lost. Stop this job with kill -USR1 %ld, or start mpirun with"
+           " --mca odls_base_sigkill_timeout %.0f", l->save_seconds > 0 ? " with a checkpoint" : "", needed, left,
+           mu_launcher(), 10 * ceil(needed));
+}
+
+/* After a signal: the checkpoint comes first, and an evaluation that is due only if there is time left. */
+static mu_status stop(loop *l, bool evaluation_due, mu_error *e) {
+    mu_status status = save(l, e);
+    if (status == MU_STATUS_OK && evaluation_due) status = evaluate(l, e);
+    if (status != MU_STATUS_OK) return status;
+    return mu_error_set(e, MU_STATUS_REQUEUE, "stop signal received; checkpoint saved at step %lld. Run the same command to"
+                        " resume", (long long)l->t->step);
 }
 
 static mu_status run(loop *l, mu_error *e) {
@@ -227,7 +305,8 @@ static mu_status run(loop *l, mu_error *e) {
     int64_t last = t->cfg.train.steps;
     mu_status status = MU_STATUS_OK;
     while (t->step < last && status == MU_STATUS_OK) {
-        mu_step_result r = mu_trainer_step(t, stop_asked != 0);
+        mu_step_result r = mu_trainer_step(t, &stop_asked);
+        if (r.interrupted) return stop(l, false, e);
         if (!r.finite) {
             char *why = mu_trainer_explain_nonfinite(t);
             mu_error_set(e, MU_STATUS_NUMERIC, "%s", why);
@@ -235,16 +314,11 @@ static mu_status run(loop *l, mu_error *e) {
             return MU_STATUS_NUMERIC;
         }
         status = log_step(l, &r, e);
-        if (status == MU_STATUS_OK && due(t->cfg.train.eval_every, t->step, last)) status = evaluate(l, e);
-        bool stopping = r.stop && t->step < last;
-        if (status == MU_STATUS_OK &&
-            (due(t->cfg.checkpoint.every, t->step, last) || stopping || t->step == last))
-            status = save(l, e);
-        if (status == MU_STATUS_OK && stopping)
-            return mu_error_set(
-                e, MU_STATUS_REQUEUE,
-                "asked to stop by a signal: checkpoint of step %lld written; --resume auto, the default, goes on from it",
-                (long long)t->step);
+        warn_of_kills(l, r.seconds);
+        bool evaluation_due = due(t->cfg.train.eval_every, t->step, last), at_end = t->step == last;
+        if (status == MU_STATUS_OK && r.stop && !at_end) return stop(l, evaluation_due, e);
+        if (status == MU_STATUS_OK && evaluation_due) status = evaluate(l, e);
+        if (status == MU_STATUS_OK && (at_end || due(t->cfg.checkpoint.every, t->step, last))) status = save(l, e);
     }
     return status;
 }
@@ -272,7 +346,8 @@ static mu_status train(mu_trainer *t, const arguments *a, int argc, char **argv,
     loop l = { .t = t, .saved_step = -1 };
     mu_manifest m = { 0 };
     bool found = false, root = t->mesh->world->rank == 0;
-    mu_status status = mu_run_lock(t, e);
+    mu_watch_start(t->mesh->world, (double)t->cfg.run.watchdog, mu_report_stall);
+    mu_status status = mu_run_claim(t, &l.lock, e);
     if (status == MU_STATUS_OK) status = choose_start(t, a->resume, &m, &found, e);
     if (status == MU_STATUS_OK && found) status = mu_agree(t->mesh->world, mu_checkpoint_inherit(t, &m, e), e);
     if (status == MU_STATUS_OK) status = mu_trainer_open(t, t->mesh, true, e);
@@ -294,8 +369,31 @@ static mu_status train(mu_trainer *t, const arguments *a, int argc, char **argv,
         if (status == MU_STATUS_OK && root && !quiet(t)) print_end(&l);
     }
     mu_metrics_close(l.metrics);
+    mu_lock_release(l.lock);
+    mu_watch_stop();
     mu_manifest_free(&m);
     free(l.domains);
+    return status;
+}
+
+/* All ranks were started with the same program, arguments and options. Collective, agreed. */
+static mu_status agree_on_options(mu_comm *world, const arguments *a, const mu_config *cfg, mu_error *e) {
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    MU_CHECK(out, "out of memory");
+    fprintf(out, "version: " MU_VERSION "\n--dry-run: %s\n--resume: %s\n", a->dry_run ? "yes" : "no", a->resume);
+    int n;
+    const mu_option *table = mu_config_table(&n);
+    for (int i = 0; i < n; i++) {
+        char *value = mu_option_text(&table[i], cfg);
+        fprintf(out, "%s.%s: %s\n", table[i].section, table[i].key, value);
+        free(value);
+    }
+    fclose(out);
+    mu_status status = mu_agree_text(world, MU_STATUS_CONFIG, "options differ from those of rank 0; start all ranks with the"
+                                     " same configuration and overrides:", text, e);
+    free(text);
     return status;
 }
 
@@ -312,6 +410,7 @@ int mu_cmd_train(int argc, char **argv) {
     if (status == MU_STATUS_OK) {
         status = mu_config_load(&t.cfg, &t.options, a.config, a.n_overrides, a.overrides, world->size, &e);
         status = mu_agree(world, status, &e);
+        if (status == MU_STATUS_OK) status = agree_on_options(world, &a, &t.cfg, &e);
         if (status != MU_STATUS_OK) mu_config_free(&t.cfg, &t.options);
     }
     mu_comm_free(world);

@@ -11,6 +11,7 @@
 /*       type    key            default        min  max  choices  use  help */
 #define MU_OPTIONS_RUN(O) \
     O(STRING, dir,              "",            1,   0,   NULL, FREE, "folder of this run: checkpoints, metrics, resolved configuration") \
+    O(INT,    watchdog,         "600",         0,   1e6, NULL, FREE, "seconds in which no rank makes any progress (a frozen process, a disk or a link that does not answer) after which the job ends with exit code 70; half way each waiting rank warns; 0: wait for ever") \
     O(INT,    seed,             "1",           0,   9007199254740992.0, NULL, FIXED, "key of every random number: initial weights, order of the data")
 
 #define MU_OPTIONS_PARALLEL(O) \

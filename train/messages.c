@@ -19,6 +19,12 @@ static void on_fatal(mu_status status, const char *line) {
     mu_dist_abort((int)status);
 }
 
+void mu_report_stall(const char *report) {
+    fflush(stdout);
+    fprintf(stderr, "muster: error: rank %d: %s\n", the_rank, report);
+    mu_dist_abort(MU_STATUS_INTERNAL);
+}
+
 void mu_messages_start(void) {
     mu_log_set_sink(log_sink);
     mu_fatal_set_handler(on_fatal);

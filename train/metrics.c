@@ -107,6 +107,14 @@ static mu_status end_line(mu_metrics *m, mu_error *e) {
                 : mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
 }
 
+/* What was not computed, or has no finite value, is left out. */
+static void add_value(mu_json *j, const char *key, double value) {
+    if (isfinite(value)) mu_json_float(j, key, value);
+}
+
+/* Are there steps enough to call an expert dead or starved? */
+static bool judges(const mu_trainer *t) { return t->roll.steps >= MU_ROLL_LEAST; }
+
 static void add_states(mu_json *j, const mu_trainer *t, int layer, mu_expert_state state, const char *key) {
     mu_json_begin(j, key, '[');
     for (int i = 0; i < t->roll.experts; i++)
@@ -135,16 +143,18 @@ static void add_moe_summary(mu_json *j, const mu_trainer *t, const mu_step_resul
             starved += mu_roll_state(&t->roll, layer, i) == MU_EXPERT_STARVED;
         }
     }
-    mu_json_float(j, "moe/aux_loss", r->aux);
-    mu_json_float(j, "moe/z_loss", r->z);
+    add_value(j, "moe/aux_loss", r->aux);
+    add_value(j, "moe/z_loss", r->z);
     mu_json_float(j, "moe/load_imbalance", worst.load_imbalance);
     mu_json_float(j, "moe/max_vio", worst.max_vio);
     mu_json_float(j, "moe/load_cv", sum.load_cv / n);
     mu_json_float(j, "moe/diversity", sum.diversity / n);
-    mu_json_float(j, "moe/dead_frac", (double)dead / (n * E));
-    mu_json_float(j, "moe/starved_frac", (double)starved / (n * E));
+    if (judges(t)) {
+        mu_json_float(j, "moe/dead_frac", (double)dead / (n * E));
+        mu_json_float(j, "moe/starved_frac", (double)starved / (n * E));
+    }
     mu_json_float(j, "moe/dropped_frac", r->dropped);
-    mu_json_float(j, "moe/bias_absmax", bias_absmax(t));
+    if (t->cfg.moe.balance & MU_BALANCE_BIAS) mu_json_float(j, "moe/bias_absmax", bias_absmax(t));
 }
 
 static void add_layers(mu_json *j, const mu_trainer *t) {
@@ -161,6 +171,7 @@ static void add_layers(mu_json *j, const mu_trainer *t) {
         mu_json_end(j, ']');
         snprintf(rest, room, "load_imbalance");
         mu_json_float(j, key, mu_load_of(counts, E).load_imbalance);
+        if (!judges(t)) continue;
         snprintf(rest, room, "dead");
         add_states(j, t, layer, MU_EXPERT_DEAD, key);
         snprintf(rest, room, "starved");
@@ -178,7 +189,7 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_resu
     mu_json_int(j, "train/tokens", t->step * tokens);
     mu_json_float(j, "train/loss", r->loss);
     mu_json_float(j, "train/ce_loss", r->ce);
-    mu_json_float(j, "train/ppl", exp(r->ce));
+    add_value(j, "train/ppl", exp(r->ce));
     mu_json_float(j, "optim/lr", r->lr);
     mu_json_float(j, "optim/grad_norm", r->grad_norm);
     if (t->model->n_moe) {
@@ -188,7 +199,7 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_resu
     mu_json_float(j, "perf/tokens_per_s", tokens_per_s);
     mu_json_float(j, "perf/step_ms", 1e3 * r->seconds);
     mu_json_float(j, "perf/comm_ms", 1e3 * r->comm_seconds);
-    mu_json_float(j, "perf/mfu", t->peak_flops > 0 ? tokens_per_s * size.train_flops / t->peak_flops : NAN);
+    if (t->peak_flops > 0) mu_json_float(j, "perf/mfu", tokens_per_s * size.train_flops / t->peak_flops);
     mu_json_float(j, "perf/elapsed_s", mu_time() - m->start);
     mu_json_float(j, "mem/rss_gib", (double)mu_memory_rss() / (1 << 30));
     remember_loads(m, t->step, t->counts);

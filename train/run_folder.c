@@ -1,47 +1,97 @@
-/* run_folder.c - RUN/lock, RUN/config.resolved.yaml and RUN/run.json. */
+/* run_folder.c - the run folder is made and proved to be the same and writable for all ranks; RUN/config.resolved.yaml and
+ * RUN/run.json. */
 #include "train/train.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <time.h>
 #include <unistd.h>
 
-/* Takes the lock, which the kernel gives back when the process ends, however it ends. */
-static mu_status lock(const char *dir, mu_error *e) {
-    char *path = mu_format("%s/lock", dir), holder[160] = "";
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
-    mu_status status = MU_STATUS_OK;
-    if (fd < 0) status = mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", path, strerror(errno));
-    else if (flock(fd, LOCK_EX | LOCK_NB)) {
-        ssize_t n = read(fd, holder, sizeof holder - 1);
-        holder[n > 0 ? strcspn(holder, "\n") : 0] = '\0';
-        status = mu_error_set(
-            e, MU_STATUS_CONFIG,
-            "run.dir %s is in use by another job (%s); wait for it, or choose another run.dir", dir,
-            holder[0] ? holder : "unknown");
-        close(fd);
-    } else { /* the descriptor stays open as long as the process lives */
-        char host[64] = "";
-        gethostname(host, sizeof host - 1);
-        int n = snprintf(holder, sizeof holder, "process %ld on %s\n", (long)getpid(), host);
-        if (ftruncate(fd, 0) || write(fd, holder, (size_t)n) != n)
-            status = mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", path, strerror(errno));
+/* ------------------------------------------------------------------ one folder for all ranks, and writable */
+
+/* What rank 0 puts into the run folder for the others to find. */
+typedef struct {
+    char name[64], mark[64];
+} sign;
+
+static sign make_sign(void) {
+    sign s;
+    char host[48] = "";
+    gethostname(host, sizeof host - 1);
+    snprintf(s.name, sizeof s.name, ".ranks-%ld", (long)getpid());
+    snprintf(s.mark, sizeof s.mark, "%s %ld %.0f", host, (long)getpid(), mu_time() * 1e9);
+    return s;
+}
+
+/* A network file system may take a while to show what another host wrote. */
+static bool finds_sign(const char *dir, const sign *s) {
+    enum { TRIES = 50 };
+    char *path = mu_format("%s/%s", dir, s->name), *text = NULL;
+    size_t bytes;
+    bool found = false;
+    for (int i = 0; i < TRIES && !found; i++) {
+        if (i) nanosleep(&(struct timespec){ 0, 200000000 }, NULL);
+        mu_activity_set("looking for the run folder of rank 0", -1, NULL);
+        if (mu_file_read(path, sizeof s->mark, &text, &bytes, NULL) != MU_STATUS_OK) continue;
+        found = !strcmp(text, s->mark);
+        free(text);
     }
+    free(path);
+    return found;
+}
+
+/* Every rank finds what rank 0 has written. Collective, agreed. */
+static mu_status prove_shared(mu_comm *world, const char *dir, mu_error *e) {
+    sign s = make_sign();
+    char *path = mu_format("%s/%s", dir, s.name), *where = realpath(dir, NULL);
+    mu_status status = MU_STATUS_OK;
+    if (world->rank == 0) status = mu_file_replace(path, s.mark, strlen(s.mark), e);
+    status = mu_agree(world, status, e);
+    if (status == MU_STATUS_OK) {
+        mu_broadcast(world, 0, &s, sizeof s);
+        if (world->rank && !finds_sign(dir, &s))
+            status = mu_error_set(e, MU_STATUS_CONFIG,
+                                  "run.dir %s (%s) is not the folder that rank 0 uses: all ranks need the same one; put it on a"
+                                  " file system that all hosts share", dir, where ? where : "it is not there");
+        status = mu_agree(world, status, e);
+    }
+    if (world->rank == 0) unlink(path);
+    free(path);
+    free(where);
+    return status;
+}
+
+/* A small file, made and removed again. */
+static mu_status prove_writable(const char *folder, int rank, mu_error *e) {
+    char *path = mu_format("%s/.writable-%d-%ld", folder, rank, (long)getpid());
+    mu_status status = mu_file_replace(path, "x", 1, e);
+    if (status == MU_STATUS_OK && unlink(path))
+        status = mu_error_set(e, MU_STATUS_IO, "%s cannot be removed: %s", path, strerror(errno));
     free(path);
     return status;
 }
 
-mu_status mu_run_lock(const mu_trainer *t, mu_error *e) {
+mu_status mu_run_claim(const mu_trainer *t, mu_lock **lock, mu_error *e) {
+    mu_comm *world = t->mesh->world;
+    const char *dir = t->cfg.run.dir;
+    char *checkpoints = mu_format("%s/checkpoints", dir);
     mu_status status = MU_STATUS_OK;
-    if (t->mesh->world->rank == 0) {
-        status = mu_file_make_dirs(t->cfg.run.dir, e);
-        if (status == MU_STATUS_OK) status = lock(t->cfg.run.dir, e);
+    if (world->rank == 0) {
+        status = mu_file_make_dirs(dir, e);
+        if (status == MU_STATUS_OK) status = mu_lock_take(lock, dir, e);
+        if (status == MU_STATUS_OK) status = mu_file_make_dirs(checkpoints, e);
     }
-    return mu_agree(t->mesh->world, status, e);
+    status = mu_agree(world, status, e);
+    if (status == MU_STATUS_OK && world->size > 1) status = prove_shared(world, dir, e);
+    bool writes = world->rank < t->mesh->ep; /* shards; rank 0 everything else, too */
+    if (status == MU_STATUS_OK)
+        status = mu_agree(world, writes ? prove_writable(checkpoints, world->rank, e) : MU_STATUS_OK, e);
+    free(checkpoints);
+    return status;
 }
+
+/* ------------------------------------------------------------------ run.json and config.resolved.yaml */
 
 typedef struct {
     char host[64];

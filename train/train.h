@@ -4,6 +4,8 @@
 #define MUSTER_TRAIN_H
 #include "train/config.h"
 
+#include <signal.h>
+
 /* ------------------------------------------------------------------ the trainer (trainer.c)
  * Everything a run needs. `step` counts finished optimizer steps. */
 typedef struct {
@@ -24,6 +26,7 @@ typedef struct {
     double peak_flops;              /* of all ranks together, measured; 0: unknown */
     mu_routing *routings;           /* [MoE layers], of the micro-batch at hand */
     mu_sample *samples;             /* [global batch] */
+    int64_t *loader_before;         /* the loader's state before the batch at hand */
     int32_t *tokens, *targets;      /* [micro_size * seq_len] */
     int64_t *counts;                /* assignments of the last step's global batch, [MoE layers * experts] */
     mu_memory *results;             /* what a step leaves on the device for the host; see trainer.c */
@@ -32,10 +35,11 @@ typedef struct {
 
 /* Values of one step, the same on every rank. */
 typedef struct {
-    double loss, ce, aux, z;        /* aux and z: means over MoE layers without coefficient; aux is 1 when balanced */
+    double loss, ce, aux, z;        /* aux and z: means over MoE layers without coefficient; aux is 1 when balanced; NAN: none */
     double grad_norm, lr;
     double dropped;                 /* share of the assignments that capacity dropped */
     bool stop;                      /* some rank was asked to stop by a signal */
+    bool interrupted;               /* so much so that the step was given up: nothing has changed */
     bool finite;
     double seconds, comm_seconds;
 } mu_step_result;
@@ -44,9 +48,9 @@ typedef struct {
  * Collective over all ranks, which agree on the status. mu_trainer_close may follow any outcome. */
 mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error *e) MU_MUST_USE;
 void mu_trainer_close(mu_trainer *t);
-/* One optimizer step. When the result is not finite nothing was updated. `stop_asked`: this rank's flag.
- * Collective over all ranks. */
-mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked);
+/* One optimizer step. When the result is not finite nothing was updated. `stop`: set when this rank is asked to stop; looked
+ * at between micro-batches and at the end. NULL: never. Collective over all ranks. */
+mu_step_result mu_trainer_step(mu_trainer *t, const volatile sig_atomic_t *stop);
 /* Names step, rank and layer of the first value that is not finite, heap text. Collective over all ranks. */
 char *mu_trainer_explain_nonfinite(mu_trainer *t);
 /* Fills a context for one of this rank's micro-batches; samples are n sequences of the global batch. */
@@ -107,8 +111,18 @@ mu_status mu_checkpoint_inherit(mu_trainer *t, const mu_manifest *m, mu_error *e
 mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char **notes, mu_error *e) MU_MUST_USE;
 
 /* ------------------------------------------------------------------ the run folder (run_folder.c) */
-/* Makes the folder, takes the lock, which lasts as long as the process. Rank 0 works, all agree. */
-mu_status mu_run_lock(const mu_trainer *t, mu_error *e) MU_MUST_USE;
+/* The lock of a run folder (lock.c), for rank 0. Local. */
+typedef struct mu_lock mu_lock;
+/* Waits up to 10 s for another job. CONFIG when it stays, REQUEUE when it is what a killed mpirun left behind. *l is to be
+ * released whatever the outcome. */
+mu_status mu_lock_take(mu_lock **l, const char *dir, mu_error *e) MU_MUST_USE;
+/* Is the folder still this job's? Puts back a lock file that was removed; CONFIG when another job took the folder over. */
+mu_status mu_lock_check(mu_lock *l, mu_error *e) MU_MUST_USE;
+void mu_lock_release(mu_lock *l);
+
+/* Makes the folder, takes its lock (*lock on rank 0, see above), and proves that it is the same folder on every rank and
+ * can be written: an error here costs no steps. Collective, agreed. */
+mu_status mu_run_claim(const mu_trainer *t, mu_lock **lock, mu_error *e) MU_MUST_USE;
 /* config.resolved.yaml and run.json. Collective, agreed. */
 mu_status mu_run_describe(const mu_trainer *t, int argc, char **argv, mu_error *e) MU_MUST_USE;
 
@@ -142,7 +156,7 @@ double mu_peak_measure(mu_device *dev);
  * MUSTER_FAULT=POINT:RANK:ACTION[:COUNT] in a build with -DMUSTER_FAULTS=ON: when this rank reaches the
  * point for the COUNT-th time (default 1), it is killed (`kill`), stops with SIGSTOP (`stop`), or the point
  * fails as if the disk were full (`enospc`: true is returned) or a weight turns into NaN (`nan`, at the point
- * `step`). Elsewhere nothing happens. */
+ * `step`), or a rank leaves out a collective (`skip`, at the point `collective`). Elsewhere nothing happens. */
 bool mu_fault(const char *point, int rank);
 
 /* ------------------------------------------------------------------ sub-commands (cmd_*.c): the exit code */
@@ -162,6 +176,8 @@ void mu_vprint(const char *fmt, va_list args) MU_PRINTF(1, 0);
 void mu_print_text(const char *text);                   /* any length, its newlines and tabs as they are */
 /* Prints an error once (rank 0), in the program's form, and returns the exit code. */
 int mu_report_error(const mu_error *e, int rank);
+/* For mu_watch_start: prints the report and ends every rank with MU_STATUS_INTERNAL. */
+void mu_report_stall(const char *report);
 /* The part of eval, inspect, verify and generate that finds a checkpoint and opens its model. */
 mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, bool with_data, int n_overrides, char *const *overrides,
                              mu_manifest *m, mu_error *e) MU_MUST_USE;

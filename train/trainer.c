@@ -10,13 +10,35 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* All ranks have read the same texts. Collective, agreed. */
+static mu_status agree_on_texts(const mu_trainer *t, mu_error *e) {
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    MU_CHECK(out, "out of memory");
+    for (int i = 0; i < t->corpus.n_domains; i++) {
+        const mu_domain *d = &t->corpus.domains[i];
+        fprintf(out, "domain %s: %lld tokens in %lld documents, fingerprint %s\n", d->name, (long long)d->n_tokens,
+                (long long)d->n_documents, d->fingerprint);
+    }
+    fprintf(out, "all domains and the tokenizer: fingerprint %s\n", t->corpus.fingerprint);
+    fclose(out);
+    mu_status status = mu_agree_text(t->mesh->world, MU_STATUS_DATA, "its texts differ from those of rank 0; put the"
+                                     " same texts on every host, or on a file system that all hosts share:", text, e);
+    free(text);
+    return status;
+}
+
 static mu_status open_data(mu_trainer *t, mu_error *e) {
     const mu_data_config *d = &t->cfg.data;
     mu_status status = mu_corpus_open(&t->corpus, &d->train, t->tokenizer, (uint64_t)t->cfg.run.seed, e);
     if (status == MU_STATUS_OK)
         status = mu_loader_open(&t->loader, &t->corpus, t->cfg.train.seq_len, d->val_fraction,
                                 (uint64_t)t->cfg.run.seed, e);
-    return mu_agree(t->mesh->world, status, e);
+    if (status == MU_STATUS_OK)
+        t->loader_before = mu_alloc((size_t)mu_loader_state_size(t->loader), sizeof *t->loader_before);
+    status = mu_agree(t->mesh->world, status, e);
+    return status == MU_STATUS_OK ? agree_on_texts(t, e) : status;
 }
 
 static void plan_batch(mu_trainer *t) {
@@ -106,6 +128,7 @@ void mu_trainer_close(mu_trainer *t) {
     if (t->tokenizer) mu_tokenizer_close(t->tokenizer);
     if (t->dev) mu_device_close(t->dev);
     free(t->routings);
+    free(t->loader_before);
     free(t->samples);
     free(t->tokens);
     free(t->targets);
@@ -178,14 +201,28 @@ static void sum_counts(mu_trainer *t, mu_mat counts) {
 
 /* global_aux_loss compares with the counts of the whole batch, which several micro-batches only know at the
  * end: a first forward pass without tape counts them. */
+static bool uses_own_counts(const mu_trainer *t) {
+    const mu_moe_config *moe = &t->cfg.moe;
+    bool exact = moe->balance & MU_BALANCE_GLOBAL_AUX && moe->global_aux_counts == MU_MOE_COUNTS_EXACT;
+    return exact || !t->roll.steps; /* the first batch has none before it */
+}
 static bool needs_count_pass(const mu_trainer *t) {
-    return t->cfg.moe.num_experts && t->n_micro > 1 && (t->cfg.moe.balance & MU_BALANCE_GLOBAL_AUX) &&
-           t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_EXACT;
+    return t->cfg.moe.num_experts && t->n_micro > 1 && uses_own_counts(t);
 }
 
-static void count_pass(mu_trainer *t) {
+/* Has some rank been asked to stop? Between micro-batches, so that a long step need not come to its end. Collective. */
+static bool interrupted(const mu_trainer *t, int64_t m, const volatile sig_atomic_t *stop) {
+    int32_t asked = stop && *stop;
+    if (m == 0) return false;
+    mu_all_reduce(t->mesh->world, MU_REDUCE_MAX, MU_DTYPE_I32, &asked, 1);
+    return asked;
+}
+
+/* False when it was interrupted. */
+static bool count_pass(mu_trainer *t, const volatile sig_atomic_t *stop) {
+    int64_t m = 0;
     mu_tape_record(t->tape, false);
-    for (int64_t m = 0; m < t->n_micro; m++) {
+    for (; m < t->n_micro && !interrupted(t, m, stop); m++) {
         micro_batch b = read_micro(t, m);
         mu_model_forward(t->model, t->tape, &b.cx, b.tokens, t->routings);
         count(t);
@@ -193,17 +230,16 @@ static void count_pass(mu_trainer *t) {
         mu_tape_reset(t->tape);
     }
     mu_tape_record(t->tape, true);
+    if (m < t->n_micro) return false;
     sum_counts(t, counted_of(t, 0));
+    return true;
 }
 
-/* The counts that global_aux_loss uses in this micro-batch; not given means balanced. Where it is off they only serve
- * the logged value, for which the batch before is good enough, and the same for any number of micro-batches. */
+/* The counts that global_aux_loss uses in this micro-batch. Where it is off they only serve the logged value, for which the
+ * batch before is good enough, and the same for any number of micro-batches. */
 static mu_mat global_counts(const mu_trainer *t, int layer) {
     int64_t E = t->cfg.moe.num_experts;
-    bool exact = t->cfg.moe.balance & MU_BALANCE_GLOBAL_AUX && t->cfg.moe.global_aux_counts == MU_MOE_COUNTS_EXACT;
-    if (exact && t->n_micro == 1) return counts_of(t, layer);
-    if (exact) return counted_of(t, layer);
-    if (!t->roll.steps) return (mu_mat){ 0 };
+    if (uses_own_counts(t)) return t->n_micro == 1 ? counts_of(t, layer) : counted_of(t, layer);
     return mu_data(mu_tensor_ints(t->tape, MU_DTYPE_I64, E, t->roll.previous + layer * E));
 }
 
@@ -254,12 +290,16 @@ static void train_micro(mu_trainer *t, int64_t m) {
     mu_tape_reset(t->tape);
 }
 
-/* This rank's gradients of the whole global batch. */
-static void make_gradients(mu_trainer *t) {
+/* This rank's gradients of the whole global batch; false when a signal (`stop`, may be NULL) interrupted it. */
+static bool make_gradients(mu_trainer *t, const volatile sig_atomic_t *stop) {
     mu_params_zero_grad(t->model->params);
     t->dev->k->fill(t->dev, n_words(t), 0.0, result_words(t, MU_DTYPE_F64, 0));
-    if (needs_count_pass(t)) count_pass(t);
-    for (int64_t m = 0; m < t->n_micro; m++) train_micro(t, m);
+    if (needs_count_pass(t) && !count_pass(t, stop)) return false;
+    for (int64_t m = 0; m < t->n_micro; m++) {
+        if (interrupted(t, m, stop)) return false;
+        train_micro(t, m);
+    }
+    return true;
 }
 
 static void add_values(const mu_trainer *t, int which, double by, mu_exact *sum) {
@@ -310,7 +350,8 @@ static void add_up(mu_trainer *t, sums *s, bool stop_asked, mu_step_result *r) {
     s->stop = stop_asked;
     mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, s, SUM_WORDS);
     r->loss = mu_exact_value(&s->loss), r->ce = mu_exact_value(&s->ce), r->stop = s->stop > 0;
-    r->aux = mu_exact_value(&s->aux), r->z = mu_exact_value(&s->z), r->dropped = dropped_share(t, s->kept);
+    bool softmax = t->cfg.moe.score_func == MU_MOE_SCORE_SOFTMAX;
+    r->aux = mu_exact_value(&s->aux), r->z = softmax ? mu_exact_value(&s->z) : NAN, r->dropped = dropped_share(t, s->kept);
 }
 
 /* What else a step changes, once it is known to be finite. */
@@ -325,21 +366,42 @@ static void finish_step(mu_trainer *t) {
     t->step = s;
 }
 
-mu_step_result mu_trainer_step(mu_trainer *t, bool stop_asked) {
-    double start = mu_time(), comm_start = mu_mesh_seconds(t->mesh);
-    mu_step_result r = { .lr = mu_learning_rate(&t->cfg.optim, t->step + 1, t->cfg.train.steps) };
+/* Gradients summed over ranks, clipped, and the update. */
+static void update(mu_trainer *t, double lr) {
     mu_mat losses = result_words(t, MU_DTYPE_F64, value_word(t, LOSS, 0)),
            norm = result_words(t, MU_DTYPE_F64, norm_word(t));
-    mu_loader_next(t->loader, t->cfg.train.global_batch_size, t->samples);
-    if (mu_fault("step", t->mesh->world->rank)) plant_nan(t);
-    make_gradients(t);
+    mu_activity_set("sum of gradients", -1, NULL);
     mu_grads_reduce(t->opt);
+    mu_activity_set("clipping", -1, NULL);
     mu_grad_clip(t->opt, t->mesh->world, t->cfg.optim.grad_clip, t->n_micro * n_leaves(t), losses);
     t->dev->k->add(t->dev, 1, norm, mu_grad_norm_place(t->opt), norm);
+    mu_activity_set("optimizer", -1, NULL);
     /* Experts without a token in the whole global batch rest: the optimizer leaves them alone. */
-    mu_adamw_step(t->opt, r.lr, totals_of(t));
+    mu_adamw_step(t->opt, lr, totals_of(t));
+}
+
+/* The next global batch and its gradients; when interrupted, as if it had not begun. */
+static bool gradients_of_next_batch(mu_trainer *t, const volatile sig_atomic_t *stop) {
+    mu_loader_state_get(t->loader, t->loader_before);
+    mu_loader_next(t->loader, t->cfg.train.global_batch_size, t->samples);
+    if (mu_fault("step", t->mesh->world->rank)) plant_nan(t);
+    bool whole = make_gradients(t, stop);
+    if (!whole) MU_CHECK(mu_loader_state_set(t->loader, t->loader_before, NULL) == MU_STATUS_OK, "the loader's own state");
+    return whole;
+}
+
+mu_step_result mu_trainer_step(mu_trainer *t, const volatile sig_atomic_t *stop) {
+    double start = mu_time(), comm_start = mu_mesh_seconds(t->mesh);
+    mu_step_result r = { .lr = mu_learning_rate(&t->cfg.optim, t->step + 1, t->cfg.train.steps) };
+    mu_activity_step(t->step + 1);
+    if (!gradients_of_next_batch(t, stop)) {
+        r.stop = r.interrupted = true;
+        return r;
+    }
+    update(t, r.lr);
+    mu_activity_set("results of the step", -1, NULL);
     sums s = collect(t, &r);
-    add_up(t, &s, stop_asked, &r);
+    add_up(t, &s, stop && *stop, &r);
     r.finite = isfinite(r.loss) && isfinite(r.grad_norm);
     if (r.finite) finish_step(t);
     r.seconds = mu_time() - start, r.comm_seconds = mu_mesh_seconds(t->mesh) - comm_start;
@@ -365,7 +427,7 @@ static int replay(mu_trainer *t) {
 /* The unit nearest to the loss whose gradient from this rank's own sequences is not finite, or NULL: backward once
  * more, without the sum over ranks that spreads it everywhere. */
 static const mu_unit *replay_backward(mu_trainer *t) {
-    make_gradients(t);
+    make_gradients(t, NULL);
     mu_params_round_grads(t->model->params);
     return mu_grads_nonfinite(t->opt);
 }

@@ -13,7 +13,7 @@ static void count_step(mu_trainer *t) {
     mu_emulation_counters c;
     int64_t launches = 0;
     mu_emulation_counters_reset();
-    MU_CHECK(mu_trainer_step(t, false).finite, "step %lld is not finite", (long long)t->step);
+    MU_CHECK(mu_trainer_step(t, NULL).finite, "step %lld is not finite", (long long)t->step);
     for (int i = 0; i < mu_emulation_kernel_count(); i++) {
         mu_emulation_kernel(i, &c);
         launches += c.launches;
@@ -40,7 +40,7 @@ int main(int argc, char **argv) {
         status = mu_trainer_open(&t, mesh, true, &e);
         for (int i = 0; i < BEFORE && status == MU_STATUS_OK; i++) {
             t.model->moe_cfg.force_skew = i == 1;
-            mu_trainer_step(&t, false);
+            mu_trainer_step(&t, NULL);
         }
         for (int i = 0; i < COUNTED && status == MU_STATUS_OK; i++) count_step(&t);
         mu_trainer_close(&t);

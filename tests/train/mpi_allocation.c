@@ -61,7 +61,7 @@ static void no_allocation(int ep, const char *rest) {
     for (int i = 0; i < 12; i++) {
         t.model->moe_cfg.force_skew = i == 1; /* among the first steps is the most uneven one */
         int heap = heap_calls, pages = page_calls;
-        mu_step_result r = mu_trainer_step(&t, false);
+        mu_step_result r = mu_trainer_step(&t, NULL);
         check(r.finite, "step %d", i);
         heap = mesh->world->size == 1 ? heap_calls - heap : 0, pages = page_calls - pages;
         if (i == 0) check(pages > 0, "the first step commits its memory");

@@ -40,7 +40,7 @@ static void expect_one_wait(const char *moe, const char *train) {
     mu_trainer *t = trainer_new(text);
     for (int i = 0; i < 4; i++) {
         int64_t before = mu_device_waits(t->dev), waits;
-        mu_step_result r = mu_trainer_step(t, false);
+        mu_step_result r = mu_trainer_step(t, NULL);
         assert_true(r.finite && r.loss > 0 && r.ce > 0 && r.grad_norm > 0);
         assert_true(t->model->n_moe ? r.aux > 0.5 : r.aux == 0);
         assert_int_equal(r.dropped > 0, t->cfg.moe.capacity_factor > 0);
@@ -97,7 +97,7 @@ static void experts_without_tokens_rest(void **state) {
                                4 / micro);
         mu_trainer *t = trainer_new(text);
         double **before = all_values(t), **after;
-        for (int i = 0; i < STEPS; i++) assert_true(mu_trainer_step(t, false).finite);
+        for (int i = 0; i < STEPS; i++) assert_true(mu_trainer_step(t, NULL).finite);
         after = all_values(t);
         for (mu_unit *u = mu_unit_next(t->model->params, NULL); u; u = mu_unit_next(t->model->params, u)) {
             int64_t i = u->global_index;
@@ -119,11 +119,11 @@ static void a_step_that_is_not_finite_changes_nothing(void **state) {
                                "train: {steps: 20, global_batch_size: 4, micro_batch_size: %d, seq_len: 16, threads: 1}\n",
                                4 / micro);
         mu_trainer *t = trainer_new(text);
-        assert_true(mu_trainer_step(t, false).finite);
+        assert_true(mu_trainer_step(t, NULL).finite);
         mu_unit *u = mu_params_find(t->model->params, "/layers/2/post_attention_layernorm/weight");
         mu_reals_set(t->dev, t->dev->fine, mu_unit_data(u), 1, &(double){ NAN });
         double **before = all_values(t), **after;
-        assert_false(mu_trainer_step(t, false).finite);
+        assert_false(mu_trainer_step(t, NULL).finite);
         after = all_values(t);
         assert_int_equal(t->step, 1);
         for (u = mu_unit_next(t->model->params, NULL); u; u = mu_unit_next(t->model->params, u)) {

@@ -1,0 +1,209 @@
+/* lock.c - RUN/lock: one job works on a run folder.
+ *
+ * The lock is the kernel's (an open file description lock, which needs the right to write the file, so that no reader
+ * can hold it), and is gone when the process ends, however it ends. The file's content says who holds it. A file that was
+ * removed or replaced meanwhile is taken anew, as long as no other job has been quicker.
+ *
+ * Where the file system has no locks (some NFS, Lustre) the content alone decides: an owner that is alive on this host
+ * keeps others out; beyond that a job that finds another one's name in the file stops. */
+#include "train/train.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static const double PATIENCE = 10;      /* seconds: what a killed job's processes may take to end */
+
+/* A process; launcher: the mpirun that started it, 0 for none. start tells it from a later one of the same number. */
+typedef struct {
+    long pid, launcher;
+    unsigned long long start;
+    char host[64];
+} owner;
+
+struct mu_lock {
+    int fd;
+    bool by_kernel;
+    char *dir, *path;
+    owner me;
+};
+
+/* ------------------------------------------------------------------ who */
+
+/* The start time of a process of this host, in ticks since boot, from /proc/PID/stat; false when there is none. */
+static bool look_up(long pid, unsigned long long *start) {
+    char path[64], text[1024];
+    snprintf(path, sizeof path, "/proc/%ld/stat", pid);
+    FILE *f = fopen(path, "re");
+    if (!f) return false;
+    size_t n = fread(text, 1, sizeof text - 1, f);
+    fclose(f);
+    text[n] = '\0';
+    const char *rest = strrchr(text, ')'); /* the name before it may hold anything */
+    char state;
+    return rest && sscanf(rest + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+                          &state, start) == 2 && state != 'Z';
+}
+
+static owner myself(void) {
+    owner me = { .pid = getpid() };
+    gethostname(me.host, sizeof me.host - 1);
+    look_up(me.pid, &me.start);
+    me.launcher = mu_launcher();
+    return me;
+}
+
+static int write_owner(const owner *o, char text[256]) {
+    return snprintf(text, 256, "process %ld on %s start %llu launcher %ld\n", o->pid, o->host, o->start, o->launcher);
+}
+
+/* False for a file that is empty or says something else. */
+static bool read_owner(int fd, owner *o) {
+    char text[256];
+    *o = (owner){ 0 };
+    ssize_t n = pread(fd, text, sizeof text - 1, 0);
+    text[n > 0 ? n : 0] = '\0';
+    return sscanf(text, "process %ld on %63s start %llu launcher %ld", &o->pid, o->host, &o->start, &o->launcher) >= 2;
+}
+
+static bool is_here(const owner *o) {
+    owner me = { 0 };
+    gethostname(me.host, sizeof me.host - 1);
+    return !strcmp(o->host, me.host);
+}
+
+static bool is_alive(const owner *o) {
+    unsigned long long start;
+    return is_here(o) && look_up(o->pid, &start) && (!o->start || o->start == start);
+}
+
+/* A rank whose mpirun is gone: it will end by itself. */
+static bool is_orphan(const owner *o) {
+    unsigned long long start;
+    return is_alive(o) && o->launcher && !look_up(o->launcher, &start);
+}
+
+static bool same_owner(const owner *a, const owner *b) {
+    return a->pid == b->pid && a->start == b->start && !strcmp(a->host, b->host);
+}
+
+/* ------------------------------------------------------------------ taking it */
+
+typedef enum { TAKEN, HELD, MOVED, FAILED } outcome;
+
+/* Is the file that `path` leads to the one that is open? */
+static bool is_in_place(int fd, const char *path) {
+    struct stat mine, there;
+    return !fstat(fd, &mine) && !stat(path, &there) && mine.st_dev == there.st_dev && mine.st_ino == there.st_ino;
+}
+
+static outcome ask_kernel(mu_lock *l, int *error) {
+    struct flock whole = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    int failed;
+    while ((failed = fcntl(l->fd, F_OFD_SETLK, &whole)) && errno == EINTR) {}
+    if (!failed) {
+        l->by_kernel = true;
+        return is_in_place(l->fd, l->path) ? TAKEN : MOVED;
+    }
+    *error = errno;
+    return *error == EAGAIN || *error == EACCES ? HELD : FAILED;
+}
+
+static mu_status say_owner(mu_lock *l, mu_error *e) {
+    char text[256];
+    int n = write_owner(&l->me, text);
+    if (ftruncate(l->fd, 0) || pwrite(l->fd, text, (size_t)n, 0) != n)
+        return mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", l->path, strerror(errno));
+    return MU_STATUS_OK;
+}
+
+static mu_status open_file(mu_lock *l, mu_error *e) {
+    struct stat st;
+    l->fd = open(l->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0644);
+    if (l->fd < 0) return mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", l->path, strerror(errno));
+    if (fstat(l->fd, &st) || !S_ISREG(st.st_mode))
+        return mu_error_set(e, MU_STATUS_IO, "%s is not a regular file", l->path);
+    return MU_STATUS_OK;
+}
+
+/* One attempt. `holder` is who has it. */
+static outcome attempt(mu_lock *l, owner *holder, mu_error *e) {
+    int error = 0;
+    *holder = (owner){ 0 };
+    if (open_file(l, e) != MU_STATUS_OK) return FAILED;
+    outcome got = ask_kernel(l, &error);
+    bool known = read_owner(l->fd, holder);
+    if (got == FAILED) { /* no locks here */
+        mu_log(MU_LOG_WARNING, "the file system of %s has no locks (%s): muster cannot keep a second job on another host out of"
+               " this run folder", l->dir, strerror(error));
+        got = known && is_alive(holder) && !same_owner(holder, &l->me) ? HELD : TAKEN;
+    }
+    if (got == TAKEN && say_owner(l, e) != MU_STATUS_OK) got = FAILED;
+    if (got != TAKEN) close(l->fd), l->fd = -1;
+    return got;
+}
+
+static mu_status refuse(const mu_lock *l, const owner *holder, mu_error *e) {
+    char who[160] = "unknown process";
+    if (holder->pid) snprintf(who, sizeof who, "process %ld on %s", holder->pid, holder->host);
+    if (is_orphan(holder))
+        return mu_error_set(e, MU_STATUS_REQUEUE,
+                            "run.dir %s is in use by what is left of a job whose mpirun was killed (%s); run this again in a"
+                            " moment, or kill that process", l->dir, who);
+    return mu_error_set(e, MU_STATUS_CONFIG, "run.dir %s is in use by another job (%s); wait for it, or choose another run.dir",
+                        l->dir, who);
+}
+
+mu_status mu_lock_take(mu_lock **out, const char *dir, mu_error *e) {
+    mu_lock *l = *out = mu_alloc(1, sizeof *l);
+    *l = (mu_lock){ .fd = -1, .dir = mu_strdup(dir), .path = mu_format("%s/lock", dir), .me = myself() };
+    owner holder;
+    double start = mu_time();
+    for (bool said = false;;) {
+        outcome got = attempt(l, &holder, e);
+        double waited = mu_time() - start;
+        if (got == TAKEN) return MU_STATUS_OK;
+        if (got == FAILED) return e->status;
+        if (waited > PATIENCE) return refuse(l, &holder, e);
+        if (waited > 1 && !said) {
+            mu_log(MU_LOG_INFO, "run.dir %s is in use; waiting up to %.0f s for it", dir, PATIENCE);
+            said = true;
+        }
+        mu_activity_set("waiting for the lock of run.dir", -1, NULL);
+        nanosleep(&(struct timespec){ 0, 100000000 }, NULL);
+    }
+}
+
+mu_status mu_lock_check(mu_lock *l, mu_error *e) {
+    owner holder;
+    bool mine = is_in_place(l->fd, l->path);
+    if (mine && l->by_kernel) return MU_STATUS_OK;
+    if (mine && read_owner(l->fd, &holder) && same_owner(&holder, &l->me)) return MU_STATUS_OK;
+    if (!mine) {
+        int old = l->fd;
+        outcome got = attempt(l, &holder, e);
+        close(old);
+        if (got == TAKEN) {
+            mu_log(MU_LOG_WARNING, "%s was removed or replaced while this job runs; it is there again", l->path);
+            return MU_STATUS_OK;
+        }
+    }
+    return mu_error_set(e, MU_STATUS_CONFIG,
+                        "another job (process %ld on %s) has taken run.dir %s over: was %s removed? This job stops, so that"
+                        " the two do not write the same files", holder.pid, holder.host, l->dir, l->path);
+}
+
+void mu_lock_release(mu_lock *l) {
+    if (!l) return;
+    if (l->fd >= 0) {
+        if (is_in_place(l->fd, l->path)) (void)!ftruncate(l->fd, 0); /* nobody holds it */
+        close(l->fd);
+    }
+    free(l->dir);
+    free(l->path);
+    free(l);
+}
