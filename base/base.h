@@ -217,15 +217,32 @@ typedef struct {
     char *file;                 /* name for messages, a copy; NULL before a file was read */
 } mu_options;
 
+/* What the check of a section finds. The checks stand in the folders of their sections, so that a library user meets them,
+ * too: mu_complaints c = { .e = &e }; mu_model_config_check(&cfg, &moe, &c); then c.status. A program that knows where in a
+ * file an option stands gives `add`: `key` is the option to change, `compared` names all that were looked at, as in
+ * "moe.top_k moe.num_experts". */
+typedef struct mu_complaints {
+    mu_error *e;                /* receives a line for each, unless there is `add` */
+    mu_status status;           /* MU_STATUS_CONFIG once there was one */
+    void (*add)(struct mu_complaints *c, const char *section, const char *key, const char *compared, const char *text);
+} mu_complaints;
+void mu_complain(mu_complaints *c, const char *section, const char *key, const char *compared, const char *fmt, ...) MU_PRINTF(5, 6);
+/* Numbers, choices and lists of a section within what its table allows. False: some are not, and nobody should calculate with them. */
+bool mu_options_check(const char *section, const mu_option *table, int n, const void *config, mu_complaints *c);
+
 /* Defines `TYPE TYPE_default(void)`: a section's structure with every default, for programs that read no
- * configuration. One line, in a .c file of the section's folder. */
-#define MU_OPTION_DEFAULTS(TYPE, LIST) \
+ * configuration; and for the section's check `static bool check_ranges(const TYPE *, mu_complaints *)`. One line, in a .c file of
+ * the section's folder. */
+#define MU_OPTION_DEFAULTS(TYPE, SECTION, LIST) \
+    typedef TYPE mu_section; \
+    static const mu_option section_table[] = { LIST(MU_OPTION_ROW) }; \
     TYPE TYPE##_default(void) { \
-        typedef TYPE mu_section; \
-        static const mu_option table[] = { LIST(MU_OPTION_ROW) }; \
         TYPE config; \
-        mu_options_defaults(table, (int)(sizeof table / sizeof *table), &config); \
+        mu_options_defaults(section_table, (int)(sizeof section_table / sizeof *section_table), &config); \
         return config; \
+    } \
+    static bool check_ranges(const TYPE *config, mu_complaints *c) { \
+        return mu_options_check(SECTION, section_table, (int)(sizeof section_table / sizeof *section_table), config, c); \
     }
 #define MU_OPTION_ROW(TYPE, key, fallback, min, max, choices, use, help) \
     { "", #key, MU_OPTION_##TYPE, offsetof(mu_section, key), fallback, min, max, choices, help, MU_USE_##use },

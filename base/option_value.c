@@ -411,6 +411,62 @@ bool mu_option_set(const mu_option *option, void *config, const mu_yaml *value, 
     return false;
 }
 
+/* ------------------------------------------------------------------ values that no text was read for */
+
+void mu_complain(mu_complaints *c, const char *section, const char *key, const char *compared, const char *fmt, ...) {
+    char text[400];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    c->status = MU_STATUS_CONFIG;
+    if (c->add) c->add(c, section, key, compared, text);
+    else mu_error_add(c->e, MU_STATUS_CONFIG, "%s.%s: %s", section, key, text);
+}
+
+static bool within(const mu_option *o, double value) { return value >= o->min && value <= o->max; }
+
+static bool in_range(const mu_option *o, const void *field) {
+    const double *d = field;
+    mu_choices choices;
+    if (o->choices) mu_choices_split(&choices, o->choices);
+    switch (o->type) {
+    case MU_OPTION_INT:     return *(const int64_t *)field >= (int64_t)o->min && *(const int64_t *)field <= (int64_t)o->max;
+    case MU_OPTION_FLOAT:   return within(o, d[0]);
+    case MU_OPTION_PAIR:    return within(o, d[0]) && within(o, d[1]);
+    case MU_OPTION_CHOICE:  return *(const int *)field >= 0 && *(const int *)field < choices.n;
+    case MU_OPTION_CHOICES: return *(const uint32_t *)field >> choices.n == 0;
+    case MU_OPTION_BOOL:
+    case MU_OPTION_STRING:
+    case MU_OPTION_DOMAINS: break;
+    }
+    return true;
+}
+
+/* Also of a NaN, which a configuration's text cannot have. */
+static void describe(const mu_option *o, const void *field, char text[96]) {
+    const double *d = field;
+    if (o->type == MU_OPTION_INT) snprintf(text, 96, "%" PRId64, *(const int64_t *)field);
+    else if (o->type == MU_OPTION_FLOAT) snprintf(text, 96, "%g", d[0]);
+    else if (o->type == MU_OPTION_PAIR) snprintf(text, 96, "[%g, %g]", d[0], d[1]);
+    else snprintf(text, 96, "choice %" PRId32, *(const int32_t *)field);
+}
+
+bool mu_options_check(const char *section, const mu_option *table, int n, const void *config, mu_complaints *c) {
+    bool good = true;
+    for (int i = 0; i < n; i++) {
+        const void *field = (const char *)config + table[i].offset;
+        if (in_range(&table[i], field)) continue;
+        char allowed[200], name[96], value[96];
+        describe(&table[i], field, value);
+        mu_option_allowed(&table[i], allowed, sizeof allowed);
+        snprintf(name, sizeof name, "%s.%s", section, table[i].key);
+        mu_complain(c, section, table[i].key, name, "%s is out of range; allowed: %s", value, allowed);
+        good = false;
+    }
+    return good;
+}
+
 /* ------------------------------------------------------------------ back to text */
 
 /* Plain where no YAML reader could take it for anything but a text. */

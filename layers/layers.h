@@ -32,6 +32,10 @@ extern "C" {
 
 typedef struct { MU_OPTIONS_MODEL(MU_OPTION_FIELD) } mu_model_config;
 mu_model_config mu_model_config_default(void);
+/* Derived values (num_kv_heads, head_dim and ffn_hidden_size that are 0). Local (config.c). */
+void mu_model_config_resolve(mu_model_config *cfg, const mu_moe_config *moe);
+/* Both sections, before or after derived values were filled in: ranges, what does not go together, the size. Local. */
+void mu_model_config_check(const mu_model_config *cfg, const mu_moe_config *moe, mu_complaints *c);
 
 /* ------------------------------------------------------------------ attention (attention.c) */
 typedef struct {
@@ -51,7 +55,7 @@ typedef struct { mu_param *gate_FD, *up_FD, *down_DF; } mu_ffn;
 void mu_ffn_init(mu_ffn *f, const mu_model_config *cfg, int layer, mu_params *ps, mu_group *group);     /* /layers/<layer>/mlp. Local */
 mu_tensor *mu_ffn_forward(const mu_ffn *f, mu_tape *tp, mu_tensor *x_TD);                               /* Local */
 
-/* ------------------------------------------------------------------ the model (transformer.c) */
+/* ------------------------------------------------------------------ the model (transformer.c, config.c) */
 typedef struct {
     mu_param *attention_norm, *ffn_norm;
     mu_attention_layer attention;
@@ -71,7 +75,8 @@ typedef struct {
     mu_memory *rope;
     mu_tensor cos, sin;
 } mu_model;
-/* Declares, allocates and initialises; the same model for every mesh. Local, but on every rank alike. */
+/* Fills in derived values, declares, allocates and initialises; the same model for every mesh. Fatal, with the words of
+ * mu_model_config_check, when the configuration is not sound. Local, but on every rank alike. */
 mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, uint64_t seed, mu_device *dev,
                        const mu_mesh *mesh);
 void mu_model_free(mu_model *m);

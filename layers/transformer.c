@@ -4,8 +4,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-MU_OPTION_DEFAULTS(mu_model_config, MU_OPTIONS_MODEL)
-
 mu_param *mu_layer_param(mu_params *ps, mu_group *group, int layer, const char *what, int64_t out, int64_t in,
                          double std) {
     char name[96];
@@ -66,8 +64,17 @@ static void make_rope(mu_model *m, mu_device *dev) {
 
 mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size,
                        uint64_t seed, mu_device *dev, const mu_mesh *mesh) {
+    MU_CHECK(cfg && moe && dev && mesh, "a model needs its configuration, a device and a mesh");
+    MU_CHECK(vocab_size >= 1 && vocab_size <= INT32_MAX, "a vocabulary of %lld ids", (long long)vocab_size);
+    mu_moe_config moe_cfg = *moe;
+    mu_error e = { 0 };
+    mu_complaints found = { .e = &e };
+    mu_moe_config_resolve(&moe_cfg);
+    mu_model_config_check(cfg, &moe_cfg, &found);
+    MU_CHECK(found.status == MU_STATUS_OK, "%s", e.text);
     mu_model *m = mu_alloc(1, sizeof *m);
-    m->cfg = *cfg, m->moe_cfg = *moe, m->vocab_size = vocab_size;
+    m->cfg = *cfg, m->moe_cfg = moe_cfg, m->vocab_size = vocab_size;
+    mu_model_config_resolve(&m->cfg, &moe_cfg);
     m->params = mu_params_new(dev);
     mu_group *shared = mu_params_group(m->params, "shared", mesh->world);
     mu_params_group(m->params, "expert", mesh->replica);
@@ -174,25 +181,4 @@ mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x, mu_t
 
 mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x) {
     return mu_linear(tp, x, &m->head->tensor);
-}
-
-mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size,
-                               int64_t seq_len) {
-    int64_t D = cfg->hidden_size, wide = cfg->num_heads * cfg->head_dim,
-            narrow = cfg->num_kv_heads * cfg->head_dim;
-    int64_t F = moe->moe_ffn_hidden_size, embedding = vocab_size * D;
-    int64_t attention = 2 * D * wide + 2 * D * narrow, norms = 2 * D + (cfg->qk_norm ? 2 * cfg->head_dim : 0);
-    int64_t total = embedding + D + (cfg->tie_embeddings ? 0 : embedding), active = total,
-            products = embedding;
-    for (int layer = 0; layer < cfg->num_layers; layer++) {
-        int64_t ffn = 3 * D * cfg->ffn_hidden_size, all = ffn;
-        if (mu_layer_is_moe(moe, layer)) {
-            int64_t fixed = D * moe->num_experts + 3 * D * F * moe->num_shared_experts;
-            ffn = fixed + 3 * D * F * moe->top_k, all = fixed + 3 * D * F * moe->num_experts;
-        }
-        total += attention + norms + all, active += attention + norms + ffn, products += attention + ffn;
-    }
-    double scores = 2.0 *
-                    (double)(cfg->num_layers * seq_len * wide); /* q k^T and p v, half of the square each */
-    return (mu_model_size){ total, active, 3.0 * (2.0 * (double)products + scores) };
 }

@@ -3,8 +3,6 @@
 
 #include <stdlib.h>
 
-MU_OPTION_DEFAULTS(mu_moe_config, MU_OPTIONS_MOE)
-
 static mu_param *add(mu_params *ps, const mu_moe *m, mu_group *group, const char *what, int64_t out,
                      int64_t in, double std, bool decay, bool per_expert) {
     char name[112];

@@ -42,6 +42,11 @@ enum { MU_BALANCE_NONE = 1, MU_BALANCE_AUX = 2, MU_BALANCE_SEQ_AUX = 4, MU_BALAN
 enum { MU_MOE_COUNTS_EXACT, MU_MOE_COUNTS_PREVIOUS };
 
 mu_moe_config mu_moe_config_default(void);
+/* Derived values: the default z_loss_coeff becomes 0 for sigmoid scores. Local (config.c). */
+void mu_moe_config_resolve(mu_moe_config *cfg);
+/* Ranges, and options that do not go together. False when some value is out of its range: nobody should calculate with it.
+ * Without experts nothing is looked at. Local. */
+bool mu_moe_config_check(const mu_moe_config *cfg, mu_complaints *c);
 
 /* ------------------------------------------------------------------ the layer (moe.c) */
 typedef struct {

@@ -22,6 +22,11 @@ extern "C" {
 
 typedef struct { MU_OPTIONS_OPTIM(MU_OPTION_FIELD) } mu_optim_config;
 mu_optim_config mu_optim_config_default(void);
+/* Ranges, and whether the schedule's values fit each other and a run of `steps` (0: not known). Local. */
+void mu_optim_config_check(const mu_optim_config *cfg, int64_t steps, mu_complaints *c);
+/* A schedule of which only a part was given fits itself to that part: min_lr to at most lr / 10, warmup_steps to at most
+ * steps / 10. Local. */
+void mu_optim_config_resolve(mu_optim_config *cfg, int64_t steps, bool min_lr_given, bool warmup_given);
 enum { MU_SCHEDULE_COSINE, MU_SCHEDULE_LINEAR, MU_SCHEDULE_WSD, MU_SCHEDULE_CONSTANT };
 
 /* Learning rate of step s = 1 .. steps: lr*s/warmup first; min_lr is reached at s = steps. Local. */

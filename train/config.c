@@ -1,11 +1,10 @@
-/* config.c - the configuration of a run: the table of all sections, what follows from other options, and
- * the checks that need several options at once. Everything is checked before anything large is allocated,
+/* config.c - the configuration of a run: the table of all sections, and the checks of several sections or of
+ * what only the program knows (files, ranks); those of one section stand in its folder. Everything is checked before anything large is allocated,
  * and all errors are reported together. */
 #include "train/config.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -41,6 +40,7 @@ const mu_option *mu_config_table(int *n) {
 /* ------------------------------------------------------------------ checks of several options */
 
 typedef struct {
+    mu_complaints found; /* of the sections' own checks; first, so that `place` finds the rest */
     mu_config *c;
     const mu_options *o;
     mu_error *e;
@@ -82,84 +82,6 @@ static void check_paths(check *k) {
     const mu_option_domains *train = &k->c->data.train;
     for (int i = 0; i < train->n && k->look_for_paths; i++)
         if (strcmp(train->list[i].path, "synthetic")) check_path(k, &train->list[i]);
-}
-
-static void check_head_dim(check *k) {
-    const mu_model_config *m = &k->c->model;
-    int64_t D = m->hidden_size, H = m->num_heads;
-    if (m->head_dim == 0 && D % H)
-        COMPLAIN(k, "model", "hidden_size",
-                 "%" PRId64 " is not divisible by num_heads %" PRId64 "; %" PRId64 " or %" PRId64
-                 " would be, or give head_dim",
-                 D, H, D < H ? H : D / H * H, D < H ? 2 * H : (D / H + 1) * H);
-    else if (m->head_dim == 0 && D / H % 2)
-        COMPLAIN(k, "model", "hidden_size",
-                 "%" PRId64 " / num_heads %" PRId64 " = %" PRId64 " is odd, and rotary"
-                 " positions turn pairs: head_dim must be even",
-                 D, H, D / H);
-    else if (m->head_dim % 2)
-        COMPLAIN(k, "model", "head_dim",
-                 "%" PRId64 " is odd, and rotary positions turn pairs: it must be even", m->head_dim);
-}
-
-static void check_kv_heads(check *k) {
-    const mu_model_config *m = &k->c->model;
-    if (m->num_kv_heads == 0 || m->num_heads % m->num_kv_heads == 0) return;
-    int64_t near = m->num_kv_heads < m->num_heads ? m->num_kv_heads : m->num_heads;
-    while (m->num_heads % near) near--;
-    COMPLAIN(k, "model", "num_kv_heads",
-             "%" PRId64 " is not a divisor of num_heads %" PRId64 "; %" PRId64 " would be", m->num_kv_heads,
-             m->num_heads, near);
-}
-
-static void check_dense_layers(check *k) {
-    if (k->c->moe.num_experts > 0 && k->c->moe.first_k_dense > k->c->model.num_layers)
-        COMPLAIN(k, "moe", "first_k_dense", "%" PRId64 " is more than model.num_layers %" PRId64,
-                 k->c->moe.first_k_dense, k->c->model.num_layers);
-}
-
-static void check_top_k(check *k) {
-    const mu_moe_config *m = &k->c->moe;
-    if (m->num_experts > 0 && m->top_k > m->num_experts)
-        COMPLAIN(k, "moe", "top_k", "%" PRId64 " is more than num_experts %" PRId64, m->top_k,
-                 m->num_experts);
-}
-
-/* One score divided by itself is 1 whatever the router says. */
-static void check_top_1(check *k) {
-    const mu_moe_config *m = &k->c->moe;
-    if (m->num_experts > 0 && m->top_k == 1 && m->norm_topk_prob)
-        COMPLAIN(k, "moe", "top_k",
-                 "1 with norm_topk_prob true: the gate would always be 1, so the router would get no"
-                 " gradient from the language model's loss; use `norm_topk_prob: false`");
-}
-
-static void check_moe_layers(check *k) {
-    const mu_moe_config *m = &k->c->moe;
-    if (m->num_experts == 0 || m->first_k_dense > k->c->model.num_layers) return;
-    for (int layer = 0; layer < k->c->model.num_layers; layer++)
-        if (mu_layer_is_moe(m, layer)) return;
-    bool first = m->first_k_dense >= k->c->model.num_layers;
-    COMPLAIN(k, "moe", first ? "first_k_dense" : "moe_layer_freq",
-             "%" PRId64 " leaves none of the %" PRId64
-             " layers to the experts; a dense model has moe.num_experts: 0",
-             first ? m->first_k_dense : m->moe_layer_freq, k->c->model.num_layers);
-}
-
-static void check_z_loss(check *k) {
-    const mu_moe_config *m = &k->c->moe;
-    if (m->num_experts > 0 && m->score_func == MU_MOE_SCORE_SIGMOID && m->z_loss_coeff > 0 &&
-        mu_options_given(k->o, "moe", "z_loss_coeff"))
-        COMPLAIN(k, "moe", "z_loss_coeff",
-                 "%g needs `score_func: softmax`: the z-loss holds down the softmax's"
-                 " denominator, which sigmoid scores do not have; set it to 0 or leave it out",
-                 m->z_loss_coeff);
-}
-
-static void check_forced(check *k) {
-    const mu_moe_config *m = &k->c->moe;
-    if (m->num_experts > 0 && m->force_balanced && m->force_skew)
-        COMPLAIN(k, "moe", "force_skew", "excludes force_balanced: choose one");
 }
 
 static void check_experts_over_ranks(check *k) {
@@ -216,47 +138,6 @@ static void check_reproducible(check *k) {
                  " global_aux_loss and seq_aux_loss do not");
 }
 
-static void check_learning_rate(check *k) {
-    const mu_optim_config *p = &k->c->optim;
-    if (p->schedule != MU_SCHEDULE_CONSTANT && p->min_lr > p->lr)
-        COMPLAIN(k, "optim", "min_lr", "%g is more than lr %g", p->min_lr, p->lr);
-}
-
-static void check_warmup(check *k) {
-    const mu_optim_config *p = &k->c->optim;
-    if (p->schedule != MU_SCHEDULE_CONSTANT && p->warmup_steps > k->c->train.steps)
-        COMPLAIN(k, "optim", "warmup_steps",
-                 "%" PRId64 " is more than train.steps %" PRId64 "; the rate would never"
-                 " reach lr",
-                 p->warmup_steps, k->c->train.steps);
-}
-
-/* Layers that hold experts; the exact rule is the transformer's, this is good enough for limits. */
-static double moe_layers(const mu_config *c) {
-    int64_t rest = c->model.num_layers - c->moe.first_k_dense;
-    int64_t every = c->moe.moe_layer_freq;
-    return c->moe.num_experts == 0 || rest <= 0 ? 0 : (double)((rest + every - 1) / every);
-}
-
-/* Parameters without the embedding, in floating point: the products of the largest values overflow 64 bits. */
-static double parameters(const mu_config *c) {
-    const mu_model_config *m = &c->model;
-    double D = (double)m->hidden_size, L = (double)m->num_layers, E = (double)c->moe.num_experts;
-    double F = (double)c->moe.moe_ffn_hidden_size, moe = moe_layers(c);
-    double attention = 2 * D * (double)m->head_dim * (double)(m->num_heads + m->num_kv_heads);
-    double experts = 3 * D * F * (E + (double)c->moe.num_shared_experts) + D * E;
-    return L * attention + moe * experts + (L - moe) * 3 * D * (double)m->ffn_hidden_size;
-}
-
-static void check_parameters(check *k) {
-    double n = parameters(k->c);
-    if (n > 0x1p40)
-        COMPLAIN(k, "model", "hidden_size",
-                 "the model would have about %.2g parameters, more than 2^40; look at"
-                 " hidden_size, num_layers, head_dim, moe.num_experts and moe.moe_ffn_hidden_size",
-                 n);
-}
-
 /* Dispatch reserves address space for ep * T * top_k rows, the worst case of one micro-batch. */
 static void check_batch_tokens(check *k) {
     const mu_config *c = k->c;
@@ -281,30 +162,17 @@ static const struct {
     const char *needs;
 } checks[] = {
     { check_given, "run.dir" },
-    { check_head_dim, "model.hidden_size model.num_heads model.head_dim" },
-    { check_kv_heads, "model.num_heads model.num_kv_heads" },
-    { check_top_k, "moe.top_k moe.num_experts" },
-    { check_dense_layers, "moe.first_k_dense moe.num_experts model.num_layers" },
-    { check_top_1, "moe.top_k moe.num_experts moe.norm_topk_prob" },
-    { check_moe_layers, "moe.first_k_dense moe.moe_layer_freq moe.num_experts model.num_layers" },
-    { check_z_loss, "moe.z_loss_coeff moe.score_func moe.num_experts" },
-    { check_forced, "moe.force_balanced moe.force_skew moe.num_experts" },
     { check_experts_over_ranks, "parallel.ep moe.num_experts" },
     { check_ranks, "parallel.ep" },
     { check_data_given, "data.train" },
     { check_paths, "data.train" },
     { check_dtype, "train.dtype train.device" },
     { check_reproducible, "train.reproducible moe.balance moe.num_experts" },
-    { check_learning_rate, "optim.lr optim.min_lr optim.schedule" },
-    { check_warmup, "optim.warmup_steps optim.schedule train.steps" },
     { check_batch, "train.global_batch_size train.micro_batch_size" },
     { check_seq_len, "train.seq_len model.max_seq_len" },
     { check_batch_tokens,
       "train.global_batch_size train.micro_batch_size train.seq_len moe.num_experts moe.top_k"
       " parallel.ep" },
-    { check_parameters, "model.hidden_size model.num_layers model.num_heads model.num_kv_heads model.head_dim"
-                        " model.ffn_hidden_size moe.num_experts moe.top_k moe.moe_ffn_hidden_size"
-                        " moe.num_shared_experts moe.first_k_dense moe.moe_layer_freq" },
 };
 
 static bool readable(const mu_options *o, const char *needs) {
@@ -322,32 +190,26 @@ static bool readable(const mu_options *o, const char *needs) {
 /* ------------------------------------------------------------------ what follows from other options */
 
 static void derive(mu_config *c, const mu_options *o) {
-    mu_model_config *m = &c->model;
-    if (m->num_kv_heads == 0) m->num_kv_heads = m->num_heads;
-    if (m->head_dim == 0) m->head_dim = m->hidden_size / m->num_heads;
-    if (m->ffn_hidden_size == 0)
-        m->ffn_hidden_size = c->moe.num_experts > 0 ? c->moe.top_k * c->moe.moe_ffn_hidden_size
-                                                    : 4 * m->hidden_size;
-    if (c->moe.score_func == MU_MOE_SCORE_SIGMOID && !mu_options_given(o, "moe", "z_loss_coeff"))
-        c->moe.z_loss_coeff = 0;
+    if (!mu_options_given(o, "moe", "z_loss_coeff")) mu_moe_config_resolve(&c->moe);
+    mu_optim_config_resolve(&c->optim, c->train.steps, mu_options_given(o, "optim", "min_lr"),
+                            mu_options_given(o, "optim", "warmup_steps"));
 }
 
-/* A schedule of which the user gave only a part fits itself to that part. */
-static void derive_schedule(mu_config *c, const mu_options *o) {
-    if (!mu_options_given(o, "optim", "min_lr") && c->optim.min_lr > c->optim.lr / 10)
-        c->optim.min_lr = c->optim.lr / 10;
-    if (!mu_options_given(o, "optim", "warmup_steps") && c->optim.warmup_steps > c->train.steps / 10)
-        c->optim.warmup_steps = c->train.steps / 10;
+/* A complaint of a section's own check, unless a value that it compares could not be read. */
+static void place(mu_complaints *found, const char *section, const char *key, const char *compared, const char *text) {
+    check *k = (check *)found;
+    if (readable(k->o, compared)) COMPLAIN(k, section, key, "%s", text);
 }
 
-/* The checks look at what the user wrote (head_dim 0 is not an even head_dim of a wrong size), the limits on
- * sizes at what follows from it. */
+/* The checks look at what the user wrote (head_dim 0 is not an even head_dim of a wrong size). */
 static void run_checks(check *k) {
-    derive_schedule(k->c, k->o);
-    for (size_t i = 0; i < sizeof checks / sizeof *checks; i++) {
-        if (checks[i].run == check_parameters) derive(k->c, k->o);
+    k->found.add = place;
+    derive(k->c, k->o);
+    mu_model_config_check(&k->c->model, &k->c->moe, &k->found);
+    mu_optim_config_check(&k->c->optim, k->c->train.steps, &k->found);
+    for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
         if (readable(k->o, checks[i].needs)) checks[i].run(k);
-    }
+    mu_model_config_resolve(&k->c->model, &k->c->moe);
 }
 
 void mu_config_inherit(mu_config *c, const mu_options *o, const mu_config *old) {

@@ -1,0 +1,39 @@
+/* config.c - the section moe: what follows from other options, and what does not go together. */
+#include "moe/moe.h"
+
+MU_OPTION_DEFAULTS(mu_moe_config, "moe", MU_OPTIONS_MOE)
+
+void mu_moe_config_resolve(mu_moe_config *cfg) {
+    if (cfg->score_func == MU_MOE_SCORE_SIGMOID && cfg->z_loss_coeff == mu_moe_config_default().z_loss_coeff)
+        cfg->z_loss_coeff = 0;
+}
+
+static void check_top_k(const mu_moe_config *m, mu_complaints *c) {
+    if (m->top_k > m->num_experts)
+        mu_complain(c, "moe", "top_k", "moe.top_k moe.num_experts", "%lld is more than num_experts %lld",
+                    (long long)m->top_k, (long long)m->num_experts);
+    /* One score divided by itself is 1 whatever the router says. */
+    if (m->top_k == 1 && m->norm_topk_prob)
+        mu_complain(c, "moe", "top_k", "moe.top_k moe.num_experts moe.norm_topk_prob",
+                    "1 with norm_topk_prob true: the gate would always be 1, so the router would get no"
+                    " gradient from the language model's loss; use `norm_topk_prob: false`");
+}
+
+static void check_z_loss(const mu_moe_config *m, mu_complaints *c) {
+    if (m->score_func == MU_MOE_SCORE_SIGMOID && m->z_loss_coeff > 0)
+        mu_complain(c, "moe", "z_loss_coeff", "moe.z_loss_coeff moe.score_func moe.num_experts",
+                    "%g needs `score_func: softmax`: the z-loss holds down the softmax's"
+                    " denominator, which sigmoid scores do not have; set it to 0 or leave it out",
+                    m->z_loss_coeff);
+}
+
+bool mu_moe_config_check(const mu_moe_config *m, mu_complaints *c) {
+    if (m->num_experts == 0) return true;
+    if (!check_ranges(m, c)) return false;
+    check_top_k(m, c);
+    check_z_loss(m, c);
+    if (m->force_balanced && m->force_skew)
+        mu_complain(c, "moe", "force_skew", "moe.force_balanced moe.force_skew moe.num_experts",
+                    "excludes force_balanced: choose one");
+    return true;
+}
