@@ -13,7 +13,7 @@ extern "C" {
 #define MU_OPTIONS_DATA(O) \
     O(CHOICE,  tokenizer,    "bytes",   0,   0,   "bytes", FIXED, "bytes: ids 0-255 are bytes, 256 ends a document") \
     O(DOMAINS, train,        NULL,      1,   0,   NULL, TEXTS, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or token FILE.h5, weight: 1.0}; path synthetic: the built-in generator") \
-    O(FLOAT,   val_fraction, "0.02",    0,   0.9, NULL, TEXTS, "share of each domain's tokens, at its end, that is kept for validation")
+    O(FLOAT,   val_fraction, "0.02",    0,   0.9, NULL, TEXTS, "share of each domain's tokens that is kept for validation; whole documents, spread over it, where there are enough")
 
 typedef struct { MU_OPTIONS_DATA(MU_OPTION_FIELD) } mu_data_config;
 
@@ -65,16 +65,21 @@ double    mu_domain_unigram_entropy(const mu_domain *d, int vocab_size);
  * sequences are visited in an order shuffled anew each epoch. State = samples drawn from each domain. */
 typedef struct mu_loader mu_loader;
 typedef struct { int domain; int64_t sequence; int64_t global_sample; } mu_sample;
+/* What of a domain is for validation. DOCUMENTS: whole documents where there are enough, else single sequences, spread
+ * over the domain; val_fraction of it, with whole documents half to twice that, at least one sequence where it has ten,
+ * at most a tenth unless val_fraction asks for more. More text at its end never leaves less to train on (split.c).
+ * TAIL: the split of older checkpoints, the last val_fraction, at least 16 sequences where there are more. */
+typedef enum { MU_VAL_DOCUMENTS, MU_VAL_TAIL } mu_val_split;
 /* Borrows the corpus. MU_STATUS_DATA when a domain is shorter than one training sequence. */
-mu_status mu_loader_open(mu_loader **l, const mu_corpus *c, int64_t seq_len, double val_fraction, uint64_t seed,
-                         mu_error *e) MU_MUST_USE;
+mu_status mu_loader_open(mu_loader **l, const mu_corpus *c, int64_t seq_len, double val_fraction, mu_val_split split,
+                         uint64_t seed, mu_error *e) MU_MUST_USE;
 void      mu_loader_close(mu_loader *l);
 /* The next global batch: `n` samples in global order; advances the state. */
 void      mu_loader_next(mu_loader *l, int64_t n, mu_sample *samples);
 /* Tokens and targets of one sample: seq_len inputs, and the same shifted by one. */
 void      mu_loader_read(const mu_loader *l, const mu_sample *s, int32_t *tokens, int32_t *targets);
-/* Validation sequences of a domain: the tail val_fraction of its tokens, at least 16 sequences where the
- * domain has that many. Text bytes of a sequence's targets, for bits per byte. */
+/* Validation sequences of a domain, in an order that spreads the first few over all. No target of theirs is one of a
+ * training sequence. */
 int64_t   mu_loader_val_sequences(const mu_loader *l, int domain);
 void      mu_loader_val_read(const mu_loader *l, int domain, int64_t sequence, int32_t *tokens, int32_t *targets);
 int64_t   mu_loader_train_sequences(const mu_loader *l, int domain);

@@ -24,6 +24,26 @@ bool      mu_token_file_named(const char *path);        /* by its ending: .h5 or
 /* synthetic.c: all documents of the domain that the generator knows by the domain's name. */
 void      mu_synthetic_make(mu_domain_maker *m, uint64_t seed);
 
+/* split.c: what of a domain is for validation. A stream is pieces of the domain, one after the other; token `at` of the
+ * stream is token `from` of the domain. */
+typedef struct { int64_t from, at; } mu_piece;
+typedef struct { int64_t tokens, n, room; mu_piece *pieces; } mu_stream;
+typedef struct {
+    int64_t n_train, n_val;         /* sequences */
+    mu_stream rest, kept;           /* kept: documents held out in whole */
+    int64_t n_held, *held;          /* sequences of rest that are for validation, too; ascending */
+    int64_t step;                   /* validation sequence i is number i * step of kept and held together */
+} mu_split;
+/* Borrows nothing; mu_split_free may follow any outcome. MU_STATUS_DATA when there is no sequence to train on. */
+mu_status mu_split_make(mu_split *s, const mu_domain *d, int64_t seq_len, double fraction, mu_val_split rule,
+                        mu_error *e) MU_MUST_USE;
+void mu_split_free(mu_split *s);
+/* seq_len inputs of the domain it was made of, and their targets. */
+void mu_split_read_train(const mu_split *s, const mu_domain *d, int64_t sequence, int64_t seq_len, int32_t *tokens,
+                         int32_t *targets);
+void mu_split_read_val(const mu_split *s, const mu_domain *d, int64_t sequence, int64_t seq_len, int32_t *tokens,
+                       int32_t *targets);
+
 /* Whether `text` ends with `ending`. */
 bool mu_has_ending(const char *text, const char *ending);
 

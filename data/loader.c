@@ -1,9 +1,5 @@
 /* loader.c - which sequence is sample g of the run.
  *
- * A domain of n tokens is cut into sequences of seq_len inputs; as targets are inputs shifted by one,
- * sequence i reads the tokens [i L, i L + L]. The last ones are for validation, the others for training.
- * No target is in both: they share the one token that ends the last target and starts the first input.
- *
  * Sample g falls to a domain by a random number keyed with g, and is there the next of the domain's
  * sequences in an order shuffled anew each epoch. So the state is how many samples each domain has given,
  * and nothing depends on how the samples are split into batches, ranks or runs. */
@@ -13,10 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MIN_VAL_SEQUENCES = 16 };
-
 typedef struct {
-    int64_t n_train, n_val;
+    mu_split split;
     double share, up_to;        /* up_to: the shares of this domain and all before it */
     int64_t drawn;              /* samples given so far */
     int64_t *order, epoch;      /* the training sequences as shuffled for `epoch`; -1: not yet */
@@ -32,24 +26,6 @@ struct mu_loader {
 };
 
 /* ------------------------------------------------------------------ opening */
-
-static mu_status split(part *p, const mu_domain *d, int64_t seq_len, double val_fraction, mu_error *e) {
-    int64_t n = d->n_tokens > seq_len ? (d->n_tokens - 1) / seq_len : 0;
-    if (n < 1)
-        return mu_error_set(
-            e, MU_STATUS_DATA,
-            "domain \"%s\": %lld tokens are too few: one training sequence of train.seq_len %lld needs "
-            "%lld; give it more text or make train.seq_len at most %lld",
-            d->name, (long long)d->n_tokens, (long long)seq_len, (long long)seq_len + 1,
-            (long long)(d->n_tokens > 1 ? d->n_tokens - 1 : 1));
-    int64_t least = n > MIN_VAL_SEQUENCES ? MIN_VAL_SEQUENCES : n / 2;
-    p->n_val = val_fraction > 0 ? llround(val_fraction * (double)n) : 0;
-    if (val_fraction > 0 && p->n_val < least) p->n_val = least;
-    if (p->n_val > n - 1) p->n_val = n - 1;
-    p->n_train = n - p->n_val;
-    p->epoch = -1;
-    return MU_STATUS_OK;
-}
 
 /* A share counts all tokens of the domain: that validation keeps some must not make a rare one rarer. */
 static mu_status share_out(mu_loader *l, mu_error *e) {
@@ -72,15 +48,17 @@ static mu_status share_out(mu_loader *l, mu_error *e) {
 }
 
 mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, double val_fraction,
-                         uint64_t seed, mu_error *e) {
+                         mu_val_split split, uint64_t seed, mu_error *e) {
     MU_CHECK(seq_len > 0 && val_fraction >= 0 && val_fraction < 1, "seq_len %lld, val_fraction %g",
              (long long)seq_len, val_fraction);
     mu_loader *l = mu_alloc(1, sizeof *l);
     *l = (mu_loader){ .corpus = c, .seq_len = seq_len, .seed = seed, .n_parts = c->n_domains };
     l->parts = mu_alloc((size_t)l->n_parts, sizeof *l->parts);
     mu_status status = MU_STATUS_OK;
-    for (int i = 0; !status && i < l->n_parts; i++)
-        status = split(&l->parts[i], &c->domains[i], seq_len, val_fraction, e);
+    for (int i = 0; !status && i < l->n_parts; i++) {
+        l->parts[i].epoch = -1;
+        status = mu_split_make(&l->parts[i].split, &c->domains[i], seq_len, val_fraction, split, e);
+    }
     if (!status) status = share_out(l, e);
     *out = status ? NULL : l;
     if (status) mu_loader_close(l);
@@ -89,7 +67,10 @@ mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, d
 
 void mu_loader_close(mu_loader *l) {
     if (!l) return;
-    for (int i = 0; i < l->n_parts; i++) free(l->parts[i].order);
+    for (int i = 0; i < l->n_parts; i++) {
+        free(l->parts[i].order);
+        mu_split_free(&l->parts[i].split);
+    }
     free(l->parts);
     free(l);
 }
@@ -116,9 +97,9 @@ static void shuffle(const mu_loader *l, int domain, int64_t epoch) {
     const char *name = l->corpus->domains[domain].name;
     mu_rng r = { .seed = l->seed, .step = (uint32_t)epoch, .sample = (uint32_t)mu_hash64(name, strlen(name)),
                  .purpose = MU_RNG_DATA_ORDER };
-    if (!p->order) p->order = mu_alloc((size_t)p->n_train, sizeof *p->order);
-    for (int64_t i = 0; i < p->n_train; i++) p->order[i] = i;
-    for (int64_t i = p->n_train - 1; i > 0; i--) {
+    if (!p->order) p->order = mu_alloc((size_t)p->split.n_train, sizeof *p->order);
+    for (int64_t i = 0; i < p->split.n_train; i++) p->order[i] = i;
+    for (int64_t i = p->split.n_train - 1; i > 0; i--) {
         int64_t j = (int64_t)(mu_rng_uniform(&r, (uint64_t)i) * (double)(i + 1)), moved = p->order[i];
         if (j > i) j = i;
         p->order[i] = p->order[j];
@@ -129,7 +110,7 @@ static void shuffle(const mu_loader *l, int domain, int64_t epoch) {
 
 static int64_t next_sequence(const mu_loader *l, int domain) {
     part *p = &l->parts[domain];
-    int64_t epoch = p->drawn / p->n_train, place = p->drawn % p->n_train;
+    int64_t epoch = p->drawn / p->split.n_train, place = p->drawn % p->split.n_train;
     if (epoch != p->epoch) shuffle(l, domain, epoch);
     p->drawn++;
     return p->order[place];
@@ -144,36 +125,28 @@ void mu_loader_next(mu_loader *l, int64_t n, mu_sample *samples) {
 
 /* ------------------------------------------------------------------ reading */
 
-static void read_sequence(const mu_loader *l, int domain, int64_t sequence, int32_t *tokens,
-                          int32_t *targets) {
-    const uint16_t *from = l->corpus->domains[domain].tokens + sequence * l->seq_len;
-    for (int64_t t = 0; t < l->seq_len; t++) {
-        tokens[t] = from[t];
-        targets[t] = from[t + 1];
-    }
-}
-
 static const part *part_of(const mu_loader *l, int domain) {
     MU_CHECK(domain >= 0 && domain < l->n_parts, "domain %d of %d", domain, l->n_parts);
     return &l->parts[domain];
 }
 
 void mu_loader_read(const mu_loader *l, const mu_sample *s, int32_t *tokens, int32_t *targets) {
-    int64_t n = part_of(l, s->domain)->n_train;
+    const part *p = part_of(l, s->domain);
+    int64_t n = p->split.n_train;
     MU_CHECK(s->sequence >= 0 && s->sequence < n, "sequence %lld of %lld", (long long)s->sequence,
              (long long)n);
-    read_sequence(l, s->domain, s->sequence, tokens, targets);
+    mu_split_read_train(&p->split, &l->corpus->domains[s->domain], s->sequence, l->seq_len, tokens, targets);
 }
 
 void mu_loader_val_read(const mu_loader *l, int domain, int64_t sequence, int32_t *tokens, int32_t *targets) {
     const part *p = part_of(l, domain);
-    MU_CHECK(sequence >= 0 && sequence < p->n_val, "validation sequence %lld of %lld", (long long)sequence,
-             (long long)p->n_val);
-    read_sequence(l, domain, p->n_train + sequence, tokens, targets);
+    MU_CHECK(sequence >= 0 && sequence < p->split.n_val, "validation sequence %lld of %lld", (long long)sequence,
+             (long long)p->split.n_val);
+    mu_split_read_val(&p->split, &l->corpus->domains[domain], sequence, l->seq_len, tokens, targets);
 }
 
-int64_t mu_loader_val_sequences(const mu_loader *l, int domain) { return part_of(l, domain)->n_val; }
-int64_t mu_loader_train_sequences(const mu_loader *l, int domain) { return part_of(l, domain)->n_train; }
+int64_t mu_loader_val_sequences(const mu_loader *l, int domain) { return part_of(l, domain)->split.n_val; }
+int64_t mu_loader_train_sequences(const mu_loader *l, int domain) { return part_of(l, domain)->split.n_train; }
 double mu_loader_share(const mu_loader *l, int domain) { return part_of(l, domain)->share; }
 
 /* ------------------------------------------------------------------ state */

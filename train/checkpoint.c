@@ -255,6 +255,7 @@ static mu_status commit(mu_trainer *t, mu_manifest *m, const char *tmp, const ch
     snprintf(m->dtype, sizeof m->dtype, "%s", mu_dtype_name(t->dev->fine));
     snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(t->tokenizer));
     snprintf(m->fingerprint, sizeof m->fingerprint, "%s", t->corpus.fingerprint);
+    m->val_split = t->val_split;
     m->config = mu_options_dump(&t->options, &t->cfg);
     mu_status status = fault_status(t, "before-manifest", e);
     if (status == MU_STATUS_OK) status = mu_manifest_write(m, tmp, e);
@@ -488,8 +489,17 @@ mu_status mu_checkpoint_inherit(mu_trainer *t, const mu_manifest *m, mu_error *e
     mu_options options;
     mu_status status = mu_config_load_text(&old, &options, m->path, m->config, 0, NULL, e);
     if (status == MU_STATUS_OK) mu_config_inherit(&t->cfg, &t->options, &old);
+    t->val_split = m->val_split;
     mu_config_free(&old, &options);
     return status;
+}
+
+/* Texts may move: the same domains, in order, with the same weights. What is in them is the fingerprint's to say. */
+static bool same_domains(const mu_option_domains *a, const mu_option_domains *b) {
+    bool same = a->n == b->n;
+    for (int i = 0; same && i < a->n; i++)
+        same = !strcmp(a->list[i].domain, b->list[i].domain) && a->list[i].weight == b->list[i].weight;
+    return same;
 }
 
 mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char **notes, mu_error *e) {
@@ -506,7 +516,8 @@ mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char 
         const mu_option *table = mu_config_table(&n);
         for (int i = 0; i < n; i++) {
             char *was = mu_option_text(&table[i], &old), *is = mu_option_text(&table[i], &t->cfg);
-            if (strcmp(was, is) && !(table[i].use & MU_ON_RESUME)) {
+            if (strcmp(was, is) && !(table[i].use & MU_ON_RESUME) &&
+                !(table[i].type == MU_OPTION_DOMAINS && same_domains(&old.data.train, &t->cfg.data.train))) {
                 if (e->status == MU_STATUS_OK)
                     mu_error_set(
                         e, MU_STATUS_CONFIG,

@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FORMAT_VERSION = 1 };
+/* Version 1 has no val_split: its runs split at the tail. */
+enum { FORMAT_VERSION = 2, OLDEST_VERSION = 1 };
+static const char *const val_splits[] = { [MU_VAL_DOCUMENTS] = "documents", [MU_VAL_TAIL] = "tail" };
 static const size_t LARGEST = (size_t)64 << 20;
 
 void mu_manifest_free(mu_manifest *m) {
@@ -29,6 +31,7 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     mu_json_string(&j, "dtype", m->dtype);
     mu_json_string(&j, "tokenizer", m->tokenizer);
     mu_json_string(&j, "data_fingerprint", m->fingerprint);
+    mu_json_string(&j, "val_split", val_splits[m->val_split]);
     mu_json_string(&j, "config", m->config);
     mu_json_begin(&j, "shards", '[');
     for (int i = 0; i < m->n_shards; i++) {
@@ -103,15 +106,22 @@ static bool read_shards(mu_manifest *m, json_t *list) {
     return m->n_shards > 0;
 }
 
+static bool read_val_split(mu_manifest *m, json_t *root) {
+    const json_t *value = json_object_get(root, "val_split");
+    const char *name = value ? json_string_value(value) : val_splits[MU_VAL_TAIL];
+    m->val_split = name && !strcmp(name, val_splits[MU_VAL_TAIL]) ? MU_VAL_TAIL : MU_VAL_DOCUMENTS;
+    return name && !strcmp(name, val_splits[m->val_split]);
+}
+
 static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *e) {
     char format[32] = "";
     copy_string(root, "format", format, sizeof format);
     json_int_t version = json_integer_value(json_object_get(root, "version"));
-    if (strcmp(format, "muster-checkpoint") || version != FORMAT_VERSION)
+    if (strcmp(format, "muster-checkpoint") || version < OLDEST_VERSION || version > FORMAT_VERSION)
         return mu_error_set(
             e, MU_STATUS_DATA,
-            "%s: format \"%s\" version %lld; this program reads \"muster-checkpoint\" version %d", path,
-            format, (long long)version, FORMAT_VERSION);
+            "%s: format \"%s\" version %lld; this program reads \"muster-checkpoint\" versions %d to %d", path,
+            format, (long long)version, OLDEST_VERSION, FORMAT_VERSION);
     const char *config = json_string_value(json_object_get(root, "config"));
     m->step = json_integer_value(json_object_get(root, "step"));
     m->ranks = (int)json_integer_value(json_object_get(root, "ranks"));
@@ -119,6 +129,7 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     if (!config || m->step < 0 || !copy_string(root, "dtype", m->dtype, sizeof m->dtype) ||
         !copy_string(root, "tokenizer", m->tokenizer, sizeof m->tokenizer) ||
         !copy_string(root, "data_fingerprint", m->fingerprint, sizeof m->fingerprint) ||
+        !read_val_split(m, root) ||
         !read_shards(m, json_object_get(root, "shards")) ||
         !read_tensors(m, json_object_get(root, "tensors")))
         return mu_error_set(e, MU_STATUS_DATA, "%s: a field is missing or has the wrong type", path);

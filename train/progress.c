@@ -136,22 +136,27 @@ void mu_progress_close(mu_progress *p) {
 }
 
 void mu_print_domains(const mu_trainer *t, const mu_domain_loss *results) {
-    printf("\nvalidation loss per domain (nats a token; unigram: the best guess that ignores context)\n");
-    printf("  %-20s %12s %8s %8s %8s %10s\n", "domain", "train tokens", "share", "loss", "unigram",
+    bool any = false;
+    for (int i = 0; i < t->corpus.n_domains; i++) any |= results[i].tokens > 0;
+    printf(any ? "\nvalidation loss per domain (nats a token; unigram: the best guess that ignores context)\n"
+               : "\ntexts per domain, none of them validated\n");
+    printf("  %-20s %12s %12s %8s %8s %8s %10s\n", "domain", "train tokens", "val tokens", "share", "loss", "unigram",
            "bits/byte");
     for (int i = 0; i < t->corpus.n_domains; i++) {
         const mu_domain_loss *d = &results[i];
-        printf("  %-20s %12lld %7.2f%% ", t->corpus.domains[i].name,
+        printf("  %-20s %12lld %12lld %7.2f%% ", t->corpus.domains[i].name,
                (long long)(mu_loader_train_sequences(t->loader, i) * t->cfg.train.seq_len),
+               (long long)(mu_loader_val_sequences(t->loader, i) * t->cfg.train.seq_len),
                100 * mu_loader_share(t->loader, i));
-        if (!d->tokens) printf("%8s %8.4f %10s\n", "-", d->unigram, "-");
+        if (!any) printf("%8s %8s %10s\n", "-", "-", "-");
+        else if (!d->tokens) printf("%8s %8.4f %10s\n", "-", d->unigram, "-");
         else if (!d->bytes) printf("%8.4f %8.4f %10s\n", d->ce, d->unigram, "-");
         else printf("%8.4f %8.4f %10.4f\n", d->ce, d->unigram, d->bits_per_byte);
     }
-    if (t->cfg.train.eval_sequences > 0)
+    if (any && t->cfg.train.eval_sequences > 0)
         printf("  over at most %lld validation sequences a domain (train.eval_sequences); eval takes all\n",
                (long long)t->cfg.train.eval_sequences);
-    else printf("  over all validation sequences\n");
+    else if (any) printf("  over all validation sequences\n");
     fflush(stdout);
 }
 

@@ -16,6 +16,7 @@ typedef struct {
     mu_tokenizer *tokenizer;
     mu_corpus corpus;
     mu_loader *loader;
+    mu_val_split val_split;         /* a resumed run keeps the one it had */
     mu_model *model;
     mu_adamw *opt;
     mu_tape *tape;
@@ -78,6 +79,7 @@ typedef struct {
     char dtype[8];
     char *config;                   /* YAML */
     char fingerprint[33], tokenizer[32];
+    mu_val_split val_split;
     int n_shards;
     mu_shard *shards;
     int n_tensors;

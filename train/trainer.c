@@ -34,7 +34,7 @@ static mu_status open_data(mu_trainer *t, mu_error *e) {
     mu_status status = mu_corpus_open(&t->corpus, &d->train, t->tokenizer, (uint64_t)t->cfg.run.seed, e);
     if (status == MU_STATUS_OK)
         status = mu_loader_open(&t->loader, &t->corpus, t->cfg.train.seq_len, d->val_fraction,
-                                (uint64_t)t->cfg.run.seed, e);
+                                t->val_split, (uint64_t)t->cfg.run.seed, e);
     if (status == MU_STATUS_OK)
         t->loader_before = mu_alloc((size_t)mu_loader_state_size(t->loader), sizeof *t->loader_before);
     status = mu_agree(t->mesh->world, status, e);

@@ -410,9 +410,15 @@ static void open_three(mu_corpus *c, const double *weights) {
                                                      { "c", in_folder("c.txt") } }, weights));
 }
 
+static mu_loader *open_split(const mu_corpus *c, int64_t seq_len, double val_fraction, mu_val_split split) {
+    mu_loader *l;
+    assert_ok(mu_loader_open(&l, c, seq_len, val_fraction, split, 1, &e));
+    return l;
+}
+
 static mu_loader *open_loader(const mu_corpus *c, double val_fraction, uint64_t seed) {
     mu_loader *l;
-    assert_ok(mu_loader_open(&l, c, SEQ, val_fraction, seed, &e));
+    assert_ok(mu_loader_open(&l, c, SEQ, val_fraction, MU_VAL_DOCUMENTS, seed, &e));
     return l;
 }
 
@@ -420,34 +426,31 @@ static void test_split(void **state) {
     (void)state;
     mu_corpus c;
     open_three(&c, NULL);
-    /* 99, 299 and 20 sequences; a tenth, but at least 16 where there are more */
-    const int64_t n[3] = { 99, 299, 20 }, val[3] = { 16, 30, 16 };
-    mu_loader *l = open_loader(&c, 0.1, 1);
-    for (int d = 0; d < 3; d++) {
-        assert_int_equal(mu_loader_val_sequences(l, d), val[d]);
-        assert_int_equal(mu_loader_train_sequences(l, d), n[d] - val[d]);
-        assert_true(fabs(mu_loader_share(l, d) - (double)c.domains[d].n_tokens / 4205.) < 1e-12);
+    const struct { double fraction; mu_val_split split; int64_t val[3]; } cases[] = {
+        { 0.1, MU_VAL_DOCUMENTS, { 9, 29, 2 } },        /* of 99, 299 and 20 sequences, each of one document */
+        { 0.02, MU_VAL_DOCUMENTS, { 1, 5, 1 } },        { 0.9, MU_VAL_DOCUMENTS, { 89, 269, 18 } },
+        { 0, MU_VAL_DOCUMENTS, { 0, 0, 0 } },           { 0, MU_VAL_TAIL, { 0, 0, 0 } },
+        { 0.1, MU_VAL_TAIL, { 16, 30, 16 } },           { 0.9, MU_VAL_TAIL, { 89, 269, 18 } },
+    };
+    const int64_t n[3] = { 99, 299, 20 };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mu_loader *l = open_split(&c, SEQ, cases[i].fraction, cases[i].split);
+        for (int d = 0; d < 3; d++) {
+            assert_int_equal(mu_loader_val_sequences(l, d), cases[i].val[d]);
+            assert_int_equal(mu_loader_train_sequences(l, d), n[d] - cases[i].val[d]);
+            assert_true(fabs(mu_loader_share(l, d) - (double)c.domains[d].n_tokens / 4205.) < 1e-12);
+        }
+        mu_loader_close(l);
     }
-    mu_loader_close(l);
-    l = open_loader(&c, 0, 1);
-    for (int d = 0; d < 3; d++) {
-        assert_int_equal(mu_loader_val_sequences(l, d), 0);
-        assert_int_equal(mu_loader_train_sequences(l, d), n[d]);
-    }
-    mu_loader_close(l);
-    l = open_loader(&c, 0.9, 1);
-    assert_int_equal(mu_loader_val_sequences(l, 2), 18);
-    assert_int_equal(mu_loader_train_sequences(l, 2), 2);
-    mu_loader_close(l);
     mu_corpus_close(&c);
 }
 
-/* Training and validation sequences together are each window once; targets are inputs shifted by one. */
-static void test_windows(void **state) {
+/* The split of older checkpoints: training and validation sequences are each window once, in order. */
+static void test_tail(void **state) {
     (void)state;
     mu_corpus c;
     open_three(&c, NULL);
-    mu_loader *l = open_loader(&c, 0.1, 1);
+    mu_loader *l = open_split(&c, SEQ, 0.1, MU_VAL_TAIL);
     int32_t tokens[SEQ], targets[SEQ];
     for (int d = 0; d < 3; d++) {
         int64_t n_train = mu_loader_train_sequences(l, d), n = n_train + mu_loader_val_sequences(l, d);
@@ -462,6 +465,162 @@ static void test_windows(void **state) {
     }
     mu_loader_close(l);
     mu_corpus_close(&c);
+}
+
+/* A domain by hand whose token i is i, so that what is read says where it stands. */
+enum { MOST_TOKENS = 60000 };
+typedef struct { mu_corpus corpus; mu_domain domain; uint16_t tokens[MOST_TOKENS]; int64_t offsets[MOST_TOKENS]; } numbered;
+
+static void numbered_init(numbered *n) {
+    memset(n, 0, sizeof *n);
+    for (int i = 0; i < MOST_TOKENS; i++) n->tokens[i] = (uint16_t)i;
+    n->domain = (mu_domain){ .name = "n", .weight = 1, .tokens = n->tokens, .document_offsets = n->offsets };
+    n->corpus = (mu_corpus){ .n_domains = 1, .domains = &n->domain };
+}
+
+static void numbered_add(numbered *n, int64_t tokens) {
+    mu_domain *d = &n->domain;
+    n->offsets[++d->n_documents] = d->n_tokens += tokens;
+    assert_true(d->n_tokens <= MOST_TOKENS && d->n_documents < MOST_TOKENS);
+}
+
+/* Lengths of documents: all alike, or as a stream of numbers makes them. */
+enum { ONE, SHORT, SEQUENCES, LONG, MIXED, HEAVY, GROWING, N_SHAPES };
+static int64_t document_length(int shape, int64_t i, int64_t seq_len) {
+    mu_rng r = { .seed = (uint64_t)shape, .purpose = MU_RNG_SYNTHETIC };
+    double u = mu_rng_uniform(&r, (uint64_t)i);
+    switch (shape) {
+    case SHORT:     return 2;
+    case SEQUENCES: return seq_len + 1;
+    case LONG:      return 25 * seq_len + 3;
+    case MIXED:     return 1 + (int64_t)(u * 4 * (double)seq_len);
+    case HEAVY:     return 1 + (int64_t)(0.3 * (double)seq_len / (1 - 0.999 * u));
+    case GROWING:   return 1 + i / 3;
+    default:        return 1;
+    }
+}
+
+static const double fractions[] = { 0.001, 0.02, 0.05, 0.1, 0.25, 0.5, 0.9 };
+enum { N_FRACTIONS = sizeof fractions / sizeof *fractions };
+
+static void count(const numbered *n, int64_t L, double fraction, int64_t *train, int64_t *val) {
+    mu_loader *l = open_split(&n->corpus, L, fraction, MU_VAL_DOCUMENTS);
+    *train = mu_loader_train_sequences(l, 0), *val = mu_loader_val_sequences(l, 0);
+    mu_loader_close(l);
+}
+
+/* Documents added one by one, one token at a time where there is but one, up to 2000 sequences and more: those to train
+ * on never become fewer, and those for validation are as many as promised. */
+static void test_split_grows(void **state) {
+    (void)state;
+    enum { L = 4 };
+    numbered *n = mu_alloc(1, sizeof *n);
+    for (int shape = 0; shape < N_SHAPES; shape++)
+        for (int f = 0; f < N_FRACTIONS; f++) {
+            int64_t before = 0, all = 0, train, val;
+            numbered_init(n);
+            numbered_add(n, L + 1);
+            for (int64_t i = 0; n->domain.n_tokens < 2000 * L; i++) {
+                if (shape == ONE) n->offsets[1] = ++n->domain.n_tokens;
+                else numbered_add(n, document_length(shape, i, L));
+                all = (n->domain.n_tokens - 1) / L;
+                count(n, L, fractions[f], &train, &val);
+                double most = fractions[f] > 0.1 ? fractions[f] : 0.1;
+                if (train < before || train < 1 || (double)val > most * (double)all || (all >= 10 && val < 1) ||
+                    train + val < all - 2 || train + val > all)
+                    fail_msg("shape %d, fraction %g: %lld sequences are %lld + %lld, %lld before", shape, fractions[f],
+                             (long long)all, (long long)train, (long long)val, (long long)before);
+                before = train;
+            }
+            if (shape == ONE) assert_int_equal(val, fmax(1, floor(fractions[f] * (double)all)));
+        }
+    free(n);
+}
+
+/* The last of several documents grows by a token at a time. */
+static void test_split_last_grows(void **state) {
+    (void)state;
+    enum { L = 4 };
+    numbered *n = mu_alloc(1, sizeof *n);
+    for (int shape = SHORT; shape < N_SHAPES; shape++)
+        for (int f = 0; f < N_FRACTIONS; f++)
+            for (int documents = 1; documents < 300; documents += 13) {
+                int64_t before = 0, train, val;
+                numbered_init(n);
+                numbered_add(n, L);
+                for (int i = 0; i < documents; i++) numbered_add(n, document_length(shape, i, L));
+                for (int i = 0; i < 200; i++) {
+                    if (i == 0) numbered_add(n, 1);
+                    else n->offsets[n->domain.n_documents] = ++n->domain.n_tokens;
+                    count(n, L, fractions[f], &train, &val);
+                    if (train < before)
+                        fail_msg("shape %d, fraction %g, %d documents and %d tokens: %lld to train on, %lld before",
+                                 shape, fractions[f], documents, i + 1, (long long)train, (long long)before);
+                    before = train;
+                }
+            }
+    free(n);
+}
+
+static int64_t document_of(const numbered *n, int64_t token) {
+    int64_t i = 0;
+    while (n->offsets[i + 1] <= token) i++;
+    return i;
+}
+
+/* No target stands in two sequences. `whole`: no document is in both parts. `spread`: the first few validation sequences
+ * are from all over the domain. */
+static void check_parts(const numbered *n, int64_t L, double fraction, bool whole, bool spread) {
+    enum { FEW = 8 };
+    char *used = mu_alloc(MOST_TOKENS, 1), *part = mu_alloc((size_t)n->domain.n_documents, 1);
+    int32_t tokens[64], targets[64];
+    mu_loader *l = open_split(&n->corpus, L, fraction, MU_VAL_DOCUMENTS);
+    int64_t n_train = mu_loader_train_sequences(l, 0), n_val = mu_loader_val_sequences(l, 0);
+    int quarters = 0, inner = 0;
+    for (int64_t i = 0; i < n_train + n_val; i++) {
+        bool val = i >= n_train;
+        if (val) mu_loader_val_read(l, 0, i - n_train, tokens, targets);
+        else mu_loader_read(l, &(mu_sample){ .sequence = i }, tokens, targets);
+        for (int64_t t = 0; t < L; t++) {
+            if (t) assert_int_equal(tokens[t], targets[t - 1]);
+            if (targets[t] != tokens[t] + 1) {      /* only from the end of one document to the start of another */
+                assert_int_equal(n->offsets[document_of(n, targets[t])], targets[t]);
+                assert_int_equal(n->offsets[document_of(n, tokens[t]) + 1], tokens[t] + 1);
+            } else inner++;
+            assert_false(used[targets[t]]);
+            used[targets[t]] = 1;
+            part[document_of(n, targets[t])] |= val ? 2 : 1;
+        }
+        if (val && i - n_train < FEW) quarters |= 1 << (4 * (int64_t)tokens[0] / n->domain.n_tokens);
+    }
+    for (int64_t i = 0; whole && i < n->domain.n_documents; i++)
+        if (part[i] == 3) fail_msg("fraction %g: document %lld of %lld is cut", fraction, (long long)i, (long long)n->domain.n_documents);
+    assert_true(inner > 0);
+    if (spread && n_val >= FEW) assert_int_equal(quarters, 15);
+    mu_loader_close(l);
+    free(used);
+    free(part);
+}
+
+static void test_parts(void **state) {
+    (void)state;
+    enum { L = 8 };
+    numbered *n = mu_alloc(1, sizeof *n);
+    for (int f = 0; f < N_FRACTIONS; f++)
+        for (int shape = 0; shape < N_SHAPES; shape++) {
+            numbered_init(n);
+            if (shape == ONE) numbered_add(n, 400 * L);
+            for (int64_t i = 0; n->domain.n_tokens < 400 * L; i++) numbered_add(n, document_length(shape, i, L));
+            check_parts(n, L, fractions[f], false, shape == ONE || shape == SHORT || shape == SEQUENCES);
+        }
+    numbered_init(n);                   /* a hundred documents of four sequences each: every fiftieth is held out */
+    for (int i = 0; i < 100; i++) numbered_add(n, 4 * L + 1);
+    check_parts(n, L, 0.02, true, false);
+    int64_t train, val;
+    count(n, L, 0.02, &train, &val);
+    assert_in_range(val, 8, 12);
+    assert_in_range(train, 412 - 1 - val, 412 - val);
+    free(n);
 }
 
 enum { N_SAMPLES = 3000 };
@@ -614,12 +773,12 @@ static void test_bad_loader(void **state) {
     mu_corpus c;
     mu_loader *l;
     open_three(&c, NULL);
-    assert_error(mu_loader_open(&l, &c, 205, 0.1, 1, &e), MU_STATUS_DATA,
+    assert_error(mu_loader_open(&l, &c, 205, 0.1, MU_VAL_DOCUMENTS, 1, &e), MU_STATUS_DATA,
                  "domain \"c\": 205 tokens are too few");
     assert_non_null(strstr(e.text, "needs 206"));
     assert_non_null(strstr(e.text, "at most 204"));
     assert_null(l);
-    assert_ok(mu_loader_open(&l, &c, 204, 0.1, 1, &e));     /* one sequence: it is for training */
+    assert_ok(mu_loader_open(&l, &c, 204, 0.1, MU_VAL_DOCUMENTS, 1, &e));     /* one sequence: it is for training */
     assert_int_equal(mu_loader_train_sequences(l, 2), 1);
     assert_int_equal(mu_loader_val_sequences(l, 2), 0);
     const int64_t bad[][4] = { { 1, 1, 1, 4 }, { -1, 1, 1, 1 }, { 0, 0, 0, -1 }, { 5, -2, 0, 3 } };
@@ -628,10 +787,10 @@ static void test_bad_loader(void **state) {
     mu_loader_close(l);
     mu_corpus_close(&c);
     open_three(&c, (double[]){ 0, 0, 0 });
-    assert_error(mu_loader_open(&l, &c, SEQ, 0.1, 1, &e), MU_STATUS_CONFIG, "weights");
+    assert_error(mu_loader_open(&l, &c, SEQ, 0.1, MU_VAL_DOCUMENTS, 1, &e), MU_STATUS_CONFIG, "weights");
     mu_corpus_close(&c);
     open_three(&c, (double[]){ 1, -1, 1 });
-    assert_error(mu_loader_open(&l, &c, SEQ, 0.1, 1, &e), MU_STATUS_CONFIG, "domain \"b\"");
+    assert_error(mu_loader_open(&l, &c, SEQ, 0.1, MU_VAL_DOCUMENTS, 1, &e), MU_STATUS_CONFIG, "domain \"b\"");
     mu_corpus_close(&c);
 }
 
@@ -644,7 +803,9 @@ int main(void) {
         cmocka_unit_test(test_token_file),     cmocka_unit_test(test_bad_token_files),
         cmocka_unit_test(test_synthetic),      cmocka_unit_test(test_synthetic_seed),
         cmocka_unit_test(test_synthetic_frozen),
-        cmocka_unit_test(test_split),          cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_split),          cmocka_unit_test(test_tail),
+        cmocka_unit_test(test_split_grows),    cmocka_unit_test(test_split_last_grows),
+        cmocka_unit_test(test_parts),
         cmocka_unit_test(test_order),          cmocka_unit_test(test_epochs),
         cmocka_unit_test(test_shares),         cmocka_unit_test(test_state),
         cmocka_unit_test(test_late_samples),   cmocka_unit_test(test_bad_loader),
