@@ -1,8 +1,8 @@
 /* lock.c - RUN/lock: one job works on a run folder.
  *
  * The lock is the kernel's (an open file description lock, which needs the right to write the file, so that no reader
- * can hold it), and is gone when the process ends, however it ends. The file's content says who holds it. A file that was
- * removed or replaced meanwhile is taken anew, as long as no other job has been quicker.
+ * can hold it), and is gone when the process ends, however it ends. The file's content says who holds it, and is empty once nobody does. A file that
+ * was removed meanwhile is put back; when another job came first, this one stops.
  *
  * Where the file system has no locks (some NFS, Lustre) the content alone decides: an owner that is alive on this host
  * keeps others out; beyond that a job that finds another one's name in the file stops. */
@@ -178,12 +178,22 @@ mu_status mu_lock_take(mu_lock **out, const char *dir, mu_error *e) {
     }
 }
 
+/* Has no other job been here since the file was removed? One that has ended leaves the file empty. */
+static bool was_left_alone(const mu_lock *l, owner *holder) {
+    *holder = (owner){ 0 };
+    int fd = open(l->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) return errno == ENOENT;
+    bool mine = read_owner(fd, holder) && same_owner(holder, &l->me);
+    close(fd);
+    return mine;
+}
+
 mu_status mu_lock_check(mu_lock *l, mu_error *e) {
     owner holder;
     bool mine = is_in_place(l->fd, l->path);
     if (mine && l->by_kernel) return MU_STATUS_OK;
     if (mine && read_owner(l->fd, &holder) && same_owner(&holder, &l->me)) return MU_STATUS_OK;
-    if (!mine) {
+    if (!mine && was_left_alone(l, &holder)) {
         int old = l->fd;
         outcome got = attempt(l, &holder, e);
         close(old);
@@ -192,9 +202,11 @@ mu_status mu_lock_check(mu_lock *l, mu_error *e) {
             return MU_STATUS_OK;
         }
     }
+    char who[120] = "it has ended since";
+    if (holder.pid) snprintf(who, sizeof who, "process %ld on %s", holder.pid, holder.host);
     return mu_error_set(e, MU_STATUS_CONFIG,
-                        "another job (process %ld on %s) has taken run.dir %s over: was %s removed? This job stops, so that"
-                        " the two do not write the same files", holder.pid, holder.host, l->dir, l->path);
+                        "another job (%s) has taken run.dir %s over, after %s was removed. This job stops and writes nothing"
+                        " more; run it again to resume from the newest checkpoint", who, l->dir, l->path);
 }
 
 void mu_lock_release(mu_lock *l) {
