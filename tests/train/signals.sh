@@ -21,7 +21,7 @@ ends_requeued() {
     wait $job
     local code=$?
     if [ $code = 75 ]; then pass; else fail "$1: exit code $code, expected 75"; fi
-    says_once "$1" "^muster: asked to stop by a signal: checkpoint of step [0-9]+ written"
+    says_once "$1" "^muster: stop signal received; checkpoint saved at step [0-9]+\. Run the same command to resume"
     has_steps "$2" "$(lines "$2")"
     expect 0 "$1, then again" train $ranks "$2" $options
     same_metrics whole "$2" exact
