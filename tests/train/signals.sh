@@ -1,5 +1,5 @@
-# signals.sh - USR1 and USR2 to mpirun, or any of USR1, USR2, TERM and INT to a single rank: a checkpoint, exit code 75, and
-# a run that goes on bit-identically. Also while the program is still starting.
+# signals.sh - USR1 and USR2 to mpirun, or any of USR1, USR2, TERM, INT and HUP to a single rank: a checkpoint, exit code 75,
+# and a run that resumes bit-identically. Also while the program is still starting, and in the middle of a step.
 . "$(dirname "$0")/train_lib.sh"
 
 ranks=1
@@ -28,13 +28,18 @@ ends_requeued() {
     same_checkpoint whole "$2" 60
 }
 
+catches_usr1() {        # the shell that becomes the program catches it too: look at who it is
+    [ "$(readlink /proc/$job/exe)" = "$(readlink -f "$MUSTER")" ] &&
+        [ $((0x$(sed -n 's/^SigCgt:[[:space:]]*//p' /proc/$job/status) & 0x200)) != 0 ]
+}
+
 for signal in USR1 USR2; do
     start $signal
     wait_for "three steps" '[ "$(lines $signal)" -ge 3 ]'
     kill -$signal $job
     ends_requeued "$signal to the job" $signal
 done
-for signal in TERM INT USR1; do
+for signal in TERM INT HUP USR1; do
     start rank-$signal
     wait_for "three steps" '[ "$(lines rank-$signal)" -ge 3 ]'
     kill -$signal "$(rank_pid rank-$signal $ranks)"
@@ -51,7 +56,36 @@ if [ $ranks = 2 ]; then
     expect 0 "TERM to mpirun, then again" train $ranks term $options
     same_metrics whole term exact
     same_checkpoint whole term 60
+
+    # Unless mpirun is told to leave some: then the checkpoint is written before mpirun says 1 (and nothing else).
+    export OMPI_MCA_odls_base_sigkill_timeout=20
+    start patient
+    wait_for "three steps" '[ "$(lines patient)" -ge 3 ]'
+    kill -INT $job
+    wait $job
+    expect 1 "INT to a patient mpirun" [ $? = 0 ]
+    has_steps patient "$(lines patient)"
+    export OMPI_MCA_odls_base_sigkill_timeout=0
 fi
+
+# In the middle of a long step, between its micro-batches: the step is given up, and made again.
+long="train.steps=3 optim.warmup_steps=1 train.global_batch_size=320 train.micro_batch_size=2 train.device=ref parallel.ep=$ranks"
+expect 0 "a long step undisturbed" train $ranks long $long
+options=$long
+start middle
+wait_for "the first long step" '[ "$(lines middle)" -ge 1 ]'
+sleep 0.3
+before=$(date +%s%N)
+kill -USR1 $job
+wait $job
+code=$? took=$((($(date +%s%N) - before) / 1000000)) step=$(grep -o '"perf/step_ms":[0-9]*' middle/metrics.jsonl | head -1 | cut -d: -f2)
+if [ $code = 75 ]; then pass; else fail "in the middle of a step: exit code $code"; fi
+if [ $took -lt "$step" ]; then pass; else fail "in the middle of a step of $step ms: it took $took ms"; fi
+has_steps middle 1
+expect 0 "in the middle of a step, then again" train $ranks middle $long
+same_metrics long middle exact
+same_checkpoint long middle 3
+options="train.steps=60 train.device=ref train.threads=1 parallel.ep=$ranks"
 
 # Twice, and between two checkpoints.
 options="$options checkpoint.every=1 checkpoint.keep=1"
@@ -62,15 +96,31 @@ sleep 0.02
 kill -USR2 $job 2> /dev/null
 ends_requeued "two signals" twice
 
+# Ctrl-C once saves; twice ends at once. The start says how to stop.
+ranks=1
+options="train.steps=100000 train.device=ref log.progress=line log.every=1"
+start ctrl-c
+wait_for "three steps" '[ "$(lines ctrl-c)" -ge 3 ]'
+kill -STOP $job
+kill -INT $job
+kill -CONT $job
+wait $job
+expect 0 "Ctrl-C" [ $? = 75 ]
+says "Ctrl-C" "^to stop: Ctrl-C, or kill $job, saves a checkpoint after the current step and exits with 75"
+options="train.steps=3 optim.warmup_steps=1 train.global_batch_size=512 train.device=ref"
+start twice-ctrl-c
+wait_for "the handlers" "catches_usr1"
+kill -INT $job
+sleep 0.1
+kill -INT $job 2> /dev/null
+wait $job
+case $? in 130 | 75) pass ;; *) fail "Ctrl-C twice: another exit code" ;; esac
+
 # At any moment of the start, once the handlers are there: the job ends with 75, and never in another way. (Before
 # a rank exists mpirun itself has the signal, so this asks a single process.)
 ranks=1
 options="train.steps=60 train.device=ref"
 expect 0 "one rank undisturbed" train 1 single $options
-catches_usr1() {        # the shell that becomes the program catches it too: look at who it is
-    [ "$(readlink /proc/$job/exe)" = "$(readlink -f "$MUSTER")" ] &&
-        [ $((0x$(sed -n 's/^SigCgt:[[:space:]]*//p' /proc/$job/status) & 0x200)) != 0 ]
-}
 for delay in 0 0.02 0.05 0.1 0.15 0.2; do
     rm -rf early
     start early

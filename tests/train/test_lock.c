@@ -1,0 +1,147 @@
+/* test_lock.c - RUN/lock on a file system without locks: one warning, the owner's name decides, and a job whose name is gone
+ * from the file stops. The kernel's locks are tested in lock.sh. */
+#include "train/train.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+/* In the place of the C library's: a file system on which locks fail with this error. 0: they work. */
+static int lock_error;
+int fcntl(int fd, int command, ...) {
+    va_list args;
+    va_start(args, command);
+    void *argument = va_arg(args, void *);
+    va_end(args);
+    if (command == F_OFD_SETLK && lock_error) return errno = lock_error, -1;
+    return (int)syscall(SYS_fcntl, fd, command, argument);
+}
+
+static int warnings;
+static void count_warnings(mu_log_level level, const char *line) {
+    (void)line;
+    warnings += level == MU_LOG_WARNING;
+}
+
+static char folder[64], lock_path[80];
+static int set_up(void **state) {
+    (void)state;
+    strcpy(folder, "/tmp/muster-lock-XXXXXX");
+    assert_non_null(mkdtemp(folder));
+    snprintf(lock_path, sizeof lock_path, "%s/lock", folder);
+    mu_log_set_sink(count_warnings);
+    warnings = 0, lock_error = 0;
+    return 0;
+}
+static int tear_down(void **state) {
+    (void)state;
+    unlink(lock_path);
+    return rmdir(folder);
+}
+
+static void write_lock(const char *text) {
+    FILE *f = fopen(lock_path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+/* Somebody of this host that is alive for as long as the test lets it. */
+static pid_t start_other(void) {
+    pid_t pid = fork();
+    if (pid == 0) pause();
+    char host[64] = "", text[160];
+    gethostname(host, sizeof host - 1);
+    snprintf(text, sizeof text, "process %ld on %s start 0 launcher 0\n", (long)pid, host);
+    write_lock(text);
+    return pid;
+}
+static void end_other(pid_t pid) {
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
+static void test_every_error(void **state) {
+    (void)state;
+    const int errors[] = { ENOLCK, ENOSYS, EOPNOTSUPP, EINVAL, 524 };
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        mu_error e = { 0 };
+        mu_lock *l = NULL;
+        lock_error = errors[i], warnings = 0;
+        assert_int_equal(mu_lock_take(&l, folder, &e), MU_STATUS_OK);
+        assert_int_equal(warnings, 1);
+        assert_int_equal(mu_lock_check(l, &e), MU_STATUS_OK);
+        mu_lock_release(l);
+        assert_int_equal(warnings, 1);
+    }
+}
+
+static void test_owner_of_the_past(void **state) {
+    (void)state;
+    mu_error e = { 0 };
+    mu_lock *l = NULL;
+    pid_t other = start_other();
+    end_other(other);
+    lock_error = ENOLCK;
+    assert_int_equal(mu_lock_take(&l, folder, &e), MU_STATUS_OK);
+    mu_lock_release(l);
+}
+
+static void test_owner_alive(void **state) {
+    (void)state;
+    mu_error e = { 0 };
+    mu_lock *l = NULL;
+    pid_t other = start_other();
+    lock_error = ENOLCK;
+    assert_int_equal(mu_lock_take(&l, folder, &e), MU_STATUS_CONFIG);
+    assert_non_null(strstr(e.text, "is in use by another job (process "));
+    mu_lock_release(l);
+    end_other(other);
+    assert_int_equal(warnings, 1);
+}
+
+static void test_another_name(void **state) {
+    (void)state;
+    mu_error e = { 0 };
+    mu_lock *l = NULL;
+    lock_error = ENOLCK;
+    assert_int_equal(mu_lock_take(&l, folder, &e), MU_STATUS_OK);
+    write_lock("process 7 on elsewhere start 3 launcher 0\n");
+    assert_int_equal(mu_lock_check(l, &e), MU_STATUS_CONFIG);
+    assert_non_null(strstr(e.text, "another job (process 7 on elsewhere)"));
+    mu_lock_release(l);
+}
+
+/* With the kernel's locks: one process, two takers of the file, since the lock is the open file's. */
+static void test_put_back(void **state) {
+    (void)state;
+    mu_error e = { 0 };
+    mu_lock *l = NULL;
+    assert_int_equal(mu_lock_take(&l, folder, &e), MU_STATUS_OK);
+    assert_int_equal(unlink(lock_path), 0);
+    assert_int_equal(mu_lock_check(l, &e), MU_STATUS_OK);
+    assert_int_equal(access(lock_path, F_OK), 0);
+    assert_int_equal(warnings, 1);
+    assert_int_equal(unlink(lock_path), 0);
+    write_lock("");         /* taken and given back by another job */
+    assert_int_equal(mu_lock_check(l, &e), MU_STATUS_CONFIG);
+    mu_lock_release(l);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_every_error, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_owner_of_the_past, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_owner_alive, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_another_name, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_put_back, set_up, tear_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
