@@ -27,7 +27,7 @@ typedef struct {
 
 struct mu_lock {
     int fd;
-    bool by_kernel;
+    bool by_kernel, warned;     /* warned: that there are no locks here */
     char *dir, *path;
     owner me;
 };
@@ -138,8 +138,10 @@ static outcome attempt(mu_lock *l, owner *holder, mu_error *e) {
     outcome got = ask_kernel(l, &error);
     bool known = read_owner(l->fd, holder);
     if (got == FAILED) { /* no locks here */
-        mu_log(MU_LOG_WARNING, "the file system of %s has no locks (%s): muster cannot keep a second job on another host out of"
-               " this run folder", l->dir, strerror(error));
+        if (!l->warned)
+            mu_log(MU_LOG_WARNING, "the file system of %s has no locks (%s): muster cannot keep a second job on another host"
+                   " out of this run folder", l->dir, strerror(error));
+        l->warned = true;
         got = known && is_alive(holder) && !same_owner(holder, &l->me) ? HELD : TAKEN;
     }
     if (got == TAKEN && say_owner(l, e) != MU_STATUS_OK) got = FAILED;
