@@ -158,16 +158,25 @@ void mu_loader_state_get(const mu_loader *l, int64_t *state) {
     state[l->n_parts] = l->next_sample;
 }
 
-mu_status mu_loader_state_set(mu_loader *l, const int64_t *state, mu_error *e) {
-    int64_t left = state[l->n_parts];
+mu_status mu_loader_state_check(int n_domains, const int64_t *state, int64_t samples, mu_error *e) {
+    int64_t left = state[n_domains];
     bool fits = left >= 0;
-    for (int i = 0; fits && i < l->n_parts; i++) {
+    for (int i = 0; fits && i < n_domains; i++) {
         fits = state[i] >= 0 && state[i] <= left;
         left -= state[i];
     }
     if (!fits || left != 0)
         return mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples do not add up to %lld",
-                            (long long)state[l->n_parts]);
+                            (long long)state[n_domains]);
+    if (state[n_domains] != samples)
+        return mu_error_set(e, MU_STATUS_DATA, "loader state: %lld samples, by the steps %lld",
+                            (long long)state[n_domains], (long long)samples);
+    return MU_STATUS_OK;
+}
+
+mu_status mu_loader_state_set(mu_loader *l, const int64_t *state, mu_error *e) {
+    mu_status status = mu_loader_state_check(l->n_parts, state, state[l->n_parts], e);
+    if (status != MU_STATUS_OK) return status;
     for (int i = 0; i < l->n_parts; i++) l->parts[i].drawn = state[i];
     l->next_sample = state[l->n_parts];
     return MU_STATUS_OK;

@@ -58,7 +58,7 @@ static void check_moe_layers(const mu_model_config *m, const mu_moe_config *moe,
 
 /* ------------------------------------------------------------------ size
  * In floating point: the products of the largest values overflow 64 bits. Exact up to 2^53. */
-typedef struct { double total, active, products; } counts;
+typedef struct { double total, active, products, tensors; } counts;
 
 static counts count(const mu_model_config *given, const mu_moe_config *moe, int64_t vocab_size) {
     mu_model_config m = *given;
@@ -66,14 +66,17 @@ static counts count(const mu_model_config *given, const mu_moe_config *moe, int6
     double D = (double)m.hidden_size, wide = (double)(m.num_heads * m.head_dim),
            narrow = (double)(m.num_kv_heads * m.head_dim), embedding = (double)vocab_size * D;
     double attention = 2 * D * (wide + narrow), norms = 2 * D + (m.qk_norm ? 2 * (double)m.head_dim : 0);
-    counts n = { .total = embedding + D + (m.tie_embeddings ? 0 : embedding), .products = embedding };
+    counts n = { .total = embedding + D + (m.tie_embeddings ? 0 : embedding), .products = embedding,
+                 .tensors = m.tie_embeddings ? 2 : 3 };
     n.active = n.total;
     for (int layer = 0; layer < m.num_layers; layer++) {
         double ffn = 3 * D * (double)m.ffn_hidden_size, all = ffn;
+        n.tensors += 9 + (m.qk_norm ? 2 : 0); /* two norms, four of attention, three of a feed-forward layer */
         if (mu_layer_is_moe(moe, layer)) {
             double expert = 3 * D * (double)moe->moe_ffn_hidden_size;
             double fixed = D * (double)moe->num_experts + expert * (double)moe->num_shared_experts;
             ffn = fixed + expert * (double)moe->top_k, all = fixed + expert * (double)moe->num_experts;
+            n.tensors += 3 * (double)moe->num_experts - 2 + (moe->num_shared_experts ? 3 : 0);
         }
         n.total += attention + norms + all, n.active += attention + norms + ffn, n.products += attention + ffn;
     }
@@ -87,11 +90,18 @@ mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *
     mu_model_config_resolve(&m, moe);
     /* q k^T and p v, half of the square each */
     double scores = 2.0 * (double)m.num_layers * (double)seq_len * (double)(m.num_heads * m.head_dim);
-    return (mu_model_size){ (int64_t)n.total, (int64_t)n.active, 3.0 * (2.0 * n.products + scores) };
+    return (mu_model_size){ (int64_t)n.total, (int64_t)n.active, (int64_t)n.tensors, 3.0 * (2.0 * n.products + scores) };
 }
 
 static void check_size(const mu_model_config *m, const mu_moe_config *moe, mu_complaints *c) {
-    double n = count(m, moe, 0).total;
+    counts size = count(m, moe, 0);
+    double n = size.total;
+    if (size.tensors > MU_MODEL_TENSORS_MAX)
+        mu_complain(c, "moe", "num_experts",
+                    "model.num_layers moe.num_experts moe.num_shared_experts moe.first_k_dense moe.moe_layer_freq",
+                    "%lld in each MoE layer of %lld layers make %.2g tensors, three an expert, more than 2^19; use fewer,"
+                    " larger experts or fewer layers",
+                    (long long)moe->num_experts, (long long)m->num_layers, size.tensors);
     if (n > 0x1p40)
         mu_complain(c, "model", "hidden_size",
                     "model.hidden_size model.num_layers model.num_heads model.num_kv_heads model.head_dim"

@@ -91,9 +91,10 @@ int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx
 mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x_TD, mu_tensor *targets_T, double scale, mu_tensor **nll_T);
 mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x_TD);        /* [T, V]. Local */
 
-/* Counts of the whole model over all ranks: parameters, those one token uses, and FLOPs of one training
- * token (3 x forward, causal attention counted once). Local. */
-typedef struct { int64_t total, active; double train_flops; } mu_model_size;
+/* Counts of the whole model over all ranks: parameters, those one token uses, tensors (each expert's its own), and
+ * FLOPs of one training token (3 x forward, causal attention counted once). Local. */
+typedef struct { int64_t total, active, tensors; double train_flops; } mu_model_size;
+enum { MU_MODEL_TENSORS_MAX = 1 << 19 };    /* more is no model but a slip, and would not fit a checkpoint's manifest */
 mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, int64_t seq_len);
 
 #pragma GCC visibility pop

@@ -167,6 +167,8 @@ typedef enum { MU_EXPERT_ALIVE, MU_EXPERT_STARVED, MU_EXPERT_DEAD } mu_expert_st
 void mu_roll_init(mu_roll *r, int layers, int experts);
 void mu_roll_free(mu_roll *r);
 void mu_roll_take(mu_roll *r, const int64_t *counts);           /* [layers, experts] of one step */
+/* Of a roll that was read: could mu_roll_take have made it? MU_STATUS_DATA when not. */
+mu_status mu_roll_check(const mu_roll *r, mu_error *e) MU_MUST_USE;
 int64_t mu_roll_window(const mu_roll *r);                       /* steps in the window now */
 /* Dead: no token in the window; starved: under 10 % of the fair share. Alive before MU_ROLL_LEAST steps. */
 mu_expert_state mu_roll_state(const mu_roll *r, int layer, int expert);

@@ -22,6 +22,7 @@ void mu_roll_free(mu_roll *r) {
 }
 
 void mu_roll_take(mu_roll *r, const int64_t *counts) {
+    MU_CHECK(r->steps >= 0, "%lld steps", (long long)r->steps);
     int64_t *row = r->ring + (r->steps % MU_ROLL_WINDOW) * cells(r);
     for (int64_t i = 0; i < cells(r); i++) {
         r->total[i] += counts[i] - row[i]; /* the row still holds the step that leaves the window, or zeros */
@@ -29,6 +30,24 @@ void mu_roll_take(mu_roll *r, const int64_t *counts) {
         r->previous[i] = counts[i];
     }
     r->steps++;
+}
+
+mu_status mu_roll_check(const mu_roll *r, mu_error *e) {
+    if (r->steps < 0) return mu_error_set(e, MU_STATUS_DATA, "expert statistics over %lld steps", (long long)r->steps);
+    for (int64_t i = 0; i < cells(r); i++) {
+        int64_t left = r->total[i];
+        bool fits = r->previous[i] >= 0;
+        for (int64_t step = 0; fits && step < MU_ROLL_WINDOW; step++) {
+            int64_t taken = r->ring[step * cells(r) + i];
+            fits = taken >= 0 && taken <= left;
+            left -= fits ? taken : 0;
+        }
+        if (!fits || left)
+            return mu_error_set(e, MU_STATUS_DATA,
+                                "expert statistics: MoE layer %lld, expert %lld: the steps of the window do not add up to %lld",
+                                (long long)(i / r->experts), (long long)(i % r->experts), (long long)r->total[i]);
+    }
+    return MU_STATUS_OK;
 }
 
 int64_t mu_roll_window(const mu_roll *r) { return r->steps < MU_ROLL_WINDOW ? r->steps : MU_ROLL_WINDOW; }

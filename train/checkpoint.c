@@ -13,8 +13,34 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+
+/* ------------------------------------------------------------------ names */
+
+void mu_checkpoint_name(int64_t step, char name[MU_CHECKPOINT_NAME]) {
+    snprintf(name, MU_CHECKPOINT_NAME, "step-%08lld", (long long)step);
+}
+
+char *mu_checkpoint_path(const char *run, int64_t step) {
+    char name[MU_CHECKPOINT_NAME];
+    mu_checkpoint_name(step, name);
+    return mu_format("%s/checkpoints/%s", run, name);
+}
+
+bool mu_checkpoint_step(const char *path, int64_t *step) {
+    size_t end = strlen(path), start;
+    while (end > 1 && path[end - 1] == '/') end--;
+    for (start = end; start > 0 && path[start - 1] != '/';) start--;
+    char name[MU_CHECKPOINT_NAME], given[MU_CHECKPOINT_NAME];
+    if (end - start >= sizeof given || strncmp(path + start, "step-", 5)) return false;
+    snprintf(given, sizeof given, "%.*s", (int)(end - start), path + start);
+    *step = strtoll(given + 5, NULL, 10);
+    mu_checkpoint_name(*step, name);
+    return *step >= 0 && !strcmp(name, given); /* not step-40, not step-+5: a second name for a step is somebody else's */
+}
 
 static mu_store_type type_of(const mu_trainer *t) {
     return t->dev->fine == MU_DTYPE_F64 ? MU_STORE_F64 : MU_STORE_F32;
@@ -26,114 +52,156 @@ static bool writes(const mu_trainer *t, const mu_unit *u) {
     return u->expert >= 0 || t->mesh->world->rank == 0;
 }
 
-static int unit_shape(const mu_unit *u, int64_t shape[2]) {
-    for (int i = 0; i < u->param->desc.n_dims; i++) shape[i] = u->param->desc.shape[i];
-    return u->param->desc.n_dims;
-}
-
-/* ------------------------------------------------------------------ the state beside the tensors */
-
-/* Everything small, in one list, so that writing and reading cannot disagree. */
+/* ------------------------------------------------------------------ one array
+ * What a checkpoint holds is a list of these, for writing and for reading, by resume and verify alike: a value that
+ * is read is in its range, or the checkpoint is refused. */
 typedef struct {
-    char name[112];
+    char name[128];
     mu_store_type type;
     int n_dims;
     int64_t shape[3];
     void *data;
-} state_item;
+    int64_t least, most; /* of integers; a float is finite, and not negative where least is 0 */
+} array;
 
-static int list_state(mu_trainer *t, int64_t *loader, int64_t *seed, state_item *items) {
-    int64_t L = t->roll.layers, E = t->roll.experts;
-    int n = 0;
-    items[n++] = (state_item){ "/state/step", MU_STORE_I64, 1, { 1 }, &t->step };
-    items[n++] = (state_item){ "/state/seed", MU_STORE_I64, 1, { 1 }, seed };
-    items[n++] = (state_item){
-        "/state/loader", MU_STORE_I64, 1, { mu_loader_state_size(t->loader) }, loader
-    };
-    items[n++] = (state_item){ "/state/roll/steps", MU_STORE_I64, 1, { 1 }, &t->roll.steps };
-    items[n++] = (state_item){ "/state/roll/ring", MU_STORE_I64, 3, { MU_ROLL_WINDOW, L, E }, t->roll.ring };
-    items[n++] = (state_item){ "/state/roll/total", MU_STORE_I64, 2, { L, E }, t->roll.total };
-    items[n++] = (state_item){ "/state/roll/previous", MU_STORE_I64, 2, { L, E }, t->roll.previous };
+static int64_t count_of(const array *a) {
+    int64_t n = 1;
+    for (int i = 0; i < a->n_dims; i++) n *= a->shape[i];
     return n;
 }
-enum { STATE_ITEMS = 7 };
 
-static state_item bias_item(const mu_trainer *t, int moe_layer) {
+static mu_status write_array(mu_store *s, const array *a, mu_error *e) {
+    return mu_store_write(s, a->name, a->type, a->n_dims, a->shape, a->data, e);
+}
+
+static mu_status check_array(const array *a, const char *file, mu_error *e) {
+    for (int64_t i = 0, n = count_of(a); i < n; i++) {
+        int64_t whole = a->type == MU_STORE_I64 ? ((const int64_t *)a->data)[i] : 0;
+        double real = a->type == MU_STORE_F64   ? ((const double *)a->data)[i]
+                      : a->type == MU_STORE_F32 ? (double)((const float *)a->data)[i]
+                                                : 0;
+        if (a->type == MU_STORE_I64 && (whole < a->least || whole > a->most))
+            return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %lld at %lld, which must be in [%lld, %lld]", file,
+                                a->name, (long long)whole, (long long)i, (long long)a->least, (long long)a->most);
+        if (!isfinite(real) || (a->least == 0 && real < 0))
+            return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds a value that is %s at %lld", file, a->name,
+                                isfinite(real) ? "negative" : "not finite", (long long)i);
+    }
+    return MU_STATUS_OK;
+}
+
+/* The shards of a checkpoint that is read, each opened when it is first needed. */
+typedef struct {
+    const mu_manifest *m;
+    mu_store **stores; /* [n_shards] */
+} source;
+
+static char *shard_path(const mu_manifest *m, int shard) { return mu_format("%s/%s", m->path, m->shards[shard].name); }
+
+static mu_status read_array(const source *from, int shard, const array *a, mu_error *e) {
+    char *path = shard_path(from->m, shard);
+    mu_status status = from->stores[shard] ? MU_STATUS_OK : mu_store_open(&from->stores[shard], path, e);
+    if (status == MU_STATUS_OK)
+        status = mu_store_read(from->stores[shard], a->name, a->type, a->n_dims, a->shape, a->data, e);
+    if (status == MU_STATUS_OK) status = check_array(a, path, e);
+    free(path);
+    return status;
+}
+
+/* ------------------------------------------------------------------ the state beside the tensors, in shard 0 */
+
+/* Where the loader stands, at the end of a step: samples of each domain, then of all. */
+static int loader_words(const mu_trainer *t) { return t->cfg.data.train.n + 1; }
+
+enum { STATE_ARRAYS = 7 };
+static void list_state(mu_trainer *t, int64_t *seed, int64_t *loader, array arrays[STATE_ARRAYS]) {
+    int64_t L = t->roll.layers, E = t->roll.experts, step = t->step, samples = step * t->cfg.train.global_batch_size;
+    int64_t window = mu_roll_window(&(mu_roll){ .steps = step });
+    int64_t most = t->cfg.train.global_batch_size * t->cfg.train.seq_len * t->cfg.moe.top_k;
+    const array list[STATE_ARRAYS] = {
+        { "/state/step", MU_STORE_I64, 1, { 1 }, &t->step, step, step },
+        { "/state/seed", MU_STORE_I64, 1, { 1 }, seed, t->cfg.run.seed, t->cfg.run.seed },
+        { "/state/loader", MU_STORE_I64, 1, { loader_words(t) }, loader, 0, samples },
+        { "/state/roll/steps", MU_STORE_I64, 1, { 1 }, &t->roll.steps, step, step },
+        { "/state/roll/ring", MU_STORE_I64, 3, { MU_ROLL_WINDOW, L, E }, t->roll.ring, 0, most },
+        { "/state/roll/total", MU_STORE_I64, 2, { L, E }, t->roll.total, 0, window * most },
+        { "/state/roll/previous", MU_STORE_I64, 2, { L, E }, t->roll.previous, 0, most },
+    };
+    memcpy(arrays, list, sizeof list);
+}
+
+static array bias_array(const mu_trainer *t, int moe_layer) {
     const mu_moe *m = &t->model->blocks[t->model->moe_layers[moe_layer]].moe;
-    state_item item = { .type = MU_STORE_F64, .n_dims = 1, .shape = { m->E }, .data = m->bias };
-    snprintf(item.name, sizeof item.name, "/layers/%d/mlp/gate/e_score_correction_bias", m->layer);
-    return item;
-}
-
-static mu_status write_item(mu_store *s, const state_item *i, mu_error *e) {
-    return mu_store_write(s, i->name, i->type, i->n_dims, i->shape, i->data, e);
-}
-static mu_status read_item(mu_store *s, const state_item *i, mu_error *e) {
-    return mu_store_read(s, i->name, i->type, i->n_dims, i->shape, i->data, e);
+    array a = { .type = MU_STORE_F64, .n_dims = 1, .shape = { m->E }, .data = m->bias, .least = INT64_MIN };
+    snprintf(a.name, sizeof a.name, "/layers/%d/mlp/gate/e_score_correction_bias", m->layer);
+    return a;
 }
 
 static mu_status write_state(mu_trainer *t, mu_store *s, mu_error *e) {
-    int64_t seed = t->cfg.run.seed,
-            *loader = mu_alloc((size_t)mu_loader_state_size(t->loader), sizeof *loader);
+    int64_t seed = t->cfg.run.seed, *loader = mu_alloc((size_t)loader_words(t), sizeof *loader);
+    array arrays[STATE_ARRAYS];
     mu_loader_state_get(t->loader, loader);
-    state_item items[STATE_ITEMS];
-    int n = list_state(t, loader, &seed, items);
+    list_state(t, &seed, loader, arrays);
     mu_status status = MU_STATUS_OK;
-    for (int i = 0; i < n && status == MU_STATUS_OK; i++) status = write_item(s, &items[i], e);
+    for (int i = 0; i < STATE_ARRAYS && status == MU_STATUS_OK; i++) status = write_array(s, &arrays[i], e);
     for (int i = 0; i < t->model->n_moe && status == MU_STATUS_OK; i++) {
-        state_item bias = bias_item(t, i);
-        status = write_item(s, &bias, e);
+        array bias = bias_array(t, i);
+        status = write_array(s, &bias, e);
     }
     free(loader);
     return status;
 }
 
 /* Without expert_bias all are 0, and stay so in the next checkpoint: switched on again, it starts anew. */
-static mu_status read_bias(mu_trainer *t, mu_store *s, mu_error *e) {
+static mu_status read_bias(mu_trainer *t, const source *from, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     for (int i = 0; i < t->model->n_moe && status == MU_STATUS_OK; i++) {
-        state_item bias = bias_item(t, i);
-        status = read_item(s, &bias, e);
+        array bias = bias_array(t, i);
+        status = read_array(from, 0, &bias, e);
         if (!(t->cfg.moe.balance & MU_BALANCE_BIAS)) memset(bias.data, 0, sizeof(double) * (size_t)bias.shape[0]);
     }
     return status;
 }
 
-static mu_status read_state(mu_trainer *t, mu_store *s, mu_error *e) {
-    int64_t seed = 0, *loader = mu_alloc((size_t)mu_loader_state_size(t->loader), sizeof *loader);
-    state_item items[STATE_ITEMS];
-    int n = list_state(t, loader, &seed, items);
+/* Without a loader (verify has no texts) its state is only checked. */
+static mu_status read_state(mu_trainer *t, const source *from, mu_error *e) {
+    int64_t seed = 0, *loader = mu_alloc((size_t)loader_words(t), sizeof *loader);
+    array arrays[STATE_ARRAYS];
+    mu_error why;
+    t->step = from->m->step;
+    list_state(t, &seed, loader, arrays);
     mu_status status = MU_STATUS_OK;
-    for (int i = 0; i < n && status == MU_STATUS_OK; i++) status = read_item(s, &items[i], e);
-    if (status == MU_STATUS_OK) status = mu_loader_state_set(t->loader, loader, e);
+    for (int i = 0; i < STATE_ARRAYS && status == MU_STATUS_OK; i++) status = read_array(from, 0, &arrays[i], e);
+    if (status == MU_STATUS_OK) {
+        mu_status plausible = mu_roll_check(&t->roll, &why);
+        if (plausible == MU_STATUS_OK)
+            plausible = mu_loader_state_check(t->cfg.data.train.n, loader, t->step * t->cfg.train.global_batch_size, &why);
+        if (plausible == MU_STATUS_OK && t->loader) plausible = mu_loader_state_set(t->loader, loader, &why);
+        if (plausible != MU_STATUS_OK)
+            status = mu_error_set(e, plausible, "%s/%s: %s", from->m->path, from->m->shards[0].name, why.text);
+    }
     free(loader);
     return status;
 }
 
 /* ------------------------------------------------------------------ tensors */
 
-static char *moment_name(const char *which, const mu_unit *u) {
-    return mu_format("/optim/%s%s", which, u->name);
+/* A unit's values under "", "/optim/m" or "/optim/v". */
+static array unit_array(const mu_trainer *t, const char *prefix, const mu_unit *u, void *host) {
+    const mu_param_desc *d = &u->param->desc;
+    array a = { .type = type_of(t), .n_dims = d->n_dims, .shape = { d->shape[0], d->shape[1] }, .data = host };
+    a.least = strcmp(prefix, "/optim/v") ? INT64_MIN : 0;
+    snprintf(a.name, sizeof a.name, "%s%s", prefix, u->name);
+    return a;
 }
 
-static mu_status write_values(const mu_trainer *t, mu_store *s, const char *name, const mu_unit *u,
-                              const void *host, mu_error *e) {
-    int64_t shape[2];
-    int n_dims = unit_shape(u, shape);
-    return mu_store_write(s, name, type_of(t), n_dims, shape, host, e);
+static array steps_array(const mu_trainer *t, const mu_unit *u, int64_t *steps) {
+    array a = { .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = steps, .most = t->step };
+    snprintf(a.name, sizeof a.name, "/optim/steps%s", u->name);
+    return a;
 }
 
-static mu_status read_values(mu_trainer *t, mu_store *s, const char *name, const mu_unit *u, void *data,
-                             mu_error *e) {
-    int64_t shape[2];
-    int n_dims = unit_shape(u, shape);
-    size_t bytes = (size_t)u->count * mu_dtype_size(t->dev->fine);
-    void *host = mu_alloc(bytes, 1);
-    mu_status status = mu_store_read(s, name, type_of(t), n_dims, shape, host, e);
-    if (status == MU_STATUS_OK) mu_device_write(t->dev, data, host, bytes);
-    free(host);
-    return status;
-}
+static const char *const moments[2] = { "/optim/m", "/optim/v" };
 
 /* A rank that writes no shard has s == NULL and only hands over the moments it owns; so does one whose writing
  * has failed: the others are waiting for it. Collective over the unit's group, agreed by nobody. */
@@ -143,38 +211,47 @@ static mu_status write_unit(mu_trainer *t, mu_store *s, const mu_unit *u, mu_sta
     void *host = mu_alloc((size_t)u->count, mu_dtype_size(t->dev->fine));
     if (mine && status == MU_STATUS_OK) {
         mu_device_read(t->dev, host, mu_unit_data(u), (size_t)u->count * mu_dtype_size(t->dev->fine));
-        status = write_values(t, s, u->name, u, host, e);
+        array values = unit_array(t, "", u, host);
+        status = write_array(s, &values, e);
     }
     for (int which = 0; which < 2; which++) {
-        char *name = moment_name(which ? "v" : "m", u);
+        array values = unit_array(t, moments[which], u, host);
         mu_adamw_moment_read(t->opt, u, which, host);
-        if (mine && status == MU_STATUS_OK) status = write_values(t, s, name, u, host, e);
-        free(name);
+        if (mine && status == MU_STATUS_OK) status = write_array(s, &values, e);
     }
     free(host);
     if (!mine || status != MU_STATUS_OK) return status;
-    char *name = moment_name("steps", u);
     int64_t steps = mu_adamw_steps(t->opt, u);
-    status = mu_store_write(s, name, MU_STORE_I64, 1, (int64_t[]){ 1 }, &steps, e);
-    free(name);
+    array a = steps_array(t, u, &steps);
+    return write_array(s, &a, e);
+}
+
+/* Through `host`, [count], onto the device. */
+static mu_status read_values(mu_trainer *t, const source *from, int shard, const array *a, void *data, mu_error *e) {
+    mu_status status = read_array(from, shard, a, e);
+    if (status == MU_STATUS_OK)
+        mu_device_write(t->dev, data, a->data, (size_t)count_of(a) * mu_dtype_size(t->dev->fine));
     return status;
 }
 
-static mu_status read_unit(mu_trainer *t, mu_store *s, mu_unit *u, bool training, mu_error *e) {
+/* Moments are read by the rank that owns them. */
+static mu_status read_unit(mu_trainer *t, const source *from, mu_unit *u, bool training, mu_error *e) {
+    int shard = mu_manifest_find(from->m, u->name);
     mu_activity_set("loading a checkpoint", u->param->desc.layer, NULL);
-    mu_status status = read_values(t, s, u->name, u, mu_unit_data(u), e);
-    if (!training) return status;
-    for (int which = 0; which < 2 && status == MU_STATUS_OK && mu_adamw_owns(t->opt, u); which++) {
-        char *name = moment_name(which ? "v" : "m", u);
-        status = read_values(t, s, name, u, mu_adamw_moment(t->opt, u, which), e);
-        free(name);
+    if (shard < 0) return mu_error_set(e, MU_STATUS_DATA, "%s/manifest.json names no tensor %s", from->m->path, u->name);
+    void *host = mu_alloc((size_t)u->count, mu_dtype_size(t->dev->fine));
+    array values = unit_array(t, "", u, host);
+    mu_status status = read_values(t, from, shard, &values, mu_unit_data(u), e);
+    for (int which = 0; which < 2 && status == MU_STATUS_OK && training && mu_adamw_owns(t->opt, u); which++) {
+        values = unit_array(t, moments[which], u, host);
+        status = read_values(t, from, shard, &values, mu_adamw_moment(t->opt, u, which), e);
     }
-    if (status != MU_STATUS_OK) return status;
-    char *name = moment_name("steps", u);
-    int64_t steps;
-    status = mu_store_read(s, name, MU_STORE_I64, 1, (int64_t[]){ 1 }, &steps, e);
+    free(host);
+    if (status != MU_STATUS_OK || !training) return status;
+    int64_t steps = 0;
+    array a = steps_array(t, u, &steps);
+    status = read_array(from, shard, &a, e);
     if (status == MU_STATUS_OK) mu_adamw_steps_set(t->opt, u, steps);
-    free(name);
     return status;
 }
 
@@ -202,7 +279,7 @@ static mu_status write_tensors(mu_trainer *t, mu_store *s, mu_status status, mu_
 /* This rank's shard, if it writes one, closed and synced, its size and hash in *shard. Collective. */
 static mu_status write_shard(mu_trainer *t, const char *folder, mu_shard *shard, mu_error *e) {
     if (!is_writer(t)) return write_tensors(t, NULL, MU_STATUS_OK, e);
-    snprintf(shard->name, sizeof shard->name, "shard-%04d.h5", t->mesh->world->rank);
+    mu_shard_name(t->mesh->world->rank, shard->name);
     char *path = mu_format("%s/%s", folder, shard->name);
     mu_store *s = NULL;
     mu_status status = fault_status(t, "open", e);
@@ -276,9 +353,8 @@ int mu_checkpoint_list(const char *run, int64_t **steps) {
     free(folder);
     if (!d && error != ENOENT && error != ENOTDIR) return errno = error, -1;
     for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {
-        long long step;
-        char rest;
-        if (sscanf(f->d_name, "step-%lld%c", &step, &rest) != 1) continue;
+        int64_t step;
+        if (!mu_checkpoint_step(f->d_name, &step)) continue;
         *steps = mu_realloc(*steps, (size_t)n + 1, sizeof **steps);
         int at = n++;
         for (; at > 0 && (*steps)[at - 1] < step; at--) (*steps)[at] = (*steps)[at - 1];
@@ -303,7 +379,7 @@ mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) {
     int n = t->mesh->world->rank == 0 ? mu_checkpoint_list(t->cfg.run.dir, &steps) : 0;
     mu_status status = MU_STATUS_OK;
     for (int i = 0; i < n && steps[i] > t->step && status == MU_STATUS_OK; i++) {
-        char *from = mu_format("%s/checkpoints/step-%08lld", t->cfg.run.dir, (long long)steps[i]);
+        char *from = mu_checkpoint_path(t->cfg.run.dir, steps[i]);
         char *to = aside_name(from);
         status = mu_file_rename(from, to, e);
         if (status == MU_STATUS_OK)
@@ -318,32 +394,63 @@ mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) {
     return mu_agree(t->mesh->world, status, e);
 }
 
-/* Removes what a killed save left, and nothing else. */
+/* ------------------------------------------------------------------ removing
+ * A checkpoint is removed only while nothing is in it that a save does not write: what somebody put there stays. */
+
+static bool is_written_by_save(const char *folder, const char *name) {
+    char shard[MU_SHARD_NAME];
+    struct stat st;
+    char *path = mu_format("%s/%s", folder, name);
+    bool plain = !lstat(path, &st) && S_ISREG(st.st_mode);
+    free(path);
+    mu_shard_name(strncmp(name, "shard-", 6) ? -1 : atoi(name + 6), shard);
+    return plain && (!strcmp(name, "manifest.json") || !strncmp(name, "manifest.json.tmp-", 18) || !strcmp(name, shard));
+}
+
+/* Does the folder hold only what a save writes? Says once what else there is: this is asked at every checkpoint. */
+static bool may_be_removed(const char *folder) {
+    static bool told;
+    bool good = true;
+    DIR *d = opendir(folder);
+    for (struct dirent *f = d ? readdir(d) : NULL; f && good; f = readdir(d)) {
+        good = !strcmp(f->d_name, ".") || !strcmp(f->d_name, "..") || is_written_by_save(folder, f->d_name);
+        if (!good && !told)
+            mu_log(MU_LOG_WARNING, "%s holds %s, which is not muster's: it is not removed", folder, f->d_name);
+    }
+    told |= !good;
+    if (d) closedir(d);
+    return d && good;
+}
+
+/* Removes what a killed save left: step-N.tmp. */
 static mu_status remove_unfinished(const char *folder, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     DIR *d = opendir(folder);
     for (struct dirent *f = d ? readdir(d) : NULL; f && status == MU_STATUS_OK; f = readdir(d)) {
+        int64_t step;
         size_t n = strlen(f->d_name);
-        if (strncmp(f->d_name, "step-", 5) || n < 4 || strcmp(f->d_name + n - 4, ".tmp")) continue;
-        char *path = mu_format("%s/%s", folder, f->d_name);
-        status = mu_file_remove_tree(path, e);
+        char *name = mu_format("%.*s", (int)(n > 4 ? n - 4 : 0), f->d_name), *path = mu_format("%s/%s", folder, f->d_name);
+        if (n > 4 && !strcmp(f->d_name + n - 4, ".tmp") && mu_checkpoint_step(name, &step) && may_be_removed(path))
+            status = mu_file_remove_tree(path, e);
+        free(name);
         free(path);
     }
     if (d) closedir(d);
     return status;
 }
 
-static mu_status prune(const mu_trainer *t, const char *folder, mu_error *e) {
+static mu_status prune(const mu_trainer *t, mu_error *e) {
     const mu_checkpoint_config *cfg = &t->cfg.checkpoint;
     int64_t *steps;
     int n = mu_checkpoint_list(t->cfg.run.dir, &steps);
     mu_status status = MU_STATUS_OK;
     for (int i = (int)cfg->keep; i < n && status == MU_STATUS_OK; i++) {
         if (cfg->keep_every && steps[i] % cfg->keep_every == 0) continue;
-        char *from = mu_format("%s/step-%08lld", folder, (long long)steps[i]),
-             *to = mu_format("%s.tmp", from);
-        status = mu_file_rename(from, to, e); /* half a removal must not look like damage */
-        if (status == MU_STATUS_OK) status = mu_file_remove_tree(to, e);
+        char *from = mu_checkpoint_path(t->cfg.run.dir, steps[i]), *to = mu_format("%s.tmp", from);
+        if (may_be_removed(from) && !mu_file_exists(to)) {
+            status = mu_file_rename(from, to, e); /* half a removal must not look like damage */
+            if (status == MU_STATUS_OK) status = mu_file_remove_tree(to, e);
+        }
         free(from);
         free(to);
     }
@@ -351,19 +458,27 @@ static mu_status prune(const mu_trainer *t, const char *folder, mu_error *e) {
     return status;
 }
 
+/* Makes step-N.tmp. What is there under that name after remove_unfinished is not a save's, and moves out of the way. */
+static mu_status make_unfinished(const char *folder, const char *tmp, mu_error *e) {
+    mu_status status = mu_file_make_dirs(folder, e);
+    if (status == MU_STATUS_OK) status = remove_unfinished(folder, e);
+    if (status == MU_STATUS_OK && mu_file_exists(tmp)) {
+        char *to = aside_name(tmp);
+        status = mu_file_rename(tmp, to, e);
+        if (status == MU_STATUS_OK)
+            mu_log(MU_LOG_WARNING, "%s is in the way of a checkpoint and not muster's: renamed to %s", tmp, to);
+        free(to);
+    }
+    return status == MU_STATUS_OK ? mu_file_make_dirs(tmp, e) : status;
+}
+
 mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) {
     mu_comm *world = t->mesh->world;
-    char *folder = mu_format("%s/checkpoints", t->cfg.run.dir),
-         *final = mu_format("%s/step-%08lld", folder, (long long)t->step);
+    char *folder = mu_format("%s/checkpoints", t->cfg.run.dir), *final = mu_checkpoint_path(t->cfg.run.dir, t->step);
     char *tmp = mu_format("%s.tmp", final);
     mu_manifest m = { 0 };
-    mu_status status = MU_STATUS_OK;
-    if (world->rank == 0) {
-        status = mu_file_make_dirs(folder, e);
-        if (status == MU_STATUS_OK) status = remove_unfinished(folder, e);
-        if (status == MU_STATUS_OK) status = mu_file_make_dirs(tmp, e);
-    }
-    status = mu_agree(world, status, e);
+    mu_status status = mu_agree(world, world->rank == 0 ? make_unfinished(folder, tmp, e) : MU_STATUS_OK, e);
+    bool made = status == MU_STATUS_OK;
     mu_shard mine = { 0 };
     if (status == MU_STATUS_OK) status = write_shard(t, tmp, &mine, e);
     status = mu_agree(world, status, e);
@@ -374,11 +489,11 @@ mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) {
         collect_names(t, &m);
         if (world->rank == 0) {
             status = commit(t, &m, tmp, final, e);
-            if (status == MU_STATUS_OK) status = prune(t, folder, e);
+            if (status == MU_STATUS_OK) status = prune(t, e);
         }
         status = mu_agree(world, status, e);
     }
-    if (status != MU_STATUS_OK && world->rank == 0) (void)!mu_file_remove_tree(tmp, NULL);
+    if (status != MU_STATUS_OK && made && world->rank == 0 && may_be_removed(tmp)) (void)!mu_file_remove_tree(tmp, NULL);
     mu_manifest_free(&m);
     free(folder);
     free(final);
@@ -397,89 +512,112 @@ static mu_status verify_one(mu_comm *world, const char *path, mu_manifest *m, mu
     return status;
 }
 
-static bool names_one_checkpoint(const char *path) {
-    char *manifest = mu_format("%s/manifest.json", path), *copy = mu_strdup(path);
-    size_t n = strlen(copy);
-    while (n > 1 && copy[n - 1] == '/') copy[--n] = '\0';
-    const char *last = strrchr(copy, '/');
-    bool one = mu_file_exists(manifest) || !strncmp(last ? last + 1 : copy, "step-", 5);
+/* Rank 0 looks, all agree. */
+static bool names_one_checkpoint(mu_comm *world, const char *path) {
+    int64_t step;
+    char *manifest = mu_format("%s/manifest.json", path);
+    bool one = mu_checkpoint_step(path, &step) || mu_file_exists(manifest);
     free(manifest);
-    free(copy);
+    mu_broadcast(world, 0, &one, sizeof one);
     return one;
 }
 
-mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, bool *found, mu_error *e) {
-    *found = false;
-    if (names_one_checkpoint(path)) {
-        mu_status status = verify_one(world, path, m, e);
-        *found = status == MU_STATUS_OK;
-        return status;
-    }
-    char *folder = mu_format("%s/checkpoints", path);
-    int64_t *steps = NULL;
-    int n = world->rank == 0 ? mu_checkpoint_list(path, &steps) : 0;
-    mu_status status = n < 0 ? mu_error_set(e, MU_STATUS_IO, "%s cannot be read: %s", folder, strerror(errno))
-                             : MU_STATUS_OK;
+/* The steps of a run's checkpoints, newest first, the same on every rank; *steps heap. Collective, agreed. */
+static mu_status list_all(mu_comm *world, const char *run, int64_t **steps, int *n, mu_error *e) {
+    *steps = NULL;
+    *n = world->rank == 0 ? mu_checkpoint_list(run, steps) : 0;
+    mu_status status = *n < 0 ? mu_error_set(e, MU_STATUS_IO, "%s/checkpoints cannot be read: %s", run, strerror(errno))
+                              : MU_STATUS_OK;
     status = mu_agree(world, status, e);
-    mu_broadcast(world, 0, &n, sizeof n);
-    n = n > 0 ? n : 0;
-    steps = mu_realloc(steps, (size_t)n, sizeof *steps);
-    mu_broadcast(world, 0, steps, (int64_t)sizeof *steps * n);
-    mu_error first = { 0 }, why = { 0 };
+    if (status != MU_STATUS_OK) *n = 0;
+    mu_broadcast(world, 0, n, sizeof *n);
+    *steps = mu_realloc(*steps, (size_t)*n, sizeof **steps);
+    mu_broadcast(world, 0, *steps, (int64_t)sizeof **steps * *n);
+    return status;
+}
+
+static void say_passed_over(mu_comm *world, int64_t step, const mu_error *why) {
+    if (world->rank == 0)
+        mu_log(MU_LOG_WARNING, "checkpoint of step %lld passed over: %s", (long long)step, why->text);
+}
+
+/* Newest checkpoint before step `below` that verifies. *first: what is wrong with the newest of all, if that is known. */
+static mu_status find_below(mu_comm *world, const char *run, int64_t below, mu_error *first, mu_manifest *m, bool *found,
+                            mu_error *e) {
+    int64_t *steps;
+    int n;
+    mu_error why = { 0 };
+    mu_status status = list_all(world, run, &steps, &n, e);
     for (int i = 0; i < n && !*found; i++) {
-        char *one = mu_format("%s/step-%08lld", folder, (long long)steps[i]);
-        status = verify_one(world, one, m, &why);
-        *found = status == MU_STATUS_OK;
-        if (!*found && world->rank == 0)
-            mu_log(MU_LOG_WARNING, "checkpoint of step %lld passed over: %s", (long long)steps[i], why.text);
-        if (!*found && first.status == MU_STATUS_OK) first = why;
+        if (steps[i] >= below) continue;
+        char *one = mu_checkpoint_path(run, steps[i]);
+        *found = verify_one(world, one, m, &why) == MU_STATUS_OK;
+        if (!*found) say_passed_over(world, steps[i], &why);
+        if (!*found && first->status == MU_STATUS_OK) *first = why;
         free(one);
     }
     if (n && !*found)
-        status = mu_error_set(e, MU_STATUS_DATA, "%s holds %d checkpoint%s and none verifies; the newest: %s",
-                              folder, n, n > 1 ? "s" : "", first.text);
+        status = mu_error_set(e, MU_STATUS_DATA, "%s/checkpoints holds %d checkpoint%s and none verifies; the newest: %s",
+                              run, n, n > 1 ? "s" : "", first->text);
     free(steps);
-    free(folder);
     return status;
 }
 
-static mu_status open_shard(const mu_manifest *m, mu_store **stores, int i, mu_error *e) {
-    if (stores[i]) return MU_STATUS_OK;
-    char *path = mu_format("%s/%s", m->path, m->shards[i].name);
-    mu_status status = mu_store_open(&stores[i], path, e);
-    free(path);
+mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, bool *found, mu_error *e) {
+    mu_error first = { 0 };
+    *found = false;
+    if (!names_one_checkpoint(world, path)) return find_below(world, path, INT64_MAX, &first, m, found, e);
+    mu_status status = verify_one(world, path, m, e);
+    *found = status == MU_STATUS_OK;
     return status;
 }
 
-static mu_status read_tensors(mu_trainer *t, const mu_manifest *m, mu_store **stores, bool training,
-                              mu_error *e) {
-    mu_params *ps = t->model->params;
-    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
-        int shard = mu_manifest_find(m, u->name);
-        if (shard < 0) return mu_error_set(e, MU_STATUS_DATA, "%s holds no tensor %s", m->path, u->name);
-        mu_status status = open_shard(m, stores, shard, e);
-        if (status == MU_STATUS_OK) status = read_unit(t, stores[shard], u, training, e);
-        if (status != MU_STATUS_OK) return status;
-    }
-    mu_params_publish(ps);
-    return MU_STATUS_OK;
+mu_status mu_checkpoint_fall_back(mu_comm *world, const char *path, mu_manifest *m, mu_error *e) {
+    mu_error first = *e;
+    int64_t step = m->step;
+    bool found = false;
+    if (names_one_checkpoint(world, path)) return e->status;
+    say_passed_over(world, step, &first);
+    mu_manifest_free(m);
+    return find_below(world, path, step, &first, m, &found, e);
+}
+
+mu_status mu_checkpoint_load_state(mu_trainer *t, const mu_manifest *m, mu_error *e) {
+    source from = { m, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)) };
+    mu_status status = mu_store_finish(from.stores[0], read_state(t, &from, e), e);
+    free(from.stores);
+    return status;
 }
 
 mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training, mu_error *e) {
-    mu_store **stores = mu_alloc((size_t)m->n_shards, sizeof(mu_store *));
+    source from = { m, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)) };
+    mu_params *ps = t->model->params;
     mu_status status = MU_STATUS_OK;
+    t->step = m->step;
     if (strcmp(m->tokenizer, mu_tokenizer_name(t->tokenizer)))
         status = mu_error_set(e, MU_STATUS_DATA, "%s was made with the tokenizer '%s', not with '%s'",
                               m->path, m->tokenizer, mu_tokenizer_name(t->tokenizer));
-    if (status == MU_STATUS_OK) status = read_tensors(t, m, stores, training, e);
-    if (status == MU_STATUS_OK) status = open_shard(m, stores, 0, e);
-    if (status == MU_STATUS_OK) status = read_bias(t, stores[0], e);
-    if (status == MU_STATUS_OK && training) status = read_state(t, stores[0], e);
-    if (status == MU_STATUS_OK) t->step = m->step;
+    for (mu_unit *u = mu_unit_next(ps, NULL); u && status == MU_STATUS_OK; u = mu_unit_next(ps, u))
+        status = read_unit(t, &from, u, training, e);
+    if (status == MU_STATUS_OK) mu_params_publish(ps);
+    if (status == MU_STATUS_OK) status = read_bias(t, &from, e);
+    if (status == MU_STATUS_OK && training) status = read_state(t, &from, e);
     for (int i = 0; i < m->n_shards; i++)
-        status = mu_store_finish(stores[i], status, e);
-    free(stores);
+        status = mu_store_finish(from.stores[i], status, e);
+    free(from.stores);
     return mu_agree(t->mesh->world, status, e);
+}
+
+mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manifest *m, mu_error *e) {
+    t->mesh = mesh;
+    mu_status status = mu_config_load_text(&t->cfg, &t->options, m->path, m->config, 0, NULL, e);
+    if (status != MU_STATUS_OK) return status;
+    t->tokenizer = mu_tokenizer_open(m->tokenizer);
+    t->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
+    t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev, mesh);
+    t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
+    mu_roll_init(&t->roll, t->model->n_moe, (int)t->cfg.moe.num_experts);
+    return MU_STATUS_OK;
 }
 
 /* ------------------------------------------------------------------ may it go on? */

@@ -5,17 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, bool with_data, int n_overrides,
-                             char *const *overrides, mu_manifest *m, mu_error *e) {
-    bool found = false;
-    mu_status status = mesh->world->rank == 0 && !mu_file_exists(path)
-                           ? mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such run or checkpoint", path)
-                           : MU_STATUS_OK;
-    status = mu_agree(mesh->world, status, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_find(mesh->world, path, m, &found, e);
-    if (status != MU_STATUS_OK) return status;
-    if (!found) return mu_error_set(e, MU_STATUS_DATA, "%s holds no checkpoint", path);
-    status = mu_config_load_text(&t->cfg, &t->options, m->path, m->config, n_overrides, overrides, e);
+/* The model of *m's configuration, with its weights. */
+static mu_status open_model(mu_trainer *t, mu_mesh *mesh, bool with_data, int n_overrides, char *const *overrides,
+                            const mu_manifest *m, bool *opened, mu_error *e) {
+    *opened = false;
+    mu_status status = mu_config_load_text(&t->cfg, &t->options, m->path, m->config, n_overrides, overrides, e);
     status = mu_agree(mesh->world, status, e);
     if (status != MU_STATUS_OK) {
         mu_config_free(&t->cfg, &t->options);
@@ -31,8 +25,28 @@ mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, boo
         mu_error_set(e, status, "%s; if texts have moved, add data.train='[{domain: %s, path: ...}, ...]'",
                      why.text, t->cfg.data.train.list[0].domain);
     }
-    if (status == MU_STATUS_OK) status = mu_checkpoint_load(t, m, false, e);
-    return status;
+    *opened = status == MU_STATUS_OK;
+    return status == MU_STATUS_OK ? mu_checkpoint_load(t, m, false, e) : status;
+}
+
+mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, bool with_data, int n_overrides,
+                             char *const *overrides, mu_manifest *m, mu_error *e) {
+    bool found = false, opened;
+    mu_status status = mesh->world->rank == 0 && !mu_file_exists(path)
+                           ? mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such run or checkpoint", path)
+                           : MU_STATUS_OK;
+    status = mu_agree(mesh->world, status, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_find(mesh->world, path, m, &found, e);
+    if (status != MU_STATUS_OK) return status;
+    if (!found) return mu_error_set(e, MU_STATUS_DATA, "%s holds no checkpoint", path);
+    for (;;) {
+        status = open_model(t, mesh, with_data, n_overrides, overrides, m, &opened, e);
+        if (!opened || status != MU_STATUS_DATA) return status;
+        status = mu_checkpoint_fall_back(mesh->world, path, m, e); /* weights that are no weights */
+        if (status != MU_STATUS_OK) return status;
+        mu_trainer_close(t);
+        *t = (mu_trainer){ 0 };
+    }
 }
 
 static mu_status check_arguments(int argc, char **argv, mu_error *e) {

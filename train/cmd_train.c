@@ -123,10 +123,23 @@ static mu_status choose_start(const mu_trainer *t, const char *resume, mu_manife
 
 static bool quiet(const mu_trainer *t) { return t->cfg.log.progress == MU_LOG_PROGRESS_QUIET; }
 
-static mu_status resume_from(mu_trainer *t, const mu_manifest *m, mu_error *e) {
+/* Loads *m, or where its content is not plausible an older one of the run `from`. */
+static mu_status load_newest(mu_trainer *t, const char *from, mu_manifest *m, char **notes, mu_error *e) {
+    for (;;) {
+        mu_status status = mu_agree(t->mesh->world, mu_checkpoint_compare(t, m, notes, e), e);
+        if (status != MU_STATUS_OK) return status;
+        status = mu_checkpoint_load(t, m, true, e);
+        if (status != MU_STATUS_DATA) return status;
+        status = mu_checkpoint_fall_back(t->mesh->world, from, m, e);
+        if (status != MU_STATUS_OK) return status;
+        free(*notes);
+        *notes = NULL;
+    }
+}
+
+static mu_status resume_from(mu_trainer *t, const char *from, mu_manifest *m, mu_error *e) {
     char *notes = NULL;
-    mu_status status = mu_agree(t->mesh->world, mu_checkpoint_compare(t, m, &notes, e), e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_load(t, m, true, e);
+    mu_status status = load_newest(t, from, m, &notes, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_set_aside(t, e);
     if (status == MU_STATUS_OK && t->mesh->world->rank == 0) {
         mu_print("resuming from %s (step %lld, written by %d rank%s)\n", m->path, (long long)m->step, m->ranks,
@@ -351,7 +364,8 @@ static mu_status train(mu_trainer *t, const arguments *a, int argc, char **argv,
     if (status == MU_STATUS_OK) status = choose_start(t, a->resume, &m, &found, e);
     if (status == MU_STATUS_OK && found) status = mu_agree(t->mesh->world, mu_checkpoint_inherit(t, &m, e), e);
     if (status == MU_STATUS_OK) status = mu_trainer_open(t, t->mesh, true, e);
-    if (status == MU_STATUS_OK && found) status = resume_from(t, &m, e);
+    if (status == MU_STATUS_OK && found)
+        status = resume_from(t, strcmp(a->resume, "auto") ? a->resume : t->cfg.run.dir, &m, e);
     if (status == MU_STATUS_OK) status = mu_run_describe(t, argc, argv, e);
     if (status == MU_STATUS_OK && root) status = mu_metrics_open(&l.metrics, t, e);
     status = mu_agree(t->mesh->world, status, e);

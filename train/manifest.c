@@ -6,10 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Version 1 has no val_split: its runs split at the tail. */
-enum { FORMAT_VERSION = 2, OLDEST_VERSION = 1 };
+/* Version 1 has no val_split: its runs split at the tail. VALUES_MAX: a tensor's name and shard are one value; a
+ * configuration has commas, too. */
+enum { FORMAT_VERSION = 2, OLDEST_VERSION = 1, RANKS_MAX = 1 << 20, VALUES_MAX = 2 * MU_MODEL_TENSORS_MAX };
 static const char *const val_splits[] = { [MU_VAL_DOCUMENTS] = "documents", [MU_VAL_TAIL] = "tail" };
 static const size_t LARGEST = (size_t)64 << 20;
+
+void mu_shard_name(int shard, char name[MU_SHARD_NAME]) { snprintf(name, MU_SHARD_NAME, "shard-%04d.h5", shard); }
 
 void mu_manifest_free(mu_manifest *m) {
     free(m->config);
@@ -76,6 +79,7 @@ static int by_name(const void *a, const void *b) { return strcmp(a, b); } /* the
 static bool read_tensors(mu_manifest *m, json_t *table) {
     const char *name;
     json_t *shard;
+    if (json_object_size(table) > MU_MODEL_TENSORS_MAX) return false;
     m->n_tensors = (int)json_object_size(table);
     m->tensors = mu_alloc((size_t)m->n_tensors, sizeof *m->tensors);
     int i = 0;
@@ -91,19 +95,29 @@ static bool read_tensors(mu_manifest *m, json_t *table) {
     return true;
 }
 
+/* One shard a rank of an expert group, each under its own name: none is listed twice, none is elsewhere. */
 static bool read_shards(mu_manifest *m, json_t *list) {
-    m->n_shards = (int)json_array_size(list);
+    if ((int64_t)json_array_size(list) != m->ep) return false;
+    m->n_shards = m->ep;
     m->shards = mu_alloc((size_t)m->n_shards, sizeof *m->shards);
     for (int i = 0; i < m->n_shards; i++) {
         json_t *s = json_array_get(list, (size_t)i), *bytes = json_object_get(s, "bytes");
-        if (!copy_string(s, "name", m->shards[i].name, sizeof m->shards[i].name) ||
-            strchr(m->shards[i].name, '/') ||
-            !copy_string(s, "xxh3_128", m->shards[i].hash, sizeof m->shards[i].hash) ||
-            !json_is_integer(bytes))
+        char name[sizeof m->shards[i].name];
+        mu_shard_name(i, name);
+        if (!copy_string(s, "name", m->shards[i].name, sizeof m->shards[i].name) || strcmp(m->shards[i].name, name) ||
+            !copy_string(s, "xxh3_128", m->shards[i].hash, sizeof m->shards[i].hash) || !json_is_integer(bytes) ||
+            json_integer_value(bytes) < 0)
             return false;
         m->shards[i].bytes = json_integer_value(bytes);
     }
-    return m->n_shards > 0;
+    return true;
+}
+
+/* An integer from `least` to `most`, or `least` - 1. */
+static int64_t read_integer(const json_t *root, const char *key, int64_t least, int64_t most) {
+    json_t *value = json_object_get(root, key);
+    json_int_t n = json_integer_value(value);
+    return json_is_integer(value) && n >= least && n <= most ? n : least - 1;
 }
 
 static bool read_val_split(mu_manifest *m, json_t *root) {
@@ -123,50 +137,94 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
             "%s: format \"%s\" version %lld; this program reads \"muster-checkpoint\" versions %d to %d", path,
             format, (long long)version, OLDEST_VERSION, FORMAT_VERSION);
     const char *config = json_string_value(json_object_get(root, "config"));
-    m->step = json_integer_value(json_object_get(root, "step"));
-    m->ranks = (int)json_integer_value(json_object_get(root, "ranks"));
-    m->ep = (int)json_integer_value(json_object_get(root, "ep"));
-    if (!config || m->step < 0 || !copy_string(root, "dtype", m->dtype, sizeof m->dtype) ||
+    m->step = read_integer(root, "step", 0, INT64_MAX);
+    m->ranks = (int)read_integer(root, "ranks", 1, RANKS_MAX);
+    m->ep = (int)read_integer(root, "ep", 1, RANKS_MAX);
+    if (!config || m->step < 0 || m->ranks < 1 || m->ep < 1 || !copy_string(root, "dtype", m->dtype, sizeof m->dtype) ||
         !copy_string(root, "tokenizer", m->tokenizer, sizeof m->tokenizer) ||
         !copy_string(root, "data_fingerprint", m->fingerprint, sizeof m->fingerprint) ||
         !read_val_split(m, root) ||
         !read_shards(m, json_object_get(root, "shards")) ||
         !read_tensors(m, json_object_get(root, "tensors")))
-        return mu_error_set(e, MU_STATUS_DATA, "%s: a field is missing or has the wrong type", path);
+        return mu_error_set(e, MU_STATUS_DATA, "%s: a field is missing, out of its range or of the wrong type", path);
     m->config = mu_strdup(config);
     return MU_STATUS_OK;
 }
 
+/* Does all else agree with the configuration? Asked before a model of that configuration takes any memory. */
+static mu_status check_config(const mu_manifest *m, const mu_config *c, const char *path, mu_error *e) {
+    bool f64 = !strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64));
+    mu_tokenizer *tokenizer = mu_tokenizer_open(m->tokenizer);
+    if (!tokenizer) return mu_error_set(e, MU_STATUS_DATA, "%s: there is no tokenizer '%s'", path, m->tokenizer);
+    mu_model_size size = mu_model_measure(&c->model, &c->moe, mu_tokenizer_vocab_size(tokenizer), c->train.seq_len);
+    mu_tokenizer_close(tokenizer);
+    if (!f64 && strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F32)))
+        return mu_error_set(e, MU_STATUS_DATA, "%s: dtype '%s'; a checkpoint is f32 or f64", path, m->dtype);
+    if (m->step > c->train.steps)
+        return mu_error_set(e, MU_STATUS_DATA, "%s: step %lld, but train.steps is %lld", path, (long long)m->step,
+                            (long long)c->train.steps);
+    if (m->ranks % m->ep || (c->moe.num_experts ? c->moe.num_experts % m->ep != 0 : m->ep != 1))
+        return mu_error_set(e, MU_STATUS_DATA, "%s: ep %d fits neither %d ranks nor moe.num_experts %lld", path, m->ep,
+                            m->ranks, (long long)c->moe.num_experts);
+    if (m->n_tensors != size.tensors)
+        return mu_error_set(e, MU_STATUS_DATA, "%s names %d tensors; the model of its configuration has %lld", path,
+                            m->n_tensors, (long long)size.tensors);
+    double bytes = 0, least = 3.0 * (double)size.total * (f64 ? 8 : 4); /* weights and two moments, not compressed */
+    for (int i = 0; i < m->n_shards; i++) bytes += (double)m->shards[i].bytes;
+    if (bytes < least)
+        return mu_error_set(e, MU_STATUS_DATA, "%s: shards of %.0f bytes; the model of its configuration takes %.0f", path,
+                            bytes, least);
+    return MU_STATUS_OK;
+}
+
+static mu_status read_config(const mu_manifest *m, const char *path, mu_error *e) {
+    mu_config config;
+    mu_options options;
+    mu_error why;
+    mu_status status = mu_config_load_text(&config, &options, "its configuration", m->config, 0, NULL, &why);
+    if (status == MU_STATUS_OK) status = check_config(m, &config, path, e);
+    else status = mu_error_set(e, MU_STATUS_DATA, "%s: %s", path, why.text);
+    mu_config_free(&config, &options);
+    return status;
+}
+
 /* A folder that says step-N must hold step N: a copy under another name would otherwise pass for the newest. */
 static mu_status check_folder_name(const mu_manifest *m, const char *path, mu_error *e) {
-    size_t n = strlen(m->path);
-    while (n > 1 && m->path[n - 1] == '/') n--;
-    while (n > 0 && m->path[n - 1] != '/') n--;
-    long long step;
-    if (sscanf(m->path + n, "step-%lld", &step) != 1 || step == m->step) return MU_STATUS_OK;
+    int64_t step;
+    if (!mu_checkpoint_step(m->path, &step) || step == m->step) return MU_STATUS_OK;
     return mu_error_set(e, MU_STATUS_DATA, "%s is the manifest of step %lld, not of step %lld", path,
-                        (long long)m->step, step);
+                        (long long)m->step, (long long)step);
+}
+
+/* Parsing makes a hundred bytes of each value, so values are counted before: by what separates them. */
+static bool has_too_many_values(const char *text) {
+    size_t n = 0;
+    for (const char *at = text; (at = strpbrk(at, ",[{")) && n <= VALUES_MAX; at++) n++;
+    return n > VALUES_MAX;
+}
+
+static mu_status parse(mu_manifest *m, const char *text, const char *path, mu_error *e) {
+    json_error_t problem = { .text = "more values than a checkpoint has" };
+    json_t *root = has_too_many_values(text) ? NULL : json_loads(text, JSON_REJECT_DUPLICATES, &problem);
+    mu_status status = root ? fill(m, root, path, e) : mu_error_set(e, MU_STATUS_DATA, "%s: %s", path, problem.text);
+    json_decref(root);
+    if (status == MU_STATUS_OK) status = read_config(m, path, e);
+    return status == MU_STATUS_OK ? check_folder_name(m, path, e) : status;
 }
 
 mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) {
     *m = (mu_manifest){ 0 };
-    snprintf(m->path, sizeof m->path, "%s", checkpoint);
+    if (snprintf(m->path, sizeof m->path, "%s", checkpoint) >= (int)sizeof m->path)
+        return mu_error_set(e, MU_STATUS_DATA, "%s: a path of more than %zu bytes", checkpoint, sizeof m->path - 1);
     char *path = mu_format("%s/manifest.json", checkpoint), *text = NULL;
     size_t bytes = 0;
     mu_status status = mu_file_read(path, LARGEST, &text, &bytes, e);
-    if (status == MU_STATUS_NOINPUT) status = mu_error_set(e, MU_STATUS_DATA, "%s is missing", path);
+    if (status == MU_STATUS_NOINPUT && !mu_file_exists(path)) mu_error_set(e, status, "%s is missing", path);
+    if (status == MU_STATUS_NOINPUT) e->status = status = MU_STATUS_DATA;
     if (status == MU_STATUS_OK && !first_line_is_whole(text, bytes))
         status = mu_error_set(e, MU_STATUS_DATA,
                               "%s is damaged: its second line is not the hash of the first", path);
-    json_t *root = NULL;
-    if (status == MU_STATUS_OK) {
-        json_error_t problem;
-        root = json_loads(text, JSON_REJECT_DUPLICATES, &problem);
-        status = root ? fill(m, root, path, e)
-                      : mu_error_set(e, MU_STATUS_DATA, "%s: %s", path, problem.text);
-        if (status == MU_STATUS_OK) status = check_folder_name(m, path, e);
-    }
-    json_decref(root);
+    if (status == MU_STATUS_OK) status = parse(m, text, path, e);
     free(text);
     free(path);
     if (status != MU_STATUS_OK) mu_manifest_free(m);
@@ -184,7 +242,8 @@ static mu_status verify_shard(const mu_manifest *m, const mu_shard *s, mu_error 
     char hex[33], *path = mu_format("%s/%s", m->path, s->name);
     int64_t bytes = 0;
     mu_status status = mu_file_hash(path, hex, &bytes, e);
-    if (status != MU_STATUS_OK) status = mu_error_set(e, MU_STATUS_DATA, "%s is missing or unreadable", path);
+    if (status == MU_STATUS_NOINPUT && !mu_file_exists(path)) mu_error_set(e, status, "%s is missing", path);
+    if (status != MU_STATUS_OK) e->status = status = MU_STATUS_DATA;
     else if (bytes != s->bytes)
         status = mu_error_set(e, MU_STATUS_DATA, "%s is damaged: %lld bytes, the manifest says %lld", path,
                               (long long)bytes, (long long)s->bytes);

@@ -71,7 +71,9 @@ double mu_evaluate(mu_trainer *t, int64_t most, mu_domain_loss *results);
 
 /* ------------------------------------------------------------------ checkpoints (checkpoint.c, manifest.c)
  * RUN/checkpoints/step-N/: manifest.json, shard-0000.h5, ... Committed by renaming step-N.tmp. */
-typedef struct { char name[32]; int64_t bytes; char hash[33]; } mu_shard;
+enum { MU_SHARD_NAME = 32 };
+typedef struct { char name[MU_SHARD_NAME]; int64_t bytes; char hash[33]; } mu_shard;
+void mu_shard_name(int shard, char name[MU_SHARD_NAME]);           /* shard-0000.h5 */
 typedef struct {
     char path[768];                 /* of the checkpoint's folder */
     int64_t step;
@@ -92,6 +94,13 @@ int  mu_manifest_find(const mu_manifest *m, const char *tensor);    /* shard, or
 /* Sizes and hashes of all shards, or of those with number % of == part. MU_STATUS_DATA names the first damage. Local. */
 mu_status mu_manifest_verify(const mu_manifest *m, int part, int of, mu_error *e) MU_MUST_USE;
 
+/* The name of a checkpoint's folder, step-00000200, and where it stands in a run; heap. Only a name that is written so
+ * counts: a folder step-200 or step-+200 is somebody else's. */
+enum { MU_CHECKPOINT_NAME = 32 };
+void mu_checkpoint_name(int64_t step, char name[MU_CHECKPOINT_NAME]);
+char *mu_checkpoint_path(const char *run, int64_t step);
+bool mu_checkpoint_step(const char *path, int64_t *step);           /* does the path end in such a name? */
+
 /* Writes checkpoint `t->step` and removes what `keep` no longer wants. Collective, agreed. */
 mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) MU_MUST_USE;
 /* Newest checkpoint of the run that verifies (its shards shared out over the ranks); passes over damaged
@@ -104,8 +113,18 @@ int mu_checkpoint_list(const char *run, int64_t **steps);
 /* Renames checkpoints beyond t->step, damaged or of a course that is left, to step-N.aside, so that they are never
  * taken for the newest. Collective, agreed. */
 mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) MU_MUST_USE;
-/* Weights, and with `training` everything a resumed run needs. Collective, agreed. */
+/* After *m could not be loaded, for the reason in *e (MU_STATUS_DATA): says so and finds an older one, so that a checkpoint
+ * that hashes right and says nonsense stops no run. Returns e's status where there is none, or `path` names one
+ * checkpoint. Collective, agreed. */
+mu_status mu_checkpoint_fall_back(mu_comm *world, const char *path, mu_manifest *m, mu_error *e) MU_MUST_USE;
+/* Weights, and with `training` everything a resumed run needs. Every value is in its range, else MU_STATUS_DATA.
+ * Collective, agreed. */
 mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training, mu_error *e) MU_MUST_USE;
+/* Opens the model and optimizer of a checkpoint's own configuration on the shape device, where nothing is computed or
+ * stored: loading into it checks the checkpoint. Local, `mesh` has one rank; mu_trainer_close may follow any outcome. */
+mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manifest *m, mu_error *e) MU_MUST_USE;
+/* Only the state beside the tensors (step, loader, expert statistics), checked likewise. Local. */
+mu_status mu_checkpoint_load_state(mu_trainer *t, const mu_manifest *m, mu_error *e) MU_MUST_USE;
 /* Before the trainer opens: derived values of the configuration become the checkpoint's (mu_config_inherit). Local. */
 mu_status mu_checkpoint_inherit(mu_trainer *t, const mu_manifest *m, mu_error *e) MU_MUST_USE;
 /* May this configuration go on from that checkpoint? MU_STATUS_CONFIG lists what may not change; *notes

@@ -18,6 +18,7 @@ static void check_counts(const mu_model_config *cfg, const mu_moe_config *moe) {
     }
     mu_model_size size = mu_model_measure(cfg, moe, TINY_V, TINY_S);
     assert_int_equal(size.total, total);
+    assert_int_equal(size.tensors, m->params->n_global_units);
     if (moe->num_experts) per_expert = per_expert / moe->num_experts * (moe->num_experts - moe->top_k);
     assert_int_equal(size.active, total - per_expert);
     mu_model_free(m);
@@ -166,6 +167,7 @@ static void unsound_configurations_stop(void **state) {
     MODEL_STOPS("moe.z_loss_coeff: 0.5 needs `score_func: softmax`", moe.score_func = MU_MOE_SCORE_SIGMOID, moe.z_loss_coeff = 0.5);
     MODEL_STOPS("moe.first_k_dense: 3 is more than model.num_layers 2", moe.first_k_dense = 3);
     MODEL_STOPS("leaves none of the 2 layers", moe.moe_layer_freq = 3);
+    MODEL_STOPS("more than 2^19", cfg.num_layers = 1024, moe.num_experts = 65536);
     MODEL_STOPS("more than 2^40", cfg.hidden_size = 1048576, moe.moe_ffn_hidden_size = 1048576);
     STOPS("a vocabulary of 0 ids", mu_model_new(&good, &good_moe, 0, 5, dev, mesh_alone()));
     STOPS("a device and a mesh", mu_model_new(&good, &good_moe, TINY_V, 5, dev, NULL));

@@ -117,7 +117,7 @@ for change in 's/"version":1/"version":2/' 's/"step":12/"step":-1/' 's/"step":12
     fresh
     resign "$change"
     case $change in
-    *'"\/x":0'*) refused shard-0000 "a manifest changed by $change" ;;
+    *'"\/x":0'*) refused manifest "a manifest changed by $change" ;;
     *hidden_size* | *tokenizer* | *num_experts*)
         expect 65 "generate from a manifest changed by $change" on 1 "$MUSTER" generate $newest --prompt x --tokens 1 ;;
     *) refused manifest "a manifest changed by $change" ;;

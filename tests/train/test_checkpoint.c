@@ -1,0 +1,364 @@
+/* test_checkpoint.c - what is in a checkpoint beside its hashes: every value has a range, resume and verify refuse the
+ * same, an older checkpoint takes over, and nothing is removed that a save did not write. */
+#include "train/train.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+static char folder[] = "checkpoints-XXXXXX";
+static mu_error e;
+
+static int make_folder(void **state) {
+    (void)state;
+    return mkdtemp(folder) && !chdir(folder) ? 0 : -1;
+}
+
+static int remove_folder(void **state) {
+    (void)state;
+    return chdir("..") || mu_file_remove_tree(folder, NULL) ? -1 : 0;
+}
+
+static void assert_ok(mu_status status) {
+    if (status) fail_msg("status %d: %s", status, e.text);
+}
+
+static void assert_error(mu_status status, mu_status expected, const char *text) {
+    if (status != expected || e.status != expected) fail_msg("status %d, not %d: %s", status, expected, e.text);
+    if (!strstr(e.text, text)) fail_msg("no \"%s\" in: %s", text, e.text);
+}
+
+static mu_trainer *trainer_new(const char *moe) {
+    mu_trainer *t = mu_alloc(1, sizeof *t);
+    char *text = mu_format(
+        "run: {dir: run, seed: 7}\n"
+        "model: {hidden_size: 8, num_layers: 2, num_heads: 2, max_seq_len: 8}\n"
+        "data: {train: [{domain: a, path: synthetic}]}\n"
+        "train: {steps: 40, global_batch_size: 2, seq_len: 8, threads: 1}\n"
+        "checkpoint: {keep: 3}\n"
+        "moe: {top_k: 2, moe_ffn_hidden_size: 4, %s}\n", moe);
+    assert_ok(mu_config_load_text(&t->cfg, &t->options, "test", text, 0, NULL, &e));
+    assert_ok(mu_trainer_open(t, mu_mesh_alone(), true, &e));
+    free(text);
+    return t;
+}
+
+static void trainer_free(mu_trainer *t) {
+    mu_mesh *mesh = t->mesh;
+    mu_trainer_close(t);
+    mu_mesh_close(mesh);
+    free(t);
+}
+
+static void steps_and_save(mu_trainer *t, int64_t until) {
+    while (t->step < until) assert_true(mu_trainer_step(t, false).finite);
+    assert_ok(mu_checkpoint_save(t, &e));
+}
+
+/* As `muster verify`. */
+static mu_status verify(const char *path) {
+    mu_mesh *mesh = mu_mesh_alone();
+    mu_manifest m;
+    mu_trainer t = { 0 };
+    mu_status status = mu_manifest_read(&m, path, &e);
+    if (!status) status = mu_manifest_verify(&m, 0, 1, &e);
+    if (!status) status = mu_checkpoint_open_shape(&t, mesh, &m, &e);
+    if (!status) status = mu_checkpoint_load(&t, &m, true, &e);
+    mu_trainer_close(&t);
+    mu_mesh_close(mesh);
+    mu_manifest_free(&m);
+    return status;
+}
+
+/* As a run that resumes. */
+static mu_status load(mu_trainer *t, const char *path) {
+    mu_manifest m;
+    bool found;
+    mu_status status = mu_checkpoint_find(t->mesh->world, path, &m, &found, &e);
+    if (!status) status = mu_checkpoint_load(t, &m, true, &e);
+    mu_manifest_free(&m);
+    return status;
+}
+
+/* ---------------------------------------------------------------- values */
+
+static const char *const bad_state[][2] = {     /* what is changed before the saving, and what the message says */
+    { "roll steps negative", "/state/roll/steps holds -5 at 0, which must be in [3, 3]" },
+    { "roll steps large", "/state/roll/steps" },
+    { "ring negative", "/state/roll/ring holds -1 at 0" },
+    { "ring large", "/state/roll/ring" },
+    { "total off by one", "MoE layer 0, expert 0: the steps of the window do not add up" },
+    { "total negative", "/state/roll/total holds -1" },
+    { "previous negative", "/state/roll/previous holds -1" },
+    { "loader ahead", "/state/loader holds 7 at 1, which must be in [0, 6]" },
+    { "optimizer steps negative", "/optim/steps/norm/weight holds -1" },
+    { "optimizer steps ahead", "/optim/steps/norm/weight holds 4" },
+    { "second moment negative", "/optim/v/norm/weight holds a value that is negative at 0" },
+    { "first moment infinite", "/optim/m/norm/weight holds a value that is not finite at 0" },
+    { "weight not a number", "/norm/weight holds a value that is not finite at 0" },
+    { "bias infinite", "/layers/1/mlp/gate/e_score_correction_bias holds a value that is not finite at 1" },
+};
+
+static void spoil(mu_trainer *t, const char *how) {
+    mu_unit *u = mu_params_find(t->model->params, "/norm/weight");
+    mu_sample sample;
+    double *const values = (double[]){ NAN, -1.0, INFINITY };
+    if (!strcmp(how, "roll steps negative")) t->roll.steps = -5;
+    else if (!strcmp(how, "roll steps large")) t->roll.steps = INT64_MAX - 1;
+    else if (!strcmp(how, "ring negative")) t->roll.ring[0] = -1;
+    else if (!strcmp(how, "ring large")) t->roll.ring[0] = t->roll.total[0] = INT64_MAX;
+    else if (!strcmp(how, "total off by one")) t->roll.total[0]++;
+    else if (!strcmp(how, "total negative")) t->roll.total[0] = -1;
+    else if (!strcmp(how, "previous negative")) t->roll.previous[0] = -1;
+    else if (!strcmp(how, "loader ahead")) mu_loader_next(t->loader, 1, &sample);
+    else if (!strcmp(how, "optimizer steps negative")) mu_adamw_steps_set(t->opt, u, -1);
+    else if (!strcmp(how, "optimizer steps ahead")) mu_adamw_steps_set(t->opt, u, 4);
+    else if (!strcmp(how, "second moment negative"))
+        mu_reals_set(t->dev, t->dev->fine, mu_adamw_moment(t->opt, u, 1), 1, &values[1]);
+    else if (!strcmp(how, "first moment infinite"))
+        mu_reals_set(t->dev, t->dev->fine, mu_adamw_moment(t->opt, u, 0), 1, &values[2]);
+    else if (!strcmp(how, "weight not a number"))
+        mu_reals_set(t->dev, t->dev->fine, mu_unit_data(u), 1, &values[0]);
+    else if (!strcmp(how, "bias infinite")) t->model->blocks[1].moe.bias[1] = -INFINITY;
+    else fail_msg("%s", how);
+}
+
+/* Two good checkpoints, then one that hashes right and holds what no run makes: verify and resume refuse it in the same
+ * words, and a run goes on from the one before as if it had never been. */
+static void values_have_ranges(void **state) {
+    (void)state;
+    static const char *const newest = "run/checkpoints/step-00000003", *const before = "run/checkpoints/step-00000002";
+    for (size_t i = 0; i < sizeof bad_state / sizeof *bad_state; i++) {
+        mu_trainer *t = trainer_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
+        steps_and_save(t, 2);
+        double loss = mu_trainer_step(t, false).loss;
+        assert_ok(mu_checkpoint_save(t, &e));
+        assert_ok(verify(newest));
+        spoil(t, bad_state[i][0]);
+        assert_ok(mu_file_remove_tree(newest, &e));
+        assert_ok(mu_checkpoint_save(t, &e));
+        trainer_free(t);
+
+        assert_error(verify(newest), MU_STATUS_DATA, bad_state[i][1]);
+        assert_non_null(strstr(e.text, "step-00000003/shard-0000.h5"));
+        t = trainer_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
+        assert_error(load(t, newest), MU_STATUS_DATA, bad_state[i][1]);
+
+        mu_manifest m;
+        bool found = false;
+        assert_ok(mu_checkpoint_find(t->mesh->world, "run", &m, &found, &e));
+        assert_int_equal(m.step, 3);
+        assert_int_equal(mu_checkpoint_load(t, &m, true, &e), MU_STATUS_DATA);
+        assert_error(mu_checkpoint_fall_back(t->mesh->world, newest, &m, &e), MU_STATUS_DATA, bad_state[i][1]);
+        assert_ok(mu_checkpoint_fall_back(t->mesh->world, "run", &m, &e));
+        assert_string_equal(m.path, before);
+        assert_ok(mu_checkpoint_load(t, &m, true, &e));
+        assert_true(mu_trainer_step(t, false).loss == loss);
+        mu_error_set(&e, MU_STATUS_DATA, "nonsense");
+        assert_error(mu_checkpoint_fall_back(t->mesh->world, "run", &m, &e), MU_STATUS_DATA,
+                     "2 checkpoints and none verifies; the newest: nonsense");
+        trainer_free(t);
+        assert_ok(mu_file_remove_tree("run", &e));
+    }
+}
+
+/* A dense model has no experts to count, and the window is longer than the run, then shorter. */
+static void sound_checkpoints_load(void **state) {
+    (void)state;
+    static const char *const moes[] = { "num_experts: 0", "num_experts: 4, num_shared_experts: 1", "num_experts: 2, moe_layer_freq: 2",
+                                        "num_experts: 4, capacity_factor: 0.5, force_skew: true" };
+    for (size_t i = 0; i < sizeof moes / sizeof *moes; i++) {
+        mu_trainer *t = trainer_new(moes[i]);
+        int64_t *counts = mu_alloc((size_t)(t->roll.layers * t->roll.experts) + 1, sizeof *counts);
+        steps_and_save(t, 3);
+        assert_ok(verify("run/checkpoints/step-00000003"));
+        assert_ok(load(t, "run"));
+        for (int64_t step = 3; step < 2 * MU_ROLL_WINDOW; step++) {
+            for (int j = 0; j < t->roll.layers * t->roll.experts; j++) counts[j] = (step + j) % 5;
+            mu_roll_take(&t->roll, counts);
+        }
+        assert_ok(mu_roll_check(&t->roll, &e));
+        free(counts);
+        trainer_free(t);
+        assert_ok(mu_file_remove_tree("run", &e));
+    }
+}
+
+/* ---------------------------------------------------------------- the manifest against the rest */
+
+typedef void change(mu_manifest *m);
+static void later_step(mu_manifest *m) { m->step = 4; }
+static void step_beyond(mu_manifest *m) { m->step = INT64_MAX; }
+static void other_ep(mu_manifest *m) { m->ep = 2; }
+static void no_ranks(mu_manifest *m) { m->ranks = 0; }
+static void other_dtype(mu_manifest *m) { strcpy(m->dtype, "i32"); }
+static void fewer_tensors(mu_manifest *m) { m->n_tensors--; }
+static void shard_twice(mu_manifest *m) {
+    m->ep = m->ranks = 2, m->n_shards = 2;
+    m->shards = mu_realloc(m->shards, 2, sizeof *m->shards);
+    m->shards[1] = m->shards[0];
+}
+static void shard_elsewhere(mu_manifest *m) { strcpy(m->shards[0].name, "../x/shard-0000.h5"); }
+static void config_says(mu_manifest *m, const char *from, const char *to) {
+    char *at = strstr(m->config, from);
+    assert_non_null(at);
+    char *text = mu_format("%.*s%s%s", (int)(at - m->config), m->config, to, at + strlen(from));
+    free(m->config);
+    m->config = text;
+}
+static void other_seed(mu_manifest *m) { config_says(m, "seed: 7", "seed: 8"); }
+static void no_config(mu_manifest *m) { config_says(m, "num_layers: 2", "num_layers: two"); }
+static void wide(mu_manifest *m) { config_says(m, "hidden_size: 8 ", "hidden_size: 8192 "); }
+static void bomb(mu_manifest *m) {
+    config_says(m, "num_layers: 2", "num_layers: 1024");
+    config_says(m, "num_experts: 4", "num_experts: 65536");
+}
+
+static void manifests_that_hash_right(void **state) {
+    (void)state;
+    static const struct {
+        change *change;
+        const char *message;
+    } cases[] = {
+        { later_step, "/state/step holds 3 at 0, which must be in [4, 4]" },
+        { step_beyond, "manifest.json: step 9223372036854775807, but train.steps is 40" },
+        { other_ep, "manifest.json: a field is missing" },
+        { no_ranks, "manifest.json: a field is missing" },
+        { other_dtype, "manifest.json: dtype 'i32'" },
+        { fewer_tensors, "manifest.json names 44 tensors; the model of its configuration has 45" },
+        { shard_twice, "manifest.json: a field is missing" },
+        { shard_elsewhere, "manifest.json: a field is missing" },
+        { other_seed, "/state/seed holds 7 at 0, which must be in [8, 8]" },
+        { no_config, "manifest.json: its configuration:" },
+        { wide, "manifest.json: shards of " },
+        { bomb, "65536 in each MoE layer of 1024 layers make 2e+08 tensors, three an expert, more than 2^19" },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mu_trainer *t = trainer_new("num_experts: 4");
+        steps_and_save(t, 3);
+        trainer_free(t);
+        assert_int_equal(rename("run/checkpoints/step-00000003", "run/checkpoints/changed"), 0);
+        mu_manifest m;
+        assert_ok(mu_manifest_read(&m, "run/checkpoints/changed", &e));
+        cases[i].change(&m);
+        assert_ok(mu_manifest_write(&m, "run/checkpoints/changed", &e));
+        mu_manifest_free(&m);
+        assert_error(verify("run/checkpoints/changed"), MU_STATUS_DATA, cases[i].message);
+        assert_ok(mu_file_remove_tree("run", &e));
+    }
+}
+
+/* Nothing is parsed that has more values than a checkpoint: parsing would take gigabytes. */
+static void a_manifest_of_many_values(void **state) {
+    (void)state;
+    enum { N = 4 << 20 };
+    char *text = mu_alloc(3 * N + 64, 1), hex[33];
+    text[0] = '[';
+    for (size_t i = 0; i < N; i++) memcpy(text + 1 + 3 * i, "[],", 3);
+    strcpy(text + 3 * (size_t)N, "]");
+    mu_hash128_hex(text, strlen(text), hex);
+    char *both = mu_format("%s\n%s\n", text, hex);
+    mu_manifest m;
+    assert_ok(mu_file_make_dirs("many", &e));
+    assert_ok(mu_file_replace("many/manifest.json", both, strlen(both), &e));
+    assert_error(mu_manifest_read(&m, "many", &e), MU_STATUS_DATA, "many/manifest.json: more values than");
+    assert_ok(mu_file_remove_tree("many", &e));
+    free(both);
+    free(text);
+}
+
+static void not_plain_files(void **state) {
+    (void)state;
+    mu_manifest m;
+    assert_ok(mu_file_make_dirs("pipe", &e));
+    assert_int_equal(mkfifo("pipe/manifest.json", 0600), 0);
+    alarm(20);
+    assert_error(mu_manifest_read(&m, "pipe", &e), MU_STATUS_DATA, "pipe/manifest.json: is a pipe, not a plain file");
+    alarm(0);
+    assert_ok(mu_file_remove_tree("pipe", &e));
+    assert_error(mu_manifest_read(&m, "pipe", &e), MU_STATUS_DATA, "pipe/manifest.json is missing");
+}
+
+/* ---------------------------------------------------------------- names */
+
+static void names_format_back_to_themselves(void **state) {
+    (void)state;
+    static const struct {
+        const char *path;
+        int64_t step;           /* -1: not a checkpoint's name */
+    } cases[] = {
+        { "step-00000040", 40 }, { "a/b/step-00000000/", 0 }, { "step-123456789", 123456789 }, { "x/step-9223372036854775807//", INT64_MAX },
+        { "step-40", -1 }, { "step-+0000005", -1 }, { "step-000000040", -1 }, { "step-0000000x", -1 }, { "step-00000040.tmp", -1 },
+        { "step-00000040.aside", -1 }, { "step-", -1 }, { "step--0000040", -1 }, { " step-00000040", -1 }, { "step- 0000040", -1 },
+        { "step-99999999999999999999", -1 }, { "", -1 }, { "/", -1 }, { "step-00000040/x", -1 },
+        { "step-0000000000000000000000000000000000000000000000000000000040", -1 },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int64_t step = -1;
+        bool good = mu_checkpoint_step(cases[i].path, &step);
+        if (good != (cases[i].step >= 0) || (good && step != cases[i].step))
+            fail_msg("%s: %d, %lld", cases[i].path, good, (long long)step);
+    }
+    char *path = mu_checkpoint_path("runs/x", 40);
+    assert_string_equal(path, "runs/x/checkpoints/step-00000040");
+    free(path);
+}
+
+static void make(const char *path) {
+    if (path[strlen(path) - 1] == '/') assert_ok(mu_file_make_dirs(path, &e));
+    else assert_ok(mu_file_replace(path, "a user's", 8, &e));
+}
+
+/* Names near a checkpoint's neither stop a run nor go; a copy under another name does not make pruning take the original;
+ * what a killed save left goes, and stays where it holds something else. */
+static void only_what_a_save_made_is_removed(void **state) {
+    (void)state;
+    static const char *const users[] = {
+        "run/checkpoints/step-99/", "run/checkpoints/step-+5/", "run/checkpoints/step-3", "run/checkpoints/best.tmp/",
+        "run/checkpoints/step-7.tmp/manifest.json", "run/checkpoints/step-00000009.tmp.bak/",
+        "run/checkpoints/step-00000008.tmp/notes", "run/checkpoints/step-00000008.tmp/shard-0000.h5",
+        "run/checkpoints/step-00000002/notes", "run/checkpoints/step-00000006.tmp.aside/mine", "run/routing.h5.tmp/mine",
+    };
+    enum { N = sizeof users / sizeof *users };
+    mu_trainer *t = trainer_new("num_experts: 4");
+    steps_and_save(t, 1);
+    steps_and_save(t, 2);
+    for (int i = 0; i < N; i++) {
+        char *parent = mu_format("%.*s", (int)(strrchr(users[i], '/') - users[i]), users[i]);
+        assert_ok(mu_file_make_dirs(parent, &e));
+        free(parent);
+        make(users[i]);
+    }
+    assert_int_equal(rename("run/checkpoints/step-00000006.tmp.aside", "run/checkpoints/step-00000006.tmp"), 0);
+    assert_ok(mu_file_make_dirs("run/checkpoints/step-00000005.tmp", &e));     /* of a killed save */
+    make("run/checkpoints/step-00000005.tmp/shard-0001.h5");
+    make("run/checkpoints/step-00000005.tmp/manifest.json.tmp-12-3");
+    for (int64_t step = 3; step <= 7; step++) steps_and_save(t, step);
+    for (int i = 0; i < N; i++)
+        if (!mu_file_exists(users[i])) fail_msg("%s is gone", users[i]);
+    int64_t *steps;
+    assert_int_equal(mu_checkpoint_list("run", &steps), 4);                     /* keep: 3, and 2 with the notes */
+    static const int64_t wanted[] = { 7, 6, 5, 2 };
+    assert_memory_equal(steps, wanted, sizeof wanted);
+    free(steps);
+    assert_false(mu_file_exists("run/checkpoints/step-00000005.tmp"));
+    assert_false(mu_file_exists("run/checkpoints/step-00000006.tmp"));
+    assert_ok(load(t, "run"));
+    trainer_free(t);
+    assert_ok(mu_file_remove_tree("run", &e));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(values_have_ranges),         cmocka_unit_test(sound_checkpoints_load),
+        cmocka_unit_test(manifests_that_hash_right),  cmocka_unit_test(a_manifest_of_many_values),
+        cmocka_unit_test(not_plain_files),            cmocka_unit_test(names_format_back_to_themselves),
+        cmocka_unit_test(only_what_a_save_made_is_removed),
+    };
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}
