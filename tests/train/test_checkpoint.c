@@ -95,7 +95,7 @@ static const char *const bad_state[][2] = {     /* what is changed before the sa
     { "total off by one", "MoE layer 0, expert 0: the steps of the window do not add up" },
     { "total negative", "/state/roll/total holds -1" },
     { "previous negative", "/state/roll/previous holds -1" },
-    { "loader ahead", "/state/loader holds 7 at 1, which must be in [0, 6]" },
+    { "loader ahead", "/state/loader holds 7 at 0, which must be in [0, 6]" },
     { "optimizer steps negative", "/optim/steps/norm/weight holds -1" },
     { "optimizer steps ahead", "/optim/steps/norm/weight holds 4" },
     { "second moment negative", "/optim/v/norm/weight holds a value that is negative at 0" },
