@@ -185,6 +185,8 @@ enum { MU_ON_RESUME = 1, MU_ON_EVAL = 2, MU_ON_GENERATE = 4,
        MU_USE_WHERE = MU_ON_RESUME | MU_ON_EVAL | MU_ON_GENERATE };
 typedef struct { char domain[64]; char path[512]; double weight; } mu_option_domain;
 typedef struct { int n; mu_option_domain *list; } mu_option_domains;    /* heap list, mu_options_free */
+/* A domain's name: 1 to 63 letters, digits, '_' or '-'. */
+bool mu_option_domain_named(const char *name);
 
 typedef int64_t  mu_field_INT;
 typedef double   mu_field_FLOAT;
@@ -310,6 +312,8 @@ mu_status mu_file_rename(const char *from, const char *to, mu_error *e) MU_MUST_
 mu_status mu_file_make_dirs(const char *path, mu_error *e) MU_MUST_USE;
 mu_status mu_file_remove_tree(const char *path, mu_error *e) MU_MUST_USE;           /* does not follow links */
 bool      mu_file_exists(const char *path);
+/* Whether the path is the folder or lies in it, links followed; neither needs to be there yet. */
+bool      mu_file_is_inside(const char *path, const char *folder);
 /* XXH3-128 of the content as 32 hex digits and the size in bytes. */
 mu_status mu_file_hash(const char *path, char hex[33], int64_t *bytes, mu_error *e) MU_MUST_USE;
 void      mu_hash128_hex(const void *data, size_t bytes, char hex[33]);

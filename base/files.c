@@ -238,6 +238,36 @@ mu_status mu_file_remove_tree(const char *path, mu_error *e) {
     return remove_at(AT_FDCWD, path) ? MU_STATUS_OK : write_failed(e, path, "removed");
 }
 
+/* ------------------------------------------------------------------ where a path leads */
+
+/* The real path, heap: of what is not there yet, where it would be made. */
+static char *real_path(const char *path) {
+    char *real = realpath(path, NULL);
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/') n--;
+    size_t at = n;
+    while (at > 0 && path[at - 1] != '/') at--;
+    const char *name = path + at;
+    int length = (int)(n - at);
+    if (real || !length || !strcmp(path, ".")) return real ? real : mu_strdup(path);
+    char *parent = parent_of(path), *in = real_path(parent);
+    free(parent);
+    if (length == 1 && name[0] == '.') return in;
+    real = length == 2 && !strncmp(name, "..", 2) ? parent_of(in)
+                                                  : mu_format("%s%s%.*s", in, in[1] ? "/" : "", length, name);
+    free(in);
+    return real;
+}
+
+bool mu_file_is_inside(const char *path, const char *folder) {
+    char *p = real_path(path), *f = real_path(folder);
+    size_t n = strlen(f);
+    bool inside = !strncmp(p, f, n) && (p[n] == '/' || !p[n] || n == 1);
+    free(p);
+    free(f);
+    return inside;
+}
+
 /* ------------------------------------------------------------------ fingerprints */
 
 static void write_hex(XXH128_hash_t hash, char hex[33]) {

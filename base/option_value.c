@@ -315,12 +315,16 @@ static bool read_pair(const place *p, double *field) {
 
 /* ------------------------------------------------------------------ lists of domains */
 
-static bool read_domain_name(const place *p, char *field) {
+bool mu_option_domain_named(const char *name) {
     static const char good[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
+    return name[0] && strlen(name) < sizeof ((mu_option_domain *)0)->domain && !name[strspn(name, good)];
+}
+
+static bool read_domain_name(const place *p, char *field) {
     mu_quoted shown;
     const char *s = p->at->text;
     if (p->at->kind != MU_YAML_SCALAR) return refuse(p, "domain must be a name");
-    if (s[0] == '\0' || strlen(s) > 63 || s[strspn(s, good)])
+    if (!mu_option_domain_named(s))
         return refuse(p, "'%s' is no domain name: 1 to 63 letters, digits, '_' or '-'", mu_quote(&shown, s));
     strcpy(field, s);
     return true;

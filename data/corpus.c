@@ -55,15 +55,9 @@ static mu_status read_domain(mu_domain *d, const char *path, const mu_tokenizer 
 static mu_status check_names(const mu_option_domains *list, mu_error *e) {
     for (int i = 0; i < list->n; i++) {
         const char *name = list->list[i].domain;
-        bool plain = name[0] && name[0] != '.';
-        for (const char *c = name; *c; c++)
-            plain = plain && *c != '/' && (unsigned char)*c >= ' ' && *c != 127;
-        if (!plain)
-            return mu_error_set(
-                e, MU_STATUS_CONFIG,
-                "data.train: \"%s\" cannot be a domain's name (empty, a leading dot, a slash or a "
-                "control character)",
-                name);
+        if (!mu_option_domain_named(name))
+            return mu_error_set(e, MU_STATUS_CONFIG,
+                                "data.train: \"%s\" is no domain's name: 1 to 63 letters, digits, _ or -", name);
         for (int j = 0; j < i; j++)
             if (!strcmp(name, list->list[j].domain))
                 return mu_error_set(
@@ -87,12 +81,29 @@ static void fingerprint(mu_corpus *c, const mu_tokenizer *t) {
     free(lines);
 }
 
+/* What stands in two domains may be held out of one and trained on in the other. Domains of a token file are apart. */
+static void point_out_overlaps(const mu_option_domains *list) {
+    for (int i = 0; i < list->n; i++)
+        for (int j = 0; j < list->n; j++) {
+            const mu_option_domain *a = &list->list[i], *b = &list->list[j];
+            if (i == j || !strcmp(a->path, "synthetic") || !strcmp(b->path, "synthetic") ||
+                mu_token_file_named(a->path) || !mu_file_is_inside(a->path, b->path) ||
+                (j < i && mu_file_is_inside(b->path, a->path)))         /* the same path: said already */
+                continue;
+            mu_log(MU_LOG_INFO,
+                   "note: domains \"%s\" and \"%s\" have texts in common (%s is inside %s): what is held out for "
+                   "validation in one may be trained on in the other",
+                   a->domain, b->domain, a->path, b->path);
+        }
+}
+
 mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_tokenizer *t, uint64_t seed,
                          mu_error *e) {
     *c = (mu_corpus){ 0 };
     if (list->n == 0) return mu_error_set(e, MU_STATUS_CONFIG, "data.train: no domain is listed");
     mu_status status = check_names(list, e);
     if (status) return status;
+    point_out_overlaps(list);
     *c = (mu_corpus){ .n_domains = list->n, .domains = mu_alloc((size_t)list->n, sizeof *c->domains) };
     for (int i = 0; !status && i < list->n; i++) {
         const mu_option_domain *entry = &list->list[i];

@@ -48,14 +48,17 @@ typedef struct {
     bool synthetic;             /* some domain comes from the generator */
 } mu_corpus;
 /* Reads every domain of the list: folders (every .txt is a document, every line of a .jsonl with "text"
- * is one; sorted by name, sub-folders included), single files, token files (a token file may hold several
+ * is one; sorted by name, sub-folders included; what is not read is counted in the log), single files, token files (a token file may hold several
  * domains: the one named `domain` is taken), or `synthetic`. Errors name the path, and the line of a .jsonl:
  * MU_STATUS_NOINPUT missing or unreadable, MU_STATUS_DATA for content (no text, bad JSON, other tokenizer). */
 mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_tokenizer *t, uint64_t seed,
                          mu_error *e) MU_MUST_USE;
 void      mu_corpus_close(mu_corpus *c);
 /* An HDF5 token file: /domains/NAME/{tokens,document_offsets,text_bytes}, /tokenizer, /fingerprint. */
-mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, mu_error *e) MU_MUST_USE;
+mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, bool replace, mu_error *e) MU_MUST_USE;
+/* Whether that could be written, before the long work of reading texts. MU_STATUS_USAGE when something is there under the
+ * path, but for a plain file with `replace`. */
+mu_status mu_token_file_check(const char *path, bool replace, mu_error *e) MU_MUST_USE;
 /* Nats a token of the best prediction that ignores context: the entropy of the token frequencies. */
 double    mu_domain_unigram_entropy(const mu_domain *d, int vocab_size);
 

@@ -1,6 +1,7 @@
 /* text.c - texts of a domain: a .txt is one document, every line of a .jsonl is one, a folder is all of
- * both in it and in its sub-folders, in the order of their paths. Names with a leading dot are passed
- * over; links to files are followed, links to folders are not (they could lead in circles). */
+ * both in it and in its sub-folders, in the order of their paths. Links to files are followed, links to folders are not
+ * (they could lead in circles). What of a folder is not read, hidden names and run folders included, is counted and named
+ * in the log. */
 #include "data/internal.h"
 
 #include <dirent.h>
@@ -23,6 +24,11 @@ static mu_status read_bytes(mu_domain_maker *m, const char *path, char **text, s
     return status;
 }
 
+/* Bytes of the mark with which some editors begin a UTF-8 file. */
+static size_t byte_order_mark(const char *text, size_t bytes) {
+    return bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0;
+}
+
 /* Any encoding is welcome, but a NUL byte means that this is no text. */
 static mu_status read_txt(mu_domain_maker *m, const char *path, mu_error *e) {
     char *text;
@@ -30,17 +36,53 @@ static mu_status read_txt(mu_domain_maker *m, const char *path, mu_error *e) {
     mu_status status = read_bytes(m, path, &text, &bytes, e);
     if (status) return status;
     const char *nul = memchr(text, '\0', bytes);
+    size_t mark = byte_order_mark(text, bytes);
     if (nul) status = mu_error_set(e, MU_STATUS_DATA, "%s: not a text: NUL at byte %td", path, nul - text);
-    else mu_domain_add(m, text, (int64_t)bytes);
+    else mu_domain_add(m, text + mark, (int64_t)(bytes - mark));
     free(text);
     return status;
 }
 
-static mu_status add_json_line(mu_domain_maker *m, const char *path, int64_t line, const char *text,
-                               size_t bytes, mu_error *e) {
-    if (line == 1 && bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) text += 3, bytes -= 3;    /* Windows' mark */
+/* Bytes of the JSON number at `s`, 0 for what only begins like one. */
+static size_t number_length(const char *s, const char *end) {
+    const char *p = s + (*s == '-');
+    if (p == end || *p < '0' || *p > '9') return 0;
+    if (*p++ != '0')
+        while (p < end && *p >= '0' && *p <= '9') p++;
+    for (int part = 0; part < 2; part++) {          /* a fraction, an exponent */
+        if (p == end || (part ? *p != 'e' && *p != 'E' : *p != '.')) continue;
+        p++;
+        if (part && p < end && (*p == '+' || *p == '-')) p++;
+        if (p == end || *p < '0' || *p > '9') return 0;
+        while (p < end && *p >= '0' && *p <= '9') p++;
+    }
+    return (size_t)(p - s);
+}
+
+/* Nobody reads a number, and a number of any size is JSON, but not all fit into jansson's: each valid one becomes a 0. */
+static void blank_numbers(char *text, size_t bytes) {
+    char *end = text + bytes;
+    bool inside = false;            /* of a string */
+    for (char *p = text; p < end; p++) {
+        if (*p == '"') inside = !inside;
+        else if (inside) p += *p == '\\';
+        else if (*p == '-' || (*p >= '0' && *p <= '9')) {
+            size_t n = 1;
+            while (p + n < end && memchr("+-.eE0123456789", p[n], 15)) n++;
+            if (number_length(p, end) == n) memset(p, ' ', n), *p = '0';
+            p += n - 1;
+        }
+    }
+}
+
+static mu_status add_json_line(mu_domain_maker *m, const char *path, int64_t line, char *text, size_t bytes,
+                               mu_error *e) {
     json_error_t why;
-    json_t *object = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &why);
+    if (byte_order_mark(text, bytes))
+        return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: a byte-order mark (U+FEFF) in the middle of the file", path,
+                            (long long)line);
+    blank_numbers(text, bytes);
+    json_t *object = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
     if (!object)
         return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: bad JSON at byte %d: %s", path, (long long)line,
                             why.position, why.text);
@@ -50,6 +92,9 @@ static mu_status add_json_line(mu_domain_maker *m, const char *path, int64_t lin
         status = mu_error_set(e, MU_STATUS_DATA, "%s:%lld: not a JSON object", path, (long long)line);
     else if (!json_is_string(value))
         status = mu_error_set(e, MU_STATUS_DATA, "%s:%lld: no string named \"text\"", path, (long long)line);
+    else if (memchr(json_string_value(value), '\0', json_string_length(value)))
+        status = mu_error_set(e, MU_STATUS_DATA, "%s:%lld: not a text: \"text\" has a NUL character", path,
+                              (long long)line);
     else
         mu_domain_add(m, json_string_value(value), (int64_t)json_string_length(value));
     json_decref(object);
@@ -66,12 +111,14 @@ static mu_status read_jsonl(mu_domain_maker *m, const char *path, mu_error *e) {
     char *text;
     size_t bytes;
     mu_status status = read_bytes(m, path, &text, &bytes, e);
+    bool begun = false;
     int64_t line = 1;
     for (size_t at = 0; !status && at < bytes; line++) {
-        const char *end = memchr(text + at, '\n', bytes - at);
-        size_t length = end ? (size_t)(end - (text + at)) : bytes - at;
-        if (!is_blank(text + at, length)) status = add_json_line(m, path, line, text + at, length, e);
+        char *start = text + at, *end = memchr(start, '\n', bytes - at);
+        size_t length = end ? (size_t)(end - start) : bytes - at, mark = begun ? 0 : byte_order_mark(start, length);
         at += length + 1;
+        begun = begun || !is_blank(start, length);
+        if (!is_blank(start + mark, length - mark)) status = add_json_line(m, path, line, start + mark, length - mark, e);
     }
     free(text);
     return status;
@@ -98,51 +145,106 @@ static int compare_paths(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
+static void sort_paths(paths *p) {
+    if (p->n) qsort(p->list, p->n, sizeof *p->list, compare_paths);
+}
+
+static void free_paths(paths *p) {
+    for (size_t i = 0; i < p->n; i++) free(p->list[i]);
+    free(p->list);
+}
+
+/* What a folder holds: the texts, and everything else by the reason why it is not one. */
+enum { TEXT, OTHER_ENDING, HIDDEN, EMPTY, FOLDER_LINK, RUN_FOLDER, NOT_PLAIN, N_KINDS };
+static const char *const kinds[N_KINDS] = { "", "not named .txt or .jsonl", "hidden", "empty", "links to folders",
+                                            "folders of a run", "not plain files" };
+typedef paths contents[N_KINDS];
+
+/* One line that counts what is not read, and names the first few of each kind. */
+static void tell_others(const char *domain, const char *folder, contents c) {
+    enum { NAMED = 3 };
+    char *line = NULL;
+    size_t size, skip = strlen(folder) + 1;
+    FILE *f = open_memstream(&line, &size);
+    MU_CHECK(f, "out of memory");
+    for (int kind = TEXT + 1; kind < N_KINDS; kind++) {
+        sort_paths(&c[kind]);
+        for (size_t i = 0; i < c[kind].n && i <= NAMED; i++) {
+            if (i == 0) fprintf(f, "%s%zu %s (", ftell(f) ? ", " : "", c[kind].n, kinds[kind]);
+            fprintf(f, "%s%s", i ? ", " : "", i < NAMED ? c[kind].list[i] + skip : "...");
+        }
+        if (c[kind].n) fputc(')', f);
+    }
+    fclose(f);
+    if (size) mu_log(MU_LOG_INFO, "note: domain \"%s\": not read in %s: %s", domain, folder, line);
+    free(line);
+}
+
 static mu_status cannot_read(mu_error *e, const char *path) {
     return mu_error_set(e, MU_STATUS_NOINPUT, "%s: %s", path, strerror(errno));
 }
 
-static mu_status collect(paths *p, const char *folder, mu_error *e);
-
-/* Takes the heap string `path`. */
-static mu_status collect_entry(paths *p, char *path, mu_error *e) {
-    struct stat st;
-    mu_status status = MU_STATUS_OK;
-    bool wanted = false;
-    if (lstat(path, &st)) status = cannot_read(e, path);
-    else if (S_ISDIR(st.st_mode)) status = collect(p, path, e);
-    else if (is_text_name(path) && stat(path, &st)) status = cannot_read(e, path);
-    else wanted = is_text_name(path) && S_ISREG(st.st_mode);
-    if (wanted) add_path(p, path);
-    else free(path);
-    return status;
+static bool holds(const char *folder, const char *name) {
+    char *path = mu_format("%s/%s", folder, name);
+    bool there = mu_file_exists(path);
+    free(path);
+    return there;
 }
 
-static mu_status collect(paths *p, const char *folder, mu_error *e) {
+static bool is_run_folder(const char *path) { return holds(path, "config.resolved.yaml") && holds(path, "run.json"); }
+
+static mu_status collect(contents c, const char *folder, mu_error *e);
+
+static mu_status collect_entry(contents c, const char *path, const char *name, mu_error *e) {
+    struct stat st;
+    int kind = TEXT;
+    if (name[0] == '.') kind = HIDDEN;
+    else if (lstat(path, &st)) return cannot_read(e, path);
+    else if (S_ISDIR(st.st_mode) && is_run_folder(path)) kind = RUN_FOLDER;
+    else if (S_ISDIR(st.st_mode)) return collect(c, path, e);
+    else if (S_ISLNK(st.st_mode) && stat(path, &st)) {
+        if (is_text_name(path)) return cannot_read(e, path);
+        kind = OTHER_ENDING;
+    } else if (S_ISDIR(st.st_mode)) kind = FOLDER_LINK;
+    else if (!is_text_name(path)) kind = OTHER_ENDING;
+    else if (!S_ISREG(st.st_mode)) kind = NOT_PLAIN;
+    add_path(&c[kind], mu_strdup(path));
+    return MU_STATUS_OK;
+}
+
+static mu_status collect(contents c, const char *folder, mu_error *e) {
     DIR *dir = opendir(folder);
     if (!dir) return cannot_read(e, folder);
     mu_status status = MU_STATUS_OK;
     errno = 0;
-    for (struct dirent *d; !status && (d = readdir(dir)); errno = 0)
-        if (d->d_name[0] != '.') status = collect_entry(p, mu_format("%s/%s", folder, d->d_name), e);
+    for (struct dirent *d; !status && (d = readdir(dir)); errno = 0) {
+        if (!strcmp(d->d_name, ".") || !strcmp(d->d_name, "..")) continue;
+        char *path = mu_format("%s/%s", folder, d->d_name);
+        status = collect_entry(c, path, d->d_name, e);
+        free(path);
+    }
     if (!status && errno) status = cannot_read(e, folder);
     closedir(dir);
     return status;
 }
 
 static mu_status read_folder(mu_domain_maker *m, const char *folder, mu_error *e) {
-    paths p = { 0 };
-    mu_status status = collect(&p, folder, e);
-    if (p.n) qsort(p.list, p.n, sizeof *p.list, compare_paths);
-    for (size_t i = 0; !status && i < p.n; i++) {
-        mu_activity_set("reading texts", -1, NULL);
-        status = read_file(m, p.list[i], e);
+    contents c = { 0 };
+    if (is_run_folder(folder))
+        return mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": %s is the folder of a run, not of texts", m->domain->name,
+                            folder);
+    mu_status status = collect(c, folder, e);
+    sort_paths(&c[TEXT]);
+    for (size_t i = 0; !status && i < c[TEXT].n; i++) {
+        int64_t before = m->domain->n_documents;
+        status = read_file(m, c[TEXT].list[i], e);
+        if (m->domain->n_documents == before) add_path(&c[EMPTY], mu_strdup(c[TEXT].list[i]));
     }
-    for (size_t i = 0; i < p.n; i++) free(p.list[i]);
-    free(p.list);
+    if (!status) tell_others(m->domain->name, folder, c);
     if (!status && m->domain->n_tokens == 0)
         status = mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": no text in %s (%zu files .txt or .jsonl)",
-                              m->domain->name, folder, p.n);
+                              m->domain->name, folder, c[TEXT].n);
+    for (int kind = 0; kind < N_KINDS; kind++) free_paths(&c[kind]);
     return status;
 }
 

@@ -4,6 +4,8 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 bool mu_token_file_named(const char *path) {
     return mu_has_ending(path, ".h5") || mu_has_ending(path, ".hdf5");
@@ -43,15 +45,32 @@ static mu_status write_file(const mu_corpus *c, const mu_tokenizer *t, const cha
     return mu_store_finish(s, status, e);
 }
 
+static mu_status check_free(const char *path, bool replace, mu_error *e) {
+    struct stat st;
+    if (lstat(path, &st) || (replace && S_ISREG(st.st_mode))) return MU_STATUS_OK;
+    return mu_error_set(e, MU_STATUS_USAGE, "%s is there already%s", path,
+                        S_ISREG(st.st_mode) ? "" : ", and is no plain file");
+}
+
+mu_status mu_token_file_check(const char *path, bool replace, mu_error *e) {
+    char *temporary;
+    mu_status status = check_free(path, replace, e);
+    if (!status) status = mu_file_temporary(path, &temporary, e);
+    if (status) return status;
+    unlink(temporary);
+    free(temporary);
+    return MU_STATUS_OK;
+}
+
 /* Under another name first: a half token file never has the name of a whole one. */
-mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, mu_error *e) {
-    char *temporary = mu_format("%s.tmp", path);
-    mu_status status = write_file(c, t, temporary, e);
+mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, bool replace, mu_error *e) {
+    char *temporary;
+    mu_status status = mu_file_temporary(path, &temporary, e);
+    if (status) return status;
+    status = write_file(c, t, temporary, e);
+    if (!status) status = check_free(path, replace, e);
     if (!status) status = mu_file_rename(temporary, path, e);
-    if (status) {
-        mu_error cleaning;          /* the first failure is the one to tell */
-        if (mu_file_remove_tree(temporary, &cleaning)) mu_error_add(e, status, "%s", cleaning.text);
-    }
+    if (status) unlink(temporary);
     free(temporary);
     return status;
 }

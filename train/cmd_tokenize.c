@@ -4,63 +4,82 @@
 #include <stdlib.h>
 #include <string.h>
 
-static mu_status parse(int argc, char **argv, const char **out, mu_option_domains *list, mu_error *e) {
-    list->list = mu_alloc((size_t)argc, sizeof *list->list);
-    for (int i = 2; i < argc; i++) {
-        if (!strcmp(argv[i], "--out") && i + 1 < argc) {
-            *out = argv[++i];
-            continue;
-        }
-        const char *equals = strchr(argv[i], '=');
-        size_t name = equals ? (size_t)(equals - argv[i]) : 0;
-        mu_option_domain *d = &list->list[list->n];
-        if (argv[i][0] == '-' || !name || name >= sizeof d->domain || strlen(equals + 1) >= sizeof d->path ||
-            !equals[1])
-            return mu_error_set(e, MU_STATUS_USAGE, "%s: expected DOMAIN=PATH", argv[i]);
-        if (strspn(argv[i], "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") < name)
-            return mu_error_set(e, MU_STATUS_USAGE, "%s: a domain's name has letters, digits, _ and - only",
-                                argv[i]);
-        snprintf(d->domain, sizeof d->domain, "%.*s", (int)name, argv[i]);
-        snprintf(d->path, sizeof d->path, "%s", equals + 1);
-        d->weight = 1.0;
-        for (int j = 0; j < list->n; j++)
-            if (!strcmp(list->list[j].domain, d->domain))
-                return mu_error_set(e, MU_STATUS_USAGE, "domain %s is given twice", d->domain);
-        list->n++;
+typedef struct {
+    const char *out;
+    bool force;
+    mu_option_domains list;
+} arguments;
+
+static mu_status parse_domain(const char *text, mu_option_domains *list, mu_error *e) {
+    const char *equals = strchr(text, '=');
+    mu_option_domain *d = &list->list[list->n];
+    if (text[0] == '-' || !equals || !equals[1] || strlen(equals + 1) >= sizeof d->path)
+        return mu_error_set(e, MU_STATUS_USAGE, "%s: expected DOMAIN=PATH", text);
+    int written = snprintf(d->domain, sizeof d->domain, "%.*s", (int)(equals - text), text);
+    if (written >= (int)sizeof d->domain || !mu_option_domain_named(d->domain))
+        return mu_error_set(e, MU_STATUS_USAGE, "%s: a domain's name is 1 to 63 letters, digits, _ or -", text);
+    snprintf(d->path, sizeof d->path, "%s", equals + 1);
+    d->weight = 1.0;
+    for (int j = 0; j < list->n; j++)
+        if (!strcmp(list->list[j].domain, d->domain))
+            return mu_error_set(e, MU_STATUS_USAGE, "domain %s is given twice", d->domain);
+    list->n++;
+    return MU_STATUS_OK;
+}
+
+static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
+    a->list.list = mu_alloc((size_t)argc, sizeof *a->list.list);
+    mu_status status = MU_STATUS_OK;
+    for (int i = 2; !status && i < argc; i++) {
+        if (!strcmp(argv[i], "--out") && i + 1 < argc) a->out = argv[++i];
+        else if (!strcmp(argv[i], "--force")) a->force = true;
+        else status = parse_domain(argv[i], &a->list, e);
     }
-    if (!*out) return mu_error_set(e, MU_STATUS_USAGE, "tokenize needs --out FILE.h5");
-    const char *ending = strrchr(*out, '.');
+    if (status) return status;
+    if (!a->out) return mu_error_set(e, MU_STATUS_USAGE, "tokenize needs --out FILE.h5");
+    const char *ending = strrchr(a->out, '.');
     if (!ending || (strcmp(ending, ".h5") && strcmp(ending, ".hdf5")))
         return mu_error_set(e, MU_STATUS_USAGE,
-                            "--out %s: a token file's name ends in .h5, by which train knows it", *out);
-    return list->n ? MU_STATUS_OK
-                   : mu_error_set(e, MU_STATUS_USAGE, "tokenize needs at least one DOMAIN=PATH");
+                            "--out %s: a token file's name ends in .h5, by which train knows it", a->out);
+    return a->list.n ? MU_STATUS_OK
+                     : mu_error_set(e, MU_STATUS_USAGE, "tokenize needs at least one DOMAIN=PATH");
+}
+
+/* Before the texts are read: can the file be written at all? */
+static mu_status check_out(const arguments *a, mu_error *e) {
+    mu_error why;
+    mu_status status = mu_token_file_check(a->out, a->force, &why);
+    if (status == MU_STATUS_USAGE)
+        return mu_error_set(e, status, "--out %s; choose another name or remove it%s", why.text,
+                            a->force ? "" : " (--force replaces a plain file)");
+    if (status) *e = why;
+    return status;
 }
 
 int mu_cmd_tokenize(int argc, char **argv) {
     mu_error e = { 0 };
-    mu_option_domains list = { 0 };
+    arguments a = { 0 };
     mu_corpus corpus = { 0 };
-    const char *out = NULL;
     mu_dist_start(&argc, &argv);
     mu_comm *world = mu_comm_new(NULL);
     int rank = world->rank;
     mu_report_error(&e, rank);
     mu_tokenizer *t = mu_tokenizer_open("bytes");
-    mu_status status = parse(argc, argv, &out, &list, &e);
+    mu_status status = parse(argc, argv, &a, &e);
     if (status == MU_STATUS_OK && world->size > 1)
         status = mu_error_set(&e, MU_STATUS_USAGE, "tokenize runs on one rank");
-    if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &list, t, 1, &e);
-    if (status == MU_STATUS_OK) status = mu_corpus_write(&corpus, t, out, &e);
+    if (status == MU_STATUS_OK) status = check_out(&a, &e);
+    if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &a.list, t, 1, &e);
+    if (status == MU_STATUS_OK) status = mu_corpus_write(&corpus, t, a.out, a.force, &e);
     if (status == MU_STATUS_OK) {
         for (int i = 0; i < corpus.n_domains; i++)
             printf("%-24s %10lld tokens in %lld documents\n", corpus.domains[i].name,
                    (long long)corpus.domains[i].n_tokens, (long long)corpus.domains[i].n_documents);
-        mu_print("written to %s, tokenizer %s, fingerprint %s\n", out, mu_tokenizer_name(t),
+        mu_print("written to %s, tokenizer %s, fingerprint %s\n", a.out, mu_tokenizer_name(t),
                corpus.fingerprint);
-        mu_corpus_close(&corpus);
     }
-    free(list.list);
+    mu_corpus_close(&corpus);
+    free(a.list.list);
     mu_tokenizer_close(t);
     mu_comm_free(world);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);

@@ -75,20 +75,11 @@ static bool holds_a_run(const char *dir) {
     return yes;
 }
 
-static bool is_inside(const char *path, const char *folder) {
-    char *p = realpath(path, NULL), *f = realpath(folder, NULL);
-    size_t n = f ? strlen(f) : 0;
-    bool inside = p && f && !strncmp(p, f, n) && (p[n] == '/' || !p[n]);
-    free(p);
-    free(f);
-    return inside;
-}
-
 /* A path that --resume names must be there, and a run folder holds one run. Rank 0's work. */
 static mu_status check_path(const char *resume, const char *dir, mu_error *e) {
     if (!mu_file_exists(resume))
         return mu_error_set(e, MU_STATUS_NOINPUT, "--resume %s: no such file or folder", resume);
-    if (holds_a_run(dir) && !is_inside(resume, dir))
+    if (holds_a_run(dir) && !mu_file_is_inside(resume, dir))
         return mu_error_set(
             e, MU_STATUS_CONFIG,
             "run.dir %s holds a run already, and --resume %s is of another; choose another run.dir, or leave "

@@ -72,13 +72,26 @@ static mu_status prove_writable(const char *folder, int rank, mu_error *e) {
     return status;
 }
 
+/* Among the texts a run's own files would be read as texts the next time. */
+static mu_status outside_of_texts(const mu_config *cfg, mu_error *e) {
+    for (int i = 0; i < cfg->data.train.n; i++) {
+        const mu_option_domain *d = &cfg->data.train.list[i];
+        if (strcmp(d->path, "synthetic") && mu_file_is_inside(cfg->run.dir, d->path))
+            return mu_error_set(e, MU_STATUS_CONFIG,
+                                "run.dir %s lies inside the texts of domain %s (%s); choose a folder outside of them",
+                                cfg->run.dir, d->domain, d->path);
+    }
+    return MU_STATUS_OK;
+}
+
 mu_status mu_run_claim(const mu_trainer *t, mu_lock **lock, mu_error *e) {
     mu_comm *world = t->mesh->world;
     const char *dir = t->cfg.run.dir;
     char *checkpoints = mu_format("%s/checkpoints", dir);
     mu_status status = MU_STATUS_OK;
     if (world->rank == 0) {
-        status = mu_file_make_dirs(dir, e);
+        status = outside_of_texts(&t->cfg, e);
+        if (status == MU_STATUS_OK) status = mu_file_make_dirs(dir, e);
         if (status == MU_STATUS_OK) status = mu_lock_take(lock, dir, e);
         if (status == MU_STATUS_OK) status = mu_file_make_dirs(checkpoints, e);
     }

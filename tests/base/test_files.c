@@ -173,6 +173,25 @@ static void test_make_and_remove_dirs(void **state) {
     assert_ok(mu_file_remove_tree(in_folder("p"), &e));     /* what is gone needs no removing */
 }
 
+static void test_inside(void **state) {
+    (void)state;
+    assert_ok(mu_file_make_dirs(in_folder("in/a"), &e));
+    assert_int_equal(symlink("in", in_folder("link")), 0);
+    const struct { const char *path, *in; bool inside; } cases[] = {
+        { "in/a", "in", true },        { "in", "in", true },              { "in/", "in/.", true },
+        { "in", "in/a", false },       { "in/ab", "in/a", false },        { "link/a/new/run", "in/a", true },
+        { "in/new", "link", true },    { "in/new/../../x", "in", false }, { "new/./../in/b//", "in", true },
+        { "new/sub", "new", true },    { "news", "new", false },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        if (mu_file_is_inside(in_folder(cases[i].path), in_folder(cases[i].in)) != cases[i].inside)
+            fail_msg("%s in %s", cases[i].path, cases[i].in);
+    assert_true(mu_file_is_inside(in_folder("in"), "/"));
+    assert_true(mu_file_is_inside(in_folder("in"), "."));
+    assert_false(mu_file_is_inside("/", in_folder("in")));
+    assert_false(mu_file_exists(in_folder("new")));
+}
+
 static void test_hash(void **state) {
     (void)state;
     char whole[33], hex[33];
@@ -200,7 +219,8 @@ int main(void) {
         cmocka_unit_test(test_replace_and_read), cmocka_unit_test(test_read_errors),
         cmocka_unit_test(test_not_plain),        cmocka_unit_test(test_temporary),
         cmocka_unit_test(test_failed_replace),   cmocka_unit_test(test_rename),
-        cmocka_unit_test(test_make_and_remove_dirs), cmocka_unit_test(test_hash),
+        cmocka_unit_test(test_make_and_remove_dirs), cmocka_unit_test(test_inside),
+        cmocka_unit_test(test_hash),
     };
     return cmocka_run_group_tests_name("files", tests, make_folder, remove_folder);
 }

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -180,11 +181,112 @@ static void test_bad_texts(void **state) {
     assert_error(open_one(&c, in_folder("absent")), MU_STATUS_NOINPUT, "absent: No such file");
     assert_bad("nul.txt", "text\0binary", 11, MU_STATUS_DATA, "nul.txt: not a text: NUL at byte 4");
     assert_bad("none.txt", "", 0, MU_STATUS_DATA, "no text in");
+    assert_bad("mark.txt", "\xef\xbb\xbf", 3, MU_STATUS_DATA, "no text in");
     assert_bad("picture.png", "x", 1, MU_STATUS_DATA, "picture.png: neither a folder");
     put_text("only/readme.md", "x");
     assert_error(open_one(&c, in_folder("only")), MU_STATUS_DATA, "no text in");
     assert_int_equal(symlink("nowhere", in_folder("only/a.txt")), 0);
     assert_error(open_one(&c, in_folder("only")), MU_STATUS_NOINPUT, "only/a.txt");
+}
+
+static char logged[8192];
+static void keep_log(mu_log_level level, const char *line) {
+    assert_int_equal(level, MU_LOG_INFO);
+    snprintf(logged + strlen(logged), sizeof logged - strlen(logged), "%s\n", line);
+}
+
+/* What of a folder is not read is counted and named in one line, and what is read is not. */
+static void test_not_read(void **state) {
+    (void)state;
+    mu_corpus c;
+    put_text("mixed/a.txt", "read");
+    for (int i = 0; i < 5; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "mixed/%d.md", i);
+        put_text(name, "x");
+    }
+    put_text("mixed/.git/config.txt", "x");
+    put_text("mixed/sub/none.txt", "");
+    put_text("mixed/sub/mark.txt", "\xef\xbb\xbf");
+    put_text("mixed/old/config.resolved.yaml", "run: {}\n");
+    put_text("mixed/old/run.json", "{}\n");
+    put_text("mixed/old/metrics.jsonl", "{\"text\": \"not a text\"}\n");
+    assert_int_equal(symlink("..", in_folder("mixed/up")), 0);
+    assert_int_equal(mkfifo(in_folder("mixed/pipe.txt"), 0600), 0);
+    mu_log_set_sink(keep_log);
+    logged[0] = '\0';
+    assert_ok(open_one(&c, in_folder("mixed")));
+    assert_documents(&c.domains[0], 1, (const char *[]){ "read" });
+    mu_corpus_close(&c);
+    assert_non_null(strstr(logged, "/mixed: 5 not named .txt or .jsonl (0.md, 1.md, 2.md, ...), 1 hidden (.git), 2 empty "
+                                   "(sub/mark.txt, sub/none.txt), 1 links to folders (up), 1 folders of a run (old), 1 not "
+                                   "plain files (pipe.txt)\n"));
+    assert_int_equal(strlen(strchr(logged, '\n')), 1);
+    logged[0] = '\0';
+    assert_ok(open_one(&c, in_folder("mixed/a.txt")));
+    mu_corpus_close(&c);
+    assert_string_equal(logged, "");
+    assert_error(open_one(&c, in_folder("mixed/old")), MU_STATUS_DATA, "mixed/old is the folder of a run");
+    assert_error(open_one(&c, in_folder("mixed/pipe.txt")), MU_STATUS_NOINPUT, "pipe");
+    mu_log_set_sink(NULL);
+}
+
+static void test_overlaps(void **state) {
+    (void)state;
+    mu_corpus c;
+    put_text("over/x/a.txt", "text");
+    put_text("over/y/b.txt", "text");
+    assert_int_equal(symlink("x", in_folder("over/z")), 0);
+    const struct { const char *a, *b, *says; } cases[] = {
+        { "over/x", "over/y", NULL },
+        { "over/x", "over", "\"a\" and \"b\"" },
+        { "over", "over/y/b.txt", "\"b\" and \"a\"" },
+        { "over/x", "over/z", "\"a\" and \"b\"" },
+    };
+    mu_log_set_sink(keep_log);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        logged[0] = '\0';
+        assert_ok(open_corpus(&c, 2, (const entry[]){ { "a", in_folder(cases[i].a) }, { "b", in_folder(cases[i].b) } }, NULL));
+        mu_corpus_close(&c);
+        if (!cases[i].says) assert_null(strstr(logged, "in common"));
+        else if (!strstr(logged, cases[i].says) || strstr(strstr(logged, "in common") + 1, "in common"))
+            fail_msg("%s and %s: %s", cases[i].a, cases[i].b, logged);
+    }
+    mu_log_set_sink(NULL);
+}
+
+/* Numbers are of any size as long as they are JSON; a mark at the start is none of the text. */
+static void test_jsonl_values(void **state) {
+    (void)state;
+    const char *good[] = {
+        "{\"id\": 9253674967913938907, \"text\": \"a\"}", "{\"score\": 1e999, \"text\": \"a\"}",
+        "{\"text\": \"a\", \"x\": {\"y\": [-1E+999, 0, -0.0, 12345678901234567890123.5e-7]}}",
+        "{\"text\":\"a\",\"n\":1e400}", "{\"other\": \"\\u0000 \\\" 1e\", \"text\": \"a\", \"n\": -0}",
+        "\xef\xbb\xbf{\"text\": \"a\"}", "\xef\xbb\xbf\n\n{\"text\": \"a\"}", "\n \r\n\xef\xbb\xbf{\"text\": \"a\"}",
+    };
+    mu_corpus c;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        put_text("good.jsonl", good[i]);
+        mu_status status = open_one(&c, in_folder("good.jsonl"));
+        if (status) fail_msg("%s: %s", good[i], e.text);
+        assert_documents(&c.domains[0], 1, (const char *[]){ "a" });
+        mu_corpus_close(&c);
+    }
+    put_text("digits.jsonl", "{\"text\": \"12 \\\" 1e999 \\\\\", \"n\": 7}");
+    assert_ok(open_one(&c, in_folder("digits.jsonl")));
+    assert_documents(&c.domains[0], 1, (const char *[]){ "12 \" 1e999 \\" });
+    mu_corpus_close(&c);
+    put_text("mark.txt", "\xef\xbb\xbf\nmarked");
+    assert_ok(open_one(&c, in_folder("mark.txt")));
+    assert_documents(&c.domains[0], 1, (const char *[]){ "\nmarked" });
+    mu_corpus_close(&c);
+    const char *bad[] = { "01", "1.", ".5", "+1", "-", "1e", "1e+", "--1", "1.5.3", "1 2", "0x10", "1e5e5", "NaN", "1-2", "-01" };
+    char line[64];
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        snprintf(line, sizeof line, "{\"text\": \"a\", \"n\": %s}", bad[i]);
+        put_text("bad.jsonl", line);
+        if (open_one(&c, in_folder("bad.jsonl")) != MU_STATUS_DATA) fail_msg("%s is taken for JSON", line);
+    }
 }
 
 static void test_bad_jsonl(void **state) {
@@ -198,6 +300,9 @@ static void test_bad_jsonl(void **state) {
         { "{\"text\": \"a\"} {\"text\": \"b\"}\n", "bad.jsonl:1: bad JSON" },
         { "{\"text\": \"\xff\"}\n", "bad.jsonl:1: bad JSON" },
         { "plain words\n", "bad.jsonl:1: bad JSON" },
+        { "\n{\"text\": \"a\\u0000b\"}\n", "bad.jsonl:2: not a text: \"text\" has a NUL character" },
+        { "{\"text\": \"a\"}\n\xef\xbb\xbf{\"text\": \"b\"}\n", "bad.jsonl:2: a byte-order mark (U+FEFF) in the middle" },
+        { "{\"text\": \"half \\ud83d pair\"}\n", "bad.jsonl:1: bad JSON" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         assert_bad("bad.jsonl", cases[i].text, strlen(cases[i].text), MU_STATUS_DATA, cases[i].says);
@@ -210,8 +315,8 @@ static void test_bad_names(void **state) {
     const char *path = in_folder("one.txt");
     assert_error(open_corpus(&c, 2, (const entry[]){ { "a", path }, { "a", path } }, NULL), MU_STATUS_CONFIG,
                  "listed twice");
-    const char *bad[] = { "", "a/b", "..", "a\nb" };
-    for (int i = 0; i < 4; i++)
+    const char *bad[] = { "", "a/b", "..", "a\nb", "a b" };
+    for (int i = 0; i < 5; i++)
         assert_error(open_corpus(&c, 1, (const entry[]){ { bad[i], path } }, NULL), MU_STATUS_CONFIG, "name");
     assert_error(open_corpus(&c, 0, NULL, NULL), MU_STATUS_CONFIG, "no domain");
 }
@@ -228,6 +333,16 @@ static void test_entropy(void **state) {
 
 /* ------------------------------------------------------------------ token files */
 
+/* Nothing in the folder has a name that begins so. */
+static void assert_no_temporaries(const char *a, const char *b, const char *c) {
+    DIR *d = opendir(folder);
+    assert_non_null(d);
+    for (struct dirent *f; (f = readdir(d));)
+        if (!strncmp(f->d_name, a, strlen(a)) || !strncmp(f->d_name, b, strlen(b)) || !strncmp(f->d_name, c, strlen(c)))
+            fail_msg("%s was left", f->d_name);
+    closedir(d);
+}
+
 static void test_token_file(void **state) {
     (void)state;
     put_text("t1/a.txt", "alpha");
@@ -236,8 +351,21 @@ static void test_token_file(void **state) {
     mu_corpus c, again, other;
     assert_ok(open_corpus(&c, 2, (const entry[]){{"x", in_folder("t1")}, {"y", in_folder("t2.txt")}}, NULL));
     const char *file = in_folder("tokens.h5");
-    assert_ok(mu_corpus_write(&c, bytes, file, &e));
-    assert_false(mu_file_exists(in_folder("tokens.h5.tmp")));
+    assert_ok(mu_corpus_write(&c, bytes, file, false, &e));
+    assert_error(mu_corpus_write(&c, bytes, file, false, &e), MU_STATUS_USAGE, "tokens.h5 is there already");
+    assert_error(mu_token_file_check(file, false, &e), MU_STATUS_USAGE, "tokens.h5 is there already");
+    assert_ok(mu_token_file_check(file, true, &e));
+    assert_ok(mu_corpus_write(&c, bytes, file, true, &e));
+    put_text("dir.h5/note", "mine");            /* a folder is never in the way of a name, and never removed */
+    put_text("new.h5.tmp/note", "mine");
+    assert_error(mu_token_file_check(in_folder("dir.h5"), true, &e), MU_STATUS_USAGE, "no plain file");
+    assert_error(mu_corpus_write(&c, bytes, in_folder("dir.h5"), true, &e), MU_STATUS_USAGE, "no plain file");
+    assert_error(mu_token_file_check(in_folder("none/x.h5"), false, &e), MU_STATUS_IO, "none/x.h5");
+    assert_ok(mu_token_file_check(in_folder("new.h5"), false, &e));
+    assert_false(mu_file_exists(in_folder("new.h5")));
+    assert_ok(mu_corpus_write(&c, bytes, in_folder("new.h5"), false, &e));
+    assert_true(mu_file_exists(in_folder("dir.h5/note")) && mu_file_exists(in_folder("new.h5.tmp/note")));
+    assert_no_temporaries("tokens.h5.", "new.h5.tmp-", "dir.h5.");
     assert_ok(open_corpus(&again, 2, (const entry[]){ { "x", file }, { "y", file } }, NULL));
     assert_string_equal(c.fingerprint, again.fingerprint);
     assert_documents(&again.domains[0], 2, (const char *[]){ "alpha", "beta" });
@@ -799,6 +927,8 @@ int main(void) {
         cmocka_unit_test(test_tokenizer),      cmocka_unit_test(test_folder),
         cmocka_unit_test(test_single_files),   cmocka_unit_test(test_many_documents),
         cmocka_unit_test(test_bad_texts),      cmocka_unit_test(test_bad_jsonl),
+        cmocka_unit_test(test_not_read),       cmocka_unit_test(test_overlaps),
+        cmocka_unit_test(test_jsonl_values),
         cmocka_unit_test(test_bad_names),      cmocka_unit_test(test_entropy),
         cmocka_unit_test(test_token_file),     cmocka_unit_test(test_bad_token_files),
         cmocka_unit_test(test_synthetic),      cmocka_unit_test(test_synthetic_seed),

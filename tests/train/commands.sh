@@ -80,11 +80,17 @@ own 65 "cut.jsonl:2: bad JSON" cut.jsonl
 own 65 "nul.txt: .*NUL" nul.txt
 own 65 "neither a folder nor named" tiny.yaml
 rm -rf run
+ln -s texts linked
+for dir in texts/run texts linked/more/new/run texts/more/../../linked/run; do
+    refuses 78 "run.dir $dir lies inside the texts of domain own \(texts\); choose" train tiny.yaml run.dir=$dir "data.train=[{domain: own, path: texts}]"
+done
+if [ -e texts/run ] || [ -e texts/more/new ]; then fail "a run folder was made among the texts"; else pass; fi
 domains="data.train=[{domain: own, path: texts},{domain: one, path: texts/1.txt}]"
 expect 0 "training on texts" train 1 run "$domains" train.eval_every=10 log.progress=line
 for pattern in '^step 20/20 loss ' '^validation at step 10: ' '^  own  ' '^  one  ' '^roll call over the last 20 steps' '^checkpoint of step 20 written'; do
     says "training on texts" "$pattern"
 done
+says_once "overlapping texts" '^muster: note: domains "one" and "own" have texts in common'
 for file in config.resolved.yaml run.json metrics.jsonl routing.h5 checkpoints/step-00000020/manifest.json; do
     if [ -s run/$file ]; then pass; else fail "run/$file is missing"; fi
 done
@@ -223,6 +229,17 @@ own 65 "damaged.h5: .*damaged\?" damaged.h5
 head -c 2000 tokens.h5 > cut.h5
 own 65 "cut.h5: cannot be read" cut.h5
 refuses 65 "tokens.h5: .*other.* not in the file" train tiny.yaml "data.train=[{domain: other, path: tokens.h5}]"
+mkdir other.h5.tmp && cp -r run texts/old && cp run/metrics.jsonl other.h5.tmp/mine && cp tokens.h5 before.h5
+refuses 64 "--out tokens.h5 is there already; choose another name or remove it \(--force" tokenize --out tokens.h5 own=texts/1.txt
+if cmp -s tokens.h5 before.h5; then pass; else fail "tokenize replaced a file"; fi
+expect 0 "tokenize beside a run" m tokenize --out other.h5 own=texts one=texts/1.txt
+says_once "tokenize beside a run" 'note: domain "own": not read in texts: 1 folders of a run \(old\)$'
+if cmp -s other.h5 tokens.h5 && [ -s other.h5.tmp/mine ]; then pass; else fail "tokenize beside a run and a folder other.h5.tmp"; fi
+expect 0 "tokenize --force" m tokenize --out other.h5 --force own=texts/1.txt
+if cmp -s other.h5 tokens.h5; then fail "tokenize --force did not replace"; else pass; fi
+refuses 64 "other.h5.tmp is there already, and is no plain file|ends in .h5" tokenize --out other.h5.tmp own=texts
+if [ -n "$(ls -A | grep '\.tmp-')" ]; then fail "tokenize left a temporary file"; else pass; fi
+rm -r texts/old
 refuses 64 "needs --out" tokenize a=texts
 refuses 64 "at least one DOMAIN=PATH" tokenize --out x.h5
 refuses 64 "expected DOMAIN=PATH" tokenize --out x.h5 texts
