@@ -28,6 +28,7 @@ program=quickstart
 
 # Both ranks are on this machine: Open MPI needs no network, more ranks than cores are fine, and so is root.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_odls_base_sigkill_timeout=20        # Ctrl-C leaves time for a checkpoint
 export OMPI_MCA_btl=^tcp,ofi,openib,uct,usnic OMPI_MCA_btl_vader_single_copy_mechanism=none
 muster() { build/muster "$@"; }
 
