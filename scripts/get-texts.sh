@@ -12,6 +12,7 @@
 # no network).
 set -euo pipefail
 export LC_ALL=C
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
 
 folder=${1:-texts}
 max_bytes=${2:-3000000}
@@ -21,8 +22,8 @@ say() { echo "get-texts: $*"; }
 fail() { local code=$1; shift; echo "get-texts: error: $*" >&2; exit "$code"; }
 
 [[ $max_bytes =~ ^[1-9][0-9]{4,10}$ ]] || fail 64 "MAX_BYTES must be a number from 10000 up, not \"$max_bytes\""
-mkdir -p "$folder"
-folder=$(cd "$folder" && pwd)
+mkdir -p -- "$folder"
+folder=$(cd -- "$folder" && pwd)
 exec 9> "$folder/.lock"
 flock -w 10 9 || fail 1 "another get-texts.sh is at work in $folder"
 rm -rf "$folder"/.partial-*             # what a killed run left

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # quickstart.sh - from a fresh machine to a trained Mixture-of-Experts model, in one command.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
+cd -- "$(dirname -- "$0")/.."
 
 usage() {
     cat <<'TEXT'

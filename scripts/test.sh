@@ -3,7 +3,8 @@
 # Options go to ctest: `scripts/test.sh -L unit` runs the unit tests only, `-R moe` those named so.
 # Exit: 0 all passed; 66 something cannot be installed; else what the build or ctest returned.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
+cd -- "$(dirname -- "$0")/.."
 
 case ${1:-} in
     -h | --help) sed -n '2,4s/^# //p' scripts/test.sh; exit 0 ;;

@@ -3,7 +3,8 @@
 # include MPI, HDF5 and CUDA, who may print or exit, what a source file begins with. Each rule is also tried on
 # a line that breaks it. MUSTER_SOURCE is the folder with the sources (default: beside this script).
 set -u
-source_tree=${MUSTER_SOURCE:-$(cd "$(dirname "$0")/.." && pwd)}
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
+source_tree=${MUSTER_SOURCE:-$(cd -- "$(dirname -- "$0")/.." && pwd)}
 rooms="base kernels autograd dist moe layers optim data train"
 library="base kernels autograd dist moe layers optim data"
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # curand.sh - our Philox against cuRAND's device headers, compiled for the host; skipped where there is no CUDA toolkit.
 set -eu
-source_tree=${MUSTER_SOURCE:-$(cd "$(dirname "$0")/../.." && pwd)}
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
+source_tree=${MUSTER_SOURCE:-$(cd -- "$(dirname -- "$0")/../.." && pwd)}
 nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 headers=$(dirname "$(dirname "$(readlink -f "$nvcc")")")/include
 [ -f "$headers/curand_kernel.h" ] || { echo "skipped: no curand_kernel.h in $headers"; exit 77; }

@@ -3,6 +3,7 @@
 # It gives a fresh folder ($work, the current one, removed at the end), tiny.yaml in it, and functions that run
 # the program, compare runs and count. A script ends with `finish`.
 set -u
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
 work=$(mktemp -d)
 cd "$work" || exit 1
 trap 'cd /; rm -rf "$work"' EXIT
