@@ -30,41 +30,105 @@ static void remember_loads(mu_metrics *m, int64_t step, const int64_t *loads) {
     m->steps[m->n++] = step;
 }
 
-/* Takes the loads out of an old line; lines of evaluations have none. */
-static void remember_line(mu_metrics *m, const mu_trainer *t, const json_t *line, int64_t step) {
+/* Takes the loads out of an old line; lines of evaluations have none. False when they are not this model's. */
+static bool remember_line(mu_metrics *m, const mu_trainer *t, const json_t *line, int64_t step) {
     int64_t E = t->cfg.moe.num_experts, *loads = mu_alloc((size_t)m->cells, sizeof *loads);
-    bool whole = m->cells > 0;
-    for (int layer = 0; layer < t->model->n_moe && whole; layer++) {
+    int64_t most = t->cfg.train.global_batch_size * t->cfg.train.seq_len * t->cfg.moe.top_k;
+    bool good = true;
+    int found = 0;
+    for (int layer = 0; layer < t->model->n_moe && good; layer++) {
         char key[64];
         snprintf(key, sizeof key, "moe/layer_%d/load", t->model->moe_layers[layer]);
-        const json_t *list = json_object_get(line, key);
-        whole = json_array_size(list) == (size_t)E;
-        for (int64_t i = 0; i < E && whole; i++)
-            loads[layer * E + i] = json_integer_value(json_array_get(list, (size_t)i));
+        const json_t *list = json_object_get(line, key), *load;
+        found += list != NULL;
+        good = !list || json_array_size(list) == (size_t)E;
+        for (int64_t i = 0; i < E && list && good; i++) {
+            load = json_array_get(list, (size_t)i);
+            loads[layer * E + i] = json_integer_value(load);
+            good = json_is_integer(load) && loads[layer * E + i] >= 0 && loads[layer * E + i] <= most;
+        }
     }
-    if (whole) remember_loads(m, step, loads);
+    good = good && (found == 0 || found == t->model->n_moe);
+    if (good && found) remember_loads(m, step, loads);
     free(loads);
+    return good;
 }
 
-/* Keeps the lines up to t->step; what follows belongs to steps that will be made again. */
+/* ------------------------------------------------------------------ what an earlier job left */
+
+enum { LINE_BYTES = 4 << 20 };  /* the most a sound line has: numbers of the largest model */
+
+typedef struct {
+    char *kept;                 /* the lines that stay */
+    size_t bytes;
+    int64_t lines, damaged, first_damaged;
+    int64_t step, trained;      /* of the last line kept, and of the last one of a training step */
+} cut;
+
+static bool has_numbers_only(json_t *line) {
+    const char *key;
+    json_t *value;
+    json_object_foreach(line, key, value)
+        if (!json_is_number(value) && !json_is_null(value) && !json_is_array(value)) return false;
+    return json_is_object(line);
+}
+
+/* One line, its newline included. What is beyond t->step goes, its step will be made again; what no job wrote, or not in
+ * this order, is damage. */
+static void take_line(cut *c, mu_metrics *m, const mu_trainer *t, const char *text, size_t bytes) {
+    json_t *line = bytes <= LINE_BYTES ? json_loadb(text, bytes - 1, JSON_REJECT_DUPLICATES, NULL) : NULL;
+    const json_t *number = json_object_get(line, "step");
+    json_int_t step = json_integer_value(number);
+    bool training = json_object_get(line, "train/tokens") != NULL;
+    bool good = has_numbers_only(line) && json_is_integer(number) && step >= c->step && step >= 1 &&
+                !(training && step <= c->trained);
+    c->lines++;
+    if (good && step <= t->step) {
+        good = remember_line(m, t, line, step);
+        if (good) {
+            memcpy(c->kept + c->bytes, text, bytes);
+            c->bytes += bytes, c->step = step;
+            if (training) c->trained = step;
+        }
+    }
+    if (!good && !c->damaged++) c->first_damaged = c->lines;
+    json_decref(line);
+}
+
+/* PATH.damaged-N, a name that is free; heap. */
+static char *damaged_name(const char *path, int n) { return mu_format("%s.damaged-%d", path, n); }
+
+/* The files as they were stay beside the new ones: routing.h5 is made of the lines that are left. */
+static mu_status keep_damaged(const mu_metrics *m, const cut *c, const char *text, size_t bytes, mu_error *e) {
+    char *metrics = damaged_name(m->path, 1), *routing = damaged_name(m->routing_path, 1);
+    for (int n = 2; mu_file_exists(metrics) || mu_file_exists(routing); n++) {
+        free(metrics);
+        free(routing);
+        metrics = damaged_name(m->path, n), routing = damaged_name(m->routing_path, n);
+    }
+    mu_status status = mu_file_replace(metrics, text, bytes, e);
+    if (status == MU_STATUS_OK && mu_file_exists(m->routing_path)) status = mu_file_rename(m->routing_path, routing, e);
+    if (status == MU_STATUS_OK)
+        mu_log(MU_LOG_WARNING, "%s: %lld of %lld lines are damaged, the first is line %lld; the others stay, the file as it was is %s",
+               m->path, (long long)c->damaged, (long long)c->lines, (long long)c->first_damaged, metrics);
+    free(metrics);
+    free(routing);
+    return status;
+}
+
+/* Keeps the sound lines up to t->step. A last line without its end is what a kill leaves. */
 static mu_status cut_back(mu_metrics *m, const mu_trainer *t, mu_error *e) {
     char *text = NULL;
-    size_t bytes = 0, kept = 0;
+    size_t bytes = 0;
     if (!mu_file_exists(m->path)) return MU_STATUS_OK;
     mu_status status = mu_file_read(m->path, (size_t)1 << 34, &text, &bytes, e);
     if (status != MU_STATUS_OK) return status;
-    for (char *at = text, *end; (end = strchr(at, '\n')); at = end + 1) {
-        json_t *line = json_loadb(at, (size_t)(end - at), JSON_REJECT_DUPLICATES, NULL);
-        json_int_t step = line ? json_integer_value(json_object_get(line, "step")) : 0;
-        bool keep = line && step >= 1 && step <= t->step;
-        if (keep) {
-            remember_line(m, t, line, step);
-            memmove(text + kept, at, (size_t)(end + 1 - at));
-            kept += (size_t)(end + 1 - at);
-        }
-        json_decref(line);
-    }
-    if (kept != bytes) status = mu_file_replace(m->path, text, kept, e);
+    cut c = { .kept = mu_alloc(bytes + 1, 1) };
+    for (const char *at = text, *end; (end = memchr(at, '\n', bytes - (size_t)(at - text))); at = end + 1)
+        take_line(&c, m, t, at, (size_t)(end + 1 - at));
+    if (c.damaged) status = keep_damaged(m, &c, text, bytes, e);
+    if (status == MU_STATUS_OK && c.bytes != bytes) status = mu_file_replace(m->path, c.kept, c.bytes, e);
+    free(c.kept);
     free(text);
     return status;
 }
