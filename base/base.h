@@ -275,15 +275,21 @@ char *mu_option_text(const mu_option *option, const void *config);
 const char *mu_suggest(const char *word, const char *const *candidates, int n);
 char *mu_suggest_path(const char *path);                /* the same for a missing path: one that exists, heap, or NULL */
 
-/* ------------------------------------------------------------------ store (store.c, files.c)
- * HDF5, used so that damage is found and a kill loses nothing: LATEST format bounds, Fletcher32 on
+/* ------------------------------------------------------------------ store (store.c, store_*.c, files.c)
+ * HDF5, used so that damage is found and a kill loses nothing: 1.10 format, Fletcher32 on
  * every dataset, plugins off, every return value checked, datasets looked up by expected name and
  * shape and never by walking the file. A dataset is a plain n-dimensional array; parent groups are
- * made as needed. The only code that includes hdf5.h. */
+ * made as needed. The only code that includes hdf5.h. Files are read that the store wrote, or another program in
+ * exactly that format: all metadata is checked by its bytes before HDF5 sees any of it. */
 typedef enum { MU_STORE_F64, MU_STORE_F32, MU_STORE_I32, MU_STORE_I64, MU_STORE_U16, MU_STORE_U8 } mu_store_type;
 typedef struct mu_store mu_store;
 mu_status mu_store_create(mu_store **s, const char *path, mu_error *e) MU_MUST_USE;     /* truncates */
 mu_status mu_store_open(mu_store **s, const char *path, mu_error *e) MU_MUST_USE;       /* read only */
+/* Before a file is first opened for reading, `program probe-hdf5 FILE` walks its metadata, so that a crash inside HDF5
+ * costs that process alone: the program calls mu_store_walk under limits of memory and time, writes "ok" or the
+ * error to its standard output, and exits with the status. NULL (the default): no helper. */
+void      mu_store_set_helper(const char *program);
+mu_status mu_store_walk(const char *path, mu_error *e) MU_MUST_USE;
 /* Closes (after a create: also fsyncs the file). The handle is gone whatever is returned. */
 mu_status mu_store_close(mu_store *s, mu_error *e) MU_MUST_USE;
 /* The end of a piece of work that stands at `status`: closes s, NULL being fine, and returns the first failure. */

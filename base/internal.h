@@ -1,4 +1,4 @@
-/* internal.h - what the files of base/ share: system errors in words, UTF-8, the text of numbers, error
+/* internal.h - what the files of base/ share: system errors in words, checks of the store, UTF-8, the text of numbers, error
  * reports, YAML trees. */
 #ifndef MUSTER_BASE_INTERNAL_H
 #define MUSTER_BASE_INTERNAL_H
@@ -10,6 +10,12 @@ const char *mu_io_reason(int error);                    /* an errno in words, wi
 /* Opens a plain file for reading, or a pipe where that is allowed, without waiting for a writer; *bytes: its size,
  * -1 of a pipe. -1 with *reason for all else. */
 int mu_file_open(const char *path, bool pipe_allowed, int64_t *bytes, const char **reason);
+
+/* ------------------------------------------------------------------ store (store_check.c, store_probe.c)
+ * Is this open file one that the store writes? Walks all metadata by its bytes alone; MU_STATUS_DATA where not. */
+mu_status mu_store_check(int fd, const char *path, int64_t bytes, mu_error *e);
+/* Lets the helper, where one is set, walk the metadata with HDF5; MU_STATUS_DATA when it dies of it. */
+mu_status mu_store_probe(const char *path, mu_error *e);
 
 /* ------------------------------------------------------------------ text (json.c)
  * Bytes of the UTF-8 character at s (1 to 4) and its code, or 0 when there is none within n bytes. */

@@ -277,38 +277,120 @@ static void test_truncations(void **state) {
     free(bytes);
 }
 
-/* What a file may contain that is not ours: fixtures/make_hostile.py. */
+/* What a file may contain that is not ours: fixtures/make_hostile.py. Refused before HDF5 sees it. */
 static void test_hostile(void **state) {
     (void)state;
     static const struct { const char *name, *says; } refused[] = {
-        { "soft", "link" },          { "outside", "link" },          { "group/through/good", "link" },
-        { "external", "outside" },   { "virtual", "not chunked" },   { "contiguous", "not chunked" },
-        { "hole", "missing" },       { "bomb", "missing" },          { "deflate", "not chunked" },
-        { "shuffle", "not chunked" }, { "only_deflate", "not chunked" },
-        { "half", "type" },          { "signed_byte", "type" },
-        { "unsigned", "type" },      { "compound", "type" },         { "text", "type" },
-        { "odd_float", "type" },     { "five_dimensions", "dimensions" }, { "scalar", "dimensions" },
-        { "null", "dimensions" },
+        { "soft", "link" },               { "outside", "link" },            { "through", "link" },
+        { "two_names", "several names" }, { "circle", "several names" },    { "external", "outside the file" },
+        { "virtual", "not chunked" },     { "contiguous", "not chunked" },  { "compact", "not chunked" },
+        { "hole", "missing" },            { "bomb", "missing" },            { "growing", "grow" },
+        { "deflate", "filter" },          { "only_deflate", "filter" },     { "shuffle", "filter" },
+        { "half", "type" },               { "signed_byte", "type" },        { "unsigned", "type" },
+        { "compound", "type" },           { "text", "type" },               { "odd_float", "type" },
+        { "five_dimensions", "5" },       { "scalar", "dimensions" },       { "null", "dimensions" },
+        { "fill_value", "fill value" },   { "attribute", "attribute" },     { "named_type", "kind 3 with flags" },
+        { "deep", "64 groups" },          { "old_format", "superblock of version 0" },
+        { "version_1_8", "superblock of version 2" },
     };
     mu_store *s;
-    mu_store_type type;
-    int n;
-    int64_t shape[4], four = 4;
-    float read[4];
-    assert_ok(mu_store_open(&s, MUSTER_FIXTURES "/hostile.h5", &e));
+    char path[256];
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
-        const char *name = refused[i].name;
-        assert_error(mu_store_shape(s, name, &type, &n, shape, &e), MU_STATUS_DATA, refused[i].says);
-        assert_error(mu_store_read(s, name, MU_STORE_F32, 1, &four, read, &e), MU_STATUS_DATA, name);
+        snprintf(path, sizeof path, MUSTER_FIXTURES "/hostile/%s.h5", refused[i].name);
+        assert_error(mu_store_open(&s, path, &e), MU_STATUS_DATA, refused[i].says);
+        assert_non_null(strstr(e.text, path));
+        assert_non_null(strstr(e.text, ": byte "));
+        assert_null(s);
     }
-    assert_false(mu_store_has(s, "soft") || mu_store_has(s, "outside"));
-    assert_false(mu_store_has(s, "group/through/good"));
-    const char *const good[] = { "good", "big_endian" };
-    for (int k = 0; k < 2; k++) {
-        assert_ok(mu_store_read(s, good[k], MU_STORE_F32, 1, &four, read, &e));
+}
+
+/* All that h5py may write in the store's format: either byte order, no checksum, pages of chunks, many names. */
+static void test_foreign_but_good(void **state) {
+    (void)state;
+    static const char *const good[] = { "good", "big_endian", "no_checksum", "with_times", "many/last" };
+    mu_store *s;
+    float read[4];
+    uint16_t pages[1100];
+    int32_t chunks[7][10];
+    assert_ok(mu_store_open(&s, MUSTER_FIXTURES "/hostile/good.h5", &e));
+    for (int k = 0; k < 5; k++) {
+        assert_ok(mu_store_read(s, good[k], MU_STORE_F32, 1, (int64_t[]){ 4 }, read, &e));
         for (int i = 0; i < 4; i++) assert_true(read[i] == (float)i);
     }
+    assert_ok(mu_store_read(s, "pages", MU_STORE_U16, 1, (int64_t[]){ 1100 }, pages, &e));
+    for (int i = 0; i < 1100; i++) assert_int_equal(pages[i], i);
+    assert_ok(mu_store_read(s, "chunks", MU_STORE_I32, 2, (int64_t[]){ 7, 10 }, chunks, &e));
+    for (int i = 0; i < 70; i++) assert_int_equal(chunks[i / 10][i % 10], i);
+    assert_ok(mu_store_read(s, "empty", MU_STORE_F32, 2, (int64_t[]){ 4, 0 }, NULL, &e));
+    assert_ok(mu_store_read(s, "empty_too", MU_STORE_F32, 1, (int64_t[]){ 0 }, NULL, &e));
     assert_ok(mu_store_close(s, &e));
+    assert_ok(mu_store_walk(MUSTER_FIXTURES "/hostile/good.h5", &e));
+}
+
+/* As many names in a group as a layer may have experts: a heap of several levels. */
+static void test_many_names(void **state) {
+    (void)state;
+    enum { N = 40000 };
+    mu_store *s;
+    int32_t x;
+    char name[32];
+    assert_ok(mu_store_create(&s, in_folder("many.h5"), &e));
+    for (int i = 0; i < N; i++) {
+        snprintf(name, sizeof name, "group/%d", i);
+        assert_ok(mu_store_write(s, name, MU_STORE_I32, 1, (int64_t[]){ 1 }, &i, &e));
+    }
+    assert_ok(mu_store_close(s, &e));
+    assert_ok(mu_store_open(&s, in_folder("many.h5"), &e));
+    assert_ok(mu_store_read(s, "group/39999", MU_STORE_I32, 1, (int64_t[]){ 1 }, &x, &e));
+    assert_int_equal(x, 39999);
+    assert_ok(mu_store_close(s, &e));
+    assert_int_equal(unlink(in_folder("many.h5")), 0);
+}
+
+/* A helper that is this script: what it does to itself, the store survives and tells. */
+static void expect_helper(const char *script, mu_status expected, const char *says) {
+    const char *path = in_folder("helper.sh");
+    char text[256];
+    mu_store *s;
+    snprintf(text, sizeof text, "#!/bin/sh\n%s\n", script);
+    assert_ok(mu_file_replace(path, text, strlen(text), &e));
+    assert_int_equal(chmod(path, 0700), 0);
+    assert_ok(write_file(in_folder("a.h5"), false));        /* a new file: it is asked about anew */
+    mu_store_set_helper(path);
+    mu_status status = mu_store_open(&s, in_folder("a.h5"), &e);
+    mu_store_set_helper(NULL);
+    if (expected) assert_error(status, expected, says);
+    else {
+        assert_ok(status);
+        assert_ok(mu_store_close(s, &e));
+    }
+}
+
+static void test_helper(void **state) {
+    (void)state;
+    expect_helper("[ $1 = probe-hdf5 ] && [ -f $2 ] && echo ok", MU_STATUS_OK, "");
+    expect_helper("kill -FPE $$", MU_STATUS_DATA, "a.h5: cannot be read as HDF5 (damaged?): the process that looked at its metadata ended "
+                                                  "with signal 8");
+    expect_helper("exit 3", MU_STATUS_DATA, "ended without a word");
+    expect_helper("echo a.h5: bad; exit 65", MU_STATUS_DATA, "a.h5: bad");
+    expect_helper("echo a.h5: no disk; exit 74", MU_STATUS_IO, "a.h5: no disk");
+    signal(SIGCHLD, SIG_IGN);                               /* nobody tells how it ended */
+    expect_helper("echo ok", MU_STATUS_OK, "");
+    expect_helper("kill -SEGV $$", MU_STATUS_DATA, "ended without a word");
+    signal(SIGCHLD, SIG_DFL);
+    mu_store *s;
+    mu_store_set_helper("/no/such/program");
+    assert_ok(write_file(in_folder("a.h5"), false));
+    assert_error(mu_store_open(&s, in_folder("a.h5"), &e), MU_STATUS_IO, "/no/such/program");
+    mu_store_set_helper("/bin/false");
+    assert_error(mu_store_open(&s, in_folder("a.h5"), &e), MU_STATUS_DATA, "without a word");
+    mu_store_set_helper(NULL);
+    assert_ok(mu_store_open(&s, in_folder("a.h5"), &e));
+    assert_ok(mu_store_close(s, &e));
+    mu_store_set_helper("/bin/false");                      /* it was found sound: not asked again */
+    assert_ok(mu_store_open(&s, in_folder("a.h5"), &e));
+    assert_ok(mu_store_close(s, &e));
+    mu_store_set_helper(NULL);
 }
 
 /* A kill in the middle of writing leaves a file that does not open. */
@@ -408,7 +490,9 @@ int main(void) {
         cmocka_unit_test(test_conversion),  cmocka_unit_test(test_mismatch),
         cmocka_unit_test(test_no_such_file), cmocka_unit_test(test_reproducible),
         cmocka_unit_test(test_flips),       cmocka_unit_test(test_truncations),
-        cmocka_unit_test(test_hostile),     cmocka_unit_test(test_killed),
+        cmocka_unit_test(test_hostile),     cmocka_unit_test(test_foreign_but_good),
+        cmocka_unit_test(test_many_names),  cmocka_unit_test(test_helper),
+        cmocka_unit_test(test_killed),
         cmocka_unit_test(test_disk_full),   cmocka_unit_test(test_failure_stays),
     };
     fill();
