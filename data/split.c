@@ -15,9 +15,8 @@
  * More text at the end never means fewer sequences to train on: what is decided about a document depends on those before
  * it, so a document added makes R or K larger and neither smaller, and n - asked(n) never falls with n. Nor does it when
  * the last document grows: held out, it adds nothing to R; at the length where it no longer fits it goes to `rest`, which
- * gains at least the sequences that asked() then wants more. Documents too short for a sequence at the very end of the
- * domain, whose successors would be held out with them, are in neither stream. Text that comes in between others may move
- * the choice of those after it, and so cost a part of one document. */
+ * gains at least the sequences that asked() then wants more. Text that comes in between others may move the choice of
+ * those after it, and so cost a part of one document. */
 #include "data/internal.h"
 
 #include <math.h>
@@ -51,9 +50,7 @@ static void hold_out_documents(mu_split *s, const mu_domain *d, int64_t L, doubl
     for (int64_t from = 0, i = 0, end; i < d->n_documents; from = end) {
         do end = offset[++i]; while (end - from <= L && i < d->n_documents);
         int64_t n = end - from, kept = sequences(s->kept.tokens, L), rest = sequences(s->rest.tokens, L);
-        bool wanted = asked(rest + kept, fraction) > kept;
-        if (wanted && n <= L) break;        /* the domain ends here */
-        bool hold = wanted && (double)(s->kept.tokens + n) <= room(end, L, fraction);
+        bool hold = asked(rest + kept, fraction) > kept && (double)(s->kept.tokens + n) <= room(end, L, fraction);
         append(hold ? &s->kept : &s->rest, from, n);
     }
 }
