@@ -62,7 +62,7 @@ static mu_status refuse(walk *w, uint64_t at, const char *fmt, ...) {
     va_end(args);
     return mu_error_set(
         w->e, MU_STATUS_DATA,
-        "%s: not an HDF5 file as muster writes it (damaged, unfinished or another format): byte %llu: %s",
+        "%s: cannot be read: not an HDF5 file as muster writes it (damaged, unfinished or another format): byte %llu: %s",
         w->path, (unsigned long long)at, what);
 }
 

@@ -44,13 +44,13 @@ done
 IFS=$' \t\n'
 if [ -n "${MPIEXEC:-}" ]; then
     expect 65 "on two ranks" train 2 other $options "data.train=[{domain: a, path: tokens.h5}]"
-    says_once "on two ranks" "error: .*tokens.h5: not an HDF5 file"
+    says_once "on two ranks" "error: .*tokens.h5: cannot be read: not an HDF5 file"
 fi
 set_bytes $shard $layout+3 0
 "$MUSTER_SIGN" $newest/manifest.json $shard || fail "sign"
 for command in "verify run" "generate run --prompt x --tokens 1" "train tiny.yaml run.dir=run $options train.steps=2"; do
     expect 65 "a shard: $command" on 1 "$MUSTER" $command
-    says "a shard: $command" "shard-0000.h5: not an HDF5 file as muster writes it .*: byte [0-9]+: chunks of -1 dimensions"
+    says "a shard: $command" "shard-0000.h5: cannot be read: not an HDF5 file as muster writes it .*: byte [0-9]+: chunks of -1 dimensions"
 done
 
 # The process that looks first is the program itself; a sound file passes, and what it says is one line.
