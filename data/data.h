@@ -55,10 +55,10 @@ mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_t
                          mu_error *e) MU_MUST_USE;
 void      mu_corpus_close(mu_corpus *c);
 /* An HDF5 token file: /domains/NAME/{tokens,document_offsets,text_bytes}, /tokenizer, /fingerprint. */
-mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, bool replace, mu_error *e) MU_MUST_USE;
-/* Whether that could be written, before the long work of reading texts. MU_STATUS_USAGE when something is there under the
- * path, but for a plain file with `replace`. */
-mu_status mu_token_file_check(const char *path, bool replace, mu_error *e) MU_MUST_USE;
+mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, mu_error *e) MU_MUST_USE;
+/* Whether that could be written, before the long work of reading texts. A token file that is there already would be replaced,
+ * and its fingerprint is in *fingerprint, else ""; MU_STATUS_USAGE when anything else is there. */
+mu_status mu_token_file_check(const char *path, char fingerprint[33], mu_error *e) MU_MUST_USE;
 /* Nats a token of the best prediction that ignores context: the entropy of the token frequencies. */
 double    mu_domain_unigram_entropy(const mu_domain *d, int vocab_size);
 

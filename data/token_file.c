@@ -45,16 +45,32 @@ static mu_status write_file(const mu_corpus *c, const mu_tokenizer *t, const cha
     return mu_store_finish(s, status, e);
 }
 
-static mu_status check_free(const char *path, bool replace, mu_error *e) {
-    struct stat st;
-    if (lstat(path, &st) || (replace && S_ISREG(st.st_mode))) return MU_STATUS_OK;
-    return mu_error_set(e, MU_STATUS_USAGE, "%s is there already%s", path,
-                        S_ISREG(st.st_mode) ? "" : ", and is no plain file");
+/* The fingerprint of a token file; false for any other file. */
+static bool read_fingerprint(const char *path, char fingerprint[33]) {
+    mu_store *s;
+    mu_error e;
+    char *text;
+    if (mu_store_open(&s, path, &e)) return false;
+    mu_status status = mu_store_read_text(s, "/fingerprint", &text, &e);
+    if (!status) {
+        snprintf(fingerprint, 33, "%s", text);
+        free(text);
+    }
+    return mu_store_finish(s, status, &e) == MU_STATUS_OK;
 }
 
-mu_status mu_token_file_check(const char *path, bool replace, mu_error *e) {
+/* Only a token file is replaced: it can be made again. */
+static mu_status check_free(const char *path, char fingerprint[33], mu_error *e) {
+    struct stat st;
+    fingerprint[0] = '\0';
+    if (lstat(path, &st)) return MU_STATUS_OK;
+    if (S_ISREG(st.st_mode) && read_fingerprint(path, fingerprint)) return MU_STATUS_OK;
+    return mu_error_set(e, MU_STATUS_USAGE, "%s is there already and is not a token file", path);
+}
+
+mu_status mu_token_file_check(const char *path, char fingerprint[33], mu_error *e) {
     char *temporary;
-    mu_status status = check_free(path, replace, e);
+    mu_status status = check_free(path, fingerprint, e);
     if (!status) status = mu_file_temporary(path, &temporary, e);
     if (status) return status;
     unlink(temporary);
@@ -63,12 +79,12 @@ mu_status mu_token_file_check(const char *path, bool replace, mu_error *e) {
 }
 
 /* Under another name first: a half token file never has the name of a whole one. */
-mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, bool replace, mu_error *e) {
-    char *temporary;
+mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, mu_error *e) {
+    char *temporary, old[33];
     mu_status status = mu_file_temporary(path, &temporary, e);
     if (status) return status;
     status = write_file(c, t, temporary, e);
-    if (!status) status = check_free(path, replace, e);
+    if (!status) status = check_free(path, old, e);
     if (!status) status = mu_file_rename(temporary, path, e);
     if (status) unlink(temporary);
     free(temporary);

@@ -7,7 +7,6 @@
 #include <mpi-ext.h>
 #endif
 #include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,18 +42,7 @@ void mu_dist_start(int *argc, char ***argv) {
 
 void mu_dist_stop(void) { CALL(MPI_Finalize()); }
 
-/* Where the network is down MPI_Abort may not return. */
-static volatile sig_atomic_t abort_code;
-static void abort_now(int number) {
-    (void)number;
-    _exit(abort_code);
-}
-
 _Noreturn void mu_dist_abort(int exit_code) {
-    enum { PATIENCE = 10 };
-    abort_code = exit_code;
-    signal(SIGALRM, abort_now);
-    alarm(PATIENCE);
     int initialized = 0, finalized = 0;
     MPI_Initialized(&initialized);
     MPI_Finalized(&finalized);

@@ -6,7 +6,6 @@
 
 typedef struct {
     const char *out;
-    bool force;
     mu_option_domains list;
 } arguments;
 
@@ -32,7 +31,6 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     for (int i = 2; !status && i < argc; i++) {
         if (!strcmp(argv[i], "--out") && i + 1 < argc) a->out = argv[++i];
-        else if (!strcmp(argv[i], "--force")) a->force = true;
         else status = parse_domain(argv[i], &a->list, e);
     }
     if (status) return status;
@@ -46,12 +44,10 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
 }
 
 /* Before the texts are read: can the file be written at all? */
-static mu_status check_out(const arguments *a, mu_error *e) {
+static mu_status check_out(const arguments *a, char old[33], mu_error *e) {
     mu_error why;
-    mu_status status = mu_token_file_check(a->out, a->force, &why);
-    if (status == MU_STATUS_USAGE)
-        return mu_error_set(e, status, "--out %s; choose another name or remove it%s", why.text,
-                            a->force ? "" : " (--force replaces a plain file)");
+    mu_status status = mu_token_file_check(a->out, old, &why);
+    if (status == MU_STATUS_USAGE) return mu_error_set(e, status, "--out %s; choose another name or remove it", why.text);
     if (status) *e = why;
     return status;
 }
@@ -60,6 +56,7 @@ int mu_cmd_tokenize(int argc, char **argv) {
     mu_error e = { 0 };
     arguments a = { 0 };
     mu_corpus corpus = { 0 };
+    char old[33] = "";
     mu_dist_start(&argc, &argv);
     mu_comm *world = mu_comm_new(NULL);
     int rank = world->rank;
@@ -68,15 +65,16 @@ int mu_cmd_tokenize(int argc, char **argv) {
     mu_status status = parse(argc, argv, &a, &e);
     if (status == MU_STATUS_OK && world->size > 1)
         status = mu_error_set(&e, MU_STATUS_USAGE, "tokenize runs on one rank");
-    if (status == MU_STATUS_OK) status = check_out(&a, &e);
+    if (status == MU_STATUS_OK) status = check_out(&a, old, &e);
     if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &a.list, t, 1, &e);
-    if (status == MU_STATUS_OK) status = mu_corpus_write(&corpus, t, a.out, a.force, &e);
+    if (status == MU_STATUS_OK) status = mu_corpus_write(&corpus, t, a.out, &e);
     if (status == MU_STATUS_OK) {
         for (int i = 0; i < corpus.n_domains; i++)
             printf("%-24s %10lld tokens in %lld documents\n", corpus.domains[i].name,
                    (long long)corpus.domains[i].n_tokens, (long long)corpus.domains[i].n_documents);
         mu_print("written to %s, tokenizer %s, fingerprint %s\n", a.out, mu_tokenizer_name(t),
                corpus.fingerprint);
+        if (old[0]) mu_print("it replaces the token file that was there, fingerprint %s\n", old);
     }
     mu_corpus_close(&corpus);
     free(a.list.list);

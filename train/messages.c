@@ -3,6 +3,7 @@
 #include "train/train.h"
 
 #include <string.h>
+#include <unistd.h>
 
 static int the_rank;
 
@@ -13,16 +14,31 @@ static void log_sink(mu_log_level level, const char *line) {
     else if (the_rank == 0) fprintf(stderr, "muster: %s\n", line);
 }
 
+static volatile sig_atomic_t abort_code;
+static void abort_now(int number) {
+    (void)number;
+    _exit(abort_code);
+}
+
+/* Where the network is down, ending the other ranks may never return. */
+MU_NORETURN static void end_all_ranks(int code) {
+    enum { PATIENCE = 10 };
+    abort_code = code;
+    signal(SIGALRM, abort_now);
+    alarm(PATIENCE);
+    mu_dist_abort(code);
+}
+
 static void on_fatal(mu_status status, const char *line) {
     fflush(stdout);
     fprintf(stderr, "muster: fatal: rank %d: %s\n", the_rank, line);
-    mu_dist_abort((int)status);
+    end_all_ranks((int)status);
 }
 
 void mu_report_stall(const char *report) {
     fflush(stdout);
     fprintf(stderr, "muster: error: rank %d: %s\n", the_rank, report);
-    mu_dist_abort(MU_STATUS_INTERNAL);
+    end_all_ranks(MU_STATUS_INTERNAL);
 }
 
 void mu_messages_start(void) {

@@ -351,19 +351,24 @@ static void test_token_file(void **state) {
     mu_corpus c, again, other;
     assert_ok(open_corpus(&c, 2, (const entry[]){{"x", in_folder("t1")}, {"y", in_folder("t2.txt")}}, NULL));
     const char *file = in_folder("tokens.h5");
-    assert_ok(mu_corpus_write(&c, bytes, file, false, &e));
-    assert_error(mu_corpus_write(&c, bytes, file, false, &e), MU_STATUS_USAGE, "tokens.h5 is there already");
-    assert_error(mu_token_file_check(file, false, &e), MU_STATUS_USAGE, "tokens.h5 is there already");
-    assert_ok(mu_token_file_check(file, true, &e));
-    assert_ok(mu_corpus_write(&c, bytes, file, true, &e));
+    char old[33];
+    assert_ok(mu_token_file_check(file, old, &e));
+    assert_string_equal(old, "");
+    assert_ok(mu_corpus_write(&c, bytes, file, &e));
+    assert_ok(mu_token_file_check(file, old, &e));      /* a token file may be replaced, but one is told */
+    assert_string_equal(old, c.fingerprint);
+    assert_ok(mu_corpus_write(&c, bytes, file, &e));
+    put_text("precious.h5", "not a token file");
+    assert_error(mu_token_file_check(in_folder("precious.h5"), old, &e), MU_STATUS_USAGE, "precious.h5 is there already");
+    assert_error(mu_corpus_write(&c, bytes, in_folder("precious.h5"), &e), MU_STATUS_USAGE, "precious.h5 is there already");
     put_text("dir.h5/note", "mine");            /* a folder is never in the way of a name, and never removed */
     put_text("new.h5.tmp/note", "mine");
-    assert_error(mu_token_file_check(in_folder("dir.h5"), true, &e), MU_STATUS_USAGE, "no plain file");
-    assert_error(mu_corpus_write(&c, bytes, in_folder("dir.h5"), true, &e), MU_STATUS_USAGE, "no plain file");
-    assert_error(mu_token_file_check(in_folder("none/x.h5"), false, &e), MU_STATUS_IO, "none/x.h5");
-    assert_ok(mu_token_file_check(in_folder("new.h5"), false, &e));
+    assert_error(mu_token_file_check(in_folder("dir.h5"), old, &e), MU_STATUS_USAGE, "not a token file");
+    assert_error(mu_corpus_write(&c, bytes, in_folder("dir.h5"), &e), MU_STATUS_USAGE, "not a token file");
+    assert_error(mu_token_file_check(in_folder("none/x.h5"), old, &e), MU_STATUS_IO, "none/x.h5");
+    assert_ok(mu_token_file_check(in_folder("new.h5"), old, &e));
     assert_false(mu_file_exists(in_folder("new.h5")));
-    assert_ok(mu_corpus_write(&c, bytes, in_folder("new.h5"), false, &e));
+    assert_ok(mu_corpus_write(&c, bytes, in_folder("new.h5"), &e));
     assert_true(mu_file_exists(in_folder("dir.h5/note")) && mu_file_exists(in_folder("new.h5.tmp/note")));
     assert_no_temporaries("tokens.h5.", "new.h5.tmp-", "dir.h5.");
     assert_ok(open_corpus(&again, 2, (const entry[]){ { "x", file }, { "y", file } }, NULL));

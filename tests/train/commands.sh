@@ -229,15 +229,17 @@ own 65 "damaged.h5: .*damaged\?" damaged.h5
 head -c 2000 tokens.h5 > cut.h5
 own 65 "cut.h5: cannot be read" cut.h5
 refuses 65 "tokens.h5: .*other.* not in the file" train tiny.yaml "data.train=[{domain: other, path: tokens.h5}]"
-mkdir other.h5.tmp && cp -r run texts/old && cp run/metrics.jsonl other.h5.tmp/mine && cp tokens.h5 before.h5
-refuses 64 "--out tokens.h5 is there already; choose another name or remove it \(--force" tokenize --out tokens.h5 own=texts/1.txt
-if cmp -s tokens.h5 before.h5; then pass; else fail "tokenize replaced a file"; fi
+mkdir other.h5.tmp && cp -r run texts/old && cp run/metrics.jsonl other.h5.tmp/mine
+echo precious > precious.h5
+refuses 64 "--out precious.h5 is there already and is not a token file; choose another name or remove it" tokenize --out precious.h5 own=texts/1.txt
+if [ "$(cat precious.h5)" = precious ]; then pass; else fail "tokenize replaced a file"; fi
 expect 0 "tokenize beside a run" m tokenize --out other.h5 own=texts one=texts/1.txt
 says_once "tokenize beside a run" 'note: domain "own": not read in texts: 1 folders of a run \(old\)$'
 if cmp -s other.h5 tokens.h5 && [ -s other.h5.tmp/mine ]; then pass; else fail "tokenize beside a run and a folder other.h5.tmp"; fi
-expect 0 "tokenize --force" m tokenize --out other.h5 --force own=texts/1.txt
-if cmp -s other.h5 tokens.h5; then fail "tokenize --force did not replace"; else pass; fi
-refuses 64 "other.h5.tmp is there already, and is no plain file|ends in .h5" tokenize --out other.h5.tmp own=texts
+expect 0 "tokenize over a token file" m tokenize --out other.h5 own=texts/1.txt
+says_once "tokenize over a token file" "^it replaces the token file that was there, fingerprint [0-9a-f]{32}$"
+if cmp -s other.h5 tokens.h5; then fail "tokenize did not replace a token file"; else pass; fi
+refuses 64 "ends in .h5" tokenize --out other.h5.tmp own=texts
 if [ -n "$(ls -A | grep '\.tmp-')" ]; then fail "tokenize left a temporary file"; else pass; fi
 rm -r texts/old
 refuses 64 "needs --out" tokenize a=texts
