@@ -42,7 +42,7 @@ static const command commands[] = {
     { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT",
       "Shows a checkpoint: configuration, parameters, shards, and the load of its experts." },
     { "verify", mu_cmd_verify, "RUN_OR_CHECKPOINT",
-      "Checks manifest, hashes, shapes and that all values are finite, of one checkpoint or of all of a run, on one\n"
+      "Checks manifest, hashes, shapes and that all values are in range, of one checkpoint or of all of a run, on one\n"
       "rank. Exit code 65 when any is damaged." },
     { "tokenize", mu_cmd_tokenize, "--out FILE.h5 DOMAIN=PATH ...",
       "Writes a token file from texts: a folder of .txt and .jsonl files, or one such file, a domain.\n"

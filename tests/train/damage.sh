@@ -59,8 +59,17 @@ for file in manifest.json $shards; do
     falls_back 9 $file "a bit of $file"
 done
 
-# ---------------------------------------------------------------- whole files
+# The same bit where the manifest has the hash of the damaged shard: the loading finds it, on one rank, and all fall back.
 last=$(echo "$shards" | tail -1)
+fresh
+"$MUSTER_FLIP" $newest/$last 4000:3 && "$MUSTER_SIGN" $newest/manifest.json $newest/$last
+refused $last "a shard that hashes right and is damaged"
+expect 65 "a shard that hashes right and is damaged, named" train $ranks other $options --resume $newest
+expect 0 "eval of a run with it" on 1 "$MUSTER" eval run train.eval_sequences=1
+says "eval of a run with it" "^run/checkpoints/step-00000009, step 9: "
+falls_back 9 $last "a shard that hashes right and is damaged"
+
+# ---------------------------------------------------------------- whole files
 for file in manifest.json $shards; do
     size=$(stat -c %s whole/checkpoints/step-00000012/$file)
     for length in 0 1 $((size / 2)) $((size - 1)); do
