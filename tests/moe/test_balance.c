@@ -65,7 +65,7 @@ static void gradient_by_formula(void **state) {
         }
         mu_tensor_set(scores, s);
         scores->needs_grad = true;
-        mu_routing r = { .scores_TE = scores };
+        mu_routing r = { .scores_TE = scores, .lse_T = mu_tensor_2d(l->tp, TOKENS, 1) };
         static const int64_t counts[E] = { 9, 3, 0, 2, 4, 6 };
         mu_balance_counts c = { on_device(l->tp, counts), { 0 }, TOKENS, TOKENS };
         mu_backward(l->tp, mu_balance_loss(&l->moe, l->tp, &l->cx, &r, &c).loss);
@@ -171,6 +171,11 @@ static void z_loss_is_the_mean_square(void **state) {
     assert_false(b.aux->needs_grad);
     layer_free(l);
     l = new_layer(MU_BALANCE_BIAS, 0, 0);
+    b = balance_of(l, scores, counts, rows);
+    assert_true(!b.loss && fabs(scalar(b.z) - 5) < 1e-14 && fabs(scalar(b.aux) - 1) < 1e-14);
+    assert_false(b.z->needs_grad);
+    layer_free(l);
+    l = new_layer(MU_BALANCE_BIAS, 1, 0);                   /* sigmoid scores have no such term */
     b = balance_of(l, scores, counts, rows);
     assert_true(!b.loss && !b.z && fabs(scalar(b.aux) - 1) < 1e-14);
     layer_free(l);
