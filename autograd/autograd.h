@@ -35,6 +35,8 @@ struct mu_tensor {
     int readers;            /* ... except the backward of this many recorded ops */
     void *sums;             /* a parameter's exact sums (kernels.h), which then take its gradient; else NULL */
     int64_t sums_ld;        /* words from one unit's to the next one's */
+    bool bounded;           /* integers that the host wrote: none is below `low` or above `high` */
+    int64_t low, high;
 };
 
 /* A new tensor on the tape, not cleared. */
@@ -45,6 +47,12 @@ mu_tensor *mu_tensor_like(mu_tape *tp, const mu_tensor *x);
 mu_tensor *mu_tensor_scalar(mu_tape *tp);                               /* one F64 */
 mu_tensor *mu_tensor_loss(mu_tape *tp, int64_t rows);                   /* F64, one value a leaf (mu_tape_leaf) of `rows` rows */
 mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *host_or_null);
+/* Fatal, beginning with `what` ("linear: x"), unless t is there, has n_dims dimensions (0: any number of them) and one of the
+ * types, bits 1 << dtype. */
+enum { MU_FLOATS = 1 << MU_DTYPE_F64 | 1 << MU_DTYPE_F32 | 1 << MU_DTYPE_BF16 };
+void mu_tensor_check(const mu_tensor *t, const char *what, int n_dims, unsigned types);
+/* Fatal unless ids that the host wrote are low .. high. (Those that a kernel makes are right by construction.) */
+void mu_ids_check(const mu_tensor *ids, const char *what, int64_t low, int64_t high);
 int64_t mu_count(const mu_tensor *t);                   /* number of elements */
 mu_mat  mu_data(const mu_tensor *t);                    /* operand; ld = the last dimension. NULL tensor: not given */
 mu_mat  mu_master(const mu_tensor *t);                  /* the same in the fine type for a parameter, which has both */

@@ -12,6 +12,8 @@ static mu_tensor matrix_at(mu_kv_cache *c, size_t bytes, int i, int64_t width) {
 }
 
 mu_kv_cache *mu_kv_cache_new(mu_device *dev, int n_layers, int64_t most, int64_t width) {
+    MU_CHECK(dev && n_layers >= 1 && most >= 1 && width >= 1, "a cache of %d layers, %lld tokens, %lld wide", n_layers,
+             (long long)most, (long long)width);
     mu_kv_cache *c = mu_alloc(1, sizeof *c);
     size_t bytes = mu_size_mul((size_t)(most * width), mu_dtype_size(dev->real));
     size_t all = mu_size_mul(2 * (size_t)n_layers, bytes);
@@ -43,7 +45,7 @@ static mu_tensor *append(mu_kv_cache *c, mu_tape *tp, mu_tensor *all, mu_tensor 
 
 void mu_kv_cache_append(mu_kv_cache *c, mu_tape *tp, int layer, mu_tensor **k, mu_tensor **v) {
     MU_CHECK(!mu_tape_recording(tp), "a cache of keys and values has no backward");
-    MU_CHECK(layer < c->n_layers, "layer %d of a cache of %d", layer, c->n_layers);
+    MU_CHECK(layer >= 0 && layer < c->n_layers, "layer %d of a cache of %d", layer, c->n_layers);
     *k = append(c, tp, &c->k[layer], *k);
     *v = append(c, tp, &c->v[layer], *v);
 }

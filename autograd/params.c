@@ -7,6 +7,7 @@
 enum { SLAB_ALIGNMENT = 16 }; /* elements: every unit starts on a cache line */
 
 mu_params *mu_params_new(mu_device *dev) {
+    MU_CHECK(dev, "parameters need a device");
     mu_params *ps = mu_alloc(1, sizeof *ps);
     ps->dev = dev;
     return ps;
@@ -70,6 +71,12 @@ static void make_units(mu_params *ps, mu_param *p) {
 }
 
 mu_param *mu_params_add(mu_params *ps, const mu_param_desc *desc) {
+    MU_CHECK(desc->group && desc->name, "a parameter needs a group and a name");
+    MU_CHECK(desc->n_dims >= 1 && desc->n_dims <= 2, "%s: %d dimensions, not 1 or 2", desc->name, desc->n_dims);
+    for (int i = 0; i < desc->n_dims; i++)
+        MU_CHECK(desc->shape[i] >= 0, "%s: dimension %d is %lld", desc->name, i, (long long)desc->shape[i]);
+    MU_CHECK(desc->n_experts == 0 || (desc->local && desc->n_local >= 1 && desc->n_local <= desc->n_experts),
+             "%s: %d of %d experts here", desc->name, desc->n_local, desc->n_experts);
     MU_CHECK(!desc->group->values, "%s declared after mu_params_alloc", desc->name);
     mu_param *p = mu_alloc(1, sizeof *p);
     p->desc = *desc;

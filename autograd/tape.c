@@ -7,6 +7,7 @@
 static const size_t HOST_RESERVE = (size_t)1 << 34; /* address space for nodes and tensors */
 
 mu_tape *mu_tape_new(mu_device *dev) {
+    MU_CHECK(dev, "a tape needs a device");
     mu_tape *tp = mu_alloc(1, sizeof *tp);
     tp->dev = dev;
     tp->recording = true;
@@ -39,7 +40,10 @@ int64_t mu_tape_peak(const mu_tape *tp) { return (int64_t)tp->pool.peak; }
 
 void *mu_tape_alloc(mu_tape *tp, size_t bytes) { return memset(mu_arena_alloc(&tp->host, bytes), 0, bytes); }
 
-void mu_tape_leaf(mu_tape *tp, int64_t rows) { tp->leaf_rows = rows; }
+void mu_tape_leaf(mu_tape *tp, int64_t rows) {
+    MU_CHECK(rows >= 0, "leaves of %lld rows", (long long)rows);
+    tp->leaf_rows = rows;
+}
 
 int64_t mu_leaves(const mu_tape *tp, int64_t rows) {
     if (!tp->leaf_rows) return 1;
@@ -116,7 +120,18 @@ static void remember(mu_tape *tp, const mu_node *node) {
         if (node->out[i] && node->op->keeps_out >> i & 1) node->out[i]->readers++;
 }
 
+static void check_inputs(const mu_tape *tp, const mu_node *n) {
+    for (int i = 0; i < MU_NODE_INPUTS; i++) {
+        const mu_tensor *x = n->in[i];
+        if (!x) continue;
+        MU_CHECK(x->dev == tp->dev, "%s: input %d is on another device (%s) than the tape (%s)", n->op->name, i, x->dev->name,
+                 tp->dev->name);
+        MU_CHECK(x->data, "%s: input %d has no data: it was released, or mu_params_alloc was not called", n->op->name, i);
+    }
+}
+
 mu_tensor *mu_apply(mu_tape *tp, mu_node node) {
+    check_inputs(tp, &node);
     bool needs_grad = false;
     if (tp->recording)
         for (int i = 0; i < MU_NODE_INPUTS; i++) needs_grad |= node.in[i] && node.in[i]->needs_grad;
@@ -155,6 +170,7 @@ static bool has_gradient(const mu_node *n) {
 }
 
 void mu_backward(mu_tape *tp, mu_tensor *loss) {
+    mu_tensor_check(loss, "backward: loss", 0, MU_FLOATS);
     MU_CHECK(loss->dtype == MU_DTYPE_F64 && (tp->leaf_rows || mu_count(loss) == 1),
              "backward starts from a loss of one f64, or one a leaf");
     MU_CHECK(loss->needs_grad, "the loss depends on no parameter (or the tape was not recording)");

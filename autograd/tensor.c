@@ -10,10 +10,26 @@ int64_t mu_count(const mu_tensor *t) {
     return n;
 }
 
+void mu_tensor_check(const mu_tensor *t, const char *what, int n_dims, unsigned types) {
+    MU_CHECK(t, "%s is missing", what);
+    MU_CHECK(!n_dims || t->n_dims == n_dims, "%s has %d dimension%s, not %d", what, t->n_dims, t->n_dims == 1 ? "" : "s", n_dims);
+    MU_CHECK(types >> t->dtype & 1, "%s is of type %s", what, mu_dtype_name(t->dtype));
+}
+
+void mu_ids_check(const mu_tensor *ids, const char *what, int64_t low, int64_t high) {
+    MU_CHECK(!ids->bounded || (ids->low >= low && ids->high <= high), "%s: ids from %lld to %lld, allowed are %lld to %lld", what,
+             (long long)ids->low, (long long)ids->high, (long long)low, (long long)high);
+}
+
 mu_tensor *mu_tensor_new(mu_tape *tp, mu_dtype dtype, int n_dims, const int64_t *shape) {
+    MU_CHECK(tp && n_dims >= 0 && n_dims <= 4 && (unsigned)dtype <= MU_DTYPE_I64, "a tensor of %d dimensions, type %d", n_dims,
+             (int)dtype);
     mu_tensor *t = mu_tape_alloc(tp, sizeof *t);
     *t = (mu_tensor){ .dev = tp->dev, .dtype = dtype, .n_dims = n_dims };
-    for (int i = 0; i < n_dims; i++) t->shape[i] = shape[i];
+    for (int i = 0; i < n_dims; i++) {
+        MU_CHECK(shape[i] >= 0 && shape[i] <= INT64_C(1) << 40, "dimension %d of a tensor is %lld", i, (long long)shape[i]);
+        t->shape[i] = shape[i];
+    }
     t->data = mu_pool_take(&tp->pool, mu_size_mul((size_t)mu_count(t), mu_dtype_size(dtype)));
     return t;
 }
@@ -43,7 +59,7 @@ mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *ho
 }
 
 mu_tensor *mu_tensor_rows(mu_tape *tp, const mu_tensor *x, int64_t first, int64_t n) {
-    MU_CHECK(x->n_dims == 2 && first >= 0 && n >= 0 && first + n <= x->shape[0],
+    MU_CHECK(x && x->n_dims == 2 && first >= 0 && n >= 0 && first + n <= x->shape[0],
              "rows %lld and %lld more of a tensor of %lld", (long long)first, (long long)n,
              (long long)x->shape[0]);
     mu_tensor *t = mu_tape_alloc(tp, sizeof *t);
@@ -101,7 +117,21 @@ void mu_tensor_read(const mu_tensor *t, void *host) {
     mu_device_read(t->dev, host, t->data, (size_t)mu_count(t) * mu_dtype_size(t->dtype));
 }
 
+/* A pass over integers that are copied anyway; ids of tokens are looked at so, without waiting for the device. */
+static void find_bounds(mu_tensor *t, const void *host) {
+    int64_t n = mu_count(t);
+    bool narrow = t->dtype == MU_DTYPE_I32;
+    t->bounded = n > 0 && (narrow || t->dtype == MU_DTYPE_I64);
+    t->low = INT64_MAX, t->high = INT64_MIN;
+    for (int64_t i = 0; i < n && t->bounded; i++) {
+        int64_t value = narrow ? ((const int32_t *)host)[i] : ((const int64_t *)host)[i];
+        if (value < t->low) t->low = value;
+        if (value > t->high) t->high = value;
+    }
+}
+
 void mu_tensor_write(mu_tensor *t, const void *host) {
+    find_bounds(t, host);
     mu_device_write(t->dev, t->data, host, (size_t)mu_count(t) * mu_dtype_size(t->dtype));
 }
 

@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 enum { WORD_MAX = 63 };
@@ -46,11 +47,23 @@ static int distance(const char *a, int n, const char *b, int m) {
     return above[m];
 }
 
+/* What other programs call it. */
+static const char *translate(const char *word, const char *const *candidates, int n) {
+    static const char *const names[][2] = {
+        { "gpu", "cuda" }, { "nvidia", "cuda" }, { "float32", "fp32" }, { "float", "fp32" }, { "bfloat16", "bf16" },
+        { "learning_rate", "lr" }, { "max_steps", "steps" }, { "n_layers", "num_layers" }, { "n_experts", "num_experts" },
+    };
+    for (size_t k = 0; k < sizeof names / sizeof *names; k++)
+        for (int i = 0; i < n && !strcasecmp(word, names[k][0]); i++)
+            if (!strcmp(candidates[i], names[k][1])) return candidates[i];
+    return NULL;
+}
+
 const char *mu_suggest(const char *word, const char *const *candidates, int n) {
     char folded[WORD_MAX + 1], other[WORD_MAX + 1];
     int length = fold(word, folded);
-    int limit = (length + 1) / 3, best = limit + 1;
-    const char *nearest = NULL;
+    const char *nearest = translate(word, candidates, n);
+    int limit = (length + 1) / 3, best = nearest ? 0 : limit + 1;
     for (int i = 0; i < n && length > 0; i++) {
         int m = fold(candidates[i], other);
         if (m <= 0)

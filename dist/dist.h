@@ -89,6 +89,11 @@ typedef struct {
 /* Collective over mpi_comm (NULL: MPI_COMM_WORLD). ep must divide the number of ranks. */
 mu_mesh *mu_mesh_open(const void *mpi_comm, int ep);
 mu_mesh *mu_mesh_alone(void);               /* Local: one process that talks to nobody and needs no MPI */
+/* One rank of a mesh that is not running, all of it on one node: for the shape device, where nothing communicates. Elsewhere a
+ * collective of more than one rank is fatal. Local. */
+mu_mesh *mu_mesh_planned(int rank, int size, int ep);
+/* Bytes of memory that ranks of one node share to talk to each other, as one of them maps it: an upper bound. Local. */
+int64_t mu_mesh_shared_bytes(const mu_mesh *m);
 void mu_mesh_close(mu_mesh *m);
 double mu_mesh_seconds(const mu_mesh *m);   /* spent in collectives so far */
 /* Where each expert lives. Expert -> (rank in the expert group, slot) is this table, never a formula elsewhere. */

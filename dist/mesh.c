@@ -15,16 +15,27 @@ mu_mesh *mu_mesh_open(const void *mpi_comm, int ep) {
     return m;
 }
 
-mu_mesh *mu_mesh_alone(void) {
+static mu_comm *planned(int rank, int size) {
+    mu_comm *c = mu_comm_alone();
+    c->rank = rank, c->size = size;
+    return c;
+}
+
+mu_mesh *mu_mesh_planned(int rank, int size, int ep) {
+    MU_CHECK(rank >= 0 && rank < size, "rank %d of %d", rank, size);
+    MU_CHECK(ep >= 1 && size % ep == 0, "parallel.ep %d does not divide %d ranks", ep, size);
     mu_mesh *m = mu_alloc(1, sizeof *m);
-    *m = (mu_mesh){ .world = mu_comm_alone(),
-                    .expert = mu_comm_alone(),
-                    .replica = mu_comm_alone(),
-                    .dp = 1,
-                    .ep = 1,
-                    .local_size = 1 };
+    *m = (mu_mesh){ .world = planned(rank, size),
+                    .expert = planned(rank % ep, ep),
+                    .replica = planned(rank / ep, size / ep),
+                    .dp = size / ep,
+                    .ep = ep,
+                    .local_rank = rank,
+                    .local_size = size };
     return m;
 }
+
+mu_mesh *mu_mesh_alone(void) { return mu_mesh_planned(0, 1, 1); }
 
 void mu_mesh_close(mu_mesh *m) {
     if (!m) return;
@@ -39,7 +50,7 @@ double mu_mesh_seconds(const mu_mesh *m) {
 }
 
 mu_placement *mu_placement_new(const mu_comm *group, int n_experts) {
-    MU_CHECK(n_experts % group->size == 0, "%d experts do not divide over %d ranks", n_experts, group->size);
+    MU_CHECK(n_experts >= 1 && n_experts % group->size == 0, "%d experts do not divide over %d ranks", n_experts, group->size);
     mu_placement *p = mu_alloc(1, sizeof *p);
     p->n_experts = n_experts, p->n_local = n_experts / group->size;
     p->rank = mu_alloc((size_t)n_experts, sizeof(int));

@@ -295,6 +295,12 @@ void mu_notes_free(mu_notes *n) {
     free(n);
 }
 
+/* A communicator of mu_mesh_planned has ranks and no transport. */
+static handle *transport(const mu_comm *c) {
+    MU_CHECK(c->handle, "%d planned ranks cannot communicate", c->size);
+    return c->handle;
+}
+
 static MPI_Datatype type_of(mu_dtype dtype) {
     switch (dtype) {
     case MU_DTYPE_F64: return MPI_DOUBLE;
@@ -323,7 +329,7 @@ static void post(mu_comm *c, bool send, char *data, int64_t bytes, int peer) {
 
 /* The window, if n values that all ranks have go through it. */
 static mu_window *window_for(const mu_comm *c, mu_dtype dtype, int64_t n) {
-    return n * (int64_t)mu_dtype_size(dtype) >= c->window_least ? ((handle *)c->handle)->window : NULL;
+    return n * (int64_t)mu_dtype_size(dtype) >= c->window_least ? transport(c)->window : NULL;
 }
 
 /* Where shard r begins. */
@@ -414,7 +420,7 @@ static const int64_t *even_shards(const mu_comm *c, mu_dtype dtype, int64_t n) {
 
 void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int64_t n) {
     if (c->size == 1) return;
-    handle *h = c->handle;
+    handle *h = transport(c);
     if (op == MU_REDUCE_SUM && mu_can_add(dtype) && window_for(c, dtype, n)) {
         const int64_t *ends = even_shards(c, dtype, n);
         mu_shards_reduce(c, NULL, dtype, data, ends);
@@ -432,11 +438,11 @@ void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int6
 }
 
 void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all) {
-    handle *h = c->handle;
     if (c->size == 1) {
         if (bytes) memmove(all, mine, (size_t)bytes);
         return;
     }
+    handle *h = transport(c);
     MU_CHECK(bytes <= c->piece_limit, "gathering %lld bytes a rank, more than one message holds",
              (long long)bytes);
     CALL(MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, h->comm, new_request(h)));
@@ -445,7 +451,7 @@ void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all) {
 
 void mu_broadcast(mu_comm *c, int root, void *data, int64_t bytes) {
     if (c->size == 1) return;
-    handle *h = c->handle;
+    handle *h = transport(c);
     for (int64_t at = 0; at < bytes; at += c->piece_limit) {
         int now = (int)(bytes - at < c->piece_limit ? bytes - at : c->piece_limit);
         CALL(MPI_Ibcast((char *)data + at, now, MPI_BYTE, root, h->comm, new_request(h)));
@@ -455,7 +461,7 @@ void mu_broadcast(mu_comm *c, int root, void *data, int64_t bytes) {
 
 void mu_barrier(mu_comm *c) {
     if (c->size == 1) return;
-    handle *h = c->handle;
+    handle *h = transport(c);
     CALL(MPI_Ibarrier(h->comm, new_request(h)));
     wait_all(c);
 }
@@ -495,7 +501,7 @@ void mu_exchange_direct(mu_comm *c, mu_device *dev, void *send, const int64_t *s
 
 void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv,
                  const int64_t *recv_bytes) {
-    handle *h = c->handle;
+    handle *h = c->size > 1 ? transport(c) : c->handle;
     mu_window *w = h ? h->window : NULL;
     mu_transfers t = w ? mu_window_transfers(w) : (mu_transfers){ 0 };
     char *from = (char *)(uintptr_t)send, *to = recv;
@@ -511,4 +517,12 @@ void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *
         c->seconds += mu_time() - start;
     } else if (own) memcpy(to, from, (size_t)own);
     wait_all(c);
+}
+
+int64_t mu_mesh_shared_bytes(const mu_mesh *m) {
+    const mu_comm *comms[] = { m->world, m->expert, m->replica };
+    int64_t bytes = 0;
+    for (int i = 0; i < 3; i++)
+        if (comms[i]->size > 1) bytes += (int64_t)mu_window_bytes(comms[i]->size);
+    return bytes;
 }

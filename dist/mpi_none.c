@@ -73,3 +73,5 @@ void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *
              (long long)send_bytes[0], (long long)recv_bytes[0]);
     if (send_bytes[0]) memcpy(recv, send, (size_t)send_bytes[0]);
 }
+
+int64_t mu_mesh_shared_bytes(const mu_mesh *m) { return (void)m, 0; }

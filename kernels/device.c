@@ -108,7 +108,7 @@ static const mu_backend host = { host_reserve,     host_commit,    host_release,
 
 /* What a dry run counts is what a real device would commit: the same steps, no pages. */
 static void shape_commit(mu_memory *m, size_t bytes) {
-    const size_t step = (size_t)1 << 20;
+    const size_t huge = (size_t)2 << 20, step = bytes < huge ? huge / 2 : huge; /* as in base/memory.c */
     size_t want = (bytes + step - 1) / step * step;
     MU_CHECK(want <= m->region.reserved, "%zu MiB needed, %zu MiB reserved", want >> 20, m->region.reserved >> 20);
     if (want > m->region.committed) m->region.committed = want;
@@ -222,6 +222,7 @@ void mu_device_close(mu_device *dev) {
 
 /* ---------------------------------------------------------------- memory and copies of any device */
 mu_memory *mu_memory_new(mu_device *dev, size_t reserve) {
+    MU_CHECK(dev, "memory of no device");
     mu_memory *m = mu_alloc(1, sizeof *m);
     m->dev = dev;
     dev->backend->reserve(m, reserve ? reserve : 1);

@@ -3,6 +3,9 @@
 
 void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int layer, mu_params *ps,
                        mu_group *group) {
+    MU_CHECK(cfg->num_heads >= 1 && cfg->num_kv_heads >= 1 && cfg->head_dim >= 2,
+             "attention of %lld heads over %lld, %lld wide: mu_model_config_resolve fills in derived values",
+             (long long)cfg->num_heads, (long long)cfg->num_kv_heads, (long long)cfg->head_dim);
     int64_t D = cfg->hidden_size, wide = cfg->num_heads * cfg->head_dim,
             narrow = cfg->num_kv_heads * cfg->head_dim;
     *a = (mu_attention_layer){

@@ -96,12 +96,6 @@ mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *
 static void check_size(const mu_model_config *m, const mu_moe_config *moe, mu_complaints *c) {
     counts size = count(m, moe, 0);
     double n = size.total;
-    if (size.tensors > MU_MODEL_TENSORS_MAX)
-        mu_complain(c, "moe", "num_experts",
-                    "model.num_layers moe.num_experts moe.num_shared_experts moe.first_k_dense moe.moe_layer_freq",
-                    "%lld in each MoE layer of %lld layers make %.2g tensors, three an expert, more than 2^19; use fewer,"
-                    " larger experts or fewer layers",
-                    (long long)moe->num_experts, (long long)m->num_layers, size.tensors);
     if (n > 0x1p40)
         mu_complain(c, "model", "hidden_size",
                     "model.hidden_size model.num_layers model.num_heads model.num_kv_heads model.head_dim"
@@ -110,6 +104,12 @@ static void check_size(const mu_model_config *m, const mu_moe_config *moe, mu_co
                     "the model would have about %.2g parameters, more than 2^40; look at"
                     " hidden_size, num_layers, head_dim, moe.num_experts and moe.moe_ffn_hidden_size",
                     n);
+    else if (size.tensors > MU_MODEL_TENSORS_MAX)
+        mu_complain(c, "moe", "num_experts",
+                    "model.num_layers moe.num_experts moe.num_shared_experts moe.first_k_dense moe.moe_layer_freq",
+                    "%lld in each MoE layer of %lld layers make %.2g tensors, three an expert, more than 2^19; use fewer,"
+                    " larger experts or fewer layers",
+                    (long long)moe->num_experts, (long long)m->num_layers, size.tensors);
 }
 
 void mu_model_config_check(const mu_model_config *m, const mu_moe_config *moe, mu_complaints *c) {

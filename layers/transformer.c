@@ -131,10 +131,25 @@ static mu_tensor *block_forward(const mu_model *m, const mu_block *b, mu_tape *t
     return x;
 }
 
+static void check_batch(const mu_model *m, const mu_context *cx, const mu_tensor *tokens, const mu_routing *routings) {
+    int64_t past = cx->cache ? cx->cache->length : 0;
+    mu_tensor_check(tokens, "model: tokens", 0, 1u << MU_DTYPE_I32);
+    MU_CHECK(!cx->cache || (cx->n_sequences == 1 && mu_count(tokens) == cx->seq_len),
+             "a cache holds one sequence of %lld tokens, not %lld sequences and %lld tokens", (long long)cx->seq_len,
+             (long long)cx->n_sequences, (long long)mu_count(tokens));
+    MU_CHECK(cx->n_sequences >= 0 && cx->seq_len >= 1 && mu_count(tokens) == cx->n_sequences * cx->seq_len,
+             "%lld tokens for %lld sequences of %lld", (long long)mu_count(tokens), (long long)cx->n_sequences,
+             (long long)cx->seq_len);
+    MU_CHECK(past + cx->seq_len <= m->cfg.max_seq_len, "sequences of %lld tokens, max_seq_len is %lld",
+             (long long)(past + cx->seq_len), (long long)m->cfg.max_seq_len);
+    MU_CHECK(!cx->cache || cx->cache->n_layers == m->cfg.num_layers, "a cache of %d layers for a model of %lld",
+             cx->cache ? cx->cache->n_layers : 0, (long long)m->cfg.num_layers);
+    MU_CHECK(routings || !m->n_moe, "no room for the routings of %d MoE layers", m->n_moe);
+}
+
 mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens,
                             mu_routing *routings) {
-    MU_CHECK(!cx->cache || tokens->shape[0] == cx->seq_len, "a cache holds one sequence, not %lld",
-             (long long)cx->n_sequences);
+    check_batch(m, cx, tokens, routings);
     mu_tape_part(tp, "embedding and norms");
     mu_tensor *x = mu_embedding(tp, tokens, &m->embed->tensor);
     for (int layer = 0; layer < m->cfg.num_layers; layer++) {
@@ -158,6 +173,7 @@ static bool is_finite(mu_tape *tp, const mu_tensor *x) {
 
 int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens,
                             mu_routing *routings) {
+    check_batch(m, cx, tokens, routings);
     int layers = (int)m->cfg.num_layers, found = layers + 1;
     mu_tensor *x = mu_embedding(tp, tokens, &m->embed->tensor);
     if (!is_finite(tp, x)) found = -1;

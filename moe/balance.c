@@ -42,6 +42,8 @@ static mu_tensor *term_of(const mu_moe *m, mu_tape *tp, const mu_routing *r, mu_
 
 mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
                            const mu_balance_counts *c) {
+    MU_CHECK(c->global_tokens >= 1 && c->micro_tokens >= 0 && cx->seq_len >= 1, "balance: %lld of %lld tokens, sequences of %lld",
+             (long long)c->micro_tokens, (long long)c->global_tokens, (long long)cx->seq_len);
     mu_balance b = { 0 };
     uint32_t on = m->cfg->balance;
     int64_t T = r->scores_TE->shape[0], S = cx->seq_len, all = c->global_tokens;

@@ -23,6 +23,13 @@ static mu_param *add(mu_params *ps, const mu_moe *m, mu_group *group, const char
 
 void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,
                  mu_group *shared, mu_group *expert, mu_comm *group, const mu_placement *place) {
+    MU_CHECK(cfg && ps && shared && expert && group && place, "a MoE layer needs configuration, parameters, groups and placement");
+    MU_CHECK(cfg->num_experts >= 1 && cfg->top_k >= 1 && cfg->top_k <= cfg->num_experts,
+             "layer %d: moe.top_k %lld of moe.num_experts %lld", layer, (long long)cfg->top_k, (long long)cfg->num_experts);
+    MU_CHECK(D >= 1 && cfg->moe_ffn_hidden_size >= 1 && cfg->num_shared_experts >= 0 && layer >= 0 && init_std >= 0,
+             "layer %d: %lld wide, experts %lld wide, %lld shared ones, init_std %g", layer, (long long)D,
+             (long long)cfg->moe_ffn_hidden_size, (long long)cfg->num_shared_experts, init_std);
+    MU_CHECK(place->n_experts == cfg->num_experts, "%lld experts, placed are %d", (long long)cfg->num_experts, place->n_experts);
     *m = (mu_moe){ .cfg = cfg,
                    .layer = layer,
                    .D = D,

@@ -19,6 +19,10 @@ static mu_tensor *router_input(const mu_moe *m, mu_tape *tp, const mu_context *c
 }
 
 mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
+    mu_tensor_check(x, "route: x", 2, MU_FLOATS);
+    MU_CHECK(x->shape[1] == m->D && cx->seq_len >= 1 && x->shape[0] == cx->n_sequences * cx->seq_len,
+             "route: %lld tokens, %lld wide, for %lld sequences of %lld, %lld wide", (long long)x->shape[0], (long long)x->shape[1],
+             (long long)cx->n_sequences, (long long)cx->seq_len, (long long)m->D);
     int64_t T = x->shape[0], first = cx->global_samples ? cx->global_samples[0] * cx->seq_len : 0;
     if (cx->cache) first += cx->cache->length;
     mu_route_shape shape = { T,

@@ -72,6 +72,13 @@ static mu_mat norm_of(const mu_adamw *o) { return mu_mat_values(squares_of(o), 2
 static mu_mat scale_of(const mu_adamw *o) { return mu_mat_values(norm_of(o), 1); }
 
 mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps) {
+    mu_error e = { 0 };
+    mu_complaints found = { .e = &e };
+    MU_CHECK(cfg && ps, "an optimizer needs its configuration and parameters");
+    mu_optim_config_check(cfg, 0, &found);
+    MU_CHECK(found.status == MU_STATUS_OK, "%s", e.text);
+    for (int i = 0; i < ps->n_groups; i++)
+        MU_CHECK(ps->groups[i]->values, "the optimizer comes after mu_params_alloc");
     mu_adamw *o = mu_alloc(1, sizeof *o);
     o->cfg = *cfg, o->params = ps;
     for (int i = 0; i < ps->n_groups; i++) {
@@ -127,6 +134,7 @@ bool mu_adamw_owns(const mu_adamw *o, const mu_unit *u) {
 }
 
 void *mu_adamw_moment(const mu_adamw *o, const mu_unit *u, int which) {
+    MU_CHECK(which == 0 || which == 1, "moment %d", which);
     int g = group_of(o, u);
     return mu_adamw_owns(o, u)
                ? o->moments[g][which]->region.base +
@@ -207,6 +215,8 @@ static void sum_squares(mu_adamw *o, mu_comm *world, int64_t n_losses, mu_mat lo
 }
 
 void mu_grad_clip(mu_adamw *o, mu_comm *world, double max_norm, int64_t n_losses, mu_mat losses) {
+    MU_CHECK(world && max_norm >= 0 && n_losses >= 0 && (losses.data || !n_losses), "clipping at %g, %lld losses", max_norm,
+             (long long)n_losses);
     mu_params *ps = o->params;
     const mu_kernels *k = ps->dev->k;
     mu_params_finish_grads(ps);
@@ -255,6 +265,7 @@ static void update(mu_adamw *o, int group, double lr, mu_mat loads) {
 void mu_adamw_step(mu_adamw *o, double lr, mu_mat loads) {
     mu_params *ps = o->params;
     bool shared = false; /* others have changed values, too */
+    MU_CHECK(lr >= 0 && isfinite(lr), "a learning rate of %g", lr);
     if (o->stopped) return;
     mu_params_finish_grads(ps);
     for (int i = 0; i < ps->n_groups; i++) {

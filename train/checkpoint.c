@@ -512,14 +512,31 @@ static mu_status verify_one(mu_comm *world, const char *path, mu_manifest *m, mu
     return status;
 }
 
-/* Rank 0 looks, all agree. */
-static bool names_one_checkpoint(mu_comm *world, const char *path) {
+bool mu_checkpoint_named(const char *path) {
     int64_t step;
     char *manifest = mu_format("%s/manifest.json", path);
     bool one = mu_checkpoint_step(path, &step) || mu_file_exists(manifest);
     free(manifest);
+    return one;
+}
+
+/* Rank 0 looks, all agree. */
+static bool names_one_checkpoint(mu_comm *world, const char *path) {
+    bool one = mu_checkpoint_named(path);
     mu_broadcast(world, 0, &one, sizeof one);
     return one;
+}
+
+mu_status mu_checkpoint_missing(const char *path, mu_error *e) {
+    static const char *const signs[] = { "checkpoints", "config.resolved.yaml", "run.json", "metrics.jsonl" };
+    bool run = false;
+    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++) {
+        char *name = mu_format("%s/%s", path, signs[i]);
+        run |= mu_file_exists(name);
+        free(name);
+    }
+    return mu_error_set(e, MU_STATUS_DATA, run ? "%s is a run without checkpoints" : "%s is neither a run nor a checkpoint",
+                        path);
 }
 
 /* The steps of a run's checkpoints, newest first, the same on every rank; *steps heap. Collective, agreed. */

@@ -38,7 +38,7 @@ mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, boo
     status = mu_agree(mesh->world, status, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_find(mesh->world, path, m, &found, e);
     if (status != MU_STATUS_OK) return status;
-    if (!found) return mu_error_set(e, MU_STATUS_DATA, "%s holds no checkpoint", path);
+    if (!found) return mu_checkpoint_missing(path, e);
     for (;;) {
         status = open_model(t, mesh, with_data, n_overrides, overrides, m, &opened, e);
         if (!opened || status != MU_STATUS_DATA) return status;

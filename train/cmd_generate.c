@@ -83,7 +83,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     }
     if (status != MU_STATUS_OK) return status;
     if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "generate needs a run folder or a checkpoint");
-    return a->prompt && a->prompt[0] ? MU_STATUS_OK
+    return a->prompt ? MU_STATUS_OK
                                      : mu_error_set(e, MU_STATUS_USAGE, "generate needs --prompt TEXT");
 }
 
@@ -107,9 +107,10 @@ typedef struct {
 
 static generation generation_new(mu_trainer *t, const arguments *a) {
     int64_t bytes = (int64_t)strlen(a->prompt), limit = t->cfg.model.max_seq_len;
-    uint16_t *prompt = mu_alloc((size_t)bytes, sizeof *prompt);
+    uint16_t *prompt = mu_alloc((size_t)bytes + 1, sizeof *prompt);
     generation g = { .t = t, .a = a, .V = mu_tokenizer_vocab_size(t->tokenizer) };
     g.n = mu_tokenizer_encode(t->tokenizer, a->prompt, bytes, prompt);
+    if (g.n == 0) prompt[g.n++] = (uint16_t)mu_tokenizer_eod(t->tokenizer); /* a document begins behind the end of another */
     g.start = g.from = g.n > limit ? g.n - limit : 0;
     g.most = g.n + a->tokens;
     g.tokens = mu_alloc((size_t)g.most, sizeof *g.tokens);

@@ -63,7 +63,7 @@ int mu_cmd_inspect(int argc, char **argv) {
     mu_status status = mu_agree(world, one_argument(argc, argv, &e), &e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_find(world, argv[2], &m, &found, &e);
     if (status == MU_STATUS_OK && !found)
-        status = mu_error_set(&e, MU_STATUS_DATA, "%s holds no checkpoint", argv[2]);
+        status = mu_checkpoint_missing(argv[2], &e);
     if (status == MU_STATUS_OK && rank == 0) status = inspect(&m, &e);
     mu_manifest_free(&m);
     mu_comm_free(world);
@@ -110,8 +110,8 @@ static mu_status verify_all(const char *path, mu_error *e) {
     int n = run ? mu_checkpoint_list(path, &steps) : 0;
     mu_status status = MU_STATUS_OK;
     if (n < 0) status = mu_error_set(e, MU_STATUS_IO, "%s cannot be read: %s", checkpoints, strerror(errno));
-    else if (run && !n) status = mu_error_set(e, MU_STATUS_DATA, "%s holds no checkpoint", path);
-    else if (!run) status = verify(path);
+    else if (!n && mu_checkpoint_named(path)) status = verify(path);
+    else if (!n) status = mu_checkpoint_missing(path, e);
     for (int i = n - 1; i >= 0; i--) {
         char *one = mu_checkpoint_path(path, steps[i]);
         mu_status s = verify(one);

@@ -37,18 +37,37 @@ static double kill_timeout(void) {
 }
 
 typedef struct {
-    const char *config, *resume;
+    const char *config;
+    char *resume;
     bool dry_run;
+    int ranks; /* of the dry run; 0: those that are running */
     int n_overrides;
     char **overrides;
 } arguments;
 
+static void set_resume(arguments *a, const char *text) {
+    free(a->resume);
+    a->resume = mu_expand_home(text);
+}
+
+static bool read_ranks(const char *text, int *ranks) {
+    char *end;
+    long n = strtol(text, &end, 10);
+    *ranks = (int)n;
+    return end != text && !*end && n >= 1 && n <= 65536;
+}
+
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
-    *a = (arguments){ .resume = "auto", .overrides = mu_alloc((size_t)argc, sizeof(char *)) };
+    *a = (arguments){ .resume = mu_strdup("auto"), .overrides = mu_alloc((size_t)argc, sizeof(char *)) };
     for (int i = 2; i < argc; i++) {
-        if (!strcmp(argv[i], "--dry-run")) a->dry_run = true;
-        else if (!strcmp(argv[i], "--resume") && i + 1 < argc) a->resume = argv[++i];
-        else if (!strncmp(argv[i], "--resume=", 9)) a->resume = argv[i] + 9;
+        const char *ranks = !strncmp(argv[i], "--ranks=", 8) ? argv[i] + 8 : strcmp(argv[i], "--ranks") ? NULL : "";
+        if (ranks && !ranks[0] && i + 1 < argc) ranks = argv[++i];
+        if (ranks) {
+            if (!read_ranks(ranks, &a->ranks))
+                return mu_error_set(e, MU_STATUS_USAGE, "--ranks %s: expected a whole number from 1 to 65536", ranks);
+        } else if (!strcmp(argv[i], "--dry-run")) a->dry_run = true;
+        else if (!strcmp(argv[i], "--resume") && i + 1 < argc) set_resume(a, argv[++i]);
+        else if (!strncmp(argv[i], "--resume=", 9)) set_resume(a, argv[i] + 9);
         else if (argv[i][0] == '-')
             return mu_error_set(e, MU_STATUS_USAGE, "%s is not an option of train%s", argv[i],
                                 strcmp(argv[i], "--resume") ? "" : " without auto, never or a path");
@@ -59,6 +78,8 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
                                 "%s: one configuration is enough (%s); overrides read section.key=value",
                                 argv[i], a->config);
     }
+    if (a->ranks && !a->dry_run)
+        return mu_error_set(e, MU_STATUS_USAGE, "--ranks plans for ranks that are not running: it needs --dry-run");
     return a->config ? MU_STATUS_OK
                      : mu_error_set(e, MU_STATUS_USAGE,
                                     "train needs a configuration; configs/first.yaml is one to start from");
@@ -413,21 +434,24 @@ int mu_cmd_train(int argc, char **argv) {
     mu_report_error(&e, rank); /* messages know their rank from here on */
     mu_status status = mu_agree(world, parse(argc, argv, &a, &e), &e);
     if (status == MU_STATUS_OK) {
-        status = mu_config_load(&t.cfg, &t.options, a.config, a.n_overrides, a.overrides, world->size, &e);
+        status = mu_config_load(&t.cfg, &t.options, a.config, a.n_overrides, a.overrides, a.ranks ? a.ranks : world->size,
+                                !a.dry_run, &e);
         status = mu_agree(world, status, &e);
         if (status == MU_STATUS_OK) status = agree_on_options(world, &a, &t.cfg, &e);
         if (status != MU_STATUS_OK) mu_config_free(&t.cfg, &t.options);
     }
+    int ranks = a.ranks ? a.ranks : world->size, ep = (int)t.cfg.parallel.ep;
     mu_comm_free(world);
     if (status == MU_STATUS_OK) {
-        mu_mesh *mesh = mu_mesh_open(NULL, (int)t.cfg.parallel.ep);
+        mu_mesh *mesh = a.dry_run ? mu_mesh_planned(0, ranks, ep) : mu_mesh_open(NULL, ep);
         t.mesh = mesh;
-        if (a.dry_run) status = (mu_status)mu_dry_run(&t, mesh);
-        else status = train(&t, &a, argc, argv, &e);
+        if (!a.dry_run) status = train(&t, &a, argc, argv, &e);
+        else if (rank == 0) mu_dry_run(&t);
         mu_trainer_close(&t);
         mu_mesh_close(mesh);
     }
     free(a.overrides);
+    free(a.resume);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);
     mu_dist_stop();
     return (int)status;

@@ -70,9 +70,8 @@ static void check_path(check *k, const mu_option_domain *d) {
     if (!failed) return;
     const char *why = strerror(errno);
     char *near = mu_suggest_path(d->path);
-    const char *hint = strncmp(d->path, "~/", 2) ? "" : " (~ is not expanded here)";
-    (void)mu_options_complain(k->o, k->e, "data", "train", "path '%.200s' of domain '%s': %s%s%s%s%s",
-                              d->path, d->domain, why, hint, near ? "; did you mean '" : "", near ? near : "",
+    (void)mu_options_complain(k->o, k->e, "data", "train", "path '%.200s' of domain '%s': %s%s%s%s",
+                              d->path, d->domain, why, near ? "; did you mean '" : "", near ? near : "",
                               near ? "'?" : "");
     free(near);
     k->missing = true;
@@ -212,6 +211,18 @@ static void run_checks(check *k) {
     mu_model_config_resolve(&k->c->model, &k->c->moe);
 }
 
+char *mu_expand_home(const char *path) {
+    const char *home = getenv("HOME");
+    bool ours = path[0] == '~' && (!path[1] || path[1] == '/');
+    return ours && home && home[0] ? mu_format("%s%s", home, path + 1) : mu_strdup(path);
+}
+
+int mu_config_threads(const mu_train_config *cfg) {
+    const char *text = getenv("OMP_NUM_THREADS");
+    long asked = text ? strtol(text, NULL, 10) : 0; /* of a list, one for each level, the first */
+    return cfg->threads ? (int)cfg->threads : asked > 0 && asked <= 4096 ? (int)asked : 0;
+}
+
 void mu_config_inherit(mu_config *c, const mu_options *o, const mu_config *old) {
     if (!mu_options_given(o, "moe", "z_loss_coeff")) c->moe.z_loss_coeff = old->moe.z_loss_coeff;
     /* unless lr or steps were made too small for them */
@@ -244,7 +255,24 @@ static bool override_all(mu_config *config, mu_options *options, int n, char *co
     return good;
 }
 
+/* In place; false when there is no room. */
+static bool expand(char path[sizeof(mu_field_STRING)]) {
+    char *whole = mu_expand_home(path);
+    bool fits = strlen(whole) < sizeof(mu_field_STRING);
+    if (fits) strcpy(path, whole);
+    free(whole);
+    return fits;
+}
+
+static void expand_paths(check *k) {
+    mu_option_domains *train = &k->c->data.train;
+    if (!expand(k->c->run.dir)) COMPLAIN(k, "run", "dir", "is too long once ~ is HOME");
+    for (int i = 0; i < train->n; i++)
+        if (!expand(train->list[i].path)) COMPLAIN(k, "data", "train", "a path is too long once ~ is HOME");
+}
+
 static mu_status finish(check *k, bool read) {
+    expand_paths(k);
     run_checks(k);
     mu_status status = !read || k->bad ? MU_STATUS_CONFIG : k->missing ? MU_STATUS_NOINPUT : MU_STATUS_OK;
     if (k->e) k->e->status = status; /* the first complaint is not always the graver one */
@@ -260,12 +288,12 @@ static void start(mu_config *config, mu_options *options, mu_error *e) {
 }
 
 mu_status mu_config_load(mu_config *config, mu_options *options, const char *path, int n_overrides,
-                         char *const *overrides, int world_size, mu_error *e) {
+                         char *const *overrides, int world_size, bool with_texts, mu_error *e) {
     start(config, options, e);
     mu_status read = path ? mu_options_read_file(options, config, path, e) : MU_STATUS_OK;
     if (read == MU_STATUS_NOINPUT) return read;
     bool good = override_all(config, options, n_overrides, overrides, e) && read == MU_STATUS_OK;
-    check k = { .c = config, .o = options, .e = e, .world_size = world_size, .look_for_paths = true };
+    check k = { .c = config, .o = options, .e = e, .world_size = world_size, .look_for_paths = with_texts };
     return finish(&k, good);
 }
 

@@ -24,7 +24,7 @@
     O(INT,    seq_len,          "256",         2,   16777216, NULL, FIXED, "tokens of a training sequence, at most model.max_seq_len") \
     O(CHOICE, device,           "auto",        0,   0,   "auto|cpu|cuda|cpu-avx512|cpu-avx2|cpu-base|ref|guarded", WHERE, "auto: an NVIDIA GPU for each rank where muster was built for them and finds them, else cpu; cpu: the fastest kernels that the processor can run; cuda: GPUs, or an error; cpu-...: the kernels of one instruction set; ref: plain loops in double precision; guarded: cpu with its memory locked outside kernels (both for tests)") \
     O(CHOICE, dtype,            "fp32",        0,   0,   "fp32|bf16", WHERE, "bf16 on the CPU: of the operands of matrix products, needs AVX512-BF16, else a warning and fp32; on a GPU: of activations and the weights that products read. Master weights, sums, router, norms' statistics and loss are fp32 either way") \
-    O(INT,    threads,          "0",           0,   4096, NULL, WHERE, "threads a rank; 0: cores / ranks on the node") \
+    O(INT,    threads,          "0",           0,   4096, NULL, WHERE, "threads a rank; 0: OMP_NUM_THREADS where it is set, else cores / ranks on the node") \
     O(BOOL,   reproducible,     "false",       0,   0,  NULL, FREE, "losses and weights bit for bit the same for any split of the global batch over ranks, ep and micro-batches; slower, 16 bytes a parameter more") \
     O(INT,    eval_every,       "200",         0,   1e9, NULL, FREE, "steps between evaluations on the validation texts; 0: never") \
     O(INT,    eval_sequences,   "64",          0,   1e9, NULL, EVAL, "validation sequences a domain, at most; 0: all")
@@ -69,9 +69,9 @@ const mu_option *mu_config_table(int *n);
 /* Defaults, then the file (NULL: none), then the overrides, then what follows from other options (z-loss 0
  * for a sigmoid router unless it was given, and so on), then every check that needs no data: ranges,
  * heads, experts over ep, batch over ranks. All errors at once. Local; every rank that reads the same
- * bytes reaches the same result. `options` and `config` are freed with mu_config_free either way. */
+ * bytes reaches the same result. with_texts: paths of texts must be there. `options` and `config` are freed with mu_config_free either way. */
 mu_status mu_config_load(mu_config *config, mu_options *options, const char *path, int n_overrides,
-                         char *const *overrides, int world_size, mu_error *e) MU_MUST_USE;
+                         char *const *overrides, int world_size, bool with_texts, mu_error *e) MU_MUST_USE;
 /* The same from a text (the copy in a checkpoint), without the checks against the number of ranks. */
 mu_status mu_config_load_text(mu_config *config, mu_options *options, const char *name, const char *text,
                               int n_overrides, char *const *overrides, mu_error *e) MU_MUST_USE;
@@ -79,6 +79,10 @@ void mu_config_free(mu_config *config, mu_options *options);
 /* An override, "section.key=value", for a command that reads a checkpoint: MU_STATUS_CONFIG unless the option's `use` has
  * the bit, naming those that do. */
 mu_status mu_config_check_use(const char *override, unsigned bit, const char *command, mu_error *e) MU_MUST_USE;
+/* A path whose ~ or ~/ at the beginning is HOME's: shells expand it only where a word begins. Heap. */
+char *mu_expand_home(const char *path);
+/* Threads a rank is asked for: train.threads, or else OMP_NUM_THREADS; 0: neither says. */
+int mu_config_threads(const mu_train_config *cfg);
 /* For a run that resumes: values that follow from others (min_lr, warmup_steps, z_loss_coeff) stay those of `old`, the
  * checkpoint's, unless they were given now. So a run that is extended does not warm up again. */
 void mu_config_inherit(mu_config *config, const mu_options *options, const mu_config *old);

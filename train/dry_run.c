@@ -3,8 +3,10 @@
 #include "train/train.h"
 
 #include <dirent.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 static void shape_step(mu_trainer *t) {
@@ -25,49 +27,125 @@ static void shape_step(mu_trainer *t) {
     mu_backward(t->tape, loss);
 }
 
-static double mib(double bytes) { return bytes / (1 << 20); }
+/* ------------------------------------------------------------------ texts
+ * A token is two bytes in memory, an offset of a document and the place of a training sequence in the order of an epoch
+ * are eight. */
 
-/* Bytes of the files under a path: a token, two bytes in memory, is a byte of text or half of one in a token file. */
-static double file_bytes(const char *path) {
+/* Bytes of the .txt and .jsonl files under a path; -1 when there is nothing. */
+static double text_bytes(const char *path) {
     struct stat st;
-    if (stat(path, &st)) return 0;
+    if (stat(path, &st)) return -1;
     if (S_ISREG(st.st_mode)) return (double)st.st_size;
     DIR *d = opendir(path);
     double sum = 0;
     for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {
+        const char *end = strrchr(f->d_name, '.');
+        bool leaf = end && (!strcasecmp(end, ".txt") || !strcasecmp(end, ".jsonl"));
         char *inner = mu_format("%s/%s", path, f->d_name);
-        if (f->d_name[0] != '.') sum += file_bytes(inner);
+        if (f->d_name[0] != '.' && (leaf || (!stat(inner, &st) && S_ISDIR(st.st_mode)))) sum += fmax(text_bytes(inner), 0);
         free(inner);
     }
     if (d) closedir(d);
     return sum;
 }
 
-static double text_memory(const mu_option_domains *domains) {
-    double sum = 0;
-    for (int i = 0; i < domains->n; i++) {
-        const char *path = domains->list[i].path, *end = strrchr(path, '.');
-        sum += (end && !strcmp(end, ".h5") ? 1 : 2) * file_bytes(path);
+/* Length of a dataset of a domain in a token file; -1 when it is not there. */
+static double dataset_length(mu_store *s, const char *domain, const char *what) {
+    mu_store_type type;
+    int n_dims;
+    int64_t shape[4];
+    char *name = mu_format("/domains/%s/%s", domain, what);
+    bool good = mu_store_shape(s, name, &type, &n_dims, shape, NULL) == MU_STATUS_OK && n_dims == 1;
+    free(name);
+    return good ? (double)shape[0] : -1;
+}
+
+/* Of one domain in a token file, which may hold others. */
+static void token_file_size(const mu_option_domain *d, double *tokens, double *documents) {
+    mu_store *s = NULL;
+    if (mu_store_open(&s, d->path, NULL) != MU_STATUS_OK) return;
+    *tokens = dataset_length(s, d->domain, "tokens");
+    *documents = dataset_length(s, d->domain, "document_offsets");
+    if (mu_store_close(s, NULL) != MU_STATUS_OK) *tokens = -1;
+}
+
+static void synthetic_size(const mu_trainer *t, mu_option_domain d, double *tokens, double *documents) {
+    mu_corpus c;
+    if (mu_corpus_open(&c, &(mu_option_domains){ 1, &d }, t->tokenizer, (uint64_t)t->cfg.run.seed, NULL)) return;
+    *tokens = (double)c.domains[0].n_tokens, *documents = (double)c.domains[0].n_documents;
+    mu_corpus_close(&c);
+}
+
+/* Bytes of a domain in memory; what is not there is named, and counts nothing. */
+static double domain_memory(const mu_trainer *t, const mu_option_domain *d) {
+    double tokens = -1, documents = 0;
+    const char *end = strrchr(d->path, '.');
+    if (!strcmp(d->path, "synthetic")) synthetic_size(t, *d, &tokens, &documents);
+    else if (end && (!strcasecmp(end, ".h5") || !strcasecmp(end, ".hdf5"))) token_file_size(d, &tokens, &documents);
+    else tokens = text_bytes(d->path);
+    if (tokens < 0) {
+        mu_print("note: domain '%s': %s is not there, or not readable: its text is not counted\n", d->domain, d->path);
+        return 0;
     }
-    return sum;
+    return 2 * tokens + 8 * documents + 8 * tokens / (double)t->cfg.train.seq_len;
+}
+
+/* ------------------------------------------------------------------ memory */
+
+/* Moments of the rank that owns the most of them, beyond this one's. */
+static double largest_share(const mu_adamw *o) {
+    double bytes = 0;
+    for (int i = 0; i < o->params->n_groups; i++) {
+        const mu_comm *c = (const mu_comm *)o->params->groups[i]->reduce;
+        int64_t most = 0, mine = 0;
+        for (int r = 0; c && r < c->size; r++) {
+            int64_t share = o->ends[i][r] - (r ? o->ends[i][r - 1] : 0);
+            if (share > most) most = share;
+            if (r == c->rank) mine = share;
+        }
+        bytes += 2 * (double)(most - mine) * (double)mu_dtype_size(o->params->dev->fine);
+    }
+    return bytes;
+}
+
+/* Measured: libraries, heap, stacks, and of each thread room for an expert's packed weights. */
+static double program_memory(const mu_trainer *t) {
+    const double libraries = 22 << 20;
+    int wanted = mu_config_threads(&t->cfg.train), threads = wanted ? wanted : mu_cores() / t->mesh->local_size;
+    double width = (double)(t->model->n_moe ? t->cfg.moe.moe_ffn_hidden_size : t->cfg.model.ffn_hidden_size);
+    return libraries + fmax(threads, 1) * 3 * width * (double)t->cfg.model.hidden_size * (double)mu_dtype_size(t->dev->fine);
+}
+
+/* Every logged step's loads are kept for routing.h5, on rank 0. */
+static double load_memory(const mu_config *c, int moe_layers) {
+    return c->log.every ? 8.0 * (double)(c->train.steps / c->log.every + 1) * moe_layers * (double)c->moe.num_experts : 0;
+}
+
+static double mib(double bytes) { return bytes / (1 << 20); }
+
+static void print_memory(const mu_trainer *t, double parameters, double state, double texts) {
+    const struct { const char *name; double bytes; } parts[] = {
+        { "weights, gradients, moments", state + largest_share(t->opt) },
+        { "activations", (double)mu_device_bytes(t->dev) - state },
+        { "texts", texts },
+        { "loads of logged steps", load_memory(&t->cfg, t->model->n_moe) },
+        { "shared with other ranks", (double)mu_mesh_shared_bytes(t->mesh) },
+        { "program", program_memory(t) },
+    };
+    double total = 0;
+    printf("\nmemory of the busiest rank, MiB (estimate)\n");
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        printf("  %-27s  %9.1f\n", parts[i].name, mib(parts[i].bytes));
+        total += parts[i].bytes;
+    }
+    printf("  %-27s  %9.1f\n", "total", mib(total));
+    printf("checkpoint, all ranks          %9.1f MiB\n", mib(3.0 * parameters * (double)mu_dtype_size(t->dev->fine)));
 }
 
 /* The device whose types a run of this configuration has. */
 static mu_device *open_shape(const mu_train_config *cfg) {
     bool half = cfg->dtype == MU_TRAIN_DTYPE_BF16 && cfg->device == MU_TRAIN_DEVICE_CUDA;
     return mu_device_open(cfg->device == MU_TRAIN_DEVICE_REF ? "shape-f64" : half ? "shape-bf16" : "shape");
-}
-
-static void print_memory(const mu_trainer *t, double parameters, double state, double activations) {
-    const double program = 30 << 20; /* libraries and scratch of the threads; measured */
-    printf("\nmemory a rank, MiB\n");
-    printf("  weights, gradients, moments  %9.1f\n", mib(state));
-    printf("  activations                  %9.1f\n", mib(activations));
-    printf("  texts                        %9.1f\n", mib(text_memory(&t->cfg.data.train)));
-    printf("  program, about               %9.1f\n", mib(program));
-    printf("  total                        %9.1f\n",
-           mib(state + activations + text_memory(&t->cfg.data.train) + program));
-    printf("checkpoint, all ranks          %9.1f MiB\n", mib(3.0 * parameters * (double)mu_dtype_size(t->dev->fine)));
 }
 
 static void print_placement(const mu_trainer *t) {
@@ -83,22 +161,23 @@ static void print_placement(const mu_trainer *t) {
     }
 }
 
-int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
-    t->mesh = mesh;
+void mu_dry_run(mu_trainer *t) {
     t->tokenizer = mu_tokenizer_open("bytes");
+    double texts = 0;
+    for (int i = 0; i < t->cfg.data.train.n; i++) texts += domain_memory(t, &t->cfg.data.train.list[i]);
     t->dev = open_shape(&t->cfg.train);
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev,
-                            mesh);
+                            t->mesh);
     if (t->cfg.train.reproducible) mu_params_exact(t->model->params);
     t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
     double state = (double)mu_device_bytes(t->dev);
     t->tape = mu_tape_new(t->dev);
     if (t->cfg.train.reproducible) mu_tape_leaf(t->tape, t->cfg.train.seq_len);
     t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
-    int64_t share = t->cfg.train.global_batch_size / mesh->world->size;
+    int ranks = t->mesh->world->size;
+    int64_t share = t->cfg.train.global_batch_size / ranks;
     t->micro_size = t->cfg.train.micro_batch_size ? t->cfg.train.micro_batch_size : share;
     shape_step(t);
-    if (mesh->world->rank) return MU_STATUS_OK;
     char *yaml = mu_options_dump(&t->options, &t->cfg);
     mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size,
                                           t->cfg.train.seq_len);
@@ -106,11 +185,10 @@ int mu_dry_run(mu_trainer *t, mu_mesh *mesh) {
     printf("\nparameters: %lld total, %lld active a token\nFLOPs: %.4g a training token, %.4g a step\n",
            (long long)size.total, (long long)size.active, size.train_flops,
            size.train_flops * (double)(t->cfg.train.global_batch_size * t->cfg.train.seq_len));
-    printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", mesh->world->size, mesh->dp,
-           mesh->ep, (long long)(share / t->micro_size), share == t->micro_size ? "" : "es",
+    printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", ranks, t->mesh->dp,
+           t->mesh->ep, (long long)(share / t->micro_size), share == t->micro_size ? "" : "es",
            (long long)t->micro_size);
-    print_memory(t, (double)size.total, state, (double)mu_tape_peak(t->tape));
+    print_memory(t, (double)size.total, state, texts);
     print_placement(t);
     free(yaml);
-    return MU_STATUS_OK;
 }

@@ -13,13 +13,14 @@ typedef struct {
     const char *usage, *what;
 } command;
 static const command commands[] = {
-    { "train", mu_cmd_train, "CONFIG [section.key=value ...] [--resume auto|never|PATH] [--dry-run]",
+    { "train", mu_cmd_train, "CONFIG [section.key=value ...] [--resume auto|never|PATH] [--dry-run [--ranks N]]",
       "Trains the model that CONFIG (a YAML file) describes; start it with mpirun for several ranks.\n\n"
       "  --resume auto    (default) go on from the newest checkpoint of run.dir that verifies, or start anew\n"
       "  --resume never   refuse a run folder that holds a run\n"
       "  --resume PATH    go on from this checkpoint, or from the newest of that run\n"
       "  --dry-run        print the resolved configuration, parameters, FLOPs, memory a rank and the placement\n"
-      "                   of experts, and stop\n\n"
+      "                   of experts, and stop; texts need not be there\n"
+      "  --ranks N        with --dry-run: plan for N ranks, without mpirun\n\n"
       "USR1 or USR2 (to mpirun) makes it write a checkpoint and exit with 75; the same command goes on later.\n"
       "`muster --help-config` lists every configuration key." },
     { "eval", mu_cmd_eval, "RUN_OR_CHECKPOINT [section.key=value ...]",

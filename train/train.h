@@ -107,6 +107,10 @@ mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) MU_MUST_USE;
  * ones with a warning. *found false: there is none at all. MU_STATUS_DATA when there are some and none
  * verifies. `path` may also name one checkpoint. Collective, agreed. */
 mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, bool *found, mu_error *e) MU_MUST_USE;
+/* Does the path name one checkpoint, whether or not that is sound? Local. */
+bool mu_checkpoint_named(const char *path);
+/* The error for a path that is there and holds no checkpoint: a run without any, or something else. Local. */
+mu_status mu_checkpoint_missing(const char *path, mu_error *e) MU_MUST_USE;
 /* Steps of the finished checkpoints of a run, newest first; heap, the caller frees. -1, with errno, when they are
  * there and cannot be read. Local. */
 int mu_checkpoint_list(const char *run, int64_t **steps);
@@ -202,6 +206,7 @@ void mu_report_stall(const char *report);
 /* The part of eval, inspect, verify and generate that finds a checkpoint and opens its model. */
 mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, bool with_data, int n_overrides, char *const *overrides,
                              mu_manifest *m, mu_error *e) MU_MUST_USE;
-int mu_dry_run(mu_trainer *t, mu_mesh *mesh);
+/* What a run on t->mesh, a planned one, would need: printed. Local. */
+void mu_dry_run(mu_trainer *t);
 
 #endif

@@ -92,7 +92,7 @@ static void make_results(mu_trainer *t) {
 
 mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error *e) {
     t->mesh = mesh;
-    mu_threads_set(mu_cores_share(mesh->local_rank, mesh->local_size, (int)t->cfg.train.threads));
+    mu_threads_set(mu_cores_share(mesh->local_rank, mesh->local_size, mu_config_threads(&t->cfg.train)));
     t->tokenizer = mu_tokenizer_open("bytes");
     if (with_data) {
         mu_status status = open_data(t, e);
@@ -459,9 +459,13 @@ char *mu_trainer_explain_nonfinite(mu_trainer *t) {
             snprintf(where, sizeof where, "layer %d: the gradient of %s", layer, bad->name);
         mu_broadcast(world, rank, where, sizeof where);
     }
+    int64_t *steps;
+    bool saved = mu_checkpoint_list(t->cfg.run.dir, &steps) > 0;
+    free(steps);
     return mu_format(
         "step %lld, rank %d, %s is not finite%s; nothing was written. A smaller optim.lr, a longer "
-        "optim.warmup_steps or optim.grad_clip help; the last checkpoint is intact",
+        "optim.warmup_steps or optim.grad_clip help; %s",
         (long long)t->step + 1, rank, where,
-        t->cfg.train.reproducible ? " (or beyond 6.7e7, which train.reproducible cannot add up)" : "");
+        t->cfg.train.reproducible ? " (or beyond 6.7e7, which train.reproducible cannot add up)" : "",
+        saved ? "the last checkpoint is intact" : "no checkpoint was written yet");
 }

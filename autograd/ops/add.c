@@ -16,6 +16,8 @@ static void backward(mu_tape *tp, mu_node *n) {
 static const mu_op op_add = { "add", forward, backward, 0, 0, 0 };
 
 mu_tensor *mu_add(mu_tape *tp, mu_tensor *x, mu_tensor *y) {
+    mu_tensor_check(x, "add: x", 0, ~0u);
+    mu_tensor_check(y, "add: y", 0, ~0u);
     MU_CHECK(mu_count(x) == mu_count(y) && x->dtype == y->dtype, "add: %lld %s and %lld %s values",
              (long long)mu_count(x), mu_dtype_name(x->dtype), (long long)mu_count(y),
              mu_dtype_name(y->dtype));

@@ -35,6 +35,12 @@ static const mu_op op_attention = {
 
 mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, int64_t heads,
                         int64_t kv_heads, int64_t seq_len) {
+    unsigned real = 1u << mu_tape_device(tp)->real;
+    mu_tensor_check(q, "attention: q", 2, real);
+    mu_tensor_check(k, "attention: k", 2, real);
+    mu_tensor_check(v, "attention: v", 2, real);
+    MU_CHECK(heads >= 1 && kv_heads >= 1 && seq_len >= 1, "attention: %lld heads, %lld key heads, sequences of %lld",
+             (long long)heads, (long long)kv_heads, (long long)seq_len);
     int64_t T = q->shape[0], d = q->shape[1] / heads;
     MU_CHECK(d * heads == q->shape[1] && d * kv_heads == k->shape[1] && k->shape[1] == v->shape[1] &&
                  heads % kv_heads == 0,

@@ -21,7 +21,9 @@ static void backward(mu_tape *tp, mu_node *n) {
 static const mu_op op_embedding = { "embedding", forward, backward, .keeps_in = 2 };
 
 mu_tensor *mu_embedding(mu_tape *tp, mu_tensor *ids, mu_tensor *w) {
-    MU_CHECK(ids->dtype == MU_DTYPE_I32, "embedding: ids are i32, not %s", mu_dtype_name(ids->dtype));
+    mu_tensor_check(ids, "embedding: ids", 0, 1u << MU_DTYPE_I32);
+    mu_tensor_check(w, "embedding: w", 2, MU_FLOATS);
+    mu_ids_check(ids, "embedding", 0, w->shape[0] - 1);
     mu_tensor *y = mu_tensor_2d(tp, mu_count(ids), w->shape[1]);
     return mu_apply(tp, (mu_node){ .op = &op_embedding, .in = { w, ids }, .out = { y } });
 }

@@ -81,6 +81,10 @@ static const mu_op op_head = { "head", forward, backward, .keeps_in = 7, .keeps_
 
 mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targets, double scale,
                         mu_tensor **nll) {
+    mu_tensor_check(x, "head: x", 2, 1u << mu_tape_device(tp)->real);
+    mu_tensor_check(w, "head: w", 2, MU_FLOATS);
+    mu_tensor_check(targets, "head: targets", 0, 1u << MU_DTYPE_I32);
+    mu_ids_check(targets, "head: targets", -1, w->shape[0] - 1);
     int64_t T = x->shape[0];
     MU_CHECK(x->shape[1] == w->shape[1] && mu_count(targets) == T && targets->dtype == MU_DTYPE_I32,
              "head: %lld rows of %lld, %lld targets, weights for %lld", (long long)T, (long long)x->shape[1],

@@ -51,7 +51,9 @@ static void backward(mu_tape *tp, mu_node *n) {
 static const mu_op op_linear = { "linear", forward, backward, .keeps_in = 3 };
 
 static mu_tensor *linear(mu_tape *tp, mu_tensor *x, mu_tensor *w, bool fine) {
-    MU_CHECK(x->n_dims == 2 && w->n_dims == 2 && x->shape[1] == w->shape[1],
+    mu_tensor_check(x, "linear: x", 2, fine ? MU_FLOATS : 1u << mu_tape_device(tp)->real);
+    mu_tensor_check(w, "linear: w", 2, MU_FLOATS);
+    MU_CHECK(x->shape[1] == w->shape[1],
              "linear: rows of %lld values meet weights for %lld", (long long)x->shape[1],
              (long long)w->shape[1]);
     mu_tensor *y = fine ? mu_tensor_fine(tp, x->shape[0], w->shape[0]) : mu_tensor_2d(tp, x->shape[0], w->shape[0]);

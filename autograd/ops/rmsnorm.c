@@ -46,6 +46,9 @@ static void backward(mu_tape *tp, mu_node *n) {
 static const mu_op op_rmsnorm = { "rmsnorm", forward, backward, .keeps_in = 3, .keeps_out = 2, .saved = 2 };
 
 mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w, double eps) {
+    mu_tensor_check(x, "rmsnorm: x", 0, 1u << mu_tape_device(tp)->real);
+    mu_tensor_check(w, "rmsnorm: w", 1, MU_FLOATS);
+    MU_CHECK(mu_count(w) >= 1 && eps >= 0, "rmsnorm: %lld weights, eps %g", (long long)mu_count(w), eps);
     int64_t D = mu_count(w), rows = mu_count(x) / D;
     MU_CHECK(rows * D == mu_count(x), "rmsnorm: %lld values do not divide into groups of %lld",
              (long long)mu_count(x), (long long)D);

@@ -29,10 +29,16 @@ static const mu_op op_rope = { "rope", forward, backward, .keeps_in = 6 };
 
 mu_tensor *mu_rope(mu_tape *tp, mu_tensor *x, mu_tensor *cos, mu_tensor *sin, int64_t heads,
                    int64_t seq_len) {
+    unsigned fine = 1u << mu_tape_device(tp)->fine;
+    mu_tensor_check(x, "rope: x", 2, 1u << mu_tape_device(tp)->real);
+    mu_tensor_check(cos, "rope: cos", 2, fine);
+    mu_tensor_check(sin, "rope: sin", 2, fine);
+    MU_CHECK(heads >= 1 && seq_len >= 1 && x->shape[0] % seq_len == 0, "rope: %lld heads, %lld tokens in sequences of %lld",
+             (long long)heads, (long long)x->shape[0], (long long)seq_len);
     int64_t d = x->shape[1] / heads;
     MU_CHECK(d * heads == x->shape[1] && d % 2 == 0, "rope: width %lld is not %lld heads of even width",
              (long long)x->shape[1], (long long)heads);
-    MU_CHECK(seq_len <= cos->shape[0] && cos->shape[1] == d / 2,
+    MU_CHECK(seq_len <= cos->shape[0] && cos->shape[1] == d / 2 && sin->shape[0] == cos->shape[0] && sin->shape[1] == d / 2,
              "rope: table of %lld positions x %lld, need %lld x %lld", (long long)cos->shape[0],
              (long long)cos->shape[1], (long long)seq_len, (long long)d / 2);
     extra *e = mu_tape_alloc(tp, sizeof *e);

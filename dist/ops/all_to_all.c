@@ -26,12 +26,15 @@ static const mu_op op_all_to_all = { "all_to_all", forward, backward, 0, 0, 0 };
 
 mu_tensor *mu_all_to_all(mu_tape *tp, mu_comm *c, mu_tensor *x, const int64_t *send_rows,
                          const int64_t *recv_rows) {
+    mu_tensor_check(x, "all_to_all: x", 2, ~0u);
     int64_t D = x->shape[1], row = D * (int64_t)mu_dtype_size(x->dtype), sent = 0, received = 0;
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->comm = c;
     e->send_bytes = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)c->size);
     e->recv_bytes = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)c->size);
     for (int p = 0; p < c->size; p++) {
+        MU_CHECK(send_rows[p] >= 0 && recv_rows[p] >= 0, "all_to_all: %lld rows to rank %d, %lld from it", (long long)send_rows[p], p,
+                 (long long)recv_rows[p]);
         e->send_bytes[p] = send_rows[p] * row, e->recv_bytes[p] = recv_rows[p] * row;
         sent += send_rows[p], received += recv_rows[p];
     }

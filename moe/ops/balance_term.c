@@ -52,6 +52,9 @@ static const mu_op op_balance_term = { "balance_term", forward, backward, .keeps
 
 mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores, mu_tensor *coef, int64_t segment, bool normalise,
                            double weight, mu_tensor **value) {
+    mu_tensor_check(scores, "balance_term: scores", 2, MU_FLOATS);
+    mu_tensor_check(coef, "balance_term: coef", 2, MU_FLOATS);
+    MU_CHECK(segment >= 1 || scores->shape[0] == 0, "balance_term: segments of %lld", (long long)segment);
     MU_CHECK(coef->shape[0] * segment == scores->shape[0] && coef->shape[1] == scores->shape[1],
              "balance_term: %lld x %lld coefficients, segments of %lld, %lld tokens",
              (long long)coef->shape[0], (long long)coef->shape[1], (long long)segment,

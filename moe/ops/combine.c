@@ -25,6 +25,8 @@ static void backward(mu_tape *tp, mu_node *n) {
 static const mu_op op_combine = { "combine", forward, backward, 0, 0, 0 };
 
 mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, const mu_plan *plan) {
+    mu_tensor_check(rows, "combine: rows", 2, MU_FLOATS);
+    MU_CHECK(plan && plan->row_TK && plan->token, "combine: not a plan of mu_dispatch");
     MU_CHECK(rows->shape[0] == plan->sent, "combine: %lld rows of %lld", (long long)rows->shape[0],
              (long long)plan->sent);
     mu_tensor *y = mu_tensor_2d(tp, plan->T, rows->shape[1]);

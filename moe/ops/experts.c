@@ -100,6 +100,12 @@ static const mu_op op_experts = { "experts", forward, backward, .keeps_in = 31, 
 
 static mu_tensor *apply(mu_tape *tp, mu_tensor *x, mu_tensor *weights, mu_tensor *gate, mu_tensor *up,
                         mu_tensor *down, const mu_plan *plan, bool combined) {
+    mu_tensor_check(x, "experts: x", 2, 1u << mu_tape_device(tp)->real);
+    mu_tensor_check(gate, "experts: gate", 0, MU_FLOATS);
+    mu_tensor_check(up, "experts: up", 0, MU_FLOATS);
+    mu_tensor_check(down, "experts: down", 0, MU_FLOATS);
+    if (weights) mu_tensor_check(weights, "experts: weights", 0, 1u << mu_tape_device(tp)->fine);
+    MU_CHECK(plan && gate->n_dims >= 2, "experts: no plan, or gate is no matrix");
     int64_t D = x->shape[1], F = gate->shape[gate->n_dims - 2], R = plan->rows;
     MU_CHECK(mu_count(gate) == plan->experts * F * D && mu_count(up) == mu_count(gate) &&
                  mu_count(down) == mu_count(gate),

@@ -22,6 +22,8 @@ static void backward(mu_tape *tp, mu_node *n) {
 static const mu_op op_gather = { "gather", forward, backward, 0, 0, 0 };
 
 mu_tensor *mu_gather(mu_tape *tp, mu_tensor *x, const mu_plan *plan) {
+    mu_tensor_check(x, "gather: x", 2, MU_FLOATS);
+    MU_CHECK(plan && plan->row_TK && plan->token, "gather: not a plan of mu_dispatch");
     MU_CHECK(x->shape[0] == plan->T, "gather: %lld rows for a plan of %lld tokens", (long long)x->shape[0],
              (long long)plan->T);
     mu_tensor *y = mu_tensor_2d(tp, plan->sent, x->shape[1]);

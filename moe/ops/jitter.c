@@ -27,6 +27,9 @@ static void backward(mu_tape *tp, mu_node *n) {
 static const mu_op op_jitter = { "jitter", forward, backward, 0, 0, 0 };
 
 mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x, int64_t S, double eps, const mu_rng *rng) {
+    mu_tensor_check(x, "jitter: x", 2, MU_FLOATS);
+    MU_CHECK(rng && S >= 1 && x->shape[0] % S == 0 && eps >= 0 && eps <= 1, "jitter: %lld tokens in sequences of %lld, noise %g",
+             (long long)x->shape[0], (long long)S, eps);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     *e = (extra){ S, eps, *rng };
     mu_tensor *y = mu_tensor_fine(tp, x->shape[0], x->shape[1]);

@@ -22,10 +22,14 @@ static const mu_op op_router = { "router", forward, backward, .keeps_out = 11 };
 
 mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits, mu_tensor *bias, const mu_route_shape *shape,
                      mu_tensor **scores, mu_tensor **lse, mu_tensor **ids) {
-    int64_t T = shape->T, K = shape->K;
-    MU_CHECK(logits->shape[0] == T && logits->shape[1] == shape->E && K <= shape->E,
-             "router: %lld x %lld logits for %lld x %lld", (long long)logits->shape[0],
-             (long long)logits->shape[1], (long long)T, (long long)shape->E);
+    unsigned fine = 1u << mu_tape_device(tp)->fine;
+    mu_tensor_check(logits, "router: logits", 2, fine);
+    if (bias) mu_tensor_check(bias, "router: bias", 0, fine);
+    int64_t T = shape->T, K = shape->K, E = shape->E;
+    MU_CHECK(K >= 1 && K <= E, "router: %lld of %lld experts for each token", (long long)K, (long long)E);
+    MU_CHECK(logits->shape[0] == T && logits->shape[1] == E && (!bias || mu_count(bias) == E),
+             "router: %lld x %lld logits, %lld biases for %lld x %lld", (long long)logits->shape[0],
+             (long long)logits->shape[1], (long long)(bias ? mu_count(bias) : E), (long long)T, (long long)E);
     mu_route_shape *s = mu_tape_alloc(tp, sizeof *s);
     *s = *shape;
     mu_tensor *gates = mu_tensor_fine(tp, T, K);

@@ -27,6 +27,10 @@ static void backward(mu_tape *tp, mu_node *n) {
 static const mu_op op_scatter = { "scatter", forward, backward, 0, 0, 0 };
 
 mu_tensor *mu_scatter(mu_tape *tp, mu_tensor *x, mu_tensor *index, int64_t rows) {
+    mu_tensor_check(x, "scatter: x", 0, MU_FLOATS);
+    mu_tensor_check(index, "scatter: index", 0, 1u << MU_DTYPE_I32);
+    MU_CHECK(rows >= 0, "scatter: %lld rows", (long long)rows);
+    mu_ids_check(index, "scatter", -1, rows - 1);
     MU_CHECK(mu_count(x) == mu_count(index), "scatter: %lld values, %lld places", (long long)mu_count(x),
              (long long)mu_count(index));
     extra *e = mu_tape_alloc(tp, sizeof *e);

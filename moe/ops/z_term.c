@@ -30,6 +30,7 @@ static void backward(mu_tape *tp, mu_node *n) {
 static const mu_op op_z_term = { "z_term", forward, backward, .keeps_in = 1 };
 
 mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse, double coef, double weight, mu_tensor **value) {
+    mu_tensor_check(lse, "z_term: lse", 0, MU_FLOATS);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     *e = (extra){ coef, weight };
     *value = mu_tensor_loss(tp, mu_count(lse));

@@ -2,6 +2,8 @@
  * groups; shards; the exchange as an op;
  * and a MoE layer whose experts are spread over ranks against the same layer on one. */
 #include "mpi_check.h"
+
+#include <unistd.h>
 #include "moe/layer.h"
 
 static mu_comm *world;
@@ -242,8 +244,10 @@ static void agreement(void **state) {
     check(mu_agree(world, MU_STATUS_OK, &e) == MU_STATUS_OK && e.text[0] == '\0', "all well: %s", e.text);
     for (int first = 0; first < P; first++) { /* ranks from `first` on fail alike, rank 0 in a lesser way */
         mu_status mine = r >= first ? MU_STATUS_IO : r == 0 ? MU_STATUS_DATA : MU_STATUS_OK;
-        char wanted[32];
+        char wanted[128], host[64] = ""; /* a rank that fails while rank 0 does not is named, and where it runs */
+        gethostname(host, sizeof host - 1);
         snprintf(wanted, sizeof wanted, "rank %d failed", first);
+        if (first) snprintf(wanted, sizeof wanted, "rank %d on %s: rank %d failed", first, host, first);
         if (mine) mu_error_set(&e, mine, "rank %d failed", r);
         check(mu_agree(world, mine, &e) == MU_STATUS_IO && e.status == MU_STATUS_IO, "status %d",
               (int)e.status);

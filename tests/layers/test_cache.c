@@ -11,7 +11,7 @@ static mu_model *model_of(int variant, mu_device *dev) {
     if (variant == 1) cfg.qk_norm = false, cfg.num_kv_heads = 4, moe.num_shared_experts = 0;
     if (variant == 2) cfg.num_kv_heads = 1, moe.first_k_dense = 1, moe.score_func = MU_MOE_SCORE_SIGMOID;
     if (variant == 3) cfg.tie_embeddings = true, moe.num_experts = 0;
-    if (variant == 4) moe.num_experts = 9, moe.top_k = 1, moe.force_balanced = true;
+    if (variant == 4) moe.num_experts = 9, moe.top_k = 1, moe.norm_topk_prob = false, moe.force_balanced = true;
     if (variant == 5) cfg.hidden_size = 64, cfg.head_dim = 32, cfg.ffn_hidden_size = 96;
     mu_model *m = mu_model_new(&cfg, &moe, TINY_V, 5, dev, mesh_alone());
     for (int i = 0; i < m->n_moe && variant == 2; i++) /* the selection bias counts in generation too */

@@ -179,6 +179,79 @@ static void unsound_configurations_stop(void **state) {
     assert_non_null(strstr(e.text, "moe.top_k: 9 is more than num_experts 4\nmodel.head_dim: 3 is odd"));
 }
 
+/* What a forward pass cannot be made of stops before a kernel sees it, in words. */
+static void unsound_batches_stop(void **state) {
+    (void)state;
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    mu_model *m = new_model(&cfg, &moe);
+    mu_tape *tp = mu_tape_new(dev);
+    mu_routing routings[TINY_LAYERS];
+    int32_t *ids = random_ints(1, TINY_T, TINY_V);
+#define TOKENS mu_tensor_ints(tp, MU_DTYPE_I32, TINY_T, ids)
+#define FORWARD_STOPS(words, tokens, ...) \
+    do { \
+        mu_context cx = tiny_context(); \
+        mu_tape_reset(tp); \
+        __VA_ARGS__; \
+        STOPS(words, mu_model_forward(m, tp, &cx, tokens, routings)); \
+    } while (0)
+    int32_t kept = ids[3];
+    ids[3] = TINY_V;
+    FORWARD_STOPS("to 23, allowed are 0 to 22", TOKENS, );
+    STOPS("head: targets: ids from", mu_model_head_loss(m, tp, mu_tensor_2d(tp, TINY_T, 12), TOKENS, 1, NULL));
+    ids[3] = -1;
+    FORWARD_STOPS("embedding: ids from -1 to", TOKENS, );
+    ids[3] = kept;
+    FORWARD_STOPS("model: tokens is missing", NULL, );
+    FORWARD_STOPS("model: tokens is of type i64", mu_tensor_ints(tp, MU_DTYPE_I64, TINY_T, NULL), );
+    FORWARD_STOPS("24 tokens for 2 sequences of 8", TOKENS, cx.n_sequences = 2);
+    FORWARD_STOPS("24 tokens for 3 sequences of 0", TOKENS, cx.seq_len = 0);
+    FORWARD_STOPS("sequences of 24 tokens, max_seq_len is 8", TOKENS, cx.n_sequences = 1, cx.seq_len = TINY_T);
+    mu_context cx = tiny_context();
+    STOPS("no room for the routings", mu_model_forward(m, tp, &cx, TOKENS, NULL));
+    mu_tensor *x = mu_tensor_2d(tp, 4, 12);
+    mu_tensor *w = &m->blocks[0].attention.q->tensor;
+    STOPS("linear: w is missing", mu_linear(tp, x, NULL));
+    STOPS("linear: x has 1 dimension, not 2", mu_linear(tp, mu_tensor_scalar(tp), w));
+    STOPS("attention: 0 heads", mu_attention(tp, x, x, x, 0, 1, 4));
+    STOPS("in sequences of 3", mu_rope(tp, x, (mu_tensor *)(uintptr_t)&m->cos, (mu_tensor *)(uintptr_t)&m->sin, 3, 3));
+    STOPS("rmsnorm: w has 2 dimensions", mu_rmsnorm(tp, x, w, 1e-6));
+    STOPS("dimension 0 of a tensor is -4", mu_tensor_2d(tp, -4, 2));
+    mu_route_shape shape = { .T = 4, .E = 12, .K = 13 };
+    mu_tensor *scores, *lse, *chosen;
+    STOPS("router: 13 of 12 experts", mu_router(tp, x, NULL, &shape, &scores, &lse, &chosen));
+    mu_release(tp, x);
+    STOPS("linear: input 0 has no data: it was released", mu_linear(tp, x, w));
+    mu_device *other = mu_device_open("cpu");
+    mu_tape *far = mu_tape_new(other);
+    STOPS("embedding: input 0 is on another device (ref) than the tape", mu_embedding(far, mu_tensor_ints(far, MU_DTYPE_I32, 4, ids), &m->embed->tensor));
+    mu_tape_free(far);
+    mu_device_close(other);
+    mu_optim_config optim = mu_optim_config_default();
+    optim.betas[1] = 1;
+    STOPS("optim.betas: [0.9, 1] is out of range", mu_adamw_new(&optim, m->params));
+    STOPS("learning rate of step 0 of 10", mu_learning_rate(&optim, 0, 10));
+    free(ids);
+    mu_tape_free(tp);
+    mu_model_free(m);
+}
+
+/* Ranks that are planned have sizes and places, and cannot communicate. */
+static void planned_ranks_do_not_talk(void **state) {
+    (void)state;
+    mu_mesh *mesh = mu_mesh_planned(5, 8, 4);
+    assert_int_equal(mesh->dp, 2);
+    assert_int_equal(mesh->expert->rank, 1);
+    assert_int_equal(mesh->expert->size, 4);
+    assert_int_equal(mesh->replica->rank, 1);
+    assert_int_equal(mesh->replica->size, 2);
+    int64_t value = 0;
+    if (mu_dist_has_mpi()) STOPS("8 planned ranks cannot communicate", mu_all_reduce(mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, &value, 1));
+    STOPS("parallel.ep 3 does not divide 8 ranks", mu_mesh_planned(0, 8, 3));
+    mu_mesh_close(mesh);
+}
+
 /* ---------------------------------------------------------------- gradient end to end */
 typedef struct { mu_model *m; int64_t counts[TINY_LAYERS * 4]; } whole;
 
@@ -325,6 +398,7 @@ int main(void) {
         cmocka_unit_test(counts_are_those_of_the_units), cmocka_unit_test(flops_by_hand),
         cmocka_unit_test(moe_layers_stand_where_they_should), cmocka_unit_test(units_are_named_once),
         cmocka_unit_test(defaults_make_a_model), cmocka_unit_test(unsound_configurations_stop),
+        cmocka_unit_test(unsound_batches_stop), cmocka_unit_test(planned_ranks_do_not_talk),
         cmocka_unit_test(gradients), cmocka_unit_test(gradients_of_a_dense_model),
         cmocka_unit_test(no_position_sees_a_later_one), cmocka_unit_test(head_and_logits_agree),
         cmocka_unit_test(the_first_bad_layer_is_named), cmocka_unit_test(training_learns),

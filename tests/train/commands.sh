@@ -30,10 +30,36 @@ TIMEFORMAT='%U %S'
 cpu=$( { time m train tiny.yaml --dry-run model.hidden_size=1024 model.num_heads=8 model.num_layers=12 moe.num_experts=64 \
     moe.moe_ffn_hidden_size=512 > /dev/null; } 2>&1 | awk '{ print ($1 + $2 < 1) ? "fast" : $1 + $2 " s" }')
 if [ "$cpu" = fast ]; then pass; else fail "a dry run took $cpu of processor time"; fi
-for pattern in '^run:' 'dir: run' '^parameters: [0-9]+ total, [0-9]+ active' 'FLOPs:' 'memory a rank' 'experts of each MoE layer' 'rank 0: 0 1 2 3 4 5 6 7'; do
+for pattern in '^run:' 'dir: run' '^parameters: [0-9]+ total, [0-9]+ active' 'FLOPs:' 'memory of the busiest rank' 'experts of each MoE layer' 'rank 0: 0 1 2 3 4 5 6 7'; do
     says "dry run" "$pattern"
 done
 if [ -e run ]; then fail "a dry run made the run folder"; else pass; fi
+# Ranks that are not running, texts that are not there.
+cpu=$( { time m train tiny.yaml --dry-run --ranks 64 train.global_batch_size=64 moe.num_experts=64 parallel.ep=16 \
+    "data.train=[{domain: a, path: nowhere}, {domain: b, path: synthetic}]" > /dev/null; } 2>&1 | awk '{ print ($1 + $2 < 1) ? "fast" : $1 + $2 " s" }')
+if [ "$cpu" = fast ]; then pass; else fail "a dry run of 64 ranks took $cpu of processor time"; fi
+says_once "64 planned ranks" "^note: domain 'a': nowhere is not there"
+says "64 planned ranks" "^ranks: 64 = dp 4 x ep 16, 1 micro-batch of 1 sequences"
+says "64 planned ranks" "^  rank 15: 60 61 62 63"
+refuses 64 "ranks plans for ranks that are not running" train tiny.yaml --ranks 4
+refuses 64 "ranks 0: expected a whole number" train tiny.yaml --dry-run --ranks 0
+refuses 64 "ranks two: expected a whole number" train tiny.yaml --dry-run --ranks=two
+refuses 78 "not a multiple of 3 ranks" train tiny.yaml --dry-run --ranks 3
+
+# What it says of memory, next to what rank 0 of two takes. (A sanitizer takes more.)
+if [ -n "${MPIEXEC:-}" ] && ! grep -q __asan_init "$MUSTER"; then
+    model="model.hidden_size=256 model.num_heads=4 model.num_kv_heads=4 model.num_layers=4 model.max_seq_len=256 moe.moe_ffn_hidden_size=512
+        train.seq_len=256 train.global_batch_size=8 train.steps=2 optim.warmup_steps=0 moe.force_balanced=true"
+    for way in "parallel.ep=1" "parallel.ep=2" "train.micro_batch_size=1"; do
+        expect 0 "a plan of two ranks, $way" m train tiny.yaml --dry-run --ranks 2 $model $way
+        planned=$(sed -n 's/^  total *//p' log)
+        expect 0 "two ranks, $way" train 2 memory $model $way
+        taken=$(tail -1 memory/metrics.jsonl | sed 's/.*"mem\/rss_gib":\([0-9.]*\).*/\1/')
+        if awk "BEGIN { x = $planned / ($taken * 1024); exit !(x > 0.95 && x < 1.15) }"; then pass
+        else fail "memory of a rank, $way: $planned MiB planned, $taken GiB taken"; fi
+        rm -rf memory
+    done
+fi
 
 # ---------------------------------------------------------------- bad configurations, all ranks, one message
 refuses 64 "needs a configuration" train
@@ -113,7 +139,9 @@ if [ "$(loss)" = "$first" ]; then pass; else fail "texts that have moved: $(loss
 mv moved texts
 refuses 64 "needs a run folder" eval
 refuses 66 "nowhere: no such run" eval nowhere
-refuses 65 "holds no checkpoint" eval texts
+for command in eval inspect verify; do refuses 65 "texts is neither a run nor a checkpoint" $command texts; done
+mkdir -p bare/checkpoints
+for command in eval inspect verify; do refuses 65 "bare is a run without checkpoints" $command bare; done
 
 expect 0 "inspect" m inspect run
 for pattern in '^  step 20 of 20, 5120 tokens seen, written by 1 rank' '[0-9]+ parameters, [0-9]+ active a token' 'shard-0000.h5' '^  layer 1 ' 'hidden_size: 32'; do
@@ -142,6 +170,9 @@ expect 0 "experts" m generate run --prompt "abc" --tokens 40 --top-p 0.9 --show-
 says "experts" "^experts that took each token"
 says "experts" "^  token +\| layer 0 +\| layer 1"
 refuses 64 "needs --prompt" generate run
+expect 0 "an empty prompt" m generate run --prompt "" --tokens 5 --temperature 0 --show-experts
+says "an empty prompt" "^  256 "
+says "an empty prompt" "prompt of 1"
 refuses 64 "tokens 2.5: expected a whole number" generate run --prompt x --tokens 2.5
 refuses 64 "top-p 2: expected a number" generate run --prompt x --top-p 2
 refuses 64 "prompt needs a value" generate run --prompt
@@ -213,16 +244,15 @@ fingerprint=$(sed -n 's/.*fingerprint //p' log)
 if grep -q "\"data_fingerprint\":\"$fingerprint\"" run/run.json; then pass; else fail "texts and token file have different fingerprints"; fi
 expect 0 "training on a token file" train 1 tokens "data.train=[{domain: own, path: tokens.h5},{domain: one, path: tokens.h5}]" train.eval_every=10
 same_metrics run tokens exact
-expect 0 "texts as a token file" train 1 run "data.train=[{domain: own, path: tokens.h5},{domain: one, path: tokens.h5}]" \
-    train.eval_every=10 train.steps=30
-says_once "texts as a token file" "^  data.train: .*path: texts.* -> .*path: tokens.h5"
-expect 78 "another weight" train 1 run "data.train=[{domain: own, path: tokens.h5},{domain: one, path: tokens.h5, weight: 2}]" train.steps=40
-says "another weight" "  data.train was .*tokens.h5.* and is now .*weight: 2"
-expect 78 "another name" train 1 run "data.train=[{domain: own, path: tokens.h5},{domain: uno, path: texts/1.txt}]" train.steps=40
-mkdir moved && cp -r texts moved/texts && echo more >> moved/texts/2.txt
-expect 78 "other texts elsewhere" train 1 run "data.train=[{domain: own, path: moved/texts},{domain: one, path: texts/1.txt}]" train.steps=40
-says "other texts elsewhere" "the texts are not those of"
-rm -r moved
+# A dry run counts each domain of a token file once, and only those that are named.
+seq 1 200000 > many.txt
+expect 0 "a larger token file" m tokenize --out both.h5 many=many.txt few=texts/1.txt
+texts_of() { m train tiny.yaml --dry-run "data.train=[$1]"; sed -n 's/^  texts *//p' log; }
+for domains in "{domain: few, path: both.h5} 0.0 0.2" "{domain: many, path: both.h5} 2.4 3.2" "{domain: many, path: both.h5}, {domain: few, path: both.h5} 2.4 3.2"; do
+    bounds=${domains##*\}} found=$(texts_of "${domains% * *}")
+    if awk -v x="$found" -v b="$bounds" 'BEGIN { split(b, at, " "); exit !(x >= at[1] && x <= at[2]) }'; then pass
+    else fail "a dry run says $found MiB of texts for $domains"; fi
+done
 cp tokens.h5 damaged.h5
 "$MUSTER_FLIP" damaged.h5 3000
 own 65 "damaged.h5: .*damaged\?" damaged.h5

@@ -5,6 +5,11 @@
 wild="optim.lr=1000 optim.min_lr=0 optim.warmup_steps=0 optim.grad_clip=0 checkpoint.every=1 checkpoint.keep=99"
 expect 76 "far too large a rate" train 1 wild $wild
 says_once "far too large a rate" "^muster: error: step [0-9]+, rank 0, (layer [01]|head): .* is not finite; nothing was written"
+says "far too large a rate" "; the last checkpoint is intact$"
+cp log log.wild
+expect 76 "before the first checkpoint" train 1 none $wild checkpoint.every=0
+says "before the first checkpoint" "; no checkpoint was written yet$"
+mv log.wild log
 step=$(grep -o 'step [0-9]*' log | tail -1 | cut -d' ' -f2)
 if [ "$(steps_in wild | sed 's/.* //')" = $((step - 1)) ] && [ "$(tail -1 wild/metrics.jsonl | grep -o '"step":[0-9]*')" = "\"step\":$((step - 1))" ]
 then pass; else fail "checkpoints of '$(steps_in wild)' beside step $step"; fi

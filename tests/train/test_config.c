@@ -132,7 +132,7 @@ static const bad_case cases[] = {
       .words = { "f.yaml:1:27: moe.balance: 'aux_loss' appears twice" } },
     { "empty balance", "moe: {balance: []}", 1, .words = { "the list is empty" } },
     { "map for balance", "moe: {balance: {aux_loss: 0.1}}", 1, .words = { "a map is given" } },
-    { "unknown device", "train: {device: gpu}", 1, .words = { "'gpu' is unknown", "auto, cpu, cuda, cpu-avx512, cpu-avx2, cpu-base, ref or guarded" } },
+    { "unknown device", "train: {device: gpu}", 1, .words = { "'gpu' is unknown; did you mean 'cuda'?", "auto, cpu, cuda, cpu-avx512, cpu-avx2, cpu-base, ref or guarded" } },
     { "bf16 on the reference", "train: {device: ref, dtype: bf16}", 1, .words = { "dtype", "auto, cpu or cuda" } },
     { "one beta", "optim: {betas: [0.9]}", 1,
       .words = { "f.yaml:1:16: optim.betas: the list has 1 value, not 2" } },
@@ -234,7 +234,7 @@ static const bad_case cases[] = {
     { "near path", "data: {train: [{domain: a, path: here/texst}]}", 1,
       .words = { "did you mean 'here/texts'?" }, .overrides = { DIR }, .bare = true,
       .status = MU_STATUS_NOINPUT },
-    { "home", "data: {train: [{domain: a, path: ~/texts}]}", 1, .words = { "~ is not expanded" },
+    { "home", "data: {train: [{domain: a, path: ~/texst}]}", 1, .words = { "path '/home/of/nobody/texst' of domain 'a': No such file" },
       .overrides = { DIR }, .bare = true, .status = MU_STATUS_NOINPUT },
     { "two missing paths",
       "data: {train: [{domain: a, path: x1}, {domain: b, path: here/texts}, {domain: c, path: x2}]}", 2,
@@ -284,6 +284,7 @@ static char folder[] = "/tmp/muster-config-XXXXXX";
 
 static int setup(void **state) {
     (void)state;
+    setenv("HOME", "/home/of/nobody", 1);
     return !mkdtemp(folder) || chdir(folder) || mkdir("here", 0700) || mkdir("here/texts", 0700);
 }
 
@@ -316,7 +317,7 @@ static void check_bad(const bad_case *t) {
     write_file(t->yaml);
     for (int i = 0; i < 2 && !t->bare; i++) overrides[n++] = enough[i];
     for (int i = 0; i < 4 && t->overrides[i]; i++) overrides[n++] = (char *)t->overrides[i];
-    mu_status status = mu_config_load(&c, &o, "f.yaml", n, overrides, t->ranks ? t->ranks : 1, &e);
+    mu_status status = mu_config_load(&c, &o, "f.yaml", n, overrides, t->ranks ? t->ranks : 1, true, &e);
     if (status != expected || e.status != expected)
         fail_msg("%s: status %d (%d in the error), not %d\n%s", t->name, status, e.status, expected, e.text);
     for (int i = 0; i < 4 && t->words[i]; i++)
@@ -337,7 +338,7 @@ static void bad_configurations_are_refused(void **state) {
 static void load(mu_config *c, mu_options *o, const char *yaml, int n, const char **overrides, int ranks) {
     static mu_error e;
     write_file(yaml);
-    mu_status status = mu_config_load(c, o, "f.yaml", n, (char *const *)overrides, ranks, &e);
+    mu_status status = mu_config_load(c, o, "f.yaml", n, (char *const *)overrides, ranks, true, &e);
     if (status != MU_STATUS_OK) fail_msg("refused: %s", e.text);
     assert_string_equal(e.text, "");
 }
@@ -406,6 +407,43 @@ static void overrides_win(void **state) {
     assert_true(mu_options_given(&o, "model", "num_heads"));
     assert_false(mu_options_given(&o, "model", "num_layers"));
     mu_config_free(&c, &o);
+}
+
+/* ~ is HOME in every path, wherever the configuration says it. */
+static void home_is_expanded(void **state) {
+    (void)state;
+    static const char *const cases[][2] = { { "~", "/home/of/nobody" }, { "~/a b", "/home/of/nobody/a b" }, { "~a/b", "~a/b" },
+                                            { "a/~/b", "a/~/b" }, { "", "" } };
+    mu_config c;
+    mu_options o;
+    const char *overrides[] = { "data.train=[{domain: a, path: ~/x/../../../../tmp}]" };
+    for (int i = 0; i < 5; i++) {
+        char *path = mu_expand_home(cases[i][0]);
+        assert_string_equal(path, cases[i][1]);
+        free(path);
+    }
+    write_file("run: {dir: ~/runs/a}\n");
+    static mu_error e;
+    mu_status status = mu_config_load(&c, &o, "f.yaml", 1, (char *const *)overrides, 1, false, &e);
+    if (status != MU_STATUS_OK) fail_msg("%s", e.text);
+    assert_string_equal(c.run.dir, "/home/of/nobody/runs/a");
+    assert_string_equal(c.data.train.list[0].path, "/home/of/nobody/x/../../../../tmp");
+    mu_config_free(&c, &o);
+}
+
+/* train.threads decides; without it OMP_NUM_THREADS. */
+static void threads_asked_for(void **state) {
+    (void)state;
+    static const struct { const char *variable; int option, wanted; } cases[] = {
+        { NULL, 0, 0 }, { NULL, 3, 3 }, { "2", 0, 2 }, { "2", 3, 3 }, { "4,2", 0, 4 }, { "many", 0, 0 }, { "-1", 0, 0 }, { "", 0, 0 },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mu_train_config cfg = { .threads = cases[i].option };
+        if (cases[i].variable) setenv("OMP_NUM_THREADS", cases[i].variable, 1);
+        else unsetenv("OMP_NUM_THREADS");
+        assert_int_equal(mu_config_threads(&cfg), cases[i].wanted);
+    }
+    unsetenv("OMP_NUM_THREADS");
 }
 
 /* A longer run does not warm up again; what is given now holds. */
@@ -480,14 +518,14 @@ static void no_file_is_needed(void **state) {
     mu_config c;
     mu_options o;
     static mu_error e;
-    assert_int_equal(mu_config_load(&c, &o, NULL, 2, enough, 1, &e), MU_STATUS_OK);
+    assert_int_equal(mu_config_load(&c, &o, NULL, 2, enough, 1, true, &e), MU_STATUS_OK);
     mu_config_free(&c, &o);
-    assert_int_equal(mu_config_load(&c, &o, NULL, 0, NULL, 1, &e), MU_STATUS_CONFIG);
+    assert_int_equal(mu_config_load(&c, &o, NULL, 0, NULL, 1, true, &e), MU_STATUS_CONFIG);
     assert_int_equal(lines_of(e.text), 2);
     mu_config_free(&c, &o);
-    assert_int_equal(mu_config_load(&c, &o, NULL, 0, NULL, 1, NULL), MU_STATUS_CONFIG);
+    assert_int_equal(mu_config_load(&c, &o, NULL, 0, NULL, 1, true, NULL), MU_STATUS_CONFIG);
     mu_config_free(&c, &o);
-    assert_int_equal(mu_config_load(&c, &o, "f.ymal", 2, enough, 1, &e), MU_STATUS_NOINPUT);
+    assert_int_equal(mu_config_load(&c, &o, "f.ymal", 2, enough, 1, true, &e), MU_STATUS_NOINPUT);
     assert_non_null(strstr(e.text, folder));
     assert_non_null(strstr(e.text, "/f.ymal: No such file or directory; did you mean 'f.yaml'?"));
     mu_config_free(&c, &o);
@@ -569,6 +607,7 @@ int main(void) {
         cmocka_unit_test(defaults_and_derived_values),
         cmocka_unit_test(dense_and_sigmoid),
         cmocka_unit_test(overrides_win),
+        cmocka_unit_test(home_is_expanded), cmocka_unit_test(threads_asked_for),
         cmocka_unit_test(resumed_runs_keep_derived_values),
         cmocka_unit_test(commands_take_some_overrides),
         cmocka_unit_test(rates_of_a_constant_schedule),
