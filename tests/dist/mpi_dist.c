@@ -257,6 +257,21 @@ static void agreement(void **state) {
     }
 }
 
+/* The same text everywhere, or one message that names the first rank that has another and the lines that differ. */
+static void same_text(void **state) {
+    (void)state;
+    int P = world->size, r = world->rank;
+    mu_error e = { 0 };
+    check(mu_agree_text(world, MU_STATUS_CONFIG, "differ:", "a: 1\nb: 2\n", &e) == MU_STATUS_OK && !e.text[0], "%s", e.text);
+    const char *mine = r == P - 1 ? "a: 1\nb: 3\nc: 4\n" : "a: 1\nb: 2\nc: 4\n", *more = r == P - 1 ? "a: 1\n" : "";
+    mu_status wanted = P > 1 ? MU_STATUS_CONFIG : MU_STATUS_OK;
+    check(mu_agree_text(world, MU_STATUS_CONFIG, "differ:", mine, &e) == wanted && e.status == wanted, "status %d", (int)e.status);
+    if (P == 1) return;
+    check(strstr(e.text, ": differ:\n  b: 3, on rank 0: 2") && !strstr(e.text, "a:") && !strstr(e.text, "c:"), "%s", e.text);
+    check(mu_agree_text(world, MU_STATUS_DATA, "differ:", more, &e) == MU_STATUS_DATA, "a line more");
+    check(strstr(e.text, "  a: 1, on rank 0: nothing") != NULL, "%s", e.text);
+}
+
 /* ---------------------------------------------------------------- the mesh */
 static void groups(void **state) {
     (void)state;
@@ -476,7 +491,8 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reductions), cmocka_unit_test(gather_and_broadcast), cmocka_unit_test(exchange),
         cmocka_unit_test(nothing_to_exchange), cmocka_unit_test(sums_and_shards),
-        cmocka_unit_test(all_kinds_in_turn), cmocka_unit_test(agreement), cmocka_unit_test(groups),
+        cmocka_unit_test(all_kinds_in_turn), cmocka_unit_test(agreement), cmocka_unit_test(same_text),
+        cmocka_unit_test(groups),
         cmocka_unit_test(all_to_all), cmocka_unit_test(layers_agree), cmocka_unit_test(idle_ranks_agree),
         cmocka_unit_test(fast_layers_agree), cmocka_unit_test(dry_runs_are_silent),
     };

@@ -34,7 +34,7 @@ fi
 cross=aarch64-linux-gnu-gcc
 if command -v $cross > /dev/null && command -v qemu-aarch64 > /dev/null; then
     cd "$MUSTER_SOURCE"
-    base=(base/fatal.c base/log.c base/memory.c base/philox.c base/threads.c)
+    base=(base/fatal.c base/json.c base/log.c base/print.c base/memory.c base/philox.c base/threads.c)
     for file in "${base[@]}" kernels/device.c kernels/cuda_none.c kernels/ref/*.c tests/tools/kernels.c $(ls kernels/cpu/*.c | grep -v bf16); do
         echo "$file"
     done | xargs -P 2 -I FILE sh -c "$cross -std=gnu11 -O2 -Wall -Wextra -Werror -D_GNU_SOURCE -DMU_CPU_ISA=base -I. -Itests \
