@@ -5,19 +5,22 @@
 #include <string.h>
 
 typedef struct {
-    const char *out;
+    char *out;
     mu_option_domains list;
 } arguments;
 
 static mu_status parse_domain(const char *text, mu_option_domains *list, mu_error *e) {
     const char *equals = strchr(text, '=');
     mu_option_domain *d = &list->list[list->n];
-    if (text[0] == '-' || !equals || !equals[1] || strlen(equals + 1) >= sizeof d->path)
+    char *path = mu_expand_home(equals ? equals + 1 : "");
+    bool fits = path[0] && strlen(path) < sizeof d->path;
+    snprintf(d->path, sizeof d->path, "%s", path);
+    free(path);
+    if (text[0] == '-' || !fits)
         return mu_error_set(e, MU_STATUS_USAGE, "%s: expected DOMAIN=PATH", text);
     int written = snprintf(d->domain, sizeof d->domain, "%.*s", (int)(equals - text), text);
     if (written >= (int)sizeof d->domain || !mu_option_domain_named(d->domain))
         return mu_error_set(e, MU_STATUS_USAGE, "%s: a domain's name is 1 to 63 letters, digits, _ or -", text);
-    snprintf(d->path, sizeof d->path, "%s", equals + 1);
     d->weight = 1.0;
     for (int j = 0; j < list->n; j++)
         if (!strcmp(list->list[j].domain, d->domain))
@@ -30,8 +33,10 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     a->list.list = mu_alloc((size_t)argc, sizeof *a->list.list);
     mu_status status = MU_STATUS_OK;
     for (int i = 2; !status && i < argc; i++) {
-        if (!strcmp(argv[i], "--out") && i + 1 < argc) a->out = argv[++i];
-        else status = parse_domain(argv[i], &a->list, e);
+        if (!strcmp(argv[i], "--out") && i + 1 < argc) {
+            free(a->out);
+            a->out = mu_expand_home(argv[++i]);
+        } else status = parse_domain(argv[i], &a->list, e);
     }
     if (status) return status;
     if (!a->out) return mu_error_set(e, MU_STATUS_USAGE, "tokenize needs --out FILE.h5");
@@ -78,6 +83,7 @@ int mu_cmd_tokenize(int argc, char **argv) {
     }
     mu_corpus_close(&corpus);
     free(a.list.list);
+    free(a.out);
     mu_tokenizer_close(t);
     mu_comm_free(world);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);

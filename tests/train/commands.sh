@@ -272,6 +272,11 @@ if cmp -s other.h5 tokens.h5; then fail "tokenize did not replace a token file";
 refuses 64 "ends in .h5" tokenize --out other.h5.tmp own=texts
 if [ -n "$(ls -A | grep '\.tmp-')" ]; then fail "tokenize left a temporary file"; else pass; fi
 rm -r texts/old
+HOME=$work expect 0 "paths from home, without a shell" m tokenize --out "~/at-home.h5" "own=~/texts"
+HOME=$work expect 0 "a configuration's paths from home" m train tiny.yaml --dry-run "run.dir=~/own" "data.train=[{domain: own, path: ~/at-home.h5}]"
+says "a configuration's paths from home" "^  dir: .*$work/own"
+if [ -f at-home.h5 ] && ! grep -q "^note:" log; then pass; else fail "~ is not the home directory"; fi
+HOME=$work refuses 66 "resume $work/nothing: no such file" train tiny.yaml run.dir=other "--resume=~/nothing"
 refuses 64 "needs --out" tokenize a=texts
 refuses 64 "at least one DOMAIN=PATH" tokenize --out x.h5
 refuses 64 "expected DOMAIN=PATH" tokenize --out x.h5 texts
