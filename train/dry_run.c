@@ -108,12 +108,12 @@ static double largest_share(const mu_adamw *o) {
     return bytes;
 }
 
-/* Measured: libraries, heap, stacks, and of each thread room for an expert's packed weights. */
-static double program_memory(const mu_trainer *t) {
-    const double libraries = 22 << 20;
+/* Libraries, heap and stacks, as this very process had them before it planned anything (a build with cuBLAS has 150 MiB
+ * of them); and of each thread room for an expert's packed weights. */
+static double program_memory(const mu_trainer *t, int64_t at_start) {
     int wanted = mu_config_threads(&t->cfg.train), threads = wanted ? wanted : mu_cores() / t->mesh->local_size;
     double width = (double)(t->model->n_moe ? t->cfg.moe.moe_ffn_hidden_size : t->cfg.model.ffn_hidden_size);
-    return libraries + fmax(threads, 1) * 3 * width * (double)t->cfg.model.hidden_size * (double)mu_dtype_size(t->dev->fine);
+    return (double)at_start + fmax(threads, 1) * 3 * width * (double)t->cfg.model.hidden_size * (double)mu_dtype_size(t->dev->fine);
 }
 
 /* Every logged step's loads are kept for routing.h5, on rank 0. */
@@ -123,14 +123,14 @@ static double load_memory(const mu_config *c, int moe_layers) {
 
 static double mib(double bytes) { return bytes / (1 << 20); }
 
-static void print_memory(const mu_trainer *t, double parameters, double state, double texts) {
+static void print_memory(const mu_trainer *t, double parameters, double state, double texts, int64_t program) {
     const struct { const char *name; double bytes; } parts[] = {
         { "weights, gradients, moments", state + largest_share(t->opt) },
         { "activations", (double)mu_device_bytes(t->dev) - state },
         { "texts", texts },
         { "loads of logged steps", load_memory(&t->cfg, t->model->n_moe) },
         { "shared with other ranks", (double)mu_mesh_shared_bytes(t->mesh) },
-        { "program", program_memory(t) },
+        { "program", program_memory(t, program) },
     };
     double total = 0;
     printf("\nmemory of the busiest rank, MiB (estimate)\n");
@@ -162,6 +162,7 @@ static void print_placement(const mu_trainer *t) {
 }
 
 void mu_dry_run(mu_trainer *t) {
+    int64_t program = mu_memory_rss();
     t->tokenizer = mu_tokenizer_open("bytes");
     double texts = 0;
     for (int i = 0; i < t->cfg.data.train.n; i++) texts += domain_memory(t, &t->cfg.data.train.list[i]);
@@ -188,7 +189,7 @@ void mu_dry_run(mu_trainer *t) {
     printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", ranks, t->mesh->dp,
            t->mesh->ep, (long long)(share / t->micro_size), share == t->micro_size ? "" : "es",
            (long long)t->micro_size);
-    print_memory(t, (double)size.total, state, texts);
+    print_memory(t, (double)size.total, state, texts, program);
     print_placement(t);
     free(yaml);
 }
