@@ -31,7 +31,7 @@ wait_for "the end of all ranks" "! pgrep -f 'run.dir=run [t]rain.steps=1000000 r
 if [ $((SECONDS - before)) -lt 30 ]; then pass; else fail "the ranks are still there after $((SECONDS - before)) s"; fi
 kill -9 $job        # mpirun itself waits for its daemon behind the link until TCP gives up
 wait $job 2> /dev/null
-says "a dead link" "error: rank 0: no rank has made progress for [45] s"
+says "a dead link" "error: rank 0: no rank has made progress for [4-7] s"
 says "a dead link" "  rank 1 on other-host: no sign of life"
 pkill -9 -f "run.dir=run [t]rain.steps=1000000 run.watchdog=4"
 finish
