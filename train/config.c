@@ -224,7 +224,8 @@ int mu_config_threads(const mu_train_config *cfg) {
 }
 
 void mu_config_inherit(mu_config *c, const mu_options *o, const mu_config *old) {
-    if (!mu_options_given(o, "moe", "z_loss_coeff")) c->moe.z_loss_coeff = old->moe.z_loss_coeff;
+    bool same_scores = c->moe.score_func == old->moe.score_func; /* else it is refused later, by name */
+    if (!mu_options_given(o, "moe", "z_loss_coeff") && same_scores) c->moe.z_loss_coeff = old->moe.z_loss_coeff;
     /* unless lr or steps were made too small for them */
     if (!mu_options_given(o, "optim", "min_lr") && old->optim.min_lr <= c->optim.lr) c->optim.min_lr = old->optim.min_lr;
     if (!mu_options_given(o, "optim", "warmup_steps") && old->optim.warmup_steps <= c->train.steps)
