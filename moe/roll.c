@@ -22,6 +22,7 @@ void mu_roll_free(mu_roll *r) {
 }
 
 void mu_roll_take(mu_roll *r, const int64_t *counts) {
+    MU_CHECK(counts || !cells(r), "no counts of %d layers of %d experts", r->layers, r->experts);
     MU_CHECK(r->steps >= 0, "%lld steps", (long long)r->steps);
     int64_t *row = r->ring + (r->steps % MU_ROLL_WINDOW) * cells(r);
     for (int64_t i = 0; i < cells(r); i++) {
@@ -53,6 +54,8 @@ mu_status mu_roll_check(const mu_roll *r, mu_error *e) {
 int64_t mu_roll_window(const mu_roll *r) { return r->steps < MU_ROLL_WINDOW ? r->steps : MU_ROLL_WINDOW; }
 
 mu_expert_state mu_roll_state(const mu_roll *r, int layer, int expert) {
+    MU_CHECK(layer >= 0 && layer < r->layers && expert >= 0 && expert < r->experts, "expert %d of %d, layer %d of %d", expert,
+             r->experts, layer, r->layers);
     if (r->steps < MU_ROLL_LEAST) return MU_EXPERT_ALIVE;
     const int64_t *row = r->total + (int64_t)layer * r->experts;
     if (row[expert] == 0) return MU_EXPERT_DEAD;

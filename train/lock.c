@@ -1,7 +1,7 @@
 /* lock.c - RUN/lock: one job works on a run folder.
  *
- * The lock is the kernel's (an open file description lock, which needs the right to write the file, so that no reader
- * can hold it), and is gone when the process ends, however it ends. The file's content says who holds it, and is empty once nobody does. A file that
+ * The lock is the kernel's (an open file description lock, which needs the right to write the file; the shared lock of a reader does
+ * not count), and is gone when the process ends, however it ends. The file's content says who holds it, and is empty once nobody does. A file that
  * was removed meanwhile is put back; when another job came first, this one stops.
  *
  * Where the file system has no locks (some NFS, Lustre) the content alone decides: an owner that is alive on this host
@@ -110,6 +110,8 @@ static outcome ask_kernel(mu_lock *l, int *error) {
         return is_in_place(l->fd, l->path) ? TAKEN : MOVED;
     }
     *error = errno;
+    struct flock other = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    if (!fcntl(l->fd, F_OFD_GETLK, &other) && other.l_type == F_RDLCK) return FAILED; /* a reader's: no job of ours */
     return *error == EAGAIN || *error == EACCES ? HELD : FAILED;
 }
 
@@ -137,7 +139,7 @@ static outcome attempt(mu_lock *l, owner *holder, mu_error *e) {
     if (open_file(l, e) != MU_STATUS_OK) return FAILED;
     outcome got = ask_kernel(l, &error);
     bool known = read_owner(l->fd, holder);
-    if (got == FAILED) { /* no locks here */
+    if (got == FAILED) { /* no locks here, or a reader has one: the content decides */
         if (!l->warned)
             mu_log(MU_LOG_WARNING, "the file system of %s has no locks (%s): muster cannot keep a second job on another host"
                    " out of this run folder", l->dir, strerror(error));
