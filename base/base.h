@@ -153,6 +153,8 @@ int  mu_cores(void);                                    /* cores this process ma
  * of the node's allowed cores. mpirun binds each of one or two ranks to a single core: unless the user chose
  * a binding, the rank is moved to its share, or to all allowed cores when its threads do not fit there. */
 int  mu_cores_share(int local_rank, int local_size, int wanted);
+enum { MU_HOST_NAME = 64 };
+void mu_host_name(char host[MU_HOST_NAME]);             /* of this machine, cut when it is longer; for messages and comparisons */
 long mu_launcher(void);                                 /* process id of the mpirun (or the like) above this process, 0: none */
 /* Does this program's output end up on a terminal? Under mpirun a rank's own stdout tells nothing (it is
  * mpirun's pseudo-terminal), so the launcher's is looked at. */

@@ -53,6 +53,11 @@ static bool read_process(pid_t pid, char name[64], pid_t *parent) {
     return true;
 }
 
+void mu_host_name(char host[MU_HOST_NAME]) {
+    memset(host, 0, MU_HOST_NAME);
+    gethostname(host, MU_HOST_NAME - 1);
+}
+
 /* The launcher that started this rank, looked for among its ancestors; 0 when there is none. */
 long mu_launcher(void) {
     static const char *const names[] = {

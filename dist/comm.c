@@ -3,7 +3,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 mu_comm *mu_comm_alone(void) {
     mu_comm *c = mu_alloc(1, sizeof *c);
@@ -13,8 +12,8 @@ mu_comm *mu_comm_alone(void) {
 
 /* A rank that fails while rank 0 does not, says who it is: it may see other files. */
 static void name_rank(const mu_comm *c, mu_error *e) {
-    char host[64] = "";
-    gethostname(host, sizeof host - 1);
+    char host[MU_HOST_NAME];
+    mu_host_name(host);
     char *text = mu_format("rank %d on %s: %s", c->rank, host, e->text);
     snprintf(e->text, sizeof e->text, "%s", text);
     free(text);

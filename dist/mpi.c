@@ -274,21 +274,20 @@ bool mu_notes_take(mu_notes *n, int *from, void *note) {
 void mu_notes_free(mu_notes *n) {
     int done = 0, from;
     char *note = mu_alloc((size_t)n->bytes, 1);
-    MPI_Request *last = mu_alloc(1, sizeof *last);
-    CALL(MPI_Ibarrier(n->comm, last));
+    MPI_Request last;
+    CALL(MPI_Ibarrier(n->comm, &last));
     for (bool sent = false; !done || !sent;) {
         while (mu_notes_take(n, &from, note)) {}
         int all;
         CALL(MPI_Testall(n->size, n->out, &all, MPI_STATUSES_IGNORE));
         sent = all;
-        if (!done) CALL(MPI_Test(last, &done, MPI_STATUS_IGNORE));
+        if (!done) CALL(MPI_Test(&last, &done, MPI_STATUS_IGNORE));
         sched_yield();
     }
     CALL(MPI_Cancel(&n->in));
     CALL(MPI_Wait(&n->in, MPI_STATUS_IGNORE));
     CALL(MPI_Comm_free(&n->comm));
     free(note);
-    free(last);
     free(n->out);
     free(n->received);
     free(n->sent);

@@ -11,7 +11,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const double TURN_MOST = 1.0;
 
@@ -22,7 +21,7 @@ typedef struct {
 } note;
 
 typedef struct {
-    char host[64];
+    char host[MU_HOST_NAME];
     note last;
     double heard;               /* by this rank's clock */
 } peer;
@@ -142,8 +141,8 @@ void mu_watch_start(mu_comm *c, double seconds, mu_watch_stalled *stalled) {
     w.interval = seconds / 20 < 30 ? seconds / 20 : 30;
     w.clock = w.moved = w.last_turn = w.sent = 0, w.warned = false;
     w.peers = mu_alloc((size_t)c->size, sizeof *w.peers);
-    char host[64] = "", *hosts = mu_alloc((size_t)c->size, sizeof host);
-    gethostname(host, sizeof host - 1);
+    char host[MU_HOST_NAME], *hosts = mu_alloc((size_t)c->size, sizeof host);
+    mu_host_name(host);
     mu_all_gather(c, host, sizeof host, hosts);
     for (int r = 0; r < c->size; r++) memcpy(w.peers[r].host, hosts + (size_t)r * sizeof host, sizeof host);
     free(hosts);

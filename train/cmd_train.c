@@ -294,8 +294,8 @@ static mu_status log_step(loop *l, const mu_step_result *r, mu_error *e) {
                   l->window_seconds;
     if (l->progress) mu_progress_step(l->progress, t, r, logged, rate);
     mu_status status = MU_STATUS_OK;
-    look_after_lock(l);
-    if (logged) {
+    if (!logged) look_after_lock(l);
+    else {
         status = still_locked(l, e);
         if (status == MU_STATUS_OK && l->metrics) status = mu_metrics_step(l->metrics, t, r, rate, e);
         l->window_seconds = 0, l->window_steps = 0;

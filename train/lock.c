@@ -1,8 +1,8 @@
 /* lock.c - RUN/lock: one job works on a run folder.
  *
- * The lock is the kernel's (an open file description lock, which needs the right to write the file; the shared lock of a reader does
- * not count), and is gone when the process ends, however it ends. The file's content says who holds it, and is empty once nobody does. A file that
- * was removed meanwhile is put back; when another job came first, this one stops.
+ * The lock is the kernel's (an open file description lock, which needs the right to write the file; the shared lock of
+ * a reader does not count), and is gone when the process ends, however it ends. The file's content says who holds it, and
+ * is empty once nobody does. A file that was removed meanwhile is put back; when another job came first, this one stops.
  *
  * Where the file system has no locks (some NFS, Lustre) the content alone decides: an owner that is alive on this host
  * keeps others out; beyond that a job that finds another one's name in the file stops. */
@@ -22,7 +22,7 @@ static const double PATIENCE = 10;      /* seconds: what a killed job's processe
 typedef struct {
     long pid, launcher;
     unsigned long long start;
-    char host[64];
+    char host[MU_HOST_NAME];
 } owner;
 
 struct mu_lock {
@@ -51,7 +51,7 @@ static bool look_up(long pid, unsigned long long *start) {
 
 static owner myself(void) {
     owner me = { .pid = getpid() };
-    gethostname(me.host, sizeof me.host - 1);
+    mu_host_name(me.host);
     look_up(me.pid, &me.start);
     me.launcher = mu_launcher();
     return me;
@@ -71,9 +71,9 @@ static bool read_owner(int fd, owner *o) {
 }
 
 static bool is_here(const owner *o) {
-    owner me = { 0 };
-    gethostname(me.host, sizeof me.host - 1);
-    return !strcmp(o->host, me.host);
+    char here[MU_HOST_NAME];
+    mu_host_name(here);
+    return !strcmp(o->host, here);
 }
 
 static bool is_alive(const owner *o) {
@@ -105,10 +105,8 @@ static outcome ask_kernel(mu_lock *l, int *error) {
     struct flock whole = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
     int failed;
     while ((failed = fcntl(l->fd, F_OFD_SETLK, &whole)) && errno == EINTR) {}
-    if (!failed) {
-        l->by_kernel = true;
-        return is_in_place(l->fd, l->path) ? TAKEN : MOVED;
-    }
+    l->by_kernel = !failed;
+    if (!failed) return is_in_place(l->fd, l->path) ? TAKEN : MOVED;
     *error = errno;
     struct flock other = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
     if (!fcntl(l->fd, F_OFD_GETLK, &other) && other.l_type == F_RDLCK) return FAILED; /* a reader's: no job of ours */

@@ -12,12 +12,12 @@
 
 /* What rank 0 puts into the run folder for the others to find. */
 typedef struct {
-    char name[64], mark[64], host[64];
+    char name[64], mark[64], host[MU_HOST_NAME];
 } sign;
 
 static sign make_sign(void) {
     sign s = { 0 };
-    gethostname(s.host, sizeof s.host - 1);
+    mu_host_name(s.host);
     snprintf(s.name, sizeof s.name, ".ranks-%ld", (long)getpid());
     snprintf(s.mark, sizeof s.mark, "%016llx", (unsigned long long)mu_hash64(&s, sizeof s) ^ (unsigned long long)(mu_time() * 1e9));
     return s;
@@ -25,11 +25,12 @@ static sign make_sign(void) {
 
 /* A network file system may take ten seconds to show what another host wrote. */
 static bool finds_sign(const char *dir, const sign *s) {
-    sign mine = make_sign();
+    char host[MU_HOST_NAME];
+    mu_host_name(host);
     char *path = mu_format("%s/%s", dir, s->name), *text = NULL;
     size_t bytes;
     bool found = false;
-    int tries = strcmp(s->host, mine.host) ? 50 : 1;
+    int tries = strcmp(s->host, host) ? 50 : 1;
     for (int i = 0; i < tries && !found; i++) {
         if (i) nanosleep(&(struct timespec){ 0, 200000000 }, NULL);
         mu_activity_set("looking for the run folder of rank 0", -1, NULL);
@@ -107,7 +108,7 @@ mu_status mu_run_claim(const mu_trainer *t, mu_lock **lock, mu_error *e) {
 /* ------------------------------------------------------------------ run.json and config.resolved.yaml */
 
 typedef struct {
-    char host[64];
+    char host[MU_HOST_NAME];
     int64_t pid;
 } process;
 
@@ -153,7 +154,7 @@ static mu_status write_run_json(const mu_trainer *t, const process *all, int arg
 mu_status mu_run_describe(const mu_trainer *t, int argc, char **argv, mu_error *e) {
     mu_comm *world = t->mesh->world;
     process me = { .pid = getpid() }, *all = mu_alloc((size_t)world->size, sizeof *all);
-    gethostname(me.host, sizeof me.host - 1);
+    mu_host_name(me.host);
     mu_all_gather(world, &me, sizeof me, all);
     mu_status status = MU_STATUS_OK;
     if (world->rank == 0) {

@@ -1,6 +1,6 @@
 /* test_checkpoint.c - what is in a checkpoint beside its hashes: every value has a range, resume and verify refuse the
  * same, an older checkpoint takes over, and nothing is removed that a save did not write. */
-#include "train/train.h"
+#include "train/trainer.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -48,15 +48,8 @@ static mu_trainer *trainer_new(const char *moe) {
     return t;
 }
 
-static void trainer_free(mu_trainer *t) {
-    mu_mesh *mesh = t->mesh;
-    mu_trainer_close(t);
-    mu_mesh_close(mesh);
-    free(t);
-}
-
 static void steps_and_save(mu_trainer *t, int64_t until) {
-    while (t->step < until) assert_true(mu_trainer_step(t, false).finite);
+    while (t->step < until) assert_true(mu_trainer_step(t, NULL).finite);
     assert_ok(mu_checkpoint_save(t, &e));
 }
 
@@ -136,7 +129,7 @@ static void values_have_ranges(void **state) {
     for (size_t i = 0; i < sizeof bad_state / sizeof *bad_state; i++) {
         mu_trainer *t = trainer_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
         steps_and_save(t, 2);
-        double loss = mu_trainer_step(t, false).loss;
+        double loss = mu_trainer_step(t, NULL).loss;
         assert_ok(mu_checkpoint_save(t, &e));
         assert_ok(verify(newest));
         spoil(t, bad_state[i][0]);
@@ -158,7 +151,7 @@ static void values_have_ranges(void **state) {
         assert_ok(mu_checkpoint_fall_back(t->mesh->world, "run", &m, &e));
         assert_string_equal(m.path, before);
         assert_ok(mu_checkpoint_load(t, &m, true, &e));
-        assert_true(mu_trainer_step(t, false).loss == loss);
+        assert_true(mu_trainer_step(t, NULL).loss == loss);
         mu_error_set(&e, MU_STATUS_DATA, "nonsense");
         assert_error(mu_checkpoint_fall_back(t->mesh->world, "run", &m, &e), MU_STATUS_DATA,
                      "2 checkpoints and none verifies; the newest: nonsense");

@@ -1,6 +1,6 @@
 /* test_step.c - one step of the trainer: how often the host waits for the device, that experts without a token rest, and
  * that a step whose numbers are not finite changes nothing. */
-#include "train/train.h"
+#include "train/trainer.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -24,13 +24,6 @@ static mu_trainer *trainer_new(const char *rest) {
         fail_msg("%s", e.text);
     free(text);
     return t;
-}
-
-static void trainer_free(mu_trainer *t) {
-    mu_mesh *mesh = t->mesh;
-    mu_trainer_close(t);
-    mu_mesh_close(mesh);
-    free(t);
 }
 
 static void expect_one_wait(const char *moe, const char *train) {
