@@ -138,9 +138,11 @@ static outcome attempt(mu_lock *l, owner *holder, mu_error *e) {
     outcome got = ask_kernel(l, &error);
     bool known = read_owner(l->fd, holder);
     if (got == FAILED) { /* no locks here, or a reader has one: the content decides */
+        bool reader = error == EAGAIN || error == EACCES;
         if (!l->warned)
-            mu_log(MU_LOG_WARNING, "the file system of %s has no locks (%s): muster cannot keep a second job on another host"
-                   " out of this run folder", l->dir, strerror(error));
+            mu_log(MU_LOG_WARNING, "%s %s (%s): muster cannot keep a second job on another host out of this run folder",
+                   reader ? "another program holds the lock for reading in" : "there are no locks on the file system of",
+                   l->dir, strerror(error));
         l->warned = true;
         got = known && is_alive(holder) && !same_owner(holder, &l->me) ? HELD : TAKEN;
     }
