@@ -289,7 +289,8 @@ mu_status mu_store_create(mu_store **s, const char *path, mu_error *e) MU_MUST_U
 mu_status mu_store_open(mu_store **s, const char *path, mu_error *e) MU_MUST_USE;       /* read only */
 /* Before a file is first opened for reading, `program probe-hdf5 FILE` walks its metadata, so that a crash inside HDF5
  * costs that process alone: the program calls mu_store_walk under limits of memory and time, writes "ok" or the
- * error to its standard output, and exits with the status. NULL (the default): no helper. */
+ * error to its standard output, and exits with the status. muster-probe-hdf5, installed in libexec/muster/, is one.
+ * NULL (the default): no helper. */
 void      mu_store_set_helper(const char *program);
 mu_status mu_store_walk(const char *path, mu_error *e) MU_MUST_USE;
 /* Closes (after a create: also fsyncs the file). The handle is gone whatever is returned. */

@@ -25,14 +25,14 @@ list(TRANSFORM tests PREPEND ${inner}/tests/)
 list(TRANSFORM bench PREPEND ${inner}/bench/)
 
 file(REMOVE_RECURSE ${folder})
-file(COPY ${inner}/muster DESTINATION ${folder}/bin)
+file(COPY ${inner}/muster ${inner}/muster-probe-hdf5 DESTINATION ${folder}/bin)
 file(COPY ${tests} DESTINATION ${folder}/tests)
 file(COPY ${bench} DESTINATION ${folder}/bench)
 file(COPY ${SOURCE}/configs DESTINATION ${folder})
 file(COPY ${SOURCE}/bench/gpu/run.py ${SOURCE}/bench/peers/moe_layer.py DESTINATION ${folder}/gpu)
 
 # ---------------------------------------------------------------- shared libraries
-file(GET_RUNTIME_DEPENDENCIES EXECUTABLES ${folder}/bin/muster ${tests} ${bench}
+file(GET_RUNTIME_DEPENDENCIES EXECUTABLES ${folder}/bin/muster ${folder}/bin/muster-probe-hdf5 ${tests} ${bench}
      RESOLVED_DEPENDENCIES_VAR libraries UNRESOLVED_DEPENDENCIES_VAR missing
      POST_EXCLUDE_REGEXES "/(ld-linux[^/]*|libc|libm|libdl|libpthread|librt|libresolv)\\.so" "/libcuda\\.so" "/libnvidia-")
 if(missing)

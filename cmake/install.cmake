@@ -1,7 +1,7 @@
 # install.cmake - what `cmake --install` puts down: libmuster with its headers, the program, and two ways for
 # others to find the library, a CMake package and a pkg-config file. They may be moved: neither holds a path
 # of the build.
-#   <prefix>/bin/muster   lib/libmuster.{a,so}   include/muster/<folder>/<folder>.h
+#   <prefix>/bin/muster   lib/libmuster.{a,so}   include/muster/<folder>/<folder>.h   libexec/muster/muster-probe-hdf5
 #   lib/cmake/muster/     lib/pkgconfig/muster.pc
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/muster)
 
@@ -15,6 +15,7 @@ endif()
 
 install(TARGETS muster EXPORT muster-targets)
 install(TARGETS muster_program)
+install(TARGETS muster_probe EXPORT muster-targets DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/muster)
 foreach(folder base kernels autograd dist moe layers optim data)
     install(FILES ${folder}/${folder}.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/muster/${folder})
 endforeach()
@@ -69,5 +70,6 @@ set(pc_dir ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig)
 file(RELATIVE_PATH PC_PREFIX ${pc_dir} ${CMAKE_INSTALL_PREFIX})
 string(REGEX REPLACE "/$" "" PC_PREFIX ${PC_PREFIX})
 file(RELATIVE_PATH PC_INCLUDEDIR ${pc_dir} ${CMAKE_INSTALL_FULL_INCLUDEDIR}/muster)
+file(RELATIVE_PATH PC_PROBE ${pc_dir} ${CMAKE_INSTALL_FULL_LIBEXECDIR}/muster/muster-probe-hdf5)
 configure_file(cmake/muster.pc.in ${PROJECT_BINARY_DIR}/muster.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/muster.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -81,6 +81,10 @@ by_pc() {
     # shellcheck disable=SC2086
     "$compiler" $flags "$@" -o "$out" $words -lm -Wl,-rpath,"$libdir"
 }
+looks_first() { echo none > "$work/none.h5"; "$(pkg-config --variable=probe_hdf5 muster)" probe-hdf5 "$work/none.h5"; [ $? = 65 ]; }
+check "pkg-config: the program that looks at HDF5 files first" looks_first
+no_warning() { ! "$prefix/bin/muster" verify "$work/none" 2>&1 | grep 'muster: warning'; }
+check "the installed program finds it, too" no_warning
 check "pkg-config: build" by_pc "$work/network" "$cc" "$MUSTER_SOURCE/examples/01_network.c"
 check "pkg-config: a small network learns" "$work/network"
 if [ "$with_mpi" = ON ]; then

@@ -53,9 +53,20 @@ for command in "verify run" "generate run --prompt x --tokens 1" "train tiny.yam
     says "a shard: $command" "shard-0000.h5: cannot be read: not an HDF5 file as muster writes it .*: byte [0-9]+: chunks of -1 dimensions"
 done
 
-# The process that looks first is the program itself; a sound file passes, and what it says is one line.
-expect 0 "the look at a sound file" on 1 "$MUSTER" probe-hdf5 good.h5
+# The program that looks first, beside muster: a sound file passes, and what it says is one line.
+probe=${MUSTER%/*}/muster-probe-hdf5
+expect 0 "the look at a sound file" on 1 "$probe" probe-hdf5 good.h5
 says_once "the look at a sound file" '^ok$'
-expect 65 "the look at another file" on 1 "$MUSTER" probe-hdf5 tiny.yaml
+expect 65 "the look at another file" on 1 "$probe" probe-hdf5 tiny.yaml
 if [ "$(wc -l < log)" = 1 ]; then pass; else fail "more than one line"; fi
+mkdir -p moved/bin moved/libexec/muster
+cp "$MUSTER" moved/bin
+cp good.h5 tokens.h5
+own() { expect 0 "$1" on 1 moved/bin/muster train tiny.yaml run.dir="$2" $options "data.train=[{domain: a, path: tokens.h5}]"; }
+own "a copy of muster alone" alone
+says_once "a copy of muster alone" 'warning: muster-probe-hdf5, .* is neither beside muster nor in'
+printf '#!/bin/sh\necho "$2" > looked; exec "%s" "$@"\n' "$probe" > moved/libexec/muster/muster-probe-hdf5
+chmod +x moved/libexec/muster/muster-probe-hdf5
+own "a copy with the program that looks first" both
+if grep -qx tokens.h5 looked && ! grep -q warning log; then pass; else fail "the installed program was not used"; fi
 finish
