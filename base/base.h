@@ -187,8 +187,8 @@ enum { MU_ON_RESUME = 1, MU_ON_EVAL = 2, MU_ON_GENERATE = 4,
        MU_USE_WHERE = MU_ON_RESUME | MU_ON_EVAL | MU_ON_GENERATE };
 typedef struct { char domain[64]; char path[512]; double weight; } mu_option_domain;
 typedef struct { int n; mu_option_domain *list; } mu_option_domains;    /* heap list, mu_options_free */
-/* A domain's name: 1 to 63 letters, digits, '_' or '-'. */
-bool mu_option_domain_named(const char *name);
+/* Is this a domain's name, 1 to 63 letters, digits, '_' or '-', and none that the list has? `status` when not. */
+mu_status mu_option_domain_check(const char *name, const mu_option_domains *list, mu_status status, mu_error *e) MU_MUST_USE;
 
 typedef int64_t  mu_field_INT;
 typedef double   mu_field_FLOAT;
@@ -305,6 +305,15 @@ mu_status mu_store_read(mu_store *s, const char *name, mu_store_type type, int n
 /* Type and shape of a dataset; n_dims is at most 4. MU_STATUS_DATA when it is not there or not plain. */
 mu_status mu_store_shape(mu_store *s, const char *name, mu_store_type *type, int *n_dims, int64_t shape[4],
                          mu_error *e) MU_MUST_USE;
+/* A long array of one dimension in parts, so that it is never in memory as a whole. mu_store_make declares n values, kept in
+ * chunks of `chunk`; who makes an array writes all of it. A part is values [first, first + n) of exactly this type; parts of
+ * whole chunks are the quickest, as any part of a chunk is read with all of it. mu_store_chunk: values in a chunk, at least 1. */
+mu_status mu_store_make(mu_store *s, const char *name, mu_store_type type, int64_t n, int64_t chunk, mu_error *e) MU_MUST_USE;
+mu_status mu_store_write_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n,
+                              const void *data, mu_error *e) MU_MUST_USE;
+mu_status mu_store_read_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n, void *data,
+                             mu_error *e) MU_MUST_USE;
+mu_status mu_store_chunk(mu_store *s, const char *name, int64_t *chunk, mu_error *e) MU_MUST_USE;
 bool      mu_store_has(mu_store *s, const char *name);
 mu_status mu_store_write_text(mu_store *s, const char *name, const char *text, mu_error *e) MU_MUST_USE;
 mu_status mu_store_read_text(mu_store *s, const char *name, char **text, mu_error *e) MU_MUST_USE;   /* heap */
@@ -326,6 +335,13 @@ bool      mu_file_is_inside(const char *path, const char *folder);
 /* XXH3-128 of the content as 32 hex digits and the size in bytes. */
 mu_status mu_file_hash(const char *path, char hex[33], int64_t *bytes, mu_error *e) MU_MUST_USE;
 void      mu_hash128_hex(const void *data, size_t bytes, char hex[33]);
+/* The same hash of data that comes in parts. */
+typedef struct mu_hash mu_hash;
+mu_hash  *mu_hash_new(void);
+void      mu_hash_add(mu_hash *h, const void *data, size_t bytes);
+void      mu_hash_finish(mu_hash *h, char hex[33]);                                  /* frees it */
+/* Whether the name ends so, in capitals or not: ".txt". */
+bool      mu_file_ends(const char *path, const char *ending);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -181,6 +182,11 @@ bool mu_file_exists(const char *path) {
     return stat(path, &st) == 0;
 }
 
+bool mu_file_ends(const char *path, const char *ending) {
+    size_t n = strlen(path), m = strlen(ending);
+    return n >= m && !strcasecmp(path + n - m, ending);
+}
+
 /* ------------------------------------------------------------------ folders */
 
 static mu_status make_dir(const char *path, mu_error *e) {
@@ -280,23 +286,38 @@ void mu_hash128_hex(const void *data, size_t bytes, char hex[33]) {
     write_hex(XXH3_128bits(data, bytes), hex);
 }
 
+struct mu_hash { XXH3_state_t *state; };
+
+mu_hash *mu_hash_new(void) {
+    mu_hash *h = mu_alloc(1, sizeof *h);
+    h->state = XXH3_createState();
+    MU_CHECK(h->state && XXH3_128bits_reset(h->state) == XXH_OK, "no state for a hash");
+    return h;
+}
+
+void mu_hash_add(mu_hash *h, const void *data, size_t bytes) { XXH3_128bits_update(h->state, data, bytes); }
+
+void mu_hash_finish(mu_hash *h, char hex[33]) {
+    write_hex(XXH3_128bits_digest(h->state), hex);
+    XXH3_freeState(h->state);
+    free(h);
+}
+
 mu_status mu_file_hash(const char *path, char hex[33], int64_t *bytes, mu_error *e) {
     const char *reason;
     int fd = mu_file_open(path, false, bytes, &reason);
     if (fd < 0) return mu_error_set(e, MU_STATUS_NOINPUT, "%s: %s", path, reason);
     mu_status status = MU_STATUS_OK;
-    XXH3_state_t *state = XXH3_createState();
-    MU_CHECK(state && XXH3_128bits_reset(state) == XXH_OK, "no state for a hash");
+    mu_hash *hash = mu_hash_new();
     char *block = mu_alloc(BLOCK, 1);
     *bytes = 0;
     for (ssize_t n; !status && (n = read(fd, block, BLOCK)) != 0;) {
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) status = read_failed(e, path);
-        else XXH3_128bits_update(state, block, (size_t)n), *bytes += n;
+        else mu_hash_add(hash, block, (size_t)n), *bytes += n;
         mu_activity_tick();
     }
-    if (!status) write_hex(XXH3_128bits_digest(state), hex);
-    XXH3_freeState(state);
+    mu_hash_finish(hash, hex);
     free(block);
     close(fd);
     return status;

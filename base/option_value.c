@@ -315,17 +315,23 @@ static bool read_pair(const place *p, double *field) {
 
 /* ------------------------------------------------------------------ lists of domains */
 
-bool mu_option_domain_named(const char *name) {
+mu_status mu_option_domain_check(const char *name, const mu_option_domains *list, mu_status status, mu_error *e) {
     static const char good[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
-    return name[0] && strlen(name) < sizeof ((mu_option_domain *)0)->domain && !name[strspn(name, good)];
+    mu_quoted shown;
+    if (!name[0] || strlen(name) >= sizeof list->list->domain || name[strspn(name, good)])
+        return mu_error_set(e, status, "'%s' is no domain name: 1 to 63 letters, digits, '_' or '-'",
+                            mu_quote(&shown, name));
+    for (int i = 0; i < list->n; i++)
+        if (!strcmp(list->list[i].domain, name))
+            return mu_error_set(e, status, "domain '%s' appears twice; a domain may hold folders", name);
+    return MU_STATUS_OK;
 }
 
 static bool read_domain_name(const place *p, char *field) {
-    mu_quoted shown;
+    mu_error e;
     const char *s = p->at->text;
     if (p->at->kind != MU_YAML_SCALAR) return refuse(p, "domain must be a name");
-    if (!mu_option_domain_named(s))
-        return refuse(p, "'%s' is no domain name: 1 to 63 letters, digits, '_' or '-'", mu_quote(&shown, s));
+    if (mu_option_domain_check(s, &(mu_option_domains){ 0 }, MU_STATUS_CONFIG, &e)) return refuse(p, "%s", e.text);
     strcpy(field, s);
     return true;
 }
@@ -383,9 +389,9 @@ static bool read_domains(const place *p, mu_option_domains *field) {
     for (const mu_yaml *item = p->at->child; item && !mu_report_full(p->report); item = item->next, n++) {
         place at = { p->option, item, p->report };
         good = read_domain(&at, &list[n]) && good;
-        for (int i = 0; i < n; i++)
-            if (list[n].domain[0] && !strcmp(list[i].domain, list[n].domain))
-                good = refuse(&at, "domain '%s' appears twice; a domain may hold folders", list[n].domain);
+        mu_error e;
+        if (list[n].domain[0] && mu_option_domain_check(list[n].domain, &(mu_option_domains){ n, list }, MU_STATUS_CONFIG, &e))
+            good = refuse(&at, "%s", e.text);
     }
     if (!good) {
         free(list);

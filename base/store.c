@@ -323,32 +323,32 @@ static void make_groups(mu_store *s, const char *name, trouble *t) {
     close_id(t, gcpl, H5Pclose, "preparing");
 }
 
-static hid_t creation_properties(const layout *l, trouble *t) {
+static hid_t creation_properties(const layout *l, const hsize_t *chunk, trouble *t) {
     hid_t dcpl = check(t, H5Pcreate(H5P_DATASET_CREATE), "preparing");
     check(t, H5Pset_obj_track_times(dcpl, 0), "preparing");
     if (is_empty(l)) {                          /* a chunk cannot be empty, and there is nothing to protect */
         check(t, H5Pset_layout(dcpl, H5D_COMPACT), "preparing");
         return dcpl;
     }
-    hsize_t chunk[MAX_DIMS];
-    choose_chunk(l, chunk);
     check(t, H5Pset_chunk(dcpl, l->n_dims, chunk), "preparing");
     check(t, H5Pset_fletcher32(dcpl), "preparing");
     return dcpl;
 }
 
-static void write_array(mu_store *s, const char *name, const layout *l, const void *data, trouble *t) {
+/* Without data: only makes room for it. */
+static void write_array(mu_store *s, const char *name, const layout *l, const hsize_t *chunk, const void *data,
+                        trouble *t) {
     hsize_t dims[MAX_DIMS];
     for (int i = 0; i < l->n_dims; i++) dims[i] = (hsize_t)l->shape[i];
     make_groups(s, name, t);
-    hid_t dcpl = creation_properties(l, t);
+    hid_t dcpl = creation_properties(l, chunk, t);
     hid_t space = check(t, H5Screate_simple(l->n_dims, dims, NULL), "preparing");
     hid_t set = -1;
     if (!t->failed)
         set = check(
             t, H5Dcreate2(s->file, name, file_type(l->type, false), space, H5P_DEFAULT, dcpl, H5P_DEFAULT),
             "creating");
-    if (!t->failed && !is_empty(l))
+    if (!t->failed && data && !is_empty(l))
         check(t, H5Dwrite(set, native_type(l->type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data), "writing");
     close_id(t, set, H5Dclose, "writing");
     close_id(t, space, H5Sclose, "finishing");
@@ -366,20 +366,37 @@ static layout layout_of(mu_store_type type, int n_dims, const int64_t *shape) {
     return l;
 }
 
-mu_status mu_store_write(mu_store *s, const char *name, mu_store_type type, int n_dims, const int64_t *shape,
-                         const void *data, mu_error *e) {
-    check_name(name);
-    layout l = layout_of(type, n_dims, shape);
+static mu_status write_trouble(mu_store *s, const char *name, const layout *l, const trouble *t, mu_error *e) {
+    char text[128];
+    s->failed = true;
+    return mu_error_set(e, MU_STATUS_IO, "%s: %s %s: %s: %s", s->path, name, describe(l, text), t->what, t->why);
+}
+
+/* A new dataset, of whatever is given of it. */
+static mu_status add_array(mu_store *s, const char *name, const layout *l, const hsize_t *chunk, const void *data,
+                           mu_error *e) {
     MU_CHECK(s->writing, "%s is open for reading", s->path);
     trouble t = { 0 };
     if (s->failed) return mu_error_set(e, MU_STATUS_IO, "%s: %s: an earlier write failed", s->path, name);
     MU_CHECK(!mu_store_has(s, name), "%s: %s is written twice", s->path, name);
-    write_array(s, name, &l, data, &t);
-    if (!t.failed) return MU_STATUS_OK;
-    s->failed = true;
-    char text[128];
-    return mu_error_set(e, MU_STATUS_IO, "%s: %s %s: %s: %s", s->path, name, describe(&l, text), t.what,
-                        t.why);
+    write_array(s, name, l, chunk, data, &t);
+    return t.failed ? write_trouble(s, name, l, &t, e) : MU_STATUS_OK;
+}
+
+mu_status mu_store_write(mu_store *s, const char *name, mu_store_type type, int n_dims, const int64_t *shape,
+                         const void *data, mu_error *e) {
+    check_name(name);
+    layout l = layout_of(type, n_dims, shape);
+    hsize_t chunk[MAX_DIMS] = { 0 };
+    if (!is_empty(&l)) choose_chunk(&l, chunk);
+    return add_array(s, name, &l, chunk, data, e);
+}
+
+mu_status mu_store_make(mu_store *s, const char *name, mu_store_type type, int64_t n, int64_t chunk, mu_error *e) {
+    check_name(name);
+    layout l = layout_of(type, 1, &n);
+    MU_CHECK(chunk > 0, "%s: chunks of %lld values", name, (long long)chunk);
+    return add_array(s, name, &l, &(hsize_t){ (hsize_t)(chunk < n ? chunk : n) }, NULL, e);
 }
 
 mu_status mu_store_write_text(mu_store *s, const char *name, const char *text, mu_error *e) {
@@ -463,6 +480,81 @@ mu_status mu_store_read(mu_store *s, const char *name, mu_store_type type, int n
     if (!fits)
         return mu_error_set(e, MU_STATUS_DATA, "%s: %s: expected %s, found %s", s->path, name,
                             describe(&want, expected), describe(&have, found));
+    return MU_STATUS_OK;
+}
+
+/* ------------------------------------------------------------------ parts of arrays */
+
+/* Reads or writes values [first, first + n), which there are. */
+static void transfer(hid_t set, mu_store_type type, int64_t first, int64_t n, void *in, const void *out, trouble *t) {
+    hsize_t from = (hsize_t)first, count = (hsize_t)n;
+    hid_t memory = check(t, H5Screate_simple(1, &count, NULL), "preparing");
+    hid_t file = check(t, H5Dget_space(set), "preparing");
+    check(t, H5Sselect_hyperslab(file, H5S_SELECT_SET, &from, NULL, &count, NULL), "selecting a part");
+    if (!t->failed && in) check(t, H5Dread(set, native_type(type), memory, file, H5P_DEFAULT, in), "reading");
+    if (!t->failed && out) check(t, H5Dwrite(set, native_type(type), memory, file, H5P_DEFAULT, out), "writing");
+    close_id(t, file, H5Sclose, "finishing");
+    close_id(t, memory, H5Sclose, "finishing");
+}
+
+/* The open array, of which that part is asked for. */
+static mu_status open_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n, hid_t *set,
+                           layout *l, mu_error *e) {
+    char found[128];
+    mu_status status = open_array(s, name, set, l, e);
+    if (status) return status;
+    if (l->n_dims != 1 || l->type != type) {
+        close_id(&(trouble){ 0 }, *set, H5Dclose, "closing");
+        return mu_error_set(e, MU_STATUS_DATA, "%s: %s: expected %s of one dimension, found %s", s->path, name,
+                            types[type].name, describe(l, found));
+    }
+    MU_CHECK(first >= 0 && n >= 0 && first <= l->shape[0] && n <= l->shape[0] - first,
+             "%s: %s: values [%lld, %lld) of %lld", s->path, name, (long long)first, (long long)(first + n),
+             (long long)l->shape[0]);
+    return MU_STATUS_OK;
+}
+
+mu_status mu_store_write_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n,
+                              const void *data, mu_error *e) {
+    layout l = layout_of(type, 1, &n);
+    hid_t set;
+    MU_CHECK(s->writing, "%s is open for reading", s->path);
+    if (s->failed) return mu_error_set(e, MU_STATUS_IO, "%s: %s: an earlier write failed", s->path, name);
+    mu_status status = open_part(s, name, type, first, n, &set, &l, e);
+    if (status) return status;
+    trouble t = { 0 };
+    if (n > 0) transfer(set, type, first, n, NULL, data, &t);
+    close_id(&t, set, H5Dclose, "writing");
+    return t.failed ? write_trouble(s, name, &l, &t, e) : MU_STATUS_OK;
+}
+
+mu_status mu_store_read_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n, void *data,
+                             mu_error *e) {
+    layout l = layout_of(type, 1, &n);
+    hid_t set;
+    mu_status status = open_part(s, name, type, first, n, &set, &l, e);
+    if (status) return status;
+    trouble t = { 0 };
+    if (n > 0) transfer(set, type, first, n, data, NULL, &t);
+    close_id(&t, set, H5Dclose, "closing");
+    return t.failed ? read_trouble(s, name, &t, e) : MU_STATUS_OK;
+}
+
+mu_status mu_store_chunk(mu_store *s, const char *name, int64_t *chunk, mu_error *e) {
+    layout l;
+    hid_t set;
+    hsize_t dims[MAX_DIMS] = { 0 };
+    mu_status status = open_array(s, name, &set, &l, e);
+    if (status) return status;
+    trouble t = { 0 };
+    hid_t dcpl = check(&t, H5Dget_create_plist(set), "reading the layout");
+    bool chunked = !t.failed && check(&t, H5Pget_layout(dcpl), "reading the layout") == H5D_CHUNKED;
+    if (chunked) check(&t, H5Pget_chunk(dcpl, MAX_DIMS, dims), "reading the layout");
+    close_id(&t, dcpl, H5Pclose, "closing");
+    close_id(&t, set, H5Dclose, "closing");
+    if (t.failed) return read_trouble(s, name, &t, e);
+    *chunk = 1;
+    for (int i = 0; i < l.n_dims && chunked; i++) *chunk *= (int64_t)dims[i];
     return MU_STATUS_OK;
 }
 

@@ -4,12 +4,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
-
-bool mu_has_ending(const char *text, const char *ending) {
-    size_t n = strlen(text), m = strlen(ending);
-    return n >= m && !strcasecmp(text + n - m, ending);
-}
 
 /* ------------------------------------------------------------------ making a domain */
 
@@ -53,18 +47,11 @@ static mu_status read_domain(mu_domain *d, const char *path, const mu_tokenizer 
 
 /* Names become parts of paths in token files and of metrics. */
 static mu_status check_names(const mu_option_domains *list, mu_error *e) {
-    for (int i = 0; i < list->n; i++) {
-        const char *name = list->list[i].domain;
-        if (!mu_option_domain_named(name))
-            return mu_error_set(e, MU_STATUS_CONFIG,
-                                "data.train: \"%s\" is no domain's name: 1 to 63 letters, digits, _ or -", name);
-        for (int j = 0; j < i; j++)
-            if (!strcmp(name, list->list[j].domain))
-                return mu_error_set(
-                    e, MU_STATUS_CONFIG,
-                    "data.train: domain \"%s\" is listed twice; put its texts into one folder", name);
-    }
-    return MU_STATUS_OK;
+    mu_error why;
+    mu_status status = MU_STATUS_OK;
+    for (int i = 0; i < list->n && !status; i++)
+        status = mu_option_domain_check(list->list[i].domain, &(mu_option_domains){ i, list->list }, MU_STATUS_CONFIG, &why);
+    return status ? mu_error_set(e, status, "data.train: %s", why.text) : MU_STATUS_OK;
 }
 
 /* A hash of hashes: lines of the tokenizer's name and of each domain's name and tokens, in the list's order.

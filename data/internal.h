@@ -44,7 +44,4 @@ void mu_split_read_train(const mu_split *s, const mu_domain *d, int64_t sequence
 void mu_split_read_val(const mu_split *s, const mu_domain *d, int64_t sequence, int64_t seq_len, int32_t *tokens,
                        int32_t *targets);
 
-/* Whether `text` ends with `ending`. */
-bool mu_has_ending(const char *text, const char *ending);
-
 #endif

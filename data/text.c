@@ -125,11 +125,11 @@ static mu_status read_jsonl(mu_domain_maker *m, const char *path, mu_error *e) {
 }
 
 static bool is_text_name(const char *name) {
-    return mu_has_ending(name, ".txt") || mu_has_ending(name, ".jsonl");
+    return mu_file_ends(name, ".txt") || mu_file_ends(name, ".jsonl");
 }
 
 static mu_status read_file(mu_domain_maker *m, const char *path, mu_error *e) {
-    return mu_has_ending(path, ".jsonl") ? read_jsonl(m, path, e) : read_txt(m, path, e);
+    return mu_file_ends(path, ".jsonl") ? read_jsonl(m, path, e) : read_txt(m, path, e);
 }
 
 /* ------------------------------------------------------------------ a folder */

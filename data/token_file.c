@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 bool mu_token_file_named(const char *path) {
-    return mu_has_ending(path, ".h5") || mu_has_ending(path, ".hdf5");
+    return mu_file_ends(path, ".h5") || mu_file_ends(path, ".hdf5");
 }
 
 /* The heap name of one of a domain's datasets. */

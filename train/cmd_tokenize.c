@@ -18,15 +18,13 @@ static mu_status parse_domain(const char *text, mu_option_domains *list, mu_erro
     free(path);
     if (text[0] == '-' || !fits)
         return mu_error_set(e, MU_STATUS_USAGE, "%s: expected DOMAIN=PATH", text);
-    int written = snprintf(d->domain, sizeof d->domain, "%.*s", (int)(equals - text), text);
-    if (written >= (int)sizeof d->domain || !mu_option_domain_named(d->domain))
-        return mu_error_set(e, MU_STATUS_USAGE, "%s: a domain's name is 1 to 63 letters, digits, _ or -", text);
+    char *name = mu_format("%.*s", (int)(equals - text), text);
+    mu_status status = mu_option_domain_check(name, list, MU_STATUS_USAGE, e);
+    snprintf(d->domain, sizeof d->domain, "%s", name);
+    free(name);
     d->weight = 1.0;
-    for (int j = 0; j < list->n; j++)
-        if (!strcmp(list->list[j].domain, d->domain))
-            return mu_error_set(e, MU_STATUS_USAGE, "domain %s is given twice", d->domain);
-    list->n++;
-    return MU_STATUS_OK;
+    list->n += !status;
+    return status;
 }
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
@@ -40,8 +38,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     }
     if (status) return status;
     if (!a->out) return mu_error_set(e, MU_STATUS_USAGE, "tokenize needs --out FILE.h5");
-    const char *ending = strrchr(a->out, '.');
-    if (!ending || (strcmp(ending, ".h5") && strcmp(ending, ".hdf5")))
+    if (!mu_file_ends(a->out, ".h5") && !mu_file_ends(a->out, ".hdf5"))
         return mu_error_set(e, MU_STATUS_USAGE,
                             "--out %s: a token file's name ends in .h5, by which train knows it", a->out);
     return a->list.n ? MU_STATUS_OK

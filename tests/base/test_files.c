@@ -210,6 +210,8 @@ static void test_hash(void **state) {
     mu_hash128_hex(data, n, hex);
     assert_string_not_equal(hex, whole);
     free(data);
+    assert_true(mu_file_ends("a.TXT", ".txt") && mu_file_ends(".txt", ".txt"));
+    assert_false(mu_file_ends("txt", ".txt") || mu_file_ends("a.txt.gz", ".txt"));
     assert_error(mu_file_hash(in_folder("absent"), hex, &bytes, &e), MU_STATUS_NOINPUT, "absent");
     assert_error(mu_file_hash(folder, hex, &bytes, &e), MU_STATUS_NOINPUT, folder);
 }

@@ -132,6 +132,42 @@ static void test_round_trip(void **state) {
     assert_ok(mu_store_close(s, &e));
 }
 
+/* An array in parts, of any size and in any order, is the array; both ways of writing it can be read in both ways. */
+static void test_parts(void **state) {
+    (void)state;
+    enum { N = 5000, CHUNK = 700 };
+    uint16_t all[N], back[N];
+    for (int i = 0; i < N; i++) all[i] = (uint16_t)(i * 31);
+    mu_store *s;
+    int64_t n = N, chunk;
+    assert_ok(mu_store_create(&s, in_folder("parts.h5"), &e));
+    assert_ok(mu_store_make(s, "/a/parts", MU_STORE_U16, N, CHUNK, &e));
+    assert_ok(mu_store_write_part(s, "/a/parts", MU_STORE_U16, 900, N - 900, all + 900, &e));
+    assert_ok(mu_store_write_part(s, "/a/parts", MU_STORE_U16, 0, 900, all, &e));
+    assert_ok(mu_store_write_part(s, "/a/parts", MU_STORE_U16, N, 0, NULL, &e));
+    assert_ok(mu_store_write(s, "/a/whole", MU_STORE_U16, 1, &n, all, &e));
+    assert_ok(mu_store_make(s, "/a/none", MU_STORE_U16, 0, CHUNK, &e));
+    assert_ok(mu_store_make(s, "/a/one", MU_STORE_I64, 1, CHUNK, &e));
+    assert_ok(mu_store_write_part(s, "/a/one", MU_STORE_I64, 0, 1, longs, &e));
+    assert_ok(mu_store_close(s, &e));
+    assert_ok(mu_store_open(&s, in_folder("parts.h5"), &e));
+    assert_ok(mu_store_chunk(s, "/a/parts", &chunk, &e));
+    assert_int_equal(chunk, CHUNK);
+    assert_ok(mu_store_chunk(s, "/a/none", &chunk, &e));
+    assert_int_equal(chunk, 1);
+    assert_ok(mu_store_read(s, "/a/parts", MU_STORE_U16, 1, &n, back, &e));
+    assert_memory_equal(back, all, sizeof all);
+    memset(back, 0, sizeof back);
+    for (int at = 0; at < N; at += 123)
+        assert_ok(mu_store_read_part(s, "/a/whole", MU_STORE_U16, at, at + 123 < N ? 123 : N - at, back + at, &e));
+    assert_memory_equal(back, all, sizeof all);
+    assert_ok(mu_store_read_part(s, "/a/none", MU_STORE_U16, 0, 0, back, &e));
+    assert_error(mu_store_read_part(s, "/a/one", MU_STORE_U16, 0, 1, back, &e), MU_STATUS_DATA,
+                 "expected u16 of one dimension, found i64 [1]");
+    assert_error(mu_store_read_part(s, "/a/absent", MU_STORE_U16, 0, 1, back, &e), MU_STATUS_DATA, "not in the file");
+    assert_ok(mu_store_close(s, &e));
+}
+
 static void test_shape_and_has(void **state) {
     (void)state;
     assert_ok(write_file(in_folder("a.h5"), false));
@@ -486,7 +522,7 @@ static void test_disk_full(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),  cmocka_unit_test(test_shape_and_has),
+        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_parts),  cmocka_unit_test(test_shape_and_has),
         cmocka_unit_test(test_conversion),  cmocka_unit_test(test_mismatch),
         cmocka_unit_test(test_no_such_file), cmocka_unit_test(test_reproducible),
         cmocka_unit_test(test_flips),       cmocka_unit_test(test_truncations),

@@ -314,7 +314,7 @@ static void test_bad_names(void **state) {
     put_text("one.txt", "text");
     const char *path = in_folder("one.txt");
     assert_error(open_corpus(&c, 2, (const entry[]){ { "a", path }, { "a", path } }, NULL), MU_STATUS_CONFIG,
-                 "listed twice");
+                 "domain 'a' appears twice");
     const char *bad[] = { "", "a/b", "..", "a\nb", "a b" };
     for (int i = 0; i < 5; i++)
         assert_error(open_corpus(&c, 1, (const entry[]){ { bad[i], path } }, NULL), MU_STATUS_CONFIG, "name");
