@@ -57,7 +57,8 @@ int mu_file_open(const char *path, bool pipe_allowed, int64_t *bytes, const char
     }
     *bytes = S_ISREG(st.st_mode) ? st.st_size : -1;
     *reason = *bytes < 0 && !(pipe_allowed && S_ISFIFO(st.st_mode)) ? kind_of(st.st_mode) : NULL;
-    if (!*reason && fcntl(fd, F_SETFL, 0)) *reason = strerror(errno);
+    /* A pipe's reader waits from here on. A plain file never does, but for some of /proc, which fail now instead. */
+    if (!*reason && *bytes < 0 && fcntl(fd, F_SETFL, 0)) *reason = strerror(errno);
     return *reason ? (close(fd), -1) : fd;
 }
 

@@ -8,7 +8,7 @@
 /* ------------------------------------------------------------------ files (files.c)  */
 const char *mu_io_reason(int error);                    /* an errno in words, with a hint where we know one */
 /* Opens a plain file for reading, or a pipe where that is allowed, without waiting for a writer; *bytes: its size,
- * -1 of a pipe. -1 with *reason for all else. */
+ * -1 of a pipe. Reading a plain file never waits for somebody: where it would, it fails. -1 with *reason for all else. */
 int mu_file_open(const char *path, bool pipe_allowed, int64_t *bytes, const char **reason);
 
 /* ------------------------------------------------------------------ store (store_check.c, store_probe.c)

@@ -262,11 +262,10 @@ static bool is_sound(const struct sound *file) {
     return false;
 }
 
-/* Whether there is a readable plain file with nothing in it that the library may stumble over. */
+/* Whether there is nothing in the file that the library may stumble over. */
 static mu_status check_file(int fd, const char *path, mu_error *e) {
     struct stat st;
-    if (fstat(fd, &st) || !S_ISREG(st.st_mode))
-        return mu_error_set(e, MU_STATUS_NOINPUT, "%s: not a plain file", path);
+    if (fstat(fd, &st)) return mu_error_set(e, MU_STATUS_IO, "%s: %s", path, strerror(errno));
     struct sound file;
     memset(&file, 0, sizeof file);              /* with what is between the members: they are compared as bytes */
     file.device = st.st_dev, file.inode = st.st_ino, file.bytes = st.st_size;
@@ -280,8 +279,10 @@ static mu_status check_file(int fd, const char *path, mu_error *e) {
 
 mu_status mu_store_open(mu_store **out, const char *path, mu_error *e) {
     *out = NULL;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return mu_error_set(e, MU_STATUS_NOINPUT, "%s: %s", path, strerror(errno));
+    int64_t bytes;
+    const char *reason;
+    int fd = mu_file_open(path, false, &bytes, &reason);
+    if (fd < 0) return mu_error_set(e, MU_STATUS_NOINPUT, "%s: %s", path, reason);
     mu_status status = check_file(fd, path, e);
     close(fd);
     return status ? status : open_file(out, path, e);

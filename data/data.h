@@ -91,8 +91,10 @@ double    mu_loader_share(const mu_loader *l, int domain);
 int       mu_loader_state_size(const mu_loader *l);
 void      mu_loader_state_get(const mu_loader *l, int64_t *state);
 mu_status mu_loader_state_set(mu_loader *l, const int64_t *state, mu_error *e) MU_MUST_USE;
-/* Is it the state of some loader of n_domains after `samples` samples? MU_STATUS_DATA when not. */
-mu_status mu_loader_state_check(int n_domains, const int64_t *state, int64_t samples, mu_error *e) MU_MUST_USE;
+/* Is it the state of a loader of these domains, of so many tokens (NULL: not known), after `samples` samples? A domain may be
+ * drawn as often as chance allows once in 1e13. MU_STATUS_DATA when not. */
+mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *tokens, const int64_t *state, int64_t samples,
+                                mu_error *e) MU_MUST_USE;
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

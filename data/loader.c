@@ -158,24 +158,46 @@ void mu_loader_state_get(const mu_loader *l, int64_t *state) {
     state[l->n_parts] = l->next_sample;
 }
 
-mu_status mu_loader_state_check(int n_domains, const int64_t *state, int64_t samples, mu_error *e) {
+static mu_status check_sum(int n_domains, const int64_t *state, mu_error *e) {
     int64_t left = state[n_domains];
     bool fits = left >= 0;
     for (int i = 0; fits && i < n_domains; i++) {
         fits = state[i] >= 0 && state[i] <= left;
         left -= state[i];
     }
-    if (!fits || left != 0)
-        return mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples do not add up to %lld",
-                            (long long)state[n_domains]);
-    if (state[n_domains] != samples)
-        return mu_error_set(e, MU_STATUS_DATA, "loader state: %lld samples, by the steps %lld",
-                            (long long)state[n_domains], (long long)samples);
-    return MU_STATUS_OK;
+    if (fits && left == 0) return MU_STATUS_OK;
+    return mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples do not add up to %lld", (long long)state[n_domains]);
+}
+
+/* n log(n / m), the limit for n = 0. */
+static double n_log(double n, double m) { return n > 0 ? n * log(n / m) : 0; }
+
+/* Could so many of n samples fall to a domain of this share? Chernoff: with a chance of at most exp(-30) = 1e-13 they are as far
+ * from share * n where the left side is 30. */
+static bool may_be_drawn(double share, double drawn, double n) {
+    if (share <= 0 || share >= 1) return drawn == n * share;
+    return n_log(drawn, n * share) + n_log(n - drawn, n * (1 - share)) <= 30;
+}
+
+mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *tokens, const int64_t *state, int64_t samples,
+                                mu_error *e) {
+    mu_status status = check_sum(train->n, state, e);
+    if (status == MU_STATUS_OK && state[train->n] != samples)
+        status = mu_error_set(e, MU_STATUS_DATA, "loader state: %lld samples, by the steps %lld",
+                              (long long)state[train->n], (long long)samples);
+    double sum = 0;
+    for (int i = 0; tokens && i < train->n; i++) sum += train->list[i].weight * (double)tokens[i];
+    for (int i = 0; tokens && i < train->n && status == MU_STATUS_OK; i++) {
+        double share = train->list[i].weight * (double)tokens[i] / sum;
+        if (!may_be_drawn(share, (double)state[i], (double)samples))
+            status = mu_error_set(e, MU_STATUS_DATA, "loader state: %lld of %lld samples for a domain whose share is %g",
+                                  (long long)state[i], (long long)samples, share);
+    }
+    return status;
 }
 
 mu_status mu_loader_state_set(mu_loader *l, const int64_t *state, mu_error *e) {
-    mu_status status = mu_loader_state_check(l->n_parts, state, state[l->n_parts], e);
+    mu_status status = check_sum(l->n_parts, state, e);
     if (status != MU_STATUS_OK) return status;
     for (int i = 0; i < l->n_parts; i++) l->parts[i].drawn = state[i];
     l->next_sample = state[l->n_parts];

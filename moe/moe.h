@@ -13,6 +13,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
+enum { MU_BIAS_RATE_MAX = 1000 };
 /*       type     key                 default      min  max  choices  use  help */
 #define MU_OPTIONS_MOE(O) \
     O(INT,    num_experts,         "8",         0,   65536, NULL, FIXED, "routed experts of a MoE layer (E); 0: a dense model") \
@@ -29,7 +30,7 @@ extern "C" {
     O(FLOAT,  seq_aux_loss_coeff,  "0.0001",    0,   1e6, NULL, FREE, "factor of seq_aux_loss") \
     O(FLOAT,  z_loss_coeff,        "0.001",     0,   1e6, NULL, FREE, "factor of the router's z-loss; softmax scores only") \
     O(CHOICE, global_aux_counts,   "exact",     0,   0,  "exact|previous", FREE, "counts of global_aux_loss: of this global batch, or of the one before") \
-    O(FLOAT,  bias_update_rate,    "0.001",     0,   1e3, NULL, FREE, "step of expert_bias; 0 in the last 3 % of the run") \
+    O(FLOAT,  bias_update_rate,    "0.001",     0,   MU_BIAS_RATE_MAX, NULL, FREE, "step of expert_bias; 0 in the last 3 % of the run") \
     O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, FREE, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) rows of a sequence; 0: dropless") \
     O(CHOICE, token_drop_policy,   "position",  0,   0,  "position", FIXED, "which rows are dropped beyond the capacity: the latest") \
     O(FLOAT,  router_jitter,       "0",         0,   1, NULL, FREE, "noise on the router's input in training: each value times a random factor in 1 +- this; 0: none") \
@@ -167,8 +168,10 @@ typedef enum { MU_EXPERT_ALIVE, MU_EXPERT_STARVED, MU_EXPERT_DEAD } mu_expert_st
 void mu_roll_init(mu_roll *r, int layers, int experts);
 void mu_roll_free(mu_roll *r);
 void mu_roll_take(mu_roll *r, const int64_t *counts);           /* [layers, experts] of one step */
-/* Of a roll that was read: could mu_roll_take have made it? MU_STATUS_DATA when not. */
-mu_status mu_roll_check(const mu_roll *r, mu_error *e) MU_MUST_USE;
+/* Of a roll that was read: could mu_roll_take have made it, of steps in which the experts of each layer took `assignments`
+ * together? MU_STATUS_DATA when not. */
+mu_status mu_roll_check(const mu_roll *r, int64_t assignments, mu_error *e) MU_MUST_USE;
+int64_t mu_roll_active(const mu_roll *r, int layer, int expert);/* steps of the window in which it took a token */
 int64_t mu_roll_window(const mu_roll *r);                       /* steps in the window now */
 /* Dead: no token in the window; starved: under 10 % of the fair share. Alive before MU_ROLL_LEAST steps. */
 mu_expert_state mu_roll_state(const mu_roll *r, int layer, int expert);

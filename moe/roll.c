@@ -33,22 +33,57 @@ void mu_roll_take(mu_roll *r, const int64_t *counts) {
     r->steps++;
 }
 
-mu_status mu_roll_check(const mu_roll *r, mu_error *e) {
-    if (r->steps < 0) return mu_error_set(e, MU_STATUS_DATA, "expert statistics over %lld steps", (long long)r->steps);
-    for (int64_t i = 0; i < cells(r); i++) {
-        int64_t left = r->total[i];
-        bool fits = r->previous[i] >= 0;
-        for (int64_t step = 0; fits && step < MU_ROLL_WINDOW; step++) {
-            int64_t taken = r->ring[step * cells(r) + i];
-            fits = taken >= 0 && taken <= left;
-            left -= fits ? taken : 0;
+/* Whether each layer's experts took `wanted` assignments together; the layer that did not, or -1. */
+static int uneven_layer(const mu_roll *r, const int64_t *row, int64_t wanted) {
+    for (int layer = 0; layer < r->layers; layer++, row += r->experts) {
+        int64_t left = wanted;
+        for (int i = 0; i < r->experts; i++) {
+            if (row[i] < 0 || row[i] > left) return layer;
+            left -= row[i];
         }
-        if (!fits || left)
+        if (left) return layer;
+    }
+    return -1;
+}
+
+/* Nothing overflows: each value of the ring is at most `assignments` by now. */
+static mu_status check_totals(const mu_roll *r, mu_error *e) {
+    for (int64_t i = 0; i < cells(r); i++) {
+        int64_t sum = 0;
+        for (int64_t step = 0; step < MU_ROLL_WINDOW; step++) sum += r->ring[step * cells(r) + i];
+        if (sum != r->total[i])
             return mu_error_set(e, MU_STATUS_DATA,
                                 "expert statistics: MoE layer %lld, expert %lld: the steps of the window do not add up to %lld",
                                 (long long)(i / r->experts), (long long)(i % r->experts), (long long)r->total[i]);
     }
     return MU_STATUS_OK;
+}
+
+mu_status mu_roll_check(const mu_roll *r, int64_t assignments, mu_error *e) {
+    MU_CHECK(assignments >= 0 && assignments <= INT64_MAX / MU_ROLL_WINDOW, "%lld assignments", (long long)assignments);
+    if (r->steps < 0) return mu_error_set(e, MU_STATUS_DATA, "expert statistics over %lld steps", (long long)r->steps);
+    for (int64_t slot = 0; slot < MU_ROLL_WINDOW; slot++) {
+        int64_t wanted = slot < r->steps ? assignments : 0;
+        int layer = uneven_layer(r, r->ring + slot * cells(r), wanted);
+        if (layer >= 0)
+            return mu_error_set(e, MU_STATUS_DATA, "expert statistics: MoE layer %d: the experts of slot %lld do not add up to %lld",
+                                layer, (long long)slot, (long long)wanted);
+    }
+    const int64_t *last = r->ring + (r->steps ? (r->steps - 1) % MU_ROLL_WINDOW : 0) * cells(r);
+    for (int64_t i = 0; i < cells(r); i++)
+        if (r->previous[i] != last[i])
+            return mu_error_set(e, MU_STATUS_DATA,
+                                "expert statistics: MoE layer %lld, expert %lld: %lld assignments in the last step, by the window %lld",
+                                (long long)(i / r->experts), (long long)(i % r->experts), (long long)r->previous[i],
+                                (long long)last[i]);
+    return check_totals(r, e);
+}
+
+int64_t mu_roll_active(const mu_roll *r, int layer, int expert) {
+    int64_t n = 0;
+    for (int64_t step = 0; step < MU_ROLL_WINDOW; step++)
+        n += r->ring[(step * r->layers + layer) * r->experts + expert] > 0;
+    return n;
 }
 
 int64_t mu_roll_window(const mu_roll *r) { return r->steps < MU_ROLL_WINDOW ? r->steps : MU_ROLL_WINDOW; }

@@ -8,11 +8,12 @@
  *     /<name>                 weights of a parameter, or of a single expert, whole
  *     /optim/{m,v}/<name>     moments      /optim/steps/<name>   its own step count
  *     /layers/L/mlp/gate/e_score_correction_bias                 selection bias
- *     /state/...              step, seed, loader, roll call      (in shard 0) */
+ *     /state/...              step, seed, loader, expert statistics      (in shard 0) */
 #include "train/train.h"
 
 #include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,7 +62,8 @@ typedef struct {
     int n_dims;
     int64_t shape[3];
     void *data;
-    int64_t least, most; /* of integers; a float is finite, and not negative where least is 0 */
+    int64_t least, most;  /* of integers */
+    double low, high;     /* of floats, which are finite all the same */
 } array;
 
 static int64_t count_of(const array *a) {
@@ -74,20 +76,31 @@ static mu_status write_array(mu_store *s, const array *a, mu_error *e) {
     return mu_store_write(s, a->name, a->type, a->n_dims, a->shape, a->data, e);
 }
 
+static double real_of(const array *a, int64_t i) {
+    return a->type == MU_STORE_F64 ? ((const double *)a->data)[i] : (double)((const float *)a->data)[i];
+}
+
+static mu_status check_integer(const array *a, int64_t i, const char *file, mu_error *e) {
+    int64_t value = ((const int64_t *)a->data)[i];
+    if (value >= a->least && value <= a->most) return MU_STATUS_OK;
+    return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %lld at %lld, which must be in [%lld, %lld]", file, a->name,
+                        (long long)value, (long long)i, (long long)a->least, (long long)a->most);
+}
+
+static mu_status check_float(const array *a, int64_t i, const char *file, mu_error *e) {
+    double value = real_of(a, i);
+    if (isfinite(value) && value >= a->low && value <= a->high) return MU_STATUS_OK;
+    return isfinite(value) ? mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %g at %lld, which must be in [%g, %g]", file, a->name,
+                                          value, (long long)i, a->low, a->high)
+                           : mu_error_set(e, MU_STATUS_DATA, "%s: %s holds a value that is not finite at %lld", file, a->name,
+                                          (long long)i);
+}
+
 static mu_status check_array(const array *a, const char *file, mu_error *e) {
-    for (int64_t i = 0, n = count_of(a); i < n; i++) {
-        int64_t whole = a->type == MU_STORE_I64 ? ((const int64_t *)a->data)[i] : 0;
-        double real = a->type == MU_STORE_F64   ? ((const double *)a->data)[i]
-                      : a->type == MU_STORE_F32 ? (double)((const float *)a->data)[i]
-                                                : 0;
-        if (a->type == MU_STORE_I64 && (whole < a->least || whole > a->most))
-            return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %lld at %lld, which must be in [%lld, %lld]", file,
-                                a->name, (long long)whole, (long long)i, (long long)a->least, (long long)a->most);
-        if (!isfinite(real) || (a->least == 0 && real < 0))
-            return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds a value that is %s at %lld", file, a->name,
-                                isfinite(real) ? "negative" : "not finite", (long long)i);
-    }
-    return MU_STATUS_OK;
+    mu_status status = MU_STATUS_OK;
+    for (int64_t i = 0, n = count_of(a); i < n && status == MU_STATUS_OK; i++)
+        status = a->type == MU_STORE_I64 ? check_integer(a, i, file, e) : check_float(a, i, file, e);
+    return status;
 }
 
 /* The shards of a checkpoint that is read, each opened when it is first needed. */
@@ -110,77 +123,105 @@ static mu_status read_array(const source *from, int shard, const array *a, mu_er
 
 /* ------------------------------------------------------------------ the state beside the tensors, in shard 0 */
 
-/* Where the loader stands, at the end of a step: samples of each domain, then of all. */
-static int loader_words(const mu_trainer *t) { return t->cfg.data.train.n + 1; }
+/* What is not the trainer's own: where the loader stands at the end of a step, samples of each domain, then of all; and of how
+ * many tokens each domain is, by which its share can be told without the texts. */
+typedef struct {
+    int64_t seed, *loader, *tokens;
+} side_state;
 
-enum { STATE_ARRAYS = 7 };
-static void list_state(mu_trainer *t, int64_t *seed, int64_t *loader, array arrays[STATE_ARRAYS]) {
+static side_state side_state_new(const mu_trainer *t) {
+    size_t n = (size_t)t->cfg.data.train.n;
+    side_state side = { t->cfg.run.seed, mu_alloc(n + 1, sizeof(int64_t)), mu_alloc(n, sizeof(int64_t)) };
+    if (t->loader) mu_loader_state_get(t->loader, side.loader);
+    for (size_t i = 0; t->loader && i < n; i++) side.tokens[i] = t->corpus.domains[i].n_tokens;
+    return side;
+}
+
+static void side_state_free(side_state *side) {
+    free(side->loader);
+    free(side->tokens);
+}
+
+/* Of all experts of a layer together, in each step. */
+static int64_t assignments_of(const mu_config *cfg) {
+    return cfg->train.global_batch_size * cfg->train.seq_len * cfg->moe.top_k;
+}
+
+enum { STATE_ARRAYS = 8, FIRST_STATE_ARRAYS = 7 };    /* the first checkpoints did not have the last */
+static void list_state(mu_trainer *t, side_state *side, array arrays[STATE_ARRAYS]) {
+    int n = t->cfg.data.train.n;
     int64_t L = t->roll.layers, E = t->roll.experts, step = t->step, samples = step * t->cfg.train.global_batch_size;
     int64_t window = mu_roll_window(&(mu_roll){ .steps = step });
-    int64_t most = t->cfg.train.global_batch_size * t->cfg.train.seq_len * t->cfg.moe.top_k;
+    int64_t most = assignments_of(&t->cfg);
     const array list[STATE_ARRAYS] = {
-        { "/state/step", MU_STORE_I64, 1, { 1 }, &t->step, step, step },
-        { "/state/seed", MU_STORE_I64, 1, { 1 }, seed, t->cfg.run.seed, t->cfg.run.seed },
-        { "/state/loader", MU_STORE_I64, 1, { loader_words(t) }, loader, 0, samples },
-        { "/state/roll/steps", MU_STORE_I64, 1, { 1 }, &t->roll.steps, step, step },
-        { "/state/roll/ring", MU_STORE_I64, 3, { MU_ROLL_WINDOW, L, E }, t->roll.ring, 0, most },
-        { "/state/roll/total", MU_STORE_I64, 2, { L, E }, t->roll.total, 0, window * most },
-        { "/state/roll/previous", MU_STORE_I64, 2, { L, E }, t->roll.previous, 0, most },
+        { "/state/step", MU_STORE_I64, 1, { 1 }, &t->step, .least = step, .most = step },
+        { "/state/seed", MU_STORE_I64, 1, { 1 }, &side->seed, .least = t->cfg.run.seed, .most = t->cfg.run.seed },
+        { "/state/loader", MU_STORE_I64, 1, { n + 1 }, side->loader, .least = 0, .most = samples },
+        { "/state/roll/steps", MU_STORE_I64, 1, { 1 }, &t->roll.steps, .least = step, .most = step },
+        { "/state/roll/ring", MU_STORE_I64, 3, { MU_ROLL_WINDOW, L, E }, t->roll.ring, .least = 0, .most = most },
+        { "/state/roll/total", MU_STORE_I64, 2, { L, E }, t->roll.total, .least = 0, .most = window * most },
+        { "/state/roll/previous", MU_STORE_I64, 2, { L, E }, t->roll.previous, .least = 0, .most = most },
+        { "/state/tokens", MU_STORE_I64, 1, { n }, side->tokens, .least = 0, .most = INT64_MAX },
     };
     memcpy(arrays, list, sizeof list);
 }
 
-static array bias_array(const mu_trainer *t, int moe_layer) {
+/* A step moves each bias by at most bias_update_rate, which may have been another before; without expert_bias all are 0. */
+static array bias_array(const mu_trainer *t, int moe_layer, bool used) {
     const mu_moe *m = &t->model->blocks[t->model->moe_layers[moe_layer]].moe;
-    array a = { .type = MU_STORE_F64, .n_dims = 1, .shape = { m->E }, .data = m->bias, .least = INT64_MIN };
+    double most = used ? 1.001 * MU_BIAS_RATE_MAX * (double)t->step : 0;
+    array a = { .type = MU_STORE_F64, .n_dims = 1, .shape = { m->E }, .data = m->bias, .low = 0 - most, .high = most };
     snprintf(a.name, sizeof a.name, "/layers/%d/mlp/gate/e_score_correction_bias", m->layer);
     return a;
 }
 
 static mu_status write_state(mu_trainer *t, mu_store *s, mu_error *e) {
-    int64_t seed = t->cfg.run.seed, *loader = mu_alloc((size_t)loader_words(t), sizeof *loader);
+    side_state side = side_state_new(t);
     array arrays[STATE_ARRAYS];
-    mu_loader_state_get(t->loader, loader);
-    list_state(t, &seed, loader, arrays);
+    list_state(t, &side, arrays);
     mu_status status = MU_STATUS_OK;
     for (int i = 0; i < STATE_ARRAYS && status == MU_STATUS_OK; i++) status = write_array(s, &arrays[i], e);
     for (int i = 0; i < t->model->n_moe && status == MU_STATUS_OK; i++) {
-        array bias = bias_array(t, i);
+        array bias = bias_array(t, i, true);
         status = write_array(s, &bias, e);
     }
-    free(loader);
+    side_state_free(&side);
     return status;
 }
 
-/* Without expert_bias all are 0, and stay so in the next checkpoint: switched on again, it starts anew. */
+/* Where expert_bias is off now all are 0, and stay so in the next checkpoint: switched on again, it starts anew. */
 static mu_status read_bias(mu_trainer *t, const source *from, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     for (int i = 0; i < t->model->n_moe && status == MU_STATUS_OK; i++) {
-        array bias = bias_array(t, i);
+        array bias = bias_array(t, i, from->m->cfg.moe.balance & MU_BALANCE_BIAS);
         status = read_array(from, 0, &bias, e);
         if (!(t->cfg.moe.balance & MU_BALANCE_BIAS)) memset(bias.data, 0, sizeof(double) * (size_t)bias.shape[0]);
     }
     return status;
 }
 
+/* What arrays say of each other; tokens NULL: not known. */
+static mu_status check_state(const mu_trainer *t, const side_state *side, const int64_t *tokens, mu_error *e) {
+    const mu_option_domains *train = &t->cfg.data.train;
+    mu_status status = mu_roll_check(&t->roll, assignments_of(&t->cfg), e);
+    if (status == MU_STATUS_OK)
+        status = mu_loader_state_check(train, tokens, side->loader, t->step * t->cfg.train.global_batch_size, e);
+    return status == MU_STATUS_OK && t->loader ? mu_loader_state_set(t->loader, side->loader, e) : status;
+}
+
 /* Without a loader (verify has no texts) its state is only checked. */
 static mu_status read_state(mu_trainer *t, const source *from, mu_error *e) {
-    int64_t seed = 0, *loader = mu_alloc((size_t)loader_words(t), sizeof *loader);
+    side_state side = side_state_new(t);
     array arrays[STATE_ARRAYS];
-    mu_error why;
-    t->step = from->m->step;
-    list_state(t, &seed, loader, arrays);
+    list_state(t, &side, arrays);
     mu_status status = MU_STATUS_OK;
-    for (int i = 0; i < STATE_ARRAYS && status == MU_STATUS_OK; i++) status = read_array(from, 0, &arrays[i], e);
-    if (status == MU_STATUS_OK) {
-        mu_status plausible = mu_roll_check(&t->roll, &why);
-        if (plausible == MU_STATUS_OK)
-            plausible = mu_loader_state_check(t->cfg.data.train.n, loader, t->step * t->cfg.train.global_batch_size, &why);
-        if (plausible == MU_STATUS_OK && t->loader) plausible = mu_loader_state_set(t->loader, loader, &why);
-        if (plausible != MU_STATUS_OK)
-            status = mu_error_set(e, plausible, "%s/%s: %s", from->m->path, from->m->shards[0].name, why.text);
-    }
-    free(loader);
+    for (int i = 0; i < FIRST_STATE_ARRAYS && status == MU_STATUS_OK; i++) status = read_array(from, 0, &arrays[i], e);
+    bool tokens_known = t->loader || (status == MU_STATUS_OK && mu_store_has(from->stores[0], "/state/tokens"));
+    if (status == MU_STATUS_OK && !t->loader && tokens_known) status = read_array(from, 0, &arrays[FIRST_STATE_ARRAYS], e);
+    mu_error why;
+    if (status == MU_STATUS_OK && check_state(t, &side, tokens_known ? side.tokens : NULL, &why) != MU_STATUS_OK)
+        status = mu_error_set(e, why.status, "%s/%s: %s", from->m->path, from->m->shards[0].name, why.text);
+    side_state_free(&side);
     return status;
 }
 
@@ -190,15 +231,29 @@ static mu_status read_state(mu_trainer *t, const source *from, mu_error *e) {
 static array unit_array(const mu_trainer *t, const char *prefix, const mu_unit *u, void *host) {
     const mu_param_desc *d = &u->param->desc;
     array a = { .type = type_of(t), .n_dims = d->n_dims, .shape = { d->shape[0], d->shape[1] }, .data = host };
-    a.least = strcmp(prefix, "/optim/v") ? INT64_MIN : 0;
+    a.low = strcmp(prefix, "/optim/v") ? -INFINITY : 0, a.high = INFINITY;
     snprintf(a.name, sizeof a.name, "%s%s", prefix, u->name);
     return a;
 }
 
-static array steps_array(const mu_trainer *t, const mu_unit *u, int64_t *steps) {
-    array a = { .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = steps, .most = t->step };
+static array steps_array(const mu_unit *u, int64_t *steps) {
+    array a = { .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = steps };
     snprintf(a.name, sizeof a.name, "/optim/steps%s", u->name);
     return a;
+}
+
+/* Every step updates every unit, except an expert that took no token: what it took lately is in the window. */
+static mu_status read_steps(mu_trainer *t, const source *from, int shard, const mu_unit *u, mu_error *e) {
+    int64_t steps = 0;
+    array a = steps_array(u, &steps);
+    a.least = a.most = t->step;
+    if (u->expert >= 0) {
+        a.least = mu_roll_active(&t->roll, (int)(u->load / t->roll.experts), u->expert);
+        a.most -= mu_roll_window(&t->roll) - a.least;
+    }
+    mu_status status = read_array(from, shard, &a, e);
+    if (status == MU_STATUS_OK) mu_adamw_steps_set(t->opt, u, steps);
+    return status;
 }
 
 static const char *const moments[2] = { "/optim/m", "/optim/v" };
@@ -222,7 +277,7 @@ static mu_status write_unit(mu_trainer *t, mu_store *s, const mu_unit *u, mu_sta
     free(host);
     if (!mine || status != MU_STATUS_OK) return status;
     int64_t steps = mu_adamw_steps(t->opt, u);
-    array a = steps_array(t, u, &steps);
+    array a = steps_array(u, &steps);
     return write_array(s, &a, e);
 }
 
@@ -247,12 +302,7 @@ static mu_status read_unit(mu_trainer *t, const source *from, mu_unit *u, bool t
         status = read_values(t, from, shard, &values, mu_adamw_moment(t->opt, u, which), e);
     }
     free(host);
-    if (status != MU_STATUS_OK || !training) return status;
-    int64_t steps = 0;
-    array a = steps_array(t, u, &steps);
-    status = read_array(from, shard, &a, e);
-    if (status == MU_STATUS_OK) mu_adamw_steps_set(t->opt, u, steps);
-    return status;
+    return status == MU_STATUS_OK && training ? read_steps(t, from, shard, u, e) : status;
 }
 
 /* ------------------------------------------------------------------ saving */
@@ -364,10 +414,16 @@ int mu_checkpoint_list(const char *run, int64_t **steps) {
     return n;
 }
 
+/* Is there anything of this name, if only a link that leads nowhere? */
+static bool is_taken(const char *path) {
+    struct stat st;
+    return !lstat(path, &st);
+}
+
 /* step-N.aside, or the next such name that is free: nothing that was committed is ever removed here. */
 static char *aside_name(const char *from) {
     char *to = mu_format("%s.aside", from);
-    for (int n = 2; mu_file_exists(to); n++) {
+    for (int n = 2; is_taken(to); n++) {
         free(to);
         to = mu_format("%s.aside-%d", from, n);
     }
@@ -395,31 +451,57 @@ mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) {
 }
 
 /* ------------------------------------------------------------------ removing
- * A checkpoint is removed only while nothing is in it that a save does not write: what somebody put there stays. */
+ * A checkpoint is removed only while nothing is in it that a save does not write: what somebody put there stays, and so does
+ * a link. */
 
-static bool is_written_by_save(const char *folder, const char *name) {
+/* How many shards are a save's: those of the manifest, and before there is one as many as ranks wrote; 0 when it cannot be
+ * read. */
+static int shards_in(const char *folder, mu_error *e) {
+    char *path = mu_format("%s/manifest.json", folder);
+    mu_manifest m = { 0 };
+    int n = !is_taken(path) ? INT_MAX : mu_manifest_read(&m, folder, e) == MU_STATUS_OK ? m.n_shards : 0;
+    mu_manifest_free(&m);
+    free(path);
+    return n;
+}
+
+static bool is_written_by_save(const char *folder, const char *name, int n_shards) {
     char shard[MU_SHARD_NAME];
     struct stat st;
     char *path = mu_format("%s/%s", folder, name);
     bool plain = !lstat(path, &st) && S_ISREG(st.st_mode);
+    int number = strncmp(name, "shard-", 6) ? -1 : atoi(name + 6);
     free(path);
-    mu_shard_name(strncmp(name, "shard-", 6) ? -1 : atoi(name + 6), shard);
-    return plain && (!strcmp(name, "manifest.json") || !strncmp(name, "manifest.json.tmp-", 18) || !strcmp(name, shard));
+    mu_shard_name(number, shard);
+    return plain && (!strcmp(name, "manifest.json") || !strncmp(name, "manifest.json.tmp-", 18) ||
+                     (number >= 0 && number < n_shards && !strcmp(name, shard)));
 }
 
-/* Does the folder hold only what a save writes? Says once what else there is: this is asked at every checkpoint. */
+/* Why the folder does not hold what a save writes and nothing else; heap, NULL when it does. */
+static char *why_not_removed(const char *folder) {
+    struct stat st;
+    mu_error e = { 0 };
+    if (lstat(folder, &st) || !S_ISDIR(st.st_mode)) return mu_format("%s is not a folder", folder);
+    int n_shards = shards_in(folder, &e);
+    char *why = n_shards ? NULL : mu_strdup(e.text);
+    DIR *d = opendir(folder);
+    if (!d && !why) why = mu_format("%s: %s", folder, strerror(errno));
+    for (struct dirent *f = d ? readdir(d) : NULL; f && !why; f = readdir(d))
+        if (strcmp(f->d_name, ".") && strcmp(f->d_name, "..") && !is_written_by_save(folder, f->d_name, n_shards))
+            why = mu_format("%s holds %s", folder, f->d_name);
+    if (d) closedir(d);
+    return why;
+}
+
+/* Says once why not: this is asked at every checkpoint. */
 static bool may_be_removed(const char *folder) {
     static bool told;
-    bool good = true;
-    DIR *d = opendir(folder);
-    for (struct dirent *f = d ? readdir(d) : NULL; f && good; f = readdir(d)) {
-        good = !strcmp(f->d_name, ".") || !strcmp(f->d_name, "..") || is_written_by_save(folder, f->d_name);
-        if (!good && !told)
-            mu_log(MU_LOG_WARNING, "%s holds %s, which is not muster's: it is not removed", folder, f->d_name);
-    }
+    char *why = why_not_removed(folder);
+    bool good = !why;
+    if (!good && !told) mu_log(MU_LOG_WARNING, "%s, which is not as muster writes it: it is not removed", why);
     told |= !good;
-    if (d) closedir(d);
-    return d && good;
+    free(why);
+    return good;
 }
 
 /* Removes what a killed save left: step-N.tmp. */
@@ -447,7 +529,7 @@ static mu_status prune(const mu_trainer *t, mu_error *e) {
     for (int i = (int)cfg->keep; i < n && status == MU_STATUS_OK; i++) {
         if (cfg->keep_every && steps[i] % cfg->keep_every == 0) continue;
         char *from = mu_checkpoint_path(t->cfg.run.dir, steps[i]), *to = mu_format("%s.tmp", from);
-        if (may_be_removed(from) && !mu_file_exists(to)) {
+        if (may_be_removed(from) && !is_taken(to)) {
             status = mu_file_rename(from, to, e); /* half a removal must not look like damage */
             if (status == MU_STATUS_OK) status = mu_file_remove_tree(to, e);
         }
@@ -462,7 +544,7 @@ static mu_status prune(const mu_trainer *t, mu_error *e) {
 static mu_status make_unfinished(const char *folder, const char *tmp, mu_error *e) {
     mu_status status = mu_file_make_dirs(folder, e);
     if (status == MU_STATUS_OK) status = remove_unfinished(folder, e);
-    if (status == MU_STATUS_OK && mu_file_exists(tmp)) {
+    if (status == MU_STATUS_OK && is_taken(tmp)) {
         char *to = aside_name(tmp);
         status = mu_file_rename(tmp, to, e);
         if (status == MU_STATUS_OK)
@@ -503,11 +585,14 @@ mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) {
 
 /* ------------------------------------------------------------------ finding and loading */
 
-/* Manifest and shards of one checkpoint; the ranks share the hashing. Collective, agreed. */
+/* Manifest, shards and state of one checkpoint; the ranks share the hashing. What the tensors hold is seen when they are
+ * loaded: reading it twice would take too long. Collective, agreed. */
 static mu_status verify_one(mu_comm *world, const char *path, mu_manifest *m, mu_error *e) {
     mu_status status = mu_agree(world, mu_manifest_read(m, path, e), e);
     if (status == MU_STATUS_OK)
         status = mu_agree(world, mu_manifest_verify(m, world->rank, world->size, e), e);
+    if (status == MU_STATUS_OK)
+        status = mu_agree(world, world->rank == 0 ? mu_checkpoint_check(m, false, e) : MU_STATUS_OK, e);
     if (status != MU_STATUS_OK) mu_manifest_free(m);
     return status;
 }
@@ -599,30 +684,37 @@ mu_status mu_checkpoint_fall_back(mu_comm *world, const char *path, mu_manifest 
     return find_below(world, path, step, &first, m, &found, e);
 }
 
-mu_status mu_checkpoint_load_state(mu_trainer *t, const mu_manifest *m, mu_error *e) {
-    source from = { m, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)) };
-    mu_status status = mu_store_finish(from.stores[0], read_state(t, &from, e), e);
-    free(from.stores);
+static source open_source(mu_trainer *t, const mu_manifest *m) {
+    t->step = m->step;
+    return (source){ m, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)) };
+}
+
+static mu_status close_source(source *from, mu_status status, mu_error *e) {
+    for (int i = 0; i < from->m->n_shards; i++) status = mu_store_finish(from->stores[i], status, e);
+    free(from->stores);
     return status;
 }
 
+mu_status mu_checkpoint_load_state(mu_trainer *t, const mu_manifest *m, mu_error *e) {
+    source from = open_source(t, m);
+    mu_status status = read_bias(t, &from, e);
+    if (status == MU_STATUS_OK) status = read_state(t, &from, e);
+    return close_source(&from, status, e);
+}
+
 mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training, mu_error *e) {
-    source from = { m, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)) };
+    source from = open_source(t, m);
     mu_params *ps = t->model->params;
     mu_status status = MU_STATUS_OK;
-    t->step = m->step;
     if (strcmp(m->tokenizer, mu_tokenizer_name(t->tokenizer)))
         status = mu_error_set(e, MU_STATUS_DATA, "%s was made with the tokenizer '%s', not with '%s'",
                               m->path, m->tokenizer, mu_tokenizer_name(t->tokenizer));
+    if (status == MU_STATUS_OK) status = read_bias(t, &from, e);
+    if (status == MU_STATUS_OK && training) status = read_state(t, &from, e);
     for (mu_unit *u = mu_unit_next(ps, NULL); u && status == MU_STATUS_OK; u = mu_unit_next(ps, u))
         status = read_unit(t, &from, u, training, e);
     if (status == MU_STATUS_OK) mu_params_publish(ps);
-    if (status == MU_STATUS_OK) status = read_bias(t, &from, e);
-    if (status == MU_STATUS_OK && training) status = read_state(t, &from, e);
-    for (int i = 0; i < m->n_shards; i++)
-        status = mu_store_finish(from.stores[i], status, e);
-    free(from.stores);
-    return mu_agree(t->mesh->world, status, e);
+    return mu_agree(t->mesh->world, close_source(&from, status, e), e);
 }
 
 mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manifest *m, mu_error *e) {
@@ -637,16 +729,21 @@ mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manife
     return MU_STATUS_OK;
 }
 
+mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) {
+    mu_mesh *mesh = mu_mesh_alone();
+    mu_trainer t = { 0 };
+    mu_status status = mu_checkpoint_open_shape(&t, mesh, m, e);
+    if (status == MU_STATUS_OK) status = tensors ? mu_checkpoint_load(&t, m, true, e) : mu_checkpoint_load_state(&t, m, e);
+    mu_trainer_close(&t);
+    mu_mesh_close(mesh);
+    return status;
+}
+
 /* ------------------------------------------------------------------ may it go on? */
 
-mu_status mu_checkpoint_inherit(mu_trainer *t, const mu_manifest *m, mu_error *e) {
-    mu_config old;
-    mu_options options;
-    mu_status status = mu_config_load_text(&old, &options, m->path, m->config, 0, NULL, e);
-    if (status == MU_STATUS_OK) mu_config_inherit(&t->cfg, &t->options, &old);
+void mu_checkpoint_inherit(mu_trainer *t, const mu_manifest *m) {
+    mu_config_inherit(&t->cfg, &t->options, &m->cfg);
     t->val_split = m->val_split;
-    mu_config_free(&old, &options);
-    return status;
 }
 
 /* Texts may move: the same domains, in order, with the same weights. What is in them is the fingerprint's to say. */
@@ -657,42 +754,35 @@ static bool same_domains(const mu_option_domains *a, const mu_option_domains *b)
     return same;
 }
 
+/* An option of the checkpoint's and its value now: a line of *notes where they may differ, else a complaint. */
+static void compare_option(const mu_option *option, const mu_manifest *m, const mu_config *now, FILE *notes, mu_error *e) {
+    char *was = mu_option_text(option, &m->cfg), *is = mu_option_text(option, now);
+    bool moved = option->type == MU_OPTION_DOMAINS && same_domains(&m->cfg.data.train, &now->data.train);
+    if (strcmp(was, is) && !(option->use & MU_ON_RESUME) && !moved) {
+        if (e->status == MU_STATUS_OK)
+            mu_error_set(e, MU_STATUS_CONFIG, "this configuration cannot go on from %s; put these back, or choose another run.dir:",
+                         m->path);
+        mu_error_add(e, MU_STATUS_CONFIG, "  %s.%s was %s and is now %s", option->section, option->key, was, is);
+    } else if (strcmp(was, is) && strcmp(option->key, "dir"))
+        fprintf(notes, "  %s.%s: %s -> %s\n", option->section, option->key, was, is);
+    free(was);
+    free(is);
+}
+
 mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char **notes, mu_error *e) {
-    mu_config old;
-    mu_options options;
-    mu_status status = mu_config_load_text(&old, &options, m->path, m->config, 0, NULL, e);
     char *text = NULL;
     size_t size;
     FILE *out = open_memstream(&text, &size);
     MU_CHECK(out, "out of memory");
-    if (status == MU_STATUS_OK) {
-        mu_error_set(e, MU_STATUS_OK, "%s", "");
-        int n;
-        const mu_option *table = mu_config_table(&n);
-        for (int i = 0; i < n; i++) {
-            char *was = mu_option_text(&table[i], &old), *is = mu_option_text(&table[i], &t->cfg);
-            if (strcmp(was, is) && !(table[i].use & MU_ON_RESUME) &&
-                !(table[i].type == MU_OPTION_DOMAINS && same_domains(&old.data.train, &t->cfg.data.train))) {
-                if (e->status == MU_STATUS_OK)
-                    mu_error_set(
-                        e, MU_STATUS_CONFIG,
-                        "this configuration cannot go on from %s; put these back, or choose another run.dir:",
-                        m->path);
-                mu_error_add(e, MU_STATUS_CONFIG, "  %s.%s was %s and is now %s", table[i].section,
-                             table[i].key, was, is);
-            } else if (strcmp(was, is) && strcmp(table[i].key, "dir"))
-                fprintf(out, "  %s.%s: %s -> %s\n", table[i].section, table[i].key, was, is);
-            free(was);
-            free(is);
-        }
-        if (e->status == MU_STATUS_OK && strcmp(m->fingerprint, t->corpus.fingerprint))
-            mu_error_set(e, MU_STATUS_CONFIG, "the texts are not those of %s: fingerprint %s then, %s now",
-                         m->path, m->fingerprint, t->corpus.fingerprint);
-        status = e->status;
-    }
+    mu_error_set(e, MU_STATUS_OK, "%s", "");
+    int n;
+    const mu_option *table = mu_config_table(&n);
+    for (int i = 0; i < n; i++) compare_option(&table[i], m, &t->cfg, out, e);
+    if (e->status == MU_STATUS_OK && strcmp(m->fingerprint, t->corpus.fingerprint))
+        mu_error_set(e, MU_STATUS_CONFIG, "the texts are not those of %s: fingerprint %s then, %s now",
+                     m->path, m->fingerprint, t->corpus.fingerprint);
     fclose(out);
-    mu_config_free(&old, &options);
     if (notes) *notes = text;
     else free(text);
-    return status;
+    return e->status;
 }

@@ -74,25 +74,13 @@ int mu_cmd_inspect(int argc, char **argv) {
 
 /* ------------------------------------------------------------------ verify */
 
-/* What a checkpoint must hold follows from its own configuration: it is loaded into that model on the shape device, by
- * the code that resumes. */
-static mu_status check_content(const mu_manifest *m, mu_error *e) {
-    mu_mesh *mesh = mu_mesh_alone();
-    mu_trainer t = { 0 };
-    mu_status status = mu_checkpoint_open_shape(&t, mesh, m, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_load(&t, m, true, e);
-    mu_trainer_close(&t);
-    mu_mesh_close(mesh);
-    return status;
-}
-
 /* One checkpoint from the outside in: manifest, hashes, then every tensor. Prints one line. */
 static mu_status verify(const char *path) {
     mu_manifest m;
     mu_error e = { 0 };
     mu_status status = mu_manifest_read(&m, path, &e);
     if (status == MU_STATUS_OK) status = mu_manifest_verify(&m, 0, 1, &e);
-    if (status == MU_STATUS_OK) status = check_content(&m, &e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_check(&m, true, &e);
     if (status == MU_STATUS_OK)
         mu_print("ok       %s: step %lld, %d tensors in %d shard%s\n", path, (long long)m.step, m.n_tensors,
                m.n_shards, m.n_shards == 1 ? "" : "s");

@@ -135,23 +135,11 @@ static mu_status choose_start(const mu_trainer *t, const char *resume, mu_manife
 
 static bool quiet(const mu_trainer *t) { return t->cfg.log.progress == MU_LOG_PROGRESS_QUIET; }
 
-/* Loads *m, or where its content is not plausible an older one of the run `from`. */
-static mu_status load_newest(mu_trainer *t, const char *from, mu_manifest *m, char **notes, mu_error *e) {
-    for (;;) {
-        mu_status status = mu_agree(t->mesh->world, mu_checkpoint_compare(t, m, notes, e), e);
-        if (status != MU_STATUS_OK) return status;
-        status = mu_checkpoint_load(t, m, true, e);
-        if (status != MU_STATUS_DATA) return status;
-        status = mu_checkpoint_fall_back(t->mesh->world, from, m, e);
-        if (status != MU_STATUS_OK) return status;
-        free(*notes);
-        *notes = NULL;
-    }
-}
-
-static mu_status resume_from(mu_trainer *t, const char *from, mu_manifest *m, mu_error *e) {
+/* Goes on from *m with a trainer that is open. */
+static mu_status resume_from(mu_trainer *t, const mu_manifest *m, mu_error *e) {
     char *notes = NULL;
-    mu_status status = load_newest(t, from, m, &notes, e);
+    mu_status status = mu_agree(t->mesh->world, mu_checkpoint_compare(t, m, &notes, e), e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_load(t, m, true, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_set_aside(t, e);
     if (status == MU_STATUS_OK && t->mesh->world->rank == 0) {
         mu_print("resuming from %s (step %lld, written by %d rank%s)\n", m->path, (long long)m->step, m->ranks,
@@ -160,6 +148,33 @@ static mu_status resume_from(mu_trainer *t, const char *from, mu_manifest *m, mu
         mu_print_text(notes);
     }
     free(notes);
+    return status;
+}
+
+/* A trainer as it was before it opened, with the configuration that was asked for. */
+static void reset(mu_trainer *t, const mu_moe_config *moe, const mu_optim_config *optim) {
+    mu_trainer before = { .cfg = t->cfg, .options = t->options, .mesh = t->mesh };
+    before.cfg.moe = *moe, before.cfg.optim = *optim;
+    t->cfg = (mu_config){ 0 }, t->options = (mu_options){ 0 };
+    mu_trainer_close(t);
+    *t = before;
+}
+
+/* Opens the trainer, for a new run or from where one stands; what a checkpoint's tensors hold is seen last, so that a
+ * checkpoint is refused with all that was taken from it. Collective, agreed. */
+static mu_status open_run(mu_trainer *t, const char *resume, mu_manifest *m, bool *found, mu_error *e) {
+    const mu_moe_config moe = t->cfg.moe;
+    const mu_optim_config optim = t->cfg.optim;
+    mu_status status = choose_start(t, resume, m, found, e);
+    while (status == MU_STATUS_OK) {
+        if (*found) mu_checkpoint_inherit(t, m);
+        status = mu_trainer_open(t, t->mesh, true, e);
+        if (status != MU_STATUS_OK || !*found) return status;
+        status = resume_from(t, m, e);
+        if (status != MU_STATUS_DATA) return status;
+        status = mu_checkpoint_fall_back(t->mesh->world, strcmp(resume, "auto") ? resume : t->cfg.run.dir, m, e);
+        if (status == MU_STATUS_OK) reset(t, &moe, &optim);
+    }
     return status;
 }
 
@@ -373,11 +388,7 @@ static mu_status train(mu_trainer *t, const arguments *a, int argc, char **argv,
     bool found = false, root = t->mesh->world->rank == 0;
     mu_watch_start(t->mesh->world, (double)t->cfg.run.watchdog, mu_report_stall);
     mu_status status = mu_run_claim(t, &l.lock, e);
-    if (status == MU_STATUS_OK) status = choose_start(t, a->resume, &m, &found, e);
-    if (status == MU_STATUS_OK && found) status = mu_agree(t->mesh->world, mu_checkpoint_inherit(t, &m, e), e);
-    if (status == MU_STATUS_OK) status = mu_trainer_open(t, t->mesh, true, e);
-    if (status == MU_STATUS_OK && found)
-        status = resume_from(t, strcmp(a->resume, "auto") ? a->resume : t->cfg.run.dir, &m, e);
+    if (status == MU_STATUS_OK) status = open_run(t, a->resume, &m, &found, e);
     if (status == MU_STATUS_OK) status = mu_run_describe(t, argc, argv, e);
     if (status == MU_STATUS_OK && root) status = mu_metrics_open(&l.metrics, t, e);
     status = mu_agree(t->mesh->world, status, e);

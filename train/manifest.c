@@ -5,16 +5,20 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
-/* Version 1 has no val_split: its runs split at the tail. VALUES_MAX: a tensor's name and shard are one value; a
- * configuration has commas, too. */
-enum { FORMAT_VERSION = 2, OLDEST_VERSION = 1, RANKS_MAX = 1 << 20, VALUES_MAX = 2 * MU_MODEL_TENSORS_MAX };
+/* Version 1 has no val_split: its runs split at the tail. A shard a rank of an expert group, which has at least one expert of
+ * each layer: EP_MAX. What the largest model of MU_MODEL_TENSORS_MAX tensors takes, in bytes and in values (a tensor's name and
+ * shard are one, a shard is four, and a configuration has commas, too), is allowed, and its parsing takes under 256 MiB. */
+enum { FORMAT_VERSION = 2, OLDEST_VERSION = 1, RANKS_MAX = 1 << 20, EP_MAX = 1 << 16,
+       VALUES_MAX = MU_MODEL_TENSORS_MAX + 4 * EP_MAX + (1 << 17), OBJECTS_MAX = EP_MAX + (1 << 14) };
 static const char *const val_splits[] = { [MU_VAL_DOCUMENTS] = "documents", [MU_VAL_TAIL] = "tail" };
-static const size_t LARGEST = (size_t)64 << 20;
+static const size_t LARGEST = (size_t)40 << 20;
 
 void mu_shard_name(int shard, char name[MU_SHARD_NAME]) { snprintf(name, MU_SHARD_NAME, "shard-%04d.h5", shard); }
 
 void mu_manifest_free(mu_manifest *m) {
+    mu_config_free(&m->cfg, &m->options);
     free(m->config);
     free(m->shards);
     free(m->tensors);
@@ -74,6 +78,11 @@ static bool copy_string(const json_t *root, const char *key, char *out, size_t s
     return value && snprintf(out, size, "%s", value) < (int)size;
 }
 
+/* 32 hexadecimal digits, as muster writes a hash. */
+static bool copy_hash(const json_t *root, const char *key, char out[33]) {
+    return copy_string(root, key, out, 33) && strlen(out) == 32 && strspn(out, "0123456789abcdef") == 32;
+}
+
 static int by_name(const void *a, const void *b) { return strcmp(a, b); } /* the name comes first in both */
 
 static bool read_tensors(mu_manifest *m, json_t *table) {
@@ -105,7 +114,7 @@ static bool read_shards(mu_manifest *m, json_t *list) {
         char name[sizeof m->shards[i].name];
         mu_shard_name(i, name);
         if (!copy_string(s, "name", m->shards[i].name, sizeof m->shards[i].name) || strcmp(m->shards[i].name, name) ||
-            !copy_string(s, "xxh3_128", m->shards[i].hash, sizeof m->shards[i].hash) || !json_is_integer(bytes) ||
+            !copy_hash(s, "xxh3_128", m->shards[i].hash) || !json_is_integer(bytes) ||
             json_integer_value(bytes) < 0)
             return false;
         m->shards[i].bytes = json_integer_value(bytes);
@@ -120,9 +129,9 @@ static int64_t read_integer(const json_t *root, const char *key, int64_t least, 
     return json_is_integer(value) && n >= least && n <= most ? n : least - 1;
 }
 
-static bool read_val_split(mu_manifest *m, json_t *root) {
+static bool read_val_split(mu_manifest *m, json_t *root, json_int_t version) {
     const json_t *value = json_object_get(root, "val_split");
-    const char *name = value ? json_string_value(value) : val_splits[MU_VAL_TAIL];
+    const char *name = value || version > 1 ? json_string_value(value) : val_splits[MU_VAL_TAIL];
     m->val_split = name && !strcmp(name, val_splits[MU_VAL_TAIL]) ? MU_VAL_TAIL : MU_VAL_DOCUMENTS;
     return name && !strcmp(name, val_splits[m->val_split]);
 }
@@ -139,11 +148,10 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     const char *config = json_string_value(json_object_get(root, "config"));
     m->step = read_integer(root, "step", 0, INT64_MAX);
     m->ranks = (int)read_integer(root, "ranks", 1, RANKS_MAX);
-    m->ep = (int)read_integer(root, "ep", 1, RANKS_MAX);
+    m->ep = (int)read_integer(root, "ep", 1, EP_MAX);
     if (!config || m->step < 0 || m->ranks < 1 || m->ep < 1 || !copy_string(root, "dtype", m->dtype, sizeof m->dtype) ||
         !copy_string(root, "tokenizer", m->tokenizer, sizeof m->tokenizer) ||
-        !copy_string(root, "data_fingerprint", m->fingerprint, sizeof m->fingerprint) ||
-        !read_val_split(m, root) ||
+        !copy_hash(root, "data_fingerprint", m->fingerprint) || !read_val_split(m, root, version) ||
         !read_shards(m, json_object_get(root, "shards")) ||
         !read_tensors(m, json_object_get(root, "tensors")))
         return mu_error_set(e, MU_STATUS_DATA, "%s: a field is missing, out of its range or of the wrong type", path);
@@ -152,7 +160,8 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
 }
 
 /* Does all else agree with the configuration? Asked before a model of that configuration takes any memory. */
-static mu_status check_config(const mu_manifest *m, const mu_config *c, const char *path, mu_error *e) {
+static mu_status check_config(const mu_manifest *m, const char *path, mu_error *e) {
+    const mu_config *c = &m->cfg;
     bool f64 = !strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64));
     mu_tokenizer *tokenizer = mu_tokenizer_open(m->tokenizer);
     if (!tokenizer) return mu_error_set(e, MU_STATUS_DATA, "%s: there is no tokenizer '%s'", path, m->tokenizer);
@@ -177,15 +186,10 @@ static mu_status check_config(const mu_manifest *m, const mu_config *c, const ch
     return MU_STATUS_OK;
 }
 
-static mu_status read_config(const mu_manifest *m, const char *path, mu_error *e) {
-    mu_config config;
-    mu_options options;
+static mu_status read_config(mu_manifest *m, const char *path, mu_error *e) {
     mu_error why;
-    mu_status status = mu_config_load_text(&config, &options, "its configuration", m->config, 0, NULL, &why);
-    if (status == MU_STATUS_OK) status = check_config(m, &config, path, e);
-    else status = mu_error_set(e, MU_STATUS_DATA, "%s: %s", path, why.text);
-    mu_config_free(&config, &options);
-    return status;
+    mu_status status = mu_config_load_text(&m->cfg, &m->options, "its configuration", m->config, 0, NULL, &why);
+    return status == MU_STATUS_OK ? check_config(m, path, e) : mu_error_set(e, MU_STATUS_DATA, "%s: %s", path, why.text);
 }
 
 /* A folder that says step-N must hold step N: a copy under another name would otherwise pass for the newest. */
@@ -196,17 +200,28 @@ static mu_status check_folder_name(const mu_manifest *m, const char *path, mu_er
                         (long long)m->step, (long long)step);
 }
 
-/* Parsing makes a hundred bytes of each value, so values are counted before: by what separates them. */
+/* Parsing makes a hundred bytes of each value and several of each object, so they are counted before: by what begins and
+ * separates them. */
 static bool has_too_many_values(const char *text) {
-    size_t n = 0;
-    for (const char *at = text; (at = strpbrk(at, ",[{")) && n <= VALUES_MAX; at++) n++;
-    return n > VALUES_MAX;
+    size_t n = 0, objects = 0;
+    for (const char *at = text; (at = strpbrk(at, ",[{")) && n <= VALUES_MAX && objects <= OBJECTS_MAX; at++)
+        n++, objects += *at == '{';
+    return n > VALUES_MAX || objects > OBJECTS_MAX;
 }
 
-static mu_status parse(mu_manifest *m, const char *text, const char *path, mu_error *e) {
+static json_t *parse_json(const char *text, const char *path, mu_error *e) {
     json_error_t problem = { .text = "more values than a checkpoint has" };
     json_t *root = has_too_many_values(text) ? NULL : json_loads(text, JSON_REJECT_DUPLICATES, &problem);
-    mu_status status = root ? fill(m, root, path, e) : mu_error_set(e, MU_STATUS_DATA, "%s: %s", path, problem.text);
+    bool nul = !root && json_error_code(&problem) == json_error_null_character;
+    if (!root) mu_error_set(e, MU_STATUS_DATA, "%s: %s", path, nul ? "a NUL character" : problem.text);
+    return root;
+}
+
+/* Frees the text as soon as it is parsed: both are large. */
+static mu_status parse(mu_manifest *m, char *text, const char *path, mu_error *e) {
+    json_t *root = parse_json(text, path, e);
+    free(text);
+    mu_status status = root ? fill(m, root, path, e) : MU_STATUS_DATA;
     json_decref(root);
     if (status == MU_STATUS_OK) status = read_config(m, path, e);
     return status == MU_STATUS_OK ? check_folder_name(m, path, e) : status;
@@ -221,11 +236,12 @@ mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) 
     mu_status status = mu_file_read(path, LARGEST, &text, &bytes, e);
     if (status == MU_STATUS_NOINPUT && !mu_file_exists(path)) mu_error_set(e, status, "%s is missing", path);
     if (status == MU_STATUS_NOINPUT) e->status = status = MU_STATUS_DATA;
-    if (status == MU_STATUS_OK && !first_line_is_whole(text, bytes))
+    if (status == MU_STATUS_OK && !first_line_is_whole(text, bytes)) {
         status = mu_error_set(e, MU_STATUS_DATA,
                               "%s is damaged: its second line is not the hash of the first", path);
+        free(text);
+    }
     if (status == MU_STATUS_OK) status = parse(m, text, path, e);
-    free(text);
     free(path);
     if (status != MU_STATUS_OK) mu_manifest_free(m);
     return status;
@@ -238,15 +254,21 @@ int mu_manifest_find(const mu_manifest *m, const char *tensor) {
     return at ? m->tensors[(at - m->tensors[0].name) / (ptrdiff_t)sizeof *m->tensors].shard : -1;
 }
 
+static mu_status wrong_size(const char *path, int64_t bytes, const mu_shard *s, mu_error *e) {
+    return mu_error_set(e, MU_STATUS_DATA, "%s is damaged: %lld bytes, the manifest says %lld", path, (long long)bytes,
+                        (long long)s->bytes);
+}
+
+/* The size comes first: a file may be much larger than what the manifest speaks of. */
 static mu_status verify_shard(const mu_manifest *m, const mu_shard *s, mu_error *e) {
     char hex[33], *path = mu_format("%s/%s", m->path, s->name);
+    struct stat st;
     int64_t bytes = 0;
-    mu_status status = mu_file_hash(path, hex, &bytes, e);
+    mu_status status = !stat(path, &st) && S_ISREG(st.st_mode) && st.st_size != s->bytes
+                           ? wrong_size(path, st.st_size, s, e) : mu_file_hash(path, hex, &bytes, e);
     if (status == MU_STATUS_NOINPUT && !mu_file_exists(path)) mu_error_set(e, status, "%s is missing", path);
     if (status != MU_STATUS_OK) e->status = status = MU_STATUS_DATA;
-    else if (bytes != s->bytes)
-        status = mu_error_set(e, MU_STATUS_DATA, "%s is damaged: %lld bytes, the manifest says %lld", path,
-                              (long long)bytes, (long long)s->bytes);
+    else if (bytes != s->bytes) status = wrong_size(path, bytes, s, e);
     else if (strcmp(hex, s->hash))
         status = mu_error_set(e, MU_STATUS_DATA, "%s is damaged: its hash is %s, the manifest says %s", path,
                               hex, s->hash);

@@ -80,6 +80,8 @@ typedef struct {
     int ranks, ep;
     char dtype[8];
     char *config;                   /* YAML */
+    mu_config cfg;                  /* the same, read; of a manifest that was read */
+    mu_options options;
     char fingerprint[33], tokenizer[32];
     mu_val_split val_split;
     int n_shards;
@@ -103,9 +105,9 @@ bool mu_checkpoint_step(const char *path, int64_t *step);           /* does the 
 
 /* Writes checkpoint `t->step` and removes what `keep` no longer wants. Collective, agreed. */
 mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) MU_MUST_USE;
-/* Newest checkpoint of the run that verifies (its shards shared out over the ranks); passes over damaged
- * ones with a warning. *found false: there is none at all. MU_STATUS_DATA when there are some and none
- * verifies. `path` may also name one checkpoint. Collective, agreed. */
+/* Newest checkpoint of the run whose manifest, hashes (the shards shared out over the ranks) and state are sound; passes over
+ * others with a warning. *found false: there is none at all. MU_STATUS_DATA when there are some and none
+ * is. `path` may also name one checkpoint. Collective, agreed. */
 mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, bool *found, mu_error *e) MU_MUST_USE;
 /* Does the path name one checkpoint, whether or not that is sound? Local. */
 bool mu_checkpoint_named(const char *path);
@@ -129,8 +131,12 @@ mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training,
 mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manifest *m, mu_error *e) MU_MUST_USE;
 /* Only the state beside the tensors (step, loader, expert statistics), checked likewise. Local. */
 mu_status mu_checkpoint_load_state(mu_trainer *t, const mu_manifest *m, mu_error *e) MU_MUST_USE;
-/* Before the trainer opens: derived values of the configuration become the checkpoint's (mu_config_inherit). Local. */
-mu_status mu_checkpoint_inherit(mu_trainer *t, const mu_manifest *m, mu_error *e) MU_MUST_USE;
+/* The content of a checkpoint whose hashes are right, loaded so; without `tensors` only the state. MU_STATUS_DATA says what
+ * no run writes. Local. */
+mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) MU_MUST_USE;
+/* Before the trainer opens: derived values of the configuration become the checkpoint's (mu_config_inherit), and the split into
+ * training and validation. Local. */
+void mu_checkpoint_inherit(mu_trainer *t, const mu_manifest *m);
 /* May this configuration go on from that checkpoint? MU_STATUS_CONFIG lists what may not change; *notes
  * (heap, may be NULL) what did change. Local. */
 mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char **notes, mu_error *e) MU_MUST_USE;

@@ -98,6 +98,8 @@ static void test_not_plain(void **state) {
     assert_error(mu_file_read("/dev/zero", 100, &data, &bytes, &e), MU_STATUS_NOINPUT, "zero: is a device, not");
     assert_error(mu_file_hash(in_folder("pipe"), hex, &size, &e), MU_STATUS_NOINPUT, "pipe: is a pipe, not");
     assert_error(mu_file_hash("/dev/zero", hex, &size, &e), MU_STATUS_NOINPUT, "zero: is a device, not");
+    assert_error(mu_file_hash("/proc/kmsg", hex, &size, &e), MU_STATUS_NOINPUT, "kmsg");    /* a plain file that waits */
+    assert_error(mu_file_read("/proc/kmsg", 1 << 30, &data, &bytes, &e), MU_STATUS_NOINPUT, "kmsg");
     alarm(0);
     assert_ok(mu_file_read("/proc/self/status", 1 << 20, &data, &bytes, &e));   /* a plain file of a size that is not so */
     assert_true(bytes > 0);

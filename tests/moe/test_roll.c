@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { LAYERS = 2, E = 5 };
 
@@ -73,6 +74,60 @@ static void the_window_slides(void **state) {
     mu_roll_free(&r);
 }
 
+static void assert_refused(const mu_roll *r, const char *why) {
+    mu_error e = { 0 };
+    if (mu_roll_check(r, 10, &e) != MU_STATUS_DATA || !strstr(e.text, why)) fail_msg("no \"%s\": %s", why, e.text);
+}
+
+/* Ten assignments a layer in each step: what is read must be what mu_roll_take makes of them. */
+static void what_is_read_is_what_was_taken(void **state) {
+    (void)state;
+    mu_roll r;
+    mu_error e;
+    mu_roll_init(&r, LAYERS, E);
+    assert_int_equal(mu_roll_check(&r, 10, &e), MU_STATUS_OK);
+    r.previous[3] = 1;
+    assert_refused(&r, "MoE layer 0, expert 3: 1 assignments in the last step, by the window 0");
+    r.previous[3] = 0;
+    for (int64_t step = 0; step < 2 * MU_ROLL_WINDOW + 3; step++) {
+        int64_t counts[LAYERS * E] = { 0 }, first = step % 7;
+        counts[step % E] += first, counts[(step + 1) % E] += 10 - first;
+        counts[E] = 3, counts[E + 1 + step % 3] = 7;
+        mu_roll_take(&r, counts);
+        assert_int_equal(mu_roll_check(&r, 10, &e), MU_STATUS_OK);
+        if (step == 2 * MU_ROLL_LEAST) {
+            r.ring[MU_ROLL_WINDOW * LAYERS * E - 1] = 1, r.total[LAYERS * E - 1]++;     /* a slot of no step yet */
+            assert_refused(&r, "MoE layer 1: the experts of slot 199 do not add up to 0");
+            r.ring[MU_ROLL_WINDOW * LAYERS * E - 1] = 0, r.total[LAYERS * E - 1]--;
+        }
+    }
+    assert_int_equal(mu_roll_active(&r, 1, 0), MU_ROLL_WINDOW);
+    assert_int_equal(mu_roll_active(&r, 1, 4), 0);
+    int64_t *last = r.ring + (r.steps - 1) % MU_ROLL_WINDOW * LAYERS * E, kept = r.previous[2];
+    last[0]++, r.total[0]++, r.previous[0]++;   /* all three together */
+    assert_refused(&r, "MoE layer 0: the experts of slot 2 do not add up to 10");
+    last[0]--, r.total[0]--, r.previous[0]--;
+    r.previous[2] = r.previous[3], r.previous[3] = kept;
+    assert_refused(&r, "MoE layer 0, expert 2: 7 assignments in the last step, by the window 3");
+    r.previous[3] = r.previous[2], r.previous[2] = kept;
+    r.total[1]++;
+    assert_refused(&r, "MoE layer 0, expert 1: the steps of the window do not add up to");
+    r.total[1]--;
+    last[5] = -last[5];
+    assert_refused(&r, "MoE layer 1: the experts of slot 2 do not add up to 10");
+    last[5] = INT64_MAX;
+    assert_refused(&r, "MoE layer 1: the experts of slot 2 do not add up to 10");
+    last[5] = 3;
+    assert_int_equal(mu_roll_check(&r, 10, &e), MU_STATUS_OK);
+    r.steps = -1;
+    assert_refused(&r, "over -1 steps");
+    mu_roll_free(&r);
+    mu_roll_init(&r, 0, 0);                     /* a dense model */
+    for (int i = 0; i < 3; i++) mu_roll_take(&r, NULL);
+    assert_int_equal(mu_roll_check(&r, 10, &e), MU_STATUS_OK);
+    mu_roll_free(&r);
+}
+
 static bool near(double x, double y) { return fabs(x - y) < 1e-12; }
 
 static void loads(void **state) {
@@ -93,7 +148,7 @@ static void loads(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nobody_is_judged_before_twenty_steps), cmocka_unit_test(dead_starved_alive),
-        cmocka_unit_test(the_window_slides), cmocka_unit_test(loads),
+        cmocka_unit_test(the_window_slides), cmocka_unit_test(loads), cmocka_unit_test(what_is_read_is_what_was_taken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,7 +16,7 @@ static mu_error e;
 
 static int make_folder(void **state) {
     (void)state;
-    return mkdtemp(folder) && !chdir(folder) ? 0 : -1;
+    return mkdtemp(folder) && !chdir(folder) && !mu_file_replace("b.txt", "a domain of a few words, and no more", 36, &e) ? 0 : -1;
 }
 
 static int remove_folder(void **state) {
@@ -38,7 +38,7 @@ static mu_trainer *trainer_new(const char *moe) {
     char *text = mu_format(
         "run: {dir: run, seed: 7}\n"
         "model: {hidden_size: 8, num_layers: 2, num_heads: 2, max_seq_len: 8}\n"
-        "data: {train: [{domain: a, path: synthetic}]}\n"
+        "data: {train: [{domain: a, path: synthetic}, {domain: b, path: b.txt}]}\n"
         "train: {steps: 40, global_batch_size: 2, seq_len: 8, threads: 1}\n"
         "checkpoint: {keep: 3}\n"
         "moe: {top_k: 2, moe_ffn_hidden_size: 4, %s}\n", moe);
@@ -55,15 +55,10 @@ static void steps_and_save(mu_trainer *t, int64_t until) {
 
 /* As `muster verify`. */
 static mu_status verify(const char *path) {
-    mu_mesh *mesh = mu_mesh_alone();
     mu_manifest m;
-    mu_trainer t = { 0 };
     mu_status status = mu_manifest_read(&m, path, &e);
     if (!status) status = mu_manifest_verify(&m, 0, 1, &e);
-    if (!status) status = mu_checkpoint_open_shape(&t, mesh, &m, &e);
-    if (!status) status = mu_checkpoint_load(&t, &m, true, &e);
-    mu_trainer_close(&t);
-    mu_mesh_close(mesh);
+    if (!status) status = mu_checkpoint_check(&m, true, &e);
     mu_manifest_free(&m);
     return status;
 }
@@ -80,22 +75,51 @@ static mu_status load(mu_trainer *t, const char *path) {
 
 /* ---------------------------------------------------------------- values */
 
-static const char *const bad_state[][2] = {     /* what is changed before the saving, and what the message says */
-    { "roll steps negative", "/state/roll/steps holds -5 at 0, which must be in [3, 3]" },
-    { "roll steps large", "/state/roll/steps" },
-    { "ring negative", "/state/roll/ring holds -1 at 0" },
-    { "ring large", "/state/roll/ring" },
-    { "total off by one", "MoE layer 0, expert 0: the steps of the window do not add up" },
-    { "total negative", "/state/roll/total holds -1" },
-    { "previous negative", "/state/roll/previous holds -1" },
-    { "loader ahead", "/state/loader holds 7 at 0, which must be in [0, 6]" },
-    { "optimizer steps negative", "/optim/steps/norm/weight holds -1" },
-    { "optimizer steps ahead", "/optim/steps/norm/weight holds 4" },
-    { "second moment negative", "/optim/v/norm/weight holds a value that is negative at 0" },
-    { "first moment infinite", "/optim/m/norm/weight holds a value that is not finite at 0" },
-    { "weight not a number", "/norm/weight holds a value that is not finite at 0" },
-    { "bias infinite", "/layers/1/mlp/gate/e_score_correction_bias holds a value that is not finite at 1" },
+enum { EARLY, LATE };                           /* seen when a checkpoint is chosen; when its tensors are loaded */
+static const struct {
+    const char *what, *message;                 /* what is changed before the saving, and what is said of it */
+    int when;
+} bad_state[] = {
+    { "roll steps negative", "/state/roll/steps holds -5 at 0, which must be in [3, 3]", EARLY },
+    { "roll steps large", "/state/roll/steps", EARLY },
+    { "ring negative", "/state/roll/ring holds -1 at 0", EARLY },
+    { "ring large", "/state/roll/ring", EARLY },
+    { "ring and total", "MoE layer 0: the experts of slot 0 do not add up to 32", EARLY },
+    { "ring of no step", "MoE layer 0: the experts of slot 3 do not add up to 0", EARLY },
+    { "total off by one", "MoE layer 0, expert 0: the steps of the window do not add up", EARLY },
+    { "total negative", "/state/roll/total holds -1", EARLY },
+    { "previous negative", "/state/roll/previous holds -1", EARLY },
+    { "previous of another step", "assignments in the last step, by the window", EARLY },
+    { "loader ahead", "/state/loader holds 7 at ", EARLY },
+    { "loader of one domain", "loader state: 0 of 6 samples for a domain whose share is 0.99", EARLY },
+    { "bias infinite", "/layers/1/mlp/gate/e_score_correction_bias holds a value that is not finite at 1", EARLY },
+    { "bias large", "/layers/1/mlp/gate/e_score_correction_bias holds -1e+06 at 1, which must be in [-3003, 3003]", EARLY },
+    { "optimizer steps negative", "/optim/steps/norm/weight holds -1 at 0, which must be in [3, 3]", LATE },
+    { "optimizer steps ahead", "/optim/steps/norm/weight holds 4", LATE },
+    { "optimizer steps behind", "/optim/steps/norm/weight holds 2", LATE },
+    { "steps of an active expert", "/optim/steps/layers/0/mlp/experts/0/up_proj/weight holds 0 at 0, which must be in [", LATE },
+    { "steps of an idle expert", "/optim/steps/layers/0/mlp/experts/3/up_proj/weight holds 3 at 0, which must be in [0, 0]", LATE },
+    { "second moment negative", "/optim/v/norm/weight holds -1 at 0, which must be in [0, inf]", LATE },
+    { "first moment infinite", "/optim/m/norm/weight holds a value that is not finite at 0", LATE },
+    { "weight not a number", "/norm/weight holds a value that is not finite at 0", LATE },
 };
+
+static void set_steps(mu_trainer *t, const char *name, int64_t steps) {
+    mu_adamw_steps_set(t->opt, mu_params_find(t->model->params, name), steps);
+}
+
+/* No step of the run gave expert 3 of layer 0 a token: what it took is expert 0's. */
+static void idle_expert(mu_trainer *t) {
+    mu_roll *r = &t->roll;
+    for (int64_t step = 0; step < r->steps; step++) {
+        int64_t *row = r->ring + step * r->layers * r->experts;
+        row[0] += row[3], row[3] = 0;
+    }
+    r->total[0] += r->total[3], r->total[3] = 0, r->previous[0] += r->previous[3], r->previous[3] = 0;
+    set_steps(t, "/layers/0/mlp/experts/0/gate_proj/weight", r->steps), set_steps(t, "/layers/0/mlp/experts/3/gate_proj/weight", 0);
+    set_steps(t, "/layers/0/mlp/experts/0/up_proj/weight", r->steps), set_steps(t, "/layers/0/mlp/experts/3/up_proj/weight", 3);
+    set_steps(t, "/layers/0/mlp/experts/0/down_proj/weight", r->steps), set_steps(t, "/layers/0/mlp/experts/3/down_proj/weight", 0);
+}
 
 static void spoil(mu_trainer *t, const char *how) {
     mu_unit *u = mu_params_find(t->model->params, "/norm/weight");
@@ -105,59 +129,89 @@ static void spoil(mu_trainer *t, const char *how) {
     else if (!strcmp(how, "roll steps large")) t->roll.steps = INT64_MAX - 1;
     else if (!strcmp(how, "ring negative")) t->roll.ring[0] = -1;
     else if (!strcmp(how, "ring large")) t->roll.ring[0] = t->roll.total[0] = INT64_MAX;
+    else if (!strcmp(how, "ring and total")) t->roll.ring[0] ^= 1, t->roll.total[0] += t->roll.ring[0] & 1 ? 1 : -1;
+    else if (!strcmp(how, "ring of no step")) t->roll.ring[3 * t->roll.layers * t->roll.experts] = 2, t->roll.total[0] += 2;
     else if (!strcmp(how, "total off by one")) t->roll.total[0]++;
     else if (!strcmp(how, "total negative")) t->roll.total[0] = -1;
     else if (!strcmp(how, "previous negative")) t->roll.previous[0] = -1;
+    else if (!strcmp(how, "previous of another step")) memset(t->roll.previous, 0, sizeof(int64_t) * 8);
     else if (!strcmp(how, "loader ahead")) mu_loader_next(t->loader, 1, &sample);
+    else if (!strcmp(how, "loader of one domain")) assert_ok(mu_loader_state_set(t->loader, (int64_t[]){ 0, 6, 6 }, &e));
+    else if (!strcmp(how, "bias infinite")) t->model->blocks[1].moe.bias[1] = -INFINITY;
+    else if (!strcmp(how, "bias large")) t->model->blocks[1].moe.bias[1] = -1e6;
     else if (!strcmp(how, "optimizer steps negative")) mu_adamw_steps_set(t->opt, u, -1);
     else if (!strcmp(how, "optimizer steps ahead")) mu_adamw_steps_set(t->opt, u, 4);
+    else if (!strcmp(how, "optimizer steps behind")) mu_adamw_steps_set(t->opt, u, 2);
+    else if (!strcmp(how, "steps of an active expert")) set_steps(t, "/layers/0/mlp/experts/0/up_proj/weight", 0);
+    else if (!strcmp(how, "steps of an idle expert")) idle_expert(t);
     else if (!strcmp(how, "second moment negative"))
         mu_reals_set(t->dev, t->dev->fine, mu_adamw_moment(t->opt, u, 1), 1, &values[1]);
     else if (!strcmp(how, "first moment infinite"))
         mu_reals_set(t->dev, t->dev->fine, mu_adamw_moment(t->opt, u, 0), 1, &values[2]);
     else if (!strcmp(how, "weight not a number"))
         mu_reals_set(t->dev, t->dev->fine, mu_unit_data(u), 1, &values[0]);
-    else if (!strcmp(how, "bias infinite")) t->model->blocks[1].moe.bias[1] = -INFINITY;
     else fail_msg("%s", how);
+}
+
+/* A run that finds checkpoint 3 damaged goes on from 2, and its next step has this loss. */
+static void goes_on_from_the_one_before(int when, const char *message, double loss) {
+    mu_trainer *t = trainer_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
+    mu_manifest m;
+    bool found = false;
+    assert_ok(mu_checkpoint_find(t->mesh->world, "run", &m, &found, &e));
+    assert_int_equal(m.step, when == LATE ? 3 : 2);
+    if (when == LATE) {
+        assert_error(mu_checkpoint_load(t, &m, true, &e), MU_STATUS_DATA, message);
+        assert_error(mu_checkpoint_fall_back(t->mesh->world, m.path, &m, &e), MU_STATUS_DATA, message);
+        assert_ok(mu_checkpoint_fall_back(t->mesh->world, "run", &m, &e));
+    }
+    assert_string_equal(m.path, "run/checkpoints/step-00000002");
+    assert_ok(mu_checkpoint_load(t, &m, true, &e));
+    assert_true(mu_trainer_step(t, NULL).loss == loss);
+    mu_error_set(&e, MU_STATUS_DATA, "nonsense");
+    assert_error(mu_checkpoint_fall_back(t->mesh->world, "run", &m, &e), MU_STATUS_DATA,
+                 "2 checkpoints and none verifies; the newest: nonsense");
+    trainer_free(t);
 }
 
 /* Two good checkpoints, then one that hashes right and holds what no run makes: verify and resume refuse it in the same
  * words, and a run goes on from the one before as if it had never been. */
 static void values_have_ranges(void **state) {
     (void)state;
-    static const char *const newest = "run/checkpoints/step-00000003", *const before = "run/checkpoints/step-00000002";
+    static const char *const newest = "run/checkpoints/step-00000003";
     for (size_t i = 0; i < sizeof bad_state / sizeof *bad_state; i++) {
         mu_trainer *t = trainer_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
         steps_and_save(t, 2);
         double loss = mu_trainer_step(t, NULL).loss;
         assert_ok(mu_checkpoint_save(t, &e));
         assert_ok(verify(newest));
-        spoil(t, bad_state[i][0]);
+        spoil(t, bad_state[i].what);
         assert_ok(mu_file_remove_tree(newest, &e));
         assert_ok(mu_checkpoint_save(t, &e));
         trainer_free(t);
 
-        assert_error(verify(newest), MU_STATUS_DATA, bad_state[i][1]);
+        assert_error(verify(newest), MU_STATUS_DATA, bad_state[i].message);
         assert_non_null(strstr(e.text, "step-00000003/shard-0000.h5"));
         t = trainer_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
-        assert_error(load(t, newest), MU_STATUS_DATA, bad_state[i][1]);
-
-        mu_manifest m;
-        bool found = false;
-        assert_ok(mu_checkpoint_find(t->mesh->world, "run", &m, &found, &e));
-        assert_int_equal(m.step, 3);
-        assert_int_equal(mu_checkpoint_load(t, &m, true, &e), MU_STATUS_DATA);
-        assert_error(mu_checkpoint_fall_back(t->mesh->world, newest, &m, &e), MU_STATUS_DATA, bad_state[i][1]);
-        assert_ok(mu_checkpoint_fall_back(t->mesh->world, "run", &m, &e));
-        assert_string_equal(m.path, before);
-        assert_ok(mu_checkpoint_load(t, &m, true, &e));
-        assert_true(mu_trainer_step(t, NULL).loss == loss);
-        mu_error_set(&e, MU_STATUS_DATA, "nonsense");
-        assert_error(mu_checkpoint_fall_back(t->mesh->world, "run", &m, &e), MU_STATUS_DATA,
-                     "2 checkpoints and none verifies; the newest: nonsense");
+        assert_error(load(t, newest), MU_STATUS_DATA, bad_state[i].message);
         trainer_free(t);
+        goes_on_from_the_one_before(bad_state[i].when, bad_state[i].message, loss);
         assert_ok(mu_file_remove_tree("run", &e));
     }
+}
+
+/* Without expert_bias there is none, whatever the rate; what a run had before it switched it off is not kept. */
+static void a_bias_that_nothing_made(void **state) {
+    (void)state;
+    mu_trainer *t = trainer_new("num_experts: 4");
+    steps_and_save(t, 1);
+    assert_ok(verify("run/checkpoints/step-00000001"));
+    t->model->blocks[0].moe.bias[2] = 0.001;
+    steps_and_save(t, 2);
+    assert_error(verify("run/checkpoints/step-00000002"), MU_STATUS_DATA,
+                 "/layers/0/mlp/gate/e_score_correction_bias holds 0.001 at 2, which must be in [0, 0]");
+    trainer_free(t);
+    assert_ok(mu_file_remove_tree("run", &e));
 }
 
 /* A dense model has no experts to count, and the window is longer than the run, then shorter. */
@@ -172,10 +226,10 @@ static void sound_checkpoints_load(void **state) {
         assert_ok(verify("run/checkpoints/step-00000003"));
         assert_ok(load(t, "run"));
         for (int64_t step = 3; step < 2 * MU_ROLL_WINDOW; step++) {
-            for (int j = 0; j < t->roll.layers * t->roll.experts; j++) counts[j] = (step + j) % 5;
+            for (int j = 0; j < t->roll.layers * t->roll.experts; j++) counts[j] = j % t->roll.experts == step % t->roll.experts ? 32 : 0;
             mu_roll_take(&t->roll, counts);
         }
-        assert_ok(mu_roll_check(&t->roll, &e));
+        assert_ok(mu_roll_check(&t->roll, 32, &e));
         free(counts);
         trainer_free(t);
         assert_ok(mu_file_remove_tree("run", &e));
@@ -349,6 +403,7 @@ static void only_what_a_save_made_is_removed(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_have_ranges),         cmocka_unit_test(sound_checkpoints_load),
+        cmocka_unit_test(a_bias_that_nothing_made),
         cmocka_unit_test(manifests_that_hash_right),  cmocka_unit_test(a_manifest_of_many_values),
         cmocka_unit_test(not_plain_files),            cmocka_unit_test(names_format_back_to_themselves),
         cmocka_unit_test(only_what_a_save_made_is_removed),
