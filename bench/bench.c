@@ -50,7 +50,7 @@ static int parse(int argc, char **argv, options *o) {
 
 typedef struct {
     mu_model *model;
-    mu_adamw *opt;
+    mu_optimizer *opt;
     mu_tape *tape;
     mu_routing *routings;
     mu_model_size size;
@@ -74,7 +74,7 @@ static subject subject_new(const options *o, bool dense, mu_device *dev, const m
         mu_params_exact(s.model->params);
         mu_tape_leaf(s.tape, o->seq);
     }
-    s.opt = mu_adamw_new(&oc, s.model->params);
+    s.opt = mu_optimizer_new(&mu_rule_adamw, &oc, s.model->params);
     s.routings = mu_alloc((size_t)s.model->n_moe, sizeof *s.routings);
     s.size = mu_model_measure(&c, &m, o->vocab, o->seq);
     s.seconds = mu_alloc((size_t)o->steps, sizeof *s.seconds);
@@ -86,7 +86,7 @@ static subject subject_new(const options *o, bool dense, mu_device *dev, const m
 
 static void subject_free(subject *s) {
     mu_memory_free(s->losses);
-    mu_adamw_free(s->opt);
+    mu_optimizer_free(s->opt);
     mu_tape_free(s->tape);
     mu_model_free(s->model);
     free(s->routings);
@@ -141,7 +141,7 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     mu_grads_reduce(s->opt);
     double update = mu_time();
     mu_grad_clip(s->opt, mesh->world, 1.0, 0, (mu_mat){ 0 });
-    mu_adamw_step(s->opt, 1e-3, loads);
+    mu_optimizer_step(s->opt, 1e-3, loads);
     double *values = mu_tape_alloc(s->tape, sizeof *values * (size_t)leaves);
     mu_device_read(dev, values, losses.data, sizeof *values * (size_t)leaves);
     s->loss = 0;

@@ -82,7 +82,7 @@ mu_status mu_agree_text(mu_comm *c, mu_status status, const char *what, const ch
 /* MPI takes this device's memory as it is; else a host view of it is passed on. */
 static bool is_direct(const mu_comm *c, const mu_device *dev) { return dev->on_gpu && c->reads_gpus; }
 
-static void on_shards(mu_shards *run, mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
+static void on_shards(mu_in_place *run, mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
     if (c->size == 1 || dev->shape_only) return;
     if (is_direct(c, dev)) {
         run(c, dev, dtype, data, ends);
@@ -95,11 +95,11 @@ static void on_shards(mu_shards *run, mu_comm *c, mu_device *dev, mu_dtype dtype
 }
 
 void mu_reduce_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
-    on_shards(mu_shards_reduce, c, dev, dtype, data, ends);
+    on_shards(mu_reduce_in_place, c, dev, dtype, data, ends);
 }
 
 void mu_gather_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
-    on_shards(mu_shards_gather, c, dev, dtype, data, ends);
+    on_shards(mu_gather_in_place, c, dev, dtype, data, ends);
 }
 
 static size_t bytes_of(const mu_comm *c, const int64_t *bytes) {

@@ -25,8 +25,8 @@ void mu_watch_turn(void);
 /* ------------------------------------------------------------------ data in place (mpi.c, mpi_none.c)
  * What mu_reduce_shards and mu_gather_shards do, on host memory (dev NULL) or on memory of a GPU that MPI can read, once
  * everything that was started there is done. Collective over c, of more than one rank. */
-typedef void mu_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
-mu_shards mu_shards_reduce, mu_shards_gather;
+typedef void mu_in_place(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
+mu_in_place mu_reduce_in_place, mu_gather_in_place;
 /* mu_exchange of memory of a GPU that MPI can read. Collective over c. */
 void mu_exchange_direct(mu_comm *c, mu_device *dev, void *send, const int64_t *send_bytes, void *recv, const int64_t *recv_bytes);
 

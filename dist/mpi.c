@@ -379,7 +379,7 @@ static void reduce_by_messages(mu_comm *c, mu_device *dev, mu_dtype dtype, char 
     }
 }
 
-void mu_shards_reduce(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
+void mu_reduce_in_place(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
     MU_CHECK(mu_can_add(dtype), "no sums of %s values in shards", mu_dtype_name(dtype));
     mu_window *w = dev ? NULL : window_for(c, dtype, ends[c->size - 1]);
     if (!w) {
@@ -391,7 +391,7 @@ void mu_shards_reduce(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, co
     c->seconds += mu_time() - start;
 }
 
-void mu_shards_gather(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
+void mu_gather_in_place(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
     mu_window *w = dev ? NULL : window_for(c, dtype, ends[c->size - 1]);
     if (w) {
         double start = mu_time();
@@ -422,8 +422,8 @@ void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int6
     handle *h = transport(c);
     if (op == MU_REDUCE_SUM && mu_can_add(dtype) && window_for(c, dtype, n)) {
         const int64_t *ends = even_shards(c, dtype, n);
-        mu_shards_reduce(c, NULL, dtype, data, ends);
-        mu_shards_gather(c, NULL, dtype, data, ends);
+        mu_reduce_in_place(c, NULL, dtype, data, ends);
+        mu_gather_in_place(c, NULL, dtype, data, ends);
         return;
     }
     MPI_Op mpi_op = op == MU_REDUCE_SUM ? MPI_SUM : op == MU_REDUCE_MAX ? MPI_MAX : MPI_MIN;

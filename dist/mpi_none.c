@@ -44,10 +44,10 @@ void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int6
     (void)c, (void)op, (void)dtype, (void)data, (void)n;
 }
 
-void mu_shards_reduce(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
+void mu_reduce_in_place(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
     (void)c, (void)dev, (void)dtype, (void)data, (void)ends;
 }
-void mu_shards_gather(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
+void mu_gather_in_place(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
     (void)c, (void)dev, (void)dtype, (void)data, (void)ends;
 }
 void mu_exchange_direct(mu_comm *c, mu_device *dev, void *send, const int64_t *send_bytes, void *recv,

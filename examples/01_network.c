@@ -90,7 +90,7 @@ static mu_tensor *points(mu_tape *tp, int64_t n, const double *x, mu_tensor **wa
 static double train(const network *net, mu_params *ps, mu_tape *tp) {
     mu_optim_config cfg = mu_optim_config_default();
     cfg.lr = 1e-2, cfg.warmup_steps = 20;
-    mu_adamw *opt = mu_adamw_new(&cfg, ps);
+    mu_optimizer *opt = mu_optimizer_new(&mu_rule_adamw, &cfg, ps);
     double value = 0;
     for (int step = 1; step <= STEPS; step++) {
         /* Random numbers are counter-based: number i of step s is the same whoever asks, on any rank. */
@@ -103,11 +103,11 @@ static double train(const network *net, mu_params *ps, mu_tape *tp) {
         value = mu_tensor_scalar_get(loss);
         if (step == 1 || step % 200 == 0) printf("  step %4d  mean squared error %.6f\n", step, value);
         mu_backward(tp, loss);
-        mu_adamw_step(opt, mu_learning_rate(&cfg, step, STEPS), (mu_mat){ 0 });
+        mu_optimizer_step(opt, mu_learning_rate(&cfg, step, STEPS), (mu_mat){ 0 });
         mu_params_zero_grad(ps);
         mu_tape_reset(tp);
     }
-    mu_adamw_free(opt);
+    mu_optimizer_free(opt);
     return value;
 }
 

@@ -131,7 +131,7 @@ static void report(uint32_t step, const result *r, const mu_tensor *loads) {
     putchar('\n');
 }
 
-static void train_step(model *m, mu_tape *tp, mu_adamw *opt, uint32_t step, const batch *b, result *out) {
+static void train_step(model *m, mu_tape *tp, mu_optimizer *opt, uint32_t step, const batch *b, result *out) {
     mu_tensor *x = mu_tensor_2d(tp, T, D), *right = mu_tensor_ints(tp, MU_DTYPE_I32, T, b->class_T);
     mu_tensor_set(x, b->x_TD);
 
@@ -150,7 +150,7 @@ static void train_step(model *m, mu_tape *tp, mu_adamw *opt, uint32_t step, cons
     mu_backward(tp, balance.loss ? mu_add(tp, ce, balance.loss) : ce);
 
     /* An expert that took no token learned nothing in this step; it rests, rather than decay. */
-    mu_adamw_step(opt, mu_learning_rate(&opt->cfg, step, STEPS), mu_data(loads));
+    mu_optimizer_step(opt, mu_learning_rate(&opt->cfg, step, STEPS), mu_data(loads));
 
     out->ce = mu_tensor_scalar_get(ce), out->aux = mu_tensor_scalar_get(balance.aux);
     if (step > STEPS - 20) count_by_domain(tp, &routing, out);
@@ -167,7 +167,7 @@ static result train(uint32_t balance) {
     favour_two(&m);
     mu_optim_config cfg = mu_optim_config_default();
     cfg.lr = 1e-2, cfg.warmup_steps = 20;
-    mu_adamw *opt = mu_adamw_new(&cfg, m.ps);
+    mu_optimizer *opt = mu_optimizer_new(&mu_rule_adamw, &cfg, m.ps);
     mu_tape *tp = mu_tape_new(m.dev);
     for (uint32_t step = 1; step <= STEPS; step++) {
         make_batch(step, &b);
@@ -178,7 +178,7 @@ static result train(uint32_t balance) {
         for (int i = 0; i < E; i++) total[i] += out.taken[d][i];
     out.imbalance = mu_load_of(total, E).load_imbalance;
     mu_tape_free(tp);
-    mu_adamw_free(opt);
+    mu_optimizer_free(opt);
     model_close(&m);
     return out;
 }

@@ -31,7 +31,7 @@ typedef struct {
     mu_params *ps;
     mu_moe moe;
     mu_param *head_VD;
-    mu_adamw *opt;
+    mu_optimizer *opt;
     mu_tape *tp;
     int64_t travelled, assignments;     /* of this rank, so far */
 } model;
@@ -55,13 +55,13 @@ static void model_open(model *m, MPI_Comm comm) {
     mu_params_init(m->ps, 3);           /* by name: an expert begins alike wherever it lives */
     mu_optim_config optim = mu_optim_config_default();
     optim.lr = 1e-2, optim.warmup_steps = 5;
-    m->opt = mu_adamw_new(&optim, m->ps);
+    m->opt = mu_optimizer_new(&mu_rule_adamw, &optim, m->ps);
     m->tp = mu_tape_new(m->dev);
 }
 
 static void model_close(model *m) {
     mu_tape_free(m->tp);
-    mu_adamw_free(m->opt);
+    mu_optimizer_free(m->opt);
     mu_moe_free(&m->moe);
     mu_params_free(m->ps);
     mu_placement_free(m->place);
@@ -127,7 +127,7 @@ static double train_step(model *m, uint32_t step) {
     mu_backward(m->tp, loss);
     mu_grads_reduce(m->opt);            /* router and head over the world, experts over their replicas */
     mu_grad_clip(m->opt, world, m->opt->cfg.grad_clip, 0, (mu_mat){ 0 });
-    mu_adamw_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), mu_data(loads));
+    mu_optimizer_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), mu_data(loads));
     count_travellers(m, &routing);
     mu_params_zero_grad(m->ps);
     mu_tape_reset(m->tp);

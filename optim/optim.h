@@ -1,4 +1,4 @@
-/* optim.h - learning-rate schedules, the gradient's norm, and AdamW that leaves idle experts alone. */
+/* optim.h - learning-rate schedules; the optimizer: shards and reduction, norm and clipping, update rules. */
 #ifndef MUSTER_OPTIM_H
 #define MUSTER_OPTIM_H
 #include "dist/dist.h"
@@ -32,53 +32,111 @@ enum { MU_SCHEDULE_COSINE, MU_SCHEDULE_LINEAR, MU_SCHEDULE_WSD, MU_SCHEDULE_CONS
 /* Learning rate of step s = 1 .. steps: lr*s/warmup first; min_lr is reached at s = steps. Local. */
 double mu_learning_rate(const mu_optim_config *cfg, int64_t s, int64_t steps);
 
-/* The ranks of a group's `reduce` communicator hold the same units and share the optimizer's work: each owns a
- * stretch of whole units, of about equal size. A step is
- *     mu_grads_reduce     every rank gets the summed gradients of the units it owns
- *     mu_grad_clip        the norm: each unit's sum of squares by its owner; how much the gradient is to be scaled
- *     mu_adamw_step       each rank updates the units it owns, then hands out their values
- * and moments exist with the owner only. With one rank the host only starts work, in all three: the norm, the scale,
- * the step counts and who rests are the device's. Step counts are the same on every rank. */
+/* ------------------------------------------------------------------ the optimizer
+ * Three parts, each a file: shards and reduction (shards.c), global norm and clipping (clip.c), and the update rule, which is
+ * one entry of a small table (adamw.c). A training step calls, after backward,
+ *     mu_grads_reduce     each rank gets the summed gradients of the units it owns
+ *     mu_grad_clip        the global gradient norm, and the factor that gradients are scaled by
+ *     mu_optimizer_step   each rank updates the units it owns, then hands out their values
+ * With one rank all three only start work on the device and the host waits for none of it. */
+
+/* Which rank owns which units. The ranks of a group's `reduce` communicator hold the same units and divide the optimizer's
+ * work and state: each owns a shard, a stretch of whole units of about equal size. */
 typedef struct {
+    mu_params *params;              /* borrowed */
+    int64_t *ends[4];               /* of each group, by rank: where its shard ends, in values of the slab */
+    mu_memory *units[4];            /* of each group: mu_slab_unit [n_units], values counted from the shard's beginning */
+    int64_t n_units[4], n_pieces[4];
+} mu_shards;
+void mu_shards_init(mu_shards *s, mu_params *ps);       /* after mu_params_alloc. Local */
+void mu_shards_free(mu_shards *s);
+int  mu_shards_group(const mu_shards *s, const mu_unit *u);             /* index of a unit's group. Local */
+int  mu_shards_owner(const mu_shards *s, const mu_unit *u);             /* rank in the group's `reduce`. Local */
+bool mu_shards_owns(const mu_shards *s, const mu_unit *u);              /* is it this rank? Local */
+int64_t mu_shards_offset(const mu_shards *s, const mu_unit *u);         /* of an owned unit: its first value in the shard. Local */
+int64_t mu_shards_count(const mu_shards *s, int group, int rank);       /* values in a rank's shard. Local */
+/* This rank's shard of a group's slab; `slab` NULL: not given. Local. */
+mu_mat mu_shards_mine(const mu_shards *s, int group, const mu_memory *slab, mu_dtype dtype);
+/* Every rank gets the values of the units that others own, where a group has several ranks. Collective over the `reduce`
+ * communicators. */
+void mu_values_gather(mu_shards *s);
+
+/* The global gradient norm: squares per unit, added in one fixed order. */
+typedef struct {
+    mu_memory *memory;              /* F64: squares [global units], norm, scale */
+    double *host_squares, *host_losses;
+    int64_t max_losses;
+    bool stopped;                   /* several ranks: the last mu_grad_clip found a value that is not finite */
+} mu_norm;
+
+/* What a rule's step works on: this rank's shard of one group. Operands as of slab_adamw in kernels.h. */
+enum { MU_RULE_SLOTS = 4 };
+typedef struct {
+    mu_device *dev;
+    double lr;
+    int64_t n_units, n_pieces;
+    mu_mat units;                   /* I64 [n_units, MU_SLAB_UNIT_WORDS]: mu_slab_unit */
+    mu_mat loads, scale, steps;     /* who is skipped; the gradients' factor, not finite: nothing changes; steps per unit */
+    mu_mat values, grads, reals;    /* reals: the values' copy in the real type, data NULL without */
+    mu_mat slots[MU_RULE_SLOTS];    /* the rule's own state */
+} mu_update;
+
+/* An update rule. A slot is state as large as the parameters, in the fine type; checkpoints keep it under /optim/NAME. `init`
+ * writes the first values of one slot of a shard. `step` does one update and counts it in `steps`, for every unit but those
+ * whose load is 0, which keep values, slots and step count bit for bit. A new rule is one file and one line below. */
+typedef struct {
+    const char *name;
+    int n_slots;
+    const char *slots[MU_RULE_SLOTS];
+    void (*init)(mu_device *dev, int slot, int64_t count, mu_mat values);
+    void (*step)(const mu_optim_config *cfg, const mu_update *u);
+} mu_rule;
+#define MU_RULES(R) \
+    R(adamw)                        /* Loshchilov & Hutter 2019: m, v */
+#define MU_RULE_DECLARE(name) extern const mu_rule mu_rule_##name;
+MU_RULES(MU_RULE_DECLARE)
+#undef MU_RULE_DECLARE
+
+typedef struct {
+    const mu_rule *rule;
     mu_optim_config cfg;
     mu_params *params;              /* borrowed */
-    int64_t *ends[4];               /* of each group: where the share of each rank ends, in values of the slab */
-    mu_memory *moments[4][2];       /* first and second moment of this rank's share of each group's slab */
-    mu_memory *units[4];            /* mu_slab_unit [n_units] of each group, values from the share's beginning */
-    int64_t n_units[4], n_pieces[4];
-    mu_memory *state;               /* squares F64 [global units], steps I64 [global units], norm, scale F64 */
-    double *host_squares, *host_losses;
-    int64_t most_losses;
-    bool stopped;                   /* several ranks: the last mu_grad_clip found what is not finite */
-} mu_adamw;
-mu_adamw *mu_adamw_new(const mu_optim_config *cfg, mu_params *ps);      /* moments zero. Local */
-void mu_adamw_free(mu_adamw *o);
-bool mu_adamw_owns(const mu_adamw *o, const mu_unit *u);                /* Local */
-/* Device pointer to a moment (0 first, 1 second) of a unit that this rank owns; NULL for others' units. Local. */
-void *mu_adamw_moment(const mu_adamw *o, const mu_unit *u, int which);
+    mu_shards shards;
+    mu_norm norm;
+    mu_memory *slots[4][MU_RULE_SLOTS];     /* of each group: this rank's shard */
+    mu_memory *steps;               /* I64 [global units]: the same on every rank */
+} mu_optimizer;
+mu_optimizer *mu_optimizer_new(const mu_rule *rule, const mu_optim_config *cfg, mu_params *ps);     /* after mu_params_alloc. Local */
+void mu_optimizer_free(mu_optimizer *o);
+
+/* Sums every group's gradients over the group's `reduce` communicator, into the owners' gradients only: those of units that
+ * others own are undefined afterwards. Exact sums are added up as such on every rank, then rounded. Collective over those
+ * communicators. */
+void mu_grads_reduce(mu_optimizer *o);
+/* The norm of the whole gradient, and the factor by which the following steps scale it so that its norm is at most max_norm
+ * (0: no limit). When the norm, or one of n_losses losses (F64, on the device) of any rank, is not finite, steps change
+ * nothing. The squares of each tensor and each expert are added in one fixed order: the same norm for any ep. Collective over
+ * `batch`, the ranks that share a batch. */
+void mu_grad_clip(mu_optimizer *o, mu_comm *batch, double max_norm, int64_t n_losses, mu_mat losses);
+/* The norm that the last mu_grad_clip found: its place on the device (F64), and its value, for which the host waits. Local. */
+mu_mat mu_grad_norm_place(const mu_optimizer *o);
+double mu_grad_norm(const mu_optimizer *o);
+/* The last unit, the nearest to the loss, whose gradient on this rank is not finite, or NULL. Local. */
+const mu_unit *mu_grads_nonfinite(mu_optimizer *o);
+/* One step of the rule, scaled as the last mu_grad_clip found (never called: not scaled). Experts whose load is 0 in `loads` (I64
+ * on the device, u->load is the place; not given: none is skipped) keep weights, slots and their own step count bit for bit.
+ * Collective over the `reduce` communicators. */
+void mu_optimizer_step(mu_optimizer *o, double lr, mu_mat loads);
+
+/* State of a unit, for checkpoints. Device pointer to slot 0 .. rule->n_slots - 1 of a unit that this rank owns; NULL for
+ * others' units. Local. */
+void *mu_optimizer_slot(const mu_optimizer *o, const mu_unit *u, int slot);
 /* The same in host memory [u->count], on rank 0 of the group's `reduce` communicator, whoever owns it; on other
  * ranks `host` is room for it all the same. Collective over that communicator. */
-void mu_adamw_moment_read(const mu_adamw *o, const mu_unit *u, int which, void *host);
-/* Steps that a unit has taken, whoever owns it: its bias correction. Reading waits for the device. Local. */
-int64_t mu_adamw_steps(const mu_adamw *o, const mu_unit *u);
-void mu_adamw_steps_set(mu_adamw *o, const mu_unit *u, int64_t steps);
-/* Sums every group's gradients over the group's `reduce` communicator, into the owners' gradients only: what is
- * left in those of other units is of no use. Exact sums are added up as such and rounded afterwards, on every rank. Collective over those communicators. */
-void mu_grads_reduce(mu_adamw *o);
-/* The norm of the whole gradient, and what steps scale it by from here on so that it is no longer than max_norm (0: of any length).
- * When the norm, or one of n_losses losses (F64, on the device) of any rank, is not finite, steps change nothing. Squares of
- * each tensor and each expert are added in one fixed order: the same norm for any ep. Collective over `world`, all ranks that
- * train together. */
-void mu_grad_clip(mu_adamw *o, mu_comm *world, double max_norm, int64_t n_losses, mu_mat losses);
-/* What the last mu_grad_clip found: where it is on the device (F64), and itself, for which the host waits. Local. */
-mu_mat mu_grad_norm_place(const mu_adamw *o);
-double mu_grad_norm(const mu_adamw *o);
-/* The last unit, the nearest to the loss, whose gradient on this rank is not finite, or NULL. Local. */
-const mu_unit *mu_grads_nonfinite(mu_adamw *o);
-/* One AdamW step, scaled as the last mu_grad_clip found (never called: not at all). Experts whose load is 0 in `loads` (I64 on the
- * device, u->load is the place; not given: nobody rests) keep weights, moments and their own step count bit for bit.
- * Collective over the `reduce` communicators. */
-void mu_adamw_step(mu_adamw *o, double lr, mu_mat loads);
+void mu_optimizer_slot_read(const mu_optimizer *o, const mu_unit *u, int slot, void *host);
+/* Steps that a unit has taken, whoever owns it. Reading waits for the device. Local. */
+int64_t mu_optimizer_steps(const mu_optimizer *o, const mu_unit *u);
+void mu_optimizer_steps_set(mu_optimizer *o, const mu_unit *u, int64_t steps);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -67,7 +67,7 @@ static inline mu_tensor *tiny_loss(mu_tape *tp, const mu_model *m, const int64_t
 }
 
 /* Forward, backward, clipping, AdamW. Returns the loss. */
-static inline double tiny_step(mu_tape *tp, mu_model *m, mu_adamw *o) {
+static inline double tiny_step(mu_tape *tp, mu_model *m, mu_optimizer *o) {
     mu_tape_reset(tp);
     mu_params_zero_grad(m->params);
     mu_tensor *loss = tiny_loss(tp, m, NULL);
@@ -75,7 +75,7 @@ static inline double tiny_step(mu_tape *tp, mu_model *m, mu_adamw *o) {
     mu_backward(tp, loss);
     mu_grads_reduce(o);
     mu_grad_clip(o, comm_alone(), 1, 0, (mu_mat){ 0 });
-    mu_adamw_step(o, 1e-2, (mu_mat){ 0 });
+    mu_optimizer_step(o, 1e-2, (mu_mat){ 0 });
     return value;
 }
 

@@ -252,11 +252,16 @@ static mu_status read_steps(mu_trainer *t, const source *from, int shard, const 
         a.most -= mu_roll_window(&t->roll) - a.least;
     }
     mu_status status = read_array(from, shard, &a, e);
-    if (status == MU_STATUS_OK) mu_adamw_steps_set(t->opt, u, steps);
+    if (status == MU_STATUS_OK) mu_optimizer_steps_set(t->opt, u, steps);
     return status;
 }
 
-static const char *const moments[2] = { "/optim/m", "/optim/v" };
+/* One slot of the optimizer's state of a unit: /optim/m/norm/weight. */
+static array slot_array(const mu_trainer *t, const mu_unit *u, int slot, void *host) {
+    char prefix[32];
+    snprintf(prefix, sizeof prefix, "/optim/%s", t->opt->rule->slots[slot]);
+    return unit_array(t, prefix, u, host);
+}
 
 /* A rank that writes no shard has s == NULL and only hands over the moments it owns; so does one whose writing
  * has failed: the others are waiting for it. Collective over the unit's group, agreed by nobody. */
@@ -269,14 +274,14 @@ static mu_status write_unit(mu_trainer *t, mu_store *s, const mu_unit *u, mu_sta
         array values = unit_array(t, "", u, host);
         status = write_array(s, &values, e);
     }
-    for (int which = 0; which < 2; which++) {
-        array values = unit_array(t, moments[which], u, host);
-        mu_adamw_moment_read(t->opt, u, which, host);
+    for (int slot = 0; slot < t->opt->rule->n_slots; slot++) {
+        array values = slot_array(t, u, slot, host);
+        mu_optimizer_slot_read(t->opt, u, slot, host);
         if (mine && status == MU_STATUS_OK) status = write_array(s, &values, e);
     }
     free(host);
     if (!mine || status != MU_STATUS_OK) return status;
-    int64_t steps = mu_adamw_steps(t->opt, u);
+    int64_t steps = mu_optimizer_steps(t->opt, u);
     array a = steps_array(u, &steps);
     return write_array(s, &a, e);
 }
@@ -297,9 +302,10 @@ static mu_status read_unit(mu_trainer *t, const source *from, mu_unit *u, bool t
     void *host = mu_alloc((size_t)u->count, mu_dtype_size(t->dev->fine));
     array values = unit_array(t, "", u, host);
     mu_status status = read_values(t, from, shard, &values, mu_unit_data(u), e);
-    for (int which = 0; which < 2 && status == MU_STATUS_OK && training && mu_adamw_owns(t->opt, u); which++) {
-        values = unit_array(t, moments[which], u, host);
-        status = read_values(t, from, shard, &values, mu_adamw_moment(t->opt, u, which), e);
+    int slots = training && mu_shards_owns(&t->opt->shards, u) ? t->opt->rule->n_slots : 0;
+    for (int slot = 0; slot < slots && status == MU_STATUS_OK; slot++) {
+        values = slot_array(t, u, slot, host);
+        status = read_values(t, from, shard, &values, mu_optimizer_slot(t->opt, u, slot), e);
     }
     free(host);
     return status == MU_STATUS_OK && training ? read_steps(t, from, shard, u, e) : status;
@@ -724,7 +730,7 @@ mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manife
     t->tokenizer = mu_tokenizer_open(m->tokenizer);
     t->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev, mesh);
-    t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
+    t->opt = mu_optimizer_new(&mu_rule_adamw, &t->cfg.optim, t->model->params);
     mu_roll_init(&t->roll, t->model->n_moe, (int)t->cfg.moe.num_experts);
     return MU_STATUS_OK;
 }

@@ -92,18 +92,17 @@ static double domain_memory(const mu_trainer *t, const mu_option_domain *d) {
 
 /* ------------------------------------------------------------------ memory */
 
-/* Moments of the rank that owns the most of them, beyond this one's. */
-static double largest_share(const mu_adamw *o) {
+/* Optimizer state of the rank that owns the most of it, beyond this one's. */
+static double largest_shard(const mu_optimizer *o) {
     double bytes = 0;
     for (int i = 0; i < o->params->n_groups; i++) {
         const mu_comm *c = (const mu_comm *)o->params->groups[i]->reduce;
-        int64_t most = 0, mine = 0;
+        int64_t most = 0, mine = c ? mu_shards_count(&o->shards, i, c->rank) : 0;
         for (int r = 0; c && r < c->size; r++) {
-            int64_t share = o->ends[i][r] - (r ? o->ends[i][r - 1] : 0);
-            if (share > most) most = share;
-            if (r == c->rank) mine = share;
+            int64_t count = mu_shards_count(&o->shards, i, r);
+            if (count > most) most = count;
         }
-        bytes += 2 * (double)(most - mine) * (double)mu_dtype_size(o->params->dev->fine);
+        bytes += o->rule->n_slots * (double)(most - mine) * (double)mu_dtype_size(o->params->dev->fine);
     }
     return bytes;
 }
@@ -125,7 +124,7 @@ static double mib(double bytes) { return bytes / (1 << 20); }
 
 static void print_memory(const mu_trainer *t, double parameters, double state, double texts, int64_t program) {
     const struct { const char *name; double bytes; } parts[] = {
-        { "weights, gradients, moments", state + largest_share(t->opt) },
+        { "weights, gradients, moments", state + largest_shard(t->opt) },
         { "activations", (double)mu_device_bytes(t->dev) - state },
         { "texts", texts },
         { "loads of logged steps", load_memory(&t->cfg, t->model->n_moe) },
@@ -139,7 +138,7 @@ static void print_memory(const mu_trainer *t, double parameters, double state, d
         total += parts[i].bytes;
     }
     printf("  %-27s  %9.1f\n", "total", mib(total));
-    printf("checkpoint, all ranks          %9.1f MiB\n", mib(3.0 * parameters * (double)mu_dtype_size(t->dev->fine)));
+    printf("checkpoint, all ranks          %9.1f MiB\n", mib((1 + t->opt->rule->n_slots) * parameters * (double)mu_dtype_size(t->dev->fine)));
 }
 
 /* The device whose types a run of this configuration has. */
@@ -170,7 +169,7 @@ void mu_dry_run(mu_trainer *t) {
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev,
                             t->mesh);
     if (t->cfg.train.reproducible) mu_params_exact(t->model->params);
-    t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
+    t->opt = mu_optimizer_new(&mu_rule_adamw, &t->cfg.optim, t->model->params);
     double state = (double)mu_device_bytes(t->dev);
     t->tape = mu_tape_new(t->dev);
     if (t->cfg.train.reproducible) mu_tape_leaf(t->tape, t->cfg.train.seq_len);

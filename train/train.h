@@ -18,7 +18,7 @@ typedef struct {
     mu_loader *loader;
     mu_val_split val_split;         /* a resumed run keeps the one it had */
     mu_model *model;
-    mu_adamw *opt;
+    mu_optimizer *opt;
     mu_tape *tape;
     mu_roll roll;
     int64_t step;

@@ -111,7 +111,7 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
         mu_params_exact(t->model->params);
         mu_tape_leaf(t->tape, t->cfg.train.seq_len);
     }
-    t->opt = mu_adamw_new(&t->cfg.optim, t->model->params);
+    t->opt = mu_optimizer_new(&mu_rule_adamw, &t->cfg.optim, t->model->params);
     make_results(t);
     mu_roll_init(&t->roll, t->model->n_moe, (int)t->cfg.moe.num_experts);
     return MU_STATUS_OK;
@@ -119,7 +119,7 @@ mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error
 
 void mu_trainer_close(mu_trainer *t) {
     mu_roll_free(&t->roll);
-    mu_adamw_free(t->opt);
+    mu_optimizer_free(t->opt);
     mu_memory_free(t->results);
     if (t->tape) mu_tape_free(t->tape);
     mu_model_free(t->model);
@@ -377,7 +377,7 @@ static void update(mu_trainer *t, double lr) {
     t->dev->k->add(t->dev, 1, norm, mu_grad_norm_place(t->opt), norm);
     mu_activity_set("optimizer", -1, NULL);
     /* Experts without a token in the whole global batch rest: the optimizer leaves them alone. */
-    mu_adamw_step(t->opt, lr, totals_of(t));
+    mu_optimizer_step(t->opt, lr, totals_of(t));
 }
 
 /* The next global batch and its gradients; when interrupted, as if it had not begun. */

@@ -172,14 +172,14 @@ static outcome train(const char *device, const mu_moe_config *moe) {
     mu_model_config cfg = tiny_model_config();
     mu_optim_config optim = { .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1 };
     mu_model *m = mu_model_new(&cfg, moe, TINY_V, 5, dev, mesh_alone());
-    mu_adamw *o = mu_adamw_new(&optim, m->params);
+    mu_optimizer *o = mu_optimizer_new(&mu_rule_adamw, &optim, m->params);
     mu_tape *tp = mu_tape_new(dev);
     outcome r;
     for (int step = 0; step < STEPS; step++) r.loss[step] = tiny_step(tp, m, o);
     r.values = tiny_values(m, &r.n);
     r.peak = mu_tape_peak(tp), r.bytes = mu_device_bytes(dev);
     mu_tape_free(tp);
-    mu_adamw_free(o);
+    mu_optimizer_free(o);
     mu_model_free(m);
     mu_device_close(dev);
     return r;

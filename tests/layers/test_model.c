@@ -230,7 +230,7 @@ static void unsound_batches_stop(void **state) {
     mu_device_close(other);
     mu_optim_config optim = mu_optim_config_default();
     optim.betas[1] = 1;
-    STOPS("optim.betas: [0.9, 1] is out of range", mu_adamw_new(&optim, m->params));
+    STOPS("optim.betas: [0.9, 1] is out of range", mu_optimizer_new(&mu_rule_adamw, &optim, m->params));
     STOPS("learning rate of step 0 of 10", mu_learning_rate(&optim, 0, 10));
     free(ids);
     mu_tape_free(tp);
@@ -383,13 +383,13 @@ static void training_learns(void **state) {
     mu_moe_config moe = tiny_moe_config();
     mu_optim_config optim = { .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1 };
     mu_model *m = new_model(&cfg, &moe);
-    mu_adamw *o = mu_adamw_new(&optim, m->params);
+    mu_optimizer *o = mu_optimizer_new(&mu_rule_adamw, &optim, m->params);
     mu_tape *tp = mu_tape_new(dev);
     double first = tiny_step(tp, m, o), last = first;
     for (int step = 0; step < 40; step++) last = tiny_step(tp, m, o);
     assert_true(last < 0.25 * first);
     mu_tape_free(tp);
-    mu_adamw_free(o);
+    mu_optimizer_free(o);
     mu_model_free(m);
 }
 

@@ -22,12 +22,12 @@ static outcome run(const char *device, int ep) {
     mu_optim_config optim = { .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1 };
     moe.first_k_dense = 1;
     mu_model *m = mu_model_new(&cfg, &moe, TINY_V, 5, dev, mesh);
-    mu_adamw *o = mu_adamw_new(&optim, m->params);
+    mu_optimizer *o = mu_optimizer_new(&mu_rule_adamw, &optim, m->params);
     outcome r;
     for (uint32_t step = 0; step < 3; step++) {
         set_gradients(m->params, step);
         mu_grad_clip(o, mesh->world, 0.1, 0, (mu_mat){ 0 });
-        mu_adamw_step(o, 1e-2, (mu_mat){ 0 });
+        mu_optimizer_step(o, 1e-2, (mu_mat){ 0 });
         r.norms[step] = mu_grad_norm(o);
     }
     int64_t wide = TINY_V * cfg.hidden_size, n = m->params->n_global_units * wide;
@@ -38,7 +38,7 @@ static outcome run(const char *device, int ep) {
     mu_all_reduce(mesh->expert, MU_REDUCE_SUM, MU_DTYPE_F64, all, n);
     r.hash = mu_hash64(all, (size_t)n * sizeof *all);
     free(all);
-    mu_adamw_free(o);
+    mu_optimizer_free(o);
     mu_model_free(m);
     mu_device_close(dev);
     mu_mesh_close(mesh);
@@ -65,7 +65,7 @@ static void norm_and_weights_are_the_same_for_any_ep(void **state) {
 }
 
 /* A model whose experts are shared out over all ranks, and its optimizer. */
-typedef struct { mu_mesh *mesh; mu_device *dev; mu_model *m; mu_adamw *o; int rank, size; } stand;
+typedef struct { mu_mesh *mesh; mu_device *dev; mu_model *m; mu_optimizer *o; int rank, size; } stand;
 
 static stand stand_new(void) {
     mu_comm *world = mu_comm_new(NULL);
@@ -75,13 +75,13 @@ static stand stand_new(void) {
     stand s = { .mesh = mu_mesh_open(NULL, world->size), .dev = mu_device_open("cpu"), .rank = world->rank, .size = world->size };
     mu_comm_free(world);
     s.m = mu_model_new(&cfg, &moe, TINY_V, 5, s.dev, s.mesh);
-    s.o = mu_adamw_new(&optim, s.m->params);
+    s.o = mu_optimizer_new(&mu_rule_adamw, &optim, s.m->params);
     set_gradients(s.m->params, 0);
     return s;
 }
 
 static void stand_free(stand *s) {
-    mu_adamw_free(s->o);
+    mu_optimizer_free(s->o);
     mu_model_free(s->m);
     mu_device_close(s->dev);
     mu_mesh_close(s->mesh);
@@ -115,10 +115,10 @@ static void a_bad_loss_stops_every_rank(void **state) {
         set_gradients(s.m->params, 0);
         s.dev->k->fill(s.dev, 1, bad && s.rank == s.size - 1 ? INFINITY : 3, loss);
         mu_grad_clip(s.o, s.mesh->world, 1, 1, loss);
-        mu_adamw_step(s.o, 1e-2, (mu_mat){ 0 });
+        mu_optimizer_step(s.o, 1e-2, (mu_mat){ 0 });
         mu_reals_get(s.dev, s.dev->fine, mu_unit_data(u), 1, &after);
         check((after == before) == (bool)bad, "bad %d: %g, then %g", bad, before, after);
-        check(mu_adamw_steps(s.o, u) == !bad, "bad %d: %lld steps", bad, (long long)mu_adamw_steps(s.o, u));
+        check(mu_optimizer_steps(s.o, u) == !bad, "bad %d: %lld steps", bad, (long long)mu_optimizer_steps(s.o, u));
     }
     mu_memory_free(memory);
     stand_free(&s);

@@ -8,7 +8,7 @@ enum { STEPS = 20 };
 typedef struct {
     mu_device *dev;
     mu_model *model;
-    mu_adamw *opt;
+    mu_optimizer *opt;
     mu_memory *loads;
 } run;
 
@@ -18,7 +18,7 @@ static run run_new(const char *device, const mu_mesh *mesh) {
     mu_moe_config moe = tiny_moe_config();
     run r = { .dev = mu_device_open(device) };
     r.model = mu_model_new(&cfg, &moe, TINY_V, 5, r.dev, mesh);
-    r.opt = mu_adamw_new(&optim, r.model->params);
+    r.opt = mu_optimizer_new(&mu_rule_adamw, &optim, r.model->params);
     r.loads = mu_memory_new(r.dev, (size_t)r.model->params->n_loads * sizeof(int64_t));
     mu_memory_commit(r.loads, (size_t)r.model->params->n_loads * sizeof(int64_t));
     return r;
@@ -26,7 +26,7 @@ static run run_new(const char *device, const mu_mesh *mesh) {
 
 static void run_free(run *r) {
     mu_memory_free(r->loads);
-    mu_adamw_free(r->opt);
+    mu_optimizer_free(r->opt);
     mu_model_free(r->model);
     mu_device_close(r->dev);
 }
@@ -60,7 +60,7 @@ static double step(run *r, const mu_mesh *mesh, uint32_t number, int parts) {
     }
     mu_grads_reduce(r->opt);
     mu_grad_clip(r->opt, mesh->world, 0.1, 0, (mu_mat){ 0 });
-    mu_adamw_step(r->opt, 1e-2, loads_of(r, number));
+    mu_optimizer_step(r->opt, 1e-2, loads_of(r, number));
     double norm = mu_grad_norm(r->opt);
     check(norm > 0.1, "a norm of %g is not clipped", norm);
     return norm;
@@ -74,7 +74,7 @@ static double whole(const run *r, const void *host, int64_t i) {
 static void compare(const run *r, const run *alone, mu_unit *u, double tolerance) {
     const mu_unit *v = mu_params_find(alone->model->params, u->name);
     const mu_comm *group = u->param->desc.group->reduce;
-    long long steps = mu_adamw_steps(r->opt, u), wanted = mu_adamw_steps(alone->opt, v);
+    long long steps = mu_optimizer_steps(r->opt, u), wanted = mu_optimizer_steps(alone->opt, v);
     check(steps == wanted, "%s: %lld steps, not %lld", u->name, steps, wanted);
     check(u->expert != 2 || steps == 0, "%s took a step", u->name);
     void *mine = mu_alloc((size_t)u->count, sizeof(double)),
@@ -82,8 +82,8 @@ static void compare(const run *r, const run *alone, mu_unit *u, double tolerance
     for (int part = 0; part < 3; part++) {
         size_t bytes = (size_t)u->count * mu_dtype_size(r->dev->real);
         if (part == 0) mu_device_read(r->dev, mine, mu_unit_data(u), bytes);
-        else mu_adamw_moment_read(r->opt, u, part - 1, mine);
-        mu_device_read(alone->dev, theirs, part ? mu_adamw_moment(alone->opt, v, part - 1) : mu_unit_data(v),
+        else mu_optimizer_slot_read(r->opt, u, part - 1, mine);
+        mu_device_read(alone->dev, theirs, part ? mu_optimizer_slot(alone->opt, v, part - 1) : mu_unit_data(v),
                        bytes);
         for (int64_t i = 0; i < u->count && (part == 0 || group->rank == 0); i++)
             check(fabs(whole(r, mine, i) - whole(r, theirs, i)) <=
@@ -107,9 +107,9 @@ static void same_as_alone(const char *device, int ep, int64_t window_least, doub
     }
     int64_t owned = 0, all = 0, P = mesh->world->size;
     for (mu_unit *u = mu_unit_next(r.model->params, NULL); u; u = mu_unit_next(r.model->params, u)) {
-        bool mine = mu_adamw_owns(r.opt, u);
+        bool mine = mu_shards_owns(&r.opt->shards, u);
         compare(&r, &alone, u, tolerance);
-        check((mu_adamw_moment(r.opt, u, 0) != NULL) == mine, "%s: a moment without an owner", u->name);
+        check((mu_optimizer_slot(r.opt, u, 0) != NULL) == mine, "%s: a moment without an owner", u->name);
         owned += mine ? u->count : 0, all += u->count;
     }
     if (ep == 1 && P > 1)

@@ -50,13 +50,13 @@ static void short_and_odd_runs(void **state) {
 enum { E = 4, D = 6, F = 3 };
 static const mu_optim_config config = { .betas = { 0.9, 0.95 }, .eps = 1e-8, .weight_decay = 0.1 };
 
-typedef struct { layer *l; mu_adamw *o; mu_memory *loads; } stand;
+typedef struct { layer *l; mu_optimizer *o; mu_memory *loads; } stand;
 
 static stand stand_new(const char *device) {
     mu_moe_config cfg = layer_config(E, 2, F);
     cfg.num_shared_experts = 1;
     stand s = { .l = layer_new(device, mesh_alone(), cfg, 2, 4, D) };
-    s.o = mu_adamw_new(&config, s.l->ps);
+    s.o = mu_optimizer_new(&mu_rule_adamw, &config, s.l->ps);
     s.loads = mu_memory_new(s.l->dev, E * sizeof(int64_t));
     mu_memory_commit(s.loads, E * sizeof(int64_t));
     return s;
@@ -64,7 +64,7 @@ static stand stand_new(const char *device) {
 
 static void stand_free(stand *s) {
     mu_memory_free(s->loads);
-    mu_adamw_free(s->o);
+    mu_optimizer_free(s->o);
     layer_free(s->l);
 }
 
@@ -80,7 +80,7 @@ static mu_mat loads_without(const stand *s, int resting) {
 static void half_step(const stand *s, double lr) {
     mu_grad_clip(s->o, comm_alone(), 0, 0, (mu_mat){ 0 });
     mu_grad_clip(s->o, comm_alone(), 0.5 * mu_grad_norm(s->o), 0, (mu_mat){ 0 });
-    mu_adamw_step(s->o, lr, (mu_mat){ 0 });
+    mu_optimizer_step(s->o, lr, (mu_mat){ 0 });
 }
 
 /* A gradient for every unit, another one each step. */
@@ -97,7 +97,7 @@ static double *state_of(const stand *s, const mu_unit *u) {
     double *x = mu_alloc(3 * (size_t)u->count, sizeof *x);
     mu_reals_get(s->l->dev, s->l->dev->fine, mu_unit_data(u), u->count, x);
     for (int which = 0; which < 2; which++)
-        mu_reals_get(s->l->dev, s->l->dev->fine, mu_adamw_moment(s->o, u, which), u->count,
+        mu_reals_get(s->l->dev, s->l->dev->fine, mu_optimizer_slot(s->o, u, which), u->count,
                      x + (which + 1) * u->count);
     return x;
 }
@@ -133,7 +133,7 @@ static void equals_scalar_adamw(void **state) {
             free(g);
         }
         for (int64_t i = 0; i < 3 * u->count; i++) assert_true(fabs(now[i] - w[i]) < 1e-13);
-        assert_int_equal(mu_adamw_steps(s.o, u), STEPS);
+        assert_int_equal(mu_optimizer_steps(s.o, u), STEPS);
         checked++;
         free(now);
         free(w);
@@ -153,27 +153,27 @@ static void idle_experts_stay_bit_for_bit(void **state) {
         double *before[64] = { NULL };
         for (uint32_t step = 1; step <= 3; step++) {
             set_gradients(&s, step);
-            mu_adamw_step(s.o, 0.01, loads_without(&s, -1));
+            mu_optimizer_step(s.o, 0.01, loads_without(&s, -1));
         }
         for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u))
             before[u->global_index] = state_of(&s, u);
         for (uint32_t step = 4; step <= 103; step++) {
             set_gradients(&s, step);
-            mu_adamw_step(s.o, 0.01, loads_without(&s, 2));
+            mu_optimizer_step(s.o, 0.01, loads_without(&s, 2));
         }
         for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
             double *now = state_of(&s, u);
             bool equal = !memcmp(now, before[u->global_index], 3 * (size_t)u->count * sizeof *now);
             assert_int_equal(equal, is_of(u, 2));
-            assert_int_equal(mu_adamw_steps(s.o, u), is_of(u, 2) ? 3 : 103);
+            assert_int_equal(mu_optimizer_steps(s.o, u), is_of(u, 2) ? 3 : 103);
             free(now);
         }
         set_gradients(&s, 104);
-        mu_adamw_step(s.o, 0.01, (mu_mat){ 0 });
+        mu_optimizer_step(s.o, 0.01, (mu_mat){ 0 });
         for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
             double *now = state_of(&s, u), *w = before[u->global_index],
                    *g = random_reals(104 * 100 + (uint32_t)u->global_index, u->count, 1);
-            assert_int_equal(mu_adamw_steps(s.o, u), is_of(u, 2) ? 4 : 104);
+            assert_int_equal(mu_optimizer_steps(s.o, u), is_of(u, 2) ? 4 : 104);
             for (int64_t i = 0; i < u->count && is_of(u, 2); i++) {
                 scalar_adamw(g[i], 0.01, 0.1, 4, &w[i], &w[u->count + i], &w[2 * u->count + i]);
                 assert_true(fabs(now[i] - w[i]) < (d ? 1e-6 : 1e-14));
@@ -195,7 +195,7 @@ static void groups_can_be_frozen_or_slower(void **state) {
     for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u))
         before[u->global_index] = state_of(&s, u);
     set_gradients(&s, 1);
-    mu_adamw_step(s.o, 0.01, (mu_mat){ 0 });
+    mu_optimizer_step(s.o, 0.01, (mu_mat){ 0 });
     for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
         const mu_group *g = u->param->desc.group;
         double *now = state_of(&s, u), *was = before[u->global_index];
@@ -203,10 +203,62 @@ static void groups_can_be_frozen_or_slower(void **state) {
         bool moments = !memcmp(now + u->count, was + u->count, 2 * (size_t)u->count * sizeof *now);
         assert_int_equal(weights, g == shared || g == expert);
         assert_int_equal(moments, g == shared);
-        assert_int_equal(mu_adamw_steps(s.o, u), g == shared ? 0 : 1);
+        assert_int_equal(mu_optimizer_steps(s.o, u), g == shared ? 0 : 1);
         free(now);
         free(was);
     }
+    stand_free(&s);
+}
+
+/* ---------------------------------------------------------------- another rule */
+/* Gradient descent with momentum, one slot, as someone else would write it for a host device. */
+static void momentum_init(mu_device *dev, int slot, int64_t count, mu_mat values) {
+    assert_int_equal(slot, 0);
+    dev->k->fill(dev, count, 0.25, values);
+}
+
+static void momentum_step(const mu_optim_config *cfg, const mu_update *u) {
+    double *w = u->values.data, *g = u->grads.data, *b = u->slots[0].data;
+    assert_null(u->slots[1].data);
+    for (int64_t i = 0; i < u->n_units; i++) {
+        const mu_slab_unit *unit = (const mu_slab_unit *)u->units.data + i;
+        if (u->loads.data && unit->load >= 0 && ((const int64_t *)u->loads.data)[unit->load] == 0) continue;
+        ((int64_t *)u->steps.data)[unit->id]++;
+        for (int64_t j = unit->first; j < unit->first + unit->count; j++) {
+            b[j] = cfg->betas[0] * b[j] + *(const double *)u->scale.data * g[j];
+            w[j] -= u->lr * b[j];
+        }
+    }
+}
+
+static const mu_rule momentum = { "momentum", 1, { "buf" }, momentum_init, momentum_step };
+
+static void another_rule_is_one_struct(void **state) {
+    (void)state;
+    stand s = stand_new("ref");
+    mu_optimizer_free(s.o);
+    s.o = mu_optimizer_new(&momentum, &config, s.l->ps);
+    mu_unit *u = mu_params_find(s.l->ps, "/layers/0/mlp/experts/3/up_proj/weight");
+    assert_non_null(u);
+    double *w = mu_alloc((size_t)u->count, sizeof *w), *b = mu_alloc((size_t)u->count, sizeof *b),
+           *host = mu_alloc((size_t)u->count, sizeof *host);
+    mu_reals_get(s.l->dev, s.l->dev->fine, mu_unit_data(u), u->count, w);
+    for (int64_t i = 0; i < u->count; i++) b[i] = 0.25;
+    for (uint32_t step = 1; step <= 4; step++) {        /* expert 3 is skipped in the last one */
+        set_gradients(&s, step);
+        mu_optimizer_step(s.o, 0.01, loads_without(&s, step == 4 ? 3 : -1));
+        double *g = random_reals(step * 100 + (uint32_t)u->global_index, u->count, 1);
+        for (int64_t i = 0; i < u->count && step < 4; i++) b[i] = 0.9 * b[i] + g[i], w[i] -= 0.01 * b[i];
+        free(g);
+    }
+    assert_int_equal(mu_optimizer_steps(s.o, u), 3);
+    mu_optimizer_slot_read(s.o, u, 0, host);
+    for (int64_t i = 0; i < u->count; i++) assert_true(near(host[i], b[i]));
+    mu_reals_get(s.l->dev, s.l->dev->fine, mu_unit_data(u), u->count, host);
+    for (int64_t i = 0; i < u->count; i++) assert_true(near(host[i], w[i]));
+    free(w);
+    free(b);
+    free(host);
     stand_free(&s);
 }
 
@@ -266,16 +318,16 @@ static void nothing_moves_that_is_not_finite(void **state) {
         mu_tensor *losses = mu_tensor_loss(s.l->tp, 8);
         mu_tensor_write(losses, loss);
         mu_grad_clip(s.o, comm_alone(), 1, mu_count(losses), mu_data(losses));
-        mu_adamw_step(s.o, 0.01, (mu_mat){ 0 });
+        mu_optimizer_step(s.o, 0.01, (mu_mat){ 0 });
         for (u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
             double *now = state_of(&s, u);
             assert_memory_equal(now, before[u->global_index], 3 * (size_t)u->count * sizeof *now);
-            assert_int_equal(mu_adamw_steps(s.o, u), 0);
+            assert_int_equal(mu_optimizer_steps(s.o, u), 0);
             free(now);
         }
         set_gradients(&s, 1);
         mu_grad_clip(s.o, comm_alone(), 1, 0, (mu_mat){ 0 });
-        mu_adamw_step(s.o, 0.01, (mu_mat){ 0 });
+        mu_optimizer_step(s.o, 0.01, (mu_mat){ 0 });
         for (u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
             double *now = state_of(&s, u);
             moved |= memcmp(now, before[u->global_index], (size_t)u->count * sizeof *now) != 0;
@@ -295,7 +347,7 @@ static void a_step_does_not_wait(void **state) {
     int64_t waits = mu_device_waits(s.l->dev);
     mu_grads_reduce(s.o);
     mu_grad_clip(s.o, comm_alone(), 1, 0, (mu_mat){ 0 });
-    mu_adamw_step(s.o, 0.01, loads_without(&s, 2));
+    mu_optimizer_step(s.o, 0.01, loads_without(&s, 2));
     assert_int_equal(mu_device_waits(s.l->dev), waits);
     mu_grad_norm(s.o);
     assert_int_equal(mu_device_waits(s.l->dev), waits + 1);
@@ -309,6 +361,7 @@ int main(void) {
         cmocka_unit_test(equals_scalar_adamw),
         cmocka_unit_test(idle_experts_stay_bit_for_bit),
         cmocka_unit_test(groups_can_be_frozen_or_slower),
+        cmocka_unit_test(another_rule_is_one_struct),
         cmocka_unit_test(norm_is_the_naive_norm),
         cmocka_unit_test(norm_names_what_is_not_finite),
         cmocka_unit_test(nothing_moves_that_is_not_finite),

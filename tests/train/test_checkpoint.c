@@ -105,7 +105,7 @@ static const struct {
 };
 
 static void set_steps(mu_trainer *t, const char *name, int64_t steps) {
-    mu_adamw_steps_set(t->opt, mu_params_find(t->model->params, name), steps);
+    mu_optimizer_steps_set(t->opt, mu_params_find(t->model->params, name), steps);
 }
 
 /* No step of the run gave expert 3 of layer 0 a token: what it took is expert 0's. */
@@ -139,15 +139,15 @@ static void spoil(mu_trainer *t, const char *how) {
     else if (!strcmp(how, "loader of one domain")) assert_ok(mu_loader_state_set(t->loader, (int64_t[]){ 0, 6, 6 }, &e));
     else if (!strcmp(how, "bias infinite")) t->model->blocks[1].moe.bias[1] = -INFINITY;
     else if (!strcmp(how, "bias large")) t->model->blocks[1].moe.bias[1] = -1e6;
-    else if (!strcmp(how, "optimizer steps negative")) mu_adamw_steps_set(t->opt, u, -1);
-    else if (!strcmp(how, "optimizer steps ahead")) mu_adamw_steps_set(t->opt, u, 4);
-    else if (!strcmp(how, "optimizer steps behind")) mu_adamw_steps_set(t->opt, u, 2);
+    else if (!strcmp(how, "optimizer steps negative")) mu_optimizer_steps_set(t->opt, u, -1);
+    else if (!strcmp(how, "optimizer steps ahead")) mu_optimizer_steps_set(t->opt, u, 4);
+    else if (!strcmp(how, "optimizer steps behind")) mu_optimizer_steps_set(t->opt, u, 2);
     else if (!strcmp(how, "steps of an active expert")) set_steps(t, "/layers/0/mlp/experts/0/up_proj/weight", 0);
     else if (!strcmp(how, "steps of an idle expert")) idle_expert(t);
     else if (!strcmp(how, "second moment negative"))
-        mu_reals_set(t->dev, t->dev->fine, mu_adamw_moment(t->opt, u, 1), 1, &values[1]);
+        mu_reals_set(t->dev, t->dev->fine, mu_optimizer_slot(t->opt, u, 1), 1, &values[1]);
     else if (!strcmp(how, "first moment infinite"))
-        mu_reals_set(t->dev, t->dev->fine, mu_adamw_moment(t->opt, u, 0), 1, &values[2]);
+        mu_reals_set(t->dev, t->dev->fine, mu_optimizer_slot(t->opt, u, 0), 1, &values[2]);
     else if (!strcmp(how, "weight not a number"))
         mu_reals_set(t->dev, t->dev->fine, mu_unit_data(u), 1, &values[0]);
     else fail_msg("%s", how);

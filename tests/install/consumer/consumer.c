@@ -24,7 +24,7 @@ static bool train(MPI_Comm comm) {
     mu_params_alloc(ps);
     mu_params_init(ps, 1);
     mu_optim_config optim = mu_optim_config_default();
-    mu_adamw *opt = mu_adamw_new(&optim, ps);
+    mu_optimizer *opt = mu_optimizer_new(&mu_rule_adamw, &optim, ps);
     mu_tape *tp = mu_tape_new(dev);
     double first = 0, loss = 0, numbers[T * D];
     for (uint32_t step = 1; step <= STEPS; step++) {
@@ -43,13 +43,13 @@ static bool train(MPI_Comm comm) {
         if (step == 1) first = loss;
         mu_backward(tp, ce);
         mu_grads_reduce(opt);
-        mu_adamw_step(opt, 0.02, (mu_mat){ 0 });
+        mu_optimizer_step(opt, 0.02, (mu_mat){ 0 });
         mu_params_zero_grad(ps);
         mu_tape_reset(tp);
     }
     if (mesh->world->rank == 0) printf("loss %.3f -> %.3f\n", first, loss);
     mu_tape_free(tp);
-    mu_adamw_free(opt);
+    mu_optimizer_free(opt);
     mu_moe_free(&moe);
     mu_params_free(ps);
     mu_placement_free(place);

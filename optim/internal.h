@@ -1,0 +1,15 @@
+/* internal.h - between the files of optim/. */
+#ifndef MUSTER_OPTIM_INTERNAL_H
+#define MUSTER_OPTIM_INTERNAL_H
+#include "optim/optim.h"
+
+/* A group's communicator is declared const to those who may only compare it; collectives count time in it. NULL: none. */
+static inline mu_comm *comm_of(const mu_group *g) { return (mu_comm *)(uintptr_t)g->reduce; }
+
+/* The group's table of units, on the device. */
+mu_mat mu_shards_units(const mu_shards *s, int group);
+
+void mu_norm_init(mu_norm *n, const mu_params *ps);
+void mu_norm_free(mu_norm *n);
+mu_mat mu_norm_scale(const mu_norm *n, const mu_params *ps);    /* one F64: the factor of all gradients, NaN: no step */
+#endif

@@ -1,0 +1,119 @@
+/* optimizer.c - an update rule's state, and its step on each group's shard. */
+#include "optim/internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static int my_rank(const mu_group *g) { return g->reduce ? comm_of(g)->rank : 0; }
+
+static int64_t my_count(const mu_optimizer *o, int group) {
+    return mu_shards_count(&o->shards, group, my_rank(o->params->groups[group]));
+}
+
+static mu_mat slot_of(const mu_optimizer *o, int group, int slot) {
+    return (mu_mat){ o->slots[group][slot]->region.base, o->params->dev->fine, 1 };
+}
+
+/* Memory is touched by writing: reading first would map the system's page of zeros, and each page's first write then
+ * interrupts all cores. */
+static void new_slots(mu_optimizer *o, int group) {
+    mu_device *dev = o->params->dev;
+    size_t bytes = (size_t)my_count(o, group) * mu_dtype_size(dev->fine);
+    for (int slot = 0; slot < o->rule->n_slots; slot++) {
+        o->slots[group][slot] = mu_memory_new(dev, bytes);
+        mu_memory_commit(o->slots[group][slot], bytes);
+        o->rule->init(dev, slot, my_count(o, group), slot_of(o, group, slot));
+    }
+}
+
+mu_optimizer *mu_optimizer_new(const mu_rule *rule, const mu_optim_config *cfg, mu_params *ps) {
+    mu_error e = { 0 };
+    mu_complaints found = { .e = &e };
+    MU_CHECK(rule && cfg && ps, "an optimizer needs a rule, its configuration and parameters");
+    MU_CHECK(rule->n_slots >= 0 && rule->n_slots <= MU_RULE_SLOTS, "update rule %s has %d slots; at most %d are possible",
+             rule->name, rule->n_slots, MU_RULE_SLOTS);
+    mu_optim_config_check(cfg, 0, &found);
+    MU_CHECK(found.status == MU_STATUS_OK, "%s", e.text);
+    mu_optimizer *o = mu_alloc(1, sizeof *o);
+    *o = (mu_optimizer){ .rule = rule, .cfg = *cfg, .params = ps };
+    mu_shards_init(&o->shards, ps);
+    mu_norm_init(&o->norm, ps);
+    for (int i = 0; i < ps->n_groups; i++) new_slots(o, i);
+    size_t bytes = (size_t)ps->n_global_units * sizeof(int64_t);
+    o->steps = mu_memory_new(ps->dev, bytes);
+    mu_memory_commit(o->steps, bytes);
+    return o;
+}
+
+void mu_optimizer_free(mu_optimizer *o) {
+    if (!o) return;
+    for (int i = 0; i < o->params->n_groups; i++)
+        for (int slot = 0; slot < o->rule->n_slots; slot++) mu_memory_free(o->slots[i][slot]);
+    mu_memory_free(o->steps);
+    mu_norm_free(&o->norm);
+    mu_shards_free(&o->shards);
+    free(o);
+}
+
+static mu_mat steps_of(const mu_optimizer *o) { return (mu_mat){ o->steps->region.base, MU_DTYPE_I64, 1 }; }
+
+static void update(mu_optimizer *o, int group, double lr, mu_mat loads) {
+    mu_params *ps = o->params;
+    const mu_group *g = ps->groups[group];
+    const mu_shards *s = &o->shards;
+    mu_update u = { .dev = ps->dev,
+                    .lr = lr * g->lr_factor,
+                    .n_units = s->n_units[group],
+                    .n_pieces = s->n_pieces[group],
+                    .units = mu_shards_units(s, group),
+                    .loads = loads,
+                    .scale = mu_norm_scale(&o->norm, ps),
+                    .steps = steps_of(o),
+                    .values = mu_shards_mine(s, group, g->values, ps->dev->fine),
+                    .grads = mu_shards_mine(s, group, g->grads, ps->dev->fine),
+                    .reals = mu_shards_mine(s, group, g->reals, ps->dev->real) };
+    for (int slot = 0; slot < o->rule->n_slots; slot++) u.slots[slot] = slot_of(o, group, slot);
+    o->rule->step(&o->cfg, &u);
+}
+
+void mu_optimizer_step(mu_optimizer *o, double lr, mu_mat loads) {
+    MU_CHECK(lr >= 0 && isfinite(lr), "a learning rate of %g", lr);
+    if (o->norm.stopped) return;
+    mu_params_finish_grads(o->params);
+    for (int i = 0; i < o->params->n_groups; i++)
+        if (!o->params->groups[i]->frozen) update(o, i, lr, loads);
+    mu_values_gather(&o->shards);
+}
+
+/* ------------------------------------------------------------------ state of a unit */
+
+void *mu_optimizer_slot(const mu_optimizer *o, const mu_unit *u, int slot) {
+    MU_CHECK(slot >= 0 && slot < o->rule->n_slots, "slot %d of update rule %s, which has %d", slot, o->rule->name,
+             o->rule->n_slots);
+    if (!mu_shards_owns(&o->shards, u)) return NULL;
+    return mu_mat_values(slot_of(o, mu_shards_group(&o->shards, u), slot), mu_shards_offset(&o->shards, u)).data;
+}
+
+void mu_optimizer_slot_read(const mu_optimizer *o, const mu_unit *u, int slot, void *host) {
+    mu_comm *c = comm_of(u->param->desc.group);
+    int owner = mu_shards_owner(&o->shards, u);
+    size_t bytes = (size_t)u->count * mu_dtype_size(o->params->dev->fine);
+    void *mine = mu_optimizer_slot(o, u, slot);
+    if (mine) mu_device_read(o->params->dev, host, mine, bytes);
+    if (owner == 0) return;
+    int64_t *send = mu_alloc(2 * (size_t)c->size, sizeof *send), *recv = send + c->size;
+    if (c->rank == owner) send[0] = (int64_t)bytes;
+    if (c->rank == 0) recv[owner] = (int64_t)bytes;
+    mu_exchange(c, host, send, host, recv);
+    free(send);
+}
+
+int64_t mu_optimizer_steps(const mu_optimizer *o, const mu_unit *u) {
+    int64_t steps;
+    mu_device_read(o->params->dev, &steps, mu_mat_values(steps_of(o), u->global_index).data, sizeof steps);
+    return steps;
+}
+
+void mu_optimizer_steps_set(mu_optimizer *o, const mu_unit *u, int64_t steps) {
+    mu_device_write(o->params->dev, mu_mat_values(steps_of(o), u->global_index).data, &steps, sizeof steps);
+}

@@ -1,0 +1,133 @@
+/* shards.c - who owns which units, the sums of their gradients, and handing out their values.
+ *
+ * Gradients, optimizer state and the update are divided among the ranks that hold the same units (ZeRO, Rajbhandari et
+ * al. 2020, stage 1): a reduce-scatter before the step and an all-gather of values after it move as many bytes as one
+ * all-reduce. Units are not cut, so that the sum of squares of each has the same bits on any mesh. */
+#include "optim/internal.h"
+
+#include <stdlib.h>
+
+static int rank_in(const mu_group *g) { return g->reduce ? comm_of(g)->rank : 0; }
+static int ranks_of(const mu_group *g) { return g->reduce ? comm_of(g)->size : 1; }
+
+static int64_t place_of(const mu_unit *u) { return u->param->slab_offset + u->offset; }
+
+/* Shards end where units end, each as near as can be to an equal part of the group's values. */
+static int64_t *new_ends(const mu_params *ps, const mu_group *g) {
+    int ranks = ranks_of(g);
+    int64_t *ends = mu_alloc((size_t)ranks, sizeof *ends);
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
+        if (u->param->desc.group == g)
+            for (int r = 0; r < ranks; r++) {
+                int64_t wanted = g->count / ranks * (r + 1), here = place_of(u);
+                if (llabs(here - wanted) < llabs(ends[r] - wanted)) ends[r] = here;
+                if (llabs(g->count - wanted) < llabs(ends[r] - wanted)) ends[r] = g->count;
+            }
+    ends[ranks - 1] = g->count;
+    return ends;
+}
+
+static int64_t shard_begin(const mu_shards *s, int group, int rank) { return rank ? s->ends[group][rank - 1] : 0; }
+
+static int64_t my_begin(const mu_shards *s, int group) { return shard_begin(s, group, rank_in(s->params->groups[group])); }
+
+int64_t mu_shards_count(const mu_shards *s, int group, int rank) {
+    return s->ends[group][rank] - shard_begin(s, group, rank);
+}
+
+int mu_shards_group(const mu_shards *s, const mu_unit *u) {
+    int g = 0;
+    while (s->params->groups[g] != u->param->desc.group) g++;
+    return g;
+}
+
+int mu_shards_owner(const mu_shards *s, const mu_unit *u) {
+    const int64_t *ends = s->ends[mu_shards_group(s, u)];
+    int r = 0;
+    while (place_of(u) >= ends[r]) r++;
+    return r;
+}
+
+bool mu_shards_owns(const mu_shards *s, const mu_unit *u) {
+    return mu_shards_owner(s, u) == rank_in(u->param->desc.group);
+}
+
+int64_t mu_shards_offset(const mu_shards *s, const mu_unit *u) { return place_of(u) - my_begin(s, mu_shards_group(s, u)); }
+
+mu_mat mu_shards_mine(const mu_shards *s, int group, const mu_memory *slab, mu_dtype dtype) {
+    return slab ? mu_mat_values((mu_mat){ slab->region.base, dtype, 1 }, my_begin(s, group)) : (mu_mat){ 0 };
+}
+
+mu_mat mu_shards_units(const mu_shards *s, int group) {
+    return (mu_mat){ s->units[group]->region.base, MU_DTYPE_I64, MU_SLAB_UNIT_WORDS };
+}
+
+/* Units of other ranks are in the table without values: their steps are counted. */
+static void make_table(mu_shards *s, int group) {
+    mu_params *ps = s->params;
+    mu_slab_unit *table = mu_alloc((size_t)ps->n_global_units, sizeof *table);
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
+        if (u->param->desc.group != ps->groups[group]) continue;
+        bool mine = mu_shards_owns(s, u);
+        table[s->n_units[group]++] = (mu_slab_unit){ .first = mine ? mu_shards_offset(s, u) : 0,
+                                                     .count = mine ? u->count : 0,
+                                                     .piece = s->n_pieces[group],
+                                                     .id = u->global_index,
+                                                     .load = u->load,
+                                                     .decays = u->param->desc.decay };
+        s->n_pieces[group] += mu_slab_pieces(mine ? u->count : 0);
+    }
+    size_t bytes = (size_t)s->n_units[group] * sizeof *table;
+    s->units[group] = mu_memory_new(ps->dev, bytes);
+    mu_memory_commit(s->units[group], bytes);
+    mu_device_write(ps->dev, s->units[group]->region.base, table, bytes);
+    free(table);
+}
+
+void mu_shards_init(mu_shards *s, mu_params *ps) {
+    *s = (mu_shards){ .params = ps };
+    for (int i = 0; i < ps->n_groups; i++) {
+        MU_CHECK(ps->groups[i]->values, "parameter group %s has no memory yet: call mu_params_alloc first", ps->groups[i]->name);
+        s->ends[i] = new_ends(ps, ps->groups[i]);
+        make_table(s, i);
+    }
+}
+
+void mu_shards_free(mu_shards *s) {
+    for (int i = 0; s->params && i < s->params->n_groups; i++) {
+        mu_memory_free(s->units[i]);
+        free(s->ends[i]);
+    }
+}
+
+/* Exact sums are integers: every rank adds up all of them. */
+static void reduce_sums(const mu_params *ps, mu_comm *c, const mu_group *g) {
+    if (c->size == 1 || ps->dev->shape_only) return;
+    size_t bytes = (size_t)g->sums_words * sizeof(int64_t);
+    void *host = mu_device_stage_begin(ps->dev, g->sums->region.base, bytes, true);
+    mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, host, g->sums_words);
+    mu_device_stage_end(ps->dev, g->sums->region.base, bytes, true);
+}
+
+void mu_grads_reduce(mu_optimizer *o) {
+    mu_params *ps = o->params;
+    mu_params_finish_grads(ps);
+    for (int i = 0; i < ps->n_groups; i++) {
+        mu_group *g = ps->groups[i];
+        mu_comm *c = comm_of(g);
+        if (c && g->sums) reduce_sums(ps, c, g);
+        else if (c) mu_reduce_shards(c, ps->dev, ps->dev->fine, g->grads->region.base, o->shards.ends[i]);
+    }
+    mu_params_round_grads(ps);
+}
+
+void mu_values_gather(mu_shards *s) {
+    mu_params *ps = s->params;
+    bool shared = false; /* others have changed values, too */
+    for (int i = 0; i < ps->n_groups; i++) {
+        if (ranks_of(ps->groups[i]) == 1) continue;
+        mu_gather_shards(comm_of(ps->groups[i]), ps->dev, ps->dev->fine, ps->groups[i]->values->region.base, s->ends[i]);
+        shared = true;
+    }
+    if (shared) mu_params_publish(ps);
+}
