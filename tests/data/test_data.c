@@ -902,6 +902,48 @@ static void test_late_samples(void **state) {
     mu_corpus_close(&c);
 }
 
+/* What a loader gives is the state of one; what chance does not give in 1e13 tries is not. */
+static void test_state_of_a_loader(void **state) {
+    (void)state;
+    mu_corpus c;
+    mu_loader *l;
+    mu_sample samples[50];
+    int64_t drawn[4];
+    open_three(&c, (double[]){ 2, 1, 0 });
+    const int64_t tokens[] = { c.domains[0].n_tokens, c.domains[1].n_tokens, c.domains[2].n_tokens };
+    const mu_option_domains train = { 3, (mu_option_domain[]){ { .weight = 2 }, { .weight = 1 }, { .weight = 0 } } };
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        assert_ok(mu_loader_open(&l, &c, SEQ, 0.1, MU_VAL_DOCUMENTS, seed, &e));
+        for (int64_t n = 0; n <= 2000; n += 50) {
+            mu_loader_state_get(l, drawn);
+            assert_ok(mu_loader_state_check(&train, tokens, drawn, n, &e));
+            mu_loader_next(l, 50, samples);
+        }
+        mu_loader_close(l);
+    }
+    mu_corpus_close(&c);
+    static const struct {
+        int64_t tokens[3], state[4];
+        bool good;
+    } cases[] = {                       /* shares 2 t0, t1, 0 */
+        { { 50, 100, 9 }, { 48, 48, 0, 96 }, true },   { { 50, 100, 9 }, { 70, 26, 0, 96 }, true },
+        { { 50, 100, 9 }, { 96, 0, 0, 96 }, false },   { { 50, 100, 9 }, { 0, 96, 0, 96 }, false },
+        { { 50, 100, 9 }, { 48, 47, 1, 96 }, false },  { { 50, 100, 9 }, { 12, 12, 0, 24 }, true },
+        { { 50, 0, 9 }, { 96, 0, 0, 96 }, true },      { { 50, 0, 9 }, { 95, 1, 0, 96 }, false },
+        { { 1, 1000000, 9 }, { 0, 96, 0, 96 }, true }, { { 1, 1000000, 9 }, { 3, 93, 0, 96 }, true },
+        { { 1, 1000000, 9 }, { 9, 87, 0, 96 }, false }, { { 0, 0, 9 }, { 0, 0, 1, 1 }, false },
+        { { 500000000, 1000000000, 9 }, { 500000000, 500001000, 0, 1000001000 }, true },
+        { { 500000000, 1000000000, 9 }, { 500000000, 501000000, 0, 1001000000 }, false },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mu_status status = mu_loader_state_check(&train, cases[i].tokens, cases[i].state, cases[i].state[3], &e);
+        if (status != (cases[i].good ? MU_STATUS_OK : MU_STATUS_DATA)) fail_msg("case %zu: %d", i, status);
+    }
+    assert_ok(mu_loader_state_check(&train, NULL, (int64_t[]){ 96, 0, 0, 96 }, 96, &e));      /* shares are not known */
+    assert_error(mu_loader_state_check(&train, NULL, (int64_t[]){ 96, 0, 0, 96 }, 95, &e), MU_STATUS_DATA, "96 samples, by the steps 95");
+    assert_error(mu_loader_state_check(&train, NULL, (int64_t[]){ 95, 0, 0, 96 }, 96, &e), MU_STATUS_DATA, "do not add up to 96");
+}
+
 static void test_bad_loader(void **state) {
     (void)state;
     mu_corpus c;
@@ -944,7 +986,7 @@ int main(void) {
         cmocka_unit_test(test_parts),
         cmocka_unit_test(test_order),          cmocka_unit_test(test_epochs),
         cmocka_unit_test(test_shares),         cmocka_unit_test(test_state),
-        cmocka_unit_test(test_late_samples),   cmocka_unit_test(test_bad_loader),
+        cmocka_unit_test(test_late_samples),   cmocka_unit_test(test_bad_loader), cmocka_unit_test(test_state_of_a_loader),
     };
     return cmocka_run_group_tests_name("data", tests, set_up, tear_down);
 }

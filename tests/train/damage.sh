@@ -133,6 +133,30 @@ for change in 's/"version":2/"version":3/' 's/"step":12/"step":-1/' 's/"step":12
     esac
 done
 
+# What the manifest's own configuration contradicts is damage to all, whatever the configuration of the run says.
+for change in 's/seed: 7/seed: 8/' 's/global_batch_size: 8/global_batch_size: 16/'; do
+    fresh
+    resign "$change"
+    refused shard-0000 "a manifest changed by $change"
+    expect 0 "inspect after $change" on 1 "$MUSTER" inspect run
+    says_once "inspect after $change" "warning: checkpoint of step 12 passed over: $newest/shard-0000.h5: "
+    says "inspect after $change" "^run/checkpoints/step-00000009"
+    expect 65 "a manifest changed by $change, named" train $ranks other $options --resume $newest
+    falls_back 9 shard-0000 "a manifest changed by $change"
+done
+
+# Nothing is taken from a checkpoint that is refused, however late: the loss is that of a run that never had it.
+fresh
+cp -r run straight
+expect 0 "a run that changes z_loss_coeff" train $ranks run $options train.steps=15 moe.z_loss_coeff=0.5
+newest=run/checkpoints/step-00000015
+"$MUSTER_FLIP" $newest/$last 4000:3 && "$MUSTER_SIGN" $newest/manifest.json $newest/$last
+for run in straight run; do expect 0 "$run goes on" train $ranks $run $options train.steps=15; done
+says "options of a refused checkpoint" "warning: checkpoint of step 15 passed over"
+says "options of a refused checkpoint" "resuming from run/checkpoints/step-00000012"
+if grep -q z_loss_coeff log; then fail "an option of a refused checkpoint stays"; else pass; fi
+same_metrics run straight exact
+
 # ---------------------------------------------------------------- several, all, and the one that was named
 fresh
 "$MUSTER_FLIP" $newest/shard-0000.h5 5000

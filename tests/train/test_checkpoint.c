@@ -259,6 +259,11 @@ static void config_says(mu_manifest *m, const char *from, const char *to) {
     m->config = text;
 }
 static void other_seed(mu_manifest *m) { config_says(m, "seed: 7", "seed: 8"); }
+static void larger_batch(mu_manifest *m) { config_says(m, "global_batch_size: 2", "global_batch_size: 4"); }
+static void other_top_k(mu_manifest *m) { config_says(m, "top_k: 2", "top_k: 3"); }
+static void short_fingerprint(mu_manifest *m) { m->fingerprint[31] = '\0'; }
+static void no_fingerprint(mu_manifest *m) { m->fingerprint[5] = 'x'; }
+static void no_hash(mu_manifest *m) { m->shards[0].hash[0] = 'X'; }
 static void no_config(mu_manifest *m) { config_says(m, "num_layers: 2", "num_layers: two"); }
 static void wide(mu_manifest *m) { config_says(m, "hidden_size: 8 ", "hidden_size: 8192 "); }
 static void bomb(mu_manifest *m) {
@@ -281,6 +286,11 @@ static void manifests_that_hash_right(void **state) {
         { shard_twice, "manifest.json: a field is missing" },
         { shard_elsewhere, "manifest.json: a field is missing" },
         { other_seed, "/state/seed holds 7 at 0, which must be in [8, 8]" },
+        { larger_batch, "MoE layer 0: the experts of slot 0 do not add up to 64" },
+        { other_top_k, "MoE layer 0: the experts of slot 0 do not add up to 48" },
+        { short_fingerprint, "manifest.json: a field is missing" },
+        { no_fingerprint, "manifest.json: a field is missing" },
+        { no_hash, "manifest.json: a field is missing" },
         { no_config, "manifest.json: its configuration:" },
         { wide, "manifest.json: shards of " },
         { bomb, "65536 in each MoE layer of 1024 layers make 2e+08 tensors, three an expert, more than 2^19" },
@@ -296,27 +306,114 @@ static void manifests_that_hash_right(void **state) {
         assert_ok(mu_manifest_write(&m, "run/checkpoints/changed", &e));
         mu_manifest_free(&m);
         assert_error(verify("run/checkpoints/changed"), MU_STATUS_DATA, cases[i].message);
+        t = trainer_new("num_experts: 4");      /* a run that is to go on from it says the same, not 78 */
+        assert_error(load(t, "run/checkpoints/changed"), MU_STATUS_DATA, cases[i].message);
+        trainer_free(t);
         assert_ok(mu_file_remove_tree("run", &e));
     }
 }
 
-/* Nothing is parsed that has more values than a checkpoint: parsing would take gigabytes. */
+/* Reads a manifest of this first line, which hashes right. */
+static mu_status read_line(mu_manifest *m, const char *line) {
+    char hex[33];
+    mu_hash128_hex(line, strlen(line), hex);
+    char *both = mu_format("%s\n%s\n", line, hex);
+    assert_ok(mu_file_make_dirs("line", &e));
+    assert_ok(mu_file_replace("line/manifest.json", both, strlen(both), &e));
+    free(both);
+    mu_status status = mu_manifest_read(m, "line", &e);
+    assert_ok(mu_file_remove_tree("line", &e));
+    return status;
+}
+
+/* `text` with `to` in the place of the first `from`, heap. */
+static char *changed(const char *text, const char *from, const char *to) {
+    const char *at = strstr(text, from);
+    assert_non_null(at);
+    return mu_format("%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+}
+
+/* Only version 1 has no split of its own; messages name no flag of a library. */
+static void manifests_as_text(void **state) {
+    (void)state;
+    static const struct {
+        const char *from, *to, *message;        /* NULL: fine */
+    } cases[] = {
+        { "", "", NULL },
+        { "\"val_split\":\"documents\",", "", "manifest.json: a field is missing" },
+        { "\"version\":2,", "\"version\":1,", NULL },
+        { "\"version\":2,", "\"version\":3,", "versions 1 to 2" },
+        { "\"val_split\":\"documents\"", "\"val_split\":\"other\"", "manifest.json: a field is missing" },
+        { "\"val_split\":\"documents\"", "\"val_split\":null", "manifest.json: a field is missing" },
+        { "muster-checkpoint", "muster\\u0000checkpoint", "line/manifest.json: a NUL character" },
+    };
+    mu_trainer *t = trainer_new("num_experts: 4");
+    steps_and_save(t, 3);
+    trainer_free(t);
+    char *text;
+    size_t bytes;
+    assert_ok(mu_file_read("run/checkpoints/step-00000003/manifest.json", 1 << 20, &text, &bytes, &e));
+    *strchr(text, '\n') = '\0';
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *other = changed(text, cases[i].from, cases[i].to);
+        mu_manifest m;
+        mu_status status = read_line(&m, other);
+        if (!cases[i].message) assert_ok(status);
+        else assert_error(status, MU_STATUS_DATA, cases[i].message);
+        mu_manifest_free(&m);
+        free(other);
+    }
+    char *old = changed(text, "\"version\":2,", "\"version\":1,"), *older = changed(old, "\"val_split\":\"documents\",", "");
+    mu_manifest m;
+    assert_ok(read_line(&m, older));
+    assert_int_equal(m.val_split, MU_VAL_TAIL);
+    assert_int_equal(m.cfg.train.steps, 40);    /* its configuration, read */
+    mu_manifest_free(&m);
+    free(older);
+    free(old);
+    free(text);
+    assert_ok(mu_file_remove_tree("run", &e));
+}
+
+static char *repeated(const char *part, size_t n) {
+    size_t length = strlen(part);
+    char *text = mu_alloc(n * length + 3, 1);
+    text[0] = '[';
+    for (size_t i = 0; i < n; i++) memcpy(text + 1 + i * length, part, length);
+    text[n * length] = ']';                     /* in the place of the last comma */
+    return text;
+}
+
+/* Nothing is parsed that has more values than a checkpoint, or more objects: parsing would take gigabytes. */
 static void a_manifest_of_many_values(void **state) {
     (void)state;
-    enum { N = 4 << 20 };
-    char *text = mu_alloc(3 * N + 64, 1), hex[33];
-    text[0] = '[';
-    for (size_t i = 0; i < N; i++) memcpy(text + 1 + 3 * i, "[],", 3);
-    strcpy(text + 3 * (size_t)N, "]");
-    mu_hash128_hex(text, strlen(text), hex);
-    char *both = mu_format("%s\n%s\n", text, hex);
+    static const struct {
+        const char *part;
+        size_t n;
+    } cases[] = { { "[],", 4 << 20 }, { "1,", 1 << 20 }, { "{\"name\":\"shard-0000.h5\",\"bytes\":1,\"xxh3_128\":\"\"},", 100000 } };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *text = repeated(cases[i].part, cases[i].n);
+        mu_manifest m;
+        assert_error(read_line(&m, text), MU_STATUS_DATA, "line/manifest.json: more values than");
+        free(text);
+    }
+    char *text = repeated("\"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\",", 700000);
     mu_manifest m;
-    assert_ok(mu_file_make_dirs("many", &e));
-    assert_ok(mu_file_replace("many/manifest.json", both, strlen(both), &e));
-    assert_error(mu_manifest_read(&m, "many", &e), MU_STATUS_DATA, "many/manifest.json: more values than");
-    assert_ok(mu_file_remove_tree("many", &e));
-    free(both);
+    assert_error(read_line(&m, text), MU_STATUS_DATA, "line/manifest.json: 46900");
     free(text);
+}
+
+/* A file of another size than the manifest says is not read: this one is as large as a disk. */
+static void a_shard_of_another_size(void **state) {
+    (void)state;
+    mu_trainer *t = trainer_new("num_experts: 4");
+    steps_and_save(t, 1);
+    trainer_free(t);
+    assert_int_equal(truncate("run/checkpoints/step-00000001/shard-0000.h5", (off_t)1 << 40), 0);
+    alarm(20);
+    assert_error(verify("run/checkpoints/step-00000001"), MU_STATUS_DATA, "shard-0000.h5 is damaged: 1099511627776 bytes, the manifest says ");
+    alarm(0);
+    assert_ok(mu_file_remove_tree("run", &e));
 }
 
 static void not_plain_files(void **state) {
@@ -370,7 +467,11 @@ static void only_what_a_save_made_is_removed(void **state) {
         "run/checkpoints/step-7.tmp/manifest.json", "run/checkpoints/step-00000009.tmp.bak/",
         "run/checkpoints/step-00000008.tmp/notes", "run/checkpoints/step-00000008.tmp/shard-0000.h5",
         "run/checkpoints/step-00000002/notes", "run/checkpoints/step-00000006.tmp.aside/mine", "run/routing.h5.tmp/mine",
+        "run/checkpoints/step-00000001/shard-0001.h5", "elsewhere/manifest.json", "elsewhere/shard-0000.h5",
     };
+    static const char *const links[] = { "run/checkpoints/step-00000000", "run/checkpoints/step-00000004.tmp",
+                                         "run/checkpoints/step-00000009.tmp" };
+    struct stat st;
     enum { N = sizeof users / sizeof *users };
     mu_trainer *t = trainer_new("num_experts: 4");
     steps_and_save(t, 1);
@@ -382,15 +483,19 @@ static void only_what_a_save_made_is_removed(void **state) {
         make(users[i]);
     }
     assert_int_equal(rename("run/checkpoints/step-00000006.tmp.aside", "run/checkpoints/step-00000006.tmp"), 0);
+    for (int i = 0; i < 2; i++) assert_int_equal(symlink("../../elsewhere", links[i]), 0);
+    assert_int_equal(symlink("nowhere", links[2]), 0);
     assert_ok(mu_file_make_dirs("run/checkpoints/step-00000005.tmp", &e));     /* of a killed save */
     make("run/checkpoints/step-00000005.tmp/shard-0001.h5");
     make("run/checkpoints/step-00000005.tmp/manifest.json.tmp-12-3");
     for (int64_t step = 3; step <= 7; step++) steps_and_save(t, step);
     for (int i = 0; i < N; i++)
         if (!mu_file_exists(users[i])) fail_msg("%s is gone", users[i]);
+    assert_true(!lstat(links[0], &st) && S_ISLNK(st.st_mode) && !lstat(links[2], &st) && S_ISLNK(st.st_mode));
+    assert_true(!lstat("run/checkpoints/step-00000004.tmp.aside", &st) && S_ISLNK(st.st_mode));   /* was in the way of a save */
     int64_t *steps;
-    assert_int_equal(mu_checkpoint_list("run", &steps), 4);                     /* keep: 3, and 2 with the notes */
-    static const int64_t wanted[] = { 7, 6, 5, 2 };
+    assert_int_equal(mu_checkpoint_list("run", &steps), 6);      /* keep: 3, 2 and 1 with what is the user's, and a link */
+    static const int64_t wanted[] = { 7, 6, 5, 2, 1, 0 };
     assert_memory_equal(steps, wanted, sizeof wanted);
     free(steps);
     assert_false(mu_file_exists("run/checkpoints/step-00000005.tmp"));
@@ -404,7 +509,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_have_ranges),         cmocka_unit_test(sound_checkpoints_load),
         cmocka_unit_test(a_bias_that_nothing_made),
-        cmocka_unit_test(manifests_that_hash_right),  cmocka_unit_test(a_manifest_of_many_values),
+        cmocka_unit_test(manifests_that_hash_right),  cmocka_unit_test(manifests_as_text),
+        cmocka_unit_test(a_manifest_of_many_values),  cmocka_unit_test(a_shard_of_another_size),
         cmocka_unit_test(not_plain_files),            cmocka_unit_test(names_format_back_to_themselves),
         cmocka_unit_test(only_what_a_save_made_is_removed),
     };
