@@ -78,7 +78,7 @@ static subject subject_new(const options *o, bool dense, mu_device *dev, const m
     s.routings = mu_alloc((size_t)s.model->n_moe, sizeof *s.routings);
     s.size = mu_model_measure(&c, &m, o->vocab, o->seq);
     s.seconds = mu_alloc((size_t)o->steps, sizeof *s.seconds);
-    size_t bytes = sizeof(double) * (size_t)mu_leaves(s.tape, o->batch / mesh->world->size * o->seq);
+    size_t bytes = sizeof(double) * (size_t)mu_leaves(s.tape, o->batch / mesh->batch->size * o->seq);
     s.losses = mu_memory_new(dev, bytes);
     mu_memory_commit(s.losses, bytes);
     return s;
@@ -99,18 +99,18 @@ static mu_mat count(subject *s, mu_mesh *mesh, int64_t E) {
     mu_tensor *loads = mu_tensor_ints(s->tape, MU_DTYPE_I64, n, NULL);
     for (int layer = 0; layer < s->model->n_moe; layer++)
         mu_routing_count(s->tape, &s->routings[layer], mu_mat_values(mu_data(loads), layer * E));
-    if (mesh->world->size > 1) {
+    if (mesh->batch->size > 1) {
         mu_tensor_read(loads, host);
-        mu_all_reduce(mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, host, n);
+        mu_all_reduce(mesh->batch, MU_REDUCE_SUM, MU_DTYPE_I64, host, n);
         mu_tensor_write(loads, host);
     }
     return mu_data(loads);
 }
 
 static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bool counted) {
-    int64_t mine = o->batch / mesh->world->size, T = mine * o->seq, all = o->batch * o->seq;
+    int64_t mine = o->batch / mesh->batch->size, T = mine * o->seq, all = o->batch * o->seq;
     int32_t *tokens = mu_alloc((size_t)T + 1, sizeof *tokens);
-    mu_rng rng = { 7, (uint32_t)number, (uint32_t)mesh->world->rank, MU_RNG_TEST, 0 };
+    mu_rng rng = { 7, (uint32_t)number, (uint32_t)mesh->batch->rank, MU_RNG_TEST, 0 };
     for (int64_t i = 0; i <= T; i++)
         tokens[i] = (int32_t)(mu_rng_u32(&rng, (uint64_t)i) % (uint32_t)o->vocab);
     mu_device *dev = mu_tape_device(s->tape);
@@ -140,7 +140,7 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     double reduce = mu_time();
     mu_grads_reduce(s->opt);
     double update = mu_time();
-    mu_grad_clip(s->opt, mesh->world, 1.0, 0, (mu_mat){ 0 });
+    mu_grad_clip(s->opt, mesh->batch, 1.0, 0, (mu_mat){ 0 });
     mu_optimizer_step(s->opt, 1e-3, loads);
     double *values = mu_tape_alloc(s->tape, sizeof *values * (size_t)leaves);
     mu_device_read(dev, values, losses.data, sizeof *values * (size_t)leaves);

@@ -2,7 +2,7 @@
  *
  * world = dp x ep. Ranks r*ep .. r*ep + ep-1 form an expert group: together they hold every expert once.
  * Ranks with the same place in their expert group form a replica group: they hold the same experts.
- * Everything but the experts is replicated in the world. MPI itself stands in dist/mpi.c alone, with
+ * Everything but the experts is replicated in the batch group, today the whole world. MPI itself stands in dist/mpi.c alone, with
  * dist/mpi_none.c as its twin for one rank (MUSTER_MPI=OFF).
  *
  * Every wait is a non-blocking call, tested with a back-off, so that more ranks than cores make progress.
@@ -83,6 +83,8 @@ void mu_watch_stop(void);                               /* Collective likewise; 
 /* ------------------------------------------------------------------ the mesh (mesh.c) */
 typedef struct {
     mu_comm *world, *expert, *replica;
+    mu_comm *batch;                         /* the ranks that share a global batch, each with sequences of its own: losses, counts
+                                             * and gradients of what they all hold are summed over it. Today `world` itself */
     int dp, ep;
     int local_rank, local_size;             /* on this node */
 } mu_mesh;
@@ -94,7 +96,7 @@ mu_mesh *mu_mesh_alone(void);               /* Local: one process that talks to 
 mu_mesh *mu_mesh_planned(int rank, int size, int ep);
 /* Bytes of memory that ranks of one node share to talk to each other, as one of them maps it: an upper bound. Local. */
 int64_t mu_mesh_shared_bytes(const mu_mesh *m);
-void mu_mesh_close(mu_mesh *m);
+void mu_mesh_close(mu_mesh *m);             /* Collective over `world`. NULL is fine */
 double mu_mesh_seconds(const mu_mesh *m);   /* spent in collectives so far */
 /* Where each expert lives. Expert -> (rank in the expert group, slot) is this table, never a formula elsewhere. */
 typedef struct {

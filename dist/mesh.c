@@ -5,7 +5,7 @@
 
 mu_mesh *mu_mesh_open(const void *mpi_comm, int ep) {
     mu_mesh *m = mu_alloc(1, sizeof *m);
-    m->world = mu_comm_new(mpi_comm);
+    m->world = m->batch = mu_comm_new(mpi_comm);
     int rank = m->world->rank, size = m->world->size;
     MU_CHECK(ep >= 1 && size % ep == 0, "parallel.ep %d does not divide %d ranks", ep, size);
     m->ep = ep, m->dp = size / ep;
@@ -32,6 +32,7 @@ mu_mesh *mu_mesh_planned(int rank, int size, int ep) {
                     .ep = ep,
                     .local_rank = rank,
                     .local_size = size };
+    m->batch = m->world;
     return m;
 }
 

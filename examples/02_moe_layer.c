@@ -82,7 +82,7 @@ static void model_open(model *m, uint32_t balance) {
     m->ps = mu_params_new(m->dev);
     /* Two groups, because on several ranks they are summed over different ones: everybody has the router, an
      * expert exists once in each expert group. */
-    mu_group *shared = mu_params_group(m->ps, "shared", m->mesh->world);
+    mu_group *shared = mu_params_group(m->ps, "shared", m->mesh->batch);
     mu_group *expert = mu_params_group(m->ps, "expert", m->mesh->replica);
     mu_moe_init(&m->moe, &m->cfg, D, 0.2, 0, m->ps, shared, expert, m->mesh->expert, m->place);
     mu_param_desc head = { .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.2,

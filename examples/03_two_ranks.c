@@ -45,7 +45,7 @@ static void model_open(model *m, MPI_Comm comm) {
     m->cfg.num_experts = E, m->cfg.top_k = K, m->cfg.moe_ffn_hidden_size = F;
     m->place = mu_placement_new(m->mesh->expert, E);
     m->ps = mu_params_new(m->dev);
-    mu_group *shared = mu_params_group(m->ps, "shared", m->mesh->world);
+    mu_group *shared = mu_params_group(m->ps, "shared", m->mesh->batch);
     mu_group *expert = mu_params_group(m->ps, "expert", m->mesh->replica);
     mu_moe_init(&m->moe, &m->cfg, D, 0.3, 0, m->ps, shared, expert, m->mesh->expert, m->place);
     mu_param_desc head = { .group = shared, .name = "/head", .n_dims = 2, .shape = { V, D }, .std = 0.3,
@@ -99,9 +99,9 @@ static mu_tensor *read_batch(mu_tape *tp, uint32_t step, int64_t first, int64_t 
 
 /* One step of the batch, shared among the ranks of m's mesh. Returns the whole batch's loss. Collective. */
 static double train_step(model *m, uint32_t step) {
-    mu_comm *world = m->mesh->world;
-    int64_t mine = B / world->size, T = B * S;
-    mu_tensor *right, *x = read_batch(m->tp, step, mine * world->rank, mine, &right);
+    mu_comm *batch = m->mesh->batch;
+    int64_t mine = B / batch->size, T = B * S;
+    mu_tensor *right, *x = read_batch(m->tp, step, mine * batch->rank, mine, &right);
 
     /* Every loss is divided by the tokens of the *global* batch. Losses and gradients of ranks are then
      * just added, and there is no factor to forget. */
@@ -116,17 +116,17 @@ static double train_step(model *m, uint32_t step) {
     mu_tensor *loads = mu_tensor_ints(m->tp, MU_DTYPE_I64, E, NULL);
     mu_routing_count(m->tp, &routing, mu_data(loads));
     mu_tensor_read(loads, counts);
-    mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_I64, counts, E);
+    mu_all_reduce(batch, MU_REDUCE_SUM, MU_DTYPE_I64, counts, E);
     mu_tensor_write(loads, counts);
     mu_balance_counts seen = { mu_data(loads), mu_data(loads), .micro_tokens = T, .global_tokens = T };
     mu_balance balance = mu_balance_loss(&m->moe, m->tp, &cx, &routing, &seen);
     mu_tensor *loss = mu_add(m->tp, ce, balance.loss);
     double value = mu_tensor_scalar_get(loss);
-    mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, &value, 1);
+    mu_all_reduce(batch, MU_REDUCE_SUM, MU_DTYPE_F64, &value, 1);
 
     mu_backward(m->tp, loss);
-    mu_grads_reduce(m->opt);            /* router and head over the world, experts over their replicas */
-    mu_grad_clip(m->opt, world, m->opt->cfg.grad_clip, 0, (mu_mat){ 0 });
+    mu_grads_reduce(m->opt);            /* router and head over the batch, experts over their replicas */
+    mu_grad_clip(m->opt, batch, m->opt->cfg.grad_clip, 0, (mu_mat){ 0 });
     mu_optimizer_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), mu_data(loads));
     count_travellers(m, &routing);
     mu_params_zero_grad(m->ps);

@@ -67,7 +67,7 @@ typedef struct {
     mu_model_config cfg;        /* with derived values filled in */
     mu_moe_config moe_cfg;
     int64_t vocab_size;
-    mu_params *params;          /* owned: group 0 shared (summed over the world), group 1 expert (over the replicas) */
+    mu_params *params;          /* owned: group 0 shared (summed over the batch), group 1 expert (over the replicas) */
     mu_param *embed, *norm, *head;      /* head == embed when tied */
     mu_block *blocks;           /* [num_layers] */
     int n_moe, *moe_layers;     /* which layers are MoE layers */

@@ -76,7 +76,7 @@ mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int
     m->cfg = *cfg, m->moe_cfg = moe_cfg, m->vocab_size = vocab_size;
     mu_model_config_resolve(&m->cfg, &moe_cfg);
     m->params = mu_params_new(dev);
-    mu_group *shared = mu_params_group(m->params, "shared", mesh->world);
+    mu_group *shared = mu_params_group(m->params, "shared", mesh->batch);
     mu_params_group(m->params, "expert", mesh->replica);
     int64_t L = cfg->num_layers, D = cfg->hidden_size;
     m->blocks = mu_alloc((size_t)L, sizeof *m->blocks);

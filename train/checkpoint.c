@@ -46,11 +46,11 @@ bool mu_checkpoint_step(const char *path, int64_t *step) {
 static mu_store_type type_of(const mu_trainer *t) {
     return t->dev->fine == MU_DTYPE_F64 ? MU_STORE_F64 : MU_STORE_F32;
 }
-static bool is_writer(const mu_trainer *t) { return t->mesh->world->rank < t->mesh->ep; }
+static bool is_writer(const mu_trainer *t) { return t->mesh->batch->rank < t->mesh->ep; }
 
 /* Which units this rank writes: its experts, and on rank 0 everything shared. */
 static bool writes(const mu_trainer *t, const mu_unit *u) {
-    return u->expert >= 0 || t->mesh->world->rank == 0;
+    return u->expert >= 0 || t->mesh->batch->rank == 0;
 }
 
 /* ------------------------------------------------------------------ one array

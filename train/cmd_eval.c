@@ -17,7 +17,7 @@ static mu_status open_model(mu_trainer *t, mu_mesh *mesh, bool with_data, int n_
     }
     mu_watch_start(mesh->world, (double)t->cfg.run.watchdog, mu_report_stall);
     t->cfg.train.micro_batch_size = 8; /* sequences at once; nothing of the result depends on it */
-    t->cfg.train.global_batch_size = 8 * mesh->world->size;
+    t->cfg.train.global_batch_size = 8 * mesh->batch->size;
     t->val_split = m->val_split;
     status = mu_trainer_open(t, mesh, with_data, e);
     if (status == MU_STATUS_NOINPUT) {

@@ -175,7 +175,7 @@ void mu_dry_run(mu_trainer *t) {
     if (t->cfg.train.reproducible) mu_tape_leaf(t->tape, t->cfg.train.seq_len);
     t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
     int ranks = t->mesh->world->size;
-    int64_t share = t->cfg.train.global_batch_size / ranks;
+    int64_t share = t->cfg.train.global_batch_size / t->mesh->batch->size;
     t->micro_size = t->cfg.train.micro_batch_size ? t->cfg.train.micro_batch_size : share;
     shape_step(t);
     char *yaml = mu_options_dump(&t->options, &t->cfg);

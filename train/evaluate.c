@@ -17,7 +17,7 @@ static int64_t text_bytes(const mu_trainer *t, const int32_t *targets, int64_t n
 static void run_batch(mu_trainer *t, int domain, int64_t first, int64_t end, mu_exact *nll_sum,
                       int64_t *tokens, int64_t *bytes) {
     int64_t S = t->cfg.train.seq_len, n = 0;
-    for (int64_t i = first; i < end && n < t->micro_size; i += t->mesh->world->size, n++)
+    for (int64_t i = first; i < end && n < t->micro_size; i += t->mesh->batch->size, n++)
         mu_loader_val_read(t->loader, domain, i, t->tokens + n * S, t->targets + n * S);
     mu_context cx = mu_trainer_context(t, MU_MODE_EVAL, n);
     mu_tensor *ids = mu_tensor_ints(t->tape, MU_DTYPE_I32, n * S, t->tokens), *nll;
@@ -33,14 +33,14 @@ static void run_batch(mu_trainer *t, int domain, int64_t first, int64_t end, mu_
 }
 
 static mu_domain_loss evaluate_domain(mu_trainer *t, int domain, int64_t most) {
-    int64_t n = mu_loader_val_sequences(t->loader, domain), per_round = t->mesh->world->size * t->micro_size;
+    int64_t n = mu_loader_val_sequences(t->loader, domain), per_round = t->mesh->batch->size * t->micro_size;
     if (most > 0 && n > most) n = most;
     mu_exact nll_sum = { 0 };
     int64_t sums[2] = { 0, 0 };
     for (int64_t round = 0; round * per_round < n; round++)
-        run_batch(t, domain, round * per_round + t->mesh->world->rank, n, &nll_sum, &sums[0], &sums[1]);
-    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, &nll_sum, MU_EXACT_WORDS);
-    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, sums, 2);
+        run_batch(t, domain, round * per_round + t->mesh->batch->rank, n, &nll_sum, &sums[0], &sums[1]);
+    mu_all_reduce(t->mesh->batch, MU_REDUCE_SUM, MU_DTYPE_I64, &nll_sum, MU_EXACT_WORDS);
+    mu_all_reduce(t->mesh->batch, MU_REDUCE_SUM, MU_DTYPE_I64, sums, 2);
     double nll = mu_exact_value(&nll_sum);
     mu_domain_loss d = { .tokens = sums[0], .bytes = sums[1] };
     d.ce = d.tokens ? nll / (double)d.tokens : NAN;

@@ -42,7 +42,7 @@ static mu_status open_data(mu_trainer *t, mu_error *e) {
 }
 
 static void plan_batch(mu_trainer *t) {
-    int64_t share = t->cfg.train.global_batch_size / t->mesh->world->size;
+    int64_t share = t->cfg.train.global_batch_size / t->mesh->batch->size;
     t->micro_size = t->cfg.train.micro_batch_size ? t->cfg.train.micro_batch_size : share;
     t->n_micro = share / t->micro_size;
     int64_t tokens = t->micro_size * t->cfg.train.seq_len;
@@ -146,8 +146,8 @@ static int64_t global_tokens(const mu_trainer *t) {
 
 /* First sample, within the global batch, of this rank's share of micro-batch m. */
 static int64_t first_sample(const mu_trainer *t, int64_t m) {
-    const mu_comm *world = t->mesh->world;
-    return (m * world->size + world->rank) * t->micro_size;
+    const mu_comm *batch = t->mesh->batch;
+    return (m * batch->size + batch->rank) * t->micro_size;
 }
 
 mu_context mu_trainer_context(const mu_trainer *t, mu_mode mode, int64_t n_sequences) {
@@ -193,9 +193,9 @@ static void count(mu_trainer *t) {
 /* On the device: counts[cells] = their sum over all ranks. */
 static void sum_counts(mu_trainer *t, mu_mat counts) {
     size_t bytes = sizeof(int64_t) * (size_t)n_cells(t);
-    if (t->mesh->world->size == 1 || !bytes) return;
+    if (t->mesh->batch->size == 1 || !bytes) return;
     mu_device_read(t->dev, t->counts, counts.data, bytes);
-    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, t->counts, n_cells(t));
+    mu_all_reduce(t->mesh->batch, MU_REDUCE_SUM, MU_DTYPE_I64, t->counts, n_cells(t));
     mu_device_write(t->dev, counts.data, t->counts, bytes);
 }
 
@@ -348,7 +348,7 @@ static double dropped_share(const mu_trainer *t, int64_t kept) {
 /* The step's values over all ranks. */
 static void add_up(mu_trainer *t, sums *s, bool stop_asked, mu_step_result *r) {
     s->stop = stop_asked;
-    mu_all_reduce(t->mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, s, SUM_WORDS);
+    mu_all_reduce(t->mesh->batch, MU_REDUCE_SUM, MU_DTYPE_I64, s, SUM_WORDS);
     r->loss = mu_exact_value(&s->loss), r->ce = mu_exact_value(&s->ce), r->stop = s->stop > 0;
     bool softmax = t->cfg.moe.score_func == MU_MOE_SCORE_SOFTMAX;
     r->aux = mu_exact_value(&s->aux), r->z = softmax ? mu_exact_value(&s->z) : NAN, r->dropped = dropped_share(t, s->kept);
@@ -373,7 +373,7 @@ static void update(mu_trainer *t, double lr) {
     mu_activity_set("sum of gradients", -1, NULL);
     mu_grads_reduce(t->opt);
     mu_activity_set("clipping", -1, NULL);
-    mu_grad_clip(t->opt, t->mesh->world, t->cfg.optim.grad_clip, t->n_micro * n_leaves(t), losses);
+    mu_grad_clip(t->opt, t->mesh->batch, t->cfg.optim.grad_clip, t->n_micro * n_leaves(t), losses);
     t->dev->k->add(t->dev, 1, norm, mu_grad_norm_place(t->opt), norm);
     mu_activity_set("optimizer", -1, NULL);
     /* Experts without a token in the whole global batch rest: the optimizer leaves them alone. */

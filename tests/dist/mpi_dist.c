@@ -279,6 +279,7 @@ static void groups(void **state) {
     for (int ep = 1; ep <= P; ep *= 2) {
         mu_mesh *m = mu_mesh_open(NULL, ep);
         check(m->ep == ep && m->dp == P / ep && m->world->rank == r && m->world->size == P, "ep %d", ep);
+        check(m->batch->rank == r && m->batch->size == P, "all ranks share a batch, not %d of %d", m->batch->size, P);
         check(m->expert->size == ep && m->expert->rank == r % ep, "expert group of %d, rank %d",
               m->expert->size, m->expert->rank);
         check(m->replica->size == P / ep && m->replica->rank == r / ep, "replica group of %d",

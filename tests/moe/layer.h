@@ -35,7 +35,7 @@ static inline layer *layer_new(const char *device, const mu_mesh *mesh, mu_moe_c
     l->dev = mu_device_open(device);
     l->cfg = cfg;
     l->ps = mu_params_new(l->dev);
-    mu_group *shared = mu_params_group(l->ps, "shared", mesh->world),
+    mu_group *shared = mu_params_group(l->ps, "shared", mesh->batch),
              *expert = mu_params_group(l->ps, "expert", mesh->replica);
     mu_params_group(l->ps, "input", NULL);
     l->place = mu_placement_new(mesh->expert, (int)cfg.num_experts);

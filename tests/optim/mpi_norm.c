@@ -26,7 +26,7 @@ static outcome run(const char *device, int ep) {
     outcome r;
     for (uint32_t step = 0; step < 3; step++) {
         set_gradients(m->params, step);
-        mu_grad_clip(o, mesh->world, 0.1, 0, (mu_mat){ 0 });
+        mu_grad_clip(o, mesh->batch, 0.1, 0, (mu_mat){ 0 });
         mu_optimizer_step(o, 1e-2, (mu_mat){ 0 });
         r.norms[step] = mu_grad_norm(o);
     }
@@ -94,7 +94,7 @@ static void everybody_sees_a_bad_gradient(void **state) {
     mu_unit *u = mu_params_find(s.m->params, "/layers/1/mlp/experts/3/down_proj/weight");
     check((u != NULL) == (s.rank == s.size - 1), "expert 3 lives on the last rank");
     if (u) mu_reals_set(s.dev, s.dev->fine, mu_unit_grad(u), 1, &(double){ NAN });
-    mu_grad_clip(s.o, s.mesh->world, 1, 0, (mu_mat){ 0 });
+    mu_grad_clip(s.o, s.mesh->batch, 1, 0, (mu_mat){ 0 });
     check(isnan(mu_grad_norm(s.o)), "a NaN was lost");
     const mu_unit *bad = mu_grads_nonfinite(s.o);
     check(bad == u, "%s", bad ? bad->name : "nothing named");
@@ -114,7 +114,7 @@ static void a_bad_loss_stops_every_rank(void **state) {
         mu_reals_get(s.dev, s.dev->fine, mu_unit_data(u), 1, &before);
         set_gradients(s.m->params, 0);
         s.dev->k->fill(s.dev, 1, bad && s.rank == s.size - 1 ? INFINITY : 3, loss);
-        mu_grad_clip(s.o, s.mesh->world, 1, 1, loss);
+        mu_grad_clip(s.o, s.mesh->batch, 1, 1, loss);
         mu_optimizer_step(s.o, 1e-2, (mu_mat){ 0 });
         mu_reals_get(s.dev, s.dev->fine, mu_unit_data(u), 1, &after);
         check((after == before) == (bool)bad, "bad %d: %g, then %g", bad, before, after);

@@ -59,7 +59,7 @@ static double step(run *r, const mu_mesh *mesh, uint32_t number, int parts) {
         free(sum);
     }
     mu_grads_reduce(r->opt);
-    mu_grad_clip(r->opt, mesh->world, 0.1, 0, (mu_mat){ 0 });
+    mu_grad_clip(r->opt, mesh->batch, 0.1, 0, (mu_mat){ 0 });
     mu_optimizer_step(r->opt, 1e-2, loads_of(r, number));
     double norm = mu_grad_norm(r->opt);
     check(norm > 0.1, "a norm of %g is not clipped", norm);

@@ -13,7 +13,7 @@ static bool train(MPI_Comm comm) {
     mu_mesh *mesh = mu_mesh_open(&comm, 2);             /* each rank holds half of the experts */
     mu_placement *place = mu_placement_new(mesh->expert, E);
     mu_params *ps = mu_params_new(dev);
-    mu_group *shared = mu_params_group(ps, "shared", mesh->world);
+    mu_group *shared = mu_params_group(ps, "shared", mesh->batch);
     mu_group *expert = mu_params_group(ps, "expert", mesh->replica);
     mu_moe_config cfg = mu_moe_config_default();
     cfg.num_experts = E, cfg.moe_ffn_hidden_size = 16;
@@ -28,7 +28,7 @@ static bool train(MPI_Comm comm) {
     mu_tape *tp = mu_tape_new(dev);
     double first = 0, loss = 0, numbers[T * D];
     for (uint32_t step = 1; step <= STEPS; step++) {
-        mu_rng rng = { .seed = 9, .step = step, .sample = (uint32_t)mesh->world->rank };
+        mu_rng rng = { .seed = 9, .step = step, .sample = (uint32_t)mesh->batch->rank };
         mu_rng_normals(&rng, T * D, 1.0, numbers);
         int32_t class[T];
         for (int t = 0; t < T; t++) class[t] = numbers[t * D] > numbers[t * D + 1];
@@ -39,7 +39,7 @@ static bool train(MPI_Comm comm) {
         mu_tensor *y = mu_add(tp, x, mu_moe_forward(&moe, tp, &cx, x, &routing));
         mu_tensor *ce = mu_head_loss(tp, y, &head->tensor, right, 1.0 / (2 * T), NULL);
         loss = mu_tensor_scalar_get(ce);
-        mu_all_reduce(mesh->world, MU_REDUCE_SUM, MU_DTYPE_F64, &loss, 1);
+        mu_all_reduce(mesh->batch, MU_REDUCE_SUM, MU_DTYPE_F64, &loss, 1);
         if (step == 1) first = loss;
         mu_backward(tp, ce);
         mu_grads_reduce(opt);
