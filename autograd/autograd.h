@@ -155,9 +155,8 @@ struct mu_comm;
 typedef struct {
     const char *name;                       /* "shared", "expert" */
     const struct mu_comm *reduce;           /* gradients are summed over it; NULL: nothing to sum */
-    double lr_factor;
-    bool frozen;
     int64_t count;                          /* values on this rank */
+    int64_t version;                        /* counts mu_unit_freeze and mu_unit_set_lr_factor: what was made of them is stale */
     mu_memory *values, *grads;              /* masters and gradients, fine */
     mu_memory *reals;                       /* the masters rounded to the real type; NULL where that is the fine one */
     mu_memory *sums;                        /* exact sums of the gradients, unit by unit; NULL without */
@@ -186,6 +185,8 @@ typedef struct {
     int expert;                             /* id, or -1 */
     int64_t global_index;                   /* the same on every rank and for any ep: order of fixed sums */
     int64_t load;                           /* an expert's place among the loads, tokens that each took; else -1 */
+    bool frozen;                            /* set by mu_unit_freeze */
+    double lr_factor;                       /* 1, or set by mu_unit_set_lr_factor */
 } mu_unit;
 struct mu_param {
     mu_tensor tensor;                       /* [shape] or [n_local, shape]; grad points into the slab */
@@ -221,6 +222,11 @@ void mu_params_round_grads(mu_params *ps);                          /* gradients
 mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when it is not on this rank */
 void *mu_unit_data(const mu_unit *u);                               /* device pointers: master and gradient, fine */
 void *mu_unit_grad(const mu_unit *u);
+/* From the next step of an optimizer on. A frozen unit keeps its values, its optimizer state and its step count bit for bit, and
+ * its gradient is no part of the norm. The factor, at least 0, multiplies the learning rate of this unit. Every rank that has
+ * the unit sets the same. Local. */
+void mu_unit_freeze(mu_unit *u, bool frozen);
+void mu_unit_set_lr_factor(mu_unit *u, double factor);
 /* After masters were written by hand: what ops read follows them. */
 void mu_params_publish(mu_params *ps);
 /* Every unit in order of declaration: for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) */

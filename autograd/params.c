@@ -1,6 +1,7 @@
 /* params.c - parameters: declared first, then laid out in one slab of values and one of gradients a group. */
 #include "autograd/autograd.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,7 +34,7 @@ void mu_params_free(mu_params *ps) {
 mu_group *mu_params_group(mu_params *ps, const char *name, const struct mu_comm *reduce) {
     MU_CHECK(ps->n_groups < (int)(sizeof ps->groups / sizeof *ps->groups), "too many parameter groups");
     mu_group *g = mu_alloc(1, sizeof *g);
-    *g = (mu_group){ .name = name, .reduce = reduce, .lr_factor = 1.0 };
+    *g = (mu_group){ .name = name, .reduce = reduce };
     return ps->groups[ps->n_groups++] = g;
 }
 
@@ -62,6 +63,7 @@ static void make_units(mu_params *ps, mu_param *p) {
                                  .offset = i * unit_count(d),
                                  .count = unit_count(d),
                                  .expert = expert,
+                                 .lr_factor = 1.0,
                                  .load = expert < 0 ? -1 : d->first_load + expert,
                                  .global_index = ps->n_global_units + (expert < 0 ? 0 : expert) };
         name_unit(&p->units[i], d);
@@ -212,6 +214,19 @@ mu_unit *mu_params_find(mu_params *ps, const char *name) {
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
         if (!strcmp(u->name, name)) return u;
     return NULL;
+}
+
+void mu_unit_freeze(mu_unit *u, bool frozen) {
+    MU_CHECK(u, "freezing needs a unit of a parameter");
+    u->frozen = frozen;
+    u->param->desc.group->version++;
+}
+
+void mu_unit_set_lr_factor(mu_unit *u, double factor) {
+    MU_CHECK(u && factor >= 0 && isfinite(factor), "a learning-rate factor of %g for %s; it must be finite and at least 0", factor,
+             u ? u->name : "no unit");
+    u->lr_factor = factor;
+    u->param->desc.group->version++;
 }
 
 static void *at_unit(const mu_unit *u, void *of_param, mu_dtype dtype) {

@@ -45,13 +45,16 @@ void mu_grad_clip(mu_optimizer *o, mu_comm *batch, double max_norm, int64_t n_lo
              (long long)n_losses);
     mu_params *ps = o->params;
     mu_norm *n = &o->norm;
+    const mu_shards *s = &o->shards;
     const mu_kernels *k = ps->dev->k;
     mu_params_finish_grads(ps);
-    k->fill(ps->dev, ps->n_global_units, 0.0, squares_of(n)); /* of experts that live elsewhere */
+    mu_shards_refresh(&o->shards);
+    k->fill(ps->dev, ps->n_global_units, 0.0, squares_of(n)); /* of frozen units and of experts that live elsewhere */
     n->stopped = false;
     for (int i = 0; i < ps->n_groups; i++)
-        k->slab_sumsq(ps->dev, o->shards.n_units[i], o->shards.n_pieces[i], mu_shards_units(&o->shards, i),
-                      mu_shards_mine(&o->shards, i, ps->groups[i]->grads, ps->dev->fine), squares_of(n));
+        for (const mu_unit_set *set = s->sets[i]; set < s->sets[i] + s->n_sets[i]; set++)
+            k->slab_sumsq(ps->dev, set->n_units, set->n_pieces, mu_shards_units(s, i, set),
+                          mu_shards_mine(s, i, ps->groups[i]->grads, ps->dev->fine), squares_of(n));
     if (batch->size > 1) sum_squares(n, ps, batch, n_losses, losses);
     k->clip(ps->dev, ps->n_global_units, squares_of(n), n_losses, losses, max_norm, norm_of(n, ps), mu_norm_scale(n, ps));
 }
@@ -72,6 +75,6 @@ const mu_unit *mu_grads_nonfinite(mu_optimizer *o) {
                           mu_mat_values(squares_of(&o->norm), u->global_index));
     mu_device_read(ps->dev, o->norm.host_squares, squares_of(&o->norm).data, (size_t)ps->n_global_units * sizeof(double));
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
-        if (!isfinite(o->norm.host_squares[u->global_index])) bad = u;
+        if (!u->frozen && !isfinite(o->norm.host_squares[u->global_index])) bad = u;
     return bad;
 }

@@ -6,8 +6,10 @@
 /* A group's communicator is declared const to those who may only compare it; collectives count time in it. NULL: none. */
 static inline mu_comm *comm_of(const mu_group *g) { return (mu_comm *)(uintptr_t)g->reduce; }
 
-/* The group's table of units, on the device. */
-mu_mat mu_shards_units(const mu_shards *s, int group);
+/* Makes the tables of groups anew whose units were frozen, released or given another learning-rate factor. */
+void mu_shards_refresh(mu_shards *s);
+/* One set's table of units, on the device. */
+mu_mat mu_shards_units(const mu_shards *s, int group, const mu_unit_set *set);
 
 void mu_norm_init(mu_norm *n, const mu_params *ps);
 void mu_norm_free(mu_norm *n);

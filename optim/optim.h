@@ -40,13 +40,21 @@ double mu_learning_rate(const mu_optim_config *cfg, int64_t s, int64_t steps);
  *     mu_optimizer_step   each rank updates the units it owns, then hands out their values
  * With one rank all three only start work on the device and the host waits for none of it. */
 
+/* Units of a group that are updated alike: a stretch of the group's table. Frozen ones are in none. */
+typedef struct {
+    double lr_factor;
+    int64_t first, n_units, n_pieces;
+} mu_unit_set;
+
 /* Which rank owns which units. The ranks of a group's `reduce` communicator hold the same units and divide the optimizer's
  * work and state: each owns a shard, a stretch of whole units of about equal size. */
 typedef struct {
     mu_params *params;              /* borrowed */
     int64_t *ends[4];               /* of each group, by rank: where its shard ends, in values of the slab */
-    mu_memory *units[4];            /* of each group: mu_slab_unit [n_units], values counted from the shard's beginning */
-    int64_t n_units[4], n_pieces[4];
+    mu_memory *units[4];            /* of each group: mu_slab_unit, set by set, values counted from the shard's beginning */
+    mu_unit_set *sets[4];
+    int n_sets[4];
+    int64_t versions[4];            /* of the group, when its table was made */
 } mu_shards;
 void mu_shards_init(mu_shards *s, mu_params *ps);       /* after mu_params_alloc. Local */
 void mu_shards_free(mu_shards *s);
@@ -69,7 +77,7 @@ typedef struct {
     bool stopped;                   /* several ranks: the last mu_grad_clip found a value that is not finite */
 } mu_norm;
 
-/* What a rule's step works on: this rank's shard of one group. Operands as of slab_adamw in kernels.h. */
+/* What a rule's step works on: units of this rank's shard of one group. Operands as of slab_adamw in kernels.h. */
 enum { MU_RULE_SLOTS = 4 };
 typedef struct {
     mu_device *dev;
@@ -83,7 +91,7 @@ typedef struct {
 
 /* An update rule. A slot is state as large as the parameters, in the fine type; checkpoints keep it under /optim/NAME. `init`
  * writes the first values of one slot of a shard. `step` does one update and counts it in `steps`, for every unit but those
- * whose load is 0, which keep values, slots and step count bit for bit. A new rule is one file and one line below. */
+ * whose load is 0, which keep values, slots and step count bit for bit; frozen units are not in its table. A new rule is one file and one line below. */
 typedef struct {
     const char *name;
     int n_slots;
@@ -121,10 +129,11 @@ void mu_grad_clip(mu_optimizer *o, mu_comm *batch, double max_norm, int64_t n_lo
 /* The norm that the last mu_grad_clip found: its place on the device (F64), and its value, for which the host waits. Local. */
 mu_mat mu_grad_norm_place(const mu_optimizer *o);
 double mu_grad_norm(const mu_optimizer *o);
-/* The last unit, the nearest to the loss, whose gradient on this rank is not finite, or NULL. Local. */
+/* The last unit, the nearest to the loss, that is not frozen and whose gradient on this rank is not finite, or NULL. Local. */
 const mu_unit *mu_grads_nonfinite(mu_optimizer *o);
 /* One step of the rule, scaled as the last mu_grad_clip found (never called: not scaled). Experts whose load is 0 in `loads` (I64
- * on the device, u->load is the place; not given: none is skipped) keep weights, slots and their own step count bit for bit.
+ * on the device, u->load is the place; not given: none is skipped) and frozen units keep weights, slots and their own step count
+ * bit for bit.
  * Collective over the `reduce` communicators. */
 void mu_optimizer_step(mu_optimizer *o, double lr, mu_mat loads);
 

@@ -57,15 +57,15 @@ void mu_optimizer_free(mu_optimizer *o) {
 
 static mu_mat steps_of(const mu_optimizer *o) { return (mu_mat){ o->steps->region.base, MU_DTYPE_I64, 1 }; }
 
-static void update(mu_optimizer *o, int group, double lr, mu_mat loads) {
+static void update(mu_optimizer *o, int group, const mu_unit_set *set, double lr, mu_mat loads) {
     mu_params *ps = o->params;
     const mu_group *g = ps->groups[group];
     const mu_shards *s = &o->shards;
     mu_update u = { .dev = ps->dev,
-                    .lr = lr * g->lr_factor,
-                    .n_units = s->n_units[group],
-                    .n_pieces = s->n_pieces[group],
-                    .units = mu_shards_units(s, group),
+                    .lr = lr * set->lr_factor,
+                    .n_units = set->n_units,
+                    .n_pieces = set->n_pieces,
+                    .units = mu_shards_units(s, group, set),
                     .loads = loads,
                     .scale = mu_norm_scale(&o->norm, ps),
                     .steps = steps_of(o),
@@ -80,8 +80,9 @@ void mu_optimizer_step(mu_optimizer *o, double lr, mu_mat loads) {
     MU_CHECK(lr >= 0 && isfinite(lr), "a learning rate of %g", lr);
     if (o->norm.stopped) return;
     mu_params_finish_grads(o->params);
+    mu_shards_refresh(&o->shards);
     for (int i = 0; i < o->params->n_groups; i++)
-        if (!o->params->groups[i]->frozen) update(o, i, lr, loads);
+        for (int n = 0; n < o->shards.n_sets[i]; n++) update(o, i, &o->shards.sets[i][n], lr, loads);
     mu_values_gather(&o->shards);
 }
 

@@ -58,30 +58,63 @@ mu_mat mu_shards_mine(const mu_shards *s, int group, const mu_memory *slab, mu_d
     return slab ? mu_mat_values((mu_mat){ slab->region.base, dtype, 1 }, my_begin(s, group)) : (mu_mat){ 0 };
 }
 
-mu_mat mu_shards_units(const mu_shards *s, int group) {
-    return (mu_mat){ s->units[group]->region.base, MU_DTYPE_I64, MU_SLAB_UNIT_WORDS };
+mu_mat mu_shards_units(const mu_shards *s, int group, const mu_unit_set *set) {
+    return mu_mat_rows((mu_mat){ s->units[group]->region.base, MU_DTYPE_I64, MU_SLAB_UNIT_WORDS }, set->first);
 }
 
-/* Units of other ranks are in the table without values: their steps are counted. */
-static void make_table(mu_shards *s, int group) {
-    mu_params *ps = s->params;
-    mu_slab_unit *table = mu_alloc((size_t)ps->n_global_units, sizeof *table);
-    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
-        if (u->param->desc.group != ps->groups[group]) continue;
-        bool mine = mu_shards_owns(s, u);
-        table[s->n_units[group]++] = (mu_slab_unit){ .first = mine ? mu_shards_offset(s, u) : 0,
-                                                     .count = mine ? u->count : 0,
-                                                     .piece = s->n_pieces[group],
-                                                     .id = u->global_index,
-                                                     .load = u->load,
-                                                     .decays = u->param->desc.decay };
-        s->n_pieces[group] += mu_slab_pieces(mine ? u->count : 0);
+/* The next unit of a group that is not frozen. */
+static mu_unit *next_active(const mu_params *ps, int group, const mu_unit *after) {
+    mu_unit *u = mu_unit_next(ps, after);
+    while (u && (u->param->desc.group != ps->groups[group] || u->frozen)) u = mu_unit_next(ps, u);
+    return u;
+}
+
+/* One set for each learning-rate factor, in order of appearance. */
+static void find_sets(mu_shards *s, int group) {
+    s->n_sets[group] = 0;
+    for (mu_unit *u = next_active(s->params, group, NULL); u; u = next_active(s->params, group, u)) {
+        int n = s->n_sets[group], i = 0;
+        while (i < n && s->sets[group][i].lr_factor != u->lr_factor) i++;
+        if (i < n) continue;
+        s->sets[group] = mu_realloc(s->sets[group], (size_t)n + 1, sizeof *s->sets[group]);
+        s->sets[group][s->n_sets[group]++] = (mu_unit_set){ .lr_factor = u->lr_factor };
     }
-    size_t bytes = (size_t)s->n_units[group] * sizeof *table;
-    s->units[group] = mu_memory_new(ps->dev, bytes);
-    mu_memory_commit(s->units[group], bytes);
-    mu_device_write(ps->dev, s->units[group]->region.base, table, bytes);
+}
+
+/* Appends a set's units to the table, of which `first` are there. Units of other ranks are in it without values: their steps
+ * are counted. */
+static void fill_set(const mu_shards *s, int group, mu_unit_set *set, int64_t first, mu_slab_unit *table) {
+    set->first = first;
+    for (mu_unit *u = next_active(s->params, group, NULL); u; u = next_active(s->params, group, u)) {
+        if (u->lr_factor != set->lr_factor) continue;
+        bool mine = mu_shards_owns(s, u);
+        table[first + set->n_units++] = (mu_slab_unit){ .first = mine ? mu_shards_offset(s, u) : 0,
+                                                        .count = mine ? u->count : 0,
+                                                        .piece = set->n_pieces,
+                                                        .id = u->global_index,
+                                                        .load = u->load,
+                                                        .decays = u->param->desc.decay };
+        set->n_pieces += mu_slab_pieces(mine ? u->count : 0);
+    }
+}
+
+static void make_table(mu_shards *s, int group) {
+    int64_t n = 0;
+    mu_slab_unit *table = mu_alloc((size_t)s->params->n_global_units, sizeof *table);
+    find_sets(s, group);
+    for (int i = 0; i < s->n_sets[group]; i++) {
+        fill_set(s, group, &s->sets[group][i], n, table);
+        n += s->sets[group][i].n_units;
+    }
+    mu_memory_commit(s->units[group], (size_t)n * sizeof *table);
+    mu_device_write(s->params->dev, s->units[group]->region.base, table, (size_t)n * sizeof *table);
     free(table);
+    s->versions[group] = s->params->groups[group]->version;
+}
+
+void mu_shards_refresh(mu_shards *s) {
+    for (int i = 0; i < s->params->n_groups; i++)
+        if (s->versions[i] != s->params->groups[i]->version) make_table(s, i);
 }
 
 void mu_shards_init(mu_shards *s, mu_params *ps) {
@@ -89,6 +122,7 @@ void mu_shards_init(mu_shards *s, mu_params *ps) {
     for (int i = 0; i < ps->n_groups; i++) {
         MU_CHECK(ps->groups[i]->values, "parameter group %s has no memory yet: call mu_params_alloc first", ps->groups[i]->name);
         s->ends[i] = new_ends(ps, ps->groups[i]);
+        s->units[i] = mu_memory_new(ps->dev, (size_t)ps->n_global_units * sizeof(mu_slab_unit));
         make_table(s, i);
     }
 }
@@ -96,6 +130,7 @@ void mu_shards_init(mu_shards *s, mu_params *ps) {
 void mu_shards_free(mu_shards *s) {
     for (int i = 0; s->params && i < s->params->n_groups; i++) {
         mu_memory_free(s->units[i]);
+        free(s->sets[i]);
         free(s->ends[i]);
     }
 }
