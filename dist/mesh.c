@@ -4,11 +4,11 @@
 #include <stdlib.h>
 
 mu_mesh *mu_mesh_open(const void *mpi_comm, int ep) {
-    mu_mesh *m = mu_alloc(1, sizeof *m);
-    m->world = m->batch = mu_comm_new(mpi_comm);
-    int rank = m->world->rank, size = m->world->size;
+    mu_comm *world = mu_comm_new(mpi_comm);
+    int rank = world->rank, size = world->size;
     MU_CHECK(ep >= 1 && size % ep == 0, "parallel.ep %d does not divide %d ranks", ep, size);
-    m->ep = ep, m->dp = size / ep;
+    mu_mesh *m = mu_alloc(1, sizeof *m);
+    m->world = m->batch = world, m->ep = ep, m->dp = size / ep;
     m->expert = mu_comm_split(m->world, rank / ep, rank);
     m->replica = mu_comm_split(m->world, rank % ep, rank);
     mu_comm_node(m->world, &m->local_rank, &m->local_size);
@@ -51,6 +51,7 @@ double mu_mesh_seconds(const mu_mesh *m) {
 }
 
 mu_placement *mu_placement_new(const mu_comm *group, int n_experts) {
+    MU_CHECK(group, "placing %d experts needs their group of ranks", n_experts);
     MU_CHECK(n_experts >= 1 && n_experts % group->size == 0, "%d experts do not divide over %d ranks", n_experts, group->size);
     mu_placement *p = mu_alloc(1, sizeof *p);
     p->n_experts = n_experts, p->n_local = n_experts / group->size;

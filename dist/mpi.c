@@ -133,6 +133,11 @@ static mu_comm *wrap(MPI_Comm comm) {
 }
 
 mu_comm *mu_comm_new(const void *mpi_comm) {
+    int begun, ended;
+    MPI_Initialized(&begun);
+    MPI_Finalized(&ended);
+    MU_CHECK(begun && !ended, "a communicator %s; it lives between MPI_Init and MPI_Finalize (mu_dist_start, mu_dist_stop)",
+             begun ? "after the end of MPI" : "before the start of MPI");
     MPI_Comm from = mpi_comm ? *(const MPI_Comm *)mpi_comm : MPI_COMM_WORLD, comm;
     CALL(MPI_Comm_dup(from, &comm));
     return wrap(comm);

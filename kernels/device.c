@@ -194,6 +194,7 @@ static mu_device *open_cpu(const char *kind) {
 
 mu_device *mu_device_open(const char *kind) {
     mu_device *dev;
+    MU_CHECK(kind, "a device needs a kind: \"cpu\", \"ref\", \"cuda\"");
     if (!strcmp(kind, "ref")) {
         dev = device_new("ref", &mu_kernels_ref, MU_DTYPE_F64);
         scratch_init(&dev->scratch);

@@ -189,6 +189,7 @@ int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx
 
 mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x, mu_tensor *targets, double scale,
                               mu_tensor **nll) {
+    MU_CHECK(m && tp, "the head needs a model and a tape");
     mu_tape_part(tp, "head");
     mu_tensor *loss = mu_head_loss(tp, x, &m->head->tensor, targets, scale, nll);
     mu_tape_part(tp, NULL);

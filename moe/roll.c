@@ -8,6 +8,7 @@
 static int64_t cells(const mu_roll *r) { return (int64_t)r->layers * r->experts; }
 
 void mu_roll_init(mu_roll *r, int layers, int experts) {
+    MU_CHECK(r && layers >= 0 && experts >= 0, "load statistics of %d layers with %d experts each", layers, experts);
     *r = (mu_roll){ .layers = layers, .experts = experts };
     r->ring = mu_alloc((size_t)(cells(r) * MU_ROLL_WINDOW), sizeof(int64_t));
     r->total = mu_alloc((size_t)cells(r), sizeof(int64_t));
@@ -100,8 +101,10 @@ mu_expert_state mu_roll_state(const mu_roll *r, int layer, int expert) {
 }
 
 mu_load mu_load_of(const int64_t *counts, int n) {
+    MU_CHECK(counts && n >= 1, "the load of %d experts%s", n, counts ? "" : ", without counts");
     double total = 0, largest = 0, squares = 0, entropy = 0;
     for (int i = 0; i < n; i++) {
+        MU_CHECK(counts[i] >= 0, "expert %d has a count of %lld tokens", i, (long long)counts[i]);
         total += (double)counts[i];
         if ((double)counts[i] > largest) largest = (double)counts[i];
     }

@@ -4,6 +4,8 @@
  * more product, 1/4 of the head's work) instead of keeping T*V values. */
 #include "autograd/autograd.h"
 
+#include <math.h>
+
 typedef struct {
     double scale;
 } extra;
@@ -89,6 +91,7 @@ mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targ
     MU_CHECK(x->shape[1] == w->shape[1] && mu_count(targets) == T && targets->dtype == MU_DTYPE_I32,
              "head: %lld rows of %lld, %lld targets, weights for %lld", (long long)T, (long long)x->shape[1],
              (long long)mu_count(targets), (long long)w->shape[1]);
+    MU_CHECK(isfinite(scale), "head: the loss times %g", scale);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->scale = scale;
     mu_tensor *rows_nll = mu_tensor_fine(tp, T, 1), *lse = mu_tensor_fine(tp, T, 1),

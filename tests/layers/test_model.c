@@ -179,6 +179,29 @@ static void unsound_configurations_stop(void **state) {
     assert_non_null(strstr(e.text, "moe.top_k: 9 is more than num_experts 4\nmodel.head_dim: 3 is odd"));
 }
 
+/* Places, devices, load statistics and communicators that cannot be. */
+static void unsound_arguments_stop(void **state) {
+    (void)state;
+    mu_roll r;
+    STOPS("a device needs a kind", mu_device_open(NULL));
+    STOPS("placing 4 experts needs their group", mu_placement_new(NULL, 4));
+    STOPS("5 experts do not divide over 2 ranks", mu_placement_new(&(mu_comm){ .size = 2 }, 5));
+    STOPS("load statistics of -1 layers with 4 experts", mu_roll_init(&r, -1, 4));
+    STOPS("load statistics of 2 layers with -4 experts", mu_roll_init(&r, 2, -4));
+    STOPS("the load of 4 experts, without counts", mu_load_of(NULL, 4));
+    STOPS("the load of 0 experts", mu_load_of((int64_t[]){ 1 }, 0));
+    STOPS("expert 1 has a count of -3 tokens", mu_load_of((int64_t[]){ 1, -3 }, 2));
+    if (mu_dist_has_mpi()) STOPS("a communicator before the start of MPI", mu_mesh_open(NULL, 1));
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    mu_model *m = new_model(&cfg, &moe);
+    mu_unit *u = mu_params_find(m->params, "/norm/weight");
+    STOPS("a learning-rate factor of -1 for /norm/weight", mu_unit_set_lr_factor(u, -1));
+    STOPS("a learning-rate factor of nan for /norm/weight", mu_unit_set_lr_factor(u, NAN));
+    STOPS("freezing needs a unit", mu_unit_freeze(NULL, true));
+    mu_model_free(m);
+}
+
 /* What a forward pass cannot be made of stops before a kernel sees it, in words. */
 static void unsound_batches_stop(void **state) {
     (void)state;
@@ -203,6 +226,7 @@ static void unsound_batches_stop(void **state) {
     ids[3] = -1;
     FORWARD_STOPS("embedding: ids from -1 to", TOKENS, );
     ids[3] = kept;
+    STOPS("head: the loss times nan", mu_model_head_loss(m, tp, mu_tensor_2d(tp, TINY_T, 12), TOKENS, NAN, NULL));
     FORWARD_STOPS("model: tokens is missing", NULL, );
     FORWARD_STOPS("model: tokens is of type i64", mu_tensor_ints(tp, MU_DTYPE_I64, TINY_T, NULL), );
     FORWARD_STOPS("24 tokens for 2 sequences of 8", TOKENS, cx.n_sequences = 2);
@@ -398,7 +422,8 @@ int main(void) {
         cmocka_unit_test(counts_are_those_of_the_units), cmocka_unit_test(flops_by_hand),
         cmocka_unit_test(moe_layers_stand_where_they_should), cmocka_unit_test(units_are_named_once),
         cmocka_unit_test(defaults_make_a_model), cmocka_unit_test(unsound_configurations_stop),
-        cmocka_unit_test(unsound_batches_stop), cmocka_unit_test(planned_ranks_do_not_talk),
+        cmocka_unit_test(unsound_batches_stop), cmocka_unit_test(unsound_arguments_stop),
+        cmocka_unit_test(planned_ranks_do_not_talk),
         cmocka_unit_test(gradients), cmocka_unit_test(gradients_of_a_dense_model),
         cmocka_unit_test(no_position_sees_a_later_one), cmocka_unit_test(head_and_logits_agree),
         cmocka_unit_test(the_first_bad_layer_is_named), cmocka_unit_test(training_learns),
