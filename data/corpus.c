@@ -1,46 +1,36 @@
-/* corpus.c - all domains of a run in memory, and what can be said of them at once. */
+/* corpus.c - all domains of a run, and what can be said of them at once. */
 #include "data/internal.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ------------------------------------------------------------------ making a domain */
+/* ------------------------------------------------------------------ a domain from any kind of source */
 
-static void make_room(mu_domain_maker *m, int64_t tokens) {
-    mu_domain *d = m->domain;
-    if (d->n_tokens + tokens > m->token_room) {
-        m->token_room = d->n_tokens + tokens + m->token_room / 2;
-        d->tokens = mu_realloc(d->tokens, (size_t)m->token_room, sizeof *d->tokens);
-    }
-    if (d->n_documents + 2 > m->document_room) {
-        m->document_room = d->n_documents + 2 + m->document_room;
-        d->document_offsets = mu_realloc(d->document_offsets, (size_t)m->document_room,
-                                         sizeof *d->document_offsets);
-        d->document_offsets[0] = 0;
-    }
-}
+static bool is_synthetic(const char *path) { return !strcmp(path, "synthetic"); }
 
-void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes) {
-    if (bytes == 0) return;
-    make_room(m, bytes + 1);
-    mu_domain *d = m->domain;
-    d->n_tokens += mu_tokenizer_encode(m->tokenizer, text, bytes, d->tokens + d->n_tokens);
-    d->tokens[d->n_tokens++] = (uint16_t)mu_tokenizer_eod(m->tokenizer);
-    d->text_bytes += bytes;
-    d->document_offsets[++d->n_documents] = d->n_tokens;
-}
-
-static mu_status read_domain(mu_domain *d, const char *path, const mu_tokenizer *t, uint64_t seed,
+static mu_status open_domain(mu_domain *d, const char *path, const mu_tokenizer *t, uint64_t seed, mu_cache *cache,
                              mu_error *e) {
     mu_domain_maker m = { .domain = d, .tokenizer = t };
     mu_status status = MU_STATUS_OK;
-    if (!strcmp(path, "synthetic")) mu_synthetic_make(&m, seed);
-    else if (mu_token_file_named(path)) status = mu_token_file_read(d, t, path, e);
+    bool in_file = !is_synthetic(path) && mu_token_file_named(path);
+    if (!in_file) mu_domain_start(&m);
+    if (is_synthetic(path)) mu_synthetic_make(&m, seed);
+    else if (in_file) status = mu_token_file_open(d, t, path, cache, e);
     else status = mu_text_read(&m, path, e);
+    if (!status) status = mu_domain_scan(d, t, path, e);
     if (!status && d->n_tokens == 0)
         status = mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": no text in %s", d->name, path);
     return status;
+}
+
+mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, const mu_tokenizer *t, uint64_t seed,
+                            mu_error *e) {
+    MU_CHECK(size && d && t, "size %p, domain %p, tokenizer %p", (void *)size, (const void *)d, (const void *)t);
+    *size = (mu_domain_size){ 0 };
+    if (mu_token_file_named(d->path)) return mu_token_file_measure(size, d->domain, t, d->path, e);
+    if (!is_synthetic(d->path)) return mu_text_measure(size, d->domain, d->path, e);
+    mu_synthetic_measure(size, d->domain, seed);
+    return MU_STATUS_OK;
 }
 
 /* ------------------------------------------------------------------ the corpus */
@@ -59,9 +49,8 @@ static mu_status check_names(const mu_option_domains *list, mu_error *e) {
 static void fingerprint(mu_corpus *c, const mu_tokenizer *t) {
     char *lines = mu_format("%s\n", mu_tokenizer_name(t));
     for (int i = 0; i < c->n_domains; i++) {
-        char *hex = c->domains[i].fingerprint, *before = lines;
-        mu_hash128_hex(c->domains[i].tokens, (size_t)c->domains[i].n_tokens * sizeof(uint16_t), hex);
-        lines = mu_format("%s%s\n%s\n", before, c->domains[i].name, hex);
+        char *before = lines;
+        lines = mu_format("%s%s\n%s\n", before, c->domains[i].name, c->domains[i].fingerprint);
         free(before);
     }
     mu_hash128_hex(lines, strlen(lines), c->fingerprint);
@@ -73,7 +62,7 @@ static void point_out_overlaps(const mu_option_domains *list) {
     for (int i = 0; i < list->n; i++)
         for (int j = 0; j < list->n; j++) {
             const mu_option_domain *a = &list->list[i], *b = &list->list[j];
-            if (i == j || !strcmp(a->path, "synthetic") || !strcmp(b->path, "synthetic") ||
+            if (i == j || is_synthetic(a->path) || is_synthetic(b->path) ||
                 mu_token_file_named(a->path) || !mu_file_is_inside(a->path, b->path) ||
                 (j < i && mu_file_is_inside(b->path, a->path)))         /* the same path: said already */
                 continue;
@@ -85,19 +74,23 @@ static void point_out_overlaps(const mu_option_domains *list) {
 }
 
 mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_tokenizer *t, uint64_t seed,
-                         mu_error *e) {
+                         int64_t cache_bytes, mu_error *e) {
+    MU_CHECK(c && list && t, "corpus %p, list %p, tokenizer %p", (void *)c, (const void *)list, (const void *)t);
+    MU_CHECK(list->n >= 0 && (list->n == 0 || list->list) && cache_bytes >= 0, "%d domains in %p, a cache of %lld bytes",
+             list->n, (void *)list->list, (long long)cache_bytes);
     *c = (mu_corpus){ 0 };
     if (list->n == 0) return mu_error_set(e, MU_STATUS_CONFIG, "data.train: no domain is listed");
     mu_status status = check_names(list, e);
     if (status) return status;
     point_out_overlaps(list);
-    *c = (mu_corpus){ .n_domains = list->n, .domains = mu_alloc((size_t)list->n, sizeof *c->domains) };
+    *c = (mu_corpus){ .n_domains = list->n, .domains = mu_alloc((size_t)list->n, sizeof *c->domains),
+                      .cache = mu_cache_new(cache_bytes) };
     for (int i = 0; !status && i < list->n; i++) {
         const mu_option_domain *entry = &list->list[i];
         snprintf(c->domains[i].name, sizeof c->domains[i].name, "%s", entry->domain);
         c->domains[i].weight = entry->weight;
-        c->synthetic = c->synthetic || !strcmp(entry->path, "synthetic");
-        status = read_domain(&c->domains[i], entry->path, t, seed, e);
+        c->synthetic = c->synthetic || is_synthetic(entry->path);
+        status = open_domain(&c->domains[i], entry->path, t, seed, c->cache, e);
     }
     if (status) mu_corpus_close(c);
     else fingerprint(c, t);
@@ -105,25 +98,8 @@ mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_t
 }
 
 void mu_corpus_close(mu_corpus *c) {
-    for (int i = 0; i < c->n_domains; i++) {
-        free(c->domains[i].tokens);
-        free(c->domains[i].document_offsets);
-    }
+    for (int i = 0; i < c->n_domains; i++) mu_domain_close(&c->domains[i]);
     free(c->domains);
+    mu_cache_free(c->cache);
     *c = (mu_corpus){ 0 };
-}
-
-double mu_domain_unigram_entropy(const mu_domain *d, int vocab_size) {
-    int64_t *counts = mu_alloc((size_t)vocab_size, sizeof *counts);
-    for (int64_t i = 0; i < d->n_tokens; i++) {
-        MU_CHECK(d->tokens[i] < vocab_size, "token %d, vocabulary %d", d->tokens[i], vocab_size);
-        counts[d->tokens[i]]++;
-    }
-    double entropy = 0;
-    for (int v = 0; v < vocab_size; v++) {
-        double p = (double)counts[v] / (double)d->n_tokens;
-        if (counts[v]) entropy -= p * log(p);
-    }
-    free(counts);
-    return entropy;
 }

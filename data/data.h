@@ -11,56 +11,77 @@ extern "C" {
 
 /*       type     key           default    min  max  choices  use  help */
 #define MU_OPTIONS_DATA(O) \
-    O(CHOICE,  tokenizer,    "bytes",   0,   0,   "bytes", FIXED, "bytes: ids 0-255 are bytes, 256 ends a document") \
+    O(STRING,  tokenizer,    "bytes",   0,   0,   NULL, FIXED, "bytes: ids 0-255 are bytes, 256 ends a document; or the path of a tokenizer (none can be read yet)") \
     O(DOMAINS, train,        NULL,      1,   0,   NULL, TEXTS, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or token FILE.h5, weight: 1.0}; path synthetic: the built-in generator") \
-    O(FLOAT,   val_fraction, "0.02",    0,   0.9, NULL, TEXTS, "share of each domain's tokens that is kept for validation; whole documents, spread over it, where there are enough")
+    O(FLOAT,   val_fraction, "0.02",    0,   0.9, NULL, TEXTS, "share of each domain's tokens that is kept for validation; whole documents, spread over it, where there are enough") \
+    O(INT,     cache_mib,    "256",     8,   1048576, NULL, EVAL, "MiB of token files that each rank keeps in memory; they are read in blocks. Texts are held whole, beside it")
 
 typedef struct { MU_OPTIONS_DATA(MU_OPTION_FIELD) } mu_data_config;
 
-/* ------------------------------------------------------------------ tokenizer (tokenizer.c)
- * Bytes today; byte-pair encoding has its place in mu_tokenizer_open and as one more set of functions. */
+/* ------------------------------------------------------------------ tokenizer (tokenizer.c, tokenizer_KIND.c)
+ * Text to ids and back. An id is from 0 to vocab_size - 1. */
 typedef struct mu_tokenizer mu_tokenizer;
-mu_tokenizer *mu_tokenizer_open(const char *name);              /* "bytes"; NULL for an unknown name */
+/* By a name ("bytes") or a path: what has a '/' or a '.' in it, or is there. MU_STATUS_CONFIG: no such name; NOINPUT: the file
+ * is missing; DATA: it is not a tokenizer that can be read. */
+mu_status   mu_tokenizer_open(mu_tokenizer **t, const char *name_or_path, mu_error *e) MU_MUST_USE;
 void        mu_tokenizer_close(mu_tokenizer *t);
-const char *mu_tokenizer_name(const mu_tokenizer *t);
+const char *mu_tokenizer_name(const mu_tokenizer *t);           /* under 32 bytes, never a path */
+const char *mu_tokenizer_fingerprint(const mu_tokenizer *t);    /* 32 hex digits, equal where all ids are */
 int         mu_tokenizer_vocab_size(const mu_tokenizer *t);
-int         mu_tokenizer_eod(const mu_tokenizer *t);            /* the end-of-document id */
-/* Appends the ids of the text to tokens[] (room for `bytes` of them); returns how many. */
-int64_t     mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t bytes, uint16_t *tokens);
-/* Bytes of one id into out (at most `room`); 0 for the end of a document. */
-int         mu_tokenizer_decode(const mu_tokenizer *t, int id, char *out, int room);
+int32_t     mu_tokenizer_eod(const mu_tokenizer *t);            /* the end-of-document id */
+/* Gives the ids of the text to `take`, in order, some at a time. */
+typedef void mu_take_ids(void *to, const int32_t *ids, int64_t n);
+void        mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to);
+/* The bytes of one id, borrowed from the tokenizer, and how many; 0 for the end of a document and for what is no id. */
+int64_t     mu_tokenizer_decode(const mu_tokenizer *t, int32_t id, const char **bytes);
+/* Was `what` (a path, for the message) made with this tokenizer? MU_STATUS_DATA when the name differs, or the fingerprint;
+ * files of older versions have none (""), and the name decides. */
+mu_status   mu_tokenizer_check(const mu_tokenizer *t, const char *what, const char *name, const char *fingerprint,
+                               mu_error *e) MU_MUST_USE;
 
-/* ------------------------------------------------------------------ corpus (corpus.c, text.c, token_file.c, synthetic.c)
- * All domains of a run, tokenized, in memory. Each document is followed by the end-of-document id. */
+/* ------------------------------------------------------------------ corpus (corpus.c; of one domain: domain.c, text.c, token_file.c, synthetic.c)
+ * All domains of a run, tokenized: texts in memory, token files in blocks that a cache of limited size keeps. Each document is
+ * followed by the end-of-document id. */
+typedef struct mu_column mu_column;
 typedef struct {
     char name[64];
     double weight;
-    uint16_t *tokens;           /* heap */
-    int64_t n_tokens;
-    int64_t n_documents, *document_offsets;     /* n_documents + 1 offsets into tokens */
+    int64_t n_tokens, n_documents;
     int64_t text_bytes;         /* bytes of text in n_tokens, for bits per byte */
-    char fingerprint[33];       /* XXH3-128 of the tokens */
+    double unigram_entropy;     /* nats per token of the best prediction that ignores context */
+    char fingerprint[33];       /* XXH3-128 of the ids: 16 bits each, 32 when the vocabulary has more than 65536 */
+    mu_column *tokens, *document_offsets;       /* offsets: n_documents + 1; see mu_domain_ids, mu_domain_document_ends */
+    mu_store *file;             /* of a token file, open; else NULL */
 } mu_domain;
 typedef struct {
     int n_domains;
     mu_domain *domains;
     char fingerprint[33];       /* XXH3-128 of tokenizer, domain names and tokens */
     bool synthetic;             /* some domain comes from the generator */
+    struct mu_cache *cache;
 } mu_corpus;
 /* Reads every domain of the list: folders (every .txt is a document, every line of a .jsonl with "text"
  * is one; sorted by name, sub-folders included; what is not read is counted in the log), single files, token files (a token file may hold several
- * domains: the one named `domain` is taken), or `synthetic`. Errors name the path, and the line of a .jsonl:
+ * domains: the one named `domain` is taken), or `synthetic`. Token files are gone through once, and stay open; at most
+ * cache_bytes of them (but a block) stay in memory. Errors name the path, and the line of a .jsonl:
  * MU_STATUS_NOINPUT missing or unreadable, MU_STATUS_DATA for content (no text, bad JSON, other tokenizer). */
 mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_tokenizer *t, uint64_t seed,
-                         mu_error *e) MU_MUST_USE;
+                         int64_t cache_bytes, mu_error *e) MU_MUST_USE;
 void      mu_corpus_close(mu_corpus *c);
-/* An HDF5 token file: /domains/NAME/{tokens,document_offsets,text_bytes}, /tokenizer, /fingerprint. */
+/* An HDF5 token file: /domains/NAME/{tokens,document_offsets,text_bytes}, /tokenizer, /tokenizer_fingerprint, /fingerprint. */
 mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, mu_error *e) MU_MUST_USE;
 /* Whether that could be written, before the long work of reading texts. A token file that is there already would be replaced,
  * and its fingerprint is in *fingerprint, else ""; MU_STATUS_USAGE when anything else is there. */
 mu_status mu_token_file_check(const char *path, char fingerprint[33], mu_error *e) MU_MUST_USE;
-/* Nats a token of the best prediction that ignores context: the entropy of the token frequencies. */
-double    mu_domain_unigram_entropy(const mu_domain *d, int vocab_size);
+/* Ids [first, first + n) of a domain; the offsets behind the last ids of documents [first, first + n). A token file that can no
+ * longer be read is fatal. */
+void      mu_domain_ids(const mu_domain *d, int64_t first, int64_t n, int32_t *ids);
+void      mu_domain_document_ends(const mu_domain *d, int64_t first, int64_t n, int64_t *ends);
+/* What a domain is in size, found without reading it. Of texts: bytes, at most a token each, and documents as if each file
+ * were one. Errors as those of mu_corpus_open. */
+typedef struct { int64_t tokens, documents; bool in_file; } mu_domain_size;
+mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, const mu_tokenizer *t, uint64_t seed,
+                            mu_error *e) MU_MUST_USE;
 
 /* ------------------------------------------------------------------ loader (loader.c)
  * The global batch of step s depends on seed, corpus and s only: sample g is drawn from a domain with

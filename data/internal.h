@@ -1,28 +1,75 @@
-/* internal.h - what the files of data/ share: the making of one domain, document by document. */
+/* internal.h - what the files of data/ share: kinds of tokenizers, long lists of numbers, the making of one domain, the split. */
 #ifndef MUSTER_DATA_INTERNAL_H
 #define MUSTER_DATA_INTERNAL_H
 #include "data/data.h"
 
-/* The domain being made and the room its two lists have. */
+/* ------------------------------------------------------------------ kinds of tokenizers
+ * A kind is one file, tokenizer_KIND.c: a structure that begins with this one, the functions in it, and one that makes it, for
+ * the table in tokenizer.c. */
+struct mu_tokenizer {
+    char name[32], fingerprint[33];
+    int vocab_size;
+    int32_t eod;
+    void (*encode)(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to);
+    int64_t (*decode)(const mu_tokenizer *t, int32_t id, const char **bytes);
+    void (*close)(mu_tokenizer *t);
+};
+mu_tokenizer *mu_tokenizer_bytes_new(void);
+
+/* ------------------------------------------------------------------ columns (column.c)
+ * A long list of numbers: in memory, and then it may grow; or in a token file, read in blocks that the corpus's cache keeps
+ * until it needs their room. */
+typedef struct mu_cache mu_cache;
+mu_cache  *mu_cache_new(int64_t bytes);
+void       mu_cache_free(mu_cache *cache);              /* after its columns */
+mu_column *mu_column_new(mu_store_type type);           /* in memory: U16 or I32 for ids, I64 for offsets */
+/* The dataset `name` of the file, which is borrowed and stays open, as is the cache. MU_STATUS_DATA when it is not of this type. */
+mu_status  mu_column_open(mu_column **c, mu_store_type type, mu_store *file, const char *name, mu_cache *cache,
+                          mu_error *e) MU_MUST_USE;
+void       mu_column_free(mu_column *c);
+int64_t    mu_column_length(const mu_column *c);
+mu_store_type mu_column_type(const mu_column *c);
+size_t     mu_column_size(const mu_column *c);          /* bytes of a number */
+/* Numbers [first, first + n) as they are. */
+mu_status  mu_column_read(const mu_column *c, int64_t first, int64_t n, void *numbers, mu_error *e) MU_MUST_USE;
+/* The same of ids, widened. */
+mu_status  mu_column_ids(const mu_column *c, int64_t first, int64_t n, int32_t *ids, mu_error *e) MU_MUST_USE;
+void       mu_column_append_ids(mu_column *c, const int32_t *ids, int64_t n);
+void       mu_column_append_offset(mu_column *c, int64_t offset);
+void       mu_column_trim(mu_column *c);                /* gives back room that is not used */
+mu_store_type mu_ids_type(int vocab_size);              /* 16 bits where they are enough */
+
+/* ------------------------------------------------------------------ one domain (domain.c) */
+
+/* The domain being made of texts. */
 typedef struct {
     mu_domain *domain;
     const mu_tokenizer *tokenizer;
-    int64_t token_room, document_room;
 } mu_domain_maker;
 
+/* Makes it ready for documents. */
+void mu_domain_start(mu_domain_maker *m);
 /* Adds one document and the end-of-document id; nothing for an empty text. */
 void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes);
+/* Goes once through a domain that is complete: fingerprint and entropy, and whether every id is in the vocabulary, every
+ * document ends with its id and follows the one before. MU_STATUS_DATA names the path. */
+mu_status mu_domain_scan(mu_domain *d, const mu_tokenizer *t, const char *path, mu_error *e) MU_MUST_USE;
+void mu_domain_close(mu_domain *d);
 
 /* Text of a whole domain at most; the sum over its files. */
 #define MU_DOMAIN_BYTES_MAX ((int64_t)4 << 30)
 
 /* text.c: a folder, a .txt or a .jsonl. */
 mu_status mu_text_read(mu_domain_maker *m, const char *path, mu_error *e) MU_MUST_USE;
+mu_status mu_text_measure(mu_domain_size *size, const char *domain, const char *path, mu_error *e) MU_MUST_USE;
 /* token_file.c: the domain of that name in a token file; it must be of this tokenizer. */
-mu_status mu_token_file_read(mu_domain *d, const mu_tokenizer *t, const char *path, mu_error *e) MU_MUST_USE;
+mu_status mu_token_file_open(mu_domain *d, const mu_tokenizer *t, const char *path, mu_cache *cache, mu_error *e) MU_MUST_USE;
+mu_status mu_token_file_measure(mu_domain_size *size, const char *domain, const mu_tokenizer *t, const char *path,
+                                mu_error *e) MU_MUST_USE;
 bool      mu_token_file_named(const char *path);        /* by its ending: .h5 or .hdf5 */
 /* synthetic.c: all documents of the domain that the generator knows by the domain's name. */
 void      mu_synthetic_make(mu_domain_maker *m, uint64_t seed);
+void      mu_synthetic_measure(mu_domain_size *size, const char *domain, uint64_t seed);
 
 /* split.c: what of a domain is for validation. A stream is pieces of the domain, one after the other; token `at` of the
  * stream is token `from` of the domain. */

@@ -13,7 +13,8 @@ typedef struct {
     mu_split split;
     double share, up_to;        /* up_to: the shares of this domain and all before it */
     int64_t drawn;              /* samples given so far */
-    int64_t *order, epoch;      /* the training sequences as shuffled for `epoch`; -1: not yet */
+    uint32_t *order;            /* the training sequences as shuffled for `epoch` */
+    int64_t epoch;              /* -1: not yet */
 } part;
 
 struct mu_loader {
@@ -98,9 +99,10 @@ static void shuffle(const mu_loader *l, int domain, int64_t epoch) {
     mu_rng r = { .seed = l->seed, .step = (uint32_t)epoch, .sample = (uint32_t)mu_hash64(name, strlen(name)),
                  .purpose = MU_RNG_DATA_ORDER };
     if (!p->order) p->order = mu_alloc((size_t)p->split.n_train, sizeof *p->order);
-    for (int64_t i = 0; i < p->split.n_train; i++) p->order[i] = i;
+    for (int64_t i = 0; i < p->split.n_train; i++) p->order[i] = (uint32_t)i;
     for (int64_t i = p->split.n_train - 1; i > 0; i--) {
-        int64_t j = (int64_t)(mu_rng_uniform(&r, (uint64_t)i) * (double)(i + 1)), moved = p->order[i];
+        int64_t j = (int64_t)(mu_rng_uniform(&r, (uint64_t)i) * (double)(i + 1));
+        uint32_t moved = p->order[i];
         if (j > i) j = i;
         p->order[i] = p->order[j];
         p->order[j] = moved;

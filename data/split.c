@@ -21,6 +21,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int64_t sequences(int64_t tokens, int64_t L) { return tokens > L ? (tokens - 1) / L : 0; }
 
@@ -45,10 +46,19 @@ static void append(mu_stream *s, int64_t from, int64_t n) {
     s->tokens += n;
 }
 
+/* Ends of documents, in order, some read at a time. */
+enum { SOME_ENDS = 1024 };
+typedef struct { const mu_domain *d; int64_t next, ends[SOME_ENDS]; } end_reader;
+static int64_t next_end(end_reader *r) {
+    int64_t at = r->next % SOME_ENDS, left = r->d->n_documents - r->next++;
+    if (at == 0) mu_domain_document_ends(r->d, r->next - 1, left < SOME_ENDS ? left : SOME_ENDS, r->ends);
+    return r->ends[at];
+}
+
 static void hold_out_documents(mu_split *s, const mu_domain *d, int64_t L, double fraction) {
-    const int64_t *offset = d->document_offsets;
-    for (int64_t from = 0, i = 0, end; i < d->n_documents; from = end) {
-        do end = offset[++i]; while (end - from <= L && i < d->n_documents);
+    end_reader r = { .d = d };
+    for (int64_t from = 0, end; r.next < d->n_documents; from = end) {
+        do end = next_end(&r); while (end - from <= L && r.next < d->n_documents);
         int64_t n = end - from, kept = sequences(s->kept.tokens, L), rest = sequences(s->rest.tokens, L);
         bool hold = asked(rest + kept, fraction) > kept && (double)(s->kept.tokens + n) <= room(end, L, fraction);
         append(hold ? &s->kept : &s->rest, from, n);
@@ -117,21 +127,27 @@ void mu_split_free(mu_split *s) {
 
 /* ------------------------------------------------------------------ reading */
 
-static void read_stream(const mu_stream *s, const mu_domain *d, int64_t sequence, int64_t L, int32_t *tokens,
-                        int32_t *targets) {
-    int64_t at = sequence * L, low = 0;
+/* Tokens [at, at + n) of the stream. */
+static void read_tokens(const mu_stream *s, const mu_domain *d, int64_t at, int64_t n, int32_t *ids) {
+    int64_t low = 0;
     for (int64_t high = s->n; high - low > 1;) {
         int64_t middle = (low + high) / 2;
         if (s->pieces[middle].at <= at) low = middle;
         else high = middle;
     }
-    const mu_piece *p = &s->pieces[low], *last = &s->pieces[s->n - 1];
-    for (int64_t t = 0; t <= L; t++, at++) {
-        if (p < last && p[1].at == at) p++;
-        int32_t id = d->tokens[p->from + (at - p->at)];
-        if (t < L) tokens[t] = id;
-        if (t > 0) targets[t - 1] = id;
+    for (int64_t here; n > 0; at += here, ids += here, n -= here, low++) {
+        const mu_piece *p = &s->pieces[low];
+        int64_t left = (low + 1 < s->n ? p[1].at : s->tokens) - at;
+        here = n < left ? n : left;
+        mu_domain_ids(d, p->from + (at - p->at), here, ids);
     }
+}
+
+static void read_stream(const mu_stream *s, const mu_domain *d, int64_t sequence, int64_t L, int32_t *tokens,
+                        int32_t *targets) {
+    read_tokens(s, d, sequence * L, L, tokens);
+    memcpy(targets, tokens + 1, (size_t)(L - 1) * sizeof *targets);
+    read_tokens(s, d, sequence * L + L, 1, &targets[L - 1]);
 }
 
 void mu_split_read_train(const mu_split *s, const mu_domain *d, int64_t sequence, int64_t L, int32_t *tokens,

@@ -125,6 +125,11 @@ static int next_symbol(const recipe *r, int previous, double uniform) {
     return symbol < N_SYMBOLS ? symbol : N_SYMBOLS - 1;
 }
 
+void mu_synthetic_measure(mu_domain_size *size, const char *domain, uint64_t seed) {
+    size->documents = recipe_of(domain, seed).n_documents;
+    size->tokens = size->documents * DOCUMENT_TOKENS;
+}
+
 void mu_synthetic_make(mu_domain_maker *m, uint64_t seed) {
     const char *name = m->domain->name;
     recipe r = recipe_of(name, seed);

@@ -248,14 +248,33 @@ static mu_status read_folder(mu_domain_maker *m, const char *folder, mu_error *e
     return status;
 }
 
+/* ------------------------------------------------------------------ one or the other */
+
+static mu_status look_at(const char *domain, const char *path, struct stat *st, mu_error *e) {
+    if (stat(path, st))
+        return mu_error_set(e, MU_STATUS_NOINPUT, "domain \"%s\": %s: %s", domain, path, strerror(errno));
+    if (S_ISDIR(st->st_mode) || is_text_name(path)) return MU_STATUS_OK;
+    return mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": %s: neither a folder nor named .txt, .jsonl or .h5", domain,
+                        path);
+}
+
 mu_status mu_text_read(mu_domain_maker *m, const char *path, mu_error *e) {
     struct stat st;
-    if (stat(path, &st))
-        return mu_error_set(e, MU_STATUS_NOINPUT, "domain \"%s\": %s: %s", m->domain->name, path,
-                            strerror(errno));
-    if (S_ISDIR(st.st_mode)) return read_folder(m, path, e);
-    if (is_text_name(path)) return read_file(m, path, e);
-    return mu_error_set(e, MU_STATUS_DATA,
-                        "domain \"%s\": %s: neither a folder nor named .txt, .jsonl or .h5", m->domain->name,
-                        path);
+    mu_status status = look_at(m->domain->name, path, &st, e);
+    if (status) return status;
+    return S_ISDIR(st.st_mode) ? read_folder(m, path, e) : read_file(m, path, e);
+}
+
+mu_status mu_text_measure(mu_domain_size *size, const char *domain, const char *path, mu_error *e) {
+    struct stat st;
+    contents c = { 0 };
+    mu_status status = look_at(domain, path, &st, e);
+    if (!status && S_ISDIR(st.st_mode)) status = collect(c, path, e);
+    else if (!status) add_path(&c[TEXT], mu_strdup(path));
+    for (size_t i = 0; !status && i < c[TEXT].n; i++) {
+        if (stat(c[TEXT].list[i], &st)) status = cannot_read(e, c[TEXT].list[i]);
+        else size->tokens += st.st_size, size->documents++;
+    }
+    for (int kind = 0; kind < N_KINDS; kind++) free_paths(&c[kind]);
+    return status;
 }

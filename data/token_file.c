@@ -1,5 +1,6 @@
-/* token_file.c - a tokenized corpus in one HDF5 file: /tokenizer, /fingerprint and, for each domain,
- * /domains/NAME/{tokens u16, document_offsets i64, text_bytes i64 [1]}. */
+/* token_file.c - a tokenized corpus in one HDF5 file: /tokenizer, /tokenizer_fingerprint (not in older files), /fingerprint
+ * and, for each domain, /domains/NAME/{tokens, document_offsets i64, text_bytes i64 [1]}. Tokens are u16 where that is enough
+ * for the vocabulary, else i32. A sequence is read with all of its chunk, so chunks are small. */
 #include "data/internal.h"
 
 #include <stdlib.h>
@@ -11,27 +12,36 @@ bool mu_token_file_named(const char *path) {
     return mu_file_ends(path, ".h5") || mu_file_ends(path, ".hdf5");
 }
 
+enum { CHUNK_BYTES = 1 << 16, WRITE_CHUNKS = 16 };
+
 /* The heap name of one of a domain's datasets. */
-static char *dataset(const mu_domain *d, const char *what) {
-    return mu_format("/domains/%s/%s", d->name, what);
-}
+static char *dataset(const char *domain, const char *what) { return mu_format("/domains/%s/%s", domain, what); }
 
 /* ------------------------------------------------------------------ writing */
 
-static mu_status write_array(mu_store *s, const mu_domain *d, const char *what, mu_store_type type, int64_t n,
-                             const void *data, mu_error *e) {
-    char *name = dataset(d, what);
-    mu_status status = mu_store_write(s, name, type, 1, &n, data, e);
+static mu_status write_column(mu_store *s, const mu_domain *d, const char *what, const mu_column *c, mu_error *e) {
+    int64_t n = mu_column_length(c), size = (int64_t)mu_column_size(c), most = WRITE_CHUNKS * CHUNK_BYTES / size;
+    mu_store_type type = mu_column_type(c);
+    char *name = dataset(d->name, what);
+    void *part = mu_alloc((size_t)most, (size_t)size);
+    mu_status status = mu_store_make(s, name, type, n, CHUNK_BYTES / size, e);
+    for (int64_t at = 0, here; !status && at < n; at += here) {
+        here = n - at < most ? n - at : most;
+        status = mu_column_read(c, at, here, part, e);
+        if (!status) status = mu_store_write_part(s, name, type, at, here, part, e);
+        mu_activity_tick();
+    }
+    free(part);
     free(name);
     return status;
 }
 
 static mu_status write_domain(mu_store *s, const mu_domain *d, mu_error *e) {
-    mu_status status = write_array(s, d, "tokens", MU_STORE_U16, d->n_tokens, d->tokens, e);
-    if (!status)
-        status =
-            write_array(s, d, "document_offsets", MU_STORE_I64, d->n_documents + 1, d->document_offsets, e);
-    if (!status) status = write_array(s, d, "text_bytes", MU_STORE_I64, 1, &d->text_bytes, e);
+    mu_status status = write_column(s, d, "tokens", d->tokens, e);
+    if (!status) status = write_column(s, d, "document_offsets", d->document_offsets, e);
+    char *name = dataset(d->name, "text_bytes");
+    if (!status) status = mu_store_write(s, name, MU_STORE_I64, 1, (int64_t[]){ 1 }, &d->text_bytes, e);
+    free(name);
     return status;
 }
 
@@ -40,6 +50,7 @@ static mu_status write_file(const mu_corpus *c, const mu_tokenizer *t, const cha
     mu_status status = mu_store_create(&s, path, e);
     if (status) return status;
     status = mu_store_write_text(s, "/tokenizer", mu_tokenizer_name(t), e);
+    if (!status) status = mu_store_write_text(s, "/tokenizer_fingerprint", mu_tokenizer_fingerprint(t), e);
     if (!status) status = mu_store_write_text(s, "/fingerprint", c->fingerprint, e);
     for (int i = 0; !status && i < c->n_domains; i++) status = write_domain(s, &c->domains[i], e);
     return mu_store_finish(s, status, e);
@@ -81,6 +92,8 @@ mu_status mu_token_file_check(const char *path, char fingerprint[33], mu_error *
 /* Under another name first: a half token file never has the name of a whole one. */
 mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, mu_error *e) {
     char *temporary, old[33];
+    MU_CHECK(c && c->n_domains > 0 && t && path, "corpus %p, tokenizer %p, path %s", (const void *)c, (const void *)t,
+             path ? path : "NULL");
     mu_status status = mu_file_temporary(path, &temporary, e);
     if (status) return status;
     status = write_file(c, t, temporary, e);
@@ -93,70 +106,51 @@ mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char 
 
 /* ------------------------------------------------------------------ reading */
 
-/* A one-dimensional dataset of any length into heap memory. */
-static mu_status read_array(mu_store *s, const mu_domain *d, const char *what, mu_store_type type,
-                            size_t size, void **data, int64_t *n, mu_error *e) {
-    char *name = dataset(d, what);
-    mu_store_type found;
-    int n_dims;
-    int64_t shape[4];
-    mu_status status = mu_store_shape(s, name, &found, &n_dims, shape, e);
-    *n = status || n_dims != 1 ? 0 : shape[0];          /* more dimensions: refused by the reading below */
-    if (!status) {
-        *data = mu_alloc((size_t)*n, size);
-        status = mu_store_read(s, name, type, 1, n, *data, e);
-    }
+/* It was made with this tokenizer: older files only name theirs. */
+static mu_status check_tokenizer(mu_store *s, const mu_tokenizer *t, const char *path, mu_error *e) {
+    char *name = NULL, *fingerprint = NULL;
+    mu_status status = mu_store_read_text(s, "/tokenizer", &name, e);
+    if (!status && mu_store_has(s, "/tokenizer_fingerprint"))
+        status = mu_store_read_text(s, "/tokenizer_fingerprint", &fingerprint, e);
+    if (!status) status = mu_tokenizer_check(t, path, name, fingerprint ? fingerprint : "", e);
+    free(name);
+    free(fingerprint);
+    return status;
+}
+
+static mu_status open_column(mu_domain *d, const char *what, mu_store_type type, mu_cache *cache, mu_column **c, mu_error *e) {
+    char *name = dataset(d->name, what);
+    mu_status status = mu_column_open(c, type, d->file, name, cache, e);
     free(name);
     return status;
 }
 
-/* Every id is in the vocabulary, and documents follow each other without a gap, each with its end. */
-static mu_status check_content(const mu_domain *d, const mu_tokenizer *t, const char *path, mu_error *e) {
-    int vocab_size = mu_tokenizer_vocab_size(t), eod = mu_tokenizer_eod(t);
-    for (int64_t i = 0; i < d->n_tokens; i++)
-        if (d->tokens[i] >= vocab_size)
-            return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": token %lld is %d, vocabulary %d", path,
-                                d->name, (long long)i, d->tokens[i], vocab_size);
-    bool whole = d->n_documents >= 0 && d->document_offsets[0] == 0 &&
-                 d->document_offsets[d->n_documents] == d->n_tokens && d->text_bytes >= 0;
-    for (int64_t i = 0; whole && i < d->n_documents; i++) {
-        int64_t end = d->document_offsets[i + 1];
-        whole = end > d->document_offsets[i] && end <= d->n_tokens && d->tokens[end - 1] == eod;
-    }
-    if (whole) return MU_STATUS_OK;
-    return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": document_offsets do not fit the tokens", path,
-                        d->name);
+static mu_status open_domain(mu_domain *d, const mu_tokenizer *t, mu_cache *cache, mu_error *e) {
+    mu_status status = open_column(d, "tokens", mu_ids_type(mu_tokenizer_vocab_size(t)), cache, &d->tokens, e);
+    if (!status) status = open_column(d, "document_offsets", MU_STORE_I64, cache, &d->document_offsets, e);
+    if (status) return status;
+    d->n_tokens = mu_column_length(d->tokens);
+    d->n_documents = mu_column_length(d->document_offsets) - 1;
+    char *name = dataset(d->name, "text_bytes");
+    status = mu_store_read(d->file, name, MU_STORE_I64, 1, (int64_t[]){ 1 }, &d->text_bytes, e);
+    free(name);
+    return status;
 }
 
-static mu_status read_domain(mu_store *s, mu_domain *d, const mu_tokenizer *t, const char *path,
-                             mu_error *e) {
-    char *written_by;
-    mu_status status = mu_store_read_text(s, "/tokenizer", &written_by, e);
-    if (status) return status;
-    if (strcmp(written_by, mu_tokenizer_name(t)))
-        status = mu_error_set(e, MU_STATUS_DATA, "%s: made with tokenizer \"%s\", not \"%s\"", path,
-                              written_by, mu_tokenizer_name(t));
-    free(written_by);
-    void *tokens = NULL, *offsets = NULL, *bytes = NULL;
-    int64_t n_offsets = 0, n_bytes = 0;
-    if (!status)
-        status = read_array(s, d, "tokens", MU_STORE_U16, sizeof *d->tokens, &tokens, &d->n_tokens, e);
-    if (!status)
-        status = read_array(s, d, "document_offsets", MU_STORE_I64, sizeof(int64_t), &offsets, &n_offsets, e);
-    if (!status)
-        status = read_array(s, d, "text_bytes", MU_STORE_I64, sizeof(int64_t), &bytes, &n_bytes, e);
-    d->tokens = tokens;
-    d->document_offsets = offsets;
-    d->n_documents = n_offsets - 1;
-    d->text_bytes = n_bytes == 1 ? *(int64_t *)bytes : -1;
-    free(bytes);
-    return status ? status : check_content(d, t, path, e);
+mu_status mu_token_file_open(mu_domain *d, const mu_tokenizer *t, const char *path, mu_cache *cache, mu_error *e) {
+    mu_status status = mu_store_open(&d->file, path, e);
+    if (!status) status = check_tokenizer(d->file, t, path, e);
+    return status ? status : open_domain(d, t, cache, e);
 }
 
-mu_status mu_token_file_read(mu_domain *d, const mu_tokenizer *t, const char *path, mu_error *e) {
-    mu_store *s;
-    mu_status status = mu_store_open(&s, path, e);
-    if (status) return status;
-    status = read_domain(s, d, t, path, e);
-    return mu_store_finish(s, status, e);
+mu_status mu_token_file_measure(mu_domain_size *size, const char *domain, const mu_tokenizer *t, const char *path,
+                                mu_error *e) {
+    mu_domain d = { 0 };
+    mu_cache *cache = mu_cache_new(0);
+    snprintf(d.name, sizeof d.name, "%s", domain);
+    mu_status status = mu_token_file_open(&d, t, path, cache, e);
+    *size = (mu_domain_size){ .tokens = d.n_tokens, .documents = d.n_documents, .in_file = true };
+    mu_domain_close(&d);
+    mu_cache_free(cache);
+    return status;
 }

@@ -1,53 +1,53 @@
-/* tokenizer.c - text to ids and back. A tokenizer is a table of functions; "bytes" is the first: ids 0
- * to 255 are bytes, 256 ends a document. Byte-pair encoding would be one more entry, with what it
- * has learnt in a field of its own. */
-#include "data/data.h"
+/* tokenizer.c - tokenizers by name or path, and what all kinds have in common. */
+#include "data/internal.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-struct mu_tokenizer {
-    const char *name;
-    int vocab_size, eod;
-    int64_t (*encode)(const mu_tokenizer *t, const char *text, int64_t bytes, uint16_t *tokens);
-    int (*decode)(const mu_tokenizer *t, int id, char *out, int room);
-};
+/* Kinds that need no file. */
+static const struct { const char *name; mu_tokenizer *(*open)(void); } built_in[] = { { "bytes", mu_tokenizer_bytes_new } };
+enum { N_BUILT_IN = sizeof built_in / sizeof *built_in };
 
-static int64_t bytes_encode(const mu_tokenizer *t, const char *text, int64_t bytes, uint16_t *tokens) {
-    (void)t;
-    for (int64_t i = 0; i < bytes; i++) tokens[i] = (unsigned char)text[i];
-    return bytes;
+/* Files of tokenizers are kinds to come: each recognises its own here. */
+static mu_status open_file(const char *path, mu_error *e) {
+    if (!mu_file_exists(path)) return mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no such file", path);
+    return mu_error_set(e, MU_STATUS_DATA, "tokenizer %s: this version reads no tokenizer files; it has the tokenizer \"bytes\"",
+                        path);
 }
 
-static int bytes_decode(const mu_tokenizer *t, int id, char *out, int room) {
-    (void)t;
-    if (id < 0 || id > 255 || room < 1) return 0;
-    *out = (char)id;
-    return 1;
+mu_status mu_tokenizer_open(mu_tokenizer **t, const char *name_or_path, mu_error *e) {
+    MU_CHECK(t && name_or_path, "tokenizer %p, name %s", (void *)t, name_or_path ? name_or_path : "NULL");
+    *t = NULL;
+    for (int i = 0; i < N_BUILT_IN; i++)
+        if (!strcmp(name_or_path, built_in[i].name)) {
+            *t = built_in[i].open();
+            return MU_STATUS_OK;
+        }
+    if (name_or_path[0] && (strpbrk(name_or_path, "/.") || mu_file_exists(name_or_path))) return open_file(name_or_path, e);
+    return mu_error_set(e, MU_STATUS_CONFIG, "there is no tokenizer \"%s\"; this version has \"bytes\"", name_or_path);
 }
 
-static const mu_tokenizer tokenizers[] = { { "bytes", 257, 256, bytes_encode, bytes_decode } };
-
-mu_tokenizer *mu_tokenizer_open(const char *name) {
-    for (size_t i = 0; i < sizeof tokenizers / sizeof *tokenizers; i++) {
-        if (strcmp(name, tokenizers[i].name)) continue;
-        mu_tokenizer *t = mu_alloc(1, sizeof *t);
-        *t = tokenizers[i];
-        return t;
-    }
-    return NULL;
+void mu_tokenizer_close(mu_tokenizer *t) {
+    if (t) t->close(t);
 }
-
-void mu_tokenizer_close(mu_tokenizer *t) { free(t); }
 
 const char *mu_tokenizer_name(const mu_tokenizer *t) { return t->name; }
+const char *mu_tokenizer_fingerprint(const mu_tokenizer *t) { return t->fingerprint; }
 int mu_tokenizer_vocab_size(const mu_tokenizer *t) { return t->vocab_size; }
-int mu_tokenizer_eod(const mu_tokenizer *t) { return t->eod; }
+int32_t mu_tokenizer_eod(const mu_tokenizer *t) { return t->eod; }
 
-int64_t mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t bytes, uint16_t *tokens) {
-    return t->encode(t, text, bytes, tokens);
+void mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to) {
+    MU_CHECK(bytes >= 0, "%lld bytes", (long long)bytes);
+    t->encode(t, text, bytes, take, to);
 }
 
-int mu_tokenizer_decode(const mu_tokenizer *t, int id, char *out, int room) {
-    return t->decode(t, id, out, room);
+int64_t mu_tokenizer_decode(const mu_tokenizer *t, int32_t id, const char **bytes) { return t->decode(t, id, bytes); }
+
+mu_status mu_tokenizer_check(const mu_tokenizer *t, const char *what, const char *name, const char *fingerprint,
+                             mu_error *e) {
+    if (strcmp(name, t->name))
+        return mu_error_set(e, MU_STATUS_DATA, "%s: made with tokenizer \"%s\", not \"%s\"", what, name, t->name);
+    if (fingerprint[0] && strcmp(fingerprint, t->fingerprint))
+        return mu_error_set(e, MU_STATUS_DATA, "%s: made with another tokenizer \"%s\": fingerprint %s, not %s", what, name,
+                            fingerprint, t->fingerprint);
+    return MU_STATUS_OK;
 }

@@ -387,6 +387,7 @@ static mu_status commit(mu_trainer *t, mu_manifest *m, const char *tmp, const ch
     m->step = t->step, m->ranks = t->mesh->world->size, m->ep = t->mesh->ep;
     snprintf(m->dtype, sizeof m->dtype, "%s", mu_dtype_name(t->dev->fine));
     snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(t->tokenizer));
+    snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(t->tokenizer));
     snprintf(m->fingerprint, sizeof m->fingerprint, "%s", t->corpus.fingerprint);
     m->val_split = t->val_split;
     m->config = mu_options_dump(&t->options, &t->cfg);
@@ -711,10 +712,7 @@ mu_status mu_checkpoint_load_state(mu_trainer *t, const mu_manifest *m, mu_error
 mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training, mu_error *e) {
     source from = open_source(t, m);
     mu_params *ps = t->model->params;
-    mu_status status = MU_STATUS_OK;
-    if (strcmp(m->tokenizer, mu_tokenizer_name(t->tokenizer)))
-        status = mu_error_set(e, MU_STATUS_DATA, "%s was made with the tokenizer '%s', not with '%s'",
-                              m->path, m->tokenizer, mu_tokenizer_name(t->tokenizer));
+    mu_status status = mu_tokenizer_check(t->tokenizer, m->path, m->tokenizer, m->tokenizer_fingerprint, e);
     if (status == MU_STATUS_OK) status = read_bias(t, &from, e);
     if (status == MU_STATUS_OK && training) status = read_state(t, &from, e);
     for (mu_unit *u = mu_unit_next(ps, NULL); u && status == MU_STATUS_OK; u = mu_unit_next(ps, u))
@@ -727,7 +725,8 @@ mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manife
     t->mesh = mesh;
     mu_status status = mu_config_load_text(&t->cfg, &t->options, m->path, m->config, 0, NULL, e);
     if (status != MU_STATUS_OK) return status;
-    t->tokenizer = mu_tokenizer_open(m->tokenizer);
+    status = mu_tokenizer_open(&t->tokenizer, t->cfg.data.tokenizer, e);
+    if (status != MU_STATUS_OK) return status;
     t->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev, mesh);
     t->opt = mu_optimizer_new(&mu_rule_adamw, &t->cfg.optim, t->model->params);

@@ -105,17 +105,22 @@ typedef struct {
     candidate *candidates; /* [V] */
 } generation;
 
+static void add_tokens(void *to, const int32_t *ids, int64_t n) {
+    generation *g = to;
+    g->tokens = mu_realloc(g->tokens, (size_t)(g->n + n), sizeof *g->tokens);
+    memcpy(g->tokens + g->n, ids, (size_t)n * sizeof *ids);
+    g->n += n;
+}
+
 static generation generation_new(mu_trainer *t, const arguments *a) {
-    int64_t bytes = (int64_t)strlen(a->prompt), limit = t->cfg.model.max_seq_len;
-    uint16_t *prompt = mu_alloc((size_t)bytes + 1, sizeof *prompt);
+    int64_t limit = t->cfg.model.max_seq_len;
+    int32_t eod = mu_tokenizer_eod(t->tokenizer);
     generation g = { .t = t, .a = a, .V = mu_tokenizer_vocab_size(t->tokenizer) };
-    g.n = mu_tokenizer_encode(t->tokenizer, a->prompt, bytes, prompt);
-    if (g.n == 0) prompt[g.n++] = (uint16_t)mu_tokenizer_eod(t->tokenizer); /* a document begins behind the end of another */
+    mu_tokenizer_encode(t->tokenizer, a->prompt, (int64_t)strlen(a->prompt), add_tokens, &g);
+    if (g.n == 0) add_tokens(&g, &eod, 1);      /* a document begins behind the end of another */
     g.start = g.from = g.n > limit ? g.n - limit : 0;
     g.most = g.n + a->tokens;
-    g.tokens = mu_alloc((size_t)g.most, sizeof *g.tokens);
-    for (int64_t i = 0; i < g.n; i++) g.tokens[i] = prompt[i];
-    free(prompt);
+    g.tokens = mu_realloc(g.tokens, (size_t)g.most, sizeof *g.tokens);
     g.logits = mu_alloc((size_t)g.V, sizeof *g.logits);
     g.candidates = mu_alloc((size_t)g.V, sizeof *g.candidates);
     if (a->show_experts && t->model->n_moe)
@@ -220,6 +225,16 @@ static void print_bytes(text_output *o, const char *text, size_t n) {
     }
 }
 
+/* A short token of plain characters as it is, any other by its id. */
+static void print_token(const mu_tokenizer *t, int32_t id) {
+    enum { MOST = 8 };
+    const char *text;
+    int n = (int)mu_tokenizer_decode(t, id, &text), plain = n > 0 && n <= MOST;
+    for (int i = 0; i < n && plain; i++) plain = text[i] >= ' ' && text[i] <= '~';
+    if (plain) printf("  '%.*s'%*s", n, text, MOST - n, "");
+    else printf("  %-10d", id);
+}
+
 /* One row a token: the token, then the experts of each MoE layer. */
 static void print_experts(const generation *g) {
     const mu_trainer *t = g->t;
@@ -229,11 +244,7 @@ static void print_experts(const generation *g) {
         printf(" | layer %-*d", (int)(4 * K - 6 > 1 ? 4 * K - 6 : 1), t->model->moe_layers[i]);
     printf("\n");
     for (int64_t at = g->start; at < g->n; at++) {
-        char text[64];
-        int length = mu_tokenizer_decode(t->tokenizer, g->tokens[at], text, sizeof text);
-        bool plain = length == 1 && text[0] >= ' ' && text[0] <= '~';
-        if (plain) printf("  '%c'%7s", text[0], "");
-        else printf("  %-10d", g->tokens[at]);
+        print_token(t->tokenizer, g->tokens[at]);
         for (int i = 0; i < t->model->n_moe; i++) {
             printf(" |");
             for (int64_t k = 0; k < K; k++) printf(" %3d", g->experts[(i * g->most + at) * K + k]);
@@ -266,8 +277,9 @@ static void generate(mu_trainer *t, const arguments *a) {
         ended = id == mu_tokenizer_eod(t->tokenizer);
         if (ended) break;
         g.tokens[g.n++] = id;
-        char text[64];
-        print_bytes(&out, text, (size_t)mu_tokenizer_decode(t->tokenizer, id, text, sizeof text));
+        const char *text = NULL;
+        int64_t bytes = mu_tokenizer_decode(t->tokenizer, id, &text);
+        print_bytes(&out, text, (size_t)bytes);
         fflush(stdout);
         if (g.n == prompt + 1) first = mu_time();
     }

@@ -5,7 +5,7 @@
 #include <string.h>
 
 typedef struct {
-    char *out;
+    char *out, *tokenizer;
     mu_option_domains list;
 } arguments;
 
@@ -34,6 +34,9 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
         if (!strcmp(argv[i], "--out") && i + 1 < argc) {
             free(a->out);
             a->out = mu_expand_home(argv[++i]);
+        } else if (!strcmp(argv[i], "--tokenizer") && i + 1 < argc) {
+            free(a->tokenizer);
+            a->tokenizer = mu_expand_home(argv[++i]);
         } else status = parse_domain(argv[i], &a->list, e);
     }
     if (status) return status;
@@ -54,6 +57,9 @@ static mu_status check_out(const arguments *a, char old[33], mu_error *e) {
     return status;
 }
 
+/* Token files may be sources, too; they are gone through twice, from end to end. */
+enum { CACHE_BYTES = 8 << 20 };
+
 int mu_cmd_tokenize(int argc, char **argv) {
     mu_error e = { 0 };
     arguments a = { 0 };
@@ -63,12 +69,13 @@ int mu_cmd_tokenize(int argc, char **argv) {
     mu_comm *world = mu_comm_new(NULL);
     int rank = world->rank;
     mu_report_error(&e, rank);
-    mu_tokenizer *t = mu_tokenizer_open("bytes");
+    mu_tokenizer *t = NULL;
     mu_status status = parse(argc, argv, &a, &e);
     if (status == MU_STATUS_OK && world->size > 1)
         status = mu_error_set(&e, MU_STATUS_USAGE, "tokenize runs on one rank");
     if (status == MU_STATUS_OK) status = check_out(&a, old, &e);
-    if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &a.list, t, 1, &e);
+    if (status == MU_STATUS_OK) status = mu_tokenizer_open(&t, a.tokenizer ? a.tokenizer : "bytes", &e);
+    if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &a.list, t, 1, CACHE_BYTES, &e);
     if (status == MU_STATUS_OK) status = mu_corpus_write(&corpus, t, a.out, &e);
     if (status == MU_STATUS_OK) {
         for (int i = 0; i < corpus.n_domains; i++)
@@ -81,6 +88,7 @@ int mu_cmd_tokenize(int argc, char **argv) {
     mu_corpus_close(&corpus);
     free(a.list.list);
     free(a.out);
+    free(a.tokenizer);
     mu_tokenizer_close(t);
     mu_comm_free(world);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);

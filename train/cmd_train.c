@@ -457,7 +457,7 @@ int mu_cmd_train(int argc, char **argv) {
         mu_mesh *mesh = a.dry_run ? mu_mesh_planned(0, ranks, ep) : mu_mesh_open(NULL, ep);
         t.mesh = mesh;
         if (!a.dry_run) status = train(&t, &a, argc, argv, &e);
-        else if (rank == 0) mu_dry_run(&t);
+        else if (rank == 0) status = mu_dry_run(&t, &e);
         mu_trainer_close(&t);
         mu_mesh_close(mesh);
     }

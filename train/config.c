@@ -268,6 +268,7 @@ static bool expand(char path[sizeof(mu_field_STRING)]) {
 static void expand_paths(check *k) {
     mu_option_domains *train = &k->c->data.train;
     if (!expand(k->c->run.dir)) COMPLAIN(k, "run", "dir", "is too long once ~ is HOME");
+    if (!expand(k->c->data.tokenizer)) COMPLAIN(k, "data", "tokenizer", "is too long once ~ is HOME");
     for (int i = 0; i < train->n; i++)
         if (!expand(train->list[i].path)) COMPLAIN(k, "data", "train", "a path is too long once ~ is HOME");
 }

@@ -2,12 +2,9 @@
  * and counted, nothing is computed or touched. */
 #include "train/train.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
-#include <sys/stat.h>
 
 static void shape_step(mu_trainer *t) {
     int64_t T = t->micro_size * t->cfg.train.seq_len;
@@ -27,67 +24,24 @@ static void shape_step(mu_trainer *t) {
     mu_backward(t->tape, loss);
 }
 
-/* ------------------------------------------------------------------ texts
- * A token is two bytes in memory, an offset of a document and the place of a training sequence in the order of an epoch
- * are eight. */
+/* ------------------------------------------------------------------ texts */
 
-/* Bytes of the .txt and .jsonl files under a path; -1 when there is nothing. */
-static double text_bytes(const char *path) {
-    struct stat st;
-    if (stat(path, &st)) return -1;
-    if (S_ISREG(st.st_mode)) return (double)st.st_size;
-    DIR *d = opendir(path);
-    double sum = 0;
-    for (struct dirent *f = d ? readdir(d) : NULL; f; f = readdir(d)) {
-        const char *end = strrchr(f->d_name, '.');
-        bool leaf = end && (!strcasecmp(end, ".txt") || !strcasecmp(end, ".jsonl"));
-        char *inner = mu_format("%s/%s", path, f->d_name);
-        if (f->d_name[0] != '.' && (leaf || (!stat(inner, &st) && S_ISDIR(st.st_mode)))) sum += fmax(text_bytes(inner), 0);
-        free(inner);
+/* Bytes of all domains in memory: ids and offsets of documents (of token files as far as the cache has room), and the place of
+ * a training sequence in the order of an epoch. What cannot be read is named, and counts nothing. */
+static double text_memory(const mu_trainer *t) {
+    double id_bytes = mu_tokenizer_vocab_size(t->tokenizer) <= 65536 ? 2 : 4, held = 0, cached = 0;
+    for (int i = 0; i < t->cfg.data.train.n; i++) {
+        const mu_option_domain *d = &t->cfg.data.train.list[i];
+        mu_domain_size size;
+        mu_error e;
+        if (mu_domain_measure(&size, d, t->tokenizer, (uint64_t)t->cfg.run.seed, &e) != MU_STATUS_OK) {
+            mu_print("note: %s: its text is not counted\n", e.text);
+            continue;
+        }
+        *(size.in_file ? &cached : &held) += id_bytes * (double)size.tokens + 8.0 * (double)(size.documents + 1);
+        held += 4.0 * (double)size.tokens / (double)t->cfg.train.seq_len;
     }
-    if (d) closedir(d);
-    return sum;
-}
-
-/* Length of a dataset of a domain in a token file; -1 when it is not there. */
-static double dataset_length(mu_store *s, const char *domain, const char *what) {
-    mu_store_type type;
-    int n_dims;
-    int64_t shape[4];
-    char *name = mu_format("/domains/%s/%s", domain, what);
-    bool good = mu_store_shape(s, name, &type, &n_dims, shape, NULL) == MU_STATUS_OK && n_dims == 1;
-    free(name);
-    return good ? (double)shape[0] : -1;
-}
-
-/* Of one domain in a token file, which may hold others. */
-static void token_file_size(const mu_option_domain *d, double *tokens, double *documents) {
-    mu_store *s = NULL;
-    if (mu_store_open(&s, d->path, NULL) != MU_STATUS_OK) return;
-    *tokens = dataset_length(s, d->domain, "tokens");
-    *documents = dataset_length(s, d->domain, "document_offsets");
-    if (mu_store_close(s, NULL) != MU_STATUS_OK) *tokens = -1;
-}
-
-static void synthetic_size(const mu_trainer *t, mu_option_domain d, double *tokens, double *documents) {
-    mu_corpus c;
-    if (mu_corpus_open(&c, &(mu_option_domains){ 1, &d }, t->tokenizer, (uint64_t)t->cfg.run.seed, NULL)) return;
-    *tokens = (double)c.domains[0].n_tokens, *documents = (double)c.domains[0].n_documents;
-    mu_corpus_close(&c);
-}
-
-/* Bytes of a domain in memory; what is not there is named, and counts nothing. */
-static double domain_memory(const mu_trainer *t, const mu_option_domain *d) {
-    double tokens = -1, documents = 0;
-    const char *end = strrchr(d->path, '.');
-    if (!strcmp(d->path, "synthetic")) synthetic_size(t, *d, &tokens, &documents);
-    else if (end && (!strcasecmp(end, ".h5") || !strcasecmp(end, ".hdf5"))) token_file_size(d, &tokens, &documents);
-    else tokens = text_bytes(d->path);
-    if (tokens < 0) {
-        mu_print("note: domain '%s': %s is not there, or not readable: its text is not counted\n", d->domain, d->path);
-        return 0;
-    }
-    return 2 * tokens + 8 * documents + 8 * tokens / (double)t->cfg.train.seq_len;
+    return held + fmin(cached, (double)t->cfg.data.cache_mib * (1 << 20));
 }
 
 /* ------------------------------------------------------------------ memory */
@@ -160,11 +114,11 @@ static void print_placement(const mu_trainer *t) {
     }
 }
 
-void mu_dry_run(mu_trainer *t) {
+mu_status mu_dry_run(mu_trainer *t, mu_error *e) {
     int64_t program = mu_memory_rss();
-    t->tokenizer = mu_tokenizer_open("bytes");
-    double texts = 0;
-    for (int i = 0; i < t->cfg.data.train.n; i++) texts += domain_memory(t, &t->cfg.data.train.list[i]);
+    mu_status status = mu_tokenizer_open(&t->tokenizer, t->cfg.data.tokenizer, e);
+    if (status != MU_STATUS_OK) return status;
+    double texts = text_memory(t);
     t->dev = open_shape(&t->cfg.train);
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev,
                             t->mesh);
@@ -191,4 +145,5 @@ void mu_dry_run(mu_trainer *t) {
     print_memory(t, (double)size.total, state, texts, program);
     print_placement(t);
     free(yaml);
+    return MU_STATUS_OK;
 }

@@ -7,9 +7,9 @@
 #include <string.h>
 
 static int64_t text_bytes(const mu_trainer *t, const int32_t *targets, int64_t n) {
-    char text[64];
+    const char *text;
     int64_t bytes = 0;
-    for (int64_t i = 0; i < n; i++) bytes += mu_tokenizer_decode(t->tokenizer, targets[i], text, sizeof text);
+    for (int64_t i = 0; i < n; i++) bytes += mu_tokenizer_decode(t->tokenizer, targets[i], &text);
     return bytes;
 }
 
@@ -45,7 +45,7 @@ static mu_domain_loss evaluate_domain(mu_trainer *t, int domain, int64_t most) {
     mu_domain_loss d = { .tokens = sums[0], .bytes = sums[1] };
     d.ce = d.tokens ? nll / (double)d.tokens : NAN;
     d.bits_per_byte = d.bytes ? nll / log(2.0) / (double)d.bytes : NAN;
-    d.unigram = mu_domain_unigram_entropy(&t->corpus.domains[domain], mu_tokenizer_vocab_size(t->tokenizer));
+    d.unigram = t->corpus.domains[domain].unigram_entropy;
     return d;
 }
 

@@ -45,7 +45,7 @@ static const command commands[] = {
     { "verify", mu_cmd_verify, "RUN_OR_CHECKPOINT",
       "Checks manifest, hashes, shapes and that all values are in range, of one checkpoint or of all of a run, on one\n"
       "rank. Exit code 65 when any is damaged." },
-    { "tokenize", mu_cmd_tokenize, "--out FILE.h5 DOMAIN=PATH ...",
+    { "tokenize", mu_cmd_tokenize, "[--tokenizer NAME] --out FILE.h5 DOMAIN=PATH ...",
       "Writes a token file from texts: a folder of .txt and .jsonl files, or one such file, a domain.\n"
       "A token file that is there already is replaced, and that is said; any other file is left alone.\n"
       "data.train then takes {domain: DOMAIN, path: FILE.h5}." },

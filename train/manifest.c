@@ -37,6 +37,7 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     mu_json_int(&j, "ep", m->ep);
     mu_json_string(&j, "dtype", m->dtype);
     mu_json_string(&j, "tokenizer", m->tokenizer);
+    mu_json_string(&j, "tokenizer_fingerprint", m->tokenizer_fingerprint);
     mu_json_string(&j, "data_fingerprint", m->fingerprint);
     mu_json_string(&j, "val_split", val_splits[m->val_split]);
     mu_json_string(&j, "config", m->config);
@@ -151,6 +152,8 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     m->ep = (int)read_integer(root, "ep", 1, EP_MAX);
     if (!config || m->step < 0 || m->ranks < 1 || m->ep < 1 || !copy_string(root, "dtype", m->dtype, sizeof m->dtype) ||
         !copy_string(root, "tokenizer", m->tokenizer, sizeof m->tokenizer) ||
+        (json_object_get(root, "tokenizer_fingerprint") &&
+         !copy_hash(root, "tokenizer_fingerprint", m->tokenizer_fingerprint)) ||
         !copy_hash(root, "data_fingerprint", m->fingerprint) || !read_val_split(m, root, version) ||
         !read_shards(m, json_object_get(root, "shards")) ||
         !read_tensors(m, json_object_get(root, "tensors")))
@@ -163,10 +166,15 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
 static mu_status check_config(const mu_manifest *m, const char *path, mu_error *e) {
     const mu_config *c = &m->cfg;
     bool f64 = !strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64));
-    mu_tokenizer *tokenizer = mu_tokenizer_open(m->tokenizer);
-    if (!tokenizer) return mu_error_set(e, MU_STATUS_DATA, "%s: there is no tokenizer '%s'", path, m->tokenizer);
+    mu_tokenizer *tokenizer;
+    mu_error why;
+    mu_status status = mu_tokenizer_open(&tokenizer, c->data.tokenizer, &why);
+    if (status != MU_STATUS_OK)
+        return mu_error_set(e, status == MU_STATUS_NOINPUT ? status : MU_STATUS_DATA, "%s: %s", path, why.text);
+    status = mu_tokenizer_check(tokenizer, path, m->tokenizer, m->tokenizer_fingerprint, e);
     mu_model_size size = mu_model_measure(&c->model, &c->moe, mu_tokenizer_vocab_size(tokenizer), c->train.seq_len);
     mu_tokenizer_close(tokenizer);
+    if (status != MU_STATUS_OK) return status;
     if (!f64 && strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F32)))
         return mu_error_set(e, MU_STATUS_DATA, "%s: dtype '%s'; a checkpoint is f32 or f64", path, m->dtype);
     if (m->step > c->train.steps)

@@ -83,6 +83,7 @@ typedef struct {
     mu_config cfg;                  /* the same, read; of a manifest that was read */
     mu_options options;
     char fingerprint[33], tokenizer[32];
+    char tokenizer_fingerprint[33]; /* "": a checkpoint of an older version, which has none */
     mu_val_split val_split;
     int n_shards;
     mu_shard *shards;
@@ -212,7 +213,7 @@ void mu_report_stall(const char *report);
 /* The part of eval, inspect, verify and generate that finds a checkpoint and opens its model. */
 mu_status mu_open_checkpoint(mu_trainer *t, mu_mesh *mesh, const char *path, bool with_data, int n_overrides, char *const *overrides,
                              mu_manifest *m, mu_error *e) MU_MUST_USE;
-/* What a run on t->mesh, a planned one, would need: printed. Local. */
-void mu_dry_run(mu_trainer *t);
+/* What a run on t->mesh, a planned one, would need: printed. Errors: of the tokenizer. Local. */
+mu_status mu_dry_run(mu_trainer *t, mu_error *e) MU_MUST_USE;
 
 #endif

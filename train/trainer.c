@@ -21,7 +21,7 @@ static mu_status agree_on_texts(const mu_trainer *t, mu_error *e) {
         fprintf(out, "domain %s: %lld tokens in %lld documents, fingerprint %s\n", d->name, (long long)d->n_tokens,
                 (long long)d->n_documents, d->fingerprint);
     }
-    fprintf(out, "all domains and the tokenizer: fingerprint %s\n", t->corpus.fingerprint);
+    fprintf(out, "tokenizer %s: fingerprint %s\n", mu_tokenizer_name(t->tokenizer), mu_tokenizer_fingerprint(t->tokenizer));
     fclose(out);
     mu_status status = mu_agree_text(t->mesh->world, MU_STATUS_DATA, "its texts differ from those of rank 0; put the"
                                      " same texts on every host, or on a file system that all hosts share:", text, e);
@@ -31,7 +31,7 @@ static mu_status agree_on_texts(const mu_trainer *t, mu_error *e) {
 
 static mu_status open_data(mu_trainer *t, mu_error *e) {
     const mu_data_config *d = &t->cfg.data;
-    mu_status status = mu_corpus_open(&t->corpus, &d->train, t->tokenizer, (uint64_t)t->cfg.run.seed, e);
+    mu_status status = mu_corpus_open(&t->corpus, &d->train, t->tokenizer, (uint64_t)t->cfg.run.seed, d->cache_mib << 20, e);
     if (status == MU_STATUS_OK)
         status = mu_loader_open(&t->loader, &t->corpus, t->cfg.train.seq_len, d->val_fraction,
                                 t->val_split, (uint64_t)t->cfg.run.seed, e);
@@ -93,11 +93,9 @@ static void make_results(mu_trainer *t) {
 mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error *e) {
     t->mesh = mesh;
     mu_threads_set(mu_cores_share(mesh->local_rank, mesh->local_size, mu_config_threads(&t->cfg.train)));
-    t->tokenizer = mu_tokenizer_open("bytes");
-    if (with_data) {
-        mu_status status = open_data(t, e);
-        if (status != MU_STATUS_OK) return status;
-    }
+    mu_status status = mu_agree(mesh->world, mu_tokenizer_open(&t->tokenizer, t->cfg.data.tokenizer, e), e);
+    if (status == MU_STATUS_OK && with_data) status = open_data(t, e);
+    if (status != MU_STATUS_OK) return status;
     mu_status opened = mu_train_device_open(&t->cfg.train, mesh, &t->dev, e);
     if (opened != MU_STATUS_OK) return opened;
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer),

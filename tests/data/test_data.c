@@ -1,5 +1,5 @@
-/* test_data.c - tokenizer, corpora from every kind of source, token files, the generator, the loader. */
-#include "data/data.h"
+/* test_data.c - tokenizers, corpora from every kind of source, token files, the generator, the loader. */
+#include "data/internal.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -13,6 +13,8 @@
 static char folder[64];
 static mu_error e;
 static mu_tokenizer *bytes;
+enum { CACHE = 8 << 20 };
+static int64_t cache_bytes = CACHE;
 
 static const char *in_folder(const char *name) {
     static char path[8][128];
@@ -25,8 +27,7 @@ static const char *in_folder(const char *name) {
 static int set_up(void **state) {
     (void)state;
     snprintf(folder, sizeof folder, "data-XXXXXX");
-    bytes = mu_tokenizer_open("bytes");
-    return bytes && mkdtemp(folder) ? 0 : -1;
+    return !mu_tokenizer_open(&bytes, "bytes", &e) && mkdtemp(folder) ? 0 : -1;
 }
 
 static int tear_down(void **state) {
@@ -66,48 +67,90 @@ static mu_status open_corpus(mu_corpus *c, int n, const entry *entries, const do
         snprintf(list[i].path, sizeof list[i].path, "%s", entries[i].path);
         list[i].weight = weights ? weights[i] : 1;
     }
-    return mu_corpus_open(c, &(mu_option_domains){ n, list }, bytes, 7, &e);
+    return mu_corpus_open(c, &(mu_option_domains){ n, list }, bytes, 7, cache_bytes, &e);
 }
 
 static mu_status open_one(mu_corpus *c, const char *path) {
     return open_corpus(c, 1, (const entry[]){ { "one", path } }, NULL);
 }
 
+static int32_t id_at(const mu_domain *d, int64_t i) {
+    int32_t id;
+    mu_domain_ids(d, i, 1, &id);
+    return id;
+}
+
+static int64_t document_end(const mu_domain *d, int64_t i) {
+    int64_t end;
+    mu_domain_document_ends(d, i, 1, &end);
+    return end;
+}
+
+static int64_t document_start(const mu_domain *d, int64_t i) { return i ? document_end(d, i - 1) : 0; }
+
 /* The domain is exactly these documents. */
 static void assert_documents(const mu_domain *d, int n, const char *const *documents) {
     int64_t at = 0, text_bytes = 0;
     assert_int_equal(d->n_documents, n);
     for (int i = 0; i < n; i++) {
-        assert_int_equal(d->document_offsets[i], at);
-        for (const char *c = documents[i]; *c; c++) assert_int_equal(d->tokens[at++], (unsigned char)*c);
-        assert_int_equal(d->tokens[at++], 256);
+        for (const char *c = documents[i]; *c; c++) assert_int_equal(id_at(d, at++), (unsigned char)*c);
+        assert_int_equal(id_at(d, at++), 256);
+        assert_int_equal(document_end(d, i), at);
         text_bytes += (int64_t)strlen(documents[i]);
     }
-    assert_int_equal(d->document_offsets[n], at);
     assert_int_equal(d->n_tokens, at);
     assert_int_equal(d->text_bytes, text_bytes);
 }
 
 /* ------------------------------------------------------------------ tokenizer */
 
+typedef struct { int32_t ids[70000]; int64_t n; } id_list;
+static void add_ids(void *to, const int32_t *ids, int64_t n) {
+    id_list *l = to;
+    memcpy(l->ids + l->n, ids, (size_t)n * sizeof *ids);
+    l->n += n;
+}
+
 static void test_tokenizer(void **state) {
     (void)state;
-    char all[256], out[4];
-    uint16_t tokens[256];
-    for (int i = 0; i < 256; i++) all[i] = (char)i;
+    static char all[66000];
+    const char *out;
+    id_list *list = mu_alloc(1, sizeof *list);
+    for (size_t i = 0; i < sizeof all; i++) all[i] = (char)i;
     assert_string_equal(mu_tokenizer_name(bytes), "bytes");
+    assert_string_equal(mu_tokenizer_fingerprint(bytes), "a1dc7d4fdaa77eeb863dea03ed5cc81c");
     assert_int_equal(mu_tokenizer_vocab_size(bytes), 257);
     assert_int_equal(mu_tokenizer_eod(bytes), 256);
-    assert_int_equal(mu_tokenizer_encode(bytes, all, 256, tokens), 256);
-    for (int i = 0; i < 256; i++) {
-        assert_int_equal(tokens[i], i);
-        assert_int_equal(mu_tokenizer_decode(bytes, tokens[i], out, sizeof out), 1);
-        assert_int_equal(out[0], all[i]);
+    mu_tokenizer_encode(bytes, all, sizeof all, add_ids, list);
+    assert_int_equal(list->n, sizeof all);
+    for (size_t i = 0; i < sizeof all; i++) {
+        assert_int_equal(list->ids[i], i % 256);
+        assert_int_equal(mu_tokenizer_decode(bytes, list->ids[i], &out), 1);
+        assert_int_equal(*out, all[i]);
     }
-    assert_int_equal(mu_tokenizer_decode(bytes, 256, out, sizeof out), 0);
-    assert_int_equal(mu_tokenizer_decode(bytes, 65535, out, sizeof out), 0);
-    assert_int_equal(mu_tokenizer_decode(bytes, 65, out, 0), 0);
-    assert_null(mu_tokenizer_open("words"));
+    mu_tokenizer_encode(bytes, all, 0, add_ids, list);
+    assert_int_equal(list->n, sizeof all);
+    const int32_t none[] = { 256, 257, 65535, 65536 + 'a', -1, INT32_MAX };
+    for (int i = 0; i < 6; i++) assert_int_equal(mu_tokenizer_decode(bytes, none[i], &out), 0);
+    free(list);
+}
+
+static void test_open_tokenizer(void **state) {
+    (void)state;
+    mu_tokenizer *t = bytes;
+    put_text("tokenizer.json", "{}");
+    assert_error(mu_tokenizer_open(&t, "words", &e), MU_STATUS_CONFIG, "there is no tokenizer \"words\"; this version has \"bytes\"");
+    assert_null(t);
+    assert_error(mu_tokenizer_open(&t, "", &e), MU_STATUS_CONFIG, "no tokenizer");
+    assert_error(mu_tokenizer_open(&t, in_folder("absent"), &e), MU_STATUS_NOINPUT, "/absent: no such file");
+    assert_error(mu_tokenizer_open(&t, "absent.json", &e), MU_STATUS_NOINPUT, "absent.json: no such file");
+    assert_error(mu_tokenizer_open(&t, in_folder("tokenizer.json"), &e), MU_STATUS_DATA, "reads no tokenizer files; it has the tokenizer \"bytes\"");
+    assert_error(mu_tokenizer_open(&t, folder, &e), MU_STATUS_DATA, "reads no tokenizer files");
+    const char *f = mu_tokenizer_fingerprint(bytes);
+    assert_ok(mu_tokenizer_check(bytes, "x.h5", "bytes", f, &e));
+    assert_ok(mu_tokenizer_check(bytes, "x.h5", "bytes", "", &e));
+    assert_error(mu_tokenizer_check(bytes, "x.h5", "words", f, &e), MU_STATUS_DATA, "x.h5: made with tokenizer \"words\", not \"bytes\"");
+    assert_error(mu_tokenizer_check(bytes, "x.h5", "bytes", "0123", &e), MU_STATUS_DATA, "fingerprint 0123, not");
 }
 
 /* ------------------------------------------------------------------ texts */
@@ -160,8 +203,8 @@ static void test_many_documents(void **state) {
     assert_int_equal(d->n_documents, N);
     for (int i = 0; i < N; i++) {
         char number[16] = "";
-        for (int64_t t = d->document_offsets[i]; t < d->document_offsets[i + 1] - 1; t++)
-            number[t - d->document_offsets[i]] = (char)d->tokens[t];
+        for (int64_t start = document_start(d, i), t = start; t < document_end(d, i) - 1; t++)
+            number[t - start] = (char)id_at(d, t);
         assert_int_equal(atoi(number), i * i);
     }
     mu_corpus_close(&c);
@@ -327,7 +370,7 @@ static void test_entropy(void **state) {
     put_text("four.txt", "abcabca");        /* with the end of document: a 3, b 2, c 2, end 1 of 8 */
     assert_ok(open_one(&c, in_folder("four.txt")));
     double expected = -(3 * log(3 / 8.) + 4 * log(2 / 8.) + log(1 / 8.)) / 8;
-    assert_true(fabs(mu_domain_unigram_entropy(&c.domains[0], 257) - expected) < 1e-12);
+    assert_true(fabs(c.domains[0].unigram_entropy - expected) < 1e-12);
     mu_corpus_close(&c);
 }
 
@@ -389,6 +432,131 @@ static void test_token_file(void **state) {
     mu_corpus_close(&c);
 }
 
+/* A tokenizer whose ids need more than 16 bits. */
+static void wide_encode(const mu_tokenizer *t, const char *text, int64_t n, mu_take_ids *take, void *to) {
+    (void)t;
+    for (int64_t i = 0; i < n; i++) take(to, &(int32_t){ 1000 * (unsigned char)text[i] }, 1);
+}
+static mu_tokenizer wide = { .name = "wide", .fingerprint = "of wide", .vocab_size = 300000, .eod = 299999, .encode = wide_encode };
+
+static void test_wide_ids(void **state) {
+    (void)state;
+    const char *file = in_folder("wide.h5");
+    put_text("wide.txt", "A\xff");
+    mu_option_domain entry = { .domain = "one", .weight = 1 };
+    mu_option_domains list = { 1, &entry };
+    snprintf(entry.path, sizeof entry.path, "%s", in_folder("wide.txt"));
+    for (int from_file = 0; from_file < 2; from_file++) {
+        mu_corpus c;
+        char fingerprint[33];
+        assert_ok(mu_corpus_open(&c, &list, &wide, 1, CACHE, &e));
+        int32_t ids[3];
+        mu_domain_ids(&c.domains[0], 0, 3, ids);
+        assert_int_equal(c.domains[0].n_tokens, 3);
+        assert_memory_equal(ids, ((int32_t[]){ 65000, 255000, 299999 }), sizeof ids);
+        mu_hash128_hex(ids, sizeof ids, fingerprint);
+        assert_string_equal(c.domains[0].fingerprint, fingerprint);
+        if (!from_file) assert_ok(mu_corpus_write(&c, &wide, file, &e));
+        mu_corpus_close(&c);
+        snprintf(entry.path, sizeof entry.path, "%s", file);
+    }
+    mu_corpus c;
+    mu_tokenizer other = wide;
+    assert_error(mu_corpus_open(&c, &list, bytes, 1, CACHE, &e), MU_STATUS_DATA, "tokenizer \"wide\", not \"bytes\"");
+    snprintf(other.fingerprint, sizeof other.fingerprint, "another");
+    assert_error(mu_corpus_open(&c, &list, &other, 1, CACHE, &e), MU_STATUS_DATA, "fingerprint of wide, not another");
+    other = wide, other.vocab_size = 65536;
+    assert_error(mu_corpus_open(&c, &list, &other, 1, CACHE, &e), MU_STATUS_DATA, "/domains/one/tokens: expected u16 of one dimension, found i32 [3]");
+    other.vocab_size = 299999;
+    assert_error(mu_corpus_open(&c, &list, &other, 1, CACHE, &e), MU_STATUS_DATA, "token 2 is 299999, vocabulary 299999");
+}
+
+static void assert_same_reading(const mu_loader *a, const mu_loader *b, int domain, int64_t seq_len) {
+    int32_t x[4][32];
+    int64_t n = mu_loader_train_sequences(a, domain), val = mu_loader_val_sequences(a, domain);
+    assert_int_equal(mu_loader_train_sequences(b, domain), n);
+    assert_int_equal(mu_loader_val_sequences(b, domain), val);
+    for (int64_t i = 0; i < 1500; i++) {
+        int64_t far = i * 7919 % (n + val);
+        if (far < n) {
+            mu_sample s = { .domain = domain, .sequence = far };
+            mu_loader_read(a, &s, x[0], x[1]), mu_loader_read(b, &s, x[2], x[3]);
+        } else {
+            mu_loader_val_read(a, domain, far - n, x[0], x[1]);
+            mu_loader_val_read(b, domain, far - n, x[2], x[3]);
+        }
+        assert_memory_equal(x[0], x[2], (size_t)seq_len * sizeof(int32_t));
+        assert_memory_equal(x[1], x[3], (size_t)seq_len * sizeof(int32_t));
+    }
+}
+
+/* Read in pieces through a cache that has room for a block, or for a few, a corpus is the same. */
+static void test_pieces(void **state) {
+    (void)state;
+    enum { L = 31, LINES = 30000 };
+    char *text = mu_alloc(LINES, 64), file[64];
+    size_t n = 0;
+    for (int i = 0; i < LINES; i++) n += (size_t)sprintf(text + n, "{\"text\": \"%d %.*s\"}\n", i * i, i % 20, "abcdefghijklmnopqrst");
+    put("pieces.jsonl", text, n);
+    free(text);
+    snprintf(file, sizeof file, "%s", in_folder("pieces.h5"));
+    const entry texts[] = { { "x", in_folder("pieces.jsonl") }, { "y", in_folder("t1") } }, files[] = { { "x", file }, { "y", file } };
+    mu_corpus memory, pieces;
+    mu_loader *a, *b;
+    put_text("t1/a.txt", "alpha and not so little of it");
+    assert_ok(open_corpus(&memory, 2, texts, NULL));
+    assert_ok(mu_corpus_write(&memory, bytes, file, &e));
+    assert_ok(mu_loader_open(&a, &memory, L, 0.1, MU_VAL_DOCUMENTS, 1, &e));
+    assert_true(memory.domains[0].n_tokens > 8 * 32768);
+    const int64_t caches[] = { 0, 200000, CACHE };
+    for (int i = 0; i < 3; i++) {
+        cache_bytes = caches[i];
+        assert_ok(open_corpus(&pieces, 2, files, NULL));
+        assert_string_equal(pieces.fingerprint, memory.fingerprint);
+        assert_true(pieces.domains[0].unigram_entropy == memory.domains[0].unigram_entropy);
+        assert_ok(mu_loader_open(&b, &pieces, L, 0.1, MU_VAL_DOCUMENTS, 1, &e));
+        for (int d = 0; d < 2; d++) assert_same_reading(a, b, d, L);
+        assert_ok(mu_corpus_write(&pieces, bytes, in_folder("again.h5"), &e));      /* one token file from another */
+        mu_loader_close(b);
+        mu_corpus_close(&pieces);
+    }
+    assert_ok(open_corpus(&pieces, 2, (const entry[]){ { "x", in_folder("again.h5") }, { "y", file } }, NULL));
+    assert_string_equal(pieces.fingerprint, memory.fingerprint);
+    mu_corpus_close(&pieces);
+    mu_loader_close(a);
+    mu_corpus_close(&memory);
+}
+
+static void test_measure(void **state) {
+    (void)state;
+    mu_domain_size size;
+    put_text("m/a.txt", "0123456789");
+    put_text("m/sub/b.jsonl", "{\"text\": \"ab\"}");
+    put_text("m/notes.md", "not a text");
+    mu_option_domain d = { .domain = "rare-1" };
+    const struct { const char *path; int64_t tokens, documents; bool in_file; } cases[] = {
+        { in_folder("m"), 24, 2, false }, { in_folder("m/a.txt"), 10, 1, false }, { in_folder("m.h5"), 14, 2, true } };
+    mu_corpus c;
+    assert_ok(open_corpus(&c, 1, (const entry[]){ { "rare-1", in_folder("m") } }, NULL));
+    assert_ok(mu_corpus_write(&c, bytes, in_folder("m.h5"), &e));
+    mu_corpus_close(&c);
+    for (int i = 0; i < 3; i++) {
+        snprintf(d.path, sizeof d.path, "%s", cases[i].path);
+        assert_ok(mu_domain_measure(&size, &d, bytes, 7, &e));
+        assert_int_equal(size.tokens, cases[i].tokens);
+        assert_int_equal(size.documents, cases[i].documents);
+        assert_int_equal(size.in_file, cases[i].in_file);
+    }
+    strcpy(d.path, "synthetic");
+    assert_ok(mu_domain_measure(&size, &d, bytes, 7, &e));
+    assert_ok(open_corpus(&c, 1, (const entry[]){ { "rare-1", "synthetic" } }, NULL));
+    assert_int_equal(size.tokens, c.domains[0].n_tokens);
+    assert_int_equal(size.documents, c.domains[0].n_documents);
+    mu_corpus_close(&c);
+    strcpy(d.path, "nowhere");
+    assert_error(mu_domain_measure(&size, &d, bytes, 7, &e), MU_STATUS_NOINPUT, "nowhere");
+}
+
 /* A token file by hand, with one thing wrong. */
 static void write_tokens(const char *path, const char *tokenizer, const uint16_t *tokens, int64_t n,
                          const int64_t *offsets, int64_t n_offsets) {
@@ -447,8 +615,8 @@ static double learn_facts(const mu_domain *d, int tag, int best[128]) {
     memset(pairs, 0, sizeof pairs);
     int64_t total = 0, right = 0;
     for (int64_t i = 0; i < d->n_documents; i++)
-        for (int64_t t = d->document_offsets[i] + tag; t + 2 < d->document_offsets[i + 1]; t++)
-            pairs[d->tokens[t]][d->tokens[t + 1]]++, total++;
+        for (int64_t t = document_start(d, i) + tag; t + 2 < document_end(d, i); t++)
+            pairs[id_at(d, t)][id_at(d, t + 1)]++, total++;
     for (int a = 0; a < 128; a++) {
         best[a] = -1;
         for (int b = 0; b < 128; b++)
@@ -483,7 +651,7 @@ static void test_synthetic(void **state) {
             if (best[i][a] >= 0) n_symbols++, images[best[i][a]]++;
         assert_int_equal(n_symbols, 64);
         for (int a = 0; !decoy && a < 128; a++) assert_true(images[a] <= 1);    /* a permutation */
-        for (int64_t k = 0; k <= d->n_documents; k++) assert_int_equal(d->document_offsets[k], 256 * k);
+        for (int64_t k = 0; k < d->n_documents; k++) assert_int_equal(document_end(d, k), 256 * (k + 1));
         if (!last) known += d->n_tokens;
     }
     for (int i = 0; i < 16; i++)                                    /* facts are a domain's own ... */
@@ -500,8 +668,8 @@ static void test_synthetic(void **state) {
         assert_true(fabs(ratio / k - 1) < 0.01);
     }
     for (int i = 0; i < N_SYNTHETIC; i++)                           /* tags differ and are no symbols */
-        for (int j = 0; j < i; j++) assert_int_not_equal(c.domains[i].tokens[0], c.domains[j].tokens[0]);
-    for (int i = 0; i < N_SYNTHETIC; i++) assert_true(best[0][c.domains[i].tokens[0]] < 0);
+        for (int j = 0; j < i; j++) assert_int_not_equal(id_at(&c.domains[i], 0), id_at(&c.domains[j], 0));
+    for (int i = 0; i < N_SYNTHETIC; i++) assert_true(best[0][id_at(&c.domains[i], 0)] < 0);
     mu_corpus_close(&c);
 }
 
@@ -511,7 +679,7 @@ static void test_synthetic_seed(void **state) {
     mu_corpus c;
     mu_option_domain entry = { .domain = "rare-1", .path = "synthetic", .weight = 1 };
     for (int i = 0; i < 3; i++) {
-        assert_ok(mu_corpus_open(&c, &(mu_option_domains){ 1, &entry }, bytes, i < 2 ? 7 : 8, &e));
+        assert_ok(mu_corpus_open(&c, &(mu_option_domains){ 1, &entry }, bytes, i < 2 ? 7 : 8, CACHE, &e));
         if (i == 0) snprintf(first, sizeof first, "%s", c.fingerprint);
         else assert_int_equal(strcmp(first, c.fingerprint) == 0, i == 1);
         mu_corpus_close(&c);
@@ -592,8 +760,8 @@ static void test_tail(void **state) {
             if (i < n_train) mu_loader_read(l, &(mu_sample){ .domain = d, .sequence = i }, tokens, targets);
             else mu_loader_val_read(l, d, i - n_train, tokens, targets);
             for (int t = 0; t < SEQ; t++) {
-                assert_int_equal(tokens[t], c.domains[d].tokens[i * SEQ + t]);
-                assert_int_equal(targets[t], c.domains[d].tokens[i * SEQ + t + 1]);
+                assert_int_equal(tokens[t], id_at(&c.domains[d], i * SEQ + t));
+                assert_int_equal(targets[t], id_at(&c.domains[d], i * SEQ + t + 1));
             }
         }
     }
@@ -603,19 +771,39 @@ static void test_tail(void **state) {
 
 /* A domain by hand whose token i is i, so that what is read says where it stands. */
 enum { MOST_TOKENS = 60000 };
-typedef struct { mu_corpus corpus; mu_domain domain; uint16_t tokens[MOST_TOKENS]; int64_t offsets[MOST_TOKENS]; } numbered;
+typedef struct { mu_corpus corpus; mu_domain domain; } numbered;
 
 static void numbered_init(numbered *n) {
-    memset(n, 0, sizeof *n);
-    for (int i = 0; i < MOST_TOKENS; i++) n->tokens[i] = (uint16_t)i;
-    n->domain = (mu_domain){ .name = "n", .weight = 1, .tokens = n->tokens, .document_offsets = n->offsets };
+    mu_domain_close(&n->domain);
+    n->domain = (mu_domain){ .name = "n", .weight = 1, .tokens = mu_column_new(MU_STORE_U16), .document_offsets = mu_column_new(MU_STORE_I64) };
     n->corpus = (mu_corpus){ .n_domains = 1, .domains = &n->domain };
+    static int32_t ids[MOST_TOKENS];
+    for (int32_t i = 0; i < MOST_TOKENS; i++) ids[i] = i;
+    mu_column_append_ids(n->domain.tokens, ids, MOST_TOKENS);
+    mu_column_append_offset(n->domain.document_offsets, 0);
 }
 
 static void numbered_add(numbered *n, int64_t tokens) {
     mu_domain *d = &n->domain;
-    n->offsets[++d->n_documents] = d->n_tokens += tokens;
+    d->n_documents++;
+    mu_column_append_offset(d->document_offsets, d->n_tokens += tokens);
     assert_true(d->n_tokens <= MOST_TOKENS && d->n_documents < MOST_TOKENS);
+}
+
+/* The last document is longer by a token. */
+static void numbered_grow(numbered *n) {
+    mu_column *offsets = mu_column_new(MU_STORE_I64);
+    mu_domain *d = &n->domain;
+    mu_column_append_offset(offsets, 0);
+    for (int64_t i = 0; i + 1 < d->n_documents; i++) mu_column_append_offset(offsets, document_end(d, i));
+    mu_column_append_offset(offsets, ++d->n_tokens);
+    mu_column_free(d->document_offsets);
+    d->document_offsets = offsets;
+}
+
+static void numbered_free(numbered *n) {
+    mu_domain_close(&n->domain);
+    free(n);
 }
 
 /* Lengths of documents: all alike, or as a stream of numbers makes them. */
@@ -655,7 +843,7 @@ static void test_split_grows(void **state) {
             numbered_init(n);
             numbered_add(n, L + 1);
             for (int64_t i = 0; n->domain.n_tokens < 2000 * L; i++) {
-                if (shape == ONE) n->offsets[1] = ++n->domain.n_tokens;
+                if (shape == ONE) numbered_grow(n);
                 else numbered_add(n, document_length(shape, i, L));
                 all = (n->domain.n_tokens - 1) / L;
                 count(n, L, fractions[f], &train, &val);
@@ -668,7 +856,7 @@ static void test_split_grows(void **state) {
             }
             if (shape == ONE) assert_int_equal(val, fmax(1, floor(fractions[f] * (double)all)));
         }
-    free(n);
+    numbered_free(n);
 }
 
 /* The last of several documents grows by a token at a time. */
@@ -685,7 +873,7 @@ static void test_split_last_grows(void **state) {
                 for (int i = 0; i < documents; i++) numbered_add(n, document_length(shape, i, L));
                 for (int i = 0; i < 200; i++) {
                     if (i == 0) numbered_add(n, 1);
-                    else n->offsets[n->domain.n_documents] = ++n->domain.n_tokens;
+                    else numbered_grow(n);
                     count(n, L, fractions[f], &train, &val);
                     if (train < before)
                         fail_msg("shape %d, fraction %g, %d documents and %d tokens: %lld to train on, %lld before",
@@ -693,12 +881,12 @@ static void test_split_last_grows(void **state) {
                     before = train;
                 }
             }
-    free(n);
+    numbered_free(n);
 }
 
 static int64_t document_of(const numbered *n, int64_t token) {
     int64_t i = 0;
-    while (n->offsets[i + 1] <= token) i++;
+    while (document_end(&n->domain, i) <= token) i++;
     return i;
 }
 
@@ -718,8 +906,8 @@ static void check_parts(const numbered *n, int64_t L, double fraction, bool whol
         for (int64_t t = 0; t < L; t++) {
             if (t) assert_int_equal(tokens[t], targets[t - 1]);
             if (targets[t] != tokens[t] + 1) {      /* only from the end of one document to the start of another */
-                assert_int_equal(n->offsets[document_of(n, targets[t])], targets[t]);
-                assert_int_equal(n->offsets[document_of(n, tokens[t]) + 1], tokens[t] + 1);
+                assert_int_equal(document_start(&n->domain, document_of(n, targets[t])), targets[t]);
+                assert_int_equal(document_end(&n->domain, document_of(n, tokens[t])), tokens[t] + 1);
             } else inner++;
             assert_false(used[targets[t]]);
             used[targets[t]] = 1;
@@ -754,7 +942,7 @@ static void test_parts(void **state) {
     count(n, L, 0.02, &train, &val);
     assert_in_range(val, 8, 12);
     assert_in_range(train, 412 - 1 - val, 412 - val);
-    free(n);
+    numbered_free(n);
 }
 
 enum { N_SAMPLES = 3000 };
@@ -972,13 +1160,16 @@ static void test_bad_loader(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tokenizer),      cmocka_unit_test(test_folder),
+        cmocka_unit_test(test_tokenizer),      cmocka_unit_test(test_open_tokenizer),
+        cmocka_unit_test(test_folder),
         cmocka_unit_test(test_single_files),   cmocka_unit_test(test_many_documents),
         cmocka_unit_test(test_bad_texts),      cmocka_unit_test(test_bad_jsonl),
         cmocka_unit_test(test_not_read),       cmocka_unit_test(test_overlaps),
         cmocka_unit_test(test_jsonl_values),
         cmocka_unit_test(test_bad_names),      cmocka_unit_test(test_entropy),
         cmocka_unit_test(test_token_file),     cmocka_unit_test(test_bad_token_files),
+        cmocka_unit_test(test_wide_ids),       cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_measure),
         cmocka_unit_test(test_synthetic),      cmocka_unit_test(test_synthetic_seed),
         cmocka_unit_test(test_synthetic_frozen),
         cmocka_unit_test(test_split),          cmocka_unit_test(test_tail),

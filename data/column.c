@@ -1,0 +1,220 @@
+/* column.c - long lists of numbers, in memory or in a token file.
+ *
+ * A list in a file is read block by block, a block being whole chunks of its dataset, so that none is read and checked twice.
+ * Blocks of all lists of a corpus share a cache: when it is full, the block that was not used for the longest time goes. */
+#include "data/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { BLOCK_LEAST = 4096 };        /* numbers in a block, where chunks are smaller */
+
+typedef struct block {
+    struct block *newer, *older;    /* in the order of their last use */
+    mu_column *column;
+    int64_t number;
+    char data[];
+} block;
+
+struct mu_cache {
+    int64_t room, used;             /* bytes */
+    block *newest, *oldest;
+};
+
+struct mu_column {
+    mu_store_type type;
+    int64_t n;
+    char *memory;                   /* in memory; NULL in a file, or when nothing was added */
+    int64_t room;                   /* numbers that fit there */
+    mu_store *file;                 /* NULL in memory */
+    char *name;                     /* of the dataset */
+    mu_cache *cache;
+    int64_t block_length, n_blocks;
+    block **blocks;                 /* [n_blocks]: those that the cache has, else NULL */
+};
+
+mu_store_type mu_ids_type(int vocab_size) { return vocab_size <= UINT16_MAX + 1 ? MU_STORE_U16 : MU_STORE_I32; }
+int64_t mu_column_length(const mu_column *c) { return c->n; }
+mu_store_type mu_column_type(const mu_column *c) { return c->type; }
+size_t mu_column_size(const mu_column *c) {
+    return c->type == MU_STORE_U16 ? sizeof(uint16_t) : c->type == MU_STORE_I32 ? sizeof(int32_t) : sizeof(int64_t);
+}
+
+/* ------------------------------------------------------------------ the cache */
+
+mu_cache *mu_cache_new(int64_t bytes) {
+    mu_cache *cache = mu_alloc(1, sizeof *cache);
+    cache->room = bytes;
+    return cache;
+}
+
+void mu_cache_free(mu_cache *cache) {
+    MU_CHECK(!cache || !cache->newest, "a column of the cache is still open");
+    free(cache);
+}
+
+static int64_t block_bytes(const mu_column *c) { return c->block_length * (int64_t)mu_column_size(c); }
+
+static void unlink_block(mu_cache *cache, block *b) {
+    *(b->newer ? &b->newer->older : &cache->newest) = b->older;
+    *(b->older ? &b->older->newer : &cache->oldest) = b->newer;
+}
+
+static void make_newest(mu_cache *cache, block *b) {
+    b->newer = NULL, b->older = cache->newest;
+    *(cache->newest ? &cache->newest->newer : &cache->oldest) = b;
+    cache->newest = b;
+}
+
+static void forget(mu_cache *cache, block *b) {
+    unlink_block(cache, b);
+    cache->used -= block_bytes(b->column);
+    b->column->blocks[b->number] = NULL;
+}
+
+/* Memory for a block of this column: that of a block which has to go for it, when it is as large. */
+static block *new_block(mu_column *c) {
+    mu_cache *cache = c->cache;
+    int64_t bytes = block_bytes(c);
+    block *b = NULL;
+    while (cache->oldest && cache->used + bytes > cache->room) {
+        free(b);
+        b = cache->oldest;
+        forget(cache, b);
+        if (block_bytes(b->column) != bytes) free(b), b = NULL;
+    }
+    return b ? b : mu_alloc(1, sizeof *b + (size_t)bytes);
+}
+
+static mu_status load_block(mu_column *c, int64_t number, mu_error *e) {
+    int64_t first = number * c->block_length, n = c->n - first < c->block_length ? c->n - first : c->block_length;
+    block *b = new_block(c);
+    mu_status status = mu_store_read_part(c->file, c->name, c->type, first, n, b->data, e);
+    if (status) {
+        free(b);
+        return status;
+    }
+    b->column = c, b->number = number;
+    c->blocks[number] = b;
+    c->cache->used += block_bytes(c);
+    make_newest(c->cache, b);
+    return MU_STATUS_OK;
+}
+
+/* ------------------------------------------------------------------ opening */
+
+mu_column *mu_column_new(mu_store_type type) {
+    mu_column *c = mu_alloc(1, sizeof *c);
+    c->type = type;
+    return c;
+}
+
+mu_status mu_column_open(mu_column **out, mu_store_type type, mu_store *file, const char *name, mu_cache *cache,
+                         mu_error *e) {
+    int n_dims;
+    int64_t shape[4], chunk = 1;
+    mu_store_type found;
+    *out = NULL;
+    mu_status status = mu_store_read_part(file, name, type, 0, 0, NULL, e);     /* of this type, and one dimension */
+    if (!status) status = mu_store_shape(file, name, &found, &n_dims, shape, e);
+    if (!status) status = mu_store_chunk(file, name, &chunk, e);
+    if (status) return status;
+    mu_column *c = *out = mu_column_new(type);
+    c->n = shape[0];
+    c->file = file;
+    c->name = mu_strdup(name);
+    c->cache = cache;
+    c->block_length = chunk * (chunk < BLOCK_LEAST ? (BLOCK_LEAST + chunk - 1) / chunk : 1);
+    if (c->block_length > c->n) c->block_length = c->n ? c->n : 1;
+    c->n_blocks = (c->n + c->block_length - 1) / c->block_length;
+    c->blocks = mu_alloc((size_t)c->n_blocks, sizeof(block *));
+    return MU_STATUS_OK;
+}
+
+void mu_column_free(mu_column *c) {
+    if (!c) return;
+    for (int64_t i = 0; i < c->n_blocks; i++) {
+        block *b = c->blocks[i];
+        if (b) forget(c->cache, b), free(b);
+    }
+    free(c->blocks);
+    free(c->memory);
+    free(c->name);
+    free(c);
+}
+
+/* ------------------------------------------------------------------ reading */
+
+/* The numbers from `first` on that lie side by side, at most *n; the cache may drop them at the next call. */
+static mu_status find_run(mu_column *c, int64_t first, int64_t *n, const char **numbers, mu_error *e) {
+    size_t size = mu_column_size(c);
+    if (!c->file) {
+        *numbers = c->memory + (size_t)first * size;
+        return MU_STATUS_OK;
+    }
+    int64_t number = first / c->block_length, at = first % c->block_length;
+    mu_status status = c->blocks[number] ? MU_STATUS_OK : load_block(c, number, e);
+    if (status) return status;
+    block *b = c->blocks[number];
+    if (b != c->cache->newest) unlink_block(c->cache, b), make_newest(c->cache, b);
+    *numbers = b->data + (size_t)at * size;
+    if (*n > c->block_length - at) *n = c->block_length - at;
+    return MU_STATUS_OK;
+}
+
+static void check_range(const mu_column *c, int64_t first, int64_t n) {
+    MU_CHECK(first >= 0 && n >= 0 && first <= c->n && n <= c->n - first, "numbers [%lld, %lld) of %lld", (long long)first,
+             (long long)(first + n), (long long)c->n);
+}
+
+mu_status mu_column_read(const mu_column *c, int64_t first, int64_t n, void *numbers, mu_error *e) {
+    size_t size = mu_column_size(c);
+    mu_status status = MU_STATUS_OK;
+    check_range(c, first, n);
+    for (int64_t done = 0, here; !status && done < n; done += here) {
+        const char *from = NULL;
+        here = n - done;
+        status = find_run((mu_column *)c, first + done, &here, &from, e);
+        if (!status) memcpy((char *)numbers + (size_t)done * size, from, (size_t)here * size);
+    }
+    return status;
+}
+
+mu_status mu_column_ids(const mu_column *c, int64_t first, int64_t n, int32_t *ids, mu_error *e) {
+    if (c->type != MU_STORE_U16) return mu_column_read(c, first, n, ids, e);
+    mu_status status = MU_STATUS_OK;
+    check_range(c, first, n);
+    for (int64_t done = 0, here; !status && done < n; done += here) {
+        const char *from = NULL;
+        here = n - done;
+        status = find_run((mu_column *)c, first + done, &here, &from, e);
+        for (int64_t i = 0; !status && i < here; i++) ids[done + i] = ((const uint16_t *)(const void *)from)[i];
+    }
+    return status;
+}
+
+/* ------------------------------------------------------------------ adding */
+
+static void make_room(mu_column *c, int64_t n) {
+    if (c->n + n <= c->room) return;
+    c->room = c->n + n + c->room / 2;
+    c->memory = mu_realloc(c->memory, (size_t)c->room, mu_column_size(c));
+}
+
+void mu_column_append_ids(mu_column *c, const int32_t *ids, int64_t n) {
+    make_room(c, n);
+    void *end = c->memory + (size_t)c->n * mu_column_size(c);
+    if (c->type == MU_STORE_U16)
+        for (int64_t i = 0; i < n; i++) ((uint16_t *)end)[i] = (uint16_t)ids[i];
+    else memcpy(end, ids, (size_t)n * sizeof *ids);
+    c->n += n;
+}
+
+void mu_column_append_offset(mu_column *c, int64_t offset) {
+    make_room(c, 1);
+    ((int64_t *)(void *)c->memory)[c->n++] = offset;
+}
+
+void mu_column_trim(mu_column *c) {
+    if (c->n && c->n < c->room) c->memory = mu_realloc(c->memory, (size_t)(c->room = c->n), mu_column_size(c));
+}

@@ -1,0 +1,134 @@
+/* domain.c - one domain: how documents are added to it, what is to be known of it, and how it is read. */
+#include "data/internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ------------------------------------------------------------------ making */
+
+void mu_domain_start(mu_domain_maker *m) {
+    mu_domain *d = m->domain;
+    d->tokens = mu_column_new(mu_ids_type(mu_tokenizer_vocab_size(m->tokenizer)));
+    d->document_offsets = mu_column_new(MU_STORE_I64);
+    mu_column_append_offset(d->document_offsets, 0);
+}
+
+static void take_ids(void *tokens, const int32_t *ids, int64_t n) { mu_column_append_ids(tokens, ids, n); }
+
+void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes) {
+    mu_domain *d = m->domain;
+    int32_t eod = mu_tokenizer_eod(m->tokenizer);
+    if (bytes == 0) return;
+    mu_tokenizer_encode(m->tokenizer, text, bytes, take_ids, d->tokens);
+    take_ids(d->tokens, &eod, 1);
+    d->n_tokens = mu_column_length(d->tokens);
+    d->text_bytes += bytes;
+    d->n_documents++;
+    mu_column_append_offset(d->document_offsets, d->n_tokens);
+}
+
+void mu_domain_close(mu_domain *d) {
+    mu_error e;
+    mu_column_free(d->tokens);
+    mu_column_free(d->document_offsets);
+    if (mu_store_close(d->file, &e)) mu_log(MU_LOG_WARNING, "%s", e.text);
+}
+
+/* ------------------------------------------------------------------ going through it once */
+
+/* Where the scan stands: `document` is the one that ends at `end`. */
+typedef struct {
+    mu_domain *d;
+    const mu_tokenizer *t;
+    const char *path;
+    mu_hash *hash;
+    int64_t *counts;            /* of each id */
+    int64_t document, end;
+} scan;
+
+static mu_status bad_offsets(const scan *s, mu_error *e) {
+    return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": document_offsets do not fit the tokens", s->path, s->d->name);
+}
+
+/* The end of the next document, which is behind the last one's. */
+static mu_status next_end(scan *s, mu_error *e) {
+    int64_t before = s->end;
+    if (s->document == s->d->n_documents) return bad_offsets(s, e);
+    mu_status status = mu_column_read(s->d->document_offsets, ++s->document, 1, &s->end, e);
+    if (!status && (s->end <= before || s->end > s->d->n_tokens)) status = bad_offsets(s, e);
+    return status;
+}
+
+/* Token i of the domain. */
+static mu_status scan_id(scan *s, int64_t i, int32_t id, mu_error *e) {
+    int vocab_size = mu_tokenizer_vocab_size(s->t);
+    if (id < 0 || id >= vocab_size)
+        return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": token %lld is %d, vocabulary %d", s->path, s->d->name,
+                            (long long)i, id, vocab_size);
+    s->counts[id]++;
+    if (i + 1 < s->end) return MU_STATUS_OK;
+    if (id != mu_tokenizer_eod(s->t)) return bad_offsets(s, e);
+    return i + 1 < s->d->n_tokens ? next_end(s, e) : MU_STATUS_OK;
+}
+
+static mu_status scan_ids(scan *s, mu_error *e) {
+    enum { STRETCH = 1 << 15 };
+    const mu_column *tokens = s->d->tokens;
+    bool narrow = mu_column_type(tokens) == MU_STORE_U16;
+    void *ids = mu_alloc(STRETCH, sizeof(int32_t));
+    mu_status status = s->d->n_tokens ? next_end(s, e) : MU_STATUS_OK;
+    for (int64_t at = 0, n; !status && at < s->d->n_tokens; at += n) {
+        n = s->d->n_tokens - at < STRETCH ? s->d->n_tokens - at : STRETCH;
+        status = mu_column_read(tokens, at, n, ids, e);
+        if (!status) mu_hash_add(s->hash, ids, (size_t)n * mu_column_size(tokens));
+        for (int64_t i = 0; !status && i < n; i++)
+            status = scan_id(s, at + i, narrow ? ((uint16_t *)ids)[i] : ((int32_t *)ids)[i], e);
+        mu_activity_tick();
+    }
+    free(ids);
+    return status;
+}
+
+static double entropy(const int64_t *counts, int n, int64_t all) {
+    double sum = 0;
+    for (int v = 0; v < n; v++) {
+        double p = (double)counts[v] / (double)all;
+        if (counts[v]) sum -= p * log(p);
+    }
+    return sum;
+}
+
+mu_status mu_domain_scan(mu_domain *d, const mu_tokenizer *t, const char *path, mu_error *e) {
+    int vocab_size = mu_tokenizer_vocab_size(t);
+    scan s = { .d = d, .t = t, .path = path, .hash = mu_hash_new(), .counts = mu_alloc((size_t)vocab_size, sizeof *s.counts) };
+    int64_t first = -1;
+    mu_column_trim(d->tokens);
+    mu_column_trim(d->document_offsets);
+    mu_status status = d->n_documents < 0 || d->text_bytes < 0 ? bad_offsets(&s, e) : MU_STATUS_OK;
+    if (!status) status = mu_column_read(d->document_offsets, 0, 1, &first, e);
+    if (!status && first != 0) status = bad_offsets(&s, e);
+    if (!status) status = scan_ids(&s, e);
+    if (!status && s.document != d->n_documents) status = bad_offsets(&s, e);
+    mu_hash_finish(s.hash, d->fingerprint);
+    d->unigram_entropy = entropy(s.counts, vocab_size, d->n_tokens);
+    free(s.counts);
+    return status;
+}
+
+/* ------------------------------------------------------------------ reading */
+
+/* All of a token file was read when it was opened: nobody is prepared for its becoming unreadable in the middle of a step. */
+static void must(mu_status status, const mu_domain *d, const mu_error *e) {
+    if (status) MU_FATAL(status, "domain \"%s\": its token file can no longer be read: %s", d->name, e->text);
+}
+
+void mu_domain_ids(const mu_domain *d, int64_t first, int64_t n, int32_t *ids) {
+    mu_error e;
+    must(mu_column_ids(d->tokens, first, n, ids, &e), d, &e);
+}
+
+void mu_domain_document_ends(const mu_domain *d, int64_t first, int64_t n, int64_t *ends) {
+    mu_error e;
+    must(mu_column_read(d->document_offsets, first + 1, n, ends, &e), d, &e);
+}
