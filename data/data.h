@@ -108,10 +108,12 @@ int64_t   mu_loader_val_sequences(const mu_loader *l, int domain);
 void      mu_loader_val_read(const mu_loader *l, int domain, int64_t sequence, int32_t *tokens, int32_t *targets);
 int64_t   mu_loader_train_sequences(const mu_loader *l, int domain);
 double    mu_loader_share(const mu_loader *l, int domain);
-/* The state: n_domains + 1 numbers, the last the number of samples drawn so far. */
+/* The state: of each domain, in the corpus's order, how many samples it has given; then how many there were in all. */
 int       mu_loader_state_size(const mu_loader *l);
 void      mu_loader_state_get(const mu_loader *l, int64_t *state);
-mu_status mu_loader_state_set(mu_loader *l, const int64_t *state, mu_error *e) MU_MUST_USE;
+/* The state of a loader of these sources (their names count). A domain that is not one of them starts at 0, and what has no
+ * domain here is left out: sources may be added, replaced and weighted anew. MU_STATUS_DATA when it is none. */
+mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, const int64_t *state, mu_error *e) MU_MUST_USE;
 /* Is it the state of a loader of these domains, of so many tokens (NULL: not known), after `samples` samples? A domain may be
  * drawn as often as chance allows once in 1e13. MU_STATUS_DATA when not. */
 mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *tokens, const int64_t *state, int64_t samples,

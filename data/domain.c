@@ -125,10 +125,12 @@ static void must(mu_status status, const mu_domain *d, const mu_error *e) {
 
 void mu_domain_ids(const mu_domain *d, int64_t first, int64_t n, int32_t *ids) {
     mu_error e;
+    MU_CHECK(d && d->tokens, "domain %p has no tokens", (const void *)d);
     must(mu_column_ids(d->tokens, first, n, ids, &e), d, &e);
 }
 
 void mu_domain_document_ends(const mu_domain *d, int64_t first, int64_t n, int64_t *ends) {
     mu_error e;
+    MU_CHECK(d && d->tokens, "domain %p has no tokens", (const void *)d);
     must(mu_column_read(d->document_offsets, first + 1, n, ends, &e), d, &e);
 }

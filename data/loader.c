@@ -1,8 +1,9 @@
 /* loader.c - which sequence is sample g of the run.
  *
  * Sample g falls to a domain by a random number keyed with g, and is there the next of the domain's
- * sequences in an order shuffled anew each epoch. So the state is how many samples each domain has given,
- * and nothing depends on how the samples are split into batches, ranks or runs. */
+ * sequences in an order shuffled anew each epoch, which depends on its name and content alone. So the state is how many
+ * samples each domain has given, nothing depends on how the samples are split into batches, ranks or runs, and domains
+ * that come, go or change their weight leave to the others the sequence of samples that they give. */
 #include "data/internal.h"
 
 #include <math.h>
@@ -50,8 +51,11 @@ static mu_status share_out(mu_loader *l, mu_error *e) {
 
 mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, double val_fraction,
                          mu_val_split split, uint64_t seed, mu_error *e) {
+    MU_CHECK(out && c && c->n_domains > 0, "loader %p, corpus %p of %d domains", (void *)out, (const void *)c,
+             c ? c->n_domains : 0);
     MU_CHECK(seq_len > 0 && val_fraction >= 0 && val_fraction < 1, "seq_len %lld, val_fraction %g",
              (long long)seq_len, val_fraction);
+    MU_CHECK(split == MU_VAL_DOCUMENTS || split == MU_VAL_TAIL, "no split %d", (int)split);
     mu_loader *l = mu_alloc(1, sizeof *l);
     *l = (mu_loader){ .corpus = c, .seq_len = seq_len, .seed = seed, .n_parts = c->n_domains };
     l->parts = mu_alloc((size_t)l->n_parts, sizeof *l->parts);
@@ -59,6 +63,9 @@ mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, d
     for (int i = 0; !status && i < l->n_parts; i++) {
         l->parts[i].epoch = -1;
         status = mu_split_make(&l->parts[i].split, &c->domains[i], seq_len, val_fraction, split, e);
+        if (!status && l->parts[i].split.n_train > UINT32_MAX)
+            status = mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": %lld training sequences are more than %lld; make train.seq_len larger",
+                                  c->domains[i].name, (long long)l->parts[i].split.n_train, (long long)UINT32_MAX);
     }
     if (!status) status = share_out(l, e);
     *out = status ? NULL : l;
@@ -119,6 +126,7 @@ static int64_t next_sequence(const mu_loader *l, int domain) {
 }
 
 void mu_loader_next(mu_loader *l, int64_t n, mu_sample *samples) {
+    MU_CHECK(l && n >= 0 && (samples || !n), "loader %p, %lld samples to %p", (void *)l, (long long)n, (void *)samples);
     for (int64_t i = 0; i < n; i++) {
         int domain = choose_domain(l, l->next_sample);
         samples[i] = (mu_sample){ domain, next_sequence(l, domain), l->next_sample++ };
@@ -128,7 +136,7 @@ void mu_loader_next(mu_loader *l, int64_t n, mu_sample *samples) {
 /* ------------------------------------------------------------------ reading */
 
 static const part *part_of(const mu_loader *l, int domain) {
-    MU_CHECK(domain >= 0 && domain < l->n_parts, "domain %d of %d", domain, l->n_parts);
+    MU_CHECK(l && domain >= 0 && domain < l->n_parts, "loader %p, domain %d of %d", (const void *)l, domain, l ? l->n_parts : 0);
     return &l->parts[domain];
 }
 
@@ -160,15 +168,14 @@ void mu_loader_state_get(const mu_loader *l, int64_t *state) {
     state[l->n_parts] = l->next_sample;
 }
 
-static mu_status check_sum(int n_domains, const int64_t *state, mu_error *e) {
-    int64_t left = state[n_domains];
-    bool fits = left >= 0;
-    for (int i = 0; fits && i < n_domains; i++) {
-        fits = state[i] >= 0 && state[i] <= left;
+/* Samples that no source of the state has given; -1 when it is no state. */
+static int64_t samples_left(int n_sources, const int64_t *state) {
+    int64_t left = state[n_sources];
+    for (int i = 0; i < n_sources; i++) {
+        if (state[i] < 0 || state[i] > left) return -1;
         left -= state[i];
     }
-    if (fits && left == 0) return MU_STATUS_OK;
-    return mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples do not add up to %lld", (long long)state[n_domains]);
+    return left;
 }
 
 /* n log(n / m), the limit for n = 0. */
@@ -183,7 +190,11 @@ static bool may_be_drawn(double share, double drawn, double n) {
 
 mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *tokens, const int64_t *state, int64_t samples,
                                 mu_error *e) {
-    mu_status status = check_sum(train->n, state, e);
+    MU_CHECK(train && state, "domains %p, state %p", (const void *)train, (const void *)state);
+    mu_status status = MU_STATUS_OK;
+    if (samples_left(train->n, state) != 0)
+        status = mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples do not add up to %lld",
+                              (long long)state[train->n]);
     if (status == MU_STATUS_OK && state[train->n] != samples)
         status = mu_error_set(e, MU_STATUS_DATA, "loader state: %lld samples, by the steps %lld",
                               (long long)state[train->n], (long long)samples);
@@ -198,10 +209,19 @@ mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *t
     return status;
 }
 
-mu_status mu_loader_state_set(mu_loader *l, const int64_t *state, mu_error *e) {
-    mu_status status = check_sum(l->n_parts, state, e);
-    if (status != MU_STATUS_OK) return status;
-    for (int i = 0; i < l->n_parts; i++) l->parts[i].drawn = state[i];
-    l->next_sample = state[l->n_parts];
+/* Samples drawn from the source of that name; 0 when the state does not name it. */
+static int64_t drawn_from(const char *name, const mu_option_domains *sources, const int64_t *state) {
+    for (int i = 0; i < sources->n; i++)
+        if (!strcmp(sources->list[i].domain, name)) return state[i];
+    return 0;
+}
+
+mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, const int64_t *state, mu_error *e) {
+    MU_CHECK(l && sources && state, "loader %p, sources %p, state %p", (void *)l, (const void *)sources, (const void *)state);
+    if (samples_left(sources->n, state) < 0)
+        return mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples are negative, or more than %lld",
+                            (long long)state[sources->n]);
+    for (int i = 0; i < l->n_parts; i++) l->parts[i].drawn = drawn_from(l->corpus->domains[i].name, sources, state);
+    l->next_sample = state[sources->n];
     return MU_STATUS_OK;
 }

@@ -30,20 +30,30 @@ void mu_tokenizer_close(mu_tokenizer *t) {
     if (t) t->close(t);
 }
 
-const char *mu_tokenizer_name(const mu_tokenizer *t) { return t->name; }
-const char *mu_tokenizer_fingerprint(const mu_tokenizer *t) { return t->fingerprint; }
-int mu_tokenizer_vocab_size(const mu_tokenizer *t) { return t->vocab_size; }
-int32_t mu_tokenizer_eod(const mu_tokenizer *t) { return t->eod; }
-
-void mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to) {
-    MU_CHECK(bytes >= 0, "%lld bytes", (long long)bytes);
-    t->encode(t, text, bytes, take, to);
+static const mu_tokenizer *need(const mu_tokenizer *t) {
+    MU_CHECK(t, "the tokenizer is NULL");
+    return t;
 }
 
-int64_t mu_tokenizer_decode(const mu_tokenizer *t, int32_t id, const char **bytes) { return t->decode(t, id, bytes); }
+const char *mu_tokenizer_name(const mu_tokenizer *t) { return need(t)->name; }
+const char *mu_tokenizer_fingerprint(const mu_tokenizer *t) { return need(t)->fingerprint; }
+int mu_tokenizer_vocab_size(const mu_tokenizer *t) { return need(t)->vocab_size; }
+int32_t mu_tokenizer_eod(const mu_tokenizer *t) { return need(t)->eod; }
+
+void mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to) {
+    MU_CHECK(bytes >= 0 && (text || !bytes) && take, "%lld bytes of text %p", (long long)bytes, (const void *)text);
+    need(t)->encode(t, text, bytes, take, to);
+}
+
+int64_t mu_tokenizer_decode(const mu_tokenizer *t, int32_t id, const char **bytes) {
+    MU_CHECK(bytes, "no place for the bytes of id %d", id);
+    return need(t)->decode(t, id, bytes);
+}
 
 mu_status mu_tokenizer_check(const mu_tokenizer *t, const char *what, const char *name, const char *fingerprint,
                              mu_error *e) {
+    MU_CHECK(what && name && fingerprint && need(t), "what %p, name %p, fingerprint %p", (const void *)what,
+             (const void *)name, (const void *)fingerprint);
     if (strcmp(name, t->name))
         return mu_error_set(e, MU_STATUS_DATA, "%s: made with tokenizer \"%s\", not \"%s\"", what, name, t->name);
     if (fingerprint[0] && strcmp(fingerprint, t->fingerprint))

@@ -206,7 +206,7 @@ static mu_status check_state(const mu_trainer *t, const side_state *side, const 
     mu_status status = mu_roll_check(&t->roll, assignments_of(&t->cfg), e);
     if (status == MU_STATUS_OK)
         status = mu_loader_state_check(train, tokens, side->loader, t->step * t->cfg.train.global_batch_size, e);
-    return status == MU_STATUS_OK && t->loader ? mu_loader_state_set(t->loader, side->loader, e) : status;
+    return status == MU_STATUS_OK && t->loader ? mu_loader_state_set(t->loader, train, side->loader, e) : status;
 }
 
 /* Without a loader (verify has no texts) its state is only checked. */

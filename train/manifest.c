@@ -37,7 +37,7 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     mu_json_int(&j, "ep", m->ep);
     mu_json_string(&j, "dtype", m->dtype);
     mu_json_string(&j, "tokenizer", m->tokenizer);
-    mu_json_string(&j, "tokenizer_fingerprint", m->tokenizer_fingerprint);
+    if (m->tokenizer_fingerprint[0]) mu_json_string(&j, "tokenizer_fingerprint", m->tokenizer_fingerprint);
     mu_json_string(&j, "data_fingerprint", m->fingerprint);
     mu_json_string(&j, "val_split", val_splits[m->val_split]);
     mu_json_string(&j, "config", m->config);

@@ -384,7 +384,8 @@ static bool gradients_of_next_batch(mu_trainer *t, const volatile sig_atomic_t *
     mu_loader_next(t->loader, t->cfg.train.global_batch_size, t->samples);
     if (mu_fault("step", t->mesh->world->rank)) plant_nan(t);
     bool whole = make_gradients(t, stop);
-    if (!whole) MU_CHECK(mu_loader_state_set(t->loader, t->loader_before, NULL) == MU_STATUS_OK, "the loader's own state");
+    if (!whole)
+        MU_CHECK(mu_loader_state_set(t->loader, &t->cfg.data.train, t->loader_before, NULL) == MU_STATUS_OK, "the loader's own state");
     return whole;
 }
 

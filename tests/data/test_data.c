@@ -712,6 +712,8 @@ static void open_three(mu_corpus *c, const double *weights) {
                                                      { "c", in_folder("c.txt") } }, weights));
 }
 
+static const mu_option_domains three = { 3, (mu_option_domain[]){ { .domain = "a" }, { .domain = "b" }, { .domain = "c" } } };
+
 static mu_loader *open_split(const mu_corpus *c, int64_t seq_len, double val_fraction, mu_val_split split) {
     mu_loader *l;
     assert_ok(mu_loader_open(&l, c, seq_len, val_fraction, split, 1, &e));
@@ -1059,14 +1061,125 @@ static void test_state(void **state) {
         assert_int_equal(saved[3], at);
         mu_loader_close(before);
         again = open_loader(&c, 0.1, 1);
-        assert_ok(mu_loader_state_set(again, saved, &e));
+        assert_ok(mu_loader_state_set(again, &three, saved, &e));
         mu_loader_next(again, N_SAMPLES - at, rest);
         assert_same_samples(whole + at, rest, N_SAMPLES - at);
         mu_loader_close(again);
-        assert_ok(mu_loader_state_set(l, saved, &e));      /* back from the end */
+        assert_ok(mu_loader_state_set(l, &three, saved, &e));      /* back from the end */
         mu_loader_next(l, N_SAMPLES - at, rest);
         assert_same_samples(whole + at, rest, N_SAMPLES - at);
     }
+    mu_loader_close(l);
+    mu_corpus_close(&c);
+}
+
+/* The sequences that the domain of this name gives, in order; at least `n` of `all` samples. */
+static void sequences_of(const mu_corpus *c, const char *name, const mu_sample *samples, int all, int64_t *sequences, int n) {
+    int found = 0;
+    for (int i = 0; i < all && found < n; i++)
+        if (!strcmp(c->domains[samples[i].domain].name, name)) sequences[found++] = samples[i].sequence;
+    assert_int_equal(found, n);
+}
+
+/* Domains that come, go, change their place or their weight leave to the others the order in which they give their sequences. */
+static void test_sources(void **state) {
+    (void)state;
+    enum { N = 300, HALF = N_SAMPLES / 2 };
+    static const char *const names[] = { "a", "b" };
+    static mu_sample before[N_SAMPLES], after[N_SAMPLES];
+    int64_t want[2][N], have[N], saved[4];
+    mu_corpus c, more;
+    open_three(&c, NULL);
+    put_text("new.txt", "what was not there before, and is long enough");
+    mu_loader *l = open_loader(&c, 0.1, 1), *m;
+    mu_loader_next(l, N_SAMPLES, before);
+    for (int i = 0; i < 2; i++) sequences_of(&c, names[i], before, N_SAMPLES, want[i], N);
+    const entry entries[] = { { "new", in_folder("new.txt") }, { "b", in_folder("b.txt") }, { "a", in_folder("a.txt") } };
+
+    /* Without weight a new one changes nothing at all. */
+    const entry with_new[] = { entries[0], entries[2], entries[1], { "c", in_folder("c.txt") } };
+    assert_ok(open_corpus(&more, 4, with_new, (double[]){ 0, 1, 1, 1 }));
+    m = open_loader(&more, 0.1, 1);
+    mu_loader_next(m, N_SAMPLES, after);
+    for (int i = 0; i < N_SAMPLES; i++) after[i].domain--;
+    assert_same_samples(before, after, N_SAMPLES);
+    mu_loader_close(m);
+    mu_corpus_close(&more);
+
+    /* From the beginning, and from the middle, c is replaced and all has other weights. */
+    for (int from = 0; from <= HALF; from += HALF) {
+        mu_loader *first = open_loader(&c, 0.1, 1);
+        mu_loader_next(first, from, before);
+        mu_loader_state_get(first, saved);
+        assert_ok(open_corpus(&more, 3, entries, (double[]){ 50, 0.5, 3 }));
+        m = open_loader(&more, 0.1, 1);
+        assert_ok(mu_loader_state_set(m, &three, saved, &e));
+        mu_loader_next(m, N_SAMPLES - from, after);
+        assert_int_equal(after[0].global_sample, from);
+        int64_t n_new = mu_loader_train_sequences(m, 0), seen = 0;
+        sequences_of(&more, "new", after, N_SAMPLES - from, have, (int)n_new);
+        for (int64_t i = 0; i < n_new; i++) seen |= (int64_t)1 << have[i];
+        assert_int_equal(seen, ((int64_t)1 << n_new) - 1);          /* it begins with its first epoch */
+        for (int i = 0; i < 2; i++) {
+            int left = (int)(N - saved[i]);
+            if (left <= 0) continue;
+            sequences_of(&more, names[i], after, N_SAMPLES - from, have, left < 50 ? left : 50);
+            assert_memory_equal(have, want[i] + saved[i], sizeof *have * (size_t)(left < 50 ? left : 50));
+        }
+        mu_loader_close(m);
+        mu_corpus_close(&more);
+        mu_loader_close(first);
+    }
+    mu_loader_close(l);
+    mu_corpus_close(&c);
+}
+
+static jmp_buf fatal_exit;
+static char fatal_line[1024];
+static void catch_fatal(mu_status status, const char *line) {
+    assert_int_equal(status, MU_STATUS_INTERNAL);
+    snprintf(fatal_line, sizeof fatal_line, "%s", line);
+    longjmp(fatal_exit, 1);
+}
+
+/* A call that no program may make is fatal, with its values. */
+#define assert_fatal(call, text)                                                                  \
+    do {                                                                                          \
+        fatal_line[0] = '\0';                                                                     \
+        mu_fatal_handler *old = mu_fatal_set_handler(catch_fatal);                                \
+        if (!setjmp(fatal_exit)) (void)!(call);                                                   \
+        mu_fatal_set_handler(old);                                                                \
+        if (!strstr(fatal_line, text)) fail_msg(#call ": no \"%s\" in: %s", text, fatal_line);  \
+    } while (0)
+
+static void test_arguments(void **state) {
+    (void)state;
+    static mu_corpus c, none;
+    static mu_loader *l;
+    static mu_tokenizer *t;
+    const mu_option_domains negative = { -1, three.list }, unlisted = { 2, NULL };
+    open_three(&c, NULL);
+    assert_fatal(mu_tokenizer_open(&t, NULL, &e), "name NULL");
+    assert_fatal(mu_tokenizer_open(NULL, "bytes", &e), "tokenizer (nil)");
+    assert_fatal((mu_tokenizer_eod(NULL), 0), "the tokenizer is NULL");
+    assert_fatal((mu_tokenizer_encode(bytes, "a", -1, add_ids, NULL), 0), "-1 bytes");
+    assert_fatal(mu_corpus_open(&none, NULL, bytes, 1, CACHE, &e), "list (nil)");
+    assert_fatal(mu_corpus_open(&none, &three, NULL, 1, CACHE, &e), "tokenizer (nil)");
+    assert_fatal(mu_corpus_open(NULL, &three, bytes, 1, CACHE, &e), "corpus (nil)");
+    assert_fatal(mu_corpus_open(&none, &negative, bytes, 1, CACHE, &e), "-1 domains");
+    assert_fatal(mu_corpus_open(&none, &unlisted, bytes, 1, CACHE, &e), "2 domains in (nil)");
+    assert_fatal(mu_corpus_open(&none, &three, bytes, 1, -1, &e), "a cache of -1 bytes");
+    assert_fatal(mu_corpus_write(&none, bytes, "x.h5", &e), "corpus");
+    assert_fatal(mu_loader_open(&l, &c, SEQ, 0.1, (mu_val_split)9, 1, &e), "no split 9");
+    assert_fatal(mu_loader_open(&l, &c, 0, 0.1, MU_VAL_TAIL, 1, &e), "seq_len 0");
+    assert_fatal(mu_loader_open(&l, &c, SEQ, 1, MU_VAL_TAIL, 1, &e), "val_fraction 1");
+    assert_fatal(mu_loader_open(&l, NULL, SEQ, 0.1, MU_VAL_TAIL, 1, &e), "corpus (nil)");
+    assert_fatal(mu_loader_open(&l, &none, SEQ, 0.1, MU_VAL_TAIL, 1, &e), "of 0 domains");
+    l = open_loader(&c, 0.1, 1);
+    assert_fatal((mu_loader_next(l, -1, NULL), 0), "-1 samples");
+    assert_fatal((mu_loader_train_sequences(l, 3), 0), "domain 3 of 3");
+    assert_fatal((mu_domain_ids(&c.domains[0], 990, 11, NULL), 0), "[990, 1001) of 1000");
+    assert_fatal((mu_domain_document_ends(&c.domains[0], 1, 1, NULL), 0), "[2, 3) of 2");
     mu_loader_close(l);
     mu_corpus_close(&c);
 }
@@ -1080,7 +1193,7 @@ static void test_late_samples(void **state) {
     mu_loader *l = open_loader(&c, 0.1, 1);
     mu_loader_next(l, 500, early);
     int64_t far = (int64_t)1 << 32;
-    assert_ok(mu_loader_state_set(l, (int64_t[]){ far, 0, 0, far }, &e));
+    assert_ok(mu_loader_state_set(l, &three, (int64_t[]){ far, 0, 0, far }, &e));
     mu_loader_next(l, 500, late);
     int equal = 0;
     for (int i = 0; i < 500; i++) equal += early[i].domain == late[i].domain;
@@ -1145,9 +1258,9 @@ static void test_bad_loader(void **state) {
     assert_ok(mu_loader_open(&l, &c, 204, 0.1, MU_VAL_DOCUMENTS, 1, &e));     /* one sequence: it is for training */
     assert_int_equal(mu_loader_train_sequences(l, 2), 1);
     assert_int_equal(mu_loader_val_sequences(l, 2), 0);
-    const int64_t bad[][4] = { { 1, 1, 1, 4 }, { -1, 1, 1, 1 }, { 0, 0, 0, -1 }, { 5, -2, 0, 3 } };
+    const int64_t bad[][4] = { { 1, 1, 1, 2 }, { -1, 1, 1, 1 }, { 0, 0, 0, -1 }, { 5, -2, 0, 3 } };
     for (int i = 0; i < 4; i++)
-        assert_error(mu_loader_state_set(l, bad[i], &e), MU_STATUS_DATA, "loader state");
+        assert_error(mu_loader_state_set(l, &three, bad[i], &e), MU_STATUS_DATA, "loader state");
     mu_loader_close(l);
     mu_corpus_close(&c);
     open_three(&c, (double[]){ 0, 0, 0 });
@@ -1177,6 +1290,7 @@ int main(void) {
         cmocka_unit_test(test_parts),
         cmocka_unit_test(test_order),          cmocka_unit_test(test_epochs),
         cmocka_unit_test(test_shares),         cmocka_unit_test(test_state),
+        cmocka_unit_test(test_sources), cmocka_unit_test(test_arguments),
         cmocka_unit_test(test_late_samples),   cmocka_unit_test(test_bad_loader), cmocka_unit_test(test_state_of_a_loader),
     };
     return cmocka_run_group_tests_name("data", tests, set_up, tear_down);

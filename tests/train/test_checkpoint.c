@@ -136,7 +136,7 @@ static void spoil(mu_trainer *t, const char *how) {
     else if (!strcmp(how, "previous negative")) t->roll.previous[0] = -1;
     else if (!strcmp(how, "previous of another step")) memset(t->roll.previous, 0, sizeof(int64_t) * 8);
     else if (!strcmp(how, "loader ahead")) mu_loader_next(t->loader, 1, &sample);
-    else if (!strcmp(how, "loader of one domain")) assert_ok(mu_loader_state_set(t->loader, (int64_t[]){ 0, 6, 6 }, &e));
+    else if (!strcmp(how, "loader of one domain")) assert_ok(mu_loader_state_set(t->loader, &t->cfg.data.train, (int64_t[]){ 0, 6, 6 }, &e));
     else if (!strcmp(how, "bias infinite")) t->model->blocks[1].moe.bias[1] = -INFINITY;
     else if (!strcmp(how, "bias large")) t->model->blocks[1].moe.bias[1] = -1e6;
     else if (!strcmp(how, "optimizer steps negative")) mu_optimizer_steps_set(t->opt, u, -1);
