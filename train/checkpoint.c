@@ -13,6 +13,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <float.h>
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
@@ -63,7 +64,7 @@ typedef struct {
     int64_t shape[3];
     void *data;
     int64_t least, most;  /* of integers */
-    double low, high;     /* of floats, which are finite all the same */
+    double low, high;     /* of floats, finite */
 } array;
 
 static int64_t count_of(const array *a) {
@@ -76,31 +77,29 @@ static mu_status write_array(mu_store *s, const array *a, mu_error *e) {
     return mu_store_write(s, a->name, a->type, a->n_dims, a->shape, a->data, e);
 }
 
-static double real_of(const array *a, int64_t i) {
-    return a->type == MU_STORE_F64 ? ((const double *)a->data)[i] : (double)((const float *)a->data)[i];
-}
-
-static mu_status check_integer(const array *a, int64_t i, const char *file, mu_error *e) {
-    int64_t value = ((const int64_t *)a->data)[i];
-    if (value >= a->least && value <= a->most) return MU_STATUS_OK;
-    return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %lld at %lld, which must be in [%lld, %lld]", file, a->name,
-                        (long long)value, (long long)i, (long long)a->least, (long long)a->most);
-}
-
-static mu_status check_float(const array *a, int64_t i, const char *file, mu_error *e) {
-    double value = real_of(a, i);
-    if (isfinite(value) && value >= a->low && value <= a->high) return MU_STATUS_OK;
-    return isfinite(value) ? mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %g at %lld, which must be in [%g, %g]", file, a->name,
-                                          value, (long long)i, a->low, a->high)
-                           : mu_error_set(e, MU_STATUS_DATA, "%s: %s holds a value that is not finite at %lld", file, a->name,
-                                          (long long)i);
+/* The first value that is out of range, or -1. A NaN is in none. */
+static int64_t first_bad(const array *a) {
+    const int64_t *whole = a->data, n = count_of(a);
+    const double *fine = a->data;
+    const float *real = a->data;
+    int64_t i = 0;
+    if (a->type == MU_STORE_I64) while (i < n && whole[i] >= a->least && whole[i] <= a->most) i++;
+    else if (a->type == MU_STORE_F64) while (i < n && fine[i] >= a->low && fine[i] <= a->high) i++;
+    else while (i < n && (double)real[i] >= a->low && (double)real[i] <= a->high) i++;
+    return i < n ? i : -1;
 }
 
 static mu_status check_array(const array *a, const char *file, mu_error *e) {
-    mu_status status = MU_STATUS_OK;
-    for (int64_t i = 0, n = count_of(a); i < n && status == MU_STATUS_OK; i++)
-        status = a->type == MU_STORE_I64 ? check_integer(a, i, file, e) : check_float(a, i, file, e);
-    return status;
+    int64_t at = first_bad(a);
+    if (at < 0) return MU_STATUS_OK;
+    if (a->type == MU_STORE_I64)
+        return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %lld at %lld, which must be in [%lld, %lld]", file, a->name,
+                            (long long)((const int64_t *)a->data)[at], (long long)at, (long long)a->least, (long long)a->most);
+    double value = a->type == MU_STORE_F64 ? ((const double *)a->data)[at] : (double)((const float *)a->data)[at];
+    if (isfinite(value))
+        return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %g at %lld, which must be in [%g, %g]", file, a->name, value,
+                            (long long)at, a->low, a->high);
+    return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds a value that is not finite at %lld", file, a->name, (long long)at);
 }
 
 /* The shards of a checkpoint that is read, each opened when it is first needed. */
@@ -231,7 +230,7 @@ static mu_status read_state(mu_trainer *t, const source *from, mu_error *e) {
 static array unit_array(const mu_trainer *t, const char *prefix, const mu_unit *u, void *host) {
     const mu_param_desc *d = &u->param->desc;
     array a = { .type = type_of(t), .n_dims = d->n_dims, .shape = { d->shape[0], d->shape[1] }, .data = host };
-    a.low = strcmp(prefix, "/optim/v") ? -INFINITY : 0, a.high = INFINITY;
+    a.low = strcmp(prefix, "/optim/v") ? -DBL_MAX : 0, a.high = DBL_MAX;
     snprintf(a.name, sizeof a.name, "%s%s", prefix, u->name);
     return a;
 }
