@@ -21,13 +21,23 @@ recipe=1                                # a change in how texts are made gets a 
 say() { echo "get-texts: $*"; }
 fail() { local code=$1; shift; echo "get-texts: error: $*" >&2; exit "$code"; }
 
-[[ $max_bytes =~ ^[1-9][0-9]{4,10}$ ]] || fail 64 "MAX_BYTES must be a number from 10000 up, not \"$max_bytes\""
+[[ $max_bytes =~ ^[1-9][0-9]{4,10}$ ]] || fail 64 "MAX_BYTES must be a number from 10000 up, not $(printf %q "$max_bytes")"
 mkdir -p -- "$folder"
 folder=$(cd -- "$folder" && pwd)
-exec 9> "$folder/.lock"
-flock -w 10 9 || fail 1 "another get-texts.sh is at work in $folder"
-rm -rf "$folder"/.partial-*             # what a killed run left
+shown=$(printf %q "$folder")            # in messages
+in_the_way() { fail 1 "$shown/$1 is in the way: not made by this script"; }
+for file in .lock SOURCES.txt; do
+    [[ ! -L $folder/$file && ( -f $folder/$file || ! -e $folder/$file ) ]] || in_the_way "$file"
+done
+heading="What the texts are, by domain. Made by get-texts.sh from Debian's packages; the licences are the sources'."
+[[ ! -e $folder/SOURCES.txt || $(head -n 1 "$folder/SOURCES.txt") == "$heading" ]] || in_the_way SOURCES.txt
+exec 9>> "$folder/.lock"
+flock -w 10 9 || fail 1 "another get-texts.sh is at work in $shown"
+for left in "$folder"/.partial-*; do    # by a killed run
+    if [[ ! -L $left && -f $left/.get-texts ]]; then rm -rf "$left"; fi
+done
 work=$(mktemp -d "$folder/.partial-XXXXXX")
+: > "$work/.get-texts"
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM HUP              # and so through EXIT
 
@@ -224,7 +234,7 @@ for domain in general computing scripture politics assembly latin licences chemi
         say "$domain: already there"
         continue
     fi
-    [[ ! -e $folder/$domain ]] || fail 1 "$folder/$domain is in the way: not made by this script"
+    [[ ! -e $folder/$domain && ! -L $folder/$domain ]] || in_the_way "$domain"
     out=$work/$domain
     mkdir "$out"
     "make_$domain"
@@ -237,7 +247,7 @@ for domain in general computing scripture politics assembly latin licences chemi
 done
 
 {
-    echo "What the texts are, by domain. Made by get-texts.sh from Debian's packages; the licences are the sources'."
+    echo "$heading"
     for finished in "$folder"/*/.finished; do
         made=$(dirname "$finished")
         printf '\n%s: %d bytes (%s)\n' "$(basename "$made")" "$(text_bytes "$made")" "$(cat "$finished")"
@@ -245,4 +255,4 @@ done
     done
 } > "$work/sources"
 mv "$work/sources" "$folder/SOURCES.txt"
-say "all domains are in $folder, see SOURCES.txt"
+say "all domains are in $shown, see SOURCES.txt"

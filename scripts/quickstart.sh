@@ -2,7 +2,7 @@
 # quickstart.sh - from a fresh machine to a trained Mixture-of-Experts model, in one command.
 set -euo pipefail
 unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
-cd -- "$(dirname -- "$0")/.."
+cd -- "$(dirname -- "$(readlink -f -- "$0")")/.."
 
 usage() {
     cat <<'TEXT'
@@ -21,7 +21,7 @@ TEXT
 case ${1:-} in
     '') ;;
     -h | --help) usage; exit 0 ;;
-    *) echo "quickstart: it takes no arguments, not \"$1\"; --help says what it does" >&2; exit 64 ;;
+    *) echo "quickstart: it takes no arguments, not $(printf %q "$1"); --help says what it does" >&2; exit 64 ;;
 esac
 
 program=quickstart

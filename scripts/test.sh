@@ -4,7 +4,7 @@
 # Exit: 0 all passed; 66 something cannot be installed; else what the build or ctest returned.
 set -euo pipefail
 unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
-cd -- "$(dirname -- "$0")/.."
+cd -- "$(dirname -- "$(readlink -f -- "$0")")/.."
 
 case ${1:-} in
     -h | --help) sed -n '2,4s/^# //p' scripts/test.sh; exit 0 ;;

@@ -31,3 +31,34 @@ done
 [[ $(bash .ci/run --help | head -n 1) == "test.sh "* ]] || fail ".ci/run --help"
 builtin cd "$work" > /dev/null
 [[ $(bash ./-a\ tree/scripts/test.sh --help | head -n 1) == "test.sh "* ]] || fail "test.sh from outside"
+
+# Through a link; and arguments are shown without the control characters in them.
+ln -s "$work/-a tree/scripts/make-docs.sh" "$work/elsewhere/linked"
+echo stale > "$work/-a tree/docs/configuration.md"
+bash elsewhere/linked "$MUSTER" || fail "make-docs.sh through a link"
+cmp -s "$work/-a tree/docs/configuration.md" "$MUSTER_SOURCE/docs/configuration.md" || fail "make-docs.sh through a link: another page"
+for script in make-docs quickstart; do
+    said=$(bash "$work/-a tree/scripts/$script.sh" $'a\eb' 2>&1) && fail "$script.sh took a strange argument"
+    [[ $said == *"'a\\Eb'"* && $said != *$'\e'* ]] || fail "$script.sh: $said"
+done
+
+# get-texts.sh, where apt has nothing to offer: what it did not make stays as it is.
+mkdir -p bin texts/.partial-mine texts/.partial-left
+printf '#!/bin/sh\nexit 1\n' > bin/apt-cache
+chmod +x bin/apt-cache
+echo mine > texts/.partial-mine/file
+echo mine > texts/.lock
+touch texts/.partial-left/.get-texts
+get_texts() {       # get_texts CODE
+    local code=0
+    PATH=$work/bin:$PATH bash "$work/-a tree/scripts/get-texts.sh" texts > said 2>&1 || code=$?
+    [ $code = "$1" ] || fail "get-texts.sh: exit code $code, expected $1: $(cat said)"
+}
+get_texts 3
+[[ $(cat texts/.lock texts/.partial-mine/file) == $'mine\nmine' && ! -e texts/.partial-left ]] || fail "get-texts.sh: other files than its own"
+echo mine > texts/SOURCES.txt
+get_texts 1
+grep -q 'SOURCES.txt is in the way' said || fail "get-texts.sh: $(cat said)"
+rm texts/SOURCES.txt texts/.lock
+mkfifo texts/.lock
+get_texts 1
