@@ -71,7 +71,8 @@ void mu_log(mu_log_level level, const char *fmt, ...) MU_PRINTF(2, 3);
 
 /* ------------------------------------------------------------------ text for terminals and logs (print.c)
  * Errors, log and fatal lines are made by mu_text_vformat: printf, except that control characters, bytes that are not
- * UTF-8 and marks that reorder a line are escaped (\n, \x1b) in what %s and %c insert. Cut when it does not fit. */
+ * UTF-8 and marks that reorder a line are escaped (\n, \x1b) in what %s and %c insert. %-s, without a width, keeps newlines:
+ * for the text of a mu_error, which was made here. Cut when it does not fit. */
 void mu_text_vformat(char *out, size_t room, const char *format, va_list args) MU_PRINTF(3, 0);
 /* The same for n bytes of text; the control characters in `keep` ("\n\t") stay. */
 void mu_text_escape(char *out, size_t room, const char *text, size_t n, const char *keep);

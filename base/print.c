@@ -1,6 +1,7 @@
 /* print.c - text for terminals and logs. Paths, configurations, manifests and messages of libraries come from outside:
  * a name may hold an escape sequence that rewrites the screen, or a newline that forges a message. What %s and %c insert
- * is therefore escaped, once, where messages are made; only a format's own newlines are newlines. */
+ * is therefore escaped, once, where messages are made; only a format's own newlines are newlines. %-s inserts the text of a
+ * mu_error, whose newlines are such. */
 #include "base/internal.h"
 
 #include <string.h>
@@ -93,7 +94,8 @@ static void put_string(output *o, const conversion *c, const char *text) {
     if (!text) text = "(null)";
     size_t n = c->precision >= 0 ? strnlen(text, (size_t)c->precision) : strlen(text);
     char *start = o->at;
-    for (size_t i = 0; i < n;) i += put_escaped(o, text + i, n - i, "");
+    const char *keep = c->left && c->width < 0 ? "\n" : ""; /* %-s: a message that was made here before */
+    for (size_t i = 0; i < n;) i += put_escaped(o, text + i, n - i, keep);
     size_t shown = (size_t)(o->at - start), pad = c->width > 0 && (size_t)c->width > shown ? (size_t)c->width - shown : 0;
     if (pad >= o->room) pad = o->room - 1;
     if (!c->left) memmove(start + pad, start, shown);

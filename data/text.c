@@ -29,6 +29,16 @@ static size_t byte_order_mark(const char *text, size_t bytes) {
     return bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0;
 }
 
+/* The same where empty lines stand before it, which move up to the text behind it: `text` without the mark. */
+static char *without_mark(char *text, size_t *bytes) {
+    size_t blank = 0;
+    while (blank < *bytes && memchr(" \t\r\n", text[blank], 4)) blank++;
+    size_t mark = byte_order_mark(text + blank, *bytes - blank);
+    memmove(text + mark, text, blank);
+    *bytes -= mark;
+    return text + mark;
+}
+
 /* Any encoding is welcome, but a NUL byte means that this is no text. */
 static mu_status read_txt(mu_domain_maker *m, const char *path, mu_error *e) {
     char *text;
@@ -36,9 +46,11 @@ static mu_status read_txt(mu_domain_maker *m, const char *path, mu_error *e) {
     mu_status status = read_bytes(m, path, &text, &bytes, e);
     if (status) return status;
     const char *nul = memchr(text, '\0', bytes);
-    size_t mark = byte_order_mark(text, bytes);
     if (nul) status = mu_error_set(e, MU_STATUS_DATA, "%s: not a text: NUL at byte %td", path, nul - text);
-    else mu_domain_add(m, text + mark, (int64_t)(bytes - mark));
+    else {
+        const char *plain = without_mark(text, &bytes);
+        mu_domain_add(m, plain, (int64_t)bytes);
+    }
     free(text);
     return status;
 }
@@ -75,17 +87,36 @@ static void blank_numbers(char *text, size_t bytes) {
     }
 }
 
-static mu_status add_json_line(mu_domain_maker *m, const char *path, int64_t line, char *text, size_t bytes,
+static json_t *parse(const char *text, size_t bytes, json_error_t *why) {
+    char *blanked = mu_alloc(bytes, 1);
+    memcpy(blanked, text, bytes);
+    blank_numbers(blanked, bytes);
+    json_t *object = json_loadb(blanked, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, why);
+    free(blanked);
+    return object;
+}
+
+/* jansson quotes the token that ends at its position: of a blanked number it has seen a 0, the text has the number. */
+static mu_status bad_json(const char *path, int64_t line, const char *text, size_t bytes, const json_error_t *why,
+                          mu_error *e) {
+    enum { SHOWN = 40 };
+    static const char zero[] = " near '0'";
+    size_t length = strlen(why->text), at = (size_t)why->position - 1, n = 0;
+    bool quotes = why->position > 0 && length >= sizeof zero && !strcmp(why->text + length - (sizeof zero - 1), zero);
+    while (quotes && at + n < bytes && memchr("+-.eE0123456789", text[at + n], 15)) n++;
+    if (!n) return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: bad JSON at byte %d: %s", path, (long long)line, why->position, why->text);
+    return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: bad JSON at byte %d: %.*s near '%.*s%s'", path, (long long)line, why->position,
+                        (int)(length - (sizeof zero - 1)), why->text, (int)(n < SHOWN ? n : SHOWN), text + at, n > SHOWN ? "..." : "");
+}
+
+static mu_status add_json_line(mu_domain_maker *m, const char *path, int64_t line, const char *text, size_t bytes,
                                mu_error *e) {
     json_error_t why;
     if (byte_order_mark(text, bytes))
         return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: a byte-order mark (U+FEFF) in the middle of the file", path,
                             (long long)line);
-    blank_numbers(text, bytes);
-    json_t *object = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
-    if (!object)
-        return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: bad JSON at byte %d: %s", path, (long long)line,
-                            why.position, why.text);
+    json_t *object = parse(text, bytes, &why);
+    if (!object) return bad_json(path, line, text, bytes, &why, e);
     json_t *value = json_object_get(object, "text");
     mu_status status = MU_STATUS_OK;
     if (!json_is_object(object))
@@ -156,8 +187,11 @@ static void free_paths(paths *p) {
 
 /* What a folder holds: the texts, and everything else by the reason why it is not one. */
 enum { TEXT, OTHER_ENDING, HIDDEN, EMPTY, FOLDER_LINK, RUN_FOLDER, NOT_PLAIN, N_KINDS };
-static const char *const kinds[N_KINDS] = { "", "not named .txt or .jsonl", "hidden", "empty", "links to folders",
-                                            "folders of a run", "not plain files" };
+static const char *const kinds[N_KINDS][2] = { /* one, several */
+    [OTHER_ENDING] = { "not named .txt or .jsonl", "not named .txt or .jsonl" }, [HIDDEN] = { "hidden", "hidden" },
+    [EMPTY] = { "empty", "empty" }, [FOLDER_LINK] = { "link to a folder", "links to folders" },
+    [RUN_FOLDER] = { "folder of a run", "folders of runs" }, [NOT_PLAIN] = { "not a plain file", "not plain files" },
+};
 typedef paths contents[N_KINDS];
 
 /* One line that counts what is not read, and names the first few of each kind. */
@@ -170,7 +204,7 @@ static void tell_others(const char *domain, const char *folder, contents c) {
     for (int kind = TEXT + 1; kind < N_KINDS; kind++) {
         sort_paths(&c[kind]);
         for (size_t i = 0; i < c[kind].n && i <= NAMED; i++) {
-            if (i == 0) fprintf(f, "%s%zu %s (", ftell(f) ? ", " : "", c[kind].n, kinds[kind]);
+            if (i == 0) fprintf(f, "%s%zu %s (", ftell(f) ? ", " : "", c[kind].n, kinds[kind][c[kind].n > 1]);
             fprintf(f, "%s%s", i ? ", " : "", i < NAMED ? c[kind].list[i] + skip : "...");
         }
         if (c[kind].n) fputc(')', f);

@@ -10,7 +10,7 @@ mu_comm *mu_comm_alone(void) {
     return c;
 }
 
-/* A rank that fails while rank 0 does not, says who it is: it may see other files. */
+/* A rank that fails while others do not, says who it is: it may see other files. */
 static void name_rank(const mu_comm *c, mu_error *e) {
     char host[MU_HOST_NAME];
     mu_host_name(host);
@@ -19,19 +19,25 @@ static void name_rank(const mu_comm *c, mu_error *e) {
     free(text);
 }
 
-mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) {
-    int32_t worst = (int32_t)status;
+/* names_root: rank 0 is named unless all ranks have this status. */
+static mu_status agree(mu_comm *c, mu_status status, bool names_root, mu_error *e) {
+    int32_t worst = (int32_t)status, least = (int32_t)status;
     mu_all_reduce(c, MU_REDUCE_MAX, MU_DTYPE_I32, &worst, 1);
     if (worst == MU_STATUS_OK) return MU_STATUS_OK;
+    if (names_root) mu_all_reduce(c, MU_REDUCE_MIN, MU_DTYPE_I32, &least, 1);
+    bool names = names_root && least != worst;
     int32_t first = status == (mu_status)worst ? c->rank : c->size;
     mu_all_reduce(c, MU_REDUCE_MIN, MU_DTYPE_I32, &first, 1);
     if (e) {
-        if (first == c->rank && first > 0) name_rank(c, e);
+        if (first == c->rank && (first > 0 || names)) name_rank(c, e);
         mu_broadcast(c, first, e->text, (int64_t)sizeof e->text);
         e->status = (mu_status)worst;
     }
     return (mu_status)worst;
 }
+
+mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) { return agree(c, status, false, e); }
+mu_status mu_agree_each(mu_comm *c, mu_status status, mu_error *e) { return agree(c, status, true, e); }
 
 /* Rank 0's text, on every rank; heap. Collective. */
 static char *text_of_root(mu_comm *c, const char *text) {

@@ -59,6 +59,8 @@ void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *
 /* ------------------------------------------------------------------ on top of them (comm.c) */
 /* The largest status of all ranks; when it is not OK every rank gets the text of the first rank that has it. */
 mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) MU_MUST_USE;
+/* The same for what every rank has tried by itself: the message names rank 0, too, when others had no such trouble. */
+mu_status mu_agree_each(mu_comm *c, mu_status status, mu_error *e) MU_MUST_USE;
 /* Every rank has all of `data` on its device; shard r is elements ends[r-1] .. ends[r]-1 (ends: [size], never
  * falling, the same on every rank; a shard may be empty). reduce: rank r's shard becomes the sum over ranks of
  * that shard, what it holds of the others' is then of no use. gather: every rank gets the other ranks' shards.

@@ -71,7 +71,7 @@ mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int
     mu_complaints found = { .e = &e };
     mu_moe_config_resolve(&moe_cfg);
     mu_model_config_check(cfg, &moe_cfg, &found);
-    MU_CHECK(found.status == MU_STATUS_OK, "%s", e.text);
+    MU_CHECK(found.status == MU_STATUS_OK, "%-s", e.text);
     mu_model *m = mu_alloc(1, sizeof *m);
     m->cfg = *cfg, m->moe_cfg = moe_cfg, m->vocab_size = vocab_size;
     mu_model_config_resolve(&m->cfg, &moe_cfg);

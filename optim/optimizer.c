@@ -33,7 +33,7 @@ mu_optimizer *mu_optimizer_new(const mu_rule *rule, const mu_optim_config *cfg, 
     MU_CHECK(rule->n_slots >= 0 && rule->n_slots <= MU_RULE_SLOTS, "update rule %s has %d slots; at most %d are possible",
              rule->name, rule->n_slots, MU_RULE_SLOTS);
     mu_optim_config_check(cfg, 0, &found);
-    MU_CHECK(found.status == MU_STATUS_OK, "%s", e.text);
+    MU_CHECK(found.status == MU_STATUS_OK, "%-s", e.text);
     mu_optimizer *o = mu_alloc(1, sizeof *o);
     *o = (mu_optimizer){ .rule = rule, .cfg = *cfg, .params = ps };
     mu_shards_init(&o->shards, ps);

@@ -219,7 +219,7 @@ static mu_status read_state(mu_trainer *t, const source *from, mu_error *e) {
     if (status == MU_STATUS_OK && !t->loader && tokens_known) status = read_array(from, 0, &arrays[FIRST_STATE_ARRAYS], e);
     mu_error why;
     if (status == MU_STATUS_OK && check_state(t, &side, tokens_known ? side.tokens : NULL, &why) != MU_STATUS_OK)
-        status = mu_error_set(e, why.status, "%s/%s: %s", from->m->path, from->m->shards[0].name, why.text);
+        status = mu_error_set(e, why.status, "%s/%s: %-s", from->m->path, from->m->shards[0].name, why.text);
     side_state_free(&side);
     return status;
 }
@@ -646,7 +646,7 @@ static mu_status list_all(mu_comm *world, const char *run, int64_t **steps, int 
 
 static void say_passed_over(mu_comm *world, int64_t step, const mu_error *why) {
     if (world->rank == 0)
-        mu_log(MU_LOG_WARNING, "checkpoint of step %lld passed over: %s", (long long)step, why->text);
+        mu_log(MU_LOG_WARNING, "checkpoint of step %lld passed over: %-s", (long long)step, why->text);
 }
 
 /* Newest checkpoint before step `below` that verifies. *first: what is wrong with the newest of all, if that is known. */
@@ -665,7 +665,7 @@ static mu_status find_below(mu_comm *world, const char *run, int64_t below, mu_e
         free(one);
     }
     if (n && !*found)
-        status = mu_error_set(e, MU_STATUS_DATA, "%s/checkpoints holds %d checkpoint%s and none verifies; the newest: %s",
+        status = mu_error_set(e, MU_STATUS_DATA, "%s/checkpoints holds %d checkpoint%s and none verifies; the newest: %-s",
                               run, n, n > 1 ? "s" : "", first->text);
     free(steps);
     return status;
@@ -768,7 +768,7 @@ static void compare_option(const mu_option *option, const mu_manifest *m, const 
                          m->path);
         mu_error_add(e, MU_STATUS_CONFIG, "  %s.%s was %s and is now %s", option->section, option->key, was, is);
     } else if (strcmp(was, is) && strcmp(option->key, "dir"))
-        fprintf(notes, "  %s.%s: %s -> %s\n", option->section, option->key, was, is);
+        fprintf(notes, "  %s.%s: %s -> %s%s\n", option->section, option->key, was, is, moved ? " (the same texts)" : "");
     free(was);
     free(is);
 }
@@ -782,9 +782,11 @@ mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char 
     int n;
     const mu_option *table = mu_config_table(&n);
     for (int i = 0; i < n; i++) compare_option(&table[i], m, &t->cfg, out, e);
-    if (e->status == MU_STATUS_OK && strcmp(m->fingerprint, t->corpus.fingerprint))
+    if (e->status == MU_STATUS_OK && strcmp(m->fingerprint, t->corpus.fingerprint)) {
         mu_error_set(e, MU_STATUS_CONFIG, "the texts are not those of %s: fingerprint %s then, %s now",
                      m->path, m->fingerprint, t->corpus.fingerprint);
+        mu_run_name_changes(t, m, e);
+    }
     fclose(out);
     if (notes) *notes = text;
     else free(text);

@@ -22,7 +22,7 @@ static mu_status open_model(mu_trainer *t, mu_mesh *mesh, bool with_data, int n_
     status = mu_trainer_open(t, mesh, with_data, e);
     if (status == MU_STATUS_NOINPUT) {
         mu_error why = *e;
-        mu_error_set(e, status, "%s; if texts have moved, add data.train='[{domain: %s, path: ...}, ...]'",
+        mu_error_set(e, status, "%-s; if texts have moved, add data.train='[{domain: %s, path: ...}, ...]'",
                      why.text, t->cfg.data.train.list[0].domain);
     }
     *opened = status == MU_STATUS_OK;
@@ -54,7 +54,7 @@ static mu_status check_arguments(int argc, char **argv, mu_error *e) {
     for (int i = 2; i < argc; i++)
         if (argv[i][0] == '-' || (i > 2 && !strchr(argv[i], '=')))
             return mu_error_set(e, MU_STATUS_USAGE, "%s: not understood", argv[i]);
-    mu_status status = MU_STATUS_OK;
+    mu_status status = mu_expand_argument(&argv[2], e);
     for (int i = 3; i < argc && status == MU_STATUS_OK; i++)
         status = mu_config_check_use(argv[i], MU_ON_EVAL, argv[1], e);
     return status;

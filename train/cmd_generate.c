@@ -8,7 +8,8 @@
 #include <string.h>
 
 typedef struct {
-    const char *path, *prompt;
+    char *path;
+    const char *prompt;
     int64_t tokens, seed;
     double temperature, top_p;
     bool show_experts, no_cache;
@@ -83,7 +84,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     }
     if (status != MU_STATUS_OK) return status;
     if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "generate needs a run folder or a checkpoint");
-    return a->prompt ? MU_STATUS_OK
+    return a->prompt ? mu_expand_argument(&a->path, e)
                                      : mu_error_set(e, MU_STATUS_USAGE, "generate needs --prompt TEXT");
 }
 

@@ -47,6 +47,8 @@ static mu_status inspect(const mu_manifest *m, mu_error *e) {
 static mu_status one_argument(int argc, char **argv, mu_error *e) {
     if (argc != 3 || argv[2][0] == '-')
         return mu_error_set(e, MU_STATUS_USAGE, "%s needs one run folder or checkpoint", argv[1]);
+    mu_status status = mu_expand_argument(&argv[2], e);
+    if (status != MU_STATUS_OK) return status;
     return mu_file_exists(argv[2])
                ? MU_STATUS_OK
                : mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such run or checkpoint", argv[2]);
@@ -84,7 +86,7 @@ static mu_status verify(const char *path) {
     if (status == MU_STATUS_OK)
         mu_print("ok       %s: step %lld, %d tensors in %d shard%s\n", path, (long long)m.step, m.n_tensors,
                m.n_shards, m.n_shards == 1 ? "" : "s");
-    else mu_print("damaged  %s: %s\n", path, e.text);
+    else mu_print("damaged  %s: %-s\n", path, e.text);
     mu_manifest_free(&m);
     return status == MU_STATUS_OK ? status : MU_STATUS_DATA;
 }

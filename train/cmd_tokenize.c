@@ -12,7 +12,9 @@ typedef struct {
 static mu_status parse_domain(const char *text, mu_option_domains *list, mu_error *e) {
     const char *equals = strchr(text, '=');
     mu_option_domain *d = &list->list[list->n];
-    char *path = mu_expand_home(equals ? equals + 1 : "");
+    char *path;
+    mu_status status = mu_expand_home(equals ? equals + 1 : "", &path, e);
+    if (status != MU_STATUS_OK) return status;
     bool fits = path[0] && strlen(path) < sizeof d->path;
     snprintf(d->path, sizeof d->path, "%s", path);
     free(path);
@@ -27,16 +29,22 @@ static mu_status parse_domain(const char *text, mu_option_domains *list, mu_erro
     return status;
 }
 
+/* What follows `name` as --name X or --name=X; NULL for another argument. */
+static const char *value_of(const char *name, int argc, char **argv, int *i) {
+    size_t n = strlen(name);
+    if (strncmp(argv[*i], name, n)) return NULL;
+    return argv[*i][n] == '=' ? argv[*i] + n + 1 : !argv[*i][n] && *i + 1 < argc ? argv[++*i] : NULL;
+}
+
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     a->list.list = mu_alloc((size_t)argc, sizeof *a->list.list);
     mu_status status = MU_STATUS_OK;
     for (int i = 2; !status && i < argc; i++) {
-        if (!strcmp(argv[i], "--out") && i + 1 < argc) {
-            free(a->out);
-            a->out = mu_expand_home(argv[++i]);
-        } else if (!strcmp(argv[i], "--tokenizer") && i + 1 < argc) {
-            free(a->tokenizer);
-            a->tokenizer = mu_expand_home(argv[++i]);
+        const char *out = value_of("--out", argc, argv, &i), *tokenizer = out ? NULL : value_of("--tokenizer", argc, argv, &i);
+        if (out || tokenizer) {
+            char **path = out ? &a->out : &a->tokenizer;
+            free(*path);
+            status = mu_expand_home(out ? out : tokenizer, path, e);
         } else status = parse_domain(argv[i], &a->list, e);
     }
     if (status) return status;
@@ -51,8 +59,10 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
 /* Before the texts are read: can the file be written at all? */
 static mu_status check_out(const arguments *a, char old[33], mu_error *e) {
     mu_error why;
+    const char *other = mu_not_plain(a->out);
+    if (other) return mu_error_set(e, MU_STATUS_USAGE, "--out %s is %s; name a file, or remove it", a->out, other);
     mu_status status = mu_token_file_check(a->out, old, &why);
-    if (status == MU_STATUS_USAGE) return mu_error_set(e, status, "--out %s; choose another name or remove it", why.text);
+    if (status == MU_STATUS_USAGE) return mu_error_set(e, status, "--out %-s; choose another name or remove it", why.text);
     if (status) *e = why;
     return status;
 }

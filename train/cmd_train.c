@@ -37,17 +37,16 @@ static double kill_timeout(void) {
 }
 
 typedef struct {
-    const char *config;
-    char *resume;
+    char *config, *resume;
     bool dry_run;
     int ranks; /* of the dry run; 0: those that are running */
     int n_overrides;
     char **overrides;
 } arguments;
 
-static void set_resume(arguments *a, const char *text) {
+static mu_status set_resume(arguments *a, const char *text, mu_error *e) {
     free(a->resume);
-    a->resume = mu_expand_home(text);
+    return mu_expand_home(text, &a->resume, e);
 }
 
 static bool read_ranks(const char *text, int *ranks) {
@@ -66,9 +65,10 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
             if (!read_ranks(ranks, &a->ranks))
                 return mu_error_set(e, MU_STATUS_USAGE, "--ranks %s: expected a whole number from 1 to 65536", ranks);
         } else if (!strcmp(argv[i], "--dry-run")) a->dry_run = true;
-        else if (!strcmp(argv[i], "--resume") && i + 1 < argc) set_resume(a, argv[++i]);
-        else if (!strncmp(argv[i], "--resume=", 9)) set_resume(a, argv[i] + 9);
-        else if (argv[i][0] == '-')
+        else if ((!strcmp(argv[i], "--resume") && i + 1 < argc) || !strncmp(argv[i], "--resume=", 9)) {
+            mu_status status = set_resume(a, argv[i][8] ? argv[i] + 9 : argv[++i], e);
+            if (status != MU_STATUS_OK) return status;
+        } else if (argv[i][0] == '-')
             return mu_error_set(e, MU_STATUS_USAGE, "%s is not an option of train%s", argv[i],
                                 strcmp(argv[i], "--resume") ? "" : " without auto, never or a path");
         else if (strchr(argv[i], '=')) a->overrides[a->n_overrides++] = argv[i];
@@ -80,7 +80,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     }
     if (a->ranks && !a->dry_run)
         return mu_error_set(e, MU_STATUS_USAGE, "--ranks plans for ranks that are not running: it needs --dry-run");
-    return a->config ? MU_STATUS_OK
+    return a->config ? mu_expand_argument(&a->config, e)
                      : mu_error_set(e, MU_STATUS_USAGE,
                                     "train needs a configuration; configs/first.yaml is one to start from");
 }
@@ -238,6 +238,7 @@ static double measure_peak(const mu_trainer *t) {
 
 /* ------------------------------------------------------------------ the loop */
 
+enum { RECENT = 5 };
 typedef struct {
     mu_trainer *t;
     mu_lock *lock;         /* rank 0 */
@@ -249,6 +250,8 @@ typedef struct {
     double window_seconds; /* since the last logged line */
     int64_t window_steps;
     double save_seconds;   /* the last checkpoint took */
+    double recent[RECENT]; /* seconds of the last steps, step i of this start at i % RECENT */
+    int64_t n_recent;
     bool warned;           /* that mpirun leaves too little time */
 } loop;
 
@@ -321,9 +324,12 @@ static mu_status log_step(loop *l, const mu_step_result *r, mu_error *e) {
 
 /* Once it is known how long steps and checkpoints take: does a plain Ctrl-C leave time for them? */
 static void warn_of_kills(loop *l, double step_seconds) {
-    enum { KNOWN = 3 }; /* the first steps are slower than others */
-    double needed = step_seconds + l->save_seconds, left = kill_timeout();
-    if (!l->progress || l->warned || l->t->step < KNOWN || !mu_launcher() || needed < left) return;
+    enum { KNOWN = 3 };
+    l->recent[l->n_recent++ % RECENT] = step_seconds;
+    double least = step_seconds; /* the first steps, and those during which the job was stopped, are slower than others */
+    for (int64_t i = 0; i < RECENT && i < l->n_recent; i++) least = fmin(least, l->recent[i]);
+    double needed = least + l->save_seconds, left = kill_timeout();
+    if (!l->progress || l->warned || l->n_recent < KNOWN || !mu_launcher() || needed < left) return;
     l->warned = true;
     mu_log(MU_LOG_WARNING, "a step%s takes %.1f s, and mpirun kills its ranks %.0f s after Ctrl-C, TERM or HUP: the steps since"
            " the last checkpoint would be lost. Stop this job with kill -USR1 %ld, or start mpirun with"
@@ -447,7 +453,7 @@ int mu_cmd_train(int argc, char **argv) {
     if (status == MU_STATUS_OK) {
         status = mu_config_load(&t.cfg, &t.options, a.config, a.n_overrides, a.overrides, a.ranks ? a.ranks : world->size,
                                 !a.dry_run, &e);
-        status = mu_agree(world, status, &e);
+        status = mu_agree_each(world, status, &e);
         if (status == MU_STATUS_OK) status = agree_on_options(world, &a, &t.cfg, &e);
         if (status != MU_STATUS_OK) mu_config_free(&t.cfg, &t.options);
     }

@@ -211,10 +211,23 @@ static void run_checks(check *k) {
     mu_model_config_resolve(&k->c->model, &k->c->moe);
 }
 
-char *mu_expand_home(const char *path) {
+mu_status mu_expand_home(const char *path, char **whole, mu_error *e) {
     const char *home = getenv("HOME");
-    bool ours = path[0] == '~' && (!path[1] || path[1] == '/');
-    return ours && home && home[0] ? mu_format("%s%s", home, path + 1) : mu_strdup(path);
+    *whole = NULL;
+    if (path[0] == '~' && path[1] && path[1] != '/')
+        return mu_error_set(e, MU_STATUS_USAGE, "%.200s: ~ alone is your home folder, that of others must be written out; a name"
+                            " that begins with ~ is ./~...", path);
+    if (path[0] == '~' && (!home || !home[0]))
+        return mu_error_set(e, MU_STATUS_USAGE, "%.200s: HOME is not set, so ~ means nothing; write the path out", path);
+    *whole = path[0] == '~' ? mu_format("%s%s", home, path + 1) : mu_strdup(path);
+    return MU_STATUS_OK;
+}
+
+mu_status mu_expand_argument(char **argument, mu_error *e) {
+    char *whole;
+    mu_status status = mu_expand_home(*argument, &whole, e);
+    if (status == MU_STATUS_OK) *argument = whole;
+    return status;
 }
 
 int mu_config_threads(const mu_train_config *cfg) {
@@ -256,21 +269,21 @@ static bool override_all(mu_config *config, mu_options *options, int n, char *co
     return good;
 }
 
-/* In place; false when there is no room. */
-static bool expand(char path[sizeof(mu_field_STRING)]) {
-    char *whole = mu_expand_home(path);
-    bool fits = strlen(whole) < sizeof(mu_field_STRING);
-    if (fits) strcpy(path, whole);
+/* In place, or a complaint. */
+static void expand(check *k, const char *section, const char *key, char path[sizeof(mu_field_STRING)]) {
+    char *whole;
+    mu_error why;
+    if (mu_expand_home(path, &whole, &why) != MU_STATUS_OK) COMPLAIN(k, section, key, "%s", why.text);
+    else if (strlen(whole) >= sizeof(mu_field_STRING)) COMPLAIN(k, section, key, "a path is too long once ~ is HOME");
+    else strcpy(path, whole);
     free(whole);
-    return fits;
 }
 
 static void expand_paths(check *k) {
     mu_option_domains *train = &k->c->data.train;
-    if (!expand(k->c->run.dir)) COMPLAIN(k, "run", "dir", "is too long once ~ is HOME");
-    if (!expand(k->c->data.tokenizer)) COMPLAIN(k, "data", "tokenizer", "is too long once ~ is HOME");
-    for (int i = 0; i < train->n; i++)
-        if (!expand(train->list[i].path)) COMPLAIN(k, "data", "train", "a path is too long once ~ is HOME");
+    expand(k, "run", "dir", k->c->run.dir);
+    expand(k, "data", "tokenizer", k->c->data.tokenizer);
+    for (int i = 0; i < train->n; i++) expand(k, "data", "train", train->list[i].path);
 }
 
 static mu_status finish(check *k, bool read) {

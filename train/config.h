@@ -79,8 +79,11 @@ void mu_config_free(mu_config *config, mu_options *options);
 /* An override, "section.key=value", for a command that reads a checkpoint: MU_STATUS_CONFIG unless the option's `use` has
  * the bit, naming those that do. */
 mu_status mu_config_check_use(const char *override, unsigned bit, const char *command, mu_error *e) MU_MUST_USE;
-/* A path whose ~ or ~/ at the beginning is HOME's: shells expand it only where a word begins. Heap. */
-char *mu_expand_home(const char *path);
+/* *whole: the path with HOME for a ~ or ~/ at its beginning (shells expand it only where a word begins), heap. USAGE, and
+ * *whole is NULL, where HOME is not set and for ~name, which only a shell knows. */
+mu_status mu_expand_home(const char *path, char **whole, mu_error *e) MU_MUST_USE;
+/* The same for an argument of the command line, in its place; it stays until the program ends. */
+mu_status mu_expand_argument(char **argument, mu_error *e) MU_MUST_USE;
 /* Threads a rank is asked for: train.threads, or else OMP_NUM_THREADS; 0: neither says. */
 int mu_config_threads(const mu_train_config *cfg);
 /* For a run that resumes: values that follow from others (min_lr, warmup_steps, z_loss_coeff) stay those of `old`, the

@@ -2,7 +2,8 @@
  *
  * The lock is the kernel's (an open file description lock, which needs the right to write the file; the shared lock of
  * a reader does not count), and is gone when the process ends, however it ends. The file's content says who holds it, and
- * is empty once nobody does. A file that was removed meanwhile is put back; when another job came first, this one stops.
+ * is empty once nobody does. A file that was removed meanwhile is put back; when another job came first, or the run folder
+ * is not there any more, this one stops. A file that says something else is somebody else's, and left alone.
  *
  * Where the file system has no locks (some NFS, Lustre) the content alone decides: an owner that is alive on this host
  * keeps others out; beyond that a job that finds another one's name in the file stops. */
@@ -29,6 +30,8 @@ struct mu_lock {
     int fd;
     bool by_kernel, warned;     /* warned: that there are no locks here */
     char *dir, *path;
+    dev_t device;               /* of the run folder, with inode: which folder it was */
+    ino_t inode;
     owner me;
 };
 
@@ -68,6 +71,14 @@ static bool read_owner(int fd, owner *o) {
     ssize_t n = pread(fd, text, sizeof text - 1, 0);
     text[n > 0 ? n : 0] = '\0';
     return sscanf(text, "process %ld on %63s start %llu launcher %ld", &o->pid, o->host, &o->start, &o->launcher) >= 2;
+}
+
+/* What jobs write is empty or begins so. */
+static bool is_foreign(int fd) {
+    static const char beginning[8] = "process ";
+    char text[sizeof beginning];
+    ssize_t n = pread(fd, text, sizeof text, 0);
+    return n > 0 && memcmp(text, beginning, (size_t)n);
 }
 
 static bool is_here(const owner *o) {
@@ -122,19 +133,26 @@ static mu_status say_owner(mu_lock *l, mu_error *e) {
 }
 
 static mu_status open_file(mu_lock *l, mu_error *e) {
-    struct stat st;
-    l->fd = open(l->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0644);
-    if (l->fd < 0) return mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", l->path, strerror(errno));
-    if (fstat(l->fd, &st) || !S_ISREG(st.st_mode))
-        return mu_error_set(e, MU_STATUS_IO, "%s is not a regular file", l->path);
-    return MU_STATUS_OK;
+    const char *other = mu_not_plain(l->path);
+    l->fd = -1;
+    if (!other) {
+        l->fd = open(l->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0644);
+        if (l->fd < 0) return mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", l->path, strerror(errno));
+        if (is_foreign(l->fd)) other = "a file that muster did not write";
+    }
+    return other ? mu_error_set(e, MU_STATUS_CONFIG, "%s is %s: a run's lock has this name; move it away, or choose another"
+                                " run.dir", l->path, other)
+                 : MU_STATUS_OK;
 }
 
 /* One attempt. `holder` is who has it. */
 static outcome attempt(mu_lock *l, owner *holder, mu_error *e) {
     int error = 0;
     *holder = (owner){ 0 };
-    if (open_file(l, e) != MU_STATUS_OK) return FAILED;
+    if (open_file(l, e) != MU_STATUS_OK) {
+        if (l->fd >= 0) close(l->fd), l->fd = -1;
+        return FAILED;
+    }
     outcome got = ask_kernel(l, &error);
     bool known = read_owner(l->fd, holder);
     if (got == FAILED) { /* no locks here, or a reader has one: the content decides */
@@ -166,7 +184,10 @@ mu_status mu_lock_take(mu_lock **out, const char *dir, mu_error *e) {
     mu_lock *l = *out = mu_alloc(1, sizeof *l);
     *l = (mu_lock){ .fd = -1, .dir = mu_strdup(dir), .path = mu_format("%s/lock", dir), .me = myself() };
     owner holder;
+    struct stat st;
     double start = mu_time();
+    if (stat(dir, &st)) return mu_error_set(e, MU_STATUS_IO, "%s: %s", dir, strerror(errno));
+    l->device = st.st_dev, l->inode = st.st_ino;
     for (bool said = false;;) {
         outcome got = attempt(l, &holder, e);
         double waited = mu_time() - start;
@@ -182,22 +203,46 @@ mu_status mu_lock_take(mu_lock **out, const char *dir, mu_error *e) {
     }
 }
 
-/* Has no other job been here since the file was removed? One that has ended leaves the file empty. */
-static bool was_left_alone(const mu_lock *l, owner *holder) {
+typedef enum { ABSENT, MINE, ANOTHERS, FOREIGN } finding;
+
+/* Whose the file is now; another job that has ended leaves it empty. */
+static finding look(const mu_lock *l, owner *holder) {
     *holder = (owner){ 0 };
+    if (mu_not_plain(l->path)) return FOREIGN;
     int fd = open(l->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (fd < 0) return errno == ENOENT;
-    bool mine = read_owner(fd, holder) && same_owner(holder, &l->me);
+    if (fd < 0) return errno == ENOENT ? ABSENT : FOREIGN;
+    bool known = read_owner(fd, holder), foreign = is_foreign(fd);
     close(fd);
-    return mine;
+    return foreign ? FOREIGN : known && same_owner(holder, &l->me) ? MINE : ANOTHERS;
+}
+
+/* Does the path still lead to the folder in which this job began? */
+static bool is_same_folder(const mu_lock *l) {
+    struct stat st;
+    return !stat(l->dir, &st) && st.st_dev == l->device && st.st_ino == l->inode;
+}
+
+static mu_status explain_loss(const mu_lock *l, finding found, const owner *holder, mu_error *e) {
+    char what[2 * MU_HOST_NAME + 80];
+    if (!mu_file_exists(l->dir)) snprintf(what, sizeof what, "was moved or removed while this job runs");
+    else if (!is_same_folder(l))
+        snprintf(what, sizeof what, "is another folder now: the one this job began in was moved or removed");
+    else if (found == FOREIGN) snprintf(what, sizeof what, "has a lock that muster did not write, in the place of this job's");
+    else if (holder->pid)
+        snprintf(what, sizeof what, "was taken over by another job (process %ld on %s), after its lock was removed", holder->pid,
+                 holder->host);
+    else snprintf(what, sizeof what, "was taken over by another job (it has ended since), after its lock was removed");
+    return mu_error_set(e, MU_STATUS_CONFIG, "run.dir %s %s. This job stops and writes nothing more; run it again to resume from"
+                        " the newest checkpoint", l->dir, what);
 }
 
 mu_status mu_lock_check(mu_lock *l, mu_error *e) {
     owner holder;
-    bool mine = is_in_place(l->fd, l->path);
-    if (mine && l->by_kernel) return MU_STATUS_OK;
-    if (mine && read_owner(l->fd, &holder) && same_owner(&holder, &l->me)) return MU_STATUS_OK;
-    if (!mine && was_left_alone(l, &holder)) {
+    bool in_place = is_in_place(l->fd, l->path);
+    if (in_place && l->by_kernel) return MU_STATUS_OK;
+    finding found = look(l, &holder);
+    if (in_place && found == MINE) return MU_STATUS_OK;
+    if (!in_place && (found == MINE || found == ABSENT)) {
         int old = l->fd;
         outcome got = attempt(l, &holder, e);
         close(old);
@@ -205,12 +250,9 @@ mu_status mu_lock_check(mu_lock *l, mu_error *e) {
             mu_log(MU_LOG_WARNING, "%s was removed or replaced while this job runs; it is there again", l->path);
             return MU_STATUS_OK;
         }
+        if (got == FAILED && is_same_folder(l)) return e->status;
     }
-    char who[120] = "it has ended since";
-    if (holder.pid) snprintf(who, sizeof who, "process %ld on %s", holder.pid, holder.host);
-    return mu_error_set(e, MU_STATUS_CONFIG,
-                        "another job (%s) has taken run.dir %s over, after %s was removed. This job stops and writes nothing"
-                        " more; run it again to resume from the newest checkpoint", who, l->dir, l->path);
+    return explain_loss(l, found, &holder, e);
 }
 
 void mu_lock_release(mu_lock *l) {

@@ -197,7 +197,7 @@ static mu_status check_config(const mu_manifest *m, const char *path, mu_error *
 static mu_status read_config(mu_manifest *m, const char *path, mu_error *e) {
     mu_error why;
     mu_status status = mu_config_load_text(&m->cfg, &m->options, "its configuration", m->config, 0, NULL, &why);
-    return status == MU_STATUS_OK ? check_config(m, path, e) : mu_error_set(e, MU_STATUS_DATA, "%s: %s", path, why.text);
+    return status == MU_STATUS_OK ? check_config(m, path, e) : mu_error_set(e, MU_STATUS_DATA, "%s: %-s", path, why.text);
 }
 
 /* A folder that says step-N must hold step N: a copy under another name would otherwise pass for the newest. */

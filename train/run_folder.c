@@ -3,8 +3,10 @@
 #include "train/train.h"
 
 #include <errno.h>
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -85,17 +87,53 @@ static mu_status outside_of_texts(const mu_config *cfg, mu_error *e) {
     return MU_STATUS_OK;
 }
 
+const char *mu_not_plain(const char *path) {
+    struct stat st;
+    if (lstat(path, &st) || S_ISREG(st.st_mode)) return NULL;
+    return S_ISLNK(st.st_mode)    ? "a link"
+           : S_ISDIR(st.st_mode)  ? "a folder"
+           : S_ISFIFO(st.st_mode) ? "a pipe"
+           : S_ISSOCK(st.st_mode) ? "a socket"
+                                  : "a device";
+}
+
+/* How the files begin that the start of a run replaces. An empty one loses nothing. */
+static bool is_run_json(const char *text) { return strstr(text, "\"program\"") && strstr(text, "\"muster "); }
+static bool is_resolved_config(const char *text) { return !strncmp(text, "run:\n  dir: ", 12) && strstr(text, "  # "); }
+
+static mu_status check_own(const char *dir, const char *name, bool is_own(const char *), mu_error *e) {
+    char *path = mu_format("%s/%s", dir, name), text[2048];
+    const char *other = mu_not_plain(path);
+    FILE *f = other ? NULL : fopen(path, "re");
+    if (f) {
+        size_t n = fread(text, 1, sizeof text - 1, f);
+        text[n] = '\0';
+        fclose(f);
+        if (n && !is_own(text)) other = "a file that muster did not write";
+    }
+    mu_status status = other ? mu_error_set(e, MU_STATUS_CONFIG, "%s is %s: a run writes a file of this name; move it away, or"
+                                            " choose another run.dir", path, other)
+                             : MU_STATUS_OK;
+    free(path);
+    return status;
+}
+
+/* The folder with what a run needs in it, nothing of others overwritten. Rank 0. */
+static mu_status make_folder(const mu_config *cfg, const char *checkpoints, mu_lock **lock, mu_error *e) {
+    const char *dir = cfg->run.dir;
+    mu_status status = outside_of_texts(cfg, e);
+    if (status == MU_STATUS_OK) status = mu_file_make_dirs(dir, e);
+    if (status == MU_STATUS_OK) status = check_own(dir, "run.json", is_run_json, e);
+    if (status == MU_STATUS_OK) status = check_own(dir, "config.resolved.yaml", is_resolved_config, e);
+    if (status == MU_STATUS_OK) status = mu_lock_take(lock, dir, e);
+    return status == MU_STATUS_OK ? mu_file_make_dirs(checkpoints, e) : status;
+}
+
 mu_status mu_run_claim(const mu_trainer *t, mu_lock **lock, mu_error *e) {
     mu_comm *world = t->mesh->world;
     const char *dir = t->cfg.run.dir;
     char *checkpoints = mu_format("%s/checkpoints", dir);
-    mu_status status = MU_STATUS_OK;
-    if (world->rank == 0) {
-        status = outside_of_texts(&t->cfg, e);
-        if (status == MU_STATUS_OK) status = mu_file_make_dirs(dir, e);
-        if (status == MU_STATUS_OK) status = mu_lock_take(lock, dir, e);
-        if (status == MU_STATUS_OK) status = mu_file_make_dirs(checkpoints, e);
-    }
+    mu_status status = world->rank == 0 ? make_folder(&t->cfg, checkpoints, lock, e) : MU_STATUS_OK;
     status = mu_agree(world, status, e);
     if (status == MU_STATUS_OK && world->size > 1) status = prove_shared(world, dir, e);
     bool writes = world->rank < t->mesh->ep; /* shards; rank 0 everything else, too */
@@ -111,6 +149,18 @@ typedef struct {
     char host[MU_HOST_NAME];
     int64_t pid;
 } process;
+
+static void write_domains(mu_json *j, const mu_corpus *c) {
+    mu_json_begin(j, "domains", '[');
+    for (int i = 0; i < c->n_domains; i++) {
+        mu_json_begin(j, NULL, '{');
+        mu_json_string(j, "name", c->domains[i].name);
+        mu_json_int(j, "tokens", c->domains[i].n_tokens);
+        mu_json_string(j, "fingerprint", c->domains[i].fingerprint);
+        mu_json_end(j, '}');
+    }
+    mu_json_end(j, ']');
+}
 
 static mu_status write_run_json(const mu_trainer *t, const process *all, int argc, char **argv, mu_error *e) {
     char when[32], *path = mu_format("%s/run.json", t->cfg.run.dir);
@@ -134,6 +184,7 @@ static mu_status write_run_json(const mu_trainer *t, const process *all, int arg
     mu_json_bool(&j, "mpi_reads_gpus", t->mesh->world->reads_gpus);
     mu_json_string(&j, "data_fingerprint", t->corpus.fingerprint);
     mu_json_bool(&j, "synthetic_data", t->corpus.synthetic);
+    write_domains(&j, &t->corpus);
     mu_json_begin(&j, "ranks", '[');
     for (int i = 0; i < t->mesh->world->size; i++) {
         mu_json_begin(&j, NULL, '{');
@@ -167,4 +218,36 @@ mu_status mu_run_describe(const mu_trainer *t, int argc, char **argv, mu_error *
     }
     free(all);
     return mu_agree(world, status, e);
+}
+
+/* The domains as the run's last start read them; NULL unless those are the texts of the checkpoint. */
+static json_t *domains_of(const mu_manifest *m) {
+    char *path = mu_format("%s/../../run.json", m->path), *text = NULL;
+    size_t bytes = 0;
+    json_error_t why;
+    if (mu_file_read(path, 16 << 20, &text, &bytes, NULL) != MU_STATUS_OK) bytes = 0;
+    json_t *root = bytes ? json_loadb(text, bytes, 0, &why) : NULL;
+    const char *fingerprint = json_string_value(json_object_get(root, "data_fingerprint"));
+    json_t *domains = fingerprint && !strcmp(fingerprint, m->fingerprint) ? json_incref(json_object_get(root, "domains")) : NULL;
+    json_decref(root);
+    free(text);
+    free(path);
+    return domains;
+}
+
+void mu_run_name_changes(const mu_trainer *t, const mu_manifest *m, mu_error *e) {
+    json_t *domains = domains_of(m), *old;
+    size_t at;
+    json_array_foreach(domains, at, old) {
+        const char *name = json_string_value(json_object_get(old, "name"));
+        const char *fingerprint = json_string_value(json_object_get(old, "fingerprint"));
+        long long tokens = json_integer_value(json_object_get(old, "tokens"));
+        for (int i = 0; name && fingerprint && i < t->corpus.n_domains; i++) {
+            const mu_domain *d = &t->corpus.domains[i];
+            if (!strcmp(name, d->name) && strcmp(fingerprint, d->fingerprint))
+                mu_error_add(e, e->status, "  domain %s: %lld tokens, fingerprint %s then; %lld tokens, %s now", d->name, tokens,
+                             fingerprint, (long long)d->n_tokens, d->fingerprint);
+        }
+    }
+    json_decref(domains);
 }

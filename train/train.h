@@ -148,15 +148,20 @@ typedef struct mu_lock mu_lock;
 /* Waits up to 10 s for another job. CONFIG when it stays, REQUEUE when it is what a killed mpirun left behind. *l is to be
  * released whatever the outcome. */
 mu_status mu_lock_take(mu_lock **l, const char *dir, mu_error *e) MU_MUST_USE;
-/* Is the folder still this job's? Puts back a lock file that was removed; CONFIG when another job took the folder over. */
+/* Is the folder still this job's? Puts back a lock file that was removed; CONFIG, with the reason, when another job took the
+ * folder over, when the path leads to no or another folder, and when the file is not muster's. */
 mu_status mu_lock_check(mu_lock *l, mu_error *e) MU_MUST_USE;
 void mu_lock_release(mu_lock *l);
+/* What is there where a plain file should be, "a link"; NULL for a plain file and for nothing. Local. */
+const char *mu_not_plain(const char *path);
 
 /* Makes the folder, takes its lock (*lock on rank 0, see above), and proves that it is the same folder on every rank and
- * can be written: an error here costs no steps. Collective, agreed. */
+ * can be written: an error here costs no steps. CONFIG where a file of a run's names is not a run's. Collective, agreed. */
 mu_status mu_run_claim(const mu_trainer *t, mu_lock **lock, mu_error *e) MU_MUST_USE;
 /* config.resolved.yaml and run.json. Collective, agreed. */
 mu_status mu_run_describe(const mu_trainer *t, int argc, char **argv, mu_error *e) MU_MUST_USE;
+/* To an error about other texts than those of *m: the domains that changed, where the run.json of *m's run tells. Local. */
+void mu_run_name_changes(const mu_trainer *t, const mu_manifest *m, mu_error *e);
 
 /* ------------------------------------------------------------------ what the user sees (metrics.c, progress.c) */
 typedef struct mu_metrics mu_metrics;

@@ -37,7 +37,7 @@ static mu_status open_data(mu_trainer *t, mu_error *e) {
                                 t->val_split, (uint64_t)t->cfg.run.seed, e);
     if (status == MU_STATUS_OK)
         t->loader_before = mu_alloc((size_t)mu_loader_state_size(t->loader), sizeof *t->loader_before);
-    status = mu_agree(t->mesh->world, status, e);
+    status = mu_agree_each(t->mesh->world, status, e);
     return status == MU_STATUS_OK ? agree_on_texts(t, e) : status;
 }
 

@@ -54,6 +54,7 @@ static void strings_are_escaped(void **state) {
     mu_error_set(&e, MU_STATUS_DATA, "%s: damaged\nsee %s", "run\x1b[2J", "a\nb");
     mu_error_add(&e, MU_STATUS_DATA, "%s", "\r");
     assert_string_equal(e.text, "run\\x1b[2J: damaged\nsee a\\nb\n\\r");
+    assert_string_equal(format("%s: %-s", "a\n", e.text), "a\\n: run\\x1b[2J: damaged\nsee a\\nb\n\\r");    /* within another */
 }
 
 /* Cut where it ends, never in the middle of a character or an escape. */

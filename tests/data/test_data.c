@@ -262,8 +262,8 @@ static void test_not_read(void **state) {
     assert_documents(&c.domains[0], 1, (const char *[]){ "read" });
     mu_corpus_close(&c);
     assert_non_null(strstr(logged, "/mixed: 5 not named .txt or .jsonl (0.md, 1.md, 2.md, ...), 1 hidden (.git), 2 empty "
-                                   "(sub/mark.txt, sub/none.txt), 1 links to folders (up), 1 folders of a run (old), 1 not "
-                                   "plain files (pipe.txt)\n"));
+                                   "(sub/mark.txt, sub/none.txt), 1 link to a folder (up), 1 folder of a run (old), 1 not a "
+                                   "plain file (pipe.txt)\n"));
     assert_int_equal(strlen(strchr(logged, '\n')), 1);
     logged[0] = '\0';
     assert_ok(open_one(&c, in_folder("mixed/a.txt")));
@@ -323,6 +323,10 @@ static void test_jsonl_values(void **state) {
     assert_ok(open_one(&c, in_folder("mark.txt")));
     assert_documents(&c.domains[0], 1, (const char *[]){ "\nmarked" });
     mu_corpus_close(&c);
+    put_text("late.txt", "\n \r\n\xef\xbb\xbfmarked \xef\xbb\xbf late");
+    assert_ok(open_one(&c, in_folder("late.txt")));
+    assert_documents(&c.domains[0], 1, (const char *[]){ "\n \r\nmarked \xef\xbb\xbf late" });
+    mu_corpus_close(&c);
     const char *bad[] = { "01", "1.", ".5", "+1", "-", "1e", "1e+", "--1", "1.5.3", "1 2", "0x10", "1e5e5", "NaN", "1-2", "-01" };
     char line[64];
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -346,6 +350,9 @@ static void test_bad_jsonl(void **state) {
         { "\n{\"text\": \"a\\u0000b\"}\n", "bad.jsonl:2: not a text: \"text\" has a NUL character" },
         { "{\"text\": \"a\"}\n\xef\xbb\xbf{\"text\": \"b\"}\n", "bad.jsonl:2: a byte-order mark (U+FEFF) in the middle" },
         { "{\"text\": \"half \\ud83d pair\"}\n", "bad.jsonl:1: bad JSON" },
+        { "{\"text\": 12 3456}\n", "bad JSON at byte 13: '}' expected near '3456'" },     /* the text's numbers, not a 0 */
+        { "{\"text\": \"a\", -1.5e3: 2}\n", "near '-1.5e3'" },
+        { "{\"text\": 0 0}\n", "near '0'" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         assert_bad("bad.jsonl", cases[i].text, strlen(cases[i].text), MU_STATUS_DATA, cases[i].says);

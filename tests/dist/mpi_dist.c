@@ -255,6 +255,13 @@ static void agreement(void **state) {
         check(mu_agree(world, mine, NULL) == MU_STATUS_IO, "without a text");
         memset(&e, 0, sizeof e);
     }
+    for (int all = 0; all < 2; all++) {         /* rank 0 alone is named as well, what all ranks have is not */
+        mu_status mine = all || r == 0 ? MU_STATUS_DATA : MU_STATUS_OK;
+        if (mine) mu_error_set(&e, mine, "rank %d failed", r);
+        check(mu_agree_each(world, mine, &e) == MU_STATUS_DATA && e.status == MU_STATUS_DATA, "status %d", (int)e.status);
+        check(!strncmp(e.text, all || P == 1 ? "rank 0 failed" : "rank 0 on ", 10), "%s", e.text);
+        memset(&e, 0, sizeof e);
+    }
 }
 
 /* The same text everywhere, or one message that names the first rank that has another and the lines that differ. */

@@ -264,12 +264,14 @@ echo precious > precious.h5
 refuses 64 "--out precious.h5 is there already and is not a token file; choose another name or remove it" tokenize --out precious.h5 own=texts/1.txt
 if [ "$(cat precious.h5)" = precious ]; then pass; else fail "tokenize replaced a file"; fi
 expect 0 "tokenize beside a run" m tokenize --out other.h5 own=texts one=texts/1.txt
-says_once "tokenize beside a run" 'note: domain "own": not read in texts: 1 folders of a run \(old\)$'
+says_once "tokenize beside a run" 'note: domain "own": not read in texts: 1 folder of a run \(old\)$'
 if cmp -s other.h5 tokens.h5 && [ -s other.h5.tmp/mine ]; then pass; else fail "tokenize beside a run and a folder other.h5.tmp"; fi
 expect 0 "tokenize over a token file" m tokenize --out other.h5 own=texts/1.txt
 says_once "tokenize over a token file" "^it replaces the token file that was there, fingerprint [0-9a-f]{32}$"
 if cmp -s other.h5 tokens.h5; then fail "tokenize did not replace a token file"; else pass; fi
 refuses 64 "ends in .h5" tokenize --out other.h5.tmp own=texts
+ln -s other.h5 linked.h5
+refuses 64 "--out linked.h5 is a link" tokenize --out=linked.h5 own=texts
 if [ -n "$(ls -A | grep '\.tmp-')" ]; then fail "tokenize left a temporary file"; else pass; fi
 rm -r texts/old
 HOME=$work expect 0 "paths from home, without a shell" m tokenize --out "~/at-home.h5" "own=~/texts"
@@ -277,6 +279,9 @@ HOME=$work expect 0 "a configuration's paths from home" m train tiny.yaml --dry-
 says "a configuration's paths from home" "^  dir: .*$work/own"
 if [ -f at-home.h5 ] && ! grep -q "^note:" log; then pass; else fail "~ is not the home directory"; fi
 HOME=$work refuses 66 "resume $work/nothing: no such file" train tiny.yaml run.dir=other "--resume=~/nothing"
+for command in eval inspect verify "generate --prompt x"; do HOME=$work expect 0 "$command, from home" m $command "~/run"; done
+HOME=$work refuses 64 "~bob/run: ~ alone is your home" verify "~bob/run"
+HOME=$work refuses 66 "$work/none.yaml: No such file" train "~/none.yaml"
 refuses 64 "needs --out" tokenize a=texts
 refuses 64 "at least one DOMAIN=PATH" tokenize --out x.h5
 refuses 64 "expected DOMAIN=PATH" tokenize --out x.h5 texts

@@ -77,7 +77,7 @@ rm run/lock
 expect 0 "a job that finds no lock" train 1 run $options
 kill -CONT $first
 ended 78 "the job that lost its lock" $first run.log
-says "the job that lost its lock" "error: another job \(it has ended since\) has taken run.dir run over"
+says "the job that lost its lock" "error: run.dir run was taken over by another job \(it has ended since\)"
 same_metrics alone run exact
 same_checkpoint alone run 90
 

@@ -9,6 +9,22 @@ says "a dangling link" "error: run/checkpoints: cannot be"
 if [ -e run/metrics.jsonl ]; then fail "a dangling link: steps were made"; else pass; fi
 mkdir file && touch file/checkpoints
 expect 74 "a file as checkpoints" train 1 file
+
+# Files of the user's with the names of a run's stay; one of another run may be replaced.
+for name in run.json config.resolved.yaml lock; do
+    mkdir user
+    echo "mine: true" > user/$name
+    expect 78 "a user's $name" train 1 user
+    says_once "a user's $name" "^muster: error: user/$name is a file that muster did not write"
+    if [ "$(cat user/$name)" = "mine: true" ] && [ ! -e user/checkpoints ]; then pass; else fail "a user's $name was replaced"; fi
+    rm user/$name && ln -s elsewhere user/$name
+    expect 78 "a link $name" train 1 user
+    says_once "a link $name" "^muster: error: user/$name is a link"
+    rm user/$name && mkfifo user/$name
+    expect 78 "a pipe $name" train 1 user
+    says_once "a pipe $name" "^muster: error: user/$name is a pipe"
+    rm -r user
+done
 expect 0 "a new run with --resume never" train 1 other train.steps=5 --resume never
 rm -rf other/checkpoints/step-* other/metrics.jsonl
 expect 0 "a run folder without steps is new" train 1 other train.steps=5 --resume never
@@ -61,6 +77,14 @@ mv n1/tiny.yaml n1/other.yaml
 apart 66 "a configuration that only one rank has" "$train" "" ""
 says_once "a configuration that only one rank has" "^muster: error: rank 1 on $host: .*tiny.yaml: No such file"
 mv n1/other.yaml n1/tiny.yaml
+mv n0/tiny.yaml n0/other.yaml
+apart 66 "a configuration that rank 0 alone has not" "$train" "" ""
+says_once "a configuration that rank 0 alone has not" "^muster: error: rank 0 on $host: .*tiny.yaml: No such file"
+mv n0/other.yaml n0/tiny.yaml
+mv n0/texts n0/none
+apart 66 "texts that rank 0 alone has not" "$train" "" ""
+says_once "texts that rank 0 alone has not" "^muster: error: rank 0 on $host: "
+mv n0/none n0/texts
 
 # The same name, but a folder of each host's own.
 apart 78 "a run folder that is not shared" "train tiny.yaml run.dir=mine" "" ""

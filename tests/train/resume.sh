@@ -81,6 +81,7 @@ says "changed texts" "data.train was"
 echo "one more line" >> texts/3.txt
 expect 78 "a text that was edited" train 1 one $all "$domains" train.steps=30
 says "edited" "the texts are not those of .*fingerprint"
+says_once "edited" "^  domain [a-z]*: [0-9]+ tokens, fingerprint [0-9a-f]{32} then; [0-9]+ tokens, [0-9a-f]{32} now"
 
 # ---------------------------------------------------------------- a run that starves its experts is treated
 many="moe.num_experts=32 optim.lr=2e-2"

@@ -65,6 +65,19 @@ if [ $ranks = 2 ]; then
     wait $job
     expect 1 "INT to a patient mpirun" [ $? = 0 ]
     has_steps patient "$(lines patient)"
+
+    # A step that took long because the job stood still is no slow step.
+    export OMPI_MCA_odls_base_sigkill_timeout=1
+    options="$options train.steps=100000" start still
+    wait_for "five steps" '[ "$(lines still)" -ge 5 ]'
+    kill -STOP "$(rank_pid still 1)"
+    sleep 1.5
+    before=$(lines still)
+    kill -CONT "$(rank_pid still 1)"
+    wait_for "further steps" '[ "$(lines still)" -gt $((before + 5)) ]'
+    kill -USR1 $job
+    wait $job
+    if grep -q "mpirun kills its ranks" log; then fail "a warning of slow steps after a stop"; else pass; fi
     export OMPI_MCA_odls_base_sigkill_timeout=0
 fi
 

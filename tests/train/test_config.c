@@ -412,13 +412,14 @@ static void overrides_win(void **state) {
 /* ~ is HOME in every path, wherever the configuration says it. */
 static void home_is_expanded(void **state) {
     (void)state;
-    static const char *const cases[][2] = { { "~", "/home/of/nobody" }, { "~/a b", "/home/of/nobody/a b" }, { "~a/b", "~a/b" },
+    static const char *const cases[][2] = { { "~", "/home/of/nobody" }, { "~/a b", "/home/of/nobody/a b" }, { "./~a/b", "./~a/b" },
                                             { "a/~/b", "a/~/b" }, { "", "" } };
     mu_config c;
     mu_options o;
     const char *overrides[] = { "data.train=[{domain: a, path: ~/x/../../../../tmp}]" };
     for (int i = 0; i < 5; i++) {
-        char *path = mu_expand_home(cases[i][0]);
+        char *path;
+        assert_int_equal(mu_expand_home(cases[i][0], &path, NULL), MU_STATUS_OK);
         assert_string_equal(path, cases[i][1]);
         free(path);
     }
@@ -429,6 +430,33 @@ static void home_is_expanded(void **state) {
     assert_string_equal(c.run.dir, "/home/of/nobody/runs/a");
     assert_string_equal(c.data.train.list[0].path, "/home/of/nobody/x/../../../../tmp");
     mu_config_free(&c, &o);
+}
+
+/* ~bob is another's home, which the program does not know, and without HOME ~ is nobody's: neither is a folder's name. */
+static void home_is_unknown(void **state) {
+    (void)state;
+    static const char *const variables[] = { "/home/of/nobody", NULL, "" };
+    static const char *const paths[] = { "~bob/runs", "~/runs", "~" };
+    mu_config c;
+    mu_options o;
+    char *path;
+    static mu_error e;
+    for (int i = 0; i < 3; i++) {
+        if (variables[i]) setenv("HOME", variables[i], 1);
+        else unsetenv("HOME");
+        const char *wanted = i ? "HOME is not set" : "that of others must be written out";
+        assert_int_equal(mu_expand_home(paths[i], &path, &e), MU_STATUS_USAGE);
+        assert_non_null(strstr(e.text, wanted));
+        assert_null(path);
+        char text[200];
+        snprintf(text, sizeof text, "run: {dir: \"%s\"}\ndata: {train: [{domain: a, path: \"%s/x\"}]}\n", paths[i], paths[i]);
+        write_file(text);
+        assert_int_equal(mu_config_load(&c, &o, "f.yaml", 0, NULL, 1, false, &e), MU_STATUS_CONFIG);
+        assert_non_null(strstr(e.text, wanted));
+        assert_non_null(strstr(strstr(e.text, wanted) + 1, wanted));        /* both paths */
+        mu_config_free(&c, &o);
+    }
+    setenv("HOME", "/home/of/nobody", 1);
 }
 
 /* train.threads decides; without it OMP_NUM_THREADS. */
@@ -607,7 +635,8 @@ int main(void) {
         cmocka_unit_test(defaults_and_derived_values),
         cmocka_unit_test(dense_and_sigmoid),
         cmocka_unit_test(overrides_win),
-        cmocka_unit_test(home_is_expanded), cmocka_unit_test(threads_asked_for),
+        cmocka_unit_test(home_is_expanded),
+        cmocka_unit_test(home_is_unknown), cmocka_unit_test(threads_asked_for),
         cmocka_unit_test(resumed_runs_keep_derived_values),
         cmocka_unit_test(commands_take_some_overrides),
         cmocka_unit_test(rates_of_a_constant_schedule),

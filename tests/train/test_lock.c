@@ -7,7 +7,10 @@
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -132,7 +135,74 @@ static void test_put_back(void **state) {
     assert_int_equal(unlink(lock_path), 0);
     write_lock("");         /* taken and given back by another job */
     assert_int_equal(mu_lock_check(l, &e), MU_STATUS_CONFIG);
+    assert_non_null(strstr(e.text, "was taken over by another job (it has ended since)"));
     mu_lock_release(l);
+}
+
+static void make_socket(void) {
+    struct sockaddr_un where = { .sun_family = AF_UNIX };
+    strcpy(where.sun_path, lock_path);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&where, sizeof where), 0);
+    close(fd);
+}
+static void make_link(void) { assert_int_equal(symlink("elsewhere", lock_path), 0); }
+static void make_text(void) { write_lock("a text of the user's\n"); }
+static const struct { void (*make)(void); const char *says; } others[] = {
+    { make_socket, "/lock is a socket" }, { make_link, "/lock is a link" }, { make_text, "/lock is a file that muster did not write" },
+};
+
+/* What is named lock and is not muster's stays, and is told from a takeover. */
+static void test_foreign(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        mu_error e = { 0 };
+        mu_lock *l = NULL;
+        struct stat before, after;
+        others[i].make();
+        assert_int_equal(lstat(lock_path, &before), 0);
+        assert_int_equal(mu_lock_take(&l, folder, &e), MU_STATUS_CONFIG);
+        assert_non_null(strstr(e.text, others[i].says));
+        mu_lock_release(l);
+        assert_int_equal(lstat(lock_path, &after), 0);
+        assert_true(before.st_ino == after.st_ino && before.st_size == after.st_size);
+        assert_int_equal(unlink(lock_path), 0);
+
+        assert_int_equal(mu_lock_take(&l, folder, &e), MU_STATUS_OK);
+        assert_int_equal(unlink(lock_path), 0);
+        others[i].make();
+        assert_int_equal(mu_lock_check(l, &e), MU_STATUS_CONFIG);
+        assert_non_null(strstr(e.text, "has a lock that muster did not write"));
+        mu_lock_release(l);
+        assert_int_equal(unlink(lock_path), 0);
+    }
+}
+
+static void test_moved(void **state) {
+    (void)state;
+    mu_error e = { 0 };
+    mu_lock *l = NULL;
+    char moved[96], lock[104];
+    snprintf(moved, sizeof moved, "%s-moved", folder);
+    snprintf(lock, sizeof lock, "%s/lock", moved);
+    assert_int_equal(mu_lock_take(&l, folder, &e), MU_STATUS_OK);
+    assert_int_equal(rename(folder, moved), 0);
+    assert_int_equal(mu_lock_check(l, &e), MU_STATUS_CONFIG);
+    assert_non_null(strstr(e.text, "was moved or removed while this job runs"));
+    mu_lock_release(l);
+    assert_int_equal(mkdir(folder, 0700), 0);
+    assert_int_equal(unlink(lock), 0);
+    assert_int_equal(rmdir(moved), 0);
+
+    assert_int_equal(mu_lock_take(&l, folder, &e), MU_STATUS_OK);
+    assert_int_equal(rename(folder, moved), 0);
+    assert_int_equal(mkdir(folder, 0700), 0);
+    write_lock("process 7 on elsewhere start 3 launcher 0\n");
+    assert_int_equal(mu_lock_check(l, &e), MU_STATUS_CONFIG);
+    assert_non_null(strstr(e.text, "is another folder now"));
+    mu_lock_release(l);
+    assert_int_equal(unlink(lock), 0);
+    assert_int_equal(rmdir(moved), 0);
 }
 
 int main(void) {
@@ -142,6 +212,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_owner_alive, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_another_name, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_put_back, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_foreign, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_moved, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
