@@ -21,7 +21,7 @@ static mu_status parse_domain(const char *text, mu_option_domains *list, mu_erro
     if (text[0] == '-' || !fits)
         return mu_error_set(e, MU_STATUS_USAGE, "%s: expected DOMAIN=PATH", text);
     char *name = mu_format("%.*s", (int)(equals - text), text);
-    mu_status status = mu_option_domain_check(name, list, MU_STATUS_USAGE, e);
+    status = mu_option_domain_check(name, list, MU_STATUS_USAGE, e);
     snprintf(d->domain, sizeof d->domain, "%s", name);
     free(name);
     d->weight = 1.0;
