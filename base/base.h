@@ -331,6 +331,10 @@ mu_status mu_file_rename(const char *from, const char *to, mu_error *e) MU_MUST_
 mu_status mu_file_make_dirs(const char *path, mu_error *e) MU_MUST_USE;
 mu_status mu_file_remove_tree(const char *path, mu_error *e) MU_MUST_USE;           /* does not follow links */
 bool      mu_file_exists(const char *path);
+/* NULL when the path is a plain file or nothing is there, else why not ("is a directory"); a symbolic link is none. */
+const char *mu_file_not_plain(const char *path);
+/* Path and suffix, or with -2, -3, ... behind them: the first name that nothing has, not even a dangling link; heap. */
+char     *mu_file_free_name(const char *path, const char *suffix);
 /* Whether the path is the folder or lies in it, links followed; neither needs to be there yet. */
 bool      mu_file_is_inside(const char *path, const char *folder);
 /* XXH3-128 of the content as 32 hex digits and the size in bytes. */

@@ -103,20 +103,22 @@ static bool write_all(int fd, const char *data, size_t bytes) {
 /* Makes PATH.tmp-PID, or the next such name that is free: what is there already belongs to somebody else.
  * Returns the open file and its name, heap; -1 and NULL on failure. */
 static int open_temporary(const char *path, char **name, mu_error *e) {
-    enum { TRIES = 1000 };
+    enum { TRIES = 1000 };  /* another host may have the same process id, and take the name in between */
+    char *suffix = mu_format(".tmp-%ld", (long)getpid());
     int fd = -1;
-    *name = mu_format("%s.tmp-%ld", path, (long)getpid());
-    for (int i = 1; i < TRIES; i++) {
-        fd = open(*name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
-        if (fd >= 0 || errno != EEXIST) break;
-        free(*name);
-        *name = mu_format("%s.tmp-%ld-%d", path, (long)getpid(), i);
-    }
-    if (fd >= 0) return fd;
-    (void)write_failed(e, *name, "created");
-    free(*name);
     *name = NULL;
-    return -1;
+    for (int i = 0; i < TRIES && fd < 0 && (i == 0 || errno == EEXIST); i++) {
+        free(*name);
+        *name = mu_file_free_name(path, suffix);
+        fd = open(*name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    }
+    if (fd < 0) {
+        (void)write_failed(e, *name, "created");
+        free(*name);
+        *name = NULL;
+    }
+    free(suffix);
+    return fd;
 }
 
 mu_status mu_file_temporary(const char *path, char **name, mu_error *e) {
@@ -186,6 +188,22 @@ bool mu_file_exists(const char *path) {
 bool mu_file_ends(const char *path, const char *ending) {
     size_t n = strlen(path), m = strlen(ending);
     return n >= m && !strcasecmp(path + n - m, ending);
+}
+
+const char *mu_file_not_plain(const char *path) {
+    struct stat st;
+    if (lstat(path, &st)) return errno == ENOENT ? NULL : strerror(errno);
+    return S_ISREG(st.st_mode) ? NULL : S_ISLNK(st.st_mode) ? "is a symbolic link, not a plain file" : kind_of(st.st_mode);
+}
+
+char *mu_file_free_name(const char *path, const char *suffix) {
+    struct stat st;
+    char *name = mu_format("%s%s", path, suffix);
+    for (int n = 2; lstat(name, &st) == 0; n++) {
+        free(name);
+        name = mu_format("%s%s-%d", path, suffix, n);
+    }
+    return name;
 }
 
 /* ------------------------------------------------------------------ folders */

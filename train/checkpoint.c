@@ -426,23 +426,13 @@ static bool is_taken(const char *path) {
     return !lstat(path, &st);
 }
 
-/* step-N.aside, or the next such name that is free: nothing that was committed is ever removed here. */
-static char *aside_name(const char *from) {
-    char *to = mu_format("%s.aside", from);
-    for (int n = 2; is_taken(to); n++) {
-        free(to);
-        to = mu_format("%s.aside-%d", from, n);
-    }
-    return to;
-}
-
 mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) {
     int64_t *steps = NULL;
     int n = t->mesh->world->rank == 0 ? mu_checkpoint_list(t->cfg.run.dir, &steps) : 0;
     mu_status status = MU_STATUS_OK;
     for (int i = 0; i < n && steps[i] > t->step && status == MU_STATUS_OK; i++) {
         char *from = mu_checkpoint_path(t->cfg.run.dir, steps[i]);
-        char *to = aside_name(from);
+        char *to = mu_file_free_name(from, ".aside");
         status = mu_file_rename(from, to, e);
         if (status == MU_STATUS_OK)
             mu_log(
@@ -551,7 +541,7 @@ static mu_status make_unfinished(const char *folder, const char *tmp, mu_error *
     mu_status status = mu_file_make_dirs(folder, e);
     if (status == MU_STATUS_OK) status = remove_unfinished(folder, e);
     if (status == MU_STATUS_OK && is_taken(tmp)) {
-        char *to = aside_name(tmp);
+        char *to = mu_file_free_name(tmp, ".aside");
         status = mu_file_rename(tmp, to, e);
         if (status == MU_STATUS_OK)
             mu_log(MU_LOG_WARNING, "%s is in the way of a checkpoint and not muster's: renamed to %s", tmp, to);

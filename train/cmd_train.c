@@ -140,7 +140,6 @@ static mu_status resume_from(mu_trainer *t, const mu_manifest *m, mu_error *e) {
     char *notes = NULL;
     mu_status status = mu_agree(t->mesh->world, mu_checkpoint_compare(t, m, &notes, e), e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_load(t, m, true, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_set_aside(t, e);
     if (status == MU_STATUS_OK && t->mesh->world->rank == 0) {
         mu_print("resuming from %s (step %lld, written by %d rank%s)\n", m->path, (long long)m->step, m->ranks,
                m->ranks == 1 ? "" : "s");
@@ -272,18 +271,19 @@ static mu_status still_locked(loop *l, mu_error *e) {
     return l->lock_lost.status;
 }
 
-/* Metrics first: what a checkpoint covers must be on the disk when it counts. */
+/* Metrics first: what a checkpoint covers must be on the disk when it counts. What is derived of them comes last. */
 static mu_status save(loop *l, mu_error *e) {
     mu_trainer *t = l->t;
     if (l->saved_step == t->step) return MU_STATUS_OK;
     double start = mu_time();
     mu_activity_set("checkpoint", -1, NULL);
     mu_status status = still_locked(l, e);
-    if (status == MU_STATUS_OK && l->metrics) status = mu_metrics_sync(l->metrics, t, e);
+    if (status == MU_STATUS_OK && l->metrics) status = mu_metrics_sync(l->metrics, e);
     status = mu_agree(t->mesh->world, status, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_save(t, e);
     if (status != MU_STATUS_OK) return status;
     l->saved_step = t->step;
+    if (l->metrics) mu_metrics_write_routing(l->metrics, t);
     l->save_seconds = mu_time() - start;
     if (l->progress) mu_progress_say(l->progress, "checkpoint of step %lld written", (long long)t->step);
     return MU_STATUS_OK;
@@ -398,6 +398,7 @@ static mu_status train(mu_trainer *t, const arguments *a, int argc, char **argv,
     if (status == MU_STATUS_OK) status = mu_run_describe(t, argc, argv, e);
     if (status == MU_STATUS_OK && root) status = mu_metrics_open(&l.metrics, t, e);
     status = mu_agree(t->mesh->world, status, e);
+    if (status == MU_STATUS_OK && found) status = mu_checkpoint_set_aside(t, e);
     if (status == MU_STATUS_OK) {
         if (found) l.saved_step = t->step;
         t->peak_flops = measure_peak(t);

@@ -1,10 +1,9 @@
-/* metrics.c - metrics.jsonl, one flushed object a logged step, and routing.h5, the loads of all logged steps,
+/* metrics.c - metrics.jsonl, one flushed object with a checksum a logged step, and routing.h5, the loads of all logged steps,
  * made anew from what metrics.jsonl holds. Names are those dashboards know; what depends on the clock or the
  * machine is under perf/ and mem/, so that the rest can be compared bit for bit. */
 #include "train/train.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,136 +14,24 @@ struct mu_metrics {
     char *path, *routing_path;
     mu_json line;
     double start;
-    int64_t cells;          /* MoE layers * experts */
-    int64_t n, capacity;    /* logged steps so far */
-    int64_t *steps, *loads; /* [n], [n, cells] */
+    mu_logged_loads loads;
+    bool routing_failed;    /* the last time */
 };
-
-static void remember_loads(mu_metrics *m, int64_t step, const int64_t *loads) {
-    if (m->n == m->capacity) {
-        m->capacity = m->capacity ? 2 * m->capacity : 256;
-        m->steps = mu_realloc(m->steps, (size_t)m->capacity, sizeof *m->steps);
-        m->loads = mu_realloc(m->loads, (size_t)(m->capacity * (m->cells ? m->cells : 1)), sizeof *m->loads);
-    }
-    memcpy(m->loads + m->n * m->cells, loads, sizeof *loads * (size_t)m->cells);
-    m->steps[m->n++] = step;
-}
-
-/* Takes the loads out of an old line; lines of evaluations have none. False when they are not this model's. */
-static bool remember_line(mu_metrics *m, const mu_trainer *t, const json_t *line, int64_t step) {
-    int64_t E = t->cfg.moe.num_experts, *loads = mu_alloc((size_t)m->cells, sizeof *loads);
-    int64_t most = t->cfg.train.global_batch_size * t->cfg.train.seq_len * t->cfg.moe.top_k;
-    bool good = true;
-    int found = 0;
-    for (int layer = 0; layer < t->model->n_moe && good; layer++) {
-        char key[64];
-        snprintf(key, sizeof key, "moe/layer_%d/load", t->model->moe_layers[layer]);
-        const json_t *list = json_object_get(line, key), *load;
-        found += list != NULL;
-        good = !list || json_array_size(list) == (size_t)E;
-        for (int64_t i = 0; i < E && list && good; i++) {
-            load = json_array_get(list, (size_t)i);
-            loads[layer * E + i] = json_integer_value(load);
-            good = json_is_integer(load) && loads[layer * E + i] >= 0 && loads[layer * E + i] <= most;
-        }
-    }
-    good = good && (found == 0 || found == t->model->n_moe);
-    if (good && found) remember_loads(m, step, loads);
-    free(loads);
-    return good;
-}
-
-/* ------------------------------------------------------------------ what an earlier job left */
-
-enum { LINE_BYTES = 4 << 20 };  /* the most a sound line has: numbers of the largest model */
-
-typedef struct {
-    char *kept;                 /* the lines that stay */
-    size_t bytes;
-    int64_t lines, damaged, first_damaged;
-    int64_t step, trained;      /* of the last line kept, and of the last one of a training step */
-} cut;
-
-static bool has_numbers_only(json_t *line) {
-    const char *key;
-    json_t *value;
-    json_object_foreach(line, key, value)
-        if (!json_is_number(value) && !json_is_null(value) && !json_is_array(value)) return false;
-    return json_is_object(line);
-}
-
-/* One line, its newline included. What is beyond t->step goes, its step will be made again; what no job wrote, or not in
- * this order, is damage. */
-static void take_line(cut *c, mu_metrics *m, const mu_trainer *t, const char *text, size_t bytes) {
-    json_t *line = bytes <= LINE_BYTES ? json_loadb(text, bytes - 1, JSON_REJECT_DUPLICATES, NULL) : NULL;
-    const json_t *number = json_object_get(line, "step");
-    json_int_t step = json_integer_value(number);
-    bool training = json_object_get(line, "train/tokens") != NULL;
-    bool good = has_numbers_only(line) && json_is_integer(number) && step >= c->step && step >= 1 &&
-                !(training && step <= c->trained);
-    c->lines++;
-    if (good && step <= t->step) {
-        good = remember_line(m, t, line, step);
-        if (good) {
-            memcpy(c->kept + c->bytes, text, bytes);
-            c->bytes += bytes, c->step = step;
-            if (training) c->trained = step;
-        }
-    }
-    if (!good && !c->damaged++) c->first_damaged = c->lines;
-    json_decref(line);
-}
-
-/* PATH.damaged-N, a name that is free; heap. */
-static char *damaged_name(const char *path, int n) { return mu_format("%s.damaged-%d", path, n); }
-
-/* The files as they were stay beside the new ones: routing.h5 is made of the lines that are left. */
-static mu_status keep_damaged(const mu_metrics *m, const cut *c, const char *text, size_t bytes, mu_error *e) {
-    char *metrics = damaged_name(m->path, 1), *routing = damaged_name(m->routing_path, 1);
-    for (int n = 2; mu_file_exists(metrics) || mu_file_exists(routing); n++) {
-        free(metrics);
-        free(routing);
-        metrics = damaged_name(m->path, n), routing = damaged_name(m->routing_path, n);
-    }
-    mu_status status = mu_file_replace(metrics, text, bytes, e);
-    if (status == MU_STATUS_OK && mu_file_exists(m->routing_path)) status = mu_file_rename(m->routing_path, routing, e);
-    if (status == MU_STATUS_OK)
-        mu_log(MU_LOG_WARNING, "%s: %lld of %lld lines are damaged, the first is line %lld; the others stay, the file as it was is %s",
-               m->path, (long long)c->damaged, (long long)c->lines, (long long)c->first_damaged, metrics);
-    free(metrics);
-    free(routing);
-    return status;
-}
-
-/* Keeps the sound lines up to t->step. A last line without its end is what a kill leaves. */
-static mu_status cut_back(mu_metrics *m, const mu_trainer *t, mu_error *e) {
-    char *text = NULL;
-    size_t bytes = 0;
-    if (!mu_file_exists(m->path)) return MU_STATUS_OK;
-    mu_status status = mu_file_read(m->path, (size_t)1 << 34, &text, &bytes, e);
-    if (status != MU_STATUS_OK) return status;
-    cut c = { .kept = mu_alloc(bytes + 1, 1) };
-    for (const char *at = text, *end; (end = memchr(at, '\n', bytes - (size_t)(at - text))); at = end + 1)
-        take_line(&c, m, t, at, (size_t)(end + 1 - at));
-    if (c.damaged) status = keep_damaged(m, &c, text, bytes, e);
-    if (status == MU_STATUS_OK && c.bytes != bytes) status = mu_file_replace(m->path, c.kept, c.bytes, e);
-    free(c.kept);
-    free(text);
-    return status;
-}
 
 mu_status mu_metrics_open(mu_metrics **out, const mu_trainer *t, mu_error *e) {
     mu_metrics *m = *out = mu_alloc(1, sizeof *m);
     m->path = mu_format("%s/metrics.jsonl", t->cfg.run.dir);
     m->routing_path = mu_format("%s/routing.h5", t->cfg.run.dir);
-    m->cells = t->model->n_moe * t->cfg.moe.num_experts;
+    m->loads.cells = t->model->n_moe * t->cfg.moe.num_experts;
     m->start = mu_time();
     mu_json_init(&m->line);
-    mu_status status = cut_back(m, t, e);
+    bool ended = true;
+    mu_status status = mu_metrics_cut_back(m->path, m->routing_path, t, &m->loads, &ended, e);
     if (status != MU_STATUS_OK) return status;
     m->file = fopen(m->path, "ae");
-    return m->file ? MU_STATUS_OK
-                   : mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", m->path, strerror(errno));
+    bool good = m->file && (ended || (putc('\n', m->file) != EOF && fflush(m->file) == 0));
+    if (!good) return mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
+    return mu_file_sync(t->cfg.run.dir, e);
 }
 
 void mu_metrics_close(mu_metrics *m) {
@@ -153,8 +40,8 @@ void mu_metrics_close(mu_metrics *m) {
     mu_json_free(&m->line);
     free(m->path);
     free(m->routing_path);
-    free(m->steps);
-    free(m->loads);
+    free(m->loads.steps);
+    free(m->loads.loads);
     free(m);
 }
 
@@ -165,8 +52,9 @@ static void begin_line(mu_metrics *m, int64_t step) {
 }
 
 static mu_status end_line(mu_metrics *m, mu_error *e) {
-    mu_json_end(&m->line, '}');
-    bool good = fprintf(m->file, "%s\n", m->line.text) > 0 && fflush(m->file) == 0;
+    char checksum[MU_CHECKSUM_BYTES + 1];
+    mu_metrics_checksum(m->line.text, m->line.length, checksum);
+    bool good = fprintf(m->file, "%s%s\n", m->line.text, checksum) > 0 && fflush(m->file) == 0;
     return good ? MU_STATUS_OK
                 : mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
 }
@@ -266,7 +154,7 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_resu
     if (t->peak_flops > 0) mu_json_float(j, "perf/mfu", tokens_per_s * size.train_flops / t->peak_flops);
     mu_json_float(j, "perf/elapsed_s", mu_time() - m->start);
     mu_json_float(j, "mem/rss_gib", (double)mu_memory_rss() / (1 << 30));
-    remember_loads(m, t->step, t->counts);
+    mu_logged_loads_add(&m->loads, t->step, t->counts);
     return end_line(m, e);
 }
 
@@ -295,9 +183,9 @@ static mu_status write_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) 
     mu_status status = mu_file_temporary(m->routing_path, &tmp, e);
     if (status == MU_STATUS_OK) status = mu_store_create(&s, tmp, e);
     if (status == MU_STATUS_OK)
-        status = mu_store_write(s, "/step", MU_STORE_I64, 1, (int64_t[]){ m->n }, m->steps, e);
+        status = mu_store_write(s, "/step", MU_STORE_I64, 1, (int64_t[]){ m->loads.n }, m->loads.steps, e);
     if (status == MU_STATUS_OK)
-        status = mu_store_write(s, "/load", MU_STORE_I64, 3, (int64_t[]){ m->n, L, E }, m->loads, e);
+        status = mu_store_write(s, "/load", MU_STORE_I64, 3, (int64_t[]){ m->loads.n, L, E }, m->loads.loads, e);
     if (status == MU_STATUS_OK) status = mu_store_write(s, "/layer", MU_STORE_I32, 1, &L, layers, e);
     status = mu_store_finish(s, status, e);
     if (status == MU_STATUS_OK) status = mu_file_rename(tmp, m->routing_path, e);
@@ -307,8 +195,18 @@ static mu_status write_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) 
     return status;
 }
 
-mu_status mu_metrics_sync(mu_metrics *m, const mu_trainer *t, mu_error *e) {
+mu_status mu_metrics_sync(mu_metrics *m, mu_error *e) {
     if (fsync(fileno(m->file)))
         return mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
-    return m->cells ? write_routing(m, t, e) : MU_STATUS_OK;
+    return MU_STATUS_OK;
+}
+
+void mu_metrics_write_routing(mu_metrics *m, const mu_trainer *t) {
+    mu_error e;
+    if (!m->loads.cells) return;
+    const char *reason = mu_file_not_plain(m->routing_path);
+    mu_status status = reason ? mu_error_set(&e, MU_STATUS_IO, "%s %s", m->routing_path, reason) : write_routing(m, t, &e);
+    if (status != MU_STATUS_OK && !m->routing_failed)
+        mu_log(MU_LOG_WARNING, "%s; the loads are in metrics.jsonl, and routing.h5 is tried again at each checkpoint", e.text);
+    m->routing_failed = status != MU_STATUS_OK;
 }

@@ -1,4 +1,4 @@
-# keep.sh - which checkpoints stay: the newest, and those of every n-th step; one at the end whatever the interval.
+# keep.sh - which checkpoints stay: the newest, and those of every n-th step; one at the end whatever the interval. And the metrics.
 . "$(dirname "$0")/train_lib.sh"
 
 expect 0 "the three newest" train 1 newest train.steps=20 checkpoint.every=2 checkpoint.keep=3
@@ -28,8 +28,32 @@ expect 0 "all whole" on 1 "$MUSTER" verify end
 
 expect 0 "a long course" train 1 course train.steps=30 checkpoint.every=10 checkpoint.keep=9
 expect 0 "another one from its step 10" train 1 course train.steps=15 --resume course/checkpoints/step-00000010 optim.lr=1e-3 checkpoint.keep=9
+says_once "another one from its step 10" "warning: course/metrics.jsonl: lines beyond step 10, from which this run resumes, are kept in course/metrics.jsonl.aside and"
+if [ "$(wc -l < course/metrics.jsonl.aside)" = 30 ] && [ "$(wc -l < course/metrics.jsonl)" = 15 ]; then pass; else fail "metrics of the course that was left"; fi
 has_steps course "10 15"
 expect 0 "which is the one that goes on" train 1 course train.steps=18 optim.lr=1e-3 checkpoint.keep=9
 says "which is the one that goes on" "resuming from course/checkpoints/step-00000015"
 expect 0 "the other is still there" on 1 "$MUSTER" inspect course/checkpoints/step-00000030.aside
+
+# Metrics: nothing but the lines of steps that are made again goes without a word and a copy. routing.h5 is derived of them, and
+# costs no checkpoint.
+expect 0 "metrics to lose" train 1 lost train.steps=10 checkpoint.every=5
+cp -r lost damaged && cp -r lost other
+rm -r lost/checkpoints
+expect 0 "the checkpoints are gone" train 1 lost train.steps=6
+says_once "the checkpoints are gone" "warning: lost holds metrics of an earlier job and no checkpoint to resume from: they are kept as lost/metrics.jsonl.aside and lost/routing.h5.aside"
+if cmp -s lost/metrics.jsonl.aside other/metrics.jsonl && cmp -s lost/routing.h5.aside other/routing.h5; then pass; else fail "what is kept differs"; fi
+if [ "$(wc -l < lost/metrics.jsonl)" = 6 ]; then pass; else fail "lines of the new run"; fi
+"$MUSTER_FLIP" damaged/metrics.jsonl 3000:5
+expect 0 "a bit of the metrics" train 1 damaged train.steps=11
+says_once "a bit of the metrics" "warning: damaged/metrics.jsonl: [12] of (9|10|11) lines are damaged, .* kept as damaged/metrics.jsonl.aside and"
+rm other/routing.h5 && mkdir other/routing.h5 && touch other/routing.h5/mine
+expect 0 "a folder in the place of routing.h5" train 1 other train.steps=20 checkpoint.every=5 checkpoint.keep=9
+says_once "a folder in the place of routing.h5" "warning: other/routing.h5 is a directory; the loads are in metrics.jsonl"
+has_steps other "5 10 15 20"
+if [ -e other/routing.h5/mine ]; then pass; else fail "the folder in the place of routing.h5 is gone"; fi
+rm other/metrics.jsonl && mkdir other/metrics.jsonl
+expect 74 "a folder in the place of metrics.jsonl" train 1 other train.steps=30
+says_once "a folder in the place of metrics.jsonl" "error: other/metrics.jsonl is a directory; move it out of the way"
+has_steps other "5 10 15 20"
 finish

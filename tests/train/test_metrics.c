@@ -2,6 +2,7 @@
  * counted, and nothing that was there is lost. */
 #include "train/train.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -49,9 +50,46 @@ static int close_trainer(void **state) {
     return chdir("..") || mu_file_remove_tree(folder, NULL) ? -1 : 0;
 }
 
-static char *line_of(int step) {
-    return mu_format("{\"step\":%d,\"train/tokens\":%d,\"train/loss\":1.5,\"moe/layer_1/load\":[%d,9],\"moe/layer_2/load\":[16,0]}\n",
-                     step, 16 * step, step);
+/* ------------------------------------------------------------------ lines */
+
+typedef struct { char *bytes; size_t n; } text;         /* bytes on the heap */
+
+static void add(text *x, const char *bytes, size_t n) {
+    x->bytes = mu_realloc(x->bytes, x->n + n + 1, 1);
+    memcpy(x->bytes + x->n, bytes, n);
+    x->n += n;
+}
+
+static char *finish(char *line, bool checked) {
+    char checksum[MU_CHECKSUM_BYTES + 1] = "}";
+    if (checked) mu_metrics_checksum(line, strlen(line), checksum);
+    char *whole = mu_format("%s%s", line, checksum);
+    free(line);
+    return whole;
+}
+
+/* Lines of a step, without their newline; as older runs wrote them, or with their checksum. */
+static char *line_of(int step, bool checked) {
+    return finish(mu_format("{\"step\":%d,\"train/tokens\":%d,\"train/loss\":1.5,\"moe/layer_1/load\":[%d,%d],\"moe/layer_2/load\":[16,0]",
+                            step, 16 * step, step, 16 - step), checked);
+}
+static char *evaluation_of(int step, bool checked) { return finish(mu_format("{\"step\":%d,\"val/ce_loss\":2.5", step), checked); }
+
+static void add_line(text *x, char *line) {
+    add(x, line, strlen(line));
+    add(x, "\n", 1);
+    free(line);
+}
+
+static void add_steps(text *x, int first, int last, bool checked) {
+    for (int step = first; step <= last; step++) add_line(x, line_of(step, checked));
+}
+
+/* ------------------------------------------------------------------ what is made of a file */
+
+static void put(const char *path, const char *bytes, size_t n) {
+    FILE *f = fopen(path, "w");
+    assert_true(f && fwrite(bytes, 1, n, f) == n && fclose(f) == 0);
 }
 
 static void assert_content(const char *path, const char *text, size_t bytes) {
@@ -62,57 +100,71 @@ static void assert_content(const char *path, const char *text, size_t bytes) {
     free(found);
 }
 
-/* Steps 1 to 4, `extra`, 5 to 8, a step that will be made again and a line that a kill cut. `stays`: the extra line is
- * sound; n: the number of the files that are set aside if it is not. */
-static void try(const char *extra, size_t bytes, bool stays, int n) {
-    char *text = mu_alloc(bytes + 4096, 1), *kept = mu_alloc(bytes + 4096, 1);
-    size_t size = 0, size_kept = 0;
-    for (int step = 1; step <= 9; step++) {
-        char *line = line_of(step);
-        size_t length = strlen(line);
-        memcpy(text + size, line, length), size += length;
-        if (step <= 8) memcpy(kept + size_kept, line, length), size_kept += length;
-        if (step == 4) {
-            memcpy(text + size, extra, bytes), size += bytes;
-            if (stays) memcpy(kept + size_kept, extra, bytes), size_kept += bytes;
-        }
-        free(line);
-    }
-    memcpy(text + size, "{\"step\":9,\"tr", 13), size += 13;
-    assert_ok(mu_file_replace("metrics.jsonl", text, size, &e));
-    assert_ok(mu_file_replace("routing.h5", "of before", 9, &e));
+static void assert_loads(const int *steps, int n) {
+    int64_t found[16], loads[16][2][2];
+    mu_store *s;
+    assert_ok(mu_store_open(&s, "routing.h5", &e));
+    assert_ok(mu_store_read(s, "/step", MU_STORE_I64, 1, (int64_t[]){ n }, found, &e));
+    assert_ok(mu_store_read(s, "/load", MU_STORE_I64, 3, (int64_t[]){ n, 2, 2 }, loads, &e));
+    assert_ok(mu_store_close(s, &e));
+    for (int i = 0; i < n; i++) assert_true(found[i] == steps[i] && loads[i][0][0] == steps[i] && loads[i][1][0] == 16);
+}
+
+static void open_and_sync(void) {
     mu_metrics *m;
     warning[0] = '\0';
     assert_ok(mu_metrics_open(&m, t, &e));
-    assert_ok(mu_metrics_sync(m, t, &e));
+    assert_ok(mu_metrics_sync(m, &e));
+    mu_metrics_write_routing(m, t);
     mu_metrics_close(m);
-    assert_content("metrics.jsonl", kept, size_kept);
-    char *damaged = mu_format("./metrics.jsonl.damaged-%d", n), *routing = mu_format("./routing.h5.damaged-%d", n);
-    if (!stays) {
-        assert_content(damaged, text, size);
-        assert_content(routing, "of before", 9);
-        char *said = mu_format("metrics.jsonl: 1 of 10 lines are damaged, the first is line 5; the others stay, the file as it was is %s",
-                               damaged);
+}
+
+/* A file to resume from, what of it stays, and how many of its lines are damaged: 0, and there is no warning. Of the steps to 8 all
+ * but those from `gap` to gap_end are in routing.h5. Frees the texts. */
+typedef struct { text was, kept; int damaged, lines, first, gap, gap_end; } resumed;
+
+static void resume(resumed r) {
+    char *metrics = mu_file_free_name("./metrics.jsonl", ".aside"), *routing = mu_file_free_name("./routing.h5", ".aside");
+    put("metrics.jsonl", r.was.bytes, r.was.n);
+    put("routing.h5", "of before", 9);
+    open_and_sync();
+    assert_content("metrics.jsonl", r.kept.bytes, r.kept.n);
+    if (r.damaged) {
+        char *said = mu_format("metrics.jsonl: %d of %d lines are damaged, the first is line %d; the others stay, what was there is kept as"
+                               " %s and %s", r.damaged, r.lines, r.first, metrics, routing);
         if (!strstr(warning, said)) fail_msg("no \"%s\" in: %s", said, warning);
         free(said);
-    } else if (warning[0] || mu_file_exists(damaged)) fail_msg("sound, and yet: %s", warning);
-    int64_t steps[8], loads[8][2][2];                           /* made anew of what stays */
-    mu_store *s;
-    assert_ok(mu_store_open(&s, "routing.h5", &e));
-    assert_ok(mu_store_read(s, "/step", MU_STORE_I64, 1, (int64_t[]){ 8 }, steps, &e));
-    assert_ok(mu_store_read(s, "/load", MU_STORE_I64, 3, (int64_t[]){ 8, 2, 2 }, loads, &e));
-    assert_ok(mu_store_close(s, &e));
-    for (int i = 0; i < 8; i++) assert_true(steps[i] == i + 1 && loads[i][0][0] == i + 1 && loads[i][1][0] == 16);
-    free(damaged);
+        assert_content(metrics, r.was.bytes, r.was.n);
+        assert_content(routing, "of before", 9);
+        assert_int_equal(unlink(metrics) | unlink(routing), 0);
+    } else if (warning[0] || mu_file_exists(metrics) || mu_file_exists(routing)) fail_msg("sound, and yet: %s", warning);
+    int steps[8], n = 0;
+    for (int step = 1; step <= 8; step++)
+        if (step < r.gap || step > r.gap_end) steps[n++] = step;
+    assert_loads(steps, n);
+    free(metrics);
     free(routing);
-    free(kept);
-    free(text);
+    free(r.was.bytes);
+    free(r.kept.bytes);
+}
+
+/* Steps 1 to 4, `extra`, 5 to 8, a step that will be made again and a line that a kill tore. `stays`: the extra line is sound. */
+static void try(const char *extra, size_t bytes, bool stays) {
+    resumed r = { .damaged = !stays, .lines = 10, .first = 5 };
+    add_steps(&r.was, 1, 4, false);
+    add(&r.was, extra, bytes);
+    add_steps(&r.was, 5, 9, false);
+    add(&r.was, "{\"step\":10,\"tr", 14);
+    add_steps(&r.kept, 1, 4, false);
+    if (stays) add(&r.kept, extra, bytes);
+    add_steps(&r.kept, 5, 8, false);
+    resume(r);
 }
 
 static void sound_lines_stay(void **state) {
     (void)state;
-    static const char *const sound[] = { "{\"step\":4,\"val/ce_loss\":2.5,\"val/a/ce_loss\":null}\n", "{\"step\":5,\"later/name\":[1,2]}\n" };
-    for (size_t i = 0; i < sizeof sound / sizeof *sound; i++) try(sound[i], strlen(sound[i]), true, 1);
+    static const char *const sound[] = { "{\"step\":4,\"val/ce_loss\":2.5,\"val/a/ce_loss\":null}\n", "{\"step\":4,\"later/name\":[1,2]}\n" };
+    for (size_t i = 0; i < sizeof sound / sizeof *sound; i++) try(sound[i], strlen(sound[i]), true);
 }
 
 static void damaged_lines_are_kept_aside(void **state) {
@@ -121,39 +173,289 @@ static void damaged_lines_are_kept_aside(void **state) {
     static const char *const damaged[] = {
         "\n", "junk\n", "[4]\n", "4\n", "{}\n", "{\"step\":4,\n", "{\"step\":4}{\"step\":4}\n", "{\"step\":4,\"step\":4}\n",
         "{\"step\":\"4\"}\n", "{\"step\":4.0}\n", "{\"step\":null}\n", "{\"step\":-4}\n", "{\"step\":0}\n", "{\"step\":3}\n",
-        "{\"step\":99999999999999999999}\n", "{\"step\":4,\"x\":1e999}\n", "{\"step\":4,\"x\":\"text\"}\n", "{\"step\":4,\"x\":{}}\n", "{\"step\":4,\"x\":\"\x80\"}\n",
-        "{\"step\":4,\"train/tokens\":64,\"moe/layer_1/load\":[4,9],\"moe/layer_2/load\":[16,0]}\n",        /* twice */
-        "{\"step\":5,\"moe/layer_1/load\":[4,9]}\n", "{\"step\":5,\"moe/layer_1/load\":[4],\"moe/layer_2/load\":[16,0]}\n",
-        "{\"step\":5,\"moe/layer_1/load\":[4,-9],\"moe/layer_2/load\":[16,0]}\n", "{\"step\":5,\"moe/layer_1/load\":[4,17],\"moe/layer_2/load\":[16,0]}\n",
-        "{\"step\":5,\"moe/layer_1/load\":[4,\"9\"],\"moe/layer_2/load\":[16,0]}\n", "{\"step\":5,\"moe/layer_1/load\":4,\"moe/layer_2/load\":[16,0]}\n",
+        "{\"step\":99999999999999999999}\n", "{\"step\":9223372036854775807}\n", "{\"step\":4,\"x\":1e999}\n", "{\"step\":4,\"x\":\"text\"}\n",
+        "{\"step\":4,\"x\":{}}\n", "{\"step\":4,\"x\":\"\x80\"}\n", "{\"step\":4,\"xxh3\":\"0123456789abcdef\"}\n",
+        "{\"step\":4,\"train/tokens\":64,\"moe/layer_1/load\":[4,12],\"moe/layer_2/load\":[16,0]}\n",                /* twice */
+        "{\"step\":5,\"val/ce_loss\":2.5}\n",                                                                    /* before its step */
+        "{\"step\":12,\"val/ce_loss\":2.5}\n", "{\"step\":2,\"val/ce_loss\":2.5}\n",                             /* a digit is wrong */
+        "{\"step\":12,\"train/tokens\":192,\"moe/layer_1/load\":[4,12],\"moe/layer_2/load\":[16,0]}\n",
+        "{\"step\":5,\"train/tokens\":64,\"moe/layer_1/load\":[4,12],\"moe/layer_2/load\":[16,0]}\n",
+        "{\"step\":5,\"train/tokens\":81,\"moe/layer_1/load\":[4,12],\"moe/layer_2/load\":[16,0]}\n",
+        "{\"step\":5,\"moe/layer_1/load\":[4,12],\"moe/layer_2/load\":[16,0]}\n", "{\"step\":5,\"train/tokens\":80}\n",
+        "{\"step\":5,\"train/tokens\":80,\"moe/layer_1/load\":[4,12]}\n",
+        "{\"step\":5,\"train/tokens\":80,\"moe/layer_1/load\":[16],\"moe/layer_2/load\":[16,0]}\n",
+        "{\"step\":5,\"train/tokens\":80,\"moe/layer_1/load\":[25,-9],\"moe/layer_2/load\":[16,0]}\n",
+        "{\"step\":5,\"train/tokens\":80,\"moe/layer_1/load\":[4,17],\"moe/layer_2/load\":[16,0]}\n",
+        "{\"step\":5,\"train/tokens\":80,\"moe/layer_1/load\":[4,11],\"moe/layer_2/load\":[16,0]}\n",
+        "{\"step\":5,\"train/tokens\":80,\"moe/layer_1/load\":[4,\"12\"],\"moe/layer_2/load\":[16,0]}\n",
+        "{\"step\":5,\"train/tokens\":80,\"moe/layer_1/load\":16,\"moe/layer_2/load\":[16,0]}\n",
     };
-    int n = 1;
-    try(nul, sizeof nul - 1, false, n++);
-    for (size_t i = 0; i < sizeof damaged / sizeof *damaged; i++) try(damaged[i], strlen(damaged[i]), false, n++);
+    try(nul, sizeof nul - 1, false);
+    for (size_t i = 0; i < sizeof damaged / sizeof *damaged; i++) try(damaged[i], strlen(damaged[i]), false);
     size_t length = 5 << 20;                                    /* longer than any line */
     char *list = mu_alloc(length + 1, 1);
     memset(list, '[', length);
     list[length - 1] = '\n';
-    try(list, length, false, n);
+    try(list, length, false);
     free(list);
 }
 
-static void a_pipe_is_refused(void **state) {
+/* Old lines, then new ones; a bit of one byte of line 5, its newline included, is wrong. */
+static void any_changed_byte_is_found(void **state) {
+    (void)state;
+    char *line = line_of(5, true);
+    size_t n = strlen(line) + 1;
+    free(line);
+    for (size_t i = 0; i < 8 * n; i += 19) {
+        resumed r = { .damaged = 1, .lines = 9, .first = 5, .gap = 5, .gap_end = 5 };
+        add_steps(&r.was, 1, 4, false);
+        add_steps(&r.kept, 1, 4, false);
+        char *changed = (add_steps(&r.was, 5, 9, true), r.was.bytes + r.kept.n + i / 8);
+        *changed ^= (char)(1 << i % 8);
+        if (*changed == '\n') r.damaged = 2, r.lines = 10;      /* two lines of it */
+        if (i / 8 == n - 1) r.gap_end = 6, r.lines = 8;         /* one line of two */
+        add_steps(&r.kept, r.gap_end + 1, 8, true);
+        resume(r);
+    }
+}
+
+/* A line without a checksum behind one that has it was changed. */
+static void a_checksum_cannot_be_left_out(void **state) {
+    (void)state;
+    resumed r = { .damaged = 1, .lines = 8, .first = 5, .gap = 5, .gap_end = 5 };
+    add_steps(&r.was, 1, 4, true);
+    add_steps(&r.was, 5, 5, false);
+    add_steps(&r.was, 6, 8, true);
+    add_steps(&r.kept, 1, 4, true);
+    add_steps(&r.kept, 6, 8, true);
+    resume(r);
+}
+
+/* Lines in the wrong place are the damaged ones, as few as put the others in order; and an evaluation gives way to what has proof
+ * of its step. */
+static void disorder_costs_no_other_line(void **state) {
+    (void)state;
+    for (int checked = 0; checked < 2; checked++) {
+        resumed r = { .damaged = 5, .lines = 14, .first = 1 };
+        add_steps(&r.was, 7, 8, checked);
+        add_steps(&r.was, 1, 4, checked);
+        add_line(&r.was, evaluation_of(4, checked));
+        add_steps(&r.was, 5, 6, checked);
+        add_steps(&r.was, 20, 20, checked);
+        add_steps(&r.was, 2, 3, checked);
+        add_steps(&r.was, 7, 8, checked);
+        add_steps(&r.kept, 1, 4, checked);
+        add_line(&r.kept, evaluation_of(4, checked));
+        add_steps(&r.kept, 5, 8, checked);
+        resume(r);
+    }
+    resumed r = { .damaged = 6, .lines = 14, .first = 5 };
+    add_steps(&r.was, 1, 4, false);
+    for (int i = 0; i < 6; i++) add_line(&r.was, evaluation_of(12 + i, false));
+    add_steps(&r.was, 5, 8, false);
+    add_steps(&r.kept, 1, 8, false);
+    resume(r);
+}
+
+/* ------------------------------------------------------------------ the end of the file */
+
+/* A kill leaves any number of the bytes of the line that was being written: of a step beyond the checkpoint, or the evaluation of
+ * its step. What is whole but for its newline stays. */
+static void a_kill_at_any_byte_is_no_damage(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 4; kind++) {
+        bool checked = kind % 2;
+        char *line = kind < 2 ? line_of(12, checked) : evaluation_of(8, checked);
+        for (size_t n = 0; n <= strlen(line); n += checked ? 1 : 5) {
+            resumed r = { 0 };
+            add_steps(&r.was, 1, 8, checked);
+            add(&r.was, line, n);
+            add_steps(&r.kept, 1, 8, checked);
+            if (kind >= 2 && n == strlen(line)) add_line(&r.kept, evaluation_of(8, checked));
+            resume(r);
+        }
+        free(line);
+    }
+    resumed r = { 0 };
+    add_steps(&r.was, 1, 8, true);
+    add_steps(&r.kept, 1, 8, true);
+    r.was.n--;
+    resume(r);
+}
+
+/* Steps 1 to 7, and an end that no kill leaves. */
+static void other_ends_are_damage(void **state) {
+    (void)state;
+#define END(text) { text, sizeof text - 1 }
+    static const struct { const char *end; size_t n; } ends[] = {
+        END("\0"), END("\0\0\0\0"), END("{\"step\":9,\"tr\0\0\0\0"), END("x"), END(" "), END("\r"), END("{\"step\":9,\"tr\r"), END("{\"stop\":9"),
+        END("{\"step\":,"), END("{\"step\":-9,"), END("{\"step\":99999999999999999999,"), END("{\"step\":7,\"train/tok"),
+        END("{\"step\":8,\"train/tok"), END("{\"step\":7,\"val/"), END("{\"step\":9,}"), END("{\"step\":9,\"val/ce_loss\":2.5}x"),
+        END("{\"step\":9,\"val/ce_loss\":2.5}\r"),
+    };
+#undef END
+    for (size_t i = 0; i < sizeof ends / sizeof *ends + 2; i++) {
+        resumed r = { .damaged = 1, .lines = 8, .first = 8, .gap = 8, .gap_end = 8 };
+        size_t turned = i - sizeof ends / sizeof *ends;         /* 0: the last newline is another byte; 1: the last line lost its end */
+        add_steps(&r.was, 1, turned < 2 ? 8 : 7, true);
+        if (turned == 0) r.was.bytes[r.was.n - 1] = '\r';
+        else if (turned == 1) r.was.n -= 2;
+        else add(&r.was, ends[i].end, ends[i].n);
+        add_steps(&r.kept, 1, 7, true);
+        resume(r);
+    }
+}
+
+/* ------------------------------------------------------------------ what is not of this run, or no plain file */
+
+/* Where a run goes back behind its newest checkpoint, the lines beyond may never be made again. */
+static void a_course_that_is_left_is_kept(void **state) {
     (void)state;
     mu_metrics *m;
+    assert_ok(mu_file_make_dirs("checkpoints/step-00000009", &e));
+    for (int last = 8; last < 10; last++) {
+        text was = { 0 }, kept = { 0 };
+        add_steps(&was, 1, last, true);
+        add_steps(&kept, 1, 8, true);
+        put("metrics.jsonl", was.bytes, was.n);
+        warning[0] = '\0';
+        assert_ok(mu_metrics_open(&m, t, &e));
+        mu_metrics_close(m);
+        assert_content("metrics.jsonl", kept.bytes, kept.n);
+        if (last == 8) assert_string_equal(warning, "");
+        else {
+            assert_non_null(strstr(warning, "lines beyond step 8, from which this run resumes, are kept in ./metrics.jsonl.aside"));
+            assert_content("metrics.jsonl.aside", was.bytes, was.n);
+        }
+        remove("metrics.jsonl.aside");
+        remove("routing.h5.aside");
+        free(was.bytes);
+        free(kept.bytes);
+    }
+    assert_ok(mu_file_remove_tree("checkpoints", &e));
+}
+
+
+static void without_a_checkpoint_all_is_kept(void **state) {
+    (void)state;
+    text was = { 0 };
+    add_steps(&was, 1, 8, true);
+    t->step = 0;
+    for (int kind = 0; kind < 3; kind++) {                      /* both files, one, the other */
+        unlink("metrics.jsonl");
+        unlink("routing.h5");
+        if (kind != 2) put("metrics.jsonl", was.bytes, was.n);
+        if (kind != 1) put("routing.h5", "of before", 9);
+        open_and_sync();
+        char *said = mu_format(". holds metrics of an earlier job and no checkpoint to resume from: they are kept as %s%s%s",
+                               kind != 2 ? "./metrics.jsonl.aside" : "", kind == 0 ? " and " : "", kind != 1 ? "./routing.h5.aside" : "");
+        if (!strstr(warning, said)) fail_msg("no \"%s\" in: %s", said, warning);
+        free(said);
+        assert_content("metrics.jsonl", "", 0);
+        assert_loads(NULL, 0);
+        if (kind != 2) assert_content("metrics.jsonl.aside", was.bytes, was.n);
+        if (kind != 1) assert_content("routing.h5.aside", "of before", 9);
+        unlink("metrics.jsonl.aside");
+        unlink("routing.h5.aside");
+    }
+    unlink("routing.h5");
+    open_and_sync();                                            /* an empty file holds nothing */
+    assert_string_equal(warning, "");
+    t->step = 8;
+    free(was.bytes);
+}
+
+static int make_folder(const char *path) { return mkdir(path, 0700); }
+static int make_pipe(const char *path) { return mkfifo(path, 0600); }
+static int make_link(const char *path) { return symlink("elsewhere", path); }
+static const struct { int (*make)(const char *); const char *reason; mode_t type; } others[] = {
+    { make_folder, "is a directory", S_IFDIR }, { make_pipe, "is a pipe, not a plain file", S_IFIFO },
+    { make_link, "is a symbolic link, not a plain file", S_IFLNK },
+};
+
+static void metrics_must_be_a_plain_file(void **state) {
+    (void)state;
+    for (int i = 0; i < 6; i++) {
+        mu_metrics *m;
+        remove("metrics.jsonl");
+        assert_int_equal(others[i % 3].make("metrics.jsonl"), 0);
+        t->step = i < 3 ? 8 : 0;
+        alarm(20);
+        mu_status status = mu_metrics_open(&m, t, &e);
+        alarm(0);
+        assert_int_equal(status, MU_STATUS_IO);
+        if (!strstr(e.text, "./metrics.jsonl ") || !strstr(e.text, others[i % 3].reason)) fail_msg("%s", e.text);
+        mu_metrics_close(m);
+        remove("metrics.jsonl");
+    }
+    t->step = 8;
+}
+
+/* routing.h5 is derived: what stands in its way costs a warning, and stays. */
+static void routing_costs_no_checkpoint(void **state) {
+    (void)state;
+    text was = { 0 };
+    add_steps(&was, 1, 8, true);
+    for (int i = 0; i < 3; i++) {
+        mu_metrics *m;
+        struct stat st;
+        remove("routing.h5");
+        assert_int_equal(others[i].make("routing.h5"), 0);
+        put("metrics.jsonl", was.bytes, was.n);
+        warning[0] = '\0';
+        assert_ok(mu_metrics_open(&m, t, &e));
+        assert_string_equal(warning, "");
+        alarm(20);
+        mu_metrics_write_routing(m, t);
+        alarm(0);
+        if (!strstr(warning, "./routing.h5 ") || !strstr(warning, others[i].reason)) fail_msg("%s", warning);
+        assert_true(lstat("routing.h5", &st) == 0 && (st.st_mode & S_IFMT) == others[i].type);
+        warning[0] = '\0';
+        mu_metrics_write_routing(m, t);                         /* said once */
+        assert_string_equal(warning, "");
+        remove("routing.h5");
+        mu_metrics_write_routing(m, t);
+        mu_metrics_close(m);
+        assert_loads((int[]){ 1, 2, 3, 4, 5, 6, 7, 8 }, 8);
+    }
+    free(was.bytes);
+}
+
+/* What muster itself writes has the checksum, and is taken back as it is. */
+static void written_lines_are_sound(void **state) {
+    (void)state;
+    mu_metrics *m;
+    mu_domain_loss results = { .tokens = 1, .bytes = 1, .ce = 2, .bits_per_byte = 3 };
+    mu_step_result r = { .loss = 1.5, .ce = 1.25, .aux = NAN, .z = NAN, .lr = 1e-3, .grad_norm = 1, .seconds = 0.1, .finite = true };
     unlink("metrics.jsonl");
-    assert_int_equal(mkfifo("metrics.jsonl", 0600), 0);
-    alarm(20);
-    mu_status status = mu_metrics_open(&m, t, &e);
-    alarm(0);
-    assert_int_equal(status, MU_STATUS_NOINPUT);
-    assert_non_null(strstr(e.text, "metrics.jsonl: is a pipe, not a plain file"));
+    for (int i = 0; i < 4; i++) t->counts[i] = i % 2 ? 7 : 9;
+    assert_ok(mu_metrics_open(&m, t, &e));
+    assert_ok(mu_metrics_step(m, t, &r, 100, &e));
+    assert_ok(mu_metrics_eval(m, t, 2.5, &results, &e));
     mu_metrics_close(m);
-    unlink("metrics.jsonl");
+    char *written;
+    size_t n;
+    int lines = 0;
+    assert_ok(mu_file_read("metrics.jsonl", 1 << 20, &written, &n, &e));
+    for (char *line = written, *end; (end = strchr(line, '\n')); line = end + 1, lines++) {
+        char checksum[MU_CHECKSUM_BYTES + 1];
+        mu_metrics_checksum(line, (size_t)(end - line) - MU_CHECKSUM_BYTES, checksum);
+        assert_memory_equal(end - MU_CHECKSUM_BYTES, checksum, MU_CHECKSUM_BYTES);
+    }
+    assert_int_equal(lines, 2);
+    open_and_sync();
+    assert_string_equal(warning, "");
+    assert_content("metrics.jsonl", written, n);
+    free(written);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(sound_lines_stay), cmocka_unit_test(damaged_lines_are_kept_aside),
-                                        cmocka_unit_test(a_pipe_is_refused) };
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sound_lines_stay), cmocka_unit_test(damaged_lines_are_kept_aside), cmocka_unit_test(any_changed_byte_is_found),
+        cmocka_unit_test(a_checksum_cannot_be_left_out), cmocka_unit_test(disorder_costs_no_other_line),
+        cmocka_unit_test(a_kill_at_any_byte_is_no_damage), cmocka_unit_test(other_ends_are_damage),
+        cmocka_unit_test(a_course_that_is_left_is_kept), cmocka_unit_test(without_a_checkpoint_all_is_kept), cmocka_unit_test(metrics_must_be_a_plain_file),
+        cmocka_unit_test(routing_costs_no_checkpoint), cmocka_unit_test(written_lines_are_sound),
+    };
     return cmocka_run_group_tests(tests, open_trainer, close_trainer);
 }
