@@ -118,8 +118,12 @@ static bool is_torn(const char *text, size_t bytes, int64_t covered) {
 
 /* ------------------------------------------------------------------ reading them one by one */
 
+enum { BLOCK_BYTES = 1 << 16 };
+
 typedef struct {
     FILE *file;
+    char *block;        /* [BLOCK_BYTES], of which [used, filled) is not taken yet */
+    size_t used, filled;
     char *text;         /* [LINE_BYTES] */
     size_t bytes;       /* of the line at hand, without its newline; LINE_BYTES + 1: more than any sound one */
     bool ended;         /* by a newline */
@@ -130,6 +134,7 @@ static mu_status open_reader(reader *r, const char *path, mu_error *e) {
     *r = (reader){ .file = fopen(path, "re") };
     if (!r->file) return mu_error_set(e, MU_STATUS_IO, "%s cannot be read: %s", path, strerror(errno));
     r->text = mu_alloc(LINE_BYTES, 1);
+    r->block = mu_alloc(BLOCK_BYTES, 1);
     return MU_STATUS_OK;
 }
 
@@ -137,20 +142,31 @@ static mu_status close_reader(reader *r, const char *path, mu_error *e) {
     bool failed = r->file && ferror(r->file);
     if (r->file) fclose(r->file);
     free(r->text);
+    free(r->block);
     return failed ? mu_error_set(e, MU_STATUS_IO, "%s cannot be read", path) : MU_STATUS_OK;
+}
+
+static bool fill(reader *r) {
+    if (r->used < r->filled) return true;
+    mu_activity_tick();
+    r->used = 0;
+    r->filled = fread(r->block, 1, BLOCK_BYTES, r->file);
+    return r->filled > 0;
 }
 
 static bool next_line(reader *r) {
     r->bytes = 0;
-    mu_activity_tick();
-    for (int c; (c = getc_unlocked(r->file)) != EOF;) {
-        r->end++;
-        if (c == '\n') return r->ended = true;
-        if (r->bytes < LINE_BYTES) r->text[r->bytes] = (char)c;
-        r->bytes += r->bytes <= LINE_BYTES;
-    }
     r->ended = false;
-    return r->bytes > 0;
+    while (!r->ended && fill(r)) {
+        const char *part = r->block + r->used, *newline = memchr(part, '\n', r->filled - r->used);
+        size_t n = newline ? (size_t)(newline - part) : r->filled - r->used, room = LINE_BYTES + 1 - r->bytes;
+        r->ended = newline != NULL;
+        r->used += n + r->ended;
+        r->end += (int64_t)(n + r->ended);
+        if (n < room) memcpy(r->text + r->bytes, part, n);
+        r->bytes += n < room ? n : room;
+    }
+    return r->ended || r->bytes > 0;
 }
 
 /* ------------------------------------------------------------------ what an earlier job left */
