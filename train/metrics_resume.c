@@ -188,15 +188,13 @@ typedef struct {
     bool ended;                                         /* by a newline */
 } survey;
 
-static bool may_follow(int64_t earlier, int64_t later) { return earlier < later || (earlier == later && later % 2); }
-
 static void note_damage(survey *s, int64_t line) {
     if (!s->damaged++ || line < s->first_damaged) s->first_damaged = line;
 }
 
 static void note_sound(survey *s, const record *r) {
     int64_t key = 2 * r->step + !r->training;
-    if (s->n && !may_follow(s->list[s->n - 1].key, key)) s->in_order = false;
+    if (s->n && s->list[s->n - 1].key >= key) s->in_order = false;
     if (s->n == s->capacity) {
         s->capacity = s->capacity ? 2 * s->capacity : 256;
         s->list = mu_realloc(s->list, (size_t)s->capacity, sizeof *s->list);
@@ -244,7 +242,7 @@ static void drop_disorder(survey *s) {
         if (!s->list[i].proven) continue;
         while (low < high) {
             int64_t middle = (low + high) / 2;
-            if (may_follow(s->list[last[middle]].key, s->list[i].key)) low = middle + 1;
+            if (s->list[last[middle]].key < s->list[i].key) low = middle + 1;
             else high = middle;
         }
         if (low < longest && s->list[last[low]].key == s->list[i].key) continue;      /* the first of two stays */
@@ -271,7 +269,7 @@ static void drop_misfits(survey *s) {
     key = 0;
     for (int64_t i = 0; i < s->n; i++) {
         const sound_line *l = &s->list[i];
-        if (!l->proven && !(may_follow(key, l->key) && may_follow(l->key, after[i]))) drop(s, i);
+        if (!l->proven && (l->key <= key || l->key >= after[i])) drop(s, i);
         if (!l->dropped) key = l->key;
     }
     free(after);

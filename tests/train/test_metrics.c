@@ -231,8 +231,8 @@ static void a_checksum_cannot_be_left_out(void **state) {
     resume(r);
 }
 
-/* Lines in the wrong place are the damaged ones, as few as put the others in order; and an evaluation gives way to what has proof
- * of its step. */
+/* Lines in the wrong place are the damaged ones, as few as put the others in order, and lines that are there twice; an evaluation
+ * gives way to what has proof of its step. */
 static void disorder_costs_no_other_line(void **state) {
     (void)state;
     for (int checked = 0; checked < 2; checked++) {
@@ -244,6 +244,16 @@ static void disorder_costs_no_other_line(void **state) {
         add_steps(&r.was, 20, 20, checked);
         add_steps(&r.was, 2, 3, checked);
         add_steps(&r.was, 7, 8, checked);
+        add_steps(&r.kept, 1, 4, checked);
+        add_line(&r.kept, evaluation_of(4, checked));
+        add_steps(&r.kept, 5, 8, checked);
+        resume(r);
+    }
+    for (int checked = 0; checked < 2; checked++) {
+        resumed r = { .damaged = 9, .lines = 18, .first = 6 };
+        add_steps(&r.was, 1, 4, checked);
+        for (int i = 0; i < 10; i++) add_line(&r.was, evaluation_of(4, checked));
+        add_steps(&r.was, 5, 8, checked);
         add_steps(&r.kept, 1, 4, checked);
         add_line(&r.kept, evaluation_of(4, checked));
         add_steps(&r.kept, 5, 8, checked);
