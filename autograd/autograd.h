@@ -20,6 +20,7 @@ extern "C" {
 typedef struct mu_tape mu_tape;
 typedef struct mu_tensor mu_tensor;
 typedef struct mu_node mu_node;
+typedef struct mu_param mu_param;
 
 /* ------------------------------------------------------------------ tensors (tensor.c) */
 struct mu_tensor {
@@ -33,6 +34,7 @@ struct mu_tensor {
     bool grad_new;          /* a parameter's: what `grad` holds means nothing yet, the first contribution assigns */
     bool released;          /* no op will read it any more ... */
     int readers;            /* ... except the backward of this many recorded ops */
+    int uses;               /* a parameter's, during mu_backward_with: ops whose backward is still to come */
     void *sums;             /* a parameter's exact sums (kernels.h), which then take its gradient; else NULL */
     int64_t sums_ld;        /* words from one unit's to the next one's */
     bool bounded;           /* integers that the host wrote: none is below `low` or above `high` */
@@ -112,6 +114,15 @@ mu_tensor *mu_leaf_cuts(mu_tape *tp, int64_t rows);     /* I64 [leaves + 1]: the
 /* Gradients of the sum of `loss` (F64, one value or one a leaf) into every tensor it depends on. Frees each
  * activation and gradient once its producer's backward is done. */
 void mu_backward(mu_tape *tp, mu_tensor *loss);
+/* The same, with events for those who begin work before it ends. `complete`: nothing that is still to come adds to the gradient
+ * of p (on a GPU the last addition has been started, not finished). `op_done`: one more op's backward has run. Neither may use
+ * the tape. */
+typedef struct {
+    void (*complete)(void *arg, mu_param *p);
+    void (*op_done)(void *arg);
+    void *arg;
+} mu_backward_events;
+void mu_backward_with(mu_tape *tp, mu_tensor *loss, const mu_backward_events *events);
 int64_t mu_tape_peak(const mu_tape *tp);                /* bytes: high-water mark of device memory */
 /* Where the time goes: what is recorded from here on belongs to `part` ("attention", "router", ...; a string that
  * lives on, NULL for none). Forward counts the time until the next call, backward that of the part's ops. */
@@ -177,7 +188,6 @@ typedef struct {
     int64_t first_load;                     /* with experts: where the load of expert 0 stands among all loads */
 } mu_param_desc;
 
-typedef struct mu_param mu_param;
 typedef struct {
     char name[112];
     mu_param *param;
@@ -191,6 +201,7 @@ typedef struct {
 struct mu_param {
     mu_tensor tensor;                       /* [shape] or [n_local, shape]; grad points into the slab */
     mu_param_desc desc;
+    int index;                              /* in mu_params.params */
     int64_t slab_offset;                    /* elements from the start of the group's slab */
     int n_units;
     mu_unit *units;
@@ -218,6 +229,7 @@ void mu_params_exact(mu_params *ps);
  * mu_params_finish_grads and mu_unit_grad. */
 void mu_params_zero_grad(mu_params *ps);
 void mu_params_finish_grads(mu_params *ps);                         /* zeros where nothing was added: slabs can be read */
+void mu_param_finish_grad(mu_param *p);                             /* the same of one parameter */
 void mu_params_round_grads(mu_params *ps);                          /* gradients = the exact sums as they are, where there are any */
 mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when it is not on this rank */
 void *mu_unit_data(const mu_unit *u);                               /* device pointers: master and gradient, fine */

@@ -90,6 +90,7 @@ mu_param *mu_params_add(mu_params *ps, const mu_param_desc *desc) {
     p->slab_offset = desc->group->count;
     desc->group->count += (mu_count(t) + SLAB_ALIGNMENT - 1) / SLAB_ALIGNMENT * SLAB_ALIGNMENT;
     ps->params = mu_realloc(ps->params, (size_t)ps->n_params + 1, sizeof *ps->params);
+    p->index = ps->n_params;
     return ps->params[ps->n_params++] = p;
 }
 
@@ -179,14 +180,14 @@ void mu_params_zero_grad(mu_params *ps) {
 }
 
 /* Zeros where no contribution has come. */
-static void settle(mu_param *p) {
+void mu_param_finish_grad(mu_param *p) {
     mu_tensor *t = &p->tensor;
     if (t->grad_new) t->dev->k->fill(t->dev, mu_count(t), 0.0, mu_grad_of(t));
     t->grad_new = false;
 }
 
 void mu_params_finish_grads(mu_params *ps) {
-    for (int i = 0; i < ps->n_params; i++) settle(ps->params[i]);
+    for (int i = 0; i < ps->n_params; i++) mu_param_finish_grad(ps->params[i]);
 }
 
 void mu_params_round_grads(mu_params *ps) {
@@ -239,6 +240,6 @@ void *mu_unit_data(const mu_unit *u) {
 }
 
 void *mu_unit_grad(const mu_unit *u) {
-    settle(u->param);
+    mu_param_finish_grad(u->param);
     return at_unit(u, u->param->tensor.grad, u->param->tensor.dev->fine);
 }

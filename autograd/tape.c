@@ -169,13 +169,37 @@ static bool has_gradient(const mu_node *n) {
     return false;
 }
 
-void mu_backward(mu_tape *tp, mu_tensor *loss) {
+/* A parameter is used once for each time that it is an op's input. */
+static mu_tensor *parameter(const mu_node *n, int i) { return n->in[i] && n->in[i]->master ? n->in[i] : NULL; }
+
+static void count_uses(const mu_tape *tp) {
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < tp->nodes.n; i++)
+            for (int k = 0; k < MU_NODE_INPUTS; k++) {
+                mu_tensor *t = parameter(tp->nodes.list[i], k);
+                if (t) t->uses = pass ? t->uses + 1 : 0;
+            }
+}
+
+/* After the backward of n: which gradients are complete. A parameter begins with its tensor. */
+static void report(const mu_node *n, const mu_backward_events *events) {
+    for (int k = 0; k < MU_NODE_INPUTS; k++) {
+        mu_tensor *t = parameter(n, k);
+        if (t && --t->uses == 0) events->complete(events->arg, (mu_param *)t);
+    }
+    events->op_done(events->arg);
+}
+
+void mu_backward(mu_tape *tp, mu_tensor *loss) { mu_backward_with(tp, loss, NULL); }
+
+void mu_backward_with(mu_tape *tp, mu_tensor *loss, const mu_backward_events *events) {
     mu_tensor_check(loss, "backward: loss", 0, MU_FLOATS);
     MU_CHECK(loss->dtype == MU_DTYPE_F64 && (tp->leaf_rows || mu_count(loss) == 1),
              "backward starts from a loss of one f64, or one a leaf");
     MU_CHECK(loss->needs_grad, "the loss depends on no parameter (or the tape was not recording)");
     mu_tape_part(tp, NULL);
     tp->dev->k->fill(tp->dev, mu_count(loss), 1.0, mu_grad(tp, loss));
+    if (events) count_uses(tp);
     for (int i = tp->nodes.n - 1; i >= 0; i--) {
         mu_node *n = tp->nodes.list[i];
         if (has_gradient(n)) {
@@ -185,6 +209,7 @@ void mu_backward(mu_tape *tp, mu_tensor *loss) {
             if (n->part) time_of(tp, n->part)->backward += mu_time() - start;
         }
         retire(tp, n);
+        if (events) report(n, events);
     }
     tp->nodes.n = 0;
 }

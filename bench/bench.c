@@ -15,7 +15,7 @@
 
 typedef struct {
     int64_t vocab, dim, layers, heads, ffn, experts, topk, seq, batch, steps, threads, ep;
-    bool dense, moe_only, skew, tied, bf16, reproducible, cuda;
+    bool dense, moe_only, skew, tied, bf16, reproducible, cuda, early, late;
 } options;
 
 static int parse(int argc, char **argv, options *o) {
@@ -37,6 +37,8 @@ static int parse(int argc, char **argv, options *o) {
         { "--skew", NULL, &o->skew, "every token's first choice is expert 0" },
         { "--tied", NULL, &o->tied, "the head uses the embedding's weights" },
         { "--reproducible", NULL, &o->reproducible, "exact sums of gradients (train.reproducible)" },
+        { "--early", NULL, &o->early, "sums of gradients begin during backward, as between nodes" },
+        { "--late", NULL, &o->late, "... after it, as on one node" },
         { "--bf16", NULL, &o->bf16, "matrix products of bf16 numbers, fp32 master weights" },
         { "--cuda", NULL, &o->cuda, "an NVIDIA GPU, without the table of parts (muster_bench_device knows what it could do)" },
     };
@@ -136,7 +138,7 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     mu_mat losses = { s->losses->region.base, MU_DTYPE_F64, 1 };
     dev->k->fill(dev, leaves, 0.0, losses);
     dev->k->add(dev, leaves, losses, mu_data(loss), losses);
-    mu_backward(s->tape, loss);
+    mu_backward_last(s->opt, s->tape, loss);
     double reduce = mu_time();
     mu_grads_reduce(s->opt);
     double update = mu_time();
@@ -258,6 +260,7 @@ int main(int argc, char **argv) {
     if (o.steps < 5) o.steps = 5;
     mu_dist_start(&argc, &argv);
     mu_mesh *mesh = mu_mesh_open(NULL, (int)o.ep);
+    if (o.early || o.late) mesh->batch->overlap = mesh->replica->overlap = o.early;
     mu_threads_set(mu_cores_share(mesh->local_rank, mesh->local_size, (int)o.threads));
     mu_device *dev = bench_device("muster_bench", o.bf16, o.cuda);
     if (dev) run(&o, mesh, dev);

@@ -11,6 +11,16 @@ typedef struct {
 /* Called once for every look that found nothing new; zero the mu_wait when something was. Local. */
 void mu_wait_turn(mu_comm *c, mu_wait *wait);
 
+/* ------------------------------------------------------------------ messages without waiting (mpi.c)
+ * Any number of messages, posted one after the other and finished together; those of one pair of ranks and one
+ * tag, from 2 on, keep their order. */
+typedef struct mu_requests mu_requests;
+mu_requests *mu_requests_new(void);
+void mu_requests_send(mu_requests *q, const mu_comm *c, int tag, const void *data, int64_t bytes, int peer);
+void mu_requests_receive(mu_requests *q, const mu_comm *c, int tag, void *data, int64_t bytes, int peer);
+bool mu_requests_done(mu_requests *q);                  /* all of them; then there are none. Lets MPI move on. Local */
+void mu_requests_free(mu_requests *q);                  /* of which none is left. NULL is fine */
+
 /* ------------------------------------------------------------------ notes (mpi.c)
  * Small messages of one size to all other ranks, sent and taken without waiting for anybody. */
 typedef struct mu_notes mu_notes;

@@ -14,10 +14,14 @@
 #include <time.h>
 #include <unistd.h>
 
+struct mu_requests {
+    MPI_Request *list;
+    int n, capacity;
+};
+
 typedef struct {
     MPI_Comm comm;
-    MPI_Request *requests;
-    int n_requests, capacity;
+    mu_requests requests;
     mu_window *window;  /* NULL: ranks on several nodes, or no memory to share */
     int64_t *ends;      /* [size]: the even shards of mu_all_reduce */
     char *buffer;       /* BUFFER bytes for sums by messages ... */
@@ -129,6 +133,7 @@ static mu_comm *wrap(MPI_Comm comm) {
         void *memory = share_memory(comm, c->rank, mu_window_bytes(c->size));
         if (memory) h->window = mu_window_new(memory, c->rank, c->size);
     }
+    c->overlap = !h->window;
     return c;
 }
 
@@ -165,7 +170,7 @@ void mu_comm_free(mu_comm *c) {
     if (h) {
         if (h->window) munmap(mu_window_free(h->window), mu_window_bytes(c->size));
         CALL(MPI_Comm_free(&h->comm));
-        free(h->requests);
+        free(h->requests.list);
         free(h->ends);
         free(h->buffer);
         free(h->parts);
@@ -191,9 +196,10 @@ static void back_off(mu_wait *wait) {
     else nanosleep(&(struct timespec){ 0, waited < 0.1 ? 20000 : 200000 }, NULL);
 }
 
-static bool all_done(handle *h) {
+bool mu_requests_done(mu_requests *q) {
     int done;
-    CALL(MPI_Testall(h->n_requests, h->requests, &done, MPI_STATUSES_IGNORE));
+    CALL(MPI_Testall(q->n, q->list, &done, MPI_STATUSES_IGNORE));
+    if (done) q->n = 0;
     return done;
 }
 
@@ -203,7 +209,7 @@ void mu_wait_turn(mu_comm *c, mu_wait *wait) {
     enum { BETWEEN = 16 };
     if (wait->tries % BETWEEN == BETWEEN - 1 || wait->tries > 200) {
         int arrived;
-        if (h->n_requests) (void)all_done(h);
+        if (h->requests.n) (void)mu_requests_done(&h->requests);
         else CALL(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, h->comm, &arrived, MPI_STATUS_IGNORE));
     }
     back_off(wait);
@@ -214,17 +220,35 @@ static void wait_all(mu_comm *c) {
     handle *h = c->handle;
     if (!h) return; /* mu_comm_alone: nothing was posted */
     double start = mu_time();
-    for (mu_wait wait = { 0 }; !all_done(h);) back_off(&wait);
-    h->n_requests = 0;
+    for (mu_wait wait = { 0 }; !mu_requests_done(&h->requests);) back_off(&wait);
     c->seconds += mu_time() - start;
 }
 
-static MPI_Request *new_request(handle *h) {
-    if (h->n_requests == h->capacity) {
-        h->capacity = h->capacity ? 2 * h->capacity : 64;
-        h->requests = mu_realloc(h->requests, (size_t)h->capacity, sizeof *h->requests);
+static MPI_Request *add_request(mu_requests *q) {
+    if (q->n == q->capacity) {
+        q->capacity = q->capacity ? 2 * q->capacity : 64;
+        q->list = mu_realloc(q->list, (size_t)q->capacity, sizeof *q->list);
     }
-    return &h->requests[h->n_requests++];
+    return &q->list[q->n++];
+}
+
+static MPI_Request *new_request(handle *h) { return add_request(&h->requests); }
+
+mu_requests *mu_requests_new(void) { return mu_alloc(1, sizeof(mu_requests)); }
+
+void mu_requests_free(mu_requests *q) {
+    if (!q) return;
+    MU_CHECK(!q->n, "%d messages are still on their way", q->n);
+    free(q->list);
+    free(q);
+}
+
+void mu_requests_send(mu_requests *q, const mu_comm *c, int tag, const void *data, int64_t bytes, int peer) {
+    CALL(MPI_Isend(data, (int)bytes, MPI_BYTE, peer, tag, ((handle *)c->handle)->comm, add_request(q)));
+}
+
+void mu_requests_receive(mu_requests *q, const mu_comm *c, int tag, void *data, int64_t bytes, int peer) {
+    CALL(MPI_Irecv(data, (int)bytes, MPI_BYTE, peer, tag, ((handle *)c->handle)->comm, add_request(q)));
 }
 
 /* ------------------------------------------------------------------ notes */

@@ -33,7 +33,7 @@ enum { MU_SCHEDULE_COSINE, MU_SCHEDULE_LINEAR, MU_SCHEDULE_WSD, MU_SCHEDULE_CONS
 double mu_learning_rate(const mu_optim_config *cfg, int64_t s, int64_t steps);
 
 /* ------------------------------------------------------------------ the optimizer
- * Three parts, each a file: shards and reduction (shards.c), global norm and clipping (clip.c), and the update rule, which is
+ * Three parts, each a file: shards and reduction (shards.c, reduce.c), global norm and clipping (clip.c), and the update rule, which is
  * one entry of a small table (adamw.c). A training step calls, after backward,
  *     mu_grads_reduce     each rank gets the summed gradients of the units it owns
  *     mu_grad_clip        the global gradient norm, and the factor that gradients are scaled by
@@ -55,6 +55,10 @@ typedef struct {
     mu_unit_set *sets[4];
     int n_sets[4];
     int64_t versions[4];            /* of the group, when its table was made */
+    mu_reduction *early[4];         /* of each group: its sums begin during backward; NULL: in mu_grads_reduce */
+    bool reducing;                  /* from mu_backward_last to mu_grads_reduce */
+    bool *complete;                 /* [parameters]: their gradients, in this backward */
+    int waits_for[4];               /* of each group: the last parameter whose gradient is not complete, -1: all are */
 } mu_shards;
 void mu_shards_init(mu_shards *s, mu_params *ps);       /* after mu_params_alloc. Local */
 void mu_shards_free(mu_shards *s);
@@ -117,6 +121,10 @@ typedef struct {
 mu_optimizer *mu_optimizer_new(const mu_rule *rule, const mu_optim_config *cfg, mu_params *ps);     /* after mu_params_alloc. Local */
 void mu_optimizer_free(mu_optimizer *o);
 
+/* mu_backward of a step's last micro-batch: gradients that are complete are already being summed over the ranks while earlier
+ * layers are still at work, where the group's communicator says so (mu_comm.overlap). mu_grads_reduce must follow, before
+ * anything else reads or writes gradients. Collective over the `reduce` communicators. */
+void mu_backward_last(mu_optimizer *o, mu_tape *tp, mu_tensor *loss);
 /* Sums every group's gradients over the group's `reduce` communicator, into the owners' gradients only: those of units that
  * others own are undefined afterwards. Exact sums are added up as such on every rank, then rounded. Collective over those
  * communicators. */

@@ -1,4 +1,4 @@
-/* shards.c - who owns which units, the sums of their gradients, and handing out their values.
+/* shards.c - who owns which units, and handing out their values.
  *
  * Gradients, optimizer state and the update are divided among the ranks that hold the same units (ZeRO, Rajbhandari et
  * al. 2020, stage 1): a reduce-scatter before the step and an all-gather of values after it move as many bytes as one
@@ -125,35 +125,17 @@ void mu_shards_init(mu_shards *s, mu_params *ps) {
         s->units[i] = mu_memory_new(ps->dev, (size_t)ps->n_global_units * sizeof(mu_slab_unit));
         make_table(s, i);
     }
+    s->complete = mu_alloc((size_t)ps->n_params, sizeof *s->complete);
 }
 
 void mu_shards_free(mu_shards *s) {
     for (int i = 0; s->params && i < s->params->n_groups; i++) {
+        mu_reduction_free(s->early[i]);
         mu_memory_free(s->units[i]);
         free(s->sets[i]);
         free(s->ends[i]);
     }
-}
-
-/* Exact sums are integers: every rank adds up all of them. */
-static void reduce_sums(const mu_params *ps, mu_comm *c, const mu_group *g) {
-    if (c->size == 1 || ps->dev->shape_only) return;
-    size_t bytes = (size_t)g->sums_words * sizeof(int64_t);
-    void *host = mu_device_stage_begin(ps->dev, g->sums->region.base, bytes, true);
-    mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, host, g->sums_words);
-    mu_device_stage_end(ps->dev, g->sums->region.base, bytes, true);
-}
-
-void mu_grads_reduce(mu_optimizer *o) {
-    mu_params *ps = o->params;
-    mu_params_finish_grads(ps);
-    for (int i = 0; i < ps->n_groups; i++) {
-        mu_group *g = ps->groups[i];
-        mu_comm *c = comm_of(g);
-        if (c && g->sums) reduce_sums(ps, c, g);
-        else if (c) mu_reduce_shards(c, ps->dev, ps->dev->fine, g->grads->region.base, o->shards.ends[i]);
-    }
-    mu_params_round_grads(ps);
+    free(s->complete);
 }
 
 void mu_values_gather(mu_shards *s) {

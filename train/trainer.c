@@ -269,8 +269,8 @@ static mu_tensor *add_balance(mu_trainer *t, const mu_context *cx, mu_tensor *lo
     return loss;
 }
 
-/* Starts forward and backward of a micro-batch; its results wait on the device. */
-static void train_micro(mu_trainer *t, int64_t m) {
+/* Starts forward and backward of a micro-batch; its results wait on the device. Sums of gradients begin in the last one. */
+static void train_micro(mu_trainer *t, int64_t m, bool last) {
     micro_batch b = read_micro(t, m);
     mu_tensor *x = mu_model_forward(t->model, t->tape, &b.cx, b.tokens, t->routings);
     count(t);
@@ -284,18 +284,20 @@ static void train_micro(mu_trainer *t, int64_t m) {
     mu_tensor *loss = add_balance(t, &b.cx, ce);
     keep_value(t, CE, m, ce);
     keep_value(t, LOSS, m, loss);
-    mu_backward(t->tape, loss);
+    if (last) mu_backward_last(t->opt, t->tape, loss);
+    else mu_backward(t->tape, loss);
     mu_tape_reset(t->tape);
 }
 
-/* This rank's gradients of the whole global batch; false when a signal (`stop`, may be NULL) interrupted it. */
-static bool make_gradients(mu_trainer *t, const volatile sig_atomic_t *stop) {
+/* This rank's gradients of the whole global batch, to be summed over ranks or not; false when a signal (`stop`, may be NULL)
+ * interrupted it. */
+static bool make_gradients(mu_trainer *t, bool reduce, const volatile sig_atomic_t *stop) {
     mu_params_zero_grad(t->model->params);
     t->dev->k->fill(t->dev, n_words(t), 0.0, result_words(t, MU_DTYPE_F64, 0));
     if (needs_count_pass(t) && !count_pass(t, stop)) return false;
     for (int64_t m = 0; m < t->n_micro; m++) {
         if (interrupted(t, m, stop)) return false;
-        train_micro(t, m);
+        train_micro(t, m, reduce && m == t->n_micro - 1);
     }
     return true;
 }
@@ -383,7 +385,7 @@ static bool gradients_of_next_batch(mu_trainer *t, const volatile sig_atomic_t *
     mu_loader_state_get(t->loader, t->loader_before);
     mu_loader_next(t->loader, t->cfg.train.global_batch_size, t->samples);
     if (mu_fault("step", t->mesh->world->rank)) plant_nan(t);
-    bool whole = make_gradients(t, stop);
+    bool whole = make_gradients(t, true, stop);
     if (!whole)
         MU_CHECK(mu_loader_state_set(t->loader, &t->cfg.data.train, t->loader_before, NULL) == MU_STATUS_OK, "the loader's own state");
     return whole;
@@ -426,7 +428,7 @@ static int replay(mu_trainer *t) {
 /* The unit nearest to the loss whose gradient from this rank's own sequences is not finite, or NULL: backward once
  * more, without the sum over ranks that spreads it everywhere. */
 static const mu_unit *replay_backward(mu_trainer *t) {
-    make_gradients(t, NULL);
+    make_gradients(t, false, NULL);
     mu_params_round_grads(t->model->params);
     return mu_grads_nonfinite(t->opt);
 }

@@ -97,6 +97,54 @@ static void gradients_accumulate_in_parameters(void **state) {
     chain_free(&c);
 }
 
+/* ---------------------------------------------------------------- events of backward */
+typedef struct { mu_model *m; int ops, events; double *seen[64]; } listener;
+
+static void on_complete(void *arg, mu_param *p) {
+    listener *l = arg;
+    assert_true(p->index < 64 && l->m->params->params[p->index] == p);
+    assert_null(l->seen[p->index]);
+    l->seen[p->index] = mu_alloc((size_t)mu_count(&p->tensor), sizeof(double));
+    mu_reals_get(l->m->params->dev, MU_DTYPE_F64, p->tensor.grad, mu_count(&p->tensor), l->seen[p->index]);
+    l->events++;
+}
+
+static void on_op(void *arg) { ((listener *)arg)->ops++; }
+
+/* Each parameter of a model is complete once, and what its gradient is then stays; tied embeddings at their first use. */
+static void complete_gradients_are_final(void **state) {
+    (void)state;
+    for (int tied = 0; tied < 2; tied++) {
+        mu_device *d = mu_device_open("ref");
+        mu_model_config cfg = tiny_model_config();
+        mu_moe_config moe = tiny_moe_config();
+        cfg.tie_embeddings = tied;
+        listener l = { .m = mu_model_new(&cfg, &moe, TINY_V, 5, d, mesh_alone()) };
+        mu_tape *tp = mu_tape_new(d);
+        for (int micro = 0; micro < 2; micro++) {       /* the second one adds to gradients that are there */
+            mu_backward_events events = { on_complete, on_op, &l };
+            l.ops = l.events = 0;
+            mu_tape_reset(tp);
+            mu_backward_with(tp, tiny_loss(tp, l.m, NULL), &events);
+            assert_int_equal(l.events, l.m->params->n_params);
+            assert_true(l.ops > l.events);
+            for (int i = 0; i < l.events; i++) {
+                mu_param *p = l.m->params->params[i];
+                int64_t n = mu_count(&p->tensor);
+                double *now = mu_alloc((size_t)n, sizeof *now);
+                mu_reals_get(d, MU_DTYPE_F64, p->tensor.grad, n, now);
+                assert_memory_equal(now, l.seen[i], (size_t)n * sizeof *now);
+                free(now);
+                free(l.seen[i]);
+                l.seen[i] = NULL;
+            }
+        }
+        mu_tape_free(tp);
+        mu_model_free(l.m);
+        mu_device_close(d);
+    }
+}
+
 /* A released tensor that a recorded backward reads must keep its data. */
 static void release_waits_for_readers(void **state) {
     (void)state;
@@ -226,7 +274,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(forward_alone_keeps_two_activations), cmocka_unit_test(backward_frees_as_it_goes),
         cmocka_unit_test(steps_do_not_grow), cmocka_unit_test(gradients_accumulate_in_parameters),
-        cmocka_unit_test(release_waits_for_readers), cmocka_unit_test(backward_needs_a_parameter),
+        cmocka_unit_test(complete_gradients_are_final), cmocka_unit_test(release_waits_for_readers), cmocka_unit_test(backward_needs_a_parameter),
         cmocka_unit_test(values_for_the_log_have_no_gradient), cmocka_unit_test(only_kernels_touch_data),
         cmocka_unit_test(a_dry_run_counts_the_bytes), cmocka_unit_test(cpu_agrees_with_the_reference),
     };

@@ -138,28 +138,58 @@ static double *sum_in_order(mu_dtype dtype, uint32_t seed, int ranks, int64_t n,
     return sum;
 }
 
-/* How a sum over ranks is done: at once, or in shards whose ends are very uneven, with empty ones. */
-static void sum_over(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, int64_t n, bool shards) {
-    if (!shards) {
+/* How a sum over ranks is done: at once, or in shards whose ends are very uneven, with empty ones; or in such shards while
+ * values are still being made. */
+enum { AT_ONCE, SHARDS, EARLY, WAYS };
+
+/* Each rank makes its values from the end on, in stretches of its own, with other collectives in between; twice. */
+static void sum_early(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, int64_t n, const int64_t *ends) {
+    size_t bytes = (size_t)n * mu_dtype_size(dtype);
+    char *values = mu_alloc(bytes + 1, 1);
+    memcpy(values, data, bytes);
+    c->overlap = true;
+    mu_reduction *r = mu_reduction_new(c, dev, dtype, data, ends);
+    check((r != NULL) == (c->size > 1), "a reduction of %d ranks", c->size);
+    for (int step = 0; step < 2 && r; step++) {
+        for (int64_t i = 0; i < n; i++) value_set(dtype, data, i, -55);
+        mu_reduction_begin(r);
+        for (int64_t from = n; from > 0;) {
+            int64_t h = (int64_t)(mu_hash64((int64_t[]){ from, c->rank, step }, 24) % 8), less = 1 + h * n / 16;
+            int64_t at = from > less ? from - less : 0;
+            for (int64_t i = at; i < from; i++) value_set(dtype, data, i, value_at(dtype, values, i));
+            mu_reduction_final(r, from = at);
+            mu_reduction_turn(r);
+        }
+        mu_barrier(c);
+        mu_reduction_finish(r);
+    }
+    mu_reduction_free(r);
+    c->overlap = false;
+    free(values);
+}
+
+static void sum_over(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, int64_t n, int way) {
+    if (way == AT_ONCE) {
         mu_all_reduce(c, MU_REDUCE_SUM, dtype, data, n);
         return;
     }
     int64_t ends[16];
     for (int r = 0; r < c->size; r++) ends[r] = r % 3 == 1 ? ends[r - 1] : n * (r + 1) * (r + 1) / (c->size * c->size);
     ends[c->size - 1] = n;
-    mu_reduce_shards(c, dev, dtype, data, ends);
+    if (way == EARLY) sum_early(c, dev, dtype, data, n, ends);
+    else mu_reduce_shards(c, dev, dtype, data, ends);
     for (int64_t i = 0; i < n; i++)         /* what others own is of no use now */
         if (i < (c->rank ? ends[c->rank - 1] : 0) || i >= ends[c->rank]) value_set(dtype, data, i, -77);
     mu_gather_shards(c, dev, dtype, data, ends);
 }
 
-static void check_sum(mu_comm *c, mu_device *dev, mu_dtype dtype, int64_t n, bool shards, uint32_t seed) {
+static void check_sum(mu_comm *c, mu_device *dev, mu_dtype dtype, int64_t n, int way, uint32_t seed) {
     bool whole = dtype == MU_DTYPE_I64 || c->window_least > n * (int64_t)mu_dtype_size(dtype);
     double *x = values_of(seed, c->rank, n, whole), *sum = sum_in_order(dtype, seed, c->size, n, whole);
     char *data = mu_alloc((size_t)n + 1, mu_dtype_size(dtype));
     for (int64_t i = 0; i < n; i++) value_set(dtype, data, i, x[i]);
     value_set(dtype, data, n, 99);
-    sum_over(c, dev, dtype, data, n, shards);
+    sum_over(c, dev, dtype, data, n, way);
     for (int64_t i = 0; i < n; i++)
         check(value_at(dtype, data, i) == sum[i], "%s, %lld values, window from %lld: [%lld] = %.17g, not %.17g",
               mu_dtype_name(dtype), (long long)n, (long long)c->window_least, (long long)i,
@@ -183,8 +213,7 @@ static void sums_and_shards(void **state) {
                                 2 * P * piece + 1, 3 * P * piece + 555 };
             world->window_least = leasts[l];
             for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-                for (int shards = 0; shards < 2; shards++)
-                    check_sum(world, dev, types[type], sizes[i], shards, seed++);
+                for (int way = 0; way < WAYS; way++) check_sum(world, dev, types[type], sizes[i], way, seed++);
         }
     world->piece_limit = (int64_t)1 << 30;
     mu_device_close(dev);

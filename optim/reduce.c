@@ -1,0 +1,91 @@
+/* reduce.c - the sums of gradients over the ranks that hold the same units.
+ *
+ * A group's gradients lie in one slab in order of declaration, and backward completes them roughly from its end. What is
+ * complete from some parameter to the end of the slab can be summed while the rest is still being made. */
+#include "optim/internal.h"
+
+#include <string.h>
+
+/* Moves the group's mark before the parameters that are complete by now, and says so to its reduction. */
+static void advance(mu_shards *s, int group) {
+    mu_params *ps = s->params;
+    int64_t from = -1;
+    int i = s->waits_for[group];
+    for (; i >= 0; i--) {
+        mu_param *p = ps->params[i];
+        if (p->desc.group != ps->groups[group]) continue;
+        if (!s->complete[i]) break;
+        mu_param_finish_grad(p);
+        from = p->slab_offset;
+    }
+    s->waits_for[group] = i;
+    if (from >= 0) mu_reduction_final(s->early[group], from);
+}
+
+static void on_complete(void *arg, mu_param *p) {
+    mu_shards *s = arg;
+    s->complete[p->index] = true;
+    for (int i = 0; i < s->params->n_groups; i++)
+        if (s->early[i] && s->params->groups[i] == p->desc.group && s->waits_for[i] == p->index) advance(s, i);
+}
+
+static void on_op(void *arg) {
+    mu_shards *s = arg;
+    for (int i = 0; i < s->params->n_groups; i++)
+        if (s->early[i]) mu_reduction_turn(s->early[i]);
+}
+
+/* The last parameter of a group that was declared, -1: it has none. */
+static int last_of(const mu_params *ps, const mu_group *g) {
+    int i = ps->n_params - 1;
+    while (i >= 0 && ps->params[i]->desc.group != g) i--;
+    return i;
+}
+
+/* Which groups are summed early. Returns whether any is. */
+static bool begin(mu_shards *s) {
+    mu_params *ps = s->params;
+    bool any = false;
+    memset(s->complete, 0, (size_t)ps->n_params * sizeof *s->complete);
+    for (int i = 0; i < ps->n_groups; i++) {
+        mu_group *g = ps->groups[i];
+        if (!comm_of(g) || g->sums) continue;
+        if (!s->early[i]) s->early[i] = mu_reduction_new(comm_of(g), ps->dev, ps->dev->fine, g->grads->region.base, s->ends[i]);
+        if (!s->early[i]) continue;
+        s->waits_for[i] = last_of(ps, g);
+        mu_reduction_begin(s->early[i]);
+        any = true;
+    }
+    return any;
+}
+
+void mu_backward_last(mu_optimizer *o, mu_tape *tp, mu_tensor *loss) {
+    mu_shards *s = &o->shards;
+    MU_CHECK(!s->reducing, "mu_backward_last twice without mu_grads_reduce in between");
+    s->reducing = begin(s);
+    mu_backward_with(tp, loss, s->reducing ? &(mu_backward_events){ on_complete, on_op, s } : NULL);
+}
+
+/* Exact sums are integers: every rank adds up all of them. */
+static void reduce_sums(const mu_params *ps, mu_comm *c, const mu_group *g) {
+    if (c->size == 1 || ps->dev->shape_only) return;
+    size_t bytes = (size_t)g->sums_words * sizeof(int64_t);
+    void *host = mu_device_stage_begin(ps->dev, g->sums->region.base, bytes, true);
+    mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, host, g->sums_words);
+    mu_device_stage_end(ps->dev, g->sums->region.base, bytes, true);
+}
+
+void mu_grads_reduce(mu_optimizer *o) {
+    mu_params *ps = o->params;
+    mu_shards *s = &o->shards;
+    mu_params_finish_grads(ps);
+    for (int i = 0; i < ps->n_groups; i++) {
+        mu_group *g = ps->groups[i];
+        mu_comm *c = comm_of(g);
+        if (s->reducing && s->early[i]) mu_reduction_finish(s->early[i]);
+        else if (c && g->sums) reduce_sums(ps, c, g);
+        else if (c) mu_reduce_shards(c, ps->dev, ps->dev->fine, g->grads->region.base, s->ends[i]);
+    }
+    s->reducing = false;
+    mu_params_round_grads(ps);
+}
