@@ -65,7 +65,7 @@ static mu_status verify(const char *path) {
 
 /* As a run that resumes. */
 static mu_status load(mu_trainer *t, const char *path) {
-    mu_manifest m;
+    mu_manifest m = { 0 };
     bool found;
     mu_status status = mu_checkpoint_find(t->mesh->world, path, &m, &found, &e);
     if (!status) status = mu_checkpoint_load(t, &m, true, &e);
