@@ -28,6 +28,7 @@ struct mu_store {
     bool writing;
     bool failed;                /* a write failed: the file is not worth keeping */
     char *path;
+    struct stat opened;         /* the file as it was opened for reading */
 };
 
 /* ------------------------------------------------------------------ errors of the library */
@@ -242,12 +243,20 @@ mu_status mu_store_create(mu_store **out, const char *path, mu_error *e) {
     return finish_opening(out, s, &t, MU_STATUS_IO, "created", e);
 }
 
+/* The open file, whatever has its name by now. */
+static void look_at_file(mu_store *s, struct stat *st, trouble *t) {
+    int *fd = NULL;
+    if (!t->failed) check(t, H5Fget_vfd_handle(s->file, H5P_DEFAULT, (void **)&fd), "looking at the file");
+    if (!t->failed && fstat(*fd, st)) t->failed = true, snprintf(t->why, sizeof t->why, "%s", mu_io_reason(errno));
+}
+
 static mu_status open_file(mu_store **out, const char *path, mu_error *e) {
     mu_store *s = new_store(path);
     trouble t = { 0 };
     hid_t fapl = file_access(&t, false);
     if (!t.failed) s->file = check(&t, H5Fopen(path, H5F_ACC_RDONLY, fapl), "opening");
     close_id(&t, fapl, H5Pclose, "preparing");
+    look_at_file(s, &s->opened, &t);
     mu_status status = t.system_error ? MU_STATUS_IO : MU_STATUS_DATA;
     return finish_opening(out, s, &t, status, "read as HDF5 (damaged, unfinished or another format)", e);
 }
@@ -498,6 +507,16 @@ static void transfer(hid_t set, mu_store_type type, int64_t first, int64_t n, vo
     close_id(t, memory, H5Sclose, "finishing");
 }
 
+/* A file that is read for hours may be written over or cut meanwhile: zeros behind its end would pass Fletcher's sum. */
+static mu_status check_unchanged(mu_store *s, mu_error *e) {
+    trouble t = { 0 };
+    struct stat now, was = s->opened;
+    look_at_file(s, &now, &t);
+    if (t.failed) return mu_error_set(e, MU_STATUS_IO, "%s: %s", s->path, t.why);
+    if (now.st_size == was.st_size && !memcmp(&now.st_mtim, &was.st_mtim, sizeof now.st_mtim)) return MU_STATUS_OK;
+    return mu_error_set(e, MU_STATUS_DATA, "%s was written to while it was being read", s->path);
+}
+
 /* The open array, of which that part is asked for. */
 static mu_status open_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n, hid_t *set,
                            layout *l, mu_error *e) {
@@ -533,7 +552,8 @@ mu_status mu_store_read_part(mu_store *s, const char *name, mu_store_type type, 
                              mu_error *e) {
     layout l = layout_of(type, 1, &n);
     hid_t set;
-    mu_status status = open_part(s, name, type, first, n, &set, &l, e);
+    mu_status status = s->writing ? MU_STATUS_OK : check_unchanged(s, e);
+    if (!status) status = open_part(s, name, type, first, n, &set, &l, e);
     if (status) return status;
     trouble t = { 0 };
     if (n > 0) transfer(set, type, first, n, data, NULL, &t);

@@ -27,10 +27,13 @@ mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, con
                             mu_error *e) {
     MU_CHECK(size && d && t, "size %p, domain %p, tokenizer %p", (void *)size, (const void *)d, (const void *)t);
     *size = (mu_domain_size){ 0 };
-    if (mu_token_file_named(d->path)) return mu_token_file_measure(size, d->domain, t, d->path, e);
-    if (!is_synthetic(d->path)) return mu_text_measure(size, d->domain, d->path, e);
-    mu_synthetic_measure(size, d->domain, seed);
-    return MU_STATUS_OK;
+    mu_status status = MU_STATUS_OK;
+    if (is_synthetic(d->path)) mu_synthetic_measure(size, d->domain, seed);
+    else if (mu_token_file_named(d->path)) status = mu_token_file_measure(size, d->domain, t, d->path, e);
+    else status = mu_text_measure(size, d->domain, d->path, e);
+    int64_t id_bytes = mu_ids_type(mu_tokenizer_vocab_size(t)) == MU_STORE_U16 ? sizeof(uint16_t) : sizeof(int32_t);
+    size->bytes = size->tokens * id_bytes + (size->documents + 1) * (int64_t)sizeof(int64_t);
+    return status;
 }
 
 /* ------------------------------------------------------------------ the corpus */

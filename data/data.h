@@ -77,9 +77,10 @@ mu_status mu_token_file_check(const char *path, char fingerprint[33], mu_error *
  * longer be read is fatal. */
 void      mu_domain_ids(const mu_domain *d, int64_t first, int64_t n, int32_t *ids);
 void      mu_domain_document_ends(const mu_domain *d, int64_t first, int64_t n, int64_t *ends);
-/* What a domain is in size, found without reading it. Of texts: bytes, at most a token each, and documents as if each file
- * were one. Errors as those of mu_corpus_open. */
-typedef struct { int64_t tokens, documents; bool in_file; } mu_domain_size;
+/* What a domain is in size, found without reading it. Of texts: a token a byte, which is the most, and documents as if each
+ * file were one. `bytes` of ids and offsets, which a text has in memory and a token file (in_file) as far as the cache has
+ * room. Errors as those of mu_corpus_open. */
+typedef struct { int64_t tokens, documents, bytes; bool in_file; } mu_domain_size;
 mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, const mu_tokenizer *t, uint64_t seed,
                             mu_error *e) MU_MUST_USE;
 

@@ -60,32 +60,40 @@ static mu_status next_end(scan *s, mu_error *e) {
     return status;
 }
 
-/* Token i of the domain. */
-static mu_status scan_id(scan *s, int64_t i, int32_t id, mu_error *e) {
+/* The ids of tokens [at, at + n). */
+static mu_status scan_stretch(scan *s, int64_t at, int64_t n, const int32_t *ids, mu_error *e) {
     int vocab_size = mu_tokenizer_vocab_size(s->t);
-    if (id < 0 || id >= vocab_size)
-        return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": token %lld is %d, vocabulary %d", s->path, s->d->name,
-                            (long long)i, id, vocab_size);
-    s->counts[id]++;
-    if (i + 1 < s->end) return MU_STATUS_OK;
-    if (id != mu_tokenizer_eod(s->t)) return bad_offsets(s, e);
-    return i + 1 < s->d->n_tokens ? next_end(s, e) : MU_STATUS_OK;
+    for (int64_t i = 0; i < n; i++) {
+        if (ids[i] < 0 || ids[i] >= vocab_size)
+            return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": token %lld is %d, vocabulary %d", s->path, s->d->name,
+                                (long long)(at + i), ids[i], vocab_size);
+        s->counts[ids[i]]++;
+    }
+    mu_status status = MU_STATUS_OK;
+    while (!status && s->end <= at + n) {
+        if (ids[s->end - 1 - at] != mu_tokenizer_eod(s->t)) return bad_offsets(s, e);
+        if (s->end == s->d->n_tokens) break;
+        status = next_end(s, e);
+    }
+    return status;
 }
 
 static mu_status scan_ids(scan *s, mu_error *e) {
     enum { STRETCH = 1 << 15 };
     const mu_column *tokens = s->d->tokens;
-    bool narrow = mu_column_type(tokens) == MU_STORE_U16;
-    void *ids = mu_alloc(STRETCH, sizeof(int32_t));
+    size_t size = mu_column_size(tokens);
+    int32_t *ids = mu_alloc(STRETCH, sizeof *ids);
+    void *raw = mu_alloc(STRETCH, size);
     mu_status status = s->d->n_tokens ? next_end(s, e) : MU_STATUS_OK;
     for (int64_t at = 0, n; !status && at < s->d->n_tokens; at += n) {
         n = s->d->n_tokens - at < STRETCH ? s->d->n_tokens - at : STRETCH;
-        status = mu_column_read(tokens, at, n, ids, e);
-        if (!status) mu_hash_add(s->hash, ids, (size_t)n * mu_column_size(tokens));
-        for (int64_t i = 0; !status && i < n; i++)
-            status = scan_id(s, at + i, narrow ? ((uint16_t *)ids)[i] : ((int32_t *)ids)[i], e);
+        status = mu_column_read(tokens, at, n, raw, e);
+        if (!status) mu_hash_add(s->hash, raw, (size_t)n * size);
+        if (!status) status = mu_column_ids(tokens, at, n, ids, e);
+        if (!status) status = scan_stretch(s, at, n, ids, e);
         mu_activity_tick();
     }
+    free(raw);
     free(ids);
     return status;
 }

@@ -29,7 +29,7 @@ static void shape_step(mu_trainer *t) {
 /* Bytes of all domains in memory: ids and offsets of documents (of token files as far as the cache has room), and the place of
  * a training sequence in the order of an epoch. What cannot be read is named, and counts nothing. */
 static double text_memory(const mu_trainer *t) {
-    double id_bytes = mu_tokenizer_vocab_size(t->tokenizer) <= 65536 ? 2 : 4, held = 0, cached = 0;
+    double held = 0, cached = 0;
     for (int i = 0; i < t->cfg.data.train.n; i++) {
         const mu_option_domain *d = &t->cfg.data.train.list[i];
         mu_domain_size size;
@@ -38,7 +38,7 @@ static double text_memory(const mu_trainer *t) {
             mu_print("note: %s: its text is not counted\n", e.text);
             continue;
         }
-        *(size.in_file ? &cached : &held) += id_bytes * (double)size.tokens + 8.0 * (double)(size.documents + 1);
+        *(size.in_file ? &cached : &held) += (double)size.bytes;
         held += 4.0 * (double)size.tokens / (double)t->cfg.train.seq_len;
     }
     return held + fmin(cached, (double)t->cfg.data.cache_mib * (1 << 20));

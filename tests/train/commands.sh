@@ -195,6 +195,8 @@ resigned 'names no tensor /norm/weight' 's/"\/norm\/weight"/"\/norm\/w"/'
 resigned 'shard-0000.h5: /state/loader: expected i64 \[2\], found i64 \[3\]' 's/\\n *- {domain: one[^}]*}//'
 resigned '/state/seed holds 7 at 0, which must be in .8, 8.' 's/seed: 7/seed: 8/'
 resigned 'a field is missing, out of its range or of the wrong type' 's/"val_split":"documents"/"val_split":"other"/'
+resigned 'made with another tokenizer "bytes": fingerprint 01234567890123456789012345678901, not' \
+    's/"tokenizer_fingerprint":"[0-9a-f]*"/"tokenizer_fingerprint":"01234567890123456789012345678901"/'
 resigned 'made with tokenizer "none", not "bytes"' 's/"tokenizer":"bytes"/"tokenizer":"none"/'
 if [ -n "${MPIEXEC:-}" ]; then
     expect 64 "verify on 2 ranks" on 2 "$MUSTER" verify run
@@ -283,6 +285,11 @@ for command in eval inspect verify "generate --prompt x"; do HOME=$work expect 0
 HOME=$work refuses 64 "~bob/run: ~ alone is your home" verify "~bob/run"
 HOME=$work refuses 66 "$work/none.yaml: No such file" train "~/none.yaml"
 refuses 64 "needs --out" tokenize a=texts
+refuses 78 'there is no tokenizer "words"; this version has "bytes"' tokenize --tokenizer words --out x.h5 a=texts
+refuses 78 'there is no tokenizer "words"' train tiny.yaml run.dir=x data.tokenizer=words
+refuses 78 'there is no tokenizer "words"' train tiny.yaml run.dir=x data.tokenizer=words --dry-run
+refuses 66 "tokenizer ./none.json: no such file" train tiny.yaml run.dir=x data.tokenizer=./none.json
+refuses 65 "tokenizer tiny.yaml: this version reads no tokenizer files" train tiny.yaml run.dir=x data.tokenizer=tiny.yaml
 refuses 64 "at least one DOMAIN=PATH" tokenize --out x.h5
 refuses 64 "expected DOMAIN=PATH" tokenize --out x.h5 texts
 refuses 64 "appears twice" tokenize --out x.h5 a=texts a=texts
