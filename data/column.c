@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK_LEAST = 4096 };        /* numbers in a block, where chunks are smaller */
+enum { BLOCK_LEAST = 4096 };        /* numbers in a block where chunks are smaller */
 
 typedef struct block {
     struct block *newer, *older;    /* in the order of their last use */
@@ -145,7 +145,8 @@ void mu_column_free(mu_column *c) {
 
 /* ------------------------------------------------------------------ reading */
 
-/* The numbers from `first` on that lie side by side, at most *n; the cache may drop them at the next call. */
+/* The numbers from `first` on that lie side by side, at most *n; the cache may drop them at the next call. What changes of a
+ * column is only what the cache has of it. */
 static mu_status find_run(mu_column *c, int64_t first, int64_t *n, const char **numbers, mu_error *e) {
     size_t size = mu_column_size(c);
     if (!c->file) {

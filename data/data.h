@@ -11,10 +11,10 @@ extern "C" {
 
 /*       type     key           default    min  max  choices  use  help */
 #define MU_OPTIONS_DATA(O) \
-    O(STRING,  tokenizer,    "bytes",   0,   0,   NULL, FIXED, "bytes: ids 0-255 are bytes, 256 ends a document; or the path of a tokenizer (none can be read yet)") \
+    O(STRING,  tokenizer,    "bytes",   0,   0,   NULL, FIXED, "bytes (ids 0-255 are bytes, 256 ends a document), or the path of a tokenizer file (no format is supported yet)") \
     O(DOMAINS, train,        NULL,      1,   0,   NULL, TEXTS, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or token FILE.h5, weight: 1.0}; path synthetic: the built-in generator") \
     O(FLOAT,   val_fraction, "0.02",    0,   0.9, NULL, TEXTS, "share of each domain's tokens that is kept for validation; whole documents, spread over it, where there are enough") \
-    O(INT,     cache_mib,    "256",     8,   1048576, NULL, EVAL, "MiB of token files that each rank keeps in memory; they are read in blocks. Texts are held whole, beside it")
+    O(INT,     cache_mib,    "256",     8,   1048576, NULL, EVAL, "cache of each rank for token files, MiB; token files are read in blocks, texts are held in memory")
 
 typedef struct { MU_OPTIONS_DATA(MU_OPTION_FIELD) } mu_data_config;
 
@@ -62,8 +62,8 @@ typedef struct {
 } mu_corpus;
 /* Reads every domain of the list: folders (every .txt is a document, every line of a .jsonl with "text"
  * is one; sorted by name, sub-folders included; what is not read is counted in the log), single files, token files (a token file may hold several
- * domains: the one named `domain` is taken), or `synthetic`. Token files are gone through once, and stay open; at most
- * cache_bytes of them (but a block) stay in memory. Errors name the path, and the line of a .jsonl:
+ * domains: the one named `domain` is taken), or `synthetic`. Token files are scanned once and stay open; a cache of
+ * cache_bytes, or of one block where that is more, holds what was read of them last. Errors name the path, and the line of a .jsonl:
  * MU_STATUS_NOINPUT missing or unreadable, MU_STATUS_DATA for content (no text, bad JSON, other tokenizer). */
 mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_tokenizer *t, uint64_t seed,
                          int64_t cache_bytes, mu_error *e) MU_MUST_USE;

@@ -51,8 +51,8 @@ typedef struct {
 void mu_domain_start(mu_domain_maker *m);
 /* Adds one document and the end-of-document id; nothing for an empty text. */
 void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes);
-/* Goes once through a domain that is complete: fingerprint and entropy, and whether every id is in the vocabulary, every
- * document ends with its id and follows the one before. MU_STATUS_DATA names the path. */
+/* Reads a complete domain once from end to end: computes fingerprint and entropy, and checks that every id is in the vocabulary
+ * and every document ends with the end-of-document id. MU_STATUS_DATA names the path. */
 mu_status mu_domain_scan(mu_domain *d, const mu_tokenizer *t, const char *path, mu_error *e) MU_MUST_USE;
 void mu_domain_close(mu_domain *d);
 

@@ -67,7 +67,7 @@ static mu_status check_out(const arguments *a, char old[33], mu_error *e) {
     return status;
 }
 
-/* Token files may be sources, too; they are gone through twice, from end to end. */
+/* Token files may be sources, too; they are read twice from end to end. */
 enum { CACHE_BYTES = 8 << 20 };
 
 int mu_cmd_tokenize(int argc, char **argv) {

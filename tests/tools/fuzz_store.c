@@ -166,6 +166,9 @@ static int look(const char *path, char **names, int n_names) {
         for (int k = 0; k < n_dims; k++) n *= shape[k];
         void *data = mu_alloc((size_t)n, 1);
         if (mu_store_read(s, names[i], type, n_dims, shape, data, &e)) ending = NOT_READ;
+        int64_t chunk, part = n_dims == 1 ? shape[0] / 2 : 0;
+        if (mu_store_chunk(s, names[i], &chunk, &e) || (part && mu_store_read_part(s, names[i], type, part, part, data, &e)))
+            ending = NOT_READ;
         free(data);
     }
     return mu_store_close(s, &e) ? NOT_READ : ending;

@@ -19,7 +19,7 @@ fuzz() {            # fuzz FILE NAME...: the store opens, walks and reads what c
     if timeout $((60 + inputs)) "$MUSTER_FUZZ_STORE" "$1" "$inputs" 1 "${@:2}" > log 2>&1; then pass; else fail "changed metadata of $1"; fi
     [ -n "${VERBOSE:-}" ] && tail -1 log
 }
-fuzz tokens.h5 /tokenizer /fingerprint /domains/a/tokens /domains/a/document_offsets /domains/a/text_bytes /domains/j/tokens
+fuzz tokens.h5 /tokenizer /tokenizer_fingerprint /fingerprint /domains/a/tokens /domains/a/document_offsets /domains/a/text_bytes /domains/j/tokens
 fuzz $shard /embed_tokens/weight /layers/0/mlp/experts/7/up_proj/weight /optim/m/layers/0/mlp/experts/8/gate_proj/weight \
     /optim/v/lm_head/weight /state/roll/ring /state/loader
 
