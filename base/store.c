@@ -23,12 +23,17 @@
 
 enum { MAX_DIMS = 4, CHUNK_BYTES = 1 << 20 };
 
+typedef struct { mu_store_type type; int n_dims; int64_t shape[MAX_DIMS]; } layout;
+
 struct mu_store {
     hid_t file;
     bool writing;
     bool failed;                /* a write failed: the file is not worth keeping */
     char *path;
     struct stat opened;         /* the file as it was opened for reading */
+    char *part_name;            /* of the array that parts are read of: it stays open */
+    hid_t part_set;
+    layout part_layout;
 };
 
 /* ------------------------------------------------------------------ errors of the library */
@@ -110,8 +115,6 @@ static hid_t file_type(mu_store_type type, bool big_endian) {
 }
 
 static bool is_float(mu_store_type type) { return type == MU_STORE_F64 || type == MU_STORE_F32; }
-
-typedef struct { mu_store_type type; int n_dims; int64_t shape[MAX_DIMS]; } layout;
 
 static bool is_empty(const layout *l) {
     for (int i = 0; i < l->n_dims; i++)
@@ -297,10 +300,17 @@ mu_status mu_store_open(mu_store **out, const char *path, mu_error *e) {
     return status ? status : open_file(out, path, e);
 }
 
+static void close_part(mu_store *s, trouble *t) {
+    if (s->part_name) close_id(t, s->part_set, H5Dclose, "closing");
+    free(s->part_name);
+    s->part_name = NULL;
+}
+
 mu_status mu_store_close(mu_store *s, mu_error *e) {
     if (!s) return MU_STATUS_OK;
     trouble t = { 0 };
     mu_status status = MU_STATUS_OK;
+    close_part(s, &t);
     check(&t, H5Fclose(s->file), "closing");
     if (s->writing && (t.failed || s->failed)) {
         status = mu_error_set(e, MU_STATUS_IO, "%s: not written completely%s%s", s->path,
@@ -517,17 +527,21 @@ static mu_status check_unchanged(mu_store *s, mu_error *e) {
     return mu_error_set(e, MU_STATUS_DATA, "%s was written to while it was being read", s->path);
 }
 
-/* The open array, of which that part is asked for. */
-static mu_status open_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n, hid_t *set,
-                           layout *l, mu_error *e) {
+/* Opens the array of which that part is asked for, unless it is open: parts are many. */
+static mu_status open_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n, mu_error *e) {
     char found[128];
-    mu_status status = open_array(s, name, set, l, e);
-    if (status) return status;
-    if (l->n_dims != 1 || l->type != type) {
-        close_id(&(trouble){ 0 }, *set, H5Dclose, "closing");
+    layout *l = &s->part_layout;
+    trouble t = { 0 };
+    if (!s->part_name || strcmp(s->part_name, name)) {
+        close_part(s, &t);
+        if (t.failed) return s->writing ? write_trouble(s, name, l, &t, e) : read_trouble(s, name, &t, e);
+        mu_status status = open_array(s, name, &s->part_set, l, e);
+        if (status) return status;
+        s->part_name = mu_strdup(name);
+    }
+    if (l->n_dims != 1 || l->type != type)
         return mu_error_set(e, MU_STATUS_DATA, "%s: %s: expected %s of one dimension, found %s", s->path, name,
                             types[type].name, describe(l, found));
-    }
     MU_CHECK(first >= 0 && n >= 0 && first <= l->shape[0] && n <= l->shape[0] - first,
              "%s: %s: values [%lld, %lld) of %lld", s->path, name, (long long)first, (long long)(first + n),
              (long long)l->shape[0]);
@@ -536,28 +550,24 @@ static mu_status open_part(mu_store *s, const char *name, mu_store_type type, in
 
 mu_status mu_store_write_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n,
                               const void *data, mu_error *e) {
-    layout l = layout_of(type, 1, &n);
-    hid_t set;
+    MU_CHECK((unsigned)type < N_TYPES, "no store type %d", (int)type);
     MU_CHECK(s->writing, "%s is open for reading", s->path);
     if (s->failed) return mu_error_set(e, MU_STATUS_IO, "%s: %s: an earlier write failed", s->path, name);
-    mu_status status = open_part(s, name, type, first, n, &set, &l, e);
+    mu_status status = open_part(s, name, type, first, n, e);
     if (status) return status;
     trouble t = { 0 };
-    if (n > 0) transfer(set, type, first, n, NULL, data, &t);
-    close_id(&t, set, H5Dclose, "writing");
-    return t.failed ? write_trouble(s, name, &l, &t, e) : MU_STATUS_OK;
+    if (n > 0) transfer(s->part_set, type, first, n, NULL, data, &t);
+    return t.failed ? write_trouble(s, name, &s->part_layout, &t, e) : MU_STATUS_OK;
 }
 
 mu_status mu_store_read_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n, void *data,
                              mu_error *e) {
-    layout l = layout_of(type, 1, &n);
-    hid_t set;
+    MU_CHECK((unsigned)type < N_TYPES, "no store type %d", (int)type);
     mu_status status = s->writing ? MU_STATUS_OK : check_unchanged(s, e);
-    if (!status) status = open_part(s, name, type, first, n, &set, &l, e);
+    if (!status) status = open_part(s, name, type, first, n, e);
     if (status) return status;
     trouble t = { 0 };
-    if (n > 0) transfer(set, type, first, n, data, NULL, &t);
-    close_id(&t, set, H5Dclose, "closing");
+    if (n > 0) transfer(s->part_set, type, first, n, data, NULL, &t);
     return t.failed ? read_trouble(s, name, &t, e) : MU_STATUS_OK;
 }
 

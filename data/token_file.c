@@ -12,7 +12,7 @@ bool mu_token_file_named(const char *path) {
     return mu_file_ends(path, ".h5") || mu_file_ends(path, ".hdf5");
 }
 
-enum { CHUNK_BYTES = 1 << 16, WRITE_CHUNKS = 16 };
+enum { CHUNK_BYTES = 1 << 15, WRITE_CHUNKS = 32 };
 
 /* The heap name of one of a domain's datasets. */
 static char *dataset(const char *domain, const char *what) { return mu_format("/domains/%s/%s", domain, what); }
