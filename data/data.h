@@ -87,7 +87,8 @@ mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, con
 /* ------------------------------------------------------------------ loader (loader.c)
  * The global batch of step s depends on seed, corpus and s only: sample g is drawn from a domain with
  * its share (weight x tokens, normalised), by Philox keyed with g; within a domain the training
- * sequences are visited in an order shuffled anew each epoch. State = samples drawn from each domain. */
+ * sequences are visited in an order shuffled anew each epoch, keyed by the domain's name. State = samples drawn from each
+ * domain. */
 typedef struct mu_loader mu_loader;
 typedef struct { int domain; int64_t sequence; int64_t global_sample; } mu_sample;
 /* What of a domain is for validation. DOCUMENTS: whole documents where there are enough, else single sequences, spread
@@ -95,7 +96,8 @@ typedef struct { int domain; int64_t sequence; int64_t global_sample; } mu_sampl
  * at most a tenth unless val_fraction asks for more. More text at its end never leaves less to train on (split.c).
  * TAIL: the split of older checkpoints, the last val_fraction, at least 16 sequences where there are more. */
 typedef enum { MU_VAL_DOCUMENTS, MU_VAL_TAIL } mu_val_split;
-/* Borrows the corpus. MU_STATUS_DATA when a domain is shorter than one training sequence. */
+/* Borrows the corpus. MU_STATUS_DATA when a domain is shorter than one training sequence or has more than 2^32 - 1;
+ * MU_STATUS_CONFIG for weights that leave nothing to train on. */
 mu_status mu_loader_open(mu_loader **l, const mu_corpus *c, int64_t seq_len, double val_fraction, mu_val_split split,
                          uint64_t seed, mu_error *e) MU_MUST_USE;
 void      mu_loader_close(mu_loader *l);
