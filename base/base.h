@@ -306,10 +306,12 @@ mu_status mu_store_read(mu_store *s, const char *name, mu_store_type type, int n
 /* Type and shape of a dataset; n_dims is at most 4. MU_STATUS_DATA when it is not there or not plain. */
 mu_status mu_store_shape(mu_store *s, const char *name, mu_store_type *type, int *n_dims, int64_t shape[4],
                          mu_error *e) MU_MUST_USE;
-/* A long array of one dimension in parts, so that it is never in memory as a whole. mu_store_make declares n values, kept in
- * chunks of `chunk`; who makes an array writes all of it. A part is values [first, first + n) of exactly this type; parts of
- * whole chunks are the quickest, as any part of a chunk is read with all of it. mu_store_chunk: values in a chunk, at least 1. */
-mu_status mu_store_make(mu_store *s, const char *name, mu_store_type type, int64_t n, int64_t chunk, mu_error *e) MU_MUST_USE;
+/* A long array in parts, so that it is never in memory as a whole. mu_store_make declares it, kept in chunks of `rows` rows
+ * (its first dimension); who makes an array writes all of it. A part is rows [first, first + n) of exactly this type; parts of
+ * whole chunks are the quickest, as any part of a chunk is read with all of it. Only arrays of one dimension are read in
+ * parts. mu_store_chunk: values in a chunk, at least 1. */
+mu_status mu_store_make(mu_store *s, const char *name, mu_store_type type, int n_dims, const int64_t *shape, int64_t rows,
+                        mu_error *e) MU_MUST_USE;
 mu_status mu_store_write_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n,
                               const void *data, mu_error *e) MU_MUST_USE;
 mu_status mu_store_read_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n, void *data,

@@ -412,11 +412,14 @@ mu_status mu_store_write(mu_store *s, const char *name, mu_store_type type, int 
     return add_array(s, name, &l, chunk, data, e);
 }
 
-mu_status mu_store_make(mu_store *s, const char *name, mu_store_type type, int64_t n, int64_t chunk, mu_error *e) {
+mu_status mu_store_make(mu_store *s, const char *name, mu_store_type type, int n_dims, const int64_t *shape, int64_t rows,
+                        mu_error *e) {
     check_name(name);
-    layout l = layout_of(type, 1, &n);
-    MU_CHECK(chunk > 0, "%s: chunks of %lld values", name, (long long)chunk);
-    return add_array(s, name, &l, &(hsize_t){ (hsize_t)(chunk < n ? chunk : n) }, NULL, e);
+    layout l = layout_of(type, n_dims, shape);
+    MU_CHECK(rows > 0, "%s: chunks of %lld rows", name, (long long)rows);
+    hsize_t chunk[MAX_DIMS];
+    for (int i = 0; i < n_dims; i++) chunk[i] = (hsize_t)(i == 0 && rows < shape[0] ? rows : shape[i]);
+    return add_array(s, name, &l, chunk, NULL, e);
 }
 
 mu_status mu_store_write_text(mu_store *s, const char *name, const char *text, mu_error *e) {
@@ -505,14 +508,15 @@ mu_status mu_store_read(mu_store *s, const char *name, mu_store_type type, int n
 
 /* ------------------------------------------------------------------ parts of arrays */
 
-/* Reads or writes values [first, first + n), which there are. */
-static void transfer(hid_t set, mu_store_type type, int64_t first, int64_t n, void *in, const void *out, trouble *t) {
-    hsize_t from = (hsize_t)first, count = (hsize_t)n;
-    hid_t memory = check(t, H5Screate_simple(1, &count, NULL), "preparing");
+/* Reads or writes rows [first, first + n), which there are. */
+static void transfer(hid_t set, const layout *l, int64_t first, int64_t n, void *in, const void *out, trouble *t) {
+    hsize_t from[MAX_DIMS] = { (hsize_t)first }, count[MAX_DIMS] = { (hsize_t)n };
+    for (int i = 1; i < l->n_dims; i++) count[i] = (hsize_t)l->shape[i];
+    hid_t memory = check(t, H5Screate_simple(l->n_dims, count, NULL), "preparing");
     hid_t file = check(t, H5Dget_space(set), "preparing");
-    check(t, H5Sselect_hyperslab(file, H5S_SELECT_SET, &from, NULL, &count, NULL), "selecting a part");
-    if (!t->failed && in) check(t, H5Dread(set, native_type(type), memory, file, H5P_DEFAULT, in), "reading");
-    if (!t->failed && out) check(t, H5Dwrite(set, native_type(type), memory, file, H5P_DEFAULT, out), "writing");
+    check(t, H5Sselect_hyperslab(file, H5S_SELECT_SET, from, NULL, count, NULL), "selecting a part");
+    if (!t->failed && in) check(t, H5Dread(set, native_type(l->type), memory, file, H5P_DEFAULT, in), "reading");
+    if (!t->failed && out) check(t, H5Dwrite(set, native_type(l->type), memory, file, H5P_DEFAULT, out), "writing");
     close_id(t, file, H5Sclose, "finishing");
     close_id(t, memory, H5Sclose, "finishing");
 }
@@ -539,11 +543,11 @@ static mu_status open_part(mu_store *s, const char *name, mu_store_type type, in
         if (status) return status;
         s->part_name = mu_strdup(name);
     }
-    if (l->n_dims != 1 || l->type != type)
+    if (l->type != type || (l->n_dims != 1 && !s->writing))
         return mu_error_set(e, MU_STATUS_DATA, "%s: %s: expected %s of one dimension, found %s", s->path, name,
                             types[type].name, describe(l, found));
     MU_CHECK(first >= 0 && n >= 0 && first <= l->shape[0] && n <= l->shape[0] - first,
-             "%s: %s: values [%lld, %lld) of %lld", s->path, name, (long long)first, (long long)(first + n),
+             "%s: %s: rows [%lld, %lld) of %lld", s->path, name, (long long)first, (long long)(first + n),
              (long long)l->shape[0]);
     return MU_STATUS_OK;
 }
@@ -556,7 +560,7 @@ mu_status mu_store_write_part(mu_store *s, const char *name, mu_store_type type,
     mu_status status = open_part(s, name, type, first, n, e);
     if (status) return status;
     trouble t = { 0 };
-    if (n > 0) transfer(s->part_set, type, first, n, NULL, data, &t);
+    if (n > 0 && !is_empty(&s->part_layout)) transfer(s->part_set, &s->part_layout, first, n, NULL, data, &t);
     return t.failed ? write_trouble(s, name, &s->part_layout, &t, e) : MU_STATUS_OK;
 }
 
@@ -567,7 +571,7 @@ mu_status mu_store_read_part(mu_store *s, const char *name, mu_store_type type, 
     if (!status) status = open_part(s, name, type, first, n, e);
     if (status) return status;
     trouble t = { 0 };
-    if (n > 0) transfer(s->part_set, type, first, n, data, NULL, &t);
+    if (n > 0) transfer(s->part_set, &s->part_layout, first, n, data, NULL, &t);
     return t.failed ? read_trouble(s, name, &t, e) : MU_STATUS_OK;
 }
 

@@ -24,7 +24,7 @@ static mu_status write_column(mu_store *s, const mu_domain *d, const char *what,
     mu_store_type type = mu_column_type(c);
     char *name = dataset(d->name, what);
     void *part = mu_alloc((size_t)most, (size_t)size);
-    mu_status status = mu_store_make(s, name, type, n, CHUNK_BYTES / size, e);
+    mu_status status = mu_store_make(s, name, type, 1, &n, CHUNK_BYTES / size, e);
     for (int64_t at = 0, here; !status && at < n; at += here) {
         here = n - at < most ? n - at : most;
         status = mu_column_read(c, at, here, part, e);

@@ -139,16 +139,21 @@ static void test_parts(void **state) {
     uint16_t all[N], back[N];
     for (int i = 0; i < N; i++) all[i] = (uint16_t)(i * 31);
     mu_store *s;
-    int64_t n = N, chunk;
+    int64_t n = N, chunk, rows[] = { 50, 4, 25 };
     assert_ok(mu_store_create(&s, in_folder("parts.h5"), &e));
-    assert_ok(mu_store_make(s, "/a/parts", MU_STORE_U16, N, CHUNK, &e));
+    assert_ok(mu_store_make(s, "/a/parts", MU_STORE_U16, 1, &n, CHUNK, &e));
     assert_ok(mu_store_write_part(s, "/a/parts", MU_STORE_U16, 900, N - 900, all + 900, &e));
     assert_ok(mu_store_write_part(s, "/a/parts", MU_STORE_U16, 0, 900, all, &e));
     assert_ok(mu_store_write_part(s, "/a/parts", MU_STORE_U16, N, 0, NULL, &e));
     assert_ok(mu_store_write(s, "/a/whole", MU_STORE_U16, 1, &n, all, &e));
-    assert_ok(mu_store_make(s, "/a/none", MU_STORE_U16, 0, CHUNK, &e));
-    assert_ok(mu_store_make(s, "/a/one", MU_STORE_I64, 1, CHUNK, &e));
+    assert_ok(mu_store_make(s, "/a/none", MU_STORE_U16, 1, &(int64_t){ 0 }, CHUNK, &e));
+    assert_ok(mu_store_make(s, "/a/one", MU_STORE_I64, 1, &(int64_t){ 1 }, CHUNK, &e));
     assert_ok(mu_store_write_part(s, "/a/one", MU_STORE_I64, 0, 1, longs, &e));
+    assert_ok(mu_store_make(s, "/a/rows", MU_STORE_U16, 3, rows, 7, &e));
+    for (int at = 0; at < 50; at += 20)
+        assert_ok(mu_store_write_part(s, "/a/rows", MU_STORE_U16, at, at + 20 < 50 ? 20 : 50 - at, all + at * 100, &e));
+    assert_ok(mu_store_make(s, "/a/empty_rows", MU_STORE_U16, 2, (int64_t[]){ 4, 0 }, 7, &e));
+    assert_ok(mu_store_write_part(s, "/a/empty_rows", MU_STORE_U16, 0, 4, NULL, &e));
     assert_ok(mu_store_close(s, &e));
     assert_ok(mu_store_open(&s, in_folder("parts.h5"), &e));
     assert_ok(mu_store_chunk(s, "/a/parts", &chunk, &e));
@@ -161,6 +166,11 @@ static void test_parts(void **state) {
     for (int at = 0; at < N; at += 123)
         assert_ok(mu_store_read_part(s, "/a/whole", MU_STORE_U16, at, at + 123 < N ? 123 : N - at, back + at, &e));
     assert_memory_equal(back, all, sizeof all);
+    memset(back, 0, sizeof back);
+    assert_ok(mu_store_read(s, "/a/rows", MU_STORE_U16, 3, rows, back, &e));
+    assert_memory_equal(back, all, sizeof all);
+    assert_error(mu_store_read_part(s, "/a/rows", MU_STORE_U16, 0, 1, back, &e), MU_STATUS_DATA,
+                 "expected u16 of one dimension, found u16 [50, 4, 25]");
     assert_ok(mu_store_read_part(s, "/a/none", MU_STORE_U16, 0, 0, back, &e));
     assert_error(mu_store_read_part(s, "/a/one", MU_STORE_U16, 0, 1, back, &e), MU_STATUS_DATA,
                  "expected u16 of one dimension, found i64 [1]");
