@@ -91,11 +91,11 @@ mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, con
  * domain. */
 typedef struct mu_loader mu_loader;
 typedef struct { int domain; int64_t sequence; int64_t global_sample; } mu_sample;
-/* What of a domain is for validation. DOCUMENTS: whole documents where there are enough, else single sequences, spread
- * over the domain; val_fraction of it, with whole documents half to twice that, at least one sequence where it has ten,
- * at most a tenth unless val_fraction asks for more. More text at its end never leaves less to train on (split.c).
- * TAIL: the split of older checkpoints, the last val_fraction, at least 16 sequences where there are more. */
-typedef enum { MU_VAL_DOCUMENTS, MU_VAL_TAIL } mu_val_split;
+/* What of a domain is for validation. DOCUMENTS_BY_HASH: val_fraction of its sequences, at least one where it has ten; whole
+ * documents, chosen by a hash of their beginnings, where there are enough, else single sequences, too, spread over the
+ * domain. More text, wherever it comes in, never leaves less to train on (split.c). Splits of older checkpoints: DOCUMENTS,
+ * whole documents chosen in their order, and TAIL, the last val_fraction, at least 16 sequences where there are more. */
+typedef enum { MU_VAL_DOCUMENTS_BY_HASH, MU_VAL_DOCUMENTS, MU_VAL_TAIL } mu_val_split;
 /* Borrows the corpus. MU_STATUS_DATA when a domain is shorter than one training sequence or has more than 2^32 - 1;
  * MU_STATUS_CONFIG for weights that leave nothing to train on. */
 mu_status mu_loader_open(mu_loader **l, const mu_corpus *c, int64_t seq_len, double val_fraction, mu_val_split split,

@@ -77,8 +77,8 @@ typedef struct { int64_t from, at; } mu_piece;
 typedef struct { int64_t tokens, n, room; mu_piece *pieces; } mu_stream;
 typedef struct {
     int64_t n_train, n_val;         /* sequences */
-    mu_stream rest, kept;           /* kept: documents held out in whole */
-    int64_t n_held, *held;          /* sequences of rest that are for validation, too; ascending */
+    mu_stream rest, kept;           /* kept: all for validation (MU_VAL_DOCUMENTS) */
+    int64_t n_held, *held;          /* sequences of rest that are for validation; ascending */
     int64_t step;                   /* validation sequence i is number i * step of kept and held together */
 } mu_split;
 /* Borrows nothing; mu_split_free may follow any outcome. MU_STATUS_DATA when there is no sequence to train on. */

@@ -55,7 +55,7 @@ mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, d
              c ? c->n_domains : 0);
     MU_CHECK(seq_len > 0 && val_fraction >= 0 && val_fraction < 1, "seq_len %lld, val_fraction %g",
              (long long)seq_len, val_fraction);
-    MU_CHECK(split == MU_VAL_DOCUMENTS || split == MU_VAL_TAIL, "no split %d", (int)split);
+    MU_CHECK((int)split >= 0 && split <= MU_VAL_TAIL, "no split %d", (int)split);
     mu_loader *l = mu_alloc(1, sizeof *l);
     *l = (mu_loader){ .corpus = c, .seq_len = seq_len, .seed = seed, .n_parts = c->n_domains };
     l->parts = mu_alloc((size_t)l->n_parts, sizeof *l->parts);

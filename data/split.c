@@ -1,22 +1,18 @@
 /* split.c - what of a domain is for training and what for validation.
  *
- * Sequences of L inputs are cut out of two streams: `kept`, the documents held out in whole, one after the other, and
- * `rest`, the others. As targets are inputs shifted by one, sequence i of a stream reads its tokens [i L, i L + L];
- * neighbours share the one token that ends the last target of one and is the first input of the other. Where whole
- * documents make less than half of what is asked, sequences of `rest` are held out as well, spread evenly.
+ * Sequences of L inputs are cut out of a stream of tokens. As targets are inputs shifted by one, sequence i reads the tokens
+ * [i L, i L + L] of the stream; neighbours share the one token that ends the last target of one and is the first input of the
+ * other.
  *
- * asked(n) of n sequences are for validation: the fraction, at least one of ten, so at most the fraction or a tenth.
- * The documents are gone through in order, short ones joined until they make a sequence. The next are held out when
- * `kept` has fewer sequences than asked, unless they are longer than room() allows. With R and K sequences of the two
- * streams in the end,
+ * asked(n) of n sequences are for validation: the fraction, at least one of ten, so at most the fraction or a tenth. Whole
+ * documents are chosen in ascending order of a hash of their beginnings, each where it still fits, and moved to the end of the
+ * stream: sequences that begin there or reach into it are for validation. The others that asked(n) wants are spread evenly
+ * over the rest of the stream. So of a domain of n sequences exactly
  *
- *     validation = max(K, asked(R + K) - K)        training = min(R, R + 2 K - asked(R + K))
+ *     asked(n) are for validation, n - asked(n) for training.
  *
- * More text at the end never means fewer sequences to train on: what is decided about a document depends on those before
- * it, so a document added makes R or K larger and neither smaller, and n - asked(n) never falls with n. Nor does it when
- * the last document grows: held out, it adds nothing to R; at the length where it no longer fits it goes to `rest`, which
- * gains at least the sequences that asked() then wants more. Text that comes in between others may move the choice of
- * those after it, and so cost a part of one document. */
+ * The latter never falls with n: more text, wherever it comes in, never leaves less to train on. A hash depends on nothing but
+ * the document, so the choice among those there were changes little. */
 #include "data/internal.h"
 
 #include <math.h>
@@ -31,14 +27,10 @@ static int64_t asked(int64_t n, double fraction) {
     return share < 1 ? n >= 10 : share < n ? share : n - 1;
 }
 
-/* Tokens of documents held out of n: twice what is asked, but not more than the fraction or a tenth. */
-static double room(int64_t n, int64_t L, double fraction) {
-    return fmin(2 * fmax(fraction * (double)n, (double)L + 1), fmax(fraction, 0.1) * (double)n);
-}
-
 /* Tokens [from, from + n) of the domain, at the end of the stream. */
 static void append(mu_stream *s, int64_t from, int64_t n) {
     const mu_piece *last = s->n ? &s->pieces[s->n - 1] : NULL;
+    if (n == 0) return;
     if (!last || last->from + (s->tokens - last->at) != from) {
         if (s->n == s->room) s->pieces = mu_realloc(s->pieces, (size_t)(s->room = 2 * s->room + 4), sizeof *s->pieces);
         s->pieces[s->n++] = (mu_piece){ from, s->tokens };
@@ -55,16 +47,6 @@ static int64_t next_end(end_reader *r) {
     return r->ends[at];
 }
 
-static void hold_out_documents(mu_split *s, const mu_domain *d, int64_t L, double fraction) {
-    end_reader r = { .d = d };
-    for (int64_t from = 0, end; r.next < d->n_documents; from = end) {
-        do end = next_end(&r); while (end - from <= L && r.next < d->n_documents);
-        int64_t n = end - from, kept = sequences(s->kept.tokens, L), rest = sequences(s->rest.tokens, L);
-        bool hold = asked(rest + kept, fraction) > kept && (double)(s->kept.tokens + n) <= room(end, L, fraction);
-        append(hold ? &s->kept : &s->rest, from, n);
-    }
-}
-
 /* Numbers 0 .. n - 1 in steps of about the golden ratio: the first few of them are spread over all, however few. */
 static int64_t spreading_step(int64_t n) {
     int64_t step = n > 2 ? llround(0.6180339887498949 * (double)n) : 1;
@@ -78,33 +60,128 @@ static int64_t spreading_step(int64_t n) {
     }
 }
 
-static void split_documents(mu_split *s, const mu_domain *d, int64_t L, double fraction) {
-    hold_out_documents(s, d, L, fraction);
-    int64_t kept = sequences(s->kept.tokens, L), rest = sequences(s->rest.tokens, L);
-    int64_t held = asked(rest + kept, fraction) - 2 * kept;
-    s->n_held = held > 0 ? held : 0;
+/* For validation: the last `last` of the n sequences of `rest`, and `spread` of those before them; and all of `kept`. */
+static void hold_out(mu_split *s, int64_t n, int64_t L, int64_t spread, int64_t last) {
+    s->n_held = spread + last;
     s->held = mu_alloc((size_t)s->n_held, sizeof *s->held);
-    for (int64_t j = 0; j < s->n_held; j++)
-        s->held[j] = (int64_t)(((double)j + 0.5) * (double)rest / (double)s->n_held);
-    s->n_val = kept + s->n_held;
-    s->n_train = rest - s->n_held;
+    for (int64_t j = 0; j < spread; j++) s->held[j] = (int64_t)(((double)j + 0.5) * (double)(n - last) / (double)spread);
+    for (int64_t j = 0; j < last; j++) s->held[spread + j] = n - last + j;
+    s->n_train = n - s->n_held;
+    s->n_val = s->n_held + sequences(s->kept.tokens, L);
     s->step = s->n_val ? spreading_step(s->n_val) : 1;
 }
 
-/* The split of checkpoints in format 1: the last sequences, and at least 16 where there are more. */
+/* ------------------------------------------------------------------ documents by hash */
+
+typedef struct { uint64_t hash; int64_t from, n; } document;
+typedef struct {
+    int64_t room;               /* tokens */
+    int64_t n, capacity, tokens;
+    document *list;
+} choice;
+
+/* Where documents begin alike (a common header), their lengths put them into an order that is as random. */
+static int by_hash(const void *a, const void *b) {
+    const document *x = a, *y = b;
+    uint64_t mixed_x = (uint64_t)x->n * 0x9E3779B97F4A7C15u, mixed_y = (uint64_t)y->n * 0x9E3779B97F4A7C15u;
+    if (x->hash != y->hash) return x->hash < y->hash ? -1 : 1;
+    if (mixed_x != mixed_y) return mixed_x < mixed_y ? -1 : 1;
+    return x->from < y->from ? -1 : x->from > y->from;
+}
+
+static int by_place(const void *a, const void *b) {
+    const document *x = a, *y = b;
+    return x->from < y->from ? -1 : x->from > y->from;
+}
+
+/* Only the first by hash, of twice the room: those behind them are hardly ever asked for, and may be very many. */
+static void shorten(choice *c) {
+    int64_t n = 0, tokens = 0;
+    if (c->n) qsort(c->list, (size_t)c->n, sizeof *c->list, by_hash);
+    while (n < c->n && tokens < 2 * c->room) tokens += c->list[n++].n;
+    c->n = n, c->tokens = tokens;
+}
+
+static void consider(choice *c, document next) {
+    if (c->n == c->capacity) c->list = mu_realloc(c->list, (size_t)(c->capacity = 2 * c->capacity + 16), sizeof *c->list);
+    c->list[c->n++] = next;
+    c->tokens += next.n;
+    if (c->tokens > 8 * c->room) shorten(c);
+}
+
+/* Documents of at most `room` tokens in all, in the order of the domain. Of each, the first L tokens are read. */
+static choice choose_documents(const mu_domain *d, int64_t L, int64_t room) {
+    choice c = { .room = room };
+    end_reader r = { .d = d };
+    int32_t *ids = mu_alloc((size_t)L, sizeof *ids);
+    for (int64_t from = 0, end; r.next < d->n_documents; from = end) {
+        end = next_end(&r);
+        int64_t n = end - from, read = n < L ? n : L;
+        if (n > room) continue;
+        mu_domain_ids(d, from, read, ids);
+        consider(&c, (document){ mu_hash64(ids, (size_t)read * sizeof *ids), from, n });
+        mu_activity_tick();
+    }
+    free(ids);
+    shorten(&c);
+    int64_t n = 0, tokens = 0;
+    for (int64_t i = 0; i < c.n; i++)
+        if (tokens + c.list[i].n <= room) tokens += c.list[i].n, c.list[n++] = c.list[i];
+    c.n = n, c.tokens = tokens;
+    if (n) qsort(c.list, (size_t)n, sizeof *c.list, by_place);
+    return c;
+}
+
+static void split_by_hash(mu_split *s, const mu_domain *d, int64_t L, double fraction) {
+    int64_t n = sequences(d->n_tokens, L), val = asked(n, fraction), at = 0;
+    /* The last target of the last training sequence is token (n - val) L: all that follow may be chosen. */
+    choice c = val ? choose_documents(d, L, d->n_tokens - 1 - (n - val) * L) : (choice){ 0 };
+    for (int64_t i = 0; i < c.n; at = c.list[i].from + c.list[i].n, i++) append(&s->rest, at, c.list[i].from - at);
+    append(&s->rest, at, d->n_tokens - at);
+    for (int64_t i = 0; i < c.n; i++) append(&s->rest, c.list[i].from, c.list[i].n);
+    int64_t last = n - sequences(d->n_tokens - c.tokens, L);
+    hold_out(s, n, L, val - last, last);
+    free(c.list);
+}
+
+/* ------------------------------------------------------------------ splits that only older checkpoints have, kept to the bit */
+
+/* Tokens of documents held out of n: twice what is asked, but not more than the fraction or a tenth. */
+static double room(int64_t n, int64_t L, double fraction) {
+    return fmin(2 * fmax(fraction * (double)n, (double)L + 1), fmax(fraction, 0.1) * (double)n);
+}
+
+/* DOCUMENTS: the documents are gone through in order, short ones joined until they make a sequence. The next are held out when
+ * `kept` has fewer sequences than asked, unless they are longer than room() allows. */
+static void hold_out_documents(mu_split *s, const mu_domain *d, int64_t L, double fraction) {
+    end_reader r = { .d = d };
+    for (int64_t from = 0, end; r.next < d->n_documents; from = end) {
+        do end = next_end(&r); while (end - from <= L && r.next < d->n_documents);
+        int64_t n = end - from, kept = sequences(s->kept.tokens, L), rest = sequences(s->rest.tokens, L);
+        bool hold = asked(rest + kept, fraction) > kept && (double)(s->kept.tokens + n) <= room(end, L, fraction);
+        append(hold ? &s->kept : &s->rest, from, n);
+    }
+}
+
+static void split_documents(mu_split *s, const mu_domain *d, int64_t L, double fraction) {
+    hold_out_documents(s, d, L, fraction);
+    int64_t kept = sequences(s->kept.tokens, L), rest = sequences(s->rest.tokens, L);
+    int64_t spread = asked(rest + kept, fraction) - 2 * kept;
+    hold_out(s, rest, L, spread > 0 ? spread : 0, 0);
+}
+
+/* TAIL: the last sequences, and at least 16 where there are more. */
 static void split_tail(mu_split *s, const mu_domain *d, int64_t L, double fraction) {
     enum { LEAST = 16 };
-    int64_t n = sequences(d->n_tokens, L), least = n > LEAST ? LEAST : n / 2;
+    int64_t n = sequences(d->n_tokens, L), least = n > LEAST ? LEAST : n / 2, last = 0;
     append(&s->rest, 0, d->n_tokens);
-    s->n_val = fraction > 0 ? llround(fraction * (double)n) : 0;
-    if (fraction > 0 && s->n_val < least) s->n_val = least;
-    if (s->n_val > n - 1) s->n_val = n - 1;
-    s->n_train = n - s->n_val;
-    s->n_held = s->n_val;
-    s->held = mu_alloc((size_t)s->n_held, sizeof *s->held);
-    for (int64_t j = 0; j < s->n_held; j++) s->held[j] = s->n_train + j;
+    if (fraction > 0) last = llround(fraction * (double)n);
+    if (fraction > 0 && last < least) last = least;
+    hold_out(s, n, L, 0, last < n ? last : n - 1);
     s->step = 1;
 }
+
+/* ------------------------------------------------------------------ making */
 
 mu_status mu_split_make(mu_split *s, const mu_domain *d, int64_t L, double fraction, mu_val_split rule, mu_error *e) {
     *s = (mu_split){ 0 };
@@ -115,7 +192,10 @@ mu_status mu_split_make(mu_split *s, const mu_domain *d, int64_t L, double fract
             "%lld; give it more text or make train.seq_len at most %lld",
             d->name, (long long)d->n_tokens, (long long)L, (long long)L + 1,
             (long long)(d->n_tokens > 1 ? d->n_tokens - 1 : 1));
-    (rule == MU_VAL_TAIL ? split_tail : split_documents)(s, d, L, fraction);
+    static void (*const rules[])(mu_split *s, const mu_domain *d, int64_t L, double fraction) = {
+        [MU_VAL_DOCUMENTS_BY_HASH] = split_by_hash, [MU_VAL_DOCUMENTS] = split_documents, [MU_VAL_TAIL] = split_tail,
+    };
+    rules[rule](s, d, L, fraction);
     return MU_STATUS_OK;
 }
 

@@ -12,7 +12,9 @@
  * shard are one, a shard is four, and a configuration has commas, too), is allowed, and its parsing takes under 256 MiB. */
 enum { FORMAT_VERSION = 2, OLDEST_VERSION = 1, RANKS_MAX = 1 << 20, EP_MAX = 1 << 16,
        VALUES_MAX = MU_MODEL_TENSORS_MAX + 4 * EP_MAX + (1 << 17), OBJECTS_MAX = EP_MAX + (1 << 14) };
-static const char *const val_splits[] = { [MU_VAL_DOCUMENTS] = "documents", [MU_VAL_TAIL] = "tail" };
+static const char *const val_splits[] = {
+    [MU_VAL_DOCUMENTS_BY_HASH] = "documents_by_hash", [MU_VAL_DOCUMENTS] = "documents", [MU_VAL_TAIL] = "tail"
+};
 static const size_t LARGEST = (size_t)40 << 20;
 
 void mu_shard_name(int shard, char name[MU_SHARD_NAME]) { snprintf(name, MU_SHARD_NAME, "shard-%04d.h5", shard); }
@@ -133,8 +135,9 @@ static int64_t read_integer(const json_t *root, const char *key, int64_t least, 
 static bool read_val_split(mu_manifest *m, json_t *root, json_int_t version) {
     const json_t *value = json_object_get(root, "val_split");
     const char *name = value || version > 1 ? json_string_value(value) : val_splits[MU_VAL_TAIL];
-    m->val_split = name && !strcmp(name, val_splits[MU_VAL_TAIL]) ? MU_VAL_TAIL : MU_VAL_DOCUMENTS;
-    return name && !strcmp(name, val_splits[m->val_split]);
+    for (int i = 0; name && i <= MU_VAL_TAIL; i++)
+        if (!strcmp(name, val_splits[i])) return m->val_split = (mu_val_split)i, true;
+    return false;
 }
 
 static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *e) {

@@ -533,7 +533,7 @@ static void test_pieces(void **state) {
     put_text("t1/a.txt", "alpha and not so little of it");
     assert_ok(open_corpus(&memory, 2, texts, NULL));
     assert_ok(mu_corpus_write(&memory, bytes, file, &e));
-    assert_ok(mu_loader_open(&a, &memory, L, 0.1, MU_VAL_DOCUMENTS, 1, &e));
+    assert_ok(mu_loader_open(&a, &memory, L, 0.1, MU_VAL_DOCUMENTS_BY_HASH, 1, &e));
     assert_true(memory.domains[0].n_tokens > 8 * 32768);
     const int64_t caches[] = { 0, 200000, CACHE };
     for (int i = 0; i < 3; i++) {
@@ -541,7 +541,7 @@ static void test_pieces(void **state) {
         assert_ok(open_corpus(&pieces, 2, files, NULL));
         assert_string_equal(pieces.fingerprint, memory.fingerprint);
         assert_true(pieces.domains[0].unigram_entropy == memory.domains[0].unigram_entropy);
-        assert_ok(mu_loader_open(&b, &pieces, L, 0.1, MU_VAL_DOCUMENTS, 1, &e));
+        assert_ok(mu_loader_open(&b, &pieces, L, 0.1, MU_VAL_DOCUMENTS_BY_HASH, 1, &e));
         for (int d = 0; d < 2; d++) assert_same_reading(a, b, d, L);
         assert_ok(mu_corpus_write(&pieces, bytes, in_folder("again.h5"), &e));      /* one token file from another */
         mu_loader_close(b);
@@ -778,7 +778,7 @@ static mu_loader *open_split(const mu_corpus *c, int64_t seq_len, double val_fra
 
 static mu_loader *open_loader(const mu_corpus *c, double val_fraction, uint64_t seed) {
     mu_loader *l;
-    assert_ok(mu_loader_open(&l, c, SEQ, val_fraction, MU_VAL_DOCUMENTS, seed, &e));
+    assert_ok(mu_loader_open(&l, c, SEQ, val_fraction, MU_VAL_DOCUMENTS_BY_HASH, seed, &e));
     return l;
 }
 
@@ -787,9 +787,9 @@ static void test_split(void **state) {
     mu_corpus c;
     open_three(&c, NULL);
     const struct { double fraction; mu_val_split split; int64_t val[3]; } cases[] = {
-        { 0.1, MU_VAL_DOCUMENTS, { 9, 29, 2 } },        /* of 99, 299 and 20 sequences, each of one document */
-        { 0.02, MU_VAL_DOCUMENTS, { 1, 5, 1 } },        { 0.9, MU_VAL_DOCUMENTS, { 89, 269, 18 } },
-        { 0, MU_VAL_DOCUMENTS, { 0, 0, 0 } },           { 0, MU_VAL_TAIL, { 0, 0, 0 } },
+        { 0.1, MU_VAL_DOCUMENTS_BY_HASH, { 9, 29, 2 } },        /* of 99, 299 and 20 sequences, each of one document */
+        { 0.02, MU_VAL_DOCUMENTS_BY_HASH, { 1, 5, 1 } },        { 0.9, MU_VAL_DOCUMENTS_BY_HASH, { 89, 269, 18 } },
+        { 0, MU_VAL_DOCUMENTS_BY_HASH, { 0, 0, 0 } },           { 0, MU_VAL_TAIL, { 0, 0, 0 } },
         { 0.1, MU_VAL_TAIL, { 16, 30, 16 } },           { 0.9, MU_VAL_TAIL, { 89, 269, 18 } },
     };
     const int64_t n[3] = { 99, 299, 20 };
@@ -883,62 +883,144 @@ static int64_t document_length(int shape, int64_t i, int64_t seq_len) {
 static const double fractions[] = { 0.001, 0.02, 0.05, 0.1, 0.25, 0.5, 0.9 };
 enum { N_FRACTIONS = sizeof fractions / sizeof *fractions };
 
-static void count(const numbered *n, int64_t L, double fraction, int64_t *train, int64_t *val) {
-    mu_loader *l = open_split(&n->corpus, L, fraction, MU_VAL_DOCUMENTS);
-    *train = mu_loader_train_sequences(l, 0), *val = mu_loader_val_sequences(l, 0);
-    mu_loader_close(l);
+/* Of n sequences, how many are for validation. */
+static int64_t promised(int64_t n, double fraction) {
+    int64_t share = (int64_t)(fraction * (double)n);
+    return share < 1 ? n >= 10 : share;
 }
 
-/* Documents added one by one, one token at a time where there is but one, up to 2000 sequences and more: those to train
- * on never become fewer, and those for validation are as many as promised. */
+/* Both counts are exactly as promised; gives those to train on. */
+static int64_t check_counts(const mu_corpus *c, int64_t L, double fraction) {
+    int64_t n = (c->domains[0].n_tokens - 1) / L;
+    mu_loader *l = open_split(c, L, fraction, MU_VAL_DOCUMENTS_BY_HASH);
+    int64_t train = mu_loader_train_sequences(l, 0), val = mu_loader_val_sequences(l, 0);
+    if (train + val != n || val != promised(n, fraction) || train < 1)
+        fail_msg("fraction %g: %lld sequences are %lld + %lld", fraction, (long long)n, (long long)train, (long long)val);
+    mu_loader_close(l);
+    return train;
+}
+
+/* Documents added one by one, or one token at a time, up to 600 sequences and more: those to train on never become fewer. */
 static void test_split_grows(void **state) {
     (void)state;
     enum { L = 4 };
     numbered *n = mu_alloc(1, sizeof *n);
     for (int shape = 0; shape < N_SHAPES; shape++)
         for (int f = 0; f < N_FRACTIONS; f++) {
-            int64_t before = 0, all = 0, train, val;
             numbered_init(n);
             numbered_add(n, L + 1);
-            for (int64_t i = 0; n->domain.n_tokens < 2000 * L; i++) {
+            for (int64_t i = 0, before = 0, train; n->domain.n_tokens < 600 * L; i++, before = train) {
                 if (shape == ONE) numbered_grow(n);
                 else numbered_add(n, document_length(shape, i, L));
-                all = (n->domain.n_tokens - 1) / L;
-                count(n, L, fractions[f], &train, &val);
-                double most = fractions[f] > 0.1 ? fractions[f] : 0.1;
-                if (train < before || train < 1 || (double)val > most * (double)all || (all >= 10 && val < 1) ||
-                    train + val < all - 2 || train + val > all)
-                    fail_msg("shape %d, fraction %g: %lld sequences are %lld + %lld, %lld before", shape, fractions[f],
-                             (long long)all, (long long)train, (long long)val, (long long)before);
-                before = train;
+                train = check_counts(&n->corpus, L, fractions[f]);
+                assert_true(train >= before);
             }
-            if (shape == ONE) assert_int_equal(val, fmax(1, floor(fractions[f] * (double)all)));
         }
     numbered_free(n);
 }
 
-/* The last of several documents grows by a token at a time. */
-static void test_split_last_grows(void **state) {
+/* Some documents, of which number `extra` came in later; a token tells its document. */
+enum { MOST_DOCUMENTS = 500 };
+/* How many; the extra one's place and length (0: not there); how many of its first tokens a document has from a header. */
+typedef struct { int64_t n, at, extra, header; } documents;
+static void make_documents(mu_corpus *c, mu_domain *d, int shape, int64_t L, documents of) {
+    *d = (mu_domain){ .name = "d", .weight = 1, .tokens = mu_column_new(MU_STORE_I32), .document_offsets = mu_column_new(MU_STORE_I64) };
+    *c = (mu_corpus){ .n_domains = 1, .domains = d };
+    mu_column_append_offset(d->document_offsets, 0);
+    for (int64_t i = 0; i <= of.n; i++)
+        for (int turn = i == of.at ? 0 : 1; turn < (i < of.n ? 2 : 1); turn++) {
+            int64_t length = turn ? document_length(shape, i, L) : of.extra;
+            const int32_t header = MOST_DOCUMENTS + 1, id = turn ? (int32_t)i : MOST_DOCUMENTS;
+            for (int64_t t = 0; t < length; t++) mu_column_append_ids(d->tokens, t < of.header ? &header : &id, 1);
+            if (length) mu_column_append_offset(d->document_offsets, mu_column_length(d->tokens)), d->n_documents++;
+        }
+    d->n_tokens = mu_column_length(d->tokens);
+}
+
+/* part[i] of a document: 1 when a target of it is for training, 2 for validation. */
+static void find_parts(const mu_corpus *c, int64_t L, double fraction, char part[MOST_DOCUMENTS + 2]) {
+    int32_t x[2][32];
+    mu_loader *l = open_split(c, L, fraction, MU_VAL_DOCUMENTS_BY_HASH);
+    int64_t n_train = mu_loader_train_sequences(l, 0), n = n_train + mu_loader_val_sequences(l, 0);
+    memset(part, 0, MOST_DOCUMENTS + 2);
+    for (int64_t i = 0; i < n; i++) {
+        if (i < n_train) mu_loader_read(l, &(mu_sample){ .sequence = i }, x[0], x[1]);
+        else mu_loader_val_read(l, 0, i - n_train, x[0], x[1]);
+        for (int64_t t = 0; t < L; t++) part[x[1][t]] |= i < n_train ? 1 : 2;
+    }
+    mu_loader_close(l);
+}
+
+/* A document comes in at the beginning, in the middle or at the end: never less to train on, and of the documents that were
+ * validation alone all but a few still are. */
+static void test_split_inserts(void **state) {
     (void)state;
     enum { L = 4 };
-    numbered *n = mu_alloc(1, sizeof *n);
+    static char before[MOST_DOCUMENTS + 2], after[MOST_DOCUMENTS + 2];
+    static const int64_t sizes[] = { 2, 9, 40, MOST_DOCUMENTS }, extras[] = { 1, L + 1, 9 * L };
+    mu_corpus c;
+    mu_domain d;
     for (int shape = SHORT; shape < N_SHAPES; shape++)
         for (int f = 0; f < N_FRACTIONS; f++)
-            for (int documents = 1; documents < 300; documents += 13) {
-                int64_t before = 0, train, val;
-                numbered_init(n);
-                numbered_add(n, L);
-                for (int i = 0; i < documents; i++) numbered_add(n, document_length(shape, i, L));
-                for (int i = 0; i < 200; i++) {
-                    if (i == 0) numbered_add(n, 1);
-                    else numbered_grow(n);
-                    count(n, L, fractions[f], &train, &val);
-                    if (train < before)
-                        fail_msg("shape %d, fraction %g, %d documents and %d tokens: %lld to train on, %lld before",
-                                 shape, fractions[f], documents, i + 1, (long long)train, (long long)before);
-                    before = train;
+            for (int size = 0; size < 4; size++) {
+                int64_t n = sizes[size];
+                make_documents(&c, &d, shape, L, (documents){ .n = n });
+                bool enough = d.n_tokens > L;
+                int64_t train = enough ? check_counts(&c, L, fractions[f]) : 0;
+                if (enough) find_parts(&c, L, fractions[f], before);
+                mu_domain_close(&d);
+                for (int i = 0; i < 9; i++) {
+                    make_documents(&c, &d, shape, L, (documents){ n, i / 3 * n / 2, extras[i % 3], 0 });
+                    if (d.n_tokens > L) assert_true(check_counts(&c, L, fractions[f]) >= train);
+                    if (enough) find_parts(&c, L, fractions[f], after);
+                    int whole = 0, lost = 0;
+                    for (int64_t k = 0; k < n && enough; k++) whole += before[k] == 2, lost += before[k] == 2 && after[k] != 2;
+                    if (lost > 8) fail_msg("shape %d, fraction %g, %d documents: %d of %d lost", shape, fractions[f], (int)n, lost, whole);
+                    mu_domain_close(&d);
                 }
             }
+}
+
+/* Where all documents begin alike, those for validation still are from all over the domain. */
+static void test_split_header(void **state) {
+    (void)state;
+    enum { L = 8, N = MOST_DOCUMENTS };
+    char part[N + 2];
+    int quarters[4] = { 0 };
+    mu_corpus c;
+    mu_domain d;
+    make_documents(&c, &d, MIXED, L, (documents){ .n = N, .header = L });
+    find_parts(&c, L, 0.1, part);
+    for (int i = 0; i < N; i++) quarters[4 * i / N] += part[i] == 2;
+    for (int i = 0; i < 4; i++) assert_in_range(quarters[i], 5, 40);
+    mu_domain_close(&d);
+}
+
+/* The split of older checkpoints, which is kept to the bit: all that is read of it, in order. */
+static void test_documents_frozen(void **state) {
+    (void)state;
+    enum { L = 8 };
+    char hex[33];
+    int32_t x[2][L];
+    numbered *n = mu_alloc(1, sizeof *n);
+    mu_hash *hash = mu_hash_new();
+    for (int f = 0; f < N_FRACTIONS; f++)
+        for (int shape = 0; shape < N_SHAPES; shape++) {
+            numbered_init(n);
+            if (shape == ONE) numbered_add(n, 400 * L);
+            for (int64_t i = 0; n->domain.n_tokens < 400 * L; i++) numbered_add(n, document_length(shape, i, L));
+            mu_loader *l = open_split(&n->corpus, L, fractions[f], MU_VAL_DOCUMENTS);
+            int64_t counts[] = { mu_loader_train_sequences(l, 0), mu_loader_val_sequences(l, 0) };
+            mu_hash_add(hash, counts, sizeof counts);
+            for (int64_t i = 0; i < counts[0] + counts[1]; i++) {
+                if (i < counts[0]) mu_loader_read(l, &(mu_sample){ .sequence = i }, x[0], x[1]);
+                else mu_loader_val_read(l, 0, i - counts[0], x[0], x[1]);
+                mu_hash_add(hash, x, sizeof x);
+            }
+            mu_loader_close(l);
+        }
+    mu_hash_finish(hash, hex);
+    assert_string_equal(hex, "3f522b879347336e10385beb86732932");
     numbered_free(n);
 }
 
@@ -948,13 +1030,13 @@ static int64_t document_of(const numbered *n, int64_t token) {
     return i;
 }
 
-/* No target stands in two sequences. `whole`: no document is in both parts. `spread`: the first few validation sequences
- * are from all over the domain. */
+/* No target stands in two sequences. `whole`: nine of ten targets for validation are of documents that are all for it.
+ * `spread`: the first few validation sequences are from all over the domain. */
 static void check_parts(const numbered *n, int64_t L, double fraction, bool whole, bool spread) {
     enum { FEW = 8 };
     char *used = mu_alloc(MOST_TOKENS, 1), *part = mu_alloc((size_t)n->domain.n_documents, 1);
     int32_t tokens[64], targets[64];
-    mu_loader *l = open_split(&n->corpus, L, fraction, MU_VAL_DOCUMENTS);
+    mu_loader *l = open_split(&n->corpus, L, fraction, MU_VAL_DOCUMENTS_BY_HASH);
     int64_t n_train = mu_loader_train_sequences(l, 0), n_val = mu_loader_val_sequences(l, 0);
     int quarters = 0, inner = 0;
     for (int64_t i = 0; i < n_train + n_val; i++) {
@@ -968,13 +1050,15 @@ static void check_parts(const numbered *n, int64_t L, double fraction, bool whol
                 assert_int_equal(document_end(&n->domain, document_of(n, tokens[t])), tokens[t] + 1);
             } else inner++;
             assert_false(used[targets[t]]);
-            used[targets[t]] = 1;
+            used[targets[t]] = val ? 2 : 1;
             part[document_of(n, targets[t])] |= val ? 2 : 1;
         }
         if (val && i - n_train < FEW) quarters |= 1 << (4 * (int64_t)tokens[0] / n->domain.n_tokens);
     }
-    for (int64_t i = 0; whole && i < n->domain.n_documents; i++)
-        if (part[i] == 3) fail_msg("fraction %g: document %lld of %lld is cut", fraction, (long long)i, (long long)n->domain.n_documents);
+    int64_t together = 0;
+    for (int64_t i = 0; i < n->domain.n_tokens; i++) together += used[i] == 2 && part[document_of(n, i)] == 2;
+    if (whole && (double)together < 0.9 * (double)(n_val * L))
+        fail_msg("fraction %g: %lld targets of whole documents, of %lld for validation", fraction, (long long)together, (long long)(n_val * L));
     assert_true(inner > 0);
     if (spread && n_val >= FEW) assert_int_equal(quarters, 15);
     mu_loader_close(l);
@@ -991,15 +1075,9 @@ static void test_parts(void **state) {
             numbered_init(n);
             if (shape == ONE) numbered_add(n, 400 * L);
             for (int64_t i = 0; n->domain.n_tokens < 400 * L; i++) numbered_add(n, document_length(shape, i, L));
-            check_parts(n, L, fractions[f], false, shape == ONE || shape == SHORT || shape == SEQUENCES);
+            check_parts(n, L, fractions[f], fractions[f] >= 0.1 && (shape == SHORT || shape == MIXED),
+                        shape == ONE || (fractions[f] >= 0.1 && (shape == SHORT || shape == SEQUENCES)));
         }
-    numbered_init(n);                   /* a hundred documents of four sequences each: every fiftieth is held out */
-    for (int i = 0; i < 100; i++) numbered_add(n, 4 * L + 1);
-    check_parts(n, L, 0.02, true, false);
-    int64_t train, val;
-    count(n, L, 0.02, &train, &val);
-    assert_in_range(val, 8, 12);
-    assert_in_range(train, 412 - 1 - val, 412 - val);
     numbered_free(n);
 }
 
@@ -1252,7 +1330,7 @@ static void test_state_of_a_loader(void **state) {
     const int64_t tokens[] = { c.domains[0].n_tokens, c.domains[1].n_tokens, c.domains[2].n_tokens };
     const mu_option_domains train = { 3, (mu_option_domain[]){ { .weight = 2 }, { .weight = 1 }, { .weight = 0 } } };
     for (uint64_t seed = 0; seed < 20; seed++) {
-        assert_ok(mu_loader_open(&l, &c, SEQ, 0.1, MU_VAL_DOCUMENTS, seed, &e));
+        assert_ok(mu_loader_open(&l, &c, SEQ, 0.1, MU_VAL_DOCUMENTS_BY_HASH, seed, &e));
         for (int64_t n = 0; n <= 2000; n += 50) {
             mu_loader_state_get(l, drawn);
             assert_ok(mu_loader_state_check(&train, tokens, drawn, n, &e));
@@ -1288,12 +1366,12 @@ static void test_bad_loader(void **state) {
     mu_corpus c;
     mu_loader *l;
     open_three(&c, NULL);
-    assert_error(mu_loader_open(&l, &c, 205, 0.1, MU_VAL_DOCUMENTS, 1, &e), MU_STATUS_DATA,
+    assert_error(mu_loader_open(&l, &c, 205, 0.1, MU_VAL_DOCUMENTS_BY_HASH, 1, &e), MU_STATUS_DATA,
                  "domain \"c\": 205 tokens are too few");
     assert_non_null(strstr(e.text, "needs 206"));
     assert_non_null(strstr(e.text, "at most 204"));
     assert_null(l);
-    assert_ok(mu_loader_open(&l, &c, 204, 0.1, MU_VAL_DOCUMENTS, 1, &e));     /* one sequence: it is for training */
+    assert_ok(mu_loader_open(&l, &c, 204, 0.1, MU_VAL_DOCUMENTS_BY_HASH, 1, &e));     /* one sequence: it is for training */
     assert_int_equal(mu_loader_train_sequences(l, 2), 1);
     assert_int_equal(mu_loader_val_sequences(l, 2), 0);
     const int64_t bad[][4] = { { 1, 1, 1, 2 }, { -1, 1, 1, 1 }, { 0, 0, 0, -1 }, { 5, -2, 0, 3 } };
@@ -1302,10 +1380,10 @@ static void test_bad_loader(void **state) {
     mu_loader_close(l);
     mu_corpus_close(&c);
     open_three(&c, (double[]){ 0, 0, 0 });
-    assert_error(mu_loader_open(&l, &c, SEQ, 0.1, MU_VAL_DOCUMENTS, 1, &e), MU_STATUS_CONFIG, "weights");
+    assert_error(mu_loader_open(&l, &c, SEQ, 0.1, MU_VAL_DOCUMENTS_BY_HASH, 1, &e), MU_STATUS_CONFIG, "weights");
     mu_corpus_close(&c);
     open_three(&c, (double[]){ 1, -1, 1 });
-    assert_error(mu_loader_open(&l, &c, SEQ, 0.1, MU_VAL_DOCUMENTS, 1, &e), MU_STATUS_CONFIG, "domain \"b\"");
+    assert_error(mu_loader_open(&l, &c, SEQ, 0.1, MU_VAL_DOCUMENTS_BY_HASH, 1, &e), MU_STATUS_CONFIG, "domain \"b\"");
     mu_corpus_close(&c);
 }
 
@@ -1324,8 +1402,9 @@ int main(void) {
         cmocka_unit_test(test_synthetic),      cmocka_unit_test(test_synthetic_seed),
         cmocka_unit_test(test_synthetic_frozen),
         cmocka_unit_test(test_split),          cmocka_unit_test(test_tail),
-        cmocka_unit_test(test_split_grows),    cmocka_unit_test(test_split_last_grows),
-        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_split_grows),    cmocka_unit_test(test_split_inserts),
+        cmocka_unit_test(test_split_header),
+        cmocka_unit_test(test_parts),          cmocka_unit_test(test_documents_frozen),
         cmocka_unit_test(test_order),          cmocka_unit_test(test_epochs),
         cmocka_unit_test(test_shares),         cmocka_unit_test(test_state),
         cmocka_unit_test(test_sources), cmocka_unit_test(test_arguments),

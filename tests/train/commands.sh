@@ -194,7 +194,7 @@ resigned 'names [0-9]+ tensors; the model of its configuration has' 's/"tensors"
 resigned 'names no tensor /norm/weight' 's/"\/norm\/weight"/"\/norm\/w"/'
 resigned 'shard-0000.h5: /state/loader: expected i64 \[2\], found i64 \[3\]' 's/\\n *- {domain: one[^}]*}//'
 resigned '/state/seed holds 7 at 0, which must be in .8, 8.' 's/seed: 7/seed: 8/'
-resigned 'a field is missing, out of its range or of the wrong type' 's/"val_split":"documents"/"val_split":"other"/'
+resigned 'a field is missing, out of its range or of the wrong type' 's/"val_split":"documents_by_hash"/"val_split":"other"/'
 resigned 'made with another tokenizer "bytes": fingerprint 01234567890123456789012345678901, not' \
     's/"tokenizer_fingerprint":"[0-9a-f]*"/"tokenizer_fingerprint":"01234567890123456789012345678901"/'
 resigned 'made with tokenizer "none", not "bytes"' 's/"tokenizer":"bytes"/"tokenizer":"none"/'

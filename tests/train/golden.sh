@@ -1,5 +1,5 @@
 # golden.sh - the run folder that an earlier muster wrote (tests/fixtures/golden-v1.yaml says how) still verifies, and
-# resumes with the losses that the program of then had, on one rank and on two.
+# resumes with the losses that the program of then had, on one rank and on two. A run keeps the split it began with.
 . "$(dirname "$0")/train_lib.sh"
 
 fixtures=$MUSTER_SOURCE/tests/fixtures
@@ -28,4 +28,20 @@ if [ -n "${MPIEXEC:-}" ]; then
     resumed 2 two
     same_metrics one two 1e-9
 fi
+
+# A run that began with the split "documents": its manifest, signed anew, says so; test_data.c has what that split is.
+set_up="optim.warmup_steps=0 train.eval_every=2 checkpoint.every=2"
+expect 0 "two steps" train 1 now $set_up train.steps=2
+cp -r now then
+manifest=then/checkpoints/step-00000002/manifest.json
+head -1 $manifest | sed 's/"documents_by_hash"/"documents"/' > line && mv line $manifest && "$MUSTER_SIGN" $manifest
+split() { head -1 "$1/checkpoints/step-0000000$2/manifest.json" | grep -o '"val_split":"[a-z_]*"'; }
+expect 0 "on with the split of now" train 1 now $set_up train.steps=6
+expect 0 "on with the split of then" train 1 then $set_up train.steps=6
+cp -r then twice && rm -r twice/checkpoints/step-00000006
+expect 0 "once more from step 4" train 1 twice $set_up train.steps=6
+same_metrics then twice exact
+if "$MUSTER_COMPARE" metrics now/metrics.jsonl then/metrics.jsonl exact > log 2>&1; then fail "two splits train alike"; else pass; fi
+if [ "$(split now 6) $(split then 6)" = '"val_split":"documents_by_hash" "val_split":"documents"' ]; then pass
+else fail "splits at step 6: $(split now 6), $(split then 6)"; fi
 finish

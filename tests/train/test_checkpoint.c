@@ -340,11 +340,11 @@ static void manifests_as_text(void **state) {
         const char *from, *to, *message;        /* NULL: fine */
     } cases[] = {
         { "", "", NULL },
-        { "\"val_split\":\"documents\",", "", "manifest.json: a field is missing" },
+        { "\"val_split\":\"documents_by_hash\",", "", "manifest.json: a field is missing" },
         { "\"version\":2,", "\"version\":1,", NULL },
         { "\"version\":2,", "\"version\":3,", "versions 1 to 2" },
-        { "\"val_split\":\"documents\"", "\"val_split\":\"other\"", "manifest.json: a field is missing" },
-        { "\"val_split\":\"documents\"", "\"val_split\":null", "manifest.json: a field is missing" },
+        { "\"val_split\":\"documents_by_hash\"", "\"val_split\":\"other\"", "manifest.json: a field is missing" },
+        { "\"val_split\":\"documents_by_hash\"", "\"val_split\":null", "manifest.json: a field is missing" },
         { "muster-checkpoint", "muster\\u0000checkpoint", "line/manifest.json: a NUL character" },
     };
     mu_trainer *t = trainer_new("num_experts: 4");
@@ -363,8 +363,13 @@ static void manifests_as_text(void **state) {
         mu_manifest_free(&m);
         free(other);
     }
-    char *old = changed(text, "\"version\":2,", "\"version\":1,"), *older = changed(old, "\"val_split\":\"documents\",", "");
+    char *before = changed(text, "documents_by_hash", "documents");
     mu_manifest m;
+    assert_ok(read_line(&m, before));
+    assert_int_equal(m.val_split, MU_VAL_DOCUMENTS);
+    mu_manifest_free(&m);
+    free(before);
+    char *old = changed(text, "\"version\":2,", "\"version\":1,"), *older = changed(old, "\"val_split\":\"documents_by_hash\",", "");
     assert_ok(read_line(&m, older));
     assert_int_equal(m.val_split, MU_VAL_TAIL);
     assert_int_equal(m.cfg.train.steps, 40);    /* its configuration, read */
