@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# test.sh [CTEST OPTION...] - installs what is missing, builds in build-test/ and runs the test suite.
-# Options go to ctest: `scripts/test.sh -L unit` runs the unit tests only, `-R moe` those named so.
+# test.sh [--all] [CTEST OPTION...] - installs what is missing, builds in build-test/ and runs the test suite.
+# --all also runs the slow tests: every split, signal and order of which the others take some.
+# Other options go to ctest: `scripts/test.sh -L unit` runs the unit tests only, `-R moe` those named so.
 # Exit: 0 all passed; 66 something cannot be installed; else what the build or ctest returned.
 set -euo pipefail
 unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
 cd -- "$(dirname -- "$(readlink -f -- "$0")")/.."
 
+selection=(-LE slow)
+if [[ ${1:-} == --all ]]; then selection=(); shift; fi
 case ${1:-} in
-    -h | --help) sed -n '2,4s/^# //p' scripts/test.sh; exit 0 ;;
+    -h | --help) sed -n '2,5s/^# //p' scripts/test.sh; exit 0 ;;
 esac
 
 program=test
@@ -28,4 +31,4 @@ quietly build-test/test.log cmake --build build-test --parallel "$(nproc)"
 step "3/3 the tests (a few minutes on two cores)"
 jobs=$(nproc)
 [[ $jobs -le 4 ]] || jobs=4             # times of single tests stay comparable
-exec ctest --test-dir build-test --output-on-failure --no-tests=error -j "$jobs" "$@"
+exec ctest --test-dir build-test --output-on-failure --no-tests=error -j "$jobs" "${selection[@]}" "$@"

@@ -15,6 +15,7 @@ check() {
     shift 2
     best=$("$@" --best)
     [ "$best" = "$wanted" ] || { echo "FAILED: $name chose $best, expected $wanted"; exit 1; }
+    if [ "$best" = cpu-avx2 ] && [ -z "${every:-}" ]; then return; fi       # most machines run its cases without qemu
     "$@" "$best" > "$out/said.${#jobs[@]}" 2>&1 &
     names+=("$name") jobs+=($!)
 }

@@ -26,7 +26,7 @@ while read -r name options; do
     case $name in
     aux) cuts="4:1:0 4:2:0"; micro=0 ;;
     aux_micro) cuts="2:2:2 4:1:1"; micro=4 ;;       # 2 micro-batches of 4 sequences everywhere
-    *) cuts="1:1:2 2:2:2 4:2:0 4:4:1"; micro=0 ;;
+    *) cuts="2:2:2 4:4:1${every:+ 1:1:2 4:2:0}"; micro=0 ;;
     esac
     expect 0 "$name" train 1 "$name" $options train.micro_batch_size=$micro < /dev/null
     for cut in $cuts; do

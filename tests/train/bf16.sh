@@ -12,10 +12,12 @@ follows() {
         END { printf "%d steps, %.2g\n", NR, worst; exit !(NR >= 100 && worst < most) }'
 }
 line='muster: warning: train.dtype bf16: the processor of rank 0 has no AVX512-BF16; everything is fp32'
-long="train.steps=200 train.seq_len=64 model.max_seq_len=64 model.hidden_size=64 moe.moe_ffn_hidden_size=48 optim.lr=1e-3"
+steps=${every:+200}
+steps=${steps:-110}
+long="train.steps=$steps train.seq_len=64 model.max_seq_len=64 model.hidden_size=64 moe.moe_ffn_hidden_size=48 optim.lr=1e-3"
 
-expect 0 "200 steps in fp32" train 1 fp32 $long
-expect 0 "200 steps in bf16" train 1 bf16 $long train.dtype=bf16
+expect 0 "$steps steps in fp32" train 1 fp32 $long
+expect 0 "$steps steps in bf16" train 1 bf16 $long train.dtype=bf16
 if grep -q 'no AVX512-BF16' log; then
     if [ "$(grep -c . log)" = 1 ] && grep -qxF "$line" log; then pass; else fail "expected this one line: $line"; fi
     if cmp -s <(losses fp32) <(losses bf16); then pass; else fail "without bf16 instructions the run is not the fp32 run"; fi
@@ -36,7 +38,7 @@ else
 fi
 
 # weights are fp32 either way: a run goes on in the other type, and eval takes either
-expect 0 "going on in fp32" train 1 bf16 $long train.dtype=fp32 train.steps=210
+expect 0 "going on in fp32" train 1 bf16 $long train.dtype=fp32 train.steps=$((steps + 10))
 if grep -q 'train.dtype: bf16 -> fp32' log; then pass; else fail "the change of train.dtype is not listed"; fi
 for dtype in fp32 bf16; do
     expect 0 "eval in $dtype" on 1 "$MUSTER" eval bf16 train.dtype=$dtype

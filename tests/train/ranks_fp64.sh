@@ -14,7 +14,7 @@ for kind in softmax sigmoid; do
     expect 0 "$kind in 4 micro-batches" train 1 $kind-micro $options train.micro_batch_size=2
     same_metrics $kind-1 $kind-micro 1e-9
     [ -n "${MPIEXEC:-}" ] || continue
-    for cut in 2:1:0 2:2:0 2:2:2 4:1:0 4:2:1 4:4:0; do
+    for cut in 2:2:0 4:1:0 4:2:1 ${every:+2:1:0 2:2:2 4:4:0}; do
         IFS=: read -r ranks ep micro <<< "$cut"
         dir=$kind-$ranks-$ep-$micro
         expect 0 "$dir" train "$ranks" "$dir" $options parallel.ep="$ep" train.micro_batch_size="$micro"

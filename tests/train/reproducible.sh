@@ -23,8 +23,9 @@ split() {
 for kind in softmax capacity sigmoid dense long; do
     options=${!kind}
     steps=30
-    cuts="1:1:1:1 1:1:3:2 2:1:0:1 2:2:2:1 3:1:2:1 4:2:3:1 4:4:1:1 4:1:1:2"
-    [ $kind = softmax ] && cuts="$cuts 1:1:2:1 1:1:6:1 2:1:3:2 2:2:6:2 3:1:1:1"
+    cuts="1:1:3:2 3:1:2:1 4:2:3:1"
+    [ -n "${every:-}" ] && cuts="$cuts 1:1:1:1 2:1:0:1 2:2:2:1 4:4:1:1 4:1:1:2"
+    [ -n "${every:-}" ] && [ $kind = softmax ] && cuts="$cuts 1:1:2:1 1:1:6:1 2:1:3:2 2:2:6:2 3:1:1:1"
     [ $kind = dense ] && cuts="1:1:1:1 2:1:0:2 3:1:2:1"
     [ $kind = long ] && cuts="1:1:1:2 2:2:0:1 3:1:2:1" steps=3
     split $kind "$options train.reproducible=true" 1:1:0:1

@@ -11,12 +11,14 @@ for from in 1:1 2:2 4:2 4:4; do
     expect 0 "$source" train "$ranks" "$source" $options parallel.ep="$ep"
     for to in 1:1 2:1 2:2 4:1 4:2 4:4; do
         [ "$to" = "$from" ] && continue
+        # Not every pair is trained on: it would take long and show little more.
+        case $from-$to in 1:1-4:2 | 1:1-2:2 | 2:2-1:1 | 4:2-2:2 | 4:4-1:1 | 4:4-2:1) trained=1 ;; *) trained= ;; esac
+        [ -n "$trained${every:-}" ] || continue
         IFS=: read -r n to_ep <<< "$to"
         copy=$source-to-$n-$to_ep
         expect 0 "$copy is loaded and saved" on "$n" "$MUSTER_RESAVE" tiny.yaml "$source/checkpoints/step-00000010" run.dir="$copy" $options parallel.ep="$to_ep"
         same_checkpoint "$source" "$copy" 10
-        # Not every pair is trained on as well: it would take long and show little more.
-        case $from-$to in 1:1-4:2 | 1:1-2:2 | 2:2-1:1 | 4:2-2:2 | 4:4-1:1 | 4:4-2:1) ;; *) continue ;; esac
+        [ -n "$trained" ] || continue
         rm -r "$copy"
         expect 0 "$copy goes on" train "$n" "$copy" $options parallel.ep="$to_ep" --resume "$source/checkpoints/step-00000010"
         same_metrics "$source" "$copy" fp32 11 20

@@ -33,13 +33,13 @@ catches_usr1() {        # the shell that becomes the program catches it too: loo
         [ $((0x$(sed -n 's/^SigCgt:[[:space:]]*//p' /proc/$job/status) & 0x200)) != 0 ]
 }
 
-for signal in USR1 USR2; do
+for signal in USR1 ${every:+USR2}; do
     start $signal
     wait_for "three steps" '[ "$(lines $signal)" -ge 3 ]'
     kill -$signal $job
     ends_requeued "$signal to the job" $signal
 done
-for signal in TERM INT HUP USR1; do
+for signal in TERM HUP ${every:+INT USR1}; do
     start rank-$signal
     wait_for "three steps" '[ "$(lines rank-$signal)" -ge 3 ]'
     kill -$signal "$(rank_pid rank-$signal $ranks)"
@@ -131,7 +131,7 @@ case $? in 130 | 75) pass ;; *) fail "Ctrl-C twice: another exit code" ;; esac
 ranks=1
 options="train.steps=60 train.device=ref"
 expect 0 "one rank undisturbed" train 1 single $options
-for delay in 0 0.02 0.05 0.1 0.15 0.2; do
+for delay in 0 0.05 0.15 ${every:+0.02 0.1 0.2}; do
     rm -rf early
     start early
     if [ -e /proc/$job/status ]; then wait_for "the handlers" "catches_usr1 || [ ! -e /proc/$job ]"; else sleep 0.2; fi
