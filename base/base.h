@@ -19,25 +19,18 @@ extern "C" {
 #define MU_VERSION "0.1.0"
 
 /* ------------------------------------------------------------------ status (status.c)
- * A status is also the exit code of the program (sysexits.h where a code exists there).
- *            name       value text */
-#define MU_STATUSES(S) \
-    S(OK,        0, "ok")                                     \
-    S(USAGE,    64, "wrong usage")                            \
-    S(DATA,     65, "bad data or checkpoint")                 \
-    S(NOINPUT,  66, "input missing or unreadable")            \
-    S(INTERNAL, 70, "internal error")                         \
-    S(IO,       74, "reading or writing failed")              \
-    S(REQUEUE,  75, "checkpointed on a signal; please requeue") \
-    S(NUMERIC,  76, "loss or gradient not finite")            \
-    S(CONFIG,   78, "bad configuration")
+ * A status is also the exit code of the program (sysexits.h where a code exists there). */
 typedef enum {
-#define S(name, value, text) MU_STATUS_##name = value,
-    MU_STATUSES(S)
-#undef S
+    MU_STATUS_OK = 0,
+    MU_STATUS_USAGE = 64,       /* wrong usage */
+    MU_STATUS_DATA = 65,        /* bad data or checkpoint */
+    MU_STATUS_NOINPUT = 66,     /* input missing or unreadable */
+    MU_STATUS_INTERNAL = 70,    /* internal error */
+    MU_STATUS_IO = 74,          /* reading or writing failed */
+    MU_STATUS_REQUEUE = 75,     /* a checkpoint was saved on a signal: run again */
+    MU_STATUS_NUMERIC = 76,     /* loss or gradient not finite */
+    MU_STATUS_CONFIG = 78,      /* bad configuration */
 } mu_status;
-
-const char *mu_status_text(mu_status status);
 
 #define MU_MUST_USE __attribute__((warn_unused_result))
 #define MU_NORETURN __attribute__((noreturn))           /* C++ has no _Noreturn */
@@ -64,7 +57,7 @@ MU_NORETURN void mu_fatal(mu_status status, const char *file, int line, const ch
 
 /* ------------------------------------------------------------------ log (log.c)
  * Library code never prints; it speaks to the sink, which is silent until a program sets one. */
-typedef enum { MU_LOG_DEBUG, MU_LOG_INFO, MU_LOG_WARNING } mu_log_level;
+typedef enum { MU_LOG_INFO, MU_LOG_WARNING } mu_log_level;
 typedef void mu_log_sink(mu_log_level level, const char *line);
 void mu_log_set_sink(mu_log_sink *sink);
 void mu_log(mu_log_level level, const char *fmt, ...) MU_PRINTF(2, 3);
@@ -117,7 +110,6 @@ size_t mu_size_mul(size_t a, size_t b);                 /* a*b, fatal on overflo
 
 int64_t mu_memory_peak(void);                           /* bytes: peak resident set of this process */
 int64_t mu_memory_rss(void);                            /* bytes: resident set now */
-int64_t mu_memory_available(void);                      /* bytes: MemAvailable or the cgroup's limit, the smaller */
 
 /* ------------------------------------------------------------------ time and hash (status.c)  */
 double   mu_time(void);                                 /* seconds, monotonic */

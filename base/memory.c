@@ -29,11 +29,11 @@ void mu_region_commit(mu_region *r, size_t bytes) {
     if (bytes <= r->committed) return;
     size_t want = round_up(bytes, COMMIT_STEP);
     MU_CHECK(want <= r->reserved,
-             "%zu MiB needed, %zu MiB reserved; a smaller train.micro_batch_size needs less", want >> 20,
+             "%zu MiB needed, %zu MiB reserved; a smaller micro-batch needs less", want >> 20,
              r->reserved >> 20);
     size_t usable = want < HUGE_PAGE ? want : round_up(want, HUGE_PAGE);    /* one half out of reach could not be huge */
     int failed = mprotect(r->base, usable, PROT_READ | PROT_WRITE);
-    MU_CHECK(!failed, "out of memory at %zu MiB; a smaller train.micro_batch_size needs less", want >> 20);
+    MU_CHECK(!failed, "out of memory at %zu MiB; a smaller micro-batch needs less", want >> 20);
     if (want >= HUGE_PAGE) madvise(r->base, usable, MADV_HUGEPAGE);         /* a wish: not to have it is no error */
     r->committed = want, r->usable = usable;
 }
@@ -106,22 +106,12 @@ int64_t mu_memory_peak(void) {
     return (int64_t)usage.ru_maxrss * 1024;
 }
 
-/* The first number after `key` in a file of the kernel, or `otherwise`. */
-static int64_t number_in_file(const char *path, const char *key, int64_t otherwise) {
-    FILE *f = fopen(path, "re");
-    if (!f) return otherwise;
+int64_t mu_memory_rss(void) {
+    FILE *f = fopen("/proc/self/status", "re");
+    if (!f) return 0;
     char line[256];
-    long long value = (long long)otherwise;
-    while (fgets(line, sizeof line, f))
-        if (!strncmp(line, key, strlen(key)) && sscanf(line + strlen(key), " %lld", &value) == 1) break;
+    long long kib = 0;
+    while (fgets(line, sizeof line, f) && sscanf(line, "VmRSS: %lld", &kib) != 1) {}
     fclose(f);
-    return value;
-}
-
-int64_t mu_memory_rss(void) { return number_in_file("/proc/self/status", "VmRSS:", 0) * 1024; }
-
-int64_t mu_memory_available(void) {
-    int64_t free_bytes = number_in_file("/proc/meminfo", "MemAvailable:", 0) * 1024;
-    int64_t limit = number_in_file("/sys/fs/cgroup/memory.max", "", INT64_MAX);
-    return limit < free_bytes ? limit : free_bytes;
+    return kib * 1024;
 }

@@ -1,19 +1,9 @@
-/* status.c - statuses and their texts, collected error messages, time and hash. */
+/* status.c - collected error messages, time and hash. */
 #include "base/base.h"
 
 #include <string.h>
 #include <time.h>
 #include <xxhash.h>
-
-const char *mu_status_text(mu_status status) {
-    switch (status) {
-#define S(name, value, text) \
-    case MU_STATUS_##name: return text;
-        MU_STATUSES(S)
-#undef S
-    }
-    return "unknown status";
-}
 
 static void append(mu_error *e, const char *fmt, va_list args) {
     size_t used = strlen(e->text);

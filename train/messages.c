@@ -8,7 +8,6 @@
 static int the_rank;
 
 static void log_sink(mu_log_level level, const char *line) {
-    if (level == MU_LOG_DEBUG) return;
     fflush(stdout);
     if (level == MU_LOG_WARNING) fprintf(stderr, "muster: warning: %s\n", line);
     else if (the_rank == 0) fprintf(stderr, "muster: %s\n", line);

@@ -126,10 +126,15 @@ bool CPU(multiply_dots)(int64_t m, int64_t n, int64_t k, const float *a, int64_t
 /* Elements of a block of an element-wise loop: 64 KiB of floats, enough to pay for handing it out. */
 enum { CPU_BLOCK = 16384 };
 
-static inline float *cpu_f32(mu_mat a) { return a.data; }
-static inline double *cpu_f64(mu_mat a) { return a.data; }
-static inline int32_t *cpu_i32(mu_mat a) { return a.data; }
-static inline int64_t *cpu_i64(mu_mat a) { return a.data; }
+/* An operand as a C array; a kernel's operand of the wrong type stops the program. */
+static inline void *cpu_typed(mu_mat m, mu_dtype dtype, const char *kernel) {
+    MU_CHECK(!m.data || m.dtype == dtype, "%s: operand is %s, expected %s", kernel, mu_dtype_name(m.dtype), mu_dtype_name(dtype));
+    return m.data;
+}
+#define cpu_f32(m) ((float *)cpu_typed(m, MU_DTYPE_F32, __func__))
+#define cpu_f64(m) ((double *)cpu_typed(m, MU_DTYPE_F64, __func__))
+#define cpu_i32(m) ((int32_t *)cpu_typed(m, MU_DTYPE_I32, __func__))
+#define cpu_i64(m) ((int64_t *)cpu_typed(m, MU_DTYPE_I64, __func__))
 
 static inline int64_t cpu_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t cpu_max(int64_t a, int64_t b) { return a > b ? a : b; }

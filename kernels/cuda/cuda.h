@@ -93,17 +93,21 @@ template <> struct dtype_of<int32_t> { static const mu_dtype value = MU_DTYPE_I3
 template <> struct dtype_of<int64_t> { static const mu_dtype value = MU_DTYPE_I64; };
 template <typename T> struct dtype_of<const T> : dtype_of<T> {};
 
-template <typename T> static matrix<T> typed(mu_mat m) {
-    MU_CHECK(!m.data || m.dtype == dtype_of<T>::value, "operand is %s, expected %s", mu_dtype_name(m.dtype),
-             mu_dtype_name(dtype_of<T>::value));
+/* The message says where it was called, which is in a kernel's own function. */
+template <typename T> static matrix<T> typed(mu_mat m, const char *file = __builtin_FILE(), int line = __builtin_LINE(),
+                                             const char *kernel = __builtin_FUNCTION()) {
+    if (m.data && m.dtype != dtype_of<T>::value)
+        mu_fatal(MU_STATUS_INTERNAL, file, line, kernel, "operand is %s, expected %s", mu_dtype_name(m.dtype),
+                 mu_dtype_name(dtype_of<T>::value));
     return matrix<T>{ (T *)m.data, m.ld };
 }
 
 /* with_real(dtype, [&](auto zero) { using R = decltype(zero); ... }): the code for float or bf16. */
-template <typename F> static void with_real(mu_dtype dtype, F body) {
+template <typename F> static void with_real(mu_dtype dtype, F body, const char *file = __builtin_FILE(),
+                                            int line = __builtin_LINE(), const char *kernel = __builtin_FUNCTION()) {
     if (dtype == MU_DTYPE_F32) body(0.0f);
     else if (dtype == MU_DTYPE_BF16) body(bf16());
-    else MU_FATAL(MU_STATUS_INTERNAL, "no kernel for operands of %s", mu_dtype_name(dtype));
+    else mu_fatal(MU_STATUS_INTERNAL, file, line, kernel, "no kernel for operands of %s", mu_dtype_name(dtype));
 }
 
 /* Can a vector, can the rows of a matrix be moved n values at a time? Yes for one that is not given. */

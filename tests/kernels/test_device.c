@@ -141,13 +141,38 @@ static void test_shape(void **state) {
     mu_device_close(dev);
 }
 
+/* An operand of another type is fatal, and the line names kernel and types. */
+static jmp_buf dead_end;
+static char last_words[1024];
+
+static void remember(mu_status status, const char *line) {
+    (void)status;
+    snprintf(last_words, sizeof last_words, "%s", line);
+    longjmp(dead_end, 1);
+}
+
+static void test_wrong_type(void **state) {
+    (void)state;
+    static const char *const kinds[] = { "ref", "cpu-base", "cpu" };
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        mu_device *dev = mu_device_open(kinds[i]);
+        int32_t x[4] = { 0 };
+        mu_fatal_handler *old = mu_fatal_set_handler(remember);
+        last_words[0] = '\0';
+        if (!setjmp(dead_end)) dev->k->fill(dev, 4, 1, (mu_mat){ x, MU_DTYPE_I32, 1 });
+        mu_fatal_set_handler(old);
+        assert_non_null(strstr(last_words, "_fill: operand is i32, expected f"));
+        mu_device_close(dev);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_open), cmocka_unit_test(test_dtypes),
         cmocka_unit_test_prestate(test_memory, (void *)(uintptr_t)"cpu"),
         cmocka_unit_test_prestate(test_memory, (void *)(uintptr_t)"ref"),
         cmocka_unit_test_prestate(test_memory, (void *)(uintptr_t)"guarded"),
-        cmocka_unit_test(test_guarded), cmocka_unit_test(test_shape),
+        cmocka_unit_test(test_guarded), cmocka_unit_test(test_shape), cmocka_unit_test(test_wrong_type),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
