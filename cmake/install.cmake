@@ -2,7 +2,7 @@
 # others to find the library, a CMake package and a pkg-config file. They may be moved: neither holds a path
 # of the build.
 #   <prefix>/bin/muster   lib/libmuster.{a,so}   include/muster/<folder>/<folder>.h   libexec/muster/muster-probe-hdf5
-#   lib/cmake/muster/     lib/pkgconfig/muster.pc
+#   lib/cmake/muster/     lib/pkgconfig/muster.pc   share/doc/muster/LICENSE
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/muster)
 
 # Before 1.0 every minor version may change the interface.
@@ -16,6 +16,7 @@ endif()
 install(TARGETS muster EXPORT muster-targets)
 install(TARGETS muster_program)
 install(TARGETS muster_probe EXPORT muster-targets DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/muster)
+install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 foreach(folder base kernels autograd dist moe layers optim data)
     install(FILES ${folder}/${folder}.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/muster/${folder})
 endforeach()

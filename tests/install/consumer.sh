@@ -92,5 +92,15 @@ if [ "$with_mpi" = ON ]; then
     check "pkg-config: two of four ranks train" run4 "$work/consumer"
 fi
 
+# The page on using the library: its blocks of code, as they stand there.
+block() { awk -v kind="\`\`\`$1" '$0 == kind { on = 1; next } /^```/ { on = 0 } on' "$MUSTER_SOURCE/docs/library.md"; }
+mkdir "$work/page"
+block cmake > "$work/page/CMakeLists.txt"
+block c > "$work/page/mine.c"
+check "docs/library.md: configure" "$cmake" -S "$work/page" -B "$work/page/build" -DCMAKE_C_COMPILER="$cc" \
+      -DCMAKE_C_FLAGS="$flags -Wall -Wextra -Werror"
+check "docs/library.md: build" "$cmake" --build "$work/page/build"
+check "docs/library.md: run" "$work/page/build/mine"
+
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
