@@ -116,9 +116,21 @@ static void find_probe(void) {
                MUSTER_LIBEXEC ": a file made to crash HDF5 may end muster");
 }
 
+/* Where no launcher has started it, Open MPI 4 would start a daemon for this one rank; and when the daemon's last event comes
+ * while MPI_Finalize unloads the code for it, the program crashes (on a busy machine once in 2000 runs). Nothing here needs the
+ * daemon; without it all such programs would share one session directory, which is not needed either. */
+static void run_alone(void) {
+    static const char *const launched[] = { "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID" };
+    for (size_t i = 0; i < sizeof launched / sizeof *launched; i++)
+        if (getenv(launched[i])) return;
+    setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
+    setenv("OMPI_MCA_orte_create_session_dirs", "0", 0);
+}
+
 int main(int argc, char **argv) {
     setlocale(LC_ALL, "C");
     unsetenv("HDF5_USE_FILE_LOCKING"); /* the store locks nothing (base/store.c), and this would overrule it */
+    run_alone();
     signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a write error, not a death */
     mu_messages_start();
     const char *first = argc > 1 ? argv[1] : "";
