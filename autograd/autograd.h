@@ -153,7 +153,7 @@ typedef struct {
     int64_t n_sequences, seq_len;           /* of this rank's micro-batch: T = n_sequences * seq_len */
     const int64_t *global_samples;          /* [n_sequences], ascending */
     const int32_t *domains;                 /* [n_sequences] */
-    const uint8_t *expert_mask;             /* [E], 1 = may be chosen; NULL: all (archive and criticality, later) */
+    const int32_t *expert_mask;             /* [experts of all MoE layers, in their order]: 0 = may not be chosen; NULL: all may */
     uint64_t seed;
     mu_kv_cache *cache;                     /* generation: the one sequence goes on behind these tokens; or NULL */
 } mu_context;

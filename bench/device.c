@@ -153,7 +153,7 @@ static void layer_route(mu_device *dev, void *what) {
     const layer *l = what;
     int64_t T = l->route.T, E = l->route.E, D = l->shape.D;
     dev->k->gemm_fine(dev, false, true, T, E, D, l->x, l->router, 0.0, l->logits);
-    dev->k->route_fwd(dev, &l->route, l->logits, none, l->scores, l->lse, l->ids, l->gates);
+    dev->k->route_fwd(dev, &l->route, l->logits, none, none, l->scores, l->lse, l->ids, l->gates);
     dev->k->plan(dev, T, E, l->route.K, T, 0, l->ids, l->order, l->offsets, l->token, l->row);
     dev->k->scatter(dev, T * l->route.K, 1, column(l->row), column(l->gates), l->weights);
 }
@@ -192,7 +192,7 @@ static void layer_backward(mu_device *dev, void *what) {
     dev->k->gather_sum(dev, T * K, 1, 1, column(l->row), l->dweights, false, column(l->dgates));
     dev->k->gather_sum(dev, T, K, D, l->row, l->drows, false, l->dx);
     dev->k->fill(dev, T * E, 0.0, l->dlogits);
-    dev->k->route_bwd(dev, &l->route, l->scores, l->ids, l->gates, l->dgates, none, none, l->dlogits);
+    dev->k->route_bwd(dev, &l->route, l->scores, l->ids, l->dgates, none, none, l->dlogits);
     dev->k->gemm_fine(dev, false, false, T, D, E, l->dlogits, l->router, 1.0, l->dx);
     dev->k->gemm_fine(dev, true, false, E, D, T, l->dlogits, l->x, 0.0, l->drouter);
 }

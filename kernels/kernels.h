@@ -131,20 +131,26 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
     /* Router; everything here, and in the balancing terms, is fine. scores[T,E] = softmax or sigmoid of logits,
      * lse[t] = log sum exp(logits[t]); ids[T,K]: the K largest
      * of scores + bias (bias [E] may be NULL), best first, ties to the lower index, NaN as minus infinity: always K
-     * different valid ids; gates[T,K] = scale * score, divided by (sum of the chosen scores + 1e-20) if normalise.
+     * different valid ids; mask [E] (I32, may be NULL): an expert with 0 is as if it were not there, its score is 0 and
+     * it is never chosen (at least K are left; not with a forced choice); gates[T,K] = scale * score, divided by (sum of the chosen scores + 1e-20) if normalise.
      * MU_ROUTE_BALANCED: ids[t,k] = ((first_token + t)*K + k) % E. MU_ROUTE_SKEW: expert 0 first, then the best others.
      * Backward adds into dlogits; dgates, dscores, dlse may each be NULL. Unchosen experts get gradient only
      * through the softmax's denominator (normalise: not even that), dscores and dlse. For sigmoid scores dlse's
      * softmax is recovered from score / (1 - score): in fp32 inexact for logits above about 8. */ \
-    K(route_fwd, (mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat scores, mu_mat lse, mu_mat ids, mu_mat gates), \
-                 (dev, s, logits, bias, scores, lse, ids, gates)) \
-    K(route_bwd, (mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat gates, mu_mat dgates, mu_mat dscores, \
-                  mu_mat dlse, mu_mat dlogits), \
-                 (dev, s, scores, ids, gates, dgates, dscores, dlse, dlogits)) \
+    K(route_fwd, (mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat mask, mu_mat scores, mu_mat lse, mu_mat ids, \
+                  mu_mat gates), \
+                 (dev, s, logits, bias, mask, scores, lse, ids, gates)) \
+    K(route_bwd, (mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat dgates, mu_mat dscores, mu_mat dlse, \
+                  mu_mat dlogits), \
+                 (dev, s, scores, ids, dgates, dscores, dlse, dlogits)) \
     /* counts[T/segment, E] (I64): assignments ids[T,K] of each segment of `segment` tokens to each expert.
      * segment >= 1 divides T, here and below. */ \
     K(count_experts, (mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids, mu_mat counts), \
                      (dev, T, E, K, segment, ids, counts)) \
+    /* Of counts[S,E] (I64), those of each sequence: total[E] = their sum; by_group[E,G] adds to the count of expert i and
+     * group group[s] (I32, 0 .. G-1). total, or group and by_group, may be NULL. */ \
+    K(sum_counts, (mu_device *dev, int64_t S, int64_t E, int64_t G, mu_mat counts, mu_mat group, mu_mat total, mu_mat by_group), \
+                  (dev, S, E, G, counts, group, total, by_group)) \
     /* coef[n,E] = factor * counts[n,E] (I64), the product in double, then rounded. */ \
     K(balance_coef, (mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef), (dev, n, E, factor, counts, coef)) \
     /* Balancing term: out (F64) = sum_t sum_i coef[t/segment, i] * p[t,i], p = scores, or scores / their sum if

@@ -112,8 +112,8 @@ mu_plan *mu_plan_dense(mu_tape *tp, int64_t T);
 /* ------------------------------------------------------------------ ops (ops/) */
 /* x_TD, fine, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
 mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const mu_rng *rng);
-/* logits -> gates, scores, log-sum-exp, ids. bias_E may be NULL. */
-mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, const mu_route_shape *shape,
+/* logits -> gates, scores, log-sum-exp, ids. bias_E and mask_E (I32: 0 = may not be chosen) may be NULL. */
+mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, mu_tensor *mask_E, const mu_route_shape *shape,
                      mu_tensor **scores_TE, mu_tensor **lse_T, mu_tensor **ids_TK);
 /* SwiGLU experts over a plan: one op, so that gather, activation and products can be fused. A row's result is
  * multiplied by its weight (one a row, in the plan's order; NULL: 1). */

@@ -18,6 +18,17 @@ static mu_tensor *router_input(const mu_moe *m, mu_tape *tp, const mu_context *c
     return mu_jitter(tp, x, cx->seq_len, m->cfg->router_jitter, &rng);
 }
 
+/* This layer's part of the context's mask; at least K experts are left. */
+static mu_tensor *mask_of(const mu_moe *m, mu_tape *tp, const mu_context *cx) {
+    if (!cx->expert_mask) return NULL;
+    const int32_t *mask = cx->expert_mask + m->first_load;
+    int64_t left = 0;
+    for (int64_t i = 0; i < m->E; i++) left += mask[i] != 0;
+    MU_CHECK(left >= m->K, "layer %d: the mask leaves %lld of %lld experts, top_k is %lld", m->layer, (long long)left,
+             (long long)m->E, (long long)m->K);
+    return mu_tensor_ints(tp, MU_DTYPE_I32, m->E, mask);
+}
+
 mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
     mu_tensor_check(x, "route: x", 2, MU_FLOATS);
     MU_CHECK(x->shape[1] == m->D && cx->seq_len >= 1 && x->shape[0] == cx->n_sequences * cx->seq_len,
@@ -42,7 +53,7 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
     mu_tensor *seen = router_input(m, tp, cx, x);
     mu_tensor *logits = mu_linear_fine(tp, seen, &m->router_ED->tensor);
     if (seen != x) mu_release(tp, seen);
-    r.gates_TK = mu_router(tp, logits, bias, &shape, &r.scores_TE, &r.lse_T, &r.ids_TK);
+    r.gates_TK = mu_router(tp, logits, bias, mask_of(m, tp, cx), &shape, &r.scores_TE, &r.lse_T, &r.ids_TK);
     mu_release(tp, logits);
     r.counts_SE = mu_tensor_new(tp, MU_DTYPE_I64, 2, (int64_t[]){ T / cx->seq_len, m->E });
     mu_device *dev = mu_tape_device(tp);

@@ -6,29 +6,33 @@
 enum { ROWS = 256 };            /* tokens whose terms are summed before the blocks are added in order */
 
 /* e: room for [E] */
-static void row_scores(const mu_route_shape *s, const float *logits, double *e, float *scores, float *lse) {
+static void row_scores(const mu_route_shape *s, const float *logits, const int32_t *mask, double *e, float *scores,
+                       float *lse) {
     double max = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : max)
-    for (int64_t i = 0; i < s->E; i++) max = (double)logits[i] > max ? (double)logits[i] : max;
+    for (int64_t i = 0; i < s->E; i++) max = (double)logits[i] > max && (!mask || mask[i]) ? (double)logits[i] : max;
 #pragma omp simd
     for (int64_t i = 0; i < s->E; i++) e[i] = cpu_exp_fine((double)logits[i] - max);
+    for (int64_t i = 0; i < s->E && mask; i++) e[i] = mask[i] ? e[i] : 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < s->E; i++) sum += e[i];
 #pragma omp simd
     for (int64_t i = 0; i < s->E; i++)
         scores[i] = (float)(s->sigmoid ? 1 / (1 + cpu_exp_fine(-(double)logits[i])) : e[i] / sum);
+    for (int64_t i = 0; i < s->E && mask; i++) scores[i] = mask[i] ? scores[i] : 0;
     *lse = (float)(max + log(sum));
 }
 
-/* What the choice compares: above LEAST, or LEAST for NaN and minus infinity, which rank last; -INFINITY once chosen.
- * So there are always K different ids. */
+/* What the choice compares: above LEAST, or LEAST for NaN and minus infinity, which rank last; -INFINITY once chosen, and
+ * for experts that may not be chosen. So there are always K different ids. */
 static const double LEAST = -1.7976931348623157e308;
 
-static void row_keys(int64_t E, const float *scores, const float *bias, double *keys) {
+static void row_keys(int64_t E, const float *scores, const float *bias, const int32_t *mask, double *keys) {
     for (int64_t i = 0; i < E; i++) {
         double x = (double)scores[i] + (bias ? (double)bias[i] : 0);
         keys[i] = x > LEAST ? x : LEAST;
     }
+    for (int64_t i = 0; i < E && mask; i++) keys[i] = mask[i] ? keys[i] : -INFINITY;
 }
 
 /* The best expert left; ties to the lower index. */
@@ -57,8 +61,8 @@ static double chosen_sum(const mu_route_shape *s, const float *scores, const int
     return sum + 1e-20;
 }
 
-void CPU(route_fwd)(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat scores,
-                    mu_mat lse, mu_mat ids, mu_mat gates) {
+void CPU(route_fwd)(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat mask,
+                    mu_mat scores, mu_mat lse, mu_mat ids, mu_mat gates) {
     int team = cpu_team(s->T * s->E * 16);
     size_t mark = mu_arena_mark(&dev->scratch);
     cpu_buffers buffers = cpu_buffers_new(dev, team, 2 * (size_t)s->E);
@@ -67,8 +71,8 @@ void CPU(route_fwd)(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_m
         float *p = cpu_f32(scores) + t * scores.ld;
         int32_t *id = cpu_i32(ids) + t * ids.ld;
         double *room = (double *)(void *)cpu_buffer(buffers);
-        row_scores(s, cpu_f32(logits) + t * logits.ld, room, p, cpu_f32(lse) + t);
-        row_keys(s->E, p, cpu_f32(bias), room);
+        row_scores(s, cpu_f32(logits) + t * logits.ld, cpu_i32(mask), room, p, cpu_f32(lse) + t);
+        row_keys(s->E, p, cpu_f32(bias), cpu_i32(mask), room);
         row_choice(s, t, room, id);
         double factor = s->scale / (s->normalise ? chosen_sum(s, p, id) : 1);
         for (int64_t k = 0; k < s->K; k++)
@@ -116,9 +120,8 @@ static void row_bwd(const mu_route_shape *s, const float *scores, double inner, 
     }
 }
 
-void CPU(route_bwd)(mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat gates,
-                    mu_mat dgates, mu_mat dscores, mu_mat dlse, mu_mat dlogits) {
-    (void)gates;
+void CPU(route_bwd)(mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat dgates,
+                    mu_mat dscores, mu_mat dlse, mu_mat dlogits) {
     int team = cpu_team(s->T * s->E * 4);
     size_t mark = mu_arena_mark(&dev->scratch);
     cpu_buffers buffers = cpu_buffers_new(dev, team, 2 * (size_t)s->E);
@@ -144,6 +147,17 @@ void CPU(count_experts)(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t
         memset(mine, 0, (size_t)E * sizeof *mine);
         for (int64_t t = i * segment; t < (i + 1) * segment; t++)
             for (int64_t k = 0; k < K; k++) mine[cpu_i32(ids)[t * ids.ld + k]]++;
+    }
+}
+
+void CPU(sum_counts)(mu_device *dev, int64_t S, int64_t E, int64_t G, mu_mat counts, mu_mat group, mu_mat total,
+                     mu_mat by_group) {
+    (void)dev, (void)G;
+    if (total.data) memset(total.data, 0, (size_t)E * sizeof(int64_t));
+    for (int64_t s = 0; s < S; s++) {
+        const int64_t *row = cpu_i64(counts) + s * counts.ld;
+        for (int64_t i = 0; i < E && total.data; i++) cpu_i64(total)[i] += row[i];
+        for (int64_t i = 0; i < E && by_group.data; i++) cpu_i64(by_group)[i * by_group.ld + cpu_i32(group)[s]] += row[i];
     }
 }
 

@@ -85,6 +85,28 @@ void mu_cuda_count_experts(mu_device *dev, int64_t T, int64_t E, int64_t K, int6
     launch(dev, parts_of(d), THREADS, 0, count_experts_kernel, d, typed<int64_t>(counts));
 }
 
+/* ------------------------------------------------------------------ sum_counts */
+/* A thread takes an expert: its sums have one writer. A rank has few sequences, so the loop is short. */
+static __global__ void sum_counts_kernel(int S, int E, matrix<const int64_t> counts, const int *group, int64_t *total,
+                                         matrix<int64_t> by_group) {
+    int i = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (i >= E) return;
+    int64_t sum = 0;
+    for (int s = 0; s < S; s++) {
+        int64_t n = counts.row(s)[i];
+        sum += n;
+        if (by_group.at) by_group.row(i)[group[s]] += n;
+    }
+    if (total) total[i] = sum;
+}
+
+void mu_cuda_sum_counts(mu_device *dev, int64_t S, int64_t E, int64_t G, mu_mat counts, mu_mat group, mu_mat total,
+                        mu_mat by_group) {
+    (void)G;
+    launch(dev, blocks_for(E, THREADS), THREADS, 0, sum_counts_kernel, (int)S, (int)E, typed<const int64_t>(counts),
+           (const int *)typed<const int32_t>(group).at, typed<int64_t>(total).at, typed<int64_t>(by_group));
+}
+
 /* ------------------------------------------------------------------ scans by one block */
 enum { SCAN_THREADS = 1024 };
 

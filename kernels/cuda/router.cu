@@ -102,11 +102,11 @@ static __device__ __forceinline__ unsigned order_of(float x) {
 /* What the choice compares, of each expert: from its score, and 0 for one that is not to be found again. */
 template <int PER> struct ranking {
     unsigned kept[PER];
-    __device__ __forceinline__ ranking(int E, const share<PER> &scores, const float *bias, int without) {
+    __device__ __forceinline__ ranking(int E, const share<PER> &scores, const float *bias, const int *mask, int without) {
 #pragma unroll
         for (int j = 0; j < PER; j++) {
             int i = j * WARP + lane_index();
-            kept[j] = i < E && i != without ? order_of(scores.at(j, i) + (bias ? bias[i] : 0)) : 0;
+            kept[j] = i < E && i != without && (!mask || mask[i]) ? order_of(scores.at(j, i) + (bias ? bias[i] : 0)) : 0;
         }
     }
     __device__ __forceinline__ unsigned at(int j, int) const { return kept[j]; }
@@ -115,11 +115,12 @@ template <int PER> struct ranking {
 template <> struct ranking<0> {
     const share<0> &scores;
     const float *bias;
+    const int *mask;
     int without;
-    __device__ __forceinline__ ranking(int, const share<0> &scores, const float *bias, int without)
-        : scores(scores), bias(bias), without(without) {}
+    __device__ __forceinline__ ranking(int, const share<0> &scores, const float *bias, const int *mask, int without)
+        : scores(scores), bias(bias), mask(mask), without(without) {}
     __device__ __forceinline__ unsigned at(int j, int i) const {
-        return i == without ? 0 : order_of(scores.at(j, i) + (bias ? bias[i] : 0));
+        return i == without || (mask && !mask[i]) ? 0 : order_of(scores.at(j, i) + (bias ? bias[i] : 0));
     }
 };
 
@@ -137,16 +138,18 @@ template <int PER> static __device__ __forceinline__ int next_best(int E, const 
 
 /* scores of a token, its log sum exp returned. */
 template <int PER>
-static __device__ __forceinline__ float score_token(int E, bool sigmoid, float *logits, share<PER> &scores, float *scores_at) {
+static __device__ __forceinline__ float score_token(int E, bool sigmoid, float *logits, const int *mask, share<PER> &scores,
+                                                    float *scores_at) {
     share<PER> x(E, logits);
+    auto logit = [&](int j, int i) { return mask && !mask[i] ? -INFINITY : x.at(j, i); };
     float most = -INFINITY, sum = 0;
-    each_expert<PER>(E, [&](int j, int i) { most = fmaxf(most, x.at(j, i)); });
+    each_expert<PER>(E, [&](int j, int i) { most = fmaxf(most, logit(j, i)); });
     most = warp_max(most);
-    each_expert<PER>(E, [&](int j, int i) { sum += expf(x.at(j, i) - most); });
+    each_expert<PER>(E, [&](int j, int i) { sum += expf(logit(j, i) - most); });
     sum = warp_sum(sum);
     float factor = 1 / sum;
     each_expert<PER>(E, [&](int j, int i) {
-        float p = sigmoid ? 1 / (1 + expf(-x.at(j, i))) : expf(x.at(j, i) - most) * factor;
+        float p = sigmoid ? 1 / (1 + expf(-logit(j, i))) : expf(logit(j, i) - most) * factor;
         scores.set(j, i, p);
         scores_at[i] = p;
     });
@@ -156,17 +159,17 @@ static __device__ __forceinline__ float score_token(int E, bool sigmoid, float *
 
 template <int PER>
 static __global__ void __launch_bounds__(THREADS, 2)
-    route_fwd_kernel(router_shape s, matrix<float> logits, const float *bias, matrix<float> scores, float *lse,
-                     matrix<int32_t> ids, matrix<float> gates) {
+    route_fwd_kernel(router_shape s, matrix<float> logits, const float *bias, const int *mask, matrix<float> scores,
+                     float *lse, matrix<int32_t> ids, matrix<float> gates) {
     int t = token_index();
     if (t >= s.T) return;
     int E = s.E, K = s.K, lane = lane_index(), id = -1, mine = 0;
     share<PER> p(0, scores.row(t));
-    float log_sum = score_token<PER>(E, s.sigmoid, logits.row(t), p, scores.row(t)), sum = TINY;
+    float log_sum = score_token<PER>(E, s.sigmoid, logits.row(t), mask, p, scores.row(t)), sum = TINY;
     if (lane == 0) lse[t] = log_sum;
 
     bool skew = s.force == MU_ROUTE_SKEW, balanced = s.force == MU_ROUTE_BALANCED;
-    ranking<PER> r(E, p, bias, skew ? 0 : -1);
+    ranking<PER> r(E, p, bias, mask, skew ? 0 : -1);
     unsigned last = ~0u;
     unsigned start = (unsigned)s.start + (unsigned)(t * K);
     int32_t *my_ids = ids.row(t) + lane;
@@ -189,11 +192,12 @@ static __global__ void __launch_bounds__(THREADS, 2)
     }
 }
 
-void mu_cuda_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat scores, mu_mat lse,
-                       mu_mat ids, mu_mat gates) {
+void mu_cuda_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_mat bias, mu_mat mask, mu_mat scores,
+                       mu_mat lse, mu_mat ids, mu_mat gates) {
     with_share(s->E, [&](auto per) {
         launch(dev, blocks_for(s->T, TOKENS), THREADS, 0, route_fwd_kernel<decltype(per)::value>, router_of(s),
-               typed<float>(logits), typed<float>(bias).at, typed<float>(scores), typed<float>(lse).at,
+               typed<float>(logits), typed<float>(bias).at, (const int *)typed<const int32_t>(mask).at, typed<float>(scores),
+               typed<float>(lse).at,
                typed<int32_t>(ids), typed<float>(gates));
     });
 }
@@ -262,9 +266,8 @@ static __global__ void __launch_bounds__(THREADS, 2)
     if constexpr (PER > 0) each_expert<PER>(E, [&](int j, int i) { dlogits.row(t)[i] = d.at(j, i); });
 }
 
-void mu_cuda_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat gates, mu_mat dgates,
-                       mu_mat dscores, mu_mat dlse, mu_mat dlogits) {
-    (void)gates;                                /* made again from the scores */
+void mu_cuda_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores, mu_mat ids, mu_mat dgates, mu_mat dscores,
+                       mu_mat dlse, mu_mat dlogits) {
     with_share(s->E, [&](auto per) {
         launch(dev, blocks_for(s->T, TOKENS), THREADS, 0, route_bwd_kernel<decltype(per)::value>, router_of(s),
                typed<float>(scores), typed<int32_t>(ids), typed<float>(dgates), typed<float>(dscores),

@@ -12,6 +12,23 @@ void mu_ref_count_experts(mu_device *dev, int64_t T, int64_t E, int64_t K, int64
         for (int64_t k = 0; k < K; k++) long_row(counts_nE, t / segment, E)[int_row(ids_TK, t, K)[k]]++;
 }
 
+void mu_ref_sum_counts(mu_device *dev, int64_t S, int64_t E, int64_t G, mu_mat counts_SE, mu_mat group_S, mu_mat total_E,
+                       mu_mat by_group_EG) {
+    (void)dev;
+    for (int64_t i = 0; i < E; i++) {
+        int64_t sum = 0;
+        for (int64_t s = 0; s < S; s++) {
+            int64_t n = long_row(counts_SE, s, E)[i];
+            sum += n;
+            if (!by_group_EG.data) continue;
+            int32_t g = int_row(group_S, 0, S)[s];
+            MU_CHECK(g >= 0 && g < G, "sum_counts: group %d of %lld", g, (long long)G);
+            long_row(by_group_EG, i, G)[g] += n;
+        }
+        if (total_E.data) long_row(total_E, 0, E)[i] = sum;
+    }
+}
+
 /* row[t,k] = 0 when the assignment is kept, -1 when its expert is full: in each segment of tokens an expert
  * takes the first `capacity` assignments, in order of token, then slot. load: [E]. */
 static void keep_or_drop(int64_t T, int64_t E, int64_t K, int64_t segment, int64_t capacity, mu_mat ids_TK,

@@ -13,10 +13,12 @@
 
 static const double TINY = 1e-20;
 
-static double log_sum_exp(int64_t n, const double *x) {
+static double log_sum_exp(int64_t n, const double *x, const int32_t *mask) {
     double max = -INFINITY, sum = 0;
-    for (int64_t i = 0; i < n; i++) max = fmax(max, x[i]);
-    for (int64_t i = 0; i < n; i++) sum += exp(x[i] - max);
+    for (int64_t i = 0; i < n; i++)
+        if (!mask || mask[i]) max = fmax(max, x[i]);
+    for (int64_t i = 0; i < n; i++)
+        if (!mask || mask[i]) sum += exp(x[i] - max);
     return max + log(sum);
 }
 
@@ -24,9 +26,9 @@ static double value_or_nothing(double x) { return isnan(x) ? -INFINITY : x; }
 
 /* The K best of s + bias, best first, ties to the lower index; NaN counts as minus infinity. In a forced
  * skew expert 0 comes first whatever it scores. */
-static void choose(const mu_route_shape *s, const double *scores, const double *bias, bool *taken,
+static void choose(const mu_route_shape *s, const double *scores, const double *bias, const int32_t *mask, bool *taken,
                    int32_t *ids) {
-    for (int64_t i = 0; i < s->E; i++) taken[i] = false;
+    for (int64_t i = 0; i < s->E; i++) taken[i] = mask && !mask[i];
     for (int64_t k = 0; k < s->K; k++) {
         int64_t best = -1;
         double most = 0;
@@ -47,22 +49,23 @@ static double chosen_sum(const mu_route_shape *s, const double *scores, const in
     return sum;
 }
 
-void mu_ref_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits_TE, mu_mat bias_E,
+void mu_ref_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits_TE, mu_mat bias_E, mu_mat mask_E,
                       mu_mat scores_TE, mu_mat lse_T, mu_mat ids_TK, mu_mat gates_TK) {
     MU_CHECK(s->K >= 1 && s->K <= s->E, "%lld of %lld experts", (long long)s->K, (long long)s->E);
     size_t mark = mu_arena_mark(&dev->scratch);
     bool *taken = mu_arena_alloc(&dev->scratch, (size_t)s->E);
+    const int32_t *mask = mask_E.data ? int_row(mask_E, 0, s->E) : NULL;
     for (int64_t t = 0; t < s->T; t++) {
         const double *logits = row(logits_TE, t, s->E);
         double *scores = row(scores_TE, t, s->E), *gates = row(gates_TK, t, s->K);
         int32_t *ids = int_row(ids_TK, t, s->K);
-        double lse = reals(lse_T)[t] = log_sum_exp(s->E, logits);
+        double lse = reals(lse_T)[t] = log_sum_exp(s->E, logits, mask);
         for (int64_t i = 0; i < s->E; i++)
-            scores[i] = s->sigmoid ? 1 / (1 + exp(-logits[i])) : exp(logits[i] - lse);
+            scores[i] = mask && !mask[i] ? 0 : s->sigmoid ? 1 / (1 + exp(-logits[i])) : exp(logits[i] - lse);
         if (s->force == MU_ROUTE_BALANCED)
             for (int64_t k = 0; k < s->K; k++) ids[k] = (int32_t)(((s->first_token + t) * s->K + k) % s->E);
         else
-            choose(s, scores, reals(bias_E), taken, ids);
+            choose(s, scores, reals(bias_E), mask, taken, ids);
         double divisor = s->normalise ? chosen_sum(s, scores, ids) : 1;
         for (int64_t k = 0; k < s->K; k++) gates[k] = s->scale * scores[ids[k]] / divisor;
     }
@@ -70,10 +73,9 @@ void mu_ref_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits_TE,
 }
 
 /* ds[E] += the gradient of one token's gates by its scores. */
-static void gates_bwd(const mu_route_shape *s, const double *scores, const int32_t *ids, const double *gates,
-                      const double *dgates, double *ds) {
-    double divisor = s->normalise ? chosen_sum(s, scores, ids) : 1;
-    double mean = s->normalise ? dot(s->K, gates, dgates) : 0;
+static void gates_bwd(const mu_route_shape *s, const double *scores, const int32_t *ids, const double *dgates, double *ds) {
+    double divisor = s->normalise ? chosen_sum(s, scores, ids) : 1, mean = 0;
+    for (int64_t k = 0; k < s->K && s->normalise; k++) mean += s->scale * scores[ids[k]] / divisor * dgates[k];
     for (int64_t k = 0; k < s->K; k++) ds[ids[k]] += (s->scale * dgates[k] - mean) / divisor;
 }
 
@@ -97,7 +99,7 @@ static void token_bwd(const mu_route_shape *s, const double *scores, const doubl
 }
 
 void mu_ref_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores_TE, mu_mat ids_TK,
-                      mu_mat gates_TK, mu_mat dgates_TK, mu_mat dscores_TE, mu_mat dlse_T,
+                      mu_mat dgates_TK, mu_mat dscores_TE, mu_mat dlse_T,
                       mu_mat dlogits_TE) {
     size_t mark = mu_arena_mark(&dev->scratch);
     double *ds = mu_arena_alloc(&dev->scratch, (size_t)s->E * sizeof *ds);
@@ -106,8 +108,7 @@ void mu_ref_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores_TE,
         const double *scores = row(scores_TE, t, s->E);
         for (int64_t i = 0; i < s->E; i++) ds[i] = given(dscores_TE) ? row(dscores_TE, t, s->E)[i] : 0;
         if (given(dgates_TK))
-            gates_bwd(s, scores, int_row(ids_TK, t, s->K), row(gates_TK, t, s->K), row(dgates_TK, t, s->K),
-                      ds);
+            gates_bwd(s, scores, int_row(ids_TK, t, s->K), row(dgates_TK, t, s->K), ds);
         for (int64_t i = 0; i < s->E; i++) p[i] = 0;
         if (given(dlse_T)) softmax_of_scores(s, scores, p);
         token_bwd(s, scores, p, ds, given(dlse_T) ? reals(dlse_T)[t] : 0, row(dlogits_TE, t, s->E));

@@ -215,11 +215,11 @@ static void routing(stand *s, layer *l) {
     l->order = whole(s, 1, E, 1, E), l->offsets = take(s, MU_DTYPE_I64, 1, E + 1), l->token = take(s, MU_DTYPE_I32, 1, R);
     l->row = take(s, MU_DTYPE_I32, T, K), l->weights = fine(s, R, 1);
     CALL(jitter, LAYER, (l->x), (noisy), T, T, D, 0.1, &rng, l->x.m, false, noisy.m);
-    CALL(route_fwd, LAYER, (logits), (l->scores, l->lse, l->ids, l->gates), &shape, logits.m, none, l->scores.m, l->lse.m,
-         l->ids.m, l->gates.m);
-    s->dev->k->route_fwd(s->dev, &shape, logits.m, none, l->scores.m, l->lse.m, l->ids.m, l->gates.m);
+    CALL(route_fwd, LAYER, (logits), (l->scores, l->lse, l->ids, l->gates), &shape, logits.m, none, none, l->scores.m,
+         l->lse.m, l->ids.m, l->gates.m);
+    s->dev->k->route_fwd(s->dev, &shape, logits.m, none, none, l->scores.m, l->lse.m, l->ids.m, l->gates.m);
     CALL(route_bwd, LAYER, (l->scores, l->ids, dgates, dlogits), (dlogits), &shape, l->scores.m, l->ids.m,
-         l->gates.m, dgates.m, none, none, dlogits.m);
+         dgates.m, none, none, dlogits.m);
     CALL(plan, LAYER, (l->ids, l->order), (l->offsets, l->token, l->row), T, E, K, T, 0, l->ids.m, l->order.m, l->offsets.m,
          l->token.m, l->row.m);
     s->dev->k->plan(s->dev, T, E, K, T, 0, l->ids.m, l->order.m, l->offsets.m, l->token.m, l->row.m);

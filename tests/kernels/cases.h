@@ -384,9 +384,9 @@ static void run_exact_product(trial *t, const int64_t *p) {
 
 /* ---------------------------------------------------------------- router */
 enum { SIGMOID = 1, NORMALISE = 2, BIAS = 4, TIES = 8, NO_DGATES = 16, NO_DSCORES = 32, NO_DLSE = 64,
-       NANS = 128 };
+       NANS = 128, MASK = 256 };
 
-typedef struct { mu_route_shape s; mu_mat logits, bias, scores, lse, ids, gates; } route_operands;
+typedef struct { mu_route_shape s; mu_mat logits, bias, mask, scores, lse, ids, gates; } route_operands;
 
 /* TIES: few different logits, so that equal scores are common and must be equal wherever they stand.
  * NANS: some logits, and all of the first token, are not finite. */
@@ -399,6 +399,15 @@ static mu_mat route_logits(trial *t, int64_t T, int64_t E, int64_t bits) {
     return reals_of(t, "logits", T, E, x);
 }
 
+/* Two of three experts may be chosen, or as many as are needed. */
+static mu_mat route_mask(trial *t, int64_t E, int64_t K) {
+    int64_t *x = mu_alloc((size_t)E, sizeof *x);
+    for (int64_t i = 0; i < E; i++) x[i] = i % 3 != 1 || E - i <= K;
+    mu_mat mask = ints_of(t, "mask", 1, E, x);
+    free(x);
+    return mask;
+}
+
 /* T, E, K, bits, force */
 static route_operands route_case(trial *t, const int64_t *p) {
     all_fine(t);
@@ -406,11 +415,12 @@ static route_operands route_case(trial *t, const int64_t *p) {
     mu_route_shape s = { T, E, K, bits & SIGMOID, bits & NORMALISE, 2.5, (mu_route_force)p[4], 1000003 };
     route_operands o = { .s = s, .logits = route_logits(t, T, E, bits) };
     o.bias = bits & BIAS ? vector(t, "bias", E) : NOTHING;
+    o.mask = bits & MASK ? route_mask(t, E, K) : NOTHING;
     o.scores = new_matrix(t, "scores", T, E);
     o.lse = new_vector(t, "lse", T);
     o.ids = new_ints(t, "ids", T, K);
     o.gates = new_matrix(t, "gates", T, K);
-    t->dev->k->route_fwd(t->dev, &o.s, o.logits, o.bias, o.scores, o.lse, o.ids, o.gates);
+    t->dev->k->route_fwd(t->dev, &o.s, o.logits, o.bias, o.mask, o.scores, o.lse, o.ids, o.gates);
     return o;
 }
 
@@ -422,7 +432,7 @@ static void run_route_bwd(trial *t, const int64_t *p) {
     mu_mat dgates = bits & NO_DGATES ? NOTHING : matrix(t, "dgates", T, K);
     mu_mat dscores = bits & NO_DSCORES ? NOTHING : matrix(t, "dscores", T, E);
     mu_mat dlse = bits & NO_DLSE ? NOTHING : vector(t, "dlse", T), dlogits = matrix(t, "dlogits", T, E);
-    t->dev->k->route_bwd(t->dev, &o.s, o.scores, o.ids, o.gates, dgates, dscores, dlse, dlogits);
+    t->dev->k->route_bwd(t->dev, &o.s, o.scores, o.ids, dgates, dscores, dlse, dlogits);
 }
 
 /* ids[T,K], K different experts a token; ONE_TAKES_ALL: always the last ones. */
@@ -443,6 +453,19 @@ static void run_count_experts(trial *t, const int64_t *p) {
     mu_mat ids = chosen_experts(t, p[0], p[1], p[2], p[4]);
     mu_mat counts = new_longs(t, "counts", p[0] / p[3], p[1]);
     t->dev->k->count_experts(t->dev, p[0], p[1], p[2], p[3], ids, counts);
+}
+
+/* S, E, G (0: no groups), no total? */
+static void run_sum_counts(trial *t, const int64_t *p) {
+    int64_t *n = mu_alloc((size_t)(p[0] * p[1]), sizeof *n), *g = mu_alloc((size_t)p[0], sizeof *g);
+    for (int64_t i = 0; i < p[0] * p[1]; i++) n[i] = draw(t, 4097) << (i % 40);
+    for (int64_t i = 0; i < p[0] && p[2]; i++) g[i] = draw(t, p[2]);
+    mu_mat counts = longs_of(t, "counts", p[0], p[1], n), group = p[2] ? ints_of(t, "group", 1, p[0], g) : NOTHING;
+    mu_mat total = p[3] ? NOTHING : new_longs(t, "total", 1, p[1]);
+    mu_mat by_group = p[2] ? new_longs(t, "by_group", p[1], p[2]) : NOTHING;
+    free(n);
+    free(g);
+    t->dev->k->sum_counts(t->dev, p[0], p[1], p[2], counts, group, total, by_group);
 }
 
 /* n, E */
@@ -652,6 +675,11 @@ static void run_jitter(trial *t, const int64_t *p) {
     C(route_fwd, T, E, K, NANS)                                              \
     C(route_fwd, T, E, K, SIGMOID | BIAS | NANS)                             \
     C(route_fwd, T, E, K, SIGMOID | NANS, MU_ROUTE_SKEW)                     \
+    C(route_fwd, T, E, K, NORMALISE | MASK)                                  \
+    C(route_fwd, T, E, K, SIGMOID | BIAS | NANS | MASK)                      \
+    C(route_fwd, T, E, K, TIES | MASK)                                       \
+    C(route_bwd, T, E, K, NORMALISE | MASK)                                  \
+    C(route_bwd, T, E, K, SIGMOID | MASK)                                    \
     C(route_fwd, T, E, K, NORMALISE, MU_ROUTE_BALANCED)                      \
     C(route_fwd, T, E, K, SIGMOID, MU_ROUTE_SKEW)                            \
     C(route_fwd, T, E, K, NORMALISE | BIAS, MU_ROUTE_SKEW)                   \
@@ -787,6 +815,9 @@ static const kernel_case kernel_cases[] = {
     C(count_experts, 0, 4, 2, 1) C(count_experts, 1, 1, 1, 1) C(count_experts, 130, 8, 2, 130)
     C(count_experts, 130, 8, 2, 65) C(count_experts, 128, 64, 6, 8, ONE_TAKES_ALL)
     C(count_experts, 1000, 7, 3, 500) C(count_experts, 3000, 7, 3, 1500) C(count_experts, 65, 2500, 6, 65)
+
+    /* S, E, G, no total? */
+    C(sum_counts, 0, 4, 2) C(sum_counts, 1, 1, 1) C(sum_counts, 5, 8, 0) C(sum_counts, 7, 300, 3) C(sum_counts, 33, 64, 40, 1)
 
     /* n, E */
     C(balance_coef, 0, 4) C(balance_coef, 1, 1) C(balance_coef, 1, 64) C(balance_coef, 7, 33) C(balance_coef, 130, 1000)

@@ -238,6 +238,10 @@ static void test_plan(void **state) {
     mu_mat counts = new_longs(&t, "counts", 2, 3);
     t.dev->k->count_experts(t.dev, 4, 3, 2, 2, ids, counts);
     ASSERT_WHOLE(counts, 6, 2, 1, 1, 1, 2, 1);
+    mu_mat total = new_longs(&t, "total", 1, 3), by_group = LONGS(3, 2, 10, 0, 0, 0, 0, 5), group = INTS(1, 2, 1, 0);
+    t.dev->k->sum_counts(t.dev, 2, 3, 2, counts, group, total, by_group);
+    ASSERT_WHOLE(total, 3, 3, 3, 2);
+    ASSERT_WHOLE(by_group, 6, 11, 2, 2, 1, 1, 6);
     mu_mat coef = new_matrix(&t, "coef", 2, 3);
     t.dev->k->balance_coef(t.dev, 2, 3, 0.5, counts, coef);
     ASSERT_REALS(coef, 6, 1, 0.5, 0.5, 0.5, 1, 0.5);
@@ -284,12 +288,14 @@ static void test_balance(void **state) {
 static mu_mat ids, gates, scores, lse;
 
 /* One token of four experts, two chosen. */
-static void route(mu_route_shape s, mu_mat logits, mu_mat bias) {
+static void route_masked(mu_route_shape s, mu_mat logits, mu_mat bias, mu_mat mask) {
     scores = new_matrix(&t, "scores", 1, 4), lse = new_vector(&t, "lse", 1);
     ids = new_ints(&t, "ids", 1, 2), gates = new_matrix(&t, "gates", 1, 2);
     s.T = 1, s.E = 4, s.K = 2;
-    t.dev->k->route_fwd(t.dev, &s, logits, bias, scores, lse, ids, gates);
+    t.dev->k->route_fwd(t.dev, &s, logits, bias, mask, scores, lse, ids, gates);
 }
+
+static void route(mu_route_shape s, mu_mat logits, mu_mat bias) { route_masked(s, logits, bias, NOTHING); }
 
 static void test_route_choice(void **state) {
     (void)state;
@@ -309,6 +315,20 @@ static void test_route_choice(void **state) {
     ASSERT_WHOLE(ids, 2, 0, 1);
 }
 
+/* An expert that may not be chosen is as if it were not there, whatever its logit and bias are. */
+static void test_route_mask(void **state) {
+    (void)state;
+    mu_mat mask = INTS(1, 4, 1, 0, 1, 1), logits = REALS(1, 4, log(1), log(9), log(2), log(3)), bias = REALS(1, 4, 0, 99, 0, 0);
+    route_masked((mu_route_shape){ .scale = 3 }, logits, bias, mask);
+    ASSERT_REALS(scores, 4, 1.0 / 6, 0, 1.0 / 3, 0.5);
+    ASSERT_REALS(lse, 1, log(6));
+    ASSERT_WHOLE(ids, 2, 3, 2);
+    ASSERT_REALS(gates, 2, 1.5, 1);
+    route_masked((mu_route_shape){ .scale = 1, .sigmoid = true }, REALS(1, 4, NAN, 5, 0, NAN), NOTHING, mask);
+    ASSERT_WHOLE(ids, 2, 2, 0);                                             /* NaN comes before the masked expert */
+    assert_near(values(scores)[1], 0);
+}
+
 static void test_route_force(void **state) {
     (void)state;
     mu_mat logits = REALS(1, 4, -9, 1, 0, 2);
@@ -321,7 +341,7 @@ static void test_route_force(void **state) {
 
 /* sum dg g + sum ds s + dlse lse of one token, choice as it falls */
 static double route_loss(const mu_route_shape *s, mu_mat logits, mu_mat dgates, mu_mat dscores, mu_mat dlse) {
-    t.dev->k->route_fwd(t.dev, s, logits, NOTHING, scores, lse, ids, gates);
+    t.dev->k->route_fwd(t.dev, s, logits, NOTHING, NOTHING, scores, lse, ids, gates);
     double loss = *values(dlse) * *values(lse);
     for (int64_t k = 0; k < s->K; k++) loss += values(dgates)[k] * values(gates)[k];
     for (int64_t i = 0; i < s->E; i++) loss += values(dscores)[i] * values(scores)[i];
@@ -339,7 +359,7 @@ static void test_route_gradient(void **state) {
         mu_route_shape s = {.T = 1, .E = 4, .K = 2, .sigmoid = kind & 1, .normalise = kind & 2, .scale = 1.5};
         mu_mat dlogits = REALS(1, 4, 1, 1, 1, 1);                           /* backward adds */
         route(s, logits, NOTHING);
-        t.dev->k->route_bwd(t.dev, &s, scores, ids, gates, dgates, dscores, dlse, dlogits);
+        t.dev->k->route_bwd(t.dev, &s, scores, ids, dgates, dscores, dlse, dlogits);
         for (int i = 0; i < 4; i++) {
             double *x = (double *)logits.data + i, middle = *x;
             *x = middle + h;
@@ -359,9 +379,9 @@ static void test_route_single_choice(void **state) {
     mu_mat logits = REALS(1, 4, 0.3, -1.2, 0.9, 0.1), dgates = REALS(1, 1, 5),
            dlogits = REALS(1, 4, 0, 0, 0, 0);
     route(s, logits, NOTHING);
-    t.dev->k->route_fwd(t.dev, &s, logits, NOTHING, scores, lse, ids, gates);
+    t.dev->k->route_fwd(t.dev, &s, logits, NOTHING, NOTHING, scores, lse, ids, gates);
     ASSERT_REALS(gates, 1, 1);
-    t.dev->k->route_bwd(t.dev, &s, scores, ids, gates, dgates, NOTHING, NOTHING, dlogits);
+    t.dev->k->route_bwd(t.dev, &s, scores, ids, dgates, NOTHING, NOTHING, dlogits);
     ASSERT_REALS(dlogits, 4, 0, 0, 0, 0);
 }
 
@@ -383,7 +403,7 @@ int main(void) {
         TEST(gemm),    TEST(rmsnorm),      TEST(rope),        TEST(attention),      TEST(experts),
         TEST(xent),    TEST(slab_adamw),   TEST(slab_rests),  TEST(clip),           TEST(plan),
         TEST(arrange), TEST(gather_sum),
-        TEST(balance), TEST(route_choice), TEST(route_force), TEST(route_gradient), TEST(route_single_choice),
+        TEST(balance), TEST(route_choice), TEST(route_mask),  TEST(route_force), TEST(route_gradient), TEST(route_single_choice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,18 +11,19 @@ enum { GATES = 1, SCORES = 2, LSE = 4 };
 typedef struct {
     mu_route_shape shape;
     const double *bias;         /* [E] or NULL */
+    const int32_t *allowed;     /* [E] or NULL */
     unsigned uses;
     mu_tensor *logits;
     mu_tensor *gates, *scores, *lse, *ids;      /* of the last run */
 } routed;
 
 static void route(mu_tape *tp, routed *r) {
-    mu_tensor *bias = NULL;
+    mu_tensor *bias = NULL, *mask = r->allowed ? mu_tensor_ints(tp, MU_DTYPE_I32, r->shape.E, r->allowed) : NULL;
     if (r->bias) {
         bias = mu_tensor_2d(tp, 1, r->shape.E);
         mu_tensor_set(bias, r->bias);
     }
-    r->gates = mu_router(tp, r->logits, bias, &r->shape, &r->scores, &r->lse, &r->ids);
+    r->gates = mu_router(tp, r->logits, bias, mask, &r->shape, &r->scores, &r->lse, &r->ids);
 }
 
 static mu_tensor *add_loss(mu_tape *tp, mu_tensor *loss, mu_tensor *x, uint32_t stream) {
@@ -78,6 +79,42 @@ static void gradients(void **state) {
                             gradcheck(s.ps, s.tp, loss_of, &r, 100);
                         }
     stand_free(&s);
+}
+
+/* Masked experts get no token, no score and no gradient; the others what they would get without them. */
+static void masked_experts(void **state) {
+    (void)state;
+    static const int32_t allowed[E] = { 1, 0, 1, 1, 0, 1 }, left[] = { 0, 2, 3, 5 };
+    enum { K = 2, LEFT = 4 };
+    stand s = stand_new(T, E), t = stand_new(T, LEFT);
+    double all[T * E], some[T * LEFT], scores[T * E], fewer[T * LEFT], dlogits[T * E];
+    int32_t ids[T * K], places[T * K];
+    mu_tensor_get(&s.logits->tensor, all);
+    for (int i = 0, n = 0; i < T * E; i++)
+        if (allowed[i % E]) some[n++] = all[i];
+    mu_tensor_set(&t.logits->tensor, some);
+    for (int sigmoid = 0; sigmoid < 2; sigmoid++) {
+        routed r = { { T, E, K, sigmoid, true, 1, MU_ROUTE_FREE, 0 }, .allowed = allowed, .uses = GATES | SCORES | LSE,
+                     .logits = &s.logits->tensor };
+        routed q = { { T, LEFT, K, sigmoid, true, 1, MU_ROUTE_FREE, 0 }, .logits = &t.logits->tensor };
+        gradcheck(s.ps, s.tp, loss_of, &r, 100);
+        mu_reals_get(dev, dev->fine, mu_unit_grad(&s.logits->units[0]), T * E, dlogits);
+        mu_tape_reset(s.tp);
+        route(s.tp, &r);
+        route(t.tp, &q);
+        mu_tensor_get(r.scores, scores);
+        mu_tensor_get(q.scores, fewer);
+        mu_tensor_read(r.ids, ids);
+        mu_tensor_read(q.ids, places);
+        for (int i = 0, n = 0; i < T * E; i++) {
+            if (allowed[i % E]) assert_true(fabs(scores[i] - fewer[n++]) < 1e-15);
+            else assert_true(scores[i] == 0 && dlogits[i] == 0);
+        }
+        for (int i = 0; i < T * K; i++) assert_int_equal(ids[i], left[places[i]]);
+        mu_tape_reset(t.tp);
+    }
+    stand_free(&s);
+    stand_free(&t);
 }
 
 /* Forward against the definition: s, the K largest of s + bias in order, gates. */
@@ -219,6 +256,7 @@ static void forced_choices(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients),
+        cmocka_unit_test(masked_experts),
         cmocka_unit_test(definition),
         cmocka_unit_test(ties_go_to_the_lower_index),
         cmocka_unit_test(softmax_before_or_after_the_choice),
