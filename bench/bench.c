@@ -54,12 +54,11 @@ typedef struct {
     mu_model *model;
     mu_optimizer *opt;
     mu_tape *tape;
-    mu_routing *routings;
+    mu_loss *loss;
     mu_model_size size;
     double *seconds;          /* of each step */
     double reduce, optimizer; /* of counted steps */
-    mu_memory *losses;        /* F64, one a leaf: of the step at hand, read at its end */
-    double loss;
+    double value;             /* of the loss, in the last step */
     int64_t waits;            /* of the host for the device, in the last step */
 } subject;
 
@@ -77,77 +76,51 @@ static subject subject_new(const options *o, bool dense, mu_device *dev, const m
         mu_tape_leaf(s.tape, o->seq);
     }
     s.opt = mu_optimizer_new(&mu_rule_adamw, &oc, s.model->params);
-    s.routings = mu_alloc((size_t)s.model->n_moe, sizeof *s.routings);
+    mu_batch_shape shape = { o->batch, o->seq, 1, 0 };
+    s.loss = mu_loss_new(s.model, s.tape, mesh->batch, &shape);
     s.size = mu_model_measure(&c, &m, o->vocab, o->seq);
     s.seconds = mu_alloc((size_t)o->steps, sizeof *s.seconds);
-    size_t bytes = sizeof(double) * (size_t)mu_leaves(s.tape, o->batch / mesh->batch->size * o->seq);
-    s.losses = mu_memory_new(dev, bytes);
-    mu_memory_commit(s.losses, bytes);
     return s;
 }
 
 static void subject_free(subject *s) {
-    mu_memory_free(s->losses);
+    mu_loss_free(s->loss);
     mu_optimizer_free(s->opt);
     mu_tape_free(s->tape);
     mu_model_free(s->model);
-    free(s->routings);
     free(s->seconds);
 }
 
-/* Assignments of every MoE layer over all ranks: the counts of global_aux_loss, and the optimizer's loads. */
-static mu_mat count(subject *s, mu_mesh *mesh, int64_t E) {
-    int64_t n = s->model->n_moe * E, *host = mu_tape_alloc(s->tape, sizeof *host * (size_t)(n + 1));
-    mu_tensor *loads = mu_tensor_ints(s->tape, MU_DTYPE_I64, n, NULL);
-    for (int layer = 0; layer < s->model->n_moe; layer++)
-        mu_routing_count(s->tape, &s->routings[layer], mu_mat_values(mu_data(loads), layer * E));
-    if (mesh->batch->size > 1) {
-        mu_tensor_read(loads, host);
-        mu_all_reduce(mesh->batch, MU_REDUCE_SUM, MU_DTYPE_I64, host, n);
-        mu_tensor_write(loads, host);
-    }
-    return mu_data(loads);
-}
-
-static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bool counted) {
-    int64_t mine = o->batch / mesh->batch->size, T = mine * o->seq, all = o->batch * o->seq;
+/* T + 1 random tokens of this rank. Heap. */
+static int32_t *random_tokens(const options *o, const mu_mesh *mesh, int64_t number, int64_t T) {
     int32_t *tokens = mu_alloc((size_t)T + 1, sizeof *tokens);
     mu_rng rng = { 7, (uint32_t)number, (uint32_t)mesh->batch->rank, MU_RNG_TEST, 0 };
     for (int64_t i = 0; i <= T; i++)
         tokens[i] = (int32_t)(mu_rng_u32(&rng, (uint64_t)i) % (uint32_t)o->vocab);
+    return tokens;
+}
+
+static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bool counted) {
+    int64_t mine = o->batch / mesh->batch->size, T = mine * o->seq, n;
+    int32_t *tokens = random_tokens(o, mesh, number, T);
     mu_device *dev = mu_tape_device(s->tape);
     int64_t waits = mu_device_waits(dev);
     mu_barrier(mesh->world);
     double start = mu_time();
     mu_context cx = { .mode = MU_MODE_TRAIN, .step = number, .n_sequences = mine, .seq_len = o->seq };
     mu_params_zero_grad(s->model->params);
+    mu_loss_begin(s->loss);
     mu_tensor *in = mu_tensor_ints(s->tape, MU_DTYPE_I32, T, tokens),
               *targets = mu_tensor_ints(s->tape, MU_DTYPE_I32, T, tokens + 1);
-    mu_tensor *x = mu_model_forward(s->model, s->tape, &cx, in, s->routings);
-    mu_tensor *loss = mu_model_head_loss(s->model, s->tape, x, targets, 1.0 / (double)all, NULL);
-    mu_release(s->tape, x);
-    mu_mat loads = count(s, mesh, o->experts);
-    mu_tape_part(s->tape, "balance");
-    for (int i = 0; i < s->model->n_moe; i++) {
-        mu_mat counts = mu_mat_values(loads, i * o->experts);
-        mu_balance_counts c = { counts, counts, all, all };
-        mu_balance b = mu_balance_loss(&s->model->blocks[i].moe, s->tape, &cx, &s->routings[i], &c);
-        if (b.loss) loss = mu_add(s->tape, loss, b.loss);
-    }
-    int64_t leaves = mu_count(loss);
-    mu_mat losses = { s->losses->region.base, MU_DTYPE_F64, 1 };
-    dev->k->fill(dev, leaves, 0.0, losses);
-    dev->k->add(dev, leaves, losses, mu_data(loss), losses);
-    mu_backward_last(s->opt, s->tape, loss);
+    mu_backward_last(s->opt, s->tape, mu_loss_forward(s->loss, &cx, in, targets));
     double reduce = mu_time();
     mu_grads_reduce(s->opt);
     double update = mu_time();
-    mu_grad_clip(s->opt, mesh->batch, 1.0, 0, (mu_mat){ 0 });
-    mu_optimizer_step(s->opt, 1e-3, loads);
-    double *values = mu_tape_alloc(s->tape, sizeof *values * (size_t)leaves);
-    mu_device_read(dev, values, losses.data, sizeof *values * (size_t)leaves);
-    s->loss = 0;
-    for (int64_t i = 0; i < leaves; i++) s->loss += values[i];
+    mu_mat terms = mu_loss_terms(s->loss, &n);
+    mu_grad_clip(s->opt, mesh->batch, 1.0, n, terms);
+    mu_optimizer_step(s->opt, 1e-3, mu_loss_loads(s->loss));
+    s->value = mu_loss_read(s->loss, (mu_mat){ 0 }, false).loss;
+    mu_loss_end(s->loss, true);
     mu_tape_reset(s->tape);
     s->seconds[number] = mu_time() - start;
     s->waits = mu_device_waits(dev) - waits;
@@ -168,7 +141,7 @@ static double report(const subject *s, const options *o, const char *name, doubl
     for (int64_t i = warm; i < o->steps; i++) mean += s->seconds[i] / n;
     double rate = (double)(o->batch * o->seq) / middle, flops = rate * s->size.train_flops;
     printf("\n%s: %.2f M parameters, %.2f M active, %.1f MFLOP a token, loss %.3f\n", name,
-           (double)s->size.total * 1e-6, (double)s->size.active * 1e-6, s->size.train_flops * 1e-6, s->loss);
+           (double)s->size.total * 1e-6, (double)s->size.active * 1e-6, s->size.train_flops * 1e-6, s->value);
     printf("  step %.1f ms  %.0f tok/s  %.1f GFLOP/s", 1e3 * middle, rate, flops * 1e-9);
     if (o->cuda) { /* parts would be the time of starting kernels */
         printf("  %.1f %% of the product", 100 * flops / (peak * ranks));

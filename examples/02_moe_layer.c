@@ -27,7 +27,7 @@ enum { DOMAINS = 4, B = 16, S = 32, T = B * S, D = 16, F = 32, E = 8, K = 2, V =
  * A token of domain d is the domain's centre plus noise; its class is the row of the domain's own matrix that
  * agrees best with the noise. Each of the B sequences is of one domain. */
 static double centre[DOMAINS][D], rule[DOMAINS][V][D];
-typedef struct { double x_TD[T * D]; int32_t class_T[T]; } batch;
+typedef struct { double x_TD[T * D]; int32_t class_T[T], domains[B]; } batch;
 
 /* Counter-based: the numbers of a purpose, step and sample are the same whoever asks for them, and when. */
 static void draw(uint32_t sample, uint32_t step, int64_t n, double scale, double *out) {
@@ -55,6 +55,7 @@ static int32_t class_of(int d, const double *noise) {
 
 static void make_batch(uint32_t step, batch *b) {
     draw(0, step, T * D, 1.0, b->x_TD);
+    for (int i = 0; i < B; i++) b->domains[i] = domain_of(i * S);
     for (int t = 0; t < T; t++) {
         b->class_T[t] = class_of(domain_of(t), b->x_TD + t * D);
         for (int j = 0; j < D; j++) b->x_TD[t * D + j] += centre[domain_of(t)][j];
@@ -117,44 +118,45 @@ typedef struct {
     int64_t taken[DOMAINS][E];          /* over the last 20 steps */
 } result;
 
-static void count_by_domain(mu_tape *tp, const mu_routing *r, result *out) {
-    int32_t *ids = mu_tape_alloc(tp, sizeof *ids * T * K);
-    mu_tensor_read(r->ids_TK, ids);
-    for (int i = 0; i < T * K; i++) out->taken[domain_of(i / K)][ids[i]]++;
+static void add_domains(const mu_routing_stats *stats, result *out) {
+    for (int i = 0; i < E; i++)
+        for (int d = 0; d < DOMAINS; d++) out->taken[d][i] += stats->by_domain[i * DOMAINS + d];
 }
 
-static void report(uint32_t step, const result *r, const mu_tensor *loads) {
-    int64_t counts[E];
-    mu_tensor_read(loads, counts);
-    printf("  step %3u  cross-entropy %.3f  aux %.2f  load, 1 = fair share:", step, r->ce, r->aux);
+static void report(uint32_t step, const result *r, const int64_t *counts) {
+    printf("  step %3u  cross-entropy %.3f  aux %.2f  load, 1 = uniform:", step, r->ce, r->aux);
     for (int i = 0; i < E; i++) printf(" %.2f", (double)counts[i] * E / (T * K));
     putchar('\n');
 }
 
-static void train_step(model *m, mu_tape *tp, mu_optimizer *opt, uint32_t step, const batch *b, result *out) {
+static void train_step(model *m, mu_tape *tp, mu_optimizer *opt, mu_routing_stats *stats, uint32_t step, const batch *b,
+                       result *out) {
     mu_tensor *x = mu_tensor_2d(tp, T, D), *right = mu_tensor_ints(tp, MU_DTYPE_I32, T, b->class_T);
     mu_tensor_set(x, b->x_TD);
 
     /* Forward. The routing comes back too: scores, the chosen experts, the counts. Nothing is hidden. */
-    mu_context cx = { .mode = MU_MODE_TRAIN, .step = step, .n_sequences = B, .seq_len = S };
+    mu_context cx = { .mode = MU_MODE_TRAIN, .step = step, .n_sequences = B, .seq_len = S, .domains = b->domains };
     mu_routing routing;
     mu_tensor *y = mu_moe_forward(&m->moe, tp, &cx, x, &routing);
     mu_tensor *ce = mu_head_loss(tp, mu_add(tp, x, y), &m->head_VD->tensor, right, 1.0 / T, NULL);
 
+    /* The statistics count who took what: the balancing terms, the optimizer and people ask them. */
+    mu_routing_stats_begin(stats);
+    mu_routing_stats_add(stats, tp, &cx, &routing);
+    mu_mat counts = mu_routing_stats_micro(stats, 0);
+
     /* The balancing terms are ordinary parts of the loss: one adds them, and backward does the rest. */
-    mu_tensor *loads = mu_tensor_ints(tp, MU_DTYPE_I64, E, NULL);
-    mu_mat counts = mu_data(loads);
-    mu_routing_count(tp, &routing, counts);
     mu_balance_counts seen = { .micro = counts, .global = counts, .micro_tokens = T, .global_tokens = T };
     mu_balance balance = mu_balance_loss(&m->moe, tp, &cx, &routing, &seen);
     mu_backward(tp, balance.loss ? mu_add(tp, ce, balance.loss) : ce);
 
-    /* An expert that took no token learned nothing in this step; it rests, rather than decay. */
-    mu_optimizer_step(opt, mu_learning_rate(&opt->cfg, step, STEPS), mu_data(loads));
+    /* An expert without a token learned nothing in this step: it is left as it is, rather than decay. */
+    mu_optimizer_step(opt, mu_learning_rate(&opt->cfg, step, STEPS), mu_routing_stats_total(stats));
 
     out->ce = mu_tensor_scalar_get(ce), out->aux = mu_tensor_scalar_get(balance.aux);
-    if (step > STEPS - 20) count_by_domain(tp, &routing, out);
-    if (step == 1 || step % 100 == 0) report(step, out, loads);
+    mu_routing_stats_read(stats);
+    if (step > STEPS - 20) add_domains(stats, out);
+    if (step == 1 || step % 100 == 0) report(step, out, stats->counts);
     mu_params_zero_grad(m->ps);
     mu_tape_reset(tp);
 }
@@ -169,14 +171,16 @@ static result train(uint32_t balance) {
     cfg.lr = 1e-2, cfg.warmup_steps = 20;
     mu_optimizer *opt = mu_optimizer_new(&mu_rule_adamw, &cfg, m.ps);
     mu_tape *tp = mu_tape_new(m.dev);
+    mu_routing_stats *stats = mu_routing_stats_new(m.dev, m.mesh->batch, 1, E, DOMAINS, 0);
     for (uint32_t step = 1; step <= STEPS; step++) {
         make_batch(step, &b);
-        train_step(&m, tp, opt, step, &b, &out);
+        train_step(&m, tp, opt, stats, step, &b, &out);
     }
     int64_t total[E] = { 0 };
     for (int d = 0; d < DOMAINS; d++)
         for (int i = 0; i < E; i++) total[i] += out.taken[d][i];
     out.imbalance = mu_load_of(total, E).load_imbalance;
+    mu_routing_stats_free(stats);
     mu_tape_free(tp);
     mu_optimizer_free(opt);
     model_close(&m);

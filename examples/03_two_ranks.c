@@ -33,6 +33,7 @@ typedef struct {
     mu_param *head_VD;
     mu_optimizer *opt;
     mu_tape *tp;
+    mu_routing_stats *stats;
     int64_t travelled, assignments;     /* of this rank, so far */
 } model;
 
@@ -57,9 +58,11 @@ static void model_open(model *m, MPI_Comm comm) {
     optim.lr = 1e-2, optim.warmup_steps = 5;
     m->opt = mu_optimizer_new(&mu_rule_adamw, &optim, m->ps);
     m->tp = mu_tape_new(m->dev);
+    m->stats = mu_routing_stats_new(m->dev, m->mesh->batch, 1, E, 1, 0);
 }
 
 static void model_close(model *m) {
+    mu_routing_stats_free(m->stats);
     mu_tape_free(m->tp);
     mu_optimizer_free(m->opt);
     mu_moe_free(&m->moe);
@@ -111,14 +114,11 @@ static double train_step(model *m, uint32_t step) {
     mu_tensor *z = mu_add(m->tp, x, y);
     mu_tensor *ce = mu_head_loss(m->tp, z, &m->head_VD->tensor, right, 1.0 / (double)T, NULL);
 
-    /* The counts are integers, summed over ranks: everybody reaches the same view of the load. */
-    int64_t counts[E];
-    mu_tensor *loads = mu_tensor_ints(m->tp, MU_DTYPE_I64, E, NULL);
-    mu_routing_count(m->tp, &routing, mu_data(loads));
-    mu_tensor_read(loads, counts);
-    mu_all_reduce(batch, MU_REDUCE_SUM, MU_DTYPE_I64, counts, E);
-    mu_tensor_write(loads, counts);
-    mu_balance_counts seen = { mu_data(loads), mu_data(loads), .micro_tokens = T, .global_tokens = T };
+    /* The counts are integers, summed over ranks: every rank sees the same load. */
+    mu_routing_stats_begin(m->stats);
+    mu_routing_stats_add(m->stats, m->tp, &cx, &routing);
+    mu_mat counts = mu_routing_stats_micro(m->stats, 0);
+    mu_balance_counts seen = { counts, counts, .micro_tokens = T, .global_tokens = T };
     mu_balance balance = mu_balance_loss(&m->moe, m->tp, &cx, &routing, &seen);
     mu_tensor *loss = mu_add(m->tp, ce, balance.loss);
     double value = mu_tensor_scalar_get(loss);
@@ -127,7 +127,7 @@ static double train_step(model *m, uint32_t step) {
     mu_backward(m->tp, loss);
     mu_grads_reduce(m->opt);            /* router and head over the batch, experts over their replicas */
     mu_grad_clip(m->opt, batch, m->opt->cfg.grad_clip, 0, (mu_mat){ 0 });
-    mu_optimizer_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), mu_data(loads));
+    mu_optimizer_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), mu_routing_stats_total(m->stats));
     count_travellers(m, &routing);
     mu_params_zero_grad(m->ps);
     mu_tape_reset(m->tp);
@@ -159,7 +159,7 @@ int main(int argc, char **argv) {
     }
 
     int64_t rows[2] = { together.travelled, together.assignments };
-    mu_all_reduce(together.mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, rows, 2);
+    mu_all_reduce(together.mesh->batch, MU_REDUCE_SUM, MU_DTYPE_I64, rows, 2);
     if (rank == 0) {
         check(apart < 1e-9, "the losses never differed by more than %.1e", apart);
         check(last < 0.8 * first, "the loss fell from %.3f to %.3f", first, last);

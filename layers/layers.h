@@ -91,6 +91,59 @@ int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx
 mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x_TD, mu_tensor *targets_T, double scale, mu_tensor **nll_T);
 mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x_TD);        /* [T, V]. Local */
 
+/* ------------------------------------------------------------------ the loss of a global batch (loss.c)
+ * What is trained on: cross-entropy plus the balancing terms, with the routing statistics that these need. One step:
+ *
+ *     mu_loss_begin(loss);
+ *     if (mu_loss_counts_first(loss))                      with several micro-batches and global_aux_loss
+ *         for each micro-batch: mu_loss_count(loss, &cx, tokens), mu_tape_reset(tape);
+ *     for each micro-batch: mu_backward(tape, mu_loss_forward(loss, &cx, tokens, targets)), mu_tape_reset(tape);
+ *                                                          (of the last one: mu_backward_last(opt, tape, ...))
+ *     mu_grads_reduce(opt);
+ *     terms = mu_loss_terms(loss, &n), mu_grad_clip(opt, batch, max_norm, n, terms);
+ *     mu_optimizer_step(opt, lr, mu_loss_loads(loss));
+ *     v = mu_loss_read(loss, mu_grad_norm_place(opt), false);
+ *     if (isfinite(v.loss + v.grad_norm)) mu_loss_end(loss, true);
+ *     mu_params_zero_grad(model->params); */
+typedef struct {
+    int64_t sequences, seq_len;     /* of a global batch; a multiple of micro_batches * ranks that share it */
+    int64_t micro_batches;
+    int domains;                    /* of the routing statistics; 0: one */
+} mu_batch_shape;
+typedef struct {
+    mu_model *model;                /* these three are borrowed */
+    mu_tape *tape;
+    mu_comm *batch;                 /* the ranks that share a global batch */
+    mu_batch_shape shape;
+    int64_t tokens;                 /* of a global batch */
+    int64_t units;                  /* reduction units of this rank's part of a micro-batch (mu_tape_leaf) */
+    int64_t micro;                  /* micro-batches since mu_loss_begin */
+    mu_routing *routings;           /* [n_moe], of the micro-batch at hand */
+    mu_routing_stats *stats;
+} mu_loss;
+/* The same on every rank. aux and z are means over MoE layers without their coefficient: a balanced load has aux 1. */
+typedef struct {
+    double loss, ce, aux, z;        /* nats per token; z is NAN with sigmoid scores */
+    double grad_norm;
+    double dropped;                 /* share of the assignments that capacity dropped */
+    bool stop;                      /* some rank read with `stop` */
+} mu_loss_values;
+/* After mu_tape_leaf, if that is used. Local. */
+mu_loss *mu_loss_new(mu_model *model, mu_tape *tp, mu_comm *batch, const mu_batch_shape *shape);
+void mu_loss_free(mu_loss *l);
+void mu_loss_begin(mu_loss *l);                         /* a new global batch. Local */
+bool mu_loss_counts_first(const mu_loss *l);            /* is a counting pass over all micro-batches needed? Local */
+/* Forward pass of one micro-batch of the counting pass, not recorded. Collective over the expert group and `batch`. */
+void mu_loss_count(mu_loss *l, const mu_context *cx, mu_tensor *tokens_T);
+/* Loss of one micro-batch (F64, one value or one for each reduction unit), to call mu_backward with. Collective likewise. */
+mu_tensor *mu_loss_forward(mu_loss *l, const mu_context *cx, mu_tensor *tokens_T, mu_tensor *targets_T);
+mu_mat mu_loss_loads(const mu_loss *l);                 /* I64 on the device: tokens that each expert took, for mu_optimizer_step */
+mu_mat mu_loss_terms(const mu_loss *l, int64_t *n);     /* F64 [*n] on the device: this rank's losses, for mu_grad_clip */
+/* Waits for the step; its values over all ranks. grad_norm: F64 on the device, may be not given. Collective over `batch`. */
+mu_loss_values mu_loss_read(mu_loss *l, mu_mat grad_norm, bool stop);
+/* The step counts: its load goes into the window and, with expert_bias and update_bias, into the selection biases. Local. */
+void mu_loss_end(mu_loss *l, bool update_bias);
+
 /* Counts of the whole model over all ranks: parameters, those one token uses, tensors (each expert's its own), and
  * FLOPs of one training token (3 x forward, causal attention counted once). Local. */
 typedef struct { int64_t total, active, tensors; double train_flops; } mu_model_size;

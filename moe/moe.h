@@ -70,8 +70,6 @@ typedef struct {
 } mu_routing;
 /* kept (one I64, on the device) += this rank's assignments that were not beyond the capacity. Local. */
 void mu_routing_add_kept(mu_tape *tp, const mu_routing *r, mu_mat kept);
-/* counts_E (I64, on the device) = this rank's assignments to each expert. Local. */
-void mu_routing_count(mu_tape *tp, const mu_routing *r, mu_mat counts_E);
 
 /* Declares the layer's parameters under /layers/<layer>/mlp. Borrows cfg, group and place. Local. */
 void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,
@@ -178,6 +176,45 @@ mu_expert_state mu_roll_state(const mu_roll *r, int layer, int expert);
 mu_load mu_load_of(const int64_t *counts_E, int experts);
 /* "layer 3: experts 5, 11 took no token for 200 steps", one line a layer and state; heap text, "" when all live. */
 char *mu_roll_report(const mu_roll *r, const int *layer_ids);
+
+/* ------------------------------------------------------------------ routing statistics (stats.c)
+ * How many tokens each expert was assigned: of a micro-batch, of a global batch, of each domain in it, of the last steps.
+ *
+ *     mu_routing_stats_begin          for each global batch
+ *         mu_routing_stats_add        for each micro-batch, after the forward pass
+ *     mu_routing_stats_read           counts, by_domain and kept are on the host, complete on every rank
+ *     mu_routing_stats_take           the step counts: into the window */
+typedef struct {
+    mu_device *dev;             /* borrowed, like batch */
+    mu_comm *batch;             /* the ranks that share a global batch */
+    int domains;
+    int64_t n_values;
+    mu_memory *memory;          /* the device's counts; see stats.c */
+    int64_t *host;              /* what mu_routing_stats_read read, of which follow */
+    int64_t *counts;            /* [layers, experts]: assignments in the global batch, dropped ones included */
+    int64_t *by_domain;         /* [layers, experts, domains]: the same by the domain of the sequence */
+    int64_t *values;            /* [n_values]: the bits of the caller's F64 values, this rank's */
+    int64_t kept;               /* assignments that capacity left; 0 without capacity */
+    mu_roll window;             /* layers, experts; the last steps, and the states of experts that follow from them */
+} mu_routing_stats;
+/* `layers` MoE layers (0: a dense model) of `experts`; n_values F64 of the caller's own lie beside the counts, so that one
+ * read brings all. Local. */
+mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layers, int experts, int domains, int64_t n_values);
+void mu_routing_stats_free(mu_routing_stats *s);
+void mu_routing_stats_begin(mu_routing_stats *s);       /* all counts and values on the device are 0. Local */
+/* Counts a micro-batch of cx->n_sequences sequences, each of cx->domains[i] (NULL: 0). Collective over `batch`. */
+void mu_routing_stats_add(mu_routing_stats *s, mu_tape *tp, const mu_context *cx, const mu_routing *routings);
+/* A counting pass, before the micro-batches are trained on: the counts that global_aux_loss compares with. After the last
+ * micro-batch they are summed over the ranks. Collective over `batch`. */
+void mu_routing_stats_count(mu_routing_stats *s, const mu_routing *routings, bool last);
+/* On the device, I64 over all ranks: [experts] of the last micro-batch added; as the counting pass found them; [layers,
+ * experts] of the global batch so far. The caller's values (F64). Local. */
+mu_mat mu_routing_stats_micro(const mu_routing_stats *s, int layer);
+mu_mat mu_routing_stats_counted(const mu_routing_stats *s, int layer);
+mu_mat mu_routing_stats_total(const mu_routing_stats *s);
+mu_mat mu_routing_stats_values(const mu_routing_stats *s);
+void mu_routing_stats_read(mu_routing_stats *s);        /* waits for the device. Collective over `batch` */
+void mu_routing_stats_take(mu_routing_stats *s);        /* counts of the last read go into the window. Local */
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -60,11 +60,3 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
     dev->k->count_experts(dev, T, m->E, m->K, cx->seq_len, mu_data(r.ids_TK), mu_data(r.counts_SE));
     return r;
 }
-
-void mu_routing_count(mu_tape *tp, const mu_routing *r, mu_mat counts) {
-    mu_device *dev = mu_tape_device(tp);
-    int64_t T = r->ids_TK->shape[0], K = r->ids_TK->shape[1], E = r->counts_SE->shape[1];
-    counts.ld = E;
-    if (T) dev->k->count_experts(dev, T, E, K, T, mu_data(r->ids_TK), counts);
-    else dev->k->fill(dev, E, 0.0, (mu_mat){ counts.data, MU_DTYPE_F64, 1 }); /* words of zero bits */
-}

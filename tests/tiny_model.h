@@ -43,40 +43,32 @@ static inline mu_context tiny_context(void) {
     };
 }
 
-/* Cross-entropy and every balancing term of one batch. The counts are those of this forward, or given. */
-static inline mu_tensor *tiny_loss(mu_tape *tp, const mu_model *m, const int64_t *counts_or_null) {
+/* What the tiny model is trained on: global batches of one micro-batch. */
+static inline mu_loss *tiny_loss_new(mu_model *m, mu_tape *tp) {
+    return mu_loss_new(m, tp, comm_alone(), &(mu_batch_shape){ TINY_B, TINY_S, 1, 0 });
+}
+
+/* Cross-entropy and every balancing term of one batch, always the same. */
+static inline mu_tensor *tiny_loss(mu_loss *l) {
     mu_context cx = tiny_context();
-    mu_routing routings[TINY_LAYERS];
     int32_t *tokens = random_ints(1, TINY_T, TINY_V), *targets = random_ints(2, TINY_T, TINY_V);
-    mu_tensor *x = mu_model_forward(m, tp, &cx, mu_tensor_ints(tp, MU_DTYPE_I32, TINY_T, tokens), routings);
-    mu_tensor *loss =
-        mu_model_head_loss(m, tp, x, mu_tensor_ints(tp, MU_DTYPE_I32, TINY_T, targets), 1.0 / TINY_T, NULL);
-    mu_release(tp, x);
-    for (int i = 0; i < m->n_moe; i++) {
-        const mu_moe *moe = &m->blocks[m->moe_layers[i]].moe;
-        const int64_t *given = counts_or_null ? counts_or_null + i * moe->E : NULL;
-        mu_mat counts = mu_data(mu_tensor_ints(tp, MU_DTYPE_I64, moe->E, given));
-        if (!given) mu_routing_count(tp, &routings[i], counts);
-        mu_balance_counts c = { counts, counts, TINY_T, TINY_T };
-        mu_balance b = mu_balance_loss(moe, tp, &cx, &routings[i], &c);
-        if (b.loss) loss = mu_add(tp, loss, b.loss);
-    }
+    mu_loss_begin(l);
+    mu_tensor *loss = mu_loss_forward(l, &cx, mu_tensor_ints(l->tape, MU_DTYPE_I32, TINY_T, tokens),
+                                      mu_tensor_ints(l->tape, MU_DTYPE_I32, TINY_T, targets));
     free(tokens);
     free(targets);
     return loss;
 }
 
 /* Forward, backward, clipping, AdamW. Returns the loss. */
-static inline double tiny_step(mu_tape *tp, mu_model *m, mu_optimizer *o) {
-    mu_tape_reset(tp);
-    mu_params_zero_grad(m->params);
-    mu_tensor *loss = tiny_loss(tp, m, NULL);
-    double value = mu_tensor_scalar_get(loss);
-    mu_backward(tp, loss);
+static inline double tiny_step(mu_loss *l, mu_optimizer *o) {
+    mu_tape_reset(l->tape);
+    mu_params_zero_grad(l->model->params);
+    mu_backward(l->tape, tiny_loss(l));
     mu_grads_reduce(o);
     mu_grad_clip(o, comm_alone(), 1, 0, (mu_mat){ 0 });
     mu_optimizer_step(o, 1e-2, (mu_mat){ 0 });
-    return value;
+    return mu_loss_read(l, (mu_mat){ 0 }, false).loss;
 }
 
 /* Every parameter of the model, one after another. Heap; *n values. */

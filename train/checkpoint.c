@@ -149,17 +149,17 @@ static int64_t assignments_of(const mu_config *cfg) {
 enum { STATE_ARRAYS = 8, FIRST_STATE_ARRAYS = 7 };    /* the first checkpoints did not have the last */
 static void list_state(mu_trainer *t, side_state *side, array arrays[STATE_ARRAYS]) {
     int n = t->cfg.data.train.n;
-    int64_t L = t->roll.layers, E = t->roll.experts, step = t->step, samples = step * t->cfg.train.global_batch_size;
+    int64_t L = t->loss->stats->window.layers, E = t->loss->stats->window.experts, step = t->step, samples = step * t->cfg.train.global_batch_size;
     int64_t window = mu_roll_window(&(mu_roll){ .steps = step });
     int64_t most = assignments_of(&t->cfg);
     const array list[STATE_ARRAYS] = {
         { "/state/step", MU_STORE_I64, 1, { 1 }, &t->step, .least = step, .most = step },
         { "/state/seed", MU_STORE_I64, 1, { 1 }, &side->seed, .least = t->cfg.run.seed, .most = t->cfg.run.seed },
         { "/state/loader", MU_STORE_I64, 1, { n + 1 }, side->loader, .least = 0, .most = samples },
-        { "/state/roll/steps", MU_STORE_I64, 1, { 1 }, &t->roll.steps, .least = step, .most = step },
-        { "/state/roll/ring", MU_STORE_I64, 3, { MU_ROLL_WINDOW, L, E }, t->roll.ring, .least = 0, .most = most },
-        { "/state/roll/total", MU_STORE_I64, 2, { L, E }, t->roll.total, .least = 0, .most = window * most },
-        { "/state/roll/previous", MU_STORE_I64, 2, { L, E }, t->roll.previous, .least = 0, .most = most },
+        { "/state/roll/steps", MU_STORE_I64, 1, { 1 }, &t->loss->stats->window.steps, .least = step, .most = step },
+        { "/state/roll/ring", MU_STORE_I64, 3, { MU_ROLL_WINDOW, L, E }, t->loss->stats->window.ring, .least = 0, .most = most },
+        { "/state/roll/total", MU_STORE_I64, 2, { L, E }, t->loss->stats->window.total, .least = 0, .most = window * most },
+        { "/state/roll/previous", MU_STORE_I64, 2, { L, E }, t->loss->stats->window.previous, .least = 0, .most = most },
         { "/state/tokens", MU_STORE_I64, 1, { n }, side->tokens, .least = 0, .most = INT64_MAX },
     };
     memcpy(arrays, list, sizeof list);
@@ -202,7 +202,7 @@ static mu_status read_bias(mu_trainer *t, const source *from, mu_error *e) {
 /* What arrays say of each other; tokens NULL: not known. */
 static mu_status check_state(const mu_trainer *t, const side_state *side, const int64_t *tokens, mu_error *e) {
     const mu_option_domains *train = &t->cfg.data.train;
-    mu_status status = mu_roll_check(&t->roll, assignments_of(&t->cfg), e);
+    mu_status status = mu_roll_check(&t->loss->stats->window, assignments_of(&t->cfg), e);
     if (status == MU_STATUS_OK)
         status = mu_loader_state_check(train, tokens, side->loader, t->step * t->cfg.train.global_batch_size, e);
     return status == MU_STATUS_OK && t->loader ? mu_loader_state_set(t->loader, train, side->loader, e) : status;
@@ -247,8 +247,8 @@ static mu_status read_steps(mu_trainer *t, const source *from, int shard, const 
     array a = steps_array(u, &steps);
     a.least = a.most = t->step;
     if (u->expert >= 0) {
-        a.least = mu_roll_active(&t->roll, (int)(u->load / t->roll.experts), u->expert);
-        a.most -= mu_roll_window(&t->roll) - a.least;
+        a.least = mu_roll_active(&t->loss->stats->window, (int)(u->load / t->loss->stats->window.experts), u->expert);
+        a.most -= mu_roll_window(&t->loss->stats->window) - a.least;
     }
     mu_status status = read_array(from, shard, &a, e);
     if (status == MU_STATUS_OK) mu_optimizer_steps_set(t->opt, u, steps);
@@ -719,7 +719,9 @@ mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manife
     t->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev, mesh);
     t->opt = mu_optimizer_new(&mu_rule_adamw, &t->cfg.optim, t->model->params);
-    mu_roll_init(&t->roll, t->model->n_moe, (int)t->cfg.moe.num_experts);
+    mu_batch_shape shape = { t->cfg.train.global_batch_size, t->cfg.train.seq_len, 1, 0 };
+    t->tape = mu_tape_new(t->dev);
+    t->loss = mu_loss_new(t->model, t->tape, mesh->batch, &shape);
     return MU_STATUS_OK;
 }
 

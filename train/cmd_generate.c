@@ -158,10 +158,10 @@ static void next_logits(generation *g) {
     mu_context cx = mu_trainer_context(t, MU_MODE_GENERATE, 1);
     cx.seq_len = n, cx.cache = g->cache;
     mu_tensor *in = mu_tensor_ints(t->tape, MU_DTYPE_I32, n, g->tokens + first);
-    mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, in, t->routings);
+    mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, in, t->loss->routings);
     mu_tensor_get(mu_model_logits(t->model, t->tape, mu_tensor_rows(t->tape, x, n - 1, 1)), g->logits);
     for (int i = 0; i < t->model->n_moe && g->experts; i++)
-        mu_tensor_read(t->routings[i].ids_TK, g->experts + (i * g->most + first) * K);
+        mu_tensor_read(t->loss->routings[i].ids_TK, g->experts + (i * g->most + first) * K);
     mu_tape_reset(t->tape);
 }
 

@@ -6,22 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* One micro-batch: the others need no more. */
 static void shape_step(mu_trainer *t) {
+    mu_batch_shape shape = { t->cfg.train.global_batch_size, t->cfg.train.seq_len, t->n_micro, t->cfg.data.train.n };
     int64_t T = t->micro_size * t->cfg.train.seq_len;
     mu_context cx = mu_trainer_context(t, MU_MODE_TRAIN, t->micro_size);
+    t->loss = mu_loss_new(t->model, t->tape, t->mesh->batch, &shape);
     mu_tensor *tokens = mu_tensor_ints(t->tape, MU_DTYPE_I32, T, NULL),
               *targets = mu_tensor_ints(t->tape, MU_DTYPE_I32, T, NULL);
-    mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, tokens, t->routings);
-    mu_tensor *loss = mu_model_head_loss(t->model, t->tape, x, targets, 1.0, NULL);
-    mu_release(t->tape, x);
-    for (int i = 0; i < t->model->n_moe; i++) {
-        const mu_moe *moe = &t->model->blocks[t->model->moe_layers[i]].moe;
-        mu_mat counts = mu_data(mu_tensor_ints(t->tape, MU_DTYPE_I64, t->cfg.moe.num_experts, NULL));
-        mu_balance_counts c = { counts, counts, T, T };
-        mu_balance b = mu_balance_loss(moe, t->tape, &cx, &t->routings[i], &c);
-        if (b.loss) loss = mu_add(t->tape, loss, b.loss);
-    }
-    mu_backward(t->tape, loss);
+    mu_backward(t->tape, mu_loss_forward(t->loss, &cx, tokens, targets));
 }
 
 /* ------------------------------------------------------------------ texts */
@@ -127,10 +120,10 @@ mu_status mu_dry_run(mu_trainer *t, mu_error *e) {
     double state = (double)mu_device_bytes(t->dev);
     t->tape = mu_tape_new(t->dev);
     if (t->cfg.train.reproducible) mu_tape_leaf(t->tape, t->cfg.train.seq_len);
-    t->routings = mu_alloc((size_t)t->model->n_moe, sizeof *t->routings);
-    int ranks = t->mesh->world->size;
+    int ranks = t->mesh->batch->size;
     int64_t share = t->cfg.train.global_batch_size / t->mesh->batch->size;
     t->micro_size = t->cfg.train.micro_batch_size ? t->cfg.train.micro_batch_size : share;
+    t->n_micro = share / t->micro_size;
     shape_step(t);
     char *yaml = mu_options_dump(&t->options, &t->cfg);
     mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size,
@@ -140,7 +133,7 @@ mu_status mu_dry_run(mu_trainer *t, mu_error *e) {
            (long long)size.total, (long long)size.active, size.train_flops,
            size.train_flops * (double)(t->cfg.train.global_batch_size * t->cfg.train.seq_len));
     printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", ranks, t->mesh->dp,
-           t->mesh->ep, (long long)(share / t->micro_size), share == t->micro_size ? "" : "es",
+           t->mesh->ep, (long long)t->n_micro, t->n_micro == 1 ? "" : "es",
            (long long)t->micro_size);
     print_memory(t, (double)size.total, state, texts, program);
     print_placement(t);

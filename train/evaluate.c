@@ -22,7 +22,7 @@ static void run_batch(mu_trainer *t, int domain, int64_t first, int64_t end, mu_
     mu_context cx = mu_trainer_context(t, MU_MODE_EVAL, n);
     mu_tensor *ids = mu_tensor_ints(t->tape, MU_DTYPE_I32, n * S, t->tokens), *nll;
     mu_tensor *targets = mu_tensor_ints(t->tape, MU_DTYPE_I32, n * S, t->targets);
-    mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, ids, t->routings);
+    mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, ids, t->loss->routings);
     mu_model_head_loss(t->model, t->tape, x, targets, 1.0, &nll);
     double *host = mu_alloc((size_t)(n * S), sizeof *host);
     mu_tensor_get(nll, host);

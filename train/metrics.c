@@ -65,12 +65,12 @@ static void add_value(mu_json *j, const char *key, double value) {
 }
 
 /* Are there steps enough to call an expert dead or starved? */
-static bool judges(const mu_trainer *t) { return t->roll.steps >= MU_ROLL_LEAST; }
+static bool judges(const mu_trainer *t) { return t->loss->stats->window.steps >= MU_ROLL_LEAST; }
 
 static void add_states(mu_json *j, const mu_trainer *t, int layer, mu_expert_state state, const char *key) {
     mu_json_begin(j, key, '[');
-    for (int i = 0; i < t->roll.experts; i++)
-        if (mu_roll_state(&t->roll, layer, i) == state) mu_json_int(j, NULL, i);
+    for (int i = 0; i < t->loss->stats->window.experts; i++)
+        if (mu_roll_state(&t->loss->stats->window, layer, i) == state) mu_json_int(j, NULL, i);
     mu_json_end(j, ']');
 }
 
@@ -86,17 +86,17 @@ static void add_moe_summary(mu_json *j, const mu_trainer *t, const mu_step_resul
     mu_load worst = { 0 }, sum = { 0 };
     int n = t->model->n_moe, E = (int)t->cfg.moe.num_experts, dead = 0, starved = 0;
     for (int layer = 0; layer < n; layer++) {
-        mu_load l = mu_load_of(t->counts + (int64_t)layer * E, E);
+        mu_load l = mu_load_of(t->loss->stats->counts + (int64_t)layer * E, E);
         worst.max_vio = fmax(worst.max_vio, l.max_vio),
         worst.load_imbalance = fmax(worst.load_imbalance, l.load_imbalance);
         sum.load_cv += l.load_cv, sum.diversity += l.diversity;
         for (int i = 0; i < E; i++) {
-            dead += mu_roll_state(&t->roll, layer, i) == MU_EXPERT_DEAD;
-            starved += mu_roll_state(&t->roll, layer, i) == MU_EXPERT_STARVED;
+            dead += mu_roll_state(&t->loss->stats->window, layer, i) == MU_EXPERT_DEAD;
+            starved += mu_roll_state(&t->loss->stats->window, layer, i) == MU_EXPERT_STARVED;
         }
     }
-    add_value(j, "moe/aux_loss", r->aux);
-    add_value(j, "moe/z_loss", r->z);
+    add_value(j, "moe/aux_loss", r->values.aux);
+    add_value(j, "moe/z_loss", r->values.z);
     mu_json_float(j, "moe/load_imbalance", worst.load_imbalance);
     mu_json_float(j, "moe/max_vio", worst.max_vio);
     mu_json_float(j, "moe/load_cv", sum.load_cv / n);
@@ -105,14 +105,14 @@ static void add_moe_summary(mu_json *j, const mu_trainer *t, const mu_step_resul
         mu_json_float(j, "moe/dead_frac", (double)dead / (n * E));
         mu_json_float(j, "moe/starved_frac", (double)starved / (n * E));
     }
-    mu_json_float(j, "moe/dropped_frac", r->dropped);
+    mu_json_float(j, "moe/dropped_frac", r->values.dropped);
     if (t->cfg.moe.balance & MU_BALANCE_BIAS) mu_json_float(j, "moe/bias_absmax", bias_absmax(t));
 }
 
 static void add_layers(mu_json *j, const mu_trainer *t) {
     int E = (int)t->cfg.moe.num_experts;
     for (int layer = 0; layer < t->model->n_moe; layer++) {
-        const int64_t *counts = t->counts + (int64_t)layer * E;
+        const int64_t *counts = t->loss->stats->counts + (int64_t)layer * E;
         char key[64];
         int length = snprintf(key, sizeof key, "moe/layer_%d/", t->model->moe_layers[layer]);
         char *rest = key + length;
@@ -139,11 +139,11 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_resu
                                           t->cfg.train.seq_len);
     begin_line(m, t->step);
     mu_json_int(j, "train/tokens", t->step * tokens);
-    mu_json_float(j, "train/loss", r->loss);
-    mu_json_float(j, "train/ce_loss", r->ce);
-    add_value(j, "train/ppl", exp(r->ce));
+    mu_json_float(j, "train/loss", r->values.loss);
+    mu_json_float(j, "train/ce_loss", r->values.ce);
+    add_value(j, "train/ppl", exp(r->values.ce));
     mu_json_float(j, "optim/lr", r->lr);
-    mu_json_float(j, "optim/grad_norm", r->grad_norm);
+    mu_json_float(j, "optim/grad_norm", r->values.grad_norm);
     if (t->model->n_moe) {
         add_moe_summary(j, t, r);
         add_layers(j, t);
@@ -154,7 +154,7 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_resu
     if (t->peak_flops > 0) mu_json_float(j, "perf/mfu", tokens_per_s * size.train_flops / t->peak_flops);
     mu_json_float(j, "perf/elapsed_s", mu_time() - m->start);
     mu_json_float(j, "mem/rss_gib", (double)mu_memory_rss() / (1 << 30));
-    mu_logged_loads_add(&m->loads, t->step, t->counts);
+    mu_logged_loads_add(&m->loads, t->step, t->loss->stats->counts);
     return end_line(m, e);
 }
 

@@ -50,9 +50,9 @@ static void format_time(double seconds, char out[24]) {
 
 static void count_states(const mu_trainer *t, int *dead, int *starved) {
     *dead = *starved = 0;
-    for (int layer = 0; layer < t->roll.layers; layer++)
-        for (int i = 0; i < t->roll.experts; i++) {
-            mu_expert_state s = mu_roll_state(&t->roll, layer, i);
+    for (int layer = 0; layer < t->loss->stats->window.layers; layer++)
+        for (int i = 0; i < t->loss->stats->window.experts; i++) {
+            mu_expert_state s = mu_roll_state(&t->loss->stats->window, layer, i);
             *dead += s == MU_EXPERT_DEAD, *starved += s == MU_EXPERT_STARVED;
         }
 }
@@ -61,7 +61,7 @@ static double imbalance(const mu_trainer *t) {
     double worst = 0;
     int E = (int)t->cfg.moe.num_experts;
     for (int layer = 0; layer < t->model->n_moe; layer++)
-        worst = fmax(worst, mu_load_of(t->counts + (int64_t)layer * E, E).load_imbalance);
+        worst = fmax(worst, mu_load_of(t->loss->stats->counts + (int64_t)layer * E, E).load_imbalance);
     return worst;
 }
 
@@ -73,14 +73,14 @@ static void print_line(const mu_progress *p, const mu_trainer *t, const mu_step_
     if (t->peak_flops > 0)
         snprintf(mfu, sizeof mfu, "%.0f%%", 100 * tokens_per_s * p->train_flops / t->peak_flops);
     printf("step %*lld/%lld loss %.4f ce %.4f", width, (long long)t->step, (long long)t->cfg.train.steps,
-           r->loss, r->ce);
-    if (t->model->n_moe) printf(" aux %.3f", r->aux);
-    printf(" lr %.1e grad %.2f %.0f tok/s mfu %s", r->lr, r->grad_norm, tokens_per_s, mfu);
+           r->values.loss, r->values.ce);
+    if (t->model->n_moe) printf(" aux %.3f", r->values.aux);
+    printf(" lr %.1e grad %.2f %.0f tok/s mfu %s", r->lr, r->values.grad_norm, tokens_per_s, mfu);
     if (t->model->n_moe) {
         count_states(t, &dead, &starved);
         printf(" imbalance %.2f dead %d", imbalance(t), dead);
         if (starved) printf(" starved %d", starved);
-        if (t->cfg.moe.capacity_factor > 0) printf(" dropped %.1f%%", 100 * r->dropped);
+        if (t->cfg.moe.capacity_factor > 0) printf(" dropped %.1f%%", 100 * r->values.dropped);
     }
     printf(" left %s\n", left);
     fflush(stdout);
@@ -95,7 +95,7 @@ static void draw_bar(mu_progress *p, const mu_trainer *t, const mu_step_result *
     format_time((double)(t->cfg.train.steps - t->step) * p->mean_seconds, left);
     printf("\r\033[K[");
     for (int i = 0; i < WIDTH; i++) putchar(i < filled ? '#' : '.');
-    printf("] %lld/%lld  loss %.4f  left %s", (long long)t->step, (long long)t->cfg.train.steps, r->loss,
+    printf("] %lld/%lld  loss %.4f  left %s", (long long)t->step, (long long)t->cfg.train.steps, r->values.loss,
            left);
     fflush(stdout);
 }
@@ -104,12 +104,12 @@ static void draw_bar(mu_progress *p, const mu_trainer *t, const mu_step_result *
 static void report_changes(mu_progress *p, const mu_trainer *t) {
     bool changed = false;
     for (int i = 0; i < p->cells; i++) {
-        mu_expert_state s = mu_roll_state(&t->roll, i / t->roll.experts, i % t->roll.experts);
+        mu_expert_state s = mu_roll_state(&t->loss->stats->window, i / t->loss->stats->window.experts, i % t->loss->stats->window.experts);
         changed |= s != p->states[i];
         p->states[i] = s;
     }
     if (!changed) return;
-    char *text = mu_roll_report(&t->roll, t->model->moe_layers);
+    char *text = mu_roll_report(&t->loss->stats->window, t->model->moe_layers);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) mu_progress_say(p, "  %s", line);
     if (!text[0]) mu_progress_say(p, "  every expert takes tokens again");
     free(text);
@@ -163,10 +163,10 @@ void mu_print_domains(const mu_trainer *t, const mu_domain_loss *results) {
 void mu_print_roll_call(const mu_trainer *t) {
     if (!t->model->n_moe) return;
     printf("\nroll call over the last %lld steps (1.00 = a fair share)\n",
-           (long long)mu_roll_window(&t->roll));
-    int E = t->roll.experts;
-    for (int layer = 0; layer < t->roll.layers; layer++) {
-        const int64_t *row = t->roll.total + (int64_t)layer * E;
+           (long long)mu_roll_window(&t->loss->stats->window));
+    int E = t->loss->stats->window.experts;
+    for (int layer = 0; layer < t->loss->stats->window.layers; layer++) {
+        const int64_t *row = t->loss->stats->window.total + (int64_t)layer * E;
         int64_t all = 0;
         for (int i = 0; i < E; i++) all += row[i];
         printf("  layer %-3d", t->model->moe_layers[layer]);
@@ -176,9 +176,9 @@ void mu_print_roll_call(const mu_trainer *t) {
         }
         printf("\n");
     }
-    char *text = mu_roll_report(&t->roll, t->model->moe_layers);
+    char *text = mu_roll_report(&t->loss->stats->window, t->model->moe_layers);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) printf("  %s\n", line);
-    if (!text[0] && t->roll.steps >= MU_ROLL_LEAST) printf("  no dead or starved experts\n");
+    if (!text[0] && t->loss->stats->window.steps >= MU_ROLL_LEAST) printf("  no dead or starved experts\n");
     free(text);
     fflush(stdout);
 }

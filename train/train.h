@@ -20,25 +20,20 @@ typedef struct {
     mu_model *model;
     mu_optimizer *opt;
     mu_tape *tape;
-    mu_roll roll;
+    mu_loss *loss;                  /* with the routing statistics */
     int64_t step;
     int64_t micro_size;             /* sequences a rank computes at once */
     int64_t n_micro;                /* micro-batches of a global batch */
     double peak_flops;              /* of all ranks together, measured; 0: unknown */
-    mu_routing *routings;           /* [MoE layers], of the micro-batch at hand */
     mu_sample *samples;             /* [global batch] */
     int64_t *loader_before;         /* the loader's state before the batch at hand */
     int32_t *tokens, *targets;      /* [micro_size * seq_len] */
-    int64_t *counts;                /* assignments of the last step's global batch, [MoE layers * experts] */
-    mu_memory *results;             /* what a step leaves on the device for the host; see trainer.c */
-    int64_t *host_results;
 } mu_trainer;
 
 /* Values of one step, the same on every rank. */
 typedef struct {
-    double loss, ce, aux, z;        /* aux and z: means over MoE layers without coefficient; aux is 1 when balanced; NAN: none */
-    double grad_norm, lr;
-    double dropped;                 /* share of the assignments that capacity dropped */
+    mu_loss_values values;
+    double lr;
     bool stop;                      /* some rank was asked to stop by a signal */
     bool interrupted;               /* so much so that the step was given up: nothing has changed */
     bool finite;

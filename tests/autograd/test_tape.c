@@ -121,11 +121,12 @@ static void complete_gradients_are_final(void **state) {
         cfg.tie_embeddings = tied;
         listener l = { .m = mu_model_new(&cfg, &moe, TINY_V, 5, d, mesh_alone()) };
         mu_tape *tp = mu_tape_new(d);
+        mu_loss *loss = tiny_loss_new(l.m, tp);
         for (int micro = 0; micro < 2; micro++) {       /* the second one adds to gradients that are there */
             mu_backward_events events = { on_complete, on_op, &l };
             l.ops = l.events = 0;
             mu_tape_reset(tp);
-            mu_backward_with(tp, tiny_loss(tp, l.m, NULL), &events);
+            mu_backward_with(tp, tiny_loss(loss), &events);
             assert_int_equal(l.events, l.m->params->n_params);
             assert_true(l.ops > l.events);
             for (int i = 0; i < l.events; i++) {
@@ -139,6 +140,7 @@ static void complete_gradients_are_final(void **state) {
                 l.seen[i] = NULL;
             }
         }
+        mu_loss_free(loss);
         mu_tape_free(tp);
         mu_model_free(l.m);
         mu_device_close(d);
@@ -223,9 +225,11 @@ static outcome train(const char *device, const mu_moe_config *moe) {
     mu_optimizer *o = mu_optimizer_new(&mu_rule_adamw, &optim, m->params);
     mu_tape *tp = mu_tape_new(dev);
     outcome r;
-    for (int step = 0; step < STEPS; step++) r.loss[step] = tiny_step(tp, m, o);
+    mu_loss *l = tiny_loss_new(m, tp);
+    for (int step = 0; step < STEPS; step++) r.loss[step] = tiny_step(l, o);
     r.values = tiny_values(m, &r.n);
     r.peak = mu_tape_peak(tp), r.bytes = mu_device_bytes(dev);
+    mu_loss_free(l);
     mu_tape_free(tp);
     mu_optimizer_free(o);
     mu_model_free(m);

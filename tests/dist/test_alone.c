@@ -29,22 +29,10 @@ static void test_layer(void **state) {
     mu_mesh *mesh = mu_mesh_alone();
     layer *l = layer_new("ref", mesh, layer_config(E, K, 3), SEQUENCES, S, 5);
     layer_forward(l, l->tp);
-
-    /* mu_routing_count sums over sequences, here and where there are none. */
-    int64_t counts[E], *wanted = layer_counts(l), sum = 0;
-    mu_tensor *loads = mu_tensor_ints(l->tp, MU_DTYPE_I64, E, NULL);
-    mu_routing_count(l->tp, &l->routing, mu_data(loads));
-    mu_tensor_read(loads, counts);
-    for (int i = 0; i < E; i++) sum += counts[i], assert_int_equal(counts[i], wanted[i]);
+    int64_t *counts = layer_counts(l), sum = 0;
+    for (int i = 0; i < E; i++) sum += counts[i];
     assert_int_equal(sum, SEQUENCES * S * K);
-    free(wanted);
-    layer *empty = layer_new("ref", mesh, layer_config(E, K, 3), 0, S, 5);
-    layer_forward(empty, empty->tp);
-    loads = mu_tensor_ints(empty->tp, MU_DTYPE_I64, E, counts);
-    mu_routing_count(empty->tp, &empty->routing, mu_data(loads));
-    mu_tensor_read(loads, counts);
-    for (int i = 0; i < E; i++) assert_int_equal(counts[i], 0);
-    layer_free(empty);
+    free(counts);
 
     /* An expert's three matrices share its load; the router has none. */
     int with_load = 0;

@@ -4,11 +4,12 @@
 #include "ref_device.h"
 
 /* The loss of one batch, and all gradients one after another. Heap. */
-static double *gradients(const mu_model *m, int64_t leaf_rows, double *loss, int64_t *n) {
+static double *gradients(mu_model *m, int64_t leaf_rows, double *loss, int64_t *n) {
     mu_tape *tp = mu_tape_new(dev);
     mu_tape_leaf(tp, leaf_rows);
     mu_params_zero_grad(m->params);
-    mu_tensor *losses = tiny_loss(tp, m, NULL);
+    mu_loss *l = tiny_loss_new(m, tp);
+    mu_tensor *losses = tiny_loss(l);
     assert_int_equal(mu_count(losses), leaf_rows ? TINY_T / leaf_rows : 1);
     double value[TINY_B];
     mu_tensor_get(losses, value);
@@ -21,6 +22,7 @@ static double *gradients(const mu_model *m, int64_t leaf_rows, double *loss, int
     double *grads = mu_alloc((size_t)*n, sizeof *grads), *at = grads;
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; at += u->count, u = mu_unit_next(m->params, u))
         mu_reals_get(dev, dev->fine, mu_unit_grad(u), u->count, at);
+    mu_loss_free(l);
     mu_tape_free(tp);
     return grads;
 }

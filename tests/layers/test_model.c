@@ -2,6 +2,7 @@
  * position sees a later one. */
 #include "tiny_model.h"
 #include "ref_device.h"
+#include "stops.h"
 
 static mu_model *new_model(const mu_model_config *cfg, const mu_moe_config *moe) {
     return mu_model_new(cfg, moe, TINY_V, 5, dev, mesh_alone());
@@ -104,24 +105,6 @@ static void units_are_named_once(void **state) {
 }
 
 /* ---------------------------------------------------------------- configurations of a library user */
-static jmp_buf stopped;
-static char last[1024];
-static void catch_fatal(mu_status status, const char *line) {
-    (void)status;
-    snprintf(last, sizeof last, "%s", line);
-    longjmp(stopped, 1);
-}
-
-/* Does the statement stop, with these words? */
-#define STOPS(words, ...) \
-    do { \
-        last[0] = '\0'; \
-        mu_fatal_set_handler(catch_fatal); \
-        if (!setjmp(stopped)) { __VA_ARGS__; } \
-        mu_fatal_set_handler(NULL); \
-        if (!strstr(last, words)) fail_msg("'%s' is not in '%s'", words, last); \
-    } while (0)
-
 /* Defaults make a model: derived values are filled in, in the model's copy. */
 static void defaults_make_a_model(void **state) {
     (void)state;
@@ -232,6 +215,8 @@ static void unsound_batches_stop(void **state) {
     FORWARD_STOPS("24 tokens for 2 sequences of 8", TOKENS, cx.n_sequences = 2);
     FORWARD_STOPS("24 tokens for 3 sequences of 0", TOKENS, cx.seq_len = 0);
     FORWARD_STOPS("sequences of 24 tokens, max_seq_len is 8", TOKENS, cx.n_sequences = 1, cx.seq_len = TINY_T);
+    int32_t too_few[] = { 0, 0, 1, 0, 0, 0, 1, 0 };
+    FORWARD_STOPS("layer 0: the mask leaves 1 of 4 experts, top_k is 2", TOKENS, cx.expert_mask = too_few);
     mu_context cx = tiny_context();
     STOPS("no room for the routings", mu_model_forward(m, tp, &cx, TOKENS, NULL));
     mu_tensor *x = mu_tensor_2d(tp, 4, 12);
@@ -277,21 +262,25 @@ static void planned_ranks_do_not_talk(void **state) {
 }
 
 /* ---------------------------------------------------------------- gradient end to end */
-typedef struct { mu_model *m; int64_t counts[TINY_LAYERS * 4]; } whole;
-
 static mu_tensor *whole_loss(mu_tape *tp, void *arg) {
-    const whole *w = arg;
-    return tiny_loss(tp, w->m, w->counts);
+    (void)tp;
+    return tiny_loss(arg);
 }
 
+/* global_aux_loss against given counts: those of a batch before. */
 static void check_model(mu_model_config cfg, mu_moe_config moe) {
-    whole w = { .m = new_model(&cfg, &moe), .counts = { 12, 20, 4, 12, 30, 0, 10, 8 } };
-    for (int i = 0; i < w.m->n_moe && moe.balance & MU_BALANCE_BIAS; i++)
-        for (int j = 0; j < 4; j++) w.m->blocks[w.m->moe_layers[i]].moe.bias[j] = 0.1 * (j - 1);
+    static const int64_t counts[TINY_LAYERS * 4] = { 12, 20, 4, 12, 30, 0, 10, 8 };
+    moe.global_aux_counts = MU_MOE_COUNTS_PREVIOUS;
+    mu_model *m = new_model(&cfg, &moe);
+    for (int i = 0; i < m->n_moe && moe.balance & MU_BALANCE_BIAS; i++)
+        for (int j = 0; j < 4; j++) m->blocks[m->moe_layers[i]].moe.bias[j] = 0.1 * (j - 1);
     mu_tape *tp = mu_tape_new(dev);
-    gradcheck(w.m->params, tp, whole_loss, &w, 6);
+    mu_loss *l = tiny_loss_new(m, tp);
+    mu_roll_take(&l->stats->window, counts);
+    gradcheck(m->params, tp, whole_loss, l, 6);
+    mu_loss_free(l);
     mu_tape_free(tp);
-    mu_model_free(w.m);
+    mu_model_free(m);
 }
 
 static void gradients(void **state) {
@@ -365,7 +354,10 @@ static void head_and_logits_agree(void **state) {
         wanted += (log(sum) - logits[t * TINY_V + targets[t]]) / TINY_T;
     }
     mu_tape_reset(tp);
-    assert_true(fabs(mu_tensor_scalar_get(tiny_loss(tp, m, NULL)) - wanted) < 1e-12);
+    mu_loss *l = tiny_loss_new(m, tp);
+    assert_true(fabs(mu_tensor_scalar_get(tiny_loss(l)) - wanted) < 1e-12);
+    assert_true(fabs(mu_loss_read(l, (mu_mat){ 0 }, false).ce - wanted) < 1e-12);
+    mu_loss_free(l);
     free(tokens);
     free(targets);
     mu_tape_free(tp);
@@ -409,9 +401,11 @@ static void training_learns(void **state) {
     mu_model *m = new_model(&cfg, &moe);
     mu_optimizer *o = mu_optimizer_new(&mu_rule_adamw, &optim, m->params);
     mu_tape *tp = mu_tape_new(dev);
-    double first = tiny_step(tp, m, o), last = first;
-    for (int step = 0; step < 40; step++) last = tiny_step(tp, m, o);
+    mu_loss *l = tiny_loss_new(m, tp);
+    double first = tiny_step(l, o), last = first;
+    for (int step = 0; step < 40; step++) last = tiny_step(l, o);
     assert_true(last < 0.25 * first);
+    mu_loss_free(l);
     mu_tape_free(tp);
     mu_optimizer_free(o);
     mu_model_free(m);

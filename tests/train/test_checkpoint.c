@@ -110,7 +110,7 @@ static void set_steps(mu_trainer *t, const char *name, int64_t steps) {
 
 /* No step of the run gave expert 3 of layer 0 a token: what it took is expert 0's. */
 static void idle_expert(mu_trainer *t) {
-    mu_roll *r = &t->roll;
+    mu_roll *r = &t->loss->stats->window;
     for (int64_t step = 0; step < r->steps; step++) {
         int64_t *row = r->ring + step * r->layers * r->experts;
         row[0] += row[3], row[3] = 0;
@@ -125,16 +125,16 @@ static void spoil(mu_trainer *t, const char *how) {
     mu_unit *u = mu_params_find(t->model->params, "/norm/weight");
     mu_sample sample;
     double *const values = (double[]){ NAN, -1.0, INFINITY };
-    if (!strcmp(how, "roll steps negative")) t->roll.steps = -5;
-    else if (!strcmp(how, "roll steps large")) t->roll.steps = INT64_MAX - 1;
-    else if (!strcmp(how, "ring negative")) t->roll.ring[0] = -1;
-    else if (!strcmp(how, "ring large")) t->roll.ring[0] = t->roll.total[0] = INT64_MAX;
-    else if (!strcmp(how, "ring and total")) t->roll.ring[0] ^= 1, t->roll.total[0] += t->roll.ring[0] & 1 ? 1 : -1;
-    else if (!strcmp(how, "ring of no step")) t->roll.ring[3 * t->roll.layers * t->roll.experts] = 2, t->roll.total[0] += 2;
-    else if (!strcmp(how, "total off by one")) t->roll.total[0]++;
-    else if (!strcmp(how, "total negative")) t->roll.total[0] = -1;
-    else if (!strcmp(how, "previous negative")) t->roll.previous[0] = -1;
-    else if (!strcmp(how, "previous of another step")) memset(t->roll.previous, 0, sizeof(int64_t) * 8);
+    if (!strcmp(how, "roll steps negative")) t->loss->stats->window.steps = -5;
+    else if (!strcmp(how, "roll steps large")) t->loss->stats->window.steps = INT64_MAX - 1;
+    else if (!strcmp(how, "ring negative")) t->loss->stats->window.ring[0] = -1;
+    else if (!strcmp(how, "ring large")) t->loss->stats->window.ring[0] = t->loss->stats->window.total[0] = INT64_MAX;
+    else if (!strcmp(how, "ring and total")) t->loss->stats->window.ring[0] ^= 1, t->loss->stats->window.total[0] += t->loss->stats->window.ring[0] & 1 ? 1 : -1;
+    else if (!strcmp(how, "ring of no step")) t->loss->stats->window.ring[3 * t->loss->stats->window.layers * t->loss->stats->window.experts] = 2, t->loss->stats->window.total[0] += 2;
+    else if (!strcmp(how, "total off by one")) t->loss->stats->window.total[0]++;
+    else if (!strcmp(how, "total negative")) t->loss->stats->window.total[0] = -1;
+    else if (!strcmp(how, "previous negative")) t->loss->stats->window.previous[0] = -1;
+    else if (!strcmp(how, "previous of another step")) memset(t->loss->stats->window.previous, 0, sizeof(int64_t) * 8);
     else if (!strcmp(how, "loader ahead")) mu_loader_next(t->loader, 1, &sample);
     else if (!strcmp(how, "loader of one domain")) assert_ok(mu_loader_state_set(t->loader, &t->cfg.data.train, (int64_t[]){ 0, 6, 6 }, &e));
     else if (!strcmp(how, "bias infinite")) t->model->blocks[1].moe.bias[1] = -INFINITY;
@@ -167,7 +167,7 @@ static void goes_on_from_the_one_before(int when, const char *message, double lo
     }
     assert_string_equal(m.path, "run/checkpoints/step-00000002");
     assert_ok(mu_checkpoint_load(t, &m, true, &e));
-    assert_true(mu_trainer_step(t, NULL).loss == loss);
+    assert_true(mu_trainer_step(t, NULL).values.loss == loss);
     mu_error_set(&e, MU_STATUS_DATA, "nonsense");
     assert_error(mu_checkpoint_fall_back(t->mesh->world, "run", &m, &e), MU_STATUS_DATA,
                  "2 checkpoints and none verifies; the newest: nonsense");
@@ -182,7 +182,7 @@ static void values_have_ranges(void **state) {
     for (size_t i = 0; i < sizeof bad_state / sizeof *bad_state; i++) {
         mu_trainer *t = trainer_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
         steps_and_save(t, 2);
-        double loss = mu_trainer_step(t, NULL).loss;
+        double loss = mu_trainer_step(t, NULL).values.loss;
         assert_ok(mu_checkpoint_save(t, &e));
         assert_ok(verify(newest));
         spoil(t, bad_state[i].what);
@@ -221,15 +221,15 @@ static void sound_checkpoints_load(void **state) {
                                         "num_experts: 4, capacity_factor: 0.5, force_skew: true" };
     for (size_t i = 0; i < sizeof moes / sizeof *moes; i++) {
         mu_trainer *t = trainer_new(moes[i]);
-        int64_t *counts = mu_alloc((size_t)(t->roll.layers * t->roll.experts) + 1, sizeof *counts);
+        int64_t *counts = mu_alloc((size_t)(t->loss->stats->window.layers * t->loss->stats->window.experts) + 1, sizeof *counts);
         steps_and_save(t, 3);
         assert_ok(verify("run/checkpoints/step-00000003"));
         assert_ok(load(t, "run"));
         for (int64_t step = 3; step < 2 * MU_ROLL_WINDOW; step++) {
-            for (int j = 0; j < t->roll.layers * t->roll.experts; j++) counts[j] = j % t->roll.experts == step % t->roll.experts ? 32 : 0;
-            mu_roll_take(&t->roll, counts);
+            for (int j = 0; j < t->loss->stats->window.layers * t->loss->stats->window.experts; j++) counts[j] = j % t->loss->stats->window.experts == step % t->loss->stats->window.experts ? 32 : 0;
+            mu_roll_take(&t->loss->stats->window, counts);
         }
-        assert_ok(mu_roll_check(&t->roll, 32, &e));
+        assert_ok(mu_roll_check(&t->loss->stats->window, 32, &e));
         free(counts);
         trainer_free(t);
         assert_ok(mu_file_remove_tree("run", &e));

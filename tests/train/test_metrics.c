@@ -436,9 +436,9 @@ static void written_lines_are_sound(void **state) {
     (void)state;
     mu_metrics *m;
     mu_domain_loss results = { .tokens = 1, .bytes = 1, .ce = 2, .bits_per_byte = 3 };
-    mu_step_result r = { .loss = 1.5, .ce = 1.25, .aux = NAN, .z = NAN, .lr = 1e-3, .grad_norm = 1, .seconds = 0.1, .finite = true };
+    mu_step_result r = { .values = { .loss = 1.5, .ce = 1.25, .aux = NAN, .z = NAN, .grad_norm = 1 }, .lr = 1e-3, .seconds = 0.1, .finite = true };
     unlink("metrics.jsonl");
-    for (int i = 0; i < 4; i++) t->counts[i] = i % 2 ? 7 : 9;
+    for (int i = 0; i < 4; i++) t->loss->stats->counts[i] = i % 2 ? 7 : 9;
     assert_ok(mu_metrics_open(&m, t, &e));
     assert_ok(mu_metrics_step(m, t, &r, 100, &e));
     assert_ok(mu_metrics_eval(m, t, 2.5, &results, &e));

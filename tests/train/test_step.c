@@ -34,9 +34,9 @@ static void expect_one_wait(const char *moe, const char *train) {
     for (int i = 0; i < 4; i++) {
         int64_t before = mu_device_waits(t->dev), waits;
         mu_step_result r = mu_trainer_step(t, NULL);
-        assert_true(r.finite && r.loss > 0 && r.ce > 0 && r.grad_norm > 0);
-        assert_true(t->model->n_moe ? r.aux > 0.5 : r.aux == 0);
-        assert_int_equal(r.dropped > 0, t->cfg.moe.capacity_factor > 0);
+        assert_true(r.finite && r.values.loss > 0 && r.values.ce > 0 && r.values.grad_norm > 0);
+        assert_true(t->model->n_moe ? r.values.aux > 0.5 : r.values.aux == 0);
+        assert_int_equal(r.values.dropped > 0, t->cfg.moe.capacity_factor > 0);
         waits = mu_device_waits(t->dev) - before;
         if (waits != 1) fail_msg("step %d: %lld waits; %s", i, (long long)waits, text);
     }

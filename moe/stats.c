@@ -1,0 +1,119 @@
+/* stats.c - routing statistics: how many tokens each expert was assigned, in all and of each domain. Counted on the device,
+ * in integers: any order of micro-batches and ranks gives the same sums.
+ *
+ * The device's buffer, words of 8 bytes. The host reads the first four at the end of a step, in one piece:
+ *     total      [layers, experts]            of the global batch; complete on every rank: also what the optimizer asks
+ *     by_domain  [layers, experts, domains]   this rank's share of the same
+ *     kept       1                            this rank's assignments that capacity left
+ *     values     [n_values], F64              the caller's own
+ *     micro      [layers, experts]            of the micro-batch at hand, over all ranks
+ *     counted    [layers, experts]            of the global batch, as a counting pass found them before */
+#include "moe/moe.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int64_t cells(const mu_routing_stats *s) { return (int64_t)s->window.layers * s->window.experts; }
+static int64_t domain_cells(const mu_routing_stats *s) { return cells(s) * s->domains; }
+
+static mu_mat words(const mu_routing_stats *s, mu_dtype dtype, int64_t first) {
+    return mu_mat_values((mu_mat){ s->memory->region.base, dtype, 1 }, first);
+}
+static int64_t kept_word(const mu_routing_stats *s) { return cells(s) + domain_cells(s); }
+static int64_t micro_word(const mu_routing_stats *s) { return kept_word(s) + 1 + s->n_values; }
+static mu_mat micro_of(const mu_routing_stats *s, int layer) {
+    return words(s, MU_DTYPE_I64, micro_word(s) + layer * s->window.experts);
+}
+
+mu_mat mu_routing_stats_total(const mu_routing_stats *s) { return words(s, MU_DTYPE_I64, 0); }
+mu_mat mu_routing_stats_values(const mu_routing_stats *s) { return words(s, MU_DTYPE_F64, kept_word(s) + 1); }
+mu_mat mu_routing_stats_micro(const mu_routing_stats *s, int layer) { return micro_of(s, layer); }
+mu_mat mu_routing_stats_counted(const mu_routing_stats *s, int layer) { return mu_mat_values(micro_of(s, layer), cells(s)); }
+
+mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layers, int experts, int domains, int64_t n_values) {
+    MU_CHECK(dev && batch, "routing statistics need a device and the ranks that share a batch");
+    MU_CHECK(domains >= 1 && n_values >= 0, "routing statistics of %d domains, %lld values", domains, (long long)n_values);
+    mu_routing_stats *s = mu_alloc(1, sizeof *s);
+    *s = (mu_routing_stats){ .dev = dev, .batch = batch, .domains = domains, .n_values = n_values };
+    mu_roll_init(&s->window, layers, experts);
+    size_t bytes = (size_t)(micro_word(s) + 2 * cells(s)) * sizeof(int64_t);
+    s->memory = mu_memory_new(dev, bytes);
+    mu_memory_commit(s->memory, bytes);
+    s->host = mu_alloc((size_t)micro_word(s), sizeof *s->host);
+    s->counts = s->host;
+    s->by_domain = s->host + cells(s);
+    s->values = s->host + kept_word(s) + 1;
+    mu_routing_stats_begin(s);
+    return s;
+}
+
+void mu_routing_stats_free(mu_routing_stats *s) {
+    if (!s) return;
+    mu_roll_free(&s->window);
+    mu_memory_free(s->memory);
+    free(s->host);
+    free(s);
+}
+
+void mu_routing_stats_begin(mu_routing_stats *s) {
+    s->dev->k->fill(s->dev, micro_word(s) + 2 * cells(s), 0.0, words(s, MU_DTYPE_F64, 0)); /* zero in both types */
+}
+
+/* On the device: counts[cells] = their sum over the ranks that share the batch. */
+static void sum_over_ranks(const mu_routing_stats *s, mu_mat counts) {
+    size_t bytes = sizeof(int64_t) * (size_t)cells(s);
+    if (s->batch->size == 1 || !bytes || s->dev->shape_only) return;
+    void *host = mu_device_stage_begin(s->dev, counts.data, bytes, true);
+    mu_all_reduce(s->batch, MU_REDUCE_SUM, MU_DTYPE_I64, host, cells(s));
+    mu_device_stage_end(s->dev, counts.data, bytes, true);
+}
+
+/* micro = this rank's counts of the micro-batch at hand; with `domains` (I32 [sequences]) by_domain adds them, too. */
+static void count_micro(const mu_routing_stats *s, const mu_routing *routings, const mu_tensor *domains) {
+    int64_t E = s->window.experts, D = s->domains;
+    for (int layer = 0; layer < s->window.layers; layer++) {
+        const mu_tensor *counts_SE = routings[layer].counts_SE;
+        MU_CHECK(counts_SE->shape[1] == E, "routing statistics of %lld experts, not of %lld", (long long)E,
+                 (long long)counts_SE->shape[1]);
+        mu_mat by_domain = domains ? words(s, MU_DTYPE_I64, cells(s) + layer * E * D) : (mu_mat){ 0 };
+        mu_mat total = micro_of(s, layer);
+        by_domain.ld = D, total.ld = E;
+        s->dev->k->sum_counts(s->dev, counts_SE->shape[0], E, D, mu_data(counts_SE), mu_data(domains), total, by_domain);
+    }
+}
+
+/* The domain of each sequence; without any they are all of domain 0. */
+static mu_tensor *domains_of(const mu_routing_stats *s, mu_tape *tp, const mu_context *cx) {
+    int32_t *none = cx->domains ? NULL : mu_tape_alloc(tp, sizeof *none * (size_t)(cx->n_sequences + 1));
+    mu_tensor *domains = mu_tensor_ints(tp, MU_DTYPE_I32, cx->n_sequences, cx->domains ? cx->domains : none);
+    mu_ids_check(domains, "routing statistics: domains", 0, s->domains - 1);
+    return domains;
+}
+
+static void add(const mu_routing_stats *s, mu_mat to) { s->dev->k->add(s->dev, cells(s), to, micro_of(s, 0), to); }
+
+void mu_routing_stats_add(mu_routing_stats *s, mu_tape *tp, const mu_context *cx, const mu_routing *routings) {
+    if (!cells(s)) return;
+    mu_mat kept = words(s, MU_DTYPE_I64, kept_word(s));
+    count_micro(s, routings, domains_of(s, tp, cx));
+    sum_over_ranks(s, micro_of(s, 0));
+    add(s, mu_routing_stats_total(s));
+    for (int layer = 0; layer < s->window.layers; layer++)
+        if (routings[layer].plan && routings[layer].plan->capacity) mu_routing_add_kept(tp, &routings[layer], kept);
+}
+
+void mu_routing_stats_count(mu_routing_stats *s, const mu_routing *routings, bool last) {
+    mu_mat counted = mu_routing_stats_counted(s, 0);
+    count_micro(s, routings, NULL);
+    add(s, counted);
+    if (last) sum_over_ranks(s, counted);
+}
+
+void mu_routing_stats_read(mu_routing_stats *s) {
+    mu_device_read(s->dev, s->host, s->memory->region.base, sizeof(int64_t) * (size_t)micro_word(s));
+    int64_t *sums = s->host + cells(s), n = domain_cells(s) + 1; /* kept stands behind by_domain */
+    if (s->batch->size > 1 && cells(s)) mu_all_reduce(s->batch, MU_REDUCE_SUM, MU_DTYPE_I64, sums, n);
+    s->kept = s->host[kept_word(s)];
+}
+
+void mu_routing_stats_take(mu_routing_stats *s) { mu_roll_take(&s->window, s->counts); }
