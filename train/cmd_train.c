@@ -283,7 +283,7 @@ static mu_status save(loop *l, mu_error *e) {
     if (status == MU_STATUS_OK) status = mu_checkpoint_save(t, e);
     if (status != MU_STATUS_OK) return status;
     l->saved_step = t->step;
-    if (l->metrics) mu_metrics_write_routing(l->metrics, t);
+    if (l->metrics) mu_metrics_write_routing(l->metrics, t->step >= t->cfg.train.steps);
     l->save_seconds = mu_time() - start;
     if (l->progress) mu_progress_say(l->progress, "checkpoint of step %lld written", (long long)t->step);
     return MU_STATUS_OK;
@@ -373,7 +373,7 @@ static void print_end(const loop *l) {
     const mu_trainer *t = l->t;
     mu_print_domains(t, l->domains);
     mu_print_roll_call(t);
-    mu_print("\nwritten to %s: checkpoints/, metrics.jsonl, routing.h5, config.resolved.yaml, run.json\n"
+    mu_print("\nwritten to %s: checkpoints/, metrics.jsonl, statistics.rec, routing.h5, config.resolved.yaml, run.json\n"
            "look further: muster inspect %s; muster generate %s --prompt \"The \"\n",
            t->cfg.run.dir, t->cfg.run.dir, t->cfg.run.dir);
     fflush(stdout);

@@ -62,11 +62,6 @@ static double program_memory(const mu_trainer *t, int64_t at_start) {
     return (double)at_start + fmax(threads, 1) * 3 * width * (double)t->cfg.model.hidden_size * (double)mu_dtype_size(t->dev->fine);
 }
 
-/* Every logged step's loads are kept for routing.h5, on rank 0. */
-static double load_memory(const mu_config *c, int moe_layers) {
-    return c->log.every ? 8.0 * (double)(c->train.steps / c->log.every + 1) * moe_layers * (double)c->moe.num_experts : 0;
-}
-
 static double mib(double bytes) { return bytes / (1 << 20); }
 
 static void print_memory(const mu_trainer *t, double parameters, double state, double texts, int64_t program) {
@@ -74,7 +69,6 @@ static void print_memory(const mu_trainer *t, double parameters, double state, d
         { "weights, gradients, moments", state + largest_shard(t->opt) },
         { "activations", (double)mu_device_bytes(t->dev) - state },
         { "texts", texts },
-        { "loads of logged steps", load_memory(&t->cfg, t->model->n_moe) },
         { "shared with other ranks", (double)mu_mesh_shared_bytes(t->mesh) },
         { "program", program_memory(t, program) },
     };

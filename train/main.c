@@ -41,7 +41,8 @@ static const command commands[] = {
       "  --no-cache        compute all tokens in view anew for each one added: slow, the same text\n\n"
       "Overrides may be train.device, train.dtype and train.threads." },
     { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT",
-      "Shows a checkpoint: configuration, parameters, shards, and the load of its experts." },
+      "Shows a run (its state, last losses, checkpoints) and of its newest checkpoint, or of one that is named: configuration,\n"
+      "parameters, shards, and the load of its experts." },
     { "verify", mu_cmd_verify, "RUN_OR_CHECKPOINT",
       "Checks manifest, hashes, shapes and that all values are in range, of one checkpoint or of all of a run, on one\n"
       "rank. Exit code 65 when any is damaged." },

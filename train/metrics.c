@@ -1,5 +1,5 @@
-/* metrics.c - metrics.jsonl, one flushed object with a checksum a logged step, and routing.h5, the loads of all logged steps,
- * made anew from what metrics.jsonl holds. Names are those dashboards know; what depends on the clock or the
+/* metrics.c - what a logged step leaves in the run folder: a line of metrics.jsonl, one flushed object with a checksum, and a record
+ * of statistics.rec, of which routing.h5 is made. Names are those dashboards know; what depends on the clock or the
  * machine is under perf/ and mem/, so that the rest can be compared bit for bit. */
 #include "train/train.h"
 
@@ -12,21 +12,27 @@
 struct mu_metrics {
     FILE *file;
     char *path, *routing_path;
+    mu_statistics *statistics;      /* NULL: a dense model has none */
     mu_json line;
     double start;
-    mu_logged_loads loads;
-    bool routing_failed;    /* the last time */
+    bool routing_failed;            /* the last time */
+    double routing_time, routing_seconds;   /* when routing.h5 was written last, and how long that took */
 };
 
 mu_status mu_metrics_open(mu_metrics **out, const mu_trainer *t, mu_error *e) {
     mu_metrics *m = *out = mu_alloc(1, sizeof *m);
     m->path = mu_format("%s/metrics.jsonl", t->cfg.run.dir);
     m->routing_path = mu_format("%s/routing.h5", t->cfg.run.dir);
-    m->loads.cells = t->model->n_moe * t->cfg.moe.num_experts;
+    char *statistics = mu_format("%s/statistics.rec", t->cfg.run.dir);
     m->start = mu_time();
     mu_json_init(&m->line);
     bool ended = true;
-    mu_status status = mu_metrics_cut_back(m->path, m->routing_path, t, &m->loads, &ended, e);
+    mu_logged_steps logged = { 0 };
+    mu_status status = mu_metrics_cut_back(m->path, m->routing_path, t, &logged, &ended, e);
+    if (status == MU_STATUS_OK && t->model->n_moe)
+        status = mu_statistics_resume(&m->statistics, statistics, m->path, t, &logged, e);
+    free(logged.step);
+    free(statistics);
     if (status != MU_STATUS_OK) return status;
     m->file = fopen(m->path, "ae");
     bool good = m->file && (ended || (putc('\n', m->file) != EOF && fflush(m->file) == 0));
@@ -40,8 +46,7 @@ void mu_metrics_close(mu_metrics *m) {
     mu_json_free(&m->line);
     free(m->path);
     free(m->routing_path);
-    free(m->loads.steps);
-    free(m->loads.loads);
+    mu_statistics_close(m->statistics);
     free(m);
 }
 
@@ -154,8 +159,9 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_resu
     if (t->peak_flops > 0) mu_json_float(j, "perf/mfu", tokens_per_s * size.train_flops / t->peak_flops);
     mu_json_float(j, "perf/elapsed_s", mu_time() - m->start);
     mu_json_float(j, "mem/rss_gib", (double)mu_memory_rss() / (1 << 30));
-    mu_logged_loads_add(&m->loads, t->step, t->loss->stats->counts);
-    return end_line(m, e);
+    mu_status status = MU_STATUS_OK; /* the record first: a line without one would be damage */
+    if (m->statistics) status = mu_statistics_append(m->statistics, t->step, true, t->loss->stats->by_domain, e);
+    return status == MU_STATUS_OK ? end_line(m, e) : status;
 }
 
 mu_status mu_metrics_eval(mu_metrics *m, const mu_trainer *t, double mean, const mu_domain_loss *results,
@@ -174,39 +180,25 @@ mu_status mu_metrics_eval(mu_metrics *m, const mu_trainer *t, double mean, const
     return end_line(m, e);
 }
 
-static mu_status write_routing(mu_metrics *m, const mu_trainer *t, mu_error *e) {
-    int64_t L = t->model->n_moe, E = t->cfg.moe.num_experts;
-    int32_t *layers = mu_alloc((size_t)L, sizeof *layers);
-    for (int64_t i = 0; i < L; i++) layers[i] = t->model->moe_layers[i];
-    char *tmp;
-    mu_store *s = NULL;
-    mu_status status = mu_file_temporary(m->routing_path, &tmp, e);
-    if (status == MU_STATUS_OK) status = mu_store_create(&s, tmp, e);
-    if (status == MU_STATUS_OK)
-        status = mu_store_write(s, "/step", MU_STORE_I64, 1, (int64_t[]){ m->loads.n }, m->loads.steps, e);
-    if (status == MU_STATUS_OK)
-        status = mu_store_write(s, "/load", MU_STORE_I64, 3, (int64_t[]){ m->loads.n, L, E }, m->loads.loads, e);
-    if (status == MU_STATUS_OK) status = mu_store_write(s, "/layer", MU_STORE_I32, 1, &L, layers, e);
-    status = mu_store_finish(s, status, e);
-    if (status == MU_STATUS_OK) status = mu_file_rename(tmp, m->routing_path, e);
-    if (status != MU_STATUS_OK && tmp) unlink(tmp);
-    free(tmp);
-    free(layers);
-    return status;
-}
-
 mu_status mu_metrics_sync(mu_metrics *m, mu_error *e) {
     if (fsync(fileno(m->file)))
         return mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
-    return MU_STATUS_OK;
+    return m->statistics ? mu_statistics_sync(m->statistics, e) : MU_STATUS_OK;
 }
 
-void mu_metrics_write_routing(mu_metrics *m, const mu_trainer *t) {
+/* So that a long run does not spend more than one part in a hundred on it. */
+static bool routing_is_due(const mu_metrics *m) {
+    return m->routing_seconds <= 1 || mu_time() - m->routing_time >= 100 * m->routing_seconds;
+}
+
+void mu_metrics_write_routing(mu_metrics *m, bool last) {
     mu_error e;
-    if (!m->loads.cells) return;
-    const char *reason = mu_file_not_plain(m->routing_path);
-    mu_status status = reason ? mu_error_set(&e, MU_STATUS_IO, "%s %s", m->routing_path, reason) : write_routing(m, t, &e);
+    if (!m->statistics || !(last || routing_is_due(m))) return;
+    double start = mu_time();
+    mu_status status = mu_routing_file_write(m->routing_path, m->statistics->path, &e);
+    m->routing_time = mu_time();
+    m->routing_seconds = m->routing_time - start;
     if (status != MU_STATUS_OK && !m->routing_failed)
-        mu_log(MU_LOG_WARNING, "%s; the loads are in metrics.jsonl, and routing.h5 is tried again at each checkpoint", e.text);
+        mu_log(MU_LOG_WARNING, "%s; the loads are in statistics.rec, and routing.h5 is tried again at each checkpoint", e.text);
     m->routing_failed = status != MU_STATUS_OK;
 }

@@ -1,54 +1,21 @@
 /* metrics_resume.c - what a job makes of the metrics.jsonl that an earlier one left: the sound lines up to its step stay, and
  * nothing but lines beyond it, and the one that a kill tore, goes without a warning and a copy of what was there. */
+#include "train/run_view.h"
 #include "train/train.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-void mu_logged_loads_add(mu_logged_loads *l, int64_t step, const int64_t *loads) {
-    if (l->n == l->capacity) {
-        l->capacity = l->capacity ? 2 * l->capacity : 256;
-        l->steps = mu_realloc(l->steps, (size_t)l->capacity, sizeof *l->steps);
-        l->loads = mu_realloc(l->loads, (size_t)(l->capacity * (l->cells ? l->cells : 1)), sizeof *l->loads);
-    }
-    memcpy(l->loads + l->n * l->cells, loads, sizeof *loads * (size_t)l->cells);
-    l->steps[l->n++] = step;
-}
-
-/* ------------------------------------------------------------------ a line and its checksum */
-
-enum { LINE_BYTES = 4 << 20 };  /* the most a sound line has: numbers of the largest model */
-
-/* The end of every line, its last key: XXH3-64 of all bytes before. */
-static const char checksum_key[] = ",\"xxh3\":\"";
-enum { KEY_BYTES = sizeof checksum_key - 1 };
-_Static_assert(MU_CHECKSUM_BYTES == KEY_BYTES + 16 + 2, "the key, 16 digits, a quote and a bracket");
-
-void mu_metrics_checksum(const char *line, size_t bytes, char text[MU_CHECKSUM_BYTES + 1]) {
-    snprintf(text, MU_CHECKSUM_BYTES + 1, "%s%016llx\"}", checksum_key, (unsigned long long)mu_hash64(line, bytes));
-}
-
-/* Lines of older runs have none. */
-static bool has_checksum(const char *line, size_t bytes) {
-    return bytes > MU_CHECKSUM_BYTES && !memcmp(line + bytes - MU_CHECKSUM_BYTES, checksum_key, KEY_BYTES);
-}
-
-static bool checksum_holds(const char *line, size_t bytes) {
-    char text[MU_CHECKSUM_BYTES + 1];
-    mu_metrics_checksum(line, bytes - MU_CHECKSUM_BYTES, text);
-    return !memcmp(line + bytes - MU_CHECKSUM_BYTES, text, MU_CHECKSUM_BYTES);
-}
+/* ------------------------------------------------------------------ what a line says */
 
 static void load_key(const mu_trainer *t, int layer, char key[64]) {
     snprintf(key, 64, "moe/layer_%d/load", t->model->moe_layers[layer]);
 }
 
-/* The loads of a training line, [MoE layers, experts]; false when no step of this model has them: all assignments count. */
-static bool read_loads(const mu_trainer *t, const json_t *line, int64_t *loads) {
+bool mu_metrics_read_loads(const mu_trainer *t, const json_t *line, int64_t *loads) {
     int64_t E = t->cfg.moe.num_experts;
     for (int layer = 0; layer < t->model->n_moe; layer++) {
         char key[64];
@@ -78,10 +45,10 @@ static bool has_numbers_only(json_t *line) {
 /* Of a training step, else of an evaluation. Proven: checksum or number of tokens say that the step is right. */
 typedef struct { int64_t step; bool training, proven; } record;
 
-/* What the line is and its loads; false when no run of this model writes it so. */
+/* What the line is; false when no run of this model writes it so. loads: room for those of a step. */
 static bool read_line(const mu_trainer *t, const char *text, size_t bytes, record *r, int64_t *loads) {
-    bool checked = has_checksum(text, bytes);
-    if (checked && !checksum_holds(text, bytes)) return false;
+    bool checked = mu_line_has_checksum(text, bytes);
+    if (checked && !mu_line_checksum_holds(text, bytes)) return false;
     json_t *line = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, NULL);
     const json_t *step = json_object_get(line, "step"), *tokens = json_object_get(line, "train/tokens");
     int64_t batch = t->cfg.train.global_batch_size * t->cfg.train.seq_len, seen = json_integer_value(tokens);
@@ -92,7 +59,7 @@ static bool read_line(const mu_trainer *t, const char *text, size_t bytes, recor
     r->proven = checked || r->training;
     bool good = has_numbers_only(line) && json_is_integer(step) && r->step >= 1 && r->step < INT64_MAX / 2;
     if (good && r->training)
-        good = json_is_integer(tokens) && seen % batch == 0 && seen / batch == r->step && read_loads(t, line, loads);
+        good = json_is_integer(tokens) && seen % batch == 0 && seen / batch == r->step && mu_metrics_read_loads(t, line, loads);
     json_decref(line);
     return good;
 }
@@ -102,7 +69,7 @@ static bool read_line(const mu_trainer *t, const char *text, size_t bytes, recor
 static bool is_torn(const char *text, size_t bytes, int64_t covered) {
     static const char begin[] = "{\"step\":";
     size_t n = sizeof begin - 1, at;
-    if (bytes > LINE_BYTES || memcmp(text, begin, bytes < n ? bytes : n)) return false;
+    if (bytes > MU_LINE_BYTES || memcmp(text, begin, bytes < n ? bytes : n)) return false;
     for (at = 0; at < bytes; at++)
         if (text[at] <= ' ' || text[at] > '~' || text[at] == '}') return false;
     int64_t step = 0;
@@ -116,59 +83,6 @@ static bool is_torn(const char *text, size_t bytes, int64_t covered) {
     return at > n && text[at] == ',' && step >= covered + trained;
 }
 
-/* ------------------------------------------------------------------ reading them one by one */
-
-enum { BLOCK_BYTES = 1 << 16 };
-
-typedef struct {
-    FILE *file;
-    char *block;        /* [BLOCK_BYTES], of which [used, filled) is not taken yet */
-    size_t used, filled;
-    char *text;         /* [LINE_BYTES] */
-    size_t bytes;       /* of the line at hand, without its newline; LINE_BYTES + 1: more than any sound one */
-    bool ended;         /* by a newline */
-    int64_t end;        /* where the next line begins */
-} reader;
-
-static mu_status open_reader(reader *r, const char *path, mu_error *e) {
-    *r = (reader){ .file = fopen(path, "re") };
-    if (!r->file) return mu_error_set(e, MU_STATUS_IO, "%s cannot be read: %s", path, strerror(errno));
-    r->text = mu_alloc(LINE_BYTES, 1);
-    r->block = mu_alloc(BLOCK_BYTES, 1);
-    return MU_STATUS_OK;
-}
-
-static mu_status close_reader(reader *r, const char *path, mu_error *e) {
-    bool failed = r->file && ferror(r->file);
-    if (r->file) fclose(r->file);
-    free(r->text);
-    free(r->block);
-    return failed ? mu_error_set(e, MU_STATUS_IO, "%s cannot be read", path) : MU_STATUS_OK;
-}
-
-static bool fill(reader *r) {
-    if (r->used < r->filled) return true;
-    mu_activity_tick();
-    r->used = 0;
-    r->filled = fread(r->block, 1, BLOCK_BYTES, r->file);
-    return r->filled > 0;
-}
-
-static bool next_line(reader *r) {
-    r->bytes = 0;
-    r->ended = false;
-    while (!r->ended && fill(r)) {
-        const char *part = r->block + r->used, *newline = memchr(part, '\n', r->filled - r->used);
-        size_t n = newline ? (size_t)(newline - part) : r->filled - r->used, room = LINE_BYTES + 1 - r->bytes;
-        r->ended = newline != NULL;
-        r->used += n + r->ended;
-        r->end += (int64_t)(n + r->ended);
-        if (n < room) memcpy(r->text + r->bytes, part, n);
-        r->bytes += n < room ? n : room;
-    }
-    return r->ended || r->bytes > 0;
-}
-
 /* ------------------------------------------------------------------ what an earlier job left */
 
 typedef struct {
@@ -179,7 +93,6 @@ typedef struct {
 typedef struct {
     const mu_trainer *t;
     const char *path, *routing_path;
-    mu_logged_loads *loads;
     sound_line *list;
     int64_t n, capacity;
     bool in_order, checked;                             /* checked: some line has a checksum, so that all later ones do */
@@ -202,16 +115,15 @@ static void note_sound(survey *s, const record *r) {
     s->list[s->n++] = (sound_line){ s->lines, key, r->proven, false };
 }
 
-/* Reads all lines, and remembers the loads of the sound ones. */
 static mu_status read_lines(survey *s, mu_error *e) {
-    reader r;
-    mu_status status = open_reader(&r, s->path, e);
+    mu_lines r;
+    mu_status status = mu_lines_open(&r, s->path, e);
     if (status != MU_STATUS_OK) return status;
-    int64_t *loads = mu_alloc((size_t)s->loads->cells, sizeof *loads);
-    while (next_line(&r)) {
+    int64_t *loads = mu_alloc((size_t)(s->t->model->n_moe * s->t->cfg.moe.num_experts), sizeof *loads);
+    while (mu_lines_next(&r)) {
         record found;
-        bool checked = r.bytes <= LINE_BYTES && has_checksum(r.text, r.bytes);
-        bool sound = r.bytes <= LINE_BYTES && checked >= s->checked && read_line(s->t, r.text, r.bytes, &found, loads);
+        bool checked = r.bytes <= MU_LINE_BYTES && mu_line_has_checksum(r.text, r.bytes);
+        bool sound = r.bytes <= MU_LINE_BYTES && checked >= s->checked && read_line(s->t, r.text, r.bytes, &found, loads);
         if (!sound && !r.ended && is_torn(r.text, r.bytes, s->t->step)) break;
         s->lines++;
         if (!sound) {
@@ -220,12 +132,11 @@ static mu_status read_lines(survey *s, mu_error *e) {
         }
         note_sound(s, &found);
         s->checked |= checked;
-        if (found.training && s->loads->cells) mu_logged_loads_add(s->loads, found.step, loads);
         if (found.step > s->t->step) s->beyond++;
         else s->end = r.end, s->ended = r.ended;
     }
     free(loads);
-    return close_reader(&r, s->path, e);
+    return mu_lines_close(&r, e);
 }
 
 static void drop(survey *s, int64_t i) {
@@ -277,36 +188,27 @@ static void drop_misfits(survey *s) {
 
 static bool stays(const survey *s, int64_t i) { return !s->list[i].dropped && s->list[i].key / 2 <= s->t->step; }
 
-/* The loads of the lines that stay. */
-static void keep_loads(const survey *s) {
-    mu_logged_loads *l = s->loads;
-    int64_t n = 0, at = 0;
-    for (int64_t i = 0; i < s->n && l->cells; i++) {
-        if (s->list[i].key % 2) continue;
-        if (stays(s, i)) {
-            l->steps[n] = l->steps[at];
-            memmove(l->loads + n * l->cells, l->loads + at * l->cells, sizeof *l->loads * (size_t)l->cells);
-            n++;
-        }
-        at++;
-    }
-    l->n = n;
+/* The steps of the training lines that stay. */
+static void note_steps(const survey *s, mu_logged_steps *logged) {
+    logged->step = mu_alloc((size_t)s->n, sizeof *logged->step);
+    for (int64_t i = 0; i < s->n; i++)
+        if (stays(s, i) && s->list[i].key % 2 == 0) logged->step[logged->n++] = s->list[i].key / 2;
 }
 
 /* Writes the lines that stay into a new file. */
 static mu_status write_lines(const survey *s, const char *path, mu_error *e) {
-    reader r = { 0 };
+    mu_lines r = { 0 };
     FILE *out = fopen(path, "we");
     mu_status status = out ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", path, strerror(errno));
-    if (status == MU_STATUS_OK && s->n) status = open_reader(&r, s->path, e);
+    if (status == MU_STATUS_OK && s->n) status = mu_lines_open(&r, s->path, e);
     int64_t line = 0;
     bool good = true;
     for (int64_t i = 0; status == MU_STATUS_OK && i < s->n && good; i++) {
         if (!stays(s, i)) continue;
-        while (line < s->list[i].line && next_line(&r)) line++;
+        while (line < s->list[i].line && mu_lines_next(&r)) line++;
         good = line == s->list[i].line && fwrite(r.text, 1, r.bytes, out) == r.bytes && putc('\n', out) != EOF;
     }
-    mu_status closed = close_reader(&r, s->path, e);
+    mu_status closed = mu_lines_close(&r, e);
     if (status == MU_STATUS_OK) status = closed;
     if (out) good = good && fflush(out) == 0 && fsync(fileno(out)) == 0;
     if (out && fclose(out)) good = false;
@@ -359,8 +261,7 @@ static mu_status replace(const survey *s, mu_error *e) {
     return status;
 }
 
-/* Is a course left here, of which there are checkpoints beyond this one? They and the lines of their steps are kept. */
-static bool leaves_a_course(const mu_trainer *t) {
+bool mu_run_leaves_course(const mu_trainer *t) {
     int64_t *steps = NULL;
     bool yes = mu_checkpoint_list(t->cfg.run.dir, &steps) > 0 && steps[0] > t->step;
     free(steps);
@@ -376,19 +277,19 @@ static mu_status cut_back(survey *s, mu_error *e) {
     mu_status status = size ? read_lines(s, e) : MU_STATUS_OK;
     if (status != MU_STATUS_OK) return status;
     if (!s->in_order) drop_disorder(s), drop_misfits(s);
-    keep_loads(s);
-    if (s->damaged || (s->beyond && leaves_a_course(s->t))) return s->ended = true, replace(s, e);
+    if (s->damaged || (s->beyond && mu_run_leaves_course(s->t))) return s->ended = true, replace(s, e);
     if (s->end < size && truncate(s->path, s->end))
         return mu_error_set(e, MU_STATUS_IO, "%s cannot be cut back: %s", s->path, strerror(errno));
     return MU_STATUS_OK;
 }
 
-mu_status mu_metrics_cut_back(const char *path, const char *routing_path, const mu_trainer *t, mu_logged_loads *loads, bool *ended,
+mu_status mu_metrics_cut_back(const char *path, const char *routing_path, const mu_trainer *t, mu_logged_steps *logged, bool *ended,
                               mu_error *e) {
-    survey s = { .t = t, .path = path, .routing_path = routing_path, .loads = loads, .in_order = true, .ended = true };
+    survey s = { .t = t, .path = path, .routing_path = routing_path, .in_order = true, .ended = true };
     const char *reason = mu_file_not_plain(path);
     if (reason) return mu_error_set(e, MU_STATUS_IO, "%s %s; move it out of the way", path, reason);
     mu_status status = cut_back(&s, e);
+    note_steps(&s, logged);
     *ended = s.ended;
     free(s.list);
     return status;

@@ -3,6 +3,7 @@
 #ifndef MUSTER_TRAIN_H
 #define MUSTER_TRAIN_H
 #include "train/config.h"
+#include "train/statistics.h"
 
 #include <signal.h>
 
@@ -159,32 +160,34 @@ mu_status mu_run_describe(const mu_trainer *t, int argc, char **argv, mu_error *
 void mu_run_name_changes(const mu_trainer *t, const mu_manifest *m, mu_error *e);
 
 /* ------------------------------------------------------------------ what the user sees (metrics.c, metrics_resume.c, progress.c) */
-/* The loads of the logged steps so far, for routing.h5. */
-typedef struct {
-    int64_t cells;                  /* MoE layers * experts */
-    int64_t n, capacity;
-    int64_t *steps, *loads;         /* [n], [n, cells], heap */
-} mu_logged_loads;
-void mu_logged_loads_add(mu_logged_loads *l, int64_t step, const int64_t *loads);
+/* The steps of the training lines in metrics.jsonl; heap. */
+typedef struct { int64_t n, *step; } mu_logged_steps;
 /* The end of every line of metrics.jsonl, its last key and bracket: XXH3-64 of all bytes of the line before. */
 enum { MU_CHECKSUM_BYTES = 27 };
 void mu_metrics_checksum(const char *line, size_t bytes, char text[MU_CHECKSUM_BYTES + 1]);
-/* Leaves in the file of an earlier job the sound lines up to t->step, whose loads are added. Where anything else is lost than lines
+/* Leaves in the file of an earlier job the sound lines up to t->step, of which *logged tells. Where anything else is lost than lines
  * beyond t->step, whose steps are made again, and one that a kill tore, both files are kept aside with a warning; where a
  * checkpoint beyond t->step is there, and another course starts here, those lines, too. *ended false: the last line lacks its
  * newline. IO when it is no plain file. Local. */
-mu_status mu_metrics_cut_back(const char *path, const char *routing_path, const mu_trainer *t, mu_logged_loads *loads, bool *ended,
+mu_status mu_metrics_cut_back(const char *path, const char *routing_path, const mu_trainer *t, mu_logged_steps *logged, bool *ended,
                               mu_error *e) MU_MUST_USE;
+/* The same for statistics.rec, after it: opens it for appending, with a record of each logged step; what the file lacks is taken from
+ * the lines of metrics.jsonl. Local. */
+mu_status mu_statistics_resume(mu_statistics **s, const char *path, const char *metrics_path, const mu_trainer *t,
+                               const mu_logged_steps *logged, mu_error *e) MU_MUST_USE;
+/* Is a course left at t->step, of which there are checkpoints beyond it? They and what belongs to their steps are kept. Local. */
+bool mu_run_leaves_course(const mu_trainer *t);
 
 typedef struct mu_metrics mu_metrics;
-/* Opens metrics.jsonl for appending after mu_metrics_cut_back; before mu_checkpoint_set_aside. Rank 0 only. */
+/* Opens metrics.jsonl for appending after mu_metrics_cut_back, and statistics.rec after mu_statistics_resume; before mu_checkpoint_set_aside. Rank 0 only. */
 mu_status mu_metrics_open(mu_metrics **m, const mu_trainer *t, mu_error *e) MU_MUST_USE;
 mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_result *r, double tokens_per_s, mu_error *e) MU_MUST_USE;
 mu_status mu_metrics_eval(mu_metrics *m, const mu_trainer *t, double mean, const mu_domain_loss *results, mu_error *e) MU_MUST_USE;
 /* Metrics so far onto the disk, before a checkpoint counts that covers them. */
 mu_status mu_metrics_sync(mu_metrics *m, mu_error *e) MU_MUST_USE;
-/* routing.h5, the loads of all logged steps, anew. It can be made again: that it cannot be written is a warning. */
-void mu_metrics_write_routing(mu_metrics *m, const mu_trainer *t);
+/* routing.h5 anew. It can be made again: that it cannot be written is a warning. Where that takes more than a second it is done
+ * less often than it is asked for, but for the `last` time. */
+void mu_metrics_write_routing(mu_metrics *m, bool last);
 void mu_metrics_close(mu_metrics *m);
 
 typedef struct mu_progress mu_progress;

@@ -117,7 +117,7 @@ for pattern in '^step 20/20 loss ' '^validation at step 10: ' '^  own  ' '^  one
     says "training on texts" "$pattern"
 done
 says_once "overlapping texts" '^muster: note: domains "one" and "own" have texts in common'
-for file in config.resolved.yaml run.json metrics.jsonl routing.h5 checkpoints/step-00000020/manifest.json; do
+for file in config.resolved.yaml run.json metrics.jsonl statistics.rec routing.h5 checkpoints/step-00000020/manifest.json; do
     if [ -s run/$file ]; then pass; else fail "run/$file is missing"; fi
 done
 

@@ -47,9 +47,12 @@ if [ "$(wc -l < lost/metrics.jsonl)" = 6 ]; then pass; else fail "lines of the n
 "$MUSTER_FLIP" damaged/metrics.jsonl 3000:5
 expect 0 "a bit of the metrics" train 1 damaged train.steps=11
 says_once "a bit of the metrics" "warning: damaged/metrics.jsonl: [12] of (9|10|11) lines are damaged, .* kept as damaged/metrics.jsonl.aside and"
+cp -r damaged torn && "$MUSTER_FLIP" torn/statistics.rec 1200:2
+expect 0 "a bit of the statistics" train 1 torn train.steps=15
+says_once "a bit of the statistics" "warning: torn/statistics.rec: 1 of 11 records are damaged or missing; .* kept as torn/statistics.rec.aside"
 rm other/routing.h5 && mkdir other/routing.h5 && touch other/routing.h5/mine
 expect 0 "a folder in the place of routing.h5" train 1 other train.steps=20 checkpoint.every=5 checkpoint.keep=9
-says_once "a folder in the place of routing.h5" "warning: other/routing.h5 is a directory; the loads are in metrics.jsonl"
+says_once "a folder in the place of routing.h5" "warning: other/routing.h5 is a directory; the loads are in statistics.rec"
 has_steps other "5 10 15 20"
 if [ -e other/routing.h5/mine ]; then pass; else fail "the folder in the place of routing.h5 is gone"; fi
 rm other/metrics.jsonl && mkdir other/metrics.jsonl

@@ -1,0 +1,186 @@
+/* statistics_resume.c - what a job makes of the statistics.rec that an earlier one left, as metrics_resume.c does of metrics.jsonl:
+ * the sound records up to its step stay. Afterwards there is one of each training line; what was not there or is damaged, as in
+ * runs of older versions, is taken from the line, which has no domains. */
+#include "train/run_view.h"
+#include "train/train.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct { int64_t index, step; } kept_record;
+
+typedef struct {
+    const mu_trainer *t;
+    const char *path, *metrics_path;
+    const mu_logged_steps *logged;
+    mu_statistics_shape shape;
+    mu_statistics *old;         /* NULL: there is none that this run can continue */
+    bool foreign;               /* because the file that is there is another's */
+    kept_record *kept;
+    int64_t n, unsound, beyond; /* unsound: before the last that is kept, since any may be torn behind it */
+    int64_t missing;            /* training lines without a record */
+} survey;
+
+static mu_statistics_shape shape_of(const mu_trainer *t) {
+    mu_statistics_shape s = { t->model->n_moe, t->cfg.moe.num_experts, t->corpus.n_domains, NULL, NULL };
+    s.layer = mu_alloc((size_t)s.layers, sizeof *s.layer);
+    s.domain = mu_alloc((size_t)s.domains, sizeof *s.domain);
+    for (int64_t i = 0; i < s.layers; i++) s.layer[i] = t->model->moe_layers[i];
+    for (int64_t i = 0; i < s.domains; i++) snprintf(s.domain[i], MU_STATISTICS_NAME, "%s", t->corpus.domains[i].name);
+    return s;
+}
+
+/* ------------------------------------------------------------------ what is there */
+
+static mu_status open_old(survey *s, mu_error *e) {
+    mu_status status = mu_statistics_open(&s->old, s->path, true, e);
+    s->foreign = status == MU_STATUS_DATA || (status == MU_STATUS_OK && !mu_statistics_same_shape(&s->old->shape, &s->shape));
+    if (status == MU_STATUS_NOINPUT || s->foreign) {
+        mu_statistics_close(s->old);
+        s->old = NULL;
+        return MU_STATUS_OK;
+    }
+    return status;
+}
+
+static mu_status read_records(survey *s, mu_error *e) {
+    int64_t unsound = 0;
+    s->kept = mu_alloc((size_t)s->old->n, sizeof *s->kept);
+    for (int64_t i = 0; i < s->old->n; i++) {
+        bool sound;
+        mu_activity_tick();
+        mu_status status = mu_statistics_read(s->old, i, &sound, e);
+        if (status != MU_STATUS_OK) return status;
+        if (sound && s->old->step > s->t->step) s->beyond++;
+        else if (sound && (!s->n || s->old->step > s->kept[s->n - 1].step)) {
+            s->kept[s->n++] = (kept_record){ i, s->old->step };
+            s->unsound = unsound + s->beyond; /* nothing is in front of a step but steps before it */
+        } else unsound++;
+    }
+    return MU_STATUS_OK;
+}
+
+static void count_missing(survey *s) {
+    int64_t at = 0;
+    for (int64_t i = 0; i < s->logged->n; i++) {
+        while (at < s->n && s->kept[at].step < s->logged->step[i]) at++;
+        s->missing += at == s->n || s->kept[at].step != s->logged->step[i];
+    }
+}
+
+/* ------------------------------------------------------------------ a new file of what stays and what is missing */
+
+typedef struct {
+    survey *s;
+    mu_statistics *to;
+    mu_lines lines;
+    int64_t *loads;     /* [MoE layers, experts] */
+} merge;
+
+static mu_status copy_record(merge *m, int64_t index, mu_error *e) {
+    mu_statistics *old = m->s->old;
+    bool sound;
+    mu_status status = mu_statistics_read(old, index, &sound, e);
+    if (status == MU_STATUS_OK && !sound) status = mu_error_set(e, MU_STATUS_IO, "%s changes while it is read", old->path);
+    if (status != MU_STATUS_OK) return status;
+    const int64_t *counts = old->counts;
+    int64_t D = m->s->shape.domains, pairs = m->s->shape.layers * m->s->shape.experts;
+    for (int64_t i = 0; i < pairs && !old->by_domain; i++) m->loads[i] = counts[i * D];
+    return mu_statistics_append(m->to, old->step, old->by_domain, old->by_domain ? counts : m->loads, e);
+}
+
+/* The training line of the step is further on in metrics.jsonl, of which only sound lines are left. */
+static mu_status take_line(merge *m, int64_t step, mu_error *e) {
+    bool found = false;
+    while (!found && mu_lines_next(&m->lines)) {
+        json_t *line = m->lines.bytes <= MU_LINE_BYTES ? json_loadb(m->lines.text, m->lines.bytes, 0, NULL) : NULL;
+        found = json_integer_value(json_object_get(line, "step")) == step && json_object_get(line, "train/tokens") &&
+                mu_metrics_read_loads(m->s->t, line, m->loads);
+        json_decref(line);
+    }
+    if (!found) return mu_error_set(e, MU_STATUS_IO, "%s changes while it is read", m->s->metrics_path);
+    return mu_statistics_append(m->to, step, false, m->loads, e);
+}
+
+static mu_status merge_all(merge *m, mu_error *e) {
+    const survey *s = m->s;
+    mu_status status = MU_STATUS_OK;
+    int64_t at = 0;
+    for (int64_t i = 0; i < s->logged->n && status == MU_STATUS_OK; i++) {
+        int64_t step = s->logged->step[i];
+        for (; at < s->n && s->kept[at].step < step && status == MU_STATUS_OK; at++) status = copy_record(m, s->kept[at].index, e);
+        if (status != MU_STATUS_OK) break;
+        if (at < s->n && s->kept[at].step == step) status = copy_record(m, s->kept[at++].index, e);
+        else status = take_line(m, step, e);
+    }
+    for (; at < s->n && status == MU_STATUS_OK; at++) status = copy_record(m, s->kept[at].index, e);
+    return status;
+}
+
+static mu_status write_file(survey *s, const char *path, mu_error *e) {
+    merge m = { .s = s, .loads = mu_alloc((size_t)(s->shape.layers * s->shape.experts), sizeof *m.loads) };
+    mu_status status = mu_statistics_create(&m.to, path, &s->shape, e);
+    if (status == MU_STATUS_OK && s->missing) status = mu_lines_open(&m.lines, s->metrics_path, e);
+    if (status == MU_STATUS_OK) status = merge_all(&m, e);
+    mu_status closed = mu_lines_close(&m.lines, status == MU_STATUS_OK ? e : NULL);
+    if (status == MU_STATUS_OK) status = closed;
+    if (status == MU_STATUS_OK) status = mu_statistics_sync(m.to, e);
+    mu_statistics_close(m.to);
+    free(m.loads);
+    return status;
+}
+
+static void say_why(const survey *s, const char *aside) {
+    int64_t damaged = s->missing > s->unsound ? s->missing : s->unsound;
+    if (s->foreign)
+        mu_log(MU_LOG_WARNING, "%s is not of this run, or its header is damaged: it is kept as %s", s->path, aside);
+    else if (!s->t->step)
+        mu_log(MU_LOG_WARNING, "%s holds statistics of an earlier job and there is no checkpoint to resume from: it is kept as %s", s->path,
+               aside);
+    else if (damaged)
+        mu_log(MU_LOG_WARNING, "%s: %lld of %lld records are damaged or missing; the others stay, the loads of those steps are taken from"
+               " metrics.jsonl, what was there is kept as %s", s->path, (long long)damaged,
+               (long long)(s->old->n > s->logged->n ? s->old->n : s->logged->n), aside);
+    else
+        mu_log(MU_LOG_WARNING, "%s: records beyond step %lld, from which this run resumes, are kept in %s", s->path,
+               (long long)s->t->step, aside);
+}
+
+/* Puts the new file in the place of what is there, which is kept aside: with a link, so that there is no moment without the file;
+ * where the file system has none, it is renamed. */
+static mu_status replace(survey *s, mu_error *e) {
+    char *tmp, *aside = mu_file_free_name(s->path, ".aside");
+    mu_status status = mu_file_temporary(s->path, &tmp, e);
+    if (status == MU_STATUS_OK) status = write_file(s, tmp, e);
+    bool any = mu_file_exists(s->path);
+    if (status == MU_STATUS_OK && any && link(s->path, aside)) status = mu_file_rename(s->path, aside, e);
+    if (status == MU_STATUS_OK) status = mu_file_rename(tmp, s->path, e);
+    if (status != MU_STATUS_OK && tmp) unlink(tmp);
+    if (status == MU_STATUS_OK && any) say_why(s, aside);
+    free(tmp);
+    free(aside);
+    return status;
+}
+
+static mu_status resume(survey *s, mu_error *e) {
+    mu_status status = open_old(s, e);
+    if (status == MU_STATUS_OK && s->old) status = read_records(s, e);
+    if (status != MU_STATUS_OK) return status;
+    count_missing(s);
+    bool anew = !s->old || s->unsound || s->missing || (s->beyond && mu_run_leaves_course(s->t)) || (!s->t->step && s->old->n);
+    if (anew) return replace(s, e);
+    bool longer = s->old->n > s->n || s->old->rest;
+    return longer ? mu_statistics_cut(s->old, s->n, e) : MU_STATUS_OK;
+}
+
+mu_status mu_statistics_resume(mu_statistics **out, const char *path, const char *metrics_path, const mu_trainer *t,
+                               const mu_logged_steps *logged, mu_error *e) {
+    survey s = { .t = t, .path = path, .metrics_path = metrics_path, .logged = logged, .shape = shape_of(t) };
+    const char *reason = mu_file_not_plain(path);
+    mu_status status = reason ? mu_error_set(e, MU_STATUS_IO, "%s %s; move it out of the way", path, reason) : resume(&s, e);
+    mu_statistics_close(s.old);
+    free(s.kept);
+    mu_statistics_shape_free(&s.shape);
+    return status == MU_STATUS_OK ? mu_statistics_open(out, path, true, e) : status;
+}
