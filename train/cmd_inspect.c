@@ -1,4 +1,5 @@
 /* cmd_inspect.c - muster inspect and muster verify: look at checkpoints without their texts. */
+#include "train/run_view.h"
 #include "train/train.h"
 
 #include <errno.h>
@@ -17,6 +18,57 @@ static void print_shards(const mu_manifest *m) {
         mu_print("  %-16s %10.1f MiB  %5d tensors  xxh3 %s\n", m->shards[i].name, mib(m->shards[i].bytes),
                tensors, m->shards[i].hash);
     }
+}
+
+static void print_checkpoints(const mu_run_view *v) {
+    enum { SHOWN = 8 };
+    mu_print("  checkpoints of step%s", v->n_checkpoints == 1 ? "" : "s");
+    for (int i = 0; i < v->n_checkpoints && i < SHOWN; i++) mu_print("%s %lld", i ? "," : "", (long long)v->checkpoints[i]);
+    if (v->n_checkpoints > SHOWN) mu_print(" and %d older ones", v->n_checkpoints - SHOWN);
+    mu_print("\n");
+}
+
+/* The last value that the metrics have under that key. */
+typedef struct { const char *key, *name; int64_t step; double value; } last_value;
+
+static mu_status print_losses(const mu_run_view *v, mu_error *e) {
+    last_value last[] = { { "train/ce_loss", "training loss", 0, 0 }, { "val/ce_loss", "validation loss", 0, 0 } };
+    int64_t steps = 0, skipped;
+    mu_run_metrics m;
+    mu_status status = mu_run_metrics_open(&m, v, e);
+    while (status == MU_STATUS_OK && mu_run_metrics_next(&m)) {
+        steps += json_object_get(m.line, "train/tokens") != NULL;
+        for (int i = 0; i < 2; i++) {
+            const json_t *value = json_object_get(m.line, last[i].key);
+            if (json_is_number(value)) last[i].step = m.step, last[i].value = json_number_value(value);
+        }
+    }
+    skipped = m.skipped;
+    status = mu_run_metrics_close(&m, status, e);
+    if (status != MU_STATUS_OK) return status;
+    mu_print("  %lld logged step%s", (long long)steps, steps == 1 ? "" : "s");
+    for (int i = 0; i < 2; i++)
+        if (last[i].step) mu_print("; %s %.4f (step %lld)", last[i].name, last[i].value, (long long)last[i].step);
+    mu_print("\n");
+    if (skipped) mu_print("  metrics.jsonl: %lld line%s damaged\n", (long long)skipped, skipped == 1 ? " is" : "s are");
+    return MU_STATUS_OK;
+}
+
+/* The run as a whole, above its newest checkpoint. A folder with checkpoints alone can be looked at, too. */
+static void print_run(const char *dir) {
+    mu_run_view v;
+    mu_error why = { 0 };
+    mu_status status = mu_run_view_open(&v, dir, &why);
+    if (status == MU_STATUS_OK) {
+        const char *started = json_string_value(json_object_get(v.facts, "started"));
+        mu_print("%s: %s%s%s%s\n", dir, mu_run_state_name(v.state), v.moved ? ", in another folder than it was made in" : "",
+                 started ? "; last started " : "", started ? started : "");
+        if (v.n_checkpoints) print_checkpoints(&v);
+        status = print_losses(&v, &why);
+        mu_print("\n");
+    }
+    if (status != MU_STATUS_OK && status != MU_STATUS_NOINPUT) mu_log(MU_LOG_WARNING, "%s", why.text);
+    mu_run_view_close(&v);
 }
 
 static mu_status inspect(const mu_manifest *m, mu_error *e) {
@@ -63,6 +115,7 @@ int mu_cmd_inspect(int argc, char **argv) {
     int rank = world->rank;
     mu_report_error(&e, rank);
     mu_status status = mu_agree(world, one_argument(argc, argv, &e), &e);
+    if (status == MU_STATUS_OK && rank == 0 && !mu_checkpoint_named(argv[2])) print_run(argv[2]);
     if (status == MU_STATUS_OK) status = mu_checkpoint_find(world, argv[2], &m, &found, &e);
     if (status == MU_STATUS_OK && !found)
         status = mu_checkpoint_missing(argv[2], &e);

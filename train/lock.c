@@ -255,6 +255,22 @@ mu_status mu_lock_check(mu_lock *l, mu_error *e) {
     return explain_loss(l, found, &holder, e);
 }
 
+/* Asks the kernel, which knows of jobs on other hosts, too. Where it does not answer, the content decides; who stands in it and
+ * works on another host is believed. */
+mu_lock_state mu_lock_look(const char *dir) {
+    char *path = mu_format("%s/lock", dir);
+    int fd = mu_not_plain(path) ? -1 : open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    free(path);
+    if (fd < 0) return MU_LOCK_FREE;
+    owner holder;
+    struct flock other = { .l_type = F_RDLCK, .l_whence = SEEK_SET };
+    bool asked = !fcntl(fd, F_OFD_GETLK, &other), known = read_owner(fd, &holder);
+    close(fd);
+    if (asked && other.l_type == F_WRLCK) return MU_LOCK_HELD;
+    if (!known) return MU_LOCK_FREE;
+    return !asked && (is_alive(&holder) || !is_here(&holder)) ? MU_LOCK_HELD : MU_LOCK_ABANDONED;
+}
+
 void mu_lock_release(mu_lock *l) {
     if (!l) return;
     if (l->fd >= 0) {

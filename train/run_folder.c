@@ -168,8 +168,11 @@ static mu_status write_run_json(const mu_trainer *t, const process *all, int arg
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
     mu_json j;
     mu_json_init(&j);
+    char *where = realpath(t->cfg.run.dir, NULL);
     mu_json_begin(&j, NULL, '{');
     mu_json_string(&j, "program", "muster " MU_VERSION);
+    if (where) mu_json_string(&j, "dir", where);
+    free(where);
     mu_json_string(&j, "started", when);
     mu_json_int(&j, "resumed_from_step", t->step);
     mu_json_begin(&j, "argv", '[');

@@ -1,4 +1,4 @@
-/* run_view.h - reading what a run has written: the lines of its metrics.jsonl. */
+/* run_view.h - reading a run folder, whether a job works on it, has finished or was killed; nothing is written. */
 #ifndef MUSTER_TRAIN_RUN_VIEW_H
 #define MUSTER_TRAIN_RUN_VIEW_H
 #include "train/train.h"
@@ -27,5 +27,50 @@ bool mu_line_checksum_holds(const char *line, size_t bytes);        /* of a line
 
 /* The loads of a training line, [MoE layers, experts]; false when no step of this model has them: all assignments count. Local. */
 bool mu_metrics_read_loads(const mu_trainer *t, const json_t *line, int64_t *loads);
+
+/* ------------------------------------------------------------------ a run (run_view.c) */
+typedef enum {
+    MU_RUN_RUNNING,         /* a job holds its lock */
+    MU_RUN_FINISHED,        /* its newest checkpoint is of the last step, train.steps */
+    MU_RUN_STOPPED,         /* it ended in order before that */
+    MU_RUN_CRASHED          /* its job was killed: the lock still names it */
+} mu_run_state;
+typedef struct {
+    char *dir;
+    mu_run_state state;
+    bool moved;             /* or copied: run.json names another folder. Runs of older versions do not say */
+    char *config_text;      /* config.resolved.yaml */
+    mu_config cfg;          /* the same, read */
+    mu_options options;
+    json_t *facts;          /* run.json, an object */
+    int n_checkpoints;
+    int64_t *checkpoints;   /* [n_checkpoints]: their steps, newest first; whether they are sound is not looked at */
+} mu_run_view;
+/* NOINPUT: there is no such folder, or it has no config.resolved.yaml or run.json; DATA, CONFIG: one of them is not muster's. Local;
+ * mu_run_view_close may follow any outcome. */
+mu_status mu_run_view_open(mu_run_view *v, const char *dir, mu_error *e) MU_MUST_USE;
+void mu_run_view_close(mu_run_view *v);
+const char *mu_run_state_name(mu_run_state state);
+
+/* The sound lines of its metrics.jsonl, one by one, as far as they are written now:
+ *     mu_run_metrics m;
+ *     status = mu_run_metrics_open(&m, &view, e);
+ *     while (status == MU_STATUS_OK && mu_run_metrics_next(&m)) use(m.step, m.line);
+ *     status = mu_run_metrics_close(&m, status, e); */
+typedef struct {
+    char *path;
+    mu_lines lines;
+    bool checked;           /* some line had a checksum, so that all later ones have */
+    int64_t skipped;        /* lines that are not sound; one that is being written is not counted */
+    int64_t step;           /* of the line at hand */
+    json_t *line;           /* an object, until the next call */
+} mu_run_metrics;
+mu_status mu_run_metrics_open(mu_run_metrics *m, const mu_run_view *v, mu_error *e) MU_MUST_USE;
+bool mu_run_metrics_next(mu_run_metrics *m);
+/* Returns `status`, or else what went wrong while reading. */
+mu_status mu_run_metrics_close(mu_run_metrics *m, mu_status status, mu_error *e) MU_MUST_USE;
+
+/* Its statistics.rec, for mu_statistics_read; NOINPUT where there is none (a dense model, an older run). */
+mu_status mu_run_statistics_open(mu_statistics **s, const mu_run_view *v, mu_error *e) MU_MUST_USE;
 
 #endif

@@ -148,6 +148,9 @@ mu_status mu_lock_take(mu_lock **l, const char *dir, mu_error *e) MU_MUST_USE;
  * folder over, when the path leads to no or another folder, and when the file is not muster's. */
 mu_status mu_lock_check(mu_lock *l, mu_error *e) MU_MUST_USE;
 void mu_lock_release(mu_lock *l);
+/* Whether a job has the folder, without taking or waiting for anything. ABANDONED: the one that had it was killed. */
+typedef enum { MU_LOCK_FREE, MU_LOCK_HELD, MU_LOCK_ABANDONED } mu_lock_state;
+mu_lock_state mu_lock_look(const char *dir);
 /* What is there where a plain file should be, "a link"; NULL for a plain file and for nothing. Local. */
 const char *mu_not_plain(const char *path);
 

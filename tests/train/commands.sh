@@ -144,7 +144,7 @@ mkdir -p bare/checkpoints
 for command in eval inspect verify; do refuses 65 "bare is a run without checkpoints" $command bare; done
 
 expect 0 "inspect" m inspect run
-for pattern in '^  step 20 of 20, 5120 tokens seen, written by 1 rank' '[0-9]+ parameters, [0-9]+ active a token' 'shard-0000.h5' '^  layer 1 ' 'hidden_size: 32'; do
+for pattern in '^run: finished; last started 20' '^  checkpoints of step' '^  [0-9]+ logged steps; training loss [0-9.]+ \(step 20\)' '^  step 20 of 20, 5120 tokens seen, written by 1 rank' '[0-9]+ parameters, [0-9]+ active a token' 'shard-0000.h5' '^  layer 1 ' 'hidden_size: 32'; do
     says "inspect" "$pattern"
 done
 expect 0 "inspect one checkpoint" m inspect run/checkpoints/step-00000020/

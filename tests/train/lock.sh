@@ -84,8 +84,12 @@ same_checkpoint alone run 90
 # ---------------------------------------------------------------- killed
 begin run
 wait_for "the checkpoint of step 30" "[ -e run/checkpoints/step-00000030 ]"
+expect 0 "inspect while it runs" on 1 "$MUSTER" inspect run
+says "inspect while it runs" "^run: running; last started "
 kill -9 $first
 wait $first 2> /dev/null
+expect 0 "inspect after a kill" on 1 "$MUSTER" inspect run
+says "inspect after a kill" "^run: crashed; last started "
 expect 0 "after a kill the folder is free" train 1 run $options
 says "after a kill" "resuming from run/checkpoints/step-"
 same_metrics alone run exact

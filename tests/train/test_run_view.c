@@ -1,0 +1,152 @@
+/* test_run_view.c - a run folder as its reader shows it: in every state, moved, while lines are being written, and damaged. */
+#include "train/run_view.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+static mu_error e;
+static mu_trainer *t;
+static char folder[] = "run-view-XXXXXX";
+
+static void assert_ok(mu_status status) {
+    if (status) fail_msg("status %d: %s", status, e.text);
+}
+
+/* In a folder of its own, the trainer of a run in ./run, whose folder is described. */
+static int open_trainer(void **state) {
+    (void)state;
+    if (!mkdtemp(folder) || chdir(folder)) return -1;
+    t = mu_alloc(1, sizeof *t);
+    static const char text[] = "run: {dir: run}\n"
+                               "model: {hidden_size: 8, num_layers: 2, num_heads: 2, max_seq_len: 8}\n"
+                               "moe: {num_experts: 2, top_k: 1, norm_topk_prob: false, moe_ffn_hidden_size: 4}\n"
+                               "data: {train: [{domain: a, path: synthetic}]}\n"
+                               "train: {steps: 40, global_batch_size: 2, seq_len: 8, threads: 1}\n";
+    if (mu_config_load_text(&t->cfg, &t->options, "test", text, 0, NULL, &e) ||
+        mu_trainer_open(t, mu_mesh_alone(), true, &e))
+        return -1;
+    return 0;
+}
+
+static int close_trainer(void **state) {
+    (void)state;
+    mu_mesh *mesh = t->mesh;
+    mu_trainer_close(t);
+    mu_mesh_close(mesh);
+    free(t);
+    return chdir("..") || mu_file_remove_tree(folder, NULL) ? -1 : 0;
+}
+
+static void make_folder(void) {
+    assert_ok(mu_file_remove_tree("run", &e));
+    assert_ok(mu_file_make_dirs("run/checkpoints", &e));
+    assert_ok(mu_run_describe(t, 2, (char *[]){ "muster", "train" }, &e));
+}
+
+static void assert_state(const char *dir, mu_run_state state, bool moved, int n_checkpoints) {
+    mu_run_view v;
+    assert_ok(mu_run_view_open(&v, dir, &e));
+    if (v.state != state || v.moved != moved || v.n_checkpoints != n_checkpoints)
+        fail_msg("%s is %s%s with %d checkpoints", dir, mu_run_state_name(v.state), v.moved ? ", moved," : "", v.n_checkpoints);
+    assert_int_equal(v.cfg.train.steps, 40);
+    assert_string_equal(v.cfg.run.dir, "run");
+    assert_int_equal(json_integer_value(json_object_get(v.facts, "seed")), 1);
+    mu_run_view_close(&v);
+}
+
+static void assert_error(const char *dir, mu_status status, const char *text) {
+    mu_run_view v;
+    assert_int_equal(mu_run_view_open(&v, dir, &e), status);
+    if (!strstr(e.text, text)) fail_msg("no \"%s\" in: %s", text, e.text);
+    mu_run_view_close(&v);
+}
+
+static void states(void **state) {
+    (void)state;
+    mu_lock *lock;
+    make_folder();
+    assert_state("run", MU_RUN_STOPPED, false, 0);              /* an older run may have no lock */
+    assert_ok(mu_lock_take(&lock, "run", &e));
+    assert_state("run", MU_RUN_RUNNING, false, 0);
+    mu_lock_release(lock);
+    assert_state("run", MU_RUN_STOPPED, false, 0);
+    assert_ok(mu_file_make_dirs("run/checkpoints/step-00000020", &e));
+    assert_ok(mu_file_replace("run/lock", "process 1 on elsewhere start 1 launcher 0\n", 42, &e));
+    assert_state("run", MU_RUN_CRASHED, false, 1);
+    assert_ok(mu_file_make_dirs("run/checkpoints/step-00000040", &e));
+    assert_state("run", MU_RUN_FINISHED, false, 2);
+    assert_ok(mu_lock_take(&lock, "run", &e));                  /* to be extended */
+    assert_state("run/", MU_RUN_RUNNING, false, 2);
+    mu_lock_release(lock);
+    assert_ok(mu_file_make_dirs("away", &e));
+    assert_int_equal(rename("run", "away/run"), 0);
+    assert_state("away/run", MU_RUN_FINISHED, true, 2);
+    assert_int_equal(symlink("away/run", "run"), 0);
+    assert_state("run", MU_RUN_FINISHED, true, 2);
+    remove("run");
+    assert_int_equal(rename("away/run", "run"), 0);
+}
+
+static void what_is_no_run_is_an_error(void **state) {
+    (void)state;
+    make_folder();
+    assert_error("nothing", MU_STATUS_NOINPUT, "nothing is not a run folder");
+    assert_error("run/run.json", MU_STATUS_NOINPUT, "is not a run folder");
+    assert_ok(mu_file_replace("run/run.json", "{\"seed\":", 8, &e));
+    assert_error("run", MU_STATUS_DATA, "run/run.json is damaged");
+    remove("run/run.json");
+    assert_error("run", MU_STATUS_NOINPUT, "run/run.json");
+    assert_ok(mu_file_replace("run/config.resolved.yaml", "x: 1\n", 5, &e));
+    assert_error("run", MU_STATUS_CONFIG, "run/config.resolved.yaml");
+    remove("run/config.resolved.yaml");
+    assert_error("run", MU_STATUS_NOINPUT, "run/config.resolved.yaml");
+}
+
+/* Lines are read to where a running job is, and damaged ones are counted; its records are there, too. */
+static void metrics_and_statistics(void **state) {
+    (void)state;
+    mu_metrics *m;
+    mu_run_view v;
+    mu_step_result r = { .values = { .loss = 1, .ce = 1, .aux = NAN, .z = NAN, .grad_norm = 1 }, .lr = 1e-3, .seconds = 0.1, .finite = true };
+    make_folder();
+    t->step = 0;
+    assert_ok(mu_metrics_open(&m, t, &e));
+    for (t->step = 1; t->step <= 4; t->step++) assert_ok(mu_metrics_step(m, t, &r, 100, &e));
+    FILE *f = fopen("run/metrics.jsonl", "a");                  /* in the middle of things */
+    assert_true(f && fputs("{\"step\":5}\n", f) >= 0 && fputs("{\"step\":6,\"tr", f) >= 0 && !fclose(f));
+    assert_ok(mu_run_view_open(&v, "run", &e));
+    mu_run_metrics lines;
+    assert_ok(mu_run_metrics_open(&lines, &v, &e));
+    for (int64_t step = 1; step <= 4; step++) {
+        assert_true(mu_run_metrics_next(&lines) && lines.step == step);
+        assert_int_equal(json_integer_value(json_object_get(lines.line, "train/tokens")), 16 * step);
+    }
+    assert_false(mu_run_metrics_next(&lines));
+    assert_int_equal(lines.skipped, 1);
+    assert_ok(mu_run_metrics_close(&lines, MU_STATUS_OK, &e));
+    mu_statistics *s;
+    bool sound;
+    assert_ok(mu_run_statistics_open(&s, &v, &e));
+    assert_int_equal(s->n, 4);
+    assert_ok(mu_statistics_read(s, 2, &sound, &e));
+    assert_true(sound && s->step == 3 && s->by_domain);
+    mu_statistics_close(s);
+    mu_metrics_close(m);
+    remove("run/statistics.rec");
+    assert_int_equal(mu_run_statistics_open(&s, &v, &e), MU_STATUS_NOINPUT);
+    mu_statistics_close(s);
+    mu_run_view_close(&v);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(states), cmocka_unit_test(what_is_no_run_is_an_error), cmocka_unit_test(metrics_and_statistics),
+    };
+    return cmocka_run_group_tests(tests, open_trainer, close_trainer);
+}

@@ -1,0 +1,139 @@
+/* run_view.c - one reader of a run folder. What a run replaces (run.json, config.resolved.yaml, checkpoints) appears by renaming, and
+ * what it appends to has checksums, so that a run may be looked at while it runs. */
+#include "train/run_view.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { FILE_BYTES = 16 << 20 };     /* the most that run.json or config.resolved.yaml have */
+
+static mu_status read_named(const mu_run_view *v, const char *name, char **path, char **text, size_t *bytes, mu_error *e) {
+    *path = mu_format("%s/%s", v->dir, name);
+    return mu_file_read(*path, FILE_BYTES, text, bytes, e);
+}
+
+static mu_status read_config(mu_run_view *v, mu_error *e) {
+    char *path;
+    size_t bytes;
+    mu_status status = read_named(v, "config.resolved.yaml", &path, &v->config_text, &bytes, e);
+    if (status == MU_STATUS_OK) status = mu_config_load_text(&v->cfg, &v->options, path, v->config_text, 0, NULL, e);
+    free(path);
+    return status;
+}
+
+static mu_status read_facts(mu_run_view *v, mu_error *e) {
+    char *path, *text = NULL;
+    size_t bytes = 0;
+    json_error_t why;
+    mu_status status = read_named(v, "run.json", &path, &text, &bytes, e);
+    if (status == MU_STATUS_OK) {
+        v->facts = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &why);
+        if (!json_is_object(v->facts)) status = mu_error_set(e, MU_STATUS_DATA, "%s is damaged: not one JSON object", path);
+    }
+    free(path);
+    free(text);
+    return status;
+}
+
+static mu_status list_checkpoints(mu_run_view *v, mu_error *e) {
+    v->n_checkpoints = mu_checkpoint_list(v->dir, &v->checkpoints);
+    if (v->n_checkpoints >= 0) return MU_STATUS_OK;
+    v->n_checkpoints = 0;
+    return mu_error_set(e, MU_STATUS_IO, "%s/checkpoints cannot be read: %s", v->dir, strerror(errno));
+}
+
+static bool is_elsewhere(const mu_run_view *v) {
+    const char *was = json_string_value(json_object_get(v->facts, "dir"));
+    char *now = realpath(v->dir, NULL);
+    bool moved = was && now && strcmp(was, now);
+    free(now);
+    return moved;
+}
+
+/* The lock first: what a running job writes after that is looked at with its state. */
+static mu_run_state state_of(const mu_run_view *v, mu_lock_state lock) {
+    if (lock == MU_LOCK_HELD) return MU_RUN_RUNNING;
+    if (v->n_checkpoints && v->checkpoints[0] >= v->cfg.train.steps) return MU_RUN_FINISHED;
+    return lock == MU_LOCK_ABANDONED ? MU_RUN_CRASHED : MU_RUN_STOPPED;
+}
+
+mu_status mu_run_view_open(mu_run_view *v, const char *dir, mu_error *e) {
+    struct stat st;
+    *v = (mu_run_view){ .dir = mu_strdup(dir) };
+    if (stat(dir, &st) || !S_ISDIR(st.st_mode)) return mu_error_set(e, MU_STATUS_NOINPUT, "%s is not a run folder", dir);
+    mu_lock_state lock = mu_lock_look(dir);
+    mu_status status = read_config(v, e);
+    if (status == MU_STATUS_OK) status = read_facts(v, e);
+    if (status == MU_STATUS_OK) status = list_checkpoints(v, e);
+    if (status != MU_STATUS_OK) return status;
+    v->state = state_of(v, lock);
+    v->moved = is_elsewhere(v);
+    return MU_STATUS_OK;
+}
+
+void mu_run_view_close(mu_run_view *v) {
+    if (v->options.table) mu_config_free(&v->cfg, &v->options);
+    json_decref(v->facts);
+    free(v->config_text);
+    free(v->checkpoints);
+    free(v->dir);
+    *v = (mu_run_view){ 0 };
+}
+
+const char *mu_run_state_name(mu_run_state state) {
+    static const char *const names[] = { [MU_RUN_RUNNING] = "running", [MU_RUN_FINISHED] = "finished", [MU_RUN_STOPPED] = "stopped",
+                                         [MU_RUN_CRASHED] = "crashed" };
+    return names[state];
+}
+
+/* ------------------------------------------------------------------ its metrics and statistics */
+
+mu_status mu_run_metrics_open(mu_run_metrics *m, const mu_run_view *v, mu_error *e) {
+    *m = (mu_run_metrics){ .path = mu_format("%s/metrics.jsonl", v->dir) };
+    const char *reason = mu_file_not_plain(m->path);
+    if (reason) return mu_error_set(e, MU_STATUS_NOINPUT, "%s %s", m->path, reason);
+    return mu_lines_open(&m->lines, m->path, e);
+}
+
+/* The line at hand as JSON, NULL when it is not sound. */
+static json_t *parse(mu_run_metrics *m) {
+    const mu_lines *l = &m->lines;
+    if (l->bytes > MU_LINE_BYTES) return NULL;
+    bool checked = mu_line_has_checksum(l->text, l->bytes);
+    if (checked < m->checked || (checked && !mu_line_checksum_holds(l->text, l->bytes))) return NULL;
+    json_t *line = json_loadb(l->text, l->bytes, JSON_REJECT_DUPLICATES, NULL);
+    if (!json_is_integer(json_object_get(line, "step"))) {
+        json_decref(line);
+        return NULL;
+    }
+    m->checked |= checked;
+    return line;
+}
+
+bool mu_run_metrics_next(mu_run_metrics *m) {
+    json_decref(m->line);
+    m->line = NULL;
+    while (!m->line && mu_lines_next(&m->lines)) {
+        m->line = parse(m);
+        m->skipped += !m->line && m->lines.ended;
+    }
+    m->step = json_integer_value(json_object_get(m->line, "step"));
+    return m->line != NULL;
+}
+
+mu_status mu_run_metrics_close(mu_run_metrics *m, mu_status status, mu_error *e) {
+    json_decref(m->line);
+    mu_status closed = mu_lines_close(&m->lines, status == MU_STATUS_OK ? e : NULL);
+    free(m->path);
+    *m = (mu_run_metrics){ 0 };
+    return status == MU_STATUS_OK ? closed : status;
+}
+
+mu_status mu_run_statistics_open(mu_statistics **s, const mu_run_view *v, mu_error *e) {
+    char *path = mu_format("%s/statistics.rec", v->dir);
+    mu_status status = mu_statistics_open(s, path, false, e);
+    free(path);
+    return status;
+}
