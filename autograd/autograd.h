@@ -234,6 +234,9 @@ void mu_params_round_grads(mu_params *ps);                          /* gradients
 mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when it is not on this rank */
 void *mu_unit_data(const mu_unit *u);                               /* device pointers: master and gradient, fine */
 void *mu_unit_grad(const mu_unit *u);
+/* The masters of this rank's units, for a checkpoint; mu_params_publish must follow a load. */
+void mu_params_state(mu_params *ps, mu_state_visitor *v);
+mu_state mu_unit_state(const mu_unit *u, const char *prefix);       /* an array as large as the unit, under PREFIX/NAME, finite */
 /* From the next step of an optimizer on. A frozen unit keeps its values, its optimizer state and its step count bit for bit, and
  * its gradient is no part of the norm. The factor, at least 0, multiplies the learning rate of this unit. Every rank that has
  * the unit sets the same. Local. */

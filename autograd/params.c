@@ -2,6 +2,7 @@
 #include "autograd/autograd.h"
 
 #include <math.h>
+#include <float.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -242,4 +243,42 @@ void *mu_unit_data(const mu_unit *u) {
 void *mu_unit_grad(const mu_unit *u) {
     mu_param_finish_grad(u->param);
     return at_unit(u, u->param->tensor.grad, u->param->tensor.dev->fine);
+}
+
+/* ------------------------------------------------------------------ state */
+
+static void values_get(const mu_state *s, void *host) {
+    const mu_unit *u = s->item;
+    mu_device *dev = u->param->tensor.dev;
+    mu_device_read(dev, host, mu_unit_data(u), (size_t)u->count * mu_dtype_size(dev->fine));
+}
+
+static mu_status values_set(const mu_state *s, const void *host, mu_error *e) {
+    const mu_unit *u = s->item;
+    mu_device *dev = u->param->tensor.dev;
+    (void)e;
+    mu_device_write(dev, mu_unit_data(u), host, (size_t)u->count * mu_dtype_size(dev->fine));
+    return MU_STATUS_OK;
+}
+
+mu_state mu_unit_state(const mu_unit *u, const char *prefix) {
+    const mu_param_desc *d = &u->param->desc;
+    mu_state s = { .type = u->param->tensor.dev->fine == MU_DTYPE_F64 ? MU_STORE_F64 : MU_STORE_F32,
+                   .n_dims = d->n_dims,
+                   .shape = { d->shape[0], d->shape[1] },
+                   .low = -DBL_MAX,
+                   .high = DBL_MAX,
+                   .tensor = u->name,
+                   .sharded = u->expert >= 0,
+                   .item = u };
+    snprintf(s.name, sizeof s.name, "%s%s", prefix, u->name);
+    return s;
+}
+
+void mu_params_state(mu_params *ps, mu_state_visitor *v) {
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
+        mu_state s = mu_unit_state(u, "");
+        s.get = values_get, s.set = values_set;
+        v->visit(v, &s);
+    }
 }

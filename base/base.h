@@ -313,6 +313,40 @@ bool      mu_store_has(mu_store *s, const char *name);
 mu_status mu_store_write_text(mu_store *s, const char *name, const char *text, mu_error *e) MU_MUST_USE;
 mu_status mu_store_read_text(mu_store *s, const char *name, char **text, mu_error *e) MU_MUST_USE;   /* heap */
 
+/* ------------------------------------------------------------------ state (state.c)
+ * What a checkpoint keeps. Each module has a function that hands its own arrays, one after another, to a visitor: saving,
+ * loading, verifying and comparing are visitors, so a new piece of state is one line in its own module. */
+enum { MU_STATE_NAME = 128 };
+typedef struct mu_state {
+    char name[MU_STATE_NAME];       /* in the file: "/optim/m/norm/weight" */
+    mu_store_type type;
+    int n_dims;
+    int64_t shape[3];
+    void *data;                     /* host memory, or NULL: `get` and `set` move the values */
+    int64_t least, most;            /* range of an I64 array */
+    double low, high;               /* range of a floating-point array; what is not finite is never in it */
+    const char *tensor;             /* the tensor it belongs to, in whose shard it stands; NULL: none, then in the first shard */
+    bool sharded;                   /* written by every rank that holds it; else by rank 0 for all */
+    bool elsewhere;                 /* another rank holds it: this one does not load it */
+    bool collective;                /* `get` is: every rank that visits calls it */
+    bool for_training;              /* computing does not need it, going on with training does */
+    int since, until;               /* format versions that have it; 0: from the first, to this one */
+    void *module;                   /* for get and set, with what follows */
+    const void *item;
+    int index;
+    /* Values into host memory. */
+    void (*get)(const struct mu_state *s, void *host);
+    /* Takes values that are in their ranges. MU_STATUS_DATA when they contradict each other or other state. With `data`: they
+     * are there already. May be NULL then. */
+    mu_status (*set)(const struct mu_state *s, const void *host, mu_error *e);
+} mu_state;
+typedef struct mu_state_visitor {
+    void (*visit)(struct mu_state_visitor *v, const mu_state *s);
+} mu_state_visitor;
+int64_t mu_state_count(const mu_state *s);                              /* values */
+/* Are all values in their range? MU_STATUS_DATA names file, array, place and value. */
+mu_status mu_state_check(const mu_state *s, const void *host, const char *file, mu_error *e) MU_MUST_USE;
+
 /* Files that survive a kill: a temporary beside it, fsync, rename, fsync of the folder. */
 mu_status mu_file_replace(const char *path, const void *data, size_t bytes, mu_error *e) MU_MUST_USE;
 /* A new, empty file beside `path` and of a name that nothing had: PATH.tmp-PID; *name heap. Who makes it renames or removes

@@ -117,6 +117,9 @@ void      mu_loader_state_get(const mu_loader *l, int64_t *state);
 /* The state of a loader of these sources (their names count). A domain that is not one of them starts at 0, and what has no
  * domain here is left out: sources may be added, replaced and weighted anew. MU_STATUS_DATA when it is none. */
 mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, const int64_t *state, mu_error *e) MU_MUST_USE;
+/* The state for a checkpoint of `train`, after `samples` samples; with it the tokens of each domain, by which its share can be
+ * told without the texts. l NULL: values that are loaded are only checked. */
+void mu_loader_state(mu_loader *l, const mu_option_domains *train, int64_t samples, mu_state_visitor *v);
 /* Is it the state of a loader of these domains, of so many tokens (NULL: not known), after `samples` samples? A domain may be
  * drawn as often as chance allows once in 1e13. MU_STATUS_DATA when not. */
 mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *tokens, const int64_t *state, int64_t samples,

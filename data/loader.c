@@ -225,3 +225,35 @@ mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, co
     l->next_sample = state[sources->n];
     return MU_STATUS_OK;
 }
+
+typedef struct {
+    mu_loader *l;
+    const mu_option_domains *train;
+    const int64_t *tokens; /* tokens[0] is -1 where they are not known */
+    int64_t samples;
+} saved;
+
+static void state_get(const mu_state *s, void *host) {
+    const saved *k = s->module;
+    mu_loader_state_get(k->l, host);
+}
+
+static mu_status state_set(const mu_state *s, const void *host, mu_error *e) {
+    const saved *k = s->module;
+    mu_status status = mu_loader_state_check(k->train, k->tokens[0] < 0 ? NULL : k->tokens, host, k->samples, e);
+    return status == MU_STATUS_OK && k->l ? mu_loader_state_set(k->l, k->train, host, e) : status;
+}
+
+void mu_loader_state(mu_loader *l, const mu_option_domains *train, int64_t samples, mu_state_visitor *v) {
+    MU_CHECK(train && train->n >= 1 && samples >= 0 && v, "a loader's state after %lld samples", (long long)samples);
+    int64_t *tokens = mu_alloc((size_t)train->n, sizeof *tokens);
+    for (int i = 0; i < train->n; i++) tokens[i] = l && i < l->n_parts ? l->corpus->domains[i].n_tokens : -1;
+    saved k = { l, train, tokens, samples };
+    mu_state sizes = { .name = "/state/tokens", .type = MU_STORE_I64, .n_dims = 1, .shape = { train->n }, .data = tokens,
+                       .least = 0, .most = INT64_MAX, .for_training = true, .since = 3 };
+    mu_state drawn = { .name = "/state/loader", .type = MU_STORE_I64, .n_dims = 1, .shape = { train->n + 1 }, .least = 0,
+                       .most = samples, .for_training = true, .module = &k, .get = state_get, .set = state_set };
+    v->visit(v, &sizes);
+    v->visit(v, &drawn);
+    free(tokens);
+}

@@ -80,6 +80,8 @@ typedef struct {
 mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, uint64_t seed, mu_device *dev,
                        const mu_mesh *mesh);
 void mu_model_free(mu_model *m);
+/* Selection biases, each at most bias_most from 0, then weights, for a checkpoint. mu_params_publish must follow a load. */
+void mu_model_state(mu_model *m, double bias_most, mu_state_visitor *v);
 bool mu_layer_is_moe(const mu_moe_config *moe, int layer);
 /* Final normed activations [T, D] of tokens_T. routings: [n_moe], filled. With cx->cache, tokens_T go on where the
  * cache ends, and are in it afterwards. Collective over the expert group. */

@@ -105,6 +105,11 @@ void mu_model_free(mu_model *m) {
     free(m);
 }
 
+void mu_model_state(mu_model *m, double bias_most, mu_state_visitor *v) {
+    for (int i = 0; i < m->n_moe; i++) mu_moe_state(&m->blocks[m->moe_layers[i]].moe, bias_most, v);
+    mu_params_state(m->params, v);
+}
+
 /* x + f(norm(x)); x is used up. */
 static mu_tensor *residual(mu_tape *tp, mu_tensor *x, mu_tensor *y) {
     mu_tensor *sum = mu_add(tp, x, y);

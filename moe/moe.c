@@ -54,6 +54,20 @@ void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std
 
 void mu_moe_free(mu_moe *m) { free(m->bias); }
 
+static mu_status bias_set(const mu_state *s, const void *host, mu_error *e) {
+    mu_moe *m = s->module;
+    (void)host, (void)e;
+    for (int64_t i = 0; i < m->E && !(m->cfg->balance & MU_BALANCE_BIAS); i++) m->bias[i] = 0;
+    return MU_STATUS_OK;
+}
+
+void mu_moe_state(mu_moe *m, double most, mu_state_visitor *v) {
+    mu_state s = { .type = MU_STORE_F64, .n_dims = 1, .shape = { m->E }, .data = m->bias, .low = 0 - most, .high = most,
+                   .module = m, .set = bias_set };
+    snprintf(s.name, sizeof s.name, "/layers/%d/mlp/gate/e_score_correction_bias", m->layer);
+    v->visit(v, &s);
+}
+
 void mu_routing_add_kept(mu_tape *tp, const mu_routing *r, mu_mat kept) {
     const mu_plan *p = r->plan;
     mu_device *dev = mu_tape_device(tp);

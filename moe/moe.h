@@ -75,6 +75,9 @@ void mu_routing_add_kept(mu_tape *tp, const mu_routing *r, mu_mat kept);
 void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,
                  mu_group *shared, mu_group *expert, mu_comm *group, const mu_placement *place);
 void mu_moe_free(mu_moe *m);
+/* The selection bias, each value at most `most` from 0, for a checkpoint. Where expert_bias is off, loading makes it 0: switched
+ * on again, it starts anew. Local. */
+void mu_moe_state(mu_moe *m, double most, mu_state_visitor *v);
 /* y_TD of x_TD. Collective over m->group. */
 mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD, mu_routing *routing);
 
@@ -166,9 +169,10 @@ typedef enum { MU_EXPERT_ALIVE, MU_EXPERT_STARVED, MU_EXPERT_DEAD } mu_expert_st
 void mu_roll_init(mu_roll *r, int layers, int experts);
 void mu_roll_free(mu_roll *r);
 void mu_roll_take(mu_roll *r, const int64_t *counts);           /* [layers, experts] of one step */
-/* Of a roll that was read: could mu_roll_take have made it, of steps in which the experts of each layer took `assignments`
- * together? MU_STATUS_DATA when not. */
+/* Could mu_roll_take have made this ring, in `steps` steps in which the experts of each layer took `assignments` together?
+ * MU_STATUS_DATA when not. Then mu_roll_derive makes what follows from it: total, previous. */
 mu_status mu_roll_check(const mu_roll *r, int64_t assignments, mu_error *e) MU_MUST_USE;
+void mu_roll_derive(mu_roll *r);
 int64_t mu_roll_active(const mu_roll *r, int layer, int expert);/* steps of the window in which it took a token */
 int64_t mu_roll_window(const mu_roll *r);                       /* steps in the window now */
 /* Dead: no token in the window; starved: under 10 % of the fair share. Alive before MU_ROLL_LEAST steps. */
@@ -214,6 +218,8 @@ mu_mat mu_routing_stats_counted(const mu_routing_stats *s, int layer);
 mu_mat mu_routing_stats_total(const mu_routing_stats *s);
 mu_mat mu_routing_stats_values(const mu_routing_stats *s);
 void mu_routing_stats_read(mu_routing_stats *s);        /* waits for the device. Collective over `batch` */
+/* The window after `step` steps, in each of which the experts of a layer took `assignments`, for a checkpoint. Local. */
+void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, mu_state_visitor *v);
 void mu_routing_stats_take(mu_routing_stats *s);        /* counts of the last read go into the window. Local */
 
 #pragma GCC visibility pop

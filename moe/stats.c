@@ -116,4 +116,31 @@ void mu_routing_stats_read(mu_routing_stats *s) {
     s->kept = s->host[kept_word(s)];
 }
 
+/* ------------------------------------------------------------------ state of a checkpoint */
+
+/* The counts were read into the ring; the rest follows from them. */
+static mu_status ring_set(const mu_state *st, const void *host, mu_error *e) {
+    mu_roll *w = st->module;
+    (void)host;
+    mu_status status = mu_roll_check(w, st->most, e);
+    if (status == MU_STATUS_OK) mu_roll_derive(w);
+    return status;
+}
+
+void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, mu_state_visitor *v) {
+    mu_roll *w = &s->window;
+    mu_state steps = { .name = "/state/window/steps", .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = &w->steps,
+                       .least = step, .most = step, .for_training = true, .since = 3 };
+    mu_state ring = { .name = "/state/window/counts", .type = MU_STORE_I64, .n_dims = 3,
+                      .shape = { MU_ROLL_WINDOW, w->layers, w->experts }, .data = w->ring, .least = 0, .most = assignments,
+                      .for_training = true, .since = 3, .module = w, .set = ring_set };
+    v->visit(v, &steps);
+    v->visit(v, &ring);
+    steps.since = ring.since = 0, steps.until = ring.until = 2; /* the same under the names that it had */
+    snprintf(steps.name, sizeof steps.name, "/state/roll/steps");
+    snprintf(ring.name, sizeof ring.name, "/state/roll/ring");
+    v->visit(v, &steps);
+    v->visit(v, &ring);
+}
+
 void mu_routing_stats_take(mu_routing_stats *s) { mu_roll_take(&s->window, s->counts); }

@@ -15,4 +15,4 @@ static void step(const mu_optim_config *cfg, const mu_update *u) {
                           u->slots[0], u->slots[1], u->reals);
 }
 
-const mu_rule mu_rule_adamw = { .name = "adamw", .n_slots = 2, .slots = { "m", "v" }, .init = init, .step = step };
+const mu_rule mu_rule_adamw = { .name = "adamw", .n_slots = 2, .slots = { "m", "v" }, .init = init, .step = step, .not_negative = 1 << 1 };

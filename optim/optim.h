@@ -102,6 +102,7 @@ typedef struct {
     const char *slots[MU_RULE_SLOTS];
     void (*init)(mu_device *dev, int slot, int64_t count, mu_mat values);
     void (*step)(const mu_optim_config *cfg, const mu_update *u);
+    unsigned not_negative;          /* bit i: values of slot i are never below 0 */
 } mu_rule;
 #define MU_RULES(R) \
     R(adamw)                        /* Loshchilov & Hutter 2019: m, v */
@@ -145,7 +146,12 @@ const mu_unit *mu_grads_nonfinite(mu_optimizer *o);
  * Collective over the `reduce` communicators. */
 void mu_optimizer_step(mu_optimizer *o, double lr, mu_mat loads);
 
-/* State of a unit, for checkpoints. Device pointer to slot 0 .. rule->n_slots - 1 of a unit that this rank owns; NULL for
+/* Slots and step counts of this rank's units, after `step` steps, for a checkpoint. What is known of the steps that each unit
+ * took: an expert (at u->load) at least active[u->load] and at most step - idle[u->load]; NULL: nothing. Visiting to save is
+ * collective over the groups' `reduce` communicators. */
+typedef struct { int64_t step; const int64_t *active, *idle; } mu_step_bounds;
+void mu_optimizer_state(mu_optimizer *o, const mu_step_bounds *bounds, mu_state_visitor *v);
+/* State of a unit. Device pointer to slot 0 .. rule->n_slots - 1 of a unit that this rank owns; NULL for
  * others' units. Local. */
 void *mu_optimizer_slot(const mu_optimizer *o, const mu_unit *u, int slot);
 /* The same in host memory [u->count], on rank 0 of the group's `reduce` communicator, whoever owns it; on other

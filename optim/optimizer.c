@@ -118,3 +118,59 @@ int64_t mu_optimizer_steps(const mu_optimizer *o, const mu_unit *u) {
 void mu_optimizer_steps_set(mu_optimizer *o, const mu_unit *u, int64_t steps) {
     mu_device_write(o->params->dev, mu_mat_values(steps_of(o), u->global_index).data, &steps, sizeof steps);
 }
+
+/* ------------------------------------------------------------------ state of a checkpoint */
+
+static void slot_get(const mu_state *s, void *host) { mu_optimizer_slot_read(s->module, s->item, s->index, host); }
+
+static mu_status slot_set(const mu_state *s, const void *host, mu_error *e) {
+    const mu_optimizer *o = s->module;
+    const mu_unit *u = s->item;
+    (void)e;
+    mu_device_write(o->params->dev, mu_optimizer_slot(o, u, s->index), host, (size_t)u->count * mu_dtype_size(o->params->dev->fine));
+    return MU_STATUS_OK;
+}
+
+static void steps_get(const mu_state *s, void *host) { *(int64_t *)host = mu_optimizer_steps(s->module, s->item); }
+
+static mu_status steps_set(const mu_state *s, const void *host, mu_error *e) {
+    (void)e;
+    mu_optimizer_steps_set(s->module, s->item, *(const int64_t *)host);
+    return MU_STATUS_OK;
+}
+
+static mu_state slot_state(mu_optimizer *o, const mu_unit *u, int slot) {
+    char prefix[64];
+    snprintf(prefix, sizeof prefix, "/optim/%s", o->rule->slots[slot]);
+    mu_state s = mu_unit_state(u, prefix);
+    if (o->rule->not_negative & 1u << slot) s.low = 0;
+    s.collective = s.for_training = true, s.elsewhere = !mu_shards_owns(&o->shards, u);
+    s.module = o, s.index = slot, s.get = slot_get, s.set = slot_set;
+    return s;
+}
+
+/* Every step updates every unit, but an expert that took no token, and one that is frozen. */
+static mu_state steps_state(mu_optimizer *o, const mu_unit *u, const mu_step_bounds *b) {
+    mu_state s = mu_unit_state(u, "/optim/steps");
+    s.type = MU_STORE_I64, s.n_dims = 1, s.shape[0] = 1;
+    s.least = s.most = b->step;
+    if (u->load >= 0) {
+        s.least = b->active ? b->active[u->load] : 0;
+        s.most -= b->idle ? b->idle[u->load] : 0;
+    }
+    if (u->frozen) s.least = 0;
+    s.for_training = true, s.module = o, s.get = steps_get, s.set = steps_set;
+    return s;
+}
+
+void mu_optimizer_state(mu_optimizer *o, const mu_step_bounds *bounds, mu_state_visitor *v) {
+    MU_CHECK(o && bounds && v, "the state of an optimizer needs it, the steps, and a visitor");
+    for (mu_unit *u = mu_unit_next(o->params, NULL); u; u = mu_unit_next(o->params, u)) {
+        for (int slot = 0; slot < o->rule->n_slots; slot++) {
+            mu_state s = slot_state(o, u, slot);
+            v->visit(v, &s);
+        }
+        mu_state s = steps_state(o, u, bounds);
+        v->visit(v, &s);
+    }
+}

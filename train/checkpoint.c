@@ -6,7 +6,7 @@
  * not renamed does not exist. A checkpoint does not know how many ranks wrote it: tensors are found by name.
  *
  *     /<name>                 weights of a parameter, or of a single expert, whole
- *     /optim/{m,v}/<name>     moments      /optim/steps/<name>   its own step count
+ *     /optim/<slot>/<name>    state of the optimizer      /optim/steps/<name>   its own step count
  *     /layers/L/mlp/gate/e_score_correction_bias                 selection bias
  *     /state/...              step, seed, loader, expert statistics      (in shard 0) */
 #include "train/train.h"
@@ -44,9 +44,6 @@ bool mu_checkpoint_step(const char *path, int64_t *step) {
     return *step >= 0 && !strcmp(name, given); /* not step-40, not step-+5: a second name for a step is somebody else's */
 }
 
-static mu_store_type type_of(const mu_trainer *t) {
-    return t->dev->fine == MU_DTYPE_F64 ? MU_STORE_F64 : MU_STORE_F32;
-}
 static bool is_writer(const mu_trainer *t) { return t->mesh->batch->rank < t->mesh->ep; }
 
 /* Which units this rank writes: its experts, and on rank 0 everything shared. */
@@ -54,260 +51,108 @@ static bool writes(const mu_trainer *t, const mu_unit *u) {
     return u->expert >= 0 || t->mesh->batch->rank == 0;
 }
 
-/* ------------------------------------------------------------------ one array
- * What a checkpoint holds is a list of these, for writing and for reading, by resume and verify alike: a value that
- * is read is in its range, or the checkpoint is refused. */
-typedef struct {
-    char name[128];
-    mu_store_type type;
-    int n_dims;
-    int64_t shape[3];
-    void *data;
-    int64_t least, most;  /* of integers */
-    double low, high;     /* of floats, finite */
-} array;
-
-static int64_t count_of(const array *a) {
-    int64_t n = 1;
-    for (int i = 0; i < a->n_dims; i++) n *= a->shape[i];
-    return n;
-}
-
-static mu_status write_array(mu_store *s, const array *a, mu_error *e) {
-    return mu_store_write(s, a->name, a->type, a->n_dims, a->shape, a->data, e);
-}
-
-/* The first value that is out of range, or -1. A NaN is in none. */
-static int64_t first_bad(const array *a) {
-    const int64_t *whole = a->data, n = count_of(a);
-    const double *fine = a->data;
-    const float *real = a->data;
-    int64_t i = 0;
-    if (a->type == MU_STORE_I64) while (i < n && whole[i] >= a->least && whole[i] <= a->most) i++;
-    else if (a->type == MU_STORE_F64) while (i < n && fine[i] >= a->low && fine[i] <= a->high) i++;
-    else while (i < n && (double)real[i] >= a->low && (double)real[i] <= a->high) i++;
-    return i < n ? i : -1;
-}
-
-static mu_status check_array(const array *a, const char *file, mu_error *e) {
-    int64_t at = first_bad(a);
-    if (at < 0) return MU_STATUS_OK;
-    if (a->type == MU_STORE_I64)
-        return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %lld at %lld, which must be in [%lld, %lld]", file, a->name,
-                            (long long)((const int64_t *)a->data)[at], (long long)at, (long long)a->least, (long long)a->most);
-    double value = a->type == MU_STORE_F64 ? ((const double *)a->data)[at] : (double)((const float *)a->data)[at];
-    if (isfinite(value))
-        return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %g at %lld, which must be in [%g, %g]", file, a->name, value,
-                            (long long)at, a->low, a->high);
-    return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds a value that is not finite at %lld", file, a->name, (long long)at);
-}
-
-/* The shards of a checkpoint that is read, each opened when it is first needed. */
-typedef struct {
-    const mu_manifest *m;
-    mu_store **stores; /* [n_shards] */
-} source;
-
-static char *shard_path(const mu_manifest *m, int shard) { return mu_format("%s/%s", m->path, m->shards[shard].name); }
-
-static mu_status read_array(const source *from, int shard, const array *a, mu_error *e) {
-    char *path = shard_path(from->m, shard);
-    mu_status status = from->stores[shard] ? MU_STATUS_OK : mu_store_open(&from->stores[shard], path, e);
-    if (status == MU_STATUS_OK)
-        status = mu_store_read(from->stores[shard], a->name, a->type, a->n_dims, a->shape, a->data, e);
-    if (status == MU_STATUS_OK) status = check_array(a, path, e);
-    free(path);
-    return status;
-}
-
-/* ------------------------------------------------------------------ the state beside the tensors, in shard 0 */
-
-/* What is not the trainer's own: where the loader stands at the end of a step, samples of each domain, then of all; and of how
- * many tokens each domain is, by which its share can be told without the texts. */
-typedef struct {
-    int64_t seed, *loader, *tokens;
-} side_state;
-
-static side_state side_state_new(const mu_trainer *t) {
-    size_t n = (size_t)t->cfg.data.train.n;
-    side_state side = { t->cfg.run.seed, mu_alloc(n + 1, sizeof(int64_t)), mu_alloc(n, sizeof(int64_t)) };
-    if (t->loader) mu_loader_state_get(t->loader, side.loader);
-    for (size_t i = 0; t->loader && i < n; i++) side.tokens[i] = t->corpus.domains[i].n_tokens;
-    return side;
-}
-
-static void side_state_free(side_state *side) {
-    free(side->loader);
-    free(side->tokens);
-}
+/* ------------------------------------------------------------------ what it holds
+ * Every module names its own state (mu_state in base.h). Here is who is asked, and what is the run's own. */
 
 /* Of all experts of a layer together, in each step. */
 static int64_t assignments_of(const mu_config *cfg) {
     return cfg->train.global_batch_size * cfg->train.seq_len * cfg->moe.top_k;
 }
 
-enum { STATE_ARRAYS = 8, FIRST_STATE_ARRAYS = 7 };    /* the first checkpoints did not have the last */
-static void list_state(mu_trainer *t, side_state *side, array arrays[STATE_ARRAYS]) {
-    int n = t->cfg.data.train.n;
-    int64_t L = t->loss->stats->window.layers, E = t->loss->stats->window.experts, step = t->step, samples = step * t->cfg.train.global_batch_size;
-    int64_t window = mu_roll_window(&(mu_roll){ .steps = step });
-    int64_t most = assignments_of(&t->cfg);
-    const array list[STATE_ARRAYS] = {
-        { "/state/step", MU_STORE_I64, 1, { 1 }, &t->step, .least = step, .most = step },
-        { "/state/seed", MU_STORE_I64, 1, { 1 }, &side->seed, .least = t->cfg.run.seed, .most = t->cfg.run.seed },
-        { "/state/loader", MU_STORE_I64, 1, { n + 1 }, side->loader, .least = 0, .most = samples },
-        { "/state/roll/steps", MU_STORE_I64, 1, { 1 }, &t->loss->stats->window.steps, .least = step, .most = step },
-        { "/state/roll/ring", MU_STORE_I64, 3, { MU_ROLL_WINDOW, L, E }, t->loss->stats->window.ring, .least = 0, .most = most },
-        { "/state/roll/total", MU_STORE_I64, 2, { L, E }, t->loss->stats->window.total, .least = 0, .most = window * most },
-        { "/state/roll/previous", MU_STORE_I64, 2, { L, E }, t->loss->stats->window.previous, .least = 0, .most = most },
-        { "/state/tokens", MU_STORE_I64, 1, { n }, side->tokens, .least = 0, .most = INT64_MAX },
-    };
-    memcpy(arrays, list, sizeof list);
+static void visit_number(mu_state_visitor *v, const char *name, int64_t value) {
+    mu_state s = { .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = &value, .least = value, .most = value,
+                   .for_training = true };
+    snprintf(s.name, sizeof s.name, "%s", name);
+    v->visit(v, &s);
 }
 
-/* A step moves each bias by at most bias_update_rate, which may have been another before; without expert_bias all are 0. */
-static array bias_array(const mu_trainer *t, int moe_layer, bool used) {
-    const mu_moe *m = &t->model->blocks[t->model->moe_layers[moe_layer]].moe;
-    double most = used ? 1.001 * MU_BIAS_RATE_MAX * (double)t->step : 0;
-    array a = { .type = MU_STORE_F64, .n_dims = 1, .shape = { m->E }, .data = m->bias, .low = 0 - most, .high = most };
-    snprintf(a.name, sizeof a.name, "/layers/%d/mlp/gate/e_score_correction_bias", m->layer);
-    return a;
-}
-
-static mu_status write_state(mu_trainer *t, mu_store *s, mu_error *e) {
-    side_state side = side_state_new(t);
-    array arrays[STATE_ARRAYS];
-    list_state(t, &side, arrays);
-    mu_status status = MU_STATUS_OK;
-    for (int i = 0; i < STATE_ARRAYS && status == MU_STATUS_OK; i++) status = write_array(s, &arrays[i], e);
-    for (int i = 0; i < t->model->n_moe && status == MU_STATUS_OK; i++) {
-        array bias = bias_array(t, i, true);
-        status = write_array(s, &bias, e);
+/* What the window says of the steps that each expert took lately bounds those that the optimizer counted. */
+static void visit_optimizer(mu_trainer *t, mu_state_visitor *v) {
+    const mu_roll *w = &t->loss->stats->window;
+    int64_t n = (int64_t)w->layers * w->experts, *active = mu_alloc(2 * (size_t)n + 1, sizeof *active), *idle = active + n;
+    for (int64_t i = 0; i < n; i++) {
+        active[i] = mu_roll_active(w, (int)(i / w->experts), (int)(i % w->experts));
+        idle[i] = mu_roll_window(w) - active[i];
     }
-    side_state_free(&side);
-    return status;
+    mu_optimizer_state(t->opt, &(mu_step_bounds){ t->step, active, idle }, v);
+    free(active);
 }
 
-/* Where expert_bias is off now all are 0, and stay so in the next checkpoint: switched on again, it starts anew. */
-static mu_status read_bias(mu_trainer *t, const source *from, mu_error *e) {
-    mu_status status = MU_STATUS_OK;
-    for (int i = 0; i < t->model->n_moe && status == MU_STATUS_OK; i++) {
-        array bias = bias_array(t, i, from->m->cfg.moe.balance & MU_BALANCE_BIAS);
-        status = read_array(from, 0, &bias, e);
-        if (!(t->cfg.moe.balance & MU_BALANCE_BIAS)) memset(bias.data, 0, sizeof(double) * (size_t)bias.shape[0]);
-    }
-    return status;
+/* `cfg`: the configuration that the values were made with. Later ones are bounded by earlier ones. */
+static void visit_all(mu_trainer *t, const mu_config *cfg, mu_state_visitor *v) {
+    /* A step moves each bias by at most bias_update_rate, which may have been another before. */
+    double bias_most = cfg->moe.balance & MU_BALANCE_BIAS ? 1.001 * MU_BIAS_RATE_MAX * (double)t->step : 0;
+    visit_number(v, "/state/step", t->step);
+    visit_number(v, "/state/seed", cfg->run.seed);
+    mu_loader_state(t->loader, &cfg->data.train, t->step * cfg->train.global_batch_size, v);
+    mu_routing_stats_state(t->loss->stats, t->step, assignments_of(cfg), v);
+    mu_model_state(t->model, bias_most, v);
+    if (t->opt) visit_optimizer(t, v);
 }
 
-/* What arrays say of each other; tokens NULL: not known. */
-static mu_status check_state(const mu_trainer *t, const side_state *side, const int64_t *tokens, mu_error *e) {
-    const mu_option_domains *train = &t->cfg.data.train;
-    mu_status status = mu_roll_check(&t->loss->stats->window, assignments_of(&t->cfg), e);
-    if (status == MU_STATUS_OK)
-        status = mu_loader_state_check(train, tokens, side->loader, t->step * t->cfg.train.global_batch_size, e);
-    return status == MU_STATUS_OK && t->loader ? mu_loader_state_set(t->loader, train, side->loader, e) : status;
+/* Room for the values of the array at hand. */
+typedef struct {
+    void *memory;
+    int64_t bytes;
+} room;
+
+static void *room_for(room *r, const mu_state *s) {
+    int64_t bytes = mu_state_count(s) * 8;
+    if (bytes > r->bytes) r->memory = mu_realloc(r->memory, (size_t)bytes, 1), r->bytes = bytes;
+    return r->memory;
 }
 
-/* Without a loader (verify has no texts) its state is only checked. */
-static mu_status read_state(mu_trainer *t, const source *from, mu_error *e) {
-    side_state side = side_state_new(t);
-    array arrays[STATE_ARRAYS];
-    list_state(t, &side, arrays);
-    mu_status status = MU_STATUS_OK;
-    for (int i = 0; i < FIRST_STATE_ARRAYS && status == MU_STATUS_OK; i++) status = read_array(from, 0, &arrays[i], e);
-    bool tokens_known = t->loader || (status == MU_STATUS_OK && mu_store_has(from->stores[0], "/state/tokens"));
-    if (status == MU_STATUS_OK && !t->loader && tokens_known) status = read_array(from, 0, &arrays[FIRST_STATE_ARRAYS], e);
+/* ------------------------------------------------------------------ loading */
+
+typedef struct {
+    mu_state_visitor v;
+    mu_trainer *t;
+    const mu_manifest *m;
+    bool training, tensors;     /* what is wanted: all, or only what computing needs; tensors and what belongs to them, too */
+    mu_store **stores;          /* [n_shards], each opened when it is first needed */
+    room room;
+    mu_status status;
+    mu_error *e;
+} reader;
+
+static bool is_wanted(const reader *r, const mu_state *s) {
+    bool has_it = r->m->version >= s->since && (!s->until || r->m->version <= s->until);
+    return has_it && !s->elsewhere && (r->training || !s->for_training) && (r->tensors || !s->tensor);
+}
+
+/* A value that is read is in its range and fits the others, or the checkpoint is refused: by resume and verify alike. */
+static mu_status load_array(reader *r, int shard, const mu_state *s) {
+    char *path = mu_format("%s/%s", r->m->path, r->m->shards[shard].name);
+    void *host = s->data ? s->data : room_for(&r->room, s);
     mu_error why;
-    if (status == MU_STATUS_OK && check_state(t, &side, tokens_known ? side.tokens : NULL, &why) != MU_STATUS_OK)
-        status = mu_error_set(e, why.status, "%s/%s: %-s", from->m->path, from->m->shards[0].name, why.text);
-    side_state_free(&side);
+    mu_status status = r->stores[shard] ? MU_STATUS_OK : mu_store_open(&r->stores[shard], path, r->e);
+    if (status == MU_STATUS_OK) status = mu_store_read(r->stores[shard], s->name, s->type, s->n_dims, s->shape, host, r->e);
+    if (status == MU_STATUS_OK) status = mu_state_check(s, host, path, r->e);
+    if (status == MU_STATUS_OK && s->set && s->set(s, host, &why) != MU_STATUS_OK)
+        status = mu_error_set(r->e, why.status, "%s: %-s", path, why.text);
+    free(path);
     return status;
 }
 
-/* ------------------------------------------------------------------ tensors */
-
-/* A unit's values under "", "/optim/m" or "/optim/v". */
-static array unit_array(const mu_trainer *t, const char *prefix, const mu_unit *u, void *host) {
-    const mu_param_desc *d = &u->param->desc;
-    array a = { .type = type_of(t), .n_dims = d->n_dims, .shape = { d->shape[0], d->shape[1] }, .data = host };
-    a.low = strcmp(prefix, "/optim/v") ? -DBL_MAX : 0, a.high = DBL_MAX;
-    snprintf(a.name, sizeof a.name, "%s%s", prefix, u->name);
-    return a;
+static void load_one(mu_state_visitor *v, const mu_state *s) {
+    reader *r = (reader *)v;
+    if (r->status != MU_STATUS_OK || !is_wanted(r, s)) return;
+    mu_activity_set("loading a checkpoint", -1, NULL);
+    int shard = s->tensor ? mu_manifest_find(r->m, s->tensor) : 0;
+    r->status = shard < 0 ? mu_error_set(r->e, MU_STATUS_DATA, "%s/manifest.json names no tensor %s", r->m->path, s->tensor)
+                          : load_array(r, shard, s);
 }
 
-static array steps_array(const mu_unit *u, int64_t *steps) {
-    array a = { .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = steps };
-    snprintf(a.name, sizeof a.name, "/optim/steps%s", u->name);
-    return a;
-}
-
-/* Every step updates every unit, except an expert that took no token: what it took lately is in the window. */
-static mu_status read_steps(mu_trainer *t, const source *from, int shard, const mu_unit *u, mu_error *e) {
-    int64_t steps = 0;
-    array a = steps_array(u, &steps);
-    a.least = a.most = t->step;
-    if (u->expert >= 0) {
-        a.least = mu_roll_active(&t->loss->stats->window, (int)(u->load / t->loss->stats->window.experts), u->expert);
-        a.most -= mu_roll_window(&t->loss->stats->window) - a.least;
-    }
-    mu_status status = read_array(from, shard, &a, e);
-    if (status == MU_STATUS_OK) mu_optimizer_steps_set(t->opt, u, steps);
-    return status;
-}
-
-/* One slot of the optimizer's state of a unit: /optim/m/norm/weight. */
-static array slot_array(const mu_trainer *t, const mu_unit *u, int slot, void *host) {
-    char prefix[32];
-    snprintf(prefix, sizeof prefix, "/optim/%s", t->opt->rule->slots[slot]);
-    return unit_array(t, prefix, u, host);
-}
-
-/* A rank that writes no shard has s == NULL and only hands over the moments it owns; so does one whose writing
- * has failed: the others are waiting for it. Collective over the unit's group, agreed by nobody. */
-static mu_status write_unit(mu_trainer *t, mu_store *s, const mu_unit *u, mu_status status, mu_error *e) {
-    bool mine = s && writes(t, u);
-    mu_activity_set("writing a checkpoint", u->param->desc.layer, NULL);
-    void *host = mu_alloc((size_t)u->count, mu_dtype_size(t->dev->fine));
-    if (mine && status == MU_STATUS_OK) {
-        mu_device_read(t->dev, host, mu_unit_data(u), (size_t)u->count * mu_dtype_size(t->dev->fine));
-        array values = unit_array(t, "", u, host);
-        status = write_array(s, &values, e);
-    }
-    for (int slot = 0; slot < t->opt->rule->n_slots; slot++) {
-        array values = slot_array(t, u, slot, host);
-        mu_optimizer_slot_read(t->opt, u, slot, host);
-        if (mine && status == MU_STATUS_OK) status = write_array(s, &values, e);
-    }
-    free(host);
-    if (!mine || status != MU_STATUS_OK) return status;
-    int64_t steps = mu_optimizer_steps(t->opt, u);
-    array a = steps_array(u, &steps);
-    return write_array(s, &a, e);
-}
-
-/* Through `host`, [count], onto the device. */
-static mu_status read_values(mu_trainer *t, const source *from, int shard, const array *a, void *data, mu_error *e) {
-    mu_status status = read_array(from, shard, a, e);
-    if (status == MU_STATUS_OK)
-        mu_device_write(t->dev, data, a->data, (size_t)count_of(a) * mu_dtype_size(t->dev->fine));
-    return status;
-}
-
-/* Moments are read by the rank that owns them. */
-static mu_status read_unit(mu_trainer *t, const source *from, mu_unit *u, bool training, mu_error *e) {
-    int shard = mu_manifest_find(from->m, u->name);
-    mu_activity_set("loading a checkpoint", u->param->desc.layer, NULL);
-    if (shard < 0) return mu_error_set(e, MU_STATUS_DATA, "%s/manifest.json names no tensor %s", from->m->path, u->name);
-    void *host = mu_alloc((size_t)u->count, mu_dtype_size(t->dev->fine));
-    array values = unit_array(t, "", u, host);
-    mu_status status = read_values(t, from, shard, &values, mu_unit_data(u), e);
-    int slots = training && mu_shards_owns(&t->opt->shards, u) ? t->opt->rule->n_slots : 0;
-    for (int slot = 0; slot < slots && status == MU_STATUS_OK; slot++) {
-        values = slot_array(t, u, slot, host);
-        status = read_values(t, from, shard, &values, mu_optimizer_slot(t->opt, u, slot), e);
-    }
-    free(host);
-    return status == MU_STATUS_OK && training ? read_steps(t, from, shard, u, e) : status;
+/* Local: to be agreed. */
+static mu_status load_state(mu_trainer *t, const mu_manifest *m, bool training, bool tensors, mu_error *e) {
+    reader r = { { load_one }, t, m, training, tensors, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)), { 0 }, MU_STATUS_OK, e };
+    t->step = m->step;
+    visit_all(t, &m->cfg, &r.v);
+    if (r.status == MU_STATUS_OK && tensors) mu_params_publish(t->model->params);
+    for (int i = 0; i < m->n_shards; i++) r.status = mu_store_finish(r.stores[i], r.status, e);
+    free(r.room.memory);
+    free(r.stores);
+    return r.status;
 }
 
 /* ------------------------------------------------------------------ saving */
@@ -318,28 +163,45 @@ static mu_status fault_status(const mu_trainer *t, const char *point, mu_error *
                : MU_STATUS_OK;
 }
 
+typedef struct {
+    mu_state_visitor v;
+    mu_trainer *t;
+    mu_store *s;                /* NULL on a rank that writes no shard: it only hands over what it holds */
+    room room;
+    int written;                /* arrays of tensors */
+    mu_status status;           /* after a failure too the visit goes on: the others are waiting */
+    mu_error *e;
+} writer;
+
+static void save_one(mu_state_visitor *v, const mu_state *s) {
+    writer *w = (writer *)v;
+    bool mine = w->s && w->status == MU_STATUS_OK && (s->sharded || w->t->mesh->batch->rank == 0);
+    if (s->until || !(mine || s->collective)) return;
+    mu_activity_set("writing a checkpoint", -1, NULL);
+    void *host = s->data ? s->data : room_for(&w->room, s);
+    if (s->get) s->get(s, host);
+    if (!mine) return;
+    w->status = mu_store_write(w->s, s->name, s->type, s->n_dims, s->shape, host, w->e);
+    if (w->status == MU_STATUS_OK && s->tensor && w->written++ == 2) w->status = fault_status(w->t, "mid-shard", w->e);
+}
+
 /* Collective: every rank comes here, whatever its status and whether or not it writes a shard. */
-static mu_status write_tensors(mu_trainer *t, mu_store *s, mu_status status, mu_error *e) {
-    mu_params *ps = t->model->params;
-    int written = 0;
-    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
-        status = write_unit(t, s, u, status, e);
-        if (s && writes(t, u) && status == MU_STATUS_OK && written++ == 2)
-            status = fault_status(t, "mid-shard", e);
-    }
-    if (s && status == MU_STATUS_OK && t->mesh->world->rank == 0) status = write_state(t, s, e);
-    return status;
+static mu_status write_arrays(mu_trainer *t, mu_store *s, mu_status status, mu_error *e) {
+    writer w = { { save_one }, t, s, { 0 }, 0, status, e };
+    visit_all(t, &t->cfg, &w.v);
+    free(w.room.memory);
+    return w.status;
 }
 
 /* This rank's shard, if it writes one, closed and synced, its size and hash in *shard. Collective. */
 static mu_status write_shard(mu_trainer *t, const char *folder, mu_shard *shard, mu_error *e) {
-    if (!is_writer(t)) return write_tensors(t, NULL, MU_STATUS_OK, e);
+    if (!is_writer(t)) return write_arrays(t, NULL, MU_STATUS_OK, e);
     mu_shard_name(t->mesh->world->rank, shard->name);
     char *path = mu_format("%s/%s", folder, shard->name);
     mu_store *s = NULL;
     mu_status status = fault_status(t, "open", e);
     if (status == MU_STATUS_OK) status = mu_store_create(&s, path, e);
-    status = write_tensors(t, s, status, e);
+    status = write_arrays(t, s, status, e);
     if (status == MU_STATUS_OK) status = fault_status(t, "before-close", e);
     status = mu_store_finish(s, status, e);
     if (status == MU_STATUS_OK) status = fault_status(t, "after-close", e);
@@ -680,34 +542,12 @@ mu_status mu_checkpoint_fall_back(mu_comm *world, const char *path, mu_manifest 
     return find_below(world, path, step, &first, m, &found, e);
 }
 
-static source open_source(mu_trainer *t, const mu_manifest *m) {
-    t->step = m->step;
-    return (source){ m, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)) };
-}
-
-static mu_status close_source(source *from, mu_status status, mu_error *e) {
-    for (int i = 0; i < from->m->n_shards; i++) status = mu_store_finish(from->stores[i], status, e);
-    free(from->stores);
-    return status;
-}
-
-mu_status mu_checkpoint_load_state(mu_trainer *t, const mu_manifest *m, mu_error *e) {
-    source from = open_source(t, m);
-    mu_status status = read_bias(t, &from, e);
-    if (status == MU_STATUS_OK) status = read_state(t, &from, e);
-    return close_source(&from, status, e);
-}
+mu_status mu_checkpoint_load_state(mu_trainer *t, const mu_manifest *m, mu_error *e) { return load_state(t, m, true, false, e); }
 
 mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training, mu_error *e) {
-    source from = open_source(t, m);
-    mu_params *ps = t->model->params;
     mu_status status = mu_tokenizer_check(t->tokenizer, m->path, m->tokenizer, m->tokenizer_fingerprint, e);
-    if (status == MU_STATUS_OK) status = read_bias(t, &from, e);
-    if (status == MU_STATUS_OK && training) status = read_state(t, &from, e);
-    for (mu_unit *u = mu_unit_next(ps, NULL); u && status == MU_STATUS_OK; u = mu_unit_next(ps, u))
-        status = read_unit(t, &from, u, training, e);
-    if (status == MU_STATUS_OK) mu_params_publish(ps);
-    return mu_agree(t->mesh->world, close_source(&from, status, e), e);
+    if (status == MU_STATUS_OK) status = load_state(t, m, training, true, e);
+    return mu_agree(t->mesh->world, status, e);
 }
 
 mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manifest *m, mu_error *e) {
@@ -723,6 +563,17 @@ mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manife
     t->tape = mu_tape_new(t->dev);
     t->loss = mu_loss_new(t->model, t->tape, mesh->batch, &shape);
     return MU_STATUS_OK;
+}
+
+mu_status mu_checkpoint_visit(const mu_manifest *m, mu_state_visitor *v, mu_error *e) {
+    mu_mesh *mesh = mu_mesh_alone();
+    mu_trainer t = { 0 };
+    mu_status status = mu_checkpoint_open_shape(&t, mesh, m, e);
+    t.step = m->step;
+    if (status == MU_STATUS_OK) visit_all(&t, &m->cfg, v);
+    mu_trainer_close(&t);
+    mu_mesh_close(mesh);
+    return status;
 }
 
 mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) {

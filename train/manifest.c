@@ -10,7 +10,7 @@
 /* Version 1 has no val_split: its runs split at the tail. A shard a rank of an expert group, which has at least one expert of
  * each layer: EP_MAX. What the largest model of MU_MODEL_TENSORS_MAX tensors takes, in bytes and in values (a tensor's name and
  * shard are one, a shard is four, and a configuration has commas, too), is allowed, and its parsing takes under 256 MiB. */
-enum { FORMAT_VERSION = 2, OLDEST_VERSION = 1, RANKS_MAX = 1 << 20, EP_MAX = 1 << 16,
+enum { FORMAT_VERSION = 3, OLDEST_VERSION = 1, RANKS_MAX = 1 << 20, EP_MAX = 1 << 16,
        VALUES_MAX = MU_MODEL_TENSORS_MAX + 4 * EP_MAX + (1 << 17), OBJECTS_MAX = EP_MAX + (1 << 14) };
 static const char *const val_splits[] = {
     [MU_VAL_DOCUMENTS_BY_HASH] = "documents_by_hash", [MU_VAL_DOCUMENTS] = "documents", [MU_VAL_TAIL] = "tail"
@@ -149,6 +149,7 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
             e, MU_STATUS_DATA,
             "%s: format \"%s\" version %lld; this program reads \"muster-checkpoint\" versions %d to %d", path,
             format, (long long)version, OLDEST_VERSION, FORMAT_VERSION);
+    m->version = (int)version;
     const char *config = json_string_value(json_object_get(root, "config"));
     m->step = read_integer(root, "step", 0, INT64_MAX);
     m->ranks = (int)read_integer(root, "ranks", 1, RANKS_MAX);

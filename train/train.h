@@ -73,6 +73,7 @@ void mu_shard_name(int shard, char name[MU_SHARD_NAME]);           /* shard-0000
 typedef struct {
     char path[768];                 /* of the checkpoint's folder */
     int64_t step;
+    int version;                    /* of the format */
     int ranks, ep;
     char dtype[8];
     char *config;                   /* YAML */
@@ -127,6 +128,8 @@ mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training,
  * stored: loading into it checks the checkpoint. Local, `mesh` has one rank; mu_trainer_close may follow any outcome. */
 mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manifest *m, mu_error *e) MU_MUST_USE;
 /* Only the state beside the tensors (step, loader, expert statistics), checked likewise. Local. */
+/* Hands every array that the checkpoint *m holds to the visitor: names, types and shapes, no values. Local. */
+mu_status mu_checkpoint_visit(const mu_manifest *m, mu_state_visitor *v, mu_error *e) MU_MUST_USE;
 mu_status mu_checkpoint_load_state(mu_trainer *t, const mu_manifest *m, mu_error *e) MU_MUST_USE;
 /* The content of a checkpoint whose hashes are right, loaded so; without `tensors` only the state. MU_STATUS_DATA says what
  * no run writes. Local. */

@@ -196,32 +196,19 @@ static int compare_array(mu_store *sa, mu_store *sb, const char *name) {
     return code;
 }
 
-static int compare_tensor(const checkpoint *a, const checkpoint *b, const char *name) {
-    static const char *const prefixes[] = { "", "/optim/m", "/optim/v", "/optim/steps" };
-    mu_store *sa = a->stores[mu_manifest_find(&a->m, name)], *sb = b->stores[mu_manifest_find(&b->m, name)];
-    int code = 0;
-    for (int i = 0; i < 4 && !code; i++) {
-        char *full = mu_format("%s%s", prefixes[i], name);
-        code = compare_array(sa, sb, full);
-        free(full);
-    }
-    return code;
-}
+/* Every array that a checkpoint of this version has, as the modules list them. */
+typedef struct {
+    mu_state_visitor v;
+    const checkpoint *a, *b;
+    int code;
+} comparison;
 
-/* What shard 0 holds beside tensors. A selection bias belongs to every MoE layer. */
-static int compare_state(const checkpoint *a, const checkpoint *b) {
-    static const char *const names[] = { "/state/step", "/state/seed", "/state/loader", "/state/roll/steps", "/state/roll/ring", "/state/roll/total",
-                                         "/state/roll/previous" };
-    int code = 0;
-    for (size_t i = 0; i < sizeof names / sizeof *names && !code; i++) code = compare_array(a->stores[0], b->stores[0], names[i]);
-    for (int layer = 0; layer < 64 && !code; layer++) {
-        char name[96];
-        snprintf(name, sizeof name, "/layers/%d/mlp/gate/e_score_correction_bias", layer);
-        bool in_a = mu_store_has(a->stores[0], name), in_b = mu_store_has(b->stores[0], name);
-        if (in_a != in_b) code = differ("%s: one has it, one does not", name);
-        else if (in_a) code = compare_array(a->stores[0], b->stores[0], name);
-    }
-    return code;
+static void compare_one(mu_state_visitor *v, const mu_state *s) {
+    comparison *c = (comparison *)v;
+    if (c->code || s->until) return;
+    int shard_a = s->tensor ? mu_manifest_find(&c->a->m, s->tensor) : 0, shard_b = s->tensor ? mu_manifest_find(&c->b->m, s->tensor) : 0;
+    c->code = shard_b < 0 ? differ("%s is missing in %s", s->name, c->b->m.path)
+                          : compare_array(c->a->stores[shard_a], c->b->stores[shard_b], s->name);
 }
 
 static int compare_checkpoints(const char *path_a, const char *path_b) {
@@ -229,10 +216,10 @@ static int compare_checkpoints(const char *path_a, const char *path_b) {
     int code = 0;
     if (a.m.step != b.m.step) code = differ("step %lld and step %lld", (long long)a.m.step, (long long)b.m.step);
     if (!code && a.m.n_tensors != b.m.n_tensors) code = differ("%d tensors and %d tensors", a.m.n_tensors, b.m.n_tensors);
-    for (int i = 0; i < a.m.n_tensors && !code; i++)
-        code = mu_manifest_find(&b.m, a.m.tensors[i].name) < 0 ? differ("%s is missing in %s", a.m.tensors[i].name, path_b)
-                                                              : compare_tensor(&a, &b, a.m.tensors[i].name);
-    if (!code) code = compare_state(&a, &b);
+    comparison c = { { compare_one }, &a, &b, code };
+    mu_error e;
+    if (!code && mu_checkpoint_visit(&a.m, &c.v, &e) != MU_STATUS_OK) stop(&e);
+    code = c.code;
     if (!code) printf("equal: step %lld, %d tensors, in %d and %d shards\n", (long long)a.m.step, a.m.n_tensors, a.m.n_shards, b.m.n_shards);
     close_checkpoint(&a);
     close_checkpoint(&b);

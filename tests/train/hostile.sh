@@ -21,7 +21,7 @@ fuzz() {            # fuzz FILE NAME...: the store opens, walks and reads what c
 }
 fuzz tokens.h5 /tokenizer /tokenizer_fingerprint /fingerprint /domains/a/tokens /domains/a/document_offsets /domains/a/text_bytes /domains/j/tokens
 fuzz $shard /embed_tokens/weight /layers/0/mlp/experts/7/up_proj/weight /optim/m/layers/0/mlp/experts/8/gate_proj/weight \
-    /optim/v/lm_head/weight /state/roll/ring /state/loader
+    /optim/v/lm_head/weight /state/window/counts /state/loader
 
 # ---------------------------------------------------------------- two that killed, through the program
 # set FILE HEX+OFFSET BYTE...: metadata is found by the bytes it has

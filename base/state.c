@@ -1,0 +1,35 @@
+/* state.c - one array of a checkpoint. */
+#include "base/base.h"
+
+#include <math.h>
+
+int64_t mu_state_count(const mu_state *s) {
+    int64_t n = 1;
+    for (int i = 0; i < s->n_dims; i++) n *= s->shape[i];
+    return n;
+}
+
+/* The first value that is out of range, or -1. A NaN is in none. */
+static int64_t first_bad(const mu_state *s, const void *host) {
+    const int64_t *whole = host, n = mu_state_count(s);
+    const double *fine = host;
+    const float *real = host;
+    int64_t i = 0;
+    if (s->type == MU_STORE_I64) while (i < n && whole[i] >= s->least && whole[i] <= s->most) i++;
+    else if (s->type == MU_STORE_F64) while (i < n && fine[i] >= s->low && fine[i] <= s->high) i++;
+    else while (i < n && (double)real[i] >= s->low && (double)real[i] <= s->high) i++;
+    return i < n ? i : -1;
+}
+
+mu_status mu_state_check(const mu_state *s, const void *host, const char *file, mu_error *e) {
+    int64_t at = first_bad(s, host);
+    if (at < 0) return MU_STATUS_OK;
+    if (s->type == MU_STORE_I64)
+        return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %lld at %lld, which must be in [%lld, %lld]", file, s->name,
+                            (long long)((const int64_t *)host)[at], (long long)at, (long long)s->least, (long long)s->most);
+    double value = s->type == MU_STORE_F64 ? ((const double *)host)[at] : (double)((const float *)host)[at];
+    if (isfinite(value))
+        return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %g at %lld, which must be in [%g, %g]", file, s->name, value,
+                            (long long)at, s->low, s->high);
+    return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds a value that is not finite at %lld", file, s->name, (long long)at);
+}
