@@ -259,7 +259,7 @@ static void momentum_step(const mu_optim_config *cfg, const mu_update *u) {
     }
 }
 
-static const mu_rule momentum = { "momentum", 1, { "buf" }, momentum_init, momentum_step };
+static const mu_rule momentum = { "momentum", 1, { "buf" }, momentum_init, momentum_step, 0 };
 
 static void another_rule_is_one_struct(void **state) {
     (void)state;
