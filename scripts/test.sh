@@ -8,7 +8,7 @@ unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and b
 cd -- "$(dirname -- "$(readlink -f -- "$0")")/.."
 
 selection=(-LE slow)
-if [[ ${1:-} == --all ]]; then selection=(); shift; fi
+if [[ ${1:-} == --all ]]; then selection=(-LE part); shift; fi
 case ${1:-} in
     -h | --help) sed -n '2,5s/^# //p' scripts/test.sh; exit 0 ;;
 esac
