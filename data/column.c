@@ -168,7 +168,8 @@ static void check_range(const mu_column *c, int64_t first, int64_t n) {
              (long long)(first + n), (long long)c->n);
 }
 
-mu_status mu_column_read(const mu_column *c, int64_t first, int64_t n, void *numbers, mu_error *e) {
+/* Numbers [first, first + n) into `out`, of the column's type, or of 32 bits if `widen`. */
+static mu_status copy_numbers(const mu_column *c, int64_t first, int64_t n, bool widen, void *out, mu_error *e) {
     size_t size = mu_column_size(c);
     mu_status status = MU_STATUS_OK;
     check_range(c, first, n);
@@ -176,22 +177,19 @@ mu_status mu_column_read(const mu_column *c, int64_t first, int64_t n, void *num
         const char *from = NULL;
         here = n - done;
         status = find_run((mu_column *)c, first + done, &here, &from, e);
-        if (!status) memcpy((char *)numbers + (size_t)done * size, from, (size_t)here * size);
+        if (status) return status;
+        if (!widen) memcpy((char *)out + (size_t)done * size, from, (size_t)here * size);
+        for (int64_t i = 0; widen && i < here; i++) ((int32_t *)out)[done + i] = ((const uint16_t *)(const void *)from)[i];
     }
     return status;
 }
 
+mu_status mu_column_read(const mu_column *c, int64_t first, int64_t n, void *numbers, mu_error *e) {
+    return copy_numbers(c, first, n, false, numbers, e);
+}
+
 mu_status mu_column_ids(const mu_column *c, int64_t first, int64_t n, int32_t *ids, mu_error *e) {
-    if (c->type != MU_STORE_U16) return mu_column_read(c, first, n, ids, e);
-    mu_status status = MU_STATUS_OK;
-    check_range(c, first, n);
-    for (int64_t done = 0, here; !status && done < n; done += here) {
-        const char *from = NULL;
-        here = n - done;
-        status = find_run((mu_column *)c, first + done, &here, &from, e);
-        for (int64_t i = 0; !status && i < here; i++) ids[done + i] = ((const uint16_t *)(const void *)from)[i];
-    }
-    return status;
+    return copy_numbers(c, first, n, c->type == MU_STORE_U16, ids, e);
 }
 
 /* ------------------------------------------------------------------ adding */

@@ -21,14 +21,15 @@ static mu_mat words(const mu_routing_stats *s, mu_dtype dtype, int64_t first) {
 }
 static int64_t kept_word(const mu_routing_stats *s) { return cells(s) + domain_cells(s); }
 static int64_t micro_word(const mu_routing_stats *s) { return kept_word(s) + 1 + s->n_values; }
-static mu_mat micro_of(const mu_routing_stats *s, int layer) {
-    return words(s, MU_DTYPE_I64, micro_word(s) + layer * s->window.experts);
-}
 
 mu_mat mu_routing_stats_total(const mu_routing_stats *s) { return words(s, MU_DTYPE_I64, 0); }
 mu_mat mu_routing_stats_values(const mu_routing_stats *s) { return words(s, MU_DTYPE_F64, kept_word(s) + 1); }
-mu_mat mu_routing_stats_micro(const mu_routing_stats *s, int layer) { return micro_of(s, layer); }
-mu_mat mu_routing_stats_counted(const mu_routing_stats *s, int layer) { return mu_mat_values(micro_of(s, layer), cells(s)); }
+mu_mat mu_routing_stats_micro(const mu_routing_stats *s, int layer) {
+    return words(s, MU_DTYPE_I64, micro_word(s) + layer * s->window.experts);
+}
+mu_mat mu_routing_stats_counted(const mu_routing_stats *s, int layer) {
+    return mu_mat_values(mu_routing_stats_micro(s, layer), cells(s));
+}
 
 mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layers, int experts, int domains, int64_t n_values) {
     MU_CHECK(dev && batch, "routing statistics need a device and the ranks that share a batch");
@@ -76,7 +77,7 @@ static void count_micro(const mu_routing_stats *s, const mu_routing *routings, c
         MU_CHECK(counts_SE->shape[1] == E, "routing statistics of %lld experts, not of %lld", (long long)E,
                  (long long)counts_SE->shape[1]);
         mu_mat by_domain = domains ? words(s, MU_DTYPE_I64, cells(s) + layer * E * D) : (mu_mat){ 0 };
-        mu_mat total = micro_of(s, layer);
+        mu_mat total = mu_routing_stats_micro(s, layer);
         by_domain.ld = D, total.ld = E;
         s->dev->k->sum_counts(s->dev, counts_SE->shape[0], E, D, mu_data(counts_SE), mu_data(domains), total, by_domain);
     }
@@ -90,13 +91,13 @@ static mu_tensor *domains_of(const mu_routing_stats *s, mu_tape *tp, const mu_co
     return domains;
 }
 
-static void add(const mu_routing_stats *s, mu_mat to) { s->dev->k->add(s->dev, cells(s), to, micro_of(s, 0), to); }
+static void add(const mu_routing_stats *s, mu_mat to) { s->dev->k->add(s->dev, cells(s), to, mu_routing_stats_micro(s, 0), to); }
 
 void mu_routing_stats_add(mu_routing_stats *s, mu_tape *tp, const mu_context *cx, const mu_routing *routings) {
     if (!cells(s)) return;
     mu_mat kept = words(s, MU_DTYPE_I64, kept_word(s));
     count_micro(s, routings, domains_of(s, tp, cx));
-    sum_over_ranks(s, micro_of(s, 0));
+    sum_over_ranks(s, mu_routing_stats_micro(s, 0));
     add(s, mu_routing_stats_total(s));
     for (int layer = 0; layer < s->window.layers; layer++)
         if (routings[layer].plan && routings[layer].plan->capacity) mu_routing_add_kept(tp, &routings[layer], kept);

@@ -13,9 +13,7 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <float.h>
 #include <limits.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -106,7 +104,6 @@ static void *room_for(room *r, const mu_state *s) {
 
 typedef struct {
     mu_state_visitor v;
-    mu_trainer *t;
     const mu_manifest *m;
     bool training, tensors;     /* what is wanted: all, or only what computing needs; tensors and what belongs to them, too */
     mu_store **stores;          /* [n_shards], each opened when it is first needed */
@@ -145,7 +142,7 @@ static void load_one(mu_state_visitor *v, const mu_state *s) {
 
 /* Local: to be agreed. */
 static mu_status load_state(mu_trainer *t, const mu_manifest *m, bool training, bool tensors, mu_error *e) {
-    reader r = { { load_one }, t, m, training, tensors, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)), { 0 }, MU_STATUS_OK, e };
+    reader r = { { load_one }, m, training, tensors, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)), { 0 }, MU_STATUS_OK, e };
     t->step = m->step;
     visit_all(t, &m->cfg, &r.v);
     if (r.status == MU_STATUS_OK && tensors) mu_params_publish(t->model->params);

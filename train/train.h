@@ -127,9 +127,9 @@ mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training,
 /* Opens the model and optimizer of a checkpoint's own configuration on the shape device, where nothing is computed or
  * stored: loading into it checks the checkpoint. Local, `mesh` has one rank; mu_trainer_close may follow any outcome. */
 mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manifest *m, mu_error *e) MU_MUST_USE;
-/* Only the state beside the tensors (step, loader, expert statistics), checked likewise. Local. */
 /* Hands every array that the checkpoint *m holds to the visitor: names, types and shapes, no values. Local. */
 mu_status mu_checkpoint_visit(const mu_manifest *m, mu_state_visitor *v, mu_error *e) MU_MUST_USE;
+/* Only the state beside the tensors (step, loader, expert statistics), checked likewise. Local. */
 mu_status mu_checkpoint_load_state(mu_trainer *t, const mu_manifest *m, mu_error *e) MU_MUST_USE;
 /* The content of a checkpoint whose hashes are right, loaded so; without `tensors` only the state. MU_STATUS_DATA says what
  * no run writes. Local. */
