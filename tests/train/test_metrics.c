@@ -1,6 +1,6 @@
 /* test_metrics.c - what a resumed run makes of the metrics that it finds: sound lines up to its step stay, damaged ones are
  * counted, and nothing that was there is lost. */
-#include "train/train.h"
+#include "train/trainer.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -26,28 +26,20 @@ static void assert_ok(mu_status status) {
 /* In a folder of its own, a trainer that has made 8 steps. */
 static int open_trainer(void **state) {
     (void)state;
-    if (!mkdtemp(folder) || chdir(folder)) return -1;
     mu_log_set_sink(note_warning);
-    t = mu_alloc(1, sizeof *t);
     static const char text[] = "run: {dir: .}\n"
                                "model: {hidden_size: 8, num_layers: 3, num_heads: 2, max_seq_len: 8}\n"
                                "moe: {num_experts: 2, top_k: 1, norm_topk_prob: false, moe_ffn_hidden_size: 4, first_k_dense: 1}\n"
                                "data: {train: [{domain: a, path: synthetic}]}\n"
                                "train: {steps: 40, global_batch_size: 2, seq_len: 8, threads: 1}\n";
-    if (mu_config_load_text(&t->cfg, &t->options, "test", text, 0, NULL, &e) ||
-        mu_trainer_open(t, mu_mesh_alone(), true, &e))
-        return -1;
-    t->step = 8;
-    return 0;
+    t = trainer_in_folder(folder, text, &e);
+    if (t) t->step = 8;
+    return t ? 0 : -1;
 }
 
 static int close_trainer(void **state) {
     (void)state;
-    mu_mesh *mesh = t->mesh;
-    mu_trainer_close(t);
-    mu_mesh_close(mesh);
-    free(t);
-    return chdir("..") || mu_file_remove_tree(folder, NULL) ? -1 : 0;
+    return trainer_free_folder(t, folder);
 }
 
 /* ------------------------------------------------------------------ lines */

@@ -1,5 +1,6 @@
 /* test_run_view.c - a run folder as its reader shows it: in every state, moved, while lines are being written, and damaged. */
 #include "train/run_view.h"
+#include "train/trainer.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -21,26 +22,18 @@ static void assert_ok(mu_status status) {
 /* In a folder of its own, the trainer of a run in ./run, whose folder is described. */
 static int open_trainer(void **state) {
     (void)state;
-    if (!mkdtemp(folder) || chdir(folder)) return -1;
-    t = mu_alloc(1, sizeof *t);
     static const char text[] = "run: {dir: run}\n"
                                "model: {hidden_size: 8, num_layers: 2, num_heads: 2, max_seq_len: 8}\n"
                                "moe: {num_experts: 2, top_k: 1, norm_topk_prob: false, moe_ffn_hidden_size: 4}\n"
                                "data: {train: [{domain: a, path: synthetic}]}\n"
                                "train: {steps: 40, global_batch_size: 2, seq_len: 8, threads: 1}\n";
-    if (mu_config_load_text(&t->cfg, &t->options, "test", text, 0, NULL, &e) ||
-        mu_trainer_open(t, mu_mesh_alone(), true, &e))
-        return -1;
-    return 0;
+    t = trainer_in_folder(folder, text, &e);
+    return t ? 0 : -1;
 }
 
 static int close_trainer(void **state) {
     (void)state;
-    mu_mesh *mesh = t->mesh;
-    mu_trainer_close(t);
-    mu_mesh_close(mesh);
-    free(t);
-    return chdir("..") || mu_file_remove_tree(folder, NULL) ? -1 : 0;
+    return trainer_free_folder(t, folder);
 }
 
 static void make_folder(void) {

@@ -1,6 +1,7 @@
 /* test_statistics.c - RUN/statistics.rec: what was appended comes back, a kill at any byte of the last record is no damage, any changed
  * byte is, and what a resumed run makes of it; routing.h5 is made of it. */
 #include "train/run_view.h"
+#include "train/trainer.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -29,29 +30,21 @@ static void assert_ok(mu_status status) {
 
 static int open_trainer(void **state) {
     (void)state;
-    if (!mkdtemp(folder) || chdir(folder)) return -1;
     mu_log_set_sink(note_warning);
-    t = mu_alloc(1, sizeof *t);
     static const char text[] = "run: {dir: .}\n"
                                "model: {hidden_size: 8, num_layers: 3, num_heads: 2, max_seq_len: 8}\n"
                                "moe: {num_experts: 2, top_k: 1, norm_topk_prob: false, moe_ffn_hidden_size: 4, first_k_dense: 1}\n"
                                "data: {train: [{domain: a, path: synthetic}, {domain: b, path: synthetic}, {domain: c, path: synthetic}]}\n"
                                "train: {steps: 40, global_batch_size: 2, seq_len: 8, threads: 1}\n";
-    if (mu_config_load_text(&t->cfg, &t->options, "test", text, 0, NULL, &e) ||
-        mu_trainer_open(t, mu_mesh_alone(), true, &e))
-        return -1;
-    return 0;
+    t = trainer_in_folder(folder, text, &e);
+    return t ? 0 : -1;
 }
 
 static int close_trainer(void **state) {
     (void)state;
-    mu_mesh *mesh = t->mesh;
-    mu_trainer_close(t);
-    mu_mesh_close(mesh);
-    free(t);
     free(lines);
     free(records);
-    return chdir("..") || mu_file_remove_tree(folder, NULL) ? -1 : 0;
+    return trainer_free_folder(t, folder);
 }
 
 /* ------------------------------------------------------------------ a run that was logged */
