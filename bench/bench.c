@@ -15,7 +15,7 @@
 
 typedef struct {
     int64_t vocab, dim, layers, heads, ffn, experts, topk, seq, batch, steps, threads, ep;
-    bool dense, moe_only, skew, tied, bf16, reproducible, cuda, early, late;
+    bool dense, moe_only, skew, tied, bf16, reproducible, cuda, overlap;
 } options;
 
 static int parse(int argc, char **argv, options *o) {
@@ -37,8 +37,7 @@ static int parse(int argc, char **argv, options *o) {
         { "--skew", NULL, &o->skew, "every token's first choice is expert 0" },
         { "--tied", NULL, &o->tied, "the head uses the embedding's weights" },
         { "--reproducible", NULL, &o->reproducible, "exact sums of gradients (train.reproducible)" },
-        { "--early", NULL, &o->early, "sums of gradients begin during backward, as between nodes" },
-        { "--late", NULL, &o->late, "... after it, as on one node" },
+        { "--overlap", NULL, &o->overlap, "steps in turn with sums of gradients that begin during and after backward" },
         { "--bf16", NULL, &o->bf16, "matrix products of bf16 numbers, fp32 master weights" },
         { "--cuda", NULL, &o->cuda, "an NVIDIA GPU, without the table of parts (muster_bench_device knows what it could do)" },
     };
@@ -56,7 +55,7 @@ typedef struct {
     mu_tape *tape;
     mu_loss *loss;
     mu_model_size size;
-    double *seconds;          /* of each step */
+    double *seconds, *sums;   /* of each step, and in it from the end of backward to the sums of gradients */
     double reduce, optimizer; /* of counted steps */
     double value;             /* of the loss, in the last step */
     int64_t waits;            /* of the host for the device, in the last step */
@@ -80,6 +79,7 @@ static subject subject_new(const options *o, bool dense, mu_device *dev, const m
     s.loss = mu_loss_new(s.model, s.tape, mesh->batch, &shape);
     s.size = mu_model_measure(&c, &m, o->vocab, o->seq);
     s.seconds = mu_alloc((size_t)o->steps, sizeof *s.seconds);
+    s.sums = mu_alloc((size_t)o->steps, sizeof *s.sums);
     return s;
 }
 
@@ -89,6 +89,7 @@ static void subject_free(subject *s) {
     mu_tape_free(s->tape);
     mu_model_free(s->model);
     free(s->seconds);
+    free(s->sums);
 }
 
 /* T + 1 random tokens of this rank. Heap. */
@@ -105,6 +106,7 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     int32_t *tokens = random_tokens(o, mesh, number, T);
     mu_device *dev = mu_tape_device(s->tape);
     int64_t waits = mu_device_waits(dev);
+    if (o->overlap) mesh->batch->overlap = mesh->replica->overlap = number % 2;
     mu_barrier(mesh->world);
     double start = mu_time();
     mu_context cx = { .mode = MU_MODE_TRAIN, .step = number, .n_sequences = mine, .seq_len = o->seq };
@@ -123,6 +125,7 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
     mu_loss_end(s->loss, true);
     mu_tape_reset(s->tape);
     s->seconds[number] = mu_time() - start;
+    s->sums[number] = update - reduce;
     s->waits = mu_device_waits(dev) - waits;
     if (counted) s->reduce += update - reduce, s->optimizer += mu_time() - update;
     free(tokens);
@@ -133,6 +136,25 @@ static void step(subject *s, const options *o, mu_mesh *mesh, int64_t number, bo
 static void print_part(const char *name, double forward, double backward, double steps, double whole) {
     printf("    %-22s %8.2f %8.2f  %5.1f %%\n", name, 1e3 * forward / steps, 1e3 * backward / steps,
            100 * (forward + backward) / steps / whole);
+}
+
+/* The median of every second step's seconds, from step `first` on. */
+static double every_second(const double *seconds, int64_t steps, int64_t first) {
+    double *some = mu_alloc((size_t)steps, sizeof *some);
+    int64_t n = 0;
+    for (int64_t i = first; i < steps; i += 2) some[n++] = seconds[i];
+    double middle = bench_median(some, n);
+    free(some);
+    return middle;
+}
+
+/* Steps of --overlap: odd ones sum during backward. */
+static void print_overlap(const subject *s, const options *o, int64_t warm) {
+    for (int during = 0; during < 2; during++) {
+        int64_t first = warm + (warm % 2 != during);
+        printf("    gradients summed %s backward: step %.1f ms, of which waiting for them %.1f ms\n", during ? "during" : "after",
+               1e3 * every_second(s->seconds, o->steps, first), 1e3 * every_second(s->sums, o->steps, first));
+    }
 }
 
 static double report(const subject *s, const options *o, const char *name, double peak, int ranks,
@@ -155,6 +177,7 @@ static double report(const subject *s, const options *o, const char *name, doubl
     for (int i = 0; i < parts; i++) print_part(times[i].name, times[i].forward, times[i].backward, n, mean);
     print_part("gradients over ranks", s->reduce, 0, n, mean);
     print_part("norm and optimizer", s->optimizer, 0, n, mean);
+    if (o->overlap) print_overlap(s, o, warm);
     return rate;
 }
 
@@ -233,7 +256,6 @@ int main(int argc, char **argv) {
     if (o.steps < 5) o.steps = 5;
     mu_dist_start(&argc, &argv);
     mu_mesh *mesh = mu_mesh_open(NULL, (int)o.ep);
-    if (o.early || o.late) mesh->batch->overlap = mesh->replica->overlap = o.early;
     mu_threads_set(mu_cores_share(mesh->local_rank, mesh->local_size, (int)o.threads));
     mu_device *dev = bench_device("muster_bench", o.bf16, o.cuda);
     if (dev) run(&o, mesh, dev);

@@ -85,6 +85,10 @@ mu_status mu_agree_text(mu_comm *c, mu_status status, const char *what, const ch
     return status;
 }
 
+bool mu_reduction_possible(const mu_comm *c, const mu_device *dev) {
+    return c->size > 1 && !dev->on_gpu && !dev->inner && !dev->shape_only;
+}
+
 /* MPI takes this device's memory as it is; else a host view of it is passed on. */
 static bool is_direct(const mu_comm *c, const mu_device *dev) { return dev->on_gpu && c->reads_gpus; }
 

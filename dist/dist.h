@@ -24,7 +24,8 @@ typedef struct mu_comm {
     int64_t piece_limit;        /* bytes of the largest single message, below 2 GiB */
     int64_t window_least;       /* bytes from which a payload passes through memory that the ranks of a node
                                  * share; INT64_MAX: none does. The same on every rank */
-    bool overlap;               /* sums of gradients start during backward (mu_reduction). The same on every rank */
+    bool overlap;               /* sums of gradients start during backward (mu_reduction): where ranks are on several nodes, or no
+                                 * memory is shared. The same on every rank */
     bool reads_gpus;            /* on all ranks MPI takes pointers to a GPU's memory: nothing is copied to the host in between */
     double seconds;             /* spent in collectives so far */
     int reductions;             /* mu_reduction_new so far: each has messages of its own */
@@ -71,17 +72,20 @@ mu_status mu_agree_each(mu_comm *c, mu_status status, mu_error *e) MU_MUST_USE;
 void mu_reduce_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
 void mu_gather_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
 
-/* mu_reduce_shards of values that are not all there yet: each rank says which are final, and their sums are on their way while
- * it makes others. Values become final from the end of `data` to its beginning. The bits are those of mu_reduce_shards. Other
- * collectives and reductions of the communicator may run in between. `data` and `ends` are borrowed until mu_reduction_free. NULL where it is of no use: !c->overlap, one rank, memory that MPI cannot take at any time (a GPU's, a
- * guarded device's), a dry run. Collective over c: new, begin, finish; the others are Local and wait for nobody. */
+/* mu_reduce_shards in host memory, of values that are not all there yet: each rank says which are final, and their sums are on
+ * their way while it makes others. Values become final from the end of `data` to its beginning. The bits are those of
+ * mu_reduce_shards. Other collectives and reductions of the communicator may run in between. `data` and `ends` are borrowed
+ * until mu_reduction_free. Collective over c, of several ranks: new, begin, finish; the others are Local and wait for nobody. */
 typedef struct mu_reduction mu_reduction;
-mu_reduction *mu_reduction_new(mu_comm *c, const mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
+mu_reduction *mu_reduction_new(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends);
 void mu_reduction_begin(mu_reduction *r);
 void mu_reduction_final(mu_reduction *r, int64_t from);     /* values from here on are final on this rank */
 void mu_reduction_turn(mu_reduction *r);                    /* moves on whatever can; to be called often */
 void mu_reduction_finish(mu_reduction *r);                  /* all values are final; waits for the sums */
 void mu_reduction_free(mu_reduction *r);                    /* NULL is fine */
+/* Can c's ranks sum this device's memory so? Not one rank, a dry run, or memory that MPI cannot take at any time (a GPU's, a
+ * guarded device's). Local. */
+bool mu_reduction_possible(const mu_comm *c, const mu_device *dev);
 
 /* Is `text`, lines of "name: value", the same on every rank? If not, `status` on all of them, and a message that names the
  * first rank that differs from rank 0, its host and the lines that differ; `what` begins it. Collective over c. */

@@ -24,10 +24,9 @@ typedef struct {
     mu_requests requests;
     mu_window *window;  /* NULL: ranks on several nodes, or no memory to share */
     int64_t *ends;      /* [size]: the even shards of mu_all_reduce */
-    char *buffer;       /* BUFFER bytes for sums by messages ... */
-    char **parts;       /* ... and where in it each rank's part is: [size] */
+    char **parts;       /* of sums in a GPU's memory: where each rank's part is, [size] */
 } handle;
-enum { BUFFER = 4 << 20 };
+enum { BUFFER = 4 << 20 };    /* bytes of a GPU's memory for such parts */
 
 static void check(int code, const char *call) {
     if (code == MPI_SUCCESS) return;
@@ -172,7 +171,6 @@ void mu_comm_free(mu_comm *c) {
         CALL(MPI_Comm_free(&h->comm));
         free(h->requests.list);
         free(h->ends);
-        free(h->buffer);
         free(h->parts);
     }
     free(h);
@@ -379,21 +377,20 @@ static void add_up_on(mu_device *dev, mu_dtype dtype, int64_t n, char *const *x,
     }
 }
 
-/* Chunk by chunk, the part of each rank's shard that every other rank has comes to it, and is added up in order
- * of rank. MPI's own Ireduce took 50 times as long for 27 MB on one node. */
-static void reduce_by_messages(mu_comm *c, mu_device *dev, mu_dtype dtype, char *data, const int64_t *ends) {
+/* In memory of a GPU that MPI can read: chunk by chunk, the part of each rank's shard that every other rank has comes to it,
+ * and is added up in order of rank. */
+static void reduce_on_device(mu_comm *c, mu_device *dev, mu_dtype dtype, char *data, const int64_t *ends) {
     handle *h = c->handle;
     int64_t size = (int64_t)mu_dtype_size(dtype), chunk = BUFFER / c->size / size, longest = 0;
     if (!h->parts) h->parts = mu_alloc((size_t)c->size, sizeof *h->parts);
-    if (!h->buffer && !dev) h->buffer = mu_alloc(BUFFER, 1);
-    char *buffer = dev ? mu_device_room(dev, BUFFER) : h->buffer;
+    char *buffer = mu_device_room(dev, BUFFER);
     for (int p = 0; p < c->size; p++) {
         int64_t n = ends[p] - begin(ends, p);
         if (n > longest) longest = n;
     }
     for (int64_t at = 0; at < longest; at += chunk) {
         int64_t mine = values_in(ends, c->rank, at, chunk);
-        if (dev) mu_device_finish(dev);     /* nobody works on the data, or adds up what the last chunk brought */
+        mu_device_finish(dev);      /* nobody works on the data, or adds up what the last chunk brought */
         for (int p = 0; p < c->size; p++) {
             char *part = buffer + p * chunk * size;
             h->parts[p] = p == c->rank ? data + (begin(ends, p) + at) * size : part;
@@ -402,22 +399,28 @@ static void reduce_by_messages(mu_comm *c, mu_device *dev, mu_dtype dtype, char 
             post(c, true, data + (begin(ends, p) + at) * size, values_in(ends, p, at, chunk) * size, p);
         }
         wait_all(c);
-        char *to = data + (begin(ends, c->rank) + at) * size;
-        if (dev) add_up_on(dev, dtype, mine, h->parts, c->size, to);
-        else mu_add_up(dtype, mine * size, (const char *const *)h->parts, c->size, to);
+        add_up_on(dev, dtype, mine, h->parts, c->size, data + (begin(ends, c->rank) + at) * size);
     }
+}
+
+/* MPI's own Ireduce took 50 times as long for 27 MB on one node. */
+static void reduce_by_messages(mu_comm *c, mu_dtype dtype, char *data, const int64_t *ends) {
+    mu_reduction *r = mu_reduction_new(c, dtype, data, ends);
+    mu_reduction_begin(r);
+    mu_reduction_finish(r);
+    mu_reduction_free(r);
 }
 
 void mu_reduce_in_place(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
     MU_CHECK(mu_can_add(dtype), "no sums of %s values in shards", mu_dtype_name(dtype));
     mu_window *w = dev ? NULL : window_for(c, dtype, ends[c->size - 1]);
-    if (!w) {
-        reduce_by_messages(c, dev, dtype, data, ends);
-        return;
-    }
     double start = mu_time();
-    mu_window_reduce(c, w, dtype, data, ends);
-    c->seconds += mu_time() - start;
+    if (dev) reduce_on_device(c, dev, dtype, data, ends);
+    else if (!w) reduce_by_messages(c, dtype, data, ends);
+    else {
+        mu_window_reduce(c, w, dtype, data, ends);
+        c->seconds += mu_time() - start;
+    }
 }
 
 void mu_gather_in_place(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {

@@ -3,12 +3,16 @@
  * Every shard is cut into pieces, from its end to its beginning, as values become final. A rank sends a piece to its owner as
  * soon as its own values of it are final, straight out of the data. The owner receives the pieces of its shard into a ring
  * of slots, each with room for one part from every other rank; once all parts are there and its own values are final, it
- * adds them up in order of rank. So the bits do not depend on who was early, and memory not on how much is on its way. */
+ * adds them up in order of rank. So the bits do not depend on who was early.
+ *
+ * Pieces are small: up to 64 KiB Open MPI hands a message for TCP to the kernel at once, which sends it while the processor
+ * computes. Of a larger one nothing leaves before both ranks have called MPI again, and an op may take 100 ms. With pieces of
+ * 1 MiB nothing overlapped (docs/performance.md). */
 #include "dist/internal.h"
 
 #include <stdlib.h>
 
-enum { ROOM = 8 << 20, PIECE_MOST = 1 << 20, SLOTS_MOST = 64 };     /* bytes: all slots; one piece */
+enum { ROOM = 8 << 20, PIECE_MOST = 60 << 10, SLOTS_MOST = 256, TAGS = 1024 };    /* bytes: all slots; one piece */
 
 struct mu_reduction {
     mu_comm *c;
@@ -26,11 +30,10 @@ struct mu_reduction {
     const char **parts;             /* [ranks] */
 };
 
-mu_reduction *mu_reduction_new(mu_comm *c, const mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
-    MU_CHECK(c && dev && ends && mu_can_add(dtype), "no sums of %s values in shards", mu_dtype_name(dtype));
-    if (!c->overlap || c->size == 1 || dev->on_gpu || dev->inner || dev->shape_only) return NULL;
+mu_reduction *mu_reduction_new(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends) {
+    MU_CHECK(c && c->size > 1 && ends && mu_can_add(dtype), "no sums of %s values in shards", mu_dtype_name(dtype));
     mu_reduction *r = mu_alloc(1, sizeof *r);
-    *r = (mu_reduction){ .c = c, .tag = 2 + c->reductions++, .dtype = dtype, .data = data, .ends = ends, .size = (int64_t)mu_dtype_size(dtype) };
+    *r = (mu_reduction){ .c = c, .tag = 2 + c->reductions++ % TAGS, .dtype = dtype, .data = data, .ends = ends, .size = (int64_t)mu_dtype_size(dtype) };
     int64_t others = c->size - 1, bytes = ROOM / 2 / others;
     if (bytes > PIECE_MOST) bytes = PIECE_MOST;
     if (bytes > c->piece_limit) bytes = c->piece_limit;

@@ -55,8 +55,8 @@ typedef struct {
     mu_unit_set *sets[4];
     int n_sets[4];
     int64_t versions[4];            /* of the group, when its table was made */
-    mu_reduction *early[4];         /* of each group: its sums begin during backward; NULL: in mu_grads_reduce */
-    bool reducing;                  /* from mu_backward_last to mu_grads_reduce */
+    mu_reduction *early[4];         /* of each group: sums that begin during backward; NULL: none did so far */
+    bool begun[4];                  /* of each group: they have, from mu_backward_last to mu_grads_reduce */
     bool *complete;                 /* [parameters]: their gradients, in this backward */
     int waits_for[4];               /* of each group: the last parameter whose gradient is not complete, -1: all are */
 } mu_shards;

@@ -26,13 +26,13 @@ static void on_complete(void *arg, mu_param *p) {
     mu_shards *s = arg;
     s->complete[p->index] = true;
     for (int i = 0; i < s->params->n_groups; i++)
-        if (s->early[i] && s->params->groups[i] == p->desc.group && s->waits_for[i] == p->index) advance(s, i);
+        if (s->begun[i] && s->waits_for[i] == p->index) advance(s, i);
 }
 
 static void on_op(void *arg) {
     mu_shards *s = arg;
     for (int i = 0; i < s->params->n_groups; i++)
-        if (s->early[i]) mu_reduction_turn(s->early[i]);
+        if (s->begun[i]) mu_reduction_turn(s->early[i]);
 }
 
 /* The last parameter of a group that was declared, -1: it has none. */
@@ -42,16 +42,20 @@ static int last_of(const mu_params *ps, const mu_group *g) {
     return i;
 }
 
-/* Which groups are summed early. Returns whether any is. */
+static bool is_early(const mu_params *ps, const mu_group *g) {
+    return comm_of(g) && comm_of(g)->overlap && !g->sums && mu_reduction_possible(comm_of(g), ps->dev);
+}
+
+/* Which groups are summed early in this step. Returns whether any is. */
 static bool begin(mu_shards *s) {
     mu_params *ps = s->params;
     bool any = false;
     memset(s->complete, 0, (size_t)ps->n_params * sizeof *s->complete);
     for (int i = 0; i < ps->n_groups; i++) {
         mu_group *g = ps->groups[i];
-        if (!comm_of(g) || g->sums) continue;
-        if (!s->early[i]) s->early[i] = mu_reduction_new(comm_of(g), ps->dev, ps->dev->fine, g->grads->region.base, s->ends[i]);
-        if (!s->early[i]) continue;
+        s->begun[i] = is_early(ps, g);
+        if (!s->begun[i]) continue;
+        if (!s->early[i]) s->early[i] = mu_reduction_new(comm_of(g), ps->dev->fine, g->grads->region.base, s->ends[i]);
         s->waits_for[i] = last_of(ps, g);
         mu_reduction_begin(s->early[i]);
         any = true;
@@ -61,9 +65,10 @@ static bool begin(mu_shards *s) {
 
 void mu_backward_last(mu_optimizer *o, mu_tape *tp, mu_tensor *loss) {
     mu_shards *s = &o->shards;
-    MU_CHECK(!s->reducing, "mu_backward_last twice without mu_grads_reduce in between");
-    s->reducing = begin(s);
-    mu_backward_with(tp, loss, s->reducing ? &(mu_backward_events){ on_complete, on_op, s } : NULL);
+    for (int i = 0; i < o->params->n_groups; i++)
+        MU_CHECK(!s->begun[i], "mu_backward_last twice without mu_grads_reduce in between");
+    bool any = begin(s);
+    mu_backward_with(tp, loss, any ? &(mu_backward_events){ on_complete, on_op, s } : NULL);
 }
 
 /* Exact sums are integers: every rank adds up all of them. */
@@ -82,10 +87,10 @@ void mu_grads_reduce(mu_optimizer *o) {
     for (int i = 0; i < ps->n_groups; i++) {
         mu_group *g = ps->groups[i];
         mu_comm *c = comm_of(g);
-        if (s->reducing && s->early[i]) mu_reduction_finish(s->early[i]);
+        if (s->begun[i]) mu_reduction_finish(s->early[i]);
         else if (c && g->sums) reduce_sums(ps, c, g);
         else if (c) mu_reduce_shards(c, ps->dev, ps->dev->fine, g->grads->region.base, s->ends[i]);
+        s->begun[i] = false;
     }
-    s->reducing = false;
     mu_params_round_grads(ps);
 }

@@ -147,9 +147,8 @@ static void sum_early(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, in
     size_t bytes = (size_t)n * mu_dtype_size(dtype);
     char *values = mu_alloc(bytes + 1, 1);
     memcpy(values, data, bytes);
-    c->overlap = true;
-    mu_reduction *r = mu_reduction_new(c, dev, dtype, data, ends);
-    check((r != NULL) == (c->size > 1), "a reduction of %d ranks", c->size);
+    check(mu_reduction_possible(c, dev) == (c->size > 1), "a reduction of %d ranks", c->size);
+    mu_reduction *r = c->size > 1 ? mu_reduction_new(c, dtype, data, ends) : NULL;
     for (int step = 0; step < 2 && r; step++) {
         for (int64_t i = 0; i < n; i++) value_set(dtype, data, i, -55);
         mu_reduction_begin(r);
@@ -164,7 +163,6 @@ static void sum_early(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, in
         mu_reduction_finish(r);
     }
     mu_reduction_free(r);
-    c->overlap = false;
     free(values);
 }
 
