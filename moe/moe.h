@@ -1,5 +1,5 @@
 /* moe.h - one Mixture-of-Experts feed-forward layer: route -> dispatch -> experts -> combine; the terms
- * that balance its load; and the roll call that tells which experts live.
+ * that balance its load; and statistics of its routing: which experts take tokens, which are dead or starved.
  *
  * Letters: T tokens of this rank's micro-batch, S of a sequence, D model width, F expert width, E experts,
  * e experts on this rank, K top-k, R routed rows, c_i assignments to expert i, f_i = c_i E / (K T): 1 when
@@ -151,35 +151,39 @@ mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, c
 /* Loss-free balancing (Wang et al. 2024): bias_i += rate * sign(mean - c_i), counts of the global batch. Local. */
 void mu_balance_update_bias(mu_moe *m, const int64_t *counts_E, double rate);
 
-/* ------------------------------------------------------------------ roll call (roll.c)
+/* ------------------------------------------------------------------ load of experts (load_window.c)
  * Load of every expert over a window of steps. All counts are of the global batch, so every rank reaches
- * the same judgement without a word. */
-enum { MU_ROLL_WINDOW = 200, MU_ROLL_LEAST = 20 };
+ * the same judgement without communication. */
+enum { MU_LOAD_WINDOW_STEPS = 200, MU_LOAD_WINDOW_LEAST = 20 };
 typedef struct {
     int layers, experts;
-    int64_t steps;              /* steps seen, at most MU_ROLL_WINDOW count */
-    int64_t *ring;              /* [MU_ROLL_WINDOW, layers, experts] */
+    int64_t steps;              /* steps seen, at most MU_LOAD_WINDOW_STEPS count */
+    int64_t *ring;              /* [MU_LOAD_WINDOW_STEPS, layers, experts] */
     int64_t *total;             /* [layers, experts]: sums over the window */
     int64_t *previous;          /* [layers, experts]: the last global batch, for global_aux_counts: previous */
-} mu_roll;
+} mu_load_window;
 typedef struct {
     double max_vio, load_imbalance, load_cv, diversity;         /* of one batch: max/mean - 1, max/mean, sd/mean, exp(entropy)/E */
 } mu_load;
-typedef enum { MU_EXPERT_ALIVE, MU_EXPERT_STARVED, MU_EXPERT_DEAD } mu_expert_state;
-void mu_roll_init(mu_roll *r, int layers, int experts);
-void mu_roll_free(mu_roll *r);
-void mu_roll_take(mu_roll *r, const int64_t *counts);           /* [layers, experts] of one step */
-/* Could mu_roll_take have made this ring, in `steps` steps in which the experts of each layer took `assignments` together?
- * MU_STATUS_DATA when not. Then mu_roll_derive makes what follows from it: total, previous. */
-mu_status mu_roll_check(const mu_roll *r, int64_t assignments, mu_error *e) MU_MUST_USE;
-void mu_roll_derive(mu_roll *r);
-int64_t mu_roll_active(const mu_roll *r, int layer, int expert);/* steps of the window in which it took a token */
-int64_t mu_roll_window(const mu_roll *r);                       /* steps in the window now */
-/* Dead: no token in the window; starved: under 10 % of the fair share. Alive before MU_ROLL_LEAST steps. */
-mu_expert_state mu_roll_state(const mu_roll *r, int layer, int expert);
+typedef enum { MU_EXPERT_HEALTHY, MU_EXPERT_STARVED, MU_EXPERT_DEAD } mu_expert_state;
+void mu_load_window_init(mu_load_window *w, int layers, int experts);
+void mu_load_window_free(mu_load_window *w);
+void mu_load_window_add(mu_load_window *w, const int64_t *counts);      /* [layers, experts] of one step */
+/* Could mu_load_window_add have made this ring, in `steps` steps in which the experts of each layer took `assignments` together?
+ * MU_STATUS_DATA when not. Then mu_load_window_derive makes what follows from it: total, previous. */
+mu_status mu_load_window_check(const mu_load_window *w, int64_t assignments, mu_error *e) MU_MUST_USE;
+void mu_load_window_derive(mu_load_window *w);
+int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expert);    /* of the window, in which it took a token */
+int64_t mu_load_window_steps(const mu_load_window *w);                  /* steps in the window now */
+bool mu_load_window_judges(const mu_load_window *w);                    /* enough of them to call an expert dead or starved? */
+/* Dead: no token in the window; starved: below 10 % of the mean load of its layer. All are healthy while nothing is judged. */
+mu_expert_state mu_load_window_state(const mu_load_window *w, int layer, int expert);
+typedef struct { int dead, starved; } mu_unhealthy;
+mu_unhealthy mu_load_window_unhealthy(const mu_load_window *w);         /* experts of all layers */
 mu_load mu_load_of(const int64_t *counts_E, int experts);
-/* "layer 3: experts 5, 11 took no token for 200 steps", one line a layer and state; heap text, "" when all live. */
-char *mu_roll_report(const mu_roll *r, const int *layer_ids);
+/* "layer 3: 2 of 64 experts dead (no tokens for 200 steps): 5, 11", one line for each layer and state; heap text, "" when all are
+ * healthy. */
+char *mu_load_window_report(const mu_load_window *w, const int *layer_ids);
 
 /* ------------------------------------------------------------------ routing statistics (stats.c)
  * How many tokens each expert was assigned: of a micro-batch, of a global batch, of each domain in it, of the last steps.
@@ -199,7 +203,7 @@ typedef struct {
     int64_t *by_domain;         /* [layers, experts, domains]: the same by the domain of the sequence */
     int64_t *values;            /* [n_values]: the bits of the caller's F64 values, this rank's */
     int64_t kept;               /* assignments that capacity left; 0 without capacity */
-    mu_roll window;             /* layers, experts; the last steps, and the states of experts that follow from them */
+    mu_load_window window;             /* layers, experts; the last steps, and the states of experts that follow from them */
 } mu_routing_stats;
 /* `layers` MoE layers (0: a dense model) of `experts`; n_values F64 of the caller's own lie beside the counts, so that one
  * read brings all. Local. */

@@ -36,7 +36,7 @@ mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layer
     MU_CHECK(domains >= 1 && n_values >= 0, "routing statistics of %d domains, %lld values", domains, (long long)n_values);
     mu_routing_stats *s = mu_alloc(1, sizeof *s);
     *s = (mu_routing_stats){ .dev = dev, .batch = batch, .domains = domains, .n_values = n_values };
-    mu_roll_init(&s->window, layers, experts);
+    mu_load_window_init(&s->window, layers, experts);
     size_t bytes = (size_t)(micro_word(s) + 2 * cells(s)) * sizeof(int64_t);
     s->memory = mu_memory_new(dev, bytes);
     mu_memory_commit(s->memory, bytes);
@@ -50,7 +50,7 @@ mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layer
 
 void mu_routing_stats_free(mu_routing_stats *s) {
     if (!s) return;
-    mu_roll_free(&s->window);
+    mu_load_window_free(&s->window);
     mu_memory_free(s->memory);
     free(s->host);
     free(s);
@@ -121,19 +121,19 @@ void mu_routing_stats_read(mu_routing_stats *s) {
 
 /* The counts were read into the ring; the rest follows from them. */
 static mu_status ring_set(const mu_state *st, const void *host, mu_error *e) {
-    mu_roll *w = st->module;
+    mu_load_window *w = st->module;
     (void)host;
-    mu_status status = mu_roll_check(w, st->most, e);
-    if (status == MU_STATUS_OK) mu_roll_derive(w);
+    mu_status status = mu_load_window_check(w, st->most, e);
+    if (status == MU_STATUS_OK) mu_load_window_derive(w);
     return status;
 }
 
 void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, mu_state_visitor *v) {
-    mu_roll *w = &s->window;
+    mu_load_window *w = &s->window;
     mu_state steps = { .name = "/state/window/steps", .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = &w->steps,
                        .least = step, .most = step, .for_training = true, .since = 3 };
     mu_state ring = { .name = "/state/window/counts", .type = MU_STORE_I64, .n_dims = 3,
-                      .shape = { MU_ROLL_WINDOW, w->layers, w->experts }, .data = w->ring, .least = 0, .most = assignments,
+                      .shape = { MU_LOAD_WINDOW_STEPS, w->layers, w->experts }, .data = w->ring, .least = 0, .most = assignments,
                       .for_training = true, .since = 3, .module = w, .set = ring_set };
     v->visit(v, &steps);
     v->visit(v, &ring);
@@ -144,4 +144,4 @@ void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignmen
     v->visit(v, &ring);
 }
 
-void mu_routing_stats_take(mu_routing_stats *s) { mu_roll_take(&s->window, s->counts); }
+void mu_routing_stats_take(mu_routing_stats *s) { mu_load_window_add(&s->window, s->counts); }

@@ -127,7 +127,7 @@ done
 
 step "done"
 muster inspect "$run" | sed -n 's/^ *\(.*parameters,.*\)/model: \1/p'
-echo "\"loss\" below \"unigram\" in the table above is what was learned; 1.00 in the roll call is a fair share of the work."
+echo "\"loss\" below \"unigram\" in the table above is what was learned; 1.00 in the table of expert load is the mean of its layer."
 echo
 where() { printf '  %-47s %s\n' "$@"; }
 where "$run/checkpoints/" "the model: HDF5 files with hashes (build/muster verify $run)"

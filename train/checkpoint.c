@@ -66,11 +66,11 @@ static void visit_number(mu_state_visitor *v, const char *name, int64_t value) {
 
 /* What the window says of the steps that each expert took lately bounds those that the optimizer counted. */
 static void visit_optimizer(mu_trainer *t, mu_state_visitor *v) {
-    const mu_roll *w = &t->loss->stats->window;
+    const mu_load_window *w = &t->loss->stats->window;
     int64_t n = (int64_t)w->layers * w->experts, *active = mu_alloc(2 * (size_t)n + 1, sizeof *active), *idle = active + n;
     for (int64_t i = 0; i < n; i++) {
-        active[i] = mu_roll_active(w, (int)(i / w->experts), (int)(i % w->experts));
-        idle[i] = mu_roll_window(w) - active[i];
+        active[i] = mu_load_window_active_steps(w, (int)(i / w->experts), (int)(i % w->experts));
+        idle[i] = mu_load_window_steps(w) - active[i];
     }
     mu_optimizer_state(t->opt, &(mu_step_bounds){ t->step, active, idle }, v);
     free(active);

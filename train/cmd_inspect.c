@@ -87,7 +87,7 @@ static mu_status inspect(const mu_manifest *m, mu_error *e) {
         mu_print("  %lld parameters, %lld active a token, vocabulary %d (%s)\n  texts: fingerprint %s\n",
                  (long long)size.total, (long long)size.active, vocab, m->tokenizer, m->fingerprint);
         print_shards(m);
-        if (cfg->moe.num_experts) mu_print_roll_call(&t);
+        if (cfg->moe.num_experts) mu_print_expert_load(&t);
         printf("\nconfiguration\n");
         mu_print_text(m->config);
     }

@@ -372,7 +372,7 @@ static mu_status run(loop *l, mu_error *e) {
 static void print_end(const loop *l) {
     const mu_trainer *t = l->t;
     mu_print_domains(t, l->domains);
-    mu_print_roll_call(t);
+    mu_print_expert_load(t);
     mu_print("\nwritten to %s: checkpoints/, metrics.jsonl, statistics.rec, routing.h5, config.resolved.yaml, run.json\n"
            "look further: muster inspect %s; muster generate %s --prompt \"The \"\n",
            t->cfg.run.dir, t->cfg.run.dir, t->cfg.run.dir);

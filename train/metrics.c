@@ -69,13 +69,10 @@ static void add_value(mu_json *j, const char *key, double value) {
     if (isfinite(value)) mu_json_float(j, key, value);
 }
 
-/* Are there steps enough to call an expert dead or starved? */
-static bool judges(const mu_trainer *t) { return t->loss->stats->window.steps >= MU_ROLL_LEAST; }
-
 static void add_states(mu_json *j, const mu_trainer *t, int layer, mu_expert_state state, const char *key) {
     mu_json_begin(j, key, '[');
     for (int i = 0; i < t->loss->stats->window.experts; i++)
-        if (mu_roll_state(&t->loss->stats->window, layer, i) == state) mu_json_int(j, NULL, i);
+        if (mu_load_window_state(&t->loss->stats->window, layer, i) == state) mu_json_int(j, NULL, i);
     mu_json_end(j, ']');
 }
 
@@ -89,16 +86,12 @@ static double bias_absmax(const mu_trainer *t) {
 
 static void add_moe_summary(mu_json *j, const mu_trainer *t, const mu_step_result *r) {
     mu_load worst = { 0 }, sum = { 0 };
-    int n = t->model->n_moe, E = (int)t->cfg.moe.num_experts, dead = 0, starved = 0;
+    int n = t->model->n_moe, E = (int)t->cfg.moe.num_experts;
     for (int layer = 0; layer < n; layer++) {
         mu_load l = mu_load_of(t->loss->stats->counts + (int64_t)layer * E, E);
         worst.max_vio = fmax(worst.max_vio, l.max_vio),
         worst.load_imbalance = fmax(worst.load_imbalance, l.load_imbalance);
         sum.load_cv += l.load_cv, sum.diversity += l.diversity;
-        for (int i = 0; i < E; i++) {
-            dead += mu_roll_state(&t->loss->stats->window, layer, i) == MU_EXPERT_DEAD;
-            starved += mu_roll_state(&t->loss->stats->window, layer, i) == MU_EXPERT_STARVED;
-        }
     }
     add_value(j, "moe/aux_loss", r->values.aux);
     add_value(j, "moe/z_loss", r->values.z);
@@ -106,9 +99,10 @@ static void add_moe_summary(mu_json *j, const mu_trainer *t, const mu_step_resul
     mu_json_float(j, "moe/max_vio", worst.max_vio);
     mu_json_float(j, "moe/load_cv", sum.load_cv / n);
     mu_json_float(j, "moe/diversity", sum.diversity / n);
-    if (judges(t)) {
-        mu_json_float(j, "moe/dead_frac", (double)dead / (n * E));
-        mu_json_float(j, "moe/starved_frac", (double)starved / (n * E));
+    if (mu_load_window_judges(&t->loss->stats->window)) {
+        mu_unhealthy found = mu_load_window_unhealthy(&t->loss->stats->window);
+        mu_json_float(j, "moe/dead_frac", (double)found.dead / (n * E));
+        mu_json_float(j, "moe/starved_frac", (double)found.starved / (n * E));
     }
     mu_json_float(j, "moe/dropped_frac", r->values.dropped);
     if (t->cfg.moe.balance & MU_BALANCE_BIAS) mu_json_float(j, "moe/bias_absmax", bias_absmax(t));
@@ -128,7 +122,7 @@ static void add_layers(mu_json *j, const mu_trainer *t) {
         mu_json_end(j, ']');
         snprintf(rest, room, "load_imbalance");
         mu_json_float(j, key, mu_load_of(counts, E).load_imbalance);
-        if (!judges(t)) continue;
+        if (!mu_load_window_judges(&t->loss->stats->window)) continue;
         snprintf(rest, room, "dead");
         add_states(j, t, layer, MU_EXPERT_DEAD, key);
         snprintf(rest, room, "starved");

@@ -1,5 +1,5 @@
 /* progress.c - what a person sees while and after the run trains: one line a logged step, a live bar on a
- * terminal, the table of domains, and the roll call. Rank 0 only. */
+ * terminal, and the tables of domains and of expert load. Rank 0 only. */
 #include "train/train.h"
 
 #include <math.h>
@@ -48,15 +48,6 @@ static void format_time(double seconds, char out[24]) {
     else snprintf(out, 24, "%ld:%02ld", s / 60, s % 60);
 }
 
-static void count_states(const mu_trainer *t, int *dead, int *starved) {
-    *dead = *starved = 0;
-    for (int layer = 0; layer < t->loss->stats->window.layers; layer++)
-        for (int i = 0; i < t->loss->stats->window.experts; i++) {
-            mu_expert_state s = mu_roll_state(&t->loss->stats->window, layer, i);
-            *dead += s == MU_EXPERT_DEAD, *starved += s == MU_EXPERT_STARVED;
-        }
-}
-
 static double imbalance(const mu_trainer *t) {
     double worst = 0;
     int E = (int)t->cfg.moe.num_experts;
@@ -68,7 +59,7 @@ static double imbalance(const mu_trainer *t) {
 static void print_line(const mu_progress *p, const mu_trainer *t, const mu_step_result *r,
                        double tokens_per_s) {
     char left[24], mfu[24] = "-";
-    int dead, starved, width = snprintf(NULL, 0, "%lld", (long long)t->cfg.train.steps);
+    int width = snprintf(NULL, 0, "%lld", (long long)t->cfg.train.steps);
     format_time((double)(t->cfg.train.steps - t->step) * p->mean_seconds, left);
     if (t->peak_flops > 0)
         snprintf(mfu, sizeof mfu, "%.0f%%", 100 * tokens_per_s * p->train_flops / t->peak_flops);
@@ -77,12 +68,12 @@ static void print_line(const mu_progress *p, const mu_trainer *t, const mu_step_
     if (t->model->n_moe) printf(" aux %.3f", r->values.aux);
     printf(" lr %.1e grad %.2f %.0f tok/s mfu %s", r->lr, r->values.grad_norm, tokens_per_s, mfu);
     if (t->model->n_moe) {
-        count_states(t, &dead, &starved);
-        printf(" imbalance %.2f dead %d", imbalance(t), dead);
-        if (starved) printf(" starved %d", starved);
+        mu_unhealthy found = mu_load_window_unhealthy(&t->loss->stats->window);
+        printf(" imbalance %.2f dead %d/%d", imbalance(t), found.dead, p->cells);
+        if (found.starved) printf(" starved %d/%d", found.starved, p->cells);
         if (t->cfg.moe.capacity_factor > 0) printf(" dropped %.1f%%", 100 * r->values.dropped);
     }
-    printf(" left %s\n", left);
+    printf(" ETA %s\n", left);
     fflush(stdout);
 }
 
@@ -95,23 +86,29 @@ static void draw_bar(mu_progress *p, const mu_trainer *t, const mu_step_result *
     format_time((double)(t->cfg.train.steps - t->step) * p->mean_seconds, left);
     printf("\r\033[K[");
     for (int i = 0; i < WIDTH; i++) putchar(i < filled ? '#' : '.');
-    printf("] %lld/%lld  loss %.4f  left %s", (long long)t->step, (long long)t->cfg.train.steps, r->values.loss,
+    printf("] %lld/%lld  loss %.4f  ETA %s", (long long)t->step, (long long)t->cfg.train.steps, r->values.loss,
            left);
     fflush(stdout);
 }
 
-/* Says who fell silent (or woke) since the last time, only when that changed. */
+/* Active is not balanced: where the most loaded expert takes twice the mean, that is said, too. */
+static void say_all_active(mu_progress *p, const mu_trainer *t) {
+    double now = imbalance(t);
+    mu_progress_say(p, "  all experts active again; load imbalance %.2f%s", now, now >= 2 ? " (still high)" : "");
+}
+
+/* Says which experts are dead or starved when that changed since the last time. */
 static void report_changes(mu_progress *p, const mu_trainer *t) {
     bool changed = false;
     for (int i = 0; i < p->cells; i++) {
-        mu_expert_state s = mu_roll_state(&t->loss->stats->window, i / t->loss->stats->window.experts, i % t->loss->stats->window.experts);
+        mu_expert_state s = mu_load_window_state(&t->loss->stats->window, i / t->loss->stats->window.experts, i % t->loss->stats->window.experts);
         changed |= s != p->states[i];
         p->states[i] = s;
     }
     if (!changed) return;
-    char *text = mu_roll_report(&t->loss->stats->window, t->model->moe_layers);
+    char *text = mu_load_window_report(&t->loss->stats->window, t->model->moe_layers);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) mu_progress_say(p, "  %s", line);
-    if (!text[0]) mu_progress_say(p, "  every expert takes tokens again");
+    if (!text[0]) say_all_active(p, t);
     free(text);
 }
 
@@ -138,7 +135,7 @@ void mu_progress_close(mu_progress *p) {
 void mu_print_domains(const mu_trainer *t, const mu_domain_loss *results) {
     bool any = false;
     for (int i = 0; i < t->corpus.n_domains; i++) any |= results[i].tokens > 0;
-    printf(any ? "\nvalidation loss per domain (nats a token; unigram: the best guess that ignores context)\n"
+    printf(any ? "\nvalidation loss per domain (nats per token; unigram: unigram baseline, the entropy of token frequencies)\n"
                : "\ntexts per domain, none of them validated\n");
     printf("  %-20s %12s %12s %8s %8s %8s %10s\n", "domain", "train tokens", "val tokens", "share", "loss", "unigram",
            "bits/byte");
@@ -154,16 +151,16 @@ void mu_print_domains(const mu_trainer *t, const mu_domain_loss *results) {
         else printf("%8.4f %8.4f %10.4f\n", d->ce, d->unigram, d->bits_per_byte);
     }
     if (any && t->cfg.train.eval_sequences > 0)
-        printf("  over at most %lld validation sequences a domain (train.eval_sequences); eval takes all\n",
+        printf("  over at most %lld validation sequences per domain (train.eval_sequences); eval takes all\n",
                (long long)t->cfg.train.eval_sequences);
     else if (any) printf("  over all validation sequences\n");
     fflush(stdout);
 }
 
-void mu_print_roll_call(const mu_trainer *t) {
+void mu_print_expert_load(const mu_trainer *t) {
     if (!t->model->n_moe) return;
-    printf("\nroll call over the last %lld steps (1.00 = a fair share)\n",
-           (long long)mu_roll_window(&t->loss->stats->window));
+    printf("\nexpert load, last %lld steps (1.00 = uniform)\n",
+           (long long)mu_load_window_steps(&t->loss->stats->window));
     int E = t->loss->stats->window.experts;
     for (int layer = 0; layer < t->loss->stats->window.layers; layer++) {
         const int64_t *row = t->loss->stats->window.total + (int64_t)layer * E;
@@ -176,9 +173,9 @@ void mu_print_roll_call(const mu_trainer *t) {
         }
         printf("\n");
     }
-    char *text = mu_roll_report(&t->loss->stats->window, t->model->moe_layers);
+    char *text = mu_load_window_report(&t->loss->stats->window, t->model->moe_layers);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) printf("  %s\n", line);
-    if (!text[0] && t->loss->stats->window.steps >= MU_ROLL_LEAST) printf("  no dead or starved experts\n");
+    if (!text[0] && mu_load_window_judges(&t->loss->stats->window)) printf("  no dead or starved experts\n");
     free(text);
     fflush(stdout);
 }

@@ -41,7 +41,7 @@ typedef struct {
     double seconds, comm_seconds;
 } mu_step_result;
 
-/* Opens mesh, device and model for a loaded configuration; `with_data`: texts and loader, optimizer, roll call.
+/* Opens mesh, device and model for a loaded configuration; `with_data`: texts and loader, optimizer, routing statistics.
  * Collective over all ranks, which agree on the status. mu_trainer_close may follow any outcome. */
 mu_status mu_trainer_open(mu_trainer *t, mu_mesh *mesh, bool with_data, mu_error *e) MU_MUST_USE;
 void mu_trainer_close(mu_trainer *t);
@@ -58,7 +58,7 @@ typedef struct {
     int64_t tokens, bytes;
     double ce;                      /* nats a token */
     double bits_per_byte;
-    double unigram;                 /* nats a token of the best guess that ignores context */
+    double unigram;                 /* nats per token: entropy of the token frequencies */
 } mu_domain_loss;
 /* Validation loss of every domain, `most` sequences each (0: all); results [n_domains], the same on every rank, with
  * tokens 0 for a domain without validation text. Returns the mean over the others, weighted by their training shares;
@@ -202,7 +202,7 @@ void mu_progress_step(mu_progress *p, const mu_trainer *t, const mu_step_result 
 void mu_progress_say(mu_progress *p, const char *fmt, ...) MU_PRINTF(2, 3);     /* a line of its own, above the bar */
 void mu_progress_close(mu_progress *p);
 void mu_print_domains(const mu_trainer *t, const mu_domain_loss *results);     /* the table people read */
-void mu_print_roll_call(const mu_trainer *t);
+void mu_print_expert_load(const mu_trainer *t);
 
 /* ------------------------------------------------------------------ measuring the machine (peak.c) */
 /* The device that train.device and train.dtype ask for, the same kind on every rank. Collective over the world. CONFIG

@@ -165,12 +165,12 @@ static void unsound_configurations_stop(void **state) {
 /* Places, devices, load statistics and communicators that cannot be. */
 static void unsound_arguments_stop(void **state) {
     (void)state;
-    mu_roll r;
+    mu_load_window r;
     STOPS("a device needs a kind", mu_device_open(NULL));
     STOPS("placing 4 experts needs their group", mu_placement_new(NULL, 4));
     STOPS("5 experts do not divide over 2 ranks", mu_placement_new(&(mu_comm){ .size = 2 }, 5));
-    STOPS("load statistics of -1 layers with 4 experts", mu_roll_init(&r, -1, 4));
-    STOPS("load statistics of 2 layers with -4 experts", mu_roll_init(&r, 2, -4));
+    STOPS("load statistics of -1 layers with 4 experts", mu_load_window_init(&r, -1, 4));
+    STOPS("load statistics of 2 layers with -4 experts", mu_load_window_init(&r, 2, -4));
     STOPS("the load of 4 experts, without counts", mu_load_of(NULL, 4));
     STOPS("the load of 0 experts", mu_load_of((int64_t[]){ 1 }, 0));
     STOPS("expert 1 has a count of -3 tokens", mu_load_of((int64_t[]){ 1, -3 }, 2));
@@ -276,7 +276,7 @@ static void check_model(mu_model_config cfg, mu_moe_config moe) {
         for (int j = 0; j < 4; j++) m->blocks[m->moe_layers[i]].moe.bias[j] = 0.1 * (j - 1);
     mu_tape *tp = mu_tape_new(dev);
     mu_loss *l = tiny_loss_new(m, tp);
-    mu_roll_take(&l->stats->window, counts);
+    mu_load_window_add(&l->stats->window, counts);
     gradcheck(m->params, tp, whole_loss, l, 6);
     mu_loss_free(l);
     mu_tape_free(tp);

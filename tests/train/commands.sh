@@ -113,7 +113,7 @@ done
 if [ -e texts/run ] || [ -e texts/more/new ]; then fail "a run folder was made among the texts"; else pass; fi
 domains="data.train=[{domain: own, path: texts},{domain: one, path: texts/1.txt}]"
 expect 0 "training on texts" train 1 run "$domains" train.eval_every=10 log.progress=line
-for pattern in '^step 20/20 loss ' '^validation at step 10: ' '^  own  ' '^  one  ' '^roll call over the last 20 steps' '^checkpoint of step 20 written'; do
+for pattern in '^step 20/20 loss .* dead [0-9]+/16( starved [0-9]+/16)? ETA 0:00$' '^validation at step 10: ' '^  own  ' '^  one  ' '^expert load, last 20 steps' '^checkpoint of step 20 written'; do
     says "training on texts" "$pattern"
 done
 says_once "overlapping texts" '^muster: note: domains "one" and "own" have texts in common'
@@ -207,7 +207,7 @@ fi
 
 # ---------------------------------------------------------------- eval: how much of which texts
 expect 0 "eval of two sequences" m eval run train.eval_sequences=2 train.threads=1 train.device=ref
-says "eval of two sequences" "over at most 2 validation sequences a domain"
+says "eval of two sequences" "over at most 2 validation sequences per domain"
 if [ "$(loss)" = "$first" ]; then fail "eval takes no notice of train.eval_sequences"; else pass; fi
 expect 0 "eval of all" m eval run train.eval_sequences=0
 says "eval of all" "over all validation sequences"

@@ -1,5 +1,5 @@
 # resume.sh - resuming at the same number of ranks: from any step, with gradient accumulation, in the middle of an
-# epoch and beyond the roll call's window, every later metric, the final weights and routing.h5 are bit-identical
+# epoch and beyond the window of expert loads, every later metric, the final weights and routing.h5 are bit-identical
 # to the uninterrupted run. And what --resume accepts and refuses.
 . "$(dirname "$0")/train_lib.sh"
 
@@ -35,7 +35,7 @@ resume_at micro 13 1 $all "$domains" $bias train.micro_batch_size=2
 expect 0 "counts of the batch before, in double precision" train 1 wide $all train.device=ref moe.global_aux_counts=previous train.micro_batch_size=4
 resume_at wide 7 1 $all train.device=ref moe.global_aux_counts=previous train.micro_batch_size=4
 
-expect 0 "beyond the window of the roll call" train 1 long train.steps=230 checkpoint.every=69 checkpoint.keep=9
+expect 0 "beyond the window of expert loads" train 1 long train.steps=230 checkpoint.every=69 checkpoint.keep=9
 resume_at long 207 1 train.steps=230 checkpoint.every=69 checkpoint.keep=9
 
 if [ -n "${MPIEXEC:-}" ]; then

@@ -80,8 +80,8 @@ static const struct {
     const char *what, *message;                 /* what is changed before the saving, and what is said of it */
     int when;
 } bad_state[] = {
-    { "roll steps negative", "/state/window/steps holds -5 at 0, which must be in [3, 3]", EARLY },
-    { "roll steps large", "/state/window/steps", EARLY },
+    { "window steps negative", "/state/window/steps holds -5 at 0, which must be in [3, 3]", EARLY },
+    { "window steps large", "/state/window/steps", EARLY },
     { "ring negative", "/state/window/counts holds -1 at 0", EARLY },
     { "ring large", "/state/window/counts", EARLY },
     { "ring and total", "MoE layer 0: the experts of slot 0 do not add up to 32", EARLY },
@@ -106,7 +106,7 @@ static void set_steps(mu_trainer *t, const char *name, int64_t steps) {
 
 /* No step of the run gave expert 3 of layer 0 a token: what it took is expert 0's. */
 static void idle_expert(mu_trainer *t) {
-    mu_roll *r = &t->loss->stats->window;
+    mu_load_window *r = &t->loss->stats->window;
     for (int64_t step = 0; step < r->steps; step++) {
         int64_t *row = r->ring + step * r->layers * r->experts;
         row[0] += row[3], row[3] = 0;
@@ -121,8 +121,8 @@ static void spoil(mu_trainer *t, const char *how) {
     mu_unit *u = mu_params_find(t->model->params, "/norm/weight");
     mu_sample sample;
     double *const values = (double[]){ NAN, -1.0, INFINITY };
-    if (!strcmp(how, "roll steps negative")) t->loss->stats->window.steps = -5;
-    else if (!strcmp(how, "roll steps large")) t->loss->stats->window.steps = INT64_MAX - 1;
+    if (!strcmp(how, "window steps negative")) t->loss->stats->window.steps = -5;
+    else if (!strcmp(how, "window steps large")) t->loss->stats->window.steps = INT64_MAX - 1;
     else if (!strcmp(how, "ring negative")) t->loss->stats->window.ring[0] = -1;
     else if (!strcmp(how, "ring large")) t->loss->stats->window.ring[0] = t->loss->stats->window.total[0] = INT64_MAX;
     else if (!strcmp(how, "ring and total")) t->loss->stats->window.ring[0] ^= 1, t->loss->stats->window.total[0] += t->loss->stats->window.ring[0] & 1 ? 1 : -1;
@@ -217,11 +217,11 @@ static void sound_checkpoints_load(void **state) {
         steps_and_save(t, 3);
         assert_ok(verify("run/checkpoints/step-00000003"));
         assert_ok(load(t, "run"));
-        for (int64_t step = 3; step < 2 * MU_ROLL_WINDOW; step++) {
+        for (int64_t step = 3; step < 2 * MU_LOAD_WINDOW_STEPS; step++) {
             for (int j = 0; j < t->loss->stats->window.layers * t->loss->stats->window.experts; j++) counts[j] = j % t->loss->stats->window.experts == step % t->loss->stats->window.experts ? 32 : 0;
-            mu_roll_take(&t->loss->stats->window, counts);
+            mu_load_window_add(&t->loss->stats->window, counts);
         }
-        assert_ok(mu_roll_check(&t->loss->stats->window, 32, &e));
+        assert_ok(mu_load_window_check(&t->loss->stats->window, 32, &e));
         free(counts);
         trainer_free(t);
         assert_ok(mu_file_remove_tree("run", &e));

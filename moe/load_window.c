@@ -1,0 +1,165 @@
+/* load_window.c - the load of every expert over the last steps, and which experts are dead or starved in them. */
+#include "moe/moe.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int64_t cells(const mu_load_window *w) { return (int64_t)w->layers * w->experts; }
+
+void mu_load_window_init(mu_load_window *w, int layers, int experts) {
+    MU_CHECK(w && layers >= 0 && experts >= 0, "load statistics of %d layers with %d experts each", layers, experts);
+    *w = (mu_load_window){ .layers = layers, .experts = experts };
+    w->ring = mu_alloc((size_t)(cells(w) * MU_LOAD_WINDOW_STEPS), sizeof(int64_t));
+    w->total = mu_alloc((size_t)cells(w), sizeof(int64_t));
+    w->previous = mu_alloc((size_t)cells(w), sizeof(int64_t));
+}
+
+void mu_load_window_free(mu_load_window *w) {
+    free(w->ring);
+    free(w->total);
+    free(w->previous);
+    *w = (mu_load_window){ 0 };
+}
+
+void mu_load_window_add(mu_load_window *w, const int64_t *counts) {
+    MU_CHECK(counts || !cells(w), "no counts of %d layers of %d experts", w->layers, w->experts);
+    MU_CHECK(w->steps >= 0, "%lld steps", (long long)w->steps);
+    int64_t *row = w->ring + (w->steps % MU_LOAD_WINDOW_STEPS) * cells(w);
+    for (int64_t i = 0; i < cells(w); i++) {
+        w->total[i] += counts[i] - row[i]; /* the row still holds the step that leaves the window, or zeros */
+        row[i] = counts[i];
+        w->previous[i] = counts[i];
+    }
+    w->steps++;
+}
+
+/* Whether each layer's experts took `wanted` assignments together; the layer that did not, or -1. */
+static int uneven_layer(const mu_load_window *w, const int64_t *row, int64_t wanted) {
+    for (int layer = 0; layer < w->layers; layer++, row += w->experts) {
+        int64_t left = wanted;
+        for (int i = 0; i < w->experts; i++) {
+            if (row[i] < 0 || row[i] > left) return layer;
+            left -= row[i];
+        }
+        if (left) return layer;
+    }
+    return -1;
+}
+
+mu_status mu_load_window_check(const mu_load_window *w, int64_t assignments, mu_error *e) {
+    MU_CHECK(assignments >= 0 && assignments <= INT64_MAX / MU_LOAD_WINDOW_STEPS, "%lld assignments", (long long)assignments);
+    if (w->steps < 0) return mu_error_set(e, MU_STATUS_DATA, "expert statistics over %lld steps", (long long)w->steps);
+    for (int64_t slot = 0; slot < MU_LOAD_WINDOW_STEPS; slot++) {
+        int64_t wanted = slot < w->steps ? assignments : 0;
+        int layer = uneven_layer(w, w->ring + slot * cells(w), wanted);
+        if (layer >= 0)
+            return mu_error_set(e, MU_STATUS_DATA, "expert statistics: MoE layer %d: the experts of slot %lld do not add up to %lld",
+                                layer, (long long)slot, (long long)wanted);
+    }
+    return MU_STATUS_OK;
+}
+
+void mu_load_window_derive(mu_load_window *w) {
+    int64_t last = w->steps ? (w->steps - 1) % MU_LOAD_WINDOW_STEPS : 0;
+    for (int64_t i = 0; i < cells(w); i++) {
+        w->previous[i] = w->ring[last * cells(w) + i], w->total[i] = 0;
+        for (int64_t slot = 0; slot < MU_LOAD_WINDOW_STEPS; slot++) w->total[i] += w->ring[slot * cells(w) + i];
+    }
+}
+
+int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expert) {
+    int64_t n = 0;
+    for (int64_t step = 0; step < MU_LOAD_WINDOW_STEPS; step++)
+        n += w->ring[(step * w->layers + layer) * w->experts + expert] > 0;
+    return n;
+}
+
+bool mu_load_window_judges(const mu_load_window *w) { return w->steps >= MU_LOAD_WINDOW_LEAST; }
+
+int64_t mu_load_window_steps(const mu_load_window *w) { return w->steps < MU_LOAD_WINDOW_STEPS ? w->steps : MU_LOAD_WINDOW_STEPS; }
+
+mu_expert_state mu_load_window_state(const mu_load_window *w, int layer, int expert) {
+    MU_CHECK(layer >= 0 && layer < w->layers && expert >= 0 && expert < w->experts, "expert %d of %d, layer %d of %d", expert,
+             w->experts, layer, w->layers);
+    if (!mu_load_window_judges(w)) return MU_EXPERT_HEALTHY;
+    const int64_t *row = w->total + (int64_t)layer * w->experts;
+    if (row[expert] == 0) return MU_EXPERT_DEAD;
+    int64_t all = 0;
+    for (int i = 0; i < w->experts; i++) all += row[i];
+    return row[expert] * w->experts * 10 < all ? MU_EXPERT_STARVED : MU_EXPERT_HEALTHY;
+}
+
+mu_unhealthy mu_load_window_unhealthy(const mu_load_window *w) {
+    mu_unhealthy n = { 0, 0 };
+    for (int layer = 0; layer < w->layers; layer++)
+        for (int i = 0; i < w->experts; i++) {
+            mu_expert_state state = mu_load_window_state(w, layer, i);
+            n.dead += state == MU_EXPERT_DEAD, n.starved += state == MU_EXPERT_STARVED;
+        }
+    return n;
+}
+
+mu_load mu_load_of(const int64_t *counts, int n) {
+    MU_CHECK(counts && n >= 1, "the load of %d experts%s", n, counts ? "" : ", without counts");
+    double total = 0, largest = 0, squares = 0, entropy = 0;
+    for (int i = 0; i < n; i++) {
+        MU_CHECK(counts[i] >= 0, "expert %d has a count of %lld tokens", i, (long long)counts[i]);
+        total += (double)counts[i];
+        if ((double)counts[i] > largest) largest = (double)counts[i];
+    }
+    if (total == 0) return (mu_load){ 0, 0, 0, 0 };
+    double mean = total / n;
+    for (int i = 0; i < n; i++) {
+        double d = (double)counts[i] - mean, p = (double)counts[i] / total;
+        squares += d * d;
+        if (p > 0) entropy -= p * log(p);
+    }
+    return (mu_load){ largest / mean - 1, largest / mean, sqrt(squares / n) / mean, exp(entropy) / n };
+}
+
+/* ------------------------------------------------------------------ for people */
+
+/* ": 2, 5-9, 21": the experts of a layer that are in `state`; runs of three and more as ranges, and a count of what is left
+ * after the first entries. */
+static void list_experts(const mu_load_window *w, int layer, mu_expert_state state, int n, FILE *out) {
+    enum { ENTRIES = 12 };
+    int entries = 0, listed = 0;
+    for (int i = 0; i < w->experts && entries < ENTRIES; i++) {
+        int end = i;
+        while (end < w->experts && mu_load_window_state(w, layer, end) == state) end++;
+        if (end == i) continue;
+        if (end - i == 2) end = i + 1;
+        fprintf(out, entries++ ? ", %d" : ": %d", i);
+        if (end - i > 1) fprintf(out, "-%d", end - 1);
+        listed += end - i;
+        i = end - 1;
+    }
+    if (listed < n) fprintf(out, " and %d more", n - listed);
+}
+
+/* "layer 3: 2 of 64 experts dead (no tokens for 200 steps): 5, 11", when there are any in `state`. */
+static void report_layer(const mu_load_window *w, int layer, int layer_id, mu_expert_state state, FILE *out) {
+    int n = 0;
+    for (int i = 0; i < w->experts; i++) n += mu_load_window_state(w, layer, i) == state;
+    if (!n) return;
+    fprintf(out, "layer %d: %d of %d experts ", layer_id, n, w->experts);
+    fprintf(out, state == MU_EXPERT_DEAD ? "dead (no tokens for %lld steps)" : "starved (below 10 %% of the mean load over %lld steps)",
+            (long long)mu_load_window_steps(w));
+    list_experts(w, layer, state, n, out);
+    fputc('\n', out);
+}
+
+char *mu_load_window_report(const mu_load_window *w, const int *layer_ids) {
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    MU_CHECK(out, "out of memory");
+    for (int layer = 0; layer < w->layers; layer++) {
+        report_layer(w, layer, layer_ids[layer], MU_EXPERT_DEAD, out);
+        report_layer(w, layer, layer_ids[layer], MU_EXPERT_STARVED, out);
+    }
+    fclose(out);
+    if (size && text[size - 1] == '\n') text[size - 1] = '\0';
+    return text;
+}

@@ -1,0 +1,177 @@
+/* test_load_window.c - the window of loads, the states that follow from it, and its report. */
+#include "moe/moe.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LAYERS = 2, E = 5 };
+
+static void take(mu_load_window *w, int64_t times, const int64_t counts[LAYERS * E]) {
+    for (int64_t i = 0; i < times; i++) mu_load_window_add(w, counts);
+}
+
+static const int64_t even[LAYERS * E] = { 10, 10, 10, 10, 10, 10, 10, 10, 10, 10 };
+/* layer 0: expert 2 dead; layer 1: 0 and 3 dead, 4 starved (8 < 10 % of 100), 1 just not (10 = 10 %) */
+static const int64_t uneven[LAYERS * E] = { 25, 25, 0, 25, 25, 0, 10, 482, 0, 8 };
+
+static void nobody_is_judged_before_twenty_steps(void **state) {
+    (void)state;
+    mu_load_window w;
+    mu_load_window_init(&w, LAYERS, E);
+    take(&w, MU_LOAD_WINDOW_LEAST - 1, uneven);
+    for (int i = 0; i < LAYERS * E; i++) assert_int_equal(mu_load_window_state(&w, i / E, i % E), MU_EXPERT_HEALTHY);
+    char *text = mu_load_window_report(&w, (int[]){ 0, 1 });
+    assert_string_equal(text, "");
+    free(text);
+    take(&w, 1, uneven);
+    assert_int_equal(mu_load_window_steps(&w), 20);
+    assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_DEAD);
+    mu_load_window_free(&w);
+}
+
+static void dead_starved_healthy(void **state) {
+    (void)state;
+    static const mu_expert_state wanted[LAYERS * E] = {
+        MU_EXPERT_HEALTHY, MU_EXPERT_HEALTHY, MU_EXPERT_DEAD, MU_EXPERT_HEALTHY, MU_EXPERT_HEALTHY,
+        MU_EXPERT_DEAD, MU_EXPERT_HEALTHY, MU_EXPERT_HEALTHY, MU_EXPERT_DEAD, MU_EXPERT_STARVED,
+    };
+    mu_load_window w;
+    mu_load_window_init(&w, LAYERS, E);
+    take(&w, 30, uneven);
+    for (int i = 0; i < LAYERS * E; i++) assert_int_equal(mu_load_window_state(&w, i / E, i % E), wanted[i]);
+    char *text = mu_load_window_report(&w, (int[]){ 1, 3 });
+    assert_string_equal(text, "layer 1: 1 of 5 experts dead (no tokens for 30 steps): 2\n"
+                              "layer 3: 2 of 5 experts dead (no tokens for 30 steps): 0, 3\n"
+                              "layer 3: 1 of 5 experts starved (below 10 % of the mean load over 30 steps): 4");
+    mu_unhealthy found = mu_load_window_unhealthy(&w);
+    assert_int_equal(found.dead, 3);
+    assert_int_equal(found.starved, 1);
+    free(text);
+    mu_load_window_free(&w);
+}
+
+/* Runs of three and more are ranges, and after a dozen entries the rest is a number. */
+static void long_lists_are_short(void **state) {
+    (void)state;
+    enum { MANY = 64 };
+    static const struct { const char *dead, *text; } cases[] = {
+        { "11100110", "5 of 64 experts dead (no tokens for 20 steps): 0-2, 5, 6" },
+        { "0101010101010101010101010101", "14 of 64 experts dead (no tokens for 20 steps): 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23 and 2 more" },
+        { "0000000000000000000000000000000000000000000000000000000000001111", "4 of 64 experts dead (no tokens for 20 steps): 60-63" },
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        int64_t counts[MANY];
+        mu_load_window w;
+        mu_load_window_init(&w, 1, MANY);
+        for (size_t i = 0; i < MANY; i++) counts[i] = i < strlen(cases[c].dead) && cases[c].dead[i] == '1' ? 0 : 5;
+        for (int step = 0; step < MU_LOAD_WINDOW_LEAST; step++) mu_load_window_add(&w, counts);
+        char *text = mu_load_window_report(&w, (int[]){ 7 });
+        assert_int_equal(strncmp(text, "layer 7: ", 9), 0);
+        assert_string_equal(text + 9, cases[c].text);
+        free(text);
+        mu_load_window_free(&w);
+    }
+}
+
+/* A step leaves the window when 200 newer ones are in it: not one earlier, not one later. */
+static void the_window_slides(void **state) {
+    (void)state;
+    mu_load_window w;
+    mu_load_window_init(&w, LAYERS, E);
+    take(&w, 7, even);
+    take(&w, MU_LOAD_WINDOW_STEPS - 1, uneven);
+    assert_int_equal(mu_load_window_steps(&w), MU_LOAD_WINDOW_STEPS);
+    assert_int_equal(w.total[2], 10);               /* one even step is left */
+    assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_STARVED);
+    take(&w, 1, uneven);
+    assert_int_equal(w.total[2], 0);
+    assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_DEAD);
+    for (int i = 0; i < LAYERS * E; i++) assert_int_equal(w.total[i], MU_LOAD_WINDOW_STEPS * uneven[i]);
+    take(&w, 1, even);                              /* one token: no longer dead */
+    assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_STARVED);
+    for (int i = 0; i < LAYERS * E; i++) assert_int_equal(w.previous[i], even[i]);
+    take(&w, 3 * MU_LOAD_WINDOW_STEPS, even);
+    char *text = mu_load_window_report(&w, (int[]){ 0, 1 });
+    assert_string_equal(text, "");
+    free(text);
+    mu_load_window_free(&w);
+}
+
+static void assert_refused(const mu_load_window *w, const char *why) {
+    mu_error e = { 0 };
+    if (mu_load_window_check(w, 10, &e) != MU_STATUS_DATA || !strstr(e.text, why)) fail_msg("no \"%s\": %s", why, e.text);
+}
+
+/* Ten assignments a layer in each step: what is read must be what mu_load_window_add makes of them. */
+static void what_is_read_is_what_was_taken(void **state) {
+    (void)state;
+    mu_load_window w;
+    mu_error e;
+    mu_load_window_init(&w, LAYERS, E);
+    assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);
+    for (int64_t step = 0; step < 2 * MU_LOAD_WINDOW_STEPS + 3; step++) {
+        int64_t counts[LAYERS * E] = { 0 }, first = step % 7;
+        counts[step % E] += first, counts[(step + 1) % E] += 10 - first;
+        counts[E] = 3, counts[E + 1 + step % 3] = 7;
+        mu_load_window_add(&w, counts);
+        assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);
+        if (step == 2 * MU_LOAD_WINDOW_LEAST) {
+            w.ring[MU_LOAD_WINDOW_STEPS * LAYERS * E - 1] = 1, w.total[LAYERS * E - 1]++;     /* a slot of no step yet */
+            assert_refused(&w, "MoE layer 1: the experts of slot 199 do not add up to 0");
+            w.ring[MU_LOAD_WINDOW_STEPS * LAYERS * E - 1] = 0, w.total[LAYERS * E - 1]--;
+        }
+    }
+    assert_int_equal(mu_load_window_active_steps(&w, 1, 0), MU_LOAD_WINDOW_STEPS);
+    assert_int_equal(mu_load_window_active_steps(&w, 1, 4), 0);
+    int64_t *last = w.ring + (w.steps - 1) % MU_LOAD_WINDOW_STEPS * LAYERS * E;
+    last[0]++;
+    assert_refused(&w, "MoE layer 0: the experts of slot 2 do not add up to 10");
+    last[0]--;
+    int64_t total[LAYERS * E], previous[LAYERS * E];
+    memcpy(total, w.total, sizeof total), memcpy(previous, w.previous, sizeof previous);
+    memset(w.total, 7, sizeof total), memset(w.previous, 7, sizeof previous);
+    mu_load_window_derive(&w);                         /* what is not read follows from the ring */
+    assert_memory_equal(w.total, total, sizeof total);
+    assert_memory_equal(w.previous, previous, sizeof previous);
+    last[5] = -last[5];
+    assert_refused(&w, "MoE layer 1: the experts of slot 2 do not add up to 10");
+    last[5] = INT64_MAX;
+    assert_refused(&w, "MoE layer 1: the experts of slot 2 do not add up to 10");
+    last[5] = 3;
+    assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);
+    w.steps = -1;
+    assert_refused(&w, "over -1 steps");
+    mu_load_window_free(&w);
+    mu_load_window_init(&w, 0, 0);                     /* a dense model */
+    for (int i = 0; i < 3; i++) mu_load_window_add(&w, NULL);
+    assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);
+    mu_load_window_free(&w);
+}
+
+static bool near(double x, double y) { return fabs(x - y) < 1e-12; }
+
+static void loads(void **state) {
+    (void)state;
+    mu_load l = mu_load_of((int64_t[]){ 3, 3, 3, 3 }, 4);
+    assert_true(near(l.max_vio, 0) && near(l.load_imbalance, 1) && near(l.load_cv, 0) &&
+                near(l.diversity, 1));
+    l = mu_load_of((int64_t[]){ 0, 8, 0, 0 }, 4);
+    assert_true(near(l.max_vio, 3) && near(l.load_imbalance, 4) && near(l.load_cv, sqrt(3)) &&
+                near(l.diversity, 0.25));
+    l = mu_load_of((int64_t[]){ 1, 3 }, 2);
+    assert_true(near(l.max_vio, 0.5) && near(l.load_cv, 0.5) &&
+                near(l.diversity, exp(-0.25 * log(0.25) - 0.75 * log(0.75)) / 2));
+    l = mu_load_of((int64_t[]){ 0, 0, 0 }, 3);
+    assert_true(l.max_vio == 0 && l.load_imbalance == 0 && l.load_cv == 0 && l.diversity == 0);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(nobody_is_judged_before_twenty_steps), cmocka_unit_test(dead_starved_healthy),
+        cmocka_unit_test(long_lists_are_short), cmocka_unit_test(the_window_slides), cmocka_unit_test(loads), cmocka_unit_test(what_is_read_is_what_was_taken),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
