@@ -29,7 +29,7 @@ struct mu_tensor {
     int n_dims;
     int64_t shape[4];
     void *data, *grad;      /* device memory; grad is NULL until something is added to it */
-    void *master;           /* a parameter's values in the device's fine type: `data` itself where that is the real one */
+    void *master;           /* a parameter's values in the device's master dtype; equals `data` where that is the compute dtype */
     bool needs_grad;
     bool grad_new;          /* a parameter's: what `grad` holds means nothing yet, the first contribution assigns */
     bool released;          /* no op will read it any more ... */
@@ -43,11 +43,11 @@ struct mu_tensor {
 
 /* A new tensor on the tape, not cleared. */
 mu_tensor *mu_tensor_new(mu_tape *tp, mu_dtype dtype, int n_dims, const int64_t *shape);
-mu_tensor *mu_tensor_2d(mu_tape *tp, int64_t rows, int64_t columns);    /* the device's real type */
-mu_tensor *mu_tensor_fine(mu_tape *tp, int64_t rows, int64_t columns);  /* the device's fine type */
+mu_tensor *mu_tensor_2d(mu_tape *tp, int64_t rows, int64_t columns);            /* compute dtype */
+mu_tensor *mu_tensor_2d_master(mu_tape *tp, int64_t rows, int64_t columns);     /* master dtype */
 mu_tensor *mu_tensor_like(mu_tape *tp, const mu_tensor *x);
 mu_tensor *mu_tensor_scalar(mu_tape *tp);                               /* one F64 */
-mu_tensor *mu_tensor_loss(mu_tape *tp, int64_t rows);                   /* F64, one value a leaf (mu_tape_leaf) of `rows` rows */
+mu_tensor *mu_tensor_loss(mu_tape *tp, int64_t rows);                   /* F64 [reduction units of `rows` rows] */
 mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *host_or_null);
 /* Fatal, beginning with `what` ("linear: x"), unless t is there, has n_dims dimensions (0: any number of them) and one of the
  * types, bits 1 << dtype. */
@@ -57,7 +57,7 @@ void mu_tensor_check(const mu_tensor *t, const char *what, int n_dims, unsigned 
 void mu_ids_check(const mu_tensor *ids, const char *what, int64_t low, int64_t high);
 int64_t mu_count(const mu_tensor *t);                   /* number of elements */
 mu_mat  mu_data(const mu_tensor *t);                    /* operand; ld = the last dimension. NULL tensor: not given */
-mu_mat  mu_master(const mu_tensor *t);                  /* the same in the fine type for a parameter, which has both */
+mu_mat  mu_master(const mu_tensor *t);                  /* the same; of a parameter, its master values */
 mu_mat  mu_grad(mu_tape *tp, mu_tensor *t);             /* gradient to add to: made and zeroed at first use */
 double  mu_grad_beta(mu_tape *tp, mu_tensor *t, mu_mat *grad);  /* for kernels that can assign: 0, assign all of *grad; or 1, add to it */
 mu_mat  mu_grad_of(const mu_tensor *t);                 /* the gradient as it is, data NULL when there is none */
@@ -105,13 +105,13 @@ void *mu_tape_alloc(mu_tape *tp, size_t bytes);         /* host memory until res
 /* The caller (an op or a layer) will not pass `t` on any more: its memory goes back as soon as no
  * recorded backward needs it. Gradients stay. NULL is fine. */
 void mu_release(mu_tape *tp, mu_tensor *t);
-/* A leaf is what losses and exact sums of gradients are made of: this many rows of a batch, a sequence; 0, the
- * default, is the whole batch. Then each loss is one value a leaf, and a leaf's share of a weight's gradient is
- * summed apart and added to the exact sums: the same bits whatever other leaves the batch holds. */
-void mu_tape_leaf(mu_tape *tp, int64_t rows);
-int64_t mu_leaves(const mu_tape *tp, int64_t rows);     /* leaves of a batch of `rows` rows */
-mu_tensor *mu_leaf_cuts(mu_tape *tp, int64_t rows);     /* I64 [leaves + 1]: the first row of each, then `rows` */
-/* Gradients of the sum of `loss` (F64, one value or one a leaf) into every tensor it depends on. Frees each
+/* A reduction unit is a group of consecutive rows of a batch, `rows` of them (a sequence); 0, the default, is the
+ * whole batch. Losses have one value per unit. With exact sums (mu_params_exact_sums) each unit's share of a weight's
+ * gradient is computed by itself and then added exactly: the same bits whatever other units the batch holds. */
+void mu_tape_set_reduction_unit(mu_tape *tp, int64_t rows);
+int64_t mu_tape_reduction_units(const mu_tape *tp, int64_t rows);   /* number of units in `rows` rows */
+mu_tensor *mu_tape_unit_bounds(mu_tape *tp, int64_t rows);        /* I64 [units + 1]: the first row of each, then `rows` */
+/* Gradients of the sum of `loss` (F64, one value per reduction unit) into every tensor it depends on. Frees each
  * activation and gradient once its producer's backward is done. */
 void mu_backward(mu_tape *tp, mu_tensor *loss);
 /* The same, with events for those who begin work before it ends. `complete`: nothing that is still to come adds to the gradient
@@ -168,8 +168,8 @@ typedef struct {
     const struct mu_comm *reduce;           /* gradients are summed over it; NULL: nothing to sum */
     int64_t count;                          /* values on this rank */
     int64_t version;                        /* counts mu_unit_freeze and mu_unit_set_lr_factor: what was made of them is stale */
-    mu_memory *values, *grads;              /* masters and gradients, fine */
-    mu_memory *reals;                       /* the masters rounded to the real type; NULL where that is the fine one */
+    mu_memory *values, *grads;              /* master values and gradients, both in the master dtype */
+    mu_memory *compute;                     /* copies in the compute dtype; NULL where it is the master dtype */
     mu_memory *sums;                        /* exact sums of the gradients, unit by unit; NULL without */
     int64_t sums_words;
 } mu_group;
@@ -223,7 +223,7 @@ void mu_params_alloc(mu_params *ps);
 /* Initial values: each unit's stream is keyed by seed and name, so any layout gives the same model. */
 void mu_params_init(mu_params *ps, uint64_t seed);
 /* From here on ops add gradients to exact sums (16 bytes a value more), mu_grads_reduce adds those over the ranks
- * and rounds them to the gradients: the same bits for any order and grouping of the leaves. After mu_params_alloc. */
+ * and rounds them to the gradients: the same bits for any order and grouping of the reduction units. After mu_params_alloc. */
 void mu_params_exact(mu_params *ps);
 /* A step's gradients begin here, as zeros; exact sums too. Memory is cleared only where something is added, or in
  * mu_params_finish_grads and mu_unit_grad. */
@@ -232,9 +232,9 @@ void mu_params_finish_grads(mu_params *ps);                         /* zeros whe
 void mu_param_finish_grad(mu_param *p);                             /* the same of one parameter */
 void mu_params_round_grads(mu_params *ps);                          /* gradients = the exact sums as they are, where there are any */
 mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when it is not on this rank */
-void *mu_unit_data(const mu_unit *u);                               /* device pointers: master and gradient, fine */
+void *mu_unit_data(const mu_unit *u);                               /* device pointers, master dtype */
 void *mu_unit_grad(const mu_unit *u);
-/* The masters of this rank's units, for a checkpoint; mu_params_publish must follow a load. */
+/* The masters of this rank's units, for a checkpoint; mu_params_refresh must follow a load. */
 void mu_params_state(mu_params *ps, mu_state_visitor *v);
 mu_state mu_unit_state(const mu_unit *u, const char *prefix);       /* an array as large as the unit, under PREFIX/NAME, finite */
 /* From the next step of an optimizer on. A frozen unit keeps its values, its optimizer state and its step count bit for bit, and
@@ -243,7 +243,7 @@ mu_state mu_unit_state(const mu_unit *u, const char *prefix);       /* an array 
 void mu_unit_freeze(mu_unit *u, bool frozen);
 void mu_unit_set_lr_factor(mu_unit *u, double factor);
 /* After masters were written by hand: what ops read follows them. */
-void mu_params_publish(mu_params *ps);
+void mu_params_refresh(mu_params *ps);
 /* Every unit in order of declaration: for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) */
 mu_unit *mu_unit_next(const mu_params *ps, const mu_unit *u);
 
@@ -251,7 +251,7 @@ mu_unit *mu_unit_next(const mu_params *ps, const mu_unit *u);
  * x is an activation, w a parameter's tensor. */
 mu_tensor *mu_add(mu_tape *tp, mu_tensor *x, mu_tensor *y);                     /* x + y, any one shape; scalars too */
 mu_tensor *mu_linear(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);            /* x w^T: [T, O] */
-mu_tensor *mu_linear_fine(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);       /* the same, never rounded to bf16 */
+mu_tensor *mu_linear_master(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);     /* the same in the master dtype */
 mu_tensor *mu_embedding(mu_tape *tp, mu_tensor *ids_T, mu_tensor *w_VD);        /* w[ids]: [T, D] */
 mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w_D, double eps);   /* over groups of D values: also per head */
 /* Rotary positions of H heads; cos, sin: [max_seq_len, d/2] tables; row t stands at t % seq_len. */

@@ -5,7 +5,7 @@
 
 static mu_tensor matrix_at(mu_kv_cache *c, size_t bytes, int i, int64_t width) {
     return (mu_tensor){ .dev = c->memory->dev,
-                        .dtype = c->memory->dev->real,
+                        .dtype = c->memory->dev->compute,
                         .n_dims = 2,
                         .shape = { c->most, width },
                         .data = c->memory->region.base + (size_t)i * bytes };
@@ -15,7 +15,7 @@ mu_kv_cache *mu_kv_cache_new(mu_device *dev, int n_layers, int64_t most, int64_t
     MU_CHECK(dev && n_layers >= 1 && most >= 1 && width >= 1, "a cache of %d layers, %lld tokens, %lld wide", n_layers,
              (long long)most, (long long)width);
     mu_kv_cache *c = mu_alloc(1, sizeof *c);
-    size_t bytes = mu_size_mul((size_t)(most * width), mu_dtype_size(dev->real));
+    size_t bytes = mu_size_mul((size_t)(most * width), mu_dtype_size(dev->compute));
     size_t all = mu_size_mul(2 * (size_t)n_layers, bytes);
     c->n_layers = n_layers, c->most = most;
     c->memory = mu_memory_new(dev, all);

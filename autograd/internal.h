@@ -26,7 +26,7 @@ struct mu_tape {
     mu_arena host;              /* nodes, tensors, extras */
     mu_node_list nodes;
     bool recording;
-    int64_t leaf_rows;          /* 0: a batch is one leaf */
+    int64_t unit_rows;          /* of a reduction unit; 0: the whole batch is one */
     int layer;                  /* of what is being recorded; -1: none */
     const char *part;           /* what is being recorded, since when */
     double part_start;

@@ -24,7 +24,7 @@ void mu_params_free(mu_params *ps) {
     for (int i = 0; i < ps->n_groups; i++) {
         if (ps->groups[i]->values) mu_memory_free(ps->groups[i]->values);
         if (ps->groups[i]->grads) mu_memory_free(ps->groups[i]->grads);
-        mu_memory_free(ps->groups[i]->reals);
+        mu_memory_free(ps->groups[i]->compute);
         mu_memory_free(ps->groups[i]->sums);
         free(ps->groups[i]);
     }
@@ -85,7 +85,7 @@ mu_param *mu_params_add(mu_params *ps, const mu_param_desc *desc) {
     p->desc = *desc;
     make_units(ps, p);
     mu_tensor *t = &p->tensor;
-    *t = (mu_tensor){ .dev = ps->dev, .dtype = ps->dev->real, .needs_grad = true };
+    *t = (mu_tensor){ .dev = ps->dev, .dtype = ps->dev->compute, .needs_grad = true };
     if (desc->n_experts) t->shape[t->n_dims++] = desc->n_local;
     for (int i = 0; i < desc->n_dims; i++) t->shape[t->n_dims++] = desc->shape[i];
     p->slab_offset = desc->group->count;
@@ -109,16 +109,16 @@ static void *place_in(const mu_memory *slab, const mu_param *p, mu_dtype dtype) 
 void mu_params_alloc(mu_params *ps) {
     for (int i = 0; i < ps->n_groups; i++) {
         mu_group *g = ps->groups[i];
-        g->values = new_slab(ps, g, ps->dev->fine);
-        g->grads = new_slab(ps, g, ps->dev->fine);
-        if (ps->dev->real != ps->dev->fine) g->reals = new_slab(ps, g, ps->dev->real);
+        g->values = new_slab(ps, g, ps->dev->master);
+        g->grads = new_slab(ps, g, ps->dev->master);
+        if (ps->dev->compute != ps->dev->master) g->compute = new_slab(ps, g, ps->dev->compute);
     }
     for (int i = 0; i < ps->n_params; i++) {
         mu_param *p = ps->params[i];
         const mu_group *g = p->desc.group;
-        p->tensor.master = place_in(g->values, p, ps->dev->fine);
-        p->tensor.grad = place_in(g->grads, p, ps->dev->fine);
-        p->tensor.data = g->reals ? place_in(g->reals, p, ps->dev->real) : p->tensor.master;
+        p->tensor.master = place_in(g->values, p, ps->dev->master);
+        p->tensor.grad = place_in(g->grads, p, ps->dev->master);
+        p->tensor.data = g->compute ? place_in(g->compute, p, ps->dev->compute) : p->tensor.master;
     }
 }
 
@@ -129,22 +129,22 @@ static void init_unit(const mu_params *ps, const mu_unit *u, uint64_t seed) {
     if (std < 0)
         for (int64_t i = 0; i < u->count; i++) values[i] = 1.0;
     else if (std > 0) mu_rng_normals(&rng, u->count, std, values);
-    mu_reals_set(ps->dev, ps->dev->fine, mu_unit_data(u), u->count, values);
+    mu_reals_set(ps->dev, ps->dev->master, mu_unit_data(u), u->count, values);
     free(values);
 }
 
 void mu_params_init(mu_params *ps, uint64_t seed) {
     if (ps->dev->shape_only) return;
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) init_unit(ps, u, seed);
-    mu_params_publish(ps);
+    mu_params_refresh(ps);
 }
 
-void mu_params_publish(mu_params *ps) {
+void mu_params_refresh(mu_params *ps) {
     for (int i = 0; i < ps->n_groups; i++) {
         const mu_group *g = ps->groups[i];
-        if (g->reals)
-            ps->dev->k->copy(ps->dev, g->count, (mu_mat){ g->values->region.base, ps->dev->fine, 1 },
-                             (mu_mat){ g->reals->region.base, ps->dev->real, 1 });
+        if (g->compute)
+            ps->dev->k->copy(ps->dev, g->count, (mu_mat){ g->values->region.base, ps->dev->master, 1 },
+                             (mu_mat){ g->compute->region.base, ps->dev->compute, 1 });
     }
 }
 
@@ -195,7 +195,7 @@ void mu_params_round_grads(mu_params *ps) {
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
         mu_mat sums = mu_sums(&u->param->tensor);
         if (!sums.data) continue;
-        mu_mat grad = { mu_unit_grad(u), ps->dev->fine, 1 };
+        mu_mat grad = { mu_unit_grad(u), ps->dev->master, 1 };
         ps->dev->k->exact_round(ps->dev, u->count, mu_mat_rows(sums, u - u->param->units), grad);
     }
 }
@@ -237,12 +237,12 @@ static void *at_unit(const mu_unit *u, void *of_param, mu_dtype dtype) {
 
 void *mu_unit_data(const mu_unit *u) {
     const mu_tensor *t = &u->param->tensor;
-    return at_unit(u, t->master, t->dev->fine);
+    return at_unit(u, t->master, t->dev->master);
 }
 
 void *mu_unit_grad(const mu_unit *u) {
     mu_param_finish_grad(u->param);
-    return at_unit(u, u->param->tensor.grad, u->param->tensor.dev->fine);
+    return at_unit(u, u->param->tensor.grad, u->param->tensor.dev->master);
 }
 
 /* ------------------------------------------------------------------ state */
@@ -250,20 +250,20 @@ void *mu_unit_grad(const mu_unit *u) {
 static void values_get(const mu_state *s, void *host) {
     const mu_unit *u = s->item;
     mu_device *dev = u->param->tensor.dev;
-    mu_device_read(dev, host, mu_unit_data(u), (size_t)u->count * mu_dtype_size(dev->fine));
+    mu_device_read(dev, host, mu_unit_data(u), (size_t)u->count * mu_dtype_size(dev->master));
 }
 
 static mu_status values_set(const mu_state *s, const void *host, mu_error *e) {
     const mu_unit *u = s->item;
     mu_device *dev = u->param->tensor.dev;
     (void)e;
-    mu_device_write(dev, mu_unit_data(u), host, (size_t)u->count * mu_dtype_size(dev->fine));
+    mu_device_write(dev, mu_unit_data(u), host, (size_t)u->count * mu_dtype_size(dev->master));
     return MU_STATUS_OK;
 }
 
 mu_state mu_unit_state(const mu_unit *u, const char *prefix) {
     const mu_param_desc *d = &u->param->desc;
-    mu_state s = { .type = u->param->tensor.dev->fine == MU_DTYPE_F64 ? MU_STORE_F64 : MU_STORE_F32,
+    mu_state s = { .type = u->param->tensor.dev->master == MU_DTYPE_F64 ? MU_STORE_F64 : MU_STORE_F32,
                    .n_dims = d->n_dims,
                    .shape = { d->shape[0], d->shape[1] },
                    .low = -DBL_MAX,

@@ -40,23 +40,23 @@ int64_t mu_tape_peak(const mu_tape *tp) { return (int64_t)tp->pool.peak; }
 
 void *mu_tape_alloc(mu_tape *tp, size_t bytes) { return memset(mu_arena_alloc(&tp->host, bytes), 0, bytes); }
 
-void mu_tape_leaf(mu_tape *tp, int64_t rows) {
-    MU_CHECK(rows >= 0, "leaves of %lld rows", (long long)rows);
-    tp->leaf_rows = rows;
+void mu_tape_set_reduction_unit(mu_tape *tp, int64_t rows) {
+    MU_CHECK(rows >= 0, "a reduction unit cannot have %lld rows", (long long)rows);
+    tp->unit_rows = rows;
 }
 
-int64_t mu_leaves(const mu_tape *tp, int64_t rows) {
-    if (!tp->leaf_rows) return 1;
-    MU_CHECK(rows % tp->leaf_rows == 0, "%lld rows are not leaves of %lld", (long long)rows,
-             (long long)tp->leaf_rows);
-    return rows / tp->leaf_rows;
+int64_t mu_tape_reduction_units(const mu_tape *tp, int64_t rows) {
+    if (!tp->unit_rows) return 1;
+    MU_CHECK(rows % tp->unit_rows == 0, "%lld rows are not a multiple of the reduction unit, %lld rows", (long long)rows,
+             (long long)tp->unit_rows);
+    return rows / tp->unit_rows;
 }
 
-mu_tensor *mu_leaf_cuts(mu_tape *tp, int64_t rows) {
-    int64_t leaves = mu_leaves(tp, rows);
-    int64_t *cuts = mu_tape_alloc(tp, sizeof *cuts * (size_t)(leaves + 1));
-    for (int64_t i = 1; i <= leaves; i++) cuts[i] = rows / leaves * i;
-    return mu_tensor_ints(tp, MU_DTYPE_I64, leaves + 1, cuts);
+mu_tensor *mu_tape_unit_bounds(mu_tape *tp, int64_t rows) {
+    int64_t units = mu_tape_reduction_units(tp, rows);
+    int64_t *bounds = mu_tape_alloc(tp, sizeof *bounds * (size_t)(units + 1));
+    for (int64_t i = 1; i <= units; i++) bounds[i] = rows / units * i;
+    return mu_tensor_ints(tp, MU_DTYPE_I64, units + 1, bounds);
 }
 
 static size_t bytes_of(const mu_tensor *t) { return (size_t)mu_count(t) * mu_dtype_size(t->dtype); }
@@ -194,8 +194,8 @@ void mu_backward(mu_tape *tp, mu_tensor *loss) { mu_backward_with(tp, loss, NULL
 
 void mu_backward_with(mu_tape *tp, mu_tensor *loss, const mu_backward_events *events) {
     mu_tensor_check(loss, "backward: loss", 0, MU_FLOATS);
-    MU_CHECK(loss->dtype == MU_DTYPE_F64 && (tp->leaf_rows || mu_count(loss) == 1),
-             "backward starts from a loss of one f64, or one a leaf");
+    MU_CHECK(loss->dtype == MU_DTYPE_F64 && (tp->unit_rows || mu_count(loss) == 1),
+             "backward starts from a loss of one f64, or one a unit");
     MU_CHECK(loss->needs_grad, "the loss depends on no parameter (or the tape was not recording)");
     mu_tape_part(tp, NULL);
     tp->dev->k->fill(tp->dev, mu_count(loss), 1.0, mu_grad(tp, loss));

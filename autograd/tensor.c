@@ -35,11 +35,11 @@ mu_tensor *mu_tensor_new(mu_tape *tp, mu_dtype dtype, int n_dims, const int64_t 
 }
 
 mu_tensor *mu_tensor_2d(mu_tape *tp, int64_t rows, int64_t columns) {
-    return mu_tensor_new(tp, tp->dev->real, 2, (int64_t[]){ rows, columns });
+    return mu_tensor_new(tp, tp->dev->compute, 2, (int64_t[]){ rows, columns });
 }
 
-mu_tensor *mu_tensor_fine(mu_tape *tp, int64_t rows, int64_t columns) {
-    return mu_tensor_new(tp, tp->dev->fine, 2, (int64_t[]){ rows, columns });
+mu_tensor *mu_tensor_2d_master(mu_tape *tp, int64_t rows, int64_t columns) {
+    return mu_tensor_new(tp, tp->dev->master, 2, (int64_t[]){ rows, columns });
 }
 
 mu_tensor *mu_tensor_like(mu_tape *tp, const mu_tensor *x) {
@@ -49,7 +49,7 @@ mu_tensor *mu_tensor_like(mu_tape *tp, const mu_tensor *x) {
 mu_tensor *mu_tensor_scalar(mu_tape *tp) { return mu_tensor_new(tp, MU_DTYPE_F64, 1, (int64_t[]){ 1 }); }
 
 mu_tensor *mu_tensor_loss(mu_tape *tp, int64_t rows) {
-    return mu_tensor_new(tp, MU_DTYPE_F64, 1, (int64_t[]){ mu_leaves(tp, rows) });
+    return mu_tensor_new(tp, MU_DTYPE_F64, 1, (int64_t[]){ mu_tape_reduction_units(tp, rows) });
 }
 
 mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *host_or_null) {
@@ -75,12 +75,12 @@ mu_mat mu_data(const mu_tensor *t) {
 
 mu_mat mu_master(const mu_tensor *t) {
     mu_mat m = mu_data(t);
-    if (t->master) m.data = t->master, m.dtype = t->dev->fine;
+    if (t->master) m.data = t->master, m.dtype = t->dev->master;
     return m;
 }
 
-/* A parameter's gradient is as fine as its master, an activation's of its own type. */
-static mu_dtype grad_type(const mu_tensor *t) { return t->master ? t->dev->fine : t->dtype; }
+/* A parameter's gradient is as master as its master, an activation's of its own type. */
+static mu_dtype grad_type(const mu_tensor *t) { return t->master ? t->dev->master : t->dtype; }
 
 mu_mat mu_grad_of(const mu_tensor *t) {
     if (!t || !t->grad) return (mu_mat){ 0 };

@@ -72,7 +72,7 @@ static subject subject_new(const options *o, bool dense, mu_device *dev, const m
     subject s = { .model = mu_model_new(&c, &m, o->vocab, 1, dev, mesh), .tape = mu_tape_new(dev) };
     if (o->reproducible) {
         mu_params_exact(s.model->params);
-        mu_tape_leaf(s.tape, o->seq);
+        mu_tape_set_reduction_unit(s.tape, o->seq);
     }
     s.opt = mu_optimizer_new(&mu_rule_adamw, &oc, s.model->params);
     mu_batch_shape shape = { o->batch, o->seq, 1, 0 };
@@ -187,8 +187,8 @@ static double gemm_peak(mu_device *dev, int64_t M, int64_t N, int64_t K) {
     size_t each = (size_t)longest * sizeof(float);
     mu_memory *memory = mu_memory_new(dev, 3 * each);
     mu_memory_commit(memory, 3 * each);
-    mu_mat a = { memory->region.base, dev->real, K }, b = { memory->region.base + each, dev->real, K };
-    mu_mat c = { memory->region.base + 2 * each, dev->real, N }, room = { c.data, MU_DTYPE_F32, K };
+    mu_mat a = { memory->region.base, dev->compute, K }, b = { memory->region.base + each, dev->compute, K };
+    mu_mat c = { memory->region.base + 2 * each, dev->compute, N }, room = { c.data, MU_DTYPE_F32, K };
     bench_randomly(dev, M * K, 1, 0, a, room);
     bench_randomly(dev, N * K, 1, 1, b, room);
     double best = 0, end = mu_time() + 0.5;

@@ -2,7 +2,7 @@
  *
  * Made for GPUs (--cuda), runs on the CPU as well (a hundredth of the sizes) and, for tests, on the emulation (--tiny).
  * First the ceilings, in this process: a copy, and the product of two large matrices of random numbers. Then an MoE
- * layer forward and backward (router, plan, experts, combine, with real routing and with a skewed one), the experts
+ * layer forward and backward (router, plan, experts, combine, with compute routing and with a skewed one), the experts
  * alone, attention, cross-entropy, norm, combine and AdamW. Each figure is the median of rounds of several calls; everything
  * measured takes its turn in each round. FLOPs of an MoE layer: 6 T n d K forward, 12 T n d K backward, as the
  * literature counts them (T tokens of width d, K of E experts of width n). */
@@ -47,7 +47,7 @@ static mu_mat take(pool *p, mu_dtype dtype, int64_t rows, int64_t columns) {
 
 /* Uniform in +-scale. */
 static mu_mat random_of(pool *p, mu_dtype dtype, int64_t rows, int64_t columns, double scale) {
-    mu_mat m = take(p, dtype, rows, columns), room = take(p, p->dev->fine, 1, BENCH_BLOCK);
+    mu_mat m = take(p, dtype, rows, columns), room = take(p, p->dev->master, 1, BENCH_BLOCK);
     bench_randomly(p->dev, rows * columns, scale, (uint32_t)p->used, m, room);
     return m;
 }
@@ -108,18 +108,18 @@ static ceilings measure_ceilings(const options *o, mu_device *dev) {
     ceilings c;
     pool p = pool_new(dev);
     simple s = { .n = o->tiny ? 1 << 12 : o->cuda ? 1 << 29 : 1 << 25 };
-    s.x = random_of(&p, dev->real, 1, s.n, 1), s.y = take(&p, dev->real, 1, s.n);
+    s.x = random_of(&p, dev->compute, 1, s.n, 1), s.y = take(&p, dev->compute, 1, s.n);
     double seconds;
     in_turn(o, dev, 1, (action *const[]){ copy }, &s, &seconds);
-    double bytes = 2.0 * (double)s.n * (double)mu_dtype_size(dev->real);
+    double bytes = 2.0 * (double)s.n * (double)mu_dtype_size(dev->compute);
     c.copy = bytes / seconds;
     print_bytes("copy", bytes, seconds, NULL);
     mu_memory_free(p.memory);
 
     p = pool_new(dev);
     s.n = o->tiny ? 64 : o->cuda ? 8192 : 2048;
-    s.x = random_of(&p, dev->real, s.n, s.n, 1), s.y = random_of(&p, dev->real, s.n, s.n, 1);
-    s.z = take(&p, dev->real, s.n, s.n);
+    s.x = random_of(&p, dev->compute, s.n, s.n, 1), s.y = random_of(&p, dev->compute, s.n, s.n, 1);
+    s.z = take(&p, dev->compute, s.n, s.n);
     in_turn(o, dev, 1, (action *const[]){ product }, &s, &seconds);
     double flops = 2 * pow((double)s.n, 3);
     c.product = flops / seconds;
@@ -152,7 +152,7 @@ static mu_mat column(mu_mat m) { return (mu_mat){ m.data, m.dtype, 1 }; }
 static void layer_route(mu_device *dev, void *what) {
     const layer *l = what;
     int64_t T = l->route.T, E = l->route.E, D = l->shape.D;
-    dev->k->gemm_fine(dev, false, true, T, E, D, l->x, l->router, 0.0, l->logits);
+    dev->k->gemm_master(dev, false, true, T, E, D, l->x, l->router, 0.0, l->logits);
     dev->k->route_fwd(dev, &l->route, l->logits, none, none, l->scores, l->lse, l->ids, l->gates);
     dev->k->plan(dev, T, E, l->route.K, T, 0, l->ids, l->order, l->offsets, l->token, l->row);
     dev->k->scatter(dev, T * l->route.K, 1, column(l->row), column(l->gates), l->weights);
@@ -193,33 +193,33 @@ static void layer_backward(mu_device *dev, void *what) {
     dev->k->gather_sum(dev, T, K, D, l->row, l->drows, false, l->dx);
     dev->k->fill(dev, T * E, 0.0, l->dlogits);
     dev->k->route_bwd(dev, &l->route, l->scores, l->ids, l->dgates, none, none, l->dlogits);
-    dev->k->gemm_fine(dev, false, false, T, D, E, l->dlogits, l->router, 1.0, l->dx);
-    dev->k->gemm_fine(dev, true, false, E, D, T, l->dlogits, l->x, 0.0, l->drouter);
+    dev->k->gemm_master(dev, false, false, T, D, E, l->dlogits, l->router, 1.0, l->dx);
+    dev->k->gemm_master(dev, true, false, E, D, T, l->dlogits, l->x, 0.0, l->drouter);
 }
 
 typedef struct { int64_t T, d, n, E, K; } moe_shape;
 
 static layer layer_new(pool *p, moe_shape s, bool skew) {
     mu_device *dev = p->dev;
-    mu_dtype real = dev->real, fine = dev->fine;
+    mu_dtype compute = dev->compute, master = dev->master;
     int64_t R = s.T * s.K;
     double width = 1 / sqrt((double)s.d);
     layer l = { .route = { s.T, s.E, s.K, false, true, 1, skew ? MU_ROUTE_SKEW : MU_ROUTE_FREE, 0 },
-                .shape = { R, s.E, s.d, s.n, true } };
-    l.x = random_of(p, real, s.T, s.d, 1), l.dy = random_of(p, real, s.T, s.d, 1);
-    l.router = random_of(p, fine, s.E, s.d, width);
-    l.gate = random_of(p, real, s.E * s.n, s.d, width), l.up = random_of(p, real, s.E * s.n, s.d, width);
-    l.down = random_of(p, real, s.E * s.d, s.n, 1 / sqrt((double)s.n));
-    l.logits = take(p, fine, s.T, s.E), l.scores = take(p, fine, s.T, s.E), l.lse = take(p, fine, 1, s.T);
-    l.ids = take(p, MU_DTYPE_I32, s.T, s.K), l.gates = take(p, fine, s.T, s.K), l.row = take(p, MU_DTYPE_I32, s.T, s.K);
+                .shape = { R, s.E, s.d, s.n, .fresh = true, .batch_invariant = true } };
+    l.x = random_of(p, compute, s.T, s.d, 1), l.dy = random_of(p, compute, s.T, s.d, 1);
+    l.router = random_of(p, master, s.E, s.d, width);
+    l.gate = random_of(p, compute, s.E * s.n, s.d, width), l.up = random_of(p, compute, s.E * s.n, s.d, width);
+    l.down = random_of(p, compute, s.E * s.d, s.n, 1 / sqrt((double)s.n));
+    l.logits = take(p, master, s.T, s.E), l.scores = take(p, master, s.T, s.E), l.lse = take(p, master, 1, s.T);
+    l.ids = take(p, MU_DTYPE_I32, s.T, s.K), l.gates = take(p, master, s.T, s.K), l.row = take(p, MU_DTYPE_I32, s.T, s.K);
     l.order = take(p, MU_DTYPE_I32, 1, s.E), l.offsets = take(p, MU_DTYPE_I64, 1, s.E + 1);
     l.token = take(p, MU_DTYPE_I32, 1, R);
-    l.hg = take(p, real, R, s.n), l.hu = take(p, real, R, s.n), l.rows = take(p, real, R, s.d);
-    l.y = take(p, real, s.T, s.d), l.dx = take(p, real, s.T, s.d);
-    l.weights = take(p, fine, R, 1), l.dweights = take(p, fine, R, 1);
-    l.act = take(p, real, R, s.n), l.drows = take(p, real, R, s.d), l.dgates = take(p, fine, s.T, s.K);
-    l.dlogits = take(p, fine, s.T, s.E), l.drouter = take(p, fine, s.E, s.d);
-    l.dgate = take(p, fine, s.E * s.n, s.d), l.dup = take(p, fine, s.E * s.n, s.d), l.ddown = take(p, fine, s.E * s.d, s.n);
+    l.hg = take(p, compute, R, s.n), l.hu = take(p, compute, R, s.n), l.rows = take(p, compute, R, s.d);
+    l.y = take(p, compute, s.T, s.d), l.dx = take(p, compute, s.T, s.d);
+    l.weights = take(p, master, R, 1), l.dweights = take(p, master, R, 1);
+    l.act = take(p, compute, R, s.n), l.drows = take(p, compute, R, s.d), l.dgates = take(p, master, s.T, s.K);
+    l.dlogits = take(p, master, s.T, s.E), l.drouter = take(p, master, s.E, s.d);
+    l.dgate = take(p, master, s.E * s.n, s.d), l.dup = take(p, master, s.E * s.n, s.d), l.ddown = take(p, master, s.E * s.d, s.n);
     int32_t *order = mu_alloc((size_t)s.E, sizeof *order);
     for (int64_t i = 0; i < s.E; i++) order[i] = (int32_t)i;
     mu_device_write(dev, l.order.data, order, (size_t)s.E * sizeof *order);
@@ -248,7 +248,7 @@ static void measure_layer(const options *o, mu_device *dev, moe_shape s, bool sk
     printf("MoE layer, T %lld d %lld n %lld E %lld K %lld%s\n", (long long)s.T, (long long)s.d, (long long)s.n,
            (long long)s.E, (long long)s.K, skew ? ", skewed" : "");
     /* x is read; logits written and read, scores written; gates and ids written, ids read; token and row written */
-    int64_t a_token = s.d * (int64_t)mu_dtype_size(dev->real) + 3 * s.E * (int64_t)mu_dtype_size(dev->fine) + 5 * s.K * 4;
+    int64_t a_token = s.d * (int64_t)mu_dtype_size(dev->compute) + 3 * s.E * (int64_t)mu_dtype_size(dev->master) + 5 * s.K * 4;
     print_bytes("router and plan", (double)(s.T * a_token), seconds[0], c);
     print_flops("experts forward", 6 * unit, seconds[1], c);
     print_flops("the same products in a loop over experts", 6 * unit, seconds[2], c);
@@ -278,9 +278,9 @@ static void measure_attention(const options *o, mu_device *dev, int64_t B, int64
     int64_t T = B * S, wide = H * d;
     attention a = { .s = { B, S, H, H, d, 1 / sqrt((double)d), 0 } };
     mu_mat *inputs[] = { &a.q, &a.k, &a.v, &a.dy }, *results[] = { &a.y, &a.dq, &a.dk, &a.dv };
-    for (int i = 0; i < 4; i++) *inputs[i] = random_of(&p, dev->real, T, wide, 1), *results[i] = take(&p, dev->real, T, wide);
+    for (int i = 0; i < 4; i++) *inputs[i] = random_of(&p, dev->compute, T, wide, 1), *results[i] = take(&p, dev->compute, T, wide);
     for (int i = 1; i < 4; i++) dev->k->fill(dev, T * wide, 0.0, *results[i]);      /* backward adds */
-    a.lse = take(&p, dev->fine, H, T);
+    a.lse = take(&p, dev->master, H, T);
     double seconds[2], unit = (double)B * (double)H * (double)S * (double)S * (double)d;
     in_turn(o, dev, 2, (action *const[]){ attention_forward, attention_backward }, &a, seconds);
     char text[96];
@@ -305,13 +305,13 @@ static void loss_backward(mu_device *dev, void *what) {
 
 static void measure_loss(const options *o, mu_device *dev, int64_t rows, int64_t V, const ceilings *c) {
     pool p = pool_new(dev);
-    loss l = { rows, V, random_of(&p, dev->real, rows, V, 3), take(&p, MU_DTYPE_I32, 1, rows),
-               take(&p, dev->fine, 1, rows), take(&p, dev->fine, 1, rows), take(&p, MU_DTYPE_F64, 1, 1) };
+    loss l = { rows, V, random_of(&p, dev->compute, rows, V, 3), take(&p, MU_DTYPE_I32, 1, rows),
+               take(&p, dev->master, 1, rows), take(&p, dev->master, 1, rows), take(&p, MU_DTYPE_F64, 1, 1) };
     int32_t *targets = mu_alloc((size_t)rows, sizeof *targets);
     for (int64_t i = 0; i < rows; i++) targets[i] = (int32_t)(i * 7919 % V);
     mu_device_write(dev, l.targets.data, targets, (size_t)rows * sizeof *targets);
     dev->k->fill(dev, 1, 1.0, l.dout);
-    double seconds[2], bytes = (double)rows * (double)V * (double)mu_dtype_size(dev->real);
+    double seconds[2], bytes = (double)rows * (double)V * (double)mu_dtype_size(dev->compute);
     in_turn(o, dev, 2, (action *const[]){ loss_forward, loss_backward }, &l, seconds);
     print_bytes("cross-entropy of logits, forward", bytes, seconds[0], c);
     print_bytes("  backward", 2 * bytes, seconds[1], c);
@@ -338,15 +338,15 @@ static void combine(mu_device *dev, void *what) {
 
 static void measure_norm(const options *o, mu_device *dev, int64_t rows, int64_t D, int64_t K, const ceilings *c) {
     pool p = pool_new(dev);
-    mu_dtype real = dev->real, fine = dev->fine;
-    norm n = { rows, D, K, random_of(&p, real, rows, D, 1), random_of(&p, fine, 1, D, 1), take(&p, real, rows, D),
-               take(&p, fine, 1, rows), random_of(&p, real, rows, D, 1), random_of(&p, real, rows, D, 1),
-               random_of(&p, fine, 1, D, 1), take(&p, MU_DTYPE_I32, rows, K),
-               random_of(&p, real, rows * K, D, 1) };
+    mu_dtype compute = dev->compute, master = dev->master;
+    norm n = { rows, D, K, random_of(&p, compute, rows, D, 1), random_of(&p, master, 1, D, 1), take(&p, compute, rows, D),
+               take(&p, master, 1, rows), random_of(&p, compute, rows, D, 1), random_of(&p, compute, rows, D, 1),
+               random_of(&p, master, 1, D, 1), take(&p, MU_DTYPE_I32, rows, K),
+               random_of(&p, compute, rows * K, D, 1) };
     int32_t *index = mu_alloc((size_t)(rows * K), sizeof *index);
     for (int64_t i = 0; i < rows * K; i++) index[i] = (int32_t)(i % K * rows + i / K);    /* far apart, as after a sort */
     mu_device_write(dev, n.index.data, index, (size_t)(rows * K) * sizeof *index);
-    double seconds[3], bytes = (double)rows * (double)D * (double)mu_dtype_size(real);
+    double seconds[3], bytes = (double)rows * (double)D * (double)mu_dtype_size(compute);
     in_turn(o, dev, 3, (action *const[]){ norm_forward, norm_backward, combine }, &n, seconds);
     print_bytes("norm, forward", 2 * bytes, seconds[0], c);
     print_bytes("norm, backward", 4 * bytes, seconds[1], c);
@@ -355,13 +355,13 @@ static void measure_norm(const options *o, mu_device *dev, int64_t rows, int64_t
     mu_memory_free(p.memory);
 }
 
-typedef struct { int64_t n_units, n_pieces; mu_mat units, steps, scale, squares, w, g, m, v, real; } slab;
+typedef struct { int64_t n_units, n_pieces; mu_mat units, steps, scale, squares, w, g, m, v, compute; } slab;
 
 static void adamw(mu_device *dev, void *what) {
     const slab *s = what;
     const mu_adamw_spec spec = { 1e-3, 0.9, 0.95, 1e-8, 0.1 };
     dev->k->slab_adamw(dev, s->n_units, s->n_pieces, &spec, s->units, (mu_mat){ 0 }, s->scale, s->steps, s->w, s->g, s->m,
-                       s->v, s->real);
+                       s->v, s->compute);
 }
 
 static void sum_squares(mu_device *dev, void *what) {
@@ -375,9 +375,9 @@ static void measure_optimizer(const options *o, mu_device *dev, int64_t n_units,
     int64_t n = n_units * each;
     slab s = { n_units, n_units * mu_slab_pieces(each), take(&p, MU_DTYPE_I64, n_units, MU_SLAB_UNIT_WORDS),
                take(&p, MU_DTYPE_I64, 1, n_units), take(&p, MU_DTYPE_F64, 1, 1), take(&p, MU_DTYPE_F64, 1, n_units),
-               random_of(&p, dev->fine, 1, n, 1), random_of(&p, dev->fine, 1, n, 1), random_of(&p, dev->fine, 1, n, 1),
-               take(&p, dev->fine, 1, n), { 0 } };
-    if (dev->real != dev->fine) s.real = take(&p, dev->real, 1, n);
+               random_of(&p, dev->master, 1, n, 1), random_of(&p, dev->master, 1, n, 1), random_of(&p, dev->master, 1, n, 1),
+               take(&p, dev->master, 1, n), { 0 } };
+    if (dev->compute != dev->master) s.compute = take(&p, dev->compute, 1, n);
     mu_slab_unit *units = mu_alloc((size_t)n_units, sizeof *units);
     for (int64_t i = 0; i < n_units; i++)
         units[i] = (mu_slab_unit){ i * each, each, i * mu_slab_pieces(each), i, -1, 1 };
@@ -386,9 +386,9 @@ static void measure_optimizer(const options *o, mu_device *dev, int64_t n_units,
     dev->k->fill(dev, 1, 1.0, s.scale);
     double seconds[2], values = (double)n;
     in_turn(o, dev, 2, (action *const[]){ adamw, sum_squares }, &s, seconds);
-    print_bytes("AdamW", values * (double)(7 * mu_dtype_size(dev->fine) + (s.real.data ? mu_dtype_size(dev->real) : 0)),
+    print_bytes("AdamW", values * (double)(7 * mu_dtype_size(dev->master) + (s.compute.data ? mu_dtype_size(dev->compute) : 0)),
                 seconds[0], c);
-    print_bytes("  sums of squares", values * (double)mu_dtype_size(dev->fine), seconds[1], c);
+    print_bytes("  sums of squares", values * (double)mu_dtype_size(dev->master), seconds[1], c);
     free(units);
     mu_memory_free(p.memory);
 }

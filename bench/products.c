@@ -373,7 +373,7 @@ static void theirs_both(void *p) {
 static experts experts_new(const bench *b, pool *p, int64_t E, int64_t D, int64_t F, int64_t n) {
     int64_t R = E * n, W = E * D * F;
     double scale = sqrt(3.0 / (double)D); /* keeps values near 1 */
-    experts e = { .b = b, .s = { R, E, D, F, .loose = true }, .n = n };
+    experts e = { .b = b, .s = { R, E, D, F, .batch_invariant = false }, .n = n };
     e.offsets = take(p, E + 1, sizeof *e.offsets), e.index = take(p, R, sizeof *e.index);
     for (int64_t i = 0; i <= E; i++) e.offsets[i] = i * n;
     for (int64_t i = 0; i < R; i++) e.index[i] = (int32_t)(i % n * E + i / n); /* every E-th token */

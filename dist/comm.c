@@ -6,7 +6,7 @@
 
 mu_comm *mu_comm_alone(void) {
     mu_comm *c = mu_alloc(1, sizeof *c);
-    *c = (mu_comm){ .size = 1, .piece_limit = (int64_t)1 << 30, .window_least = INT64_MAX };
+    *c = (mu_comm){ .size = 1, .piece_limit = (int64_t)1 << 30, .shm_threshold_bytes = INT64_MAX };
     return c;
 }
 
@@ -90,7 +90,7 @@ bool mu_reduction_possible(const mu_comm *c, const mu_device *dev) {
 }
 
 /* MPI takes this device's memory as it is; else a host view of it is passed on. */
-static bool is_direct(const mu_comm *c, const mu_device *dev) { return dev->on_gpu && c->reads_gpus; }
+static bool is_direct(const mu_comm *c, const mu_device *dev) { return dev->on_gpu && c->cuda_aware; }
 
 static void on_shards(mu_in_place *run, mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
     if (c->size == 1 || dev->shape_only) return;

@@ -22,14 +22,14 @@ extern "C" {
 typedef struct mu_comm {
     int rank, size;
     int64_t piece_limit;        /* bytes of the largest single message, below 2 GiB */
-    int64_t window_least;       /* bytes from which a payload passes through memory that the ranks of a node
-                                 * share; INT64_MAX: none does. The same on every rank */
-    bool overlap;               /* sums of gradients start during backward (mu_reduction): where ranks are on several nodes, or no
-                                 * memory is shared. The same on every rank */
-    bool reads_gpus;            /* on all ranks MPI takes pointers to a GPU's memory: nothing is copied to the host in between */
+    int64_t shm_threshold_bytes;    /* payloads of this size and more use shared memory (all ranks on one node);
+                                     * INT64_MAX: none. The same on every rank */
+    bool overlap;               /* gradient reduction starts during backward (mu_reduction): where ranks are on several nodes,
+                                 * or no memory is shared. The same on every rank */
+    bool cuda_aware;            /* MPI accepts device pointers on all ranks: no copies through the host */
     double seconds;             /* spent in collectives so far */
-    int reductions;             /* mu_reduction_new so far: each has messages of its own */
-    void *handle;               /* the transport's own */
+    int reductions;             /* number of mu_reduction_new so far: each has its own message tags */
+    void *handle;               /* private to the transport */
 } mu_comm;
 
 /* ------------------------------------------------------------------ the program's part (mpi.c, mpi_none.c)

@@ -63,8 +63,8 @@ const char *mu_dist_library(void) {
     return text;
 }
 
-/* Does MPI say that it takes pointers to a GPU's memory as they are? Collective: on every rank. */
-static bool reads_gpus(MPI_Comm comm) {
+/* Does MPI accept device pointers on every rank? Collective. */
+static bool cuda_aware(MPI_Comm comm) {
     int mine = 0, all;
 #ifdef OMPI_HAVE_MPI_EXT_CUDA
     mine = MPIX_Query_cuda_support() == 1;
@@ -124,9 +124,9 @@ static mu_comm *wrap(MPI_Comm comm) {
     CALL(MPI_Comm_rank(comm, &c->rank));
     CALL(MPI_Comm_size(comm, &c->size));
     c->handle = h;
-    c->reads_gpus = reads_gpus(comm);
+    c->cuda_aware = cuda_aware(comm);
     c->piece_limit = (int64_t)1 << 30;
-    c->window_least = (int64_t)4 << 10;
+    c->shm_threshold_bytes = (int64_t)4 << 10;
     h->ends = mu_alloc((size_t)c->size, sizeof *h->ends);
     if (c->size > 1 && on_one_node(comm, c->size)) {
         void *memory = share_memory(comm, c->rank, mu_window_bytes(c->size));
@@ -355,7 +355,7 @@ static void post(mu_comm *c, bool send, char *data, int64_t bytes, int peer) {
 
 /* The window, if n values that all ranks have go through it. */
 static mu_window *window_for(const mu_comm *c, mu_dtype dtype, int64_t n) {
-    return n * (int64_t)mu_dtype_size(dtype) >= c->window_least ? transport(c)->window : NULL;
+    return n * (int64_t)mu_dtype_size(dtype) >= c->shm_threshold_bytes ? transport(c)->window : NULL;
 }
 
 /* Where shard r begins. */
@@ -499,7 +499,7 @@ void mu_barrier(mu_comm *c) {
 
 /* Each direction of each pair goes its own way, by its length, which both ends know. */
 static bool through_window(const mu_comm *c, int64_t bytes, int peer) {
-    return peer != c->rank && bytes && bytes >= c->window_least && ((handle *)c->handle)->window;
+    return peer != c->rank && bytes && bytes >= c->shm_threshold_bytes && ((handle *)c->handle)->window;
 }
 
 /* Posts what goes by messages, and lists what goes through the window in *t. Returns whether anything does. */

@@ -13,7 +13,7 @@ const char *mu_dist_library(void) { return "built without MPI"; }
 mu_comm *mu_comm_new(const void *mpi_comm) {
     (void)mpi_comm;
     mu_comm *c = mu_alloc(1, sizeof *c);
-    *c = (mu_comm){ .size = 1, .piece_limit = (int64_t)1 << 30, .window_least = INT64_MAX };
+    *c = (mu_comm){ .size = 1, .piece_limit = (int64_t)1 << 30, .shm_threshold_bytes = INT64_MAX };
     return c;
 }
 

@@ -22,7 +22,7 @@
 /* Are the four values at `data` (of a tensor or of a gradient) these? */
 static bool equals(mu_device *dev, const void *data, const double wanted[4]) {
     double got[4];
-    mu_reals_get(dev, dev->real, data, 4, got);
+    mu_reals_get(dev, dev->compute, data, 4, got);
     printf("      | %5.2f %5.2f |\n      | %5.2f %5.2f |\n", got[0], got[1], got[2], got[3]);
     for (int i = 0; i < 4; i++)
         if (fabs(got[i] - wanted[i]) > 1e-12) return false;

@@ -106,7 +106,7 @@ static void host_close(mu_device *dev) {
 static const mu_backend host = { host_reserve,     host_commit,    host_release, host_read, host_write,
                                  host_stage_begin, host_stage_end, NULL, host_close };
 
-/* What a dry run counts is what a real device would commit: the same steps, no pages. */
+/* A dry run counts what a real device would commit: the same steps, no pages. */
 static void shape_commit(mu_memory *m, size_t bytes) {
     const size_t huge = (size_t)2 << 20, step = bytes < huge ? huge / 2 : huge; /* as in base/memory.c */
     size_t want = (bytes + step - 1) / step * step;
@@ -173,9 +173,9 @@ static void scratch_init(mu_arena *a) {
     mu_arena_init(a, reserve);
 }
 
-static mu_device *device_new(const char *name, const mu_kernels *k, mu_dtype real) {
+static mu_device *device_new(const char *name, const mu_kernels *k, mu_dtype compute) {
     mu_device *dev = mu_alloc(1, sizeof *dev);
-    *dev = (mu_device){ .k = k, .name = name, .real = real, .fine = real, .backend = &host };
+    *dev = (mu_device){ .k = k, .name = name, .compute = compute, .master = compute, .backend = &host };
     return dev;
 }
 
@@ -201,8 +201,8 @@ mu_device *mu_device_open(const char *kind) {
     } else if (!strncmp(kind, "shape", 5)) {
         dev = device_new("shape", &shape_kernels, MU_DTYPE_F32);
         dev->backend = &shape, dev->shape_only = true;
-        if (!strcmp(kind, "shape-f64")) dev->real = dev->fine = MU_DTYPE_F64;
-        if (!strcmp(kind, "shape-bf16")) dev->real = MU_DTYPE_BF16;
+        if (!strcmp(kind, "shape-f64")) dev->compute = dev->master = MU_DTYPE_F64;
+        if (!strcmp(kind, "shape-bf16")) dev->compute = MU_DTYPE_BF16;
     } else if (!strcmp(kind, "guarded")) {
         dev = device_new("guarded", &guarded_kernels, MU_DTYPE_F32);
         dev->inner = open_cpu("cpu");

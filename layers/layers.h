@@ -80,7 +80,7 @@ typedef struct {
 mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, uint64_t seed, mu_device *dev,
                        const mu_mesh *mesh);
 void mu_model_free(mu_model *m);
-/* Selection biases, each at most bias_most from 0, then weights, for a checkpoint. mu_params_publish must follow a load. */
+/* Selection biases, each at most bias_most from 0, then weights, for a checkpoint. mu_params_refresh must follow a load. */
 void mu_model_state(mu_model *m, double bias_most, mu_state_visitor *v);
 bool mu_layer_is_moe(const mu_moe_config *moe, int layer);
 /* Final normed activations [T, D] of tokens_T. routings: [n_moe], filled. With cx->cache, tokens_T go on where the
@@ -118,7 +118,7 @@ typedef struct {
     mu_comm *batch;                 /* the ranks that share a global batch */
     mu_batch_shape shape;
     int64_t tokens;                 /* of a global batch */
-    int64_t units;                  /* reduction units of this rank's part of a micro-batch (mu_tape_leaf) */
+    int64_t units;                  /* reduction units of this rank's part of a micro-batch (mu_tape_set_reduction_unit) */
     int64_t micro;                  /* micro-batches since mu_loss_begin */
     mu_routing *routings;           /* [n_moe], of the micro-batch at hand */
     mu_routing_stats *stats;
@@ -130,7 +130,7 @@ typedef struct {
     double dropped;                 /* share of the assignments that capacity dropped */
     bool stop;                      /* some rank read with `stop` */
 } mu_loss_values;
-/* After mu_tape_leaf, if that is used. Local. */
+/* After mu_tape_set_reduction_unit, if that is used. Local. */
 mu_loss *mu_loss_new(mu_model *model, mu_tape *tp, mu_comm *batch, const mu_batch_shape *shape);
 void mu_loss_free(mu_loss *l);
 void mu_loss_begin(mu_loss *l);                         /* a new global batch. Local */

@@ -5,7 +5,7 @@
  * loss does not depend on how the batch was split.
  *
  * Nothing waits for the device before mu_loss_read. Values wait on it as F64, one for each micro-batch and reduction unit
- * (mu_tape_leaf): the gradient's norm; then loss, cross-entropy, and of each MoE layer the two logged balancing terms. */
+ * (mu_tape_set_reduction_unit): the gradient's norm; then loss, cross-entropy, and of each MoE layer the two logged balancing terms. */
 #include "layers/layers.h"
 
 #include <math.h>
@@ -35,7 +35,7 @@ mu_loss *mu_loss_new(mu_model *model, mu_tape *tp, mu_comm *batch, const mu_batc
     mu_loss *l = mu_alloc(1, sizeof *l);
     *l = (mu_loss){ .model = model, .tape = tp, .batch = batch, .shape = *shape };
     l->tokens = shape->sequences * shape->seq_len;
-    l->units = mu_leaves(tp, micro_sequences(l) * shape->seq_len);
+    l->units = mu_tape_reduction_units(tp, micro_sequences(l) * shape->seq_len);
     l->routings = mu_alloc((size_t)model->n_moe, sizeof *l->routings);
     l->stats = mu_routing_stats_new(mu_tape_device(tp), batch, model->n_moe, (int)model->moe_cfg.num_experts,
                                     shape->domains ? shape->domains : 1, value_word(l, aux_of(model->n_moe), 0));

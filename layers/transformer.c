@@ -41,11 +41,11 @@ static void block_init(mu_model *m, int layer, const mu_mesh *mesh) {
 /* cos and sin of position * theta^(-2i/d), made in double on the host. */
 static void make_rope(mu_model *m, mu_device *dev) {
     int64_t n = m->cfg.max_seq_len, half = m->cfg.head_dim / 2;
-    size_t bytes = mu_size_mul((size_t)(n * half), mu_dtype_size(dev->fine));
+    size_t bytes = mu_size_mul((size_t)(n * half), mu_dtype_size(dev->master));
     m->rope = mu_memory_new(dev, 2 * bytes);
     mu_memory_commit(m->rope, 2 * bytes);
     m->cos = (mu_tensor){
-        .dev = dev, .dtype = dev->fine, .n_dims = 2, .shape = { n, half }, .data = m->rope->region.base
+        .dev = dev, .dtype = dev->master, .n_dims = 2, .shape = { n, half }, .data = m->rope->region.base
     };
     m->sin = m->cos;
     m->sin.data = m->rope->region.base + bytes;

@@ -17,7 +17,7 @@
 static mu_tensor *coef_of(const mu_moe *m, mu_tape *tp, mu_mat counts, int64_t rows, int64_t tokens,
                           int64_t global_tokens) {
     mu_device *dev = mu_tape_device(tp);
-    mu_tensor *coef = mu_tensor_fine(tp, rows, m->E);
+    mu_tensor *coef = mu_tensor_2d_master(tp, rows, m->E);
     double even = 1 / (double)global_tokens;
     if (counts.data)
         dev->k->balance_coef(dev, rows, m->E, even * (double)m->E / (double)(m->K * tokens), counts,

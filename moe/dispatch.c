@@ -91,26 +91,26 @@ static void arrange_received(const mu_moe *m, mu_tape *tp, mu_plan *p, const int
     mu_release(tp, peer_offsets);
 }
 
-/* Rows for each place and leaf, on the host: of a sequence's assignments an expert takes up to the capacity. */
-static int64_t *rows_per_leaf(const mu_moe *m, mu_tape *tp, const mu_routing *r,
-                              int64_t leaves, int64_t most) {
+/* Rows for each place and reduction unit, on the host: of a sequence's assignments an expert takes up to the capacity. */
+static int64_t *rows_per_unit(const mu_moe *m, mu_tape *tp, const mu_routing *r,
+                              int64_t units, int64_t most) {
     int64_t n = r->counts_SE->shape[0];
     int64_t *chosen = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(n * m->E));
-    int64_t *rows = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(leaves * m->E));
+    int64_t *rows = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(units * m->E));
     mu_tensor_read(r->counts_SE, chosen);
     for (int64_t s = 0; s < n; s++)
         for (int64_t i = 0; i < m->E; i++) {
             int64_t taken = chosen[s * m->E + i];
-            rows[m->place->order[i] * leaves + s * leaves / n] += most && taken > most ? most : taken;
+            rows[m->place->order[i] * units + s * units / n] += most && taken > most ? most : taken;
         }
     return rows;
 }
 
-/* Where the leaves of all peers begin among the rows of each expert here: by expert, then peer, then leaf. */
-static void cut_leaves(const mu_moe *m, mu_tape *tp, const mu_routing *r, mu_plan *p) {
-    int64_t P = m->group->size, e = m->place->n_local, L = mu_leaves(tp, p->T), n = 0;
-    int64_t *mine = rows_per_leaf(m, tp, r, L, p->capacity), *theirs = mine;
-    int64_t *cuts = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(e * P * L + 1));
+/* Where the reduction units of all peers begin among the rows of each local expert: by expert, then peer, then unit. */
+static void set_unit_bounds(const mu_moe *m, mu_tape *tp, const mu_routing *r, mu_plan *p) {
+    int64_t P = m->group->size, e = m->place->n_local, L = mu_tape_reduction_units(tp, p->T), n = 0;
+    int64_t *mine = rows_per_unit(m, tp, r, L, p->capacity), *theirs = mine;
+    int64_t *bounds = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(e * P * L + 1));
     if (P > 1 && !mu_tape_device(tp)->shape_only) {
         int64_t *bytes = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)P);
         for (int64_t i = 0; i < P; i++) bytes[i] = (int64_t)sizeof(int64_t) * e * L;
@@ -119,19 +119,19 @@ static void cut_leaves(const mu_moe *m, mu_tape *tp, const mu_routing *r, mu_pla
     }
     for (int64_t i = 0; i < e; i++)
         for (int64_t peer = 0; peer < P; peer++)
-            for (int64_t leaf = 0; leaf < L; leaf++, n++)
-                cuts[n + 1] = cuts[n] + theirs[(peer * e + i) * L + leaf];
-    p->leaves = P * L;
-    p->cuts = mu_tensor_ints(tp, MU_DTYPE_I64, n + 1, cuts);
+            for (int64_t unit = 0; unit < L; unit++, n++)
+                bounds[n + 1] = bounds[n] + theirs[(peer * e + i) * L + unit];
+    p->reduction_units = P * L;
+    p->unit_bounds = mu_tensor_ints(tp, MU_DTYPE_I64, n + 1, bounds);
 }
 
 mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r) {
     int P = m->group->size;
     mu_plan *p = mu_tape_alloc(tp, sizeof *p);
     *p = (mu_plan){ .T = r->ids_TK->shape[0], .K = m->K, .experts = m->place->n_local };
-    p->loose = cx->mode == MU_MODE_TRAIN && !m->gate_eFD->tensor.sums;  /* not in generation, nor with train.reproducible */
+    p->batch_invariant = cx->mode != MU_MODE_TRAIN || m->gate_eFD->tensor.sums;     /* in evaluation, generation and with exact sums */
     mu_tensor *offsets = sort_rows(m, tp, cx, r, p);
-    if (m->gate_eFD->tensor.sums && mu_tape_recording(tp)) cut_leaves(m, tp, r, p);
+    if (m->gate_eFD->tensor.sums && mu_tape_recording(tp)) set_unit_bounds(m, tp, r, p);
     if (P == 1) {
         p->rows = p->T * p->K;
         p->offsets = offsets, p->index = p->token, p->back = p->row_TK, p->fan = p->K;
@@ -150,10 +150,10 @@ mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const m
 mu_plan *mu_plan_dense(mu_tape *tp, int64_t T) {
     MU_CHECK(T >= 0, "a plan of %lld rows", (long long)T);
     mu_plan *p = mu_tape_alloc(tp, sizeof *p);
-    *p = (mu_plan){ .T = T, .K = 1, .rows = T, .experts = 1 };
+    *p = (mu_plan){ .T = T, .K = 1, .rows = T, .experts = 1, .batch_invariant = true };
     p->offsets = mu_tensor_ints(tp, MU_DTYPE_I64, 2, (int64_t[]){ 0, T });
     if (!mu_tape_recording(tp)) return p;
-    p->leaves = mu_leaves(tp, T);
-    p->cuts = p->leaves == 1 ? p->offsets : mu_leaf_cuts(tp, T);
+    p->reduction_units = mu_tape_reduction_units(tp, T);
+    p->unit_bounds = p->reduction_units == 1 ? p->offsets : mu_tape_unit_bounds(tp, T);
     return p;
 }

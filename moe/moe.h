@@ -93,13 +93,13 @@ typedef struct mu_plan {
     int64_t rows;                           /* that the experts here take (room for T*K when there is one rank) */
     int64_t experts;                        /* e */
     mu_tensor *offsets;                     /* I64 [e+1] */
-    mu_tensor *cuts;                        /* I64 [e * leaves + 1]: where each leaf's rows begin; for exact sums, or NULL */
-    int64_t leaves;                         /* of all ranks of the expert group */
+    mu_tensor *unit_bounds;                 /* I64 [e * reduction_units + 1]: first row of each unit; for exact sums, or NULL */
+    int64_t reduction_units;                /* of all ranks of the expert group */
     mu_tensor *index;                       /* I32 [rows]: the input row (and, with several ranks, output row) of each */
     mu_tensor *back;                        /* I32 [inputs, fan]: the rows that read an input row, -1 for none */
     int64_t fan;                            /* K for one rank, else 1 */
     bool exchanged;                         /* rows travelled */
-    bool loose;                             /* a row's bits may depend on how many rows the experts have (kernels.h) */
+    bool batch_invariant;                   /* a row's bits do not depend on the number of rows (kernels.h) */
     mu_tensor *row_TK;                      /* I32: row of each assignment in this rank's own order, -1 when dropped */
     mu_tensor *token;                       /* I32: token of each of this rank's own rows */
     int64_t sent;                           /* this rank's own rows */
@@ -111,7 +111,7 @@ mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const m
 mu_plan *mu_plan_dense(mu_tape *tp, int64_t T);
 
 /* ------------------------------------------------------------------ ops (ops/) */
-/* x_TD, fine, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
+/* x_TD, master dtype, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
 mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const mu_rng *rng);
 /* logits -> gates, scores, log-sum-exp, ids. bias_E and mask_E (I32: 0 = may not be chosen) may be NULL. */
 mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, mu_tensor *mask_E, const mu_route_shape *shape,
@@ -126,11 +126,11 @@ mu_tensor *mu_experts_combined(mu_tape *tp, mu_tensor *x_TD, mu_tensor *weights_
 mu_tensor *mu_gather(mu_tape *tp, mu_tensor *x_TD, const mu_plan *plan);            /* this rank's rows, in order to travel */
 mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, const mu_plan *plan);           /* the sum of each token's rows: [T, D] */
 mu_tensor *mu_scatter(mu_tape *tp, mu_tensor *x, mu_tensor *index, int64_t rows);   /* value i of x in row index[i]: [rows, 1] */
-/* weight * sum_t sum_i coef[t / segment, i] p_ti (F64, a value a leaf); *value: the same without weight. A leaf holds
- * whole segments, or a segment whole leaves. */
+/* weight * sum_t sum_i coef[t / segment, i] p_ti (F64, one value per reduction unit); *value: the same without weight. A unit holds
+ * whole segments, or a segment whole units. */
 mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores_TE, mu_tensor *coef, int64_t segment, bool normalise, double weight,
                            mu_tensor **value);
-/* weight * coef * sum_t lse_t^2 (F64, a value a leaf); *value without weight. */
+/* weight * coef * sum_t lse_t^2 (F64, one value per reduction unit); *value without weight. */
 mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse_T, double coef, double weight, mu_tensor **value);
 
 /* ------------------------------------------------------------------ balance (balance.c)
@@ -143,7 +143,7 @@ typedef struct {
     int64_t global_tokens;
 } mu_balance_counts;
 typedef struct {
-    mu_tensor *loss;            /* F64, a value a leaf: every term with its coefficient; NULL when none is on */
+    mu_tensor *loss;            /* F64, one value per reduction unit: every term with its coefficient; NULL when none is on */
     mu_tensor *aux, *z;         /* the same: this rank's share of the unscaled values, for the log; z is NULL with sigmoid scores */
 } mu_balance;
 mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,

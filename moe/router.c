@@ -46,12 +46,12 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
                              first };
     mu_tensor *bias = NULL;
     if (m->cfg->balance & MU_BALANCE_BIAS) {
-        bias = mu_tensor_fine(tp, 1, m->E);
+        bias = mu_tensor_2d_master(tp, 1, m->E);
         mu_tensor_set(bias, m->bias);
     }
     mu_routing r = { 0 };
     mu_tensor *seen = router_input(m, tp, cx, x);
-    mu_tensor *logits = mu_linear_fine(tp, seen, &m->router_ED->tensor);
+    mu_tensor *logits = mu_linear_master(tp, seen, &m->router_ED->tensor);
     if (seen != x) mu_release(tp, seen);
     r.gates_TK = mu_router(tp, logits, bias, mask_of(m, tp, cx), &shape, &r.scores_TE, &r.lse_T, &r.ids_TK);
     mu_release(tp, logits);

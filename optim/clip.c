@@ -54,7 +54,7 @@ void mu_grad_clip(mu_optimizer *o, mu_comm *batch, double max_norm, int64_t n_lo
     for (int i = 0; i < ps->n_groups; i++)
         for (const mu_unit_set *set = s->sets[i]; set < s->sets[i] + s->n_sets[i]; set++)
             k->slab_sumsq(ps->dev, set->n_units, set->n_pieces, mu_shards_units(s, i, set),
-                          mu_shards_mine(s, i, ps->groups[i]->grads, ps->dev->fine), squares_of(n));
+                          mu_shards_mine(s, i, ps->groups[i]->grads, ps->dev->master), squares_of(n));
     if (batch->size > 1) sum_squares(n, ps, batch, n_losses, losses);
     k->clip(ps->dev, ps->n_global_units, squares_of(n), n_losses, losses, max_norm, norm_of(n, ps), mu_norm_scale(n, ps));
 }
@@ -71,7 +71,7 @@ const mu_unit *mu_grads_nonfinite(mu_optimizer *o) {
     mu_params *ps = o->params;
     const mu_unit *bad = NULL;
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
-        ps->dev->k->sumsq(ps->dev, u->count, (mu_mat){ mu_unit_grad(u), ps->dev->fine, 1 }, false,
+        ps->dev->k->sumsq(ps->dev, u->count, (mu_mat){ mu_unit_grad(u), ps->dev->master, 1 }, false,
                           mu_mat_values(squares_of(&o->norm), u->global_index));
     mu_device_read(ps->dev, o->norm.host_squares, squares_of(&o->norm).data, (size_t)ps->n_global_units * sizeof(double));
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))

@@ -89,11 +89,11 @@ typedef struct {
     int64_t n_units, n_pieces;
     mu_mat units;                   /* I64 [n_units, MU_SLAB_UNIT_WORDS]: mu_slab_unit */
     mu_mat loads, scale, steps;     /* who is skipped; the gradients' factor, not finite: nothing changes; steps per unit */
-    mu_mat values, grads, reals;    /* reals: the values' copy in the real type, data NULL without */
+    mu_mat values, grads, compute;    /* compute: copies of values in the compute dtype, or data NULL */
     mu_mat slots[MU_RULE_SLOTS];    /* the rule's own state */
 } mu_update;
 
-/* An update rule. A slot is state as large as the parameters, in the fine type; checkpoints keep it under /optim/NAME. `init`
+/* An update rule. A slot is state as large as the parameters, in the master dtype; checkpoints keep it under /optim/NAME. `init`
  * writes the first values of one slot of a shard. `step` does one update and counts it in `steps`, for every unit but those
  * whose load is 0, which keep values, slots and step count bit for bit; frozen units are not in its table. A new rule is one file and one line below. */
 typedef struct {

@@ -11,14 +11,14 @@ static int64_t my_count(const mu_optimizer *o, int group) {
 }
 
 static mu_mat slot_of(const mu_optimizer *o, int group, int slot) {
-    return (mu_mat){ o->slots[group][slot]->region.base, o->params->dev->fine, 1 };
+    return (mu_mat){ o->slots[group][slot]->region.base, o->params->dev->master, 1 };
 }
 
 /* Memory is touched by writing: reading first would map the system's page of zeros, and each page's first write then
  * interrupts all cores. */
 static void new_slots(mu_optimizer *o, int group) {
     mu_device *dev = o->params->dev;
-    size_t bytes = (size_t)my_count(o, group) * mu_dtype_size(dev->fine);
+    size_t bytes = (size_t)my_count(o, group) * mu_dtype_size(dev->master);
     for (int slot = 0; slot < o->rule->n_slots; slot++) {
         o->slots[group][slot] = mu_memory_new(dev, bytes);
         mu_memory_commit(o->slots[group][slot], bytes);
@@ -69,9 +69,9 @@ static void update(mu_optimizer *o, int group, const mu_unit_set *set, double lr
                     .loads = loads,
                     .scale = mu_norm_scale(&o->norm, ps),
                     .steps = steps_of(o),
-                    .values = mu_shards_mine(s, group, g->values, ps->dev->fine),
-                    .grads = mu_shards_mine(s, group, g->grads, ps->dev->fine),
-                    .reals = mu_shards_mine(s, group, g->reals, ps->dev->real) };
+                    .values = mu_shards_mine(s, group, g->values, ps->dev->master),
+                    .grads = mu_shards_mine(s, group, g->grads, ps->dev->master),
+                    .compute = mu_shards_mine(s, group, g->compute, ps->dev->compute) };
     for (int slot = 0; slot < o->rule->n_slots; slot++) u.slots[slot] = slot_of(o, group, slot);
     o->rule->step(&o->cfg, &u);
 }
@@ -98,7 +98,7 @@ void *mu_optimizer_slot(const mu_optimizer *o, const mu_unit *u, int slot) {
 void mu_optimizer_slot_read(const mu_optimizer *o, const mu_unit *u, int slot, void *host) {
     mu_comm *c = comm_of(u->param->desc.group);
     int owner = mu_shards_owner(&o->shards, u);
-    size_t bytes = (size_t)u->count * mu_dtype_size(o->params->dev->fine);
+    size_t bytes = (size_t)u->count * mu_dtype_size(o->params->dev->master);
     void *mine = mu_optimizer_slot(o, u, slot);
     if (mine) mu_device_read(o->params->dev, host, mine, bytes);
     if (owner == 0) return;
@@ -127,7 +127,7 @@ static mu_status slot_set(const mu_state *s, const void *host, mu_error *e) {
     const mu_optimizer *o = s->module;
     const mu_unit *u = s->item;
     (void)e;
-    mu_device_write(o->params->dev, mu_optimizer_slot(o, u, s->index), host, (size_t)u->count * mu_dtype_size(o->params->dev->fine));
+    mu_device_write(o->params->dev, mu_optimizer_slot(o, u, s->index), host, (size_t)u->count * mu_dtype_size(o->params->dev->master));
     return MU_STATUS_OK;
 }
 

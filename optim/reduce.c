@@ -55,7 +55,7 @@ static bool begin(mu_shards *s) {
         mu_group *g = ps->groups[i];
         s->begun[i] = is_early(ps, g);
         if (!s->begun[i]) continue;
-        if (!s->early[i]) s->early[i] = mu_reduction_new(comm_of(g), ps->dev->fine, g->grads->region.base, s->ends[i]);
+        if (!s->early[i]) s->early[i] = mu_reduction_new(comm_of(g), ps->dev->master, g->grads->region.base, s->ends[i]);
         s->waits_for[i] = last_of(ps, g);
         mu_reduction_begin(s->early[i]);
         any = true;
@@ -89,7 +89,7 @@ void mu_grads_reduce(mu_optimizer *o) {
         mu_comm *c = comm_of(g);
         if (s->begun[i]) mu_reduction_finish(s->early[i]);
         else if (c && g->sums) reduce_sums(ps, c, g);
-        else if (c) mu_reduce_shards(c, ps->dev, ps->dev->fine, g->grads->region.base, s->ends[i]);
+        else if (c) mu_reduce_shards(c, ps->dev, ps->dev->master, g->grads->region.base, s->ends[i]);
         s->begun[i] = false;
     }
     mu_params_round_grads(ps);

@@ -143,8 +143,8 @@ void mu_values_gather(mu_shards *s) {
     bool shared = false; /* others have changed values, too */
     for (int i = 0; i < ps->n_groups; i++) {
         if (ranks_of(ps->groups[i]) == 1) continue;
-        mu_gather_shards(comm_of(ps->groups[i]), ps->dev, ps->dev->fine, ps->groups[i]->values->region.base, s->ends[i]);
+        mu_gather_shards(comm_of(ps->groups[i]), ps->dev, ps->dev->master, ps->groups[i]->values->region.base, s->ends[i]);
         shared = true;
     }
-    if (shared) mu_params_publish(ps);
+    if (shared) mu_params_refresh(ps);
 }

@@ -77,7 +77,7 @@ static inline double *tiny_values(const mu_model *m, int64_t *n) {
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u)) *n += u->count;
     double *x = mu_alloc((size_t)*n, sizeof *x), *at = x;
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; at += u->count, u = mu_unit_next(m->params, u))
-        mu_reals_get(m->params->dev, m->params->dev->fine, mu_unit_data(u), u->count, at);
+        mu_reals_get(m->params->dev, m->params->dev->master, mu_unit_data(u), u->count, at);
     return x;
 }
 

@@ -145,7 +145,7 @@ static mu_status load_state(mu_trainer *t, const mu_manifest *m, bool training, 
     reader r = { { load_one }, m, training, tensors, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)), { 0 }, MU_STATUS_OK, e };
     t->step = m->step;
     visit_all(t, &m->cfg, &r.v);
-    if (r.status == MU_STATUS_OK && tensors) mu_params_publish(t->model->params);
+    if (r.status == MU_STATUS_OK && tensors) mu_params_refresh(t->model->params);
     for (int i = 0; i < m->n_shards; i++) r.status = mu_store_finish(r.stores[i], r.status, e);
     free(r.room.memory);
     free(r.stores);
@@ -243,7 +243,7 @@ static void collect_names(mu_trainer *t, mu_manifest *m) {
 
 static mu_status commit(mu_trainer *t, mu_manifest *m, const char *tmp, const char *final, mu_error *e) {
     m->step = t->step, m->ranks = t->mesh->world->size, m->ep = t->mesh->ep;
-    snprintf(m->dtype, sizeof m->dtype, "%s", mu_dtype_name(t->dev->fine));
+    snprintf(m->dtype, sizeof m->dtype, "%s", mu_dtype_name(t->dev->master));
     snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(t->tokenizer));
     snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(t->tokenizer));
     snprintf(m->fingerprint, sizeof m->fingerprint, "%s", t->corpus.fingerprint);

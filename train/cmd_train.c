@@ -222,7 +222,7 @@ static void print_start(const mu_trainer *t, bool resumed) {
     if (t->peak_flops > 0)
         printf(
             "peak: %.0f GFLOP/s, a large %s matrix product on all ranks at once; MFU is against it\n",
-            t->peak_flops * 1e-9, t->cfg.train.dtype == MU_TRAIN_DTYPE_BF16 && strstr(t->dev->name, "bf16") ? "bf16" : mu_dtype_name(t->dev->real));
+            t->peak_flops * 1e-9, t->cfg.train.dtype == MU_TRAIN_DTYPE_BF16 && strstr(t->dev->name, "bf16") ? "bf16" : mu_dtype_name(t->dev->compute));
     mu_print("run folder: %s (%s)\n", t->cfg.run.dir, resumed ? "resumed" : "new run");
     print_how_to_stop();
     fflush(stdout);

@@ -49,7 +49,7 @@ static double largest_shard(const mu_optimizer *o) {
             int64_t count = mu_shards_count(&o->shards, i, r);
             if (count > most) most = count;
         }
-        bytes += o->rule->n_slots * (double)(most - mine) * (double)mu_dtype_size(o->params->dev->fine);
+        bytes += o->rule->n_slots * (double)(most - mine) * (double)mu_dtype_size(o->params->dev->master);
     }
     return bytes;
 }
@@ -59,7 +59,7 @@ static double largest_shard(const mu_optimizer *o) {
 static double program_memory(const mu_trainer *t, int64_t at_start) {
     int wanted = mu_config_threads(&t->cfg.train), threads = wanted ? wanted : mu_cores() / t->mesh->local_size;
     double width = (double)(t->model->n_moe ? t->cfg.moe.moe_ffn_hidden_size : t->cfg.model.ffn_hidden_size);
-    return (double)at_start + fmax(threads, 1) * 3 * width * (double)t->cfg.model.hidden_size * (double)mu_dtype_size(t->dev->fine);
+    return (double)at_start + fmax(threads, 1) * 3 * width * (double)t->cfg.model.hidden_size * (double)mu_dtype_size(t->dev->master);
 }
 
 static double mib(double bytes) { return bytes / (1 << 20); }
@@ -79,7 +79,7 @@ static void print_memory(const mu_trainer *t, double parameters, double state, d
         total += parts[i].bytes;
     }
     printf("  %-27s  %9.1f\n", "total", mib(total));
-    printf("checkpoint, all ranks          %9.1f MiB\n", mib((1 + t->opt->rule->n_slots) * parameters * (double)mu_dtype_size(t->dev->fine)));
+    printf("checkpoint, all ranks          %9.1f MiB\n", mib((1 + t->opt->rule->n_slots) * parameters * (double)mu_dtype_size(t->dev->master)));
 }
 
 /* The device whose types a run of this configuration has. */
@@ -113,7 +113,7 @@ mu_status mu_dry_run(mu_trainer *t, mu_error *e) {
     t->opt = mu_optimizer_new(&mu_rule_adamw, &t->cfg.optim, t->model->params);
     double state = (double)mu_device_bytes(t->dev);
     t->tape = mu_tape_new(t->dev);
-    if (t->cfg.train.reproducible) mu_tape_leaf(t->tape, t->cfg.train.seq_len);
+    if (t->cfg.train.reproducible) mu_tape_set_reduction_unit(t->tape, t->cfg.train.seq_len);
     int ranks = t->mesh->batch->size;
     int64_t share = t->cfg.train.global_batch_size / t->mesh->batch->size;
     t->micro_size = t->cfg.train.micro_batch_size ? t->cfg.train.micro_batch_size : share;

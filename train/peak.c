@@ -16,10 +16,10 @@ static double product_seconds(mu_device *dev, int64_t n, mu_mat a, mu_mat b, mu_
 
 /* The best rate of products n wide; *seconds: of the fastest. */
 static double rate_of(mu_device *dev, int64_t n, double *seconds) {
-    size_t bytes = (size_t)(n * n) * mu_dtype_size(dev->real);
+    size_t bytes = (size_t)(n * n) * mu_dtype_size(dev->compute);
     mu_memory *memory = mu_memory_new(dev, 3 * bytes);
     mu_memory_commit(memory, 3 * bytes);
-    mu_mat a = { memory->region.base, dev->real, n }, b = a, c = a;
+    mu_mat a = { memory->region.base, dev->compute, n }, b = a, c = a;
     b.data = memory->region.base + bytes, c.data = memory->region.base + 2 * bytes;
     dev->k->fill(dev, 2 * n * n, 0.5, a);
     *seconds = 1e9;
@@ -33,7 +33,7 @@ static double rate_of(mu_device *dev, int64_t n, double *seconds) {
 
 double mu_peak_measure(mu_device *dev) {
     double seconds;
-    if (dev->shape_only || dev->real == MU_DTYPE_F64) return 0;
+    if (dev->shape_only || dev->compute == MU_DTYPE_F64) return 0;
     if (strncmp(dev->name, "cuda", 4)) return rate_of(dev, 768, &seconds);
     int64_t n = 256;
     double rate = rate_of(dev, n, &seconds);

@@ -184,7 +184,7 @@ static mu_status write_run_json(const mu_trainer *t, const process *all, int arg
     mu_json_int(&j, "threads_per_rank", mu_threads());
     mu_json_string(&j, "device", t->dev->name);
     mu_json_string(&j, "mpi", mu_dist_library());
-    mu_json_bool(&j, "mpi_reads_gpus", t->mesh->world->reads_gpus);
+    mu_json_bool(&j, "mpi_cuda_aware", t->mesh->world->cuda_aware);
     mu_json_string(&j, "data_fingerprint", t->corpus.fingerprint);
     mu_json_bool(&j, "synthetic_data", t->corpus.synthetic);
     write_domains(&j, &t->corpus);

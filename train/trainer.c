@@ -50,7 +50,7 @@ static void plan_batch(mu_trainer *t) {
     t->samples = mu_alloc((size_t)t->cfg.train.global_batch_size, sizeof *t->samples);
     t->tokens = mu_alloc((size_t)tokens, sizeof *t->tokens);
     t->targets = mu_alloc((size_t)tokens, sizeof *t->targets);
-    if (t->cfg.train.reproducible) mu_tape_leaf(t->tape, t->cfg.train.seq_len);
+    if (t->cfg.train.reproducible) mu_tape_set_reduction_unit(t->tape, t->cfg.train.seq_len);
     mu_batch_shape shape = { t->cfg.train.global_batch_size, t->cfg.train.seq_len, t->n_micro, t->cfg.data.train.n };
     t->loss = mu_loss_new(t->model, t->tape, t->mesh->batch, &shape);
 }
@@ -171,8 +171,8 @@ static void plant_nan(mu_trainer *t) {
         if (u->expert < 0 && u->param->desc.layer == t->cfg.model.num_layers - 1) {
             char nan[8];
             memset(nan, 0xff, sizeof nan);
-            mu_device_write(t->dev, mu_unit_data(u), nan, mu_dtype_size(t->dev->fine));
-            mu_params_publish(t->model->params);
+            mu_device_write(t->dev, mu_unit_data(u), nan, mu_dtype_size(t->dev->master));
+            mu_params_refresh(t->model->params);
             return;
         }
 }

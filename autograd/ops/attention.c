@@ -35,10 +35,10 @@ static const mu_op op_attention = {
 
 mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, int64_t heads,
                         int64_t kv_heads, int64_t seq_len) {
-    unsigned real = 1u << mu_tape_device(tp)->real;
-    mu_tensor_check(q, "attention: q", 2, real);
-    mu_tensor_check(k, "attention: k", 2, real);
-    mu_tensor_check(v, "attention: v", 2, real);
+    unsigned compute = 1u << mu_tape_device(tp)->compute;
+    mu_tensor_check(q, "attention: q", 2, compute);
+    mu_tensor_check(k, "attention: k", 2, compute);
+    mu_tensor_check(v, "attention: v", 2, compute);
     MU_CHECK(heads >= 1 && kv_heads >= 1 && seq_len >= 1, "attention: %lld heads, %lld key heads, sequences of %lld",
              (long long)heads, (long long)kv_heads, (long long)seq_len);
     int64_t T = q->shape[0], d = q->shape[1] / heads;
@@ -56,6 +56,6 @@ mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, i
              "attention: %lld keys before the first query, while recording", (long long)past);
     mu_attention_shape *s = mu_tape_alloc(tp, sizeof *s);
     *s = (mu_attention_shape){ B, seq_len, heads, kv_heads, d, 1.0 / sqrt((double)d), past };
-    mu_tensor *y = mu_tensor_like(tp, q), *lse = mu_tensor_fine(tp, heads, T);
+    mu_tensor *y = mu_tensor_like(tp, q), *lse = mu_tensor_2d_master(tp, heads, T);
     return mu_apply(tp, (mu_node){ .op = &op_attention, .in = { q, k, v }, .out = { y, lse }, .extra = s });
 }

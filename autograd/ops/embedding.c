@@ -10,7 +10,7 @@ static void forward(mu_tape *tp, mu_node *n) {
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     mu_tensor *w = n->in[0], *ids = n->in[1];
-    if (w->needs_grad && w->sums) /* each token's row is a leaf of its own: nothing to sum before */
+    if (w->needs_grad && w->sums) /* each token's row is added by itself */
         dev->k->exact_embed(dev, mu_count(ids), w->shape[1], w->shape[0], mu_data(ids), mu_grad_of(n->out[0]),
                             mu_sums(w));
     else if (w->needs_grad)

@@ -1,4 +1,4 @@
-/* head.c - the head as one op: loss = scale * sum_t [ logsumexp(w x_t) - (w x_t)[target_t] ], the sum over each leaf.
+/* head.c - the head as one op: loss = scale * sum_t [ logsumexp(w x_t) - (w x_t)[target_t] ], the sum over each reduction unit.
  * x [T, D], w [V, D]. Logits exist for one chunk of rows at a time, at most 64 MiB of them in fp32 (or 64 rows). If
  * that is the whole batch, they are kept for backward, which comes next; otherwise it makes them again from x (one
  * more product, 1/4 of the head's work) instead of keeping T*V values. */
@@ -34,8 +34,8 @@ static void forward(mu_tape *tp, mu_node *n) {
                          mu_mat_values(mu_data(lse), from), mu_mat_values(mu_data(nll), from));
     }
     if (!kept) mu_release(tp, logits);
-    int64_t leaves = mu_count(n->out[0]), each = leaves ? T / leaves : 0;
-    for (int64_t i = 0; i < leaves; i++)
+    int64_t units = mu_count(n->out[0]), each = units ? T / units : 0;
+    for (int64_t i = 0; i < units; i++)
         dev->k->sum(dev, each, ((extra *)n->extra)->scale, mu_mat_values(mu_data(nll), i * each), false,
                     mu_mat_values(mu_data(n->out[0]), i));
 }
@@ -50,13 +50,13 @@ static void add_dw(mu_tape *tp, mu_tensor *w, int64_t rows, mu_mat dlogits, mu_m
         dev->k->gemm(dev, true, false, V, D, rows, dlogits, x, beta, dw);
         return;
     }
-    mu_tensor *cuts = mu_tensor_ints(tp, MU_DTYPE_I64, 2, (int64_t[]){ 0, rows });
-    dev->k->exact_product(dev, false, 1, 1, V, D, mu_data(cuts), dlogits, x, mu_sums(w));
-    mu_release(tp, cuts);
+    mu_tensor *bounds = mu_tensor_ints(tp, MU_DTYPE_I64, 2, (int64_t[]){ 0, rows });
+    dev->k->exact_product(dev, false, 1, 1, V, D, mu_data(bounds), dlogits, x, mu_sums(w));
+    mu_release(tp, bounds);
 }
 
 /* dlogits = scale * dloss * (softmax - onehot); dx = dlogits w; dw = dlogits^T x, chunk after chunk. No chunk holds
- * rows of two leaves. */
+ * rows of two reduction units. */
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     mu_tensor *x = n->in[0], *w = n->in[1], *targets = n->in[2], *lse = n->out[2];
@@ -83,7 +83,7 @@ static const mu_op op_head = { "head", forward, backward, .keeps_in = 7, .keeps_
 
 mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targets, double scale,
                         mu_tensor **nll) {
-    mu_tensor_check(x, "head: x", 2, 1u << mu_tape_device(tp)->real);
+    mu_tensor_check(x, "head: x", 2, 1u << mu_tape_device(tp)->compute);
     mu_tensor_check(w, "head: w", 2, MU_FLOATS);
     mu_tensor_check(targets, "head: targets", 0, 1u << MU_DTYPE_I32);
     mu_ids_check(targets, "head: targets", -1, w->shape[0] - 1);
@@ -94,7 +94,7 @@ mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targ
     MU_CHECK(isfinite(scale), "head: the loss times %g", scale);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->scale = scale;
-    mu_tensor *rows_nll = mu_tensor_fine(tp, T, 1), *lse = mu_tensor_fine(tp, T, 1),
+    mu_tensor *rows_nll = mu_tensor_2d_master(tp, T, 1), *lse = mu_tensor_2d_master(tp, T, 1),
               *loss = mu_tensor_loss(tp, T);
     bool keep = mu_tape_recording(tp) && (x->needs_grad || w->needs_grad) && chunk_rows(T, w->shape[0]) == T;
     mu_tensor *logits = keep ? mu_tensor_2d(tp, T, w->shape[0]) : NULL;

@@ -15,13 +15,13 @@ static void forward(mu_tape *tp, mu_node *n) {
     dev->k->rmsnorm_fwd(dev, mu_count(rstd), D, ((extra *)n->extra)->eps, mx, mu_master(w), my, mu_data(rstd));
 }
 
-/* dw [D] of each leaf by itself, then into the exact sums. Rows are D wide, several of them a token for heads. */
+/* dw [D] of each reduction unit by itself, then into the exact sums. Rows are D wide; heads have several per token. */
 static void exact_backward(mu_tape *tp, mu_node *n, mu_mat x, mu_mat dy, mu_mat dx) {
     mu_device *dev = mu_tape_device(tp);
-    mu_tensor *w = n->in[1], *dw = mu_tensor_fine(tp, 1, mu_count(w)), *rstd = n->out[1];
-    int64_t leaves = mu_leaves(tp, n->in[0]->shape[0]), D = mu_count(w);
-    for (int64_t i = 0; i < leaves; i++) {
-        int64_t rows = mu_count(rstd) / leaves, first = i * rows;
+    mu_tensor *w = n->in[1], *dw = mu_tensor_2d_master(tp, 1, mu_count(w)), *rstd = n->out[1];
+    int64_t units = mu_tape_reduction_units(tp, n->in[0]->shape[0]), D = mu_count(w);
+    for (int64_t i = 0; i < units; i++) {
+        int64_t rows = mu_count(rstd) / units, first = i * rows;
         dev->k->fill(dev, D, 0.0, mu_data(dw));
         dev->k->rmsnorm_bwd(dev, rows, D, mu_mat_rows(x, first), mu_master(w),
                             mu_mat_values(mu_data(rstd), first), mu_mat_rows(dy, first),
@@ -46,7 +46,7 @@ static void backward(mu_tape *tp, mu_node *n) {
 static const mu_op op_rmsnorm = { "rmsnorm", forward, backward, .keeps_in = 3, .keeps_out = 2, .saved = 2 };
 
 mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w, double eps) {
-    mu_tensor_check(x, "rmsnorm: x", 0, 1u << mu_tape_device(tp)->real);
+    mu_tensor_check(x, "rmsnorm: x", 0, 1u << mu_tape_device(tp)->compute);
     mu_tensor_check(w, "rmsnorm: w", 1, MU_FLOATS);
     MU_CHECK(mu_count(w) >= 1 && eps >= 0, "rmsnorm: %lld weights, eps %g", (long long)mu_count(w), eps);
     int64_t D = mu_count(w), rows = mu_count(x) / D;
@@ -54,6 +54,6 @@ mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w, double eps) {
              (long long)mu_count(x), (long long)D);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->eps = eps;
-    mu_tensor *y = mu_tensor_like(tp, x), *rstd = mu_tensor_fine(tp, rows, 1);
+    mu_tensor *y = mu_tensor_like(tp, x), *rstd = mu_tensor_2d_master(tp, rows, 1);
     return mu_apply(tp, (mu_node){ .op = &op_rmsnorm, .in = { x, w }, .out = { y, rstd }, .extra = e });
 }

@@ -29,10 +29,10 @@ static const mu_op op_rope = { "rope", forward, backward, .keeps_in = 6 };
 
 mu_tensor *mu_rope(mu_tape *tp, mu_tensor *x, mu_tensor *cos, mu_tensor *sin, int64_t heads,
                    int64_t seq_len) {
-    unsigned fine = 1u << mu_tape_device(tp)->fine;
-    mu_tensor_check(x, "rope: x", 2, 1u << mu_tape_device(tp)->real);
-    mu_tensor_check(cos, "rope: cos", 2, fine);
-    mu_tensor_check(sin, "rope: sin", 2, fine);
+    unsigned master = 1u << mu_tape_device(tp)->master;
+    mu_tensor_check(x, "rope: x", 2, 1u << mu_tape_device(tp)->compute);
+    mu_tensor_check(cos, "rope: cos", 2, master);
+    mu_tensor_check(sin, "rope: sin", 2, master);
     MU_CHECK(heads >= 1 && seq_len >= 1 && x->shape[0] % seq_len == 0, "rope: %lld heads, %lld tokens in sequences of %lld",
              (long long)heads, (long long)x->shape[0], (long long)seq_len);
     int64_t d = x->shape[1] / heads;

@@ -1,6 +1,6 @@
 /* adamw.c - the optimizer over a slab of units: the gradient's norm, and AdamW (Loshchilov & Hutter 2019) in one fused
- * pass, 28 bytes a value, bound by memory traffic. Threads share out the pieces of all units at once: a thousand small
- * experts cost one parallel loop. The bias corrections are folded into two factors, computed in double:
+ * pass, 28 bytes per value, memory-bound. Threads share the pieces of all units: a thousand small experts cost one
+ * parallel loop. The bias corrections are folded into two factors, computed in double:
  *   w = w (1 - lr wd) - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps) */
 #include "kernels/cpu/cpu.h"
 
@@ -8,7 +8,7 @@ static const mu_slab_unit *unit_at(mu_mat units, int64_t i) {
     return (const mu_slab_unit *)(void *)(cpu_i64(units) + i * units.ld);
 }
 
-/* Where piece `piece` of the slab lies: the last unit that does not begin behind it has it. */
+/* The part of the slab that piece `piece` covers: it belongs to the last unit that does not begin behind it. */
 typedef struct { int64_t unit, first, count; } stretch;
 
 static stretch find_piece(int64_t n_units, mu_mat units, int64_t piece) {
@@ -57,17 +57,17 @@ void CPU(clip)(mu_device *dev, int64_t n, mu_mat squares, int64_t n_losses, mu_m
     *cpu_f64(norm) = length, *cpu_f64(scale) = finite ? factor : (double)NAN;
 }
 
-typedef struct { float keep, rate, root, scale; bool rests; } factors;  /* of a unit */
+typedef struct { float keep, rate, root, scale; bool skipped; } factors;  /* of a unit */
 
-/* Counts the steps of those that do not rest. */
+/* Counts the steps of the units that are not skipped. */
 static void prepare(int64_t n_units, const mu_adamw_spec *s, mu_mat units, mu_mat loads, double scale, int64_t *steps,
                     factors *of) {
     double t = 0, c1 = 1, c2 = 1;
     for (int64_t i = 0; i < n_units; i++) {
         const mu_slab_unit *u = unit_at(units, i);
-        of[i].rests = loads.data && u->load >= 0 && cpu_i64(loads)[u->load] == 0;
-        if (of[i].rests) continue;
-        if (t != (double)++steps[u->id]) {      /* most have taken as many steps as the one before */
+        of[i].skipped = loads.data && u->load >= 0 && cpu_i64(loads)[u->load] == 0;
+        if (of[i].skipped) continue;
+        if (t != (double)++steps[u->id]) {      /* most units have the step count of the one before */
             t = (double)steps[u->id];
             c1 = 1 - pow(s->beta1, t), c2 = 1 - pow(s->beta2, t);
         }
@@ -89,7 +89,7 @@ static void update(int64_t n, const mu_adamw_spec *s, factors f, float *restrict
 }
 
 void CPU(slab_adamw)(mu_device *dev, int64_t n_units, int64_t n_pieces, const mu_adamw_spec *spec, mu_mat units,
-                     mu_mat loads, mu_mat scale, mu_mat steps, mu_mat w, mu_mat g, mu_mat m, mu_mat v, mu_mat real) {
+                     mu_mat loads, mu_mat scale, mu_mat steps, mu_mat w, mu_mat g, mu_mat m, mu_mat v, mu_mat compute) {
     if (!isfinite(*cpu_f64(scale))) return;
     size_t mark = mu_arena_mark(&dev->scratch);
     factors *of = mu_arena_alloc(&dev->scratch, (size_t)n_units * sizeof *of);
@@ -97,10 +97,10 @@ void CPU(slab_adamw)(mu_device *dev, int64_t n_units, int64_t n_pieces, const mu
 #pragma omp parallel for schedule(static) num_threads(team_of(n_units, units))
     for (int64_t p = 0; p < n_pieces; p++) {
         stretch s = find_piece(n_units, units, p);
-        if (of[s.unit].rests) continue;
+        if (of[s.unit].skipped) continue;
         update(s.count, spec, of[s.unit], cpu_f32(w) + s.first, cpu_f32(g) + s.first, cpu_f32(m) + s.first,
                cpu_f32(v) + s.first);
-        if (real.data) memcpy(cpu_f32(real) + s.first, cpu_f32(w) + s.first, (size_t)s.count * sizeof(float));
+        if (compute.data) memcpy(cpu_f32(compute) + s.first, cpu_f32(w) + s.first, (size_t)s.count * sizeof(float));
     }
     mu_arena_release(&dev->scratch, mark);
 }

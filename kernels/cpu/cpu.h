@@ -26,13 +26,13 @@ MU_KERNELS(K)
 
 /* The same kernel of the table that rounds nothing to bf16. */
 #if defined(__AVX512BF16__)
-#define CPU_FINE(name) mu_cpu_avx512_##name
-#define K(name, params, args) void CPU_FINE(name) params;
+#define CPU_MASTER(name) mu_cpu_avx512_##name
+#define K(name, params, args) void CPU_MASTER(name) params;
 MU_KERNELS(K)
 #undef K
 enum { CPU_ROUNDS = 1 };
 #else
-#define CPU_FINE(name) CPU(name)
+#define CPU_MASTER(name) CPU(name)
 enum { CPU_ROUNDS = 0 };
 #endif
 
@@ -113,10 +113,10 @@ void CPU(multiply_far)(int64_t m, int64_t n, int64_t k, const float *a, int64_t 
                        int64_t ldc);
 
 /* C[m,n] = A[m,k] B^T, or +=, for few rows, m <= CPU_FEW: B, [n, k] with n <= CPU_WIDE, as it lies: weights are read
- * once, and another form of them never leaves the first cache. The same bits as multiply, but where `loose` allows sums in
+ * once, and another form of them never leaves the first cache. The same bits as multiply, but where !batch_invariant allows sums in
  * an order of their own, which depends on m. */
 enum { CPU_FEW = 256, CPU_WIDE = 4 * CPU_NR };
-void CPU(multiply_few)(bool loose, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+void CPU(multiply_few)(bool batch_invariant, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                        bool add, float *c, int64_t ldc);
 
 /* The same, and sums always in an order of their own; false, and nothing done, where that has no advantage. */

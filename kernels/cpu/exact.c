@@ -5,7 +5,7 @@
 enum {
     TILE_M = 64,
     TILE_N = 128
-}; /* of a product: its sums take 128 KiB and stay in the cache over all leaves */
+}; /* of a product: its sums take 128 KiB and stay in the cache over all reduction units */
 
 static const double HIGH = 0x1.8p28, LOW = 0x1.8p-17, LARGEST = 0x1p26;
 enum { LOW_BITS = 45 };
@@ -83,15 +83,15 @@ void CPU(exact_embed)(mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat id
 }
 
 typedef struct {
-    int64_t leaves, m, n;
-    const int64_t *cuts;
+    int64_t units, m, n;
+    const int64_t *bounds;
     mu_mat a, b;
     int64_t *sums;
 } product;
 
 /* tile[height, width] = the product over rows row .. end-1, columns i of a and j of b and on. What of b does not
  * fill panels is packed, a stretch of rows at a time. */
-static void leaf_tile(const product *p, int64_t i, int64_t j, int64_t height, int64_t width, int64_t row,
+static void unit_tile(const product *p, int64_t i, int64_t j, int64_t height, int64_t width, int64_t row,
                       int64_t end, float *pack, float *tile) {
     for (int64_t at = row; at < end; at += CPU_KC) {
         int64_t k = cpu_min(CPU_KC, end - at);
@@ -101,36 +101,36 @@ static void leaf_tile(const product *p, int64_t i, int64_t j, int64_t height, in
     }
 }
 
-/* Every leaf of one tile, of one group. */
+/* Every reduction unit of one tile, of one group. */
 static uint64_t sum_tile(const product *p, int64_t group, int64_t i, int64_t j, float *buffer) {
     int64_t height = cpu_min(TILE_M, p->m - i), width = cpu_min(TILE_N, p->n - j), count = p->m * p->n;
     int64_t *high = p->sums + i * p->n + j, *low = high + count;
     float *tile = buffer + CPU_KC * TILE_N;
     uint64_t bad = 0;
-    for (const int64_t *cut = p->cuts + group * p->leaves, *last = cut + p->leaves; cut < last; cut++) {
-        if (cut[0] == cut[1]) continue;
-        leaf_tile(p, i, j, height, width, cut[0], cut[1], buffer, tile);
+    for (const int64_t *at = p->bounds + group * p->units, *last = at + p->units; at < last; at++) {
+        if (at[0] == at[1]) continue;
+        unit_tile(p, i, j, height, width, at[0], at[1], buffer, tile);
         for (int64_t r = 0; r < height; r++)
             bad |= add(width, tile + r * TILE_N, high + r * p->n, low + r * p->n);
     }
     return bad;
 }
 
-void CPU(exact_product)(mu_device *dev, bool fine, int64_t groups, int64_t leaves, int64_t m, int64_t n,
-                        mu_mat cuts, mu_mat a, mu_mat b, mu_mat sums) {
-    if (CPU_ROUNDS && fine) {
-        CPU_FINE(exact_product)(dev, fine, groups, leaves, m, n, cuts, a, b, sums);
+void CPU(exact_product)(mu_device *dev, bool master, int64_t groups, int64_t units, int64_t m, int64_t n,
+                        mu_mat bounds, mu_mat a, mu_mat b, mu_mat sums) {
+    if (CPU_ROUNDS && master) {
+        CPU_MASTER(exact_product)(dev, master, groups, units, m, n, bounds, a, b, sums);
         return;
     }
-    const int64_t *at = cpu_i64(cuts);
+    const int64_t *at = cpu_i64(bounds);
     int64_t down = cpu_blocks(m, TILE_M), tiles = down * cpu_blocks(n, TILE_N);
-    int team = cpu_team((at[groups * leaves] - at[0]) * m * n / 16);
+    int team = cpu_team((at[groups * units] - at[0]) * m * n / 16);
     size_t mark = mu_arena_mark(&dev->scratch);
     cpu_buffers buffers = cpu_buffers_new(dev, team, (CPU_KC + TILE_M) * TILE_N);
 #pragma omp parallel for schedule(dynamic) num_threads(team)
     for (int64_t item = 0; item < groups * tiles; item++) {
         int64_t group = item / tiles, t = item % tiles;
-        product p = { leaves, m, n, at, a, b, cpu_i64(sums) + group * sums.ld };
+        product p = { units, m, n, at, a, b, cpu_i64(sums) + group * sums.ld };
         if (!sum_tile(&p, group, t % down * TILE_M, t / down * TILE_N, cpu_buffer(buffers))) continue;
 #pragma omp atomic write
         p.sums[2 * m * n] = 1;

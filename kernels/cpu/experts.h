@@ -63,7 +63,7 @@ static inline bool cpu_few_for_weights(const mu_experts_shape *s, int64_t rows) 
 /* To round weights to bf16 takes longer than to multiply them with a handful of rows. */
 static inline bool cpu_better_in_fp32(const mu_experts_shape *s, const int64_t *offsets) {
     enum { HANDFUL = 8 };
-    return CPU_ROUNDS && s->loose && cpu_most_rows(offsets, s->experts) <= HANDFUL;
+    return CPU_ROUNDS && !s->batch_invariant && cpu_most_rows(offsets, s->experts) <= HANDFUL;
 }
 
 #endif

@@ -283,7 +283,7 @@ void CPU(experts_bwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
                       mu_mat dup, mu_mat ddown) {
     const int64_t *at = cpu_i64(offsets);
     if (cpu_better_in_fp32(s, at)) {
-        CPU_FINE(experts_bwd)(dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights,
+        CPU_MASTER(experts_bwd)(dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights,
                               dgate, dup, ddown);
         return;
     }

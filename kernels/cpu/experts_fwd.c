@@ -54,7 +54,7 @@ static void pack_columns(columns *c, float *to) {
 
 static void multiply(const forward *f, int64_t rows, const float *a, int64_t lda, columns b, float *c, int64_t ldc) {
     if (b.turned) CPU(multiply)(false, rows, b.n, b.k, a, lda, cpu_panels_of(b.turned, b.k), false, c, ldc);
-    else CPU(multiply_few)(f->s->loose, rows, b.n, b.k, a, lda, b.weights, b.k, false, c, ldc);
+    else CPU(multiply_few)(f->s->batch_invariant, rows, b.n, b.k, a, lda, b.weights, b.k, false, c, ldc);
 }
 
 /* Both up-projections and SwiGLU of some rows, for columns j and on; hg and hu may be in `room`, [rows, 2 n]. */
@@ -198,7 +198,7 @@ void CPU(experts_fwd)(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_ma
                       mu_mat weights, mu_mat y) {
     const int64_t *at = cpu_i64(offsets);
     if (cpu_better_in_fp32(s, at)) {
-        CPU_FINE(experts_fwd)(dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, y);
+        CPU_MASTER(experts_fwd)(dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, y);
         return;
     }
     forward f = { s, x, in, gate, up, down, hg, hu, out, weights, y };

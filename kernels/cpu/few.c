@@ -149,11 +149,11 @@ static void packed_product(int64_t m, int64_t n, int64_t k, const float *a, int6
 }
 #endif
 
-void CPU(multiply_few)(bool loose, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+void CPU(multiply_few)(bool batch_invariant, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                        int64_t ldb, bool add, float *c, int64_t ldc) {
     if (m == 0) return;
     if (k == 0 && !add) cpu_zero_rows(m, n, c, ldc);
-    if (loose && CPU(multiply_dots)(m, n, k, a, lda, b, ldb, add, c, ldc)) return;
+    if (!batch_invariant && CPU(multiply_dots)(m, n, k, a, lda, b, ldb, add, c, ldc)) return;
 #if defined(__AVX512F__) && !defined(__AVX512BF16__)
     int64_t rest = m <= AT_ONCE ? m : m % CPU_LANES <= AT_ONCE / 2 ? m % CPU_LANES : 0;
     m -= rest;                                              /* across, these would leave most lanes empty */

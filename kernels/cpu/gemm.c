@@ -74,7 +74,7 @@ static void few_rows(const product *p) {
     int team = cpu_product_team(p->m, p->n, p->k);
 #pragma omp parallel for schedule(static) num_threads(team)
     for (int64_t j = 0; j < p->n; j += CPU_WIDE)
-        CPU(multiply_few)(false, p->m, cpu_min(CPU_WIDE, p->n - j), p->k, cpu_f32(p->a), p->a.ld,
+        CPU(multiply_few)(true, p->m, cpu_min(CPU_WIDE, p->n - j), p->k, cpu_f32(p->a), p->a.ld,
                           cpu_f32(p->b) + j * p->b.ld, p->b.ld, p->add, cpu_f32(p->c) + j, p->c.ld);
 }
 
@@ -91,7 +91,7 @@ void CPU(gemm)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k
         stretch(dev, &p, cpu_product_team(m, n, k), first, cpu_min(most, n - first));
 }
 
-void CPU(gemm_fine)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
+void CPU(gemm_master)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
                     double beta, mu_mat c) {
-    CPU_FINE(gemm)(dev, ta, tb, m, n, k, a, b, beta, c);
+    CPU_MASTER(gemm)(dev, ta, tb, m, n, k, a, b, beta, c);
 }

@@ -114,7 +114,7 @@ void mu_cuda_clip(mu_device *dev, int64_t n, mu_mat squares, int64_t n_losses, m
 }
 
 /* ------------------------------------------------------------------ AdamW */
-struct factors { float keep, rate, root, scale; };      /* of a unit; scale NaN: it rests */
+struct factors { float keep, rate, root, scale; };      /* of a unit; scale NaN: skipped */
 struct constants { float b1, a1, b2, a2, eps; };
 
 static __global__ void count_steps(int64_t n_units, double lr, double decay, double beta1, double beta2, unit_table units,
@@ -122,9 +122,9 @@ static __global__ void count_steps(int64_t n_units, double lr, double decay, dou
     int64_t i = thread_index();
     if (i >= n_units) return;
     const mu_slab_unit &u = unit_at(units, i);
-    bool rests = !std::isfinite(*scale) || (loads && u.load >= 0 && loads[u.load] == 0);
+    bool skipped = !std::isfinite(*scale) || (loads && u.load >= 0 && loads[u.load] == 0);
     of[i] = factors{ 0, 0, 0, nanf("") };
-    if (rests) return;
+    if (skipped) return;
     double t = (double)++steps[u.id], c1 = 1 - pow(beta1, t), c2 = 1 - pow(beta2, t);
     of[i] = factors{ (float)(1 - lr * (u.decays ? decay : 0)), (float)(lr / c1), (float)(1 / sqrt(c2)), (float)*scale };
 }
@@ -138,7 +138,7 @@ static __device__ __forceinline__ void update(const factors &f, const constants 
 
 template <typename R>
 static __global__ void update_pieces(int64_t n_units, constants c, unit_table units, const factors *of, float *w,
-                                     const float *g, float *m, float *v, R *real) {
+                                     const float *g, float *m, float *v, R *compute) {
     stretch s = find_piece(n_units, units, blockIdx.x);
     const factors f = of[s.unit];
     if (std::isnan(f.scale)) return;
@@ -152,12 +152,12 @@ static __global__ void update_pieces(int64_t n_units, constants c, unit_table un
         store_4(w + at, wi, left);
         store_4(m + at, mi, left);
         store_4(v + at, vi, left);
-        if (real) store_4(real + at, wi, left);
+        if (compute) store_4(compute + at, wi, left);
     }
 }
 
 void mu_cuda_slab_adamw(mu_device *dev, int64_t n_units, int64_t n_pieces, const mu_adamw_spec *spec, mu_mat units,
-                        mu_mat loads, mu_mat scale, mu_mat steps, mu_mat w, mu_mat g, mu_mat m, mu_mat v, mu_mat real) {
+                        mu_mat loads, mu_mat scale, mu_mat steps, mu_mat w, mu_mat g, mu_mat m, mu_mat v, mu_mat compute) {
     cuda_scratch scratch(dev);
     factors *of = scratch.take<factors>(n_units);
     const constants c = { (float)spec->beta1, (float)(1 - spec->beta1), (float)spec->beta2, (float)(1 - spec->beta2),
@@ -165,9 +165,9 @@ void mu_cuda_slab_adamw(mu_device *dev, int64_t n_units, int64_t n_pieces, const
     launch(dev, blocks_for(n_units, THREADS), THREADS, 0, count_steps, n_units, spec->lr, spec->weight_decay,
            spec->beta1, spec->beta2, table_of(units), typed<int64_t>(loads).at, typed<double>(scale).at,
            typed<int64_t>(steps).at, of);
-    with_real(real.data ? real.dtype : MU_DTYPE_BF16, [&](auto zero) {
+    with_float_type(compute.data ? compute.dtype : MU_DTYPE_BF16, [&](auto zero) {
         typedef decltype(zero) R;
         launch(dev, n_pieces, THREADS, 0, update_pieces<R>, n_units, c, table_of(units), (const factors *)of,
-               typed<float>(w).at, typed<float>(g).at, typed<float>(m).at, typed<float>(v).at, typed<R>(real).at);
+               typed<float>(w).at, typed<float>(g).at, typed<float>(m).at, typed<float>(v).at, typed<R>(compute).at);
     });
 }

@@ -161,7 +161,7 @@ void mu_cuda_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q
         launch(dev, s->B * s->H * f.tiles, BLOCK, forward_block<D>::BYTES, fast_forward<D>, f);
     });
     if (done) return;
-    with_real(q.dtype, [&](auto zero) {
+    with_float_type(q.dtype, [&](auto zero) {
         typedef decltype(zero) T;
         forward<T> f = forward_of<T>(s, PLAIN_ROWS, q, k, v, y, lse);
         launch(dev, s->B * s->H * f.tiles, BLOCK, plain_bytes(s->d, 1), plain_forward<T>, f);

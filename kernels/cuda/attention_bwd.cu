@@ -306,7 +306,7 @@ void mu_cuda_attention_bwd(mu_device *dev, const mu_attention_shape *s, mu_mat q
     int64_t padded = blocks_for(s->S, PADDING) * PADDING;
     cuda_scratch scratch(dev);
     float *lse2 = scratch.take<float>(s->B * s->H * padded), *delta = scratch.take<float>(s->B * s->H * padded);
-    with_real(q.dtype, [&](auto zero) {
+    with_float_type(q.dtype, [&](auto zero) {
         typedef decltype(zero) T;
         backward<T> f = { *s, (float)s->scale, (float)(s->scale * LOG2_E), (int)padded, typed<T>(q), typed<T>(k),
                           typed<T>(v), typed<T>(y), typed<T>(dy), typed<T>(dq), typed<T>(dk), typed<T>(dv),

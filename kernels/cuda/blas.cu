@@ -201,7 +201,7 @@ void mu_cuda_gemm(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_
 }
 
 /* The types of the operands say it all: nothing is rounded but a bf16 result. */
-void mu_cuda_gemm_fine(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b, double beta,
+void mu_cuda_gemm_master(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b, double beta,
                        mu_mat c) {
     mu_cuda_gemm(dev, ta, tb, m, n, k, a, b, beta, c);
 }

@@ -102,12 +102,12 @@ template <typename T> static matrix<T> typed(mu_mat m, const char *file = __buil
     return matrix<T>{ (T *)m.data, m.ld };
 }
 
-/* with_real(dtype, [&](auto zero) { using R = decltype(zero); ... }): the code for float or bf16. */
-template <typename F> static void with_real(mu_dtype dtype, F body, const char *file = __builtin_FILE(),
-                                            int line = __builtin_LINE(), const char *kernel = __builtin_FUNCTION()) {
+/* with_float_type(dtype, [&](auto zero) { using R = decltype(zero); ... }): the code for float or bf16. */
+template <typename F> static void with_float_type(mu_dtype dtype, F body, const char *file = __builtin_FILE(),
+                                                  int line = __builtin_LINE(), const char *kernel = __builtin_FUNCTION()) {
     if (dtype == MU_DTYPE_F32) body(0.0f);
     else if (dtype == MU_DTYPE_BF16) body(bf16());
-    else mu_fatal(MU_STATUS_INTERNAL, file, line, kernel, "no kernel for operands of %s", mu_dtype_name(dtype));
+    else mu_fatal(MU_STATUS_INTERNAL, file, line, kernel, "no code for operands of type %s", mu_dtype_name(dtype));
 }
 
 /* Can a vector, can the rows of a matrix be moved n values at a time? Yes for one that is not given. */

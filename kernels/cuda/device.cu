@@ -333,7 +333,7 @@ mu_device *mu_cuda_open(const char *kind) {
     open_ring(&c->ring);
     CUDA_CHECK(cudaMallocHost(&c->landing, LANDING));
     c->dev.k = &kernels, c->dev.name = c->name, c->dev.backend = &backend, c->dev.on_gpu = true;
-    c->dev.real = half ? MU_DTYPE_BF16 : MU_DTYPE_F32, c->dev.fine = MU_DTYPE_F32;
+    c->dev.compute = half ? MU_DTYPE_BF16 : MU_DTYPE_F32, c->dev.master = MU_DTYPE_F32;
     c->scratch.dev = &c->dev;
     reserve(&c->scratch, c->total);
     return &c->dev;

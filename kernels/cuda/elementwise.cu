@@ -33,10 +33,10 @@ template <typename X, typename Y> static __global__ void copy_kernel(int64_t n, 
     each_element(n, [=](int64_t i) { store(y + i, widened(x[i])); });
 }
 
-/* with_real, doubles too */
+/* with_float_type, doubles too */
 template <typename F> static void with_floating(mu_dtype dtype, F body) {
     if (dtype == MU_DTYPE_F64) body(0.0);
-    else with_real(dtype, body);
+    else with_float_type(dtype, body);
 }
 
 void mu_cuda_fill(mu_device *dev, int64_t n, double value, mu_mat x) {
@@ -102,7 +102,7 @@ template <bool SQUARE> static void any_sum(mu_device *dev, int64_t n, double sca
     cuda_scratch scratch(dev);
     int64_t blocks = blocks_for(n, STRETCH);
     double *part = scratch.take<double>(blocks);
-    with_real(x.dtype, [&](auto zero) {
+    with_float_type(x.dtype, [&](auto zero) {
         typedef decltype(zero) T;
         launch(dev, blocks, THREADS, 0, partial_sums<T, SQUARE>, n, (const T *)x.data, part);
     });

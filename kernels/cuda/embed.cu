@@ -76,7 +76,7 @@ void mu_cuda_embed_bwd(mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat i
     sorted_ids s = cuda_sort_ids(dev, scratch, T, V, typed<const int32_t>(ids).at);
     int64_t stretches = blocks_for(T, STRETCH);
     float *part = scratch.take<float>(stretches * 2 * D);
-    with_real(dy.dtype, [&](auto zero) {
+    with_float_type(dy.dtype, [&](auto zero) {
         typedef decltype(zero) R;
         with_width<WIDE>(D % WIDE == 0 && rows_aligned(dy, WIDE) && rows_aligned(dw, WIDE), [&](auto n) {
             const int N = decltype(n)::value;

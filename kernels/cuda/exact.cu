@@ -50,7 +50,7 @@ template <typename X> static __global__ void exact_add_kernel(int64_t n, const X
 }
 
 void mu_cuda_exact_add(mu_device *dev, int64_t n, mu_mat x, mu_mat sums) {
-    with_real(x.dtype, [&](auto zero) {
+    with_float_type(x.dtype, [&](auto zero) {
         typedef decltype(zero) X;
         launch(dev, blocks_for(n, THREADS), THREADS, 0, exact_add_kernel<X>, n, typed<const X>(x).at,
                sums_of(typed<int64_t>(sums).at, n));
@@ -76,7 +76,7 @@ template <typename X> static __global__ void exact_round_kernel(int64_t n, exact
 }
 
 void mu_cuda_exact_round(mu_device *dev, int64_t n, mu_mat sums, mu_mat x) {
-    with_real(x.dtype, [&](auto zero) {
+    with_float_type(x.dtype, [&](auto zero) {
         typedef decltype(zero) X;
         launch(dev, blocks_for(n, THREADS), THREADS, 0, exact_round_kernel<X>, n, sums_of(typed<int64_t>(sums).at, n),
                typed<X>(x).at);
@@ -99,16 +99,16 @@ void mu_cuda_exact_embed(mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat
     cuda_scratch scratch(dev);
     sorted_ids s = cuda_sort_ids(dev, scratch, T, V, typed<const int32_t>(ids).at);
     int threads = threads_for(D, THREADS);
-    with_real(dy.dtype, [&](auto zero) {
+    with_float_type(dy.dtype, [&](auto zero) {
         typedef decltype(zero) R;
         launch_2d(dev, T, blocks_for(D, threads), threads, 0, exact_embed_kernel<R>, T, D, s, typed<const R>(dy),
                   sums_of(typed<int64_t>(sums).at, V * D));
     });
 }
 
-/* ------------------------------------------------------------------ products, leaf by leaf
+/* ------------------------------------------------------------------ products, one reduction unit after the other
  * A block has SIDE x SIDE sums of one group, a thread EACH x EACH of them: rows EACH * (thread / ACROSS) and on, every
- * ACROSS-th column. A leaf's product is added up in fp32 in order of its rows, SLAB of them in shared memory at a time. */
+ * ACROSS-th column. A unit's product is added up in fp32 in order of its rows, SLAB of them in shared memory at a time. */
 enum { SIDE = 64, EACH = 4, ACROSS = SIDE / EACH, SLAB = 16, PRODUCT_THREADS = ACROSS * ACROSS };
 
 /* slab[r, i] = x[first + r, column + i], zero outside of the rows before `end` and the `width` columns. */
@@ -124,19 +124,19 @@ static __device__ __forceinline__ void load_slab(matrix<const X> x, int64_t firs
 
 template <typename A, typename B>
 static __global__ void __launch_bounds__(PRODUCT_THREADS)
-exact_product_kernel(int64_t leaves, int64_t m, int64_t n, const int64_t *cuts, matrix<const A> a, matrix<const B> b,
+exact_product_kernel(int64_t units, int64_t m, int64_t n, const int64_t *bounds, matrix<const A> a, matrix<const B> b,
                      int64_t *words, int64_t ld) {
     static __shared__ float as[SLAB][SIDE], bs[SLAB][SIDE];
     int64_t down = (m + SIDE - 1) / SIDE, tiles = down * ((n + SIDE - 1) / SIDE), group = blockIdx.x / tiles;
     int64_t top = blockIdx.x % tiles % down * SIDE, left = blockIdx.x % tiles / down * SIDE;
     int row = (int)threadIdx.x / ACROSS * EACH, column = (int)threadIdx.x % ACROSS;
     exact_sums sums = sums_of(words + group * ld, m * n);
-    for (const int64_t *cut = cuts + group * leaves, *last = cut + leaves; cut < last; cut++) {
-        if (cut[0] >= cut[1]) continue;
+    for (const int64_t *at = bounds + group * units, *last = at + units; at < last; at++) {
+        if (at[0] >= at[1]) continue;
         float product[EACH][EACH] = {};
-        for (int64_t first = cut[0]; first < cut[1]; first += SLAB) {
+        for (int64_t first = at[0]; first < at[1]; first += SLAB) {
             __syncthreads();
-            load_slab(a, first, cut[1], top, m, as), load_slab(b, first, cut[1], left, n, bs);
+            load_slab(a, first, at[1], top, m, as), load_slab(b, first, at[1], left, n, bs);
             __syncthreads();
 #pragma unroll
             for (int r = 0; r < SLAB; r++)
@@ -156,17 +156,17 @@ exact_product_kernel(int64_t leaves, int64_t m, int64_t n, const int64_t *cuts, 
     }
 }
 
-/* Operands are taken in the type that they have, so `fine` changes nothing. */
-void mu_cuda_exact_product(mu_device *dev, bool fine, int64_t groups, int64_t leaves, int64_t m, int64_t n, mu_mat cuts,
+/* Operands are read in their own dtype, so `master` changes nothing. */
+void mu_cuda_exact_product(mu_device *dev, bool master, int64_t groups, int64_t units, int64_t m, int64_t n, mu_mat bounds,
                            mu_mat a, mu_mat b, mu_mat sums) {
-    (void)fine;
+    (void)master;
     int64_t tiles = blocks_for(m, SIDE) * blocks_for(n, SIDE);
-    with_real(a.dtype, [&](auto of_a) {
-        with_real(b.dtype, [&](auto of_b) {
+    with_float_type(a.dtype, [&](auto of_a) {
+        with_float_type(b.dtype, [&](auto of_b) {
             typedef decltype(of_a) A;
             typedef decltype(of_b) B;
-            launch(dev, groups * tiles, PRODUCT_THREADS, 0, exact_product_kernel<A, B>, leaves, m, n,
-                   typed<const int64_t>(cuts).at, typed<const A>(a), typed<const B>(b), typed<int64_t>(sums).at, sums.ld);
+            launch(dev, groups * tiles, PRODUCT_THREADS, 0, exact_product_kernel<A, B>, units, m, n,
+                   typed<const int64_t>(bounds).at, typed<const A>(a), typed<const B>(b), typed<int64_t>(sums).at, sums.ld);
         });
     });
 }

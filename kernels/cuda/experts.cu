@@ -147,7 +147,7 @@ static void forward(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat 
 
 void mu_cuda_experts_fwd(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate,
                          mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat weights, mu_mat y) {
-    with_real(x.dtype, [&](auto zero) {
+    with_float_type(x.dtype, [&](auto zero) {
         forward<decltype(zero)>(dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, y);
     });
 }
@@ -191,7 +191,7 @@ static void backward(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat
 void mu_cuda_experts_bwd(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat in, mu_mat offsets, mu_mat gate,
                          mu_mat up, mu_mat down, mu_mat hg, mu_mat hu, mu_mat out, mu_mat weights, mu_mat dy, mu_mat act,
                          mu_mat xg, mu_mat dyg, mu_mat dx, mu_mat dweights, mu_mat dgate, mu_mat dup, mu_mat ddown) {
-    with_real(x.dtype, [&](auto zero) {
+    with_float_type(x.dtype, [&](auto zero) {
         backward<decltype(zero)>(dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights,
                                  dgate, dup, ddown);
     });

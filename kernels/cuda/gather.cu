@@ -37,7 +37,7 @@ static __global__ void copy_rows(int64_t rows, int64_t D, int shift, const int32
 }
 
 template <bool SCATTER> static void any_copy(mu_device *dev, int64_t rows, int64_t D, mu_mat index, mu_mat x, mu_mat y) {
-    with_real(x.dtype, [&](auto zero) {
+    with_float_type(x.dtype, [&](auto zero) {
         typedef decltype(zero) R;
         with_words<R>(D, x, y, [&](auto n) {
             const int N = decltype(n)::value;
@@ -83,7 +83,7 @@ static __global__ void gather_sum_kernel(int64_t T, int64_t K, int64_t D, int sh
 }
 
 void mu_cuda_gather_sum(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat rows, bool add, mu_mat y) {
-    with_real(y.dtype, [&](auto zero) {
+    with_float_type(y.dtype, [&](auto zero) {
         typedef decltype(zero) R;
         with_words<R>(D, rows, y, [&](auto n) {
             const int N = decltype(n)::value;

@@ -29,8 +29,8 @@ static __global__ void jitter_kernel(int64_t S, int64_t D, float eps, mu_rng rng
 
 void mu_cuda_jitter(mu_device *dev, int64_t T, int64_t S, int64_t D, double eps, const mu_rng *rng, mu_mat x, bool add,
                     mu_mat y) {
-    with_real(x.dtype, [&](auto from) {
-        with_real(y.dtype, [&](auto to) {
+    with_float_type(x.dtype, [&](auto from) {
+        with_float_type(y.dtype, [&](auto to) {
             typedef decltype(from) X;
             typedef decltype(to) Y;
             launch(dev, T, THREADS, 0, jitter_kernel<X, Y>, S, D, (float)eps, *rng,

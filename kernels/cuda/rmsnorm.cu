@@ -60,7 +60,7 @@ static int64_t teams_of(int lanes, int threads) { return lanes == BLOCK ? 1 : th
 
 void mu_cuda_rmsnorm_fwd(mu_device *dev, int64_t rows, int64_t D, double eps, mu_mat x, mu_mat w, mu_mat y, mu_mat rstd) {
     bool wide = D % WIDE == 0 && rows_aligned(x, WIDE) && is_aligned(w, WIDE) && rows_aligned(y, WIDE);
-    with_real(x.dtype, [&](auto zero) {
+    with_float_type(x.dtype, [&](auto zero) {
         typedef decltype(zero) R;
         with_width<WIDE>(wide, [&](auto n) {
             const int N = decltype(n)::value;
@@ -170,7 +170,7 @@ void mu_cuda_rmsnorm_bwd(mu_device *dev, int64_t rows, int64_t D, mu_mat x, mu_m
     cuda_scratch scratch(dev);
     bool wide = D % WIDE == 0 && rows_aligned(x, WIDE) && is_aligned(w, WIDE) && rows_aligned(dy, WIDE) &&
                 rows_aligned(dx, WIDE);
-    with_real(x.dtype, [&](auto zero) {
+    with_float_type(x.dtype, [&](auto zero) {
         typedef decltype(zero) R;
         with_width<WIDE>(wide, [&](auto n) {
             const int N = decltype(n)::value;

@@ -55,7 +55,7 @@ void mu_cuda_rope(mu_device *dev, int64_t T, int64_t S, int64_t H, int64_t d, in
     bool wide = half % WIDE == 0 && rows_aligned(cos, WIDE) && rows_aligned(sin, WIDE) && rows_aligned(x, WIDE) &&
                 rows_aligned(y, WIDE);
     MU_CHECK(d % 2 == 0 && H * d < INT32_MAX / TOKENS, "%lld heads of width %lld", (long long)H, (long long)d);
-    with_real(x.dtype, [&](auto zero) {
+    with_float_type(x.dtype, [&](auto zero) {
         typedef decltype(zero) R;
         with_width<WIDE>(wide, [&](auto n) {
             const int N = decltype(n)::value;

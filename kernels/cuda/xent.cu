@@ -47,7 +47,7 @@ template <typename R, typename F> static void with_words(int64_t V, mu_mat logit
 }
 
 void mu_cuda_xent_fwd(mu_device *dev, int64_t rows, int64_t V, mu_mat logits, mu_mat targets, mu_mat lse, mu_mat nll) {
-    with_real(logits.dtype, [&](auto zero) {
+    with_float_type(logits.dtype, [&](auto zero) {
         typedef decltype(zero) R;
         with_words<R>(V, logits, [&](auto n) {
             const int N = decltype(n)::value;
@@ -84,7 +84,7 @@ static __global__ void xent_bwd_kernel(int64_t V, int pieces, double scale, cons
 
 void mu_cuda_xent_bwd(mu_device *dev, int64_t rows, int64_t V, double scale, mu_mat dout, mu_mat targets, mu_mat lse,
                       mu_mat logits) {
-    with_real(logits.dtype, [&](auto zero) {
+    with_float_type(logits.dtype, [&](auto zero) {
         typedef decltype(zero) R;
         with_words<R>(V, logits, [&](auto n) {
             const int N = decltype(n)::value;

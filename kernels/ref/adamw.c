@@ -30,9 +30,9 @@ void mu_ref_clip(mu_device *dev, int64_t n, mu_mat squares, int64_t n_losses, mu
 }
 
 void mu_ref_slab_adamw(mu_device *dev, int64_t n_units, int64_t n_pieces, const mu_adamw_spec *s, mu_mat units, mu_mat loads,
-                       mu_mat scale, mu_mat steps, mu_mat w_n, mu_mat g_n, mu_mat m_n, mu_mat v_n, mu_mat real_n) {
+                       mu_mat scale, mu_mat steps, mu_mat w_n, mu_mat g_n, mu_mat m_n, mu_mat v_n, mu_mat compute_n) {
     (void)dev, (void)n_pieces;
-    double *w = reals(w_n), *m = reals(m_n), *v = reals(v_n), *real = reals(real_n);
+    double *w = reals(w_n), *m = reals(m_n), *v = reals(v_n), *compute = reals(compute_n);
     if (!isfinite(*reals(scale))) return;
     for (int64_t i = 0; i < n_units; i++) {
         const mu_slab_unit *u = unit_at(units, i);
@@ -44,7 +44,7 @@ void mu_ref_slab_adamw(mu_device *dev, int64_t n_units, int64_t n_pieces, const 
             v[j] = s->beta2 * v[j] + (1 - s->beta2) * g * g;
             double m_hat = m[j] / (1 - pow(s->beta1, t)), v_hat = v[j] / (1 - pow(s->beta2, t));
             w[j] -= s->lr * (m_hat / (sqrt(v_hat) + s->eps) + decay * w[j]);
-            if (real) real[j] = w[j];
+            if (compute) compute[j] = w[j];
         }
     }
 }

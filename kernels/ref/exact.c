@@ -50,12 +50,12 @@ void mu_ref_exact_embed(mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat 
         for (int64_t i = 0; i < D; i++) add_one(s, ints(ids_T)[t] * D + i, row(dy_TD, t, D)[i]);
 }
 
-void mu_ref_exact_product(mu_device *dev, bool fine, int64_t groups, int64_t leaves, int64_t m, int64_t n,
-                          mu_mat cuts, mu_mat a_Rm, mu_mat b_Rn, mu_mat sums) {
-    (void)dev, (void)fine;
-    for (int64_t leaf = 0; leaf < groups * leaves; leaf++) {
-        exact_sums s = sums_of(longs(sums) + leaf / leaves * sums.ld, m * n);
-        int64_t first = longs(cuts)[leaf], end = longs(cuts)[leaf + 1];
+void mu_ref_exact_product(mu_device *dev, bool master, int64_t groups, int64_t units, int64_t m, int64_t n,
+                          mu_mat bounds, mu_mat a_Rm, mu_mat b_Rn, mu_mat sums) {
+    (void)dev, (void)master;
+    for (int64_t unit = 0; unit < groups * units; unit++) {
+        exact_sums s = sums_of(longs(sums) + unit / units * sums.ld, m * n);
+        int64_t first = longs(bounds)[unit], end = longs(bounds)[unit + 1];
         for (int64_t i = 0; i < m && first < end; i++)
             for (int64_t j = 0; j < n; j++) {
                 double sum = 0;

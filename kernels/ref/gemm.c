@@ -17,7 +17,7 @@ void mu_ref_gemm(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t
         }
 }
 
-void mu_ref_gemm_fine(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
+void mu_ref_gemm_master(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
                       double beta, mu_mat c) {
     mu_ref_gemm(dev, ta, tb, m, n, k, a, b, beta, c);
 }

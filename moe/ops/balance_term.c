@@ -1,5 +1,5 @@
 /* balance_term.c - out = weight * value, value = sum_t sum_i coef[t / segment, i] * p_ti, where p are the
- * scores, divided by their sum if `normalise`; one value a leaf. coef holds counts and is a constant: the counts
+ * scores, divided by their sum if `normalise`; one value per reduction unit. coef holds counts and is a constant: the counts
  * are what the router did, p is what it can change. */
 #include "moe/moe.h"
 
@@ -7,43 +7,43 @@ typedef struct {
     int64_t segment;
     bool normalise;
     double weight;
-    int64_t leaves;
+    int64_t units;
 } extra;
 
-/* What one leaf sees: its rows, and its segments of the coefficients or the one that holds it. */
+/* A reduction unit: its rows, and its segments of the coefficients or the one that holds it. */
 typedef struct {
     int64_t rows, segment;
     mu_mat scores, coef;
-} leaf;
+} unit;
 
-static leaf leaf_of(const mu_node *n, const extra *e, int64_t i) {
-    int64_t rows = n->in[0]->shape[0] / e->leaves, first = e->segment ? i * rows / e->segment : 0;
-    return (leaf){ rows, e->segment < rows ? e->segment : rows, mu_mat_rows(mu_data(n->in[0]), i * rows),
+static unit unit_of(const mu_node *n, const extra *e, int64_t i) {
+    int64_t rows = n->in[0]->shape[0] / e->units, first = e->segment ? i * rows / e->segment : 0;
+    return (unit){ rows, e->segment < rows ? e->segment : rows, mu_mat_rows(mu_data(n->in[0]), i * rows),
                    mu_mat_rows(mu_data(n->in[1]), first) };
 }
 
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
-    for (int64_t i = 0; i < e->leaves; i++) {
-        leaf l = leaf_of(n, e, i);
-        dev->k->balance_fwd(dev, l.rows, n->in[0]->shape[1], l.segment, e->normalise, l.scores, l.coef,
+    for (int64_t i = 0; i < e->units; i++) {
+        unit u = unit_of(n, e, i);
+        dev->k->balance_fwd(dev, u.rows, n->in[0]->shape[1], u.segment, e->normalise, u.scores, u.coef,
                             mu_mat_values(mu_data(n->out[1]), i));
     }
-    dev->k->fill(dev, e->leaves, 0.0, mu_data(n->out[0]));
-    dev->k->axpy(dev, e->leaves, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
+    dev->k->fill(dev, e->units, 0.0, mu_data(n->out[0]));
+    dev->k->axpy(dev, e->units, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
     mu_tensor *s = n->in[0], *dvalue = mu_tensor_like(tp, n->out[0]);
-    dev->k->fill(dev, e->leaves, 0.0, mu_data(dvalue));
-    dev->k->axpy(dev, e->leaves, e->weight, mu_grad_of(n->out[0]), mu_data(dvalue));
-    for (int64_t i = 0; i < e->leaves && s->needs_grad; i++) {
-        leaf l = leaf_of(n, e, i);
-        dev->k->balance_bwd(dev, l.rows, s->shape[1], l.segment, e->normalise, l.scores, l.coef,
-                            mu_mat_values(mu_data(dvalue), i), mu_mat_rows(mu_grad(tp, s), i * l.rows));
+    dev->k->fill(dev, e->units, 0.0, mu_data(dvalue));
+    dev->k->axpy(dev, e->units, e->weight, mu_grad_of(n->out[0]), mu_data(dvalue));
+    for (int64_t i = 0; i < e->units && s->needs_grad; i++) {
+        unit u = unit_of(n, e, i);
+        dev->k->balance_bwd(dev, u.rows, s->shape[1], u.segment, e->normalise, u.scores, u.coef,
+                            mu_mat_values(mu_data(dvalue), i), mu_mat_rows(mu_grad(tp, s), i * u.rows));
     }
     mu_release(tp, dvalue);
 }
@@ -60,7 +60,7 @@ mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores, mu_tensor *coef, int6
              (long long)coef->shape[0], (long long)coef->shape[1], (long long)segment,
              (long long)scores->shape[0]);
     extra *e = mu_tape_alloc(tp, sizeof *e);
-    *e = (extra){ segment, normalise, weight, mu_leaves(tp, scores->shape[0]) };
+    *e = (extra){ segment, normalise, weight, mu_tape_reduction_units(tp, scores->shape[0]) };
     *value = mu_tensor_loss(tp, scores->shape[0]);
     mu_tensor *out = mu_apply(tp, (mu_node){ .op = &op_balance_term,
                                              .in = { scores, coef },

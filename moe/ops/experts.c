@@ -42,11 +42,11 @@ static bool weight_grads(mu_tape *tp, mu_node *n, mu_mat d[3]) {
     return fresh;
 }
 
-/* Weights with exact sums: their gradients are products of what backward leaves, leaf by leaf. */
+/* Weights with exact sums: their gradients are products of what backward leaves, one reduction unit at a time. */
 static void add_sums(mu_tape *tp, const extra *e, mu_tensor *w, int64_t m, int64_t n, mu_mat a, mu_mat b) {
     mu_device *dev = mu_tape_device(tp);
     if (w->needs_grad && w->sums)
-        dev->k->exact_product(dev, false, e->shape.experts, e->plan->leaves, m, n, mu_data(e->plan->cuts), a,
+        dev->k->exact_product(dev, false, e->shape.experts, e->plan->reduction_units, m, n, mu_data(e->plan->unit_bounds), a,
                               b, mu_sums(w));
 }
 
@@ -100,11 +100,11 @@ static const mu_op op_experts = { "experts", forward, backward, .keeps_in = 31, 
 
 static mu_tensor *apply(mu_tape *tp, mu_tensor *x, mu_tensor *weights, mu_tensor *gate, mu_tensor *up,
                         mu_tensor *down, const mu_plan *plan, bool combined) {
-    mu_tensor_check(x, "experts: x", 2, 1u << mu_tape_device(tp)->real);
+    mu_tensor_check(x, "experts: x", 2, 1u << mu_tape_device(tp)->compute);
     mu_tensor_check(gate, "experts: gate", 0, MU_FLOATS);
     mu_tensor_check(up, "experts: up", 0, MU_FLOATS);
     mu_tensor_check(down, "experts: down", 0, MU_FLOATS);
-    if (weights) mu_tensor_check(weights, "experts: weights", 0, 1u << mu_tape_device(tp)->fine);
+    if (weights) mu_tensor_check(weights, "experts: weights", 0, 1u << mu_tape_device(tp)->master);
     MU_CHECK(plan && gate->n_dims >= 2, "experts: no plan, or gate is no matrix");
     int64_t D = x->shape[1], F = gate->shape[gate->n_dims - 2], R = plan->rows;
     MU_CHECK(mu_count(gate) == plan->experts * F * D && mu_count(up) == mu_count(gate) &&
@@ -115,7 +115,7 @@ static mu_tensor *apply(mu_tape *tp, mu_tensor *x, mu_tensor *weights, mu_tensor
              (long long)mu_count(weights));
     MU_CHECK(!combined || !plan->exchanged, "experts: rows that travelled are not summed here");
     extra *e = mu_tape_alloc(tp, sizeof *e);
-    *e = (extra){ plan, { R, plan->experts, D, F, .loose = plan->loose }, combined };
+    *e = (extra){ plan, { R, plan->experts, D, F, .batch_invariant = plan->batch_invariant }, combined };
     bool keep = mu_tape_recording(tp);
     mu_tensor *hg = keep ? mu_tensor_2d(tp, R, F) : NULL, *hu = keep ? mu_tensor_2d(tp, R, F) : NULL;
     mu_tensor *y = mu_tensor_2d(tp, combined ? plan->T : R, D);

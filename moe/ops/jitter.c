@@ -1,6 +1,6 @@
 /* jitter.c - y = x (1 + eps (2u - 1)): noise on what the router sees in training, so that it explores (Fedus et al.,
  * "Switch Transformers", 2021). u comes from the counter-based stream: it belongs to the token and the step, whoever
- * computes them, and backward draws it again. y is fine, as all of the router. */
+ * computes them, and backward draws it again. y has the master dtype, as all of the router. */
 #include "moe/moe.h"
 
 typedef struct {
@@ -32,6 +32,6 @@ mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x, int64_t S, double eps, const mu_
              (long long)x->shape[0], (long long)S, eps);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     *e = (extra){ S, eps, *rng };
-    mu_tensor *y = mu_tensor_fine(tp, x->shape[0], x->shape[1]);
+    mu_tensor *y = mu_tensor_2d_master(tp, x->shape[0], x->shape[1]);
     return mu_apply(tp, (mu_node){ .op = &op_jitter, .in = { x }, .out = { y }, .extra = e });
 }

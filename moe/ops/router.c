@@ -23,9 +23,9 @@ static const mu_op op_router = { "router", forward, backward, .keeps_out = 1 << 
 
 mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits, mu_tensor *bias, mu_tensor *mask, const mu_route_shape *shape,
                      mu_tensor **scores, mu_tensor **lse, mu_tensor **ids) {
-    unsigned fine = 1u << mu_tape_device(tp)->fine;
-    mu_tensor_check(logits, "router: logits", 2, fine);
-    if (bias) mu_tensor_check(bias, "router: bias", 0, fine);
+    unsigned master = 1u << mu_tape_device(tp)->master;
+    mu_tensor_check(logits, "router: logits", 2, master);
+    if (bias) mu_tensor_check(bias, "router: bias", 0, master);
     if (mask) mu_tensor_check(mask, "router: mask", 0, 1u << MU_DTYPE_I32);
     int64_t T = shape->T, K = shape->K, E = shape->E;
     MU_CHECK(K >= 1 && K <= E, "router: %lld of %lld experts for each token", (long long)K, (long long)E);
@@ -37,9 +37,9 @@ mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits, mu_tensor *bias, mu_tensor 
              shape->force == MU_ROUTE_FREE ? "" : " and a forced choice");
     mu_route_shape *s = mu_tape_alloc(tp, sizeof *s);
     *s = *shape;
-    mu_tensor *gates = mu_tensor_fine(tp, T, K);
+    mu_tensor *gates = mu_tensor_2d_master(tp, T, K);
     *scores = mu_tensor_like(tp, logits);
-    *lse = mu_tensor_fine(tp, T, 1);
+    *lse = mu_tensor_2d_master(tp, T, 1);
     *ids = mu_tensor_new(tp, MU_DTYPE_I32, 2, (int64_t[]){ T, K });
     return mu_apply(tp, (mu_node){ .op = &op_router,
                                    .in = { logits, bias, mask },

@@ -1,4 +1,4 @@
-/* z_term.c - out = weight * value, value = coef * sum_t lse_t^2, one value a leaf: keeps router logits small
+/* z_term.c - out = weight * value, value = coef * sum_t lse_t^2, one value per reduction unit: keeps router logits small
  * (Zoph et al. 2022, ST-MoE). d/dlogit_ti = 2 coef lse_t softmax_ti, the second factor made by the router op. */
 #include "moe/moe.h"
 
@@ -9,20 +9,20 @@ typedef struct {
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
-    int64_t leaves = mu_count(n->out[0]), rows = leaves ? mu_count(n->in[0]) / leaves : 0;
-    for (int64_t i = 0; i < leaves; i++)
+    int64_t units = mu_count(n->out[0]), rows = units ? mu_count(n->in[0]) / units : 0;
+    for (int64_t i = 0; i < units; i++)
         dev->k->zloss_fwd(dev, rows, e->coef, mu_mat_values(mu_data(n->in[0]), i * rows),
                           mu_mat_values(mu_data(n->out[1]), i));
-    dev->k->fill(dev, leaves, 0.0, mu_data(n->out[0]));
-    dev->k->axpy(dev, leaves, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
+    dev->k->fill(dev, units, 0.0, mu_data(n->out[0]));
+    dev->k->axpy(dev, units, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
     mu_tensor *lse = n->in[0];
-    int64_t leaves = mu_count(n->out[0]), rows = leaves ? mu_count(lse) / leaves : 0;
-    for (int64_t i = 0; i < leaves && lse->needs_grad; i++)
+    int64_t units = mu_count(n->out[0]), rows = units ? mu_count(lse) / units : 0;
+    for (int64_t i = 0; i < units && lse->needs_grad; i++)
         dev->k->zloss_bwd(dev, rows, e->coef * e->weight, mu_mat_values(mu_data(lse), i * rows),
                           mu_mat_values(mu_grad_of(n->out[0]), i), mu_mat_values(mu_grad(tp, lse), i * rows));
 }

@@ -3,7 +3,7 @@
  *     evidence DEVICE [KERNEL...]      DEVICE: cuda, cuda-bf16; KERNEL: only these
  *
  * Built with the checks, since only they count. Each kernel of the list runs once, at a size that the emulation can bear:
- * the widths are those of a real layer, there are fewer rows and experts. Prints one JSON object: for each call the
+ * the widths are those of a compute layer, there are fewer rows and experts. Prints one JSON object: for each call the
  * bytes it must read and write at least (every operand once, and what one of its products leaves for the next), and
  * what each of its launches did. bench/gpu/evidence.py makes the tables. */
 #include "kernels/kernels.h"
@@ -35,16 +35,16 @@ static operand take(stand *s, mu_dtype dtype, int64_t rows, int64_t columns) {
     return o;
 }
 
-static operand real(stand *s, int64_t rows, int64_t columns) { return take(s, s->dev->real, rows, columns); }
-static operand fine(stand *s, int64_t rows, int64_t columns) { return take(s, s->dev->fine, rows, columns); }
+static operand compute(stand *s, int64_t rows, int64_t columns) { return take(s, s->dev->compute, rows, columns); }
+static operand master(stand *s, int64_t rows, int64_t columns) { return take(s, s->dev->master, rows, columns); }
 
-/* Uniform in +-1, by way of the fine type. */
+/* Uniform in +-1, by way of the master type. */
 static operand filled(stand *s, operand o) {
     int64_t n = o.bytes / (int64_t)mu_dtype_size(o.m.dtype);
     float *host = mu_alloc((size_t)n, sizeof *host);
     mu_rng rng = { 5, (uint32_t)s->used, 0, MU_RNG_TEST, 0 };
     for (int64_t i = 0; i < n; i++) host[i] = (float)(2 * mu_rng_uniform(&rng, (uint64_t)i) - 1);
-    operand from = take(s, s->dev->fine, 1, n);
+    operand from = take(s, s->dev->master, 1, n);
     mu_device_write(s->dev, from.m.data, host, (size_t)n * sizeof *host);
     s->dev->k->copy(s->dev, n, from.m, o.m);
     free(host);
@@ -120,8 +120,8 @@ static bool wanted(const stand *s, const char *kernel) {
 /* ---------------------------------------------------------------- vectors, norm, rotation, embedding, loss */
 static void vectors(stand *s) {
     enum { N = 1 << 18 };
-    operand g = filled(s, fine(s, 1, N)), sum = take(s, MU_DTYPE_F64, 1, 1);
-    operand x = filled(s, real(s, 1, N)), y = filled(s, real(s, 1, N)), z = real(s, 1, N);
+    operand g = filled(s, master(s, 1, N)), sum = take(s, MU_DTYPE_F64, 1, 1);
+    operand x = filled(s, compute(s, 1, N)), y = filled(s, compute(s, 1, N)), z = compute(s, 1, N);
     CALL(sumsq, "n 262144", (g), (sum), N, g.m, false, sum.m);
     CALL(add, "n 262144", (x, y), (z), N, x.m, y.m, z.m);
 }
@@ -129,8 +129,8 @@ static void vectors(stand *s) {
 /* Units of 36864 values: one expert's matrix of 768 x 48, and of the last one a rest. */
 static void optimizer(stand *s) {
     enum { N = 1 << 18, UNIT = 768 * 48, UNITS = (N + UNIT - 1) / UNIT };
-    operand w = filled(s, fine(s, 1, N)), g = filled(s, fine(s, 1, N)), m = filled(s, fine(s, 1, N));
-    operand v = fine(s, 1, N), copy = real(s, 1, N), units = take(s, MU_DTYPE_I64, UNITS, MU_SLAB_UNIT_WORDS);
+    operand w = filled(s, master(s, 1, N)), g = filled(s, master(s, 1, N)), m = filled(s, master(s, 1, N));
+    operand v = master(s, 1, N), copy = compute(s, 1, N), units = take(s, MU_DTYPE_I64, UNITS, MU_SLAB_UNIT_WORDS);
     operand steps = take(s, MU_DTYPE_I64, 1, UNITS), squares = take(s, MU_DTYPE_F64, 1, UNITS);
     operand norm = take(s, MU_DTYPE_F64, 1, 1), scale = take(s, MU_DTYPE_F64, 1, 1);
     mu_adamw_spec spec = { 1e-3, 0.9, 0.95, 1e-8, 0.1 };
@@ -153,22 +153,22 @@ static void optimizer(stand *s) {
 
 static void norm(stand *s) {
     enum { R = 512, D = 768 };
-    operand x = filled(s, real(s, R, D)), dy = filled(s, real(s, R, D)), w = filled(s, fine(s, 1, D)), y = real(s, R, D);
-    operand rstd = fine(s, 1, R), dx = filled(s, real(s, R, D)), dw = filled(s, fine(s, 1, D));
+    operand x = filled(s, compute(s, R, D)), dy = filled(s, compute(s, R, D)), w = filled(s, master(s, 1, D)), y = compute(s, R, D);
+    operand rstd = master(s, 1, R), dx = filled(s, compute(s, R, D)), dw = filled(s, master(s, 1, D));
     CALL(rmsnorm_fwd, "512 x 768", (x, w), (y, rstd), R, D, 1e-6, x.m, w.m, y.m, rstd.m);
     CALL(rmsnorm_bwd, "512 x 768", (x, w, rstd, dy, dx, dw), (dx, dw), R, D, x.m, w.m, rstd.m, dy.m, dx.m, dw.m);
 }
 
 static void rotation(stand *s) {
     enum { T = 512, H = 8, d = 64 };
-    operand x = filled(s, real(s, T, H * d)), cosine = filled(s, fine(s, T, d / 2)), sine = filled(s, fine(s, T, d / 2));
+    operand x = filled(s, compute(s, T, H * d)), cosine = filled(s, master(s, T, d / 2)), sine = filled(s, master(s, T, d / 2));
     CALL(rope, "512 x 8 heads of 64", (x, cosine, sine), (x), T, T, H, d, 1, cosine.m, sine.m, x.m, false, x.m);
 }
 
 static void embedding(stand *s) {
     enum { T = 512, D = 768, V = 1000 };
-    operand ids = whole(s, T, 1, 7, V), w = filled(s, real(s, V, D)), y = filled(s, real(s, T, D)), dw = fine(s, V, D);
-    operand rows = { y.m, T * D * (int64_t)mu_dtype_size(s->dev->real) }, sums = { dw.m, T * D * 4 };   /* 7 i mod 1000 differ */
+    operand ids = whole(s, T, 1, 7, V), w = filled(s, compute(s, V, D)), y = filled(s, compute(s, T, D)), dw = master(s, V, D);
+    operand rows = { y.m, T * D * (int64_t)mu_dtype_size(s->dev->compute) }, sums = { dw.m, T * D * 4 };   /* 7 i mod 1000 differ */
     s->dev->k->fill(s->dev, V * D, 0.0, dw.m);
     CALL(embed_fwd, "512 of 1000 x 768", (ids, rows), (y), T, D, ids.m, w.m, y.m);
     CALL(embed_bwd, "512 of 1000 x 768", (ids, y, sums), (sums), T, D, V, ids.m, y.m, dw.m);
@@ -176,7 +176,7 @@ static void embedding(stand *s) {
 
 static void loss(stand *s) {
     enum { R = 128, V = 8192 };
-    operand logits = filled(s, real(s, R, V)), targets = whole(s, R, 1, 61, V), lse = fine(s, 1, R), nll = fine(s, 1, R);
+    operand logits = filled(s, compute(s, R, V)), targets = whole(s, R, 1, 61, V), lse = master(s, 1, R), nll = master(s, 1, R);
     operand dout = take(s, MU_DTYPE_F64, 1, 1);
     s->dev->k->fill(s->dev, 1, 1.0, dout.m);
     CALL(xent_fwd, "128 x 8192", (logits, targets), (lse, nll), R, V, logits.m, targets.m, lse.m, nll.m);
@@ -187,9 +187,9 @@ static void loss(stand *s) {
 static void attention(stand *s) {
     enum { S = 512, H = 4, G = 2, d = 128 };
     const mu_attention_shape shape = { 1, S, H, G, d, 1 / sqrt((double)d), 0 };
-    operand q = filled(s, real(s, S, H * d)), k = filled(s, real(s, S, G * d)), v = filled(s, real(s, S, G * d));
-    operand y = real(s, S, H * d), lse = fine(s, H, S), dy = filled(s, real(s, S, H * d));
-    operand dq = filled(s, real(s, S, H * d)), dk = filled(s, real(s, S, G * d)), dv = filled(s, real(s, S, G * d));
+    operand q = filled(s, compute(s, S, H * d)), k = filled(s, compute(s, S, G * d)), v = filled(s, compute(s, S, G * d));
+    operand y = compute(s, S, H * d), lse = master(s, H, S), dy = filled(s, compute(s, S, H * d));
+    operand dq = filled(s, compute(s, S, H * d)), dk = filled(s, compute(s, S, G * d)), dv = filled(s, compute(s, S, G * d));
     CALL(attention_fwd, "512 tokens, 4/2 heads of 128", (q, k, v), (y, lse), &shape, q.m, k.m, v.m, y.m, lse.m);
     if (!wanted(s, "attention_bwd")) return;
     s->dev->k->attention_fwd(s->dev, &shape, q.m, k.m, v.m, y.m, lse.m);
@@ -208,12 +208,12 @@ typedef struct {
 
 static void routing(stand *s, layer *l) {
     const mu_route_shape shape = { T, E, K, false, true, 1, MU_ROUTE_FREE, 0 };
-    operand logits = filled(s, fine(s, T, E)), dgates = filled(s, fine(s, T, K)), dlogits = filled(s, fine(s, T, E));
-    operand noisy = fine(s, T, D);
+    operand logits = filled(s, master(s, T, E)), dgates = filled(s, master(s, T, K)), dlogits = filled(s, master(s, T, E));
+    operand noisy = master(s, T, D);
     mu_rng rng = { 1, 0, 0, MU_RNG_JITTER, 0 };
-    l->scores = fine(s, T, E), l->lse = fine(s, 1, T), l->ids = take(s, MU_DTYPE_I32, T, K), l->gates = fine(s, T, K);
+    l->scores = master(s, T, E), l->lse = master(s, 1, T), l->ids = take(s, MU_DTYPE_I32, T, K), l->gates = master(s, T, K);
     l->order = whole(s, 1, E, 1, E), l->offsets = take(s, MU_DTYPE_I64, 1, E + 1), l->token = take(s, MU_DTYPE_I32, 1, R);
-    l->row = take(s, MU_DTYPE_I32, T, K), l->weights = fine(s, R, 1);
+    l->row = take(s, MU_DTYPE_I32, T, K), l->weights = master(s, R, 1);
     CALL(jitter, LAYER, (l->x), (noisy), T, T, D, 0.1, &rng, l->x.m, false, noisy.m);
     CALL(route_fwd, LAYER, (logits), (l->scores, l->lse, l->ids, l->gates), &shape, logits.m, none, none, l->scores.m,
          l->lse.m, l->ids.m, l->gates.m);
@@ -231,8 +231,8 @@ static void routing(stand *s, layer *l) {
 
 /* Two products: hg and hu, with a = silu(hg) hu for the second one, which reads it again. */
 static void experts_forward(stand *s, layer *l) {
-    const mu_experts_shape shape = { R, E, D, F, .fresh = true };
-    operand a = { none, R * F * (int64_t)mu_dtype_size(s->dev->real) };
+    const mu_experts_shape shape = { R, E, D, F, .fresh = true, .batch_invariant = true };
+    operand a = { none, R * F * (int64_t)mu_dtype_size(s->dev->compute) };
     CALL(experts_fwd, LAYER, (l->x, l->token, l->offsets, l->weights, l->gate, l->up, l->down, a), (l->hg, l->hu, a, l->rows),
          &shape, l->x.m, l->token.m, l->offsets.m, l->gate.m, l->up.m, l->down.m, l->hg.m, l->hu.m, none, l->weights.m,
          l->rows.m);
@@ -242,8 +242,8 @@ static void experts_forward(stand *s, layer *l) {
 
 /* Three: a's gradient from dy, turned into those of hg and hu; dx from these; the weights' from x, dy, a and these. */
 static void experts_backward(stand *s, layer *l) {
-    const mu_experts_shape shape = { R, E, D, F, .fresh = true };
-    operand dgate = fine(s, E * F, D), dup = fine(s, E * F, D), ddown = fine(s, E * D, F), dweights = fine(s, R, 1);
+    const mu_experts_shape shape = { R, E, D, F, .fresh = true, .batch_invariant = true };
+    operand dgate = master(s, E * F, D), dup = master(s, E * F, D), ddown = master(s, E * D, F), dweights = master(s, R, 1);
     if (!wanted(s, "experts_bwd")) return;
     s->dev->k->experts_fwd(s->dev, &shape, l->x.m, l->token.m, l->offsets.m, l->gate.m, l->up.m, l->down.m, l->hg.m, l->hu.m,
                            none, l->weights.m, l->rows.m);
@@ -256,9 +256,9 @@ static void experts_backward(stand *s, layer *l) {
 }
 
 static void moe(stand *s) {
-    layer l = { .x = filled(s, real(s, T, D)), .dy = filled(s, real(s, T, D)) };
-    l.gate = filled(s, real(s, E * F, D)), l.up = filled(s, real(s, E * F, D)), l.down = filled(s, real(s, E * D, F));
-    l.hg = real(s, R, F), l.hu = real(s, R, F), l.act = real(s, R, F), l.rows = real(s, R, D), l.y = real(s, T, D);
+    layer l = { .x = filled(s, compute(s, T, D)), .dy = filled(s, compute(s, T, D)) };
+    l.gate = filled(s, compute(s, E * F, D)), l.up = filled(s, compute(s, E * F, D)), l.down = filled(s, compute(s, E * D, F));
+    l.hg = compute(s, R, F), l.hu = compute(s, R, F), l.act = compute(s, R, F), l.rows = compute(s, R, D), l.y = compute(s, T, D);
     routing(s, &l);
     experts_forward(s, &l);
     experts_backward(s, &l);

@@ -182,7 +182,7 @@ static void sum_over(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, int
 }
 
 static void check_sum(mu_comm *c, mu_device *dev, mu_dtype dtype, int64_t n, int way, uint32_t seed) {
-    bool whole = dtype == MU_DTYPE_I64 || c->window_least > n * (int64_t)mu_dtype_size(dtype);
+    bool whole = dtype == MU_DTYPE_I64 || c->shm_threshold_bytes > n * (int64_t)mu_dtype_size(dtype);
     double *x = values_of(seed, c->rank, n, whole), *sum = sum_in_order(dtype, seed, c->size, n, whole);
     char *data = mu_alloc((size_t)n + 1, mu_dtype_size(dtype));
     for (int64_t i = 0; i < n; i++) value_set(dtype, data, i, x[i]);
@@ -190,7 +190,7 @@ static void check_sum(mu_comm *c, mu_device *dev, mu_dtype dtype, int64_t n, int
     sum_over(c, dev, dtype, data, n, way);
     for (int64_t i = 0; i < n; i++)
         check(value_at(dtype, data, i) == sum[i], "%s, %lld values, window from %lld: [%lld] = %.17g, not %.17g",
-              mu_dtype_name(dtype), (long long)n, (long long)c->window_least, (long long)i,
+              mu_dtype_name(dtype), (long long)n, (long long)c->shm_threshold_bytes, (long long)i,
               value_at(dtype, data, i), sum[i]);
     check(value_at(dtype, data, n) == 99, "wrote beyond the end");
     free(x);
@@ -209,7 +209,7 @@ static void sums_and_shards(void **state) {
             int64_t piece = PIECE / (int64_t)mu_dtype_size(types[type]), P = world->size;
             int64_t sizes[] = { 0, 1, 3, 17, 1023, 1250, piece - 1, piece, piece + 1, P * piece - 1, P * piece,
                                 2 * P * piece + 1, 3 * P * piece + 555 };
-            world->window_least = leasts[l];
+            world->shm_threshold_bytes = leasts[l];
             for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
                 for (int way = 0; way < WAYS; way++) check_sum(world, dev, types[type], sizes[i], way, seed++);
         }
@@ -251,7 +251,7 @@ static void all_kinds_in_turn(void **state) {
     for (int i = 0; i < 150; i++) {
         uint64_t h = mu_hash64(&i, sizeof i);
         mu_comm *c = comms[h % 3];
-        c->window_least = leasts[h / 3 % LEASTS];
+        c->shm_threshold_bytes = leasts[h / 3 % LEASTS];
         int64_t n = (int64_t)(h / 64 % 100000);
         switch (h / 16 % 4) {
         case 0: check_sum(c, dev, MU_DTYPE_F32, n, h / 8 & 1, (uint32_t)i); break;
@@ -397,7 +397,7 @@ static void all_to_all(void **state) {
 /* ---------------------------------------------------------------- experts over ranks */
 enum { D = 5, F = 3, S = 4, E = 8 };
 
-typedef struct { mu_moe_config cfg; int64_t sequences; const char *device; int64_t window_least; } scene;
+typedef struct { mu_moe_config cfg; int64_t sequences; const char *device; int64_t shm_threshold_bytes; } scene;
 typedef struct { double *y, *dx, *grads; int64_t dropped; } result;
 
 /* Gradients of all parameters but x, whole on every rank: units in global order, at most E*D values each. */
@@ -406,7 +406,7 @@ static double *gather_gradients(layer *l, mu_comm *expert_group) {
     double *all = mu_alloc((size_t)n, sizeof *all);
     for (mu_unit *u = mu_unit_next(l->ps, NULL); u; u = mu_unit_next(l->ps, u)) {
         if (u->param == l->x_TD || (u->expert < 0 && expert_group->rank)) continue;
-        mu_reals_get(l->dev, l->dev->fine, mu_unit_grad(u), u->count, all + u->global_index * E * D);
+        mu_reals_get(l->dev, l->dev->master, mu_unit_grad(u), u->count, all + u->global_index * E * D);
     }
     mu_all_reduce(expert_group, MU_REDUCE_SUM, MU_DTYPE_F64, all, n);
     return all;
@@ -420,15 +420,15 @@ static void sum_gradients(mu_params *ps) {
         if (!c) continue;
         int64_t ends[16];
         for (int r = 0; r < c->size; r++) ends[r] = g->count * (r + 1) * (r + 1) / (c->size * c->size);
-        mu_reduce_shards(c, ps->dev, ps->dev->real, g->grads->region.base, ends);
-        mu_gather_shards(c, ps->dev, ps->dev->real, g->grads->region.base, ends);
+        mu_reduce_shards(c, ps->dev, ps->dev->compute, g->grads->region.base, ends);
+        mu_gather_shards(c, ps->dev, ps->dev->compute, g->grads->region.base, ends);
     }
 }
 
 /* One forward and backward, experts over groups of `ep` ranks; each rank has tokens of its own. */
 static result run(const scene *s, int ep) {
     mu_mesh *mesh = mu_mesh_open(NULL, ep);
-    mesh->expert->piece_limit = 100, mesh->expert->window_least = s->window_least;
+    mesh->expert->piece_limit = 100, mesh->expert->shm_threshold_bytes = s->shm_threshold_bytes;
     layer *l = layer_new(s->device, mesh, s->cfg, s->sequences, S, D);
     int64_t n = mu_count(&l->x_TD->tensor), first = 0;
     double *x = random_reals(70 + (uint32_t)world->rank, n, 1);
@@ -441,7 +441,7 @@ static result run(const scene *s, int ep) {
     mu_backward(l->tp, mu_add(l->tp, weighted_sum(l->tp, once, 1),
                               weighted_sum(l->tp, again, 2 + (uint32_t)world->rank)));
     sum_gradients(l->ps);
-    mu_reals_get(l->dev, l->dev->real, l->x_TD->tensor.grad, n, r.dx);
+    mu_reals_get(l->dev, l->dev->compute, l->x_TD->tensor.grad, n, r.dx);
     r.grads = gather_gradients(l, mesh->expert);
     free(x);
     layer_free(l);

@@ -10,7 +10,7 @@
 /* n, f64? : a vector of the device's type or of doubles */
 static mu_mat any_vector(trial *t, const char *name, int64_t n, bool f64) {
     double *x = random_values(t, (uint32_t)t->n_operands, n);
-    return operand_new(t, name, f64 ? MU_DTYPE_F64 : real_type(t), 1, n, x)->mat;
+    return operand_new(t, name, f64 ? MU_DTYPE_F64 : float_type(t), 1, n, x)->mat;
 }
 
 /* out: one double, exact to the last digits since sums are accumulated in double */
@@ -48,11 +48,11 @@ static void run_add(trial *t, const int64_t *p) {
     t->dev->k->add(t->dev, p[0], m[0], m[1], m[2]);
 }
 
-/* n, the types of x and y: 0 real, 1 fine */
+/* n, the types of x and y: 0 compute, 1 master */
 static void run_copy(trial *t, const int64_t *p) {
-    t->next_fine = p[1];
+    t->next_master = p[1];
     mu_mat x = vector(t, "x", p[0]);
-    t->next_fine = p[2];
+    t->next_master = p[2];
     t->dev->k->copy(t->dev, p[0], x, new_vector(t, "y", p[0] + 3));
 }
 
@@ -67,25 +67,25 @@ static void run_sumsq(trial *t, const int64_t *p) {
     t->dev->k->sumsq(t->dev, p[0], x, p[1], out);
 }
 
-/* ta, tb, m, n, k, beta, C fine? Operands of a fine product are those of a linear layer with fine weights:
- * y = x w^T, dx = dy w, dw = dy^T x, where x and dx are real. */
-static void any_gemm(trial *t, const int64_t *p, bool fine) {
+/* ta, tb, m, n, k, beta, C master? Operands of a master product are those of a linear layer with master weights:
+ * y = x w^T, dx = dy w, dw = dy^T x, where x and dx are compute. */
+static void any_gemm(trial *t, const int64_t *p, bool master) {
     bool ta = p[0], tb = p[1];
     int64_t m = p[2], n = p[3], k = p[4];
     bool coarse = t->coarse;
-    t->next_fine = fine && !tb;
-    t->coarse = coarse && !t->next_fine;
+    t->next_master = master && !tb;
+    t->coarse = coarse && !t->next_master;
     mu_mat a = ta ? matrix(t, "a", k, m) : matrix(t, "a", m, k);
     t->pad *= 2;
-    t->next_fine = fine && !ta;
-    t->coarse = coarse && !t->next_fine;
+    t->next_master = master && !ta;
+    t->coarse = coarse && !t->next_master;
     mu_mat b = tb ? matrix(t, "b", n, k) : matrix(t, "b", k, n);
     t->pad *= 2;
-    t->next_fine = p[6] || (fine && (ta || tb));
+    t->next_master = p[6] || (master && (ta || tb));
     t->coarse = coarse;
     mu_mat c = p[5] ? matrix(t, "c", m, n) : new_matrix(t, "c", m, n);
-    if (fine && c.dtype != MU_DTYPE_BF16) t->operands[t->n_operands - 1].tolerance = TOLERANCE;
-    if (fine) t->dev->k->gemm_fine(t->dev, ta, tb, m, n, k, a, b, (double)p[5], c);
+    if (master && c.dtype != MU_DTYPE_BF16) t->operands[t->n_operands - 1].tolerance = TOLERANCE;
+    if (master) t->dev->k->gemm_master(t->dev, ta, tb, m, n, k, a, b, (double)p[5], c);
     else t->dev->k->gemm(t->dev, ta, tb, m, n, k, a, b, (double)p[5], c);
 }
 
@@ -98,8 +98,8 @@ static double left_of(double x, int times) {
 }
 
 /* Rows (x, -x1, -x2) times (1, 1, 1)', or the other way round: what comes out is the last eight bits of x, which only a
- * product that loses nothing of its fp32 operands has. The ones are fine and C real, or the other way round. */
-static void last_bits(trial *t, int64_t m, int64_t n, bool swapped, bool fine_c) {
+ * product that loses nothing of its fp32 operands has. The ones are master and C compute, or the other way round. */
+static void last_bits(trial *t, int64_t m, int64_t n, bool swapped, bool master_c) {
     enum { K = 3 };
     int64_t many = swapped ? n : m, other = swapped ? m : n;
     double *x = random_values(t, 1, many), *a = mu_alloc((size_t)(many * K), sizeof *a),
@@ -109,18 +109,18 @@ static void last_bits(trial *t, int64_t m, int64_t n, bool swapped, bool fine_c)
         for (int j = 0; j < K; j++) a[swapped ? j * many + i : i * K + j] = parts[j];
     }
     free(x);
-    t->next_fine = !(fine_c && swapped);
+    t->next_master = !(master_c && swapped);
     mu_mat first = reals_of(t, "a", m, K, swapped ? b : a);
-    t->next_fine = !fine_c || swapped;
+    t->next_master = !master_c || swapped;
     mu_mat second = reals_of(t, "b", K, n, swapped ? a : b);
-    t->next_fine = fine_c;
+    t->next_master = master_c;
     mu_mat c = new_matrix(t, "c", m, n);
     t->operands[t->n_operands - 1].least = 1e-12;          /* nothing cancels but what is exact */
-    t->dev->k->gemm_fine(t->dev, false, false, m, n, K, first, second, 0, c);
+    t->dev->k->gemm_master(t->dev, false, false, m, n, K, first, second, 0, c);
 }
 
 /* as gemm; then 1 or 2: the last bits of a, of b; 3 or 4: of fp32 values beside bf16 ones */
-static void run_gemm_fine(trial *t, const int64_t *p) {
+static void run_gemm_master(trial *t, const int64_t *p) {
     bool coarse = t->coarse;
     t->coarse = coarse && !p[7];
     if (p[7]) last_bits(t, p[2], p[3], p[7] % 2 == 0, p[7] > 2);
@@ -146,7 +146,7 @@ static void run_embed_fwd(trial *t, const int64_t *p) {
 
 static void run_embed_bwd(trial *t, const int64_t *p) {
     mu_mat ids = random_ints(t, "ids", p[0], p[2], p[3]), dy = matrix(t, "dy", p[0], p[1]);
-    mu_mat dw = matrix(as_fine(t), "dw", p[2], p[1]);
+    mu_mat dw = matrix(as_master(t), "dw", p[2], p[1]);
     t->dev->k->embed_bwd(t->dev, p[0], p[1], p[2], ids, dy, dw);
 }
 
@@ -167,18 +167,18 @@ static mu_mat slots(trial *t, int64_t T, int64_t K) {
     return m;
 }
 
-/* T, K, D, add?, fine? */
+/* T, K, D, add?, master? */
 static void run_gather_sum(trial *t, const int64_t *p) {
     int64_t T = p[0], K = p[1], D = p[2];
     mu_mat index = slots(t, T, K);
-    t->fine = p[4];
+    t->master = p[4];
     mu_mat rows = matrix(t, "rows", T * K, D), y = p[3] ? matrix(t, "y", T, D) : new_matrix(t, "y", T, D);
     t->dev->k->gather_sum(t->dev, T, K, D, index, rows, p[3], y);
 }
 
-/* R, D, fine? */
+/* R, D, master? */
 static void run_scatter(trial *t, const int64_t *p) {
-    t->fine = p[2];
+    t->master = p[2];
     mu_mat index = slots(t, 1, p[0]), x = matrix(t, "x", p[0], p[1]), y = matrix(t, "y", p[0], p[1]);
     t->dev->k->scatter(t->dev, p[0], p[1], index, x, y);
 }
@@ -192,17 +192,17 @@ static mu_mat norm_input(trial *t, int64_t rows, int64_t D, bool zero_row) {
 }
 
 static void run_rmsnorm_fwd(trial *t, const int64_t *p) {
-    mu_mat x = norm_input(t, p[0], p[1], p[2]), w = vector(as_fine(t), "w", p[1]);
-    mu_mat y = new_matrix(t, "y", p[0], p[1]), rstd = new_vector(as_fine(t), "rstd", p[0]);
+    mu_mat x = norm_input(t, p[0], p[1], p[2]), w = vector(as_master(t), "w", p[1]);
+    mu_mat y = new_matrix(t, "y", p[0], p[1]), rstd = new_vector(as_master(t), "rstd", p[0]);
     t->dev->k->rmsnorm_fwd(t->dev, p[0], p[1], 1e-5, x, w, y, rstd);
 }
 
 /* rows, D, zero row?, dx?, dw? */
 static void run_rmsnorm_bwd(trial *t, const int64_t *p) {
-    mu_mat x = norm_input(t, p[0], p[1], p[2]), w = vector(as_fine(t), "w", p[1]);
-    mu_mat y = new_matrix(t, "y", p[0], p[1]), rstd = new_vector(as_fine(t), "rstd", p[0]);
+    mu_mat x = norm_input(t, p[0], p[1], p[2]), w = vector(as_master(t), "w", p[1]);
+    mu_mat y = new_matrix(t, "y", p[0], p[1]), rstd = new_vector(as_master(t), "rstd", p[0]);
     mu_mat dy = matrix(t, "dy", p[0], p[1]);
-    mu_mat dx = p[3] ? matrix(t, "dx", p[0], p[1]) : NOTHING, dw = p[4] ? vector(as_fine(t), "dw", p[1]) : NOTHING;
+    mu_mat dx = p[3] ? matrix(t, "dx", p[0], p[1]) : NOTHING, dw = p[4] ? vector(as_master(t), "dw", p[1]) : NOTHING;
     t->dev->k->rmsnorm_fwd(t->dev, p[0], p[1], 1e-5, x, w, y, rstd);
     t->dev->k->rmsnorm_bwd(t->dev, p[0], p[1], x, w, rstd, dy, dx, dw);
 }
@@ -215,7 +215,7 @@ static void run_rope(trial *t, const int64_t *p) {
         double angle = (double)(i / half) * pow(10000, -2.0 * (double)(i % half) / (double)d);
         c[i] = (float)cos(angle), s[i] = (float)sin(angle);
     }
-    mu_mat cosines = reals_of(as_fine(t), "cos", S, half, c), sines = reals_of(as_fine(t), "sin", S, half, s);
+    mu_mat cosines = reals_of(as_master(t), "cos", S, half, c), sines = reals_of(as_master(t), "sin", S, half, s);
     mu_mat x = matrix(t, "x", T, H * d), y = p[5] ? matrix(t, "y", T, H * d) : new_matrix(t, "y", T, H * d);
     t->dev->k->rope(t->dev, T, S, H, d, (int)p[4], cosines, sines, x, p[5], y);
 }
@@ -225,9 +225,9 @@ static mu_attention_shape attention_shape(const int64_t *p) {
     return (mu_attention_shape){ p[0], p[1], p[2], p[3], p[4], (double)p[5] / sqrt((double)p[4]), p[6] };
 }
 
-/* A logarithm: its error is absolute. It is of sums in the fine type over operands that bf16 holds exactly. */
+/* A logarithm: its error is absolute. It is of sums in the master type over operands that bf16 holds exactly. */
 static mu_mat new_lse(trial *t, int64_t H, int64_t T) {
-    mu_mat lse = new_matrix(as_fine(t), "lse", H, T);
+    mu_mat lse = new_matrix(as_master(t), "lse", H, T);
     operand *o = &t->operands[t->n_operands - 1];
     o->least = 1;
     if (t->bf16) o->tolerance = TOLERANCE;
@@ -277,7 +277,7 @@ static mu_mat group_offsets(trial *t, int64_t R, int64_t experts, int64_t spread
 
 /* Bits of the sixth parameter. TO_TOKENS: several rows read one row of dy, and nothing gathered is kept. */
 enum { WITH_IN = 1, WITH_OUT = 2, WITH_H = 4, WITH_DX = 8, WITH_DGATE = 16, WITH_DUP = 32, WITH_DDOWN = 64,
-       WITH_ALL = 127, FRESH = 128, WITH_WEIGHTS = 256, WITH_DWEIGHTS = 512, TO_TOKENS = 1024, LOOSE = 2048 };
+       WITH_ALL = 127, FRESH = 128, WITH_WEIGHTS = 256, WITH_DWEIGHTS = 512, TO_TOKENS = 1024, ANY_ORDER = 2048 };
 
 typedef struct { mu_experts_shape s; mu_mat x, in, offsets, gate, up, down, hg, hu, out, weights, y; } expert_operands;
 
@@ -285,13 +285,13 @@ typedef struct { mu_experts_shape s; mu_mat x, in, offsets, gate, up, down, hg, 
 static mu_mat weights(trial *t, const char *name, int64_t n, int64_t width) {
     double *x = random_values(t, (uint32_t)t->n_operands, n);
     for (int64_t i = 0; i < n; i++) x[i] = (float)(x[i] / sqrt((double)width));
-    return operand_new(t, name, real_type(t), 1, n, x)->mat;
+    return operand_new(t, name, float_type(t), 1, n, x)->mat;
 }
 
 /* R, experts, D, F, spread, bits */
 static expert_operands expert_case(trial *t, const int64_t *p, int64_t bits) {
     int64_t R = p[0], n = p[1], D = p[2], F = p[3], tokens = bits & WITH_IN ? (R + 1) / 2 : R;
-    expert_operands o = { .s = { R, n, D, F, .fresh = bits & FRESH, .loose = bits & LOOSE }, .x = matrix(t, "x", tokens, D) };
+    expert_operands o = { .s = { R, n, D, F, .fresh = bits & FRESH, .batch_invariant = !(bits & ANY_ORDER) }, .x = matrix(t, "x", tokens, D) };
     o.in = bits & WITH_IN ? random_ints(t, "in", R, tokens ? tokens : 1, false) : NOTHING;
     o.offsets = group_offsets(t, R, n, p[4]);
     o.gate = weights(t, "gate", n * F * D, D);
@@ -304,7 +304,7 @@ static expert_operands expert_case(trial *t, const int64_t *p, int64_t bits) {
         o.out = ints_of(t, "out", 1, R, order);
         free(order);
     }
-    o.weights = bits & WITH_WEIGHTS ? vector(as_fine(t), "weights", R) : NOTHING;
+    o.weights = bits & WITH_WEIGHTS ? vector(as_master(t), "weights", R) : NOTHING;
     o.y = new_matrix(t, "y", R, D);
     return o;
 }
@@ -326,12 +326,12 @@ static void run_experts_bwd(trial *t, const int64_t *p) {
     mu_mat xg = bits & WITH_IN && !(bits & TO_TOKENS) ? new_matrix(t, "xg", R, D) : NOTHING;
     mu_mat dyg = bits & WITH_OUT ? new_matrix(t, "dyg", R, D) : NOTHING;
     mu_mat out = bits & TO_TOKENS ? random_ints(t, "token", R, R ? R : 1, false) : o.out;
-    mu_mat dweights = bits & WITH_DWEIGHTS ? new_vector(as_fine(t), "dweights", R) : NOTHING;
+    mu_mat dweights = bits & WITH_DWEIGHTS ? new_vector(as_master(t), "dweights", R) : NOTHING;
     mu_mat dx = bits & WITH_DX ? new_matrix(t, "dx", R, D) : NOTHING;
     mu_mat (*gradient)(trial *, const char *, int64_t) = bits & FRESH ? new_vector : vector;
-    mu_mat dgate = bits & WITH_DGATE ? gradient(as_fine(t), "dgate", n * F * D) : NOTHING;
-    mu_mat dup = bits & WITH_DUP ? gradient(as_fine(t), "dup", n * F * D) : NOTHING;
-    mu_mat ddown = bits & WITH_DDOWN ? gradient(as_fine(t), "ddown", n * D * F) : NOTHING;
+    mu_mat dgate = bits & WITH_DGATE ? gradient(as_master(t), "dgate", n * F * D) : NOTHING;
+    mu_mat dup = bits & WITH_DUP ? gradient(as_master(t), "dup", n * F * D) : NOTHING;
+    mu_mat ddown = bits & WITH_DDOWN ? gradient(as_master(t), "ddown", n * D * F) : NOTHING;
     experts_forward(t, &o);
     t->dev->k->experts_bwd(t->dev, &o.s, o.x, o.in, o.offsets, o.gate, o.up, o.down, o.hg, o.hu, out, o.weights,
                            dy, act, xg, dyg, dx, dweights, dgate, dup, ddown);
@@ -371,13 +371,13 @@ static void run_exact_embed(trial *t, const int64_t *p) {
     t->dev->k->exact_embed(t->dev, p[0], p[1], p[2], ids, dy, exact_words(t, 1, p[1] * p[2], true));
 }
 
-/* R, groups, m, n, spread, leaves: a group's rows are cut into leaves anywhere, some of them empty. */
+/* R, groups, m, n, spread, units: a group's rows are split into reduction units anywhere, some of them empty. */
 static void run_exact_product(trial *t, const int64_t *p) {
-    int64_t R = p[0], groups = p[1], m = p[2], n = p[3], leaves = p[5];
+    int64_t R = p[0], groups = p[1], m = p[2], n = p[3], units = p[5];
     mu_mat a = matrix(t, "a", R, m), b = matrix(t, "b", R, n);
-    mu_mat cuts = group_offsets(t, R, groups * leaves, p[4]), sums = exact_words(t, groups, m * n, true);
+    mu_mat bounds = group_offsets(t, R, groups * units, p[4]), sums = exact_words(t, groups, m * n, true);
     t->operands[t->n_operands - 1].scratch = true; /* products in double differ; their values are compared */
-    t->dev->k->exact_product(t->dev, true, groups, leaves, m, n, cuts, a, b, sums);
+    t->dev->k->exact_product(t->dev, true, groups, units, m, n, bounds, a, b, sums);
     for (int64_t i = 0; i < groups; i++, sums.data = (int64_t *)sums.data + sums.ld)
         t->dev->k->exact_round(t->dev, m * n, sums, new_vector(t, "c", m * n));
 }
@@ -410,7 +410,7 @@ static mu_mat route_mask(trial *t, int64_t E, int64_t K) {
 
 /* T, E, K, bits, force */
 static route_operands route_case(trial *t, const int64_t *p) {
-    all_fine(t);
+    all_master(t);
     int64_t T = p[0], E = p[1], K = p[2], bits = p[3];
     mu_route_shape s = { T, E, K, bits & SIGMOID, bits & NORMALISE, 2.5, (mu_route_force)p[4], 1000003 };
     route_operands o = { .s = s, .logits = route_logits(t, T, E, bits) };
@@ -470,7 +470,7 @@ static void run_sum_counts(trial *t, const int64_t *p) {
 
 /* n, E */
 static void run_balance_coef(trial *t, const int64_t *p) {
-    all_fine(t);
+    all_master(t);
     int64_t *n = mu_alloc((size_t)(p[0] * p[1]), sizeof *n);
     for (int64_t i = 0; i < p[0] * p[1]; i++) n[i] = draw(t, 4097);
     mu_mat counts = longs_of(t, "counts", p[0], p[1], n), coef = new_matrix(t, "coef", p[0], p[1]);
@@ -486,27 +486,27 @@ static mu_mat positive(trial *t, const char *name, int64_t rows, int64_t cols) {
 
 /* T, E, segment, normalise? */
 static void run_balance_fwd(trial *t, const int64_t *p) {
-    all_fine(t);
+    all_master(t);
     mu_mat scores = positive(t, "scores", p[0], p[1]), coef = positive(t, "coef", p[0] / p[2], p[1]);
     mu_mat out = double_of(t, "out", NAN);
     t->dev->k->balance_fwd(t->dev, p[0], p[1], p[2], p[3], scores, coef, out);
 }
 
 static void run_balance_bwd(trial *t, const int64_t *p) {
-    all_fine(t);
+    all_master(t);
     mu_mat scores = positive(t, "scores", p[0], p[1]), coef = positive(t, "coef", p[0] / p[2], p[1]);
     mu_mat dout = double_of(t, "dout", -1.25), dscores = matrix(t, "dscores", p[0], p[1]);
     t->dev->k->balance_bwd(t->dev, p[0], p[1], p[2], p[3], scores, coef, dout, dscores);
 }
 
 static void run_zloss_fwd(trial *t, const int64_t *p) {
-    all_fine(t);
+    all_master(t);
     mu_mat lse = vector(t, "lse", p[0]), out = double_of(t, "out", NAN);
     t->dev->k->zloss_fwd(t->dev, p[0], 0.125, lse, out);
 }
 
 static void run_zloss_bwd(trial *t, const int64_t *p) {
-    all_fine(t);
+    all_master(t);
     mu_mat lse = vector(t, "lse", p[0]), dout = double_of(t, "dout", 3), dlse = vector(t, "dlse", p[0]);
     t->dev->k->zloss_bwd(t->dev, p[0], 0.125, lse, dout, dlse);
 }
@@ -556,14 +556,14 @@ static mu_mat loss_logits(trial *t, const int64_t *p) {
 
 static void run_xent_fwd(trial *t, const int64_t *p) {
     mu_mat logits = loss_logits(t, p), target = targets(t, p[0], p[1], p[2]);
-    mu_mat lse = new_vector(as_fine(t), "lse", p[0]), nll = new_vector(as_fine(t), "nll", p[0]);
+    mu_mat lse = new_vector(as_master(t), "lse", p[0]), nll = new_vector(as_master(t), "nll", p[0]);
     t->dev->k->xent_fwd(t->dev, p[0], p[1], logits, target, lse, nll);
 }
 
 static void run_xent_bwd(trial *t, const int64_t *p) {
     mu_mat logits = loss_logits(t, p), target = targets(t, p[0], p[1], p[2]),
            dout = double_of(t, "dout", 0.5);
-    mu_mat lse = new_vector(as_fine(t), "lse", p[0]), nll = new_vector(as_fine(t), "nll", p[0]);
+    mu_mat lse = new_vector(as_master(t), "lse", p[0]), nll = new_vector(as_master(t), "nll", p[0]);
     t->dev->k->xent_fwd(t->dev, p[0], p[1], logits, target, lse, nll);
     t->dev->k->xent_bwd(t->dev, p[0], p[1], 0.125, dout, target, lse, logits);
 }
@@ -590,7 +590,7 @@ static slab slab_new(trial *t, int64_t n, int64_t size) {
 
 /* units, size */
 static void run_slab_sumsq(trial *t, const int64_t *p) {
-    all_fine(t);
+    all_master(t);
     slab s = slab_new(t, p[0], p[1]);
     double *x = random_values(t, 50, s.values), squares[2];
     for (int64_t i = 0; i < p[1] && s.n_units; i++) x[s.count + i] = x[i];      /* the last unit's are the first one's */
@@ -606,7 +606,7 @@ static void run_slab_sumsq(trial *t, const int64_t *p) {
 
 /* squares, losses, largest norm in percent, what is not finite: 1 a square, 2 a loss */
 static void run_clip(trial *t, const int64_t *p) {
-    all_fine(t);
+    all_master(t);
     double *squares = random_values(t, 50, p[0]), *losses = random_values(t, 51, p[1]);
     for (int64_t i = 0; i < p[0]; i++) squares[i] *= squares[i];
     if (p[3] == 1) squares[p[0] / 2] = INFINITY;
@@ -617,12 +617,12 @@ static void run_clip(trial *t, const int64_t *p) {
     t->dev->k->clip(t->dev, p[0], square, p[1], p[1] ? loss : NOTHING, (double)p[2] / 100, norm->mat, scale->mat);
 }
 
-/* units, size, steps so far, real?, loads?, scale in percent, 0: not a number */
+/* units, size, steps so far, compute?, loads?, scale in percent, 0: not a number */
 static void run_slab_adamw(trial *t, const int64_t *p) {
     mu_adamw_spec spec = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1 };
     slab s = slab_new(t, p[0], p[1]);
-    mu_mat real = p[3] ? vector(t, "real", s.values) : NOTHING;
-    all_fine(t);
+    mu_mat compute = p[3] ? vector(t, "compute", s.values) : NOTHING;
+    all_master(t);
     int64_t *steps = mu_alloc((size_t)p[0], sizeof *steps), *loads = mu_alloc((size_t)p[0], sizeof *loads);
     for (int64_t i = 0; i < p[0]; i++) steps[i] = p[2] + i % 3, loads[i] = i % 3;
     mu_mat step = longs_of(t, "steps", 1, p[0], steps), load = longs_of(t, "loads", 1, p[0], loads);
@@ -632,18 +632,18 @@ static void run_slab_adamw(trial *t, const int64_t *p) {
     free(loads);
     mu_mat w = vector(t, "w", s.values), g = vector(t, "g", s.values), m = vector(t, "m", s.values);
     mu_mat v = positive(t, "v", 1, s.values);
-    t->dev->k->slab_adamw(t->dev, s.n_units, s.n_pieces, &spec, s.units, p[4] ? load : NOTHING, scale, step, w, g, m, v, real);
+    t->dev->k->slab_adamw(t->dev, s.n_units, s.n_pieces, &spec, s.units, p[4] ? load : NOTHING, scale, step, w, g, m, v, compute);
 }
 
-/* sequences, S, D, 1000 eps, add?: x real and y fine as in forward; when adding, as in backward, the other way round.
+/* sequences, S, D, 1000 eps, add?: x compute and y master as in forward; when adding, as in backward, the other way round.
  * With eps = 1 the x are 1, and y must be 2u to the last bit: the stream is the same one everywhere. */
 static void run_jitter(trial *t, const int64_t *p) {
     int64_t T = p[0] * p[1], D = p[2];
     mu_rng rng = { .seed = 0x123456789abcdef, .step = 3, .sample = UINT32_MAX - 1, .purpose = MU_RNG_JITTER, .layer = 7 };
     bool bare = p[3] == 1000, add = p[4];
-    t->next_fine = add;
+    t->next_master = add;
     mu_mat x = bare ? reals_of(t, "x", T, D, constant_values(T * D, 1)) : matrix(t, "x", T, D);
-    t->next_fine = !add;
+    t->next_master = !add;
     mu_mat y = add ? matrix(t, "y", T, D) : new_matrix(t, "y", T, D);
     if (bare) t->operands[t->n_operands - 1].tolerance = 0;
     t->dev->k->jitter(t->dev, T, p[1], D, (double)p[3] / 1000, &rng, x, add, y);
@@ -717,10 +717,10 @@ static void run_jitter(trial *t, const int64_t *p) {
     C(experts_bwd, __VA_ARGS__, (WITH_ALL - WITH_OUT) | TO_TOKENS | FRESH)
 
 /* few rows whose sums go in any order */
-#define LOOSE_EXPERTS(...)                                                   \
-    C(experts_fwd, __VA_ARGS__, LOOSE | WITH_IN | WITH_OUT | WITH_H)         \
-    C(experts_fwd, __VA_ARGS__, LOOSE | WITH_IN | WITH_WEIGHTS)              \
-    C(experts_bwd, __VA_ARGS__, LOOSE | WITH_ALL | WITH_WEIGHTS | WITH_DWEIGHTS)
+#define ANY_ORDER_EXPERTS(...)                                                   \
+    C(experts_fwd, __VA_ARGS__, ANY_ORDER | WITH_IN | WITH_OUT | WITH_H)         \
+    C(experts_fwd, __VA_ARGS__, ANY_ORDER | WITH_IN | WITH_WEIGHTS)              \
+    C(experts_bwd, __VA_ARGS__, ANY_ORDER | WITH_ALL | WITH_WEIGHTS | WITH_DWEIGHTS)
 
 static const kernel_case kernel_cases[] = {
     LENGTHS(fill, 0) LENGTHS(fill, 1) LENGTHS(axpy, 0) LENGTHS(axpy, 1) LENGTHS(add, 0) LENGTHS(add, 1)
@@ -739,9 +739,9 @@ static const kernel_case kernel_cases[] = {
     C(gemm, 0, 0, 20, 256, 4200, 1) C(gemm, 0, 0, 20, 260, 4200, 0)
     C(gemm, 0, 1, 2, 4500, 1000, 1) C(gemm, 1, 0, 5, 4500, 1000, 0)
     C(gemm, 1, 0, 33, 65, 130, 1, 1) C(gemm, 0, 1, 33, 65, 130, 0, 1)
-    C(gemm_fine, 0, 1, 17, 8, 64, 0) C(gemm_fine, 0, 0, 33, 65, 8, 1) C(gemm_fine, 1, 0, 8, 64, 130, 1)
-    C(gemm_fine, 0, 0, 9, 6, 3, 0, 0, 1) C(gemm_fine, 0, 0, 5, 10, 3, 0, 0, 2)
-    C(gemm_fine, 0, 0, 9, 6, 3, 0, 0, 3) C(gemm_fine, 0, 0, 5, 10, 3, 0, 0, 4)
+    C(gemm_master, 0, 1, 17, 8, 64, 0) C(gemm_master, 0, 0, 33, 65, 8, 1) C(gemm_master, 1, 0, 8, 64, 130, 1)
+    C(gemm_master, 0, 0, 9, 6, 3, 0, 0, 1) C(gemm_master, 0, 0, 5, 10, 3, 0, 0, 2)
+    C(gemm_master, 0, 0, 9, 6, 3, 0, 0, 3) C(gemm_master, 0, 0, 5, 10, 3, 0, 0, 4)
 
     /* T, D, V, same? */
     BOTH(embed, 0, 8, 5) BOTH(embed, 1, 1, 1) BOTH(embed, 65, 80, 257) BOTH(embed, 130, 64, 1000)
@@ -751,12 +751,12 @@ static const kernel_case kernel_cases[] = {
     /* R, D, rows of x */
     C(gather, 0, 8, 5) C(gather, 1, 1, 1) C(gather, 65, 80, 33) C(gather, 130, 257, 1000) C(gather, 7, 2, 1) C(gather, 5, 2400, 9)
 
-    /* T, K, D, add?, fine? */
+    /* T, K, D, add?, master? */
     C(gather_sum, 0, 2, 8, 0) C(gather_sum, 1, 1, 1, 0) C(gather_sum, 65, 2, 80, 0) C(gather_sum, 65, 2, 80, 1)
     C(gather_sum, 65, 3, 80, 0) C(gather_sum, 130, 8, 33, 1) C(gather_sum, 63, 6, 257, 1) C(gather_sum, 3000, 1, 1, 0) C(gather_sum, 130, 1, 1, 1, 1)
     C(gather_sum, 130, 8, 256, 0) C(gather_sum, 40, 2, 600, 0) C(gather_sum, 40, 2, 600, 1) C(gather_sum, 65, 5, 80, 0, 1)
 
-    /* R, D, fine? */
+    /* R, D, master? */
     C(scatter, 0, 8) C(scatter, 1, 1) C(scatter, 65, 80) C(scatter, 30000, 1) C(scatter, 300, 1, 1) C(scatter, 130, 257)
 
     /* rows, D, zero row?, dx?, dw? */
@@ -796,8 +796,8 @@ static const kernel_case kernel_cases[] = {
     EXPERTS(130, 8, 64, 48, EVEN) EXPERTS(130, 8, 64, 48, EMPTY_ONES) EXPERTS(130, 5, 33, 17, ONE_TAKES_ALL)
     EXPERTS(300, 3, 80, 130, EMPTY_ONES) EXPERTS(520, 2, 64, 96, ONE_TAKES_ALL)
     EXPERTS(90, 4, 16, 24, SPARE_ROWS)
-    LOOSE_EXPERTS(1, 1, 40, 24, EVEN) LOOSE_EXPERTS(3, 1, 33, 64, EVEN) LOOSE_EXPERTS(7, 3, 70, 40, EVEN)
-    LOOSE_EXPERTS(100, 1, 33, 40, EVEN) LOOSE_EXPERTS(18, 8, 48, 80, EMPTY_ONES) LOOSE_EXPERTS(8, 2, 96, 33, ONE_TAKES_ALL)
+    ANY_ORDER_EXPERTS(1, 1, 40, 24, EVEN) ANY_ORDER_EXPERTS(3, 1, 33, 64, EVEN) ANY_ORDER_EXPERTS(7, 3, 70, 40, EVEN)
+    ANY_ORDER_EXPERTS(100, 1, 33, 40, EVEN) ANY_ORDER_EXPERTS(18, 8, 48, 80, EMPTY_ONES) ANY_ORDER_EXPERTS(8, 2, 96, 33, ONE_TAKES_ALL)
     C(experts_fwd, 90, 1, 592, 600, EVEN, WITH_H)
     LARGE_EXPERTS(160, 2, 136, 264, EVEN) LARGE_EXPERTS(160, 2, 264, 136, ONE_TAKES_ALL)
     LARGE_EXPERTS(1400, 2, 32, 64, EVEN) LARGE_EXPERTS(1300, 5, 32, 40, ONE_TAKES_ALL)
@@ -857,13 +857,13 @@ static const kernel_case kernel_cases[] = {
     C(exact_round, 0) C(exact_round, 1) C(exact_round, 1000) C(exact_round, 100003) C(exact_round, 65, 1)
     C(exact_embed, 0, 8, 5) C(exact_embed, 1, 1, 1) C(exact_embed, 65, 80, 257) C(exact_embed, 130, 33, 257, 1)
 
-    /* R, groups, m, n, spread, leaves */
+    /* R, groups, m, n, spread, units */
     C(exact_product, 0, 3, 8, 4, EVEN, 2) C(exact_product, 1, 1, 1, 1, EVEN, 1)
     C(exact_product, 65, 1, 80, 33, EVEN, 1) C(exact_product, 130, 8, 64, 48, EVEN, 3)
     C(exact_product, 130, 4, 70, 140, EMPTY_ONES, 5) C(exact_product, 600, 2, 33, 256, ONE_TAKES_ALL, 2)
     C(exact_product, 90, 4, 16, 24, SPARE_ROWS, 2) C(exact_product, 300, 1, 130, 64, EVEN, 12)
 
-    /* units, size; squares, losses, largest norm in percent, not finite?; then steps, real?, loads?, scale in percent */
+    /* units, size; squares, losses, largest norm in percent, not finite?; then steps, compute?, loads?, scale in percent */
     C(slab_sumsq, 0, 0) C(slab_sumsq, 1, 1) C(slab_sumsq, 2, 1000) C(slab_sumsq, 40, 33) C(slab_sumsq, 7, 40007)
     C(slab_sumsq, 3, 16384) C(slab_sumsq, 1000, 5)
     C(clip, 0, 0, 100, 0) C(clip, 1, 1, 50, 0) C(clip, 1000, 3, 0, 0) C(clip, 1000, 0, 100, 0) C(clip, 10007, 2, 1000000, 0)

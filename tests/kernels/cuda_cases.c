@@ -43,7 +43,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < N_KERNEL_CASES; i++) {
         if (!wanted(kernel_cases[i].kernel, argv + 2)) continue;
         for (int p = 0; p < n_pads; p++, n++)
-            wrong += !case_agrees(ref, dev, &kernel_cases[i], pads[p], dev->real == MU_DTYPE_BF16, &digest);
+            wrong += !case_agrees(ref, dev, &kernel_cases[i], pads[p], dev->compute == MU_DTYPE_BF16, &digest);
     }
     if (wanted("attention_fwd", argv + 2)) wrong += attention_pieces(dev);
     printf("%s: %d of %d runs agree with the reference; digest %016llx\n", dev->name, n - wrong, n,

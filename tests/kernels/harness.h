@@ -38,8 +38,8 @@ typedef struct {
     int64_t pad;                            /* values between the rows of every operand with several rows; of a multiple
                                              * of 8 but 0, operands are aligned as tensors are, to MARGIN bytes */
     bool coarse;                            /* random values are exact in bf16, so that rounding to it loses nothing */
-    bool bf16;                              /* every operand of the real type is, on both devices */
-    bool fine, next_fine;                   /* new operands, the next one, are of the fine type */
+    bool bf16;                              /* every operand of the compute type is, on both devices */
+    bool master, next_master;                   /* new operands, the next one, are of the master type */
     double tolerance;                       /* of new operands */
     int n_operands;
     operand operands[MAX_OPERANDS];
@@ -121,20 +121,20 @@ static inline double decode(const void *from, mu_dtype dtype, int64_t i) {
     return (double)((const int64_t *)from)[i];
 }
 
-/* The next operand is of the fine type: matrix(as_fine(t), ...). */
-static inline trial *as_fine(trial *t) {
-    t->next_fine = true;
+/* The next operand is of the master type: matrix(as_master(t), ...). */
+static inline trial *as_master(trial *t) {
+    t->next_master = true;
     return t;
 }
 
 /* All operands of the case are: nothing is rounded to bf16. */
-static inline void all_fine(trial *t) {
-    t->fine = true;
+static inline void all_master(trial *t) {
+    t->master = true;
     t->tolerance = TOLERANCE;
 }
 
-static inline mu_dtype real_type(const trial *t) {
-    return t->fine || t->next_fine ? t->dev->fine : t->dev->real;
+static inline mu_dtype float_type(const trial *t) {
+    return t->master || t->next_master ? t->dev->master : t->dev->compute;
 }
 
 static inline bool is_whole(mu_dtype dtype) { return dtype == MU_DTYPE_I32 || dtype == MU_DTYPE_I64; }
@@ -151,9 +151,9 @@ static inline operand *operand_new(trial *t, const char *name, mu_dtype dtype, i
     unsigned char *host = mu_alloc(block, 1);
     memset(host, PATTERN, block);
     double gap = is_whole(dtype) ? (double)UNTOUCHED : NAN;
-    if (t->bf16 && !t->fine && !t->next_fine && !is_whole(dtype) && dtype == t->dev->real)
+    if (t->bf16 && !t->master && !t->next_master && !is_whole(dtype) && dtype == t->dev->compute)
         for (int64_t i = 0; i < rows * cols; i++) values[i] = rounded_to_bf16(values[i]);
-    t->next_fine = false;
+    t->next_master = false;
     for (int64_t i = 0; i < rows * ld; i++)
         encode(host + shift, dtype, i, i % ld < cols ? values[i / ld * cols + i % ld] : gap);
     mu_memory_commit(t->memory, t->used + block);
@@ -184,31 +184,31 @@ static inline double *whole_values(int64_t n, const int64_t *whole) {
 /* Random values: inputs, and results that a kernel adds to. */
 static inline mu_mat matrix(trial *t, const char *name, int64_t rows, int64_t cols) {
     double *x = random_values(t, (uint32_t)t->n_operands, rows * cols);
-    return operand_new(t, name, real_type(t), rows, cols, x)->mat;
+    return operand_new(t, name, float_type(t), rows, cols, x)->mat;
 }
 
 static inline mu_mat vector(trial *t, const char *name, int64_t n) {
-    return operand_new(t, name, real_type(t), 1, n, random_values(t, (uint32_t)t->n_operands, n))->mat;
+    return operand_new(t, name, float_type(t), 1, n, random_values(t, (uint32_t)t->n_operands, n))->mat;
 }
 
 /* NaN: results that a kernel assigns. */
 static inline mu_mat new_matrix(trial *t, const char *name, int64_t rows, int64_t cols) {
-    return operand_new(t, name, real_type(t), rows, cols, constant_values(rows * cols, NAN))->mat;
+    return operand_new(t, name, float_type(t), rows, cols, constant_values(rows * cols, NAN))->mat;
 }
 
 static inline mu_mat new_vector(trial *t, const char *name, int64_t n) {
-    return operand_new(t, name, real_type(t), 1, n, constant_values(n, NAN))->mat;
+    return operand_new(t, name, float_type(t), 1, n, constant_values(n, NAN))->mat;
 }
 
 static inline mu_mat scratch_matrix(trial *t, int64_t rows, int64_t cols) {
-    operand *o = operand_new(t, "scratch", real_type(t), rows, cols, constant_values(rows * cols, NAN));
+    operand *o = operand_new(t, "scratch", float_type(t), rows, cols, constant_values(rows * cols, NAN));
     o->scratch = true;
     return o->mat;
 }
 
 /* Given values. */
 static inline mu_mat reals_of(trial *t, const char *name, int64_t rows, int64_t cols, double *values) {
-    return operand_new(t, name, real_type(t), rows, cols, values)->mat;
+    return operand_new(t, name, float_type(t), rows, cols, values)->mat;
 }
 
 static inline operand *doubles_of(trial *t, const char *name, int64_t n, double *values) {
@@ -337,7 +337,7 @@ static inline bool case_agrees(mu_device *ref, mu_device *dev, const kernel_case
     trial expected, t;
     char what[256];
     describe(what, c, dev->name);
-    bool bf16 = dev->real == MU_DTYPE_BF16;
+    bool bf16 = dev->compute == MU_DTYPE_BF16;
     trial_run(&expected, ref, c, case_seed(c), pad, coarse, bf16);
     trial_run(&t, dev, c, case_seed(c), pad, coarse, bf16);
     bool ok = margins_intact(&t, what) && margins_intact(&expected, what);

@@ -20,8 +20,8 @@ static inline int attention_in_pieces(mu_device *dev, const int64_t *shape, int6
     trial t = { .dev = dev, .seed = (uint64_t)d, .pad = pad, .memory = trial_memory(dev) };
     mu_attention_shape s = { 1, S, H, G, d, 1 / sqrt((double)d), 0 };
     mu_mat q = matrix(&t, "q", S, H * d), k = matrix(&t, "k", S, G * d), v = matrix(&t, "v", S, G * d);
-    mu_mat y = new_matrix(&t, "y", S, H * d), lse = new_matrix(as_fine(&t), "lse", H, S);
-    mu_mat parts = new_matrix(&t, "parts", S, H * d), part_lse = new_matrix(as_fine(&t), "part_lse", H, S);
+    mu_mat y = new_matrix(&t, "y", S, H * d), lse = new_matrix(as_master(&t), "lse", H, S);
+    mu_mat parts = new_matrix(&t, "parts", S, H * d), part_lse = new_matrix(as_master(&t), "part_lse", H, S);
     dev->k->attention_fwd(dev, &s, q, k, v, y, lse);
     for (int i = 0; s.past < S; s.past += s.S, i++) {
         mu_mat of[] = { q, parts, part_lse };

@@ -35,7 +35,7 @@ static void test_open(void **state) {
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         mu_device *dev = mu_device_open(kinds[i]);
         assert_non_null(dev);
-        assert_int_equal(dev->real, strcmp(kinds[i], "ref") ? MU_DTYPE_F32 : MU_DTYPE_F64);
+        assert_int_equal(dev->compute, strcmp(kinds[i], "ref") ? MU_DTYPE_F32 : MU_DTYPE_F64);
         assert_int_equal(dev->shape_only, !strcmp(kinds[i], "shape"));
         assert_int_equal(mu_device_bytes(dev), 0);
         mu_device_close(dev);

@@ -11,7 +11,7 @@
 #include <stdarg.h>
 #include <cmocka.h>
 
-enum { LEAVES = 60, N = 131 };
+enum { UNITS = 60, N = 131 };
 
 /* Memory of the device, as host memory: every device here but `guarded` is the host. */
 typedef struct {
@@ -62,18 +62,18 @@ static int64_t *new_sums(bench *b) { return take(b, sizeof(int64_t) * (size_t)mu
 
 static void test_order_and_grouping(void **state) {
     bench b = bench_open(*state);
-    const float *x = random_floats(&b, 1, LEAVES * N, 60);
+    const float *x = random_floats(&b, 1, UNITS * N, 60);
     int64_t *forwards = new_sums(&b), *backwards = new_sums(&b), *parts[3], n_words = mu_exact_sums_words(N);
-    for (int leaf = 0; leaf < LEAVES; leaf++) {
-        b.dev->k->exact_add(b.dev, N, floats(x + leaf * N, 1), words(forwards));
-        b.dev->k->exact_add(b.dev, N, floats(x + (LEAVES - 1 - leaf) * N, 1), words(backwards));
+    for (int unit = 0; unit < UNITS; unit++) {
+        b.dev->k->exact_add(b.dev, N, floats(x + unit * N, 1), words(forwards));
+        b.dev->k->exact_add(b.dev, N, floats(x + (UNITS - 1 - unit) * N, 1), words(backwards));
     }
     assert_memory_equal(forwards, backwards, sizeof *forwards * (size_t)n_words);
     for (int rank = 0; rank < 3; rank++) { /* unequal shares, dealt out, then added word by word */
         parts[rank] = new_sums(&b);
-        for (int leaf = 0; leaf < LEAVES; leaf++)
-            if ((leaf * 7 + leaf / 5) % 4 % 3 == rank)
-                b.dev->k->exact_add(b.dev, N, floats(x + leaf * N, 1), words(parts[rank]));
+        for (int unit = 0; unit < UNITS; unit++)
+            if ((unit * 7 + unit / 5) % 4 % 3 == rank)
+                b.dev->k->exact_add(b.dev, N, floats(x + unit * N, 1), words(parts[rank]));
     }
     for (int64_t i = 0; i < n_words; i++) parts[0][i] += parts[1][i] + parts[2][i];
     float *whole = take(&b, sizeof(float) * N), *shared = take(&b, sizeof(float) * N);
@@ -82,8 +82,8 @@ static void test_order_and_grouping(void **state) {
     assert_memory_equal(whole, shared, sizeof(float) * N);
     for (int i = 0; i < N; i++) { /* each summand is a multiple of 2^-69 once it is rounded to one */
         mu_exact sum = { 0 };
-        for (int leaf = 0; leaf < LEAVES; leaf++)
-            mu_exact_add(&sum, nearbyint(ldexp((double)x[leaf * N + i], 69)) * 0x1p-69);
+        for (int unit = 0; unit < UNITS; unit++)
+            mu_exact_add(&sum, nearbyint(ldexp((double)x[unit * N + i], 69)) * 0x1p-69);
         assert_true(whole[i] == (float)mu_exact_value(&sum));
     }
     bench_close(&b);
@@ -95,8 +95,8 @@ static void test_cancellation(void **state) {
     float *x = take(&b, sizeof *x * N), *y = take(&b, sizeof *y * N);
     int64_t *sums = new_sums(&b);
     const float summands[] = { 0x1.8p25f, -0x1p24f, 0x1.23456p-30f, -0x1p24f, -0x1p24f };
-    for (int leaf = 0; leaf < 5; leaf++) {
-        for (int i = 0; i < N; i++) x[i] = summands[leaf];
+    for (int unit = 0; unit < 5; unit++) {
+        for (int i = 0; i < N; i++) x[i] = summands[unit];
         b.dev->k->exact_add(b.dev, N, floats(x, 1), words(sums));
     }
     b.dev->k->exact_round(b.dev, N, words(sums), floats(y, 1));
@@ -138,20 +138,20 @@ static void test_marks(void **state) {
     bench_close(&b);
 }
 
-/* Columns of leaves: exact_product over several leaves is exact_add of each one's product. */
+/* exact_product over several reduction units is exact_add of each one's product. */
 static void test_product(void **state) {
     enum { ROWS = 700, M = 70, K = 33 };
     bench b = bench_open(*state);
     const float *a = random_floats(&b, 2, ROWS * M, 4), *c = random_floats(&b, 3, ROWS * K, 4);
-    const int64_t cuts[] = { 0, 1, 1, 300, 420, 700 };
-    int64_t *at = memcpy(take(&b, sizeof cuts), cuts, sizeof cuts), n_words = mu_exact_sums_words(M * K);
+    const int64_t bounds[] = { 0, 1, 1, 300, 420, 700 };
+    int64_t *at = memcpy(take(&b, sizeof bounds), bounds, sizeof bounds), n_words = mu_exact_sums_words(M * K);
     int64_t *whole = take(&b, sizeof *whole * (size_t)n_words),
             *leaf_by_leaf = take(&b, sizeof *whole * (size_t)n_words);
     float *one = take(&b, sizeof *one * M * K);
     b.dev->k->exact_product(b.dev, false, 1, 5, M, K, words(at), floats(a, M), floats(c, K), words(whole));
     for (int i = 4; i >= 0; i--) {
-        b.dev->k->gemm(b.dev, true, false, M, K, cuts[i + 1] - cuts[i], floats(a + cuts[i] * M, M),
-                       floats(c + cuts[i] * K, K), 0, floats(one, K));
+        b.dev->k->gemm(b.dev, true, false, M, K, bounds[i + 1] - bounds[i], floats(a + bounds[i] * M, M),
+                       floats(c + bounds[i] * K, K), 0, floats(one, K));
         b.dev->k->exact_add(b.dev, M * K, floats(one, 1), words(leaf_by_leaf));
     }
     assert_memory_equal(whole, leaf_by_leaf, sizeof *whole * (size_t)n_words);
@@ -173,7 +173,7 @@ static void row_norms(bench *b, int64_t first, int64_t n, const float *x, const 
 
 /* One expert takes all rows; forward, then backward for dx and the rows' weights. */
 static void row_experts(bench *b, int64_t first, int64_t n, const float *x, const float *w, float *y) {
-    mu_experts_shape s = { n, 1, D, F, .fresh = false };
+    mu_experts_shape s = { n, 1, D, F, .batch_invariant = true };
     size_t used = b->used;
     mu_mat none = { 0 }, in = floats(x + first * D, D), out = floats(y + first * D, D);
     mu_mat weights = floats(x + first, 1), dweights = floats(y + 2 * ROWS * D + first, 1);

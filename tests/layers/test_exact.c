@@ -1,16 +1,16 @@
 /* test_exact.c - exact sums of gradients give the gradients: the whole model, every op with weights, in double
- * precision, with a sequence as leaf and with the whole batch as one; and losses are one value a leaf. */
+ * precision, with a sequence as reduction unit and with the whole batch as one; and losses have one value per unit. */
 #include "tiny_model.h"
 #include "ref_device.h"
 
 /* The loss of one batch, and all gradients one after another. Heap. */
-static double *gradients(mu_model *m, int64_t leaf_rows, double *loss, int64_t *n) {
+static double *gradients(mu_model *m, int64_t unit_rows, double *loss, int64_t *n) {
     mu_tape *tp = mu_tape_new(dev);
-    mu_tape_leaf(tp, leaf_rows);
+    mu_tape_set_reduction_unit(tp, unit_rows);
     mu_params_zero_grad(m->params);
     mu_loss *l = tiny_loss_new(m, tp);
     mu_tensor *losses = tiny_loss(l);
-    assert_int_equal(mu_count(losses), leaf_rows ? TINY_T / leaf_rows : 1);
+    assert_int_equal(mu_count(losses), unit_rows ? TINY_T / unit_rows : 1);
     double value[TINY_B];
     mu_tensor_get(losses, value);
     *loss = 0;
@@ -21,7 +21,7 @@ static double *gradients(mu_model *m, int64_t leaf_rows, double *loss, int64_t *
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u)) *n += u->count;
     double *grads = mu_alloc((size_t)*n, sizeof *grads), *at = grads;
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; at += u->count, u = mu_unit_next(m->params, u))
-        mu_reals_get(dev, dev->fine, mu_unit_grad(u), u->count, at);
+        mu_reals_get(dev, dev->master, mu_unit_grad(u), u->count, at);
     mu_loss_free(l);
     mu_tape_free(tp);
     return grads;
@@ -35,10 +35,10 @@ static void check(const mu_model_config *cfg, const mu_moe_config *moe) {
     double expected_loss, loss;
     int64_t n;
     double *expected = gradients(plain, 0, &expected_loss, &n);
-    const int64_t leaf_rows[] = { 0, TINY_S };
+    const int64_t unit_rows[] = { 0, TINY_S };
     for (int i = 0; i < 2; i++) {
-        double *got = gradients(exact, leaf_rows[i], &loss, &n),
-               *again = gradients(exact, leaf_rows[i], &loss, &n);
+        double *got = gradients(exact, unit_rows[i], &loss, &n),
+               *again = gradients(exact, unit_rows[i], &loss, &n);
         assert_true(fabs(loss - expected_loss) < 1e-13 * fabs(expected_loss));
         assert_memory_equal(got, again, sizeof *got * (size_t)n);
         for (int64_t j = 0; j < n; j++)
@@ -83,7 +83,7 @@ static void too_large_is_not_finite(void **state) {
     mu_params_round_grads(m->params);
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u)) {
         double first;
-        mu_reals_get(dev, dev->fine, mu_unit_grad(u), 1, &first);
+        mu_reals_get(dev, dev->master, mu_unit_grad(u), 1, &first);
         assert_true(u == hit ? isnan(first) : first == 0);
     }
     mu_tape_free(tp);

@@ -381,7 +381,7 @@ static void the_first_bad_layer_is_named(void **state) {
         int32_t *tokens = random_ints(1, TINY_T, TINY_V);
         tokens[0] = 0;
         if (cases[c].name)
-            mu_reals_set(dev, dev->fine, mu_unit_data(mu_params_find(m->params, cases[c].name)), 1, &bad);
+            mu_reals_set(dev, dev->master, mu_unit_data(mu_params_find(m->params, cases[c].name)), 1, &bad);
         mu_tape_record(tp, false);
         int found =
             mu_model_find_nonfinite(m, tp, &cx, mu_tensor_ints(tp, MU_DTYPE_I32, TINY_T, tokens), routings);

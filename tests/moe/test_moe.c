@@ -259,7 +259,7 @@ static bool expert_gradient_is_zero(const layer *l, int expert) {
     for (mu_unit *u = mu_unit_next(l->ps, NULL); u; u = mu_unit_next(l->ps, u)) {
         if (u->expert != expert) continue;
         double g[F * D];
-        mu_reals_get(l->dev, l->dev->fine, mu_unit_grad(u), u->count, g);
+        mu_reals_get(l->dev, l->dev->master, mu_unit_grad(u), u->count, g);
         for (int64_t i = 0; i < u->count; i++)
             if (g[i] != 0) return false;
     }

@@ -98,7 +98,7 @@ static void masked_experts(void **state) {
                      .logits = &s.logits->tensor };
         routed q = { { T, LEFT, K, sigmoid, true, 1, MU_ROUTE_FREE, 0 }, .logits = &t.logits->tensor };
         gradcheck(s.ps, s.tp, loss_of, &r, 100);
-        mu_reals_get(dev, dev->fine, mu_unit_grad(&s.logits->units[0]), T * E, dlogits);
+        mu_reals_get(dev, dev->master, mu_unit_grad(&s.logits->units[0]), T * E, dlogits);
         mu_tape_reset(s.tp);
         route(s.tp, &r);
         route(t.tp, &q);

@@ -6,7 +6,7 @@
 static void set_gradients(mu_params *ps, uint32_t step) {
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
         double *g = random_reals((uint32_t)mu_hash64(u->name, strlen(u->name)) + step, u->count, 0.01);
-        mu_reals_set(ps->dev, ps->dev->fine, mu_unit_grad(u), u->count, g);
+        mu_reals_set(ps->dev, ps->dev->master, mu_unit_grad(u), u->count, g);
         free(g);
     }
 }
@@ -34,7 +34,7 @@ static outcome run(const char *device, int ep) {
     double *all = mu_alloc((size_t)n, sizeof *all);
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u))
         if (u->expert >= 0 || mesh->expert->rank == 0)
-            mu_reals_get(dev, dev->fine, mu_unit_data(u), u->count, all + u->global_index * wide);
+            mu_reals_get(dev, dev->master, mu_unit_data(u), u->count, all + u->global_index * wide);
     mu_all_reduce(mesh->expert, MU_REDUCE_SUM, MU_DTYPE_F64, all, n);
     r.hash = mu_hash64(all, (size_t)n * sizeof *all);
     free(all);
@@ -93,7 +93,7 @@ static void everybody_sees_a_bad_gradient(void **state) {
     stand s = stand_new();
     mu_unit *u = mu_params_find(s.m->params, "/layers/1/mlp/experts/3/down_proj/weight");
     check((u != NULL) == (s.rank == s.size - 1), "expert 3 lives on the last rank");
-    if (u) mu_reals_set(s.dev, s.dev->fine, mu_unit_grad(u), 1, &(double){ NAN });
+    if (u) mu_reals_set(s.dev, s.dev->master, mu_unit_grad(u), 1, &(double){ NAN });
     mu_grad_clip(s.o, s.mesh->batch, 1, 0, (mu_mat){ 0 });
     check(isnan(mu_grad_norm(s.o)), "a NaN was lost");
     const mu_unit *bad = mu_grads_nonfinite(s.o);
@@ -111,12 +111,12 @@ static void a_bad_loss_stops_every_rank(void **state) {
     mu_unit *u = mu_params_find(s.m->params, "/norm/weight");
     for (int bad = 1; bad >= 0; bad--) {
         double before, after;
-        mu_reals_get(s.dev, s.dev->fine, mu_unit_data(u), 1, &before);
+        mu_reals_get(s.dev, s.dev->master, mu_unit_data(u), 1, &before);
         set_gradients(s.m->params, 0);
         s.dev->k->fill(s.dev, 1, bad && s.rank == s.size - 1 ? INFINITY : 3, loss);
         mu_grad_clip(s.o, s.mesh->batch, 1, 1, loss);
         mu_optimizer_step(s.o, 1e-2, (mu_mat){ 0 });
-        mu_reals_get(s.dev, s.dev->fine, mu_unit_data(u), 1, &after);
+        mu_reals_get(s.dev, s.dev->master, mu_unit_data(u), 1, &after);
         check((after == before) == (bool)bad, "bad %d: %g, then %g", bad, before, after);
         check(mu_optimizer_steps(s.o, u) == !bad, "bad %d: %lld steps", bad, (long long)mu_optimizer_steps(s.o, u));
     }

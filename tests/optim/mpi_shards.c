@@ -59,7 +59,7 @@ static double step(run *r, const mu_mesh *mesh, uint32_t number, int parts) {
             for (int64_t i = 0; i < u->count && here && !rests(u->expert, number); i++) sum[i] += g[i];
             free(g);
         }
-        mu_reals_set(r->dev, r->dev->fine, mu_unit_grad(u), u->count, sum);
+        mu_reals_set(r->dev, r->dev->master, mu_unit_grad(u), u->count, sum);
         free(sum);
     }
     mu_grads_reduce(r->opt);
@@ -71,7 +71,7 @@ static double step(run *r, const mu_mesh *mesh, uint32_t number, int parts) {
 }
 
 static double whole(const run *r, const void *host, int64_t i) {
-    return r->dev->real == MU_DTYPE_F64 ? ((const double *)host)[i] : (double)((const float *)host)[i];
+    return r->dev->compute == MU_DTYPE_F64 ? ((const double *)host)[i] : (double)((const float *)host)[i];
 }
 
 /* One unit's weights, which every rank that has it must have, and moments, which rank 0 of its group gets. */
@@ -84,7 +84,7 @@ static void compare(const run *r, const run *alone, mu_unit *u, double tolerance
     void *mine = mu_alloc((size_t)u->count, sizeof(double)),
          *theirs = mu_alloc((size_t)u->count, sizeof(double));
     for (int part = 0; part < 3; part++) {
-        size_t bytes = (size_t)u->count * mu_dtype_size(r->dev->real);
+        size_t bytes = (size_t)u->count * mu_dtype_size(r->dev->compute);
         if (part == 0) mu_device_read(r->dev, mine, mu_unit_data(u), bytes);
         else mu_optimizer_slot_read(r->opt, u, part - 1, mine);
         mu_device_read(alone->dev, theirs, part ? mu_optimizer_slot(alone->opt, v, part - 1) : mu_unit_data(v),
@@ -101,9 +101,9 @@ static void compare(const run *r, const run *alone, mu_unit *u, double tolerance
     free(theirs);
 }
 
-static void same_as_alone(const char *device, int ep, int64_t window_least, double tolerance) {
+static void same_as_alone(const char *device, int ep, int64_t shm_threshold_bytes, double tolerance) {
     mu_mesh *mesh = mu_mesh_open(NULL, ep), *one = mu_mesh_alone();
-    mesh->world->window_least = mesh->replica->window_least = window_least;
+    mesh->world->shm_threshold_bytes = mesh->replica->shm_threshold_bytes = shm_threshold_bytes;
     run r = run_new(device, mesh), alone = run_new(device, one);
     for (uint32_t number = 0; number < STEPS; number++) {
         double wanted = step(&alone, one, number, mesh->dp), norm = step(&r, mesh, number, mesh->dp);
@@ -177,7 +177,7 @@ static uint64_t train(const char *device, int ep, bool early) {
     uint64_t hash = mu_hash64(x, (size_t)n * sizeof *x);
     for (mu_unit *u = mu_unit_next(r.model->params, NULL); u; u = mu_unit_next(r.model->params, u)) {
         if (!mu_shards_owns(&r.opt->shards, u)) continue;
-        mu_reals_get(r.dev, r.dev->fine, mu_optimizer_slot(r.opt, u, 0), u->count, x);
+        mu_reals_get(r.dev, r.dev->master, mu_optimizer_slot(r.opt, u, 0), u->count, x);
         hash = hash * 31 + mu_hash64(x, (size_t)u->count * sizeof *x);
     }
     free(x);

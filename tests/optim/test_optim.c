@@ -87,7 +87,7 @@ static void half_step(const stand *s, double lr) {
 static void set_gradients(const stand *s, uint32_t step) {
     for (mu_unit *u = mu_unit_next(s->l->ps, NULL); u; u = mu_unit_next(s->l->ps, u)) {
         double *g = random_reals(step * 100 + (uint32_t)u->global_index, u->count, 1);
-        mu_reals_set(s->l->dev, s->l->dev->fine, mu_unit_grad(u), u->count, g);
+        mu_reals_set(s->l->dev, s->l->dev->master, mu_unit_grad(u), u->count, g);
         free(g);
     }
 }
@@ -95,9 +95,9 @@ static void set_gradients(const stand *s, uint32_t step) {
 /* Weights, first and second moments of a unit, one after another. Heap. */
 static double *state_of(const stand *s, const mu_unit *u) {
     double *x = mu_alloc(3 * (size_t)u->count, sizeof *x);
-    mu_reals_get(s->l->dev, s->l->dev->fine, mu_unit_data(u), u->count, x);
+    mu_reals_get(s->l->dev, s->l->dev->master, mu_unit_data(u), u->count, x);
     for (int which = 0; which < 2; which++)
-        mu_reals_get(s->l->dev, s->l->dev->fine, mu_optimizer_slot(s->o, u, which), u->count,
+        mu_reals_get(s->l->dev, s->l->dev->master, mu_optimizer_slot(s->o, u, which), u->count,
                      x + (which + 1) * u->count);
     return x;
 }
@@ -270,7 +270,7 @@ static void another_rule_is_one_struct(void **state) {
     assert_non_null(u);
     double *w = mu_alloc((size_t)u->count, sizeof *w), *b = mu_alloc((size_t)u->count, sizeof *b),
            *host = mu_alloc((size_t)u->count, sizeof *host);
-    mu_reals_get(s.l->dev, s.l->dev->fine, mu_unit_data(u), u->count, w);
+    mu_reals_get(s.l->dev, s.l->dev->master, mu_unit_data(u), u->count, w);
     for (int64_t i = 0; i < u->count; i++) b[i] = 0.25;
     for (uint32_t step = 1; step <= 4; step++) {        /* expert 3 is skipped in the last one */
         set_gradients(&s, step);
@@ -282,7 +282,7 @@ static void another_rule_is_one_struct(void **state) {
     assert_int_equal(mu_optimizer_steps(s.o, u), 3);
     mu_optimizer_slot_read(s.o, u, 0, host);
     for (int64_t i = 0; i < u->count; i++) assert_true(near(host[i], b[i]));
-    mu_reals_get(s.l->dev, s.l->dev->fine, mu_unit_data(u), u->count, host);
+    mu_reals_get(s.l->dev, s.l->dev->master, mu_unit_data(u), u->count, host);
     for (int64_t i = 0; i < u->count; i++) assert_true(near(host[i], w[i]));
     free(w);
     free(b);
@@ -300,7 +300,7 @@ static void norm_is_the_naive_norm(void **state) {
         set_gradients(&s, 1);
         for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u)) {
             double *g = mu_alloc((size_t)u->count, sizeof *g);
-            mu_reals_get(s.l->dev, s.l->dev->fine, mu_unit_grad(u), u->count, g);
+            mu_reals_get(s.l->dev, s.l->dev->master, mu_unit_grad(u), u->count, g);
             for (int64_t i = 0; i < u->count; i++) sum += g[i] * g[i];
             free(g);
         }
@@ -319,7 +319,7 @@ static void norm_names_what_is_not_finite(void **state) {
         set_gradients(&s, 1);
         mu_unit *u = mu_params_find(s.l->ps, "/layers/0/mlp/experts/3/up_proj/weight");
         assert_non_null(u);
-        mu_reals_set(s.l->dev, s.l->dev->fine, (float *)mu_unit_grad(u) + u->count - 1, 1, &poison[p]);
+        mu_reals_set(s.l->dev, s.l->dev->master, (float *)mu_unit_grad(u) + u->count - 1, 1, &poison[p]);
         mu_grad_clip(s.o, comm_alone(), 1, 0, (mu_mat){ 0 });
         assert_false(isfinite(mu_grad_norm(s.o)));
         assert_ptr_equal(mu_grads_nonfinite(s.o), u);
@@ -341,8 +341,8 @@ static void nothing_moves_that_is_not_finite(void **state) {
         for (mu_unit *u = mu_unit_next(s.l->ps, NULL); u; u = mu_unit_next(s.l->ps, u))
             before[u->global_index] = state_of(&s, u);
         mu_unit *u = mu_params_find(s.l->ps, "/layers/0/mlp/experts/1/down_proj/weight");
-        if (!bad_loss) mu_reals_set(s.l->dev, s.l->dev->fine, mu_unit_grad(u), 1, &(double){ NAN });
-        mu_tape_leaf(s.l->tp, 4);
+        if (!bad_loss) mu_reals_set(s.l->dev, s.l->dev->master, mu_unit_grad(u), 1, &(double){ NAN });
+        mu_tape_set_reduction_unit(s.l->tp, 4);
         mu_tensor *losses = mu_tensor_loss(s.l->tp, 8);
         mu_tensor_write(losses, loss);
         mu_grad_clip(s.o, comm_alone(), 1, mu_count(losses), mu_data(losses));

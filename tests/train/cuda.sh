@@ -92,7 +92,7 @@ if [ -n "${MPIEXEC:-}" ]; then
     if grep -q '^add_kernel<float>' report; then pass; else fail "no sums of fp32 gradients on the device"; fi
     for run in ep2 ep2dp2; do
         if cmp -s <(losses $run) <(losses direct-$run); then pass; else fail "direct-$run: other losses"; fi
-        if grep -q '"mpi_reads_gpus":true' direct-$run/run.json && grep -q '"mpi_reads_gpus":false' $run/run.json; then pass
+        if grep -q '"mpi_cuda_aware":true' direct-$run/run.json && grep -q '"mpi_cuda_aware":false' $run/run.json; then pass
         else fail "$run: run.json"; fi
     done
 fi

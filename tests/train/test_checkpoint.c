@@ -137,11 +137,11 @@ static void spoil(mu_trainer *t, const char *how) {
     else if (!strcmp(how, "steps of an active expert")) set_steps(t, "/layers/0/mlp/experts/0/up_proj/weight", 0);
     else if (!strcmp(how, "steps of an idle expert")) idle_expert(t);
     else if (!strcmp(how, "second moment negative"))
-        mu_reals_set(t->dev, t->dev->fine, mu_optimizer_slot(t->opt, u, 1), 1, &values[1]);
+        mu_reals_set(t->dev, t->dev->master, mu_optimizer_slot(t->opt, u, 1), 1, &values[1]);
     else if (!strcmp(how, "first moment infinite"))
-        mu_reals_set(t->dev, t->dev->fine, mu_optimizer_slot(t->opt, u, 0), 1, &values[2]);
+        mu_reals_set(t->dev, t->dev->master, mu_optimizer_slot(t->opt, u, 0), 1, &values[2]);
     else if (!strcmp(how, "weight not a number"))
-        mu_reals_set(t->dev, t->dev->fine, mu_unit_data(u), 1, &values[0]);
+        mu_reals_set(t->dev, t->dev->master, mu_unit_data(u), 1, &values[0]);
     else fail_msg("%s", how);
 }
 

@@ -57,7 +57,7 @@ static double *stored(const run *r, const char *kind, const mu_unit *u) {
 static void set_weights(run *r) {
     for (mu_unit *u = mu_unit_next(r->m->params, NULL); u; u = mu_unit_next(r->m->params, u)) {
         double *x = stored(r, "weights", u);
-        mu_reals_set(r->dev, r->dev->fine, mu_unit_data(u), u->count, x);
+        mu_reals_set(r->dev, r->dev->master, mu_unit_data(u), u->count, x);
         free(x);
     }
     for (int i = 0; i < r->m->n_moe; i++) {
@@ -131,7 +131,7 @@ static int check_gradients(const run *r, double tolerance) {
     int idle = 0;
     for (mu_unit *u = mu_unit_next(r->m->params, NULL); u; u = mu_unit_next(r->m->params, u)) {
         double *wanted = stored(r, "grads", u), *g = mu_alloc((size_t)u->count, sizeof *g), size = 0;
-        mu_reals_get(r->dev, r->dev->fine, mu_unit_grad(u), u->count, g);
+        mu_reals_get(r->dev, r->dev->master, mu_unit_grad(u), u->count, g);
         double apart = relative(g, wanted, u->count);
         if (!(apart <= tolerance)) fail_msg("gradient of %s is %.2e of its size away", u->name, apart);
         for (int64_t i = 0; i < u->count; i++) size += fabs(g[i]);

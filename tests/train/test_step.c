@@ -62,7 +62,7 @@ static void the_host_waits_once_at_the_end(void **state) {
 /* All values of a unit. Heap. */
 static double *values_of(const mu_trainer *t, const mu_unit *u) {
     double *x = mu_alloc((size_t)u->count, sizeof *x);
-    mu_reals_get(t->dev, t->dev->fine, mu_unit_data(u), u->count, x);
+    mu_reals_get(t->dev, t->dev->master, mu_unit_data(u), u->count, x);
     return x;
 }
 
@@ -114,7 +114,7 @@ static void a_step_that_is_not_finite_changes_nothing(void **state) {
         mu_trainer *t = trainer_new(text);
         assert_true(mu_trainer_step(t, NULL).finite);
         mu_unit *u = mu_params_find(t->model->params, "/layers/2/post_attention_layernorm/weight");
-        mu_reals_set(t->dev, t->dev->fine, mu_unit_data(u), 1, &(double){ NAN });
+        mu_reals_set(t->dev, t->dev->master, mu_unit_data(u), 1, &(double){ NAN });
         double **before = all_values(t), **after;
         assert_false(mu_trainer_step(t, NULL).finite);
         after = all_values(t);
