@@ -81,10 +81,11 @@ enum { MU_NODE_INPUTS = 6, MU_NODE_OUTPUTS = 5 };
 typedef struct {
     const char *name;
     void (*forward)(mu_tape *tp, mu_node *n);
-    void (*backward)(mu_tape *tp, mu_node *n);
-    unsigned keeps_in, keeps_out;   /* bit i: backward reads the data of in[i] / out[i] */
-    unsigned saved;                 /* bit i: out[i] is for backward only; nobody else gets it */
+    void (*backward)(mu_tape *tp, mu_node *n);  /* NULL: no gradient goes through */
+    unsigned keeps_in, keeps_out;   /* MU_BIT(i): backward reads the data of in[i] / out[i] */
+    unsigned saved;                 /* MU_BIT(i): out[i] is for backward only; nobody else gets it */
 } mu_op;
+#define MU_BIT(i) (1u << (i))
 struct mu_node {
     const mu_op *op;
     mu_tensor *in[MU_NODE_INPUTS], *out[MU_NODE_OUTPUTS];

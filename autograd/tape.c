@@ -130,13 +130,16 @@ static void check_inputs(const mu_tape *tp, const mu_node *n) {
     }
 }
 
+/* Integers have no gradient, whatever they were made from. */
+static bool can_have_gradient(const mu_tensor *t) { return MU_FLOATS >> t->dtype & 1; }
+
 mu_tensor *mu_apply(mu_tape *tp, mu_node node) {
     check_inputs(tp, &node);
     bool needs_grad = false;
-    if (tp->recording)
+    if (tp->recording && node.op->backward)
         for (int i = 0; i < MU_NODE_INPUTS; i++) needs_grad |= node.in[i] && node.in[i]->needs_grad;
     for (int i = 0; i < MU_NODE_OUTPUTS; i++)
-        if (node.out[i]) node.out[i]->needs_grad = needs_grad && !(node.op->saved >> i & 1);
+        if (node.out[i]) node.out[i]->needs_grad = needs_grad && !(node.op->saved >> i & 1) && can_have_gradient(node.out[i]);
     node.part = tp->part, node.layer = tp->layer;
     mu_activity_set("forward", node.layer, node.op->name);
     node.op->forward(tp, &node);

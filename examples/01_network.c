@@ -45,8 +45,8 @@ static void squared_error_backward(mu_tape *tp, mu_node *n) {
 }
 
 /* keeps_out, saved: backward reads out[1] (bit 1), and nobody else gets it. */
-static const mu_op op_squared_error = { "squared_error", squared_error_forward, squared_error_backward,
-                                        .keeps_out = 2, .saved = 2 };
+static const mu_op op_squared_error = { .name = "squared_error", .forward = squared_error_forward,
+                                        .backward = squared_error_backward, .keeps_out = MU_BIT(1), .saved = MU_BIT(1) };
 
 static mu_tensor *squared_error(mu_tape *tp, mu_tensor *y, mu_tensor *wanted) {
     return mu_apply(tp, (mu_node){ .op = &op_squared_error, .in = { y, wanted },

@@ -75,7 +75,9 @@ static inline void weighted_backward(mu_tape *tp, mu_node *n) {
 }
 
 static inline mu_tensor *weighted_sum(mu_tape *tp, mu_tensor *x, uint32_t stream) {
-    static const mu_op op = { "weighted_sum", weighted_forward, weighted_backward, .keeps_in = 2 };
+    static const mu_op op = {
+        .name = "weighted_sum", .forward = weighted_forward, .backward = weighted_backward, .keeps_in = MU_BIT(1)
+    };
     double *host = random_reals(1000 + stream, mu_count(x), 1.0);
     mu_tensor *w = mu_tensor_like(tp, x);
     mu_tensor_set(w, host);

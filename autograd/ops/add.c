@@ -13,7 +13,7 @@ static void backward(mu_tape *tp, mu_node *n) {
         if (n->in[i]->needs_grad) dev->k->axpy(dev, mu_count(n->in[i]), 1.0, dz, mu_grad(tp, n->in[i]));
 }
 
-static const mu_op op_add = { "add", forward, backward, 0, 0, 0 };
+static const mu_op op_add = { .name = "add", .forward = forward, .backward = backward };
 
 mu_tensor *mu_add(mu_tape *tp, mu_tensor *x, mu_tensor *y) {
     mu_tensor_check(x, "add: x", 0, ~0u);

@@ -30,7 +30,8 @@ static void backward(mu_tape *tp, mu_node *n) {
 }
 
 static const mu_op op_attention = {
-    "attention", forward, backward, .keeps_in = 7, .keeps_out = 3, .saved = 2
+    .name = "attention", .forward = forward, .backward = backward,
+    .keeps_in = MU_BIT(0) | MU_BIT(1) | MU_BIT(2), .keeps_out = MU_BIT(0) | MU_BIT(1), .saved = MU_BIT(1)
 };
 
 mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, int64_t heads,

@@ -18,7 +18,7 @@ static void backward(mu_tape *tp, mu_node *n) {
                           mu_grad(tp, w));
 }
 
-static const mu_op op_embedding = { "embedding", forward, backward, .keeps_in = 2 };
+static const mu_op op_embedding = { .name = "embedding", .forward = forward, .backward = backward, .keeps_in = MU_BIT(1) };
 
 mu_tensor *mu_embedding(mu_tape *tp, mu_tensor *ids, mu_tensor *w) {
     mu_tensor_check(ids, "embedding: ids", 0, 1u << MU_DTYPE_I32);

@@ -79,7 +79,10 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_release(tp, room);
 }
 
-static const mu_op op_head = { "head", forward, backward, .keeps_in = 7, .keeps_out = 12, .saved = 12 };
+static const mu_op op_head = {
+    .name = "head", .forward = forward, .backward = backward,
+    .keeps_in = MU_BIT(0) | MU_BIT(1) | MU_BIT(2), .keeps_out = MU_BIT(2) | MU_BIT(3), .saved = MU_BIT(2) | MU_BIT(3)
+};
 
 mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targets, double scale,
                         mu_tensor **nll) {

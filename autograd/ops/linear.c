@@ -48,7 +48,9 @@ static void backward(mu_tape *tp, mu_node *n) {
     }
 }
 
-static const mu_op op_linear = { "linear", forward, backward, .keeps_in = 3 };
+static const mu_op op_linear = {
+    .name = "linear", .forward = forward, .backward = backward, .keeps_in = MU_BIT(0) | MU_BIT(1)
+};
 
 static mu_tensor *linear(mu_tape *tp, mu_tensor *x, mu_tensor *w, bool master) {
     mu_tensor_check(x, "linear: x", 2, master ? MU_FLOATS : 1u << mu_tape_device(tp)->compute);

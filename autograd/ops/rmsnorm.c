@@ -43,7 +43,10 @@ static void backward(mu_tape *tp, mu_node *n) {
     else dev->k->rmsnorm_bwd(dev, mu_count(rstd), D, mx, mu_master(w), mu_data(rstd), dy, dx, dw);
 }
 
-static const mu_op op_rmsnorm = { "rmsnorm", forward, backward, .keeps_in = 3, .keeps_out = 2, .saved = 2 };
+static const mu_op op_rmsnorm = {
+    .name = "rmsnorm", .forward = forward, .backward = backward,
+    .keeps_in = MU_BIT(0) | MU_BIT(1), .keeps_out = MU_BIT(1), .saved = MU_BIT(1)
+};
 
 mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w, double eps) {
     mu_tensor_check(x, "rmsnorm: x", 0, 1u << mu_tape_device(tp)->compute);

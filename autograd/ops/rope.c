@@ -25,7 +25,9 @@ static void backward(mu_tape *tp, mu_node *n) {
     turn(tp, n, -1, mu_grad_of(n->out[0]), add, dx);
 }
 
-static const mu_op op_rope = { "rope", forward, backward, .keeps_in = 6 };
+static const mu_op op_rope = {
+    .name = "rope", .forward = forward, .backward = backward, .keeps_in = MU_BIT(1) | MU_BIT(2)
+};
 
 mu_tensor *mu_rope(mu_tape *tp, mu_tensor *x, mu_tensor *cos, mu_tensor *sin, int64_t heads,
                    int64_t seq_len) {

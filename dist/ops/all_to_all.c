@@ -22,7 +22,7 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_release(tp, back);
 }
 
-static const mu_op op_all_to_all = { "all_to_all", forward, backward, 0, 0, 0 };
+static const mu_op op_all_to_all = { .name = "all_to_all", .forward = forward, .backward = backward };
 
 mu_tensor *mu_all_to_all(mu_tape *tp, mu_comm *c, mu_tensor *x, const int64_t *send_rows,
                          const int64_t *recv_rows) {

@@ -48,7 +48,9 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_release(tp, dvalue);
 }
 
-static const mu_op op_balance_term = { "balance_term", forward, backward, .keeps_in = 3 };
+static const mu_op op_balance_term = {
+    .name = "balance_term", .forward = forward, .backward = backward, .keeps_in = MU_BIT(0) | MU_BIT(1)
+};
 
 mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores, mu_tensor *coef, int64_t segment, bool normalise,
                            double weight, mu_tensor **value) {

@@ -22,7 +22,7 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_release(tp, scratch);
 }
 
-static const mu_op op_combine = { "combine", forward, backward, 0, 0, 0 };
+static const mu_op op_combine = { .name = "combine", .forward = forward, .backward = backward };
 
 mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, const mu_plan *plan) {
     mu_tensor_check(rows, "combine: rows", 2, MU_FLOATS);

@@ -96,7 +96,11 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_release(tp, dx);
 }
 
-static const mu_op op_experts = { "experts", forward, backward, .keeps_in = 31, .keeps_out = 6, .saved = 6 };
+static const mu_op op_experts = {
+    .name = "experts", .forward = forward, .backward = backward,
+    .keeps_in = MU_BIT(0) | MU_BIT(1) | MU_BIT(2) | MU_BIT(3) | MU_BIT(4), .keeps_out = MU_BIT(1) | MU_BIT(2),
+    .saved = MU_BIT(1) | MU_BIT(2)
+};
 
 static mu_tensor *apply(mu_tape *tp, mu_tensor *x, mu_tensor *weights, mu_tensor *gate, mu_tensor *up,
                         mu_tensor *down, const mu_plan *plan, bool combined) {

@@ -19,7 +19,7 @@ static void backward(mu_tape *tp, mu_node *n) {
                        add, dx);
 }
 
-static const mu_op op_gather = { "gather", forward, backward, 0, 0, 0 };
+static const mu_op op_gather = { .name = "gather", .forward = forward, .backward = backward };
 
 mu_tensor *mu_gather(mu_tape *tp, mu_tensor *x, const mu_plan *plan) {
     mu_tensor_check(x, "gather: x", 2, MU_FLOATS);

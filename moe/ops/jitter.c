@@ -24,7 +24,7 @@ static void backward(mu_tape *tp, mu_node *n) {
     factors(tp, n, mu_grad_of(n->out[0]), add, dx);
 }
 
-static const mu_op op_jitter = { "jitter", forward, backward, 0, 0, 0 };
+static const mu_op op_jitter = { .name = "jitter", .forward = forward, .backward = backward };
 
 mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x, int64_t S, double eps, const mu_rng *rng) {
     mu_tensor_check(x, "jitter: x", 2, MU_FLOATS);

@@ -19,7 +19,9 @@ static void backward(mu_tape *tp, mu_node *n) {
                           mu_grad_of(n->out[SCORES]), mu_grad_of(n->out[LSE]), mu_grad(tp, n->in[0]));
 }
 
-static const mu_op op_router = { "router", forward, backward, .keeps_out = 1 << SCORES | 1 << IDS };
+static const mu_op op_router = {
+    .name = "router", .forward = forward, .backward = backward, .keeps_out = MU_BIT(SCORES) | MU_BIT(IDS)
+};
 
 mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits, mu_tensor *bias, mu_tensor *mask, const mu_route_shape *shape,
                      mu_tensor **scores, mu_tensor **lse, mu_tensor **ids) {

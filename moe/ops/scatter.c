@@ -24,7 +24,7 @@ static void backward(mu_tape *tp, mu_node *n) {
     dev->k->gather_sum(dev, mu_count(index), 1, 1, column(mu_data(index)), mu_grad_of(n->out[0]), add, column(dx));
 }
 
-static const mu_op op_scatter = { "scatter", forward, backward, 0, 0, 0 };
+static const mu_op op_scatter = { .name = "scatter", .forward = forward, .backward = backward };
 
 mu_tensor *mu_scatter(mu_tape *tp, mu_tensor *x, mu_tensor *index, int64_t rows) {
     mu_tensor_check(x, "scatter: x", 0, MU_FLOATS);

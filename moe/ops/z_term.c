@@ -27,7 +27,7 @@ static void backward(mu_tape *tp, mu_node *n) {
                           mu_mat_values(mu_grad_of(n->out[0]), i), mu_mat_values(mu_grad(tp, lse), i * rows));
 }
 
-static const mu_op op_z_term = { "z_term", forward, backward, .keeps_in = 1 };
+static const mu_op op_z_term = { .name = "z_term", .forward = forward, .backward = backward, .keeps_in = MU_BIT(0) };
 
 mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse, double coef, double weight, mu_tensor **value) {
     mu_tensor_check(lse, "z_term: lse", 0, MU_FLOATS);
