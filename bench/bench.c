@@ -75,7 +75,7 @@ static subject subject_new(const options *o, bool dense, mu_device *dev, const m
         mu_tape_set_reduction_unit(s.tape, o->seq);
     }
     s.opt = mu_optimizer_new(&mu_rule_adamw, &oc, s.model->params);
-    mu_batch_shape shape = { o->batch, o->seq, 1, 0 };
+    mu_batch_shape shape = { o->batch, o->seq, 1, 0, 0 };
     s.loss = mu_loss_new(s.model, s.tape, mesh->batch, &shape);
     s.size = mu_model_measure(&c, &m, o->vocab, o->seq);
     s.seconds = mu_alloc((size_t)o->steps, sizeof *s.seconds);

@@ -171,7 +171,7 @@ static result train(uint32_t balance) {
     cfg.lr = 1e-2, cfg.warmup_steps = 20;
     mu_optimizer *opt = mu_optimizer_new(&mu_rule_adamw, &cfg, m.ps);
     mu_tape *tp = mu_tape_new(m.dev);
-    mu_routing_stats *stats = mu_routing_stats_new(m.dev, m.mesh->batch, 1, E, DOMAINS, 0);
+    mu_routing_stats *stats = mu_routing_stats_new(m.dev, m.mesh->batch, 1, E, DOMAINS, 0, 0);
     for (uint32_t step = 1; step <= STEPS; step++) {
         make_batch(step, &b);
         train_step(&m, tp, opt, stats, step, &b, &out);

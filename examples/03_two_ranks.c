@@ -58,7 +58,7 @@ static void model_open(model *m, MPI_Comm comm) {
     optim.lr = 1e-2, optim.warmup_steps = 5;
     m->opt = mu_optimizer_new(&mu_rule_adamw, &optim, m->ps);
     m->tp = mu_tape_new(m->dev);
-    m->stats = mu_routing_stats_new(m->dev, m->mesh->batch, 1, E, 1, 0);
+    m->stats = mu_routing_stats_new(m->dev, m->mesh->batch, 1, E, 1, 0, 0);
 }
 
 static void model_close(model *m) {

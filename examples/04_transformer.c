@@ -48,7 +48,7 @@ int main(int argc, char **argv) {
     mu_model *model = mu_model_new(&cfg, &moe, mu_tokenizer_vocab_size(tokenizer), 1, dev, mesh);
     mu_optimizer *opt = mu_optimizer_new(&mu_rule_adamw, &optim, model->params);
     mu_tape *tape = mu_tape_new(dev);
-    mu_loss *loss = mu_loss_new(model, tape, mesh->batch, &(mu_batch_shape){ SEQUENCES, S, 1, DOMAINS });
+    mu_loss *loss = mu_loss_new(model, tape, mesh->batch, &(mu_batch_shape){ SEQUENCES, S, 1, DOMAINS, 0 });
 
     double first = 0, last = 0;
     for (int64_t step = 1; step <= STEPS; step++) {

@@ -38,7 +38,7 @@ mu_loss *mu_loss_new(mu_model *model, mu_tape *tp, mu_comm *batch, const mu_batc
     l->units = mu_tape_reduction_units(tp, micro_sequences(l) * shape->seq_len);
     l->routings = mu_alloc((size_t)model->n_moe, sizeof *l->routings);
     l->stats = mu_routing_stats_new(mu_tape_device(tp), batch, model->n_moe, (int)model->moe_cfg.num_experts,
-                                    shape->domains ? shape->domains : 1, value_word(l, aux_of(model->n_moe), 0));
+                                    shape->domains ? shape->domains : 1, shape->window, value_word(l, aux_of(model->n_moe), 0));
     return l;
 }
 

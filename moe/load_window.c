@@ -6,11 +6,14 @@
 #include <string.h>
 
 static int64_t cells(const mu_load_window *w) { return (int64_t)w->layers * w->experts; }
+static int64_t *row_of(const mu_load_window *w, int64_t step) { return w->ring + step % w->length * cells(w); }
 
-void mu_load_window_init(mu_load_window *w, int layers, int experts) {
+void mu_load_window_init(mu_load_window *w, int layers, int experts, int64_t length) {
     MU_CHECK(w && layers >= 0 && experts >= 0, "load statistics of %d layers with %d experts each", layers, experts);
-    *w = (mu_load_window){ .layers = layers, .experts = experts };
-    w->ring = mu_alloc((size_t)(cells(w) * MU_LOAD_WINDOW_STEPS), sizeof(int64_t));
+    MU_CHECK(length >= MU_LOAD_WINDOW_LEAST, "a window of %lld steps: at least %d say something of an expert", (long long)length,
+             MU_LOAD_WINDOW_LEAST);
+    *w = (mu_load_window){ .layers = layers, .experts = experts, .length = length };
+    w->ring = mu_alloc(mu_size_mul((size_t)cells(w), (size_t)length), sizeof(int64_t));
     w->total = mu_alloc((size_t)cells(w), sizeof(int64_t));
     w->previous = mu_alloc((size_t)cells(w), sizeof(int64_t));
 }
@@ -22,16 +25,37 @@ void mu_load_window_free(mu_load_window *w) {
     *w = (mu_load_window){ 0 };
 }
 
+int64_t mu_load_window_bytes(const mu_load_window *w) { return (w->length + 2) * cells(w) * (int64_t)sizeof(int64_t); }
+
 void mu_load_window_add(mu_load_window *w, const int64_t *counts) {
     MU_CHECK(counts || !cells(w), "no counts of %d layers of %d experts", w->layers, w->experts);
     MU_CHECK(w->steps >= 0, "%lld steps", (long long)w->steps);
-    int64_t *row = w->ring + (w->steps % MU_LOAD_WINDOW_STEPS) * cells(w);
+    int64_t *row = row_of(w, w->steps);
     for (int64_t i = 0; i < cells(w); i++) {
         w->total[i] += counts[i] - row[i]; /* the row still holds the step that leaves the window, or zeros */
         row[i] = counts[i];
         w->previous[i] = counts[i];
     }
     w->steps++;
+    if (w->held < w->length) w->held++;
+}
+
+/* ------------------------------------------------------------------ a ring that was read */
+
+static bool is_empty(const mu_load_window *w, int64_t step) {
+    const int64_t *row = row_of(w, step);
+    for (int64_t i = 0; i < cells(w); i++)
+        if (row[i]) return false;
+    return cells(w) > 0;
+}
+
+void mu_load_window_derive(mu_load_window *w) {
+    MU_CHECK(w->steps >= 0, "%lld steps", (long long)w->steps);
+    for (w->held = 0; w->held < w->length && w->held < w->steps && !is_empty(w, w->steps - 1 - w->held);) w->held++;
+    memset(w->total, 0, sizeof *w->total * (size_t)cells(w));
+    for (int64_t step = w->steps - w->held; step < w->steps; step++)
+        for (int64_t i = 0; i < cells(w); i++) w->total[i] += row_of(w, step)[i];
+    if (cells(w)) memcpy(w->previous, row_of(w, w->steps ? w->steps - 1 : 0), sizeof *w->previous * (size_t)cells(w));
 }
 
 /* Whether each layer's experts took `wanted` assignments together; the layer that did not, or -1. */
@@ -48,10 +72,9 @@ static int uneven_layer(const mu_load_window *w, const int64_t *row, int64_t wan
 }
 
 mu_status mu_load_window_check(const mu_load_window *w, int64_t assignments, mu_error *e) {
-    MU_CHECK(assignments >= 0 && assignments <= INT64_MAX / MU_LOAD_WINDOW_STEPS, "%lld assignments", (long long)assignments);
-    if (w->steps < 0) return mu_error_set(e, MU_STATUS_DATA, "expert statistics over %lld steps", (long long)w->steps);
-    for (int64_t slot = 0; slot < MU_LOAD_WINDOW_STEPS; slot++) {
-        int64_t wanted = slot < w->steps ? assignments : 0;
+    MU_CHECK(assignments >= 0 && assignments <= INT64_MAX / w->length, "%lld assignments", (long long)assignments);
+    for (int64_t slot = 0; slot < w->length; slot++) {
+        int64_t age = (w->steps - 1 - slot) % w->length, wanted = (age < 0 ? age + w->length : age) < w->held ? assignments : 0;
         int layer = uneven_layer(w, w->ring + slot * cells(w), wanted);
         if (layer >= 0)
             return mu_error_set(e, MU_STATUS_DATA, "expert statistics: MoE layer %d: the experts of slot %lld do not add up to %lld",
@@ -60,24 +83,27 @@ mu_status mu_load_window_check(const mu_load_window *w, int64_t assignments, mu_
     return MU_STATUS_OK;
 }
 
-void mu_load_window_derive(mu_load_window *w) {
-    int64_t last = w->steps ? (w->steps - 1) % MU_LOAD_WINDOW_STEPS : 0;
-    for (int64_t i = 0; i < cells(w); i++) {
-        w->previous[i] = w->ring[last * cells(w) + i], w->total[i] = 0;
-        for (int64_t slot = 0; slot < MU_LOAD_WINDOW_STEPS; slot++) w->total[i] += w->ring[slot * cells(w) + i];
-    }
+void mu_load_window_copy(mu_load_window *to, const mu_load_window *from) {
+    MU_CHECK(to->layers == from->layers && to->experts == from->experts, "a window of %d x %d experts, not of %d x %d", from->layers,
+             from->experts, to->layers, to->experts);
+    int64_t n = from->held < to->length ? from->held : to->length;
+    size_t row = sizeof *to->ring * (size_t)cells(to);
+    memset(to->ring, 0, row * (size_t)to->length);
+    to->steps = from->steps;
+    for (int64_t step = to->steps - n; step < to->steps; step++)
+        if (row) memcpy(row_of(to, step), row_of(from, step), row);
+    mu_load_window_derive(to);
 }
+
+/* ------------------------------------------------------------------ what it says */
 
 int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expert) {
     int64_t n = 0;
-    for (int64_t step = 0; step < MU_LOAD_WINDOW_STEPS; step++)
-        n += w->ring[(step * w->layers + layer) * w->experts + expert] > 0;
+    for (int64_t slot = 0; slot < w->length; slot++) n += w->ring[(slot * w->layers + layer) * w->experts + expert] > 0;
     return n;
 }
 
-bool mu_load_window_judges(const mu_load_window *w) { return w->steps >= MU_LOAD_WINDOW_LEAST; }
-
-int64_t mu_load_window_steps(const mu_load_window *w) { return w->steps < MU_LOAD_WINDOW_STEPS ? w->steps : MU_LOAD_WINDOW_STEPS; }
+bool mu_load_window_judges(const mu_load_window *w) { return w->held >= MU_LOAD_WINDOW_LEAST; }
 
 mu_expert_state mu_load_window_state(const mu_load_window *w, int layer, int expert) {
     MU_CHECK(layer >= 0 && layer < w->layers && expert >= 0 && expert < w->experts, "expert %d of %d, layer %d of %d", expert,
@@ -145,7 +171,7 @@ static void report_layer(const mu_load_window *w, int layer, int layer_id, mu_ex
     if (!n) return;
     fprintf(out, "layer %d: %d of %d experts ", layer_id, n, w->experts);
     fprintf(out, state == MU_EXPERT_DEAD ? "dead (no tokens for %lld steps)" : "starved (below 10 %% of the mean load over %lld steps)",
-            (long long)mu_load_window_steps(w));
+            (long long)w->held);
     list_experts(w, layer, state, n, out);
     fputc('\n', out);
 }

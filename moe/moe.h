@@ -38,6 +38,12 @@ enum { MU_BIAS_RATE_MAX = 1000 };
     O(BOOL,   force_skew,          "false",     0,   0,  NULL, FIXED, "benchmarks only: every token's first choice is expert 0")
 
 typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
+
+#define MU_OPTIONS_STATS(O) \
+    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which the load of experts is summed, and an expert without a token is dead, or one below 10 % of the mean load starved; takes 8 bytes for each step and expert of a MoE layer")
+
+typedef struct { MU_OPTIONS_STATS(MU_OPTION_FIELD) } mu_stats_config;
+
 enum { MU_MOE_SCORE_SOFTMAX, MU_MOE_SCORE_SIGMOID };
 enum { MU_BALANCE_NONE = 1, MU_BALANCE_AUX = 2, MU_BALANCE_SEQ_AUX = 4, MU_BALANCE_GLOBAL_AUX = 8, MU_BALANCE_BIAS = 16 };
 enum { MU_MOE_COUNTS_EXACT, MU_MOE_COUNTS_PREVIOUS };
@@ -154,11 +160,13 @@ void mu_balance_update_bias(mu_moe *m, const int64_t *counts_E, double rate);
 /* ------------------------------------------------------------------ load of experts (load_window.c)
  * Load of every expert over a window of steps. All counts are of the global batch, so every rank reaches
  * the same judgement without communication. */
-enum { MU_LOAD_WINDOW_STEPS = 200, MU_LOAD_WINDOW_LEAST = 20 };
+enum { MU_LOAD_WINDOW_DEFAULT = 200, MU_LOAD_WINDOW_LEAST = 20 };
 typedef struct {
     int layers, experts;
-    int64_t steps;              /* steps seen, at most MU_LOAD_WINDOW_STEPS count */
-    int64_t *ring;              /* [MU_LOAD_WINDOW_STEPS, layers, experts] */
+    int64_t length;             /* steps that it has room for */
+    int64_t steps;              /* seen in all */
+    int64_t held;               /* the newest of them, which are in it: at most length, fewer after mu_load_window_copy */
+    int64_t *ring;              /* [length, layers, experts]: step s in row s % length, zeros where no step is held */
     int64_t *total;             /* [layers, experts]: sums over the window */
     int64_t *previous;          /* [layers, experts]: the last global batch, for global_aux_counts: previous */
 } mu_load_window;
@@ -166,16 +174,18 @@ typedef struct {
     double max_vio, load_imbalance, load_cv, diversity;         /* of one batch: max/mean - 1, max/mean, sd/mean, exp(entropy)/E */
 } mu_load;
 typedef enum { MU_EXPERT_HEALTHY, MU_EXPERT_STARVED, MU_EXPERT_DEAD } mu_expert_state;
-void mu_load_window_init(mu_load_window *w, int layers, int experts);
+void mu_load_window_init(mu_load_window *w, int layers, int experts, int64_t length);
 void mu_load_window_free(mu_load_window *w);
+int64_t mu_load_window_bytes(const mu_load_window *w);                  /* of host memory */
 void mu_load_window_add(mu_load_window *w, const int64_t *counts);      /* [layers, experts] of one step */
-/* Could mu_load_window_add have made this ring, in `steps` steps in which the experts of each layer took `assignments` together?
- * MU_STATUS_DATA when not. Then mu_load_window_derive makes what follows from it: total, previous. */
-mu_status mu_load_window_check(const mu_load_window *w, int64_t assignments, mu_error *e) MU_MUST_USE;
+/* For a ring that was read, after `steps` steps: makes what follows from them (held, total, previous). Then: could mu_load_window_add
+ * have made the ring, of steps in which the experts of each layer took `assignments` together? MU_STATUS_DATA when not. */
 void mu_load_window_derive(mu_load_window *w);
+mu_status mu_load_window_check(const mu_load_window *w, int64_t assignments, mu_error *e) MU_MUST_USE;
+/* The newest steps that `from` holds and `to`, which may be shorter or longer, has room for. */
+void mu_load_window_copy(mu_load_window *to, const mu_load_window *from);
 int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expert);    /* of the window, in which it took a token */
-int64_t mu_load_window_steps(const mu_load_window *w);                  /* steps in the window now */
-bool mu_load_window_judges(const mu_load_window *w);                    /* enough of them to call an expert dead or starved? */
+bool mu_load_window_judges(const mu_load_window *w);                    /* are there steps enough to call an expert dead or starved? */
 /* Dead: no token in the window; starved: below 10 % of the mean load of its layer. All are healthy while nothing is judged. */
 mu_expert_state mu_load_window_state(const mu_load_window *w, int layer, int expert);
 typedef struct { int dead, starved; } mu_unhealthy;
@@ -206,8 +216,9 @@ typedef struct {
     mu_load_window window;             /* layers, experts; the last steps, and the states of experts that follow from them */
 } mu_routing_stats;
 /* `layers` MoE layers (0: a dense model) of `experts`; n_values F64 of the caller's own lie beside the counts, so that one
- * read brings all. Local. */
-mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layers, int experts, int domains, int64_t n_values);
+ * read brings all. window: steps of the window of loads, stats.window; 0: MU_LOAD_WINDOW_DEFAULT. Local. */
+mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layers, int experts, int domains, int64_t window,
+                                       int64_t n_values);
 void mu_routing_stats_free(mu_routing_stats *s);
 void mu_routing_stats_begin(mu_routing_stats *s);       /* all counts and values on the device are 0. Local */
 /* Counts a micro-batch of cx->n_sequences sequences, each of cx->domains[i] (NULL: 0). Collective over `batch`. */
@@ -222,8 +233,9 @@ mu_mat mu_routing_stats_counted(const mu_routing_stats *s, int layer);
 mu_mat mu_routing_stats_total(const mu_routing_stats *s);
 mu_mat mu_routing_stats_values(const mu_routing_stats *s);
 void mu_routing_stats_read(mu_routing_stats *s);        /* waits for the device. Collective over `batch` */
-/* The window after `step` steps, in each of which the experts of a layer took `assignments`, for a checkpoint. Local. */
-void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, mu_state_visitor *v);
+/* The window after `step` steps, in each of which the experts of a layer took `assignments`, for a checkpoint. `length`: steps that the
+ * checkpoint's window has room for; from one of another length the newest steps are taken. Local. */
+void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, int64_t length, mu_state_visitor *v);
 void mu_routing_stats_take(mu_routing_stats *s);        /* counts of the last read go into the window. Local */
 
 #pragma GCC visibility pop

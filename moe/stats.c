@@ -31,12 +31,13 @@ mu_mat mu_routing_stats_counted(const mu_routing_stats *s, int layer) {
     return mu_mat_values(mu_routing_stats_micro(s, layer), cells(s));
 }
 
-mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layers, int experts, int domains, int64_t n_values) {
+mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layers, int experts, int domains, int64_t window,
+                                       int64_t n_values) {
     MU_CHECK(dev && batch, "routing statistics need a device and the ranks that share a batch");
     MU_CHECK(domains >= 1 && n_values >= 0, "routing statistics of %d domains, %lld values", domains, (long long)n_values);
     mu_routing_stats *s = mu_alloc(1, sizeof *s);
     *s = (mu_routing_stats){ .dev = dev, .batch = batch, .domains = domains, .n_values = n_values };
-    mu_load_window_init(&s->window, layers, experts);
+    mu_load_window_init(&s->window, layers, experts, window ? window : MU_LOAD_WINDOW_DEFAULT);
     size_t bytes = (size_t)(micro_word(s) + 2 * cells(s)) * sizeof(int64_t);
     s->memory = mu_memory_new(dev, bytes);
     mu_memory_commit(s->memory, bytes);
@@ -119,22 +120,29 @@ void mu_routing_stats_read(mu_routing_stats *s) {
 
 /* ------------------------------------------------------------------ state of a checkpoint */
 
+/* Where the ring is read, and where it belongs. */
+typedef struct { mu_load_window *from, *to; } windows;
+
 /* The counts were read into the ring; the rest follows from them. */
 static mu_status ring_set(const mu_state *st, const void *host, mu_error *e) {
-    mu_load_window *w = st->module;
+    windows *w = st->module;
     (void)host;
-    mu_status status = mu_load_window_check(w, st->most, e);
-    if (status == MU_STATUS_OK) mu_load_window_derive(w);
+    w->from->steps = w->to->steps;
+    mu_load_window_derive(w->from);
+    mu_status status = mu_load_window_check(w->from, st->most, e);
+    if (status == MU_STATUS_OK && w->from != w->to) mu_load_window_copy(w->to, w->from);
     return status;
 }
 
-void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, mu_state_visitor *v) {
-    mu_load_window *w = &s->window;
+void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, int64_t length, mu_state_visitor *v) {
+    mu_load_window *w = &s->window, other = { 0 };
+    windows both = { w, w };
+    if (length != w->length) mu_load_window_init(both.from = &other, w->layers, w->experts, length);
     mu_state steps = { .name = "/state/window/steps", .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = &w->steps,
                        .least = step, .most = step, .for_training = true, .since = 3 };
     mu_state ring = { .name = "/state/window/counts", .type = MU_STORE_I64, .n_dims = 3,
-                      .shape = { MU_LOAD_WINDOW_STEPS, w->layers, w->experts }, .data = w->ring, .least = 0, .most = assignments,
-                      .for_training = true, .since = 3, .module = w, .set = ring_set };
+                      .shape = { length, w->layers, w->experts }, .data = both.from->ring, .least = 0, .most = assignments,
+                      .for_training = true, .since = 3, .module = &both, .set = ring_set };
     v->visit(v, &steps);
     v->visit(v, &ring);
     steps.since = ring.since = 0, steps.until = ring.until = 2; /* the same under the names that it had */
@@ -142,6 +150,7 @@ void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignmen
     snprintf(ring.name, sizeof ring.name, "/state/roll/ring");
     v->visit(v, &steps);
     v->visit(v, &ring);
+    mu_load_window_free(&other);
 }
 
 void mu_routing_stats_take(mu_routing_stats *s) { mu_load_window_add(&s->window, s->counts); }

@@ -45,7 +45,7 @@ static inline mu_context tiny_context(void) {
 
 /* What the tiny model is trained on: global batches of one micro-batch. */
 static inline mu_loss *tiny_loss_new(mu_model *m, mu_tape *tp) {
-    return mu_loss_new(m, tp, comm_alone(), &(mu_batch_shape){ TINY_B, TINY_S, 1, 0 });
+    return mu_loss_new(m, tp, comm_alone(), &(mu_batch_shape){ TINY_B, TINY_S, 1, 0, 0 });
 }
 
 /* Cross-entropy and every balancing term of one batch, always the same. */

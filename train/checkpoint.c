@@ -70,7 +70,7 @@ static void visit_optimizer(mu_trainer *t, mu_state_visitor *v) {
     int64_t n = (int64_t)w->layers * w->experts, *active = mu_alloc(2 * (size_t)n + 1, sizeof *active), *idle = active + n;
     for (int64_t i = 0; i < n; i++) {
         active[i] = mu_load_window_active_steps(w, (int)(i / w->experts), (int)(i % w->experts));
-        idle[i] = mu_load_window_steps(w) - active[i];
+        idle[i] = w->held - active[i];
     }
     mu_optimizer_state(t->opt, &(mu_step_bounds){ t->step, active, idle }, v);
     free(active);
@@ -83,7 +83,7 @@ static void visit_all(mu_trainer *t, const mu_config *cfg, mu_state_visitor *v) 
     visit_number(v, "/state/step", t->step);
     visit_number(v, "/state/seed", cfg->run.seed);
     mu_loader_state(t->loader, &cfg->data.train, t->step * cfg->train.global_batch_size, v);
-    mu_routing_stats_state(t->loss->stats, t->step, assignments_of(cfg), v);
+    mu_routing_stats_state(t->loss->stats, t->step, assignments_of(cfg), cfg->stats.window, v);
     mu_model_state(t->model, bias_most, v);
     if (t->opt) visit_optimizer(t, v);
 }
@@ -556,7 +556,7 @@ mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manife
     t->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
     t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev, mesh);
     t->opt = mu_optimizer_new(&mu_rule_adamw, &t->cfg.optim, t->model->params);
-    mu_batch_shape shape = { t->cfg.train.global_batch_size, t->cfg.train.seq_len, 1, 0 };
+    mu_batch_shape shape = { t->cfg.train.global_batch_size, t->cfg.train.seq_len, 1, 0, t->cfg.stats.window };
     t->tape = mu_tape_new(t->dev);
     t->loss = mu_loss_new(t->model, t->tape, mesh->batch, &shape);
     return MU_STATUS_OK;

@@ -25,12 +25,14 @@
 #define OPTIM(...) ROW(optim, __VA_ARGS__)
 #define TRAIN(...) ROW(train, __VA_ARGS__)
 #define CHECKPOINT(...) ROW(checkpoint, __VA_ARGS__)
+#define STATS(...) ROW(stats, __VA_ARGS__)
 #define LOG(...) ROW(log, __VA_ARGS__)
 
 static const mu_option table[] = { MU_OPTIONS_RUN(RUN) MU_OPTIONS_MODEL(MODEL) MU_OPTIONS_MOE(MOE)
                                        MU_OPTIONS_PARALLEL(PARALLEL) MU_OPTIONS_DATA(DATA)
                                            MU_OPTIONS_OPTIM(OPTIM) MU_OPTIONS_TRAIN(TRAIN)
-                                               MU_OPTIONS_CHECKPOINT(CHECKPOINT) MU_OPTIONS_LOG(LOG) };
+                                               MU_OPTIONS_CHECKPOINT(CHECKPOINT) MU_OPTIONS_STATS(STATS)
+                                                   MU_OPTIONS_LOG(LOG) };
 
 const mu_option *mu_config_table(int *n) {
     *n = (int)(sizeof table / sizeof *table);

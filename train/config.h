@@ -60,6 +60,7 @@ typedef struct {
     mu_optim_config optim;
     mu_train_config train;
     mu_checkpoint_config checkpoint;
+    mu_stats_config stats;
     mu_log_config log;
 } mu_config;
 

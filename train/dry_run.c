@@ -8,7 +8,7 @@
 
 /* One micro-batch: the others need no more. */
 static void shape_step(mu_trainer *t) {
-    mu_batch_shape shape = { t->cfg.train.global_batch_size, t->cfg.train.seq_len, t->n_micro, t->cfg.data.train.n };
+    mu_batch_shape shape = { t->cfg.train.global_batch_size, t->cfg.train.seq_len, t->n_micro, t->cfg.data.train.n, t->cfg.stats.window };
     int64_t T = t->micro_size * t->cfg.train.seq_len;
     mu_context cx = mu_trainer_context(t, MU_MODE_TRAIN, t->micro_size);
     t->loss = mu_loss_new(t->model, t->tape, t->mesh->batch, &shape);
@@ -68,6 +68,7 @@ static void print_memory(const mu_trainer *t, double parameters, double state, d
     const struct { const char *name; double bytes; } parts[] = {
         { "weights, gradients, moments", state + largest_shard(t->opt) },
         { "activations", (double)mu_device_bytes(t->dev) - state },
+        { "expert load statistics", (double)mu_load_window_bytes(&t->loss->stats->window) },
         { "texts", texts },
         { "shared with other ranks", (double)mu_mesh_shared_bytes(t->mesh) },
         { "program", program_memory(t, program) },
@@ -79,7 +80,7 @@ static void print_memory(const mu_trainer *t, double parameters, double state, d
         total += parts[i].bytes;
     }
     printf("  %-27s  %9.1f\n", "total", mib(total));
-    printf("checkpoint, all ranks          %9.1f MiB\n", mib((1 + t->opt->rule->n_slots) * parameters * (double)mu_dtype_size(t->dev->master)));
+    printf("checkpoint, all ranks          %9.1f MiB\n", mib((1 + t->opt->rule->n_slots) * parameters * (double)mu_dtype_size(t->dev->master) + (double)mu_load_window_bytes(&t->loss->stats->window)));
 }
 
 /* The device whose types a run of this configuration has. */

@@ -166,6 +166,13 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     return MU_STATUS_OK;
 }
 
+/* The fewest bytes that shards have: weights, two moments and the window of expert loads, none of it compressed. */
+static double least_bytes(const mu_config *c, const mu_model_size *size, bool f64) {
+    double cells = 0;
+    for (int layer = 0; layer < c->model.num_layers; layer++) cells += mu_layer_is_moe(&c->moe, layer) ? (double)c->moe.num_experts : 0;
+    return 3.0 * (double)size->total * (f64 ? 8 : 4) + (double)c->stats.window * cells * (double)sizeof(int64_t);
+}
+
 /* Does all else agree with the configuration? Asked before a model of that configuration takes any memory. */
 static mu_status check_config(const mu_manifest *m, const char *path, mu_error *e) {
     const mu_config *c = &m->cfg;
@@ -190,7 +197,7 @@ static mu_status check_config(const mu_manifest *m, const char *path, mu_error *
     if (m->n_tensors != size.tensors)
         return mu_error_set(e, MU_STATUS_DATA, "%s names %d tensors; the model of its configuration has %lld", path,
                             m->n_tensors, (long long)size.tensors);
-    double bytes = 0, least = 3.0 * (double)size.total * (f64 ? 8 : 4); /* weights and two moments, not compressed */
+    double bytes = 0, least = least_bytes(c, &size, f64);
     for (int i = 0; i < m->n_shards; i++) bytes += (double)m->shards[i].bytes;
     if (bytes < least)
         return mu_error_set(e, MU_STATUS_DATA, "%s: shards of %.0f bytes; the model of its configuration takes %.0f", path,

@@ -160,7 +160,7 @@ void mu_print_domains(const mu_trainer *t, const mu_domain_loss *results) {
 void mu_print_expert_load(const mu_trainer *t) {
     if (!t->model->n_moe) return;
     printf("\nexpert load, last %lld steps (1.00 = uniform)\n",
-           (long long)mu_load_window_steps(&t->loss->stats->window));
+           (long long)t->loss->stats->window.held);
     int E = t->loss->stats->window.experts;
     for (int layer = 0; layer < t->loss->stats->window.layers; layer++) {
         const int64_t *row = t->loss->stats->window.total + (int64_t)layer * E;

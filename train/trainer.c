@@ -51,7 +51,7 @@ static void plan_batch(mu_trainer *t) {
     t->tokens = mu_alloc((size_t)tokens, sizeof *t->tokens);
     t->targets = mu_alloc((size_t)tokens, sizeof *t->targets);
     if (t->cfg.train.reproducible) mu_tape_set_reduction_unit(t->tape, t->cfg.train.seq_len);
-    mu_batch_shape shape = { t->cfg.train.global_batch_size, t->cfg.train.seq_len, t->n_micro, t->cfg.data.train.n };
+    mu_batch_shape shape = { t->cfg.train.global_batch_size, t->cfg.train.seq_len, t->n_micro, t->cfg.data.train.n, t->cfg.stats.window };
     t->loss = mu_loss_new(t->model, t->tape, t->mesh->batch, &shape);
 }
 

@@ -169,8 +169,9 @@ static void unsound_arguments_stop(void **state) {
     STOPS("a device needs a kind", mu_device_open(NULL));
     STOPS("placing 4 experts needs their group", mu_placement_new(NULL, 4));
     STOPS("5 experts do not divide over 2 ranks", mu_placement_new(&(mu_comm){ .size = 2 }, 5));
-    STOPS("load statistics of -1 layers with 4 experts", mu_load_window_init(&r, -1, 4));
-    STOPS("load statistics of 2 layers with -4 experts", mu_load_window_init(&r, 2, -4));
+    STOPS("load statistics of -1 layers with 4 experts", mu_load_window_init(&r, -1, 4, 20));
+    STOPS("load statistics of 2 layers with -4 experts", mu_load_window_init(&r, 2, -4, 20));
+    STOPS("a window of 19 steps: at least 20", mu_load_window_init(&r, 2, 4, 19));
     STOPS("the load of 4 experts, without counts", mu_load_of(NULL, 4));
     STOPS("the load of 0 experts", mu_load_of((int64_t[]){ 1 }, 0));
     STOPS("expert 1 has a count of -3 tokens", mu_load_of((int64_t[]){ 1, -3 }, 2));

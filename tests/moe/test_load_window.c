@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LAYERS = 2, E = 5 };
+enum { LAYERS = 2, E = 5, WINDOW = 200 };
 
 static void take(mu_load_window *w, int64_t times, const int64_t counts[LAYERS * E]) {
     for (int64_t i = 0; i < times; i++) mu_load_window_add(w, counts);
@@ -20,14 +20,14 @@ static const int64_t uneven[LAYERS * E] = { 25, 25, 0, 25, 25, 0, 10, 482, 0, 8 
 static void nobody_is_judged_before_twenty_steps(void **state) {
     (void)state;
     mu_load_window w;
-    mu_load_window_init(&w, LAYERS, E);
+    mu_load_window_init(&w, LAYERS, E, WINDOW);
     take(&w, MU_LOAD_WINDOW_LEAST - 1, uneven);
     for (int i = 0; i < LAYERS * E; i++) assert_int_equal(mu_load_window_state(&w, i / E, i % E), MU_EXPERT_HEALTHY);
     char *text = mu_load_window_report(&w, (int[]){ 0, 1 });
     assert_string_equal(text, "");
     free(text);
     take(&w, 1, uneven);
-    assert_int_equal(mu_load_window_steps(&w), 20);
+    assert_int_equal(w.held, 20);
     assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_DEAD);
     mu_load_window_free(&w);
 }
@@ -39,7 +39,7 @@ static void dead_starved_healthy(void **state) {
         MU_EXPERT_DEAD, MU_EXPERT_HEALTHY, MU_EXPERT_HEALTHY, MU_EXPERT_DEAD, MU_EXPERT_STARVED,
     };
     mu_load_window w;
-    mu_load_window_init(&w, LAYERS, E);
+    mu_load_window_init(&w, LAYERS, E, WINDOW);
     take(&w, 30, uneven);
     for (int i = 0; i < LAYERS * E; i++) assert_int_equal(mu_load_window_state(&w, i / E, i % E), wanted[i]);
     char *text = mu_load_window_report(&w, (int[]){ 1, 3 });
@@ -65,7 +65,7 @@ static void long_lists_are_short(void **state) {
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         int64_t counts[MANY];
         mu_load_window w;
-        mu_load_window_init(&w, 1, MANY);
+        mu_load_window_init(&w, 1, MANY, WINDOW);
         for (size_t i = 0; i < MANY; i++) counts[i] = i < strlen(cases[c].dead) && cases[c].dead[i] == '1' ? 0 : 5;
         for (int step = 0; step < MU_LOAD_WINDOW_LEAST; step++) mu_load_window_add(&w, counts);
         char *text = mu_load_window_report(&w, (int[]){ 7 });
@@ -76,28 +76,97 @@ static void long_lists_are_short(void **state) {
     }
 }
 
-/* A step leaves the window when 200 newer ones are in it: not one earlier, not one later. */
-static void the_window_slides(void **state) {
-    (void)state;
+/* A step leaves the window when as many newer ones are in it as it is long: not one earlier, not one later. */
+static void slides(int64_t length) {
     mu_load_window w;
-    mu_load_window_init(&w, LAYERS, E);
+    mu_load_window_init(&w, LAYERS, E, length);
     take(&w, 7, even);
-    take(&w, MU_LOAD_WINDOW_STEPS - 1, uneven);
-    assert_int_equal(mu_load_window_steps(&w), MU_LOAD_WINDOW_STEPS);
+    assert_int_equal(w.held, 7);
+    take(&w, length - 1, uneven);
+    assert_int_equal(w.held, length);
     assert_int_equal(w.total[2], 10);               /* one even step is left */
     assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_STARVED);
     take(&w, 1, uneven);
     assert_int_equal(w.total[2], 0);
     assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_DEAD);
-    for (int i = 0; i < LAYERS * E; i++) assert_int_equal(w.total[i], MU_LOAD_WINDOW_STEPS * uneven[i]);
+    for (int i = 0; i < LAYERS * E; i++) assert_int_equal(w.total[i], length * uneven[i]);
     take(&w, 1, even);                              /* one token: no longer dead */
     assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_STARVED);
     for (int i = 0; i < LAYERS * E; i++) assert_int_equal(w.previous[i], even[i]);
-    take(&w, 3 * MU_LOAD_WINDOW_STEPS, even);
+    take(&w, 3 * length, even);
     char *text = mu_load_window_report(&w, (int[]){ 0, 1 });
     assert_string_equal(text, "");
     free(text);
     mu_load_window_free(&w);
+}
+
+static void the_window_slides(void **state) {
+    (void)state;
+    slides(WINDOW);
+    slides(MU_LOAD_WINDOW_LEAST);
+    slides(MU_LOAD_WINDOW_LEAST + 1);
+}
+
+/* The loads of step s: expert s % E of each layer takes 10. */
+static void take_steps(mu_load_window *w, int64_t until) {
+    while (w->steps < until) {
+        int64_t counts[LAYERS * E] = { 0 };
+        counts[w->steps % E] = counts[E + w->steps % E] = 10;
+        mu_load_window_add(w, counts);
+    }
+}
+
+static void assert_same_window(const mu_load_window *a, const mu_load_window *b) {
+    assert_int_equal(a->steps, b->steps);
+    assert_int_equal(a->held, b->held);
+    assert_memory_equal(a->ring, b->ring, sizeof *a->ring * (size_t)(a->length * LAYERS * E));
+    assert_memory_equal(a->total, b->total, sizeof *a->total * LAYERS * E);
+    assert_memory_equal(a->previous, b->previous, sizeof *a->previous * LAYERS * E);
+}
+
+/* After a change of its length a window holds the newest steps that both had room for, and is soon the same as if it had always
+ * been as long. */
+static void the_length_changes(void **state) {
+    (void)state;
+    static const struct { int64_t from, to, steps, held; } cases[] = {
+        { 20, 50, 7, 7 }, { 20, 50, 33, 20 }, { 20, 50, 400, 20 }, { 50, 20, 7, 7 }, { 50, 20, 33, 20 }, { 50, 21, 399, 21 }, { 30, 30, 77, 30 },
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        mu_load_window from, to, always;
+        mu_error e;
+        mu_load_window_init(&from, LAYERS, E, cases[c].from);
+        mu_load_window_init(&to, LAYERS, E, cases[c].to);
+        mu_load_window_init(&always, LAYERS, E, cases[c].to);
+        take_steps(&to, 11);                    /* is overwritten */
+        take_steps(&from, cases[c].steps);
+        mu_load_window_copy(&to, &from);
+        assert_int_equal(to.steps, cases[c].steps);
+        assert_int_equal(to.held, cases[c].held);
+        assert_int_equal(mu_load_window_check(&to, 10, &e), MU_STATUS_OK);
+        int64_t sum = 0, held = to.held;
+        for (int i = 0; i < E; i++) sum += to.total[i];
+        assert_int_equal(sum, 10 * to.held);
+        mu_load_window_derive(&to);             /* as after a checkpoint of it */
+        assert_int_equal(to.held, held);
+        take_steps(&to, cases[c].steps + cases[c].to - held), take_steps(&always, cases[c].steps + cases[c].to - held);
+        assert_same_window(&to, &always);
+        mu_load_window_free(&from), mu_load_window_free(&to), mu_load_window_free(&always);
+    }
+}
+
+/* A longer window says over how many steps it judges: those that it holds. */
+static void a_longer_window_says_what_it_holds(void **state) {
+    (void)state;
+    mu_load_window from, to;
+    mu_load_window_init(&from, LAYERS, E, MU_LOAD_WINDOW_LEAST);
+    mu_load_window_init(&to, LAYERS, E, WINDOW);
+    take(&from, 300, uneven);
+    mu_load_window_copy(&to, &from);
+    take(&to, 5, uneven);
+    char *text = mu_load_window_report(&to, (int[]){ 0, 1 });
+    assert_non_null(strstr(text, "layer 0: 1 of 5 experts dead (no tokens for 25 steps): 2\n"));
+    free(text);
+    mu_load_window_free(&from), mu_load_window_free(&to);
 }
 
 static void assert_refused(const mu_load_window *w, const char *why) {
@@ -110,23 +179,23 @@ static void what_is_read_is_what_was_taken(void **state) {
     (void)state;
     mu_load_window w;
     mu_error e;
-    mu_load_window_init(&w, LAYERS, E);
+    mu_load_window_init(&w, LAYERS, E, WINDOW);
     assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);
-    for (int64_t step = 0; step < 2 * MU_LOAD_WINDOW_STEPS + 3; step++) {
+    for (int64_t step = 0; step < 2 * WINDOW + 3; step++) {
         int64_t counts[LAYERS * E] = { 0 }, first = step % 7;
         counts[step % E] += first, counts[(step + 1) % E] += 10 - first;
         counts[E] = 3, counts[E + 1 + step % 3] = 7;
         mu_load_window_add(&w, counts);
         assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);
         if (step == 2 * MU_LOAD_WINDOW_LEAST) {
-            w.ring[MU_LOAD_WINDOW_STEPS * LAYERS * E - 1] = 1, w.total[LAYERS * E - 1]++;     /* a slot of no step yet */
+            w.ring[WINDOW * LAYERS * E - 1] = 1, w.total[LAYERS * E - 1]++;     /* a slot of no step yet */
             assert_refused(&w, "MoE layer 1: the experts of slot 199 do not add up to 0");
-            w.ring[MU_LOAD_WINDOW_STEPS * LAYERS * E - 1] = 0, w.total[LAYERS * E - 1]--;
+            w.ring[WINDOW * LAYERS * E - 1] = 0, w.total[LAYERS * E - 1]--;
         }
     }
-    assert_int_equal(mu_load_window_active_steps(&w, 1, 0), MU_LOAD_WINDOW_STEPS);
+    assert_int_equal(mu_load_window_active_steps(&w, 1, 0), WINDOW);
     assert_int_equal(mu_load_window_active_steps(&w, 1, 4), 0);
-    int64_t *last = w.ring + (w.steps - 1) % MU_LOAD_WINDOW_STEPS * LAYERS * E;
+    int64_t *last = w.ring + (w.steps - 1) % WINDOW * LAYERS * E;
     last[0]++;
     assert_refused(&w, "MoE layer 0: the experts of slot 2 do not add up to 10");
     last[0]--;
@@ -142,10 +211,8 @@ static void what_is_read_is_what_was_taken(void **state) {
     assert_refused(&w, "MoE layer 1: the experts of slot 2 do not add up to 10");
     last[5] = 3;
     assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);
-    w.steps = -1;
-    assert_refused(&w, "over -1 steps");
     mu_load_window_free(&w);
-    mu_load_window_init(&w, 0, 0);                     /* a dense model */
+    mu_load_window_init(&w, 0, 0, WINDOW);                     /* a dense model */
     for (int i = 0; i < 3; i++) mu_load_window_add(&w, NULL);
     assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);
     mu_load_window_free(&w);
@@ -171,7 +238,8 @@ static void loads(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nobody_is_judged_before_twenty_steps), cmocka_unit_test(dead_starved_healthy),
-        cmocka_unit_test(long_lists_are_short), cmocka_unit_test(the_window_slides), cmocka_unit_test(loads), cmocka_unit_test(what_is_read_is_what_was_taken),
+        cmocka_unit_test(long_lists_are_short), cmocka_unit_test(the_window_slides),
+        cmocka_unit_test(the_length_changes), cmocka_unit_test(a_longer_window_says_what_it_holds), cmocka_unit_test(loads), cmocka_unit_test(what_is_read_is_what_was_taken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

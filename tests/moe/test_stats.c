@@ -31,7 +31,7 @@ static void counts_add_up(const char *device) {
     int64_t wanted[E][DOMAINS] = { 0 }, again[E][DOMAINS] = { 0 };
     layer *l = layer_new(device, mesh_alone(), layer_config(E, K, 3), SEQUENCES, S, 5);
     layer *empty = layer_new(device, mesh_alone(), layer_config(E, K, 3), 0, S, 5);
-    mu_routing_stats *s = mu_routing_stats_new(l->dev, comm_alone(), 1, E, DOMAINS, 2);
+    mu_routing_stats *s = mu_routing_stats_new(l->dev, comm_alone(), 1, E, DOMAINS, 0, 2);
     add(s, l, first, wanted);
     l->cfg.force_skew = true; /* another choice in the second micro-batch */
     add(s, l, second, wanted);
@@ -67,7 +67,7 @@ static void a_counting_pass_finds_the_same(void **state) {
     (void)state;
     int64_t counted[E];
     layer *l = layer_new("ref", mesh_alone(), layer_config(E, K, 3), SEQUENCES, S, 5);
-    mu_routing_stats *s = mu_routing_stats_new(l->dev, comm_alone(), 1, E, 1, 0);
+    mu_routing_stats *s = mu_routing_stats_new(l->dev, comm_alone(), 1, E, 1, 0, 0);
     layer_forward(l, l->tp);
     mu_routing_stats_count(s, &l->routing, false);
     mu_routing_stats_count(s, &l->routing, true);
@@ -87,7 +87,7 @@ static void kept_is_what_capacity_left(void **state) {
     mu_moe_config cfg = layer_config(E, K, 3);
     cfg.capacity_factor = 0.5;
     layer *l = layer_new("cpu", mesh_alone(), cfg, SEQUENCES, S, 5);
-    mu_routing_stats *s = mu_routing_stats_new(l->dev, comm_alone(), 1, E, 1, 0);
+    mu_routing_stats *s = mu_routing_stats_new(l->dev, comm_alone(), 1, E, 1, 0, 0);
     layer_forward(l, l->tp);
     mu_routing_stats_add(s, l->tp, &l->cx, &l->routing);
     mu_routing_stats_read(s);
@@ -104,14 +104,14 @@ static void wrong_input_stops(void **state) {
     (void)state;
     static const int32_t domains[SEQUENCES] = { 0, 1, 3, 0, 0 };
     layer *l = layer_new("cpu", mesh_alone(), layer_config(E, K, 3), SEQUENCES, S, 5);
-    mu_routing_stats *s = mu_routing_stats_new(l->dev, comm_alone(), 1, E, DOMAINS, 0);
-    mu_routing_stats *other = mu_routing_stats_new(l->dev, comm_alone(), 1, E + 1, DOMAINS, 0);
+    mu_routing_stats *s = mu_routing_stats_new(l->dev, comm_alone(), 1, E, DOMAINS, 0, 0);
+    mu_routing_stats *other = mu_routing_stats_new(l->dev, comm_alone(), 1, E + 1, DOMAINS, 0, 0);
     layer_forward(l, l->tp);
     l->cx.domains = domains;
     STOPS("routing statistics: domains", mu_routing_stats_add(s, l->tp, &l->cx, &l->routing));
     l->cx.domains = NULL;
     STOPS("routing statistics of 9 experts, not of 8", mu_routing_stats_add(other, l->tp, &l->cx, &l->routing));
-    STOPS("routing statistics of 0 domains", mu_routing_stats_new(l->dev, comm_alone(), 1, E, 0, 0));
+    STOPS("routing statistics of 0 domains", mu_routing_stats_new(l->dev, comm_alone(), 1, E, 0, 0, 0));
     mu_routing_stats_free(other);
     mu_routing_stats_free(s);
     layer_free(l);

@@ -46,6 +46,21 @@ expect 0 "the same after a resume" train 1 lonely $lonely train.steps=205 log.ev
 says "after a resume" "  layer 0: 7 of 8 experts dead \(no tokens for 200 steps\): 1-7"
 expect 0 "inspect" on 1 "$MUSTER" inspect lonely
 says "inspect" "layer 0: 7 of 8 experts dead \(no tokens for 200 steps\): 1-7$"
+# The window may be another on resume: it says over how many steps it judges.
+expect 0 "a short window" train 1 short $lonely stats.window=20 train.steps=50
+says "a short window" "^expert load, last 20 steps"
+says "a short window" "  layer 0: 7 of 8 experts dead \(no tokens for 20 steps\): 1-7"
+expect 0 "a longer window" train 1 short $lonely stats.window=40 train.steps=60
+says "a longer window" "  stats.window: 20 -> 40"
+says "a longer window, at first" "  layer 0: 7 of 8 experts dead \(no tokens for 21 steps\): 1-7"
+says "a longer window" "^expert load, last 30 steps"
+expect 0 "a shorter window" train 1 short $lonely stats.window=25 train.steps=70
+says "a shorter window" "^expert load, last 25 steps"
+expect 0 "checkpoints of other windows" on 1 "$MUSTER" verify short
+expect 0 "inspect after a change of the window" on 1 "$MUSTER" inspect short
+says "inspect after a change of the window" "^expert load, last 25 steps"
+expect 78 "a window that says nothing" train 1 short $lonely stats.window=19
+says "a window that says nothing" "stats.window.*19"
 expect 0 "eight that are used" train 1 lively train.steps=25 log.progress=line
 says "eight that are used" "no dead or starved experts"
 if [ -n "${MPIEXEC:-}" ]; then

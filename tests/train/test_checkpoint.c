@@ -214,10 +214,11 @@ static void sound_checkpoints_load(void **state) {
     for (size_t i = 0; i < sizeof moes / sizeof *moes; i++) {
         mu_trainer *t = trainer_new(moes[i]);
         int64_t *counts = mu_alloc((size_t)(t->loss->stats->window.layers * t->loss->stats->window.experts) + 1, sizeof *counts);
+        assert_int_equal(t->loss->stats->window.length, MU_LOAD_WINDOW_DEFAULT);
         steps_and_save(t, 3);
         assert_ok(verify("run/checkpoints/step-00000003"));
         assert_ok(load(t, "run"));
-        for (int64_t step = 3; step < 2 * MU_LOAD_WINDOW_STEPS; step++) {
+        for (int64_t step = 3; step < 2 * t->loss->stats->window.length; step++) {
             for (int j = 0; j < t->loss->stats->window.layers * t->loss->stats->window.experts; j++) counts[j] = j % t->loss->stats->window.experts == step % t->loss->stats->window.experts ? 32 : 0;
             mu_load_window_add(&t->loss->stats->window, counts);
         }
@@ -226,6 +227,39 @@ static void sound_checkpoints_load(void **state) {
         trainer_free(t);
         assert_ok(mu_file_remove_tree("run", &e));
     }
+}
+
+/* A run may resume with a longer or shorter window: it holds the newest steps that both have room for, and the steps that follow
+ * are those of a run that had it from the beginning. Its own checkpoints are sound, too. */
+static void the_window_may_change(void **state) {
+    (void)state;
+    static const int64_t lengths[] = { MU_LOAD_WINDOW_DEFAULT, 20, 30, 21 };
+    double losses[4] = { 0 };
+    for (int i = 0; i < 4; i++) {
+        char *moe = mu_format("num_experts: 4, balance: [expert_bias], score_func: sigmoid}\nstats: {window: %lld", (long long)lengths[i]);
+        mu_trainer *t = trainer_new(moe);
+        const mu_load_window *w = &t->loss->stats->window;
+        assert_int_equal(w->length, lengths[i]);
+        if (i == 0) steps_and_save(t, 25);
+        assert_ok(load(t, "run"));
+        assert_int_equal(w->steps, 25);
+        assert_int_equal(w->held, i == 0 ? 25 : 20);
+        int64_t assignments = 0;
+        for (int j = 0; j < 4; j++) assignments += w->total[j];
+        assert_int_equal(assignments, 32 * w->held);
+        losses[i] = mu_trainer_step(t, NULL).values.loss;
+        assert_true(losses[i] == losses[0]);
+        assert_int_equal(w->held, i == 0 ? 26 : i == 1 ? 20 : 21);
+        trainer_free(t);                        /* the next window reads this one's checkpoint of the same step */
+        t = trainer_new(moe);
+        assert_ok(load(t, "run"));
+        assert_ok(mu_file_remove_tree("run/checkpoints/step-00000025", &e));
+        assert_ok(mu_checkpoint_save(t, &e));
+        assert_ok(verify("run/checkpoints/step-00000025"));
+        trainer_free(t);
+        free(moe);
+    }
+    assert_ok(mu_file_remove_tree("run", &e));
 }
 
 /* ---------------------------------------------------------------- the manifest against the rest */
@@ -504,7 +538,7 @@ static void only_what_a_save_made_is_removed(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(values_have_ranges),         cmocka_unit_test(sound_checkpoints_load),
+        cmocka_unit_test(values_have_ranges),         cmocka_unit_test(sound_checkpoints_load), cmocka_unit_test(the_window_may_change),
         cmocka_unit_test(a_bias_that_nothing_made),
         cmocka_unit_test(manifests_that_hash_right),  cmocka_unit_test(manifests_as_text),
         cmocka_unit_test(a_manifest_of_many_values),  cmocka_unit_test(a_shard_of_another_size),
