@@ -39,6 +39,9 @@ struct mu_tensor {
     int64_t sums_ld;        /* words from one unit's to the next one's */
     bool bounded;           /* integers that the host wrote: none is below `low` or above `high` */
     int64_t low, high;
+    bool view;                      /* of another tensor's memory (mu_tensor_rows) */
+    int segment;                    /* whose recomputation can make the data again; 0: none */
+    bool wanted;                    /* the recomputation that is under way must make them */
 };
 
 /* A new tensor on the tape, not cleared. */
@@ -84,14 +87,16 @@ typedef struct {
     void (*backward)(mu_tape *tp, mu_node *n);  /* NULL: no gradient goes through */
     unsigned keeps_in, keeps_out;   /* MU_BIT(i): backward reads the data of in[i] / out[i] */
     unsigned saved;                 /* MU_BIT(i): out[i] is for backward only; nobody else gets it */
+    bool once;                      /* chooses (experts, say): recomputation keeps the outputs, forward never runs again */
 } mu_op;
 #define MU_BIT(i) (1u << (i))
 struct mu_node {
     const mu_op *op;
     mu_tensor *in[MU_NODE_INPUTS], *out[MU_NODE_OUTPUTS];
     void *extra;                    /* the op's own small things, in the tape's host arena */
-    const char *part;               /* this and the layer (-1: none) are set by mu_apply */
+    const char *part;               /* this, the layer (-1: none) and the segment are set by mu_apply */
     int layer;
+    int segment;                    /* which one recomputes it; 0: none */
 };
 
 mu_tape *mu_tape_new(mu_device *dev);
@@ -106,6 +111,22 @@ void *mu_tape_alloc(mu_tape *tp, size_t bytes);         /* host memory until res
 /* The caller (an op or a layer) will not pass `t` on any more: its memory goes back as soon as no
  * recorded backward needs it. Gradients stay. NULL is fine. */
 void mu_release(mu_tape *tp, mu_tensor *t);
+/* Activation recomputation: less memory for more time. What is recorded between these two calls, a layer, say, is a segment. At its
+ * end the data of every activation that it made and that the caller has released (mu_release) are dropped. mu_backward makes them
+ * again, just before it comes to the segment, by running those ops' forward that backward needs: with the same bits, and with the
+ * choices that ops with `once` had made. What ops without gradient made (a dispatch plan, say), the segment's inputs and what the
+ * caller has not released stay. Segments do not nest. While not recording, both calls do nothing. Local, but a segment that
+ * communicates does so again: all ranks of its communicators have the same segments. */
+void mu_tape_recompute_begin(mu_tape *tp);
+void mu_tape_recompute_end(mu_tape *tp);
+/* Activation recomputation: less memory for more time. What is recorded between these two calls (a layer) is a segment. When it
+ * ends, the activations that it made and that the caller has released (mu_release) are dropped; mu_backward makes them again, just
+ * before it comes to the segment, by running the forward of those ops that backward depends on: the same bits, and the same choices
+ * where an op made one (`once`). What the caller has not released stays, and so do the segment's inputs and what ops made through
+ * which no gradient goes (a dispatch plan). No nesting; without recording both calls do nothing. Local; but a segment that
+ * communicates will do so again, so the ranks that take part have the same segments. */
+void mu_tape_recompute_begin(mu_tape *tp);
+void mu_tape_recompute_end(mu_tape *tp);
 /* A reduction unit is a group of consecutive rows of a batch, `rows` of them (a sequence); 0, the default, is the
  * whole batch. Losses have one value per unit. With exact sums (mu_params_exact_sums) each unit's share of a weight's
  * gradient is computed by itself and then added exactly: the same bits whatever other units the batch holds. */

@@ -26,6 +26,8 @@ struct mu_tape {
     mu_arena host;              /* nodes, tensors, extras */
     mu_node_list nodes;
     bool recording;
+    int segment, n_segments;    /* being recorded (0: none); so far */
+    int segment_start;          /* its first node */
     int64_t unit_rows;          /* of a reduction unit; 0: the whole batch is one */
     int layer;                  /* of what is being recorded; -1: none */
     const char *part;           /* what is being recorded, since when */
@@ -33,4 +35,9 @@ struct mu_tape {
     mu_part_time times[16];
     int n_times;
 };
+mu_part_time *mu_tape_time(mu_tape *tp, const char *part);
+void mu_tape_take_data(mu_tape *tp, mu_tensor *t);          /* memory of the tape's for all elements */
+void mu_tape_give_data(mu_tape *tp, mu_tensor *t);          /* back, if it is the tape's */
+void mu_tape_give_if_unread(mu_tape *tp, mu_tensor *t);     /* the same, if it was released and nothing will read it */
+void mu_tape_recompute(mu_tape *tp, int last);              /* the nodes of a segment up to number `last`: what their backward reads */
 #endif

@@ -29,6 +29,7 @@ void mu_tape_reset(mu_tape *tp) {
     tp->part = NULL;
     tp->layer = -1;
     tp->nodes.n = 0;
+    tp->segment = tp->n_segments = 0;
     mu_pool_reset(&tp->pool);
     mu_arena_release(&tp->host, 0);
 }
@@ -61,28 +62,31 @@ mu_tensor *mu_tape_unit_bounds(mu_tape *tp, int64_t rows) {
 
 static size_t bytes_of(const mu_tensor *t) { return (size_t)mu_count(t) * mu_dtype_size(t->dtype); }
 
-static void free_data(mu_tape *tp, mu_tensor *t) {
-    if (t->data) mu_pool_give(&tp->pool, t->data, bytes_of(t));
-    t->data = NULL;
-}
-
 /* Parameters live in slabs; everything else of the tape can be given back. */
 static bool in_pool(const mu_tape *tp, const void *data) {
     const mu_region *r = &tp->pool.memory->region;
     return (const char *)data >= r->base && (const char *)data < r->base + r->reserved;
 }
 
-static void free_if_unread(mu_tape *tp, mu_tensor *t) {
-    if (t->released && t->readers == 0 && in_pool(tp, t->data)) free_data(tp, t);
+void mu_tape_take_data(mu_tape *tp, mu_tensor *t) { t->data = mu_pool_take(&tp->pool, bytes_of(t)); }
+
+void mu_tape_give_data(mu_tape *tp, mu_tensor *t) {
+    if (!in_pool(tp, t->data)) return;
+    mu_pool_give(&tp->pool, t->data, bytes_of(t));
+    t->data = NULL;
+}
+
+void mu_tape_give_if_unread(mu_tape *tp, mu_tensor *t) {
+    if (t->released && t->readers == 0) mu_tape_give_data(tp, t);
 }
 
 void mu_release(mu_tape *tp, mu_tensor *t) {
     if (!t) return;
     t->released = true;
-    free_if_unread(tp, t);
+    mu_tape_give_if_unread(tp, t);
 }
 
-static mu_part_time *time_of(mu_tape *tp, const char *part) {
+mu_part_time *mu_tape_time(mu_tape *tp, const char *part) {
     for (int i = 0; i < tp->n_times; i++)
         if (tp->times[i].name == part || !strcmp(tp->times[i].name, part)) return &tp->times[i];
     MU_CHECK(tp->n_times < (int)(sizeof tp->times / sizeof *tp->times), "too many parts; the last is %s",
@@ -93,7 +97,7 @@ static mu_part_time *time_of(mu_tape *tp, const char *part) {
 
 void mu_tape_part(mu_tape *tp, const char *part) {
     double now = mu_time();
-    if (tp->part) time_of(tp, tp->part)->forward += now - tp->part_start;
+    if (tp->part) mu_tape_time(tp, tp->part)->forward += now - tp->part_start;
     tp->part = part, tp->part_start = now;
 }
 
@@ -106,6 +110,22 @@ int mu_tape_profile(const mu_tape *tp, const mu_part_time **times) {
 
 void mu_tape_profile_reset(mu_tape *tp) { tp->n_times = 0; }
 
+/* Does n's backward read in[i], or the recomputation of its segment, which cannot make it? */
+static bool keeps(const mu_node *n, int i) {
+    const mu_tensor *in = n->in[i];
+    return in && (n->op->keeps_in >> i & 1 || (n->segment && in->segment != n->segment));
+}
+
+/* A view's data would be dropped with the tensor's, and made again elsewhere. */
+static void join_segment(mu_tape *tp, mu_node *n) {
+    n->segment = tp->segment;
+    for (int i = 0; i < MU_NODE_INPUTS; i++)
+        MU_CHECK(!n->in[i] || !n->in[i]->view || !in_pool(tp, n->in[i]->data),
+                 "%s: input %d is a view of an activation, which a segment to recompute cannot have", n->op->name, i);
+    for (int i = 0; i < MU_NODE_OUTPUTS; i++)
+        if (n->out[i] && !n->op->once) n->out[i]->segment = tp->segment;
+}
+
 static void remember(mu_tape *tp, const mu_node *node) {
     if (tp->nodes.n == tp->nodes.capacity) {
         tp->nodes.capacity = tp->nodes.capacity ? 2 * tp->nodes.capacity : 256;
@@ -113,9 +133,10 @@ static void remember(mu_tape *tp, const mu_node *node) {
     }
     mu_node *kept = mu_tape_alloc(tp, sizeof *kept);
     *kept = *node;
+    if (tp->segment) join_segment(tp, kept);
     tp->nodes.list[tp->nodes.n++] = kept;
     for (int i = 0; i < MU_NODE_INPUTS; i++)
-        if (node->in[i] && node->op->keeps_in >> i & 1) node->in[i]->readers++;
+        if (keeps(kept, i)) node->in[i]->readers++;
     for (int i = 0; i < MU_NODE_OUTPUTS; i++)
         if (node->out[i] && node->op->keeps_out >> i & 1) node->out[i]->readers++;
 }
@@ -152,9 +173,9 @@ mu_tensor *mu_apply(mu_tape *tp, mu_node node) {
 /* After a node's backward nobody is left who reads its outputs: every reader was recorded later. */
 static void retire(mu_tape *tp, mu_node *n) {
     for (int i = 0; i < MU_NODE_INPUTS; i++)
-        if (n->in[i] && n->op->keeps_in >> i & 1) {
+        if (keeps(n, i)) {
             n->in[i]->readers--;
-            free_if_unread(tp, n->in[i]);
+            mu_tape_give_if_unread(tp, n->in[i]);
         }
     for (int i = 0; i < MU_NODE_OUTPUTS; i++) {
         mu_tensor *out = n->out[i];
@@ -162,7 +183,7 @@ static void retire(mu_tape *tp, mu_node *n) {
         if (out->grad) mu_pool_give(&tp->pool, out->grad, bytes_of(out));
         out->grad = NULL;
         if (n->op->keeps_out >> i & 1) out->readers--;
-        free_if_unread(tp, out);
+        mu_tape_give_if_unread(tp, out);
     }
 }
 
@@ -200,16 +221,20 @@ void mu_backward_with(mu_tape *tp, mu_tensor *loss, const mu_backward_events *ev
     MU_CHECK(loss->dtype == MU_DTYPE_F64 && (tp->unit_rows || mu_count(loss) == 1),
              "backward starts from a loss of one f64, or one a unit");
     MU_CHECK(loss->needs_grad, "the loss depends on no parameter (or the tape was not recording)");
+    MU_CHECK(!tp->segment, "backward: a segment to recompute did not end");
     mu_tape_part(tp, NULL);
     tp->dev->k->fill(tp->dev, mu_count(loss), 1.0, mu_grad(tp, loss));
     if (events) count_uses(tp);
+    int made = 0; /* the segment whose activations were made again */
     for (int i = tp->nodes.n - 1; i >= 0; i--) {
         mu_node *n = tp->nodes.list[i];
         if (has_gradient(n)) {
+            if (n->segment && n->segment != made) mu_tape_recompute(tp, i);
+            made = n->segment;
             double start = mu_time();
             mu_activity_set("backward", n->layer, n->op->name);
             n->op->backward(tp, n);
-            if (n->part) time_of(tp, n->part)->backward += mu_time() - start;
+            if (n->part) mu_tape_time(tp, n->part)->backward += mu_time() - start;
         }
         retire(tp, n);
         if (events) report(n, events);

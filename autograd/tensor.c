@@ -63,7 +63,7 @@ mu_tensor *mu_tensor_rows(mu_tape *tp, const mu_tensor *x, int64_t first, int64_
              "rows %lld and %lld more of a tensor of %lld", (long long)first, (long long)n,
              (long long)x->shape[0]);
     mu_tensor *t = mu_tape_alloc(tp, sizeof *t);
-    *t = (mu_tensor){ .dev = x->dev, .dtype = x->dtype, .n_dims = 2, .shape = { n, x->shape[1] } };
+    *t = (mu_tensor){ .dev = x->dev, .dtype = x->dtype, .n_dims = 2, .shape = { n, x->shape[1] }, .view = true };
     t->data = (char *)x->data + (size_t)(first * x->shape[1]) * mu_dtype_size(x->dtype);
     return t;
 }
