@@ -277,6 +277,8 @@ char *mu_suggest_path(const char *path);                /* the same for a missin
  * made as needed. The only code that includes hdf5.h. Files are read that the store wrote, or another program in
  * exactly that format: all metadata is checked by its bytes before HDF5 sees any of it. */
 typedef enum { MU_STORE_F64, MU_STORE_F32, MU_STORE_I32, MU_STORE_I64, MU_STORE_U16, MU_STORE_U8 } mu_store_type;
+const char *mu_store_type_name(mu_store_type type);     /* "f32" */
+size_t mu_store_type_size(mu_store_type type);          /* of one value, in bytes */
 typedef struct mu_store mu_store;
 mu_status mu_store_create(mu_store **s, const char *path, mu_error *e) MU_MUST_USE;     /* truncates */
 mu_status mu_store_open(mu_store **s, const char *path, mu_error *e) MU_MUST_USE;       /* read only */
@@ -344,6 +346,7 @@ typedef struct mu_state_visitor {
     void (*visit)(struct mu_state_visitor *v, const mu_state *s);
 } mu_state_visitor;
 int64_t mu_state_count(const mu_state *s);                              /* values */
+bool mu_state_is_in(const mu_state *s, int version);                    /* does this version of the format have it? */
 /* Are all values in their range? MU_STATUS_DATA names file, array, place and value. */
 mu_status mu_state_check(const mu_state *s, const void *host, const char *file, mu_error *e) MU_MUST_USE;
 

@@ -9,6 +9,8 @@ int64_t mu_state_count(const mu_state *s) {
     return n;
 }
 
+bool mu_state_is_in(const mu_state *s, int version) { return version >= s->since && (!s->until || version <= s->until); }
+
 /* The first value that is out of range, or -1. A NaN is in none. */
 static int64_t first_bad(const mu_state *s, const void *host) {
     const int64_t *whole = host, n = mu_state_count(s);

@@ -89,6 +89,9 @@ static const struct { const char *name; size_t size; } types[] = {
 };
 enum { N_TYPES = sizeof types / sizeof *types };
 
+const char *mu_store_type_name(mu_store_type type) { return types[type].name; }
+size_t mu_store_type_size(mu_store_type type) { return types[type].size; }
+
 static hid_t native_type(mu_store_type type) {
     switch (type) {
     case MU_STORE_F64: return H5T_NATIVE_DOUBLE;

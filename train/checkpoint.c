@@ -113,8 +113,7 @@ typedef struct {
 } reader;
 
 static bool is_wanted(const reader *r, const mu_state *s) {
-    bool has_it = r->m->version >= s->since && (!s->until || r->m->version <= s->until);
-    return has_it && !s->elsewhere && (r->training || !s->for_training) && (r->tensors || !s->tensor);
+    return mu_state_is_in(s, r->m->version) && !s->elsewhere && (r->training || !s->for_training) && (r->tensors || !s->tensor);
 }
 
 /* A value that is read is in its range and fits the others, or the checkpoint is refused: by resume and verify alike. */
@@ -562,12 +561,24 @@ mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manife
     return MU_STATUS_OK;
 }
 
+/* Passes on what the version of a checkpoint has. */
+typedef struct {
+    mu_state_visitor v, *to;
+    int version;
+} filter;
+
+static void pass_on(mu_state_visitor *v, const mu_state *s) {
+    filter *f = (filter *)v;
+    if (mu_state_is_in(s, f->version)) f->to->visit(f->to, s);
+}
+
 mu_status mu_checkpoint_visit(const mu_manifest *m, mu_state_visitor *v, mu_error *e) {
+    filter f = { { pass_on }, v, m->version };
     mu_mesh *mesh = mu_mesh_alone();
     mu_trainer t = { 0 };
     mu_status status = mu_checkpoint_open_shape(&t, mesh, m, e);
     t.step = m->step;
-    if (status == MU_STATUS_OK) visit_all(&t, &m->cfg, v);
+    if (status == MU_STATUS_OK) visit_all(&t, &m->cfg, &f.v);
     mu_trainer_close(&t);
     mu_mesh_close(mesh);
     return status;

@@ -20,6 +20,43 @@ static void print_shards(const mu_manifest *m) {
     }
 }
 
+/* ------------------------------------------------------------------ the list of state */
+
+/* What the arrays of a checkpoint are for: computing, going on with training, or all else that a run remembers. */
+enum { WEIGHTS, OPTIMIZER, OTHER, N_KINDS };
+typedef struct {
+    mu_state_visitor v;
+    bool list;                  /* a line for each, else only sums */
+    struct { int64_t arrays, sharded, bytes; } sum[N_KINDS];
+} state_printer;
+
+static int64_t bytes_of(const mu_state *s) { return mu_state_count(s) * (int64_t)mu_store_type_size(s->type); }
+
+static void print_one(mu_state_visitor *v, const mu_state *s) {
+    state_printer *p = (state_printer *)v;
+    int kind = !s->tensor ? OTHER : s->for_training ? OPTIMIZER : WEIGHTS;
+    p->sum[kind].arrays++, p->sum[kind].sharded += s->sharded, p->sum[kind].bytes += bytes_of(s);
+    if (!p->list) return;
+    char shape[80] = "[";
+    size_t used = 1;
+    for (int i = 0; i < s->n_dims; i++)
+        used += (size_t)snprintf(shape + used, sizeof shape - used, i ? ", %lld" : "%lld", (long long)s->shape[i]);
+    snprintf(shape + used, sizeof shape - used, "]");
+    mu_print("  %-64s  %s  %-16s  %-10s %12lld\n", s->name, mu_store_type_name(s->type), shape, s->sharded ? "sharded" : "replicated",
+             (long long)bytes_of(s));
+}
+
+static mu_status print_state(const mu_manifest *m, bool list, mu_error *e) {
+    static const char *const names[] = { [WEIGHTS] = "weights", [OPTIMIZER] = "optimizer", [OTHER] = "other state" };
+    state_printer p = { .v = { print_one }, .list = list };
+    mu_print("\nstate (format version %d%s)\n", m->version, list ? "; name, type, shape, placement, bytes" : "; --state lists it");
+    mu_status status = mu_checkpoint_visit(m, &p.v, e);
+    for (int i = 0; i < N_KINDS && status == MU_STATUS_OK; i++)
+        mu_print("  %-12s %7lld arrays, %lld of them sharded, %lld bytes\n", names[i], (long long)p.sum[i].arrays,
+                 (long long)p.sum[i].sharded, (long long)p.sum[i].bytes);
+    return status;
+}
+
 static void print_checkpoints(const mu_run_view *v) {
     enum { SHOWN = 8 };
     mu_print("  checkpoints of step%s", v->n_checkpoints == 1 ? "" : "s");
@@ -71,7 +108,7 @@ static void print_run(const char *dir) {
     mu_run_view_close(&v);
 }
 
-static mu_status inspect(const mu_manifest *m, mu_error *e) {
+static mu_status inspect(const mu_manifest *m, bool list_state, mu_error *e) {
     mu_mesh *mesh = mu_mesh_alone();
     mu_trainer t = { 0 };
     mu_status status = mu_checkpoint_open_shape(&t, mesh, m, e);
@@ -84,9 +121,10 @@ static mu_status inspect(const mu_manifest *m, mu_error *e) {
                  (long long)m->step, (long long)cfg->train.steps,
                  (long long)(m->step * cfg->train.global_batch_size * cfg->train.seq_len), m->ranks,
                  m->ranks == 1 ? "" : "s", m->ep);
-        mu_print("  %lld parameters, %lld active a token, vocabulary %d (%s)\n  texts: fingerprint %s\n",
+        mu_print("  %lld parameters, %lld active per token, vocabulary %d (%s)\n  texts: fingerprint %s\n",
                  (long long)size.total, (long long)size.active, vocab, m->tokenizer, m->fingerprint);
         print_shards(m);
+        status = print_state(m, list_state, e);
         if (cfg->moe.num_experts) mu_print_expert_load(&t);
         printf("\nconfiguration\n");
         mu_print_text(m->config);
@@ -106,6 +144,16 @@ static mu_status one_argument(int argc, char **argv, mu_error *e) {
                : mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such run or checkpoint", argv[2]);
 }
 
+/* Takes --state out of the arguments. */
+static bool take_state_option(int *argc, char **argv) {
+    int n = 0;
+    for (int i = 0; i < *argc; i++)
+        if (i < 2 || strcmp(argv[i], "--state")) argv[n++] = argv[i];
+    bool given = n < *argc;
+    *argc = n;
+    return given;
+}
+
 int mu_cmd_inspect(int argc, char **argv) {
     mu_error e = { 0 };
     mu_manifest m = { 0 };
@@ -114,12 +162,13 @@ int mu_cmd_inspect(int argc, char **argv) {
     mu_comm *world = mu_comm_new(NULL);
     int rank = world->rank;
     mu_report_error(&e, rank);
+    bool list_state = take_state_option(&argc, argv);
     mu_status status = mu_agree(world, one_argument(argc, argv, &e), &e);
     if (status == MU_STATUS_OK && rank == 0 && !mu_checkpoint_named(argv[2])) print_run(argv[2]);
     if (status == MU_STATUS_OK) status = mu_checkpoint_find(world, argv[2], &m, &found, &e);
     if (status == MU_STATUS_OK && !found)
         status = mu_checkpoint_missing(argv[2], &e);
-    if (status == MU_STATUS_OK && rank == 0) status = inspect(&m, &e);
+    if (status == MU_STATUS_OK && rank == 0) status = inspect(&m, list_state, &e);
     mu_manifest_free(&m);
     mu_comm_free(world);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);

@@ -40,9 +40,11 @@ static const command commands[] = {
       "  --show-experts    for each token, the experts of each MoE layer that took it\n"
       "  --no-cache        compute all tokens in view anew for each one added: slow, the same text\n\n"
       "Overrides may be train.device, train.dtype and train.threads." },
-    { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT",
+    { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT [--state]",
       "Shows a run (its state, last losses, checkpoints) and of its newest checkpoint, or of one that is named: configuration,\n"
-      "parameters, shards, and the load of its experts." },
+      "parameters, shards, the arrays of its state in sum, and the load of its experts.\n\n"
+      "  --state    list every array: name, type, shape, sharded (an expert's, written by the rank that holds it) or\n"
+      "             replicated (written by rank 0 for all), bytes" },
     { "verify", mu_cmd_verify, "RUN_OR_CHECKPOINT",
       "Checks manifest, hashes, shapes and that all values are in range, of one checkpoint or of all of a run, on one\n"
       "rank. Exit code 65 when any is damaged." },

@@ -172,11 +172,10 @@ static void close_checkpoint(checkpoint *c) {
 typedef struct { mu_store_type type; int n_dims; int64_t shape[4]; size_t bytes; unsigned char *data; } array;
 
 static array read_array(mu_store *s, const char *name) {
-    static const size_t sizes[] = { [MU_STORE_F64] = 8, [MU_STORE_F32] = 4, [MU_STORE_I32] = 4, [MU_STORE_I64] = 8, [MU_STORE_U16] = 2, [MU_STORE_U8] = 1 };
     array a = { .shape = { 0 } };
     mu_error e;
     if (mu_store_shape(s, name, &a.type, &a.n_dims, a.shape, &e) != MU_STATUS_OK) stop(&e);
-    a.bytes = sizes[a.type];
+    a.bytes = mu_store_type_size(a.type);
     for (int i = 0; i < a.n_dims; i++) a.bytes *= (size_t)a.shape[i];
     a.data = mu_alloc(a.bytes + 1, 1);
     if (mu_store_read(s, name, a.type, a.n_dims, a.shape, a.data, &e) != MU_STATUS_OK) stop(&e);
@@ -196,7 +195,7 @@ static int compare_array(mu_store *sa, mu_store *sb, const char *name) {
     return code;
 }
 
-/* Every array that a checkpoint of this version has, as the modules list them. */
+/* Every array that checkpoint a holds, as the modules list them. */
 typedef struct {
     mu_state_visitor v;
     const checkpoint *a, *b;
@@ -205,7 +204,7 @@ typedef struct {
 
 static void compare_one(mu_state_visitor *v, const mu_state *s) {
     comparison *c = (comparison *)v;
-    if (c->code || s->until) return;
+    if (c->code) return;
     int shard_a = s->tensor ? mu_manifest_find(&c->a->m, s->tensor) : 0, shard_b = s->tensor ? mu_manifest_find(&c->b->m, s->tensor) : 0;
     c->code = shard_b < 0 ? differ("%s is missing in %s", s->name, c->b->m.path)
                           : compare_array(c->a->stores[shard_a], c->b->stores[shard_b], s->name);

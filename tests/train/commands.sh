@@ -144,9 +144,24 @@ mkdir -p bare/checkpoints
 for command in eval inspect verify; do refuses 65 "bare is a run without checkpoints" $command bare; done
 
 expect 0 "inspect" m inspect run
-for pattern in '^run: finished; last started 20' '^  checkpoints of step' '^  [0-9]+ logged steps; training loss [0-9.]+ \(step 20\)' '^  step 20 of 20, 5120 tokens seen, written by 1 rank' '[0-9]+ parameters, [0-9]+ active a token' 'shard-0000.h5' '^  layer 1 ' 'hidden_size: 32'; do
+for pattern in '^run: finished; last started 20' '^  checkpoints of step' '^  [0-9]+ logged steps; training loss [0-9.]+ \(step 20\)' '^  step 20 of 20, 5120 tokens seen, written by 1 rank' '[0-9]+ parameters, [0-9]+ active per token' 'shard-0000.h5' '^state \(format version 3; --state' '^  other state +[0-9]+ arrays, 0 of them sharded' '^  layer 1 ' 'hidden_size: 32'; do
     says "inspect" "$pattern"
 done
+expect 0 "inspect --state" m inspect run --state
+says "inspect --state" '^  /norm/weight +f32  \[32\] +replicated +128$'
+says "inspect --state" '^  /layers/1/mlp/experts/7/up_proj/weight +f32  \[16, 32\] +sharded +2048$'
+says "inspect --state" '^  /optim/steps/layers/1/mlp/experts/7/up_proj/weight +i64  \[1\] +sharded +8$'
+says "inspect --state" '^  /state/window/counts +i64  \[200, 2, 8\] +replicated +25600$'
+listed=$(grep -Ec '^  /.* (sharded|replicated) +[0-9]+$' log)
+summed=$(sed -n 's/^  [a-z ]* \([0-9]*\) arrays, [0-9]* of them sharded, [0-9]* bytes$/\1/p' log | awk '{ n += $1 } END { print n }')
+if [ "$listed" = "$summed" ]; then pass; else fail "inspect --state lists $listed arrays and sums up $summed"; fi
+parameters=$(sed -n 's/^  \([0-9]*\) parameters, .*/\1/p' log)
+says "the weights are the parameters" "^  weights +[0-9]+ arrays, [0-9]+ of them sharded, $((4 * parameters)) bytes$"
+tensors=$(sed -n 's/^  weights *\([0-9]*\) arrays.*/\1/p' log)
+says "two moments of each, and steps of each tensor" "^  optimizer +$((3 * tensors)) arrays, [0-9]+ of them sharded, $((8 * parameters + 8 * tensors)) bytes$"
+expect 0 "inspect --state of a checkpoint" m inspect --state run/checkpoints/step-00000020
+says "inspect --state of a checkpoint" '^  /state/step +i64  \[1\] +replicated +8$'
+refuses 64 "inspect needs one run folder or checkpoint" inspect --stat run
 expect 0 "inspect one checkpoint" m inspect run/checkpoints/step-00000020/
 refuses 66 "no such run" inspect nowhere
 expect 0 "verify" m verify run
