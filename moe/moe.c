@@ -119,7 +119,7 @@ static mu_tensor *routed(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *
 mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x,
                           mu_routing *routing) {
     mu_tape_part(tp, "router");
-    *routing = mu_route(m, tp, cx, x);
+    *routing = mu_moe_route(m, tp, cx, x);
     mu_tape_part(tp, "dispatch and combine");
     mu_plan *plan = mu_dispatch(m, tp, cx, routing);
     routing->plan = plan;

@@ -87,9 +87,9 @@ void mu_moe_state(mu_moe *m, double most, mu_state_visitor *v);
 /* y_TD of x_TD. Collective over m->group. */
 mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD, mu_routing *routing);
 
-/* ------------------------------------------------------------------ routing (router.c, dispatch.c, experts.c) */
-/* Scores, the K chosen experts of each token, and their gates. Local. */
-mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD);
+/* ------------------------------------------------------------------ routing (router.c, ops/route.c, ops/dispatch.c) */
+/* The router alone: its input, noise, logits and mu_route. No plan yet. Local. */
+mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD);
 
 /* Where each routed row goes, and back. For one rank: rows sorted by expert, read straight from x. For
  * several: rows travel sorted by destination, and the receiver visits them by expert, then sender. */
@@ -119,9 +119,10 @@ mu_plan *mu_plan_dense(mu_tape *tp, int64_t T);
 /* ------------------------------------------------------------------ ops (ops/) */
 /* x_TD, master dtype, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
 mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const mu_rng *rng);
-/* logits -> gates, scores, log-sum-exp, ids. bias_E and mask_E (I32: 0 = may not be chosen) may be NULL. */
-mu_tensor *mu_router(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, mu_tensor *mask_E, const mu_route_shape *shape,
-                     mu_tensor **scores_TE, mu_tensor **lse_T, mu_tensor **ids_TK);
+/* The choice of experts from logits, with all that mu_routing has but the plan. bias_E and mask_E (I32: 0 = may not be chosen) may
+ * be NULL; sequences are seq_len tokens long. */
+mu_routing mu_route(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, mu_tensor *mask_E, const mu_route_shape *shape,
+                    int64_t seq_len);
 /* SwiGLU experts over a plan: one op, so that gather, activation and products can be fused. A row's result is
  * multiplied by its weight (one a row, in the plan's order; NULL: 1). */
 mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *weights_R, mu_tensor *gate_eFD, mu_tensor *up_eFD,

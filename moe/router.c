@@ -29,10 +29,10 @@ static mu_tensor *mask_of(const mu_moe *m, mu_tape *tp, const mu_context *cx) {
     return mu_tensor_ints(tp, MU_DTYPE_I32, m->E, mask);
 }
 
-mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
-    mu_tensor_check(x, "route: x", 2, MU_FLOATS);
+mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
+    mu_tensor_check(x, "router: x", 2, MU_FLOATS);
     MU_CHECK(x->shape[1] == m->D && cx->seq_len >= 1 && x->shape[0] == cx->n_sequences * cx->seq_len,
-             "route: %lld tokens, %lld wide, for %lld sequences of %lld, %lld wide", (long long)x->shape[0], (long long)x->shape[1],
+             "router: %lld tokens, %lld wide, for %lld sequences of %lld, %lld wide", (long long)x->shape[0], (long long)x->shape[1],
              (long long)cx->n_sequences, (long long)cx->seq_len, (long long)m->D);
     int64_t T = x->shape[0], first = cx->global_samples ? cx->global_samples[0] * cx->seq_len : 0;
     if (cx->cache) first += cx->cache->length;
@@ -49,14 +49,10 @@ mu_routing mu_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tenso
         bias = mu_tensor_2d_master(tp, 1, m->E);
         mu_tensor_set(bias, m->bias);
     }
-    mu_routing r = { 0 };
     mu_tensor *seen = router_input(m, tp, cx, x);
     mu_tensor *logits = mu_linear_master(tp, seen, &m->router_ED->tensor);
     if (seen != x) mu_release(tp, seen);
-    r.gates_TK = mu_router(tp, logits, bias, mask_of(m, tp, cx), &shape, &r.scores_TE, &r.lse_T, &r.ids_TK);
+    mu_routing r = mu_route(tp, logits, bias, mask_of(m, tp, cx), &shape, cx->seq_len);
     mu_release(tp, logits);
-    r.counts_SE = mu_tensor_new(tp, MU_DTYPE_I64, 2, (int64_t[]){ T / cx->seq_len, m->E });
-    mu_device *dev = mu_tape_device(tp);
-    dev->k->count_experts(dev, T, m->E, m->K, cx->seq_len, mu_data(r.ids_TK), mu_data(r.counts_SE));
     return r;
 }

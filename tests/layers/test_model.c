@@ -229,8 +229,7 @@ static void unsound_batches_stop(void **state) {
     STOPS("rmsnorm: w has 2 dimensions", mu_rmsnorm(tp, x, w, 1e-6));
     STOPS("dimension 0 of a tensor is -4", mu_tensor_2d(tp, -4, 2));
     mu_route_shape shape = { .T = 4, .E = 12, .K = 13 };
-    mu_tensor *scores, *lse, *chosen;
-    STOPS("router: 13 of 12 experts", mu_router(tp, x, NULL, NULL, &shape, &scores, &lse, &chosen));
+    STOPS("route: 13 of 12 experts", mu_route(tp, x, NULL, NULL, &shape, 4));
     mu_release(tp, x);
     STOPS("linear: input 0 has no data: it was released", mu_linear(tp, x, w));
     mu_device *other = mu_device_open("cpu");

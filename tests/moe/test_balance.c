@@ -26,7 +26,7 @@ static mu_tensor *loss_of(mu_tape *tp, void *arg) {
     mu_balance_counts c = { on_device(tp, b->micro), on_device(tp, b->global), TOKENS, 2 * TOKENS };
     mu_tensor *loss[2];
     for (int time = 0; time < 2; time++) {
-        b->l->routing = mu_route(&b->l->moe, tp, &b->l->cx, &b->l->x_TD->tensor);
+        b->l->routing = mu_moe_route(&b->l->moe, tp, &b->l->cx, &b->l->x_TD->tensor);
         loss[time] = mu_balance_loss(&b->l->moe, tp, &b->l->cx, &b->l->routing, &c).loss;
     }
     return mu_add(tp, loss[0], loss[1]);
@@ -42,7 +42,7 @@ static void gradients(void **state) {
     for (int score = 0; score < 2; score++)
         for (int i = 0; i < 5; i++) {
             layer *l = new_layer(terms[i], score, i > 2 ? 0.03 : 0);      /* the fourth: z-loss alone */
-            l->routing = mu_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
+            l->routing = mu_moe_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
             int64_t *micro = layer_counts(l);
             gradcheck(l->ps, l->tp, loss_of, &(balanced){ l, micro, global }, 100);
             free(micro);
@@ -186,7 +186,7 @@ static void z_loss_is_the_mean_square(void **state) {
 static double split_loss(uint32_t term, int score, double z, int n, double *grad) {
     double loss = 0;
     layer *whole = new_layer(term, score, z);
-    whole->routing = mu_route(&whole->moe, whole->tp, &whole->cx, &whole->x_TD->tensor);
+    whole->routing = mu_moe_route(&whole->moe, whole->tp, &whole->cx, &whole->x_TD->tensor);
     int64_t *global = layer_counts(whole);
     double x[TOKENS * D];
     mu_tensor_get(&whole->x_TD->tensor, x);
@@ -195,7 +195,7 @@ static double split_loss(uint32_t term, int score, double z, int n, double *grad
         mu_tensor *part = mu_tensor_2d(whole->tp, n * S, D);
         mu_tensor_set(part, x + from * S * D);
         mu_context cx = { .n_sequences = n, .seq_len = S };
-        whole->routing = mu_route(&whole->moe, whole->tp, &cx, part);
+        whole->routing = mu_moe_route(&whole->moe, whole->tp, &cx, part);
         int64_t *micro = layer_counts(whole);
         mu_balance_counts c = { on_device(whole->tp, micro), on_device(whole->tp, global), n * S, TOKENS };
         mu_tensor *l = mu_balance_loss(&whole->moe, whole->tp, &cx, &whole->routing, &c).loss;
@@ -236,7 +236,7 @@ static void no_tokens(void **state) {
         mu_moe_config cfg = layer_config(E, K, 3);
         cfg.balance = MU_BALANCE_AUX | MU_BALANCE_SEQ_AUX | MU_BALANCE_GLOBAL_AUX, cfg.z_loss_coeff = 1;
         layer *l = layer_new(devices[d], mesh_alone(), cfg, 0, S, D);
-        l->routing = mu_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
+        l->routing = mu_moe_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
         mu_balance_counts c = { on_device(l->tp, none), on_device(l->tp, counts), TOKENS, TOKENS };
         mu_tensor *loss = mu_balance_loss(&l->moe, l->tp, &l->cx, &l->routing, &c).loss;
         assert_true(scalar(loss) == 0);
@@ -266,7 +266,7 @@ static void bias_steers_the_choice(void **state) {
     for (int on = 0; on < 2; on++) {
         layer *l = new_layer(on ? MU_BALANCE_BIAS : MU_BALANCE_NONE, MU_MOE_SCORE_SIGMOID, 0);
         l->moe.bias[5] = 10, l->moe.bias[0] = -10;
-        l->routing = mu_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
+        l->routing = mu_moe_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
         int64_t *counts = layer_counts(l);
         assert_int_equal(counts[5] == TOKENS && counts[0] == 0, on);
         free(counts);

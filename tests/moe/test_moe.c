@@ -48,7 +48,7 @@ static void every_pair_lands_once(void **state) {
         for (int tight = 0; tight < 3; tight++) {
             layer *l = plain_layer(4, K);
             l->cfg.capacity_factor = tight * 0.5;
-            l->routing = mu_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
+            l->routing = mu_moe_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
             int64_t capacity = (int64_t)ceil(tight * 0.5 * (double)(K * S) / 4);
             check_plan(l, mu_dispatch(&l->moe, l->tp, &l->cx, &l->routing), tight ? capacity : 0);
             layer_free(l);
@@ -60,7 +60,7 @@ static void combine_undoes_dispatch(void **state) {
     (void)state;
     enum { K = 2 };
     layer *l = plain_layer(4, K);
-    l->routing = mu_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
+    l->routing = mu_moe_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
     mu_plan *plan = mu_dispatch(&l->moe, l->tp, &l->cx, &l->routing);
     plan->sent = plan->rows;
     double x[TOKENS * D], back[TOKENS * D];
@@ -188,7 +188,7 @@ typedef struct { layer *l; mu_param *rows, *more, *gates; } combined;
 /* A plan as if its rows had travelled: the host knows how many there are. */
 static mu_plan *own_plan(layer *l, mu_tape *tp) {
     int64_t offsets[5];
-    l->routing = mu_route(&l->moe, tp, &l->cx, &l->x_TD->tensor);
+    l->routing = mu_moe_route(&l->moe, tp, &l->cx, &l->x_TD->tensor);
     mu_plan *plan = mu_dispatch(&l->moe, tp, &l->cx, &l->routing);
     mu_tensor_read(plan->offsets, offsets);
     plan->sent = offsets[4];

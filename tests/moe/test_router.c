@@ -14,7 +14,7 @@ typedef struct {
     const int32_t *allowed;     /* [E] or NULL */
     unsigned uses;
     mu_tensor *logits;
-    mu_tensor *gates, *scores, *lse, *ids;      /* of the last run */
+    mu_routing last;            /* of the last run */
 } routed;
 
 static void route(mu_tape *tp, routed *r) {
@@ -23,7 +23,7 @@ static void route(mu_tape *tp, routed *r) {
         bias = mu_tensor_2d(tp, 1, r->shape.E);
         mu_tensor_set(bias, r->bias);
     }
-    r->gates = mu_router(tp, r->logits, bias, mask, &r->shape, &r->scores, &r->lse, &r->ids);
+    r->last = mu_route(tp, r->logits, bias, mask, &r->shape, r->shape.T);
 }
 
 static mu_tensor *add_loss(mu_tape *tp, mu_tensor *loss, mu_tensor *x, uint32_t stream) {
@@ -37,9 +37,9 @@ static mu_tensor *loss_of(mu_tape *tp, void *arg) {
     mu_tensor *loss = NULL;
     for (uint32_t time = 0; time < 2; time++) {
         route(tp, r);
-        if (r->uses & GATES) loss = add_loss(tp, loss, r->gates, 3 * time);
-        if (r->uses & SCORES) loss = add_loss(tp, loss, r->scores, 3 * time + 1);
-        if (r->uses & LSE) loss = add_loss(tp, loss, r->lse, 3 * time + 2);
+        if (r->uses & GATES) loss = add_loss(tp, loss, r->last.gates_TK, 3 * time);
+        if (r->uses & SCORES) loss = add_loss(tp, loss, r->last.scores_TE, 3 * time + 1);
+        if (r->uses & LSE) loss = add_loss(tp, loss, r->last.lse_T, 3 * time + 2);
     }
     return loss;
 }
@@ -102,10 +102,10 @@ static void masked_experts(void **state) {
         mu_tape_reset(s.tp);
         route(s.tp, &r);
         route(t.tp, &q);
-        mu_tensor_get(r.scores, scores);
-        mu_tensor_get(q.scores, fewer);
-        mu_tensor_read(r.ids, ids);
-        mu_tensor_read(q.ids, places);
+        mu_tensor_get(r.last.scores_TE, scores);
+        mu_tensor_get(q.last.scores_TE, fewer);
+        mu_tensor_read(r.last.ids_TK, ids);
+        mu_tensor_read(q.last.ids_TK, places);
         for (int i = 0, n = 0; i < T * E; i++) {
             if (allowed[i % E]) assert_true(fabs(scores[i] - fewer[n++]) < 1e-15);
             else assert_true(scores[i] == 0 && dlogits[i] == 0);
@@ -132,10 +132,10 @@ static void definition(void **state) {
                      .bias = bias,
                      .logits = &s.logits->tensor };
         route(s.tp, &r);
-        mu_tensor_get(r.gates, gates);
-        mu_tensor_get(r.scores, scores);
-        mu_tensor_get(r.lse, lse);
-        mu_tensor_read(r.ids, ids);
+        mu_tensor_get(r.last.gates_TK, gates);
+        mu_tensor_get(r.last.scores_TE, scores);
+        mu_tensor_get(r.last.lse_T, lse);
+        mu_tensor_read(r.last.ids_TK, ids);
         for (int t = 0; t < T; t++) {
             double sum = 0, chosen = 0;
             for (int i = 0; i < E; i++) sum += exp(logits[t * E + i]);
@@ -176,7 +176,7 @@ static void ties_go_to_the_lower_index(void **state) {
             mu_tensor_set(r.logits, logits);
             route(tp, &r);
             int32_t ids[8];
-            mu_tensor_read(r.ids, ids);
+            mu_tensor_read(r.last.ids_TK, ids);
             assert_memory_equal(ids, wanted, sizeof ids);
             mu_tape_free(tp);
             mu_device_close(here);
@@ -195,9 +195,9 @@ static void softmax_before_or_after_the_choice(void **state) {
     mu_params_zero_grad(s.ps);
     route(s.tp, &r);
     mu_tensor_get(r.logits, logits);
-    mu_tensor_get(r.gates, gates);
-    mu_tensor_read(r.ids, ids);
-    mu_backward(s.tp, weighted_sum(s.tp, r.gates, 0));
+    mu_tensor_get(r.last.gates_TK, gates);
+    mu_tensor_read(r.last.ids_TK, ids);
+    mu_backward(s.tp, weighted_sum(s.tp, r.last.gates_TK, 0));
     mu_reals_get(dev, MU_DTYPE_F64, s.logits->tensor.grad, T * E, grad);
     for (int t = 0; t < T; t++) {
         double sum = 0, mean = 0, g[K], wanted[E] = { 0 };
@@ -242,12 +242,12 @@ static void forced_choices(void **state) {
                  .logits = &s.logits->tensor };
     int32_t ids[T * K];
     route(s.tp, &r);
-    mu_tensor_read(r.ids, ids);
+    mu_tensor_read(r.last.ids_TK, ids);
     for (int i = 0; i < T * K; i++) assert_int_equal(ids[i], (5 * K + i) % E);
     gradcheck(s.ps, s.tp, loss_of, &r, 100);
     r.shape.force = MU_ROUTE_SKEW;
     route(s.tp, &r);
-    mu_tensor_read(r.ids, ids);
+    mu_tensor_read(r.last.ids_TK, ids);
     for (int t = 0; t < T; t++) assert_true(ids[t * K] == 0 && ids[t * K + 1] > 0 && ids[t * K + 1] < E);
     gradcheck(s.ps, s.tp, loss_of, &r, 100);
     stand_free(&s);
