@@ -80,7 +80,7 @@ void mu_reals_get(mu_device *dev, mu_dtype dtype, const void *data, int64_t n, d
 void mu_reals_set(mu_device *dev, mu_dtype dtype, void *data, int64_t n, const double *host);
 
 /* ------------------------------------------------------------------ the tape (tape.c) */
-enum { MU_NODE_INPUTS = 6, MU_NODE_OUTPUTS = 5 };
+enum { MU_NODE_INPUTS = 9, MU_NODE_OUTPUTS = 6 };
 typedef struct {
     const char *name;
     void (*forward)(mu_tape *tp, mu_node *n);

@@ -9,6 +9,8 @@ void mu_ffn_init(mu_ffn *f, const mu_model_config *cfg, int layer, mu_params *ps
 }
 
 mu_tensor *mu_ffn_forward(const mu_ffn *f, mu_tape *tp, mu_tensor *x) {
-    return mu_experts(tp, x, NULL, &f->gate_FD->tensor, &f->up_FD->tensor, &f->down_DF->tensor,
-                      mu_plan_dense(tp, x->shape[0]));
+    mu_plan *plan = mu_plan_dense(tp, x->shape[0]);
+    mu_tensor *y = mu_experts(tp, x, NULL, &f->gate_FD->tensor, &f->up_FD->tensor, &f->down_DF->tensor, plan);
+    mu_plan_release(tp, plan);
+    return y;
 }

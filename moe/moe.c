@@ -71,49 +71,56 @@ void mu_moe_state(mu_moe *m, double most, mu_state_visitor *v) {
 void mu_routing_add_kept(mu_tape *tp, const mu_routing *r, mu_mat kept) {
     const mu_plan *p = r->plan;
     mu_device *dev = mu_tape_device(tp);
-    mu_mat rows = p->exchanged ? mu_data(mu_tensor_ints(tp, MU_DTYPE_I64, 1, &p->sent))
+    mu_mat rows = p->all_to_all ? mu_data(mu_tensor_ints(tp, MU_DTYPE_I64, 1, &p->sent))
                                : mu_mat_values(mu_data(p->offsets), p->experts);
     dev->k->add(dev, 1, kept, rows, kept);
 }
 
-static mu_tensor *travel(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const int64_t *send,
-                         const int64_t *recv) {
+static mu_tensor *send_rows(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const int64_t *send, const int64_t *recv) {
     mu_tape_part(tp, "communication");
     mu_tensor *y = mu_all_to_all(tp, m->group, rows, send, recv);
     mu_tape_part(tp, "dispatch and combine");
     return y;
 }
 
-/* The gates travel with their rows, and what the experts make of both comes back. */
-static mu_tensor *exchanged(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
-    mu_tensor *mine = mu_gather(tp, x, plan), *weights = mu_scatter(tp, gates, plan->row_TK, plan->sent);
-    mu_tensor *here = travel(tp, m, mine, plan->send_rows, plan->recv_rows);
-    mu_tensor *arrived = travel(tp, m, weights, plan->send_rows, plan->recv_rows);
-    mu_tensor *visited = mu_scatter(tp, arrived, plan->back, plan->rows);
-    mu_release(tp, mine);
-    mu_release(tp, weights);
-    mu_release(tp, arrived);
+/* Rows go to the ranks of their experts, each with its gate, and what the experts make of both comes back. */
+static mu_tensor *forward_expert_parallel(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
+    mu_tensor *rows = mu_gather_rows(tp, x, plan), *row_gates = mu_scatter_rows(tp, gates, plan->row_TK, plan->sent);
+    mu_tensor *received = send_rows(tp, m, rows, plan->send_rows, plan->recv_rows);
+    mu_tensor *received_gates = send_rows(tp, m, row_gates, plan->send_rows, plan->recv_rows);
+    mu_tensor *weights = mu_scatter_rows(tp, received_gates, plan->token_rows, plan->rows);
+    mu_release(tp, rows);
+    mu_release(tp, row_gates);
+    mu_release(tp, received_gates);
     mu_tape_part(tp, "experts");
-    mu_tensor *done = mu_experts(tp, here, visited, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor,
-                                 plan);
-    mu_release(tp, here);
-    mu_release(tp, visited);
-    mu_tensor *back = travel(tp, m, done, plan->recv_rows, plan->send_rows);
+    mu_tensor *done = mu_experts(tp, received, weights, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor, plan);
+    mu_release(tp, received);
+    mu_release(tp, weights);
+    mu_tensor *returned = send_rows(tp, m, done, plan->recv_rows, plan->send_rows);
     mu_release(tp, done);
-    mu_tensor *y = mu_combine(tp, back, plan);
-    mu_release(tp, back);
+    mu_tensor *y = mu_combine(tp, returned, plan);
+    mu_release(tp, returned);
     return y;
 }
 
-/* Alone, the experts read x through the plan. */
-static mu_tensor *routed(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
-    if (plan->exchanged) return exchanged(m, tp, x, gates, plan);
-    mu_tensor *weights = mu_scatter(tp, gates, plan->row_TK, plan->rows);
+/* With one rank the experts read x through the plan. */
+static mu_tensor *forward_local(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
+    mu_tensor *weights = mu_scatter_rows(tp, gates, plan->row_TK, plan->rows);
     mu_tape_part(tp, "experts");
-    mu_tensor *y = mu_experts_combined(tp, x, weights, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor,
-                                       plan);
+    mu_tensor *y = mu_experts_combined(tp, x, weights, &m->gate_eFD->tensor, &m->up_eFD->tensor, &m->down_eDF->tensor, plan);
     mu_release(tp, weights);
     return y;
+}
+
+/* The shared experts are one dense feed-forward. */
+static mu_tensor *add_shared_experts(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *y) {
+    mu_plan *plan = mu_plan_dense(tp, x->shape[0]);
+    mu_tensor *shared = mu_experts(tp, x, NULL, &m->shared_gate->tensor, &m->shared_up->tensor, &m->shared_down->tensor, plan);
+    mu_tensor *sum = mu_add(tp, y, shared);
+    mu_plan_release(tp, plan);
+    mu_release(tp, y);
+    mu_release(tp, shared);
+    return sum;
 }
 
 mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x,
@@ -123,13 +130,9 @@ mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu
     mu_tape_part(tp, "dispatch and combine");
     mu_plan *plan = mu_dispatch(m, tp, cx, routing);
     routing->plan = plan;
-    mu_tensor *y = routed(m, tp, x, routing->gates_TK, plan);
+    mu_tensor *y = plan->all_to_all ? forward_expert_parallel(m, tp, x, routing->gates_TK, plan)
+                                    : forward_local(m, tp, x, routing->gates_TK, plan);
+    mu_plan_release(tp, plan);
     mu_tape_part(tp, "experts");
-    if (!m->shared_gate) return y;
-    mu_tensor *general = mu_experts(tp, x, NULL, &m->shared_gate->tensor, &m->shared_up->tensor,
-                                    &m->shared_down->tensor, mu_plan_dense(tp, x->shape[0]));
-    mu_tensor *sum = mu_add(tp, y, general);
-    mu_release(tp, y);
-    mu_release(tp, general);
-    return sum;
+    return m->shared_gate ? add_shared_experts(m, tp, x, y) : y;
 }

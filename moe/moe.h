@@ -92,7 +92,8 @@ mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu
 mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD);
 
 /* Where each routed row goes, and back. For one rank: rows sorted by expert, read straight from x. For
- * several: rows travel sorted by destination, and the receiver visits them by expert, then sender. */
+ * several: rows are sent sorted by destination, and the receiver reads them by expert, then sender. Tensors that ops
+ * read are inputs of those ops. */
 typedef struct mu_plan {
     int64_t T, K;
     int64_t capacity;                       /* most rows an expert takes of a sequence; 0: any number */
@@ -101,20 +102,23 @@ typedef struct mu_plan {
     mu_tensor *offsets;                     /* I64 [e+1] */
     mu_tensor *unit_bounds;                 /* I64 [e * reduction_units + 1]: first row of each unit; for exact sums, or NULL */
     int64_t reduction_units;                /* of all ranks of the expert group */
-    mu_tensor *index;                       /* I32 [rows]: the input row (and, with several ranks, output row) of each */
-    mu_tensor *back;                        /* I32 [inputs, fan]: the rows that read an input row, -1 for none */
-    int64_t fan;                            /* K for one rank, else 1 */
-    bool exchanged;                         /* rows travelled */
+    mu_tensor *row_source;                  /* I32 [rows]: the input row (and, with several ranks, output row) of each */
+    mu_tensor *token_rows;                  /* I32 [inputs, rows_per_token]: the rows that read an input row, -1 for none */
+    int64_t rows_per_token;                 /* K for one rank, else 1 */
+    bool all_to_all;                        /* rows are exchanged among ranks */
     bool batch_invariant;                   /* a row's bits do not depend on the number of rows (kernels.h) */
     mu_tensor *row_TK;                      /* I32: row of each assignment in this rank's own order, -1 when dropped */
     mu_tensor *token;                       /* I32: token of each of this rank's own rows */
-    int64_t sent;                           /* this rank's own rows */
-    int64_t *send_rows, *recv_rows;         /* [group size] */
+    int64_t sent;                           /* this rank's own rows, with several ranks */
+    int64_t *send_rows, *recv_rows;         /* [group size], with several ranks */
 } mu_plan;
-/* Collective over m->group (counts are exchanged when it has several ranks). */
+/* One op (ops/dispatch.c), without gradient: recomputation uses the plan again. Collective over m->group (counts are exchanged
+ * when it has several ranks). */
 mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r);
 /* A plan that sends every one of T rows to one expert: a dense feed-forward. Local. */
 mu_plan *mu_plan_dense(mu_tape *tp, int64_t T);
+/* No more ops will be given the plan (mu_release). mu_routing_add_kept can still be called. Local. */
+void mu_plan_release(mu_tape *tp, const mu_plan *p);
 
 /* ------------------------------------------------------------------ ops (ops/) */
 /* x_TD, master dtype, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
@@ -127,12 +131,12 @@ mu_routing mu_route(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, mu_ten
  * multiplied by its weight (one a row, in the plan's order; NULL: 1). */
 mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *weights_R, mu_tensor *gate_eFD, mu_tensor *up_eFD,
                       mu_tensor *down_eDF, const mu_plan *plan);
-/* The same where no row travelled, each token's rows summed: [T, D]. Neither the rows nor their gradients are kept. */
+/* The same over a plan of one rank, each token's rows summed: [T, D]. Neither the rows nor their gradients are kept. */
 mu_tensor *mu_experts_combined(mu_tape *tp, mu_tensor *x_TD, mu_tensor *weights_R, mu_tensor *gate_eFD,
                                mu_tensor *up_eFD, mu_tensor *down_eDF, const mu_plan *plan);
-mu_tensor *mu_gather(mu_tape *tp, mu_tensor *x_TD, const mu_plan *plan);            /* this rank's rows, in order to travel */
-mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, const mu_plan *plan);           /* the sum of each token's rows: [T, D] */
-mu_tensor *mu_scatter(mu_tape *tp, mu_tensor *x, mu_tensor *index, int64_t rows);   /* value i of x in row index[i]: [rows, 1] */
+mu_tensor *mu_gather_rows(mu_tape *tp, mu_tensor *x_TD, const mu_plan *plan);               /* this rank's rows, in the order to send */
+mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, const mu_plan *plan);                   /* the sum of each token's rows: [T, D] */
+mu_tensor *mu_scatter_rows(mu_tape *tp, mu_tensor *x, mu_tensor *row, int64_t rows);        /* value i of x in row row[i]: [rows, 1] */
 /* weight * sum_t sum_i coef[t / segment, i] p_ti (F64, one value per reduction unit); *value: the same without weight. A unit holds
  * whole segments, or a segment whole units. */
 mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores_TE, mu_tensor *coef, int64_t segment, bool normalise, double weight,

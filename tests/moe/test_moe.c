@@ -18,7 +18,7 @@ static void check_plan(const layer *l, const mu_plan *plan, int64_t capacity) {
             *seen = mu_alloc(TOKENS * (size_t)K, sizeof *seen);
     mu_tensor_read(l->routing.ids_TK, ids);
     mu_tensor_read(plan->row_TK, rows);
-    mu_tensor_read(plan->index, token);
+    mu_tensor_read(plan->row_source, token);
     mu_tensor_read(plan->offsets, offsets);
     for (int64_t i = 0; i < TOKENS * K; i++) {
         if (i % (S * K) == 0) memset(load, 0, (size_t)E * sizeof *load);
@@ -64,7 +64,7 @@ static void combine_undoes_dispatch(void **state) {
     mu_plan *plan = mu_dispatch(&l->moe, l->tp, &l->cx, &l->routing);
     plan->sent = plan->rows;
     double x[TOKENS * D], back[TOKENS * D];
-    mu_tensor_get(mu_combine(l->tp, mu_gather(l->tp, &l->x_TD->tensor, plan), plan), back);
+    mu_tensor_get(mu_combine(l->tp, mu_gather_rows(l->tp, &l->x_TD->tensor, plan), plan), back);
     mu_tensor_get(&l->x_TD->tensor, x);
     for (int i = 0; i < TOKENS * D; i++) assert_true(back[i] == K * x[i]);
     layer_free(l);
@@ -202,8 +202,8 @@ static mu_tensor *loss_of_combine(mu_tape *tp, void *arg) {
     mu_tensor *gates = mu_add(tp, &c->gates->tensor, &c->gates->tensor);
     for (uint32_t time = 0; time < 2; time++) {
         mu_tensor *terms[4] = { mu_combine(tp, &c->rows->tensor, plan), mu_combine(tp, rows, plan),
-                                mu_scatter(tp, &c->gates->tensor, plan->row_TK, plan->sent),
-                                mu_scatter(tp, gates, plan->row_TK, plan->sent) };
+                                mu_scatter_rows(tp, &c->gates->tensor, plan->row_TK, plan->sent),
+                                mu_scatter_rows(tp, gates, plan->row_TK, plan->sent) };
         for (uint32_t i = 0; i < 4; i++) {
             mu_tensor *term = weighted_sum(tp, terms[i], 4 * time + i);
             loss = loss ? mu_add(tp, loss, term) : term;
