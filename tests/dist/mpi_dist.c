@@ -397,7 +397,14 @@ static void all_to_all(void **state) {
 /* ---------------------------------------------------------------- experts over ranks */
 enum { D = 5, F = 3, S = 4, E = 8 };
 
-typedef struct { mu_moe_config cfg; int64_t sequences; const char *device; int64_t shm_threshold_bytes; } scene;
+typedef struct {
+    mu_moe_config cfg;
+    int64_t sequences;
+    const char *device;
+    int64_t shm_threshold_bytes;
+    bool recompute;             /* each layer is a segment of its own */
+    bool turn_router;           /* the router's weights are negated between forward and backward */
+} scene;
 typedef struct { double *y, *dx, *grads; int64_t dropped; } result;
 
 /* Gradients of all parameters but x, whole on every rank: units in global order, at most E*D values each. */
@@ -425,19 +432,36 @@ static void sum_gradients(mu_params *ps) {
     }
 }
 
+static mu_tensor *forward_once(const scene *s, layer *l) {
+    if (s->recompute) mu_tape_recompute_begin(l->tp);
+    mu_tensor *y = layer_forward(l, l->tp);
+    if (s->recompute) mu_tape_recompute_end(l->tp);
+    return y;
+}
+
+static void negate(mu_tensor *w) {
+    int64_t n = mu_count(w);
+    double *x = mu_alloc((size_t)n, sizeof *x);
+    mu_tensor_get(w, x);
+    for (int64_t i = 0; i < n; i++) x[i] = -x[i];
+    mu_tensor_set(w, x);
+    free(x);
+}
+
 /* One forward and backward, experts over groups of `ep` ranks; each rank has tokens of its own. */
 static result run(const scene *s, int ep) {
     mu_mesh *mesh = mu_mesh_open(NULL, ep);
     mesh->expert->piece_limit = 100, mesh->expert->shm_threshold_bytes = s->shm_threshold_bytes;
     layer *l = layer_new(s->device, mesh, s->cfg, s->sequences, S, D);
-    int64_t n = mu_count(&l->x_TD->tensor), first = 0;
+    int64_t n = mu_count(&l->x_TD->tensor);
     double *x = random_reals(70 + (uint32_t)world->rank, n, 1);
     mu_tensor_set(&l->x_TD->tensor, x);
-    l->cx.global_samples = &first;
-    mu_tensor *once = layer_forward(l, l->tp), *again = layer_forward(l, l->tp);
+    l->cx.global_samples = (int64_t[]){ 0, 1, 2 };
+    mu_tensor *once = forward_once(s, l), *again = forward_once(s, l);
     result r = { mu_alloc((size_t)n + 1, sizeof(double)), mu_alloc((size_t)n + 1, sizeof(double)), NULL,
                  layer_dropped(l) };
     mu_tensor_get(once, r.y);
+    if (s->turn_router) negate(&l->moe.router_ED->tensor);
     mu_backward(l->tp, mu_add(l->tp, weighted_sum(l->tp, once, 1),
                               weighted_sum(l->tp, again, 2 + (uint32_t)world->rank)));
     sum_gradients(l->ps);
@@ -486,7 +510,7 @@ static void layers_agree(void **state) {
         mu_moe_config cfg = layer_config(E, 1 + variant % 3, F);
         cfg.score_func = variant & 1, cfg.num_shared_experts = variant & 2,
         cfg.capacity_factor = variant & 4 ? 0.7 : 0;
-        compare((scene){ cfg, 3, "ref", variant & 1 ? 1 : INT64_MAX }, 1e-12);
+        compare((scene){ .cfg = cfg, .sequences = 3, .device = "ref", .shm_threshold_bytes = variant & 1 ? 1 : INT64_MAX }, 1e-12);
     }
 }
 
@@ -495,16 +519,37 @@ static void idle_ranks_agree(void **state) {
     (void)state;
     mu_moe_config cfg = layer_config(E, 1, F);
     cfg.force_skew = true, cfg.norm_topk_prob = false;
-    compare((scene){ cfg, 3, "ref", INT64_MAX }, 1e-12);
+    compare((scene){ .cfg = cfg, .sequences = 3, .device = "ref", .shm_threshold_bytes = INT64_MAX }, 1e-12);
     bool without = world->size > 1 && world->rank == world->size - 1;        /* a rank without tokens, too */
-    compare((scene){ cfg, without ? 0 : 2, "ref", 1 }, 1e-12);
+    compare((scene){ .cfg = cfg, .sequences = without ? 0 : 2, .device = "ref", .shm_threshold_bytes = 1 }, 1e-12);
 }
 
 static void fast_layers_agree(void **state) {
     (void)state;
     mu_moe_config cfg = layer_config(E, 2, F);
-    compare((scene){ cfg, 3, "cpu", 1 }, 1e-5);
-    compare((scene){ cfg, 3, "guarded", 1 }, 1e-5);
+    compare((scene){ .cfg = cfg, .sequences = 3, .device = "cpu", .shm_threshold_bytes = 1 }, 1e-5);
+    compare((scene){ .cfg = cfg, .sequences = 3, .device = "guarded", .shm_threshold_bytes = 1 }, 1e-5);
+}
+
+/* Recomputed layers exchange rows again, by the plan that they had: the same bits, even if the router would now choose others. */
+static void recomputed_layers_agree(void **state) {
+    (void)state;
+    mu_moe_config cfg = layer_config(E, 2, F);
+    cfg.capacity_factor = 0.7, cfg.router_jitter = 0.2, cfg.num_shared_experts = 1;
+    for (int ep = 1; ep <= world->size; ep *= 2)
+        for (int variant = 0; variant < 6; variant++) {
+            scene s = { .cfg = cfg, .sequences = 3, .device = (const char *const[]){ "ref", "cpu", "guarded" }[variant % 3],
+                        .shm_threshold_bytes = 1, .turn_router = variant >= 3 };
+            result kept = run(&s, ep);
+            s.recompute = true;
+            result again = run(&s, ep);
+            same("y", ep, kept.y, again.y, s.sequences * S * D, 0);
+            same("dx", ep, kept.dx, again.dx, s.sequences * S * D, 0);
+            same("gradient", ep, kept.grads, again.grads, (1 + 3 * E + 3) * E * D, 0);
+            check(kept.dropped == again.dropped, "%lld dropped, not %lld", (long long)again.dropped, (long long)kept.dropped);
+            result_free(&kept);
+            result_free(&again);
+        }
 }
 
 /* A rank's dry run with experts elsewhere talks to nobody and counts bytes. */
@@ -529,7 +574,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(all_kinds_in_turn), cmocka_unit_test(agreement), cmocka_unit_test(same_text),
         cmocka_unit_test(groups),
         cmocka_unit_test(all_to_all), cmocka_unit_test(layers_agree), cmocka_unit_test(idle_ranks_agree),
-        cmocka_unit_test(fast_layers_agree), cmocka_unit_test(dry_runs_are_silent),
+        cmocka_unit_test(fast_layers_agree), cmocka_unit_test(recomputed_layers_agree), cmocka_unit_test(dry_runs_are_silent),
     };
     mpi_tests_begin(&argc, &argv);
     world = mu_comm_new(NULL);
