@@ -366,6 +366,13 @@ bool      mu_file_exists(const char *path);
 const char *mu_file_not_plain(const char *path);
 /* Path and suffix, or with -2, -3, ... behind them: the first name that nothing has, not even a dangling link; heap. */
 char     *mu_file_free_name(const char *path, const char *suffix);
+/* What is at `path` (file, folder or link) gets the name PATH.aside, or the next that is free: *name, heap; NULL where there is
+ * nothing. */
+mu_status mu_file_set_aside(const char *path, char **name, mu_error *e) MU_MUST_USE;
+/* `write` makes a new file, which takes the place of `path`; what was there stays as *aside, as above, set only on success. At every
+ * moment one of the two has the name `path`, unless the file system has no links. */
+mu_status mu_file_rewrite(const char *path, mu_status (*write)(void *context, const char *temporary, mu_error *e), void *context,
+                          char **aside, mu_error *e) MU_MUST_USE;
 /* Whether the path is the folder or lies in it, links followed; neither needs to be there yet. */
 bool      mu_file_is_inside(const char *path, const char *folder);
 /* XXH3-128 of the content as 32 hex digits and the size in bytes. */

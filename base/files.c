@@ -206,6 +206,44 @@ char *mu_file_free_name(const char *path, const char *suffix) {
     return name;
 }
 
+/* ------------------------------------------------------------------ keeping what was there */
+
+mu_status mu_file_set_aside(const char *path, char **name, mu_error *e) {
+    struct stat st;
+    *name = NULL;
+    if (lstat(path, &st)) return errno == ENOENT ? MU_STATUS_OK : write_failed(e, path, "set aside");
+    *name = mu_file_free_name(path, ".aside");
+    mu_status status = mu_file_rename(path, *name, e);
+    if (status != MU_STATUS_OK) {
+        free(*name);
+        *name = NULL;
+    }
+    return status;
+}
+
+/* As above, but the file keeps its name, too, where the file system has links. */
+static mu_status keep_as_link(const char *path, char **name, mu_error *e) {
+    *name = mu_file_free_name(path, ".aside");
+    if (!link(path, *name)) return MU_STATUS_OK;
+    free(*name);
+    return mu_file_set_aside(path, name, e);
+}
+
+mu_status mu_file_rewrite(const char *path, mu_status (*write)(void *context, const char *temporary, mu_error *e), void *context,
+                          char **aside, mu_error *e) {
+    char *temporary, *kept = NULL;
+    *aside = NULL;
+    mu_status status = mu_file_temporary(path, &temporary, e);
+    if (status != MU_STATUS_OK) return status;
+    status = write(context, temporary, e);
+    if (status == MU_STATUS_OK) status = keep_as_link(path, &kept, e);
+    if (status == MU_STATUS_OK) status = mu_file_rename(temporary, path, e);
+    if (status == MU_STATUS_OK) *aside = kept;
+    else unlink(temporary), free(kept);
+    free(temporary);
+    return status;
+}
+
 /* ------------------------------------------------------------------ folders */
 
 static mu_status make_dir(const char *path, mu_error *e) {

@@ -290,13 +290,11 @@ mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     for (int i = 0; i < n && steps[i] > t->step && status == MU_STATUS_OK; i++) {
         char *from = mu_checkpoint_path(t->cfg.run.dir, steps[i]);
-        char *to = mu_file_free_name(from, ".aside");
-        status = mu_file_rename(from, to, e);
+        char *to;
+        status = mu_file_set_aside(from, &to, e);
         if (status == MU_STATUS_OK)
-            mu_log(
-                MU_LOG_WARNING,
-                "the checkpoint of step %lld is beyond step %lld, from which this run goes on: renamed to %s",
-                (long long)steps[i], (long long)t->step, to);
+            mu_log(MU_LOG_WARNING, "checkpoint of step %lld is newer than resume step %lld, moved aside to %s", (long long)steps[i],
+                   (long long)t->step, to);
         free(from);
         free(to);
     }
@@ -399,8 +397,8 @@ static mu_status make_unfinished(const char *folder, const char *tmp, mu_error *
     mu_status status = mu_file_make_dirs(folder, e);
     if (status == MU_STATUS_OK) status = remove_unfinished(folder, e);
     if (status == MU_STATUS_OK && is_taken(tmp)) {
-        char *to = mu_file_free_name(tmp, ".aside");
-        status = mu_file_rename(tmp, to, e);
+        char *to;
+        status = mu_file_set_aside(tmp, &to, e);
         if (status == MU_STATUS_OK)
             mu_log(MU_LOG_WARNING, "%s is in the way of a checkpoint and not muster's: renamed to %s", tmp, to);
         free(to);

@@ -93,6 +93,7 @@ typedef struct {
 typedef struct {
     const mu_trainer *t;
     const char *path, *routing_path;
+    char *routing_aside;                                /* where routing.h5 was set aside; NULL: it was not */
     sound_line *list;
     int64_t n, capacity;
     bool in_order, checked;                             /* checked: some line has a checksum, so that all later ones do */
@@ -195,7 +196,7 @@ static void note_steps(const survey *s, mu_logged_steps *logged) {
         if (stays(s, i) && s->list[i].key % 2 == 0) logged->step[logged->n++] = s->list[i].key / 2;
 }
 
-/* Writes the lines that stay into a new file. */
+/* The lines that stay, into a new file. */
 static mu_status write_lines(const survey *s, const char *path, mu_error *e) {
     mu_lines r = { 0 };
     FILE *out = fopen(path, "we");
@@ -220,45 +221,25 @@ static mu_status write_lines(const survey *s, const char *path, mu_error *e) {
 /* What is not a plain file is not muster's. */
 static bool has_routing(const survey *s) { return mu_file_exists(s->routing_path) && !mu_file_not_plain(s->routing_path); }
 
-/* Both files as they were get names beside the new ones. A link, so that there is no moment without metrics.jsonl; where the
- * file system has none, it is renamed. *names, heap: for the warning. */
-static mu_status keep_aside(const survey *s, char **names, mu_error *e) {
-    char *metrics = mu_file_free_name(s->path, ".aside"), *routing = mu_file_free_name(s->routing_path, ".aside");
-    bool any = mu_file_exists(s->path), loads = has_routing(s);
-    mu_status status = MU_STATUS_OK;
-    if (any && link(s->path, metrics)) status = mu_file_rename(s->path, metrics, e);
-    if (status == MU_STATUS_OK && loads) status = mu_file_rename(s->routing_path, routing, e);
-    *names = mu_format("%s%s%s", any ? metrics : "", any && loads ? " and " : "", loads ? routing : "");
-    free(metrics);
-    free(routing);
-    return status;
+/* The new file is whole before anything is set aside. */
+static mu_status write_new(void *context, const char *path, mu_error *e) {
+    survey *s = context;
+    mu_status status = write_lines(s, path, e);
+    return status == MU_STATUS_OK && has_routing(s) ? mu_file_set_aside(s->routing_path, &s->routing_aside, e) : status;
 }
 
-static void say_why(const survey *s, const char *names) {
-    if (s->damaged)
-        mu_log(MU_LOG_WARNING, "%s: %lld of %lld lines are damaged, the first is line %lld; the others stay, what was there is kept as %s",
-               s->path, (long long)s->damaged, (long long)s->lines, (long long)s->first_damaged, names);
-    else if (s->t->step)
-        mu_log(MU_LOG_WARNING, "%s: lines beyond step %lld, from which this run resumes, are kept in %s", s->path,
-               (long long)s->t->step, names);
-    else
-        mu_log(MU_LOG_WARNING, "%s holds metrics of an earlier job and no checkpoint to resume from: they are kept as %s",
-               s->t->cfg.run.dir, names);
-}
-
-/* Puts the lines that stay in the place of the file, which is kept aside. */
-static mu_status replace(const survey *s, mu_error *e) {
-    char *tmp, *names = NULL;
-    mu_status status = mu_file_temporary(s->path, &tmp, e);
+/* The lines that stay, in the place of what was there; that and routing.h5 are kept. */
+static mu_status replace(survey *s, mu_error *e) {
+    char *aside, detail[64];
+    mu_status status = mu_file_rewrite(s->path, write_new, s, &aside, e);
     if (status != MU_STATUS_OK) return status;
-    status = write_lines(s, tmp, e);
-    if (status == MU_STATUS_OK) status = keep_aside(s, &names, e);
-    if (status == MU_STATUS_OK) status = mu_file_rename(tmp, s->path, e);
-    if (status != MU_STATUS_OK) unlink(tmp);
-    else say_why(s, names);
-    free(tmp);
+    char *names = mu_format("%s%s%s", aside ? aside : "", aside && s->routing_aside ? " and " : "", s->routing_aside ? s->routing_aside : "");
+    snprintf(detail, sizeof detail, ", the first is line %lld", (long long)s->first_damaged);
+    mu_run_say_kept(&(mu_kept){ .path = s->path, .names = names, .parts = "lines", .step = s->t->step, .damaged = s->damaged,
+                                .all = s->lines, .detail = detail });
     free(names);
-    return status;
+    free(aside);
+    return MU_STATUS_OK;
 }
 
 bool mu_run_leaves_course(const mu_trainer *t) {
@@ -291,6 +272,7 @@ mu_status mu_metrics_cut_back(const char *path, const char *routing_path, const 
     mu_status status = cut_back(&s, e);
     note_steps(&s, logged);
     *ended = s.ended;
+    free(s.routing_aside);
     free(s.list);
     return status;
 }

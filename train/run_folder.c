@@ -1,9 +1,9 @@
 /* run_folder.c - the run folder is made and proved to be the same and writable for all ranks; RUN/config.resolved.yaml and
  * RUN/run.json. */
+#include "train/run_view.h"
 #include "train/train.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -223,23 +223,14 @@ mu_status mu_run_describe(const mu_trainer *t, int argc, char **argv, mu_error *
     return mu_agree(world, status, e);
 }
 
-/* The domains as the run's last start read them; NULL unless those are the texts of the checkpoint. */
-static json_t *domains_of(const mu_manifest *m) {
-    char *path = mu_format("%s/../../run.json", m->path), *text = NULL;
-    size_t bytes = 0;
-    json_error_t why;
-    if (mu_file_read(path, 16 << 20, &text, &bytes, NULL) != MU_STATUS_OK) bytes = 0;
-    json_t *root = bytes ? json_loadb(text, bytes, 0, &why) : NULL;
-    const char *fingerprint = json_string_value(json_object_get(root, "data_fingerprint"));
-    json_t *domains = fingerprint && !strcmp(fingerprint, m->fingerprint) ? json_incref(json_object_get(root, "domains")) : NULL;
-    json_decref(root);
-    free(text);
-    free(path);
-    return domains;
-}
-
+/* Nothing is said of a run.json that does not tell, or tells of other texts than the checkpoint's. */
 void mu_run_name_changes(const mu_trainer *t, const mu_manifest *m, mu_error *e) {
-    json_t *domains = domains_of(m), *old;
+    char *dir = mu_format("%s/../..", m->path);
+    mu_run_view v;
+    mu_error why;
+    mu_status status = mu_run_view_open(&v, dir, &why);
+    const char *texts = json_string_value(json_object_get(v.facts, "data_fingerprint"));
+    json_t *old, *domains = status == MU_STATUS_OK && texts && !strcmp(texts, m->fingerprint) ? json_object_get(v.facts, "domains") : NULL;
     size_t at;
     json_array_foreach(domains, at, old) {
         const char *name = json_string_value(json_object_get(old, "name"));
@@ -252,5 +243,19 @@ void mu_run_name_changes(const mu_trainer *t, const mu_manifest *m, mu_error *e)
                              fingerprint, (long long)d->n_tokens, d->fingerprint);
         }
     }
-    json_decref(domains);
+    mu_run_view_close(&v);
+    free(dir);
+}
+
+/* ------------------------------------------------------------------ files of an earlier job */
+
+void mu_run_say_kept(const mu_kept *k) {
+    if (k->step && k->damaged)
+        mu_log(MU_LOG_WARNING, "%s: %lld of %lld %s are damaged%s; the others stay, what was there is kept as %s", k->path,
+               (long long)k->damaged, (long long)k->all, k->parts, k->detail, k->names);
+    else if (k->step)
+        mu_log(MU_LOG_WARNING, "%s: %s newer than resume step %lld, moved aside to %s", k->path, k->parts, (long long)k->step, k->names);
+    else
+        mu_log(MU_LOG_WARNING, "%s is of an earlier job and there is no checkpoint to resume from: what was there is kept as %s", k->path,
+               k->names);
 }

@@ -6,7 +6,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 typedef struct { int64_t index, step; } kept_record;
 
@@ -118,7 +117,8 @@ static mu_status merge_all(merge *m, mu_error *e) {
     return status;
 }
 
-static mu_status write_file(survey *s, const char *path, mu_error *e) {
+static mu_status write_file(void *context, const char *path, mu_error *e) {
+    survey *s = context;
     merge m = { .s = s, .loads = mu_alloc((size_t)(s->shape.layers * s->shape.experts), sizeof *m.loads) };
     mu_status status = mu_statistics_create(&m.to, path, &s->shape, e);
     if (status == MU_STATUS_OK && s->missing) status = mu_lines_open(&m.lines, s->metrics_path, e);
@@ -131,36 +131,19 @@ static mu_status write_file(survey *s, const char *path, mu_error *e) {
     return status;
 }
 
-static void say_why(const survey *s, const char *aside) {
-    int64_t damaged = s->missing > s->unsound ? s->missing : s->unsound;
-    if (s->foreign)
-        mu_log(MU_LOG_WARNING, "%s is not of this run, or its header is damaged: it is kept as %s", s->path, aside);
-    else if (!s->t->step)
-        mu_log(MU_LOG_WARNING, "%s holds statistics of an earlier job and there is no checkpoint to resume from: it is kept as %s", s->path,
-               aside);
-    else if (damaged)
-        mu_log(MU_LOG_WARNING, "%s: %lld of %lld records are damaged or missing; the others stay, the loads of those steps are taken from"
-               " metrics.jsonl, what was there is kept as %s", s->path, (long long)damaged,
-               (long long)(s->old->n > s->logged->n ? s->old->n : s->logged->n), aside);
-    else
-        mu_log(MU_LOG_WARNING, "%s: records beyond step %lld, from which this run resumes, are kept in %s", s->path,
-               (long long)s->t->step, aside);
-}
-
-/* Puts the new file in the place of what is there, which is kept aside: with a link, so that there is no moment without the file;
- * where the file system has none, it is renamed. */
+/* The new file in the place of what was there, which is kept. */
 static mu_status replace(survey *s, mu_error *e) {
-    char *tmp, *aside = mu_file_free_name(s->path, ".aside");
-    mu_status status = mu_file_temporary(s->path, &tmp, e);
-    if (status == MU_STATUS_OK) status = write_file(s, tmp, e);
-    bool any = mu_file_exists(s->path);
-    if (status == MU_STATUS_OK && any && link(s->path, aside)) status = mu_file_rename(s->path, aside, e);
-    if (status == MU_STATUS_OK) status = mu_file_rename(tmp, s->path, e);
-    if (status != MU_STATUS_OK && tmp) unlink(tmp);
-    if (status == MU_STATUS_OK && any) say_why(s, aside);
-    free(tmp);
+    char *aside;
+    mu_status status = mu_file_rewrite(s->path, write_file, s, &aside, e);
+    if (status != MU_STATUS_OK || !aside) return status;
+    if (s->foreign) mu_log(MU_LOG_WARNING, "%s is not of this run, or its header is damaged: it is kept as %s", s->path, aside);
+    else
+        mu_run_say_kept(&(mu_kept){ .path = s->path, .names = aside, .parts = "records", .step = s->t->step,
+                                    .damaged = s->missing > s->unsound ? s->missing : s->unsound,
+                                    .all = s->old->n > s->logged->n ? s->old->n : s->logged->n,
+                                    .detail = " or missing (the loads of those steps are taken from metrics.jsonl)" });
     free(aside);
-    return status;
+    return MU_STATUS_OK;
 }
 
 static mu_status resume(survey *s, mu_error *e) {

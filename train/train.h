@@ -181,6 +181,14 @@ mu_status mu_metrics_cut_back(const char *path, const char *routing_path, const 
  * the lines of metrics.jsonl. Local. */
 mu_status mu_statistics_resume(mu_statistics **s, const char *path, const char *metrics_path, const mu_trainer *t,
                                const mu_logged_steps *logged, mu_error *e) MU_MUST_USE;
+/* A warning that a file of an earlier job was written anew, and why: damaged parts (`damaged` of `all`), an earlier job of which there is no
+ * checkpoint (step 0), or parts newer than the resume step. names: what was there is kept under. Local. */
+typedef struct {
+    const char *path, *names, *parts;               /* parts: "lines" */
+    int64_t step, damaged, all;
+    const char *detail;                             /* of the damage */
+} mu_kept;
+void mu_run_say_kept(const mu_kept *k);
 /* Is a course left at t->step, of which there are checkpoints beyond it? They and what belongs to their steps are kept. Local. */
 bool mu_run_leaves_course(const mu_trainer *t);
 

@@ -159,6 +159,57 @@ static void test_rename(void **state) {
     assert_error(mu_file_sync(in_folder("absent"), &e), MU_STATUS_IO, "absent");
 }
 
+/* What is there gets a name that nothing had, whether it is a file, a folder or a link that leads nowhere. */
+static void test_set_aside(void **state) {
+    (void)state;
+    char *name;
+    assert_ok(mu_file_set_aside(in_folder("absent"), &name, &e));
+    assert_null(name);
+    assert_int_equal(symlink("nowhere", in_folder("k")), 0);
+    assert_ok(mu_file_set_aside(in_folder("k"), &name, &e));
+    assert_string_equal(name, in_folder("k.aside"));
+    free(name);
+    assert_ok(mu_file_make_dirs(in_folder("k"), &e));
+    assert_ok(mu_file_set_aside(in_folder("k"), &name, &e));
+    assert_string_equal(name, in_folder("k.aside-2"));
+    free(name);
+    assert_ok(mu_file_replace(in_folder("k"), "file", 4, &e));
+    assert_ok(mu_file_set_aside(in_folder("k"), &name, &e));
+    assert_content(in_folder("k.aside-3"), "file");
+    free(name);
+    assert_int_equal(count_names("k"), 3);
+    assert_error(mu_file_set_aside(in_folder("k.aside-3/x"), &name, &e), MU_STATUS_IO, "k.aside-3/x");
+    assert_null(name);
+}
+
+static mu_status write_text(void *context, const char *temporary, mu_error *error) {
+    return mu_file_replace(temporary, context, strlen(context), error);
+}
+static mu_status fail_to_write(void *context, const char *temporary, mu_error *error) {
+    (void)!write_text(context, temporary, error);
+    return mu_error_set(error, MU_STATUS_IO, "a full disk");
+}
+
+/* The new file takes the place of the old one, which is kept; when it cannot be written nothing has changed. */
+static void test_rewrite(void **state) {
+    (void)state;
+    char *aside, first[] = "first", second[] = "second";
+    assert_ok(mu_file_rewrite(in_folder("w"), write_text, first, &aside, &e));
+    assert_null(aside);
+    assert_content(in_folder("w"), "first");
+    assert_error(mu_file_rewrite(in_folder("w"), fail_to_write, second, &aside, &e), MU_STATUS_IO, "a full disk");
+    assert_null(aside);
+    assert_content(in_folder("w"), "first");
+    assert_int_equal(count_names("w"), 1);
+    assert_ok(mu_file_rewrite(in_folder("w"), write_text, second, &aside, &e));
+    assert_content(in_folder("w"), "second");
+    assert_string_equal(aside, in_folder("w.aside"));
+    assert_content(aside, "first");
+    assert_int_equal(count_names("w"), 2);
+    free(aside);
+    assert_error(mu_file_rewrite(in_folder("no/w"), write_text, first, &aside, &e), MU_STATUS_IO, "no/w");
+}
+
 static void test_make_and_remove_dirs(void **state) {
     (void)state;
     assert_ok(mu_file_make_dirs(in_folder("p/q/r/"), &e));
@@ -223,6 +274,7 @@ int main(void) {
         cmocka_unit_test(test_replace_and_read), cmocka_unit_test(test_read_errors),
         cmocka_unit_test(test_not_plain),        cmocka_unit_test(test_temporary),
         cmocka_unit_test(test_failed_replace),   cmocka_unit_test(test_rename),
+        cmocka_unit_test(test_set_aside),        cmocka_unit_test(test_rewrite),
         cmocka_unit_test(test_make_and_remove_dirs), cmocka_unit_test(test_inside),
         cmocka_unit_test(test_hash),
     };

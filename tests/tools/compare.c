@@ -6,9 +6,9 @@
  *       because fp32 routing is discontinuous. FIRST LAST: only these steps, which both must have.
  *   compare checkpoints A B
  *       weights, moments, step counts and state, bit for bit, whatever the shards. A and B: step-N folders. */
+#include "train/run_view.h"
 #include "train/train.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,27 +37,20 @@ static int64_t step_of(const json_t *line) { return json_integer_value(json_obje
 
 static lines read_lines(const char *path, int64_t first, int64_t last) {
     mu_error e;
-    char *text;
-    size_t bytes;
-    if (mu_file_read(path, (size_t)1 << 30, &text, &bytes, &e) != MU_STATUS_OK) stop(&e);
+    mu_lines in;
     lines l = { 0 };
-    int number = 0;
-    for (char *at = text, *end; (end = strchr(at, '\n')); at = end + 1) {
-        json_error_t problem;
-        json_t *line = json_loadb(at, (size_t)(end - at), JSON_REJECT_DUPLICATES, &problem);
-        number++;
-        if (!line || !json_is_object(line)) {
-            fprintf(stderr, "compare: %s:%d: %s\n", path, number, line ? "not an object" : problem.text);
+    if (mu_lines_open(&in, path, &e) != MU_STATUS_OK) stop(&e);
+    for (int number = 1; mu_lines_next(&in); number++) {
+        json_t *line = in.bytes <= MU_LINE_BYTES ? json_loadb(in.text, in.bytes, JSON_REJECT_DUPLICATES, NULL) : NULL;
+        if (!json_is_object(line)) {
+            fprintf(stderr, "compare: %s:%d: not a JSON object\n", path, number);
             exit(2);
         }
-        if (step_of(line) < first || step_of(line) > last) {
-            json_decref(line);
-            continue;
-        }
-        l.line = mu_realloc(l.line, (size_t)l.n + 1, sizeof *l.line);
-        l.line[l.n++] = line;
+        bool wanted = step_of(line) >= first && step_of(line) <= last;
+        if (wanted) l.line = mu_realloc(l.line, (size_t)l.n + 1, sizeof *l.line), l.line[l.n++] = json_incref(line);
+        json_decref(line);
     }
-    free(text);
+    if (mu_lines_close(&in, &e) != MU_STATUS_OK) stop(&e);
     return l;
 }
 

@@ -22,13 +22,13 @@ has_steps end "25 30"
 "$MUSTER_FLIP" end/checkpoints/step-00000030/manifest.json 100
 expect 0 "goes on before the damage" train 1 end train.steps=28 checkpoint.every=1 checkpoint.keep=1
 says "goes on before the damage" "resuming from end/checkpoints/step-00000025"
-says_once "goes on before the damage" "warning: the checkpoint of step 30 is beyond step 25, .* renamed to end/checkpoints/step-00000030.aside"
+says_once "goes on before the damage" "warning: checkpoint of step 30 is newer than resume step 25, moved aside to end/checkpoints/step-00000030.aside"
 has_steps end "28"
 expect 0 "all whole" on 1 "$MUSTER" verify end
 
 expect 0 "a long course" train 1 course train.steps=30 checkpoint.every=10 checkpoint.keep=9
 expect 0 "another one from its step 10" train 1 course train.steps=15 --resume course/checkpoints/step-00000010 optim.lr=1e-3 checkpoint.keep=9
-says_once "another one from its step 10" "warning: course/metrics.jsonl: lines beyond step 10, from which this run resumes, are kept in course/metrics.jsonl.aside and"
+says_once "another one from its step 10" "warning: course/metrics.jsonl: lines newer than resume step 10, moved aside to course/metrics.jsonl.aside and"
 if [ "$(wc -l < course/metrics.jsonl.aside)" = 30 ] && [ "$(wc -l < course/metrics.jsonl)" = 15 ]; then pass; else fail "metrics of the course that was left"; fi
 has_steps course "10 15"
 expect 0 "which is the one that goes on" train 1 course train.steps=18 optim.lr=1e-3 checkpoint.keep=9
@@ -41,7 +41,7 @@ expect 0 "metrics to lose" train 1 lost train.steps=10 checkpoint.every=5
 cp -r lost damaged && cp -r lost other
 rm -r lost/checkpoints
 expect 0 "the checkpoints are gone" train 1 lost train.steps=6
-says_once "the checkpoints are gone" "warning: lost holds metrics of an earlier job and no checkpoint to resume from: they are kept as lost/metrics.jsonl.aside and lost/routing.h5.aside"
+says_once "the checkpoints are gone" "warning: lost/metrics.jsonl is of an earlier job and there is no checkpoint to resume from: what was there is kept as lost/metrics.jsonl.aside and lost/routing.h5.aside"
 if cmp -s lost/metrics.jsonl.aside other/metrics.jsonl && cmp -s lost/routing.h5.aside other/routing.h5; then pass; else fail "what is kept differs"; fi
 if [ "$(wc -l < lost/metrics.jsonl)" = 6 ]; then pass; else fail "lines of the new run"; fi
 "$MUSTER_FLIP" damaged/metrics.jsonl 3000:5
@@ -49,7 +49,7 @@ expect 0 "a bit of the metrics" train 1 damaged train.steps=11
 says_once "a bit of the metrics" "warning: damaged/metrics.jsonl: [12] of (9|10|11) lines are damaged, .* kept as damaged/metrics.jsonl.aside and"
 cp -r damaged torn && "$MUSTER_FLIP" torn/statistics.rec 1200:2
 expect 0 "a bit of the statistics" train 1 torn train.steps=15
-says_once "a bit of the statistics" "warning: torn/statistics.rec: 1 of 11 records are damaged or missing; .* kept as torn/statistics.rec.aside"
+says_once "a bit of the statistics" "warning: torn/statistics.rec: 1 of 11 records are damaged or missing .* kept as torn/statistics.rec.aside"
 rm other/routing.h5 && mkdir other/routing.h5 && touch other/routing.h5/mine
 expect 0 "a folder in the place of routing.h5" train 1 other train.steps=20 checkpoint.every=5 checkpoint.keep=9
 says_once "a folder in the place of routing.h5" "warning: other/routing.h5 is a directory; the loads are in statistics.rec"

@@ -328,7 +328,7 @@ static void a_course_that_is_left_is_kept(void **state) {
         assert_content("metrics.jsonl", kept.bytes, kept.n);
         if (last == 8) assert_string_equal(warning, "");
         else {
-            assert_non_null(strstr(warning, "lines beyond step 8, from which this run resumes, are kept in ./metrics.jsonl.aside"));
+            assert_non_null(strstr(warning, "lines newer than resume step 8, moved aside to ./metrics.jsonl.aside"));
             assert_content("metrics.jsonl.aside", was.bytes, was.n);
         }
         remove("metrics.jsonl.aside");
@@ -352,7 +352,7 @@ static void without_a_checkpoint_all_is_kept(void **state) {
         if (kind != 2) put("metrics.jsonl", was.bytes, was.n);
         if (kind != 1) put("routing.h5", "of before", 9);
         open_and_sync();
-        char *said = mu_format(". holds metrics of an earlier job and no checkpoint to resume from: they are kept as %s%s%s",
+        char *said = mu_format("metrics.jsonl is of an earlier job and there is no checkpoint to resume from: what was there is kept as %s%s%s",
                                kind != 2 ? "./metrics.jsonl.aside" : "", kind == 0 ? " and " : "", kind != 1 ? "./routing.h5.aside" : "");
         if (!strstr(warning, said)) fail_msg("no \"%s\" in: %s", said, warning);
         free(said);

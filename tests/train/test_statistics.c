@@ -213,7 +213,7 @@ static void any_changed_byte_is_found(void **state) {
         assert_int_equal(unsound(), 1);
         if (i % 8 > 1) continue;
         resume();
-        if (!strstr(warning, "./statistics.rec: 1 of 6 records are damaged or missing;") ||
+        if (!strstr(warning, "./statistics.rec: 1 of 6 records are damaged or missing (the loads of those steps are taken from metrics.jsonl);") ||
             !strstr(warning, "what was there is kept as ./statistics.rec.aside"))
             fail_msg("byte %lld: %s", (long long)i, warning);
         assert_run(STEPS, 1, 2);
@@ -261,7 +261,7 @@ static void records_beyond_go(void **state) {
     assert_ok(mu_file_make_dirs("checkpoints/step-00000006", &e)); /* of a course that is left */
     resume();
     assert_ok(mu_file_remove_tree("checkpoints", &e));
-    assert_non_null(strstr(warning, "records beyond step 4, from which this run resumes, are kept in ./statistics.rec.aside"));
+    assert_non_null(strstr(warning, "records newer than resume step 4, moved aside to ./statistics.rec.aside"));
     assert_run(4, 1, 0);
     assert_int_equal(size_of("statistics.rec.aside"), size_of(file) + 2 * record_bytes());
 }
@@ -287,7 +287,7 @@ static void without_a_checkpoint_all_is_kept(void **state) {
     make_run(0);
     int64_t bytes = size_of(file);
     resume();
-    assert_non_null(strstr(warning, "statistics.rec holds statistics of an earlier job and there is no checkpoint to resume from"));
+    assert_non_null(strstr(warning, "statistics.rec is of an earlier job and there is no checkpoint to resume from"));
     assert_int_equal(size_of("statistics.rec.aside"), bytes);
     assert_run(0, 1, 0);
 }
