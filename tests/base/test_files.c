@@ -123,8 +123,10 @@ static void test_temporary(void **state) {
     assert_content(in_folder("b.tmp"), "a user's");
     assert_content(in_folder("b"), "new");
     assert_int_equal(unlink(first) | unlink(second) | unlink(taken), 0);
+    free(first);
     assert_error(mu_file_temporary(in_folder("no/x"), &first, &e), MU_STATUS_IO, "no/x");
     assert_null(first);
+    free(second);
     free(taken);
 }
 

@@ -28,6 +28,10 @@ if [ -n "${MPIEXEC:-}" ]; then
     resumed 2 two
     same_metrics one two 1e-9
 fi
+resumed 1 short parallel.ep=1 stats.window=20       # the names and length that the window had, into one of another length
+resumed 1 long parallel.ep=1 stats.window=300
+expect 0 "inspect a longer window" on 1 "$MUSTER" inspect long
+says "inspect a longer window" "^expert load, last 33 steps"
 
 # A run that began with the split "documents": its manifest, signed anew, says so; test_data.c has what that split is.
 set_up="optim.warmup_steps=0 train.eval_every=2 checkpoint.every=2"
