@@ -105,24 +105,34 @@ int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expe
 
 bool mu_load_window_judges(const mu_load_window *w) { return w->held >= MU_LOAD_WINDOW_LEAST; }
 
+static int64_t layer_load(const mu_load_window *w, int layer) {
+    int64_t all = 0;
+    for (int i = 0; i < w->experts; i++) all += w->total[(int64_t)layer * w->experts + i];
+    return all;
+}
+
+/* Of an expert with this load, in a layer whose experts have `all` together. */
+static mu_expert_state state_of(const mu_load_window *w, int64_t load, int64_t all) {
+    if (!mu_load_window_judges(w)) return MU_EXPERT_HEALTHY;
+    if (load == 0) return MU_EXPERT_DEAD;
+    return load * w->experts * 10 < all ? MU_EXPERT_STARVED : MU_EXPERT_HEALTHY;
+}
+
 mu_expert_state mu_load_window_state(const mu_load_window *w, int layer, int expert) {
     MU_CHECK(layer >= 0 && layer < w->layers && expert >= 0 && expert < w->experts, "expert %d of %d, layer %d of %d", expert,
              w->experts, layer, w->layers);
-    if (!mu_load_window_judges(w)) return MU_EXPERT_HEALTHY;
-    const int64_t *row = w->total + (int64_t)layer * w->experts;
-    if (row[expert] == 0) return MU_EXPERT_DEAD;
-    int64_t all = 0;
-    for (int i = 0; i < w->experts; i++) all += row[i];
-    return row[expert] * w->experts * 10 < all ? MU_EXPERT_STARVED : MU_EXPERT_HEALTHY;
+    return state_of(w, w->total[(int64_t)layer * w->experts + expert], layer_load(w, layer));
 }
 
 mu_unhealthy mu_load_window_unhealthy(const mu_load_window *w) {
     mu_unhealthy n = { 0, 0 };
-    for (int layer = 0; layer < w->layers; layer++)
+    for (int layer = 0; layer < w->layers; layer++) {
+        int64_t all = layer_load(w, layer);
         for (int i = 0; i < w->experts; i++) {
-            mu_expert_state state = mu_load_window_state(w, layer, i);
+            mu_expert_state state = state_of(w, w->total[(int64_t)layer * w->experts + i], all);
             n.dead += state == MU_EXPERT_DEAD, n.starved += state == MU_EXPERT_STARVED;
         }
+    }
     return n;
 }
 

@@ -40,7 +40,7 @@ enum { MU_BIAS_RATE_MAX = 1000 };
 typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
 
 #define MU_OPTIONS_STATS(O) \
-    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which the load of experts is summed, and an expert without a token is dead, or one below 10 % of the mean load starved; takes 8 bytes for each step and expert of a MoE layer")
+    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which the load of experts is summed, and an expert without a token is dead, or one below 10 % of the mean load starved; takes 8 bytes for each step and expert of a MoE layer, in memory and in checkpoints")
 
 typedef struct { MU_OPTIONS_STATS(MU_OPTION_FIELD) } mu_stats_config;
 
