@@ -86,7 +86,7 @@ typedef struct {
     void (*forward)(mu_tape *tp, mu_node *n);
     void (*backward)(mu_tape *tp, mu_node *n);  /* NULL: no gradient goes through */
     unsigned keeps_in, keeps_out;   /* MU_BIT(i): backward reads the data of in[i] / out[i] */
-    unsigned saved;                 /* MU_BIT(i): out[i] is for backward only; nobody else gets it */
+    unsigned saved;                 /* MU_BIT(i): out[i] is for backward only, not for callers */
     bool once;                      /* chooses (experts, say): recomputation keeps the outputs, forward never runs again */
 } mu_op;
 #define MU_BIT(i) (1u << (i))

@@ -35,6 +35,7 @@ struct mu_tape {
     mu_part_time times[16];
     int n_times;
 };
+void mu_tape_check_inputs(const mu_tape *tp, const mu_node *n);     /* fatal unless they are there */
 mu_part_time *mu_tape_time(mu_tape *tp, const char *part);
 void mu_tape_take_data(mu_tape *tp, mu_tensor *t);          /* memory of the tape's for all elements */
 void mu_tape_give_data(mu_tape *tp, mu_tensor *t);          /* back, if it is the tape's */

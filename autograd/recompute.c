@@ -51,6 +51,7 @@ static void run_again(mu_tape *tp, mu_node *n) {
     for (int k = 0; k < MU_NODE_OUTPUTS; k++)
         if (n->out[k] && !n->out[k]->data) mu_tape_take_data(tp, n->out[k]);
     mu_activity_set("recomputation", n->layer, n->op->name);
+    mu_tape_check_inputs(tp, n);
     n->op->forward(tp, n);
     for (int k = 0; k < MU_NODE_INPUTS; k++)
         if (n->in[k]) {

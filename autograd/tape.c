@@ -141,7 +141,7 @@ static void remember(mu_tape *tp, const mu_node *node) {
         if (node->out[i] && node->op->keeps_out >> i & 1) node->out[i]->readers++;
 }
 
-static void check_inputs(const mu_tape *tp, const mu_node *n) {
+void mu_tape_check_inputs(const mu_tape *tp, const mu_node *n) {
     for (int i = 0; i < MU_NODE_INPUTS; i++) {
         const mu_tensor *x = n->in[i];
         if (!x) continue;
@@ -155,7 +155,7 @@ static void check_inputs(const mu_tape *tp, const mu_node *n) {
 static bool can_have_gradient(const mu_tensor *t) { return MU_FLOATS >> t->dtype & 1; }
 
 mu_tensor *mu_apply(mu_tape *tp, mu_node node) {
-    check_inputs(tp, &node);
+    mu_tape_check_inputs(tp, &node);
     bool needs_grad = false;
     if (tp->recording && node.op->backward)
         for (int i = 0; i < MU_NODE_INPUTS; i++) needs_grad |= node.in[i] && node.in[i]->needs_grad;
@@ -170,7 +170,7 @@ mu_tensor *mu_apply(mu_tape *tp, mu_node node) {
     return node.out[0];
 }
 
-/* After a node's backward nobody is left who reads its outputs: every reader was recorded later. */
+/* After a node's backward nothing reads its outputs any more: every reader was recorded later. */
 static void retire(mu_tape *tp, mu_node *n) {
     for (int i = 0; i < MU_NODE_INPUTS; i++)
         if (keeps(n, i)) {

@@ -44,7 +44,7 @@ static void squared_error_backward(mu_tape *tp, mu_node *n) {
         dev->k->axpy(dev, count, 2 * dloss / (double)count, mu_data(n->out[1]), mu_grad(tp, n->in[0]));
 }
 
-/* keeps_out, saved: backward reads out[1] (bit 1), and nobody else gets it. */
+/* keeps_out, saved: backward reads out[1], and callers do not get it. */
 static const mu_op op_squared_error = { .name = "squared_error", .forward = squared_error_forward,
                                         .backward = squared_error_backward, .keeps_out = MU_BIT(1), .saved = MU_BIT(1) };
 

@@ -1,4 +1,4 @@
-/* 03_two_ranks.c - the layer of 02 on two ranks: each holds half of the experts, and rows of tokens travel.
+/* 03_two_ranks.c - the layer of 02 on two ranks: each holds half of the experts, and rows of tokens are exchanged.
  *
  *     mpirun -n 2 build/examples/example_03_two_ranks
  *
@@ -34,7 +34,7 @@ typedef struct {
     mu_optimizer *opt;
     mu_tape *tp;
     mu_routing_stats *stats;
-    int64_t travelled, assignments;     /* of this rank, so far */
+    int64_t sent, assignments;          /* of this rank, so far: rows for experts elsewhere, all */
 } model;
 
 /* Collective over `comm`: all its ranks together form one expert group. */
@@ -73,15 +73,15 @@ static void model_close(model *m) {
 }
 
 /* How many of this rank's rows went elsewhere. Where an expert lives is a table, never a formula. */
-static void count_travellers(model *m, const mu_routing *r) {
+static void count_sent(model *m, const mu_routing *r) {
     int64_t n = mu_count(r->ids_TK);
     int32_t *ids = mu_tape_alloc(m->tp, sizeof *ids * (size_t)n);
     mu_tensor_read(r->ids_TK, ids);
-    for (int64_t i = 0; i < n; i++) m->travelled += m->place->rank[ids[i]] != m->mesh->expert->rank;
+    for (int64_t i = 0; i < n; i++) m->sent += m->place->rank[ids[i]] != m->mesh->expert->rank;
     m->assignments += n;
 }
 
-/* Sequences first .. first + n - 1 of the step's batch, keyed by their global number: nobody has to ask. */
+/* Sequences first .. first + n - 1 of the step's batch, keyed by their global number: no communication is needed. */
 static mu_tensor *read_batch(mu_tape *tp, uint32_t step, int64_t first, int64_t n, mu_tensor **right) {
     double *x = mu_tape_alloc(tp, sizeof *x * (size_t)(n * S * D));
     int32_t *class = mu_tape_alloc(tp, sizeof *class * (size_t)(n * S));
@@ -128,7 +128,7 @@ static double train_step(model *m, uint32_t step) {
     mu_grads_reduce(m->opt);            /* router and head over the batch, experts over their replicas */
     mu_grad_clip(m->opt, batch, m->opt->cfg.grad_clip, 0, (mu_mat){ 0 });
     mu_optimizer_step(m->opt, mu_learning_rate(&m->opt->cfg, step, STEPS), mu_routing_stats_total(m->stats));
-    count_travellers(m, &routing);
+    count_sent(m, &routing);
     mu_params_zero_grad(m->ps);
     mu_tape_reset(m->tp);
     return value;
@@ -158,12 +158,12 @@ int main(int argc, char **argv) {
         last = shared;
     }
 
-    int64_t rows[2] = { together.travelled, together.assignments };
+    int64_t rows[2] = { together.sent, together.assignments };
     mu_all_reduce(together.mesh->batch, MU_REDUCE_SUM, MU_DTYPE_I64, rows, 2);
     if (rank == 0) {
         check(apart < 1e-9, "the losses never differed by more than %.1e", apart);
         check(last < 0.8 * first, "the loss fell from %.3f to %.3f", first, last);
-        check((rows[0] > 0) == (ranks > 1), "%lld of %lld rows travelled to an expert on another rank",
+        check((rows[0] > 0) == (ranks > 1), "%lld of %lld rows were sent to an expert on another rank",
               (long long)rows[0], (long long)rows[1]);
     }
     model_close(&alone);

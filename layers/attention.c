@@ -29,9 +29,9 @@ static mu_tensor *heads(const mu_attention_layer *a, mu_tape *tp, const mu_conte
         mu_release(tp, h);
         h = normed;
     }
-    mu_tensor *turned = mu_rope(tp, h, cos, sin, n_heads, cx->seq_len);
+    mu_tensor *rotated = mu_rope(tp, h, cos, sin, n_heads, cx->seq_len);
     mu_release(tp, h);
-    return turned;
+    return rotated;
 }
 
 mu_tensor *mu_attention_forward(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x,

@@ -51,7 +51,7 @@ enum { MU_MOE_COUNTS_EXACT, MU_MOE_COUNTS_PREVIOUS };
 mu_moe_config mu_moe_config_default(void);
 /* Derived values: the default z_loss_coeff becomes 0 for sigmoid scores. Local (config.c). */
 void mu_moe_config_resolve(mu_moe_config *cfg);
-/* Ranges, and options that do not go together. False when some value is out of its range: nobody should calculate with it.
+/* Ranges, and options that do not go together. False when some value is out of its range, so that nothing is calculated with it.
  * Without experts nothing is looked at. Local. */
 bool mu_moe_config_check(const mu_moe_config *cfg, mu_complaints *c);
 

@@ -6,13 +6,16 @@
 
 #include <math.h>
 
+enum { Q, K, V }; /* in[] */
+enum { Y, LSE }; /* out[] */
+
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
-    dev->k->attention_fwd(dev, n->extra, mu_data(n->in[0]), mu_data(n->in[1]), mu_data(n->in[2]),
-                          mu_data(n->out[0]), mu_data(n->out[1]));
+    dev->k->attention_fwd(dev, n->extra, mu_data(n->in[Q]), mu_data(n->in[K]), mu_data(n->in[V]),
+                          mu_data(n->out[Y]), mu_data(n->out[LSE]));
 }
 
-/* The kernel makes all three gradients at once; one that nobody needs goes to scratch. */
+/* The kernel makes all three gradients at once; one that is not needed goes to scratch. */
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     mu_tensor *scratch[3] = { NULL };
@@ -24,14 +27,14 @@ static void backward(mu_tape *tp, mu_node *n) {
         }
         d[i] = scratch[i] ? mu_data(scratch[i]) : mu_grad(tp, n->in[i]);
     }
-    dev->k->attention_bwd(dev, n->extra, mu_data(n->in[0]), mu_data(n->in[1]), mu_data(n->in[2]),
-                          mu_data(n->out[0]), mu_data(n->out[1]), mu_grad_of(n->out[0]), d[0], d[1], d[2]);
+    dev->k->attention_bwd(dev, n->extra, mu_data(n->in[Q]), mu_data(n->in[K]), mu_data(n->in[V]),
+                          mu_data(n->out[Y]), mu_data(n->out[LSE]), mu_grad_of(n->out[Y]), d[0], d[1], d[2]);
     for (int i = 0; i < 3; i++) mu_release(tp, scratch[i]);
 }
 
 static const mu_op op_attention = {
     .name = "attention", .forward = forward, .backward = backward,
-    .keeps_in = MU_BIT(0) | MU_BIT(1) | MU_BIT(2), .keeps_out = MU_BIT(0) | MU_BIT(1), .saved = MU_BIT(1)
+    .keeps_in = MU_BIT(Q) | MU_BIT(K) | MU_BIT(V), .keeps_out = MU_BIT(Y) | MU_BIT(LSE), .saved = MU_BIT(LSE)
 };
 
 mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, int64_t heads,

@@ -6,6 +6,9 @@
 
 #include <math.h>
 
+enum { X, W, TARGETS }; /* in[] */
+enum { LOSS, NLL, LSE, LOGITS }; /* out[] */
+
 typedef struct {
     double scale;
 } extra;
@@ -17,16 +20,16 @@ static int64_t chunk_rows(int64_t T, int64_t V) {
 }
 
 static void make_logits(mu_device *dev, mu_node *n, int64_t from, int64_t rows, mu_tensor *logits) {
-    mu_tensor *x = n->in[0], *w = n->in[1];
+    mu_tensor *x = n->in[X], *w = n->in[W];
     dev->k->gemm(dev, false, true, rows, w->shape[0], w->shape[1], mu_mat_rows(mu_data(x), from), mu_data(w),
                  0.0, mu_data(logits));
 }
 
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
-    mu_tensor *x = n->in[0], *w = n->in[1], *targets = n->in[2], *nll = n->out[1], *lse = n->out[2];
+    mu_tensor *x = n->in[X], *w = n->in[W], *targets = n->in[TARGETS], *nll = n->out[NLL], *lse = n->out[LSE];
     int64_t T = x->shape[0], V = w->shape[0], chunk = chunk_rows(T, V);
-    mu_tensor *kept = n->out[3], *logits = kept ? kept : mu_tensor_2d(tp, chunk, V);
+    mu_tensor *kept = n->out[LOGITS], *logits = kept ? kept : mu_tensor_2d(tp, chunk, V);
     for (int64_t from = 0; from < T; from += chunk) {
         int64_t rows = T - from < chunk ? T - from : chunk;
         make_logits(dev, n, from, rows, logits);
@@ -34,10 +37,10 @@ static void forward(mu_tape *tp, mu_node *n) {
                          mu_mat_values(mu_data(lse), from), mu_mat_values(mu_data(nll), from));
     }
     if (!kept) mu_release(tp, logits);
-    int64_t units = mu_count(n->out[0]), each = units ? T / units : 0;
+    int64_t units = mu_count(n->out[LOSS]), each = units ? T / units : 0;
     for (int64_t i = 0; i < units; i++)
         dev->k->sum(dev, each, ((extra *)n->extra)->scale, mu_mat_values(mu_data(nll), i * each), false,
-                    mu_mat_values(mu_data(n->out[0]), i));
+                    mu_mat_values(mu_data(n->out[LOSS]), i));
 }
 
 /* dw of one chunk: into the gradient, or as a summand of the exact sums. */
@@ -59,11 +62,11 @@ static void add_dw(mu_tape *tp, mu_tensor *w, int64_t rows, mu_mat dlogits, mu_m
  * rows of two reduction units. */
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
-    mu_tensor *x = n->in[0], *w = n->in[1], *targets = n->in[2], *lse = n->out[2];
+    mu_tensor *x = n->in[X], *w = n->in[W], *targets = n->in[TARGETS], *lse = n->out[LSE];
     int64_t T = x->shape[0], V = w->shape[0], D = w->shape[1], chunk = chunk_rows(T, V);
-    int64_t each = T ? T / mu_count(n->out[0]) : 0;
-    mu_tensor *kept = n->out[3], *room = kept ? NULL : mu_tensor_2d(tp, chunk, V);
-    mu_mat dloss = mu_grad_of(n->out[0]), dx = { 0 };
+    int64_t each = T ? T / mu_count(n->out[LOSS]) : 0;
+    mu_tensor *kept = n->out[LOGITS], *room = kept ? NULL : mu_tensor_2d(tp, chunk, V);
+    mu_mat dloss = mu_grad_of(n->out[LOSS]), dx = { 0 };
     double beta = x->needs_grad ? mu_grad_beta(tp, x, &dx) : 0; /* no two chunks share a row */
     for (int64_t from = 0, rows; from < T; from += rows) {
         int64_t left = each - from % each;
@@ -81,7 +84,7 @@ static void backward(mu_tape *tp, mu_node *n) {
 
 static const mu_op op_head = {
     .name = "head", .forward = forward, .backward = backward,
-    .keeps_in = MU_BIT(0) | MU_BIT(1) | MU_BIT(2), .keeps_out = MU_BIT(2) | MU_BIT(3), .saved = MU_BIT(2) | MU_BIT(3)
+    .keeps_in = MU_BIT(X) | MU_BIT(W) | MU_BIT(TARGETS), .keeps_out = MU_BIT(LSE) | MU_BIT(LOGITS), .saved = MU_BIT(LSE) | MU_BIT(LOGITS)
 };
 
 mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targets, double scale,

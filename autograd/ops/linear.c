@@ -1,12 +1,14 @@
 /* linear.c - y_TO = x_TI w_OI^T, without bias; `master`: in the master dtype, from w's master values. */
 #include "autograd/autograd.h"
 
+enum { X, W }; /* in[] */
+
 typedef struct {
     bool master;
 } extra;
 
 static mu_mat weights(const mu_node *n) {
-    return ((extra *)n->extra)->master ? mu_master(n->in[1]) : mu_data(n->in[1]);
+    return ((extra *)n->extra)->master ? mu_master(n->in[W]) : mu_data(n->in[W]);
 }
 
 static void product(mu_node *n, mu_device *dev, bool ta, bool tb, int64_t m, int64_t columns, int64_t k,
@@ -16,7 +18,7 @@ static void product(mu_node *n, mu_device *dev, bool ta, bool tb, int64_t m, int
 }
 
 static void forward(mu_tape *tp, mu_node *n) {
-    mu_tensor *x = n->in[0], *w = n->in[1], *y = n->out[0];
+    mu_tensor *x = n->in[X], *w = n->in[W], *y = n->out[0];
     product(n, mu_tape_device(tp), false, true, x->shape[0], w->shape[0], w->shape[1], mu_data(x), weights(n),
             0.0, mu_data(y));
 }
@@ -33,7 +35,7 @@ static void exact_dw(mu_tape *tp, bool master, mu_tensor *x, mu_tensor *w, mu_ma
 /* dx = dy w, dw = dy^T x */
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
-    mu_tensor *x = n->in[0], *w = n->in[1];
+    mu_tensor *x = n->in[X], *w = n->in[W];
     int64_t T = x->shape[0], O = w->shape[0], I = w->shape[1];
     mu_mat dy = mu_grad_of(n->out[0]);
     mu_mat dx, dw;
@@ -49,7 +51,7 @@ static void backward(mu_tape *tp, mu_node *n) {
 }
 
 static const mu_op op_linear = {
-    .name = "linear", .forward = forward, .backward = backward, .keeps_in = MU_BIT(0) | MU_BIT(1)
+    .name = "linear", .forward = forward, .backward = backward, .keeps_in = MU_BIT(X) | MU_BIT(W)
 };
 
 static mu_tensor *linear(mu_tape *tp, mu_tensor *x, mu_tensor *w, bool master) {

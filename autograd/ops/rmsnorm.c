@@ -2,13 +2,16 @@
  * width, or over each head. Zhang & Sennrich, "Root mean square layer normalization" (2019). */
 #include "autograd/autograd.h"
 
+enum { X, W }; /* in[] */
+enum { Y, RSTD }; /* out[] */
+
 typedef struct {
     double eps;
 } extra;
 
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
-    mu_tensor *x = n->in[0], *w = n->in[1], *y = n->out[0], *rstd = n->out[1];
+    mu_tensor *x = n->in[X], *w = n->in[W], *y = n->out[Y], *rstd = n->out[RSTD];
     int64_t D = mu_count(w);
     mu_mat mx = mu_data(x), my = mu_data(y);
     mx.ld = my.ld = D;
@@ -18,8 +21,8 @@ static void forward(mu_tape *tp, mu_node *n) {
 /* dw [D] of each reduction unit by itself, then into the exact sums. Rows are D wide; heads have several per token. */
 static void exact_backward(mu_tape *tp, mu_node *n, mu_mat x, mu_mat dy, mu_mat dx) {
     mu_device *dev = mu_tape_device(tp);
-    mu_tensor *w = n->in[1], *dw = mu_tensor_2d_master(tp, 1, mu_count(w)), *rstd = n->out[1];
-    int64_t units = mu_tape_reduction_units(tp, n->in[0]->shape[0]), D = mu_count(w);
+    mu_tensor *w = n->in[W], *dw = mu_tensor_2d_master(tp, 1, mu_count(w)), *rstd = n->out[RSTD];
+    int64_t units = mu_tape_reduction_units(tp, n->in[X]->shape[0]), D = mu_count(w);
     for (int64_t i = 0; i < units; i++) {
         int64_t rows = mu_count(rstd) / units, first = i * rows;
         dev->k->fill(dev, D, 0.0, mu_data(dw));
@@ -33,9 +36,9 @@ static void exact_backward(mu_tape *tp, mu_node *n, mu_mat x, mu_mat dy, mu_mat 
 
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
-    mu_tensor *x = n->in[0], *w = n->in[1], *rstd = n->out[1];
+    mu_tensor *x = n->in[X], *w = n->in[W], *rstd = n->out[RSTD];
     int64_t D = mu_count(w);
-    mu_mat none = { 0 }, mx = mu_data(x), dy = mu_grad_of(n->out[0]);
+    mu_mat none = { 0 }, mx = mu_data(x), dy = mu_grad_of(n->out[Y]);
     bool exact = w->needs_grad && w->sums;
     mu_mat dx = x->needs_grad ? mu_grad(tp, x) : none, dw = w->needs_grad && !exact ? mu_grad(tp, w) : none;
     mx.ld = dy.ld = dx.ld = D;
@@ -45,7 +48,7 @@ static void backward(mu_tape *tp, mu_node *n) {
 
 static const mu_op op_rmsnorm = {
     .name = "rmsnorm", .forward = forward, .backward = backward,
-    .keeps_in = MU_BIT(0) | MU_BIT(1), .keeps_out = MU_BIT(1), .saved = MU_BIT(1)
+    .keeps_in = MU_BIT(X) | MU_BIT(W), .keeps_out = MU_BIT(RSTD), .saved = MU_BIT(RSTD)
 };
 
 mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w, double eps) {

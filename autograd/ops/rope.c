@@ -2,6 +2,8 @@
  * the pair (x[i], x[i + d/2]) turns by position * theta^(-2i/d). Its gradient turns back. */
 #include "autograd/autograd.h"
 
+enum { X, COS, SIN }; /* in[] */
+
 typedef struct {
     int64_t heads, seq_len;
 } extra;
@@ -9,24 +11,24 @@ typedef struct {
 static void turn(mu_tape *tp, mu_node *n, int sign, mu_mat from, bool add, mu_mat to) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
-    mu_tensor *x = n->in[0];
-    dev->k->rope(dev, x->shape[0], e->seq_len, e->heads, x->shape[1] / e->heads, sign, mu_data(n->in[1]),
-                 mu_data(n->in[2]), from, add, to);
+    mu_tensor *x = n->in[X];
+    dev->k->rope(dev, x->shape[0], e->seq_len, e->heads, x->shape[1] / e->heads, sign, mu_data(n->in[COS]),
+                 mu_data(n->in[SIN]), from, add, to);
 }
 
 static void forward(mu_tape *tp, mu_node *n) {
-    turn(tp, n, +1, mu_data(n->in[0]), false, mu_data(n->out[0]));
+    turn(tp, n, +1, mu_data(n->in[X]), false, mu_data(n->out[0]));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
-    if (!n->in[0]->needs_grad) return;
+    if (!n->in[X]->needs_grad) return;
     mu_mat dx;
-    bool add = mu_grad_beta(tp, n->in[0], &dx) != 0;
+    bool add = mu_grad_beta(tp, n->in[X], &dx) != 0;
     turn(tp, n, -1, mu_grad_of(n->out[0]), add, dx);
 }
 
 static const mu_op op_rope = {
-    .name = "rope", .forward = forward, .backward = backward, .keeps_in = MU_BIT(1) | MU_BIT(2)
+    .name = "rope", .forward = forward, .backward = backward, .keeps_in = MU_BIT(COS) | MU_BIT(SIN)
 };
 
 mu_tensor *mu_rope(mu_tape *tp, mu_tensor *x, mu_tensor *cos, mu_tensor *sin, int64_t heads,

@@ -3,6 +3,9 @@
  * are what the router did, p is what it can change. */
 #include "moe/moe.h"
 
+enum { SCORES, COEF }; /* in[] */
+enum { LOSS, VALUE }; /* out[] */
+
 typedef struct {
     int64_t segment;
     bool normalise;
@@ -17,9 +20,9 @@ typedef struct {
 } unit;
 
 static unit unit_of(const mu_node *n, const extra *e, int64_t i) {
-    int64_t rows = n->in[0]->shape[0] / e->units, first = e->segment ? i * rows / e->segment : 0;
-    return (unit){ rows, e->segment < rows ? e->segment : rows, mu_mat_rows(mu_data(n->in[0]), i * rows),
-                   mu_mat_rows(mu_data(n->in[1]), first) };
+    int64_t rows = n->in[SCORES]->shape[0] / e->units, first = e->segment ? i * rows / e->segment : 0;
+    return (unit){ rows, e->segment < rows ? e->segment : rows, mu_mat_rows(mu_data(n->in[SCORES]), i * rows),
+                   mu_mat_rows(mu_data(n->in[COEF]), first) };
 }
 
 static void forward(mu_tape *tp, mu_node *n) {
@@ -27,19 +30,19 @@ static void forward(mu_tape *tp, mu_node *n) {
     const extra *e = n->extra;
     for (int64_t i = 0; i < e->units; i++) {
         unit u = unit_of(n, e, i);
-        dev->k->balance_fwd(dev, u.rows, n->in[0]->shape[1], u.segment, e->normalise, u.scores, u.coef,
-                            mu_mat_values(mu_data(n->out[1]), i));
+        dev->k->balance_fwd(dev, u.rows, n->in[SCORES]->shape[1], u.segment, e->normalise, u.scores, u.coef,
+                            mu_mat_values(mu_data(n->out[VALUE]), i));
     }
-    dev->k->fill(dev, e->units, 0.0, mu_data(n->out[0]));
-    dev->k->axpy(dev, e->units, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
+    dev->k->fill(dev, e->units, 0.0, mu_data(n->out[LOSS]));
+    dev->k->axpy(dev, e->units, e->weight, mu_data(n->out[VALUE]), mu_data(n->out[LOSS]));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
-    mu_tensor *s = n->in[0], *dvalue = mu_tensor_like(tp, n->out[0]);
+    mu_tensor *s = n->in[SCORES], *dvalue = mu_tensor_like(tp, n->out[LOSS]);
     dev->k->fill(dev, e->units, 0.0, mu_data(dvalue));
-    dev->k->axpy(dev, e->units, e->weight, mu_grad_of(n->out[0]), mu_data(dvalue));
+    dev->k->axpy(dev, e->units, e->weight, mu_grad_of(n->out[LOSS]), mu_data(dvalue));
     for (int64_t i = 0; i < e->units && s->needs_grad; i++) {
         unit u = unit_of(n, e, i);
         dev->k->balance_bwd(dev, u.rows, s->shape[1], u.segment, e->normalise, u.scores, u.coef,
@@ -49,7 +52,7 @@ static void backward(mu_tape *tp, mu_node *n) {
 }
 
 static const mu_op op_balance_term = {
-    .name = "balance_term", .forward = forward, .backward = backward, .keeps_in = MU_BIT(0) | MU_BIT(1)
+    .name = "balance_term", .forward = forward, .backward = backward, .keeps_in = MU_BIT(SCORES) | MU_BIT(COEF)
 };
 
 mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores, mu_tensor *coef, int64_t segment, bool normalise,

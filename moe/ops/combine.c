@@ -2,7 +2,7 @@
  * a scatter: the order of the sum is fixed and no two threads meet. A row's gradient is that of its token. */
 #include "moe/moe.h"
 
-enum { ROWS, TOKEN, ROW_TK };
+enum { ROWS, TOKEN, ROW_TK }; /* in[] */
 
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);

@@ -17,8 +17,8 @@
 
 #include <math.h>
 
-enum { IDS, ORDER, COUNTS };
-enum { OFFSETS, TOKEN, ROW_TK, ROW_SOURCE, TOKEN_ROWS, UNIT_BOUNDS };
+enum { IDS, ORDER, COUNTS }; /* in[] */
+enum { OFFSETS, TOKEN, ROW_TK, ROW_SOURCE, TOKEN_ROWS, UNIT_BOUNDS }; /* out[] */
 
 typedef struct {
     const mu_moe *m;

@@ -4,8 +4,8 @@
  * `combined`: the result is the sum of each token's rows, y_TD[t] = sum over k, in order, of row token_rows[t,k]. */
 #include "moe/moe.h"
 
-enum { X, GATE, UP, DOWN, WEIGHTS, OFFSETS, ROW_SOURCE, TOKEN_ROWS, UNIT_BOUNDS };
-enum { Y, HG, HU };
+enum { X, GATE, UP, DOWN, WEIGHTS, OFFSETS, ROW_SOURCE, TOKEN_ROWS, UNIT_BOUNDS }; /* in[] */
+enum { Y, HG, HU }; /* out[] */
 
 typedef struct {
     const mu_plan *plan;        /* for what the host knows; its tensors are inputs */

@@ -2,7 +2,7 @@
  * is, for each token, the sum over the rows that copied it. */
 #include "moe/moe.h"
 
-enum { X, TOKEN, ROW_TK };
+enum { X, TOKEN, ROW_TK }; /* in[] */
 
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);

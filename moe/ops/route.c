@@ -4,8 +4,8 @@
  * judged by its advantage over the mixture. The kernel has all cases. */
 #include "moe/moe.h"
 
-enum { LOGITS, BIAS, MASK };
-enum { GATES, SCORES, LSE, IDS, COUNTS };
+enum { LOGITS, BIAS, MASK }; /* in[] */
+enum { GATES, SCORES, LSE, IDS, COUNTS }; /* out[] */
 
 typedef struct {
     mu_route_shape shape;

@@ -2,7 +2,7 @@
  * belongs to stay as they are: nothing reads them. */
 #include "moe/moe.h"
 
-enum { X, ROW };
+enum { X, ROW }; /* in[] */
 
 /* Any tensor as one value a row. */
 static mu_mat column(mu_mat m) { return (mu_mat){ m.data, m.dtype, 1 }; }

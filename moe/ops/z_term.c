@@ -2,6 +2,9 @@
  * (Zoph et al. 2022, ST-MoE). d/dlogit_ti = 2 coef lse_t softmax_ti, the second factor made by the router op. */
 #include "moe/moe.h"
 
+enum { LSE }; /* in[] */
+enum { LOSS, VALUE }; /* out[] */
+
 typedef struct {
     double coef, weight;
 } extra;
@@ -9,25 +12,25 @@ typedef struct {
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
-    int64_t units = mu_count(n->out[0]), rows = units ? mu_count(n->in[0]) / units : 0;
+    int64_t units = mu_count(n->out[LOSS]), rows = units ? mu_count(n->in[LSE]) / units : 0;
     for (int64_t i = 0; i < units; i++)
-        dev->k->zloss_fwd(dev, rows, e->coef, mu_mat_values(mu_data(n->in[0]), i * rows),
-                          mu_mat_values(mu_data(n->out[1]), i));
-    dev->k->fill(dev, units, 0.0, mu_data(n->out[0]));
-    dev->k->axpy(dev, units, e->weight, mu_data(n->out[1]), mu_data(n->out[0]));
+        dev->k->zloss_fwd(dev, rows, e->coef, mu_mat_values(mu_data(n->in[LSE]), i * rows),
+                          mu_mat_values(mu_data(n->out[VALUE]), i));
+    dev->k->fill(dev, units, 0.0, mu_data(n->out[LOSS]));
+    dev->k->axpy(dev, units, e->weight, mu_data(n->out[VALUE]), mu_data(n->out[LOSS]));
 }
 
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
-    mu_tensor *lse = n->in[0];
-    int64_t units = mu_count(n->out[0]), rows = units ? mu_count(lse) / units : 0;
+    mu_tensor *lse = n->in[LSE];
+    int64_t units = mu_count(n->out[LOSS]), rows = units ? mu_count(lse) / units : 0;
     for (int64_t i = 0; i < units && lse->needs_grad; i++)
         dev->k->zloss_bwd(dev, rows, e->coef * e->weight, mu_mat_values(mu_data(lse), i * rows),
-                          mu_mat_values(mu_grad_of(n->out[0]), i), mu_mat_values(mu_grad(tp, lse), i * rows));
+                          mu_mat_values(mu_grad_of(n->out[LOSS]), i), mu_mat_values(mu_grad(tp, lse), i * rows));
 }
 
-static const mu_op op_z_term = { .name = "z_term", .forward = forward, .backward = backward, .keeps_in = MU_BIT(0) };
+static const mu_op op_z_term = { .name = "z_term", .forward = forward, .backward = backward, .keeps_in = MU_BIT(LSE) };
 
 mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse, double coef, double weight, mu_tensor **value) {
     mu_tensor_check(lse, "z_term: lse", 0, MU_FLOATS);

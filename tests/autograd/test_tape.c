@@ -195,7 +195,7 @@ static mu_tensor *pass_on(mu_tape *tp, mu_tensor *old, mu_tensor *new) {
     return new;
 }
 
-/* Gradient of w of two segments, each: some linear layers, a choice, a sum with its own input. Heap. */
+/* Gradient of w of some segments, each: a choice, its sum with the segment's input, linear layers. Heap. */
 static double *segments_gradient(const char *device, bool recompute, int64_t *peak) {
     chain c = chain_new(device);
     mu_tensor *x = mu_tensor_2d(c.tp, FEW, WIDE);
@@ -206,13 +206,10 @@ static double *segments_gradient(const char *device, bool recompute, int64_t *pe
     for (int s = 0; s < SEGMENTS; s++) {
         mu_tensor *input = x;
         if (recompute) mu_tape_recompute_begin(c.tp);
-        for (int i = 0; i < SEGMENT; i++) {
-            mu_tensor *y = mu_linear(c.tp, x, &c.w->tensor);
-            x = x == input ? y : pass_on(c.tp, x, y);
-        }
-        x = pass_on(c.tp, x, chosen(c.tp, x));
+        x = chosen(c.tp, input);
         x = pass_on(c.tp, x, mu_add(c.tp, x, input));
         mu_release(c.tp, input);
+        for (int i = 0; i < SEGMENT; i++) x = pass_on(c.tp, x, mu_linear(c.tp, x, &c.w->tensor));
         if (recompute) mu_tape_recompute_end(c.tp);
     }
     mu_tensor *loss = weighted_sum(c.tp, x, 1);

@@ -369,7 +369,7 @@ static void all_to_all(void **state) {
         for (int p = 0; p < P; p++)
             for (int64_t i = 0; i < receives[p] * D; i++, at++)
                 check(y[at] == 1000 * p + 100 * r + (double)i, "%g", y[at]);
-        /* x travels twice; the weights of each rank come from streams of its own */
+        /* x is sent twice; the weights of each rank come from streams of its own */
         mu_backward(tp, mu_add(tp, weighted_sum(tp, ty, 1 + 2 * (uint32_t)r),
                                weighted_sum(tp, again, 2 + 2 * (uint32_t)r)));
         double *dx = mu_alloc((size_t)(out * D) + 1, sizeof *dx);
@@ -435,6 +435,7 @@ static void sum_gradients(mu_params *ps) {
 static mu_tensor *forward_once(const scene *s, layer *l) {
     if (s->recompute) mu_tape_recompute_begin(l->tp);
     mu_tensor *y = layer_forward(l, l->tp);
+    mu_release(l->tp, l->routing.gates_TK);
     if (s->recompute) mu_tape_recompute_end(l->tp);
     return y;
 }

@@ -185,7 +185,7 @@ static mu_tensor *loss_of(mu_tape *tp, void *arg) {
 /* combine and scatter alone, some assignments dropped: everything goes into two sums, as a leaf and as something computed. */
 typedef struct { layer *l; mu_param *rows, *more, *gates; } combined;
 
-/* A plan as if its rows had travelled: the host knows how many there are. */
+/* A plan as if its rows were sent: the host knows how many there are. */
 static mu_plan *own_plan(layer *l, mu_tape *tp) {
     int64_t offsets[5];
     l->routing = mu_moe_route(&l->moe, tp, &l->cx, &l->x_TD->tensor);

@@ -43,6 +43,7 @@ static outcome train(const char *device, const mu_moe_config *cfg, bool exact, b
         if (recompute) mu_tape_recompute_begin(l->tp);
         mu_tensor *y = mu_moe_forward(&l->moe, l->tp, &l->cx, x, &routings[i]), *sum = mu_add(l->tp, x, y);
         mu_release(l->tp, y);
+        mu_release(l->tp, routings[i].gates_TK);
         if (i) mu_release(l->tp, x);
         if (recompute) mu_tape_recompute_end(l->tp);
         x = sum;
