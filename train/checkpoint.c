@@ -247,7 +247,7 @@ static mu_status commit(mu_trainer *t, mu_manifest *m, const char *tmp, const ch
     snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(t->tokenizer));
     snprintf(m->fingerprint, sizeof m->fingerprint, "%s", t->corpus.fingerprint);
     m->val_split = t->val_split;
-    m->config = mu_options_dump(&t->options, &t->cfg);
+    m->config = mu_options_dump(&t->cfg.options, &t->cfg);
     mu_status status = fault_status(t, "before-manifest", e);
     if (status == MU_STATUS_OK) status = mu_manifest_write(m, tmp, e);
     if (status == MU_STATUS_OK) status = fault_status(t, "after-manifest", e);
@@ -546,7 +546,7 @@ mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training,
 
 mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manifest *m, mu_error *e) {
     t->mesh = mesh;
-    mu_status status = mu_config_load_text(&t->cfg, &t->options, m->path, m->config, 0, NULL, e);
+    mu_status status = mu_config_load_text(&t->cfg, m->path, m->config, 0, NULL, e);
     if (status != MU_STATUS_OK) return status;
     status = mu_tokenizer_open(&t->tokenizer, t->cfg.data.tokenizer, e);
     if (status != MU_STATUS_OK) return status;
@@ -595,7 +595,7 @@ mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) {
 /* ------------------------------------------------------------------ may it go on? */
 
 void mu_checkpoint_inherit(mu_trainer *t, const mu_manifest *m) {
-    mu_config_inherit(&t->cfg, &t->options, &m->cfg);
+    mu_config_inherit(&t->cfg, &m->cfg);
     t->val_split = m->val_split;
 }
 

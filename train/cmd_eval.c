@@ -9,10 +9,10 @@
 static mu_status open_model(mu_trainer *t, mu_mesh *mesh, bool with_data, int n_overrides, char *const *overrides,
                             const mu_manifest *m, bool *opened, mu_error *e) {
     *opened = false;
-    mu_status status = mu_config_load_text(&t->cfg, &t->options, m->path, m->config, n_overrides, overrides, e);
+    mu_status status = mu_config_load_text(&t->cfg, m->path, m->config, n_overrides, overrides, e);
     status = mu_agree(mesh->world, status, e);
     if (status != MU_STATUS_OK) {
-        mu_config_free(&t->cfg, &t->options);
+        mu_config_free(&t->cfg);
         return status;
     }
     mu_watch_start(mesh->world, (double)t->cfg.run.watchdog, mu_report_stall);

@@ -152,9 +152,9 @@ static mu_status resume_from(mu_trainer *t, const mu_manifest *m, mu_error *e) {
 
 /* A trainer as it was before it opened, with the configuration that was asked for. */
 static void reset(mu_trainer *t, const mu_moe_config *moe, const mu_optim_config *optim) {
-    mu_trainer before = { .cfg = t->cfg, .options = t->options, .mesh = t->mesh };
+    mu_trainer before = { .cfg = t->cfg, .mesh = t->mesh };
     before.cfg.moe = *moe, before.cfg.optim = *optim;
-    t->cfg = (mu_config){ 0 }, t->options = (mu_options){ 0 };
+    t->cfg = (mu_config){ 0 };
     mu_trainer_close(t);
     *t = before;
 }
@@ -452,11 +452,11 @@ int mu_cmd_train(int argc, char **argv) {
     mu_report_error(&e, rank); /* messages know their rank from here on */
     mu_status status = mu_agree(world, parse(argc, argv, &a, &e), &e);
     if (status == MU_STATUS_OK) {
-        status = mu_config_load(&t.cfg, &t.options, a.config, a.n_overrides, a.overrides, a.ranks ? a.ranks : world->size,
+        status = mu_config_load(&t.cfg, a.config, a.n_overrides, a.overrides, a.ranks ? a.ranks : world->size,
                                 !a.dry_run, &e);
         status = mu_agree_each(world, status, &e);
         if (status == MU_STATUS_OK) status = agree_on_options(world, &a, &t.cfg, &e);
-        if (status != MU_STATUS_OK) mu_config_free(&t.cfg, &t.options);
+        if (status != MU_STATUS_OK) mu_config_free(&t.cfg);
     }
     int ranks = a.ranks ? a.ranks : world->size, ep = (int)t.cfg.parallel.ep;
     mu_comm_free(world);

@@ -44,14 +44,13 @@ const mu_option *mu_config_table(int *n) {
 typedef struct {
     mu_complaints found; /* of the sections' own checks; first, so that `place` finds the rest */
     mu_config *c;
-    const mu_options *o;
     mu_error *e;
     int world_size; /* 0: not known, nothing is checked against it */
     bool look_for_paths;
     bool bad, missing; /* ends in MU_STATUS_CONFIG; in MU_STATUS_NOINPUT */
 } check;
 
-#define COMPLAIN(k, ...) ((k)->bad |= mu_options_complain((k)->o, (k)->e, __VA_ARGS__) != MU_STATUS_OK)
+#define COMPLAIN(k, ...) ((k)->bad |= mu_options_complain(&(k)->c->options, (k)->e, __VA_ARGS__) != MU_STATUS_OK)
 
 static void check_given(check *k) {
     if (k->c->run.dir[0] == '\0')
@@ -72,7 +71,7 @@ static void check_path(check *k, const mu_option_domain *d) {
     if (!failed) return;
     const char *why = strerror(errno);
     char *near = mu_suggest_path(d->path);
-    (void)mu_options_complain(k->o, k->e, "data", "train", "path '%.200s' of domain '%s': %s%s%s%s",
+    (void)mu_options_complain(&k->c->options, k->e, "data", "train", "path '%.200s' of domain '%s': %s%s%s%s",
                               d->path, d->domain, why, near ? "; did you mean '" : "", near ? near : "",
                               near ? "'?" : "");
     free(near);
@@ -190,7 +189,8 @@ static bool readable(const mu_options *o, const char *needs) {
 
 /* ------------------------------------------------------------------ what follows from other options */
 
-static void derive(mu_config *c, const mu_options *o) {
+static void derive(mu_config *c) {
+    const mu_options *o = &c->options;
     if (!mu_options_given(o, "moe", "z_loss_coeff")) mu_moe_config_resolve(&c->moe);
     mu_optim_config_resolve(&c->optim, c->train.steps, mu_options_given(o, "optim", "min_lr"),
                             mu_options_given(o, "optim", "warmup_steps"));
@@ -199,17 +199,17 @@ static void derive(mu_config *c, const mu_options *o) {
 /* A complaint of a section's own check, unless a value that it compares could not be read. */
 static void place(mu_complaints *found, const char *section, const char *key, const char *compared, const char *text) {
     check *k = (check *)found;
-    if (readable(k->o, compared)) COMPLAIN(k, section, key, "%s", text);
+    if (readable(&k->c->options, compared)) COMPLAIN(k, section, key, "%s", text);
 }
 
 /* The checks look at what the user wrote (head_dim 0 is not an even head_dim of a wrong size). */
 static void run_checks(check *k) {
     k->found.add = place;
-    derive(k->c, k->o);
+    derive(k->c);
     mu_model_config_check(&k->c->model, &k->c->moe, &k->found);
     mu_optim_config_check(&k->c->optim, k->c->train.steps, &k->found);
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
-        if (readable(k->o, checks[i].needs)) checks[i].run(k);
+        if (readable(&k->c->options, checks[i].needs)) checks[i].run(k);
     mu_model_config_resolve(&k->c->model, &k->c->moe);
 }
 
@@ -238,7 +238,8 @@ int mu_config_threads(const mu_train_config *cfg) {
     return cfg->threads ? (int)cfg->threads : asked > 0 && asked <= 4096 ? (int)asked : 0;
 }
 
-void mu_config_inherit(mu_config *c, const mu_options *o, const mu_config *old) {
+void mu_config_inherit(mu_config *c, const mu_config *old) {
+    const mu_options *o = &c->options;
     bool same_scores = c->moe.score_func == old->moe.score_func; /* else it is refused later, by name */
     if (!mu_options_given(o, "moe", "z_loss_coeff") && same_scores) c->moe.z_loss_coeff = old->moe.z_loss_coeff;
     /* unless lr or steps were made too small for them */
@@ -264,10 +265,10 @@ mu_status mu_config_check_use(const char *override, unsigned bit, const char *co
 
 /* ------------------------------------------------------------------ loading */
 
-static bool override_all(mu_config *config, mu_options *options, int n, char *const *overrides, mu_error *e) {
+static bool override_all(mu_config *config, int n, char *const *overrides, mu_error *e) {
     bool good = true;
     for (int i = 0; i < n; i++)
-        if (mu_options_override(options, config, overrides[i], e) != MU_STATUS_OK) good = false;
+        if (mu_options_override(&config->options, config, overrides[i], e) != MU_STATUS_OK) good = false;
     return good;
 }
 
@@ -296,31 +297,31 @@ static mu_status finish(check *k, bool read) {
     return status;
 }
 
-static void start(mu_config *config, mu_options *options, mu_error *e) {
+static void start(mu_config *config, mu_error *e) {
     int n;
     const mu_option *rows = mu_config_table(&n);
     memset(config, 0, sizeof *config);
-    mu_options_init(options, rows, n, config);
+    mu_options_init(&config->options, rows, n, config);
     if (e) *e = (mu_error){ 0 };
 }
 
-mu_status mu_config_load(mu_config *config, mu_options *options, const char *path, int n_overrides,
+mu_status mu_config_load(mu_config *config, const char *path, int n_overrides,
                          char *const *overrides, int world_size, bool with_texts, mu_error *e) {
-    start(config, options, e);
-    mu_status read = path ? mu_options_read_file(options, config, path, e) : MU_STATUS_OK;
+    start(config, e);
+    mu_status read = path ? mu_options_read_file(&config->options, config, path, e) : MU_STATUS_OK;
     if (read == MU_STATUS_NOINPUT) return read;
-    bool good = override_all(config, options, n_overrides, overrides, e) && read == MU_STATUS_OK;
-    check k = { .c = config, .o = options, .e = e, .world_size = world_size, .look_for_paths = with_texts };
+    bool good = override_all(config, n_overrides, overrides, e) && read == MU_STATUS_OK;
+    check k = { .c = config, .e = e, .world_size = world_size, .look_for_paths = with_texts };
     return finish(&k, good);
 }
 
-mu_status mu_config_load_text(mu_config *config, mu_options *options, const char *name, const char *text,
+mu_status mu_config_load_text(mu_config *config, const char *name, const char *text,
                               int n_overrides, char *const *overrides, mu_error *e) {
-    start(config, options, e);
-    mu_status read = mu_options_read_text(options, config, name, text, strlen(text), e);
-    bool good = override_all(config, options, n_overrides, overrides, e) && read == MU_STATUS_OK;
-    check k = { .c = config, .o = options, .e = e };
+    start(config, e);
+    mu_status read = mu_options_read_text(&config->options, config, name, text, strlen(text), e);
+    bool good = override_all(config, n_overrides, overrides, e) && read == MU_STATUS_OK;
+    check k = { .c = config, .e = e };
     return finish(&k, good);
 }
 
-void mu_config_free(mu_config *config, mu_options *options) { mu_options_free(options, config); }
+void mu_config_free(mu_config *config) { mu_options_free(&config->options, config); }

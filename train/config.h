@@ -62,6 +62,7 @@ typedef struct {
     mu_checkpoint_config checkpoint;
     mu_stats_config stats;
     mu_log_config log;
+    mu_options options;             /* which of them were given; mu_config_free frees both */
 } mu_config;
 
 /* The table of all sections, in the order above. */
@@ -70,13 +71,13 @@ const mu_option *mu_config_table(int *n);
 /* Defaults, then the file (NULL: none), then the overrides, then what follows from other options (z-loss 0
  * for a sigmoid router unless it was given, and so on), then every check that needs no data: ranges,
  * heads, experts over ep, batch over ranks. All errors at once. Local; every rank that reads the same
- * bytes reaches the same result. with_texts: paths of texts must be there. `options` and `config` are freed with mu_config_free either way. */
-mu_status mu_config_load(mu_config *config, mu_options *options, const char *path, int n_overrides,
+ * bytes reaches the same result. with_texts: paths of texts must be there. `config` is freed with mu_config_free either way. */
+mu_status mu_config_load(mu_config *config, const char *path, int n_overrides,
                          char *const *overrides, int world_size, bool with_texts, mu_error *e) MU_MUST_USE;
 /* The same from a text (the copy in a checkpoint), without the checks against the number of ranks. */
-mu_status mu_config_load_text(mu_config *config, mu_options *options, const char *name, const char *text,
+mu_status mu_config_load_text(mu_config *config, const char *name, const char *text,
                               int n_overrides, char *const *overrides, mu_error *e) MU_MUST_USE;
-void mu_config_free(mu_config *config, mu_options *options);
+void mu_config_free(mu_config *config);
 /* An override, "section.key=value", for a command that reads a checkpoint: MU_STATUS_CONFIG unless the option's `use` has
  * the bit, naming those that do. */
 mu_status mu_config_check_use(const char *override, unsigned bit, const char *command, mu_error *e) MU_MUST_USE;
@@ -89,6 +90,6 @@ mu_status mu_expand_argument(char **argument, mu_error *e) MU_MUST_USE;
 int mu_config_threads(const mu_train_config *cfg);
 /* For a run that resumes: values that follow from others (min_lr, warmup_steps, z_loss_coeff) stay those of `old`, the
  * checkpoint's, unless they were given now. So a run that is extended does not warm up again. */
-void mu_config_inherit(mu_config *config, const mu_options *options, const mu_config *old);
+void mu_config_inherit(mu_config *config, const mu_config *old);
 
 #endif

@@ -120,7 +120,7 @@ mu_status mu_dry_run(mu_trainer *t, mu_error *e) {
     t->micro_size = t->cfg.train.micro_batch_size ? t->cfg.train.micro_batch_size : share;
     t->n_micro = share / t->micro_size;
     shape_step(t);
-    char *yaml = mu_options_dump(&t->options, &t->cfg);
+    char *yaml = mu_options_dump(&t->cfg.options, &t->cfg);
     mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size,
                                           t->cfg.train.seq_len);
     mu_print_text(yaml);

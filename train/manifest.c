@@ -20,7 +20,7 @@ static const size_t LARGEST = (size_t)40 << 20;
 void mu_shard_name(int shard, char name[MU_SHARD_NAME]) { snprintf(name, MU_SHARD_NAME, "shard-%04d.h5", shard); }
 
 void mu_manifest_free(mu_manifest *m) {
-    mu_config_free(&m->cfg, &m->options);
+    mu_config_free(&m->cfg);
     free(m->config);
     free(m->shards);
     free(m->tensors);
@@ -207,7 +207,7 @@ static mu_status check_config(const mu_manifest *m, const char *path, mu_error *
 
 static mu_status read_config(mu_manifest *m, const char *path, mu_error *e) {
     mu_error why;
-    mu_status status = mu_config_load_text(&m->cfg, &m->options, "its configuration", m->config, 0, NULL, &why);
+    mu_status status = mu_config_load_text(&m->cfg, "its configuration", m->config, 0, NULL, &why);
     return status == MU_STATUS_OK ? check_config(m, path, e) : mu_error_set(e, MU_STATUS_DATA, "%s: %-s", path, why.text);
 }
 

@@ -212,7 +212,7 @@ mu_status mu_run_describe(const mu_trainer *t, int argc, char **argv, mu_error *
     mu_all_gather(world, &me, sizeof me, all);
     mu_status status = MU_STATUS_OK;
     if (world->rank == 0) {
-        char *yaml = mu_options_dump(&t->options, &t->cfg),
+        char *yaml = mu_options_dump(&t->cfg.options, &t->cfg),
              *path = mu_format("%s/config.resolved.yaml", t->cfg.run.dir);
         status = mu_file_replace(path, yaml, strlen(yaml), e);
         if (status == MU_STATUS_OK) status = write_run_json(t, all, argc, argv, e);

@@ -18,7 +18,7 @@ static mu_status read_config(mu_run_view *v, mu_error *e) {
     char *path;
     size_t bytes;
     mu_status status = read_named(v, "config.resolved.yaml", &path, &v->config_text, &bytes, e);
-    if (status == MU_STATUS_OK) status = mu_config_load_text(&v->cfg, &v->options, path, v->config_text, 0, NULL, e);
+    if (status == MU_STATUS_OK) status = mu_config_load_text(&v->cfg, path, v->config_text, 0, NULL, e);
     free(path);
     return status;
 }
@@ -74,7 +74,7 @@ mu_status mu_run_view_open(mu_run_view *v, const char *dir, mu_error *e) {
 }
 
 void mu_run_view_close(mu_run_view *v) {
-    if (v->options.table) mu_config_free(&v->cfg, &v->options);
+    if (v->cfg.options.table) mu_config_free(&v->cfg);
     json_decref(v->facts);
     free(v->config_text);
     free(v->checkpoints);

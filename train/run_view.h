@@ -41,7 +41,6 @@ typedef struct {
     bool moved;             /* or copied: run.json names another folder. Runs of older versions do not say */
     char *config_text;      /* config.resolved.yaml */
     mu_config cfg;          /* the same, read */
-    mu_options options;
     json_t *facts;          /* run.json, an object */
     int n_checkpoints;
     int64_t *checkpoints;   /* [n_checkpoints]: their steps, newest first; whether they are sound is not looked at */

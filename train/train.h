@@ -11,7 +11,6 @@
  * Everything a run needs. `step` counts finished optimizer steps. */
 typedef struct {
     mu_config cfg;
-    mu_options options;
     mu_mesh *mesh;
     mu_device *dev;
     mu_tokenizer *tokenizer;
@@ -78,7 +77,6 @@ typedef struct {
     char dtype[8];
     char *config;                   /* YAML */
     mu_config cfg;                  /* the same, read; of a manifest that was read */
-    mu_options options;
     char fingerprint[33], tokenizer[32];
     char tokenizer_fingerprint[33]; /* "": a checkpoint of an older version, which has none */
     mu_val_split val_split;

@@ -86,7 +86,7 @@ void mu_trainer_close(mu_trainer *t) {
     free(t->samples);
     free(t->tokens);
     free(t->targets);
-    mu_config_free(&t->cfg, &t->options);
+    mu_config_free(&t->cfg);
     memset(t, 0, sizeof *t);
 }
 

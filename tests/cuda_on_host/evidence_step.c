@@ -33,7 +33,7 @@ int main(int argc, char **argv) {
     mu_comm *world = mu_comm_new(NULL);
     int ranks = world->size;
     mu_comm_free(world);
-    mu_status status = mu_config_load(&t.cfg, &t.options, argv[1], argc - 2, argv + 2, ranks, true, &e);
+    mu_status status = mu_config_load(&t.cfg, argv[1], argc - 2, argv + 2, ranks, true, &e);
     if (status == MU_STATUS_OK) {
         mu_mesh *mesh = mu_mesh_open(NULL, (int)t.cfg.parallel.ep);
         t.mesh = mesh;

@@ -26,7 +26,7 @@ int main(int argc, char **argv) {
     mu_dist_start(&argc, &argv);
     mu_comm *world = mu_comm_new(NULL);
     int rank = world->rank;
-    mu_status status = mu_config_load(&t.cfg, &t.options, argv[1], argc - 3, argv + 3, world->size, true, &e);
+    mu_status status = mu_config_load(&t.cfg, argv[1], argc - 3, argv + 3, world->size, true, &e);
     mu_comm_free(world);
     if (status == MU_STATUS_OK) {
         t.mesh = mu_mesh_open(NULL, (int)t.cfg.parallel.ep);

@@ -55,7 +55,7 @@ static void no_allocation(int ep, const char *rest) {
     mu_trainer t = { 0 };
     char *text = mu_format("%s%s", common, rest);
     mu_mesh *world = mu_mesh_open(NULL, 1), *mesh = mu_mesh_open(NULL, ep <= world->world->size ? ep : 1);
-    if (mu_config_load_text(&t.cfg, &t.options, "test", text, 0, NULL, &e) != MU_STATUS_OK)
+    if (mu_config_load_text(&t.cfg, "test", text, 0, NULL, &e) != MU_STATUS_OK)
         check(false, "%s", e.text);
     if (mu_trainer_open(&t, mesh, true, &e) != MU_STATUS_OK) check(false, "%s", e.text);
     for (int i = 0; i < 12; i++) {

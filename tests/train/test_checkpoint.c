@@ -42,7 +42,7 @@ static mu_trainer *trainer_new(const char *moe) {
         "train: {steps: 40, global_batch_size: 2, seq_len: 8, threads: 1}\n"
         "checkpoint: {keep: 3}\n"
         "moe: {top_k: 2, moe_ffn_hidden_size: 4, %s}\n", moe);
-    assert_ok(mu_config_load_text(&t->cfg, &t->options, "test", text, 0, NULL, &e));
+    assert_ok(mu_config_load_text(&t->cfg, "test", text, 0, NULL, &e));
     assert_ok(mu_trainer_open(t, mu_mesh_alone(), true, &e));
     free(text);
     return t;

@@ -309,7 +309,6 @@ static int lines_of(const char *text) {
 
 static void check_bad(const bad_case *t) {
     mu_config c;
-    mu_options o;
     static mu_error e;
     char *overrides[8];
     int n = 0;
@@ -317,13 +316,13 @@ static void check_bad(const bad_case *t) {
     write_file(t->yaml);
     for (int i = 0; i < 2 && !t->bare; i++) overrides[n++] = enough[i];
     for (int i = 0; i < 4 && t->overrides[i]; i++) overrides[n++] = (char *)t->overrides[i];
-    mu_status status = mu_config_load(&c, &o, "f.yaml", n, overrides, t->ranks ? t->ranks : 1, true, &e);
+    mu_status status = mu_config_load(&c, "f.yaml", n, overrides, t->ranks ? t->ranks : 1, true, &e);
     if (status != expected || e.status != expected)
         fail_msg("%s: status %d (%d in the error), not %d\n%s", t->name, status, e.status, expected, e.text);
     for (int i = 0; i < 4 && t->words[i]; i++)
         if (!strstr(e.text, t->words[i])) fail_msg("%s: '%s' is not in\n%s", t->name, t->words[i], e.text);
     if (lines_of(e.text) != t->lines) fail_msg("%s: %d lines, not %d\n%s", t->name, lines_of(e.text), t->lines, e.text);
-    mu_config_free(&c, &o);
+    mu_config_free(&c);
 }
 
 static void bad_configurations_are_refused(void **state) {
@@ -335,10 +334,10 @@ static void bad_configurations_are_refused(void **state) {
 
 /* ------------------------------------------------------------------ good ones */
 
-static void load(mu_config *c, mu_options *o, const char *yaml, int n, const char **overrides, int ranks) {
+static void load(mu_config *c, const char *yaml, int n, const char **overrides, int ranks) {
     static mu_error e;
     write_file(yaml);
-    mu_status status = mu_config_load(c, o, "f.yaml", n, (char *const *)overrides, ranks, true, &e);
+    mu_status status = mu_config_load(c, "f.yaml", n, (char *const *)overrides, ranks, true, &e);
     if (status != MU_STATUS_OK) fail_msg("refused: %s", e.text);
     assert_string_equal(e.text, "");
 }
@@ -348,8 +347,7 @@ static void load(mu_config *c, mu_options *o, const char *yaml, int n, const cha
 static void defaults_and_derived_values(void **state) {
     (void)state;
     mu_config c;
-    mu_options o;
-    load(&c, &o, MINIMAL, 0, NULL, 1);
+    load(&c, MINIMAL, 0, NULL, 1);
     assert_string_equal(c.run.dir, "runs/a");
     assert_int_equal(c.model.num_kv_heads, 4);
     assert_int_equal(c.model.head_dim, 64);
@@ -361,52 +359,50 @@ static void defaults_and_derived_values(void **state) {
     assert_int_equal(c.train.steps, 1000);
     assert_int_equal(c.checkpoint.every, 200);
     assert_int_equal(c.log.every, 10);
-    mu_config_free(&c, &o);
+    mu_config_free(&c);
 }
 
 static void dense_and_sigmoid(void **state) {
     (void)state;
     mu_config c;
-    mu_options o;
     /* without experts nothing of the moe section is looked at */
-    load(&c, &o, MINIMAL "moe: {num_experts: 0, top_k: 1, first_k_dense: 9, force_skew: true, force_balanced: true}\n"
+    load(&c, MINIMAL "moe: {num_experts: 0, top_k: 1, first_k_dense: 9, force_skew: true, force_balanced: true}\n"
                  "model: {hidden_size: 96, head_dim: 10, num_kv_heads: 1}\n", 0, NULL, 2);
     assert_int_equal(c.model.ffn_hidden_size, 4 * 96);
     assert_int_equal(c.model.head_dim, 10);
     assert_int_equal(c.model.num_kv_heads, 1);
-    mu_config_free(&c, &o);
-    load(&c, &o, MINIMAL "moe:\n  score_func: sigmoid\n  balance:\n    - expert_bias\n    - seq_aux_loss\n", 0, NULL, 1);
+    mu_config_free(&c);
+    load(&c, MINIMAL "moe:\n  score_func: sigmoid\n  balance:\n    - expert_bias\n    - seq_aux_loss\n", 0, NULL, 1);
     assert_true(c.moe.z_loss_coeff == 0);
     assert_int_equal(c.moe.balance, MU_BALANCE_BIAS | MU_BALANCE_SEQ_AUX);
-    mu_config_free(&c, &o);
-    load(&c, &o, MINIMAL "moe: {score_func: sigmoid, z_loss_coeff: 0, balance: none}", 0, NULL, 1);
+    mu_config_free(&c);
+    load(&c, MINIMAL "moe: {score_func: sigmoid, z_loss_coeff: 0, balance: none}", 0, NULL, 1);
     assert_int_equal(c.moe.balance, MU_BALANCE_NONE);
-    mu_config_free(&c, &o);
-    load(&c, &o, MINIMAL "moe: {num_experts: 0, score_func: sigmoid, z_loss_coeff: 0.5}", 0, NULL, 1);
+    mu_config_free(&c);
+    load(&c, MINIMAL "moe: {num_experts: 0, score_func: sigmoid, z_loss_coeff: 0.5}", 0, NULL, 1);
     assert_true(c.moe.z_loss_coeff == 0.5);     /* the user's word stays, though nobody looks at it */
-    mu_config_free(&c, &o);
-    load(&c, &o, MINIMAL "moe: {top_k: 1, norm_topk_prob: false}", 0, NULL, 1);
-    mu_config_free(&c, &o);
+    mu_config_free(&c);
+    load(&c, MINIMAL "moe: {top_k: 1, norm_topk_prob: false}", 0, NULL, 1);
+    mu_config_free(&c);
 }
 
 /* Only the last value counts when options are compared. */
 static void overrides_win(void **state) {
     (void)state;
     mu_config c;
-    mu_options o;
     const char *overrides[] = { "moe.top_k=4", "moe.top_k=6", "train.global_batch_size=24", "model.num_heads=8",
                                 "moe.balance=[aux_loss, expert_bias]",
                                 "data.train=[{domain: a, path: here/texts, weight: 2}, {domain: b, path: synthetic}]" };
-    load(&c, &o, MINIMAL "moe: {top_k: 99}\nmodel: {num_heads: 7}\nparallel: {ep: 2}\n", 6, overrides, 6);
+    load(&c, MINIMAL "moe: {top_k: 99}\nmodel: {num_heads: 7}\nparallel: {ep: 2}\n", 6, overrides, 6);
     assert_int_equal(c.moe.top_k, 6);
     assert_int_equal(c.model.head_dim, 32);
     assert_int_equal(c.train.global_batch_size, 24);
     assert_int_equal(c.moe.balance, MU_BALANCE_AUX | MU_BALANCE_BIAS);
     assert_int_equal(c.data.train.n, 2);
     assert_true(c.data.train.list[0].weight == 2);
-    assert_true(mu_options_given(&o, "model", "num_heads"));
-    assert_false(mu_options_given(&o, "model", "num_layers"));
-    mu_config_free(&c, &o);
+    assert_true(mu_options_given(&c.options, "model", "num_heads"));
+    assert_false(mu_options_given(&c.options, "model", "num_layers"));
+    mu_config_free(&c);
 }
 
 /* ~ is HOME in every path, wherever the configuration says it. */
@@ -415,7 +411,6 @@ static void home_is_expanded(void **state) {
     static const char *const cases[][2] = { { "~", "/home/of/nobody" }, { "~/a b", "/home/of/nobody/a b" }, { "./~a/b", "./~a/b" },
                                             { "a/~/b", "a/~/b" }, { "", "" } };
     mu_config c;
-    mu_options o;
     const char *overrides[] = { "data.train=[{domain: a, path: ~/x/../../../../tmp}]" };
     for (int i = 0; i < 5; i++) {
         char *path;
@@ -425,11 +420,11 @@ static void home_is_expanded(void **state) {
     }
     write_file("run: {dir: ~/runs/a}\n");
     static mu_error e;
-    mu_status status = mu_config_load(&c, &o, "f.yaml", 1, (char *const *)overrides, 1, false, &e);
+    mu_status status = mu_config_load(&c, "f.yaml", 1, (char *const *)overrides, 1, false, &e);
     if (status != MU_STATUS_OK) fail_msg("%s", e.text);
     assert_string_equal(c.run.dir, "/home/of/nobody/runs/a");
     assert_string_equal(c.data.train.list[0].path, "/home/of/nobody/x/../../../../tmp");
-    mu_config_free(&c, &o);
+    mu_config_free(&c);
 }
 
 /* ~bob is another's home, which the program does not know, and without HOME ~ is nobody's: neither is a folder's name. */
@@ -438,7 +433,6 @@ static void home_is_unknown(void **state) {
     static const char *const variables[] = { "/home/of/nobody", NULL, "" };
     static const char *const paths[] = { "~bob/runs", "~/runs", "~" };
     mu_config c;
-    mu_options o;
     char *path;
     static mu_error e;
     for (int i = 0; i < 3; i++) {
@@ -451,10 +445,10 @@ static void home_is_unknown(void **state) {
         char text[200];
         snprintf(text, sizeof text, "run: {dir: \"%s\"}\ndata: {train: [{domain: a, path: \"%s/x\"}]}\n", paths[i], paths[i]);
         write_file(text);
-        assert_int_equal(mu_config_load(&c, &o, "f.yaml", 0, NULL, 1, false, &e), MU_STATUS_CONFIG);
+        assert_int_equal(mu_config_load(&c, "f.yaml", 0, NULL, 1, false, &e), MU_STATUS_CONFIG);
         assert_non_null(strstr(e.text, wanted));
         assert_non_null(strstr(strstr(e.text, wanted) + 1, wanted));        /* both paths */
-        mu_config_free(&c, &o);
+        mu_config_free(&c);
     }
     setenv("HOME", "/home/of/nobody", 1);
 }
@@ -478,25 +472,24 @@ static void threads_asked_for(void **state) {
 static void resumed_runs_keep_derived_values(void **state) {
     (void)state;
     mu_config old, now;
-    mu_options o, p;
-    load(&old, &o, MINIMAL "train: {steps: 50}\nmoe: {z_loss_coeff: 0.02}\noptim: {lr: 1e-4}\n", 0, NULL, 1);
-    load(&now, &p, MINIMAL "train: {steps: 2000}\noptim: {lr: 1e-3}\n", 0, NULL, 1);
+    load(&old, MINIMAL "train: {steps: 50}\nmoe: {z_loss_coeff: 0.02}\noptim: {lr: 1e-4}\n", 0, NULL, 1);
+    load(&now, MINIMAL "train: {steps: 2000}\noptim: {lr: 1e-3}\n", 0, NULL, 1);
     assert_int_equal(now.optim.warmup_steps, 100);
-    mu_config_inherit(&now, &p, &old);
+    mu_config_inherit(&now, &old);
     assert_int_equal(now.optim.warmup_steps, 5);
     assert_true(now.optim.min_lr == 1e-5 && now.moe.z_loss_coeff == 0.02 && now.optim.lr == 1e-3);
-    mu_config_free(&now, &p);
-    load(&now, &p, MINIMAL "train: {steps: 2000}\noptim: {min_lr: 2e-6, warmup_steps: 7}\nmoe: {z_loss_coeff: 0.001}", 0, NULL, 1);
-    mu_config_inherit(&now, &p, &old);
+    mu_config_free(&now);
+    load(&now, MINIMAL "train: {steps: 2000}\noptim: {min_lr: 2e-6, warmup_steps: 7}\nmoe: {z_loss_coeff: 0.001}", 0, NULL, 1);
+    mu_config_inherit(&now, &old);
     assert_int_equal(now.optim.warmup_steps, 7);
     assert_true(now.optim.min_lr == 2e-6 && now.moe.z_loss_coeff == 0.001);
-    mu_config_free(&now, &p);
-    load(&now, &p, MINIMAL "train: {steps: 4}\noptim: {lr: 1e-6}\n", 0, NULL, 1);    /* too small for what it was */
-    mu_config_inherit(&now, &p, &old);
+    mu_config_free(&now);
+    load(&now, MINIMAL "train: {steps: 4}\noptim: {lr: 1e-6}\n", 0, NULL, 1);    /* too small for what it was */
+    mu_config_inherit(&now, &old);
     assert_int_equal(now.optim.warmup_steps, 0);
     assert_true(now.optim.min_lr == 1e-7);
-    mu_config_free(&now, &p);
-    mu_config_free(&old, &o);
+    mu_config_free(&now);
+    mu_config_free(&old);
 }
 
 static void commands_take_some_overrides(void **state) {
@@ -519,44 +512,41 @@ static void commands_take_some_overrides(void **state) {
 static void rates_of_a_constant_schedule(void **state) {
     (void)state;
     mu_config c;
-    mu_options o;
-    load(&c, &o, MINIMAL "optim: {schedule: constant, lr: 1e-5}\ntrain: {steps: 10}\n", 0, NULL, 1);
-    mu_config_free(&c, &o);
-    load(&c, &o, MINIMAL "optim: {lr: 1e-4, warmup_steps: 10}\ntrain: {steps: 10}\n", 0, NULL, 1);
-    mu_config_free(&c, &o);
+    load(&c, MINIMAL "optim: {schedule: constant, lr: 1e-5}\ntrain: {steps: 10}\n", 0, NULL, 1);
+    mu_config_free(&c);
+    load(&c, MINIMAL "optim: {lr: 1e-4, warmup_steps: 10}\ntrain: {steps: 10}\n", 0, NULL, 1);
+    mu_config_free(&c);
 }
 
 /* A schedule of which only a part is given fits itself to that part. */
 static void short_and_slow_runs(void **state) {
     (void)state;
     mu_config c;
-    mu_options o;
-    load(&c, &o, MINIMAL "train: {steps: 40}\n", 0, NULL, 1);
+    load(&c, MINIMAL "train: {steps: 40}\n", 0, NULL, 1);
     assert_int_equal(c.optim.warmup_steps, 4);
     assert_true(c.optim.min_lr == 1e-4);
-    mu_config_free(&c, &o);
-    load(&c, &o, MINIMAL "optim: {lr: 1e-5}\n", 0, NULL, 1);
+    mu_config_free(&c);
+    load(&c, MINIMAL "optim: {lr: 1e-5}\n", 0, NULL, 1);
     assert_true(fabs(c.optim.min_lr - 1e-6) < 1e-12);
     assert_int_equal(c.optim.warmup_steps, 100);
-    mu_config_free(&c, &o);
+    mu_config_free(&c);
 }
 
 static void no_file_is_needed(void **state) {
     (void)state;
     mu_config c;
-    mu_options o;
     static mu_error e;
-    assert_int_equal(mu_config_load(&c, &o, NULL, 2, enough, 1, true, &e), MU_STATUS_OK);
-    mu_config_free(&c, &o);
-    assert_int_equal(mu_config_load(&c, &o, NULL, 0, NULL, 1, true, &e), MU_STATUS_CONFIG);
+    assert_int_equal(mu_config_load(&c, NULL, 2, enough, 1, true, &e), MU_STATUS_OK);
+    mu_config_free(&c);
+    assert_int_equal(mu_config_load(&c, NULL, 0, NULL, 1, true, &e), MU_STATUS_CONFIG);
     assert_int_equal(lines_of(e.text), 2);
-    mu_config_free(&c, &o);
-    assert_int_equal(mu_config_load(&c, &o, NULL, 0, NULL, 1, true, NULL), MU_STATUS_CONFIG);
-    mu_config_free(&c, &o);
-    assert_int_equal(mu_config_load(&c, &o, "f.ymal", 2, enough, 1, true, &e), MU_STATUS_NOINPUT);
+    mu_config_free(&c);
+    assert_int_equal(mu_config_load(&c, NULL, 0, NULL, 1, true, NULL), MU_STATUS_CONFIG);
+    mu_config_free(&c);
+    assert_int_equal(mu_config_load(&c, "f.ymal", 2, enough, 1, true, &e), MU_STATUS_NOINPUT);
     assert_non_null(strstr(e.text, folder));
     assert_non_null(strstr(e.text, "/f.ymal: No such file or directory; did you mean 'f.yaml'?"));
-    mu_config_free(&c, &o);
+    mu_config_free(&c);
 }
 
 /* config.resolved.yaml says what was run: every option, derived values too. */
@@ -567,29 +557,28 @@ static void dump_gives_the_same_configuration(void **state) {
                                         "optim: {eps: 1e-30}\ndata: {train: [{domain: a, path: 'here/texts', weight: 0.1}]}" };
     for (int i = 0; i < 4; i++) {
         mu_config c, d;
-        mu_options o, p;
         static mu_error e;
         int n;
         const mu_option *rows = mu_config_table(&n);
         char *yaml = i < 3 ? mu_format("%s%s", MINIMAL, more[i]) : mu_strdup(more[i]);
-        load(&c, &o, yaml, 0, NULL, 1);
-        char *text = mu_options_dump(&o, &c);
-        mu_status status = mu_config_load_text(&d, &p, "resolved", text, 0, NULL, &e);
+        load(&c, yaml, 0, NULL, 1);
+        char *text = mu_options_dump(&c.options, &c);
+        mu_status status = mu_config_load_text(&d, "resolved", text, 0, NULL, &e);
         if (status != MU_STATUS_OK) fail_msg("%s\n%s", e.text, text);
         for (int k = 0; k < n; k++) {
             char *left = mu_option_text(&rows[k], &c), *right = mu_option_text(&rows[k], &d);
             assert_string_equal(left, right);
-            assert_true(mu_options_given(&p, rows[k].section, rows[k].key));
+            assert_true(mu_options_given(&d.options, rows[k].section, rows[k].key));
             free(left);
             free(right);
         }
-        char *again = mu_options_dump(&p, &d);
+        char *again = mu_options_dump(&d.options, &d);
         assert_string_equal(text, again);
         free(again);
         free(text);
         free(yaml);
-        mu_config_free(&c, &o);
-        mu_config_free(&d, &p);
+        mu_config_free(&c);
+        mu_config_free(&d);
     }
 }
 
@@ -597,17 +586,16 @@ static void dump_gives_the_same_configuration(void **state) {
 static void copy_is_read_without_its_world(void **state) {
     (void)state;
     mu_config c;
-    mu_options o;
     static mu_error e;
     const char *text = "run: {dir: a}\nparallel: {ep: 4}\ntrain: {global_batch_size: 7}\n"
                        "data: {train: [{domain: d, path: /nowhere}]}";
     const char *overrides[] = { "train.steps=2000" };
-    assert_int_equal(mu_config_load_text(&c, &o, "copy", text, 1, (char *const *)overrides, &e), MU_STATUS_OK);
+    assert_int_equal(mu_config_load_text(&c, "copy", text, 1, (char *const *)overrides, &e), MU_STATUS_OK);
     assert_int_equal(c.train.steps, 2000);
-    mu_config_free(&c, &o);
-    assert_int_equal(mu_config_load_text(&c, &o, "copy", "moe: {top_k: 9}", 0, NULL, &e), MU_STATUS_CONFIG);
+    mu_config_free(&c);
+    assert_int_equal(mu_config_load_text(&c, "copy", "moe: {top_k: 9}", 0, NULL, &e), MU_STATUS_CONFIG);
     assert_non_null(strstr(e.text, "copy:1:14: moe.top_k: 9 is more than num_experts 8"));
-    mu_config_free(&c, &o);
+    mu_config_free(&c);
 }
 
 /* Every option has a help text, a default that parses, and one place in the structure. */

@@ -8,7 +8,6 @@ enum { B = 2, S = 17, V = 96, T = B * S, MOST_MOE = 8 };
 typedef struct {
     mu_store *store;
     mu_config config;
-    mu_options options;
     mu_device *dev;
     mu_model *m;
     mu_tape *tp;
@@ -39,7 +38,7 @@ static char *others[] = { "run.dir=unused", "data.train=[{domain: none, path: sy
 
 static void read_config(run *r) {
     char *text = text_of(r->store);
-    need(mu_config_load_text(&r->config, &r->options, "fixture", text, sizeof others / sizeof *others, others,
+    need(mu_config_load_text(&r->config, "fixture", text, sizeof others / sizeof *others, others,
                              &e));
     free(text);
 }
@@ -103,7 +102,7 @@ static void run_free(run *r) {
     mu_tape_free(r->tp);
     mu_model_free(r->m);
     mu_device_close(r->dev);
-    mu_config_free(&r->config, &r->options);
+    mu_config_free(&r->config);
     need(mu_store_close(r->store, &e));
     free(r);
 }

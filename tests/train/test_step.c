@@ -19,7 +19,7 @@ static mu_trainer *trainer_new(const char *rest) {
     mu_error e = { 0 };
     mu_trainer *t = mu_alloc(1, sizeof *t);
     char *text = mu_format("%s%s", common, rest);
-    if (mu_config_load_text(&t->cfg, &t->options, "test", text, 0, NULL, &e) != MU_STATUS_OK ||
+    if (mu_config_load_text(&t->cfg, "test", text, 0, NULL, &e) != MU_STATUS_OK ||
         mu_trainer_open(t, mu_mesh_alone(), true, &e) != MU_STATUS_OK)
         fail_msg("%s", e.text);
     free(text);

@@ -18,7 +18,7 @@ static inline void trainer_free(mu_trainer *t) {
 static inline mu_trainer *trainer_in_folder(char *template, const char *text, mu_error *e) {
     if (!mkdtemp(template) || chdir(template)) return NULL;
     mu_trainer *t = mu_alloc(1, sizeof *t);
-    if (mu_config_load_text(&t->cfg, &t->options, "test", text, 0, NULL, e) || mu_trainer_open(t, mu_mesh_alone(), true, e)) return NULL;
+    if (mu_config_load_text(&t->cfg, "test", text, 0, NULL, e) || mu_trainer_open(t, mu_mesh_alone(), true, e)) return NULL;
     return t;
 }
 
