@@ -42,10 +42,10 @@ bool mu_checkpoint_step(const char *path, int64_t *step) {
     return *step >= 0 && !strcmp(name, given); /* not step-40, not step-+5: a second name for a step is somebody else's */
 }
 
-static bool is_writer(const mu_trainer *t) { return t->mesh->batch->rank < t->mesh->ep; }
+static bool is_writer(const mu_train_state *t) { return t->mesh->batch->rank < t->mesh->ep; }
 
 /* Which units this rank writes: its experts, and on rank 0 everything shared. */
-static bool writes(const mu_trainer *t, const mu_unit *u) {
+static bool writes(const mu_train_state *t, const mu_unit *u) {
     return u->expert >= 0 || t->mesh->batch->rank == 0;
 }
 
@@ -65,8 +65,8 @@ static void visit_number(mu_state_visitor *v, const char *name, int64_t value) {
 }
 
 /* What the window says of the steps that each expert took lately bounds those that the optimizer counted. */
-static void visit_optimizer(mu_trainer *t, mu_state_visitor *v) {
-    const mu_load_window *w = &t->loss->stats->window;
+static void visit_optimizer(mu_train_state *t, mu_state_visitor *v) {
+    const mu_load_window *w = &t->stats->window;
     int64_t n = (int64_t)w->layers * w->experts, *active = mu_alloc(2 * (size_t)n + 1, sizeof *active), *idle = active + n;
     for (int64_t i = 0; i < n; i++) {
         active[i] = mu_load_window_active_steps(w, (int)(i / w->experts), (int)(i % w->experts));
@@ -77,13 +77,13 @@ static void visit_optimizer(mu_trainer *t, mu_state_visitor *v) {
 }
 
 /* `cfg`: the configuration that the values were made with. Later ones are bounded by earlier ones. */
-static void visit_all(mu_trainer *t, const mu_config *cfg, mu_state_visitor *v) {
+static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor *v) {
     /* A step moves each bias by at most bias_update_rate, which may have been another before. */
     double bias_most = cfg->moe.balance & MU_BALANCE_BIAS ? 1.001 * MU_BIAS_RATE_MAX * (double)t->step : 0;
     visit_number(v, "/state/step", t->step);
     visit_number(v, "/state/seed", cfg->run.seed);
     mu_loader_state(t->loader, &cfg->data.train, t->step * cfg->train.global_batch_size, v);
-    mu_routing_stats_state(t->loss->stats, t->step, assignments_of(cfg), cfg->stats.window, v);
+    if (t->stats) mu_routing_stats_state(t->stats, t->step, assignments_of(cfg), cfg->stats.window, v);
     mu_model_state(t->model, bias_most, v);
     if (t->opt) visit_optimizer(t, v);
 }
@@ -140,7 +140,7 @@ static void load_one(mu_state_visitor *v, const mu_state *s) {
 }
 
 /* Local: to be agreed. */
-static mu_status load_state(mu_trainer *t, const mu_manifest *m, bool training, bool tensors, mu_error *e) {
+static mu_status load_state(mu_train_state *t, const mu_manifest *m, bool training, bool tensors, mu_error *e) {
     reader r = { { load_one }, m, training, tensors, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)), { 0 }, MU_STATUS_OK, e };
     t->step = m->step;
     visit_all(t, &m->cfg, &r.v);
@@ -153,7 +153,7 @@ static mu_status load_state(mu_trainer *t, const mu_manifest *m, bool training, 
 
 /* ------------------------------------------------------------------ saving */
 
-static mu_status fault_status(const mu_trainer *t, const char *point, mu_error *e) {
+static mu_status fault_status(const mu_train_state *t, const char *point, mu_error *e) {
     return mu_fault(point, t->mesh->world->rank)
                ? mu_error_set(e, MU_STATUS_IO, "%s: no space left on device (planted by a test)", point)
                : MU_STATUS_OK;
@@ -161,11 +161,11 @@ static mu_status fault_status(const mu_trainer *t, const char *point, mu_error *
 
 typedef struct {
     mu_state_visitor v;
-    mu_trainer *t;
+    mu_train_state *t;
     mu_store *s;                /* NULL on a rank that writes no shard: it only hands over what it holds */
     room room;
     int written;                /* arrays of tensors */
-    mu_status status;           /* after a failure too the visit goes on: the others are waiting */
+    mu_status status;           /* after a failure, too, the visit continues: other ranks wait */
     mu_error *e;
 } writer;
 
@@ -182,22 +182,22 @@ static void save_one(mu_state_visitor *v, const mu_state *s) {
 }
 
 /* Collective: every rank comes here, whatever its status and whether or not it writes a shard. */
-static mu_status write_arrays(mu_trainer *t, mu_store *s, mu_status status, mu_error *e) {
+static mu_status write_arrays(mu_train_state *t, const mu_config *cfg, mu_store *s, mu_status status, mu_error *e) {
     writer w = { { save_one }, t, s, { 0 }, 0, status, e };
-    visit_all(t, &t->cfg, &w.v);
+    visit_all(t, cfg, &w.v);
     free(w.room.memory);
     return w.status;
 }
 
 /* This rank's shard, if it writes one, closed and synced, its size and hash in *shard. Collective. */
-static mu_status write_shard(mu_trainer *t, const char *folder, mu_shard *shard, mu_error *e) {
-    if (!is_writer(t)) return write_arrays(t, NULL, MU_STATUS_OK, e);
+static mu_status write_shard(mu_train_state *t, const mu_config *cfg, const char *folder, mu_shard *shard, mu_error *e) {
+    if (!is_writer(t)) return write_arrays(t, cfg, NULL, MU_STATUS_OK, e);
     mu_shard_name(t->mesh->world->rank, shard->name);
     char *path = mu_format("%s/%s", folder, shard->name);
     mu_store *s = NULL;
     mu_status status = fault_status(t, "open", e);
     if (status == MU_STATUS_OK) status = mu_store_create(&s, path, e);
-    status = write_arrays(t, s, status, e);
+    status = write_arrays(t, cfg, s, status, e);
     if (status == MU_STATUS_OK) status = fault_status(t, "before-close", e);
     status = mu_store_finish(s, status, e);
     if (status == MU_STATUS_OK) status = fault_status(t, "after-close", e);
@@ -207,7 +207,7 @@ static mu_status write_shard(mu_trainer *t, const char *folder, mu_shard *shard,
 }
 
 /* Collects the names that each writer wrote on rank 0, which fills m->tensors. Collective. */
-static void collect_names(mu_trainer *t, mu_manifest *m) {
+static void collect_names(mu_train_state *t, mu_manifest *m) {
     mu_comm *world = t->mesh->world;
     mu_params *ps = t->model->params;
     size_t size = sizeof m->tensors[0].name;
@@ -240,14 +240,15 @@ static void collect_names(mu_trainer *t, mu_manifest *m) {
     free(counts);
 }
 
-static mu_status commit(mu_trainer *t, mu_manifest *m, const char *tmp, const char *final, mu_error *e) {
+static mu_status commit(const mu_train_state *t, const mu_config *cfg, const mu_texts *texts, mu_manifest *m, const char *tmp,
+                        const char *final, mu_error *e) {
     m->step = t->step, m->ranks = t->mesh->world->size, m->ep = t->mesh->ep;
-    snprintf(m->dtype, sizeof m->dtype, "%s", mu_dtype_name(t->dev->master));
-    snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(t->tokenizer));
-    snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(t->tokenizer));
-    snprintf(m->fingerprint, sizeof m->fingerprint, "%s", t->corpus.fingerprint);
-    m->val_split = t->val_split;
-    m->config = mu_options_dump(&t->cfg.options, &t->cfg);
+    snprintf(m->dtype, sizeof m->dtype, "%s", mu_dtype_name(t->model->params->dev->master));
+    snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(texts->tokenizer));
+    snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(texts->tokenizer));
+    snprintf(m->fingerprint, sizeof m->fingerprint, "%s", texts->corpus.fingerprint);
+    m->val_split = texts->val_split;
+    m->config = mu_options_dump(&cfg->options, cfg);
     mu_status status = fault_status(t, "before-manifest", e);
     if (status == MU_STATUS_OK) status = mu_manifest_write(m, tmp, e);
     if (status == MU_STATUS_OK) status = fault_status(t, "after-manifest", e);
@@ -284,22 +285,22 @@ static bool is_taken(const char *path) {
     return !lstat(path, &st);
 }
 
-mu_status mu_checkpoint_set_aside(const mu_trainer *t, mu_error *e) {
+mu_status mu_checkpoint_set_aside(mu_comm *world, const char *run, int64_t step, mu_error *e) {
     int64_t *steps = NULL;
-    int n = t->mesh->world->rank == 0 ? mu_checkpoint_list(t->cfg.run.dir, &steps) : 0;
+    int n = world->rank == 0 ? mu_checkpoint_list(run, &steps) : 0;
     mu_status status = MU_STATUS_OK;
-    for (int i = 0; i < n && steps[i] > t->step && status == MU_STATUS_OK; i++) {
-        char *from = mu_checkpoint_path(t->cfg.run.dir, steps[i]);
+    for (int i = 0; i < n && steps[i] > step && status == MU_STATUS_OK; i++) {
+        char *from = mu_checkpoint_path(run, steps[i]);
         char *to;
         status = mu_file_set_aside(from, &to, e);
         if (status == MU_STATUS_OK)
             mu_log(MU_LOG_WARNING, "checkpoint of step %lld is newer than resume step %lld, moved aside to %s", (long long)steps[i],
-                   (long long)t->step, to);
+                   (long long)step, to);
         free(from);
         free(to);
     }
     free(steps);
-    return mu_agree(t->mesh->world, status, e);
+    return mu_agree(world, status, e);
 }
 
 /* ------------------------------------------------------------------ removing
@@ -373,14 +374,13 @@ static mu_status remove_unfinished(const char *folder, mu_error *e) {
     return status;
 }
 
-static mu_status prune(const mu_trainer *t, mu_error *e) {
-    const mu_checkpoint_config *cfg = &t->cfg.checkpoint;
+static mu_status prune(const mu_checkpoint_config *cfg, const char *run, mu_error *e) {
     int64_t *steps;
-    int n = mu_checkpoint_list(t->cfg.run.dir, &steps);
+    int n = mu_checkpoint_list(run, &steps);
     mu_status status = MU_STATUS_OK;
     for (int i = (int)cfg->keep; i < n && status == MU_STATUS_OK; i++) {
         if (cfg->keep_every && steps[i] % cfg->keep_every == 0) continue;
-        char *from = mu_checkpoint_path(t->cfg.run.dir, steps[i]), *to = mu_format("%s.tmp", from);
+        char *from = mu_checkpoint_path(run, steps[i]), *to = mu_format("%s.tmp", from);
         if (may_be_removed(from) && !is_taken(to)) {
             status = mu_file_rename(from, to, e); /* half a removal must not look like damage */
             if (status == MU_STATUS_OK) status = mu_file_remove_tree(to, e);
@@ -406,15 +406,15 @@ static mu_status make_unfinished(const char *folder, const char *tmp, mu_error *
     return status == MU_STATUS_OK ? mu_file_make_dirs(tmp, e) : status;
 }
 
-mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) {
+mu_status mu_checkpoint_save(mu_train_state *t, const mu_config *cfg, const mu_texts *texts, mu_error *e) {
     mu_comm *world = t->mesh->world;
-    char *folder = mu_format("%s/checkpoints", t->cfg.run.dir), *final = mu_checkpoint_path(t->cfg.run.dir, t->step);
+    char *folder = mu_format("%s/checkpoints", cfg->run.dir), *final = mu_checkpoint_path(cfg->run.dir, t->step);
     char *tmp = mu_format("%s.tmp", final);
     mu_manifest m = { 0 };
     mu_status status = mu_agree(world, world->rank == 0 ? make_unfinished(folder, tmp, e) : MU_STATUS_OK, e);
     bool made = status == MU_STATUS_OK;
     mu_shard mine = { 0 };
-    if (status == MU_STATUS_OK) status = write_shard(t, tmp, &mine, e);
+    if (status == MU_STATUS_OK) status = write_shard(t, cfg, tmp, &mine, e);
     status = mu_agree(world, status, e);
     if (status == MU_STATUS_OK) {
         m.n_shards = t->mesh->ep;
@@ -422,8 +422,8 @@ mu_status mu_checkpoint_save(mu_trainer *t, mu_error *e) {
         mu_all_gather(world, &mine, sizeof mine, m.shards);
         collect_names(t, &m);
         if (world->rank == 0) {
-            status = commit(t, &m, tmp, final, e);
-            if (status == MU_STATUS_OK) status = prune(t, e);
+            status = commit(t, cfg, texts, &m, tmp, final, e);
+            if (status == MU_STATUS_OK) status = prune(&cfg->checkpoint, cfg->run.dir, e);
         }
         status = mu_agree(world, status, e);
     }
@@ -536,27 +536,33 @@ mu_status mu_checkpoint_fall_back(mu_comm *world, const char *path, mu_manifest 
     return find_below(world, path, step, &first, m, &found, e);
 }
 
-mu_status mu_checkpoint_load_state(mu_trainer *t, const mu_manifest *m, mu_error *e) { return load_state(t, m, true, false, e); }
-
-mu_status mu_checkpoint_load(mu_trainer *t, const mu_manifest *m, bool training, mu_error *e) {
-    mu_status status = mu_tokenizer_check(t->tokenizer, m->path, m->tokenizer, m->tokenizer_fingerprint, e);
-    if (status == MU_STATUS_OK) status = load_state(t, m, training, true, e);
+mu_status mu_checkpoint_load(mu_train_state *t, const mu_manifest *m, const mu_tokenizer *tokenizer, mu_error *e) {
+    mu_status status = mu_tokenizer_check(tokenizer, m->path, m->tokenizer, m->tokenizer_fingerprint, e);
+    if (status == MU_STATUS_OK) status = load_state(t, m, t->opt != NULL, true, e);
     return mu_agree(t->mesh->world, status, e);
 }
 
-mu_status mu_checkpoint_open_shape(mu_trainer *t, mu_mesh *mesh, const mu_manifest *m, mu_error *e) {
-    t->mesh = mesh;
-    mu_status status = mu_config_load_text(&t->cfg, m->path, m->config, 0, NULL, e);
+mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m, bool state, mu_error *e) {
+    const mu_config *cfg = &m->cfg;
+    *s = (mu_checkpoint_shape){ .t = { .mesh = mu_mesh_alone(), .step = m->step } };
+    mu_train_state *t = &s->t;
+    mu_status status = mu_tokenizer_open(&s->tokenizer, cfg->data.tokenizer, e);
     if (status != MU_STATUS_OK) return status;
-    status = mu_tokenizer_open(&t->tokenizer, t->cfg.data.tokenizer, e);
-    if (status != MU_STATUS_OK) return status;
-    t->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
-    t->model = mu_model_new(&t->cfg.model, &t->cfg.moe, mu_tokenizer_vocab_size(t->tokenizer), 1, t->dev, mesh);
-    t->opt = mu_optimizer_new(&mu_rule_adamw, &t->cfg.optim, t->model->params);
-    mu_batch_shape shape = { t->cfg.train.global_batch_size, t->cfg.train.seq_len, 1, 0, t->cfg.stats.window };
-    t->tape = mu_tape_new(t->dev);
-    t->loss = mu_loss_new(t->model, t->tape, mesh->batch, &shape);
-    return MU_STATUS_OK;
+    s->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
+    t->model = mu_model_new(&cfg->model, &cfg->moe, mu_tokenizer_vocab_size(s->tokenizer), 1, s->dev, t->mesh);
+    t->opt = mu_optimizer_new(&mu_rule_adamw, &cfg->optim, t->model->params);
+    t->stats = s->stats = mu_routing_stats_new(s->dev, t->mesh->batch, t->model->n_moe, (int)cfg->moe.num_experts, 1, cfg->stats.window, 0);
+    return state ? load_state(t, m, true, false, e) : MU_STATUS_OK;
+}
+
+void mu_checkpoint_shape_close(mu_checkpoint_shape *s) {
+    mu_routing_stats_free(s->stats);
+    mu_optimizer_free(s->t.opt);
+    mu_model_free(s->t.model);
+    if (s->tokenizer) mu_tokenizer_close(s->tokenizer);
+    if (s->dev) mu_device_close(s->dev);
+    mu_mesh_close(s->t.mesh);
+    *s = (mu_checkpoint_shape){ 0 };
 }
 
 /* Passes on what the version of a checkpoint has. */
@@ -572,32 +578,22 @@ static void pass_on(mu_state_visitor *v, const mu_state *s) {
 
 mu_status mu_checkpoint_visit(const mu_manifest *m, mu_state_visitor *v, mu_error *e) {
     filter f = { { pass_on }, v, m->version };
-    mu_mesh *mesh = mu_mesh_alone();
-    mu_trainer t = { 0 };
-    mu_status status = mu_checkpoint_open_shape(&t, mesh, m, e);
-    t.step = m->step;
-    if (status == MU_STATUS_OK) visit_all(&t, &m->cfg, &f.v);
-    mu_trainer_close(&t);
-    mu_mesh_close(mesh);
+    mu_checkpoint_shape s;
+    mu_status status = mu_checkpoint_shape_open(&s, m, false, e);
+    if (status == MU_STATUS_OK) visit_all(&s.t, &m->cfg, &f.v);
+    mu_checkpoint_shape_close(&s);
     return status;
 }
 
 mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) {
-    mu_mesh *mesh = mu_mesh_alone();
-    mu_trainer t = { 0 };
-    mu_status status = mu_checkpoint_open_shape(&t, mesh, m, e);
-    if (status == MU_STATUS_OK) status = tensors ? mu_checkpoint_load(&t, m, true, e) : mu_checkpoint_load_state(&t, m, e);
-    mu_trainer_close(&t);
-    mu_mesh_close(mesh);
+    mu_checkpoint_shape s;
+    mu_status status = mu_checkpoint_shape_open(&s, m, !tensors, e);
+    if (status == MU_STATUS_OK && tensors) status = mu_checkpoint_load(&s.t, m, s.tokenizer, e);
+    mu_checkpoint_shape_close(&s);
     return status;
 }
 
 /* ------------------------------------------------------------------ may it go on? */
-
-void mu_checkpoint_inherit(mu_trainer *t, const mu_manifest *m) {
-    mu_config_inherit(&t->cfg, &m->cfg);
-    t->val_split = m->val_split;
-}
 
 /* Texts may move: the same domains, in order, with the same weights. What is in them is the fingerprint's to say. */
 static bool same_domains(const mu_option_domains *a, const mu_option_domains *b) {
@@ -622,7 +618,7 @@ static void compare_option(const mu_option *option, const mu_manifest *m, const 
     free(is);
 }
 
-mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char **notes, mu_error *e) {
+mu_status mu_checkpoint_compare(const mu_config *cfg, const mu_corpus *corpus, const mu_manifest *m, char **notes, mu_error *e) {
     char *text = NULL;
     size_t size;
     FILE *out = open_memstream(&text, &size);
@@ -630,11 +626,11 @@ mu_status mu_checkpoint_compare(const mu_trainer *t, const mu_manifest *m, char 
     mu_error_set(e, MU_STATUS_OK, "%s", "");
     int n;
     const mu_option *table = mu_config_table(&n);
-    for (int i = 0; i < n; i++) compare_option(&table[i], m, &t->cfg, out, e);
-    if (e->status == MU_STATUS_OK && strcmp(m->fingerprint, t->corpus.fingerprint)) {
+    for (int i = 0; i < n; i++) compare_option(&table[i], m, cfg, out, e);
+    if (e->status == MU_STATUS_OK && strcmp(m->fingerprint, corpus->fingerprint)) {
         mu_error_set(e, MU_STATUS_CONFIG, "the texts are not those of %s: fingerprint %s then, %s now",
-                     m->path, m->fingerprint, t->corpus.fingerprint);
-        mu_run_name_changes(t, m, e);
+                     m->path, m->fingerprint, corpus->fingerprint);
+        mu_run_name_changes(corpus, m, e);
     }
     fclose(out);
     if (notes) *notes = text;

@@ -95,13 +95,14 @@ typedef struct {
 
 /* A text in the making. The model sees tokens from .. n-1, at most model.max_seq_len. */
 typedef struct {
-    mu_trainer *t;
+    const mu_opened *o;
     const arguments *a;
     mu_kv_cache *cache; /* NULL: every token in view is computed anew for each one added */
     int V;
     int64_t start, from, n, most; /* start: first token ever in view; most: room for all tokens */
     int32_t *tokens;              /* [most] */
     int32_t *experts;      /* [MoE layers, most, K], of each token's latest pass; NULL unless asked for */
+    mu_routing *routings;  /* [MoE layers], of the latest pass */
     double *logits;        /* [V] */
     candidate *candidates; /* [V] */
 } generation;
@@ -113,22 +114,24 @@ static void add_tokens(void *to, const int32_t *ids, int64_t n) {
     g->n += n;
 }
 
-static generation generation_new(mu_trainer *t, const arguments *a) {
-    int64_t limit = t->cfg.model.max_seq_len;
-    int32_t eod = mu_tokenizer_eod(t->tokenizer);
-    generation g = { .t = t, .a = a, .V = mu_tokenizer_vocab_size(t->tokenizer) };
-    mu_tokenizer_encode(t->tokenizer, a->prompt, (int64_t)strlen(a->prompt), add_tokens, &g);
+static generation generation_new(const mu_opened *o, const arguments *a) {
+    const mu_model *model = o->state.model;
+    int64_t limit = o->cfg.model.max_seq_len;
+    int32_t eod = mu_tokenizer_eod(o->tokenizer);
+    generation g = { .o = o, .a = a, .V = mu_tokenizer_vocab_size(o->tokenizer) };
+    mu_tokenizer_encode(o->tokenizer, a->prompt, (int64_t)strlen(a->prompt), add_tokens, &g);
     if (g.n == 0) add_tokens(&g, &eod, 1);      /* a document begins behind the end of another */
     g.start = g.from = g.n > limit ? g.n - limit : 0;
     g.most = g.n + a->tokens;
     g.tokens = mu_realloc(g.tokens, (size_t)g.most, sizeof *g.tokens);
     g.logits = mu_alloc((size_t)g.V, sizeof *g.logits);
     g.candidates = mu_alloc((size_t)g.V, sizeof *g.candidates);
-    if (a->show_experts && t->model->n_moe)
-        g.experts = mu_alloc((size_t)(t->model->n_moe * g.most * t->cfg.moe.top_k), sizeof *g.experts);
+    if (a->show_experts && model->n_moe)
+        g.experts = mu_alloc((size_t)(model->n_moe * g.most * o->cfg.moe.top_k), sizeof *g.experts);
+    g.routings = mu_alloc((size_t)model->n_moe, sizeof *g.routings);
     if (!a->no_cache)
-        g.cache = mu_kv_cache_new(t->dev, (int)t->cfg.model.num_layers, g.most < limit ? g.most : limit,
-                                  t->model->cfg.num_kv_heads * t->model->cfg.head_dim);
+        g.cache = mu_kv_cache_new(o->dev, (int)o->cfg.model.num_layers, g.most < limit ? g.most : limit,
+                                  model->cfg.num_kv_heads * model->cfg.head_dim);
     return g;
 }
 
@@ -138,12 +141,13 @@ static void generation_free(generation *g) {
     free(g->logits);
     free(g->candidates);
     free(g->experts);
+    free(g->routings);
 }
 
 /* When the view is full its last half stays: moving on by one token would give all others in view a new
  * position, and with it new keys, at every step. */
 static void keep_in_view(generation *g) {
-    int64_t limit = g->t->cfg.model.max_seq_len;
+    int64_t limit = g->o->cfg.model.max_seq_len;
     if (g->n - g->from <= limit) return;
     g->from = g->n - limit / 2;
     if (g->cache) g->cache->length = 0;
@@ -151,18 +155,18 @@ static void keep_in_view(generation *g) {
 
 /* Logits after the last token, from a pass over those in view that the cache does not have. */
 static void next_logits(generation *g) {
-    mu_trainer *t = g->t;
+    mu_model *model = g->o->state.model;
+    mu_tape *tape = g->o->tape;
     keep_in_view(g);
-    int64_t first = g->from + (g->cache ? g->cache->length : 0), n = g->n - first, K = t->cfg.moe.top_k;
-    mu_tape_record(t->tape, false);
-    mu_context cx = mu_trainer_context(t, MU_MODE_GENERATE, 1);
-    cx.seq_len = n, cx.cache = g->cache;
-    mu_tensor *in = mu_tensor_ints(t->tape, MU_DTYPE_I32, n, g->tokens + first);
-    mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, in, t->loss->routings);
-    mu_tensor_get(mu_model_logits(t->model, t->tape, mu_tensor_rows(t->tape, x, n - 1, 1)), g->logits);
-    for (int i = 0; i < t->model->n_moe && g->experts; i++)
-        mu_tensor_read(t->loss->routings[i].ids_TK, g->experts + (i * g->most + first) * K);
-    mu_tape_reset(t->tape);
+    int64_t first = g->from + (g->cache ? g->cache->length : 0), n = g->n - first, K = g->o->cfg.moe.top_k;
+    mu_tape_record(tape, false);
+    mu_context cx = { .mode = MU_MODE_GENERATE, .n_sequences = 1, .seq_len = n, .cache = g->cache };
+    mu_tensor *in = mu_tensor_ints(tape, MU_DTYPE_I32, n, g->tokens + first);
+    mu_tensor *x = mu_model_forward(model, tape, &cx, in, g->routings);
+    mu_tensor_get(mu_model_logits(model, tape, mu_tensor_rows(tape, x, n - 1, 1)), g->logits);
+    for (int i = 0; i < model->n_moe && g->experts; i++)
+        mu_tensor_read(g->routings[i].ids_TK, g->experts + (i * g->most + first) * K);
+    mu_tape_reset(tape);
 }
 
 static int by_probability(const void *a, const void *b) {
@@ -238,15 +242,15 @@ static void print_token(const mu_tokenizer *t, int32_t id) {
 
 /* One row a token: the token, then the experts of each MoE layer. */
 static void print_experts(const generation *g) {
-    const mu_trainer *t = g->t;
-    int64_t K = t->cfg.moe.top_k;
+    const mu_model *model = g->o->state.model;
+    int64_t K = g->o->cfg.moe.top_k;
     printf("\nexperts that took each token\n  %-10s", "token");
-    for (int i = 0; i < t->model->n_moe; i++)
-        printf(" | layer %-*d", (int)(4 * K - 6 > 1 ? 4 * K - 6 : 1), t->model->moe_layers[i]);
+    for (int i = 0; i < model->n_moe; i++)
+        printf(" | layer %-*d", (int)(4 * K - 6 > 1 ? 4 * K - 6 : 1), model->moe_layers[i]);
     printf("\n");
     for (int64_t at = g->start; at < g->n; at++) {
-        print_token(t->tokenizer, g->tokens[at]);
-        for (int i = 0; i < t->model->n_moe; i++) {
+        print_token(g->o->tokenizer, g->tokens[at]);
+        for (int i = 0; i < model->n_moe; i++) {
             printf(" |");
             for (int64_t k = 0; k < K; k++) printf(" %3d", g->experts[(i * g->most + at) * K + k]);
         }
@@ -256,7 +260,7 @@ static void print_experts(const generation *g) {
 
 /* The first token waits for the pass over the prompt, so what counts for the rest begins after it. */
 static void say_speed(const generation *g, int64_t prompt, double start, double first, double end) {
-    if (g->t->cfg.log.progress == MU_LOG_PROGRESS_QUIET) return;
+    if (g->o->cfg.log.progress == MU_LOG_PROGRESS_QUIET) return;
     int64_t made = g->n - prompt;
     char rest[80] = "";
     double speed = made > 1 && end > first ? (double)(made - 1) / (end - first) : 0;
@@ -265,8 +269,8 @@ static void say_speed(const generation *g, int64_t prompt, double start, double 
            made == 1 ? "" : "s", end - start, first - start, (long long)prompt, rest);
 }
 
-static void generate(mu_trainer *t, const arguments *a) {
-    generation g = generation_new(t, a);
+static void generate(const mu_opened *o, const arguments *a) {
+    generation g = generation_new(o, a);
     int64_t prompt = g.n;
     double start = mu_time(), first = start;
     bool ended = false; /* with the end-of-document token, which is not printed */
@@ -275,11 +279,11 @@ static void generate(mu_trainer *t, const arguments *a) {
     while (g.n < g.most) {
         next_logits(&g);
         int id = draw(&g);
-        ended = id == mu_tokenizer_eod(t->tokenizer);
+        ended = id == mu_tokenizer_eod(o->tokenizer);
         if (ended) break;
         g.tokens[g.n++] = id;
         const char *text = NULL;
-        int64_t bytes = mu_tokenizer_decode(t->tokenizer, id, &text);
+        int64_t bytes = mu_tokenizer_decode(o->tokenizer, id, &text);
         print_bytes(&out, text, (size_t)bytes);
         fflush(stdout);
         if (g.n == prompt + 1) first = mu_time();
@@ -297,8 +301,7 @@ static void generate(mu_trainer *t, const arguments *a) {
 
 int mu_cmd_generate(int argc, char **argv) {
     mu_error e = { 0 };
-    mu_trainer t = { 0 };
-    mu_manifest m = { 0 };
+    mu_opened o = { 0 };
     arguments a;
     mu_dist_start(&argc, &argv);
     mu_mesh *mesh = mu_mesh_open(NULL, 1);
@@ -308,11 +311,10 @@ int mu_cmd_generate(int argc, char **argv) {
     if (status == MU_STATUS_OK && mesh->world->size > 1)
         status = mu_error_set(&e, MU_STATUS_USAGE, "generate runs on one rank");
     if (status == MU_STATUS_OK)
-        status = mu_open_checkpoint(&t, mesh, a.path, false, a.n_overrides, a.overrides, &m, &e);
-    if (status == MU_STATUS_OK) generate(&t, &a);
+        status = mu_opened_open(&o, mesh, a.path, a.n_overrides, a.overrides, &e);
+    if (status == MU_STATUS_OK) generate(&o, &a);
     free(a.overrides);
-    mu_manifest_free(&m);
-    if (t.mesh) mu_trainer_close(&t);
+    mu_opened_close(&o);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);
     mu_mesh_close(mesh);
     mu_dist_stop();

@@ -109,13 +109,11 @@ static void print_run(const char *dir) {
 }
 
 static mu_status inspect(const mu_manifest *m, bool list_state, mu_error *e) {
-    mu_mesh *mesh = mu_mesh_alone();
-    mu_trainer t = { 0 };
-    mu_status status = mu_checkpoint_open_shape(&t, mesh, m, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_load_state(&t, m, e);
+    mu_checkpoint_shape s;
+    mu_status status = mu_checkpoint_shape_open(&s, m, true, e);
     if (status == MU_STATUS_OK) {
-        const mu_config *cfg = &t.cfg;
-        int vocab = mu_tokenizer_vocab_size(t.tokenizer);
+        const mu_config *cfg = &m->cfg;
+        int vocab = mu_tokenizer_vocab_size(s.tokenizer);
         mu_model_size size = mu_model_measure(&cfg->model, &cfg->moe, vocab, cfg->train.seq_len);
         mu_print("%s\n  step %lld of %lld, %lld tokens seen, written by %d rank%s (ep %d)\n", m->path,
                  (long long)m->step, (long long)cfg->train.steps,
@@ -125,12 +123,11 @@ static mu_status inspect(const mu_manifest *m, bool list_state, mu_error *e) {
                  (long long)size.total, (long long)size.active, vocab, m->tokenizer, m->fingerprint);
         print_shards(m);
         status = print_state(m, list_state, e);
-        if (cfg->moe.num_experts) mu_print_expert_load(&t);
+        if (cfg->moe.num_experts) mu_print_expert_load(&s.stats->window, s.t.model->moe_layers);
         printf("\nconfiguration\n");
         mu_print_text(m->config);
     }
-    mu_trainer_close(&t);
-    mu_mesh_close(mesh);
+    mu_checkpoint_shape_close(&s);
     return status;
 }
 

@@ -67,6 +67,10 @@ static mu_status open_cpu(mu_comm *world, const mu_train_config *cfg, const char
     return MU_STATUS_OK;
 }
 
+void mu_config_use_threads(const mu_train_config *cfg, const mu_mesh *mesh) {
+    mu_threads_set(mu_cores_share(mesh->local_rank, mesh->local_size, mu_config_threads(cfg)));
+}
+
 mu_status mu_train_device_open(const mu_train_config *cfg, const mu_mesh *mesh, mu_device **dev, mu_error *e) {
     static const char *const kinds[] = { "cpu", "cpu", "cuda", "cpu-avx512", "cpu-avx2", "cpu-base", "ref", "guarded" };
     char why[256];

@@ -6,62 +6,82 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int64_t text_bytes(const mu_trainer *t, const int32_t *targets, int64_t n) {
+static int64_t text_bytes(const mu_tokenizer *t, const int32_t *targets, int64_t n) {
     const char *text;
     int64_t bytes = 0;
-    for (int64_t i = 0; i < n; i++) bytes += mu_tokenizer_decode(t->tokenizer, targets[i], &text);
+    for (int64_t i = 0; i < n; i++) bytes += mu_tokenizer_decode(t, targets[i], &text);
     return bytes;
 }
 
-/* One batch of up to micro_size sequences of a domain, from `first` in steps of the number of ranks. */
-static void run_batch(mu_trainer *t, int domain, int64_t first, int64_t end, mu_exact *nll_sum,
-                      int64_t *tokens, int64_t *bytes) {
-    int64_t S = t->cfg.train.seq_len, n = 0;
-    for (int64_t i = first; i < end && n < t->micro_size; i += t->mesh->batch->size, n++)
-        mu_loader_val_read(t->loader, domain, i, t->tokens + n * S, t->targets + n * S);
-    mu_context cx = mu_trainer_context(t, MU_MODE_EVAL, n);
-    mu_tensor *ids = mu_tensor_ints(t->tape, MU_DTYPE_I32, n * S, t->tokens), *nll;
-    mu_tensor *targets = mu_tensor_ints(t->tape, MU_DTYPE_I32, n * S, t->targets);
-    mu_tensor *x = mu_model_forward(t->model, t->tape, &cx, ids, t->loss->routings);
-    mu_model_head_loss(t->model, t->tape, x, targets, 1.0, &nll);
-    double *host = mu_alloc((size_t)(n * S), sizeof *host);
-    mu_tensor_get(nll, host);
-    for (int64_t i = 0; i < n * S; i++) mu_exact_add(nll_sum, host[i]);
-    *tokens += n * S, *bytes += text_bytes(t, t->targets, n * S);
-    free(host);
-    mu_tape_reset(t->tape);
+/* Buffers of one batch. */
+typedef struct {
+    int32_t *tokens, *targets;      /* [at_once * seq_len] */
+    double *nll;
+    mu_routing *routings;           /* [n_moe] */
+} buffers;
+
+static buffers buffers_new(const mu_evaluation *ev) {
+    size_t n = (size_t)(ev->at_once * ev->texts->seq_len);
+    return (buffers){ mu_alloc(n, sizeof(int32_t)), mu_alloc(n, sizeof(int32_t)), mu_alloc(n, sizeof(double)),
+                      mu_alloc((size_t)ev->model->n_moe, sizeof(mu_routing)) };
 }
 
-static mu_domain_loss evaluate_domain(mu_trainer *t, int domain, int64_t most) {
-    int64_t n = mu_loader_val_sequences(t->loader, domain), per_round = t->mesh->batch->size * t->micro_size;
+static void buffers_free(buffers *b) {
+    free(b->tokens);
+    free(b->targets);
+    free(b->nll);
+    free(b->routings);
+}
+
+/* One batch of up to `at_once` sequences of a domain, from `first` in steps of the number of ranks. */
+static void run_batch(const mu_evaluation *ev, buffers *b, int domain, int64_t first, int64_t end, mu_exact *nll_sum,
+                      int64_t *tokens, int64_t *bytes) {
+    int64_t S = ev->texts->seq_len, n = 0;
+    for (int64_t i = first; i < end && n < ev->at_once; i += ev->batch->size, n++)
+        mu_loader_val_read(ev->texts->loader, domain, i, b->tokens + n * S, b->targets + n * S);
+    mu_context cx = { .mode = MU_MODE_EVAL, .n_sequences = n, .seq_len = S };
+    mu_tensor *ids = mu_tensor_ints(ev->tape, MU_DTYPE_I32, n * S, b->tokens), *nll;
+    mu_tensor *targets = mu_tensor_ints(ev->tape, MU_DTYPE_I32, n * S, b->targets);
+    mu_tensor *x = mu_model_forward(ev->model, ev->tape, &cx, ids, b->routings);
+    mu_model_head_loss(ev->model, ev->tape, x, targets, 1.0, &nll);
+    mu_tensor_get(nll, b->nll);
+    for (int64_t i = 0; i < n * S; i++) mu_exact_add(nll_sum, b->nll[i]);
+    *tokens += n * S, *bytes += text_bytes(ev->texts->tokenizer, b->targets, n * S);
+    mu_tape_reset(ev->tape);
+}
+
+static mu_domain_loss evaluate_domain(const mu_evaluation *ev, buffers *b, int domain, int64_t most) {
+    int64_t n = mu_loader_val_sequences(ev->texts->loader, domain), per_round = ev->batch->size * ev->at_once;
     if (most > 0 && n > most) n = most;
     mu_exact nll_sum = { 0 };
     int64_t sums[2] = { 0, 0 };
     for (int64_t round = 0; round * per_round < n; round++)
-        run_batch(t, domain, round * per_round + t->mesh->batch->rank, n, &nll_sum, &sums[0], &sums[1]);
-    mu_all_reduce(t->mesh->batch, MU_REDUCE_SUM, MU_DTYPE_I64, &nll_sum, MU_EXACT_WORDS);
-    mu_all_reduce(t->mesh->batch, MU_REDUCE_SUM, MU_DTYPE_I64, sums, 2);
+        run_batch(ev, b, domain, round * per_round + ev->batch->rank, n, &nll_sum, &sums[0], &sums[1]);
+    mu_all_reduce(ev->batch, MU_REDUCE_SUM, MU_DTYPE_I64, &nll_sum, MU_EXACT_WORDS);
+    mu_all_reduce(ev->batch, MU_REDUCE_SUM, MU_DTYPE_I64, sums, 2);
     double nll = mu_exact_value(&nll_sum);
     mu_domain_loss d = { .tokens = sums[0], .bytes = sums[1] };
     d.ce = d.tokens ? nll / (double)d.tokens : NAN;
     d.bits_per_byte = d.bytes ? nll / log(2.0) / (double)d.bytes : NAN;
-    d.unigram = t->corpus.domains[domain].unigram_entropy;
+    d.unigram = ev->texts->corpus.domains[domain].unigram_entropy;
     return d;
 }
 
 /* Domains without validation text do not count; the shares of the others are scaled up to one. */
-double mu_evaluate(mu_trainer *t, int64_t most, mu_domain_loss *results) {
+double mu_evaluate(const mu_evaluation *ev, int64_t most, mu_domain_loss *results) {
     double mean = 0, shares = 0, plain = 0;
     int n = 0;
-    mu_tape_record(t->tape, false);
-    for (int i = 0; i < t->corpus.n_domains; i++) {
-        results[i] = evaluate_domain(t, i, most);
+    buffers b = buffers_new(ev);
+    mu_tape_record(ev->tape, false);
+    for (int i = 0; i < ev->texts->corpus.n_domains; i++) {
+        results[i] = evaluate_domain(ev, &b, i, most);
         if (!results[i].tokens) continue;
-        mean += mu_loader_share(t->loader, i) * results[i].ce;
-        shares += mu_loader_share(t->loader, i);
+        mean += mu_loader_share(ev->texts->loader, i) * results[i].ce;
+        shares += mu_loader_share(ev->texts->loader, i);
         plain += results[i].ce, n++;
     }
-    mu_tape_record(t->tape, true);
+    mu_tape_record(ev->tape, true);
+    buffers_free(&b);
     /* Domains of weight 0 may be the only ones that have any: then all count the same. */
     return shares > 0 ? mean / shares : n ? plain / n : NAN;
 }

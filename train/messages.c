@@ -2,6 +2,7 @@
  * words of a fatal one. */
 #include "train/train.h"
 
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 

@@ -19,25 +19,25 @@ struct mu_metrics {
     double routing_time, routing_seconds;   /* when routing.h5 was written last, and how long that took */
 };
 
-mu_status mu_metrics_open(mu_metrics **out, const mu_trainer *t, mu_error *e) {
+mu_status mu_metrics_open(mu_metrics **out, const mu_log_source *src, mu_error *e) {
     mu_metrics *m = *out = mu_alloc(1, sizeof *m);
-    m->path = mu_format("%s/metrics.jsonl", t->cfg.run.dir);
-    m->routing_path = mu_format("%s/routing.h5", t->cfg.run.dir);
-    char *statistics = mu_format("%s/statistics.rec", t->cfg.run.dir);
+    m->path = mu_format("%s/metrics.jsonl", src->cfg->run.dir);
+    m->routing_path = mu_format("%s/routing.h5", src->cfg->run.dir);
+    char *statistics = mu_format("%s/statistics.rec", src->cfg->run.dir);
     m->start = mu_time();
     mu_json_init(&m->line);
     bool ended = true;
     mu_logged_steps logged = { 0 };
-    mu_status status = mu_metrics_cut_back(m->path, m->routing_path, t, &logged, &ended, e);
-    if (status == MU_STATUS_OK && t->model->n_moe)
-        status = mu_statistics_resume(&m->statistics, statistics, m->path, t, &logged, e);
+    mu_status status = mu_metrics_cut_back(m->path, m->routing_path, src, &logged, &ended, e);
+    if (status == MU_STATUS_OK && src->state->model->n_moe)
+        status = mu_statistics_resume(&m->statistics, statistics, m->path, src, &logged, e);
     free(logged.step);
     free(statistics);
     if (status != MU_STATUS_OK) return status;
     m->file = fopen(m->path, "ae");
     bool good = m->file && (ended || (putc('\n', m->file) != EOF && fflush(m->file) == 0));
     if (!good) return mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
-    return mu_file_sync(t->cfg.run.dir, e);
+    return mu_file_sync(src->cfg->run.dir, e);
 }
 
 void mu_metrics_close(mu_metrics *m) {
@@ -69,26 +69,26 @@ static void add_value(mu_json *j, const char *key, double value) {
     if (isfinite(value)) mu_json_float(j, key, value);
 }
 
-static void add_states(mu_json *j, const mu_trainer *t, int layer, mu_expert_state state, const char *key) {
+static void add_states(mu_json *j, const mu_log_source *src, int layer, mu_expert_state state, const char *key) {
     mu_json_begin(j, key, '[');
-    for (int i = 0; i < t->loss->stats->window.experts; i++)
-        if (mu_load_window_state(&t->loss->stats->window, layer, i) == state) mu_json_int(j, NULL, i);
+    for (int i = 0; i < src->state->stats->window.experts; i++)
+        if (mu_load_window_state(&src->state->stats->window, layer, i) == state) mu_json_int(j, NULL, i);
     mu_json_end(j, ']');
 }
 
-static double bias_absmax(const mu_trainer *t) {
+static double bias_absmax(const mu_log_source *src) {
     double most = 0;
-    for (int layer = 0; layer < t->model->n_moe; layer++)
-        for (int64_t i = 0; i < t->cfg.moe.num_experts; i++)
-            most = fmax(most, fabs(t->model->blocks[t->model->moe_layers[layer]].moe.bias[i]));
+    for (int layer = 0; layer < src->state->model->n_moe; layer++)
+        for (int64_t i = 0; i < src->cfg->moe.num_experts; i++)
+            most = fmax(most, fabs(src->state->model->blocks[src->state->model->moe_layers[layer]].moe.bias[i]));
     return most;
 }
 
-static void add_moe_summary(mu_json *j, const mu_trainer *t, const mu_step_result *r) {
+static void add_moe_summary(mu_json *j, const mu_log_source *src, const mu_step_result *r) {
     mu_load worst = { 0 }, sum = { 0 };
-    int n = t->model->n_moe, E = (int)t->cfg.moe.num_experts;
+    int n = src->state->model->n_moe, E = (int)src->cfg->moe.num_experts;
     for (int layer = 0; layer < n; layer++) {
-        mu_load l = mu_load_of(t->loss->stats->counts + (int64_t)layer * E, E);
+        mu_load l = mu_load_of(src->state->stats->counts + (int64_t)layer * E, E);
         worst.max_vio = fmax(worst.max_vio, l.max_vio),
         worst.load_imbalance = fmax(worst.load_imbalance, l.load_imbalance);
         sum.load_cv += l.load_cv, sum.diversity += l.diversity;
@@ -99,21 +99,21 @@ static void add_moe_summary(mu_json *j, const mu_trainer *t, const mu_step_resul
     mu_json_float(j, "moe/max_vio", worst.max_vio);
     mu_json_float(j, "moe/load_cv", sum.load_cv / n);
     mu_json_float(j, "moe/diversity", sum.diversity / n);
-    if (mu_load_window_judges(&t->loss->stats->window)) {
-        mu_unhealthy found = mu_load_window_unhealthy(&t->loss->stats->window);
+    if (mu_load_window_judges(&src->state->stats->window)) {
+        mu_unhealthy found = mu_load_window_unhealthy(&src->state->stats->window);
         mu_json_float(j, "moe/dead_frac", (double)found.dead / (n * E));
         mu_json_float(j, "moe/starved_frac", (double)found.starved / (n * E));
     }
     mu_json_float(j, "moe/dropped_frac", r->values.dropped);
-    if (t->cfg.moe.balance & MU_BALANCE_BIAS) mu_json_float(j, "moe/bias_absmax", bias_absmax(t));
+    if (src->cfg->moe.balance & MU_BALANCE_BIAS) mu_json_float(j, "moe/bias_absmax", bias_absmax(src));
 }
 
-static void add_layers(mu_json *j, const mu_trainer *t) {
-    int E = (int)t->cfg.moe.num_experts;
-    for (int layer = 0; layer < t->model->n_moe; layer++) {
-        const int64_t *counts = t->loss->stats->counts + (int64_t)layer * E;
+static void add_layers(mu_json *j, const mu_log_source *src) {
+    int E = (int)src->cfg->moe.num_experts;
+    for (int layer = 0; layer < src->state->model->n_moe; layer++) {
+        const int64_t *counts = src->state->stats->counts + (int64_t)layer * E;
         char key[64];
-        int length = snprintf(key, sizeof key, "moe/layer_%d/", t->model->moe_layers[layer]);
+        int length = snprintf(key, sizeof key, "moe/layer_%d/", src->state->model->moe_layers[layer]);
         char *rest = key + length;
         size_t room = sizeof key - (size_t)length;
         snprintf(rest, room, "load");
@@ -122,53 +122,53 @@ static void add_layers(mu_json *j, const mu_trainer *t) {
         mu_json_end(j, ']');
         snprintf(rest, room, "load_imbalance");
         mu_json_float(j, key, mu_load_of(counts, E).load_imbalance);
-        if (!mu_load_window_judges(&t->loss->stats->window)) continue;
+        if (!mu_load_window_judges(&src->state->stats->window)) continue;
         snprintf(rest, room, "dead");
-        add_states(j, t, layer, MU_EXPERT_DEAD, key);
+        add_states(j, src, layer, MU_EXPERT_DEAD, key);
         snprintf(rest, room, "starved");
-        add_states(j, t, layer, MU_EXPERT_STARVED, key);
+        add_states(j, src, layer, MU_EXPERT_STARVED, key);
     }
 }
 
-mu_status mu_metrics_step(mu_metrics *m, const mu_trainer *t, const mu_step_result *r, double tokens_per_s,
+mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step_result *r, double tokens_per_s,
                           mu_error *e) {
     mu_json *j = &m->line;
-    int64_t tokens = t->cfg.train.global_batch_size * t->cfg.train.seq_len;
-    mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size,
-                                          t->cfg.train.seq_len);
-    begin_line(m, t->step);
-    mu_json_int(j, "train/tokens", t->step * tokens);
+    int64_t tokens = src->cfg->train.global_batch_size * src->cfg->train.seq_len;
+    mu_model_size size = mu_model_measure(&src->cfg->model, &src->cfg->moe, src->state->model->vocab_size,
+                                          src->cfg->train.seq_len);
+    begin_line(m, src->state->step);
+    mu_json_int(j, "train/tokens", src->state->step * tokens);
     mu_json_float(j, "train/loss", r->values.loss);
     mu_json_float(j, "train/ce_loss", r->values.ce);
     add_value(j, "train/ppl", exp(r->values.ce));
     mu_json_float(j, "optim/lr", r->lr);
     mu_json_float(j, "optim/grad_norm", r->values.grad_norm);
-    if (t->model->n_moe) {
-        add_moe_summary(j, t, r);
-        add_layers(j, t);
+    if (src->state->model->n_moe) {
+        add_moe_summary(j, src, r);
+        add_layers(j, src);
     }
     mu_json_float(j, "perf/tokens_per_s", tokens_per_s);
     mu_json_float(j, "perf/step_ms", 1e3 * r->seconds);
     mu_json_float(j, "perf/comm_ms", 1e3 * r->comm_seconds);
-    if (t->peak_flops > 0) mu_json_float(j, "perf/mfu", tokens_per_s * size.train_flops / t->peak_flops);
+    if (src->peak_flops > 0) mu_json_float(j, "perf/mfu", tokens_per_s * size.train_flops / src->peak_flops);
     mu_json_float(j, "perf/elapsed_s", mu_time() - m->start);
     mu_json_float(j, "mem/rss_gib", (double)mu_memory_rss() / (1 << 30));
     mu_status status = MU_STATUS_OK; /* the record first: a line without one would be damage */
-    if (m->statistics) status = mu_statistics_append(m->statistics, t->step, true, t->loss->stats->by_domain, e);
+    if (m->statistics) status = mu_statistics_append(m->statistics, src->state->step, true, src->state->stats->by_domain, e);
     return status == MU_STATUS_OK ? end_line(m, e) : status;
 }
 
-mu_status mu_metrics_eval(mu_metrics *m, const mu_trainer *t, double mean, const mu_domain_loss *results,
+mu_status mu_metrics_eval(mu_metrics *m, const mu_log_source *src, double mean, const mu_domain_loss *results,
                           mu_error *e) {
-    begin_line(m, t->step);
+    begin_line(m, src->state->step);
     mu_json_float(&m->line, "val/ce_loss", mean);
-    for (int i = 0; i < t->corpus.n_domains; i++) {
+    for (int i = 0; i < src->corpus->n_domains; i++) {
         char key[96];
         if (!results[i].tokens) continue; /* no validation text: no value, rather than null */
-        snprintf(key, sizeof key, "val/%s/ce_loss", t->corpus.domains[i].name);
+        snprintf(key, sizeof key, "val/%s/ce_loss", src->corpus->domains[i].name);
         mu_json_float(&m->line, key, results[i].ce);
         if (!results[i].bytes) continue;
-        snprintf(key, sizeof key, "val/%s/bits_per_byte", t->corpus.domains[i].name);
+        snprintf(key, sizeof key, "val/%s/bits_per_byte", src->corpus->domains[i].name);
         mu_json_float(&m->line, key, results[i].bits_per_byte);
     }
     return end_line(m, e);

@@ -11,17 +11,17 @@
 
 /* ------------------------------------------------------------------ what a line says */
 
-static void load_key(const mu_trainer *t, int layer, char key[64]) {
-    snprintf(key, 64, "moe/layer_%d/load", t->model->moe_layers[layer]);
+static void load_key(const mu_log_source *src, int layer, char key[64]) {
+    snprintf(key, 64, "moe/layer_%d/load", src->state->model->moe_layers[layer]);
 }
 
-bool mu_metrics_read_loads(const mu_trainer *t, const json_t *line, int64_t *loads) {
-    int64_t E = t->cfg.moe.num_experts;
-    for (int layer = 0; layer < t->model->n_moe; layer++) {
+bool mu_metrics_read_loads(const mu_log_source *src, const json_t *line, int64_t *loads) {
+    int64_t E = src->cfg->moe.num_experts;
+    for (int layer = 0; layer < src->state->model->n_moe; layer++) {
         char key[64];
-        load_key(t, layer, key);
+        load_key(src, layer, key);
         const json_t *list = json_object_get(line, key);
-        int64_t rest = t->cfg.train.global_batch_size * t->cfg.train.seq_len * t->cfg.moe.top_k;
+        int64_t rest = src->cfg->train.global_batch_size * src->cfg->train.seq_len * src->cfg->moe.top_k;
         if (json_array_size(list) != (size_t)E) return false;
         for (int64_t i = 0; i < E; i++) {
             const json_t *load = json_array_get(list, (size_t)i);
@@ -46,20 +46,20 @@ static bool has_numbers_only(json_t *line) {
 typedef struct { int64_t step; bool training, proven; } record;
 
 /* What the line is; false when no run of this model writes it so. loads: room for those of a step. */
-static bool read_line(const mu_trainer *t, const char *text, size_t bytes, record *r, int64_t *loads) {
+static bool read_line(const mu_log_source *src, const char *text, size_t bytes, record *r, int64_t *loads) {
     bool checked = mu_line_has_checksum(text, bytes);
     if (checked && !mu_line_checksum_holds(text, bytes)) return false;
     json_t *line = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, NULL);
     const json_t *step = json_object_get(line, "step"), *tokens = json_object_get(line, "train/tokens");
-    int64_t batch = t->cfg.train.global_batch_size * t->cfg.train.seq_len, seen = json_integer_value(tokens);
+    int64_t batch = src->cfg->train.global_batch_size * src->cfg->train.seq_len, seen = json_integer_value(tokens);
     char key[64] = "";
-    if (t->model->n_moe) load_key(t, 0, key);
+    if (src->state->model->n_moe) load_key(src, 0, key);
     if (checked) json_object_del(line, "xxh3");
     *r = (record){ .step = json_integer_value(step), .training = tokens || json_object_get(line, key) };
     r->proven = checked || r->training;
     bool good = has_numbers_only(line) && json_is_integer(step) && r->step >= 1 && r->step < INT64_MAX / 2;
     if (good && r->training)
-        good = json_is_integer(tokens) && seen % batch == 0 && seen / batch == r->step && mu_metrics_read_loads(t, line, loads);
+        good = json_is_integer(tokens) && seen % batch == 0 && seen / batch == r->step && mu_metrics_read_loads(src, line, loads);
     json_decref(line);
     return good;
 }
@@ -91,7 +91,7 @@ typedef struct {
 } sound_line;
 
 typedef struct {
-    const mu_trainer *t;
+    const mu_log_source *src;
     const char *path, *routing_path;
     char *routing_aside;                                /* where routing.h5 was set aside; NULL: it was not */
     sound_line *list;
@@ -120,12 +120,12 @@ static mu_status read_lines(survey *s, mu_error *e) {
     mu_lines r;
     mu_status status = mu_lines_open(&r, s->path, e);
     if (status != MU_STATUS_OK) return status;
-    int64_t *loads = mu_alloc((size_t)(s->t->model->n_moe * s->t->cfg.moe.num_experts), sizeof *loads);
+    int64_t *loads = mu_alloc((size_t)(s->src->state->model->n_moe * s->src->cfg->moe.num_experts), sizeof *loads);
     while (mu_lines_next(&r)) {
         record found;
         bool checked = r.bytes <= MU_LINE_BYTES && mu_line_has_checksum(r.text, r.bytes);
-        bool sound = r.bytes <= MU_LINE_BYTES && checked >= s->checked && read_line(s->t, r.text, r.bytes, &found, loads);
-        if (!sound && !r.ended && is_torn(r.text, r.bytes, s->t->step)) break;
+        bool sound = r.bytes <= MU_LINE_BYTES && checked >= s->checked && read_line(s->src, r.text, r.bytes, &found, loads);
+        if (!sound && !r.ended && is_torn(r.text, r.bytes, s->src->state->step)) break;
         s->lines++;
         if (!sound) {
             note_damage(s, s->lines);
@@ -133,7 +133,7 @@ static mu_status read_lines(survey *s, mu_error *e) {
         }
         note_sound(s, &found);
         s->checked |= checked;
-        if (found.step > s->t->step) s->beyond++;
+        if (found.step > s->src->state->step) s->beyond++;
         else s->end = r.end, s->ended = r.ended;
     }
     free(loads);
@@ -187,7 +187,7 @@ static void drop_misfits(survey *s) {
     free(after);
 }
 
-static bool stays(const survey *s, int64_t i) { return !s->list[i].dropped && s->list[i].key / 2 <= s->t->step; }
+static bool stays(const survey *s, int64_t i) { return !s->list[i].dropped && s->list[i].key / 2 <= s->src->state->step; }
 
 /* The steps of the training lines that stay. */
 static void note_steps(const survey *s, mu_logged_steps *logged) {
@@ -235,38 +235,38 @@ static mu_status replace(survey *s, mu_error *e) {
     if (status != MU_STATUS_OK) return status;
     char *names = mu_format("%s%s%s", aside ? aside : "", aside && s->routing_aside ? " and " : "", s->routing_aside ? s->routing_aside : "");
     snprintf(detail, sizeof detail, ", the first is line %lld", (long long)s->first_damaged);
-    mu_run_say_kept(&(mu_kept){ .path = s->path, .names = names, .parts = "lines", .step = s->t->step, .damaged = s->damaged,
+    mu_run_say_kept(&(mu_kept){ .path = s->path, .names = names, .parts = "lines", .step = s->src->state->step, .damaged = s->damaged,
                                 .all = s->lines, .detail = detail });
     free(names);
     free(aside);
     return MU_STATUS_OK;
 }
 
-bool mu_run_leaves_course(const mu_trainer *t) {
+bool mu_run_leaves_course(const mu_log_source *src) {
     int64_t *steps = NULL;
-    bool yes = mu_checkpoint_list(t->cfg.run.dir, &steps) > 0 && steps[0] > t->step;
+    bool yes = mu_checkpoint_list(src->cfg->run.dir, &steps) > 0 && steps[0] > src->state->step;
     free(steps);
     return yes;
 }
 
-/* Without a checkpoint whatever is there goes aside. Else the sound lines up to t->step stay; those beyond are cut off, their steps
+/* Without a checkpoint whatever is there goes aside. Else the sound lines up to src->state->step stay; those beyond are cut off, their steps
  * are made again, and so is the last one where a kill tore it. */
 static mu_status cut_back(survey *s, mu_error *e) {
     struct stat st;
     int64_t size = stat(s->path, &st) ? 0 : st.st_size;
-    if (s->t->step == 0) return size || has_routing(s) ? replace(s, e) : MU_STATUS_OK;
+    if (s->src->state->step == 0) return size || has_routing(s) ? replace(s, e) : MU_STATUS_OK;
     mu_status status = size ? read_lines(s, e) : MU_STATUS_OK;
     if (status != MU_STATUS_OK) return status;
     if (!s->in_order) drop_disorder(s), drop_misfits(s);
-    if (s->damaged || (s->beyond && mu_run_leaves_course(s->t))) return s->ended = true, replace(s, e);
+    if (s->damaged || (s->beyond && mu_run_leaves_course(s->src))) return s->ended = true, replace(s, e);
     if (s->end < size && truncate(s->path, s->end))
         return mu_error_set(e, MU_STATUS_IO, "%s cannot be cut back: %s", s->path, strerror(errno));
     return MU_STATUS_OK;
 }
 
-mu_status mu_metrics_cut_back(const char *path, const char *routing_path, const mu_trainer *t, mu_logged_steps *logged, bool *ended,
+mu_status mu_metrics_cut_back(const char *path, const char *routing_path, const mu_log_source *src, mu_logged_steps *logged, bool *ended,
                               mu_error *e) {
-    survey s = { .t = t, .path = path, .routing_path = routing_path, .in_order = true, .ended = true };
+    survey s = { .src = src, .path = path, .routing_path = routing_path, .in_order = true, .ended = true };
     const char *reason = mu_file_not_plain(path);
     if (reason) return mu_error_set(e, MU_STATUS_IO, "%s %s; move it out of the way", path, reason);
     mu_status status = cut_back(&s, e);

@@ -15,14 +15,14 @@ struct mu_progress {
     int cells;
 };
 
-mu_progress *mu_progress_open(const mu_trainer *t) {
+mu_progress *mu_progress_open(const mu_log_source *src) {
     mu_progress *p = mu_alloc(1, sizeof *p);
-    int64_t kind = t->cfg.log.progress;
+    int64_t kind = src->cfg->log.progress;
     p->quiet = kind == MU_LOG_PROGRESS_QUIET;
     p->bar = kind == MU_LOG_PROGRESS_BAR || (kind == MU_LOG_PROGRESS_AUTO && mu_output_is_terminal());
     p->train_flops =
-        mu_model_measure(&t->cfg.model, &t->cfg.moe, t->model->vocab_size, t->cfg.train.seq_len).train_flops;
-    p->cells = (int)(t->model->n_moe * t->cfg.moe.num_experts);
+        mu_model_measure(&src->cfg->model, &src->cfg->moe, src->state->model->vocab_size, src->cfg->train.seq_len).train_flops;
+    p->cells = (int)(src->state->model->n_moe * src->cfg->moe.num_experts);
     p->states = mu_alloc((size_t)p->cells, sizeof *p->states);
     return p;
 }
@@ -48,80 +48,80 @@ static void format_time(double seconds, char out[24]) {
     else snprintf(out, 24, "%ld:%02ld", s / 60, s % 60);
 }
 
-static double imbalance(const mu_trainer *t) {
+static double imbalance(const mu_log_source *src) {
     double worst = 0;
-    int E = (int)t->cfg.moe.num_experts;
-    for (int layer = 0; layer < t->model->n_moe; layer++)
-        worst = fmax(worst, mu_load_of(t->loss->stats->counts + (int64_t)layer * E, E).load_imbalance);
+    int E = (int)src->cfg->moe.num_experts;
+    for (int layer = 0; layer < src->state->model->n_moe; layer++)
+        worst = fmax(worst, mu_load_of(src->state->stats->counts + (int64_t)layer * E, E).load_imbalance);
     return worst;
 }
 
-static void print_line(const mu_progress *p, const mu_trainer *t, const mu_step_result *r,
+static void print_line(const mu_progress *p, const mu_log_source *src, const mu_step_result *r,
                        double tokens_per_s) {
     char left[24], mfu[24] = "-";
-    int width = snprintf(NULL, 0, "%lld", (long long)t->cfg.train.steps);
-    format_time((double)(t->cfg.train.steps - t->step) * p->mean_seconds, left);
-    if (t->peak_flops > 0)
-        snprintf(mfu, sizeof mfu, "%.0f%%", 100 * tokens_per_s * p->train_flops / t->peak_flops);
-    printf("step %*lld/%lld loss %.4f ce %.4f", width, (long long)t->step, (long long)t->cfg.train.steps,
+    int width = snprintf(NULL, 0, "%lld", (long long)src->cfg->train.steps);
+    format_time((double)(src->cfg->train.steps - src->state->step) * p->mean_seconds, left);
+    if (src->peak_flops > 0)
+        snprintf(mfu, sizeof mfu, "%.0f%%", 100 * tokens_per_s * p->train_flops / src->peak_flops);
+    printf("step %*lld/%lld loss %.4f ce %.4f", width, (long long)src->state->step, (long long)src->cfg->train.steps,
            r->values.loss, r->values.ce);
-    if (t->model->n_moe) printf(" aux %.3f", r->values.aux);
+    if (src->state->model->n_moe) printf(" aux %.3f", r->values.aux);
     printf(" lr %.1e grad %.2f %.0f tok/s mfu %s", r->lr, r->values.grad_norm, tokens_per_s, mfu);
-    if (t->model->n_moe) {
-        mu_unhealthy found = mu_load_window_unhealthy(&t->loss->stats->window);
-        printf(" imbalance %.2f dead %d/%d", imbalance(t), found.dead, p->cells);
+    if (src->state->model->n_moe) {
+        mu_unhealthy found = mu_load_window_unhealthy(&src->state->stats->window);
+        printf(" imbalance %.2f dead %d/%d", imbalance(src), found.dead, p->cells);
         if (found.starved) printf(" starved %d/%d", found.starved, p->cells);
-        if (t->cfg.moe.capacity_factor > 0) printf(" dropped %.1f%%", 100 * r->values.dropped);
+        if (src->cfg->moe.capacity_factor > 0) printf(" dropped %.1f%%", 100 * r->values.dropped);
     }
     printf(" ETA %s\n", left);
     fflush(stdout);
 }
 
-static void draw_bar(mu_progress *p, const mu_trainer *t, const mu_step_result *r) {
+static void draw_bar(mu_progress *p, const mu_log_source *src, const mu_step_result *r) {
     enum { WIDTH = 20 }; /* the whole line stays under 80 columns */
-    if (mu_time() - p->last_drawn < 0.1 && t->step < t->cfg.train.steps) return;
+    if (mu_time() - p->last_drawn < 0.1 && src->state->step < src->cfg->train.steps) return;
     p->last_drawn = mu_time();
-    int filled = (int)(WIDTH * t->step / t->cfg.train.steps);
+    int filled = (int)(WIDTH * src->state->step / src->cfg->train.steps);
     char left[24];
-    format_time((double)(t->cfg.train.steps - t->step) * p->mean_seconds, left);
+    format_time((double)(src->cfg->train.steps - src->state->step) * p->mean_seconds, left);
     printf("\r\033[K[");
     for (int i = 0; i < WIDTH; i++) putchar(i < filled ? '#' : '.');
-    printf("] %lld/%lld  loss %.4f  ETA %s", (long long)t->step, (long long)t->cfg.train.steps, r->values.loss,
+    printf("] %lld/%lld  loss %.4f  ETA %s", (long long)src->state->step, (long long)src->cfg->train.steps, r->values.loss,
            left);
     fflush(stdout);
 }
 
 /* Active is not balanced: where the most loaded expert takes twice the mean, that is said, too. */
-static void say_all_active(mu_progress *p, const mu_trainer *t) {
-    double now = imbalance(t);
+static void say_all_active(mu_progress *p, const mu_log_source *src) {
+    double now = imbalance(src);
     mu_progress_say(p, "  all experts active again; load imbalance %.2f%s", now, now >= 2 ? " (still high)" : "");
 }
 
 /* Says which experts are dead or starved when that changed since the last time. */
-static void report_changes(mu_progress *p, const mu_trainer *t) {
+static void report_changes(mu_progress *p, const mu_log_source *src) {
     bool changed = false;
     for (int i = 0; i < p->cells; i++) {
-        mu_expert_state s = mu_load_window_state(&t->loss->stats->window, i / t->loss->stats->window.experts, i % t->loss->stats->window.experts);
+        mu_expert_state s = mu_load_window_state(&src->state->stats->window, i / src->state->stats->window.experts, i % src->state->stats->window.experts);
         changed |= s != p->states[i];
         p->states[i] = s;
     }
     if (!changed) return;
-    char *text = mu_load_window_report(&t->loss->stats->window, t->model->moe_layers);
+    char *text = mu_load_window_report(&src->state->stats->window, src->state->model->moe_layers);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) mu_progress_say(p, "  %s", line);
-    if (!text[0]) say_all_active(p, t);
+    if (!text[0]) say_all_active(p, src);
     free(text);
 }
 
-void mu_progress_step(mu_progress *p, const mu_trainer *t, const mu_step_result *r, bool logged,
+void mu_progress_step(mu_progress *p, const mu_log_source *src, const mu_step_result *r, bool logged,
                       double tokens_per_s) {
     p->mean_seconds = p->mean_seconds > 0 ? 0.95 * p->mean_seconds + 0.05 * r->seconds : r->seconds;
     if (p->quiet) return;
     if (logged) {
         clear_bar(p);
-        print_line(p, t, r, tokens_per_s);
-        if (p->cells) report_changes(p, t);
+        print_line(p, src, r, tokens_per_s);
+        if (p->cells) report_changes(p, src);
     }
-    if (p->bar) draw_bar(p, t, r);
+    if (p->bar) draw_bar(p, src, r);
 }
 
 void mu_progress_close(mu_progress *p) {
@@ -132,50 +132,50 @@ void mu_progress_close(mu_progress *p) {
     free(p);
 }
 
-void mu_print_domains(const mu_trainer *t, const mu_domain_loss *results) {
+void mu_print_domains(const mu_texts *texts, int64_t most, const mu_domain_loss *results) {
     bool any = false;
-    for (int i = 0; i < t->corpus.n_domains; i++) any |= results[i].tokens > 0;
+    for (int i = 0; i < texts->corpus.n_domains; i++) any |= results[i].tokens > 0;
     printf(any ? "\nvalidation loss per domain (nats per token; unigram: unigram baseline, the entropy of token frequencies)\n"
                : "\ntexts per domain, none of them validated\n");
     printf("  %-20s %12s %12s %8s %8s %8s %10s\n", "domain", "train tokens", "val tokens", "share", "loss", "unigram",
            "bits/byte");
-    for (int i = 0; i < t->corpus.n_domains; i++) {
+    for (int i = 0; i < texts->corpus.n_domains; i++) {
         const mu_domain_loss *d = &results[i];
-        printf("  %-20s %12lld %12lld %7.2f%% ", t->corpus.domains[i].name,
-               (long long)(mu_loader_train_sequences(t->loader, i) * t->cfg.train.seq_len),
-               (long long)(mu_loader_val_sequences(t->loader, i) * t->cfg.train.seq_len),
-               100 * mu_loader_share(t->loader, i));
+        printf("  %-20s %12lld %12lld %7.2f%% ", texts->corpus.domains[i].name,
+               (long long)(mu_loader_train_sequences(texts->loader, i) * texts->seq_len),
+               (long long)(mu_loader_val_sequences(texts->loader, i) * texts->seq_len),
+               100 * mu_loader_share(texts->loader, i));
         if (!any) printf("%8s %8s %10s\n", "-", "-", "-");
         else if (!d->tokens) printf("%8s %8.4f %10s\n", "-", d->unigram, "-");
         else if (!d->bytes) printf("%8.4f %8.4f %10s\n", d->ce, d->unigram, "-");
         else printf("%8.4f %8.4f %10.4f\n", d->ce, d->unigram, d->bits_per_byte);
     }
-    if (any && t->cfg.train.eval_sequences > 0)
+    if (any && most > 0)
         printf("  over at most %lld validation sequences per domain (train.eval_sequences); eval takes all\n",
-               (long long)t->cfg.train.eval_sequences);
+               (long long)most);
     else if (any) printf("  over all validation sequences\n");
     fflush(stdout);
 }
 
-void mu_print_expert_load(const mu_trainer *t) {
-    if (!t->model->n_moe) return;
+void mu_print_expert_load(const mu_load_window *window, const int *layer_ids) {
+    if (!window->layers) return;
     printf("\nexpert load, last %lld steps (1.00 = uniform)\n",
-           (long long)t->loss->stats->window.held);
-    int E = t->loss->stats->window.experts;
-    for (int layer = 0; layer < t->loss->stats->window.layers; layer++) {
-        const int64_t *row = t->loss->stats->window.total + (int64_t)layer * E;
+           (long long)window->held);
+    int E = window->experts;
+    for (int layer = 0; layer < window->layers; layer++) {
+        const int64_t *row = window->total + (int64_t)layer * E;
         int64_t all = 0;
         for (int i = 0; i < E; i++) all += row[i];
-        printf("  layer %-3d", t->model->moe_layers[layer]);
+        printf("  layer %-3d", layer_ids[layer]);
         for (int i = 0; i < E; i++) {
             if (i && i % 16 == 0) printf("\n           ");
             printf(" %5.2f", all ? (double)row[i] * E / (double)all : 0.0);
         }
         printf("\n");
     }
-    char *text = mu_load_window_report(&t->loss->stats->window, t->model->moe_layers);
+    char *text = mu_load_window_report(window, layer_ids);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) printf("  %s\n", line);
-    if (!text[0] && mu_load_window_judges(&t->loss->stats->window)) printf("  no dead or starved experts\n");
+    if (!text[0] && mu_load_window_judges(window)) printf("  no dead or starved experts\n");
     free(text);
     fflush(stdout);
 }

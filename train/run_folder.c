@@ -129,14 +129,14 @@ static mu_status make_folder(const mu_config *cfg, const char *checkpoints, mu_l
     return status == MU_STATUS_OK ? mu_file_make_dirs(checkpoints, e) : status;
 }
 
-mu_status mu_run_claim(const mu_trainer *t, mu_lock **lock, mu_error *e) {
-    mu_comm *world = t->mesh->world;
-    const char *dir = t->cfg.run.dir;
+mu_status mu_run_claim(const mu_config *cfg, const mu_mesh *mesh, mu_lock **lock, mu_error *e) {
+    mu_comm *world = mesh->world;
+    const char *dir = cfg->run.dir;
     char *checkpoints = mu_format("%s/checkpoints", dir);
-    mu_status status = world->rank == 0 ? make_folder(&t->cfg, checkpoints, lock, e) : MU_STATUS_OK;
+    mu_status status = world->rank == 0 ? make_folder(cfg, checkpoints, lock, e) : MU_STATUS_OK;
     status = mu_agree(world, status, e);
     if (status == MU_STATUS_OK && world->size > 1) status = prove_shared(world, dir, e);
-    bool writes = world->rank < t->mesh->ep; /* shards; rank 0 everything else, too */
+    bool writes = world->rank < mesh->ep; /* shards; rank 0 everything else, too */
     if (status == MU_STATUS_OK)
         status = mu_agree(world, writes ? prove_writable(checkpoints, world->rank, e) : MU_STATUS_OK, e);
     free(checkpoints);
@@ -162,13 +162,24 @@ static void write_domains(mu_json *j, const mu_corpus *c) {
     mu_json_end(j, ']');
 }
 
-static mu_status write_run_json(const mu_trainer *t, const process *all, int argc, char **argv, mu_error *e) {
-    char when[32], *path = mu_format("%s/run.json", t->cfg.run.dir);
+/* The job at hand, for run.json. */
+typedef struct {
+    const mu_config *cfg;
+    const mu_mesh *mesh;
+    const mu_device *dev;
+    const mu_corpus *corpus;
+    int64_t step;
+    int argc;
+    char **argv;
+} job;
+
+static mu_status write_run_json(const job *t, const process *all, mu_error *e) {
+    char when[32], *path = mu_format("%s/run.json", t->cfg->run.dir);
     time_t now = time(NULL);
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
     mu_json j;
     mu_json_init(&j);
-    char *where = realpath(t->cfg.run.dir, NULL);
+    char *where = realpath(t->cfg->run.dir, NULL);
     mu_json_begin(&j, NULL, '{');
     mu_json_string(&j, "program", "muster " MU_VERSION);
     if (where) mu_json_string(&j, "dir", where);
@@ -176,18 +187,18 @@ static mu_status write_run_json(const mu_trainer *t, const process *all, int arg
     mu_json_string(&j, "started", when);
     mu_json_int(&j, "resumed_from_step", t->step);
     mu_json_begin(&j, "argv", '[');
-    for (int i = 0; i < argc; i++) mu_json_string(&j, NULL, argv[i]);
+    for (int i = 0; i < t->argc; i++) mu_json_string(&j, NULL, t->argv[i]);
     mu_json_end(&j, ']');
-    mu_json_int(&j, "seed", t->cfg.run.seed);
+    mu_json_int(&j, "seed", t->cfg->run.seed);
     mu_json_int(&j, "dp", t->mesh->dp);
     mu_json_int(&j, "ep", t->mesh->ep);
     mu_json_int(&j, "threads_per_rank", mu_threads());
     mu_json_string(&j, "device", t->dev->name);
     mu_json_string(&j, "mpi", mu_dist_library());
     mu_json_bool(&j, "mpi_cuda_aware", t->mesh->world->cuda_aware);
-    mu_json_string(&j, "data_fingerprint", t->corpus.fingerprint);
-    mu_json_bool(&j, "synthetic_data", t->corpus.synthetic);
-    write_domains(&j, &t->corpus);
+    mu_json_string(&j, "data_fingerprint", t->corpus->fingerprint);
+    mu_json_bool(&j, "synthetic_data", t->corpus->synthetic);
+    write_domains(&j, t->corpus);
     mu_json_begin(&j, "ranks", '[');
     for (int i = 0; i < t->mesh->world->size; i++) {
         mu_json_begin(&j, NULL, '{');
@@ -205,17 +216,18 @@ static mu_status write_run_json(const mu_trainer *t, const process *all, int arg
     return status;
 }
 
-mu_status mu_run_describe(const mu_trainer *t, int argc, char **argv, mu_error *e) {
-    mu_comm *world = t->mesh->world;
+mu_status mu_run_describe(const mu_config *cfg, const mu_mesh *mesh, const mu_device *dev, const mu_corpus *corpus, int64_t step,
+                          int argc, char **argv, mu_error *e) {
+    mu_comm *world = mesh->world;
     process me = { .pid = getpid() }, *all = mu_alloc((size_t)world->size, sizeof *all);
     mu_host_name(me.host);
     mu_all_gather(world, &me, sizeof me, all);
     mu_status status = MU_STATUS_OK;
     if (world->rank == 0) {
-        char *yaml = mu_options_dump(&t->cfg.options, &t->cfg),
-             *path = mu_format("%s/config.resolved.yaml", t->cfg.run.dir);
+        char *yaml = mu_options_dump(&cfg->options, cfg),
+             *path = mu_format("%s/config.resolved.yaml", cfg->run.dir);
         status = mu_file_replace(path, yaml, strlen(yaml), e);
-        if (status == MU_STATUS_OK) status = write_run_json(t, all, argc, argv, e);
+        if (status == MU_STATUS_OK) status = write_run_json(&(job){ cfg, mesh, dev, corpus, step, argc, argv }, all, e);
         free(path);
         free(yaml);
     }
@@ -224,7 +236,7 @@ mu_status mu_run_describe(const mu_trainer *t, int argc, char **argv, mu_error *
 }
 
 /* Nothing is said of a run.json that does not tell, or tells of other texts than the checkpoint's. */
-void mu_run_name_changes(const mu_trainer *t, const mu_manifest *m, mu_error *e) {
+void mu_run_name_changes(const mu_corpus *corpus, const mu_manifest *m, mu_error *e) {
     char *dir = mu_format("%s/../..", m->path);
     mu_run_view v;
     mu_error why;
@@ -236,8 +248,8 @@ void mu_run_name_changes(const mu_trainer *t, const mu_manifest *m, mu_error *e)
         const char *name = json_string_value(json_object_get(old, "name"));
         const char *fingerprint = json_string_value(json_object_get(old, "fingerprint"));
         long long tokens = json_integer_value(json_object_get(old, "tokens"));
-        for (int i = 0; name && fingerprint && i < t->corpus.n_domains; i++) {
-            const mu_domain *d = &t->corpus.domains[i];
+        for (int i = 0; name && fingerprint && i < corpus->n_domains; i++) {
+            const mu_domain *d = &corpus->domains[i];
             if (!strcmp(name, d->name) && strcmp(fingerprint, d->fingerprint))
                 mu_error_add(e, e->status, "  domain %s: %lld tokens, fingerprint %s then; %lld tokens, %s now", d->name, tokens,
                              fingerprint, (long long)d->n_tokens, d->fingerprint);

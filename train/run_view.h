@@ -26,7 +26,7 @@ bool mu_line_has_checksum(const char *line, size_t bytes);          /* lines of 
 bool mu_line_checksum_holds(const char *line, size_t bytes);        /* of a line that has one */
 
 /* The loads of a training line, [MoE layers, experts]; false when no step of this model has them: all assignments count. Local. */
-bool mu_metrics_read_loads(const mu_trainer *t, const json_t *line, int64_t *loads);
+bool mu_metrics_read_loads(const mu_log_source *src, const json_t *line, int64_t *loads);
 
 /* ------------------------------------------------------------------ a run (run_view.c) */
 typedef enum {

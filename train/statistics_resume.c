@@ -10,7 +10,7 @@
 typedef struct { int64_t index, step; } kept_record;
 
 typedef struct {
-    const mu_trainer *t;
+    const mu_log_source *src;
     const char *path, *metrics_path;
     const mu_logged_steps *logged;
     mu_statistics_shape shape;
@@ -21,12 +21,12 @@ typedef struct {
     int64_t missing;            /* training lines without a record */
 } survey;
 
-static mu_statistics_shape shape_of(const mu_trainer *t) {
-    mu_statistics_shape s = { t->model->n_moe, t->cfg.moe.num_experts, t->corpus.n_domains, NULL, NULL };
+static mu_statistics_shape shape_of(const mu_log_source *src) {
+    mu_statistics_shape s = { src->state->model->n_moe, src->cfg->moe.num_experts, src->corpus->n_domains, NULL, NULL };
     s.layer = mu_alloc((size_t)s.layers, sizeof *s.layer);
     s.domain = mu_alloc((size_t)s.domains, sizeof *s.domain);
-    for (int64_t i = 0; i < s.layers; i++) s.layer[i] = t->model->moe_layers[i];
-    for (int64_t i = 0; i < s.domains; i++) snprintf(s.domain[i], MU_STATISTICS_NAME, "%s", t->corpus.domains[i].name);
+    for (int64_t i = 0; i < s.layers; i++) s.layer[i] = src->state->model->moe_layers[i];
+    for (int64_t i = 0; i < s.domains; i++) snprintf(s.domain[i], MU_STATISTICS_NAME, "%s", src->corpus->domains[i].name);
     return s;
 }
 
@@ -51,7 +51,7 @@ static mu_status read_records(survey *s, mu_error *e) {
         mu_activity_tick();
         mu_status status = mu_statistics_read(s->old, i, &sound, e);
         if (status != MU_STATUS_OK) return status;
-        if (sound && s->old->step > s->t->step) s->beyond++;
+        if (sound && s->old->step > s->src->state->step) s->beyond++;
         else if (sound && (!s->n || s->old->step > s->kept[s->n - 1].step)) {
             s->kept[s->n++] = (kept_record){ i, s->old->step };
             s->unsound = unsound + s->beyond; /* nothing is in front of a step but steps before it */
@@ -95,7 +95,7 @@ static mu_status take_line(merge *m, int64_t step, mu_error *e) {
     while (!found && mu_lines_next(&m->lines)) {
         json_t *line = m->lines.bytes <= MU_LINE_BYTES ? json_loadb(m->lines.text, m->lines.bytes, 0, NULL) : NULL;
         found = json_integer_value(json_object_get(line, "step")) == step && json_object_get(line, "train/tokens") &&
-                mu_metrics_read_loads(m->s->t, line, m->loads);
+                mu_metrics_read_loads(m->s->src, line, m->loads);
         json_decref(line);
     }
     if (!found) return mu_error_set(e, MU_STATUS_IO, "%s changes while it is read", m->s->metrics_path);
@@ -138,7 +138,7 @@ static mu_status replace(survey *s, mu_error *e) {
     if (status != MU_STATUS_OK || !aside) return status;
     if (s->foreign) mu_log(MU_LOG_WARNING, "%s is not of this run, or its header is damaged: it is kept as %s", s->path, aside);
     else
-        mu_run_say_kept(&(mu_kept){ .path = s->path, .names = aside, .parts = "records", .step = s->t->step,
+        mu_run_say_kept(&(mu_kept){ .path = s->path, .names = aside, .parts = "records", .step = s->src->state->step,
                                     .damaged = s->missing > s->unsound ? s->missing : s->unsound,
                                     .all = s->old->n > s->logged->n ? s->old->n : s->logged->n,
                                     .detail = " or missing (the loads of those steps are taken from metrics.jsonl)" });
@@ -151,15 +151,15 @@ static mu_status resume(survey *s, mu_error *e) {
     if (status == MU_STATUS_OK && s->old) status = read_records(s, e);
     if (status != MU_STATUS_OK) return status;
     count_missing(s);
-    bool anew = !s->old || s->unsound || s->missing || (s->beyond && mu_run_leaves_course(s->t)) || (!s->t->step && s->old->n);
+    bool anew = !s->old || s->unsound || s->missing || (s->beyond && mu_run_leaves_course(s->src)) || (!s->src->state->step && s->old->n);
     if (anew) return replace(s, e);
     bool longer = s->old->n > s->n || s->old->rest;
     return longer ? mu_statistics_cut(s->old, s->n, e) : MU_STATUS_OK;
 }
 
-mu_status mu_statistics_resume(mu_statistics **out, const char *path, const char *metrics_path, const mu_trainer *t,
+mu_status mu_statistics_resume(mu_statistics **out, const char *path, const char *metrics_path, const mu_log_source *src,
                                const mu_logged_steps *logged, mu_error *e) {
-    survey s = { .t = t, .path = path, .metrics_path = metrics_path, .logged = logged, .shape = shape_of(t) };
+    survey s = { .src = src, .path = path, .metrics_path = metrics_path, .logged = logged, .shape = shape_of(src) };
     const char *reason = mu_file_not_plain(path);
     mu_status status = reason ? mu_error_set(e, MU_STATUS_IO, "%s %s; move it out of the way", path, reason) : resume(&s, e);
     mu_statistics_close(s.old);

@@ -5,15 +5,15 @@
  * Prints "<launches> launches, <waits> waits, <allocations> allocations" of each of three steps, after some in which memory
  * may still grow: the second is the most uneven one. */
 #include "tests/cuda_on_host/emulation.h"
-#include "train/train.h"
+#include "train/training.h"
 
 enum { BEFORE = 8, COUNTED = 3 };
 
-static void count_step(mu_trainer *t) {
+static void count_step(mu_training *t) {
     mu_emulation_counters c;
     int64_t launches = 0;
     mu_emulation_counters_reset();
-    MU_CHECK(mu_trainer_step(t, NULL).finite, "step %lld is not finite", (long long)t->step);
+    MU_CHECK(mu_training_step(t, NULL).finite, "step %lld is not finite", (long long)t->state.step);
     for (int i = 0; i < mu_emulation_kernel_count(); i++) {
         mu_emulation_kernel(i, &c);
         launches += c.launches;
@@ -24,7 +24,7 @@ static void count_step(mu_trainer *t) {
 
 int main(int argc, char **argv) {
     mu_error e = { 0 };
-    mu_trainer t = { 0 };
+    mu_training t = { 0 };
     if (argc < 2) {
         printf("usage: evidence_step CONFIG [section.key=value...]\n");
         return MU_STATUS_USAGE;
@@ -36,14 +36,13 @@ int main(int argc, char **argv) {
     mu_status status = mu_config_load(&t.cfg, argv[1], argc - 2, argv + 2, ranks, true, &e);
     if (status == MU_STATUS_OK) {
         mu_mesh *mesh = mu_mesh_open(NULL, (int)t.cfg.parallel.ep);
-        t.mesh = mesh;
-        status = mu_trainer_open(&t, mesh, true, &e);
+        status = mu_training_open(&t, mesh, MU_VAL_DOCUMENTS_BY_HASH, &e);
         for (int i = 0; i < BEFORE && status == MU_STATUS_OK; i++) {
-            t.model->moe_cfg.force_skew = i == 1;
-            mu_trainer_step(&t, NULL);
+            t.state.model->moe_cfg.force_skew = i == 1;
+            mu_training_step(&t, NULL);
         }
         for (int i = 0; i < COUNTED && status == MU_STATUS_OK; i++) count_step(&t);
-        mu_trainer_close(&t);
+        mu_training_close(&t);
         mu_mesh_close(mesh);
     }
     if (status != MU_STATUS_OK) printf("%s\n", e.text);

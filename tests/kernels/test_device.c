@@ -154,7 +154,7 @@ static void remember(mu_status status, const char *line) {
 static void test_wrong_type(void **state) {
     (void)state;
     static const char *const kinds[] = { "ref", "cpu-base", "cpu" };
-    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+    for (volatile size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         mu_device *dev = mu_device_open(kinds[i]);
         int32_t x[4] = { 0 };
         mu_fatal_handler *old = mu_fatal_set_handler(remember);

@@ -2,25 +2,25 @@
  * step in between: what was loaded must be what was there.
  *
  *   resave CONFIG CHECKPOINT section.key=value ...       (run.dir is where it goes) */
-#include "train/train.h"
+#include "train/training.h"
 
 #include <stdlib.h>
 
-static mu_status resave(mu_trainer *t, const char *path, mu_error *e) {
+static mu_status resave(mu_training *t, mu_mesh *mesh, const char *path, mu_error *e) {
     mu_manifest m = { 0 };
     bool found;
-    mu_status status = mu_trainer_open(t, t->mesh, true, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_find(t->mesh->world, path, &m, &found, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_compare(t, &m, NULL, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_load(t, &m, true, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_save(t, e);
+    mu_status status = mu_training_open(t, mesh, MU_VAL_DOCUMENTS_BY_HASH, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_find(mesh->world, path, &m, &found, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_compare(&t->cfg, &t->texts.corpus, &m, NULL, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_load(&t->state, &m, t->tokenizer, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_save(&t->state, &t->cfg, &t->texts, e);
     mu_manifest_free(&m);
     return status;
 }
 
 int main(int argc, char **argv) {
     mu_error e = { 0 };
-    mu_trainer t = { 0 };
+    mu_training t = { 0 };
     mu_messages_start();
     if (argc < 3) return MU_STATUS_USAGE;
     mu_dist_start(&argc, &argv);
@@ -29,10 +29,9 @@ int main(int argc, char **argv) {
     mu_status status = mu_config_load(&t.cfg, argv[1], argc - 3, argv + 3, world->size, true, &e);
     mu_comm_free(world);
     if (status == MU_STATUS_OK) {
-        t.mesh = mu_mesh_open(NULL, (int)t.cfg.parallel.ep);
-        status = resave(&t, argv[2], &e);
-        mu_mesh *mesh = t.mesh;
-        mu_trainer_close(&t);
+        mu_mesh *mesh = mu_mesh_open(NULL, (int)t.cfg.parallel.ep);
+        status = resave(&t, mesh, argv[2], &e);
+        mu_training_close(&t);
         mu_mesh_close(mesh);
     }
     mu_report_error(&e, rank);

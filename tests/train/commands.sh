@@ -113,7 +113,7 @@ done
 if [ -e texts/run ] || [ -e texts/more/new ]; then fail "a run folder was made among the texts"; else pass; fi
 domains="data.train=[{domain: own, path: texts},{domain: one, path: texts/1.txt}]"
 expect 0 "training on texts" train 1 run "$domains" train.eval_every=10 log.progress=line
-for pattern in '^step 20/20 loss .* dead [0-9]+/16( starved [0-9]+/16)? ETA 0:00$' '^validation at step 10: ' '^  own  ' '^  one  ' '^expert load, last 20 steps' '^checkpoint of step 20 written'; do
+for pattern in '^step 20/20 loss .* dead [0-9]+/16( starved [0-9]+/16)? ETA 0:00$' '^step 10: validation loss ' '^  own  ' '^  one  ' '^expert load, last 20 steps' '^checkpoint of step 20 written'; do
     says "training on texts" "$pattern"
 done
 says_once "overlapping texts" '^muster: note: domains "one" and "own" have texts in common'
@@ -122,7 +122,7 @@ for file in config.resolved.yaml run.json metrics.jsonl statistics.rec routing.h
 done
 
 # ---------------------------------------------------------------- eval, inspect, verify, generate
-loss() { sed -n 's/^.*: \([0-9.]*\) nats a token, domains weighted.*$/\1/p' log; }
+loss() { sed -n 's/^.*: \([0-9.]*\) nats\/token, domains weighted.*$/\1/p' log; }
 expect 0 "eval" m eval run
 first=$(loss)
 says "eval" "^  own .* [0-9.]+ +[0-9.]+ +[0-9.]+$"
@@ -249,7 +249,7 @@ if grep -Eqi '\bnan\b|^validation' log; then fail "validation of nothing, once m
 refuses 65 "$nothing" eval blind
 expect 0 "one domain without validation" train 1 half "data.train=[{domain: own, path: texts}, {domain: one, path: tiny.txt}]" \
     train.eval_every=10 log.progress=line
-says "one domain without validation" "^validation at step 20: [0-9.]+ nats a token over 1 domain$"
+says "one domain without validation" "^step 20: validation loss [0-9.]+ \(nats/token\), 1 domain$"
 says "one domain without validation" "^  one .* - +[0-9.]+ +-$"
 if grep -q '"val/own/ce_loss"' half/metrics.jsonl && ! grep -q '"val/one/' half/metrics.jsonl; then pass; else fail "metrics of one domain"; fi
 if grep '"val/' half/metrics.jsonl | grep -q null; then fail "null metrics"; else pass; fi

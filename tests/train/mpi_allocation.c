@@ -2,7 +2,7 @@
  * no page committed. This program's own definitions of these functions count, then do the C library's work.
  * With several ranks MPI calls malloc as it likes; then pages alone count. */
 #include "mpi_check.h"
-#include "train/train.h"
+#include "train/training.h"
 
 #include <setjmp.h>
 #include <cmocka.h>
@@ -52,23 +52,23 @@ static const char *const common =
 /* `ep`: of that many ranks, where there are so many. */
 static void no_allocation(int ep, const char *rest) {
     mu_error e = { 0 };
-    mu_trainer t = { 0 };
+    mu_training t = { 0 };
     char *text = mu_format("%s%s", common, rest);
     mu_mesh *world = mu_mesh_open(NULL, 1), *mesh = mu_mesh_open(NULL, ep <= world->world->size ? ep : 1);
     if (mu_config_load_text(&t.cfg, "test", text, 0, NULL, &e) != MU_STATUS_OK)
         check(false, "%s", e.text);
-    if (mu_trainer_open(&t, mesh, true, &e) != MU_STATUS_OK) check(false, "%s", e.text);
+    if (mu_training_open(&t, mesh, MU_VAL_DOCUMENTS_BY_HASH, &e) != MU_STATUS_OK) check(false, "%s", e.text);
     for (int i = 0; i < 12; i++) {
-        t.model->moe_cfg.force_skew = i == 1; /* among the first steps is the most uneven one */
+        t.state.model->moe_cfg.force_skew = i == 1; /* among the first steps is the most uneven one */
         int heap = heap_calls, pages = page_calls;
-        mu_step_result r = mu_trainer_step(&t, NULL);
+        mu_step_result r = mu_training_step(&t, NULL);
         check(r.finite, "step %d", i);
         heap = mesh->world->size == 1 ? heap_calls - heap : 0, pages = page_calls - pages;
         if (i == 0) check(pages > 0, "the first step commits its memory");
         if (i >= 4)
             check(!heap && !pages, "step %d: %d calls of malloc, %d of mprotect; %s", i, heap, pages, rest);
     }
-    mu_trainer_close(&t);
+    mu_training_close(&t);
     mu_mesh_close(mesh);
     mu_mesh_close(world);
     free(text);

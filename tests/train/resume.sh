@@ -67,7 +67,7 @@ says "into a run" "run.dir branch holds a run already, and --resume one is of an
 # A finished run changes nothing; more steps go on, and say what changed.
 before=$(cat one/metrics.jsonl | cksum)
 expect 0 "a finished run" train 1 one $all "$domains" train.steps=24 train.eval_every=5 train.eval_sequences=4
-says "finished" "this run is finished"
+says "finished" "already at step"
 if [ "$(cat one/metrics.jsonl | cksum)" = "$before" ]; then pass; else fail "a finished run's metrics changed"; fi
 expect 0 "more steps" train 1 one $all "$domains" train.steps=25 train.eval_every=0 optim.lr=1e-3
 says "more steps" "train.steps: 24 -> 25"

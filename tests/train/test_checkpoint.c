@@ -1,6 +1,6 @@
 /* test_checkpoint.c - what is in a checkpoint beside its hashes: every value has a range, resume and verify refuse the
  * same, an older checkpoint takes over, and nothing is removed that a save did not write. */
-#include "train/trainer.h"
+#include "train/training_run.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -33,8 +33,8 @@ static void assert_error(mu_status status, mu_status expected, const char *text)
     if (!strstr(e.text, text)) fail_msg("no \"%s\" in: %s", text, e.text);
 }
 
-static mu_trainer *trainer_new(const char *moe) {
-    mu_trainer *t = mu_alloc(1, sizeof *t);
+static mu_training *training_new(const char *moe) {
+    mu_training *t = mu_alloc(1, sizeof *t);
     char *text = mu_format(
         "run: {dir: run, seed: 7}\n"
         "model: {hidden_size: 8, num_layers: 2, num_heads: 2, max_seq_len: 8}\n"
@@ -43,14 +43,14 @@ static mu_trainer *trainer_new(const char *moe) {
         "checkpoint: {keep: 3}\n"
         "moe: {top_k: 2, moe_ffn_hidden_size: 4, %s}\n", moe);
     assert_ok(mu_config_load_text(&t->cfg, "test", text, 0, NULL, &e));
-    assert_ok(mu_trainer_open(t, mu_mesh_alone(), true, &e));
+    assert_ok(mu_training_open(t, mu_mesh_alone(), MU_VAL_DOCUMENTS_BY_HASH, &e));
     free(text);
     return t;
 }
 
-static void steps_and_save(mu_trainer *t, int64_t until) {
-    while (t->step < until) assert_true(mu_trainer_step(t, NULL).finite);
-    assert_ok(mu_checkpoint_save(t, &e));
+static void steps_and_save(mu_training *t, int64_t until) {
+    while (t->state.step < until) assert_true(mu_training_step(t, NULL).finite);
+    assert_ok(mu_checkpoint_save(&t->state, &t->cfg, &t->texts, &e));
 }
 
 /* As `muster verify`. */
@@ -64,11 +64,11 @@ static mu_status verify(const char *path) {
 }
 
 /* As a run that resumes. */
-static mu_status load(mu_trainer *t, const char *path) {
+static mu_status load(mu_training *t, const char *path) {
     mu_manifest m = { 0 };
     bool found;
-    mu_status status = mu_checkpoint_find(t->mesh->world, path, &m, &found, &e);
-    if (!status) status = mu_checkpoint_load(t, &m, true, &e);
+    mu_status status = mu_checkpoint_find(t->state.mesh->world, path, &m, &found, &e);
+    if (!status) status = mu_checkpoint_load(&t->state, &m, t->tokenizer, &e);
     mu_manifest_free(&m);
     return status;
 }
@@ -100,13 +100,13 @@ static const struct {
     { "weight not a number", "/norm/weight holds a value that is not finite at 0", LATE },
 };
 
-static void set_steps(mu_trainer *t, const char *name, int64_t steps) {
-    mu_optimizer_steps_set(t->opt, mu_params_find(t->model->params, name), steps);
+static void set_steps(mu_training *t, const char *name, int64_t steps) {
+    mu_optimizer_steps_set(t->state.opt, mu_params_find(t->state.model->params, name), steps);
 }
 
 /* No step of the run gave expert 3 of layer 0 a token: what it took is expert 0's. */
-static void idle_expert(mu_trainer *t) {
-    mu_load_window *r = &t->loss->stats->window;
+static void idle_expert(mu_training *t) {
+    mu_load_window *r = &t->state.stats->window;
     for (int64_t step = 0; step < r->steps; step++) {
         int64_t *row = r->ring + step * r->layers * r->experts;
         row[0] += row[3], row[3] = 0;
@@ -117,29 +117,29 @@ static void idle_expert(mu_trainer *t) {
     set_steps(t, "/layers/0/mlp/experts/0/down_proj/weight", r->steps), set_steps(t, "/layers/0/mlp/experts/3/down_proj/weight", 0);
 }
 
-static void spoil(mu_trainer *t, const char *how) {
-    mu_unit *u = mu_params_find(t->model->params, "/norm/weight");
+static void spoil(mu_training *t, const char *how) {
+    mu_unit *u = mu_params_find(t->state.model->params, "/norm/weight");
     mu_sample sample;
     double *const values = (double[]){ NAN, -1.0, INFINITY };
-    if (!strcmp(how, "window steps negative")) t->loss->stats->window.steps = -5;
-    else if (!strcmp(how, "window steps large")) t->loss->stats->window.steps = INT64_MAX - 1;
-    else if (!strcmp(how, "ring negative")) t->loss->stats->window.ring[0] = -1;
-    else if (!strcmp(how, "ring large")) t->loss->stats->window.ring[0] = t->loss->stats->window.total[0] = INT64_MAX;
-    else if (!strcmp(how, "ring and total")) t->loss->stats->window.ring[0] ^= 1, t->loss->stats->window.total[0] += t->loss->stats->window.ring[0] & 1 ? 1 : -1;
-    else if (!strcmp(how, "ring of no step")) t->loss->stats->window.ring[3 * t->loss->stats->window.layers * t->loss->stats->window.experts] = 2, t->loss->stats->window.total[0] += 2;
-    else if (!strcmp(how, "loader ahead")) mu_loader_next(t->loader, 1, &sample);
-    else if (!strcmp(how, "loader of one domain")) assert_ok(mu_loader_state_set(t->loader, &t->cfg.data.train, (int64_t[]){ 0, 6, 6 }, &e));
-    else if (!strcmp(how, "bias infinite")) t->model->blocks[1].moe.bias[1] = -INFINITY;
-    else if (!strcmp(how, "bias large")) t->model->blocks[1].moe.bias[1] = -1e6;
-    else if (!strcmp(how, "optimizer steps negative")) mu_optimizer_steps_set(t->opt, u, -1);
-    else if (!strcmp(how, "optimizer steps ahead")) mu_optimizer_steps_set(t->opt, u, 4);
-    else if (!strcmp(how, "optimizer steps behind")) mu_optimizer_steps_set(t->opt, u, 2);
+    if (!strcmp(how, "window steps negative")) t->state.stats->window.steps = -5;
+    else if (!strcmp(how, "window steps large")) t->state.stats->window.steps = INT64_MAX - 1;
+    else if (!strcmp(how, "ring negative")) t->state.stats->window.ring[0] = -1;
+    else if (!strcmp(how, "ring large")) t->state.stats->window.ring[0] = t->state.stats->window.total[0] = INT64_MAX;
+    else if (!strcmp(how, "ring and total")) t->state.stats->window.ring[0] ^= 1, t->state.stats->window.total[0] += t->state.stats->window.ring[0] & 1 ? 1 : -1;
+    else if (!strcmp(how, "ring of no step")) t->state.stats->window.ring[3 * t->state.stats->window.layers * t->state.stats->window.experts] = 2, t->state.stats->window.total[0] += 2;
+    else if (!strcmp(how, "loader ahead")) mu_loader_next(t->state.loader, 1, &sample);
+    else if (!strcmp(how, "loader of one domain")) assert_ok(mu_loader_state_set(t->state.loader, &t->cfg.data.train, (int64_t[]){ 0, 6, 6 }, &e));
+    else if (!strcmp(how, "bias infinite")) t->state.model->blocks[1].moe.bias[1] = -INFINITY;
+    else if (!strcmp(how, "bias large")) t->state.model->blocks[1].moe.bias[1] = -1e6;
+    else if (!strcmp(how, "optimizer steps negative")) mu_optimizer_steps_set(t->state.opt, u, -1);
+    else if (!strcmp(how, "optimizer steps ahead")) mu_optimizer_steps_set(t->state.opt, u, 4);
+    else if (!strcmp(how, "optimizer steps behind")) mu_optimizer_steps_set(t->state.opt, u, 2);
     else if (!strcmp(how, "steps of an active expert")) set_steps(t, "/layers/0/mlp/experts/0/up_proj/weight", 0);
     else if (!strcmp(how, "steps of an idle expert")) idle_expert(t);
     else if (!strcmp(how, "second moment negative"))
-        mu_reals_set(t->dev, t->dev->master, mu_optimizer_slot(t->opt, u, 1), 1, &values[1]);
+        mu_reals_set(t->dev, t->dev->master, mu_optimizer_slot(t->state.opt, u, 1), 1, &values[1]);
     else if (!strcmp(how, "first moment infinite"))
-        mu_reals_set(t->dev, t->dev->master, mu_optimizer_slot(t->opt, u, 0), 1, &values[2]);
+        mu_reals_set(t->dev, t->dev->master, mu_optimizer_slot(t->state.opt, u, 0), 1, &values[2]);
     else if (!strcmp(how, "weight not a number"))
         mu_reals_set(t->dev, t->dev->master, mu_unit_data(u), 1, &values[0]);
     else fail_msg("%s", how);
@@ -147,23 +147,23 @@ static void spoil(mu_trainer *t, const char *how) {
 
 /* A run that finds checkpoint 3 damaged goes on from 2, and its next step has this loss. */
 static void goes_on_from_the_one_before(int when, const char *message, double loss) {
-    mu_trainer *t = trainer_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
+    mu_training *t = training_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
     mu_manifest m;
     bool found = false;
-    assert_ok(mu_checkpoint_find(t->mesh->world, "run", &m, &found, &e));
+    assert_ok(mu_checkpoint_find(t->state.mesh->world, "run", &m, &found, &e));
     assert_int_equal(m.step, when == LATE ? 3 : 2);
     if (when == LATE) {
-        assert_error(mu_checkpoint_load(t, &m, true, &e), MU_STATUS_DATA, message);
-        assert_error(mu_checkpoint_fall_back(t->mesh->world, m.path, &m, &e), MU_STATUS_DATA, message);
-        assert_ok(mu_checkpoint_fall_back(t->mesh->world, "run", &m, &e));
+        assert_error(mu_checkpoint_load(&t->state, &m, t->tokenizer, &e), MU_STATUS_DATA, message);
+        assert_error(mu_checkpoint_fall_back(t->state.mesh->world, m.path, &m, &e), MU_STATUS_DATA, message);
+        assert_ok(mu_checkpoint_fall_back(t->state.mesh->world, "run", &m, &e));
     }
     assert_string_equal(m.path, "run/checkpoints/step-00000002");
-    assert_ok(mu_checkpoint_load(t, &m, true, &e));
-    assert_true(mu_trainer_step(t, NULL).values.loss == loss);
+    assert_ok(mu_checkpoint_load(&t->state, &m, t->tokenizer, &e));
+    assert_true(mu_training_step(t, NULL).values.loss == loss);
     mu_error_set(&e, MU_STATUS_DATA, "nonsense");
-    assert_error(mu_checkpoint_fall_back(t->mesh->world, "run", &m, &e), MU_STATUS_DATA,
+    assert_error(mu_checkpoint_fall_back(t->state.mesh->world, "run", &m, &e), MU_STATUS_DATA,
                  "2 checkpoints and none verifies; the newest: nonsense");
-    trainer_free(t);
+    training_free(t);
 }
 
 /* Two good checkpoints, then one that hashes right and holds what no run makes: verify and resume refuse it in the same
@@ -172,21 +172,21 @@ static void values_have_ranges(void **state) {
     (void)state;
     static const char *const newest = "run/checkpoints/step-00000003";
     for (size_t i = 0; i < sizeof bad_state / sizeof *bad_state; i++) {
-        mu_trainer *t = trainer_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
+        mu_training *t = training_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
         steps_and_save(t, 2);
-        double loss = mu_trainer_step(t, NULL).values.loss;
-        assert_ok(mu_checkpoint_save(t, &e));
+        double loss = mu_training_step(t, NULL).values.loss;
+        assert_ok(mu_checkpoint_save(&t->state, &t->cfg, &t->texts, &e));
         assert_ok(verify(newest));
         spoil(t, bad_state[i].what);
         assert_ok(mu_file_remove_tree(newest, &e));
-        assert_ok(mu_checkpoint_save(t, &e));
-        trainer_free(t);
+        assert_ok(mu_checkpoint_save(&t->state, &t->cfg, &t->texts, &e));
+        training_free(t);
 
         assert_error(verify(newest), MU_STATUS_DATA, bad_state[i].message);
         assert_non_null(strstr(e.text, "step-00000003/shard-0000.h5"));
-        t = trainer_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
+        t = training_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
         assert_error(load(t, newest), MU_STATUS_DATA, bad_state[i].message);
-        trainer_free(t);
+        training_free(t);
         goes_on_from_the_one_before(bad_state[i].when, bad_state[i].message, loss);
         assert_ok(mu_file_remove_tree("run", &e));
     }
@@ -195,14 +195,14 @@ static void values_have_ranges(void **state) {
 /* Without expert_bias there is none, whatever the rate; what a run had before it switched it off is not kept. */
 static void a_bias_that_nothing_made(void **state) {
     (void)state;
-    mu_trainer *t = trainer_new("num_experts: 4");
+    mu_training *t = training_new("num_experts: 4");
     steps_and_save(t, 1);
     assert_ok(verify("run/checkpoints/step-00000001"));
-    t->model->blocks[0].moe.bias[2] = 0.001;
+    t->state.model->blocks[0].moe.bias[2] = 0.001;
     steps_and_save(t, 2);
     assert_error(verify("run/checkpoints/step-00000002"), MU_STATUS_DATA,
                  "/layers/0/mlp/gate/e_score_correction_bias holds 0.001 at 2, which must be in [0, 0]");
-    trainer_free(t);
+    training_free(t);
     assert_ok(mu_file_remove_tree("run", &e));
 }
 
@@ -212,19 +212,19 @@ static void sound_checkpoints_load(void **state) {
     static const char *const moes[] = { "num_experts: 0", "num_experts: 4, num_shared_experts: 1", "num_experts: 2, moe_layer_freq: 2",
                                         "num_experts: 4, capacity_factor: 0.5, force_skew: true" };
     for (size_t i = 0; i < sizeof moes / sizeof *moes; i++) {
-        mu_trainer *t = trainer_new(moes[i]);
-        int64_t *counts = mu_alloc((size_t)(t->loss->stats->window.layers * t->loss->stats->window.experts) + 1, sizeof *counts);
-        assert_int_equal(t->loss->stats->window.length, MU_LOAD_WINDOW_DEFAULT);
+        mu_training *t = training_new(moes[i]);
+        int64_t *counts = mu_alloc((size_t)(t->state.stats->window.layers * t->state.stats->window.experts) + 1, sizeof *counts);
+        assert_int_equal(t->state.stats->window.length, MU_LOAD_WINDOW_DEFAULT);
         steps_and_save(t, 3);
         assert_ok(verify("run/checkpoints/step-00000003"));
         assert_ok(load(t, "run"));
-        for (int64_t step = 3; step < 2 * t->loss->stats->window.length; step++) {
-            for (int j = 0; j < t->loss->stats->window.layers * t->loss->stats->window.experts; j++) counts[j] = j % t->loss->stats->window.experts == step % t->loss->stats->window.experts ? 32 : 0;
-            mu_load_window_add(&t->loss->stats->window, counts);
+        for (int64_t step = 3; step < 2 * t->state.stats->window.length; step++) {
+            for (int j = 0; j < t->state.stats->window.layers * t->state.stats->window.experts; j++) counts[j] = j % t->state.stats->window.experts == step % t->state.stats->window.experts ? 32 : 0;
+            mu_load_window_add(&t->state.stats->window, counts);
         }
-        assert_ok(mu_load_window_check(&t->loss->stats->window, 32, &e));
+        assert_ok(mu_load_window_check(&t->state.stats->window, 32, &e));
         free(counts);
-        trainer_free(t);
+        training_free(t);
         assert_ok(mu_file_remove_tree("run", &e));
     }
 }
@@ -237,8 +237,8 @@ static void the_window_may_change(void **state) {
     double losses[4] = { 0 };
     for (int i = 0; i < 4; i++) {
         char *moe = mu_format("num_experts: 4, balance: [expert_bias], score_func: sigmoid}\nstats: {window: %lld", (long long)lengths[i]);
-        mu_trainer *t = trainer_new(moe);
-        const mu_load_window *w = &t->loss->stats->window;
+        mu_training *t = training_new(moe);
+        const mu_load_window *w = &t->state.stats->window;
         assert_int_equal(w->length, lengths[i]);
         if (i == 0) steps_and_save(t, 25);
         assert_ok(load(t, "run"));
@@ -247,16 +247,16 @@ static void the_window_may_change(void **state) {
         int64_t assignments = 0;
         for (int j = 0; j < 4; j++) assignments += w->total[j];
         assert_int_equal(assignments, 32 * w->held);
-        losses[i] = mu_trainer_step(t, NULL).values.loss;
+        losses[i] = mu_training_step(t, NULL).values.loss;
         assert_true(losses[i] == losses[0]);
         assert_int_equal(w->held, i == 0 ? 26 : i == 1 ? 20 : 21);
-        trainer_free(t);                        /* the next window reads this one's checkpoint of the same step */
-        t = trainer_new(moe);
+        training_free(t);                        /* the next window reads this one's checkpoint of the same step */
+        t = training_new(moe);
         assert_ok(load(t, "run"));
         assert_ok(mu_file_remove_tree("run/checkpoints/step-00000025", &e));
-        assert_ok(mu_checkpoint_save(t, &e));
+        assert_ok(mu_checkpoint_save(&t->state, &t->cfg, &t->texts, &e));
         assert_ok(verify("run/checkpoints/step-00000025"));
-        trainer_free(t);
+        training_free(t);
         free(moe);
     }
     assert_ok(mu_file_remove_tree("run", &e));
@@ -322,9 +322,9 @@ static void manifests_that_hash_right(void **state) {
         { bomb, "65536 in each MoE layer of 1024 layers make 2e+08 tensors, three an expert, more than 2^19" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        mu_trainer *t = trainer_new("num_experts: 4");
+        mu_training *t = training_new("num_experts: 4");
         steps_and_save(t, 3);
-        trainer_free(t);
+        training_free(t);
         assert_int_equal(rename("run/checkpoints/step-00000003", "run/checkpoints/changed"), 0);
         mu_manifest m;
         assert_ok(mu_manifest_read(&m, "run/checkpoints/changed", &e));
@@ -332,9 +332,9 @@ static void manifests_that_hash_right(void **state) {
         assert_ok(mu_manifest_write(&m, "run/checkpoints/changed", &e));
         mu_manifest_free(&m);
         assert_error(verify("run/checkpoints/changed"), MU_STATUS_DATA, cases[i].message);
-        t = trainer_new("num_experts: 4");      /* a run that is to go on from it says the same, not 78 */
+        t = training_new("num_experts: 4");      /* a run that is to go on from it says the same, not 78 */
         assert_error(load(t, "run/checkpoints/changed"), MU_STATUS_DATA, cases[i].message);
-        trainer_free(t);
+        training_free(t);
         assert_ok(mu_file_remove_tree("run", &e));
     }
 }
@@ -373,9 +373,9 @@ static void manifests_as_text(void **state) {
         { "\"val_split\":\"documents_by_hash\"", "\"val_split\":null", "manifest.json: a field is missing" },
         { "muster-checkpoint", "muster\\u0000checkpoint", "line/manifest.json: a NUL character" },
     };
-    mu_trainer *t = trainer_new("num_experts: 4");
+    mu_training *t = training_new("num_experts: 4");
     steps_and_save(t, 3);
-    trainer_free(t);
+    training_free(t);
     char *text;
     size_t bytes;
     assert_ok(mu_file_read("run/checkpoints/step-00000003/manifest.json", 1 << 20, &text, &bytes, &e));
@@ -437,9 +437,9 @@ static void a_manifest_of_many_values(void **state) {
 /* A file of another size than the manifest says is not read: this one is as large as a disk. */
 static void a_shard_of_another_size(void **state) {
     (void)state;
-    mu_trainer *t = trainer_new("num_experts: 4");
+    mu_training *t = training_new("num_experts: 4");
     steps_and_save(t, 1);
-    trainer_free(t);
+    training_free(t);
     assert_int_equal(truncate("run/checkpoints/step-00000001/shard-0000.h5", (off_t)1 << 40), 0);
     alarm(20);
     assert_error(verify("run/checkpoints/step-00000001"), MU_STATUS_DATA, "shard-0000.h5 is damaged: 1099511627776 bytes, the manifest says ");
@@ -504,7 +504,7 @@ static void only_what_a_save_made_is_removed(void **state) {
                                          "run/checkpoints/step-00000009.tmp" };
     struct stat st;
     enum { N = sizeof users / sizeof *users };
-    mu_trainer *t = trainer_new("num_experts: 4");
+    mu_training *t = training_new("num_experts: 4");
     steps_and_save(t, 1);
     steps_and_save(t, 2);
     for (int i = 0; i < N; i++) {
@@ -532,7 +532,7 @@ static void only_what_a_save_made_is_removed(void **state) {
     assert_false(mu_file_exists("run/checkpoints/step-00000005.tmp"));
     assert_false(mu_file_exists("run/checkpoints/step-00000006.tmp"));
     assert_ok(load(t, "run"));
-    trainer_free(t);
+    training_free(t);
     assert_ok(mu_file_remove_tree("run", &e));
 }
 

@@ -1,6 +1,6 @@
 /* test_metrics.c - what a resumed run makes of the metrics that it finds: sound lines up to its step stay, damaged ones are
  * counted, and nothing that was there is lost. */
-#include "train/trainer.h"
+#include "train/training_run.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -12,7 +12,7 @@
 #include <cmocka.h>
 
 static mu_error e;
-static mu_trainer *t;
+static mu_training *t;
 static char folder[] = "metrics-XXXXXX", warning[4096];
 
 static void note_warning(mu_log_level level, const char *line) {
@@ -32,14 +32,14 @@ static int open_trainer(void **state) {
                                "moe: {num_experts: 2, top_k: 1, norm_topk_prob: false, moe_ffn_hidden_size: 4, first_k_dense: 1}\n"
                                "data: {train: [{domain: a, path: synthetic}]}\n"
                                "train: {steps: 40, global_batch_size: 2, seq_len: 8, threads: 1}\n";
-    t = trainer_in_folder(folder, text, &e);
-    if (t) t->step = 8;
+    t = training_in_folder(folder, text, &e);
+    if (t) t->state.step = 8;
     return t ? 0 : -1;
 }
 
 static int close_trainer(void **state) {
     (void)state;
-    return trainer_free_folder(t, folder);
+    return training_free_folder(t, folder);
 }
 
 /* ------------------------------------------------------------------ lines */
@@ -107,7 +107,7 @@ static void assert_loads(const int *steps, int n) {
 static void open_and_sync(void) {
     mu_metrics *m;
     warning[0] = '\0';
-    assert_ok(mu_metrics_open(&m, t, &e));
+    assert_ok(mu_metrics_open(&m, log_source(t), &e));
     assert_ok(mu_metrics_sync(m, &e));
     mu_metrics_write_routing(m, false);
     mu_metrics_close(m);
@@ -323,7 +323,7 @@ static void a_course_that_is_left_is_kept(void **state) {
         add_steps(&kept, 1, 8, true);
         put("metrics.jsonl", was.bytes, was.n);
         warning[0] = '\0';
-        assert_ok(mu_metrics_open(&m, t, &e));
+        assert_ok(mu_metrics_open(&m, log_source(t), &e));
         mu_metrics_close(m);
         assert_content("metrics.jsonl", kept.bytes, kept.n);
         if (last == 8) assert_string_equal(warning, "");
@@ -344,7 +344,7 @@ static void without_a_checkpoint_all_is_kept(void **state) {
     (void)state;
     text was = { 0 };
     add_steps(&was, 1, 8, true);
-    t->step = 0;
+    t->state.step = 0;
     for (int kind = 0; kind < 3; kind++) {                      /* both files, one, the other */
         unlink("metrics.jsonl");
         unlink("statistics.rec");
@@ -366,7 +366,7 @@ static void without_a_checkpoint_all_is_kept(void **state) {
     unlink("routing.h5");
     open_and_sync();                                            /* an empty file holds nothing */
     assert_string_equal(warning, "");
-    t->step = 8;
+    t->state.step = 8;
     free(was.bytes);
 }
 
@@ -384,16 +384,16 @@ static void metrics_must_be_a_plain_file(void **state) {
         mu_metrics *m;
         remove("metrics.jsonl");
         assert_int_equal(others[i % 3].make("metrics.jsonl"), 0);
-        t->step = i < 3 ? 8 : 0;
+        t->state.step = i < 3 ? 8 : 0;
         alarm(20);
-        mu_status status = mu_metrics_open(&m, t, &e);
+        mu_status status = mu_metrics_open(&m, log_source(t), &e);
         alarm(0);
         assert_int_equal(status, MU_STATUS_IO);
         if (!strstr(e.text, "./metrics.jsonl ") || !strstr(e.text, others[i % 3].reason)) fail_msg("%s", e.text);
         mu_metrics_close(m);
         remove("metrics.jsonl");
     }
-    t->step = 8;
+    t->state.step = 8;
 }
 
 /* routing.h5 is derived: what stands in its way costs a warning, and stays. */
@@ -408,7 +408,7 @@ static void routing_costs_no_checkpoint(void **state) {
         assert_int_equal(others[i].make("routing.h5"), 0);
         put("metrics.jsonl", was.bytes, was.n);
         warning[0] = '\0';
-        assert_ok(mu_metrics_open(&m, t, &e));
+        assert_ok(mu_metrics_open(&m, log_source(t), &e));
         assert_string_equal(warning, "");
         alarm(20);
         mu_metrics_write_routing(m, false);
@@ -434,10 +434,10 @@ static void written_lines_are_sound(void **state) {
     mu_step_result r = { .values = { .loss = 1.5, .ce = 1.25, .aux = NAN, .z = NAN, .grad_norm = 1 }, .lr = 1e-3, .seconds = 0.1, .finite = true };
     unlink("metrics.jsonl");
     unlink("statistics.rec");
-    for (int i = 0; i < 4; i++) t->loss->stats->counts[i] = i % 2 ? 7 : 9;
-    assert_ok(mu_metrics_open(&m, t, &e));
-    assert_ok(mu_metrics_step(m, t, &r, 100, &e));
-    assert_ok(mu_metrics_eval(m, t, 2.5, &results, &e));
+    for (int i = 0; i < 4; i++) t->state.stats->counts[i] = i % 2 ? 7 : 9;
+    assert_ok(mu_metrics_open(&m, log_source(t), &e));
+    assert_ok(mu_metrics_step(m, log_source(t), &r, 100, &e));
+    assert_ok(mu_metrics_eval(m, log_source(t), 2.5, &results, &e));
     mu_metrics_close(m);
     char *written;
     size_t n;

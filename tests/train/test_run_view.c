@@ -1,6 +1,6 @@
 /* test_run_view.c - a run folder as its reader shows it: in every state, moved, while lines are being written, and damaged. */
 #include "train/run_view.h"
-#include "train/trainer.h"
+#include "train/training_run.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -12,7 +12,7 @@
 #include <cmocka.h>
 
 static mu_error e;
-static mu_trainer *t;
+static mu_training *t;
 static char folder[] = "run-view-XXXXXX";
 
 static void assert_ok(mu_status status) {
@@ -27,19 +27,19 @@ static int open_trainer(void **state) {
                                "moe: {num_experts: 2, top_k: 1, norm_topk_prob: false, moe_ffn_hidden_size: 4}\n"
                                "data: {train: [{domain: a, path: synthetic}]}\n"
                                "train: {steps: 40, global_batch_size: 2, seq_len: 8, threads: 1}\n";
-    t = trainer_in_folder(folder, text, &e);
+    t = training_in_folder(folder, text, &e);
     return t ? 0 : -1;
 }
 
 static int close_trainer(void **state) {
     (void)state;
-    return trainer_free_folder(t, folder);
+    return training_free_folder(t, folder);
 }
 
 static void make_folder(void) {
     assert_ok(mu_file_remove_tree("run", &e));
     assert_ok(mu_file_make_dirs("run/checkpoints", &e));
-    assert_ok(mu_run_describe(t, 2, (char *[]){ "muster", "train" }, &e));
+    assert_ok(mu_run_describe(&t->cfg, t->state.mesh, t->dev, &t->texts.corpus, t->state.step, 2, (char *[]){ "muster", "train" }, &e));
 }
 
 static void assert_state(const char *dir, mu_run_state state, bool moved, int n_checkpoints) {
@@ -108,9 +108,9 @@ static void metrics_and_statistics(void **state) {
     mu_run_view v;
     mu_step_result r = { .values = { .loss = 1, .ce = 1, .aux = NAN, .z = NAN, .grad_norm = 1 }, .lr = 1e-3, .seconds = 0.1, .finite = true };
     make_folder();
-    t->step = 0;
-    assert_ok(mu_metrics_open(&m, t, &e));
-    for (t->step = 1; t->step <= 4; t->step++) assert_ok(mu_metrics_step(m, t, &r, 100, &e));
+    t->state.step = 0;
+    assert_ok(mu_metrics_open(&m, log_source(t), &e));
+    for (t->state.step = 1; t->state.step <= 4; t->state.step++) assert_ok(mu_metrics_step(m, log_source(t), &r, 100, &e));
     FILE *f = fopen("run/metrics.jsonl", "a");                  /* in the middle of things */
     assert_true(f && fputs("{\"step\":5}\n", f) >= 0 && fputs("{\"step\":6,\"tr", f) >= 0 && !fclose(f));
     assert_ok(mu_run_view_open(&v, "run", &e));

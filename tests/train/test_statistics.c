@@ -1,7 +1,7 @@
 /* test_statistics.c - RUN/statistics.rec: what was appended comes back, a kill at any byte of the last record is no damage, any changed
  * byte is, and what a resumed run makes of it; routing.h5 is made of it. */
 #include "train/run_view.h"
-#include "train/trainer.h"
+#include "train/training_run.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -14,7 +14,7 @@
 
 enum { L = 2, E = 2, D = 3, BATCH = 2, SEQ = 8, STEPS = 6 };    /* every layer assigns BATCH * SEQ tokens */
 static mu_error e;
-static mu_trainer *t;
+static mu_training *t;
 static char folder[] = "statistics-XXXXXX", warning[4096];
 static const char file[] = "./statistics.rec";
 static char *lines, *records;   /* of a run of STEPS steps, on the heap */
@@ -36,7 +36,7 @@ static int open_trainer(void **state) {
                                "moe: {num_experts: 2, top_k: 1, norm_topk_prob: false, moe_ffn_hidden_size: 4, first_k_dense: 1}\n"
                                "data: {train: [{domain: a, path: synthetic}, {domain: b, path: synthetic}, {domain: c, path: synthetic}]}\n"
                                "train: {steps: 40, global_batch_size: 2, seq_len: 8, threads: 1}\n";
-    t = trainer_in_folder(folder, text, &e);
+    t = training_in_folder(folder, text, &e);
     return t ? 0 : -1;
 }
 
@@ -44,7 +44,7 @@ static int close_trainer(void **state) {
     (void)state;
     free(lines);
     free(records);
-    return trainer_free_folder(t, folder);
+    return training_free_folder(t, folder);
 }
 
 /* ------------------------------------------------------------------ a run that was logged */
@@ -57,20 +57,20 @@ static int64_t count_of(int64_t step, int layer, int expert, int domain) {
 }
 
 static void set_counts(int64_t step) {
-    int64_t *total = t->loss->stats->counts, *by_domain = t->loss->stats->by_domain;
+    int64_t *total = t->state.stats->counts, *by_domain = t->state.stats->by_domain;
     for (int i = 0; i < L * E; i++) {
         total[i] = 0;
         for (int d = 0; d < D; d++) total[i] += by_domain[i * D + d] = count_of(step, i / E, i % E, d);
     }
 }
 
-/* Steps (t->step, last] as a run logs them. */
+/* Steps (t->state.step, last] as a run logs them. */
 static void log_steps(mu_metrics *m, int64_t last) {
     mu_step_result r = { .values = { .loss = 1, .ce = 1, .aux = NAN, .z = NAN, .grad_norm = 1 }, .lr = 1e-3, .seconds = 0.1, .finite = true };
-    while (t->step < last) {
-        t->step++;
-        set_counts(t->step);
-        assert_ok(mu_metrics_step(m, t, &r, 100, &e));
+    while (t->state.step < last) {
+        t->state.step++;
+        set_counts(t->state.step);
+        assert_ok(mu_metrics_step(m, log_source(t), &r, 100, &e));
     }
 }
 
@@ -89,12 +89,12 @@ static void put(const char *path, const char *bytes, size_t n) {
     assert_true(f && fwrite(bytes, 1, n, f) == n && fclose(f) == 0);
 }
 
-/* A run of STEPS steps, after which t->step is `resumed`. It is logged once, and copied. */
+/* A run of STEPS steps, after which t->state.step is `resumed`. It is logged once, and copied. */
 static void make_run(int64_t resumed) {
     remove_files();
     if (!lines) {
         mu_metrics *m;
-        assert_ok(mu_metrics_open(&m, t, &e));
+        assert_ok(mu_metrics_open(&m, log_source(t), &e));
         log_steps(m, STEPS);
         mu_metrics_close(m);
         assert_ok(mu_file_read("metrics.jsonl", 1 << 20, &lines, &n_lines, &e));
@@ -102,7 +102,7 @@ static void make_run(int64_t resumed) {
     }
     put("metrics.jsonl", lines, n_lines);
     put(file, records, n_records);
-    t->step = resumed;
+    t->state.step = resumed;
     warning[0] = '\0';
 }
 
@@ -140,7 +140,7 @@ static void assert_run(int last, int from, int without) {
 
 static void resume(void) {
     mu_metrics *m;
-    assert_ok(mu_metrics_open(&m, t, &e));
+    assert_ok(mu_metrics_open(&m, log_source(t), &e));
     mu_metrics_close(m);
 }
 
@@ -193,7 +193,7 @@ static void a_kill_at_any_byte_is_no_damage(void **state) {
         assert_true(s->n == STEPS - 2 && s->rest == bytes);
         mu_statistics_close(s);
         if (bytes % 8 > 1) continue;                            /* a start costs more than a look */
-        assert_ok(mu_metrics_open(&m, t, &e));
+        assert_ok(mu_metrics_open(&m, log_source(t), &e));
         assert_string_equal(warning, "");
         assert_false(mu_file_exists("statistics.rec.aside"));
         log_steps(m, STEPS);
@@ -272,7 +272,7 @@ static void older_runs_have_loads_without_domains(void **state) {
     mu_metrics *m;
     make_run(4);
     remove(file);
-    assert_ok(mu_metrics_open(&m, t, &e));
+    assert_ok(mu_metrics_open(&m, log_source(t), &e));
     assert_string_equal(warning, "");
     log_steps(m, STEPS);
     mu_metrics_close(m);
@@ -314,7 +314,7 @@ static void what_is_not_of_this_run_is_kept(void **state) {
     assert_int_equal(mkfifo(file, 0600), 0);
     mu_metrics *m;
     alarm(20);
-    assert_int_equal(mu_metrics_open(&m, t, &e), MU_STATUS_IO);
+    assert_int_equal(mu_metrics_open(&m, log_source(t), &e), MU_STATUS_IO);
     alarm(0);
     assert_non_null(strstr(e.text, "./statistics.rec is a pipe, not a plain file; move it out of the way"));
     mu_metrics_close(m);

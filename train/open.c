@@ -1,0 +1,58 @@
+/* open.c - the way in which eval and generate open a checkpoint's model. */
+#include "train/train.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* The model of the manifest's configuration, with its weights. *opened: all but these. */
+static mu_status open_model(mu_opened *o, mu_mesh *mesh, int n_overrides, char *const *overrides, bool *opened, mu_error *e) {
+    const mu_manifest *m = &o->manifest;
+    *opened = false;
+    mu_status status = mu_config_load_text(&o->cfg, m->path, m->config, n_overrides, overrides, e);
+    status = mu_agree(mesh->world, status, e);
+    if (status != MU_STATUS_OK) return status;
+    mu_watch_start(mesh->world, (double)o->cfg.run.watchdog, mu_report_stall);
+    mu_config_use_threads(&o->cfg.train, mesh);
+    status = mu_agree(mesh->world, mu_tokenizer_open(&o->tokenizer, o->cfg.data.tokenizer, e), e);
+    if (status == MU_STATUS_OK) status = mu_train_device_open(&o->cfg.train, mesh, &o->dev, e);
+    if (status != MU_STATUS_OK) return status;
+    o->state.mesh = mesh;
+    o->state.model = mu_model_new(&o->cfg.model, &o->cfg.moe, mu_tokenizer_vocab_size(o->tokenizer), 1, o->dev, mesh);
+    o->tape = mu_tape_new(o->dev);
+    *opened = true;
+    return mu_checkpoint_load(&o->state, m, o->tokenizer, e);
+}
+
+/* All but the manifest. */
+static void close_model(mu_opened *o) {
+    if (o->tape) mu_tape_free(o->tape);
+    mu_model_free(o->state.model);
+    if (o->tokenizer) mu_tokenizer_close(o->tokenizer);
+    if (o->dev) mu_device_close(o->dev);
+    mu_config_free(&o->cfg);
+    *o = (mu_opened){ .manifest = o->manifest };
+}
+
+mu_status mu_opened_open(mu_opened *o, mu_mesh *mesh, const char *path, int n_overrides, char *const *overrides, mu_error *e) {
+    bool found = false, opened;
+    *o = (mu_opened){ 0 };
+    mu_status status = mesh->world->rank == 0 && !mu_file_exists(path)
+                           ? mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such run or checkpoint", path)
+                           : MU_STATUS_OK;
+    status = mu_agree(mesh->world, status, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_find(mesh->world, path, &o->manifest, &found, e);
+    if (status != MU_STATUS_OK) return status;
+    if (!found) return mu_checkpoint_missing(path, e);
+    for (;;) {
+        status = open_model(o, mesh, n_overrides, overrides, &opened, e);
+        if (!opened || status != MU_STATUS_DATA) return status;
+        status = mu_checkpoint_fall_back(mesh->world, path, &o->manifest, e); /* weights that are no weights */
+        if (status != MU_STATUS_OK) return status;
+        close_model(o);
+    }
+}
+
+void mu_opened_close(mu_opened *o) {
+    close_model(o);
+    mu_manifest_free(&o->manifest);
+}

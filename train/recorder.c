@@ -1,0 +1,152 @@
+/* recorder.c - what a run leaves behind and says on its way: metrics, progress, evaluations, checkpoints. Nothing is written
+ * in a run folder that another job has taken. */
+#include "train/training.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+enum { RECENT = 5 };
+struct mu_recorder {
+    mu_training *t;
+    mu_lock *lock;         /* rank 0, borrowed */
+    mu_error lock_lost;    /* rank 0: why the run folder is not this job's any more */
+    mu_log_source source;
+    mu_metrics *metrics;   /* rank 0 */
+    mu_progress *progress; /* rank 0 */
+    mu_domain_loss *domains;
+    int64_t saved_step;    /* of the newest checkpoint */
+    double window_seconds; /* since the last logged line */
+    int64_t window_steps;
+    double save_seconds;   /* the last checkpoint took */
+    double recent[RECENT]; /* seconds of the last steps, step i of this start at i % RECENT */
+    int64_t n_recent;
+    bool warned;           /* that mpirun leaves too little time */
+};
+
+mu_status mu_recorder_open(mu_recorder **out, mu_training *t, mu_lock *lock, int64_t saved_step, mu_error *e) {
+    mu_recorder *r = *out = mu_alloc(1, sizeof *r);
+    *r = (mu_recorder){ .t = t, .lock = lock, .saved_step = saved_step };
+    r->source = (mu_log_source){ &t->cfg, &t->texts.corpus, &t->state, t->peak_flops };
+    r->domains = mu_alloc((size_t)t->texts.corpus.n_domains, sizeof *r->domains);
+    bool root = t->state.mesh->world->rank == 0;
+    mu_status status = root ? mu_metrics_open(&r->metrics, &r->source, e) : MU_STATUS_OK;
+    if (root && status == MU_STATUS_OK) r->progress = mu_progress_open(&r->source);
+    return mu_agree(t->state.mesh->world, status, e);
+}
+
+void mu_recorder_close(mu_recorder *r) {
+    if (!r) return;
+    mu_progress_close(r->progress);
+    mu_metrics_close(r->metrics);
+    free(r->domains);
+    free(r);
+}
+
+const mu_domain_loss *mu_recorder_losses(const mu_recorder *r) { return r->domains; }
+
+bool mu_due(int64_t every, int64_t step, int64_t last) { return every > 0 && (step % every == 0 || step == last); }
+
+/* ------------------------------------------------------------------ the run folder's lock */
+
+/* Checks the lock once per step; what it finds is reported when something is to be written. Rank 0. */
+static void check_lock(mu_recorder *r) {
+    if (r->lock && r->lock_lost.status == MU_STATUS_OK) r->lock_lost.status = mu_lock_check(r->lock, &r->lock_lost);
+}
+
+/* To be agreed. */
+static mu_status still_locked(mu_recorder *r, mu_error *e) {
+    if (!r->lock) return MU_STATUS_OK;
+    check_lock(r);
+    if (r->lock_lost.status != MU_STATUS_OK) *e = r->lock_lost;
+    return r->lock_lost.status;
+}
+
+/* ------------------------------------------------------------------ checkpoints and evaluations */
+
+/* Metrics first: what a checkpoint covers must be on the disk when it counts. What is derived from them comes last. */
+mu_status mu_recorder_save(mu_recorder *r, mu_error *e) {
+    mu_train_state *s = &r->t->state;
+    if (r->saved_step == s->step) return MU_STATUS_OK;
+    double start = mu_time();
+    mu_activity_set("checkpoint", -1, NULL);
+    mu_status status = still_locked(r, e);
+    if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_sync(r->metrics, e);
+    status = mu_agree(s->mesh->world, status, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_save(s, &r->t->cfg, &r->t->texts, e);
+    if (status != MU_STATUS_OK) return status;
+    r->saved_step = s->step;
+    if (r->metrics) mu_metrics_write_routing(r->metrics, s->step >= r->t->cfg.train.steps);
+    r->save_seconds = mu_time() - start;
+    if (r->progress) mu_progress_say(r->progress, "checkpoint of step %lld written", (long long)s->step);
+    return MU_STATUS_OK;
+}
+
+/* Does this run evaluate at all: is it asked to, and is there a validation text in any domain? */
+static bool evaluates(const mu_recorder *r) { return r->t->cfg.train.eval_every > 0 && mu_texts_validate(&r->t->texts); }
+
+static double losses(mu_recorder *r) {
+    const mu_training *t = r->t;
+    mu_evaluation ev = { t->state.model, t->tape, &t->texts, t->state.mesh->batch, t->batches.micro_size };
+    return mu_evaluate(&ev, t->cfg.train.eval_sequences, r->domains);
+}
+
+void mu_recorder_show(mu_recorder *r) {
+    if (evaluates(r)) losses(r);
+}
+
+mu_status mu_recorder_evaluate(mu_recorder *r, mu_error *e) {
+    mu_training *t = r->t;
+    int n = 0;
+    if (!evaluates(r)) return MU_STATUS_OK;
+    double mean = losses(r);
+    for (int i = 0; i < t->texts.corpus.n_domains; i++) n += r->domains[i].tokens > 0;
+    mu_status status = still_locked(r, e);
+    if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_eval(r->metrics, &r->source, mean, r->domains, e);
+    if (r->progress)
+        mu_progress_say(r->progress, "step %lld: validation loss %.4f (nats/token), %d domain%s", (long long)t->state.step, mean,
+                        n, n == 1 ? "" : "s");
+    return mu_agree(t->state.mesh->world, status, e);
+}
+
+/* ------------------------------------------------------------------ a step */
+
+/* Seconds that mpirun leaves its ranks between TERM and KILL once it gets INT, TERM or HUP itself. */
+double mu_kill_timeout(void) {
+    const char *names[] = { "OMPI_MCA_odls_base_sigkill_timeout", "PRTE_MCA_odls_base_sigkill_timeout" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (getenv(names[i])) return atof(getenv(names[i]));
+    return 1;
+}
+
+/* Once it is known how long steps and checkpoints take: does a plain Ctrl-C leave time for them? */
+static void warn_of_kills(mu_recorder *r, double step_seconds) {
+    enum { KNOWN = 3 };
+    r->recent[r->n_recent++ % RECENT] = step_seconds;
+    double least = step_seconds; /* the first steps, and those during which the job was stopped, are slower than others */
+    for (int64_t i = 0; i < RECENT && i < r->n_recent; i++) least = fmin(least, r->recent[i]);
+    double needed = least + r->save_seconds, left = mu_kill_timeout();
+    if (!r->progress || r->warned || r->n_recent < KNOWN || !mu_launcher() || needed < left) return;
+    r->warned = true;
+    mu_log(MU_LOG_WARNING, "a step%s takes %.1f s, and mpirun kills its ranks %.0f s after Ctrl-C, TERM or HUP: the steps since"
+           " the last checkpoint would be lost. Stop this job with kill -USR1 %ld, or start mpirun with"
+           " --mca odls_base_sigkill_timeout %.0f", r->save_seconds > 0 ? " with a checkpoint" : "", needed, left,
+           mu_launcher(), 10 * ceil(needed));
+}
+
+mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error *e) {
+    const mu_config *cfg = &r->t->cfg;
+    const mu_train_state *s = &r->t->state;
+    bool logged = mu_due(cfg->log.every, s->step, cfg->train.steps) || (cfg->log.every > 0 && s->step == 1);
+    r->window_seconds += result->seconds, r->window_steps++;
+    double rate = (double)(r->window_steps * cfg->train.global_batch_size * cfg->train.seq_len) / r->window_seconds;
+    if (r->progress) mu_progress_step(r->progress, &r->source, result, logged, rate);
+    warn_of_kills(r, result->seconds);
+    if (!logged) {
+        check_lock(r);
+        return MU_STATUS_OK;
+    }
+    mu_status status = still_locked(r, e);
+    if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_step(r->metrics, &r->source, result, rate, e);
+    r->window_seconds = 0, r->window_steps = 0;
+    return mu_fault("collective", s->mesh->world->rank) ? status : mu_agree(s->mesh->world, status, e);
+}

@@ -1,0 +1,47 @@
+/* texts.c - the texts of a run: corpus and loader, the same on every rank. */
+#include "train/train.h"
+
+#include <stdlib.h>
+
+/* All ranks have read the same texts. Collective, agreed. */
+static mu_status agree_on_texts(const mu_texts *t, mu_comm *world, mu_error *e) {
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    MU_CHECK(out, "out of memory");
+    for (int i = 0; i < t->corpus.n_domains; i++) {
+        const mu_domain *d = &t->corpus.domains[i];
+        fprintf(out, "domain %s: %lld tokens in %lld documents, fingerprint %s\n", d->name, (long long)d->n_tokens,
+                (long long)d->n_documents, d->fingerprint);
+    }
+    fprintf(out, "tokenizer %s: fingerprint %s\n", mu_tokenizer_name(t->tokenizer), mu_tokenizer_fingerprint(t->tokenizer));
+    fclose(out);
+    mu_status status = mu_agree_text(world, MU_STATUS_DATA, "its texts differ from those of rank 0; put the"
+                                     " same texts on every host, or on a file system that all hosts share:", text, e);
+    free(text);
+    return status;
+}
+
+mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *tokenizer, mu_val_split split, mu_comm *world,
+                        mu_error *e) {
+    const mu_data_config *d = &cfg->data;
+    uint64_t seed = (uint64_t)cfg->run.seed;
+    *t = (mu_texts){ .tokenizer = tokenizer, .seq_len = cfg->train.seq_len, .val_split = split };
+    mu_status status = mu_corpus_open(&t->corpus, &d->train, tokenizer, seed, d->cache_mib << 20, e);
+    if (status == MU_STATUS_OK)
+        status = mu_loader_open(&t->loader, &t->corpus, t->seq_len, d->val_fraction, split, seed, e);
+    status = mu_agree_each(world, status, e);
+    return status == MU_STATUS_OK ? agree_on_texts(t, world, e) : status;
+}
+
+void mu_texts_close(mu_texts *t) {
+    if (t->loader) mu_loader_close(t->loader);
+    mu_corpus_close(&t->corpus);
+    *t = (mu_texts){ 0 };
+}
+
+bool mu_texts_validate(const mu_texts *t) {
+    for (int i = 0; i < t->corpus.n_domains; i++)
+        if (mu_loader_val_sequences(t->loader, i) > 0) return true;
+    return false;
+}

@@ -1,0 +1,40 @@
+/* training.c - opens and closes the parts of a training run. */
+#include "train/training.h"
+
+#include <stdlib.h>
+
+mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu_error *e) {
+    const mu_config *cfg = &t->cfg;
+    mu_train_state *s = &t->state;
+    s->mesh = mesh;
+    mu_config_use_threads(&cfg->train, mesh);
+    mu_status status = mu_agree(mesh->world, mu_tokenizer_open(&t->tokenizer, cfg->data.tokenizer, e), e);
+    if (status == MU_STATUS_OK) status = mu_texts_open(&t->texts, cfg, t->tokenizer, split, mesh->world, e);
+    if (status == MU_STATUS_OK) status = mu_train_device_open(&cfg->train, mesh, &t->dev, e);
+    if (status != MU_STATUS_OK) return status;
+    s->loader = t->texts.loader;
+    s->model = mu_model_new(&cfg->model, &cfg->moe, mu_tokenizer_vocab_size(t->tokenizer), (uint64_t)cfg->run.seed, t->dev, mesh);
+    t->tape = mu_tape_new(t->dev);
+    mu_batches_init(&t->batches, cfg, s->loader, mesh->batch, t->tape);
+    if (cfg->train.reproducible) {
+        mu_tape_set_reduction_unit(t->tape, cfg->train.seq_len);
+        mu_params_exact(s->model->params);
+    }
+    t->loss = mu_loss_new(s->model, t->tape, mesh->batch, &t->batches.shape);
+    s->stats = t->loss->stats;
+    s->opt = mu_optimizer_new(&mu_rule_adamw, &cfg->optim, s->model->params);
+    return MU_STATUS_OK;
+}
+
+void mu_training_close(mu_training *t) {
+    mu_optimizer_free(t->state.opt);
+    mu_loss_free(t->loss);
+    mu_batches_free(&t->batches);
+    if (t->tape) mu_tape_free(t->tape);
+    mu_model_free(t->state.model);
+    mu_texts_close(&t->texts);
+    if (t->tokenizer) mu_tokenizer_close(t->tokenizer);
+    if (t->dev) mu_device_close(t->dev);
+    mu_config_free(&t->cfg);
+    *t = (mu_training){ 0 };
+}
