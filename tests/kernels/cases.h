@@ -33,7 +33,7 @@ static void run_axpy(trial *t, const int64_t *p) {
 /* integers of up to 51 bits */
 static mu_mat long_vector(trial *t, const char *name, int64_t n) {
     int64_t *x = mu_alloc((size_t)n, sizeof *x);
-    for (int64_t i = 0; i < n; i++) x[i] = (draw(t, INT32_MAX) - INT32_MAX / 2) << 20;
+    for (int64_t i = 0; i < n; i++) x[i] = (draw(t, INT32_MAX) - INT32_MAX / 2) * (1 << 20);
     mu_mat m = longs_of(t, name, 1, n, x);
     free(x);
     return m;

@@ -295,11 +295,12 @@ static void without_a_checkpoint_all_is_kept(void **state) {
 static void what_is_not_of_this_run_is_kept(void **state) {
     (void)state;
     mu_statistics *s;
+    int64_t two_layers[] = { 1, 2 };
     mu_statistics_shape other = { 1, 4, 3, (int64_t[]){ 1 }, (char[3][MU_STATISTICS_NAME]){ "a", "b", "c" } };
     for (int kind = 0; kind < 4; kind++) {
         make_run(STEPS);
         if (kind < 2) {                                         /* another shape, a file of another kind, none at all */
-            if (kind) other.layers = 2, other.experts = 2, other.layer = (int64_t[]){ 1, 2 }, strcpy(other.domain[1], "x");
+            if (kind) other.layers = 2, other.experts = 2, other.layer = two_layers, strcpy(other.domain[1], "x");
             assert_ok(mu_statistics_create(&s, file, &other, &e));
             mu_statistics_close(s);
         } else assert_ok(mu_file_replace(file, "text, or nothing", kind == 2 ? 16 : 0, &e));
