@@ -174,8 +174,9 @@ void mu_json_string(mu_json *j, const char *key_or_null, const char *value);/* e
  *   CHOICES uint32_t, a bit for each of "a|b|c" | PAIR double[2] | DOMAINS mu_option_domains
  *   min, max: inclusive range of numbers; for STRING min = 1 means "must be given".
  *   use: who may set it, beside a new run: FIXED nobody, a checkpoint fixes it; FREE a run that resumes;
- *        TEXTS eval alone; EVAL eval, too; WHERE eval and generate, too: where and how it is computed. */
-enum { MU_ON_RESUME = 1, MU_ON_EVAL = 2, MU_ON_GENERATE = 4,
+ *        TEXTS eval alone; EVAL eval, too; WHERE eval and generate, too: where and how it is computed;
+ *        RETIRED: it means nothing any more, older configurations may hold it; not shown and not written. */
+enum { MU_ON_RESUME = 1, MU_ON_EVAL = 2, MU_ON_GENERATE = 4, MU_USE_RETIRED = 8,
        MU_USE_FIXED = 0, MU_USE_FREE = MU_ON_RESUME, MU_USE_TEXTS = MU_ON_EVAL, MU_USE_EVAL = MU_ON_RESUME | MU_ON_EVAL,
        MU_USE_WHERE = MU_ON_RESUME | MU_ON_EVAL | MU_ON_GENERATE };
 typedef struct { char domain[64]; char path[512]; double weight; } mu_option_domain;

@@ -30,6 +30,7 @@ char *mu_options_dump(const mu_options *o, const void *config) {
     MU_CHECK(f, "out of memory");
     for (int i = 0; i < o->n; i++) {
         const mu_option *option = &o->table[i];
+        if (option->use == MU_USE_RETIRED) continue;
         if (begins_section(o, i)) fprintf(f, "%s%s:\n", i ? "\n" : "", option->section);
         if (option->type == MU_OPTION_DOMAINS) {
             dump_domains(f, option, (const mu_option_domains *)((const char *)config + option->offset));
@@ -84,6 +85,7 @@ static void write_range(FILE *f, const mu_option *option, const char *quote) {
 static void help_plain(FILE *f, const mu_options *o) {
     for (int i = 0; i < o->n; i++) {
         const mu_option *option = &o->table[i];
+        if (option->use == MU_USE_RETIRED) continue;
         if (begins_section(o, i)) fprintf(f, "%s%s:\n", i ? "\n" : "", option->section);
         fprintf(f, "  %-20s  %s, ", option->key, type_name(option->type));
         if (option->choices || option->max > option->min) write_range(f, option, "");
@@ -111,6 +113,7 @@ static void help_markdown(FILE *f, const mu_options *o) {
           "Made from the option tables by `muster --help-config`; edit those instead of this page.\n", f);
     for (int i = 0; i < o->n; i++) {
         const mu_option *option = &o->table[i];
+        if (option->use == MU_USE_RETIRED) continue;
         if (begins_section(o, i))
             fprintf(f, "\n## %s\n\n| key | type | allowed | default | on resume | meaning |\n| --- | --- | --- | --- | --- | --- |\n",
                     option->section);

@@ -78,7 +78,7 @@ static void all_sections(const mu_options *o, names *list) {
 static void all_keys(const mu_options *o, const char *section, names *list) {
     list->n = 0;
     for (int i = 0; i < o->n; i++)
-        if (!section || !strcmp(o->table[i].section, section)) add_name(list, o->table[i].key);
+        if (o->table[i].use != MU_USE_RETIRED && (!section || !strcmp(o->table[i].section, section))) add_name(list, o->table[i].key);
 }
 
 /* The sections that have this key. */

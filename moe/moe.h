@@ -31,8 +31,8 @@ enum { MU_BIAS_RATE_MAX = 1000 };
     O(FLOAT,  z_loss_coeff,        "0.001",     0,   1e6, NULL, FREE, "factor of the router's z-loss; softmax scores only") \
     O(CHOICE, global_aux_counts,   "exact",     0,   0,  "exact|previous", FREE, "counts of global_aux_loss: of this global batch, or of the one before") \
     O(FLOAT,  bias_update_rate,    "0.001",     0,   MU_BIAS_RATE_MAX, NULL, FREE, "step of expert_bias; 0 in the last 3 % of the run") \
-    O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, FREE, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) rows of a sequence; 0: dropless") \
-    O(CHOICE, token_drop_policy,   "position",  0,   0,  "position", FIXED, "which rows are dropped beyond the capacity: the latest") \
+    O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, FREE, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) rows of a sequence, the earliest; 0: dropless") \
+    O(CHOICE, token_drop_policy,   "position",  0,   0,  "position", RETIRED, "beyond the capacity the latest rows are dropped") \
     O(FLOAT,  router_jitter,       "0",         0,   1, NULL, FREE, "noise on the router's input in training: each value times a random factor in 1 +- this; 0: none") \
     O(BOOL,   force_balanced,      "false",     0,   0,  NULL, FIXED, "benchmarks only: ignore the router's choice, spread evenly") \
     O(BOOL,   force_skew,          "false",     0,   0,  NULL, FIXED, "benchmarks only: every token's first choice is expert 0")

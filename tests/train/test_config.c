@@ -568,7 +568,8 @@ static void dump_gives_the_same_configuration(void **state) {
         for (int k = 0; k < n; k++) {
             char *left = mu_option_text(&rows[k], &c), *right = mu_option_text(&rows[k], &d);
             assert_string_equal(left, right);
-            assert_true(mu_options_given(&d.options, rows[k].section, rows[k].key));
+            bool retired = rows[k].use == MU_USE_RETIRED;
+            assert_int_equal(mu_options_given(&d.options, rows[k].section, rows[k].key), !retired);
             free(left);
             free(right);
         }
@@ -580,6 +581,21 @@ static void dump_gives_the_same_configuration(void **state) {
         mu_config_free(&c);
         mu_config_free(&d);
     }
+}
+
+/* A key that means nothing any more is still read, and neither written nor shown. */
+static void a_retired_option_is_read(void **state) {
+    (void)state;
+    mu_config c;
+    load(&c, MINIMAL "moe: {token_drop_policy: position}", 0, NULL, 1);
+    assert_true(mu_options_given(&c.options, "moe", "token_drop_policy"));
+    char *texts[] = { mu_options_dump(&c.options, &c), mu_options_help(&c.options, false), mu_options_help(&c.options, true) };
+    for (int i = 0; i < 3; i++) {
+        assert_null(strstr(texts[i], "token_drop_policy"));
+        assert_non_null(strstr(texts[i], "capacity_factor"));
+        free(texts[i]);
+    }
+    mu_config_free(&c);
 }
 
 /* The copy in a checkpoint may be read on another machine: other ranks, no texts. */
@@ -629,7 +645,7 @@ int main(void) {
         cmocka_unit_test(commands_take_some_overrides),
         cmocka_unit_test(rates_of_a_constant_schedule),
         cmocka_unit_test(short_and_slow_runs), cmocka_unit_test(no_file_is_needed),
-        cmocka_unit_test(dump_gives_the_same_configuration),
+        cmocka_unit_test(dump_gives_the_same_configuration), cmocka_unit_test(a_retired_option_is_read),
         cmocka_unit_test(copy_is_read_without_its_world),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
