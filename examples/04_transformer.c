@@ -50,9 +50,9 @@ int main(int argc, char **argv) {
     mu_tape *tape = mu_tape_new(dev);
     mu_loss *loss = mu_loss_new(model, tape, mesh->batch, &(mu_batch_shape){ SEQUENCES, S, 1, DOMAINS, 0 });
 
+    int64_t n;
     double first = 0, last = 0;
     for (int64_t step = 1; step <= STEPS; step++) {
-        int64_t n;
         mu_tensor *tokens, *targets;
         mu_params_zero_grad(model->params);
         mu_loss_begin(loss);
@@ -74,7 +74,6 @@ int main(int argc, char **argv) {
 
     mu_loss_free(loss), mu_tape_free(tape), mu_optimizer_free(opt), mu_model_free(model);
     mu_loader_close(loader), mu_corpus_close(&corpus), mu_tokenizer_close(tokenizer);
-    mu_device_close(dev), mu_mesh_close(mesh);
-    mu_dist_stop();
+    mu_device_close(dev), mu_mesh_close(mesh), mu_dist_stop();
     return failed_checks > 0;
 }

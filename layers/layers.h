@@ -96,7 +96,7 @@ mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x_TD);    
 /* ------------------------------------------------------------------ the loss of a global batch (loss.c)
  * What is trained on: cross-entropy plus the balancing terms, with the routing statistics that these need. One step:
  *
- *     mu_loss_begin(loss);
+ *     mu_params_zero_grad(model->params), mu_loss_begin(loss);
  *     if (mu_loss_counts_first(loss))                      with several micro-batches and global_aux_loss
  *         for each micro-batch: mu_loss_count(loss, &cx, tokens), mu_tape_reset(tape);
  *     for each micro-batch: mu_backward(tape, mu_loss_forward(loss, &cx, tokens, targets)), mu_tape_reset(tape);
@@ -105,8 +105,7 @@ mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x_TD);    
  *     terms = mu_loss_terms(loss, &n), mu_grad_clip(opt, batch, max_norm, n, terms);
  *     mu_optimizer_step(opt, lr, mu_loss_loads(loss));
  *     v = mu_loss_read(loss, mu_grad_norm_place(opt), false);
- *     if (isfinite(v.loss + v.grad_norm)) mu_loss_end(loss, true);
- *     mu_params_zero_grad(model->params); */
+ *     if (isfinite(v.loss + v.grad_norm)) mu_loss_end(loss, true); */
 typedef struct {
     int64_t sequences, seq_len;     /* of a global batch; a multiple of micro_batches * ranks that share it */
     int64_t micro_batches;

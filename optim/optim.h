@@ -10,6 +10,7 @@ extern "C" {
 
 /*       type   key            default    min  max  choices  use  help */
 #define MU_OPTIONS_OPTIM(O) \
+    O(CHOICE, kind,           "adamw",   0,   0,  "adamw",   FIXED, "update rule") \
     O(FLOAT,  lr,             "1e-3",    0,   1e3, NULL, FREE, "highest learning rate") \
     O(FLOAT,  min_lr,         "1e-4",    0,   1e3, NULL, FREE, "learning rate at the end of cosine, linear and wsd, at most lr; not given: at most lr / 10") \
     O(CHOICE, schedule,       "cosine",  0,   0,   "cosine|linear|wsd|constant", FREE, "course of the learning rate after the warm-up") \
@@ -95,7 +96,7 @@ typedef struct {
 
 /* An update rule. A slot is state as large as the parameters, in the master dtype; checkpoints keep it under /optim/NAME. `init`
  * writes the first values of one slot of a shard. `step` does one update and counts it in `steps`, for every unit but those
- * whose load is 0, which keep values, slots and step count bit for bit; frozen units are not in its table. A new rule is one file and one line below. */
+ * whose load is 0, which keep values, slots and step count bit for bit; frozen units are not in its table. A new rule is one file, one line in MU_RULES and its name among the choices of optim.kind. */
 typedef struct {
     const char *name;
     int n_slots;
@@ -104,11 +105,12 @@ typedef struct {
     void (*step)(const mu_optim_config *cfg, const mu_update *u);
     unsigned not_negative;          /* bit i: values of slot i are never below 0 */
 } mu_rule;
-#define MU_RULES(R) \
-    R(adamw)                        /* Loshchilov & Hutter 2019: m, v */
+#define MU_RULES(R) /* in the order of the choices of optim.kind */ \
+    R(adamw)        /* Loshchilov & Hutter 2019: m, v */
 #define MU_RULE_DECLARE(name) extern const mu_rule mu_rule_##name;
 MU_RULES(MU_RULE_DECLARE)
 #undef MU_RULE_DECLARE
+const mu_rule *mu_rule_of(const mu_optim_config *cfg);      /* the one of cfg->kind. Local */
 
 typedef struct {
     const mu_rule *rule;

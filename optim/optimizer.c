@@ -26,6 +26,15 @@ static void new_slots(mu_optimizer *o, int group) {
     }
 }
 
+#define RULE_ADDRESS(name) &mu_rule_##name,
+static const mu_rule *const rules[] = { MU_RULES(RULE_ADDRESS) };
+enum { N_RULES = sizeof rules / sizeof *rules };
+
+const mu_rule *mu_rule_of(const mu_optim_config *cfg) {
+    MU_CHECK(cfg->kind >= 0 && cfg->kind < N_RULES, "optim.kind %d of %d update rules", cfg->kind, N_RULES);
+    return rules[cfg->kind];
+}
+
 mu_optimizer *mu_optimizer_new(const mu_rule *rule, const mu_optim_config *cfg, mu_params *ps) {
     mu_error e = { 0 };
     mu_complaints found = { .e = &e };

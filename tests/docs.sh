@@ -6,6 +6,13 @@ if ! diff -u "$MUSTER_SOURCE/docs/configuration.md" <("$MUSTER" --help-config=ma
     exit 1
 fi
 
+# Files that the pages name are there.
+for page in README.md CONTRIBUTING.md docs/library.md; do
+    for path in $(grep -oE '\b(base|kernels|autograd|dist|moe|layers|optim|data|train|tests|bench|examples|scripts|configs|docs)/[a-z0-9_./-]+\.(c|h|cu|py|sh|md|yaml)\b' "$MUSTER_SOURCE/$page" | sort -u); do
+        [ -e "$MUSTER_SOURCE/$path" ] || { echo "$page names $path, which is not there" >&2; exit 1; }
+    done
+done
+
 # The scripts work in their own tree, whatever CDPATH and the like say, and with blanks in its path.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -550,7 +550,7 @@ mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m,
     if (status != MU_STATUS_OK) return status;
     s->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
     t->model = mu_model_new(&cfg->model, &cfg->moe, mu_tokenizer_vocab_size(s->tokenizer), 1, s->dev, t->mesh);
-    t->opt = mu_optimizer_new(&mu_rule_adamw, &cfg->optim, t->model->params);
+    t->opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, t->model->params);
     t->stats = s->stats = mu_routing_stats_new(s->dev, t->mesh->batch, t->model->n_moe, (int)cfg->moe.num_experts, 1, cfg->stats.window, 0);
     return state ? load_state(t, m, true, false, e) : MU_STATUS_OK;
 }

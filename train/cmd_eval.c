@@ -82,7 +82,6 @@ int mu_cmd_eval(int argc, char **argv) {
         status = mu_opened_open(&o, mesh, argv[2], argc - 3, argv + 3, &e);
     if (status == MU_STATUS_OK) status = open_texts(&texts, &o, &e);
     if (status == MU_STATUS_OK) status = evaluate(&o, &texts, sequences(&o.cfg, argc - 3, argv + 3), &e);
-    mu_watch_stop();
     mu_texts_close(&texts);
     mu_opened_close(&o);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);

@@ -11,7 +11,7 @@
 static double mib(int64_t bytes) { return (double)bytes / (1 << 20); }
 
 static void print_shards(const mu_manifest *m) {
-    mu_print("\nshards (%s weights, AdamW moments, step counts)\n", m->dtype);
+    mu_print("\nshards (%s weights, optimizer state, step counts)\n", m->dtype);
     for (int i = 0; i < m->n_shards; i++) {
         int tensors = 0;
         for (int j = 0; j < m->n_tensors; j++) tensors += m->tensors[j].shard == i;

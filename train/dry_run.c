@@ -4,7 +4,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* What a run is made of, on the shape device. */
 typedef struct {
@@ -77,7 +76,7 @@ static double mib(double bytes) { return bytes / (1 << 20); }
 
 static void print_memory(const plan *p, double parameters, double state, double texts, int64_t program) {
     const struct { const char *name; double bytes; } parts[] = {
-        { "weights, gradients, moments", state + largest_shard(p->opt) },
+        { "weights, gradients, optimizer", state + largest_shard(p->opt) },
         { "activations", (double)mu_device_bytes(p->dev) - state },
         { "expert load statistics", (double)mu_load_window_bytes(&p->loss->stats->window) },
         { "texts", texts },
@@ -138,7 +137,7 @@ mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, mu_error *e) {
     p.dev = open_shape(&cfg->train);
     p.model = mu_model_new(&cfg->model, &cfg->moe, mu_tokenizer_vocab_size(p.tokenizer), 1, p.dev, mesh);
     if (cfg->train.reproducible) mu_params_exact(p.model->params);
-    p.opt = mu_optimizer_new(&mu_rule_adamw, &cfg->optim, p.model->params);
+    p.opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, p.model->params);
     double state = (double)mu_device_bytes(p.dev);
     p.tape = mu_tape_new(p.dev);
     if (cfg->train.reproducible) mu_tape_set_reduction_unit(p.tape, cfg->train.seq_len);

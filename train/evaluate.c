@@ -4,7 +4,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 static int64_t text_bytes(const mu_tokenizer *t, const int32_t *targets, int64_t n) {
     const char *text;

@@ -1,8 +1,6 @@
 /* open.c - the way in which eval and generate open a checkpoint's model. */
 #include "train/train.h"
 
-#include <stdlib.h>
-#include <string.h>
 
 /* The model of the manifest's configuration, with its weights. *opened: all but these. */
 static mu_status open_model(mu_opened *o, mu_mesh *mesh, int n_overrides, char *const *overrides, bool *opened, mu_error *e) {
@@ -25,6 +23,7 @@ static mu_status open_model(mu_opened *o, mu_mesh *mesh, int n_overrides, char *
 
 /* All but the manifest. */
 static void close_model(mu_opened *o) {
+    mu_watch_stop();
     if (o->tape) mu_tape_free(o->tape);
     mu_model_free(o->state.model);
     if (o->tokenizer) mu_tokenizer_close(o->tokenizer);

@@ -2,7 +2,6 @@
 #include "train/statistics.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 enum { BLOCK_BYTES = 1 << 20 };     /* of /domain_load: what is in memory at a time, and a chunk */

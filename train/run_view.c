@@ -74,7 +74,7 @@ mu_status mu_run_view_open(mu_run_view *v, const char *dir, mu_error *e) {
 }
 
 void mu_run_view_close(mu_run_view *v) {
-    if (v->cfg.options.table) mu_config_free(&v->cfg);
+    mu_config_free(&v->cfg);
     json_decref(v->facts);
     free(v->config_text);
     free(v->checkpoints);

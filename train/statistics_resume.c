@@ -5,7 +5,6 @@
 #include "train/train.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 typedef struct { int64_t index, step; } kept_record;
 

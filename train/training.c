@@ -1,7 +1,6 @@
 /* training.c - opens and closes the parts of a training run. */
 #include "train/training.h"
 
-#include <stdlib.h>
 
 mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu_error *e) {
     const mu_config *cfg = &t->cfg;
@@ -22,7 +21,7 @@ mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu
     }
     t->loss = mu_loss_new(s->model, t->tape, mesh->batch, &t->batches.shape);
     s->stats = t->loss->stats;
-    s->opt = mu_optimizer_new(&mu_rule_adamw, &cfg->optim, s->model->params);
+    s->opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, s->model->params);
     return MU_STATUS_OK;
 }
 

@@ -240,6 +240,8 @@ static void unsound_batches_stop(void **state) {
     mu_optim_config optim = mu_optim_config_default();
     optim.betas[1] = 1;
     STOPS("optim.betas: [0.9, 1] is out of range", mu_optimizer_new(&mu_rule_adamw, &optim, m->params));
+    optim = mu_optim_config_default(), optim.kind = 9;
+    STOPS("optim.kind 9 of 1 update rules", mu_rule_of(&optim));
     STOPS("learning rate of step 0 of 10", mu_learning_rate(&optim, 0, 10));
     free(ids);
     mu_tape_free(tp);

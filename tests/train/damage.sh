@@ -65,8 +65,10 @@ fresh
 "$MUSTER_FLIP" $newest/$last 4000:3 && "$MUSTER_SIGN" $newest/manifest.json $newest/$last
 refused $last "a shard that hashes right and is damaged"
 expect 65 "a shard that hashes right and is damaged, named" train $ranks other $options --resume $newest
-expect 0 "eval of a run with it" on 1 "$MUSTER" eval run train.eval_sequences=1
-says "eval of a run with it" "^run/checkpoints/step-00000009, step 9: "
+for n in 1 $ranks; do
+    expect 0 "eval of a run with it on $n" on $n "$MUSTER" eval run train.eval_sequences=1
+    says "eval of a run with it on $n" "^run/checkpoints/step-00000009, step 9: "
+done
 falls_back 9 $last "a shard that hashes right and is damaged"
 
 # ---------------------------------------------------------------- whole files
