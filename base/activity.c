@@ -1,4 +1,4 @@
-/* activity.c - what this process is doing. See base.h. */
+/* activity.c - the current work of this process. See base.h. */
 #include "base/base.h"
 
 static mu_activity now = { .phase = "starting", .layer = -1, .step = -1 };

@@ -1,5 +1,5 @@
-/* base.h - what every folder stands on: errors, log, memory, random numbers, threads, options,
- * JSON, and `store`, the thin and careful layer over HDF5. No MPI, no CUDA.
+/* base.h - used by every folder: errors, log, memory, random numbers, threads, options,
+ * JSON, and `store`, a layer over HDF5. No MPI, no CUDA.
  *
  * Everything here is Local: no function of this header communicates. */
 #ifndef MUSTER_BASE_H
@@ -36,7 +36,7 @@ typedef enum {
 #define MU_NORETURN __attribute__((noreturn))           /* C++ has no _Noreturn */
 #define MU_PRINTF(f, a) __attribute__((format(printf, f, a)))
 
-/* What went wrong, for the caller that can do something else. `text` may hold several lines. */
+/* A failure that the caller can handle. `text` may hold several lines. */
 typedef struct { mu_status status; char text[8192]; } mu_error;
 
 /* Writes the message and returns `status`; a NULL `e` is allowed. */
@@ -44,19 +44,19 @@ mu_status mu_error_set(mu_error *e, mu_status status, const char *fmt, ...) MU_P
 /* Adds a line to the message; the first status stays. */
 mu_status mu_error_add(mu_error *e, mu_status status, const char *fmt, ...) MU_PRINTF(3, 4);
 
-/* ------------------------------------------------------------------ bugs and dead ends (fatal.c)
- * A broken promise inside the program, or a failure nobody can handle (MPI, memory): one line with
- * place and values, then the handler, which must not return. The default handler calls abort(); a program
- * with ranks installs one that stops them all (mu_dist_abort), tests longjmp. Checks stay on in release. */
+/* ------------------------------------------------------------------ fatal errors (fatal.c)
+ * A bug, or a failure that no caller can handle (MPI, memory): one line with file, line and values, then the handler,
+ * which must not return. The default handler calls abort(); a program with several ranks installs one that stops all
+ * of them (mu_dist_abort), tests longjmp. Checks stay on in release builds. */
 typedef void mu_fatal_handler(mu_status status, const char *line);
-mu_fatal_handler *mu_fatal_set_handler(mu_fatal_handler *handler);      /* returns the old one */
+mu_fatal_handler *mu_fatal_set_handler(mu_fatal_handler *handler);      /* NULL: the default; returns the old one */
 MU_NORETURN void mu_fatal(mu_status status, const char *file, int line, const char *func,
                           const char *fmt, ...) MU_PRINTF(5, 6);
 #define MU_FATAL(status, ...) mu_fatal(status, __FILE__, __LINE__, __func__, __VA_ARGS__)
 #define MU_CHECK(cond, ...) do { if (!(cond)) MU_FATAL(MU_STATUS_INTERNAL, __VA_ARGS__); } while (0)
 
 /* ------------------------------------------------------------------ log (log.c)
- * Library code never prints; it speaks to the sink, which is silent until a program sets one. */
+ * Library code never prints; it logs to the sink, and nowhere until a program sets one. */
 typedef enum { MU_LOG_INFO, MU_LOG_WARNING } mu_log_level;
 typedef void mu_log_sink(mu_log_level level, const char *line);
 void mu_log_set_sink(mu_log_sink *sink);
@@ -64,42 +64,42 @@ void mu_log(mu_log_level level, const char *fmt, ...) MU_PRINTF(2, 3);
 
 /* ------------------------------------------------------------------ text for terminals and logs (print.c)
  * Errors, log and fatal lines are made by mu_text_vformat: printf, except that control characters, bytes that are not
- * UTF-8 and marks that reorder a line are escaped (\n, \x1b) in what %s and %c insert. %-s, without a width, keeps newlines:
- * for the text of a mu_error, which was made here. Cut when it does not fit. */
+ * UTF-8 and marks that reorder a line are escaped (\n, \x1b) in the arguments of %s and %c. %-s, without a width, keeps
+ * newlines: for the text of a mu_error, which is escaped already. Truncated when it does not fit. */
 void mu_text_vformat(char *out, size_t room, const char *format, va_list args) MU_PRINTF(3, 0);
 /* The same for n bytes of text; the control characters in `keep` ("\n\t") stay. */
 void mu_text_escape(char *out, size_t room, const char *text, size_t n, const char *keep);
 
 /* ------------------------------------------------------------------ activity (activity.c)
- * What this process is doing, for the watchdog (dist/dist.h) and its messages. Every op and every piece of long work says
- * so; that it says so again is progress. For the main thread only. Strings are borrowed and live on. */
+ * The current work of this process, for the watchdog (dist/dist.h) and its messages. Every op and every long operation
+ * reports; each report counts as progress. Main thread only. Strings are borrowed and must stay valid. */
 typedef struct {
     const char *phase, *op;     /* "forward", "checkpoint", ...; the op or collective, or NULL */
     int layer;                  /* -1: none */
-    int64_t step;               /* the optimizer step being made; -1: none */
-    int64_t progress;           /* counts up */
+    int64_t step;               /* the current optimizer step; -1: none */
+    int64_t progress;           /* number of reports */
 } mu_activity;
 void mu_activity_set(const char *phase, int layer, const char *op);     /* counts as progress */
-void mu_activity_tick(void);                            /* progress within what was set last */
+void mu_activity_tick(void);                            /* progress within the same work */
 void mu_activity_step(int64_t step);
 const mu_activity *mu_activity_now(void);
-void mu_activity_set_hook(void (*hook)(void));          /* called at every progress; NULL: nothing is */
+void mu_activity_set_hook(void (*hook)(void));          /* called at every report; NULL: none */
 /* "step 12, backward, layer 3 (attention)", into text, which is returned. */
 char *mu_activity_text(const mu_activity *a, char *text, size_t room);
 
 /* ------------------------------------------------------------------ memory (memory.c)
  * A region reserves address space once and commits pages as they are needed; they stay committed. */
-typedef struct { char *base; size_t reserved, committed, usable; } mu_region;   /* usable: committed, up to the end of a page */
-void mu_region_init(mu_region *r, size_t reserve);      /* fatal when the address space is not to be had */
+typedef struct { char *base; size_t reserved, committed, usable; } mu_region;   /* usable: committed, rounded up to a page */
+void mu_region_init(mu_region *r, size_t reserve);      /* fatal when the address space is not available */
 void mu_region_commit(mu_region *r, size_t bytes);      /* makes the first `bytes` usable, zeroed when new */
 void mu_region_free(mu_region *r);
 
-/* An arena: a region used as a stack. Memory is 64-byte aligned and not cleared. */
+/* An arena: a region used as a stack. Allocations are 64-byte aligned and not cleared. */
 typedef struct { mu_region region; size_t used; } mu_arena;
 void   mu_arena_init(mu_arena *a, size_t reserve);
 void  *mu_arena_alloc(mu_arena *a, size_t bytes);
 size_t mu_arena_mark(const mu_arena *a);
-void   mu_arena_release(mu_arena *a, size_t mark);      /* gives back everything since the mark */
+void   mu_arena_release(mu_arena *a, size_t mark);      /* frees everything allocated since the mark */
 void   mu_arena_free(mu_arena *a);
 
 void *mu_alloc(size_t count, size_t size);              /* zeroed heap memory; fatal on failure or overflow */
@@ -116,8 +116,8 @@ double   mu_time(void);                                 /* seconds, monotonic */
 uint64_t mu_hash64(const void *data, size_t bytes);     /* XXH3, 64 bits */
 
 /* ------------------------------------------------------------------ exact sums (exact.c)
- * Sums of doubles that are not rounded before the end: every order and every grouping gives the same bits. Zeroed
- * when new; two sums are added by adding their words, so that ranks may do it with an all-reduce of I64. */
+ * Sums of doubles that are rounded only once, at the end: every order and grouping gives the same bits. A new sum is
+ * all zeros; two sums are added word by word, so ranks can use an all-reduce of I64. */
 enum { MU_EXACT_DIGITS = 70, MU_EXACT_WORDS = MU_EXACT_DIGITS + 1 };
 typedef struct { int64_t digit[MU_EXACT_DIGITS], bad; } mu_exact;      /* bad: summands that were not finite */
 void   mu_exact_add(mu_exact *sum, double x);           /* at most 2^31 times, all summands of a result together */
@@ -133,7 +133,7 @@ typedef struct { uint64_t seed; uint32_t step, sample; uint32_t purpose, layer; 
 void   mu_philox4x32(uint64_t key, const uint32_t counter[4], uint32_t out[4]);
 uint32_t mu_rng_u32(const mu_rng *r, uint64_t index);       /* number `index` of the stream: block index/4, word index%4 */
 double mu_rng_uniform(const mu_rng *r, uint64_t index);     /* in [0, 1), 53 bits, from numbers 2*index, 2*index+1 */
-double mu_rng_normal(const mu_rng *r, uint64_t index);      /* Box-Muller on the host, one deviate an index */
+double mu_rng_normal(const mu_rng *r, uint64_t index);      /* Box-Muller on the host, one deviate per index */
 void   mu_rng_normals(const mu_rng *r, int64_t n, double scale, double *out);   /* scale * normals 0 .. n-1, in parallel */
 
 /* ------------------------------------------------------------------ threads (threads.c)
@@ -142,19 +142,19 @@ void   mu_rng_normals(const mu_rng *r, int64_t n, double scale, double *out);   
 int  mu_threads(void);                                  /* 1 until mu_threads_set */
 void mu_threads_set(int n);                             /* n >= 1 */
 int  mu_cores(void);                                    /* cores this process may run on */
-/* How many threads rank `local_rank` of `local_size` on this node should run: `wanted`, or for 0 its even share
+/* Number of threads for rank `local_rank` of `local_size` on this node: `wanted`, or for 0 its even share
  * of the node's allowed cores. mpirun binds each of one or two ranks to a single core: unless the user chose
- * a binding, the rank is moved to its share, or to all allowed cores when its threads do not fit there. */
+ * a binding, the rank is bound to its share, or to all allowed cores when its threads do not fit there. */
 int  mu_cores_share(int local_rank, int local_size, int wanted);
 enum { MU_HOST_NAME = 64 };
-void mu_host_name(char host[MU_HOST_NAME]);             /* of this machine, cut when it is longer; for messages and comparisons */
-long mu_launcher(void);                                 /* process id of the mpirun (or the like) above this process, 0: none */
-/* Does this program's output end up on a terminal? Under mpirun a rank's own stdout tells nothing (it is
- * mpirun's pseudo-terminal), so the launcher's is looked at. */
+void mu_host_name(char host[MU_HOST_NAME]);             /* of this machine, truncated when longer; for messages and comparisons */
+long mu_launcher(void);                                 /* process id of the mpirun (or similar) above this process, 0: none */
+/* Whether this program's output goes to a terminal. Under mpirun a rank's stdout is mpirun's pseudo-terminal, so the
+ * launcher's stdout decides. */
 bool mu_output_is_terminal(void);
 
 /* ------------------------------------------------------------------ JSON writing (json.c)
- * Locale-safe, NaN and infinity become null. Reading is jansson's job. */
+ * Locale-safe, NaN and infinity become null. For reading use jansson. */
 typedef struct { char *text; size_t length, capacity; bool comma; } mu_json;
 void mu_json_init(mu_json *j);
 void mu_json_free(mu_json *j);
@@ -181,7 +181,7 @@ enum { MU_ON_RESUME = 1, MU_ON_EVAL = 2, MU_ON_GENERATE = 4, MU_USE_RETIRED = 8,
        MU_USE_WHERE = MU_ON_RESUME | MU_ON_EVAL | MU_ON_GENERATE };
 typedef struct { char domain[64]; char path[512]; double weight; } mu_option_domain;
 typedef struct { int n; mu_option_domain *list; } mu_option_domains;    /* heap list, mu_options_free */
-/* Is this a domain's name, 1 to 63 letters, digits, '_' or '-', and none that the list has? `status` when not. */
+/* Checks that this is a domain name (1 to 63 letters, digits, '_' or '-') and not in the list; returns `status` if not. */
 mu_status mu_option_domain_check(const char *name, const mu_option_domains *list, mu_status status, mu_error *e) MU_MUST_USE;
 
 typedef int64_t  mu_field_INT;
@@ -210,26 +210,26 @@ typedef struct {
     const mu_option *table;
     int n;
     bool *given;                /* n flags: set by the user (file or override), not by default */
-    bool *refused;              /* n flags: the user's value was refused, so what stands here is not his */
-    int *line, *column;         /* where in the file, 0 when elsewhere */
+    bool *refused;              /* n flags: the user's value was refused, the field keeps another */
+    int *line, *column;         /* position in the file, 0 when not from a file */
     char *file;                 /* name for messages, a copy; NULL before a file was read */
 } mu_options;
 
-/* What the check of a section finds. The checks stand in the folders of their sections, so that a library user meets them,
- * too: mu_complaints c = { .e = &e }; mu_model_config_check(&cfg, &moe, &c); then c.status. A program that knows where in a
- * file an option stands gives `add`: `key` is the option to change, `compared` names all that were looked at, as in
+/* Errors that the check of a section finds. The checks are in the folders of their sections, for library users as well:
+ * mu_complaints c = { .e = &e }; mu_model_config_check(&cfg, &moe, &c); then c.status. A program that knows an option's
+ * position in a file gives `add`: `key` is the option to change, `compared` names all options that were compared, as in
  * "moe.top_k moe.num_experts". */
 typedef struct mu_complaints {
-    mu_error *e;                /* receives a line for each, unless there is `add` */
-    mu_status status;           /* MU_STATUS_CONFIG once there was one */
+    mu_error *e;                /* receives one line per error, unless `add` is given */
+    mu_status status;           /* MU_STATUS_CONFIG after the first error */
     void (*add)(struct mu_complaints *c, const char *section, const char *key, const char *compared, const char *text);
 } mu_complaints;
 void mu_complain(mu_complaints *c, const char *section, const char *key, const char *compared, const char *fmt, ...) MU_PRINTF(5, 6);
-/* Numbers, choices and lists of a section within what its table allows. False: some are not, and nobody should calculate with them. */
+/* Checks numbers, choices and lists of a section against its table. False: some are out of range and must not be used. */
 bool mu_options_check(const char *section, const mu_option *table, int n, const void *config, mu_complaints *c);
 
-/* Defines `TYPE TYPE_default(void)`: a section's structure with every default, for programs that read no
- * configuration; and for the section's check `static bool check_ranges(const TYPE *, mu_complaints *)`. One line, in a .c file of
+/* Defines `TYPE TYPE_default(void)`, a section's structure with all defaults, for programs without a configuration
+ * file, and `static bool check_ranges(const TYPE *, mu_complaints *)` for the section's check. One line, in a .c file of
  * the section's folder. */
 #define MU_OPTION_DEFAULTS(TYPE, SECTION, LIST) \
     typedef TYPE mu_section; \
@@ -246,7 +246,7 @@ bool mu_options_check(const char *section, const mu_option *table, int n, const 
     { "", #key, MU_OPTION_##TYPE, offsetof(mu_section, key), fallback, min, max, choices, help, MU_USE_##use },
 void mu_options_defaults(const mu_option *table, int n, void *config);
 
-/* All defaults into `config`. */
+/* Sets `config` to all defaults. */
 void mu_options_init(mu_options *o, const mu_option *table, int n, void *config);
 void mu_options_free(mu_options *o, void *config);
 /* Reads a YAML file (1 MiB at most; no anchors, tags, aliases, second documents). All errors of the
@@ -261,7 +261,7 @@ mu_status mu_options_override(mu_options *o, void *config, const char *assignmen
 mu_status mu_options_complain(const mu_options *o, mu_error *e, const char *section, const char *key,
                               const char *fmt, ...) MU_PRINTF(5, 6);
 bool  mu_options_given(const mu_options *o, const char *section, const char *key);
-/* A value for it was refused: checks that compare it with others would only confuse. */
+/* Whether its value was refused: comparing the field with others would give misleading errors. */
 bool  mu_options_refused(const mu_options *o, const char *section, const char *key);
 char *mu_options_dump(const mu_options *o, const void *config);     /* YAML of every option, heap, caller frees */
 char *mu_options_help(const mu_options *o, bool markdown);          /* the table for --help or docs/, heap */
@@ -272,11 +272,11 @@ const char *mu_suggest(const char *word, const char *const *candidates, int n);
 char *mu_suggest_path(const char *path);                /* the same for a missing path: one that exists, heap, or NULL */
 
 /* ------------------------------------------------------------------ store (store.c, store_*.c, files.c)
- * HDF5, used so that damage is found and a kill loses nothing: 1.10 format, Fletcher32 on
+ * HDF5 files in which damage is detected and which survive a kill: 1.10 format, Fletcher32 on
  * every dataset, plugins off, every return value checked, datasets looked up by expected name and
  * shape and never by walking the file. A dataset is a plain n-dimensional array; parent groups are
- * made as needed. The only code that includes hdf5.h. Files are read that the store wrote, or another program in
- * exactly that format: all metadata is checked by its bytes before HDF5 sees any of it. */
+ * created as needed. The only code that includes hdf5.h. It reads only files in exactly the format that it writes: all
+ * metadata is checked byte by byte before HDF5 reads it. */
 typedef enum { MU_STORE_F64, MU_STORE_F32, MU_STORE_I32, MU_STORE_I64, MU_STORE_U16, MU_STORE_U8 } mu_store_type;
 const char *mu_store_type_name(mu_store_type type);     /* "f32" */
 size_t mu_store_type_size(mu_store_type type);          /* of one value, in bytes */
@@ -284,27 +284,27 @@ typedef struct mu_store mu_store;
 mu_status mu_store_create(mu_store **s, const char *path, mu_error *e) MU_MUST_USE;     /* truncates */
 mu_status mu_store_open(mu_store **s, const char *path, mu_error *e) MU_MUST_USE;       /* read only */
 /* Before a file is first opened for reading, `program probe-hdf5 FILE` walks its metadata, so that a crash inside HDF5
- * costs that process alone: the program calls mu_store_walk under limits of memory and time, writes "ok" or the
+ * ends only that process: the program calls mu_store_walk under limits of memory and time, writes "ok" or the
  * error to its standard output, and exits with the status. muster-probe-hdf5, installed in libexec/muster/, is one.
  * NULL (the default): no helper. */
 void      mu_store_set_helper(const char *program);
 mu_status mu_store_walk(const char *path, mu_error *e) MU_MUST_USE;
-/* Closes (after a create: also fsyncs the file). The handle is gone whatever is returned. */
+/* Closes (after a create: also fsyncs the file). The handle is freed even on failure. */
 mu_status mu_store_close(mu_store *s, mu_error *e) MU_MUST_USE;
-/* The end of a piece of work that stands at `status`: closes s, NULL being fine, and returns the first failure. */
+/* Closes s (may be NULL) and returns `status`, or if that is OK the status of closing. */
 mu_status mu_store_finish(mu_store *s, mu_status status, mu_error *e) MU_MUST_USE;
 mu_status mu_store_write(mu_store *s, const char *name, mu_store_type type, int n_dims, const int64_t *shape,
                          const void *data, mu_error *e) MU_MUST_USE;
 /* Type and shape must be exactly these, else MU_STATUS_DATA naming both. F32 <-> F64 is converted. */
 mu_status mu_store_read(mu_store *s, const char *name, mu_store_type type, int n_dims, const int64_t *shape,
                         void *data, mu_error *e) MU_MUST_USE;
-/* Type and shape of a dataset; n_dims is at most 4. MU_STATUS_DATA when it is not there or not plain. */
+/* Type and shape of a dataset; n_dims is at most 4. MU_STATUS_DATA when it is missing or not a plain array. */
 mu_status mu_store_shape(mu_store *s, const char *name, mu_store_type *type, int *n_dims, int64_t shape[4],
                          mu_error *e) MU_MUST_USE;
-/* A long array in parts, so that it is never in memory as a whole. mu_store_make declares it, kept in chunks of `rows` rows
- * (its first dimension); who makes an array writes all of it. A part is rows [first, first + n) of exactly this type; parts of
- * whole chunks are the quickest, as any part of a chunk is read with all of it. Only arrays of one dimension are read in
- * parts. mu_store_chunk: values in a chunk, at least 1. */
+/* A large array in parts, never in memory as a whole. mu_store_make creates it, in chunks of `rows` rows (its first
+ * dimension); the caller must then write all of it. A part is rows [first, first + n) of exactly this type; parts of whole
+ * chunks are the fastest, as a chunk is always read as a whole. Only arrays of one dimension can be read in parts.
+ * mu_store_chunk: values per chunk, at least 1. */
 mu_status mu_store_make(mu_store *s, const char *name, mu_store_type type, int n_dims, const int64_t *shape, int64_t rows,
                         mu_error *e) MU_MUST_USE;
 mu_status mu_store_write_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n,
@@ -317,30 +317,30 @@ mu_status mu_store_write_text(mu_store *s, const char *name, const char *text, m
 mu_status mu_store_read_text(mu_store *s, const char *name, char **text, mu_error *e) MU_MUST_USE;   /* heap */
 
 /* ------------------------------------------------------------------ state (state.c)
- * What a checkpoint keeps. Each module has a function that hands its own arrays, one after another, to a visitor: saving,
+ * The contents of a checkpoint. Each module has a function that passes its arrays, one after another, to a visitor: saving,
  * loading, verifying and comparing are visitors, so a new piece of state is one line in its own module. */
 enum { MU_STATE_NAME = 128 };
 typedef struct mu_state {
-    char name[MU_STATE_NAME];       /* in the file: "/optim/m/norm/weight" */
+    char name[MU_STATE_NAME];       /* dataset name: "/optim/m/norm/weight" */
     mu_store_type type;
     int n_dims;
     int64_t shape[3];
     void *data;                     /* host memory, or NULL: `get` and `set` move the values */
     int64_t least, most;            /* range of an I64 array */
-    double low, high;               /* range of a floating-point array; what is not finite is never in it */
-    const char *tensor;             /* the tensor it belongs to, in whose shard it stands; NULL: none, then in the first shard */
-    bool sharded;                   /* written by every rank that holds it; else by rank 0 for all */
-    bool elsewhere;                 /* another rank holds it: this one does not load it */
-    bool collective;                /* `get` is: every rank that visits calls it */
-    bool for_training;              /* computing does not need it, going on with training does */
-    int since, until;               /* format versions that have it; 0: from the first, to this one */
-    void *module;                   /* for get and set, with what follows */
+    double low, high;               /* range of a floating-point array; NaN and infinity are never in it */
+    const char *tensor;             /* stored in the shard of this tensor; NULL: in the first shard */
+    bool sharded;                   /* every rank writes its own; else rank 0 writes it for all */
+    bool elsewhere;                 /* held by another rank: this one does not load it */
+    bool collective;                /* `get` is Collective: every visiting rank calls it */
+    bool for_training;              /* needed only to resume training, not for eval or generate */
+    int since, until;               /* first and last format version that has it; 0: no limit */
+    void *module;                   /* this and the next two: for get and set */
     const void *item;
     int index;
-    /* Values into host memory. */
+    /* Copies the values to host memory. */
     void (*get)(const struct mu_state *s, void *host);
-    /* Takes values that are in their ranges. MU_STATUS_DATA when they contradict each other or other state. With `data`: they
-     * are there already. May be NULL then. */
+    /* Takes values that are in range. MU_STATUS_DATA when they contradict each other or other state. With `data`, the values
+     * are there already and `set` may be NULL. */
     mu_status (*set)(const struct mu_state *s, const void *host, mu_error *e);
 } mu_state;
 typedef struct mu_state_visitor {
@@ -348,13 +348,13 @@ typedef struct mu_state_visitor {
 } mu_state_visitor;
 int64_t mu_state_count(const mu_state *s);                              /* values */
 bool mu_state_is_in(const mu_state *s, int version);                    /* does this version of the format have it? */
-/* Are all values in their range? MU_STATUS_DATA names file, array, place and value. */
+/* Checks that all values are in range. MU_STATUS_DATA names file, array, index and value. */
 mu_status mu_state_check(const mu_state *s, const void *host, const char *file, mu_error *e) MU_MUST_USE;
 
 /* Files that survive a kill: a temporary beside it, fsync, rename, fsync of the folder. */
 mu_status mu_file_replace(const char *path, const void *data, size_t bytes, mu_error *e) MU_MUST_USE;
-/* A new, empty file beside `path` and of a name that nothing had: PATH.tmp-PID; *name heap. Who makes it renames or removes
- * it: nothing else ever may. */
+/* Creates a new, empty file PATH.tmp-PID (or PATH.tmp-PID-2, ...); *name heap. The caller renames or removes it, and nothing
+ * else may. */
 mu_status mu_file_temporary(const char *path, char **name, mu_error *e) MU_MUST_USE;
 /* Plain files only: a pipe or a device is NOINPUT, and is not waited for. More than `limit` bytes: DATA. */
 mu_status mu_file_read(const char *path, size_t limit, char **data, size_t *bytes, mu_error *e) MU_MUST_USE; /* heap, NUL added */
@@ -363,9 +363,9 @@ mu_status mu_file_rename(const char *from, const char *to, mu_error *e) MU_MUST_
 mu_status mu_file_make_dirs(const char *path, mu_error *e) MU_MUST_USE;
 mu_status mu_file_remove_tree(const char *path, mu_error *e) MU_MUST_USE;           /* does not follow links */
 bool      mu_file_exists(const char *path);
-/* NULL when the path is a plain file or nothing is there, else why not ("is a directory"); a symbolic link is none. */
+/* NULL when the path is a plain file or does not exist, else the reason ("is a directory"); symbolic links are not plain. */
 const char *mu_file_not_plain(const char *path);
-/* Path and suffix, or with -2, -3, ... behind them: the first name that nothing has, not even a dangling link; heap. */
+/* PATH SUFFIX, or with -2, -3, ... appended: the first name that does not exist, not even as a dangling link; heap. */
 char     *mu_file_free_name(const char *path, const char *suffix);
 /* What is at `path` (file, folder or link) gets the name PATH.aside, or the next that is free: *name, heap; NULL where there is
  * nothing. */
@@ -374,17 +374,17 @@ mu_status mu_file_set_aside(const char *path, char **name, mu_error *e) MU_MUST_
  * moment one of the two has the name `path`, unless the file system has no links. */
 mu_status mu_file_rewrite(const char *path, mu_status (*write)(void *context, const char *temporary, mu_error *e), void *context,
                           char **aside, mu_error *e) MU_MUST_USE;
-/* Whether the path is the folder or lies in it, links followed; neither needs to be there yet. */
+/* Whether the path is the folder or inside it, links followed; neither needs to exist yet. */
 bool      mu_file_is_inside(const char *path, const char *folder);
-/* XXH3-128 of the content as 32 hex digits and the size in bytes. */
+/* XXH3-128 of the content as 32 hex digits, and the size in bytes. */
 mu_status mu_file_hash(const char *path, char hex[33], int64_t *bytes, mu_error *e) MU_MUST_USE;
 void      mu_hash128_hex(const void *data, size_t bytes, char hex[33]);
-/* The same hash of data that comes in parts. */
+/* The same hash, incrementally. */
 typedef struct mu_hash mu_hash;
 mu_hash  *mu_hash_new(void);
 void      mu_hash_add(mu_hash *h, const void *data, size_t bytes);
 void      mu_hash_finish(mu_hash *h, char hex[33]);                                  /* frees it */
-/* Whether the name ends so, in capitals or not: ".txt". */
+/* Whether the name has this ending (".txt"), ignoring case. */
 bool      mu_file_ends(const char *path, const char *ending);
 
 #pragma GCC visibility pop

@@ -1,11 +1,11 @@
 /* exact.c - sums of doubles without rounding, so that order and grouping do not matter: Kulisch's long
- * accumulator, digits of 32 bits in words of 64. A double touches three digits; carries are left standing, with
- * room for 2^31 additions, until the value is asked for. */
+ * accumulator, digits of 32 bits in words of 64. A double changes three digits; carries are propagated only when
+ * the value is read, with room for 2^31 additions. */
 #include "base/base.h"
 
 #include <math.h>
 
-enum { LOWEST = -1152 }; /* weight of the first digit's first bit is 2^LOWEST; 2^-1126 is the least needed */
+enum { LOWEST = -1152 }; /* weight of the first digit's first bit is 2^LOWEST; 2^-1126 is the smallest needed */
 __extension__ typedef unsigned __int128 wide;
 
 void mu_exact_add(mu_exact *sum, double x) {
@@ -44,7 +44,7 @@ double mu_exact_value(const mu_exact *from) {
     for (int i = 0; negative && i < MU_EXACT_DIGITS; i++) sum.digit[i] = -sum.digit[i];
     if (negative) carry(&sum);
     while (top > 2 && !sum.digit[top]) top--;
-    /* 96 bits, the last one set when something follows: more than enough to round once, and correctly. */
+    /* 96 bits, the last one set when a lower bit is set (sticky): rounded once, correctly. */
     wide bits = (wide)sum.digit[top] << 64 | (wide)sum.digit[top - 1] << 32 | (wide)sum.digit[top - 2];
     if (any_below(&sum, top - 2)) bits |= 1;
     double value = ldexp((double)bits, 32 * (top - 2) + LOWEST);

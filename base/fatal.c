@@ -1,4 +1,4 @@
-/* fatal.c - the end of the road: one line with place and values, then the handler. */
+/* fatal.c - fatal errors: one line with file, line and values, then the handler. */
 #include "base/base.h"
 
 #include <stdlib.h>

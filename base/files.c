@@ -21,7 +21,7 @@ const char *mu_io_reason(int error) {
     return text;
 }
 
-/* Reading: a file that is not there or may not be read is missing input; all else is a failure. */
+/* A missing or unreadable file is missing input; an I/O error is a failure. */
 static mu_status read_failed(mu_error *e, const char *path) {
     int error = errno;
     return mu_error_set(e, error == EIO ? MU_STATUS_IO : MU_STATUS_NOINPUT, "%s: %s", path, strerror(error));
@@ -49,7 +49,7 @@ static const char *kind_of(mode_t mode) {
 
 int mu_file_open(const char *path, bool pipe_allowed, int64_t *bytes, const char **reason) {
     struct stat st;
-    /* Without O_NONBLOCK the opening of a pipe waits until somebody writes to it, for ever if need be. */
+    /* Without O_NONBLOCK, opening a pipe blocks until a writer opens it, possibly for ever. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0 || fstat(fd, &st)) {
         *reason = strerror(errno);
@@ -57,7 +57,7 @@ int mu_file_open(const char *path, bool pipe_allowed, int64_t *bytes, const char
     }
     *bytes = S_ISREG(st.st_mode) ? st.st_size : -1;
     *reason = *bytes < 0 && !(pipe_allowed && S_ISFIFO(st.st_mode)) ? kind_of(st.st_mode) : NULL;
-    /* A pipe's reader waits from here on. A plain file never does, but for some of /proc, which fail now instead. */
+    /* A pipe's reader may block from here on. A plain file never does, except some in /proc, which fail instead. */
     if (!*reason && *bytes < 0 && fcntl(fd, F_SETFL, 0)) *reason = strerror(errno);
     return *reason ? (close(fd), -1) : fd;
 }
@@ -73,7 +73,7 @@ mu_status mu_file_sync(const char *path, mu_error *e) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return write_failed(e, path, "opened for fsync");
     struct stat st;
-    /* Some file systems do not know fsync of a folder, and say EINVAL; there is nothing more to do there. */
+    /* Some file systems do not support fsync of a folder and return EINVAL: nothing more can be done there. */
     bool failed = fsync(fd) && !(errno == EINVAL && !fstat(fd, &st) && S_ISDIR(st.st_mode));
     mu_status status = failed ? write_failed(e, path, "synced") : MU_STATUS_OK;
     close(fd);
@@ -100,10 +100,10 @@ static bool write_all(int fd, const char *data, size_t bytes) {
     return true;
 }
 
-/* Makes PATH.tmp-PID, or the next such name that is free: what is there already belongs to somebody else.
+/* Creates PATH.tmp-PID, or the next such name that is free: an existing file belongs to another process.
  * Returns the open file and its name, heap; -1 and NULL on failure. */
 static int open_temporary(const char *path, char **name, mu_error *e) {
-    enum { TRIES = 1000 };  /* another host may have the same process id, and take the name in between */
+    enum { TRIES = 1000 };  /* a process of another host with the same id may take the name in between */
     char *suffix = mu_format(".tmp-%ld", (long)getpid());
     int fd = -1;
     *name = NULL;
@@ -141,7 +141,7 @@ mu_status mu_file_replace(const char *path, const void *data, size_t bytes, mu_e
     return status;
 }
 
-/* Reads until the end, into memory that grows: not every file (in /proc, say) has the size it claims. */
+/* Reads to the end into a growing buffer: some files (in /proc) are larger than their reported size. */
 static mu_status read_all(int fd, const char *path, size_t limit, size_t expected, char **data, size_t *bytes,
                           mu_error *e) {
     size_t room = expected + 1;
@@ -251,7 +251,7 @@ static mu_status make_dir(const char *path, mu_error *e) {
     if (mkdir(path, 0777) == 0) return sync_parent(path, e);
     if (errno == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode)) return MU_STATUS_OK;
     if (errno == EEXIST) errno = ENOTDIR;
-    return write_failed(e, path, "made a folder");
+    return write_failed(e, path, "created as a folder");
 }
 
 mu_status mu_file_make_dirs(const char *path, mu_error *e) {
@@ -271,7 +271,7 @@ mu_status mu_file_make_dirs(const char *path, mu_error *e) {
 
 static bool remove_at(int folder, const char *name);
 
-/* Empties an open folder; the descriptor is used up. */
+/* Empties an open folder and closes it. */
 static bool empty_folder(int fd) {
     DIR *dir = fdopendir(fd);
     if (!dir) {
@@ -289,7 +289,7 @@ static bool empty_folder(int fd) {
     return ok;
 }
 
-/* Step by step from open folders, so that no link put in the way is followed. */
+/* Relative to open folders, so that no symbolic link is followed, even one created meanwhile. */
 static bool remove_at(int folder, const char *name) {
     if (unlinkat(folder, name, 0) == 0 || errno == ENOENT) return true;
     if (errno != EISDIR && errno != EPERM) return false;
@@ -301,9 +301,9 @@ mu_status mu_file_remove_tree(const char *path, mu_error *e) {
     return remove_at(AT_FDCWD, path) ? MU_STATUS_OK : write_failed(e, path, "removed");
 }
 
-/* ------------------------------------------------------------------ where a path leads */
+/* ------------------------------------------------------------------ resolved paths */
 
-/* The real path, heap: of what is not there yet, where it would be made. */
+/* The real path, heap; of a missing file, the path where it would be created. */
 static char *real_path(const char *path) {
     char *real = realpath(path, NULL);
     size_t n = strlen(path);
@@ -348,7 +348,7 @@ struct mu_hash { XXH3_state_t *state; };
 mu_hash *mu_hash_new(void) {
     mu_hash *h = mu_alloc(1, sizeof *h);
     h->state = XXH3_createState();
-    MU_CHECK(h->state && XXH3_128bits_reset(h->state) == XXH_OK, "no state for a hash");
+    MU_CHECK(h->state && XXH3_128bits_reset(h->state) == XXH_OK, "out of memory for a hash");
     return h;
 }
 

@@ -1,4 +1,4 @@
-/* internal.h - what the files of base/ share: system errors in words, checks of the store, UTF-8, the text of numbers, error
+/* internal.h - shared by the files of base/: system error texts, checks of the store, UTF-8, number formatting, error
  * reports, YAML trees. */
 #ifndef MUSTER_BASE_INTERNAL_H
 #define MUSTER_BASE_INTERNAL_H
@@ -6,15 +6,15 @@
 #include "base/base.h"
 
 /* ------------------------------------------------------------------ files (files.c)  */
-const char *mu_io_reason(int error);                    /* an errno in words, with a hint where we know one */
+const char *mu_io_reason(int error);                    /* an errno as text, with a hint where there is one */
 /* Opens a plain file for reading, or a pipe where that is allowed, without waiting for a writer; *bytes: its size,
- * -1 of a pipe. Reading a plain file never waits for somebody: where it would, it fails. -1 with *reason for all else. */
+ * -1 of a pipe. Reading a plain file never blocks on another process: where it would, it fails. -1 with *reason otherwise. */
 int mu_file_open(const char *path, bool pipe_allowed, int64_t *bytes, const char **reason);
 
 /* ------------------------------------------------------------------ store (store_check.c, store_probe.c)
- * Is this open file one that the store writes? Walks all metadata by its bytes alone; MU_STATUS_DATA where not. */
+ * Checks that this open file has the store's format, without HDF5: parses all metadata. MU_STATUS_DATA if not. */
 mu_status mu_store_check(int fd, const char *path, int64_t bytes, mu_error *e);
-/* Lets the helper, where one is set, walk the metadata with HDF5; MU_STATUS_DATA when it dies of it. */
+/* Lets the helper, if set, walk the metadata with HDF5; MU_STATUS_DATA when it crashes. */
 mu_status mu_store_probe(const char *path, mu_error *e);
 
 /* ------------------------------------------------------------------ text (json.c)
@@ -24,7 +24,7 @@ int  mu_utf8_decode(const char *s, size_t n, uint32_t *code);
 void mu_float_text(double value, char text[40]);
 
 /* ------------------------------------------------------------------ error reports (report.c)
- * Where the errors of one file, or of the command line, are collected: one line each, at most 20. */
+ * Collects the errors of one file, or of the command line: one line each, at most 20. */
 typedef struct {
     const char *name;           /* of the file; NULL: the command line, which has no lines and columns */
     mu_error *e;                /* may be NULL */
@@ -32,27 +32,27 @@ typedef struct {
     int n;
 } mu_report;
 void mu_report_add(mu_report *r, int line, int column, const char *fmt, ...) MU_PRINTF(4, 5);
-bool mu_report_full(const mu_report *r);                /* nothing more would be shown */
-/* The user's text for a message: cut after 40 bytes. Returns `out`. */
+bool mu_report_full(const mu_report *r);                /* further errors would not be shown */
+/* The user's text for a message, truncated after 40 bytes. Returns `out`'s text. */
 typedef struct { char text[64]; } mu_quoted;
 const char *mu_quote(mu_quoted *out, const char *text);
 
 /* ------------------------------------------------------------------ YAML (yaml.c)
- * The small part of YAML that configurations need, as a tree. Lines and columns count from 1. */
+ * The subset of YAML that configurations need, as a tree. Lines and columns count from 1. */
 typedef enum { MU_YAML_SCALAR, MU_YAML_LIST, MU_YAML_MAP } mu_yaml_kind;
 typedef struct mu_yaml {
     mu_yaml_kind kind;
     int line, column;
     bool plain;                 /* a scalar without quotes */
     char *text;                 /* of a scalar; never NULL there, and without NUL bytes */
-    const char *refused;        /* what muster's YAML does not have (an alias, a tag), or NULL */
+    const char *refused;        /* error: a YAML feature that is not supported (an alias, a tag), or NULL */
     struct mu_yaml *key;        /* in a map: the scalar before the colon */
     struct mu_yaml *child, *next;
 } mu_yaml;
 
 typedef struct {
-    mu_yaml *root;              /* what could be read; NULL for an empty text */
-    char *problem;              /* why reading stopped, at line:column, or NULL */
+    mu_yaml *root;              /* the tree as far as it could be read; NULL for an empty text */
+    char *problem;              /* error at line:column that stopped reading, or NULL */
     int line, column;
 } mu_yaml_document;
 void mu_yaml_read(mu_yaml_document *d, const char *text, size_t bytes, int max_depth);
@@ -62,9 +62,9 @@ void mu_yaml_free(mu_yaml_document *d);
 enum { MU_CHOICES_MAX = 32 };
 typedef struct { char copy[512]; const char *word[MU_CHOICES_MAX]; int n; } mu_choices;
 void mu_choices_split(mu_choices *c, const char *choices);      /* "a|b|c" */
-/* Sets the option's field from a YAML value. False: reported, field unchanged. */
+/* Sets the option's field from a YAML value. False: error reported, field unchanged. */
 bool mu_option_set(const mu_option *option, void *config, const mu_yaml *value, mu_report *r);
-/* "an integer from 0 to 65536": what the option takes. */
+/* The allowed values as text: "an integer from 0 to 65536". */
 void mu_option_allowed(const mu_option *option, char *text, size_t size);
 
 #endif

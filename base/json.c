@@ -1,4 +1,4 @@
-/* json.c - writes JSON into one growing text. Commas take care of themselves. */
+/* json.c - writes JSON into a growing buffer; commas are inserted automatically. */
 #include "base/base.h"
 #include "base/internal.h"
 
@@ -91,7 +91,7 @@ static void append_escaped(mu_json *j, const char *s, size_t n) {
     append_text(j, "\"");
 }
 
-/* What stands before every value: the comma after an earlier one, and the key inside an object. */
+/* Writes the text before a value: the comma after an earlier one, and the key inside an object. */
 static void before(mu_json *j, const char *key_or_null) {
     if (j->comma)
         append_text(j, ",");

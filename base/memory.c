@@ -9,8 +9,8 @@
 
 enum { ALIGNMENT = 64 };
 static const size_t COMMIT_STEP = (size_t)1 << 20;
-/* Regions of more than a huge page lie on huge pages, where the system has them on request: a matrix of megabytes is read 5
- * to 10 % faster when its addresses need few entries of the TLB. */
+/* Regions larger than a huge page use huge pages where the system provides them on request: a large matrix is read 5 to
+ * 10 % faster with fewer TLB entries. */
 static const size_t HUGE_PAGE = (size_t)2 << 20;
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
@@ -31,10 +31,10 @@ void mu_region_commit(mu_region *r, size_t bytes) {
     MU_CHECK(want <= r->reserved,
              "%zu MiB needed, %zu MiB reserved; a smaller micro-batch needs less", want >> 20,
              r->reserved >> 20);
-    size_t usable = want < HUGE_PAGE ? want : round_up(want, HUGE_PAGE);    /* one half out of reach could not be huge */
+    size_t usable = want < HUGE_PAGE ? want : round_up(want, HUGE_PAGE);    /* a partly protected huge page would be split */
     int failed = mprotect(r->base, usable, PROT_READ | PROT_WRITE);
     MU_CHECK(!failed, "out of memory at %zu MiB; a smaller micro-batch needs less", want >> 20);
-    if (want >= HUGE_PAGE) madvise(r->base, usable, MADV_HUGEPAGE);         /* a wish: not to have it is no error */
+    if (want >= HUGE_PAGE) madvise(r->base, usable, MADV_HUGEPAGE);         /* optional: failure is not an error */
     r->committed = want, r->usable = usable;
 }
 
@@ -45,7 +45,7 @@ void mu_region_free(mu_region *r) {
 
 void mu_arena_init(mu_arena *a, size_t reserve) {
     mu_region_init(&a->region, reserve);
-    mu_region_commit(&a->region, HUGE_PAGE);            /* what is used most, the beginning, on a huge page, too */
+    mu_region_commit(&a->region, HUGE_PAGE);            /* the beginning is used most: on a huge page */
     a->used = 0;
 }
 

@@ -10,7 +10,7 @@ static bool begins_section(const mu_options *o, int i) {
     return i == 0 || strcmp(o->table[i].section, o->table[i - 1].section) != 0;
 }
 
-/* Domains stand one a line, and as a comment when there are none: an empty list would not read back. */
+/* One domain per line; a comment when there are none, because an empty list is not valid input. */
 static void dump_domains(FILE *f, const mu_option *option, const mu_option_domains *domains) {
     if (domains->n == 0) fprintf(f, "  # %s: not given\n", option->key);
     else fprintf(f, "  %s: %*s # %s\n", option->key, 36 - (int)strlen(option->key), "", option->help);
@@ -95,7 +95,7 @@ static void help_plain(FILE *f, const mu_options *o) {
     }
 }
 
-/* A bar would end the cell. */
+/* Escapes '|', which would end the cell. */
 static void write_cell(FILE *f, const char *text) {
     for (; *text; text++) {
         if (*text == '|') fputc('\\', f);

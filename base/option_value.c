@@ -1,7 +1,7 @@
 /* option_value.c - one option: from a YAML value to the field, and from the field to YAML text.
  *
- * Strict on purpose. What a lenient reader would silently turn into another number (1e6 into 1, 010 into 8,
- * 10abc into 10) is refused here, with the text that was probably meant. */
+ * Strict on purpose. Text that a lenient parser would silently read as another number (1e6 as 1, 010 as 8,
+ * 10abc as 10) is refused, with the text that was probably meant. */
 #define _GNU_SOURCE             /* strtod_l */
 #include "base/base.h"
 #include "base/internal.h"
@@ -16,7 +16,7 @@
 
 enum { DOMAINS_MAX = 4096 };
 
-/* ------------------------------------------------------------------ what an option takes */
+/* ------------------------------------------------------------------ allowed values */
 
 void mu_choices_split(mu_choices *c, const char *choices) {
     MU_CHECK(strlen(choices) < sizeof c->copy, "the choices '%s' are too long", choices);
@@ -58,7 +58,7 @@ void mu_option_allowed(const mu_option *option, char *text, size_t size) {
     }
 }
 
-/* Where the value stands, what it belongs to, and where complaints go. */
+/* The value, its option, and the report for errors. */
 typedef struct {
     const mu_option *option;
     const mu_yaml *at;
@@ -114,8 +114,8 @@ static double to_double(const char *s) {
     return value;
 }
 
-/* The number that was probably meant, as JSON writes it: without group marks and '+', decimal point, zeros
- * where they belong. False when that does not make a number either. */
+/* The number that was probably meant, in JSON's syntax: no digit separators, no '+', no leading zeros, digits around the
+ * decimal point. False when the result is not a number either. */
 static bool tidy_number(const char *s, char out[64]) {
     size_t n = 0;
     if (strlen(s) > 40) return false;
@@ -138,7 +138,7 @@ static bool tidy_number(const char *s, char out[64]) {
     return is_number(out, false);
 }
 
-/* What to write instead, or why the text is not a number. */
+/* The text to write instead, or the reason why it is not a number. */
 static void number_hint(const char *s, bool integer, char hint[120]) {
     char tidy[64];
     size_t n = number_length(s, integer);
@@ -233,7 +233,7 @@ static bool read_bool(const place *p, bool *field) {
 
 /* ------------------------------------------------------------------ texts and choices */
 
-/* A character that no path or name should have; YAML would not read the line breaks among them back. */
+/* A character not allowed in paths and names; YAML would not preserve line breaks. */
 static const char *odd_character(const char *s) {
     for (size_t i = 0, n = strlen(s); i < n;) {
         uint32_t code = 0;
@@ -319,7 +319,7 @@ mu_status mu_option_domain_check(const char *name, const mu_option_domains *list
     static const char good[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
     mu_quoted shown;
     if (!name[0] || strlen(name) >= sizeof list->list->domain || name[strspn(name, good)])
-        return mu_error_set(e, status, "'%s' is no domain name: 1 to 63 letters, digits, '_' or '-'",
+        return mu_error_set(e, status, "'%s' is not a valid domain name: 1 to 63 letters, digits, '_' or '-'",
                             mu_quote(&shown, name));
     for (int i = 0; i < list->n; i++)
         if (!strcmp(list->list[i].domain, name))
@@ -342,7 +342,7 @@ static bool read_domain_path(const place *p, char *field) {
     return read_string(p, field);
 }
 
-/* A weight has its own range, so it is read as if it were an option of its own. */
+/* A weight has its own range, so it is read as an option of its own. */
 static bool read_domain_weight(const place *p, double *field) {
     const mu_option weight = { .section = p->option->section, .key = p->option->key, .type = MU_OPTION_FLOAT,
                                .min = 0, .max = 1e9 };
@@ -421,7 +421,7 @@ bool mu_option_set(const mu_option *option, void *config, const mu_yaml *value, 
     return false;
 }
 
-/* ------------------------------------------------------------------ values that no text was read for */
+/* ------------------------------------------------------------------ values set by a program */
 
 void mu_complain(mu_complaints *c, const char *section, const char *key, const char *compared, const char *fmt, ...) {
     char text[400];
@@ -453,7 +453,7 @@ static bool in_range(const mu_option *o, const void *field) {
     return true;
 }
 
-/* Also of a NaN, which a configuration's text cannot have. */
+/* The value as text; unlike a configuration, a program may set NaN. */
 static void describe(const mu_option *o, const void *field, char text[96]) {
     const double *d = field;
     if (o->type == MU_OPTION_INT) snprintf(text, 96, "%" PRId64, *(const int64_t *)field);
@@ -479,7 +479,7 @@ bool mu_options_check(const char *section, const mu_option *table, int n, const 
 
 /* ------------------------------------------------------------------ back to text */
 
-/* Plain where no YAML reader could take it for anything but a text. */
+/* Unquoted where every YAML reader takes it for a string. */
 static void write_string(FILE *f, const char *s) {
     static const char safe[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_/.-";
     static const char *const words[] = { "true", "false", "null", "yes", "no", "on", "off", "y", "n" };

@@ -1,5 +1,5 @@
-/* options.c - a table of options: defaults, a YAML file, overrides from the command line, and complaints
- * that say where, what and what instead. Every error of a file is found in one go. */
+/* options.c - a table of options: defaults, a YAML file, overrides from the command line, and errors
+ * with position, cause and correction. All errors of a file are reported at once. */
 #include "base/base.h"
 #include "base/internal.h"
 
@@ -11,7 +11,7 @@
 
 enum { FILE_BYTES_MAX = 1 << 20, NAMES_MAX = 256, LIST_BYTES = 256 };
 
-/* ------------------------------------------------------------------ looking things up */
+/* ------------------------------------------------------------------ lookup */
 
 /* First option of a section, or -1. The options of a section follow each other. */
 static int find_section(const mu_options *o, const char *section) {
@@ -28,7 +28,7 @@ static int find(const mu_options *o, const char *section, const char *key) {
 
 static int find_or_die(const mu_options *o, const char *section, const char *key) {
     int i = find(o, section, key);
-    MU_CHECK(i >= 0, "there is no option %s.%s", section, key);
+    MU_CHECK(i >= 0, "no option %s.%s", section, key);
     return i;
 }
 
@@ -40,7 +40,7 @@ bool mu_options_refused(const mu_options *o, const char *section, const char *ke
     return o->refused[find_or_die(o, section, key)];
 }
 
-/* Every option of a section (NULL: of all) that the user did not set may be one that could not be read. */
+/* Marks every option of a section (NULL: of all) that is not set: the unreadable text may have meant any of them. */
 static void refuse_rest(mu_options *o, const char *section) {
     for (int i = 0; i < o->n; i++)
         if (!o->given[i] && (!section || !strcmp(o->table[i].section, section))) o->refused[i] = true;
@@ -88,7 +88,7 @@ static void sections_with(const mu_options *o, const char *key, names *list) {
         if (!strcmp(o->table[i].key, key)) add_name(list, o->table[i].section);
 }
 
-/* The user may have meant this key, so its default is not his choice. */
+/* Marks this key: the user may have meant it, so its default is not the user's choice. */
 static void may_be(mu_options *o, const names *sections, const char *key) {
     for (int i = 0; i < sections->n; i++) {
         int option = find(o, sections->name[i], key);
@@ -138,7 +138,7 @@ static void unknown_key(reader *d, const char *section, const char *key, int lin
                   section, joined);
 }
 
-/* Something at the left margin that is no section: often a key that lost its indentation. */
+/* An unindented name that is not a section: often a key that lost its indentation. */
 static void unknown_section(reader *d, const char *name, bool has_keys, int line, int column) {
     names sections, list;
     mu_quoted shown;
@@ -194,7 +194,7 @@ static void set(reader *d, int i, const mu_yaml *value) {
     o->column[i] = value->column;
 }
 
-/* Reports what libyaml reads and muster does not take, in a node and (deep) in all below it. */
+/* Reports unsupported YAML features of a node and (deep) of all nodes below it. */
 static bool marked(reader *d, const mu_yaml *node, bool deep) {
     bool found = node->key && marked(d, node->key, true);
     if (node->refused) {
@@ -310,7 +310,7 @@ static mu_status unreadable(mu_error *e, const char *path, const char *reason) {
     return MU_STATUS_NOINPUT;
 }
 
-/* One byte more than allowed is enough to refuse a file: a huge one, or a device, is never read to its end. */
+/* Reads at most one byte more than allowed, so that a huge file or a device is never read to its end. */
 static ssize_t read_limited(int fd, char *text, size_t room) {
     size_t used = 0;
     while (used < room) {

@@ -1,7 +1,7 @@
-/* print.c - text for terminals and logs. Paths, configurations, manifests and messages of libraries come from outside:
- * a name may hold an escape sequence that rewrites the screen, or a newline that forges a message. What %s and %c insert
- * is therefore escaped, once, where messages are made; only a format's own newlines are newlines. %-s inserts the text of a
- * mu_error, whose newlines are such. */
+/* print.c - text for terminals and logs. Paths, configurations, manifests and messages of libraries are untrusted: a name may
+ * hold an escape sequence that rewrites the screen, or a newline that forges a message. The arguments of %s and %c are
+ * therefore escaped where messages are formatted; only newlines of the format itself remain. %-s inserts the text of a
+ * mu_error, which is escaped already and keeps its newlines. */
 #include "base/internal.h"
 
 #include <string.h>
@@ -11,7 +11,7 @@ typedef struct {
     size_t room;                /* bytes left, the final NUL included; at least 1 */
 } output;
 
-/* All of it or, when it does not fit, nothing of this and of what follows. */
+/* Appends the whole text, or nothing of it and of all later text when it does not fit. */
 static void put(output *o, const char *text, size_t bytes) {
     if (bytes >= o->room) {
         o->room = 1;
@@ -53,7 +53,7 @@ void mu_text_escape(char *out, size_t room, const char *text, size_t n, const ch
 
 /* ------------------------------------------------------------------ printf */
 
-/* One conversion of a format, taken apart; the compiler has checked its letters. */
+/* A parsed conversion of a format; the compiler has checked its letters. */
 typedef struct {
     char spec[40];              /* "%-8.3", without length modifier and letter */
     int width, precision;       /* -1: none */
@@ -62,7 +62,7 @@ typedef struct {
     char letter;
 } conversion;
 
-typedef struct { va_list list; } arguments;     /* va_list may be an array, which cannot be handed on by address */
+typedef struct { va_list list; } arguments;     /* va_list may be an array, whose address cannot be passed on */
 
 static int read_number(const char **at, arguments *a) {
     int n = 0;
@@ -71,7 +71,7 @@ static int read_number(const char **at, arguments *a) {
     return n;
 }
 
-/* *at stands behind the '%', and afterwards behind the letter. */
+/* *at: behind the '%' before the call, behind the letter afterwards. */
 static conversion read_conversion(const char **at, arguments *a) {
     conversion c = { .width = -1, .precision = -1 };
     char flags[8] = "";
@@ -94,7 +94,7 @@ static void put_string(output *o, const conversion *c, const char *text) {
     if (!text) text = "(null)";
     size_t n = c->precision >= 0 ? strnlen(text, (size_t)c->precision) : strlen(text);
     char *start = o->at;
-    const char *keep = c->left && c->width < 0 ? "\n" : ""; /* %-s: a message that was made here before */
+    const char *keep = c->left && c->width < 0 ? "\n" : ""; /* %-s: already escaped */
     for (size_t i = 0; i < n;) i += put_escaped(o, text + i, n - i, keep);
     size_t shown = (size_t)(o->at - start), pad = c->width > 0 && (size_t)c->width > shown ? (size_t)c->width - shown : 0;
     if (pad >= o->room) pad = o->room - 1;

@@ -1,4 +1,4 @@
-/* report.c - all errors of a configuration at once: one line each, cut where a reader would stop anyway. */
+/* report.c - all errors of a configuration at once: one line each, at most 20. */
 #include "base/internal.h"
 
 #include <string.h>

@@ -11,15 +11,15 @@ int64_t mu_state_count(const mu_state *s) {
 
 bool mu_state_is_in(const mu_state *s, int version) { return version >= s->since && (!s->until || version <= s->until); }
 
-/* The first value that is out of range, or -1. A NaN is in none. */
+/* The index of the first value that is out of range (NaN always is), or -1. */
 static int64_t first_bad(const mu_state *s, const void *host) {
     const int64_t *whole = host, n = mu_state_count(s);
-    const double *fine = host;
-    const float *real = host;
+    const double *f64 = host;
+    const float *f32 = host;
     int64_t i = 0;
     if (s->type == MU_STORE_I64) while (i < n && whole[i] >= s->least && whole[i] <= s->most) i++;
-    else if (s->type == MU_STORE_F64) while (i < n && fine[i] >= s->low && fine[i] <= s->high) i++;
-    else while (i < n && (double)real[i] >= s->low && (double)real[i] <= s->high) i++;
+    else if (s->type == MU_STORE_F64) while (i < n && f64[i] >= s->low && f64[i] <= s->high) i++;
+    else while (i < n && (double)f32[i] >= s->low && (double)f32[i] <= s->high) i++;
     return i < n ? i : -1;
 }
 

@@ -1,15 +1,15 @@
-/* store.c - HDF5, used so that damage is found: the only file that includes hdf5.h.
+/* store.c - HDF5 files in which damage is detected: the only file that includes hdf5.h.
  *
- * What plain HDF5 would do, and what is done about it here:
- *   - A flipped bit in data reads back silently wrong: every dataset carries Fletcher32, and the 1.10
- *     file format gives each piece of metadata a checksum of its own. That format is also the newest
- *     which both HDF5 1.10 and 1.14 read, so a file may travel between machines.
+ * Problems of plain HDF5, and their solutions here:
+ *   - A flipped bit in data reads back silently wrong: every dataset has a Fletcher32 checksum, and in the
+ *     1.10 file format all metadata has checksums. That format is also the newest which both HDF5 1.10 and
+ *     1.14 read, so files can be copied between machines.
  *   - A full disk shows only when something is closed, and a file whose close failed crashes the
- *     library's exit handler: every return value counts, and there is no exit handler.
+ *     library's exit handler: every return value is checked, and the exit handler is disabled.
  *   - A file can point elsewhere (links, external or virtual storage), load code (filter plugins), claim
- *     terabytes, crash the library or lead it in a circle: read is only what store_check.c has let through, and
- *     where there is a helper, what the library has survived in a process of its own (store_probe.c).
- *   - Objects carry the time of their making: switched off, so equal content gives equal files. */
+ *     terabytes, crash the library or send it into an endless loop: a file must pass store_check.c first, and
+ *     where a helper is set, the library must survive it in a separate process (store_probe.c).
+ *   - Objects store their creation time: switched off, so equal content gives equal files. */
 #include "base/base.h"
 #include "base/internal.h"
 
@@ -30,16 +30,16 @@ struct mu_store {
     bool writing;
     bool failed;                /* a write failed: the file is not worth keeping */
     char *path;
-    struct stat opened;         /* the file as it was opened for reading */
-    char *part_name;            /* of the array that parts are read of: it stays open */
+    struct stat opened;         /* fstat when opened for reading */
+    char *part_name;            /* of the array that is read in parts: it stays open */
     hid_t part_set;
     layout part_layout;
 };
 
 /* ------------------------------------------------------------------ errors of the library */
 
-/* The first thing that went wrong in a chain of calls. Later calls of the chain get the invalid ids of
- * earlier ones and fail too, which changes nothing. */
+/* The first failure in a chain of calls. Later calls get the invalid ids of earlier ones and fail, too, which changes
+ * nothing. */
 typedef struct { bool failed; int system_error; char what[64], why[512]; } trouble;
 
 static herr_t note_error(unsigned n, const H5E_error2_t *error, void *data) {
@@ -75,9 +75,9 @@ static void start_library(void) {
     static bool started;
     if (started) return;
     MU_CHECK(H5dont_atexit() >= 0, "HDF5 was started before the store");
-    MU_CHECK(H5open() >= 0, "HDF5 does not start");
-    MU_CHECK(H5Eset_auto2(H5E_DEFAULT, NULL, NULL) >= 0, "HDF5 does not keep quiet");
-    MU_CHECK(H5PLset_loading_state(0) >= 0, "HDF5 does not switch its plugins off");
+    MU_CHECK(H5open() >= 0, "cannot initialise HDF5");
+    MU_CHECK(H5Eset_auto2(H5E_DEFAULT, NULL, NULL) >= 0, "cannot switch off HDF5's error output");
+    MU_CHECK(H5PLset_loading_state(0) >= 0, "cannot switch off HDF5's plugins");
     started = true;
 }
 
@@ -101,7 +101,7 @@ static hid_t native_type(mu_store_type type) {
     case MU_STORE_U16: return H5T_NATIVE_UINT16;
     case MU_STORE_U8:  return H5T_NATIVE_UINT8;
     }
-    MU_FATAL(MU_STATUS_INTERNAL, "no store type %d", (int)type);
+    MU_FATAL(MU_STATUS_INTERNAL, "invalid store type %d", (int)type);
 }
 
 /* The type in the file, in either byte order; muster writes little-endian. */
@@ -114,7 +114,7 @@ static hid_t file_type(mu_store_type type, bool big_endian) {
     case MU_STORE_U16: return big_endian ? H5T_STD_U16BE : H5T_STD_U16LE;
     case MU_STORE_U8:  return big_endian ? H5T_STD_U8BE : H5T_STD_U8LE;
     }
-    MU_FATAL(MU_STATUS_INTERNAL, "no store type %d", (int)type);
+    MU_FATAL(MU_STATUS_INTERNAL, "invalid store type %d", (int)type);
 }
 
 static bool is_float(mu_store_type type) { return type == MU_STORE_F64 || type == MU_STORE_F32; }
@@ -161,10 +161,10 @@ static void choose_chunk(const layout *l, hsize_t chunk[MAX_DIMS]) {
 static void check_name(const char *name) {
     size_t n = strlen(name);
     MU_CHECK(n > 0 && n < 1024 && name[n - 1] != '/' && !strstr(name, "//") && strcmp(name, "."),
-             "\"%s\" is not a dataset's name", name);
+             "\"%s\" is not a valid dataset name", name);
 }
 
-/* Cuts the path at its next '/' after *at; false at the end. `part` gets the path from the root to there. */
+/* Moves *at to the next '/' of the path; false at the end. `part` receives the path up to there. */
 static bool next_part(const char *name, size_t *at, char part[1024]) {
     if (!name[*at]) return false;
     const char *slash = strchr(name + *at + 1, '/');
@@ -174,7 +174,7 @@ static bool next_part(const char *name, size_t *at, char part[1024]) {
     return true;
 }
 
-/* 1: there; 0: not there; -1: trouble (in `t`). */
+/* 1: exists; 0: does not; -1: failure (in `t`). */
 static int find(mu_store *s, const char *name, trouble *t) {
     char part[1024];
     for (size_t at = 0; next_part(name, &at, part);) {
@@ -192,8 +192,8 @@ bool mu_store_has(mu_store *s, const char *name) {
 
 /* ------------------------------------------------------------------ files */
 
-/* Access through plain POSIX calls whatever the environment asks for, and without locks: some file systems have none
- * (NFS, Lustre), and what is written here has a name of its own until it is whole. */
+/* Plain POSIX access whatever the environment asks for, and without locks: some file systems have none
+ * (NFS, Lustre), and a file has a temporary name until it is complete. */
 static hid_t file_access(trouble *t, bool writing) {
     hid_t fapl = check(t, H5Pcreate(H5P_FILE_ACCESS), "preparing");
     check(t, H5Pset_fapl_sec2(fapl), "preparing");
@@ -216,7 +216,7 @@ static void free_store(mu_store *s) {
     free(s);
 }
 
-/* Ends the making of a store: gives it out, or takes everything back. */
+/* Completes opening or creating: sets *out, or releases everything. */
 static mu_status finish_opening(mu_store **out, mu_store *s, trouble *t, mu_status status, const char *verb,
                                 mu_error *e) {
     *out = NULL;
@@ -233,7 +233,7 @@ static mu_status finish_opening(mu_store **out, mu_store *s, trouble *t, mu_stat
 mu_status mu_store_create(mu_store **out, const char *path, mu_error *e) {
     mu_store *s = new_store(path);
     trouble t = { 0 };
-    /* A new file, never one behind a link, nor one that a failed close left open in the library. */
+    /* Always a new file: not the target of a link, nor one that a failed close left open in the library. */
     if (unlink(path) && errno != ENOENT) {
         t.failed = true;
         snprintf(t.why, sizeof t.why, "%s", mu_io_reason(errno));
@@ -249,7 +249,7 @@ mu_status mu_store_create(mu_store **out, const char *path, mu_error *e) {
     return finish_opening(out, s, &t, MU_STATUS_IO, "created", e);
 }
 
-/* The open file, whatever has its name by now. */
+/* fstat of the open file, which may have been replaced under its name. */
 static void look_at_file(mu_store *s, struct stat *st, trouble *t) {
     int *fd = NULL;
     if (!t->failed) check(t, H5Fget_vfd_handle(s->file, H5P_DEFAULT, (void **)&fd), "looking at the file");
@@ -267,7 +267,7 @@ static mu_status open_file(mu_store **out, const char *path, mu_error *e) {
     return finish_opening(out, s, &t, status, "read as HDF5 (damaged, unfinished or another format)", e);
 }
 
-/* Files that were found sound, so that each is checked once: the last of them, as long as they are not written to. */
+/* The last 64 files that passed the checks, so that an unchanged file is checked once. */
 static struct sound { dev_t device; ino_t inode; off_t bytes; struct timespec written, changed; } sound[64];
 static int n_sound;
 
@@ -277,12 +277,12 @@ static bool is_sound(const struct sound *file) {
     return false;
 }
 
-/* Whether there is nothing in the file that the library may stumble over. */
+/* Checks that the library can read the file safely. */
 static mu_status check_file(int fd, const char *path, mu_error *e) {
     struct stat st;
     if (fstat(fd, &st)) return mu_error_set(e, MU_STATUS_IO, "%s: %s", path, strerror(errno));
     struct sound file;
-    memset(&file, 0, sizeof file);              /* with what is between the members: they are compared as bytes */
+    memset(&file, 0, sizeof file);              /* including padding: compared as bytes */
     file.device = st.st_dev, file.inode = st.st_ino, file.bytes = st.st_size;
     file.written = st.st_mtim, file.changed = st.st_ctim;
     if (is_sound(&file)) return MU_STATUS_OK;
@@ -318,8 +318,8 @@ mu_status mu_store_close(mu_store *s, mu_error *e) {
     if (s->writing && (t.failed || s->failed)) {
         status = mu_error_set(e, MU_STATUS_IO, "%s: not written completely%s%s", s->path,
                               t.failed ? ": " : "", t.why);
-        /* Where the library could not close the file it keeps it open until the process ends; at least
-         * its space is given back. The name leads to a file nobody may read, so emptying loses nothing. */
+        /* The library keeps a file that it could not close open until the process ends; truncating at least frees its
+         * space. The file is incomplete, so nothing is lost. */
         if (truncate(s->path, 0))
             mu_error_add(e, status, "%s: cannot be emptied: %s", s->path, strerror(errno));
     } else if (t.failed) {
@@ -333,7 +333,7 @@ mu_status mu_store_close(mu_store *s, mu_error *e) {
 
 /* ------------------------------------------------------------------ writing */
 
-/* Parent groups one by one: those the library makes by itself carry a time stamp. */
+/* Creates parent groups one by one: those that the library creates by itself have a time stamp. */
 static void make_groups(mu_store *s, const char *name, trouble *t) {
     hid_t gcpl = check(t, H5Pcreate(H5P_GROUP_CREATE), "preparing");
     check(t, H5Pset_obj_track_times(gcpl, 0), "preparing");
@@ -349,7 +349,7 @@ static void make_groups(mu_store *s, const char *name, trouble *t) {
 static hid_t creation_properties(const layout *l, const hsize_t *chunk, trouble *t) {
     hid_t dcpl = check(t, H5Pcreate(H5P_DATASET_CREATE), "preparing");
     check(t, H5Pset_obj_track_times(dcpl, 0), "preparing");
-    if (is_empty(l)) {                          /* a chunk cannot be empty, and there is nothing to protect */
+    if (is_empty(l)) {                          /* a chunk cannot be empty, and there is no data to protect */
         check(t, H5Pset_layout(dcpl, H5D_COMPACT), "preparing");
         return dcpl;
     }
@@ -380,7 +380,7 @@ static void write_array(mu_store *s, const char *name, const layout *l, const hs
 
 static layout layout_of(mu_store_type type, int n_dims, const int64_t *shape) {
     MU_CHECK(n_dims >= 1 && n_dims <= MAX_DIMS, "%d dimensions; a dataset has 1 to %d", n_dims, MAX_DIMS);
-    MU_CHECK((unsigned)type < N_TYPES, "no store type %d", (int)type);
+    MU_CHECK((unsigned)type < N_TYPES, "invalid store type %d", (int)type);
     layout l = { .type = type, .n_dims = n_dims };
     for (int i = 0; i < n_dims; i++) {
         MU_CHECK(shape[i] >= 0, "dimension %d is %lld", i, (long long)shape[i]);
@@ -524,7 +524,7 @@ static void transfer(hid_t set, const layout *l, int64_t first, int64_t n, void 
     close_id(t, memory, H5Sclose, "finishing");
 }
 
-/* A file that is read for hours may be written over or cut meanwhile: zeros behind its end would pass Fletcher's sum. */
+/* A file that is open for hours may be overwritten or truncated meanwhile: zeros beyond its end would pass Fletcher32. */
 static mu_status check_unchanged(mu_store *s, mu_error *e) {
     trouble t = { 0 };
     struct stat now, was = s->opened;
@@ -557,7 +557,7 @@ static mu_status open_part(mu_store *s, const char *name, mu_store_type type, in
 
 mu_status mu_store_write_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n,
                               const void *data, mu_error *e) {
-    MU_CHECK((unsigned)type < N_TYPES, "no store type %d", (int)type);
+    MU_CHECK((unsigned)type < N_TYPES, "invalid store type %d", (int)type);
     MU_CHECK(s->writing, "%s is open for reading", s->path);
     if (s->failed) return mu_error_set(e, MU_STATUS_IO, "%s: %s: an earlier write failed", s->path, name);
     mu_status status = open_part(s, name, type, first, n, e);
@@ -569,7 +569,7 @@ mu_status mu_store_write_part(mu_store *s, const char *name, mu_store_type type,
 
 mu_status mu_store_read_part(mu_store *s, const char *name, mu_store_type type, int64_t first, int64_t n, void *data,
                              mu_error *e) {
-    MU_CHECK((unsigned)type < N_TYPES, "no store type %d", (int)type);
+    MU_CHECK((unsigned)type < N_TYPES, "invalid store type %d", (int)type);
     mu_status status = s->writing ? MU_STATUS_OK : check_unchanged(s, e);
     if (!status) status = open_part(s, name, type, first, n, e);
     if (status) return status;
@@ -636,7 +636,7 @@ mu_status mu_store_finish(mu_store *s, mu_status status, mu_error *e) {
 
 /* ------------------------------------------------------------------ walking, for the helper */
 
-/* All that a reader of an object and of what is below it would ask the library for, but no data. */
+/* Makes the library read all metadata of an object and of the objects below it, but no data. */
 static herr_t look_at(hid_t group, const char *name, const H5L_info_t *info, void *data) {
     (void)info;
     trouble *t = data;

@@ -1,11 +1,11 @@
-/* store_check.c - is this file one that muster could have written? Asked before HDF5 parses any of it.
+/* store_check.c - checks that a file has muster's format before HDF5 parses any of it.
  *
- * HDF5 trusts what it reads: a rank of 0 is divided by, a list that leads back to itself is followed until
- * the memory is gone. Here all metadata is walked first, by the "HDF5 File Format Specification Version 3.0"
- * (The HDF Group), and only what the store writes is let through: superblock 3, version 2 object headers, groups
+ * HDF5 trusts its input: it divides by a rank of 0, and follows a list that points back to itself until memory is
+ * exhausted. Here all metadata is parsed first, after the "HDF5 File Format Specification Version 3.0"
+ * (The HDF Group), and only the store's own format is accepted: superblock 3, version 2 object headers, groups
  * with links in their header or in a fractal heap, arrays in one chunk or under a fixed array of chunks,
  * Fletcher32 as the only filter. Every piece has its checksum, lies in the file, and belongs to one owner:
- * no two overlap, so nothing leads back and nothing claims more than the file holds. Data is not read.
+ * no two overlap, so there are no cycles and nothing claims more than the file holds. Data is not read.
  *
  * Numbers are little-endian, addresses and lengths have 8 bytes, all ones is "no address". */
 #include "base/base.h"
@@ -21,7 +21,7 @@ enum {
     MAX_DEPTH = 64,
     MAX_NAME = 1024,
     MAX_CONTINUATIONS = 64,
-    MAX_PIECES = 1 << 22, /* parts of a file with an address of their own: 128 MiB to keep them in mind */
+    MAX_PIECES = 1 << 22, /* parts of a file with their own address: 128 MiB of bookkeeping */
     BLOCK = 1 << 17,      /* no part of the metadata is larger; the largest is 64 KiB */
     FLETCHER_BYTES = 4,
     SUM_BYTES = 4,
@@ -43,11 +43,11 @@ typedef struct {
     mu_error *e;
     piece *pieces;         /* a hash table by address; bytes 0: free */
     size_t n_pieces, room; /* room: a power of 2, at least twice n_pieces */
-    object_place *objects; /* object headers that are still to be looked at */
+    object_place *objects; /* object headers still to be checked */
     size_t n_objects, object_room;
     uint8_t block[BLOCK];
     uint64_t ahead_at,
-        n_ahead; /* what the last reading of a few bytes brought besides: small parts have neighbours */
+        n_ahead; /* read-ahead: small parts are adjacent */
     uint8_t ahead[4096];
 } walk;
 
@@ -126,7 +126,7 @@ static mu_status load(walk *w, uint64_t at, uint64_t n, void *bytes, const char 
     return MU_STATUS_OK;
 }
 
-/* ------------------------------------------------------------------ who owns which bytes */
+/* ------------------------------------------------------------------ ownership of bytes */
 
 static piece *piece_slot(piece *pieces, size_t room, uint64_t at) {
     size_t i = (size_t)(at * 0x9e3779b97f4a7c15u >> 20) & (room - 1);
@@ -229,7 +229,7 @@ static mu_status add_object(walk *w, uint64_t at, int depth) {
     return MU_STATUS_OK;
 }
 
-/* A link message: version, flags, bytes of the name, name, address. `hash`: NULL, or what its name must hash to. */
+/* A link message: version, flags, bytes of the name, name, address. `hash`: NULL, or the required hash of its name. */
 static mu_status check_link(walk *w, uint64_t at, const uint8_t *m, size_t n, int depth,
                             const uint32_t *hash) {
     enum { LENGTH_BYTES = 3, HAS_TYPE = 8, HAS_CHARSET = 16 };
@@ -434,11 +434,11 @@ static mu_status check_many_links(walk *w, uint64_t heap_at, uint64_t tree_at, i
 
 /* ------------------------------------------------------------------ chunks */
 
-/* What an object header says of an array. */
+/* The description of an array in its object header. */
 typedef struct {
     int rank, type_bytes, layout_rank, index, filters, compact;
     uint64_t shape[MAX_RANK], chunk[MAX_RANK + 1]; /* the last of a chunk: bytes of an element */
-    uint64_t index_at, stored;                     /* stored: bytes of a single chunk, or 0: not said */
+    uint64_t index_at, stored;                     /* stored: bytes of a single chunk, or 0: not given */
 } array;
 
 enum { SINGLE_CHUNK = 1, FIXED_ARRAY = 3, PAGE_BITS = 10, PAGE = 1 << PAGE_BITS };
@@ -578,7 +578,7 @@ static mu_status check_datatype(walk *w, object *o, uint64_t at, const uint8_t *
             o->a.type_bytes = m[4];
             return MU_STATUS_OK;
         }
-    return refuse(w, at, "its type is none of ours");
+    return refuse(w, at, "not one of the store's types");
 }
 
 /* No fill value, only when to write one: two bits when space is taken, two bits when it is filled. */
@@ -697,7 +697,7 @@ static mu_status check_header(walk *w, object *o) {
     mu_status status = o->at >= w->size ? refuse(w, o->at, "an object outside the file")
                                         : load(w, o->at, there, head, "OHDR");
     if (status) return status;
-    if (there < 4 || memcmp(head, "OHDR", 4)) return refuse(w, o->at, "no object header of version 2");
+    if (there < 4 || memcmp(head, "OHDR", 4)) return refuse(w, o->at, "not an object header of version 2");
     int flags = there > 5 ? head[5] : 0xff, width = 1 << (flags & WIDTH);
     uint64_t at = flags & TIMES ? 22 : 6, first = at + (uint64_t)width;
     if (flags & ~(WIDTH | TIMES)) return refuse(w, o->at, "an object header with flags %#x", flags);
@@ -746,7 +746,7 @@ static mu_status check_object(walk *w, object_place place) {
     mu_status status = check_header(w, &o);
     if (!status) status = check_continuations(w, &o);
     if (status) return status;
-    if (!o.seen[LINK_INFO] && place.depth == 0) return refuse(w, o.at, "the root is no group");
+    if (!o.seen[LINK_INFO] && place.depth == 0) return refuse(w, o.at, "the root is not a group");
     return o.seen[LINK_INFO] ? check_group(w, &o) : check_array(w, &o);
 }
 

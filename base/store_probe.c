@@ -1,4 +1,4 @@
-/* store_probe.c - HDF5 looks at a file in a process of its own first, so that a file which kills it kills nothing else. */
+/* store_probe.c - HDF5 opens a file in a separate process first, so that a file which crashes it crashes nothing else. */
 #include "base/base.h"
 #include "base/internal.h"
 
@@ -21,7 +21,7 @@ void mu_store_set_helper(const char *program) {
     helper = program ? mu_strdup(program) : NULL;
 }
 
-/* Starts the helper with nothing of ours but the writing end of a pipe as its standard output; 0 or an errno. */
+/* Starts the helper; it inherits only the writing end of a pipe, as its standard output. Returns 0 or an errno. */
 static int start(const char *path, int output, pid_t *pid) {
     char *arguments[] = { helper, (char *)"probe-hdf5", (char *)path, NULL };
     posix_spawn_file_actions_t files;
@@ -44,7 +44,7 @@ static int start(const char *path, int output, pid_t *pid) {
     return error;
 }
 
-/* What the helper says, up to its end or until its time is over; false then. */
+/* Reads the helper's output until it ends; false when its time is over. */
 static bool listen_to(int input, char *said, size_t size) {
     double end = mu_time() + MAX_SECONDS;
     for (size_t n = 0;;) {
@@ -61,7 +61,7 @@ static bool listen_to(int input, char *said, size_t size) {
     }
 }
 
-/* How it ended, as far as that is known: a host program may have set SIGCHLD so that nobody is told. */
+/* How it ended, as far as known: the host program may ignore SIGCHLD, and then no exit status is kept. */
 static const char *ending(pid_t pid, bool in_time, mu_status *status, char text[80]) {
     int code = 0;
     if (!in_time) kill(pid, SIGKILL);
@@ -73,7 +73,7 @@ static const char *ending(pid_t pid, bool in_time, mu_status *status, char text[
     if (!in_time) snprintf(text, 80, "took more than %d seconds", MAX_SECONDS);
     else if (ended == pid && WIFSIGNALED(code))
         snprintf(text, 80, "ended with signal %d (%s)", WTERMSIG(code), strsignal(WTERMSIG(code)));
-    else snprintf(text, 80, "ended without a word");
+    else snprintf(text, 80, "ended without a message");
     return text;
 }
 
@@ -86,7 +86,7 @@ mu_status mu_store_probe(const char *path, mu_error *e) {
     close(ends[1]);
     if (error) {
         close(ends[0]);
-        return mu_error_set(e, MU_STATUS_IO, "%s: the process that looks at it first (%s) does not start: %s",
+        return mu_error_set(e, MU_STATUS_IO, "%s: cannot start the helper that checks HDF5 files (%s): %s",
                             path, helper, strerror(error));
     }
     char said[4096] = "", how[80];
@@ -98,7 +98,7 @@ mu_status mu_store_probe(const char *path, mu_error *e) {
     if (!in_time || !said[0])
         return mu_error_set(
             e, MU_STATUS_DATA,
-            "%s: cannot be read as HDF5 (damaged?): the process that looked at its metadata %s", path, how);
+            "%s: cannot be read as HDF5 (damaged?): the helper that reads its metadata %s", path, how);
     said[strcspn(said, "\n")] = '\0';
     return mu_error_set(e, status, "%s", said);
 }

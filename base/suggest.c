@@ -11,7 +11,7 @@
 
 enum { WORD_MAX = 63 };
 
-/* Case, and '-' for '_', are not worth an edit. Returns the length, or -1 for a word that is too long. */
+/* Lower case, '-' as '_': these differences do not count. Returns the length, or -1 for a word that is too long. */
 static int fold(const char *word, char out[WORD_MAX + 1]) {
     size_t n = strlen(word);
     if (n > WORD_MAX)
@@ -47,7 +47,7 @@ static int distance(const char *a, int n, const char *b, int m) {
     return above[m];
 }
 
-/* What other programs call it. */
+/* Names that other programs use for the same. */
 static const char *translate(const char *word, const char *const *candidates, int n) {
     static const char *const names[][2] = {
         { "gpu", "cuda" }, { "nvidia", "cuda" }, { "float32", "fp32" }, { "float", "fp32" }, { "bfloat16", "bf16" },
@@ -70,7 +70,7 @@ const char *mu_suggest(const char *word, const char *const *candidates, int n) {
             continue;
         int d = distance(folded, length, other, m);
         if (least(length, m) >= 4 && (strstr(folded, other) || strstr(other, folded)))
-            d = least(d, limit);        /* batch_size is as good as near to global_batch_size */
+            d = least(d, limit);        /* batch_size counts as near to global_batch_size */
         if (d < best) {
             best = d;
             nearest = candidates[i];

@@ -1,4 +1,4 @@
-/* threads.c - how many threads, and on which cores. */
+/* threads.c - number of threads, and their cores. */
 #include "base/base.h"
 
 #include <omp.h>
@@ -13,7 +13,7 @@ static int the_threads = 1;
 int mu_threads(void) { return the_threads; }
 
 void mu_threads_set(int n) {
-    MU_CHECK(n >= 1, "%d threads", n);
+    MU_CHECK(n >= 1, "%d threads requested, at least 1 needed", n);
     the_threads = n;
     omp_set_dynamic(0);
     omp_set_num_threads(n);
@@ -24,7 +24,7 @@ int mu_cores(void) {
     return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
 }
 
-/* Did the user ask mpirun for a binding? Then it stays as it is. */
+/* Whether the user chose a binding for mpirun, which is then kept. */
 static bool binding_was_chosen(void) {
     static const char *const names[] = {
         "OMPI_MCA_hwloc_base_binding_policy",    "OMPI_MCA_hwloc_base_cpu_list",
@@ -58,7 +58,7 @@ void mu_host_name(char host[MU_HOST_NAME]) {
     gethostname(host, MU_HOST_NAME - 1);
 }
 
-/* The launcher that started this rank, looked for among its ancestors; 0 when there is none. */
+/* The launcher among this process's ancestors; 0 when there is none. */
 long mu_launcher(void) {
     static const char *const names[] = {
         "mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "prte"
@@ -86,7 +86,7 @@ bool mu_output_is_terminal(void) {
     return !strncmp(target, "/dev/pts/", 9) || !strncmp(target, "/dev/tty", 8);
 }
 
-/* What the user allows the job on this node: the launcher's cores. */
+/* The cores that the user allows the job on this node: the launcher's. */
 static bool launcher_cores(cpu_set_t *cores) {
     pid_t pid = (pid_t)mu_launcher();
     return pid && sched_getaffinity(pid, sizeof *cores, cores) == 0;
@@ -116,7 +116,7 @@ int mu_cores_share(int local_rank, int local_size, int wanted) {
     int first = (int)((int64_t)n * local_rank / local_size),
         count = (int)((int64_t)n * (local_rank + 1) / local_size) - first;
     bool fits = n >= local_size && (wanted ? wanted : 1) <= count;
-    mine = fits ? part_of(&allowed, first, count) : allowed; /* crowded: the scheduler places the threads */
+    mine = fits ? part_of(&allowed, first, count) : allowed; /* more threads than cores: left to the scheduler */
     sched_setaffinity(0, sizeof mine, &mine);
     return wanted ? wanted : n >= local_size ? count : 1;
 }

@@ -34,7 +34,7 @@ static void place_of(const char *text, size_t offset, int *line, int *column) {
     }
 }
 
-/* A binary file gets a plain word, not a complaint of the parser about its first odd byte. */
+/* A binary file gets a clear error, not the parser's about its first odd byte. */
 static bool is_text(mu_yaml_document *d, const char *text, size_t bytes) {
     char *problem = NULL;
     size_t at = 0;
@@ -61,7 +61,7 @@ static bool is_text(mu_yaml_document *d, const char *text, size_t bytes) {
     return false;
 }
 
-/* libyaml's own words, with the place where it lost track. */
+/* libyaml's message, with the position where parsing failed. */
 static void stop_at_syntax_error(builder *b) {
     const yaml_parser_t *p = &b->parser;
     const char *problem = p->problem ? p->problem : "not YAML";
@@ -139,7 +139,7 @@ static void build_list(builder *b, mu_yaml *list, int depth) {
         *tail = item;
 }
 
-/* A key whose value could not be read any more is dropped: the syntax error behind it is reported. */
+/* Drops a key whose value could not be read: the syntax error behind it is reported. */
 static void build_map(builder *b, mu_yaml *map, int depth) {
     mu_yaml **tail = &map->child;
     for (mu_yaml *key; (key = build_next(b, depth, YAML_MAPPING_END_EVENT)) != NULL;) {
@@ -213,7 +213,7 @@ void mu_yaml_read(mu_yaml_document *d, const char *text, size_t bytes, int max_d
     *d = (mu_yaml_document){ 0 };
     if (!is_text(d, text, bytes))
         return;
-    if (bytes >= 3 && !memcmp(text, "\xEF\xBB\xBF", 3)) {       /* a byte order mark some editors put there */
+    if (bytes >= 3 && !memcmp(text, "\xEF\xBB\xBF", 3)) {       /* the byte order mark of some editors */
         text += 3;
         bytes -= 3;
     }

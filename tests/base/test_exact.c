@@ -71,7 +71,7 @@ static void test_rounding(void **state) {
     }
 }
 
-/* Two summands are what a double addition rounds correctly. */
+/* The sum of two summands is the correctly rounded double addition. */
 static void test_against_addition(void **state) {
     (void)state;
     static double x[N];

@@ -86,7 +86,7 @@ static void test_read_errors(void **state) {
     assert_null(data);
 }
 
-/* A pipe or a device is refused, and at once: nobody writes to this pipe. */
+/* A pipe or a device is refused at once, although this pipe has no writer. */
 static void test_not_plain(void **state) {
     (void)state;
     char *data, hex[33];
@@ -106,7 +106,7 @@ static void test_not_plain(void **state) {
     free(data);
 }
 
-/* A temporary is a new file under a name that was free: what somebody else left there stays as it is. */
+/* A temporary is a new file under a free name: existing files of other processes are kept. */
 static void test_temporary(void **state) {
     (void)state;
     char *first, *second, *taken = mu_format("%s.tmp-%ld", in_folder("b"), (long)getpid());
@@ -225,7 +225,7 @@ static void test_make_and_remove_dirs(void **state) {
     assert_ok(mu_file_remove_tree(in_folder("p"), &e));
     assert_false(mu_file_exists(in_folder("p")));
     assert_content(in_folder("outside/keep"), "k");
-    assert_ok(mu_file_remove_tree(in_folder("p"), &e));     /* what is gone needs no removing */
+    assert_ok(mu_file_remove_tree(in_folder("p"), &e));     /* removing a missing tree is no error */
 }
 
 static void test_inside(void **state) {

@@ -188,7 +188,7 @@ static void hints_say_what_to_write(void **state) {
         { "bread.texts=x", "a list is needed" },      { "bread.texts=[]", "the list is empty" },
         { "bread.texts=[x]", "must be a map" },       { "bread.texts=[{domain: x}]", "path is missing" },
         { "bread.texts=[{path: x}]", "domain is missing" },
-        { "bread.texts=[{domain: x y, path: z}]", "'x y' is no domain name" },
+        { "bread.texts=[{domain: x y, path: z}]", "'x y' is not a valid domain name" },
         { "bread.texts=[{domain: x, path: z, weight: 0}]", "greater than 0" },
         { "bread.texts=[{domain: x, path: z, wieght: 1}]", "did you mean 'weight'?" },
         { "bread.texts=[{domain: x, path: z, path: z}]", "path appears twice" },
@@ -325,7 +325,7 @@ static void missing_files_are_named(void **state) {
     free(wrong_folder);
 }
 
-/* A pipe gives what a writer puts into it, as of a shell's <(COMMAND); without one it is an error, not a wait. */
+/* A pipe is read, as of a shell's <(COMMAND); without a writer it is an error, and does not block. */
 static void pipes_and_devices(void **state) {
     (void)state;
     char name[64] = "/tmp/muster-options-XXXXXX";
@@ -347,7 +347,7 @@ static void pipes_and_devices(void **state) {
     close(ends[0]);
 }
 
-/* What the dump writes is what reading it gives, for values that are awkward to write. */
+/* Reading a dump gives the same values, also for values that are difficult to write. */
 static void dump_reads_back(void **state) {
     (void)state;
     static const char *const names[] = { "", "true", "1e3", "a: b # c", "Zürich/x", "\"q\\", " lead", "runs/a.b-c", "-x", "~",

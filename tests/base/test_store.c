@@ -1,4 +1,4 @@
-/* test_store.c - what the store promises: what was written comes back, and damage never comes back
+/* test_store.c - the store returns the data that was written, and damage never comes back
  * as data. */
 #include "base/base.h"
 
@@ -305,7 +305,7 @@ static void test_flips(void **state) {
         size_t at = mu_rng_u32(&rng, 2 * i) % n;
         char flip = (char)(1 << mu_rng_u32(&rng, 2 * i + 1) % 8);
         bytes[at] ^= flip;
-        noticed += errors_of(bytes, n) > 0;     /* asserts that what is read without error is right */
+        noticed += errors_of(bytes, n) > 0;     /* asserts that data read without error is right */
         bytes[at] ^= flip;
     }
     free(bytes);
@@ -323,7 +323,7 @@ static void test_truncations(void **state) {
     free(bytes);
 }
 
-/* What a file may contain that is not ours: fixtures/make_hostile.py. Refused before HDF5 sees it. */
+/* Hostile files (fixtures/make_hostile.py) are refused before HDF5 sees them. */
 static void test_hostile(void **state) {
     (void)state;
     static const struct { const char *name, *says; } refused[] = {
@@ -393,7 +393,7 @@ static void test_many_names(void **state) {
     assert_int_equal(unlink(in_folder("many.h5")), 0);
 }
 
-/* A helper that is this script: what it does to itself, the store survives and tells. */
+/* Uses this script as the helper: the store survives its crashes and reports them. */
 static void expect_helper(const char *script, mu_status expected, const char *says) {
     const char *path = in_folder("helper.sh");
     char text[256];
@@ -401,7 +401,7 @@ static void expect_helper(const char *script, mu_status expected, const char *sa
     snprintf(text, sizeof text, "#!/bin/sh\n%s\n", script);
     assert_ok(mu_file_replace(path, text, strlen(text), &e));
     assert_int_equal(chmod(path, 0700), 0);
-    assert_ok(write_file(in_folder("a.h5"), false));        /* a new file: it is asked about anew */
+    assert_ok(write_file(in_folder("a.h5"), false));        /* a new file: it is checked again */
     mu_store_set_helper(path);
     mu_status status = mu_store_open(&s, in_folder("a.h5"), &e);
     mu_store_set_helper(NULL);
@@ -415,21 +415,21 @@ static void expect_helper(const char *script, mu_status expected, const char *sa
 static void test_helper(void **state) {
     (void)state;
     expect_helper("[ $1 = probe-hdf5 ] && [ -f $2 ] && echo ok", MU_STATUS_OK, "");
-    expect_helper("kill -FPE $$", MU_STATUS_DATA, "a.h5: cannot be read as HDF5 (damaged?): the process that looked at its metadata ended "
+    expect_helper("kill -FPE $$", MU_STATUS_DATA, "a.h5: cannot be read as HDF5 (damaged?): the helper that reads its metadata ended "
                                                   "with signal 8");
-    expect_helper("exit 3", MU_STATUS_DATA, "ended without a word");
+    expect_helper("exit 3", MU_STATUS_DATA, "ended without a message");
     expect_helper("echo a.h5: bad; exit 65", MU_STATUS_DATA, "a.h5: bad");
     expect_helper("echo a.h5: no disk; exit 74", MU_STATUS_IO, "a.h5: no disk");
-    signal(SIGCHLD, SIG_IGN);                               /* nobody tells how it ended */
+    signal(SIGCHLD, SIG_IGN);                               /* its exit status is not available */
     expect_helper("echo ok", MU_STATUS_OK, "");
-    expect_helper("kill -SEGV $$", MU_STATUS_DATA, "ended without a word");
+    expect_helper("kill -SEGV $$", MU_STATUS_DATA, "ended without a message");
     signal(SIGCHLD, SIG_DFL);
     mu_store *s;
     mu_store_set_helper("/no/such/program");
     assert_ok(write_file(in_folder("a.h5"), false));
     assert_error(mu_store_open(&s, in_folder("a.h5"), &e), MU_STATUS_IO, "/no/such/program");
     mu_store_set_helper("/bin/false");
-    assert_error(mu_store_open(&s, in_folder("a.h5"), &e), MU_STATUS_DATA, "without a word");
+    assert_error(mu_store_open(&s, in_folder("a.h5"), &e), MU_STATUS_DATA, "without a message");
     mu_store_set_helper(NULL);
     assert_ok(mu_store_open(&s, in_folder("a.h5"), &e));
     assert_ok(mu_store_close(s, &e));
