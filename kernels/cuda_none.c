@@ -1,4 +1,4 @@
-/* cuda_none.c - the twin of cuda/device.cu in a build without CUDA. */
+/* cuda_none.c - replaces cuda/device.cu in a build without CUDA. */
 #include "kernels/internal.h"
 
 mu_device *mu_cuda_open(const char *kind) {
@@ -6,4 +6,4 @@ mu_device *mu_cuda_open(const char *kind) {
     return NULL;
 }
 
-const char *mu_cuda_missing(void) { return "this muster was built without CUDA (MUSTER_CUDA)"; }
+const char *mu_cuda_missing(void) { return "built without CUDA (MUSTER_CUDA=OFF)"; }

@@ -1,6 +1,6 @@
-/* device.c - opening devices, their memory, copies, and the two devices that are made from the list of
- * kernels alone: `shape`, whose kernels do nothing, and `guarded`, whose kernels open the memory of the
- * device, let the inner cpu device work, and close it again. */
+/* device.c - opening devices, their memory, copies, and the two devices that are generated from the list of
+ * kernels: `shape`, whose kernels do nothing, and `guarded`, whose kernels make the device's memory accessible,
+ * call the inner cpu device, and protect the memory again. */
 #include "kernels/internal.h"
 
 #include <stdlib.h>
@@ -27,11 +27,11 @@ MU_KERNELS(K)
 static const mu_kernels shape_kernels = { MU_KERNELS(K) };
 #undef K
 
-/* ---------------------------------------------------------------- guarded: kernels behind a door */
+/* ---------------------------------------------------------------- guarded: kernels that unlock the memory */
 static void protect(const mu_memory *m, int protection) {
     if (!m->region.committed) return;
     int failed = mprotect(m->region.base, m->region.usable, protection);
-    MU_CHECK(!failed, "cannot change the protection of %zu bytes", m->region.usable);
+    MU_CHECK(!failed, "guarded device: mprotect of %zu bytes failed", m->region.usable);
 }
 
 static bool is_guarded(const mu_device *dev) { return dev->inner != NULL; }
@@ -62,7 +62,7 @@ MU_KERNELS(K)
 static const mu_kernels guarded_kernels = { MU_KERNELS(K) };
 #undef K
 
-/* ---------------------------------------------------------------- memory of the host's own */
+/* ---------------------------------------------------------------- host memory */
 static void host_reserve(mu_memory *m, size_t bytes) { mu_region_init(&m->region, bytes); }
 
 static void host_commit(mu_memory *m, size_t bytes) {
@@ -126,7 +126,7 @@ static void shape_write(mu_device *dev, void *data, const void *from, size_t byt
 static void *shape_stage_begin(mu_device *dev, void *data, size_t bytes, bool wanted) {
     (void)wanted;
     (void)dev, (void)data;
-    MU_FATAL(MU_STATUS_INTERNAL, "a dry run has no data to stage (%zu bytes)", bytes);
+    MU_FATAL(MU_STATUS_INTERNAL, "shape device: no data to stage (%zu bytes): a dry run does not communicate", bytes);
 }
 
 static const mu_backend shape = { host_reserve,      shape_commit,   host_release, shape_read, shape_write,
@@ -148,7 +148,7 @@ static bool has_bf16(void) { return has_avx512() && __builtin_cpu_supports("avx5
 
 enum { MOST_TABLES = 4 };
 
-/* The tables this processor can run, the best first; returns how many. `asked`: only when asked for by name. */
+/* The tables that this processor supports, the best first; returns their number. `asked`: only if requested by name. */
 static int cpu_tables(cpu_table table[MOST_TABLES]) {
     int n = 0;
 #if defined(__x86_64__)
@@ -217,13 +217,13 @@ mu_device *mu_device_open(const char *kind) {
 void mu_device_close(mu_device *dev) {
     if (!dev) return;
     mu_memory_free(dev->room);
-    MU_CHECK(!dev->memories, "device %s is closed while memory of it is in use", dev->name);
+    MU_CHECK(!dev->memories, "device %s is closed while its memory is in use", dev->name);
     dev->backend->close(dev);
 }
 
 /* ---------------------------------------------------------------- memory and copies of any device */
 mu_memory *mu_memory_new(mu_device *dev, size_t reserve) {
-    MU_CHECK(dev, "memory of no device");
+    MU_CHECK(dev, "mu_memory_new: device is NULL");
     mu_memory *m = mu_alloc(1, sizeof *m);
     m->dev = dev;
     dev->backend->reserve(m, reserve ? reserve : 1);
@@ -251,7 +251,7 @@ int64_t mu_device_bytes(const mu_device *dev) {
 
 void *mu_device_room(mu_device *dev, size_t bytes) {
     const size_t MOST = (size_t)1 << 30;
-    MU_CHECK(bytes <= MOST, "room for %zu bytes", bytes);
+    MU_CHECK(bytes <= MOST, "mu_device_room: %zu bytes are more than 1 GiB", bytes);
     if (!dev->room) dev->room = mu_memory_new(dev, MOST);
     mu_memory_commit(dev->room, bytes);
     return dev->room->region.base;

@@ -1,4 +1,4 @@
-/* internal.h - the kernel tables that mu_device_open chooses from, and what a kind of device must bring along. */
+/* internal.h - the kernel tables that mu_device_open chooses from, and the interface of a kind of device. */
 #ifndef MUSTER_KERNELS_INTERNAL_H
 #define MUSTER_KERNELS_INTERNAL_H
 #include "kernels/kernels.h"
@@ -27,8 +27,8 @@ typedef struct mu_backend {
     void (*close)(mu_device *dev);
 } mu_backend;
 
-/* "cuda" or "cuda-bf16", with ":n" on device n modulo their number; NULL when there is none. cuda/device.cu, and its
- * twin cuda_none.c in a build without CUDA. */
+/* "cuda" or "cuda-bf16", with ":n" on GPU n modulo their number; NULL when there is none. In cuda/device.cu, or in
+ * cuda_none.c in a build without CUDA. */
 mu_device *mu_cuda_open(const char *kind);
 
 #ifdef __cplusplus

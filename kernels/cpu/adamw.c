@@ -9,9 +9,9 @@ static const mu_slab_unit *unit_at(mu_mat units, int64_t i) {
 }
 
 /* The part of the slab that piece `piece` covers: it belongs to the last unit that does not begin behind it. */
-typedef struct { int64_t unit, first, count; } stretch;
+typedef struct { int64_t unit, first, count; } chunk;
 
-static stretch find_piece(int64_t n_units, mu_mat units, int64_t piece) {
+static chunk find_piece(int64_t n_units, mu_mat units, int64_t piece) {
     int64_t low = 0, high = n_units;
     while (high - low > 1) {
         int64_t middle = (low + high) / 2;
@@ -20,7 +20,7 @@ static stretch find_piece(int64_t n_units, mu_mat units, int64_t piece) {
     }
     const mu_slab_unit *u = unit_at(units, low);
     int64_t at = (piece - u->piece) * MU_SLAB_PIECE;
-    return (stretch){ low, u->first + at, cpu_min(MU_SLAB_PIECE, u->count - at) };
+    return (chunk){ low, u->first + at, cpu_min(MU_SLAB_PIECE, u->count - at) };
 }
 
 static int team_of(int64_t n_units, mu_mat units) {
@@ -34,7 +34,7 @@ void CPU(slab_sumsq)(mu_device *dev, int64_t n_units, int64_t n_pieces, mu_mat u
     double *part = mu_arena_alloc(&dev->scratch, (size_t)n_pieces * sizeof *part);
 #pragma omp parallel for schedule(static) num_threads(team_of(n_units, units))
     for (int64_t p = 0; p < n_pieces; p++) {
-        stretch s = find_piece(n_units, units, p);
+        chunk s = find_piece(n_units, units, p);
         part[p] = cpu_sumsq(s.count, cpu_f32(g) + s.first);
     }
     for (int64_t i = 0; i < n_units; i++) {
@@ -96,7 +96,7 @@ void CPU(slab_adamw)(mu_device *dev, int64_t n_units, int64_t n_pieces, const mu
     prepare(n_units, spec, units, loads, *cpu_f64(scale), cpu_i64(steps), of);
 #pragma omp parallel for schedule(static) num_threads(team_of(n_units, units))
     for (int64_t p = 0; p < n_pieces; p++) {
-        stretch s = find_piece(n_units, units, p);
+        chunk s = find_piece(n_units, units, p);
         if (of[s.unit].skipped) continue;
         update(s.count, spec, of[s.unit], cpu_f32(w) + s.first, cpu_f32(g) + s.first, cpu_f32(m) + s.first,
                cpu_f32(v) + s.first);

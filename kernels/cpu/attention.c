@@ -1,17 +1,16 @@
-/* attention.c - causal softmax attention, blockwise: the S x S scores never exist at once. d head width, H
- * query heads, G key heads.
+/* attention.c - causal softmax attention, blockwise, without the full S x S scores. d head width, H query heads,
+ * G key/value heads.
  *
- * Forward: keys are packed once for each (sequence, key head); an item is 32 queries of one head,
- * with the keys up to the diagonal in stretches of 256 and a running maximum and sum. A single query, a step
- * of generation, has an item for each key head, whose keys are read in place. Blocks and stretches are cut
- * at positions of the sequence, so a query's bits do not depend on which others come along. Backward: an item is
- * one head of one sequence; it walks blocks of 64 keys and the queries after them with the scores
- * *transposed*, so that dk and dv need no transposition, the softmax's numbers lie along the vectors, and dk,
- * dv have one owner and one order of sums. All products run on panels in the cache; a block above the
- * diagonal is never computed. */
+ * Forward: keys are packed once per (sequence, key head); an item is 32 queries of one head, with the keys up
+ * to the diagonal in chunks of 256 and a running maximum and sum. A single query, a step of generation, has an
+ * item per key head, whose keys are read in place. Blocks and chunks begin at fixed positions of the sequence,
+ * so a query's bits do not depend on other queries. Backward: an item is one head of one sequence; it loops over
+ * blocks of 64 keys and the queries after them with the scores *transposed*, so that dk and dv need no
+ * transposition, the softmax statistics lie along the vectors, and dk, dv have one owner and one order of sums.
+ * All products run on panels in the cache; blocks above the diagonal are skipped. */
 #include "kernels/cpu/cpu.h"
 
-enum { QUERIES = 32, STRETCH = 256, KEYS = 64 };
+enum { QUERIES = 32, CHUNK = 256, KEYS = 64 };
 
 typedef struct { const mu_attention_shape *s; mu_mat q, k, v, y, lse; float *packed_k, *packed_v; } forward;
 
@@ -33,16 +32,16 @@ static void pack_head(const forward *f, int64_t bg) {
                   f->packed_v + (size_t)bg * value_pack(s));
 }
 
-/* Whole vectors: a remainder of exponentials one by one would cost more than the rest of a short row. */
+/* Rounded up to whole vectors: a scalar remainder of exponentials would be slower. */
 static int64_t whole(int64_t n) { return (n + 15) / 16 * 16; }
 
-/* One stretch of scores p[rows, n]: query i (position at + i) sees keys `first` .. its own position. Running
- * maximum and sum of each row are brought up to date, p becomes exp(scale * score - max), and `keep` what the
- * earlier output must be multiplied by. */
-static void softmax_stretch(int64_t rows, int64_t n, int64_t at, int64_t first, float scale, float *p,
+/* One chunk of scores p[rows, n]: query i (position at + i) sees keys `first` .. its own position. Updates the
+ * running maximum and sum of each row; p becomes exp(scale * score - max), and `keep` the factor for the earlier
+ * output. */
+static void softmax_chunk(int64_t rows, int64_t n, int64_t at, int64_t first, float scale, float *p,
                             float *max, float *sum, float *keep) {
     for (int64_t i = 0; i < rows; i++) {
-        float *x = p + i * STRETCH, m = max[i], s = 0;
+        float *x = p + i * CHUNK, m = max[i], s = 0;
         int64_t seen = cpu_min(n, at + i - first + 1), end = whole(seen);
 #pragma omp simd reduction(max : m)
         for (int64_t j = 0; j < seen; j++) {
@@ -67,7 +66,7 @@ static void scale_rows(int64_t rows, int64_t d, const float *factor, float *y, i
         for (int64_t j = 0; j < d; j++) y[i * ld + j] *= factor[i];
 }
 
-/* What is known of a block's rows so far; `keep`: what the latest stretch leaves of the earlier ones. */
+/* Running statistics of a block's rows; `keep`: the factor for the output of earlier chunks. */
 typedef struct { float max[QUERIES], sum[QUERIES], keep[QUERIES]; } running;
 
 static running running_new(int64_t rows) {
@@ -76,12 +75,12 @@ static running running_new(int64_t rows) {
     return r;
 }
 
-/* Takes in a stretch of scores p[rows, n] and the values of its keys: y becomes the sum so far, not divided. */
-static void take_stretch(const mu_attention_shape *s, int64_t rows, int64_t n, int64_t at, int64_t first,
+/* Adds a chunk of scores p[rows, n] and the values of its keys to y, which is not normalised yet. */
+static void add_chunk(const mu_attention_shape *s, int64_t rows, int64_t n, int64_t at, int64_t first,
                          float *p, cpu_panels v, running *r, float *y, int64_t ldy) {
-    softmax_stretch(rows, n, at, first, (float)s->scale, p, r->max, r->sum, r->keep);
+    softmax_chunk(rows, n, at, first, (float)s->scale, p, r->max, r->sum, r->keep);
     if (first) scale_rows(rows, s->d, r->keep, y, ldy);
-    CPU(multiply)(false, rows, s->d, n, p, STRETCH, v, first > 0, y, ldy);
+    CPU(multiply)(false, rows, s->d, n, p, CHUNK, v, first > 0, y, ldy);
 }
 
 static void finish_rows(int64_t rows, int64_t d, running *r, float *y, int64_t ldy, float *lse,
@@ -93,7 +92,7 @@ static void finish_rows(int64_t rows, int64_t d, running *r, float *y, int64_t l
     scale_rows(rows, d, r->keep, y, ldy);
 }
 
-/* The block of queries from position `at` on, up to the next multiple of QUERIES. */
+/* The block of queries from position `at` up to the next multiple of QUERIES. */
 static void query_block(const forward *f, int64_t b, int64_t h, int64_t at, float *p) {
     const mu_attention_shape *s = f->s;
     int64_t end = cpu_min(at - at % QUERIES + QUERIES, keys_of(s)), rows = end - at;
@@ -106,48 +105,48 @@ static void query_block(const forward *f, int64_t b, int64_t h, int64_t at, floa
     cpu_panels v = cpu_in_place(s->d)
         ? cpu_panels_in_place(cpu_f32(f->v) + b * keys_of(s) * f->v.ld + h / (s->H / s->G) * s->d, f->v.ld)
         : cpu_panels_of(f->packed_v + bg * value_pack(s), keys_of(s));
-    for (int64_t first = 0; first < end; first += STRETCH) {
-        int64_t n = cpu_min(STRETCH, end - first);
-        CPU(multiply)(false, rows, n, s->d, q, f->q.ld, k, false, p, STRETCH);
-        take_stretch(s, rows, n, at, first, p, v, &r, y, f->y.ld);
-        k = cpu_panels_columns(k, STRETCH);
-        v = cpu_panels_rows(v, STRETCH);
+    for (int64_t first = 0; first < end; first += CHUNK) {
+        int64_t n = cpu_min(CHUNK, end - first);
+        CPU(multiply)(false, rows, n, s->d, q, f->q.ld, k, false, p, CHUNK);
+        add_chunk(s, rows, n, at, first, p, v, &r, y, f->y.ld);
+        k = cpu_panels_columns(k, CHUNK);
+        v = cpu_panels_rows(v, CHUNK);
     }
     finish_rows(rows, s->d, &r, y, f->y.ld, cpu_f32(f->lse) + h * f->lse.ld + row, 1);
 }
 
 /* ---------------------------------------------------------------- one query of each sequence
  * A block's rows are query heads that share a key head. Packing all its keys for these few rows would cost more
- * than the product, so the product is turned, scores^T = K q^T: the keys are read in place, each once, and a
+ * than the product, so the product is transposed, scores^T = K q^T: the keys are read in place, each once, and a
  * score is the same chain of multiply-adds. */
 static size_t single_floats(const mu_attention_shape *s) {
-    return 2 * QUERIES * STRETCH + cpu_packed(s->d, QUERIES) +
-           (cpu_in_place(s->d) ? 0 : cpu_packed(STRETCH, s->d));
+    return 2 * QUERIES * CHUNK + cpu_packed(s->d, QUERIES) +
+           (cpu_in_place(s->d) ? 0 : cpu_packed(CHUNK, s->d));
 }
 
 /* p[rows, n] = q[rows, d] k[n, d]^T; q is packed. */
-static void turned_scores(int64_t rows, int64_t n, int64_t d, const float *packed_q, const float *k,
-                          int64_t ldk, float *turned, float *p) {
-    if (rows == 1) turned = p;
-    CPU(multiply)(false, n, rows, d, k, ldk, cpu_panels_of(packed_q, d), false, turned, rows);
-    for (int64_t i = 0; i < rows && turned != p; i++)
-        for (int64_t j = 0; j < n; j++) p[i * STRETCH + j] = turned[j * rows + i];
+static void transposed_scores(int64_t rows, int64_t n, int64_t d, const float *packed_q, const float *k,
+                          int64_t ldk, float *transposed, float *p) {
+    if (rows == 1) transposed = p;
+    CPU(multiply)(false, n, rows, d, k, ldk, cpu_panels_of(packed_q, d), false, transposed, rows);
+    for (int64_t i = 0; i < rows && transposed != p; i++)
+        for (int64_t j = 0; j < n; j++) p[i * CHUNK + j] = transposed[j * rows + i];
 }
 
-/* Heads h .. h+rows-1 of the last position, which see every key. */
+/* Heads h .. h+rows-1 at the last position, which sees every key. */
 static void single_query(const forward *f, int64_t b, int64_t h, int64_t rows, float *buffer) {
     const mu_attention_shape *s = f->s;
     int64_t keys = keys_of(s), row = b * keys, column = h / (s->H / s->G) * s->d;
-    float *p = buffer, *turned = p + QUERIES * STRETCH, *packed_q = turned + QUERIES * STRETCH;
+    float *p = buffer, *transposed = p + QUERIES * CHUNK, *packed_q = transposed + QUERIES * CHUNK;
     float *packed_v = packed_q + cpu_packed(s->d, QUERIES), *y = cpu_f32(f->y) + b * f->y.ld + h * s->d;
     running r = running_new(rows);
     CPU(pack)(true, s->d, rows, cpu_f32(f->q) + b * f->q.ld + h * s->d, s->d, packed_q);
-    for (int64_t first = 0; first < keys; first += STRETCH) {
-        int64_t n = cpu_min(STRETCH, keys - first);
+    for (int64_t first = 0; first < keys; first += CHUNK) {
+        int64_t n = cpu_min(CHUNK, keys - first);
         const float *v = cpu_f32(f->v) + (row + first) * f->v.ld + column;
-        turned_scores(rows, n, s->d, packed_q, cpu_f32(f->k) + (row + first) * f->k.ld + column, f->k.ld,
-                      turned, p);
-        take_stretch(s, rows, n, s->past, first, p, cpu_panels_from(n, s->d, v, f->v.ld, packed_v), &r, y,
+        transposed_scores(rows, n, s->d, packed_q, cpu_f32(f->k) + (row + first) * f->k.ld + column, f->k.ld,
+                      transposed, p);
+        add_chunk(s, rows, n, s->past, first, p, cpu_panels_from(n, s->d, v, f->v.ld, packed_v), &r, y,
                      s->d);
     }
     finish_rows(rows, s->d, &r, y, s->d, cpu_f32(f->lse) + h * f->lse.ld + b, f->lse.ld);
@@ -178,7 +177,7 @@ void CPU(attention_fwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
     int64_t items = s->B * s->H * blocks, heads = s->B * s->G;
     int team = cpu_team(items * QUERIES * keys_of(s));
     size_t mark = mu_arena_mark(&dev->scratch);
-    cpu_buffers buffers = cpu_buffers_new(dev, team, QUERIES * STRETCH);
+    cpu_buffers buffers = cpu_buffers_new(dev, team, QUERIES * CHUNK);
     cpu_shares shares = cpu_shares_new(dev, team, items);
     forward f = { s, q, k, v, y, lse, mu_arena_alloc(&dev->scratch,
                                                      (size_t)heads * key_pack(s) * sizeof(float)),
@@ -200,12 +199,12 @@ void CPU(attention_fwd)(mu_device *dev, const mu_attention_shape *s, mu_mat q, m
 /* ---------------------------------------------------------------- backward */
 typedef struct { const mu_attention_shape *s; mu_mat q, k, v, y, lse, dy, dq, dk, dv; } backward;
 
-/* What one head keeps in its thread's buffer; lse and delta = <y, dy> contiguous along the queries. */
+/* Data of one head in its thread's buffer; lse and delta = <y, dy> contiguous along the queries. */
 typedef struct { float *qt, *dyt, *q, *dy, *k, *lse, *delta, *p, *dp; cpu_panels q_panels, dy_panels; } head;
 
 static size_t head_floats(const mu_attention_shape *s) {
     size_t S = (size_t)s->S + CPU_NR;
-    return 2 * key_pack(s) + 2 * value_pack(s) + cpu_packed(KEYS, s->d) + 2 * S + 2 * KEYS * STRETCH + 128;
+    return 2 * key_pack(s) + 2 * value_pack(s) + cpu_packed(KEYS, s->d) + 2 * S + 2 * KEYS * CHUNK + 128;
 }
 
 static float *take(float **at, size_t floats) {
@@ -221,7 +220,7 @@ static head head_in(const mu_attention_shape *s, float *buffer) {
     w.q = take(&buffer, value_pack(s)), w.dy = take(&buffer, value_pack(s));
     w.k = take(&buffer, cpu_packed(KEYS, s->d));
     w.lse = take(&buffer, S), w.delta = take(&buffer, S);
-    w.p = take(&buffer, KEYS * STRETCH), w.dp = take(&buffer, KEYS * STRETCH);
+    w.p = take(&buffer, KEYS * CHUNK), w.dp = take(&buffer, KEYS * CHUNK);
     return w;
 }
 
@@ -248,11 +247,11 @@ static void head_prepare(const backward *f, int64_t row, int64_t h, head *w) {
 }
 
 /* Transposed scores p[keys, n] of keys `key`.. and queries `at`.. become probabilities, dp the gradient of
- * the scores; both 0 where the key comes after the query. */
+ * the scores; both are 0 where the key comes after the query. */
 static void softmax_gradient(int64_t keys, int64_t n, int64_t key, int64_t at, float scale, head w) {
     const float *lse = w.lse + at, *delta = w.delta + at;
     for (int64_t i = 0; i < keys; i++) {
-        float *restrict x = w.p + i * STRETCH, *restrict dx = w.dp + i * STRETCH;
+        float *restrict x = w.p + i * CHUNK, *restrict dx = w.dp + i * CHUNK;
         int64_t blind = cpu_min(n, cpu_max(0, key + i - at));
 #pragma omp simd
         for (int64_t j = blind / 16 * 16; j < whole(n); j++) {
@@ -271,14 +270,14 @@ static void key_block(const backward *f, int64_t row, int64_t h, int64_t key, he
     const float *k = cpu_f32(f->k) + (row + key) * f->k.ld + g * d;
     const float *v = cpu_f32(f->v) + (row + key) * f->v.ld + g * d;
     cpu_panels k_panels = cpu_panels_from(keys, d, k, f->k.ld, w.k);
-    for (int64_t at = key; at < s->S; at += STRETCH) {
-        int64_t n = cpu_min(STRETCH, s->S - at);
-        CPU(multiply)(false, keys, n, d, k, f->k.ld, cpu_panels_columns(cpu_panels_of(w.qt, d), at), false, w.p, STRETCH);
-        CPU(multiply)(false, keys, n, d, v, f->v.ld, cpu_panels_columns(cpu_panels_of(w.dyt, d), at), false, w.dp, STRETCH);
+    for (int64_t at = key; at < s->S; at += CHUNK) {
+        int64_t n = cpu_min(CHUNK, s->S - at);
+        CPU(multiply)(false, keys, n, d, k, f->k.ld, cpu_panels_columns(cpu_panels_of(w.qt, d), at), false, w.p, CHUNK);
+        CPU(multiply)(false, keys, n, d, v, f->v.ld, cpu_panels_columns(cpu_panels_of(w.dyt, d), at), false, w.dp, CHUNK);
         softmax_gradient(keys, n, key, at, (float)s->scale, w);
-        CPU(multiply)(false, keys, d, n, w.p, STRETCH, cpu_panels_rows(w.dy_panels, at), true, dv, lddv);
-        CPU(multiply)(false, keys, d, n, w.dp, STRETCH, cpu_panels_rows(w.q_panels, at), true, dk, lddk);
-        CPU(multiply)(true, n, d, keys, w.dp, STRETCH, k_panels, true,
+        CPU(multiply)(false, keys, d, n, w.p, CHUNK, cpu_panels_rows(w.dy_panels, at), true, dv, lddv);
+        CPU(multiply)(false, keys, d, n, w.dp, CHUNK, cpu_panels_rows(w.q_panels, at), true, dk, lddk);
+        CPU(multiply)(true, n, d, keys, w.dp, CHUNK, k_panels, true,
                         cpu_f32(f->dq) + (row + at) * f->dq.ld + h * d, f->dq.ld);
     }
 }
@@ -288,8 +287,8 @@ static void add_head(int64_t rows, int64_t d, const float *from, int64_t ldf, fl
         for (int64_t j = 0; j < d; j++) to[i * ldt + j] += from[i * ldf + j];
 }
 
-/* With several query heads to a key head, each leaves its dk and dv in a part of its own, [B*S, H*d]; then
- * they are added in order of the heads. */
+/* With several query heads per key head, each writes its own dk and dv, [B*S, H*d]; then they are added in order
+ * of the heads. */
 static void add_parts(const mu_attention_shape *s, int64_t bg, const float *part, mu_mat to) {
     int64_t row = bg / s->G * s->S, g = bg % s->G, heads = s->H / s->G, ld = s->H * s->d;
     for (int64_t h = g * heads; h < (g + 1) * heads; h++)

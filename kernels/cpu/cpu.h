@@ -1,9 +1,9 @@
-/* cpu.h - private to kernels/cpu: names that carry the instruction set, operands, teams, thread buffers, exp.
+/* cpu.h - private to kernels/cpu: names per instruction set, operands, teams, thread buffers, exp.
  *
  * Every file here is compiled once per instruction set with -DMU_CPU_ISA=base|avx2|avx512|bf16, so each external
  * symbol is CPU(name) = mu_cpu_<isa>_<name>. Loops are plain C for the compiler's vectoriser (omp simd).
- * Order of sums: where sums are cut into blocks, these depend on the problem only; threads take whole blocks, and
- * partial sums of blocks are added in block order. So results are the same bits for any number of threads. */
+ * Order of sums: the blocks of a sum depend only on the problem; threads take whole blocks, and partial sums are
+ * added in block order. So results have the same bits for any number of threads. */
 #ifndef MUSTER_KERNELS_CPU_H
 #define MUSTER_KERNELS_CPU_H
 
@@ -24,7 +24,7 @@
 MU_KERNELS(K)
 #undef K
 
-/* The same kernel of the table that rounds nothing to bf16. */
+/* The same kernel without rounding to bf16. */
 #if defined(__AVX512BF16__)
 #define CPU_MASTER(name) mu_cpu_avx512_##name
 #define K(name, params, args) void CPU_MASTER(name) params;
@@ -38,8 +38,8 @@ enum { CPU_ROUNDS = 0 };
 
 /* Products (product.c), each on the calling thread alone. B is packed first, into panels of CPU_NR columns:
  * row p of a panel holds CPU_NR neighbours of op(B)[p], missing columns are 0. An element of C is one chain
- * of multiply-adds in the order of k (stretches of CPU_KC, added in order): its bits depend on its row of A
- * and its column of B, not on how many rows or columns come along. */
+ * of multiply-adds in the order of k (in chunks of CPU_KC, added in order): its bits depend on its row of A
+ * and its column of B, not on the number of rows or columns. */
 #if defined(__AVX512F__)
 enum { CPU_LANES = 16, CPU_MR = 14 };       /* 28 accumulators of 32 registers */
 #elif defined(__AVX2__)
@@ -50,20 +50,20 @@ enum { CPU_LANES = 4, CPU_MR = 12 };        /* 24 of 32 */
 enum { CPU_LANES = 4, CPU_MR = 6 };         /* 12 of 16 */
 #endif
 enum { CPU_NR = 2 * CPU_LANES, CPU_KC = 256 };
-/* T(rows) for every height that a register tile may have. */
+/* T(rows) for every height of a register tile. */
 #define CPU_TILES(T) T(1) T(2) T(3) T(4) T(5) T(6) T(7) T(8) T(9) T(10) T(11) T(12) T(13) T(14)
 
 /* With bf16 products (product_bf16.c) one packed word holds two neighbours along k: half as many rows. */
 enum { CPU_ROWS_A_WORD = CPU_ROUNDS ? 2 : 1 };
 static inline int64_t cpu_pairs(int64_t k) { return (k + CPU_ROWS_A_WORD - 1) / CPU_ROWS_A_WORD; }
 
-/* Floats, or words of the size of one, that op(B)[k, n] takes when packed. */
+/* Floats (or words of that size) of a packed op(B)[k, n]. */
 static inline size_t cpu_packed(int64_t k, int64_t n) {
     return (size_t)((n + CPU_NR - 1) / CPU_NR * CPU_NR * cpu_pairs(k));
 }
 
-/* Packs op(B)[k, n]; b is [k, n], or [n, k] when tb. A part is what one thread does at a time when several
- * pack: a panel when tb, else CPU_PART rows of b. */
+/* Packs op(B)[k, n]; b is [k, n], or [n, k] when tb. A part is the unit of work of one thread: a
+ * panel if tb, else CPU_PART rows of b. */
 enum { CPU_PART = 32 };
 static inline int64_t cpu_parts(bool tb, int64_t k, int64_t n) {
     return tb ? (n + CPU_NR - 1) / CPU_NR : (k + CPU_PART - 1) / CPU_PART;
@@ -71,7 +71,7 @@ static inline int64_t cpu_parts(bool tb, int64_t k, int64_t n) {
 void CPU(pack_part)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, int64_t part, float *to);
 void CPU(pack)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, float *to);
 
-/* Packed B as products read it: `stride` floats from panel to panel, `ld` from row to row of a panel. */
+/* Packed B as the operand of products: `stride` floats between panels, `ld` between rows of a panel. */
 typedef struct { const float *data; int64_t stride, ld; } cpu_panels;
 
 static inline cpu_panels cpu_panels_of(const float *packed, int64_t k) {
@@ -86,13 +86,13 @@ static inline cpu_panels cpu_panels_columns(cpu_panels b, int64_t column) {
     return (cpu_panels){ b.data + column / CPU_NR * b.stride, b.stride, b.ld };
 }
 
-/* A row-major B whose rows end with a panel need not be packed: read in place it is as fast (only the
- * transposition of weights must be paid for). */
+/* A row-major B whose width is a multiple of a panel need not be packed: reading it in place is as fast (only
+ * transposing costs time). */
 static inline bool cpu_in_place(int64_t n) { return CPU_ROWS_A_WORD == 1 && n % CPU_NR == 0; }
 static inline cpu_panels cpu_panels_in_place(const float *b, int64_t ldb) {
     return (cpu_panels){ b, CPU_NR, ldb };
 }
-/* B [k, n] as a right operand: in place where it can be, else packed into `to`. */
+/* B [k, n] as a right operand: in place if possible, else packed into `to`. */
 static inline cpu_panels cpu_panels_from(int64_t k, int64_t n, const float *b, int64_t ldb, float *to) {
     if (cpu_in_place(n)) return cpu_panels_in_place(b, ldb);
     CPU(pack)(false, k, n, b, ldb, to);
@@ -108,25 +108,25 @@ static inline void cpu_zero_rows(int64_t m, int64_t n, float *c, int64_t ldc) {
 void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b,
                    bool add, float *c, int64_t ldc);
 
-/* The same, not transposed, for an A that comes from memory; with AVX-512 only. */
+/* The same, not transposed, for an A that is not in a cache; AVX-512 only. */
 void CPU(multiply_far)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add, float *c,
                        int64_t ldc);
 
-/* C[m,n] = A[m,k] B^T, or +=, for few rows, m <= CPU_FEW: B, [n, k] with n <= CPU_WIDE, as it lies: weights are read
- * once, and another form of them never leaves the first cache. The same bits as multiply, but where !batch_invariant allows sums in
- * an order of their own, which depends on m. */
+/* C[m,n] = A[m,k] B^T, or +=, for few rows, m <= CPU_FEW, with B [n, k], n <= CPU_WIDE, unpacked: weights are read once, and
+ * their transpose stays in the first-level cache. The same bits as multiply if batch_invariant; else the order of sums may
+ * depend on m. */
 enum { CPU_FEW = 256, CPU_WIDE = 4 * CPU_NR };
 void CPU(multiply_few)(bool batch_invariant, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                        bool add, float *c, int64_t ldc);
 
-/* The same, and sums always in an order of their own; false, and nothing done, where that has no advantage. */
+/* The same with another order of sums; returns false, without doing anything, where that is not faster. */
 bool CPU(multiply_dots)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,
                         float *c, int64_t ldc);
 
-/* Elements of a block of an element-wise loop: 64 KiB of floats, enough to pay for handing it out. */
+/* Elements per block of an element-wise loop: 64 KiB of floats. */
 enum { CPU_BLOCK = 16384 };
 
-/* An operand as a C array; a kernel's operand of the wrong type stops the program. */
+/* An operand as a C array; fatal if its dtype is wrong. */
 static inline void *cpu_typed(mu_mat m, mu_dtype dtype, const char *kernel) {
     MU_CHECK(!m.data || m.dtype == dtype, "%s: operand is %s, expected %s", kernel, mu_dtype_name(m.dtype), mu_dtype_name(dtype));
     return m.data;
@@ -148,7 +148,7 @@ static inline double cpu_sumsq(int64_t n, const float *x) {
     return s;
 }
 
-/* to[r] = x[index[r]], n rows of D. They lie anywhere: the row after next is on its way while this one is copied. */
+/* to[r] = x[index[r]], n rows of D. Prefetches the row after next while copying a row. */
 static inline void cpu_gather_rows(int64_t n, int64_t D, const int32_t *index, const float *x, int64_t ldx, float *to,
                                    int64_t ld) {
     for (int64_t r = 0; r < n; r++, to += ld) {
@@ -162,15 +162,15 @@ static inline void cpu_gather_rows(int64_t n, int64_t D, const int32_t *index, c
     }
 }
 
-/* Threads for `work` elements touched: waking a team costs a few microseconds. */
+/* Threads for `work` elements: starting a team costs a few microseconds. */
 static inline int cpu_team(int64_t work) { return work < 20000 ? 1 : mu_threads(); }
-/* The same for a product of `rows` rows with n*k weights: reading these takes time, too. */
+/* The same for a product of `rows` rows with n*k weights, whose reading counts, too. */
 static inline int cpu_product_team(int64_t rows, int64_t n, int64_t k) {
     return cpu_team(cpu_max(rows, 4) * n * cpu_max(k, 1) / 16);
 }
 
-/* One buffer of `floats` for each of `team` threads, from the device's scratch; the stride keeps the buffers
- * on different pages. Taken before the parallel region, given back with mu_arena_release. */
+/* One buffer of `floats` per thread of a team, from the device's scratch; the stride keeps the buffers on different
+ * pages. Allocated before the parallel region, freed with mu_arena_release. */
 typedef struct { float *base; size_t stride; } cpu_buffers;
 
 static inline cpu_buffers cpu_buffers_new(mu_device *dev, int team, size_t floats) {
@@ -180,9 +180,9 @@ static inline cpu_buffers cpu_buffers_new(mu_device *dev, int team, size_t float
 
 static inline float *cpu_buffer(cpu_buffers b) { return b.base + b.stride * (size_t)omp_get_thread_num(); }
 
-/* Items 0 .. n-1 for a team: a thread takes the items of its own share, in order, then what is left of the others'. So the
- * same thread meets the same rows in one kernel after the other, with what it knows of them in its cache (two cores
- * need not have a cache in common), and yet all end together. Taken before the parallel region, like buffers. */
+/* Items 0 .. n-1 for a team: a thread takes the items of its own share, in order, then steals from the others'. So a thread
+ * gets the same rows in consecutive kernels, which are then in its cache (cores need not share a cache), and all threads
+ * finish together. Allocated before the parallel region, like buffers. */
 typedef struct { _Alignas(64) int64_t next, end; } cpu_share;
 typedef struct { cpu_share *list; int team; } cpu_shares;
 
@@ -192,7 +192,7 @@ static inline cpu_shares cpu_shares_new(mu_device *dev, int team, int64_t n) {
     return s;
 }
 
-/* The next item for this thread, or -1; `turn` is 0 at first. */
+/* The next item for this thread, or -1; *turn starts at 0. */
 static inline int64_t cpu_take(cpu_shares s, int *turn) {
     for (; *turn < s.team; ++*turn) {
         cpu_share *share = s.list + (omp_get_thread_num() + *turn) % s.team;
@@ -202,9 +202,9 @@ static inline int64_t cpu_take(cpu_shares s, int *turn) {
     return -1;
 }
 
-/* exp(x), about 1e-7 relative, written so that loops over it vectorise on every instruction set:
- * x = n ln2 + r, the polynomial of Cephes' expf for r, then n goes into the exponent. Below -87.3 (so for
- * -inf too) it is 0, above 88.3 infinity; NaN stays NaN. */
+/* exp(x), relative error about 1e-7; loops over it vectorise on every instruction set:
+ * x = n ln2 + r, the polynomial of Cephes' expf for r, then n is added to the exponent. Below -87.3 (and
+ * for -inf) it is 0, above 88.3 infinity; NaN stays NaN. */
 static inline float cpu_exp(float x) {
     const float round = 12582912.0f;            /* 1.5 * 2^23: adding it leaves n in the low bits */
     union { float f; int32_t i; } t, two_n;
@@ -226,7 +226,7 @@ static inline float cpu_exp(float x) {
 }
 
 /* The same in double, about 1e-14: 11 terms of the series for r. Below -708 it is 0. */
-static inline double cpu_exp_fine(double x) {
+static inline double cpu_exp_f64(double x) {
     const double round = 6755399441055744.0;    /* 1.5 * 2^52 */
     union { double f; int64_t i; } t, two_n;
     double y = x < -708 ? -708 : x > 709 ? 709 : x;

@@ -1,8 +1,8 @@
-/* dots.c - products of one to four rows with weights as they lie, [n, k], where sums may go in an order of their own.
+/* dots.c - products of one to four rows with unpacked weights [n, k], with another order of sums than product.c.
  *
  * Both operands are read along k, a vector at a time; the lanes of a sum are added at its end, those of CPU_LANES sums at
- * once. So nothing is turned, a value of B is loaded once for all rows, and the product is as fast as the weights come.
- * AVX2 and AVX-512; not for bf16 products, which experts do without when rows are few. */
+ * once. So nothing is transposed, a value of B is loaded once for all rows, and the product is as fast as the memory.
+ * AVX2 and AVX-512; not for bf16 products, which experts do not use for few rows. */
 #include "kernels/cpu/cpu.h"
 
 #if defined(__AVX2__) && !defined(__AVX512BF16__)
@@ -14,7 +14,7 @@ enum { MOST_ROWS = 4 };
 typedef __m512 lanes;
 static inline lanes lanes_of(const float *x) { return _mm512_loadu_ps(x); }
 
-/* Lane i = the sum of x[i]'s lanes. Halves that two vectors are left with are added side by side. */
+/* Lane i = the sum of x[i]'s lanes. The remaining halves of two vectors are added in one vector. */
 static inline __attribute__((always_inline)) lanes sums_of(lanes x[16]) {
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
@@ -39,7 +39,7 @@ static inline __attribute__((always_inline)) lanes sums_of(lanes x[8]) {
 }
 #endif
 
-/* `rows` x `columns` <= CPU_LANES sums. The next rows of B are fetched meanwhile. */
+/* `rows` x `columns` <= CPU_LANES sums. Prefetches the next rows of B. */
 static inline __attribute__((always_inline)) void dots_tile(const int rows, const int columns, int64_t k, const float *a,
                                                             int64_t lda, const float *b, int64_t ldb, bool add, float *c,
                                                             int64_t ldc) {

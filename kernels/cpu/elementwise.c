@@ -1,5 +1,5 @@
-/* elementwise.c - fill, axpy, add, copy and the two sums: vectors of n values. Bound by memory traffic; cut into
- * blocks of CPU_BLOCK, whose inner loops the compiler vectorises. */
+/* elementwise.c - fill, axpy, add, copy and the two sums: vectors of n values. Memory-bound; in blocks of
+ * CPU_BLOCK, whose inner loops the compiler vectorises. */
 #include "kernels/cpu/cpu.h"
 
 static void fill_f32(int64_t n, float value, float *restrict x) {
@@ -21,7 +21,7 @@ void CPU(fill)(mu_device *dev, int64_t n, double value, mu_mat x) {
     }
 }
 
-/* x and y may be the same vector, which omp simd allows: each index stands alone. */
+/* x and y may be the same vector, which omp simd allows: indices are independent. */
 static void axpy_f32(int64_t n, float a, const float *x, float *y) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) y[i] += a * x[i];

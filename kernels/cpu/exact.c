@@ -1,5 +1,5 @@
-/* exact.c - exact sums: see kernels.h for the words. Splitting a summand costs four additions of doubles: adding
- * 1.5 * 2^(52 - s) leaves v * 2^s, rounded, in the low bits of the result, and what was rounded off is exact. */
+/* exact.c - exact sums (format: kernels.h). Splitting a summand costs four additions of doubles: adding
+ * 1.5 * 2^(52 - s) leaves v * 2^s, rounded, in the low bits of the result, and the remainder is exact. */
 #include "kernels/cpu/cpu.h"
 
 enum {
@@ -18,13 +18,13 @@ static inline uint64_t bits_of(double x) {
     return u.i;
 }
 
-/* What goes from the low words to the high ones, so that -2^44 <= low < 2^44; the shift is of a positive number. */
+/* The carry from low to high words that makes -2^44 <= low < 2^44; shifts a positive number. */
 static inline uint64_t carry_of(uint64_t low) {
     const uint64_t bias = ((uint64_t)1 << 62) + ((uint64_t)1 << (LOW_BITS - 1));
     return ((low + bias) >> LOW_BITS) - (bias >> LOW_BITS);
 }
 
-/* Returns what is not 0 when a summand or a sum was too large. */
+/* Returns nonzero when a summand or a sum was too large. */
 static uint64_t add(int64_t n, const float *restrict x, int64_t *restrict high, int64_t *restrict low) {
     uint64_t bad = 0;
 #pragma omp simd reduction(| : bad)
@@ -67,7 +67,7 @@ void CPU(exact_round)(mu_device *dev, int64_t n, mu_mat sums, mu_mat x) {
         }
 }
 
-/* Split over columns, as embed_bwd: each sum has one owner. */
+/* Split over columns, like embed_bwd: each sum has one owner. */
 void CPU(exact_embed)(mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat ids, mu_mat dy, mu_mat sums) {
     enum { COLUMNS = 64 };
     (void)dev;
@@ -89,8 +89,8 @@ typedef struct {
     int64_t *sums;
 } product;
 
-/* tile[height, width] = the product over rows row .. end-1, columns i of a and j of b and on. What of b does not
- * fill panels is packed, a stretch of rows at a time. */
+/* tile[height, width] = the product over rows row .. end-1 of columns i.. of a and j.. of b. If b does not fill
+ * panels it is packed, some rows at a time. */
 static void unit_tile(const product *p, int64_t i, int64_t j, int64_t height, int64_t width, int64_t row,
                       int64_t end, float *pack, float *tile) {
     for (int64_t at = row; at < end; at += CPU_KC) {

@@ -1,13 +1,13 @@
-/* experts.c - which rows of which experts each thread of a team takes (experts.h). */
+/* experts.c - distribution of the experts' rows over the threads of a team (experts.h). */
 #include "kernels/cpu/experts.h"
 
-/* To read an expert's weights, or to turn them, takes as long as WEIGHTS_COST rows. No part of an expert is less than
- * LEAST_CUT rows: that would cost more than it helps, and so few may be summed in another order (multiply_few). */
+/* Reading or transposing an expert's weights takes as long as WEIGHTS_COST rows. No part of a split expert has fewer than
+ * LEAST_CUT rows: smaller ones do not pay, and might be summed in another order (multiply_few). */
 enum { WEIGHTS_COST = 16, LEAST_CUT = 16 };
 
 static int64_t cost_of(int64_t rows) { return rows ? rows + WEIGHTS_COST : 0; }
 
-/* The row before which a share ends that costs so much with all before it. */
+/* The row at which the cost of all rows before it reaches `cost`. */
 static int64_t row_at(const int64_t *offsets, int64_t experts, int64_t cost) {
     int64_t i = 0, rows = 0;
     for (; i < experts; i++) {

@@ -1,9 +1,9 @@
 /* experts_bwd.c - SwiGLU experts over routed rows, backward (experts.h).
  *
- * A thread takes some rows of an expert, a part, from dy to dx: columns of the down-projection at a time, which stay in
- * the second-level cache while the rows come by in blocks, and SwiGLU's gradient; then columns of both up-projections.
- * Weight gradients are tiles of an expert's matrices. They follow their expert's rows closely and as a rule on the same
- * thread, so what they read is still in its cache. */
+ * A thread takes some rows of an expert, a part, from dy to dx: some columns of the down-projection at a time, which stay
+ * in the second-level cache for all blocks of rows, and SwiGLU's gradient; then columns of both up-projections. Weight
+ * gradients are tiles of an expert's matrices. They follow their expert's rows closely and usually on the same thread, so
+ * their operands are still in its cache. */
 #include "kernels/cpu/experts.h"
 
 #include <sched.h>
@@ -16,7 +16,7 @@ typedef struct {
     mu_mat x, in, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights, dgate, dup, ddown;
 } backward;
 
-/* act = weight * a, a = silu(hg) * hu; then hg and hu become their gradients. b: the gradient of a, but for the
+/* act = weight * a, a = silu(hg) * hu; then hg and hu become their gradients. b: the gradient of a, without the
  * weight. Returns <a, b>. */
 static float swiglu_bwd(int64_t F, float weight, const float *restrict b, float *restrict hg, float *restrict hu,
                         float *restrict act) {
@@ -33,7 +33,7 @@ static float swiglu_bwd(int64_t F, float weight, const float *restrict b, float 
 }
 
 /* ---------------------------------------------------------------- rows */
-/* Columns j .. j+n-1 of a weight [k, ld] of an expert, as a right operand: in place where they can be, or packed into `to`. */
+/* Columns j .. j+n-1 of a weight [k, ld] of an expert, as a right operand: in place if possible, else packed into `to`. */
 static cpu_panels columns_of(const backward *f, mu_mat weight, int64_t expert, int64_t k, int64_t ld, int64_t j, int64_t n,
                              float *to) {
     return cpu_panels_from(k, n, cpu_matrix_of(weight, f->s, expert) + j, ld, to);
@@ -56,11 +56,11 @@ static void block_of_dx(const backward *f, cpu_item b, int64_t j, int64_t n, cpu
     CPU(multiply)(false, b.rows, n, f->s->F, hu.data, hu.ld, up, true, dx.data, dx.ld);
 }
 
-/* Columns that go at a time of the down-projection, of the up-projections. */
+/* Columns at a time of the down-projection, and of the up-projections. */
 static int64_t downs(const mu_experts_shape *s) { return cpu_columns_at_once(s->F, 1, s->D); }
 static int64_t ups(const mu_experts_shape *s) { return cpu_columns_at_once(s->D, 2, s->F); }
 
-/* A thread's buffer: gradients of a block's activations; packed columns, where any are; a part's rows of dy. */
+/* A thread's buffer: gradients of a block's activations; packed columns, if any; a part's rows of dy. */
 static int64_t packed_floats(const mu_experts_shape *s) {
     if (cpu_in_place(s->D) && cpu_in_place(s->F)) return 0;
     return cpu_max((int64_t)cpu_packed(s->D, downs(s)), 2 * (int64_t)cpu_packed(s->F, ups(s)));
@@ -126,7 +126,7 @@ static void weight_tile(const gradient *g, bool fresh, int64_t expert, int64_t i
 }
 
 static int64_t tiles_of(int64_t m, int64_t n) { return cpu_blocks(m, TILE_M) * cpu_blocks(n, TILE_N); }
-static int64_t tiles_an_expert(const mu_experts_shape *s) { return tiles_of(s->F, s->D) + tiles_of(s->D, s->F); }
+static int64_t tiles_per_expert(const mu_experts_shape *s) { return tiles_of(s->F, s->D) + tiles_of(s->D, s->F); }
 
 /* Tile `at` of an expert's weight gradients: those of gate and up, [F, D], at once, then those of down, [D, F]. */
 static void weight_item(const backward *f, const int64_t *offsets, int64_t expert, int64_t at, float *buffer) {
@@ -141,11 +141,10 @@ static void weight_item(const backward *f, const int64_t *offsets, int64_t exper
 }
 
 /* ---------------------------------------------------------------- the order of the work
- * A thread's share of parts becomes its share of tasks: parts of experts that it has a share of only, then of each whole
- * expert the parts and the tiles of its weight gradients, then the tiles of experts that end in its share and began in
- * another's. A tile waits until all parts of its expert are done. These are ahead of it in the same share, hence begun, or
- * at the beginning of another's, whose own thread waits for nothing before them: nobody waits for long, and there is no
- * barrier. */
+ * A thread's share of parts becomes its share of tasks: first the parts of experts that are split over shares, then for each
+ * whole expert its parts and the tiles of its weight gradients, then the tiles of experts that end in its share but began in
+ * another. A tile waits until all parts of its expert are done. These are ahead of it in the same share, hence started, or
+ * at the beginning of another share, whose thread waits for nothing before them: waits are short, and there is no barrier. */
 typedef struct { cpu_item part; int64_t tile; } task;
 typedef struct { task *list; int64_t n; int *parts, *done; } tasks;
 
@@ -157,7 +156,7 @@ static void add_tiles(tasks *l, int64_t expert, int64_t tiles) {
     for (int64_t i = 0; i < tiles; i++) l->list[l->n++] = (task){ { expert, 0, 0 }, i };
 }
 
-/* Behind the last part of a share that belongs to the expert of part `i`. */
+/* The end of the parts of a share that belong to the expert of part `i`. */
 static int64_t same_expert(const cpu_item *parts, int64_t i, int64_t end) {
     int64_t expert = parts[i].expert;
     while (i < end && parts[i].expert == expert) i++;
@@ -184,7 +183,7 @@ static cpu_share list_share(const cpu_item *parts, cpu_share share, const int64_
 static tasks list_tasks(mu_device *dev, const backward *f, const int64_t *offsets, cpu_shares shares) {
     const mu_experts_shape *s = f->s;
     cpu_items parts = CPU(list_parts)(dev, s, offsets, PART_ROWS, shares);
-    int64_t tiles = f->dgate.data || f->dup.data || f->ddown.data ? tiles_an_expert(s) : 0;
+    int64_t tiles = f->dgate.data || f->dup.data || f->ddown.data ? tiles_per_expert(s) : 0;
     tasks l = { mu_arena_alloc(&dev->scratch, (size_t)(parts.n + s->experts * tiles) * sizeof *l.list), 0,
                 mu_arena_alloc(&dev->scratch, (size_t)s->experts * sizeof *l.parts),
                 mu_arena_alloc(&dev->scratch, (size_t)s->experts * sizeof *l.done) };
@@ -215,23 +214,22 @@ static void run_task(const backward *f, const int64_t *offsets, const tasks *l, 
 static void backward_by_parts(mu_device *dev, const backward *f, const int64_t *offsets, int team) {
     cpu_shares shares = cpu_shares_new(dev, team, 0);
     tasks l = list_tasks(dev, f, offsets, shares);
-    int64_t most = cpu_most_rows(offsets, f->s->experts), tiles = tiles_an_expert(f->s);
+    int64_t most = cpu_most_rows(offsets, f->s->experts), tiles = tiles_per_expert(f->s);
     cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max((int64_t)part_floats(f->s, most), WEIGHT_BUFFER));
 #pragma omp parallel num_threads(team)
     {
         int turn = 0;
         for (int64_t i; (i = cpu_take(shares, &turn)) >= 0;) run_task(f, offsets, &l, l.list[i], cpu_buffer(buffers));
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < f->s->experts * tiles; i++)     /* experts without rows: gradients to be cleared */
+        for (int64_t i = 0; i < f->s->experts * tiles; i++)     /* experts without rows: clear their gradients */
             if (offsets[i / tiles] == offsets[i / tiles + 1])
                 weight_item(f, offsets, i / tiles, i % tiles, cpu_buffer(buffers));
     }
 }
 
 /* ---------------------------------------------------------------- backward, few rows and weights larger than a cache
- * For rows that lie in order and are not weighted, and weights that are read in place: a dense feed-forward's. An item is
- * CPU_WIDE columns of one expert, so that its weights are read once: first what becomes of hg and hu, then dx, then the
- * gradients of weights. */
+ * For rows in order and without weights, and matrices read in place: a dense feed-forward. An item is CPU_WIDE columns of
+ * one expert, so that its weights are read once: first hg and hu, then dx, then the weight gradients. */
 static bool goes_by_columns(const backward *f, int64_t most) {
     bool plain = !f->in.data && !f->out.data && !f->weights.data && !f->dweights.data && f->dx.data;
     return plain && cpu_in_place(f->s->D) && cpu_in_place(f->s->F) && cpu_few_for_weights(f->s, most);
@@ -257,7 +255,7 @@ static void columns_of_dx(const backward *f, cpu_item it, int64_t j) {
 }
 
 static void backward_by_columns(mu_device *dev, const backward *f, const int64_t *offsets, int team) {
-    int64_t D = f->s->D, F = f->s->F, E = f->s->experts, tiles = tiles_an_expert(f->s);
+    int64_t D = f->s->D, F = f->s->F, E = f->s->experts, tiles = tiles_per_expert(f->s);
     int64_t of_h = cpu_blocks(F, CPU_WIDE), of_dx = cpu_blocks(D, CPU_WIDE);
     cpu_buffers buffers = cpu_buffers_new(dev, team, (size_t)cpu_max(CPU_FEW * CPU_WIDE, WEIGHT_BUFFER));
     cpu_shares h = cpu_shares_new(dev, team, E * of_h), dx = cpu_shares_new(dev, team, E * of_dx);

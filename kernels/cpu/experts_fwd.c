@@ -1,12 +1,12 @@
 /* experts_fwd.c - SwiGLU experts over routed rows, forward (experts.h).
  *
  * A thread takes some rows of an expert, a part, through all three products: gather, both up-projections, SwiGLU,
- * down-projection, scatter. Few rows meet the weights as they lie. For more, some columns of the weights at a time are
- * turned into the thread's buffer, in the second-level cache, and stay there while the rows come by in blocks. A thread
- * reads nothing that another one has just written: two cores need not have a cache in common. The price is that weights
- * are turned once for each part of their expert, 4 to 8 % of the time for 256 rows.
+ * down-projection, scatter. For few rows the weights are read in place. For more, some columns of the weights at a time
+ * are transposed into the thread's buffer, in the second-level cache, and used for all blocks of rows. A thread reads
+ * nothing that another one has just written: cores need not share a cache. The price is that weights are transposed once
+ * per part of their expert, 4 to 8 % of the time for 256 rows.
  *
- * When few experts have few rows each, a single token's in generation, threads share the columns of every expert. */
+ * When few experts have few rows each (a single token in generation), threads share the columns of every expert. */
 #include "kernels/cpu/experts.h"
 
 enum { FEW = CPU_LANES == 16 ? 80 : 64, PART_ROWS = 512 };
@@ -22,7 +22,7 @@ static mu_mat input_rows(const forward *f, cpu_item it, float *room) {
     return cpu_rows_of(f->x, f->in, it.first, it.rows, f->s->D, (mu_mat){ room, MU_DTYPE_F32, f->s->D });
 }
 
-/* Rows, or columns of them, to where `out` says. */
+/* Writes rows, or some columns of them, to the rows given by `out`. */
 static void scatter_rows(const forward *f, int64_t first, int64_t n, int64_t column, int64_t columns, const float *from) {
     const int32_t *index = cpu_i32(f->out) + first;
     for (int64_t r = 0; r < n; r++)
@@ -40,8 +40,8 @@ static void swiglu(int64_t n, int64_t F, const float *hg, int64_t ldg, const flo
     }
 }
 
-/* Columns j .. j+n-1 of a product's result: rows of weights [.., k], as they lie or turned. */
-typedef struct { const float *weights, *turned; int64_t n, k; } columns;
+/* Columns j .. j+n-1 of a product's result: rows of weights [.., k], in place or transposed. */
+typedef struct { const float *weights, *transposed; int64_t n, k; } columns;
 
 static columns columns_of(const forward *f, mu_mat weights, int64_t expert, int64_t j, int64_t n, int64_t k) {
     return (columns){ cpu_matrix_of(weights, f->s, expert) + j * k, NULL, n, k };
@@ -49,11 +49,11 @@ static columns columns_of(const forward *f, mu_mat weights, int64_t expert, int6
 
 static void pack_columns(columns *c, float *to) {
     CPU(pack)(true, c->k, c->n, c->weights, c->k, to);
-    c->turned = to;
+    c->transposed = to;
 }
 
 static void multiply(const forward *f, int64_t rows, const float *a, int64_t lda, columns b, float *c, int64_t ldc) {
-    if (b.turned) CPU(multiply)(false, rows, b.n, b.k, a, lda, cpu_panels_of(b.turned, b.k), false, c, ldc);
+    if (b.transposed) CPU(multiply)(false, rows, b.n, b.k, a, lda, cpu_panels_of(b.transposed, b.k), false, c, ldc);
     else CPU(multiply_few)(f->s->batch_invariant, rows, b.n, b.k, a, lda, b.weights, b.k, false, c, ldc);
 }
 
@@ -70,7 +70,7 @@ static void up_columns(const forward *f, cpu_item it, const float *x, int64_t ld
 }
 
 /* ---------------------------------------------------------------- a part on one thread */
-/* Columns that go at a time of the up-projections, of the down-projection. */
+/* Columns at a time of the up-projections, and of the down-projection. */
 static int64_t ups(const mu_experts_shape *s, bool few) {
     return few ? CPU_WIDE : cpu_columns_at_once(s->F, 2, s->D);
 }
@@ -78,8 +78,8 @@ static int64_t downs(const mu_experts_shape *s, bool few) {
     return few ? CPU_WIDE : cpu_columns_at_once(s->D, 1, s->F);
 }
 
-/* A thread's buffer: the part's rows, first of x, then of y; its activations; hg and hu of a block; turned weights. */
-typedef struct { float *rows, *act, *h, *turned; } workplace;
+/* A thread's buffer: the part's rows, first of x, then of y; its activations; hg and hu of a block; transposed weights. */
+typedef struct { float *rows, *act, *h, *transposed; } workplace;
 
 static int64_t h_floats(const mu_experts_shape *s) {
     return 2 * cpu_max(CPU_FEW * CPU_WIDE, CPU_BLOCK_ROWS * ups(s, false));
@@ -96,7 +96,7 @@ static workplace workplace_in(const mu_experts_shape *s, int64_t most, float *bu
     return (workplace){ buffer, act, h, h + h_floats(s) };
 }
 
-/* The rows of a part come by in so many blocks. */
+/* Number of blocks of a part's rows. */
 static int64_t blocks_of(cpu_item part, bool few) { return few ? 1 : cpu_blocks(part.rows, CPU_BLOCK_ROWS); }
 
 static void part_up(const forward *f, cpu_item part, bool few, workplace w) {
@@ -105,7 +105,7 @@ static void part_up(const forward *f, cpu_item part, bool few, workplace w) {
     for (int64_t j = 0; j < F; j += step) {
         columns gate = columns_of(f, f->gate, part.expert, j, cpu_min(step, F - j), D);
         columns up = columns_of(f, f->up, part.expert, j, cpu_min(step, F - j), D);
-        if (!few) pack_columns(&gate, w.turned), pack_columns(&up, w.turned + cpu_packed(D, step));
+        if (!few) pack_columns(&gate, w.transposed), pack_columns(&up, w.transposed + cpu_packed(D, step));
         for (int64_t i = 0; i < blocks; i++) {
             cpu_item b = cpu_block_of(part, i, blocks);
             int64_t at = b.first - part.first;
@@ -119,7 +119,7 @@ static void part_down(const forward *f, cpu_item part, bool few, workplace w) {
     mu_mat y = f->out.data ? (mu_mat){ w.rows, MU_DTYPE_F32, D } : cpu_part_of(f->y, part.first, 0);
     for (int64_t j = 0; j < D; j += step) {
         columns down = columns_of(f, f->down, part.expert, j, cpu_min(step, D - j), F);
-        if (!few) pack_columns(&down, w.turned);
+        if (!few) pack_columns(&down, w.transposed);
         for (int64_t i = 0; i < blocks; i++) {
             cpu_item b = cpu_block_of(part, i, blocks);
             int64_t at = b.first - part.first;
@@ -188,7 +188,7 @@ static void forward_by_columns(mu_device *dev, const forward *f, const int64_t *
     }
 }
 
-/* Few experts with few rows, which cannot be shared out evenly. */
+/* Few experts with few rows, which cannot be distributed evenly. */
 static bool goes_by_columns(const mu_experts_shape *s, const int64_t *offsets, int64_t live, int team) {
     return live < 4 * team && live % team && are_few(s, cpu_most_rows(offsets, s->experts));
 }

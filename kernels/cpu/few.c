@@ -1,27 +1,27 @@
-/* few.c - products of few rows with weights as they lie, [n, k]: C[m,n] = A[m,k] B^T, m <= CPU_FEW, n <= CPU_WIDE.
+/* few.c - products of few rows with unpacked weights [n, k]: C[m,n] = A[m,k] B^T, m <= CPU_FEW, n <= CPU_WIDE.
  *
- * To vectorise over columns the weights must be turned, which for few rows costs more than the product. The ways around
- * it, all but the last with the same chain of multiply-adds for an element as in product.c, so the same bits:
- *   turned  With AVX-512, up to eight rows and fp32 a block of 16 columns x 16 values is turned in registers and multiplied
- *           from there: nothing is stored, and the shuffles run beside the multiply-adds, on other ports. One or
- *           two rows do two blocks in turn, so that a row's chain of sums does not wait for itself. The next columns'
- *           weights are fetched meanwhile: so many streams are more than a processor follows.
- *   across  With AVX-512 more rows are multiplied the other way round, C^T = B A^T: the weights are the left operand and
- *           need not be turned, the rows of A and of the result are, of which there are few.
- *   packed  Elsewhere the weights of a panel are turned into the first-level cache and used at once.
- *   dots    Up to four rows, where sums may go in an order of their own: dots.c. */
+ * To vectorise over columns the weights must be transposed, which for few rows costs more than the product. Alternatives,
+ * all but the last with the same chain of multiply-adds per element as in product.c, so the same bits:
+ *   transposed  AVX-512, up to eight rows, fp32: blocks of 16 columns x 16 values are transposed in registers and multiplied
+ *               from there: nothing is stored, and the shuffles run on other ports than the multiply-adds. One or two
+ *               rows alternate between two blocks, so that a row's chain of sums does not stall. The next columns' weights
+ *               are prefetched in software: there are too many streams for the hardware prefetcher.
+ *   across      AVX-512, more rows: the product is transposed, C^T = B A^T: the weights are the left operand and are not
+ *               transposed; the few rows of A and of the result are.
+ *   packed      Otherwise the weights of a panel are transposed into the first-level cache and used at once.
+ *   dots        Up to four rows, not batch-invariant: dots.c. */
 #include "kernels/cpu/cpu.h"
 
 #if defined(__AVX512F__)
 #include "kernels/cpu/transpose.h"
 #endif
 
-/* ---------------------------------------------------------------- turned */
+/* ---------------------------------------------------------------- transposed */
 #if defined(__AVX512F__) && !defined(__AVX512BF16__)
 enum { AT_ONCE = 8 };
 
 /* Sums of `rows` rows and `groups` times 16 columns over k <= CPU_KC values; columns beyond n are 0. */
-static inline __attribute__((always_inline)) void turned_tile(const int rows, const int groups, int64_t n,
+static inline __attribute__((always_inline)) void transposed_tile(const int rows, const int groups, int64_t n,
                                                               int64_t k, const float *a, int64_t lda,
                                                               const float *b, int64_t ldb, bool add, float *c,
                                                               int64_t ldc) {
@@ -51,7 +51,7 @@ static inline __attribute__((always_inline)) void turned_tile(const int rows, co
                 for (int i = 0; i < rows; i++)
                     sum[i][g] = _mm512_fmadd_ps(r[q], _mm512_set1_ps(a[i * lda + p + q]), sum[i][g]);
         }
-    for (; p < k; p++) /* what is left of k, value by value */
+    for (; p < k; p++) /* the remainder of k, value by value */
 #pragma GCC unroll 2
         for (int g = 0; g < groups; g++) {
             float column[16];
@@ -72,29 +72,29 @@ static inline __attribute__((always_inline)) void turned_tile(const int rows, co
         }
 }
 
-typedef void turned_function(int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+typedef void transposed_function(int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                              bool add, float *c, int64_t ldc);
 #define TILES(T) T(1, 2) T(2, 2) T(3, 1) T(4, 1) T(5, 1) T(6, 1) T(7, 1) T(8, 1)
 #define TILE(rows, groups)                                                                       \
-    static void turned_##rows(int64_t n, int64_t k, const float *a, int64_t lda, const float *b, \
+    static void transposed_##rows(int64_t n, int64_t k, const float *a, int64_t lda, const float *b, \
                               int64_t ldb, bool add, float *c, int64_t ldc) {                    \
-        turned_tile(rows, groups, n, k, a, lda, b, ldb, add, c, ldc);                            \
+        transposed_tile(rows, groups, n, k, a, lda, b, ldb, add, c, ldc);                            \
     }
 TILES(TILE)
 #undef TILE
-#define TILE(rows, groups) { turned_##rows, 16 * groups },
+#define TILE(rows, groups) { transposed_##rows, 16 * groups },
 static const struct {
-    turned_function *run;
+    transposed_function *run;
     int64_t columns;
-} turned[] = { { NULL, 0 }, TILES(TILE) };
+} transposed[] = { { NULL, 0 }, TILES(TILE) };
 #undef TILE
 
-static void turned_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+static void transposed_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                            int64_t ldb, bool add, float *c, int64_t ldc) {
-    int64_t step = turned[m].columns;
+    int64_t step = transposed[m].columns;
     for (int64_t at = 0; at < k; at += CPU_KC)
         for (int64_t j = 0; j < n; j += step)
-            turned[m].run(cpu_min(step, n - j), cpu_min(CPU_KC, k - at), a + at, lda, b + j * ldb + at, ldb,
+            transposed[m].run(cpu_min(step, n - j), cpu_min(CPU_KC, k - at), a + at, lda, b + j * ldb + at, ldb,
                           add || at, c + j, ldc);
 }
 #endif
@@ -104,7 +104,7 @@ static void turned_product(int64_t m, int64_t n, int64_t k, const float *a, int6
 enum { ACROSS = CPU_ROUNDS ? 128 : 64 };                    /* rows at a time; weights are rounded for each time */
 
 /* c[rows, columns] (+)= the transpose of from[columns, ld]; ld a multiple of 16, at least `rows`. */
-static void turn_back(int64_t rows, int64_t columns, const float *from, int64_t ld, bool add, float *c, int64_t ldc) {
+static void transpose_back(int64_t rows, int64_t columns, const float *from, int64_t ld, bool add, float *c, int64_t ldc) {
     for (int64_t j = 0; j < columns; j += 16)
         for (int64_t i = 0; i < rows; i += 16) {
             __mmask16 lanes = cpu_lanes(columns - j);
@@ -132,7 +132,7 @@ static void across_product(int64_t m, int64_t n, int64_t k, const float *a, int6
             int64_t ld = cpu_blocks(height, CPU_LANES) * CPU_LANES;
             CPU(pack)(true, depth, height, a + i * lda + at, lda, rows);
             CPU(multiply_far)(n, ld, depth, b + at, ldb, cpu_panels_of(rows, depth), false, result, ld);
-            turn_back(height, n, result, ld, add || at, c + i * ldc, ldc);
+            transpose_back(height, n, result, ld, add || at, c + i * ldc, ldc);
         }
 }
 #else
@@ -156,8 +156,8 @@ void CPU(multiply_few)(bool batch_invariant, int64_t m, int64_t n, int64_t k, co
     if (!batch_invariant && CPU(multiply_dots)(m, n, k, a, lda, b, ldb, add, c, ldc)) return;
 #if defined(__AVX512F__) && !defined(__AVX512BF16__)
     int64_t rest = m <= AT_ONCE ? m : m % CPU_LANES <= AT_ONCE / 2 ? m % CPU_LANES : 0;
-    m -= rest;                                              /* across, these would leave most lanes empty */
-    if (rest) turned_product(rest, n, k, a + m * lda, lda, b, ldb, add, c + m * ldc, ldc);
+    m -= rest;                                              /* with `across`, these would leave most lanes empty */
+    if (rest) transposed_product(rest, n, k, a + m * lda, lda, b, ldb, add, c + m * ldc, ldc);
 #endif
 #if defined(__AVX512F__)
     across_product(m, n, k, a, lda, b, ldb, add, c, ldc);

@@ -1,8 +1,8 @@
 /* gemm.c - C[m,n] = beta C + op(A)[m,k] op(B)[k,n].
  *
- * B is packed by all threads together, a stretch of columns at a time to bound the memory, or read in place.
- * Then threads take blocks of C: 14 to 128 rows times a group of panels. An element is summed in one place and
- * one order, whatever block it is in. */
+ * B is packed by all threads together, some columns at a time to limit memory, or read in place. Then threads
+ * take blocks of C: 14 to 128 rows times a group of panels. The order of an element's sum does not depend on its
+ * block. */
 #include "kernels/cpu/cpu.h"
 
 enum { MOST_ROWS = 128, LEAST_ROWS = 28, BLOCKS_A_THREAD = 2 };
@@ -13,7 +13,7 @@ typedef struct { bool ta, tb; int64_t m, n, k; mu_mat a, b; bool add; mu_mat c; 
 /* Blocks: `down` row blocks of equal height, `across` groups of panels. */
 typedef struct { int64_t down, across; } grid;
 
-/* A few blocks for each thread, as high as that allows: each reads all of B, or its group of panels. */
+/* A few blocks per thread, as high as possible: each reads all of B, or its group of panels. */
 static grid choose_grid(int64_t m, int64_t panels, int team) {
     grid g = { cpu_max(cpu_blocks(m, MOST_ROWS), cpu_min(cpu_blocks(m, LEAST_ROWS), BLOCKS_A_THREAD * team)), 1 };
     while (g.down * g.across < BLOCKS_A_THREAD * team && g.across < panels) g.across *= 2;
@@ -21,7 +21,7 @@ static grid choose_grid(int64_t m, int64_t panels, int team) {
     return g;
 }
 
-/* Columns first .. first+n of C, and what values at .. at+depth-1 along k give to them; b holds the columns' panels. */
+/* Adds values at .. at+depth-1 along k to columns first .. first+n of C; b holds the columns' panels. */
 static void block(const product *p, grid g, int64_t i, int64_t first, int64_t n, int64_t at, int64_t depth, cpu_panels b) {
     int64_t panels = cpu_blocks(n, CPU_NR), across = i % g.across, down = i / g.across;
     int64_t j = panels * across / g.across, end = panels * (across + 1) / g.across;
@@ -33,15 +33,15 @@ static void block(const product *p, grid g, int64_t i, int64_t first, int64_t n,
                   p->add || at, c, p->c.ld);
 }
 
-/* How far along k all blocks go before any goes on. A B that is larger than a cache is then read from memory once, not
- * once for each block of rows. */
+/* Depth along k that all blocks finish before any continues: a B that is larger than a cache is then read from memory once,
+ * not once per block of rows. */
 static int64_t choose_depth(const product *p, int64_t n) {
     enum { DEPTH = 2 * CPU_KC };
     static const int64_t most = (int64_t)1 << 20;
     return !p->ta && p->k * n > most ? DEPTH : cpu_max(p->k, 1);
 }
 
-static void stretch(mu_device *dev, const product *p, int team, int64_t first, int64_t n) {
+static void columns_of_c(mu_device *dev, const product *p, int team, int64_t first, int64_t n) {
     bool direct = !p->tb && cpu_in_place(n);
     size_t mark = mu_arena_mark(&dev->scratch);
     const float *from = cpu_f32(p->b) + (p->tb ? first * p->b.ld : first);
@@ -88,7 +88,7 @@ void CPU(gemm)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k
     }
     int64_t most = cpu_max(1, MOST_PACKED / cpu_max(k, 1) / CPU_NR) * CPU_NR;
     for (int64_t first = 0; first < n; first += most)
-        stretch(dev, &p, cpu_product_team(m, n, k), first, cpu_min(most, n - first));
+        columns_of_c(dev, &p, cpu_product_team(m, n, k), first, cpu_min(most, n - first));
 }
 
 void CPU(gemm_master)(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,

@@ -1,7 +1,7 @@
-/* jitter.c - the noise on the router's input: each value times 1 + eps (2u - 1), u uniform in [0, 1). */
+/* jitter.c - router jitter, noise on the router's input: each value times 1 + eps (2u - 1), u uniform in [0, 1). */
 #include "kernels/cpu/cpu.h"
 
-/* The factors of one row, made four at a time. */
+/* The factors of one row, four at a time. */
 static void draw_factors(const mu_rng *r, int64_t position, int64_t D, float eps, float *factor) {
     int64_t blocks = cpu_blocks(D, 4);
     for (int64_t b = 0; b < blocks; b++) {

@@ -1,6 +1,6 @@
-/* plan.c - the index plan of a dispatch, and the moves of rows that follow it. T tokens choose K of E
- * experts, R rows, D wide. The counting sort is serial: it touches T*K integers, microseconds against the
- * products' milliseconds. The row moves are parallel over rows or tokens. */
+/* plan.c - the index plan of a dispatch, and the copies of rows that use it. T tokens choose K of E
+ * experts, R rows, D wide. The counting sort is serial: T*K integers take microseconds, products
+ * milliseconds. The copies are parallel over rows or tokens. */
 #include "kernels/cpu/cpu.h"
 
 enum { ROWS = 64 };             /* of a gather, for one thread at a time */
@@ -12,7 +12,7 @@ typedef struct {
     int64_t *filled;        /* rows of each expert in this segment */
 } sorting;
 
-/* Whether the assignment (t, expert) is kept; walks tokens in order. */
+/* Whether the assignment (t, expert) is kept; called in order of tokens. */
 static bool keeps(sorting *s, int64_t t, int64_t k, int32_t expert) {
     if (s->capacity <= 0) return true;
     if (k == 0 && t % s->segment == 0) memset(s->filled, 0, (size_t)s->E * sizeof *s->filled);
@@ -84,12 +84,12 @@ void CPU(scatter)(mu_device *dev, int64_t R, int64_t D, mu_mat index, mu_mat x, 
         else if (to[r] >= 0) memcpy(cpu_f32(y) + to[r] * y.ld, cpu_f32(x) + r * x.ld, (size_t)D * sizeof(float));
 }
 
-/* Columns of one row's sum: a stretch of them stays in registers while the rows pass by. */
+/* Some columns of a token's sum, in registers, over all of its rows. */
 typedef float vec16 __attribute__((vector_size(64)));
 typedef float vec16_u __attribute__((vector_size(64), aligned(4), may_alias));
-enum { SUMS = 4, STRETCH = 16 * SUMS };
+enum { SUMS = 4, CHUNK = 16 * SUMS };
 
-static void sum_stretch(int64_t K, const int32_t *from, const float *rows, int64_t ld, bool add, float *y) {
+static void sum_chunk(int64_t K, const int32_t *from, const float *rows, int64_t ld, bool add, float *y) {
     vec16 sum[SUMS] = { { 0 } };
     for (int i = 0; i < SUMS && add; i++) sum[i] = ((const vec16_u *)y)[i];
     for (int64_t k = 0; k < K; k++)
@@ -106,10 +106,10 @@ static void sum_values(int64_t K, int64_t n, const int32_t *from, const float *r
     }
 }
 
-/* The rows of the next token lie anywhere: they are on their way while this one's are summed. */
-static void prefetch_stretch(int64_t K, const int32_t *from, const float *rows, int64_t ld) {
+/* Prefetches the rows of the next token while this one's are summed. */
+static void prefetch_chunk(int64_t K, const int32_t *from, const float *rows, int64_t ld) {
     for (int64_t k = 0; k < K; k++)
-        for (int i = 0; i < STRETCH && from[k] >= 0; i += 16) __builtin_prefetch(rows + from[k] * ld + i);
+        for (int i = 0; i < CHUNK && from[k] >= 0; i += 16) __builtin_prefetch(rows + from[k] * ld + i);
 }
 
 void CPU(gather_sum)(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat index, mu_mat rows, bool add, mu_mat y) {
@@ -119,9 +119,9 @@ void CPU(gather_sum)(mu_device *dev, int64_t T, int64_t K, int64_t D, mu_mat ind
         const int32_t *from = cpu_i32(index) + t * index.ld;
         float *yt = cpu_f32(y) + t * y.ld;
         int64_t i = 0;
-        for (; i + STRETCH <= D; i += STRETCH) {
-            if (t + 1 < T) prefetch_stretch(K, from + index.ld, cpu_f32(rows) + i, rows.ld);
-            sum_stretch(K, from, cpu_f32(rows) + i, rows.ld, add, yt + i);
+        for (; i + CHUNK <= D; i += CHUNK) {
+            if (t + 1 < T) prefetch_chunk(K, from + index.ld, cpu_f32(rows) + i, rows.ld);
+            sum_chunk(K, from, cpu_f32(rows) + i, rows.ld, add, yt + i);
         }
         sum_values(K, D - i, from, cpu_f32(rows) + i, rows.ld, add, yt + i);
     }

@@ -1,14 +1,13 @@
 /* product.c - the inner part of every matrix product: register tiles of up to CPU_MR x CPU_NR of C.
  *
- * Why not a library's product: weights are read by many blocks of rows, and packing them once for all of
- * them (or reading them in place) is what a library call cannot do; blocks of few rows (an expert's 30
- * tokens, 32 queries of a head) run at the same rate as large ones; and a row's result does not depend on its
- * neighbours. The tiles are GNU vector arithmetic with constant bounds, which gcc keeps in registers: 98 % of
- * the multiply-add peak with AVX-512 and with AVX2 as soon as the panel comes from the first or second-level
- * cache.
+ * Advantages over a library: weights are packed once for all blocks of rows (or read in place); blocks of few
+ * rows (an expert's 30 tokens, 32 queries of a head) run at the same rate as large ones; and kernels are
+ * batch-invariant: a row's result does not depend on other rows. The tiles are GNU vector arithmetic with
+ * constant bounds, which gcc keeps in registers: 98 % of the multiply-add peak with AVX-512 and AVX2 when the
+ * panel is in the first or second-level cache.
  *
- * Rows are cut into tiles of nearly equal height (100 = 13+12+13+12+...), because a tile under 8 accumulators
- * waits for its own sums. */
+ * Rows are divided into tiles of nearly equal height (100 = 13+12+13+12+...), because a tile with fewer than 8
+ * accumulators stalls on its own sums. */
 #include "kernels/cpu/cpu.h"
 
 typedef float vec __attribute__((vector_size(4 * CPU_LANES)));
@@ -17,7 +16,7 @@ typedef float vec4 __attribute__((vector_size(16)));
 typedef float vec4_u __attribute__((vector_size(16), aligned(4), may_alias));
 
 /* ---------------------------------------------------------------- packing */
-/* Rows p .. end-1 of B to all panels: b is read in the order it lies in memory, which is what counts. */
+/* Packs rows p .. end-1 of B into all panels, reading b in memory order. */
 static void copy_rows(int64_t k, int64_t n, const float *b, int64_t ldb, int64_t p, int64_t end, float *to) {
     int64_t whole = n / CPU_NR, rest = n - whole * CPU_NR;
     for (; p < end; p++) {
@@ -36,8 +35,8 @@ static void copy_rows(int64_t k, int64_t n, const float *b, int64_t ldb, int64_t
 #if defined(__AVX512F__)
 #include "kernels/cpu/transpose.h"
 
-/* `to` gets k rows of a panel whose `width` columns are rows of b, 16 x 16 of them at once. The next panel's rows, where there
- * is one, are on their way meanwhile. */
+/* `to` gets k rows of a panel whose `width` columns are rows of b, 16 x 16 of them at once. Prefetches the next panel's rows,
+ * if there is one. */
 static void transpose_panel(int64_t k, int64_t width, bool more, const float *b, int64_t ldb, float *to) {
     for (int64_t p = 0; p < k; p += 16)
         for (int64_t j = 0; j < CPU_NR; j += 16) {
@@ -49,7 +48,7 @@ static void transpose_panel(int64_t k, int64_t width, bool more, const float *b,
                 for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_ps(from + i * ldb);
             } else {
 #pragma GCC unroll 16
-                for (int i = 0; i < 16; i++)    /* a load of nothing is slow where there is no memory */
+                for (int i = 0; i < 16; i++)    /* a masked load without lanes is slow on unmapped memory */
                     r[i] = j + i < width ? _mm512_maskz_loadu_ps(rest, from + i * ldb) : _mm512_setzero_ps();
             }
             for (int i = 0; i < 16 && more; i++) __builtin_prefetch(from + (CPU_NR + i) * ldb, 0, 2);
@@ -79,7 +78,7 @@ static void transpose_4x4(const float *b, int64_t ldb, float *to) {
 static void transpose_panel(int64_t k, int64_t width, bool more, const float *b, int64_t ldb, float *to) {
     int64_t fours = width / 4 * 4, p = 0;
     for (; p + 4 <= k; p += 4) {
-        if (p % 16 == 0 && (more || width == CPU_NR))       /* few.c turns one panel after the other */
+        if (p % 16 == 0 && (more || width == CPU_NR))       /* few.c transposes one panel after the other */
             for (int64_t j = CPU_NR; j < 2 * CPU_NR; j++) __builtin_prefetch(b + j * ldb + p, 0, 2);
         for (int64_t j = 0; j < fours; j += 4) transpose_4x4(b + j * ldb + p, ldb, to + p * CPU_NR + j);
         for (int64_t q = p; q < p + 4; q++)
@@ -101,11 +100,11 @@ void CPU(pack)(bool tb, int64_t k, int64_t n, const float *b, int64_t ldb, float
 }
 
 /* ---------------------------------------------------------------- tiles
- * c[rows, nv vectors] (+)= a b over k steps; a[i, p] stands at a[i * ra + p * ca]. `rows`, `nv` and one of
- * the strides are constants where it is inlined, so the loops vanish and the accumulators are registers.
- * B comes from the second-level cache, AHEAD rows before it is used, and so does a strip of columns of A, a line from each of
- * its rows; C may be far away and has k steps' time to come. Rows of A that are `far` away, in memory, are fetched FAR_AHEAD
- * values before: a dozen streams are more than a processor follows. */
+ * c[rows, nv vectors] (+)= a b over k steps; a[i, p] is at a[i * ra + p * ca]. `rows`, `nv` and one of
+ * the strides are constants where it is inlined, so the loops are unrolled and the accumulators are registers.
+ * B is prefetched from the second-level cache, AHEAD rows before it is used, and so is a strip of columns of A, a cache line
+ * of each row; C may be in memory and has k steps to arrive. Rows of A that are `far` away, in memory, are prefetched FAR_AHEAD
+ * values before: a dozen streams are too many for the hardware prefetcher. */
 enum { AHEAD = CPU_LANES == 16 ? 16 : 0, FAR_AHEAD = 64, MOST_VECTORS = 8 };
 enum access { BY_ROW, BY_COLUMN, BY_FAR_ROW };
 
@@ -121,7 +120,7 @@ void tile(const int rows, const int nv, const enum access how, int64_t k, const 
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < nv; j++) sum[i][j] = (vec){ 0 };
-    /* Rows 0, 3, 6 ...: pointers for all rows would not fit into registers, and the compiler must not see through these. */
+    /* Rows 0, 3, 6 ...: pointers for all rows would not fit into registers, so the compiler must not create them. */
     const float *third[5];
 #pragma GCC unroll 5
     for (int i = 0; i < 5; i++) {
@@ -158,7 +157,7 @@ void tile(const int rows, const int nv, const enum access how, int64_t k, const 
 typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,
                            float *c, int64_t ldc);
 
-/* by_row: A[m, k]; by_column: A[k, m], read in place too: the rows of a tile are neighbours in memory. */
+/* by_row: A[m, k]; by_column: A[k, m], read in place, too: the rows of a tile are adjacent in memory. */
 #define TILE_AS(name, rows, nv, how, ra, ca)                                                              \
     static void name(int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, bool add,       \
                      float *c, int64_t ldc) {                                                             \
@@ -171,7 +170,7 @@ typedef void tile_function(int64_t k, const float *a, int64_t lda, const float *
     TILE_AS(by_column_##r##_2, r, 2, BY_COLUMN, 1, lda)
 CPU_TILES(TILE)
 #undef TILE
-#if defined(__AVX512F__)                            /* few.c has no other use for it */
+#if defined(__AVX512F__)                            /* used by few.c only */
 #define TILE(r)                                           \
     TILE_AS(by_far_row_##r##_1, r, 1, BY_FAR_ROW, lda, 1) \
     TILE_AS(by_far_row_##r##_2, r, 2, BY_FAR_ROW, lda, 1)
@@ -186,7 +185,7 @@ CPU_TILES(TILE)
 static tile_function *const tile_functions[][3][2] = { { { NULL } }, CPU_TILES(TILE) };
 #undef TILE
 
-/* Few rows times a B that lies in place: wide tiles read longer stretches of its rows. */
+/* Few rows times a B read in place: wide tiles read longer runs of its rows. */
 #if defined(__AVX512F__)
 #define WIDE_TILES(T) T(1, 8) T(2, 8) T(3, 8) T(4, 4) T(5, 4) T(6, 4)       /* rows, vectors */
 enum { MOST_WIDE = 6 };
@@ -201,7 +200,7 @@ WIDE_TILES(TILE)
 static const struct { tile_function *run; int panels; } wide_tiles[] = { { NULL, 0 }, WIDE_TILES(TILE) };
 #undef TILE
 
-/* One tile whose columns may end inside a panel: then it goes through a buffer. */
+/* One tile; through a buffer if its columns end inside a panel. */
 static void edge_tile(tile_function *const f[2], int64_t rows, int64_t width, int64_t k, const float *a,
                       int64_t lda, const float *b, int64_t ldb, bool add, float *c, int64_t ldc) {
     int wide = width > CPU_LANES;
@@ -216,7 +215,7 @@ static void edge_tile(tile_function *const f[2], int64_t rows, int64_t width, in
             c[i * ldc + j] = add ? c[i * ldc + j] + buffer[i * CPU_NR + j] : buffer[i * CPU_NR + j];
 }
 
-/* One product over a stretch of k and a group of panels, first .. end-1. */
+/* One product over a range of k and a group of panels, first .. end-1. */
 typedef struct {
     enum access how;
     int64_t m, n, k, lda, first, end;
@@ -225,19 +224,19 @@ typedef struct {
     bool add;
     float *c;
     int64_t ldc;
-} stretch;
+} chunk;
 
-/* Where the tile four panels after panel j goes; a product of few k is done before its own C has come. */
+/* C of the tile four panels after panel j, to prefetch: a product of few k finishes before its own C has arrived. */
 enum { PANELS_AHEAD = 4 };
-static void fetch_ahead(const stretch *s, int64_t i, int64_t rows, int64_t j) {
-    int64_t past = j + PANELS_AHEAD - s->end;               /* behind the last panel come the next rows' first ones */
+static void fetch_ahead(const chunk *s, int64_t i, int64_t rows, int64_t j) {
+    int64_t past = j + PANELS_AHEAD - s->end;               /* after the last panel: the next rows' first panels */
     const float *c = s->c + (past < 0 ? i * s->ldc + (j + PANELS_AHEAD) * CPU_NR : (i + rows) * s->ldc + (s->first + past) * CPU_NR);
     for (int64_t r = 0; r < rows; r++)
         for (int q = 0; q < CPU_NR; q += 16) __builtin_prefetch(c + r * s->ldc + q, 1);
 }
 
-/* All panels' tiles for rows i and on, whose rows of A are at `a`. */
-static void tile_row(const stretch *s, enum access how, int64_t i, int64_t rows, const float *a, int64_t lda) {
+/* All panels' tiles for rows i.., whose rows of A are at `a`. */
+static void tile_row(const chunk *s, enum access how, int64_t i, int64_t rows, const float *a, int64_t lda) {
     bool thin = s->k < 8 && s->end - s->first >= PANELS_AHEAD;
     bool wide = how != BY_COLUMN && s->m <= MOST_WIDE && s->b.stride == CPU_NR;
     for (int64_t j = s->first, step; j < s->end; j += step) {
@@ -255,18 +254,18 @@ static void tile_row(const stretch *s, enum access how, int64_t i, int64_t rows,
     }
 }
 
-/* With AVX-512 a tile of A stays in the first-level cache while it meets the panels of a group, which stay in the second-level
- * cache, 256 KiB, while all tiles meet them. Lower tiles would read panels too often: there a panel stays while all
- * tiles meet it, unless A is one tile. Rows of A that are a multiple of 4 KiB apart share one set of the first-level
- * cache: these are moved together. */
+/* With AVX-512 a tile of A stays in the first-level cache for all panels of a group, which stay in the second-level cache,
+ * 256 KiB, for all tiles. With lower tiles panels would be read too often: there a panel stays in the cache for all tiles,
+ * unless A is one tile. Rows of A that are a multiple of 4 KiB apart share one set of the first-level cache: these are copied
+ * to be contiguous. */
 enum { WIDE_GROUP = 8, GROUP = CPU_LANES == 16 ? WIDE_GROUP : 1 };
 
-static bool worth_moving(const stretch *s) {
+static bool worth_moving(const chunk *s) {
     bool far_apart = s->how != BY_COLUMN && s->lda % 1024 == 0;
     return CPU_LANES == 16 && far_apart && s->m > 4 && (s->end - s->first > 1 || s->how != BY_ROW);
 }
 
-static void multiply_stretch(const stretch *s) {
+static void multiply_chunk(const chunk *s) {
     enum { NEAR_LD = CPU_KC + 16 };
     _Alignas(64) float near[CPU_MR * NEAR_LD];
     int64_t tiles = cpu_blocks(s->m, CPU_MR);
@@ -285,9 +284,9 @@ static void multiply_by(enum access how, int64_t m, int64_t n, int64_t k, const 
     if (k == 0 && !add) cpu_zero_rows(m, n, c, ldc);
     for (int64_t at = 0; at < k; at += CPU_KC)
         for (int64_t first = 0; first < panels; first += group) {
-            stretch s = { how, m, n, cpu_min(CPU_KC, k - at), lda, first, cpu_min(panels, first + group),
+            chunk s = { how, m, n, cpu_min(CPU_KC, k - at), lda, first, cpu_min(panels, first + group),
                           a + (how == BY_COLUMN ? at * lda : at), { b.data + at * b.ld, b.stride, b.ld }, add || at, c, ldc };
-            multiply_stretch(&s);
+            multiply_chunk(&s);
         }
 }
 

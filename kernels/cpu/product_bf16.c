@@ -1,16 +1,16 @@
 /* product_bf16.c - the products of the device "cpu-bf16", in place of product.c: operands are rounded to bf16
  * (8 bits of mantissa, nearest, ties to even) while they are packed, sums are fp32.
  *
- * Why it is fast: VDPBF16PS multiplies two neighbours along k and adds both into one of 16 sums, twice the
- * work of an fp32 multiply-add. For that the two must be neighbours in memory. Packed B holds, for a pair of
- * rows of op(B), CPU_NR words of two bf16; A is rounded a block of rows at a time into a buffer in the cache,
- * of which the tile broadcasts words. So the operands of a tile are half as large as in fp32, too. An odd k is
- * filled up with zeros. As in product.c an element's bits depend on its row of A and its column of B alone. */
+ * VDPBF16PS multiplies two neighbours along k and adds both to one of 16 sums, twice the work of an fp32
+ * multiply-add; the two must be adjacent in memory. Packed B holds, for a pair of rows of op(B), CPU_NR words of
+ * two bf16; A is rounded a block of rows at a time into a buffer in the cache, from which the tile broadcasts
+ * words. So the operands of a tile are half as large as in fp32, too. An odd k is padded with zeros. As in
+ * product.c an element's bits depend only on its row of A and its column of B. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/transpose.h"
 
 enum { CHUNK = 10 * CPU_MR, CHUNK_LD = CPU_KC / 2 };     /* rows of A rounded at a time; words of such a row */
-enum { AHEAD = 16 };                                    /* rows of a panel fetched before they are used */
+enum { AHEAD = 16 };                                    /* prefetch distance in rows of a panel */
 
 /* 16 words: x[i] in the lower half (first along k), y[i] in the upper. */
 static __m512i interleave(__m512 x, __m512 y) {
@@ -26,7 +26,7 @@ static __m512i neighbours(const float *x, int64_t n) {
 }
 
 /* ---------------------------------------------------------------- packing */
-/* Rows p .. end-1 of B, p even, to all panels. */
+/* Packs rows p .. end-1 of B, p even, into all panels. */
 static void pack_rows(int64_t k, int64_t n, const float *b, int64_t ldb, int64_t p, int64_t end, float *to) {
     int64_t pairs = cpu_pairs(k);
     for (; p < end; p += 2)
@@ -83,7 +83,7 @@ static void round_columns(int64_t m, int64_t k, const float *a, int64_t lda, uin
 }
 
 /* ---------------------------------------------------------------- tiles
- * c[rows, width] (+)= a b over `pairs`; word p of row i stands at a[i * ra + p * ca]. As in product.c. */
+ * c[rows, width] (+)= a b over `pairs`; word p of row i is at a[i * ra + p * ca]. As in product.c. */
 static inline __attribute__((always_inline))
 void tile(const int rows, const int nv, int64_t pairs, const uint32_t *a, const int64_t ra, const int64_t ca,
           const float *b, int64_t width, bool add, float *c, int64_t ldc) {
@@ -138,7 +138,7 @@ CPU_TILES(TILE)
 static tile_function *const tile_functions[][2][2] = { { { NULL } }, CPU_TILES(TILE) };
 #undef TILE
 
-/* Up to CHUNK rows of C over one stretch of k. */
+/* Up to CHUNK rows of C over one range of k. */
 static void chunk(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                   int64_t stride, bool add, float *c, int64_t ldc) {
     _Alignas(64) uint32_t words[CHUNK * CHUNK_LD];
@@ -168,7 +168,7 @@ void CPU(multiply)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int
         }
 }
 
-/* Rows of A are rounded in the order in which they lie: the processor fetches the next itself. */
+/* Rows of A are rounded in memory order: hardware prefetching suffices. */
 void CPU(multiply_far)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, cpu_panels b, bool add, float *c,
                        int64_t ldc) {
     CPU(multiply)(false, m, n, k, a, lda, b, add, c, ldc);

@@ -1,8 +1,8 @@
-/* rope.c - rotary positions: in each head (x[i], x[i+d/2]) turns by its position's angle. One pass over the
+/* rope.c - rotary position embedding: in each head (x[i], x[i+d/2]) rotates by its position's angle. One pass over the
  * row; the cosines and sines of a position serve all its heads. y may be x. */
 #include "kernels/cpu/cpu.h"
 
-static void turn(int64_t half, float sign, const float *restrict c, const float *restrict s, const float *x,
+static void rotate(int64_t half, float sign, const float *restrict c, const float *restrict s, const float *x,
                  float *y) {
 #pragma omp simd
     for (int64_t i = 0; i < half; i++) {
@@ -12,7 +12,7 @@ static void turn(int64_t half, float sign, const float *restrict c, const float 
     }
 }
 
-static void turn_add(int64_t half, float sign, const float *restrict c, const float *restrict s,
+static void rotate_add(int64_t half, float sign, const float *restrict c, const float *restrict s,
                      const float *x, float *y) {
 #pragma omp simd
     for (int64_t i = 0; i < half; i++) {
@@ -31,8 +31,8 @@ void CPU(rope)(mu_device *dev, int64_t T, int64_t S, int64_t H, int64_t d, int s
         for (int64_t h = 0; h < H; h++) {
             const float *xh = cpu_f32(x) + t * x.ld + h * d;
             float *yh = cpu_f32(y) + t * y.ld + h * d;
-            if (add) turn_add(d / 2, (float)sign, c, s, xh, yh);
-            else turn(d / 2, (float)sign, c, s, xh, yh);
+            if (add) rotate_add(d / 2, (float)sign, c, s, xh, yh);
+            else rotate(d / 2, (float)sign, c, s, xh, yh);
         }
     }
 }

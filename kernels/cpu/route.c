@@ -1,6 +1,6 @@
 /* route.c - the router's scores and choice, and the two balancing terms, with their gradients. T tokens, E
- * experts, K chosen. Arithmetic in double: E values a token are too few to cost anything, and a choice that
- * hangs on the last digit of a float would differ between machines more often. */
+ * experts, K chosen. Arithmetic in double: E values per token cost little, and a choice that depends on the
+ * last digit of a float would differ between machines more often. */
 #include "kernels/cpu/cpu.h"
 
 enum { ROWS = 256 };            /* tokens whose terms are summed before the blocks are added in order */
@@ -12,19 +12,19 @@ static void row_scores(const mu_route_shape *s, const float *logits, const int32
 #pragma omp simd reduction(max : max)
     for (int64_t i = 0; i < s->E; i++) max = (double)logits[i] > max && (!mask || mask[i]) ? (double)logits[i] : max;
 #pragma omp simd
-    for (int64_t i = 0; i < s->E; i++) e[i] = cpu_exp_fine((double)logits[i] - max);
+    for (int64_t i = 0; i < s->E; i++) e[i] = cpu_exp_f64((double)logits[i] - max);
     for (int64_t i = 0; i < s->E && mask; i++) e[i] = mask[i] ? e[i] : 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < s->E; i++) sum += e[i];
 #pragma omp simd
     for (int64_t i = 0; i < s->E; i++)
-        scores[i] = (float)(s->sigmoid ? 1 / (1 + cpu_exp_fine(-(double)logits[i])) : e[i] / sum);
+        scores[i] = (float)(s->sigmoid ? 1 / (1 + cpu_exp_f64(-(double)logits[i])) : e[i] / sum);
     for (int64_t i = 0; i < s->E && mask; i++) scores[i] = mask[i] ? scores[i] : 0;
     *lse = (float)(max + log(sum));
 }
 
-/* What the choice compares: above LEAST, or LEAST for NaN and minus infinity, which rank last; -INFINITY once chosen, and
- * for experts that may not be chosen. So there are always K different ids. */
+/* Keys of the choice: above LEAST, or LEAST for NaN and minus infinity, which rank last; -INFINITY for chosen and for masked
+ * experts. So there are always K different ids. */
 static const double LEAST = -1.7976931348623157e308;
 
 static void row_keys(int64_t E, const float *scores, const float *bias, const int32_t *mask, double *keys) {
@@ -35,7 +35,7 @@ static void row_keys(int64_t E, const float *scores, const float *bias, const in
     for (int64_t i = 0; i < E && mask; i++) keys[i] = mask[i] ? keys[i] : -INFINITY;
 }
 
-/* The best expert left; ties to the lower index. */
+/* The best remaining expert; ties to the lower index. */
 static int32_t take_best(int64_t E, double *keys) {
     double best = -INFINITY;
 #pragma omp simd reduction(max : best)
@@ -81,9 +81,8 @@ void CPU(route_fwd)(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_m
     mu_arena_release(&dev->scratch, mark);
 }
 
-/* The gradient of one token's scores, ds[E]: what reaches them from the gates and directly. Returns sum of
- * s * ds, which the softmax needs; its part from normalised gates is written out, because as a sum it is a
- * difference of equal numbers. */
+/* The gradient of one token's scores, ds[E], from the gates and directly. Returns the sum of s * ds, which the
+ * softmax needs; its part from normalised gates is computed in closed form, because as a sum it would cancel. */
 static double row_dscores(const mu_route_shape *s, const float *scores, const int32_t *ids,
                           const float *dgates, const float *dscores, double *ds) {
     double inner = 0;
@@ -100,8 +99,8 @@ static double row_dscores(const mu_route_shape *s, const float *scores, const in
     return inner + s->scale / sum * dot * (s->normalise ? 1e-20 / sum : 1);
 }
 
-/* Softmax of the logits, which is what dlse is multiplied by. A sigmoid score gives it back as its odds;
- * scores of 1 in single precision stand for the largest odds that fit. */
+/* Softmax of the logits, the factor of dlse. From a sigmoid score it is recovered as its odds; scores of 1 in
+ * single precision give the largest representable odds. */
 static double row_odds(const mu_route_shape *s, const float *scores, int64_t i) {
     if (!s->sigmoid) return (double)scores[i];
     double p = (double)scores[i], q = 1 - p;

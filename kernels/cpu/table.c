@@ -1,5 +1,5 @@
 /* table.c - the kernel table of this instruction set. The prototypes come from the list of kernels, so a
- * kernel that is missing does not link. */
+ * missing kernel is a link error. */
 #include "kernels/cpu/cpu.h"
 
 #define TABLE3(isa) mu_kernels_cpu_##isa

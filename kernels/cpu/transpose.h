@@ -1,4 +1,4 @@
-/* transpose.h - blocks of 16 x 16 words turned with AVX-512, where weights are packed. */
+/* transpose.h - transposes blocks of 16 x 16 words with AVX-512, to pack weights. */
 #ifndef MUSTER_KERNELS_CPU_TRANSPOSE_H
 #define MUSTER_KERNELS_CPU_TRANSPOSE_H
 #include <immintrin.h>
@@ -7,8 +7,8 @@
 /* Lanes 0 .. n-1. */
 static inline __mmask16 cpu_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
 
-/* r[i][j] becomes r[j][i]: first whole lanes of four words among the rows i, i+4, i+8, i+12, which puts columns
- * 4q .. 4q+3 of all rows into r[4q] .. r[4q+3]; then the words within the lanes. */
+/* r[i][j] becomes r[j][i]: first whole lanes of four words among rows i, i+4, i+8, i+12, which moves columns
+ * 4q .. 4q+3 of all rows into r[4q] .. r[4q+3]; then words within the lanes. */
 static inline __attribute__((always_inline)) void cpu_transpose(__m512 r[16]) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {

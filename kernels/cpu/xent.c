@@ -9,12 +9,12 @@ static float row_max(int64_t n, const float *x) {
     return m;
 }
 
-/* Short stretches in float, their sums in double: rows of a large vocabulary keep their digits. */
+/* Short runs in float, their sums in double: accurate for large vocabularies. */
 static double row_sum_exp(int64_t n, const float *x, float max) {
-    enum { STRETCH = 2048 };
+    enum { CHUNK = 2048 };
     double total = 0;
-    for (int64_t first = 0; first < n; first += STRETCH) {
-        int64_t end = cpu_min(n, first + STRETCH);
+    for (int64_t first = 0; first < n; first += CHUNK) {
+        int64_t end = cpu_min(n, first + CHUNK);
         float s = 0;
 #pragma omp simd reduction(+ : s)
         for (int64_t i = first; i < end; i++) s += cpu_exp(x[i] - max);

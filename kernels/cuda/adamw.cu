@@ -1,11 +1,11 @@
-/* adamw.cu - the optimizer over a slab of units, for any number of them the same few launches: sums of squares, a block a
- * piece; the norm and the scale, which stay on the device; AdamW, a thread a unit for the factors and then a block a
- * piece for the values, 28 bytes each, bound by memory traffic. Formula as in cpu/adamw.c. */
+/* adamw.cu - the optimizer over a slab of units, with the same few launches for any number of units: sums of squares, a block
+ * per piece; the norm and the scale, which stay on the device; AdamW, a thread per unit for the factors, then a block per
+ * piece for the values, 28 bytes each, memory-bound. Formula as in cpu/adamw.c. */
 #include "kernels/cuda/cuda.h"
 
 #include <cmath>
 
-enum { LANES = 4, SWEEP = LANES * THREADS };        /* neighbours of a thread; values of a block at a time */
+enum { LANES = 4, SWEEP = LANES * THREADS };        /* values per thread; values per block at a time */
 
 typedef matrix<const int64_t> unit_table;
 
@@ -18,10 +18,10 @@ static __device__ __forceinline__ const mu_slab_unit &unit_at(unit_table units, 
     return *(const mu_slab_unit *)units.row(i);
 }
 
-/* Where piece `piece` of the slab lies: the last unit that does not begin behind it has it. */
-struct stretch { int64_t unit, first, count; };
+/* The part of the slab that piece `piece` covers: it belongs to the last unit that does not begin behind it. */
+struct chunk { int64_t unit, first, count; };
 
-static __device__ stretch find_piece(int64_t n_units, unit_table units, int64_t piece) {
+static __device__ chunk find_piece(int64_t n_units, unit_table units, int64_t piece) {
     int64_t low = 0, high = n_units;
     while (high - low > 1) {
         int64_t middle = (low + high) / 2;
@@ -30,10 +30,10 @@ static __device__ stretch find_piece(int64_t n_units, unit_table units, int64_t 
     }
     const mu_slab_unit &u = unit_at(units, low);
     const int64_t most = MU_SLAB_PIECE, at = (piece - u.piece) * most, left = u.count - at;
-    return stretch{ low, u.first + at, left < most ? left : most };
+    return chunk{ low, u.first + at, left < most ? left : most };
 }
 
-/* Four neighbours at once where they lie so and all are there, else those of them that are; the others read as 0. */
+/* Four neighbours at once if aligned and all in range, else those in range; the others read as 0. */
 static __device__ __forceinline__ bool in_one(const float *at, int64_t left) {
     return left >= LANES && (uintptr_t)at % sizeof(float4) == 0;
 }
@@ -67,7 +67,7 @@ static __device__ __forceinline__ void store_4(bf16 *at, float4 x, int64_t left)
 
 /* ------------------------------------------------------------------ sums of squares, and the norm */
 static __global__ void square_pieces(int64_t n_units, unit_table units, const float *g, double *part) {
-    stretch s = find_piece(n_units, units, blockIdx.x);
+    chunk s = find_piece(n_units, units, blockIdx.x);
     double sum = 0;
     for (int64_t i = LANES * (int64_t)threadIdx.x; i < s.count; i += SWEEP) {
         float4 x = load_4(g + s.first + i, s.count - i);
@@ -139,7 +139,7 @@ static __device__ __forceinline__ void update(const factors &f, const constants 
 template <typename R>
 static __global__ void update_pieces(int64_t n_units, constants c, unit_table units, const factors *of, float *w,
                                      const float *g, float *m, float *v, R *compute) {
-    stretch s = find_piece(n_units, units, blockIdx.x);
+    chunk s = find_piece(n_units, units, blockIdx.x);
     const factors f = of[s.unit];
     if (std::isnan(f.scale)) return;
     for (int64_t i = LANES * (int64_t)threadIdx.x; i < s.count; i += SWEEP) {

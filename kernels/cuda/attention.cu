@@ -1,5 +1,5 @@
-/* attention.cu - causal softmax attention, forward: a block is a tile of queries of one head, its keys pass by with a
- * running maximum and sum (Dao 2023, FlashAttention-2). Scores are to base 2: exp2 of scale * log2(e) * q.k. */
+/* attention.cu - causal softmax attention, forward: a block is a tile of queries of one head, which loops over its keys
+ * with a running maximum and sum (Dao 2023, FlashAttention-2). Scores are to base 2: exp2 of scale * log2(e) * q.k. */
 #include "kernels/cuda/attention.cuh"
 
 extern __shared__ __align__(128) unsigned char dynamic_shared[];
@@ -7,13 +7,13 @@ extern __shared__ __align__(128) unsigned char dynamic_shared[];
 template <typename T> struct forward {
     mu_attention_shape s;
     float scale;                    /* times log2(e) */
-    int tiles;                      /* of queries, in a sequence */
+    int tiles;                      /* of queries, per sequence */
     matrix<T> q, k, v, y;
     matrix<float> lse;
 };
 
 /* A block's work: head h of sequence b, queries `first` .. first+rows-1, which see the sequence's first `keys` keys.
- * Heads that share keys run side by side, and each head's last tile, the longest one, comes first. */
+ * Heads that share keys run concurrently, and each head's last tile, the longest one, comes first. */
 struct query_tile { int64_t b, h; int first, rows, keys; };
 
 template <typename T> static __device__ __forceinline__ query_tile query_tile_of(const forward<T> &f, int length) {
@@ -23,8 +23,8 @@ template <typename T> static __device__ __forceinline__ query_tile query_tile_of
 }
 
 /* ------------------------------------------------------------------ plain */
-/* Takes in a stretch of a row's scores, one key a lane; gives the probability before division, and in `keep` what the
- * stretches before must be multiplied by. */
+/* Adds some of a row's scores, one key per lane; returns the probability before division, and in `keep` the factor for
+ * earlier sums. */
 static __device__ __forceinline__ float take_score(float score, float *max, float *sum, float *keep) {
     float top = fmaxf(*max, warp_max(score)), p = exp2f(score - top);
     *keep = exp2f(*max - top);
@@ -64,12 +64,12 @@ template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) plain_f
 }
 
 /* ------------------------------------------------------------------ fast */
-/* A warp owns 16 M queries. No more keys at once than registers hold. */
+/* A warp owns 16 M queries; the number of keys at once is limited by registers. */
 template <int D> struct forward_block {
     enum { M = 2, QUERIES = WARPS * 16 * M, KEYS = D > 80 ? 48 : 64, BYTES = (QUERIES + 2 * KEYS) * D * 2 };
 };
 
-/* take_score for a tile; a lane's `sum` is of its own columns. The scale comes in with the subtraction. */
+/* take_score for a tile; a lane's `sum` is of its own columns. The scale is applied with the subtraction. */
 template <int D, int M, int N>
 static __device__ __forceinline__ void take_tile(float scale, float (&s)[M][N / 8][4], float (&max)[M][2],
                                                  float (&sum)[M][2], float (&y)[M][D / 8][4]) {
@@ -109,8 +109,8 @@ static __device__ __forceinline__ void finish_rows(const forward<bf16> &f, query
     }
 }
 
-/* A tile of values is on its way while the scores are made, the next keys while values are summed. A warp leaves out
- * tiles that none of its queries sees. */
+/* A tile of values is copied while scores are computed, the next keys while values are summed. A warp skips tiles that none
+ * of its queries sees. */
 template <int D> static __global__ void __launch_bounds__(BLOCK, 2) fast_forward(forward<bf16> f) {
     const int M = forward_block<D>::M, QUERIES = forward_block<D>::QUERIES, KEYS = forward_block<D>::KEYS;
     unsigned q_tile = mu_ptx_shared(dynamic_shared), k_tile = q_tile + QUERIES * D * 2, v_tile = k_tile + KEYS * D * 2;
@@ -126,12 +126,12 @@ template <int D> static __global__ void __launch_bounds__(BLOCK, 2) fast_forward
     for (int key = 0; key < t.keys; key += KEYS) {
         bool seen = mine < t.rows && key < at + 16 * M;
         mu_ptx_cp_async_wait<0>();
-        __syncthreads();                    /* the keys are here, and nobody reads the last values any more */
+        __syncthreads();                    /* the keys have arrived, and no warp reads the last values any more */
         fetch<D, KEYS>(v_tile, v, f.v.ld, t.keys - key);
         mu_ptx_cp_async_commit();
         if (seen) products<D, M, KEYS>(q_tile + mine * D * 2, k_tile, s);
         mu_ptx_cp_async_wait<0>();
-        __syncthreads();                    /* the values are here, and nobody reads these keys any more */
+        __syncthreads();                    /* the values have arrived, and no warp reads these keys any more */
         k += KEYS * f.k.ld, v += KEYS * f.v.ld;
         if (key + KEYS < t.keys) fetch<D, KEYS>(k_tile, k, f.k.ld, t.keys - key - KEYS);
         mu_ptx_cp_async_commit();
@@ -153,7 +153,7 @@ static forward<T> forward_of(const mu_attention_shape *s, int length, mu_mat q, 
 
 void mu_cuda_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
                            mu_mat lse) {
-    MU_CHECK(s->G > 0 && s->H % s->G == 0, "%lld heads over %lld", (long long)s->H, (long long)s->G);
+    MU_CHECK(s->G > 0 && s->H % s->G == 0, "attention: %lld heads are not a multiple of %lld key/value heads", (long long)s->H, (long long)s->G);
     bool fast = is_fast(q) && is_fast(k) && is_fast(v) && is_fast(y) && s->scale > 0;
     bool done = fast && with_head_width(s->d, [&](auto width) {
         const int D = decltype(width)::value;

@@ -1,11 +1,11 @@
-/* attention.cuh - what attention forward and backward share; private to the two files.
+/* attention.cuh - shared by attention forward and backward; private to the two files.
  *
- * Both come twice. The plain kernels take any width, type, stride and alignment and add in fp32: rows of one operand
- * lie along a warp's lanes, rows of the other along its registers. The fast ones take bf16 of the widths of
- * with_head_width, with operands on 16 bytes, and multiply with mma.sync: a block is four warps, a warp owns 16 M rows of
- * the scores and keeps what it sums for them in registers, while the other side's tiles come through shared memory.
+ * Both have two implementations. The plain kernels take any width, type, stride and alignment and accumulate in fp32: rows of
+ * one operand are along a warp's lanes, rows of the other along its registers. The fast ones take bf16 of the widths of
+ * with_head_width, with operands aligned to 16 bytes, and multiply with mma.sync: a block is four warps, a warp owns 16 M rows
+ * of the scores and keeps their sums in registers, while the other side's tiles pass through shared memory.
  *
- * Tiles of keys are cut at multiples of their length from a sequence's first key, and a key that a query does not see
+ * Tiles of keys begin at multiples of their length from a sequence's first key, and a key that a query does not see
  * changes none of its bits: maxima stay, sums get 0, factors are 1. */
 #ifndef MUSTER_KERNELS_CUDA_ATTENTION_H
 #define MUSTER_KERNELS_CUDA_ATTENTION_H
@@ -18,9 +18,9 @@ static const float LN_2 = 0.6931471805599453f;
 enum { WARPS = 4, BLOCK = WARPS * WARP };
 
 /* ------------------------------------------------------------------ plain: fp32 sums, any operands */
-enum { EACH = 4, PLAIN_ROWS = WARPS * EACH, CHUNK = 64 };   /* rows of a warp, of a block; columns at once */
+enum { EACH = 4, PLAIN_ROWS = WARPS * EACH, CHUNK = 64 };   /* rows per warp, per block; columns at once */
 
-/* A block's shared memory; behind it stand the sums of its rows, [PLAIN_ROWS, d] each. */
+/* A block's shared memory; followed by the sums of its rows, [PLAIN_ROWS, d] each. */
 typedef struct { float a[PLAIN_ROWS][CHUNK], b[WARP][CHUNK + 1], factor[PLAIN_ROWS][WARP]; } plain_shared;
 
 static inline size_t plain_bytes(int64_t d, int sums) {
@@ -64,7 +64,7 @@ static __device__ void plain_products(head_rows<T> a, head_rows<T> b, int64_t d,
 template <typename T>
 static __device__ void plain_add(const float (&factor)[EACH], head_rows<T> b, int64_t d, plain_shared *w, float *to) {
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
-    __syncwarp();                           /* these lanes alone read the warp's factors, maybe still the last ones */
+    __syncwarp();                           /* lanes of this warp may still read the previous factors */
 #pragma unroll
     for (int i = 0; i < EACH; i++) w->factor[warp * EACH + i][lane] = factor[i];
     for (int64_t at = 0; at < d; at += CHUNK) {
@@ -83,9 +83,9 @@ static __device__ void plain_add(const float (&factor)[EACH], head_rows<T> b, in
 }
 
 /* ------------------------------------------------------------------ fast: tiles of bf16 in shared memory
- * A row of D is D/8 chunks of 16 bytes. ldmatrix reads one chunk of eight rows at a time, which should stand in all 32
- * banks: the chunks change places within groups of K, the largest power of two (at most 8) that divides D/8. Tiles begin
- * on 128 bytes. */
+ * A row of D is D/8 chunks of 16 bytes. ldmatrix reads one chunk of eight rows at a time, which should be in all 32
+ * banks: the chunks are swizzled within groups of K, the largest power of two (at most 8) that divides D/8. Tiles are
+ * aligned to 128 bytes. */
 template <int D> struct chunks {
     enum { LOWEST = D / 8 & -(D / 8), K = LOWEST < 8 ? LOWEST : 8 };
 };
@@ -95,7 +95,7 @@ template <int D> static __device__ __forceinline__ unsigned place(unsigned tile,
     return tile + (unsigned)(row * 2 * D + (chunk ^ row / (8 / K) % K) * 16);
 }
 
-/* The place `n` chunks further on in the row, from chunk 0 or 1; n is even. */
+/* The position `n` chunks further in the row, from chunk 0 or 1; n is even. */
 template <int D> static __device__ __forceinline__ unsigned further(unsigned place, int n) {
     const int K = chunks<D>::K;
     return (place ^ (unsigned)(n % K * 16)) + (unsigned)(n / K * K * 16);
@@ -114,7 +114,7 @@ static __device__ __forceinline__ void fetch(unsigned tile, const bf16 *from, in
         if (ROWS % STEP == 0 || r + row < ROWS) mu_ptx_cp_async_16(to + r * 2 * D, from, r + row < rows ? 16 : 0);
 }
 
-/* s = a b^T: a holds the warp's 16 M rows, b N rows. UNROLL: less than all steps where registers run out. */
+/* s = a b^T: a holds the warp's 16 M rows, b N rows. UNROLL: fewer than all steps where registers are short. */
 template <int D, int M, int N, int UNROLL = D / 16>
 static __device__ __forceinline__ void products(unsigned a, unsigned b, float (&s)[M][N / 8][4]) {
     int lane = (int)threadIdx.x % WARP;
@@ -139,8 +139,8 @@ static __device__ __forceinline__ void products(unsigned a, unsigned b, float (&
     }
 }
 
-/* sum += p b: the warp's 16 M rows of N factors, rounded to bf16, times b's N rows. What mma leaves in a lane is, two
- * tiles side by side, what it takes as its first operand: p never leaves the registers. */
+/* sum += p b: the warp's 16 M rows of N factors, rounded to bf16, times b's N rows. The results of mma in a
+ * lane, of two adjacent tiles, have the layout of its first operand: p never leaves the registers. */
 template <int D, int M, int N>
 static __device__ __forceinline__ void add_products(const float (&p)[M][N / 8][4], unsigned b,
                                                     float (&sum)[M][D / 8][4]) {
@@ -166,7 +166,7 @@ static __device__ __forceinline__ void add_products(const float (&p)[M][N / 8][4
     }
 }
 
-/* Keys behind a query's position are not seen: scores of the warp's queries, position `at` on, and of keys `key` on. */
+/* Causal mask: scores of the warp's queries, from position `at` on, and of keys from `key` on. */
 template <int M, int N>
 static __device__ __forceinline__ void hide_later_keys(int at, int key, float (&s)[M][N / 8][4]) {
     int lane = (int)threadIdx.x % WARP, ahead = at + lane / 4 - (key + lane % 4 * 2);
@@ -177,8 +177,8 @@ static __device__ __forceinline__ void hide_later_keys(int at, int key, float (&
     }
 }
 
-/* y = scale * sum, or y += it: one row of a 16-row piece, row lane/4 or (lower) 8 below it. Of two tiles side by side a
- * lane holds columns c, c+1 each; it swaps one pair with its neighbour: a row's four lanes write 32 bytes in a row. */
+/* y = scale * sum, or y += it: one row of a 16-row piece, row lane/4 or (lower) 8 below it. Of two adjacent tiles a
+ * lane holds columns c, c+1 each; it swaps one pair with its neighbour, so that a row's four lanes write 32 contiguous bytes. */
 template <int D, bool ADD>
 static __device__ __forceinline__ void write_row(const float (&sum)[D / 8][4], bool lower, float scale, bf16 *y,
                                                  bool exists) {
@@ -197,7 +197,7 @@ static __device__ __forceinline__ void write_row(const float (&sum)[D / 8][4], b
     }
 }
 
-/* body(n), decltype(n)::value = d, for the widths that the fast kernels are made for; false for others. */
+/* body(n), decltype(n)::value = d, for the widths that the fast kernels support; false for others. */
 template <typename F> static bool with_head_width(int64_t d, F body) {
     switch (d) {
         case 16: body(std::integral_constant<int, 16>()); return true;
@@ -210,6 +210,6 @@ template <typename F> static bool with_head_width(int64_t d, F body) {
     }
 }
 
-/* Can the fast kernels take it? */
+/* Whether the fast kernels support the operand. */
 static inline bool is_fast(mu_mat m) { return m.dtype == MU_DTYPE_BF16 && rows_aligned(m, 8); }
 #endif

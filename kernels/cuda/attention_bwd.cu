@@ -1,9 +1,9 @@
 /* attention_bwd.cu - causal softmax attention, backward, from y and the log-sum-exp that forward kept:
  *     p = exp(scale q.k - lse),  ds = p (dy.v - delta),  delta = dy.y
  *     dq += scale sum over keys of ds k,  dk += scale sum over queries of ds q,  dv += sum over queries of p dy.
- * One kernel goes over tiles of queries for dq, one over tiles of keys for dk and dv, with the scores the other way
- * round, so that each sum has one owner and one order; the query heads of a key head come one after the other. Scores are
- * made twice: the price, 7 products for 5, of adding without atomics. Probabilities are to base 2. */
+ * One kernel loops over tiles of queries for dq, one over tiles of keys for dk and dv, with transposed scores, so that
+ * each sum has one owner and one order; the query heads of a key head are processed one after the other. Scores are computed
+ * twice: 7 products instead of 5, the price of sums without atomics. Probabilities are to base 2. */
 #include "kernels/cuda/attention.cuh"
 
 extern __shared__ __align__(128) unsigned char dynamic_shared[];
@@ -14,11 +14,11 @@ template <typename T> struct backward {
     int padded;                     /* S in whole tiles: row length of lse2 and delta */
     matrix<T> q, k, v, y, dy, dq, dk, dv;
     matrix<float> lse;
-    float *lse2, *delta;            /* [B*H, padded]: lse to base 2, delta; 0 behind the last query, as are q and dy */
+    float *lse2, *delta;            /* [B*H, padded]: lse to base 2, delta; padded with 0, as are q and dy */
 };
 
 /* ------------------------------------------------------------------ lse2 and delta
- * A block takes 32 tokens, a warp a head at a time; lane i keeps token i's results: they are written in a row. */
+ * A block takes 32 tokens, a warp a head at a time; lane i keeps token i's results, for contiguous writes. */
 template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) prepare_rows(backward<T> f) {
     int lane = (int)threadIdx.x % WARP, groups = f.padded / WARP, first = (int)(blockIdx.x % groups) * WARP;
     int64_t b = blockIdx.x / groups, row = b * f.s.S + first, d = f.s.d;
@@ -122,8 +122,8 @@ template <typename T> static __global__ void __launch_bounds__(BLOCK, 2) plain_k
 }
 
 /* ------------------------------------------------------------------ fast
- * Both kernels keep their own rows' tiles in shared memory; of the other side's, one stage is on its way while another
- * is used. A warp leaves out tiles that lie wholly above the diagonal. */
+ * Both kernels keep their own rows' tiles in shared memory; of the other side's, one stage is copied while another is
+ * used. A warp skips tiles that are entirely above the diagonal. */
 enum { STAGES = 2 };
 
 /* Starts copying lse2 and then delta of N queries of head h of sequence b, from `first` on. */
@@ -178,7 +178,7 @@ template <int D> static __global__ void __launch_bounds__(BLOCK, 2) fast_queries
     for (int key = 0; key < keys; key += N) {
         unsigned k_tile = stage + key / N % STAGES * 2 * c::TILE, next = stage + (key / N + 1) % STAGES * 2 * c::TILE;
         mu_ptx_cp_async_wait<0>();
-        __syncthreads();                    /* this stage is here, and nobody reads the other any more */
+        __syncthreads();                    /* this stage has arrived, and no warp reads the other any more */
         k += N * f.k.ld, v += N * f.v.ld;
         if (key + N < keys) {
             fetch<D, N>(next, k, f.k.ld, keys - key - N);
@@ -206,7 +206,7 @@ template <int D> struct key_block {
     enum { STAGE = 2 * TILE + 2 * QUERIES * 4, BYTES = 2 * OWN + STAGES * STAGE };
 };
 
-/* The block's step number `i`: queries `at` on of head h. */
+/* The block's step `i`: queries from `at` on of head h. */
 struct step { int64_t h; int at; };
 
 template <int D>
@@ -254,7 +254,7 @@ template <int D> static __global__ void __launch_bounds__(BLOCK, 2) fast_keys(ba
     for (int i = 0; i < steps; i++) {
         int at = t.first + i % each * N, used = i % STAGES * c::STAGE, next = i + 1;
         mu_ptx_cp_async_wait<0>();
-        __syncthreads();                    /* this stage is here, and nobody reads the other any more */
+        __syncthreads();                    /* this stage has arrived, and no warp reads the other any more */
         if (next < steps)
             fetch_stage<D>(f, t.b, step{ t.h * group + next / each, t.first + next % each * N },
                            stages + next % STAGES * c::STAGE);
@@ -300,7 +300,7 @@ static void launch_tiles(mu_device *dev, const backward<bf16> &f, bool fast) {
 
 void mu_cuda_attention_bwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
                            mu_mat lse, mu_mat dy, mu_mat dq, mu_mat dk, mu_mat dv) {
-    MU_CHECK(s->past == 0, "attention's backward with %lld keys before the first query", (long long)s->past);
+    MU_CHECK(s->past == 0, "attention backward: %lld keys before the first query are not supported", (long long)s->past);
     bool fast = is_fast(q) && is_fast(k) && is_fast(v) && is_fast(dy) && is_fast(dq) && is_fast(dk) &&
                    is_fast(dv);
     int64_t padded = blocks_for(s->S, PADDING) * PADDING;

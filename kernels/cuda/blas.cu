@@ -1,22 +1,22 @@
-/* blas.cu - dense products, by cuBLAS: the only file that includes it.
+/* blas.cu - dense products with cuBLAS: the only file that includes it.
  *
- * cuBLAS reads a row-major matrix as its transpose, so C = op(A) op(B) is asked for as C^T = op(B)^T op(A)^T: the operands
- * change places and keep their flags. Sums are fp32; fp32 operands are never rounded (no TF32), and the product of two
+ * cuBLAS reads a row-major matrix as its transpose, so C = op(A) op(B) is computed as C^T = op(B)^T op(A)^T: the operands
+ * are swapped and keep their flags. Sums are fp32; fp32 operands are never rounded (no TF32), and the product of two
  * bf16 values is exact. cuBLAS gives the same bits in every run on one kind of GPU as long as it uses no atomics (its
- * default) and no other stream; its workspace is our scratch, so that nothing is allocated after the first product. */
+ * default) and no other stream; its workspace is the device's scratch, so that nothing is allocated after the first product. */
 #include "kernels/cuda/cuda.h"
 
 #include <cublas_v2.h>
 
 static const int64_t WORKSPACE = (int64_t)32 << 20;         /* bytes: what cuBLAS recommends for Hopper */
-#ifndef MU_BLAS_PIECE           /* the emulation has smaller ones, so that its tests meet several */
+#ifndef MU_BLAS_PIECE           /* smaller in the emulation, so that its tests need several */
 #define MU_BLAS_PIECE (16 << 20)
 #endif
-static const int64_t PIECE = MU_BLAS_PIECE;                 /* values of an operand that are fp32 in scratch at a time */
+static const int64_t PIECE = MU_BLAS_PIECE;                 /* values of an operand converted to fp32 in scratch at a time */
 
 static void check(cublasStatus_t status, const char *what) {
     MU_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLAS: %s: %s%s", what, cublasGetStatusString(status),
-             status == CUBLAS_STATUS_ALLOC_FAILED ? "; a smaller train.micro_batch_size leaves it more memory" : "");
+             status == CUBLAS_STATUS_ALLOC_FAILED ? "; a smaller micro-batch leaves it more memory" : "");
 }
 
 static cublasHandle_t handle_of(mu_device *dev) {
@@ -32,14 +32,13 @@ void cuda_blas_close(cublasHandle_t handle) {
     if (handle) check(cublasDestroy(handle), "closing");
 }
 
-/* ------------------------------------------------------------------ what cuBLAS can do at once */
+/* ------------------------------------------------------------------ products that cuBLAS supports */
 static cudaDataType type_of(mu_mat x) { return x.dtype == MU_DTYPE_F32 ? CUDA_R_32F : CUDA_R_16BF; }
 
-/* cuBLAS wants a leading dimension that would do for a second row, too. */
+/* cuBLAS requires a leading dimension of at least a row, even for one row. */
 static int64_t ld_of(mu_mat x, int64_t width) { return x.ld > width ? x.ld : width; }
 
-/* C = beta C + op(A) op(B). False, and nothing done, for types that cuBLAS does not bring together, or when it refuses
- * these operands. */
+/* C = beta C + op(A) op(B). Returns false, without doing anything, for operands that cuBLAS does not support. */
 static bool product(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b, double beta,
                     mu_mat c) {
     if (a.dtype != b.dtype || (a.dtype == MU_DTYPE_F32 && c.dtype != MU_DTYPE_F32)) return false;
@@ -56,7 +55,7 @@ static bool product(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int6
     return true;
 }
 
-/* ------------------------------------------------------------------ anything else: in fp32, piece by piece */
+/* ------------------------------------------------------------------ all others: in fp32, in pieces */
 template <typename X, typename Y>
 static __global__ void convert_kernel(uint32_t n, uint32_t columns, matrix<const X> x, matrix<Y> y) {
 #pragma unroll
@@ -94,7 +93,7 @@ static mu_mat in_fp32(cuda_scratch &scratch, mu_device *dev, int64_t rows, int64
 
 static int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit > 1 ? limit : 1; }
 
-/* Rows of C in pieces, and sums in pieces that are added in their order; both cuts depend on the sizes alone. */
+/* Rows of C in pieces, and sums in pieces that are added in order; both depend only on the sizes. */
 static void product_in_fp32(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b,
                             double beta, mu_mat c) {
     int64_t rows = at_most(m, PIECE / n), depth = at_most(k, PIECE / (n > rows ? n : rows));
@@ -108,7 +107,7 @@ static void product_in_fp32(mu_device *dev, bool ta, bool tb, int64_t m, int64_t
             mu_mat ap = in_fp32(for_ab, dev, ta ? kp : mi, ta ? mi : kp, ta ? part(a, p, i) : part(a, i, p), true);
             mu_mat bp = in_fp32(for_ab, dev, tb ? n : kp, tb ? kp : n, tb ? part(b, 0, p) : part(b, p, 0), true);
             bool done = product(dev, ta, tb, mi, n, kp, ap, bp, p ? 1 : beta, sums);
-            MU_CHECK(done, "cuBLAS refuses a product of fp32 matrices, %lld x %lld x %lld", (long long)mi, (long long)n,
+            MU_CHECK(done, "cuBLAS does not support a product of fp32 matrices, %lld x %lld x %lld", (long long)mi, (long long)n,
                      (long long)kp);
         }
         if (sums.data != ci.data) convert(dev, mi, n, sums, ci);
@@ -116,10 +115,10 @@ static void product_in_fp32(mu_device *dev, bool ta, bool tb, int64_t m, int64_t
 }
 
 /* ------------------------------------------------------------------ fp32 operands as sums of bf16 ones
- * A float is the sum of three bf16 numbers, of 8 bits each: x = x1 + x2 + x3, exactly, unless it is next to infinity or
- * to the least number there is. So products of fp32 with bf16 matrices, the router's, go through the tensor cores and are
+ * A float is the sum of three bf16 numbers, of 8 bits each: x = x1 + x2 + x3, exactly, unless it is close to
+ * overflow or underflow. So products of fp32 with bf16 matrices, the router's, go through the tensor cores and are
  * as exact as in fp32, in three products; of two fp32 matrices in six, x1 y1 + x1 y2 + x2 y1 + x2 y2 + x1 y3 + x3 y1,
- * where what is left out is below a float's last bit. (Ootomo & Yokota 2022 do the same with two fp16 numbers.) */
+ * where the omitted terms are below a float's last bit. (Ootomo & Yokota 2022 do the same with two fp16 numbers.) */
 enum { PARTS = 3, PAIRS = 6 };
 struct part_list { int n; unsigned char part[PAIRS]; };
 static const part_list EACH = { PARTS, { 0, 1, 2 } }, OF_LEFT = { PAIRS, { 0, 0, 1, 1, 0, 2 } },
@@ -145,7 +144,7 @@ static __global__ void split_kernel(uint32_t n, uint32_t columns, matrix<const f
 /* The listed parts of x [rows, columns], below one another or, `beside`, next to one another, in scratch. */
 static mu_mat split(cuda_scratch &scratch, mu_device *dev, int64_t rows, int64_t columns, mu_mat x, const part_list &list,
                     bool beside) {
-    const int64_t EVEN = 8;                                 /* rows begin where 16 bytes do, whatever the columns */
+    const int64_t EVEN = 8;                                 /* rows are aligned to 16 bytes for any number of columns */
     MU_CHECK(rows * columns < UINT32_MAX - ELEMENTS, "%lld x %lld values", (long long)rows, (long long)columns);
     int64_t wide = blocks_for(beside ? list.n * columns : columns, EVEN) * EVEN;
     mu_mat y = { scratch.take<bf16>((beside ? 1 : list.n) * rows * wide), MU_DTYPE_BF16, wide };
@@ -185,7 +184,7 @@ static bool product_of_pairs(mu_device *dev, bool ta, bool tb, int64_t m, int64_
     return true;
 }
 
-/* ------------------------------------------------------------------ the kernels of the list */
+/* ------------------------------------------------------------------ the kernels */
 static void zero(mu_device *dev, int64_t m, int64_t n, mu_mat c) {
     if (c.ld == n) n *= m, m = 1;
     for (int64_t i = 0; i < m; i++) mu_cuda_fill(dev, n, 0.0, part(c, i, 0));
@@ -200,7 +199,7 @@ void mu_cuda_gemm(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_
         product_in_fp32(dev, ta, tb, m, n, k, a, b, beta, c);
 }
 
-/* The types of the operands say it all: nothing is rounded but a bf16 result. */
+/* Determined by the dtypes of the operands: only a bf16 result is rounded. */
 void mu_cuda_gemm_master(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a, mu_mat b, double beta,
                        mu_mat c) {
     mu_cuda_gemm(dev, ta, tb, m, n, k, a, b, beta, c);

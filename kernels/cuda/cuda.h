@@ -2,10 +2,10 @@
  *
  * Every .cu file is compiled by nvcc for the GPU, and by the host's C++ compiler against an emulation of CUDA for the
  * tests (tests/cuda_on_host). So: no <<<>>>, static shared memory is `static __shared__ T x[N]`, dynamic shared memory
- * `extern __shared__ unsigned char dynamic_shared[]`, kernels are static, and PTX stands in ptx.h alone.
+ * `extern __shared__ unsigned char dynamic_shared[]`, kernels are static, and PTX is in ptx.h only.
  *
- * Everything runs in order on one stream; only mu_device_read and its kin wait for it. Kernels are written for any
- * strides and any number of rows. Order of sums is fixed by the problem: no float atomics, the same bits every time. */
+ * Everything runs in order on one stream; only mu_device_read and staging wait for it. Kernels support any strides and
+ * any number of rows. The order of sums is fixed by the problem: no float atomics, the same bits every time. */
 #ifndef MUSTER_KERNELS_CUDA_H
 #define MUSTER_KERNELS_CUDA_H
 #include "kernels/internal.h"
@@ -31,11 +31,11 @@ typedef struct mu_cuda mu_cuda;             /* device.cu; the mu_device is its f
 cudaStream_t cuda_stream(mu_device *dev);
 struct cublasContext *&cuda_blas(mu_device *dev);       /* cuBLAS's handle; NULL until the first product */
 void cuda_blas_close(struct cublasContext *handle);     /* blas.cu; NULL allowed */
-int cuda_processors(mu_device *dev);        /* streaming multiprocessors: how many blocks a persistent kernel starts */
+int cuda_processors(mu_device *dev);        /* streaming multiprocessors: number of blocks of a persistent kernel */
 void cuda_check(cudaError_t status, const char *what, const char *file, int line);
 #define CUDA_CHECK(call) cuda_check((call), #call, __FILE__, __LINE__)
 
-/* Device memory for the length of one kernel of the list: gone, in the order of the stream, with the object. */
+/* Device memory for one kernel call: freed with the object, in stream order. */
 class cuda_scratch {
     mu_device *dev;
     size_t mark;
@@ -48,7 +48,7 @@ class cuda_scratch {
 
 static inline int64_t blocks_for(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
-/* Threads of a block that has n things to do: whole warps, at least one, at most `most`. */
+/* Threads of a block for n items: whole warps, at least one, at most `most`. */
 static inline int threads_for(int64_t n, int most) {
     int64_t whole = blocks_for(n, WARP) * WARP;
     return whole < WARP ? WARP : whole < most ? (int)whole : most;
@@ -60,7 +60,7 @@ template <typename... Params, typename... Args>
 static void launch_2d(mu_device *dev, int64_t blocks, int64_t rows, int threads, size_t shared,
                       void (*kernel)(Params...), Args... args) {
     if (!blocks || !rows) return;
-    MU_CHECK(blocks <= INT32_MAX && rows <= 65535, "%lld x %lld blocks", (long long)blocks, (long long)rows);
+    MU_CHECK(blocks <= INT32_MAX && rows <= 65535, "%lld x %lld blocks are more than a grid holds", (long long)blocks, (long long)rows);
     if (shared > 48 * 1024)
         CUDA_CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     cudaLaunchConfig_t config = {};
@@ -93,7 +93,7 @@ template <> struct dtype_of<int32_t> { static const mu_dtype value = MU_DTYPE_I3
 template <> struct dtype_of<int64_t> { static const mu_dtype value = MU_DTYPE_I64; };
 template <typename T> struct dtype_of<const T> : dtype_of<T> {};
 
-/* The message says where it was called, which is in a kernel's own function. */
+/* The message names the caller, which is the kernel's own function. */
 template <typename T> static matrix<T> typed(mu_mat m, const char *file = __builtin_FILE(), int line = __builtin_LINE(),
                                              const char *kernel = __builtin_FUNCTION()) {
     if (m.data && m.dtype != dtype_of<T>::value)
@@ -110,7 +110,7 @@ template <typename F> static void with_float_type(mu_dtype dtype, F body, const 
     else mu_fatal(MU_STATUS_INTERNAL, file, line, kernel, "no code for operands of type %s", mu_dtype_name(dtype));
 }
 
-/* Can a vector, can the rows of a matrix be moved n values at a time? Yes for one that is not given. */
+/* Whether a vector, or the rows of a matrix, can be accessed n values at a time. True if data is NULL. */
 static inline bool is_aligned(mu_mat m, int n) { return (uintptr_t)m.data % ((size_t)n * mu_dtype_size(m.dtype)) == 0; }
 static inline bool rows_aligned(mu_mat m, int n) { return is_aligned(m, n) && m.ld % n == 0; }
 
@@ -176,8 +176,8 @@ static __device__ __forceinline__ unsigned two_bf16(float low, float high) {
 static __device__ __forceinline__ int64_t thread_index() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
 
 /* Sums over each `lanes` neighbours of a warp (a power of two, at most 32; all 32 lanes call it) or over all its lanes, the
- * same bits in every one; over a block of `blockDim.x` threads (a multiple of 32, at most 1024), in all threads. Largest
- * values likewise. The block's may be called again at once. */
+ * same bits in every one; over a block of `blockDim.x` threads (a multiple of 32, at most 1024), in all threads. Maxima
+ * likewise. block_sum and block_max may be called again at once. */
 template <typename T> static __device__ __forceinline__ T lanes_sum(T x, int lanes) {
 #pragma unroll
     for (int step = WARP / 2; step; step /= 2)
@@ -216,7 +216,7 @@ static __device__ __forceinline__ float block_max(float x) {
 typedef struct { const int32_t *id, *token; } sorted_ids;
 sorted_ids cuda_sort_ids(mu_device *dev, cuda_scratch &scratch, int64_t T, int64_t V, const int32_t *ids);
 
-/* Threads of a block, and elements it takes, of element-wise kernels. */
+/* Element-wise kernels: threads per block, elements per block. */
 enum { THREADS = 256, ELEMENTS = 4 * THREADS };
 
 #endif

@@ -1,11 +1,11 @@
-/* device.cu - the CUDA device: which GPU, its memory, copies, and the errors a person can do something about.
+/* device.cu - the CUDA device: selection of the GPU, memory, copies, and errors that a user can act on.
  *
  * Memory is reserved as addresses and mapped in pages as it is needed (CUDA's virtual memory management), so that a
- * stretch keeps its address while it grows and nothing is mapped once the largest step was seen. The driver's functions
- * are looked up when the program runs: it starts on machines without a driver, too.
+ * range keeps its address while it grows and nothing is mapped after the largest step. The driver's functions are looked up
+ * at run time: the program also starts on machines without a driver.
  *
- * Both ways go through pinned memory. What goes to the device is on its way when mu_device_write returns; only
- * mu_device_read, and sharing memory for communication, wait. */
+ * Copies go through pinned memory. A copy to the device is in progress when mu_device_write returns; only
+ * mu_device_read and staging for communication wait. */
 #include "kernels/cuda/cuda.h"
 
 #include <cuda.h>
@@ -29,12 +29,12 @@ typedef struct {
 enum { HALVES = 2 };
 typedef struct {
     char *base;
-    size_t half, used;              /* bytes of a half, of the half at hand */
-    int at;                         /* the half at hand */
-    cudaEvent_t left[HALVES];       /* recorded when a half was left: its copies are done when the event is */
+    size_t half, used;              /* bytes of a half; used bytes of the current half */
+    int at;                         /* the current half */
+    cudaEvent_t left[HALVES];       /* recorded when a half is full: its copies are done when the event is */
 } pinned_ring;
 
-typedef struct staged {             /* a host view of device memory, kept for the next of its size or less */
+typedef struct staged {             /* a host view of device memory, kept for reuse */
     void *data, *host;
     size_t bytes;
     int depth;
@@ -48,11 +48,11 @@ struct mu_cuda {
     driver_functions driver;
     CUmemAllocationProp prop;
     size_t step;                    /* bytes that memory grows by */
-    size_t total;                   /* bytes of the device's memory: no stretch needs more addresses */
-    mu_memory scratch;              /* not in the list of the user's */
+    size_t total;                   /* bytes of the device's memory: no range needs more addresses */
+    mu_memory scratch;              /* not in the device's list of memories */
     size_t scratch_used;
-    pinned_ring ring;               /* of what goes to the device */
-    void *landing;                  /* pinned: LANDING bytes of what comes from it */
+    pinned_ring ring;               /* for copies to the device */
+    void *landing;                  /* pinned, LANDING bytes: for copies from the device */
     staged *views;
     struct cublasContext *blas;
     char name[96];
@@ -67,8 +67,8 @@ void cuda_check(cudaError_t status, const char *what, const char *file, int line
     if (status == cudaSuccess) return;
     mu_fatal(MU_STATUS_INTERNAL, file, line, "CUDA", "%s: %s (%s)%s", what, cudaGetErrorString(status),
              cudaGetErrorName(status),
-             status == cudaErrorMemoryAllocation ? "; a smaller train.micro_batch_size needs less memory"
-                                                 : "; compute-sanitizer finds the place of a kernel's fault");
+             status == cudaErrorMemoryAllocation ? "; a smaller micro-batch needs less memory"
+                                                 : "; compute-sanitizer locates the fault in a kernel");
 }
 
 /* ------------------------------------------------------------------ memory */
@@ -97,7 +97,7 @@ static void out_of_memory(const mu_cuda *c, size_t wanted) {
     cudaMemGetInfo(&free_bytes, &total);
     MU_FATAL(MU_STATUS_INTERNAL,
              "%s is full: %zu MiB more needed, %zu of %zu MiB free, this rank holds %lld MiB; a smaller "
-             "train.micro_batch_size needs less, as does train.dtype bf16",
+             "micro-batch needs less, and so does bf16",
              c->dev.name, wanted >> 20, free_bytes >> 20, total >> 20, (long long)(mu_device_bytes(&c->dev) >> 20));
 }
 
@@ -107,7 +107,7 @@ static void commit(mu_memory *m, size_t bytes) {
     if (bytes <= r->committed) return;
     size_t want = round_up(bytes, c->step), more = want - r->committed, ample = round_up(r->committed / 8, c->step);
     CUmemGenericAllocationHandle pages;
-    /* What grows at all grows by an eighth, where there is room for it: mapping a page at a time takes long. */
+    /* Grows by an eighth at least, if there is room: mapping page by page is slow. */
     if (more < ample && r->committed + ample <= r->reserved &&
         c->driver.create(&pages, ample, &c->prop, 0) == CUDA_SUCCESS)
         want = r->committed + ample, more = ample;
@@ -116,8 +116,8 @@ static void commit(mu_memory *m, size_t bytes) {
     CUmemAccessDesc access = {};
     access.location = c->prop.location, access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
     driver_check(c->driver.map(at, more, 0, pages, 0), "mapping memory");
-    driver_check(c->driver.release(pages), "letting go of pages");      /* the mapping keeps them */
-    driver_check(c->driver.access(at, more, &access, 1), "opening memory");
+    driver_check(c->driver.release(pages), "releasing pages");      /* the mapping keeps them */
+    driver_check(c->driver.access(at, more, &access, 1), "setting access to memory");
     CUDA_CHECK(cudaMemsetAsync(r->base + r->committed, 0, more, c->stream));
     r->committed = want;
 }
@@ -127,7 +127,7 @@ static void release(mu_memory *m) {
     CUDA_CHECK(cudaStreamSynchronize(c->stream));                       /* nothing in flight reads it */
     if (m->region.committed)
         driver_check(c->driver.unmap((CUdeviceptr)m->region.base, m->region.committed), "unmapping memory");
-    driver_check(c->driver.free_addresses((CUdeviceptr)m->region.base, m->region.reserved), "giving back addresses");
+    driver_check(c->driver.free_addresses((CUdeviceptr)m->region.base, m->region.reserved), "freeing addresses");
     memset(&m->region, 0, sizeof m->region);
 }
 
@@ -160,7 +160,7 @@ static void read(mu_device *dev, void *to, const void *data, size_t bytes) {
     }
 }
 
-/* The half of the ring that is not at hand; waits, hardly ever, for copies that were started one half ago. */
+/* Switches to the other half of the ring; may wait, rarely, for copies that were started one half ago. */
 static void next_half(mu_cuda *c) {
     pinned_ring *r = &c->ring;
     CUDA_CHECK(cudaEventRecord(r->left[r->at], c->stream));
@@ -184,8 +184,8 @@ static void write(mu_device *dev, void *data, const void *from, size_t bytes) {
     }
 }
 
-/* The smallest free view that is large enough. When all are too small the largest of them grows, by a quarter at least:
- * what is exchanged differs in size from step to step. */
+/* The smallest free view that is large enough. If all are too small, the largest of them grows, by a quarter at least:
+ * sizes of exchanges differ from step to step. */
 static staged *view_for(mu_cuda *c, size_t bytes) {
     staged *best = NULL;
     for (staged *v = c->views; v; v = v->next) {
@@ -218,7 +218,7 @@ static void *stage_begin(mu_device *dev, void *data, size_t bytes, bool wanted) 
     mu_cuda *c = cuda_of(dev);
     staged *v = view_of(c, data);
     if (!v) v = view_for(c, bytes ? bytes : 1);
-    MU_CHECK(v->bytes >= bytes, "%zu bytes staged within a view of %zu", bytes, v->bytes);
+    MU_CHECK(v->bytes >= bytes, "nested staging of %zu bytes in a view of %zu", bytes, v->bytes);
     v->data = data;
     if (!v->depth++ && bytes && wanted) fetch(c, v->host, data, bytes);
     return v->host;
@@ -227,10 +227,10 @@ static void *stage_begin(mu_device *dev, void *data, size_t bytes, bool wanted) 
 static void stage_end(mu_device *dev, void *data, size_t bytes, bool written) {
     mu_cuda *c = cuda_of(dev);
     staged *v = view_of(c, data);
-    MU_CHECK(v, "memory that was not staged is given back");
+    MU_CHECK(v, "mu_device_stage_end without mu_device_stage_begin");
     if (written && bytes) {
         CUDA_CHECK(cudaMemcpyAsync(data, v->host, bytes, cudaMemcpyHostToDevice, c->stream));
-        CUDA_CHECK(cudaStreamSynchronize(c->stream));                   /* the view may be another's next */
+        CUDA_CHECK(cudaStreamSynchronize(c->stream));                   /* the view may be reused next */
     }
     v->depth--;
 }
@@ -256,18 +256,18 @@ static void close(mu_device *dev) {
 
 static const mu_backend backend = { reserve, commit, release, read, write, stage_begin, stage_end, finish, close };
 
-enum { LEAST_CAPABILITY = 8 };              /* the oldest that cmake/cuda.cmake makes code for */
+enum { LEAST_CAPABILITY = 8 };              /* the oldest that cmake/cuda.cmake supports */
 static char missing[256];
 const char *mu_cuda_missing(void) { return missing; }
 
-/* How many GPUs there are; 0 with a reason in `missing`. */
+/* Number of GPUs; 0 with a reason in `missing`. */
 static int count_devices(void) {
     int n = 0, driver = 0;
     cudaError_t status = cudaGetDeviceCount(&n);
     if (status == cudaSuccess && n > 0) return n;
     cudaDriverGetVersion(&driver);
     if (status == cudaErrorInsufficientDriver && driver)
-        snprintf(missing, sizeof missing, "the NVIDIA driver knows CUDA %d.%d, this muster needs %d.%d: a newer driver helps",
+        snprintf(missing, sizeof missing, "the NVIDIA driver supports CUDA %d.%d, but this build needs %d.%d; install a newer driver",
                  driver / 1000, driver % 100 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 100 / 10);
     else
         snprintf(missing, sizeof missing, "no NVIDIA GPU found (%s)",
@@ -281,7 +281,7 @@ static void *driver_function(const char *name, unsigned version) {
     void *function = NULL;
     cudaDriverEntryPointQueryResult found;
     cudaError_t status = cudaGetDriverEntryPointByVersion(name, &function, version, cudaEnableDefault, &found);
-    MU_CHECK(status == cudaSuccess && function, "the NVIDIA driver has no %s; a newer driver helps", name);
+    MU_CHECK(status == cudaSuccess && function, "the NVIDIA driver has no %s; install a newer driver", name);
     return function;
 }
 
@@ -317,7 +317,7 @@ mu_device *mu_cuda_open(const char *kind) {
     CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
     CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
     if (major < LEAST_CAPABILITY) {
-        snprintf(missing, sizeof missing, "GPU %d has compute capability %d.%d, this muster needs %d.0 or more (Ampere or newer)",
+        snprintf(missing, sizeof missing, "GPU %d has compute capability %d.%d, this build needs %d.0 or more (Ampere or newer)",
                  index, major, minor, (int)LEAST_CAPABILITY);
         return NULL;
     }

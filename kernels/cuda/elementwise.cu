@@ -1,5 +1,5 @@
-/* elementwise.cu - fill, axpy, add, copy and the two sums: vectors of n values, bound by memory traffic. A thread
- * takes every THREADS-th of its block's ELEMENTS, so that a warp reads 32 neighbours at a time. */
+/* elementwise.cu - fill, axpy, add, copy and the two sums: vectors of n values, memory-bound. A thread takes
+ * every THREADS-th of its block's ELEMENTS, so that a warp reads 32 neighbours at a time. */
 #include "kernels/cuda/cuda.h"
 
 /* body(i) for the indices below n that are this thread's. */
@@ -14,7 +14,7 @@ template <typename T> static __global__ void fill_kernel(int64_t n, double value
     each_element(n, [=](int64_t i) { store(x + i, (T)value); });
 }
 
-/* Sums in T's own precision, bf16 in float. */
+/* Computes in T's own precision, bf16 in float. */
 template <typename T> struct wide_of { typedef float type; };
 template <> struct wide_of<double> { typedef double type; };
 template <typename T> static __device__ __forceinline__ float widened(T x) { return as_float(x); }
@@ -33,7 +33,7 @@ template <typename X, typename Y> static __global__ void copy_kernel(int64_t n, 
     each_element(n, [=](int64_t i) { store(y + i, widened(x[i])); });
 }
 
-/* with_float_type, doubles too */
+/* with_float_type, also for double */
 template <typename F> static void with_floating(mu_dtype dtype, F body) {
     if (dtype == MU_DTYPE_F64) body(0.0);
     else with_float_type(dtype, body);
@@ -73,11 +73,11 @@ void mu_cuda_copy(mu_device *dev, int64_t n, mu_mat x, mu_mat y) {
 }
 
 /* ------------------------------------------------------------------ sums
- * A block sums a stretch in double; a second kernel, one block, adds the stretches in their order. */
-enum { STRETCH = 16 * THREADS };
+ * A block sums a range in double; a second kernel, one block, adds the ranges in order. */
+enum { CHUNK = 16 * THREADS };
 
 template <typename T, bool SQUARE> static __global__ void partial_sums(int64_t n, const T *x, double *part) {
-    int64_t first = (int64_t)blockIdx.x * STRETCH, end = first + STRETCH < n ? first + STRETCH : n;
+    int64_t first = (int64_t)blockIdx.x * CHUNK, end = first + CHUNK < n ? first + CHUNK : n;
     double sum = 0;
     for (int64_t i = first + threadIdx.x; i < end; i += THREADS) {
         double value = widened(x[i]);
@@ -100,7 +100,7 @@ void cuda_total(mu_device *dev, int64_t n, double scale, const double *part, boo
 
 template <bool SQUARE> static void any_sum(mu_device *dev, int64_t n, double scale, mu_mat x, bool add, mu_mat out) {
     cuda_scratch scratch(dev);
-    int64_t blocks = blocks_for(n, STRETCH);
+    int64_t blocks = blocks_for(n, CHUNK);
     double *part = scratch.take<double>(blocks);
     with_float_type(x.dtype, [&](auto zero) {
         typedef decltype(zero) T;

@@ -1,8 +1,8 @@
-/* exact.cu - exact sums: see kernels.h for the words. Any order of summands gives the same words, but it must be seen
- * when a sum leaves its range on the way: each sum has one thread, which adds its summands one by one, in order. */
+/* exact.cu - exact sums (format: kernels.h). Any order of summands gives the same words, but a sum that leaves its range
+ * in between must be detected: each sum has one thread, which adds its summands one by one, in order. */
 #include "kernels/cuda/cuda.h"
 
-static const double LARGEST = 0x1p26;                       /* no summand reaches it */
+static const double LARGEST = 0x1p26;                       /* summands must be smaller */
 enum { LOW_BITS = 45 };
 static const int64_t HIGH_END = (int64_t)1 << 50, LOW_ONE = (int64_t)1 << LOW_BITS, LOW_END = LOW_ONE / 2;
 
@@ -15,14 +15,14 @@ static __host__ __device__ exact_sums sums_of(int64_t *words, int64_t n) {
 
 typedef struct { int64_t high, low; bool bad; } exact_sum;
 
-/* What goes from the low word to the high one, so that -2^44 <= low < 2^44. */
+/* The carry from the low to the high word that makes -2^44 <= low < 2^44. */
 static __device__ __forceinline__ void carry(exact_sum &s) {
     int64_t c = (s.low + LOW_END) >> LOW_BITS;
     s.high += c;
     s.low -= c * LOW_ONE;
 }
 
-/* A multiple of 2^-24, then what is left of x as one of 2^-69. */
+/* A multiple of 2^-24, then the remainder of x as a multiple of 2^-69. */
 static __device__ __forceinline__ void add_one(exact_sum &s, float x) {
     if (!(fabs((double)x) < LARGEST)) {
         s.bad = true;
@@ -38,7 +38,7 @@ static __device__ __forceinline__ void add_one(exact_sum &s, float x) {
 static __device__ __forceinline__ exact_sum get(exact_sums s, int64_t i) { return exact_sum{ s.high[i], s.low[i], false }; }
 static __device__ __forceinline__ void put(exact_sums s, int64_t i, exact_sum sum) {
     s.high[i] = sum.high, s.low[i] = sum.low;
-    if (sum.bad) atomicExch((unsigned long long *)s.mark, 1ull);        /* several may: all of them write 1 */
+    if (sum.bad) atomicExch((unsigned long long *)s.mark, 1ull);        /* concurrent writes all store 1 */
 }
 
 template <typename X> static __global__ void exact_add_kernel(int64_t n, const X *x, exact_sums sums) {
@@ -57,7 +57,7 @@ void mu_cuda_exact_add(mu_device *dev, int64_t n, mu_mat x, mu_mat sums) {
     });
 }
 
-/* Rounded once: on the way to bf16 the float is cut off, and its last bit says whether anything was. */
+/* Rounded once: before bf16 the float is truncated, and its last bit tells whether anything was cut off (sticky). */
 static __device__ __forceinline__ void store_rounded(float *to, double x) { *to = (float)x; }
 static __device__ __forceinline__ void store_rounded(bf16 *to, double x) {
     float near = (float)x;
@@ -84,7 +84,7 @@ void mu_cuda_exact_round(mu_device *dev, int64_t n, mu_mat sums, mu_mat x) {
 }
 
 /* ------------------------------------------------------------------ a table's rows
- * Tokens sorted by id: the block of an id's first token adds all that follow with the same id, a column a thread. */
+ * Tokens sorted by id: the block of an id's first token adds all following tokens with this id, a column per thread. */
 template <typename R>
 static __global__ void exact_embed_kernel(int64_t T, int64_t D, sorted_ids s, matrix<const R> dy, exact_sums sums) {
     int64_t first = blockIdx.x, c = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;

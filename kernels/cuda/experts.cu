@@ -1,12 +1,12 @@
 /* experts.cu - SwiGLU experts on rows that are grouped by expert (the mathematics: ref/experts.c).
  *
- * Forward and backward are grouped products (grouped.cuh) and what their epilogues do with the results:
- *     UP        hg, hu = x[in] gate^T, x[in] up^T     hg, hu (where kept) and a = silu(hg) hu
+ * Forward and backward are grouped products (grouped.cuh) with epilogues:
+ *     UP        hg, hu = x[in] gate^T, x[in] up^T     hg, hu (if kept) and a = silu(hg) hu
  *     DOWN      a down^T                              rows of y
  *     BACK      b = dy[out] down                      dhg, dhu over hg, hu; w a; <b, a> of 64 columns each
  *     BACK      dhg gate + dhu up                     dx
  *     GRADIENT  dhg^T x[in], dhu^T x[in], dy[out]^T (w a)
- * Only x, hg and hu are kept between the two; how many rows an expert has is known to the device alone. */
+ * Only x, hg and hu are kept between the two; the numbers of rows per expert are only on the device. */
 #include "kernels/cuda/grouped_mma.cuh"
 #include "kernels/cuda/grouped_plain.cuh"
 
@@ -31,7 +31,7 @@ template <typename T> struct keep_swiglu {
     }
 };
 
-/* row r to that of the index, if there is one */
+/* writes row r, or index[r] if there is an index */
 template <typename T> struct put_rows {
     static const bool SUMS = false;
     matrix<T> y;
@@ -42,7 +42,7 @@ template <typename T> struct put_rows {
     }
 };
 
-/* From b = down^T dy: hg and hu become their gradients, act the weighted a; <b, a>, in parts, is the weight's. */
+/* From b = down^T dy: hg and hu become their gradients, act the weighted a; <b, a>, in parts, is the weight's gradient. */
 template <typename T> struct swiglu_backward {
     static const bool SUMS = true;
     matrix<T> hg, hu, act;
@@ -67,8 +67,8 @@ template <typename T> struct swiglu_backward {
         store_values<T, n>(act.row(r) + f, a);
         return sum;
     }
-    __device__ __forceinline__ void sum(int64_t r, int64_t stretch, float x) const {
-        if (parts) parts[stretch * R + r] = x;
+    __device__ __forceinline__ void sum(int64_t r, int64_t chunk, float x) const {
+        if (parts) parts[chunk * R + r] = x;
     }
 };
 
@@ -87,8 +87,8 @@ struct add_gradient {
     }
 };
 
-/* ------------------------------------------------------------------ what is left besides the products */
-/* Rows of the experts: r = offsets[0] .. offsets[experts]-1. dweights[r] = sum of its parts, in their order */
+/* ------------------------------------------------------------------ besides the products */
+/* Rows of the experts: r = offsets[0] .. offsets[experts]-1. dweights[r] = sum of its parts, in order */
 static __global__ void sum_parts(int64_t R, int experts, const int64_t *offsets, int parts, const float *part, float *dweights) {
     int64_t r = thread_index();
     if (r < offsets[0] || r >= offsets[experts]) return;
@@ -168,15 +168,15 @@ static void backward(mu_device *dev, const mu_experts_shape *s, mu_mat x, mu_mat
     const mu_mat none = {};
     cuda_scratch scratch(dev);
     bool fast = is_fast<T>(s, { x, hg, hu, dy, act, dx }, { gate, up, down, dgate, dup, ddown });
-    int64_t D = s->D, F = s->F, R = s->R, stretches = blocks_for(F, SUMMED);
-    float *parts = dweights.data ? scratch.take<float>(stretches * R) : NULL;
+    int64_t D = s->D, F = s->F, R = s->R, chunks = blocks_for(F, SUMMED);
+    float *parts = dweights.data ? scratch.take<float>(chunks * R) : NULL;
     grouped_rows<T> x_in = rows_at<T>(x, in), dy_out = rows_at<T>(dy, out);
     product<T> p = list_rows<T>(dev, scratch, s, offsets, fast ? MMA_HIGH : PLAIN_TILE), dh = p;
     p.a0 = dy_out, p.w0 = typed<T>(down).at, p.K = (int)D, p.N = (int)F;
     multiply<BACK>(dev, s, fast, p,
                    swiglu_backward<T>{ typed<T>(hg), typed<T>(hu), typed<T>(act), typed<float>(weights).at, parts, R });
     if (parts)
-        launch(dev, blocks_for(R, THREADS), THREADS, 0, sum_parts, R, p.experts, p.offsets, stretches, parts,
+        launch(dev, blocks_for(R, THREADS), THREADS, 0, sum_parts, R, p.experts, p.offsets, chunks, parts,
                typed<float>(dweights).at);
     dh.a0 = rows_at<T>(hg, none), dh.a1 = rows_at<T>(hu, none), dh.both = true, dh.K = (int)F, dh.N = (int)D;
     dh.w0 = typed<T>(gate).at, dh.w1 = typed<T>(up).at;

@@ -1,8 +1,8 @@
-/* gather.cu - rows copied through an index, either way, and the sum of each token's rows. A row is shared by neighbouring
- * lanes, as many as it has accesses up to a warp: wide rows take a warp each, single values a lane. */
+/* gather.cu - rows copied through an index, either way, and the sum of each token's rows. A row is processed by
+ * neighbouring lanes, one per access, at most a warp. */
 #include "kernels/cuda/cuda.h"
 
-enum { AHEAD = 4 };     /* accesses that a thread has under way */
+enum { AHEAD = 4 };     /* accesses in flight per thread */
 
 /* Lanes that share a row of n accesses, as a power of two. */
 static int lanes_shift(int64_t n) {
@@ -17,7 +17,7 @@ template <typename R, typename F> static void with_words(int64_t D, mu_mat x, mu
     with_width<WIDE>(D % WIDE == 0 && rows_aligned(x, WIDE) && rows_aligned(y, WIDE), body);
 }
 
-/* y[r] = x[index[r]], or y[index[r]] = x[r] but where the index is -1 */
+/* y[r] = x[index[r]], or y[index[r]] = x[r] unless the index is -1 */
 template <typename R, int N, bool SCATTER>
 static __global__ void copy_rows(int64_t rows, int64_t D, int shift, const int32_t *index, matrix<const R> x,
                                  matrix<R> y) {

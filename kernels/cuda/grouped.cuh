@@ -1,15 +1,15 @@
-/* grouped.cuh - products of rows that are grouped by expert with their expert's weights: what they are, and their tiles.
+/* grouped.cuh - products of rows grouped by expert with their expert's weights: definitions, and tiles of work.
  *
- * Rows offsets[i] .. offsets[i+1]-1 belong to expert i; the offsets are on the device and are read there alone. Four kinds
- * of product, and two kernels that do them all, each in tiles of the result:
+ * Rows offsets[i] .. offsets[i+1]-1 belong to expert i; the offsets are only on the device. Four kinds of
+ * product, and two kernels for all of them, each in tiles of the result:
  *     grouped_plain.cuh   any type, sizes and addresses
- *     grouped_mma.cuh     bf16 on tensor cores; what can_multiply() accepts
- * Either hands its sums to an epilogue, which is told where they stand and writes whatever follows from them. */
+ *     grouped_mma.cuh     bf16 on tensor cores; see can_multiply()
+ * Either passes its sums and their positions to an epilogue, which computes and writes the results. */
 #ifndef MUSTER_KERNELS_CUDA_GROUPED_H
 #define MUSTER_KERNELS_CUDA_GROUPED_H
 #include "kernels/cuda/cuda.h"
 
-/* For row r of expert i, K long and N wide; a row of `a` is that of its index where it has one:
+/* For row r of expert i, K long and N wide; a row of `a` is given by its index if there is one:
  *     UP        two results  a0[r] w0_i^T, a0[r] w1_i^T       w [experts, N, K]
  *     DOWN      a0[r] w0_i^T
  *     BACK      a0[r] w0_i, with `both` + a1[r] w1_i          w [experts, K, N]
@@ -25,7 +25,7 @@ template <typename T> struct product {
     const T *w0, *w1;
     int M, N, K;
     bool both;
-    /* who the rows belong to: tiles of the kernel's height (of all kinds but GRADIENT), and the offsets (of that one) */
+    /* rows per expert: tiles of the kernel's height (all kinds but GRADIENT), or the offsets (GRADIENT) */
     const row_tile *tiles;
     const int32_t *n_tiles;
     const int64_t *offsets;
@@ -34,9 +34,9 @@ template <typename T> struct product {
 
 /* An epilogue is called as
  *     float e(int64_t row, int64_t column, const float (&v)[OUTPUTS][n])
- * with n neighbouring values of each result, aligned to their n; row is of all rows, or i*M + m of a gradient. What it returns is added up
- * along the row, over at most SUMMED columns from a multiple of them on, and given to
- *     void e.sum(int64_t row, int64_t stretch, float)         where Epilogue::SUMS. */
+ * with n neighbouring values of each result, aligned to n; row is among all rows, or i*M + m of a gradient. Its return values
+ * are summed along the row, over SUMMED columns from a multiple of SUMMED on, and passed to
+ *     void e.sum(int64_t row, int64_t part, float)            if Epilogue::SUMS. */
 static const int SUMMED = 64;
 
 /* ------------------------------------------------------------------ the tiles of the rows, listed once for several products */
@@ -53,7 +53,7 @@ static __device__ int first_above(int n, const int32_t *numbers, int x) {
 
 /* One block: tiles of at most `height` rows, expert by expert, and their number. */
 static __global__ void list_row_tiles(int experts, const int64_t *offsets, int height, row_tile *tiles, int32_t *n_tiles) {
-    static __shared__ int32_t ends[THREADS];        /* tiles up to and with an expert, of THREADS experts */
+    static __shared__ int32_t ends[THREADS];        /* number of tiles up to and including an expert, for THREADS experts */
     int t = (int)threadIdx.x, before = 0;
     for (int base = 0; base < experts; base += THREADS) {
         int64_t rows = base + t < experts ? offsets[base + t + 1] - offsets[base + t] : 0;
@@ -76,10 +76,10 @@ static __global__ void list_row_tiles(int experts, const int64_t *offsets, int h
     if (t == 0) *n_tiles = before;
 }
 
-/* More than there can be, whatever the groups are. */
+/* An upper bound for any groups. */
 static int64_t most_row_tiles(const mu_experts_shape *s, int height) { return s->R / height + s->experts; }
 
-/* A product of the experts' rows without its operands; the list lives as long as `scratch`. */
+/* A product of the experts' rows without its operands; the list is valid as long as `scratch`. */
 template <typename T> static product<T> list_rows(mu_device *dev, cuda_scratch &scratch, const mu_experts_shape *s,
                                                   mu_mat offsets, int height) {
     product<T> p = {};
@@ -91,13 +91,13 @@ template <typename T> static product<T> list_rows(mu_device *dev, cuda_scratch &
 }
 
 /* ------------------------------------------------------------------ the order of a product's tiles
- * Blocks take every gridDim.x-th, so those at work at one time are neighbours: a few columns of weights and a few tiles of
- * rows, which they read from the L2 cache. */
+ * Blocks take every gridDim.x-th tile, so concurrent ones are neighbours: a few columns of weights and a few tiles of rows,
+ * which they read from the L2 cache. */
 static const int NEIGHBOURS = 16;
 
 static __host__ __device__ __forceinline__ int tiles_of(int n, int each) { return (n + each - 1) / each; }
 
-struct tile_place { int expert, first, end, row, column; };     /* rows that are read; first row, of a gradient, and column */
+struct tile_place { int expert, first, end, row, column; };     /* rows that are read; first row (of a gradient) and column of the result */
 
 /* Tile `at` of high x wide ones: down a column of NEIGHBOURS of them, then the next column. */
 static __device__ __forceinline__ void neighbours(int at, int high, int wide, int *row, int *column) {
@@ -107,7 +107,7 @@ static __device__ __forceinline__ void neighbours(int at, int high, int wide, in
     *row = band * NEIGHBOURS + inside - *column * height;
 }
 
-/* How many tiles are above each other, of all rows or of one expert's gradient; and all tiles. */
+/* Number of tiles down a column, of all rows or of one expert's gradient; and of all tiles. */
 template <int KIND, int HEIGHT, typename T> static __device__ __forceinline__ int tiles_high(const product<T> &p) {
     return KIND == GRADIENT ? tiles_of(p.M, HEIGHT) : *p.n_tiles;
 }
@@ -126,12 +126,12 @@ static __device__ __forceinline__ tile_place place_of(const product<T> &p, int a
     return tile_place{ t.expert, t.first, t.end, 0, column * WIDTH };
 }
 
-/* How many blocks to start: as many as work at one time, or as there can be tiles. */
+/* Number of blocks: as many as run concurrently, or as there can be tiles. */
 template <int KIND, int HEIGHT, int WIDTH, typename T>
 static int64_t grid_for(mu_device *dev, const mu_experts_shape *s, const product<T> &p, int64_t at_once) {
     int64_t high = KIND == GRADIENT ? s->experts * tiles_of(p.M, HEIGHT) : most_row_tiles(s, HEIGHT);
     int64_t most = high * tiles_of(p.N, WIDTH);
-    MU_CHECK(most <= INT32_MAX && s->R <= INT32_MAX - HEIGHT, "%lld tiles of %lld rows", (long long)most, (long long)s->R);
+    MU_CHECK(most <= INT32_MAX && s->R <= INT32_MAX - HEIGHT, "grouped product: %lld tiles of %lld rows are too many", (long long)most, (long long)s->R);
     return most < at_once * cuda_processors(dev) ? most : at_once * cuda_processors(dev);
 }
 

@@ -1,14 +1,14 @@
-/* grouped_mma.cuh - grouped products (grouped.cuh) in bf16 on tensor cores, added up in fp32.
+/* grouped_mma.cuh - grouped products (grouped.cuh) in bf16 on tensor cores, accumulated in fp32.
  *
- * A block of 2 x 4 warps makes tiles of 128 x 256, each warp 64 x 64 of it, MMA_STEP terms at a time: of the shapes whose sums
- * fit into registers the one that reads least for each product, from the L2 cache and from shared memory. It is started once
- * for each processor and takes tile after tile. Terms travel ahead of the sums by cp.async through MMA_STAGES stages of shared
- * memory, over the ends of tiles too: while the last tile's sums are finished, the next one's first terms arrive. Rows are
- * gathered through their index on that way.
+ * A block of 2 x 4 warps computes tiles of 128 x 256, each warp 64 x 64 of it, MMA_STEP terms at a time: of the shapes whose
+ * sums fit into registers the one with the fewest reads per product, from the L2 cache and from shared memory. Kernels are
+ * persistent: one block per multiprocessor takes tile after tile. Terms are copied ahead of the sums by cp.async through
+ * MMA_STAGES stages of shared memory, also across tiles: while the last tile's sums are finished, the next one's first terms
+ * arrive. These copies also gather rows through their index.
  *
  * A stage has two sides, A (rows of the result) and B (its columns), in pieces of 8 values (16 bytes):
- *     ALONG    terms are neighbours in memory: value (i, k) in line i of 4 pieces;       piece k/8 stands at k/8 ^ (i/2 % 4)
- *     ACROSS   rows or columns are:            value (i, k) in line k of 16 or 32 pieces; piece i/8 stands at i/8 ^ (k % 8)
+ *     ALONG    terms are neighbours in memory: value (i, k) in line i of 4 pieces;       piece k/8 is at k/8 ^ (i/2 % 4)
+ *     ACROSS   rows or columns are:            value (i, k) in line k of 16 or 32 pieces; piece i/8 is at i/8 ^ (k % 8)
  * The exclusive or puts the 8 pieces that ldmatrix reads at a time, and those that 8 threads write, into different banks.
  * Of UP, a warp's 64 columns of B are 8 of w0, 8 of w1, 8 of w0, ...: both results of a column are in one thread. */
 #ifndef MUSTER_KERNELS_CUDA_GROUPED_MMA_H
@@ -21,7 +21,7 @@ static const int WARP_TILE = 64, WARPS_WIDE = MMA_WIDE / WARP_TILE, MMA_THREADS 
 static const int PIECE = 8, PIECE_BYTES = PIECE * 2;
 static_assert(SUMMED == WARP_TILE, "a row's sum is of a warp's columns");
 
-/* Does an operand begin where 16 bytes are read at a time? */
+/* Whether an operand is aligned for accesses of 16 bytes. */
 static bool in_pieces(mu_mat m) { return (uintptr_t)m.data % PIECE_BYTES == 0; }
 
 /* ------------------------------------------------------------------ a side of a stage: SIZE rows or columns, MMA_STEP terms */
@@ -39,8 +39,8 @@ template <bool IS_ALONG, int SIZE> struct mma_side {
         return at * LINE_BYTES + piece * PIECE_BYTES + j * MMA_THREADS * PIECE_BYTES;
     }
 
-    /* The i-th 16 of the warp's rows or columns, terms `half` * 16 and on, as mma takes them. Each lane names 8 values: those of
-     * row or column lane % 8, or 8 and on; of terms 0 and on, or 8 and on. */
+    /* The i-th 16 of the warp's rows or columns, terms from `half` * 16 on, in the layout of mma. Each lane addresses 8 values: of
+     * row or column lane % 8, or 8 further; of terms from 0 on, or from 8 on. */
     static __device__ __forceinline__ void load_16(unsigned r[4], unsigned side, int warp, int lane, bool line_8, bool term_8,
                                                    int i, int half) {
         if (ALONG) {
@@ -68,16 +68,16 @@ template <int KIND> struct mma_of {
     }
 };
 
-/* ------------------------------------------------------------------ the copies, which run ahead */
+/* ------------------------------------------------------------------ the copies, ahead of the sums */
 static __device__ __forceinline__ void copy_piece(unsigned to, const bf16 *base, int64_t offset, bool there) {
     mu_ptx_cp_async_16(to, there ? base + offset : base, there ? PIECE_BYTES : 0);
 }
 
-/* What is copied next: a step of a tile, and where this thread's lines are that go through an index (-1: nowhere). */
+/* The next copy: a step of a tile, and the rows of this thread's lines that use an index (-1: none). */
 template <int KIND> struct ahead {
     typedef typename mma_of<KIND>::A A;
     typedef typename mma_of<KIND>::B B;
-    int tile, step, steps;                      /* steps 0: nothing is left */
+    int tile, step, steps;                      /* steps 0: no more */
     tile_place at;
     int32_t row[A::COPIES > B::COPIES ? A::COPIES : B::COPIES];
 
@@ -132,7 +132,7 @@ template <int KIND> struct ahead {
         }
     }
 
-    /* Starts the copy of a step to a stage, unless nothing is left, and goes on to the next. */
+    /* Starts the copy of a step to a stage, if there is one left, and advances to the next. */
     __device__ __forceinline__ void copy(const product<bf16> &p, unsigned stage) {
         if (steps) {
             if constexpr (KIND == GRADIENT) {
@@ -177,8 +177,8 @@ static __device__ __forceinline__ void add_products(warp_sums &sums, const fragm
 }
 
 /* ------------------------------------------------------------------ the end of a tile
- * Of a row, a lane has columns c and c+1 of each 8 (c = 2 (lane % 4)): of four of these 8, x, its quad's lane q gets all of
- * the q-th, so that it writes 16 bytes, and a quad 64. A transposition of 4 x 4 pairs, each step between two lanes. */
+ * Of a row, a lane has columns c and c+1 of each 8 (c = 2 (lane % 4)): of four of these groups of 8, lane q of a quad gets all
+ * of the q-th, so that it writes 16 bytes, and a quad 64: a transposition of 4 x 4 pairs, in steps between two lanes. */
 static __device__ __forceinline__ void eight_of_quad(float (&x)[4][2], int lane, float (&eight)[8]) {
 #pragma unroll
     for (int step = 1; step <= 2; step *= 2)
@@ -196,7 +196,7 @@ static __device__ __forceinline__ void eight_of_quad(float (&x)[4][2], int lane,
     for (int i = 0; i < 8; i++) eight[i] = x[i / 2][i % 2];
 }
 
-/* 32 columns of one row, `column` and on; of UP both results. */
+/* 32 columns of one row from `column` on; for UP both results. */
 template <int KIND, typename Epilogue>
 static __device__ __forceinline__ float finish_32(const Epilogue &e, const float (*sums)[4], int upper, int lane, int64_t row,
                                                   int column, bool inside, int N) {
@@ -233,7 +233,7 @@ static __device__ __forceinline__ void finish_product(const product<bf16> &p, co
     }
 }
 
-/* Two columns a lane, a quad's are 32 bytes of fp32. */
+/* Two columns per lane: 32 bytes of fp32 per quad. */
 template <typename Epilogue>
 static __device__ __forceinline__ void finish_gradient(const product<bf16> &p, const Epilogue &e, int lane, tile_place at,
                                                        const warp_sums &sums) {
@@ -250,14 +250,14 @@ static __device__ __forceinline__ void finish_gradient(const product<bf16> &p, c
 }
 
 /* ------------------------------------------------------------------ the kernel */
-/* A warp's part of a tile; is anything of the result in it? */
+/* A warp's part of a tile, and whether it contains any result. */
 template <int KIND> static __device__ __forceinline__ bool part_of(const product<bf16> &p, const warp_place &w, tile_place *at) {
     at->row += w.m * WARP_TILE, at->column += w.n * (mma_of<KIND>::WIDTH / WARPS_WIDE);
     if (KIND != GRADIENT) at->first += w.m * WARP_TILE;
     return (KIND == GRADIENT ? at->row < p.M : at->first < at->end) && at->column < p.N;
 }
 
-/* Until this block's oldest step is there, and everybody has read the one before it. */
+/* Waits until this block's oldest step has arrived and all warps have read the one before it. */
 static __device__ __forceinline__ void wait_for_step() {
     mu_ptx_cp_async_wait<MMA_STAGES - 2>();
     __syncthreads();
@@ -268,7 +268,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 1) mma_product(product<bf1
     typedef mma_of<KIND> of;
     extern __shared__ __align__(128) unsigned char dynamic_shared[];
     unsigned shared = mu_ptx_shared(dynamic_shared), stage = shared, last = shared + (MMA_STAGES - 1) * of::STAGE_BYTES;
-    int warp = __shfl_sync(ALL_LANES, (int)threadIdx.x / WARP, 0);      /* so that the compiler knows: one for all lanes */
+    int warp = __shfl_sync(ALL_LANES, (int)threadIdx.x / WARP, 0);      /* tells the compiler that it is uniform */
     warp_place w = { warp / WARPS_WIDE, warp % WARPS_WIDE, (int)threadIdx.x % WARP };
     ahead<KIND> next = {};
     next.tile = (int)blockIdx.x;
@@ -292,7 +292,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 1) mma_product(product<bf1
             if (busy) add_products(sums, f[1]);
         }
         if (!busy) continue;
-        at = of::place(p, tile);                      /* again: above, registers are dear */
+        at = of::place(p, tile);                      /* recomputed, to save registers above */
         part_of<KIND>(p, w, &at);
         if constexpr (KIND == GRADIENT) finish_gradient(p, e, w.lane, at, sums);
         else finish_product<KIND>(p, e, w.lane, at, sums);

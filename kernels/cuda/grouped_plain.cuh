@@ -1,5 +1,5 @@
 /* grouped_plain.cuh - grouped products (grouped.cuh) of any type, sizes and addresses: 64 x 64 tiles through shared memory,
- * 4 x 4 sums a thread, in fp32. */
+ * 4 x 4 sums per thread, in fp32. */
 #ifndef MUSTER_KERNELS_CUDA_GROUPED_PLAIN_H
 #define MUSTER_KERNELS_CUDA_GROUPED_PLAIN_H
 #include "kernels/cuda/grouped.cuh"
@@ -7,10 +7,10 @@
 static const int PLAIN_TILE = 64, PLAIN_STEP = 16, PLAIN_ACROSS = 16, PLAIN_EACH = PLAIN_TILE / PLAIN_ACROSS, PLAIN_BLOCKS = 2;
 static_assert(THREADS == PLAIN_ACROSS * PLAIN_ACROSS && PLAIN_TILE == SUMMED, "a thread has 4 x 4 of a tile, a row is one sum");
 
-/* PLAIN_STEP terms of a tile's sums; the two more put the 16 terms and 2 places a warp writes into 32 banks. */
+/* PLAIN_STEP terms of a tile's sums; the padding of two puts the 16 terms and 2 positions that a warp writes into 32 banks. */
 typedef float plain_side[PLAIN_STEP][PLAIN_TILE + 2];
 
-/* side[k][i] = value(i, k), read along k, or along i where that is how values lie in memory */
+/* side[k][i] = value(i, k), read along k, or along i if that is the order in memory */
 template <bool ALONG_K, typename F> static __device__ __forceinline__ void fill_side(plain_side &side, F value) {
     for (int at = (int)threadIdx.x; at < PLAIN_STEP * PLAIN_TILE; at += THREADS) {
         int k = ALONG_K ? at % PLAIN_STEP : at / PLAIN_TILE, i = ALONG_K ? at / PLAIN_STEP : at % PLAIN_TILE;
@@ -67,7 +67,7 @@ static __device__ __forceinline__ void add_terms(plain_sums<OUTPUTS> &sums, cons
                     sums.of[w][i][j] += a[k][y * PLAIN_EACH + i] * b[w][k][x + j * PLAIN_ACROSS];
 }
 
-/* The tile's sums to the epilogue. A thread has columns x, x + 16, ... of PLAIN_EACH rows: a warp writes neighbours. */
+/* Passes the tile's sums to the epilogue. A thread has columns x, x + 16, ... of PLAIN_EACH rows: a warp writes neighbours. */
 template <int KIND, int OUTPUTS, typename T, typename Epilogue>
 static __device__ void finish_tile(const product<T> &p, const Epilogue &e, tile_place at, const plain_sums<OUTPUTS> &sums) {
     int x = (int)threadIdx.x % PLAIN_ACROSS, y = (int)threadIdx.x / PLAIN_ACROSS;

@@ -1,29 +1,29 @@
 /* plan.cu - counting assignments to experts, the index plan of a dispatch, and the order of received rows.
  *
- * The plan is a stable counting sort of the T*K assignments in three passes, whose launches depend on sizes alone:
+ * The plan is a stable counting sort of the T*K assignments in three passes, whose launches depend only on sizes:
  *
- *     count     a block a part (some 2048 assignments, in order): how often each expert stands in it
- *     scan      an expert at a time down the parts: assignments before each part; then over the experts, by place
- *     scatter   a block a part: an assignment's row = first row of its expert + those before the part + those before
+ *     count     a block per part (about 2048 assignments, in order): assignments to each expert in it
+ *     scan      for each expert over the parts: assignments before each part; then over the experts, by place
+ *     scatter   a block per part: an assignment's row = first row of its expert + those before the part + those before
  *               it in the part
  *
- * Parts do not cross segments, so that with a capacity the place of an assignment within its segment is known, and with
- * it whether it is kept. Without one every part is a segment and nothing is dropped. Atomics count; order never comes
- * from them. Shared memory holds the counts of WINDOW experts, more experts take several turns. */
+ * Parts do not cross segments, so that with a capacity the rank of an assignment within its segment is known, and so whether
+ * it is kept. Without capacity every part is a segment and nothing is dropped. Atomics only count; they never determine an
+ * order. Shared memory holds the counts of WINDOW experts; more experts take several passes. */
 #include "kernels/cuda/cuda.h"
 
 enum { WARPS = THREADS / WARP, WINDOW = 1024, ASSIGNMENTS = 2048 };
 
 /* The assignments as parts: those of one segment have `tokens` tokens each, the last one less. */
 typedef struct {
-    int T, E, K, segment, tokens, parts;        /* parts of a segment */
+    int T, E, K, segment, tokens, parts;        /* parts per segment */
     matrix<int32_t> ids;
 } division;
 
 static division divide(int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids) {
-    MU_CHECK(T * K <= INT32_MAX && E <= INT32_MAX / WARPS && K >= 1 && K <= E, "%lld tokens, %lld of %lld experts",
+    MU_CHECK(T * K <= INT32_MAX && E <= INT32_MAX / WARPS && K >= 1 && K <= E, "plan: %lld tokens, top_k %lld of %lld experts",
              (long long)T, (long long)K, (long long)E);
-    int64_t wanted = E > ASSIGNMENTS ? E : (int64_t)ASSIGNMENTS;    /* tables of all parts: no more than the assignments */
+    int64_t wanted = E > ASSIGNMENTS ? E : (int64_t)ASSIGNMENTS;    /* tables of all parts are no larger than the assignments */
     int64_t tokens = wanted / K;
     if (!segment) segment = tokens;
     if (segment > T) segment = T ? T : 1;
@@ -36,20 +36,20 @@ static int segments_of(const division &d) { return (int)blocks_for(d.T, d.segmen
 static int parts_of(const division &d) { return segments_of(d) * d.parts; }
 
 /* The part of this block: its first token, and its assignments. */
-typedef struct { int token, n; } stretch;
+typedef struct { int token, n; } chunk;
 
-static __device__ __forceinline__ stretch stretch_of(const division &d, int part) {
+static __device__ __forceinline__ chunk chunk_of(const division &d, int part) {
     int begin = part / d.parts * d.segment, skipped = part % d.parts * d.tokens;
     int tokens = min(min(d.segment, d.T - begin) - skipped, d.tokens);
-    return stretch{ begin + skipped, tokens > 0 ? tokens * d.K : 0 };
+    return chunk{ begin + skipped, tokens > 0 ? tokens * d.K : 0 };
 }
 
-static __device__ __forceinline__ int expert_of(const division &d, const stretch &s, int a) {
+static __device__ __forceinline__ int expert_of(const division &d, const chunk &s, int a) {
     return d.ids.row(s.token + a / d.K)[a % d.K];
 }
 
-/* count[0 .. n) = how often experts low .. low+n-1 stand in the stretch. For the whole block, between two barriers. */
-static __device__ __forceinline__ void count_stretch(const division &d, const stretch &s, int low, int n, int *count) {
+/* count[0 .. n) = assignments to experts low .. low+n-1 in the part. Called by the whole block, between two barriers. */
+static __device__ __forceinline__ void count_chunk(const division &d, const chunk &s, int low, int n, int *count) {
     __syncthreads();
     for (int i = (int)threadIdx.x; i < n; i += THREADS) count[i] = 0;
     __syncthreads();
@@ -61,32 +61,32 @@ static __device__ __forceinline__ void count_stretch(const division &d, const st
 }
 
 /* ------------------------------------------------------------------ count_experts */
-/* A block takes a row. */
+/* A block per row. */
 static __global__ void zero_rows(int n, matrix<int64_t> x) {
     for (int i = (int)threadIdx.x; i < n; i += THREADS) x.row(blockIdx.x)[i] = 0;
 }
 
 static __global__ void count_experts_kernel(division d, matrix<int64_t> counts) {
     static __shared__ int count[WINDOW];
-    stretch s = stretch_of(d, (int)blockIdx.x);
+    chunk s = chunk_of(d, (int)blockIdx.x);
     unsigned long long *sum = (unsigned long long *)counts.row(blockIdx.x / (unsigned)d.parts);
     for (int low = 0; low < d.E; low += WINDOW) {
         int n = min(d.E - low, (int)WINDOW);
-        count_stretch(d, s, low, n, count);
+        count_chunk(d, s, low, n, count);
         for (int i = (int)threadIdx.x; i < n; i += THREADS)
             if (count[i]) atomicAdd(&sum[low + i], (unsigned long long)count[i]);
     }
 }
 
 void mu_cuda_count_experts(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids, mu_mat counts) {
-    MU_CHECK(segment > 0 && T % segment == 0, "%lld tokens in segments of %lld", (long long)T, (long long)segment);
+    MU_CHECK(segment > 0 && T % segment == 0, "%lld tokens are not a multiple of the segment, %lld tokens", (long long)T, (long long)segment);
     division d = divide(T, E, K, segment, ids);
     launch(dev, segments_of(d), THREADS, 0, zero_rows, (int)E, typed<int64_t>(counts));
     launch(dev, parts_of(d), THREADS, 0, count_experts_kernel, d, typed<int64_t>(counts));
 }
 
 /* ------------------------------------------------------------------ sum_counts */
-/* A thread takes an expert: its sums have one writer. A rank has few sequences, so the loop is short. */
+/* A thread per expert: its sums have one writer. A rank has few sequences, so the loop is short. */
 static __global__ void sum_counts_kernel(int S, int E, matrix<const int64_t> counts, const int *group, int64_t *total,
                                          matrix<int64_t> by_group) {
     int i = (int)(blockIdx.x * THREADS + threadIdx.x);
@@ -139,22 +139,22 @@ template <typename V, typename F> static __device__ __forceinline__ int64_t scan
 }
 
 /* ------------------------------------------------------------------ plan */
-/* Tables [parts, E]: `seen`, first how often an expert stands in a part, then how often in its segment before the part;
- * `before`, rows of the expert in all segments before. Totals [E], by place. */
+/* Tables [parts, E]: `seen`, first the assignments to an expert in a part, then those in its segment before the part;
+ * `before`, rows of the expert in all earlier segments. Totals [E], by place. */
 typedef struct { int *seen, *before, *total; const int32_t *place; int capacity; } tables;
 
 static __global__ void count_parts(division d, tables t) {
     static __shared__ int count[WINDOW];
-    stretch s = stretch_of(d, (int)blockIdx.x);
+    chunk s = chunk_of(d, (int)blockIdx.x);
     int *row = t.seen + (int64_t)blockIdx.x * d.E;
     for (int low = 0; low < d.E; low += WINDOW) {
         int n = min(d.E - low, (int)WINDOW);
-        count_stretch(d, s, low, n, count);
+        count_chunk(d, s, low, n, count);
         for (int i = (int)threadIdx.x; i < n; i += THREADS) row[low + i] = count[i];
     }
 }
 
-/* 32 experts a block, a lane each; its warps share the segments. */
+/* 32 experts per block, one per lane; its warps share the segments. */
 static __global__ void __launch_bounds__(SCAN_THREADS) scan_parts(division d, int segments, tables t) {
     static __shared__ int kept[SCAN_THREADS / WARP][WARP];
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, warps = SCAN_THREADS / WARP;
@@ -188,12 +188,12 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_places(int E, tables
     if (threadIdx.x == 0) offsets[E] = rows;
 }
 
-/* A warp takes a stretch of the part's assignments, 32 at a time; rank[warp][i]: assignments to expert low + i in the
- * segment before the ones at hand, base[i]: the expert's first row of this segment. */
+/* A warp takes a range of the part's assignments, 32 at a time; rank[warp][i]: assignments to expert low + i in the
+ * segment before the current ones, base[i]: the expert's first row of this segment. */
 static __global__ void __launch_bounds__(THREADS)
     scatter_rows(division d, tables t, const int64_t *offsets, int32_t *token, matrix<int32_t> row_TK) {
     static __shared__ int rank[WARPS][WINDOW], base[WINDOW];
-    stretch s = stretch_of(d, (int)blockIdx.x);
+    chunk s = chunk_of(d, (int)blockIdx.x);
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
     int each = (s.n + THREADS - 1) / THREADS * WARP, begin = warp * each, end = min(begin + each, s.n);
     for (int low = 0; low < d.E; low += WINDOW) {
@@ -235,7 +235,7 @@ static __global__ void __launch_bounds__(THREADS)
 
 void mu_cuda_plan(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, int64_t capacity, mu_mat ids,
                   mu_mat order, mu_mat offsets, mu_mat token, mu_mat row_TK) {
-    MU_CHECK(capacity <= 0 || segment > 0, "capacity %lld in segments of %lld", (long long)capacity, (long long)segment);
+    MU_CHECK(capacity <= 0 || segment > 0, "plan: capacity %lld needs segments of at least 1 token, not %lld", (long long)capacity, (long long)segment);
     division d = divide(T, E, K, capacity > 0 ? segment : 0, ids);
     int64_t parts = parts_of(d);
     cuda_scratch scratch(dev);
@@ -249,7 +249,7 @@ void mu_cuda_plan(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segme
 }
 
 /* ------------------------------------------------------------------ arrange */
-/* received[p, i], sorted[p, i]: where the rows from peer p for expert i begin, as they came and sorted. */
+/* received[p, i], sorted[p, i]: first row from peer p for expert i, as received and sorted. */
 static __global__ void __launch_bounds__(SCAN_THREADS)
     place_blocks(int P, int e, matrix<int64_t> counts, int64_t *received, int64_t *sorted, int64_t *offsets) {
     scan(P * e, [&](int n) { return counts.row(n / e)[n % e]; }, [&](int n, int64_t before) { received[n] = before; });
@@ -272,7 +272,7 @@ static __global__ void write_blocks(int e, matrix<int64_t> counts, const int64_t
 }
 
 void mu_cuda_arrange(mu_device *dev, int64_t P, int64_t e, mu_mat counts, mu_mat offsets, mu_mat index) {
-    MU_CHECK(P * e <= INT32_MAX, "%lld x %lld blocks", (long long)P, (long long)e);
+    MU_CHECK(P * e <= INT32_MAX, "arrange: %lld x %lld blocks are too many", (long long)P, (long long)e);
     cuda_scratch scratch(dev);
     int64_t *received = scratch.take<int64_t>(P * e), *sorted = scratch.take<int64_t>(P * e);
     matrix<int64_t> c = typed<int64_t>(counts);

@@ -1,4 +1,4 @@
-/* ptx.h - the few instructions that C has no words for, one wrapper each.
+/* ptx.h - wrappers for the few instructions without a C equivalent.
  *
  * Names and fragment layouts as in the PTX manual ("Warp-level matrix instructions", "cp.async"). Lane l of a warp has
  * group g = l / 4 and column pair c = 2 * (l % 4); two bf16 share a register, the lower index in the lower half.
@@ -10,7 +10,7 @@
 #define MUSTER_KERNELS_CUDA_PTX_H
 #include <cuda_runtime.h>
 
-/* The address of shared memory as the instructions below take it. */
+/* A shared-memory address for the instructions below. */
 static __device__ __forceinline__ unsigned mu_ptx_shared(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
 
 /* Four 8x8 matrices of 16-bit elements from shared memory: lane 8*i + j gives the address of row j of matrix i (16
@@ -34,8 +34,8 @@ static __device__ __forceinline__ void mu_ptx_mma_bf16(float d[4], const unsigne
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/* Copies from global to shared memory that run on while the thread computes: `bytes` of the 4, 8 or 16 come from
- * `from`, the rest becomes zero. Both addresses are multiples of the size. The data is there after the wait. */
+/* Asynchronous copies from global to shared memory: `bytes` of the 4, 8 or 16 come from `from`, the rest becomes zero.
+ * Both addresses are multiples of the size. The data is valid after the wait. */
 static __device__ __forceinline__ void mu_ptx_cp_async_4(unsigned to, const void *from, int bytes) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" : : "r"(to), "l"(from), "r"(bytes) : "memory");
 }
@@ -46,10 +46,10 @@ static __device__ __forceinline__ void mu_ptx_cp_async_16(unsigned to, const voi
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
-/* Closes the group of this thread's copies since the last one. */
+/* Closes this thread's current group of copies. */
 static __device__ __forceinline__ void mu_ptx_cp_async_commit(void) { asm volatile("cp.async.commit_group;" : : : "memory"); }
 
-/* Until all but the newest `pending` groups of this thread have arrived. Others see them after a barrier. */
+/* Waits for all but the newest `pending` groups of this thread. Other threads see the data after a barrier. */
 template <int pending> static __device__ __forceinline__ void mu_ptx_cp_async_wait(void) {
     asm volatile("cp.async.wait_group %0;" : : "n"(pending) : "memory");
 }

@@ -1,10 +1,10 @@
 /* random.cu - random numbers on the device, by cuRAND's Philox: the only file that includes it. Its counter and key are
- * those of base/philox.c, so the numbers are, too. */
+ * those of base/philox.c, so the numbers are the same. */
 #include "kernels/cuda/cuda.h"
 
 #include <curand_philox4x32_x.h>
 
-/* A block takes a row of x: each thread draws four numbers, and takes every THREADS-th. */
+/* A block per row of x: each thread draws four numbers at a time, with a stride of THREADS. */
 template <typename X, typename Y>
 static __global__ void jitter_kernel(int64_t S, int64_t D, float eps, mu_rng rng, matrix<const X> x, bool add,
                                      matrix<Y> y) {

@@ -1,13 +1,13 @@
 /* rmsnorm.cu - y = x * rstd * w over rows of width D (the model's width, or one head's).
  *
- * A row belongs to a team: 16 or 32 lanes where they hold it with one access each, else a block. A thread owns columns:
- * every access is of N = WIDE values, 16 bytes of fp32 and 8 of bf16, so that both lie without gaps across a warp (N = 1
- * where alignment forbids it). The first KEPT accesses stay in registers; the rest of a very wide row is read again. */
+ * A row belongs to a team: 16 or 32 lanes if one access each covers it, else a block. A thread owns columns: every access is
+ * of N = WIDE values, 16 bytes of fp32 and 8 of bf16, contiguous across a warp (N = 1 where alignment forbids it). The first
+ * KEPT accesses stay in registers; the rest of a very wide row is read again. */
 #include "kernels/cuda/cuda.h"
 
 enum { BLOCK = 0, KEPT_BY_BLOCK = 4, MOST_THREADS = 512, WIDE = 4 };
 
-/* LANES of a team, BLOCK: all of the block's; and what this thread is in it. */
+/* A team of LANES lanes (BLOCK: the whole block), and this thread's position in it. */
 template <int LANES> struct team {
     int lanes, lane, number, count;
     __device__ __forceinline__ team()
@@ -16,7 +16,7 @@ template <int LANES> struct team {
     __device__ __forceinline__ float sum(float x) const { return LANES == BLOCK ? block_sum(x) : lanes_sum(x, LANES); }
 };
 
-/* body(j, c) for the columns c .. c+N-1 of this thread: j < KEPT names the access, KEPT all that are not kept. */
+/* body(j, c) for the columns c .. c+N-1 of this thread: j < KEPT is the access, j == KEPT: not kept. */
 template <int N, int KEPT, typename F>
 static __device__ __forceinline__ void each_access(int64_t D, int lane, int lanes, F body) {
 #pragma unroll
@@ -75,11 +75,11 @@ void mu_cuda_rmsnorm_fwd(mu_device *dev, int64_t rows, int64_t D, double eps, mu
 }
 
 /* ------------------------------------------------------------------ backward
- * dx += rstd * (w dy - x * rstd^2 / D * <w dy, x>);  dw += sum over rows of dy x rstd. A block takes a stretch of rows and
- * leaves their dw in part[block]; a second kernel adds the blocks' in order. */
-enum { MOST_STRETCHES = 1024, LEAST_ROWS = 4 };     /* with fewer rows most of what is moved would be the blocks' sums */
+ * dx += rstd * (w dy - x * rstd^2 / D * <w dy, x>);  dw += sum over rows of dy x rstd. A block takes a range of rows and
+ * writes their dw to part[block]; a second kernel adds the parts in order. */
+enum { MOST_CHUNKS = 1024, LEAST_ROWS = 4 };         /* with fewer rows, the parts would dominate the memory traffic */
 
-/* part[c] = the sums of the block's teams, in order. */
+/* part[c] = the sum of the block's teams, in order. */
 template <int N, int LANES>
 static __device__ __forceinline__ void join_teams(const team<LANES> &team, int64_t D, const float mine[N], float *part) {
     static __shared__ __align__(16) float sums[THREADS * N];
@@ -92,15 +92,15 @@ static __device__ __forceinline__ void join_teams(const team<LANES> &team, int64
     }
 }
 
-/* One access: of w, and of a row's x, dy and dx. */
+/* One access to w, and to a row's x, dy and dx. */
 template <typename R, int N> struct row_part { word<R, N> x, dy, dx; };
 
 template <typename R, int N, int LANES, int KEPT>
 static __global__ void __launch_bounds__(MOST_THREADS)
-rmsnorm_bwd_kernel(int64_t rows, int64_t stretch, int64_t D, matrix<const R> x, const float *w, const float *rstd,
+rmsnorm_bwd_kernel(int64_t rows, int64_t chunk, int64_t D, matrix<const R> x, const float *w, const float *rstd,
                    matrix<const R> dy, matrix<R> dx, float *part) {
     team<LANES> team;
-    int64_t first = (int64_t)blockIdx.x * stretch, end = first + stretch < rows ? first + stretch : rows;
+    int64_t first = (int64_t)blockIdx.x * chunk, end = first + chunk < rows ? first + chunk : rows;
     float weight[KEPT + 1][N], dw[KEPT][N] = {}, xs[N], g[N], sum[N];
     row_part<R, N> kept[KEPT + 1];
     if (part) part += blockIdx.x * D;
@@ -146,15 +146,15 @@ rmsnorm_bwd_kernel(int64_t rows, int64_t stretch, int64_t D, matrix<const R> x, 
     else join_teams<N, LANES>(team, D, dw[0], part);
 }
 
-/* dw[c] += the stretches' sums: a warp's lanes own neighbouring columns, warp i adds every WARP-th stretch from i on, and
- * the warps' sums are added in order. */
-static __global__ void add_stretches(int64_t stretches, int64_t D, const float *part, float *dw) {
+/* dw[c] += the parts: a warp's lanes own neighbouring columns, warp i adds every WARP-th part from i on, and the warps' sums
+ * are added in order. */
+static __global__ void add_chunks(int64_t chunks, int64_t D, const float *part, float *dw) {
     static __shared__ float sums[WARP][WARP];
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
     int64_t c = (int64_t)blockIdx.x * WARP + lane;
     float sum = 0;
 #pragma unroll 4
-    for (int64_t i = warp; i < stretches; i += WARP)
+    for (int64_t i = warp; i < chunks; i += WARP)
         if (c < D) sum += part[i * D + c];
     sums[warp][lane] = sum;
     __syncthreads();
@@ -177,14 +177,14 @@ void mu_cuda_rmsnorm_bwd(mu_device *dev, int64_t rows, int64_t D, mu_mat x, mu_m
             with_team(D, N, [&](auto lanes, auto kept, int threads) {
                 const int LANES = decltype(lanes)::value, KEPT = decltype(kept)::value;
                 int64_t teams = teams_of(LANES, threads);
-                int64_t share = blocks_for(rows, MOST_STRETCHES), stretch = blocks_for(share, teams) * teams;
-                if (stretch < LEAST_ROWS) stretch = LEAST_ROWS;
-                int64_t stretches = blocks_for(rows, stretch);
-                float *part = dw.data ? scratch.take<float>(stretches * D) : NULL;
-                launch(dev, stretches, threads, 0, rmsnorm_bwd_kernel<R, N, LANES, KEPT>, rows, stretch, D,
+                int64_t share = blocks_for(rows, MOST_CHUNKS), chunk = blocks_for(share, teams) * teams;
+                if (chunk < LEAST_ROWS) chunk = LEAST_ROWS;
+                int64_t chunks = blocks_for(rows, chunk);
+                float *part = dw.data ? scratch.take<float>(chunks * D) : NULL;
+                launch(dev, chunks, threads, 0, rmsnorm_bwd_kernel<R, N, LANES, KEPT>, rows, chunk, D,
                        typed<const R>(x), typed<const float>(w).at, typed<const float>(rstd).at, typed<const R>(dy),
                        typed<R>(dx), part);
-                if (part) launch(dev, blocks_for(D, WARP), WARP * WARP, 0, add_stretches, stretches, D,
+                if (part) launch(dev, blocks_for(D, WARP), WARP * WARP, 0, add_chunks, chunks, D,
                                  (const float *)part, typed<float>(dw).at);
             });
         });

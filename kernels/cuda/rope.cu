@@ -1,11 +1,11 @@
-/* rope.cu - rotary positions: in each head (x[i], x[i + d/2]) turns by its position's angle. y may be x.
+/* rope.cu - rotary position embedding: in each head (x[i], x[i + d/2]) rotates by its position's angle. y may be x.
  *
  * A thread takes N neighbouring pairs of some heads of a token: cosines and sines are read once for all of them. */
 #include "kernels/cuda/cuda.h"
 
-enum { TOKENS = 8, HEADS = 4, WIDE = 4 };       /* of a block, of a thread; values an access: 16 bytes of the tables */
+enum { TOKENS = 8, HEADS = 4, WIDE = 4 };       /* per block, per thread; values per access: 16 bytes of the tables */
 
-/* One head's pairs: words of x become words of y; `old`: what they are added to. */
+/* One head's pairs: words of x become words of y; `old`: added to the result. */
 template <typename R, int N>
 static __device__ __forceinline__ void turn(const float c[N], const float s[N], word<R, N> x[2], const word<R, N> old[2]) {
     float a[N], b[N], re[N], im[N];
@@ -54,7 +54,7 @@ void mu_cuda_rope(mu_device *dev, int64_t T, int64_t S, int64_t H, int64_t d, in
     int64_t half = d / 2;
     bool wide = half % WIDE == 0 && rows_aligned(cos, WIDE) && rows_aligned(sin, WIDE) && rows_aligned(x, WIDE) &&
                 rows_aligned(y, WIDE);
-    MU_CHECK(d % 2 == 0 && H * d < INT32_MAX / TOKENS, "%lld heads of width %lld", (long long)H, (long long)d);
+    MU_CHECK(d % 2 == 0 && H * d < INT32_MAX / TOKENS, "rope: %lld heads of width %lld; the width must be even", (long long)H, (long long)d);
     with_float_type(x.dtype, [&](auto zero) {
         typedef decltype(zero) R;
         with_width<WIDE>(wide, [&](auto n) {

@@ -1,16 +1,16 @@
 /* router.cu - the router: scores, the choice of K experts and gates in one pass, and its gradient; the balancing term and
- * the z-loss. The formulas stand in kernels/ref/route.c.
+ * the z-loss. The formulas are in kernels/ref/route.c.
  *
- * A warp takes a token; lane l has its experts l, l + 32, ... Up to 512 experts a token's row is read once and kept in
- * registers, PER values a lane; above, PER is 0 and rows are read again where they are needed.
+ * A warp per token; lane l has experts l, l + 32, ... For up to 512 experts a token's row is read once and kept in registers,
+ * PER values per lane; above, PER is 0 and rows are read again where needed.
  *
- * The choice needs no marks: scores, ties by index, are a strict order, and each of the K rounds takes the first expert
- * of that order after the last one taken. */
+ * The choice needs no flags: scores, ties by index, are a strict order, and each of the K rounds takes the next expert in
+ * that order. */
 #include "kernels/cuda/cuda.h"
 
 #include <math.h>
 
-enum { TOKENS = THREADS / WARP };               /* of a block */
+enum { TOKENS = THREADS / WARP };               /* per block */
 static const float TINY = 1e-20f;
 
 static __device__ __forceinline__ int lane_index() { return (int)threadIdx.x % WARP; }
@@ -28,7 +28,7 @@ template <int PER, typename F> static __device__ __forceinline__ void each_exper
     }
 }
 
-/* A lane's share of a row of E values, zeros where there is no row. */
+/* A lane's values of a row of E values, zeros if there is no row. */
 template <int PER> struct share {
     float kept[PER];
     __device__ __forceinline__ share(int E, const float *row) {
@@ -37,7 +37,7 @@ template <int PER> struct share {
     }
     __device__ __forceinline__ float at(int j, int) const { return kept[j]; }
     __device__ __forceinline__ void set(int j, int, float x) { kept[j] = x; }
-    /* Value i of the row, of each lane another i; all lanes ask. */
+    /* Value i of the row, with a different i per lane; called by all lanes. */
     __device__ __forceinline__ float find(int i) const {
         float value = 0;
 #pragma unroll
@@ -47,7 +47,7 @@ template <int PER> struct share {
         }
         return value;
     }
-    /* Value i += x, in the lane that has it. */
+    /* Value i += x, in the lane that holds it. */
     __device__ __forceinline__ void add(int i, float x) {
 #pragma unroll
         for (int j = 0; j < PER; j++)
@@ -66,7 +66,7 @@ template <> struct share<0> {
     }
 };
 
-/* mu_route_shape in the words of a kernel; `start`: what MU_ROUTE_BALANCED begins with. */
+/* mu_route_shape for kernels; `start`: the first expert of MU_ROUTE_BALANCED. */
 typedef struct {
     int T, E, K, start;
     mu_route_force force;
@@ -75,8 +75,8 @@ typedef struct {
 } router_shape;
 
 static router_shape router_of(const mu_route_shape *s) {
-    MU_CHECK(s->K >= 1 && s->K <= s->E, "%lld of %lld experts", (long long)s->K, (long long)s->E);
-    MU_CHECK(s->T * s->K <= INT32_MAX && s->E <= INT32_MAX - WARP, "%lld tokens, %lld experts", (long long)s->T,
+    MU_CHECK(s->K >= 1 && s->K <= s->E, "router: top_k %lld of %lld experts", (long long)s->K, (long long)s->E);
+    MU_CHECK(s->T * s->K <= INT32_MAX && s->E <= INT32_MAX - WARP, "router: %lld tokens, %lld experts are too many", (long long)s->T,
              (long long)s->E);
     int start = (int)(s->first_token % s->E * s->K % s->E);
     return router_shape{ (int)s->T, (int)s->E, (int)s->K, start, s->force, s->sigmoid, s->normalise, (float)s->scale };
@@ -93,13 +93,13 @@ template <typename F> static void with_share(int64_t E, F body) {
 }
 
 /* ------------------------------------------------------------------ scores and choice */
-/* A whole number for each float, in the same order, NaN as minus infinity; 0 is below all of them. */
+/* An integer for each float, in the same order, NaN as minus infinity; 0 is below all of them. */
 static __device__ __forceinline__ unsigned order_of(float x) {
     unsigned bits = __float_as_uint(isnan(x) ? -INFINITY : x);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* What the choice compares, of each expert: from its score, and 0 for one that is not to be found again. */
+/* The key of the choice of each expert: from its score, or 0 for an excluded one. */
 template <int PER> struct ranking {
     unsigned kept[PER];
     __device__ __forceinline__ ranking(int E, const share<PER> &scores, const float *bias, const int *mask, int without) {
@@ -124,7 +124,7 @@ template <> struct ranking<0> {
     }
 };
 
-/* The first expert after `id`, whose number is `last`: the greatest number, ties to the lower index. */
+/* The next expert after `id`, whose key is `last`: the greatest remaining key, ties to the lower index. */
 template <int PER> static __device__ __forceinline__ int next_best(int E, const ranking<PER> &r, int id, unsigned *last) {
     unsigned best = 0, limit = *last;
     int at = E;
@@ -173,7 +173,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
     unsigned last = ~0u;
     unsigned start = (unsigned)s.start + (unsigned)(t * K);
     int32_t *my_ids = ids.row(t) + lane;
-    for (int k0 = 0; k0 < K; k0 += WARP) {      /* the choices of 32 rounds lie in 32 lanes */
+    for (int k0 = 0; k0 < K; k0 += WARP) {      /* the choices of 32 rounds are in 32 lanes */
         for (int k = k0; k < min(K, k0 + WARP); k++) {
             if (balanced) id = (int)((start + (unsigned)k) % (unsigned)E);
             else if (skew && k == 0) id = 0;
@@ -203,11 +203,11 @@ void mu_cuda_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits, m
 }
 
 /* ------------------------------------------------------------------ gradient */
-/* exp(logit) from a sigmoid score; scores of 1 in single precision stand for the largest that fits. */
+/* exp(logit) from a sigmoid score; scores of 1 in single precision give the largest representable value. */
 static __device__ __forceinline__ float odds_of(float p) { return p / fmaxf(1 - p, 2e-8f); }
 
-/* What the gates' gradients are to the scores: rate * (dgate_k - mean) for the chosen ones; `inner` is the sum of
- * score * that, for normalised gates written out, because as a sum it is a difference of equal numbers. */
+/* The gates' part of the scores' gradient: rate * (dgate_k - mean) for the chosen ones; `inner` is the sum of score * that,
+ * for normalised gates in closed form, because as a sum it would cancel. */
 typedef struct { float rate, mean, inner; } gate_slopes;
 
 template <int PER>
@@ -226,7 +226,7 @@ static __device__ __forceinline__ gate_slopes slopes_of(const router_shape &s, c
     return gate_slopes{ rate, s.normalise ? dot / sum : 0, rate * dot * (s.normalise ? TINY / sum : 1) };
 }
 
-/* d[id_k] += the gates' part of the gradient by the chosen experts' logits, but for `inner`. */
+/* d[id_k] += the gates' part of the gradient of the chosen experts' logits, without `inner`. */
 template <int PER>
 static __device__ __forceinline__ void add_chosen(const router_shape &s, const gate_slopes &g, const share<PER> &p,
                                                   const int32_t *ids, const float *dgates, share<PER> &d) {
@@ -276,24 +276,24 @@ void mu_cuda_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores, m
 }
 
 /* ------------------------------------------------------------------ balancing term
- * The sums: a warp a token, in double; a block adds STRETCH tokens, the stretches are added in their order. */
+ * The sums: a warp per token, in double; a block adds CHUNK tokens, the chunks are added in order. */
 static __global__ void balance_coef_kernel(int n, int E, double factor, matrix<int64_t> counts, matrix<float> coef) {
     int cell = (int)thread_index(), r = cell / E, i = cell % E;
     if (r < n) coef.row(r)[i] = (float)(factor * (double)counts.row(r)[i]);
 }
 
 void mu_cuda_balance_coef(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef) {
-    MU_CHECK(n * E <= INT32_MAX - THREADS, "%lld x %lld coefficients", (long long)n, (long long)E);
+    MU_CHECK(n * E <= INT32_MAX - THREADS, "balancing term: %lld x %lld coefficients are too many", (long long)n, (long long)E);
     launch(dev, blocks_for(n * E, THREADS), THREADS, 0, balance_coef_kernel, (int)n, (int)E, factor,
            typed<int64_t>(counts), typed<float>(coef));
 }
 
-enum { STRETCH = 8 * TOKENS };
+enum { CHUNK = 8 * TOKENS };
 
 typedef struct { int T, E, segment; bool normalise; } balance_shape;
 
 static balance_shape balance_of(int64_t T, int64_t E, int64_t segment, bool normalise) {
-    MU_CHECK(T <= INT32_MAX && E <= INT32_MAX, "%lld tokens, %lld experts", (long long)T, (long long)E);
+    MU_CHECK(T <= INT32_MAX && E <= INT32_MAX, "balancing term: %lld tokens, %lld experts are too many", (long long)T, (long long)E);
     return balance_shape{ (int)T, (int)E, (int)segment, normalise };
 }
 
@@ -310,7 +310,7 @@ static __device__ __forceinline__ row_sums sums_of(int E, const float *coef, con
 }
 
 static __global__ void balance_fwd_kernel(balance_shape s, matrix<float> scores, matrix<float> coef, double *part) {
-    int first = (int)blockIdx.x * STRETCH, end = first + min(s.T - first, (int)STRETCH);
+    int first = (int)blockIdx.x * CHUNK, end = first + min(s.T - first, (int)CHUNK);
     double sum = 0;
     for (int t = first + (int)threadIdx.x / WARP; t < end; t += TOKENS) {
         row_sums r = sums_of(s.E, coef.row(t / s.segment), scores.row(t));
@@ -323,7 +323,7 @@ static __global__ void balance_fwd_kernel(balance_shape s, matrix<float> scores,
 void mu_cuda_balance_fwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores,
                          mu_mat coef, mu_mat out) {
     cuda_scratch scratch(dev);
-    int64_t blocks = blocks_for(T, STRETCH);
+    int64_t blocks = blocks_for(T, CHUNK);
     double *part = scratch.take<double>(blocks);
     launch(dev, blocks, THREADS, 0, balance_fwd_kernel, balance_of(T, E, segment, normalise), typed<float>(scores),
            typed<float>(coef), part);

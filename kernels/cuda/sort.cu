@@ -1,6 +1,6 @@
 /* sort.cu - a stable sort of token ids. One digit of 8 bits at a time, the lowest first: tiles of tokens count their
- * digits, then find their places among all tiles' counts and hand them out in order of token. Whole numbers only, so
- * nothing depends on which block comes first. */
+ * digits, then compute positions from all tiles' counts and assign them in order of token. Integers only, so the result does
+ * not depend on the order of blocks. */
 #include "kernels/cuda/cuda.h"
 
 enum { DIGIT_BITS = 8, DIGITS = 1 << DIGIT_BITS, TILE = 1024 };      /* a block has a thread for each digit */
@@ -18,8 +18,8 @@ static __global__ void count_digits(int64_t T, int shift, const int32_t *id, int
     counts[(int64_t)blockIdx.x * DIGITS + threadIdx.x] = count[threadIdx.x];
 }
 
-/* next[d] = the place of this tile's first token with digit d: behind all with smaller digits, and those with this digit
- * in the tiles before. */
+/* next[d] = the position of this tile's first token with digit d: behind all with smaller digits, and those with this digit
+ * in earlier tiles. */
 static __device__ void find_places(const int *counts, int *total, int *next) {
     int tiles = (int)gridDim.x, d = (int)threadIdx.x, before = 0, all = 0;
 #pragma unroll 8
@@ -35,8 +35,8 @@ static __device__ void find_places(const int *counts, int *total, int *next) {
     __syncthreads();
 }
 
-/* Moves a tile's tokens to their places; `token` NULL: they still lie in order. One warp, 32 tokens at a time: lanes with
- * the same digit take places one after the other. */
+/* Moves a tile's tokens to their positions; `token` NULL: they are still in order. One warp, 32 tokens at a time: lanes with
+ * the same digit take consecutive positions. */
 static __global__ void place_tokens(int64_t T, int shift, const int32_t *id, const int32_t *token, const int *counts,
                                     int32_t *to_id, int32_t *to_token) {
     static __shared__ int total[DIGITS], next[DIGITS];
@@ -59,7 +59,7 @@ static __global__ void place_tokens(int64_t T, int shift, const int32_t *id, con
 
 sorted_ids cuda_sort_ids(mu_device *dev, cuda_scratch &scratch, int64_t T, int64_t V, const int32_t *ids) {
     int64_t tiles = blocks_for(T, TILE);
-    MU_CHECK(T <= INT32_MAX, "%lld tokens", (long long)T);
+    MU_CHECK(T <= INT32_MAX, "sorting %lld tokens: too many", (long long)T);
     int *counts = scratch.take<int>(tiles * DIGITS);
     int32_t *id[2] = { scratch.take<int32_t>(T), scratch.take<int32_t>(T) };
     int32_t *token[2] = { scratch.take<int32_t>(T), scratch.take<int32_t>(T) };

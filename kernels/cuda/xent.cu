@@ -4,10 +4,10 @@
 
 #include <float.h>
 
-enum { AHEAD = 4, MOST_THREADS = 512 };     /* accesses that a thread has under way; threads of a row */
+enum { AHEAD = 4, MOST_THREADS = 512 };     /* accesses in flight per thread; threads per row */
 
-/* A block's row. Each thread keeps the largest of its logits so far and the sum of exp(logit - largest), which shrinks when
- * a larger one comes. Where there is no logit, minus infinity stands, which adds exp(-infinity) = 0. */
+/* A block per row. Each thread keeps the maximum of its logits so far and the sum of exp(logit - maximum), rescaled when the
+ * maximum grows. Missing logits are minus infinity, which adds exp(-infinity) = 0. */
 template <typename R, int N>
 static __global__ void xent_fwd_kernel(int64_t V, matrix<const R> logits, const int32_t *targets, float *lse, float *nll) {
     const R *row = logits.row(blockIdx.x);
@@ -40,7 +40,7 @@ static __global__ void xent_fwd_kernel(int64_t V, matrix<const R> logits, const 
     nll[blockIdx.x] = target < 0 ? 0.0f : (float)(l - (double)as_float(row[target]));
 }
 
-/* 16 bytes at a time where rows allow it. */
+/* 16 bytes at a time if rows are aligned. */
 template <typename R, typename F> static void with_words(int64_t V, mu_mat logits, F body) {
     const int WIDE = 16 / sizeof(R);
     with_width<WIDE>(V % WIDE == 0 && rows_aligned(logits, WIDE), body);
@@ -57,7 +57,7 @@ void mu_cuda_xent_fwd(mu_device *dev, int64_t rows, int64_t V, mu_mat logits, mu
     });
 }
 
-/* Block b takes piece b % pieces of row b / pieces, AHEAD accesses a thread. */
+/* Block b takes piece b % pieces of row b / pieces, AHEAD accesses per thread. */
 template <typename R, int N>
 static __global__ void xent_bwd_kernel(int64_t V, int pieces, double scale, const double *dout, const int32_t *targets,
                                        const float *lse, matrix<R> logits) {

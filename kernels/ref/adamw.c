@@ -1,5 +1,5 @@
 /* adamw.c - the optimizer over a slab of units: Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov &
- * Hutter 2019), and the norm that clips the gradient. */
+ * Hutter 2019), and the gradient norm for clipping. */
 #include "kernels/ref/ref.h"
 
 #include <math.h>

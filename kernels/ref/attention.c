@@ -18,7 +18,7 @@ static double *key_at(mu_mat m, const mu_attention_shape *s, int64_t token, int6
     return row(m, token, s->G * s->d) + h / (s->H / s->G) * s->d;
 }
 
-/* One query: first = row of its sequence's first key, n = keys it sees, token = its own row. p holds n values. */
+/* One query: first = row of its sequence's first key, n = visible keys, token = its own row. p holds n values. */
 static void query_fwd(const mu_attention_shape *s, int64_t first, int64_t n, int64_t token, int64_t h,
                       mu_mat q_m, mu_mat k_m, mu_mat v_m, mu_mat y_m, mu_mat lse_m, double *p) {
     const double *q = query_at(q_m, s, token, h);
@@ -36,7 +36,7 @@ static void query_fwd(const mu_attention_shape *s, int64_t first, int64_t n, int
 
 void mu_ref_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
                           mu_mat lse) {
-    MU_CHECK(s->G > 0 && s->H % s->G == 0, "%lld heads over %lld", (long long)s->H, (long long)s->G);
+    MU_CHECK(s->G > 0 && s->H % s->G == 0, "attention: %lld heads are not a multiple of %lld key/value heads", (long long)s->H, (long long)s->G);
     size_t mark = mu_arena_mark(&dev->scratch);
     int64_t keys = s->past + s->S;
     double *p = mu_arena_alloc(&dev->scratch, (size_t)keys * sizeof *p);

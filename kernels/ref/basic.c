@@ -65,7 +65,7 @@ void mu_ref_embed_bwd(mu_device *dev, int64_t T, int64_t D, int64_t V, mu_mat id
     (void)dev;
     const int32_t *ids = ints(ids_T);
     for (int64_t t = 0; t < T; t++) {
-        MU_CHECK(ids[t] >= 0 && ids[t] < V, "id %d of %lld", (int)ids[t], (long long)V);
+        MU_CHECK(ids[t] >= 0 && ids[t] < V, "embedding: id %d is not below %lld", (int)ids[t], (long long)V);
         add_scaled(D, 1, row(dy_TD, t, D), row(dw_VD, ids[t], D));
     }
 }

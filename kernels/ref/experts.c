@@ -12,7 +12,7 @@ static double sigmoid(double z) { return 1 / (1 + exp(-z)); }
 static double silu(double z) { return z * sigmoid(z); }
 static double silu_slope(double z) { return sigmoid(z) * (1 + z * (1 - sigmoid(z))); }
 
-/* The row of x or y that routed row r stands for. */
+/* The row of x or y of routed row r. */
 static int64_t row_of(const int32_t *index, int64_t r) { return index ? index[r] : r; }
 
 static double weight_of(mu_mat weights, int64_t r) { return given(weights) ? reals(weights)[r] : 1; }
@@ -27,7 +27,7 @@ void mu_ref_experts_fwd(mu_device *dev, const mu_experts_shape *s, mu_mat x_TD, 
         const double *gate = reals(gate_eFD) + i * F * D, *up = reals(up_eFD) + i * F * D;
         const double *down = reals(down_eDF) + i * D * F;
         for (int64_t r = offsets[i]; r < offsets[i + 1]; r++) {
-            MU_CHECK(r < s->R, "row %lld of %lld", (long long)r, (long long)s->R);
+            MU_CHECK(r < s->R, "experts: row %lld of %lld rows", (long long)r, (long long)s->R);
             const double *x = row(x_TD, row_of(ints(in_R), r), D);
             double *y = row(y_TD, row_of(ints(out_R), r), D);
             for (int64_t f = 0; f < F; f++) {

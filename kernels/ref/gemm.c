@@ -4,7 +4,7 @@
 void mu_ref_gemm(mu_device *dev, bool ta, bool tb, int64_t m, int64_t n, int64_t k, mu_mat a_mk, mu_mat b_kn,
                  double beta, mu_mat c_mn) {
     (void)dev;
-    MU_CHECK(beta == 0 || beta == 1, "beta is %g, 0 and 1 are possible", beta);
+    MU_CHECK(beta == 0 || beta == 1, "gemm: beta is %g, not 0 or 1", beta);
     const double *a = reals(a_mk), *b = reals(b_kn);
     /* from one value to the next along m, n and along k */
     int64_t a_m = ta ? 1 : a_mk.ld, a_k = ta ? a_mk.ld : 1;

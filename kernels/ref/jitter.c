@@ -1,4 +1,4 @@
-/* jitter.c - the noise on the router's input: each value times 1 + eps (2u - 1), u uniform in [0, 1). */
+/* jitter.c - router jitter, noise on the router's input: each value times 1 + eps (2u - 1), u uniform in [0, 1). */
 #include "kernels/ref/ref.h"
 
 /* Value i of a row at position p is drawn as number 4 * (p * ceil(D/4)) + i: each row begins a block of four. */

@@ -12,7 +12,7 @@ void mu_ref_xent_fwd(mu_device *dev, int64_t rows, int64_t V, mu_mat logits_rV, 
         double max = -INFINITY, sum = 0;
         for (int64_t i = 0; i < V; i++) max = fmax(max, logits[i]);
         for (int64_t i = 0; i < V; i++) sum += exp(logits[i] - max);
-        MU_CHECK(target < V, "target %lld of %lld", (long long)target, (long long)V);
+        MU_CHECK(target < V, "cross-entropy: target %lld is not below %lld", (long long)target, (long long)V);
         reals(lse_r)[r] = max + log(sum);
         reals(nll_r)[r] = target < 0 ? 0 : max + log(sum) - logits[target];
     }

@@ -1,10 +1,10 @@
-/* plan.c - counting assignments, and sorting rows by expert. All of it integers, all of it stable. */
+/* plan.c - counting assignments, and stable sorting of rows by expert. Integers only. */
 #include "kernels/ref/ref.h"
 
 void mu_ref_count_experts(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids_TK,
                           mu_mat counts_nE) {
     (void)dev;
-    MU_CHECK(segment > 0 && T % segment == 0, "%lld tokens in segments of %lld", (long long)T,
+    MU_CHECK(segment > 0 && T % segment == 0, "%lld tokens are not a multiple of the segment, %lld tokens", (long long)T,
              (long long)segment);
     for (int64_t n = 0; n < T / segment; n++)
         for (int64_t i = 0; i < E; i++) long_row(counts_nE, n, E)[i] = 0;
@@ -44,7 +44,7 @@ static void keep_or_drop(int64_t T, int64_t E, int64_t K, int64_t segment, int64
     }
 }
 
-/* Rows before each place. */
+/* Prefix sums: rows before each place. */
 static void count_places(int64_t T, int64_t E, int64_t K, mu_mat ids_TK, mu_mat row_TK, const int32_t *order,
                          int64_t *offsets) {
     for (int64_t i = 0; i <= E; i++) offsets[i] = 0;
@@ -58,7 +58,7 @@ void mu_ref_plan(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segmen
                  mu_mat ids_TK, mu_mat order_E, mu_mat offsets_E1, mu_mat token_R, mu_mat row_TK) {
     const int32_t *order = ints(order_E);
     int64_t *offsets = longs(offsets_E1);
-    MU_CHECK(capacity <= 0 || segment > 0, "capacity %lld in segments of %lld", (long long)capacity,
+    MU_CHECK(capacity <= 0 || segment > 0, "plan: capacity %lld needs segments of at least 1 token, not %lld", (long long)capacity,
              (long long)segment);
     size_t mark = mu_arena_mark(&dev->scratch);
     int64_t *next = mu_arena_alloc(&dev->scratch, (size_t)E * sizeof *next);

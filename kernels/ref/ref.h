@@ -1,7 +1,7 @@
-/* ref.h - the reference kernels: every kernel once more as plain loops in double precision, written to be
- * read beside the formula. They define what the fast kernels must compute, and gradient checks run on them.
+/* ref.h - the reference kernels: every kernel as plain loops in double precision, close to the formula. They
+ * define the results of the fast kernels, and gradient checks run on them.
  *
- * Letters: T tokens, D model width, F expert width, E experts, K choices of a token, R routed rows,
+ * Letters: T tokens, D model width, F expert width, E experts, K choices per token, R routed rows,
  * V vocabulary; S, H, G, d sequence length, query heads, key/value heads, head width. */
 #ifndef MUSTER_KERNELS_REF_H
 #define MUSTER_KERNELS_REF_H
@@ -22,12 +22,12 @@ static inline void *ref_typed(mu_mat m, mu_dtype dtype, const char *kernel) {
 /* Row r of a matrix `width` wide. */
 static inline void *ref_row(mu_mat m, mu_dtype dtype, int64_t r, int64_t width, const char *kernel) {
     char *base = ref_typed(m, dtype, kernel);
-    MU_CHECK(m.ld >= width, "%s: rows of %lld values are %lld apart", kernel, (long long)width,
+    MU_CHECK(m.ld >= width, "%s: rows of %lld values have a leading dimension of %lld", kernel, (long long)width,
              (long long)m.ld);
     return base + r * m.ld * (int64_t)mu_dtype_size(dtype);
 }
 
-/* An operand as a C array; a kernel's operand of the wrong type stops the program. */
+/* An operand as a C array; fatal if its dtype is wrong. */
 #define reals(m)              ((double *)ref_typed(m, MU_DTYPE_F64, __func__))
 #define ints(m)               ((int32_t *)ref_typed(m, MU_DTYPE_I32, __func__))
 #define longs(m)              ((int64_t *)ref_typed(m, MU_DTYPE_I64, __func__))

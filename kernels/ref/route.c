@@ -6,7 +6,7 @@
  *     ds_i = c A_i,  normalised: (c A_i - sum_C g A) / (sum_C s + 1e-20),  0 outside C,  plus dscores;
  * then by the logits, with p = softmax(r) and dlse the gradient by log sum exp(r):
  *     dr_i += s_i (ds_i - sum_j s_j ds_j)  or  s_i (1 - s_i) ds_i,   dr_i += p_i dlse.
- * The normalised softmax is softmax over C (Mixtral's order): unchosen experts learn nothing through it. */
+ * The normalised softmax is softmax over C (Mixtral's order): unchosen experts get no gradient through it. */
 #include "kernels/ref/ref.h"
 
 #include <math.h>
@@ -24,8 +24,8 @@ static double log_sum_exp(int64_t n, const double *x, const int32_t *mask) {
 
 static double value_or_nothing(double x) { return isnan(x) ? -INFINITY : x; }
 
-/* The K best of s + bias, best first, ties to the lower index; NaN counts as minus infinity. In a forced
- * skew expert 0 comes first whatever it scores. */
+/* The K best of s + bias, best first, ties to the lower index; NaN counts as minus infinity. With a forced
+ * skew expert 0 comes first, whatever its score. */
 static void choose(const mu_route_shape *s, const double *scores, const double *bias, const int32_t *mask, bool *taken,
                    int32_t *ids) {
     for (int64_t i = 0; i < s->E; i++) taken[i] = mask && !mask[i];
@@ -51,7 +51,7 @@ static double chosen_sum(const mu_route_shape *s, const double *scores, const in
 
 void mu_ref_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits_TE, mu_mat bias_E, mu_mat mask_E,
                       mu_mat scores_TE, mu_mat lse_T, mu_mat ids_TK, mu_mat gates_TK) {
-    MU_CHECK(s->K >= 1 && s->K <= s->E, "%lld of %lld experts", (long long)s->K, (long long)s->E);
+    MU_CHECK(s->K >= 1 && s->K <= s->E, "router: top_k %lld of %lld experts", (long long)s->K, (long long)s->E);
     size_t mark = mu_arena_mark(&dev->scratch);
     bool *taken = mu_arena_alloc(&dev->scratch, (size_t)s->E);
     const int32_t *mask = mask_E.data ? int_row(mask_E, 0, s->E) : NULL;

@@ -1,4 +1,4 @@
-/* table.c - the table of the reference device; a kernel that is missing does not link. */
+/* table.c - the table of the reference device; a missing kernel is a link error. */
 #include "kernels/internal.h"
 #include "kernels/ref/ref.h"
 

@@ -1,10 +1,10 @@
-/* evidence.c - what the kernels that matter move, counted by the emulation: no time, but bytes, coalescing, bank conflicts.
+/* evidence.c - memory traffic of the important kernels, counted by the emulation: no time, but bytes, coalescing, bank conflicts.
  *
  *     evidence DEVICE [KERNEL...]      DEVICE: cuda, cuda-bf16; KERNEL: only these
  *
  * Built with the checks, since only they count. Each kernel of the list runs once, at a size that the emulation can bear:
  * the widths are those of a compute layer, there are fewer rows and experts. Prints one JSON object: for each call the
- * bytes it must read and write at least (every operand once, and what one of its products leaves for the next), and
+ * bytes it must read and write at least (every operand once, and intermediate results of its products), and
  * what each of its launches did. bench/gpu/evidence.py makes the tables. */
 #include "kernels/kernels.h"
 #include "tests/cuda_on_host/emulation.h"
@@ -21,7 +21,7 @@ typedef struct {
     mu_memory *memory;
     size_t used;
     char **only;
-    int64_t reads, writes;      /* least bytes of the call at hand */
+    int64_t reads, writes;      /* minimum bytes of the current call */
     mu_json json;
 } stand;
 
@@ -126,7 +126,7 @@ static void vectors(stand *s) {
     CALL(add, "n 262144", (x, y), (z), N, x.m, y.m, z.m);
 }
 
-/* Units of 36864 values: one expert's matrix of 768 x 48, and of the last one a rest. */
+/* Units of 36864 values: one expert's matrix of 768 x 48, and a remainder of the last one. */
 static void optimizer(stand *s) {
     enum { N = 1 << 18, UNIT = 768 * 48, UNITS = (N + UNIT - 1) / UNIT };
     operand w = filled(s, master(s, 1, N)), g = filled(s, master(s, 1, N)), m = filled(s, master(s, 1, N));
@@ -240,7 +240,7 @@ static void experts_forward(stand *s, layer *l) {
     CALL(gather, LAYER, (l->token, l->x), (l->rows), R, D, l->token.m, l->x.m, l->rows.m);
 }
 
-/* Three: a's gradient from dy, turned into those of hg and hu; dx from these; the weights' from x, dy, a and these. */
+/* Three: a's gradient from dy, and those of hg and hu from it; dx from these; the weights' from x, dy, a and these. */
 static void experts_backward(stand *s, layer *l) {
     const mu_experts_shape shape = { R, E, D, F, .fresh = true, .batch_invariant = true };
     operand dgate = master(s, E * F, D), dup = master(s, E * F, D), ddown = master(s, E * D, F), dweights = master(s, R, 1);

@@ -91,7 +91,7 @@ static void any_gemm(trial *t, const int64_t *p, bool master) {
 
 static void run_gemm(trial *t, const int64_t *p) { any_gemm(t, p, false); }
 
-/* What is left of x when it is rounded to bf16, `times` times over. */
+/* The remainder of x after subtracting its bf16 rounding, `times` times. */
 static double left_of(double x, int times) {
     for (; times--;) x -= rounded_to_bf16(x);
     return x;
@@ -258,7 +258,7 @@ static void run_attention_bwd(trial *t, const int64_t *p) {
 /* ---------------------------------------------------------------- experts */
 enum { EVEN, EMPTY_ONES, ONE_TAKES_ALL, SPARE_ROWS };
 
-/* offsets of R rows over `experts` groups; SPARE_ROWS: the first and the last rows belong to nobody */
+/* offsets of R rows over `experts` groups; SPARE_ROWS: the first and the last rows belong to no group */
 static mu_mat group_offsets(trial *t, int64_t R, int64_t experts, int64_t spread) {
     int64_t *offsets = mu_alloc((size_t)experts + 1, sizeof *offsets),
             spare = spread == SPARE_ROWS ? R / 8 : 0;
@@ -435,7 +435,7 @@ static void run_route_bwd(trial *t, const int64_t *p) {
     t->dev->k->route_bwd(t->dev, &o.s, o.scores, o.ids, dgates, dscores, dlse, dlogits);
 }
 
-/* ids[T,K], K different experts a token; ONE_TAKES_ALL: always the last ones. */
+/* ids[T,K], K different experts per token; ONE_TAKES_ALL: always the last ones. */
 static mu_mat chosen_experts(trial *t, int64_t T, int64_t E, int64_t K, int64_t spread) {
     int64_t *ids = mu_alloc((size_t)(T * K), sizeof *ids);
     for (int64_t i = 0; i < T; i++) {
@@ -604,7 +604,7 @@ static void run_slab_sumsq(trial *t, const int64_t *p) {
              squares[0], squares[1]);
 }
 
-/* squares, losses, largest norm in percent, what is not finite: 1 a square, 2 a loss */
+/* squares, losses, max_norm in percent, not finite: 1 a square, 2 a loss */
 static void run_clip(trial *t, const int64_t *p) {
     all_master(t);
     double *squares = random_values(t, 50, p[0]), *losses = random_values(t, 51, p[1]);

@@ -38,8 +38,8 @@ typedef struct {
     int64_t pad;                            /* values between the rows of every operand with several rows; of a multiple
                                              * of 8 but 0, operands are aligned as tensors are, to MARGIN bytes */
     bool coarse;                            /* random values are exact in bf16, so that rounding to it loses nothing */
-    bool bf16;                              /* every operand of the compute type is, on both devices */
-    bool master, next_master;                   /* new operands, the next one, are of the master type */
+    bool bf16;                              /* every operand of the compute dtype is bf16, on both devices */
+    bool master, next_master;                   /* new operands, the next operand, have the master dtype */
     double tolerance;                       /* of new operands */
     int n_operands;
     operand operands[MAX_OPERANDS];
@@ -121,7 +121,7 @@ static inline double decode(const void *from, mu_dtype dtype, int64_t i) {
     return (double)((const int64_t *)from)[i];
 }
 
-/* The next operand is of the master type: matrix(as_master(t), ...). */
+/* The next operand has the master dtype: matrix(as_master(t), ...). */
 static inline trial *as_master(trial *t) {
     t->next_master = true;
     return t;

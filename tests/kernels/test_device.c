@@ -1,4 +1,4 @@
-/* test_device.c - opening devices, their memory, and what the guarded and the shape device promise. */
+/* test_device.c - opening devices, their memory, and the guarded and the shape device. */
 #include "kernels/kernels.h"
 
 #include <signal.h>
@@ -59,7 +59,7 @@ static void test_dtypes(void **state) {
     assert_string_equal(mu_dtype_name(MU_DTYPE_I32), "i32");
 }
 
-/* New memory is zero, growing keeps what is there, and the bytes of all stretches are counted. */
+/* New memory is zero, growing keeps what is there, and the bytes of all ranges are counted. */
 static void test_memory(void **state) {
     mu_device *dev = mu_device_open(*state);
     mu_memory *a = mu_memory_new(dev, (size_t)1 << 40), *b = mu_memory_new(dev, MIB);
@@ -113,7 +113,7 @@ static void test_guarded(void **state) {
     mu_device_read(dev, out, x, sizeof out);
     assert_float_equal(out[2], 30, 0);
 
-    mu_memory_commit(a, 9 * MIB);                               /* what is new is closed too */
+    mu_memory_commit(a, 9 * MIB);                               /* new memory is protected, too */
     assert_true(faults(x + 8 * MIB, false) && faults(x, false));
     mu_memory_free(a);
     mu_memory_free(b);

@@ -180,8 +180,8 @@ static void test_slab_adamw(void **state) {
     }
 }
 
-/* Who takes part: unit 0 rests for its load, of unit 2 only the step is counted, and with a scale that is not a number
- * nobody does. Decay alone moves what has no gradient: by a tenth. */
+/* Skipped units: unit 0 because of its load; of unit 2 only the step is counted; all with a scale of NaN. Without gradient,
+ * decay alone changes values, by a tenth. */
 static void test_slab_rests(void **state) {
     (void)state;
     mu_mat units = LONGS(4, 6, 0, 1, 0, 3, 1, 1, 1, 2, 1, 2, 0, 1, 3, 0, 2, 1, -1, 1, 3, 1, 2, 0, -1, 0);

@@ -1,5 +1,5 @@
 /* curand_philox4x32_x.h - what the emulation offers of cuRAND's header of this name: the one function, as our own Philox
- * (base/philox.c). tests/kernels/curand.sh compares the two where cuRAND's header is at hand. */
+ * (base/philox.c). tests/kernels/curand.sh compares the two where cuRAND's header is installed. */
 #ifndef MUSTER_EMULATED_CURAND_PHILOX_H
 #define MUSTER_EMULATED_CURAND_PHILOX_H
 #include <cuda_runtime.h>
