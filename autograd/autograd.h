@@ -1,12 +1,12 @@
 /* autograd.h - tensors, a linear tape, parameters, and the ops every model needs.
  *
  * An op is one file in ops/: shape rule, forward, backward and a `static const mu_op`. Forward runs when
- * the op is recorded; the order of recording is the order of dependence, so backward is one loop from the
- * end. Backward *adds* into the gradients of its inputs, skips inputs that need none and accepts outputs
- * whose gradient never came. Everything in this header is Local.
+ * the op is recorded; ops are recorded in order of dependence, so backward is one loop from the
+ * end. Backward *adds* to the gradients of its inputs, skips inputs that need none and accepts outputs
+ * without a gradient. Everything in this header is Local.
  *
- * Lifetimes: parameters (slabs, one a group) | activations and gradients (the tape's memory, gone at
- * mu_tape_reset at the latest) | scratch (a tensor made and released inside one op) | borrowed batches.
+ * Lifetimes: parameters (slabs, one per group) | activations and gradients (the tape's memory, freed by
+ * mu_tape_reset at the latest) | scratch (a tensor allocated and released inside one op) | borrowed batches.
  * Shapes in comments: T tokens, D width, V vocabulary, H heads, d head width. */
 #ifndef MUSTER_AUTOGRAD_H
 #define MUSTER_AUTOGRAD_H
@@ -31,13 +31,13 @@ struct mu_tensor {
     void *data, *grad;      /* device memory; grad is NULL until something is added to it */
     void *master;           /* a parameter's values in the device's master dtype; equals `data` where that is the compute dtype */
     bool needs_grad;
-    bool grad_new;          /* a parameter's: what `grad` holds means nothing yet, the first contribution assigns */
-    bool released;          /* no op will read it any more ... */
+    bool grad_new;          /* a parameter's `grad` is not initialised yet: the first contribution assigns */
+    bool released;          /* no further op will read it ... */
     int readers;            /* ... except the backward of this many recorded ops */
-    int uses;               /* a parameter's, during mu_backward_with: ops whose backward is still to come */
-    void *sums;             /* a parameter's exact sums (kernels.h), which then take its gradient; else NULL */
-    int64_t sums_ld;        /* words from one unit's to the next one's */
-    bool bounded;           /* integers that the host wrote: none is below `low` or above `high` */
+    int uses;               /* of a parameter, during mu_backward_with: ops whose backward has not run yet */
+    void *sums;             /* a parameter's exact sums (kernels.h), which accumulate its gradient; else NULL */
+    int64_t sums_ld;        /* words per unit */
+    bool bounded;           /* integers written by the host: all are in [low, high] */
     int64_t low, high;
     bool view;                      /* of another tensor's memory (mu_tensor_rows) */
     int segment;                    /* whose recomputation can make the data again; 0: none */
@@ -52,30 +52,30 @@ mu_tensor *mu_tensor_like(mu_tape *tp, const mu_tensor *x);
 mu_tensor *mu_tensor_scalar(mu_tape *tp);                               /* one F64 */
 mu_tensor *mu_tensor_loss(mu_tape *tp, int64_t rows);                   /* F64 [reduction units of `rows` rows] */
 mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *host_or_null);
-/* Fatal, beginning with `what` ("linear: x"), unless t is there, has n_dims dimensions (0: any number of them) and one of the
- * types, bits 1 << dtype. */
+/* Fatal, beginning with `what` ("linear: x"), unless t is not NULL, has n_dims dimensions (0: any number) and one of
+ * the dtypes (bits 1 << dtype). */
 enum { MU_FLOATS = 1 << MU_DTYPE_F64 | 1 << MU_DTYPE_F32 | 1 << MU_DTYPE_BF16 };
 void mu_tensor_check(const mu_tensor *t, const char *what, int n_dims, unsigned types);
-/* Fatal unless ids that the host wrote are low .. high. (Those that a kernel makes are right by construction.) */
+/* Fatal unless ids written by the host are in [low, high]. (Ids from kernels are valid by construction.) */
 void mu_ids_check(const mu_tensor *ids, const char *what, int64_t low, int64_t high);
 int64_t mu_count(const mu_tensor *t);                   /* number of elements */
 mu_mat  mu_data(const mu_tensor *t);                    /* operand; ld = the last dimension. NULL tensor: not given */
 mu_mat  mu_master(const mu_tensor *t);                  /* the same; of a parameter, its master values */
-mu_mat  mu_grad(mu_tape *tp, mu_tensor *t);             /* gradient to add to: made and zeroed at first use */
-double  mu_grad_beta(mu_tape *tp, mu_tensor *t, mu_mat *grad);  /* for kernels that can assign: 0, assign all of *grad; or 1, add to it */
-mu_mat  mu_grad_of(const mu_tensor *t);                 /* the gradient as it is, data NULL when there is none */
+mu_mat  mu_grad(mu_tape *tp, mu_tensor *t);             /* gradient to add to: allocated and zeroed at first use */
+double  mu_grad_beta(mu_tape *tp, mu_tensor *t, mu_mat *grad);  /* for kernels that can assign: 0: assign all of *grad; 1: add to it */
+mu_mat  mu_grad_of(const mu_tensor *t);                 /* the gradient, data NULL when there is none */
 mu_mat  mu_sums(const mu_tensor *t);                    /* a parameter's exact sums, data NULL when there are none */
-mu_mat  mu_mat_rows(mu_mat m, int64_t first);           /* the operand from row `first` on; the same for a vector's values */
+mu_mat  mu_mat_rows(mu_mat m, int64_t first);           /* the operand from row `first` on; next: from value `first` of a vector on */
 mu_mat  mu_mat_values(mu_mat m, int64_t first);
 void mu_tensor_read(const mu_tensor *t, void *host);    /* raw copy of all elements */
 void mu_tensor_write(mu_tensor *t, const void *host);
 void mu_tensor_get(const mu_tensor *t, double *host);   /* floating tensors of any type, as double */
 void mu_tensor_set(mu_tensor *t, const double *host);
 double mu_tensor_scalar_get(const mu_tensor *t);        /* the one F64 of a loss */
-/* Rows first .. first+n-1 of a matrix: x's own memory, without gradient, for ops that read. Gone with x; not to be
- * released when x is an activation, whose memory it is. */
+/* Rows [first, first+n) of a matrix as a view of x's memory, without gradient. Valid as long as x; must not be
+ * released when x is an activation. */
 mu_tensor *mu_tensor_rows(mu_tape *tp, const mu_tensor *x, int64_t first, int64_t n);
-/* The same for a stretch of `n` floating-point values at `data`. */
+/* mu_tensor_get and mu_tensor_set for `n` floating-point values at `data`, in device memory. */
 void mu_reals_get(mu_device *dev, mu_dtype dtype, const void *data, int64_t n, double *host);
 void mu_reals_set(mu_device *dev, mu_dtype dtype, void *data, int64_t n, const double *host);
 
@@ -93,7 +93,7 @@ typedef struct {
 struct mu_node {
     const mu_op *op;
     mu_tensor *in[MU_NODE_INPUTS], *out[MU_NODE_OUTPUTS];
-    void *extra;                    /* the op's own small things, in the tape's host arena */
+    void *extra;                    /* the op's own data, in the tape's host arena */
     const char *part;               /* this, the layer (-1: none) and the segment are set by mu_apply */
     int layer;
     int segment;                    /* which one recomputes it; 0: none */
@@ -101,15 +101,15 @@ struct mu_node {
 
 mu_tape *mu_tape_new(mu_device *dev);
 void mu_tape_free(mu_tape *tp);
-void mu_tape_reset(mu_tape *tp);                        /* drops nodes and activations; memory stays for the next step */
+void mu_tape_reset(mu_tape *tp);                        /* drops nodes and activations; keeps the memory for the next step */
 void mu_tape_record(mu_tape *tp, bool on);              /* off: forward only, nothing is kept */
 bool mu_tape_recording(const mu_tape *tp);
 mu_device *mu_tape_device(const mu_tape *tp);
-/* Runs the op and, when some input needs a gradient, remembers it. Returns out[0]. */
+/* Runs the op and, when an input needs a gradient, records it. Returns out[0]. */
 mu_tensor *mu_apply(mu_tape *tp, mu_node node);
 void *mu_tape_alloc(mu_tape *tp, size_t bytes);         /* host memory until reset, zeroed */
-/* The caller (an op or a layer) will not pass `t` on any more: its memory goes back as soon as no
- * recorded backward needs it. Gradients stay. NULL is fine. */
+/* The caller (an op or a layer) does not use `t` any more: its memory is freed once no recorded backward needs it.
+ * Gradients stay. NULL is allowed. */
 void mu_release(mu_tape *tp, mu_tensor *t);
 /* Activation recomputation: less memory for more time. What is recorded between these two calls, a layer, say, is a segment. At its
  * end the data of every activation that it made and that the caller has released (mu_release) are dropped. mu_backward makes them
@@ -128,7 +128,7 @@ void mu_tape_recompute_end(mu_tape *tp);
 void mu_tape_recompute_begin(mu_tape *tp);
 void mu_tape_recompute_end(mu_tape *tp);
 /* A reduction unit is a group of consecutive rows of a batch, `rows` of them (a sequence); 0, the default, is the
- * whole batch. Losses have one value per unit. With exact sums (mu_params_exact_sums) each unit's share of a weight's
+ * whole batch. Losses have one value per unit. With exact sums (mu_params_exact) each unit's share of a weight's
  * gradient is computed by itself and then added exactly: the same bits whatever other units the batch holds. */
 void mu_tape_set_reduction_unit(mu_tape *tp, int64_t rows);
 int64_t mu_tape_reduction_units(const mu_tape *tp, int64_t rows);   /* number of units in `rows` rows */
@@ -136,9 +136,8 @@ mu_tensor *mu_tape_unit_bounds(mu_tape *tp, int64_t rows);        /* I64 [units 
 /* Gradients of the sum of `loss` (F64, one value per reduction unit) into every tensor it depends on. Frees each
  * activation and gradient once its producer's backward is done. */
 void mu_backward(mu_tape *tp, mu_tensor *loss);
-/* The same, with events for those who begin work before it ends. `complete`: nothing that is still to come adds to the gradient
- * of p (on a GPU the last addition has been started, not finished). `op_done`: one more op's backward has run. Neither may use
- * the tape. */
+/* The same, with events, for work that overlaps with backward. `complete`: the gradient of p is complete (on a GPU the
+ * last addition has been launched, not finished). `op_done`: one more op's backward has run. Neither may use the tape. */
 typedef struct {
     void (*complete)(void *arg, mu_param *p);
     void (*op_done)(void *arg);
@@ -146,28 +145,28 @@ typedef struct {
 } mu_backward_events;
 void mu_backward_with(mu_tape *tp, mu_tensor *loss, const mu_backward_events *events);
 int64_t mu_tape_peak(const mu_tape *tp);                /* bytes: high-water mark of device memory */
-/* Where the time goes: what is recorded from here on belongs to `part` ("attention", "router", ...; a string that
- * lives on, NULL for none). Forward counts the time until the next call, backward that of the part's ops. */
+/* Profile: ops recorded from here on belong to `part` ("attention", "router", ...; a static string, NULL for none).
+ * Forward counts the time until the next call, backward that of the part's ops. */
 void mu_tape_part(mu_tape *tp, const char *part);
-void mu_tape_layer(mu_tape *tp, int layer);             /* what is recorded from here on belongs to this layer, -1: to none */
+void mu_tape_layer(mu_tape *tp, int layer);             /* ops recorded from here on belong to this layer; -1: none */
 typedef struct { const char *name; double forward, backward; } mu_part_time;
-int  mu_tape_profile(const mu_tape *tp, const mu_part_time **times);   /* since mu_tape_profile_reset; how many parts */
+int  mu_tape_profile(const mu_tape *tp, const mu_part_time **times);   /* since mu_tape_profile_reset; returns the number of parts */
 void mu_tape_profile_reset(mu_tape *tp);
 
-/* Keys and values of the tokens so far of one sequence (cache.c): generation computes those of a token once. */
+/* KV cache (cache.c): keys and values of the tokens so far of one sequence, computed once per token in generation. */
 typedef struct {
-    int64_t length, most;                   /* tokens in it, room; length = 0 empties it */
+    int64_t length, most;                   /* tokens in it, capacity; length = 0 empties it */
     int n_layers;
     mu_memory *memory;
     mu_tensor *k, *v;                       /* [n_layers], each [most, width] */
 } mu_kv_cache;
 mu_kv_cache *mu_kv_cache_new(mu_device *dev, int n_layers, int64_t most, int64_t width);
 void mu_kv_cache_free(mu_kv_cache *c);
-/* Writes *k, *v, [n, width] of the next n tokens, behind those of one layer, releases them and puts all rows up
- * to there in their place. The length is the caller's to change, once all layers are done. Not while recording. */
+/* Appends *k, *v ([n, width], the next n tokens) to those of one layer, releases them and replaces them by all rows so
+ * far. The caller adds n to c->length once all layers are done. Not while recording. */
 void mu_kv_cache_append(mu_kv_cache *c, mu_tape *tp, int layer, mu_tensor **k, mu_tensor **v);
 
-/* What every forward knows of its batch. Arrays are borrowed and may be NULL where nothing asks. */
+/* The context of a forward pass. Arrays are borrowed and may be NULL where nothing reads them. */
 typedef enum { MU_MODE_TRAIN, MU_MODE_EVAL, MU_MODE_GENERATE } mu_mode;
 typedef struct {
     mu_mode mode;
@@ -177,37 +176,37 @@ typedef struct {
     const int32_t *domains;                 /* [n_sequences] */
     const int32_t *expert_mask;             /* [experts of all MoE layers, in their order]: 0 = may not be chosen; NULL: all may */
     uint64_t seed;
-    mu_kv_cache *cache;                     /* generation: the one sequence goes on behind these tokens; or NULL */
+    mu_kv_cache *cache;                     /* generation: the one sequence continues these tokens; or NULL */
 } mu_context;
 
 /* ------------------------------------------------------------------ parameters (params.c)
- * All are declared first, then mu_params_alloc makes one slab of values and one of gradients a group.
- * A parameter consists of units: itself, or for experts one unit each. A unit has the name that
- * checkpoints use, so that stacking does not show. */
+ * All are declared first, then mu_params_alloc allocates one slab of values and one of gradients per group.
+ * A parameter consists of units: itself, or one unit per expert. A unit has the name that checkpoints use,
+ * so they do not depend on stacking. */
 struct mu_comm;
 typedef struct {
     const char *name;                       /* "shared", "expert" */
-    const struct mu_comm *reduce;           /* gradients are summed over it; NULL: nothing to sum */
+    const struct mu_comm *reduce;           /* gradients are summed over it; NULL: no reduction */
     int64_t count;                          /* values on this rank */
-    int64_t version;                        /* counts mu_unit_freeze and mu_unit_set_lr_factor: what was made of them is stale */
+    int64_t version;                        /* incremented by mu_unit_freeze and mu_unit_set_lr_factor: data derived from them is stale */
     mu_memory *values, *grads;              /* master values and gradients, both in the master dtype */
     mu_memory *compute;                     /* copies in the compute dtype; NULL where it is the master dtype */
-    mu_memory *sums;                        /* exact sums of the gradients, unit by unit; NULL without */
+    mu_memory *sums;                        /* exact sums of the gradients, by unit; or NULL */
     int64_t sums_words;
 } mu_group;
 
 typedef struct {
     mu_group *group;
-    const char *name;                       /* "/norm/weight"; with experts a format with one %d, the expert's id */
+    const char *name;                       /* "/norm/weight"; for experts a format with one %d, the expert's id */
     int n_dims;
     int64_t shape[2];                       /* of one unit */
-    double std;                             /* initial normal deviates; negative: ones; 0: zeros */
+    double std;                             /* of initial normal values; negative: ones; 0: zeros */
     bool decay;
     int layer;                              /* -1: none */
-    int n_experts;                          /* 0: not stacked; else E, of which the ids in local[] live here */
+    int n_experts;                          /* 0: not stacked; else E, of which this rank holds those in local[] */
     const int *local;
     int n_local;
-    int64_t first_load;                     /* with experts: where the load of expert 0 stands among all loads */
+    int64_t first_load;                     /* for experts: index of expert 0's load among all loads */
 } mu_param_desc;
 
 typedef struct {
@@ -215,8 +214,8 @@ typedef struct {
     mu_param *param;
     int64_t offset, count;                  /* in the parameter's values */
     int expert;                             /* id, or -1 */
-    int64_t global_index;                   /* the same on every rank and for any ep: order of fixed sums */
-    int64_t load;                           /* an expert's place among the loads, tokens that each took; else -1 */
+    int64_t global_index;                   /* the same on every rank and for any ep: the order of sums over units */
+    int64_t load;                           /* an expert's index among the loads (tokens per expert); else -1 */
     bool frozen;                            /* set by mu_unit_freeze */
     double lr_factor;                       /* 1, or set by mu_unit_set_lr_factor */
 } mu_unit;
@@ -234,7 +233,7 @@ typedef struct {
     mu_group *groups[4];
     mu_param **params;
     int64_t n_global_units;
-    int64_t n_loads;                        /* given to experts so far: E for each layer that has some */
+    int64_t n_loads;                        /* number of loads: E per MoE layer */
 } mu_params;
 
 mu_params *mu_params_new(mu_device *dev);
@@ -244,46 +243,46 @@ mu_param *mu_params_add(mu_params *ps, const mu_param_desc *desc);
 void mu_params_alloc(mu_params *ps);
 /* Initial values: each unit's stream is keyed by seed and name, so any layout gives the same model. */
 void mu_params_init(mu_params *ps, uint64_t seed);
-/* From here on ops add gradients to exact sums (16 bytes a value more), mu_grads_reduce adds those over the ranks
+/* From here on ops add gradients to exact sums (16 more bytes per value); mu_grads_reduce sums those over the ranks
  * and rounds them to the gradients: the same bits for any order and grouping of the reduction units. After mu_params_alloc. */
 void mu_params_exact(mu_params *ps);
-/* A step's gradients begin here, as zeros; exact sums too. Memory is cleared only where something is added, or in
- * mu_params_finish_grads and mu_unit_grad. */
+/* Sets all gradients and exact sums to zero. Gradient memory is not cleared here: the first contribution assigns, or
+ * mu_params_finish_grads and mu_unit_grad clear it. */
 void mu_params_zero_grad(mu_params *ps);
-void mu_params_finish_grads(mu_params *ps);                         /* zeros where nothing was added: slabs can be read */
+void mu_params_finish_grads(mu_params *ps);                         /* clears gradients without a contribution: slabs can be read */
 void mu_param_finish_grad(mu_param *p);                             /* the same of one parameter */
-void mu_params_round_grads(mu_params *ps);                          /* gradients = the exact sums as they are, where there are any */
-mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when it is not on this rank */
+void mu_params_round_grads(mu_params *ps);                          /* gradients = the exact sums, rounded, where there are any */
+mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when not on this rank */
 void *mu_unit_data(const mu_unit *u);                               /* device pointers, master dtype */
 void *mu_unit_grad(const mu_unit *u);
-/* The masters of this rank's units, for a checkpoint; mu_params_refresh must follow a load. */
+/* The master values of this rank's units, for a checkpoint; call mu_params_refresh after loading. */
 void mu_params_state(mu_params *ps, mu_state_visitor *v);
-mu_state mu_unit_state(const mu_unit *u, const char *prefix);       /* an array as large as the unit, under PREFIX/NAME, finite */
-/* From the next step of an optimizer on. A frozen unit keeps its values, its optimizer state and its step count bit for bit, and
- * its gradient is no part of the norm. The factor, at least 0, multiplies the learning rate of this unit. Every rank that has
- * the unit sets the same. Local. */
+mu_state mu_unit_state(const mu_unit *u, const char *prefix);       /* an array of the unit's shape, PREFIX/NAME, finite */
+/* Take effect at the next optimizer step. A frozen unit keeps its values, optimizer state and step count bit for bit, and
+ * its gradient does not count in the norm. The factor, at least 0, multiplies this unit's learning rate. Every rank that
+ * holds the unit must set the same. */
 void mu_unit_freeze(mu_unit *u, bool frozen);
 void mu_unit_set_lr_factor(mu_unit *u, double factor);
-/* After masters were written by hand: what ops read follows them. */
+/* Refreshes the compute copies from the master values, after those were written. */
 void mu_params_refresh(mu_params *ps);
 /* Every unit in order of declaration: for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) */
 mu_unit *mu_unit_next(const mu_params *ps, const mu_unit *u);
 
 /* ------------------------------------------------------------------ ops (ops/<op>.c)
  * x is an activation, w a parameter's tensor. */
-mu_tensor *mu_add(mu_tape *tp, mu_tensor *x, mu_tensor *y);                     /* x + y, any one shape; scalars too */
+mu_tensor *mu_add(mu_tape *tp, mu_tensor *x, mu_tensor *y);                     /* x + y, same shape and dtype */
 mu_tensor *mu_linear(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);            /* x w^T: [T, O] */
 mu_tensor *mu_linear_master(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);     /* the same in the master dtype */
 mu_tensor *mu_embedding(mu_tape *tp, mu_tensor *ids_T, mu_tensor *w_VD);        /* w[ids]: [T, D] */
-mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w_D, double eps);   /* over groups of D values: also per head */
-/* Rotary positions of H heads; cos, sin: [max_seq_len, d/2] tables; row t stands at t % seq_len. */
+mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w_D, double eps);   /* over groups of D values: the width, or each head */
+/* Rotary position embedding of H heads; cos, sin: [max_seq_len, d/2] tables; row t has position t % seq_len. */
 mu_tensor *mu_rope(mu_tape *tp, mu_tensor *x, mu_tensor *cos, mu_tensor *sin, int64_t heads, int64_t seq_len);
 /* Causal grouped-query attention inside each sequence of seq_len; scale 1/sqrt(d). q: [T, H*d]; k, v: [T, G*d], or
- * more rows a sequence, which then stand before its first query: not while recording. */
+ * with more rows per sequence: those come before its first query (not while recording). */
 mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, int64_t heads, int64_t kv_heads,
                         int64_t seq_len);
-/* The head: scale * sum of cross-entropies of softmax(x w^T) against targets (one F64), logits in chunks,
- * never whole. nll_T, when asked for, receives each row's cross-entropy (no gradient). Target -1: ignored. */
+/* The head: scale * sum of cross-entropies of softmax(x w^T) against targets, one F64 per reduction unit; logits are computed
+ * in chunks. *nll_T, if not NULL, receives each row's cross-entropy (no gradient). Target -1: ignored. */
 mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x_TD, mu_tensor *w_VD, mu_tensor *targets_T, double scale,
                         mu_tensor **nll_T);
 

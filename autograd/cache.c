@@ -1,4 +1,4 @@
-/* cache.c - keys and values of one sequence, layer by layer, in one stretch of device memory. */
+/* cache.c - KV cache of one sequence: keys and values of all layers in one range of device memory. */
 #include "autograd/autograd.h"
 
 #include <stdlib.h>
@@ -12,7 +12,7 @@ static mu_tensor matrix_at(mu_kv_cache *c, size_t bytes, int i, int64_t width) {
 }
 
 mu_kv_cache *mu_kv_cache_new(mu_device *dev, int n_layers, int64_t most, int64_t width) {
-    MU_CHECK(dev && n_layers >= 1 && most >= 1 && width >= 1, "a cache of %d layers, %lld tokens, %lld wide", n_layers,
+    MU_CHECK(dev && n_layers >= 1 && most >= 1 && width >= 1, "KV cache: %d layers, %lld tokens, width %lld; each must be at least 1", n_layers,
              (long long)most, (long long)width);
     mu_kv_cache *c = mu_alloc(1, sizeof *c);
     size_t bytes = mu_size_mul((size_t)(most * width), mu_dtype_size(dev->compute));
@@ -36,7 +36,7 @@ static mu_tensor *append(mu_kv_cache *c, mu_tape *tp, mu_tensor *all, mu_tensor 
     mu_device *dev = mu_tape_device(tp);
     int64_t n = x->shape[0];
     MU_CHECK(c->length + n <= c->most && x->shape[1] == all->shape[1],
-             "%lld rows of %lld behind %lld in a cache of %lld x %lld", (long long)n, (long long)x->shape[1],
+             "KV cache: %lld tokens of width %lld do not fit behind %lld tokens (capacity %lld, width %lld)", (long long)n, (long long)x->shape[1],
              (long long)c->length, (long long)c->most, (long long)all->shape[1]);
     dev->k->copy(dev, n * x->shape[1], mu_data(x), mu_data(mu_tensor_rows(tp, all, c->length, n)));
     mu_release(tp, x);
@@ -44,8 +44,8 @@ static mu_tensor *append(mu_kv_cache *c, mu_tape *tp, mu_tensor *all, mu_tensor 
 }
 
 void mu_kv_cache_append(mu_kv_cache *c, mu_tape *tp, int layer, mu_tensor **k, mu_tensor **v) {
-    MU_CHECK(!mu_tape_recording(tp), "a cache of keys and values has no backward");
-    MU_CHECK(layer >= 0 && layer < c->n_layers, "layer %d of a cache of %d", layer, c->n_layers);
+    MU_CHECK(!mu_tape_recording(tp), "a KV cache has no backward: use it with mu_tape_record(tape, false)");
+    MU_CHECK(layer >= 0 && layer < c->n_layers, "KV cache: layer %d of %d layers", layer, c->n_layers);
     *k = append(c, tp, &c->k[layer], *k);
     *v = append(c, tp, &c->v[layer], *v);
 }

@@ -1,16 +1,16 @@
-/* internal.h - what the files of autograd/ share. */
+/* internal.h - shared by the files of autograd/. */
 #ifndef MUSTER_AUTOGRAD_INTERNAL_H
 #define MUSTER_AUTOGRAD_INTERNAL_H
 #include "autograd/autograd.h"
 
-/* Device memory of the tape: first fit over a list of free stretches, so that the same sequence of
- * requests gets the same addresses every step, and nothing is committed beyond the largest step. */
-typedef struct { size_t at, bytes; } mu_stretch;
+/* Device memory of the tape: first fit over a list of free blocks, so that the same sequence of requests gets the
+ * same addresses every step, and no more memory is committed than the largest step needs. */
+typedef struct { size_t at, bytes; } mu_block;
 typedef struct {
     mu_memory *memory;
-    mu_stretch *free_list;      /* ascending, never touching */
+    mu_block *free_list;        /* ascending, never adjacent */
     int n_free, capacity;
-    size_t end;                 /* beyond this nothing was handed out since the last reset */
+    size_t end;                 /* nothing beyond this is in use */
     size_t peak;
 } mu_pool;
 void  mu_pool_init(mu_pool *p, mu_device *dev);
@@ -29,8 +29,8 @@ struct mu_tape {
     int segment, n_segments;    /* being recorded (0: none); so far */
     int segment_start;          /* its first node */
     int64_t unit_rows;          /* of a reduction unit; 0: the whole batch is one */
-    int layer;                  /* of what is being recorded; -1: none */
-    const char *part;           /* what is being recorded, since when */
+    int layer;                  /* of the ops being recorded; -1: none */
+    const char *part;           /* profile: current part, and its start below */
     double part_start;
     mu_part_time times[16];
     int n_times;

@@ -1,4 +1,4 @@
-/* params.c - parameters: declared first, then laid out in one slab of values and one of gradients a group. */
+/* params.c - parameters: declared first, then laid out in one slab of values and one of gradients per group. */
 #include "autograd/autograd.h"
 
 #include <math.h>
@@ -70,7 +70,7 @@ static void make_units(mu_params *ps, mu_param *p) {
         name_unit(&p->units[i], d);
     }
     ps->n_global_units += d->n_experts ? d->n_experts : 1;
-    p->desc.name = NULL; /* the caller's; units carry the names from here on */
+    p->desc.name = NULL; /* belongs to the caller; units have their own copies */
 }
 
 mu_param *mu_params_add(mu_params *ps, const mu_param_desc *desc) {
@@ -79,7 +79,7 @@ mu_param *mu_params_add(mu_params *ps, const mu_param_desc *desc) {
     for (int i = 0; i < desc->n_dims; i++)
         MU_CHECK(desc->shape[i] >= 0, "%s: dimension %d is %lld", desc->name, i, (long long)desc->shape[i]);
     MU_CHECK(desc->n_experts == 0 || (desc->local && desc->n_local >= 1 && desc->n_local <= desc->n_experts),
-             "%s: %d of %d experts here", desc->name, desc->n_local, desc->n_experts);
+             "%s: %d local experts of %d; need 1 to all, and their ids", desc->name, desc->n_local, desc->n_experts);
     MU_CHECK(!desc->group->values, "%s declared after mu_params_alloc", desc->name);
     mu_param *p = mu_alloc(1, sizeof *p);
     p->desc = *desc;
@@ -169,7 +169,7 @@ void mu_params_exact(mu_params *ps) {
     }
 }
 
-/* Words of zero bits: as doubles, because `fill` takes those on every device. */
+/* Zero bits, written as doubles, which `fill` accepts on every device. */
 static void zero_sums(mu_params *ps, mu_group *g) {
     if (g->sums)
         ps->dev->k->fill(ps->dev, g->sums_words, 0.0, (mu_mat){ g->sums->region.base, MU_DTYPE_F64, 1 });
@@ -180,7 +180,6 @@ void mu_params_zero_grad(mu_params *ps) {
     for (int i = 0; i < ps->n_params; i++) ps->params[i]->tensor.grad_new = !ps->params[i]->tensor.sums;
 }
 
-/* Zeros where no contribution has come. */
 void mu_param_finish_grad(mu_param *p) {
     mu_tensor *t = &p->tensor;
     if (t->grad_new) t->dev->k->fill(t->dev, mu_count(t), 0.0, mu_grad_of(t));
@@ -219,14 +218,14 @@ mu_unit *mu_params_find(mu_params *ps, const char *name) {
 }
 
 void mu_unit_freeze(mu_unit *u, bool frozen) {
-    MU_CHECK(u, "freezing needs a unit of a parameter");
+    MU_CHECK(u, "mu_unit_freeze: unit is NULL");
     u->frozen = frozen;
     u->param->desc.group->version++;
 }
 
 void mu_unit_set_lr_factor(mu_unit *u, double factor) {
-    MU_CHECK(u && factor >= 0 && isfinite(factor), "a learning-rate factor of %g for %s; it must be finite and at least 0", factor,
-             u ? u->name : "no unit");
+    MU_CHECK(u && factor >= 0 && isfinite(factor), "learning-rate factor %g for %s must be finite and at least 0", factor,
+             u ? u->name : "a NULL unit");
     u->lr_factor = factor;
     u->param->desc.group->version++;
 }

@@ -1,4 +1,4 @@
-/* tape.c - the linear tape: ops run when recorded, backward is one loop from the end. */
+/* tape.c - the linear tape: ops run when recorded; backward is one loop from the end. */
 #include "autograd/internal.h"
 
 #include <stdlib.h>
@@ -62,7 +62,7 @@ mu_tensor *mu_tape_unit_bounds(mu_tape *tp, int64_t rows) {
 
 static size_t bytes_of(const mu_tensor *t) { return (size_t)mu_count(t) * mu_dtype_size(t->dtype); }
 
-/* Parameters live in slabs; everything else of the tape can be given back. */
+/* Parameters are in slabs and views in other tensors; only the tape's own memory can be freed here. */
 static bool in_pool(const mu_tape *tp, const void *data) {
     const mu_region *r = &tp->pool.memory->region;
     return (const char *)data >= r->base && (const char *)data < r->base + r->reserved;
@@ -89,7 +89,7 @@ void mu_release(mu_tape *tp, mu_tensor *t) {
 mu_part_time *mu_tape_time(mu_tape *tp, const char *part) {
     for (int i = 0; i < tp->n_times; i++)
         if (tp->times[i].name == part || !strcmp(tp->times[i].name, part)) return &tp->times[i];
-    MU_CHECK(tp->n_times < (int)(sizeof tp->times / sizeof *tp->times), "too many parts; the last is %s",
+    MU_CHECK(tp->n_times < (int)(sizeof tp->times / sizeof *tp->times), "too many profile parts, at \"%s\"",
              part);
     tp->times[tp->n_times] = (mu_part_time){ .name = part };
     return &tp->times[tp->n_times++];
@@ -193,7 +193,7 @@ static bool has_gradient(const mu_node *n) {
     return false;
 }
 
-/* A parameter is used once for each time that it is an op's input. */
+/* Input i of the op if it is a parameter, else NULL. */
 static mu_tensor *parameter(const mu_node *n, int i) { return n->in[i] && n->in[i]->master ? n->in[i] : NULL; }
 
 static void count_uses(const mu_tape *tp) {
@@ -205,7 +205,7 @@ static void count_uses(const mu_tape *tp) {
             }
 }
 
-/* After the backward of n: which gradients are complete. A parameter begins with its tensor. */
+/* Reports the gradients that are complete after the backward of n. A mu_param begins with its tensor. */
 static void report(const mu_node *n, const mu_backward_events *events) {
     for (int k = 0; k < MU_NODE_INPUTS; k++) {
         mu_tensor *t = parameter(n, k);
@@ -219,8 +219,8 @@ void mu_backward(mu_tape *tp, mu_tensor *loss) { mu_backward_with(tp, loss, NULL
 void mu_backward_with(mu_tape *tp, mu_tensor *loss, const mu_backward_events *events) {
     mu_tensor_check(loss, "backward: loss", 0, MU_FLOATS);
     MU_CHECK(loss->dtype == MU_DTYPE_F64 && (tp->unit_rows || mu_count(loss) == 1),
-             "backward starts from a loss of one f64, or one a unit");
-    MU_CHECK(loss->needs_grad, "the loss depends on no parameter (or the tape was not recording)");
+             "backward: the loss must be one f64, or one per reduction unit");
+    MU_CHECK(loss->needs_grad, "backward: the loss depends on no parameter, or the tape was not recording");
     MU_CHECK(!tp->segment, "backward: a segment to recompute did not end");
     mu_tape_part(tp, NULL);
     tp->dev->k->fill(tp->dev, mu_count(loss), 1.0, mu_grad(tp, loss));

@@ -13,21 +13,21 @@ int64_t mu_count(const mu_tensor *t) {
 void mu_tensor_check(const mu_tensor *t, const char *what, int n_dims, unsigned types) {
     MU_CHECK(t, "%s is missing", what);
     MU_CHECK(!n_dims || t->n_dims == n_dims, "%s has %d dimension%s, not %d", what, t->n_dims, t->n_dims == 1 ? "" : "s", n_dims);
-    MU_CHECK(types >> t->dtype & 1, "%s is of type %s", what, mu_dtype_name(t->dtype));
+    MU_CHECK(types >> t->dtype & 1, "%s has unexpected dtype %s", what, mu_dtype_name(t->dtype));
 }
 
 void mu_ids_check(const mu_tensor *ids, const char *what, int64_t low, int64_t high) {
-    MU_CHECK(!ids->bounded || (ids->low >= low && ids->high <= high), "%s: ids from %lld to %lld, allowed are %lld to %lld", what,
+    MU_CHECK(!ids->bounded || (ids->low >= low && ids->high <= high), "%s: ids in [%lld, %lld], expected [%lld, %lld]", what,
              (long long)ids->low, (long long)ids->high, (long long)low, (long long)high);
 }
 
 mu_tensor *mu_tensor_new(mu_tape *tp, mu_dtype dtype, int n_dims, const int64_t *shape) {
-    MU_CHECK(tp && n_dims >= 0 && n_dims <= 4 && (unsigned)dtype <= MU_DTYPE_I64, "a tensor of %d dimensions, type %d", n_dims,
+    MU_CHECK(tp && n_dims >= 0 && n_dims <= 4 && (unsigned)dtype <= MU_DTYPE_I64, "invalid tensor: %d dimensions, dtype %d", n_dims,
              (int)dtype);
     mu_tensor *t = mu_tape_alloc(tp, sizeof *t);
     *t = (mu_tensor){ .dev = tp->dev, .dtype = dtype, .n_dims = n_dims };
     for (int i = 0; i < n_dims; i++) {
-        MU_CHECK(shape[i] >= 0 && shape[i] <= INT64_C(1) << 40, "dimension %d of a tensor is %lld", i, (long long)shape[i]);
+        MU_CHECK(shape[i] >= 0 && shape[i] <= INT64_C(1) << 40, "invalid tensor: dimension %d is %lld", i, (long long)shape[i]);
         t->shape[i] = shape[i];
     }
     t->data = mu_pool_take(&tp->pool, mu_size_mul((size_t)mu_count(t), mu_dtype_size(dtype)));
@@ -60,8 +60,8 @@ mu_tensor *mu_tensor_ints(mu_tape *tp, mu_dtype dtype, int64_t n, const void *ho
 
 mu_tensor *mu_tensor_rows(mu_tape *tp, const mu_tensor *x, int64_t first, int64_t n) {
     MU_CHECK(x && x->n_dims == 2 && first >= 0 && n >= 0 && first + n <= x->shape[0],
-             "rows %lld and %lld more of a tensor of %lld", (long long)first, (long long)n,
-             (long long)x->shape[0]);
+             "rows [%lld, %lld) out of range for %lld rows", (long long)first, (long long)(first + n),
+             x ? (long long)x->shape[0] : 0);
     mu_tensor *t = mu_tape_alloc(tp, sizeof *t);
     *t = (mu_tensor){ .dev = x->dev, .dtype = x->dtype, .n_dims = 2, .shape = { n, x->shape[1] }, .view = true };
     t->data = (char *)x->data + (size_t)(first * x->shape[1]) * mu_dtype_size(x->dtype);
@@ -79,7 +79,7 @@ mu_mat mu_master(const mu_tensor *t) {
     return m;
 }
 
-/* A parameter's gradient is as master as its master, an activation's of its own type. */
+/* A parameter's gradient has the master dtype, an activation's its own dtype. */
 static mu_dtype grad_type(const mu_tensor *t) { return t->master ? t->dev->master : t->dtype; }
 
 mu_mat mu_grad_of(const mu_tensor *t) {
@@ -117,7 +117,7 @@ void mu_tensor_read(const mu_tensor *t, void *host) {
     mu_device_read(t->dev, host, t->data, (size_t)mu_count(t) * mu_dtype_size(t->dtype));
 }
 
-/* A pass over integers that are copied anyway; ids of tokens are looked at so, without waiting for the device. */
+/* Smallest and largest of integers that the host writes, so that ids can be checked without waiting for the device. */
 static void find_bounds(mu_tensor *t, const void *host) {
     int64_t n = mu_count(t);
     bool narrow = t->dtype == MU_DTYPE_I32;
@@ -138,7 +138,7 @@ void mu_tensor_write(mu_tensor *t, const void *host) {
 enum { CHUNK = 4096 }; /* values converted at a time, on the stack */
 
 static bool is_bf16(mu_dtype dtype) {
-    MU_CHECK(dtype == MU_DTYPE_F32 || dtype == MU_DTYPE_BF16, "%s is not a floating-point type",
+    MU_CHECK(dtype == MU_DTYPE_F32 || dtype == MU_DTYPE_BF16, "%s is not a floating-point dtype",
              mu_dtype_name(dtype));
     return dtype == MU_DTYPE_BF16;
 }
@@ -150,7 +150,7 @@ static float from_bf16(uint16_t x) {
     return value;
 }
 
-/* To nearest, ties to even; a NaN stays one. */
+/* Round to nearest, ties to even; NaN stays NaN. */
 static uint16_t to_bf16(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -198,7 +198,7 @@ void mu_tensor_set(mu_tensor *t, const double *host) {
 }
 
 double mu_tensor_scalar_get(const mu_tensor *t) {
-    MU_CHECK(t->dtype == MU_DTYPE_F64 && mu_count(t) == 1, "a loss is one f64, this is %lld x %s",
+    MU_CHECK(t->dtype == MU_DTYPE_F64 && mu_count(t) == 1, "a scalar loss is one f64; this tensor has %lld values of type %s",
              (long long)mu_count(t), mu_dtype_name(t->dtype));
     double value;
     mu_tensor_read(t, &value);

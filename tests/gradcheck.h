@@ -15,7 +15,7 @@
 
 static const double GRAD_TOLERANCE = 1e-6;
 
-/* One rank without MPI, for what wants a mesh but has nobody to talk to. */
+/* A mesh of one rank without MPI. */
 static inline mu_comm *comm_alone(void) {
     static mu_comm c = { .size = 1, .piece_limit = 1 << 30 };
     return &c;

@@ -1,4 +1,4 @@
-/* tiny_model.h - a small model with everything in it: attention with shared key heads, MoE and dense layers,
+/* tiny_model.h - a small model with everything in it: attention with grouped key/value heads, MoE and dense layers,
  * a shared expert; and one training step of it without the program. */
 #ifndef MUSTER_TESTS_TINY_MODEL_H
 #define MUSTER_TESTS_TINY_MODEL_H
@@ -43,7 +43,7 @@ static inline mu_context tiny_context(void) {
     };
 }
 
-/* What the tiny model is trained on: global batches of one micro-batch. */
+/* Training batches of the tiny model: global batches of one micro-batch. */
 static inline mu_loss *tiny_loss_new(mu_model *m, mu_tape *tp) {
     return mu_loss_new(m, tp, comm_alone(), &(mu_batch_shape){ TINY_B, TINY_S, 1, 0, 0 });
 }

@@ -1,4 +1,4 @@
-/* add.c - z = x + y; x, y, z have any one shape and type. */
+/* add.c - z = x + y; x, y, z have the same shape and dtype. */
 #include "autograd/autograd.h"
 
 static void forward(mu_tape *tp, mu_node *n) {
@@ -18,7 +18,7 @@ static const mu_op op_add = { .name = "add", .forward = forward, .backward = bac
 mu_tensor *mu_add(mu_tape *tp, mu_tensor *x, mu_tensor *y) {
     mu_tensor_check(x, "add: x", 0, ~0u);
     mu_tensor_check(y, "add: y", 0, ~0u);
-    MU_CHECK(mu_count(x) == mu_count(y) && x->dtype == y->dtype, "add: %lld %s and %lld %s values",
+    MU_CHECK(mu_count(x) == mu_count(y) && x->dtype == y->dtype, "add: x has %lld %s values, y has %lld %s values",
              (long long)mu_count(x), mu_dtype_name(x->dtype), (long long)mu_count(y),
              mu_dtype_name(y->dtype));
     return mu_apply(tp, (mu_node){ .op = &op_add, .in = { x, y }, .out = { mu_tensor_like(tp, x) } });

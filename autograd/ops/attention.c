@@ -1,7 +1,7 @@
 /* attention.c - y = softmax(q k^T / sqrt(d), causal) v for H query heads that share G key/value heads
  * (grouped-query attention, Ainslie et al. 2023), block by block with the softmax's running maximum
  * (Dao et al. 2022), so that no [S, S] matrix exists. Kept for backward: y and the log-sum-exp of each row.
- * More keys than queries: the first ones stand before the first query (forward only). */
+ * With more keys than queries, the first keys come before the first query (forward only). */
 #include "autograd/autograd.h"
 
 #include <math.h>
@@ -43,21 +43,21 @@ mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, i
     mu_tensor_check(q, "attention: q", 2, compute);
     mu_tensor_check(k, "attention: k", 2, compute);
     mu_tensor_check(v, "attention: v", 2, compute);
-    MU_CHECK(heads >= 1 && kv_heads >= 1 && seq_len >= 1, "attention: %lld heads, %lld key heads, sequences of %lld",
+    MU_CHECK(heads >= 1 && kv_heads >= 1 && seq_len >= 1, "attention: %lld heads, %lld key/value heads, sequence length %lld; each must be at least 1",
              (long long)heads, (long long)kv_heads, (long long)seq_len);
     int64_t T = q->shape[0], d = q->shape[1] / heads;
     MU_CHECK(d * heads == q->shape[1] && d * kv_heads == k->shape[1] && k->shape[1] == v->shape[1] &&
                  heads % kv_heads == 0,
-             "attention: q %lld wide for %lld heads, k %lld wide for %lld", (long long)q->shape[1],
+             "attention: q of width %lld with %lld heads does not match k and v of width %lld with %lld heads", (long long)q->shape[1],
              (long long)heads, (long long)k->shape[1], (long long)kv_heads);
-    MU_CHECK(T % seq_len == 0, "attention: %lld tokens are not sequences of %lld", (long long)T,
+    MU_CHECK(T % seq_len == 0, "attention: %lld tokens are not a multiple of the sequence length %lld", (long long)T,
              (long long)seq_len);
     int64_t B = T / seq_len, past = B ? k->shape[0] / B - seq_len : 0, keys = v->shape[0];
     MU_CHECK(keys == k->shape[0] && keys == B * (past + seq_len) && past >= 0,
-             "attention: %lld keys and %lld values for %lld sequences of %lld", (long long)k->shape[0],
+             "attention: %lld keys and %lld values do not match %lld sequences of %lld tokens", (long long)k->shape[0],
              (long long)keys, (long long)B, (long long)seq_len);
     MU_CHECK(past == 0 || !mu_tape_recording(tp),
-             "attention: %lld keys before the first query, while recording", (long long)past);
+             "attention: %lld keys before the first query, but backward needs as many keys as queries", (long long)past);
     mu_attention_shape *s = mu_tape_alloc(tp, sizeof *s);
     *s = (mu_attention_shape){ B, seq_len, heads, kv_heads, d, 1.0 / sqrt((double)d), past };
     mu_tensor *y = mu_tensor_like(tp, q), *lse = mu_tensor_2d_master(tp, heads, T);

@@ -1,7 +1,7 @@
 /* head.c - the head as one op: loss = scale * sum_t [ logsumexp(w x_t) - (w x_t)[target_t] ], the sum over each reduction unit.
  * x [T, D], w [V, D]. Logits exist for one chunk of rows at a time, at most 64 MiB of them in fp32 (or 64 rows). If
- * that is the whole batch, they are kept for backward, which comes next; otherwise it makes them again from x (one
- * more product, 1/4 of the head's work) instead of keeping T*V values. */
+ * that is the whole batch, they are kept for backward, which comes next; otherwise backward recomputes them from x (one
+ * more product, 1/4 of the head's work) instead of storing T*V values. */
 #include "autograd/autograd.h"
 
 #include <math.h>
@@ -14,7 +14,7 @@ typedef struct {
 } extra;
 
 static int64_t chunk_rows(int64_t T, int64_t V) {
-    int64_t rows = ((int64_t)1 << 24) / V; /* fewer would read all weights for too few rows */
+    int64_t rows = ((int64_t)1 << 24) / V; /* fewer rows would not pay for reading all weights */
     if (rows < 64) rows = 64;
     return rows < T ? rows : T;
 }
@@ -43,7 +43,7 @@ static void forward(mu_tape *tp, mu_node *n) {
                     mu_mat_values(mu_data(n->out[LOSS]), i));
 }
 
-/* dw of one chunk: into the gradient, or as a summand of the exact sums. */
+/* Adds dw of one chunk to the gradient, or to the exact sums. */
 static void add_dw(mu_tape *tp, mu_tensor *w, int64_t rows, mu_mat dlogits, mu_mat x) {
     mu_device *dev = mu_tape_device(tp);
     int64_t V = w->shape[0], D = w->shape[1];
@@ -58,8 +58,8 @@ static void add_dw(mu_tape *tp, mu_tensor *w, int64_t rows, mu_mat dlogits, mu_m
     mu_release(tp, bounds);
 }
 
-/* dlogits = scale * dloss * (softmax - onehot); dx = dlogits w; dw = dlogits^T x, chunk after chunk. No chunk holds
- * rows of two reduction units. */
+/* dlogits = scale * dloss * (softmax - onehot); dx = dlogits w; dw = dlogits^T x, chunk by chunk. No chunk spans
+ * two reduction units. */
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     mu_tensor *x = n->in[X], *w = n->in[W], *targets = n->in[TARGETS], *lse = n->out[LSE];
@@ -95,9 +95,9 @@ mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targ
     mu_ids_check(targets, "head: targets", -1, w->shape[0] - 1);
     int64_t T = x->shape[0];
     MU_CHECK(x->shape[1] == w->shape[1] && mu_count(targets) == T && targets->dtype == MU_DTYPE_I32,
-             "head: %lld rows of %lld, %lld targets, weights for %lld", (long long)T, (long long)x->shape[1],
+             "head: input has %lld rows of %lld features, but %lld targets and a weight for %lld features", (long long)T, (long long)x->shape[1],
              (long long)mu_count(targets), (long long)w->shape[1]);
-    MU_CHECK(isfinite(scale), "head: the loss times %g", scale);
+    MU_CHECK(isfinite(scale), "head: scale %g is not finite", scale);
     extra *e = mu_tape_alloc(tp, sizeof *e);
     e->scale = scale;
     mu_tensor *rows_nll = mu_tensor_2d_master(tp, T, 1), *lse = mu_tensor_2d_master(tp, T, 1),
@@ -108,7 +108,7 @@ mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x, mu_tensor *w, mu_tensor *targ
                             .in = { x, w, targets },
                             .out = { loss, rows_nll, lse, logits },
                             .extra = e });
-    rows_nll->needs_grad = false; /* for the log: a loss built on it is refused, not silently constant */
+    rows_nll->needs_grad = false; /* has no gradient: mu_backward refuses a loss that depends on it alone */
     if (nll) *nll = rows_nll;
     else mu_release(tp, rows_nll);
     return loss;

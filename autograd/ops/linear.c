@@ -58,7 +58,7 @@ static mu_tensor *linear(mu_tape *tp, mu_tensor *x, mu_tensor *w, bool master) {
     mu_tensor_check(x, "linear: x", 2, master ? MU_FLOATS : 1u << mu_tape_device(tp)->compute);
     mu_tensor_check(w, "linear: w", 2, MU_FLOATS);
     MU_CHECK(x->shape[1] == w->shape[1],
-             "linear: rows of %lld values meet weights for %lld", (long long)x->shape[1],
+             "linear: input has %lld features, weight expects %lld", (long long)x->shape[1],
              (long long)w->shape[1]);
     mu_tensor *y = master ? mu_tensor_2d_master(tp, x->shape[0], w->shape[0]) : mu_tensor_2d(tp, x->shape[0], w->shape[0]);
     extra *e = mu_tape_alloc(tp, sizeof *e);

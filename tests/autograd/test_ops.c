@@ -1,5 +1,5 @@
 /* test_ops.c - the gradient of every op of autograd/ops, with each input used by two nodes, with every subset
- * of inputs that need a gradient, and beside an output that nobody uses. */
+ * of inputs that need a gradient, and with an unused output. */
 #include "gradcheck.h"
 #include "ref_device.h"
 

@@ -1,4 +1,4 @@
-/* test_tape.c - what the tape keeps and frees, what it refuses, and that nobody but kernels touches data. */
+/* test_tape.c - memory that the tape keeps and frees, errors, and that only kernels access data. */
 #include "stops.h"
 #include "tiny_model.h"
 
@@ -288,7 +288,7 @@ static void a_segment_is_refused_where_it_cannot_be(void **state) {
     chain_free(&c);
 }
 
-/* Values for people only: whoever builds a loss on them must hear of it, not lose its gradient. */
+/* Values without gradient: a loss that depends only on them is an error, not a silently missing gradient. */
 static void values_for_the_log_have_no_gradient(void **state) {
     (void)state;
     chain c = chain_new("ref");
