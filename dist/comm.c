@@ -1,4 +1,4 @@
-/* comm.c - what is built on the collectives: agreement, and shards of device memory. */
+/* comm.c - built on the collectives: agreement, and shards of device memory. */
 #include "dist/internal.h"
 
 #include <stdlib.h>
@@ -10,7 +10,7 @@ mu_comm *mu_comm_alone(void) {
     return c;
 }
 
-/* A rank that fails while others do not, says who it is: it may see other files. */
+/* Adds rank and host to the message: this rank may see other files than the others. */
 static void name_rank(const mu_comm *c, mu_error *e) {
     char host[MU_HOST_NAME];
     mu_host_name(host);
@@ -49,14 +49,14 @@ static char *text_of_root(mu_comm *c, const char *text) {
     return root;
 }
 
-/* Bytes of the name that begins both lines, with ": " behind it; 0 when they have different names. */
+/* Length of the common name with ": " at the start of both lines; 0 when the names differ. */
 static int common_name(const char *a, int n, const char *b) {
     const char *colon = memchr(a, ':', (size_t)n);
     int length = colon ? (int)(colon - a) + 2 : 0;
     return length <= n && !strncmp(a, b, (size_t)length) ? length : 0;
 }
 
-/* Adds the lines in which `mine` differs from `root`; both have lines of the same names, or end in a surplus. */
+/* Adds the lines in which `mine` differs from `root`; both have lines of the same names, one may have more. */
 static void add_differences(mu_error *e, const char *mine, const char *root) {
     enum { MOST = 12 };
     for (int n = 0; (*mine || *root) && n < MOST;) {
@@ -89,7 +89,7 @@ bool mu_reduction_possible(const mu_comm *c, const mu_device *dev) {
     return c->size > 1 && !dev->on_gpu && !dev->inner && !dev->shape_only;
 }
 
-/* MPI takes this device's memory as it is; else a host view of it is passed on. */
+/* Whether MPI accepts this device's pointers; else a host view is used. */
 static bool is_direct(const mu_comm *c, const mu_device *dev) { return dev->on_gpu && c->cuda_aware; }
 
 static void on_shards(mu_in_place *run, mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {

@@ -1,15 +1,15 @@
 /* dist.h - ranks and groups, collectives, and the all-to-all as an op on the tape.
  *
  * world = dp x ep. Ranks r*ep .. r*ep + ep-1 form an expert group: together they hold every expert once.
- * Ranks with the same place in their expert group form a replica group: they hold the same experts.
- * Everything but the experts is replicated in the batch group, today the whole world. MPI itself stands in dist/mpi.c alone, with
- * dist/mpi_none.c as its twin for one rank (MUSTER_MPI=OFF).
+ * Ranks with the same position in their expert group form a replica group: they hold the same experts.
+ * Everything but the experts is replicated in the batch group, today the whole world. Only dist/mpi.c uses MPI;
+ * dist/mpi_none.c replaces it for a single rank (MUSTER_MPI=OFF).
  *
  * Every wait is a non-blocking call, tested with a back-off, so that more ranks than cores make progress.
  * A failing MPI call is fatal.
  *
- * Ranks of one node also share a window of a few MiB for each communicator (window.c), which large sums,
- * shards and exchanges pass through. Where there is none, all of it is MPI's. */
+ * Ranks of one node also share a window of a few MiB per communicator (window.c) for large sums, shards and
+ * exchanges; without it they use MPI. Functions not marked Collective are Local. */
 #ifndef MUSTER_DIST_H
 #define MUSTER_DIST_H
 #include "autograd/autograd.h"
@@ -32,8 +32,8 @@ typedef struct mu_comm {
     void *handle;               /* private to the transport */
 } mu_comm;
 
-/* ------------------------------------------------------------------ the program's part (mpi.c, mpi_none.c)
- * A library user has initialised MPI already and never calls these. */
+/* ------------------------------------------------------------------ for programs (mpi.c, mpi_none.c)
+ * A library user initialises MPI and does not need these. */
 void mu_dist_start(int *argc, char ***argv);            /* Collective over all processes started together */
 void mu_dist_stop(void);                                /* Collective likewise */
 MU_NORETURN void mu_dist_abort(int exit_code);            /* Local: ends every rank */
@@ -41,7 +41,7 @@ bool mu_dist_has_mpi(void);
 const char *mu_dist_library(void);                      /* "Open MPI v4.1.4, ...", for run.json */
 
 /* ------------------------------------------------------------------ communicators (mpi.c, mpi_none.c)
- * `mpi_comm` points to the caller's MPI_Comm, which is duplicated; NULL means MPI_COMM_WORLD. */
+ * `mpi_comm` points to the caller's MPI_Comm, which is duplicated; NULL means MPI_COMM_WORLD. The caller frees the result. */
 mu_comm *mu_comm_new(const void *mpi_comm);                             /* Collective over it */
 mu_comm *mu_comm_alone(void);                                           /* Local: this process, needs no MPI */
 mu_comm *mu_comm_split(const mu_comm *c, int color, int key);           /* Collective over c */
@@ -49,88 +49,88 @@ void mu_comm_node(const mu_comm *c, int *local_rank, int *local_size);  /* Colle
 void mu_comm_free(mu_comm *c);                                          /* Collective over c */
 
 /* ------------------------------------------------------------------ collectives, all Collective over c
- * Every reduction over ranks goes through mu_all_reduce: its order of sums depends on the number of ranks
- * only, so that a fixed tree can replace MPI's. Host memory; counts may differ only where said. */
+ * Every reduction over ranks goes through mu_all_reduce: its order of sums depends only on the number of ranks, so that a
+ * fixed tree can replace MPI's. Host memory; the same sizes on every rank, except in mu_exchange. */
 typedef enum { MU_REDUCE_SUM, MU_REDUCE_MAX, MU_REDUCE_MIN } mu_reduce_op;
 void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int64_t n);
-void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all);     /* `bytes` from each rank */
+void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all);     /* all: [size * bytes], in order of rank */
 void mu_broadcast(mu_comm *c, int root, void *data, int64_t bytes);
 void mu_barrier(mu_comm *c);
-/* send_bytes[p] bytes to each peer p, recv_bytes[p] from it, contiguous in order of p, in pieces. Zeros are fine. */
+/* send_bytes[p] bytes to each peer p, recv_bytes[p] from it, contiguous in order of p. Zeros are allowed. */
 void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv, const int64_t *recv_bytes);
 
-/* ------------------------------------------------------------------ on top of them (comm.c) */
-/* The largest status of all ranks; when it is not OK every rank gets the text of the first rank that has it. */
+/* ------------------------------------------------------------------ agreement and shards (comm.c) */
+/* The largest status of all ranks; when it is not OK every rank gets the text of the first rank that has it. Collective over c. */
 mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) MU_MUST_USE;
-/* The same for what every rank has tried by itself: the message names rank 0, too, when others had no such trouble. */
+/* The same where every rank has tried by itself: the message names the failed rank, also rank 0, unless all failed. Collective
+ * over c. */
 mu_status mu_agree_each(mu_comm *c, mu_status status, mu_error *e) MU_MUST_USE;
-/* Every rank has all of `data` on its device; shard r is elements ends[r-1] .. ends[r]-1 (ends: [size], never
- * falling, the same on every rank; a shard may be empty). reduce: rank r's shard becomes the sum over ranks of
- * that shard, what it holds of the others' is then of no use. gather: every rank gets the other ranks' shards.
- * One after the other they are an all-reduce; the work between the two is shared out. Collective over c; a dry
- * run does nothing. */
+/* Reduce-scatter and all-gather in place. Every rank has all of `data` on its device; shard r is elements
+ * ends[r-1] .. ends[r]-1 (ends: [size], ascending, the same on every rank; a shard may be empty). reduce: rank r's shard
+ * becomes the sum over ranks of that shard; its copies of the other shards are undefined afterwards. gather: every rank gets
+ * the other ranks' shards. Together they are an all-reduce. Collective over c; a dry run does nothing. */
 void mu_reduce_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
 void mu_gather_shards(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends);
 
-/* mu_reduce_shards in host memory, of values that are not all there yet: each rank says which are final, and their sums are on
- * their way while it makes others. Values become final from the end of `data` to its beginning. The bits are those of
+/* mu_reduce_shards in host memory, overlapped with computing the values: each rank reports which are final, and their
+ * sums start while it computes others. Values become final from the end of `data` to its beginning. The bits are those of
  * mu_reduce_shards. Other collectives and reductions of the communicator may run in between. `data` and `ends` are borrowed
- * until mu_reduction_free. Collective over c, of several ranks: new, begin, finish; the others are Local and wait for nobody. */
+ * until mu_reduction_free. new, begin and finish: Collective over c, of several ranks; the others are Local and never wait. */
 typedef struct mu_reduction mu_reduction;
 mu_reduction *mu_reduction_new(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends);
 void mu_reduction_begin(mu_reduction *r);
 void mu_reduction_final(mu_reduction *r, int64_t from);     /* values from here on are final on this rank */
-void mu_reduction_turn(mu_reduction *r);                    /* moves on whatever can; to be called often */
-void mu_reduction_finish(mu_reduction *r);                  /* all values are final; waits for the sums */
-void mu_reduction_free(mu_reduction *r);                    /* NULL is fine */
-/* Can c's ranks sum this device's memory so? Not one rank, a dry run, or memory that MPI cannot take at any time (a GPU's, a
- * guarded device's). Local. */
+void mu_reduction_turn(mu_reduction *r);                    /* makes progress; call it often */
+void mu_reduction_finish(mu_reduction *r);                  /* marks all values as final; waits for the sums */
+void mu_reduction_free(mu_reduction *r);                    /* NULL is allowed */
+/* Whether mu_reduction works here: not with one rank, in a dry run, or in memory that MPI cannot always access (a GPU's, a
+ * guarded device's). */
 bool mu_reduction_possible(const mu_comm *c, const mu_device *dev);
 
-/* Is `text`, lines of "name: value", the same on every rank? If not, `status` on all of them, and a message that names the
- * first rank that differs from rank 0, its host and the lines that differ; `what` begins it. Collective over c. */
+/* Checks that `text`, lines of "name: value", is the same on every rank. If not, all return `status` and a message that begins
+ * with `what` and names the first rank that differs from rank 0, its host and the lines that differ. Collective over c. */
 mu_status mu_agree_text(mu_comm *c, mu_status status, const char *what, const char *text, mu_error *e) MU_MUST_USE;
 
 /* ------------------------------------------------------------------ the watchdog (watch.c)
- * Ranks tell each other what they are doing (mu_activity). When a rank waits for others and none of them has made progress
- * for half of `seconds`, it says so in a warning; after `seconds` one rank hands a report on all ranks to `stalled`, which
- * must end the job. Time in which the waiting rank itself was stopped does not count. A rank that is alone has nobody to
- * watch it. Collective over c, all ranks of the job; there is one watchdog for a process. */
+ * Ranks send each other their mu_activity. When a rank waits for others and none of them has made progress for half of
+ * `seconds`, it logs a warning; after `seconds` one rank passes a report on all ranks to `stalled`, which must end the job.
+ * Time in which the waiting rank itself was stopped does not count. With one rank there is no watchdog. Collective over c,
+ * all ranks of the job; one watchdog per process. */
 typedef void mu_watch_stalled(const char *report);
 void mu_watch_start(mu_comm *c, double seconds, mu_watch_stalled *stalled);
-void mu_watch_stop(void);                               /* Collective likewise; nothing to do is fine */
+void mu_watch_stop(void);                               /* Collective likewise; no effect without a watchdog */
 
 /* ------------------------------------------------------------------ the mesh (mesh.c) */
 typedef struct {
     mu_comm *world, *expert, *replica;
-    mu_comm *batch;                         /* the ranks that share a global batch, each with sequences of its own: losses, counts
-                                             * and gradients of what they all hold are summed over it. Today `world` itself */
+    mu_comm *batch;                         /* ranks that share a global batch (data parallel), each with its own sequences: losses, counts
+                                             * and gradients of replicated parameters are summed over it. Today `world` itself */
     int dp, ep;
     int local_rank, local_size;             /* on this node */
 } mu_mesh;
 /* Collective over mpi_comm (NULL: MPI_COMM_WORLD). ep must divide the number of ranks. */
 mu_mesh *mu_mesh_open(const void *mpi_comm, int ep);
-mu_mesh *mu_mesh_alone(void);               /* Local: one process that talks to nobody and needs no MPI */
-/* One rank of a mesh that is not running, all of it on one node: for the shape device, where nothing communicates. Elsewhere a
- * collective of more than one rank is fatal. Local. */
+mu_mesh *mu_mesh_alone(void);               /* Local: one process, needs no MPI */
+/* One rank of a mesh that is not running, all on one node: for dry runs on the shape device. A collective of more than one
+ * rank is fatal. Local. */
 mu_mesh *mu_mesh_planned(int rank, int size, int ep);
-/* Bytes of memory that ranks of one node share to talk to each other, as one of them maps it: an upper bound. Local. */
+/* Bytes of shared memory for communication within a node that one rank maps: an upper bound. Local. */
 int64_t mu_mesh_shared_bytes(const mu_mesh *m);
-void mu_mesh_close(mu_mesh *m);             /* Collective over `world`. NULL is fine */
-double mu_mesh_seconds(const mu_mesh *m);   /* spent in collectives so far */
-/* Where each expert lives. Expert -> (rank in the expert group, slot) is this table, never a formula elsewhere. */
+void mu_mesh_close(mu_mesh *m);             /* Collective over `world`. NULL is allowed */
+double mu_mesh_seconds(const mu_mesh *m);   /* spent in collectives so far. Local */
+/* The rank and slot of each expert: a table, never a formula elsewhere. */
 typedef struct {
     int n_experts, n_local;
     int *rank, *slot;           /* [E] */
     int *local;                 /* [n_local]: ids of the experts of this rank, by slot */
-    int32_t *order;             /* [E]: place of an expert when sorted by rank, then slot */
+    int32_t *order;             /* [E]: position of an expert when sorted by rank, then slot */
 } mu_placement;
-mu_placement *mu_placement_new(const mu_comm *expert_group, int n_experts);     /* contiguous blocks. Local */
+mu_placement *mu_placement_new(const mu_comm *expert_group, int n_experts);     /* contiguous blocks; the caller frees it. Local */
 void mu_placement_free(mu_placement *p);
 
-/* ------------------------------------------------------------------ the exchange as an op (ops/all_to_all.c)
+/* ------------------------------------------------------------------ all-to-all as an op (ops/all_to_all.c)
  * Collective over c. x [sum of send_rows, D], sorted by destination; result [sum of recv_rows, D], sorted by
- * source. Its backward is the reverse exchange. send_rows, recv_rows: [size], on the host, copied. */
+ * source. Backward is the reverse exchange, also Collective. send_rows, recv_rows: [size], on the host, copied. */
 mu_tensor *mu_all_to_all(mu_tape *tp, mu_comm *c, mu_tensor *x, const int64_t *send_rows, const int64_t *recv_rows);
 
 #pragma GCC visibility pop

@@ -1,4 +1,4 @@
-/* mesh.c - the groups of ranks, and which expert lives where. */
+/* mesh.c - groups of ranks, and the placement of experts. */
 #include "dist/dist.h"
 
 #include <stdlib.h>
@@ -6,7 +6,7 @@
 mu_mesh *mu_mesh_open(const void *mpi_comm, int ep) {
     mu_comm *world = mu_comm_new(mpi_comm);
     int rank = world->rank, size = world->size;
-    MU_CHECK(ep >= 1 && size % ep == 0, "parallel.ep %d does not divide %d ranks", ep, size);
+    MU_CHECK(ep >= 1 && size % ep == 0, "ep %d does not divide %d ranks", ep, size);
     mu_mesh *m = mu_alloc(1, sizeof *m);
     m->world = m->batch = world, m->ep = ep, m->dp = size / ep;
     m->expert = mu_comm_split(m->world, rank / ep, rank);
@@ -22,8 +22,8 @@ static mu_comm *planned(int rank, int size) {
 }
 
 mu_mesh *mu_mesh_planned(int rank, int size, int ep) {
-    MU_CHECK(rank >= 0 && rank < size, "rank %d of %d", rank, size);
-    MU_CHECK(ep >= 1 && size % ep == 0, "parallel.ep %d does not divide %d ranks", ep, size);
+    MU_CHECK(rank >= 0 && rank < size, "planned mesh: rank %d of %d ranks", rank, size);
+    MU_CHECK(ep >= 1 && size % ep == 0, "ep %d does not divide %d ranks", ep, size);
     mu_mesh *m = mu_alloc(1, sizeof *m);
     *m = (mu_mesh){ .world = planned(rank, size),
                     .expert = planned(rank % ep, ep),
@@ -51,8 +51,8 @@ double mu_mesh_seconds(const mu_mesh *m) {
 }
 
 mu_placement *mu_placement_new(const mu_comm *group, int n_experts) {
-    MU_CHECK(group, "placing %d experts needs their group of ranks", n_experts);
-    MU_CHECK(n_experts >= 1 && n_experts % group->size == 0, "%d experts do not divide over %d ranks", n_experts, group->size);
+    MU_CHECK(group, "placement of %d experts: the expert group is NULL", n_experts);
+    MU_CHECK(n_experts >= 1 && n_experts % group->size == 0, "%d experts are not a multiple of %d ranks", n_experts, group->size);
     mu_placement *p = mu_alloc(1, sizeof *p);
     p->n_experts = n_experts, p->n_local = n_experts / group->size;
     p->rank = mu_alloc((size_t)n_experts, sizeof(int));

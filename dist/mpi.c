@@ -22,11 +22,11 @@ struct mu_requests {
 typedef struct {
     MPI_Comm comm;
     mu_requests requests;
-    mu_window *window;  /* NULL: ranks on several nodes, or no memory to share */
+    mu_window *window;  /* NULL: ranks on several nodes, or no shared memory */
     int64_t *ends;      /* [size]: the even shards of mu_all_reduce */
-    char **parts;       /* of sums in a GPU's memory: where each rank's part is, [size] */
+    char **parts;       /* [size]: each rank's part, for sums in GPU memory */
 } handle;
-enum { BUFFER = 4 << 20 };    /* bytes of a GPU's memory for such parts */
+enum { BUFFER = 4 << 20 };    /* bytes of GPU memory for such parts */
 
 static void check(int code, const char *call) {
     if (code == MPI_SUCCESS) return;
@@ -40,7 +40,7 @@ static void check(int code, const char *call) {
 void mu_dist_start(int *argc, char ***argv) {
     int given;
     CALL(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &given));
-    CALL(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN)); /* some errors are reported there: fatal, but in our words */
+    CALL(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN)); /* some errors are reported on it: check() makes them fatal */
 }
 
 void mu_dist_stop(void) { CALL(MPI_Finalize()); }
@@ -84,7 +84,7 @@ static bool on_one_node(MPI_Comm comm, int size) {
 
 /* Maps `bytes` of memory that all ranks of `comm` share; NULL on all of them when one of them cannot. It is an
  * unnamed file (memfd) of rank 0, which the others open through /proc: no limit on /dev/shm applies and nothing
- * is left behind. The mark proves that it is the same file: process ids may mean something else in a container. */
+ * is left behind. The mark proves that it is the same file: in containers, process ids may differ. */
 static void *share_memory(MPI_Comm comm, int rank, size_t bytes) {
     struct {
         int64_t process, file;
@@ -140,8 +140,8 @@ mu_comm *mu_comm_new(const void *mpi_comm) {
     int begun, ended;
     MPI_Initialized(&begun);
     MPI_Finalized(&ended);
-    MU_CHECK(begun && !ended, "a communicator %s; it lives between MPI_Init and MPI_Finalize (mu_dist_start, mu_dist_stop)",
-             begun ? "after the end of MPI" : "before the start of MPI");
+    MU_CHECK(begun && !ended, "a communicator cannot be created %s (mu_dist_start, mu_dist_stop)",
+             begun ? "after MPI_Finalize" : "before MPI_Init");
     MPI_Comm from = mpi_comm ? *(const MPI_Comm *)mpi_comm : MPI_COMM_WORLD, comm;
     CALL(MPI_Comm_dup(from, &comm));
     return wrap(comm);
@@ -177,8 +177,8 @@ void mu_comm_free(mu_comm *c) {
     free(c);
 }
 
-/* Every wait comes here between two looks, without hogging the core: spin for a moment, then offer the core to
- * others, then sleep. Messages only move while MPI is called, so sleeps stay short. */
+/* The back-off between two polls of every wait: spin briefly, then yield the core, then sleep. Messages only make progress
+ * inside MPI calls, so sleeps stay short. */
 static void back_off(mu_wait *wait) {
     enum { SPINS = 200 };
     if (wait->tries++ == 0) wait->start = mu_time();
@@ -201,7 +201,7 @@ bool mu_requests_done(mu_requests *q) {
     return done;
 }
 
-/* A peer may need a message of ours that MPI still holds, before it puts anything into the window. */
+/* Also lets MPI make progress: a peer may need a pending message of this rank before it puts anything into the window. */
 void mu_wait_turn(mu_comm *c, mu_wait *wait) {
     handle *h = c->handle;
     enum { BETWEEN = 16 };
@@ -236,7 +236,7 @@ mu_requests *mu_requests_new(void) { return mu_alloc(1, sizeof(mu_requests)); }
 
 void mu_requests_free(mu_requests *q) {
     if (!q) return;
-    MU_CHECK(!q->n, "%d messages are still on their way", q->n);
+    MU_CHECK(!q->n, "%d messages are still pending", q->n);
     free(q->list);
     free(q);
 }
@@ -297,7 +297,7 @@ bool mu_notes_take(mu_notes *n, int *from, void *note) {
     return true;
 }
 
-/* Once every rank is here no more notes are sent; those that are on their way are taken in, so that each send ends. */
+/* Once every rank is here, no more notes are sent; pending ones are received, so that each send completes. */
 void mu_notes_free(mu_notes *n) {
     int done = 0, from;
     char *note = mu_alloc((size_t)n->bytes, 1);
@@ -321,9 +321,9 @@ void mu_notes_free(mu_notes *n) {
     free(n);
 }
 
-/* A communicator of mu_mesh_planned has ranks and no transport. */
+/* A communicator of mu_mesh_planned has ranks but no transport. */
 static handle *transport(const mu_comm *c) {
-    MU_CHECK(c->handle, "%d planned ranks cannot communicate", c->size);
+    MU_CHECK(c->handle, "a planned mesh (dry run) of %d ranks cannot communicate", c->size);
     return c->handle;
 }
 
@@ -335,15 +335,15 @@ static MPI_Datatype type_of(mu_dtype dtype) {
     case MU_DTYPE_I64: return MPI_INT64_T;
     case MU_DTYPE_BF16: break;
     }
-    MU_FATAL(MU_STATUS_INTERNAL, "no reduction of %s values", mu_dtype_name(dtype));
+    MU_FATAL(MU_STATUS_INTERNAL, "mu_all_reduce does not support %s", mu_dtype_name(dtype));
 }
 
-/* Values of `size` bytes in one message. */
+/* Number of values of `size` bytes in one message. */
 static int64_t most_values(const mu_comm *c, int64_t size) {
     return c->piece_limit / size > 0 ? c->piece_limit / size : 1;
 }
 
-/* Posts one direction of the traffic with a peer, piece by piece; pieces of one pair keep their order. */
+/* Posts one direction of the traffic with a peer in pieces; pieces of one pair keep their order. */
 static void post(mu_comm *c, bool send, char *data, int64_t bytes, int peer) {
     handle *h = c->handle;
     for (int64_t at = 0; at < bytes; at += c->piece_limit) {
@@ -353,15 +353,15 @@ static void post(mu_comm *c, bool send, char *data, int64_t bytes, int peer) {
     }
 }
 
-/* The window, if n values that all ranks have go through it. */
+/* The window, if n values of every rank are enough to use it. */
 static mu_window *window_for(const mu_comm *c, mu_dtype dtype, int64_t n) {
     return n * (int64_t)mu_dtype_size(dtype) >= c->shm_threshold_bytes ? transport(c)->window : NULL;
 }
 
-/* Where shard r begins. */
+/* First element of shard r. */
 static int64_t begin(const int64_t *ends, int r) { return r ? ends[r - 1] : 0; }
 
-/* How many of the `most` values from `at` on shard r has. */
+/* Number of values of shard r in [at, at + most). */
 static int64_t values_in(const int64_t *ends, int r, int64_t at, int64_t most) {
     int64_t n = ends[r] - begin(ends, r) - at;
     return n < 0 ? 0 : n < most ? n : most;
@@ -377,8 +377,8 @@ static void add_up_on(mu_device *dev, mu_dtype dtype, int64_t n, char *const *x,
     }
 }
 
-/* In memory of a GPU that MPI can read: chunk by chunk, the part of each rank's shard that every other rank has comes to it,
- * and is added up in order of rank. */
+/* In GPU memory with a CUDA-aware MPI: chunk by chunk, every rank receives the others' parts of its shard and adds them
+ * up in order of rank. */
 static void reduce_on_device(mu_comm *c, mu_device *dev, mu_dtype dtype, char *data, const int64_t *ends) {
     handle *h = c->handle;
     int64_t size = (int64_t)mu_dtype_size(dtype), chunk = BUFFER / c->size / size, longest = 0;
@@ -390,7 +390,7 @@ static void reduce_on_device(mu_comm *c, mu_device *dev, mu_dtype dtype, char *d
     }
     for (int64_t at = 0; at < longest; at += chunk) {
         int64_t mine = values_in(ends, c->rank, at, chunk);
-        mu_device_finish(dev);      /* nobody works on the data, or adds up what the last chunk brought */
+        mu_device_finish(dev);      /* no pending work on the data or on the last chunk */
         for (int p = 0; p < c->size; p++) {
             char *part = buffer + p * chunk * size;
             h->parts[p] = p == c->rank ? data + (begin(ends, p) + at) * size : part;
@@ -412,7 +412,7 @@ static void reduce_by_messages(mu_comm *c, mu_dtype dtype, char *data, const int
 }
 
 void mu_reduce_in_place(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
-    MU_CHECK(mu_can_add(dtype), "no sums of %s values in shards", mu_dtype_name(dtype));
+    MU_CHECK(mu_can_add(dtype), "mu_reduce_shards does not support %s", mu_dtype_name(dtype));
     mu_window *w = dev ? NULL : window_for(c, dtype, ends[c->size - 1]);
     double start = mu_time();
     if (dev) reduce_on_device(c, dev, dtype, data, ends);
@@ -441,7 +441,7 @@ void mu_gather_in_place(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, 
     wait_all(c);
 }
 
-/* Shards of equal size, cut between cache lines. */
+/* Shards of equal size, aligned to cache lines. */
 static const int64_t *even_shards(const mu_comm *c, mu_dtype dtype, int64_t n) {
     int64_t *ends = ((handle *)c->handle)->ends, line = 64 / (int64_t)mu_dtype_size(dtype);
     for (int r = 0; r < c->size; r++) ends[r] = n / line * (r + 1) / c->size * line;
@@ -474,7 +474,7 @@ void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all) {
         return;
     }
     handle *h = transport(c);
-    MU_CHECK(bytes <= c->piece_limit, "gathering %lld bytes a rank, more than one message holds",
+    MU_CHECK(bytes <= c->piece_limit, "mu_all_gather: %lld bytes per rank are more than one message holds",
              (long long)bytes);
     CALL(MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, h->comm, new_request(h)));
     wait_all(c);
@@ -497,12 +497,12 @@ void mu_barrier(mu_comm *c) {
     wait_all(c);
 }
 
-/* Each direction of each pair goes its own way, by its length, which both ends know. */
+/* Each direction of each pair uses messages or the window by its length, which both ends know. */
 static bool through_window(const mu_comm *c, int64_t bytes, int peer) {
     return peer != c->rank && bytes && bytes >= c->shm_threshold_bytes && ((handle *)c->handle)->window;
 }
 
-/* Posts what goes by messages, and lists what goes through the window in *t. Returns whether anything does. */
+/* Posts messages, and lists transfers through the window in `t`. Returns whether there are any of those. */
 static bool divide(mu_comm *c, mu_transfers t, char *from, const int64_t *send_bytes, char *to,
                    const int64_t *recv_bytes) {
     bool any = false;
@@ -537,7 +537,7 @@ void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *
     mu_transfers t = w ? mu_window_transfers(w) : (mu_transfers){ 0 };
     char *from = (char *)(uintptr_t)send, *to = recv;
     int64_t own = send_bytes[c->rank];
-    MU_CHECK(own == recv_bytes[c->rank], "rank %d sends itself %lld bytes and expects %lld", c->rank,
+    MU_CHECK(own == recv_bytes[c->rank], "mu_exchange: rank %d sends itself %lld bytes but expects %lld", c->rank,
              (long long)own, (long long)recv_bytes[c->rank]);
     bool window = divide(c, t, from, send_bytes, to, recv_bytes);
     for (int p = 0; p < c->rank; p++) from += send_bytes[p], to += recv_bytes[p];

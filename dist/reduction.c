@@ -1,12 +1,12 @@
-/* reduction.c - sums of shards that begin while later values are still being made.
+/* reduction.c - sums of shards that start while other values are still being computed.
  *
- * Every shard is cut into pieces, from its end to its beginning, as values become final. A rank sends a piece to its owner as
- * soon as its own values of it are final, straight out of the data. The owner receives the pieces of its shard into a ring
- * of slots, each with room for one part from every other rank; once all parts are there and its own values are final, it
- * adds them up in order of rank. So the bits do not depend on who was early.
+ * Every shard is split into pieces, from its end to its beginning, as values become final. A rank sends a piece to its owner
+ * as soon as its own values of it are final, directly from `data`. The owner receives the pieces of its shard into a ring
+ * of slots, each with room for one part from every other rank; once all parts have arrived and its own values are final, it
+ * adds them up in order of rank. So the bits do not depend on timing.
  *
- * Pieces are small: up to 64 KiB Open MPI hands a message for TCP to the kernel at once, which sends it while the processor
- * computes. Of a larger one nothing leaves before both ranks have called MPI again, and an op may take 100 ms. With pieces of
+ * Pieces are small: Open MPI passes a TCP message of up to 64 KiB to the kernel at once, which sends it while the processor
+ * computes. A larger one is not sent before both ranks have called MPI again, and an op may take 100 ms. With pieces of
  * 1 MiB nothing overlapped (docs/performance.md). */
 #include "dist/internal.h"
 
@@ -22,8 +22,8 @@ struct mu_reduction {
     const int64_t *ends;
     int64_t size, piece;            /* bytes of a value, values of a piece */
     int64_t final;                  /* values from here on are final on this rank */
-    int64_t *sent;                  /* [ranks]: of each shard, values from here on were sent */
-    int64_t expected, summed;       /* of this rank's shard: from here on receives were posted, sums are done */
+    int64_t *sent;                  /* [ranks]: of each shard, values from here on are sent */
+    int64_t expected, summed;       /* this rank's shard: from here on receives are posted, sums are done */
     int n_slots, first, used;       /* the ring: slots first .. first + used - 1 wait for parts */
     char *room;                     /* [n_slots, ranks - 1, piece] */
     mu_requests *slots[SLOTS_MOST], *sends;
@@ -31,7 +31,7 @@ struct mu_reduction {
 };
 
 mu_reduction *mu_reduction_new(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends) {
-    MU_CHECK(c && c->size > 1 && ends && mu_can_add(dtype), "no sums of %s values in shards", mu_dtype_name(dtype));
+    MU_CHECK(c && c->size > 1 && ends && mu_can_add(dtype), "mu_reduction needs several ranks and a type that can be added, not %s", mu_dtype_name(dtype));
     mu_reduction *r = mu_alloc(1, sizeof *r);
     *r = (mu_reduction){ .c = c, .tag = 2 + c->reductions++ % TAGS, .dtype = dtype, .data = data, .ends = ends, .size = (int64_t)mu_dtype_size(dtype) };
     int64_t others = c->size - 1, bytes = ROOM / 2 / others;
@@ -60,7 +60,7 @@ void mu_reduction_free(mu_reduction *r) {
 
 static int64_t begin_of(const mu_reduction *r, int rank) { return rank ? r->ends[rank - 1] : 0; }
 
-/* Where the piece of `rank`'s shard begins that ends at `end`. */
+/* First value of the piece of `rank`'s shard that ends at `end`. */
 static int64_t piece_begin(const mu_reduction *r, int rank, int64_t end) {
     int64_t first = begin_of(r, rank);
     return end - first > r->piece ? end - r->piece : first;
@@ -73,12 +73,12 @@ void mu_reduction_begin(mu_reduction *r) {
 }
 
 void mu_reduction_final(mu_reduction *r, int64_t from) {
-    MU_CHECK(from >= 0 && from <= r->final, "values from %lld on are final, after those from %lld on", (long long)from,
+    MU_CHECK(from >= 0 && from <= r->final, "mu_reduction_final: values from %lld on, but those from %lld on are final already", (long long)from,
              (long long)r->final);
     r->final = from;
 }
 
-/* Sends what is final of the others' shards. */
+/* Sends the final pieces of the others' shards. */
 static bool send_pieces(mu_reduction *r) {
     bool moved = false;
     for (int i = 1; i < r->c->size; i++) {
@@ -93,13 +93,13 @@ static bool send_pieces(mu_reduction *r) {
     return moved;
 }
 
-/* Where the part of rank p lies in a slot. */
+/* The part of rank p in a slot. */
 static char *part_of(const mu_reduction *r, int slot, int p) {
     int other = p < r->c->rank ? p : p - 1;
     return r->room + ((int64_t)slot * (r->c->size - 1) + other) * r->piece * r->size;
 }
 
-/* Expects the next pieces of this rank's shard, in the slots that are free. */
+/* Posts receives for the next pieces of this rank's shard into free slots. */
 static bool expect_pieces(mu_reduction *r) {
     bool moved = false;
     while (r->used < r->n_slots && r->expected > begin_of(r, r->c->rank)) {
@@ -113,7 +113,7 @@ static bool expect_pieces(mu_reduction *r) {
     return moved;
 }
 
-/* Adds up the pieces that have come, as far as this rank's own values are final. */
+/* Adds up the pieces that have arrived, as far as this rank's own values are final. */
 static bool sum_pieces(mu_reduction *r) {
     bool moved = false;
     while (r->used) {
@@ -136,7 +136,7 @@ static bool move_on(mu_reduction *r) {
 void mu_reduction_turn(mu_reduction *r) {
     double start = mu_time();
     (void)move_on(r);
-    if (!r->used) (void)mu_requests_done(r->sends);     /* nobody else has let MPI move on */
+    if (!r->used) (void)mu_requests_done(r->sends);     /* lets MPI make progress if nothing else has */
     r->c->seconds += mu_time() - start;
 }
 

@@ -1,12 +1,12 @@
-/* watch.c - the watchdog: a job in which nothing moves any more is ended, with a word on what each rank was doing.
+/* watch.c - the watchdog: ends a job without progress, with a report on the activity of each rank.
  *
- * A frozen process, a disk that does not answer or a dead link leave the other ranks in a collective for ever. So every
- * rank sends all others a note now and then: what it does, and how much progress it has made. Notes leave when a rank makes
- * progress (mu_activity) and while it waits. A rank that waits reads them; as long as any rank moves on, however slowly,
- * all is well: long steps, evaluations and checkpoints are no stall.
+ * A frozen process, an unresponsive disk or a dead link would leave the other ranks in a collective for ever. So every
+ * rank regularly sends the others a note with its activity and its progress count, whenever it makes progress
+ * (mu_activity) and while it waits. A waiting rank reads them; as long as any rank makes progress, however slowly, there
+ * is no stall: long steps, evaluations and checkpoints are allowed.
  *
- * Clocks: only the time that this rank spent looking counts, a turn at most TURN_MOST, so that a job that was stopped
- * as a whole (a suspended laptop, a scheduler that preempts) does not take that for a stall. */
+ * Clocks: only the time that this rank spent polling counts, at most TURN_MOST per poll, so that stopping the whole job
+ * (a suspended laptop, a preempting scheduler) does not count as a stall. */
 #include "dist/internal.h"
 
 #include <stdlib.h>
@@ -31,9 +31,9 @@ static struct {
     mu_watch_stalled *stalled;
     int rank, size;
     double seconds, interval;   /* interval: between two notes */
-    double clock;               /* seconds that this rank has looked in vain, in all */
-    double last_turn;           /* mu_time() of the last look */
-    double moved;               /* `clock` when some rank last made progress */
+    double clock;               /* total seconds of polling without progress */
+    double last_turn;           /* mu_time() of the last poll */
+    double moved;               /* `clock` when a rank last made progress */
     double sent;                /* mu_time() of the last note */
     bool warned;
     peer *peers;                /* [size] */
@@ -68,14 +68,14 @@ static void read_notes(void) {
 
 static bool is_silent(int rank) { return rank != w.rank && w.clock - w.peers[rank].heard > 5 * w.interval + 0.25; }
 
-/* The lowest rank that is alive has the last word; others follow only if it fails to. */
+/* The lowest rank that is alive reports; others only if it fails to. */
 static bool is_reporter(void) {
     int first = 0;
     while (first < w.rank && is_silent(first)) first++;
     return first == w.rank;
 }
 
-/* A line on another rank. */
+/* One line per rank. */
 static void print_rank(FILE *out, int rank) {
     const peer *p = &w.peers[rank];
     char mine[116];
@@ -87,7 +87,7 @@ static void print_rank(FILE *out, int rank) {
     else fprintf(out, "%s; %s", p->last.waits ? "waits for the others" : "works without progress", p->last.text);
 }
 
-/* What is known of all ranks, those first that do not answer; heap text. */
+/* The known activity of all ranks, silent ones first; heap text. */
 static char *describe(void) {
     enum { MOST = 40 };
     char *text = NULL;
@@ -109,17 +109,17 @@ static void warn(double still) {
     for (int r = 0; r < w.size && !silent[0]; r++)
         if (is_silent(r))
             snprintf(silent, sizeof silent, "; no sign of life from rank %d on %s", r, w.peers[r].host);
-    mu_log(MU_LOG_WARNING, "rank %d on %s has waited %.0f s for the others without progress: %s%s. The job ends with exit"
-           " code 70 in %.0f s more (run.watchdog)", w.rank, w.peers[w.rank].host, still,
+    mu_log(MU_LOG_WARNING, "rank %d on %s has waited %.0f s for the others without progress: %s%s. The watchdog ends"
+           " the job in %.0f s", w.rank, w.peers[w.rank].host, still,
            mu_activity_text(mu_activity_now(), doing, sizeof doing), silent, w.seconds - still);
 }
 
 static void end_job(double still) {
     char *ranks = describe();
-    char *report = mu_format("no rank has made progress for %.0f s (run.watchdog); a process, a disk or a link stands still:%s",
+    char *report = mu_format("no rank has made progress for %.0f s; a process, a disk or a link hangs:%s",
                              still, ranks);
     w.stalled(report);
-    MU_FATAL(MU_STATUS_INTERNAL, "%s", report); /* it came back */
+    MU_FATAL(MU_STATUS_INTERNAL, "%s", report); /* `stalled` returned */
 }
 
 void mu_watch_turn(void) {
@@ -135,7 +135,7 @@ void mu_watch_turn(void) {
 }
 
 void mu_watch_start(mu_comm *c, double seconds, mu_watch_stalled *stalled) {
-    MU_CHECK(!w.notes, "there is a watchdog already");
+    MU_CHECK(!w.notes, "mu_watch_start: the watchdog is running already");
     if (seconds <= 0 || c->size == 1) return;
     w.rank = c->rank, w.size = c->size, w.seconds = seconds, w.stalled = stalled;
     w.interval = seconds / 20 < 30 ? seconds / 20 : 30;

@@ -1,16 +1,16 @@
-/* window.c - collectives of large payloads between ranks of one node, through memory that they share.
+/* window.c - collectives of large payloads between ranks of one node, through shared memory.
  *
  * The window holds a ring of a few slots for each ordered pair of ranks (p, q): p copies a piece into a free
- * slot and counts it as put, q reads it there and counts it as taken. One writer and one reader a ring, both
- * know the length of what passes, so two counters are all there is to agree on. The ring (p, p) is read by
- * all others: what everybody gets is written once. A ring stays in the cache while gigabytes pass through it.
+ * slot and counts it as put, q reads it there and counts it as taken. A ring has one writer and one reader, both
+ * know the length of the data, so two counters suffice. The ring (p, p) is read by all others: data for
+ * everyone is written once. A ring stays in the cache while gigabytes pass through it.
  *
- *     exchange   each rank puts and takes whatever is possible, in turn with all peers
- *     reduce     a rank puts what it has of the others' shards; when a piece of its own shard has come from
- *                everyone, it adds them up in order of rank straight out of the slots
- *     gather     a rank puts its shard into its ring for all, and copies the others' shards out of theirs
+ *     exchange   each rank puts and takes pieces where possible, in turn with all peers
+ *     reduce     a rank puts its parts of the others' shards; when a piece of its own shard has arrived from
+ *                everyone, it adds them up in order of rank, directly from the slots
+ *     gather     a rank puts its shard into its ring for all, and copies the others' shards from theirs
  *
- * Sums are x[0] + x[1] + ... in order of rank, element by element: their bits depend on nothing else. */
+ * Sums are x[0] + x[1] + ... in order of rank, elementwise: their bits depend on nothing else. */
 #include "dist/internal.h"
 
 #include <stdatomic.h>
@@ -79,7 +79,7 @@ mu_transfers mu_window_transfers(mu_window *w) { return (mu_transfers){ w->out, 
 
 static size_t pair(const mu_window *w, int p, int q) { return (size_t)p * (size_t)w->size + (size_t)q; }
 
-/* Only the owner of a counter changes it, so it may read it as it likes. */
+/* Only the owner of a counter changes it, so it may read it with relaxed order. */
 static uint64_t own(counter *c) { return atomic_load_explicit(&c->n, memory_order_relaxed); }
 static uint64_t seen(counter *c) { return atomic_load_explicit(&c->n, memory_order_acquire); }
 static void tell(counter *c, uint64_t n) { atomic_store_explicit(&c->n, n, memory_order_release); }
@@ -88,7 +88,7 @@ static char *slot_of(const mu_window *w, int p, int q, uint64_t piece) {
     return w->slots + (pair(w, p, q) * SLOTS + piece % SLOTS) * (size_t)w->slot;
 }
 
-/* The next piece of ring (p, q), counted by `taken`; NULL: it has not come yet. */
+/* The next piece of ring (p, q), counted by `taken`; NULL: not there yet. */
 static const char *next_piece(const mu_window *w, counter *put, counter *taken, int p, int q) {
     uint64_t n = own(taken);
     return seen(put) > n ? slot_of(w, p, q, n) : NULL;
@@ -100,7 +100,7 @@ static int64_t piece_bytes(const mu_window *w, const mu_transfer *t) {
 
 static void advance(mu_transfer *t, int64_t bytes) { t->at += bytes, t->left -= bytes; }
 
-/* Pieces of ring (this rank, q) that are still to be read; q == rank: by the slowest of all others. */
+/* Unread pieces of ring (this rank, q); q == rank: of the slowest reader. */
 static uint64_t unread(const mu_window *w, int q) {
     uint64_t put = own(&w->put[pair(w, w->rank, q)]), most = 0;
     if (q != w->rank) return put - seen(&w->taken[pair(w, w->rank, q)]);
@@ -111,7 +111,7 @@ static uint64_t unread(const mu_window *w, int q) {
     return most;
 }
 
-/* Copies one piece into the ring for q, if there is something to send and room for it. */
+/* Copies one piece into the ring for q, if there is data to send and a free slot. */
 static bool put_piece(mu_window *w, int q, mu_transfer *t) {
     if (!t->left || unread(w, q) >= SLOTS) return false;
     counter *put = &w->put[pair(w, w->rank, q)];
@@ -144,7 +144,7 @@ static int64_t left(const mu_window *w) {
     return sum;
 }
 
-/* What a rank sends to itself, a piece at a time. */
+/* Copies one piece of the data that a rank sends to itself. */
 static bool copy_own(mu_window *w) {
     mu_transfer *out = &w->out[w->rank], *in = &w->in[w->rank];
     int64_t bytes = piece_bytes(w, out);
@@ -159,12 +159,12 @@ void mu_window_exchange(mu_comm *c, mu_window *w) {
     mu_wait wait = { 0 };
     while (left(w)) {
         bool moved = false;
-        for (int i = 1; i < w->size; i++) { /* everybody begins with another peer */
+        for (int i = 1; i < w->size; i++) { /* each rank starts with a different peer */
             int to = (w->rank + i) % w->size, from = (w->rank + w->size - i) % w->size;
             moved |= put_piece(w, to, &w->out[to]);
             moved |= take_piece(w, from, w->rank, &w->in[from]);
         }
-        if (moved || copy_own(w)) wait = (mu_wait){ 0 }; /* instead of waiting */
+        if (moved || copy_own(w)) wait = (mu_wait){ 0 }; /* copy own data instead of waiting */
         else mu_wait_turn(c, &wait);
     }
 }
@@ -218,7 +218,7 @@ static add_function *adder(mu_dtype dtype) {
 
 bool mu_can_add(mu_dtype dtype) { return adder(dtype) != NULL; }
 
-/* Block by block, so that what is half done stays in the cache. */
+/* Block by block, so that partial sums stay in the cache. */
 void mu_add_up(mu_dtype dtype, int64_t bytes, const char *const *x, int parts, char *to) {
     enum { BLOCK = 8192 };
     _Alignas(LINE) char half[BLOCK];
@@ -231,7 +231,7 @@ void mu_add_up(mu_dtype dtype, int64_t bytes, const char *const *x, int parts, c
     }
 }
 
-/* Adds up the next piece of this rank's shard once it has come from everyone. */
+/* Adds up the next piece of this rank's shard once it has arrived from everyone. */
 static bool add_piece(mu_window *w, mu_dtype dtype, mu_transfer *mine) {
     if (!mine->left) return false;
     for (int p = 0; p < w->size; p++) {

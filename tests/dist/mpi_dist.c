@@ -271,7 +271,7 @@ static void agreement(void **state) {
     check(mu_agree(world, MU_STATUS_OK, &e) == MU_STATUS_OK && e.text[0] == '\0', "all well: %s", e.text);
     for (int first = 0; first < P; first++) { /* ranks from `first` on fail alike, rank 0 in a lesser way */
         mu_status mine = r >= first ? MU_STATUS_IO : r == 0 ? MU_STATUS_DATA : MU_STATUS_OK;
-        char wanted[128], host[64] = ""; /* a rank that fails while rank 0 does not is named, and where it runs */
+        char wanted[128], host[64] = ""; /* a rank that fails while rank 0 does not is named, with its host */
         gethostname(host, sizeof host - 1);
         snprintf(wanted, sizeof wanted, "rank %d failed", first);
         if (first) snprintf(wanted, sizeof wanted, "rank %d on %s: rank %d failed", first, host, first);
@@ -553,7 +553,7 @@ static void recomputed_layers_agree(void **state) {
         }
 }
 
-/* A rank's dry run with experts elsewhere talks to nobody and counts bytes. */
+/* A dry run of one rank of a larger mesh does not communicate, and counts bytes. */
 static void dry_runs_are_silent(void **state) {
     (void)state;
     mu_mesh *mesh = mu_mesh_open(NULL, world->size);

@@ -1,4 +1,4 @@
-/* test_alone.c - a mesh of one process that never heard of MPI: collectives work, and so does a layer. */
+/* test_alone.c - a mesh of one process without MPI: collectives and a layer work. */
 #include "moe/layer.h"
 #include "optim/optim.h"
 
