@@ -1,7 +1,7 @@
-/* adamw.c - AdamW (Loshchilov & Hutter 2019), expert-lazy: an expert that got no token in the global batch is left as it
- * is. Otherwise decay shrinks an idle expert by (1 - lr*wd)^n, the tail of its momentum walks it along one stale batch, and
- * the first step after a silence is too long: each of them destroys what only this expert knew. Its own step count makes
- * the bias correction right when it gets tokens again. */
+/* adamw.c - AdamW (Loshchilov & Hutter 2019), expert-lazy: an expert without tokens in the global batch is not updated.
+ * Otherwise weight decay shrinks an idle expert by (1 - lr*wd)^n, its remaining momentum moves it along a stale batch, and
+ * the first step after an idle period is too long: each of these destroys what the expert has learned. Its own step count
+ * keeps the bias correction right when it gets tokens again. */
 #include "optim/internal.h"
 
 static void init(mu_device *dev, int slot, int64_t count, mu_mat values) {

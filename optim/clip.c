@@ -22,11 +22,11 @@ void mu_norm_free(mu_norm *n) {
     free(n->host_losses);
 }
 
-/* Adds every rank's squares; NaN in one of them when a rank's losses are not finite. */
+/* Adds every rank's squares; one of them becomes NaN when a rank's losses are not finite. */
 static void sum_squares(mu_norm *n, const mu_params *ps, mu_comm *batch, int64_t n_losses, mu_mat losses) {
     size_t bytes = (size_t)ps->n_global_units * sizeof(double);
     mu_device_read(ps->dev, n->host_squares, squares_of(n).data, bytes);
-    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) /* the same on every rank: counted once */
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) /* the same value on every rank: count it once */
         if (!u->param->desc.group->reduce && u->expert < 0 && batch->rank) n->host_squares[u->global_index] = 0;
     if (n_losses > n->max_losses) {
         n->max_losses = n_losses;
@@ -41,7 +41,7 @@ static void sum_squares(mu_norm *n, const mu_params *ps, mu_comm *batch, int64_t
 }
 
 void mu_grad_clip(mu_optimizer *o, mu_comm *batch, double max_norm, int64_t n_losses, mu_mat losses) {
-    MU_CHECK(batch && max_norm >= 0 && n_losses >= 0 && (losses.data || !n_losses), "clipping at %g, %lld losses", max_norm,
+    MU_CHECK(batch && max_norm >= 0 && n_losses >= 0 && (losses.data || !n_losses), "mu_grad_clip: max_norm %g, %lld losses, or an argument is NULL", max_norm,
              (long long)n_losses);
     mu_params *ps = o->params;
     mu_norm *n = &o->norm;
@@ -49,7 +49,7 @@ void mu_grad_clip(mu_optimizer *o, mu_comm *batch, double max_norm, int64_t n_lo
     const mu_kernels *k = ps->dev->k;
     mu_params_finish_grads(ps);
     mu_shards_refresh(&o->shards);
-    k->fill(ps->dev, ps->n_global_units, 0.0, squares_of(n)); /* of frozen units and of experts that live elsewhere */
+    k->fill(ps->dev, ps->n_global_units, 0.0, squares_of(n)); /* for frozen units and experts of other ranks */
     n->stopped = false;
     for (int i = 0; i < ps->n_groups; i++)
         for (const mu_unit_set *set = s->sets[i]; set < s->sets[i] + s->n_sets[i]; set++)

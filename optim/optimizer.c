@@ -14,8 +14,8 @@ static mu_mat slot_of(const mu_optimizer *o, int group, int slot) {
     return (mu_mat){ o->slots[group][slot]->region.base, o->params->dev->master, 1 };
 }
 
-/* Memory is touched by writing: reading first would map the system's page of zeros, and each page's first write then
- * interrupts all cores. */
+/* init writes every page: reading first would map the system's page of zeros, and each page's first write would then
+ * interrupt all cores. */
 static void new_slots(mu_optimizer *o, int group) {
     mu_device *dev = o->params->dev;
     size_t bytes = (size_t)my_count(o, group) * mu_dtype_size(dev->master);
@@ -38,8 +38,8 @@ const mu_rule *mu_rule_of(const mu_optim_config *cfg) {
 mu_optimizer *mu_optimizer_new(const mu_rule *rule, const mu_optim_config *cfg, mu_params *ps) {
     mu_error e = { 0 };
     mu_complaints found = { .e = &e };
-    MU_CHECK(rule && cfg && ps, "an optimizer needs a rule, its configuration and parameters");
-    MU_CHECK(rule->n_slots >= 0 && rule->n_slots <= MU_RULE_SLOTS, "update rule %s has %d slots; at most %d are possible",
+    MU_CHECK(rule && cfg && ps, "mu_optimizer_new: rule, configuration or parameters are NULL");
+    MU_CHECK(rule->n_slots >= 0 && rule->n_slots <= MU_RULE_SLOTS, "update rule %s has %d slots, more than %d",
              rule->name, rule->n_slots, MU_RULE_SLOTS);
     mu_optim_config_check(cfg, 0, &found);
     MU_CHECK(found.status == MU_STATUS_OK, "%-s", e.text);
@@ -86,7 +86,7 @@ static void update(mu_optimizer *o, int group, const mu_unit_set *set, double lr
 }
 
 void mu_optimizer_step(mu_optimizer *o, double lr, mu_mat loads) {
-    MU_CHECK(lr >= 0 && isfinite(lr), "a learning rate of %g", lr);
+    MU_CHECK(lr >= 0 && isfinite(lr), "mu_optimizer_step: learning rate %g must be finite and at least 0", lr);
     if (o->norm.stopped) return;
     mu_params_finish_grads(o->params);
     mu_shards_refresh(&o->shards);
@@ -98,7 +98,7 @@ void mu_optimizer_step(mu_optimizer *o, double lr, mu_mat loads) {
 /* ------------------------------------------------------------------ state of a unit */
 
 void *mu_optimizer_slot(const mu_optimizer *o, const mu_unit *u, int slot) {
-    MU_CHECK(slot >= 0 && slot < o->rule->n_slots, "slot %d of update rule %s, which has %d", slot, o->rule->name,
+    MU_CHECK(slot >= 0 && slot < o->rule->n_slots, "slot %d out of range for update rule %s with %d slots", slot, o->rule->name,
              o->rule->n_slots);
     if (!mu_shards_owns(&o->shards, u)) return NULL;
     return mu_mat_values(slot_of(o, mu_shards_group(&o->shards, u), slot), mu_shards_offset(&o->shards, u)).data;
@@ -158,7 +158,7 @@ static mu_state slot_state(mu_optimizer *o, const mu_unit *u, int slot) {
     return s;
 }
 
-/* Every step updates every unit, but an expert that took no token, and one that is frozen. */
+/* Every step updates every unit except experts without tokens and frozen units. */
 static mu_state steps_state(mu_optimizer *o, const mu_unit *u, const mu_step_bounds *b) {
     mu_state s = mu_unit_state(u, "/optim/steps");
     s.type = MU_STORE_I64, s.n_dims = 1, s.shape[0] = 1;
@@ -173,7 +173,7 @@ static mu_state steps_state(mu_optimizer *o, const mu_unit *u, const mu_step_bou
 }
 
 void mu_optimizer_state(mu_optimizer *o, const mu_step_bounds *bounds, mu_state_visitor *v) {
-    MU_CHECK(o && bounds && v, "the state of an optimizer needs it, the steps, and a visitor");
+    MU_CHECK(o && bounds && v, "mu_optimizer_state: optimizer, bounds or visitor is NULL");
     for (mu_unit *u = mu_unit_next(o->params, NULL); u; u = mu_unit_next(o->params, u)) {
         for (int slot = 0; slot < o->rule->n_slots; slot++) {
             mu_state s = slot_state(o, u, slot);

@@ -1,12 +1,12 @@
-/* reduce.c - the sums of gradients over the ranks that hold the same units.
+/* reduce.c - gradient reduction over the ranks that hold the same units.
  *
- * A group's gradients lie in one slab in order of declaration, and backward completes them roughly from its end. What is
- * complete from some parameter to the end of the slab can be summed while the rest is still being made. */
+ * A group's gradients are in one slab in order of declaration, and backward completes them roughly from its end. The complete
+ * part, from some parameter to the end of the slab, can be reduced while the rest is still being computed. */
 #include "optim/internal.h"
 
 #include <string.h>
 
-/* Moves the group's mark before the parameters that are complete by now, and says so to its reduction. */
+/* Moves the group's mark in front of the parameters that are complete by now, and reports it to the reduction. */
 static void advance(mu_shards *s, int group) {
     mu_params *ps = s->params;
     int64_t from = -1;
@@ -35,7 +35,7 @@ static void on_op(void *arg) {
         if (s->begun[i]) mu_reduction_turn(s->early[i]);
 }
 
-/* The last parameter of a group that was declared, -1: it has none. */
+/* The last declared parameter of a group, or -1. */
 static int last_of(const mu_params *ps, const mu_group *g) {
     int i = ps->n_params - 1;
     while (i >= 0 && ps->params[i]->desc.group != g) i--;
@@ -46,7 +46,7 @@ static bool is_early(const mu_params *ps, const mu_group *g) {
     return comm_of(g) && comm_of(g)->overlap && !g->sums && mu_reduction_possible(comm_of(g), ps->dev);
 }
 
-/* Which groups are summed early in this step. Returns whether any is. */
+/* Starts the reductions that overlap with backward. Returns whether there are any. */
 static bool begin(mu_shards *s) {
     mu_params *ps = s->params;
     bool any = false;
@@ -66,12 +66,12 @@ static bool begin(mu_shards *s) {
 void mu_backward_last(mu_optimizer *o, mu_tape *tp, mu_tensor *loss) {
     mu_shards *s = &o->shards;
     for (int i = 0; i < o->params->n_groups; i++)
-        MU_CHECK(!s->begun[i], "mu_backward_last twice without mu_grads_reduce in between");
+        MU_CHECK(!s->begun[i], "mu_backward_last was called twice without mu_grads_reduce in between");
     bool any = begin(s);
     mu_backward_with(tp, loss, any ? &(mu_backward_events){ on_complete, on_op, s } : NULL);
 }
 
-/* Exact sums are integers: every rank adds up all of them. */
+/* Exact sums are integers: an all-reduce. */
 static void reduce_sums(const mu_params *ps, mu_comm *c, const mu_group *g) {
     if (c->size == 1 || ps->dev->shape_only) return;
     size_t bytes = (size_t)g->sums_words * sizeof(int64_t);

@@ -1,4 +1,4 @@
-/* schedule.c - the course of the learning rate. */
+/* schedule.c - learning-rate schedules. */
 #include "optim/optim.h"
 
 #include <math.h>
@@ -21,14 +21,14 @@ void mu_optim_config_resolve(mu_optim_config *cfg, int64_t steps, bool min_lr_gi
     if (!warmup_given && cfg->warmup_steps > steps / 10) cfg->warmup_steps = steps / 10;
 }
 
-/* How far a fall has come that begins after step `from` and ends at step `to`: 0 .. 1. */
+/* Progress, 0 .. 1, of a decay that begins after step `from` and ends at step `to`. */
 static double progress(int64_t s, int64_t from, int64_t to) {
     if (s <= from || to <= from) return s > from ? 1.0 : 0.0;
     return s >= to ? 1.0 : (double)(s - from) / (double)(to - from);
 }
 
 double mu_learning_rate(const mu_optim_config *cfg, int64_t s, int64_t steps) {
-    MU_CHECK(s >= 1 && steps >= 1, "learning rate of step %lld of %lld", (long long)s, (long long)steps);
+    MU_CHECK(s >= 1 && steps >= 1, "mu_learning_rate: step %lld of %lld steps", (long long)s, (long long)steps);
     if (s < cfg->warmup_steps) return cfg->lr * (double)s / (double)cfg->warmup_steps;
     double fall = cfg->lr - cfg->min_lr;
     switch (cfg->schedule) {

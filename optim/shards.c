@@ -1,8 +1,8 @@
-/* shards.c - who owns which units, and handing out their values.
+/* shards.c - ownership of units, and the all-gather of their values.
  *
  * Gradients, optimizer state and the update are divided among the ranks that hold the same units (ZeRO, Rajbhandari et
  * al. 2020, stage 1): a reduce-scatter before the step and an all-gather of values after it move as many bytes as one
- * all-reduce. Units are not cut, so that the sum of squares of each has the same bits on any mesh. */
+ * all-reduce. Units are never split, so that each sum of squares has the same bits on any mesh. */
 #include "optim/internal.h"
 
 #include <stdlib.h>
@@ -12,7 +12,7 @@ static int ranks_of(const mu_group *g) { return g->reduce ? comm_of(g)->size : 1
 
 static int64_t place_of(const mu_unit *u) { return u->param->slab_offset + u->offset; }
 
-/* Shards end where units end, each as near as can be to an equal part of the group's values. */
+/* Shards end where units end, as close as possible to equal parts of the group's values. */
 static int64_t *new_ends(const mu_params *ps, const mu_group *g) {
     int ranks = ranks_of(g);
     int64_t *ends = mu_alloc((size_t)ranks, sizeof *ends);
@@ -81,8 +81,8 @@ static void find_sets(mu_shards *s, int group) {
     }
 }
 
-/* Appends a set's units to the table, of which `first` are there. Units of other ranks are in it without values: their steps
- * are counted. */
+/* Appends a set's units to the table, which has `first` rows so far. Units of other ranks have count 0: only their steps are
+ * counted. */
 static void fill_set(const mu_shards *s, int group, mu_unit_set *set, int64_t first, mu_slab_unit *table) {
     set->first = first;
     for (mu_unit *u = next_active(s->params, group, NULL); u; u = next_active(s->params, group, u)) {
@@ -140,7 +140,7 @@ void mu_shards_free(mu_shards *s) {
 
 void mu_values_gather(mu_shards *s) {
     mu_params *ps = s->params;
-    bool shared = false; /* others have changed values, too */
+    bool shared = false; /* other ranks have changed values, too */
     for (int i = 0; i < ps->n_groups; i++) {
         if (ranks_of(ps->groups[i]) == 1) continue;
         mu_gather_shards(comm_of(ps->groups[i]), ps->dev, ps->dev->master, ps->groups[i]->values->region.base, s->ends[i]);

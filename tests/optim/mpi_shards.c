@@ -1,5 +1,5 @@
 /* mpi_shards.c - twenty AdamW steps whose work is divided among ranks are those of one rank: weights, moments,
- * step counts; experts that rest or are frozen are left alone; moments exist once and can be read whole. */
+ * step counts; skipped and frozen experts are unchanged; moments exist once and can be read whole. */
 #include "mpi_check.h"
 #include "tiny_model.h"
 
@@ -36,11 +36,11 @@ static void run_free(run *r) {
 }
 
 /* Expert 2 never gets a token, expert 1 every third step. */
-static bool rests(int expert, uint32_t step) { return expert == 2 || (expert == 1 && step % 3 != 0); }
+static bool is_skipped(int expert, uint32_t step) { return expert == 2 || (expert == 1 && step % 3 != 0); }
 
 static mu_mat loads_of(const run *r, uint32_t step) {
     int64_t n = r->model->params->n_loads, *loads = mu_alloc((size_t)n, sizeof *loads);
-    for (int64_t i = 0; i < n; i++) loads[i] = !rests((int)(i % r->model->moe_cfg.num_experts), step);
+    for (int64_t i = 0; i < n; i++) loads[i] = !is_skipped((int)(i % r->model->moe_cfg.num_experts), step);
     mu_device_write(r->dev, r->loads->region.base, loads, (size_t)n * sizeof *loads);
     free(loads);
     return (mu_mat){ r->loads->region.base, MU_DTYPE_I64, 1 };
@@ -56,7 +56,7 @@ static double step(run *r, const mu_mesh *mesh, uint32_t number, int parts) {
         for (int p = 0; p < parts; p++) {
             bool here = !divided || (p == mesh->replica->rank && (u->expert >= 0 || mesh->expert->rank == 0));
             double *g = random_reals(key + (uint32_t)p, u->count, 0.01);
-            for (int64_t i = 0; i < u->count && here && !rests(u->expert, number); i++) sum[i] += g[i];
+            for (int64_t i = 0; i < u->count && here && !is_skipped(u->expert, number); i++) sum[i] += g[i];
             free(g);
         }
         mu_reals_set(r->dev, r->dev->master, mu_unit_grad(u), u->count, sum);
@@ -95,7 +95,7 @@ static void compare(const run *r, const run *alone, mu_unit *u, double tolerance
                   "%s, part %d: [%lld] = %.17g, not %.17g", u->name, part, (long long)i, whole(r, mine, i),
                   whole(r, theirs, i));
         for (int64_t i = 0; i < u->count && part && group->rank == 0 && u->expert == 2; i++)
-            check(whole(r, mine, i) == 0, "%s: a resting expert's moment is %g", u->name, whole(r, mine, i));
+            check(whole(r, mine, i) == 0, "%s: a skipped expert's moment is %g", u->name, whole(r, mine, i));
     }
     free(mine);
     free(theirs);

@@ -1,4 +1,4 @@
-/* test_optim.c - the course of the learning rate, AdamW and who it leaves alone, the gradient's norm. */
+/* test_optim.c - learning-rate schedules, AdamW and the units it skips, the gradient norm. */
 #include "moe/layer.h"
 #include "optim/optim.h"
 
@@ -68,10 +68,10 @@ static void stand_free(stand *s) {
     layer_free(s->l);
 }
 
-/* Everybody takes part but `resting`. */
-static mu_mat loads_without(const stand *s, int resting) {
+/* All experts have tokens but `skipped`. */
+static mu_mat loads_without(const stand *s, int skipped) {
     int64_t loads[E];
-    for (int i = 0; i < E; i++) loads[i] = i == resting ? 0 : i + 1;
+    for (int i = 0; i < E; i++) loads[i] = i == skipped ? 0 : i + 1;
     mu_device_write(s->l->dev, s->loads->region.base, loads, sizeof loads);
     return (mu_mat){ s->loads->region.base, MU_DTYPE_I64, 1 };
 }
@@ -144,7 +144,7 @@ static void equals_scalar_adamw(void **state) {
 
 static bool is_of(const mu_unit *u, int expert) { return u->expert == expert; }
 
-/* Expert 2 sleeps for 100 steps. Afterwards it wakes: its bias correction goes on where it stopped. */
+/* Expert 2 gets no tokens for 100 steps. Afterwards its bias correction continues where it stopped. */
 static void idle_experts_stay_bit_for_bit(void **state) {
     (void)state;
     static const char *const devices[] = { "ref", "cpu" };
@@ -208,7 +208,7 @@ static bool same_state(const stand *a, const stand *b, const mu_unit *u) {
     return same;
 }
 
-/* One expert frozen, another one slower: bit for bit what it would be had the others' settings never been made. */
+/* One expert frozen, another one slower: bit for bit as without the settings of other units. */
 static void experts_can_be_frozen_or_slower(void **state) {
     (void)state;
     static const char *const devices[] = { "ref", "cpu", "guarded" };
@@ -328,7 +328,7 @@ static void norm_names_what_is_not_finite(void **state) {
 }
 
 /* A gradient or a loss that is not finite leaves weights, moments and step counts as they are; the next step that has
- * both goes on. */
+ * both continues. */
 static void nothing_moves_that_is_not_finite(void **state) {
     (void)state;
     static const char *const devices[] = { "ref", "cpu" };
@@ -367,7 +367,7 @@ static void nothing_moves_that_is_not_finite(void **state) {
     }
 }
 
-/* Clipping, the step and who rests: the host waits for nothing. */
+/* Clipping, the step and skipped experts: the host waits for nothing. */
 static void a_step_does_not_wait(void **state) {
     (void)state;
     stand s = stand_new("guarded");
