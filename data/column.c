@@ -1,13 +1,13 @@
-/* column.c - long lists of numbers, in memory or in a token file.
+/* column.c - arrays of numbers, in memory or in a token file.
  *
- * A list in a file is read block by block, a block being whole chunks of its dataset, so that none is read and checked twice.
- * Blocks of all lists of a corpus share a cache: when it is full, the block that was not used for the longest time goes. */
+ * A column in a file is read in blocks of whole chunks of its dataset, so that no chunk is read and checked twice. Blocks of
+ * all columns of a corpus share a cache, which evicts the least recently used block. */
 #include "data/internal.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK_LEAST = 4096 };        /* numbers in a block where chunks are smaller */
+enum { BLOCK_LEAST = 4096 };        /* minimum numbers per block, where chunks are smaller */
 
 typedef struct block {
     struct block *newer, *older;    /* in the order of their last use */
@@ -24,13 +24,13 @@ struct mu_cache {
 struct mu_column {
     mu_store_type type;
     int64_t n;
-    char *memory;                   /* in memory; NULL in a file, or when nothing was added */
-    int64_t room;                   /* numbers that fit there */
-    mu_store *file;                 /* NULL in memory */
+    char *memory;                   /* NULL: in a file, or empty */
+    int64_t room;                   /* capacity, in numbers */
+    mu_store *file;                 /* NULL: in memory */
     char *name;                     /* of the dataset */
     mu_cache *cache;
     int64_t block_length, n_blocks;
-    block **blocks;                 /* [n_blocks]: those that the cache has, else NULL */
+    block **blocks;                 /* [n_blocks]: NULL when not in the cache */
 };
 
 mu_store_type mu_ids_type(int vocab_size) { return vocab_size <= UINT16_MAX + 1 ? MU_STORE_U16 : MU_STORE_I32; }
@@ -49,7 +49,7 @@ mu_cache *mu_cache_new(int64_t bytes) {
 }
 
 void mu_cache_free(mu_cache *cache) {
-    MU_CHECK(!cache || !cache->newest, "a column of the cache is still open");
+    MU_CHECK(!cache || !cache->newest, "mu_cache_free: a column of the cache is still open");
     free(cache);
 }
 
@@ -72,7 +72,7 @@ static void forget(mu_cache *cache, block *b) {
     b->column->blocks[b->number] = NULL;
 }
 
-/* Memory for a block of this column: that of a block which has to go for it, when it is as large. */
+/* Memory for a block of this column; reuses an evicted block of the same size. */
 static block *new_block(mu_column *c) {
     mu_cache *cache = c->cache;
     int64_t bytes = block_bytes(c);
@@ -115,7 +115,7 @@ mu_status mu_column_open(mu_column **out, mu_store_type type, mu_store *file, co
     int64_t shape[4], chunk = 1;
     mu_store_type found;
     *out = NULL;
-    mu_status status = mu_store_read_part(file, name, type, 0, 0, NULL, e);     /* of this type, and one dimension */
+    mu_status status = mu_store_read_part(file, name, type, 0, 0, NULL, e);     /* checks type and dimensions */
     if (!status) status = mu_store_shape(file, name, &found, &n_dims, shape, e);
     if (!status) status = mu_store_chunk(file, name, &chunk, e);
     if (status) return status;
@@ -145,8 +145,8 @@ void mu_column_free(mu_column *c) {
 
 /* ------------------------------------------------------------------ reading */
 
-/* The numbers from `first` on that lie side by side, at most *n; the cache may drop them at the next call. What changes of a
- * column is only what the cache has of it. */
+/* A contiguous run of at most *n numbers from `first` on, valid until the next call. Changes only the cached blocks of a
+ * column. */
 static mu_status find_run(mu_column *c, int64_t first, int64_t *n, const char **numbers, mu_error *e) {
     size_t size = mu_column_size(c);
     if (!c->file) {
@@ -164,7 +164,7 @@ static mu_status find_run(mu_column *c, int64_t first, int64_t *n, const char **
 }
 
 static void check_range(const mu_column *c, int64_t first, int64_t n) {
-    MU_CHECK(first >= 0 && n >= 0 && first <= c->n && n <= c->n - first, "numbers [%lld, %lld) of %lld", (long long)first,
+    MU_CHECK(first >= 0 && n >= 0 && first <= c->n && n <= c->n - first, "numbers [%lld, %lld) out of range for a column of %lld", (long long)first,
              (long long)(first + n), (long long)c->n);
 }
 

@@ -1,4 +1,4 @@
-/* corpus.c - all domains of a run, and what can be said of them at once. */
+/* corpus.c - all domains of a run. */
 #include "data/internal.h"
 
 #include <stdlib.h>
@@ -25,7 +25,7 @@ static mu_status open_domain(mu_domain *d, const char *path, const mu_tokenizer 
 
 mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, const mu_tokenizer *t, uint64_t seed,
                             mu_error *e) {
-    MU_CHECK(size && d && t, "size %p, domain %p, tokenizer %p", (void *)size, (const void *)d, (const void *)t);
+    MU_CHECK(size && d && t, "mu_domain_measure: size %p, domain %p, tokenizer %p", (void *)size, (const void *)d, (const void *)t);
     *size = (mu_domain_size){ 0 };
     mu_status status = MU_STATUS_OK;
     if (is_synthetic(d->path)) mu_synthetic_measure(size, d->domain, seed);
@@ -38,7 +38,7 @@ mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, con
 
 /* ------------------------------------------------------------------ the corpus */
 
-/* Names become parts of paths in token files and of metrics. */
+/* Names are parts of dataset paths and metric names. */
 static mu_status check_names(const mu_option_domains *list, mu_error *e) {
     mu_error why;
     mu_status status = MU_STATUS_OK;
@@ -47,8 +47,8 @@ static mu_status check_names(const mu_option_domains *list, mu_error *e) {
     return status ? mu_error_set(e, status, "data.train: %s", why.text) : MU_STATUS_OK;
 }
 
-/* A hash of hashes: lines of the tokenizer's name and of each domain's name and tokens, in the list's order.
- * No name has a line break in it. */
+/* A hash of hashes: lines with the tokenizer's name and each domain's name and fingerprint, in the list's order. Names have no
+ * line breaks. */
 static void fingerprint(mu_corpus *c, const mu_tokenizer *t) {
     char *lines = mu_format("%s\n", mu_tokenizer_name(t));
     for (int i = 0; i < c->n_domains; i++) {
@@ -60,17 +60,17 @@ static void fingerprint(mu_corpus *c, const mu_tokenizer *t) {
     free(lines);
 }
 
-/* What stands in two domains may be held out of one and trained on in the other. Domains of a token file are apart. */
+/* Warns of text in two domains: it may be held out in one and trained on in the other. Domains of a token file are disjoint. */
 static void point_out_overlaps(const mu_option_domains *list) {
     for (int i = 0; i < list->n; i++)
         for (int j = 0; j < list->n; j++) {
             const mu_option_domain *a = &list->list[i], *b = &list->list[j];
             if (i == j || is_synthetic(a->path) || is_synthetic(b->path) ||
                 mu_token_file_named(a->path) || !mu_file_is_inside(a->path, b->path) ||
-                (j < i && mu_file_is_inside(b->path, a->path)))         /* the same path: said already */
+                (j < i && mu_file_is_inside(b->path, a->path)))         /* the same path: reported already */
                 continue;
             mu_log(MU_LOG_INFO,
-                   "note: domains \"%s\" and \"%s\" have texts in common (%s is inside %s): what is held out for "
+                   "note: domains \"%s\" and \"%s\" have texts in common (%s is inside %s): text held out for "
                    "validation in one may be trained on in the other",
                    a->domain, b->domain, a->path, b->path);
         }
@@ -78,8 +78,8 @@ static void point_out_overlaps(const mu_option_domains *list) {
 
 mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_tokenizer *t, uint64_t seed,
                          int64_t cache_bytes, mu_error *e) {
-    MU_CHECK(c && list && t, "corpus %p, list %p, tokenizer %p", (void *)c, (const void *)list, (const void *)t);
-    MU_CHECK(list->n >= 0 && (list->n == 0 || list->list) && cache_bytes >= 0, "%d domains in %p, a cache of %lld bytes",
+    MU_CHECK(c && list && t, "mu_corpus_open: corpus %p, list %p, tokenizer %p", (void *)c, (const void *)list, (const void *)t);
+    MU_CHECK(list->n >= 0 && (list->n == 0 || list->list) && cache_bytes >= 0, "mu_corpus_open: %d domains in %p, cache of %lld bytes",
              list->n, (void *)list->list, (long long)cache_bytes);
     *c = (mu_corpus){ 0 };
     if (list->n == 0) return mu_error_set(e, MU_STATUS_CONFIG, "data.train: no domain is listed");

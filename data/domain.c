@@ -1,4 +1,4 @@
-/* domain.c - one domain: how documents are added to it, what is to be known of it, and how it is read. */
+/* domain.c - one domain: adding documents, scanning, reading. */
 #include "data/internal.h"
 
 #include <math.h>
@@ -35,9 +35,9 @@ void mu_domain_close(mu_domain *d) {
     if (mu_store_close(d->file, &e)) mu_log(MU_LOG_WARNING, "%s", e.text);
 }
 
-/* ------------------------------------------------------------------ going through it once */
+/* ------------------------------------------------------------------ scanning */
 
-/* Where the scan stands: `document` is the one that ends at `end`. */
+/* State of the scan: `document` is the one that ends at `end`. */
 typedef struct {
     mu_domain *d;
     const mu_tokenizer *t;
@@ -48,10 +48,10 @@ typedef struct {
 } scan;
 
 static mu_status bad_offsets(const scan *s, mu_error *e) {
-    return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": document_offsets do not fit the tokens", s->path, s->d->name);
+    return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": document_offsets do not match the tokens", s->path, s->d->name);
 }
 
-/* The end of the next document, which is behind the last one's. */
+/* The end of the next document, which must be behind the previous one's. */
 static mu_status next_end(scan *s, mu_error *e) {
     int64_t before = s->end;
     if (s->document == s->d->n_documents) return bad_offsets(s, e);
@@ -61,11 +61,11 @@ static mu_status next_end(scan *s, mu_error *e) {
 }
 
 /* The ids of tokens [at, at + n). */
-static mu_status scan_stretch(scan *s, int64_t at, int64_t n, const int32_t *ids, mu_error *e) {
+static mu_status scan_part(scan *s, int64_t at, int64_t n, const int32_t *ids, mu_error *e) {
     int vocab_size = mu_tokenizer_vocab_size(s->t);
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] < 0 || ids[i] >= vocab_size)
-            return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": token %lld is %d, vocabulary %d", s->path, s->d->name,
+            return mu_error_set(e, MU_STATUS_DATA, "%s: domain \"%s\": token %lld has id %d, but the vocabulary has %d ids", s->path, s->d->name,
                                 (long long)(at + i), ids[i], vocab_size);
         s->counts[ids[i]]++;
     }
@@ -79,18 +79,18 @@ static mu_status scan_stretch(scan *s, int64_t at, int64_t n, const int32_t *ids
 }
 
 static mu_status scan_ids(scan *s, mu_error *e) {
-    enum { STRETCH = 1 << 15 };
+    enum { PART = 1 << 15 };
     const mu_column *tokens = s->d->tokens;
     size_t size = mu_column_size(tokens);
-    int32_t *ids = mu_alloc(STRETCH, sizeof *ids);
-    void *raw = mu_alloc(STRETCH, size);
+    int32_t *ids = mu_alloc(PART, sizeof *ids);
+    void *raw = mu_alloc(PART, size);
     mu_status status = s->d->n_tokens ? next_end(s, e) : MU_STATUS_OK;
     for (int64_t at = 0, n; !status && at < s->d->n_tokens; at += n) {
-        n = s->d->n_tokens - at < STRETCH ? s->d->n_tokens - at : STRETCH;
+        n = s->d->n_tokens - at < PART ? s->d->n_tokens - at : PART;
         status = mu_column_read(tokens, at, n, raw, e);
         if (!status) mu_hash_add(s->hash, raw, (size_t)n * size);
         if (!status) status = mu_column_ids(tokens, at, n, ids, e);
-        if (!status) status = scan_stretch(s, at, n, ids, e);
+        if (!status) status = scan_part(s, at, n, ids, e);
         mu_activity_tick();
     }
     free(raw);
@@ -126,7 +126,7 @@ mu_status mu_domain_scan(mu_domain *d, const mu_tokenizer *t, const char *path, 
 
 /* ------------------------------------------------------------------ reading */
 
-/* All of a token file was read when it was opened: nobody is prepared for its becoming unreadable in the middle of a step. */
+/* A token file was read completely when it was opened; no caller can handle a read error in the middle of a step. */
 static void must(mu_status status, const mu_domain *d, const mu_error *e) {
     if (status) MU_FATAL(status, "domain \"%s\": its token file can no longer be read: %s", d->name, e->text);
 }

@@ -1,11 +1,11 @@
-/* internal.h - what the files of data/ share: kinds of tokenizers, long lists of numbers, the making of one domain, the split. */
+/* internal.h - shared by the files of data/: kinds of tokenizers, columns of numbers, building a domain, the validation split. */
 #ifndef MUSTER_DATA_INTERNAL_H
 #define MUSTER_DATA_INTERNAL_H
 #include "data/data.h"
 
 /* ------------------------------------------------------------------ kinds of tokenizers
- * A kind is one file, tokenizer_KIND.c: a structure that begins with this one, the functions in it, and one that makes it, for
- * the table in tokenizer.c. */
+ * A kind is one file, tokenizer_KIND.c: a structure that begins with this one, its functions, and a constructor for the table
+ * in tokenizer.c. */
 struct mu_tokenizer {
     char name[32], fingerprint[33];
     int vocab_size;
@@ -17,75 +17,74 @@ struct mu_tokenizer {
 mu_tokenizer *mu_tokenizer_bytes_new(void);
 
 /* ------------------------------------------------------------------ columns (column.c)
- * A long list of numbers: in memory, and then it may grow; or in a token file, read in blocks that the corpus's cache keeps
- * until it needs their room. */
+ * An array of numbers: growable in memory; or in a token file, read in blocks through the corpus's cache. */
 typedef struct mu_cache mu_cache;
 mu_cache  *mu_cache_new(int64_t bytes);
-void       mu_cache_free(mu_cache *cache);              /* after its columns */
+void       mu_cache_free(mu_cache *cache);              /* after freeing its columns */
 mu_column *mu_column_new(mu_store_type type);           /* in memory: U16 or I32 for ids, I64 for offsets */
-/* The dataset `name` of the file, which is borrowed and stays open, as is the cache. MU_STATUS_DATA when it is not of this type. */
+/* The dataset `name` of the file; borrows file and cache. MU_STATUS_DATA when it has another type. */
 mu_status  mu_column_open(mu_column **c, mu_store_type type, mu_store *file, const char *name, mu_cache *cache,
                           mu_error *e) MU_MUST_USE;
 void       mu_column_free(mu_column *c);
 int64_t    mu_column_length(const mu_column *c);
 mu_store_type mu_column_type(const mu_column *c);
-size_t     mu_column_size(const mu_column *c);          /* bytes of a number */
-/* Numbers [first, first + n) as they are. */
+size_t     mu_column_size(const mu_column *c);          /* bytes per number */
+/* Numbers [first, first + n) in the column's type. */
 mu_status  mu_column_read(const mu_column *c, int64_t first, int64_t n, void *numbers, mu_error *e) MU_MUST_USE;
-/* The same of ids, widened. */
+/* The same for ids, as 32 bits. */
 mu_status  mu_column_ids(const mu_column *c, int64_t first, int64_t n, int32_t *ids, mu_error *e) MU_MUST_USE;
 void       mu_column_append_ids(mu_column *c, const int32_t *ids, int64_t n);
 void       mu_column_append_offset(mu_column *c, int64_t offset);
-void       mu_column_trim(mu_column *c);                /* gives back room that is not used */
-mu_store_type mu_ids_type(int vocab_size);              /* 16 bits where they are enough */
+void       mu_column_trim(mu_column *c);                /* frees unused capacity */
+mu_store_type mu_ids_type(int vocab_size);              /* 16 bits if sufficient, else 32 */
 
 /* ------------------------------------------------------------------ one domain (domain.c) */
 
-/* The domain being made of texts. */
+/* A domain being built from texts. */
 typedef struct {
     mu_domain *domain;
     const mu_tokenizer *tokenizer;
 } mu_domain_maker;
 
-/* Makes it ready for documents. */
+/* Prepares the domain for documents. */
 void mu_domain_start(mu_domain_maker *m);
 /* Adds one document and the end-of-document id; nothing for an empty text. */
 void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes);
-/* Reads a complete domain once from end to end: computes fingerprint and entropy, and checks that every id is in the vocabulary
- * and every document ends with the end-of-document id. MU_STATUS_DATA names the path. */
+/* Reads a complete domain once: computes fingerprint and entropy, and checks that every id is in the vocabulary and every
+ * document ends with the end-of-document id. MU_STATUS_DATA names the path. */
 mu_status mu_domain_scan(mu_domain *d, const mu_tokenizer *t, const char *path, mu_error *e) MU_MUST_USE;
 void mu_domain_close(mu_domain *d);
 
-/* Text of a whole domain at most; the sum over its files. */
+/* Maximum bytes of text of a domain, over all of its files. */
 #define MU_DOMAIN_BYTES_MAX ((int64_t)4 << 30)
 
 /* text.c: a folder, a .txt or a .jsonl. */
 mu_status mu_text_read(mu_domain_maker *m, const char *path, mu_error *e) MU_MUST_USE;
 mu_status mu_text_measure(mu_domain_size *size, const char *domain, const char *path, mu_error *e) MU_MUST_USE;
-/* token_file.c: the domain of that name in a token file; it must be of this tokenizer. */
+/* token_file.c: the domain d->name of a token file, which must have been made with this tokenizer. */
 mu_status mu_token_file_open(mu_domain *d, const mu_tokenizer *t, const char *path, mu_cache *cache, mu_error *e) MU_MUST_USE;
 mu_status mu_token_file_measure(mu_domain_size *size, const char *domain, const mu_tokenizer *t, const char *path,
                                 mu_error *e) MU_MUST_USE;
-bool      mu_token_file_named(const char *path);        /* by its ending: .h5 or .hdf5 */
-/* synthetic.c: all documents of the domain that the generator knows by the domain's name. */
+bool      mu_token_file_named(const char *path);        /* whether the name ends with .h5 or .hdf5 */
+/* synthetic.c: all documents that the generator makes for a domain of this name. */
 void      mu_synthetic_make(mu_domain_maker *m, uint64_t seed);
 void      mu_synthetic_measure(mu_domain_size *size, const char *domain, uint64_t seed);
 
-/* split.c: what of a domain is for validation. A stream is pieces of the domain, one after the other; token `at` of the
- * stream is token `from` of the domain. */
+/* split.c: the validation split. A stream is a concatenation of pieces of the domain; token `at` of the stream is token `from`
+ * of the domain. */
 typedef struct { int64_t from, at; } mu_piece;
 typedef struct { int64_t tokens, n, room; mu_piece *pieces; } mu_stream;
 typedef struct {
     int64_t n_train, n_val;         /* sequences */
-    mu_stream rest, kept;           /* kept: all for validation (MU_VAL_DOCUMENTS) */
-    int64_t n_held, *held;          /* sequences of rest that are for validation; ascending */
-    int64_t step;                   /* validation sequence i is number i * step of kept and held together */
+    mu_stream rest, kept;           /* kept: for validation only (MU_VAL_DOCUMENTS) */
+    int64_t n_held, *held;          /* validation sequences of `rest`, ascending */
+    int64_t step;                   /* validation sequence i is number i * step (mod n_val) of kept, then held */
 } mu_split;
-/* Borrows nothing; mu_split_free may follow any outcome. MU_STATUS_DATA when there is no sequence to train on. */
+/* Borrows nothing; call mu_split_free in any case. MU_STATUS_DATA when there is no training sequence. */
 mu_status mu_split_make(mu_split *s, const mu_domain *d, int64_t seq_len, double fraction, mu_val_split rule,
                         mu_error *e) MU_MUST_USE;
 void mu_split_free(mu_split *s);
-/* seq_len inputs of the domain it was made of, and their targets. */
+/* seq_len inputs and their targets; d: the domain of the split. */
 void mu_split_read_train(const mu_split *s, const mu_domain *d, int64_t sequence, int64_t seq_len, int32_t *tokens,
                          int32_t *targets);
 void mu_split_read_val(const mu_split *s, const mu_domain *d, int64_t sequence, int64_t seq_len, int32_t *tokens,

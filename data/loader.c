@@ -1,9 +1,9 @@
 /* loader.c - which sequence is sample g of the run.
  *
- * Sample g falls to a domain by a random number keyed with g, and is there the next of the domain's
- * sequences in an order shuffled anew each epoch, which depends on its name and content alone. So the state is how many
- * samples each domain has given, nothing depends on how the samples are split into batches, ranks or runs, and domains
- * that come, go or change their weight leave to the others the sequence of samples that they give. */
+ * A random number keyed with g chooses the domain of sample g; the sample is the next of the domain's sequences, in an order
+ * that is shuffled every epoch and depends only on the domain's name and content. So the state is the number of samples drawn
+ * per domain; nothing depends on how samples are split into batches, ranks or runs; and adding, removing or reweighting a
+ * domain does not change the samples that the others give. */
 #include "data/internal.h"
 
 #include <math.h>
@@ -12,9 +12,9 @@
 
 typedef struct {
     mu_split split;
-    double share, up_to;        /* up_to: the shares of this domain and all before it */
-    int64_t drawn;              /* samples given so far */
-    uint32_t *order;            /* the training sequences as shuffled for `epoch` */
+    double share, up_to;        /* up_to: cumulative share, this domain included */
+    int64_t drawn;              /* samples drawn so far */
+    uint32_t *order;            /* the training sequences, shuffled for `epoch` */
     int64_t epoch;              /* -1: not yet */
 } part;
 
@@ -29,19 +29,19 @@ struct mu_loader {
 
 /* ------------------------------------------------------------------ opening */
 
-/* A share counts all tokens of the domain: that validation keeps some must not make a rare one rarer. */
-static mu_status share_out(mu_loader *l, mu_error *e) {
+/* Shares count all tokens of a domain, validation included, so that the split does not make rare domains rarer. */
+static mu_status set_shares(mu_loader *l, mu_error *e) {
     double sum = 0, up_to = 0;
     for (int i = 0; i < l->n_parts; i++) {
         const mu_domain *d = &l->corpus->domains[i];
         l->parts[i].share = d->weight * (double)d->n_tokens;
         if (!(d->weight >= 0 && isfinite(l->parts[i].share)))
-            return mu_error_set(e, MU_STATUS_CONFIG, "domain \"%s\": weight %g is not a number from 0 up",
+            return mu_error_set(e, MU_STATUS_CONFIG, "domain \"%s\": weight %g must be a finite number, at least 0",
                                 d->name, d->weight);
         sum += l->parts[i].share;
     }
     if (!(sum > 0 && isfinite(sum)))
-        return mu_error_set(e, MU_STATUS_CONFIG, "data.train: the weights leave nothing to train on");
+        return mu_error_set(e, MU_STATUS_CONFIG, "data.train: all weights are 0 or the shares are not finite: no training data");
     for (int i = 0; i < l->n_parts; i++) {
         l->parts[i].share /= sum;
         l->parts[i].up_to = up_to += l->parts[i].share;
@@ -51,11 +51,11 @@ static mu_status share_out(mu_loader *l, mu_error *e) {
 
 mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, double val_fraction,
                          mu_val_split split, uint64_t seed, mu_error *e) {
-    MU_CHECK(out && c && c->n_domains > 0, "loader %p, corpus %p of %d domains", (void *)out, (const void *)c,
+    MU_CHECK(out && c && c->n_domains > 0, "mu_loader_open: loader %p, corpus %p with %d domains", (void *)out, (const void *)c,
              c ? c->n_domains : 0);
-    MU_CHECK(seq_len > 0 && val_fraction >= 0 && val_fraction < 1, "seq_len %lld, val_fraction %g",
+    MU_CHECK(seq_len > 0 && val_fraction >= 0 && val_fraction < 1, "mu_loader_open: seq_len %lld, val_fraction %g",
              (long long)seq_len, val_fraction);
-    MU_CHECK((int)split >= 0 && split <= MU_VAL_TAIL, "no split %d", (int)split);
+    MU_CHECK((int)split >= 0 && split <= MU_VAL_TAIL, "mu_loader_open: unknown split %d", (int)split);
     mu_loader *l = mu_alloc(1, sizeof *l);
     *l = (mu_loader){ .corpus = c, .seq_len = seq_len, .seed = seed, .n_parts = c->n_domains };
     l->parts = mu_alloc((size_t)l->n_parts, sizeof *l->parts);
@@ -64,10 +64,10 @@ mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, d
         l->parts[i].epoch = -1;
         status = mu_split_make(&l->parts[i].split, &c->domains[i], seq_len, val_fraction, split, e);
         if (!status && l->parts[i].split.n_train > UINT32_MAX)
-            status = mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": %lld training sequences are more than %lld; make train.seq_len larger",
+            status = mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": %lld training sequences are more than %lld; use longer sequences",
                                   c->domains[i].name, (long long)l->parts[i].split.n_train, (long long)UINT32_MAX);
     }
-    if (!status) status = share_out(l, e);
+    if (!status) status = set_shares(l, e);
     *out = status ? NULL : l;
     if (status) mu_loader_close(l);
     return status;
@@ -85,8 +85,8 @@ void mu_loader_close(mu_loader *l) {
 
 /* ------------------------------------------------------------------ drawing */
 
-/* A domain without a share is never chosen: it adds nothing to up_to. Rounding may leave the last up_to
- * a little under one; what falls there goes to the last domain that has a share. */
+/* A domain with share 0 is never chosen. Rounding may leave the last up_to slightly below 1; numbers beyond it choose the last
+ * domain with a share. */
 static int choose_domain(const mu_loader *l, int64_t sample) {
     mu_rng r = { .seed = l->seed, .step = (uint32_t)((uint64_t)sample >> 32), .sample = (uint32_t)sample,
                  .purpose = MU_RNG_DATA_DOMAIN };
@@ -99,7 +99,7 @@ static int choose_domain(const mu_loader *l, int64_t sample) {
     return last;
 }
 
-/* Fisher and Yates, with numbers keyed by seed, domain name and epoch. */
+/* Fisher-Yates shuffle, keyed by seed, domain name and epoch. */
 static void shuffle(const mu_loader *l, int domain, int64_t epoch) {
     part *p = &l->parts[domain];
     const char *name = l->corpus->domains[domain].name;
@@ -126,7 +126,7 @@ static int64_t next_sequence(const mu_loader *l, int domain) {
 }
 
 void mu_loader_next(mu_loader *l, int64_t n, mu_sample *samples) {
-    MU_CHECK(l && n >= 0 && (samples || !n), "loader %p, %lld samples to %p", (void *)l, (long long)n, (void *)samples);
+    MU_CHECK(l && n >= 0 && (samples || !n), "mu_loader_next: loader %p, %lld samples to %p", (void *)l, (long long)n, (void *)samples);
     for (int64_t i = 0; i < n; i++) {
         int domain = choose_domain(l, l->next_sample);
         samples[i] = (mu_sample){ domain, next_sequence(l, domain), l->next_sample++ };
@@ -143,7 +143,7 @@ static const part *part_of(const mu_loader *l, int domain) {
 void mu_loader_read(const mu_loader *l, const mu_sample *s, int32_t *tokens, int32_t *targets) {
     const part *p = part_of(l, s->domain);
     int64_t n = p->split.n_train;
-    MU_CHECK(s->sequence >= 0 && s->sequence < n, "sequence %lld of %lld", (long long)s->sequence,
+    MU_CHECK(s->sequence >= 0 && s->sequence < n, "training sequence %lld of %lld", (long long)s->sequence,
              (long long)n);
     mu_split_read_train(&p->split, &l->corpus->domains[s->domain], s->sequence, l->seq_len, tokens, targets);
 }
@@ -168,7 +168,7 @@ void mu_loader_state_get(const mu_loader *l, int64_t *state) {
     state[l->n_parts] = l->next_sample;
 }
 
-/* Samples that no source of the state has given; -1 when it is no state. */
+/* Samples of the total that no source accounts for; -1 for an invalid state. */
 static int64_t samples_left(int n_sources, const int64_t *state) {
     int64_t left = state[n_sources];
     for (int i = 0; i < n_sources; i++) {
@@ -181,8 +181,8 @@ static int64_t samples_left(int n_sources, const int64_t *state) {
 /* n log(n / m), the limit for n = 0. */
 static double n_log(double n, double m) { return n > 0 ? n * log(n / m) : 0; }
 
-/* Could so many of n samples fall to a domain of this share? Chernoff: with a chance of at most exp(-30) = 1e-13 they are as far
- * from share * n where the left side is 30. */
+/* Whether `drawn` of n samples are plausible for a domain of this share. Chernoff bound: where the left side is 30, the
+ * probability of such a deviation from share * n is at most exp(-30) = 1e-13. */
 static bool may_be_drawn(double share, double drawn, double n) {
     if (share <= 0 || share >= 1) return drawn == n * share;
     return n_log(drawn, n * share) + n_log(n - drawn, n * (1 - share)) <= 30;
@@ -190,26 +190,26 @@ static bool may_be_drawn(double share, double drawn, double n) {
 
 mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *tokens, const int64_t *state, int64_t samples,
                                 mu_error *e) {
-    MU_CHECK(train && state, "domains %p, state %p", (const void *)train, (const void *)state);
+    MU_CHECK(train && state, "mu_loader_state_check: domains %p, state %p", (const void *)train, (const void *)state);
     mu_status status = MU_STATUS_OK;
     if (samples_left(train->n, state) != 0)
         status = mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples do not add up to %lld",
                               (long long)state[train->n]);
     if (status == MU_STATUS_OK && state[train->n] != samples)
-        status = mu_error_set(e, MU_STATUS_DATA, "loader state: %lld samples, by the steps %lld",
+        status = mu_error_set(e, MU_STATUS_DATA, "loader state: %lld samples, but the steps make %lld",
                               (long long)state[train->n], (long long)samples);
     double sum = 0;
     for (int i = 0; tokens && i < train->n; i++) sum += train->list[i].weight * (double)tokens[i];
     for (int i = 0; tokens && i < train->n && status == MU_STATUS_OK; i++) {
         double share = train->list[i].weight * (double)tokens[i] / sum;
         if (!may_be_drawn(share, (double)state[i], (double)samples))
-            status = mu_error_set(e, MU_STATUS_DATA, "loader state: %lld of %lld samples for a domain whose share is %g",
+            status = mu_error_set(e, MU_STATUS_DATA, "loader state: %lld of %lld samples are implausible for a domain with share %g",
                                   (long long)state[i], (long long)samples, share);
     }
     return status;
 }
 
-/* Samples drawn from the source of that name; 0 when the state does not name it. */
+/* Samples drawn from the source of that name; 0 if there is none. */
 static int64_t drawn_from(const char *name, const mu_option_domains *sources, const int64_t *state) {
     for (int i = 0; i < sources->n; i++)
         if (!strcmp(sources->list[i].domain, name)) return state[i];
@@ -217,7 +217,7 @@ static int64_t drawn_from(const char *name, const mu_option_domains *sources, co
 }
 
 mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, const int64_t *state, mu_error *e) {
-    MU_CHECK(l && sources && state, "loader %p, sources %p, state %p", (void *)l, (const void *)sources, (const void *)state);
+    MU_CHECK(l && sources && state, "mu_loader_state_set: loader %p, sources %p, state %p", (void *)l, (const void *)sources, (const void *)state);
     if (samples_left(sources->n, state) < 0)
         return mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples are negative, or more than %lld",
                             (long long)state[sources->n]);
@@ -229,7 +229,7 @@ mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, co
 typedef struct {
     mu_loader *l;
     const mu_option_domains *train;
-    const int64_t *tokens; /* tokens[0] is -1 where they are not known */
+    const int64_t *tokens; /* tokens[0] is -1 when unknown */
     int64_t samples;
 } saved;
 
@@ -245,7 +245,7 @@ static mu_status state_set(const mu_state *s, const void *host, mu_error *e) {
 }
 
 void mu_loader_state(mu_loader *l, const mu_option_domains *train, int64_t samples, mu_state_visitor *v) {
-    MU_CHECK(train && train->n >= 1 && samples >= 0 && v, "a loader's state after %lld samples", (long long)samples);
+    MU_CHECK(train && train->n >= 1 && samples >= 0 && v, "mu_loader_state: train or visitor is NULL, train is empty, or %lld samples", (long long)samples);
     int64_t *tokens = mu_alloc((size_t)train->n, sizeof *tokens);
     for (int i = 0; i < train->n; i++) tokens[i] = l && i < l->n_parts ? l->corpus->domains[i].n_tokens : -1;
     saved k = { l, train, tokens, samples };

@@ -1,18 +1,17 @@
-/* split.c - what of a domain is for training and what for validation.
+/* split.c - the split of a domain into training and validation sequences.
  *
- * Sequences of L inputs are cut out of a stream of tokens. As targets are inputs shifted by one, sequence i reads the tokens
- * [i L, i L + L] of the stream; neighbours share the one token that ends the last target of one and is the first input of the
- * other.
+ * A stream of tokens is divided into sequences of L inputs. Targets are inputs shifted by one, so sequence i reads tokens
+ * [i L, i L + L] of the stream; neighbours share one token: the last target of one is the first input of the next.
  *
  * asked(n) of n sequences are for validation: the fraction, at least one of ten, so at most the fraction or a tenth. Whole
- * documents are chosen in ascending order of a hash of their beginnings, each where it still fits, and moved to the end of the
- * stream: sequences that begin there or reach into it are for validation. The others that asked(n) wants are spread evenly
- * over the rest of the stream. So of a domain of n sequences exactly
+ * documents are chosen in ascending order of a hash of their beginnings, each if it still fits, and moved to the end of the
+ * stream: sequences that begin there or reach into it are for validation. The remaining ones are spread evenly over the rest
+ * of the stream. So of a domain of n sequences exactly
  *
  *     asked(n) are for validation, n - asked(n) for training.
  *
- * The latter never falls with n: more text, wherever it comes in, never leaves less to train on. A hash depends on nothing but
- * the document, so the choice among those there were changes little. */
+ * The latter never decreases with n: adding text anywhere never reduces the training set. The hash depends only on the
+ * document, so added text changes the choice among existing documents little. */
 #include "data/internal.h"
 
 #include <math.h>
@@ -27,7 +26,7 @@ static int64_t asked(int64_t n, double fraction) {
     return share < 1 ? n >= 10 : share < n ? share : n - 1;
 }
 
-/* Tokens [from, from + n) of the domain, at the end of the stream. */
+/* Appends tokens [from, from + n) of the domain to the stream. */
 static void append(mu_stream *s, int64_t from, int64_t n) {
     const mu_piece *last = s->n ? &s->pieces[s->n - 1] : NULL;
     if (n == 0) return;
@@ -38,7 +37,7 @@ static void append(mu_stream *s, int64_t from, int64_t n) {
     s->tokens += n;
 }
 
-/* Ends of documents, in order, some read at a time. */
+/* Reads the ends of documents in order, some at a time. */
 enum { SOME_ENDS = 1024 };
 typedef struct { const mu_domain *d; int64_t next, ends[SOME_ENDS]; } end_reader;
 static int64_t next_end(end_reader *r) {
@@ -47,7 +46,7 @@ static int64_t next_end(end_reader *r) {
     return r->ends[at];
 }
 
-/* Numbers 0 .. n - 1 in steps of about the golden ratio: the first few of them are spread over all, however few. */
+/* A step coprime to n of about the golden ratio: multiples of it modulo n visit 0 .. n - 1, any first few evenly spread. */
 static int64_t spreading_step(int64_t n) {
     int64_t step = n > 2 ? llround(0.6180339887498949 * (double)n) : 1;
     for (;; step++) {
@@ -60,7 +59,7 @@ static int64_t spreading_step(int64_t n) {
     }
 }
 
-/* For validation: the last `last` of the n sequences of `rest`, and `spread` of those before them; and all of `kept`. */
+/* Holds out the last `last` of the n sequences of `rest`, `spread` of those before them, and all of `kept`. */
 static void hold_out(mu_split *s, int64_t n, int64_t L, int64_t spread, int64_t last) {
     s->n_held = spread + last;
     s->held = mu_alloc((size_t)s->n_held, sizeof *s->held);
@@ -80,7 +79,7 @@ typedef struct {
     document *list;
 } choice;
 
-/* Where documents begin alike (a common header), their lengths put them into an order that is as random. */
+/* Documents with the same beginning (a common header) are ordered by a hash of their lengths. */
 static int by_hash(const void *a, const void *b) {
     const document *x = a, *y = b;
     uint64_t mixed_x = (uint64_t)x->n * 0x9E3779B97F4A7C15u, mixed_y = (uint64_t)y->n * 0x9E3779B97F4A7C15u;
@@ -94,7 +93,7 @@ static int by_place(const void *a, const void *b) {
     return x->from < y->from ? -1 : x->from > y->from;
 }
 
-/* Only the first by hash, of twice the room: those behind them are hardly ever asked for, and may be very many. */
+/* Keeps only the first by hash, of twice the room: later ones are hardly ever needed, and may be very many. */
 static void shorten(choice *c) {
     int64_t n = 0, tokens = 0;
     if (c->n) qsort(c->list, (size_t)c->n, sizeof *c->list, by_hash);
@@ -109,7 +108,7 @@ static void consider(choice *c, document next) {
     if (c->tokens > 8 * c->room) shorten(c);
 }
 
-/* Documents of at most `room` tokens in all, in the order of the domain. Of each, the first L tokens are read. */
+/* Chooses documents with at most `room` tokens in total, in the domain's order. Reads the first L tokens of each. */
 static choice choose_documents(const mu_domain *d, int64_t L, int64_t room) {
     choice c = { .room = room };
     end_reader r = { .d = d };
@@ -134,7 +133,7 @@ static choice choose_documents(const mu_domain *d, int64_t L, int64_t room) {
 
 static void split_by_hash(mu_split *s, const mu_domain *d, int64_t L, double fraction) {
     int64_t n = sequences(d->n_tokens, L), val = asked(n, fraction), at = 0;
-    /* The last target of the last training sequence is token (n - val) L: all that follow may be chosen. */
+    /* The last target of the last training sequence is token (n - val) L: all later tokens may be held out. */
     choice c = val ? choose_documents(d, L, d->n_tokens - 1 - (n - val) * L) : (choice){ 0 };
     for (int64_t i = 0; i < c.n; at = c.list[i].from + c.list[i].n, i++) append(&s->rest, at, c.list[i].from - at);
     append(&s->rest, at, d->n_tokens - at);
@@ -144,15 +143,15 @@ static void split_by_hash(mu_split *s, const mu_domain *d, int64_t L, double fra
     free(c.list);
 }
 
-/* ------------------------------------------------------------------ splits that only older checkpoints have, kept to the bit */
+/* ------------------------------------------------------------------ splits of older checkpoints, unchanged */
 
-/* Tokens of documents held out of n: twice what is asked, but not more than the fraction or a tenth. */
+/* Maximum tokens of documents held out of n: twice the number asked for, but at most the fraction or a tenth. */
 static double room(int64_t n, int64_t L, double fraction) {
     return fmin(2 * fmax(fraction * (double)n, (double)L + 1), fmax(fraction, 0.1) * (double)n);
 }
 
-/* DOCUMENTS: the documents are gone through in order, short ones joined until they make a sequence. The next are held out when
- * `kept` has fewer sequences than asked, unless they are longer than room() allows. */
+/* DOCUMENTS: documents in order, short ones joined until they fill a sequence. The next are held out while `kept` has fewer
+ * sequences than asked for, unless they are longer than room() allows. */
 static void hold_out_documents(mu_split *s, const mu_domain *d, int64_t L, double fraction) {
     end_reader r = { .d = d };
     for (int64_t from = 0, end; r.next < d->n_documents; from = end) {
@@ -188,8 +187,8 @@ mu_status mu_split_make(mu_split *s, const mu_domain *d, int64_t L, double fract
     if (sequences(d->n_tokens, L) < 1)
         return mu_error_set(
             e, MU_STATUS_DATA,
-            "domain \"%s\": %lld tokens are too few: one training sequence of train.seq_len %lld needs "
-            "%lld; give it more text or make train.seq_len at most %lld",
+            "domain \"%s\": %lld tokens are too few: one training sequence of length %lld needs "
+            "%lld; add text or use sequences of at most %lld tokens",
             d->name, (long long)d->n_tokens, (long long)L, (long long)L + 1,
             (long long)(d->n_tokens > 1 ? d->n_tokens - 1 : 1));
     static void (*const rules[])(mu_split *s, const mu_domain *d, int64_t L, double fraction) = {
@@ -232,7 +231,7 @@ static void read_stream(const mu_stream *s, const mu_domain *d, int64_t sequence
 
 void mu_split_read_train(const mu_split *s, const mu_domain *d, int64_t sequence, int64_t L, int32_t *tokens,
                          int32_t *targets) {
-    int64_t before = 0;     /* sequences held out in front of it: held[j] - j of those that train are */
+    int64_t before = 0;     /* held-out sequences in front of it: held[j] - j training sequences precede held[j] */
     for (int64_t high = s->n_held; before < high;) {
         int64_t middle = (before + high) / 2;
         if (s->held[middle] - middle <= sequence) before = middle + 1;

@@ -1,4 +1,4 @@
-/* synthetic.c - texts whose best possible loss is known, with domains of every frequency.
+/* synthetic.c - generated texts with a known optimal loss, and domains of very different frequencies.
  *
  * All domains share 64 symbols. A domain owns a permutation p of them: its 64 facts. A document is
  *
@@ -6,22 +6,22 @@
  *
  * The tag (one byte, or four for a domain of an unknown name) names the domain, s_0 is uniform, and each
  * next symbol is p(previous) with probability 0.9, else uniform. The alphabet is shared on purpose: with
- * alphabets of their own the domains' knowledge could sit in the embeddings, and experts would not matter.
+ * separate alphabets the facts could be learned by the embeddings, without experts.
  *
- * The optimum. Who knows the facts gives p(s) the probability a = 0.9 + 0.1/64 and each of the 63 others
- * b = 0.1/64, so the cross-entropy of a symbol that follows a symbol is at best
+ * The optimum. A model that knows the facts predicts p(s) with probability a = 0.9 + 0.1/64 and each of the 63
+ * others with b = 0.1/64, so the optimal cross-entropy of a symbol that follows a symbol is
  *
  *     H = -a ln a - 63 b ln b = 0.7294 nats
  *
- * and what a model has above H on those targets is exactly what it does not know. s_0 costs ln 64 = 4.1589
- * nats. Tag and end cost nothing to who counts and has seen an earlier tag, so a window that holds whole
- * documents of one tag byte has at best (4.1589 + 253 H) / 256 = 0.7371 nats a token. Accuracy on facts is
- * the share of the 64 symbols s for which the likeliest next symbol is p(s).
+ * and a loss above H on those targets measures missing facts. s_0 costs ln 64 = 4.1589 nats. Tag and end cost
+ * nothing to a model that counts and has seen an earlier tag, so a window of whole documents with a tag of one
+ * byte has an optimum of (4.1589 + 253 H) / 256 = 0.7371 nats per token. Accuracy on facts is the fraction of
+ * the 64 symbols s for which the most likely next symbol is p(s).
  *
  * The domains, by name; the tokens of all together are about three million:
  *   common-1 ... common-13   sizes as 1/k (Zipf)
- *   rare-1, rare-2, rare-3   0.1 % each: what an expert could be the only one to know
- *   decoy                    0.1 %, every symbol uniform: nothing to know (ln 64 nats a symbol)
+ *   rare-1, rare-2, rare-3   0.1 % each: facts that a single expert may hold
+ *   decoy                    0.1 %, every symbol uniform: nothing to learn (ln 64 nats per symbol)
  *   near-copy                0.1 %, common-1's permutation with 8 of the 64 facts changed
  *   any other name           a permutation of its own and 200 kB */
 #include "data/internal.h"
@@ -32,7 +32,7 @@
 enum { N_SYMBOLS = 64, DOCUMENT_TOKENS = 256, N_COMMON = 13, CHANGED_FACTS = 8 };
 enum { LAYER_FACTS = 1, LAYER_TEXT };
 static const double ALL_TOKENS = 3e6, RARE_SHARE = 0.001, OTHER_TOKENS = 200e3, FACT_PROBABILITY = 0.9;
-static const int N_RARE = 5;                /* of the size RARE_SHARE: rare-*, decoy, near-copy */
+static const int N_RARE = 5;                /* domains of size RARE_SHARE: rare-*, decoy, near-copy */
 
 static const char symbols[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+-";
 static const char tag_bytes[] = "!\"#$%&'()*,./:;<=>"; /* common-1 ..., rare-1 ..., decoy, near-copy */
@@ -44,7 +44,7 @@ typedef struct {
     uint8_t next[N_SYMBOLS];                /* the facts, as indices into symbols[] */
 } recipe;
 
-/* A stream of random numbers of its own for every name and use. */
+/* A separate stream of random numbers for every name and use. */
 static mu_rng stream(const char *name, uint64_t seed, uint32_t use) {
     uint64_t hash = mu_hash64(name, strlen(name));
     return (mu_rng){ .seed = seed, .step = (uint32_t)(hash >> 32), .sample = (uint32_t)hash,
@@ -53,7 +53,7 @@ static mu_rng stream(const char *name, uint64_t seed, uint32_t use) {
 
 static int below(const mu_rng *r, uint64_t index, int n) { return (int)(mu_rng_uniform(r, index) * n); }
 
-/* ------------------------------------------------------------------ what a name means */
+/* ------------------------------------------------------------------ the domain of a name */
 
 static void make_facts(uint8_t next[N_SYMBOLS], const char *name, uint64_t seed) {
     mu_rng r = stream(name, seed, LAYER_FACTS);
@@ -66,7 +66,7 @@ static void make_facts(uint8_t next[N_SYMBOLS], const char *name, uint64_t seed)
     }
 }
 
-/* Moves the images of a few symbols round in a circle: still a permutation, and all of them changed. */
+/* Rotates the images of a few symbols: still a permutation, and all of them changed. */
 static void change_facts(uint8_t next[N_SYMBOLS], const char *name, uint64_t seed) {
     uint8_t order[N_SYMBOLS];
     make_facts(order, name, seed);
@@ -91,7 +91,7 @@ static double common_tokens(int k) {
     return ALL_TOKENS * (1 - N_RARE * RARE_SHARE) / (harmonic * k);
 }
 
-/* Three printable bytes after a '~', told by the name: for names outside the known cast. */
+/* For unknown names: '~' and three printable bytes from a hash of the name. */
 static void make_tag(char tag[5], const char *name) {
     uint64_t hash = mu_hash64(name, strlen(name));
     tag[0] = '~';

@@ -1,7 +1,6 @@
-/* text.c - texts of a domain: a .txt is one document, every line of a .jsonl is one, a folder is all of
- * both in it and in its sub-folders, in the order of their paths. Links to files are followed, links to folders are not
- * (they could lead in circles). What of a folder is not read, hidden names and run folders included, is counted and named
- * in the log. */
+/* text.c - texts of a domain: a .txt is one document, every line of a .jsonl is one; a folder holds both, sub-folders
+ * included, in the order of their paths. Links to files are followed, links to folders are not (they could form cycles).
+ * Files that are not read, hidden names and run folders included, are counted and named in the log. */
 #include "data/internal.h"
 
 #include <dirent.h>
@@ -18,18 +17,18 @@ static mu_status read_bytes(mu_domain_maker *m, const char *path, char **text, s
     mu_status status =
         mu_file_read(path, (size_t)(MU_DOMAIN_BYTES_MAX - m->domain->text_bytes), text, bytes, &why);
     if (status == MU_STATUS_DATA)
-        return mu_error_set(e, status, "domain \"%s\" has more than %lld GiB of text, at %s", m->domain->name,
+        return mu_error_set(e, status, "domain \"%s\" has more than %lld GiB of text, reached at %s", m->domain->name,
                             (long long)(MU_DOMAIN_BYTES_MAX >> 30), path);
     if (status) mu_error_set(e, status, "domain \"%s\": %s", m->domain->name, why.text);
     return status;
 }
 
-/* Bytes of the mark with which some editors begin a UTF-8 file. */
+/* Bytes of the byte order mark with which some editors begin a UTF-8 file. */
 static size_t byte_order_mark(const char *text, size_t bytes) {
     return bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0;
 }
 
-/* The same where empty lines stand before it, which move up to the text behind it: `text` without the mark. */
+/* Removes a byte order mark, also behind empty lines, which stay. Returns the text without it. */
 static char *without_mark(char *text, size_t *bytes) {
     size_t blank = 0;
     while (blank < *bytes && memchr(" \t\r\n", text[blank], 4)) blank++;
@@ -39,7 +38,7 @@ static char *without_mark(char *text, size_t *bytes) {
     return text + mark;
 }
 
-/* Any encoding is welcome, but a NUL byte means that this is no text. */
+/* Any encoding is allowed, but a NUL byte means that this is not a text. */
 static mu_status read_txt(mu_domain_maker *m, const char *path, mu_error *e) {
     char *text;
     size_t bytes;
@@ -55,7 +54,7 @@ static mu_status read_txt(mu_domain_maker *m, const char *path, mu_error *e) {
     return status;
 }
 
-/* Bytes of the JSON number at `s`, 0 for what only begins like one. */
+/* Bytes of the JSON number at `s`; 0 if it is not valid. */
 static size_t number_length(const char *s, const char *end) {
     const char *p = s + (*s == '-');
     if (p == end || *p < '0' || *p > '9') return 0;
@@ -71,7 +70,7 @@ static size_t number_length(const char *s, const char *end) {
     return (size_t)(p - s);
 }
 
-/* Nobody reads a number, and a number of any size is JSON, but not all fit into jansson's: each valid one becomes a 0. */
+/* Replaces each valid number by 0: JSON allows numbers of any size, jansson does not, and their values are not used. */
 static void blank_numbers(char *text, size_t bytes) {
     char *end = text + bytes;
     bool inside = false;            /* of a string */
@@ -96,7 +95,7 @@ static json_t *parse(const char *text, size_t bytes, json_error_t *why) {
     return object;
 }
 
-/* jansson quotes the token that ends at its position: of a blanked number it has seen a 0, the text has the number. */
+/* jansson quotes the token that ends at its position; for a blanked number, quotes the number of the text instead of 0. */
 static mu_status bad_json(const char *path, int64_t line, const char *text, size_t bytes, const json_error_t *why,
                           mu_error *e) {
     enum { SHOWN = 40 };
@@ -185,7 +184,7 @@ static void free_paths(paths *p) {
     free(p->list);
 }
 
-/* What a folder holds: the texts, and everything else by the reason why it is not one. */
+/* Contents of a folder: texts, and everything else by the reason why it is not read. */
 enum { TEXT, OTHER_ENDING, HIDDEN, EMPTY, FOLDER_LINK, RUN_FOLDER, NOT_PLAIN, N_KINDS };
 static const char *const kinds[N_KINDS][2] = { /* one, several */
     [OTHER_ENDING] = { "not named .txt or .jsonl", "not named .txt or .jsonl" }, [HIDDEN] = { "hidden", "hidden" },
@@ -194,8 +193,8 @@ static const char *const kinds[N_KINDS][2] = { /* one, several */
 };
 typedef paths contents[N_KINDS];
 
-/* One line that counts what is not read, and names the first few of each kind. */
-static void tell_others(const char *domain, const char *folder, contents c) {
+/* Logs one line with the number of files that are not read, and the names of the first few of each kind. */
+static void log_unread(const char *domain, const char *folder, contents c) {
     enum { NAMED = 3 };
     char *line = NULL;
     size_t size, skip = strlen(folder) + 1;
@@ -274,7 +273,7 @@ static mu_status read_folder(mu_domain_maker *m, const char *folder, mu_error *e
         status = read_file(m, c[TEXT].list[i], e);
         if (m->domain->n_documents == before) add_path(&c[EMPTY], mu_strdup(c[TEXT].list[i]));
     }
-    if (!status) tell_others(m->domain->name, folder, c);
+    if (!status) log_unread(m->domain->name, folder, c);
     if (!status && m->domain->n_tokens == 0)
         status = mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": no text in %s (%zu files .txt or .jsonl)",
                               m->domain->name, folder, c[TEXT].n);
@@ -282,7 +281,7 @@ static mu_status read_folder(mu_domain_maker *m, const char *folder, mu_error *e
     return status;
 }
 
-/* ------------------------------------------------------------------ one or the other */
+/* ------------------------------------------------------------------ a file or a folder */
 
 static mu_status look_at(const char *domain, const char *path, struct stat *st, mu_error *e) {
     if (stat(path, st))

@@ -1,6 +1,6 @@
 /* token_file.c - a tokenized corpus in one HDF5 file: /tokenizer, /tokenizer_fingerprint (not in older files), /fingerprint
- * and, for each domain, /domains/NAME/{tokens, document_offsets i64, text_bytes i64 [1]}. Tokens are u16 where that is enough
- * for the vocabulary, else i32. A sequence is read with all of its chunk, so chunks are small. */
+ * and, for each domain, /domains/NAME/{tokens, document_offsets i64, text_bytes i64 [1]}. Tokens are u16 where that suffices for the
+ * vocabulary, else i32. Reading a sequence reads its whole chunk, so chunks are small. */
 #include "data/internal.h"
 
 #include <stdlib.h>
@@ -14,7 +14,7 @@ bool mu_token_file_named(const char *path) {
 
 enum { CHUNK_BYTES = 1 << 15, WRITE_CHUNKS = 32 };
 
-/* The heap name of one of a domain's datasets. */
+/* Path of one of a domain's datasets, heap. */
 static char *dataset(const char *domain, const char *what) { return mu_format("/domains/%s/%s", domain, what); }
 
 /* ------------------------------------------------------------------ writing */
@@ -70,13 +70,13 @@ static bool read_fingerprint(const char *path, char fingerprint[33]) {
     return mu_store_finish(s, status, &e) == MU_STATUS_OK;
 }
 
-/* Only a token file is replaced: it can be made again. */
+/* Only a token file may be replaced: it can be recreated. */
 static mu_status check_free(const char *path, char fingerprint[33], mu_error *e) {
     struct stat st;
     fingerprint[0] = '\0';
     if (lstat(path, &st)) return MU_STATUS_OK;
     if (S_ISREG(st.st_mode) && read_fingerprint(path, fingerprint)) return MU_STATUS_OK;
-    return mu_error_set(e, MU_STATUS_USAGE, "%s is there already and is not a token file", path);
+    return mu_error_set(e, MU_STATUS_USAGE, "%s exists and is not a token file", path);
 }
 
 mu_status mu_token_file_check(const char *path, char fingerprint[33], mu_error *e) {
@@ -89,10 +89,10 @@ mu_status mu_token_file_check(const char *path, char fingerprint[33], mu_error *
     return MU_STATUS_OK;
 }
 
-/* Under another name first: a half token file never has the name of a whole one. */
+/* Written under a temporary name first: an incomplete token file never has the final name. */
 mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, mu_error *e) {
     char *temporary, old[33];
-    MU_CHECK(c && c->n_domains > 0 && t && path, "corpus %p, tokenizer %p, path %s", (const void *)c, (const void *)t,
+    MU_CHECK(c && c->n_domains > 0 && t && path, "mu_corpus_write: corpus %p, tokenizer %p, path %s", (const void *)c, (const void *)t,
              path ? path : "NULL");
     mu_status status = mu_file_temporary(path, &temporary, e);
     if (status) return status;
@@ -106,7 +106,7 @@ mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char 
 
 /* ------------------------------------------------------------------ reading */
 
-/* It was made with this tokenizer: older files only name theirs. */
+/* Checks that the file was made with this tokenizer; older files have only its name. */
 static mu_status check_tokenizer(mu_store *s, const mu_tokenizer *t, const char *path, mu_error *e) {
     char *name = NULL, *fingerprint = NULL;
     mu_status status = mu_store_read_text(s, "/tokenizer", &name, e);

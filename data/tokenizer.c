@@ -1,4 +1,4 @@
-/* tokenizer.c - tokenizers by name or path, and what all kinds have in common. */
+/* tokenizer.c - tokenizers by name or path, and the code common to all kinds. */
 #include "data/internal.h"
 
 #include <string.h>
@@ -7,15 +7,15 @@
 static const struct { const char *name; mu_tokenizer *(*open)(void); } built_in[] = { { "bytes", mu_tokenizer_bytes_new } };
 enum { N_BUILT_IN = sizeof built_in / sizeof *built_in };
 
-/* Files of tokenizers are kinds to come: each recognises its own here. */
+/* No file format is supported yet; kinds with files will be recognised here. */
 static mu_status open_file(const char *path, mu_error *e) {
     if (!mu_file_exists(path)) return mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no such file", path);
-    return mu_error_set(e, MU_STATUS_DATA, "tokenizer %s: this version reads no tokenizer files; it has the tokenizer \"bytes\"",
+    return mu_error_set(e, MU_STATUS_DATA, "tokenizer %s: tokenizer files are not supported; use \"bytes\"",
                         path);
 }
 
 mu_status mu_tokenizer_open(mu_tokenizer **t, const char *name_or_path, mu_error *e) {
-    MU_CHECK(t && name_or_path, "tokenizer %p, name %s", (void *)t, name_or_path ? name_or_path : "NULL");
+    MU_CHECK(t && name_or_path, "mu_tokenizer_open: tokenizer %p, name %s", (void *)t, name_or_path ? name_or_path : "NULL");
     *t = NULL;
     for (int i = 0; i < N_BUILT_IN; i++)
         if (!strcmp(name_or_path, built_in[i].name)) {
@@ -23,7 +23,7 @@ mu_status mu_tokenizer_open(mu_tokenizer **t, const char *name_or_path, mu_error
             return MU_STATUS_OK;
         }
     if (name_or_path[0] && (strpbrk(name_or_path, "/.") || mu_file_exists(name_or_path))) return open_file(name_or_path, e);
-    return mu_error_set(e, MU_STATUS_CONFIG, "there is no tokenizer \"%s\"; this version has \"bytes\"", name_or_path);
+    return mu_error_set(e, MU_STATUS_CONFIG, "unknown tokenizer \"%s\"; available: bytes", name_or_path);
 }
 
 void mu_tokenizer_close(mu_tokenizer *t) {
@@ -41,18 +41,18 @@ int mu_tokenizer_vocab_size(const mu_tokenizer *t) { return need(t)->vocab_size;
 int32_t mu_tokenizer_eod(const mu_tokenizer *t) { return need(t)->eod; }
 
 void mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to) {
-    MU_CHECK(bytes >= 0 && (text || !bytes) && take, "%lld bytes of text %p", (long long)bytes, (const void *)text);
+    MU_CHECK(bytes >= 0 && (text || !bytes) && take, "mu_tokenizer_encode: %lld bytes of text %p", (long long)bytes, (const void *)text);
     need(t)->encode(t, text, bytes, take, to);
 }
 
 int64_t mu_tokenizer_decode(const mu_tokenizer *t, int32_t id, const char **bytes) {
-    MU_CHECK(bytes, "no place for the bytes of id %d", id);
+    MU_CHECK(bytes, "mu_tokenizer_decode: bytes is NULL (id %d)", id);
     return need(t)->decode(t, id, bytes);
 }
 
 mu_status mu_tokenizer_check(const mu_tokenizer *t, const char *what, const char *name, const char *fingerprint,
                              mu_error *e) {
-    MU_CHECK(what && name && fingerprint && need(t), "what %p, name %p, fingerprint %p", (const void *)what,
+    MU_CHECK(what && name && fingerprint && need(t), "mu_tokenizer_check: what %p, name %p, fingerprint %p", (const void *)what,
              (const void *)name, (const void *)fingerprint);
     if (strcmp(name, t->name))
         return mu_error_set(e, MU_STATUS_DATA, "%s: made with tokenizer \"%s\", not \"%s\"", what, name, t->name);

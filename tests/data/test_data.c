@@ -139,13 +139,13 @@ static void test_open_tokenizer(void **state) {
     (void)state;
     mu_tokenizer *t = bytes;
     put_text("tokenizer.json", "{}");
-    assert_error(mu_tokenizer_open(&t, "words", &e), MU_STATUS_CONFIG, "there is no tokenizer \"words\"; this version has \"bytes\"");
+    assert_error(mu_tokenizer_open(&t, "words", &e), MU_STATUS_CONFIG, "unknown tokenizer \"words\"; available: bytes");
     assert_null(t);
-    assert_error(mu_tokenizer_open(&t, "", &e), MU_STATUS_CONFIG, "no tokenizer");
+    assert_error(mu_tokenizer_open(&t, "", &e), MU_STATUS_CONFIG, "unknown tokenizer");
     assert_error(mu_tokenizer_open(&t, in_folder("absent"), &e), MU_STATUS_NOINPUT, "/absent: no such file");
     assert_error(mu_tokenizer_open(&t, "absent.json", &e), MU_STATUS_NOINPUT, "absent.json: no such file");
-    assert_error(mu_tokenizer_open(&t, in_folder("tokenizer.json"), &e), MU_STATUS_DATA, "reads no tokenizer files; it has the tokenizer \"bytes\"");
-    assert_error(mu_tokenizer_open(&t, folder, &e), MU_STATUS_DATA, "reads no tokenizer files");
+    assert_error(mu_tokenizer_open(&t, in_folder("tokenizer.json"), &e), MU_STATUS_DATA, "tokenizer files are not supported; use \"bytes\"");
+    assert_error(mu_tokenizer_open(&t, folder, &e), MU_STATUS_DATA, "tokenizer files are not supported");
     const char *f = mu_tokenizer_fingerprint(bytes);
     assert_ok(mu_tokenizer_check(bytes, "x.h5", "bytes", f, &e));
     assert_ok(mu_tokenizer_check(bytes, "x.h5", "bytes", "", &e));
@@ -238,7 +238,7 @@ static void keep_log(mu_log_level level, const char *line) {
     snprintf(logged + strlen(logged), sizeof logged - strlen(logged), "%s\n", line);
 }
 
-/* What of a folder is not read is counted and named in one line, and what is read is not. */
+/* Files of a folder that are not read are counted and named in one line, others are not. */
 static void test_not_read(void **state) {
     (void)state;
     mu_corpus c;
@@ -406,12 +406,12 @@ static void test_token_file(void **state) {
     assert_ok(mu_token_file_check(file, old, &e));
     assert_string_equal(old, "");
     assert_ok(mu_corpus_write(&c, bytes, file, &e));
-    assert_ok(mu_token_file_check(file, old, &e));      /* a token file may be replaced, but one is told */
+    assert_ok(mu_token_file_check(file, old, &e));      /* a token file may be replaced, with a notice */
     assert_string_equal(old, c.fingerprint);
     assert_ok(mu_corpus_write(&c, bytes, file, &e));
     put_text("precious.h5", "not a token file");
-    assert_error(mu_token_file_check(in_folder("precious.h5"), old, &e), MU_STATUS_USAGE, "precious.h5 is there already");
-    assert_error(mu_corpus_write(&c, bytes, in_folder("precious.h5"), &e), MU_STATUS_USAGE, "precious.h5 is there already");
+    assert_error(mu_token_file_check(in_folder("precious.h5"), old, &e), MU_STATUS_USAGE, "precious.h5 exists");
+    assert_error(mu_corpus_write(&c, bytes, in_folder("precious.h5"), &e), MU_STATUS_USAGE, "precious.h5 exists");
     put_text("dir.h5/note", "mine");            /* a folder is never in the way of a name, and never removed */
     put_text("new.h5.tmp/note", "mine");
     assert_error(mu_token_file_check(in_folder("dir.h5"), old, &e), MU_STATUS_USAGE, "not a token file");
@@ -554,7 +554,7 @@ static void test_pieces(void **state) {
     mu_corpus_close(&memory);
 }
 
-/* A token file may be replaced while it is read, but not written over or cut: HDF5 would make zeros of what is missing. */
+/* A token file may be replaced while it is read, but not overwritten or truncated: HDF5 would read zeros. */
 static void test_changed_file(void **state) {
     (void)state;
     mu_corpus c;
@@ -827,7 +827,7 @@ static void test_tail(void **state) {
     mu_corpus_close(&c);
 }
 
-/* A domain by hand whose token i is i, so that what is read says where it stands. */
+/* A domain whose token i is i, so that tokens show their position. */
 enum { MOST_TOKENS = 60000 };
 typedef struct { mu_corpus corpus; mu_domain domain; } numbered;
 
@@ -1178,7 +1178,7 @@ static void test_shares(void **state) {
 }
 
 /* Stopped anywhere, also in the middle of an epoch, and taken up by a new loader or by one that is
- * elsewhere: the samples go on as if nothing had been. */
+ * elsewhere: the samples continue as without interruption. */
 static void test_state(void **state) {
     (void)state;
     mu_corpus c;
@@ -1284,9 +1284,9 @@ static void test_arguments(void **state) {
     assert_fatal(mu_corpus_open(NULL, &three, bytes, 1, CACHE, &e), "corpus (nil)");
     assert_fatal(mu_corpus_open(&none, &negative, bytes, 1, CACHE, &e), "-1 domains");
     assert_fatal(mu_corpus_open(&none, &unlisted, bytes, 1, CACHE, &e), "2 domains in (nil)");
-    assert_fatal(mu_corpus_open(&none, &three, bytes, 1, -1, &e), "a cache of -1 bytes");
+    assert_fatal(mu_corpus_open(&none, &three, bytes, 1, -1, &e), "cache of -1 bytes");
     assert_fatal(mu_corpus_write(&none, bytes, "x.h5", &e), "corpus");
-    assert_fatal(mu_loader_open(&l, &c, SEQ, 0.1, (mu_val_split)9, 1, &e), "no split 9");
+    assert_fatal(mu_loader_open(&l, &c, SEQ, 0.1, (mu_val_split)9, 1, &e), "unknown split 9");
     assert_fatal(mu_loader_open(&l, &c, 0, 0.1, MU_VAL_TAIL, 1, &e), "seq_len 0");
     assert_fatal(mu_loader_open(&l, &c, SEQ, 1, MU_VAL_TAIL, 1, &e), "val_fraction 1");
     assert_fatal(mu_loader_open(&l, NULL, SEQ, 0.1, MU_VAL_TAIL, 1, &e), "corpus (nil)");
@@ -1319,7 +1319,7 @@ static void test_late_samples(void **state) {
     mu_corpus_close(&c);
 }
 
-/* What a loader gives is the state of one; what chance does not give in 1e13 tries is not. */
+/* States of real loaders are accepted; states less likely than 1e-13 are not. */
 static void test_state_of_a_loader(void **state) {
     (void)state;
     mu_corpus c;
@@ -1357,7 +1357,7 @@ static void test_state_of_a_loader(void **state) {
         if (status != (cases[i].good ? MU_STATUS_OK : MU_STATUS_DATA)) fail_msg("case %zu: %d", i, status);
     }
     assert_ok(mu_loader_state_check(&train, NULL, (int64_t[]){ 96, 0, 0, 96 }, 96, &e));      /* shares are not known */
-    assert_error(mu_loader_state_check(&train, NULL, (int64_t[]){ 96, 0, 0, 96 }, 95, &e), MU_STATUS_DATA, "96 samples, by the steps 95");
+    assert_error(mu_loader_state_check(&train, NULL, (int64_t[]){ 96, 0, 0, 96 }, 95, &e), MU_STATUS_DATA, "96 samples, but the steps make 95");
     assert_error(mu_loader_state_check(&train, NULL, (int64_t[]){ 95, 0, 0, 96 }, 96, &e), MU_STATUS_DATA, "do not add up to 96");
 }
 
