@@ -4,7 +4,7 @@
 void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int layer, mu_params *ps,
                        mu_group *group) {
     MU_CHECK(cfg->num_heads >= 1 && cfg->num_kv_heads >= 1 && cfg->head_dim >= 2,
-             "attention of %lld heads over %lld, %lld wide: mu_model_config_resolve fills in derived values",
+             "attention: %lld heads, %lld key/value heads, head_dim %lld; call mu_model_config_resolve first",
              (long long)cfg->num_heads, (long long)cfg->num_kv_heads, (long long)cfg->head_dim);
     int64_t D = cfg->hidden_size, wide = cfg->num_heads * cfg->head_dim,
             narrow = cfg->num_kv_heads * cfg->head_dim;
@@ -20,7 +20,7 @@ void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int la
     a->k_norm = mu_layer_param(ps, group, layer, "self_attn/k_norm", cfg->head_dim, 0, -1);
 }
 
-/* Projection, norm of each head, rotation: the way of queries and keys. */
+/* Queries or keys: projection, norm of each head, rotary embedding. */
 static mu_tensor *heads(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x,
                         mu_param *w, mu_param *norm, int64_t n_heads, mu_tensor *cos, mu_tensor *sin) {
     mu_tensor *h = mu_linear(tp, x, &w->tensor);

@@ -1,5 +1,4 @@
-/* config.c - the section model, together with moe: what follows from other options, what does not go together, and how large the
- * model is. */
+/* config.c - the configuration sections model and moe together: derived values, checks, and the size of the model. */
 #include "layers/internal.h"
 
 MU_OPTION_DEFAULTS(mu_model_config, "model", MU_OPTIONS_MODEL)
@@ -12,7 +11,7 @@ void mu_model_config_resolve(mu_model_config *m, const mu_moe_config *moe) {
 }
 
 /* ------------------------------------------------------------------ checks
- * They look at what the user wrote: head_dim 0 is not an even head_dim of a wrong size. */
+ * They check the user's values, before resolving: head_dim 0 means that it is not given. */
 
 static void check_head_dim(const mu_model_config *m, mu_complaints *c) {
     static const char compared[] = "model.hidden_size model.num_heads model.head_dim";
@@ -23,10 +22,10 @@ static void check_head_dim(const mu_model_config *m, mu_complaints *c) {
                     D < H ? H : D / H * H, D < H ? 2 * H : (D / H + 1) * H);
     else if (m->head_dim == 0 && D / H % 2)
         mu_complain(c, "model", "hidden_size", compared,
-                    "%lld / num_heads %lld = %lld is odd, and rotary positions turn pairs: head_dim must be even", D,
+                    "%lld / num_heads %lld = %lld is odd; head_dim must be even for rotary position embedding", D,
                     H, D / H);
     else if (m->head_dim % 2)
-        mu_complain(c, "model", "head_dim", compared, "%lld is odd, and rotary positions turn pairs: it must be even",
+        mu_complain(c, "model", "head_dim", compared, "%lld is odd; it must be even for rotary position embedding",
                     (long long)m->head_dim);
 }
 
@@ -39,7 +38,7 @@ static void check_kv_heads(const mu_model_config *m, mu_complaints *c) {
                 (long long)m->num_heads, (long long)near);
 }
 
-/* Some layer holds experts, and first_k_dense is a number of layers. */
+/* There is an MoE layer, and first_k_dense is at most the number of layers. */
 static void check_moe_layers(const mu_model_config *m, const mu_moe_config *moe, mu_complaints *c) {
     if (moe->num_experts == 0) return;
     if (moe->first_k_dense > m->num_layers) {
@@ -52,7 +51,7 @@ static void check_moe_layers(const mu_model_config *m, const mu_moe_config *moe,
     bool first = moe->first_k_dense >= m->num_layers;
     mu_complain(c, "moe", first ? "first_k_dense" : "moe_layer_freq",
                 "moe.first_k_dense moe.moe_layer_freq moe.num_experts model.num_layers",
-                "%lld leaves none of the %lld layers to the experts; a dense model has moe.num_experts: 0",
+                "%lld leaves no MoE layer among %lld layers; a dense model has moe.num_experts: 0",
                 (long long)(first ? moe->first_k_dense : moe->moe_layer_freq), (long long)m->num_layers);
 }
 
@@ -71,7 +70,7 @@ static counts count(const mu_model_config *given, const mu_moe_config *moe, int6
     n.active = n.total;
     for (int layer = 0; layer < m.num_layers; layer++) {
         double ffn = 3 * D * (double)m.ffn_hidden_size, all = ffn;
-        n.tensors += 9 + (m.qk_norm ? 2 : 0); /* two norms, four of attention, three of a feed-forward layer */
+        n.tensors += 9 + (m.qk_norm ? 2 : 0); /* 2 norms, 4 of attention, 3 of the feed-forward */
         if (mu_layer_is_moe(moe, layer)) {
             double expert = 3 * D * (double)moe->moe_ffn_hidden_size;
             double fixed = D * (double)moe->num_experts + expert * (double)moe->num_shared_experts;
@@ -101,13 +100,13 @@ static void check_size(const mu_model_config *m, const mu_moe_config *moe, mu_co
                     "model.hidden_size model.num_layers model.num_heads model.num_kv_heads model.head_dim"
                     " model.ffn_hidden_size moe.num_experts moe.top_k moe.moe_ffn_hidden_size"
                     " moe.num_shared_experts moe.first_k_dense moe.moe_layer_freq",
-                    "the model would have about %.2g parameters, more than 2^40; look at"
-                    " hidden_size, num_layers, head_dim, moe.num_experts and moe.moe_ffn_hidden_size",
+                    "the model would have about %.2g parameters, more than 2^40; reduce"
+                    " hidden_size, num_layers, head_dim, moe.num_experts or moe.moe_ffn_hidden_size",
                     n);
     else if (size.tensors > MU_MODEL_TENSORS_MAX)
         mu_complain(c, "moe", "num_experts",
                     "model.num_layers moe.num_experts moe.num_shared_experts moe.first_k_dense moe.moe_layer_freq",
-                    "%lld in each MoE layer of %lld layers make %.2g tensors, three an expert, more than 2^19; use fewer,"
+                    "%lld in each MoE layer of %lld layers make %.2g tensors (three per expert), more than 2^19; use fewer,"
                     " larger experts or fewer layers",
                     (long long)moe->num_experts, (long long)m->num_layers, size.tensors);
 }

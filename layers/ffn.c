@@ -1,4 +1,4 @@
-/* ffn.c - the dense feed-forward: y = down (silu(gate x) * (up x)), which is one expert that takes every row. */
+/* ffn.c - the dense feed-forward: y = down (silu(gate x) * (up x)), computed as one expert that gets every row. */
 #include "layers/internal.h"
 
 void mu_ffn_init(mu_ffn *f, const mu_model_config *cfg, int layer, mu_params *ps, mu_group *group) {

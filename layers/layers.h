@@ -1,11 +1,11 @@
-/* layers.h - the transformer, built of autograd's ops and of moe/.
+/* layers.h - the transformer, built from the ops of autograd/ and moe/.
  *
  *     x = embedding(tokens)
  *     each layer:  x += attention(norm(x));  x += feed_forward(norm(x))      feed-forward: dense or MoE
  *     loss = head(norm(x))
  *
- * A layer is a configuration, its parameters, `init` that declares them and `forward` that calls ops; the
- * tape has the backward. T = sequences * seq_len tokens. */
+ * A layer is a configuration, its parameters, `init`, which declares them, and `forward`, which calls ops; the
+ * tape provides backward. T = sequences * seq_len tokens. */
 #ifndef MUSTER_LAYERS_H
 #define MUSTER_LAYERS_H
 #include "moe/moe.h"
@@ -22,7 +22,7 @@ extern "C" {
     O(INT,    num_heads,       "4",       1,   4096, NULL, FIXED, "query heads") \
     O(INT,    num_kv_heads,    "0",       0,   4096, NULL, FIXED, "key and value heads, a divisor of num_heads; 0: num_heads") \
     O(INT,    head_dim,        "0",       0,   4096, NULL, FIXED, "width of a head, even; 0: hidden_size / num_heads") \
-    O(INT,    max_seq_len,     "256",     2,   16777216, NULL, FIXED, "longest sequence the model is made for") \
+    O(INT,    max_seq_len,     "256",     2,   16777216, NULL, FIXED, "maximum sequence length") \
     O(INT,    ffn_hidden_size, "0",       0,   1048576, NULL, FIXED, "hidden width of a dense feed-forward; 0: top_k * moe_ffn_hidden_size, or 4 * hidden_size in a dense model") \
     O(FLOAT,  rope_theta,      "10000",   1,   1e12, NULL, FIXED, "base of the rotary frequencies") \
     O(BOOL,   qk_norm,         "true",    0,   0,  NULL, FIXED, "RMSNorm on each query and key head") \
@@ -34,7 +34,7 @@ typedef struct { MU_OPTIONS_MODEL(MU_OPTION_FIELD) } mu_model_config;
 mu_model_config mu_model_config_default(void);
 /* Derived values (num_kv_heads, head_dim and ffn_hidden_size that are 0). Local (config.c). */
 void mu_model_config_resolve(mu_model_config *cfg, const mu_moe_config *moe);
-/* Both sections, before or after derived values were filled in: ranges, what does not go together, the size. Local. */
+/* Checks both sections, before or after resolving: ranges, combinations, size. Local. */
 void mu_model_config_check(const mu_model_config *cfg, const mu_moe_config *moe, mu_complaints *c);
 
 /* ------------------------------------------------------------------ attention (attention.c) */
@@ -46,7 +46,7 @@ typedef struct {
 } mu_attention_layer;
 /* Declares parameters under /layers/<layer>/self_attn. Local. */
 void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int layer, mu_params *ps, mu_group *group);
-/* cos, sin: [max_seq_len, head_dim/2]. With cx->cache the tokens stand behind those in it. Local. */
+/* cos, sin: [max_seq_len, head_dim/2]. With cx->cache the tokens follow those in it. Returns [T, D]. Local. */
 mu_tensor *mu_attention_forward(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD, mu_tensor *cos,
                                 mu_tensor *sin);
 
@@ -60,7 +60,7 @@ typedef struct {
     mu_param *attention_norm, *ffn_norm;
     mu_attention_layer attention;
     bool is_moe;
-    mu_moe moe;                 /* when is_moe */
+    mu_moe moe;                 /* if is_moe */
     mu_ffn ffn;                 /* otherwise */
 } mu_block;
 typedef struct {
@@ -70,31 +70,32 @@ typedef struct {
     mu_params *params;          /* owned: group 0 shared (summed over the batch), group 1 expert (over the replicas) */
     mu_param *embed, *norm, *head;      /* head == embed when tied */
     mu_block *blocks;           /* [num_layers] */
-    int n_moe, *moe_layers;     /* which layers are MoE layers */
+    int n_moe, *moe_layers;     /* indices of the MoE layers */
     mu_placement *place;        /* NULL for a dense model */
     mu_memory *rope;
     mu_tensor cos, sin;
 } mu_model;
-/* Fills in derived values, declares, allocates and initialises; the same model for every mesh. Fatal, with the words of
- * mu_model_config_check, when the configuration is not sound. Local, but on every rank alike. */
+/* Resolves the configuration, declares, allocates and initialises parameters: the same model on every mesh. Fatal, with the
+ * message of mu_model_config_check, for an invalid configuration. The caller frees it; `dev` and `mesh` must outlive it.
+ * Local, but with the same arguments on every rank. */
 mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, uint64_t seed, mu_device *dev,
                        const mu_mesh *mesh);
 void mu_model_free(mu_model *m);
-/* Selection biases, each at most bias_most from 0, then weights, for a checkpoint. mu_params_refresh must follow a load. */
+/* Selection biases, each at most bias_most from 0, then weights, for a checkpoint. Call mu_params_refresh after loading. Local. */
 void mu_model_state(mu_model *m, double bias_most, mu_state_visitor *v);
 bool mu_layer_is_moe(const mu_moe_config *moe, int layer);
-/* Final normed activations [T, D] of tokens_T. routings: [n_moe], filled. With cx->cache, tokens_T go on where the
- * cache ends, and are in it afterwards. Collective over the expert group. */
+/* Final normed activations [T, D] of tokens_T. routings: [n_moe], filled. With cx->cache, tokens_T continue the cached sequence
+ * and are appended to the cache. Collective over the expert group. */
 mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens_T, mu_routing *routings);
-/* Where a forward pass first leaves the finite numbers: the layer, -1 the embedding, num_layers the final
- * norm, num_layers + 1 nowhere. For the message of a failing run. Collective over the expert group. */
+/* The first layer whose output is not finite in a forward pass; -1: the embedding, num_layers: the final norm, num_layers + 1:
+ * none. For the message of a failing run. Collective over the expert group. */
 int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens_T, mu_routing *routings);
-/* scale * sum of cross-entropies (one F64); nll_T (may be NULL) receives each token's. Local. */
+/* scale * sum of cross-entropies (one F64 per reduction unit); *nll_T (if not NULL) receives each token's. Local. */
 mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x_TD, mu_tensor *targets_T, double scale, mu_tensor **nll_T);
 mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x_TD);        /* [T, V]. Local */
 
 /* ------------------------------------------------------------------ the loss of a global batch (loss.c)
- * What is trained on: cross-entropy plus the balancing terms, with the routing statistics that these need. One step:
+ * The training loss: cross-entropy plus the balancing terms, with the routing statistics that these need. One step:
  *
  *     mu_params_zero_grad(model->params), mu_loss_begin(loss);
  *     if (mu_loss_counts_first(loss))                      with several micro-batches and global_aux_loss
@@ -107,9 +108,9 @@ mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x_TD);    
  *     v = mu_loss_read(loss, mu_grad_norm_place(opt), false);
  *     if (isfinite(v.loss + v.grad_norm)) mu_loss_end(loss, true); */
 typedef struct {
-    int64_t sequences, seq_len;     /* of a global batch; a multiple of micro_batches * ranks that share it */
+    int64_t sequences, seq_len;     /* of a global batch; a multiple of micro_batches * ranks of `batch` */
     int64_t micro_batches;
-    int domains;                    /* of the routing statistics; 0: one */
+    int domains;                    /* number of domains in the routing statistics; 0: one */
     int64_t window;                 /* steps of their window of expert loads, stats.window; 0: the default, 200 */
 } mu_batch_shape;
 typedef struct {
@@ -120,36 +121,36 @@ typedef struct {
     int64_t tokens;                 /* of a global batch */
     int64_t units;                  /* reduction units of this rank's part of a micro-batch (mu_tape_set_reduction_unit) */
     int64_t micro;                  /* micro-batches since mu_loss_begin */
-    mu_routing *routings;           /* [n_moe], of the micro-batch at hand */
+    mu_routing *routings;           /* [n_moe], of the current micro-batch */
     mu_routing_stats *stats;
 } mu_loss;
-/* The same on every rank. aux and z are means over MoE layers without their coefficient: a balanced load has aux 1. */
+/* The same on every rank. aux and z are means over MoE layers, without coefficients: a balanced load has aux 1. */
 typedef struct {
     double loss, ce, aux, z;        /* nats per token; z is NAN with sigmoid scores */
     double grad_norm;
-    double dropped;                 /* share of the assignments that capacity dropped */
-    bool stop;                      /* some rank read with `stop` */
+    double dropped;                 /* fraction of assignments dropped by the capacity limit */
+    bool stop;                      /* a rank called mu_loss_read with `stop` */
 } mu_loss_values;
-/* After mu_tape_set_reduction_unit, if that is used. Local. */
+/* Call mu_tape_set_reduction_unit before, if it is used. The caller frees it. Local. */
 mu_loss *mu_loss_new(mu_model *model, mu_tape *tp, mu_comm *batch, const mu_batch_shape *shape);
 void mu_loss_free(mu_loss *l);
 void mu_loss_begin(mu_loss *l);                         /* a new global batch. Local */
-bool mu_loss_counts_first(const mu_loss *l);            /* is a counting pass over all micro-batches needed? Local */
-/* Forward pass of one micro-batch of the counting pass, not recorded. Collective over the expert group and `batch`. */
+bool mu_loss_counts_first(const mu_loss *l);            /* whether a counting pass over all micro-batches is needed. Local */
+/* The counting pass of one micro-batch: forward only, not recorded. Collective over the expert group and `batch`. */
 void mu_loss_count(mu_loss *l, const mu_context *cx, mu_tensor *tokens_T);
-/* Loss of one micro-batch (F64, one value or one for each reduction unit), to call mu_backward with. Collective likewise. */
+/* Loss of one micro-batch (F64, one value per reduction unit), the argument of mu_backward. Collective likewise. */
 mu_tensor *mu_loss_forward(mu_loss *l, const mu_context *cx, mu_tensor *tokens_T, mu_tensor *targets_T);
-mu_mat mu_loss_loads(const mu_loss *l);                 /* I64 on the device: tokens that each expert took, for mu_optimizer_step */
-mu_mat mu_loss_terms(const mu_loss *l, int64_t *n);     /* F64 [*n] on the device: this rank's losses, for mu_grad_clip */
-/* Waits for the step; its values over all ranks. grad_norm: F64 on the device, may be not given. Collective over `batch`. */
+mu_mat mu_loss_loads(const mu_loss *l);                 /* I64 on the device: tokens per expert, for mu_optimizer_step. Local */
+mu_mat mu_loss_terms(const mu_loss *l, int64_t *n);     /* F64 [*n] on the device: this rank's losses, for mu_grad_clip. Local */
+/* Waits for the step; returns its values over all ranks. grad_norm: F64 on the device, or data NULL. Collective over `batch`. */
 mu_loss_values mu_loss_read(mu_loss *l, mu_mat grad_norm, bool stop);
-/* The step counts: its load goes into the window and, with expert_bias and update_bias, into the selection biases. Local. */
+/* Completes a valid step: adds its loads to the window and, with expert_bias and update_bias, updates the selection biases. Local. */
 void mu_loss_end(mu_loss *l, bool update_bias);
 
-/* Counts of the whole model over all ranks: parameters, those one token uses, tensors (each expert's its own), and
- * FLOPs of one training token (3 x forward, causal attention counted once). Local. */
+/* Size of the whole model over all ranks: parameters, active parameters per token, tensors (each expert has its own), and
+ * FLOPs per training token (3 x forward, causal attention counted once). Local. */
 typedef struct { int64_t total, active, tensors; double train_flops; } mu_model_size;
-enum { MU_MODEL_TENSORS_MAX = 1 << 19 };    /* more is no model but a slip, and would not fit a checkpoint's manifest */
+enum { MU_MODEL_TENSORS_MAX = 1 << 19 };    /* limit of a checkpoint's manifest */
 mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, int64_t seq_len);
 
 #pragma GCC visibility pop

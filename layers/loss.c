@@ -1,11 +1,11 @@
 /* loss.c - the loss of a model over a global batch: cross-entropy, balancing terms, routing statistics.
  *
- * A global batch is cut into micro-batches, and each of those into one stretch of sequences for each rank. Every term is
- * divided by the tokens of the global batch before backward, so gradients of micro-batches and ranks are just added, and the
- * loss does not depend on how the batch was split.
+ * A global batch is split into micro-batches, and each of those over the ranks. Every term is divided by the tokens of the
+ * global batch before backward, so gradients of micro-batches and ranks are simply added, and the loss does not depend on how
+ * the batch is split.
  *
- * Nothing waits for the device before mu_loss_read. Values wait on it as F64, one for each micro-batch and reduction unit
- * (mu_tape_set_reduction_unit): the gradient's norm; then loss, cross-entropy, and of each MoE layer the two logged balancing terms. */
+ * Nothing waits for the device before mu_loss_read. Values are kept there as F64: the gradient norm; then, per micro-batch and
+ * reduction unit, loss, cross-entropy, and the two logged balancing terms of each MoE layer. */
 #include "layers/layers.h"
 
 #include <math.h>
@@ -16,7 +16,7 @@ enum { LOSS, CE, LAYERS };
 static int aux_of(int layer) { return LAYERS + 2 * layer; }
 static int z_of(int layer) { return aux_of(layer) + 1; }
 
-/* Where the values of micro-batch m begin. */
+/* Index of the first value of micro-batch m. */
 static int64_t value_word(const mu_loss *l, int which, int64_t m) { return 1 + (which * l->shape.micro_batches + m) * l->units; }
 static mu_mat value_at(const mu_loss *l, int which, int64_t m) {
     return mu_mat_values(mu_routing_stats_values(l->stats), value_word(l, which, m));
@@ -27,10 +27,10 @@ static int64_t micro_sequences(const mu_loss *l) {
 }
 
 mu_loss *mu_loss_new(mu_model *model, mu_tape *tp, mu_comm *batch, const mu_batch_shape *shape) {
-    MU_CHECK(model && tp && batch && shape, "a loss needs a model, a tape, the ranks that share a batch, and its shape");
+    MU_CHECK(model && tp && batch && shape, "mu_loss_new: model, tape, batch communicator or shape is NULL");
     MU_CHECK(shape->sequences >= 1 && shape->seq_len >= 1 && shape->micro_batches >= 1 &&
                  shape->sequences % (shape->micro_batches * batch->size) == 0,
-             "a global batch of %lld sequences of %lld tokens in %lld micro-batches on %d ranks: it must divide evenly",
+             "a global batch of %lld sequences of %lld tokens does not divide into %lld micro-batches on %d ranks",
              (long long)shape->sequences, (long long)shape->seq_len, (long long)shape->micro_batches, batch->size);
     mu_loss *l = mu_alloc(1, sizeof *l);
     *l = (mu_loss){ .model = model, .tape = tp, .batch = batch, .shape = *shape };
@@ -54,7 +54,7 @@ void mu_loss_begin(mu_loss *l) {
     mu_routing_stats_begin(l->stats);
 }
 
-/* global_aux_loss compares with the counts of this batch. So does the log of the first batch, which has none before it. */
+/* global_aux_loss uses the counts of this batch; so does the logged value of the first batch, which has no predecessor. */
 static bool uses_own_counts(const mu_loss *l) {
     const mu_moe_config *moe = &l->model->moe_cfg;
     bool exact = moe->balance & MU_BALANCE_GLOBAL_AUX && moe->global_aux_counts == MU_MOE_COUNTS_EXACT;
@@ -64,10 +64,10 @@ static bool uses_own_counts(const mu_loss *l) {
 bool mu_loss_counts_first(const mu_loss *l) { return l->model->n_moe && l->shape.micro_batches > 1 && uses_own_counts(l); }
 
 static void check_micro(const mu_loss *l, const mu_context *cx) {
-    MU_CHECK(l->micro < l->shape.micro_batches, "micro-batch %lld of %lld: a global batch starts with mu_loss_begin",
+    MU_CHECK(l->micro < l->shape.micro_batches, "micro-batch %lld of %lld: call mu_loss_begin for a new global batch",
              (long long)l->micro + 1, (long long)l->shape.micro_batches);
     MU_CHECK(cx && cx->n_sequences == micro_sequences(l) && cx->seq_len == l->shape.seq_len,
-             "a micro-batch of %lld sequences of %lld tokens, not of %lld of %lld", (long long)micro_sequences(l),
+             "a micro-batch must have %lld sequences of %lld tokens, not %lld of %lld", (long long)micro_sequences(l),
              (long long)l->shape.seq_len, (long long)(cx ? cx->n_sequences : 0), (long long)(cx ? cx->seq_len : 0));
 }
 
@@ -81,8 +81,8 @@ void mu_loss_count(mu_loss *l, const mu_context *cx, mu_tensor *tokens) {
     if (last) l->micro = 0;
 }
 
-/* Without global_aux_loss the counts only serve the logged value, for which those of the batch before are good enough, and
- * the same for any number of micro-batches. */
+/* Without global_aux_loss the counts only serve the logged value: the previous batch's suffice, and they are the same for any
+ * number of micro-batches. */
 static mu_mat global_counts(const mu_loss *l, int layer) {
     int64_t E = l->model->moe_cfg.num_experts;
     if (!uses_own_counts(l)) return mu_data(mu_tensor_ints(l->tape, MU_DTYPE_I64, E, l->stats->window.previous + layer * E));
@@ -133,7 +133,7 @@ mu_mat mu_loss_terms(const mu_loss *l, int64_t *n) {
 
 /* ------------------------------------------------------------------ the values of a step */
 
-/* This rank's share of each value, in words that ranks add up. */
+/* This rank's part of each value, in words that are summed over ranks. */
 typedef struct {
     mu_exact loss, ce, aux, z;
     int64_t stop;
@@ -161,7 +161,7 @@ static sums own_sums(const mu_loss *l) {
     return s;
 }
 
-/* Share of the assignments that capacity dropped. */
+/* Fraction of assignments dropped by the capacity limit. */
 static double dropped_share(const mu_loss *l) {
     const mu_moe_config *moe = &l->model->moe_cfg;
     int64_t all = l->tokens * moe->top_k * l->model->n_moe;

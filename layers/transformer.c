@@ -38,7 +38,7 @@ static void block_init(mu_model *m, int layer, const mu_mesh *mesh) {
     } else mu_ffn_init(&b->ffn, &m->cfg, layer, ps, shared);
 }
 
-/* cos and sin of position * theta^(-2i/d), made in double on the host. */
+/* cos and sin of position * theta^(-2i/d), computed in double on the host. */
 static void make_rope(mu_model *m, mu_device *dev) {
     int64_t n = m->cfg.max_seq_len, half = m->cfg.head_dim / 2;
     size_t bytes = mu_size_mul((size_t)(n * half), mu_dtype_size(dev->master));
@@ -64,8 +64,8 @@ static void make_rope(mu_model *m, mu_device *dev) {
 
 mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size,
                        uint64_t seed, mu_device *dev, const mu_mesh *mesh) {
-    MU_CHECK(cfg && moe && dev && mesh, "a model needs its configuration, a device and a mesh");
-    MU_CHECK(vocab_size >= 1 && vocab_size <= INT32_MAX, "a vocabulary of %lld ids", (long long)vocab_size);
+    MU_CHECK(cfg && moe && dev && mesh, "mu_model_new: configuration, device or mesh is NULL");
+    MU_CHECK(vocab_size >= 1 && vocab_size <= INT32_MAX, "mu_model_new: vocabulary of %lld ids; need 1 to 2^31 - 1", (long long)vocab_size);
     mu_moe_config moe_cfg = *moe;
     mu_error e = { 0 };
     mu_complaints found = { .e = &e };
@@ -110,7 +110,7 @@ void mu_model_state(mu_model *m, double bias_most, mu_state_visitor *v) {
     mu_params_state(m->params, v);
 }
 
-/* x + f(norm(x)); x is used up. */
+/* x + y; releases both. */
 static mu_tensor *residual(mu_tape *tp, mu_tensor *x, mu_tensor *y) {
     mu_tensor *sum = mu_add(tp, x, y);
     mu_release(tp, x);
@@ -140,16 +140,16 @@ static void check_batch(const mu_model *m, const mu_context *cx, const mu_tensor
     int64_t past = cx->cache ? cx->cache->length : 0;
     mu_tensor_check(tokens, "model: tokens", 0, 1u << MU_DTYPE_I32);
     MU_CHECK(!cx->cache || (cx->n_sequences == 1 && mu_count(tokens) == cx->seq_len),
-             "a cache holds one sequence of %lld tokens, not %lld sequences and %lld tokens", (long long)cx->seq_len,
+             "model: with a KV cache the batch is one sequence of %lld tokens, not %lld sequences and %lld tokens", (long long)cx->seq_len,
              (long long)cx->n_sequences, (long long)mu_count(tokens));
     MU_CHECK(cx->n_sequences >= 0 && cx->seq_len >= 1 && mu_count(tokens) == cx->n_sequences * cx->seq_len,
-             "%lld tokens for %lld sequences of %lld", (long long)mu_count(tokens), (long long)cx->n_sequences,
+             "model: %lld tokens do not match %lld sequences of %lld", (long long)mu_count(tokens), (long long)cx->n_sequences,
              (long long)cx->seq_len);
-    MU_CHECK(past + cx->seq_len <= m->cfg.max_seq_len, "sequences of %lld tokens, max_seq_len is %lld",
+    MU_CHECK(past + cx->seq_len <= m->cfg.max_seq_len, "model: sequences of %lld tokens are longer than max_seq_len %lld",
              (long long)(past + cx->seq_len), (long long)m->cfg.max_seq_len);
-    MU_CHECK(!cx->cache || cx->cache->n_layers == m->cfg.num_layers, "a cache of %d layers for a model of %lld",
+    MU_CHECK(!cx->cache || cx->cache->n_layers == m->cfg.num_layers, "model: the KV cache has %d layers, the model %lld",
              cx->cache ? cx->cache->n_layers : 0, (long long)m->cfg.num_layers);
-    MU_CHECK(routings || !m->n_moe, "no room for the routings of %d MoE layers", m->n_moe);
+    MU_CHECK(routings || !m->n_moe, "model: routings is NULL, but there are %d MoE layers", m->n_moe);
 }
 
 mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens,
@@ -182,7 +182,7 @@ int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx
     int layers = (int)m->cfg.num_layers, found = layers + 1;
     mu_tensor *x = mu_embedding(tp, tokens, &m->embed->tensor);
     if (!is_finite(tp, x)) found = -1;
-    for (int layer = 0; layer < layers; layer++) { /* to the end: others of the expert group wait in it */
+    for (int layer = 0; layer < layers; layer++) { /* all layers: other ranks of the expert group wait in them */
         const mu_block *b = &m->blocks[layer];
         x = block_forward(m, b, tp, cx, x, b->is_moe ? routings++ : NULL);
         if (found > layers && !is_finite(tp, x)) found = layer;
@@ -194,7 +194,7 @@ int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx
 
 mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x, mu_tensor *targets, double scale,
                               mu_tensor **nll) {
-    MU_CHECK(m && tp, "the head needs a model and a tape");
+    MU_CHECK(m && tp, "mu_model_head_loss: model or tape is NULL");
     mu_tape_part(tp, "head");
     mu_tensor *loss = mu_head_loss(tp, x, &m->head->tensor, targets, scale, nll);
     mu_tape_part(tp, NULL);

@@ -1,4 +1,4 @@
-/* test_cache.c - a sequence through the cache of keys and values, token by token or in pieces, gives what one
+/* test_cache.c - a sequence through the KV cache, token by token or in pieces, gives what one
  * pass over all of it gives: the same bits with the fast kernels, and with the reference to rounding. */
 #include "tiny_model.h"
 
@@ -85,7 +85,7 @@ static void pieces_are_the_whole(void **state) {
     for (int variant = 0; variant < MODELS; variant++) check(variant, *state);
 }
 
-/* What is left in the cache from another text does not show. */
+/* Remains of another text in the cache have no effect. */
 static void an_emptied_cache_is_new(void **state) {
     (void)state;
     static const int64_t pieces[] = { 30, 1, 1 };
@@ -108,7 +108,7 @@ static void an_emptied_cache_is_new(void **state) {
     mu_device_close(dev);
 }
 
-/* ---------------------------------------------------------------- what is refused */
+/* ---------------------------------------------------------------- errors */
 static char last_words[1024];
 
 static void remember(mu_status status, const char *line) {
@@ -141,7 +141,7 @@ static void misuse_is_refused(void **state) {
             "one sequence");
     forward(m, tp, cache, tokens, 10, o.logits, o.experts);
     REFUSED(forward(m, tp, cache, tokens, 1, o.logits, o.experts),
-            "1 rows of 8 behind 10 in a cache of 10 x 8");
+            "1 tokens of width 8 do not fit behind 10 tokens (capacity 10, width 8)");
     mu_fatal_set_handler(NULL);
     free(tokens);
     mu_kv_cache_free(cache);

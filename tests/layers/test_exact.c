@@ -65,7 +65,7 @@ static void exact_gradients_are_the_gradients(void **state) {
     }
 }
 
-/* What is too large for exact sums makes its own tensor's gradient NaN, and no other's. */
+/* Values too large for exact sums make their own tensor's gradient NaN, and no other's. */
 static void too_large_is_not_finite(void **state) {
     (void)state;
     mu_model_config cfg = tiny_model_config();

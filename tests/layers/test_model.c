@@ -1,4 +1,4 @@
-/* test_model.c - the whole transformer: what it declares and counts, its gradient end to end, and that no
+/* test_model.c - the whole transformer: its parameters and size, its gradient end to end, and that no
  * position sees a later one. */
 #include "tiny_model.h"
 #include "ref_device.h"
@@ -149,11 +149,11 @@ static void unsound_configurations_stop(void **state) {
     MODEL_STOPS("moe.balance: choice 64", moe.balance = 64);
     MODEL_STOPS("moe.z_loss_coeff: 0.5 needs `score_func: softmax`", moe.score_func = MU_MOE_SCORE_SIGMOID, moe.z_loss_coeff = 0.5);
     MODEL_STOPS("moe.first_k_dense: 3 is more than model.num_layers 2", moe.first_k_dense = 3);
-    MODEL_STOPS("leaves none of the 2 layers", moe.moe_layer_freq = 3);
+    MODEL_STOPS("leaves no MoE layer among 2 layers", moe.moe_layer_freq = 3);
     MODEL_STOPS("more than 2^19", cfg.num_layers = 1024, moe.num_experts = 65536);
     MODEL_STOPS("more than 2^40", cfg.hidden_size = 1048576, moe.moe_ffn_hidden_size = 1048576);
-    STOPS("a vocabulary of 0 ids", mu_model_new(&good, &good_moe, 0, 5, dev, mesh_alone()));
-    STOPS("a device and a mesh", mu_model_new(&good, &good_moe, TINY_V, 5, dev, NULL));
+    STOPS("vocabulary of 0 ids", mu_model_new(&good, &good_moe, 0, 5, dev, mesh_alone()));
+    STOPS("device or mesh is NULL", mu_model_new(&good, &good_moe, TINY_V, 5, dev, NULL));
     mu_error e = { 0 };         /* the same without the end of the program, all at once */
     mu_complaints found = { .e = &e };
     cfg = good, moe = good_moe, cfg.head_dim = 3, moe.top_k = 9;
@@ -167,26 +167,26 @@ static void unsound_arguments_stop(void **state) {
     (void)state;
     mu_load_window r;
     STOPS("a device needs a kind", mu_device_open(NULL));
-    STOPS("placing 4 experts needs their group", mu_placement_new(NULL, 4));
-    STOPS("5 experts do not divide over 2 ranks", mu_placement_new(&(mu_comm){ .size = 2 }, 5));
+    STOPS("placement of 4 experts: the expert group is NULL", mu_placement_new(NULL, 4));
+    STOPS("5 experts are not a multiple of 2 ranks", mu_placement_new(&(mu_comm){ .size = 2 }, 5));
     STOPS("load statistics of -1 layers with 4 experts", mu_load_window_init(&r, -1, 4, 20));
     STOPS("load statistics of 2 layers with -4 experts", mu_load_window_init(&r, 2, -4, 20));
     STOPS("a window of 19 steps: at least 20", mu_load_window_init(&r, 2, 4, 19));
     STOPS("the load of 4 experts, without counts", mu_load_of(NULL, 4));
     STOPS("the load of 0 experts", mu_load_of((int64_t[]){ 1 }, 0));
     STOPS("expert 1 has a count of -3 tokens", mu_load_of((int64_t[]){ 1, -3 }, 2));
-    if (mu_dist_has_mpi()) STOPS("a communicator before the start of MPI", mu_mesh_open(NULL, 1));
+    if (mu_dist_has_mpi()) STOPS("a communicator cannot be created before MPI_Init", mu_mesh_open(NULL, 1));
     mu_model_config cfg = tiny_model_config();
     mu_moe_config moe = tiny_moe_config();
     mu_model *m = new_model(&cfg, &moe);
     mu_unit *u = mu_params_find(m->params, "/norm/weight");
-    STOPS("a learning-rate factor of -1 for /norm/weight", mu_unit_set_lr_factor(u, -1));
-    STOPS("a learning-rate factor of nan for /norm/weight", mu_unit_set_lr_factor(u, NAN));
-    STOPS("freezing needs a unit", mu_unit_freeze(NULL, true));
+    STOPS("learning-rate factor -1 for /norm/weight", mu_unit_set_lr_factor(u, -1));
+    STOPS("learning-rate factor nan for /norm/weight", mu_unit_set_lr_factor(u, NAN));
+    STOPS("mu_unit_freeze: unit is NULL", mu_unit_freeze(NULL, true));
     mu_model_free(m);
 }
 
-/* What a forward pass cannot be made of stops before a kernel sees it, in words. */
+/* Invalid arguments of a forward pass stop with a message before a kernel sees them. */
 static void unsound_batches_stop(void **state) {
     (void)state;
     mu_model_config cfg = tiny_model_config();
@@ -205,29 +205,29 @@ static void unsound_batches_stop(void **state) {
     } while (0)
     int32_t kept = ids[3];
     ids[3] = TINY_V;
-    FORWARD_STOPS("to 23, allowed are 0 to 22", TOKENS, );
-    STOPS("head: targets: ids from", mu_model_head_loss(m, tp, mu_tensor_2d(tp, TINY_T, 12), TOKENS, 1, NULL));
+    FORWARD_STOPS(", 23], expected [0, 22]", TOKENS, );
+    STOPS("head: targets: ids in [", mu_model_head_loss(m, tp, mu_tensor_2d(tp, TINY_T, 12), TOKENS, 1, NULL));
     ids[3] = -1;
-    FORWARD_STOPS("embedding: ids from -1 to", TOKENS, );
+    FORWARD_STOPS("embedding: ids in [-1, ", TOKENS, );
     ids[3] = kept;
-    STOPS("head: the loss times nan", mu_model_head_loss(m, tp, mu_tensor_2d(tp, TINY_T, 12), TOKENS, NAN, NULL));
+    STOPS("head: scale nan is not finite", mu_model_head_loss(m, tp, mu_tensor_2d(tp, TINY_T, 12), TOKENS, NAN, NULL));
     FORWARD_STOPS("model: tokens is missing", NULL, );
-    FORWARD_STOPS("model: tokens is of type i64", mu_tensor_ints(tp, MU_DTYPE_I64, TINY_T, NULL), );
-    FORWARD_STOPS("24 tokens for 2 sequences of 8", TOKENS, cx.n_sequences = 2);
-    FORWARD_STOPS("24 tokens for 3 sequences of 0", TOKENS, cx.seq_len = 0);
-    FORWARD_STOPS("sequences of 24 tokens, max_seq_len is 8", TOKENS, cx.n_sequences = 1, cx.seq_len = TINY_T);
+    FORWARD_STOPS("model: tokens has unexpected dtype i64", mu_tensor_ints(tp, MU_DTYPE_I64, TINY_T, NULL), );
+    FORWARD_STOPS("24 tokens do not match 2 sequences of 8", TOKENS, cx.n_sequences = 2);
+    FORWARD_STOPS("24 tokens do not match 3 sequences of 0", TOKENS, cx.seq_len = 0);
+    FORWARD_STOPS("sequences of 24 tokens are longer than max_seq_len 8", TOKENS, cx.n_sequences = 1, cx.seq_len = TINY_T);
     int32_t too_few[] = { 0, 0, 1, 0, 0, 0, 1, 0 };
     FORWARD_STOPS("layer 0: the mask leaves 1 of 4 experts, top_k is 2", TOKENS, cx.expert_mask = too_few);
     mu_context cx = tiny_context();
-    STOPS("no room for the routings", mu_model_forward(m, tp, &cx, TOKENS, NULL));
+    STOPS("routings is NULL", mu_model_forward(m, tp, &cx, TOKENS, NULL));
     mu_tensor *x = mu_tensor_2d(tp, 4, 12);
     mu_tensor *w = &m->blocks[0].attention.q->tensor;
     STOPS("linear: w is missing", mu_linear(tp, x, NULL));
     STOPS("linear: x has 1 dimension, not 2", mu_linear(tp, mu_tensor_scalar(tp), w));
     STOPS("attention: 0 heads", mu_attention(tp, x, x, x, 0, 1, 4));
-    STOPS("in sequences of 3", mu_rope(tp, x, (mu_tensor *)(uintptr_t)&m->cos, (mu_tensor *)(uintptr_t)&m->sin, 3, 3));
+    STOPS("sequence length 3", mu_rope(tp, x, (mu_tensor *)(uintptr_t)&m->cos, (mu_tensor *)(uintptr_t)&m->sin, 3, 3));
     STOPS("rmsnorm: w has 2 dimensions", mu_rmsnorm(tp, x, w, 1e-6));
-    STOPS("dimension 0 of a tensor is -4", mu_tensor_2d(tp, -4, 2));
+    STOPS("dimension 0 is -4", mu_tensor_2d(tp, -4, 2));
     mu_route_shape shape = { .T = 4, .E = 12, .K = 13 };
     STOPS("route: 13 of 12 experts", mu_route(tp, x, NULL, NULL, &shape, 4));
     mu_release(tp, x);
@@ -242,7 +242,7 @@ static void unsound_batches_stop(void **state) {
     STOPS("optim.betas: [0.9, 1] is out of range", mu_optimizer_new(&mu_rule_adamw, &optim, m->params));
     optim = mu_optim_config_default(), optim.kind = 9;
     STOPS("optim.kind 9 of 1 update rules", mu_rule_of(&optim));
-    STOPS("learning rate of step 0 of 10", mu_learning_rate(&optim, 0, 10));
+    STOPS("mu_learning_rate: step 0 of 10 steps", mu_learning_rate(&optim, 0, 10));
     free(ids);
     mu_tape_free(tp);
     mu_model_free(m);
@@ -258,8 +258,8 @@ static void planned_ranks_do_not_talk(void **state) {
     assert_int_equal(mesh->replica->rank, 1);
     assert_int_equal(mesh->replica->size, 2);
     int64_t value = 0;
-    if (mu_dist_has_mpi()) STOPS("8 planned ranks cannot communicate", mu_all_reduce(mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, &value, 1));
-    STOPS("parallel.ep 3 does not divide 8 ranks", mu_mesh_planned(0, 8, 3));
+    if (mu_dist_has_mpi()) STOPS("of 8 ranks cannot communicate", mu_all_reduce(mesh->world, MU_REDUCE_SUM, MU_DTYPE_I64, &value, 1));
+    STOPS("ep 3 does not divide 8 ranks", mu_mesh_planned(0, 8, 3));
     mu_mesh_close(mesh);
 }
 
