@@ -280,7 +280,7 @@ own 65 "cut.h5: cannot be read" cut.h5
 refuses 65 "tokens.h5: .*other.* not in the file" train tiny.yaml "data.train=[{domain: other, path: tokens.h5}]"
 mkdir other.h5.tmp && cp -r run texts/old && cp run/metrics.jsonl other.h5.tmp/mine
 echo precious > precious.h5
-refuses 64 "--out precious.h5 is there already and is not a token file; choose another name or remove it" tokenize --out precious.h5 own=texts/1.txt
+refuses 64 "--out precious.h5 exists and is not a token file; choose another name or remove it" tokenize --out precious.h5 own=texts/1.txt
 if [ "$(cat precious.h5)" = precious ]; then pass; else fail "tokenize replaced a file"; fi
 expect 0 "tokenize beside a run" m tokenize --out other.h5 own=texts one=texts/1.txt
 says_once "tokenize beside a run" 'note: domain "own": not read in texts: 1 folder of a run \(old\)$'
@@ -302,11 +302,11 @@ for command in eval inspect verify "generate --prompt x"; do HOME=$work expect 0
 HOME=$work refuses 64 "~bob/run: ~ alone is your home" verify "~bob/run"
 HOME=$work refuses 66 "$work/none.yaml: No such file" train "~/none.yaml"
 refuses 64 "needs --out" tokenize a=texts
-refuses 78 'there is no tokenizer "words"; this version has "bytes"' tokenize --tokenizer words --out x.h5 a=texts
-refuses 78 'there is no tokenizer "words"' train tiny.yaml run.dir=x data.tokenizer=words
-refuses 78 'there is no tokenizer "words"' train tiny.yaml run.dir=x data.tokenizer=words --dry-run
+refuses 78 'unknown tokenizer "words"; available: bytes' tokenize --tokenizer words --out x.h5 a=texts
+refuses 78 'unknown tokenizer "words"' train tiny.yaml run.dir=x data.tokenizer=words
+refuses 78 'unknown tokenizer "words"' train tiny.yaml run.dir=x data.tokenizer=words --dry-run
 refuses 66 "tokenizer ./none.json: no such file" train tiny.yaml run.dir=x data.tokenizer=./none.json
-refuses 65 "tokenizer tiny.yaml: this version reads no tokenizer files" train tiny.yaml run.dir=x data.tokenizer=tiny.yaml
+refuses 65 "tokenizer tiny.yaml: tokenizer files are not supported" train tiny.yaml run.dir=x data.tokenizer=tiny.yaml
 refuses 64 "at least one DOMAIN=PATH" tokenize --out x.h5
 refuses 64 "expected DOMAIN=PATH" tokenize --out x.h5 texts
 refuses 64 "appears twice" tokenize --out x.h5 a=texts a=texts

@@ -104,7 +104,7 @@ MUSTER_EMULATED_DEVICES=0 expect 78 "no GPU" with "$gpu" 1 none train.device=cud
 says "no GPU" 'error: train.device cuda: rank 0: no NVIDIA GPU found .*; train.device=cpu'
 MUSTER_EMULATED_DEVICES=0 expect 0 "auto without a GPU" with "$gpu" 1 auto train.device=auto train.steps=2 optim.warmup_steps=1
 MUSTER_EMULATED_DRIVER=11040 expect 78 "an old driver" with "$gpu" 1 none train.device=cuda
-says "an old driver" 'the NVIDIA driver knows CUDA 11.4, this muster needs [0-9]+\.[0-9]: a newer driver helps'
+says "an old driver" 'the NVIDIA driver supports CUDA 11.4, but this build needs [0-9]+\.[0-9]; install a newer driver'
 MUSTER_EMULATED_CAPABILITY=7 expect 78 "an old GPU" with "$gpu" 1 none train.device=cuda
 says "an old GPU" 'GPU 0 has compute capability 7.0, this muster needs 8.0 or more'
 MUSTER_EMULATED_CAPABILITY=7 expect 0 "auto with an old GPU" with "$gpu" 1 auto-old train.device=auto train.steps=2 optim.warmup_steps=1
@@ -112,5 +112,5 @@ says_once "auto with an old GPU" 'train.device auto: rank 0: GPU 0 has compute c
 MUSTER_EMULATED_FAULT=rmsnorm expect 70 "a kernel that faults" with "$gpu" 1 faulty train.device=cuda
 says_once "a kernel that faults" 'cudaErrorLaunchFailure.*compute-sanitizer'
 MUSTER_EMULATED_BYTES=$((20 << 20)) expect 70 "a full device" with "$gpu" 1 full train.device=cuda
-says_once "a full device" 'cuda is full: [0-9]+ MiB more needed, .* smaller train.micro_batch_size'
+says_once "a full device" 'cuda is full: [0-9]+ MiB more needed, .* smaller micro-batch'
 finish

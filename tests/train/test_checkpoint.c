@@ -312,7 +312,7 @@ static void manifests_that_hash_right(void **state) {
         { shard_twice, "manifest.json: a field is missing" },
         { shard_elsewhere, "manifest.json: a field is missing" },
         { other_seed, "/state/seed holds 7 at 0, which must be in [8, 8]" },
-        { larger_batch, "loader state: 6 samples, by the steps 12" },
+        { larger_batch, "loader state: 6 samples, but the steps make 12" },
         { other_top_k, "MoE layer 0: the experts of slot 0 do not add up to 48" },
         { short_fingerprint, "manifest.json: a field is missing" },
         { no_fingerprint, "manifest.json: a field is missing" },
