@@ -40,8 +40,8 @@ struct mu_tensor {
     bool bounded;           /* integers written by the host: all are in [low, high] */
     int64_t low, high;
     bool view;                      /* of another tensor's memory (mu_tensor_rows) */
-    int segment;                    /* whose recomputation can make the data again; 0: none */
-    bool wanted;                    /* the recomputation that is under way must make them */
+    int segment;                    /* the segment that can recompute the data; 0: none */
+    bool wanted;                    /* the current recomputation must compute the data */
 };
 
 /* A new tensor on the tape, not cleared. */
@@ -84,7 +84,7 @@ enum { MU_NODE_INPUTS = 9, MU_NODE_OUTPUTS = 6 };
 typedef struct {
     const char *name;
     void (*forward)(mu_tape *tp, mu_node *n);
-    void (*backward)(mu_tape *tp, mu_node *n);  /* NULL: no gradient goes through */
+    void (*backward)(mu_tape *tp, mu_node *n);  /* NULL: no gradient */
     unsigned keeps_in, keeps_out;   /* MU_BIT(i): backward reads the data of in[i] / out[i] */
     unsigned saved;                 /* MU_BIT(i): out[i] is for backward only, not for callers */
     bool once;                      /* chooses (experts, say): recomputation keeps the outputs, forward never runs again */
@@ -96,7 +96,7 @@ struct mu_node {
     void *extra;                    /* the op's own data, in the tape's host arena */
     const char *part;               /* this, the layer (-1: none) and the segment are set by mu_apply */
     int layer;
-    int segment;                    /* which one recomputes it; 0: none */
+    int segment;                    /* the segment it belongs to; 0: none */
 };
 
 mu_tape *mu_tape_new(mu_device *dev);
@@ -111,20 +111,12 @@ void *mu_tape_alloc(mu_tape *tp, size_t bytes);         /* host memory until res
 /* The caller (an op or a layer) does not use `t` any more: its memory is freed once no recorded backward needs it.
  * Gradients stay. NULL is allowed. */
 void mu_release(mu_tape *tp, mu_tensor *t);
-/* Activation recomputation: less memory for more time. What is recorded between these two calls, a layer, say, is a segment. At its
- * end the data of every activation that it made and that the caller has released (mu_release) are dropped. mu_backward makes them
- * again, just before it comes to the segment, by running those ops' forward that backward needs: with the same bits, and with the
- * choices that ops with `once` had made. What ops without gradient made (a dispatch plan, say), the segment's inputs and what the
- * caller has not released stay. Segments do not nest. While not recording, both calls do nothing. Local, but a segment that
- * communicates does so again: all ranks of its communicators have the same segments. */
-void mu_tape_recompute_begin(mu_tape *tp);
-void mu_tape_recompute_end(mu_tape *tp);
-/* Activation recomputation: less memory for more time. What is recorded between these two calls (a layer) is a segment. When it
- * ends, the activations that it made and that the caller has released (mu_release) are dropped; mu_backward makes them again, just
- * before it comes to the segment, by running the forward of those ops that backward depends on: the same bits, and the same choices
- * where an op made one (`once`). What the caller has not released stays, and so do the segment's inputs and what ops made through
- * which no gradient goes (a dispatch plan). No nesting; without recording both calls do nothing. Local; but a segment that
- * communicates will do so again, so the ranks that take part have the same segments. */
+/* Activation recomputation: less memory for more time. The ops recorded between these two calls (a layer) are a segment. At
+ * its end the activations that it made and that the caller has released (mu_release) are dropped; mu_backward recomputes them
+ * just before it reaches the segment, by running the forward of those ops that backward needs: the same bits, and the same
+ * choices of ops with `once`. Inputs of the segment, unreleased activations and outputs of ops without gradient (a dispatch
+ * plan) are kept. Segments do not nest. Without recording both calls do nothing. Local, but a segment that communicates does so
+ * again in mu_backward: all ranks of its communicators must have the same segments. */
 void mu_tape_recompute_begin(mu_tape *tp);
 void mu_tape_recompute_end(mu_tape *tp);
 /* A reduction unit is a group of consecutive rows of a batch, `rows` of them (a sequence); 0, the default, is the

@@ -12,7 +12,8 @@ static mu_tensor matrix_at(mu_kv_cache *c, size_t bytes, int i, int64_t width) {
 }
 
 mu_kv_cache *mu_kv_cache_new(mu_device *dev, int n_layers, int64_t most, int64_t width) {
-    MU_CHECK(dev && n_layers >= 1 && most >= 1 && width >= 1, "KV cache: %d layers, %lld tokens, width %lld; each must be at least 1", n_layers,
+    MU_CHECK(dev && n_layers >= 1 && most >= 1 && width >= 1,
+             "KV cache: %d layers, %lld tokens, width %lld; each must be at least 1", n_layers,
              (long long)most, (long long)width);
     mu_kv_cache *c = mu_alloc(1, sizeof *c);
     size_t bytes = mu_size_mul((size_t)(most * width), mu_dtype_size(dev->compute));

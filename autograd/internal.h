@@ -5,10 +5,10 @@
 
 /* Device memory of the tape: first fit over a list of free blocks, so that the same sequence of requests gets the
  * same addresses every step, and no more memory is committed than the largest step needs. */
-typedef struct { size_t at, bytes; } mu_block;
+typedef struct { size_t at, bytes; } mu_free_block;
 typedef struct {
     mu_memory *memory;
-    mu_block *free_list;        /* ascending, never adjacent */
+    mu_free_block *free_list;        /* ascending, never adjacent */
     int n_free, capacity;
     size_t end;                 /* nothing beyond this is in use */
     size_t peak;
@@ -26,7 +26,7 @@ struct mu_tape {
     mu_arena host;              /* nodes, tensors, extras */
     mu_node_list nodes;
     bool recording;
-    int segment, n_segments;    /* being recorded (0: none); so far */
+    int segment, n_segments;    /* being recorded (0: none); number so far */
     int segment_start;          /* its first node */
     int64_t unit_rows;          /* of a reduction unit; 0: the whole batch is one */
     int layer;                  /* of the ops being recorded; -1: none */
@@ -37,8 +37,8 @@ struct mu_tape {
 };
 void mu_tape_check_inputs(const mu_tape *tp, const mu_node *n);     /* fatal unless they are there */
 mu_part_time *mu_tape_time(mu_tape *tp, const char *part);
-void mu_tape_take_data(mu_tape *tp, mu_tensor *t);          /* memory of the tape's for all elements */
-void mu_tape_give_data(mu_tape *tp, mu_tensor *t);          /* back, if it is the tape's */
+void mu_tape_take_data(mu_tape *tp, mu_tensor *t);          /* allocates the data in the tape's pool */
+void mu_tape_give_data(mu_tape *tp, mu_tensor *t);          /* frees the data if it is in the tape's pool */
 void mu_tape_give_if_unread(mu_tape *tp, mu_tensor *t);     /* the same, if it was released and nothing will read it */
 void mu_tape_recompute(mu_tape *tp, int last);              /* the nodes of a segment up to number `last`: what their backward reads */
 #endif

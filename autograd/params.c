@@ -224,7 +224,8 @@ void mu_unit_freeze(mu_unit *u, bool frozen) {
 }
 
 void mu_unit_set_lr_factor(mu_unit *u, double factor) {
-    MU_CHECK(u && factor >= 0 && isfinite(factor), "learning-rate factor %g for %s must be finite and at least 0", factor,
+    MU_CHECK(u && factor >= 0 && isfinite(factor),
+             "learning-rate factor %g for %s must be finite and at least 0", factor,
              u ? u->name : "a NULL unit");
     u->lr_factor = factor;
     u->param->desc.group->version++;

@@ -1,18 +1,18 @@
-/* recompute.c - activation recomputation (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016): what a segment's ops
- * made is dropped when the segment ends, and made again just before backward comes to it.
+/* recompute.c - activation recomputation (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016): the activations of a
+ * segment are dropped when it ends, and recomputed just before backward reaches it.
  *
- * A tensor belongs to the segment (tensor.segment) when running one of its recorded nodes again would make it. Everything else that
- * these nodes read is kept for them, as backward's operands are (tape.c, `keeps`). So an op that must not choose anew needs no more
- * than to have outputs that do not belong. */
+ * A tensor belongs to the segment (tensor.segment) if running one of the segment's nodes again produces it. All other inputs of
+ * these nodes are kept, like the operands of backward (tape.c, `keeps`). So the outputs of an op that must not choose again
+ * (`once`) just do not belong to the segment. */
 #include "autograd/internal.h"
 
 void mu_tape_recompute_begin(mu_tape *tp) {
-    MU_CHECK(!tp->segment, "recompute: a segment begins inside another one; they do not nest");
+    MU_CHECK(!tp->segment, "mu_tape_recompute_begin: segments do not nest");
     if (tp->recording) tp->segment = ++tp->n_segments, tp->segment_start = tp->nodes.n;
 }
 
 void mu_tape_recompute_end(mu_tape *tp) {
-    MU_CHECK(tp->segment || !tp->recording, "recompute: a segment ends that did not begin while recording");
+    MU_CHECK(tp->segment || !tp->recording, "mu_tape_recompute_end without mu_tape_recompute_begin");
     if (!tp->segment) return;
     for (int i = tp->segment_start; i < tp->nodes.n; i++)
         for (int k = 0; k < MU_NODE_OUTPUTS; k++) {
@@ -32,8 +32,8 @@ static bool is_wanted(const mu_node *n) {
     return false;
 }
 
-/* Backward of n reads these; and, if n itself has to run again, its forward reads all inputs: it is a reader of those of the segment
- * until it has. Readers come after makers, so a pass from the end finds all that is wanted. */
+/* Marks the tensors that backward of n reads; and, if n itself must run again, all of its inputs, of which it is a reader until it
+ * has run. Readers are recorded after producers, so one pass from the end finds all. */
 static void find_wanted(const mu_node *n) {
     for (int k = 0; k < MU_NODE_OUTPUTS; k++)
         if (n->out[k] && n->op->keeps_out >> k & 1) want(n->out[k], n->segment);

@@ -110,18 +110,18 @@ int mu_tape_profile(const mu_tape *tp, const mu_part_time **times) {
 
 void mu_tape_profile_reset(mu_tape *tp) { tp->n_times = 0; }
 
-/* Does n's backward read in[i], or the recomputation of its segment, which cannot make it? */
+/* Whether n's backward reads in[i], or the recomputation of its segment does, which cannot make it. */
 static bool keeps(const mu_node *n, int i) {
     const mu_tensor *in = n->in[i];
     return in && (n->op->keeps_in >> i & 1 || (n->segment && in->segment != n->segment));
 }
 
-/* A view's data would be dropped with the tensor's, and made again elsewhere. */
+/* Adds n to the current segment. Views of activations are not allowed: their memory would be dropped and moved. */
 static void join_segment(mu_tape *tp, mu_node *n) {
     n->segment = tp->segment;
     for (int i = 0; i < MU_NODE_INPUTS; i++)
         MU_CHECK(!n->in[i] || !n->in[i]->view || !in_pool(tp, n->in[i]->data),
-                 "%s: input %d is a view of an activation, which a segment to recompute cannot have", n->op->name, i);
+                 "%s: input %d is a view of an activation, which is not allowed in a recomputed segment", n->op->name, i);
     for (int i = 0; i < MU_NODE_OUTPUTS; i++)
         if (n->out[i] && !n->op->once) n->out[i]->segment = tp->segment;
 }
@@ -151,7 +151,7 @@ void mu_tape_check_inputs(const mu_tape *tp, const mu_node *n) {
     }
 }
 
-/* Integers have no gradient, whatever they were made from. */
+/* Integers never have a gradient. */
 static bool can_have_gradient(const mu_tensor *t) { return MU_FLOATS >> t->dtype & 1; }
 
 mu_tensor *mu_apply(mu_tape *tp, mu_node node) {
@@ -221,11 +221,11 @@ void mu_backward_with(mu_tape *tp, mu_tensor *loss, const mu_backward_events *ev
     MU_CHECK(loss->dtype == MU_DTYPE_F64 && (tp->unit_rows || mu_count(loss) == 1),
              "backward: the loss must be one f64, or one per reduction unit");
     MU_CHECK(loss->needs_grad, "backward: the loss depends on no parameter, or the tape was not recording");
-    MU_CHECK(!tp->segment, "backward: a segment to recompute did not end");
+    MU_CHECK(!tp->segment, "backward: mu_tape_recompute_end was not called");
     mu_tape_part(tp, NULL);
     tp->dev->k->fill(tp->dev, mu_count(loss), 1.0, mu_grad(tp, loss));
     if (events) count_uses(tp);
-    int made = 0; /* the segment whose activations were made again */
+    int made = 0; /* the segment that was recomputed last */
     for (int i = tp->nodes.n - 1; i >= 0; i--) {
         mu_node *n = tp->nodes.list[i];
         if (has_gradient(n)) {

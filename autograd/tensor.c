@@ -17,17 +17,20 @@ void mu_tensor_check(const mu_tensor *t, const char *what, int n_dims, unsigned 
 }
 
 void mu_ids_check(const mu_tensor *ids, const char *what, int64_t low, int64_t high) {
-    MU_CHECK(!ids->bounded || (ids->low >= low && ids->high <= high), "%s: ids in [%lld, %lld], expected [%lld, %lld]", what,
+    MU_CHECK(!ids->bounded || (ids->low >= low && ids->high <= high),
+             "%s: ids in [%lld, %lld], expected [%lld, %lld]", what,
              (long long)ids->low, (long long)ids->high, (long long)low, (long long)high);
 }
 
 mu_tensor *mu_tensor_new(mu_tape *tp, mu_dtype dtype, int n_dims, const int64_t *shape) {
-    MU_CHECK(tp && n_dims >= 0 && n_dims <= 4 && (unsigned)dtype <= MU_DTYPE_I64, "invalid tensor: %d dimensions, dtype %d", n_dims,
+    MU_CHECK(tp && n_dims >= 0 && n_dims <= 4 && (unsigned)dtype <= MU_DTYPE_I64,
+             "invalid tensor: %d dimensions, dtype %d", n_dims,
              (int)dtype);
     mu_tensor *t = mu_tape_alloc(tp, sizeof *t);
     *t = (mu_tensor){ .dev = tp->dev, .dtype = dtype, .n_dims = n_dims };
     for (int i = 0; i < n_dims; i++) {
-        MU_CHECK(shape[i] >= 0 && shape[i] <= INT64_C(1) << 40, "invalid tensor: dimension %d is %lld", i, (long long)shape[i]);
+        MU_CHECK(shape[i] >= 0 && shape[i] <= INT64_C(1) << 40,
+                 "invalid tensor: dimension %d is %lld", i, (long long)shape[i]);
         t->shape[i] = shape[i];
     }
     t->data = mu_pool_take(&tp->pool, mu_size_mul((size_t)mu_count(t), mu_dtype_size(dtype)));
@@ -198,7 +201,8 @@ void mu_tensor_set(mu_tensor *t, const double *host) {
 }
 
 double mu_tensor_scalar_get(const mu_tensor *t) {
-    MU_CHECK(t->dtype == MU_DTYPE_F64 && mu_count(t) == 1, "a scalar loss is one f64; this tensor has %lld values of type %s",
+    MU_CHECK(t->dtype == MU_DTYPE_F64 && mu_count(t) == 1,
+             "a scalar loss is one f64; this tensor has %lld values of type %s",
              (long long)mu_count(t), mu_dtype_name(t->dtype));
     double value;
     mu_tensor_read(t, &value);

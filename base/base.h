@@ -347,7 +347,7 @@ typedef struct mu_state_visitor {
     void (*visit)(struct mu_state_visitor *v, const mu_state *s);
 } mu_state_visitor;
 int64_t mu_state_count(const mu_state *s);                              /* values */
-bool mu_state_is_in(const mu_state *s, int version);                    /* does this version of the format have it? */
+bool mu_state_is_in(const mu_state *s, int version);                    /* whether this format version has it */
 /* Checks that all values are in range. MU_STATUS_DATA names file, array, index and value. */
 mu_status mu_state_check(const mu_state *s, const void *host, const char *file, mu_error *e) MU_MUST_USE;
 
@@ -367,11 +367,10 @@ bool      mu_file_exists(const char *path);
 const char *mu_file_not_plain(const char *path);
 /* PATH SUFFIX, or with -2, -3, ... appended: the first name that does not exist, not even as a dangling link; heap. */
 char     *mu_file_free_name(const char *path, const char *suffix);
-/* What is at `path` (file, folder or link) gets the name PATH.aside, or the next that is free: *name, heap; NULL where there is
- * nothing. */
+/* Renames `path` (file, folder or link) to PATH.aside, or the next free name: *name, heap; NULL if it does not exist. */
 mu_status mu_file_set_aside(const char *path, char **name, mu_error *e) MU_MUST_USE;
-/* `write` makes a new file, which takes the place of `path`; what was there stays as *aside, as above, set only on success. At every
- * moment one of the two has the name `path`, unless the file system has no links. */
+/* Replaces `path` by a new file that `write` creates; an existing file is kept as *aside, as above, set only on success. `path`
+ * exists at every moment, unless the file system has no links. */
 mu_status mu_file_rewrite(const char *path, mu_status (*write)(void *context, const char *temporary, mu_error *e), void *context,
                           char **aside, mu_error *e) MU_MUST_USE;
 /* Whether the path is the folder or inside it, links followed; neither needs to exist yet. */

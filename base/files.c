@@ -206,7 +206,7 @@ char *mu_file_free_name(const char *path, const char *suffix) {
     return name;
 }
 
-/* ------------------------------------------------------------------ keeping what was there */
+/* ------------------------------------------------------------------ keeping the old file */
 
 mu_status mu_file_set_aside(const char *path, char **name, mu_error *e) {
     struct stat st;
@@ -221,7 +221,7 @@ mu_status mu_file_set_aside(const char *path, char **name, mu_error *e) {
     return status;
 }
 
-/* As above, but the file keeps its name, too, where the file system has links. */
+/* The same, but `path` also keeps its name if the file system has links. */
 static mu_status keep_as_link(const char *path, char **name, mu_error *e) {
     *name = mu_file_free_name(path, ".aside");
     if (!link(path, *name)) return MU_STATUS_OK;

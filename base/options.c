@@ -138,12 +138,25 @@ static void unknown_key(reader *d, const char *section, const char *key, int lin
                   section, joined);
 }
 
+/* Reports "section.key: value", the syntax of the command line, in a file; false if the name is none. */
+static bool dotted_name(reader *d, const char *name, int line, int column) {
+    mu_quoted shown;
+    const char *dot = strchr(name, '.');
+    char *section = dot ? mu_format("%.*s", (int)(dot - name), name) : NULL;
+    bool known = section && find(d->o, section, dot + 1) >= 0;
+    if (known)
+        mu_report_add(&d->report, line, column, "'%s' is not a section; in a file write '%s:' and below it, indented,"
+                      " '%s: ...'", mu_quote(&shown, name), section, dot + 1);
+    free(section);
+    return known;
+}
+
 /* An unindented name that is not a section: often a key that lost its indentation. */
 static void unknown_section(reader *d, const char *name, bool has_keys, int line, int column) {
     names sections, list;
     mu_quoted shown;
     char joined[LIST_BYTES];
-    const char *quoted = mu_quote(&shown, name), *dot = strchr(name, '.');
+    const char *quoted = mu_quote(&shown, name);
     all_sections(d->o, &sections);
     const char *near = nearest(&sections, name);
     sections_with(d->o, name, &list);
@@ -154,16 +167,7 @@ static void unknown_section(reader *d, const char *name, bool has_keys, int line
         may_be(d->o, &list, name);
         return;
     }
-    if (dot && !has_keys) {
-        char *section = mu_format("%.*s", (int)(dot - name), name);
-        if (find(d->o, section, dot + 1) >= 0) {
-            mu_report_add(&d->report, line, column, "'%s' is not a section; in a file write '%s:' and below it, indented,"
-                          " '%s: ...'", quoted, section, dot + 1);
-            free(section);
-            return;
-        }
-        free(section);
-    }
+    if (!has_keys && dotted_name(d, name, line, column)) return;
     if (near) {
         mu_report_add(&d->report, line, column, "unknown section '%s'; did you mean '%s'?", quoted, near);
         refuse_rest(d->o, near);

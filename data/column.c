@@ -164,7 +164,8 @@ static mu_status find_run(mu_column *c, int64_t first, int64_t *n, const char **
 }
 
 static void check_range(const mu_column *c, int64_t first, int64_t n) {
-    MU_CHECK(first >= 0 && n >= 0 && first <= c->n && n <= c->n - first, "numbers [%lld, %lld) out of range for a column of %lld", (long long)first,
+    MU_CHECK(first >= 0 && n >= 0 && first <= c->n && n <= c->n - first,
+             "numbers [%lld, %lld) out of range for a column of %lld", (long long)first,
              (long long)(first + n), (long long)c->n);
 }
 

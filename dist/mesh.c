@@ -52,7 +52,8 @@ double mu_mesh_seconds(const mu_mesh *m) {
 
 mu_placement *mu_placement_new(const mu_comm *group, int n_experts) {
     MU_CHECK(group, "placement of %d experts: the expert group is NULL", n_experts);
-    MU_CHECK(n_experts >= 1 && n_experts % group->size == 0, "%d experts are not a multiple of %d ranks", n_experts, group->size);
+    MU_CHECK(n_experts >= 1 && n_experts % group->size == 0,
+             "%d experts are not a multiple of %d ranks", n_experts, group->size);
     mu_placement *p = mu_alloc(1, sizeof *p);
     p->n_experts = n_experts, p->n_local = n_experts / group->size;
     p->rank = mu_alloc((size_t)n_experts, sizeof(int));

@@ -31,7 +31,8 @@ struct mu_reduction {
 };
 
 mu_reduction *mu_reduction_new(mu_comm *c, mu_dtype dtype, void *data, const int64_t *ends) {
-    MU_CHECK(c && c->size > 1 && ends && mu_can_add(dtype), "mu_reduction needs several ranks and a type that can be added, not %s", mu_dtype_name(dtype));
+    MU_CHECK(c && c->size > 1 && ends && mu_can_add(dtype),
+             "mu_reduction needs several ranks and a type that can be added, not %s", mu_dtype_name(dtype));
     mu_reduction *r = mu_alloc(1, sizeof *r);
     *r = (mu_reduction){ .c = c, .tag = 2 + c->reductions++ % TAGS, .dtype = dtype, .data = data, .ends = ends, .size = (int64_t)mu_dtype_size(dtype) };
     int64_t others = c->size - 1, bytes = ROOM / 2 / others;
@@ -73,7 +74,8 @@ void mu_reduction_begin(mu_reduction *r) {
 }
 
 void mu_reduction_final(mu_reduction *r, int64_t from) {
-    MU_CHECK(from >= 0 && from <= r->final, "mu_reduction_final: values from %lld on, but those from %lld on are final already", (long long)from,
+    MU_CHECK(from >= 0 && from <= r->final,
+             "mu_reduction_final: values from %lld on, but those from %lld on are final already", (long long)from,
              (long long)r->final);
     r->final = from;
 }

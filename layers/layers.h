@@ -111,7 +111,7 @@ typedef struct {
     int64_t sequences, seq_len;     /* of a global batch; a multiple of micro_batches * ranks of `batch` */
     int64_t micro_batches;
     int domains;                    /* number of domains in the routing statistics; 0: one */
-    int64_t window;                 /* steps of their window of expert loads, stats.window; 0: the default, 200 */
+    int64_t window;                 /* steps of the window of expert loads (stats.window); 0: the default, 200 */
 } mu_batch_shape;
 typedef struct {
     mu_model *model;                /* these three are borrowed */

@@ -65,7 +65,8 @@ static void make_rope(mu_model *m, mu_device *dev) {
 mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size,
                        uint64_t seed, mu_device *dev, const mu_mesh *mesh) {
     MU_CHECK(cfg && moe && dev && mesh, "mu_model_new: configuration, device or mesh is NULL");
-    MU_CHECK(vocab_size >= 1 && vocab_size <= INT32_MAX, "mu_model_new: vocabulary of %lld ids; need 1 to 2^31 - 1", (long long)vocab_size);
+    MU_CHECK(vocab_size >= 1 && vocab_size <= INT32_MAX,
+             "mu_model_new: vocabulary of %lld ids; need 1 to 2^31 - 1", (long long)vocab_size);
     mu_moe_config moe_cfg = *moe;
     mu_error e = { 0 };
     mu_complaints found = { .e = &e };
@@ -145,7 +146,8 @@ static void check_batch(const mu_model *m, const mu_context *cx, const mu_tensor
     MU_CHECK(cx->n_sequences >= 0 && cx->seq_len >= 1 && mu_count(tokens) == cx->n_sequences * cx->seq_len,
              "model: %lld tokens do not match %lld sequences of %lld", (long long)mu_count(tokens), (long long)cx->n_sequences,
              (long long)cx->seq_len);
-    MU_CHECK(past + cx->seq_len <= m->cfg.max_seq_len, "model: sequences of %lld tokens are longer than max_seq_len %lld",
+    MU_CHECK(past + cx->seq_len <= m->cfg.max_seq_len,
+             "model: sequences of %lld tokens are longer than max_seq_len %lld",
              (long long)(past + cx->seq_len), (long long)m->cfg.max_seq_len);
     MU_CHECK(!cx->cache || cx->cache->n_layers == m->cfg.num_layers, "model: the KV cache has %d layers, the model %lld",
              cx->cache ? cx->cache->n_layers : 0, (long long)m->cfg.num_layers);

@@ -98,7 +98,8 @@ void mu_optimizer_step(mu_optimizer *o, double lr, mu_mat loads) {
 /* ------------------------------------------------------------------ state of a unit */
 
 void *mu_optimizer_slot(const mu_optimizer *o, const mu_unit *u, int slot) {
-    MU_CHECK(slot >= 0 && slot < o->rule->n_slots, "slot %d out of range for update rule %s with %d slots", slot, o->rule->name,
+    MU_CHECK(slot >= 0 && slot < o->rule->n_slots,
+             "slot %d out of range for update rule %s with %d slots", slot, o->rule->name,
              o->rule->n_slots);
     if (!mu_shards_owns(&o->shards, u)) return NULL;
     return mu_mat_values(slot_of(o, mu_shards_group(&o->shards, u), slot), mu_shards_offset(&o->shards, u)).data;

@@ -37,7 +37,7 @@ static void on_fatal(mu_status status, const char *line) {
 
 void mu_report_stall(const char *report) {
     fflush(stdout);
-    fprintf(stderr, "muster: error: rank %d: %s\n", the_rank, report);
+    fprintf(stderr, "muster: error: rank %d: %s\n  (run.watchdog sets this time limit)\n", the_rank, report);
     end_all_ranks(MU_STATUS_INTERNAL);
 }
 

@@ -43,7 +43,8 @@ mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, i
     mu_tensor_check(q, "attention: q", 2, compute);
     mu_tensor_check(k, "attention: k", 2, compute);
     mu_tensor_check(v, "attention: v", 2, compute);
-    MU_CHECK(heads >= 1 && kv_heads >= 1 && seq_len >= 1, "attention: %lld heads, %lld key/value heads, sequence length %lld; each must be at least 1",
+    MU_CHECK(heads >= 1 && kv_heads >= 1 && seq_len >= 1,
+             "attention: %lld heads, %lld key/value heads, sequence length %lld; each must be at least 1",
              (long long)heads, (long long)kv_heads, (long long)seq_len);
     int64_t T = q->shape[0], d = q->shape[1] / heads;
     MU_CHECK(d * heads == q->shape[1] && d * kv_heads == k->shape[1] && k->shape[1] == v->shape[1] &&

@@ -54,7 +54,8 @@ static const mu_op op_rmsnorm = {
 mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w, double eps) {
     mu_tensor_check(x, "rmsnorm: x", 0, 1u << mu_tape_device(tp)->compute);
     mu_tensor_check(w, "rmsnorm: w", 1, MU_FLOATS);
-    MU_CHECK(mu_count(w) >= 1 && eps >= 0, "rmsnorm: weight of %lld values, eps %g; need at least 1 value and eps >= 0", (long long)mu_count(w), eps);
+    MU_CHECK(mu_count(w) >= 1 && eps >= 0,
+             "rmsnorm: weight of %lld values, eps %g; need at least 1 value and eps >= 0", (long long)mu_count(w), eps);
     int64_t D = mu_count(w), rows = mu_count(x) / D;
     MU_CHECK(rows * D == mu_count(x), "rmsnorm: %lld values are not a multiple of the weight's %lld",
              (long long)mu_count(x), (long long)D);

@@ -37,7 +37,8 @@ mu_tensor *mu_rope(mu_tape *tp, mu_tensor *x, mu_tensor *cos, mu_tensor *sin, in
     mu_tensor_check(x, "rope: x", 2, 1u << mu_tape_device(tp)->compute);
     mu_tensor_check(cos, "rope: cos", 2, master);
     mu_tensor_check(sin, "rope: sin", 2, master);
-    MU_CHECK(heads >= 1 && seq_len >= 1 && x->shape[0] % seq_len == 0, "rope: %lld heads, %lld tokens, sequence length %lld; tokens must be whole sequences",
+    MU_CHECK(heads >= 1 && seq_len >= 1 && x->shape[0] % seq_len == 0,
+             "rope: %lld heads, %lld tokens, sequence length %lld; tokens must be whole sequences",
              (long long)heads, (long long)x->shape[0], (long long)seq_len);
     int64_t d = x->shape[1] / heads;
     MU_CHECK(d * heads == x->shape[1] && d % 2 == 0, "rope: width %lld does not divide into %lld heads of even width",

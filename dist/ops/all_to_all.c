@@ -33,7 +33,8 @@ mu_tensor *mu_all_to_all(mu_tape *tp, mu_comm *c, mu_tensor *x, const int64_t *s
     e->send_bytes = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)c->size);
     e->recv_bytes = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)c->size);
     for (int p = 0; p < c->size; p++) {
-        MU_CHECK(send_rows[p] >= 0 && recv_rows[p] >= 0, "all_to_all: %lld rows to rank %d and %lld from it; neither may be negative", (long long)send_rows[p], p,
+        MU_CHECK(send_rows[p] >= 0 && recv_rows[p] >= 0,
+                 "all_to_all: %lld rows to rank %d and %lld from it; neither may be negative", (long long)send_rows[p], p,
                  (long long)recv_rows[p]);
         e->send_bytes[p] = send_rows[p] * row, e->recv_bytes[p] = recv_rows[p] * row;
         sent += send_rows[p], received += recv_rows[p];

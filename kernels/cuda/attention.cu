@@ -153,7 +153,8 @@ static forward<T> forward_of(const mu_attention_shape *s, int length, mu_mat q, 
 
 void mu_cuda_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
                            mu_mat lse) {
-    MU_CHECK(s->G > 0 && s->H % s->G == 0, "attention: %lld heads are not a multiple of %lld key/value heads", (long long)s->H, (long long)s->G);
+    MU_CHECK(s->G > 0 && s->H % s->G == 0,
+             "attention: %lld heads are not a multiple of %lld key/value heads", (long long)s->H, (long long)s->G);
     bool fast = is_fast(q) && is_fast(k) && is_fast(v) && is_fast(y) && s->scale > 0;
     bool done = fast && with_head_width(s->d, [&](auto width) {
         const int D = decltype(width)::value;

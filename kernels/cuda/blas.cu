@@ -107,7 +107,8 @@ static void product_in_fp32(mu_device *dev, bool ta, bool tb, int64_t m, int64_t
             mu_mat ap = in_fp32(for_ab, dev, ta ? kp : mi, ta ? mi : kp, ta ? part(a, p, i) : part(a, i, p), true);
             mu_mat bp = in_fp32(for_ab, dev, tb ? n : kp, tb ? kp : n, tb ? part(b, 0, p) : part(b, p, 0), true);
             bool done = product(dev, ta, tb, mi, n, kp, ap, bp, p ? 1 : beta, sums);
-            MU_CHECK(done, "cuBLAS does not support a product of fp32 matrices, %lld x %lld x %lld", (long long)mi, (long long)n,
+            MU_CHECK(done,
+                     "cuBLAS does not support a product of fp32 matrices, %lld x %lld x %lld", (long long)mi, (long long)n,
                      (long long)kp);
         }
         if (sums.data != ci.data) convert(dev, mi, n, sums, ci);

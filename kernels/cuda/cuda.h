@@ -60,7 +60,8 @@ template <typename... Params, typename... Args>
 static void launch_2d(mu_device *dev, int64_t blocks, int64_t rows, int threads, size_t shared,
                       void (*kernel)(Params...), Args... args) {
     if (!blocks || !rows) return;
-    MU_CHECK(blocks <= INT32_MAX && rows <= 65535, "%lld x %lld blocks are more than a grid holds", (long long)blocks, (long long)rows);
+    MU_CHECK(blocks <= INT32_MAX && rows <= 65535,
+             "%lld x %lld blocks are more than a grid holds", (long long)blocks, (long long)rows);
     if (shared > 48 * 1024)
         CUDA_CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     cudaLaunchConfig_t config = {};

@@ -131,7 +131,8 @@ template <int KIND, int HEIGHT, int WIDTH, typename T>
 static int64_t grid_for(mu_device *dev, const mu_experts_shape *s, const product<T> &p, int64_t at_once) {
     int64_t high = KIND == GRADIENT ? s->experts * tiles_of(p.M, HEIGHT) : most_row_tiles(s, HEIGHT);
     int64_t most = high * tiles_of(p.N, WIDTH);
-    MU_CHECK(most <= INT32_MAX && s->R <= INT32_MAX - HEIGHT, "grouped product: %lld tiles of %lld rows are too many", (long long)most, (long long)s->R);
+    MU_CHECK(most <= INT32_MAX && s->R <= INT32_MAX - HEIGHT,
+             "grouped product: %lld tiles of %lld rows are too many", (long long)most, (long long)s->R);
     return most < at_once * cuda_processors(dev) ? most : at_once * cuda_processors(dev);
 }
 

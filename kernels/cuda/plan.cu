@@ -21,7 +21,8 @@ typedef struct {
 } division;
 
 static division divide(int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids) {
-    MU_CHECK(T * K <= INT32_MAX && E <= INT32_MAX / WARPS && K >= 1 && K <= E, "plan: %lld tokens, top_k %lld of %lld experts",
+    MU_CHECK(T * K <= INT32_MAX && E <= INT32_MAX / WARPS && K >= 1 && K <= E,
+             "plan: %lld tokens, top_k %lld of %lld experts",
              (long long)T, (long long)K, (long long)E);
     int64_t wanted = E > ASSIGNMENTS ? E : (int64_t)ASSIGNMENTS;    /* tables of all parts are no larger than the assignments */
     int64_t tokens = wanted / K;
@@ -79,7 +80,8 @@ static __global__ void count_experts_kernel(division d, matrix<int64_t> counts) 
 }
 
 void mu_cuda_count_experts(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, mu_mat ids, mu_mat counts) {
-    MU_CHECK(segment > 0 && T % segment == 0, "%lld tokens are not a multiple of the segment, %lld tokens", (long long)T, (long long)segment);
+    MU_CHECK(segment > 0 && T % segment == 0,
+             "%lld tokens are not a multiple of the segment, %lld tokens", (long long)T, (long long)segment);
     division d = divide(T, E, K, segment, ids);
     launch(dev, segments_of(d), THREADS, 0, zero_rows, (int)E, typed<int64_t>(counts));
     launch(dev, parts_of(d), THREADS, 0, count_experts_kernel, d, typed<int64_t>(counts));
@@ -235,7 +237,8 @@ static __global__ void __launch_bounds__(THREADS)
 
 void mu_cuda_plan(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, int64_t capacity, mu_mat ids,
                   mu_mat order, mu_mat offsets, mu_mat token, mu_mat row_TK) {
-    MU_CHECK(capacity <= 0 || segment > 0, "plan: capacity %lld needs segments of at least 1 token, not %lld", (long long)capacity, (long long)segment);
+    MU_CHECK(capacity <= 0 || segment > 0,
+             "plan: capacity %lld needs segments of at least 1 token, not %lld", (long long)capacity, (long long)segment);
     division d = divide(T, E, K, capacity > 0 ? segment : 0, ids);
     int64_t parts = parts_of(d);
     cuda_scratch scratch(dev);

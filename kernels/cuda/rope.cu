@@ -54,7 +54,8 @@ void mu_cuda_rope(mu_device *dev, int64_t T, int64_t S, int64_t H, int64_t d, in
     int64_t half = d / 2;
     bool wide = half % WIDE == 0 && rows_aligned(cos, WIDE) && rows_aligned(sin, WIDE) && rows_aligned(x, WIDE) &&
                 rows_aligned(y, WIDE);
-    MU_CHECK(d % 2 == 0 && H * d < INT32_MAX / TOKENS, "rope: %lld heads of width %lld; the width must be even", (long long)H, (long long)d);
+    MU_CHECK(d % 2 == 0 && H * d < INT32_MAX / TOKENS,
+             "rope: %lld heads of width %lld; the width must be even", (long long)H, (long long)d);
     with_float_type(x.dtype, [&](auto zero) {
         typedef decltype(zero) R;
         with_width<WIDE>(wide, [&](auto n) {

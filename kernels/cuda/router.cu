@@ -76,7 +76,8 @@ typedef struct {
 
 static router_shape router_of(const mu_route_shape *s) {
     MU_CHECK(s->K >= 1 && s->K <= s->E, "router: top_k %lld of %lld experts", (long long)s->K, (long long)s->E);
-    MU_CHECK(s->T * s->K <= INT32_MAX && s->E <= INT32_MAX - WARP, "router: %lld tokens, %lld experts are too many", (long long)s->T,
+    MU_CHECK(s->T * s->K <= INT32_MAX && s->E <= INT32_MAX - WARP,
+             "router: %lld tokens, %lld experts are too many", (long long)s->T,
              (long long)s->E);
     int start = (int)(s->first_token % s->E * s->K % s->E);
     return router_shape{ (int)s->T, (int)s->E, (int)s->K, start, s->force, s->sigmoid, s->normalise, (float)s->scale };
@@ -283,7 +284,8 @@ static __global__ void balance_coef_kernel(int n, int E, double factor, matrix<i
 }
 
 void mu_cuda_balance_coef(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef) {
-    MU_CHECK(n * E <= INT32_MAX - THREADS, "balancing term: %lld x %lld coefficients are too many", (long long)n, (long long)E);
+    MU_CHECK(n * E <= INT32_MAX - THREADS,
+             "balancing term: %lld x %lld coefficients are too many", (long long)n, (long long)E);
     launch(dev, blocks_for(n * E, THREADS), THREADS, 0, balance_coef_kernel, (int)n, (int)E, factor,
            typed<int64_t>(counts), typed<float>(coef));
 }
@@ -293,7 +295,8 @@ enum { CHUNK = 8 * TOKENS };
 typedef struct { int T, E, segment; bool normalise; } balance_shape;
 
 static balance_shape balance_of(int64_t T, int64_t E, int64_t segment, bool normalise) {
-    MU_CHECK(T <= INT32_MAX && E <= INT32_MAX, "balancing term: %lld tokens, %lld experts are too many", (long long)T, (long long)E);
+    MU_CHECK(T <= INT32_MAX && E <= INT32_MAX,
+             "balancing term: %lld tokens, %lld experts are too many", (long long)T, (long long)E);
     return balance_shape{ (int)T, (int)E, (int)segment, normalise };
 }
 

@@ -36,7 +36,8 @@ static void query_fwd(const mu_attention_shape *s, int64_t first, int64_t n, int
 
 void mu_ref_attention_fwd(mu_device *dev, const mu_attention_shape *s, mu_mat q, mu_mat k, mu_mat v, mu_mat y,
                           mu_mat lse) {
-    MU_CHECK(s->G > 0 && s->H % s->G == 0, "attention: %lld heads are not a multiple of %lld key/value heads", (long long)s->H, (long long)s->G);
+    MU_CHECK(s->G > 0 && s->H % s->G == 0,
+             "attention: %lld heads are not a multiple of %lld key/value heads", (long long)s->H, (long long)s->G);
     size_t mark = mu_arena_mark(&dev->scratch);
     int64_t keys = s->past + s->S;
     double *p = mu_arena_alloc(&dev->scratch, (size_t)keys * sizeof *p);

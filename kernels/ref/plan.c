@@ -58,7 +58,8 @@ void mu_ref_plan(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segmen
                  mu_mat ids_TK, mu_mat order_E, mu_mat offsets_E1, mu_mat token_R, mu_mat row_TK) {
     const int32_t *order = ints(order_E);
     int64_t *offsets = longs(offsets_E1);
-    MU_CHECK(capacity <= 0 || segment > 0, "plan: capacity %lld needs segments of at least 1 token, not %lld", (long long)capacity,
+    MU_CHECK(capacity <= 0 || segment > 0,
+             "plan: capacity %lld needs segments of at least 1 token, not %lld", (long long)capacity,
              (long long)segment);
     size_t mark = mu_arena_mark(&dev->scratch);
     int64_t *next = mu_arena_alloc(&dev->scratch, (size_t)E * sizeof *next);

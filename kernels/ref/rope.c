@@ -6,7 +6,8 @@ void mu_ref_rope(mu_device *dev, int64_t T, int64_t S, int64_t H, int64_t d, int
                  mu_mat sin_Sh, mu_mat x_THd, bool add, mu_mat y_THd) {
     (void)dev;
     int64_t half = d / 2;
-    MU_CHECK(d % 2 == 0 && (sign == 1 || sign == -1), "rope: head width %lld must be even, sign %d must be 1 or -1", (long long)d, sign);
+    MU_CHECK(d % 2 == 0 && (sign == 1 || sign == -1),
+             "rope: head width %lld must be even, sign %d must be 1 or -1", (long long)d, sign);
     for (int64_t t = 0; t < T; t++) {
         const double *cos = row(cos_Sh, t % S, half), *sin = row(sin_Sh, t % S, half);
         for (int64_t h = 0; h < H; h++) {

@@ -284,7 +284,7 @@ static void a_segment_is_refused_where_it_cannot_be(void **state) {
     mu_tape_recompute_begin(c.tp);
     STOPS("do not nest", mu_tape_recompute_begin(c.tp));
     STOPS("a view of an activation", mu_linear(c.tp, rows, &c.w->tensor));
-    STOPS("did not end", mu_backward(c.tp, weighted_sum(c.tp, mu_linear(c.tp, x, &c.w->tensor), 1)));
+    STOPS("mu_tape_recompute_end was not called", mu_backward(c.tp, weighted_sum(c.tp, mu_linear(c.tp, x, &c.w->tensor), 1)));
     chain_free(&c);
 }
 
