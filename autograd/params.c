@@ -218,7 +218,7 @@ mu_unit *mu_params_find(mu_params *ps, const char *name) {
 }
 
 void mu_unit_freeze(mu_unit *u, bool frozen) {
-    MU_CHECK(u, "mu_unit_freeze: unit is NULL");
+    MU_CHECK(u, "unit is NULL");
     u->frozen = frozen;
     u->param->desc.group->version++;
 }

@@ -7,12 +7,12 @@
 #include "autograd/internal.h"
 
 void mu_tape_recompute_begin(mu_tape *tp) {
-    MU_CHECK(!tp->segment, "mu_tape_recompute_begin: segments do not nest");
+    MU_CHECK(!tp->segment, "segments do not nest");
     if (tp->recording) tp->segment = ++tp->n_segments, tp->segment_start = tp->nodes.n;
 }
 
 void mu_tape_recompute_end(mu_tape *tp) {
-    MU_CHECK(tp->segment || !tp->recording, "mu_tape_recompute_end without mu_tape_recompute_begin");
+    MU_CHECK(tp->segment || !tp->recording, "called without mu_tape_recompute_begin");
     if (!tp->segment) return;
     for (int i = tp->segment_start; i < tp->nodes.n; i++)
         for (int k = 0; k < MU_NODE_OUTPUTS; k++) {

@@ -49,7 +49,7 @@ mu_cache *mu_cache_new(int64_t bytes) {
 }
 
 void mu_cache_free(mu_cache *cache) {
-    MU_CHECK(!cache || !cache->newest, "mu_cache_free: a column of the cache is still open");
+    MU_CHECK(!cache || !cache->newest, "a column of the cache is still open");
     free(cache);
 }
 

@@ -26,7 +26,7 @@ static mu_status open_domain(mu_domain *d, const char *path, const mu_tokenizer 
 mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, const mu_tokenizer *t, uint64_t seed,
                             mu_error *e) {
     MU_CHECK(size && d && t,
-             "mu_domain_measure: size %p, domain %p, tokenizer %p", (void *)size, (const void *)d, (const void *)t);
+             "size %p, domain %p, tokenizer %p", (void *)size, (const void *)d, (const void *)t);
     *size = (mu_domain_size){ 0 };
     mu_status status = MU_STATUS_OK;
     if (is_synthetic(d->path)) mu_synthetic_measure(size, d->domain, seed);
@@ -80,9 +80,9 @@ static void point_out_overlaps(const mu_option_domains *list) {
 mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_tokenizer *t, uint64_t seed,
                          int64_t cache_bytes, mu_error *e) {
     MU_CHECK(c && list && t,
-             "mu_corpus_open: corpus %p, list %p, tokenizer %p", (void *)c, (const void *)list, (const void *)t);
+             "corpus %p, list %p, tokenizer %p", (void *)c, (const void *)list, (const void *)t);
     MU_CHECK(list->n >= 0 && (list->n == 0 || list->list) && cache_bytes >= 0,
-             "mu_corpus_open: %d domains in %p, cache of %lld bytes",
+             "%d domains in %p, cache of %lld bytes",
              list->n, (void *)list->list, (long long)cache_bytes);
     *c = (mu_corpus){ 0 };
     if (list->n == 0) return mu_error_set(e, MU_STATUS_CONFIG, "data.train: no domain is listed");

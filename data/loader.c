@@ -52,11 +52,11 @@ static mu_status set_shares(mu_loader *l, mu_error *e) {
 mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, double val_fraction,
                          mu_val_split split, uint64_t seed, mu_error *e) {
     MU_CHECK(out && c && c->n_domains > 0,
-             "mu_loader_open: loader %p, corpus %p with %d domains", (void *)out, (const void *)c,
+             "loader %p, corpus %p with %d domains", (void *)out, (const void *)c,
              c ? c->n_domains : 0);
-    MU_CHECK(seq_len > 0 && val_fraction >= 0 && val_fraction < 1, "mu_loader_open: seq_len %lld, val_fraction %g",
+    MU_CHECK(seq_len > 0 && val_fraction >= 0 && val_fraction < 1, "seq_len %lld, val_fraction %g",
              (long long)seq_len, val_fraction);
-    MU_CHECK((int)split >= 0 && split <= MU_VAL_TAIL, "mu_loader_open: unknown split %d", (int)split);
+    MU_CHECK((int)split >= 0 && split <= MU_VAL_TAIL, "unknown split %d", (int)split);
     mu_loader *l = mu_alloc(1, sizeof *l);
     *l = (mu_loader){ .corpus = c, .seq_len = seq_len, .seed = seed, .n_parts = c->n_domains };
     l->parts = mu_alloc((size_t)l->n_parts, sizeof *l->parts);
@@ -128,7 +128,7 @@ static int64_t next_sequence(const mu_loader *l, int domain) {
 
 void mu_loader_next(mu_loader *l, int64_t n, mu_sample *samples) {
     MU_CHECK(l && n >= 0 && (samples || !n),
-             "mu_loader_next: loader %p, %lld samples to %p", (void *)l, (long long)n, (void *)samples);
+             "loader %p, %lld samples to %p", (void *)l, (long long)n, (void *)samples);
     for (int64_t i = 0; i < n; i++) {
         int domain = choose_domain(l, l->next_sample);
         samples[i] = (mu_sample){ domain, next_sequence(l, domain), l->next_sample++ };
@@ -192,7 +192,7 @@ static bool may_be_drawn(double share, double drawn, double n) {
 
 mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *tokens, const int64_t *state, int64_t samples,
                                 mu_error *e) {
-    MU_CHECK(train && state, "mu_loader_state_check: domains %p, state %p", (const void *)train, (const void *)state);
+    MU_CHECK(train && state, "domains %p, state %p", (const void *)train, (const void *)state);
     mu_status status = MU_STATUS_OK;
     if (samples_left(train->n, state) != 0)
         status = mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples do not add up to %lld",
@@ -220,7 +220,7 @@ static int64_t drawn_from(const char *name, const mu_option_domains *sources, co
 
 mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, const int64_t *state, mu_error *e) {
     MU_CHECK(l && sources && state,
-             "mu_loader_state_set: loader %p, sources %p, state %p", (void *)l, (const void *)sources, (const void *)state);
+             "loader %p, sources %p, state %p", (void *)l, (const void *)sources, (const void *)state);
     if (samples_left(sources->n, state) < 0)
         return mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples are negative, or more than %lld",
                             (long long)state[sources->n]);
@@ -249,7 +249,7 @@ static mu_status state_set(const mu_state *s, const void *host, mu_error *e) {
 
 void mu_loader_state(mu_loader *l, const mu_option_domains *train, int64_t samples, mu_state_visitor *v) {
     MU_CHECK(train && train->n >= 1 && samples >= 0 && v,
-             "mu_loader_state: train or visitor is NULL, train is empty, or %lld samples", (long long)samples);
+             "train or visitor is NULL, train is empty, or %lld samples", (long long)samples);
     int64_t *tokens = mu_alloc((size_t)train->n, sizeof *tokens);
     for (int i = 0; i < train->n; i++) tokens[i] = l && i < l->n_parts ? l->corpus->domains[i].n_tokens : -1;
     saved k = { l, train, tokens, samples };

@@ -93,7 +93,7 @@ mu_status mu_token_file_check(const char *path, char fingerprint[33], mu_error *
 mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char *path, mu_error *e) {
     char *temporary, old[33];
     MU_CHECK(c && c->n_domains > 0 && t && path,
-             "mu_corpus_write: corpus %p, tokenizer %p, path %s", (const void *)c, (const void *)t,
+             "corpus %p, tokenizer %p, path %s", (const void *)c, (const void *)t,
              path ? path : "NULL");
     mu_status status = mu_file_temporary(path, &temporary, e);
     if (status) return status;

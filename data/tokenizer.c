@@ -16,7 +16,7 @@ static mu_status open_file(const char *path, mu_error *e) {
 
 mu_status mu_tokenizer_open(mu_tokenizer **t, const char *name_or_path, mu_error *e) {
     MU_CHECK(t && name_or_path,
-             "mu_tokenizer_open: tokenizer %p, name %s", (void *)t, name_or_path ? name_or_path : "NULL");
+             "tokenizer %p, name %s", (void *)t, name_or_path ? name_or_path : "NULL");
     *t = NULL;
     for (int i = 0; i < N_BUILT_IN; i++)
         if (!strcmp(name_or_path, built_in[i].name)) {
@@ -43,19 +43,19 @@ int32_t mu_tokenizer_eod(const mu_tokenizer *t) { return need(t)->eod; }
 
 void mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to) {
     MU_CHECK(bytes >= 0 && (text || !bytes) && take,
-             "mu_tokenizer_encode: %lld bytes of text %p", (long long)bytes, (const void *)text);
+             "%lld bytes of text %p", (long long)bytes, (const void *)text);
     need(t)->encode(t, text, bytes, take, to);
 }
 
 int64_t mu_tokenizer_decode(const mu_tokenizer *t, int32_t id, const char **bytes) {
-    MU_CHECK(bytes, "mu_tokenizer_decode: bytes is NULL (id %d)", id);
+    MU_CHECK(bytes, "bytes is NULL (id %d)", id);
     return need(t)->decode(t, id, bytes);
 }
 
 mu_status mu_tokenizer_check(const mu_tokenizer *t, const char *what, const char *name, const char *fingerprint,
                              mu_error *e) {
     MU_CHECK(what && name && fingerprint && need(t),
-             "mu_tokenizer_check: what %p, name %p, fingerprint %p", (const void *)what,
+             "what %p, name %p, fingerprint %p", (const void *)what,
              (const void *)name, (const void *)fingerprint);
     if (strcmp(name, t->name))
         return mu_error_set(e, MU_STATUS_DATA, "%s: made with tokenizer \"%s\", not \"%s\"", what, name, t->name);

@@ -474,7 +474,7 @@ void mu_all_gather(mu_comm *c, const void *mine, int64_t bytes, void *all) {
         return;
     }
     handle *h = transport(c);
-    MU_CHECK(bytes <= c->piece_limit, "mu_all_gather: %lld bytes per rank are more than one message holds",
+    MU_CHECK(bytes <= c->piece_limit, "%lld bytes per rank are more than one message holds",
              (long long)bytes);
     CALL(MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, h->comm, new_request(h)));
     wait_all(c);
@@ -537,7 +537,7 @@ void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *
     mu_transfers t = w ? mu_window_transfers(w) : (mu_transfers){ 0 };
     char *from = (char *)(uintptr_t)send, *to = recv;
     int64_t own = send_bytes[c->rank];
-    MU_CHECK(own == recv_bytes[c->rank], "mu_exchange: rank %d sends itself %lld bytes but expects %lld", c->rank,
+    MU_CHECK(own == recv_bytes[c->rank], "rank %d sends itself %lld bytes but expects %lld", c->rank,
              (long long)own, (long long)recv_bytes[c->rank]);
     bool window = divide(c, t, from, send_bytes, to, recv_bytes);
     for (int p = 0; p < c->rank; p++) from += send_bytes[p], to += recv_bytes[p];

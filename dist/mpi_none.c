@@ -79,7 +79,7 @@ void mu_barrier(mu_comm *c) { (void)c; }
 void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv,
                  const int64_t *recv_bytes) {
     (void)c;
-    MU_CHECK(send_bytes[0] == recv_bytes[0], "mu_exchange: rank 0 sends itself %lld bytes but expects %lld",
+    MU_CHECK(send_bytes[0] == recv_bytes[0], "rank 0 sends itself %lld bytes but expects %lld",
              (long long)send_bytes[0], (long long)recv_bytes[0]);
     if (send_bytes[0]) memcpy(recv, send, (size_t)send_bytes[0]);
 }

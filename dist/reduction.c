@@ -75,7 +75,7 @@ void mu_reduction_begin(mu_reduction *r) {
 
 void mu_reduction_final(mu_reduction *r, int64_t from) {
     MU_CHECK(from >= 0 && from <= r->final,
-             "mu_reduction_final: values from %lld on, but those from %lld on are final already", (long long)from,
+             "values from %lld on, but those from %lld on are final already", (long long)from,
              (long long)r->final);
     r->final = from;
 }

@@ -135,7 +135,7 @@ void mu_watch_turn(void) {
 }
 
 void mu_watch_start(mu_comm *c, double seconds, mu_watch_stalled *stalled) {
-    MU_CHECK(!w.notes, "mu_watch_start: the watchdog is running already");
+    MU_CHECK(!w.notes, "the watchdog is running already");
     if (seconds <= 0 || c->size == 1) return;
     w.rank = c->rank, w.size = c->size, w.seconds = seconds, w.stalled = stalled;
     w.interval = seconds / 20 < 30 ? seconds / 20 : 30;

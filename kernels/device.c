@@ -223,7 +223,7 @@ void mu_device_close(mu_device *dev) {
 
 /* ---------------------------------------------------------------- memory and copies of any device */
 mu_memory *mu_memory_new(mu_device *dev, size_t reserve) {
-    MU_CHECK(dev, "mu_memory_new: device is NULL");
+    MU_CHECK(dev, "device is NULL");
     mu_memory *m = mu_alloc(1, sizeof *m);
     m->dev = dev;
     dev->backend->reserve(m, reserve ? reserve : 1);
@@ -251,7 +251,7 @@ int64_t mu_device_bytes(const mu_device *dev) {
 
 void *mu_device_room(mu_device *dev, size_t bytes) {
     const size_t MOST = (size_t)1 << 30;
-    MU_CHECK(bytes <= MOST, "mu_device_room: %zu bytes are more than 1 GiB", bytes);
+    MU_CHECK(bytes <= MOST, "%zu bytes are more than 1 GiB", bytes);
     if (!dev->room) dev->room = mu_memory_new(dev, MOST);
     mu_memory_commit(dev->room, bytes);
     return dev->room->region.base;

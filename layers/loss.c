@@ -27,7 +27,7 @@ static int64_t micro_sequences(const mu_loss *l) {
 }
 
 mu_loss *mu_loss_new(mu_model *model, mu_tape *tp, mu_comm *batch, const mu_batch_shape *shape) {
-    MU_CHECK(model && tp && batch && shape, "mu_loss_new: model, tape, batch communicator or shape is NULL");
+    MU_CHECK(model && tp && batch && shape, "model, tape, batch communicator or shape is NULL");
     MU_CHECK(shape->sequences >= 1 && shape->seq_len >= 1 && shape->micro_batches >= 1 &&
                  shape->sequences % (shape->micro_batches * batch->size) == 0,
              "a global batch of %lld sequences of %lld tokens does not divide into %lld micro-batches on %d ranks",

@@ -64,9 +64,9 @@ static void make_rope(mu_model *m, mu_device *dev) {
 
 mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size,
                        uint64_t seed, mu_device *dev, const mu_mesh *mesh) {
-    MU_CHECK(cfg && moe && dev && mesh, "mu_model_new: configuration, device or mesh is NULL");
+    MU_CHECK(cfg && moe && dev && mesh, "configuration, device or mesh is NULL");
     MU_CHECK(vocab_size >= 1 && vocab_size <= INT32_MAX,
-             "mu_model_new: vocabulary of %lld ids; need 1 to 2^31 - 1", (long long)vocab_size);
+             "vocabulary of %lld ids; need 1 to 2^31 - 1", (long long)vocab_size);
     mu_moe_config moe_cfg = *moe;
     mu_error e = { 0 };
     mu_complaints found = { .e = &e };
@@ -196,7 +196,7 @@ int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx
 
 mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x, mu_tensor *targets, double scale,
                               mu_tensor **nll) {
-    MU_CHECK(m && tp, "mu_model_head_loss: model or tape is NULL");
+    MU_CHECK(m && tp, "model or tape is NULL");
     mu_tape_part(tp, "head");
     mu_tensor *loss = mu_head_loss(tp, x, &m->head->tensor, targets, scale, nll);
     mu_tape_part(tp, NULL);

@@ -42,7 +42,7 @@ static void sum_squares(mu_norm *n, const mu_params *ps, mu_comm *batch, int64_t
 
 void mu_grad_clip(mu_optimizer *o, mu_comm *batch, double max_norm, int64_t n_losses, mu_mat losses) {
     MU_CHECK(batch && max_norm >= 0 && n_losses >= 0 && (losses.data || !n_losses),
-             "mu_grad_clip: max_norm %g, %lld losses, or an argument is NULL", max_norm,
+             "max_norm %g, %lld losses, or an argument is NULL", max_norm,
              (long long)n_losses);
     mu_params *ps = o->params;
     mu_norm *n = &o->norm;

@@ -38,7 +38,7 @@ const mu_rule *mu_rule_of(const mu_optim_config *cfg) {
 mu_optimizer *mu_optimizer_new(const mu_rule *rule, const mu_optim_config *cfg, mu_params *ps) {
     mu_error e = { 0 };
     mu_complaints found = { .e = &e };
-    MU_CHECK(rule && cfg && ps, "mu_optimizer_new: rule, configuration or parameters are NULL");
+    MU_CHECK(rule && cfg && ps, "rule, configuration or parameters are NULL");
     MU_CHECK(rule->n_slots >= 0 && rule->n_slots <= MU_RULE_SLOTS, "update rule %s has %d slots, more than %d",
              rule->name, rule->n_slots, MU_RULE_SLOTS);
     mu_optim_config_check(cfg, 0, &found);
@@ -86,7 +86,7 @@ static void update(mu_optimizer *o, int group, const mu_unit_set *set, double lr
 }
 
 void mu_optimizer_step(mu_optimizer *o, double lr, mu_mat loads) {
-    MU_CHECK(lr >= 0 && isfinite(lr), "mu_optimizer_step: learning rate %g must be finite and at least 0", lr);
+    MU_CHECK(lr >= 0 && isfinite(lr), "learning rate %g must be finite and at least 0", lr);
     if (o->norm.stopped) return;
     mu_params_finish_grads(o->params);
     mu_shards_refresh(&o->shards);
@@ -174,7 +174,7 @@ static mu_state steps_state(mu_optimizer *o, const mu_unit *u, const mu_step_bou
 }
 
 void mu_optimizer_state(mu_optimizer *o, const mu_step_bounds *bounds, mu_state_visitor *v) {
-    MU_CHECK(o && bounds && v, "mu_optimizer_state: optimizer, bounds or visitor is NULL");
+    MU_CHECK(o && bounds && v, "optimizer, bounds or visitor is NULL");
     for (mu_unit *u = mu_unit_next(o->params, NULL); u; u = mu_unit_next(o->params, u)) {
         for (int slot = 0; slot < o->rule->n_slots; slot++) {
             mu_state s = slot_state(o, u, slot);

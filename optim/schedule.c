@@ -28,7 +28,7 @@ static double progress(int64_t s, int64_t from, int64_t to) {
 }
 
 double mu_learning_rate(const mu_optim_config *cfg, int64_t s, int64_t steps) {
-    MU_CHECK(s >= 1 && steps >= 1, "mu_learning_rate: step %lld of %lld steps", (long long)s, (long long)steps);
+    MU_CHECK(s >= 1 && steps >= 1, "step %lld of %lld steps", (long long)s, (long long)steps);
     if (s < cfg->warmup_steps) return cfg->lr * (double)s / (double)cfg->warmup_steps;
     double fall = cfg->lr - cfg->min_lr;
     switch (cfg->schedule) {

@@ -280,7 +280,7 @@ static void a_segment_is_refused_where_it_cannot_be(void **state) {
     (void)state;
     chain c = chain_new("ref");
     mu_tensor *x = mu_tensor_2d(c.tp, 2, WIDE), *rows = mu_tensor_rows(c.tp, x, 0, 1);
-    STOPS("did not begin", mu_tape_recompute_end(c.tp));
+    STOPS("without mu_tape_recompute_begin", mu_tape_recompute_end(c.tp));
     mu_tape_recompute_begin(c.tp);
     STOPS("do not nest", mu_tape_recompute_begin(c.tp));
     STOPS("a view of an activation", mu_linear(c.tp, rows, &c.w->tensor));

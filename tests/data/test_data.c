@@ -475,7 +475,7 @@ static void test_wide_ids(void **state) {
     other = wide, other.vocab_size = 65536;
     assert_error(mu_corpus_open(&c, &list, &other, 1, CACHE, &e), MU_STATUS_DATA, "/domains/one/tokens: expected u16 of one dimension, found i32 [3]");
     other.vocab_size = 299999;
-    assert_error(mu_corpus_open(&c, &list, &other, 1, CACHE, &e), MU_STATUS_DATA, "token 2 is 299999, vocabulary 299999");
+    assert_error(mu_corpus_open(&c, &list, &other, 1, CACHE, &e), MU_STATUS_DATA, "token 2 has id 299999, but the vocabulary has 299999 ids");
 }
 
 static jmp_buf fatal_exit;
@@ -639,7 +639,7 @@ static void test_bad_token_files(void **state) {
     write_tokens(file, "words", good, 6, (int64_t[]){ 0, 3, 6 }, 3);
     assert_error(open_one(&c, file), MU_STATUS_DATA, "tokenizer \"words\", not \"bytes\"");
     write_tokens(file, "bytes", big, 6, (int64_t[]){ 0, 3, 6 }, 3);
-    assert_error(open_one(&c, file), MU_STATUS_DATA, "token 4 is 257, vocabulary 257");
+    assert_error(open_one(&c, file), MU_STATUS_DATA, "token 4 has id 257, but the vocabulary has 257 ids");
     const int64_t bad[][3] = {{1, 3, 6}, {0, 2, 6}, {0, 3, 5}, {0, 7, 6}, {0, -1, 6}, {0, 6, 6}};
     for (int i = 0; i < 6; i++) {
         write_tokens(file, "bytes", good, 6, bad[i], 3);
@@ -1290,12 +1290,12 @@ static void test_arguments(void **state) {
     assert_fatal(mu_loader_open(&l, &c, 0, 0.1, MU_VAL_TAIL, 1, &e), "seq_len 0");
     assert_fatal(mu_loader_open(&l, &c, SEQ, 1, MU_VAL_TAIL, 1, &e), "val_fraction 1");
     assert_fatal(mu_loader_open(&l, NULL, SEQ, 0.1, MU_VAL_TAIL, 1, &e), "corpus (nil)");
-    assert_fatal(mu_loader_open(&l, &none, SEQ, 0.1, MU_VAL_TAIL, 1, &e), "of 0 domains");
+    assert_fatal(mu_loader_open(&l, &none, SEQ, 0.1, MU_VAL_TAIL, 1, &e), "with 0 domains");
     l = open_loader(&c, 0.1, 1);
     assert_fatal((mu_loader_next(l, -1, NULL), 0), "-1 samples");
     assert_fatal((mu_loader_train_sequences(l, 3), 0), "domain 3 of 3");
-    assert_fatal((mu_domain_ids(&c.domains[0], 990, 11, NULL), 0), "[990, 1001) of 1000");
-    assert_fatal((mu_domain_document_ends(&c.domains[0], 1, 1, NULL), 0), "[2, 3) of 2");
+    assert_fatal((mu_domain_ids(&c.domains[0], 990, 11, NULL), 0), "[990, 1001) out of range for a column of 1000");
+    assert_fatal((mu_domain_document_ends(&c.domains[0], 1, 1, NULL), 0), "[2, 3) out of range for a column of 2");
     mu_loader_close(l);
     mu_corpus_close(&c);
 }

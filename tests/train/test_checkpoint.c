@@ -87,7 +87,7 @@ static const struct {
     { "ring and total", "MoE layer 0: the experts of slot 0 do not add up to 32", EARLY },
     { "ring of no step", "MoE layer 0: the experts of slot 3 do not add up to 0", EARLY },
     { "loader ahead", "/state/loader holds 7 at ", EARLY },
-    { "loader of one domain", "loader state: 0 of 6 samples for a domain whose share is 0.99", EARLY },
+    { "loader of one domain", "loader state: 0 of 6 samples are implausible for a domain with share 0.99", EARLY },
     { "bias infinite", "/layers/1/mlp/gate/e_score_correction_bias holds a value that is not finite at 1", EARLY },
     { "bias large", "/layers/1/mlp/gate/e_score_correction_bias holds -1e+06 at 1, which must be in [-3003, 3003]", EARLY },
     { "optimizer steps negative", "/optim/steps/norm/weight holds -1 at 0, which must be in [3, 3]", LATE },
@@ -319,7 +319,7 @@ static void manifests_that_hash_right(void **state) {
         { no_hash, "manifest.json: a field is missing" },
         { no_config, "manifest.json: its configuration:" },
         { wide, "manifest.json: shards of " },
-        { bomb, "65536 in each MoE layer of 1024 layers make 2e+08 tensors, three an expert, more than 2^19" },
+        { bomb, "65536 in each MoE layer of 1024 layers make 2e+08 tensors (three per expert), more than 2^19" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         mu_training *t = training_new("num_experts: 4");
