@@ -173,9 +173,9 @@ void mu_json_string(mu_json *j, const char *key_or_null, const char *value);/* e
  *   INT int64_t | FLOAT double | BOOL bool | STRING char[512] | CHOICE int, index into "a|b|c"
  *   CHOICES uint32_t, a bit for each of "a|b|c" | PAIR double[2] | DOMAINS mu_option_domains
  *   min, max: inclusive range of numbers; for STRING min = 1 means "must be given".
- *   use: who may set it, beside a new run: FIXED nobody, a checkpoint fixes it; FREE a run that resumes;
- *        TEXTS eval alone; EVAL eval, too; WHERE eval and generate, too: where and how it is computed;
- *        RETIRED: it means nothing any more, older configurations may hold it; not shown and not written. */
+ *   use: which commands may change it once a run exists: FIXED none, the checkpoint's value holds; FREE train;
+ *        TEXTS eval; EVAL train and eval; WHERE train, eval and generate (options of hardware and parallelism).
+ *        RETIRED: no effect any more; accepted in older configurations, not shown and not written. */
 enum { MU_ON_RESUME = 1, MU_ON_EVAL = 2, MU_ON_GENERATE = 4, MU_USE_RETIRED = 8,
        MU_USE_FIXED = 0, MU_USE_FREE = MU_ON_RESUME, MU_USE_TEXTS = MU_ON_EVAL, MU_USE_EVAL = MU_ON_RESUME | MU_ON_EVAL,
        MU_USE_WHERE = MU_ON_RESUME | MU_ON_EVAL | MU_ON_GENERATE };
