@@ -92,9 +92,10 @@ typedef struct {
     mu_mat slots[MU_RULE_SLOTS];    /* the rule's own state */
 } mu_update;
 
-/* An update rule. A slot is state as large as the parameters, in the master dtype; checkpoints keep it under /optim/NAME. `init`
- * writes the first values of one slot of a shard. `step` does one update and counts it in `steps`, for every unit but those
- * whose load is 0, which keep values, slots and step count bit for bit; frozen units are not in its table. A new rule is one file, one line in MU_RULES and its name among the choices of optim.kind. */
+/* An update rule. A slot is state of the parameters' size, in the master dtype; checkpoints store it under /optim/NAME. `init`
+ * sets the initial values of one slot of a shard. `step` updates every unit of the table and its count in `steps`, except
+ * units whose load is 0, which keep values, slots and step count bit for bit; frozen units are not in the table. A new rule is
+ * one file, one line in MU_RULES and its name among the choices of optim.kind. */
 typedef struct {
     const char *name;
     int n_slots;
