@@ -6,4 +6,5 @@ mu_device *mu_cuda_open(const char *kind) {
     return NULL;
 }
 
+bool mu_cuda_unsupported(void) { return false; }
 const char *mu_cuda_missing(void) { return "built without CUDA (MUSTER_CUDA=OFF)"; }

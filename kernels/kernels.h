@@ -248,6 +248,7 @@ struct mu_device {
  * number). The caller closes it. NULL when this machine does not support it. */
 mu_device *mu_device_open(const char *kind);
 const char *mu_cuda_missing(void);          /* why opening "cuda" last returned NULL, for messages */
+bool mu_cuda_unsupported(void);             /* was it because the GPU or its driver is too old? */
 void mu_device_close(mu_device *dev);       /* NULL allowed; fatal while memory of it is in use */
 
 /* A range of device memory: address space for `reserve` bytes, of which the first `bytes` are usable after

@@ -16,31 +16,31 @@ extern "C" {
 enum { MU_BIAS_RATE_MAX = 1000 };
 /*       type     key                 default      min  max  choices  use  help */
 #define MU_OPTIONS_MOE(O) \
-    O(INT,    num_experts,         "8",         0,   65536, NULL, FIXED, "routed experts of a MoE layer (E); 0: a dense model") \
-    O(INT,    top_k,               "2",         1,   1024, NULL, FIXED, "experts that each token goes to (K)") \
-    O(INT,    moe_ffn_hidden_size, "512",       1,   1048576, NULL, FIXED, "hidden width of one expert (F)") \
-    O(INT,    num_shared_experts,  "0",         0,   1024, NULL, FIXED, "experts that take every token, each moe_ffn_hidden_size wide") \
+    O(INT,    num_experts,         "8",         0,   65536, NULL, FIXED, "routed experts per MoE layer (E); 0: a dense model") \
+    O(INT,    top_k,               "2",         1,   1024, NULL, FIXED, "experts per token (K)") \
+    O(INT,    moe_ffn_hidden_size, "512",       1,   1048576, NULL, FIXED, "hidden size of one expert (F)") \
+    O(INT,    num_shared_experts,  "0",         0,   1024, NULL, FIXED, "shared experts, which process every token, each of moe_ffn_hidden_size") \
     O(INT,    moe_layer_freq,      "1",         1,   1024, NULL, FIXED, "every n-th layer is a MoE layer, the others are dense") \
     O(INT,    first_k_dense,       "0",         0,   1024, NULL, FIXED, "the first k layers are dense") \
-    O(CHOICE, score_func,          "softmax",   0,   0,  "softmax|sigmoid", FIXED, "how router logits become scores") \
-    O(BOOL,   norm_topk_prob,      "true",      0,   0,  NULL, FIXED, "divide the chosen scores by their sum to get the gates") \
-    O(FLOAT,  route_scale,         "1.0",       1e-6, 1e6, NULL, FIXED, "factor on the gates") \
-    O(CHOICES, balance,            "[global_aux_loss]", 0, 0, "none|aux_loss|seq_aux_loss|global_aux_loss|expert_bias", FREE, "how the load is balanced; several at once are fine") \
-    O(FLOAT,  aux_loss_coeff,      "0.01",      0,   1e6, NULL, FREE, "factor of aux_loss and global_aux_loss") \
-    O(FLOAT,  seq_aux_loss_coeff,  "0.0001",    0,   1e6, NULL, FREE, "factor of seq_aux_loss") \
-    O(FLOAT,  z_loss_coeff,        "0.001",     0,   1e6, NULL, FREE, "factor of the router's z-loss; softmax scores only") \
-    O(CHOICE, global_aux_counts,   "exact",     0,   0,  "exact|previous", FREE, "counts of global_aux_loss: of this global batch, or of the one before") \
-    O(FLOAT,  bias_update_rate,    "0.001",     0,   MU_BIAS_RATE_MAX, NULL, FREE, "step of expert_bias; 0 in the last 3 % of the run") \
-    O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, FREE, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) rows of a sequence, the earliest; 0: dropless") \
-    O(CHOICE, token_drop_policy,   "position",  0,   0,  "position", RETIRED, "beyond the capacity the latest rows are dropped") \
-    O(FLOAT,  router_jitter,       "0",         0,   1, NULL, FREE, "noise on the router's input in training: each value times a random factor in 1 +- this; 0: none") \
-    O(BOOL,   force_balanced,      "false",     0,   0,  NULL, FIXED, "benchmarks only: ignore the router's choice, spread evenly") \
+    O(CHOICE, score_func,          "softmax",   0,   0,  "softmax|sigmoid", FIXED, "scoring function of the router logits") \
+    O(BOOL,   norm_topk_prob,      "true",      0,   0,  NULL, FIXED, "normalize the top-k scores to sum to 1 to get the gates") \
+    O(FLOAT,  route_scale,         "1.0",       1e-6, 1e6, NULL, FIXED, "scaling factor of the gates") \
+    O(CHOICES, balance,            "[global_aux_loss]", 0, 0, "none|aux_loss|seq_aux_loss|global_aux_loss|expert_bias", FREE, "load-balancing methods; several can be combined") \
+    O(FLOAT,  aux_loss_coeff,      "0.01",      0,   1e6, NULL, FREE, "coefficient of aux_loss and global_aux_loss") \
+    O(FLOAT,  seq_aux_loss_coeff,  "0.0001",    0,   1e6, NULL, FREE, "coefficient of seq_aux_loss") \
+    O(FLOAT,  z_loss_coeff,        "0.001",     0,   1e6, NULL, FREE, "coefficient of the router z-loss; softmax scores only") \
+    O(CHOICE, global_aux_counts,   "exact",     0,   0,  "exact|previous", FREE, "expert counts in global_aux_loss: of this global batch (exact) or of the previous one") \
+    O(FLOAT,  bias_update_rate,    "0.001",     0,   MU_BIAS_RATE_MAX, NULL, FREE, "update rate of the selection bias (expert_bias); 0 in the last 3 % of the run") \
+    O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, FREE, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) tokens per sequence, the earliest; 0: dropless") \
+    O(CHOICE, token_drop_policy,   "position",  0,   0,  "position", RETIRED, "beyond the capacity the last tokens of a sequence are dropped") \
+    O(FLOAT,  router_jitter,       "0",         0,   1, NULL, FREE, "training noise on the router input: each value times a random factor in [1 - jitter, 1 + jitter]; 0: none") \
+    O(BOOL,   force_balanced,      "false",     0,   0,  NULL, FIXED, "benchmarks only: ignore the router, distribute tokens evenly") \
     O(BOOL,   force_skew,          "false",     0,   0,  NULL, FIXED, "benchmarks only: every token's first choice is expert 0")
 
 typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
 
 #define MU_OPTIONS_STATS(O) \
-    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which the load of experts is summed, and an expert without a token is dead, or one below 10 % of the mean load starved; takes 8 bytes for each step and expert of a MoE layer, in memory and in checkpoints")
+    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which expert load is summed; in this window an expert without tokens is dead, one below 10 % of the mean load starved; takes 8 bytes per step and expert of each MoE layer, in memory and in checkpoints")
 
 typedef struct { MU_OPTIONS_STATS(MU_OPTION_FIELD) } mu_stats_config;
 

@@ -12,12 +12,12 @@ extern "C" {
 #define MU_OPTIONS_OPTIM(O) \
     O(CHOICE, kind,           "adamw",   0,   0,  "adamw",   FIXED, "update rule") \
     O(FLOAT,  lr,             "1e-3",    0,   1e3, NULL, FREE, "peak learning rate") \
-    O(FLOAT,  min_lr,         "1e-4",    0,   1e3, NULL, FREE, "learning rate at the end of cosine, linear and wsd, at most lr; not given: at most lr / 10") \
-    O(CHOICE, schedule,       "cosine",  0,   0,   "cosine|linear|wsd|constant", FREE, "learning-rate schedule after the warm-up") \
-    O(INT,    warmup_steps,   "100",     0,   1e9, NULL, FREE, "steps of linear growth from 0 to lr; not given: at most a tenth of train.steps") \
-    O(FLOAT,  decay_fraction, "0.2",     0,   1,   NULL, FREE, "wsd: fraction of the run's steps with a decaying rate") \
-    O(PAIR,   betas,          "[0.9, 0.95]", 0, 0.999999999, NULL, FREE, "AdamW: decay rates of the first and second moment") \
-    O(FLOAT,  eps,            "1e-8",    1e-30, 1, NULL, FREE, "AdamW: added to the root of the second moment") \
+    O(FLOAT,  min_lr,         "1e-4",    0,   1e3, NULL, FREE, "final learning rate of cosine, linear and wsd, at most lr; not given: at most lr / 10") \
+    O(CHOICE, schedule,       "cosine",  0,   0,   "cosine|linear|wsd|constant", FREE, "learning-rate schedule after warm-up") \
+    O(INT,    warmup_steps,   "100",     0,   1e9, NULL, FREE, "steps of linear warm-up from 0 to lr; not given: at most a tenth of train.steps") \
+    O(FLOAT,  decay_fraction, "0.2",     0,   1,   NULL, FREE, "wsd: fraction of the run's steps in which the rate decays") \
+    O(PAIR,   betas,          "[0.9, 0.95]", 0, 0.999999999, NULL, FREE, "AdamW: decay rates of the first and second moments") \
+    O(FLOAT,  eps,            "1e-8",    1e-30, 1, NULL, FREE, "AdamW: added to the square root of the second moment") \
     O(FLOAT,  weight_decay,   "0.1",     0,   1e3, NULL, FREE, "decoupled weight decay, on all matrices except the router") \
     O(FLOAT,  grad_clip,      "1.0",     0,   1e9, NULL, FREE, "maximum global gradient norm; 0: no clipping")
 

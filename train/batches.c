@@ -1,7 +1,7 @@
 /* batches.c - this rank's part of each global batch.
  *
  * The global batch of a step is the same for any number of ranks. It is cut into micro-batches of consecutive
- * samples, and each of those into one stretch per rank, so that a micro-batch holds the same samples for any
+ * samples, and each of those into one slice per rank, so that a micro-batch holds the same samples for any
  * number of ranks. */
 #include "train/training.h"
 
@@ -41,7 +41,7 @@ void mu_batches_next(mu_batches *b, int64_t step) {
 }
 
 void mu_batches_put_back(mu_batches *b) {
-    MU_CHECK(mu_loader_state_set(b->loader, b->sources, b->before, NULL) == MU_STATUS_OK, "the loader refuses its own state");
+    MU_CHECK(mu_loader_state_set(b->loader, b->sources, b->before, NULL) == MU_STATUS_OK, "the loader rejects its own state");
 }
 
 mu_micro_batch mu_batches_read(mu_batches *b, int64_t m) {

@@ -1,9 +1,9 @@
-/* checkpoint.c - saving and loading a whole run so that a kill at any moment leaves the last good state.
+/* checkpoint.c - saving and loading the state of a run; a kill at any moment leaves the last good checkpoint.
  *
- * A save writes  step-N.tmp/shard-0000.h5 ...  (one file a writing rank: the ranks of the first expert group,
+ * A save writes  step-N.tmp/shard-0000.h5 ...  (one file per writing rank: the ranks of the first expert group,
  * which together hold every expert; rank 0 also holds everything shared),  closes and syncs them,  writes
- * manifest.json with sizes and hashes,  syncs,  renames step-N.tmp to step-N  and syncs the parent. What was
- * not renamed does not exist. A checkpoint does not know how many ranks wrote it: tensors are found by name.
+ * manifest.json with sizes and hashes,  syncs,  renames step-N.tmp to step-N  and syncs the parent. Only renamed
+ * folders count. A checkpoint does not depend on how many ranks wrote it: tensors are found by name.
  *
  *     /<name>                 weights of a parameter, or of a single expert, whole
  *     /optim/<slot>/<name>    state of the optimizer      /optim/steps/<name>   its own step count
@@ -39,7 +39,7 @@ bool mu_checkpoint_step(const char *path, int64_t *step) {
     snprintf(given, sizeof given, "%.*s", (int)(end - start), path + start);
     *step = strtoll(given + 5, NULL, 10);
     mu_checkpoint_name(*step, name);
-    return *step >= 0 && !strcmp(name, given); /* not step-40, not step-+5: a second name for a step is somebody else's */
+    return *step >= 0 && !strcmp(name, given); /* exactly this form: not step-40, not step-+5 */
 }
 
 static bool is_writer(const mu_train_state *t) { return t->mesh->batch->rank < t->mesh->ep; }
@@ -49,10 +49,10 @@ static bool writes(const mu_train_state *t, const mu_unit *u) {
     return u->expert >= 0 || t->mesh->batch->rank == 0;
 }
 
-/* ------------------------------------------------------------------ what it holds
- * Every module names its own state (mu_state in base.h). Here is who is asked, and what is the run's own. */
+/* ------------------------------------------------------------------ the list of state
+ * Every module lists its own state (mu_state in base.h). Here are the modules, and the state of the run itself. */
 
-/* Of all experts of a layer together, in each step. */
+/* Assignments per layer and step, over all experts. */
 static int64_t assignments_of(const mu_config *cfg) {
     return cfg->train.global_batch_size * cfg->train.seq_len * cfg->moe.top_k;
 }
@@ -64,7 +64,7 @@ static void visit_number(mu_state_visitor *v, const char *name, int64_t value) {
     v->visit(v, &s);
 }
 
-/* What the window says of the steps that each expert took lately bounds those that the optimizer counted. */
+/* The active steps of each expert in the load window bound the step counts of the optimizer. */
 static void visit_optimizer(mu_train_state *t, mu_state_visitor *v) {
     const mu_load_window *w = &t->stats->window;
     int64_t n = (int64_t)w->layers * w->experts, *active = mu_alloc(2 * (size_t)n + 1, sizeof *active), *idle = active + n;
@@ -76,9 +76,9 @@ static void visit_optimizer(mu_train_state *t, mu_state_visitor *v) {
     free(active);
 }
 
-/* `cfg`: the configuration that the values were made with. Later ones are bounded by earlier ones. */
+/* `cfg`: the configuration that produced the values. Later entries are bounded by earlier ones. */
 static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor *v) {
-    /* A step moves each bias by at most bias_update_rate, which may have been another before. */
+    /* A step moves each bias by at most bias_update_rate, which may have been different earlier. */
     double bias_most = cfg->moe.balance & MU_BALANCE_BIAS ? 1.001 * MU_BIAS_RATE_MAX * (double)t->step : 0;
     visit_number(v, "/state/step", t->step);
     visit_number(v, "/state/seed", cfg->run.seed);
@@ -88,13 +88,13 @@ static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor 
     if (t->opt) visit_optimizer(t, v);
 }
 
-/* Room for the values of the array at hand. */
+/* Scratch memory for the values of one array. */
 typedef struct {
     void *memory;
     int64_t bytes;
-} room;
+} scratch;
 
-static void *room_for(room *r, const mu_state *s) {
+static void *scratch_for(scratch *r, const mu_state *s) {
     int64_t bytes = mu_state_count(s) * 8;
     if (bytes > r->bytes) r->memory = mu_realloc(r->memory, (size_t)bytes, 1), r->bytes = bytes;
     return r->memory;
@@ -105,9 +105,9 @@ static void *room_for(room *r, const mu_state *s) {
 typedef struct {
     mu_state_visitor v;
     const mu_manifest *m;
-    bool training, tensors;     /* what is wanted: all, or only what computing needs; tensors and what belongs to them, too */
+    bool training, tensors;     /* load training state too, else only for inference; tensors too, else only the other state */
     mu_store **stores;          /* [n_shards], each opened when it is first needed */
-    room room;
+    scratch scratch;
     mu_status status;
     mu_error *e;
 } reader;
@@ -116,10 +116,10 @@ static bool is_wanted(const reader *r, const mu_state *s) {
     return mu_state_is_in(s, r->m->version) && !s->elsewhere && (r->training || !s->for_training) && (r->tensors || !s->tensor);
 }
 
-/* A value that is read is in its range and fits the others, or the checkpoint is refused: by resume and verify alike. */
+/* Resume and verify both reject a checkpoint with values out of range or inconsistent with others. */
 static mu_status load_array(reader *r, int shard, const mu_state *s) {
     char *path = mu_format("%s/%s", r->m->path, r->m->shards[shard].name);
-    void *host = s->data ? s->data : room_for(&r->room, s);
+    void *host = s->data ? s->data : scratch_for(&r->scratch, s);
     mu_error why;
     mu_status status = r->stores[shard] ? MU_STATUS_OK : mu_store_open(&r->stores[shard], path, r->e);
     if (status == MU_STATUS_OK) status = mu_store_read(r->stores[shard], s->name, s->type, s->n_dims, s->shape, host, r->e);
@@ -139,14 +139,14 @@ static void load_one(mu_state_visitor *v, const mu_state *s) {
                           : load_array(r, shard, s);
 }
 
-/* Local: to be agreed. */
+/* Local; the caller agrees on the status. */
 static mu_status load_state(mu_train_state *t, const mu_manifest *m, bool training, bool tensors, mu_error *e) {
     reader r = { { load_one }, m, training, tensors, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)), { 0 }, MU_STATUS_OK, e };
     t->step = m->step;
     visit_all(t, &m->cfg, &r.v);
     if (r.status == MU_STATUS_OK && tensors) mu_params_refresh(t->model->params);
     for (int i = 0; i < m->n_shards; i++) r.status = mu_store_finish(r.stores[i], r.status, e);
-    free(r.room.memory);
+    free(r.scratch.memory);
     free(r.stores);
     return r.status;
 }
@@ -155,17 +155,17 @@ static mu_status load_state(mu_train_state *t, const mu_manifest *m, bool traini
 
 static mu_status fault_status(const mu_train_state *t, const char *point, mu_error *e) {
     return mu_fault(point, t->mesh->world->rank)
-               ? mu_error_set(e, MU_STATUS_IO, "%s: no space left on device (planted by a test)", point)
+               ? mu_error_set(e, MU_STATUS_IO, "%s: no space left on device (injected by a test)", point)
                : MU_STATUS_OK;
 }
 
 typedef struct {
     mu_state_visitor v;
     mu_train_state *t;
-    mu_store *s;                /* NULL on a rank that writes no shard: it only hands over what it holds */
-    room room;
+    mu_store *s;                /* NULL on a rank that writes no shard: it only contributes its part to collectives */
+    scratch scratch;
     int written;                /* arrays of tensors */
-    mu_status status;           /* after a failure, too, the visit continues: other ranks wait */
+    mu_status status;           /* the visit continues after a failure: other ranks wait in collectives */
     mu_error *e;
 } writer;
 
@@ -174,7 +174,7 @@ static void save_one(mu_state_visitor *v, const mu_state *s) {
     bool mine = w->s && w->status == MU_STATUS_OK && (s->sharded || w->t->mesh->batch->rank == 0);
     if (s->until || !(mine || s->collective)) return;
     mu_activity_set("writing a checkpoint", -1, NULL);
-    void *host = s->data ? s->data : room_for(&w->room, s);
+    void *host = s->data ? s->data : scratch_for(&w->scratch, s);
     if (s->get) s->get(s, host);
     if (!mine) return;
     w->status = mu_store_write(w->s, s->name, s->type, s->n_dims, s->shape, host, w->e);
@@ -185,7 +185,7 @@ static void save_one(mu_state_visitor *v, const mu_state *s) {
 static mu_status write_arrays(mu_train_state *t, const mu_config *cfg, mu_store *s, mu_status status, mu_error *e) {
     writer w = { { save_one }, t, s, { 0 }, 0, status, e };
     visit_all(t, cfg, &w.v);
-    free(w.room.memory);
+    free(w.scratch.memory);
     return w.status;
 }
 
@@ -279,7 +279,7 @@ int mu_checkpoint_list(const char *run, int64_t **steps) {
     return n;
 }
 
-/* Is there anything of this name, if only a link that leads nowhere? */
+/* Does the path exist, even as a dangling link? */
 static bool is_taken(const char *path) {
     struct stat st;
     return !lstat(path, &st);
@@ -304,10 +304,10 @@ mu_status mu_checkpoint_set_aside(mu_comm *world, const char *run, int64_t step,
 }
 
 /* ------------------------------------------------------------------ removing
- * A checkpoint is removed only while nothing is in it that a save does not write: what somebody put there stays, and so does
+ * A checkpoint is removed only if it holds nothing but files of a save; one with other files stays, and so does
  * a link. */
 
-/* How many shards are a save's: those of the manifest, and before there is one as many as ranks wrote; 0 when it cannot be
+/* Number of shards: that of the manifest; INT_MAX (any) while there is no manifest; 0 when it cannot be
  * read. */
 static int shards_in(const char *folder, mu_error *e) {
     char *path = mu_format("%s/manifest.json", folder);
@@ -330,7 +330,7 @@ static bool is_written_by_save(const char *folder, const char *name, int n_shard
                      (number >= 0 && number < n_shards && !strcmp(name, shard)));
 }
 
-/* Why the folder does not hold what a save writes and nothing else; heap, NULL when it does. */
+/* Why the folder is not exactly what a save writes; heap, NULL when it is. */
 static char *why_not_removed(const char *folder) {
     struct stat st;
     mu_error e = { 0 };
@@ -346,13 +346,13 @@ static char *why_not_removed(const char *folder) {
     return why;
 }
 
-/* Says once why not: this is asked at every checkpoint. */
+/* Warns once: this is called at every checkpoint. */
 static bool may_be_removed(const char *folder) {
-    static bool told;
+    static bool warned;
     char *why = why_not_removed(folder);
     bool good = !why;
-    if (!good && !told) mu_log(MU_LOG_WARNING, "%s, which is not as muster writes it: it is not removed", why);
-    told |= !good;
+    if (!good && !warned) mu_log(MU_LOG_WARNING, "not removed, because muster did not write it like this: %s", why);
+    warned |= !good;
     free(why);
     return good;
 }
@@ -392,7 +392,7 @@ static mu_status prune(const mu_checkpoint_config *cfg, const char *run, mu_erro
     return status;
 }
 
-/* Makes step-N.tmp. What is there under that name after remove_unfinished is not a save's, and moves out of the way. */
+/* Creates step-N.tmp. Anything left under that name by remove_unfinished was not written by a save, and is moved aside. */
 static mu_status make_unfinished(const char *folder, const char *tmp, mu_error *e) {
     mu_status status = mu_file_make_dirs(folder, e);
     if (status == MU_STATUS_OK) status = remove_unfinished(folder, e);
@@ -400,7 +400,7 @@ static mu_status make_unfinished(const char *folder, const char *tmp, mu_error *
         char *to;
         status = mu_file_set_aside(tmp, &to, e);
         if (status == MU_STATUS_OK)
-            mu_log(MU_LOG_WARNING, "%s is in the way of a checkpoint and not muster's: renamed to %s", tmp, to);
+            mu_log(MU_LOG_WARNING, "%s blocks a checkpoint and was not written by muster: renamed to %s", tmp, to);
         free(to);
     }
     return status == MU_STATUS_OK ? mu_file_make_dirs(tmp, e) : status;
@@ -437,8 +437,8 @@ mu_status mu_checkpoint_save(mu_train_state *t, const mu_config *cfg, const mu_t
 
 /* ------------------------------------------------------------------ finding and loading */
 
-/* Manifest, shards and state of one checkpoint; the ranks share the hashing. What the tensors hold is seen when they are
- * loaded: reading it twice would take too long. Collective, agreed. */
+/* Manifest, shards and state of one checkpoint; the ranks share the hashing. Tensor values are checked when they are
+ * loaded: reading them twice would take too long. Collective, agreed. */
 static mu_status verify_one(mu_comm *world, const char *path, mu_manifest *m, mu_error *e) {
     mu_status status = mu_agree(world, mu_manifest_read(m, path, e), e);
     if (status == MU_STATUS_OK)
@@ -472,7 +472,7 @@ mu_status mu_checkpoint_missing(const char *path, mu_error *e) {
         run |= mu_file_exists(name);
         free(name);
     }
-    return mu_error_set(e, MU_STATUS_DATA, run ? "%s is a run without checkpoints" : "%s is neither a run nor a checkpoint",
+    return mu_error_set(e, MU_STATUS_DATA, run ? "%s is a run folder without checkpoints" : "not a run folder or checkpoint: %s",
                         path);
 }
 
@@ -490,12 +490,12 @@ static mu_status list_all(mu_comm *world, const char *run, int64_t **steps, int 
     return status;
 }
 
-static void say_passed_over(mu_comm *world, int64_t step, const mu_error *why) {
+static void warn_skipped(mu_comm *world, int64_t step, const mu_error *why) {
     if (world->rank == 0)
-        mu_log(MU_LOG_WARNING, "checkpoint of step %lld passed over: %-s", (long long)step, why->text);
+        mu_log(MU_LOG_WARNING, "checkpoint of step %lld skipped, failed verification: %-s", (long long)step, why->text);
 }
 
-/* Newest checkpoint before step `below` that verifies. *first: what is wrong with the newest of all, if that is known. */
+/* Newest checkpoint before step `below` that verifies. *first: the error of the newest of all, if known. */
 static mu_status find_below(mu_comm *world, const char *run, int64_t below, mu_error *first, mu_manifest *m, bool *found,
                             mu_error *e) {
     int64_t *steps;
@@ -506,12 +506,12 @@ static mu_status find_below(mu_comm *world, const char *run, int64_t below, mu_e
         if (steps[i] >= below) continue;
         char *one = mu_checkpoint_path(run, steps[i]);
         *found = verify_one(world, one, m, &why) == MU_STATUS_OK;
-        if (!*found) say_passed_over(world, steps[i], &why);
+        if (!*found) warn_skipped(world, steps[i], &why);
         if (!*found && first->status == MU_STATUS_OK) *first = why;
         free(one);
     }
     if (n && !*found)
-        status = mu_error_set(e, MU_STATUS_DATA, "%s/checkpoints holds %d checkpoint%s and none verifies; the newest: %-s",
+        status = mu_error_set(e, MU_STATUS_DATA, "%s/checkpoints: none of %d checkpoint%s passes verification; the newest: %-s",
                               run, n, n > 1 ? "s" : "", first->text);
     free(steps);
     return status;
@@ -531,7 +531,7 @@ mu_status mu_checkpoint_fall_back(mu_comm *world, const char *path, mu_manifest 
     int64_t step = m->step;
     bool found = false;
     if (names_one_checkpoint(world, path)) return e->status;
-    say_passed_over(world, step, &first);
+    warn_skipped(world, step, &first);
     mu_manifest_free(m);
     return find_below(world, path, step, &first, m, &found, e);
 }
@@ -565,7 +565,7 @@ void mu_checkpoint_shape_close(mu_checkpoint_shape *s) {
     *s = (mu_checkpoint_shape){ 0 };
 }
 
-/* Passes on what the version of a checkpoint has. */
+/* Forwards only the state that a format version has. */
 typedef struct {
     mu_state_visitor v, *to;
     int version;
@@ -593,9 +593,9 @@ mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) {
     return status;
 }
 
-/* ------------------------------------------------------------------ may it go on? */
+/* ------------------------------------------------------------------ compatibility on resume */
 
-/* Texts may move: the same domains, in order, with the same weights. What is in them is the fingerprint's to say. */
+/* Texts may move: the same domains, in order, with the same weights. Their content is checked by fingerprint. */
 static bool same_domains(const mu_option_domains *a, const mu_option_domains *b) {
     bool same = a->n == b->n;
     for (int i = 0; same && i < a->n; i++)
@@ -603,13 +603,13 @@ static bool same_domains(const mu_option_domains *a, const mu_option_domains *b)
     return same;
 }
 
-/* An option of the checkpoint's and its value now: a line of *notes where they may differ, else a complaint. */
+/* Compares one option with the checkpoint's: a changed value is a line of *notes, or an error if it must not change. */
 static void compare_option(const mu_option *option, const mu_manifest *m, const mu_config *now, FILE *notes, mu_error *e) {
     char *was = mu_option_text(option, &m->cfg), *is = mu_option_text(option, now);
     bool moved = option->type == MU_OPTION_DOMAINS && same_domains(&m->cfg.data.train, &now->data.train);
     if (strcmp(was, is) && !(option->use & MU_ON_RESUME) && !moved) {
         if (e->status == MU_STATUS_OK)
-            mu_error_set(e, MU_STATUS_CONFIG, "this configuration cannot go on from %s; put these back, or choose another run.dir:",
+            mu_error_set(e, MU_STATUS_CONFIG, "cannot resume from %s: these options must not change (or choose another run.dir):",
                          m->path);
         mu_error_add(e, MU_STATUS_CONFIG, "  %s.%s was %s and is now %s", option->section, option->key, was, is);
     } else if (strcmp(was, is) && strcmp(option->key, "dir"))
@@ -628,7 +628,7 @@ mu_status mu_checkpoint_compare(const mu_config *cfg, const mu_corpus *corpus, c
     const mu_option *table = mu_config_table(&n);
     for (int i = 0; i < n; i++) compare_option(&table[i], m, cfg, out, e);
     if (e->status == MU_STATUS_OK && strcmp(m->fingerprint, corpus->fingerprint)) {
-        mu_error_set(e, MU_STATUS_CONFIG, "the texts are not those of %s: fingerprint %s then, %s now",
+        mu_error_set(e, MU_STATUS_CONFIG, "the texts differ from those of %s: fingerprint %s then, %s now",
                      m->path, m->fingerprint, corpus->fingerprint);
         mu_run_name_changes(corpus, m, e);
     }

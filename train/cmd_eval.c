@@ -8,14 +8,14 @@ static mu_status check_arguments(int argc, char **argv, mu_error *e) {
     if (argc < 3) return mu_error_set(e, MU_STATUS_USAGE, "eval needs a run folder or a checkpoint");
     for (int i = 2; i < argc; i++)
         if (argv[i][0] == '-' || (i > 2 && !strchr(argv[i], '=')))
-            return mu_error_set(e, MU_STATUS_USAGE, "%s: not understood", argv[i]);
+            return mu_error_set(e, MU_STATUS_USAGE, "unexpected argument '%s'; overrides are section.key=value", argv[i]);
     mu_status status = mu_expand_argument(&argv[2], e);
     for (int i = 3; i < argc && status == MU_STATUS_OK; i++)
         status = mu_config_check_use(argv[i], MU_ON_EVAL, argv[1], e);
     return status;
 }
 
-/* All sequences unless the command line says otherwise: what the run used in training does not count here. */
+/* All sequences unless the command line sets train.eval_sequences; the run's own value is for training only. */
 static int64_t sequences(const mu_config *cfg, int n_overrides, char *const *overrides) {
     bool given = false;
     for (int i = 0; i < n_overrides; i++) given |= !strncmp(overrides[i], "train.eval_sequences=", 21);
@@ -24,13 +24,13 @@ static int64_t sequences(const mu_config *cfg, int n_overrides, char *const *ove
 
 static void print_results(const mu_manifest *m, const mu_texts *texts, int64_t most, double mean, const mu_domain_loss *results) {
     if (strcmp(m->fingerprint, texts->corpus.fingerprint))
-        mu_print("note: these are not the texts it was trained on: fingerprint %s then, %s now\n",
+        mu_print("note: the texts differ from the training texts: fingerprint %s then, %s now\n",
                m->fingerprint, texts->corpus.fingerprint);
-    mu_print("%s, step %lld: %.6f nats/token, domains weighted by their share\n", m->path, (long long)m->step, mean);
+    mu_print("%s, step %lld: %.6f nats/token, mean of the domains weighted by their share\n", m->path, (long long)m->step, mean);
     mu_print_domains(texts, most, results);
 }
 
-static mu_status evaluate(const mu_opened *o, const mu_texts *texts, int64_t most, mu_error *e) {
+static mu_status evaluate(const mu_inference *o, const mu_texts *texts, int64_t most, mu_error *e) {
     enum { AT_ONCE = 8 };
     const mu_mesh *mesh = o->state.mesh;
     mu_domain_loss *results = mu_alloc((size_t)texts->corpus.n_domains, sizeof *results);
@@ -41,11 +41,11 @@ static mu_status evaluate(const mu_opened *o, const mu_texts *texts, int64_t mos
     free(results);
     return tokens ? MU_STATUS_OK
                   : mu_error_set(e, MU_STATUS_DATA,
-                                 "there is nothing to validate on: data.val_fraction is 0 or the texts are "
+                                 "no validation data: data.val_fraction is 0 or the texts are "
                                  "too short");
 }
 
-static mu_status open_texts(mu_texts *texts, const mu_opened *o, mu_error *e) {
+static mu_status open_texts(mu_texts *texts, const mu_inference *o, mu_error *e) {
     mu_status status = mu_texts_open(texts, &o->cfg, o->tokenizer, o->manifest.val_split, o->state.mesh->world, e);
     if (status == MU_STATUS_NOINPUT) {
         mu_error why = *e;
@@ -55,7 +55,7 @@ static mu_status open_texts(mu_texts *texts, const mu_opened *o, mu_error *e) {
     return status;
 }
 
-/* All ranks were started with the same arguments. Collective, agreed. */
+/* Checks that all ranks have the same arguments. Collective, agreed. */
 static mu_status agree_on_arguments(mu_comm *world, int argc, char **argv, mu_error *e) {
     char *text = mu_strdup("");
     for (int i = 2; i < argc; i++) {
@@ -70,7 +70,7 @@ static mu_status agree_on_arguments(mu_comm *world, int argc, char **argv, mu_er
 
 int mu_cmd_eval(int argc, char **argv) {
     mu_error e = { 0 };
-    mu_opened o = { 0 };
+    mu_inference o = { 0 };
     mu_texts texts = { 0 };
     mu_dist_start(&argc, &argv);
     mu_mesh *mesh = mu_mesh_open(NULL, 1);
@@ -79,11 +79,11 @@ int mu_cmd_eval(int argc, char **argv) {
     mu_status status = mu_agree(mesh->world, check_arguments(argc, argv, &e), &e);
     if (status == MU_STATUS_OK) status = agree_on_arguments(mesh->world, argc, argv, &e);
     if (status == MU_STATUS_OK)
-        status = mu_opened_open(&o, mesh, argv[2], argc - 3, argv + 3, &e);
+        status = mu_inference_open(&o, mesh, argv[2], argc - 3, argv + 3, &e);
     if (status == MU_STATUS_OK) status = open_texts(&texts, &o, &e);
     if (status == MU_STATUS_OK) status = evaluate(&o, &texts, sequences(&o.cfg, argc - 3, argv + 3), &e);
     mu_texts_close(&texts);
-    mu_opened_close(&o);
+    mu_inference_close(&o);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);
     mu_mesh_close(mesh);
     mu_dist_stop();

@@ -1,5 +1,4 @@
-/* cmd_generate.c - muster generate: continues a prompt token by token, with a cache of keys and values, and shows
- * which experts took each token. */
+/* cmd_generate.c - muster generate: continues a prompt token by token, with a KV cache; shows the experts of each token on request. */
 #include "train/train.h"
 
 #include <errno.h>
@@ -14,7 +13,7 @@ typedef struct {
     double temperature, top_p;
     bool show_experts, no_cache;
     int n_overrides;
-    char **overrides; /* of where and how it is computed */
+    char **overrides; /* device, dtype, threads */
 } arguments;
 
 static mu_status number(const char *option, const char *text, double min, double max, double *value,
@@ -46,7 +45,7 @@ static mu_status set_option(arguments *a, const char *option, const char *value,
     return MU_STATUS_OK;
 }
 
-/* The option that `text` names, as `--tokens 5` or `--tokens=5`; *value then is what follows, or NULL. */
+/* The option in `text`, as `--tokens 5` or `--tokens=5`; *value: the text after =, or NULL. */
 static const char *find_option(const char *text, const char **value) {
     static const char *const options[] = { "--prompt", "--tokens", "--seed", "--temperature", "--top-p" };
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
@@ -76,10 +75,10 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
         else if (!strcmp(argv[i], "--show-experts")) a->show_experts = true;
         else if (!strcmp(argv[i], "--no-cache")) a->no_cache = true;
         else if (argv[i][0] == '-')
-            return mu_error_set(e, MU_STATUS_USAGE, "%s is not an option of generate", argv[i]);
+            return mu_error_set(e, MU_STATUS_USAGE, "unknown option %s", argv[i]);
         else if (a->path && strchr(argv[i], '=')) status = add_override(a, argv[i], e);
         else if (a->path)
-            return mu_error_set(e, MU_STATUS_USAGE, "%s: one checkpoint is enough (%s)", argv[i], a->path);
+            return mu_error_set(e, MU_STATUS_USAGE, "unexpected argument '%s'; overrides are section.key=value", argv[i]);
         else a->path = argv[i];
     }
     if (status != MU_STATUS_OK) return status;
@@ -93,15 +92,15 @@ typedef struct {
     int id;
 } candidate;
 
-/* A text in the making. The model sees tokens from .. n-1, at most model.max_seq_len. */
+/* The state of generation. The context is tokens from .. n-1, at most model.max_seq_len. */
 typedef struct {
-    const mu_opened *o;
+    const mu_inference *o;
     const arguments *a;
-    mu_kv_cache *cache; /* NULL: every token in view is computed anew for each one added */
+    mu_kv_cache *cache; /* NULL: the whole context is recomputed for each new token */
     int V;
-    int64_t start, from, n, most; /* start: first token ever in view; most: room for all tokens */
+    int64_t start, from, n, most; /* start: first token of the first context; most: capacity of tokens */
     int32_t *tokens;              /* [most] */
-    int32_t *experts;      /* [MoE layers, most, K], of each token's latest pass; NULL unless asked for */
+    int32_t *experts;      /* [MoE layers, most, K], of each token's latest pass; NULL: not requested */
     mu_routing *routings;  /* [MoE layers], of the latest pass */
     double *logits;        /* [V] */
     candidate *candidates; /* [V] */
@@ -114,13 +113,13 @@ static void add_tokens(void *to, const int32_t *ids, int64_t n) {
     g->n += n;
 }
 
-static generation generation_new(const mu_opened *o, const arguments *a) {
+static generation generation_new(const mu_inference *o, const arguments *a) {
     const mu_model *model = o->state.model;
     int64_t limit = o->cfg.model.max_seq_len;
     int32_t eod = mu_tokenizer_eod(o->tokenizer);
     generation g = { .o = o, .a = a, .V = mu_tokenizer_vocab_size(o->tokenizer) };
     mu_tokenizer_encode(o->tokenizer, a->prompt, (int64_t)strlen(a->prompt), add_tokens, &g);
-    if (g.n == 0) add_tokens(&g, &eod, 1);      /* a document begins behind the end of another */
+    if (g.n == 0) add_tokens(&g, &eod, 1);      /* a document begins after the end of another */
     g.start = g.from = g.n > limit ? g.n - limit : 0;
     g.most = g.n + a->tokens;
     g.tokens = mu_realloc(g.tokens, (size_t)g.most, sizeof *g.tokens);
@@ -144,20 +143,20 @@ static void generation_free(generation *g) {
     free(g->routings);
 }
 
-/* When the view is full its last half stays: moving on by one token would give all others in view a new
- * position, and with it new keys, at every step. */
-static void keep_in_view(generation *g) {
+/* When the context is full, its last half is kept: dropping one token at a time would give all others a new
+ * position, and so new keys, at every step. */
+static void truncate_context(generation *g) {
     int64_t limit = g->o->cfg.model.max_seq_len;
     if (g->n - g->from <= limit) return;
     g->from = g->n - limit / 2;
     if (g->cache) g->cache->length = 0;
 }
 
-/* Logits after the last token, from a pass over those in view that the cache does not have. */
+/* Logits after the last token, from a pass over the tokens of the context that are not in the cache. */
 static void next_logits(generation *g) {
     mu_model *model = g->o->state.model;
     mu_tape *tape = g->o->tape;
-    keep_in_view(g);
+    truncate_context(g);
     int64_t first = g->from + (g->cache ? g->cache->length : 0), n = g->n - first, K = g->o->cfg.moe.top_k;
     mu_tape_record(tape, false);
     mu_context cx = { .mode = MU_MODE_GENERATE, .n_sequences = 1, .seq_len = n, .cache = g->cache };
@@ -174,17 +173,17 @@ static int by_probability(const void *a, const void *b) {
     return x->p != y->p ? (x->p < y->p ? 1 : -1) : x->id - y->id;
 }
 
-static int likeliest(const double *logits, int V) {
+static int argmax(const double *logits, int V) {
     int best = 0;
     for (int i = 1; i < V; i++)
         if (logits[i] > logits[best]) best = i;
     return best;
 }
 
-static int draw(const generation *g) {
+static int sample(const generation *g) {
     const arguments *a = g->a;
     candidate *c = g->candidates;
-    int best = likeliest(g->logits, g->V), n = 0, chosen = 0;
+    int best = argmax(g->logits, g->V), n = 0, chosen = 0;
     if (a->temperature == 0) return best;
     double sum = 0, kept = 0;
     for (int i = 0; i < g->V; i++) {
@@ -199,15 +198,15 @@ static int draw(const generation *g) {
     return c[chosen].id;
 }
 
-/* What is generated may hold any byte. A terminal gets it escaped, anything else as it is. A character of several
- * bytes comes in several tokens, and is shown when it is whole. */
+/* Generated text may hold any byte: escaped on a terminal, unchanged elsewhere. A multi-byte character
+ * may come in several tokens; it is shown once complete. */
 typedef struct {
     bool escaped;
     char pending[4];
     size_t n;
 } text_output;
 
-/* Bytes of the UTF-8 character that begins so; 1 where none does. */
+/* Bytes of the UTF-8 character with this first byte; 1 if invalid. */
 static size_t character_bytes(char first) {
     unsigned char b = (unsigned char)first;
     return b >= 0xF0 ? 4 : b >= 0xE0 ? 3 : b >= 0xC0 ? 2 : 1;
@@ -240,11 +239,11 @@ static void print_token(const mu_tokenizer *t, int32_t id) {
     else printf("  %-10d", id);
 }
 
-/* One row a token: the token, then the experts of each MoE layer. */
+/* One row per token: the token, then its experts in each MoE layer. */
 static void print_experts(const generation *g) {
     const mu_model *model = g->o->state.model;
     int64_t K = g->o->cfg.moe.top_k;
-    printf("\nexperts that took each token\n  %-10s", "token");
+    printf("\nexperts of each token\n  %-10s", "token");
     for (int i = 0; i < model->n_moe; i++)
         printf(" | layer %-*d", (int)(4 * K - 6 > 1 ? 4 * K - 6 : 1), model->moe_layers[i]);
     printf("\n");
@@ -258,8 +257,8 @@ static void print_experts(const generation *g) {
     }
 }
 
-/* The first token waits for the pass over the prompt, so what counts for the rest begins after it. */
-static void say_speed(const generation *g, int64_t prompt, double start, double first, double end) {
+/* The first token includes the pass over the prompt, so the rate of the others is measured after it. */
+static void log_speed(const generation *g, int64_t prompt, double start, double first, double end) {
     if (g->o->cfg.log.progress == MU_LOG_PROGRESS_QUIET) return;
     int64_t made = g->n - prompt;
     char rest[80] = "";
@@ -269,7 +268,7 @@ static void say_speed(const generation *g, int64_t prompt, double start, double 
            made == 1 ? "" : "s", end - start, first - start, (long long)prompt, rest);
 }
 
-static void generate(const mu_opened *o, const arguments *a) {
+static void generate(const mu_inference *o, const arguments *a) {
     generation g = generation_new(o, a);
     int64_t prompt = g.n;
     double start = mu_time(), first = start;
@@ -278,7 +277,7 @@ static void generate(const mu_opened *o, const arguments *a) {
     print_bytes(&out, a->prompt, strlen(a->prompt));
     while (g.n < g.most) {
         next_logits(&g);
-        int id = draw(&g);
+        int id = sample(&g);
         ended = id == mu_tokenizer_eod(o->tokenizer);
         if (ended) break;
         g.tokens[g.n++] = id;
@@ -292,16 +291,16 @@ static void generate(const mu_opened *o, const arguments *a) {
     show_pending(&out);
     printf("\n");
     if (g.experts) {
-        if (!ended) next_logits(&g); /* nobody has asked for the last token's experts yet */
+        if (!ended) next_logits(&g); /* for the last token's experts, not computed yet */
         print_experts(&g);
-    } else if (a->show_experts) printf("(a dense model: there are no experts to show)\n");
-    if (g.n > prompt) say_speed(&g, prompt, start, first, end);
+    } else if (a->show_experts) printf("(dense model: no experts)\n");
+    if (g.n > prompt) log_speed(&g, prompt, start, first, end);
     generation_free(&g);
 }
 
 int mu_cmd_generate(int argc, char **argv) {
     mu_error e = { 0 };
-    mu_opened o = { 0 };
+    mu_inference o = { 0 };
     arguments a;
     mu_dist_start(&argc, &argv);
     mu_mesh *mesh = mu_mesh_open(NULL, 1);
@@ -311,10 +310,10 @@ int mu_cmd_generate(int argc, char **argv) {
     if (status == MU_STATUS_OK && mesh->world->size > 1)
         status = mu_error_set(&e, MU_STATUS_USAGE, "generate runs on one rank");
     if (status == MU_STATUS_OK)
-        status = mu_opened_open(&o, mesh, a.path, a.n_overrides, a.overrides, &e);
+        status = mu_inference_open(&o, mesh, a.path, a.n_overrides, a.overrides, &e);
     if (status == MU_STATUS_OK) generate(&o, &a);
     free(a.overrides);
-    mu_opened_close(&o);
+    mu_inference_close(&o);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);
     mu_mesh_close(mesh);
     mu_dist_stop();

@@ -1,4 +1,4 @@
-/* cmd_inspect.c - muster inspect and muster verify: look at checkpoints without their texts. */
+/* cmd_inspect.c - muster inspect and muster verify: show and check runs and checkpoints, without their texts. */
 #include "train/run_view.h"
 #include "train/train.h"
 
@@ -22,11 +22,11 @@ static void print_shards(const mu_manifest *m) {
 
 /* ------------------------------------------------------------------ the list of state */
 
-/* What the arrays of a checkpoint are for: computing, going on with training, or all else that a run remembers. */
+/* Kinds of arrays in a checkpoint: weights, optimizer state, and other state of the run. */
 enum { WEIGHTS, OPTIMIZER, OTHER, N_KINDS };
 typedef struct {
     mu_state_visitor v;
-    bool list;                  /* a line for each, else only sums */
+    bool list;                  /* list each array, else only totals */
     struct { int64_t arrays, sharded, bytes; } sum[N_KINDS];
 } state_printer;
 
@@ -65,7 +65,7 @@ static void print_checkpoints(const mu_run_view *v) {
     mu_print("\n");
 }
 
-/* The last value that the metrics have under that key. */
+/* The last value of that key in the metrics. */
 typedef struct { const char *key, *name; int64_t step; double value; } last_value;
 
 static mu_status print_losses(const mu_run_view *v, mu_error *e) {
@@ -91,14 +91,14 @@ static mu_status print_losses(const mu_run_view *v, mu_error *e) {
     return MU_STATUS_OK;
 }
 
-/* The run as a whole, above its newest checkpoint. A folder with checkpoints alone can be looked at, too. */
+/* The run as a whole. A folder with only checkpoints is allowed, too. */
 static void print_run(const char *dir) {
     mu_run_view v;
     mu_error why = { 0 };
     mu_status status = mu_run_view_open(&v, dir, &why);
     if (status == MU_STATUS_OK) {
         const char *started = json_string_value(json_object_get(v.facts, "started"));
-        mu_print("%s: %s%s%s%s\n", dir, mu_run_state_name(v.state), v.moved ? ", in another folder than it was made in" : "",
+        mu_print("%s: %s%s%s%s\n", dir, mu_run_state_name(v.state), v.moved ? ", moved or copied" : "",
                  started ? "; last started " : "", started ? started : "");
         if (v.n_checkpoints) print_checkpoints(&v);
         status = print_losses(&v, &why);
@@ -138,10 +138,10 @@ static mu_status one_argument(int argc, char **argv, mu_error *e) {
     if (status != MU_STATUS_OK) return status;
     return mu_file_exists(argv[2])
                ? MU_STATUS_OK
-               : mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such run or checkpoint", argv[2]);
+               : mu_error_set(e, MU_STATUS_NOINPUT, "not a run folder or checkpoint: %s", argv[2]);
 }
 
-/* Takes --state out of the arguments. */
+/* Removes --state from the arguments. */
 static bool take_state_option(int *argc, char **argv) {
     int n = 0;
     for (int i = 0; i < *argc; i++)
@@ -175,7 +175,7 @@ int mu_cmd_inspect(int argc, char **argv) {
 
 /* ------------------------------------------------------------------ verify */
 
-/* One checkpoint from the outside in: manifest, hashes, then every tensor. Prints one line. */
+/* Verifies one checkpoint: manifest, hashes, then every tensor. Prints one line. */
 static mu_status verify(const char *path) {
     mu_manifest m;
     mu_error e = { 0 };
@@ -190,8 +190,8 @@ static mu_status verify(const char *path) {
     return status == MU_STATUS_OK ? status : MU_STATUS_DATA;
 }
 
-/* Every checkpoint of a run, oldest first, or the one that is named. Damage has its own line on stdout; `e`
- * is set when there was nothing to look at. */
+/* Every checkpoint of a run, oldest first, or the named one. Damage is reported on stdout; `e`
+ * is set when there is no checkpoint. */
 static mu_status verify_all(const char *path, mu_error *e) {
     char *checkpoints = mu_format("%s/checkpoints", path);
     bool run = mu_file_exists(checkpoints);

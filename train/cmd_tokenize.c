@@ -1,4 +1,4 @@
-/* cmd_tokenize.c - muster tokenize: texts into one HDF5 token file. */
+/* cmd_tokenize.c - muster tokenize: converts texts to an HDF5 token file. */
 #include "train/train.h"
 
 #include <stdlib.h>
@@ -29,7 +29,7 @@ static mu_status parse_domain(const char *text, mu_option_domains *list, mu_erro
     return status;
 }
 
-/* What follows `name` as --name X or --name=X; NULL for another argument. */
+/* The value X of --name X or --name=X; NULL for another argument. */
 static const char *value_of(const char *name, int argc, char **argv, int *i) {
     size_t n = strlen(name);
     if (strncmp(argv[*i], name, n)) return NULL;
@@ -51,12 +51,12 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     if (!a->out) return mu_error_set(e, MU_STATUS_USAGE, "tokenize needs --out FILE.h5");
     if (!mu_file_ends(a->out, ".h5") && !mu_file_ends(a->out, ".hdf5"))
         return mu_error_set(e, MU_STATUS_USAGE,
-                            "--out %s: a token file's name ends in .h5, by which train knows it", a->out);
+                            "--out %s: the name of a token file must end in .h5 or .hdf5", a->out);
     return a->list.n ? MU_STATUS_OK
                      : mu_error_set(e, MU_STATUS_USAGE, "tokenize needs at least one DOMAIN=PATH");
 }
 
-/* Before the texts are read: can the file be written at all? */
+/* Checks that the output can be written, before the texts are read. */
 static mu_status check_out(const arguments *a, char old[33], mu_error *e) {
     mu_error why;
     const char *other = mu_not_plain(a->out);
@@ -67,7 +67,7 @@ static mu_status check_out(const arguments *a, char old[33], mu_error *e) {
     return status;
 }
 
-/* Token files may be sources, too; they are read twice from end to end. */
+/* Token files can be sources, too; they are read twice from end to end. */
 enum { CACHE_BYTES = 8 << 20 };
 
 int mu_cmd_tokenize(int argc, char **argv) {
@@ -93,7 +93,7 @@ int mu_cmd_tokenize(int argc, char **argv) {
                    (long long)corpus.domains[i].n_tokens, (long long)corpus.domains[i].n_documents);
         mu_print("written to %s, tokenizer %s, fingerprint %s\n", a.out, mu_tokenizer_name(t),
                corpus.fingerprint);
-        if (old[0]) mu_print("it replaces the token file that was there, fingerprint %s\n", old);
+        if (old[0]) mu_print("replaced the previous token file, fingerprint %s\n", old);
     }
     mu_corpus_close(&corpus);
     free(a.list.list);

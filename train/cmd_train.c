@@ -1,4 +1,4 @@
-/* cmd_train.c - muster train: from a configuration to a trained model. */
+/* cmd_train.c - muster train: trains a model from a configuration file. */
 #include "train/training.h"
 
 #include <signal.h>
@@ -6,17 +6,17 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The signal that asked for a checkpoint and the end. A second Ctrl-C does not wait for them. */
-static volatile sig_atomic_t stop_asked;
+/* The received stop signal: save a checkpoint and exit. A second Ctrl-C exits at once. */
+static volatile sig_atomic_t stop_signal;
 static void on_signal(int number) {
-    if (number == SIGINT && stop_asked == SIGINT) {
+    if (number == SIGINT && stop_signal == SIGINT) {
         signal(SIGINT, SIG_DFL);
         raise(SIGINT);
     }
-    stop_asked = number;
+    stop_signal = number;
 }
 
-/* HUP stays ignored where nohup or the shell has it so. */
+/* HUP stays ignored if nohup or the shell ignores it. */
 static void catch_signals(void) {
     struct sigaction action = { .sa_handler = on_signal }, old;
     sigemptyset(&action.sa_mask);
@@ -30,7 +30,7 @@ static void catch_signals(void) {
 typedef struct {
     char *config, *resume;
     bool dry_run;
-    int ranks; /* of the dry run; 0: those that are running */
+    int ranks; /* planned ranks of a dry run; 0: the running ones */
     int n_overrides;
     char **overrides;
 } arguments;
@@ -60,20 +60,19 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
             mu_status status = set_resume(a, argv[i][8] ? argv[i] + 9 : argv[++i], e);
             if (status != MU_STATUS_OK) return status;
         } else if (argv[i][0] == '-')
-            return mu_error_set(e, MU_STATUS_USAGE, "%s is not an option of train%s", argv[i],
-                                strcmp(argv[i], "--resume") ? "" : " without auto, never or a path");
+            return mu_error_set(e, MU_STATUS_USAGE, strcmp(argv[i], "--resume") ? "unknown option %s" : "%s needs auto, never or a path", argv[i]);
         else if (strchr(argv[i], '=')) a->overrides[a->n_overrides++] = argv[i];
         else if (!a->config) a->config = argv[i];
         else
             return mu_error_set(e, MU_STATUS_USAGE,
-                                "%s: one configuration is enough (%s); overrides read section.key=value",
-                                argv[i], a->config);
+                                "unexpected argument '%s'; overrides are section.key=value",
+                                argv[i]);
     }
     if (a->ranks && !a->dry_run)
-        return mu_error_set(e, MU_STATUS_USAGE, "--ranks plans for ranks that are not running: it needs --dry-run");
+        return mu_error_set(e, MU_STATUS_USAGE, "--ranks needs --dry-run");
     return a->config ? mu_expand_argument(&a->config, e)
                      : mu_error_set(e, MU_STATUS_USAGE,
-                                    "train needs a configuration; configs/first.yaml is one to start from");
+                                    "train needs a configuration file, for example configs/first.yaml");
 }
 
 /* ------------------------------------------------------------------ before the first step */
@@ -87,20 +86,20 @@ static bool holds_a_run(const char *dir) {
     return yes;
 }
 
-/* A path that --resume names must be there, and a run folder holds one run. Rank 0's work. */
+/* A path given to --resume must exist, and a run folder holds one run. Rank 0. */
 static mu_status check_path(const char *resume, const char *dir, mu_error *e) {
     if (!mu_file_exists(resume))
         return mu_error_set(e, MU_STATUS_NOINPUT, "--resume %s: no such file or folder", resume);
     if (holds_a_run(dir) && !mu_file_is_inside(resume, dir))
         return mu_error_set(
             e, MU_STATUS_CONFIG,
-            "run.dir %s holds a run already, and --resume %s is of another; choose another run.dir, or leave "
-            "--resume out to go on with the run that is there",
+            "run.dir %s already holds a run, and --resume %s belongs to another; choose another run.dir, or omit "
+            "--resume to resume the existing run",
             dir, resume);
     return MU_STATUS_OK;
 }
 
-/* Which checkpoint to go on from: *found false means a new run. Collective, agreed. */
+/* Finds the checkpoint to resume from; *found false: a new run. Collective, agreed. */
 static mu_status choose_start(mu_comm *world, const char *dir, const char *resume, mu_manifest *m, bool *found, mu_error *e) {
     *found = false;
     if (!strcmp(resume, "auto")) return mu_checkpoint_find(world, dir, m, found, e);
@@ -109,15 +108,15 @@ static mu_status choose_start(mu_comm *world, const char *dir, const char *resum
         if (world->rank == 0 && holds_a_run(dir))
             status = mu_error_set(
                 e, MU_STATUS_CONFIG,
-                "run.dir %s holds a run already and --resume is never; choose another run.dir, "
-                "or leave --resume out to go on",
+                "run.dir %s already holds a run (--resume never); choose another run.dir, "
+                "or omit --resume to resume it",
                 dir);
         return mu_agree(world, status, e);
     }
     mu_status status = mu_agree(world, world->rank == 0 ? check_path(resume, dir, e) : MU_STATUS_OK, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_find(world, resume, m, found, e);
     if (status == MU_STATUS_OK && !*found)
-        status = mu_error_set(e, MU_STATUS_DATA, "--resume %s: there is no checkpoint", resume);
+        status = mu_error_set(e, MU_STATUS_DATA, "--resume %s: no checkpoint found", resume);
     return status;
 }
 
@@ -139,7 +138,7 @@ static mu_status resume_from(mu_training *t, const mu_manifest *m, mu_error *e) 
     return status;
 }
 
-/* Nothing open, and the configuration as it was asked for. */
+/* Closes all parts and restores the configuration from before mu_config_inherit. */
 static void reset(mu_training *t, const mu_moe_config *moe, const mu_optim_config *optim) {
     mu_config cfg = t->cfg;
     cfg.moe = *moe, cfg.optim = *optim;
@@ -148,8 +147,8 @@ static void reset(mu_training *t, const mu_moe_config *moe, const mu_optim_confi
     t->cfg = cfg;
 }
 
-/* Opens all parts, for a new run or from where one stands; what a checkpoint's tensors hold is seen last, so that a
- * checkpoint is refused with all that was taken from it. Collective, agreed. */
+/* Opens all parts, for a new run or to resume. A checkpoint whose tensors turn out invalid while loading is dropped with
+ * everything taken from it, and an older one is tried. Collective, agreed. */
 static mu_status open_run(mu_training *t, mu_mesh *mesh, const char *resume, mu_manifest *m, bool *found, mu_error *e) {
     const mu_moe_config moe = t->cfg.moe;
     const mu_optim_config optim = t->cfg.optim;
@@ -166,7 +165,7 @@ static mu_status open_run(mu_training *t, mu_mesh *mesh, const char *resume, mu_
     return status;
 }
 
-/* How to stop this run without losing steps, and what other ways cost. */
+/* How to stop this run without losing steps. */
 static void print_how_to_stop(void) {
     long launcher = mu_launcher();
     if (launcher)
@@ -190,10 +189,10 @@ static void print_model_and_data(const mu_training *t) {
     printf("batch: %lld sequences of %lld tokens per step, in %lld micro-batch%s per rank\n",
            (long long)cfg->train.global_batch_size, (long long)cfg->train.seq_len, (long long)n, n == 1 ? "" : "es");
     if (t->state.model->n_moe && n > 1 && (cfg->moe.balance & MU_BALANCE_GLOBAL_AUX) && cfg->moe.global_aux_counts == MU_MOE_COUNTS_EXACT)
-        printf("note: global_aux_loss with several micro-batches needs a counting pass first, about a third more compute;\n"
-               "      fewer micro-batches, moe.global_aux_counts=previous or balance: [expert_bias] do without\n");
-    if (cfg->train.eval_every > 0 && !mu_texts_validate(&t->texts))
-        printf("note: there is nothing to validate on: data.val_fraction is 0 or the texts are too short\n");
+        printf("note: global_aux_loss with several micro-batches needs an extra counting pass (about a third more compute);\n"
+               "      fewer micro-batches, moe.global_aux_counts=previous or balance: [expert_bias] avoid it\n");
+    if (cfg->train.eval_every > 0 && !mu_texts_have_validation(&t->texts))
+        printf("note: no validation data: data.val_fraction is 0 or the texts are too short\n");
 }
 
 static void print_start(const mu_training *t, bool resumed) {
@@ -224,16 +223,16 @@ static void print_end(const mu_training *t, const mu_recorder *rec) {
     mu_print_domains(&t->texts, t->cfg.train.eval_sequences, mu_recorder_losses(rec));
     mu_print_expert_load(&t->state.stats->window, t->state.model->moe_layers);
     mu_print("\nwritten to %s: checkpoints/, metrics.jsonl, statistics.rec, routing.h5, config.resolved.yaml, run.json\n"
-             "look further: muster inspect %s; muster generate %s --prompt \"The \"\n", dir, dir, dir);
+             "next: muster inspect %s; muster generate %s --prompt \"The \"\n", dir, dir, dir);
     fflush(stdout);
 }
 
-/* A run that is finished already: nothing to train, the results once more. */
+/* The run is already finished: evaluates again to show the results. */
 static void show_finished(const mu_training *t, mu_recorder *rec) {
     if (t->state.mesh->world->rank == 0)
         printf("already at step %lld (train.steps=%lld). Increase train.steps to continue\n", (long long)t->state.step,
                (long long)t->cfg.train.steps);
-    mu_recorder_show(rec);
+    mu_recorder_reevaluate(rec);
 }
 
 static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, int argc, char **argv, mu_error *e) {
@@ -251,11 +250,11 @@ static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, int ar
     if (status == MU_STATUS_OK) status = mu_recorder_open(&rec, t, lock, found ? t->state.step : -1, e);
     if (status == MU_STATUS_OK && found) status = mu_checkpoint_set_aside(world, cfg->run.dir, t->state.step, e);
     if (status == MU_STATUS_OK) {
-        bool speaks = world->rank == 0 && !quiet(cfg);
-        if (speaks) print_start(t, found);
+        bool verbose = world->rank == 0 && !quiet(cfg);
+        if (verbose) print_start(t, found);
         if (t->state.step >= cfg->train.steps) show_finished(t, rec);
-        status = mu_training_loop(t, rec, &stop_asked, e);
-        if (status == MU_STATUS_OK && speaks) print_end(t, rec);
+        status = mu_training_loop(t, rec, &stop_signal, e);
+        if (status == MU_STATUS_OK && verbose) print_end(t, rec);
     }
     mu_recorder_close(rec);
     mu_lock_release(lock);
@@ -264,7 +263,7 @@ static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, int ar
     return status;
 }
 
-/* All ranks were started with the same program, arguments and options. Collective, agreed. */
+/* Checks that all ranks have the same version, arguments and options. Collective, agreed. */
 static mu_status agree_on_options(mu_comm *world, const arguments *a, const mu_config *cfg, mu_error *e) {
     char *text = NULL;
     size_t size;

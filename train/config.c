@@ -1,5 +1,5 @@
-/* config.c - the configuration of a run: the table of all sections, and the checks of several sections or of
- * what only the program knows (files, ranks); those of one section stand in its folder. Everything is checked before anything large is allocated,
+/* config.c - the configuration of a run: the table of all sections, and checks that involve several sections, files
+ * or ranks; those of one section are in its folder. Everything is checked before anything large is allocated,
  * and all errors are reported together. */
 #include "train/config.h"
 
@@ -45,7 +45,7 @@ typedef struct {
     mu_complaints found; /* of the sections' own checks; first, so that `place` finds the rest */
     mu_config *c;
     mu_error *e;
-    int world_size; /* 0: not known, nothing is checked against it */
+    int world_size; /* 0: unknown, not checked */
     bool look_for_paths;
     bool bad, missing; /* ends in MU_STATUS_CONFIG; in MU_STATUS_NOINPUT */
 } check;
@@ -57,7 +57,7 @@ static void check_given(check *k) {
         COMPLAIN(k, "run", "dir", "must be given: the folder of this run, for example `dir: runs/first`");
 }
 
-/* Without texts there is nothing to train on; the message shows how to get some. */
+/* The message shows how to get texts. */
 static void check_data_given(check *k) {
     if (k->c->data.train.n == 0)
         COMPLAIN(k, "data", "train",
@@ -127,10 +127,10 @@ static void check_dtype(check *k) {
     const mu_train_config *p = &k->c->train;
     if (p->dtype == MU_TRAIN_DTYPE_BF16 && p->device != MU_TRAIN_DEVICE_AUTO &&
         p->device != MU_TRAIN_DEVICE_CPU && p->device != MU_TRAIN_DEVICE_CUDA)
-        COMPLAIN(k, "train", "dtype", "bf16 has kernels of its own: it needs train.device auto, cpu or cuda");
+        COMPLAIN(k, "train", "dtype", "bf16 needs train.device auto, cpu or cuda");
 }
 
-/* Its counts are those of a micro-batch, so the loss itself depends on the split. */
+/* aux_loss uses the counts of a micro-batch, so the loss itself depends on the split. */
 static void check_reproducible(check *k) {
     if (k->c->train.reproducible && k->c->moe.num_experts > 0 && (k->c->moe.balance & MU_BALANCE_AUX))
         COMPLAIN(k, "train", "reproducible",
@@ -147,7 +147,7 @@ static void check_batch_tokens(check *k) {
     double rows = share * (double)c->train.seq_len;
     if (c->moe.num_experts > 0) rows *= (double)c->moe.top_k * (double)c->parallel.ep;
     if (tokens > 0x1p32)
-        COMPLAIN(k, "train", "global_batch_size", "x seq_len makes %.2g tokens a step, more than 2^32",
+        COMPLAIN(k, "train", "global_batch_size", "x seq_len makes %.2g tokens per step, more than 2^32",
                  tokens);
     else if (rows > 0x1p31)
         COMPLAIN(k, "train", "micro_batch_size",
@@ -187,7 +187,7 @@ static bool readable(const mu_options *o, const char *needs) {
     return true;
 }
 
-/* ------------------------------------------------------------------ what follows from other options */
+/* ------------------------------------------------------------------ derived values */
 
 static void derive(mu_config *c) {
     const mu_options *o = &c->options;
@@ -196,13 +196,13 @@ static void derive(mu_config *c) {
                             mu_options_given(o, "optim", "warmup_steps"));
 }
 
-/* A complaint of a section's own check, unless a value that it compares could not be read. */
+/* Reports an error of a section's own check, unless a value that it compares could not be read. */
 static void place(mu_complaints *found, const char *section, const char *key, const char *compared, const char *text) {
     check *k = (check *)found;
     if (readable(&k->c->options, compared)) COMPLAIN(k, section, key, "%s", text);
 }
 
-/* The checks look at what the user wrote (head_dim 0 is not an even head_dim of a wrong size). */
+/* The checks see the values that the user wrote (head_dim 0 is the default, not a wrong size). */
 static void run_checks(check *k) {
     k->found.add = place;
     derive(k->c);
@@ -217,10 +217,10 @@ mu_status mu_expand_home(const char *path, char **whole, mu_error *e) {
     const char *home = getenv("HOME");
     *whole = NULL;
     if (path[0] == '~' && path[1] && path[1] != '/')
-        return mu_error_set(e, MU_STATUS_USAGE, "%.200s: ~ alone is your home folder, that of others must be written out; a name"
-                            " that begins with ~ is ./~...", path);
+        return mu_error_set(e, MU_STATUS_USAGE, "%.200s: ~USER is not expanded; write the path out (a file name that begins"
+                            " with ~ is ./~...)", path);
     if (path[0] == '~' && (!home || !home[0]))
-        return mu_error_set(e, MU_STATUS_USAGE, "%.200s: HOME is not set, so ~ means nothing; write the path out", path);
+        return mu_error_set(e, MU_STATUS_USAGE, "%.200s: HOME is not set, so ~ cannot be expanded; write the path out", path);
     *whole = path[0] == '~' ? mu_format("%s%s", home, path + 1) : mu_strdup(path);
     return MU_STATUS_OK;
 }
@@ -234,15 +234,15 @@ mu_status mu_expand_argument(char **argument, mu_error *e) {
 
 int mu_config_threads(const mu_train_config *cfg) {
     const char *text = getenv("OMP_NUM_THREADS");
-    long asked = text ? strtol(text, NULL, 10) : 0; /* of a list, one for each level, the first */
+    long asked = text ? strtol(text, NULL, 10) : 0; /* of a list (one per nesting level) the first */
     return cfg->threads ? (int)cfg->threads : asked > 0 && asked <= 4096 ? (int)asked : 0;
 }
 
 void mu_config_inherit(mu_config *c, const mu_config *old) {
     const mu_options *o = &c->options;
-    bool same_scores = c->moe.score_func == old->moe.score_func; /* else it is refused later, by name */
+    bool same_scores = c->moe.score_func == old->moe.score_func; /* otherwise rejected later, by name */
     if (!mu_options_given(o, "moe", "z_loss_coeff") && same_scores) c->moe.z_loss_coeff = old->moe.z_loss_coeff;
-    /* unless lr or steps were made too small for them */
+    /* unless lr or steps are now too small for them */
     if (!mu_options_given(o, "optim", "min_lr") && old->optim.min_lr <= c->optim.lr) c->optim.min_lr = old->optim.min_lr;
     if (!mu_options_given(o, "optim", "warmup_steps") && old->optim.warmup_steps <= c->train.steps)
         c->optim.warmup_steps = old->optim.warmup_steps;
@@ -259,7 +259,7 @@ mu_status mu_config_check_use(const char *override, unsigned bit, const char *co
         used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", name);
         MU_CHECK(used < sizeof names, "too many options for %s", command);
     }
-    return mu_error_set(e, MU_STATUS_CONFIG, "%s: %s takes %s; everything else is the checkpoint's", override,
+    return mu_error_set(e, MU_STATUS_CONFIG, "%s: %s accepts only %s; all other options come from the checkpoint", override,
                         command, names);
 }
 
@@ -272,12 +272,12 @@ static bool override_all(mu_config *config, int n, char *const *overrides, mu_er
     return good;
 }
 
-/* In place, or a complaint. */
+/* Expands ~ in place, or reports an error. */
 static void expand(check *k, const char *section, const char *key, char path[sizeof(mu_field_STRING)]) {
     char *whole;
     mu_error why;
     if (mu_expand_home(path, &whole, &why) != MU_STATUS_OK) COMPLAIN(k, section, key, "%s", why.text);
-    else if (strlen(whole) >= sizeof(mu_field_STRING)) COMPLAIN(k, section, key, "a path is too long once ~ is HOME");
+    else if (strlen(whole) >= sizeof(mu_field_STRING)) COMPLAIN(k, section, key, "path too long after ~ is expanded");
     else strcpy(path, whole);
     free(whole);
 }
@@ -293,7 +293,7 @@ static mu_status finish(check *k, bool read) {
     expand_paths(k);
     run_checks(k);
     mu_status status = !read || k->bad ? MU_STATUS_CONFIG : k->missing ? MU_STATUS_NOINPUT : MU_STATUS_OK;
-    if (k->e) k->e->status = status; /* the first complaint is not always the graver one */
+    if (k->e) k->e->status = status; /* the first error is not always the most severe */
     return status;
 }
 

@@ -1,4 +1,4 @@
-/* device.c - which device a rank computes on, the same kind on all: others round otherwise, and ranks would train
+/* device.c - the device of a rank, of the same kind on all ranks: kinds differ in rounding, so mixed ranks would train
  * different models. Everything here is Collective over the world. */
 #include "train/train.h"
 
@@ -21,19 +21,26 @@ static mu_device *open_everywhere(mu_comm *world, const char *kind, int32_t *lac
     return NULL;
 }
 
-/* A GPU for each rank of a node, shared when there are more ranks than GPUs. NULL: `why` says it of the rank. */
-static mu_device *open_cuda(const mu_train_config *cfg, const mu_mesh *mesh, char why[256]) {
+/* Why some rank has no usable GPU; too_old: it has one that muster does not support. */
+typedef struct {
+    char text[256];
+    bool too_old;
+} missing_gpu;
+
+/* A GPU for each rank of a node, shared when there are more ranks than GPUs. NULL: *why, the same on all ranks. */
+static mu_device *open_cuda(const mu_train_config *cfg, const mu_mesh *mesh, missing_gpu *why) {
     int32_t rank;
     char *kind = mu_format("cuda%s:%d", cfg->dtype == MU_TRAIN_DTYPE_BF16 ? "-bf16" : "", mesh->local_rank);
     mu_device *dev = open_everywhere(mesh->world, kind, &rank);
     free(kind);
     if (dev) return dev;
-    snprintf(why, 256, "rank %d: %s", (int)rank, mu_cuda_missing());
-    mu_broadcast(mesh->world, rank, why, 256);
+    *why = (missing_gpu){ .too_old = mu_cuda_unsupported() };
+    snprintf(why->text, sizeof why->text, "rank %d: %s", (int)rank, mu_cuda_missing());
+    mu_broadcast(mesh->world, rank, why, sizeof *why);
     return NULL;
 }
 
-/* The best kernels that all ranks' processors can run. */
+/* The best kernels that the processors of all ranks support. */
 static mu_device *agree_on_kernels(mu_comm *world, mu_device *dev) {
     static const char *const tables[] = { "cpu-avx512", "cpu-avx2", "cpu-base" };
     enum { N = sizeof tables / sizeof *tables };
@@ -41,9 +48,9 @@ static mu_device *agree_on_kernels(mu_comm *world, mu_device *dev) {
     while (mine < N && strcmp(dev->name, tables[mine])) mine++;
     all = mine;
     mu_all_reduce(world, MU_REDUCE_MAX, MU_DTYPE_I32, &all, 1);
-    if (mine == all) return dev; /* so are ref and guarded, which are the same everywhere */
+    if (mine == all) return dev; /* also ref and guarded, which are the same everywhere */
     mu_device_close(dev);
-    mu_log(MU_LOG_WARNING, "processors differ: rank %d uses %s, the best that all have", world->rank,
+    mu_log(MU_LOG_WARNING, "processors differ: rank %d uses %s, the best that all ranks support", world->rank,
            tables[all]);
     return mu_device_open(tables[all]);
 }
@@ -62,7 +69,7 @@ static mu_status open_cpu(mu_comm *world, const mu_train_config *cfg, const char
     if (!*dev)
         return mu_error_set(e, MU_STATUS_CONFIG,
                             "train.device %s: the processor of rank %d lacks these instructions; with "
-                            "train.device=cpu every rank uses the best that all have", kind, (int)rank);
+                            "train.device=cpu every rank uses the best that all support", kind, (int)rank);
     *dev = agree_on_kernels(world, *dev);
     return MU_STATUS_OK;
 }
@@ -73,15 +80,14 @@ void mu_config_use_threads(const mu_train_config *cfg, const mu_mesh *mesh) {
 
 mu_status mu_train_device_open(const mu_train_config *cfg, const mu_mesh *mesh, mu_device **dev, mu_error *e) {
     static const char *const kinds[] = { "cpu", "cpu", "cuda", "cpu-avx512", "cpu-avx2", "cpu-base", "ref", "guarded" };
-    char why[256];
+    missing_gpu why;
     if (cfg->device == MU_TRAIN_DEVICE_CUDA || cfg->device == MU_TRAIN_DEVICE_AUTO) {
-        *dev = open_cuda(cfg, mesh, why);
+        *dev = open_cuda(cfg, mesh, &why);
         if (*dev) return MU_STATUS_OK;
-        bool unusable = strstr(why, "this muster needs") != NULL; /* there is a GPU, and somebody may wonder */
-        if (cfg->device == MU_TRAIN_DEVICE_AUTO && unusable && mesh->world->rank == 0)
-            mu_log(MU_LOG_WARNING, "train.device auto: %s; training on the processor", why);
+        if (cfg->device == MU_TRAIN_DEVICE_AUTO && why.too_old && mesh->world->rank == 0)
+            mu_log(MU_LOG_WARNING, "train.device auto: %s; training on the processor", why.text);
     }
     if (cfg->device == MU_TRAIN_DEVICE_CUDA)
-        return mu_error_set(e, MU_STATUS_CONFIG, "train.device cuda: %s; train.device=cpu trains on the processor", why);
+        return mu_error_set(e, MU_STATUS_CONFIG, "train.device cuda: %s; train.device=cpu trains on the processor", why.text);
     return open_cpu(mesh->world, cfg, kinds[cfg->device], dev, e);
 }

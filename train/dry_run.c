@@ -1,11 +1,11 @@
-/* dry_run.c - what a run would need, found by running one step on the shape device: every allocation is made
- * and counted, nothing is computed or touched. */
+/* dry_run.c - memory and FLOPs of a run, from one step on the shape device, which counts every allocation
+ * but computes and touches nothing. */
 #include "train/train.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-/* What a run is made of, on the shape device. */
+/* The parts of a run on the shape device. */
 typedef struct {
     const mu_config *cfg;
     mu_mesh *mesh;
@@ -18,7 +18,7 @@ typedef struct {
     mu_batch_shape shape;
 } plan;
 
-/* One micro-batch: the others need no more. */
+/* One micro-batch: the others need no additional memory. */
 static void shape_step(plan *p) {
     int64_t n = mu_batch_micro_size(&p->shape, p->mesh->batch->size), S = p->shape.seq_len;
     mu_context cx = { .mode = MU_MODE_TRAIN, .n_sequences = n, .seq_len = S };
@@ -29,8 +29,8 @@ static void shape_step(plan *p) {
 
 /* ------------------------------------------------------------------ texts */
 
-/* Bytes of all domains in memory: ids and offsets of documents (of token files as far as the cache has room), and the place of
- * a training sequence in the order of an epoch. What cannot be read is named, and counts nothing. */
+/* Bytes of all domains in memory: ids and offsets of documents (of token files as far as the cache has room), and the shuffled order of
+ * training sequences. Unreadable texts are named and not counted. */
 static double text_memory(const plan *p) {
     double held = 0, cached = 0;
     for (int i = 0; i < p->cfg->data.train.n; i++) {
@@ -38,7 +38,7 @@ static double text_memory(const plan *p) {
         mu_domain_size size;
         mu_error e;
         if (mu_domain_measure(&size, d, p->tokenizer, (uint64_t)p->cfg->run.seed, &e) != MU_STATUS_OK) {
-            mu_print("note: %s: its text is not counted\n", e.text);
+            mu_print("note: %s: its texts are not counted\n", e.text);
             continue;
         }
         *(size.in_file ? &cached : &held) += (double)size.bytes;
@@ -49,7 +49,7 @@ static double text_memory(const plan *p) {
 
 /* ------------------------------------------------------------------ memory */
 
-/* Optimizer state of the rank that owns the most of it, beyond this one's. */
+/* Optimizer state of the rank with the largest shard, minus this rank's. */
 static double largest_shard(const mu_optimizer *o) {
     double bytes = 0;
     for (int i = 0; i < o->params->n_groups; i++) {
@@ -64,9 +64,9 @@ static double largest_shard(const mu_optimizer *o) {
     return bytes;
 }
 
-/* Libraries, heap and stacks, as this very process had them before it planned anything (a build with cuBLAS has 150 MiB
- * of them); and of each thread room for an expert's packed weights. */
-static double program_memory(const plan *p, int64_t at_start) {
+/* Libraries, heap and stacks, measured in this process before planning (150 MiB in a build with cuBLAS), plus
+ * an expert's packed weights per thread. */
+static double runtime_overhead(const plan *p, int64_t at_start) {
     int wanted = mu_config_threads(&p->cfg->train), threads = wanted ? wanted : mu_cores() / p->mesh->local_size;
     double width = (double)(p->model->n_moe ? p->cfg->moe.moe_ffn_hidden_size : p->cfg->model.ffn_hidden_size);
     return (double)at_start + fmax(threads, 1) * 3 * width * (double)p->cfg->model.hidden_size * (double)mu_dtype_size(p->dev->master);
@@ -74,14 +74,14 @@ static double program_memory(const plan *p, int64_t at_start) {
 
 static double mib(double bytes) { return bytes / (1 << 20); }
 
-static void print_memory(const plan *p, double parameters, double state, double texts, int64_t program) {
+static void print_memory(const plan *p, double parameters, double state, double texts, int64_t at_start) {
     const struct { const char *name; double bytes; } parts[] = {
         { "weights, gradients, optimizer", state + largest_shard(p->opt) },
         { "activations", (double)mu_device_bytes(p->dev) - state },
         { "expert load statistics", (double)mu_load_window_bytes(&p->loss->stats->window) },
         { "texts", texts },
         { "shared with other ranks", (double)mu_mesh_shared_bytes(p->mesh) },
-        { "program", program_memory(p, program) },
+        { "runtime overhead", runtime_overhead(p, at_start) },
     };
     double total = 0;
     printf("\nmemory of the busiest rank, MiB (estimate)\n");
@@ -93,7 +93,7 @@ static void print_memory(const plan *p, double parameters, double state, double 
     printf("checkpoint, all ranks          %9.1f MiB\n", mib((1 + p->opt->rule->n_slots) * parameters * (double)mu_dtype_size(p->dev->master) + (double)mu_load_window_bytes(&p->loss->stats->window)));
 }
 
-/* The device whose types a run of this configuration has. */
+/* The shape device with the dtypes of this configuration. */
 static mu_device *open_shape(const mu_train_config *cfg) {
     bool half = cfg->dtype == MU_TRAIN_DTYPE_BF16 && cfg->device == MU_TRAIN_DEVICE_CUDA;
     return mu_device_open(cfg->device == MU_TRAIN_DEVICE_REF ? "shape-f64" : half ? "shape-bf16" : "shape");
@@ -112,7 +112,7 @@ static void print_placement(const plan *p) {
     }
 }
 
-static void print_plan(const plan *p, double state, double texts, int64_t program) {
+static void print_plan(const plan *p, double state, double texts, int64_t at_start) {
     const mu_config *cfg = p->cfg;
     int64_t n = p->shape.micro_batches;
     char *yaml = mu_options_dump(&cfg->options, cfg);
@@ -123,13 +123,13 @@ static void print_plan(const plan *p, double state, double texts, int64_t progra
            size.train_flops * (double)(cfg->train.global_batch_size * cfg->train.seq_len));
     printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", p->mesh->batch->size, p->mesh->dp, p->mesh->ep,
            (long long)n, n == 1 ? "" : "es", (long long)mu_batch_micro_size(&p->shape, p->mesh->batch->size));
-    print_memory(p, (double)size.total, state, texts, program);
+    print_memory(p, (double)size.total, state, texts, at_start);
     print_placement(p);
     free(yaml);
 }
 
 mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, mu_error *e) {
-    int64_t program = mu_memory_rss();
+    int64_t at_start = mu_memory_rss();
     plan p = { .cfg = cfg, .mesh = mesh, .shape = mu_batch_shape_of(cfg, mesh->batch->size) };
     mu_status status = mu_tokenizer_open(&p.tokenizer, cfg->data.tokenizer, e);
     if (status != MU_STATUS_OK) return status;
@@ -142,7 +142,7 @@ mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, mu_error *e) {
     p.tape = mu_tape_new(p.dev);
     if (cfg->train.reproducible) mu_tape_set_reduction_unit(p.tape, cfg->train.seq_len);
     shape_step(&p);
-    print_plan(&p, state, texts, program);
+    print_plan(&p, state, texts, at_start);
     mu_loss_free(p.loss);
     mu_tape_free(p.tape);
     mu_optimizer_free(p.opt);

@@ -1,5 +1,5 @@
-/* evaluate.c - validation loss of every domain. Sequences are dealt out over the ranks; every rank runs the
- * same number of batches, empty ones included, because ranks of an expert group wait for each other. */
+/* evaluate.c - validation loss of every domain. Sequences are distributed over the ranks; every rank runs the
+ * same number of batches, empty ones included, because the ranks of an expert group exchange tokens in each. */
 #include "train/train.h"
 
 #include <math.h>
@@ -81,6 +81,6 @@ double mu_evaluate(const mu_evaluation *ev, int64_t most, mu_domain_loss *result
     }
     mu_tape_record(ev->tape, true);
     buffers_free(&b);
-    /* Domains of weight 0 may be the only ones that have any: then all count the same. */
+    /* If only domains of weight 0 have any: plain mean. */
     return shares > 0 ? mean / shares : n ? plain / n : NAN;
 }

@@ -1,12 +1,12 @@
 /* lock.c - RUN/lock: one job works on a run folder.
  *
  * The lock is the kernel's (an open file description lock, which needs the right to write the file; the shared lock of
- * a reader does not count), and is gone when the process ends, however it ends. The file's content says who holds it, and
- * is empty once nobody does. A file that was removed meanwhile is put back; when another job came first, or the run folder
- * is not there any more, this one stops. A file that says something else is somebody else's, and left alone.
+ * a reader does not count), and is gone when the process ends, however it ends. The file names the holder, and
+ * is empty when there is none. A removed file is recreated; when another job was first, or the run folder
+ * is gone, this one stops. A file with other content was not written by muster, and is left alone.
  *
  * Where the file system has no locks (some NFS, Lustre) the content alone decides: an owner that is alive on this host
- * keeps others out; beyond that a job that finds another one's name in the file stops. */
+ * keeps others out; otherwise a job that finds another owner in the file stops. */
 #include "train/train.h"
 
 #include <errno.h>
@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static const double PATIENCE = 10;      /* seconds: what a killed job's processes may take to end */
+static const double PATIENCE = 10;      /* seconds in which processes of a killed job should end */
 
 /* A process; launcher: the mpirun that started it, 0 for none. start tells it from a later one of the same number. */
 typedef struct {
@@ -35,7 +35,7 @@ struct mu_lock {
     owner me;
 };
 
-/* ------------------------------------------------------------------ who */
+/* ------------------------------------------------------------------ the owner */
 
 /* The start time of a process of this host, in ticks since boot, from /proc/PID/stat; false when there is none. */
 static bool look_up(long pid, unsigned long long *start) {
@@ -64,7 +64,7 @@ static int write_owner(const owner *o, char text[256]) {
     return snprintf(text, 256, "process %ld on %s start %llu launcher %ld\n", o->pid, o->host, o->start, o->launcher);
 }
 
-/* False for a file that is empty or says something else. */
+/* False for an empty file or one with other content. */
 static bool read_owner(int fd, owner *o) {
     char text[256];
     *o = (owner){ 0 };
@@ -73,7 +73,7 @@ static bool read_owner(int fd, owner *o) {
     return sscanf(text, "process %ld on %63s start %llu launcher %ld", &o->pid, o->host, &o->start, &o->launcher) >= 2;
 }
 
-/* What jobs write is empty or begins so. */
+/* Files of muster are empty or begin like this. */
 static bool is_foreign(int fd) {
     static const char beginning[8] = "process ";
     char text[sizeof beginning];
@@ -92,7 +92,7 @@ static bool is_alive(const owner *o) {
     return is_here(o) && look_up(o->pid, &start) && (!o->start || o->start == start);
 }
 
-/* A rank whose mpirun is gone: it will end by itself. */
+/* A rank whose mpirun is gone: it will exit by itself. */
 static bool is_orphan(const owner *o) {
     unsigned long long start;
     return is_alive(o) && o->launcher && !look_up(o->launcher, &start);
@@ -120,7 +120,7 @@ static outcome ask_kernel(mu_lock *l, int *error) {
     if (!failed) return is_in_place(l->fd, l->path) ? TAKEN : MOVED;
     *error = errno;
     struct flock other = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-    if (!fcntl(l->fd, F_OFD_GETLK, &other) && other.l_type == F_RDLCK) return FAILED; /* a reader's: no job of ours */
+    if (!fcntl(l->fd, F_OFD_GETLK, &other) && other.l_type == F_RDLCK) return FAILED; /* a reader's lock: not a job */
     return *error == EAGAIN || *error == EACCES ? HELD : FAILED;
 }
 
@@ -140,12 +140,12 @@ static mu_status open_file(mu_lock *l, mu_error *e) {
         if (l->fd < 0) return mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", l->path, strerror(errno));
         if (is_foreign(l->fd)) other = "a file that muster did not write";
     }
-    return other ? mu_error_set(e, MU_STATUS_CONFIG, "%s is %s: a run's lock has this name; move it away, or choose another"
-                                " run.dir", l->path, other)
+    return other ? mu_error_set(e, MU_STATUS_CONFIG, "%s is %s, but muster needs this name for its lock; move it away, or"
+                                " choose another run.dir", l->path, other)
                  : MU_STATUS_OK;
 }
 
-/* One attempt. `holder` is who has it. */
+/* One attempt. *holder: the current owner. */
 static outcome attempt(mu_lock *l, owner *holder, mu_error *e) {
     int error = 0;
     *holder = (owner){ 0 };
@@ -155,11 +155,11 @@ static outcome attempt(mu_lock *l, owner *holder, mu_error *e) {
     }
     outcome got = ask_kernel(l, &error);
     bool known = read_owner(l->fd, holder);
-    if (got == FAILED) { /* no locks here, or a reader has one: the content decides */
+    if (got == FAILED) { /* no file locks, or a reader's: the content decides */
         bool reader = error == EAGAIN || error == EACCES;
         if (!l->warned)
-            mu_log(MU_LOG_WARNING, "%s %s (%s): muster cannot keep a second job on another host out of this run folder",
-                   reader ? "another program holds the lock for reading in" : "there are no locks on the file system of",
+            mu_log(MU_LOG_WARNING, "%s %s (%s): a second job on another host cannot be kept out of this run folder",
+                   reader ? "another program holds a read lock in" : "no file locks on the file system of",
                    l->dir, strerror(error));
         l->warned = true;
         got = known && is_alive(holder) && !same_owner(holder, &l->me) ? HELD : TAKEN;
@@ -174,7 +174,7 @@ static mu_status refuse(const mu_lock *l, const owner *holder, mu_error *e) {
     if (holder->pid) snprintf(who, sizeof who, "process %ld on %s", holder->pid, holder->host);
     if (is_orphan(holder))
         return mu_error_set(e, MU_STATUS_REQUEUE,
-                            "run.dir %s is in use by what is left of a job whose mpirun was killed (%s); run this again in a"
+                            "run.dir %s is in use by an orphan of a job whose mpirun was killed (%s); run this again in a"
                             " moment, or kill that process", l->dir, who);
     return mu_error_set(e, MU_STATUS_CONFIG, "run.dir %s is in use by another job (%s); wait for it, or choose another run.dir",
                         l->dir, who);
@@ -203,10 +203,10 @@ mu_status mu_lock_take(mu_lock **out, const char *dir, mu_error *e) {
     }
 }
 
-typedef enum { ABSENT, MINE, ANOTHERS, FOREIGN } finding;
+typedef enum { ABSENT, MINE, ANOTHERS, FOREIGN } file_owner;
 
-/* Whose the file is now; another job that has ended leaves it empty. */
-static finding look(const mu_lock *l, owner *holder) {
+/* The current owner of the file; a job that ended leaves it empty. */
+static file_owner look(const mu_lock *l, owner *holder) {
     *holder = (owner){ 0 };
     if (mu_not_plain(l->path)) return FOREIGN;
     int fd = open(l->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
@@ -216,18 +216,18 @@ static finding look(const mu_lock *l, owner *holder) {
     return foreign ? FOREIGN : known && same_owner(holder, &l->me) ? MINE : ANOTHERS;
 }
 
-/* Does the path still lead to the folder in which this job began? */
+/* Does the path still lead to the folder in which this job started? */
 static bool is_same_folder(const mu_lock *l) {
     struct stat st;
     return !stat(l->dir, &st) && st.st_dev == l->device && st.st_ino == l->inode;
 }
 
-static mu_status explain_loss(const mu_lock *l, finding found, const owner *holder, mu_error *e) {
+static mu_status explain_loss(const mu_lock *l, file_owner found, const owner *holder, mu_error *e) {
     char what[2 * MU_HOST_NAME + 80];
-    if (!mu_file_exists(l->dir)) snprintf(what, sizeof what, "was moved or removed while this job runs");
+    if (!mu_file_exists(l->dir)) snprintf(what, sizeof what, "was moved or removed during this job");
     else if (!is_same_folder(l))
-        snprintf(what, sizeof what, "is another folder now: the one this job began in was moved or removed");
-    else if (found == FOREIGN) snprintf(what, sizeof what, "has a lock that muster did not write, in the place of this job's");
+        snprintf(what, sizeof what, "is a different folder now: the one this job started in was moved or removed");
+    else if (found == FOREIGN) snprintf(what, sizeof what, "has a lock file that muster did not write, instead of this job's");
     else if (holder->pid)
         snprintf(what, sizeof what, "was taken over by another job (process %ld on %s), after its lock was removed", holder->pid,
                  holder->host);
@@ -240,14 +240,14 @@ mu_status mu_lock_check(mu_lock *l, mu_error *e) {
     owner holder;
     bool in_place = is_in_place(l->fd, l->path);
     if (in_place && l->by_kernel) return MU_STATUS_OK;
-    finding found = look(l, &holder);
+    file_owner found = look(l, &holder);
     if (in_place && found == MINE) return MU_STATUS_OK;
     if (!in_place && (found == MINE || found == ABSENT)) {
         int old = l->fd;
         outcome got = attempt(l, &holder, e);
         close(old);
         if (got == TAKEN) {
-            mu_log(MU_LOG_WARNING, "%s was removed or replaced while this job runs; it is there again", l->path);
+            mu_log(MU_LOG_WARNING, "%s was removed or replaced during this job; recreated", l->path);
             return MU_STATUS_OK;
         }
         if (got == FAILED && is_same_folder(l)) return e->status;
@@ -255,8 +255,8 @@ mu_status mu_lock_check(mu_lock *l, mu_error *e) {
     return explain_loss(l, found, &holder, e);
 }
 
-/* Asks the kernel, which knows of jobs on other hosts, too. Where it does not answer, the content decides; who stands in it and
- * works on another host is believed. */
+/* Asks the kernel, which knows of jobs on other hosts, too. Without file locks the content decides; an
+ * owner on another host is assumed to be alive. */
 mu_lock_state mu_lock_look(const char *dir) {
     char *path = mu_format("%s/lock", dir);
     int fd = mu_not_plain(path) ? -1 : open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
@@ -274,7 +274,7 @@ mu_lock_state mu_lock_look(const char *dir) {
 void mu_lock_release(mu_lock *l) {
     if (!l) return;
     if (l->fd >= 0) {
-        if (is_in_place(l->fd, l->path)) (void)!ftruncate(l->fd, 0); /* nobody holds it */
+        if (is_in_place(l->fd, l->path)) (void)!ftruncate(l->fd, 0); /* no holder */
         close(l->fd);
     }
     free(l->dir);

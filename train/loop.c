@@ -1,13 +1,13 @@
 /* loop.c - the training loop: one step, and all of them.
  *
  * Every loss term is divided by the tokens of the global batch before backward: gradients of micro-batches and
- * ranks are then just added. */
+ * ranks are then simply summed. */
 #include "train/training.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-/* Has some rank been asked to stop? Read between micro-batches, so that a long step need not come to its end. Collective. */
+/* Has some rank received a stop signal? Read between micro-batches, so that a long step can be abandoned. Collective. */
 static bool interrupted(const mu_training *t, int64_t m, const volatile sig_atomic_t *stop) {
     int32_t asked = stop && *stop;
     if (m == 0) return false;
@@ -29,19 +29,19 @@ bool mu_training_gradients(mu_training *t, bool reduce, const volatile sig_atomi
         if (interrupted(t, m, stop)) return false;
         mu_micro_batch b = mu_batches_read(&t->batches, m);
         mu_tensor *loss = mu_loss_forward(t->loss, &b.cx, b.tokens, b.targets);
-        if (reduce && m == n - 1) mu_backward_last(t->state.opt, t->tape, loss); /* sums over ranks overlap with it */
+        if (reduce && m == n - 1) mu_backward_last(t->state.opt, t->tape, loss); /* reduction overlaps with it */
         else mu_backward(t->tape, loss);
         mu_tape_reset(t->tape);
     }
     return true;
 }
 
-/* Gradients summed over ranks, clipped, and the update. */
+/* Reduces and clips the gradients, and updates the weights. */
 static void update(mu_training *t, double lr) {
     mu_optimizer *opt = t->state.opt;
     int64_t n;
     mu_mat terms = mu_loss_terms(t->loss, &n);
-    mu_activity_set("sum of gradients", -1, NULL);
+    mu_activity_set("reducing gradients", -1, NULL);
     mu_grads_reduce(opt);
     mu_activity_set("clipping", -1, NULL);
     mu_grad_clip(opt, t->state.mesh->batch, t->cfg.optim.grad_clip, n, terms);
@@ -73,7 +73,7 @@ mu_step_result mu_training_step(mu_training *t, const volatile sig_atomic_t *sto
     return r;
 }
 
-/* After a stop signal: the checkpoint comes first, and an evaluation that is due only if there is time left. */
+/* After a stop signal: the checkpoint first, then an evaluation that is due, in the remaining time. */
 static mu_status save_and_stop(mu_training *t, mu_recorder *rec, bool evaluation_due, mu_error *e) {
     mu_status status = mu_recorder_save(rec, e);
     if (status == MU_STATUS_OK && evaluation_due) status = mu_recorder_evaluate(rec, e);

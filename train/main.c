@@ -1,4 +1,4 @@
-/* main.c - the program: finds the sub-command and runs it. */
+/* main.c - the program: runs the sub-command. */
 #include "train/train.h"
 
 #include <locale.h>
@@ -15,13 +15,13 @@ typedef struct {
 static const command commands[] = {
     { "train", mu_cmd_train, "CONFIG [section.key=value ...] [--resume auto|never|PATH] [--dry-run [--ranks N]]",
       "Trains the model that CONFIG (a YAML file) describes; start it with mpirun for several ranks.\n\n"
-      "  --resume auto    (default) go on from the newest checkpoint of run.dir that verifies, or start anew\n"
-      "  --resume never   refuse a run folder that holds a run\n"
-      "  --resume PATH    go on from this checkpoint, or from the newest of that run\n"
-      "  --dry-run        print the resolved configuration, parameters, FLOPs, memory a rank and the placement\n"
-      "                   of experts, and stop; texts need not be there\n"
+      "  --resume auto    (default) resume from the newest valid checkpoint of run.dir, or start a new run\n"
+      "  --resume never   error if run.dir already holds a run\n"
+      "  --resume PATH    resume from this checkpoint, or from the newest of that run\n"
+      "  --dry-run        print the resolved configuration, parameters, FLOPs, memory per rank and the placement\n"
+      "                   of experts, and exit; texts need not exist\n"
       "  --ranks N        with --dry-run: plan for N ranks, without mpirun\n\n"
-      "USR1 or USR2 (to mpirun) makes it write a checkpoint and exit with 75; the same command goes on later.\n"
+      "USR1 or USR2 (to mpirun) makes it write a checkpoint and exit with 75; the same command resumes.\n"
       "`muster --help-config` lists every configuration key." },
     { "eval", mu_cmd_eval, "RUN_OR_CHECKPOINT [section.key=value ...]",
       "Validation loss and bits per byte of every domain. Overrides may name texts that have moved\n"
@@ -30,27 +30,27 @@ static const command commands[] = {
     { "generate", mu_cmd_generate,
       "RUN_OR_CHECKPOINT --prompt TEXT [--tokens N] [--temperature X] [--top-p X] [--seed N] [--show-experts] [--no-cache]"
       " [section.key=value ...]",
-      "Continues the prompt. The text goes to stdout, how long it took to stderr. Keys and values of earlier tokens are\n"
-      "kept (a KV cache), so that a further token costs one pass over that token alone. The model sees at most\n"
-      "model.max_seq_len tokens: when the view is full, its last half stays and is passed over once.\n\n"
+      "Continues the prompt. The text goes to stdout, timing to stderr. Keys and values of earlier tokens are\n"
+      "kept in a KV cache, so each new token costs one pass over that token alone. The context is at most\n"
+      "model.max_seq_len tokens: when it is full, its last half is kept and recomputed once.\n\n"
       "  --tokens N        tokens to add (default 200)\n"
-      "  --temperature X   0 takes the likeliest token, 1 (default) draws from the model's distribution\n"
-      "  --top-p X         draw from the likeliest tokens that together have probability X (default 1)\n"
-      "  --seed N          key of the draws (default 1)\n"
-      "  --show-experts    for each token, the experts of each MoE layer that took it\n"
-      "  --no-cache        compute all tokens in view anew for each one added: slow, the same text\n\n"
+      "  --temperature X   0: greedy (most likely token); 1 (default): sample from the model's distribution\n"
+      "  --top-p X         sample from the most likely tokens with total probability X (default 1)\n"
+      "  --seed N          random seed of sampling (default 1)\n"
+      "  --show-experts    show the experts of each token in each MoE layer\n"
+      "  --no-cache        recompute the whole context for each new token: slow, the same text\n\n"
       "Overrides may be train.device, train.dtype and train.threads." },
     { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT [--state]",
-      "Shows a run (its state, last losses, checkpoints) and of its newest checkpoint, or of one that is named: configuration,\n"
-      "parameters, shards, the arrays of its state in sum, and the load of its experts.\n\n"
+      "Shows a run (state, last losses, checkpoints) and its newest checkpoint, or the given one: configuration,\n"
+      "parameters, shards, totals of its state arrays, and expert load.\n\n"
       "  --state    list every array: name, type, shape, sharded (an expert's, written by the rank that holds it) or\n"
       "             replicated (written by rank 0 for all), bytes" },
     { "verify", mu_cmd_verify, "RUN_OR_CHECKPOINT",
-      "Checks manifest, hashes, shapes and that all values are in range, of one checkpoint or of all of a run, on one\n"
+      "Checks manifest, hashes, shapes and value ranges of one checkpoint, or of all checkpoints of a run, on one\n"
       "rank. Exit code 65 when any is damaged." },
     { "tokenize", mu_cmd_tokenize, "[--tokenizer NAME] --out FILE.h5 DOMAIN=PATH ...",
-      "Writes a token file from texts: a folder of .txt and .jsonl files, or one such file, a domain.\n"
-      "A token file that is there already is replaced, and that is said; any other file is left alone.\n"
+      "Writes a token file from texts: per domain a folder of .txt and .jsonl files, or one such file.\n"
+      "An existing token file is replaced, with a note; any other file is left alone.\n"
       "data.train then takes {domain: DOMAIN, path: FILE.h5}." },
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
@@ -61,7 +61,7 @@ static void print_usage(FILE *out) {
         fprintf(out, "  muster %s %s\n", commands[i].name, commands[i].usage);
     fprintf(
         out,
-        "\n  muster COMMAND --help    what a command does\n"
+        "\n  muster COMMAND --help    help for a command\n"
         "  muster --help-config     every configuration key (--help-config=markdown: as docs/configuration.md)\n"
         "  muster --version\n");
 }
@@ -86,13 +86,13 @@ static const command *find_command(const char *name) {
     }
     const char *near = mu_suggest(name, names, N_COMMANDS);
     mu_error e;
-    mu_error_set(&e, MU_STATUS_USAGE, "there is no command \"%s\"%s%s%s; `muster --help` lists them all", name,
+    mu_error_set(&e, MU_STATUS_USAGE, "unknown command \"%s\"%s%s%s; `muster --help` lists all commands", name,
                  near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
     mu_report_error(&e, 0);
     return NULL;
 }
 
-/* What was written for people to read may have met a full disk. */
+/* Checks that standard output was written: the disk may be full. */
 static int finish(int code) {
     bool lost = fflush(stdout) != 0;
     lost |= ferror(stdout) != 0;
@@ -100,7 +100,7 @@ static int finish(int code) {
     return lost && code == MU_STATUS_OK ? MU_STATUS_IO : code;
 }
 
-/* The program that looks at HDF5 files first (train/probe/): beside this one, or where installing puts it. */
+/* Finds the program that checks HDF5 files first (train/probe/): beside this one, or where it is installed. */
 static void find_probe(void) {
     static const char *const folders[] = { "", MUSTER_LIBEXEC "/" };
     char self[4096];
@@ -115,11 +115,11 @@ static void find_probe(void) {
     }
     const char *rank = getenv("PMIX_RANK");
     if (!rank || !strcmp(rank, "0"))
-        mu_log(MU_LOG_WARNING, "muster-probe-hdf5, which looks at HDF5 files first, is neither beside muster nor in "
-               MUSTER_LIBEXEC ": a file made to crash HDF5 may end muster");
+        mu_log(MU_LOG_WARNING, "muster-probe-hdf5, which checks HDF5 files in a process of its own, is neither beside muster nor in "
+               MUSTER_LIBEXEC ": a malicious HDF5 file may crash muster");
 }
 
-/* Where no launcher has started it, Open MPI 4 would start a daemon for this one rank; and when the daemon's last event comes
+/* Without a launcher Open MPI 4 would start a daemon for this one rank; and when the daemon's last event comes
  * while MPI_Finalize unloads the code for it, the program crashes (on a busy machine once in 2000 runs). Nothing here needs the
  * daemon; without it all such programs would share one session directory, which is not needed either. */
 static void run_alone(void) {
@@ -134,7 +134,7 @@ int main(int argc, char **argv) {
     setlocale(LC_ALL, "C");
     unsetenv("HDF5_USE_FILE_LOCKING"); /* the store locks nothing (base/store.c), and this would overrule it */
     run_alone();
-    signal(SIGXFSZ, SIG_IGN); /* a file-size limit is a write error, not a death */
+    signal(SIGXFSZ, SIG_IGN); /* exceeding a file-size limit is a write error, not fatal */
     mu_messages_start();
     const char *first = argc > 1 ? argv[1] : "";
     bool help = !strcmp(first, "--help") || !strcmp(first, "-h") || !strcmp(first, "help");

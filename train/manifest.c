@@ -1,4 +1,4 @@
-/* manifest.c - manifest.json of a checkpoint: what belongs to it and how it must hash. One line of JSON and
+/* manifest.c - manifest.json of a checkpoint: its files and their hashes. One line of JSON and
  * a second with the XXH3-128 of the first; anything else is damage. */
 #include "train/train.h"
 
@@ -7,9 +7,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Version 1 has no val_split: its runs split at the tail. A shard a rank of an expert group, which has at least one expert of
- * each layer: EP_MAX. What the largest model of MU_MODEL_TENSORS_MAX tensors takes, in bytes and in values (a tensor's name and
- * shard are one, a shard is four, and a configuration has commas, too), is allowed, and its parsing takes under 256 MiB. */
+/* Version 1 has no val_split: its runs split at the tail. EP_MAX: one shard per rank of an expert group, which has at least one
+ * expert of each layer. The limits on bytes and values allow the largest model of MU_MODEL_TENSORS_MAX tensors (a tensor is one
+ * value, a shard four, and a configuration has commas, too); parsing takes under 256 MiB. */
 enum { FORMAT_VERSION = 3, OLDEST_VERSION = 1, RANKS_MAX = 1 << 20, EP_MAX = 1 << 16,
        VALUES_MAX = MU_MODEL_TENSORS_MAX + 4 * EP_MAX + (1 << 17), OBJECTS_MAX = EP_MAX + (1 << 14) };
 static const char *const val_splits[] = {
@@ -81,7 +81,7 @@ static bool copy_string(const json_t *root, const char *key, char *out, size_t s
     return value && snprintf(out, size, "%s", value) < (int)size;
 }
 
-/* 32 hexadecimal digits, as muster writes a hash. */
+/* 32 lower-case hexadecimal digits. */
 static bool copy_hash(const json_t *root, const char *key, char out[33]) {
     return copy_string(root, key, out, 33) && strlen(out) == 32 && strspn(out, "0123456789abcdef") == 32;
 }
@@ -107,7 +107,7 @@ static bool read_tensors(mu_manifest *m, json_t *table) {
     return true;
 }
 
-/* One shard a rank of an expert group, each under its own name: none is listed twice, none is elsewhere. */
+/* One shard per rank of an expert group, each with its fixed name, so none is listed twice or lies elsewhere. */
 static bool read_shards(mu_manifest *m, json_t *list) {
     if ((int64_t)json_array_size(list) != m->ep) return false;
     m->n_shards = m->ep;
@@ -166,14 +166,14 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     return MU_STATUS_OK;
 }
 
-/* The fewest bytes that shards have: weights, two moments and the window of expert loads, none of it compressed. */
+/* Lower bound of the shards' bytes: weights, two moments and the window of expert loads, uncompressed. */
 static double least_bytes(const mu_config *c, const mu_model_size *size, bool f64) {
     double cells = 0;
     for (int layer = 0; layer < c->model.num_layers; layer++) cells += mu_layer_is_moe(&c->moe, layer) ? (double)c->moe.num_experts : 0;
     return 3.0 * (double)size->total * (f64 ? 8 : 4) + (double)c->stats.window * cells * (double)sizeof(int64_t);
 }
 
-/* Does all else agree with the configuration? Asked before a model of that configuration takes any memory. */
+/* Checks the other fields against the configuration, before a model of it is allocated. */
 static mu_status check_config(const mu_manifest *m, const char *path, mu_error *e) {
     const mu_config *c = &m->cfg;
     bool f64 = !strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64));
@@ -211,7 +211,7 @@ static mu_status read_config(mu_manifest *m, const char *path, mu_error *e) {
     return status == MU_STATUS_OK ? check_config(m, path, e) : mu_error_set(e, MU_STATUS_DATA, "%s: %-s", path, why.text);
 }
 
-/* A folder that says step-N must hold step N: a copy under another name would otherwise pass for the newest. */
+/* Folder step-N must hold step N: a renamed copy could otherwise be taken for the newest. */
 static mu_status check_folder_name(const mu_manifest *m, const char *path, mu_error *e) {
     int64_t step;
     if (!mu_checkpoint_step(m->path, &step) || step == m->step) return MU_STATUS_OK;
@@ -219,8 +219,8 @@ static mu_status check_folder_name(const mu_manifest *m, const char *path, mu_er
                         (long long)m->step, (long long)step);
 }
 
-/* Parsing makes a hundred bytes of each value and several of each object, so they are counted before: by what begins and
- * separates them. */
+/* Parsing allocates some hundred bytes per value and object, so they are counted first, by their opening and separating
+ * characters. */
 static bool has_too_many_values(const char *text) {
     size_t n = 0, objects = 0;
     for (const char *at = text; (at = strpbrk(at, ",[{")) && n <= VALUES_MAX && objects <= OBJECTS_MAX; at++)
@@ -278,7 +278,7 @@ static mu_status wrong_size(const char *path, int64_t bytes, const mu_shard *s, 
                         (long long)s->bytes);
 }
 
-/* The size comes first: a file may be much larger than what the manifest speaks of. */
+/* The size first: a file may be much larger than the manifest says. */
 static mu_status verify_shard(const mu_manifest *m, const mu_shard *s, mu_error *e) {
     char hex[33], *path = mu_format("%s/%s", m->path, s->name);
     struct stat st;

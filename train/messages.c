@@ -1,5 +1,4 @@
-/* messages.c - what goes to stderr: warnings, the lines of the log, errors in the program's form, and the last
- * words of a fatal one. */
+/* messages.c - output on stderr: log lines, warnings, errors and fatal errors; escaped output on stdout. */
 #include "train/train.h"
 
 #include <signal.h>
@@ -20,7 +19,7 @@ static void abort_now(int number) {
     _exit(abort_code);
 }
 
-/* Where the network is down, ending the other ranks may never return. */
+/* With the network down, aborting the other ranks may never return. */
 MU_NORETURN static void end_all_ranks(int code) {
     enum { PATIENCE = 10 };
     abort_code = code;
@@ -62,7 +61,7 @@ void mu_print(const char *fmt, ...) {
 }
 
 void mu_print_text(const char *text) {
-    char part[1024];            /* escaping makes four bytes of one */
+    char part[1024];            /* escaping turns one byte into at most four */
     for (size_t n = strlen(text), at = 0; at < n; at += 255) {
         mu_text_escape(part, sizeof part, text + at, n - at < 255 ? n - at : 255, "\n\t");
         fputs(part, stdout);
@@ -72,7 +71,7 @@ void mu_print_text(const char *text) {
 int mu_report_error(const mu_error *e, int rank) {
     the_rank = rank;
     fflush(stdout);
-    const char *kind = e->status == MU_STATUS_REQUEUE ? "" : "error: ";      /* being asked to stop is no error */
+    const char *kind = e->status == MU_STATUS_REQUEUE ? "" : "error: ";      /* a stop signal is not an error */
     if (rank == 0 && e->status != MU_STATUS_OK) fprintf(stderr, "muster: %s%s\n", kind, e->text);
     return (int)e->status;
 }

@@ -1,6 +1,6 @@
-/* metrics.c - what a logged step leaves in the run folder: a line of metrics.jsonl, one flushed object with a checksum, and a record
- * of statistics.rec, of which routing.h5 is made. Names are those dashboards know; what depends on the clock or the
- * machine is under perf/ and mem/, so that the rest can be compared bit for bit. */
+/* metrics.c - the records of a logged step: a line of metrics.jsonl, one flushed object with a checksum, and a record
+ * of statistics.rec, from which routing.h5 is derived. Names follow dashboard conventions; values that depend on the clock or the
+ * machine are under perf/ and mem/, so that the rest can be compared bit for bit. */
 #include "train/train.h"
 
 #include <errno.h>
@@ -15,8 +15,8 @@ struct mu_metrics {
     mu_statistics *statistics;      /* NULL: a dense model has none */
     mu_json line;
     double start;
-    bool routing_failed;            /* the last time */
-    double routing_time, routing_seconds;   /* when routing.h5 was written last, and how long that took */
+    bool routing_failed;            /* the last write */
+    double routing_time, routing_seconds;   /* time and duration of the last write of routing.h5 */
 };
 
 mu_status mu_metrics_open(mu_metrics **out, const mu_log_source *src, mu_error *e) {
@@ -64,7 +64,7 @@ static mu_status end_line(mu_metrics *m, mu_error *e) {
                 : mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
 }
 
-/* What was not computed, or has no finite value, is left out. */
+/* Values that are not finite are left out. */
 static void add_value(mu_json *j, const char *key, double value) {
     if (isfinite(value)) mu_json_float(j, key, value);
 }
@@ -153,7 +153,7 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step
     if (src->peak_flops > 0) mu_json_float(j, "perf/mfu", tokens_per_s * size.train_flops / src->peak_flops);
     mu_json_float(j, "perf/elapsed_s", mu_time() - m->start);
     mu_json_float(j, "mem/rss_gib", (double)mu_memory_rss() / (1 << 30));
-    mu_status status = MU_STATUS_OK; /* the record first: a line without one would be damage */
+    mu_status status = MU_STATUS_OK; /* the record first: a line without one counts as damage */
     if (m->statistics) status = mu_statistics_append(m->statistics, src->state->step, true, src->state->stats->by_domain, e);
     return status == MU_STATUS_OK ? end_line(m, e) : status;
 }
@@ -180,7 +180,7 @@ mu_status mu_metrics_sync(mu_metrics *m, mu_error *e) {
     return m->statistics ? mu_statistics_sync(m->statistics, e) : MU_STATUS_OK;
 }
 
-/* So that a long run does not spend more than one part in a hundred on it. */
+/* Limits it to about 1 % of the time of a long run. */
 static bool routing_is_due(const mu_metrics *m) {
     return m->routing_seconds <= 1 || mu_time() - m->routing_time >= 100 * m->routing_seconds;
 }
@@ -193,6 +193,6 @@ void mu_metrics_write_routing(mu_metrics *m, bool last) {
     m->routing_time = mu_time();
     m->routing_seconds = m->routing_time - start;
     if (status != MU_STATUS_OK && !m->routing_failed)
-        mu_log(MU_LOG_WARNING, "%s; the loads are in statistics.rec, and routing.h5 is tried again at each checkpoint", e.text);
+        mu_log(MU_LOG_WARNING, "%s; the loads are in statistics.rec, and routing.h5 is retried at each checkpoint", e.text);
     m->routing_failed = status != MU_STATUS_OK;
 }

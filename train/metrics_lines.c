@@ -1,4 +1,4 @@
-/* metrics_lines.c - the lines of a metrics.jsonl one by one, and their checksums. */
+/* metrics_lines.c - reads metrics.jsonl line by line; checksums of lines. */
 #include "train/run_view.h"
 
 #include <errno.h>

@@ -1,5 +1,5 @@
-/* metrics_resume.c - what a job makes of the metrics.jsonl that an earlier one left: the sound lines up to its step stay, and
- * nothing but lines beyond it, and the one that a kill tore, goes without a warning and a copy of what was there. */
+/* metrics_resume.c - continues the metrics.jsonl of an earlier job: keeps the valid lines up to the resume step. Newer lines and
+ * one torn by a kill are dropped; anything else is dropped only with a warning and a copy of the old file. */
 #include "train/run_view.h"
 #include "train/train.h"
 
@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ------------------------------------------------------------------ what a line says */
+/* ------------------------------------------------------------------ parsing a line */
 
 static void load_key(const mu_log_source *src, int layer, char key[64]) {
     snprintf(key, 64, "moe/layer_%d/load", src->state->model->moe_layers[layer]);
@@ -42,10 +42,10 @@ static bool has_numbers_only(json_t *line) {
     return json_is_object(line);
 }
 
-/* Of a training step, else of an evaluation. Proven: checksum or number of tokens say that the step is right. */
+/* Of a training step, else of an evaluation. Proven: its step is confirmed by the checksum or the number of tokens. */
 typedef struct { int64_t step; bool training, proven; } record;
 
-/* What the line is; false when no run of this model writes it so. loads: room for those of a step. */
+/* Parses a line; false when it is not a valid one of this model. loads: scratch for those of a step. */
 static bool read_line(const mu_log_source *src, const char *text, size_t bytes, record *r, int64_t *loads) {
     bool checked = mu_line_has_checksum(text, bytes);
     if (checked && !mu_line_checksum_holds(text, bytes)) return false;
@@ -64,8 +64,8 @@ static bool read_line(const mu_log_source *src, const char *text, size_t bytes, 
     return good;
 }
 
-/* Is this, behind the last newline, what a kill leaves of a line? Such a line begins as all do, has no end, and no checkpoint
- * covers it: what one covers is on the disk before it counts. An evaluation may come after the checkpoint of its step. */
+/* Is this, after the last newline, a line torn by a kill? Such a line begins like every line, has no end, and no checkpoint
+ * covers it: lines are synced before the checkpoint that covers them. An evaluation may follow the checkpoint of its step. */
 static bool is_torn(const char *text, size_t bytes, int64_t covered) {
     static const char begin[] = "{\"step\":";
     size_t n = sizeof begin - 1, at;
@@ -83,40 +83,40 @@ static bool is_torn(const char *text, size_t bytes, int64_t covered) {
     return at > n && text[at] == ',' && step >= covered + trained;
 }
 
-/* ------------------------------------------------------------------ what an earlier job left */
+/* ------------------------------------------------------------------ the file of an earlier job */
 
 typedef struct {
-    int64_t line, key;                                  /* 2 * step, and 1 more for an evaluation, which comes after it */
+    int64_t line, key;                                  /* 2 * step, plus 1 for an evaluation, which follows the step */
     bool proven, dropped;
-} sound_line;
+} valid_line;
 
 typedef struct {
     const mu_log_source *src;
     const char *path, *routing_path;
-    char *routing_aside;                                /* where routing.h5 was set aside; NULL: it was not */
-    sound_line *list;
+    char *routing_aside;                                /* new name of routing.h5; NULL: not moved */
+    valid_line *list;
     int64_t n, capacity;
-    bool in_order, checked;                             /* checked: some line has a checksum, so that all later ones do */
-    int64_t lines, beyond, damaged, first_damaged;      /* beyond: sound lines of later steps */
-    int64_t end;                                        /* of the last sound line of a step that stays */
-    bool ended;                                         /* by a newline */
-} survey;
+    bool in_order, checked;                             /* checked: some line has a checksum, so all later ones must */
+    int64_t lines, beyond, damaged, first_damaged;      /* beyond: valid lines newer than the resume step */
+    int64_t end;                                        /* of the last line to keep */
+    bool ended;                                         /* with a newline */
+} old_file;
 
-static void note_damage(survey *s, int64_t line) {
+static void note_damage(old_file *s, int64_t line) {
     if (!s->damaged++ || line < s->first_damaged) s->first_damaged = line;
 }
 
-static void note_sound(survey *s, const record *r) {
+static void note_sound(old_file *s, const record *r) {
     int64_t key = 2 * r->step + !r->training;
     if (s->n && s->list[s->n - 1].key >= key) s->in_order = false;
     if (s->n == s->capacity) {
         s->capacity = s->capacity ? 2 * s->capacity : 256;
         s->list = mu_realloc(s->list, (size_t)s->capacity, sizeof *s->list);
     }
-    s->list[s->n++] = (sound_line){ s->lines, key, r->proven, false };
+    s->list[s->n++] = (valid_line){ s->lines, key, r->proven, false };
 }
 
-static mu_status read_lines(survey *s, mu_error *e) {
+static mu_status read_lines(old_file *s, mu_error *e) {
     mu_lines r;
     mu_status status = mu_lines_open(&r, s->path, e);
     if (status != MU_STATUS_OK) return status;
@@ -140,14 +140,14 @@ static mu_status read_lines(survey *s, mu_error *e) {
     return mu_lines_close(&r, e);
 }
 
-static void drop(survey *s, int64_t i) {
+static void drop(old_file *s, int64_t i) {
     s->list[i].dropped = true;
     note_damage(s, s->list[i].line);
 }
 
-/* Of the proven lines the longest sequence in order stays, so that one in the wrong place costs no other. For each length so far
- * the line is known that ends such a sequence with the lowest key. */
-static void drop_disorder(survey *s) {
+/* Keeps the longest increasing subsequence of the proven lines, so that one misplaced line costs no other. last[n]: the line
+ * with the lowest key that ends a subsequence of length n + 1. */
+static void drop_disorder(old_file *s) {
     int64_t *last = mu_alloc((size_t)s->n, sizeof *last), *before = mu_alloc((size_t)s->n, sizeof *before), longest = 0;
     for (int64_t i = 0; i < s->n; i++) {
         int64_t low = 0, high = longest;
@@ -157,7 +157,7 @@ static void drop_disorder(survey *s) {
             if (s->list[last[middle]].key < s->list[i].key) low = middle + 1;
             else high = middle;
         }
-        if (low < longest && s->list[last[low]].key == s->list[i].key) continue;      /* the first of two stays */
+        if (low < longest && s->list[last[low]].key == s->list[i].key) continue;      /* of two equal ones the first is kept */
         before[i] = low ? last[low - 1] : -1;
         last[low] = i;
         if (low == longest) longest++;
@@ -171,8 +171,8 @@ static void drop_disorder(survey *s) {
     free(before);
 }
 
-/* The other lines stay where they fit between the proven ones. */
-static void drop_misfits(survey *s) {
+/* Keeps other lines where they fit between the proven ones. */
+static void drop_misfits(old_file *s) {
     int64_t *after = mu_alloc((size_t)s->n, sizeof *after), key = INT64_MAX;
     for (int64_t i = s->n - 1; i >= 0; i--) {
         if (s->list[i].proven && !s->list[i].dropped) key = s->list[i].key;
@@ -180,24 +180,24 @@ static void drop_misfits(survey *s) {
     }
     key = 0;
     for (int64_t i = 0; i < s->n; i++) {
-        const sound_line *l = &s->list[i];
+        const valid_line *l = &s->list[i];
         if (!l->proven && (l->key <= key || l->key >= after[i])) drop(s, i);
         if (!l->dropped) key = l->key;
     }
     free(after);
 }
 
-static bool stays(const survey *s, int64_t i) { return !s->list[i].dropped && s->list[i].key / 2 <= s->src->state->step; }
+static bool is_kept(const old_file *s, int64_t i) { return !s->list[i].dropped && s->list[i].key / 2 <= s->src->state->step; }
 
-/* The steps of the training lines that stay. */
-static void note_steps(const survey *s, mu_logged_steps *logged) {
+/* The steps of the training lines that are kept. */
+static void note_steps(const old_file *s, mu_logged_steps *logged) {
     logged->step = mu_alloc((size_t)s->n, sizeof *logged->step);
     for (int64_t i = 0; i < s->n; i++)
-        if (stays(s, i) && s->list[i].key % 2 == 0) logged->step[logged->n++] = s->list[i].key / 2;
+        if (is_kept(s, i) && s->list[i].key % 2 == 0) logged->step[logged->n++] = s->list[i].key / 2;
 }
 
-/* The lines that stay, into a new file. */
-static mu_status write_lines(const survey *s, const char *path, mu_error *e) {
+/* Writes the kept lines to a new file. */
+static mu_status write_lines(const old_file *s, const char *path, mu_error *e) {
     mu_lines r = { 0 };
     FILE *out = fopen(path, "we");
     mu_status status = out ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", path, strerror(errno));
@@ -205,7 +205,7 @@ static mu_status write_lines(const survey *s, const char *path, mu_error *e) {
     int64_t line = 0;
     bool good = true;
     for (int64_t i = 0; status == MU_STATUS_OK && i < s->n && good; i++) {
-        if (!stays(s, i)) continue;
+        if (!is_kept(s, i)) continue;
         while (line < s->list[i].line && mu_lines_next(&r)) line++;
         good = line == s->list[i].line && fwrite(r.text, 1, r.bytes, out) == r.bytes && putc('\n', out) != EOF;
     }
@@ -218,47 +218,47 @@ static mu_status write_lines(const survey *s, const char *path, mu_error *e) {
     return status;
 }
 
-/* What is not a plain file is not muster's. */
-static bool has_routing(const survey *s) { return mu_file_exists(s->routing_path) && !mu_file_not_plain(s->routing_path); }
+/* Only a plain file was written by muster. */
+static bool has_routing(const old_file *s) { return mu_file_exists(s->routing_path) && !mu_file_not_plain(s->routing_path); }
 
-/* The new file is whole before anything is set aside. */
+/* The new file is complete before anything is moved aside. */
 static mu_status write_new(void *context, const char *path, mu_error *e) {
-    survey *s = context;
+    old_file *s = context;
     mu_status status = write_lines(s, path, e);
     return status == MU_STATUS_OK && has_routing(s) ? mu_file_set_aside(s->routing_path, &s->routing_aside, e) : status;
 }
 
-/* The lines that stay, in the place of what was there; that and routing.h5 are kept. */
-static mu_status replace(survey *s, mu_error *e) {
+/* Replaces the file by its kept lines; the old one and routing.h5 are moved aside. */
+static mu_status replace(old_file *s, mu_error *e) {
     char *aside, detail[64];
     mu_status status = mu_file_rewrite(s->path, write_new, s, &aside, e);
     if (status != MU_STATUS_OK) return status;
     char *names = mu_format("%s%s%s", aside ? aside : "", aside && s->routing_aside ? " and " : "", s->routing_aside ? s->routing_aside : "");
     snprintf(detail, sizeof detail, ", the first is line %lld", (long long)s->first_damaged);
-    mu_run_say_kept(&(mu_kept){ .path = s->path, .names = names, .parts = "lines", .step = s->src->state->step, .damaged = s->damaged,
+    mu_run_warn_rewritten(&(mu_rewritten){ .path = s->path, .names = names, .parts = "lines", .step = s->src->state->step, .damaged = s->damaged,
                                 .all = s->lines, .detail = detail });
     free(names);
     free(aside);
     return MU_STATUS_OK;
 }
 
-bool mu_run_leaves_course(const mu_log_source *src) {
+bool mu_run_rewinds(const mu_log_source *src) {
     int64_t *steps = NULL;
     bool yes = mu_checkpoint_list(src->cfg->run.dir, &steps) > 0 && steps[0] > src->state->step;
     free(steps);
     return yes;
 }
 
-/* Without a checkpoint whatever is there goes aside. Else the sound lines up to src->state->step stay; those beyond are cut off, their steps
- * are made again, and so is the last one where a kill tore it. */
-static mu_status cut_back(survey *s, mu_error *e) {
+/* Without a checkpoint all existing files are moved aside. Otherwise keeps the valid lines up to src->state->step and cuts off newer
+ * ones, whose steps are computed again, and a last line torn by a kill. */
+static mu_status cut_back(old_file *s, mu_error *e) {
     struct stat st;
     int64_t size = stat(s->path, &st) ? 0 : st.st_size;
     if (s->src->state->step == 0) return size || has_routing(s) ? replace(s, e) : MU_STATUS_OK;
     mu_status status = size ? read_lines(s, e) : MU_STATUS_OK;
     if (status != MU_STATUS_OK) return status;
     if (!s->in_order) drop_disorder(s), drop_misfits(s);
-    if (s->damaged || (s->beyond && mu_run_leaves_course(s->src))) return s->ended = true, replace(s, e);
+    if (s->damaged || (s->beyond && mu_run_rewinds(s->src))) return s->ended = true, replace(s, e);
     if (s->end < size && truncate(s->path, s->end))
         return mu_error_set(e, MU_STATUS_IO, "%s cannot be cut back: %s", s->path, strerror(errno));
     return MU_STATUS_OK;
@@ -266,7 +266,7 @@ static mu_status cut_back(survey *s, mu_error *e) {
 
 mu_status mu_metrics_cut_back(const char *path, const char *routing_path, const mu_log_source *src, mu_logged_steps *logged, bool *ended,
                               mu_error *e) {
-    survey s = { .src = src, .path = path, .routing_path = routing_path, .in_order = true, .ended = true };
+    old_file s = { .src = src, .path = path, .routing_path = routing_path, .in_order = true, .ended = true };
     const char *reason = mu_file_not_plain(path);
     if (reason) return mu_error_set(e, MU_STATUS_IO, "%s %s; move it out of the way", path, reason);
     mu_status status = cut_back(&s, e);

@@ -1,9 +1,9 @@
-/* nonfinite.c - where the first value that is not finite came from, found by computing the step again. */
+/* nonfinite.c - finds the origin of the first non-finite value by computing the step again. */
 #include "train/training.h"
 
 #include <stdlib.h>
 
-/* Layer in which this rank's forward pass first is not finite; num_layers + 1: nowhere. */
+/* First layer with a non-finite output in this rank's forward pass; num_layers + 1: none. */
 static int replay(mu_training *t) {
     int worst = (int)t->cfg.model.num_layers + 1;
     mu_tape_record(t->tape, false);
@@ -59,6 +59,6 @@ char *mu_training_explain_nonfinite(mu_training *t) {
         "step %lld, rank %d, %s is not finite%s; nothing was written. A smaller optim.lr, a longer "
         "optim.warmup_steps or optim.grad_clip help; %s",
         (long long)t->state.step + 1, rank, where,
-        t->cfg.train.reproducible ? " (or beyond 6.7e7, which train.reproducible cannot add up)" : "",
+        t->cfg.train.reproducible ? " (or exceeds 6.7e7, the limit of train.reproducible)" : "",
         saved ? "the last checkpoint is intact" : "no checkpoint was written yet");
 }

@@ -1,9 +1,9 @@
-/* open.c - the way in which eval and generate open a checkpoint's model. */
+/* open.c - opens a checkpoint's model for eval and generate. */
 #include "train/train.h"
 
 
-/* The model of the manifest's configuration, with its weights. *opened: all but these. */
-static mu_status open_model(mu_opened *o, mu_mesh *mesh, int n_overrides, char *const *overrides, bool *opened, mu_error *e) {
+/* The model of the manifest's configuration, with its weights. *opened: everything but the weights is open. */
+static mu_status open_model(mu_inference *o, mu_mesh *mesh, int n_overrides, char *const *overrides, bool *opened, mu_error *e) {
     const mu_manifest *m = &o->manifest;
     *opened = false;
     mu_status status = mu_config_load_text(&o->cfg, m->path, m->config, n_overrides, overrides, e);
@@ -22,21 +22,21 @@ static mu_status open_model(mu_opened *o, mu_mesh *mesh, int n_overrides, char *
 }
 
 /* All but the manifest. */
-static void close_model(mu_opened *o) {
+static void close_model(mu_inference *o) {
     mu_watch_stop();
     if (o->tape) mu_tape_free(o->tape);
     mu_model_free(o->state.model);
     if (o->tokenizer) mu_tokenizer_close(o->tokenizer);
     if (o->dev) mu_device_close(o->dev);
     mu_config_free(&o->cfg);
-    *o = (mu_opened){ .manifest = o->manifest };
+    *o = (mu_inference){ .manifest = o->manifest };
 }
 
-mu_status mu_opened_open(mu_opened *o, mu_mesh *mesh, const char *path, int n_overrides, char *const *overrides, mu_error *e) {
+mu_status mu_inference_open(mu_inference *o, mu_mesh *mesh, const char *path, int n_overrides, char *const *overrides, mu_error *e) {
     bool found = false, opened;
-    *o = (mu_opened){ 0 };
+    *o = (mu_inference){ 0 };
     mu_status status = mesh->world->rank == 0 && !mu_file_exists(path)
-                           ? mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such run or checkpoint", path)
+                           ? mu_error_set(e, MU_STATUS_NOINPUT, "not a run folder or checkpoint: %s", path)
                            : MU_STATUS_OK;
     status = mu_agree(mesh->world, status, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_find(mesh->world, path, &o->manifest, &found, e);
@@ -45,13 +45,13 @@ mu_status mu_opened_open(mu_opened *o, mu_mesh *mesh, const char *path, int n_ov
     for (;;) {
         status = open_model(o, mesh, n_overrides, overrides, &opened, e);
         if (!opened || status != MU_STATUS_DATA) return status;
-        status = mu_checkpoint_fall_back(mesh->world, path, &o->manifest, e); /* weights that are no weights */
+        status = mu_checkpoint_fall_back(mesh->world, path, &o->manifest, e); /* invalid weights */
         if (status != MU_STATUS_OK) return status;
         close_model(o);
     }
 }
 
-void mu_opened_close(mu_opened *o) {
+void mu_inference_close(mu_inference *o) {
     close_model(o);
     mu_manifest_free(&o->manifest);
 }

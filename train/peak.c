@@ -1,11 +1,11 @@
-/* peak.c - what the machine's matrix product reaches, as the yardstick of MFU: C = A B of square matrices in the
- * device's own kernel and threads, the best of as many rounds as fit into a fifth of a second. On the processor they
- * are 768 wide; for a GPU they double from 256 until a product takes two milliseconds. */
+/* peak.c - measures the peak FLOP/s that MFU is relative to: C = A B of square matrices with the
+ * device's own kernel and threads, the best of as many rounds as fit into 0.2 s. On the CPU they
+ * are 768 wide; on a GPU the size doubles from 256 until a product takes two milliseconds. */
 #include "train/train.h"
 
 #include <string.h>
 
-/* Seconds of one product, from the call to its last value being there. */
+/* Seconds of one product, from the call until its last value can be read. */
 static double product_seconds(mu_device *dev, int64_t n, mu_mat a, mu_mat b, mu_mat c) {
     char last;
     double start = mu_time();
@@ -14,7 +14,7 @@ static double product_seconds(mu_device *dev, int64_t n, mu_mat a, mu_mat b, mu_
     return mu_time() - start;
 }
 
-/* The best rate of products n wide; *seconds: of the fastest. */
+/* The best rate of n x n products; *seconds: of the fastest. */
 static double rate_of(mu_device *dev, int64_t n, double *seconds) {
     size_t bytes = (size_t)(n * n) * mu_dtype_size(dev->compute);
     mu_memory *memory = mu_memory_new(dev, 3 * bytes);

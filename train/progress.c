@@ -1,5 +1,5 @@
-/* progress.c - what a person sees while and after the run trains: one line a logged step, a live bar on a
- * terminal, and the tables of domains and of expert load. Rank 0 only. */
+/* progress.c - console output of training: one line per logged step, a live bar on a
+ * terminal, and the tables of domains and expert load. Rank 0 only. */
 #include "train/train.h"
 
 #include <math.h>
@@ -8,7 +8,7 @@
 
 struct mu_progress {
     bool bar, quiet;
-    double mean_seconds; /* of a step, for the time left */
+    double mean_seconds; /* of a step, for the ETA */
     double train_flops;  /* of one token */
     double last_drawn;
     mu_expert_state *states; /* as last reported */
@@ -91,13 +91,13 @@ static void draw_bar(mu_progress *p, const mu_log_source *src, const mu_step_res
     fflush(stdout);
 }
 
-/* Active is not balanced: where the most loaded expert takes twice the mean, that is said, too. */
-static void say_all_active(mu_progress *p, const mu_log_source *src) {
+/* Active does not mean balanced, so a high imbalance is reported, too. */
+static void report_all_active(mu_progress *p, const mu_log_source *src) {
     double now = imbalance(src);
     mu_progress_say(p, "  all experts active again; load imbalance %.2f%s", now, now >= 2 ? " (still high)" : "");
 }
 
-/* Says which experts are dead or starved when that changed since the last time. */
+/* Reports dead and starved experts when they changed since the last call. */
 static void report_changes(mu_progress *p, const mu_log_source *src) {
     bool changed = false;
     for (int i = 0; i < p->cells; i++) {
@@ -108,7 +108,7 @@ static void report_changes(mu_progress *p, const mu_log_source *src) {
     if (!changed) return;
     char *text = mu_load_window_report(&src->state->stats->window, src->state->model->moe_layers);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) mu_progress_say(p, "  %s", line);
-    if (!text[0]) say_all_active(p, src);
+    if (!text[0]) report_all_active(p, src);
     free(text);
 }
 
@@ -135,8 +135,8 @@ void mu_progress_close(mu_progress *p) {
 void mu_print_domains(const mu_texts *texts, int64_t most, const mu_domain_loss *results) {
     bool any = false;
     for (int i = 0; i < texts->corpus.n_domains; i++) any |= results[i].tokens > 0;
-    printf(any ? "\nvalidation loss per domain (nats per token; unigram: unigram baseline, the entropy of token frequencies)\n"
-               : "\ntexts per domain, none of them validated\n");
+    printf(any ? "\nvalidation loss per domain (nats/token; unigram: unigram baseline, the entropy of token frequencies)\n"
+               : "\ntexts per domain, not evaluated\n");
     printf("  %-20s %12s %12s %8s %8s %8s %10s\n", "domain", "train tokens", "val tokens", "share", "loss", "unigram",
            "bits/byte");
     for (int i = 0; i < texts->corpus.n_domains; i++) {
@@ -151,7 +151,7 @@ void mu_print_domains(const mu_texts *texts, int64_t most, const mu_domain_loss 
         else printf("%8.4f %8.4f %10.4f\n", d->ce, d->unigram, d->bits_per_byte);
     }
     if (any && most > 0)
-        printf("  over at most %lld validation sequences per domain (train.eval_sequences); eval takes all\n",
+        printf("  over at most %lld validation sequences per domain (train.eval_sequences); `muster eval` uses all\n",
                (long long)most);
     else if (any) printf("  over all validation sequences\n");
     fflush(stdout);

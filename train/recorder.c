@@ -1,5 +1,5 @@
-/* recorder.c - what a run leaves behind and says on its way: metrics, progress, evaluations, checkpoints. Nothing is written
- * in a run folder that another job has taken. */
+/* recorder.c - metrics, progress, evaluations and checkpoints of a run. Nothing is written
+ * to a run folder that another job has taken. */
 #include "train/training.h"
 
 #include <math.h>
@@ -9,7 +9,7 @@ enum { RECENT = 5 };
 struct mu_recorder {
     mu_training *t;
     mu_lock *lock;         /* rank 0, borrowed */
-    mu_error lock_lost;    /* rank 0: why the run folder is not this job's any more */
+    mu_error lock_lost;    /* rank 0: why this job lost the run folder */
     mu_log_source source;
     mu_metrics *metrics;   /* rank 0 */
     mu_progress *progress; /* rank 0 */
@@ -17,10 +17,10 @@ struct mu_recorder {
     int64_t saved_step;    /* of the newest checkpoint */
     double window_seconds; /* since the last logged line */
     int64_t window_steps;
-    double save_seconds;   /* the last checkpoint took */
-    double recent[RECENT]; /* seconds of the last steps, step i of this start at i % RECENT */
+    double save_seconds;   /* of the last checkpoint */
+    double recent[RECENT]; /* seconds of the last steps, step i of this process at i % RECENT */
     int64_t n_recent;
-    bool warned;           /* that mpirun leaves too little time */
+    bool warned;           /* about the short kill timeout of mpirun */
 };
 
 mu_status mu_recorder_open(mu_recorder **out, mu_training *t, mu_lock *lock, int64_t saved_step, mu_error *e) {
@@ -48,12 +48,12 @@ bool mu_due(int64_t every, int64_t step, int64_t last) { return every > 0 && (st
 
 /* ------------------------------------------------------------------ the run folder's lock */
 
-/* Checks the lock once per step; what it finds is reported when something is to be written. Rank 0. */
+/* Checks the lock once per step; a loss is reported before the next write. Rank 0. */
 static void check_lock(mu_recorder *r) {
     if (r->lock && r->lock_lost.status == MU_STATUS_OK) r->lock_lost.status = mu_lock_check(r->lock, &r->lock_lost);
 }
 
-/* To be agreed. */
+/* The caller agrees on the status. */
 static mu_status still_locked(mu_recorder *r, mu_error *e) {
     if (!r->lock) return MU_STATUS_OK;
     check_lock(r);
@@ -63,7 +63,7 @@ static mu_status still_locked(mu_recorder *r, mu_error *e) {
 
 /* ------------------------------------------------------------------ checkpoints and evaluations */
 
-/* Metrics first: what a checkpoint covers must be on the disk when it counts. What is derived from them comes last. */
+/* Metrics first: they must be on disk before the checkpoint that covers them. Derived files last. */
 mu_status mu_recorder_save(mu_recorder *r, mu_error *e) {
     mu_train_state *s = &r->t->state;
     if (r->saved_step == s->step) return MU_STATUS_OK;
@@ -81,8 +81,8 @@ mu_status mu_recorder_save(mu_recorder *r, mu_error *e) {
     return MU_STATUS_OK;
 }
 
-/* Does this run evaluate at all: is it asked to, and is there a validation text in any domain? */
-static bool evaluates(const mu_recorder *r) { return r->t->cfg.train.eval_every > 0 && mu_texts_validate(&r->t->texts); }
+/* Is evaluation enabled, and does any domain have validation sequences? */
+static bool evaluates(const mu_recorder *r) { return r->t->cfg.train.eval_every > 0 && mu_texts_have_validation(&r->t->texts); }
 
 static double losses(mu_recorder *r) {
     const mu_training *t = r->t;
@@ -90,7 +90,7 @@ static double losses(mu_recorder *r) {
     return mu_evaluate(&ev, t->cfg.train.eval_sequences, r->domains);
 }
 
-void mu_recorder_show(mu_recorder *r) {
+void mu_recorder_reevaluate(mu_recorder *r) {
     if (evaluates(r)) losses(r);
 }
 
@@ -110,7 +110,7 @@ mu_status mu_recorder_evaluate(mu_recorder *r, mu_error *e) {
 
 /* ------------------------------------------------------------------ a step */
 
-/* Seconds that mpirun leaves its ranks between TERM and KILL once it gets INT, TERM or HUP itself. */
+/* Seconds between SIGTERM and SIGKILL for the ranks, after mpirun itself got INT, TERM or HUP. */
 double mu_kill_timeout(void) {
     const char *names[] = { "OMPI_MCA_odls_base_sigkill_timeout", "PRTE_MCA_odls_base_sigkill_timeout" };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
@@ -118,11 +118,11 @@ double mu_kill_timeout(void) {
     return 1;
 }
 
-/* Once it is known how long steps and checkpoints take: does a plain Ctrl-C leave time for them? */
-static void warn_of_kills(mu_recorder *r, double step_seconds) {
+/* Warns once when a step and a checkpoint take longer than mpirun waits after Ctrl-C. */
+static void warn_kill_timeout(mu_recorder *r, double step_seconds) {
     enum { KNOWN = 3 };
     r->recent[r->n_recent++ % RECENT] = step_seconds;
-    double least = step_seconds; /* the first steps, and those during which the job was stopped, are slower than others */
+    double least = step_seconds; /* the first steps, and those during which the job was suspended, are slower */
     for (int64_t i = 0; i < RECENT && i < r->n_recent; i++) least = fmin(least, r->recent[i]);
     double needed = least + r->save_seconds, left = mu_kill_timeout();
     if (!r->progress || r->warned || r->n_recent < KNOWN || !mu_launcher() || needed < left) return;
@@ -140,7 +140,7 @@ mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error
     r->window_seconds += result->seconds, r->window_steps++;
     double rate = (double)(r->window_steps * cfg->train.global_batch_size * cfg->train.seq_len) / r->window_seconds;
     if (r->progress) mu_progress_step(r->progress, &r->source, result, logged, rate);
-    warn_of_kills(r, result->seconds);
+    warn_kill_timeout(r, result->seconds);
     if (!logged) {
         check_lock(r);
         return MU_STATUS_OK;

@@ -1,10 +1,10 @@
-/* routing_file.c - RUN/routing.h5: the records of statistics.rec as arrays that other programs read. */
+/* routing_file.c - RUN/routing.h5: the records of statistics.rec as HDF5 arrays for other programs. */
 #include "train/statistics.h"
 
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { BLOCK_BYTES = 1 << 20 };     /* of /domain_load: what is in memory at a time, and a chunk */
+enum { BLOCK_BYTES = 1 << 20 };     /* of /domain_load in memory at a time; also the chunk size */
 
 typedef struct {
     mu_statistics *from;
@@ -46,7 +46,7 @@ static mu_status write_loads(job *j, mu_error *e) {
     return status;
 }
 
-/* The names of the domains, one a line. */
+/* The names of the domains, one per line. */
 static char *names_of(const mu_statistics_shape *s) {
     char *names = mu_strdup("");
     for (int64_t i = 0; i < s->domains; i++) {

@@ -1,5 +1,5 @@
-/* run_folder.c - the run folder is made and proved to be the same and writable for all ranks; RUN/config.resolved.yaml and
- * RUN/run.json. */
+/* run_folder.c - creates the run folder, checks that it is the same and writable on all ranks; writes
+ * RUN/config.resolved.yaml and RUN/run.json. */
 #include "train/run_view.h"
 #include "train/train.h"
 
@@ -12,21 +12,21 @@
 
 /* ------------------------------------------------------------------ one folder for all ranks, and writable */
 
-/* What rank 0 puts into the run folder for the others to find. */
+/* A file that rank 0 writes to the run folder for the other ranks to find. */
 typedef struct {
-    char name[64], mark[64], host[MU_HOST_NAME];
-} sign;
+    char name[64], text[64], host[MU_HOST_NAME];
+} marker;
 
-static sign make_sign(void) {
-    sign s = { 0 };
+static marker make_marker(void) {
+    marker s = { 0 };
     mu_host_name(s.host);
     snprintf(s.name, sizeof s.name, ".ranks-%ld", (long)getpid());
-    snprintf(s.mark, sizeof s.mark, "%016llx", (unsigned long long)mu_hash64(&s, sizeof s) ^ (unsigned long long)(mu_time() * 1e9));
+    snprintf(s.text, sizeof s.text, "%016llx", (unsigned long long)mu_hash64(&s, sizeof s) ^ (unsigned long long)(mu_time() * 1e9));
     return s;
 }
 
 /* A network file system may take ten seconds to show what another host wrote. */
-static bool finds_sign(const char *dir, const sign *s) {
+static bool finds_marker(const char *dir, const marker *s) {
     char host[MU_HOST_NAME];
     mu_host_name(host);
     char *path = mu_format("%s/%s", dir, s->name), *text = NULL;
@@ -36,27 +36,27 @@ static bool finds_sign(const char *dir, const sign *s) {
     for (int i = 0; i < tries && !found; i++) {
         if (i) nanosleep(&(struct timespec){ 0, 200000000 }, NULL);
         mu_activity_set("looking for the run folder of rank 0", -1, NULL);
-        if (mu_file_read(path, sizeof s->mark, &text, &bytes, NULL) != MU_STATUS_OK) continue;
-        found = !strcmp(text, s->mark);
+        if (mu_file_read(path, sizeof s->text, &text, &bytes, NULL) != MU_STATUS_OK) continue;
+        found = !strcmp(text, s->text);
         free(text);
     }
     free(path);
     return found;
 }
 
-/* Every rank finds what rank 0 has written. Collective, agreed. */
-static mu_status prove_shared(mu_comm *world, const char *dir, mu_error *e) {
-    sign s = make_sign();
+/* Checks that every rank finds the file of rank 0. Collective, agreed. */
+static mu_status check_shared(mu_comm *world, const char *dir, mu_error *e) {
+    marker s = make_marker();
     char *path = mu_format("%s/%s", dir, s.name), *where = realpath(dir, NULL);
     mu_status status = MU_STATUS_OK;
-    if (world->rank == 0) status = mu_file_replace(path, s.mark, strlen(s.mark), e);
+    if (world->rank == 0) status = mu_file_replace(path, s.text, strlen(s.text), e);
     status = mu_agree(world, status, e);
     if (status == MU_STATUS_OK) {
         mu_broadcast(world, 0, &s, sizeof s);
-        if (world->rank && !finds_sign(dir, &s))
+        if (world->rank && !finds_marker(dir, &s))
             status = mu_error_set(e, MU_STATUS_CONFIG,
                                   "run.dir %s (%s) is not the folder that rank 0 uses: all ranks need the same one; put it on a"
-                                  " file system that all hosts share", dir, where ? where : "it is not there");
+                                  " file system that all hosts share", dir, where ? where : "not found");
         status = mu_agree(world, status, e);
     }
     if (world->rank == 0) unlink(path);
@@ -65,8 +65,8 @@ static mu_status prove_shared(mu_comm *world, const char *dir, mu_error *e) {
     return status;
 }
 
-/* A small file, made and removed again. */
-static mu_status prove_writable(const char *folder, int rank, mu_error *e) {
+/* Creates and removes a small file. */
+static mu_status check_writable(const char *folder, int rank, mu_error *e) {
     char *path = mu_format("%s/.writable-%d-%ld", folder, rank, (long)getpid());
     mu_status status = mu_file_replace(path, "x", 1, e);
     if (status == MU_STATUS_OK && unlink(path))
@@ -75,7 +75,7 @@ static mu_status prove_writable(const char *folder, int rank, mu_error *e) {
     return status;
 }
 
-/* Among the texts a run's own files would be read as texts the next time. */
+/* Inside the texts, the run's own files would be read as texts the next time. */
 static mu_status outside_of_texts(const mu_config *cfg, mu_error *e) {
     for (int i = 0; i < cfg->data.train.n; i++) {
         const mu_option_domain *d = &cfg->data.train.list[i];
@@ -97,7 +97,7 @@ const char *mu_not_plain(const char *path) {
                                   : "a device";
 }
 
-/* How the files begin that the start of a run replaces. An empty one loses nothing. */
+/* Recognize files of muster that the start of a run replaces. Empty ones are replaced, too. */
 static bool is_run_json(const char *text) { return strstr(text, "\"program\"") && strstr(text, "\"muster "); }
 static bool is_resolved_config(const char *text) { return !strncmp(text, "run:\n  dir: ", 12) && strstr(text, "  # "); }
 
@@ -111,14 +111,14 @@ static mu_status check_own(const char *dir, const char *name, bool is_own(const 
         fclose(f);
         if (n && !is_own(text)) other = "a file that muster did not write";
     }
-    mu_status status = other ? mu_error_set(e, MU_STATUS_CONFIG, "%s is %s: a run writes a file of this name; move it away, or"
+    mu_status status = other ? mu_error_set(e, MU_STATUS_CONFIG, "%s is %s: muster writes a file of this name; move it away, or"
                                             " choose another run.dir", path, other)
                              : MU_STATUS_OK;
     free(path);
     return status;
 }
 
-/* The folder with what a run needs in it, nothing of others overwritten. Rank 0. */
+/* Creates the folder and takes its lock; overwrites no files of others. Rank 0. */
 static mu_status make_folder(const mu_config *cfg, const char *checkpoints, mu_lock **lock, mu_error *e) {
     const char *dir = cfg->run.dir;
     mu_status status = outside_of_texts(cfg, e);
@@ -135,10 +135,10 @@ mu_status mu_run_claim(const mu_config *cfg, const mu_mesh *mesh, mu_lock **lock
     char *checkpoints = mu_format("%s/checkpoints", dir);
     mu_status status = world->rank == 0 ? make_folder(cfg, checkpoints, lock, e) : MU_STATUS_OK;
     status = mu_agree(world, status, e);
-    if (status == MU_STATUS_OK && world->size > 1) status = prove_shared(world, dir, e);
+    if (status == MU_STATUS_OK && world->size > 1) status = check_shared(world, dir, e);
     bool writes = world->rank < mesh->ep; /* shards; rank 0 everything else, too */
     if (status == MU_STATUS_OK)
-        status = mu_agree(world, writes ? prove_writable(checkpoints, world->rank, e) : MU_STATUS_OK, e);
+        status = mu_agree(world, writes ? check_writable(checkpoints, world->rank, e) : MU_STATUS_OK, e);
     free(checkpoints);
     return status;
 }
@@ -162,7 +162,7 @@ static void write_domains(mu_json *j, const mu_corpus *c) {
     mu_json_end(j, ']');
 }
 
-/* The job at hand, for run.json. */
+/* This job, for run.json. */
 typedef struct {
     const mu_config *cfg;
     const mu_mesh *mesh;
@@ -171,36 +171,36 @@ typedef struct {
     int64_t step;
     int argc;
     char **argv;
-} job;
+} job_info;
 
-static mu_status write_run_json(const job *t, const process *all, mu_error *e) {
-    char when[32], *path = mu_format("%s/run.json", t->cfg->run.dir);
+static mu_status write_run_json(const job_info *job, const process *all, mu_error *e) {
+    char when[32], *path = mu_format("%s/run.json", job->cfg->run.dir);
     time_t now = time(NULL);
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
     mu_json j;
     mu_json_init(&j);
-    char *where = realpath(t->cfg->run.dir, NULL);
+    char *where = realpath(job->cfg->run.dir, NULL);
     mu_json_begin(&j, NULL, '{');
     mu_json_string(&j, "program", "muster " MU_VERSION);
     if (where) mu_json_string(&j, "dir", where);
     free(where);
     mu_json_string(&j, "started", when);
-    mu_json_int(&j, "resumed_from_step", t->step);
+    mu_json_int(&j, "resumed_from_step", job->step);
     mu_json_begin(&j, "argv", '[');
-    for (int i = 0; i < t->argc; i++) mu_json_string(&j, NULL, t->argv[i]);
+    for (int i = 0; i < job->argc; i++) mu_json_string(&j, NULL, job->argv[i]);
     mu_json_end(&j, ']');
-    mu_json_int(&j, "seed", t->cfg->run.seed);
-    mu_json_int(&j, "dp", t->mesh->dp);
-    mu_json_int(&j, "ep", t->mesh->ep);
+    mu_json_int(&j, "seed", job->cfg->run.seed);
+    mu_json_int(&j, "dp", job->mesh->dp);
+    mu_json_int(&j, "ep", job->mesh->ep);
     mu_json_int(&j, "threads_per_rank", mu_threads());
-    mu_json_string(&j, "device", t->dev->name);
+    mu_json_string(&j, "device", job->dev->name);
     mu_json_string(&j, "mpi", mu_dist_library());
-    mu_json_bool(&j, "mpi_cuda_aware", t->mesh->world->cuda_aware);
-    mu_json_string(&j, "data_fingerprint", t->corpus->fingerprint);
-    mu_json_bool(&j, "synthetic_data", t->corpus->synthetic);
-    write_domains(&j, t->corpus);
+    mu_json_bool(&j, "mpi_cuda_aware", job->mesh->world->cuda_aware);
+    mu_json_string(&j, "data_fingerprint", job->corpus->fingerprint);
+    mu_json_bool(&j, "synthetic_data", job->corpus->synthetic);
+    write_domains(&j, job->corpus);
     mu_json_begin(&j, "ranks", '[');
-    for (int i = 0; i < t->mesh->world->size; i++) {
+    for (int i = 0; i < job->mesh->world->size; i++) {
         mu_json_begin(&j, NULL, '{');
         mu_json_string(&j, "host", all[i].host);
         mu_json_int(&j, "pid", all[i].pid);
@@ -227,7 +227,7 @@ mu_status mu_run_describe(const mu_config *cfg, const mu_mesh *mesh, const mu_de
         char *yaml = mu_options_dump(&cfg->options, cfg),
              *path = mu_format("%s/config.resolved.yaml", cfg->run.dir);
         status = mu_file_replace(path, yaml, strlen(yaml), e);
-        if (status == MU_STATUS_OK) status = write_run_json(&(job){ cfg, mesh, dev, corpus, step, argc, argv }, all, e);
+        if (status == MU_STATUS_OK) status = write_run_json(&(job_info){ cfg, mesh, dev, corpus, step, argc, argv }, all, e);
         free(path);
         free(yaml);
     }
@@ -235,7 +235,7 @@ mu_status mu_run_describe(const mu_config *cfg, const mu_mesh *mesh, const mu_de
     return mu_agree(world, status, e);
 }
 
-/* Nothing is said of a run.json that does not tell, or tells of other texts than the checkpoint's. */
+/* Adds nothing when run.json has no fingerprints, or those of other texts than the checkpoint's. */
 void mu_run_name_changes(const mu_corpus *corpus, const mu_manifest *m, mu_error *e) {
     char *dir = mu_format("%s/../..", m->path);
     mu_run_view v;
@@ -261,13 +261,13 @@ void mu_run_name_changes(const mu_corpus *corpus, const mu_manifest *m, mu_error
 
 /* ------------------------------------------------------------------ files of an earlier job */
 
-void mu_run_say_kept(const mu_kept *k) {
-    if (k->step && k->damaged)
-        mu_log(MU_LOG_WARNING, "%s: %lld of %lld %s are damaged%s; the others stay, what was there is kept as %s", k->path,
-               (long long)k->damaged, (long long)k->all, k->parts, k->detail, k->names);
-    else if (k->step)
-        mu_log(MU_LOG_WARNING, "%s: %s newer than resume step %lld, moved aside to %s", k->path, k->parts, (long long)k->step, k->names);
+void mu_run_warn_rewritten(const mu_rewritten *r) {
+    if (r->step && r->damaged)
+        mu_log(MU_LOG_WARNING, "%s: %lld of %lld %s are damaged%s; the others are kept, old file moved aside to %s", r->path,
+               (long long)r->damaged, (long long)r->all, r->parts, r->detail, r->names);
+    else if (r->step)
+        mu_log(MU_LOG_WARNING, "%s: %s newer than resume step %lld, moved aside to %s", r->path, r->parts, (long long)r->step, r->names);
     else
-        mu_log(MU_LOG_WARNING, "%s is of an earlier job and there is no checkpoint to resume from: what was there is kept as %s", k->path,
-               k->names);
+        mu_log(MU_LOG_WARNING, "%s is from an earlier job and there is no checkpoint to resume from: moved aside to %s", r->path,
+               r->names);
 }

@@ -1,5 +1,5 @@
-/* run_view.c - one reader of a run folder. What a run replaces (run.json, config.resolved.yaml, checkpoints) appears by renaming, and
- * what it appends to has checksums, so that a run may be looked at while it runs. */
+/* run_view.c - reads a run folder. Files that a run replaces (run.json, config.resolved.yaml, checkpoints) are renamed into place, and
+ * files that it appends to have checksums, so a run can be read while it runs. */
 #include "train/run_view.h"
 
 #include <errno.h>
@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { FILE_BYTES = 16 << 20 };     /* the most that run.json or config.resolved.yaml have */
+enum { FILE_BYTES = 16 << 20 };     /* maximum size of run.json and config.resolved.yaml */
 
 static mu_status read_named(const mu_run_view *v, const char *name, char **path, char **text, size_t *bytes, mu_error *e) {
     *path = mu_format("%s/%s", v->dir, name);
@@ -52,7 +52,7 @@ static bool is_elsewhere(const mu_run_view *v) {
     return moved;
 }
 
-/* The lock first: what a running job writes after that is looked at with its state. */
+/* The lock is read first, so later writes of a running job do not change the verdict. */
 static mu_run_state state_of(const mu_run_view *v, mu_lock_state lock) {
     if (lock == MU_LOCK_HELD) return MU_RUN_RUNNING;
     if (v->n_checkpoints && v->checkpoints[0] >= v->cfg.train.steps) return MU_RUN_FINISHED;
@@ -97,7 +97,7 @@ mu_status mu_run_metrics_open(mu_run_metrics *m, const mu_run_view *v, mu_error 
     return mu_lines_open(&m->lines, m->path, e);
 }
 
-/* The line at hand as JSON, NULL when it is not sound. */
+/* The current line as JSON, NULL when it is invalid. */
 static json_t *parse(mu_run_metrics *m) {
     const mu_lines *l = &m->lines;
     if (l->bytes > MU_LINE_BYTES) return NULL;

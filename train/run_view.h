@@ -1,4 +1,4 @@
-/* run_view.h - reading a run folder, whether a job works on it, has finished or was killed; nothing is written. */
+/* run_view.h - read-only view of a run folder, of a running, finished or killed job. */
 #ifndef MUSTER_TRAIN_RUN_VIEW_H
 #define MUSTER_TRAIN_RUN_VIEW_H
 #include "train/train.h"
@@ -7,51 +7,51 @@
 #include <stdio.h>
 
 /* ------------------------------------------------------------------ lines of metrics.jsonl (metrics_lines.c) */
-enum { MU_LINE_BYTES = 4 << 20 };   /* the most a sound line has: numbers of the largest model */
+enum { MU_LINE_BYTES = 4 << 20 };   /* maximum of a valid line: numbers of the largest model */
 typedef struct {
     const char *path;       /* borrowed */
     FILE *file;
-    char *block;            /* of which [used, filled) is not taken yet */
+    char *block;            /* [used, filled) is not consumed yet */
     size_t used, filled;
-    char *text;             /* [MU_LINE_BYTES], the line at hand, no NUL behind it */
-    size_t bytes;           /* of it, without its newline; MU_LINE_BYTES + 1: more than any sound one */
+    char *text;             /* [MU_LINE_BYTES], the current line, not NUL-terminated */
+    size_t bytes;           /* of it, without its newline; MU_LINE_BYTES + 1: longer than any valid line */
     bool ended;             /* by a newline */
     int64_t end;            /* where the next line begins */
 } mu_lines;
 /* mu_lines_close may follow any outcome. Local. */
 mu_status mu_lines_open(mu_lines *l, const char *path, mu_error *e) MU_MUST_USE;
-bool mu_lines_next(mu_lines *l);                                    /* false: there is no further line */
-mu_status mu_lines_close(mu_lines *l, mu_error *e) MU_MUST_USE;     /* IO when the file could not be read to where it was */
+bool mu_lines_next(mu_lines *l);                                    /* false: no further line */
+mu_status mu_lines_close(mu_lines *l, mu_error *e) MU_MUST_USE;     /* IO after a read error */
 bool mu_line_has_checksum(const char *line, size_t bytes);          /* lines of older runs have none */
-bool mu_line_checksum_holds(const char *line, size_t bytes);        /* of a line that has one */
+bool mu_line_checksum_holds(const char *line, size_t bytes);        /* only for a line that has one */
 
-/* The loads of a training line, [MoE layers, experts]; false when no step of this model has them: all assignments count. Local. */
+/* The loads of a training line, [MoE layers, experts]; false when they are not those of a step of this model (their sum is known). Local. */
 bool mu_metrics_read_loads(const mu_log_source *src, const json_t *line, int64_t *loads);
 
 /* ------------------------------------------------------------------ a run (run_view.c) */
 typedef enum {
     MU_RUN_RUNNING,         /* a job holds its lock */
     MU_RUN_FINISHED,        /* its newest checkpoint is of the last step, train.steps */
-    MU_RUN_STOPPED,         /* it ended in order before that */
+    MU_RUN_STOPPED,         /* ended in order before that */
     MU_RUN_CRASHED          /* its job was killed: the lock still names it */
 } mu_run_state;
 typedef struct {
     char *dir;
     mu_run_state state;
-    bool moved;             /* or copied: run.json names another folder. Runs of older versions do not say */
+    bool moved;             /* or copied: run.json names another folder. False for runs of older versions */
     char *config_text;      /* config.resolved.yaml */
-    mu_config cfg;          /* the same, read */
+    mu_config cfg;          /* the same, parsed */
     json_t *facts;          /* run.json, an object */
     int n_checkpoints;
-    int64_t *checkpoints;   /* [n_checkpoints]: their steps, newest first; whether they are sound is not looked at */
+    int64_t *checkpoints;   /* [n_checkpoints]: their steps, newest first; not verified */
 } mu_run_view;
-/* NOINPUT: there is no such folder, or it has no config.resolved.yaml or run.json; DATA, CONFIG: one of them is not muster's. Local;
+/* NOINPUT: no such folder, or it has no config.resolved.yaml or run.json; DATA, CONFIG: one of them is invalid. Local;
  * mu_run_view_close may follow any outcome. */
 mu_status mu_run_view_open(mu_run_view *v, const char *dir, mu_error *e) MU_MUST_USE;
 void mu_run_view_close(mu_run_view *v);
 const char *mu_run_state_name(mu_run_state state);
 
-/* The sound lines of its metrics.jsonl, one by one, as far as they are written now:
+/* The valid lines of its metrics.jsonl, one by one, as far as they are written now:
  *     mu_run_metrics m;
  *     status = mu_run_metrics_open(&m, &view, e);
  *     while (status == MU_STATUS_OK && mu_run_metrics_next(&m)) use(m.step, m.line);
@@ -59,14 +59,14 @@ const char *mu_run_state_name(mu_run_state state);
 typedef struct {
     char *path;
     mu_lines lines;
-    bool checked;           /* some line had a checksum, so that all later ones have */
-    int64_t skipped;        /* lines that are not sound; one that is being written is not counted */
-    int64_t step;           /* of the line at hand */
-    json_t *line;           /* an object, until the next call */
+    bool checked;           /* some line had a checksum, so all later ones must */
+    int64_t skipped;        /* invalid lines; one that is being written is not counted */
+    int64_t step;           /* of the current line */
+    json_t *line;           /* an object, valid until the next call */
 } mu_run_metrics;
 mu_status mu_run_metrics_open(mu_run_metrics *m, const mu_run_view *v, mu_error *e) MU_MUST_USE;
 bool mu_run_metrics_next(mu_run_metrics *m);
-/* Returns `status`, or else what went wrong while reading. */
+/* Returns `status` if it is an error, else that of reading. */
 mu_status mu_run_metrics_close(mu_run_metrics *m, mu_status status, mu_error *e) MU_MUST_USE;
 
 /* Its statistics.rec, for mu_statistics_read; NOINPUT where there is none (a dense model, an older run). */

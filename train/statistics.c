@@ -1,8 +1,8 @@
-/* statistics.c - the format of RUN/statistics.rec, all of it words of 8 bytes, little-endian.
+/* statistics.c - the format of RUN/statistics.rec: words of 8 bytes, little-endian.
  *     header   magic, version, bytes of the header, layers L, experts E, domains D, the numbers of the layers [L], the names of
- *              the domains [D, 8 words], XXH3 of all before
- *     record   step, 1 (0: not counted by domain), counts [L, E, D], XXH3 of all before
- * Record i is at header + i * record, so that any of them is found without the others. */
+ *              the domains [D, 8 words], XXH3 of the preceding words
+ *     record   step, 1 (0: not counted by domain), counts [L, E, D], XXH3 of the preceding words
+ * Record i is at header + i * record, so records can be read in any order. */
 #include "train/statistics.h"
 
 #include <errno.h>
@@ -12,11 +12,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "statistics.rec is written as it lies in memory");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "statistics.rec has the byte order of memory");
 
 static const char magic[8] = "MUSTATS\n";
 enum { VERSION = 1, FIXED_WORDS = 6, RECORD_EXTRA = 3, NAME_WORDS = MU_STATISTICS_NAME / 8 };
-static const int64_t MOST_CELLS = 1 << 28, MOST_NUMBER = 1 << 24;   /* of a sound header: beyond any model */
+static const int64_t MOST_CELLS = 1 << 28, MOST_NUMBER = 1 << 24;   /* limits of a valid header, beyond any model */
 
 static int64_t cells(const mu_statistics_shape *s) { return s->layers * s->experts * s->domains; }
 static int64_t header_words(const mu_statistics_shape *s) { return FIXED_WORDS + s->layers + s->domains * NAME_WORDS + 1; }
@@ -38,7 +38,7 @@ static bool write_all(int fd, const void *data, int64_t bytes, int64_t at) {
     return true;
 }
 
-/* Bytes that were read, fewer only at the end of the file; -1: an error. */
+/* Bytes read, fewer only at the end of the file; -1: an error. */
 static int64_t read_all(int fd, void *data, int64_t bytes, int64_t at) {
     int64_t done = 0;
     while (done < bytes) {
@@ -64,7 +64,7 @@ void mu_statistics_shape_free(mu_statistics_shape *s) {
     free(s->domain);
 }
 
-/* Everything that follows from the shape, which is copied. */
+/* Sets the shape (copied) and everything derived from it. */
 static void take_shape(mu_statistics *s, const mu_statistics_shape *shape) {
     s->shape = *shape;
     s->shape.layer = mu_alloc((size_t)shape->layers, sizeof *shape->layer);

@@ -1,5 +1,5 @@
-/* statistics.h - RUN/statistics.rec: the routing statistics of each logged step, records of one size that are only appended.
- * They are the source; routing.h5 is made of them (docs/files.md has the format). */
+/* statistics.h - RUN/statistics.rec: the routing statistics of each logged step, append-only records of fixed size.
+ * routing.h5 is derived from them (format: docs/files.md). */
 #ifndef MUSTER_TRAIN_STATISTICS_H
 #define MUSTER_TRAIN_STATISTICS_H
 #include "base/base.h"
@@ -17,31 +17,31 @@ typedef struct {
     int fd;
     mu_statistics_shape shape;
     int64_t header_bytes, record_bytes;
-    int64_t n;              /* whole records; those that are appended count, too */
-    int64_t rest;           /* bytes behind the last whole record when the file was opened */
-    int64_t *words;         /* a record as it lies in the file */
+    int64_t n;              /* whole records, including appended ones */
+    int64_t rest;           /* bytes after the last whole record when the file was opened */
+    int64_t *words;         /* the current record as in the file */
     int64_t step;
-    bool by_domain;         /* false: the loads of an older run, which did not count by domain; they stand in domain 0 */
+    bool by_domain;         /* false: loads of an older run, not counted by domain; stored in domain 0 */
     const int64_t *counts;  /* [layers, experts, domains]: assignments in the global batch of the step */
 } mu_statistics;
 
-/* A new file of no records, in the place of another one. Local; the handle is to be closed whatever the outcome, as below. */
+/* A new file without records, replacing an existing one. Local; the caller closes the handle after any outcome, as below. */
 mu_status mu_statistics_create(mu_statistics **s, const char *path, const mu_statistics_shape *shape, mu_error *e) MU_MUST_USE;
-/* NOINPUT: there is no such file; DATA: it is not of this format, or its header is damaged. Local. */
+/* NOINPUT: no such file; DATA: another format, or a damaged header. Local. */
 mu_status mu_statistics_open(mu_statistics **s, const char *path, bool append, mu_error *e) MU_MUST_USE;
 void mu_statistics_close(mu_statistics *s);
-/* Record i of n. *sound false: it is damaged. Local. */
+/* Record i of n. *sound false: damaged. Local. */
 mu_status mu_statistics_read(mu_statistics *s, int64_t i, bool *sound, mu_error *e) MU_MUST_USE;
 /* counts as above; without by_domain [layers, experts]. Local. */
 mu_status mu_statistics_append(mu_statistics *s, int64_t step, bool by_domain, const int64_t *counts, mu_error *e) MU_MUST_USE;
-/* Only the first n records stay, and nothing behind them. Local. */
+/* Truncates to the first n records. Local. */
 mu_status mu_statistics_cut(mu_statistics *s, int64_t n, mu_error *e) MU_MUST_USE;
 mu_status mu_statistics_sync(mu_statistics *s, mu_error *e) MU_MUST_USE;    /* onto the disk */
 
 bool mu_statistics_same_shape(const mu_statistics_shape *a, const mu_statistics_shape *b);
 void mu_statistics_shape_free(mu_statistics_shape *s);
 
-/* Makes routing.h5 of the records at `from`, a block of them in memory at a time. DATA when one is damaged. Local. */
+/* Writes routing.h5 from the records of file `from`, one block in memory at a time. DATA when a record is damaged. Local. */
 mu_status mu_routing_file_write(const char *path, const char *from, mu_error *e) MU_MUST_USE;
 
 #endif

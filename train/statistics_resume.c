@@ -1,6 +1,6 @@
-/* statistics_resume.c - what a job makes of the statistics.rec that an earlier one left, as metrics_resume.c does of metrics.jsonl:
- * the sound records up to its step stay. Afterwards there is one of each training line; what was not there or is damaged, as in
- * runs of older versions, is taken from the line, which has no domains. */
+/* statistics_resume.c - continues the statistics.rec of an earlier job, as metrics_resume.c does for metrics.jsonl:
+ * keeps the valid records up to the resume step. Afterwards each training line has a record; missing or damaged ones are rebuilt
+ * from the line, without domains, as for runs of older versions. */
 #include "train/run_view.h"
 #include "train/train.h"
 
@@ -13,12 +13,12 @@ typedef struct {
     const char *path, *metrics_path;
     const mu_logged_steps *logged;
     mu_statistics_shape shape;
-    mu_statistics *old;         /* NULL: there is none that this run can continue */
-    bool foreign;               /* because the file that is there is another's */
+    mu_statistics *old;         /* NULL: no file that this run can continue */
+    bool foreign;               /* because the existing file is of another run */
     kept_record *kept;
-    int64_t n, unsound, beyond; /* unsound: before the last that is kept, since any may be torn behind it */
+    int64_t n, unsound, beyond; /* unsound: before the last kept one; later ones may be torn by a kill */
     int64_t missing;            /* training lines without a record */
-} survey;
+} old_file;
 
 static mu_statistics_shape shape_of(const mu_log_source *src) {
     mu_statistics_shape s = { src->state->model->n_moe, src->cfg->moe.num_experts, src->corpus->n_domains, NULL, NULL };
@@ -29,9 +29,9 @@ static mu_statistics_shape shape_of(const mu_log_source *src) {
     return s;
 }
 
-/* ------------------------------------------------------------------ what is there */
+/* ------------------------------------------------------------------ the existing file */
 
-static mu_status open_old(survey *s, mu_error *e) {
+static mu_status open_old(old_file *s, mu_error *e) {
     mu_status status = mu_statistics_open(&s->old, s->path, true, e);
     s->foreign = status == MU_STATUS_DATA || (status == MU_STATUS_OK && !mu_statistics_same_shape(&s->old->shape, &s->shape));
     if (status == MU_STATUS_NOINPUT || s->foreign) {
@@ -42,7 +42,7 @@ static mu_status open_old(survey *s, mu_error *e) {
     return status;
 }
 
-static mu_status read_records(survey *s, mu_error *e) {
+static mu_status read_records(old_file *s, mu_error *e) {
     int64_t unsound = 0;
     s->kept = mu_alloc((size_t)s->old->n, sizeof *s->kept);
     for (int64_t i = 0; i < s->old->n; i++) {
@@ -53,13 +53,13 @@ static mu_status read_records(survey *s, mu_error *e) {
         if (sound && s->old->step > s->src->state->step) s->beyond++;
         else if (sound && (!s->n || s->old->step > s->kept[s->n - 1].step)) {
             s->kept[s->n++] = (kept_record){ i, s->old->step };
-            s->unsound = unsound + s->beyond; /* nothing is in front of a step but steps before it */
+            s->unsound = unsound + s->beyond; /* only earlier steps precede a step */
         } else unsound++;
     }
     return MU_STATUS_OK;
 }
 
-static void count_missing(survey *s) {
+static void count_missing(old_file *s) {
     int64_t at = 0;
     for (int64_t i = 0; i < s->logged->n; i++) {
         while (at < s->n && s->kept[at].step < s->logged->step[i]) at++;
@@ -67,10 +67,10 @@ static void count_missing(survey *s) {
     }
 }
 
-/* ------------------------------------------------------------------ a new file of what stays and what is missing */
+/* ------------------------------------------------------------------ a new file of kept and rebuilt records */
 
 typedef struct {
-    survey *s;
+    old_file *s;
     mu_statistics *to;
     mu_lines lines;
     int64_t *loads;     /* [MoE layers, experts] */
@@ -80,7 +80,7 @@ static mu_status copy_record(merge *m, int64_t index, mu_error *e) {
     mu_statistics *old = m->s->old;
     bool sound;
     mu_status status = mu_statistics_read(old, index, &sound, e);
-    if (status == MU_STATUS_OK && !sound) status = mu_error_set(e, MU_STATUS_IO, "%s changes while it is read", old->path);
+    if (status == MU_STATUS_OK && !sound) status = mu_error_set(e, MU_STATUS_IO, "%s changed while being read", old->path);
     if (status != MU_STATUS_OK) return status;
     const int64_t *counts = old->counts;
     int64_t D = m->s->shape.domains, pairs = m->s->shape.layers * m->s->shape.experts;
@@ -88,7 +88,7 @@ static mu_status copy_record(merge *m, int64_t index, mu_error *e) {
     return mu_statistics_append(m->to, old->step, old->by_domain, old->by_domain ? counts : m->loads, e);
 }
 
-/* The training line of the step is further on in metrics.jsonl, of which only sound lines are left. */
+/* Finds the training line of the step, which is further on in metrics.jsonl; all its lines are valid now. */
 static mu_status take_line(merge *m, int64_t step, mu_error *e) {
     bool found = false;
     while (!found && mu_lines_next(&m->lines)) {
@@ -97,12 +97,12 @@ static mu_status take_line(merge *m, int64_t step, mu_error *e) {
                 mu_metrics_read_loads(m->s->src, line, m->loads);
         json_decref(line);
     }
-    if (!found) return mu_error_set(e, MU_STATUS_IO, "%s changes while it is read", m->s->metrics_path);
+    if (!found) return mu_error_set(e, MU_STATUS_IO, "%s changed while being read", m->s->metrics_path);
     return mu_statistics_append(m->to, step, false, m->loads, e);
 }
 
 static mu_status merge_all(merge *m, mu_error *e) {
-    const survey *s = m->s;
+    const old_file *s = m->s;
     mu_status status = MU_STATUS_OK;
     int64_t at = 0;
     for (int64_t i = 0; i < s->logged->n && status == MU_STATUS_OK; i++) {
@@ -117,7 +117,7 @@ static mu_status merge_all(merge *m, mu_error *e) {
 }
 
 static mu_status write_file(void *context, const char *path, mu_error *e) {
-    survey *s = context;
+    old_file *s = context;
     merge m = { .s = s, .loads = mu_alloc((size_t)(s->shape.layers * s->shape.experts), sizeof *m.loads) };
     mu_status status = mu_statistics_create(&m.to, path, &s->shape, e);
     if (status == MU_STATUS_OK && s->missing) status = mu_lines_open(&m.lines, s->metrics_path, e);
@@ -130,14 +130,14 @@ static mu_status write_file(void *context, const char *path, mu_error *e) {
     return status;
 }
 
-/* The new file in the place of what was there, which is kept. */
-static mu_status replace(survey *s, mu_error *e) {
+/* Replaces the file; the old one is moved aside. */
+static mu_status replace(old_file *s, mu_error *e) {
     char *aside;
     mu_status status = mu_file_rewrite(s->path, write_file, s, &aside, e);
     if (status != MU_STATUS_OK || !aside) return status;
-    if (s->foreign) mu_log(MU_LOG_WARNING, "%s is not of this run, or its header is damaged: it is kept as %s", s->path, aside);
+    if (s->foreign) mu_log(MU_LOG_WARNING, "%s is not of this run, or its header is damaged: moved aside to %s", s->path, aside);
     else
-        mu_run_say_kept(&(mu_kept){ .path = s->path, .names = aside, .parts = "records", .step = s->src->state->step,
+        mu_run_warn_rewritten(&(mu_rewritten){ .path = s->path, .names = aside, .parts = "records", .step = s->src->state->step,
                                     .damaged = s->missing > s->unsound ? s->missing : s->unsound,
                                     .all = s->old->n > s->logged->n ? s->old->n : s->logged->n,
                                     .detail = " or missing (the loads of those steps are taken from metrics.jsonl)" });
@@ -145,20 +145,20 @@ static mu_status replace(survey *s, mu_error *e) {
     return MU_STATUS_OK;
 }
 
-static mu_status resume(survey *s, mu_error *e) {
+static mu_status resume(old_file *s, mu_error *e) {
     mu_status status = open_old(s, e);
     if (status == MU_STATUS_OK && s->old) status = read_records(s, e);
     if (status != MU_STATUS_OK) return status;
     count_missing(s);
-    bool anew = !s->old || s->unsound || s->missing || (s->beyond && mu_run_leaves_course(s->src)) || (!s->src->state->step && s->old->n);
-    if (anew) return replace(s, e);
+    bool rewrite = !s->old || s->unsound || s->missing || (s->beyond && mu_run_rewinds(s->src)) || (!s->src->state->step && s->old->n);
+    if (rewrite) return replace(s, e);
     bool longer = s->old->n > s->n || s->old->rest;
     return longer ? mu_statistics_cut(s->old, s->n, e) : MU_STATUS_OK;
 }
 
 mu_status mu_statistics_resume(mu_statistics **out, const char *path, const char *metrics_path, const mu_log_source *src,
                                const mu_logged_steps *logged, mu_error *e) {
-    survey s = { .src = src, .path = path, .metrics_path = metrics_path, .logged = logged, .shape = shape_of(src) };
+    old_file s = { .src = src, .path = path, .metrics_path = metrics_path, .logged = logged, .shape = shape_of(src) };
     const char *reason = mu_file_not_plain(path);
     mu_status status = reason ? mu_error_set(e, MU_STATUS_IO, "%s %s; move it out of the way", path, reason) : resume(&s, e);
     mu_statistics_close(s.old);

@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-/* All ranks have read the same texts. Collective, agreed. */
+/* Checks that all ranks read the same texts. Collective, agreed. */
 static mu_status agree_on_texts(const mu_texts *t, mu_comm *world, mu_error *e) {
     char *text = NULL;
     size_t size;
@@ -40,7 +40,7 @@ void mu_texts_close(mu_texts *t) {
     *t = (mu_texts){ 0 };
 }
 
-bool mu_texts_validate(const mu_texts *t) {
+bool mu_texts_have_validation(const mu_texts *t) {
     for (int i = 0; i < t->corpus.n_domains; i++)
         if (mu_loader_val_sequences(t->loader, i) > 0) return true;
     return false;

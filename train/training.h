@@ -1,4 +1,4 @@
-/* training.h - what a training run is made of: opened in training.c, stepped in loop.c, recorded in recorder.c. Everything else
+/* training.h - the parts of a training run: opened in training.c, stepped in loop.c, recorded in recorder.c. Everything else
  * in train/ receives only the parts that it uses (train.h). */
 #ifndef MUSTER_TRAIN_TRAINING_H
 #define MUSTER_TRAIN_TRAINING_H
@@ -15,9 +15,9 @@ typedef struct {
     mu_batch_shape shape;
     int64_t micro_size;             /* sequences of this rank in a micro-batch */
     uint64_t seed;
-    int64_t step;                   /* finished steps before the batch at hand */
+    int64_t step;                   /* finished steps before the current batch */
     mu_sample *samples;             /* [shape.sequences]: the global batch */
-    int64_t *before;                /* the loader's state before it */
+    int64_t *before;                /* the loader's state before this batch */
     int32_t *tokens, *targets;      /* [micro_size * seq_len] */
 } mu_batches;
 typedef struct {
@@ -27,7 +27,7 @@ typedef struct {
 void mu_batches_init(mu_batches *b, const mu_config *cfg, mu_loader *loader, const mu_comm *batch, mu_tape *tape);
 void mu_batches_free(mu_batches *b);
 void mu_batches_next(mu_batches *b, int64_t step);              /* draws the global batch after `step` steps. Local */
-void mu_batches_put_back(mu_batches *b);                        /* as if it had not been drawn. Local */
+void mu_batches_put_back(mu_batches *b);                        /* undoes mu_batches_next. Local */
 mu_micro_batch mu_batches_read(mu_batches *b, int64_t m);       /* micro-batch m of this rank; lives until the tape's reset. Local */
 
 /* ------------------------------------------------------------------ the run (training.c) */
@@ -47,16 +47,16 @@ mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu
 void mu_training_close(mu_training *t);
 
 /* ------------------------------------------------------------------ steps (loop.c, nonfinite.c) */
-/* One optimizer step. When the result is not finite nothing was updated. `stop`: set when this rank is asked to stop, read
+/* One optimizer step. When the result is not finite nothing was updated. `stop`: set when this rank receives a stop signal, read
  * between micro-batches and at the end; NULL: never. Collective over all ranks. */
 mu_step_result mu_training_step(mu_training *t, const volatile sig_atomic_t *stop);
-/* The gradients of the global batch at hand into the parameters; with `reduce` their sums over ranks begin in the last
- * micro-batch. False: some rank was asked to stop. Collective over all ranks. */
+/* Computes the gradients of the current global batch; with `reduce` the reduction over ranks begins in the last
+ * micro-batch. False: some rank received a stop signal. Collective over all ranks. */
 bool mu_training_gradients(mu_training *t, bool reduce, const volatile sig_atomic_t *stop);
-/* After a step that was not finite: names step, rank and layer of the first such value. Heap. Collective over all ranks. */
+/* After a step with a non-finite result: names step, rank and layer of the first such value. Heap. Collective over all ranks. */
 char *mu_training_explain_nonfinite(mu_training *t);
 
-/* ------------------------------------------------------------------ what a run leaves behind (recorder.c) */
+/* ------------------------------------------------------------------ metrics, evaluations and checkpoints (recorder.c) */
 typedef struct mu_recorder mu_recorder;
 /* Opens metrics and progress on rank 0; `saved_step`: of the checkpoint that the run resumed from, or -1. The lock is
  * borrowed. Agreed. Collective, as are the rest. */
@@ -64,16 +64,16 @@ mu_status mu_recorder_open(mu_recorder **r, mu_training *t, mu_lock *lock, int64
 void mu_recorder_close(mu_recorder *r);
 /* Metrics and the progress line of a finished step. */
 mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *step, mu_error *e) MU_MUST_USE;
-/* Validation loss of every domain, into the metrics; nothing where there is no text for it. */
+/* Validation loss of every domain, written to the metrics; nothing without validation sequences. */
 mu_status mu_recorder_evaluate(mu_recorder *r, mu_error *e) MU_MUST_USE;
-void mu_recorder_show(mu_recorder *r);          /* the same, for mu_recorder_losses alone */
+void mu_recorder_reevaluate(mu_recorder *r);          /* evaluates only for mu_recorder_losses; records nothing */
 /* A checkpoint, unless this step has one. */
 mu_status mu_recorder_save(mu_recorder *r, mu_error *e) MU_MUST_USE;
 /* The last validation losses [n_domains]; tokens 0: none. */
 const mu_domain_loss *mu_recorder_losses(const mu_recorder *r);
 
 /* Trains from t->state.step to train.steps. REQUEUE after a stop signal (`stop` set on any rank), with a checkpoint; NUMERIC, with
- * nothing written, where a loss is not finite. Collective over all ranks. */
+ * nothing written, when a loss is not finite. Collective over all ranks. */
 mu_status mu_training_loop(mu_training *t, mu_recorder *r, const volatile sig_atomic_t *stop, mu_error *e) MU_MUST_USE;
 
 #endif

@@ -258,7 +258,9 @@ static const mu_backend backend = { reserve, commit, release, read, write, stage
 
 enum { LEAST_CAPABILITY = 8 };              /* the oldest that cmake/cuda.cmake supports */
 static char missing[256];
+static bool unsupported;
 const char *mu_cuda_missing(void) { return missing; }
+bool mu_cuda_unsupported(void) { return unsupported; }
 
 /* Number of GPUs; 0 with a reason in `missing`. */
 static int count_devices(void) {
@@ -266,7 +268,8 @@ static int count_devices(void) {
     cudaError_t status = cudaGetDeviceCount(&n);
     if (status == cudaSuccess && n > 0) return n;
     cudaDriverGetVersion(&driver);
-    if (status == cudaErrorInsufficientDriver && driver)
+    unsupported = status == cudaErrorInsufficientDriver && driver;
+    if (unsupported)
         snprintf(missing, sizeof missing, "the NVIDIA driver supports CUDA %d.%d, but this build needs %d.%d; install a newer driver",
                  driver / 1000, driver % 100 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 100 / 10);
     else
@@ -316,7 +319,8 @@ mu_device *mu_cuda_open(const char *kind) {
     int index = number ? atoi(number + 1) % n : 0, major, minor;
     CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
     CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
-    if (major < LEAST_CAPABILITY) {
+    unsupported = major < LEAST_CAPABILITY;
+    if (unsupported) {
         snprintf(missing, sizeof missing, "GPU %d has compute capability %d.%d, this build needs %d.0 or more (Ampere or newer)",
                  index, major, minor, (int)LEAST_CAPABILITY);
         return NULL;

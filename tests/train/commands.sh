@@ -62,9 +62,9 @@ if [ -n "${MPIEXEC:-}" ] && ! grep -q __asan_init "$MUSTER"; then
 fi
 
 # ---------------------------------------------------------------- bad configurations, all ranks, one message
-refuses 64 "needs a configuration" train
-refuses 64 "nonsense is not an option of train" train tiny.yaml --nonsense
-refuses 64 "one configuration is enough" train tiny.yaml tiny.yaml
+refuses 64 "needs a configuration file" train
+refuses 64 "unknown option --nonsense" train tiny.yaml --nonsense
+refuses 64 "unexpected argument .tiny.yaml.; overrides are section.key=value" train tiny.yaml tiny.yaml
 refuses 66 "nowhere.yaml" train nowhere.yaml
 refuses 66 "directory" train .
 refuses 66 "path 'nowhere' of domain 'a': No such file" train tiny.yaml "data.train=[{domain: a, path: nowhere}]"
@@ -138,10 +138,10 @@ expect 0 "eval of texts that have moved" m eval run "data.train=[{domain: own, p
 if [ "$(loss)" = "$first" ]; then pass; else fail "texts that have moved: $(loss) and $first"; fi
 mv moved texts
 refuses 64 "needs a run folder" eval
-refuses 66 "nowhere: no such run" eval nowhere
-for command in eval inspect verify; do refuses 65 "texts is neither a run nor a checkpoint" $command texts; done
+refuses 66 "not a run folder or checkpoint: nowhere" eval nowhere
+for command in eval inspect verify; do refuses 65 "not a run folder or checkpoint: texts" $command texts; done
 mkdir -p bare/checkpoints
-for command in eval inspect verify; do refuses 65 "bare is a run without checkpoints" $command bare; done
+for command in eval inspect verify; do refuses 65 "bare is a run folder without checkpoints" $command bare; done
 
 expect 0 "inspect" m inspect run
 for pattern in '^run: finished; last started 20' '^  checkpoints of step' '^  [0-9]+ logged steps; training loss [0-9.]+ \(step 20\)' '^  step 20 of 20, 5120 tokens seen, written by 1 rank' '[0-9]+ parameters, [0-9]+ active per token' 'shard-0000.h5' '^state \(format version 3; --state' '^  other state +[0-9]+ arrays, 0 of them sharded' '^  layer 1 ' 'hidden_size: 32'; do
@@ -163,12 +163,12 @@ expect 0 "inspect --state of a checkpoint" m inspect --state run/checkpoints/ste
 says "inspect --state of a checkpoint" '^  /state/step +i64  \[1\] +replicated +8$'
 refuses 64 "inspect needs one run folder or checkpoint" inspect --stat run
 expect 0 "inspect one checkpoint" m inspect run/checkpoints/step-00000020/
-refuses 66 "no such run" inspect nowhere
+refuses 66 "not a run folder or checkpoint: nowhere" inspect nowhere
 expect 0 "verify" m verify run
 says "verify" "^ok       run/checkpoints/step-00000020: step 20, [0-9]+ tensors in 1 shard"
 expect 0 "verify one checkpoint" m verify run/checkpoints/step-00000020
 refuses 64 "needs one run folder" verify
-refuses 66 "no such run" verify nowhere
+refuses 66 "not a run folder or checkpoint: nowhere" verify nowhere
 
 text() { grep -av "^muster: [0-9]* tokens in " log; }        # without how long it took
 expect 0 "generate" m generate run --prompt "1 2 3" --tokens 20 --seed 5
@@ -182,7 +182,7 @@ text > once
 expect 0 "the likeliest, any seed" m generate run --prompt "1 2 3" --tokens 9 --temperature 0 --seed 9
 if text | cmp -s once -; then pass; else fail "temperature 0 depends on the seed"; fi
 expect 0 "experts" m generate run --prompt "abc" --tokens 40 --top-p 0.9 --show-experts
-says "experts" "^experts that took each token"
+says "experts" "^experts of each token"
 says "experts" "^  token +\| layer 0 +\| layer 1"
 refuses 64 "needs --prompt" generate run
 expect 0 "an empty prompt" m generate run --prompt "" --tokens 5 --temperature 0 --show-experts
@@ -192,7 +192,7 @@ refuses 64 "tokens 2.5: expected a whole number" generate run --prompt x --token
 refuses 64 "top-p 2: expected a number" generate run --prompt x --top-p 2
 refuses 64 "prompt needs a value" generate run --prompt
 refuses 64 "topp is not an option" generate run --prompt x --topp 1
-refuses 66 "no such run" generate nowhere --prompt x
+refuses 66 "not a run folder or checkpoint: nowhere" generate nowhere --prompt x
 
 # ---------------------------------------------------------------- verify knows what the model needs
 manifest=signed/checkpoints/step-00000020/manifest.json
@@ -219,7 +219,7 @@ if [ -n "${MPIEXEC:-}" ]; then
     expect 64 "verify on 2 ranks" on 2 "$MUSTER" verify run
     says_once "verify on 2 ranks" "^muster: error: verify runs on one rank"
     expect 66 "inspect of nothing on 2 ranks" on 2 "$MUSTER" inspect nowhere
-    says_once "inspect of nothing on 2 ranks" "^muster: error: nowhere: no such run"
+    says_once "inspect of nothing on 2 ranks" "^muster: error: not a run folder or checkpoint: nowhere"
 fi
 
 # ---------------------------------------------------------------- eval: how much of which texts
@@ -233,11 +233,11 @@ if [ "$(loss)" = "$first" ]; then pass; else fail "eval of all: $(loss), by itse
 refuses 78 "train.seq_len=16: eval takes data.train, data.val_fraction, data.cache_mib, train.device, train.dtype, train.threads, train.eval_sequences" eval run train.seq_len=16
 refuses 78 "top_k=1: eval takes" eval run moe.top_k=1
 expect 0 "eval of other texts" m eval run "data.train=[{domain: own, path: texts/2.txt}]"
-says_once "eval of other texts" "^note: these are not the texts it was trained on"
+says_once "eval of other texts" "^note: the texts differ from the training texts"
 refuses 66 "nowhere.*data.train='\[\{domain: own, path: ...\}, ...\]'" eval run "data.train=[{domain: own, path: nowhere}]"
 
 # ---------------------------------------------------------------- no validation text
-nothing="nothing to validate on: data.val_fraction is 0 or the texts are too short"
+nothing="no validation data: data.val_fraction is 0 or the texts are too short"
 seq -s ' ' 1 17 | cut -c1-40 > tiny.txt
 expect 0 "training without validation" train 1 blind data.val_fraction=0 train.eval_every=10 log.progress=line
 says_once "training without validation" "^note: there is $nothing"
@@ -286,7 +286,7 @@ expect 0 "tokenize beside a run" m tokenize --out other.h5 own=texts one=texts/1
 says_once "tokenize beside a run" 'note: domain "own": not read in texts: 1 folder of a run \(old\)$'
 if cmp -s other.h5 tokens.h5 && [ -s other.h5.tmp/mine ]; then pass; else fail "tokenize beside a run and a folder other.h5.tmp"; fi
 expect 0 "tokenize over a token file" m tokenize --out other.h5 own=texts/1.txt
-says_once "tokenize over a token file" "^it replaces the token file that was there, fingerprint [0-9a-f]{32}$"
+says_once "tokenize over a token file" "^replaced the previous token file, fingerprint [0-9a-f]{32}$"
 if cmp -s other.h5 tokens.h5; then fail "tokenize did not replace a token file"; else pass; fi
 refuses 64 "ends in .h5" tokenize --out other.h5.tmp own=texts
 ln -s other.h5 linked.h5

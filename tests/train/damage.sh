@@ -24,7 +24,7 @@ refused() { if damaged $newest "$1" log; then pass; else fail "$2: exit code $co
 falls_back() {
     expect 0 "$3" train $ranks run $options
     says "$3" "resuming from run/checkpoints/step-0*$1 "
-    says_once "$3" "warning: checkpoint of step 12 passed over: (rank 1 on [^ ]*: )?$newest/$2"
+    says_once "$3" "warning: checkpoint of step 12 skipped, failed verification: (rank 1 on [^ ]*: )?$newest/$2"
     same_metrics whole run exact
     same_checkpoint whole run 12
     expect 0 "$3, afterwards all is whole" on 1 "$MUSTER" verify run
@@ -141,7 +141,7 @@ for change in 's/seed: 7/seed: 8/' 's/global_batch_size: 8/global_batch_size: 16
     resign "$change"
     refused shard-0000 "a manifest changed by $change"
     expect 0 "inspect after $change" on 1 "$MUSTER" inspect run
-    says_once "inspect after $change" "warning: checkpoint of step 12 passed over: $newest/shard-0000.h5: "
+    says_once "inspect after $change" "warning: checkpoint of step 12 skipped, failed verification: $newest/shard-0000.h5: "
     says "inspect after $change" "^run/checkpoints/step-00000009"
     expect 65 "a manifest changed by $change, named" train $ranks other $options --resume $newest
     falls_back 9 shard-0000 "a manifest changed by $change"
@@ -154,7 +154,7 @@ expect 0 "a run that changes z_loss_coeff" train $ranks run $options train.steps
 newest=run/checkpoints/step-00000015
 "$MUSTER_FLIP" $newest/$last 4000:3 && "$MUSTER_SIGN" $newest/manifest.json $newest/$last
 for run in straight run; do expect 0 "$run goes on" train $ranks $run $options train.steps=15; done
-says "options of a refused checkpoint" "warning: checkpoint of step 15 passed over"
+says "options of a refused checkpoint" "warning: checkpoint of step 15 skipped, failed verification"
 says "options of a refused checkpoint" "resuming from run/checkpoints/step-00000012"
 if grep -q z_loss_coeff log; then fail "an option of a refused checkpoint stays"; else pass; fi
 same_metrics run straight exact
@@ -172,7 +172,7 @@ fresh
 for step in 03 06 09 12; do "$MUSTER_FLIP" run/checkpoints/step-000000$step/manifest.json 100; done
 before=$(cksum run/metrics.jsonl run/checkpoints/*/*)
 expect 65 "none is whole" train $ranks run $options
-says "none is whole" "error: run/checkpoints holds 4 checkpoints and none verifies; the newest: .*manifest.json is damaged"
+says "none is whole" "error: run/checkpoints: none of 4 checkpoints passes verification; the newest: .*manifest.json is damaged"
 if [ "$(cksum run/metrics.jsonl run/checkpoints/*/*)" = "$before" ]; then pass; else fail "a refused resume changed the run folder"; fi
 fresh
 "$MUSTER_FLIP" $newest/shard-0000.h5 5000

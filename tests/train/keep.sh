@@ -41,15 +41,15 @@ expect 0 "metrics to lose" train 1 lost train.steps=10 checkpoint.every=5
 cp -r lost damaged && cp -r lost other
 rm -r lost/checkpoints
 expect 0 "the checkpoints are gone" train 1 lost train.steps=6
-says_once "the checkpoints are gone" "warning: lost/metrics.jsonl is of an earlier job and there is no checkpoint to resume from: what was there is kept as lost/metrics.jsonl.aside and lost/routing.h5.aside"
+says_once "the checkpoints are gone" "warning: lost/metrics.jsonl is from an earlier job and there is no checkpoint to resume from: moved aside to lost/metrics.jsonl.aside and lost/routing.h5.aside"
 if cmp -s lost/metrics.jsonl.aside other/metrics.jsonl && cmp -s lost/routing.h5.aside other/routing.h5; then pass; else fail "what is kept differs"; fi
 if [ "$(wc -l < lost/metrics.jsonl)" = 6 ]; then pass; else fail "lines of the new run"; fi
 "$MUSTER_FLIP" damaged/metrics.jsonl 3000:5
 expect 0 "a bit of the metrics" train 1 damaged train.steps=11
-says_once "a bit of the metrics" "warning: damaged/metrics.jsonl: [12] of (9|10|11) lines are damaged, .* kept as damaged/metrics.jsonl.aside and"
+says_once "a bit of the metrics" "warning: damaged/metrics.jsonl: [12] of (9|10|11) lines are damaged, .* moved aside to damaged/metrics.jsonl.aside and"
 cp -r damaged torn && "$MUSTER_FLIP" torn/statistics.rec 1200:2
 expect 0 "a bit of the statistics" train 1 torn train.steps=15
-says_once "a bit of the statistics" "warning: torn/statistics.rec: 1 of 11 records are damaged or missing .* kept as torn/statistics.rec.aside"
+says_once "a bit of the statistics" "warning: torn/statistics.rec: 1 of 11 records are damaged or missing .* moved aside to torn/statistics.rec.aside"
 rm other/routing.h5 && mkdir other/routing.h5 && touch other/routing.h5/mine
 expect 0 "a folder in the place of routing.h5" train 1 other train.steps=20 checkpoint.every=5 checkpoint.keep=9
 says_once "a folder in the place of routing.h5" "warning: other/routing.h5 is a directory; the loads are in statistics.rec"

@@ -48,7 +48,7 @@ says "a second job" "^muster: error: run.dir run is in use by another job \(proc
 ended 78 "a second job that wants a new run" $third third.log
 orphan=$(sed -n 's/^process \([0-9]*\) .*/\1/p' orphan/lock)
 ended 75 "a job behind an orphan" $fourth fourth.log
-says "a job behind an orphan" "^muster: run.dir orphan is in use by what is left of a job whose mpirun was killed \(process $orphan on "
+says "a job behind an orphan" "^muster: run.dir orphan is in use by an orphan of a job whose mpirun was killed \(process $orphan on "
 expect 0 "looking is allowed" on 1 "$MUSTER" train tiny.yaml run.dir=run $options --dry-run
 
 # Removed, and replaced by a copy: it is put back.
@@ -57,7 +57,7 @@ rm run/lock
 wait_for "the lock to be back" "[ -s run/lock ]"
 cp run/lock copy && mv copy run/lock
 ended 0 "the first job" $first run.log
-says "removed" "warning: run/lock was removed or replaced while this job runs; it is there again"
+says "removed" "warning: run/lock was removed or replaced during this job; recreated"
 same_metrics alone run exact
 same_checkpoint alone run 90
 if [ -e run/lock ] && ! [ -s run/lock ]; then pass; else fail "a finished job still has its name in the lock"; fi
@@ -68,7 +68,7 @@ fifth=$!
 sleep 0.5
 kill -KILL "$orphan"
 ended 78 "a job that waited" $fifth fifth.log
-says "a job that waited" "error: run.dir orphan holds a run already"
+says "a job that waited" "error: run.dir orphan already holds a run"
 
 # ---------------------------------------------------------------- taken over: the first job stops and writes nothing more
 begin run train.steps=100000

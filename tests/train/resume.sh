@@ -45,7 +45,7 @@ fi
 
 # ---------------------------------------------------------------- what --resume means
 expect 78 "never, where a run is" train 1 one $all "$domains" train.steps=24 --resume never
-says "never" "run.dir one holds a run already"
+says "never" "run.dir one already holds a run"
 expect 0 "never, in a new folder" train 1 fresh train.steps=6 --resume never
 expect 0 "auto, with nothing there" train 1 empty train.steps=6 --resume auto
 same_metrics fresh empty exact
@@ -62,7 +62,7 @@ expect 0 "... from the newest of a run" train 1 branch-2 $all "$domains" train.s
 says "newest" "resuming from one/checkpoints/step-00000024 "
 has_steps branch-2 "25 26"
 expect 78 "... but not into a folder that holds a run" train 1 branch $all "$domains" train.steps=26 --resume one
-says "into a run" "run.dir branch holds a run already, and --resume one is of another"
+says "into a run" "run.dir branch already holds a run, and --resume one belongs to another"
 
 # A finished run changes nothing; more steps go on, and say what changed.
 before=$(cat one/metrics.jsonl | cksum)
@@ -80,7 +80,7 @@ expect 78 "changed texts" train 1 one $all "data.train=[{domain: a, path: synthe
 says "changed texts" "data.train was"
 echo "one more line" >> texts/3.txt
 expect 78 "a text that was edited" train 1 one $all "$domains" train.steps=30
-says "edited" "the texts are not those of .*fingerprint"
+says "edited" "the texts differ from those of .*fingerprint"
 says_once "edited" "^  domain [a-z]*: [0-9]+ tokens, fingerprint [0-9a-f]{32} then; [0-9]+ tokens, [0-9a-f]{32} now"
 
 # ---------------------------------------------------------------- a run that starves its experts is treated

@@ -162,7 +162,7 @@ static void goes_on_from_the_one_before(int when, const char *message, double lo
     assert_true(mu_training_step(t, NULL).values.loss == loss);
     mu_error_set(&e, MU_STATUS_DATA, "nonsense");
     assert_error(mu_checkpoint_fall_back(t->state.mesh->world, "run", &m, &e), MU_STATUS_DATA,
-                 "2 checkpoints and none verifies; the newest: nonsense");
+                 "none of 2 checkpoints passes verification; the newest: nonsense");
     training_free(t);
 }
 

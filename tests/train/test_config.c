@@ -438,7 +438,7 @@ static void home_is_unknown(void **state) {
     for (int i = 0; i < 3; i++) {
         if (variables[i]) setenv("HOME", variables[i], 1);
         else unsetenv("HOME");
-        const char *wanted = i ? "HOME is not set" : "that of others must be written out";
+        const char *wanted = i ? "HOME is not set" : "~USER is not expanded";
         assert_int_equal(mu_expand_home(paths[i], &path, &e), MU_STATUS_USAGE);
         assert_non_null(strstr(e.text, wanted));
         assert_null(path);

@@ -172,7 +172,7 @@ static void test_foreign(void **state) {
         assert_int_equal(unlink(lock_path), 0);
         others[i].make();
         assert_int_equal(mu_lock_check(l, &e), MU_STATUS_CONFIG);
-        assert_non_null(strstr(e.text, "has a lock that muster did not write"));
+        assert_non_null(strstr(e.text, "has a lock file that muster did not write"));
         mu_lock_release(l);
         assert_int_equal(unlink(lock_path), 0);
     }
@@ -188,7 +188,7 @@ static void test_moved(void **state) {
     assert_int_equal(mu_lock_take(&l, folder, &e), MU_STATUS_OK);
     assert_int_equal(rename(folder, moved), 0);
     assert_int_equal(mu_lock_check(l, &e), MU_STATUS_CONFIG);
-    assert_non_null(strstr(e.text, "was moved or removed while this job runs"));
+    assert_non_null(strstr(e.text, "was moved or removed during this job"));
     mu_lock_release(l);
     assert_int_equal(mkdir(folder, 0700), 0);
     assert_int_equal(unlink(lock), 0);
@@ -199,7 +199,7 @@ static void test_moved(void **state) {
     assert_int_equal(mkdir(folder, 0700), 0);
     write_lock("process 7 on elsewhere start 3 launcher 0\n");
     assert_int_equal(mu_lock_check(l, &e), MU_STATUS_CONFIG);
-    assert_non_null(strstr(e.text, "is another folder now"));
+    assert_non_null(strstr(e.text, "is a different folder now"));
     mu_lock_release(l);
     assert_int_equal(unlink(lock), 0);
     assert_int_equal(rmdir(moved), 0);

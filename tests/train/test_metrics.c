@@ -124,7 +124,7 @@ static void resume(resumed r) {
     open_and_sync();
     assert_content("metrics.jsonl", r.kept.bytes, r.kept.n);
     if (r.damaged) {
-        char *said = mu_format("metrics.jsonl: %d of %d lines are damaged, the first is line %d; the others stay, what was there is kept as"
+        char *said = mu_format("metrics.jsonl: %d of %d lines are damaged, the first is line %d; the others are kept, old file moved aside to"
                                " %s and %s", r.damaged, r.lines, r.first, metrics, routing);
         if (!strstr(warning, said)) fail_msg("no \"%s\" in: %s", said, warning);
         free(said);
@@ -352,7 +352,7 @@ static void without_a_checkpoint_all_is_kept(void **state) {
         if (kind != 2) put("metrics.jsonl", was.bytes, was.n);
         if (kind != 1) put("routing.h5", "of before", 9);
         open_and_sync();
-        char *said = mu_format("metrics.jsonl is of an earlier job and there is no checkpoint to resume from: what was there is kept as %s%s%s",
+        char *said = mu_format("metrics.jsonl is from an earlier job and there is no checkpoint to resume from: moved aside to %s%s%s",
                                kind != 2 ? "./metrics.jsonl.aside" : "", kind == 0 ? " and " : "", kind != 1 ? "./routing.h5.aside" : "");
         if (!strstr(warning, said)) fail_msg("no \"%s\" in: %s", said, warning);
         free(said);

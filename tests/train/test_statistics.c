@@ -214,7 +214,7 @@ static void any_changed_byte_is_found(void **state) {
         if (i % 8 > 1) continue;
         resume();
         if (!strstr(warning, "./statistics.rec: 1 of 6 records are damaged or missing (the loads of those steps are taken from metrics.jsonl);") ||
-            !strstr(warning, "what was there is kept as ./statistics.rec.aside"))
+            !strstr(warning, "moved aside to ./statistics.rec.aside"))
             fail_msg("byte %lld: %s", (long long)i, warning);
         assert_run(STEPS, 1, 2);
         assert_int_equal(size_of("statistics.rec.aside"), size_of(file));
@@ -225,7 +225,7 @@ static void any_changed_byte_is_found(void **state) {
         assert_int_equal(unsound(), -1);
         if (i % 32) continue;
         resume();
-        if (!strstr(warning, "./statistics.rec is not of this run, or its header is damaged: it is kept as ./statistics.rec.aside"))
+        if (!strstr(warning, "./statistics.rec is not of this run, or its header is damaged: moved aside to ./statistics.rec.aside"))
             fail_msg("byte %lld of the header: %s", (long long)i, warning);
         assert_run(STEPS, STEPS + 1, 0);
     }
@@ -287,7 +287,7 @@ static void without_a_checkpoint_all_is_kept(void **state) {
     make_run(0);
     int64_t bytes = size_of(file);
     resume();
-    assert_non_null(strstr(warning, "statistics.rec is of an earlier job and there is no checkpoint to resume from"));
+    assert_non_null(strstr(warning, "statistics.rec is from an earlier job and there is no checkpoint to resume from"));
     assert_int_equal(size_of("statistics.rec.aside"), bytes);
     assert_run(0, 1, 0);
 }

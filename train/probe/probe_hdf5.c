@@ -1,5 +1,5 @@
-/* probe_hdf5.c - muster-probe-hdf5: HDF5 walks a file's metadata in this process, where its death costs nothing.
- * A program of its own, because muster itself takes long to load where it brings CUDA's libraries along. */
+/* probe_hdf5.c - muster-probe-hdf5: HDF5 walks a file's metadata in this process, where a crash does no harm.
+ * A separate program, because muster takes long to load when it is linked with CUDA's libraries. */
 #include "base/base.h"
 
 #include <stdlib.h>
