@@ -65,7 +65,7 @@ get_texts 3
 [[ $(cat texts/.lock texts/.partial-mine/file) == $'mine\nmine' && ! -e texts/.partial-left ]] || fail "get-texts.sh: other files than its own"
 echo mine > texts/SOURCES.txt
 get_texts 1
-grep -q 'SOURCES.txt is in the way' said || fail "get-texts.sh: $(cat said)"
+grep -q 'SOURCES.txt exists but was not made by this script' said || fail "get-texts.sh: $(cat said)"
 rm texts/SOURCES.txt texts/.lock
 mkfifo texts/.lock
 get_texts 1

@@ -36,7 +36,7 @@ while read -r name options; do
     done
 done <<< "$(terms)"
 
-# The terms are there at all: what they cost is in the loss, and capacity does drop.
+# The terms are active: they are part of the loss, and capacity drops tokens.
 differs() {
     if "$MUSTER_COMPARE" metrics "$1/metrics.jsonl" "$2/metrics.jsonl" 1e-9 1 1 > /dev/null; then fail "$1 and $2 have the same first step"; else pass; fi
 }
@@ -45,7 +45,7 @@ drops() { grep -q '"moe/dropped_frac":0\.[0-9]' "$1/metrics.jsonl"; }
 expect 0 "capacity drops rows" drops capacity
 expect 1 "nothing is dropped without a capacity" drops none
 
-# What is not computed has no key; the first step's aux_loss is that of its own counts, for any number of micro-batches.
+# A value that is not computed has no key; the first step's aux_loss uses its own counts, for any number of micro-batches.
 value() { sed -n "$2p" "$1/metrics.jsonl" | grep -o "\"$3\":[^,]*" | cut -d: -f2; }
 skewed="train.device=ref model.init_std=0.3 train.steps=2 optim.warmup_steps=1"
 expect 0 "no balancing at all" train 1 unbalanced $skewed "moe.balance=[none]" moe.z_loss_coeff=0

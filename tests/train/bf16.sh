@@ -1,9 +1,9 @@
-# bf16.sh - train.dtype bf16: the loss follows fp32 where the processor has the instructions; elsewhere one line says
-# that it has not, and everything is fp32.
+# bf16.sh - train.dtype bf16: the loss follows fp32 where the processor has the instructions; otherwise one
+# warning, and everything is fp32.
 . "$(dirname "$0")/train_lib.sh"
 
 losses() { grep -o '"train/loss":[0-9.e-]*' "$1/metrics.jsonl" | cut -d: -f2; }
-# follows A B MOST: means of 10 steps of two runs differ by less than MOST, relative; prints by how much
+# follows A B MOST: means of 10 steps of two runs differ by less than MOST, relative; prints the difference
 follows() {
     paste <(losses "$1") <(losses "$2") | awk -v most="$3" '
         { a[NR] = $1; b[NR] = $2; sa += $1; sb += $2 }
@@ -37,7 +37,7 @@ else
     if cmp -s <(losses threads) <(losses thread); then pass; else fail "two threads give other losses"; fi
 fi
 
-# weights are fp32 either way: a run goes on in the other type, and eval takes either
+# weights are fp32 either way: a run resumes in the other dtype, and eval runs in either
 expect 0 "going on in fp32" train 1 bf16 $long train.dtype=fp32 train.steps=$((steps + 10))
 if grep -q 'train.dtype: bf16 -> fp32' log; then pass; else fail "the change of train.dtype is not listed"; fi
 for dtype in fp32 bf16; do
@@ -45,7 +45,7 @@ for dtype in fp32 bf16; do
 done
 expect 78 "bf16 on the reference device" train 1 refused train.dtype=bf16 train.device=ref
 
-# ranks: the same training, and the same bits in reproducible mode
+# ranks: the same training, bit-identical in reproducible mode
 if [ -n "${MPIEXEC:-}" ]; then
     exact="train.dtype=bf16 train.reproducible=true train.steps=30"
     expect 0 "one rank, reproducible" train 1 one $exact

@@ -1,4 +1,4 @@
-# commands.sh - every sub-command from outside: its help, what it prints, and how it refuses.
+# commands.sh - every sub-command as a user runs it: help, output and errors.
 . "$(dirname "$0")/train_lib.sh"
 
 m() { on 1 "$MUSTER" "$@"; }
@@ -34,7 +34,7 @@ for pattern in '^run:' 'dir: run' '^parameters: [0-9]+ total, [0-9]+ active' 'FL
     says "dry run" "$pattern"
 done
 if [ -e run ]; then fail "a dry run made the run folder"; else pass; fi
-# Ranks that are not running, texts that are not there.
+# Planned ranks, and missing texts.
 cpu=$( { time m train tiny.yaml --dry-run --ranks 64 train.global_batch_size=64 moe.num_experts=64 parallel.ep=16 \
     "data.train=[{domain: a, path: nowhere}, {domain: b, path: synthetic}]" > /dev/null; } 2>&1 | awk '{ print ($1 + $2 < 1) ? "fast" : $1 + $2 " s" }')
 if [ "$cpu" = fast ]; then pass; else fail "a dry run of 64 ranks took $cpu of processor time"; fi
@@ -46,7 +46,7 @@ refuses 64 "ranks 0: expected a whole number" train tiny.yaml --dry-run --ranks 
 refuses 64 "ranks two: expected a whole number" train tiny.yaml --dry-run --ranks=two
 refuses 78 "not a multiple of 3 ranks" train tiny.yaml --dry-run --ranks 3
 
-# What it says of memory, next to what rank 0 of two takes. (A sanitizer takes more.)
+# Its memory estimate, compared with the use of rank 0 of two. (A sanitizer needs more.)
 if [ -n "${MPIEXEC:-}" ] && ! grep -q __asan_init "$MUSTER"; then
     model="model.hidden_size=256 model.num_heads=4 model.num_kv_heads=4 model.num_layers=4 model.max_seq_len=256 moe.moe_ffn_hidden_size=512
         train.seq_len=256 train.global_batch_size=8 train.steps=2 optim.warmup_steps=0 moe.force_balanced=true"
@@ -89,7 +89,7 @@ expect 78 "several errors at once" m train tiny.yaml moe.top_k=9 model.num_heads
 for key in moe.top_k model.hidden_size optim.lr train.seq_len; do says "several at once" "$key: "; done
 if [ -e run ]; then fail "a refused configuration made the run folder"; else pass; fi
 
-# ---------------------------------------------------------------- texts of one's own
+# ---------------------------------------------------------------- own texts
 mkdir -p texts/more empty short
 for i in 1 2 3; do seq -s ' ' $i 900 > texts/$i.txt; done
 printf '{"text": "line %s of a file of lines"}\n' $(seq 1 200) > texts/more/lines.jsonl
@@ -170,7 +170,7 @@ expect 0 "verify one checkpoint" m verify run/checkpoints/step-00000020
 refuses 64 "needs one run folder" verify
 refuses 66 "not a run folder or checkpoint: nowhere" verify nowhere
 
-text() { grep -av "^muster: [0-9]* tokens in " log; }        # without how long it took
+text() { grep -av "^muster: [0-9]* tokens in " log; }        # without the timing
 expect 0 "generate" m generate run --prompt "1 2 3" --tokens 20 --seed 5
 text > once
 expect 0 "generate again" m generate run --tokens=20 --seed=5 --prompt="1 2 3"
@@ -194,9 +194,9 @@ refuses 64 "prompt needs a value" generate run --prompt
 refuses 64 "topp is not an option" generate run --prompt x --topp 1
 refuses 66 "not a run folder or checkpoint: nowhere" generate nowhere --prompt x
 
-# ---------------------------------------------------------------- verify knows what the model needs
+# ---------------------------------------------------------------- verify checks the manifest against the model
 manifest=signed/checkpoints/step-00000020/manifest.json
-resigned() {        # resigned PATTERN SED: verify of the manifest that SED changed and signed anew says PATTERN
+resigned() {        # resigned PATTERN SED: verify of the manifest, changed by SED and signed again, prints PATTERN
     rm -rf signed && cp -r run signed
     head -1 $manifest | sed "$2" > line && mv line $manifest && "$MUSTER_SIGN" $manifest
     expect 65 "verify after $2" m verify signed
@@ -222,7 +222,7 @@ if [ -n "${MPIEXEC:-}" ]; then
     says_once "inspect of nothing on 2 ranks" "^muster: error: not a run folder or checkpoint: nowhere"
 fi
 
-# ---------------------------------------------------------------- eval: how much of which texts
+# ---------------------------------------------------------------- eval: texts and number of sequences
 expect 0 "eval of two sequences" m eval run train.eval_sequences=2 train.threads=1 train.device=ref
 says "eval of two sequences" "over at most 2 validation sequences per domain"
 if [ "$(loss)" = "$first" ]; then fail "eval takes no notice of train.eval_sequences"; else pass; fi
@@ -263,7 +263,7 @@ fingerprint=$(sed -n 's/.*fingerprint //p' log)
 if grep -q "\"data_fingerprint\":\"$fingerprint\"" run/run.json; then pass; else fail "texts and token file have different fingerprints"; fi
 expect 0 "training on a token file" train 1 tokens "data.train=[{domain: own, path: tokens.h5},{domain: one, path: tokens.h5}]" train.eval_every=10
 same_metrics run tokens exact
-# A dry run counts each domain of a token file once, and only those that are named.
+# A dry run counts each domain of a token file once, and only those in data.train.
 seq 1 200000 > many.txt
 expect 0 "a larger token file" m tokenize --out both.h5 many=many.txt few=texts/1.txt
 texts_of() { m train tiny.yaml --dry-run "data.train=[$1]"; sed -n 's/^  texts *//p' log; }

@@ -1,10 +1,10 @@
-# cuda.sh - train.device cuda, on the emulated device (on MUSTER_GPU's, if given): training follows the processor's in fp32 and bf16, checkpoints go
-# from one to the other, ranks compute the same, and what goes wrong says so.
+# cuda.sh - train.device cuda, on the emulated device (on MUSTER_GPU's, if given): training agrees with the CPU in fp32 and bf16, checkpoints move
+# between devices, ranks agree, and errors are reported.
 . "$(dirname "$0")/train_lib.sh"
 cpu=$MUSTER
 gpu=${MUSTER_GPU:-$MUSTER_ON_HOST}
 
-# with PROGRAM N DIR OPTION...: the rate does not depend on how many steps there will be
+# with PROGRAM N DIR OPTION...: the learning rate does not depend on train.steps
 with() {
     MUSTER=$1
     shift
@@ -28,8 +28,8 @@ follows() {
     [ -n "${VERBOSE:-}" ] && echo "$1, $2: $said"
 }
 
-# ---------------------------------------------------------------- the loss follows the processor's
-# Plain; shared expert, sigmoid scores, selection bias, capacity, tied embeddings; widths that the fast kernels refuse.
+# ---------------------------------------------------------------- the loss agrees with the CPU's
+# Plain; shared expert, sigmoid scores, selection bias, capacity, tied embeddings; widths that the fast kernels do not support.
 models=(
     "plain"
     "shared moe.num_shared_experts=1 moe.capacity_factor=1.0 moe.score_func=sigmoid moe.balance=[seq_aux_loss,expert_bias] model.tie_embeddings=true"
@@ -49,14 +49,14 @@ done
 if grep -q '"cuda-bf16"' plain-bf16/run.json; then pass; else fail "run.json does not name cuda-bf16"; fi
 if cmp -s <(losses plain-fp32) <(losses plain-bf16); then fail "bf16 changed no bit of any loss"; else pass; fi
 
-# ---------------------------------------------------------------- checkpoints know no device
+# ---------------------------------------------------------------- checkpoints do not depend on the device
 expect 0 "on from the device's fp32 on the processor" with "$cpu" 1 plain-fp32 train.device=cpu train.steps=24
 expect 0 "on from the processor's on the device, in bf16" with "$gpu" 1 plain-fp32 train.device=cuda train.dtype=bf16 train.steps=28
 expect 0 "on from bf16 in fp32 on the device" with "$gpu" 1 plain-bf16 train.device=cuda train.steps=28
 expect 0 "on from that on the processor" with "$cpu" 1 plain-bf16 train.device=cpu train.steps=30
 expect 0 "all of it on the processor" with "$cpu" 1 plain-cpu-30 train.device=cpu train.steps=30
 follows plain-cpu-30 plain-bf16 1e-2 30
-# what was written is what stands in memory: eval of one checkpoint gives one number
+# a checkpoint has the values in memory: eval of it gives the same loss on both
 expect 0 "eval on the processor" on 1 "$cpu" eval plain-fp32 train.device=cpu
 cpu_says=$(grep -Eo '[0-9]+\.[0-9]{3}' log | head -3 | paste -sd ' ' -)
 expect 0 "eval on the device" on 1 "$gpu" eval plain-fp32 train.device=cuda
@@ -79,12 +79,12 @@ if [ -n "${MPIEXEC:-}" ]; then
     follows plain-cpu ep2dp2 1e-2
 fi
 
-# ---------------------------------------------------------------- what only the emulation can be
+# ---------------------------------------------------------------- only with the emulation
 [ -z "${MUSTER_GPU:-}" ] || finish
 if [ -n "${MPIEXEC:-}" ]; then
     expect 0 "steps of two ranks, counted" on 2 "$MUSTER_BUILD/tests/muster_evidence_step" tiny.yaml train.device=cuda parallel.ep=2
     if [ "$(grep -c ', 0 allocations$' log)" = 6 ]; then pass; else fail "two ranks ask for memory in later steps: $(cat log)"; fi
-    # An MPI that takes device memory as it is gets it: the same bits, and gradients are summed on the device.
+    # A CUDA-aware MPI gets device memory: bit-identical, and gradients are summed on the device.
     export MUSTER_EMULATED_MPI=1 MUSTER_EMULATED_REPORT=$PWD/report
     expect 0 "two ranks, MPI reads the device" with "$gpu" 2 direct-ep2 train.device=cuda parallel.ep=2
     expect 0 "four ranks, MPI reads the devices" with "$gpu" 4 direct-ep2dp2 train.device=cuda train.dtype=bf16 parallel.ep=2
@@ -97,7 +97,7 @@ if [ -n "${MPIEXEC:-}" ]; then
     done
 fi
 
-# ---------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------- errors
 expect 78 "a build without CUDA" with "$cpu" 1 none train.device=cuda
 says "a build without CUDA" 'error: train.device cuda: rank 0: .*(MUSTER_CUDA|GPU)'
 MUSTER_EMULATED_DEVICES=0 expect 78 "no GPU" with "$gpu" 1 none train.device=cuda

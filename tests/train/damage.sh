@@ -1,6 +1,6 @@
-# damage.sh - damaged checkpoints: a bit turned over anywhere in any file, files cut, missing, swapped or of
-# another step are found, named and never loaded; the run goes on from the newest whole checkpoint, with the same
-# numbers. Exit code 65 when none is whole, or the one that was named is not.
+# damage.sh - damaged checkpoints: a flipped bit anywhere in any file, files truncated, missing, swapped or of
+# another step are found, named and never loaded; the run resumes from the newest valid checkpoint, with the same
+# losses. Exit code 65 when none is valid, or the given one is not.
 . "$(dirname "$0")/train_lib.sh"
 
 ranks=1
@@ -20,7 +20,7 @@ damaged() {
 }
 # refused FILE WHAT: the newest checkpoint is
 refused() { if damaged $newest "$1" log; then pass; else fail "$2: exit code $code"; fi; }
-# falls_back STEP FILE WHAT: training goes on from STEP, names FILE as the reason, and ends as the whole run did
+# falls_back STEP FILE WHAT: training resumes from STEP, names FILE as the reason, and ends like the undamaged run
 falls_back() {
     expect 0 "$3" train $ranks run $options
     says "$3" "resuming from run/checkpoints/step-0*$1 "
@@ -59,7 +59,7 @@ for file in manifest.json $shards; do
     falls_back 9 $file "a bit of $file"
 done
 
-# The same bit where the manifest has the hash of the damaged shard: the loading finds it, on one rank, and all fall back.
+# The same bit, with the damaged shard's hash in the manifest: loading finds it, on one rank, and all fall back.
 last=$(echo "$shards" | tail -1)
 fresh
 "$MUSTER_FLIP" $newest/$last 4000:3 && "$MUSTER_SIGN" $newest/manifest.json $newest/$last
@@ -113,9 +113,9 @@ fresh
 rm -r $newest && touch $newest && refused manifest "a file in the place of the folder"
 fresh
 rm $newest/$last && mkdir $newest/$last && refused "$last" "a folder in the place of a shard"
-# A manifest that hashes right and says nonsense.
+# A manifest with a valid hash and invalid content.
 fresh
-resign() {      # resign SED: changes the manifest and makes its second line fit, as a tool of another hand might
+resign() {      # resign SED: changes the manifest and updates its hash, as another tool might
     head -1 $newest/manifest.json | sed "$1" > line
     mv line $newest/manifest.json
     "$MUSTER_SIGN" $newest/manifest.json || fail "sign"
@@ -135,7 +135,7 @@ for change in 's/"version":3/"version":4/' 's/"step":12/"step":-1/' 's/"step":12
     esac
 done
 
-# What the manifest's own configuration contradicts is damage to all, whatever the configuration of the run says.
+# A contradiction to the manifest's own configuration is damage, whatever the configuration of the run.
 for change in 's/seed: 7/seed: 8/' 's/global_batch_size: 8/global_batch_size: 16/'; do
     fresh
     resign "$change"
@@ -147,19 +147,19 @@ for change in 's/seed: 7/seed: 8/' 's/global_batch_size: 8/global_batch_size: 16
     falls_back 9 shard-0000 "a manifest changed by $change"
 done
 
-# Nothing is taken from a checkpoint that is refused, however late: the loss is that of a run that never had it.
+# Nothing is taken from a rejected checkpoint, however late: the loss is that of a run without it.
 fresh
 cp -r run straight
 expect 0 "a run that changes z_loss_coeff" train $ranks run $options train.steps=15 moe.z_loss_coeff=0.5
 newest=run/checkpoints/step-00000015
 "$MUSTER_FLIP" $newest/$last 4000:3 && "$MUSTER_SIGN" $newest/manifest.json $newest/$last
-for run in straight run; do expect 0 "$run goes on" train $ranks $run $options train.steps=15; done
+for run in straight run; do expect 0 "$run resumes" train $ranks $run $options train.steps=15; done
 says "options of a refused checkpoint" "warning: checkpoint of step 15 skipped, failed verification"
 says "options of a refused checkpoint" "resuming from run/checkpoints/step-00000012"
 if grep -q z_loss_coeff log; then fail "an option of a refused checkpoint stays"; else pass; fi
 same_metrics run straight exact
 
-# ---------------------------------------------------------------- several, all, and the one that was named
+# ---------------------------------------------------------------- several, all, and the given one
 fresh
 "$MUSTER_FLIP" $newest/shard-0000.h5 5000
 rm run/checkpoints/step-00000009/manifest.json

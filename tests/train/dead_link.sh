@@ -1,5 +1,5 @@
-# dead_link.sh - two hosts, made of network namespaces, and the link between them goes down: all ranks end
-# and say so instead of hanging for ever. Skipped where namespaces cannot be made.
+# dead_link.sh - two hosts, made of network namespaces, and the link between them goes down: all ranks exit
+# with an error instead of hanging. Skipped where namespaces cannot be created.
 . "$(dirname "$0")/train_lib.sh"
 needs_ranks
 
@@ -11,7 +11,7 @@ ip link add veth1 netns $one type veth peer name veth2 netns $two || skip "no vi
 ip -n $one addr add 10.213.7.1/24 dev veth1 && ip -n $one link set veth1 up && ip -n $one link set lo up
 ip -n $two addr add 10.213.7.2/24 dev veth2 && ip -n $two link set veth2 up && ip -n $two link set lo up
 
-# Instead of ssh: the other host is the other namespace, with a name of its own.
+# Instead of ssh: the other host is the other namespace, with its own name.
 cat > agent <<END
 #!/bin/sh
 shift

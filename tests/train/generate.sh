@@ -1,4 +1,4 @@
-# generate.sh - muster generate writes the same text with its cache of keys and values as without.
+# generate.sh - muster generate writes the same text with and without its KV cache.
 . "$(dirname "$0")/train_lib.sh"
 
 # text NAME ARGUMENTS...: stdout of generate in NAME.out, stderr in NAME.err
@@ -7,14 +7,14 @@ text() {
     shift
     timeout -k 5 120 "$MUSTER" generate "$@" > "$name.out" 2> "$name.err"
 }
-# same ARGUMENTS...: with and without cache the text is the same, nothing else is said, and it goes on from the prompt
+# same ARGUMENTS...: with and without cache the text is the same, continues the prompt, and nothing else is printed
 same() {
     if text with "$@" && text without "$@" --no-cache && cmp -s with.out without.out; then pass
     else cat with.err without.err > log; fail "generate $*: other text without the cache"; fi
     if [ -s with.err ] || [ -s without.err ]; then cp with.err log; fail "generate $*: a quiet run says something"; fi
 }
 
-# ---------------------------------------------------------------- four models, the view of each is 32 tokens
+# ---------------------------------------------------------------- four models with a context of 32 tokens
 mkdir -p texts
 for i in 1 2 3; do seq -s ' ' $i 900 > texts/$i.txt; done
 own="data.train=[{domain: own, path: texts}]"
@@ -39,17 +39,17 @@ same cpu --prompt "$long" --tokens 0 --show-experts
 same cpu --prompt "7 8" --tokens 1 --show-experts
 same cpu --prompt "7 8 " --tokens 300 --top-p 0.9 --temperature 1.3
 
-# ---------------------------------------------------------------- where it is computed may be another place than where it was trained
+# ---------------------------------------------------------------- inference on another device than training
 same cpu train.device=ref --prompt "1 2 3" --tokens 12 --temperature 0
 same cpu --prompt "1 2 3" --tokens 12 train.device=cpu-base train.threads=2
 text wrong cpu --prompt x moe.top_k=1
 if [ $? = 78 ] && grep -q 'error: moe.top_k=1: generate takes train.device' wrong.err; then pass; else fail "an override that generate does not take"; fi
 
-# ---------------------------------------------------------------- one row of experts a token in view
+# ---------------------------------------------------------------- one row of experts per token in the context
 text with cpu --prompt "1 2 3 4" --tokens 50 --temperature 0 --show-experts
 if [ "$(sed '1,/^  token/d' with.out | wc -l)" = 57 ]; then pass; else fail "not every token has its experts"; fi
 
-# ---------------------------------------------------------------- a full view: its last half goes on as if it were the prompt
+# ---------------------------------------------------------------- a full context: its last half continues as if it were the prompt
 for cache in "" --no-cache; do
     text with cpu --prompt "${thirty}14" --tokens 17 --temperature 0 $cache
     written=$(cat with.out)
@@ -58,7 +58,7 @@ for cache in "" --no-cache; do
     else fail "after a full view $cache: '$written', and from its last half '$(cat half.out)'"; fi
 done
 
-# ---------------------------------------------------------------- how fast it was
+# ---------------------------------------------------------------- timing
 text with dense --prompt 1 --tokens 20 --temperature 0
 text without dense --prompt 1 --tokens 20 --temperature 0 --no-cache
 if cmp -s with.out without.out; then pass; else fail "a dense model: other text without the cache"; fi

@@ -1,5 +1,5 @@
-# golden.sh - the run folder that an earlier muster wrote (tests/fixtures/golden-v1.yaml says how) still verifies, and
-# resumes with the losses that the program of then had, on one rank and on two. A run keeps the split it began with.
+# golden.sh - a run folder of an earlier version (made as in tests/fixtures/golden-v1.yaml) still verifies, and
+# resumes with the losses of that version, on one rank and on two. A run keeps its validation split.
 . "$(dirname "$0")/train_lib.sh"
 
 fixtures=$MUSTER_SOURCE/tests/fixtures
@@ -28,12 +28,12 @@ if [ -n "${MPIEXEC:-}" ]; then
     resumed 2 two
     same_metrics one two 1e-9
 fi
-resumed 1 short parallel.ep=1 stats.window=20       # the names and length that the window had, into one of another length
+resumed 1 short parallel.ep=1 stats.window=20       # the old names of the window, and another length
 resumed 1 long parallel.ep=1 stats.window=300
 expect 0 "inspect a longer window" on 1 "$MUSTER" inspect long
 says "inspect a longer window" "^expert load, last 33 steps"
 
-# A run that began with the split "documents": its manifest, signed anew, says so; test_data.c has what that split is.
+# A run with the split "documents": set in its manifest, signed again; the split itself is tested in test_data.c.
 set_up="optim.warmup_steps=0 train.eval_every=2 checkpoint.every=2"
 expect 0 "two steps" train 1 now $set_up train.steps=2
 cp -r now then

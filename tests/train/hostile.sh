@@ -1,5 +1,5 @@
-# hostile.sh - HDF5 files made to hurt: token files and checkpoints whose metadata is changed and whose checksums and
-# hashes fit all the same are refused with 65 and one line, by every command, and nothing crashes, hangs or eats the memory.
+# hostile.sh - malicious HDF5 files: token files and checkpoints with changed metadata but valid checksums and
+# hashes are rejected with 65 and one line, by every command; nothing crashes, hangs or exhausts memory.
 # MUSTER_FUZZ (default 150) changed files of each kind; the full number is 20000.
 . "$(dirname "$0")/train_lib.sh"
 
@@ -14,8 +14,8 @@ expect 0 "a checkpoint" train 1 run $options
 newest=run/checkpoints/step-00000001
 shard=$newest/shard-0000.h5
 
-# ---------------------------------------------------------------- anything anywhere
-fuzz() {            # fuzz FILE NAME...: the store opens, walks and reads what chance makes of the file
+# ---------------------------------------------------------------- random changes
+fuzz() {            # fuzz FILE NAME...: the store opens, walks and reads randomly changed files
     if timeout $((60 + inputs)) "$MUSTER_FUZZ_STORE" "$1" "$inputs" 1 "${@:2}" > log 2>&1; then pass; else fail "changed metadata of $1"; fi
     [ -n "${VERBOSE:-}" ] && tail -1 log
 }
@@ -23,7 +23,7 @@ fuzz tokens.h5 /tokenizer /tokenizer_fingerprint /fingerprint /domains/a/tokens 
 fuzz $shard /embed_tokens/weight /layers/0/mlp/experts/7/up_proj/weight /optim/m/layers/0/mlp/experts/8/gate_proj/weight \
     /optim/v/lm_head/weight /state/window/counts /state/loader
 
-# ---------------------------------------------------------------- two that killed, through the program
+# ---------------------------------------------------------------- two files that crashed HDF5, through the program
 # set FILE HEX+OFFSET BYTE...: metadata is found by the bytes it has
 set_bytes() { "$MUSTER_FUZZ_STORE" "$1" set "${@:2}" || fail "changing $1"; }
 layout=04020202                                 # version 4, chunked, one filtered chunk, rank 1 + 1
@@ -53,7 +53,7 @@ for command in "verify run" "generate run --prompt x --tokens 1" "train tiny.yam
     says "a shard: $command" "shard-0000.h5: cannot be read: not an HDF5 file as muster writes it .*: byte [0-9]+: chunks of -1 dimensions"
 done
 
-# The program that looks first, beside muster: a sound file passes, and what it says is one line.
+# The probe beside muster: a valid file passes, and its output is one line.
 probe=${MUSTER%/*}/muster-probe-hdf5
 expect 0 "the look at a sound file" on 1 "$probe" probe-hdf5 good.h5
 says_once "the look at a sound file" '^ok$'

@@ -1,4 +1,4 @@
-# keep.sh - which checkpoints stay: the newest, and those of every n-th step; one at the end whatever the interval. And the metrics.
+# keep.sh - which checkpoints are kept: the newest, and those of every n-th step; one at the end whatever the interval. Also the metrics.
 . "$(dirname "$0")/train_lib.sh"
 
 expect 0 "the three newest" train 1 newest train.steps=20 checkpoint.every=2 checkpoint.keep=3
@@ -11,18 +11,18 @@ expect 0 "the last step is not a multiple" train 1 odd train.steps=20 checkpoint
 has_steps odd "7 14 20"
 expect 0 "everything is whole" on 1 "$MUSTER" verify sixth
 
-# What is kept can be changed, and what was there before counts.
+# Retention can be changed, and existing checkpoints count.
 expect 0 "fewer from now on" train 1 newest train.steps=24 checkpoint.every=2 checkpoint.keep=2 checkpoint.keep_every=16
 has_steps newest "16 22 24"
 
-# Checkpoints that are newer than the one a run goes on from, damaged or of a course that was left, are set aside:
-# they are neither the newest later on nor among those that are kept.
+# Checkpoints newer than the resume step, damaged or of an abandoned history, are moved aside:
+# they are neither the newest later on nor counted by checkpoint.keep.
 expect 0 "one more" train 1 end train.steps=30 checkpoint.every=5 checkpoint.keep=2
 has_steps end "25 30"
 "$MUSTER_FLIP" end/checkpoints/step-00000030/manifest.json 100
-expect 0 "goes on before the damage" train 1 end train.steps=28 checkpoint.every=1 checkpoint.keep=1
-says "goes on before the damage" "resuming from end/checkpoints/step-00000025"
-says_once "goes on before the damage" "warning: checkpoint of step 30 is newer than resume step 25, moved aside to end/checkpoints/step-00000030.aside"
+expect 0 "resumes before the damage" train 1 end train.steps=28 checkpoint.every=1 checkpoint.keep=1
+says "resumes before the damage" "resuming from end/checkpoints/step-00000025"
+says_once "resumes before the damage" "warning: checkpoint of step 30 is newer than resume step 25, moved aside to end/checkpoints/step-00000030.aside"
 has_steps end "28"
 expect 0 "all whole" on 1 "$MUSTER" verify end
 
@@ -31,12 +31,12 @@ expect 0 "another one from its step 10" train 1 course train.steps=15 --resume c
 says_once "another one from its step 10" "warning: course/metrics.jsonl: lines newer than resume step 10, moved aside to course/metrics.jsonl.aside and"
 if [ "$(wc -l < course/metrics.jsonl.aside)" = 30 ] && [ "$(wc -l < course/metrics.jsonl)" = 15 ]; then pass; else fail "metrics of the course that was left"; fi
 has_steps course "10 15"
-expect 0 "which is the one that goes on" train 1 course train.steps=18 optim.lr=1e-3 checkpoint.keep=9
-says "which is the one that goes on" "resuming from course/checkpoints/step-00000015"
+expect 0 "resumes the new history" train 1 course train.steps=18 optim.lr=1e-3 checkpoint.keep=9
+says "resumes the new history" "resuming from course/checkpoints/step-00000015"
 expect 0 "the other is still there" on 1 "$MUSTER" inspect course/checkpoints/step-00000030.aside
 
-# Metrics: nothing but the lines of steps that are made again goes without a word and a copy. routing.h5 is derived of them, and
-# costs no checkpoint.
+# Metrics: only lines of steps that are computed again are dropped without a warning and a copy. routing.h5 is derived, and
+# a failure to write it does not prevent a checkpoint.
 expect 0 "metrics to lose" train 1 lost train.steps=10 checkpoint.every=5
 cp -r lost damaged && cp -r lost other
 rm -r lost/checkpoints
@@ -51,12 +51,12 @@ cp -r damaged torn && "$MUSTER_FLIP" torn/statistics.rec 1200:2
 expect 0 "a bit of the statistics" train 1 torn train.steps=15
 says_once "a bit of the statistics" "warning: torn/statistics.rec: 1 of 11 records are damaged or missing .* moved aside to torn/statistics.rec.aside"
 rm other/routing.h5 && mkdir other/routing.h5 && touch other/routing.h5/mine
-expect 0 "a folder in the place of routing.h5" train 1 other train.steps=20 checkpoint.every=5 checkpoint.keep=9
-says_once "a folder in the place of routing.h5" "warning: other/routing.h5 is a directory; the loads are in statistics.rec"
+expect 0 "a folder named routing.h5" train 1 other train.steps=20 checkpoint.every=5 checkpoint.keep=9
+says_once "a folder named routing.h5" "warning: other/routing.h5 is a directory; the loads are in statistics.rec"
 has_steps other "5 10 15 20"
-if [ -e other/routing.h5/mine ]; then pass; else fail "the folder in the place of routing.h5 is gone"; fi
+if [ -e other/routing.h5/mine ]; then pass; else fail "the folder named routing.h5 is gone"; fi
 rm other/metrics.jsonl && mkdir other/metrics.jsonl
-expect 74 "a folder in the place of metrics.jsonl" train 1 other train.steps=30
-says_once "a folder in the place of metrics.jsonl" "error: other/metrics.jsonl is a directory; move it out of the way"
+expect 74 "a folder named metrics.jsonl" train 1 other train.steps=30
+says_once "a folder named metrics.jsonl" "error: other/metrics.jsonl is a directory; move it out of the way"
 has_steps other "5 10 15 20"
 finish

@@ -1,6 +1,6 @@
-# kill_stages.sh - a rank is killed with SIGKILL, or its disk is full, at each stage of a save: the checkpoint before
-# is whole, nothing half-made is ever taken, and the run goes on to the same end. A full disk also for real: by
-# a limit on the size of files, and on a small file system where one may be mounted.
+# kill_stages.sh - a rank is killed with SIGKILL, or its disk is full, at each stage of a save: the previous checkpoint
+# is intact, no partial one is ever loaded, and the run resumes to the same end. Also with a really full disk: by
+# a limit on file sizes, and on a small file system if one can be mounted.
 . "$(dirname "$0")/train_lib.sh"
 needs_ranks
 needs_faults
@@ -8,15 +8,15 @@ needs_faults
 options="train.steps=12 checkpoint.every=4 parallel.ep=2 moe.num_experts=4"
 expect 0 "the run without trouble" train 2 whole $options
 
-# goes_on WHAT: the same command ends like the run without trouble, and leaves nothing half-made behind
-goes_on() {
+# resumes WHAT: the same command ends like the undisturbed run, and leaves nothing partial behind
+resumes() {
     expect 0 "$1, then again" train 2 run $options
     same_metrics whole run exact
     same_checkpoint whole run 12
     has_steps run "4 8 12"
     if ls -d run/checkpoints/*.tmp > /dev/null 2>&1; then fail "$1: left $(ls -d run/checkpoints/*.tmp)"; else pass; fi
 }
-stages() {      # point, rank, the checkpoints that exist after trouble at the second save
+stages() {      # point, rank, the checkpoints after a failure of the second save
     for point in open mid-shard before-close after-close; do
         echo "$point 0 4"
         echo "$point 1 4"
@@ -30,7 +30,7 @@ while read -r point rank left; do
     code=$?
     if [ $code != 0 ]; then pass; else fail "a kill of rank $rank at $point went unnoticed"; fi
     has_steps run "$left"
-    goes_on "rank $rank killed at $point" < /dev/null
+    resumes "rank $rank killed at $point" < /dev/null
 
     rm -rf run
     MUSTER_FAULT=$point:$rank:enospc:2 expect 74 "disk full on rank $rank at $point" train 2 run $options < /dev/null
@@ -38,21 +38,21 @@ while read -r point rank left; do
     has_steps run "$left"
     expect 0 "what is there is whole" on 1 "$MUSTER" verify run < /dev/null
 done <<< "$(stages)"
-goes_on "disk full at the last stage" < /dev/null
+resumes "disk full at the last stage" < /dev/null
 
 # Killed in the very first save: a new start.
 rm -rf run
 MUSTER_FAULT=before-rename:0:kill train 2 run $options
-goes_on "killed in the first save"
+resumes "killed in the first save"
 
 # Killed where a damaged checkpoint of the same step is being replaced.
 rm -rf run
 cp -r whole run
 "$MUSTER_FLIP" run/checkpoints/step-00000012/shard-0001.h5 5000
 MUSTER_FAULT=before-rename:0:kill train 2 run $options
-goes_on "killed while replacing a damaged checkpoint"
+resumes "killed while replacing a damaged checkpoint"
 
-# ---------------------------------------------------------------- the disk really is full
+# ---------------------------------------------------------------- a really full disk
 # A limit of 40 KiB on every file: less than a shard, more than the metrics so far. (On one rank that starts no
 # daemon: the files of mpirun and of shared memory would fall under the limit too.)
 rm -rf run
@@ -69,7 +69,7 @@ disk=$work/disk
 mkdir "$disk"
 mount_options="train.steps=12 checkpoint.every=2 moe.num_experts=4 checkpoint.keep=9"
 expect 0 "every second step" train 1 whole-1 $mount_options
-size=$(($(du -sk whole-1/checkpoints/step-00000012 | cut -f 1) * 7 / 2))       # room for three and a half
+size=$(($(du -sk whole-1/checkpoints/step-00000012 | cut -f 1) * 7 / 2))       # space for three and a half
 if mount -t tmpfs -o size=${size}k muster-test "$disk" 2> /dev/null; then
     trap 'cd /; umount "$work/disk"; rm -rf "$work"' EXIT
     expect 74 "the file system is full" train 1 "$disk/run" $mount_options

@@ -1,5 +1,5 @@
-# lock.sh - a second job on the same run folder waits for it, then is refused with 78 and does not disturb the first; the
-# lock goes with its process, however that ends, and is put back when somebody removes it.
+# lock.sh - a second job on the same run folder waits for it, then fails with 78 and does not disturb the first; the
+# lock ends with its process, and is recreated when it is removed.
 . "$(dirname "$0")/train_lib.sh"
 
 options="train.steps=90 train.device=ref checkpoint.every=30"
@@ -14,7 +14,7 @@ begin() {
     first=$!
     wait_for "the steps of $dir" "[ -s $dir/metrics.jsonl ]"
 }
-ended() {           # ended CODE WHAT PROCESS LOG: it ends so; its output becomes ./log
+ended() {           # ended CODE WHAT PROCESS LOG: it ends with CODE; its output becomes ./log
     wait "$3" 2> /dev/null
     local code=$?
     cp "$4" log
@@ -29,7 +29,7 @@ second=$!
 "$MUSTER" train tiny.yaml run.dir=run $options --resume never > third.log 2>&1 &
 third=$!
 
-# An orphan, of a launcher that was killed: what it keeps busy is no bad configuration.
+# An orphan of a killed launcher: a folder in use by it is not a configuration error.
 cp "$(command -v bash)" mpirun
 ./mpirun -c "\"$MUSTER\" train tiny.yaml run.dir=orphan $options train.steps=1000000 > orphan.log 2>&1; true" &
 launcher=$!
@@ -51,7 +51,7 @@ ended 75 "a job behind an orphan" $fourth fourth.log
 says "a job behind an orphan" "^muster: run.dir orphan is in use by an orphan of a job whose mpirun was killed \(process $orphan on "
 expect 0 "looking is allowed" on 1 "$MUSTER" train tiny.yaml run.dir=run $options --dry-run
 
-# Removed, and replaced by a copy: it is put back.
+# Removed, and replaced by a copy: it is recreated.
 kill -CONT $first
 rm run/lock
 wait_for "the lock to be back" "[ -s run/lock ]"

@@ -1,6 +1,6 @@
-/* mpi_allocation.c - once the largest step was seen, a step allocates nothing: no call of malloc and its kin,
- * no page committed. This program's own definitions of these functions count, then do the C library's work.
- * With several ranks MPI calls malloc as it likes; then pages alone count. */
+/* mpi_allocation.c - after the largest step, steps allocate nothing: no call of malloc and related functions,
+ * no page committed. This program wraps these functions to count calls.
+ * With several ranks MPI itself calls malloc; then only pages count. */
 #include "mpi_check.h"
 #include "train/training.h"
 
@@ -49,7 +49,7 @@ static const char *const common =
     "data: {train: [{domain: common-1, path: synthetic}, {domain: rare-1, path: synthetic}]}\n"
     "log: {progress: quiet}\n";
 
-/* `ep`: of that many ranks, where there are so many. */
+/* `ep`: if there are that many ranks. */
 static void no_allocation(int ep, const char *rest) {
     mu_error e = { 0 };
     mu_training t = { 0 };
@@ -77,7 +77,7 @@ static void no_allocation(int ep, const char *rest) {
 static void test_steps(void **state) {
     (void)state;
 #ifdef __SANITIZE_ADDRESS__
-    skip(); /* the sanitizer wants malloc for itself */
+    skip(); /* the sanitizer wraps malloc itself */
 #endif
     no_allocation(2, "moe: {num_experts: 8, top_k: 2, moe_ffn_hidden_size: 40}\n"
                      "train: {steps: 20, global_batch_size: 4, seq_len: 32, threads: 2}\n");

@@ -1,5 +1,5 @@
 # nonfinite.sh - a loss or a gradient that is not finite: all ranks stop with 76, one message names step, rank and
-# layer, and nothing is written. And the other thing that must not pass in silence: experts without tokens.
+# layer, and nothing is written. Also reports of experts without tokens.
 . "$(dirname "$0")/train_lib.sh"
 
 wild="optim.lr=1000 optim.min_lr=0 optim.warmup_steps=0 optim.grad_clip=0 checkpoint.every=1 checkpoint.keep=99"
@@ -46,7 +46,7 @@ expect 0 "the same after a resume" train 1 lonely $lonely train.steps=205 log.ev
 says "after a resume" "  layer 0: 7 of 8 experts dead \(no tokens for 200 steps\): 1-7"
 expect 0 "inspect" on 1 "$MUSTER" inspect lonely
 says "inspect" "layer 0: 7 of 8 experts dead \(no tokens for 200 steps\): 1-7$"
-# The window may be another on resume: it says over how many steps it judges.
+# The window may change on resume: reports state its number of steps.
 expect 0 "a short window" train 1 short $lonely stats.window=20 train.steps=50
 says "a short window" "^expert load, last 20 steps"
 says "a short window" "  layer 0: 7 of 8 experts dead \(no tokens for 20 steps\): 1-7"

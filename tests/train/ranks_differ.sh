@@ -1,5 +1,5 @@
-# ranks_differ.sh - ranks that were started with other options, other texts or another run folder end before the first step,
-# with one message that names the rank, its host and what differs; so does a run folder that cannot be written.
+# ranks_differ.sh - ranks started with different options, texts or run folders fail before the first step,
+# with one message that names the rank, its host and the difference; so does an unwritable run folder.
 . "$(dirname "$0")/train_lib.sh"
 
 # Before the first step: an unwritable run folder costs none.
@@ -10,7 +10,7 @@ if [ -e run/metrics.jsonl ]; then fail "a dangling link: steps were made"; else 
 mkdir file && touch file/checkpoints
 expect 74 "a file as checkpoints" train 1 file
 
-# Files of the user's with the names of a run's stay; one of another run may be replaced.
+# User files with names that muster uses are kept; those of another run are replaced.
 for name in run.json config.resolved.yaml lock; do
     mkdir user
     echo "mine: true" > user/$name
@@ -86,7 +86,7 @@ apart 66 "texts that rank 0 alone has not" "$train" "" ""
 says_once "texts that rank 0 alone has not" "^muster: error: rank 0 on $host: "
 mv n0/none n0/texts
 
-# The same name, but a folder of each host's own.
+# The same path, but a different folder on each host.
 apart 78 "a run folder that is not shared" "train tiny.yaml run.dir=mine" "" ""
 says_once "a run folder that is not shared" "^muster: error: rank 1 on $host: run.dir mine \(it is not there\) is not the folder that rank 0 uses"
 if [ -e n0/mine/metrics.jsonl ]; then fail "a run folder that is not shared: steps were made"; else pass; fi

@@ -1,9 +1,9 @@
-# reproducible.sh - train.reproducible: every logged value and every weight bit for bit the same for any split of the
+# reproducible.sh - train.reproducible: every logged value and every weight is bit-identical for any split of the
 # global batch over ranks, ep and micro-batches, and for any number of threads; also after a resume on another split.
-# Single precision, where without the option the last digits tell splits apart (shown too: the test can fail).
+# Single precision, where results of splits differ in the last digits without the option (tested, too).
 . "$(dirname "$0")/train_lib.sh"
 
-# Widths that fill no vector, so that rows begin anywhere; 12 sequences, which go to 3 ranks where no tree of 4 has a border.
+# Widths that are no multiple of a vector, so rows are unaligned; 12 sequences on 3 ranks, which fit no fixed reduction tree.
 common="model.hidden_size=36 model.head_dim=10 moe.moe_ffn_hidden_size=20 train.global_batch_size=12"
 short="train.steps=30 train.eval_every=10 checkpoint.every=15"
 softmax="$short moe.num_shared_experts=1"
@@ -36,7 +36,7 @@ for kind in softmax capacity sigmoid dense long; do
         same_metrics $whole "$dir" exact
         same_checkpoint $whole "$dir" $steps
     done
-    # Without the option: nearly the same numbers, but not the same bits.
+    # Without the option: equal up to rounding, not bit-identical.
     split $kind-plain "$options" 1:1:0:1
     plain=$dir
     same_metrics $whole "$plain" fp32
@@ -60,7 +60,7 @@ done
 expect 0 "switched on by a resume" train 1 switched $common $capacity train.reproducible=true --resume capacity-plain-1-1-0-1/checkpoints/step-00000015 log.progress=line
 says "switched on by a resume" "train.reproducible: false -> true"
 
-# ---------------------------------------------------------------- other devices, sub-commands, what it refuses
+# ---------------------------------------------------------------- other devices, sub-commands, errors
 for device in ref guarded; do
     [ -n "${MPIEXEC:-}" ] || continue
     few="${capacity/train.steps=30/train.steps=6} train.device=$device train.reproducible=true"
@@ -75,7 +75,7 @@ expect 0 "generate, a prompt that is no whole sequence" on 1 "$MUSTER" generate 
 expect 78 "aux_loss" train 1 refused train.reproducible=true "moe.balance=[aux_loss]"
 says_once "aux_loss" "train.reproducible: true excludes aux_loss in moe.balance"
 
-# ---------------------------------------------------------------- what is not finite
+# ---------------------------------------------------------------- non-finite values
 wild="$common train.steps=30 train.reproducible=true optim.lr=1000 optim.min_lr=0 optim.warmup_steps=0 optim.grad_clip=0"
 expect 76 "far too large a rate" train 1 wild $wild
 says_once "far too large a rate" "^muster: error: step [0-9]+, rank 0, .* is not finite.*; nothing was written"

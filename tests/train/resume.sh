@@ -1,6 +1,6 @@
 # resume.sh - resuming at the same number of ranks: from any step, with gradient accumulation, in the middle of an
 # epoch and beyond the window of expert loads, every later metric, the final weights and routing.h5 are bit-identical
-# to the uninterrupted run. And what --resume accepts and refuses.
+# to the uninterrupted run. Also the values of --resume and their errors.
 . "$(dirname "$0")/train_lib.sh"
 
 # A third domain of some fifty sequences, so that the run goes through several epochs of it.
@@ -8,7 +8,7 @@ mkdir texts
 for i in 1 2 3 4 5 6; do printf 'Document %d says: %s\n' $i "$(seq -s ', ' $((i * 7)) $((i * 7 + 60)))" > texts/$i.txt; done
 domains="data.train=[{domain: a, path: synthetic},{domain: small, path: texts, weight: 200}]"
 
-# resume_at DIR STEP RANKS OPTION...: DIR as a crash right after STEP would have left it, resumed
+# resume_at DIR STEP RANKS OPTION...: resumes DIR as a crash right after STEP would have left it
 resume_at() {
     local dir=$1 step=$2 ranks=$3 copy=$1-from-$2 found
     shift 3
@@ -43,7 +43,7 @@ if [ -n "${MPIEXEC:-}" ]; then
     resume_at four 9 4 $all "$domains" train.micro_batch_size=1 parallel.ep=2
 fi
 
-# ---------------------------------------------------------------- what --resume means
+# ---------------------------------------------------------------- values of --resume
 expect 78 "never, where a run is" train 1 one $all "$domains" train.steps=24 --resume never
 says "never" "run.dir one already holds a run"
 expect 0 "never, in a new folder" train 1 fresh train.steps=6 --resume never
@@ -54,7 +54,7 @@ says "not there" "nowhere: no such file"
 expect 65 "a folder without a checkpoint" train 1 other --resume texts
 expect 64 "--resume without a value" train 1 other --resume
 
-expect 0 "another folder goes on from a checkpoint" train 1 branch $all "$domains" train.steps=24 train.eval_every=5 train.eval_sequences=4 \
+expect 0 "another folder resumes from a checkpoint" train 1 branch $all "$domains" train.steps=24 train.eval_every=5 train.eval_sequences=4 \
     --resume one/checkpoints/step-00000020
 same_metrics one branch exact 21 24
 same_checkpoint one branch 24
@@ -64,7 +64,7 @@ has_steps branch-2 "25 26"
 expect 78 "... but not into a folder that holds a run" train 1 branch $all "$domains" train.steps=26 --resume one
 says "into a run" "run.dir branch already holds a run, and --resume one belongs to another"
 
-# A finished run changes nothing; more steps go on, and say what changed.
+# A finished run changes nothing; more steps extend it, and changed options are listed.
 before=$(cat one/metrics.jsonl | cksum)
 expect 0 "a finished run" train 1 one $all "$domains" train.steps=24 train.eval_every=5 train.eval_sequences=4
 says "finished" "already at step"
@@ -73,7 +73,7 @@ expect 0 "more steps" train 1 one $all "$domains" train.steps=25 train.eval_ever
 says "more steps" "train.steps: 24 -> 25"
 says "more steps" "optim.lr: 0.003 -> 0.001"
 
-# What may not change is listed, all of it.
+# All options that must not change are listed.
 expect 78 "a changed model" train 1 one $all "$domains" train.steps=30 model.rope_theta=5000 moe.top_k=3 run.seed=8 train.global_batch_size=16
 for key in model.rope_theta moe.top_k run.seed train.global_batch_size; do says "changed" "  $key was .* and is now"; done
 expect 78 "changed texts" train 1 one $all "data.train=[{domain: a, path: synthetic}]" train.steps=30
@@ -83,7 +83,7 @@ expect 78 "a text that was edited" train 1 one $all "$domains" train.steps=30
 says "edited" "the texts differ from those of .*fingerprint"
 says_once "edited" "^  domain [a-z]*: [0-9]+ tokens, fingerprint [0-9a-f]{32} then; [0-9]+ tokens, [0-9a-f]{32} now"
 
-# ---------------------------------------------------------------- a run that starves its experts is treated
+# ---------------------------------------------------------------- treating a run with starved experts
 many="moe.num_experts=32 optim.lr=2e-2"
 expect 0 "starving" train 1 sick $many train.steps=60 moe.balance=none
 starved() { grep -o '"moe/starved_frac":[0-9.]*\|"moe/dead_frac":[0-9.]*' "$1/metrics.jsonl" | tail -2 | awk -F: '{ n += $2 } END { print (n > 0.1 ? "yes" : "no") }'; }

@@ -28,7 +28,7 @@ ends_requeued() {
     same_checkpoint whole "$2" 60
 }
 
-catches_usr1() {        # the shell that becomes the program catches it too: look at who it is
+catches_usr1() {        # the shell before exec catches it too: check the process name
     [ "$(readlink /proc/$job/exe)" = "$(readlink -f "$MUSTER")" ] &&
         [ $((0x$(sed -n 's/^SigCgt:[[:space:]]*//p' /proc/$job/status) & 0x200)) != 0 ]
 }
@@ -46,7 +46,7 @@ for signal in TERM HUP ${every:+INT USR1}; do
     ends_requeued "$signal to rank $((ranks - 1))" rank-$signal
 done
 
-# TERM to mpirun leaves no time: exit code 1, and the run goes on from its last checkpoint.
+# TERM to mpirun leaves no time: exit code 1, and the run resumes from its last checkpoint.
 if [ $ranks = 2 ]; then
     start term
     wait_for "three steps" '[ "$(lines term)" -ge 3 ]'
@@ -57,7 +57,7 @@ if [ $ranks = 2 ]; then
     same_metrics whole term exact
     same_checkpoint whole term 60
 
-    # Unless mpirun is told to leave some: then the checkpoint is written before mpirun says 1 (and nothing else).
+    # With a longer timeout of mpirun the checkpoint is written before mpirun exits with 1.
     export OMPI_MCA_odls_base_sigkill_timeout=20
     start patient
     wait_for "three steps" '[ "$(lines patient)" -ge 3 ]'
@@ -66,7 +66,7 @@ if [ $ranks = 2 ]; then
     expect 1 "INT to a patient mpirun" [ $? = 0 ]
     has_steps patient "$(lines patient)"
 
-    # A step that took long because the job stood still is no slow step.
+    # A step that took long because the job was suspended is not a slow step.
     export OMPI_MCA_odls_base_sigkill_timeout=1
     options="$options train.steps=100000" start still
     wait_for "five steps" '[ "$(lines still)" -ge 5 ]'
@@ -81,7 +81,7 @@ if [ $ranks = 2 ]; then
     export OMPI_MCA_odls_base_sigkill_timeout=0
 fi
 
-# In the middle of a long step, between its micro-batches: the step is given up, and made again.
+# In the middle of a long step, between its micro-batches: the step is abandoned, and computed again.
 long="train.steps=3 optim.warmup_steps=1 train.global_batch_size=320 train.micro_batch_size=2 train.device=ref parallel.ep=$ranks"
 expect 0 "a long step undisturbed" train $ranks long $long
 options=$long
@@ -91,7 +91,7 @@ kill -USR1 $job
 wait $job
 code=$?
 if [ $code = 75 ]; then pass; else fail "in the middle of a step: exit code $code"; fi
-has_steps middle 1          # step 2 did not come to its end
+has_steps middle 1          # step 2 was not finished
 expect 0 "in the middle of a step, then again" train $ranks middle $long
 same_metrics long middle exact
 same_checkpoint long middle 3

@@ -1,5 +1,5 @@
-/* test_checkpoint.c - what is in a checkpoint beside its hashes: every value has a range, resume and verify refuse the
- * same, an older checkpoint takes over, and nothing is removed that a save did not write. */
+/* test_checkpoint.c - the content of checkpoints: every value has a range, resume and verify reject the
+ * same, an older checkpoint is used instead, and only files of a save are removed. */
 #include "train/training_run.h"
 
 #include <math.h>
@@ -75,9 +75,9 @@ static mu_status load(mu_training *t, const char *path) {
 
 /* ---------------------------------------------------------------- values */
 
-enum { EARLY, LATE };                           /* seen when a checkpoint is chosen; when its tensors are loaded */
+enum { EARLY, LATE };                           /* found when a checkpoint is chosen; when its tensors are loaded */
 static const struct {
-    const char *what, *message;                 /* what is changed before the saving, and what is said of it */
+    const char *what, *message;                 /* change before saving, and the expected error */
     int when;
 } bad_state[] = {
     { "window steps negative", "/state/window/steps holds -5 at 0, which must be in [3, 3]", EARLY },
@@ -145,7 +145,7 @@ static void spoil(mu_training *t, const char *how) {
     else fail_msg("%s", how);
 }
 
-/* A run that finds checkpoint 3 damaged goes on from 2, and its next step has this loss. */
+/* A run that finds checkpoint 3 damaged resumes from 2, and its next step has this loss. */
 static void goes_on_from_the_one_before(int when, const char *message, double loss) {
     mu_training *t = training_new("num_experts: 4, balance: [expert_bias], score_func: sigmoid");
     mu_manifest m;
@@ -166,8 +166,8 @@ static void goes_on_from_the_one_before(int when, const char *message, double lo
     training_free(t);
 }
 
-/* Two good checkpoints, then one that hashes right and holds what no run makes: verify and resume refuse it in the same
- * words, and a run goes on from the one before as if it had never been. */
+/* Two good checkpoints, then one with valid hashes and invalid values: verify and resume reject it with the same
+ * message, and a run resumes from the previous one as if it did not exist. */
 static void values_have_ranges(void **state) {
     (void)state;
     static const char *const newest = "run/checkpoints/step-00000003";
@@ -229,8 +229,8 @@ static void sound_checkpoints_load(void **state) {
     }
 }
 
-/* A run may resume with a longer or shorter window: it holds the newest steps that both have room for, and the steps that follow
- * are those of a run that had it from the beginning. Its own checkpoints are sound, too. */
+/* A run may resume with a longer or shorter window: it keeps the newest steps that fit both, and later steps
+ * equal those of a run with this window from the start. Its checkpoints are valid, too. */
 static void the_window_may_change(void **state) {
     (void)state;
     static const int64_t lengths[] = { MU_LOAD_WINDOW_DEFAULT, 20, 30, 21 };
@@ -262,7 +262,7 @@ static void the_window_may_change(void **state) {
     assert_ok(mu_file_remove_tree("run", &e));
 }
 
-/* ---------------------------------------------------------------- the manifest against the rest */
+/* ---------------------------------------------------------------- consistency of the manifest */
 
 typedef void change(mu_manifest *m);
 static void later_step(mu_manifest *m) { m->step = 4; }
@@ -332,14 +332,14 @@ static void manifests_that_hash_right(void **state) {
         assert_ok(mu_manifest_write(&m, "run/checkpoints/changed", &e));
         mu_manifest_free(&m);
         assert_error(verify("run/checkpoints/changed"), MU_STATUS_DATA, cases[i].message);
-        t = training_new("num_experts: 4");      /* a run that is to go on from it says the same, not 78 */
+        t = training_new("num_experts: 4");      /* resuming from it gives the same error, not 78 */
         assert_error(load(t, "run/checkpoints/changed"), MU_STATUS_DATA, cases[i].message);
         training_free(t);
         assert_ok(mu_file_remove_tree("run", &e));
     }
 }
 
-/* Reads a manifest of this first line, which hashes right. */
+/* Reads a manifest with this first line and its valid hash. */
 static mu_status read_line(mu_manifest *m, const char *line) {
     char hex[33];
     mu_hash128_hex(line, strlen(line), hex);
@@ -352,14 +352,14 @@ static mu_status read_line(mu_manifest *m, const char *line) {
     return status;
 }
 
-/* `text` with `to` in the place of the first `from`, heap. */
+/* `text` with the first `from` replaced by `to`, heap. */
 static char *changed(const char *text, const char *from, const char *to) {
     const char *at = strstr(text, from);
     assert_non_null(at);
     return mu_format("%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
 }
 
-/* Only version 1 has no split of its own; messages name no flag of a library. */
+/* Only version 1 has no val_split; messages do not mention library flags. */
 static void manifests_as_text(void **state) {
     (void)state;
     static const struct {
@@ -411,11 +411,11 @@ static char *repeated(const char *part, size_t n) {
     char *text = mu_alloc(n * length + 3, 1);
     text[0] = '[';
     for (size_t i = 0; i < n; i++) memcpy(text + 1 + i * length, part, length);
-    text[n * length] = ']';                     /* in the place of the last comma */
+    text[n * length] = ']';                     /* replaces the last comma */
     return text;
 }
 
-/* Nothing is parsed that has more values than a checkpoint, or more objects: parsing would take gigabytes. */
+/* JSON with more values or objects than any checkpoint is not parsed: that would take gigabytes. */
 static void a_manifest_of_many_values(void **state) {
     (void)state;
     static const struct {
@@ -489,8 +489,8 @@ static void make(const char *path) {
     else assert_ok(mu_file_replace(path, "a user's", 8, &e));
 }
 
-/* Names near a checkpoint's neither stop a run nor go; a copy under another name does not make pruning take the original;
- * what a killed save left goes, and stays where it holds something else. */
+/* Similar names neither stop a run nor are removed; a copy under another name does not make pruning remove the original;
+ * leftovers of a killed save are removed, unless they hold other files. */
 static void only_what_a_save_made_is_removed(void **state) {
     (void)state;
     static const char *const users[] = {
@@ -523,7 +523,7 @@ static void only_what_a_save_made_is_removed(void **state) {
     for (int i = 0; i < N; i++)
         if (!mu_file_exists(users[i])) fail_msg("%s is gone", users[i]);
     assert_true(!lstat(links[0], &st) && S_ISLNK(st.st_mode) && !lstat(links[2], &st) && S_ISLNK(st.st_mode));
-    assert_true(!lstat("run/checkpoints/step-00000004.tmp.aside", &st) && S_ISLNK(st.st_mode));   /* was in the way of a save */
+    assert_true(!lstat("run/checkpoints/step-00000004.tmp.aside", &st) && S_ISLNK(st.st_mode));   /* blocked a save */
     int64_t *steps;
     assert_int_equal(mu_checkpoint_list("run", &steps), 6);      /* keep: 3, 2 and 1 with what is the user's, and a link */
     static const int64_t wanted[] = { 7, 6, 5, 2, 1, 0 };

@@ -1,5 +1,5 @@
-/* Whole configurations: a table of bad ones, each with the words its message must contain, and good ones
- * whose values are looked at. */
+/* Whole configurations: a table of bad ones, each with the words its message must contain, and valid ones
+ * whose values are checked. */
 #include "train/config.h"
 
 #include <math.h>
@@ -13,10 +13,10 @@
 #define DIR "run.dir=runs/t"
 #define DATA "data.train=[{domain: d, path: synthetic}]"
 
-static char *const enough[] = { (char *)DIR, (char *)DATA };      /* the least that is complete */
+static char *const enough[] = { (char *)DIR, (char *)DATA };      /* the minimal complete configuration */
 
 /* A file f.yaml, then overrides; DIR and DATA come first unless `bare`. `lines` errors are expected, so that
- * one mistake does not draw others after it. */
+ * one mistake does not cause follow-up errors. */
 typedef struct {
     const char *name, *yaml;
     int lines;
@@ -365,7 +365,7 @@ static void defaults_and_derived_values(void **state) {
 static void dense_and_sigmoid(void **state) {
     (void)state;
     mu_config c;
-    /* without experts nothing of the moe section is looked at */
+    /* without experts the moe section is not checked */
     load(&c, MINIMAL "moe: {num_experts: 0, top_k: 1, first_k_dense: 9, force_skew: true, force_balanced: true}\n"
                  "model: {hidden_size: 96, head_dim: 10, num_kv_heads: 1}\n", 0, NULL, 2);
     assert_int_equal(c.model.ffn_hidden_size, 4 * 96);
@@ -380,7 +380,7 @@ static void dense_and_sigmoid(void **state) {
     assert_int_equal(c.moe.balance, MU_BALANCE_NONE);
     mu_config_free(&c);
     load(&c, MINIMAL "moe: {num_experts: 0, score_func: sigmoid, z_loss_coeff: 0.5}", 0, NULL, 1);
-    assert_true(c.moe.z_loss_coeff == 0.5);     /* the user's word stays, though nobody looks at it */
+    assert_true(c.moe.z_loss_coeff == 0.5);     /* the user's value is kept, though unused */
     mu_config_free(&c);
     load(&c, MINIMAL "moe: {top_k: 1, norm_topk_prob: false}", 0, NULL, 1);
     mu_config_free(&c);
@@ -405,7 +405,7 @@ static void overrides_win(void **state) {
     mu_config_free(&c);
 }
 
-/* ~ is HOME in every path, wherever the configuration says it. */
+/* ~ is expanded in every path of the configuration. */
 static void home_is_expanded(void **state) {
     (void)state;
     static const char *const cases[][2] = { { "~", "/home/of/nobody" }, { "~/a b", "/home/of/nobody/a b" }, { "./~a/b", "./~a/b" },
@@ -427,7 +427,7 @@ static void home_is_expanded(void **state) {
     mu_config_free(&c);
 }
 
-/* ~bob is another's home, which the program does not know, and without HOME ~ is nobody's: neither is a folder's name. */
+/* ~bob is not expanded, nor is ~ without HOME: both are errors, not folder names. */
 static void home_is_unknown(void **state) {
     (void)state;
     static const char *const variables[] = { "/home/of/nobody", NULL, "" };
@@ -468,7 +468,7 @@ static void threads_asked_for(void **state) {
     unsetenv("OMP_NUM_THREADS");
 }
 
-/* A longer run does not warm up again; what is given now holds. */
+/* A longer run does not warm up again; values given now are used. */
 static void resumed_runs_keep_derived_values(void **state) {
     (void)state;
     mu_config old, now;
@@ -484,7 +484,7 @@ static void resumed_runs_keep_derived_values(void **state) {
     assert_int_equal(now.optim.warmup_steps, 7);
     assert_true(now.optim.min_lr == 2e-6 && now.moe.z_loss_coeff == 0.001);
     mu_config_free(&now);
-    load(&now, MINIMAL "train: {steps: 4}\noptim: {lr: 1e-6}\n", 0, NULL, 1);    /* too small for what it was */
+    load(&now, MINIMAL "train: {steps: 4}\noptim: {lr: 1e-6}\n", 0, NULL, 1);    /* too small for the old values */
     mu_config_inherit(&now, &old);
     assert_int_equal(now.optim.warmup_steps, 0);
     assert_true(now.optim.min_lr == 1e-7);
@@ -518,7 +518,7 @@ static void rates_of_a_constant_schedule(void **state) {
     mu_config_free(&c);
 }
 
-/* A schedule of which only a part is given fits itself to that part. */
+/* A partly given schedule derives its other values. */
 static void short_and_slow_runs(void **state) {
     (void)state;
     mu_config c;
@@ -549,7 +549,7 @@ static void no_file_is_needed(void **state) {
     mu_config_free(&c);
 }
 
-/* config.resolved.yaml says what was run: every option, derived values too. */
+/* config.resolved.yaml holds every option, including derived values. */
 static void dump_gives_the_same_configuration(void **state) {
     (void)state;
     static const char *const more[] = { "", "moe: {score_func: sigmoid, balance: [expert_bias, seq_aux_loss]}", "moe: {num_experts: 0}",
@@ -583,7 +583,7 @@ static void dump_gives_the_same_configuration(void **state) {
     }
 }
 
-/* A key that means nothing any more is still read, and neither written nor shown. */
+/* A retired key is still read, and neither written nor shown. */
 static void a_retired_option_is_read(void **state) {
     (void)state;
     mu_config c;

@@ -32,7 +32,7 @@ static char *text_of(mu_store *s) {
     return text;
 }
 
-/* What a fixture leaves open has nothing to do with the model. */
+/* Required options that do not affect the model. */
 static char *others[] = { "run.dir=unused", "data.train=[{domain: none, path: synthetic}]",
                           "train.seq_len=17" };
 
@@ -114,7 +114,7 @@ static double relative(const double *a, const double *b, int64_t n) {
     return size > 0 ? sqrt(apart / size) : apart > 0 ? INFINITY : 0;
 }
 
-/* Tokens that an expert took in both sequences; 1 for what is no expert. */
+/* Tokens that an expert took in both sequences; 1 for other units. */
 static int64_t tokens_of(const run *r, const mu_unit *u) {
     int64_t counts[B * 64], sum = 0;
     if (u->expert < 0) return 1;

@@ -1,5 +1,5 @@
-/* test_lock.c - RUN/lock on a file system without locks: one warning, the owner's name decides, and a job whose name is gone
- * from the file stops. The kernel's locks are tested in lock.sh. */
+/* test_lock.c - RUN/lock on a file system without locks: one warning, the owner in the file decides, and a job that is no longer
+ * the owner stops. Kernel locks are tested in lock.sh. */
 #include "train/train.h"
 
 #include <errno.h>
@@ -16,7 +16,7 @@
 
 #include <cmocka.h>
 
-/* In the place of the C library's: a file system on which locks fail with this error. 0: they work. */
+/* Replaces fcntl: file locks fail with this error; 0: they work. */
 static int lock_error;
 int fcntl(int fd, int command, ...) {
     va_list args;
@@ -56,7 +56,7 @@ static void write_lock(const char *text) {
     fclose(f);
 }
 
-/* Somebody of this host that is alive for as long as the test lets it. */
+/* Another process of this host, alive until the test ends it. */
 static pid_t start_other(void) {
     pid_t pid = fork();
     if (pid == 0) pause();
@@ -122,7 +122,7 @@ static void test_another_name(void **state) {
     mu_lock_release(l);
 }
 
-/* With the kernel's locks: one process, two takers of the file, since the lock is the open file's. */
+/* With kernel locks: two holders in one process, since the lock belongs to the open file description. */
 static void test_put_back(void **state) {
     (void)state;
     mu_error e = { 0 };
@@ -133,7 +133,7 @@ static void test_put_back(void **state) {
     assert_int_equal(access(lock_path, F_OK), 0);
     assert_int_equal(warnings, 1);
     assert_int_equal(unlink(lock_path), 0);
-    write_lock("");         /* taken and given back by another job */
+    write_lock("");         /* taken and released by another job */
     assert_int_equal(mu_lock_check(l, &e), MU_STATUS_CONFIG);
     assert_non_null(strstr(e.text, "was taken over by another job (it has ended since)"));
     mu_lock_release(l);
@@ -152,7 +152,7 @@ static const struct { void (*make)(void); const char *says; } others[] = {
     { make_socket, "/lock is a socket" }, { make_link, "/lock is a link" }, { make_text, "/lock is a file that muster did not write" },
 };
 
-/* What is named lock and is not muster's stays, and is told from a takeover. */
+/* A file named lock that muster did not write is kept, and is not mistaken for a takeover. */
 static void test_foreign(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {

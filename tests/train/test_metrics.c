@@ -1,5 +1,5 @@
-/* test_metrics.c - what a resumed run makes of the metrics that it finds: sound lines up to its step stay, damaged ones are
- * counted, and nothing that was there is lost. */
+/* test_metrics.c - how a resumed run continues existing metrics: valid lines up to its step are kept, damaged ones are
+ * counted, and old files are never lost. */
 #include "train/training_run.h"
 
 #include <math.h>
@@ -23,7 +23,7 @@ static void assert_ok(mu_status status) {
     if (status) fail_msg("status %d: %s", status, e.text);
 }
 
-/* In a folder of its own, a trainer that has made 8 steps. */
+/* In a folder of its own, a run after 8 steps. */
 static int open_trainer(void **state) {
     (void)state;
     mu_log_set_sink(note_warning);
@@ -77,9 +77,9 @@ static void add_steps(text *x, int first, int last, bool checked) {
     for (int step = first; step <= last; step++) add_line(x, line_of(step, checked));
 }
 
-/* ------------------------------------------------------------------ what is made of a file */
+/* ------------------------------------------------------------------ resuming from a file */
 
-/* Other metrics than before are of another run, of an older version: without statistics.rec. */
+/* Changed metrics are those of another run of an older version: without statistics.rec. */
 static void put(const char *path, const char *bytes, size_t n) {
     if (!strcmp(path, "metrics.jsonl")) remove("statistics.rec");
     FILE *f = fopen(path, "w");
@@ -113,7 +113,7 @@ static void open_and_sync(void) {
     mu_metrics_close(m);
 }
 
-/* A file to resume from, what of it stays, and how many of its lines are damaged: 0, and there is no warning. Of the steps to 8 all
+/* A file to resume from, the kept part, and the number of damaged lines (0: no warning). Of the steps to 8 all
  * but those from `gap` to gap_end are in routing.h5. Frees the texts. */
 typedef struct { text was, kept; int damaged, lines, first, gap, gap_end; } resumed;
 
@@ -131,7 +131,7 @@ static void resume(resumed r) {
         assert_content(metrics, r.was.bytes, r.was.n);
         assert_content(routing, "of before", 9);
         assert_int_equal(unlink(metrics) | unlink(routing), 0);
-    } else if (warning[0] || mu_file_exists(metrics) || mu_file_exists(routing)) fail_msg("sound, and yet: %s", warning);
+    } else if (warning[0] || mu_file_exists(metrics) || mu_file_exists(routing)) fail_msg("valid, but: %s", warning);
     int steps[8], n = 0;
     for (int step = 1; step <= 8; step++)
         if (step < r.gap || step > r.gap_end) steps[n++] = step;
@@ -142,7 +142,7 @@ static void resume(resumed r) {
     free(r.kept.bytes);
 }
 
-/* Steps 1 to 4, `extra`, 5 to 8, a step that will be made again and a line that a kill tore. `stays`: the extra line is sound. */
+/* Steps 1 to 4, `extra`, 5 to 8, a step that will be computed again and a line torn by a kill. `stays`: the extra line is valid. */
 static void try(const char *extra, size_t bytes, bool stays) {
     resumed r = { .damaged = !stays, .lines = 10, .first = 5 };
     add_steps(&r.was, 1, 4, false);
@@ -213,7 +213,7 @@ static void any_changed_byte_is_found(void **state) {
     }
 }
 
-/* A line without a checksum behind one that has it was changed. */
+/* A line without a checksum after one with a checksum is damaged. */
 static void a_checksum_cannot_be_left_out(void **state) {
     (void)state;
     resumed r = { .damaged = 1, .lines = 8, .first = 5, .gap = 5, .gap_end = 5 };
@@ -225,8 +225,8 @@ static void a_checksum_cannot_be_left_out(void **state) {
     resume(r);
 }
 
-/* Lines in the wrong place are the damaged ones, as few as put the others in order, and lines that are there twice; an evaluation
- * gives way to what has proof of its step. */
+/* Lines out of order are damaged, as few as possible, and so are duplicates; an unproven evaluation
+ * yields to lines with a proven step. */
 static void disorder_costs_no_other_line(void **state) {
     (void)state;
     for (int checked = 0; checked < 2; checked++) {
@@ -263,8 +263,8 @@ static void disorder_costs_no_other_line(void **state) {
 
 /* ------------------------------------------------------------------ the end of the file */
 
-/* A kill leaves any number of the bytes of the line that was being written: of a step beyond the checkpoint, or the evaluation of
- * its step. What is whole but for its newline stays. */
+/* A kill may leave any prefix of the line that was being written: of a step newer than the checkpoint, or the evaluation of
+ * its step. A complete line without its newline is kept. */
 static void a_kill_at_any_byte_is_no_damage(void **state) {
     (void)state;
     for (int kind = 0; kind < 4; kind++) {
@@ -287,7 +287,7 @@ static void a_kill_at_any_byte_is_no_damage(void **state) {
     resume(r);
 }
 
-/* Steps 1 to 7, and an end that no kill leaves. */
+/* Steps 1 to 7, and an end that no kill can leave. */
 static void other_ends_are_damage(void **state) {
     (void)state;
 #define END(text) { text, sizeof text - 1 }
@@ -300,19 +300,19 @@ static void other_ends_are_damage(void **state) {
 #undef END
     for (size_t i = 0; i < sizeof ends / sizeof *ends + 2; i++) {
         resumed r = { .damaged = 1, .lines = 8, .first = 8, .gap = 8, .gap_end = 8 };
-        size_t turned = i - sizeof ends / sizeof *ends;         /* 0: the last newline is another byte; 1: the last line lost its end */
-        add_steps(&r.was, 1, turned < 2 ? 8 : 7, true);
-        if (turned == 0) r.was.bytes[r.was.n - 1] = '\r';
-        else if (turned == 1) r.was.n -= 2;
+        size_t changed_end = i - sizeof ends / sizeof *ends;         /* 0: the last newline is another byte; 1: the last line lost its end */
+        add_steps(&r.was, 1, changed_end < 2 ? 8 : 7, true);
+        if (changed_end == 0) r.was.bytes[r.was.n - 1] = '\r';
+        else if (changed_end == 1) r.was.n -= 2;
         else add(&r.was, ends[i].end, ends[i].n);
         add_steps(&r.kept, 1, 7, true);
         resume(r);
     }
 }
 
-/* ------------------------------------------------------------------ what is not of this run, or no plain file */
+/* ------------------------------------------------------------------ files of another run, and files that are not plain */
 
-/* Where a run goes back behind its newest checkpoint, the lines beyond may never be made again. */
+/* When a run resumes from before its newest checkpoint, newer lines may never be computed again. */
 static void a_course_that_is_left_is_kept(void **state) {
     (void)state;
     mu_metrics *m;
@@ -396,7 +396,7 @@ static void metrics_must_be_a_plain_file(void **state) {
     t->state.step = 8;
 }
 
-/* routing.h5 is derived: what stands in its way costs a warning, and stays. */
+/* routing.h5 is derived: an obstacle causes a warning, and is kept. */
 static void routing_costs_no_checkpoint(void **state) {
     (void)state;
     text was = { 0 };
@@ -416,7 +416,7 @@ static void routing_costs_no_checkpoint(void **state) {
         if (!strstr(warning, "./routing.h5 ") || !strstr(warning, others[i].reason)) fail_msg("%s", warning);
         assert_true(lstat("routing.h5", &st) == 0 && (st.st_mode & S_IFMT) == others[i].type);
         warning[0] = '\0';
-        mu_metrics_write_routing(m, false);                         /* said once */
+        mu_metrics_write_routing(m, false);                         /* warns once */
         assert_string_equal(warning, "");
         remove("routing.h5");
         mu_metrics_write_routing(m, false);
@@ -426,7 +426,7 @@ static void routing_costs_no_checkpoint(void **state) {
     free(was.bytes);
 }
 
-/* What muster itself writes has the checksum, and is taken back as it is. */
+/* Lines that muster writes have a checksum, and are kept unchanged. */
 static void written_lines_are_sound(void **state) {
     (void)state;
     mu_metrics *m;

@@ -1,4 +1,4 @@
-/* test_run_view.c - a run folder as its reader shows it: in every state, moved, while lines are being written, and damaged. */
+/* test_run_view.c - the view of a run folder: in every state, moved, while lines are being written, and damaged. */
 #include "train/run_view.h"
 #include "train/training_run.h"
 
@@ -19,7 +19,7 @@ static void assert_ok(mu_status status) {
     if (status) fail_msg("status %d: %s", status, e.text);
 }
 
-/* In a folder of its own, the trainer of a run in ./run, whose folder is described. */
+/* In a folder of its own, a run in ./run with its run.json. */
 static int open_trainer(void **state) {
     (void)state;
     static const char text[] = "run: {dir: run}\n"
@@ -101,7 +101,7 @@ static void what_is_no_run_is_an_error(void **state) {
     assert_error("run", MU_STATUS_NOINPUT, "run/config.resolved.yaml");
 }
 
-/* Lines are read to where a running job is, and damaged ones are counted; its records are there, too. */
+/* Lines of a running job are read as far as written, damaged ones are counted; records can be read, too. */
 static void metrics_and_statistics(void **state) {
     (void)state;
     mu_metrics *m;
@@ -111,7 +111,7 @@ static void metrics_and_statistics(void **state) {
     t->state.step = 0;
     assert_ok(mu_metrics_open(&m, log_source(t), &e));
     for (t->state.step = 1; t->state.step <= 4; t->state.step++) assert_ok(mu_metrics_step(m, log_source(t), &r, 100, &e));
-    FILE *f = fopen("run/metrics.jsonl", "a");                  /* in the middle of things */
+    FILE *f = fopen("run/metrics.jsonl", "a");                  /* an incomplete line */
     assert_true(f && fputs("{\"step\":5}\n", f) >= 0 && fputs("{\"step\":6,\"tr", f) >= 0 && !fclose(f));
     assert_ok(mu_run_view_open(&v, "run", &e));
     mu_run_metrics lines;

@@ -1,5 +1,5 @@
-/* test_statistics.c - RUN/statistics.rec: what was appended comes back, a kill at any byte of the last record is no damage, any changed
- * byte is, and what a resumed run makes of it; routing.h5 is made of it. */
+/* test_statistics.c - RUN/statistics.rec: records are read back, a last record torn by a kill is not damage, any changed
+ * byte is; resuming from the file; routing.h5. */
 #include "train/run_view.h"
 #include "train/training_run.h"
 
@@ -47,9 +47,9 @@ static int close_trainer(void **state) {
     return training_free_folder(t, folder);
 }
 
-/* ------------------------------------------------------------------ a run that was logged */
+/* ------------------------------------------------------------------ a logged run */
 
-/* What step `step` assigned to an expert of a layer, of a domain. */
+/* Assignments in step `step` to an expert of a layer, by domain. */
 static int64_t count_of(int64_t step, int layer, int expert, int domain) {
     int64_t first = step + 2 * layer; /* of expert 0, at most 8 + 2 */
     int64_t all = expert ? BATCH * SEQ - first : first;
@@ -181,7 +181,7 @@ static void what_was_logged_comes_back(void **state) {
     assert_run(STEPS, 1, 0);
 }
 
-/* A kill leaves any number of bytes of the record of a step that no checkpoint covers. The run continues behind the resumed step. */
+/* A kill leaves any number of bytes of the record of a step that no checkpoint covers. The run continues after the resume step. */
 static void a_kill_at_any_byte_is_no_damage(void **state) {
     (void)state;
     for (int64_t bytes = 0; bytes < record_bytes(); bytes++) {
@@ -192,7 +192,7 @@ static void a_kill_at_any_byte_is_no_damage(void **state) {
         assert_ok(mu_statistics_open(&s, file, false, &e));
         assert_true(s->n == STEPS - 2 && s->rest == bytes);
         mu_statistics_close(s);
-        if (bytes % 8 > 1) continue;                            /* a start costs more than a look */
+        if (bytes % 8 > 1) continue;                            /* not all: opening a run is slow */
         assert_ok(mu_metrics_open(&m, log_source(t), &e));
         assert_string_equal(warning, "");
         assert_false(mu_file_exists("statistics.rec.aside"));
@@ -202,7 +202,7 @@ static void a_kill_at_any_byte_is_no_damage(void **state) {
     }
 }
 
-/* A changed bit is found, what was there is kept, and the loads of the step come from its line. */
+/* A changed bit is found, the old file is moved aside, and the loads of the step come from its line. */
 static void any_changed_byte_is_found(void **state) {
     (void)state;
     make_run(STEPS);
@@ -243,7 +243,7 @@ static void lost_and_moved_records_are_damage(void **state) {
     size_t n;
     assert_ok(mu_file_read(file, 1 << 20, &bytes, &n, &e));
     char *last = bytes + n - record_bytes();
-    memcpy(last, last - record_bytes(), (size_t)record_bytes()); /* sound, and twice */
+    memcpy(last, last - record_bytes(), (size_t)record_bytes()); /* valid, but a duplicate */
     assert_ok(mu_file_replace(file, bytes, n, &e));
     free(bytes);
     resume();
@@ -258,7 +258,7 @@ static void records_beyond_go(void **state) {
     assert_string_equal(warning, "");
     assert_run(4, 1, 0);
     make_run(4);
-    assert_ok(mu_file_make_dirs("checkpoints/step-00000006", &e)); /* of a course that is left */
+    assert_ok(mu_file_make_dirs("checkpoints/step-00000006", &e)); /* of an abandoned history */
     resume();
     assert_ok(mu_file_remove_tree("checkpoints", &e));
     assert_non_null(strstr(warning, "records newer than resume step 4, moved aside to ./statistics.rec.aside"));
@@ -322,7 +322,7 @@ static void what_is_not_of_this_run_is_kept(void **state) {
     remove(file);
 }
 
-/* Nothing is made of a damaged record; the file of before stays. */
+/* With a damaged record routing.h5 is not written; the old file is kept. */
 static void routing_needs_sound_records(void **state) {
     (void)state;
     make_run(STEPS);

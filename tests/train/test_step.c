@@ -1,5 +1,5 @@
-/* test_step.c - one step of the trainer: how often the host waits for the device, that experts without a token rest, and
- * that a step whose numbers are not finite changes nothing. */
+/* test_step.c - one training step: host synchronizations, experts without tokens are not updated, and
+ * a non-finite step changes nothing. */
 #include "train/training_run.h"
 
 #include <math.h>
@@ -44,7 +44,7 @@ static void expect_one_wait(const char *moe, const char *train) {
     free(text);
 }
 
-/* On one rank the results come in one piece, when the whole step is on its way. */
+/* On one rank the host waits once, for all results, after the whole step is enqueued. */
 static void the_host_waits_once_at_the_end(void **state) {
     (void)state;
     static const char *const train[] = { "micro_batch_size: 4", "micro_batch_size: 2", "micro_batch_size: 1" };

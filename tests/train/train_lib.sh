@@ -1,9 +1,9 @@
-# train_lib.sh - what the tests of the program share. Not a test: source it.
+# train_lib.sh - shared by the tests of the program; to be sourced.
 #
 # It gives a fresh folder ($work, the current one, removed at the end), tiny.yaml in it, and functions that run
 # the program, compare runs and count. A script ends with `finish`.
 set -u
-unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # these change the behaviour of cd, grep and bash
 work=$(mktemp -d)
 cd "$work" || exit 1
 trap 'cd /; rm -rf "$work"' EXIT
@@ -11,7 +11,7 @@ trap 'exit 1' INT TERM
 
 # One node, shared memory: without this Open MPI looks for networks for up to a second in every start.
 export OMPI_MCA_pml=ob1 OMPI_MCA_btl=^tcp,ofi,openib,uct,usnic OMPI_MCA_btl_vader_single_copy_mechanism=none
-export OMPI_MCA_odls_base_sigkill_timeout=0     # when one rank is gone, do not wait seconds for the others
+export OMPI_MCA_odls_base_sigkill_timeout=0     # after one rank fails, do not wait seconds for the others
 export OMP_WAIT_POLICY=passive
 unset MUSTER_FAULT
 
@@ -19,7 +19,7 @@ passed=0
 failed=0
 
 pass() { passed=$((passed + 1)); }
-fail() {            # fail WHAT...: one failure, with the end of what the last program said
+fail() {            # fail WHAT...: one failure, with the last output of the program
     failed=$((failed + 1))
     echo "FAILED: $*"
     [ -s log ] && tail -n 8 log | sed 's/^/    | /'
@@ -34,7 +34,7 @@ skip() { echo "skipped: $*"; exit 77; }
 needs_ranks() { [ -n "${MPIEXEC:-}" ] || skip "this build has no MPI"; }
 needs_faults() { [ "${MUSTER_HAS_FAULTS:-}" = 1 ] || skip "this build has no fault points (MUSTER_FAULTS=ON)"; }
 
-# A model that takes a millisecond a step: 2 layers, 8 experts, 8 sequences of 32 tokens.
+# A model that takes a millisecond per step: 2 layers, 8 experts, 8 sequences of 32 tokens.
 cat > tiny.yaml <<'END'
 run: {dir: run, seed: 7}
 model: {hidden_size: 32, num_layers: 2, num_heads: 2, num_kv_heads: 1, max_seq_len: 32}
@@ -47,8 +47,8 @@ checkpoint: {every: 0}
 log: {every: 1, progress: quiet}
 END
 
-# on N COMMAND...: the command on N ranks (1: without mpirun), output in ./log, its exit code as result (124: two
-# minutes were not enough)
+# on N COMMAND...: the command on N ranks (1: without mpirun), output in ./log, its exit code as result (124: more
+# than two minutes)
 on() {
     local n=$1
     shift

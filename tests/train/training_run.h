@@ -1,4 +1,4 @@
-/* training_run.h - what tests of a training run share: one rank without others. */
+/* training_run.h - shared by tests of a training run on one rank. */
 #ifndef MUSTER_TESTS_TRAINING_H
 #define MUSTER_TESTS_TRAINING_H
 #include "train/training.h"
@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* What its metrics and statistics are of; until the next call. */
+/* The source of its metrics and statistics; valid until the next call. */
 static inline const mu_log_source *log_source(const mu_training *t) {
     static mu_log_source s;
     s = (mu_log_source){ &t->cfg, &t->texts.corpus, &t->state, t->peak_flops };
@@ -29,7 +29,7 @@ static inline mu_training *training_in_folder(char *template, const char *text, 
     return t;
 }
 
-/* Its end: 0, or -1 when the folder cannot be removed. */
+/* Closes it: 0, or -1 when the folder cannot be removed. */
 static inline int training_free_folder(mu_training *t, const char *folder) {
     training_free(t);
     return chdir("..") || mu_file_remove_tree(folder, NULL) ? -1 : 0;

@@ -1,5 +1,5 @@
-# watchdog.sh - a job in which a rank stands still ends with 70 and says which; long work, evaluations, checkpoints and a
-# job that is stopped as a whole do not set the watchdog off.
+# watchdog.sh - a job with a hanging rank ends with 70 and names it; long steps, evaluations, checkpoints and a
+# suspended job do not trigger the watchdog.
 . "$(dirname "$0")/train_lib.sh"
 needs_ranks
 needs_faults
@@ -46,7 +46,7 @@ wait $job
 if [ $? = 75 ]; then pass; else fail "a job stopped as a whole: another exit code than 75"; fi
 if grep -q "without progress" log; then fail "a job stopped as a whole set the watchdog off"; else pass; fi
 
-# Steps and evaluations of more than a second, a checkpoint each step, and one rank that has all the work of reading it back.
+# Steps and evaluations of more than a second, a checkpoint per step, and one rank that reads all of it back.
 expect 0 "slow steps" train 2 slow run.watchdog=1 train.device=ref train.steps=2 optim.warmup_steps=1 train.global_batch_size=128 train.eval_every=1 \
     train.eval_sequences=64 checkpoint.every=1
 expect 0 "slow steps, resumed" train 2 slow run.watchdog=1 train.device=ref train.steps=3 optim.warmup_steps=1 train.global_batch_size=128 train.eval_every=1 \
