@@ -1,14 +1,14 @@
-/* 00_tape.c - tensors, a tape, and a gradient worked out by hand.
+/* 00_tape.c - tensors, a tape, and a gradient computed by hand.
  *
  * The examples are meant to be read in order: 00 the engine, 01 a network that learns, 02 a layer of experts,
  * 03 the same layer on two ranks. What they use is in the public headers; here, autograd/autograd.h.
  *
  * The engine in four sentences. A *device* owns memory and knows how to compute. A *tensor* is a shaped
- * piece of that memory. A *tape* runs an operation at once and remembers it. Walking the tape backwards
- * gives the gradient of a loss with respect to everything the loss was made of.
+ * piece of that memory. A *tape* runs an op immediately and records it. Walking the tape backwards
+ * gives the gradient of a loss with respect to all its inputs.
  *
- * The sum below is small enough for pencil and paper: one token x goes through a matrix A, the result h
- * meets two class rows W, and the loss is the cross-entropy of the right class:
+ * The sum below is small enough for pencil and paper: one token x is multiplied by a matrix A, the result h
+ * by two class rows W, and the loss is the cross-entropy of the right class:
  *
  *     x = (1, 2)     A = | 1 0 |    h = A x = (1, 2)     W = | 2 -1 |    logits = W h = (0, 0)
  *                        | 0 1 |                             | 0  0 |
@@ -19,7 +19,7 @@
 
 #include <math.h>
 
-/* Are the four values at `data` (of a tensor or of a gradient) these? */
+/* Compares the four values at `data` (of a tensor or a gradient) with `wanted`. */
 static bool equals(mu_device *dev, const void *data, const double wanted[4]) {
     double got[4];
     mu_reals_get(dev, dev->compute, data, 4, got);
@@ -40,13 +40,13 @@ static mu_tensor *record(mu_tape *tp, mu_param *A, mu_param *W, bool twice) {
 }
 
 int main(void) {
-    /* `ref` computes in double precision with plain loops: slow, the definition of right. `cpu` is fast. */
+    /* `ref` computes in double precision with plain loops: slow, the reference. `cpu` is fast. */
     mu_device *dev = mu_device_open("ref");
     mu_tape *tp = mu_tape_new(dev);
 
-    /* Parameters outlive the tape. They are declared first, then get their memory all at once. */
+    /* Parameters outlive the tape. They are declared first, then allocated together. */
     mu_params *ps = mu_params_new(dev);
-    mu_group *group = mu_params_group(ps, "shared", NULL);      /* NULL: nobody to sum gradients with */
+    mu_group *group = mu_params_group(ps, "shared", NULL);      /* NULL: gradients are not reduced over ranks */
     mu_param_desc two_by_two = { .group = group, .name = "/A", .n_dims = 2, .shape = { 2, 2 } };
     mu_param *A = mu_params_add(ps, &two_by_two);
     two_by_two.name = "/W";
@@ -60,26 +60,25 @@ int main(void) {
     double value = mu_tensor_scalar_get(loss);
     check(fabs(value - log(2)) < 1e-12, "the loss is %.6f = log 2", value);
 
-    /* Backward by hand. Class 1 is right, so the logits feel p - (0, 1) = (1/2, -1/2) =: d.
+    /* Backward by hand. Class 1 is right, so the gradient of the logits is p - (0, 1) = (1/2, -1/2) =: d.
      *     dW = d h^T = | 1/2  1 |      dh = W^T d = (1, -1/2)      dA = dh x^T = |  1    2 |
      *                  |-1/2 -1 |                                                | -1/2 -1 | */
     puts("2. Backward: one walk over the tape, from the end.");
     mu_backward(tp, loss);
-    check(equals(dev, W->tensor.grad, (double[]){ 0.5, 1, -0.5, -1 }), "dW is what the pencil says");
-    check(equals(dev, A->tensor.grad, (double[]){ 1, 2, -0.5, -1 }), "dA is what the pencil says");
+    check(equals(dev, W->tensor.grad, (double[]){ 0.5, 1, -0.5, -1 }), "dW is as computed by hand");
+    check(equals(dev, A->tensor.grad, (double[]){ 1, 2, -0.5, -1 }), "dA is as computed by hand");
 
-    /* What is used twice is blamed twice. Backward never assigns a gradient, it adds; therefore gradients
-     * of parameters are cleared by whoever begins a new step. Now h' = h + h, the logits are still 0, d is
-     * the same: dA = 2 dh x^T, and dW = d h'^T, both double. Forgetting the first factor is the classic bug
-     * of an engine. */
-    puts("3. A tensor with two readers collects from both.");
+    /* A tensor that is used twice gets two contributions. Backward adds to gradients, so those
+     * of parameters must be cleared before each step. Now h' = h + h, the logits are still 0, d is
+     * the same: dA = 2 dh x^T, and dW = d h'^T, both double. */
+    puts("3. A tensor with two uses sums the gradients of both.");
     mu_params_zero_grad(ps);
-    mu_tape_reset(tp);                                          /* activations are gone, parameters stay */
+    mu_tape_reset(tp);                                          /* frees activations, keeps parameters */
     mu_backward(tp, record(tp, A, W, true));
     check(equals(dev, A->tensor.grad, (double[]){ 2, 4, -1, -2 }), "dA doubled");
 
-    /* The last judge needs no theory: move one weight a little and look at the loss. */
-    puts("4. The gradient is the slope.");
+    /* Numerical check: change one weight a little and compare the losses. */
+    puts("4. The gradient agrees with finite differences.");
     double moved[2];
     for (int side = 0; side < 2; side++) {
         mu_tape_reset(tp);

@@ -1,7 +1,7 @@
-/* 01_network.c - a small network learns a function from examples of it.
+/* 01_network.c - a small network learns a function from samples.
  *
- * Two things are new after 00_tape. An *op of our own*: an op is a function that computes, a function that
- * hands gradients back, and a name; the tape needs no list of them. And the *training loop*, whose five
+ * Two things are new after 00_tape. A *custom op*: an op is a forward function, a backward function
+ * and a name; ops need no registration. And the *training loop*, whose five
  * lines are the same for one matrix and for a billion parameters:
  *
  *     record the loss -> backward -> optimizer step -> clear the gradients -> reset the tape
@@ -44,7 +44,7 @@ static void squared_error_backward(mu_tape *tp, mu_node *n) {
         dev->k->axpy(dev, count, 2 * dloss / (double)count, mu_data(n->out[1]), mu_grad(tp, n->in[0]));
 }
 
-/* keeps_out, saved: backward reads out[1], and callers do not get it. */
+/* keeps_out, saved: backward reads out[1], and it is not returned to callers. */
 static const mu_op op_squared_error = { .name = "squared_error", .forward = squared_error_forward,
                                         .backward = squared_error_backward, .keeps_out = MU_BIT(1), .saved = MU_BIT(1) };
 
@@ -72,11 +72,11 @@ static void network_init(network *net, mu_params *ps) {
 
 static mu_tensor *network_forward(const network *net, mu_tape *tp, mu_tensor *x_T2) {
     mu_tensor *h_TD = mu_linear(tp, x_T2, &net->in_D2->tensor);
-    h_TD = mu_add(tp, h_TD, mu_ffn_forward(&net->ffn, tp, h_TD));       /* what is there, plus a correction */
+    h_TD = mu_add(tp, h_TD, mu_ffn_forward(&net->ffn, tp, h_TD));       /* residual connection */
     return mu_linear(tp, h_TD, &net->out_1D->tensor);
 }
 
-/* n points on the tape, each with a 1 beside it that plays the part of a bias; and what they should give. */
+/* n points on the tape, each with a constant 1 as bias input; and their targets. */
 static mu_tensor *points(mu_tape *tp, int64_t n, const double *x, mu_tensor **wanted) {
     double pairs[2 * T], y[T];
     for (int64_t i = 0; i < n; i++) pairs[2 * i] = x[i], pairs[2 * i + 1] = 1, y[i] = truth(x[i]);
@@ -93,7 +93,7 @@ static double train(const network *net, mu_params *ps, mu_tape *tp) {
     mu_optimizer *opt = mu_optimizer_new(&mu_rule_adamw, &cfg, ps);
     double value = 0;
     for (int step = 1; step <= STEPS; step++) {
-        /* Random numbers are counter-based: number i of step s is the same whoever asks, on any rank. */
+        /* Random numbers are counter-based: number i of step s is the same on any rank, in any order. */
         mu_rng rng = { .seed = 1, .step = (uint32_t)step, .purpose = MU_RNG_TEST };
         double x[T];
         for (int i = 0; i < T; i++) x[i] = 2 * mu_rng_uniform(&rng, (uint64_t)i) - 1;
@@ -111,12 +111,12 @@ static double train(const network *net, mu_params *ps, mu_tape *tp) {
     return value;
 }
 
-/* The curve, on points that were in no batch. Returns the largest error. */
+/* Plots the curve on points outside the batches. Returns the largest error. */
 static double show(const network *net, mu_tape *tp) {
     enum { N = 21 };
     double x[N], y[N], worst = 0;
     for (int i = 0; i < N; i++) x[i] = -1 + 0.1 * i;
-    mu_tape_record(tp, false);                  /* no backward will follow: remember nothing */
+    mu_tape_record(tp, false);                  /* no backward will follow: record nothing */
     mu_tensor *wanted;
     mu_tensor_get(network_forward(net, tp, points(tp, N, x, &wanted)), y);
     mu_tape_record(tp, true);
@@ -139,12 +139,12 @@ int main(void) {
     network net;
     network_init(&net, ps);
     mu_params_alloc(ps);
-    mu_params_init(ps, 1);                      /* seed and name make the values: the same in every run */
+    mu_params_init(ps, 1);                      /* values depend on seed and name only: the same in every run */
 
     double loss = train(&net, ps, tp);
     double worst = show(&net, tp);
-    check(loss < 1e-3, "the error of the last batch is %.6f; guessing the mean leaves about 0.9", loss);
-    check(worst < 0.15, "and the curve is nowhere off by more than %.3f", worst);
+    check(loss < 1e-3, "the error of the last batch is %.6f; predicting the mean gives about 0.9", loss);
+    check(worst < 0.15, "the largest error of the curve is %.3f", worst);
 
     mu_params_free(ps);
     mu_tape_free(tp);

@@ -1,18 +1,18 @@
 /* 02_moe_layer.c - one layer of experts learns a task with several domains.
  *
- * Each token belongs to one of four domains, and each domain has a rule of its own from token to class. No
- * expert is told which domain a token comes from: a router, one row of numbers an expert, looks at the
- * token and picks two of eight experts for it. Only these two compute. That is the bargain of a Mixture of
- * Experts: parameters of eight networks, arithmetic of two.
+ * Each token belongs to one of four domains, and each domain has a rule of its own from token to class. Experts
+ * do not see the domain of a token: a router, one weight row per expert, scores the
+ * token and picks two of eight experts for it. Only these two compute. This is the idea of a Mixture of
+ * Experts: the parameters of eight networks, the FLOPs of two.
  *
- * The bargain has a catch. A router that once prefers an expert sends it more tokens, so that it learns
- * faster, so that it is preferred again; the others starve. Here the trouble is provoked: two experts begin
+ * The problem: a router that prefers an expert sends it more tokens, so it learns
+ * faster and is preferred even more, while the others starve. Here this is provoked: two experts start
  * with an advantage. The same layer is then trained twice, without and with the *balance loss*
  *
- *     aux = sum over experts of f_i P_i         f_i how often expert i was chosen (1 = its fair share),
+ *     aux = sum over experts of f_i P_i         f_i load of expert i (1 = uniform),
  *                                               P_i the mean probability that the router gave it
  *
- * which is 1 when all is even and pushes probability away from the busy. The tables show who took what.
+ * which is 1 when balanced and lowers the probability of overloaded experts. The tables show the load by domain.
  * Letters: T tokens, D width, F hidden width of an expert, E experts, K chosen ones, V classes. */
 #include "moe/moe.h"
 #include "optim/optim.h"
@@ -29,7 +29,7 @@ enum { DOMAINS = 4, B = 16, S = 32, T = B * S, D = 16, F = 32, E = 8, K = 2, V =
 static double centre[DOMAINS][D], rule[DOMAINS][V][D];
 typedef struct { double x_TD[T * D]; int32_t class_T[T], domains[B]; } batch;
 
-/* Counter-based: the numbers of a purpose, step and sample are the same whoever asks for them, and when. */
+/* Counter-based: the numbers of a purpose, step and sample do not depend on rank or order. */
 static void draw(uint32_t sample, uint32_t step, int64_t n, double scale, double *out) {
     mu_rng rng = { .seed = 2, .step = step, .sample = sample, .purpose = MU_RNG_TEST };
     mu_rng_normals(&rng, n, scale, out);
@@ -66,7 +66,7 @@ static void make_batch(uint32_t step, batch *b) {
 typedef struct {
     mu_device *dev;
     mu_mesh *mesh;
-    mu_placement *place;        /* which rank holds which expert: all of them this one */
+    mu_placement *place;        /* which rank holds which expert: here all on this rank */
     mu_moe_config cfg;
     mu_params *ps;
     mu_moe moe;
@@ -81,8 +81,8 @@ static void model_open(model *m, uint32_t balance) {
     m->cfg.num_experts = E, m->cfg.top_k = K, m->cfg.moe_ffn_hidden_size = F;
     m->cfg.balance = balance, m->cfg.aux_loss_coeff = 0.1;
     m->ps = mu_params_new(m->dev);
-    /* Two groups, because on several ranks they are summed over different ones: everybody has the router, an
-     * expert exists once in each expert group. */
+    /* Two groups, because on several ranks they are reduced over different groups: the router is on every rank, an
+     * expert once in each expert group. */
     mu_group *shared = mu_params_group(m->ps, "shared", m->mesh->batch);
     mu_group *expert = mu_params_group(m->ps, "expert", m->mesh->replica);
     mu_moe_init(&m->moe, &m->cfg, D, 0.2, 0, m->ps, shared, expert, m->mesh->expert, m->place);
@@ -93,7 +93,7 @@ static void model_open(model *m, uint32_t balance) {
     mu_params_init(m->ps, 7);
 }
 
-/* The advantage: the router rows of experts 0 and 1 point to where all tokens come from. */
+/* The advantage: the router rows of experts 0 and 1 point to the mean of all domain centres. */
 static void favour_two(model *m) {
     double rows[E * D];
     mu_tensor_get(&m->moe.router_ED->tensor, rows);
@@ -114,7 +114,7 @@ static void model_close(model *m) {
 /* ------------------------------------------------------------------ training */
 typedef struct {
     double ce, aux;                     /* of the last step */
-    double imbalance;                   /* busiest expert / mean load: 1 is even, E / K the worst */
+    double imbalance;                   /* maximum / mean load: 1 is uniform, E / K the worst */
     int64_t taken[DOMAINS][E];          /* over the last 20 steps */
 } result;
 
@@ -134,23 +134,23 @@ static void train_step(model *m, mu_tape *tp, mu_optimizer *opt, mu_routing_stat
     mu_tensor *x = mu_tensor_2d(tp, T, D), *right = mu_tensor_ints(tp, MU_DTYPE_I32, T, b->class_T);
     mu_tensor_set(x, b->x_TD);
 
-    /* Forward. The routing comes back too: scores, the chosen experts, the counts. Nothing is hidden. */
+    /* Forward. Also returns the routing: scores, chosen experts, counts. */
     mu_context cx = { .mode = MU_MODE_TRAIN, .step = step, .n_sequences = B, .seq_len = S, .domains = b->domains };
     mu_routing routing;
     mu_tensor *y = mu_moe_forward(&m->moe, tp, &cx, x, &routing);
     mu_tensor *ce = mu_head_loss(tp, mu_add(tp, x, y), &m->head_VD->tensor, right, 1.0 / T, NULL);
 
-    /* The statistics count who took what: the balancing terms, the optimizer and people ask them. */
+    /* The statistics count assignments per expert: for the balancing terms, the optimizer and reports. */
     mu_routing_stats_begin(stats);
     mu_routing_stats_add(stats, tp, &cx, &routing);
     mu_mat counts = mu_routing_stats_micro(stats, 0);
 
-    /* The balancing terms are ordinary parts of the loss: one adds them, and backward does the rest. */
+    /* The balancing terms are ordinary loss terms: add them before backward. */
     mu_balance_counts seen = { .micro = counts, .global = counts, .micro_tokens = T, .global_tokens = T };
     mu_balance balance = mu_balance_loss(&m->moe, tp, &cx, &routing, &seen);
     mu_backward(tp, balance.loss ? mu_add(tp, ce, balance.loss) : ce);
 
-    /* An expert without a token learned nothing in this step: it is left as it is, rather than decay. */
+    /* An expert without tokens has no gradient in this step: it is skipped, without weight decay. */
     mu_optimizer_step(opt, mu_learning_rate(&opt->cfg, step, STEPS), mu_routing_stats_total(stats));
 
     out->ce = mu_tensor_scalar_get(ce), out->aux = mu_tensor_scalar_get(balance.aux);
@@ -187,10 +187,10 @@ static result train(uint32_t balance) {
     return out;
 }
 
-/* ------------------------------------------------------------------ who took what */
+/* ------------------------------------------------------------------ load by domain */
 static void show(const result *r) {
     static const char *const shade[] = { "  ", "..", "::", "oo", "##" };
-    puts("\n      share of a domain's assignments that each expert took, in percent (50 is all one can get)");
+    puts("\n      share of each expert in the assignments of a domain, in percent (at most 50)");
     printf("      expert  ");
     for (int i = 0; i < E; i++) printf("%7d", i);
     for (int d = 0; d < DOMAINS; d++) {
@@ -203,11 +203,11 @@ static void show(const result *r) {
             printf("  %s%3.0f", shade[dark], 100 * share);
         }
     }
-    printf("\n      busiest expert: %.2f times the mean load\n\n", r->imbalance);
+    printf("\n      maximum expert load: %.2f times the mean\n\n", r->imbalance);
 }
 
-/* The mean, over domains, of the share that a domain's two favourite experts take: 2/E when experts know
- * nothing of domains, 1 when each domain has a pair of its own. */
+/* The mean, over domains, of the share that a domain's two favourite experts take: 2/E without
+ * specialisation, 1 when each domain has its own pair. */
 static double specialisation(const result *r) {
     double sum = 0;
     for (int d = 0; d < DOMAINS; d++) {
@@ -232,11 +232,11 @@ int main(void) {
     result with = train(MU_BALANCE_AUX);
     show(&with);
     double expertise = specialisation(&with);
-    check(without.imbalance > 1.8, "left alone, the busiest expert takes %.2f shares", without.imbalance);
-    check(with.imbalance < 1.4, "the balance loss brings that to %.2f", with.imbalance);
-    check(fabs(with.aux - 1) < 0.15, "aux ends at %.2f (even: 1), instead of %.2f", with.aux, without.aux);
+    check(without.imbalance > 1.8, "without a balance loss the maximum load is %.2f times the mean", without.imbalance);
+    check(with.imbalance < 1.4, "the balance loss reduces it to %.2f", with.imbalance);
+    check(fabs(with.aux - 1) < 0.15, "aux ends at %.2f (balanced: 1), instead of %.2f", with.aux, without.aux);
     check(with.ce < 0.6 * log(V), "the task is learned: cross-entropy %.3f, guessing %.3f", with.ce, log(V));
-    check(expertise > 0.5, "experts specialised: a domain's favourite two take %.0f %%, by chance %d %%",
+    check(expertise > 0.5, "experts specialised: the top two of a domain have %.0f %% of its load, by chance %d %%",
           100 * expertise, 100 * K / E);
     return failed_checks > 0;
 }

@@ -2,18 +2,18 @@
  *
  *     mpirun -n 2 build/examples/example_03_two_ranks
  *
- * Every rank reads its own half of the batch, but the experts that its tokens choose may live on the other
- * rank. So the rows are sorted by destination, exchanged, worked on where the expert lives, and exchanged
+ * Every rank reads its own half of the batch, but the experts of its tokens may be on the other
+ * rank. So the rows are sorted by destination, exchanged, processed by the expert, and exchanged
  * back; backward does the same in reverse. Router and head exist on both ranks, and their gradients are
  * summed over both.
  *
- * None of this may change what is learned. So a second layer is trained beside it, on one rank that holds
+ * None of this may change the result. So a second layer is trained beside it, on one rank that holds
  * all experts and reads the whole batch, and the losses must agree. In double precision (`ref`) they agree
- * to a few units in the last place: only the order of some sums differs. In single precision a last bit
- * would sooner or later tip a router's choice, and from there on the two go different ways, both correct.
+ * to a few units in the last place: only the order of some sums differs. In single precision a rounding difference
+ * would eventually change a router's choice, and from then on the two diverge, both correct.
  *
- * A user of the library owns MPI: main calls MPI_Init and MPI_Finalize, and a mesh is made of a
- * communicator of main's choice. Letters: B sequences of S tokens in a global batch; others as in 02. */
+ * A user of the library owns MPI: main calls MPI_Init and MPI_Finalize, and a mesh is created from
+ * any communicator. Letters: B sequences of S tokens in a global batch; others as in 02. */
 #include "moe/moe.h"
 #include "optim/optim.h"
 #include "check.h"
@@ -53,7 +53,7 @@ static void model_open(model *m, MPI_Comm comm) {
                            .layer = -1 };
     m->head_VD = mu_params_add(m->ps, &head);
     mu_params_alloc(m->ps);
-    mu_params_init(m->ps, 3);           /* by name: an expert begins alike wherever it lives */
+    mu_params_init(m->ps, 3);           /* by name: initial values do not depend on the rank */
     mu_optim_config optim = mu_optim_config_default();
     optim.lr = 1e-2, optim.warmup_steps = 5;
     m->opt = mu_optimizer_new(&mu_rule_adamw, &optim, m->ps);
@@ -72,7 +72,7 @@ static void model_close(model *m) {
     mu_device_close(m->dev);
 }
 
-/* How many of this rank's rows went elsewhere. Where an expert lives is a table, never a formula. */
+/* How many of this rank's rows went elsewhere. The placement of experts is a table, not a formula. */
 static void count_sent(model *m, const mu_routing *r) {
     int64_t n = mu_count(r->ids_TK);
     int32_t *ids = mu_tape_alloc(m->tp, sizeof *ids * (size_t)n);
@@ -107,7 +107,7 @@ static double train_step(model *m, uint32_t step) {
     mu_tensor *right, *x = read_batch(m->tp, step, mine * batch->rank, mine, &right);
 
     /* Every loss is divided by the tokens of the *global* batch. Losses and gradients of ranks are then
-     * just added, and there is no factor to forget. */
+     * simply summed. */
     mu_context cx = { .mode = MU_MODE_TRAIN, .step = step, .n_sequences = mine, .seq_len = S };
     mu_routing routing;
     mu_tensor *y = mu_moe_forward(&m->moe, m->tp, &cx, x, &routing);
@@ -161,7 +161,7 @@ int main(int argc, char **argv) {
     int64_t rows[2] = { together.sent, together.assignments };
     mu_all_reduce(together.mesh->batch, MU_REDUCE_SUM, MU_DTYPE_I64, rows, 2);
     if (rank == 0) {
-        check(apart < 1e-9, "the losses never differed by more than %.1e", apart);
+        check(apart < 1e-9, "the losses differ by at most %.1e", apart);
         check(last < 0.8 * first, "the loss fell from %.3f to %.3f", first, last);
         check((rows[0] > 0) == (ranks > 1), "%lld of %lld rows were sent to an expert on another rank",
               (long long)rows[0], (long long)rows[1]);
@@ -169,7 +169,7 @@ int main(int argc, char **argv) {
     model_close(&alone);
     model_close(&together);
 
-    /* One verdict for all: a program whose ranks disagree about the ending hangs or lies. */
+    /* All ranks return the same exit code. */
     MPI_Allreduce(MPI_IN_PLACE, &failed_checks, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
     MPI_Finalize();
     return failed_checks > 0;

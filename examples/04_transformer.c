@@ -1,5 +1,5 @@
-/* 04_transformer.c - a whole transformer with experts, and the loop that trains it. The program `muster train` runs the same
- * calls; it adds checkpoints, evaluation and a log. Also on several ranks: mpirun -n 2 build/examples/example_04_transformer */
+/* 04_transformer.c - a whole transformer with experts, and the loop that trains it. `muster train` makes the same
+ * calls and adds checkpoints, evaluation and metrics. Also on several ranks: mpirun -n 2 build/examples/example_04_transformer */
 #include "data/data.h"
 #include "layers/layers.h"
 #include "optim/optim.h"
@@ -15,7 +15,7 @@ static mu_context next_batch(mu_loader *loader, mu_tape *tape, const mu_comm *ba
     int64_t mine = SEQUENCES / batch->size, *ids = mu_tape_alloc(tape, sizeof *ids * SEQUENCES);
     int32_t *domains = mu_tape_alloc(tape, sizeof *domains * SEQUENCES), in[SEQUENCES * S], out[SEQUENCES * S];
     mu_sample samples[SEQUENCES];
-    mu_loader_next(loader, SEQUENCES, samples); /* the same on every rank, which reads its own stretch */
+    mu_loader_next(loader, SEQUENCES, samples); /* the same on every rank, which reads its own slice */
     for (int64_t i = 0; i < mine; i++) {
         const mu_sample *s = &samples[batch->rank * mine + i];
         mu_loader_read(loader, s, in + i * S, out + i * S);
@@ -59,7 +59,7 @@ int main(int argc, char **argv) {
         mu_context cx = next_batch(loader, tape, mesh->batch, &tokens, &targets);
         mu_backward_last(opt, tape, mu_loss_forward(loss, &cx, tokens, targets));
         mu_tape_reset(tape);                        /* frees every activation of the step */
-        mu_grads_reduce(opt);                       /* the loss is divided by all tokens: sums are enough */
+        mu_grads_reduce(opt);                       /* the loss is divided by all tokens, so gradients are summed */
         mu_mat terms = mu_loss_terms(loss, &n);
         mu_grad_clip(opt, mesh->batch, optim.grad_clip, n, terms);
         mu_optimizer_step(opt, mu_learning_rate(&optim, step, STEPS), mu_loss_loads(loss));
@@ -67,7 +67,7 @@ int main(int argc, char **argv) {
         mu_loss_end(loss, true);
         first = step == 1 ? v.ce : first, last = v.ce;
         if (step % 20 == 0 && mesh->world->rank == 0)
-            printf("step %3lld  loss %.3f  norm %.2f  domain rare-1 sent %lld assignments to expert 0 of layer 0\n",
+            printf("step %3lld  loss %.3f  norm %.2f  domain rare-1: %lld assignments to expert 0 of layer 0\n",
                    (long long)step, v.ce, v.grad_norm, (long long)loss->stats->by_domain[1]);
     }
     if (mesh->world->rank == 0) check(last < 0.7 * first, "cross-entropy fell from %.3f to %.3f", first, last);
