@@ -1,18 +1,18 @@
 #!/bin/bash
-# get-texts.sh [FOLDER] [MAX_BYTES] - texts with domain labels, out of Debian's own packages.
+# get-texts.sh [FOLDER] [MAX_BYTES] - texts with domain labels, from Debian packages.
 #
-# Makes one sub-folder of .txt files for each domain in FOLDER (default: texts), none larger than MAX_BYTES
+# Makes one sub-folder of .txt files per domain in FOLDER (default: texts), each at most MAX_BYTES
 # (default: 3000000). Packages are downloaded and unpacked, never installed; only the texts stay.
-# FOLDER/SOURCES.txt says what came from where and under which licence.
+# FOLDER/SOURCES.txt lists sources and licences.
 #
-# A domain appears whole or not at all: it is made in a temporary folder and then renamed. What is there
-# already is not fetched again; to make a domain anew, remove its folder.
+# A domain is complete or absent: it is made in a temporary folder and then renamed. Existing domains
+# are not fetched again; to recreate one, remove its folder.
 #
-# Exit: 0 all domains are there, 1 a domain could not be made, 3 apt has nothing to offer (no package lists,
+# Exit: 0 all domains are there, 1 a domain could not be made, 3 the packages are not available (no package lists,
 # no network).
 set -euo pipefail
 export LC_ALL=C
-unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # these change the behaviour of cd, grep and bash
 
 folder=${1:-texts}
 max_bytes=${2:-3000000}
@@ -25,14 +25,14 @@ fail() { local code=$1; shift; echo "get-texts: error: $*" >&2; exit "$code"; }
 mkdir -p -- "$folder"
 folder=$(cd -- "$folder" && pwd)
 shown=$(printf %q "$folder")            # in messages
-in_the_way() { fail 1 "$shown/$1 is in the way: not made by this script"; }
+in_the_way() { fail 1 "$shown/$1 exists but was not made by this script"; }
 for file in .lock SOURCES.txt; do
     [[ ! -L $folder/$file && ( -f $folder/$file || ! -e $folder/$file ) ]] || in_the_way "$file"
 done
 heading="What the texts are, by domain. Made by get-texts.sh from Debian's packages; the licences are the sources'."
 [[ ! -e $folder/SOURCES.txt || $(head -n 1 "$folder/SOURCES.txt") == "$heading" ]] || in_the_way SOURCES.txt
 exec 9>> "$folder/.lock"
-flock -w 10 9 || fail 1 "another get-texts.sh is at work in $shown"
+flock -w 10 9 || fail 1 "another get-texts.sh is running in $shown"
 for left in "$folder"/.partial-*; do    # by a killed run
     if [[ ! -L $left && -f $left/.get-texts ]]; then rm -rf "$left"; fi
 done
@@ -49,7 +49,7 @@ fetch() {
     local package reason
     for package in "$@"; do
         apt-cache show "$package" > /dev/null 2>&1 ||
-            fail 3 "apt knows no package $package; run 'apt-get update' as root, or see that its sources have Debian's main"
+            fail 3 "apt has no package $package; run 'apt-get update' as root, or add Debian's main to its sources"
         mkdir -p "$work/deb" "$work/root"
         (cd "$work/deb" && apt-get -qq -o APT::Sandbox::User=root -o Acquire::Retries=2 download "$package") \
             > "$work/log" 2>&1 9>&- || {
@@ -87,7 +87,7 @@ spread_entries() {
         END { flush_entry() }' "$1"
 }
 
-# spread_files BYTES FILE...: of these documents removes as many as are too many, evenly spread.
+# spread_files BYTES FILE...: removes documents, evenly spread, until the rest fits BYTES.
 spread_files() {
     local bytes=$1 size=0 seen=0 kept=0 file n
     shift
@@ -99,10 +99,10 @@ spread_files() {
     done
 }
 
-# first_lines BYTES: as many whole lines as fit. Reads to the end, so that nobody upstream sees a closed pipe.
+# first_lines BYTES: as many whole lines as fit. Reads to the end, so that upstream commands do not see a closed pipe.
 first_lines() { awk -v bytes="$1" '{ n += length($0) + 1; if (n <= bytes) print }'; }
 
-# Emphasis, links and HTML's last traces out of Markdown, and the lines that lead to the next page (with
+# Removes emphasis, links and HTML from Markdown, and the links to the next page (lines with
 # U+2039, U+203A).
 strip_markdown() {
     sed -z -E 's/!?\[([^]]*)\]\([^)]*\)/\1/g' | sed -E '/\xe2\x80[\xb9\xba]/d
@@ -141,7 +141,7 @@ make_scripture() {
         if apt-cache show libreadline8t64 > /dev/null 2>&1; then fetch libreadline8t64; else fetch libreadline8; fi
         libraries=$(dirname "$(find "$work/root" -name 'libreadline.so.*' | head -n 1)")
     fi
-    # Chapters start with a line "Genesis 1" or "1 Samuel 1": a file a book, in the order of the books.
+    # Chapters start with a line "Genesis 1" or "1 Samuel 1": one file per book, in the order of the books.
     LD_LIBRARY_PATH=$libraries "$bible" -p "$work/root/usr/lib/" -l78 gen1:1-rev22:21 < /dev/null |
         awk -v out="$out" '
             blank && /^[1-3A-Z][A-Za-z ]* [0-9]+$/ {
@@ -208,7 +208,7 @@ make_assembly() {
         "each program's own licence (mostly GPL)"
 }
 
-# Small on purpose: the rare domain.
+# Small on purpose: a rare domain.
 make_chemistry() {
     fetch dict-elements
     dictd elements | sed -n '/^hydrogen/,$p' | first_lines "$max_bytes" > "$out/elements.txt"
@@ -219,10 +219,10 @@ make_chemistry() {
 
 origin() { echo "$*" >> "$out/.origin"; }
 
-# Looks for what must not be: no text at all, binary bytes, tags of HTML.
+# Checks the result: some text, no binary bytes, no HTML tags.
 check_texts() {
     [[ -n $(find "$out" -name '*.txt' -print -quit) && -z $(find "$out" -name '*.txt' -size 0 -print -quit) ]] ||
-        fail 1 "$domain: no text came out; has a package changed?"
+        fail 1 "$domain: no text; has a package changed?"
     ! grep -rlP '[\x00-\x08\x0e-\x1f]' "$out" --include='*.txt' || fail 1 "$domain: the files above are not plain text"
     ! grep -rlE '</(p|a|td|div|b|i)>' "$out" --include='*.txt' || fail 1 "$domain: the files above have HTML in them"
 }
@@ -231,7 +231,7 @@ text_bytes() { find "$1" -name '*.txt' -printf '%s\n' | awk '{ n += $1 } END { p
 
 for domain in general computing scripture politics assembly latin licences chemistry; do
     if [[ -e $folder/$domain/.finished ]]; then
-        say "$domain: already there"
+        say "$domain: exists"
         continue
     fi
     [[ ! -e $folder/$domain && ! -L $folder/$domain ]] || in_the_way "$domain"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# same-losses.sh OLD NEW COMPARE - do two builds of muster train alike, to the last bit?
+# same-losses.sh OLD NEW COMPARE - checks that two builds of muster train with bit-identical losses.
 #
 # Four configurations (fp32, fp32 with experts on both ranks and several micro-batches, bf16, reproducible), each on one rank and
-# on two, 12 steps of synthetic texts without validation. OLD and NEW are programs, COMPARE is build/tests/tool_compare. Prints a
-# line for each; exits with 1 when any differ.
+# on two, 12 steps of synthetic texts without validation. OLD and NEW are programs, COMPARE is build/tests/tool_compare. Prints one
+# line per run; exits with 1 when any differ.
 set -eu
 unset CDPATH
 [ $# = 3 ] || { echo "usage: same-losses.sh OLD NEW COMPARE" >&2; exit 64; }

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# test.sh [--all] [CTEST OPTION...] - installs what is missing, builds in build-test/ and runs the test suite.
-# --all also runs the slow tests: every split, signal and order of which the others take some.
-# Other options go to ctest: `scripts/test.sh -L unit` runs the unit tests only, `-R moe` those named so.
-# Exit: 0 all passed; 66 something cannot be installed; else what the build or ctest returned.
+# test.sh [--all] [CTEST OPTION...] - installs missing packages, builds in build-test/ and runs the test suite.
+# --all also runs the slow tests: all splits, signals and orders instead of some.
+# Other options go to ctest: `scripts/test.sh -L unit` runs only the unit tests, `-R moe` those whose name matches.
+# Exit: 0 all passed; 66 a package cannot be installed; else the code of the build or ctest.
 set -euo pipefail
-unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # these change the behaviour of cd, grep and bash
 cd -- "$(dirname -- "$(readlink -f -- "$0")")/.."
 
 selection=(-LE slow)
@@ -26,9 +26,9 @@ mkdir -p build-test
 quietly build-test/test.log cmake -S . -B build-test -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=ON -DMUSTER_FAULTS=ON
 quietly build-test/test.log cmake --build build-test --parallel "$(nproc)"
 
-# A test that runs several ranks or threads asks for two places (PROCESSORS in tests/CMakeLists.txt): with two
-# they run one by one.
+# A test with several ranks or threads takes two slots (PROCESSORS in tests/CMakeLists.txt): with two
+# slots they run one by one.
 step "3/3 the tests (a few minutes on two cores)"
 jobs=$(nproc)
-[[ $jobs -le 4 ]] || jobs=4             # times of single tests stay comparable
+[[ $jobs -le 4 ]] || jobs=4             # keeps times of single tests comparable
 exec ctest --test-dir build-test --output-on-failure --no-tests=error -j "$jobs" "${selection[@]}" "$@"

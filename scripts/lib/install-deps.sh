@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# install-deps.sh - brings in what building and testing muster needs, from the distribution's own packages.
+# install-deps.sh - installs the packages that building and testing muster needs, from the distribution.
 #
-# install-deps.sh [run]: with `run`, what only the tests need is left out.
+# install-deps.sh [run]: with `run`, without those that only tests need.
 #
-# Run it, or source it (then its status is the status of `.`; nothing but its functions stays behind).
-# Made for Debian 12 and 13. Says first what it is about to install and why; does nothing but say so in one
-# line when nothing is missing. On other systems it checks for the same things and names those that are missing.
-#   0   everything is there
-#   66  something cannot be had here; the last lines say what, and where apt's output is
+# Run it, or source it (its status is then the status of `.`; it defines only functions).
+# Made for Debian 12 and 13. Lists the packages and their purpose before installing them; prints one
+# line when nothing is missing. On other systems it only lists what is missing.
+#   0   everything is installed
+#   66  a package is not available; the last lines name it, and the log of apt
 
-# package | how the build would find it when it did not come as that package | why
+# package | how to find it when installed otherwise | why
 muster_deps_table() {      # [run]
     cat <<'TABLE'
 gcc            | command gcc            | C compiler with OpenMP
@@ -35,7 +35,7 @@ libc6-dev-arm64-cross   | command aarch64-linux-gnu-gcc | tests: the C library f
 TABLE
 }
 
-muster_deps_probe() {       # KIND NAME...: true when one of the names is there
+muster_deps_probe() {       # KIND NAME...: true when one of the names is found
     local kind=$1 name
     shift
     for name in "$@"; do
@@ -67,7 +67,7 @@ muster_deps_fail() {        # LOG MESSAGE...
     local log=$1
     shift
     if [ -n "$log" ]; then
-        echo "---- what apt said, from $log" >&2
+        echo "---- output of apt, from $log" >&2
         grep -v '^\(Ign\|Get\|Hit\):' "$log" | tail -n 20 >&2
         echo "----" >&2
     fi
@@ -86,28 +86,28 @@ muster_install_deps() (     # [run]; a subshell: nothing of this reaches a scrip
     # shellcheck disable=SC1091
     system=$(. /etc/os-release 2> /dev/null && echo "$PRETTY_NAME")
     if ! command -v apt-get > /dev/null || ! command -v dpkg-query > /dev/null; then
-        muster_deps_fail "" "${system:-this system} has no apt; install these yourself (Debian's names): $packages"
+        muster_deps_fail "" "${system:-this system} has no apt; install these manually (Debian names): $packages"
         return
     fi
     as_root=
     if [ "$(id -u)" -ne 0 ]; then
         as_root=sudo
         if ! command -v sudo > /dev/null || { [ ! -t 0 ] && ! sudo -n true 2> /dev/null; }; then
-            muster_deps_fail "" "not root and no sudo; have root run: apt-get install --no-install-recommends $packages"
+            muster_deps_fail "" "not root and no sudo; run as root: apt-get install --no-install-recommends $packages"
             return
         fi
     fi
     log=$(mktemp "${TMPDIR:-/tmp}/muster-deps.XXXXXX") || {
-        muster_deps_fail "" "no log can be written in ${TMPDIR:-/tmp}"
+        muster_deps_fail "" "cannot write a log in ${TMPDIR:-/tmp}"
         return
     }
-    echo "muster needs these packages of ${system:-this system}, and what they depend on${as_root:+ (with sudo)}:"
+    echo "installing these packages of ${system:-this system} and their dependencies${as_root:+ (with sudo)}:"
     echo "$missing" | while IFS='|' read -r package why; do printf '    %-23s%s\n' "$package" "$why"; done
     echo "apt's output goes to $log"
 
     apt="$as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -o DPkg::Lock::Timeout=120"
     install="$apt install --no-install-recommends"
-    # An index that fails twice may be a foreign one that is not needed: what matters is found out below.
+    # An index that fails twice may be a third-party one that is not needed: checked below.
     $apt update -o APT::Update::Error-Mode=any >> "$log" 2>&1 < /dev/null || {
         sleep 3
         $apt update >> "$log" 2>&1 < /dev/null
@@ -117,7 +117,7 @@ muster_install_deps() (     # [run]; a subshell: nothing of this reaches a scrip
         LC_ALL=C apt-cache policy "$package" 2> /dev/null | grep -q 'Candidate: [^(]' || absent="$absent $package"
     done
     if [ -n "$absent" ]; then
-        muster_deps_fail "$log" "not to be had from the package sources of ${system:-this system}:$absent" \
+        muster_deps_fail "$log" "not available from the package sources of ${system:-this system}:$absent" \
             "- is the network up? Debian 12 and 13 have all of them in \"main\""
         return
     fi
@@ -133,7 +133,7 @@ muster_install_deps() (     # [run]; a subshell: nothing of this reaches a scrip
     fi
     missing=$(muster_deps_missing "$1")
     if [ -n "$missing" ]; then
-        muster_deps_fail "$log" "apt reported success, yet these are missing: $(muster_deps_names "$missing")"
+        muster_deps_fail "$log" "apt reported success, but these are missing: $(muster_deps_names "$missing")"
         return
     fi
     echo "install-deps: installed in $((SECONDS - start)) s"

@@ -1,4 +1,4 @@
-# steps.sh - sourced by the scripts that work in announced steps; they set `program`, the name in their messages.
+# steps.sh - sourced by scripts that print numbered steps; they set `program`, the name in their messages.
 # shellcheck shell=bash disable=SC2154
 step() { printf '\n== %s\n' "$*"; }
 fail() { local code=$1; shift; echo "$program: error: $*" >&2; exit "$code"; }
