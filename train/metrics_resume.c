@@ -106,7 +106,7 @@ static void note_damage(old_file *s, int64_t line) {
     if (!s->damaged++ || line < s->first_damaged) s->first_damaged = line;
 }
 
-static void note_sound(old_file *s, const record *r) {
+static void note_valid(old_file *s, const record *r) {
     int64_t key = 2 * r->step + !r->training;
     if (s->n && s->list[s->n - 1].key >= key) s->in_order = false;
     if (s->n == s->capacity) {
@@ -124,14 +124,14 @@ static mu_status read_lines(old_file *s, mu_error *e) {
     while (mu_lines_next(&r)) {
         record found;
         bool checked = r.bytes <= MU_LINE_BYTES && mu_line_has_checksum(r.text, r.bytes);
-        bool sound = r.bytes <= MU_LINE_BYTES && checked >= s->checked && read_line(s->src, r.text, r.bytes, &found, loads);
-        if (!sound && !r.ended && is_torn(r.text, r.bytes, s->src->state->step)) break;
+        bool valid = r.bytes <= MU_LINE_BYTES && checked >= s->checked && read_line(s->src, r.text, r.bytes, &found, loads);
+        if (!valid && !r.ended && is_torn(r.text, r.bytes, s->src->state->step)) break;
         s->lines++;
-        if (!sound) {
+        if (!valid) {
             note_damage(s, s->lines);
             continue;
         }
-        note_sound(s, &found);
+        note_valid(s, &found);
         s->checked |= checked;
         if (found.step > s->src->state->step) s->beyond++;
         else s->end = r.end, s->ended = r.ended;

@@ -19,10 +19,10 @@ static int64_t pairs(const job *j) { return j->from->shape.layers * j->from->sha
 /* Record i into row `row` of the block. */
 static mu_status take(job *j, int64_t i, int64_t row, mu_error *e) {
     int64_t D = j->from->shape.domains, LE = pairs(j), *load = j->load + row * LE, *by_domain = j->by_domain + row * LE * D;
-    bool sound;
-    mu_status status = mu_statistics_read(j->from, i, &sound, e);
+    bool valid;
+    mu_status status = mu_statistics_read(j->from, i, &valid, e);
     if (status != MU_STATUS_OK) return status;
-    if (!sound) return mu_error_set(e, MU_STATUS_DATA, "%s: record %lld is damaged", j->from->path, (long long)i + 1);
+    if (!valid) return mu_error_set(e, MU_STATUS_DATA, "%s: record %lld is damaged", j->from->path, (long long)i + 1);
     j->step[i] = j->from->step;
     for (int64_t c = 0; c < LE * D; c++) {
         load[c / D] = (c % D ? load[c / D] : 0) + j->from->counts[c];

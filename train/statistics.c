@@ -148,11 +148,11 @@ mu_status mu_statistics_open(mu_statistics **out, const char *path, bool append,
     return MU_STATUS_OK;
 }
 
-mu_status mu_statistics_read(mu_statistics *s, int64_t i, bool *sound, mu_error *e) {
+mu_status mu_statistics_read(mu_statistics *s, int64_t i, bool *valid, mu_error *e) {
     int64_t n = s->record_bytes / 8;
     int64_t got = read_all(s->fd, s->words, s->record_bytes, s->header_bytes + i * s->record_bytes);
     if (got < 0) return mu_error_set(e, MU_STATUS_IO, "%s cannot be read: %s", s->path, strerror(errno));
-    *sound = got == s->record_bytes && s->words[n - 1] == checksum(s->words, n) && s->words[0] >= 1;
+    *valid = got == s->record_bytes && s->words[n - 1] == checksum(s->words, n) && s->words[0] >= 1;
     s->step = s->words[0];
     s->by_domain = s->words[1] != 0;
     return MU_STATUS_OK;

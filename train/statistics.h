@@ -30,8 +30,8 @@ mu_status mu_statistics_create(mu_statistics **s, const char *path, const mu_sta
 /* NOINPUT: no such file; DATA: another format, or a damaged header. Local. */
 mu_status mu_statistics_open(mu_statistics **s, const char *path, bool append, mu_error *e) MU_MUST_USE;
 void mu_statistics_close(mu_statistics *s);
-/* Record i of n. *sound false: damaged. Local. */
-mu_status mu_statistics_read(mu_statistics *s, int64_t i, bool *sound, mu_error *e) MU_MUST_USE;
+/* Record i of n. *valid false: damaged. Local. */
+mu_status mu_statistics_read(mu_statistics *s, int64_t i, bool *valid, mu_error *e) MU_MUST_USE;
 /* counts as above; without by_domain [layers, experts]. Local. */
 mu_status mu_statistics_append(mu_statistics *s, int64_t step, bool by_domain, const int64_t *counts, mu_error *e) MU_MUST_USE;
 /* Truncates to the first n records. Local. */

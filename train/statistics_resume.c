@@ -16,7 +16,7 @@ typedef struct {
     mu_statistics *old;         /* NULL: no file that this run can continue */
     bool foreign;               /* because the existing file is of another run */
     kept_record *kept;
-    int64_t n, unsound, beyond; /* unsound: before the last kept one; later ones may be torn by a kill */
+    int64_t n, invalid, beyond; /* invalid: before the last kept one; later ones may be torn by a kill */
     int64_t missing;            /* training lines without a record */
 } old_file;
 
@@ -43,18 +43,18 @@ static mu_status open_old(old_file *s, mu_error *e) {
 }
 
 static mu_status read_records(old_file *s, mu_error *e) {
-    int64_t unsound = 0;
+    int64_t invalid = 0;
     s->kept = mu_alloc((size_t)s->old->n, sizeof *s->kept);
     for (int64_t i = 0; i < s->old->n; i++) {
-        bool sound;
+        bool valid;
         mu_activity_tick();
-        mu_status status = mu_statistics_read(s->old, i, &sound, e);
+        mu_status status = mu_statistics_read(s->old, i, &valid, e);
         if (status != MU_STATUS_OK) return status;
-        if (sound && s->old->step > s->src->state->step) s->beyond++;
-        else if (sound && (!s->n || s->old->step > s->kept[s->n - 1].step)) {
+        if (valid && s->old->step > s->src->state->step) s->beyond++;
+        else if (valid && (!s->n || s->old->step > s->kept[s->n - 1].step)) {
             s->kept[s->n++] = (kept_record){ i, s->old->step };
-            s->unsound = unsound + s->beyond; /* only earlier steps precede a step */
-        } else unsound++;
+            s->invalid = invalid + s->beyond; /* only earlier steps precede a step */
+        } else invalid++;
     }
     return MU_STATUS_OK;
 }
@@ -78,9 +78,9 @@ typedef struct {
 
 static mu_status copy_record(merge *m, int64_t index, mu_error *e) {
     mu_statistics *old = m->s->old;
-    bool sound;
-    mu_status status = mu_statistics_read(old, index, &sound, e);
-    if (status == MU_STATUS_OK && !sound) status = mu_error_set(e, MU_STATUS_IO, "%s changed while being read", old->path);
+    bool valid;
+    mu_status status = mu_statistics_read(old, index, &valid, e);
+    if (status == MU_STATUS_OK && !valid) status = mu_error_set(e, MU_STATUS_IO, "%s changed while being read", old->path);
     if (status != MU_STATUS_OK) return status;
     const int64_t *counts = old->counts;
     int64_t D = m->s->shape.domains, pairs = m->s->shape.layers * m->s->shape.experts;
@@ -138,7 +138,7 @@ static mu_status replace(old_file *s, mu_error *e) {
     if (s->foreign) mu_log(MU_LOG_WARNING, "%s is not of this run, or its header is damaged: moved aside to %s", s->path, aside);
     else
         mu_run_warn_rewritten(&(mu_rewritten){ .path = s->path, .names = aside, .parts = "records", .step = s->src->state->step,
-                                    .damaged = s->missing > s->unsound ? s->missing : s->unsound,
+                                    .damaged = s->missing > s->invalid ? s->missing : s->invalid,
                                     .all = s->old->n > s->logged->n ? s->old->n : s->logged->n,
                                     .detail = " or missing (the loads of those steps are taken from metrics.jsonl)" });
     free(aside);
@@ -150,7 +150,7 @@ static mu_status resume(old_file *s, mu_error *e) {
     if (status == MU_STATUS_OK && s->old) status = read_records(s, e);
     if (status != MU_STATUS_OK) return status;
     count_missing(s);
-    bool rewrite = !s->old || s->unsound || s->missing || (s->beyond && mu_run_rewinds(s->src)) || (!s->src->state->step && s->old->n);
+    bool rewrite = !s->old || s->invalid || s->missing || (s->beyond && mu_run_rewinds(s->src)) || (!s->src->state->step && s->old->n);
     if (rewrite) return replace(s, e);
     bool longer = s->old->n > s->n || s->old->rest;
     return longer ? mu_statistics_cut(s->old, s->n, e) : MU_STATUS_OK;
