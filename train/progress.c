@@ -135,7 +135,7 @@ void mu_progress_close(mu_progress *p) {
 void mu_print_domains(const mu_texts *texts, int64_t most, const mu_domain_loss *results) {
     bool any = false;
     for (int i = 0; i < texts->corpus.n_domains; i++) any |= results[i].tokens > 0;
-    printf(any ? "\nvalidation loss per domain (nats/token; unigram: unigram baseline, the entropy of token frequencies)\n"
+    printf(any ? "\nvalidation loss per domain (nats/token; unigram: baseline, entropy of token frequencies)\n"
                : "\ntexts per domain, not evaluated\n");
     printf("  %-20s %12s %12s %8s %8s %8s %10s\n", "domain", "train tokens", "val tokens", "share", "loss", "unigram",
            "bits/byte");

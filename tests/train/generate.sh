@@ -43,7 +43,7 @@ same cpu --prompt "7 8 " --tokens 300 --top-p 0.9 --temperature 1.3
 same cpu train.device=ref --prompt "1 2 3" --tokens 12 --temperature 0
 same cpu --prompt "1 2 3" --tokens 12 train.device=cpu-base train.threads=2
 text wrong cpu --prompt x moe.top_k=1
-if [ $? = 78 ] && grep -q 'error: moe.top_k=1: generate takes train.device' wrong.err; then pass; else fail "an override that generate does not take"; fi
+if [ $? = 78 ] && grep -q 'error: moe.top_k=1: generate accepts only train.device' wrong.err; then pass; else fail "an override that generate does not take"; fi
 
 # ---------------------------------------------------------------- one row of experts per token in the context
 text with cpu --prompt "1 2 3 4" --tokens 50 --temperature 0 --show-experts

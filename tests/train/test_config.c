@@ -505,8 +505,8 @@ static void commands_take_some_overrides(void **state) {
         assert_int_equal(mu_config_check_use(uses[i].text, MU_ON_EVAL, "eval", &e) == MU_STATUS_OK, uses[i].eval);
         assert_int_equal(mu_config_check_use(uses[i].text, MU_ON_GENERATE, "generate", &e) == MU_STATUS_OK, uses[i].generate);
     }
-    assert_string_equal(e.text, "train.steps=3: generate takes train.device, train.dtype, train.threads;"
-                                " everything else is the checkpoint's");
+    assert_string_equal(e.text, "train.steps=3: generate accepts only train.device, train.dtype, train.threads;"
+                                " all other options come from the checkpoint");
 }
 
 static void rates_of_a_constant_schedule(void **state) {
