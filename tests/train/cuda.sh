@@ -106,7 +106,7 @@ MUSTER_EMULATED_DEVICES=0 expect 0 "auto without a GPU" with "$gpu" 1 auto train
 MUSTER_EMULATED_DRIVER=11040 expect 78 "an old driver" with "$gpu" 1 none train.device=cuda
 says "an old driver" 'the NVIDIA driver supports CUDA 11.4, but this build needs [0-9]+\.[0-9]; install a newer driver'
 MUSTER_EMULATED_CAPABILITY=7 expect 78 "an old GPU" with "$gpu" 1 none train.device=cuda
-says "an old GPU" 'GPU 0 has compute capability 7.0, this muster needs 8.0 or more'
+says "an old GPU" 'GPU 0 has compute capability 7.0, this build needs 8.0 or more'
 MUSTER_EMULATED_CAPABILITY=7 expect 0 "auto with an old GPU" with "$gpu" 1 auto-old train.device=auto train.steps=2 optim.warmup_steps=1
 says_once "auto with an old GPU" 'train.device auto: rank 0: GPU 0 has compute capability .*; training on the processor'
 MUSTER_EMULATED_FAULT=rmsnorm expect 70 "a kernel that faults" with "$gpu" 1 faulty train.device=cuda
