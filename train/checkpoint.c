@@ -171,6 +171,8 @@ typedef struct {
 
 static void save_one(mu_state_visitor *v, const mu_state *s) {
     writer *w = (writer *)v;
+    MU_CHECK(s->since <= MU_CHECKPOINT_VERSION, "%s is state since format version %d; checkpoints are of version %d: raise"
+             " MU_CHECKPOINT_VERSION in train/train.h", s->name, s->since, MU_CHECKPOINT_VERSION);
     bool mine = w->s && w->status == MU_STATUS_OK && (s->sharded || w->t->mesh->batch->rank == 0);
     if (s->until || !(mine || s->collective)) return;
     mu_activity_set("writing a checkpoint", -1, NULL);

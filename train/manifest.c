@@ -10,7 +10,7 @@
 /* Version 1 has no val_split: its runs split at the tail. EP_MAX: one shard per rank of an expert group, which has at least one
  * expert of each layer. The limits on bytes and values allow the largest model of MU_MODEL_TENSORS_MAX tensors (a tensor is one
  * value, a shard four, and a configuration has commas, too); parsing takes under 256 MiB. */
-enum { FORMAT_VERSION = 3, OLDEST_VERSION = 1, RANKS_MAX = 1 << 20, EP_MAX = 1 << 16,
+enum { OLDEST_VERSION = 1, RANKS_MAX = 1 << 20, EP_MAX = 1 << 16,
        VALUES_MAX = MU_MODEL_TENSORS_MAX + 4 * EP_MAX + (1 << 17), OBJECTS_MAX = EP_MAX + (1 << 14) };
 static const char *const val_splits[] = {
     [MU_VAL_DOCUMENTS_BY_HASH] = "documents_by_hash", [MU_VAL_DOCUMENTS] = "documents", [MU_VAL_TAIL] = "tail"
@@ -32,7 +32,7 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     mu_json_init(&j);
     mu_json_begin(&j, NULL, '{');
     mu_json_string(&j, "format", "muster-checkpoint");
-    mu_json_int(&j, "version", FORMAT_VERSION);
+    mu_json_int(&j, "version", MU_CHECKPOINT_VERSION);
     mu_json_string(&j, "program", "muster " MU_VERSION);
     mu_json_int(&j, "step", m->step);
     mu_json_int(&j, "ranks", m->ranks);
@@ -144,11 +144,11 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     char format[32] = "";
     copy_string(root, "format", format, sizeof format);
     json_int_t version = json_integer_value(json_object_get(root, "version"));
-    if (strcmp(format, "muster-checkpoint") || version < OLDEST_VERSION || version > FORMAT_VERSION)
+    if (strcmp(format, "muster-checkpoint") || version < OLDEST_VERSION || version > MU_CHECKPOINT_VERSION)
         return mu_error_set(
             e, MU_STATUS_DATA,
             "%s: format \"%s\" version %lld; this program reads \"muster-checkpoint\" versions %d to %d", path,
-            format, (long long)version, OLDEST_VERSION, FORMAT_VERSION);
+            format, (long long)version, OLDEST_VERSION, MU_CHECKPOINT_VERSION);
     m->version = (int)version;
     const char *config = json_string_value(json_object_get(root, "config"));
     m->step = read_integer(root, "step", 0, INT64_MAX);

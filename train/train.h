@@ -67,6 +67,7 @@ double mu_evaluate(const mu_evaluation *ev, int64_t most, mu_domain_loss *result
 
 /* ------------------------------------------------------------------ checkpoints (checkpoint.c, manifest.c)
  * RUN/checkpoints/step-N/: manifest.json, shard-0000.h5, ... Committed by renaming step-N.tmp. */
+#define MU_CHECKPOINT_VERSION 3     /* of the format; raised by one when state is added or left out (mu_state.since, until) */
 enum { MU_SHARD_NAME = 32 };
 typedef struct { char name[MU_SHARD_NAME]; int64_t bytes; char hash[33]; } mu_shard;
 void mu_shard_name(int shard, char name[MU_SHARD_NAME]);           /* shard-0000.h5 */

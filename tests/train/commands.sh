@@ -144,7 +144,7 @@ mkdir -p bare/checkpoints
 for command in eval inspect verify; do refuses 65 "bare is a run folder without checkpoints" $command bare; done
 
 expect 0 "inspect" m inspect run
-for pattern in '^run: finished; last started 20' '^  checkpoints of step' '^  [0-9]+ logged steps; training loss [0-9.]+ \(step 20\)' '^  step 20 of 20, 5120 tokens seen, written by 1 rank' '[0-9]+ parameters, [0-9]+ active per token' 'shard-0000.h5' '^state \(format version 3; --state' '^  other state +[0-9]+ arrays, 0 of them sharded' '^  layer 1 ' 'hidden_size: 32'; do
+for pattern in '^run: finished; last started 20' '^  checkpoints of step' '^  [0-9]+ logged steps; training loss [0-9.]+ \(step 20\)' '^  step 20 of 20, 5120 tokens seen, written by 1 rank' '[0-9]+ parameters, [0-9]+ active per token' 'shard-0000.h5' '^state \(format version [0-9]+; --state' '^  other state +[0-9]+ arrays, 0 of them sharded' '^  layer 1 ' 'hidden_size: 32'; do
     says "inspect" "$pattern"
 done
 expect 0 "inspect --state" m inspect run --state
