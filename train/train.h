@@ -21,7 +21,8 @@ void mu_texts_close(mu_texts *t);
 bool mu_texts_have_validation(const mu_texts *t);      /* does any domain have validation sequences? */
 
 /* ------------------------------------------------------------------ the state of a run, as kept in checkpoints
- * All borrowed. The ranks of `mesh` hold it together. */
+ * Only points: whoever holds it (mu_training, mu_inference, mu_checkpoint_shape) frees model and optimizer when it closes. The
+ * ranks of `mesh` hold the state together. */
 typedef struct {
     mu_mesh *mesh;
     int64_t step;                   /* finished optimizer steps */
@@ -224,17 +225,18 @@ void mu_progress_close(mu_progress *p);
 /* The table of validation losses; `most`: sequences evaluated per domain, 0: all. */
 void mu_print_domains(const mu_texts *texts, int64_t most, const mu_domain_loss *results);
 void mu_print_expert_load(const mu_load_window *window, const int *layer_ids);
+/* When (recorder.c). Local. */
 bool mu_due(int64_t every, int64_t step, int64_t last);     /* every 0: never; otherwise the last step is always due */
 double mu_kill_timeout(void);       /* seconds from SIGTERM to SIGKILL for the ranks of an mpirun that was signalled */
 
-/* ------------------------------------------------------------------ measuring the machine (peak.c) */
+/* ------------------------------------------------------------------ threads and device of a rank (device.c, peak.c) */
 /* Sets the threads of this rank: as configured, within its share of the node's cores. Local. */
 void mu_config_use_threads(const mu_train_config *cfg, const mu_mesh *mesh);
 /* The device of train.device and train.dtype, the same kind on every rank. Collective over the world. CONFIG
  * when it is missing on some rank. */
 mu_status mu_train_device_open(const mu_train_config *cfg, const mu_mesh *mesh, mu_device **dev, mu_error *e);
 
-/* FLOP/s of this rank's fp32 matrix product (all ranks at once when called together); 0 on slow devices. */
+/* FLOP/s of this rank's fp32 matrix product (all ranks at once when called together); 0 on slow devices. Local. */
 double mu_peak_measure(mu_device *dev);
 
 /* ------------------------------------------------------------------ faults for tests (fault.c)
@@ -252,7 +254,8 @@ int mu_cmd_generate(int argc, char **argv);
 int mu_cmd_inspect(int argc, char **argv);
 int mu_cmd_verify(int argc, char **argv);
 int mu_cmd_tokenize(int argc, char **argv);
-/* Messages (messages.c): written to stderr; mu_report_error sets their rank. */
+/* ------------------------------------------------------------------ messages (messages.c)
+ * Written to stderr; mu_report_error sets their rank. Local. */
 void mu_messages_start(void);
 int mu_messages_rank(void);
 /* printf to stdout with escaped %s arguments (mu_text_vformat): for untrusted text, such as paths and
@@ -264,6 +267,7 @@ void mu_print_text(const char *text);                   /* any length; keeps new
 int mu_report_error(const mu_error *e, int rank);
 /* For mu_watch_start: prints the report and ends every rank with MU_STATUS_INTERNAL. */
 void mu_report_stall(const char *report);
+/* ------------------------------------------------------------------ what sub-commands stand on (open.c, dry_run.c) */
 /* A checkpoint's model with its weights, for eval and generate (open.c): the newest valid one of a run, or the one that `path`
  * names, with overrides of device, dtype and threads. Collective over the mesh, agreed; mu_inference_close may follow any outcome. */
 typedef struct {

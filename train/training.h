@@ -1,5 +1,5 @@
-/* training.h - the parts of a training run: opened in training.c, stepped in loop.c, recorded in recorder.c. Everything else
- * in train/ receives only the parts that it uses (train.h). */
+/* training.h - the parts of a training run: opened in training.c, stepped in loop.c, recorded in recorder.c, computed
+ * again in nonfinite.c. Everything else in train/ receives only the parts that it uses (train.h). */
 #ifndef MUSTER_TRAIN_TRAINING_H
 #define MUSTER_TRAIN_TRAINING_H
 #include "train/train.h"
@@ -42,7 +42,8 @@ typedef struct {
     mu_train_state state;
     double peak_flops;              /* of all ranks together, measured; 0: unknown */
 } mu_training;
-/* Opens all parts for t->cfg; the ranks agree on the status. mu_training_close may follow any outcome. Collective over the mesh. */
+/* Opens all parts for t->cfg; the ranks agree on the status. mu_training_close may follow any outcome. Collective over the mesh,
+ * as is closing. */
 mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu_error *e) MU_MUST_USE;
 void mu_training_close(mu_training *t);
 
@@ -59,7 +60,7 @@ char *mu_training_explain_nonfinite(mu_training *t);
 /* ------------------------------------------------------------------ metrics, evaluations and checkpoints (recorder.c) */
 typedef struct mu_recorder mu_recorder;
 /* Opens metrics and progress on rank 0; `saved_step`: of the checkpoint that the run resumed from, or -1. The lock is
- * borrowed. Agreed. Collective, as are the rest. */
+ * borrowed. Agreed. Collective over all ranks, as are log, evaluate, reevaluate and save; close and losses are Local. */
 mu_status mu_recorder_open(mu_recorder **r, mu_training *t, mu_lock *lock, int64_t saved_step, mu_error *e) MU_MUST_USE;
 void mu_recorder_close(mu_recorder *r);
 /* Metrics and the progress line of a finished step. */
