@@ -3,7 +3,7 @@
  * An op is one file in ops/: shape rule, forward, backward and a `static const mu_op`. Forward runs when
  * the op is recorded; ops are recorded in order of dependence, so backward is one loop from the
  * end. Backward *adds* to the gradients of its inputs, skips inputs that need none and accepts outputs
- * without a gradient. Everything in this header is Local.
+ * without a gradient. Everything in this header is Local: only ops of dist/ communicate.
  *
  * Lifetimes: parameters (slabs, one per group) | activations and gradients (the tape's memory, freed by
  * mu_tape_reset at the latest) | scratch (a tensor allocated and released inside one op) | borrowed batches.
@@ -59,14 +59,14 @@ void mu_tensor_check(const mu_tensor *t, const char *what, int n_dims, unsigned 
 /* Fatal unless ids written by the host are in [low, high]. (Ids from kernels are valid by construction.) */
 void mu_ids_check(const mu_tensor *ids, const char *what, int64_t low, int64_t high);
 int64_t mu_count(const mu_tensor *t);                   /* number of elements */
-mu_mat  mu_data(const mu_tensor *t);                    /* operand; ld = the last dimension. NULL tensor: not given */
+mu_mat  mu_data(const mu_tensor *t);                    /* operand; ld = the last dimension. t NULL: data NULL */
 mu_mat  mu_master(const mu_tensor *t);                  /* the same; of a parameter, its master values */
 mu_mat  mu_grad(mu_tape *tp, mu_tensor *t);             /* gradient to add to: allocated and zeroed at first use */
 double  mu_grad_beta(mu_tape *tp, mu_tensor *t, mu_mat *grad);  /* for kernels that can assign: 0: assign all of *grad; 1: add to it */
 mu_mat  mu_grad_of(const mu_tensor *t);                 /* the gradient, data NULL when there is none */
 mu_mat  mu_sums(const mu_tensor *t);                    /* a parameter's exact sums, data NULL when there are none */
-mu_mat  mu_mat_rows(mu_mat m, int64_t first);           /* the operand from row `first` on; next: from value `first` of a vector on */
-mu_mat  mu_mat_values(mu_mat m, int64_t first);
+mu_mat  mu_mat_rows(mu_mat m, int64_t first);           /* the operand, starting at row `first` */
+mu_mat  mu_mat_values(mu_mat m, int64_t first);         /* the operand as a vector (ld 1), starting at value `first` */
 void mu_tensor_read(const mu_tensor *t, void *host);    /* raw copy of all elements */
 void mu_tensor_write(mu_tensor *t, const void *host);
 void mu_tensor_get(const mu_tensor *t, double *host);   /* floating tensors of any type, as double */
@@ -87,7 +87,7 @@ typedef struct {
     void (*backward)(mu_tape *tp, mu_node *n);  /* NULL: no gradient */
     unsigned keeps_in, keeps_out;   /* MU_BIT(i): backward reads the data of in[i] / out[i] */
     unsigned saved;                 /* MU_BIT(i): out[i] is for backward only, not for callers */
-    bool once;                      /* chooses (experts, say): recomputation keeps the outputs, forward never runs again */
+    bool once;                      /* chooses experts: recomputation keeps the outputs, never repeats forward */
 } mu_op;
 #define MU_BIT(i) (1u << (i))
 struct mu_node {
@@ -173,14 +173,14 @@ typedef struct {
 
 /* ------------------------------------------------------------------ parameters (params.c)
  * All are declared first, then mu_params_alloc allocates one slab of values and one of gradients per group.
- * A parameter consists of units: itself, or one unit per expert. A unit has the name that checkpoints use,
- * so they do not depend on stacking. */
+ * A parameter consists of units: one per expert when experts are stacked, else one. Checkpoints store units, by their
+ * names, so they do not depend on the stacking. */
 struct mu_comm;
 typedef struct {
     const char *name;                       /* "shared", "expert" */
     const struct mu_comm *reduce;           /* gradients are summed over it; NULL: no reduction */
     int64_t count;                          /* values on this rank */
-    int64_t version;                        /* incremented by mu_unit_freeze and mu_unit_set_lr_factor: data derived from them is stale */
+    int64_t version;                        /* raised when a unit is frozen or its factor set: tables are out of date */
     mu_memory *values, *grads;              /* master values and gradients, both in the master dtype */
     mu_memory *compute;                     /* copies in the compute dtype; NULL where it is the master dtype */
     mu_memory *sums;                        /* exact sums of the gradients, by unit; or NULL */
@@ -241,8 +241,8 @@ void mu_params_exact(mu_params *ps);
 /* Sets all gradients and exact sums to zero. Gradient memory is not cleared here: the first contribution assigns, or
  * mu_params_finish_grads and mu_unit_grad clear it. */
 void mu_params_zero_grad(mu_params *ps);
-void mu_params_finish_grads(mu_params *ps);                         /* clears gradients without a contribution: slabs can be read */
-void mu_param_finish_grad(mu_param *p);                             /* the same of one parameter */
+void mu_params_finish_grads(mu_params *ps);                         /* zeroes those without a contribution */
+void mu_param_finish_grad(mu_param *p);                             /* the same for one parameter */
 void mu_params_round_grads(mu_params *ps);                          /* gradients = the exact sums, rounded, where there are any */
 mu_unit *mu_params_find(mu_params *ps, const char *name);           /* NULL when not on this rank */
 void *mu_unit_data(const mu_unit *u);                               /* device pointers, master dtype */

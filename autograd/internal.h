@@ -26,7 +26,7 @@ struct mu_tape {
     mu_arena host;              /* nodes, tensors, extras */
     mu_node_list nodes;
     bool recording;
-    int segment, n_segments;    /* being recorded (0: none); number so far */
+    int segment, n_segments;    /* the one being recorded (0: none); number since the last reset */
     int segment_start;          /* its first node */
     int64_t unit_rows;          /* of a reduction unit; 0: the whole batch is one */
     int layer;                  /* of the ops being recorded; -1: none */
@@ -35,10 +35,11 @@ struct mu_tape {
     mu_part_time times[16];
     int n_times;
 };
-void mu_tape_check_inputs(const mu_tape *tp, const mu_node *n);     /* fatal unless they are there */
+void mu_tape_check_inputs(const mu_tape *tp, const mu_node *n);     /* fatal unless all have data on this device */
 mu_part_time *mu_tape_time(mu_tape *tp, const char *part);
 void mu_tape_take_data(mu_tape *tp, mu_tensor *t);          /* allocates the data in the tape's pool */
 void mu_tape_give_data(mu_tape *tp, mu_tensor *t);          /* frees the data if it is in the tape's pool */
 void mu_tape_give_if_unread(mu_tape *tp, mu_tensor *t);     /* the same, if it was released and nothing will read it */
-void mu_tape_recompute(mu_tape *tp, int last);              /* the nodes of a segment up to number `last`: what their backward reads */
+/* Recomputes what the backward of node `last`, and of earlier nodes of its segment, reads. */
+void mu_tape_recompute(mu_tape *tp, int last);
 #endif

@@ -1,4 +1,5 @@
-/* params.c - parameters: declared first, then laid out in one slab of values and one of gradients per group. */
+/* params.c - parameters: declared first, then laid out in one slab of values and one of gradients per group; their
+ * initial values, compute copies, exact sums and checkpoint state. */
 #include "autograd/autograd.h"
 
 #include <math.h>
@@ -6,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SLAB_ALIGNMENT = 16 }; /* elements: every unit starts on a cache line */
+enum { SLAB_ALIGNMENT = 16 }; /* elements: every parameter starts on a cache line */
 
 mu_params *mu_params_new(mu_device *dev) {
     MU_CHECK(dev, "parameters need a device");

@@ -2,8 +2,8 @@
  * segment are dropped when it ends, and recomputed just before backward reaches it.
  *
  * A tensor belongs to the segment (tensor.segment) if running one of the segment's nodes again produces it. All other inputs of
- * these nodes are kept, like the operands of backward (tape.c, `keeps`). So the outputs of an op that must not choose again
- * (`once`) just do not belong to the segment. */
+ * these nodes are kept, like the operands of backward (tape.c, `keeps`). So the outputs of an op with `once` do not
+ * belong to the segment: they are kept. */
 #include "autograd/internal.h"
 
 void mu_tape_recompute_begin(mu_tape *tp) {
@@ -32,8 +32,9 @@ static bool is_wanted(const mu_node *n) {
     return false;
 }
 
-/* Marks the tensors that backward of n reads; and, if n itself must run again, all of its inputs, of which it is a reader until it
- * has run. Readers are recorded after producers, so one pass from the end finds all. */
+/* Marks the tensors that backward of n reads. If n itself must run again, marks all of its inputs, and counts n as
+ * their reader until it has run. Nodes that read a tensor come after the node that makes it, so one pass from the end
+ * finds all. */
 static void find_wanted(const mu_node *n) {
     for (int k = 0; k < MU_NODE_OUTPUTS; k++)
         if (n->out[k] && n->op->keeps_out >> k & 1) want(n->out[k], n->segment);

@@ -110,7 +110,7 @@ int mu_tape_profile(const mu_tape *tp, const mu_part_time **times) {
 
 void mu_tape_profile_reset(mu_tape *tp) { tp->n_times = 0; }
 
-/* Whether n's backward reads in[i], or the recomputation of its segment does, which cannot make it. */
+/* Must in[i] be kept for n? Yes if its backward reads it, or if recomputing n reads it and cannot recompute it. */
 static bool keeps(const mu_node *n, int i) {
     const mu_tensor *in = n->in[i];
     return in && (n->op->keeps_in >> i & 1 || (n->segment && in->segment != n->segment));

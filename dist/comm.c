@@ -1,4 +1,5 @@
-/* comm.c - built on the collectives: agreement, and shards of device memory. */
+/* comm.c - built on the collectives: agreement on errors and texts; reduce-scatter, all-gather and exchange of device
+ * memory. */
 #include "dist/internal.h"
 
 #include <stdlib.h>

@@ -28,7 +28,7 @@ typedef struct mu_comm {
                                  * or no memory is shared. The same on every rank */
     bool cuda_aware;            /* MPI accepts device pointers on all ranks: no copies through the host */
     double seconds;             /* spent in collectives so far */
-    int reductions;             /* number of mu_reduction_new so far: each has its own message tags */
+    int reductions;             /* number of calls of mu_reduction_new: each gets its own message tag */
     void *handle;               /* private to the transport */
 } mu_comm;
 
@@ -62,8 +62,8 @@ void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *
 /* ------------------------------------------------------------------ agreement and shards (comm.c) */
 /* The largest status of all ranks; when it is not OK every rank gets the text of the first rank that has it. Collective over c. */
 mu_status mu_agree(mu_comm *c, mu_status status, mu_error *e) MU_MUST_USE;
-/* The same where every rank has tried by itself: the message names the failed rank, also rank 0, unless all failed. Collective
- * over c. */
+/* The same for an operation that every rank tried separately: the message names the failed rank, also rank 0, unless
+ * all failed. Collective over c. */
 mu_status mu_agree_each(mu_comm *c, mu_status status, mu_error *e) MU_MUST_USE;
 /* Reduce-scatter and all-gather in place. Every rank has all of `data` on its device; shard r is elements
  * ends[r-1] .. ends[r]-1 (ends: [size], ascending, the same on every rank; a shard may be empty). reduce: rank r's shard
@@ -118,7 +118,7 @@ mu_mesh *mu_mesh_planned(int rank, int size, int ep);
 int64_t mu_mesh_shared_bytes(const mu_mesh *m);
 void mu_mesh_close(mu_mesh *m);             /* Collective over `world`. NULL is allowed */
 double mu_mesh_seconds(const mu_mesh *m);   /* spent in collectives so far. Local */
-/* The rank and slot of each expert: a table, never a formula elsewhere. */
+/* Which rank holds each expert, and in which slot. All other code must use this table, not a formula. */
 typedef struct {
     int n_experts, n_local;
     int *rank, *slot;           /* [E] */

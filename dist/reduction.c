@@ -1,4 +1,4 @@
-/* reduction.c - sums of shards that start while other values are still being computed.
+/* reduction.c - mu_reduction: a reduce-scatter that starts while other values are still being computed.
  *
  * Every shard is split into pieces, from its end to its beginning, as values become final. A rank sends a piece to its owner
  * as soon as its own values of it are final, directly from `data`. The owner receives the pieces of its shard into a ring

@@ -79,7 +79,8 @@ mu_transfers mu_window_transfers(mu_window *w) { return (mu_transfers){ w->out, 
 
 static size_t pair(const mu_window *w, int p, int q) { return (size_t)p * (size_t)w->size + (size_t)q; }
 
-/* Only the owner of a counter changes it, so it may read it with relaxed order. */
+/* own reads a counter that only this rank changes, so relaxed order is enough; seen reads another rank's; tell sets
+ * this rank's. */
 static uint64_t own(counter *c) { return atomic_load_explicit(&c->n, memory_order_relaxed); }
 static uint64_t seen(counter *c) { return atomic_load_explicit(&c->n, memory_order_acquire); }
 static void tell(counter *c, uint64_t n) { atomic_store_explicit(&c->n, n, memory_order_release); }

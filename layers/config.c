@@ -87,7 +87,7 @@ mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *
     counts n = count(cfg, moe, vocab_size);
     mu_model_config m = *cfg;
     mu_model_config_resolve(&m, moe);
-    /* q k^T and p v, half of the square each */
+    /* per token: q k^T and p v, of each only the causal half */
     double scores = 2.0 * (double)m.num_layers * (double)seq_len * (double)(m.num_heads * m.head_dim);
     return (mu_model_size){ (int64_t)n.total, (int64_t)n.active, (int64_t)n.tensors, 3.0 * (2.0 * n.products + scores) };
 }

@@ -81,7 +81,8 @@ typedef struct {
 mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, uint64_t seed, mu_device *dev,
                        const mu_mesh *mesh);
 void mu_model_free(mu_model *m);
-/* Selection biases, each at most bias_most from 0, then weights, for a checkpoint. Call mu_params_refresh after loading. Local. */
+/* Checkpoint state: selection biases, in [-bias_most, bias_most], then weights. Call mu_params_refresh after loading.
+ * Local. */
 void mu_model_state(mu_model *m, double bias_most, mu_state_visitor *v);
 bool mu_layer_is_moe(const mu_moe_config *moe, int layer);
 /* Final normed activations [T, D] of tokens_T. routings: [n_moe], filled. With cx->cache, tokens_T continue the cached sequence
@@ -148,7 +149,7 @@ mu_loss_values mu_loss_read(mu_loss *l, mu_mat grad_norm, bool stop);
 void mu_loss_end(mu_loss *l, bool update_bias);
 
 /* Size of the whole model over all ranks: parameters, active parameters per token, tensors (each expert has its own), and
- * FLOPs per training token (3 x forward, causal attention counted once). Local. */
+ * FLOPs per training token (3 x forward; of attention only the causal half). Local. */
 typedef struct { int64_t total, active, tensors; double train_flops; } mu_model_size;
 enum { MU_MODEL_TENSORS_MAX = 1 << 19 };    /* limit of a checkpoint's manifest */
 mu_model_size mu_model_measure(const mu_model_config *cfg, const mu_moe_config *moe, int64_t vocab_size, int64_t seq_len);

@@ -4,8 +4,9 @@
  * global batch before backward, so gradients of micro-batches and ranks are simply added, and the loss does not depend on how
  * the batch is split.
  *
- * Nothing waits for the device before mu_loss_read. Values are kept there as F64: the gradient norm; then, per micro-batch and
- * reduction unit, loss, cross-entropy, and the two logged balancing terms of each MoE layer. */
+ * Nothing waits for the device before mu_loss_read. Until then values stay in device memory as F64: the gradient
+ * norm; then, per micro-batch and reduction unit, loss, cross-entropy, and the two logged balancing terms of each MoE
+ * layer. */
 #include "layers/layers.h"
 
 #include <math.h>

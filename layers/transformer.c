@@ -1,4 +1,4 @@
-/* transformer.c - the model: parameters, forward, head, and its size. */
+/* transformer.c - the model: parameters, checkpoint state, forward pass and head. */
 #include "layers/internal.h"
 
 #include <math.h>

@@ -1,19 +1,19 @@
 /* balance.c - the terms that keep the load even, and the selection bias.
  *
  * The auxiliary loss (Switch, Fedus et al. 2021; GShard) is  L = alpha sum_i f_i P_i  with
- *     f_i = c_i E / (K T)           how often expert i was chosen; 1 when balanced; a constant
+ *     f_i = c_i E / (K T)           how often expert i was chosen; 1 when balanced; has no gradient
  *     P_i = (1/T) sum_t p_ti        the mean probability it was given; carries the gradient
- * so L = alpha for a uniform router, and dL/dp_ti = alpha f_i / T pushes probability away from the busy.
- * The three terms differ in whose counts c_i are: of this micro-batch over all ranks (aux_loss), of each
- * sequence (seq_aux_loss), or of the whole global batch (global_aux_loss). In each the mean over the tokens
- * of the global batch is taken, so a token's coefficient is f_i / T_global in all of them: aux_loss averages
+ * so L = alpha for a uniform router, and dL/dp_ti = alpha f_i / T moves probability away from overloaded experts.
+ * The three terms differ in what c_i counts: this micro-batch over all ranks (aux_loss), each
+ * sequence (seq_aux_loss), or the whole global batch (global_aux_loss). Each term is a mean over the tokens
+ * of the global batch, so a token's coefficient is f_i / T_global in all of them: aux_loss averages
  * over micro-batches, seq_aux_loss over sequences. */
 #include "moe/moe.h"
 
 #include <math.h>
 
-/* coef[row, i] = f_i / T_global from counts of `tokens` tokens; no counts: f_i = 1. Nothing waits for the counts: they
- * stay on the device. */
+/* coef[row, i] = f_i / T_global from counts of `tokens` tokens; no counts: f_i = 1. The counts stay on the device, so
+ * the host does not wait for them. */
 static mu_tensor *coef_of(const mu_moe *m, mu_tape *tp, mu_mat counts, int64_t rows, int64_t tokens,
                           int64_t global_tokens) {
     mu_device *dev = mu_tape_device(tp);
@@ -59,7 +59,7 @@ mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, c
     if (m->cfg->z_loss_coeff > 0)
         add_term(tp, &b, mu_z_term(tp, r->lse_T, 1.0 / (double)all, m->cfg->z_loss_coeff, &b.z));
     bool recording = mu_tape_recording(tp);
-    mu_tape_record(tp, false); /* nothing asks for these, but people want to see them */
+    mu_tape_record(tp, false); /* the terms below are only logged */
     if (!b.aux) term_of(m, tp, r, c->global, 1, T, all, all, 0.0, &b.aux);
     if (!b.z && m->cfg->score_func == MU_MOE_SCORE_SOFTMAX) mu_z_term(tp, r->lse_T, 1.0 / (double)all, 0.0, &b.z);
     mu_tape_record(tp, recording);

@@ -1,4 +1,4 @@
-/* config.c - the section moe: what follows from other options, and what does not go together. */
+/* config.c - derived values and checks of the configuration section moe. */
 #include "moe/moe.h"
 
 MU_OPTION_DEFAULTS(mu_moe_config, "moe", MU_OPTIONS_MOE)
@@ -12,7 +12,7 @@ static void check_top_k(const mu_moe_config *m, mu_complaints *c) {
     if (m->top_k > m->num_experts)
         mu_complain(c, "moe", "top_k", "moe.top_k moe.num_experts", "%lld is more than num_experts %lld",
                     (long long)m->top_k, (long long)m->num_experts);
-    /* One score divided by itself is 1 whatever the router says. */
+    /* A single score, normalised, is 1 for any output of the router. */
     if (m->top_k == 1 && m->norm_topk_prob)
         mu_complain(c, "moe", "top_k", "moe.top_k moe.num_experts moe.norm_topk_prob",
                     "1 with norm_topk_prob true: the gate would always be 1, so the router would get no"

@@ -40,7 +40,7 @@ void mu_load_window_add(mu_load_window *w, const int64_t *counts) {
     if (w->held < w->length) w->held++;
 }
 
-/* ------------------------------------------------------------------ a ring that was read */
+/* ------------------------------------------------------------------ after loading from a checkpoint */
 
 static bool is_empty(const mu_load_window *w, int64_t step) {
     const int64_t *row = row_of(w, step);
@@ -58,7 +58,7 @@ void mu_load_window_derive(mu_load_window *w) {
     if (cells(w)) memcpy(w->previous, row_of(w, w->steps ? w->steps - 1 : 0), sizeof *w->previous * (size_t)cells(w));
 }
 
-/* Whether each layer's experts took `wanted` assignments together; the layer that did not, or -1. */
+/* The first layer whose counts do not add up to `wanted`, or have a negative one; -1: none. */
 static int uneven_layer(const mu_load_window *w, const int64_t *row, int64_t wanted) {
     for (int layer = 0; layer < w->layers; layer++, row += w->experts) {
         int64_t left = wanted;
@@ -95,7 +95,7 @@ void mu_load_window_copy(mu_load_window *to, const mu_load_window *from) {
     mu_load_window_derive(to);
 }
 
-/* ------------------------------------------------------------------ what it says */
+/* ------------------------------------------------------------------ loads and states */
 
 int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expert) {
     int64_t n = 0;
@@ -111,7 +111,7 @@ static int64_t layer_load(const mu_load_window *w, int layer) {
     return all;
 }
 
-/* Of an expert with this load, in a layer whose experts have `all` together. */
+/* The state of an expert with this load; `all` is the load of its whole layer. */
 static mu_expert_state state_of(const mu_load_window *w, int64_t load, int64_t all) {
     if (!mu_load_window_judges(w)) return MU_EXPERT_HEALTHY;
     if (load == 0) return MU_EXPERT_DEAD;
@@ -154,10 +154,10 @@ mu_load mu_load_of(const int64_t *counts, int n) {
     return (mu_load){ largest / mean - 1, largest / mean, sqrt(squares / n) / mean, exp(entropy) / n };
 }
 
-/* ------------------------------------------------------------------ for people */
+/* ------------------------------------------------------------------ the report */
 
-/* ": 2, 5-9, 21": the experts of a layer that are in `state`; runs of three and more as ranges, and a count of what is left
- * after the first entries. */
+/* ": 2, 5-9, 21": the experts of a layer that are in `state`; runs of three and more as ranges. After the first
+ * entries the remaining experts are only counted. */
 static void list_experts(const mu_load_window *w, int layer, mu_expert_state state, int n, FILE *out) {
     enum { ENTRIES = 12 };
     int entries = 0, listed = 0;

@@ -1,4 +1,5 @@
-/* moe.c - one MoE feed-forward layer. */
+/* moe.c - one MoE feed-forward layer: its parameters, its checkpoint state and its forward pass, with or without expert
+ * parallelism. */
 #include "moe/moe.h"
 
 #include <stdlib.h>
@@ -54,6 +55,7 @@ void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std
 
 void mu_moe_free(mu_moe *m) { free(m->bias); }
 
+/* After loading: without expert_bias the loaded bias is discarded. */
 static mu_status bias_set(const mu_state *s, const void *host, mu_error *e) {
     mu_moe *m = s->module;
     (void)host, (void)e;
@@ -83,7 +85,8 @@ static mu_tensor *send_rows(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const
     return y;
 }
 
-/* Rows go to the ranks of their experts, each with its gate, and what the experts make of both comes back. */
+/* Several ranks in the expert group: sends rows and their gates to the ranks of their experts, runs the experts here
+ * on what was received, sends the results back, and sums the rows of each token. */
 static mu_tensor *forward_expert_parallel(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
     mu_tensor *rows = mu_gather_rows(tp, x, plan), *row_gates = mu_scatter_rows(tp, gates, plan->row_TK, plan->sent);
     mu_tensor *received = send_rows(tp, m, rows, plan->send_rows, plan->recv_rows);
@@ -103,7 +106,7 @@ static mu_tensor *forward_expert_parallel(const mu_moe *m, mu_tape *tp, mu_tenso
     return y;
 }
 
-/* With one rank the experts read x through the plan. */
+/* One rank in the expert group: nothing is sent. The experts gather rows of x and sum each token's results. */
 static mu_tensor *forward_local(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *gates, const mu_plan *plan) {
     mu_tensor *weights = mu_scatter_rows(tp, gates, plan->row_TK, plan->rows);
     mu_tape_part(tp, "experts");

@@ -51,8 +51,8 @@ enum { MU_MOE_COUNTS_EXACT, MU_MOE_COUNTS_PREVIOUS };
 mu_moe_config mu_moe_config_default(void);
 /* Derived values: the default z_loss_coeff becomes 0 for sigmoid scores. Local (config.c). */
 void mu_moe_config_resolve(mu_moe_config *cfg);
-/* Ranges, and options that do not go together. False when some value is out of its range, so that nothing is calculated with it.
- * Without experts nothing is looked at. Local. */
+/* Checks ranges, and options that exclude each other. False: a value is out of its range, and the caller must not
+ * calculate with it. A dense model (num_experts 0) is not checked. Local. */
 bool mu_moe_config_check(const mu_moe_config *cfg, mu_complaints *c);
 
 /* ------------------------------------------------------------------ the layer (moe.c) */
@@ -72,44 +72,45 @@ typedef struct {
 typedef struct {
     mu_tensor *scores_TE, *lse_T, *ids_TK, *gates_TK;
     mu_tensor *counts_SE;                   /* I64 [sequences, E]: assignments, dropped ones included */
-    const struct mu_plan *plan;             /* where the rows went */
+    const struct mu_plan *plan;             /* the dispatch plan of the rows */
 } mu_routing;
-/* kept (one I64, on the device) += this rank's assignments that were not beyond the capacity. Local. */
+/* kept (one I64, on the device) += this rank's assignments within the capacity limit. Local. */
 void mu_routing_add_kept(mu_tape *tp, const mu_routing *r, mu_mat kept);
 
 /* Declares the layer's parameters under /layers/<layer>/mlp. Borrows cfg, group and place. Local. */
 void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,
                  mu_group *shared, mu_group *expert, mu_comm *group, const mu_placement *place);
 void mu_moe_free(mu_moe *m);
-/* The selection bias, each value at most `most` from 0, for a checkpoint. Where expert_bias is off, loading makes it 0: switched
- * on again, it starts anew. Local. */
+/* The selection bias as checkpoint state; each value lies in [-most, most]. When expert_bias is off, loading sets it
+ * to 0. Local. */
 void mu_moe_state(mu_moe *m, double most, mu_state_visitor *v);
 /* y_TD of x_TD. Collective over m->group. */
 mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD, mu_routing *routing);
 
 /* ------------------------------------------------------------------ routing (router.c, ops/route.c, ops/dispatch.c) */
-/* The router alone: its input, noise, logits and mu_route. No plan yet. Local. */
+/* The router: input, jitter, logits and mu_route. The result has no plan yet. Local. */
 mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD);
 
-/* Where each routed row goes, and back. For one rank: rows sorted by expert, read straight from x. For
- * several: rows are sent sorted by destination, and the receiver reads them by expert, then sender. Tensors that ops
- * read are inputs of those ops. */
+/* The dispatch plan: which expert processes which routed row (a token with one of its experts), and where the result
+ * goes. With one rank in the expert group, rows are sorted by expert and read directly from x. With several, rows are
+ * sent sorted by destination, and the receiver reads them by expert, then sender. Ops take the tensors that they read
+ * as inputs, so that the tape keeps those alive. */
 typedef struct mu_plan {
     int64_t T, K;
-    int64_t capacity;                       /* most rows an expert takes of a sequence; 0: any number */
-    int64_t rows;                           /* that the experts here take (room for T*K when there is one rank) */
+    int64_t capacity;                       /* maximum rows per expert and sequence; 0: no limit */
+    int64_t rows;                           /* of this rank's experts (with one rank T*K, dropped ones included) */
     int64_t experts;                        /* e */
     mu_tensor *offsets;                     /* I64 [e+1] */
     mu_tensor *unit_bounds;                 /* I64 [e * reduction_units + 1]: first row of each unit; for exact sums, or NULL */
     int64_t reduction_units;                /* of all ranks of the expert group */
-    mu_tensor *row_source;                  /* I32 [rows]: the input row (and, with several ranks, output row) of each */
+    mu_tensor *row_source;                  /* I32 [rows]: input row that each reads (several ranks: and writes) */
     mu_tensor *token_rows;                  /* I32 [inputs, rows_per_token]: the rows that read an input row, -1 for none */
     int64_t rows_per_token;                 /* K for one rank, else 1 */
     bool all_to_all;                        /* rows are exchanged among ranks */
     bool batch_invariant;                   /* a row's bits do not depend on the number of rows (kernels.h) */
     mu_tensor *row_TK;                      /* I32: row of each assignment in this rank's own order, -1 when dropped */
-    mu_tensor *token;                       /* I32: token of each of this rank's own rows */
-    int64_t sent;                           /* this rank's own rows, with several ranks */
+    mu_tensor *token;                       /* I32: token of each of this rank's rows, before they are sent */
+    int64_t sent;                           /* number of rows that this rank sends, with several ranks */
     int64_t *send_rows, *recv_rows;         /* [group size], with several ranks */
 } mu_plan;
 /* One op (ops/dispatch.c), without gradient: recomputation uses the plan again. Collective over m->group (counts are exchanged
@@ -117,7 +118,8 @@ typedef struct mu_plan {
 mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r);
 /* A plan that sends every one of T rows to one expert: a dense feed-forward. Local. */
 mu_plan *mu_plan_dense(mu_tape *tp, int64_t T);
-/* No more ops will be given the plan (mu_release). mu_routing_add_kept can still be called. Local. */
+/* Releases the plan's tensors (mu_release): no further op may use it. mu_routing_add_kept can still be called.
+ * Local. */
 void mu_plan_release(mu_tape *tp, const mu_plan *p);
 
 /* ------------------------------------------------------------------ ops (ops/) */
@@ -128,7 +130,7 @@ mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const 
 mu_routing mu_route(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, mu_tensor *mask_E, const mu_route_shape *shape,
                     int64_t seq_len);
 /* SwiGLU experts over a plan: one op, so that gather, activation and products can be fused. A row's result is
- * multiplied by its weight (one a row, in the plan's order; NULL: 1). */
+ * multiplied by its weight (one per row, in the plan's order; NULL: 1). */
 mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *weights_R, mu_tensor *gate_eFD, mu_tensor *up_eFD,
                       mu_tensor *down_eDF, const mu_plan *plan);
 /* The same over a plan of one rank, each token's rows summed: [T, D]. Neither the rows nor their gradients are kept. */
@@ -137,8 +139,8 @@ mu_tensor *mu_experts_combined(mu_tape *tp, mu_tensor *x_TD, mu_tensor *weights_
 mu_tensor *mu_gather_rows(mu_tape *tp, mu_tensor *x_TD, const mu_plan *plan);               /* this rank's rows, in the order to send */
 mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, const mu_plan *plan);                   /* the sum of each token's rows: [T, D] */
 mu_tensor *mu_scatter_rows(mu_tape *tp, mu_tensor *x, mu_tensor *row, int64_t rows);        /* value i of x in row row[i]: [rows, 1] */
-/* weight * sum_t sum_i coef[t / segment, i] p_ti (F64, one value per reduction unit); *value: the same without weight. A unit holds
- * whole segments, or a segment whole units. */
+/* weight * sum_t sum_i coef[t / segment, i] p_ti (F64, one value per reduction unit); *value: the same without
+ * weight. A reduction unit consists of whole segments, or a segment of whole units. */
 mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores_TE, mu_tensor *coef, int64_t segment, bool normalise, double weight,
                            mu_tensor **value);
 /* weight * coef * sum_t lse_t^2 (F64, one value per reduction unit); *value without weight. */
@@ -149,7 +151,7 @@ mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse_T, double coef, double weight, 
  * term's value, summed over ranks and micro-batches, does not depend on how the batch was split. */
 typedef struct {
     mu_mat micro;               /* I64 [E], on the device: assignments of this micro-batch over all ranks */
-    mu_mat global;              /* of the global batch that global_aux_loss, or else the log, compares with; not given: f_i = 1 */
+    mu_mat global;              /* of a global batch, for global_aux_loss or the logged aux; data NULL: f_i = 1 */
     int64_t micro_tokens;       /* over all ranks */
     int64_t global_tokens;
 } mu_balance_counts;
@@ -163,14 +165,14 @@ mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, c
 void mu_balance_update_bias(mu_moe *m, const int64_t *counts_E, double rate);
 
 /* ------------------------------------------------------------------ load of experts (load_window.c)
- * Load of every expert over a window of steps. All counts are of the global batch, so every rank reaches
- * the same judgement without communication. */
+ * Load of every expert over a window of steps. All counts are of the global batch, so every rank gets
+ * the same result without communication. */
 enum { MU_LOAD_WINDOW_DEFAULT = 200, MU_LOAD_WINDOW_LEAST = 20 };
 typedef struct {
     int layers, experts;
     int64_t length;             /* steps that it has room for */
-    int64_t steps;              /* seen in all */
-    int64_t held;               /* the newest of them, which are in it: at most length, fewer after mu_load_window_copy */
+    int64_t steps;              /* added in all, since the run began */
+    int64_t held;               /* how many of these, the newest, the window holds: at most length */
     int64_t *ring;              /* [length, layers, experts]: step s in row s % length, zeros where no step is held */
     int64_t *total;             /* [layers, experts]: sums over the window */
     int64_t *previous;          /* [layers, experts]: the last global batch, for global_aux_counts: previous */
@@ -183,15 +185,17 @@ void mu_load_window_init(mu_load_window *w, int layers, int experts, int64_t len
 void mu_load_window_free(mu_load_window *w);
 int64_t mu_load_window_bytes(const mu_load_window *w);                  /* of host memory */
 void mu_load_window_add(mu_load_window *w, const int64_t *counts);      /* [layers, experts] of one step */
-/* For a ring that was read, after `steps` steps: makes what follows from them (held, total, previous). Then: could mu_load_window_add
- * have made the ring, of steps in which the experts of each layer took `assignments` together? MU_STATUS_DATA when not. */
+/* After `ring` and `steps` were loaded: derives held, total and previous. */
 void mu_load_window_derive(mu_load_window *w);
+/* Then checks them: in every held step the counts of each layer add up to `assignments`. MU_STATUS_DATA when not. */
 mu_status mu_load_window_check(const mu_load_window *w, int64_t assignments, mu_error *e) MU_MUST_USE;
-/* The newest steps that `from` holds and `to`, which may be shorter or longer, has room for. */
+/* Copies the newest steps of `from`, as many as fit into `to`, which may be shorter or longer. */
 void mu_load_window_copy(mu_load_window *to, const mu_load_window *from);
-int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expert);    /* of the window, in which it took a token */
-bool mu_load_window_judges(const mu_load_window *w);                    /* are there steps enough to call an expert dead or starved? */
-/* Dead: no token in the window; starved: below 10 % of the mean load of its layer. All are healthy while nothing is judged. */
+/* Steps of the window in which the expert got a token. */
+int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expert);
+bool mu_load_window_judges(const mu_load_window *w);    /* enough steps to call an expert dead or starved? */
+/* Dead: no token in the window; starved: below 10 % of the mean load of its layer. All are healthy until there are
+ * enough steps. */
 mu_expert_state mu_load_window_state(const mu_load_window *w, int layer, int expert);
 typedef struct { int dead, starved; } mu_unhealthy;
 mu_unhealthy mu_load_window_unhealthy(const mu_load_window *w);         /* experts of all layers */
@@ -213,35 +217,37 @@ typedef struct {
     int domains;
     int64_t n_values;
     mu_memory *memory;          /* the device's counts; see stats.c */
-    int64_t *host;              /* what mu_routing_stats_read read, of which follow */
+    int64_t *host;              /* what mu_routing_stats_read has read; counts, by_domain and values point into it */
     int64_t *counts;            /* [layers, experts]: assignments in the global batch, dropped ones included */
     int64_t *by_domain;         /* [layers, experts, domains]: the same by the domain of the sequence */
     int64_t *values;            /* [n_values]: the bits of the caller's F64 values, this rank's */
-    int64_t kept;               /* assignments that capacity left; 0 without capacity */
+    int64_t kept;               /* assignments within the capacity limit; 0 without a limit */
     mu_load_window window;             /* layers, experts; the last steps, and the states of experts that follow from them */
 } mu_routing_stats;
-/* `layers` MoE layers (0: a dense model) of `experts`; n_values F64 of the caller's own lie beside the counts, so that one
- * read brings all. window: steps of the window of loads, stats.window; 0: MU_LOAD_WINDOW_DEFAULT. Local. */
+/* `layers` MoE layers (0: a dense model) of `experts`. The caller can keep n_values F64 values beside the counts, so
+ * that one read returns both. window: steps of the window of loads, stats.window; 0: MU_LOAD_WINDOW_DEFAULT. Local. */
 mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layers, int experts, int domains, int64_t window,
                                        int64_t n_values);
 void mu_routing_stats_free(mu_routing_stats *s);
 void mu_routing_stats_begin(mu_routing_stats *s);       /* all counts and values on the device are 0. Local */
 /* Counts a micro-batch of cx->n_sequences sequences, each of cx->domains[i] (NULL: 0). Collective over `batch`. */
 void mu_routing_stats_add(mu_routing_stats *s, mu_tape *tp, const mu_context *cx, const mu_routing *routings);
-/* A counting pass, before the micro-batches are trained on: the counts that global_aux_loss compares with. After the last
- * micro-batch they are summed over the ranks. Collective over `batch`. */
+/* Counts a micro-batch in the counting pass, which precedes the training of the same micro-batches and finds the
+ * global counts for global_aux_loss. After the last micro-batch they are summed over the ranks. Collective over
+ * `batch`. */
 void mu_routing_stats_count(mu_routing_stats *s, const mu_routing *routings, bool last);
-/* On the device, I64 over all ranks: [experts] of the last micro-batch added; as the counting pass found them; [layers,
- * experts] of the global batch so far. The caller's values (F64). Local. */
+/* On the device. Counts (I64, over all ranks): micro, [experts], of the last added micro-batch; counted, [experts],
+ * of the global batch, from the counting pass; total, [layers, experts], of the global batch so far. values: the
+ * caller's (F64). Local. */
 mu_mat mu_routing_stats_micro(const mu_routing_stats *s, int layer);
 mu_mat mu_routing_stats_counted(const mu_routing_stats *s, int layer);
 mu_mat mu_routing_stats_total(const mu_routing_stats *s);
 mu_mat mu_routing_stats_values(const mu_routing_stats *s);
 void mu_routing_stats_read(mu_routing_stats *s);        /* waits for the device. Collective over `batch` */
-/* The window after `step` steps, in each of which the experts of a layer took `assignments`, for a checkpoint. `length`: steps that the
- * checkpoint's window has room for; from one of another length the newest steps are taken. Local. */
+/* The load window after `step` steps, as checkpoint state. assignments: sum of a layer's counts in each step. length:
+ * of the checkpoint's window; if the run's window has another length, the newest steps are copied. Local. */
 void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, int64_t length, mu_state_visitor *v);
-void mu_routing_stats_take(mu_routing_stats *s);        /* counts of the last read go into the window. Local */
+void mu_routing_stats_take(mu_routing_stats *s);        /* adds the counts last read to the window. Local */
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -1,16 +1,16 @@
-/* router.c - from the layer's input to a decision: one product with the router's rows, then scores, the
- * top K and the gates, all in the device's floating type and at least fp32. */
+/* router.c - the router: input, jitter in training, a linear layer that makes the logits, and the choice of
+ * experts (mu_route). All of it is computed in the device's master dtype, at least fp32. */
 #include "moe/moe.h"
 
 static mu_route_force force_of(const mu_moe_config *cfg) {
     return cfg->force_balanced ? MU_ROUTE_BALANCED : cfg->force_skew ? MU_ROUTE_SKEW : MU_ROUTE_FREE;
 }
 
-/* What the router sees: x, with noise in training. */
+/* The router's input: x, with jitter in training. */
 static mu_tensor *router_input(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
     if (cx->mode != MU_MODE_TRAIN || m->cfg->router_jitter == 0) return x;
     const int64_t *samples = cx->global_samples;
-    for (int64_t i = 0; i < cx->n_sequences; i++) /* the kernel counts on from the first */
+    for (int64_t i = 0; i < cx->n_sequences; i++) /* the kernel derives all samples from the first */
         MU_CHECK(samples && samples[i] == samples[0] + i,
                  "router_jitter: the samples of a batch must follow one another");
     mu_rng rng = { cx->seed, (uint32_t)cx->step, cx->n_sequences ? (uint32_t)samples[0] : 0, MU_RNG_JITTER,
@@ -18,7 +18,7 @@ static mu_tensor *router_input(const mu_moe *m, mu_tape *tp, const mu_context *c
     return mu_jitter(tp, x, cx->seq_len, m->cfg->router_jitter, &rng);
 }
 
-/* This layer's part of the context's mask; at least K experts are left. */
+/* This layer's part of cx->expert_mask, or NULL. It must allow at least K experts. */
 static mu_tensor *mask_of(const mu_moe *m, mu_tape *tp, const mu_context *cx) {
     if (!cx->expert_mask) return NULL;
     const int32_t *mask = cx->expert_mask + m->first_load;

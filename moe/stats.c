@@ -2,12 +2,12 @@
  * in integers: any order of micro-batches and ranks gives the same sums.
  *
  * The device's buffer, words of 8 bytes. The host reads the first four at the end of a step, in one piece:
- *     total      [layers, experts]            of the global batch; complete on every rank: also what the optimizer asks
- *     by_domain  [layers, experts, domains]   this rank's share of the same
- *     kept       1                            this rank's assignments that capacity left
- *     values     [n_values], F64              the caller's own
- *     micro      [layers, experts]            of the micro-batch at hand, over all ranks
- *     counted    [layers, experts]            of the global batch, as a counting pass found them before */
+ *     total      [layers, experts]            of the global batch, over all ranks; the loads of mu_optimizer_step
+ *     by_domain  [layers, experts, domains]   the same by domain, of this rank
+ *     kept       1                            this rank's assignments within the capacity limit
+ *     values     [n_values], F64              for the caller's use
+ *     micro      [layers, experts]            of the current micro-batch, over all ranks
+ *     counted    [layers, experts]            of the global batch, from the counting pass */
 #include "moe/moe.h"
 
 #include <stdlib.h>
@@ -70,7 +70,8 @@ static void sum_over_ranks(const mu_routing_stats *s, mu_mat counts) {
     mu_device_stage_end(s->dev, counts.data, bytes, true);
 }
 
-/* micro = this rank's counts of the micro-batch at hand; with `domains` (I32 [sequences]) by_domain adds them, too. */
+/* micro = this rank's counts of the current micro-batch. With `domains` (I32 [sequences]) they are also added to
+ * by_domain. */
 static void count_micro(const mu_routing_stats *s, const mu_routing *routings, const mu_tensor *domains) {
     int64_t E = s->window.experts, D = s->domains;
     for (int layer = 0; layer < s->window.layers; layer++) {
@@ -84,7 +85,7 @@ static void count_micro(const mu_routing_stats *s, const mu_routing *routings, c
     }
 }
 
-/* The domain of each sequence; without any they are all of domain 0. */
+/* The domain of each sequence; 0 for all when cx->domains is NULL. */
 static mu_tensor *domains_of(const mu_routing_stats *s, mu_tape *tp, const mu_context *cx) {
     int32_t *none = cx->domains ? NULL : mu_tape_alloc(tp, sizeof *none * (size_t)(cx->n_sequences + 1));
     mu_tensor *domains = mu_tensor_ints(tp, MU_DTYPE_I32, cx->n_sequences, cx->domains ? cx->domains : none);
@@ -113,17 +114,18 @@ void mu_routing_stats_count(mu_routing_stats *s, const mu_routing *routings, boo
 
 void mu_routing_stats_read(mu_routing_stats *s) {
     mu_device_read(s->dev, s->host, s->memory->region.base, sizeof(int64_t) * (size_t)micro_word(s));
-    int64_t *sums = s->host + cells(s), n = domain_cells(s) + 1; /* kept stands behind by_domain */
+    int64_t *sums = s->host + cells(s), n = domain_cells(s) + 1; /* by_domain, and `kept` after it */
     if (s->batch->size > 1 && cells(s)) mu_all_reduce(s->batch, MU_REDUCE_SUM, MU_DTYPE_I64, sums, n);
     s->kept = s->host[kept_word(s)];
 }
 
 /* ------------------------------------------------------------------ state of a checkpoint */
 
-/* Where the ring is read, and where it belongs. */
+/* from: has the checkpoint's length; its ring is saved and loaded. to: the run's window. The same one if the lengths
+ * agree. */
 typedef struct { mu_load_window *from, *to; } windows;
 
-/* The counts were read into the ring; the rest follows from them. */
+/* After loading the ring: derives and checks the rest, and copies it to the run's window. */
 static mu_status ring_set(const mu_state *st, const void *host, mu_error *e) {
     windows *w = st->module;
     (void)host;
@@ -145,7 +147,7 @@ void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignmen
                       .for_training = true, .since = 3, .module = &both, .set = ring_set };
     v->visit(v, &steps);
     v->visit(v, &ring);
-    steps.since = ring.since = 0, steps.until = ring.until = 2; /* the same under the names that it had */
+    steps.since = ring.since = 0, steps.until = ring.until = 2; /* the same arrays had these names up to version 2 */
     snprintf(steps.name, sizeof steps.name, "/state/roll/steps");
     snprintf(ring.name, sizeof ring.name, "/state/roll/ring");
     v->visit(v, &steps);

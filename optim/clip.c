@@ -22,7 +22,7 @@ void mu_norm_free(mu_norm *n) {
     free(n->host_losses);
 }
 
-/* Adds every rank's squares; one of them becomes NaN when a rank's losses are not finite. */
+/* Sums the squares over ranks. A rank whose losses are not finite makes one of them NaN, so that every rank stops. */
 static void sum_squares(mu_norm *n, const mu_params *ps, mu_comm *batch, int64_t n_losses, mu_mat losses) {
     size_t bytes = (size_t)ps->n_global_units * sizeof(double);
     mu_device_read(ps->dev, n->host_squares, squares_of(n).data, bytes);

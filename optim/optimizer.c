@@ -1,4 +1,4 @@
-/* optimizer.c - an update rule's state, and its step on each group's shard. */
+/* optimizer.c - the optimizer: an update rule's state, its step on each group's shard, and its checkpoint state. */
 #include "optim/internal.h"
 
 #include <math.h>
@@ -14,8 +14,8 @@ static mu_mat slot_of(const mu_optimizer *o, int group, int slot) {
     return (mu_mat){ o->slots[group][slot]->region.base, o->params->dev->master, 1 };
 }
 
-/* init writes every page: reading first would map the system's page of zeros, and each page's first write would then
- * interrupt all cores. */
+/* init writes every page, even with zeros. If a page were read first, the kernel would map its shared zero page, and
+ * the first write would then interrupt all cores (TLB shootdown). */
 static void new_slots(mu_optimizer *o, int group) {
     mu_device *dev = o->params->dev;
     size_t bytes = (size_t)my_count(o, group) * mu_dtype_size(dev->master);

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-/* Moves the group's mark in front of the parameters that are complete by now, and reports it to the reduction. */
+/* Tells the reduction which part of the slab is complete by now: from some parameter to the end. */
 static void advance(mu_shards *s, int group) {
     mu_params *ps = s->params;
     int64_t from = -1;
@@ -71,7 +71,7 @@ void mu_backward_last(mu_optimizer *o, mu_tape *tp, mu_tensor *loss) {
     mu_backward_with(tp, loss, any ? &(mu_backward_events){ on_complete, on_op, s } : NULL);
 }
 
-/* Exact sums are integers: an all-reduce. */
+/* An all-reduce of the exact sums, which are integers. */
 static void reduce_sums(const mu_params *ps, mu_comm *c, const mu_group *g) {
     if (c->size == 1 || ps->dev->shape_only) return;
     size_t bytes = (size_t)g->sums_words * sizeof(int64_t);

@@ -6,7 +6,7 @@
  * folders count. A checkpoint does not depend on how many ranks wrote it: tensors are found by name.
  *
  *     /<name>                 weights of a parameter, or of a single expert, whole
- *     /optim/<slot>/<name>    state of the optimizer      /optim/steps/<name>   its own step count
+ *     /optim/<slot>/<name>    state of the optimizer      /optim/steps/<name>   number of its updates
  *     /layers/L/mlp/gate/e_score_correction_bias                 selection bias
  *     /state/...              step, seed, loader, expert statistics      (in shard 0) */
 #include "train/train.h"
@@ -76,9 +76,11 @@ static void visit_optimizer(mu_train_state *t, mu_state_visitor *v) {
     free(active);
 }
 
-/* `cfg`: the configuration that produced the values. Later entries are bounded by earlier ones. */
+/* Visits all state of a run. `cfg`: the configuration that produced the values. The order matters: values of earlier
+ * entries bound those of later ones. */
 static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor *v) {
-    /* A step moves each bias by at most bias_update_rate, which may have been different earlier. */
+    /* A step moves each bias by at most bias_update_rate. That may have been larger earlier, so its maximum counts
+     * here. */
     double bias_most = cfg->moe.balance & MU_BALANCE_BIAS ? 1.001 * MU_BIAS_RATE_MAX * (double)t->step : 0;
     visit_number(v, "/state/step", t->step);
     visit_number(v, "/state/seed", cfg->run.seed);
@@ -105,7 +107,7 @@ static void *scratch_for(scratch *r, const mu_state *s) {
 typedef struct {
     mu_state_visitor v;
     const mu_manifest *m;
-    bool training, tensors;     /* load training state too, else only for inference; tensors too, else only the other state */
+    bool training, tensors;     /* training: also what only training needs. tensors: also weights and optimizer state */
     mu_store **stores;          /* [n_shards], each opened when it is first needed */
     scratch scratch;
     mu_status status;
@@ -183,7 +185,7 @@ static void save_one(mu_state_visitor *v, const mu_state *s) {
     if (w->status == MU_STATUS_OK && s->tensor && w->written++ == 2) w->status = fault_status(w->t, "mid-shard", w->e);
 }
 
-/* Collective: every rank comes here, whatever its status and whether or not it writes a shard. */
+/* Collective: every rank calls it, whatever its status and whether or not it writes a shard. */
 static mu_status write_arrays(mu_train_state *t, const mu_config *cfg, mu_store *s, mu_status status, mu_error *e) {
     writer w = { { save_one }, t, s, { 0 }, 0, status, e };
     visit_all(t, cfg, &w.v);
@@ -359,7 +361,7 @@ static bool may_be_removed(const char *folder) {
     return good;
 }
 
-/* Removes what a killed save left: step-N.tmp. */
+/* Removes step-N.tmp folders, which killed saves leave. */
 static mu_status remove_unfinished(const char *folder, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     DIR *d = opendir(folder);
@@ -384,7 +386,7 @@ static mu_status prune(const mu_checkpoint_config *cfg, const char *run, mu_erro
         if (cfg->keep_every && steps[i] % cfg->keep_every == 0) continue;
         char *from = mu_checkpoint_path(run, steps[i]), *to = mu_format("%s.tmp", from);
         if (may_be_removed(from) && !is_taken(to)) {
-            status = mu_file_rename(from, to, e); /* half a removal must not look like damage */
+            status = mu_file_rename(from, to, e); /* so that an interrupted removal does not look like damage */
             if (status == MU_STATUS_OK) status = mu_file_remove_tree(to, e);
         }
         free(from);

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The received stop signal: save a checkpoint and exit. A second Ctrl-C exits at once. */
+/* The stop signal received, or 0. Training then saves a checkpoint and exits. A second Ctrl-C exits at once. */
 static volatile sig_atomic_t stop_signal;
 static void on_signal(int number) {
     if (number == SIGINT && stop_signal == SIGINT) {

@@ -42,12 +42,12 @@ const mu_option *mu_config_table(int *n) {
 /* ------------------------------------------------------------------ checks of several options */
 
 typedef struct {
-    mu_complaints found; /* of the sections' own checks; first, so that `place` finds the rest */
+    mu_complaints found; /* of the sections' own checks. The first member: `place` casts it to the whole */
     mu_config *c;
     mu_error *e;
     int world_size; /* 0: unknown, not checked */
     bool look_for_paths;
-    bool bad, missing; /* ends in MU_STATUS_CONFIG; in MU_STATUS_NOINPUT */
+    bool bad, missing; /* a wrong value (MU_STATUS_CONFIG); a missing path (MU_STATUS_NOINPUT) */
 } check;
 
 #define COMPLAIN(k, ...) ((k)->bad |= mu_options_complain(&(k)->c->options, (k)->e, __VA_ARGS__) != MU_STATUS_OK)

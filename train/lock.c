@@ -19,7 +19,8 @@
 
 static const double PATIENCE = 10;      /* seconds in which processes of a killed job should end */
 
-/* A process; launcher: the mpirun that started it, 0 for none. start tells it from a later one of the same number. */
+/* A process. launcher: the mpirun that started it, 0 for none. start: its start time, which a later process with the
+ * same pid does not have. */
 typedef struct {
     long pid, launcher;
     unsigned long long start;
@@ -28,7 +29,7 @@ typedef struct {
 
 struct mu_lock {
     int fd;
-    bool by_kernel, warned;     /* warned: that there are no locks here */
+    bool by_kernel, warned;     /* by_kernel: the kernel holds the lock. warned: that it cannot */
     char *dir, *path;
     dev_t device;               /* of the run folder, with inode: which folder it was */
     ino_t inode;
@@ -73,7 +74,7 @@ static bool read_owner(int fd, owner *o) {
     return sscanf(text, "process %ld on %63s start %llu launcher %ld", &o->pid, o->host, &o->start, &o->launcher) >= 2;
 }
 
-/* Files of muster are empty or begin like this. */
+/* Lock files of muster are empty or begin like this. */
 static bool is_foreign(int fd) {
     static const char beginning[8] = "process ";
     char text[sizeof beginning];
@@ -155,7 +156,7 @@ static outcome attempt(mu_lock *l, owner *holder, mu_error *e) {
     }
     outcome got = ask_kernel(l, &error);
     bool known = read_owner(l->fd, holder);
-    if (got == FAILED) { /* no file locks, or a reader's: the content decides */
+    if (got == FAILED) { /* no file locks, or a reader holds one: the content decides */
         bool reader = error == EAGAIN || error == EACCES;
         if (!l->warned)
             mu_log(MU_LOG_WARNING, "%s %s (%s): a second job on another host cannot be kept out of this run folder",

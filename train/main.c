@@ -1,4 +1,4 @@
-/* main.c - the program: runs the sub-command. */
+/* main.c - the program: help texts, the table of sub-commands, start and exit. */
 #include "train/train.h"
 
 #include <locale.h>
@@ -119,9 +119,9 @@ static void find_probe(void) {
                MUSTER_LIBEXEC ": a malicious HDF5 file may crash muster");
 }
 
-/* Without a launcher Open MPI 4 would start a daemon for this one rank; and when the daemon's last event comes
- * while MPI_Finalize unloads the code for it, the program crashes (on a busy machine once in 2000 runs). Nothing here needs the
- * daemon; without it all such programs would share one session directory, which is not needed either. */
+/* For a process that no launcher started: keeps Open MPI 4 from starting a daemon for it. With the daemon one run in
+ * 2000 crashed on a busy machine: the daemon's last event came while MPI_Finalize unloaded its handler. Without the
+ * daemon all such processes would share one session directory; nothing needs that, so it is not created. */
 static void run_alone(void) {
     static const char *const launched[] = { "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID" };
     for (size_t i = 0; i < sizeof launched / sizeof *launched; i++)

@@ -66,7 +66,7 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     return status;
 }
 
-/* The first line when the second is its hash, else NULL. */
+/* Is the second line the hash of the first? Cuts off the text after the first. */
 static bool first_line_is_whole(char *text, size_t bytes) {
     char *end = memchr(text, '\n', bytes), hex[33];
     if (!end || text + bytes != end + 34 || end[33] != '\n') return false;

@@ -19,7 +19,7 @@ static void abort_now(int number) {
     _exit(abort_code);
 }
 
-/* With the network down, aborting the other ranks may never return. */
+/* MPI_Abort may never return when the network is down: then this process ends after PATIENCE seconds. */
 MU_NORETURN static void end_all_ranks(int code) {
     enum { PATIENCE = 10 };
     abort_code = code;

@@ -15,7 +15,7 @@ struct mu_metrics {
     mu_statistics *statistics;      /* NULL: a dense model has none */
     mu_json line;
     double start;
-    bool routing_failed;            /* the last write */
+    bool routing_failed;            /* the last write of routing.h5 failed */
     double routing_time, routing_seconds;   /* time and duration of the last write of routing.h5 */
 };
 
@@ -180,7 +180,7 @@ mu_status mu_metrics_sync(mu_metrics *m, mu_error *e) {
     return m->statistics ? mu_statistics_sync(m->statistics, e) : MU_STATUS_OK;
 }
 
-/* Limits it to about 1 % of the time of a long run. */
+/* Limits the writing of routing.h5 to about 1 % of the time of a long run. */
 static bool routing_is_due(const mu_metrics *m) {
     return m->routing_seconds <= 1 || mu_time() - m->routing_time >= 100 * m->routing_seconds;
 }

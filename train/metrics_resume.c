@@ -42,7 +42,8 @@ static bool has_numbers_only(json_t *line) {
     return json_is_object(line);
 }
 
-/* Of a training step, else of an evaluation. Proven: its step is confirmed by the checksum or the number of tokens. */
+/* A parsed line. training: of a training step, else of an evaluation. proven: checksum or number of tokens confirm
+ * its step. */
 typedef struct { int64_t step; bool training, proven; } record;
 
 /* Parses a line; false when it is not a valid one of this model. loads: scratch for those of a step. */
@@ -86,7 +87,7 @@ static bool is_torn(const char *text, size_t bytes, int64_t covered) {
 /* ------------------------------------------------------------------ the file of an earlier job */
 
 typedef struct {
-    int64_t line, key;                                  /* 2 * step, plus 1 for an evaluation, which follows the step */
+    int64_t line, key;                                  /* key: 2 * step, plus 1 for an evaluation */
     bool proven, dropped;
 } valid_line;
 
@@ -171,7 +172,7 @@ static void drop_disorder(old_file *s) {
     free(before);
 }
 
-/* Keeps other lines where they fit between the proven ones. */
+/* Drops the lines that are not proven and whose steps are out of order with the proven ones around them. */
 static void drop_misfits(old_file *s) {
     int64_t *after = mu_alloc((size_t)s->n, sizeof *after), key = INT64_MAX;
     for (int64_t i = s->n - 1; i >= 0; i--) {
@@ -221,7 +222,7 @@ static mu_status write_lines(const old_file *s, const char *path, mu_error *e) {
 /* Only a plain file was written by muster. */
 static bool has_routing(const old_file *s) { return mu_file_exists(s->routing_path) && !mu_file_not_plain(s->routing_path); }
 
-/* The new file is complete before anything is moved aside. */
+/* Writes the new file, then moves routing.h5 aside: the new file is complete before anything is moved. */
 static mu_status write_new(void *context, const char *path, mu_error *e) {
     old_file *s = context;
     mu_status status = write_lines(s, path, e);

@@ -48,7 +48,7 @@ bool mu_due(int64_t every, int64_t step, int64_t last) { return every > 0 && (st
 
 /* ------------------------------------------------------------------ the run folder's lock */
 
-/* Checks the lock once per step; a loss is reported before the next write. Rank 0. */
+/* Checks the lock once per step. If it was lost, the error is reported before the next write. Rank 0. */
 static void check_lock(mu_recorder *r) {
     if (r->lock && r->lock_lost.status == MU_STATUS_OK) r->lock_lost.status = mu_lock_check(r->lock, &r->lock_lost);
 }

@@ -14,9 +14,9 @@ typedef struct {
     const mu_logged_steps *logged;
     mu_statistics_shape shape;
     mu_statistics *old;         /* NULL: no file that this run can continue */
-    bool foreign;               /* because the existing file is of another run */
+    bool foreign;               /* the existing file is of another run, or damaged */
     kept_record *kept;
-    int64_t n, invalid, beyond; /* invalid: before the last kept one; later ones may be torn by a kill */
+    int64_t n, invalid, beyond; /* invalid: records before the last kept one; later ones may be torn by a kill */
     int64_t missing;            /* training lines without a record */
 } old_file;
 
@@ -53,7 +53,7 @@ static mu_status read_records(old_file *s, mu_error *e) {
         if (valid && s->old->step > s->src->state->step) s->beyond++;
         else if (valid && (!s->n || s->old->step > s->kept[s->n - 1].step)) {
             s->kept[s->n++] = (kept_record){ i, s->old->step };
-            s->invalid = invalid + s->beyond; /* only earlier steps precede a step */
+            s->invalid = invalid + s->beyond; /* steps must increase: newer ones before this record are invalid */
         } else invalid++;
     }
     return MU_STATUS_OK;

@@ -21,8 +21,8 @@ void mu_texts_close(mu_texts *t);
 bool mu_texts_have_validation(const mu_texts *t);      /* does any domain have validation sequences? */
 
 /* ------------------------------------------------------------------ the state of a run, as kept in checkpoints
- * Only points: whoever holds it (mu_training, mu_inference, mu_checkpoint_shape) frees model and optimizer when it closes. The
- * ranks of `mesh` hold the state together. */
+ * Does not own its parts: the struct that contains it (mu_training, mu_inference, mu_checkpoint_shape) frees them
+ * when it closes. Each rank of `mesh` holds its part of the state. */
 typedef struct {
     mu_mesh *mesh;
     int64_t step;                   /* finished optimizer steps */
@@ -80,7 +80,7 @@ typedef struct {
     char dtype[8];
     char *config;                   /* YAML */
     mu_config cfg;                  /* the same, parsed (by mu_manifest_read) */
-    char fingerprint[33], tokenizer[32];
+    char fingerprint[33], tokenizer[32];    /* of the texts; the tokenizer's name */
     char tokenizer_fingerprint[33]; /* "": none, in checkpoints of older versions */
     mu_val_split val_split;
     int n_shards;
@@ -181,7 +181,8 @@ typedef struct {
 } mu_log_source;
 /* The steps of the training lines in metrics.jsonl; heap. */
 typedef struct { int64_t n, *step; } mu_logged_steps;
-/* The end of every line of metrics.jsonl, its last key and bracket: XXH3-64 of all bytes of the line before. */
+/* Every line of metrics.jsonl ends with its checksum: a last key with the XXH3-64 of all bytes before it, and the
+ * closing bracket. mu_metrics_checksum writes this end. */
 enum { MU_CHECKSUM_BYTES = 27 };
 void mu_metrics_checksum(const char *line, size_t bytes, char text[MU_CHECKSUM_BYTES + 1]);
 /* Truncates the metrics of an earlier job to the valid lines up to the state's step; their steps are in *logged. Dropped without
@@ -225,7 +226,7 @@ void mu_progress_close(mu_progress *p);
 /* The table of validation losses; `most`: sequences evaluated per domain, 0: all. */
 void mu_print_domains(const mu_texts *texts, int64_t most, const mu_domain_loss *results);
 void mu_print_expert_load(const mu_load_window *window, const int *layer_ids);
-/* When (recorder.c). Local. */
+/* Timing (recorder.c). Local. */
 bool mu_due(int64_t every, int64_t step, int64_t last);     /* every 0: never; otherwise the last step is always due */
 double mu_kill_timeout(void);       /* seconds from SIGTERM to SIGKILL for the ranks of an mpirun that was signalled */
 
@@ -267,7 +268,7 @@ void mu_print_text(const char *text);                   /* any length; keeps new
 int mu_report_error(const mu_error *e, int rank);
 /* For mu_watch_start: prints the report and ends every rank with MU_STATUS_INTERNAL. */
 void mu_report_stall(const char *report);
-/* ------------------------------------------------------------------ what sub-commands stand on (open.c, dry_run.c) */
+/* ------------------------------------------------------------------ parts of sub-commands (open.c, dry_run.c) */
 /* A checkpoint's model with its weights, for eval and generate (open.c): the newest valid one of a run, or the one that `path`
  * names, with overrides of device, dtype and threads. Collective over the mesh, agreed; mu_inference_close may follow any outcome. */
 typedef struct {

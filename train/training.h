@@ -1,5 +1,6 @@
-/* training.h - the parts of a training run: opened in training.c, stepped in loop.c, recorded in recorder.c, computed
- * again in nonfinite.c. Everything else in train/ receives only the parts that it uses (train.h). */
+/* training.h - the parts of a training run: opened in training.c, stepped in loop.c, recorded in recorder.c.
+ * nonfinite.c repeats a failed step to explain it. Everything else in train/ receives only the parts that it uses
+ * (train.h). */
 #ifndef MUSTER_TRAIN_TRAINING_H
 #define MUSTER_TRAIN_TRAINING_H
 #include "train/train.h"

@@ -18,7 +18,8 @@ static void forward(mu_tape *tp, mu_node *n) {
     dev->k->rmsnorm_fwd(dev, mu_count(rstd), D, ((extra *)n->extra)->eps, mx, mu_master(w), my, mu_data(rstd));
 }
 
-/* dw [D] of each reduction unit by itself, then into the exact sums. Rows are D wide; heads have several per token. */
+/* Computes dw [D] of each reduction unit separately and adds it to the exact sums. A row has D values: with a norm
+ * per head a token has several rows. */
 static void exact_backward(mu_tape *tp, mu_node *n, mu_mat x, mu_mat dy, mu_mat dx) {
     mu_device *dev = mu_tape_device(tp);
     mu_tensor *w = n->in[W], *dw = mu_tensor_2d_master(tp, 1, mu_count(w)), *rstd = n->out[RSTD];

@@ -1,4 +1,4 @@
-/* all_to_all.c - rows are sent to the ranks that want them; backward is the same exchange with the counts
+/* all_to_all.c - exchanges rows between the ranks of a communicator; backward is the same exchange with the counts
  * swapped. x [sum of send_rows, D] sorted by destination -> y [sum of recv_rows, D] sorted by source. */
 #include "dist/internal.h"
 

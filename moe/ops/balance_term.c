@@ -1,6 +1,6 @@
 /* balance_term.c - out = weight * value, value = sum_t sum_i coef[t / segment, i] * p_ti, where p are the
- * scores, divided by their sum if `normalise`; one value per reduction unit. coef holds counts and is a constant: the counts
- * are what the router did, p is what it can change. */
+ * scores, divided by their sum if `normalise`; one value per reduction unit. coef is made from
+ * counts and has no gradient; only p has one. */
 #include "moe/moe.h"
 
 enum { SCORES, COEF }; /* in[] */
@@ -13,7 +13,8 @@ typedef struct {
     int64_t units;
 } extra;
 
-/* A reduction unit: its rows, and its segments of the coefficients or the one that holds it. */
+/* A reduction unit: its rows of the scores, and the coefficients of its segments, or of the segment that contains
+ * it. */
 typedef struct {
     int64_t rows, segment;
     mu_mat scores, coef;

@@ -1,5 +1,6 @@
-/* combine.c - y_TD[t] = sum over k, in order, of rows[row_TK[t,k]]; dropped assignments (-1) add nothing. A gather, not
- * a scatter: the order of the sum is fixed and no two threads meet. A row's gradient is that of its token. */
+/* combine.c - y_TD[t] = sum over k, in order, of rows[row_TK[t,k]]; dropped assignments (-1) add nothing. It gathers
+ * instead of scattering: the order of the sum is fixed, and no two threads write the same row. A row's gradient is
+ * that of its token. */
 #include "moe/moe.h"
 
 enum { ROWS, TOKEN, ROW_TK }; /* in[] */

@@ -12,7 +12,7 @@
  * an expert sees its rows in global order whatever the number of ranks. The inverse of that order is the
  * same operation with the roles of peer and expert exchanged.
  *
- * The op has no gradient, so it is never run again: recomputed experts work with the plan that there is. */
+ * The op has no gradient, so recomputation does not run it again: recomputed experts use the existing plan. */
 #include "moe/moe.h"
 
 #include <math.h>
@@ -24,7 +24,7 @@ typedef struct {
     const mu_moe *m;
     int64_t seq_len;
     bool exact;                 /* experts' gradients are summed by reduction unit */
-    mu_plan *plan;              /* forward fills in what the routing decides: numbers of rows and the tensors that have as many */
+    mu_plan *plan;              /* forward fills in numbers of rows, and the tensors of those sizes */
 } extra;
 
 static int64_t capacity_of(const mu_moe *m, const mu_context *cx) {
@@ -41,7 +41,7 @@ static int64_t planned_rows(const mu_moe *m, int64_t fair) {
     return (int64_t)((double)fair * fmin(1 + 0.3 * log2(ep), ep * at_once / (double)m->K));
 }
 
-/* Rows for each place, on the host. */
+/* Number of rows for each place (position of an expert by rank, then slot), on the host. */
 static int64_t *rows_per_place(const mu_moe *m, mu_tape *tp, const mu_plan *p, const mu_tensor *offsets) {
     int64_t *at = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(m->E + 1));
     mu_tensor_read(offsets, at);
@@ -51,7 +51,7 @@ static int64_t *rows_per_place(const mu_moe *m, mu_tape *tp, const mu_plan *p, c
     return at;
 }
 
-/* counts[each expert of each peer], n of them from here to each peer; returns what the peers have for the experts here. */
+/* All-to-all of counts, n to each peer: sends `counts` [P, n]; returns what the peers sent to this rank, [P, n]. */
 static int64_t *exchange_counts(const mu_moe *m, mu_tape *tp, const int64_t *counts, int64_t n) {
     int P = m->group->size;
     int64_t *bytes = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)P), *theirs = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(P * n));
@@ -60,7 +60,7 @@ static int64_t *exchange_counts(const mu_moe *m, mu_tape *tp, const int64_t *cou
     return theirs;
 }
 
-/* Rows that each peer has for each expert here, [P, e]; and how many are sent and received. */
+/* Returns how many rows each peer sends to each expert of this rank, [P, e]; sets the numbers of rows in the plan. */
 static const int64_t *exchange_rows(const mu_moe *m, mu_tape *tp, mu_plan *p, const mu_tensor *offsets) {
     int P = m->group->size, e = m->place->n_local;
     int64_t *mine = rows_per_place(m, tp, p, offsets), *theirs;
@@ -76,7 +76,7 @@ static const int64_t *exchange_rows(const mu_moe *m, mu_tape *tp, mu_plan *p, co
     return theirs;
 }
 
-/* The order in which experts here read what arrives, from the counts [P, e]. */
+/* Makes the order in which this rank's experts read the received rows, from their counts [P, e]. */
 static void arrange_received(const mu_moe *m, mu_tape *tp, mu_plan *p, const int64_t *counts) {
     mu_device *dev = mu_tape_device(tp);
     int64_t P = m->group->size, e = m->place->n_local;
@@ -98,7 +98,8 @@ static void arrange_received(const mu_moe *m, mu_tape *tp, mu_plan *p, const int
     mu_release(tp, peer_offsets);
 }
 
-/* Rows for each place and reduction unit, on the host: of a sequence's assignments an expert takes up to the capacity. */
+/* Number of rows for each place and reduction unit, on the host. most: rows per expert and sequence (capacity; 0: no
+ * limit). */
 static int64_t *rows_per_unit(const mu_moe *m, mu_tape *tp, const mu_tensor *counts_SE, int64_t units, int64_t most) {
     int64_t n = counts_SE->shape[0];
     int64_t *chosen = mu_tape_alloc(tp, sizeof(int64_t) * (size_t)(n * m->E));
@@ -126,7 +127,7 @@ static void bound_units(const mu_moe *m, mu_tape *tp, const mu_tensor *counts_SE
     p->unit_bounds = mu_tensor_ints(tp, MU_DTYPE_I64, n + 1, bounds);
 }
 
-/* The offsets in out[] are of all places, with one rank the plan's own. */
+/* out[OFFSETS] covers all places. With one rank it is also the plan's `offsets`. */
 static void forward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;

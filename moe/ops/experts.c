@@ -1,6 +1,6 @@
 /* experts.c - SwiGLU experts over a plan, one op: row r of expert i reads x[row_source[r]],
  *     y = down_i (weight * silu(gate_i x) * (up_i x)).
- * Kept for backward: x, the weights, the two up-projections [rows, F] and the plan; everything else is made again.
+ * Kept for backward: x, the weights, the outputs of gate and up [rows, F] and the plan; everything else is recomputed.
  * `combined`: the result is the sum of each token's rows, y_TD[t] = sum over k, in order, of row token_rows[t,k]. */
 #include "moe/moe.h"
 
@@ -8,14 +8,15 @@ enum { X, GATE, UP, DOWN, WEIGHTS, OFFSETS, ROW_SOURCE, TOKEN_ROWS, UNIT_BOUNDS 
 enum { Y, HG, HU }; /* out[] */
 
 typedef struct {
-    const mu_plan *plan;        /* for what the host knows; its tensors are inputs */
+    const mu_plan *plan;        /* for numbers and flags; its tensors are inputs of the op */
     mu_experts_shape shape;
     bool combined;
 } extra;
 
 static mu_mat none(void) { return (mu_mat){ 0 }; }
 
-/* With several ranks a row returns to where it arrived; alone, rows stay sorted by expert. */
+/* The output row of each row: with several ranks, where it was received; with one rank none: rows stay sorted by
+ * expert. */
 static mu_mat out_rows(const mu_node *n, const extra *e) { return e->plan->all_to_all ? mu_data(n->in[ROW_SOURCE]) : none(); }
 
 static void forward(mu_tape *tp, mu_node *n) {
@@ -31,7 +32,8 @@ static void forward(mu_tape *tp, mu_node *n) {
     mu_release(tp, rows);
 }
 
-/* dgate, dup, ddown, or nothing where none is needed. True when all are to be assigned: no contribution came yet. */
+/* d: gradients of gate, up and down; data NULL where none is needed. True: no weight has a contribution yet, so the
+ * kernel assigns instead of adding. */
 static bool weight_grads(mu_tape *tp, mu_node *n, mu_mat d[3]) {
     bool fresh = true;
     for (int i = 0; i < 3; i++) fresh &= n->in[GATE + i]->grad_new || !n->in[GATE + i]->grad;
@@ -45,7 +47,8 @@ static bool weight_grads(mu_tape *tp, mu_node *n, mu_mat d[3]) {
     return fresh;
 }
 
-/* Weights with exact sums: their gradients are products of what backward leaves, one reduction unit at a time. */
+/* For a weight with exact sums: adds a^T b of each reduction unit to them; a and b are operands or results of
+ * experts_bwd. */
 static void add_sums(mu_tape *tp, const mu_node *node, int weight, int64_t m, int64_t n, mu_mat a, mu_mat b) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = node->extra;
@@ -66,7 +69,7 @@ static void add_dx(mu_tape *tp, const mu_node *n, mu_tensor *dx_rows) {
     } else dev->k->axpy(dev, mu_count(x), 1.0, mu_data(dx_rows), mu_grad(tp, x));
 }
 
-/* The kernel assigns what it makes of a row's weight. */
+/* experts_bwd assigns the gradients of the row weights to scratch; this adds them. */
 static void add_dweights(mu_tape *tp, mu_tensor *weights, mu_tensor *dweights) {
     mu_device *dev = mu_tape_device(tp);
     dev->k->axpy(dev, mu_count(weights), 1.0, mu_data(dweights), mu_grad(tp, weights));
@@ -80,7 +83,8 @@ static void backward(mu_tape *tp, mu_node *n) {
     mu_tensor *act = mu_tensor_2d(tp, R, F), *dx = x->needs_grad ? mu_tensor_2d(tp, R, D) : NULL;
     mu_tensor *dweights = weights && weights->needs_grad ? mu_tensor_like(tp, weights) : NULL;
     bool exact = n->in[GATE]->sums || n->in[UP]->sums || n->in[DOWN]->sums;
-    mu_mat source = mu_data(n->in[ROW_SOURCE]), out = e->combined ? source : out_rows(n, e), dw[3]; /* alone, x's row is y's, too */
+    /* combined: a row reads dy where it reads x */
+    mu_mat source = mu_data(n->in[ROW_SOURCE]), out = e->combined ? source : out_rows(n, e), dw[3];
     mu_tensor *xg = source.data && exact ? mu_tensor_2d(tp, R, D) : NULL;
     mu_tensor *dyg = out.data && exact ? mu_tensor_2d(tp, R, D) : NULL;
     mu_experts_shape shape = e->shape;

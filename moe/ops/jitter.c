@@ -1,6 +1,6 @@
-/* jitter.c - y = x (1 + eps (2u - 1)): noise on what the router sees in training, so that it explores (Fedus et al.,
- * "Switch Transformers", 2021). u comes from the counter-based stream: it belongs to the token and the step, whoever
- * computes them, and backward draws it again. y has the master dtype, as all of the router. */
+/* jitter.c - y = x (1 + eps (2u - 1)): noise on the router's input in training, so that it explores (Fedus et al.,
+ * "Switch Transformers", 2021). u comes from a counter-based random stream keyed by token and step: it is the same
+ * on any rank, and backward draws it again. y has the master dtype, as all of the router. */
 #include "moe/moe.h"
 
 typedef struct {

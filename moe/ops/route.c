@@ -1,7 +1,7 @@
 /* route.c - logits_TE -> scores, the K chosen experts, gates, and how often each sequence chose each expert. The choice itself has
  * no gradient; gates, scores (for balancing terms) and log-sum-exp (for the z-loss) have. With A_k = dL/dgate_k and normalised
- * gates g over the chosen set, dL/ds_k = (A_k - sum_j g_j A_j) / sum_j s_j (scale 1): each expert is
- * judged by its advantage over the mixture. The kernel has all cases. */
+ * gates g over the chosen set, dL/ds_k = (A_k - sum_j g_j A_j) / sum_j s_j (scale 1):
+ * A_k relative to its mean, weighted by the gates. The kernel also handles gates that are not normalised. */
 #include "moe/moe.h"
 
 enum { LOGITS, BIAS, MASK }; /* in[] */
@@ -29,7 +29,7 @@ static void backward(mu_tape *tp, mu_node *n) {
                           mu_grad_of(n->out[SCORES]), mu_grad_of(n->out[LSE]), mu_grad(tp, n->in[LOGITS]));
 }
 
-/* once: weights may have changed, and a choice that hangs by a last bit must not fall otherwise. */
+/* once: recomputation must not choose again, because a difference in the last bit could select another expert. */
 static const mu_op op_route = {
     .name = "route", .forward = forward, .backward = backward, .keeps_out = MU_BIT(SCORES) | MU_BIT(IDS), .once = true
 };

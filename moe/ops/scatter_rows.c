@@ -1,10 +1,10 @@
-/* scatter_rows.c - values to the rows they belong to: y[row[i]] = x[i], [rows, 1]; -1 belongs to none. Rows that nothing
- * belongs to stay as they are: nothing reads them. */
+/* scatter_rows.c - one value per row: y[row[i]] = x[i], [rows, 1]; a value with row -1 is dropped. Rows without a value
+ * stay uninitialised; nothing reads them. */
 #include "moe/moe.h"
 
 enum { X, ROW }; /* in[] */
 
-/* Any tensor as one value a row. */
+/* Any tensor as a column: one value per row. */
 static mu_mat column(mu_mat m) { return (mu_mat){ m.data, m.dtype, 1 }; }
 
 static void forward(mu_tape *tp, mu_node *n) {

@@ -1,5 +1,6 @@
 /* z_term.c - out = weight * value, value = coef * sum_t lse_t^2, one value per reduction unit: keeps router logits small
- * (Zoph et al. 2022, ST-MoE). d/dlogit_ti = 2 coef lse_t softmax_ti, the second factor made by the router op. */
+ * (Zoph et al. 2022, ST-MoE). d/dlogit_ti = 2 coef lse_t softmax_ti; backward of the router op
+ * multiplies by softmax_ti. */
 #include "moe/moe.h"
 
 enum { LSE }; /* in[] */
