@@ -56,7 +56,7 @@ MU_NORETURN void mu_fatal(mu_status status, const char *file, int line, const ch
 #define MU_CHECK(cond, ...) do { if (!(cond)) MU_FATAL(MU_STATUS_INTERNAL, __VA_ARGS__); } while (0)
 
 /* ------------------------------------------------------------------ log (log.c)
- * Library code never prints; it logs to the sink, and nowhere until a program sets one. */
+ * Library code never prints: it logs to the sink; without one, messages are dropped. */
 typedef enum { MU_LOG_INFO, MU_LOG_WARNING } mu_log_level;
 typedef void mu_log_sink(mu_log_level level, const char *line);
 void mu_log_set_sink(mu_log_sink *sink);
@@ -210,7 +210,7 @@ typedef struct {
     const mu_option *table;
     int n;
     bool *given;                /* n flags: set by the user (file or override), not by default */
-    bool *refused;              /* n flags: the user's value was refused, the field keeps another */
+    bool *refused;              /* n flags: the user's value was rejected, the field keeps another */
     int *line, *column;         /* position in the file, 0 when not from a file */
     char *file;                 /* name for messages, a copy; NULL before a file was read */
 } mu_options;
@@ -261,7 +261,7 @@ mu_status mu_options_override(mu_options *o, void *config, const char *assignmen
 mu_status mu_options_complain(const mu_options *o, mu_error *e, const char *section, const char *key,
                               const char *fmt, ...) MU_PRINTF(5, 6);
 bool  mu_options_given(const mu_options *o, const char *section, const char *key);
-/* Whether its value was refused: comparing the field with others would give misleading errors. */
+/* Whether its value was rejected: comparing the field with others would give misleading errors. */
 bool  mu_options_refused(const mu_options *o, const char *section, const char *key);
 char *mu_options_dump(const mu_options *o, const void *config);     /* YAML of every option, heap, caller frees */
 char *mu_options_help(const mu_options *o, bool markdown);          /* the table for --help or docs/, heap */
@@ -351,7 +351,7 @@ bool mu_state_is_in(const mu_state *s, int version);                    /* wheth
 /* Checks that all values are in range. MU_STATUS_DATA names file, array, index and value. */
 mu_status mu_state_check(const mu_state *s, const void *host, const char *file, mu_error *e) MU_MUST_USE;
 
-/* Files that survive a kill: a temporary beside it, fsync, rename, fsync of the folder. */
+/* Files that survive a kill: temporary file in the same folder, fsync, rename, fsync of the folder. */
 mu_status mu_file_replace(const char *path, const void *data, size_t bytes, mu_error *e) MU_MUST_USE;
 /* Creates a new, empty file PATH.tmp-PID (or PATH.tmp-PID-2, ...); *name heap. The caller renames or removes it, and nothing
  * else may. */

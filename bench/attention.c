@@ -1,7 +1,7 @@
 /* attention.c - muster's causal attention alone, forward and with backward. bench/peers/attention.py measures
- * PyTorch's fused attention in the same words; bench/compare.py runs both in turn.
+ * PyTorch's fused attention and prints the same lines; bench/compare.py runs both alternately.
  *
- * B sequences of S tokens, H heads of width d. Counted are the products below the diagonal: 2 B H S^2 d FLOPs
+ * B sequences of S tokens, H heads of width d. FLOPs count the products below the diagonal: 2 B H S^2 d
  * forward (two products), 5 B H S^2 d backward (five: the scores again, and dv, dp, dq, dk). */
 #include "bench.h"
 

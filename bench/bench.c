@@ -1,8 +1,8 @@
-/* bench.c - how fast this machine trains the benchmark model, and what the machine could do.
+/* bench.c - how fast this machine trains the benchmark model, and the machine's peak rates.
  *
  * In one process: the peak of the cores (a loop of fused multiply-adds) and of the matrix product, then
- * training steps on random tokens, MoE and a dense model with the same active parameters in turn, so that
- * noise meets both alike. Options as in the PyTorch programs it is compared with; run it with --help.
+ * training steps on random tokens, alternately of the MoE model and of a dense model with the same active
+ * parameters, so that noise affects both equally. It takes the options of the PyTorch peers; see --help.
  * The step is the trainer's: forward, cross-entropy + balancing terms, backward, gradients summed over ranks,
  * clipping, AdamW. */
 #include "bench.h"
@@ -55,8 +55,8 @@ typedef struct {
     mu_tape *tape;
     mu_loss *loss;
     mu_model_size size;
-    double *seconds, *sums;   /* of each step, and in it from the end of backward to the sums of gradients */
-    double reduce, optimizer; /* of counted steps */
+    double *seconds, *sums;   /* of each step; in it, from the end of backward until the gradients are summed */
+    double reduce, optimizer; /* seconds in the measured steps */
     double value;             /* of the loss, in the last step */
     int64_t waits;            /* of the host for the device, in the last step */
 } subject;
@@ -148,7 +148,7 @@ static double every_second(const double *seconds, int64_t steps, int64_t first) 
     return middle;
 }
 
-/* Steps of --overlap: odd ones sum during backward. */
+/* With --overlap, odd steps sum gradients during backward. */
 static void print_overlap(const subject *s, const options *o, int64_t warm) {
     for (int during = 0; during < 2; during++) {
         int64_t first = warm + (warm % 2 != during);
@@ -165,7 +165,7 @@ static double report(const subject *s, const options *o, const char *name, doubl
     printf("\n%s: %.2f M parameters, %.2f M active, %.1f MFLOP a token, loss %.3f\n", name,
            (double)s->size.total * 1e-6, (double)s->size.active * 1e-6, s->size.train_flops * 1e-6, s->value);
     printf("  step %.1f ms  %.0f tok/s  %.1f GFLOP/s", 1e3 * middle, rate, flops * 1e-9);
-    if (o->cuda) { /* parts would be the time of starting kernels */
+    if (o->cuda) { /* a part's time would be that of launching its kernels */
         printf("  %.1f %% of the product", 100 * flops / (peak * ranks));
         printf("  the host waits %lld time%s a step\n", (long long)s->waits, s->waits == 1 ? "" : "s");
         return rate;
@@ -203,7 +203,7 @@ static double gemm_peak(mu_device *dev, int64_t M, int64_t N, int64_t K) {
     return best;
 }
 
-/* What the cores could do, to stdout; the FMA peak. */
+/* Prints the peak rates of the cores; returns the FMA peak. */
 static double print_machine(const mu_mesh *mesh, mu_device *dev) {
     mu_barrier(mesh->world);
     double peak = bench_fma_peak(), product = gemm_peak(dev, 2048, 1024, 256);
@@ -215,9 +215,9 @@ static double print_machine(const mu_mesh *mesh, mu_device *dev) {
     return peak;
 }
 
-/* What the GPU could do, to stdout; its product's FLOP/s. */
+/* Prints the peak rates of the GPU; returns FLOP/s of its matrix product. */
 static double print_gpu(const options *o, mu_device *dev) {
-    int64_t n = o->dim < 64 ? 64 : 8192;               /* a tiny model is a trial, perhaps of an emulated GPU */
+    int64_t n = o->dim < 64 ? 64 : 8192;               /* a tiny model is a test, perhaps on an emulated GPU */
     double product = gemm_peak(dev, n, n, n);
     printf("%s: product of %lld x %lld matrices %.2f TFLOP/s\n", dev->name, (long long)n, (long long)n, product * 1e-12);
     return product;

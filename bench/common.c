@@ -26,7 +26,7 @@ static int usage(FILE *out, int code, const char *program, const bench_option *o
     return code;
 }
 
-/* One option and its value; how many words it took, 0 for none that could be read. */
+/* Parses one option with its value. Returns the number of arguments used, 0 if it is not a valid option. */
 static int read_option(const bench_option *options, int n, int left, char **words) {
     int i = 0;
     while (i < n && strcmp(options[i].name, words[0])) i++;

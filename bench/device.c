@@ -1,10 +1,10 @@
-/* device.c - the heavy kernels of a device, one by one, beside what the same device copies and multiplies.
+/* device.c - the heavy kernels of a device, one by one, compared with the copy and product rates of the same device.
  *
  * Made for GPUs (--cuda), runs on the CPU as well (a hundredth of the sizes) and, for tests, on the emulation (--tiny).
  * First the ceilings, in this process: a copy, and the product of two large matrices of random numbers. Then an MoE
- * layer forward and backward (router, plan, experts, combine, with compute routing and with a skewed one), the experts
- * alone, attention, cross-entropy, norm, combine and AdamW. Each figure is the median of rounds of several calls; everything
- * measured takes its turn in each round. FLOPs of an MoE layer: 6 T n d K forward, 12 T n d K backward, as the
+ * layer forward and backward (router, plan, experts, combine, with routing by the logits and with skewed routing), the
+ * experts alone, attention, cross-entropy, norm, combine and AdamW. Each figure is the median of rounds of several
+ * calls; each round measures everything once. FLOPs of an MoE layer: 6 T n d K forward, 12 T n d K backward, as the
  * literature counts them (T tokens of width d, K of E experts of width n). */
 #include "bench.h"
 
@@ -58,7 +58,7 @@ typedef void action(mu_device *dev, void *what);
 
 enum { MOST_ACTIONS = 5, MOST_ROUNDS = 99 };
 
-/* Seconds of one call of each action, medians. */
+/* Median seconds per call of each action. */
 static void in_turn(const options *o, mu_device *dev, int n, action *const acts[], void *what,
                     double seconds[]) {
     double all[MOST_ACTIONS][MOST_ROUNDS];
@@ -164,8 +164,8 @@ static void layer_experts(mu_device *dev, void *what) {
                         l->weights, l->rows);
 }
 
-/* The products of layer_experts alone, one call for each expert and product: rows are assumed gathered, and equally many
- * for each expert, so that the host knows where they are. */
+/* The products of layer_experts alone, one call for each expert and product. Rows are already gathered, with the same
+ * number for each expert, so that the host knows their positions. */
 static void layer_loop(mu_device *dev, void *what) {
     const layer *l = what;
     int64_t E = l->route.E, rows = l->shape.R / E, D = l->shape.D, F = l->shape.F;
@@ -227,7 +227,7 @@ static layer layer_new(pool *p, moe_shape s, bool skew) {
     return l;
 }
 
-/* A backward overwrites what forward kept, so it is measured with the forward pass before it, and the difference told. */
+/* A backward overwrites what forward kept, so it is measured with a forward pass, and the difference is reported. */
 static void forward_and_backward(mu_device *dev, void *what) {
     layer_forward(dev, what);
     layer_backward(dev, what);
@@ -369,7 +369,7 @@ static void sum_squares(mu_device *dev, void *what) {
     dev->k->slab_sumsq(dev, s->n_units, s->n_pieces, s->units, s->g, s->squares);
 }
 
-/* A slab of units that are equally large. */
+/* A slab of units of equal size. */
 static void measure_optimizer(const options *o, mu_device *dev, int64_t n_units, int64_t each, const ceilings *c) {
     pool p = pool_new(dev);
     int64_t n = n_units * each;

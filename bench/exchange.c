@@ -1,11 +1,11 @@
-/* exchange.c - what ranks of one node pay to talk: mu_exchange against plain MPI_Alltoallv with the same rows, and
- * mu_all_reduce and reduce + gather of shards against MPI_Allreduce.
+/* exchange.c - cost of communication between ranks of one node: mu_exchange against plain MPI_Alltoallv with the same
+ * rows, and mu_all_reduce and reduce + gather of shards against MPI_Allreduce.
  *
  *     mpirun -n 2 build/bench/muster_bench_exchange [REPEATS]
  *
- * Each pair of contestants runs in turn, so that noise meets both alike; medians of the slowest rank. GB/s counts the
+ * The sides of a comparison alternate, so that noise affects them equally; medians of the slowest rank. GB/s counts the
  * payload of a rank: bytes sent, its own share included, as MPI_Alltoallv does; bytes reduced. Like any
- * user of the library a program may call MPI itself: here it is what the library is compared with. */
+ * user of the library a program may call MPI itself: here the library is compared with it. */
 #include "dist/dist.h"
 
 #include <mpi.h>
@@ -19,7 +19,7 @@ typedef struct {
     mu_device *dev;
     char *send, *recv;
     int64_t bytes, *out, *in, *ends; /* bytes to and from each rank; ends of shards, in floats */
-    int *counts[4];                  /* the same for MPI_Alltoallv: counts and places, out and in */
+    int *counts[4];                  /* the same for MPI_Alltoallv: counts and displacements, sent and received */
 } stage;
 
 static void by_mpi_alltoallv(stage *s) {

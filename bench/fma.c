@@ -39,7 +39,7 @@ double bench_fma_peak(void) {
     float (*loop)(float);
     int lanes = pick(&loop), threads = mu_threads();
     double best = 0;
-    for (double end = mu_time() + 0.3; mu_time() < end;) {     /* until the threads have found their cores */
+    for (double end = mu_time() + 0.3; mu_time() < end;) {     /* until the threads have settled on their cores */
         float sum = 0;
         double start = mu_time();
 #pragma omp parallel num_threads(threads) reduction(+ : sum)
@@ -52,7 +52,7 @@ double bench_fma_peak(void) {
 
 typedef int64_t pair __attribute__((vector_size(16)));
 
-/* Eight sums side by side: none waits for another, so that a cache is the limit and not the additions. */
+/* Eight independent sums, so that the cache is the limit, not the latency of additions. */
 static int64_t sum_of(int64_t n, const pair *x) {
     pair sum[8] = { { 0 } }, all = { 0 };
     for (int64_t i = 0; i + 8 <= n; i += 8)
@@ -66,7 +66,7 @@ double bench_read_rate(int64_t bytes) {
     const int64_t n = bytes / (int64_t)sizeof(pair);
     pair *x = mu_alloc((size_t)n, sizeof *x);
     double best = 0;
-    for (int64_t i = 0; i < n; i += 256) x[i][0] = i;           /* pages of its own, not the one of zeros */
+    for (int64_t i = 0; i < n; i += 256) x[i][0] = i;           /* its own pages, not the shared page of zeros */
     for (int round = 0; round < 20; round++) {
         int64_t sum = 0, threads = mu_threads();
         double start = mu_time();

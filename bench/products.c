@@ -1,13 +1,13 @@
 /* products.c - muster's matrix products next to those of other libraries, in one process.
  *
- * First whole products of the shapes a training step has. Then what experts do: forward is gather, two
+ * First, whole products in the shapes of a training step. Then experts: forward is gather, two
  * up-projections, SwiGLU, down-projection for each expert's rows; backward the six products that give the
  * gradients of rows and weights. muster's are its kernels experts_fwd and experts_bwd; a library does the same
  * with a call for each expert and product, single-threaded inside a parallel loop over experts, gate and up in
- * one product, SwiGLU vectorised. Rows are gathered from R tokens; results must agree. Ours and theirs take
- * turns within each round; the figures are medians of rounds, caches warm.
+ * one product, SwiGLU vectorised. Rows are gathered from R tokens; results must agree. muster and the libraries
+ * alternate within each round; the figures are medians of rounds, with warm caches.
  *
- * D model width, F expert width, E experts, n rows an expert, R = E n. */
+ * D model width, F expert width, E experts, n rows per expert, R = E n. */
 #include "bench.h"
 #include "kernels/cpu/cpu.h"
 #include "rivals.h"
@@ -113,7 +113,7 @@ static float *transposed(pool *p, const float *x, int64_t rows, int64_t columns)
     return y;
 }
 
-/* Both did the same work: largest difference relative to the largest value. */
+/* Checks that both results agree, by the largest difference relative to the largest value. */
 static void compare(const rival *r, const char *what, const float *x, const float *y, int64_t n,
                     double most) {
     double difference = 0, largest = 1e-30;
@@ -130,7 +130,7 @@ static double tolerance(const bench *b) { return b->o->bf16 ? 3e-2 : 1e-4; }
 
 typedef void action(void *what);
 
-/* Seconds of one call: as many as fit into a slot, after one that warms the caches. */
+/* Seconds per call: the mean of as many as fit into a slot, after one that warms the caches. */
 static double slot(const options *o, action *act, void *what) {
     act(what);
     double start = mu_time(), end = start + 1e-3 * (double)o->milliseconds, now;
@@ -141,7 +141,7 @@ static double slot(const options *o, action *act, void *what) {
 }
 
 enum { MOST_ROUNDS = 99 };
-/* rates[0]: ours, then each rival's; FLOP/s, medians. what[i] is handed to act[i]. */
+/* rates[0]: ours, then each rival's; FLOP/s, medians. what[i] is the argument of act[i]. */
 static void in_turn(const bench *b, double flops, action *const act[], void *const what[], double *rates) {
     double seconds[1 + MOST_RIVALS][MOST_ROUNDS];
     int rounds = (int)cpu_min(b->o->rounds, MOST_ROUNDS);
@@ -156,7 +156,7 @@ static void print_head(const bench *b, const char *title) {
     printf("%s\n", b->n ? "    ratio" : "");
 }
 
-/* Four decimals or one: a slow figure stays above zero, a fast one readable. */
+/* Four decimals or one: slow figures do not become zero, fast ones stay readable. */
 static void print_number(double x) { printf(" %8.*f", x < 10 ? 4 : 1, x); }
 
 /* The last column: muster's rate over that of the fastest library. */
@@ -193,7 +193,7 @@ static void whole_ours(void *p) {
     g->b->dev->k->gemm(g->b->dev, g->s.ta, g->s.tb, g->s.m, g->s.n, g->s.k, a, b, 0.0, c);
 }
 
-/* The kindest way: the rows of C shared out to the threads, one call each. */
+/* The most favourable way for the library: the rows of C divided among the threads, one call each. */
 static void whole_theirs(void *p) {
     const whole *g = p;
     int threads = mu_threads(), m = g->s.m;
@@ -308,7 +308,7 @@ CLONES static void swiglu_rows_bwd(int64_t n, int64_t F, float *restrict h, floa
 
 CLONES static void narrow_rows(int64_t n, const float *from, uint16_t *to) { narrow(n, from, to); }
 
-/* A library that cannot transpose gets its weights turned first: they are other ones in every training step. */
+/* A library that cannot transpose gets its weights transposed first: they change in every training step. */
 static void turn_weights(const library *l, int64_t i) {
     int64_t D = l->e->s.D, F = l->e->s.F;
     transpose(2 * F, D, (const float *)l->up + 2 * i * D * F, l->up_t + 2 * i * D * F);
@@ -365,7 +365,7 @@ static void theirs_forward(void *p) {
 
 static void theirs_both(void *p) {
     const library *l = p;
-    theirs_forward(p); /* of all experts: the loss lies between forward and backward */
+    theirs_forward(p); /* all experts first: in training the loss is computed between forward and backward */
 #pragma omp parallel for schedule(dynamic) num_threads(mu_threads())
     for (int64_t i = 0; i < l->e->s.experts; i++) expert_backward(l, i);
 }
@@ -404,7 +404,7 @@ static library library_new(const experts *e, const rival *r, pool *p) {
     return l;
 }
 
-/* After one pass of both, gradients of weights starting from zero. */
+/* After one pass of both, with weight gradients starting from zero. */
 static void compare_experts(const experts *e, const library *l) {
     double most = tolerance(e->b);
     int64_t E = e->s.experts, W = e->s.D * e->s.F;

@@ -1,7 +1,7 @@
 /* rivals.c - fp32 products of oneDNN, OpenBLAS, BLIS and libxsmm.
  *
  * OpenBLAS and BLIS choose their kernels by the processor's model and fall back to old ones on a model they do
- * not know; they are told to take those with AVX-512 where the processor has it. */
+ * not know; they are told to use those for AVX-512 where the processor has it. */
 #include "rivals.h"
 #include "base/base.h"
 
@@ -19,7 +19,7 @@ static void *open_first(const char *const names[]) {
     return library;
 }
 
-/* A function of a library; dlsym's object pointer becomes a function pointer by way of memory. */
+/* A function of a library; dlsym's object pointer is converted to a function pointer through memory. */
 static bool find(void *library, const char *name, void *function) {
     void *address = dlsym(library, name);
     memcpy(function, &address, sizeof address);
@@ -86,7 +86,7 @@ static bool open_openblas(rival *r) {
     return true;
 }
 
-/* BLIS 0.9 and 1.0 take the number of a kernel set in BLIS_ARCH_TYPE, and look once, in bli_init. */
+/* BLIS 0.9 and 1.0 take the number of a kernel set from BLIS_ARCH_TYPE, and read it once, in bli_init. */
 static void *open_blis_library(const char **arch, bool told) {
     static const struct {
         int number;

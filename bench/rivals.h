@@ -1,8 +1,8 @@
-/* rivals.h - matrix products of other libraries, found when the program starts, to measure muster's against.
+/* rivals.h - matrix products of other libraries, found when the program starts, for comparison with muster's.
  *
  * oneDNN, OpenBLAS and BLIS are opened with dlopen, so that nothing depends on them and two libraries that
- * both export cblas_sgemm do not meet; libxsmm is linked in when the build found it (Debian has no shared
- * one). Each call is single-threaded: callers share the work out themselves. */
+ * both export cblas_sgemm do not clash; libxsmm is linked in when the build found it (Debian has no shared
+ * one). Each call is single-threaded: callers divide the work among threads. */
 #ifndef MUSTER_BENCH_RIVALS_H
 #define MUSTER_BENCH_RIVALS_H
 #include <stdbool.h>
@@ -16,13 +16,13 @@ typedef struct {
     const char *name;
     char version[64];
     bool bf16;
-    bool no_tb;             /* cannot transpose B: weights are kept for it a second time, transposed */
+    bool no_tb;             /* cannot transpose B: gets a transposed copy of the weights */
     void (*gemm)(const rival_shape *s, const void *a, const void *b, float *c);
 } rival;
 
-/* Those that this machine has: with fp32 operands, or with bf16 ones. Returns how many. */
+/* Those available on this machine, with fp32 or with bf16 operands. Returns their number. */
 enum { MOST_RIVALS = 4 };
 int rivals_open(bool bf16, rival list[MOST_RIVALS]);
 
-bool rival_dnnl_bf16(rival *r);         /* rivals_dnnl.c; false when the build had no headers or the machine lacks it */
+bool rival_dnnl_bf16(rival *r);         /* rivals_dnnl.c; false without headers at build time or without the library */
 #endif

@@ -1,6 +1,6 @@
 /* rivals_dnnl.c - bf16 products of oneDNN: its matmul primitive. Types come from its headers, functions from
- * the library of the same major version, opened when the program starts; in version 3 descriptors became
- * handles and creating a primitive one call less. */
+ * the library of the same major version, opened when the program starts; version 3 turned descriptors into
+ * handles and creates a primitive with one call less. */
 #include "rivals.h"
 #include "base/base.h"
 
@@ -98,7 +98,7 @@ static dnnl_primitive_desc_t describe_product(descriptor *a, descriptor *b, desc
     return d;
 }
 
-/* Made inside a parallel region where it runs, so that it is made for one thread. */
+/* Created inside the parallel region where it runs, so that it is single-threaded. */
 static product product_new(const rival_shape *s) {
     if (!mine.engine) {
         check(dnnl.dnnl_engine_create(&mine.engine, dnnl_cpu, 0), "engine");
@@ -121,7 +121,7 @@ static bool same_shape(const rival_shape *x, const rival_shape *y) {
 }
 
 static void bf16_gemm(const rival_shape *s, const void *a, const void *b, float *c) {
-    int i = mine.n - 1; /* those in use now were made last */
+    int i = mine.n - 1; /* the ones in use were created last */
     while (i >= 0 && !same_shape(&mine.list[i].shape, s)) i--;
     if (i < 0) {
         MU_CHECK(mine.n < MOST_PRODUCTS, "more than %d shapes of products", MOST_PRODUCTS);

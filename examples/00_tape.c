@@ -7,13 +7,13 @@
  * piece of that memory. A *tape* runs an op immediately and records it. Walking the tape backwards
  * gives the gradient of a loss with respect to all its inputs.
  *
- * The sum below is small enough for pencil and paper: one token x is multiplied by a matrix A, the result h
- * by two class rows W, and the loss is the cross-entropy of the right class:
+ * The calculation below is small enough for pencil and paper: one token x is multiplied by a matrix A, the result h
+ * by two class rows W, and the loss is the cross-entropy of the correct class:
  *
  *     x = (1, 2)     A = | 1 0 |    h = A x = (1, 2)     W = | 2 -1 |    logits = W h = (0, 0)
  *                        | 0 1 |                             | 0  0 |
  *
- * Equal logits mean probabilities p = (1/2, 1/2): the loss is -log(1/2) = log 2 whichever class is right. */
+ * Equal logits mean probabilities p = (1/2, 1/2): the loss is -log(1/2) = log 2 whichever class is correct. */
 #include "autograd/autograd.h"
 #include "check.h"
 
@@ -29,7 +29,7 @@ static bool equals(mu_device *dev, const void *data, const double wanted[4]) {
     return true;
 }
 
-/* Records the sum above on the tape. With `twice`, the head sees h + h instead of h. */
+/* Records the calculation above on the tape. With `twice`, the head sees h + h instead of h. */
 static mu_tensor *record(mu_tape *tp, mu_param *A, mu_param *W, bool twice) {
     mu_tensor *x = mu_tensor_2d(tp, 1, 2);                      /* one row: one token */
     mu_tensor_set(x, (double[]){ 1, 2 });
@@ -60,7 +60,7 @@ int main(void) {
     double value = mu_tensor_scalar_get(loss);
     check(fabs(value - log(2)) < 1e-12, "the loss is %.6f = log 2", value);
 
-    /* Backward by hand. Class 1 is right, so the gradient of the logits is p - (0, 1) = (1/2, -1/2) =: d.
+    /* Backward by hand. Class 1 is correct, so the gradient of the logits is p - (0, 1) = (1/2, -1/2) =: d.
      *     dW = d h^T = | 1/2  1 |      dh = W^T d = (1, -1/2)      dA = dh x^T = |  1    2 |
      *                  |-1/2 -1 |                                                | -1/2 -1 | */
     puts("2. Backward: one walk over the tape, from the end.");

@@ -6,8 +6,8 @@
  *
  *     record the loss -> backward -> optimizer step -> clear the gradients -> reset the tape
  *
- * The network:  (x, 1) -> linear -> + feed-forward (SwiGLU) -> linear -> y,  to become  sin(pi x) + x/2  on
- * [-1, 1]. Letters: T points of a batch, D width, F hidden width. */
+ * The network:  (x, 1) -> linear -> + feed-forward (SwiGLU) -> linear -> y,  trained to approximate  sin(pi x) + x/2
+ * on [-1, 1]. Letters: T points of a batch, D width, F hidden width. */
 #include "layers/layers.h"
 #include "optim/optim.h"
 #include "check.h"

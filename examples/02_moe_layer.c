@@ -13,7 +13,7 @@
  *                                               P_i the mean probability that the router gave it
  *
  * which is 1 when balanced and lowers the probability of overloaded experts. The tables show the load by domain.
- * Letters: T tokens, D width, F hidden width of an expert, E experts, K chosen ones, V classes. */
+ * Letters: T tokens, D width, F hidden width of an expert, E experts, K chosen experts per token, V classes. */
 #include "moe/moe.h"
 #include "optim/optim.h"
 #include "check.h"

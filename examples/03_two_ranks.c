@@ -12,7 +12,7 @@
  * to a few units in the last place: only the order of some sums differs. In single precision a rounding difference
  * would eventually change a router's choice, and from then on the two diverge, both correct.
  *
- * A user of the library owns MPI: main calls MPI_Init and MPI_Finalize, and a mesh is created from
+ * A program that uses the library owns MPI: main calls MPI_Init and MPI_Finalize, and a mesh is created from
  * any communicator. Letters: B sequences of S tokens in a global batch; others as in 02. */
 #include "moe/moe.h"
 #include "optim/optim.h"
@@ -34,7 +34,7 @@ typedef struct {
     mu_optimizer *opt;
     mu_tape *tp;
     mu_routing_stats *stats;
-    int64_t sent, assignments;          /* of this rank, so far: rows for experts elsewhere, all */
+    int64_t sent, assignments;          /* of this rank, so far: rows sent to experts elsewhere; all rows */
 } model;
 
 /* Collective over `comm`: all its ranks together form one expert group. */

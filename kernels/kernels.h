@@ -69,7 +69,7 @@ static inline int64_t mu_slab_pieces(int64_t count) { return (count + MU_SLAB_PI
  * least 2^26, or a sum left +-2^26. A value is high * 2^-24 + low * 2^-69, -2^44 <= low < 2^44. A summand is rounded
  * to a multiple of 2^-69 (1.7e-21; a float of 1.5e-14 or more is one); sums are never rounded, so any order and
  * grouping of the same summands gives the same words. Sums of several ranks are added word by word. */
-static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 8; }    /* the next ones start on a line */
+static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 8; }    /* whole cache lines */
 
 /* The kernels: K(name, parameters, arguments). A device has two floating-point dtypes: `compute` for activations and the
  * weights that products read; `master` for master weights, weight gradients, statistics and the router: the same (F64 on
@@ -169,8 +169,8 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
               (dev, T, S, D, eps, rng, x, add, y)) \
     /* Index plan: a stable counting sort of the T*K assignments by order[expert] (I32, a permutation of 0..E-1).
      * capacity > 0 keeps the first `capacity` rows of each expert in each segment of `segment` tokens, in order of
-     * token, then slot. offsets[E+1] (I64): rows before each place; token[r]: row r's token; row_TK[t,k]: its row
-     * or -1 when dropped. Rows of an expert are in order of token. token has room for T*K; entries behind
+     * token, then slot. offsets[E+1] (I64): rows before each position; token[r]: row r's token; row_TK[t,k]: its row
+     * or -1 when dropped. Rows of an expert are in order of token. token has room for T*K; entries after
      * the last row are not touched. `segment` is ignored when capacity is 0. */ \
     K(plan, (mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t segment, int64_t capacity, mu_mat ids, mu_mat order, \
              mu_mat offsets, mu_mat token, mu_mat row_TK), \

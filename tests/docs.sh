@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The pages that are made from the program must be what the program says now.
+# Generated pages must match the program's current output.
 set -euo pipefail
 if ! diff -u "$MUSTER_SOURCE/docs/configuration.md" <("$MUSTER" --help-config=markdown); then
     echo "docs/configuration.md is stale: run scripts/make-docs.sh $MUSTER" >&2
     exit 1
 fi
 
-# Files that the pages name are there.
+# Files named in the pages exist.
 for page in README.md CONTRIBUTING.md docs/library.md; do
     for path in $(grep -oE '\b(base|kernels|autograd|dist|moe|layers|optim|data|train|tests|bench|examples|scripts|configs|docs)/[a-z0-9_./-]+\.(c|h|cu|py|sh|md|yaml)\b' "$MUSTER_SOURCE/$page" | sort -u); do
         [ -e "$MUSTER_SOURCE/$path" ] || { echo "$page names $path, which is not there" >&2; exit 1; }

@@ -1,7 +1,7 @@
 /* gradcheck.h - compares the tape's gradients with central differences, in double precision on `ref`.
  *
  * A test declares leaves (parameters), gives a function that builds a scalar loss from them, and calls
- * gradcheck. The differences are of fourth order (h = 1e-4), so the relative error of a right gradient is
+ * gradcheck. The differences are of fourth order (h = 1e-4), so the relative error of a correct gradient is
  * about 1e-9; more than 1e-6 fails. A leaf whose needs_grad is switched off must keep an untouched gradient. */
 #ifndef MUSTER_TESTS_GRADCHECK_H
 #define MUSTER_TESTS_GRADCHECK_H
@@ -121,7 +121,7 @@ static inline void gradcheck_unit(mu_params *ps, mu_tape *tp, loss_function *los
     for (int64_t c = 0; c < checks; c++) {
         int64_t i = checks == u->count ? c : some[c];
         double wanted = numeric(ps, tp, loss, arg, (double *)mu_unit_data(u) + i);
-        double size = fmax(fmax(fabs(wanted), fabs(g[i])), 0.01 * largest);     /* tiny beside the others */
+        double size = fmax(fmax(fabs(wanted), fabs(g[i])), 0.01 * largest);     /* tiny next to the others */
         double allowed = GRAD_TOLERANCE * size + 1e-11 * fmax(1.0, fabs(value));
         if (!(fabs(g[i] - wanted) <= allowed))
             fail_msg("gradient of %s[%lld]: %.12g, differences say %.12g", u->name, (long long)i, g[i],

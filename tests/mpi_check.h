@@ -1,5 +1,5 @@
-/* mpi_check.h - cmocka under mpirun. A failed assertion would leave the others waiting in a collective, so
- * a check that fails on one rank ends all of them. */
+/* mpi_check.h - cmocka under mpirun. A failed assertion on one rank would leave the others waiting in a collective,
+ * so it ends all of them. */
 #ifndef MUSTER_TESTS_MPI_CHECK_H
 #define MUSTER_TESTS_MPI_CHECK_H
 #include "gradcheck.h"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# structure.sh - the rules of the house that a compiler does not see: which folder may include which, who may
-# include MPI, HDF5 and CUDA, who may print or exit, what a source file begins with. Each rule is also tried on
+# structure.sh - project rules that a compiler does not check: which folder may include which, who may
+# include MPI, HDF5 and CUDA, who may print or exit, how a source file begins. Each rule is also tried on
 # a line that breaks it. MUSTER_SOURCE is the folder with the sources (default: beside this script).
 set -u
 unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do

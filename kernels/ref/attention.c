@@ -2,7 +2,7 @@
  *
  * The query at position t of head h sees keys u = 0 .. t of its sequence and of key head g = h / (H/G):
  *     p_u = exp(scale q_t.k_u - lse_t),   lse_t = log sum_u exp(scale q_t.k_u),   y_t = sum_u p_u v_u.
- * Backward, with ds the derivative by the score (Dao et al. 2022, appendix B.2):
+ * Backward, with ds the derivative with respect to the score (Dao et al. 2022, appendix B.2):
  *     ds_u = p_u (dy_t.v_u - dy_t.y_t),
  *     dq_t += scale sum_u ds_u k_u,  dk_u += scale ds_u q_t,  dv_u += p_u dy_t.
  * q, y, dq, dy: [B*S, H*d]; k, v, dk, dv: [B*(past+S), G*d]; lse: [H, B*S]. */

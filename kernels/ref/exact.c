@@ -11,7 +11,7 @@ static exact_sums sums_of(int64_t *words, int64_t n) {
     return (exact_sums){ words, words + n, words + 2 * n };
 }
 
-/* One summand: its multiple of 2^-24, then what is left as a multiple of 2^-69; low stays in -2^44 .. 2^44-1. */
+/* One summand: its multiple of 2^-24, then the remainder as a multiple of 2^-69; low stays in -2^44 .. 2^44-1. */
 static void add_one(exact_sums s, int64_t i, double x) {
     if (!(fabs(x) < 0x1p26)) {
         *s.mark = 1;

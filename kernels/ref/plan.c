@@ -44,7 +44,7 @@ static void keep_or_drop(int64_t T, int64_t E, int64_t K, int64_t segment, int64
     }
 }
 
-/* Prefix sums: rows before each place. */
+/* Prefix sums: rows before each position. */
 static void count_places(int64_t T, int64_t E, int64_t K, mu_mat ids_TK, mu_mat row_TK, const int32_t *order,
                          int64_t *offsets) {
     for (int64_t i = 0; i <= E; i++) offsets[i] = 0;

@@ -2,9 +2,9 @@
  *
  *     s = softmax(r) or sigmoid(r) of the logits r,   C = the K largest of s + bias,
  *     g_i = c s_i, or c s_i / (sum_C s + 1e-20) if normalised, for i in C; c is the scale.
- * Gradient by the scores, with A_i the gradient by gate i:
+ * Gradient with respect to the scores, with A_i the gradient with respect to gate i:
  *     ds_i = c A_i,  normalised: (c A_i - sum_C g A) / (sum_C s + 1e-20),  0 outside C,  plus dscores;
- * then by the logits, with p = softmax(r) and dlse the gradient by log sum exp(r):
+ * then with respect to the logits, with p = softmax(r) and dlse the gradient with respect to log sum exp(r):
  *     dr_i += s_i (ds_i - sum_j s_j ds_j)  or  s_i (1 - s_i) ds_i,   dr_i += p_i dlse.
  * The normalised softmax is softmax over C (Mixtral's order): unchosen experts get no gradient through it. */
 #include "kernels/ref/ref.h"
@@ -72,7 +72,7 @@ void mu_ref_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits_TE,
     mu_arena_release(&dev->scratch, mark);
 }
 
-/* ds[E] += the gradient of one token's gates by its scores. */
+/* ds[E] += the gradient through one token's gates with respect to its scores. */
 static void gates_bwd(const mu_route_shape *s, const double *scores, const int32_t *ids, const double *dgates, double *ds) {
     double divisor = s->normalise ? chosen_sum(s, scores, ids) : 1, mean = 0;
     for (int64_t k = 0; k < s->K && s->normalise; k++) mean += s->scale * scores[ids[k]] / divisor * dgates[k];

@@ -5,7 +5,7 @@
 
 enum { LEAVES = 3 };
 
-/* One op under test: `apply` is recorded twice on the same inputs, and once more for nothing. */
+/* One op under test: `apply` is recorded twice on the same inputs, and once more with its output unused. */
 typedef struct check check;
 struct check {
     mu_tensor *(*apply)(mu_tape *tp, const check *c, int time);     /* time: 0, 1, 2 */

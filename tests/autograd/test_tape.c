@@ -54,7 +54,7 @@ static void forward_alone_keeps_two_activations(void **state) {
     chain_free(&c);
 }
 
-/* Backward gives each activation back: beside the kept inputs it needs two gradients and little else. */
+/* Backward frees each activation: apart from the kept inputs it needs two gradients and little else. */
 static void backward_frees_as_it_goes(void **state) {
     (void)state;
     chain c = chain_new("ref");
@@ -112,7 +112,7 @@ static void on_complete(void *arg, mu_param *p) {
 
 static void on_op(void *arg) { ((listener *)arg)->ops++; }
 
-/* Each parameter of a model is complete once, and what its gradient is then stays; tied embeddings at their first use. */
+/* Each parameter is reported complete once, and its gradient no longer changes; tied embeddings at their first use. */
 static void complete_gradients_are_final(void **state) {
     (void)state;
     for (int tied = 0; tied < 2; tied++) {
@@ -236,7 +236,7 @@ static void a_segment_is_made_again(void **state) {
     }
 }
 
-/* What a segment made is gone when it ends, but for what the caller still holds; without recording nothing happens. */
+/* When a segment ends its tensors are freed, except those the caller still holds; without recording nothing happens. */
 static void a_segment_drops_what_was_released(void **state) {
     (void)state;
     chain c = chain_new("ref");
@@ -354,7 +354,7 @@ static void a_dry_run_counts_the_bytes(void **state) {
     free(dry.values);
 }
 
-/* fp32 and double agree on a step as far as fp32 goes. */
+/* fp32 and double agree on a step to fp32 precision. */
 static void cpu_agrees_with_the_reference(void **state) {
     (void)state;
     mu_moe_config moe = tiny_moe_config();

@@ -1,4 +1,4 @@
-/* test_files.c - files that survive, folders, fingerprints. */
+/* test_files.c - files that survive a kill, folders, fingerprints. */
 #include "base/base.h"
 
 #include <setjmp.h>

@@ -1,5 +1,5 @@
 /* test_philox.c - Philox 4x32-10 against the known answers of its authors (Random123, kat_vectors), and
- * whether the streams made of it are what they say. */
+ * its streams against their definition. */
 #include "base/base.h"
 
 #include <math.h>

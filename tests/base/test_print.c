@@ -1,4 +1,4 @@
-/* test_print.c - text for terminals: printf's results, with everything from outside escaped. */
+/* test_print.c - text for terminals: printf's results, with all text from outside escaped. */
 #include "base/base.h"
 
 #include <inttypes.h>

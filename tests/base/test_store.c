@@ -1,5 +1,5 @@
-/* test_store.c - the store returns the data that was written, and damage never comes back
- * as data. */
+/* test_store.c - the store returns the data that was written, and never returns damaged
+ * data. */
 #include "base/base.h"
 
 #include <setjmp.h>

@@ -1,13 +1,13 @@
-/* emulation.h - what tests say to the emulation and ask of it. Errors stop the process with one message.
+/* emulation.h - interface of the tests to the emulation. Errors end the process with one message.
  *
  * Environment:
  *   MUSTER_EMULATED_ORDER    forward (if not set), backward, shuffled, shuffled:SEED: threads between two barriers
- *   MUSTER_EMULATED_DEVICES  how many there are (1)          MUSTER_EMULATED_BYTES   memory of each (4 GiB)
+ *   MUSTER_EMULATED_DEVICES  number of devices (1)           MUSTER_EMULATED_BYTES   memory of each (4 GiB)
  *   MUSTER_EMULATED_SMS      multiprocessors (4)             MUSTER_EMULATED_DRIVER  CUDA version of the driver (13000)
  *   MUSTER_EMULATED_CAPABILITY  their compute capability (9)
- *   MUSTER_EMULATED_MPI      1: MPI takes pointers to device memory, which therefore is in everybody's reach
+ *   MUSTER_EMULATED_MPI      1: MPI takes device pointers, so device memory is accessible everywhere
  *   MUSTER_EMULATED_REPORT   file for mu_emulation_report when the program ends
- *   MUSTER_EMULATED_FAULT    launches of kernels whose names begin so fail, as a kernel that ran into a fault does */
+ *   MUSTER_EMULATED_FAULT    launches of kernels whose names begin with this fail, as after a fault in a kernel */
 #ifndef MUSTER_EMULATION_H
 #define MUSTER_EMULATION_H
 #include <stddef.h>
@@ -20,16 +20,16 @@ extern "C" {
 
 typedef enum { MU_EMULATION_FORWARD, MU_EMULATION_BACKWARD, MU_EMULATION_SHUFFLED } mu_emulation_order_kind;
 
-/* In which order the threads of a block run between two barriers, from the next launch on. */
+/* The order in which the threads of a block run between two barriers, from the next launch on. */
 void mu_emulation_order(mu_emulation_order_kind kind, uint64_t seed);
 
-/* Finer bounds than those of allocations: once one operand of a stretch of reserved addresses (or of a cudaMalloc) is
- * named, kernels may touch only named ones there. Seen by the checked and the asan build. */
+/* Finer bounds than those of allocations: once one operand in a range of reserved addresses (or in a cudaMalloc) is
+ * named, kernels may access only named operands there. Checked by the checked and the asan build. */
 void mu_emulation_bounds(const void *device, size_t bytes);
 void mu_emulation_bounds_clear(void);
 
-/* From now on these bytes count as never written; they hold poison. Waits for all work. All: every byte of every device,
- * for the checked build alone. */
+/* From now on these bytes count as never written; they are poisoned. Waits for all work. All: every byte of every
+ * device, in the checked build only. */
 void mu_emulation_forget(void *device, size_t bytes);
 void mu_emulation_forget_all(void);
 
@@ -42,14 +42,14 @@ typedef struct {
     int64_t launches, blocks, threads;
     int64_t read_bytes, read_sectors, read_footprint, written_bytes, written_sectors, written_footprint;
     int64_t accesses, uncoalesced, excess_sectors, shared_accesses, bank_conflicts;
-    int64_t dynamic_shared;         /* bytes, the most that a launch had */
+    int64_t dynamic_shared;         /* bytes, the maximum over launches */
     double seconds;
 } mu_emulation_counters;
 
 void mu_emulation_counters_reset(void);
 int mu_emulation_kernel_count(void);
 const char *mu_emulation_kernel(int i, mu_emulation_counters *counters);   /* its name, as in "sum<256>" */
-mu_emulation_counters mu_emulation_counters_of(const char *name);          /* all 0 for one that never ran */
+mu_emulation_counters mu_emulation_counters_of(const char *name);          /* all 0 for a kernel that never ran */
 int64_t mu_emulation_host_waits(void);                                     /* how often the host waited for the device */
 int64_t mu_emulation_allocations(void);                                    /* how often it asked for device or pinned memory */
 void mu_emulation_report(FILE *to);

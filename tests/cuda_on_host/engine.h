@@ -1,4 +1,4 @@
-/* engine.h - what the files of the emulation know of each other. */
+/* engine.h - shared by the files of the emulation. */
 #ifndef MUSTER_EMULATION_ENGINE_H
 #define MUSTER_EMULATION_ENGINE_H
 #define MU_EMULATION_INTERNAL
@@ -32,7 +32,7 @@ constexpr int max_threads = 1024, max_shared = 227 * 1024, default_shared = 48 *
 namespace emu {
 
 /* ---------------------------------------------------------------- errors (names.cpp) */
-/* Ends the process with "emulation: " and the message; inside a kernel its name, block and thread come with it. */
+/* Ends the process with "emulation: " and the message; inside a kernel also its name, block and thread. */
 [[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 std::string text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -43,7 +43,7 @@ size_t kernel_shared(const void *function);
 /* "part of sum<256>", in the thread storage. Guard: the compiler's note that an array of bf16 was constructed. */
 struct Variable { std::string name; size_t offset, size; bool guard; };
 const std::vector<Variable> &shared_variables(void);
-std::string source_line(const void *pc);                        /* "sum.cu:33", or nothing where it cannot be found */
+std::string source_line(const void *pc);                        /* "sum.cu:33", or empty if it cannot be found */
 
 /* ---------------------------------------------------------------- threads (threads.cpp) */
 struct Site { const char *file; int line; };
@@ -104,11 +104,11 @@ cudaError_t release(void *p);
 void memory_left(size_t *left, size_t *total);
 
 /* ---------------------------------------------------------------- streams (streams.cpp) */
-/* A library's call, as work of the stream; it tells of each stretch of device memory before it touches it. */
+/* A library call, as work of the stream; it reports each range of device memory before it accesses it. */
 void enqueue(cudaStream_t stream, const char *name, std::function<void(void)> work);
 
 /* ---------------------------------------------------------------- counters (count.cpp) and checks (check.cpp) */
-extern bool counting;           /* somebody wants to know what accesses move */
+extern bool counting;           /* whether accesses are counted */
 void count_launch(const Launch &launch);
 void count_call(const char *name);
 void count_seconds(double seconds);
@@ -123,7 +123,7 @@ void count_new_bytes(int n, Access how);
 
 #ifdef MU_EMULATION_CHECKED
 void check_set_up(char *low, char *high);           /* the addresses set aside for devices */
-void check_up(const void *p, size_t bytes);         /* memory is there, never written */
+void check_up(const void *p, size_t bytes);         /* allocated, never written */
 void check_down(const void *p, size_t bytes);
 void check_copied_to(const void *p, size_t bytes);
 void check_copied_from(const void *p, size_t bytes);

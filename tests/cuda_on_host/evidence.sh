@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# evidence.sh - on the emulation the kernels that matter have no bank conflicts, move little more than they must, and
-# coalesced; and steps of a training start the same number of kernels. Each complaint is tried on figures that earn it.
+# evidence.sh - on the emulation the main kernels have no bank conflicts, coalesced accesses, and little more traffic
+# than necessary; all training steps launch the same number of kernels. Each check is also run on figures that fail it.
 set -u
 [ -x "$MUSTER_BUILD/tests/cuda_on_host/muster_evidence" ] || { echo "skipped: this build has no checked emulation"; exit 77; }
 command -v python3 > /dev/null || { echo "skipped: no python3"; exit 77; }

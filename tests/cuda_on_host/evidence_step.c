@@ -1,9 +1,9 @@
-/* evidence_step.c - how often one training step starts a kernel on the emulated device, and how often the host waits.
+/* evidence_step.c - how many kernels one training step launches on the emulated device, and how often the host waits.
  *
  *     evidence_step CONFIG [section.key=value...]
  *
- * Prints "<launches> launches, <waits> waits, <allocations> allocations" of each of three steps, after some in which memory
- * may still grow: the second is the most uneven one. */
+ * Prints "<launches> launches, <waits> waits, <allocations> allocations" for each of three steps, after
+ * some in which memory may still grow, of which the second has the most uneven routing. */
 #include "tests/cuda_on_host/emulation.h"
 #include "train/training.h"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# run_script.sh - bench/gpu/run.py goes through all it has to do, on tiny sizes and the emulated device; the cases, which
-# have tests of their own, are a stand-in here. Its figures mean nothing, its table must be whole.
+# run_script.sh - bench/gpu/run.py runs all its parts, with tiny sizes on the emulated device; a stand-in replaces the
+# kernel cases, which have their own tests. Its figures mean nothing, but its table must be complete.
 set -u
 command -v python3 > /dev/null || { echo "skipped: no python3"; exit 77; }
 work=$(mktemp -d)
@@ -10,7 +10,7 @@ ln -s "$MUSTER_ON_HOST" "$work/bin/muster"
 ln -s "$MUSTER_BUILD/tests/muster_bench_bench_on_host" "$work/bench/muster_bench"
 ln -s "$MUSTER_BUILD/tests/muster_bench_device_on_host" "$work/bench/muster_bench_device"
 stand_in() { printf '#!/bin/sh\necho "cases of $1"\nexit %d\n' "$1" > "$work/tests/cuda_cases"; chmod +x "$work/tests/cuda_cases"; }
-# A rival that says what moe_layer.py says, in place of a Python with PyTorch.
+# A rival that prints what moe_layer.py prints, in place of a Python with PyTorch.
 cat > "$work/python" <<'END'
 #!/bin/sh
 echo "MoE layer, T 96 d 64 n 64 E 4 K 2: torch"

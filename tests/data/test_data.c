@@ -517,7 +517,7 @@ static void assert_same_reading(const mu_loader *a, const mu_loader *b, int doma
     }
 }
 
-/* Read in pieces through a cache that has room for a block, or for a few, a corpus is the same. */
+/* A corpus is the same when read in pieces through a cache of one block, or of a few. */
 static void test_pieces(void **state) {
     (void)state;
     enum { L = 31, LINES = 30000 };
@@ -665,7 +665,7 @@ static const entry synthetic[N_SYNTHETIC] = {
     { "something", "synthetic" },
 };
 
-/* What follows each byte most often in a domain, and how often it is that; counts symbol pairs only. */
+/* The most frequent successor of each byte in a domain, and its frequency; counts symbol pairs only. */
 static double learn_facts(const mu_domain *d, int tag, int best[128]) {
     static int64_t pairs[128][128];
     memset(pairs, 0, sizeof pairs);
@@ -742,7 +742,7 @@ static void test_synthetic_seed(void **state) {
     }
 }
 
-/* The tokens are the same for ever: experiments name this generator, and a changed one must be noticed. */
+/* The tokens never change: experiments cite this generator, so a change must be noticed. */
 static void test_synthetic_frozen(void **state) {
     (void)state;
     mu_corpus c;
@@ -864,7 +864,7 @@ static void numbered_free(numbered *n) {
     free(n);
 }
 
-/* Lengths of documents: all alike, or as a stream of numbers makes them. */
+/* Lengths of documents: all equal, or random. */
 enum { ONE, SHORT, SEQUENCES, LONG, MIXED, HEAVY, GROWING, N_SHAPES };
 static int64_t document_length(int shape, int64_t i, int64_t seq_len) {
     mu_rng r = { .seed = (uint64_t)shape, .purpose = MU_RNG_SYNTHETIC };
@@ -981,7 +981,7 @@ static void test_split_inserts(void **state) {
             }
 }
 
-/* Where all documents begin alike, those for validation still are from all over the domain. */
+/* Even if all documents begin alike, those for validation are spread over the whole domain. */
 static void test_split_header(void **state) {
     (void)state;
     enum { L = 8, N = MOST_DOCUMENTS };
@@ -1030,7 +1030,7 @@ static int64_t document_of(const numbered *n, int64_t token) {
     return i;
 }
 
-/* No target stands in two sequences. `whole`: nine of ten targets for validation are of documents that are all for it.
+/* No target is in two sequences. `whole`: nine of ten targets for validation are of documents that are all for it.
  * `spread`: the first few validation sequences are from all over the domain. */
 static void check_parts(const numbered *n, int64_t L, double fraction, bool whole, bool spread) {
     enum { FEW = 8 };
@@ -1122,7 +1122,7 @@ static void test_order(void **state) {
     mu_corpus_close(&c);
 }
 
-/* In each epoch of a domain every training sequence comes once, and epochs differ in their order. */
+/* In each epoch of a domain every training sequence occurs once, and the order differs between epochs. */
 static void test_epochs(void **state) {
     (void)state;
     mu_corpus c;
@@ -1215,7 +1215,7 @@ static void sequences_of(const mu_corpus *c, const char *name, const mu_sample *
     assert_int_equal(found, n);
 }
 
-/* Domains that come, go, change their place or their weight leave to the others the order in which they give their sequences. */
+/* Adding, removing, moving or reweighting domains does not change the order of the other domains' sequences. */
 static void test_sources(void **state) {
     (void)state;
     enum { N = 300, HALF = N_SAMPLES / 2 };

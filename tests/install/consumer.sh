@@ -1,5 +1,5 @@
 #!/bin/bash
-# consumer.sh - muster as a library: install it, move it, and let a project of somebody else use it, once
+# consumer.sh - muster as a library: install it, move it, and let another project use it, once
 # through CMake's find_package and once through pkg-config. Needs MUSTER_SOURCE, MUSTER_BUILD, and MPIEXEC for
 # a build with MPI.
 set -u
@@ -9,7 +9,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0
 
-# check CLAIM COMMAND...: one line, and on failure what the command said.
+# check CLAIM COMMAND...: one line, and on failure the output of the command.
 check() {
     local claim=$1; shift
     if "$@" > "$work/said" 2>&1; then

@@ -1,7 +1,7 @@
 /* cases.h - the one list of cases for every kernel; each device is tested with all of them.
  *
  * A function run_<kernel> makes the operands of a case from its parameters and calls the kernel; the table
- * at the end lists the parameters. Backward kernels are fed by the same device's forward. */
+ * at the end lists the parameters. Backward kernels get the results of the same device's forward kernels. */
 #ifndef MUSTER_TESTS_KERNELS_CASES_H
 #define MUSTER_TESTS_KERNELS_CASES_H
 #include "harness.h"
@@ -97,8 +97,8 @@ static double left_of(double x, int times) {
     return x;
 }
 
-/* Rows (x, -x1, -x2) times (1, 1, 1)', or the other way round: what comes out is the last eight bits of x, which only a
- * product that loses nothing of its fp32 operands has. The ones are master and C compute, or the other way round. */
+/* Rows (x, -x1, -x2) times (1, 1, 1)', or the other way round: the result is the last eight bits of x, which only a
+ * product that uses all bits of its fp32 operands keeps. The ones are master and C compute, or the other way round. */
 static void last_bits(trial *t, int64_t m, int64_t n, bool swapped, bool master_c) {
     enum { K = 3 };
     int64_t many = swapped ? n : m, other = swapped ? m : n;
@@ -115,7 +115,7 @@ static void last_bits(trial *t, int64_t m, int64_t n, bool swapped, bool master_
     mu_mat second = reals_of(t, "b", K, n, swapped ? a : b);
     t->next_master = master_c;
     mu_mat c = new_matrix(t, "c", m, n);
-    t->operands[t->n_operands - 1].least = 1e-12;          /* nothing cancels but what is exact */
+    t->operands[t->n_operands - 1].least = 1e-12;          /* only exact terms cancel */
     t->dev->k->gemm_master(t->dev, false, false, m, n, K, first, second, 0, c);
 }
 
@@ -338,7 +338,7 @@ static void run_experts_bwd(trial *t, const int64_t *p) {
 }
 
 /* ---------------------------------------------------------------- exact sums */
-/* The words of `groups` sums of n values, `ld` apart: zero, or what an earlier step left, NaN's mark included. */
+/* The words of `groups` sums of n values, `ld` apart: zero, or left by an earlier step, including the NaN mark. */
 static mu_mat exact_words(trial *t, int64_t groups, int64_t n, bool used) {
     int64_t ld = mu_exact_sums_words(n) + t->pad, *words = mu_alloc((size_t)(groups * ld), sizeof *words);
     for (int64_t i = 0; i < groups * ld && used; i++)
@@ -716,7 +716,7 @@ static void run_jitter(trial *t, const int64_t *p) {
     C(experts_bwd, __VA_ARGS__, WITH_ALL | WITH_WEIGHTS | WITH_DWEIGHTS)     \
     C(experts_bwd, __VA_ARGS__, (WITH_ALL - WITH_OUT) | TO_TOKENS | FRESH)
 
-/* few rows whose sums go in any order */
+/* few rows, summed in any order */
 #define ANY_ORDER_EXPERTS(...)                                                   \
     C(experts_fwd, __VA_ARGS__, ANY_ORDER | WITH_IN | WITH_OUT | WITH_H)         \
     C(experts_fwd, __VA_ARGS__, ANY_ORDER | WITH_IN | WITH_WEIGHTS)              \

@@ -18,7 +18,7 @@ static const int64_t all_pads[] = { 0, 3, 8 };
 static const int64_t *pads = all_pads;
 static int n_pads = sizeof all_pads / sizeof *all_pads;
 
-/* Widths and alignments that take each of the ways through the kernel. */
+/* Widths and alignments that take every path through the kernel. */
 static int attention_pieces(mu_device *dev) {
     static const int64_t shapes[][4] = { { 200, 2, 2, 64 }, { 150, 4, 2, 128 }, { 140, 3, 1, 10 } },
                          pieces[] = { 5, 1, 1, 3, 33, 1, 64, 2, 100 };

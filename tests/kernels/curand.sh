@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# curand.sh - our Philox against cuRAND's device headers, compiled for the host; skipped where there is no CUDA toolkit.
+# curand.sh - our Philox against cuRAND's device headers, compiled for the host; skipped without a CUDA toolkit.
 set -eu
 unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # which change what cd, grep and bash itself do
 source_tree=${MUSTER_SOURCE:-$(cd -- "$(dirname -- "$0")/../.." && pwd)}

@@ -3,7 +3,7 @@
  * A case is a function that makes its operands with the constructors below and calls kernels. It is run on
  * the reference device and on the one under test; both see the same numbers, since every random value
  * depends on the case and the operand only and is rounded to fp32. Afterwards *every* operand is compared,
- * inputs and the gaps between rows too, and the pattern around each operand must be intact. */
+ * including inputs and the gaps between rows, and the pattern around each operand must be intact. */
 #ifndef MUSTER_TESTS_KERNELS_HARNESS_H
 #define MUSTER_TESTS_KERNELS_HARNESS_H
 #include "kernels/kernels.h"
@@ -17,7 +17,7 @@ static const unsigned char PATTERN = 0xA5;
 static const double TOLERANCE = 2e-5;       /* of fp32 results, against the operand's largest magnitude */
 static const double BF16_TOLERANCE = 5e-2;  /* the same where matrix products round their operands to bf16 */
 static const double BF16_RESULTS = 2e-2;    /* and where bf16 operands give bf16 results */
-static const int64_t UNTOUCHED = -77;       /* what integer results hold before the kernel */
+static const int64_t UNTOUCHED = -77;       /* content of integer results before the kernel */
 static const mu_mat NOTHING = { 0 };
 
 typedef struct {
@@ -25,8 +25,8 @@ typedef struct {
     mu_mat mat;
     size_t at;                              /* of the first value in the trial's memory */
     int64_t count;                          /* values, gaps included */
-    bool scratch;                           /* content means nothing after the kernel */
-    double tolerance, least;                /* of the largest magnitude, which counts as `least` when it is below */
+    bool scratch;                           /* its content is undefined after the kernel */
+    double tolerance, least;                /* relative to the largest magnitude, or to `least` if that is larger */
 } operand;
 
 typedef struct {
@@ -49,8 +49,8 @@ typedef struct {
 typedef struct { const char *kernel; void (*run)(trial *, const int64_t *p); int64_t p[8]; } kernel_case;
 
 /* ---------------------------------------------------------------- the emulation of CUDA */
-/* Present where the program is linked with it, see tests/cuda_on_host/emulation.h. There kernels may touch what lies
- * inside an operand and nothing between two, and scratch memory holds nothing yet when a case begins. */
+/* Present where the program is linked with it, see tests/cuda_on_host/emulation.h. There kernels may access
+ * operands but not the gaps between them, and scratch memory is undefined when a case begins. */
 void mu_emulation_bounds(const void *device, size_t bytes) __attribute__((weak));
 void mu_emulation_bounds_clear(void) __attribute__((weak));
 void mu_emulation_forget_all(void) __attribute__((weak));
@@ -238,8 +238,8 @@ static inline mu_mat new_longs(trial *t, const char *name, int64_t rows, int64_t
 }
 
 /* ---------------------------------------------------------------- running and comparing */
-/* Memory for a trial's operands: a device's trials use one stretch again and again, since emulated processors never forget a
- * page that was mapped; but the emulation of CUDA gets fresh memory, which holds nothing yet. */
+/* Memory for a trial's operands: a device's trials reuse one range, since emulated processors never release a
+ * mapped page; but the emulation of CUDA gets fresh, undefined memory. */
 static inline mu_memory *trial_memory(mu_device *dev) {
     if (emulated(dev)) return mu_memory_new(dev, (size_t)1 << 30);
     mu_device_room(dev, 1);
@@ -273,7 +273,7 @@ static inline void describe(char text[256], const kernel_case *c, const char *de
     snprintf(text + n, 256 - (size_t)n, ")");
 }
 
-/* Did the kernels keep to their operands? */
+/* Whether the kernels wrote only inside their operands. */
 static inline bool margins_intact(const trial *t, const char *what) {
     size_t at = 0;
     for (int i = 0; i <= t->n_operands; i++) {
@@ -317,7 +317,7 @@ static inline uint64_t fold(uint64_t hash, const void *data, size_t bytes) {
     return hash;
 }
 
-/* One for each kernel and its parameters, whatever other cases there are. */
+/* Determined by kernel and parameters, independent of the other cases. */
 static inline uint64_t case_seed(const kernel_case *c) {
     return fold(fold(0xcbf29ce484222325u, c->kernel, strlen(c->kernel)), c->p, sizeof c->p);
 }

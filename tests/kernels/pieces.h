@@ -1,4 +1,4 @@
-/* pieces.h - attention of a sequence in one piece and in many: the same bits on every device. */
+/* pieces.h - attention of a sequence in one piece and in many gives the same bits, on every device. */
 #ifndef MUSTER_TESTS_KERNELS_PIECES_H
 #define MUSTER_TESTS_KERNELS_PIECES_H
 #include "harness.h"

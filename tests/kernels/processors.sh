@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The kernels on processors that this machine may not have, under qemu's user-mode emulation: x86-64 with AVX2,
-# x86-64 with nothing beyond its base, and AArch64 (compiled for it here). On each the best table that the
+# baseline x86-64, and AArch64 (compiled for it here). On each the best table that the
 # processor can run must be chosen, and every kernel case must agree with the reference.
 set -euo pipefail
 trap 'echo "FAILED at line $LINENO"' ERR
@@ -9,7 +9,7 @@ out=$(mktemp -d)
 trap 'kill $(jobs -p) 2> /dev/null || true; rm -rf "$out"' EXIT
 names=() jobs=()
 
-# check NAME WANTED-DEVICE COMMAND...: starts the program of the cases, run by COMMAND, beside what runs already
+# check NAME WANTED-DEVICE COMMAND...: starts the cases, run by COMMAND, in parallel with those already running
 check() {
     local name=$1 wanted=$2 best
     shift 2

@@ -14,7 +14,7 @@ static const size_t MIB = (size_t)1 << 20;
 
 static mu_mat floats_at(void *data) { return (mu_mat){ data, MU_DTYPE_F32, 1 }; }
 
-/* Does a process that touches this byte die of it? */
+/* Whether accessing this byte kills the process. */
 static bool faults(volatile char *byte, bool writes) {
     pid_t child = fork();
     assert_true(child >= 0);

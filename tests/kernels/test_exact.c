@@ -1,6 +1,6 @@
 /* test_exact.c - the basis of reproducible training, on every instruction set: exact sums are the same words for
  * any order and grouping, what cannot be summed is marked, and a row of a product, of a norm or of the experts has
- * the same bits whatever rows come along. */
+ * the same bits whatever the other rows are. */
 #include "kernels/kernels.h"
 
 #include <math.h>

@@ -7,7 +7,7 @@
 #include <stdarg.h>
 #include <cmocka.h>
 
-/* Opens the device, or NULL after saying why the test is left out. */
+/* Opens the device, or NULL after printing why the test is skipped. */
 static mu_device *open_or_skip(const char *kind) {
     mu_device *dev = mu_device_open(kind);
     if (!dev) printf("skipped: this machine cannot run %s\n", kind);

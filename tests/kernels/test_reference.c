@@ -1,4 +1,4 @@
-/* test_reference.c - the reference kernels against numbers worked out by hand or by another formula. */
+/* test_reference.c - the reference kernels against numbers computed by hand or with another formula. */
 #include "harness.h"
 
 #include <complex.h>
@@ -315,7 +315,7 @@ static void test_route_choice(void **state) {
     ASSERT_WHOLE(ids, 2, 0, 1);
 }
 
-/* An expert that may not be chosen is as if it were not there, whatever its logit and bias are. */
+/* An expert that may not be chosen has no effect, whatever its logit and bias are. */
 static void test_route_mask(void **state) {
     (void)state;
     mu_mat mask = INTS(1, 4, 1, 0, 1, 1), logits = REALS(1, 4, log(1), log(9), log(2), log(3)), bias = REALS(1, 4, 0, 99, 0, 0);

@@ -27,7 +27,7 @@ static double *gradients(mu_model *m, int64_t unit_rows, double *loss, int64_t *
     return grads;
 }
 
-/* Summands are rounded to 2^-69, about 2e-21; what remains is that the plain sum rounds on its way. */
+/* Summands are rounded to 2^-69, about 2e-21; the rest is the rounding of the plain sum. */
 static void check(const mu_model_config *cfg, const mu_moe_config *moe) {
     mu_model *plain = mu_model_new(cfg, moe, TINY_V, 5, dev, mesh_alone());
     mu_model *exact = mu_model_new(cfg, moe, TINY_V, 5, dev, mesh_alone());

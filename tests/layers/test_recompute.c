@@ -1,4 +1,5 @@
-/* test_recompute.c - a transformer whose layers backward recomputes has the bits of one that keeps them, and needs less memory. */
+/* test_recompute.c - a transformer whose layers are recomputed in backward gives the same bits as one that
+ * keeps them, and needs less memory. */
 #include "tiny_model.h"
 
 enum { BLOCKS = 6 };

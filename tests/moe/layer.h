@@ -1,4 +1,4 @@
-/* layer.h - one MoE layer on its own for tests: parameters, an input that is a parameter too, a tape. */
+/* layer.h - one MoE layer on its own for tests: parameters, an input that is also a parameter, and a tape. */
 #ifndef MUSTER_TESTS_MOE_LAYER_H
 #define MUSTER_TESTS_MOE_LAYER_H
 #include "gradcheck.h"

@@ -50,7 +50,7 @@ static void gradients(void **state) {
         }
 }
 
-/* The gradient by the scores, from the formula: d/ds_i of alpha f_i P_i, P_i = mean s_i / sum s. */
+/* The gradient with respect to the scores, from the formula: d/ds_i of alpha f_i P_i, P_i = mean s_i / sum s. */
 static void gradient_by_formula(void **state) {
     (void)state;
     for (int score = 0; score < 2; score++) {
@@ -122,7 +122,7 @@ static void balanced_is_one_and_collapsed_is_E_over_K(void **state) {
     for (int i = 0; i < SEQUENCES * E; i++) even_rows[i] = 0, full_rows[i] = i % E == 1 || i % E == 4 ? S : 0;
     for (int n = 0; n < S * K; n++)
         for (int s = 0; s < SEQUENCES; s++)
-            even_rows[s * E + (n + 2 * s) % E]++; /* even over the batch only */
+            even_rows[s * E + (n + 2 * s) % E]++; /* uniform only over the whole batch */
     for (int i = 0; i < E; i++) even[i] = TOKENS * K / E;
     full[1] = full[4] = TOKENS;
     for (int t = 0; t < 3; t++)
@@ -167,7 +167,7 @@ static void z_loss_is_the_mean_square(void **state) {
     mu_balance b = balance_of(l, scores, counts, rows);
     assert_true(fabs(scalar(b.z) - 5) < 1e-14);             /* (9 + 1) / 2 */
     assert_true(fabs(scalar(b.loss) - 1.25) < 1e-14);
-    assert_true(fabs(scalar(b.aux) - 1) < 1e-14);           /* logged though nothing asks for it */
+    assert_true(fabs(scalar(b.aux) - 1) < 1e-14);           /* logged, though no balancing term needs it */
     assert_false(b.aux->needs_grad);
     layer_free(l);
     l = new_layer(MU_BALANCE_BIAS, 0, 0);

@@ -1,4 +1,4 @@
-/* test_load_window.c - the window of loads, the states that follow from it, and its report. */
+/* test_load_window.c - the load window, the expert states derived from it, and its report. */
 #include "moe/moe.h"
 
 #include <math.h>
@@ -76,7 +76,7 @@ static void long_lists_are_short(void **state) {
     }
 }
 
-/* A step leaves the window when as many newer ones are in it as it is long: not one earlier, not one later. */
+/* A step leaves the window once exactly a window's length of newer steps is in it. */
 static void slides(int64_t length) {
     mu_load_window w;
     mu_load_window_init(&w, LAYERS, E, length);
@@ -154,7 +154,7 @@ static void the_length_changes(void **state) {
     }
 }
 
-/* A longer window says over how many steps it judges: those that it holds. */
+/* The report of a longer window states how many steps it covers: those that it holds. */
 static void a_longer_window_says_what_it_holds(void **state) {
     (void)state;
     mu_load_window from, to;

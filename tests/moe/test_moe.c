@@ -8,7 +8,7 @@ static layer *plain_layer(int64_t E, int64_t K) {
 }
 
 /* ---------------------------------------------------------------- dispatch */
-/* Every kept pair has one row, in its expert's stretch, in order of token; the row names the token. */
+/* Every kept pair has one row, in its expert's range, in order of token; the row names the token. */
 static void check_plan(const layer *l, const mu_plan *plan, int64_t capacity) {
     int64_t E = l->moe.E, K = l->moe.K, *offsets = mu_alloc((size_t)E + 1, sizeof *offsets), kept = 0;
     int64_t *load = mu_alloc((size_t)E, sizeof *load);

@@ -1,5 +1,5 @@
-/* test_recompute.c - MoE layers that backward recomputes: the bits of layers that were kept, with the routing that they had. And
- * the tensors of a plan live as long as an op's backward reads them. */
+/* test_recompute.c - MoE layers recomputed in backward give the same bits as layers that were kept, with the same
+ * routing. And the tensors of a plan live as long as an op's backward reads them. */
 #include "layer.h"
 #include "stops.h"
 
@@ -118,7 +118,7 @@ static void routing_is_the_one_it_had(void **state) {
     layer_free(l);
 }
 
-/* A plan was released after its ops were recorded: it is there until backward has read it, and not at all without recording. */
+/* A plan released after its ops were recorded exists until backward has read it; without recording, not at all. */
 static void a_plan_lives_as_long_as_its_readers(void **state) {
     (void)state;
     layer *l = layer_new("ref", mesh_alone(), layer_config(E, K, F), SEQUENCES, S, D);

@@ -5,7 +5,7 @@
 
 enum { T = 7, E = 6 };
 
-/* What of the router's outputs a loss looks at. */
+/* Which of the router's outputs the loss uses. */
 enum { GATES = 1, SCORES = 2, LSE = 4 };
 
 typedef struct {
@@ -81,7 +81,7 @@ static void gradients(void **state) {
     stand_free(&s);
 }
 
-/* Masked experts get no token, no score and no gradient; the others what they would get without them. */
+/* Masked experts get no token, no score and no gradient; the others get what they would without them. */
 static void masked_experts(void **state) {
     (void)state;
     static const int32_t allowed[E] = { 1, 0, 1, 1, 0, 1 }, left[] = { 0, 2, 3, 5 };

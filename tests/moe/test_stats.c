@@ -1,4 +1,4 @@
-/* test_stats.c - routing statistics: sums over micro-batches and domains, capacity, empty micro-batches, wrong input. */
+/* test_stats.c - routing statistics: sums over micro-batches and domains, capacity, empty ones, invalid input. */
 #include "layer.h"
 #include "stops.h"
 

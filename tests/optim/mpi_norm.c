@@ -64,7 +64,7 @@ static void norm_and_weights_are_the_same_for_any_ep(void **state) {
     }
 }
 
-/* A model whose experts are shared out over all ranks, and its optimizer. */
+/* A model whose experts are distributed over all ranks, and its optimizer. */
 typedef struct { mu_mesh *mesh; mu_device *dev; mu_model *m; mu_optimizer *o; int rank, size; } stand;
 
 static stand stand_new(void) {

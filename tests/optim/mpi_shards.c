@@ -1,4 +1,4 @@
-/* mpi_shards.c - twenty AdamW steps whose work is divided among ranks are those of one rank: weights, moments,
+/* mpi_shards.c - twenty AdamW steps divided among ranks equal those of one rank: weights, moments,
  * step counts; skipped and frozen experts are unchanged; moments exist once and can be read whole. */
 #include "mpi_check.h"
 #include "tiny_model.h"

@@ -83,7 +83,7 @@ static void half_step(const stand *s, double lr) {
     mu_optimizer_step(s->o, lr, (mu_mat){ 0 });
 }
 
-/* A gradient for every unit, another one each step. */
+/* A gradient for every unit, a new one each step. */
 static void set_gradients(const stand *s, uint32_t step) {
     for (mu_unit *u = mu_unit_next(s->l->ps, NULL); u; u = mu_unit_next(s->l->ps, u)) {
         double *g = random_reals(step * 100 + (uint32_t)u->global_index, u->count, 1);
@@ -367,7 +367,7 @@ static void nothing_moves_that_is_not_finite(void **state) {
     }
 }
 
-/* Clipping, the step and skipped experts: the host waits for nothing. */
+/* Clipping, the step and skipped experts need no host synchronization. */
 static void a_step_does_not_wait(void **state) {
     (void)state;
     stand s = stand_new("guarded");

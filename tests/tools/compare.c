@@ -1,4 +1,5 @@
-/* compare.c - do two runs agree? For the tests of the program; exit code 1 and the first difference when not.
+/* compare.c - compares two runs, for the tests of the program; if they differ, prints the first difference and exits
+ * with 1.
  *
  *   compare metrics A.jsonl B.jsonl exact|fp32|TOLERANCE [FIRST LAST]
  *       exact: every key but perf/, mem/ and the checksum of the line, bit for bit. TOLERANCE: losses and the gradient's norm to that

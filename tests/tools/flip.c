@@ -1,4 +1,4 @@
-/* flip.c - turns single bits of a file over: flip FILE OFFSET[:BIT] ... (doing it twice restores the file). */
+/* flip.c - flips single bits of a file: flip FILE OFFSET[:BIT] ... (doing it twice restores the file). */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,12 +1,12 @@
-/* fuzz_store.c - changes bytes in the metadata of an HDF5 file that muster wrote, makes every checksum fit again, and
- * lets the store open and read the result, each time in a process of its own. No process may die of a signal, hold
+/* fuzz_store.c - changes bytes in the metadata of an HDF5 file that muster wrote, recomputes every checksum, and
+ * lets the store open and read the result, each time in a separate process. No process may die of a signal, hold
  * more than 256 MiB or take more than 10 s.
  *
  *   fuzz_store FILE N SEED NAME...      N inputs; NAME: arrays that are read, besides a walk over all metadata
  *   fuzz_store FILE set HEX+OFFSET BYTE...   changes the file itself: OFFSET bytes after the first place with the bytes HEX
  *                                       the following get the values BYTE..., and checksums are made to fit
  *
- * A way out that is an error is right; so is reading something. What is counted as failure is kept as fuzz-SEED-I.h5. */
+ * Ending with an error is correct, and so is reading data. Inputs that fail are kept as fuzz-SEED-I.h5. */
 #include "base/base.h"
 
 #include <fcntl.h>

@@ -1,5 +1,5 @@
 # kill_stages.sh - a rank is killed with SIGKILL, or its disk is full, at each stage of a save: the previous checkpoint
-# is intact, no partial one is ever loaded, and the run resumes to the same end. Also with a really full disk: by
+# is intact, no partial one is ever loaded, and the run resumes to the same end. Also with a really full disk, by
 # a limit on file sizes, and on a small file system if one can be mounted.
 . "$(dirname "$0")/train_lib.sh"
 needs_ranks

@@ -1,6 +1,6 @@
 # train_lib.sh - shared by the tests of the program; to be sourced.
 #
-# It gives a fresh folder ($work, the current one, removed at the end), tiny.yaml in it, and functions that run
+# It provides a new folder ($work, the current one, removed at the end), tiny.yaml in it, and functions that run
 # the program, compare runs and count. A script ends with `finish`.
 set -u
 unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # these change the behaviour of cd, grep and bash
