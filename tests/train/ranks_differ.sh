@@ -88,7 +88,7 @@ mv n0/none n0/texts
 
 # The same path, but a different folder on each host.
 apart 78 "a run folder that is not shared" "train tiny.yaml run.dir=mine" "" ""
-says_once "a run folder that is not shared" "^muster: error: rank 1 on $host: run.dir mine \(it is not there\) is not the folder that rank 0 uses"
+says_once "a run folder that is not shared" "^muster: error: rank 1 on $host: run.dir mine \(not found\) is not the folder that rank 0 uses"
 if [ -e n0/mine/metrics.jsonl ]; then fail "a run folder that is not shared: steps were made"; else pass; fi
 mkdir -p n1/mine/checkpoints
 apart 78 "two run folders of one name" "train tiny.yaml run.dir=mine" "" ""
