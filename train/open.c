@@ -1,7 +1,6 @@
 /* open.c - opens a checkpoint's model for eval and generate. */
 #include "train/train.h"
 
-
 /* The model of the manifest's configuration, with its weights. *opened: everything but the weights is open. */
 static mu_status open_model(mu_inference *o, mu_mesh *mesh, int n_overrides, char *const *overrides, bool *opened, mu_error *e) {
     const mu_manifest *m = &o->manifest;

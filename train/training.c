@@ -1,7 +1,6 @@
 /* training.c - opens and closes the parts of a training run. */
 #include "train/training.h"
 
-
 mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu_error *e) {
     const mu_config *cfg = &t->cfg;
     mu_train_state *s = &t->state;

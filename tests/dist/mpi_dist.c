@@ -440,15 +440,6 @@ static mu_tensor *forward_once(const scene *s, layer *l) {
     return y;
 }
 
-static void negate(mu_tensor *w) {
-    int64_t n = mu_count(w);
-    double *x = mu_alloc((size_t)n, sizeof *x);
-    mu_tensor_get(w, x);
-    for (int64_t i = 0; i < n; i++) x[i] = -x[i];
-    mu_tensor_set(w, x);
-    free(x);
-}
-
 /* One forward and backward, experts over groups of `ep` ranks; each rank has tokens of its own. */
 static result run(const scene *s, int ep) {
     mu_mesh *mesh = mu_mesh_open(NULL, ep);

@@ -86,4 +86,14 @@ static inline int64_t layer_dropped(layer *l) {
     return mu_count(l->routing.ids_TK) - kept;
 }
 
+/* Every value of w with the other sign. */
+static inline void negate(mu_tensor *w) {
+    int64_t n = mu_count(w);
+    double *x = mu_alloc((size_t)n, sizeof *x);
+    mu_tensor_get(w, x);
+    for (int64_t i = 0; i < n; i++) x[i] = -x[i];
+    mu_tensor_set(w, x);
+    free(x);
+}
+
 #endif

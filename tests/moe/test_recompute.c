@@ -11,15 +11,6 @@ typedef struct {
     int64_t n, peak;
 } outcome;
 
-static void negate(mu_tensor *w) {
-    int64_t n = mu_count(w);
-    double *x = mu_alloc((size_t)n, sizeof *x);
-    mu_tensor_get(w, x);
-    for (int64_t i = 0; i < n; i++) x[i] = -x[i];
-    mu_tensor_set(w, x);
-    free(x);
-}
-
 static double *gradients(const layer *l, int64_t *n) {
     for (mu_unit *u = mu_unit_next(l->ps, NULL); u; u = mu_unit_next(l->ps, u)) *n += u->count;
     double *grads = mu_alloc((size_t)*n, sizeof *grads), *at = grads;
