@@ -147,12 +147,12 @@ void mu_tape_profile_reset(mu_tape *tp);
 
 /* KV cache (cache.c): keys and values of the tokens so far of one sequence, computed once per token in generation. */
 typedef struct {
-    int64_t length, most;                   /* tokens in it, capacity; length = 0 empties it */
+    int64_t length, capacity;               /* in tokens; length = 0 empties it */
     int n_layers;
     mu_memory *memory;
-    mu_tensor *k, *v;                       /* [n_layers], each [most, width] */
+    mu_tensor *k, *v;                       /* [n_layers], each [capacity, width] */
 } mu_kv_cache;
-mu_kv_cache *mu_kv_cache_new(mu_device *dev, int n_layers, int64_t most, int64_t width);
+mu_kv_cache *mu_kv_cache_new(mu_device *dev, int n_layers, int64_t capacity, int64_t width);
 void mu_kv_cache_free(mu_kv_cache *c);
 /* Appends *k, *v ([n, width], the next n tokens) to those of one layer, releases them and replaces them by all rows so
  * far. The caller adds n to c->length once all layers are done. Not while recording. */

@@ -17,7 +17,7 @@ static int64_t first_bad(const mu_state *s, const void *host) {
     const double *f64 = host;
     const float *f32 = host;
     int64_t i = 0;
-    if (s->type == MU_STORE_I64) while (i < n && whole[i] >= s->least && whole[i] <= s->most) i++;
+    if (s->type == MU_STORE_I64) while (i < n && whole[i] >= s->min && whole[i] <= s->max) i++;
     else if (s->type == MU_STORE_F64) while (i < n && f64[i] >= s->low && f64[i] <= s->high) i++;
     else while (i < n && (double)f32[i] >= s->low && (double)f32[i] <= s->high) i++;
     return i < n ? i : -1;
@@ -28,7 +28,7 @@ mu_status mu_state_check(const mu_state *s, const void *host, const char *file, 
     if (at < 0) return MU_STATUS_OK;
     if (s->type == MU_STORE_I64)
         return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %lld at %lld, which must be in [%lld, %lld]", file, s->name,
-                            (long long)((const int64_t *)host)[at], (long long)at, (long long)s->least, (long long)s->most);
+                            (long long)((const int64_t *)host)[at], (long long)at, (long long)s->min, (long long)s->max);
     double value = s->type == MU_STORE_F64 ? ((const double *)host)[at] : (double)((const float *)host)[at];
     if (isfinite(value))
         return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %g at %lld, which must be in [%g, %g]", file, s->name, value,

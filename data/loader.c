@@ -254,9 +254,9 @@ void mu_loader_state(mu_loader *l, const mu_option_domains *train, int64_t sampl
     for (int i = 0; i < train->n; i++) tokens[i] = l && i < l->n_parts ? l->corpus->domains[i].n_tokens : -1;
     saved k = { l, train, tokens, samples };
     mu_state sizes = { .name = "/state/tokens", .type = MU_STORE_I64, .n_dims = 1, .shape = { train->n }, .data = tokens,
-                       .least = 0, .most = INT64_MAX, .for_training = true, .since = 3 };
-    mu_state drawn = { .name = "/state/loader", .type = MU_STORE_I64, .n_dims = 1, .shape = { train->n + 1 }, .least = 0,
-                       .most = samples, .for_training = true, .module = &k, .get = state_get, .set = state_set };
+                       .min = 0, .max = INT64_MAX, .for_training = true, .since = 3 };
+    mu_state drawn = { .name = "/state/loader", .type = MU_STORE_I64, .n_dims = 1, .shape = { train->n + 1 }, .min = 0,
+                       .max = samples, .for_training = true, .module = &k, .get = state_get, .set = state_set };
     v->visit(v, &sizes);
     v->visit(v, &drawn);
     free(tokens);

@@ -63,7 +63,7 @@ int main(int argc, char **argv) {
         mu_mat terms = mu_loss_terms(loss, &n);
         mu_grad_clip(opt, mesh->batch, optim.grad_clip, n, terms);
         mu_optimizer_step(opt, mu_learning_rate(&optim, step, STEPS), mu_loss_loads(loss));
-        mu_loss_values v = mu_loss_read(loss, mu_grad_norm_place(opt), false);
+        mu_loss_values v = mu_loss_read(loss, mu_grad_norm_on_device(opt), false);
         mu_loss_end(loss, true);
         first = step == 1 ? v.ce : first, last = v.ce;
         if (step % 20 == 0 && mesh->world->rank == 0)

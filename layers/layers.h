@@ -106,7 +106,7 @@ mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x_TD);    
  *     mu_grads_reduce(opt);
  *     terms = mu_loss_terms(loss, &n), mu_grad_clip(opt, batch, max_norm, n, terms);
  *     mu_optimizer_step(opt, lr, mu_loss_loads(loss));
- *     v = mu_loss_read(loss, mu_grad_norm_place(opt), false);
+ *     v = mu_loss_read(loss, mu_grad_norm_on_device(opt), false);
  *     if (isfinite(v.loss + v.grad_norm)) mu_loss_end(loss, true); */
 typedef struct {
     int64_t sequences, seq_len;     /* of a global batch; a multiple of micro_batches * ranks of `batch` */

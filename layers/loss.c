@@ -190,5 +190,5 @@ void mu_loss_end(mu_loss *l, bool update_bias) {
     for (int layer = 0; layer < l->model->n_moe && update_bias && moe->balance & MU_BALANCE_BIAS; layer++)
         mu_balance_update_bias(&l->model->blocks[l->model->moe_layers[layer]].moe, l->stats->counts + layer * moe->num_experts,
                                moe->bias_update_rate);
-    mu_routing_stats_take(l->stats);
+    mu_routing_stats_end(l->stats);
 }

@@ -10,8 +10,8 @@ static int64_t *row_of(const mu_load_window *w, int64_t step) { return w->ring +
 
 void mu_load_window_init(mu_load_window *w, int layers, int experts, int64_t length) {
     MU_CHECK(w && layers >= 0 && experts >= 0, "load statistics of %d layers with %d experts each", layers, experts);
-    MU_CHECK(length >= MU_LOAD_WINDOW_LEAST, "a window of %lld steps: at least %d say something of an expert", (long long)length,
-             MU_LOAD_WINDOW_LEAST);
+    MU_CHECK(length >= MU_LOAD_WINDOW_MIN, "a window of %lld steps: at least %d say something of an expert", (long long)length,
+             MU_LOAD_WINDOW_MIN);
     *w = (mu_load_window){ .layers = layers, .experts = experts, .length = length };
     w->ring = mu_alloc(mu_size_mul((size_t)cells(w), (size_t)length), sizeof(int64_t));
     w->total = mu_alloc((size_t)cells(w), sizeof(int64_t));
@@ -103,7 +103,7 @@ int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expe
     return n;
 }
 
-bool mu_load_window_judges(const mu_load_window *w) { return w->held >= MU_LOAD_WINDOW_LEAST; }
+bool mu_load_window_is_long_enough(const mu_load_window *w) { return w->held >= MU_LOAD_WINDOW_MIN; }
 
 static int64_t layer_load(const mu_load_window *w, int layer) {
     int64_t all = 0;
@@ -113,7 +113,7 @@ static int64_t layer_load(const mu_load_window *w, int layer) {
 
 /* The state of an expert with this load; `all` is the load of its whole layer. */
 static mu_expert_state state_of(const mu_load_window *w, int64_t load, int64_t all) {
-    if (!mu_load_window_judges(w)) return MU_EXPERT_HEALTHY;
+    if (!mu_load_window_is_long_enough(w)) return MU_EXPERT_HEALTHY;
     if (load == 0) return MU_EXPERT_DEAD;
     return load * w->experts * 10 < all ? MU_EXPERT_STARVED : MU_EXPERT_HEALTHY;
 }
@@ -124,7 +124,7 @@ mu_expert_state mu_load_window_state(const mu_load_window *w, int layer, int exp
     return state_of(w, w->total[(int64_t)layer * w->experts + expert], layer_load(w, layer));
 }
 
-mu_unhealthy mu_load_window_unhealthy(const mu_load_window *w) {
+mu_unhealthy mu_load_window_count_unhealthy(const mu_load_window *w) {
     mu_unhealthy n = { 0, 0 };
     for (int layer = 0; layer < w->layers; layer++) {
         int64_t all = layer_load(w, layer);

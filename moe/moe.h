@@ -167,7 +167,7 @@ void mu_balance_update_bias(mu_moe *m, const int64_t *counts_E, double rate);
 /* ------------------------------------------------------------------ load of experts (load_window.c)
  * Load of every expert over a window of steps. All counts are of the global batch, so every rank gets
  * the same result without communication. */
-enum { MU_LOAD_WINDOW_DEFAULT = 200, MU_LOAD_WINDOW_LEAST = 20 };
+enum { MU_LOAD_WINDOW_DEFAULT = 200, MU_LOAD_WINDOW_MIN = 20 };
 typedef struct {
     int layers, experts;
     int64_t length;             /* steps that it has room for */
@@ -193,12 +193,12 @@ mu_status mu_load_window_check(const mu_load_window *w, int64_t assignments, mu_
 void mu_load_window_copy(mu_load_window *to, const mu_load_window *from);
 /* Steps of the window in which the expert got a token. */
 int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expert);
-bool mu_load_window_judges(const mu_load_window *w);    /* enough steps to call an expert dead or starved? */
+bool mu_load_window_is_long_enough(const mu_load_window *w); /* enough steps to call an expert dead or starved? */
 /* Dead: no token in the window; starved: below 10 % of the mean load of its layer. All are healthy until there are
  * enough steps. */
 mu_expert_state mu_load_window_state(const mu_load_window *w, int layer, int expert);
 typedef struct { int dead, starved; } mu_unhealthy;
-mu_unhealthy mu_load_window_unhealthy(const mu_load_window *w);         /* experts of all layers */
+mu_unhealthy mu_load_window_count_unhealthy(const mu_load_window *w);   /* experts of all layers */
 mu_load mu_load_of(const int64_t *counts_E, int experts);
 /* "layer 3: 2 of 64 experts dead (no tokens for 200 steps): 5, 11", one line for each layer and state; heap text, "" when all are
  * healthy. */
@@ -210,7 +210,7 @@ char *mu_load_window_report(const mu_load_window *w, const int *layer_ids);
  *     mu_routing_stats_begin          for each global batch
  *         mu_routing_stats_add        for each micro-batch, after the forward pass
  *     mu_routing_stats_read           counts, by_domain and kept are on the host, complete on every rank
- *     mu_routing_stats_take           the step counts: into the window */
+ *     mu_routing_stats_end            the step counts: into the window */
 typedef struct {
     mu_device *dev;             /* borrowed, like batch */
     mu_comm *batch;             /* the ranks that share a global batch */
@@ -222,7 +222,7 @@ typedef struct {
     int64_t *by_domain;         /* [layers, experts, domains]: the same by the domain of the sequence */
     int64_t *values;            /* [n_values]: the bits of the caller's F64 values, this rank's */
     int64_t kept;               /* assignments within the capacity limit; 0 without a limit */
-    mu_load_window window;             /* layers, experts; the last steps, and the states of experts that follow from them */
+    mu_load_window window;      /* layers, experts; the last steps, and the states of experts that follow from them */
 } mu_routing_stats;
 /* `layers` MoE layers (0: a dense model) of `experts`. The caller can keep n_values F64 values beside the counts, so
  * that one read returns both. window: steps of the window of loads, stats.window; 0: MU_LOAD_WINDOW_DEFAULT. Local. */
@@ -247,7 +247,7 @@ void mu_routing_stats_read(mu_routing_stats *s);        /* waits for the device.
 /* The load window after `step` steps, as checkpoint state. assignments: sum of a layer's counts in each step. length:
  * of the checkpoint's window; if the run's window has another length, the newest steps are copied. Local. */
 void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, int64_t length, mu_state_visitor *v);
-void mu_routing_stats_take(mu_routing_stats *s);        /* adds the counts last read to the window. Local */
+void mu_routing_stats_end(mu_routing_stats *s);        /* adds the counts last read to the window. Local */
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -131,7 +131,7 @@ static mu_status ring_set(const mu_state *st, const void *host, mu_error *e) {
     (void)host;
     w->from->steps = w->to->steps;
     mu_load_window_derive(w->from);
-    mu_status status = mu_load_window_check(w->from, st->most, e);
+    mu_status status = mu_load_window_check(w->from, st->max, e);
     if (status == MU_STATUS_OK && w->from != w->to) mu_load_window_copy(w->to, w->from);
     return status;
 }
@@ -141,9 +141,9 @@ void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignmen
     windows both = { w, w };
     if (length != w->length) mu_load_window_init(both.from = &other, w->layers, w->experts, length);
     mu_state steps = { .name = "/state/window/steps", .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = &w->steps,
-                       .least = step, .most = step, .for_training = true, .since = 3 };
+                       .min = step, .max = step, .for_training = true, .since = 3 };
     mu_state ring = { .name = "/state/window/counts", .type = MU_STORE_I64, .n_dims = 3,
-                      .shape = { length, w->layers, w->experts }, .data = both.from->ring, .least = 0, .most = assignments,
+                      .shape = { length, w->layers, w->experts }, .data = both.from->ring, .min = 0, .max = assignments,
                       .for_training = true, .since = 3, .module = &both, .set = ring_set };
     v->visit(v, &steps);
     v->visit(v, &ring);
@@ -155,4 +155,4 @@ void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignmen
     mu_load_window_free(&other);
 }
 
-void mu_routing_stats_take(mu_routing_stats *s) { mu_load_window_add(&s->window, s->counts); }
+void mu_routing_stats_end(mu_routing_stats *s) { mu_load_window_add(&s->window, s->counts); }

@@ -60,11 +60,11 @@ void mu_grad_clip(mu_optimizer *o, mu_comm *batch, double max_norm, int64_t n_lo
     k->clip(ps->dev, ps->n_global_units, squares_of(n), n_losses, losses, max_norm, norm_of(n, ps), mu_norm_scale(n, ps));
 }
 
-mu_mat mu_grad_norm_place(const mu_optimizer *o) { return norm_of(&o->norm, o->params); }
+mu_mat mu_grad_norm_on_device(const mu_optimizer *o) { return norm_of(&o->norm, o->params); }
 
 double mu_grad_norm(const mu_optimizer *o) {
     double norm;
-    mu_device_read(o->params->dev, &norm, mu_grad_norm_place(o).data, sizeof norm);
+    mu_device_read(o->params->dev, &norm, mu_grad_norm_on_device(o).data, sizeof norm);
     return norm;
 }
 

@@ -137,7 +137,7 @@ void mu_grads_reduce(mu_optimizer *o);
  * over `batch`, the ranks that share a batch. */
 void mu_grad_clip(mu_optimizer *o, mu_comm *batch, double max_norm, int64_t n_losses, mu_mat losses);
 /* The norm of the last mu_grad_clip: on the device (F64), and its value, for which the host waits. Local. */
-mu_mat mu_grad_norm_place(const mu_optimizer *o);
+mu_mat mu_grad_norm_on_device(const mu_optimizer *o);
 double mu_grad_norm(const mu_optimizer *o);
 /* The last (nearest to the loss) unfrozen unit whose gradient on this rank is not finite, or NULL. Local. */
 const mu_unit *mu_grads_nonfinite(mu_optimizer *o);

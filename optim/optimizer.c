@@ -163,12 +163,12 @@ static mu_state slot_state(mu_optimizer *o, const mu_unit *u, int slot) {
 static mu_state steps_state(mu_optimizer *o, const mu_unit *u, const mu_step_bounds *b) {
     mu_state s = mu_unit_state(u, "/optim/steps");
     s.type = MU_STORE_I64, s.n_dims = 1, s.shape[0] = 1;
-    s.least = s.most = b->step;
+    s.min = s.max = b->step;
     if (u->load >= 0) {
-        s.least = b->active ? b->active[u->load] : 0;
-        s.most -= b->idle ? b->idle[u->load] : 0;
+        s.min = b->active ? b->active[u->load] : 0;
+        s.max -= b->idle ? b->idle[u->load] : 0;
     }
-    if (u->frozen) s.least = 0;
+    if (u->frozen) s.min = 0;
     s.for_training = true, s.module = o, s.get = steps_get, s.set = steps_set;
     return s;
 }

@@ -58,7 +58,7 @@ static int64_t assignments_of(const mu_config *cfg) {
 }
 
 static void visit_number(mu_state_visitor *v, const char *name, int64_t value) {
-    mu_state s = { .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = &value, .least = value, .most = value,
+    mu_state s = { .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = &value, .min = value, .max = value,
                    .for_training = true };
     snprintf(s.name, sizeof s.name, "%s", name);
     v->visit(v, &s);

@@ -98,9 +98,9 @@ typedef struct {
     const arguments *a;
     mu_kv_cache *cache; /* NULL: the whole context is recomputed for each new token */
     int V;
-    int64_t start, from, n, most; /* start: first token of the first context; most: capacity of tokens */
-    int32_t *tokens;              /* [most] */
-    int32_t *experts;      /* [MoE layers, most, K], of each token's latest pass; NULL: not requested */
+    int64_t start, from, n, capacity; /* start: first token of the first context; capacity: of tokens */
+    int32_t *tokens;              /* [capacity] */
+    int32_t *experts;      /* [MoE layers, capacity, K], of each token's latest pass; NULL: not requested */
     mu_routing *routings;  /* [MoE layers], of the latest pass */
     double *logits;        /* [V] */
     candidate *candidates; /* [V] */
@@ -121,15 +121,15 @@ static generation generation_new(const mu_inference *o, const arguments *a) {
     mu_tokenizer_encode(o->tokenizer, a->prompt, (int64_t)strlen(a->prompt), add_tokens, &g);
     if (g.n == 0) add_tokens(&g, &eod, 1);      /* a document begins after the end of another */
     g.start = g.from = g.n > limit ? g.n - limit : 0;
-    g.most = g.n + a->tokens;
-    g.tokens = mu_realloc(g.tokens, (size_t)g.most, sizeof *g.tokens);
+    g.capacity = g.n + a->tokens;
+    g.tokens = mu_realloc(g.tokens, (size_t)g.capacity, sizeof *g.tokens);
     g.logits = mu_alloc((size_t)g.V, sizeof *g.logits);
     g.candidates = mu_alloc((size_t)g.V, sizeof *g.candidates);
     if (a->show_experts && model->n_moe)
-        g.experts = mu_alloc((size_t)(model->n_moe * g.most * o->cfg.moe.top_k), sizeof *g.experts);
+        g.experts = mu_alloc((size_t)(model->n_moe * g.capacity * o->cfg.moe.top_k), sizeof *g.experts);
     g.routings = mu_alloc((size_t)model->n_moe, sizeof *g.routings);
     if (!a->no_cache)
-        g.cache = mu_kv_cache_new(o->dev, (int)o->cfg.model.num_layers, g.most < limit ? g.most : limit,
+        g.cache = mu_kv_cache_new(o->dev, (int)o->cfg.model.num_layers, g.capacity < limit ? g.capacity : limit,
                                   model->cfg.num_kv_heads * model->cfg.head_dim);
     return g;
 }
@@ -164,7 +164,7 @@ static void next_logits(generation *g) {
     mu_tensor *x = mu_model_forward(model, tape, &cx, in, g->routings);
     mu_tensor_get(mu_model_logits(model, tape, mu_tensor_rows(tape, x, n - 1, 1)), g->logits);
     for (int i = 0; i < model->n_moe && g->experts; i++)
-        mu_tensor_read(g->routings[i].ids_TK, g->experts + (i * g->most + first) * K);
+        mu_tensor_read(g->routings[i].ids_TK, g->experts + (i * g->capacity + first) * K);
     mu_tape_reset(tape);
 }
 
@@ -251,7 +251,7 @@ static void print_experts(const generation *g) {
         print_token(g->o->tokenizer, g->tokens[at]);
         for (int i = 0; i < model->n_moe; i++) {
             printf(" |");
-            for (int64_t k = 0; k < K; k++) printf(" %3d", g->experts[(i * g->most + at) * K + k]);
+            for (int64_t k = 0; k < K; k++) printf(" %3d", g->experts[(i * g->capacity + at) * K + k]);
         }
         printf("\n");
     }
@@ -275,7 +275,7 @@ static void generate(const mu_inference *o, const arguments *a) {
     bool ended = false; /* with the end-of-document token, which is not printed */
     text_output out = { .escaped = mu_output_is_terminal() };
     print_bytes(&out, a->prompt, strlen(a->prompt));
-    while (g.n < g.most) {
+    while (g.n < g.capacity) {
         next_logits(&g);
         int id = sample(&g);
         ended = id == mu_tokenizer_eod(o->tokenizer);

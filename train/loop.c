@@ -63,7 +63,7 @@ mu_step_result mu_training_step(mu_training *t, const volatile sig_atomic_t *sto
     }
     update(t, r.lr);
     mu_activity_set("results of the step", -1, NULL);
-    mu_loss_values v = r.values = mu_loss_read(t->loss, mu_grad_norm_place(s->opt), stop && *stop);
+    mu_loss_values v = r.values = mu_loss_read(t->loss, mu_grad_norm_on_device(s->opt), stop && *stop);
     r.stop = v.stop, r.finite = isfinite(v.loss) && isfinite(v.grad_norm);
     if (r.finite) {
         s->step++;

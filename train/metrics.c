@@ -99,8 +99,8 @@ static void add_moe_summary(mu_json *j, const mu_log_source *src, const mu_step_
     mu_json_float(j, "moe/max_vio", worst.max_vio);
     mu_json_float(j, "moe/load_cv", sum.load_cv / n);
     mu_json_float(j, "moe/diversity", sum.diversity / n);
-    if (mu_load_window_judges(&src->state->stats->window)) {
-        mu_unhealthy found = mu_load_window_unhealthy(&src->state->stats->window);
+    if (mu_load_window_is_long_enough(&src->state->stats->window)) {
+        mu_unhealthy found = mu_load_window_count_unhealthy(&src->state->stats->window);
         mu_json_float(j, "moe/dead_frac", (double)found.dead / (n * E));
         mu_json_float(j, "moe/starved_frac", (double)found.starved / (n * E));
     }
@@ -122,7 +122,7 @@ static void add_layers(mu_json *j, const mu_log_source *src) {
         mu_json_end(j, ']');
         snprintf(rest, room, "load_imbalance");
         mu_json_float(j, key, mu_load_of(counts, E).load_imbalance);
-        if (!mu_load_window_judges(&src->state->stats->window)) continue;
+        if (!mu_load_window_is_long_enough(&src->state->stats->window)) continue;
         snprintf(rest, room, "dead");
         add_states(j, src, layer, MU_EXPERT_DEAD, key);
         snprintf(rest, room, "starved");

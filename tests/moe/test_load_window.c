@@ -21,7 +21,7 @@ static void nobody_is_judged_before_twenty_steps(void **state) {
     (void)state;
     mu_load_window w;
     mu_load_window_init(&w, LAYERS, E, WINDOW);
-    take(&w, MU_LOAD_WINDOW_LEAST - 1, uneven);
+    take(&w, MU_LOAD_WINDOW_MIN - 1, uneven);
     for (int i = 0; i < LAYERS * E; i++) assert_int_equal(mu_load_window_state(&w, i / E, i % E), MU_EXPERT_HEALTHY);
     char *text = mu_load_window_report(&w, (int[]){ 0, 1 });
     assert_string_equal(text, "");
@@ -46,7 +46,7 @@ static void dead_starved_healthy(void **state) {
     assert_string_equal(text, "layer 1: 1 of 5 experts dead (no tokens for 30 steps): 2\n"
                               "layer 3: 2 of 5 experts dead (no tokens for 30 steps): 0, 3\n"
                               "layer 3: 1 of 5 experts starved (below 10 % of the mean load over 30 steps): 4");
-    mu_unhealthy found = mu_load_window_unhealthy(&w);
+    mu_unhealthy found = mu_load_window_count_unhealthy(&w);
     assert_int_equal(found.dead, 3);
     assert_int_equal(found.starved, 1);
     free(text);
@@ -67,7 +67,7 @@ static void long_lists_are_short(void **state) {
         mu_load_window w;
         mu_load_window_init(&w, 1, MANY, WINDOW);
         for (size_t i = 0; i < MANY; i++) counts[i] = i < strlen(cases[c].dead) && cases[c].dead[i] == '1' ? 0 : 5;
-        for (int step = 0; step < MU_LOAD_WINDOW_LEAST; step++) mu_load_window_add(&w, counts);
+        for (int step = 0; step < MU_LOAD_WINDOW_MIN; step++) mu_load_window_add(&w, counts);
         char *text = mu_load_window_report(&w, (int[]){ 7 });
         assert_int_equal(strncmp(text, "layer 7: ", 9), 0);
         assert_string_equal(text + 9, cases[c].text);
@@ -103,8 +103,8 @@ static void slides(int64_t length) {
 static void the_window_slides(void **state) {
     (void)state;
     slides(WINDOW);
-    slides(MU_LOAD_WINDOW_LEAST);
-    slides(MU_LOAD_WINDOW_LEAST + 1);
+    slides(MU_LOAD_WINDOW_MIN);
+    slides(MU_LOAD_WINDOW_MIN + 1);
 }
 
 /* The loads of step s: expert s % E of each layer takes 10. */
@@ -158,7 +158,7 @@ static void the_length_changes(void **state) {
 static void a_longer_window_says_what_it_holds(void **state) {
     (void)state;
     mu_load_window from, to;
-    mu_load_window_init(&from, LAYERS, E, MU_LOAD_WINDOW_LEAST);
+    mu_load_window_init(&from, LAYERS, E, MU_LOAD_WINDOW_MIN);
     mu_load_window_init(&to, LAYERS, E, WINDOW);
     take(&from, 300, uneven);
     mu_load_window_copy(&to, &from);
@@ -187,7 +187,7 @@ static void what_is_read_is_what_was_taken(void **state) {
         counts[E] = 3, counts[E + 1 + step % 3] = 7;
         mu_load_window_add(&w, counts);
         assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);
-        if (step == 2 * MU_LOAD_WINDOW_LEAST) {
+        if (step == 2 * MU_LOAD_WINDOW_MIN) {
             w.ring[WINDOW * LAYERS * E - 1] = 1, w.total[LAYERS * E - 1]++;     /* a slot of no step yet */
             assert_refused(&w, "MoE layer 1: the experts of slot 199 do not add up to 0");
             w.ring[WINDOW * LAYERS * E - 1] = 0, w.total[LAYERS * E - 1]--;
