@@ -262,7 +262,7 @@ def page_text(nvcc, kernels, calls, steps):
              "uncoalesced when it touches more sectors than its bytes would side by side. All but "
              + ", ".join(f"`{name}`" for name in NOT_HOT) + f" (sorting, and one number a token) are held to no bank conflict, at most "
              f"{100 * MOST_UNCOALESCED:g} % uncoalesced accesses (lists of tiles, ends of units) and {MOST_NEW:g} times the least bytes by "
-             "`tests/cuda_on_host/evidence.sh`. `--all` prints ptxas' figures of every kernel.", ""]
+             "`tests/cuda_on_host/slow_evidence.sh`. `--all` prints ptxas' figures of every kernel.", ""]
     text += counted_table(calls)
     text += ["", steps, "",
              f"The least time of an MoE layer's experts and combine in bf16 on an H100, computed: arithmetic at {PRODUCT / 1e12:.0f} "

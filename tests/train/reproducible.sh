@@ -20,11 +20,11 @@ split() {
     expect 0 "$dir" train "$ranks" "$dir" $common $2 parallel.ep="$ep" train.micro_batch_size="$micro" train.threads="$threads"
 }
 
-for kind in softmax capacity sigmoid dense long; do
+for kind in softmax capacity ${every:+sigmoid dense long}; do
     options=${!kind}
     steps=30
-    cuts="1:1:3:2 3:1:2:1 4:2:3:1"
-    [ -n "${every:-}" ] && cuts="$cuts 1:1:1:1 2:1:0:1 2:2:2:1 4:4:1:1 4:1:1:2"
+    cuts="1:1:3:2 4:2:3:1"
+    [ -n "${every:-}" ] && cuts="$cuts 3:1:2:1 1:1:1:1 2:1:0:1 2:2:2:1 4:4:1:1 4:1:1:2"
     [ -n "${every:-}" ] && [ $kind = softmax ] && cuts="$cuts 1:1:2:1 1:1:6:1 2:1:3:2 2:2:6:2 3:1:1:1"
     [ $kind = dense ] && cuts="1:1:1:1 2:1:0:2 3:1:2:1"
     [ $kind = long ] && cuts="1:1:1:2 2:2:0:1 3:1:2:1" steps=3
@@ -48,7 +48,7 @@ done
 # ---------------------------------------------------------------- after a resume on other ranks
 from=capacity-1-1-0-1
 resumed="1:1:4"
-[ -n "${MPIEXEC:-}" ] && resumed="1:1:4 3:1:0 4:4:1"
+[ -n "${MPIEXEC:-}" ] && resumed="3:1:0 ${every:+1:1:4 4:4:1}"
 for to in $resumed; do
     IFS=: read -r ranks ep micro <<< "$to"
     dir=resumed-$ranks-$ep

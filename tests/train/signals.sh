@@ -39,7 +39,7 @@ for signal in USR1 ${every:+USR2}; do
     kill -$signal $job
     ends_requeued "$signal to the job" $signal
 done
-for signal in TERM HUP ${every:+INT USR1}; do
+for signal in TERM ${every:+HUP INT USR1}; do
     start rank-$signal
     wait_for "three steps" '[ "$(lines rank-$signal)" -ge 3 ]'
     kill -$signal "$(rank_pid rank-$signal $ranks)"
@@ -47,7 +47,7 @@ for signal in TERM HUP ${every:+INT USR1}; do
 done
 
 # TERM to mpirun leaves no time: exit code 1, and the run resumes from its last checkpoint.
-if [ $ranks = 2 ]; then
+if [ $ranks = 2 ] && [ -n "${every:-}" ]; then
     start term
     wait_for "three steps" '[ "$(lines term)" -ge 3 ]'
     kill -TERM $job
@@ -131,7 +131,7 @@ case $? in 130 | 75) pass ;; *) fail "Ctrl-C twice: another exit code" ;; esac
 ranks=1
 options="train.steps=60 train.device=ref"
 expect 0 "one rank undisturbed" train 1 single $options
-for delay in 0 0.05 0.15 ${every:+0.02 0.1 0.2}; do
+for delay in 0 ${every:+0.02 0.05 0.1 0.15 0.2}; do
     rm -rf early
     start early
     if [ -e /proc/$job/status ]; then wait_for "the handlers" "catches_usr1 || [ ! -e /proc/$job ]"; else sleep 0.2; fi

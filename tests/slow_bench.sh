@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bench.sh - the benchmark programs run, print the lines that the comparison parses, and reject invalid options. Sizes
+# slow_bench.sh - the benchmark programs run, print the lines that the comparison parses, and reject invalid options. Sizes
 # are tiny: nothing here is about speed. compare.py meets a peer that only prints a line, so no PyTorch is needed.
 set -u
 bench=$MUSTER_BUILD/bench compare=$MUSTER_SOURCE/bench/compare.py

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# evidence.sh - on the emulation the main kernels have no bank conflicts, coalesced accesses, and little more traffic
+# slow_evidence.sh - on the emulation the main kernels have no bank conflicts, coalesced accesses, and little more traffic
 # than necessary; all training steps launch the same number of kernels. Each check is also run on figures that fail it.
 set -u
 [ -x "$MUSTER_BUILD/tests/cuda_on_host/muster_evidence" ] || { echo "skipped: this build has no checked emulation"; exit 77; }
