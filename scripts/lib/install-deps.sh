@@ -24,6 +24,7 @@ libhdf5-dev    | module hdf5-serial hdf5| checkpoints, token files, routing reco
 libyaml-dev    | module yaml-0.1        | reads configurations
 libjansson-dev | module jansson         | reads JSON
 libxxhash-dev  | module libxxhash       | checksums of checkpoints
+libpng-dev     | module libpng          | pictures of reports
 TABLE
     [ "${1:-}" = run ] || cat <<'TABLE'
 libcmocka-dev  | module cmocka          | unit tests
