@@ -363,7 +363,8 @@ mu_status mu_file_rename(const char *from, const char *to, mu_error *e) MU_MUST_
 mu_status mu_file_make_dirs(const char *path, mu_error *e) MU_MUST_USE;
 mu_status mu_file_remove_tree(const char *path, mu_error *e) MU_MUST_USE;           /* does not follow links */
 bool      mu_file_exists(const char *path);
-/* NULL when the path is a plain file or does not exist, else the reason ("is a directory"); symbolic links are not plain. */
+/* What a path is when it is not a plain file ("is a directory"); symbolic links are not plain. NULL for a plain file, and for a
+ * path that does not exist or cannot be examined: opening it fails then. */
 const char *mu_file_not_plain(const char *path);
 /* PATH SUFFIX, or with -2, -3, ... appended: the first name that does not exist, not even as a dangling link; heap. */
 char     *mu_file_free_name(const char *path, const char *suffix);

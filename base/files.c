@@ -192,8 +192,8 @@ bool mu_file_ends(const char *path, const char *ending) {
 
 const char *mu_file_not_plain(const char *path) {
     struct stat st;
-    if (lstat(path, &st)) return errno == ENOENT ? NULL : strerror(errno);
-    return S_ISREG(st.st_mode) ? NULL : S_ISLNK(st.st_mode) ? "is a symbolic link, not a plain file" : kind_of(st.st_mode);
+    if (lstat(path, &st) || S_ISREG(st.st_mode)) return NULL;
+    return S_ISLNK(st.st_mode) ? "is a symbolic link, not a plain file" : kind_of(st.st_mode);
 }
 
 char *mu_file_free_name(const char *path, const char *suffix) {

@@ -8,7 +8,7 @@
  * Every wait is a non-blocking call, tested with a back-off, so that more ranks than cores make progress.
  * A failing MPI call is fatal.
  *
- * Ranks of one node also share a window of a few MiB per communicator (window.c) for large sums, shards and
+ * Ranks of one node also share a few MiB of memory per communicator (shm.c) for large sums, shards and
  * exchanges; without it they use MPI. Functions not marked Collective are Local. */
 #ifndef MUSTER_DIST_H
 #define MUSTER_DIST_H

@@ -44,18 +44,18 @@ void mu_exchange_direct(mu_comm *c, mu_device *dev, void *send, const int64_t *s
  * mu_exchange of device memory; a dry run does nothing. Collective over c. */
 void mu_device_exchange(mu_comm *c, mu_device *dev, void *send, const int64_t *send_bytes, void *recv, const int64_t *recv_bytes);
 
-/* ------------------------------------------------------------------ sums (window.c) */
+/* ------------------------------------------------------------------ sums (shm.c) */
 bool mu_can_add(mu_dtype dtype);                        /* F64, F32, I64 */
 /* to = x[0] + x[1] + ..., `parts` arrays of `bytes` each; `to` may be one of them. Local. */
 void mu_add_up(mu_dtype dtype, int64_t bytes, const char *const *x, int parts, char *to);
 
-/* ------------------------------------------------------------------ the window (window.c)
- * `memory` is one zeroed mapping of mu_window_bytes(size) bytes, shared by all ranks of a communicator. */
-typedef struct mu_window mu_window;
-size_t mu_window_bytes(int size);
-mu_window *mu_window_new(void *memory, int rank, int size);
-void *mu_window_free(mu_window *w);                     /* returns the memory, for the caller to unmap. NULL is allowed */
-_Atomic uint64_t *mu_window_mark(void *memory);         /* one word not used by the window itself */
+/* ------------------------------------------------------------------ shared memory of a node (shm.c)
+ * `memory` is one zeroed mapping of mu_shm_bytes(size) bytes, shared by all ranks of a communicator. */
+typedef struct mu_shm mu_shm;
+size_t mu_shm_bytes(int size);
+mu_shm *mu_shm_new(void *memory, int rank, int size);
+void *mu_shm_free(mu_shm *m);                           /* returns the memory, for the caller to unmap. NULL is allowed */
+_Atomic uint64_t *mu_shm_mark(void *memory);            /* one word that shm.c does not use */
 
 /* The remaining data of one direction of the traffic with a peer. */
 typedef struct {
@@ -66,9 +66,9 @@ typedef struct {
 typedef struct {
     mu_transfer *out, *in;
 } mu_transfers;
-mu_transfers mu_window_transfers(mu_window *w);         /* the window's own lists [size], to be set by the caller */
+mu_transfers mu_shm_transfers(mu_shm *m);               /* its own lists [size], to be set by the caller */
 /* Collective over c. */
-void mu_window_exchange(mu_comm *c, mu_window *w);
-void mu_window_reduce(mu_comm *c, mu_window *w, mu_dtype dtype, void *data, const int64_t *ends);
-void mu_window_gather(mu_comm *c, mu_window *w, mu_dtype dtype, void *data, const int64_t *ends);
+void mu_shm_exchange(mu_comm *c, mu_shm *m);
+void mu_shm_reduce(mu_comm *c, mu_shm *m, mu_dtype dtype, void *data, const int64_t *ends);
+void mu_shm_gather(mu_comm *c, mu_shm *m, mu_dtype dtype, void *data, const int64_t *ends);
 #endif

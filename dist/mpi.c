@@ -1,5 +1,5 @@
 /* mpi.c - communicators, collectives, messages and waiting, with MPI. Large payloads within a node go through shared
- * memory (window.c). The only file that includes mpi.h. */
+ * memory (shm.c). The only file that includes mpi.h. */
 #include "dist/internal.h"
 
 #include <fcntl.h>
@@ -23,7 +23,7 @@ struct mu_requests {
 typedef struct {
     MPI_Comm comm;
     mu_requests requests;
-    mu_window *window;  /* NULL: ranks on several nodes, or no shared memory */
+    mu_shm *shm;        /* NULL: ranks on several nodes, or no shared memory */
     int64_t *ends;      /* [size]: the even shards of mu_all_reduce */
     char **parts;       /* [size]: each rank's part, for sums in GPU memory */
 } handle;
@@ -108,9 +108,9 @@ static void *share_memory(MPI_Comm comm, int rank, size_t bytes) {
     }
     off_t size = file >= 0 ? lseek(file, 0, SEEK_END) : 0;
     if (size == (off_t)bytes) memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    if (rank == 0 && memory != MAP_FAILED) atomic_store(mu_window_mark(memory), offer.mark);
+    if (rank == 0 && memory != MAP_FAILED) atomic_store(mu_shm_mark(memory), offer.mark);
     CALL(MPI_Barrier(comm));
-    int good = memory != MAP_FAILED && atomic_load(mu_window_mark(memory)) == offer.mark, all;
+    int good = memory != MAP_FAILED && atomic_load(mu_shm_mark(memory)) == offer.mark, all;
     CALL(MPI_Allreduce(&good, &all, 1, MPI_INT, MPI_MIN, comm));
     if (file >= 0) close(file);
     if (!all && memory != MAP_FAILED) munmap(memory, bytes);
@@ -130,10 +130,10 @@ static mu_comm *wrap(MPI_Comm comm) {
     c->shm_threshold_bytes = (int64_t)4 << 10;
     h->ends = mu_alloc((size_t)c->size, sizeof *h->ends);
     if (c->size > 1 && on_one_node(comm, c->size)) {
-        void *memory = share_memory(comm, c->rank, mu_window_bytes(c->size));
-        if (memory) h->window = mu_window_new(memory, c->rank, c->size);
+        void *memory = share_memory(comm, c->rank, mu_shm_bytes(c->size));
+        if (memory) h->shm = mu_shm_new(memory, c->rank, c->size);
     }
-    c->overlap = !h->window;
+    c->overlap = !h->shm;
     return c;
 }
 
@@ -168,7 +168,7 @@ void mu_comm_free(mu_comm *c) {
     if (!c) return;
     handle *h = c->handle;
     if (h) {
-        if (h->window) munmap(mu_window_free(h->window), mu_window_bytes(c->size));
+        if (h->shm) munmap(mu_shm_free(h->shm), mu_shm_bytes(c->size));
         CALL(MPI_Comm_free(&h->comm));
         free(h->requests.list);
         free(h->ends);
@@ -202,7 +202,7 @@ bool mu_requests_done(mu_requests *q) {
     return done;
 }
 
-/* Also lets MPI make progress: a peer may need a pending message of this rank before it puts anything into the window. */
+/* Also lets MPI make progress: a peer may need a pending message of this rank before it puts anything into the shared memory. */
 void mu_wait_turn(mu_comm *c, mu_wait *wait) {
     handle *h = c->handle;
     enum { BETWEEN = 16 };
@@ -355,9 +355,9 @@ static void post(mu_comm *c, bool send, char *data, int64_t bytes, int peer) {
     }
 }
 
-/* The window for a payload of n values; NULL: there is none, or the payload is too small. */
-static mu_window *window_for(const mu_comm *c, mu_dtype dtype, int64_t n) {
-    return n * (int64_t)mu_dtype_size(dtype) >= c->shm_threshold_bytes ? transport(c)->window : NULL;
+/* The shared memory for a payload of n values; NULL: there is none, or the payload is too small. */
+static mu_shm *shm_for(const mu_comm *c, mu_dtype dtype, int64_t n) {
+    return n * (int64_t)mu_dtype_size(dtype) >= c->shm_threshold_bytes ? transport(c)->shm : NULL;
 }
 
 /* First element of shard r. */
@@ -415,21 +415,21 @@ static void reduce_by_messages(mu_comm *c, mu_dtype dtype, char *data, const int
 
 void mu_reduce_in_place(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
     MU_CHECK(mu_can_add(dtype), "mu_reduce_shards does not support %s", mu_dtype_name(dtype));
-    mu_window *w = dev ? NULL : window_for(c, dtype, ends[c->size - 1]);
+    mu_shm *m = dev ? NULL : shm_for(c, dtype, ends[c->size - 1]);
     double start = mu_time();
     if (dev) reduce_on_device(c, dev, dtype, data, ends);
-    else if (!w) reduce_by_messages(c, dtype, data, ends);
+    else if (!m) reduce_by_messages(c, dtype, data, ends);
     else {
-        mu_window_reduce(c, w, dtype, data, ends);
+        mu_shm_reduce(c, m, dtype, data, ends);
         c->seconds += mu_time() - start;
     }
 }
 
 void mu_gather_in_place(mu_comm *c, mu_device *dev, mu_dtype dtype, void *data, const int64_t *ends) {
-    mu_window *w = dev ? NULL : window_for(c, dtype, ends[c->size - 1]);
-    if (w) {
+    mu_shm *m = dev ? NULL : shm_for(c, dtype, ends[c->size - 1]);
+    if (m) {
         double start = mu_time();
-        mu_window_gather(c, w, dtype, data, ends);
+        mu_shm_gather(c, m, dtype, data, ends);
         c->seconds += mu_time() - start;
         return;
     }
@@ -454,7 +454,7 @@ static const int64_t *even_shards(const mu_comm *c, mu_dtype dtype, int64_t n) {
 void mu_all_reduce(mu_comm *c, mu_reduce_op op, mu_dtype dtype, void *data, int64_t n) {
     if (c->size == 1) return;
     handle *h = transport(c);
-    if (op == MU_REDUCE_SUM && mu_can_add(dtype) && window_for(c, dtype, n)) {
+    if (op == MU_REDUCE_SUM && mu_can_add(dtype) && shm_for(c, dtype, n)) {
         const int64_t *ends = even_shards(c, dtype, n);
         mu_reduce_in_place(c, NULL, dtype, data, ends);
         mu_gather_in_place(c, NULL, dtype, data, ends);
@@ -499,26 +499,26 @@ void mu_barrier(mu_comm *c) {
     wait_all(c);
 }
 
-/* Do `bytes` to or from a peer go through the window? Else by messages. Both ends know the length, so they agree. */
-static bool through_window(const mu_comm *c, int64_t bytes, int peer) {
-    return peer != c->rank && bytes && bytes >= c->shm_threshold_bytes && ((handle *)c->handle)->window;
+/* Do `bytes` to or from a peer go through shared memory? Else by messages. Both ends know the length, so they agree. */
+static bool through_shm(const mu_comm *c, int64_t bytes, int peer) {
+    return peer != c->rank && bytes && bytes >= c->shm_threshold_bytes && ((handle *)c->handle)->shm;
 }
 
-/* Posts messages, and lists transfers through the window in `t`. Returns whether there are any of those. */
+/* Posts messages, and lists transfers through shared memory in `t`. Returns whether there are any of those. */
 static bool divide(mu_comm *c, mu_transfers t, char *from, const int64_t *send_bytes, char *to,
                    const int64_t *recv_bytes) {
     bool any = false;
     for (int p = 0; p < c->size; to += recv_bytes[p++]) {
-        bool window = through_window(c, recv_bytes[p], p);
-        if (!window && p != c->rank) post(c, false, to, recv_bytes[p], p);
-        if (t.in) t.in[p] = (mu_transfer){ to, window ? recv_bytes[p] : 0 };
-        any |= window;
+        bool shared = through_shm(c, recv_bytes[p], p);
+        if (!shared && p != c->rank) post(c, false, to, recv_bytes[p], p);
+        if (t.in) t.in[p] = (mu_transfer){ to, shared ? recv_bytes[p] : 0 };
+        any |= shared;
     }
     for (int p = 0; p < c->size; from += send_bytes[p++]) {
-        bool window = through_window(c, send_bytes[p], p);
-        if (!window && p != c->rank) post(c, true, from, send_bytes[p], p);
-        if (t.out) t.out[p] = (mu_transfer){ from, window ? send_bytes[p] : 0 };
-        any |= window;
+        bool shared = through_shm(c, send_bytes[p], p);
+        if (!shared && p != c->rank) post(c, true, from, send_bytes[p], p);
+        if (t.out) t.out[p] = (mu_transfer){ from, shared ? send_bytes[p] : 0 };
+        any |= shared;
     }
     return any;
 }
@@ -535,18 +535,18 @@ void mu_exchange_direct(mu_comm *c, mu_device *dev, void *send, const int64_t *s
 void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *recv,
                  const int64_t *recv_bytes) {
     handle *h = c->size > 1 ? transport(c) : c->handle;
-    mu_window *w = h ? h->window : NULL;
-    mu_transfers t = w ? mu_window_transfers(w) : (mu_transfers){ 0 };
+    mu_shm *m = h ? h->shm : NULL;
+    mu_transfers t = m ? mu_shm_transfers(m) : (mu_transfers){ 0 };
     char *from = (char *)(uintptr_t)send, *to = recv;
     int64_t own = send_bytes[c->rank];
     MU_CHECK(own == recv_bytes[c->rank], "rank %d sends itself %lld bytes but expects %lld", c->rank,
              (long long)own, (long long)recv_bytes[c->rank]);
-    bool window = divide(c, t, from, send_bytes, to, recv_bytes);
+    bool shared = divide(c, t, from, send_bytes, to, recv_bytes);
     for (int p = 0; p < c->rank; p++) from += send_bytes[p], to += recv_bytes[p];
-    if (window) {
+    if (shared) {
         double start = mu_time();
         t.out[c->rank] = (mu_transfer){ from, own }, t.in[c->rank] = (mu_transfer){ to, own };
-        mu_window_exchange(c, w);
+        mu_shm_exchange(c, m);
         c->seconds += mu_time() - start;
     } else if (own) memcpy(to, from, (size_t)own);
     wait_all(c);
@@ -556,6 +556,6 @@ int64_t mu_mesh_shared_bytes(const mu_mesh *m) {
     const mu_comm *comms[] = { m->world, m->expert, m->replica };
     int64_t bytes = 0;
     for (int i = 0; i < 3; i++)
-        if (comms[i]->size > 1) bytes += (int64_t)mu_window_bytes(comms[i]->size);
+        if (comms[i]->size > 1) bytes += (int64_t)mu_shm_bytes(comms[i]->size);
     return bytes;
 }

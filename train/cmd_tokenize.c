@@ -59,8 +59,8 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
 /* Checks that the output can be written, before the texts are read. */
 static mu_status check_out(const arguments *a, char old[33], mu_error *e) {
     mu_error why;
-    const char *other = mu_not_plain(a->out);
-    if (other) return mu_error_set(e, MU_STATUS_USAGE, "--out %s is %s; name a file, or remove it", a->out, other);
+    const char *other = mu_file_not_plain(a->out);
+    if (other) return mu_error_set(e, MU_STATUS_USAGE, "--out %s %s; remove it, or choose another name", a->out, other);
     mu_status status = mu_token_file_check(a->out, old, &why);
     if (status == MU_STATUS_USAGE) return mu_error_set(e, status, "--out %-s; choose another name or remove it", why.text);
     if (status) *e = why;

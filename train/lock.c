@@ -134,14 +134,14 @@ static mu_status say_owner(mu_lock *l, mu_error *e) {
 }
 
 static mu_status open_file(mu_lock *l, mu_error *e) {
-    const char *other = mu_not_plain(l->path);
+    const char *other = mu_file_not_plain(l->path);
     l->fd = -1;
     if (!other) {
         l->fd = open(l->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0644);
         if (l->fd < 0) return mu_error_set(e, MU_STATUS_IO, "%s cannot be opened: %s", l->path, strerror(errno));
-        if (is_foreign(l->fd)) other = "a file that muster did not write";
+        if (is_foreign(l->fd)) other = "was not written by muster";
     }
-    return other ? mu_error_set(e, MU_STATUS_CONFIG, "%s is %s, but muster needs this name for its lock; move it away, or"
+    return other ? mu_error_set(e, MU_STATUS_CONFIG, "%s %s, but muster needs this name for its lock; move it away, or"
                                 " choose another run.dir", l->path, other)
                  : MU_STATUS_OK;
 }
@@ -209,7 +209,7 @@ typedef enum { ABSENT, MINE, ANOTHERS, FOREIGN } file_owner;
 /* The current owner of the file; a job that ended leaves it empty. */
 static file_owner look(const mu_lock *l, owner *holder) {
     *holder = (owner){ 0 };
-    if (mu_not_plain(l->path)) return FOREIGN;
+    if (mu_file_not_plain(l->path)) return FOREIGN;
     int fd = open(l->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0) return errno == ENOENT ? ABSENT : FOREIGN;
     bool known = read_owner(fd, holder), foreign = is_foreign(fd);
@@ -260,7 +260,7 @@ mu_status mu_lock_check(mu_lock *l, mu_error *e) {
  * owner on another host is assumed to be alive. */
 mu_lock_state mu_lock_look(const char *dir) {
     char *path = mu_format("%s/lock", dir);
-    int fd = mu_not_plain(path) ? -1 : open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    int fd = mu_file_not_plain(path) ? -1 : open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     free(path);
     if (fd < 0) return MU_LOCK_FREE;
     owner holder;

@@ -15,8 +15,8 @@ struct mu_recorder {
     mu_progress *progress; /* rank 0 */
     mu_domain_loss *domains;
     int64_t saved_step;    /* of the newest checkpoint */
-    double window_seconds; /* since the last logged line */
-    int64_t window_steps;
+    double since_log_seconds;   /* of the steps since the last logged line, and their number */
+    int64_t since_log_steps;
     double save_seconds;   /* of the last checkpoint */
     double recent[RECENT]; /* seconds of the last steps, step i of this process at i % RECENT */
     int64_t n_recent;
@@ -137,8 +137,8 @@ mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error
     const mu_config *cfg = &r->t->cfg;
     const mu_train_state *s = &r->t->state;
     bool logged = mu_due(cfg->log.every, s->step, cfg->train.steps) || (cfg->log.every > 0 && s->step == 1);
-    r->window_seconds += result->seconds, r->window_steps++;
-    double rate = (double)(r->window_steps * cfg->train.global_batch_size * cfg->train.seq_len) / r->window_seconds;
+    r->since_log_seconds += result->seconds, r->since_log_steps++;
+    double rate = (double)(r->since_log_steps * cfg->train.global_batch_size * cfg->train.seq_len) / r->since_log_seconds;
     if (r->progress) mu_progress_step(r->progress, &r->source, result, logged, rate);
     warn_kill_timeout(r, result->seconds);
     if (!logged) {
@@ -147,6 +147,6 @@ mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error
     }
     mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_step(r->metrics, &r->source, result, rate, e);
-    r->window_seconds = 0, r->window_steps = 0;
+    r->since_log_seconds = 0, r->since_log_steps = 0;
     return mu_fault("collective", s->mesh->world->rank) ? status : mu_agree(s->mesh->world, status, e);
 }

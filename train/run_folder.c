@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -87,32 +86,22 @@ static mu_status outside_of_texts(const mu_config *cfg, mu_error *e) {
     return MU_STATUS_OK;
 }
 
-const char *mu_not_plain(const char *path) {
-    struct stat st;
-    if (lstat(path, &st) || S_ISREG(st.st_mode)) return NULL;
-    return S_ISLNK(st.st_mode)    ? "a link"
-           : S_ISDIR(st.st_mode)  ? "a folder"
-           : S_ISFIFO(st.st_mode) ? "a pipe"
-           : S_ISSOCK(st.st_mode) ? "a socket"
-                                  : "a device";
-}
-
 /* Recognize files of muster that the start of a run replaces. Empty ones are replaced, too. */
 static bool is_run_json(const char *text) { return strstr(text, "\"program\"") && strstr(text, "\"muster "); }
 static bool is_resolved_config(const char *text) { return !strncmp(text, "run:\n  dir: ", 12) && strstr(text, "  # "); }
 
 static mu_status check_own(const char *dir, const char *name, bool is_own(const char *), mu_error *e) {
     char *path = mu_format("%s/%s", dir, name), text[2048];
-    const char *other = mu_not_plain(path);
+    const char *other = mu_file_not_plain(path);
     FILE *f = other ? NULL : fopen(path, "re");
     if (f) {
         size_t n = fread(text, 1, sizeof text - 1, f);
         text[n] = '\0';
         fclose(f);
-        if (n && !is_own(text)) other = "a file that muster did not write";
+        if (n && !is_own(text)) other = "was not written by muster";
     }
-    mu_status status = other ? mu_error_set(e, MU_STATUS_CONFIG, "%s is %s: muster writes a file of this name; move it away, or"
-                                            " choose another run.dir", path, other)
+    mu_status status = other ? mu_error_set(e, MU_STATUS_CONFIG, "%s %s, but muster needs this name for a file of its own; move it"
+                                            " away, or choose another run.dir", path, other)
                              : MU_STATUS_OK;
     free(path);
     return status;

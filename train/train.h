@@ -159,8 +159,6 @@ void mu_lock_release(mu_lock *l);
 /* Whether a job holds the lock, without taking it or waiting. ABANDONED: its holder was killed. */
 typedef enum { MU_LOCK_FREE, MU_LOCK_HELD, MU_LOCK_ABANDONED } mu_lock_state;
 mu_lock_state mu_lock_look(const char *dir);
-/* The kind of a file that is not a plain one, such as "a link"; NULL for a plain file or none. Local. */
-const char *mu_not_plain(const char *path);
 
 /* Makes the folder, takes its lock (*lock on rank 0, see above), and checks that it is the same folder on every rank and
  * writable, before any step is computed. CONFIG when a file with a name that muster uses was not written by muster. Collective, agreed. */

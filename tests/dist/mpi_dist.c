@@ -1,4 +1,4 @@
-/* mpi_dist.c - collectives with uneven, empty and cut messages, through the window and through MPI; agreement;
+/* mpi_dist.c - collectives with uneven, empty and cut messages, through shared memory and through MPI; agreement;
  * groups; shards; the exchange as an op;
  * and a MoE layer whose experts are spread over ranks against the same layer on one. */
 #include "mpi_check.h"
@@ -97,10 +97,10 @@ static void nothing_to_exchange(void **state) {
     mu_exchange(world, NULL, zeros, NULL, zeros);
 }
 
-/* ---------------------------------------------------------------- the window and MPI */
-/* Everything through the window, some of it, nothing. */
+/* ---------------------------------------------------------------- shared memory and MPI */
+/* Everything through shared memory, some of it, nothing. */
 static const int64_t leasts[] = { 1, 5000, INT64_MAX };
-enum { LEASTS = 3, PIECE = 128 << 10 };     /* of the window, for up to 8 ranks */
+enum { LEASTS = 3, PIECE = 128 << 10 };     /* of the shared memory, for up to 8 ranks */
 
 /* What rank `rank` brings to collective number `seed`: reals that fp32 holds, or whole numbers, whose sums are exact. */
 static double *values_of(uint32_t seed, int rank, int64_t n, bool whole) {
@@ -189,7 +189,7 @@ static void check_sum(mu_comm *c, mu_device *dev, mu_dtype dtype, int64_t n, int
     value_set(dtype, data, n, 99);
     sum_over(c, dev, dtype, data, n, way);
     for (int64_t i = 0; i < n; i++)
-        check(value_at(dtype, data, i) == sum[i], "%s, %lld values, window from %lld: [%lld] = %.17g, not %.17g",
+        check(value_at(dtype, data, i) == sum[i], "%s, %lld values, shared memory from %lld: [%lld] = %.17g, not %.17g",
               mu_dtype_name(dtype), (long long)n, (long long)c->shm_threshold_bytes, (long long)i,
               value_at(dtype, data, i), sum[i]);
     check(value_at(dtype, data, n) == 99, "wrote beyond the end");
@@ -217,7 +217,7 @@ static void sums_and_shards(void **state) {
     mu_device_close(dev);
 }
 
-/* Bytes from p to q in exchange number i: nothing, a few, about one piece of the window, several. */
+/* Bytes from p to q in exchange number i: nothing, a few, about one piece of the shared memory, several. */
 static int64_t load(int i, int p, int q) {
     uint64_t h = mu_hash64((int[]){ i, p, q }, 3 * sizeof(int));
     static const int64_t most[] = { 0, 40, 5001, PIECE + 2, 4 * PIECE };

@@ -290,7 +290,7 @@ says_once "tokenize over a token file" "^replaced the previous token file, finge
 if cmp -s other.h5 tokens.h5; then fail "tokenize did not replace a token file"; else pass; fi
 refuses 64 "must end in .h5" tokenize --out other.h5.tmp own=texts
 ln -s other.h5 linked.h5
-refuses 64 "--out linked.h5 is a link" tokenize --out=linked.h5 own=texts
+refuses 64 "--out linked.h5 is a symbolic link" tokenize --out=linked.h5 own=texts
 if [ -n "$(ls -A | grep '\.tmp-')" ]; then fail "tokenize left a temporary file"; else pass; fi
 rm -r texts/old
 HOME=$work expect 0 "paths from home, without a shell" m tokenize --out "~/at-home.h5" "own=~/texts"

@@ -15,11 +15,11 @@ for name in run.json config.resolved.yaml lock; do
     mkdir user
     echo "mine: true" > user/$name
     expect 78 "a user's $name" train 1 user
-    says_once "a user's $name" "^muster: error: user/$name is a file that muster did not write"
+    says_once "a user's $name" "^muster: error: user/$name was not written by muster"
     if [ "$(cat user/$name)" = "mine: true" ] && [ ! -e user/checkpoints ]; then pass; else fail "a user's $name was replaced"; fi
     rm user/$name && ln -s elsewhere user/$name
     expect 78 "a link $name" train 1 user
-    says_once "a link $name" "^muster: error: user/$name is a link"
+    says_once "a link $name" "^muster: error: user/$name is a symbolic link"
     rm user/$name && mkfifo user/$name
     expect 78 "a pipe $name" train 1 user
     says_once "a pipe $name" "^muster: error: user/$name is a pipe"

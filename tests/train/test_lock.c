@@ -149,7 +149,7 @@ static void make_socket(void) {
 static void make_link(void) { assert_int_equal(symlink("elsewhere", lock_path), 0); }
 static void make_text(void) { write_lock("a text of the user's\n"); }
 static const struct { void (*make)(void); const char *says; } others[] = {
-    { make_socket, "/lock is a socket" }, { make_link, "/lock is a link" }, { make_text, "/lock is a file that muster did not write" },
+    { make_socket, "/lock is a socket" }, { make_link, "/lock is a symbolic link" }, { make_text, "/lock was not written by muster" },
 };
 
 /* A file named lock that muster did not write is kept, and is not mistaken for a takeover. */

@@ -1,6 +1,6 @@
-/* window.c - collectives of large payloads between ranks of one node, through shared memory.
+/* shm.c - collectives of large payloads between ranks of one node, through shared memory.
  *
- * The window holds a ring of a few slots for each ordered pair of ranks (p, q): p copies a piece into a free
+ * The shared memory holds a ring of a few slots for each ordered pair of ranks (p, q): p copies a piece into a free
  * slot and counts it as put, q reads it there and counts it as taken. A ring has one writer and one reader, both
  * know the length of the data, so two counters suffice. The ring (p, p) is read by all others: data for
  * everyone is written once. A ring stays in the cache while gigabytes pass through it.
@@ -17,14 +17,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SLOTS = 2, LINE = 64, SLOT_LEAST = 4096, SLOT_MOST = 128 << 10, RINGS_OF_A_RANK = 2 << 20 };
+enum { SLOTS = 2, LINE = 64, SLOT_MIN = 4096, SLOT_MAX = 128 << 10, RINGS_OF_A_RANK = 2 << 20 };
 
 /* Counters of different writers never share a cache line. They only grow, from one collective to the next. */
 typedef struct {
     _Alignas(LINE) _Atomic uint64_t n;
 } counter;
 
-struct mu_window {
+struct mu_shm {
     int rank, size;
     int64_t slot;         /* bytes */
     counter *put, *taken; /* [size, size]: by the writer p and by the reader q of ring (p, q) */
@@ -35,49 +35,49 @@ struct mu_window {
 };
 
 static int64_t slot_bytes(int size) {
-    int64_t slot = SLOT_MOST;
-    while (slot > SLOT_LEAST && slot * SLOTS * size > RINGS_OF_A_RANK) slot /= 2;
+    int64_t slot = SLOT_MAX;
+    while (slot > SLOT_MIN && slot * SLOTS * size > RINGS_OF_A_RANK) slot /= 2;
     return slot;
 }
 
 static size_t counters_bytes(int size) {
     size_t bytes = (1 + 3 * (size_t)size * (size_t)size) * sizeof(counter);
-    return (bytes + SLOT_LEAST - 1) / SLOT_LEAST * SLOT_LEAST;
+    return (bytes + SLOT_MIN - 1) / SLOT_MIN * SLOT_MIN;
 }
 
-size_t mu_window_bytes(int size) {
+size_t mu_shm_bytes(int size) {
     return counters_bytes(size) + (size_t)size * (size_t)size * SLOTS * (size_t)slot_bytes(size);
 }
 
-mu_window *mu_window_new(void *memory, int rank, int size) {
-    mu_window *w = mu_alloc(1, sizeof *w);
+mu_shm *mu_shm_new(void *memory, int rank, int size) {
+    mu_shm *m = mu_alloc(1, sizeof *m);
     size_t pairs = (size_t)size * (size_t)size;
-    *w = (mu_window){ .rank = rank, .size = size, .slot = slot_bytes(size), .memory = memory };
-    w->put = (counter *)memory + 1, w->taken = w->put + pairs, w->copied = w->taken + pairs;
-    w->slots = w->memory + counters_bytes(size);
-    w->out = mu_alloc((size_t)size, sizeof *w->out);
-    w->in = mu_alloc((size_t)size, sizeof *w->in);
-    w->parts = mu_alloc((size_t)size, sizeof *w->parts);
-    return w;
+    *m = (mu_shm){ .rank = rank, .size = size, .slot = slot_bytes(size), .memory = memory };
+    m->put = (counter *)memory + 1, m->taken = m->put + pairs, m->copied = m->taken + pairs;
+    m->slots = m->memory + counters_bytes(size);
+    m->out = mu_alloc((size_t)size, sizeof *m->out);
+    m->in = mu_alloc((size_t)size, sizeof *m->in);
+    m->parts = mu_alloc((size_t)size, sizeof *m->parts);
+    return m;
 }
 
-void *mu_window_free(mu_window *w) {
-    if (!w) return NULL;
-    void *memory = w->memory;
-    free(w->out);
-    free(w->in);
-    free(w->parts);
-    free(w);
+void *mu_shm_free(mu_shm *m) {
+    if (!m) return NULL;
+    void *memory = m->memory;
+    free(m->out);
+    free(m->in);
+    free(m->parts);
+    free(m);
     return memory;
 }
 
-_Atomic uint64_t *mu_window_mark(void *memory) { return &((counter *)memory)->n; }
+_Atomic uint64_t *mu_shm_mark(void *memory) { return &((counter *)memory)->n; }
 
-mu_transfers mu_window_transfers(mu_window *w) { return (mu_transfers){ w->out, w->in }; }
+mu_transfers mu_shm_transfers(mu_shm *m) { return (mu_transfers){ m->out, m->in }; }
 
 /* ------------------------------------------------------------------ rings */
 
-static size_t pair(const mu_window *w, int p, int q) { return (size_t)p * (size_t)w->size + (size_t)q; }
+static size_t pair(const mu_shm *m, int p, int q) { return (size_t)p * (size_t)m->size + (size_t)q; }
 
 /* own reads a counter that only this rank changes, so relaxed order is enough; seen reads another rank's; tell sets
  * this rank's. */
@@ -85,52 +85,52 @@ static uint64_t own(counter *c) { return atomic_load_explicit(&c->n, memory_orde
 static uint64_t seen(counter *c) { return atomic_load_explicit(&c->n, memory_order_acquire); }
 static void tell(counter *c, uint64_t n) { atomic_store_explicit(&c->n, n, memory_order_release); }
 
-static char *slot_of(const mu_window *w, int p, int q, uint64_t piece) {
-    return w->slots + (pair(w, p, q) * SLOTS + piece % SLOTS) * (size_t)w->slot;
+static char *slot_of(const mu_shm *m, int p, int q, uint64_t piece) {
+    return m->slots + (pair(m, p, q) * SLOTS + piece % SLOTS) * (size_t)m->slot;
 }
 
 /* The next piece of ring (p, q), counted by `taken`; NULL: not there yet. */
-static const char *next_piece(const mu_window *w, counter *put, counter *taken, int p, int q) {
+static const char *next_piece(const mu_shm *m, counter *put, counter *taken, int p, int q) {
     uint64_t n = own(taken);
-    return seen(put) > n ? slot_of(w, p, q, n) : NULL;
+    return seen(put) > n ? slot_of(m, p, q, n) : NULL;
 }
 
-static int64_t piece_bytes(const mu_window *w, const mu_transfer *t) {
-    return t->left < w->slot ? t->left : w->slot;
+static int64_t piece_bytes(const mu_shm *m, const mu_transfer *t) {
+    return t->left < m->slot ? t->left : m->slot;
 }
 
 static void advance(mu_transfer *t, int64_t bytes) { t->at += bytes, t->left -= bytes; }
 
 /* Unread pieces of ring (this rank, q); q == rank: of the slowest reader. */
-static uint64_t unread(const mu_window *w, int q) {
-    uint64_t put = own(&w->put[pair(w, w->rank, q)]), most = 0;
-    if (q != w->rank) return put - seen(&w->taken[pair(w, w->rank, q)]);
-    for (int p = 0; p < w->size; p++) {
-        uint64_t n = p == w->rank ? 0 : put - seen(&w->copied[pair(w, w->rank, p)]);
+static uint64_t unread(const mu_shm *m, int q) {
+    uint64_t put = own(&m->put[pair(m, m->rank, q)]), most = 0;
+    if (q != m->rank) return put - seen(&m->taken[pair(m, m->rank, q)]);
+    for (int p = 0; p < m->size; p++) {
+        uint64_t n = p == m->rank ? 0 : put - seen(&m->copied[pair(m, m->rank, p)]);
         if (n > most) most = n;
     }
     return most;
 }
 
 /* Copies one piece into the ring for q, if there is data to send and a free slot. */
-static bool put_piece(mu_window *w, int q, mu_transfer *t) {
-    if (!t->left || unread(w, q) >= SLOTS) return false;
-    counter *put = &w->put[pair(w, w->rank, q)];
+static bool put_piece(mu_shm *m, int q, mu_transfer *t) {
+    if (!t->left || unread(m, q) >= SLOTS) return false;
+    counter *put = &m->put[pair(m, m->rank, q)];
     uint64_t n = own(put);
-    int64_t bytes = piece_bytes(w, t);
-    memcpy(slot_of(w, w->rank, q, n), t->at, (size_t)bytes);
+    int64_t bytes = piece_bytes(m, t);
+    memcpy(slot_of(m, m->rank, q, n), t->at, (size_t)bytes);
     tell(put, n + 1);
     advance(t, bytes);
     return true;
 }
 
 /* Copies one piece out of the ring (p, q), q being this rank, or p for the ring for all. */
-static bool take_piece(mu_window *w, int p, int q, mu_transfer *t) {
+static bool take_piece(mu_shm *m, int p, int q, mu_transfer *t) {
     if (!t->left) return false;
-    counter *taken = q == p ? &w->copied[pair(w, p, w->rank)] : &w->taken[pair(w, p, q)];
-    const char *piece = next_piece(w, &w->put[pair(w, p, q)], taken, p, q);
+    counter *taken = q == p ? &m->copied[pair(m, p, m->rank)] : &m->taken[pair(m, p, q)];
+    const char *piece = next_piece(m, &m->put[pair(m, p, q)], taken, p, q);
     if (!piece) return false;
-    int64_t bytes = piece_bytes(w, t);
+    int64_t bytes = piece_bytes(m, t);
     memcpy(t->at, piece, (size_t)bytes);
     tell(taken, own(taken) + 1);
     advance(t, bytes);
@@ -139,16 +139,16 @@ static bool take_piece(mu_window *w, int p, int q, mu_transfer *t) {
 
 /* ------------------------------------------------------------------ exchange and gather */
 
-static int64_t left(const mu_window *w) {
+static int64_t left(const mu_shm *m) {
     int64_t sum = 0;
-    for (int p = 0; p < w->size; p++) sum += w->out[p].left + w->in[p].left;
+    for (int p = 0; p < m->size; p++) sum += m->out[p].left + m->in[p].left;
     return sum;
 }
 
 /* Copies one piece of the data that a rank sends to itself. */
-static bool copy_own(mu_window *w) {
-    mu_transfer *out = &w->out[w->rank], *in = &w->in[w->rank];
-    int64_t bytes = piece_bytes(w, out);
+static bool copy_own(mu_shm *m) {
+    mu_transfer *out = &m->out[m->rank], *in = &m->in[m->rank];
+    int64_t bytes = piece_bytes(m, out);
     if (!bytes) return false;
     memcpy(in->at, out->at, (size_t)bytes);
     advance(out, bytes);
@@ -156,16 +156,16 @@ static bool copy_own(mu_window *w) {
     return true;
 }
 
-void mu_window_exchange(mu_comm *c, mu_window *w) {
+void mu_shm_exchange(mu_comm *c, mu_shm *m) {
     mu_wait wait = { 0 };
-    while (left(w)) {
+    while (left(m)) {
         bool moved = false;
-        for (int i = 1; i < w->size; i++) { /* each rank starts with a different peer */
-            int to = (w->rank + i) % w->size, from = (w->rank + w->size - i) % w->size;
-            moved |= put_piece(w, to, &w->out[to]);
-            moved |= take_piece(w, from, w->rank, &w->in[from]);
+        for (int i = 1; i < m->size; i++) { /* each rank starts with a different peer */
+            int to = (m->rank + i) % m->size, from = (m->rank + m->size - i) % m->size;
+            moved |= put_piece(m, to, &m->out[to]);
+            moved |= take_piece(m, from, m->rank, &m->in[from]);
         }
-        if (moved || copy_own(w)) wait = (mu_wait){ 0 }; /* copy own data instead of waiting */
+        if (moved || copy_own(m)) wait = (mu_wait){ 0 }; /* copy own data instead of waiting */
         else mu_wait_turn(c, &wait);
     }
 }
@@ -176,18 +176,18 @@ static mu_transfer shard(int r, size_t size, void *data, const int64_t *ends) {
     return (mu_transfer){ (char *)data + first * (int64_t)size, (ends[r] - first) * (int64_t)size };
 }
 
-void mu_window_gather(mu_comm *c, mu_window *w, mu_dtype dtype, void *data, const int64_t *ends) {
+void mu_shm_gather(mu_comm *c, mu_shm *m, mu_dtype dtype, void *data, const int64_t *ends) {
     mu_wait wait = { 0 };
-    for (int p = 0; p < w->size; p++) {
+    for (int p = 0; p < m->size; p++) {
         mu_transfer t = shard(p, mu_dtype_size(dtype), data, ends);
-        w->in[p] = w->out[p] = (mu_transfer){ 0 };
-        *(p == w->rank ? &w->out[p] : &w->in[p]) = t;
+        m->in[p] = m->out[p] = (mu_transfer){ 0 };
+        *(p == m->rank ? &m->out[p] : &m->in[p]) = t;
     }
-    while (left(w)) {
-        bool moved = put_piece(w, w->rank, &w->out[w->rank]);
-        for (int i = 1; i < w->size; i++) {
-            int from = (w->rank + i) % w->size;
-            moved |= take_piece(w, from, from, &w->in[from]);
+    while (left(m)) {
+        bool moved = put_piece(m, m->rank, &m->out[m->rank]);
+        for (int i = 1; i < m->size; i++) {
+            int from = (m->rank + i) % m->size;
+            moved |= take_piece(m, from, from, &m->in[from]);
         }
         if (moved) wait = (mu_wait){ 0 };
         else mu_wait_turn(c, &wait);
@@ -233,39 +233,39 @@ void mu_add_up(mu_dtype dtype, int64_t bytes, const char *const *x, int parts, c
 }
 
 /* Adds up the next piece of this rank's shard once it has arrived from everyone. */
-static bool add_piece(mu_window *w, mu_dtype dtype, mu_transfer *mine) {
+static bool add_piece(mu_shm *m, mu_dtype dtype, mu_transfer *mine) {
     if (!mine->left) return false;
-    for (int p = 0; p < w->size; p++) {
-        size_t ring = pair(w, p, w->rank);
-        w->parts[p] = p == w->rank ? mine->at : next_piece(w, &w->put[ring], &w->taken[ring], p, w->rank);
-        if (!w->parts[p]) return false;
+    for (int p = 0; p < m->size; p++) {
+        size_t ring = pair(m, p, m->rank);
+        m->parts[p] = p == m->rank ? mine->at : next_piece(m, &m->put[ring], &m->taken[ring], p, m->rank);
+        if (!m->parts[p]) return false;
     }
-    int64_t bytes = piece_bytes(w, mine);
-    mu_add_up(dtype, bytes, w->parts, w->size, mine->at);
-    for (int p = 0; p < w->size; p++) {
-        counter *taken = &w->taken[pair(w, p, w->rank)];
-        if (p != w->rank) tell(taken, own(taken) + 1);
+    int64_t bytes = piece_bytes(m, mine);
+    mu_add_up(dtype, bytes, m->parts, m->size, mine->at);
+    for (int p = 0; p < m->size; p++) {
+        counter *taken = &m->taken[pair(m, p, m->rank)];
+        if (p != m->rank) tell(taken, own(taken) + 1);
     }
     advance(mine, bytes);
     return true;
 }
 
-void mu_window_reduce(mu_comm *c, mu_window *w, mu_dtype dtype, void *data, const int64_t *ends) {
+void mu_shm_reduce(mu_comm *c, mu_shm *m, mu_dtype dtype, void *data, const int64_t *ends) {
     mu_wait wait = { 0 };
     size_t size = mu_dtype_size(dtype);
-    for (int p = 0; p < w->size; p++) {
-        w->out[p] = w->in[p] = (mu_transfer){ 0 };
-        if (p != w->rank) w->out[p] = shard(p, size, data, ends);
+    for (int p = 0; p < m->size; p++) {
+        m->out[p] = m->in[p] = (mu_transfer){ 0 };
+        if (p != m->rank) m->out[p] = shard(p, size, data, ends);
     }
-    mu_transfer *mine = &w->in[w->rank];
-    *mine = shard(w->rank, size, data, ends);
-    while (left(w)) {
+    mu_transfer *mine = &m->in[m->rank];
+    *mine = shard(m->rank, size, data, ends);
+    while (left(m)) {
         bool moved = false;
-        for (int i = 1; i < w->size; i++) {
-            int to = (w->rank + i) % w->size;
-            moved |= put_piece(w, to, &w->out[to]);
+        for (int i = 1; i < m->size; i++) {
+            int to = (m->rank + i) % m->size;
+            moved |= put_piece(m, to, &m->out[to]);
         }
-        moved |= add_piece(w, dtype, mine);
+        moved |= add_piece(m, dtype, mine);
         if (moved) wait = (mu_wait){ 0 };
         else mu_wait_turn(c, &wait);
     }
