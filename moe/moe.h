@@ -40,7 +40,8 @@ enum { MU_BIAS_RATE_MAX = 1000 };
 typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
 
 #define MU_OPTIONS_STATS(O) \
-    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which expert load is summed; in this window an expert without tokens is dead, one below 10 % of the mean load starved; takes 8 bytes per step and expert of each MoE layer, in memory and in checkpoints")
+    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which expert load is summed; in this window an expert without tokens is dead, one below 10 % of the mean load starved; takes 8 bytes per step and expert of each MoE layer, in memory and in checkpoints") \
+    O(INT,    every,               "100",       0,   1e9, NULL, FREE, "steps between statistics lines of metrics.jsonl, which describe the experts over the window; 0: never")
 
 typedef struct { MU_OPTIONS_STATS(MU_OPTION_FIELD) } mu_stats_config;
 

@@ -98,6 +98,7 @@ mu_status mu_training_loop(mu_training *t, mu_recorder *rec, const volatile sig_
         if (!r.finite) return not_finite(t, e);
         status = mu_recorder_log(rec, &r, e);
         bool evaluate = mu_due(t->cfg.train.eval_every, *step, last), save = mu_due(t->cfg.checkpoint.every, *step, last);
+        if (status == MU_STATUS_OK && mu_due(t->cfg.stats.every, *step, last)) status = mu_recorder_statistics(rec, e);
         if (status == MU_STATUS_OK && r.stop && *step < last) return save_and_stop(t, rec, evaluate, e);
         if (status == MU_STATUS_OK && evaluate) status = mu_recorder_evaluate(rec, e);
         if (status == MU_STATUS_OK && (save || *step == last)) status = mu_recorder_save(rec, e);

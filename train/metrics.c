@@ -158,6 +158,24 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step
     return status == MU_STATUS_OK ? end_line(m, e) : status;
 }
 
+static void add_window(mu_json *j, const mu_log_source *src) {
+    const mu_load_window *w = &src->state->stats->window;
+    for (int layer = 0; layer < w->layers; layer++) {
+        char key[64];
+        snprintf(key, sizeof key, "moe/layer_%d/load", src->state->model->moe_layers[layer]);
+        mu_json_begin(j, key, '[');
+        for (int i = 0; i < w->experts; i++) mu_json_int(j, NULL, w->total[(int64_t)layer * w->experts + i]);
+        mu_json_end(j, ']');
+    }
+}
+
+mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, mu_error *e) {
+    begin_line(m, src->state->step);
+    mu_json_int(&m->line, "stats/steps", src->state->stats->window.held);
+    add_window(&m->line, src);
+    return end_line(m, e);
+}
+
 mu_status mu_metrics_eval(mu_metrics *m, const mu_log_source *src, double mean, const mu_domain_loss *results,
                           mu_error *e) {
     begin_line(m, src->state->step);

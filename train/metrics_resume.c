@@ -42,9 +42,10 @@ static bool has_numbers_only(json_t *line) {
     return json_is_object(line);
 }
 
-/* A parsed line. training: of a training step, else of an evaluation. proven: checksum or number of tokens confirm
- * its step. */
-typedef struct { int64_t step; bool training, proven; } record;
+/* The kinds of lines, in the order in which a step writes them. */
+typedef enum { TRAINING, STATISTICS, EVALUATION, KINDS } line_kind;
+/* A parsed line. proven: checksum or number of tokens confirm its step. */
+typedef struct { int64_t step; line_kind kind; bool proven; } record;
 
 /* Parses a line; false when it is not a valid one of this model. loads: scratch for those of a step. */
 static bool read_line(const mu_log_source *src, const char *text, size_t bytes, record *r, int64_t *loads) {
@@ -56,10 +57,12 @@ static bool read_line(const mu_log_source *src, const char *text, size_t bytes, 
     char key[64] = "";
     if (src->state->model->n_moe) load_key(src, 0, key);
     if (checked) json_object_del(line, "xxh3");
-    *r = (record){ .step = json_integer_value(step), .training = tokens || json_object_get(line, key) };
-    r->proven = checked || r->training;
-    bool good = has_numbers_only(line) && json_is_integer(step) && r->step >= 1 && r->step < INT64_MAX / 2;
-    if (good && r->training)
+    *r = (record){ .step = json_integer_value(step), .kind = EVALUATION };
+    if (checked && json_object_get(line, "stats/steps")) r->kind = STATISTICS;
+    else if (tokens || json_object_get(line, key)) r->kind = TRAINING;
+    r->proven = checked || r->kind == TRAINING;
+    bool good = has_numbers_only(line) && json_is_integer(step) && r->step >= 1 && r->step < INT64_MAX / KINDS;
+    if (good && r->kind == TRAINING)
         good = json_is_integer(tokens) && seen % batch == 0 && seen / batch == r->step && mu_metrics_read_loads(src, line, loads);
     json_decref(line);
     return good;
@@ -78,16 +81,17 @@ static bool is_torn(const char *text, size_t bytes, int64_t covered) {
         if (step > INT64_MAX / 20) return false;
         step = 10 * step + text[at] - '0';
     }
-    static const char training[] = ",\"t";                   /* "train/tokens", where an evaluation has "val/ce_loss" */
+    static const char evaluation[] = ",\"val/ce_loss";        /* where the others have "train/tokens" or "stats/steps" */
     if (at >= bytes) return true;                           /* digits may be missing */
-    bool trained = bytes - at >= 3 && !memcmp(text + at, training, 3);
-    return at > n && text[at] == ',' && step >= covered + trained;
+    size_t left = bytes - at < 3 ? bytes - at : 3;
+    bool may_follow = !memcmp(text + at, evaluation, left);
+    return at > n && text[at] == ',' && step >= covered + !may_follow;
 }
 
 /* ------------------------------------------------------------------ the file of an earlier job */
 
 typedef struct {
-    int64_t line, key;                                  /* key: 2 * step, plus 1 for an evaluation */
+    int64_t line, key;                                  /* key: KINDS * step + kind */
     bool proven, dropped;
 } valid_line;
 
@@ -108,7 +112,7 @@ static void note_damage(old_file *s, int64_t line) {
 }
 
 static void note_valid(old_file *s, const record *r) {
-    int64_t key = 2 * r->step + !r->training;
+    int64_t key = KINDS * r->step + r->kind;
     if (s->n && s->list[s->n - 1].key >= key) s->in_order = false;
     if (s->n == s->capacity) {
         s->capacity = s->capacity ? 2 * s->capacity : 256;
@@ -188,13 +192,13 @@ static void drop_misfits(old_file *s) {
     free(after);
 }
 
-static bool is_kept(const old_file *s, int64_t i) { return !s->list[i].dropped && s->list[i].key / 2 <= s->src->state->step; }
+static bool is_kept(const old_file *s, int64_t i) { return !s->list[i].dropped && s->list[i].key / KINDS <= s->src->state->step; }
 
 /* The steps of the training lines that are kept. */
 static void note_steps(const old_file *s, mu_logged_steps *logged) {
     logged->step = mu_alloc((size_t)s->n, sizeof *logged->step);
     for (int64_t i = 0; i < s->n; i++)
-        if (is_kept(s, i) && s->list[i].key % 2 == 0) logged->step[logged->n++] = s->list[i].key / 2;
+        if (is_kept(s, i) && s->list[i].key % KINDS == TRAINING) logged->step[logged->n++] = s->list[i].key / KINDS;
 }
 
 /* Writes the kept lines to a new file. */

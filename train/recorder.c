@@ -150,3 +150,11 @@ mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error
     r->since_log_seconds = 0, r->since_log_steps = 0;
     return mu_fault("collective", s->mesh->world->rank) ? status : mu_agree(s->mesh->world, status, e);
 }
+
+mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) {
+    const mu_train_state *s = &r->t->state;
+    if (!s->model->n_moe) return MU_STATUS_OK;
+    mu_status status = still_locked(r, e);
+    if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_statistics(r->metrics, &r->source, e);
+    return mu_agree(s->mesh->world, status, e);
+}

@@ -208,6 +208,7 @@ typedef struct mu_metrics mu_metrics;
 /* Opens metrics.jsonl for appending after mu_metrics_cut_back, and statistics.rec after mu_statistics_resume; before mu_checkpoint_set_aside. Rank 0 only. */
 mu_status mu_metrics_open(mu_metrics **m, const mu_log_source *src, mu_error *e) MU_MUST_USE;
 mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step_result *r, double tokens_per_s, mu_error *e) MU_MUST_USE;
+mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, mu_error *e) MU_MUST_USE;
 mu_status mu_metrics_eval(mu_metrics *m, const mu_log_source *src, double mean, const mu_domain_loss *results, mu_error *e) MU_MUST_USE;
 /* Syncs metrics and statistics to disk; before the checkpoint that covers them is committed. */
 mu_status mu_metrics_sync(mu_metrics *m, mu_error *e) MU_MUST_USE;

@@ -61,11 +61,13 @@ char *mu_training_explain_nonfinite(mu_training *t);
 /* ------------------------------------------------------------------ metrics, evaluations and checkpoints (recorder.c) */
 typedef struct mu_recorder mu_recorder;
 /* Opens metrics and progress on rank 0; `saved_step`: of the checkpoint that the run resumed from, or -1. The lock is
- * borrowed. Agreed. Collective over all ranks, as are log, evaluate, reevaluate and save; close and losses are Local. */
+ * borrowed. Agreed. Collective over all ranks, as are log, statistics, evaluate, reevaluate and save; close and losses are Local. */
 mu_status mu_recorder_open(mu_recorder **r, mu_training *t, mu_lock *lock, int64_t saved_step, mu_error *e) MU_MUST_USE;
 void mu_recorder_close(mu_recorder *r);
 /* Metrics and the progress line of a finished step. */
 mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *step, mu_error *e) MU_MUST_USE;
+/* Statistics of the experts over the window, written to the metrics; nothing for a dense model. */
+mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) MU_MUST_USE;
 /* Validation loss of every domain, written to the metrics; nothing without validation sequences. */
 mu_status mu_recorder_evaluate(mu_recorder *r, mu_error *e) MU_MUST_USE;
 void mu_recorder_reevaluate(mu_recorder *r);          /* evaluates only for mu_recorder_losses; records nothing */

@@ -54,7 +54,7 @@ if [ -n "${MPIEXEC:-}" ] && ! grep -q __asan_init "$MUSTER"; then
         expect 0 "a plan of two ranks, $way" m train tiny.yaml --dry-run --ranks 2 $model $way
         planned=$(sed -n 's/^  total *//p' log)
         expect 0 "two ranks, $way" train 2 memory $model $way
-        taken=$(tail -1 memory/metrics.jsonl | sed 's/.*"mem\/rss_gib":\([0-9.]*\).*/\1/')
+        taken=$(grep mem/rss_gib memory/metrics.jsonl | tail -1 | sed 's/.*"mem\/rss_gib":\([0-9.]*\).*/\1/')
         if awk "BEGIN { x = $planned / ($taken * 1024); exit !(x > 0.95 && x < 1.15) }"; then pass
         else fail "memory of a rank, $way: $planned MiB planned, $taken GiB taken"; fi
         rm -rf memory

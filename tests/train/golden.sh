@@ -13,7 +13,7 @@ resumed() {     # resumed N DIR OPTION...: on N ranks, from step 30 to 33
     says "resume on $n" "resuming from $dir/checkpoints/step-00000030 \(step 30, written by 2 ranks\)"
     lines=$(wc -l < "$fixtures/golden-v1/metrics.jsonl")
     if head -n "$lines" "$dir/metrics.jsonl" | cmp -s - "$fixtures/golden-v1/metrics.jsonl"; then pass; else fail "old lines of $dir/metrics.jsonl"; fi
-    tail -n +$((lines + 1)) "$dir/metrics.jsonl" > new.jsonl
+    tail -n +$((lines + 1)) "$dir/metrics.jsonl" | grep -v '"stats/steps":' > new.jsonl
     if "$MUSTER_COMPARE" metrics "$fixtures/golden-v1.expected.jsonl" new.jsonl 1e-9 31 33 > log 2>&1; then pass; else fail "losses on $n"; fi
     has_steps "$dir" "33"
     if head -1 "$dir/checkpoints/step-00000033/manifest.json" | grep -qE '"version":[0-9]+,.*"val_split":"tail"'; then pass; else fail "split of $dir"; fi

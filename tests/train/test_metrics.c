@@ -66,6 +66,9 @@ static char *line_of(int step, bool checked) {
                             step, 16 * step, step, 16 - step), checked);
 }
 static char *evaluation_of(int step, bool checked) { return finish(mu_format("{\"step\":%d,\"val/ce_loss\":2.5", step), checked); }
+static char *statistics_of(int step) {
+    return finish(mu_format("{\"step\":%d,\"stats/steps\":%d,\"moe/layer_1/load\":[99,0],\"moe/layer_2/load\":[0,99]", step, step), true);
+}
 
 static void add_line(text *x, char *line) {
     add(x, line, strlen(line));
@@ -261,21 +264,40 @@ static void disorder_costs_no_other_line(void **state) {
     resume(r);
 }
 
+/* Within a step: the training line, statistics, the evaluation. */
+static void kinds_of_lines_have_an_order(void **state) {
+    (void)state;
+    resumed r = { .damaged = 1, .lines = 13, .first = 8 };
+    for (int kept = 0; kept < 2; kept++) {
+        text *x = kept ? &r.kept : &r.was;
+        add_steps(x, 1, 4, true);
+        add_line(x, statistics_of(4));
+        add_line(x, evaluation_of(4, true));
+        add_steps(x, 5, 5, true);
+        if (!kept) add_line(x, evaluation_of(4, true));
+        add_steps(x, 6, 6, true);
+        add_line(x, statistics_of(6));
+        add_steps(x, 7, 8, true);
+        add_line(x, statistics_of(8));
+    }
+    resume(r);
+}
+
 /* ------------------------------------------------------------------ the end of the file */
 
 /* A kill may leave any prefix of the line that was being written: of a step newer than the checkpoint, or the evaluation of
  * its step. A complete line without its newline is kept. */
 static void a_kill_at_any_byte_is_no_damage(void **state) {
     (void)state;
-    for (int kind = 0; kind < 4; kind++) {
-        bool checked = kind % 2;
-        char *line = kind < 2 ? line_of(12, checked) : evaluation_of(8, checked);
+    for (int kind = 0; kind < 5; kind++) {
+        bool checked = kind % 2 || kind == 4;
+        char *line = kind < 2 ? line_of(12, checked) : kind < 4 ? evaluation_of(8, checked) : statistics_of(9);
         for (size_t n = 0; n <= strlen(line); n += checked ? 1 : 5) {
             resumed r = { 0 };
             add_steps(&r.was, 1, 8, checked);
             add(&r.was, line, n);
             add_steps(&r.kept, 1, 8, checked);
-            if (kind >= 2 && n == strlen(line)) add_line(&r.kept, evaluation_of(8, checked));
+            if ((kind == 2 || kind == 3) && n == strlen(line)) add_line(&r.kept, evaluation_of(8, checked));
             resume(r);
         }
         free(line);
@@ -294,7 +316,7 @@ static void other_ends_are_damage(void **state) {
     static const struct { const char *end; size_t n; } ends[] = {
         END("\0"), END("\0\0\0\0"), END("{\"step\":9,\"tr\0\0\0\0"), END("x"), END(" "), END("\r"), END("{\"step\":9,\"tr\r"), END("{\"stop\":9"),
         END("{\"step\":,"), END("{\"step\":-9,"), END("{\"step\":99999999999999999999,"), END("{\"step\":7,\"train/tok"),
-        END("{\"step\":8,\"train/tok"), END("{\"step\":7,\"val/"), END("{\"step\":9,}"), END("{\"step\":9,\"val/ce_loss\":2.5}x"),
+        END("{\"step\":8,\"train/tok"), END("{\"step\":7,\"val/"), END("{\"step\":8,\"stats/"), END("{\"step\":9,}"), END("{\"step\":9,\"val/ce_loss\":2.5}x"),
         END("{\"step\":9,\"val/ce_loss\":2.5}\r"),
     };
 #undef END
@@ -459,6 +481,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sound_lines_stay), cmocka_unit_test(damaged_lines_are_kept_aside), cmocka_unit_test(any_changed_byte_is_found),
         cmocka_unit_test(a_checksum_cannot_be_left_out), cmocka_unit_test(disorder_costs_no_other_line),
+        cmocka_unit_test(kinds_of_lines_have_an_order),
         cmocka_unit_test(a_kill_at_any_byte_is_no_damage), cmocka_unit_test(other_ends_are_damage),
         cmocka_unit_test(a_course_that_is_left_is_kept), cmocka_unit_test(without_a_checkpoint_all_is_kept), cmocka_unit_test(metrics_must_be_a_plain_file),
         cmocka_unit_test(routing_costs_no_checkpoint), cmocka_unit_test(written_lines_are_sound),
