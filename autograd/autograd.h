@@ -160,13 +160,19 @@ void mu_kv_cache_append(mu_kv_cache *c, mu_tape *tp, int layer, mu_tensor **k, m
 
 /* The context of a forward pass. Arrays are borrowed and may be NULL where nothing reads them. */
 typedef enum { MU_MODE_TRAIN, MU_MODE_EVAL, MU_MODE_GENERATE } mu_mode;
+/* MU_ROUTE_FORBIDDEN, _ALLOWED or _REQUIRED for each expert: for each MoE layer, in their order, [rows, E]. The tokens are divided
+ * evenly among the rows: 1: all tokens share one, n_sequences: each sequence has its own, T: each token has. */
+typedef struct {
+    const int32_t *values;                  /* NULL: every expert may be chosen */
+    int64_t rows;
+} mu_expert_mask;
 typedef struct {
     mu_mode mode;
     int64_t step, micro_batch;
     int64_t n_sequences, seq_len;           /* of this rank's micro-batch: T = n_sequences * seq_len */
     const int64_t *global_samples;          /* [n_sequences], ascending */
     const int32_t *domains;                 /* [n_sequences] */
-    const int32_t *expert_mask;             /* [experts of all MoE layers, in their order]: 0 = may not be chosen; NULL: all may */
+    mu_expert_mask expert_mask;
     uint64_t seed;
     mu_kv_cache *cache;                     /* generation: the one sequence continues these tokens; or NULL */
 } mu_context;

@@ -39,14 +39,16 @@ typedef struct { int64_t B, S, H, G, d; double scale; int64_t past; } mu_attenti
  * rounded to bf16, may depend on the number of rows. */
 typedef struct { int64_t R, experts, D, F; bool fresh, batch_invariant; } mu_experts_shape;
 
-/* T tokens choose K of E experts. */
+/* T tokens choose K of E experts. A mask says for each token and expert whether it may, may not or must be chosen. */
 typedef enum { MU_ROUTE_FREE, MU_ROUTE_BALANCED, MU_ROUTE_SKEW } mu_route_force;
+enum { MU_ROUTE_FORBIDDEN, MU_ROUTE_ALLOWED, MU_ROUTE_REQUIRED };   /* values of a mask */
 typedef struct {
     int64_t T, E, K;
     bool sigmoid, normalise;
     double scale;
     mu_route_force force;
     int64_t first_token;        /* global number of row 0, for MU_ROUTE_BALANCED */
+    int64_t mask_segment;       /* consecutive tokens that share a row of the mask */
 } mu_route_shape;
 
 typedef struct { double lr, beta1, beta2, eps, weight_decay; } mu_adamw_spec;
@@ -130,8 +132,9 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
                    (dev, s, x, in, offsets, gate, up, down, hg, hu, out, weights, dy, act, xg, dyg, dx, dweights, dgate, dup, ddown)) \
     /* Router; all operands here, and in the balancing terms, are master. scores[T,E] = softmax or sigmoid of logits,
      * lse[t] = log sum exp(logits[t]); ids[T,K]: the K largest of scores + bias (bias [E] may be NULL), best first, ties to
-     * the lower index, NaN as minus infinity: always K different valid ids; mask [E] (I32, may be NULL): an expert with 0
-     * is excluded, its score is 0 and it is never chosen (at least K must remain; not with a forced choice);
+     * the lower index, NaN as minus infinity: always K different valid ids; mask [T/mask_segment, E] (I32, may be NULL; not
+     * with a forced choice): MU_ROUTE_REQUIRED experts (at most K) are chosen first, best first, MU_ROUTE_FORBIDDEN ones never
+     * (at least K must remain). The mask changes the choice alone, no score;
      * gates[T,K] = scale * score, divided by (sum of the chosen scores + 1e-20) if normalise.
      * MU_ROUTE_BALANCED: ids[t,k] = ((first_token + t)*K + k) % E. MU_ROUTE_SKEW: expert 0 first, then the best others.
      * Backward adds into dlogits; dgates, dscores, dlse may each be NULL. Unchosen experts get gradient only

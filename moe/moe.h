@@ -126,9 +126,9 @@ void mu_plan_release(mu_tape *tp, const mu_plan *p);
 /* ------------------------------------------------------------------ ops (ops/) */
 /* x_TD, master dtype, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
 mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const mu_rng *rng);
-/* The choice of experts from logits, with all that mu_routing has but the plan. bias_E and mask_E (I32: 0 = may not be chosen) may
- * be NULL; sequences are seq_len tokens long. */
-mu_routing mu_route(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, mu_tensor *mask_E, const mu_route_shape *shape,
+/* The choice of experts from logits, with all that mu_routing has but the plan. bias_E and mask_nE (I32: MU_ROUTE_FORBIDDEN, ...; n
+ * divides T, each row is for T/n consecutive tokens) may be NULL; sequences are seq_len tokens long. */
+mu_routing mu_route(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, mu_tensor *mask_nE, const mu_route_shape *shape,
                     int64_t seq_len);
 /* SwiGLU experts over a plan: one op, so that gather, activation and products can be fused. A row's result is
  * multiplied by its weight (one per row, in the plan's order; NULL: 1). */

@@ -18,15 +18,23 @@ static mu_tensor *router_input(const mu_moe *m, mu_tape *tp, const mu_context *c
     return mu_jitter(tp, x, cx->seq_len, m->cfg->router_jitter, &rng);
 }
 
-/* This layer's part of cx->expert_mask, or NULL. It must allow at least K experts. */
+/* Each row must leave at least K experts and require at most K. */
+static void check_mask_row(const mu_moe *m, const int32_t *row) {
+    int64_t left = 0, required = 0;
+    for (int64_t i = 0; i < m->E; i++) left += row[i] != MU_ROUTE_FORBIDDEN, required += row[i] == MU_ROUTE_REQUIRED;
+    MU_CHECK(left >= m->K && required <= m->K, "layer %d: the mask leaves %lld of %lld experts and requires %lld, top_k is %lld",
+             m->layer, (long long)left, (long long)m->E, (long long)required, (long long)m->K);
+}
+
+/* This layer's part of cx->expert_mask, or NULL. */
 static mu_tensor *mask_of(const mu_moe *m, mu_tape *tp, const mu_context *cx) {
-    if (!cx->expert_mask) return NULL;
-    const int32_t *mask = cx->expert_mask + m->first_load;
-    int64_t left = 0;
-    for (int64_t i = 0; i < m->E; i++) left += mask[i] != 0;
-    MU_CHECK(left >= m->K, "layer %d: the mask leaves %lld of %lld experts, top_k is %lld", m->layer, (long long)left,
-             (long long)m->E, (long long)m->K);
-    return mu_tensor_ints(tp, MU_DTYPE_I32, m->E, mask);
+    const mu_expert_mask *all = &cx->expert_mask;
+    if (!all->values) return NULL;
+    const int32_t *values = all->values + m->first_load * all->rows;
+    for (int64_t r = 0; r < all->rows; r++) check_mask_row(m, values + r * m->E);
+    mu_tensor *mask = mu_tensor_new(tp, MU_DTYPE_I32, 2, (int64_t[]){ all->rows, m->E });
+    mu_tensor_write(mask, values);
+    return mask;
 }
 
 mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
@@ -43,7 +51,8 @@ mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_t
                              m->cfg->norm_topk_prob,
                              m->cfg->route_scale,
                              force_of(m->cfg),
-                             first };
+                             first,
+                             0 };
     mu_tensor *bias = NULL;
     if (m->cfg->balance & MU_BALANCE_BIAS) {
         bias = mu_tensor_2d_master(tp, 1, m->E);
@@ -52,7 +61,9 @@ mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_t
     mu_tensor *seen = router_input(m, tp, cx, x);
     mu_tensor *logits = mu_linear_master(tp, seen, &m->router_ED->tensor);
     if (seen != x) mu_release(tp, seen);
-    mu_routing r = mu_route(tp, logits, bias, mask_of(m, tp, cx), &shape, cx->seq_len);
+    mu_tensor *mask = mask_of(m, tp, cx);
+    mu_routing r = mu_route(tp, logits, bias, mask, &shape, cx->seq_len);
     mu_release(tp, logits);
+    mu_release(tp, mask);
     return r;
 }

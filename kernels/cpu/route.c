@@ -6,33 +6,30 @@
 enum { ROWS = 256 };            /* tokens whose terms are summed before the blocks are added in order */
 
 /* e: room for [E] */
-static void row_scores(const mu_route_shape *s, const float *logits, const int32_t *mask, double *e, float *scores,
-                       float *lse) {
+static void row_scores(const mu_route_shape *s, const float *logits, double *e, float *scores, float *lse) {
     double max = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : max)
-    for (int64_t i = 0; i < s->E; i++) max = (double)logits[i] > max && (!mask || mask[i]) ? (double)logits[i] : max;
+    for (int64_t i = 0; i < s->E; i++) max = (double)logits[i] > max ? (double)logits[i] : max;
 #pragma omp simd
     for (int64_t i = 0; i < s->E; i++) e[i] = cpu_exp_f64((double)logits[i] - max);
-    for (int64_t i = 0; i < s->E && mask; i++) e[i] = mask[i] ? e[i] : 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < s->E; i++) sum += e[i];
 #pragma omp simd
     for (int64_t i = 0; i < s->E; i++)
         scores[i] = (float)(s->sigmoid ? 1 / (1 + cpu_exp_f64(-(double)logits[i])) : e[i] / sum);
-    for (int64_t i = 0; i < s->E && mask; i++) scores[i] = mask[i] ? scores[i] : 0;
     *lse = (float)(max + log(sum));
 }
 
-/* Keys of the choice: above LEAST, or LEAST for NaN and minus infinity, which rank last; -INFINITY for chosen and for masked
- * experts. So there are always K different ids. */
+/* Keys of the choice: above LEAST, or LEAST for NaN and minus infinity, which rank last; -INFINITY for chosen experts and for those
+ * whose value in the mask is not `class`. So there are always K different ids. */
 static const double LEAST = -1.7976931348623157e308;
 
-static void row_keys(int64_t E, const float *scores, const float *bias, const int32_t *mask, double *keys) {
+static void row_keys(int64_t E, const float *scores, const float *bias, const int32_t *mask, int32_t class, double *keys) {
     for (int64_t i = 0; i < E; i++) {
         double x = (double)scores[i] + (bias ? (double)bias[i] : 0);
         keys[i] = x > LEAST ? x : LEAST;
     }
-    for (int64_t i = 0; i < E && mask; i++) keys[i] = mask[i] ? keys[i] : -INFINITY;
+    for (int64_t i = 0; i < E && mask; i++) keys[i] = mask[i] == class ? keys[i] : -INFINITY;
 }
 
 /* The best remaining expert; ties to the lower index. */
@@ -47,8 +44,19 @@ static int32_t take_best(int64_t E, double *keys) {
     return (int32_t)id;
 }
 
-static void row_choice(const mu_route_shape *s, int64_t t, double *keys, int32_t *ids) {
+static int64_t required_count(int64_t E, const int32_t *mask) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < E && mask; i++) n += mask[i] == MU_ROUTE_REQUIRED;
+    return n;
+}
+
+/* keys: room for [E] */
+static void row_choice(const mu_route_shape *s, int64_t t, const float *scores, const float *bias, const int32_t *mask, double *keys,
+                       int32_t *ids) {
+    int64_t required = required_count(s->E, mask);
+    row_keys(s->E, scores, bias, mask, required ? MU_ROUTE_REQUIRED : MU_ROUTE_ALLOWED, keys);
     for (int64_t k = 0; k < s->K; k++) {
+        if (required && k == required) row_keys(s->E, scores, bias, mask, MU_ROUTE_ALLOWED, keys);
         if (s->force == MU_ROUTE_BALANCED) ids[k] = (int32_t)(((s->first_token + t) * s->K + k) % s->E);
         else if (s->force == MU_ROUTE_SKEW && k == 0) keys[ids[k] = 0] = -INFINITY;
         else ids[k] = take_best(s->E, keys);
@@ -71,9 +79,9 @@ void CPU(route_fwd)(mu_device *dev, const mu_route_shape *s, mu_mat logits, mu_m
         float *p = cpu_f32(scores) + t * scores.ld;
         int32_t *id = cpu_i32(ids) + t * ids.ld;
         double *room = (double *)(void *)cpu_buffer(buffers);
-        row_scores(s, cpu_f32(logits) + t * logits.ld, cpu_i32(mask), room, p, cpu_f32(lse) + t);
-        row_keys(s->E, p, cpu_f32(bias), cpu_i32(mask), room);
-        row_choice(s, t, room, id);
+        row_scores(s, cpu_f32(logits) + t * logits.ld, room, p, cpu_f32(lse) + t);
+        const int32_t *own_mask = mask.data ? cpu_i32(mask) + t / s->mask_segment * mask.ld : NULL;
+        row_choice(s, t, p, cpu_f32(bias), own_mask, room, id);
         double factor = s->scale / (s->normalise ? chosen_sum(s, p, id) : 1);
         for (int64_t k = 0; k < s->K; k++)
             cpu_f32(gates)[t * gates.ld + k] = (float)(factor * (double)p[id[k]]);

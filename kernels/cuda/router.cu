@@ -5,7 +5,7 @@
  * PER values per lane; above, PER is 0 and rows are read again where needed.
  *
  * The choice needs no flags: scores, ties by index, are a strict order, and each of the K rounds takes the next expert in
- * that order. */
+ * that order; first of the required experts, then of the others. */
 #include "kernels/cuda/cuda.h"
 
 #include <math.h>
@@ -68,7 +68,7 @@ template <> struct share<0> {
 
 /* mu_route_shape for kernels; `start`: the first expert of MU_ROUTE_BALANCED. */
 typedef struct {
-    int T, E, K, start;
+    int T, E, K, start, mask_segment;
     mu_route_force force;
     bool sigmoid, normalise;
     float scale;
@@ -80,7 +80,8 @@ static router_shape router_of(const mu_route_shape *s) {
              "router: %lld tokens, %lld experts are too many", (long long)s->T,
              (long long)s->E);
     int start = (int)(s->first_token % s->E * s->K % s->E);
-    return router_shape{ (int)s->T, (int)s->E, (int)s->K, start, s->force, s->sigmoid, s->normalise, (float)s->scale };
+    return router_shape{ (int)s->T, (int)s->E, (int)s->K, start, (int)s->mask_segment, s->force, s->sigmoid, s->normalise,
+                         (float)s->scale };
 }
 
 /* with_share(E, [&](auto per) { const int PER = decltype(per)::value; ... }): the code for E experts. */
@@ -100,37 +101,54 @@ static __device__ __forceinline__ unsigned order_of(float x) {
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* The key of the choice of each expert: from its score, or 0 for an excluded one. */
-template <int PER> struct ranking {
-    unsigned kept[PER];
-    __device__ __forceinline__ ranking(int E, const share<PER> &scores, const float *bias, const int *mask, int without) {
-#pragma unroll
-        for (int j = 0; j < PER; j++) {
-            int i = j * WARP + lane_index();
-            kept[j] = i < E && i != without && (!mask || mask[i]) ? order_of(scores.at(j, i) + (bias ? bias[i] : 0)) : 0;
-        }
-    }
-    __device__ __forceinline__ unsigned at(int j, int) const { return kept[j]; }
-};
-
-template <> struct ranking<0> {
-    const share<0> &scores;
+/* What the choice of a token depends on beside its scores. `without`: an expert that is excluded, or -1. */
+typedef struct {
     const float *bias;
     const int *mask;
     int without;
-    __device__ __forceinline__ ranking(int, const share<0> &scores, const float *bias, const int *mask, int without)
-        : scores(scores), bias(bias), mask(mask), without(without) {}
-    __device__ __forceinline__ unsigned at(int j, int i) const {
-        return i == without || (mask && !mask[i]) ? 0 : order_of(scores.at(j, i) + (bias ? bias[i] : 0));
+} selection;
+
+/* The key of the choice of each expert: from its score; 0 for an excluded one, or one whose value in the mask is not `which`. */
+template <int PER> static __device__ __forceinline__ unsigned key_of(const share<PER> &scores, const selection &c, int which, int j, int i) {
+    return i == c.without || (c.mask && c.mask[i] != which) ? 0 : order_of(scores.at(j, i) + (c.bias ? c.bias[i] : 0));
+}
+
+template <int PER> struct ranking {
+    unsigned kept[PER];
+    __device__ __forceinline__ void rank(int E, const share<PER> &scores, const selection &c, int which) {
+#pragma unroll
+        for (int j = 0; j < PER; j++) {
+            int i = j * WARP + lane_index();
+            kept[j] = i < E ? key_of(scores, c, which, j, i) : 0;
+        }
+    }
+    __device__ __forceinline__ unsigned at(const share<PER> &, const selection &, int j, int) const { return kept[j]; }
+};
+
+template <> struct ranking<0> {
+    int which;
+    __device__ __forceinline__ void rank(int, const share<0> &, const selection &, int class_) { which = class_; }
+    __device__ __forceinline__ unsigned at(const share<0> &scores, const selection &c, int j, int i) const {
+        return key_of(scores, c, which, j, i);
     }
 };
 
+/* Experts that the token's row of the mask requires; 0 without a mask. */
+template <int PER> static __device__ __forceinline__ int required_count(int E, const int *mask) {
+    int n = 0;
+    if (!mask) return 0;
+    each_expert<PER>(E, [&](int, int i) { n += mask[i] == MU_ROUTE_REQUIRED; });
+    return __reduce_add_sync(ALL_LANES, n);
+}
+
 /* The next expert after `id`, whose key is `last`: the greatest remaining key, ties to the lower index. */
-template <int PER> static __device__ __forceinline__ int next_best(int E, const ranking<PER> &r, int id, unsigned *last) {
+template <int PER>
+static __device__ __forceinline__ int next_best(int E, const ranking<PER> &r, const share<PER> &scores, const selection &c, int id,
+                                                unsigned *last) {
     unsigned best = 0, limit = *last;
     int at = E;
     each_expert<PER>(E, [&](int j, int i) {
-        unsigned n = r.at(j, i);
+        unsigned n = r.at(scores, c, j, i);
         if ((n < limit || (n == limit && i > id)) && n > best) best = n, at = i;
     });
     *last = __reduce_max_sync(ALL_LANES, best);
@@ -139,18 +157,16 @@ template <int PER> static __device__ __forceinline__ int next_best(int E, const 
 
 /* scores of a token, its log sum exp returned. */
 template <int PER>
-static __device__ __forceinline__ float score_token(int E, bool sigmoid, float *logits, const int *mask, share<PER> &scores,
-                                                    float *scores_at) {
+static __device__ __forceinline__ float score_token(int E, bool sigmoid, float *logits, share<PER> &scores, float *scores_at) {
     share<PER> x(E, logits);
-    auto logit = [&](int j, int i) { return mask && !mask[i] ? -INFINITY : x.at(j, i); };
     float most = -INFINITY, sum = 0;
-    each_expert<PER>(E, [&](int j, int i) { most = fmaxf(most, logit(j, i)); });
+    each_expert<PER>(E, [&](int j, int i) { most = fmaxf(most, x.at(j, i)); });
     most = warp_max(most);
-    each_expert<PER>(E, [&](int j, int i) { sum += expf(logit(j, i) - most); });
+    each_expert<PER>(E, [&](int j, int i) { sum += expf(x.at(j, i) - most); });
     sum = warp_sum(sum);
     float factor = 1 / sum;
     each_expert<PER>(E, [&](int j, int i) {
-        float p = sigmoid ? 1 / (1 + expf(-logit(j, i))) : expf(logit(j, i) - most) * factor;
+        float p = sigmoid ? 1 / (1 + expf(-x.at(j, i))) : expf(x.at(j, i) - most) * factor;
         scores.set(j, i, p);
         scores_at[i] = p;
     });
@@ -160,25 +176,32 @@ static __device__ __forceinline__ float score_token(int E, bool sigmoid, float *
 
 template <int PER>
 static __global__ void __launch_bounds__(THREADS, 2)
-    route_fwd_kernel(router_shape s, matrix<float> logits, const float *bias, const int *mask, matrix<float> scores,
+    route_fwd_kernel(router_shape s, matrix<float> logits, const float *bias, matrix<const int32_t> mask, matrix<float> scores,
                      float *lse, matrix<int32_t> ids, matrix<float> gates) {
     int t = token_index();
     if (t >= s.T) return;
     int E = s.E, K = s.K, lane = lane_index(), id = -1, mine = 0;
     share<PER> p(0, scores.row(t));
-    float log_sum = score_token<PER>(E, s.sigmoid, logits.row(t), mask, p, scores.row(t)), sum = TINY;
+    float log_sum = score_token<PER>(E, s.sigmoid, logits.row(t), p, scores.row(t)), sum = TINY;
     if (lane == 0) lse[t] = log_sum;
 
     bool skew = s.force == MU_ROUTE_SKEW, balanced = s.force == MU_ROUTE_BALANCED;
-    ranking<PER> r(E, p, bias, mask, skew ? 0 : -1);
+    selection c = { bias, mask.at ? mask.row(t / s.mask_segment) : NULL, skew ? 0 : -1 };
+    int required = required_count<PER>(E, c.mask);
+    ranking<PER> r;
+    r.rank(E, p, c, required ? MU_ROUTE_REQUIRED : MU_ROUTE_ALLOWED);
     unsigned last = ~0u;
     unsigned start = (unsigned)s.start + (unsigned)(t * K);
     int32_t *my_ids = ids.row(t) + lane;
     for (int k0 = 0; k0 < K; k0 += WARP) {      /* the choices of 32 rounds are in 32 lanes */
         for (int k = k0; k < min(K, k0 + WARP); k++) {
+            if (required && k == required) {
+                r.rank(E, p, c, MU_ROUTE_ALLOWED);
+                last = ~0u, id = -1;
+            }
             if (balanced) id = (int)((start + (unsigned)k) % (unsigned)E);
             else if (skew && k == 0) id = 0;
-            else id = next_best<PER>(E, r, id, &last);
+            else id = next_best<PER>(E, r, p, c, id, &last);
             if (lane == k - k0) mine = id;
         }
         float score = p.find(mine);
@@ -197,9 +220,8 @@ void mu_cuda_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits, m
                        mu_mat lse, mu_mat ids, mu_mat gates) {
     with_share(s->E, [&](auto per) {
         launch(dev, blocks_for(s->T, TOKENS), THREADS, 0, route_fwd_kernel<decltype(per)::value>, router_of(s),
-               typed<float>(logits), typed<float>(bias).at, (const int *)typed<const int32_t>(mask).at, typed<float>(scores),
-               typed<float>(lse).at,
-               typed<int32_t>(ids), typed<float>(gates));
+               typed<float>(logits), typed<float>(bias).at, typed<const int32_t>(mask), typed<float>(scores),
+               typed<float>(lse).at, typed<int32_t>(ids), typed<float>(gates));
     });
 }
 

@@ -13,29 +13,29 @@
 
 static const double TINY = 1e-20;
 
-static double log_sum_exp(int64_t n, const double *x, const int32_t *mask) {
+static double log_sum_exp(int64_t n, const double *x) {
     double max = -INFINITY, sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        if (!mask || mask[i]) max = fmax(max, x[i]);
-    for (int64_t i = 0; i < n; i++)
-        if (!mask || mask[i]) sum += exp(x[i] - max);
+    for (int64_t i = 0; i < n; i++) max = fmax(max, x[i]);
+    for (int64_t i = 0; i < n; i++) sum += exp(x[i] - max);
     return max + log(sum);
 }
 
 static double value_or_nothing(double x) { return isnan(x) ? -INFINITY : x; }
 
-/* The K best of s + bias, best first, ties to the lower index; NaN counts as minus infinity. With a forced
- * skew expert 0 comes first, whatever its score. */
+/* Required experts, then the best others: in each class the best s + bias first, ties to the lower index; NaN counts as minus
+ * infinity. With a forced skew expert 0 comes first, whatever its score. */
 static void choose(const mu_route_shape *s, const double *scores, const double *bias, const int32_t *mask, bool *taken,
                    int32_t *ids) {
-    for (int64_t i = 0; i < s->E; i++) taken[i] = mask && !mask[i];
+    for (int64_t i = 0; i < s->E; i++) taken[i] = mask && mask[i] == MU_ROUTE_FORBIDDEN;
     for (int64_t k = 0; k < s->K; k++) {
         int64_t best = -1;
+        int32_t class = 0;
         double most = 0;
         for (int64_t i = 0; i < s->E; i++) {
             double value = value_or_nothing(scores[i] + (bias ? bias[i] : 0));
-            if (taken[i] || (best >= 0 && !(value > most))) continue;
-            best = i, most = value;
+            int32_t its = mask ? mask[i] : MU_ROUTE_ALLOWED;
+            if (taken[i] || (best >= 0 && !(its > class || (its == class && value > most)))) continue;
+            best = i, class = its, most = value;
         }
         if (k == 0 && s->force == MU_ROUTE_SKEW) best = 0;
         taken[best] = true;
@@ -49,19 +49,18 @@ static double chosen_sum(const mu_route_shape *s, const double *scores, const in
     return sum;
 }
 
-void mu_ref_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits_TE, mu_mat bias_E, mu_mat mask_E,
+void mu_ref_route_fwd(mu_device *dev, const mu_route_shape *s, mu_mat logits_TE, mu_mat bias_E, mu_mat mask_nE,
                       mu_mat scores_TE, mu_mat lse_T, mu_mat ids_TK, mu_mat gates_TK) {
     MU_CHECK(s->K >= 1 && s->K <= s->E, "router: top_k %lld of %lld experts", (long long)s->K, (long long)s->E);
     size_t mark = mu_arena_mark(&dev->scratch);
     bool *taken = mu_arena_alloc(&dev->scratch, (size_t)s->E);
-    const int32_t *mask = mask_E.data ? int_row(mask_E, 0, s->E) : NULL;
     for (int64_t t = 0; t < s->T; t++) {
         const double *logits = row(logits_TE, t, s->E);
         double *scores = row(scores_TE, t, s->E), *gates = row(gates_TK, t, s->K);
         int32_t *ids = int_row(ids_TK, t, s->K);
-        double lse = reals(lse_T)[t] = log_sum_exp(s->E, logits, mask);
-        for (int64_t i = 0; i < s->E; i++)
-            scores[i] = mask && !mask[i] ? 0 : s->sigmoid ? 1 / (1 + exp(-logits[i])) : exp(logits[i] - lse);
+        const int32_t *mask = mask_nE.data ? int_row(mask_nE, t / s->mask_segment, s->E) : NULL;
+        double lse = reals(lse_T)[t] = log_sum_exp(s->E, logits);
+        for (int64_t i = 0; i < s->E; i++) scores[i] = s->sigmoid ? 1 / (1 + exp(-logits[i])) : exp(logits[i] - lse);
         if (s->force == MU_ROUTE_BALANCED)
             for (int64_t k = 0; k < s->K; k++) ids[k] = (int32_t)(((s->first_token + t) * s->K + k) % s->E);
         else

@@ -40,14 +40,14 @@ static void check(const mu_tape *tp, const mu_tensor *logits, const mu_tensor *b
     int64_t T = s->T, K = s->K, E = s->E;
     mu_tensor_check(logits, "route: logits", 2, master);
     if (bias) mu_tensor_check(bias, "route: bias", 0, master);
-    if (mask) mu_tensor_check(mask, "route: mask", 0, 1u << MU_DTYPE_I32);
+    if (mask) mu_tensor_check(mask, "route: mask", 2, 1u << MU_DTYPE_I32);
     MU_CHECK(K >= 1 && K <= E, "route: %lld of %lld experts for each token", (long long)K, (long long)E);
     MU_CHECK(logits->shape[0] == T && logits->shape[1] == E && (!bias || mu_count(bias) == E),
              "route: %lld x %lld logits, %lld biases for %lld x %lld", (long long)logits->shape[0],
              (long long)logits->shape[1], (long long)(bias ? mu_count(bias) : E), (long long)T, (long long)E);
-    MU_CHECK(!mask || (mu_count(mask) == E && s->force == MU_ROUTE_FREE),
-             "route: a mask of %lld experts for %lld%s", (long long)mu_count(mask), (long long)E,
-             s->force == MU_ROUTE_FREE ? "" : " and a forced choice");
+    MU_CHECK(!mask || (mask->shape[1] == E && (T == 0 || (mask->shape[0] >= 1 && T % mask->shape[0] == 0)) && s->force == MU_ROUTE_FREE),
+             "route: a mask of %lld rows and %lld experts for %lld tokens and %lld experts%s", (long long)mask->shape[0],
+             (long long)mask->shape[1], (long long)T, (long long)E, s->force == MU_ROUTE_FREE ? "" : ", and a forced choice");
     MU_CHECK(seq_len >= 1 && T % seq_len == 0, "route: %lld tokens are not sequences of %lld", (long long)T, (long long)seq_len);
 }
 
@@ -56,6 +56,7 @@ mu_routing mu_route(mu_tape *tp, mu_tensor *logits, mu_tensor *bias, mu_tensor *
     int64_t T = shape->T, K = shape->K, E = shape->E;
     extra *e = mu_tape_alloc(tp, sizeof *e);
     *e = (extra){ *shape, seq_len };
+    e->shape.mask_segment = mask && T ? T / mask->shape[0] : 1;
     mu_routing r = { .gates_TK = mu_tensor_2d_master(tp, T, K),
                      .scores_TE = mu_tensor_like(tp, logits),
                      .lse_T = mu_tensor_2d_master(tp, T, 1),

@@ -384,7 +384,7 @@ static void run_exact_product(trial *t, const int64_t *p) {
 
 /* ---------------------------------------------------------------- router */
 enum { SIGMOID = 1, NORMALISE = 2, BIAS = 4, TIES = 8, NO_DGATES = 16, NO_DSCORES = 32, NO_DLSE = 64,
-       NANS = 128, MASK = 256 };
+       NANS = 128, MASK = 256, MASKS = 512 };
 
 typedef struct { mu_route_shape s; mu_mat logits, bias, mask, scores, lse, ids, gates; } route_operands;
 
@@ -399,11 +399,16 @@ static mu_mat route_logits(trial *t, int64_t T, int64_t E, int64_t bits) {
     return reals_of(t, "logits", T, E, x);
 }
 
-/* Two of three experts may be chosen, or as many as are needed. */
-static mu_mat route_mask(trial *t, int64_t E, int64_t K) {
-    int64_t *x = mu_alloc((size_t)E, sizeof *x);
-    for (int64_t i = 0; i < E; i++) x[i] = i % 3 != 1 || E - i <= K;
-    mu_mat mask = ints_of(t, "mask", 1, E, x);
+/* Two of three experts may be chosen, or as many as are needed; in row r up to r % (K + 1) experts must be. */
+static mu_mat route_mask(trial *t, int64_t rows, int64_t E, int64_t K) {
+    int64_t *x = mu_alloc((size_t)(rows * E), sizeof *x);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0, required = r % (K + 1); i < E; i++) {
+            bool may = (i + r) % 3 != 1 || E - i <= K, must = may && required > 0 && (7 * i + r) % 5 < 2;
+            x[r * E + i] = must ? MU_ROUTE_REQUIRED : may ? MU_ROUTE_ALLOWED : MU_ROUTE_FORBIDDEN;
+            required -= must;
+        }
+    mu_mat mask = ints_of(t, "mask", rows, E, x);
     free(x);
     return mask;
 }
@@ -412,10 +417,11 @@ static mu_mat route_mask(trial *t, int64_t E, int64_t K) {
 static route_operands route_case(trial *t, const int64_t *p) {
     all_master(t);
     int64_t T = p[0], E = p[1], K = p[2], bits = p[3];
-    mu_route_shape s = { T, E, K, bits & SIGMOID, bits & NORMALISE, 2.5, (mu_route_force)p[4], 1000003 };
+    int64_t segment = bits & MASK ? T + 1 : T % 3 ? 1 : 3; /* MASK: one row; MASKS: several */
+    mu_route_shape s = { T, E, K, bits & SIGMOID, bits & NORMALISE, 2.5, (mu_route_force)p[4], 1000003, segment };
     route_operands o = { .s = s, .logits = route_logits(t, T, E, bits) };
     o.bias = bits & BIAS ? vector(t, "bias", E) : NOTHING;
-    o.mask = bits & MASK ? route_mask(t, E, K) : NOTHING;
+    o.mask = bits & (MASK | MASKS) ? route_mask(t, (T + segment - 1) / segment, E, K) : NOTHING;
     o.scores = new_matrix(t, "scores", T, E);
     o.lse = new_vector(t, "lse", T);
     o.ids = new_ints(t, "ids", T, K);
@@ -677,8 +683,10 @@ static void run_jitter(trial *t, const int64_t *p) {
     C(route_fwd, T, E, K, SIGMOID | NANS, MU_ROUTE_SKEW)                     \
     C(route_fwd, T, E, K, NORMALISE | MASK)                                  \
     C(route_fwd, T, E, K, SIGMOID | BIAS | NANS | MASK)                      \
-    C(route_fwd, T, E, K, TIES | MASK)                                       \
-    C(route_bwd, T, E, K, NORMALISE | MASK)                                  \
+    C(route_fwd, T, E, K, TIES | MASKS)                                      \
+    C(route_fwd, T, E, K, BIAS | NANS | MASKS)                               \
+    C(route_fwd, T, E, K, SIGMOID | NORMALISE | BIAS | MASKS)                \
+    C(route_bwd, T, E, K, NORMALISE | MASKS)                                 \
     C(route_bwd, T, E, K, SIGMOID | MASK)                                    \
     C(route_fwd, T, E, K, NORMALISE, MU_ROUTE_BALANCED)                      \
     C(route_fwd, T, E, K, SIGMOID, MU_ROUTE_SKEW)                            \

@@ -217,7 +217,11 @@ static void unsound_batches_stop(void **state) {
     FORWARD_STOPS("24 tokens do not match 3 sequences of 0", TOKENS, cx.seq_len = 0);
     FORWARD_STOPS("sequences of 24 tokens are longer than max_seq_len 8", TOKENS, cx.n_sequences = 1, cx.seq_len = TINY_T);
     int32_t too_few[] = { 0, 0, 1, 0, 0, 0, 1, 0 };
-    FORWARD_STOPS("layer 0: the mask leaves 1 of 4 experts, top_k is 2", TOKENS, cx.expert_mask = too_few);
+    FORWARD_STOPS("layer 0: the mask leaves 1 of 4 experts and requires 0, top_k is 2", TOKENS,
+                  cx.expert_mask = ((mu_expert_mask){ too_few, 1 }));
+    int32_t too_many[] = { 1, 1, 1, 1, 2, 2, 2, 1 };
+    FORWARD_STOPS("layer 1: the mask leaves 4 of 4 experts and requires 3, top_k is 2", TOKENS,
+                  cx.expert_mask = ((mu_expert_mask){ too_many, 1 }));
     mu_context cx = tiny_context();
     STOPS("routings is NULL", mu_model_forward(m, tp, &cx, TOKENS, NULL));
     mu_tensor *x = mu_tensor_2d(tp, 4, 12);

@@ -11,14 +11,16 @@ enum { GATES = 1, SCORES = 2, LSE = 4 };
 typedef struct {
     mu_route_shape shape;
     const double *bias;         /* [E] or NULL */
-    const int32_t *allowed;     /* [E] or NULL */
+    const int32_t *mask;        /* [mask_rows, E] or NULL */
+    int64_t mask_rows;
     unsigned uses;
     mu_tensor *logits;
     mu_routing last;            /* of the last run */
 } routed;
 
 static void route(mu_tape *tp, routed *r) {
-    mu_tensor *bias = NULL, *mask = r->allowed ? mu_tensor_ints(tp, MU_DTYPE_I32, r->shape.E, r->allowed) : NULL;
+    mu_tensor *bias = NULL, *mask = r->mask ? mu_tensor_new(tp, MU_DTYPE_I32, 2, (int64_t[]){ r->mask_rows, r->shape.E }) : NULL;
+    if (mask) mu_tensor_write(mask, r->mask);
     if (r->bias) {
         bias = mu_tensor_2d(tp, 1, r->shape.E);
         mu_tensor_set(bias, r->bias);
@@ -81,40 +83,61 @@ static void gradients(void **state) {
     stand_free(&s);
 }
 
-/* Masked experts get no token, no score and no gradient; the others get what they would without them. */
-static void masked_experts(void **state) {
-    (void)state;
-    static const int32_t allowed[E] = { 1, 0, 1, 1, 0, 1 }, left[] = { 0, 2, 3, 5 };
-    enum { K = 2, LEFT = 4 };
-    stand s = stand_new(T, E), t = stand_new(T, LEFT);
-    double all[T * E], some[T * LEFT], scores[T * E], fewer[T * LEFT], dlogits[T * E];
-    int32_t ids[T * K], places[T * K];
-    mu_tensor_get(&s.logits->tensor, all);
-    for (int i = 0, n = 0; i < T * E; i++)
-        if (allowed[i % E]) some[n++] = all[i];
-    mu_tensor_set(&t.logits->tensor, some);
-    for (int sigmoid = 0; sigmoid < 2; sigmoid++) {
-        routed r = { { T, E, K, sigmoid, true, 1, MU_ROUTE_FREE, 0 }, .allowed = allowed, .uses = GATES | SCORES | LSE,
-                     .logits = &s.logits->tensor };
-        routed q = { { T, LEFT, K, sigmoid, true, 1, MU_ROUTE_FREE, 0 }, .logits = &t.logits->tensor };
-        gradcheck(s.ps, s.tp, loss_of, &r, 100);
-        mu_reals_get(dev, dev->master, mu_unit_grad(&s.logits->units[0]), T * E, dlogits);
-        mu_tape_reset(s.tp);
-        route(s.tp, &r);
-        route(t.tp, &q);
-        mu_tensor_get(r.last.scores_TE, scores);
-        mu_tensor_get(q.last.scores_TE, fewer);
-        mu_tensor_read(r.last.ids_TK, ids);
-        mu_tensor_read(q.last.ids_TK, places);
-        for (int i = 0, n = 0; i < T * E; i++) {
-            if (allowed[i % E]) assert_true(fabs(scores[i] - fewer[n++]) < 1e-15);
-            else assert_true(scores[i] == 0 && dlogits[i] == 0);
-        }
-        for (int i = 0; i < T * K; i++) assert_int_equal(ids[i], left[places[i]]);
-        mu_tape_reset(t.tp);
+/* Is expert i chosen before expert j? */
+static bool before(const int32_t *mask, const double *value, int i, int j) {
+    if (mask[i] != mask[j]) return mask[i] > mask[j];
+    return value[i] != value[j] ? value[i] > value[j] : i < j;
+}
+
+/* The K experts of a token by a mask: required ones first, forbidden ones never, each class best first. */
+static void expect_choice(const int32_t *mask, const double *scores, const double *bias, int K, const int32_t *ids) {
+    double value[E];
+    for (int i = 0; i < E; i++) value[i] = scores[i] + (bias ? bias[i] : 0);
+    for (int i = 0; i < E; i++) {
+        int rank = 0;
+        for (int j = 0; j < E; j++) rank += before(mask, value, j, i);
+        if (rank < K) assert_int_equal(ids[rank], i);
     }
+}
+
+/* A mask changes which experts are chosen and nothing else: scores and log-sum-exp keep their bits, gates and gradients are
+ * those of a free choice. */
+static void masks(void **state) {
+    (void)state;
+    enum { N = MU_ROUTE_FORBIDDEN, Y = MU_ROUTE_ALLOWED, M = MU_ROUTE_REQUIRED, K = 3 };
+    static const double bias[E] = { 0.3, -0.2, 0.1, 0, -0.4, 0.25 };
+    static const int32_t mask[T][E] = { { Y, N, Y, Y, N, Y }, { M, Y, Y, Y, Y, Y }, { Y, Y, Y, Y, M, M }, { M, N, N, Y, M, M },
+                                        { N, N, N, Y, Y, Y }, { Y, M, Y, N, Y, N }, { Y, Y, Y, Y, Y, Y } };
+    stand s = stand_new(T, E);
+    for (int kind = 0; kind < 8; kind++)
+        for (int rows = 1; rows <= T; rows += T - 1) {
+            routed free_choice = { .shape = { T, E, K, kind & 1, kind & 2, 2.5, MU_ROUTE_FREE, 0, 0 }, .bias = kind & 4 ? bias : NULL,
+                                   .uses = GATES | SCORES | LSE, .logits = &s.logits->tensor };
+            routed r = free_choice;
+            double scores[T * E], lse[T], gates[T * K], free_scores[T * E], free_lse[T];
+            int32_t ids[T * K];
+            r.mask = rows == 1 ? mask[3] : mask[0], r.mask_rows = rows;
+            gradcheck(s.ps, s.tp, loss_of, &r, 100);
+            mu_tape_reset(s.tp);
+            route(s.tp, &r);
+            route(s.tp, &free_choice);
+            mu_tensor_get(r.last.scores_TE, scores);
+            mu_tensor_get(r.last.lse_T, lse);
+            mu_tensor_get(r.last.gates_TK, gates);
+            mu_tensor_read(r.last.ids_TK, ids);
+            mu_tensor_get(free_choice.last.scores_TE, free_scores);
+            mu_tensor_get(free_choice.last.lse_T, free_lse);
+            assert_memory_equal(scores, free_scores, sizeof scores);
+            assert_memory_equal(lse, free_lse, sizeof lse);
+            for (int t = 0; t < T; t++) {
+                double sum = 0;
+                expect_choice(mask[rows == 1 ? 3 : t], scores + t * E, r.bias, K, ids + t * K);
+                for (int k = 0; k < K; k++) sum += kind & 2 ? scores[t * E + ids[t * K + k]] : 1.0 / K;
+                for (int k = 0; k < K; k++)
+                    assert_true(fabs(gates[t * K + k] - 2.5 * scores[t * E + ids[t * K + k]] / sum) < 1e-14);
+            }
+        }
     stand_free(&s);
-    stand_free(&t);
 }
 
 /* Forward against the definition: s, the K largest of s + bias in order, gates. */
@@ -256,7 +279,7 @@ static void forced_choices(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients),
-        cmocka_unit_test(masked_experts),
+        cmocka_unit_test(masks),
         cmocka_unit_test(definition),
         cmocka_unit_test(ties_go_to_the_lower_index),
         cmocka_unit_test(softmax_before_or_after_the_choice),
