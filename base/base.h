@@ -326,7 +326,7 @@ typedef struct mu_state {
     int n_dims;
     int64_t shape[3];
     void *data;                     /* host memory, or NULL: `get` and `set` move the values */
-    int64_t min, max;               /* range of an I64 array */
+    int64_t min, max;               /* range of an I64 or I32 array */
     double low, high;               /* range of a floating-point array; NaN and infinity are never in it */
     const char *tensor;             /* stored in the shard of this tensor; NULL: in the first shard */
     bool sharded;                   /* every rank writes its own; else rank 0 writes it for all */

@@ -250,6 +250,66 @@ void mu_routing_stats_read(mu_routing_stats *s);        /* waits for the device.
 void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, int64_t length, mu_state_visitor *v);
 void mu_routing_stats_end(mu_routing_stats *s);        /* adds the counts last read to the window. Local */
 
+/* ------------------------------------------------------------------ what experts know (knowledge.c)
+ * Measured on a probe, a few held-out sequences of each domain that never change: the cross-entropy of each domain, and the
+ * criticality K of an expert for a domain: the cross-entropy when the expert may not be chosen (each token takes its next best)
+ * minus the cross-entropy. 0: the domain loses nothing without the expert. One measurement:
+ *
+ *     mu_knowledge_earn               what training has paid for since the last one
+ *     mu_knowledge_begin              the routing and the cross-entropies, nothing masked
+ *     mu_knowledge_choose             the experts to mask next, in turn, as far as they are paid for
+ *         mu_knowledge_set            for each of their screened domains
+ *     mu_knowledge_end
+ *
+ * All of it is arithmetic on numbers that are the same on every rank. Local. */
+enum { MU_KNOWLEDGE_TOKENS = 64 };  /* of each domain, whose experts are kept for the flip rate */
+typedef struct {
+    int layers, experts, top_k, domains;
+    char (*names)[64];              /* of the domains */
+    int64_t step, rounds;           /* of the last measurement (0: none yet); number of measurements */
+    int64_t earned_step, credit;    /* until this step training has paid; tokens of the probe that may still be forwarded */
+    int64_t next;                   /* whose turn it is: layer * experts + expert */
+    double *K, *peak;               /* [layers, experts, domains], nats per token: last measured, 0: never; the largest ever, at least 0 */
+    int64_t *at;                    /* [layers, experts, domains]: step of the measurement, 0: never */
+    double *ce, *ce_best, *ce_ref;  /* [domains], nats per token: last, lowest so far (0: none), of unigram frequencies (not state) */
+    double *twin;                   /* [layers, experts]: largest cosine of its outputs with those of another expert */
+    int64_t *twin_of;               /* [layers, experts]: that expert, -1: not measured */
+    double *similarity, *cka;       /* [layers]: means over all pairs of experts */
+    int64_t similarity_step;        /* 0: not measured */
+    int32_t *ids;                   /* [layers, domains * MU_KNOWLEDGE_TOKENS, top_k]: the experts of those tokens; -1: no token */
+    int64_t ids_sequences;          /* sequences per domain of the probe that `ids` are of; 0: none */
+    /* of the last measurement of this process, not state */
+    int64_t *n, *tokens;            /* [layers, experts, domains]: assignments; [domains]: tokens of the probe */
+    double *flip_rate, *vocabulary; /* [layers]: share of choices that changed since the measurement before; vocabulary
+                                     * specialisation; NAN: unknown */
+} mu_knowledge;
+mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_option_domains *domains);
+void mu_knowledge_free(mu_knowledge *k);
+/* Checkpoint state of a run with these domains; those of other names are dropped, new ones start unmeasured. */
+void mu_knowledge_state(mu_knowledge *k, const mu_option_domains *domains, int64_t step, mu_state_visitor *v);
+/* Training from k->earned_step to `step` pays for `budget` of its time: a training token costs as much as three that are only
+ * forwarded. */
+void mu_knowledge_earn(mu_knowledge *k, int64_t step, int64_t tokens_per_step, double budget);
+/* Is a measurement paid for? It forwards the whole probe, `tokens`, once and, with experts, at least once more. */
+bool mu_knowledge_affords(const mu_knowledge *k, int64_t tokens);
+/* n, tokens and nll (sums over the domain's probe, nats; NULL entries do not exist) of this step. An expert that no token of a
+ * domain chose has K 0 there. */
+void mu_knowledge_begin(mu_knowledge *k, int64_t step, const int64_t *n, const int64_t *tokens, const double *nll);
+/* Should K be measured? Yes where the expert gets at least 1.5 times its fair share of the domain's assignments, or K was at
+ * least 0.01 nats and it gets some. Never when no other expert could be chosen. */
+bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int domain);
+/* The next experts with screened domains, whose passes cost no more than the credit; each pass costs the tokens of those
+ * domains. cells: [layers * experts], layer * experts + expert. Returns their number. */
+int64_t mu_knowledge_choose(mu_knowledge *k, int64_t *cells);
+/* nll: sum over the domain's probe with the expert masked; base: without. */
+void mu_knowledge_set(mu_knowledge *k, int layer, int expert, int domain, double nll, double base);
+/* Flip rates of [layers, domains * MU_KNOWLEDGE_TOKENS, top_k] against the ids before, which they replace. */
+void mu_knowledge_flips(mu_knowledge *k, const int32_t *ids, int64_t sequences);
+/* Unused credit beyond another measurement is lost. */
+void mu_knowledge_end(mu_knowledge *k, int64_t tokens);
+/* Share of the screened (layer, expert, domain) that were measured at or after a step; NAN: there are none. */
+double mu_knowledge_coverage(const mu_knowledge *k, int64_t since);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

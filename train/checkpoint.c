@@ -86,6 +86,7 @@ static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor 
     visit_number(v, "/state/seed", cfg->run.seed);
     mu_loader_state(t->loader, &cfg->data.train, t->step * cfg->train.global_batch_size, v);
     if (t->stats) mu_routing_stats_state(t->stats, t->step, assignments_of(cfg), cfg->stats.window, v);
+    if (t->knowledge) mu_knowledge_state(t->knowledge, &cfg->data.train, t->step, v);
     mu_model_state(t->model, bias_most, v);
     if (t->opt) visit_optimizer(t, v);
 }
@@ -556,10 +557,12 @@ mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m,
     t->model = mu_model_new(&cfg->model, &cfg->moe, mu_tokenizer_vocab_size(s->tokenizer), 1, s->dev, t->mesh);
     t->opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, t->model->params);
     t->stats = s->stats = mu_routing_stats_new(s->dev, t->mesh->batch, t->model->n_moe, (int)cfg->moe.num_experts, 1, cfg->stats.window, 0);
+    t->knowledge = s->knowledge = mu_knowledge_new(t->model->n_moe, (int)cfg->moe.num_experts, (int)cfg->moe.top_k, &cfg->data.train);
     return state ? load_state(t, m, true, false, e) : MU_STATUS_OK;
 }
 
 void mu_checkpoint_shape_close(mu_checkpoint_shape *s) {
+    mu_knowledge_free(s->knowledge);
     mu_routing_stats_free(s->stats);
     mu_optimizer_free(s->t.opt);
     mu_model_free(s->t.model);

@@ -28,7 +28,8 @@ typedef struct {
     int64_t step;                   /* finished optimizer steps */
     mu_model *model;
     mu_optimizer *opt;              /* NULL: inference; only the weights are loaded */
-    mu_routing_stats *stats;        /* NULL without an optimizer, like loader */
+    mu_routing_stats *stats;        /* NULL without an optimizer, like knowledge and loader */
+    mu_knowledge *knowledge;
     mu_loader *loader;              /* NULL: its state is checked while loading, and not kept */
 } mu_train_state;
 
@@ -68,7 +69,7 @@ double mu_evaluate(const mu_evaluation *ev, int64_t most, mu_domain_loss *result
 
 /* ------------------------------------------------------------------ checkpoints (checkpoint.c, manifest.c)
  * RUN/checkpoints/step-N/: manifest.json, shard-0000.h5, ... Committed by renaming step-N.tmp. */
-#define MU_CHECKPOINT_VERSION 3     /* of the format; raised by one when state is added or left out (mu_state.since, until) */
+#define MU_CHECKPOINT_VERSION 4     /* of the format; raised by one when state is added or left out (mu_state.since, until) */
 enum { MU_SHARD_NAME = 32 };
 typedef struct { char name[MU_SHARD_NAME]; int64_t bytes; char hash[33]; } mu_shard;
 void mu_shard_name(int shard, char name[MU_SHARD_NAME]);           /* shard-0000.h5 */
@@ -132,6 +133,7 @@ typedef struct {
     mu_tokenizer *tokenizer;
     mu_device *dev;
     mu_routing_stats *stats;
+    mu_knowledge *knowledge;
     mu_train_state t;
 } mu_checkpoint_shape;
 mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m, bool state, mu_error *e) MU_MUST_USE;

@@ -20,12 +20,14 @@ mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu
     }
     t->loss = mu_loss_new(s->model, t->tape, mesh->batch, &t->batches.shape);
     s->stats = t->loss->stats;
+    s->knowledge = mu_knowledge_new(s->model->n_moe, (int)cfg->moe.num_experts, (int)cfg->moe.top_k, &cfg->data.train);
     s->opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, s->model->params);
     return MU_STATUS_OK;
 }
 
 void mu_training_close(mu_training *t) {
     mu_optimizer_free(t->state.opt);
+    mu_knowledge_free(t->state.knowledge);
     mu_loss_free(t->loss);
     mu_batches_free(&t->batches);
     if (t->tape) mu_tape_free(t->tape);

@@ -399,7 +399,7 @@ static void manifests_as_text(void **state) {
     assert_int_equal(m.val_split, MU_VAL_DOCUMENTS);
     mu_manifest_free(&m);
     free(before);
-    char *old = changed(text, "\"version\":3,", "\"version\":1,"), *older = changed(old, "\"val_split\":\"documents_by_hash\",", "");
+    char *old = changed(text, "\"version\":4,", "\"version\":1,"), *older = changed(old, "\"val_split\":\"documents_by_hash\",", "");
     assert_ok(read_line(&m, older));
     assert_int_equal(m.val_split, MU_VAL_TAIL);
     assert_int_equal(m.cfg.train.steps, 40);    /* its configuration, read */

@@ -1,0 +1,224 @@
+/* knowledge.c - what a probe shows of the experts: criticality, cross-entropies, flips, and what to measure next. The
+ * measuring itself is the program's (train/probe.c). */
+#include "moe/moe.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const double CRITICAL = 0.01;        /* nats: an expert with this K is measured again, whatever its share */
+static const double NATS_MAX = 1e9;         /* limit of values in checkpoints */
+static const int64_t CREDIT_MAX = (int64_t)1 << 60;
+
+static int64_t rows(const mu_knowledge *k) { return (int64_t)k->layers * k->experts; }
+static int64_t cells(const mu_knowledge *k) { return rows(k) * k->domains; }
+static int64_t n_ids(const mu_knowledge *k) { return (int64_t)k->layers * k->domains * MU_KNOWLEDGE_TOKENS * k->top_k; }
+static int64_t cell_of(const mu_knowledge *k, int layer, int expert, int domain) {
+    return ((int64_t)layer * k->experts + expert) * k->domains + domain;
+}
+
+static double *reals(int64_t n) { return mu_alloc((size_t)n, sizeof(double)); }
+static int64_t *integers(int64_t n) { return mu_alloc((size_t)n, sizeof(int64_t)); }
+
+mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_option_domains *domains) {
+    MU_CHECK(layers >= 0 && experts >= 0 && top_k >= 0 && domains, "%d layers of %d experts, %d per token", layers, experts, top_k);
+    mu_knowledge *k = mu_alloc(1, sizeof *k);
+    *k = (mu_knowledge){ .layers = layers, .experts = experts, .top_k = top_k, .domains = domains->n };
+    k->names = mu_alloc((size_t)domains->n, sizeof *k->names);
+    for (int d = 0; d < domains->n; d++) memcpy(k->names[d], domains->list[d].domain, sizeof k->names[d]);
+    k->K = reals(cells(k)), k->peak = reals(cells(k)), k->at = integers(cells(k)), k->n = integers(cells(k));
+    k->ce = reals(k->domains), k->ce_best = reals(k->domains), k->ce_ref = reals(k->domains), k->tokens = integers(k->domains);
+    k->twin = reals(rows(k)), k->twin_of = integers(rows(k));
+    k->similarity = reals(layers), k->cka = reals(layers), k->flip_rate = reals(layers), k->vocabulary = reals(layers);
+    k->ids = mu_alloc((size_t)n_ids(k), sizeof *k->ids);
+    for (int64_t i = 0; i < rows(k); i++) k->twin_of[i] = -1;
+    for (int64_t i = 0; i < n_ids(k); i++) k->ids[i] = -1;
+    for (int i = 0; i < layers; i++) k->flip_rate[i] = k->vocabulary[i] = NAN;
+    return k;
+}
+
+void mu_knowledge_free(mu_knowledge *k) {
+    if (!k) return;
+    void *parts[] = { k->names, k->K, k->peak, k->at, k->n, k->ce, k->ce_best, k->ce_ref, k->tokens, k->twin, k->twin_of,
+                      k->similarity, k->cka, k->flip_rate, k->vocabulary, k->ids };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
+    free(k);
+}
+
+/* ------------------------------------------------------------------ state of a checkpoint */
+
+static mu_state array(const char *name, mu_store_type type, int64_t a, int64_t b, int64_t c, void *data) {
+    mu_state s = { .type = type, .n_dims = c >= 0 ? 3 : b >= 0 ? 2 : 1, .shape = { a, b, c }, .data = data,
+                   .low = 0 - NATS_MAX, .high = NATS_MAX, .for_training = true, .since = 4 };
+    snprintf(s.name, sizeof s.name, "/state/knowledge/%s", name);
+    return s;
+}
+
+static void visit_whole(mu_state_visitor *v, mu_state s, int64_t min, int64_t max) {
+    s.min = min, s.max = max;
+    v->visit(v, &s);
+}
+
+static void visit_reals(mu_state_visitor *v, mu_state s) { v->visit(v, &s); }
+
+static void visit(mu_knowledge *k, int64_t step, mu_state_visitor *v) {
+    int64_t L = k->layers, E = k->experts, D = k->domains;
+    int64_t *numbers[] = { &k->step, &k->rounds, &k->earned_step, &k->similarity_step, &k->next, &k->credit, &k->ids_sequences };
+    const char *names[] = { "step", "rounds", "earned_step", "similarity_step", "next", "credit", "ids_sequences" };
+    int64_t max[] = { step, step, step, step, rows(k), CREDIT_MAX, INT64_MAX };
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        visit_whole(v, array(names[i], MU_STORE_I64, 1, -1, -1, numbers[i]), 0, max[i]);
+    visit_reals(v, array("criticality", MU_STORE_F64, L, E, D, k->K));
+    visit_reals(v, array("criticality_peak", MU_STORE_F64, L, E, D, k->peak));
+    visit_whole(v, array("criticality_step", MU_STORE_I64, L, E, D, k->at), 0, step);
+    visit_reals(v, array("ce_loss", MU_STORE_F64, D, -1, -1, k->ce));
+    visit_reals(v, array("ce_best", MU_STORE_F64, D, -1, -1, k->ce_best));
+    visit_reals(v, array("similarity_max", MU_STORE_F64, L, E, -1, k->twin));
+    visit_whole(v, array("most_similar", MU_STORE_I64, L, E, -1, k->twin_of), -1, E - 1);
+    visit_reals(v, array("similarity", MU_STORE_F64, L, -1, -1, k->similarity));
+    visit_reals(v, array("cka", MU_STORE_F64, L, -1, -1, k->cka));
+    visit_whole(v, array("ids", MU_STORE_I32, L, D * MU_KNOWLEDGE_TOKENS, k->top_k, k->ids), -1, E - 1);
+}
+
+/* Everything of one layer and expert, or of the model, but the domains. */
+static void copy_common(mu_knowledge *to, const mu_knowledge *from) {
+    to->step = from->step, to->rounds = from->rounds, to->earned_step = from->earned_step, to->credit = from->credit;
+    to->next = from->next, to->similarity_step = from->similarity_step;
+    memcpy(to->twin, from->twin, sizeof *to->twin * (size_t)rows(to));
+    memcpy(to->twin_of, from->twin_of, sizeof *to->twin_of * (size_t)rows(to));
+    memcpy(to->similarity, from->similarity, sizeof *to->similarity * (size_t)to->layers);
+    memcpy(to->cka, from->cka, sizeof *to->cka * (size_t)to->layers);
+}
+
+static void copy_domain(mu_knowledge *to, int d, const mu_knowledge *from, int f) {
+    to->ce[d] = from->ce[f], to->ce_best[d] = from->ce_best[f];
+    for (int64_t i = 0; i < rows(to); i++) {
+        int64_t a = i * to->domains + d, b = i * from->domains + f;
+        to->K[a] = from->K[b], to->peak[a] = from->peak[b], to->at[a] = from->at[b];
+    }
+}
+
+static bool same_domains(const mu_knowledge *k, const mu_option_domains *domains) {
+    bool same = domains->n == k->domains;
+    for (int d = 0; same && d < k->domains; d++) same = !strcmp(k->names[d], domains->list[d].domain);
+    return same;
+}
+
+void mu_knowledge_state(mu_knowledge *k, const mu_option_domains *domains, int64_t step, mu_state_visitor *v) {
+    if (same_domains(k, domains)) {
+        visit(k, step, v);
+        return;
+    }
+    mu_knowledge *other = mu_knowledge_new(k->layers, k->experts, k->top_k, domains);
+    visit(other, step, v);
+    copy_common(k, other);
+    for (int d = 0; d < k->domains; d++)
+        for (int f = 0; f < other->domains; f++)
+            if (!strcmp(k->names[d], other->names[f])) copy_domain(k, d, other, f);
+    mu_knowledge_free(other);
+}
+
+/* ------------------------------------------------------------------ what is paid for */
+
+void mu_knowledge_earn(mu_knowledge *k, int64_t step, int64_t tokens_per_step, double budget) {
+    MU_CHECK(step >= k->earned_step, "step %lld, paid until step %lld", (long long)step, (long long)k->earned_step);
+    double earned = 3 * budget * (double)(step - k->earned_step) * (double)tokens_per_step;
+    k->credit += (int64_t)fmin(earned, (double)(CREDIT_MAX - k->credit));
+    k->earned_step = step;
+}
+
+static int64_t min_cost(const mu_knowledge *k, int64_t tokens) { return k->layers ? 2 * tokens : tokens; }
+
+bool mu_knowledge_affords(const mu_knowledge *k, int64_t tokens) { return tokens > 0 && k->credit >= min_cost(k, tokens); }
+
+void mu_knowledge_end(mu_knowledge *k, int64_t tokens) {
+    if (k->credit > min_cost(k, tokens)) k->credit = min_cost(k, tokens);
+}
+
+/* ------------------------------------------------------------------ a measurement */
+
+static void put(mu_knowledge *k, int64_t cell, double K) {
+    if (!(fabs(K) <= NATS_MAX)) return; /* not finite: what was known stays */
+    k->K[cell] = K, k->at[cell] = k->step;
+    if (K > k->peak[cell]) k->peak[cell] = K;
+}
+
+void mu_knowledge_begin(mu_knowledge *k, int64_t step, const int64_t *n, const int64_t *tokens, const double *nll) {
+    k->step = step, k->rounds++;
+    memcpy(k->n, n, sizeof *n * (size_t)cells(k));
+    memcpy(k->tokens, tokens, sizeof *tokens * (size_t)k->domains);
+    for (int d = 0; d < k->domains; d++) {
+        k->credit -= tokens[d];
+        double ce = tokens[d] ? nll[d] / (double)tokens[d] : NAN;
+        if (!(fabs(ce) <= NATS_MAX)) continue;
+        k->ce[d] = ce;
+        if (k->ce_best[d] == 0 || ce < k->ce_best[d]) k->ce_best[d] = ce;
+    }
+    for (int64_t i = 0; i < cells(k); i++)
+        if (!n[i] && tokens[i % k->domains]) put(k, i, 0);
+}
+
+bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int domain) {
+    int64_t cell = cell_of(k, layer, expert, domain), n = k->n[cell];
+    if (!n || k->experts <= k->top_k) return false;
+    return 2 * n * k->experts >= 3 * k->top_k * k->tokens[domain] || k->K[cell] >= CRITICAL;
+}
+
+/* Tokens of the screened domains of an expert. */
+static int64_t cost_of(const mu_knowledge *k, int64_t row) {
+    int64_t tokens = 0;
+    for (int d = 0; d < k->domains; d++)
+        if (mu_knowledge_screened(k, (int)(row / k->experts), (int)(row % k->experts), d)) tokens += k->tokens[d];
+    return tokens;
+}
+
+int64_t mu_knowledge_choose(mu_knowledge *k, int64_t *chosen) {
+    int64_t n = 0, all = rows(k);
+    for (int64_t i = 0; i < all; i++) {
+        int64_t row = k->next % all, cost = cost_of(k, row);
+        if (cost > k->credit) break;
+        k->credit -= cost;
+        k->next = (row + 1) % all;
+        if (cost) chosen[n++] = row;
+    }
+    return n;
+}
+
+void mu_knowledge_set(mu_knowledge *k, int layer, int expert, int domain, double nll, double base) {
+    put(k, cell_of(k, layer, expert, domain), (nll - base) / (double)k->tokens[domain]);
+}
+
+/* How many of the experts in a are in b, too. */
+static int shared(const int32_t *a, const int32_t *b, int n) {
+    int found = 0;
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n; j++) found += a[i] == b[j];
+    return found;
+}
+
+void mu_knowledge_flips(mu_knowledge *k, const int32_t *ids, int64_t sequences) {
+    int64_t tokens = (int64_t)k->domains * MU_KNOWLEDGE_TOKENS;
+    for (int layer = 0; layer < k->layers; layer++) {
+        int64_t kept = 0, all = 0;
+        for (int64_t t = layer * tokens; t < (layer + 1) * tokens && sequences == k->ids_sequences; t++) {
+            const int32_t *now = ids + t * k->top_k, *before = k->ids + t * k->top_k;
+            if (now[0] < 0 || before[0] < 0) continue;
+            kept += shared(now, before, k->top_k), all += k->top_k;
+        }
+        k->flip_rate[layer] = all ? (double)(all - kept) / (double)all : NAN;
+    }
+    memcpy(k->ids, ids, sizeof *ids * (size_t)n_ids(k));
+    k->ids_sequences = sequences;
+}
+
+double mu_knowledge_coverage(const mu_knowledge *k, int64_t since) {
+    int64_t screened = 0, measured = 0;
+    for (int layer = 0; layer < k->layers; layer++)
+        for (int i = 0; i < k->experts; i++)
+            for (int d = 0; d < k->domains; d++) {
+                if (!mu_knowledge_screened(k, layer, i, d)) continue;
+                int64_t at = k->at[cell_of(k, layer, i, d)];
+                screened++, measured += at > 0 && at >= since;
+            }
+    return screened ? (double)measured / (double)screened : NAN;
+}
