@@ -1,4 +1,5 @@
-/* load_window.c - the load of every expert over the last steps, and which experts are dead or starved in them. */
+/* load_window.c - the load of every expert over the last steps, how long it has been silent, and which experts are dead or
+ * starved. */
 #include "moe/moe.h"
 
 #include <math.h>
@@ -16,16 +17,28 @@ void mu_load_window_init(mu_load_window *w, int layers, int experts, int64_t len
     w->ring = mu_alloc(mu_size_mul((size_t)cells(w), (size_t)length), sizeof(int64_t));
     w->total = mu_alloc((size_t)cells(w), sizeof(int64_t));
     w->previous = mu_alloc((size_t)cells(w), sizeof(int64_t));
+    w->last_step = mu_alloc((size_t)cells(w), sizeof(int64_t));
+    w->mean_gap = mu_alloc((size_t)cells(w), sizeof(double));
 }
 
 void mu_load_window_free(mu_load_window *w) {
     free(w->ring);
     free(w->total);
     free(w->previous);
+    free(w->last_step);
+    free(w->mean_gap);
     *w = (mu_load_window){ 0 };
 }
 
-int64_t mu_load_window_bytes(const mu_load_window *w) { return (w->length + 2) * cells(w) * (int64_t)sizeof(int64_t); }
+int64_t mu_load_window_bytes(const mu_load_window *w) { return (w->length + 4) * cells(w) * (int64_t)sizeof(int64_t); }
+
+/* Step `step` (the first is 1) gave expert i tokens. */
+static void note_tokens(mu_load_window *w, int64_t i, int64_t step) {
+    enum { GAPS = 16 };
+    double gap = (double)(step - w->last_step[i]);
+    w->mean_gap[i] = w->last_step[i] ? w->mean_gap[i] + (gap - w->mean_gap[i]) / GAPS : gap;
+    w->last_step[i] = step;
+}
 
 void mu_load_window_add(mu_load_window *w, const int64_t *counts) {
     MU_CHECK(counts || !cells(w), "no counts of %d layers of %d experts", w->layers, w->experts);
@@ -35,6 +48,7 @@ void mu_load_window_add(mu_load_window *w, const int64_t *counts) {
         w->total[i] += counts[i] - row[i]; /* the row still holds the step that leaves the window, or zeros */
         row[i] = counts[i];
         w->previous[i] = counts[i];
+        if (counts[i]) note_tokens(w, i, w->steps + 1);
     }
     w->steps++;
     if (w->held < w->length) w->held++;
@@ -52,9 +66,12 @@ static bool is_empty(const mu_load_window *w, int64_t step) {
 void mu_load_window_derive(mu_load_window *w) {
     MU_CHECK(w->steps >= 0, "%lld steps", (long long)w->steps);
     for (w->held = 0; w->held < w->length && w->held < w->steps && !is_empty(w, w->steps - 1 - w->held);) w->held++;
-    memset(w->total, 0, sizeof *w->total * (size_t)cells(w));
+    for (int64_t i = 0; i < cells(w); i++) w->total[i] = w->last_step[i] = 0, w->mean_gap[i] = 0;
     for (int64_t step = w->steps - w->held; step < w->steps; step++)
-        for (int64_t i = 0; i < cells(w); i++) w->total[i] += row_of(w, step)[i];
+        for (int64_t i = 0; i < cells(w); i++) {
+            w->total[i] += row_of(w, step)[i];
+            if (row_of(w, step)[i]) note_tokens(w, i, step + 1);
+        }
     if (cells(w)) memcpy(w->previous, row_of(w, w->steps ? w->steps - 1 : 0), sizeof *w->previous * (size_t)cells(w));
 }
 
@@ -79,6 +96,26 @@ mu_status mu_load_window_check(const mu_load_window *w, int64_t assignments, mu_
         if (layer >= 0)
             return mu_error_set(e, MU_STATUS_DATA, "expert statistics: MoE layer %d: the experts of slot %lld do not add up to %lld",
                                 layer, (long long)slot, (long long)wanted);
+    }
+    return MU_STATUS_OK;
+}
+
+/* The newest held step that gave expert i tokens, counted from 1; 0: none. */
+static int64_t newest_step(const mu_load_window *w, int64_t i) {
+    int64_t step = w->steps;
+    while (step > w->steps - w->held && !row_of(w, step - 1)[i]) step--;
+    return step > w->steps - w->held ? step : 0;
+}
+
+mu_status mu_load_window_check_silence(const mu_load_window *w, mu_error *e) {
+    for (int64_t i = 0; i < cells(w); i++) {
+        int64_t last = w->last_step[i], newest = newest_step(w, i);
+        bool good = newest ? last == newest : last >= 0 && last <= w->steps - w->held;
+        good = good && (last ? w->mean_gap[i] >= 1 && w->mean_gap[i] <= (double)last : w->mean_gap[i] == 0);
+        if (!good)
+            return mu_error_set(e, MU_STATUS_DATA, "expert statistics: MoE layer %lld, expert %lld: last token in step %lld, mean gap %g"
+                                " steps; the window says step %lld", (long long)(i / w->experts), (long long)(i % w->experts),
+                                (long long)last, w->mean_gap[i], (long long)newest);
     }
     return MU_STATUS_OK;
 }
@@ -111,17 +148,29 @@ static int64_t layer_load(const mu_load_window *w, int layer) {
     return all;
 }
 
-/* The state of an expert with this load; `all` is the load of its whole layer. */
-static mu_expert_state state_of(const mu_load_window *w, int64_t load, int64_t all) {
+double mu_load_window_silence(const mu_load_window *w, int layer, int expert) {
+    int64_t i = (int64_t)layer * w->experts + expert;
+    return w->last_step[i] ? (double)(w->steps - w->last_step[i]) / w->mean_gap[i] : 0;
+}
+
+/* Longer silent than its own past explains. */
+static bool is_silent(const mu_load_window *w, int layer, int expert) {
+    int64_t gap = w->steps - w->last_step[(int64_t)layer * w->experts + expert];
+    return gap > MU_SILENT_STEPS && mu_load_window_silence(w, layer, expert) > MU_SILENT_GAPS;
+}
+
+/* `all`: the load of the whole layer. */
+static mu_expert_state state_of(const mu_load_window *w, int layer, int expert, int64_t all) {
+    int64_t i = (int64_t)layer * w->experts + expert, load = w->total[i];
     if (!mu_load_window_is_long_enough(w)) return MU_EXPERT_HEALTHY;
-    if (load == 0) return MU_EXPERT_DEAD;
+    if (is_silent(w, layer, expert) || !w->last_step[i]) return MU_EXPERT_DEAD;
     return load * w->experts * 10 < all ? MU_EXPERT_STARVED : MU_EXPERT_HEALTHY;
 }
 
-mu_expert_state mu_load_window_state(const mu_load_window *w, int layer, int expert) {
-    MU_CHECK(layer >= 0 && layer < w->layers && expert >= 0 && expert < w->experts, "expert %d of %d, layer %d of %d", expert,
-             w->experts, layer, w->layers);
-    return state_of(w, w->total[(int64_t)layer * w->experts + expert], layer_load(w, layer));
+void mu_load_window_states(const mu_load_window *w, int layer, mu_expert_state *states) {
+    MU_CHECK(layer >= 0 && layer < w->layers, "layer %d of %d", layer, w->layers);
+    int64_t all = layer_load(w, layer);
+    for (int i = 0; i < w->experts; i++) states[i] = state_of(w, layer, i, all);
 }
 
 mu_unhealthy mu_load_window_count_unhealthy(const mu_load_window *w) {
@@ -129,41 +178,58 @@ mu_unhealthy mu_load_window_count_unhealthy(const mu_load_window *w) {
     for (int layer = 0; layer < w->layers; layer++) {
         int64_t all = layer_load(w, layer);
         for (int i = 0; i < w->experts; i++) {
-            mu_expert_state state = state_of(w, w->total[(int64_t)layer * w->experts + i], all);
+            mu_expert_state state = state_of(w, layer, i, all);
             n.dead += state == MU_EXPERT_DEAD, n.starved += state == MU_EXPERT_STARVED;
         }
     }
     return n;
 }
 
+static int by_size(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* sum_i (2i - n - 1) c_(i) / (n sum c), c_(i) ascending, i from 1. */
+static double gini(const int64_t *counts, int n, double total) {
+    int64_t *sorted = mu_alloc((size_t)n, sizeof *sorted);
+    memcpy(sorted, counts, sizeof *sorted * (size_t)n);
+    qsort(sorted, (size_t)n, sizeof *sorted, by_size);
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += (2.0 * (i + 1) - n - 1) * (double)sorted[i];
+    free(sorted);
+    return sum / (n * total);
+}
+
 mu_load mu_load_of(const int64_t *counts, int n) {
     MU_CHECK(counts && n >= 1, "the load of %d experts%s", n, counts ? "" : ", without counts");
-    double total = 0, largest = 0, squares = 0, entropy = 0;
+    double total = 0, largest = 0, smallest = INFINITY, squares = 0, entropy = 0;
     for (int i = 0; i < n; i++) {
         MU_CHECK(counts[i] >= 0, "expert %d has a count of %lld tokens", i, (long long)counts[i]);
         total += (double)counts[i];
-        if ((double)counts[i] > largest) largest = (double)counts[i];
+        largest = fmax(largest, (double)counts[i]), smallest = fmin(smallest, (double)counts[i]);
     }
-    if (total == 0) return (mu_load){ 0, 0, 0, 0 };
+    if (total == 0) return (mu_load){ 0 };
     double mean = total / n;
     for (int i = 0; i < n; i++) {
         double d = (double)counts[i] - mean, p = (double)counts[i] / total;
         squares += d * d;
         if (p > 0) entropy -= p * log(p);
     }
-    return (mu_load){ largest / mean - 1, largest / mean, sqrt(squares / n) / mean, exp(entropy) / n };
+    return (mu_load){ .max_vio = largest / mean - 1, .min_vio = 1 - smallest / mean, .load_imbalance = largest / mean,
+                      .load_cv = sqrt(squares / n) / mean, .gini = gini(counts, n, total), .diversity = exp(entropy) / n };
 }
 
 /* ------------------------------------------------------------------ the report */
 
 /* ": 2, 5-9, 21": the experts of a layer that are in `state`; runs of three and more as ranges. After the first
  * entries the remaining experts are only counted. */
-static void list_experts(const mu_load_window *w, int layer, mu_expert_state state, int n, FILE *out) {
+static void list_experts(const mu_expert_state *states, int experts, mu_expert_state state, int n, FILE *out) {
     enum { ENTRIES = 12 };
     int entries = 0, listed = 0;
-    for (int i = 0; i < w->experts && entries < ENTRIES; i++) {
+    for (int i = 0; i < experts && entries < ENTRIES; i++) {
         int end = i;
-        while (end < w->experts && mu_load_window_state(w, layer, end) == state) end++;
+        while (end < experts && states[end] == state) end++;
         if (end == i) continue;
         if (end - i == 2) end = i + 1;
         fprintf(out, entries++ ? ", %d" : ": %d", i);
@@ -174,15 +240,29 @@ static void list_experts(const mu_load_window *w, int layer, mu_expert_state sta
     if (listed < n) fprintf(out, " and %d more", n - listed);
 }
 
+/* "dead (no tokens for 30 steps or more)": how long, as far as the window goes back. */
+static void describe_dead(const mu_load_window *w, int layer, const mu_expert_state *states, FILE *out) {
+    int64_t least = w->held, most = 0;
+    for (int i = 0; i < w->experts; i++) {
+        int64_t gap = w->steps - w->last_step[(int64_t)layer * w->experts + i];
+        if (states[i] != MU_EXPERT_DEAD) continue;
+        if (gap > w->held) gap = w->held;
+        if (gap < least) least = gap;
+        if (gap > most) most = gap;
+    }
+    fprintf(out, "dead (no tokens for %lld steps%s)", (long long)least, most > least ? " or more" : "");
+}
+
 /* "layer 3: 2 of 64 experts dead (no tokens for 200 steps): 5, 11", when there are any in `state`. */
-static void report_layer(const mu_load_window *w, int layer, int layer_id, mu_expert_state state, FILE *out) {
+static void report_layer(const mu_load_window *w, int layer, int layer_id, const mu_expert_state *states, mu_expert_state state,
+                         FILE *out) {
     int n = 0;
-    for (int i = 0; i < w->experts; i++) n += mu_load_window_state(w, layer, i) == state;
+    for (int i = 0; i < w->experts; i++) n += states[i] == state;
     if (!n) return;
     fprintf(out, "layer %d: %d of %d experts ", layer_id, n, w->experts);
-    fprintf(out, state == MU_EXPERT_DEAD ? "dead (no tokens for %lld steps)" : "starved (below 10 %% of the mean load over %lld steps)",
-            (long long)w->held);
-    list_experts(w, layer, state, n, out);
+    if (state == MU_EXPERT_DEAD) describe_dead(w, layer, states, out);
+    else fprintf(out, "starved (below 10 %% of the mean load over %lld steps)", (long long)w->held);
+    list_experts(states, w->experts, state, n, out);
     fputc('\n', out);
 }
 
@@ -191,10 +271,13 @@ char *mu_load_window_report(const mu_load_window *w, const int *layer_ids) {
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
     MU_CHECK(out, "out of memory");
+    mu_expert_state *states = mu_alloc((size_t)w->experts, sizeof *states);
     for (int layer = 0; layer < w->layers; layer++) {
-        report_layer(w, layer, layer_ids[layer], MU_EXPERT_DEAD, out);
-        report_layer(w, layer, layer_ids[layer], MU_EXPERT_STARVED, out);
+        mu_load_window_states(w, layer, states);
+        report_layer(w, layer, layer_ids[layer], states, MU_EXPERT_DEAD, out);
+        report_layer(w, layer, layer_ids[layer], states, MU_EXPERT_STARVED, out);
     }
+    free(states);
     fclose(out);
     if (size && text[size - 1] == '\n') text[size - 1] = '\0';
     return text;

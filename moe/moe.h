@@ -40,7 +40,7 @@ enum { MU_BIAS_RATE_MAX = 1000 };
 typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
 
 #define MU_OPTIONS_STATS(O) \
-    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which expert load is summed; in this window an expert without tokens is dead, one below 10 % of the mean load starved; takes 8 bytes per step and expert of each MoE layer, in memory and in checkpoints") \
+    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which expert load is summed; an expert below 10 % of the mean load in this window is starved; takes 8 bytes per step and expert of each MoE layer, in memory and in checkpoints") \
     O(INT,    every,               "100",       0,   1e9, NULL, FREE, "steps between statistics lines of metrics.jsonl, which describe the experts over the window; 0: never")
 
 typedef struct { MU_OPTIONS_STATS(MU_OPTION_FIELD) } mu_stats_config;
@@ -169,6 +169,7 @@ void mu_balance_update_bias(mu_moe *m, const int64_t *counts_E, double rate);
  * Load of every expert over a window of steps. All counts are of the global batch, so every rank gets
  * the same result without communication. */
 enum { MU_LOAD_WINDOW_DEFAULT = 200, MU_LOAD_WINDOW_MIN = 20 };
+enum { MU_SILENT_STEPS = 20, MU_SILENT_GAPS = 7 };  /* an expert silent for more steps, and for more of its mean gaps, is dead */
 typedef struct {
     int layers, experts;
     int64_t length;             /* steps that it has room for */
@@ -177,27 +178,37 @@ typedef struct {
     int64_t *ring;              /* [length, layers, experts]: step s in row s % length, zeros where no step is held */
     int64_t *total;             /* [layers, experts]: sums over the window */
     int64_t *previous;          /* [layers, experts]: the last global batch, for global_aux_counts: previous */
+    int64_t *last_step;         /* [layers, experts]: the last step (the first is 1) that gave it tokens; 0: none so far */
+    double *mean_gap;           /* [layers, experts]: steps from one such step to the next, mean over about the last 16; 0 as above */
 } mu_load_window;
 typedef struct {
-    double max_vio, load_imbalance, load_cv, diversity;         /* of one batch: max/mean - 1, max/mean, sd/mean, exp(entropy)/E */
+    /* Of one batch: max/mean - 1, 1 - min/mean, max/mean, sd/mean, Gini coefficient, exp(entropy)/E. */
+    double max_vio, min_vio, load_imbalance, load_cv, gini, diversity;
 } mu_load;
 typedef enum { MU_EXPERT_HEALTHY, MU_EXPERT_STARVED, MU_EXPERT_DEAD } mu_expert_state;
 void mu_load_window_init(mu_load_window *w, int layers, int experts, int64_t length);
 void mu_load_window_free(mu_load_window *w);
 int64_t mu_load_window_bytes(const mu_load_window *w);                  /* of host memory */
 void mu_load_window_add(mu_load_window *w, const int64_t *counts);      /* [layers, experts] of one step */
-/* After `ring` and `steps` were loaded: derives held, total and previous. */
+/* After `ring` and `steps` were loaded: derives held, total, previous, and last_step and mean_gap as far as the window
+ * goes back. */
 void mu_load_window_derive(mu_load_window *w);
 /* Then checks them: in every held step the counts of each layer add up to `assignments`. MU_STATUS_DATA when not. */
 mu_status mu_load_window_check(const mu_load_window *w, int64_t assignments, mu_error *e) MU_MUST_USE;
+/* Do last_step and mean_gap agree with the window? MU_STATUS_DATA when not. */
+mu_status mu_load_window_check_silence(const mu_load_window *w, mu_error *e) MU_MUST_USE;
 /* Copies the newest steps of `from`, as many as fit into `to`, which may be shorter or longer. */
 void mu_load_window_copy(mu_load_window *to, const mu_load_window *from);
 /* Steps of the window in which the expert got a token. */
 int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expert);
-bool mu_load_window_is_long_enough(const mu_load_window *w); /* enough steps to call an expert dead or starved? */
-/* Dead: no token in the window; starved: below 10 % of the mean load of its layer. All are healthy until there are
- * enough steps. */
-mu_expert_state mu_load_window_state(const mu_load_window *w, int layer, int expert);
+bool mu_load_window_is_long_enough(const mu_load_window *w);    /* enough steps to call an expert dead or starved? */
+/* How many times its mean gap an expert has been without tokens; 0 when it never had any. With tokens at random it exceeds z with
+ * probability exp(-z), however rare they are. */
+double mu_load_window_silence(const mu_load_window *w, int layer, int expert);
+/* States of the experts of a layer. Dead: never had a token, or has been silent for more than MU_SILENT_STEPS and MU_SILENT_GAPS;
+ * starved: not dead, and below 10 % of the mean load of its layer in the window. So an expert without tokens in the window whose
+ * gaps have always been long is starved, not dead. All are healthy until there are enough steps. */
+void mu_load_window_states(const mu_load_window *w, int layer, mu_expert_state *states_E);
 typedef struct { int dead, starved; } mu_unhealthy;
 mu_unhealthy mu_load_window_count_unhealthy(const mu_load_window *w);   /* experts of all layers */
 mu_load mu_load_of(const int64_t *counts_E, int experts);

@@ -136,6 +136,22 @@ static mu_status ring_set(const mu_state *st, const void *host, mu_error *e) {
     return status;
 }
 
+static mu_status silence_set(const mu_state *st, const void *host, mu_error *e) {
+    (void)host;
+    return mu_load_window_check_silence(st->module, e);
+}
+
+/* After the ring, from which older checkpoints derive it. */
+static void visit_silence(mu_load_window *w, int64_t step, mu_state_visitor *v) {
+    mu_state last = { .name = "/state/window/last_step", .type = MU_STORE_I64, .n_dims = 2, .shape = { w->layers, w->experts },
+                      .data = w->last_step, .min = 0, .max = step, .for_training = true, .since = 4 };
+    mu_state gap = { .name = "/state/window/mean_gap", .type = MU_STORE_F64, .n_dims = 2, .shape = { w->layers, w->experts },
+                     .data = w->mean_gap, .low = 0, .high = (double)step, .for_training = true, .since = 4, .module = w,
+                     .set = silence_set };
+    v->visit(v, &last);
+    v->visit(v, &gap);
+}
+
 void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, int64_t length, mu_state_visitor *v) {
     mu_load_window *w = &s->window, other = { 0 };
     windows both = { w, w };
@@ -152,6 +168,7 @@ void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignmen
     snprintf(ring.name, sizeof ring.name, "/state/roll/ring");
     v->visit(v, &steps);
     v->visit(v, &ring);
+    visit_silence(w, step, v);
     mu_load_window_free(&other);
 }
 

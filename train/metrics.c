@@ -69,67 +69,6 @@ static void add_value(mu_json *j, const char *key, double value) {
     if (isfinite(value)) mu_json_float(j, key, value);
 }
 
-static void add_states(mu_json *j, const mu_log_source *src, int layer, mu_expert_state state, const char *key) {
-    mu_json_begin(j, key, '[');
-    for (int i = 0; i < src->state->stats->window.experts; i++)
-        if (mu_load_window_state(&src->state->stats->window, layer, i) == state) mu_json_int(j, NULL, i);
-    mu_json_end(j, ']');
-}
-
-static double bias_absmax(const mu_log_source *src) {
-    double most = 0;
-    for (int layer = 0; layer < src->state->model->n_moe; layer++)
-        for (int64_t i = 0; i < src->cfg->moe.num_experts; i++)
-            most = fmax(most, fabs(src->state->model->blocks[src->state->model->moe_layers[layer]].moe.bias[i]));
-    return most;
-}
-
-static void add_moe_summary(mu_json *j, const mu_log_source *src, const mu_step_result *r) {
-    mu_load worst = { 0 }, sum = { 0 };
-    int n = src->state->model->n_moe, E = (int)src->cfg->moe.num_experts;
-    for (int layer = 0; layer < n; layer++) {
-        mu_load l = mu_load_of(src->state->stats->counts + (int64_t)layer * E, E);
-        worst.max_vio = fmax(worst.max_vio, l.max_vio),
-        worst.load_imbalance = fmax(worst.load_imbalance, l.load_imbalance);
-        sum.load_cv += l.load_cv, sum.diversity += l.diversity;
-    }
-    add_value(j, "moe/aux_loss", r->values.aux);
-    add_value(j, "moe/z_loss", r->values.z);
-    mu_json_float(j, "moe/load_imbalance", worst.load_imbalance);
-    mu_json_float(j, "moe/max_vio", worst.max_vio);
-    mu_json_float(j, "moe/load_cv", sum.load_cv / n);
-    mu_json_float(j, "moe/diversity", sum.diversity / n);
-    if (mu_load_window_is_long_enough(&src->state->stats->window)) {
-        mu_unhealthy found = mu_load_window_count_unhealthy(&src->state->stats->window);
-        mu_json_float(j, "moe/dead_frac", (double)found.dead / (n * E));
-        mu_json_float(j, "moe/starved_frac", (double)found.starved / (n * E));
-    }
-    mu_json_float(j, "moe/dropped_frac", r->values.dropped);
-    if (src->cfg->moe.balance & MU_BALANCE_BIAS) mu_json_float(j, "moe/bias_absmax", bias_absmax(src));
-}
-
-static void add_layers(mu_json *j, const mu_log_source *src) {
-    int E = (int)src->cfg->moe.num_experts;
-    for (int layer = 0; layer < src->state->model->n_moe; layer++) {
-        const int64_t *counts = src->state->stats->counts + (int64_t)layer * E;
-        char key[64];
-        int length = snprintf(key, sizeof key, "moe/layer_%d/", src->state->model->moe_layers[layer]);
-        char *rest = key + length;
-        size_t room = sizeof key - (size_t)length;
-        snprintf(rest, room, "load");
-        mu_json_begin(j, key, '[');
-        for (int i = 0; i < E; i++) mu_json_int(j, NULL, counts[i]);
-        mu_json_end(j, ']');
-        snprintf(rest, room, "load_imbalance");
-        mu_json_float(j, key, mu_load_of(counts, E).load_imbalance);
-        if (!mu_load_window_is_long_enough(&src->state->stats->window)) continue;
-        snprintf(rest, room, "dead");
-        add_states(j, src, layer, MU_EXPERT_DEAD, key);
-        snprintf(rest, room, "starved");
-        add_states(j, src, layer, MU_EXPERT_STARVED, key);
-    }
-}
-
 mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step_result *r, double tokens_per_s,
                           mu_error *e) {
     mu_json *j = &m->line;
@@ -143,10 +82,7 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step
     add_value(j, "train/ppl", exp(r->values.ce));
     mu_json_float(j, "optim/lr", r->lr);
     mu_json_float(j, "optim/grad_norm", r->values.grad_norm);
-    if (src->state->model->n_moe) {
-        add_moe_summary(j, src, r);
-        add_layers(j, src);
-    }
+    if (src->state->model->n_moe) mu_metrics_add_routing(j, src, r);
     mu_json_float(j, "perf/tokens_per_s", tokens_per_s);
     mu_json_float(j, "perf/step_ms", 1e3 * r->seconds);
     mu_json_float(j, "perf/comm_ms", 1e3 * r->comm_seconds);
@@ -158,21 +94,9 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step
     return status == MU_STATUS_OK ? end_line(m, e) : status;
 }
 
-static void add_window(mu_json *j, const mu_log_source *src) {
-    const mu_load_window *w = &src->state->stats->window;
-    for (int layer = 0; layer < w->layers; layer++) {
-        char key[64];
-        snprintf(key, sizeof key, "moe/layer_%d/load", src->state->model->moe_layers[layer]);
-        mu_json_begin(j, key, '[');
-        for (int i = 0; i < w->experts; i++) mu_json_int(j, NULL, w->total[(int64_t)layer * w->experts + i]);
-        mu_json_end(j, ']');
-    }
-}
-
 mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, mu_error *e) {
     begin_line(m, src->state->step);
-    mu_json_int(&m->line, "stats/steps", src->state->stats->window.held);
-    add_window(&m->line, src);
+    mu_metrics_add_window(&m->line, src);
     return end_line(m, e);
 }
 

@@ -99,14 +99,15 @@ static void report_all_active(mu_progress *p, const mu_log_source *src) {
 
 /* Reports dead and starved experts when they changed since the last call. */
 static void report_changes(mu_progress *p, const mu_log_source *src) {
-    bool changed = false;
-    for (int i = 0; i < p->cells; i++) {
-        mu_expert_state s = mu_load_window_state(&src->state->stats->window, i / src->state->stats->window.experts, i % src->state->stats->window.experts);
-        changed |= s != p->states[i];
-        p->states[i] = s;
-    }
+    const mu_load_window *w = &src->state->stats->window;
+    size_t bytes = sizeof *p->states * (size_t)p->cells;
+    mu_expert_state *now = mu_alloc((size_t)p->cells, sizeof *now);
+    for (int layer = 0; layer < w->layers; layer++) mu_load_window_states(w, layer, now + (int64_t)layer * w->experts);
+    bool changed = memcmp(now, p->states, bytes) != 0;
+    memcpy(p->states, now, bytes);
+    free(now);
     if (!changed) return;
-    char *text = mu_load_window_report(&src->state->stats->window, src->state->model->moe_layers);
+    char *text = mu_load_window_report(w, src->state->model->moe_layers);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) mu_progress_say(p, "  %s", line);
     if (!text[0]) report_all_active(p, src);
     free(text);

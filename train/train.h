@@ -206,6 +206,10 @@ void mu_run_warn_rewritten(const mu_rewritten *r);
 /* Does the run resume from before its newest checkpoint? The newer checkpoints and the records of their steps are then moved aside. Local. */
 bool mu_run_rewinds(const mu_log_source *src);
 
+/* What a step line and a statistics line say of the experts (metrics_moe.c). Local. */
+void mu_metrics_add_routing(mu_json *j, const mu_log_source *src, const mu_step_result *r);
+void mu_metrics_add_window(mu_json *j, const mu_log_source *src);
+
 typedef struct mu_metrics mu_metrics;
 /* Opens metrics.jsonl for appending after mu_metrics_cut_back, and statistics.rec after mu_statistics_resume; before mu_checkpoint_set_aside. Rank 0 only. */
 mu_status mu_metrics_open(mu_metrics **m, const mu_log_source *src, mu_error *e) MU_MUST_USE;

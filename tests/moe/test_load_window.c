@@ -13,6 +13,12 @@ static void take(mu_load_window *w, int64_t times, const int64_t counts[LAYERS *
     for (int64_t i = 0; i < times; i++) mu_load_window_add(w, counts);
 }
 
+static mu_expert_state state_of(const mu_load_window *w, int layer, int expert) {
+    mu_expert_state states[64];
+    mu_load_window_states(w, layer, states);
+    return states[expert];
+}
+
 static const int64_t even[LAYERS * E] = { 10, 10, 10, 10, 10, 10, 10, 10, 10, 10 };
 /* layer 0: expert 2 dead; layer 1: 0 and 3 dead, 4 starved (8 < 10 % of 100), 1 just not (10 = 10 %) */
 static const int64_t uneven[LAYERS * E] = { 25, 25, 0, 25, 25, 0, 10, 482, 0, 8 };
@@ -22,13 +28,13 @@ static void nobody_is_judged_before_twenty_steps(void **state) {
     mu_load_window w;
     mu_load_window_init(&w, LAYERS, E, WINDOW);
     take(&w, MU_LOAD_WINDOW_MIN - 1, uneven);
-    for (int i = 0; i < LAYERS * E; i++) assert_int_equal(mu_load_window_state(&w, i / E, i % E), MU_EXPERT_HEALTHY);
+    for (int i = 0; i < LAYERS * E; i++) assert_int_equal(state_of(&w, i / E, i % E), MU_EXPERT_HEALTHY);
     char *text = mu_load_window_report(&w, (int[]){ 0, 1 });
     assert_string_equal(text, "");
     free(text);
     take(&w, 1, uneven);
     assert_int_equal(w.held, 20);
-    assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_DEAD);
+    assert_int_equal(state_of(&w, 0, 2), MU_EXPERT_DEAD);
     mu_load_window_free(&w);
 }
 
@@ -41,7 +47,7 @@ static void dead_starved_healthy(void **state) {
     mu_load_window w;
     mu_load_window_init(&w, LAYERS, E, WINDOW);
     take(&w, 30, uneven);
-    for (int i = 0; i < LAYERS * E; i++) assert_int_equal(mu_load_window_state(&w, i / E, i % E), wanted[i]);
+    for (int i = 0; i < LAYERS * E; i++) assert_int_equal(state_of(&w, i / E, i % E), wanted[i]);
     char *text = mu_load_window_report(&w, (int[]){ 1, 3 });
     assert_string_equal(text, "layer 1: 1 of 5 experts dead (no tokens for 30 steps): 2\n"
                               "layer 3: 2 of 5 experts dead (no tokens for 30 steps): 0, 3\n"
@@ -84,14 +90,14 @@ static void slides(int64_t length) {
     assert_int_equal(w.held, 7);
     take(&w, length - 1, uneven);
     assert_int_equal(w.held, length);
-    assert_int_equal(w.total[2], 10);               /* one even step is left */
-    assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_STARVED);
+    assert_int_equal(w.total[2], 10);               /* one even step is left, but the last silence is too long */
+    assert_int_equal(state_of(&w, 0, 2), length - 1 > MU_SILENT_STEPS ? MU_EXPERT_DEAD : MU_EXPERT_STARVED);
     take(&w, 1, uneven);
     assert_int_equal(w.total[2], 0);
-    assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_DEAD);
+    assert_int_equal(state_of(&w, 0, 2), length > MU_SILENT_STEPS ? MU_EXPERT_DEAD : MU_EXPERT_STARVED);
     for (int i = 0; i < LAYERS * E; i++) assert_int_equal(w.total[i], length * uneven[i]);
     take(&w, 1, even);                              /* one token: no longer dead */
-    assert_int_equal(mu_load_window_state(&w, 0, 2), MU_EXPERT_STARVED);
+    assert_int_equal(state_of(&w, 0, 2), MU_EXPERT_STARVED);
     for (int i = 0; i < LAYERS * E; i++) assert_int_equal(w.previous[i], even[i]);
     take(&w, 3 * length, even);
     char *text = mu_load_window_report(&w, (int[]){ 0, 1 });
@@ -105,6 +111,47 @@ static void the_window_slides(void **state) {
     slides(WINDOW);
     slides(MU_LOAD_WINDOW_MIN);
     slides(MU_LOAD_WINDOW_MIN + 1);
+}
+
+/* Layer 0: expert 0 has tokens in every step, expert 1 in every step until `until`, expert 2 in every `gap`-th, expert 3 in none. */
+static void take_with_gaps(mu_load_window *w, int64_t steps, int64_t until, int64_t gap) {
+    for (int64_t i = 0; i < steps; i++) {
+        int64_t step = w->steps + 1, counts[LAYERS * E] = { 100, step <= until, step % gap == 0, 0, 50, 5, 5, 5, 5, 5 };
+        mu_load_window_add(w, counts);
+    }
+}
+
+/* An expert is silent when its own past does not explain it: after 21 steps for a busy one, after seven mean gaps for a rare
+ * one, whose domain may just be rare. */
+static void silence_is_judged_by_the_past(void **state) {
+    (void)state;
+    mu_load_window w;
+    mu_load_window_init(&w, LAYERS, E, MU_LOAD_WINDOW_MIN);
+    take_with_gaps(&w, 1000, 1000 - MU_SILENT_STEPS, 50);
+    assert_int_equal(w.last_step[1], 980);
+    assert_int_equal(w.last_step[2], 1000);
+    assert_true(w.mean_gap[0] == 1 && w.mean_gap[1] == 1 && w.mean_gap[2] == 50 && w.mean_gap[3] == 0);
+    assert_int_equal(w.last_step[3], 0);
+    assert_int_equal(state_of(&w, 0, 1), MU_EXPERT_STARVED);            /* 20 steps */
+    assert_int_equal(state_of(&w, 0, 3), MU_EXPERT_DEAD);               /* never had a token */
+    take_with_gaps(&w, 1, 0, 50);
+    assert_int_equal(state_of(&w, 0, 1), MU_EXPERT_DEAD);               /* 21 */
+    assert_true(mu_load_window_silence(&w, 0, 1) == 21 && mu_load_window_silence(&w, 0, 3) == 0);
+    char *text = mu_load_window_report(&w, (int[]){ 0, 1 });
+    assert_string_equal(text, "layer 0: 2 of 5 experts dead (no tokens for 20 steps): 1, 3\n"
+                              "layer 0: 1 of 5 experts starved (below 10 % of the mean load over 20 steps): 2");
+    free(text);
+    take_with_gaps(&w, 349, 0, 1000000);
+    assert_true(mu_load_window_silence(&w, 0, 2) == 7);
+    assert_int_equal(w.total[2], 0);
+    assert_int_equal(state_of(&w, 0, 2), MU_EXPERT_STARVED);            /* no token in the window: seven mean gaps explain it */
+    take_with_gaps(&w, 1, 0, 1000000);
+    assert_int_equal(state_of(&w, 0, 2), MU_EXPERT_DEAD);
+    take_with_gaps(&w, 1, 1352, 1352);                                  /* both are back */
+    assert_int_equal(state_of(&w, 0, 1), MU_EXPERT_STARVED);
+    assert_int_equal(state_of(&w, 0, 2), MU_EXPERT_STARVED);
+    assert_true(w.mean_gap[1] == 1 + 371 / 16.0 && w.mean_gap[2] == 50 + 302 / 16.0);
+    mu_load_window_free(&w);
 }
 
 /* The loads of step s: expert s % E of each layer takes 10. */
@@ -205,6 +252,16 @@ static void what_is_read_is_what_was_taken(void **state) {
     mu_load_window_derive(&w);                         /* what is not read follows from the ring */
     assert_memory_equal(w.total, total, sizeof total);
     assert_memory_equal(w.previous, previous, sizeof previous);
+    assert_int_equal(mu_load_window_check_silence(&w, &e), MU_STATUS_OK);
+    w.last_step[E + 1]--;
+    assert_int_equal(mu_load_window_check_silence(&w, &e), MU_STATUS_DATA);
+    assert_non_null(strstr(e.text, "MoE layer 1, expert 1: last token in step"));
+    w.last_step[E + 1]++, w.mean_gap[E] = 0.5;
+    assert_int_equal(mu_load_window_check_silence(&w, &e), MU_STATUS_DATA);
+    w.mean_gap[E] = 1, w.last_step[E + 4] = w.steps;        /* never had a token */
+    assert_int_equal(mu_load_window_check_silence(&w, &e), MU_STATUS_DATA);
+    w.last_step[E + 4] = 0;
+    assert_int_equal(mu_load_window_check_silence(&w, &e), MU_STATUS_OK);
     last[5] = -last[5];
     assert_refused(&w, "MoE layer 1: the experts of slot 2 do not add up to 10");
     last[5] = INT64_MAX;
@@ -220,25 +277,30 @@ static void what_is_read_is_what_was_taken(void **state) {
 
 static bool near(double x, double y) { return fabs(x - y) < 1e-12; }
 
+static void assert_load(const int64_t *counts, int n, mu_load wanted) {
+    mu_load l = mu_load_of(counts, n);
+    assert_true(near(l.max_vio, wanted.max_vio) && near(l.min_vio, wanted.min_vio) && near(l.load_imbalance, wanted.load_imbalance));
+    assert_true(near(l.load_cv, wanted.load_cv) && near(l.gini, wanted.gini) && near(l.diversity, wanted.diversity));
+}
+
 static void loads(void **state) {
     (void)state;
-    mu_load l = mu_load_of((int64_t[]){ 3, 3, 3, 3 }, 4);
-    assert_true(near(l.max_vio, 0) && near(l.load_imbalance, 1) && near(l.load_cv, 0) &&
-                near(l.diversity, 1));
-    l = mu_load_of((int64_t[]){ 0, 8, 0, 0 }, 4);
-    assert_true(near(l.max_vio, 3) && near(l.load_imbalance, 4) && near(l.load_cv, sqrt(3)) &&
-                near(l.diversity, 0.25));
-    l = mu_load_of((int64_t[]){ 1, 3 }, 2);
-    assert_true(near(l.max_vio, 0.5) && near(l.load_cv, 0.5) &&
-                near(l.diversity, exp(-0.25 * log(0.25) - 0.75 * log(0.75)) / 2));
-    l = mu_load_of((int64_t[]){ 0, 0, 0 }, 3);
-    assert_true(l.max_vio == 0 && l.load_imbalance == 0 && l.load_cv == 0 && l.diversity == 0);
+    assert_load((int64_t[]){ 3, 3, 3, 3 }, 4, (mu_load){ .load_imbalance = 1, .diversity = 1 });
+    assert_load((int64_t[]){ 0, 8, 0, 0 }, 4, (mu_load){ .max_vio = 3, .min_vio = 1, .load_imbalance = 4, .load_cv = sqrt(3), .gini = 0.75,
+                                                         .diversity = 0.25 });
+    assert_load((int64_t[]){ 1, 3 }, 2, (mu_load){ .max_vio = 0.5, .min_vio = 0.5, .load_imbalance = 1.5, .load_cv = 0.5, .gini = 0.25,
+                                                   .diversity = exp(-0.25 * log(0.25) - 0.75 * log(0.75)) / 2 });
+    /* (2i - n - 1) c_(i) = -2 * 1 + 0 * 2 + 2 * 6, of n sum c = 27 */
+    assert_load((int64_t[]){ 6, 1, 2 }, 3, (mu_load){ .max_vio = 1, .min_vio = 2 / 3.0, .load_imbalance = 2, .load_cv = sqrt(14 / 27.0), .gini = 10 / 27.0,
+                                                      .diversity = exp(log(9) - (6 * log(6) + 2 * log(2)) / 9) / 3 });
+    assert_load((int64_t[]){ 5 }, 1, (mu_load){ .load_imbalance = 1, .diversity = 1 });
+    assert_load((int64_t[]){ 0, 0, 0 }, 3, (mu_load){ 0 });
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nobody_is_judged_before_twenty_steps), cmocka_unit_test(dead_starved_healthy),
-        cmocka_unit_test(long_lists_are_short), cmocka_unit_test(the_window_slides),
+        cmocka_unit_test(long_lists_are_short), cmocka_unit_test(the_window_slides), cmocka_unit_test(silence_is_judged_by_the_past),
         cmocka_unit_test(the_length_changes), cmocka_unit_test(a_longer_window_says_what_it_holds), cmocka_unit_test(loads), cmocka_unit_test(what_is_read_is_what_was_taken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -86,6 +86,9 @@ static const struct {
     { "ring large", "/state/window/counts", EARLY },
     { "ring and total", "MoE layer 0: the experts of slot 0 do not add up to 32", EARLY },
     { "ring of no step", "MoE layer 0: the experts of slot 3 do not add up to 0", EARLY },
+    { "last token ahead", "/state/window/last_step holds 4 at 0, which must be in [0, 3]", EARLY },
+    { "last token of none", "MoE layer 0, expert 0: last token in step 0, mean gap 1 steps; the window says step 3", EARLY },
+    { "mean gap", "MoE layer 0, expert 0: last token in step 3, mean gap 0.5 steps", EARLY },
     { "loader ahead", "/state/loader holds 7 at ", EARLY },
     { "loader of one domain", "loader state: 0 of 6 samples are implausible for a domain with share 0.99", EARLY },
     { "bias infinite", "/layers/1/mlp/gate/e_score_correction_bias holds a value that is not finite at 1", EARLY },
@@ -112,6 +115,7 @@ static void idle_expert(mu_training *t) {
         row[0] += row[3], row[3] = 0;
     }
     r->total[0] += r->total[3], r->total[3] = 0, r->previous[0] += r->previous[3], r->previous[3] = 0;
+    r->last_step[3] = 0, r->mean_gap[3] = 0, r->last_step[0] = r->steps, r->mean_gap[0] = 1;
     set_steps(t, "/layers/0/mlp/experts/0/gate_proj/weight", r->steps), set_steps(t, "/layers/0/mlp/experts/3/gate_proj/weight", 0);
     set_steps(t, "/layers/0/mlp/experts/0/up_proj/weight", r->steps), set_steps(t, "/layers/0/mlp/experts/3/up_proj/weight", 3);
     set_steps(t, "/layers/0/mlp/experts/0/down_proj/weight", r->steps), set_steps(t, "/layers/0/mlp/experts/3/down_proj/weight", 0);
@@ -127,6 +131,9 @@ static void spoil(mu_training *t, const char *how) {
     else if (!strcmp(how, "ring large")) t->state.stats->window.ring[0] = t->state.stats->window.total[0] = INT64_MAX;
     else if (!strcmp(how, "ring and total")) t->state.stats->window.ring[0] ^= 1, t->state.stats->window.total[0] += t->state.stats->window.ring[0] & 1 ? 1 : -1;
     else if (!strcmp(how, "ring of no step")) t->state.stats->window.ring[3 * t->state.stats->window.layers * t->state.stats->window.experts] = 2, t->state.stats->window.total[0] += 2;
+    else if (!strcmp(how, "last token ahead")) t->state.stats->window.last_step[0] = 4;
+    else if (!strcmp(how, "last token of none")) t->state.stats->window.last_step[0] = 0, t->state.stats->window.mean_gap[0] = 1;
+    else if (!strcmp(how, "mean gap")) t->state.stats->window.mean_gap[0] = 0.5;
     else if (!strcmp(how, "loader ahead")) mu_loader_next(t->state.loader, 1, &sample);
     else if (!strcmp(how, "loader of one domain")) assert_ok(mu_loader_state_set(t->state.loader, &t->cfg.data.train, (int64_t[]){ 0, 6, 6 }, &e));
     else if (!strcmp(how, "bias infinite")) t->state.model->blocks[1].moe.bias[1] = -INFINITY;
@@ -355,7 +362,7 @@ static mu_status read_line(mu_manifest *m, const char *line) {
 /* `text` with the first `from` replaced by `to`, heap. */
 static char *changed(const char *text, const char *from, const char *to) {
     const char *at = strstr(text, from);
-    assert_non_null(at);
+    if (!at) fail_msg("no %s in %s", from, text);
     return mu_format("%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
 }
 
@@ -399,7 +406,7 @@ static void manifests_as_text(void **state) {
     assert_int_equal(m.val_split, MU_VAL_DOCUMENTS);
     mu_manifest_free(&m);
     free(before);
-    char *old = changed(text, "\"version\":4,", "\"version\":1,"), *older = changed(old, "\"val_split\":\"documents_by_hash\",", "");
+    char *old = changed(text, VERSION, "\"version\":1,"), *older = changed(old, "\"val_split\":\"documents_by_hash\",", "");
     assert_ok(read_line(&m, older));
     assert_int_equal(m.val_split, MU_VAL_TAIL);
     assert_int_equal(m.cfg.train.steps, 40);    /* its configuration, read */
