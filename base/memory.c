@@ -18,7 +18,7 @@ static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 void mu_region_init(mu_region *r, size_t reserve) {
     size_t bytes = round_up(reserve, HUGE_PAGE), whole = bytes + HUGE_PAGE;
     char *base = mmap(NULL, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    MU_CHECK(base != MAP_FAILED, "no address space for %zu MiB; is it limited (ulimit -v)?", bytes >> 20);
+    MU_CHECK(base != MAP_FAILED, "cannot reserve %zu MiB of address space; is it limited (ulimit -v)?", bytes >> 20);
     size_t skip = round_up((uintptr_t)base, HUGE_PAGE) - (uintptr_t)base;
     if (skip) munmap(base, skip);
     munmap(base + skip + bytes, HUGE_PAGE - skip);
@@ -29,11 +29,11 @@ void mu_region_commit(mu_region *r, size_t bytes) {
     if (bytes <= r->committed) return;
     size_t want = round_up(bytes, COMMIT_STEP);
     MU_CHECK(want <= r->reserved,
-             "%zu MiB needed, %zu MiB reserved; a smaller micro-batch needs less", want >> 20,
+             "a region needs %zu MiB, but has %zu MiB reserved; use a smaller micro-batch", want >> 20,
              r->reserved >> 20);
     size_t usable = want < HUGE_PAGE ? want : round_up(want, HUGE_PAGE);    /* a partly protected huge page would be split */
     int failed = mprotect(r->base, usable, PROT_READ | PROT_WRITE);
-    MU_CHECK(!failed, "out of memory at %zu MiB; a smaller micro-batch needs less", want >> 20);
+    MU_CHECK(!failed, "out of memory: a region cannot grow to %zu MiB; use a smaller micro-batch", want >> 20);
     if (want >= HUGE_PAGE) madvise(r->base, usable, MADV_HUGEPAGE);         /* optional: failure is not an error */
     r->committed = want, r->usable = usable;
 }
@@ -65,7 +65,7 @@ void mu_arena_free(mu_arena *a) {
 
 size_t mu_size_mul(size_t a, size_t b) {
     size_t product;
-    MU_CHECK(!__builtin_mul_overflow(a, b, &product), "%zu x %zu bytes do not fit into memory", a, b);
+    MU_CHECK(!__builtin_mul_overflow(a, b, &product), "%zu x %zu bytes exceed the address space", a, b);
     return product;
 }
 
@@ -92,7 +92,7 @@ char *mu_format(const char *fmt, ...) {
     va_start(args, fmt);
     va_copy(again, args);
     int n = vsnprintf(NULL, 0, fmt, args);
-    MU_CHECK(n >= 0, "bad format \"%s\"", fmt);
+    MU_CHECK(n >= 0, "invalid printf format \"%s\"", fmt);
     char *text = mu_alloc((size_t)n + 1, 1);
     vsnprintf(text, (size_t)n + 1, fmt, again);
     va_end(args);

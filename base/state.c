@@ -32,11 +32,11 @@ mu_status mu_state_check(const mu_state *s, const void *host, const char *file, 
     int64_t at = first_bad(s, host);
     if (at < 0) return MU_STATUS_OK;
     if (is_whole(s))
-        return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %lld at %lld, which must be in [%lld, %lld]", file, s->name,
-                            (long long)whole_at(s, host, at), (long long)at, (long long)s->min, (long long)s->max);
+        return mu_error_set(e, MU_STATUS_DATA, "%s: %s[%lld] is %lld, must be in [%lld, %lld]", file, s->name, (long long)at,
+                            (long long)whole_at(s, host, at), (long long)s->min, (long long)s->max);
     double value = s->type == MU_STORE_F64 ? ((const double *)host)[at] : (double)((const float *)host)[at];
     if (isfinite(value))
-        return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds %g at %lld, which must be in [%g, %g]", file, s->name, value,
-                            (long long)at, s->low, s->high);
-    return mu_error_set(e, MU_STATUS_DATA, "%s: %s holds a value that is not finite at %lld", file, s->name, (long long)at);
+        return mu_error_set(e, MU_STATUS_DATA, "%s: %s[%lld] is %g, must be in [%g, %g]", file, s->name, (long long)at, value,
+                            s->low, s->high);
+    return mu_error_set(e, MU_STATUS_DATA, "%s: %s[%lld] is not finite", file, s->name, (long long)at);
 }

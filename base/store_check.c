@@ -105,7 +105,7 @@ static mu_status read_bytes(walk *w, uint64_t at, uint64_t n, uint8_t *bytes) {
         ssize_t got = pread(w->fd, bytes + done, n - done, (off_t)(at + done));
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return mu_error_set(w->e, MU_STATUS_IO, "%s: %s", w->path, strerror(errno));
-        if (got == 0) return refuse(w, at + done, "the file ends here");
+        if (got == 0) return refuse(w, at + done, "unexpected end of file");
         done += (uint64_t)got;
     }
     return MU_STATUS_OK;
@@ -113,7 +113,7 @@ static mu_status read_bytes(walk *w, uint64_t at, uint64_t n, uint8_t *bytes) {
 
 static mu_status load(walk *w, uint64_t at, uint64_t n, void *bytes, const char *what) {
     if (at > w->size || n > w->size - at)
-        return refuse(w, at, "%s of %llu bytes is not within the file's %llu", what, (unsigned long long)n,
+        return refuse(w, at, "%s of %llu bytes extends beyond the end of the file (%llu bytes)", what, (unsigned long long)n,
                       (unsigned long long)w->size);
     if (n > sizeof w->ahead) return read_bytes(w, at, n, bytes);
     if (at < w->ahead_at || at + n > w->ahead_at + w->n_ahead) {
@@ -147,9 +147,9 @@ static void grow_pieces(walk *w) {
 /* These bytes belong to `what` alone. */
 static mu_status claim(walk *w, uint64_t at, uint64_t bytes, const char *what) {
     if (bytes == 0 || at >= w->size || bytes > w->size - at)
-        return refuse(w, at, "%s of %llu bytes is not within the file's %llu", what,
+        return refuse(w, at, "%s of %llu bytes extends beyond the end of the file (%llu bytes)", what,
                       (unsigned long long)bytes, (unsigned long long)w->size);
-    if (w->n_pieces == MAX_PIECES) return refuse(w, at, "more than %d pieces", MAX_PIECES);
+    if (w->n_pieces == MAX_PIECES) return refuse(w, at, "more than %d blocks", MAX_PIECES);
     if (2 * (w->n_pieces + 1) > w->room) grow_pieces(w);
     piece *p = piece_slot(w->pieces, w->room, at);
     if (p->bytes) return refuse(w, at, "%s is used twice", what);
@@ -184,10 +184,10 @@ static mu_status take(walk *w, uint64_t at, uint64_t bytes, uint64_t used, const
     mu_status status = claim(w, at, bytes, begins);
     if (!status) status = load(w, at, used, into, begins);
     if (status) return status;
-    if (memcmp(into, begins, 4)) return refuse(w, at, "no \"%s\" here", begins);
+    if (memcmp(into, begins, 4)) return refuse(w, at, "no signature \"%s\"", begins);
     if (version >= 0 && into[4] != version)
         return refuse(w, at, "\"%s\" of version %d, not %d", begins, into[4], version);
-    if (!has_sum(into, used)) return refuse(w, at, "\"%s\" has another checksum", begins);
+    if (!has_sum(into, used)) return refuse(w, at, "\"%s\": checksum mismatch", begins);
     return MU_STATUS_OK;
 }
 
@@ -203,14 +203,14 @@ static mu_status check_superblock(walk *w, uint64_t *root) {
     if (status) return status;
     if (memcmp(b, signature, sizeof signature)) return refuse(w, 0, "no HDF5 signature");
     if (b[8] != 3) return refuse(w, 8, "superblock of version %d, not 3 (HDF5 1.10)", b[8]);
-    if (!has_sum(b, sizeof b)) return refuse(w, 0, "the superblock has another checksum");
+    if (!has_sum(b, sizeof b)) return refuse(w, 0, "superblock: checksum mismatch");
     if (b[9] != 8 || b[10] != 8)
         return refuse(w, 9, "addresses of %d and lengths of %d bytes, not 8", b[9], b[10]);
     if (b[11]) return refuse(w, 11, "still open for writing: its writer did not finish");
     if (number(b + 12, 8) != 0 || number(b + 20, 8) != NOWHERE)
-        return refuse(w, 12, "a file within a file, or extended");
+        return refuse(w, 12, "superblock with a base address or an extension");
     if (number(b + 28, 8) != w->size)
-        return refuse(w, 28, "it has %llu bytes and was written with %llu", (unsigned long long)w->size,
+        return refuse(w, 28, "the file has %llu bytes, its superblock says %llu", (unsigned long long)w->size,
                       (unsigned long long)number(b + 28, 8));
     *root = number(b + 36, 8);
     return MU_STATUS_OK;
@@ -219,7 +219,7 @@ static mu_status check_superblock(walk *w, uint64_t *root) {
 /* ------------------------------------------------------------------ links */
 
 static mu_status add_object(walk *w, uint64_t at, int depth) {
-    if (depth > MAX_DEPTH) return refuse(w, at, "more than %d groups in each other", MAX_DEPTH);
+    if (depth > MAX_DEPTH) return refuse(w, at, "groups nested more than %d deep", MAX_DEPTH);
     if (w->n_objects == MAX_PIECES) return refuse(w, at, "more than %d objects", MAX_PIECES);
     if (w->n_objects == w->object_room) {
         w->object_room = w->object_room ? 2 * w->object_room : 256;
@@ -233,19 +233,19 @@ static mu_status add_object(walk *w, uint64_t at, int depth) {
 static mu_status check_link(walk *w, uint64_t at, const uint8_t *m, size_t n, int depth,
                             const uint32_t *hash) {
     enum { LENGTH_BYTES = 3, HAS_TYPE = 8, HAS_CHARSET = 16 };
-    if (n < 3 || m[0] != 1) return refuse(w, at, "a link message of another version");
+    if (n < 3 || m[0] != 1) return refuse(w, at, "unknown version of a link message");
     int flags = m[1], length_bytes = 1 << (flags & LENGTH_BYTES);
-    if (flags & HAS_TYPE) return refuse(w, at, "a link to elsewhere");
+    if (flags & HAS_TYPE) return refuse(w, at, "a soft or external link");
     if (flags & ~(LENGTH_BYTES | HAS_CHARSET)) return refuse(w, at, "a link with flags %#x", flags);
     size_t head = 2 + (flags & HAS_CHARSET ? 1 : 0) + (size_t)length_bytes;
-    if (n < head) return refuse(w, at, "half a link");
+    if (n < head) return refuse(w, at, "a link message is cut off");
     uint64_t length = number(m + head - length_bytes, length_bytes);
     if (length == 0 || length > MAX_NAME || n != head + length + 8)
-        return refuse(w, at, "a link whose name has another length");
+        return refuse(w, at, "wrong length of a link's name");
     const uint8_t *name = m + head;
     if (memchr(name, '/', length) || memchr(name, '\0', length))
-        return refuse(w, at, "a link's name with '/' or NUL");
-    if (hash && *hash != lookup3(name, length)) return refuse(w, at, "a link's name has another hash");
+        return refuse(w, at, "'/' or NUL in a link's name");
+    if (hash && *hash != lookup3(name, length)) return refuse(w, at, "hash mismatch of a link's name");
     return add_object(w, number(name + length, 8), depth + 1);
 }
 
@@ -282,12 +282,12 @@ static mu_status check_heap_block(walk *w, heap *h, uint64_t at, uint64_t offset
     if (!status) status = load(w, at, bytes, w->block, "FHDB");
     if (status) return status;
     uint8_t *b = w->block;
-    if (memcmp(b, "FHDB", 4) || b[4] != 0) return refuse(w, at, "no \"FHDB\" of version 0 here");
+    if (memcmp(b, "FHDB", 4) || b[4] != 0) return refuse(w, at, "no signature \"FHDB\" of version 0");
     if (number(b + 5, 8) != h->at || number(b + 13, 4) != offset)
-        return refuse(w, at, "\"FHDB\" of another heap or place");
+        return refuse(w, at, "\"FHDB\": wrong heap or offset");
     uint32_t sum = (uint32_t)number(b + 17, SUM_BYTES);
     memset(b + 17, 0, SUM_BYTES); /* the sum was taken so */
-    if (sum != lookup3(b, bytes)) return refuse(w, at, "\"FHDB\" has another checksum");
+    if (sum != lookup3(b, bytes)) return refuse(w, at, "\"FHDB\": checksum mismatch");
     if (h->n == h->room) {
         h->room = h->room ? 2 * h->room : 16;
         h->blocks = mu_realloc(h->blocks, h->room, sizeof *h->blocks);
@@ -302,7 +302,7 @@ static mu_status check_heap_table(walk *w, heap *h, uint64_t at, uint64_t offset
     uint64_t bytes = 17 + (uint64_t)rows * HEAP_WIDTH * 8 + SUM_BYTES;
     mu_status status = take(w, at, bytes, bytes, "FHIB", 0, b);
     if (!status && (number(b + 5, 8) != h->at || number(b + 13, 4) != offset))
-        status = refuse(w, at, "\"FHIB\" of another heap or place");
+        status = refuse(w, at, "\"FHIB\": wrong heap or offset");
     for (int i = 0; !status && i < rows * HEAP_WIDTH; i++) {
         int row = i / HEAP_WIDTH;
         uint64_t child = number(b + 17 + 8 * i, 8);
@@ -336,10 +336,10 @@ static mu_status check_heap(walk *w, heap *h, uint64_t *n_links) {
         plain = plain && number(b + i, 8) == 0; /* no huge and no tiny objects */
     for (int i = 46; i < 70; i += 8)
         plain = plain && number(b + i, 8) <= (uint64_t)1 << 32; /* sizes; 30: free space */
-    if (!plain || number(b + 30, 8) > (uint64_t)1 << 32) return refuse(w, h->at, "\"FRHP\" of another kind");
+    if (!plain || number(b + 30, 8) > (uint64_t)1 << 32) return refuse(w, h->at, "\"FRHP\": unexpected heap parameters");
     *n_links = number(b + 70, 8);
     uint64_t root = number(b + 132, 8), rows = number(b + 140, 2);
-    if (rows > HEAP_MAX_ROWS) return refuse(w, h->at, "\"FRHP\" of %d rows", (int)rows);
+    if (rows > HEAP_MAX_ROWS) return refuse(w, h->at, "\"FRHP\": %d rows, at most %d are allowed", (int)rows, HEAP_MAX_ROWS);
     status = check_free_space(w, number(b + 38, 8));
     if (status) return status;
     return rows ? check_heap_table(w, h, root, 0, (int)rows) : check_heap_block(w, h, root, 0, HEAP_FIRST);
@@ -359,7 +359,7 @@ static mu_status check_record(walk *w, const heap *h, uint64_t at, const uint8_t
     const heap_block *b = h->n ? &h->blocks[low] : NULL;
     if (record[4] != 0 || !b || bytes > sizeof link || offset < b->offset + HEAP_BLOCK_HEAD ||
         offset - b->offset > b->bytes || bytes > b->bytes - (offset - b->offset))
-        return refuse(w, at, "a link that is not in its heap");
+        return refuse(w, at, "a B-tree record points outside its heap");
     uint64_t place = b->at + (offset - b->offset);
     mu_status status = load(w, place, bytes, link, "link");
     return status ? status : check_link(w, place, link, bytes, depth, &hash);
@@ -388,11 +388,11 @@ static tree_shape shape_of_tree(void) {
 static mu_status check_node(walk *w, const heap *h, const tree_shape *t, uint64_t at, int level, uint64_t n,
                             int depth, uint64_t *seen) {
     uint8_t b[NODE];
-    if (n > t->max[level]) return refuse(w, at, "a tree's node of %llu records", (unsigned long long)n);
+    if (n > t->max[level]) return refuse(w, at, "a B-tree node of %llu records, at most %llu fit", (unsigned long long)n, (unsigned long long)t->max[level]);
     uint64_t pointer = level ? 8 + (uint64_t)t->count_bytes + (uint64_t)t->total_bytes[level - 1] : 0;
     uint64_t used = NODE_HEAD + n * RECORD + (level ? (n + 1) * pointer : 0) + SUM_BYTES;
     mu_status status = take(w, at, NODE, used, level ? "BTIN" : "BTLF", 0, b);
-    if (!status && b[5] != 5) status = refuse(w, at, "a tree of kind %d, not of names", b[5]);
+    if (!status && b[5] != 5) status = refuse(w, at, "a B-tree of type %d, expected 5 (link names)", b[5]);
     for (uint64_t i = 0; !status && i < n; i++)
         status = check_record(w, h, at, b + NODE_HEAD + i * RECORD, depth);
     *seen += n;
@@ -403,7 +403,7 @@ static mu_status check_node(walk *w, const heap *h, const tree_shape *t, uint64_
                             seen);
         if (!status && level > 1 &&
             number(child + 8 + t->count_bytes, t->total_bytes[level - 1]) != *seen - before)
-            status = refuse(w, at, "a tree's node counts its records wrongly");
+            status = refuse(w, at, "wrong record count of a B-tree node");
     }
     return status;
 }
@@ -415,11 +415,11 @@ static mu_status check_tree(walk *w, const heap *h, uint64_t at, uint64_t n_link
     uint64_t levels = number(b + 12, 2), root = number(b + 16, 8), seen = 0;
     if (b[5] != 5 || number(b + 6, 4) != NODE || number(b + 10, 2) != RECORD || levels >= MAX_LEVELS ||
         b[14] != 100 || b[15] != 40)
-        return refuse(w, at, "\"BTHD\" of another kind");
+        return refuse(w, at, "\"BTHD\": unexpected B-tree parameters");
     tree_shape t = shape_of_tree();
     status = check_node(w, h, &t, root, (int)levels, number(b + 24, 2), depth, &seen);
     if (!status && (seen != n_links || seen != number(b + 26, 8)))
-        status = refuse(w, at, "the group counts its links wrongly");
+        status = refuse(w, at, "wrong link count of a group");
     return status;
 }
 
@@ -449,7 +449,7 @@ static mu_status check_entry(walk *w, uint64_t at, const uint8_t *entry, const a
     if (number(entry, 8) == NOWHERE) return refuse(w, at, "data are missing");
     uint64_t stored = a->filters ? chunk_bytes + FLETCHER_BYTES : chunk_bytes;
     if (a->filters && (number(entry + 8, size_bytes) != stored || number(entry + 8 + size_bytes, 4)))
-        return refuse(w, at, "a chunk of another size");
+        return refuse(w, at, "wrong size of a chunk");
     return claim(w, number(entry, 8), stored, "a chunk");
 }
 
@@ -467,7 +467,7 @@ static mu_status check_pages(walk *w, uint64_t at, uint64_t header, uint64_t n, 
     uint64_t pages = (n + PAGE - 1) / PAGE, bytes = 14 + (pages + 7) / 8 + SUM_BYTES;
     mu_status status = take(w, at, bytes, bytes, "FADB", 0, w->block);
     if (!status && (w->block[5] != !!a->filters || number(w->block + 6, 8) != header))
-        status = refuse(w, at, "\"FADB\" of another array");
+        status = refuse(w, at, "\"FADB\" belongs to another array");
     for (uint64_t i = 0; !status && i < pages; i++)
         if (!(w->block[14 + i / 8] & 0x80 >> i % 8)) status = refuse(w, at, "data are missing");
     uint64_t page_at = at + bytes;
@@ -477,7 +477,7 @@ static mu_status check_pages(walk *w, uint64_t at, uint64_t header, uint64_t n, 
         status = claim(w, page_at, page_bytes, "a page of chunks");
         if (!status) status = load(w, page_at, page_bytes, w->block, "a page of chunks");
         if (!status && !has_sum(w->block, page_bytes))
-            status = refuse(w, page_at, "a page of chunks has another checksum");
+            status = refuse(w, page_at, "a page of chunks: checksum mismatch");
         if (!status) status = check_entries(w, page_at, w->block, here, a, chunk_bytes, entry_bytes);
         page_at += page_bytes;
     }
@@ -491,20 +491,20 @@ static mu_status check_fixed_array(walk *w, const array *a, uint64_t n, uint64_t
     int size_bytes = 1 + number_bytes(chunk_bytes),
         entry_bytes = a->filters ? 8 + (size_bytes < 8 ? size_bytes : 8) + 4 : 8;
     if (b[5] != !!a->filters || b[6] != entry_bytes || b[7] != PAGE_BITS || number(b + 8, 8) != n)
-        return refuse(w, a->index_at, "\"FAHD\" does not fit its array");
+        return refuse(w, a->index_at, "\"FAHD\" does not match its dataset");
     uint64_t at = number(b + 16, 8), bytes = 14 + n * (uint64_t)entry_bytes + SUM_BYTES;
     if (at == NOWHERE) return refuse(w, a->index_at, "data are missing");
     if (n > PAGE) return check_pages(w, at, a->index_at, n, a, chunk_bytes, entry_bytes);
     status = take(w, at, bytes, bytes, "FADB", 0, w->block);
     if (!status && (w->block[5] != !!a->filters || number(w->block + 6, 8) != a->index_at))
-        status = refuse(w, at, "\"FADB\" of another array");
+        status = refuse(w, at, "\"FADB\" belongs to another array");
     return status ? status : check_entries(w, at, w->block + 14, n, a, chunk_bytes, entry_bytes);
 }
 
 static mu_status check_chunks(walk *w, uint64_t at, const array *a) {
     uint64_t n = 1, chunk_bytes = (uint64_t)a->type_bytes;
     if (a->layout_rank != a->rank + 1 || a->chunk[a->rank] != (uint64_t)a->type_bytes)
-        return refuse(w, at, "chunks do not fit their array");
+        return refuse(w, at, "chunks do not match their dataset");
     for (int i = 0; i < a->rank; i++) {
         uint64_t c = a->chunk[i];
         if (c == 0 || c > INT32_MAX || __builtin_mul_overflow(chunk_bytes, c, &chunk_bytes) ||
@@ -516,7 +516,7 @@ static mu_status check_chunks(walk *w, uint64_t at, const array *a) {
     if (a->index_at == NOWHERE) return refuse(w, at, "data are missing");
     if (a->index == FIXED_ARRAY) return check_fixed_array(w, a, n, chunk_bytes);
     if (n != 1 || (a->filters ? a->stored != chunk_bytes + FLETCHER_BYTES : a->stored != 0))
-        return refuse(w, at, "a single chunk of another size");
+        return refuse(w, at, "wrong size of a single chunk");
     return claim(w, a->index_at, a->filters ? a->stored : chunk_bytes, "a chunk");
 }
 
@@ -546,18 +546,18 @@ typedef struct {
 } object;
 
 static mu_status check_dataspace(walk *w, object *o, uint64_t at, const uint8_t *m, size_t n) {
-    if (n < 4 || m[0] != 2) return refuse(w, at, "a dataspace of another version");
+    if (n < 4 || m[0] != 2) return refuse(w, at, "unknown version of a dataspace message");
     int rank = m[1], flags = m[2];
     if (m[3] != 1 || rank < 1 || rank > MAX_RANK)
-        return refuse(w, at, "not an array of 1 to %d dimensions but %d", MAX_RANK, rank);
+        return refuse(w, at, "a dataset must have 1 to %d dimensions, not %d", MAX_RANK, rank);
     if (flags > 1 || n != 4 + (size_t)rank * 8 * (size_t)(1 + flags))
-        return refuse(w, at, "a dataspace of another size");
+        return refuse(w, at, "wrong size of a dataspace message");
     o->a.rank = rank;
     for (int i = 0; i < rank; i++) {
         o->a.shape[i] = number(m + 4 + 8 * i, 8);
-        if (o->a.shape[i] > INT64_MAX) return refuse(w, at, "a dimension of more than 2^63");
+        if (o->a.shape[i] > INT64_MAX) return refuse(w, at, "a dimension of 2^63 or more");
         if (flags && number(m + 4 + 8 * (rank + i), 8) != o->a.shape[i])
-            return refuse(w, at, "an array that can grow");
+            return refuse(w, at, "a dataset that can grow");
     }
     return MU_STATUS_OK;
 }
@@ -578,12 +578,12 @@ static mu_status check_datatype(walk *w, object *o, uint64_t at, const uint8_t *
             o->a.type_bytes = m[4];
             return MU_STATUS_OK;
         }
-    return refuse(w, at, "not one of the store's types");
+    return refuse(w, at, "a data type that muster does not write");
 }
 
 /* No fill value, only when to write one: two bits when space is taken, two bits when it is filled. */
 static mu_status check_fill_value(walk *w, uint64_t at, const uint8_t *m, size_t n) {
-    if (n != 2 || m[0] != 3 || m[1] > 0xb) return refuse(w, at, "a fill value");
+    if (n != 2 || m[0] != 3 || m[1] > 0xb) return refuse(w, at, "an unexpected fill value");
     return MU_STATUS_OK;
 }
 
@@ -597,27 +597,27 @@ static mu_status check_no_chunks(walk *w, object *o, uint64_t at, const uint8_t 
 
 static mu_status check_layout(walk *w, object *o, uint64_t at, const uint8_t *m, size_t n) {
     enum { CHUNKED = 2, SINGLE_FILTERED = 2 };
-    if (n < 4 || m[0] < 3 || m[0] > 4) return refuse(w, at, "a layout of another version");
+    if (n < 4 || m[0] < 3 || m[0] > 4) return refuse(w, at, "unknown version of a layout message");
     if (m[1] != CHUNKED) return check_no_chunks(w, o, at, m, n);
-    if (n < 5 || m[0] != 4) return refuse(w, at, "chunks of the old kind");
+    if (n < 5 || m[0] != 4) return refuse(w, at, "chunks of layout version 3");
     array *a = &o->a;
     int flags = m[2], rank = m[3], width = m[4];
     if (rank < 2 || rank > MAX_RANK + 1 || width < 1 || width > 8)
         return refuse(w, at, "chunks of %d dimensions", rank - 1);
     size_t head = 5 + (size_t)rank * (size_t)width;
-    if (n < head + 1) return refuse(w, at, "a layout of another size");
+    if (n < head + 1) return refuse(w, at, "a layout message is cut off");
     a->layout_rank = rank;
     for (int i = 0; i < rank; i++) a->chunk[i] = number(m + 5 + i * width, width);
     a->index = m[head];
     const uint8_t *rest = m + head + 1;
     bool single = a->index == SINGLE_CHUNK, filtered = single && flags == SINGLE_FILTERED;
     if (!single && a->index != FIXED_ARRAY)
-        return refuse(w, at, "chunks under an index of kind %d", a->index);
+        return refuse(w, at, "chunk index of type %d", a->index);
     if ((flags && !filtered) || n != head + 1 + (single ? filtered ? 12 : 0 : 1) + 8)
-        return refuse(w, at, "a layout of another kind");
+        return refuse(w, at, "unexpected flags or size of a layout message");
     if (filtered) a->stored = number(rest, 8);
-    if (filtered && (number(rest + 8, 4) || !a->stored)) return refuse(w, at, "filters are left out");
-    if (!single && rest[0] != PAGE_BITS) return refuse(w, at, "pages of another size");
+    if (filtered && (number(rest + 8, 4) || !a->stored)) return refuse(w, at, "a chunk without its checksum filter");
+    if (!single && rest[0] != PAGE_BITS) return refuse(w, at, "wrong page size of a chunk index");
     a->index_at = number(m + n - 8, 8);
     return MU_STATUS_OK;
 }
@@ -631,27 +631,27 @@ static mu_status check_filters(walk *w, object *o, uint64_t at, const uint8_t *m
 }
 
 static mu_status check_link_info(walk *w, object *o, uint64_t at, const uint8_t *m, size_t n) {
-    if (n != 18 || m[0] != 0 || m[1] != 0) return refuse(w, at, "a group of another kind");
+    if (n != 18 || m[0] != 0 || m[1] != 0) return refuse(w, at, "unexpected group settings");
     o->heap = number(m + 2, 8);
     o->tree = number(m + 10, 8);
-    if ((o->heap == NOWHERE) != (o->tree == NOWHERE)) return refuse(w, at, "half a group");
+    if ((o->heap == NOWHERE) != (o->tree == NOWHERE)) return refuse(w, at, "a group has a heap without a B-tree, or the reverse");
     return MU_STATUS_OK;
 }
 
 static mu_status check_continuation(walk *w, object *o, uint64_t at, const uint8_t *m, size_t n) {
     if (n != 16 || o->n_more == MAX_CONTINUATIONS)
-        return refuse(w, at, "an object header in too many pieces");
+        return refuse(w, at, "an object header with too many continuations");
     o->more[o->n_more++] = (piece){ number(m, 8), number(m + 8, 8) };
     return MU_STATUS_OK;
 }
 
 static mu_status check_message(walk *w, object *o, uint64_t at, int kind, int flags, const uint8_t *m,
                                size_t n) {
-    static const char *const foreign[] = { [7] = "its data are outside the file",
+    static const char *const foreign[] = { [7] = "external storage",
                                            [12] = "an attribute",
-                                           [17] = "a group of the old kind",
+                                           [17] = "a symbol table (group of HDF5 before 1.8)",
                                            [21] = "attributes",
-                                           [22] = "an object with several names" };
+                                           [22] = "an object with several hard links" };
     if (kind < (int)(sizeof foreign / sizeof *foreign) && foreign[kind])
         return refuse(w, at, "%s", foreign[kind]);
     if (kind >= MESSAGE_KINDS) return refuse(w, at, "a message of kind %d", kind);
@@ -667,7 +667,7 @@ static mu_status check_message(walk *w, object *o, uint64_t at, int kind, int fl
     case LINK: return check_link(w, at, m, n, o->depth, NULL);
     case LAYOUT: return check_layout(w, o, at, m, n);
     case GROUP_INFO:
-        return n == 2 && !m[0] && !m[1] ? MU_STATUS_OK : refuse(w, at, "a group of another kind");
+        return n == 2 && !m[0] && !m[1] ? MU_STATUS_OK : refuse(w, at, "unexpected group settings");
     case FILTERS: return check_filters(w, o, at, m, n);
     case CONTINUATION: return check_continuation(w, o, at, m, n);
     default: return refuse(w, at, "a message of kind %d", kind);
@@ -694,14 +694,14 @@ static mu_status check_header(walk *w, object *o) {
     enum { WIDTH = 3, TIMES = 0x20 };
     uint8_t head[6 + 16 + 8];
     uint64_t there = w->size - o->at < sizeof head ? w->size - o->at : sizeof head;
-    mu_status status = o->at >= w->size ? refuse(w, o->at, "an object outside the file")
+    mu_status status = o->at >= w->size ? refuse(w, o->at, "an object header beyond the end of the file")
                                         : load(w, o->at, there, head, "OHDR");
     if (status) return status;
     if (there < 4 || memcmp(head, "OHDR", 4)) return refuse(w, o->at, "not an object header of version 2");
     int flags = there > 5 ? head[5] : 0xff, width = 1 << (flags & WIDTH);
     uint64_t at = flags & TIMES ? 22 : 6, first = at + (uint64_t)width;
     if (flags & ~(WIDTH | TIMES)) return refuse(w, o->at, "an object header with flags %#x", flags);
-    if (first > there) return refuse(w, o->at, "half an object header");
+    if (first > there) return refuse(w, o->at, "an object header is cut off");
     uint64_t bytes = number(head + at, width);
     if (bytes > BLOCK - sizeof head - SUM_BYTES)
         return refuse(w, o->at, "an object header of %llu bytes", (unsigned long long)bytes);
@@ -715,7 +715,7 @@ static mu_status check_continuations(walk *w, object *o) {
     for (int i = 0; !status && i < o->n_more; i++) {
         piece p = o->more[i];
         if (p.bytes < 8 || p.bytes > BLOCK)
-            return refuse(w, p.at, "a part of an object header of %llu bytes", (unsigned long long)p.bytes);
+            return refuse(w, p.at, "an object header continuation of %llu bytes", (unsigned long long)p.bytes);
         status = take(w, p.at, p.bytes, p.bytes, "OCHK", -1, w->block);
         if (!status) status = check_messages(w, o, p.at + 4, w->block + 4, p.bytes - 8);
     }
@@ -724,20 +724,20 @@ static mu_status check_continuations(walk *w, object *o) {
 
 static mu_status check_group(walk *w, const object *o) {
     if (o->seen[DATASPACE] || o->seen[DATATYPE] || o->seen[LAYOUT] || o->seen[FILL_VALUE] || o->seen[FILTERS])
-        return refuse(w, o->at, "group and array in one");
+        return refuse(w, o->at, "an object is both group and dataset");
     if (o->heap == NOWHERE) return MU_STATUS_OK;
-    if (o->seen[LINK]) return refuse(w, o->at, "a group with links in two places");
+    if (o->seen[LINK]) return refuse(w, o->at, "a group has links both in its header and in a heap");
     return check_many_links(w, o->heap, o->tree, o->depth);
 }
 
 static mu_status check_array(walk *w, const object *o) {
     if (!o->seen[DATASPACE] || !o->seen[DATATYPE] || !o->seen[LAYOUT] || !o->seen[FILL_VALUE] ||
         o->seen[LINK] || o->seen[GROUP_INFO])
-        return refuse(w, o->at, "neither a group nor an array");
+        return refuse(w, o->at, "an object is neither a group nor a dataset");
     bool empty = false;
     for (int i = 0; i < o->a.rank; i++) empty = empty || o->a.shape[i] == 0;
     if (o->a.compact != empty) return refuse(w, o->at, "not chunked");
-    if (empty && o->a.filters) return refuse(w, o->at, "filters of nothing");
+    if (empty && o->a.filters) return refuse(w, o->at, "an empty dataset with filters");
     return empty ? MU_STATUS_OK : check_chunks(w, o->at, &o->a);
 }
 

@@ -195,18 +195,18 @@ mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *t
     MU_CHECK(train && state, "domains %p, state %p", (const void *)train, (const void *)state);
     mu_status status = MU_STATUS_OK;
     if (samples_left(train->n, state) != 0)
-        status = mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples do not add up to %lld",
+        status = mu_error_set(e, MU_STATUS_DATA, "loader state: the samples drawn from the domains do not add up to the total of %lld",
                               (long long)state[train->n]);
     if (status == MU_STATUS_OK && state[train->n] != samples)
-        status = mu_error_set(e, MU_STATUS_DATA, "loader state: %lld samples, but the steps make %lld",
+        status = mu_error_set(e, MU_STATUS_DATA, "loader state: %lld samples drawn, but %lld are expected after this many steps",
                               (long long)state[train->n], (long long)samples);
     double sum = 0;
     for (int i = 0; tokens && i < train->n; i++) sum += train->list[i].weight * (double)tokens[i];
     for (int i = 0; tokens && i < train->n && status == MU_STATUS_OK; i++) {
         double share = train->list[i].weight * (double)tokens[i] / sum;
         if (!may_be_drawn(share, (double)state[i], (double)samples))
-            status = mu_error_set(e, MU_STATUS_DATA, "loader state: %lld of %lld samples are implausible for a domain with share %g",
-                                  (long long)state[i], (long long)samples, share);
+            status = mu_error_set(e, MU_STATUS_DATA, "loader state: domain '%s': %lld of %lld samples drawn; implausible for a sampling weight of %g",
+                                  train->list[i].domain, (long long)state[i], (long long)samples, share);
     }
     return status;
 }
@@ -222,7 +222,7 @@ mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, co
     MU_CHECK(l && sources && state,
              "loader %p, sources %p, state %p", (void *)l, (const void *)sources, (const void *)state);
     if (samples_left(sources->n, state) < 0)
-        return mu_error_set(e, MU_STATUS_DATA, "loader state: the domains' samples are negative, or more than %lld",
+        return mu_error_set(e, MU_STATUS_DATA, "loader state: a domain's number of samples is negative, or they exceed the total of %lld",
                             (long long)state[sources->n]);
     for (int i = 0; i < l->n_parts; i++) l->parts[i].drawn = drawn_from(l->corpus->domains[i].name, sources, state);
     l->next_sample = state[sources->n];

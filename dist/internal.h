@@ -30,7 +30,7 @@ bool mu_notes_take(mu_notes *n, int *from, void *note); /* false: none has arriv
 void mu_notes_free(mu_notes *n);                        /* Collective likewise */
 
 /* Called by a waiting rank after a poll without progress (watch.c). Local. */
-void mu_watch_turn(void);
+void mu_watch_poll(void);
 
 /* ------------------------------------------------------------------ data in place (mpi.c, mpi_none.c)
  * mu_reduce_shards and mu_gather_shards on host memory (dev NULL), or on GPU memory with a CUDA-aware MPI, after all pending

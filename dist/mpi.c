@@ -190,7 +190,7 @@ static void back_off(mu_wait *wait) {
         return;
     }
     double waited = mu_time() - wait->start;
-    if (waited >= 0.1) mu_watch_turn();
+    if (waited >= 0.1) mu_watch_poll();
     if (waited < 0.005) sched_yield();
     else nanosleep(&(struct timespec){ 0, waited < 0.1 ? 20000 : 200000 }, NULL);
 }

@@ -5,14 +5,14 @@
  * (mu_activity) and while it waits. A waiting rank reads them; as long as any rank makes progress, however slowly, there
  * is no stall: long steps, evaluations and checkpoints are allowed.
  *
- * Clocks: only the time that this rank spent polling counts, at most TURN_MOST per poll, so that stopping the whole job
+ * Clocks: only the time that this rank spent polling counts, at most POLL_MAX per poll, so that stopping the whole job
  * (a suspended laptop, a preempting scheduler) does not count as a stall. */
 #include "dist/internal.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static const double TURN_MOST = 1.0;
+static const double POLL_MAX = 1.0;
 
 typedef struct {
     int64_t progress;
@@ -32,7 +32,7 @@ static struct {
     int rank, size;
     double seconds, interval;   /* interval: between two notes */
     double clock;               /* total seconds of polling without progress */
-    double last_turn;           /* mu_time() of the last poll */
+    double last_poll;           /* mu_time() of the last poll */
     double moved;               /* `clock` when a rank last made progress */
     double sent;                /* mu_time() of the last note */
     bool warned;
@@ -53,7 +53,7 @@ static void send_note(bool waits) {
 static void on_progress(void) {
     w.moved = w.clock;
     w.warned = false;
-    w.last_turn = 0;
+    w.last_poll = 0;
     send_note(false);
 }
 
@@ -81,10 +81,10 @@ static void print_rank(FILE *out, int rank) {
     char mine[116];
     fprintf(out, "\n  rank %d on %s: ", rank, p->host);
     if (rank == w.rank)
-        fprintf(out, "waits for the others; %s", mu_activity_text(mu_activity_now(), mine, sizeof mine));
+        fprintf(out, "waiting for the others; %s", mu_activity_text(mu_activity_now(), mine, sizeof mine));
     else if (is_silent(rank))
-        fprintf(out, "no sign of life for %.0f s; last known: %s", w.clock - p->heard, p->last.text[0] ? p->last.text : "nothing");
-    else fprintf(out, "%s; %s", p->last.waits ? "waits for the others" : "works without progress", p->last.text);
+        fprintf(out, "no message for %.0f s; its last report: %s", w.clock - p->heard, p->last.text[0] ? p->last.text : "none");
+    else fprintf(out, "%s; %s", p->last.waits ? "waiting for the others" : "working without progress", p->last.text);
 }
 
 /* The known activity of all ranks, silent ones first; heap text. */
@@ -108,7 +108,7 @@ static void warn(double still) {
     w.warned = true;
     for (int r = 0; r < w.size && !silent[0]; r++)
         if (is_silent(r))
-            snprintf(silent, sizeof silent, "; no sign of life from rank %d on %s", r, w.peers[r].host);
+            snprintf(silent, sizeof silent, "; no message from rank %d on %s", r, w.peers[r].host);
     mu_log(MU_LOG_WARNING, "rank %d on %s has waited %.0f s for the others without progress: %s%s. The watchdog ends"
            " the job in %.0f s", w.rank, w.peers[w.rank].host, still,
            mu_activity_text(mu_activity_now(), doing, sizeof doing), silent, w.seconds - still);
@@ -116,17 +116,17 @@ static void warn(double still) {
 
 static void end_job(double still) {
     char *ranks = describe();
-    char *report = mu_format("no rank has made progress for %.0f s; a process, a disk or a link hangs:%s",
+    char *report = mu_format("no rank has made progress for %.0f s; a process, a disk or the network hangs:%s",
                              still, ranks);
     w.stalled(report);
     MU_FATAL(MU_STATUS_INTERNAL, "%s", report); /* `stalled` returned */
 }
 
-void mu_watch_turn(void) {
+void mu_watch_poll(void) {
     if (!w.notes) return;
-    double now = mu_time(), turn = w.last_turn > 0 ? now - w.last_turn : 0;
-    w.last_turn = now;
-    w.clock += turn < TURN_MOST ? turn : TURN_MOST;
+    double now = mu_time(), spent = w.last_poll > 0 ? now - w.last_poll : 0;
+    w.last_poll = now;
+    w.clock += spent < POLL_MAX ? spent : POLL_MAX;
     read_notes();
     send_note(true);
     double still = w.clock - w.moved, grace = w.seconds / 5 + 2;
@@ -139,7 +139,7 @@ void mu_watch_start(mu_comm *c, double seconds, mu_watch_stalled *stalled) {
     if (seconds <= 0 || c->size == 1) return;
     w.rank = c->rank, w.size = c->size, w.seconds = seconds, w.stalled = stalled;
     w.interval = seconds / 20 < 30 ? seconds / 20 : 30;
-    w.clock = w.moved = w.last_turn = w.sent = 0, w.warned = false;
+    w.clock = w.moved = w.last_poll = w.sent = 0, w.warned = false;
     w.peers = mu_alloc((size_t)c->size, sizeof *w.peers);
     char host[MU_HOST_NAME], *hosts = mu_alloc((size_t)c->size, sizeof host);
     mu_host_name(host);

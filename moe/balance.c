@@ -42,8 +42,9 @@ static mu_tensor *term_of(const mu_moe *m, mu_tape *tp, const mu_routing *r, mu_
 
 mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
                            const mu_balance_counts *c) {
-    MU_CHECK(c->global_tokens >= 1 && c->micro_tokens >= 0 && cx->seq_len >= 1, "balance: %lld of %lld tokens, sequences of %lld",
-             (long long)c->micro_tokens, (long long)c->global_tokens, (long long)cx->seq_len);
+    MU_CHECK(c->global_tokens >= 1 && c->micro_tokens >= 0 && cx->seq_len >= 1, "balancing loss: micro_tokens %lld,"
+             " global_tokens %lld, seq_len %lld; must be at least 0, 1 and 1", (long long)c->micro_tokens,
+             (long long)c->global_tokens, (long long)cx->seq_len);
     mu_balance b = { 0 };
     uint32_t on = m->cfg->balance;
     int64_t T = r->scores_TE->shape[0], S = cx->seq_len, all = c->global_tokens;

@@ -22,8 +22,8 @@ static void check_top_k(const mu_moe_config *m, mu_complaints *c) {
 static void check_z_loss(const mu_moe_config *m, mu_complaints *c) {
     if (m->score_func == MU_MOE_SCORE_SIGMOID && m->z_loss_coeff > 0)
         mu_complain(c, "moe", "z_loss_coeff", "moe.z_loss_coeff moe.score_func moe.num_experts",
-                    "%g needs `score_func: softmax`: the z-loss holds down the softmax's"
-                    " denominator, which sigmoid scores do not have; set it to 0 or leave it out",
+                    "%g needs `score_func: softmax`: the z-loss limits the softmax's log-sum-exp,"
+                    " which sigmoid scores do not use; set it to 0 or leave it out",
                     m->z_loss_coeff);
 }
 
@@ -34,6 +34,6 @@ bool mu_moe_config_check(const mu_moe_config *m, mu_complaints *c) {
     check_z_loss(m, c);
     if (m->force_balanced && m->force_skew)
         mu_complain(c, "moe", "force_skew", "moe.force_balanced moe.force_skew moe.num_experts",
-                    "excludes force_balanced: choose one");
+                    "cannot be combined with force_balanced: set only one of them");
     return true;
 }

@@ -10,9 +10,8 @@ static int64_t cells(const mu_load_window *w) { return (int64_t)w->layers * w->e
 static int64_t *row_of(const mu_load_window *w, int64_t step) { return w->ring + step % w->length * cells(w); }
 
 void mu_load_window_init(mu_load_window *w, int layers, int experts, int64_t length) {
-    MU_CHECK(w && layers >= 0 && experts >= 0, "load statistics of %d layers with %d experts each", layers, experts);
-    MU_CHECK(length >= MU_LOAD_WINDOW_MIN, "a window of %lld steps: at least %d say something of an expert", (long long)length,
-             MU_LOAD_WINDOW_MIN);
+    MU_CHECK(w && layers >= 0 && experts >= 0, "load window: %d layers with %d experts each; neither may be negative", layers, experts);
+    MU_CHECK(length >= MU_LOAD_WINDOW_MIN, "load window: length is %lld steps, must be at least %d", (long long)length, MU_LOAD_WINDOW_MIN);
     *w = (mu_load_window){ .layers = layers, .experts = experts, .length = length };
     w->ring = mu_alloc(mu_size_mul((size_t)cells(w), (size_t)length), sizeof(int64_t));
     w->total = mu_alloc((size_t)cells(w), sizeof(int64_t));
@@ -41,8 +40,8 @@ static void note_tokens(mu_load_window *w, int64_t i, int64_t step) {
 }
 
 void mu_load_window_add(mu_load_window *w, const int64_t *counts) {
-    MU_CHECK(counts || !cells(w), "no counts of %d layers of %d experts", w->layers, w->experts);
-    MU_CHECK(w->steps >= 0, "%lld steps", (long long)w->steps);
+    MU_CHECK(counts || !cells(w), "load window: counts is NULL, but there are %d layers with %d experts", w->layers, w->experts);
+    MU_CHECK(w->steps >= 0, "load window: the number of steps is %lld, must not be negative", (long long)w->steps);
     int64_t *row = row_of(w, w->steps);
     for (int64_t i = 0; i < cells(w); i++) {
         w->total[i] += counts[i] - row[i]; /* the row still holds the step that leaves the window, or zeros */
@@ -64,7 +63,7 @@ static bool is_empty(const mu_load_window *w, int64_t step) {
 }
 
 void mu_load_window_derive(mu_load_window *w) {
-    MU_CHECK(w->steps >= 0, "%lld steps", (long long)w->steps);
+    MU_CHECK(w->steps >= 0, "load window: the number of steps is %lld, must not be negative", (long long)w->steps);
     for (w->held = 0; w->held < w->length && w->held < w->steps && !is_empty(w, w->steps - 1 - w->held);) w->held++;
     for (int64_t i = 0; i < cells(w); i++) w->total[i] = w->last_step[i] = 0, w->mean_gap[i] = 0;
     for (int64_t step = w->steps - w->held; step < w->steps; step++)
@@ -89,12 +88,12 @@ static int uneven_layer(const mu_load_window *w, const int64_t *row, int64_t wan
 }
 
 mu_status mu_load_window_check(const mu_load_window *w, int64_t assignments, mu_error *e) {
-    MU_CHECK(assignments >= 0 && assignments <= INT64_MAX / w->length, "%lld assignments", (long long)assignments);
+    MU_CHECK(assignments >= 0 && assignments <= INT64_MAX / w->length, "load window: %lld assignments per layer and step are out of range", (long long)assignments);
     for (int64_t slot = 0; slot < w->length; slot++) {
         int64_t age = (w->steps - 1 - slot) % w->length, wanted = (age < 0 ? age + w->length : age) < w->held ? assignments : 0;
         int layer = uneven_layer(w, w->ring + slot * cells(w), wanted);
         if (layer >= 0)
-            return mu_error_set(e, MU_STATUS_DATA, "expert statistics: MoE layer %d: the experts of slot %lld do not add up to %lld",
+            return mu_error_set(e, MU_STATUS_DATA, "load window: MoE layer %d, slot %lld: the counts of the experts do not add up to %lld",
                                 layer, (long long)slot, (long long)wanted);
     }
     return MU_STATUS_OK;
@@ -113,16 +112,16 @@ mu_status mu_load_window_check_silence(const mu_load_window *w, mu_error *e) {
         bool good = newest ? last == newest : last >= 0 && last <= w->steps - w->held;
         good = good && (last ? w->mean_gap[i] >= 1 && w->mean_gap[i] <= (double)last : w->mean_gap[i] == 0);
         if (!good)
-            return mu_error_set(e, MU_STATUS_DATA, "expert statistics: MoE layer %lld, expert %lld: last token in step %lld, mean gap %g"
-                                " steps; the window says step %lld", (long long)(i / w->experts), (long long)(i % w->experts),
+            return mu_error_set(e, MU_STATUS_DATA, "load window: MoE layer %lld, expert %lld: last token in step %lld, mean gap %g steps,"
+                                " but its newest count is of step %lld", (long long)(i / w->experts), (long long)(i % w->experts),
                                 (long long)last, w->mean_gap[i], (long long)newest);
     }
     return MU_STATUS_OK;
 }
 
 void mu_load_window_copy(mu_load_window *to, const mu_load_window *from) {
-    MU_CHECK(to->layers == from->layers && to->experts == from->experts, "a window of %d x %d experts, not of %d x %d", from->layers,
-             from->experts, to->layers, to->experts);
+    MU_CHECK(to->layers == from->layers && to->experts == from->experts, "load window: cannot copy %d layers with %d experts to"
+             " %d layers with %d", from->layers, from->experts, to->layers, to->experts);
     int64_t n = from->held < to->length ? from->held : to->length;
     size_t row = sizeof *to->ring * (size_t)cells(to);
     memset(to->ring, 0, row * (size_t)to->length);
@@ -168,7 +167,7 @@ static mu_expert_state state_of(const mu_load_window *w, int layer, int expert, 
 }
 
 void mu_load_window_states(const mu_load_window *w, int layer, mu_expert_state *states) {
-    MU_CHECK(layer >= 0 && layer < w->layers, "layer %d of %d", layer, w->layers);
+    MU_CHECK(layer >= 0 && layer < w->layers, "load window: layer %d is out of range for %d layers", layer, w->layers);
     int64_t all = layer_load(w, layer);
     for (int i = 0; i < w->experts; i++) states[i] = state_of(w, layer, i, all);
 }
@@ -202,10 +201,10 @@ static double gini(const int64_t *counts, int n, double total) {
 }
 
 mu_load mu_load_of(const int64_t *counts, int n) {
-    MU_CHECK(counts && n >= 1, "the load of %d experts%s", n, counts ? "" : ", without counts");
+    MU_CHECK(counts && n >= 1, "load: counts of %d experts%s; at least 1 is needed", n, counts ? "" : " are NULL");
     double total = 0, largest = 0, smallest = INFINITY, squares = 0, entropy = 0;
     for (int i = 0; i < n; i++) {
-        MU_CHECK(counts[i] >= 0, "expert %d has a count of %lld tokens", i, (long long)counts[i]);
+        MU_CHECK(counts[i] >= 0, "load: expert %d has %lld tokens, must not be negative", i, (long long)counts[i]);
         total += (double)counts[i];
         largest = fmax(largest, (double)counts[i]), smallest = fmin(smallest, (double)counts[i]);
     }

@@ -24,13 +24,15 @@ static mu_param *add(mu_params *ps, const mu_moe *m, mu_group *group, const char
 
 void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,
                  mu_group *shared, mu_group *expert, mu_comm *group, const mu_placement *place) {
-    MU_CHECK(cfg && ps && shared && expert && group && place, "a MoE layer needs configuration, parameters, groups and placement");
+    MU_CHECK(cfg && ps && shared && expert && group && place, "MoE layer %d: configuration, parameters, groups or placement is NULL", layer);
     MU_CHECK(cfg->num_experts >= 1 && cfg->top_k >= 1 && cfg->top_k <= cfg->num_experts,
-             "layer %d: moe.top_k %lld of moe.num_experts %lld", layer, (long long)cfg->top_k, (long long)cfg->num_experts);
+             "MoE layer %d: moe.top_k is %lld, must be 1 to moe.num_experts %lld", layer, (long long)cfg->top_k, (long long)cfg->num_experts);
     MU_CHECK(D >= 1 && cfg->moe_ffn_hidden_size >= 1 && cfg->num_shared_experts >= 0 && layer >= 0 && init_std >= 0,
-             "layer %d: %lld wide, experts %lld wide, %lld shared ones, init_std %g", layer, (long long)D,
+             "MoE layer %d: hidden size %lld and moe_ffn_hidden_size %lld must be at least 1, num_shared_experts %lld and init_std %g"
+             " at least 0", layer, (long long)D,
              (long long)cfg->moe_ffn_hidden_size, (long long)cfg->num_shared_experts, init_std);
-    MU_CHECK(place->n_experts == cfg->num_experts, "%lld experts, placed are %d", (long long)cfg->num_experts, place->n_experts);
+    MU_CHECK(place->n_experts == cfg->num_experts, "MoE layer %d: moe.num_experts is %lld, but the placement is for %d",
+             layer, (long long)cfg->num_experts, place->n_experts);
     *m = (mu_moe){ .cfg = cfg,
                    .layer = layer,
                    .D = D,

@@ -12,7 +12,7 @@ static mu_tensor *router_input(const mu_moe *m, mu_tape *tp, const mu_context *c
     const int64_t *samples = cx->global_samples;
     for (int64_t i = 0; i < cx->n_sequences; i++) /* the kernel derives all samples from the first */
         MU_CHECK(samples && samples[i] == samples[0] + i,
-                 "router_jitter: the samples of a batch must follow one another");
+                 "router_jitter: cx->global_samples must be consecutive numbers, one per sequence");
     mu_rng rng = { cx->seed, (uint32_t)cx->step, cx->n_sequences ? (uint32_t)samples[0] : 0, MU_RNG_JITTER,
                    (uint32_t)m->layer };
     return mu_jitter(tp, x, cx->seq_len, m->cfg->router_jitter, &rng);
@@ -22,7 +22,7 @@ static mu_tensor *router_input(const mu_moe *m, mu_tape *tp, const mu_context *c
 static void check_mask_row(const mu_moe *m, const int32_t *row) {
     int64_t left = 0, required = 0;
     for (int64_t i = 0; i < m->E; i++) left += row[i] != MU_ROUTE_FORBIDDEN, required += row[i] == MU_ROUTE_REQUIRED;
-    MU_CHECK(left >= m->K && required <= m->K, "layer %d: the mask leaves %lld of %lld experts and requires %lld, top_k is %lld",
+    MU_CHECK(left >= m->K && required <= m->K, "layer %d: expert_mask allows %lld of %lld experts and requires %lld, but top_k is %lld",
              m->layer, (long long)left, (long long)m->E, (long long)required, (long long)m->K);
 }
 
@@ -40,8 +40,8 @@ static mu_tensor *mask_of(const mu_moe *m, mu_tape *tp, const mu_context *cx) {
 mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
     mu_tensor_check(x, "router: x", 2, MU_FLOATS);
     MU_CHECK(x->shape[1] == m->D && cx->seq_len >= 1 && x->shape[0] == cx->n_sequences * cx->seq_len,
-             "router: %lld tokens, %lld wide, for %lld sequences of %lld, %lld wide", (long long)x->shape[0], (long long)x->shape[1],
-             (long long)cx->n_sequences, (long long)cx->seq_len, (long long)m->D);
+             "router: x is [%lld, %lld], expected [n_sequences %lld x seq_len %lld, hidden_size %lld]", (long long)x->shape[0],
+             (long long)x->shape[1], (long long)cx->n_sequences, (long long)cx->seq_len, (long long)m->D);
     int64_t T = x->shape[0], first = cx->global_samples ? cx->global_samples[0] * cx->seq_len : 0;
     if (cx->cache) first += cx->cache->length;
     mu_route_shape shape = { T,

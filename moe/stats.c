@@ -33,8 +33,8 @@ mu_mat mu_routing_stats_counted(const mu_routing_stats *s, int layer) {
 
 mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layers, int experts, int domains, int64_t window,
                                        int64_t n_values) {
-    MU_CHECK(dev && batch, "routing statistics need a device and the ranks that share a batch");
-    MU_CHECK(domains >= 1 && n_values >= 0, "routing statistics of %d domains, %lld values", domains, (long long)n_values);
+    MU_CHECK(dev && batch, "routing statistics: device or batch communicator is NULL");
+    MU_CHECK(domains >= 1 && n_values >= 0, "routing statistics: %d domains and %lld values; must be at least 1 and 0", domains, (long long)n_values);
     mu_routing_stats *s = mu_alloc(1, sizeof *s);
     *s = (mu_routing_stats){ .dev = dev, .batch = batch, .domains = domains, .n_values = n_values };
     mu_load_window_init(&s->window, layers, experts, window ? window : MU_LOAD_WINDOW_DEFAULT);
@@ -76,8 +76,8 @@ static void count_micro(const mu_routing_stats *s, const mu_routing *routings, c
     int64_t E = s->window.experts, D = s->domains;
     for (int layer = 0; layer < s->window.layers; layer++) {
         const mu_tensor *counts_SE = routings[layer].counts_SE;
-        MU_CHECK(counts_SE->shape[1] == E, "routing statistics of %lld experts, not of %lld", (long long)E,
-                 (long long)counts_SE->shape[1]);
+        MU_CHECK(counts_SE->shape[1] == E, "routing statistics: layer %d has counts of %lld experts, expected %lld", layer,
+                 (long long)counts_SE->shape[1], (long long)E);
         mu_mat by_domain = domains ? words(s, MU_DTYPE_I64, cells(s) + layer * E * D) : (mu_mat){ 0 };
         mu_mat total = mu_routing_stats_micro(s, layer);
         by_domain.ld = D, total.ld = E;

@@ -346,7 +346,7 @@ static char *why_not_removed(const char *folder) {
     if (!d && !why) why = mu_format("%s: %s", folder, strerror(errno));
     for (struct dirent *f = d ? readdir(d) : NULL; f && !why; f = readdir(d))
         if (strcmp(f->d_name, ".") && strcmp(f->d_name, "..") && !is_written_by_save(folder, f->d_name, n_shards))
-            why = mu_format("%s holds %s", folder, f->d_name);
+            why = mu_format("%s contains %s", folder, f->d_name);
     if (d) closedir(d);
     return why;
 }
@@ -356,7 +356,7 @@ static bool may_be_removed(const char *folder) {
     static bool warned;
     char *why = why_not_removed(folder);
     bool good = !why;
-    if (!good && !warned) mu_log(MU_LOG_WARNING, "not removed, because muster did not write it like this: %s", why);
+    if (!good && !warned) mu_log(MU_LOG_WARNING, "an old checkpoint is kept, because it is not as muster wrote it: %s", why);
     warned |= !good;
     free(why);
     return good;
@@ -405,7 +405,7 @@ static mu_status make_unfinished(const char *folder, const char *tmp, mu_error *
         char *to;
         status = mu_file_set_aside(tmp, &to, e);
         if (status == MU_STATUS_OK)
-            mu_log(MU_LOG_WARNING, "%s blocks a checkpoint and was not written by muster: renamed to %s", tmp, to);
+            mu_log(MU_LOG_WARNING, "%s has the name of a new checkpoint, but was not written by muster: renamed to %s", tmp, to);
         free(to);
     }
     return status == MU_STATUS_OK ? mu_file_make_dirs(tmp, e) : status;
@@ -516,8 +516,7 @@ static mu_status find_below(mu_comm *world, const char *run, int64_t below, mu_e
         free(one);
     }
     if (n && !*found)
-        status = mu_error_set(e, MU_STATUS_DATA, "%s/checkpoints: none of %d checkpoint%s passes verification; the newest: %-s",
-                              run, n, n > 1 ? "s" : "", first->text);
+        status = mu_error_set(e, MU_STATUS_DATA, "%s/checkpoints: all checkpoints failed verification (%d); the newest: %-s", run, n, first->text);
     free(steps);
     return status;
 }

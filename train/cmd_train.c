@@ -169,8 +169,8 @@ static mu_status open_run(mu_training *t, mu_mesh *mesh, const char *resume, mu_
 static void print_how_to_stop(void) {
     long launcher = mu_launcher();
     if (launcher)
-        printf("to stop: kill -USR1 %ld (mpirun) saves a checkpoint and exits with 75; Ctrl-C, TERM or HUP to mpirun leave %.0f s"
-               " for that\n", launcher, mu_kill_timeout());
+        printf("to stop: kill -USR1 %ld (mpirun) saves a checkpoint and exits with 75; so do Ctrl-C, TERM and HUP, but mpirun"
+               " kills the ranks %.0f s after those\n", launcher, mu_kill_timeout());
     else
         printf("to stop: Ctrl-C, or kill %ld, saves a checkpoint after the current step and exits with 75; a second Ctrl-C"
                " ends it at once\n", (long)getpid());

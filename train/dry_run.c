@@ -38,7 +38,7 @@ static double text_memory(const plan *p) {
         mu_domain_size size;
         mu_error e;
         if (mu_domain_measure(&size, d, p->tokenizer, (uint64_t)p->cfg->run.seed, &e) != MU_STATUS_OK) {
-            mu_print("note: %s: its texts are not counted\n", e.text);
+            mu_print("note: %s; the memory estimate leaves out its texts\n", e.text);
             continue;
         }
         *(size.in_file ? &cached : &held) += (double)size.bytes;

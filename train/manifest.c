@@ -189,18 +189,18 @@ static mu_status check_config(const mu_manifest *m, const char *path, mu_error *
     if (!f64 && strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F32)))
         return mu_error_set(e, MU_STATUS_DATA, "%s: dtype '%s'; a checkpoint is f32 or f64", path, m->dtype);
     if (m->step > c->train.steps)
-        return mu_error_set(e, MU_STATUS_DATA, "%s: step %lld, but train.steps is %lld", path, (long long)m->step,
+        return mu_error_set(e, MU_STATUS_DATA, "%s: step %lld is more than train.steps %lld of its configuration", path, (long long)m->step,
                             (long long)c->train.steps);
     if (m->ranks % m->ep || (c->moe.num_experts ? c->moe.num_experts % m->ep != 0 : m->ep != 1))
-        return mu_error_set(e, MU_STATUS_DATA, "%s: ep %d fits neither %d ranks nor moe.num_experts %lld", path, m->ep,
+        return mu_error_set(e, MU_STATUS_DATA, "%s: ep %d must divide the %d ranks and moe.num_experts %lld, and be 1 without experts", path, m->ep,
                             m->ranks, (long long)c->moe.num_experts);
     if (m->n_tensors != size.tensors)
-        return mu_error_set(e, MU_STATUS_DATA, "%s names %d tensors; the model of its configuration has %lld", path,
+        return mu_error_set(e, MU_STATUS_DATA, "%s lists %d tensors, but the model of its configuration has %lld", path,
                             m->n_tensors, (long long)size.tensors);
     double bytes = 0, least = least_bytes(c, &size, f64);
     for (int i = 0; i < m->n_shards; i++) bytes += (double)m->shards[i].bytes;
     if (bytes < least)
-        return mu_error_set(e, MU_STATUS_DATA, "%s: shards of %.0f bytes; the model of its configuration takes %.0f", path,
+        return mu_error_set(e, MU_STATUS_DATA, "%s: the shards have %.0f bytes, but the model of its configuration needs at least %.0f", path,
                             bytes, least);
     return MU_STATUS_OK;
 }

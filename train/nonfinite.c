@@ -46,7 +46,7 @@ char *mu_training_explain_nonfinite(mu_training *t) {
         const mu_unit *bad = replay_backward(t);
         rank = rank_of_largest(world, bad ? bad->global_index : -1);
         int layer = bad ? bad->param->desc.layer : -1;
-        snprintf(where, sizeof where, "%s", bad ? "" : "head: the loss, or a sum of gradients over ranks,");
+        snprintf(where, sizeof where, "%s", bad ? "" : "head: the loss, or a gradient summed over the ranks,");
         if (bad && layer < 0) snprintf(where, sizeof where, "the gradient of %s", bad->name);
         if (bad && layer >= 0)
             snprintf(where, sizeof where, "layer %d: the gradient of %s", layer, bad->name);
@@ -56,8 +56,8 @@ char *mu_training_explain_nonfinite(mu_training *t) {
     bool saved = mu_checkpoint_list(t->cfg.run.dir, &steps) > 0;
     free(steps);
     return mu_format(
-        "step %lld, rank %d, %s is not finite%s; nothing was written. A smaller optim.lr, a longer "
-        "optim.warmup_steps or optim.grad_clip help; %s",
+        "step %lld, rank %d, %s is not finite%s; nothing was written. Try a smaller optim.lr, a longer "
+        "optim.warmup_steps, or gradient clipping (optim.grad_clip); %s",
         (long long)t->state.step + 1, rank, where,
         t->cfg.train.reproducible ? " (or exceeds 6.7e7, the limit of train.reproducible)" : "",
         saved ? "the last checkpoint is intact" : "no checkpoint was written yet");

@@ -170,7 +170,7 @@ mu_status mu_statistics_append(mu_statistics *s, int64_t step, bool by_domain, c
 
 mu_status mu_statistics_cut(mu_statistics *s, int64_t n, mu_error *e) {
     if (ftruncate(s->fd, s->header_bytes + n * s->record_bytes))
-        return mu_error_set(e, MU_STATUS_IO, "%s cannot be cut back: %s", s->path, strerror(errno));
+        return mu_error_set(e, MU_STATUS_IO, "%s cannot be truncated to %lld records: %s", s->path, (long long)n, strerror(errno));
     s->n = n, s->rest = 0;
     return MU_STATUS_OK;
 }

@@ -1357,8 +1357,8 @@ static void test_state_of_a_loader(void **state) {
         if (status != (cases[i].good ? MU_STATUS_OK : MU_STATUS_DATA)) fail_msg("case %zu: %d", i, status);
     }
     assert_ok(mu_loader_state_check(&train, NULL, (int64_t[]){ 96, 0, 0, 96 }, 96, &e));      /* shares are not known */
-    assert_error(mu_loader_state_check(&train, NULL, (int64_t[]){ 96, 0, 0, 96 }, 95, &e), MU_STATUS_DATA, "96 samples, but the steps make 95");
-    assert_error(mu_loader_state_check(&train, NULL, (int64_t[]){ 95, 0, 0, 96 }, 96, &e), MU_STATUS_DATA, "do not add up to 96");
+    assert_error(mu_loader_state_check(&train, NULL, (int64_t[]){ 96, 0, 0, 96 }, 95, &e), MU_STATUS_DATA, "96 samples drawn, but 95 are expected");
+    assert_error(mu_loader_state_check(&train, NULL, (int64_t[]){ 95, 0, 0, 96 }, 96, &e), MU_STATUS_DATA, "do not add up to the total of 96");
 }
 
 static void test_bad_loader(void **state) {

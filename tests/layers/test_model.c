@@ -169,11 +169,11 @@ static void unsound_arguments_stop(void **state) {
     STOPS("a device needs a kind", mu_device_open(NULL));
     STOPS("placement of 4 experts: the expert group is NULL", mu_placement_new(NULL, 4));
     STOPS("5 experts are not a multiple of 2 ranks", mu_placement_new(&(mu_comm){ .size = 2 }, 5));
-    STOPS("load statistics of -1 layers with 4 experts", mu_load_window_init(&r, -1, 4, 20));
-    STOPS("load statistics of 2 layers with -4 experts", mu_load_window_init(&r, 2, -4, 20));
-    STOPS("a window of 19 steps: at least 20", mu_load_window_init(&r, 2, 4, 19));
-    STOPS("the load of 4 experts, without counts", mu_load_of(NULL, 4));
-    STOPS("the load of 0 experts", mu_load_of((int64_t[]){ 1 }, 0));
+    STOPS("load window: -1 layers with 4 experts", mu_load_window_init(&r, -1, 4, 20));
+    STOPS("load window: 2 layers with -4 experts", mu_load_window_init(&r, 2, -4, 20));
+    STOPS("load window: length is 19 steps, must be at least 20", mu_load_window_init(&r, 2, 4, 19));
+    STOPS("load: counts of 4 experts are NULL", mu_load_of(NULL, 4));
+    STOPS("load: counts of 0 experts", mu_load_of((int64_t[]){ 1 }, 0));
     STOPS("expert 1 has a count of -3 tokens", mu_load_of((int64_t[]){ 1, -3 }, 2));
     if (mu_dist_has_mpi()) STOPS("a communicator cannot be created before MPI_Init", mu_mesh_open(NULL, 1));
     mu_model_config cfg = tiny_model_config();
@@ -217,10 +217,10 @@ static void unsound_batches_stop(void **state) {
     FORWARD_STOPS("24 tokens do not match 3 sequences of 0", TOKENS, cx.seq_len = 0);
     FORWARD_STOPS("sequences of 24 tokens are longer than max_seq_len 8", TOKENS, cx.n_sequences = 1, cx.seq_len = TINY_T);
     int32_t too_few[] = { 0, 0, 1, 0, 0, 0, 1, 0 };
-    FORWARD_STOPS("layer 0: the mask leaves 1 of 4 experts and requires 0, top_k is 2", TOKENS,
+    FORWARD_STOPS("layer 0: expert_mask allows 1 of 4 experts and requires 0, but top_k is 2", TOKENS,
                   cx.expert_mask = ((mu_expert_mask){ too_few, 1 }));
     int32_t too_many[] = { 1, 1, 1, 1, 2, 2, 2, 1 };
-    FORWARD_STOPS("layer 1: the mask leaves 4 of 4 experts and requires 3, top_k is 2", TOKENS,
+    FORWARD_STOPS("layer 1: expert_mask allows 4 of 4 experts and requires 3, but top_k is 2", TOKENS,
                   cx.expert_mask = ((mu_expert_mask){ too_many, 1 }));
     mu_context cx = tiny_context();
     STOPS("routings is NULL", mu_model_forward(m, tp, &cx, TOKENS, NULL));

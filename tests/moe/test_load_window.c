@@ -236,7 +236,7 @@ static void what_is_read_is_what_was_taken(void **state) {
         assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);
         if (step == 2 * MU_LOAD_WINDOW_MIN) {
             w.ring[WINDOW * LAYERS * E - 1] = 1, w.total[LAYERS * E - 1]++;     /* a slot of no step yet */
-            assert_refused(&w, "MoE layer 1: the experts of slot 199 do not add up to 0");
+            assert_refused(&w, "MoE layer 1, slot 199: the counts of the experts do not add up to 0");
             w.ring[WINDOW * LAYERS * E - 1] = 0, w.total[LAYERS * E - 1]--;
         }
     }
@@ -244,7 +244,7 @@ static void what_is_read_is_what_was_taken(void **state) {
     assert_int_equal(mu_load_window_active_steps(&w, 1, 4), 0);
     int64_t *last = w.ring + (w.steps - 1) % WINDOW * LAYERS * E;
     last[0]++;
-    assert_refused(&w, "MoE layer 0: the experts of slot 2 do not add up to 10");
+    assert_refused(&w, "MoE layer 0, slot 2: the counts of the experts do not add up to 10");
     last[0]--;
     int64_t total[LAYERS * E], previous[LAYERS * E];
     memcpy(total, w.total, sizeof total), memcpy(previous, w.previous, sizeof previous);
@@ -263,9 +263,9 @@ static void what_is_read_is_what_was_taken(void **state) {
     w.last_step[E + 4] = 0;
     assert_int_equal(mu_load_window_check_silence(&w, &e), MU_STATUS_OK);
     last[5] = -last[5];
-    assert_refused(&w, "MoE layer 1: the experts of slot 2 do not add up to 10");
+    assert_refused(&w, "MoE layer 1, slot 2: the counts of the experts do not add up to 10");
     last[5] = INT64_MAX;
-    assert_refused(&w, "MoE layer 1: the experts of slot 2 do not add up to 10");
+    assert_refused(&w, "MoE layer 1, slot 2: the counts of the experts do not add up to 10");
     last[5] = 3;
     assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);
     mu_load_window_free(&w);

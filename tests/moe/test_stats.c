@@ -110,7 +110,7 @@ static void wrong_input_stops(void **state) {
     l->cx.domains = domains;
     STOPS("routing statistics: domains", mu_routing_stats_add(s, l->tp, &l->cx, &l->routing));
     l->cx.domains = NULL;
-    STOPS("routing statistics of 9 experts, not of 8", mu_routing_stats_add(other, l->tp, &l->cx, &l->routing));
+    STOPS("counts of 8 experts, expected 9", mu_routing_stats_add(other, l->tp, &l->cx, &l->routing));
     STOPS("routing statistics of 0 domains", mu_routing_stats_new(l->dev, comm_alone(), 1, E, 0, 0, 0));
     mu_routing_stats_free(other);
     mu_routing_stats_free(s);

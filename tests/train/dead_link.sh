@@ -32,6 +32,6 @@ if [ $((SECONDS - before)) -lt 30 ]; then pass; else fail "the ranks are still t
 kill -9 $job        # mpirun itself waits for its daemon behind the link until TCP gives up
 wait $job 2> /dev/null
 says "a dead link" "error: rank 0: no rank has made progress for [4-7] s"
-says "a dead link" "  rank 1 on other-host: no sign of life"
+says "a dead link" "  rank 1 on other-host: no message"
 pkill -9 -f "run.dir=run [t]rain.steps=1000000 run.watchdog=4"
 finish

@@ -80,27 +80,27 @@ static const struct {
     const char *what, *message;                 /* change before saving, and the expected error */
     int when;
 } bad_state[] = {
-    { "window steps negative", "/state/window/steps holds -5 at 0, which must be in [3, 3]", EARLY },
+    { "window steps negative", "/state/window/steps[0] is -5, must be in [3, 3]", EARLY },
     { "window steps large", "/state/window/steps", EARLY },
-    { "ring negative", "/state/window/counts holds -1 at 0", EARLY },
+    { "ring negative", "/state/window/counts[0] is -1", EARLY },
     { "ring large", "/state/window/counts", EARLY },
-    { "ring and total", "MoE layer 0: the experts of slot 0 do not add up to 32", EARLY },
-    { "ring of no step", "MoE layer 0: the experts of slot 3 do not add up to 0", EARLY },
-    { "last token ahead", "/state/window/last_step holds 4 at 0, which must be in [0, 3]", EARLY },
-    { "last token of none", "MoE layer 0, expert 0: last token in step 0, mean gap 1 steps; the window says step 3", EARLY },
+    { "ring and total", "MoE layer 0, slot 0: the counts of the experts do not add up to 32", EARLY },
+    { "ring of no step", "MoE layer 0, slot 3: the counts of the experts do not add up to 0", EARLY },
+    { "last token ahead", "/state/window/last_step[0] is 4, must be in [0, 3]", EARLY },
+    { "last token of none", "MoE layer 0, expert 0: last token in step 0, mean gap 1 steps, but its newest count is of step 3", EARLY },
     { "mean gap", "MoE layer 0, expert 0: last token in step 3, mean gap 0.5 steps", EARLY },
-    { "loader ahead", "/state/loader holds 7 at ", EARLY },
-    { "loader of one domain", "loader state: 0 of 6 samples are implausible for a domain with share 0.99", EARLY },
-    { "bias infinite", "/layers/1/mlp/gate/e_score_correction_bias holds a value that is not finite at 1", EARLY },
-    { "bias large", "/layers/1/mlp/gate/e_score_correction_bias holds -1e+06 at 1, which must be in [-3003, 3003]", EARLY },
-    { "optimizer steps negative", "/optim/steps/norm/weight holds -1 at 0, which must be in [3, 3]", LATE },
-    { "optimizer steps ahead", "/optim/steps/norm/weight holds 4", LATE },
-    { "optimizer steps behind", "/optim/steps/norm/weight holds 2", LATE },
-    { "steps of an active expert", "/optim/steps/layers/0/mlp/experts/0/up_proj/weight holds 0 at 0, which must be in [", LATE },
-    { "steps of an idle expert", "/optim/steps/layers/0/mlp/experts/3/up_proj/weight holds 3 at 0, which must be in [0, 0]", LATE },
-    { "second moment negative", "/optim/v/norm/weight holds -1 at 0, which must be in [0, 1.79", LATE },
-    { "first moment infinite", "/optim/m/norm/weight holds a value that is not finite at 0", LATE },
-    { "weight not a number", "/norm/weight holds a value that is not finite at 0", LATE },
+    { "loader ahead", "/state/loader[0] is 7, ", EARLY },
+    { "loader of one domain", "0 of 6 samples drawn; implausible for a sampling weight of 0.99", EARLY },
+    { "bias infinite", "/layers/1/mlp/gate/e_score_correction_bias[1] is not finite", EARLY },
+    { "bias large", "/layers/1/mlp/gate/e_score_correction_bias[1] is -1e+06, must be in [-3003, 3003]", EARLY },
+    { "optimizer steps negative", "/optim/steps/norm/weight[0] is -1, must be in [3, 3]", LATE },
+    { "optimizer steps ahead", "/optim/steps/norm/weight[0] is 4,", LATE },
+    { "optimizer steps behind", "/optim/steps/norm/weight[0] is 2,", LATE },
+    { "steps of an active expert", "/optim/steps/layers/0/mlp/experts/0/up_proj/weight[0] is 0, must be in [", LATE },
+    { "steps of an idle expert", "/optim/steps/layers/0/mlp/experts/3/up_proj/weight[0] is 3, must be in [0, 0]", LATE },
+    { "second moment negative", "/optim/v/norm/weight[0] is -1, must be in [0, 1.79", LATE },
+    { "first moment infinite", "/optim/m/norm/weight[0] is not finite", LATE },
+    { "weight not a number", "/norm/weight[0] is not finite", LATE },
 };
 
 static void set_steps(mu_training *t, const char *name, int64_t steps) {
@@ -169,7 +169,7 @@ static void goes_on_from_the_one_before(int when, const char *message, double lo
     assert_true(mu_training_step(t, NULL).values.loss == loss);
     mu_error_set(&e, MU_STATUS_DATA, "nonsense");
     assert_error(mu_checkpoint_fall_back(t->state.mesh->world, "run", &m, &e), MU_STATUS_DATA,
-                 "none of 2 checkpoints passes verification; the newest: nonsense");
+                 "all checkpoints failed verification (2); the newest: nonsense");
     training_free(t);
 }
 
@@ -208,7 +208,7 @@ static void a_bias_that_nothing_made(void **state) {
     t->state.model->blocks[0].moe.bias[2] = 0.001;
     steps_and_save(t, 2);
     assert_error(verify("run/checkpoints/step-00000002"), MU_STATUS_DATA,
-                 "/layers/0/mlp/gate/e_score_correction_bias holds 0.001 at 2, which must be in [0, 0]");
+                 "/layers/0/mlp/gate/e_score_correction_bias[2] is 0.001, must be in [0, 0]");
     training_free(t);
     assert_ok(mu_file_remove_tree("run", &e));
 }
@@ -310,22 +310,22 @@ static void manifests_that_hash_right(void **state) {
         change *change;
         const char *message;
     } cases[] = {
-        { later_step, "/state/step holds 3 at 0, which must be in [4, 4]" },
-        { step_beyond, "manifest.json: step 9223372036854775807, but train.steps is 40" },
+        { later_step, "/state/step[0] is 3, must be in [4, 4]" },
+        { step_beyond, "manifest.json: step 9223372036854775807 is more than train.steps 40" },
         { other_ep, "manifest.json: a field is missing" },
         { no_ranks, "manifest.json: a field is missing" },
         { other_dtype, "manifest.json: dtype 'i32'" },
-        { fewer_tensors, "manifest.json names 44 tensors; the model of its configuration has 45" },
+        { fewer_tensors, "manifest.json lists 44 tensors, but the model of its configuration has 45" },
         { shard_twice, "manifest.json: a field is missing" },
         { shard_elsewhere, "manifest.json: a field is missing" },
-        { other_seed, "/state/seed holds 7 at 0, which must be in [8, 8]" },
-        { larger_batch, "loader state: 6 samples, but the steps make 12" },
-        { other_top_k, "MoE layer 0: the experts of slot 0 do not add up to 48" },
+        { other_seed, "/state/seed[0] is 7, must be in [8, 8]" },
+        { larger_batch, "loader state: 6 samples drawn, but 12 are expected" },
+        { other_top_k, "MoE layer 0, slot 0: the counts of the experts do not add up to 48" },
         { short_fingerprint, "manifest.json: a field is missing" },
         { no_fingerprint, "manifest.json: a field is missing" },
         { no_hash, "manifest.json: a field is missing" },
         { no_config, "manifest.json: its configuration:" },
-        { wide, "manifest.json: shards of " },
+        { wide, "manifest.json: the shards have " },
         { bomb, "65536 in each MoE layer of 1024 layers make 2e+08 tensors (three per expert), more than 2^19" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -220,7 +220,7 @@ static const bad_case cases[] = {
     { "batch under ranks", "train: {global_batch_size: 3}", 1, .words = { "; 4 is the nearest that fits" },
       .ranks = 4 },
     { "forced both ways", "moe: {force_balanced: true, force_skew: true}", 1,
-      .words = { "f.yaml:1:41: moe.force_skew: excludes force_balanced" } },
+      .words = { "f.yaml:1:41: moe.force_skew: cannot be combined with force_balanced" } },
     { "parameters", "moe: {num_experts: 65536, moe_ffn_hidden_size: 1048576}", 1,
       .words = { "model.hidden_size: the model would have about 2.1e+14 parameters, more than 2^40" } },
     { "tokens", "model: {max_seq_len: 16777216}\ntrain: {seq_len: 16777216, global_batch_size: 10000000}", 1,

@@ -22,11 +22,11 @@ before=$SECONDS
 wait $job
 if [ $? = 70 ]; then pass; else fail "a frozen rank: another exit code than 70"; fi
 if [ $((SECONDS - before)) -le 10 ]; then pass; else fail "a frozen rank: it took $((SECONDS - before)) s"; fi
-says_once "a frozen rank" "warning: rank 0 on $host has waited [1-3] s for the others without progress: step [0-9]+, .*; no sign of life from rank 1 on $host"
-says_once "a frozen rank" "error: rank 0: no rank has made progress for [3-6] s; a process, a disk or a link hangs"
+says_once "a frozen rank" "warning: rank 0 on $host has waited [1-3] s for the others without progress: step [0-9]+, .*; no message from rank 1 on $host"
+says_once "a frozen rank" "error: rank 0: no rank has made progress for [3-6] s; a process, a disk or the network hangs"
 says "a frozen rank" "run.watchdog sets this time limit"
-says "a frozen rank" "  rank 1 on $host: no sign of life for [0-9]+ s; last known: step [0-9]+, "
-says "a frozen rank" "  rank 0 on $host: waits for the others; step [0-9]+, "
+says "a frozen rank" "  rank 1 on $host: no message for [0-9]+ s; its last report: step [0-9]+, "
+says "a frozen rank" "  rank 0 on $host: waiting for the others; step [0-9]+, "
 wait_for "the end of the frozen rank" "! kill -0 $victim" && pass
 
 export MUSTER_FAULT=collective:1:skip:3
