@@ -165,7 +165,7 @@ static void number_hint(const char *s, bool integer, char hint[120]) {
 static const char *plain_text(const place *p) {
     mu_quoted shown;
     if (p->at->kind != MU_YAML_SCALAR) {
-        refuse(p, "a list of two numbers is needed, not a %s", p->at->kind == MU_YAML_LIST ? "list" : "map");
+        refuse(p, "a %s is given", p->at->kind == MU_YAML_LIST ? "list" : "map");
     } else if (!p->at->plain) {
         refuse(p, "'%s' is quoted, which makes it a text; write it without quotes", mu_quote(&shown,
                                                                                              p->at->text));
@@ -249,7 +249,7 @@ static const char *odd_character(const char *s) {
 static bool read_string(const place *p, char *field) {
     const char *s = p->at->text;
     if (p->at->kind != MU_YAML_SCALAR)
-        return refuse(p, "a list of two numbers is needed, not a %s", p->at->kind == MU_YAML_LIST ? "list" : "map");
+        return refuse(p, "a %s is given", p->at->kind == MU_YAML_LIST ? "list" : "map");
     if (p->at->plain && (!s[0] || !strcmp(s, "~") || !strcasecmp(s, "null")))
         return refuse(p, "the value is empty");
     if (strlen(s) >= sizeof(mu_field_STRING)) return refuse(p, "%zu bytes are too long", strlen(s));
@@ -262,7 +262,7 @@ static bool read_choice(const place *p, const mu_choices *c, int *index) {
     mu_quoted shown;
     const char *s = p->at->text;
     if (p->at->kind != MU_YAML_SCALAR)
-        return refuse(p, "a list of two numbers is needed, not a %s", p->at->kind == MU_YAML_LIST ? "list" : "map");
+        return refuse(p, "a %s is given", p->at->kind == MU_YAML_LIST ? "list" : "map");
     if (s[0] == '\0') return refuse(p, "the value is empty");
     *index = choice_index(c, s);
     if (*index >= 0) return true;
@@ -304,7 +304,7 @@ static bool read_pair(const place *p, double *field) {
     double value[2];
     int n = 0;
     if (p->at->kind != MU_YAML_LIST)
-        return refuse(p, "a list of two numbers is needed, not a %s", p->at->kind == MU_YAML_MAP ? "map" : "single value");
+        return refuse(p, "a %s is given", p->at->kind == MU_YAML_MAP ? "map" : "single value");
     for (const mu_yaml *item = p->at->child; item; item = item->next) n++;
     if (n != 2) return refuse(p, "the list has %d value%s, not 2", n, n == 1 ? "" : "s");
     bool good = read_float(&(place){ p->option, p->at->child, p->report }, &value[0]);

@@ -174,7 +174,7 @@ static void unsound_arguments_stop(void **state) {
     STOPS("load window: length is 19 steps, must be at least 20", mu_load_window_init(&r, 2, 4, 19));
     STOPS("load: counts of 4 experts are NULL", mu_load_of(NULL, 4));
     STOPS("load: counts of 0 experts", mu_load_of((int64_t[]){ 1 }, 0));
-    STOPS("expert 1 has a count of -3 tokens", mu_load_of((int64_t[]){ 1, -3 }, 2));
+    STOPS("expert 1 has -3 tokens, must not be negative", mu_load_of((int64_t[]){ 1, -3 }, 2));
     if (mu_dist_has_mpi()) STOPS("a communicator cannot be created before MPI_Init", mu_mesh_open(NULL, 1));
     mu_model_config cfg = tiny_model_config();
     mu_moe_config moe = tiny_moe_config();

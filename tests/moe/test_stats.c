@@ -111,7 +111,7 @@ static void wrong_input_stops(void **state) {
     STOPS("routing statistics: domains", mu_routing_stats_add(s, l->tp, &l->cx, &l->routing));
     l->cx.domains = NULL;
     STOPS("counts of 8 experts, expected 9", mu_routing_stats_add(other, l->tp, &l->cx, &l->routing));
-    STOPS("routing statistics of 0 domains", mu_routing_stats_new(l->dev, comm_alone(), 1, E, 0, 0, 0));
+    STOPS("routing statistics: 0 domains", mu_routing_stats_new(l->dev, comm_alone(), 1, E, 0, 0, 0));
     mu_routing_stats_free(other);
     mu_routing_stats_free(s);
     layer_free(l);
