@@ -74,7 +74,7 @@ static mu_status print_losses(const mu_run_view *v, mu_error *e) {
     mu_run_metrics m;
     mu_status status = mu_run_metrics_open(&m, v, e);
     while (status == MU_STATUS_OK && mu_run_metrics_next(&m)) {
-        steps += json_object_get(m.line, "train/tokens") != NULL;
+        steps += m.kind == MU_LINE_TRAINING;
         for (int i = 0; i < 2; i++) {
             const json_t *value = json_object_get(m.line, last[i].key);
             if (json_is_number(value)) last[i].step = m.step, last[i].value = json_number_value(value);

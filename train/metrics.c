@@ -3,15 +3,12 @@
  * machine are under perf/ and mem/, so that the rest can be compared bit for bit. */
 #include "train/train.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 struct mu_metrics {
-    FILE *file;
-    char *path, *routing_path;
+    mu_lines_out out;
+    char *routing_path;
     mu_statistics *statistics;      /* NULL: a dense model has none */
     mu_json line;
     double start;
@@ -21,30 +18,26 @@ struct mu_metrics {
 
 mu_status mu_metrics_open(mu_metrics **out, const mu_log_source *src, mu_error *e) {
     mu_metrics *m = *out = mu_alloc(1, sizeof *m);
-    m->path = mu_format("%s/metrics.jsonl", src->cfg->run.dir);
+    char *path = mu_format("%s/metrics.jsonl", src->cfg->run.dir);
     m->routing_path = mu_format("%s/routing.h5", src->cfg->run.dir);
     char *statistics = mu_format("%s/statistics.rec", src->cfg->run.dir);
     m->start = mu_time();
     mu_json_init(&m->line);
-    bool ended = true;
     mu_logged_steps logged = { 0 };
-    mu_status status = mu_metrics_cut_back(m->path, m->routing_path, src, &logged, &ended, e);
+    mu_status status = mu_metrics_continue(&m->out, path, m->routing_path, src, &logged, e);
     if (status == MU_STATUS_OK && src->state->model->n_moe)
-        status = mu_statistics_resume(&m->statistics, statistics, m->path, src, &logged, e);
+        status = mu_statistics_resume(&m->statistics, statistics, path, src, &logged, e);
+    if (status == MU_STATUS_OK) status = mu_file_sync(src->cfg->run.dir, e);
     free(logged.step);
     free(statistics);
-    if (status != MU_STATUS_OK) return status;
-    m->file = fopen(m->path, "ae");
-    bool good = m->file && (ended || (putc('\n', m->file) != EOF && fflush(m->file) == 0));
-    if (!good) return mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
-    return mu_file_sync(src->cfg->run.dir, e);
+    free(path);
+    return status;
 }
 
 void mu_metrics_close(mu_metrics *m) {
     if (!m) return;
-    if (m->file) fclose(m->file);
+    mu_lines_out_close(&m->out);
     mu_json_free(&m->line);
-    free(m->path);
     free(m->routing_path);
     mu_statistics_close(m->statistics);
     free(m);
@@ -54,14 +47,6 @@ static void begin_line(mu_metrics *m, int64_t step) {
     mu_json_reset(&m->line);
     mu_json_begin(&m->line, NULL, '{');
     mu_json_int(&m->line, "step", step);
-}
-
-static mu_status end_line(mu_metrics *m, mu_error *e) {
-    char checksum[MU_CHECKSUM_BYTES + 1];
-    mu_metrics_checksum(m->line.text, m->line.length, checksum);
-    bool good = fprintf(m->file, "%s%s\n", m->line.text, checksum) > 0 && fflush(m->file) == 0;
-    return good ? MU_STATUS_OK
-                : mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
 }
 
 /* Values that are not finite are left out. */
@@ -91,13 +76,13 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step
     mu_json_float(j, "mem/rss_gib", (double)mu_memory_rss() / (1 << 30));
     mu_status status = MU_STATUS_OK; /* the record first: a line without one counts as damage */
     if (m->statistics) status = mu_statistics_append(m->statistics, src->state->step, true, src->state->stats->by_domain, e);
-    return status == MU_STATUS_OK ? end_line(m, e) : status;
+    return status == MU_STATUS_OK ? mu_lines_write(&m->out, &m->line, e) : status;
 }
 
 mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, mu_error *e) {
     begin_line(m, src->state->step);
     mu_metrics_add_window(&m->line, src);
-    return end_line(m, e);
+    return mu_lines_write(&m->out, &m->line, e);
 }
 
 mu_status mu_metrics_eval(mu_metrics *m, const mu_log_source *src, double mean, const mu_domain_loss *results,
@@ -113,13 +98,12 @@ mu_status mu_metrics_eval(mu_metrics *m, const mu_log_source *src, double mean, 
         snprintf(key, sizeof key, "val/%s/bits_per_byte", src->corpus->domains[i].name);
         mu_json_float(&m->line, key, results[i].bits_per_byte);
     }
-    return end_line(m, e);
+    return mu_lines_write(&m->out, &m->line, e);
 }
 
 mu_status mu_metrics_sync(mu_metrics *m, mu_error *e) {
-    if (fsync(fileno(m->file)))
-        return mu_error_set(e, MU_STATUS_IO, "%s cannot be written: %s", m->path, strerror(errno));
-    return m->statistics ? mu_statistics_sync(m->statistics, e) : MU_STATUS_OK;
+    mu_status status = mu_lines_sync(&m->out, e);
+    return status == MU_STATUS_OK && m->statistics ? mu_statistics_sync(m->statistics, e) : status;
 }
 
 /* Limits the writing of routing.h5 to about 1 % of the time of a long run. */

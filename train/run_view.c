@@ -94,32 +94,14 @@ mu_status mu_run_metrics_open(mu_run_metrics *m, const mu_run_view *v, mu_error 
     *m = (mu_run_metrics){ .path = mu_format("%s/metrics.jsonl", v->dir) };
     const char *reason = mu_file_not_plain(m->path);
     if (reason) return mu_error_set(e, MU_STATUS_NOINPUT, "%s %s", m->path, reason);
-    return mu_lines_open(&m->lines, m->path, e);
-}
-
-/* The current line as JSON, NULL when it is invalid. */
-static json_t *parse(mu_run_metrics *m) {
-    const mu_lines *l = &m->lines;
-    if (l->bytes > MU_LINE_BYTES) return NULL;
-    bool checked = mu_line_has_checksum(l->text, l->bytes);
-    if (checked < m->checked || (checked && !mu_line_checksum_holds(l->text, l->bytes))) return NULL;
-    json_t *line = json_loadb(l->text, l->bytes, JSON_REJECT_DUPLICATES, NULL);
-    if (!json_is_integer(json_object_get(line, "step"))) {
-        json_decref(line);
-        return NULL;
-    }
-    m->checked |= checked;
-    return line;
+    return mu_lines_open(&m->lines, m->path, MU_LINES_METRICS, e);
 }
 
 bool mu_run_metrics_next(mu_run_metrics *m) {
+    mu_line line = { 0 };
     json_decref(m->line);
-    m->line = NULL;
-    while (!m->line && mu_lines_next(&m->lines)) {
-        m->line = parse(m);
-        m->skipped += !m->line && m->lines.ended;
-    }
-    m->step = json_integer_value(json_object_get(m->line, "step"));
+    while (!line.json && mu_lines_next(&m->lines)) m->skipped += !mu_line_read(&m->lines, &line) && m->lines.ended;
+    m->line = line.json, m->step = line.step, m->kind = line.kind;
     return m->line != NULL;
 }
 

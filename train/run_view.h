@@ -1,29 +1,8 @@
 /* run_view.h - read-only view of a run folder, of a running, finished or killed job. */
 #ifndef MUSTER_TRAIN_RUN_VIEW_H
 #define MUSTER_TRAIN_RUN_VIEW_H
+#include "train/lines.h"
 #include "train/train.h"
-
-#include <jansson.h>
-#include <stdio.h>
-
-/* ------------------------------------------------------------------ lines of metrics.jsonl (metrics_lines.c) */
-enum { MU_LINE_BYTES = 4 << 20 };   /* maximum of a valid line: numbers of the largest model */
-typedef struct {
-    const char *path;       /* borrowed */
-    FILE *file;
-    char *block;            /* [used, filled) is not consumed yet */
-    size_t used, filled;
-    char *text;             /* [MU_LINE_BYTES], the current line, not NUL-terminated */
-    size_t bytes;           /* of it, without its newline; MU_LINE_BYTES + 1: longer than any valid line */
-    bool ended;             /* by a newline */
-    int64_t end;            /* where the next line begins */
-} mu_lines;
-/* mu_lines_close may follow any outcome. Local. */
-mu_status mu_lines_open(mu_lines *l, const char *path, mu_error *e) MU_MUST_USE;
-bool mu_lines_next(mu_lines *l);                                    /* false: no further line */
-mu_status mu_lines_close(mu_lines *l, mu_error *e) MU_MUST_USE;     /* IO after a read error */
-bool mu_line_has_checksum(const char *line, size_t bytes);          /* lines of older runs have none */
-bool mu_line_checksum_holds(const char *line, size_t bytes);        /* only for a line that has one */
 
 /* The loads of a training line, [MoE layers, experts]; false when they are not those of a step of this model (their sum is known). Local. */
 bool mu_metrics_read_loads(const mu_log_source *src, const json_t *line, int64_t *loads);
@@ -59,10 +38,10 @@ const char *mu_run_state_name(mu_run_state state);
 typedef struct {
     char *path;
     mu_lines lines;
-    bool checked;           /* some line had a checksum, so all later ones must */
     int64_t skipped;        /* invalid lines; one that is being written is not counted */
     int64_t step;           /* of the current line */
-    json_t *line;           /* an object, valid until the next call */
+    mu_line_kind kind;
+    json_t *line;           /* an object without the checksum, valid until the next call */
 } mu_run_metrics;
 mu_status mu_run_metrics_open(mu_run_metrics *m, const mu_run_view *v, mu_error *e) MU_MUST_USE;
 bool mu_run_metrics_next(mu_run_metrics *m);

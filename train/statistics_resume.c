@@ -92,10 +92,10 @@ static mu_status copy_record(merge *m, int64_t index, mu_error *e) {
 static mu_status take_line(merge *m, int64_t step, mu_error *e) {
     bool found = false;
     while (!found && mu_lines_next(&m->lines)) {
-        json_t *line = m->lines.bytes <= MU_LINE_BYTES ? json_loadb(m->lines.text, m->lines.bytes, 0, NULL) : NULL;
-        found = json_integer_value(json_object_get(line, "step")) == step && json_object_get(line, "train/tokens") &&
-                mu_metrics_read_loads(m->s->src, line, m->loads);
-        json_decref(line);
+        mu_line line;
+        found = mu_line_read(&m->lines, &line) && line.step == step && line.kind == MU_LINE_TRAINING &&
+                mu_metrics_read_loads(m->s->src, line.json, m->loads);
+        json_decref(line.json);
     }
     if (!found) return mu_error_set(e, MU_STATUS_IO, "%s changed while being read", m->s->metrics_path);
     return mu_statistics_append(m->to, step, false, m->loads, e);
@@ -120,7 +120,7 @@ static mu_status write_file(void *context, const char *path, mu_error *e) {
     old_file *s = context;
     merge m = { .s = s, .loads = mu_alloc((size_t)(s->shape.layers * s->shape.experts), sizeof *m.loads) };
     mu_status status = mu_statistics_create(&m.to, path, &s->shape, e);
-    if (status == MU_STATUS_OK && s->missing) status = mu_lines_open(&m.lines, s->metrics_path, e);
+    if (status == MU_STATUS_OK && s->missing) status = mu_lines_open(&m.lines, s->metrics_path, MU_LINES_METRICS, e);
     if (status == MU_STATUS_OK) status = merge_all(&m, e);
     mu_status closed = mu_lines_close(&m.lines, status == MU_STATUS_OK ? e : NULL);
     if (status == MU_STATUS_OK) status = closed;

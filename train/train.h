@@ -3,6 +3,7 @@
 #ifndef MUSTER_TRAIN_H
 #define MUSTER_TRAIN_H
 #include "train/config.h"
+#include "train/lines.h"
 #include "train/statistics.h"
 
 /* ------------------------------------------------------------------ the texts of a run (texts.c) */
@@ -179,17 +180,9 @@ typedef struct {
     const mu_train_state *state;
     double peak_flops;              /* of all ranks together; 0: unknown */
 } mu_log_source;
-/* The steps of the training lines in metrics.jsonl; heap. */
-typedef struct { int64_t n, *step; } mu_logged_steps;
-/* Every line of metrics.jsonl ends with its checksum: a last key with the XXH3-64 of all bytes before it, and the
- * closing bracket. mu_metrics_checksum writes this end. */
-enum { MU_CHECKSUM_BYTES = 27 };
-void mu_metrics_checksum(const char *line, size_t bytes, char text[MU_CHECKSUM_BYTES + 1]);
-/* Truncates the metrics of an earlier job to the valid lines up to the state's step; their steps are in *logged. Dropped without
- * notice: newer lines, whose steps are computed again, and a last line torn by a kill. If anything else is dropped, or newer lines
- * when the run rewinds (below), both old files are moved aside with a warning. *ended false: the last line lacks its
- * newline. IO when it is not a plain file. Local. */
-mu_status mu_metrics_cut_back(const char *path, const char *routing_path, const mu_log_source *src, mu_logged_steps *logged, bool *ended,
+/* Continues the metrics.jsonl of an earlier job (mu_lines_continue in lines.h); a training line must also have the tokens and loads of
+ * its step. Local. */
+mu_status mu_metrics_continue(mu_lines_out *f, const char *path, const char *routing_path, const mu_log_source *src, mu_logged_steps *logged,
                               mu_error *e) MU_MUST_USE;
 /* The same for statistics.rec, called afterwards: opens it for appending, with a record of each logged step; missing records are
  * rebuilt from metrics.jsonl. Local. */
@@ -211,7 +204,7 @@ void mu_metrics_add_routing(mu_json *j, const mu_log_source *src, const mu_step_
 void mu_metrics_add_window(mu_json *j, const mu_log_source *src);
 
 typedef struct mu_metrics mu_metrics;
-/* Opens metrics.jsonl for appending after mu_metrics_cut_back, and statistics.rec after mu_statistics_resume; before mu_checkpoint_set_aside. Rank 0 only. */
+/* Continues metrics.jsonl and statistics.rec; before mu_checkpoint_set_aside. One rank only. */
 mu_status mu_metrics_open(mu_metrics **m, const mu_log_source *src, mu_error *e) MU_MUST_USE;
 mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step_result *r, double tokens_per_s, mu_error *e) MU_MUST_USE;
 mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, mu_error *e) MU_MUST_USE;

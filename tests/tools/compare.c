@@ -40,23 +40,23 @@ static lines read_lines(const char *path, int64_t first, int64_t last) {
     mu_error e;
     mu_lines in;
     lines l = { 0 };
-    if (mu_lines_open(&in, path, &e) != MU_STATUS_OK) stop(&e);
+    if (mu_lines_open(&in, path, MU_LINES_METRICS, &e) != MU_STATUS_OK) stop(&e);
     for (int number = 1; mu_lines_next(&in); number++) {
-        json_t *line = in.bytes <= MU_LINE_BYTES ? json_loadb(in.text, in.bytes, JSON_REJECT_DUPLICATES, NULL) : NULL;
-        if (!json_is_object(line)) {
-            fprintf(stderr, "compare: %s:%d: not a JSON object\n", path, number);
+        mu_line line;
+        if (!mu_line_read(&in, &line)) {
+            fprintf(stderr, "compare: %s:%d: not a valid line\n", path, number);
             exit(2);
         }
-        bool wanted = step_of(line) >= first && step_of(line) <= last;
-        if (wanted) l.line = mu_realloc(l.line, (size_t)l.n + 1, sizeof *l.line), l.line[l.n++] = json_incref(line);
-        json_decref(line);
+        bool wanted = line.step >= first && line.step <= last;
+        if (wanted) l.line = mu_realloc(l.line, (size_t)l.n + 1, sizeof *l.line), l.line[l.n++] = json_incref(line.json);
+        json_decref(line.json);
     }
     if (mu_lines_close(&in, &e) != MU_STATUS_OK) stop(&e);
     return l;
 }
 
 static bool starts(const char *text, const char *prefix) { return !strncmp(text, prefix, strlen(prefix)); }
-static bool of_the_clock(const char *key) { return starts(key, "perf/") || starts(key, "mem/") || !strcmp(key, "xxh3"); }
+static bool of_the_clock(const char *key) { return starts(key, "perf/") || starts(key, "mem/"); }
 static bool is_load(const char *key) {
     size_t n = strlen(key);
     return starts(key, "moe/layer_") && n > 5 && !strcmp(key + n - 5, "/load");

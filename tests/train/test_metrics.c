@@ -54,7 +54,7 @@ static void add(text *x, const char *bytes, size_t n) {
 
 static char *finish(char *line, bool checked) {
     char checksum[MU_CHECKSUM_BYTES + 1] = "}";
-    if (checked) mu_metrics_checksum(line, strlen(line), checksum);
+    if (checked) mu_line_checksum(line, strlen(line), checksum);
     char *whole = mu_format("%s%s", line, checksum);
     free(line);
     return whole;
@@ -65,10 +65,10 @@ static char *line_of(int step, bool checked) {
     return finish(mu_format("{\"step\":%d,\"train/tokens\":%d,\"train/loss\":1.5,\"moe/layer_1/load\":[%d,%d],\"moe/layer_2/load\":[16,0]",
                             step, 16 * step, step, 16 - step), checked);
 }
-static char *evaluation_of(int step, bool checked) { return finish(mu_format("{\"step\":%d,\"val/ce_loss\":2.5", step), checked); }
-static char *statistics_of(int step) {
-    return finish(mu_format("{\"step\":%d,\"stats/steps\":%d,\"moe/layer_1/load\":[99,0],\"moe/layer_2/load\":[0,99]", step, step), true);
+static char *statistics_of(int step, bool checked) {
+    return finish(mu_format("{\"step\":%d,\"stats/steps\":100,\"moe/layer_1/coactivation\":[1,0,0,1]", step), checked);
 }
+static char *evaluation_of(int step, bool checked) { return finish(mu_format("{\"step\":%d,\"val/ce_loss\":2.5", step), checked); }
 
 static void add_line(text *x, char *line) {
     add(x, line, strlen(line));
@@ -145,23 +145,26 @@ static void resume(resumed r) {
     free(r.kept.bytes);
 }
 
-/* Steps 1 to 4, `extra`, 5 to 8, a step that will be computed again and a line torn by a kill. `stays`: the extra line is valid. */
-static void try(const char *extra, size_t bytes, bool stays) {
-    resumed r = { .damaged = !stays, .lines = 10, .first = 5 };
+/* Steps 1 to 4, `extra`, 5 to 8, a step that will be computed again and a line torn by a kill. `stays`: the extra lines are valid;
+ * otherwise the last one is not, and `sound` bytes before it are. */
+static void try(const char *extra, size_t bytes, size_t sound, bool stays) {
+    resumed r = { .damaged = !stays, .lines = 10 + (sound > 0), .first = 5 + (sound > 0) };
     add_steps(&r.was, 1, 4, false);
     add(&r.was, extra, bytes);
     add_steps(&r.was, 5, 9, false);
     add(&r.was, "{\"step\":10,\"tr", 14);
     add_steps(&r.kept, 1, 4, false);
-    if (stays) add(&r.kept, extra, bytes);
+    add(&r.kept, extra, stays ? bytes : sound);
     add_steps(&r.kept, 5, 8, false);
     resume(r);
 }
 
 static void sound_lines_stay(void **state) {
     (void)state;
-    static const char *const sound[] = { "{\"step\":4,\"val/ce_loss\":2.5,\"val/a/ce_loss\":null}\n", "{\"step\":4,\"later/name\":[1,2]}\n" };
-    for (size_t i = 0; i < sizeof sound / sizeof *sound; i++) try(sound[i], strlen(sound[i]), true);
+    static const char *const sound[] = { "{\"step\":4,\"val/ce_loss\":2.5,\"val/a/ce_loss\":null}\n", "{\"step\":4,\"later/name\":[1,2]}\n",
+                                        "{\"step\":4,\"stats/steps\":4,\"x\":[0.5,-99]}\n",
+                                        "{\"step\":4,\"stats/steps\":4}\n{\"step\":4,\"val/ce_loss\":2}\n{\"step\":4,\"later/name\":1}\n" };
+    for (size_t i = 0; i < sizeof sound / sizeof *sound; i++) try(sound[i], strlen(sound[i]), 0, true);
 }
 
 static void damaged_lines_are_kept_aside(void **state) {
@@ -171,6 +174,8 @@ static void damaged_lines_are_kept_aside(void **state) {
         "\n", "junk\n", "[4]\n", "4\n", "{}\n", "{\"step\":4,\n", "{\"step\":4}{\"step\":4}\n", "{\"step\":4,\"step\":4}\n",
         "{\"step\":\"4\"}\n", "{\"step\":4.0}\n", "{\"step\":null}\n", "{\"step\":-4}\n", "{\"step\":0}\n", "{\"step\":3}\n",
         "{\"step\":99999999999999999999}\n", "{\"step\":9223372036854775807}\n", "{\"step\":4,\"x\":1e999}\n", "{\"step\":4,\"x\":\"text\"}\n",
+        "{\"step\":4,\"x\":[[1]]}\n", "{\"step\":4,\"x\":[1,\"text\"]}\n", "{\"step\":4,\"x\":[null]}\n", "{\"step\":4,\"x\":true}\n",
+        "{\"step\":4}\n", "{\"step\": 4,\"x\":1}\n", "{\"x\":1,\"step\":4}\n", "{\"step\":5,\"stats/steps\":4}\n", "{\"step\":3,\"stats/steps\":4}\n",
         "{\"step\":4,\"x\":{}}\n", "{\"step\":4,\"x\":\"\x80\"}\n", "{\"step\":4,\"xxh3\":\"0123456789abcdef\"}\n",
         "{\"step\":4,\"train/tokens\":64,\"moe/layer_1/load\":[4,12],\"moe/layer_2/load\":[16,0]}\n",                /* twice */
         "{\"step\":5,\"val/ce_loss\":2.5}\n",                                                                    /* before its step */
@@ -187,14 +192,30 @@ static void damaged_lines_are_kept_aside(void **state) {
         "{\"step\":5,\"train/tokens\":80,\"moe/layer_1/load\":[4,\"12\"],\"moe/layer_2/load\":[16,0]}\n",
         "{\"step\":5,\"train/tokens\":80,\"moe/layer_1/load\":16,\"moe/layer_2/load\":[16,0]}\n",
     };
-    try(nul, sizeof nul - 1, false);
-    for (size_t i = 0; i < sizeof damaged / sizeof *damaged; i++) try(damaged[i], strlen(damaged[i]), false);
+    try(nul, sizeof nul - 1, 0, false);
+    for (size_t i = 0; i < sizeof damaged / sizeof *damaged; i++) try(damaged[i], strlen(damaged[i]), 0, false);
     size_t length = 5 << 20;                                    /* longer than any line */
     char *list = mu_alloc(length + 1, 1);
     memset(list, '[', length);
     list[length - 1] = '\n';
-    try(list, length, false);
+    try(list, length, 0, false);
     free(list);
+}
+
+/* Of one step there is a line of each kind, in this order: training, statistics, evaluation. */
+static void kinds_are_in_order(void **state) {
+    (void)state;
+    static const char statistics[] = "{\"step\":4,\"stats/steps\":4}\n", evaluation[] = "{\"step\":4,\"val/ce_loss\":2}\n",
+                      other[] = "{\"step\":4,\"later/name\":1}\n";
+    static const struct { const char *sound, *damaged; } pairs[] = {
+        { statistics, statistics }, { evaluation, evaluation }, { other, other },
+        { evaluation, statistics }, { other, statistics }, { other, evaluation },
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        char *both = mu_format("%s%s", pairs[i].sound, pairs[i].damaged);
+        try(both, strlen(both), strlen(pairs[i].sound), false);
+        free(both);
+    }
 }
 
 /* Old lines, then new ones; a bit of one byte of line 5, its newline included, is wrong. */
@@ -271,33 +292,36 @@ static void kinds_of_lines_have_an_order(void **state) {
     for (int kept = 0; kept < 2; kept++) {
         text *x = kept ? &r.kept : &r.was;
         add_steps(x, 1, 4, true);
-        add_line(x, statistics_of(4));
+        add_line(x, statistics_of(4, true));
         add_line(x, evaluation_of(4, true));
         add_steps(x, 5, 5, true);
         if (!kept) add_line(x, evaluation_of(4, true));
         add_steps(x, 6, 6, true);
-        add_line(x, statistics_of(6));
+        add_line(x, statistics_of(6, true));
         add_steps(x, 7, 8, true);
-        add_line(x, statistics_of(8));
+        add_line(x, statistics_of(8, true));
     }
     resume(r);
 }
 
 /* ------------------------------------------------------------------ the end of the file */
 
-/* A kill may leave any prefix of the line that was being written: of a step newer than the checkpoint, or the evaluation of
+/* A kill may leave any prefix (here every second) of the line that was being written: of a step newer than the checkpoint, or the evaluation of
  * its step. A complete line without its newline is kept. */
+static char *(*const writers[])(int step, bool checked) = { line_of, statistics_of, evaluation_of, evaluation_of };
+static const int written_step[] = { 12, 12, 12, 8 };
+
 static void a_kill_at_any_byte_is_no_damage(void **state) {
     (void)state;
-    for (int kind = 0; kind < 5; kind++) {
-        bool checked = kind % 2 || kind == 4;
-        char *line = kind < 2 ? line_of(12, checked) : kind < 4 ? evaluation_of(8, checked) : statistics_of(9);
-        for (size_t n = 0; n <= strlen(line); n += checked ? 1 : 5) {
+    for (int i = 0; i < 8; i++) {
+        bool checked = i % 2;
+        char *line = writers[i / 2](written_step[i / 2], checked);
+        for (size_t n = strlen(line) % 2; n <= strlen(line); n += checked ? 2 : 10) {
             resumed r = { 0 };
             add_steps(&r.was, 1, 8, checked);
             add(&r.was, line, n);
             add_steps(&r.kept, 1, 8, checked);
-            if ((kind == 2 || kind == 3) && n == strlen(line)) add_line(&r.kept, evaluation_of(8, checked));
+            if (written_step[i / 2] == 8 && n == strlen(line)) add_line(&r.kept, evaluation_of(8, checked));
             resume(r);
         }
         free(line);
@@ -316,7 +340,8 @@ static void other_ends_are_damage(void **state) {
     static const struct { const char *end; size_t n; } ends[] = {
         END("\0"), END("\0\0\0\0"), END("{\"step\":9,\"tr\0\0\0\0"), END("x"), END(" "), END("\r"), END("{\"step\":9,\"tr\r"), END("{\"stop\":9"),
         END("{\"step\":,"), END("{\"step\":-9,"), END("{\"step\":99999999999999999999,"), END("{\"step\":7,\"train/tok"),
-        END("{\"step\":8,\"train/tok"), END("{\"step\":7,\"val/"), END("{\"step\":8,\"stats/"), END("{\"step\":9,}"), END("{\"step\":9,\"val/ce_loss\":2.5}x"),
+        END("{\"step\":8,\"train/tok"), END("{\"step\":8,\"t"), END("{\"step\":8,\"s"), END("{\"step\":8,\"stats/steps\":100,\"moe/"),
+        END("{\"step\":7,\"later"), END("{\"step\":7,\"val/"), END("{\"step\":9,}"), END("{\"step\":9,\"val/ce_loss\":2.5}x"),
         END("{\"step\":9,\"val/ce_loss\":2.5}\r"),
     };
 #undef END
@@ -329,6 +354,99 @@ static void other_ends_are_damage(void **state) {
         else add(&r.was, ends[i].end, ends[i].n);
         add_steps(&r.kept, 1, 7, true);
         resume(r);
+    }
+}
+
+/* ------------------------------------------------------------------ events.jsonl */
+
+static char *event_of(int step, const char *what) {
+    return finish(mu_format("{\"step\":%d,\"event\":\"%s\",\"layers\":[1,2],\"names\":[\"a b\"],\"again\":false,\"load\":0.5", step, what), true);
+}
+static void add_events(text *x, int first, int last) {
+    for (int step = first; step <= last; step++) add_line(x, event_of(step, "dead")), add_line(x, event_of(step, "alive {}, \303\266"));
+}
+
+/* Continues `was` from step 8, or from `step`, and appends an event of step 9: `kept` and that event are in the file. Frees the texts. */
+typedef struct { text was, kept; int damaged, lines, first; bool from_start, rewinds; } continued;
+
+static void continue_events(continued c) {
+    mu_lines_out out;
+    mu_lines_resume how = { .path = "./events.jsonl", .format = MU_LINES_EVENTS, .step = c.from_start ? 0 : 8, .rewinds = c.rewinds };
+    char *next = event_of(9, "x"), *said = NULL;
+    mu_json line = { .text = next, .length = strlen(next) - MU_CHECKSUM_BYTES };
+    put("events.jsonl", c.was.bytes, c.was.n);
+    warning[0] = '\0';
+    next[line.length] = '\0';
+    assert_ok(mu_lines_continue(&out, &how, NULL, &e));
+    assert_ok(mu_lines_write(&out, &line, &e));
+    assert_ok(mu_lines_sync(&out, &e));
+    mu_lines_out_close(&out);
+    add_line(&c.kept, event_of(9, "x"));
+    assert_content("events.jsonl", c.kept.bytes, c.kept.n);
+    if (c.damaged) said = mu_format("events.jsonl: %d of %d lines are damaged, the first is line %d; the others are kept, old file moved aside to"
+                                    " ./events.jsonl.aside", c.damaged, c.lines, c.first);
+    else if (c.from_start) said = mu_strdup("events.jsonl is from an earlier job and there is no checkpoint");
+    else if (c.rewinds) said = mu_strdup("events.jsonl: lines newer than resume step 8, moved aside to ./events.jsonl.aside");
+    if (said && !strstr(warning, said)) fail_msg("no \"%s\" in: %s", said, warning);
+    if (said) assert_content("events.jsonl.aside", c.was.bytes, c.was.n);
+    else if (warning[0] || mu_file_exists("events.jsonl.aside")) fail_msg("valid, but: %s", warning);
+    remove("events.jsonl.aside");
+    free(said);
+    free(next);
+    free(c.was.bytes);
+    free(c.kept.bytes);
+}
+
+static void events_are_cut_back(void **state) {
+    (void)state;
+    for (int i = 0; i < 4; i++) {                               /* nothing newer; newer ones; when the run rewinds; without a checkpoint */
+        continued c = { .from_start = i == 3, .rewinds = i == 2 };
+        add_events(&c.was, 1, i ? 10 : 8);
+        if (i < 3) add_events(&c.kept, 1, 8);
+        continue_events(c);
+    }
+    continue_events((continued){ .from_start = false });        /* no events yet */
+    for (int step = 8; step < 10; step++) {                     /* a kill at any byte: of step 8 a checkpoint covers the events */
+        char *line = event_of(step, "alive {}, \303\266");
+        size_t n = strlen(line);
+        for (size_t at = n; at > 1; at -= 2) {
+            bool covered = step == 8 && at < n && at > strlen("{\"step\":8"), misread = at < n && line[at - 1] == '}';
+            continued c = { .damaged = covered || misread, .lines = 17, .first = 17 };
+            add_events(&c.was, 1, 8);
+            add(&c.was, line, at);
+            add_events(&c.kept, 1, 8);
+            if (step == 8 && at == n) add_line(&c.kept, event_of(8, "alive {}, \303\266"));
+            continue_events(c);
+        }
+        free(line);
+    }
+}
+
+static void damaged_events_are_kept_aside(void **state) {
+    (void)state;
+    char *line = event_of(5, "dead");
+    size_t n = strlen(line);
+    for (size_t at = 0; at < n; at += 3) {
+        continued c = { .damaged = 1, .lines = 17, .first = 9 };
+        add_events(&c.was, 1, 4);
+        add_events(&c.kept, 1, 4);
+        add(&c.was, line, n);
+        c.was.bytes[c.was.n - n + at] ^= 1;
+        add(&c.was, "\n", 1);
+        add_events(&c.was, 5, 8);
+        add_events(&c.kept, 5, 8);
+        continue_events(c);
+    }
+    free(line);
+    static const char *const damaged[] = { "{\"step\":5,\"event\":\"dead\"}", "{\"step\":5,\"x\":1}", "" };       /* without a checksum */
+    for (int i = 0; i < 5; i++) {
+        continued c = { .damaged = 1, .lines = 17, .first = 9 };
+        add_events(&c.was, 1, 4);
+        add_events(&c.kept, 1, 4);
+        add_line(&c.was, i == 4 ? event_of(2, "dead") : i == 3 ? finish(mu_strdup("{\"step\":5,\"x\":{}"), true) : mu_strdup(damaged[i]));
+        add_events(&c.was, 5, 8);
+        add_events(&c.kept, 5, 8);
+        continue_events(c);
     }
 }
 
@@ -467,7 +585,7 @@ static void written_lines_are_sound(void **state) {
     assert_ok(mu_file_read("metrics.jsonl", 1 << 20, &written, &n, &e));
     for (char *line = written, *end; (end = strchr(line, '\n')); line = end + 1, lines++) {
         char checksum[MU_CHECKSUM_BYTES + 1];
-        mu_metrics_checksum(line, (size_t)(end - line) - MU_CHECKSUM_BYTES, checksum);
+        mu_line_checksum(line, (size_t)(end - line) - MU_CHECKSUM_BYTES, checksum);
         assert_memory_equal(end - MU_CHECKSUM_BYTES, checksum, MU_CHECKSUM_BYTES);
     }
     assert_int_equal(lines, 2);
@@ -479,10 +597,11 @@ static void written_lines_are_sound(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sound_lines_stay), cmocka_unit_test(damaged_lines_are_kept_aside), cmocka_unit_test(any_changed_byte_is_found),
+        cmocka_unit_test(sound_lines_stay), cmocka_unit_test(kinds_are_in_order), cmocka_unit_test(damaged_lines_are_kept_aside), cmocka_unit_test(any_changed_byte_is_found),
         cmocka_unit_test(a_checksum_cannot_be_left_out), cmocka_unit_test(disorder_costs_no_other_line),
         cmocka_unit_test(kinds_of_lines_have_an_order),
         cmocka_unit_test(a_kill_at_any_byte_is_no_damage), cmocka_unit_test(other_ends_are_damage),
+        cmocka_unit_test(events_are_cut_back), cmocka_unit_test(damaged_events_are_kept_aside),
         cmocka_unit_test(a_course_that_is_left_is_kept), cmocka_unit_test(without_a_checkpoint_all_is_kept), cmocka_unit_test(metrics_must_be_a_plain_file),
         cmocka_unit_test(routing_costs_no_checkpoint), cmocka_unit_test(written_lines_are_sound),
     };

@@ -101,6 +101,12 @@ static void what_is_no_run_is_an_error(void **state) {
     assert_error("run", MU_STATUS_NOINPUT, "run/config.resolved.yaml");
 }
 
+static void add_line(FILE *f, const char *body) {
+    char checksum[MU_CHECKSUM_BYTES + 1];
+    mu_line_checksum(body, strlen(body), checksum);
+    assert_true(fprintf(f, "%s%s\n", body, checksum) > 0 && !fflush(f));
+}
+
 /* Lines of a running job are read as far as written, damaged ones are counted; records can be read, too. */
 static void metrics_and_statistics(void **state) {
     (void)state;
@@ -111,14 +117,25 @@ static void metrics_and_statistics(void **state) {
     t->state.step = 0;
     assert_ok(mu_metrics_open(&m, log_source(t), &e));
     for (t->state.step = 1; t->state.step <= 4; t->state.step++) assert_ok(mu_metrics_step(m, log_source(t), &r, 100, &e));
-    FILE *f = fopen("run/metrics.jsonl", "a");                  /* an incomplete line */
-    assert_true(f && fputs("{\"step\":5}\n", f) >= 0 && fputs("{\"step\":6,\"tr", f) >= 0 && !fclose(f));
+    mu_domain_loss loss = { 0 };
+    FILE *f = fopen("run/metrics.jsonl", "a");
+    assert_true(f);
+    t->state.step = 4;
+    add_line(f, "{\"step\":4,\"stats/steps\":4,\"moe/layer_1/load\":[3,5]");
+    assert_ok(mu_metrics_eval(m, log_source(t), 2.5, &loss, &e));
+    add_line(f, "{\"step\":4,\"later/name\":1");
+    assert_true(fputs("{\"step\":5,\"val/ce_loss\":1}\n", f) >= 0 && fputs("{\"step\":6,\"tr", f) >= 0);  /* no checksum; incomplete */
+    assert_int_equal(fclose(f), 0);
     assert_ok(mu_run_view_open(&v, "run", &e));
     mu_run_metrics lines;
     assert_ok(mu_run_metrics_open(&lines, &v, &e));
     for (int64_t step = 1; step <= 4; step++) {
-        assert_true(mu_run_metrics_next(&lines) && lines.step == step);
+        assert_true(mu_run_metrics_next(&lines) && lines.step == step && lines.kind == MU_LINE_TRAINING);
         assert_int_equal(json_integer_value(json_object_get(lines.line, "train/tokens")), 16 * step);
+    }
+    for (mu_line_kind kind = MU_LINE_STATISTICS; kind <= MU_LINE_OTHER; kind++) {
+        assert_true(mu_run_metrics_next(&lines) && lines.step == 4 && lines.kind == kind);
+        assert_null(json_object_get(lines.line, "xxh3"));
     }
     assert_false(mu_run_metrics_next(&lines));
     assert_int_equal(lines.skipped, 1);
