@@ -41,7 +41,9 @@ typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
 
 #define MU_OPTIONS_STATS(O) \
     O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which expert load is summed; an expert below 10 % of the mean load in this window is starved; takes 8 bytes per step and expert of each MoE layer, in memory and in checkpoints") \
-    O(INT,    every,               "100",       0,   1e9, NULL, FREE, "steps between statistics lines of metrics.jsonl, which describe the experts over the window; 0: never")
+    O(INT,    every,               "100",       0,   1e9, NULL, FREE, "steps between statistics lines of metrics.jsonl, which describe the experts over the window; 0: never") \
+    O(INT,    probe_tokens,        "512",       1,   1e6, NULL, FREE, "validation tokens per domain, as whole sequences, on which experts are measured: at least one sequence") \
+    O(FLOAT,  budget,              "0.02",      0,   1, NULL, FREE, "share of the training time for measuring on these tokens what experts know, by the number of tokens; each time some experts are masked, in turn; 0: never")
 
 typedef struct { MU_OPTIONS_STATS(MU_OPTION_FIELD) } mu_stats_config;
 

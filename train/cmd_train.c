@@ -176,6 +176,15 @@ static void print_how_to_stop(void) {
                " ends it at once\n", (long)getpid());
 }
 
+static void print_missing_validation(const mu_training *t) {
+    const mu_config *cfg = &t->cfg;
+    bool evaluates = cfg->train.eval_every > 0, probes = t->state.model->n_moe && cfg->stats.every > 0 && cfg->stats.budget > 0;
+    if ((!evaluates && !probes) || mu_texts_have_validation(&t->texts)) return;
+    printf("note: no validation data: data.val_fraction is 0 or the texts are too short. Not measured: %s%s%s\n",
+           evaluates ? "validation loss" : "", evaluates && probes ? "; " : "",
+           probes ? "what experts know (loss of each domain on its probe, criticality, flip rate)" : "");
+}
+
 static void print_model_and_data(const mu_training *t) {
     const mu_config *cfg = &t->cfg;
     const mu_corpus *c = &t->texts.corpus;
@@ -191,8 +200,7 @@ static void print_model_and_data(const mu_training *t) {
     if (t->state.model->n_moe && n > 1 && (cfg->moe.balance & MU_BALANCE_GLOBAL_AUX) && cfg->moe.global_aux_counts == MU_MOE_COUNTS_EXACT)
         printf("note: global_aux_loss with several micro-batches needs an extra counting pass (about a third more compute);\n"
                "      fewer micro-batches, moe.global_aux_counts=previous or balance: [expert_bias] avoid it\n");
-    if (cfg->train.eval_every > 0 && !mu_texts_have_validation(&t->texts))
-        printf("note: no validation data: data.val_fraction is 0 or the texts are too short\n");
+    print_missing_validation(t);
 }
 
 static void print_start(const mu_training *t, bool resumed) {

@@ -82,6 +82,7 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step
 mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, mu_error *e) {
     begin_line(m, src->state->step);
     mu_metrics_add_window(&m->line, src);
+    mu_metrics_add_knowledge(&m->line, src);
     return mu_lines_write(&m->out, &m->line, e);
 }
 

@@ -14,6 +14,7 @@ struct mu_recorder {
     mu_metrics *metrics;   /* rank 0 */
     mu_progress *progress; /* rank 0 */
     mu_domain_loss *domains;
+    mu_probe *probe;       /* NULL: nothing is measured on it */
     int64_t saved_step;    /* of the newest checkpoint */
     double since_log_seconds;   /* of the steps since the last logged line, and their number */
     int64_t since_log_steps;
@@ -23,11 +24,19 @@ struct mu_recorder {
     bool warned;           /* about the short kill timeout of mpirun */
 };
 
+static mu_evaluation evaluation(const mu_training *t) {
+    return (mu_evaluation){ t->state.model, t->tape, &t->texts, t->state.mesh->batch, t->batches.micro_size };
+}
+
 mu_status mu_recorder_open(mu_recorder **out, mu_training *t, mu_lock *lock, int64_t saved_step, mu_error *e) {
     mu_recorder *r = *out = mu_alloc(1, sizeof *r);
     *r = (mu_recorder){ .t = t, .lock = lock, .saved_step = saved_step };
     r->source = (mu_log_source){ &t->cfg, &t->texts.corpus, &t->state, t->peak_flops };
     r->domains = mu_alloc((size_t)t->texts.corpus.n_domains, sizeof *r->domains);
+    if (t->cfg.stats.every && t->cfg.stats.budget > 0 && t->state.model->n_moe) {
+        mu_evaluation ev = evaluation(t);
+        r->probe = mu_probe_new(&ev, t->cfg.stats.probe_tokens);
+    }
     bool root = t->state.mesh->world->rank == 0;
     mu_status status = root ? mu_metrics_open(&r->metrics, &r->source, e) : MU_STATUS_OK;
     if (root && status == MU_STATUS_OK) r->progress = mu_progress_open(&r->source);
@@ -38,6 +47,7 @@ void mu_recorder_close(mu_recorder *r) {
     if (!r) return;
     mu_progress_close(r->progress);
     mu_metrics_close(r->metrics);
+    mu_probe_free(r->probe);
     free(r->domains);
     free(r);
 }
@@ -86,7 +96,7 @@ static bool evaluates(const mu_recorder *r) { return r->t->cfg.train.eval_every 
 
 static double losses(mu_recorder *r) {
     const mu_training *t = r->t;
-    mu_evaluation ev = { t->state.model, t->tape, &t->texts, t->state.mesh->batch, t->batches.micro_size };
+    mu_evaluation ev = evaluation(t);
     return mu_evaluate(&ev, t->cfg.train.eval_sequences, r->domains);
 }
 
@@ -151,9 +161,19 @@ mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error
     return mu_fault("collective", s->mesh->world->rank) ? status : mu_agree(s->mesh->world, status, e);
 }
 
+/* What experts know, as far as training has paid for measuring it. */
+static void measure(mu_recorder *r) {
+    const mu_config *cfg = &r->t->cfg;
+    mu_knowledge *k = r->t->state.knowledge;
+    if (!r->probe) return;
+    mu_knowledge_earn(k, r->t->state.step, cfg->train.global_batch_size * cfg->train.seq_len, cfg->stats.budget);
+    mu_probe_measure(r->probe, k, r->t->state.step);
+}
+
 mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) {
     const mu_train_state *s = &r->t->state;
     if (!s->model->n_moe) return MU_STATUS_OK;
+    measure(r);
     mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_statistics(r->metrics, &r->source, e);
     return mu_agree(s->mesh->world, status, e);

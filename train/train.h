@@ -68,6 +68,16 @@ typedef struct {
  * NAN when there are none. Collective over `batch`. */
 double mu_evaluate(const mu_evaluation *ev, int64_t most, mu_domain_loss *results);
 
+/* ------------------------------------------------------------------ what experts know (probe.c, metrics_knowledge.c) */
+typedef struct mu_probe mu_probe;
+/* The probe: the first validation sequences of each domain, of about `tokens` tokens (stats.probe_tokens), at least one where there
+ * are any. `ev` is copied, its parts are borrowed; the caller frees it. Local. */
+mu_probe *mu_probe_new(const mu_evaluation *ev, int64_t tokens);
+void mu_probe_free(mu_probe *p);
+int64_t mu_probe_tokens(const mu_probe *p);     /* of all domains; 0: there is no validation text */
+/* Measures what k->credit pays for, after `step` steps; false: too little for a measurement. Collective over `batch`. */
+bool mu_probe_measure(mu_probe *p, mu_knowledge *k, int64_t step);
+
 /* ------------------------------------------------------------------ checkpoints (checkpoint.c, manifest.c)
  * RUN/checkpoints/step-N/: manifest.json, shard-0000.h5, ... Committed by renaming step-N.tmp. */
 #define MU_CHECKPOINT_VERSION 4     /* of the format; raised by one when state is added or left out (mu_state.since, until) */
@@ -208,6 +218,7 @@ typedef struct mu_metrics mu_metrics;
 mu_status mu_metrics_open(mu_metrics **m, const mu_log_source *src, mu_error *e) MU_MUST_USE;
 mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step_result *r, double tokens_per_s, mu_error *e) MU_MUST_USE;
 mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, mu_error *e) MU_MUST_USE;
+void mu_metrics_add_knowledge(mu_json *j, const mu_log_source *src);    /* the keys of what experts know */
 mu_status mu_metrics_eval(mu_metrics *m, const mu_log_source *src, double mean, const mu_domain_loss *results, mu_error *e) MU_MUST_USE;
 /* Syncs metrics and statistics to disk; before the checkpoint that covers them is committed. */
 mu_status mu_metrics_sync(mu_metrics *m, mu_error *e) MU_MUST_USE;

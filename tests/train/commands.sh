@@ -241,6 +241,7 @@ nothing="no validation data: data.val_fraction is 0 or the texts are too short"
 seq -s ' ' 1 17 | cut -c1-40 > tiny.txt
 expect 0 "training without validation" train 1 blind data.val_fraction=0 train.eval_every=10 log.progress=line
 says_once "training without validation" "^note: $nothing"
+says_once "training without validation" "Not measured: validation loss; what experts know"
 says "training without validation" "^  b +[0-9]+ +0 +[0-9.]+% +- +- +-$"
 if grep -Eqi '\bnan\b|^validation' log; then fail "validation of nothing"; else pass; fi
 if grep -q '"val/' blind/metrics.jsonl; then fail "metrics of no validation"; else pass; fi

@@ -1,0 +1,136 @@
+/* test_probe.c - criticality on a probe against the same forward passes by hand; an oracle that gives each domain its own expert is
+ * found; what is not paid for, and domains without validation text. */
+#include "train/training_run.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+enum { S = 16 };
+static const char *const common =
+    "run: {dir: unused, seed: %d}\n"
+    "model: {hidden_size: 16, num_layers: 3, num_heads: 2, max_seq_len: 16}\n"
+    "moe: {num_experts: 4, top_k: %d, moe_ffn_hidden_size: 12, first_k_dense: 1, norm_topk_prob: false}\n"
+    "data: {train: [{domain: common-1, path: synthetic}, {domain: rare-1, path: synthetic}, {domain: x, path: synthetic}], %s}\n"
+    "train: {steps: 20, global_batch_size: 4, seq_len: 16, threads: 1}\n"
+    "stats: {probe_tokens: 50}\n"
+    "log: {progress: quiet}\n";
+
+static mu_training *training_new(int seed, int top_k, const char *data) {
+    mu_error e = { 0 };
+    mu_training *t = mu_alloc(1, sizeof *t);
+    char *text = mu_format(common, seed, top_k, data);
+    if (mu_config_load_text(&t->cfg, "test", text, 0, NULL, &e) != MU_STATUS_OK ||
+        mu_training_open(t, mu_mesh_alone(), MU_VAL_DOCUMENTS_BY_HASH, &e) != MU_STATUS_OK)
+        fail_msg("%s", e.text);
+    free(text);
+    return t;
+}
+
+static mu_probe *probe_of(const mu_training *t, int64_t at_once) {
+    return mu_probe_new(&(mu_evaluation){ t->state.model, t->tape, &t->texts, t->state.mesh->batch, at_once },
+                        t->cfg.stats.probe_tokens);
+}
+
+/* The cross-entropy of a domain's first `n` validation sequences with an expert masked (-1: none), one sequence at a time. */
+static double ce_by_hand(const mu_training *t, int domain, int n, int layer, int expert) {
+    const mu_model *m = t->state.model;
+    int E = (int)m->moe_cfg.num_experts;
+    int32_t tokens[S], targets[S], mask[8] = { 1, 1, 1, 1, 1, 1, 1, 1 };
+    mu_routing routings[2];
+    double sum = 0, nll[S];
+    if (expert >= 0) mask[layer * E + expert] = 0;
+    mu_tape_record(t->tape, false);
+    for (int i = 0; i < n; i++) {
+        mu_loader_val_read(t->texts.loader, domain, i, tokens, targets);
+        mu_context cx = { .mode = MU_MODE_EVAL, .n_sequences = 1, .seq_len = S, .expert_mask = { mask, 1 } };
+        mu_tensor *x = mu_model_forward(m, t->tape, &cx, mu_tensor_ints(t->tape, MU_DTYPE_I32, S, tokens), routings), *each;
+        mu_model_head_loss(m, t->tape, x, mu_tensor_ints(t->tape, MU_DTYPE_I32, S, targets), 1.0, &each);
+        mu_tensor_get(each, nll);
+        for (int s = 0; s < S; s++) sum += nll[s];
+        mu_tape_reset(t->tape);
+    }
+    mu_tape_record(t->tape, true);
+    return sum / (n * S);
+}
+
+static void criticality_is_what_masking_costs(void **state) {
+    (void)state;
+    enum { SEQUENCES = 3, PROBE = SEQUENCES * 3 * S, CELLS = 2 * 4 * 3 };       /* 50 tokens: three sequences of 16 */
+    mu_training *t = training_new(5, 1, "val_fraction: 0.1");
+    double first[CELLS];
+    for (int at_once = 1; at_once <= 4; at_once += 3) {
+        mu_probe *p = probe_of(t, at_once);
+        mu_knowledge *k = mu_knowledge_new(2, 4, 1, &t->cfg.data.train);
+        k->credit = (int64_t)1 << 40;
+        assert_int_equal(mu_probe_tokens(p), PROBE);
+        assert_true(mu_probe_measure(p, k, 7));
+        int measured = 0;
+        for (int d = 0; d < 3; d++) {
+            double base = ce_by_hand(t, d, SEQUENCES, 0, -1);
+            assert_true(fabs(k->ce[d] - base) < 1e-12 && k->ce_ref[d] > 0);
+            for (int layer = 0; layer < 2; layer++)
+                for (int i = 0; i < 4; i++) {
+                    int64_t cell = (layer * 4 + i) * 3 + d;
+                    if (!k->at[cell]) continue;
+                    double K = ce_by_hand(t, d, SEQUENCES, layer, i) - base;
+                    if (fabs(k->K[cell] - K) > 1e-12) fail_msg("layer %d, expert %d, domain %d: %g, not %g", layer, i, d, k->K[cell], K);
+                    measured += K != 0;
+                }
+        }
+        assert_true(measured >= 3 && mu_knowledge_coverage(k, 7) == 1);
+        assert_int_equal(k->credit, 2 * PROBE);
+        if (at_once == 1) memcpy(first, k->K, sizeof first);
+        assert_memory_equal(first, k->K, sizeof first);         /* the same bits for another number of sequences at once */
+        mu_knowledge_free(k);
+        mu_probe_free(p);
+    }
+    training_free(t);
+}
+
+static void nothing_is_measured_without_text_or_credit(void **state) {
+    (void)state;
+    mu_training *t = training_new(5, 1, "val_fraction: 0");
+    mu_probe *p = probe_of(t, 1);
+    t->state.knowledge->credit = 1000;
+    assert_int_equal(mu_probe_tokens(p), 0);
+    assert_false(mu_probe_measure(p, t->state.knowledge, 7));
+    assert_int_equal(t->state.knowledge->rounds, 0);
+    mu_probe_free(p);
+    training_free(t);
+    t = training_new(5, 1, "val_fraction: 0.1");
+    p = probe_of(t, 1);
+    mu_knowledge *k = t->state.knowledge;
+    k->credit = 2 * mu_probe_tokens(p) - 1;
+    assert_false(mu_probe_measure(p, k, 7));
+    k->credit++;
+    assert_true(mu_probe_measure(p, k, 7));
+    assert_true(k->rounds == 1 && k->step == 7 && k->credit >= 0 && k->credit < mu_probe_tokens(p));
+    mu_probe_free(p);
+    training_free(t);
+}
+
+/* A choice that the configuration forces knows no mask. */
+static void a_forced_choice_is_counted_and_not_masked(void **state) {
+    (void)state;
+    mu_training *t = training_new(5, 1, "val_fraction: 0.1");
+    t->state.model->moe_cfg.force_balanced = true;
+    mu_probe *p = probe_of(t, 3);
+    t->state.knowledge->credit = 100000;
+    assert_true(mu_probe_measure(p, t->state.knowledge, 7));
+    for (int i = 0; i < 2 * 4 * 3; i++) assert_true(t->state.knowledge->K[i] == 0 && t->state.knowledge->n[i] == 12);
+    mu_probe_free(p);
+    training_free(t);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(nothing_is_measured_without_text_or_credit),
+        cmocka_unit_test(a_forced_choice_is_counted_and_not_masked),
+        cmocka_unit_test(criticality_is_what_masking_costs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

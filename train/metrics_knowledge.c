@@ -1,0 +1,63 @@
+/* metrics_knowledge.c - what experts know, in the statistics lines of metrics.jsonl. */
+#include "train/train.h"
+
+#include <math.h>
+
+static double rounded(double x) { return round(x * 1e6) / 1e6 + 0.0; } /* never -0 */
+
+static void add_value(mu_json *j, const char *key, double x) {
+    if (isfinite(x)) mu_json_float(j, key, rounded(x));
+}
+
+static void add_list(mu_json *j, const char *key, const double *x, const int64_t *whole, int64_t n) {
+    mu_json_begin(j, key, '[');
+    for (int64_t i = 0; i < n; i++) {
+        if (x) mu_json_float(j, NULL, rounded(x[i]));
+        else mu_json_int(j, NULL, whole[i]);
+    }
+    mu_json_end(j, ']');
+}
+
+/* of_now: of a measurement of this step; otherwise only what holds longer. */
+static void add_layer(mu_json *j, const mu_knowledge *k, int layer, int number, bool of_now) {
+    char key[64];
+    int64_t row = (int64_t)layer * k->experts, cell = row * k->domains, cells = (int64_t)k->experts * k->domains;
+    const char *(names[]) = { "flip_rate", "vocabulary_specialisation", "similarity", "cka" };
+    const double values[] = { of_now ? k->flip_rate[layer] : NAN, of_now ? k->vocabulary[layer] : NAN,
+                              k->similarity_step ? k->similarity[layer] : NAN, k->similarity_step ? k->cka[layer] : NAN };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(key, sizeof key, "moe/layer_%d/%s", number, names[i]);
+        add_value(j, key, values[i]);
+    }
+    if (k->similarity_step) {
+        snprintf(key, sizeof key, "moe/layer_%d/similarity_max", number);
+        add_list(j, key, k->twin + row, NULL, k->experts);
+    }
+    snprintf(key, sizeof key, "moe/layer_%d/criticality", number);
+    add_list(j, key, k->K + cell, NULL, cells);
+    snprintf(key, sizeof key, "moe/layer_%d/criticality_step", number);
+    add_list(j, key, NULL, k->at + cell, cells);
+}
+
+static void add_domains(mu_json *j, const mu_knowledge *k) {
+    for (int d = 0; d < k->domains; d++) {
+        char key[96];
+        if (!k->tokens[d] || k->ce_best[d] == 0) continue;
+        snprintf(key, sizeof key, "probe/%s/ce_loss", k->names[d]);
+        mu_json_float(j, key, k->ce[d]);
+        snprintf(key, sizeof key, "probe/%s/ce_change", k->names[d]);
+        mu_json_float(j, key, k->ce[d] - k->ce_best[d]);
+    }
+}
+
+void mu_metrics_add_knowledge(mu_json *j, const mu_log_source *src) {
+    enum { ROUNDS = 10 };
+    const mu_knowledge *k = src->state->knowledge;
+    bool of_now = k->rounds && k->step == src->state->step;
+    if (!k->rounds) return;
+    if (of_now) {
+        add_domains(j, k);
+        add_value(j, "stats/criticality_coverage", mu_knowledge_coverage(k, k->step - ROUNDS * src->cfg->stats.every));
+    }
+    for (int layer = 0; layer < k->layers; layer++) add_layer(j, k, layer, src->state->model->moe_layers[layer], of_now);
+}

@@ -1,0 +1,273 @@
+/* probe.c - measures what experts know on the probe: the first validation sequences of each domain, always the same ones. A
+ * domain that leaves the training data keeps its probe.
+ *
+ * The unit of work is a sequence with one expert masked, or none. Work is divided over the ranks by sequence; each sum over a
+ * sequence is made on one rank, in order, and sequences are added in order: results are the same bits for any number of ranks. */
+#include "train/train.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NONE = -1 };
+typedef struct {
+    int sequence;
+    int64_t masked;             /* layer * experts + expert, or NONE */
+} item;
+
+struct mu_probe {
+    mu_evaluation ev;
+    int64_t E, K, S;
+    int L, domains, n;          /* n: sequences */
+    int *domain;                /* [n] */
+    int64_t *number;            /* [n]: among the validation sequences of its domain */
+    int64_t *first;             /* [domains + 1]: sequences of a domain */
+    int64_t per_domain, *tokens;
+    int32_t *slot;              /* [vocab_size]: ids with at least E occurrences have a slot, others NONE */
+    int64_t n_slots, frequent;  /* number of slots, and of their occurrences */
+    double *nll;                /* [n], nothing masked */
+    int32_t *inputs, *targets;  /* of a batch, and what follows too */
+    double *token_nll;
+    mu_routing *routings;
+    /* routing of the whole probe, nothing masked */
+    int64_t *counts, *top1;     /* [L, E, domains], [L, n_slots, E] */
+    int32_t *ids;               /* [L, domains * MU_KNOWLEDGE_TOKENS, K]: id + 1, 0: none */
+};
+
+static int64_t n_ids(const mu_probe *p) { return (int64_t)p->L * p->domains * MU_KNOWLEDGE_TOKENS * p->K; }
+
+static void list_sequences(mu_probe *p, const mu_loader *loader) {
+    for (int d = 0; d < p->domains; d++) {
+        int64_t n = mu_loader_val_sequences(loader, d);
+        if (n > p->per_domain) n = p->per_domain;
+        for (int64_t i = 0; i < n; i++, p->n++) p->domain[p->n] = d, p->number[p->n] = i;
+        p->tokens[d] = n * p->S;
+        p->first[d + 1] = p->n;
+    }
+}
+
+/* Specialisation in the vocabulary says something only of ids that every expert could have got. */
+static void find_frequent_ids(mu_probe *p) {
+    int64_t V = p->ev.model->vocab_size, *seen = mu_alloc((size_t)V, sizeof *seen);
+    for (int i = 0; i < p->n; i++) {
+        mu_loader_val_read(p->ev.texts->loader, p->domain[i], p->number[i], p->inputs, p->targets);
+        for (int64_t t = 0; t < p->S; t++) seen[p->inputs[t]]++;
+    }
+    for (int64_t v = 0; v < V; v++) {
+        bool frequent = seen[v] >= p->E;
+        p->slot[v] = frequent ? (int32_t)p->n_slots++ : NONE;
+        if (frequent) p->frequent += seen[v];
+    }
+    free(seen);
+}
+
+mu_probe *mu_probe_new(const mu_evaluation *ev, int64_t tokens) {
+    const mu_model *m = ev->model;
+    mu_probe *p = mu_alloc(1, sizeof *p);
+    *p = (mu_probe){ .ev = *ev, .L = m->n_moe, .E = m->moe_cfg.num_experts, .K = m->moe_cfg.top_k, .S = ev->texts->seq_len,
+                     .domains = ev->texts->corpus.n_domains };
+    p->per_domain = tokens > p->S ? tokens / p->S : 1;
+    size_t most = (size_t)(p->per_domain * p->domains), at_once = (size_t)(ev->at_once * p->S);
+    p->domain = mu_alloc(most, sizeof *p->domain);
+    p->number = mu_alloc(most, sizeof *p->number);
+    p->nll = mu_alloc(most, sizeof *p->nll);
+    p->first = mu_alloc((size_t)p->domains + 1, sizeof *p->first);
+    p->tokens = mu_alloc((size_t)p->domains, sizeof *p->tokens);
+    p->slot = mu_alloc((size_t)m->vocab_size, sizeof *p->slot);
+    p->inputs = mu_alloc(at_once, sizeof *p->inputs);
+    p->targets = mu_alloc(at_once, sizeof *p->targets);
+    p->token_nll = mu_alloc(at_once, sizeof *p->token_nll);
+    p->routings = mu_alloc((size_t)p->L, sizeof *p->routings);
+    list_sequences(p, ev->texts->loader);
+    find_frequent_ids(p);
+    p->counts = mu_alloc((size_t)(p->L * p->E * p->domains), sizeof *p->counts);
+    p->top1 = mu_alloc((size_t)(p->L * p->n_slots * p->E), sizeof *p->top1);
+    p->ids = mu_alloc((size_t)n_ids(p), sizeof *p->ids);
+    return p;
+}
+
+void mu_probe_free(mu_probe *p) {
+    if (!p) return;
+    void *parts[] = { p->domain, p->number, p->nll, p->first, p->tokens, p->slot, p->inputs, p->targets, p->token_nll, p->routings,
+                      p->counts, p->top1, p->ids };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
+    free(p);
+}
+
+int64_t mu_probe_tokens(const mu_probe *p) { return p->n * p->S; }
+
+/* ------------------------------------------------------------------ a batch */
+
+/* The mask of a batch, one row per sequence; no values when nothing is masked. */
+static mu_expert_mask mask_of(const mu_probe *p, const item *const *batch, int64_t n) {
+    bool any = false;
+    for (int64_t i = 0; i < n; i++) any |= batch[i]->masked != NONE;
+    if (!any) return (mu_expert_mask){ 0 };
+    int32_t *values = mu_tape_alloc(p->ev.tape, sizeof *values * (size_t)(p->L * n * p->E));
+    for (int64_t i = 0; i < p->L * n * p->E; i++) values[i] = MU_ROUTE_ALLOWED;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t layer = batch[i]->masked / p->E, expert = batch[i]->masked % p->E;
+        if (batch[i]->masked != NONE) values[(layer * n + i) * p->E + expert] = MU_ROUTE_FORBIDDEN;
+    }
+    return (mu_expert_mask){ values, n };
+}
+
+/* The slots of sampled tokens: slot s of a domain is its token s * tokens / slots. */
+static void sample_ids(mu_probe *p, int layer, int sequence, const int32_t *ids_SK) {
+    int d = p->domain[sequence];
+    int64_t tokens = p->tokens[d], slots = tokens < MU_KNOWLEDGE_TOKENS ? tokens : MU_KNOWLEDGE_TOKENS;
+    for (int64_t s = 0; s < slots; s++) {
+        int64_t t = s * tokens / slots - p->number[sequence] * p->S;
+        if (t < 0 || t >= p->S) continue;
+        int32_t *to = p->ids + (((int64_t)layer * p->domains + d) * MU_KNOWLEDGE_TOKENS + s) * p->K;
+        for (int64_t k = 0; k < p->K; k++) to[k] = ids_SK[t * p->K + k] + 1;
+    }
+}
+
+static void count_sequence(mu_probe *p, int layer, int sequence, const int32_t *inputs, const int32_t *ids_SK) {
+    for (int64_t t = 0; t < p->S; t++) {
+        int32_t slot = p->slot[inputs[t]];
+        for (int64_t k = 0; k < p->K; k++) p->counts[(layer * p->E + ids_SK[t * p->K + k]) * p->domains + p->domain[sequence]]++;
+        if (slot != NONE) p->top1[(layer * p->n_slots + slot) * p->E + ids_SK[t * p->K]]++;
+    }
+    sample_ids(p, layer, sequence, ids_SK);
+}
+
+static void note_routing(mu_probe *p, const item *const *batch, int64_t n) {
+    int32_t *ids = mu_tape_alloc(p->ev.tape, sizeof *ids * (size_t)(n * p->S * p->K + 1));
+    for (int layer = 0; layer < p->L; layer++) {
+        mu_tensor_read(p->routings[layer].ids_TK, ids);
+        for (int64_t i = 0; i < n; i++)
+            count_sequence(p, layer, batch[i]->sequence, p->inputs + i * p->S, ids + i * p->S * p->K);
+    }
+}
+
+/* Adds up the cross-entropies of each sequence; *nll[i]: of batch[i]. */
+static void run_batch(mu_probe *p, const item *const *batch, int64_t n, double *const *nll, bool routing) {
+    mu_tape *tp = p->ev.tape;
+    int32_t *domains = mu_tape_alloc(tp, sizeof *domains * (size_t)(n + 1));
+    for (int64_t i = 0; i < n; i++) {
+        int s = batch[i]->sequence;
+        mu_loader_val_read(p->ev.texts->loader, p->domain[s], p->number[s], p->inputs + i * p->S, p->targets + i * p->S);
+        domains[i] = p->domain[s];
+    }
+    mu_context cx = { .mode = MU_MODE_EVAL, .n_sequences = n, .seq_len = p->S, .domains = domains, .expert_mask = mask_of(p, batch, n) };
+    mu_tensor *ids = mu_tensor_ints(tp, MU_DTYPE_I32, n * p->S, p->inputs), *token_nll;
+    mu_tensor *targets = mu_tensor_ints(tp, MU_DTYPE_I32, n * p->S, p->targets);
+    mu_tensor *x = mu_model_forward(p->ev.model, tp, &cx, ids, p->routings);
+    mu_model_head_loss(p->ev.model, tp, x, targets, 1.0, &token_nll);
+    mu_tensor_get(token_nll, p->token_nll);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t t = 0; t < p->S; t++) *nll[i] += p->token_nll[i * p->S + t];
+    if (routing) note_routing(p, batch, n);
+    mu_tape_reset(tp);
+}
+
+/* nll[i]: the sum of cross-entropies of items[i], on every rank. All ranks run the same number of batches, empty ones included:
+ * the ranks of an expert group exchange tokens in each. Collective over the batch. */
+static void run(mu_probe *p, const item *items, int64_t n, double *nll, bool routing) {
+    mu_comm *c = p->ev.batch;
+    int64_t at_once = p->ev.at_once, per_round = at_once * c->size;
+    const item **batch = mu_alloc((size_t)at_once, sizeof *batch);
+    double **sums = mu_alloc((size_t)at_once, sizeof *sums);
+    memset(nll, 0, sizeof *nll * (size_t)n);
+    for (int64_t first = 0; first < n; first += per_round) {
+        int64_t mine = 0;
+        for (int64_t i = first + c->rank; i < n && mine < at_once; i += c->size, mine++) batch[mine] = &items[i], sums[mine] = &nll[i];
+        mu_activity_set("measuring what experts know", -1, NULL);
+        run_batch(p, batch, mine, sums, routing);
+    }
+    mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_F64, nll, n); /* all but one summand are 0 */
+    free(batch);
+    free(sums);
+}
+
+/* ------------------------------------------------------------------ nothing masked */
+
+/* Weighted by occurrences: how often an id goes to the expert that gets it most, as first choice; 1: always the same. */
+static void specialise(const mu_probe *p, mu_knowledge *k) {
+    for (int layer = 0; layer < p->L; layer++) {
+        int64_t sum = 0;
+        for (int64_t v = 0; v < p->n_slots; v++) {
+            const int64_t *row = p->top1 + (layer * p->n_slots + v) * p->E;
+            int64_t most = 0;
+            for (int64_t i = 0; i < p->E; i++) most = row[i] > most ? row[i] : most;
+            sum += most;
+        }
+        k->vocabulary[layer] = p->frequent ? (double)sum / (double)p->frequent : NAN;
+    }
+}
+
+static double domain_sum(const mu_probe *p, const double *nll, int d) {
+    double sum = 0;
+    for (int64_t i = p->first[d]; i < p->first[d + 1]; i++) sum += nll[i];
+    return sum;
+}
+
+static void measure_unmasked(mu_probe *p, mu_knowledge *k, int64_t step) {
+    mu_comm *c = p->ev.batch;
+    int64_t n_counts = p->L * p->E * p->domains, n_top1 = p->L * p->n_slots * p->E;
+    item *items = mu_alloc((size_t)p->n, sizeof *items);
+    double *sums = mu_alloc((size_t)p->domains, sizeof *sums);
+    for (int i = 0; i < p->n; i++) items[i] = (item){ i, NONE };
+    memset(p->counts, 0, sizeof *p->counts * (size_t)n_counts);
+    memset(p->top1, 0, sizeof *p->top1 * (size_t)n_top1);
+    memset(p->ids, 0, sizeof *p->ids * (size_t)n_ids(p));
+    run(p, items, p->n, p->nll, true);
+    mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, p->counts, n_counts);
+    mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, p->top1, n_top1);
+    mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I32, p->ids, n_ids(p));
+    for (int64_t i = 0; i < n_ids(p); i++) p->ids[i]--;
+    for (int d = 0; d < p->domains; d++) {
+        sums[d] = domain_sum(p, p->nll, d);
+        k->ce_ref[d] = p->ev.texts->corpus.domains[d].unigram_entropy;
+    }
+    mu_knowledge_begin(k, step, p->counts, p->tokens, sums);
+    mu_knowledge_flips(k, p->ids, p->per_domain);
+    specialise(p, k);
+    free(sums);
+    free(items);
+}
+
+/* ------------------------------------------------------------------ experts masked, one at a time */
+
+/* The screened domains' sequences, for every chosen expert; heap. */
+static item *masked_items(const mu_probe *p, const mu_knowledge *k, const int64_t *cells, int64_t n_cells, int64_t *n) {
+    item *items = mu_alloc((size_t)(n_cells * p->n), sizeof *items);
+    *n = 0;
+    for (int64_t c = 0; c < n_cells; c++)
+        for (int i = 0; i < p->n; i++)
+            if (mu_knowledge_screened(k, (int)(cells[c] / p->E), (int)(cells[c] % p->E), p->domain[i]))
+                items[(*n)++] = (item){ i, cells[c] };
+    return items;
+}
+
+static void measure_criticality(mu_probe *p, mu_knowledge *k) {
+    int64_t *cells = mu_alloc((size_t)(p->L * p->E), sizeof *cells), n;
+    int64_t n_cells = mu_knowledge_choose(k, cells);
+    item *items = masked_items(p, k, cells, n_cells, &n);
+    double *nll = mu_alloc((size_t)n, sizeof *nll);
+    run(p, items, n, nll, false);
+    for (int64_t i = 0; i < n;) { /* items of one expert and domain follow one another */
+        int d = p->domain[items[i].sequence];
+        int64_t cell = items[i].masked;
+        double sum = 0;
+        for (; i < n && items[i].masked == cell && p->domain[items[i].sequence] == d; i++) sum += nll[i];
+        mu_knowledge_set(k, (int)(cell / p->E), (int)(cell % p->E), d, sum, domain_sum(p, p->nll, d));
+    }
+    free(nll);
+    free(items);
+    free(cells);
+}
+
+bool mu_probe_measure(mu_probe *p, mu_knowledge *k, int64_t step) {
+    const mu_moe_config *moe = &p->ev.model->moe_cfg;
+    if (!mu_knowledge_affords(k, mu_probe_tokens(p))) return false;
+    bool recording = mu_tape_recording(p->ev.tape);
+    mu_tape_record(p->ev.tape, false);
+    measure_unmasked(p, k, step);
+    if (p->L && !moe->force_balanced && !moe->force_skew) measure_criticality(p, k); /* a forced choice knows no mask */
+    mu_knowledge_end(k, mu_probe_tokens(p));
+    mu_tape_record(p->ev.tape, recording);
+    return true;
+}
