@@ -172,6 +172,7 @@ void mu_json_string(mu_json *j, const char *key_or_null, const char *value);/* e
  * configuration key, the documentation and the copy kept in checkpoints.
  *   INT int64_t | FLOAT double | BOOL bool | STRING char[512] | CHOICE int, index into "a|b|c"
  *   CHOICES uint32_t, a bit for each of "a|b|c" | PAIR double[2] | DOMAINS mu_option_domains
+ *   DOMAIN_INTS mu_option_domain_ints: {domain: integer, ...}, integers from min to max
  *   min, max: inclusive range of numbers; for STRING min = 1 means "must be given".
  *   use: which commands may change it once a run exists: FIXED none, the checkpoint's value holds; FREE train;
  *        TEXTS eval; EVAL train and eval; WHERE train, eval and generate (options of hardware and parallelism).
@@ -181,6 +182,8 @@ enum { MU_ON_RESUME = 1, MU_ON_EVAL = 2, MU_ON_GENERATE = 4, MU_USE_RETIRED = 8,
        MU_USE_WHERE = MU_ON_RESUME | MU_ON_EVAL | MU_ON_GENERATE };
 typedef struct { char domain[64]; char path[512]; double weight; } mu_option_domain;
 typedef struct { int n; mu_option_domain *list; } mu_option_domains;    /* heap list, mu_options_free */
+typedef struct { char domain[64]; int64_t value; } mu_option_domain_int;
+typedef struct { int n; mu_option_domain_int *list; } mu_option_domain_ints;     /* the same */
 /* Checks that this is a domain name (1 to 63 letters, digits, '_' or '-') and not in the list; returns `status` if not. */
 mu_status mu_option_domain_check(const char *name, const mu_option_domains *list, mu_status status, mu_error *e) MU_MUST_USE;
 
@@ -192,10 +195,11 @@ typedef int      mu_field_CHOICE;
 typedef uint32_t mu_field_CHOICES;
 typedef double   mu_field_PAIR[2];
 typedef mu_option_domains mu_field_DOMAINS;
+typedef mu_option_domain_ints mu_field_DOMAIN_INTS;
 #define MU_OPTION_FIELD(TYPE, key, fallback, min, max, choices, use, help) mu_field_##TYPE key;
 
 typedef enum { MU_OPTION_INT, MU_OPTION_FLOAT, MU_OPTION_BOOL, MU_OPTION_STRING, MU_OPTION_CHOICE,
-               MU_OPTION_CHOICES, MU_OPTION_PAIR, MU_OPTION_DOMAINS } mu_option_type;
+               MU_OPTION_CHOICES, MU_OPTION_PAIR, MU_OPTION_DOMAINS, MU_OPTION_DOMAIN_INTS } mu_option_type;
 typedef struct {
     const char *section, *key;
     mu_option_type type;

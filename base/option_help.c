@@ -55,6 +55,7 @@ static const char *type_name(mu_option_type type) {
     case MU_OPTION_CHOICES: return "list of choices";
     case MU_OPTION_PAIR:    return "two numbers";
     case MU_OPTION_DOMAINS: return "list of domains";
+    case MU_OPTION_DOMAIN_INTS: return "map of domains to integers";
     }
     return "";
 }

@@ -46,6 +46,7 @@ void mu_option_allowed(const mu_option *option, char *text, size_t size) {
     case MU_OPTION_BOOL:    snprintf(text, size, "true or false"); return;
     case MU_OPTION_STRING:  snprintf(text, size, "a text of at most 511 bytes"); return;
     case MU_OPTION_DOMAINS: snprintf(text, size, "a list of {domain: NAME, path: PATH, weight: NUMBER}"); return;
+    case MU_OPTION_DOMAIN_INTS: snprintf(text, size, "{DOMAIN: NUMBER, ...} with integers from %s to %s", low, high); return;
     case MU_OPTION_CHOICE:
     case MU_OPTION_CHOICES: break;
     }
@@ -402,6 +403,35 @@ static bool read_domains(const place *p, mu_option_domains *field) {
     return true;
 }
 
+/* One entry, with the entries before it in `field`. */
+static bool read_domain_int(const place *whole, const mu_yaml *entry, mu_option_domain_ints *field) {
+    const place key = { whole->option, entry->key, whole->report }, p = { whole->option, entry, whole->report };
+    mu_option_domain_int *out = &field->list[field->n];
+    if (!read_domain_name(&key, out->domain) || !read_int(&p, &out->value)) return false;
+    for (int i = 0; i < field->n; i++)
+        if (!strcmp(field->list[i].domain, out->domain)) return refuse(&key, "domain '%s' appears twice", out->domain);
+    field->n++;
+    return true;
+}
+
+static bool read_domain_ints(const place *p, mu_option_domain_ints *field) {
+    int room = 0;
+    bool good = true;
+    if (p->at->kind != MU_YAML_MAP) return refuse(p, "a %s is given", p->at->kind == MU_YAML_LIST ? "list" : "single value");
+    for (const mu_yaml *entry = p->at->child; entry; entry = entry->next) room++;
+    if (room > DOMAINS_MAX) return refuse(p, "%d domains are more than %d", room, DOMAINS_MAX);
+    mu_option_domain_ints read = { 0, room ? mu_alloc((size_t)room, sizeof *read.list) : NULL };
+    for (const mu_yaml *entry = p->at->child; entry && !mu_report_full(p->report); entry = entry->next)
+        good = read_domain_int(p, entry, &read) && good;
+    if (!good) {
+        free(read.list);
+        return false;
+    }
+    free(field->list);
+    *field = read;
+    return true;
+}
+
 bool mu_option_set(const mu_option *option, void *config, const mu_yaml *value, mu_report *r) {
     void *field = (char *)config + option->offset;
     const place p = { option, value, r };
@@ -417,6 +447,7 @@ bool mu_option_set(const mu_option *option, void *config, const mu_yaml *value, 
     case MU_OPTION_CHOICES: return read_choices(&p, field);
     case MU_OPTION_PAIR:    return read_pair(&p, field);
     case MU_OPTION_DOMAINS: return read_domains(&p, field);
+    case MU_OPTION_DOMAIN_INTS: return read_domain_ints(&p, field);
     }
     return false;
 }
@@ -436,6 +467,12 @@ void mu_complain(mu_complaints *c, const char *section, const char *key, const c
 
 static bool within(const mu_option *o, double value) { return value >= o->min && value <= o->max; }
 
+static bool ints_in_range(const mu_option *o, const mu_option_domain_ints *ints) {
+    for (int i = 0; i < ints->n; i++)
+        if (ints->list[i].value < (int64_t)o->min || ints->list[i].value > (int64_t)o->max) return false;
+    return true;
+}
+
 static bool in_range(const mu_option *o, const void *field) {
     const double *d = field;
     mu_choices choices;
@@ -446,6 +483,7 @@ static bool in_range(const mu_option *o, const void *field) {
     case MU_OPTION_PAIR:    return within(o, d[0]) && within(o, d[1]);
     case MU_OPTION_CHOICE:  return *(const int *)field >= 0 && *(const int *)field < choices.n;
     case MU_OPTION_CHOICES: return *(const uint32_t *)field >> choices.n == 0;
+    case MU_OPTION_DOMAIN_INTS: return ints_in_range(o, field);
     case MU_OPTION_BOOL:
     case MU_OPTION_STRING:
     case MU_OPTION_DOMAINS: break;
@@ -459,6 +497,7 @@ static void describe(const mu_option *o, const void *field, char text[96]) {
     if (o->type == MU_OPTION_INT) snprintf(text, 96, "%" PRId64, *(const int64_t *)field);
     else if (o->type == MU_OPTION_FLOAT) snprintf(text, 96, "%g", d[0]);
     else if (o->type == MU_OPTION_PAIR) snprintf(text, 96, "[%g, %g]", d[0], d[1]);
+    else if (o->type == MU_OPTION_DOMAIN_INTS) snprintf(text, 96, "one of the integers");
     else snprintf(text, 96, "choice %" PRId32, *(const int32_t *)field);
 }
 
@@ -512,6 +551,16 @@ static void write_domains(FILE *f, const mu_option_domains *domains) {
     fputc(']', f);
 }
 
+static void write_domain_ints(FILE *f, const mu_option_domain_ints *ints) {
+    fputc('{', f);
+    for (int i = 0; i < ints->n; i++) {
+        if (i) fputs(", ", f);
+        write_string(f, ints->list[i].domain);
+        fprintf(f, ": %" PRId64, ints->list[i].value);
+    }
+    fputc('}', f);
+}
+
 static void write_choices(FILE *f, const char *choices, uint32_t bits) {
     mu_choices c;
     const char *between = "";
@@ -550,6 +599,7 @@ static void write_value(FILE *f, const mu_option *option, const void *field) {
     case MU_OPTION_STRING:  write_string(f, field); return;
     case MU_OPTION_CHOICES: write_choices(f, option->choices, *(const uint32_t *)field); return;
     case MU_OPTION_DOMAINS: write_domains(f, field); return;
+    case MU_OPTION_DOMAIN_INTS: write_domain_ints(f, field); return;
     }
 }
 

@@ -400,6 +400,8 @@ static void set_default(const mu_option *option, void *config) {
     mu_yaml_document document;
     if (option->type == MU_OPTION_DOMAINS) {
         *(mu_option_domains *)field = (mu_option_domains){ 0 };
+    } else if (option->type == MU_OPTION_DOMAIN_INTS) {
+        *(mu_option_domain_ints *)field = (mu_option_domain_ints){ 0 };
     } else if (option->type == MU_OPTION_STRING) {
         snprintf(field, sizeof(mu_field_STRING), "%s", option->fallback ? option->fallback : "");
     } else {
@@ -429,6 +431,10 @@ void mu_options_free(mu_options *o, void *config) {
             mu_option_domains *field = (mu_option_domains *)((char *)config + o->table[i].offset);
             free(field->list);
             *field = (mu_option_domains){ 0 };
+        } else if (o->table[i].type == MU_OPTION_DOMAIN_INTS) {
+            mu_option_domain_ints *field = (mu_option_domain_ints *)((char *)config + o->table[i].offset);
+            free(field->list);
+            *field = (mu_option_domain_ints){ 0 };
         }
     free(o->given);
     free(o->refused);

@@ -72,6 +72,7 @@ typedef struct {
     mu_block *blocks;           /* [num_layers] */
     int n_moe, *moe_layers;     /* indices of the MoE layers */
     mu_placement *place;        /* NULL for a dense model */
+    int32_t *domain_mask;       /* of moe.force_domains, see mu_model_name_domains; or NULL */
     mu_memory *rope;
     mu_tensor cos, sin;
 } mu_model;
@@ -84,6 +85,8 @@ void mu_model_free(mu_model *m);
 /* Checkpoint state: selection biases, in [-bias_most, bias_most], then weights. Call mu_params_refresh after loading.
  * Local. */
 void mu_model_state(mu_model *m, double bias_most, mu_state_visitor *v);
+/* The domains that cx->domains numbers, for moe.force_domains: before this call it has no effect. Local. */
+void mu_model_name_domains(mu_model *m, const mu_option_domains *domains);
 bool mu_layer_is_moe(const mu_moe_config *moe, int layer);
 /* Final normed activations [T, D] of tokens_T. routings: [n_moe], filled. With cx->cache, tokens_T continue the cached sequence
  * and are appended to the cache. Collective over the expert group. */

@@ -101,9 +101,21 @@ void mu_model_free(mu_model *m) {
     mu_memory_free(m->rope);
     mu_params_free(m->params);
     mu_placement_free(m->place);
+    free(m->domain_mask);
     free(m->moe_layers);
     free(m->blocks);
     free(m);
+}
+
+void mu_model_name_domains(mu_model *m, const mu_option_domains *domains) {
+    if (!m->moe_cfg.force_domains.n || !m->n_moe) return;
+    free(m->domain_mask);
+    m->domain_mask = mu_alloc((size_t)(domains->n * m->moe_cfg.num_experts), sizeof *m->domain_mask);
+    mu_moe_domain_mask(&m->moe_cfg, domains, m->domain_mask);
+    for (int i = 0; i < m->n_moe; i++) {
+        mu_moe *moe = &m->blocks[m->moe_layers[i]].moe;
+        moe->domains = domains->n, moe->domain_mask = m->domain_mask;
+    }
 }
 
 void mu_model_state(mu_model *m, double bias_most, mu_state_visitor *v) {

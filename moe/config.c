@@ -27,11 +27,24 @@ static void check_z_loss(const mu_moe_config *m, mu_complaints *c) {
                     m->z_loss_coeff);
 }
 
+static void check_force_domains(const mu_moe_config *m, mu_complaints *c) {
+    static const char compared[] = "moe.force_domains moe.num_experts";
+    const mu_option_domain_ints *forced = &m->force_domains;
+    for (int i = 0; i < forced->n; i++)
+        if (forced->list[i].value >= m->num_experts)
+            mu_complain(c, "moe", "force_domains", compared, "domain '%s' has expert %lld, but num_experts is %lld: experts are 0 to %lld",
+                        forced->list[i].domain, (long long)forced->list[i].value, (long long)m->num_experts, (long long)m->num_experts - 1);
+    if (forced->n && (m->force_balanced || m->force_skew))
+        mu_complain(c, "moe", "force_domains", "moe.force_domains moe.force_balanced moe.force_skew moe.num_experts",
+                    "cannot be combined with %s", m->force_balanced ? "force_balanced" : "force_skew");
+}
+
 bool mu_moe_config_check(const mu_moe_config *m, mu_complaints *c) {
     if (m->num_experts == 0) return true;
     if (!check_ranges(m, c)) return false;
     check_top_k(m, c);
     check_z_loss(m, c);
+    check_force_domains(m, c);
     if (m->force_balanced && m->force_skew)
         mu_complain(c, "moe", "force_skew", "moe.force_balanced moe.force_skew moe.num_experts",
                     "cannot be combined with force_balanced: set only one of them");

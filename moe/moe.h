@@ -34,6 +34,7 @@ enum { MU_BIAS_RATE_MAX = 1000 };
     O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, FREE, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) tokens per sequence, the earliest; 0: dropless") \
     O(CHOICE, token_drop_policy,   "position",  0,   0,  "position", RETIRED, "beyond the capacity the last tokens of a sequence are dropped") \
     O(FLOAT,  router_jitter,       "0",         0,   1, NULL, FREE, "training noise on the router input: each value times a random factor in [1 - jitter, 1 + jitter]; 0: none") \
+    O(DOMAIN_INTS, force_domains, NULL,         0,   65535, NULL, FIXED, "experiments only, {DOMAIN: EXPERT, ...}: in each MoE layer every token of the domain has this expert among its top_k, and tokens of other domains never have it") \
     O(BOOL,   force_balanced,      "false",     0,   0,  NULL, FIXED, "benchmarks only: ignore the router, distribute tokens evenly") \
     O(BOOL,   force_skew,          "false",     0,   0,  NULL, FIXED, "benchmarks only: every token's first choice is expert 0")
 
@@ -69,6 +70,8 @@ typedef struct {
     mu_param *router_ED, *gate_eFD, *up_eFD, *down_eDF;
     mu_param *shared_gate, *shared_up, *shared_down;    /* [n F, D], [n F, D], [D, n F]; NULL without shared experts */
     double *bias;                           /* [E] selection bias, the same on every rank; all 0 without expert_bias */
+    int domains;
+    const int32_t *domain_mask;             /* [domains, E]: mu_moe_domain_mask, borrowed; NULL: none */
 } mu_moe;
 
 /* What the router decided for one micro-batch. Tensors live until the tape is reset. */
@@ -93,6 +96,12 @@ mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu
 /* ------------------------------------------------------------------ routing (router.c, ops/route.c, ops/dispatch.c) */
 /* The router: input, jitter, logits and mu_route. The result has no plan yet. Local. */
 mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x_TD);
+
+/* What moe.force_domains means for each of n domains: MU_ROUTE_REQUIRED, FORBIDDEN or ALLOWED. Local (expert_mask.c, like the next). */
+void mu_moe_domain_mask(const mu_moe_config *cfg, const mu_option_domains *domains, int32_t *mask_nE);
+/* This layer's part of cx->expert_mask, with the domain mask of each sequence's domain in cx->domains: I32 [1, n_sequences or T,
+ * E]; NULL when every expert may be chosen. Local. */
+mu_tensor *mu_moe_mask(const mu_moe *m, mu_tape *tp, const mu_context *cx);
 
 /* The dispatch plan: which expert processes which routed row (a token with one of its experts), and where the result
  * goes. With one rank in the expert group, rows are sorted by expert and read directly from x. With several, rows are

@@ -18,25 +18,6 @@ static mu_tensor *router_input(const mu_moe *m, mu_tape *tp, const mu_context *c
     return mu_jitter(tp, x, cx->seq_len, m->cfg->router_jitter, &rng);
 }
 
-/* Each row must leave at least K experts and require at most K. */
-static void check_mask_row(const mu_moe *m, const int32_t *row) {
-    int64_t left = 0, required = 0;
-    for (int64_t i = 0; i < m->E; i++) left += row[i] != MU_ROUTE_FORBIDDEN, required += row[i] == MU_ROUTE_REQUIRED;
-    MU_CHECK(left >= m->K && required <= m->K, "layer %d: expert_mask allows %lld of %lld experts and requires %lld, but top_k is %lld",
-             m->layer, (long long)left, (long long)m->E, (long long)required, (long long)m->K);
-}
-
-/* This layer's part of cx->expert_mask, or NULL. */
-static mu_tensor *mask_of(const mu_moe *m, mu_tape *tp, const mu_context *cx) {
-    const mu_expert_mask *all = &cx->expert_mask;
-    if (!all->values) return NULL;
-    const int32_t *values = all->values + m->first_load * all->rows;
-    for (int64_t r = 0; r < all->rows; r++) check_mask_row(m, values + r * m->E);
-    mu_tensor *mask = mu_tensor_new(tp, MU_DTYPE_I32, 2, (int64_t[]){ all->rows, m->E });
-    mu_tensor_write(mask, values);
-    return mask;
-}
-
 mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x) {
     mu_tensor_check(x, "router: x", 2, MU_FLOATS);
     MU_CHECK(x->shape[1] == m->D && cx->seq_len >= 1 && x->shape[0] == cx->n_sequences * cx->seq_len,
@@ -61,7 +42,7 @@ mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_t
     mu_tensor *seen = router_input(m, tp, cx, x);
     mu_tensor *logits = mu_linear_master(tp, seen, &m->router_ED->tensor);
     if (seen != x) mu_release(tp, seen);
-    mu_tensor *mask = mask_of(m, tp, cx);
+    mu_tensor *mask = mu_moe_mask(m, tp, cx);
     mu_routing r = mu_route(tp, logits, bias, mask, &shape, cx->seq_len);
     mu_release(tp, logits);
     mu_release(tp, mask);

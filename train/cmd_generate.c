@@ -311,6 +311,7 @@ int mu_cmd_generate(int argc, char **argv) {
         status = mu_error_set(&e, MU_STATUS_USAGE, "generate runs on one rank");
     if (status == MU_STATUS_OK)
         status = mu_inference_open(&o, mesh, a.path, a.n_overrides, a.overrides, &e);
+    if (status == MU_STATUS_OK && o.cfg.moe.force_domains.n) mu_log(MU_LOG_INFO, "note: moe.force_domains is ignored: a prompt has no domain");
     if (status == MU_STATUS_OK) generate(&o, &a);
     free(a.overrides);
     mu_inference_close(&o);

@@ -47,6 +47,7 @@ typedef struct {
     mu_error *e;
     int world_size; /* 0: unknown, not checked */
     bool look_for_paths;
+    bool from_checkpoint; /* checked when the run began; its texts may be others now */
     bool bad, missing; /* a wrong value (MU_STATUS_CONFIG); a missing path (MU_STATUS_NOINPUT) */
 } check;
 
@@ -156,6 +157,55 @@ static void check_batch_tokens(check *k) {
                  rows);
 }
 
+static int find_domain(const mu_option_domains *list, const char *name) {
+    for (int i = 0; i < list->n; i++)
+        if (!strcmp(list->list[i].domain, name)) return i;
+    return -1;
+}
+
+static void complain_unknown_domain(check *k, const char *name) {
+    const mu_option_domains *train = &k->c->data.train;
+    const char **names = mu_alloc((size_t)train->n, sizeof *names);
+    for (int i = 0; i < train->n; i++) names[i] = train->list[i].domain;
+    const char *near = mu_suggest(name, names, train->n);
+    COMPLAIN(k, "moe", "force_domains", "no domain '%s' in data.train%s%s%s", name, near ? "; did you mean '" : "", near ? near : "",
+             near ? "'?" : "");
+    free(names);
+}
+
+static int64_t distinct_experts(const mu_option_domain_ints *forced) {
+    int64_t n = 0;
+    for (int i = 0; i < forced->n; i++, n++)
+        for (int j = 0; j < i; j++)
+            if (forced->list[j].value == forced->list[i].value) {
+                n--;
+                break;
+            }
+    return n;
+}
+
+/* Does the table name every domain? */
+static bool covers(const mu_option_domain_ints *forced, const mu_option_domains *domains) {
+    int n = 0;
+    for (int i = 0; i < forced->n; i++) n += find_domain(domains, forced->list[i].domain) >= 0;
+    return n == domains->n;
+}
+
+/* Domains of the table exist, and every domain has top_k experts left: all but those of other domains. */
+static void check_force_domains(check *k) {
+    const mu_option_domain_ints *forced = &k->c->moe.force_domains;
+    const mu_option_domains *train = &k->c->data.train;
+    int64_t E = k->c->moe.num_experts, K = k->c->moe.top_k;
+    if (!forced->n || !E || !train->n) return;
+    for (int i = 0; i < forced->n && !k->from_checkpoint; i++)
+        if (find_domain(train, forced->list[i].domain) < 0) complain_unknown_domain(k, forced->list[i].domain);
+    int64_t taken = distinct_experts(forced), left = E - taken + covers(forced, train);
+    if (left < K)
+        COMPLAIN(k, "moe", "force_domains",
+                 "takes %" PRId64 " of %" PRId64 " experts, so tokens of %s domain can choose among %" PRId64 " only, fewer than top_k %"
+                 PRId64 "; let domains share experts", taken, E, covers(forced, train) ? "each" : "any other", left, K);
+}
+
 /* A check runs only when the user's values of all options it compares were readable. */
 static const struct {
     void (*run)(check *);
@@ -167,6 +217,7 @@ static const struct {
     { check_data_given, "data.train" },
     { check_paths, "data.train" },
     { check_dtype, "train.dtype train.device" },
+    { check_force_domains, "moe.force_domains moe.num_experts moe.top_k data.train" },
     { check_reproducible, "train.reproducible moe.balance moe.num_experts" },
     { check_batch, "train.global_batch_size train.micro_batch_size" },
     { check_seq_len, "train.seq_len model.max_seq_len" },
@@ -320,7 +371,7 @@ mu_status mu_config_load_text(mu_config *config, const char *name, const char *t
     start(config, e);
     mu_status read = mu_options_read_text(&config->options, config, name, text, strlen(text), e);
     bool good = override_all(config, n_overrides, overrides, e) && read == MU_STATUS_OK;
-    check k = { .c = config, .e = e };
+    check k = { .c = config, .e = e, .from_checkpoint = true };
     return finish(&k, good);
 }
 

@@ -15,19 +15,21 @@ static int64_t text_bytes(const mu_tokenizer *t, const int32_t *targets, int64_t
 /* Buffers of one batch. */
 typedef struct {
     int32_t *tokens, *targets;      /* [at_once * seq_len] */
+    int32_t *domains;               /* [at_once] */
     double *nll;
     mu_routing *routings;           /* [n_moe] */
 } buffers;
 
 static buffers buffers_new(const mu_evaluation *ev) {
     size_t n = (size_t)(ev->at_once * ev->texts->seq_len);
-    return (buffers){ mu_alloc(n, sizeof(int32_t)), mu_alloc(n, sizeof(int32_t)), mu_alloc(n, sizeof(double)),
-                      mu_alloc((size_t)ev->model->n_moe, sizeof(mu_routing)) };
+    return (buffers){ mu_alloc(n, sizeof(int32_t)), mu_alloc(n, sizeof(int32_t)), mu_alloc((size_t)ev->at_once, sizeof(int32_t)),
+                      mu_alloc(n, sizeof(double)), mu_alloc((size_t)ev->model->n_moe, sizeof(mu_routing)) };
 }
 
 static void buffers_free(buffers *b) {
     free(b->tokens);
     free(b->targets);
+    free(b->domains);
     free(b->nll);
     free(b->routings);
 }
@@ -38,7 +40,8 @@ static void run_batch(const mu_evaluation *ev, buffers *b, int domain, int64_t f
     int64_t S = ev->texts->seq_len, n = 0;
     for (int64_t i = first; i < end && n < ev->at_once; i += ev->batch->size, n++)
         mu_loader_val_read(ev->texts->loader, domain, i, b->tokens + n * S, b->targets + n * S);
-    mu_context cx = { .mode = MU_MODE_EVAL, .n_sequences = n, .seq_len = S };
+    for (int64_t i = 0; i < n; i++) b->domains[i] = domain;
+    mu_context cx = { .mode = MU_MODE_EVAL, .n_sequences = n, .seq_len = S, .domains = b->domains };
     mu_tensor *ids = mu_tensor_ints(ev->tape, MU_DTYPE_I32, n * S, b->tokens), *nll;
     mu_tensor *targets = mu_tensor_ints(ev->tape, MU_DTYPE_I32, n * S, b->targets);
     mu_tensor *x = mu_model_forward(ev->model, ev->tape, &cx, ids, b->routings);

@@ -15,6 +15,7 @@ static mu_status open_model(mu_inference *o, mu_mesh *mesh, int n_overrides, cha
     if (status != MU_STATUS_OK) return status;
     o->state.mesh = mesh;
     o->state.model = mu_model_new(&o->cfg.model, &o->cfg.moe, mu_tokenizer_vocab_size(o->tokenizer), 1, o->dev, mesh);
+    mu_model_name_domains(o->state.model, &o->cfg.data.train);
     o->tape = mu_tape_new(o->dev);
     *opened = true;
     return mu_checkpoint_load(&o->state, m, o->tokenizer, e);

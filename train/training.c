@@ -12,6 +12,7 @@ mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu
     if (status != MU_STATUS_OK) return status;
     s->loader = t->texts.loader;
     s->model = mu_model_new(&cfg->model, &cfg->moe, mu_tokenizer_vocab_size(t->tokenizer), (uint64_t)cfg->run.seed, t->dev, mesh);
+    mu_model_name_domains(s->model, &cfg->data.train);
     t->tape = mu_tape_new(t->dev);
     mu_batches_init(&t->batches, cfg, s->loader, mesh->batch, t->tape);
     if (cfg->train.reproducible) {

@@ -20,6 +20,7 @@ typedef struct {
     uint32_t toppings;
     double pair[2];
     mu_option_domains texts;
+    mu_option_domain_ints slices;
     int64_t other_count;
 } bakery;
 
@@ -33,6 +34,7 @@ static const mu_option table[] = {
     { "bread", "toppings", MU_OPTION_CHOICES, FIELD(toppings), "[seed, oats]", 0, 0, "none|seed|oats", "on it", MU_USE_FREE },
     { "bread", "pair", MU_OPTION_PAIR, FIELD(pair), "[0.5, 1]", 0, 2, NULL, "two of them", MU_USE_FREE },
     { "bread", "texts", MU_OPTION_DOMAINS, FIELD(texts), NULL, 1, 0, NULL, "to read meanwhile", MU_USE_FREE },
+    { "bread", "slices", MU_OPTION_DOMAIN_INTS, FIELD(slices), NULL, 0, 9, NULL, "of each", MU_USE_FREE },
     { "shop", "count", MU_OPTION_INT, FIELD(other_count), "1", 0, 10, NULL, "shops", MU_USE_FREE },
 };
 enum { N = sizeof table / sizeof *table };
@@ -121,6 +123,21 @@ static void domains_are_read(void **state) {
     assert_int_equal(b.texts.n, 1);             /* the refused list left no trace */
 }
 
+static void maps_of_domains_are_read(void **state) {
+    (void)state;
+    good("bread:\n  slices:\n    old_French-2: 9\n    x: 0\n");
+    assert_int_equal(b.slices.n, 2);
+    assert_string_equal(b.slices.list[0].domain, "old_French-2");
+    assert_true(b.slices.list[0].value == 9 && b.slices.list[1].value == 0);
+    override("bread.slices={y: 3}");
+    assert_true(b.slices.n == 1 && b.slices.list[0].value == 3);
+    bad_override("bread.slices={y: 3, z: 1, y: 2}", "domain 'y' appears twice");
+    bad_override("bread.slices={y: 10}", "bread.slices: 10 is out of range; allowed: {DOMAIN: NUMBER, ...} with integers from 0 to 9");
+    assert_int_equal(b.slices.n, 1);            /* a refused map leaves no trace */
+    override("bread.slices={}");
+    assert_int_equal(b.slices.n, 0);
+}
+
 static void harmless_files_are_read(void **state) {
     (void)state;
     good("");
@@ -193,7 +210,9 @@ static void hints_say_what_to_write(void **state) {
         { "bread.texts=[{domain: x, path: z, wieght: 1}]", "did you mean 'weight'?" },
         { "bread.texts=[{domain: x, path: z, path: z}]", "path appears twice" },
         { "bread.texts=[{domain: x, path: }]", "path must be" },
-        { "bread.texts=[[x]]", "must be a map" },
+        { "bread.texts=[[x]]", "must be a map" },     { "bread.slices=[x]", "a list is given" },
+        { "bread.slices=3", "a single value is given" }, { "bread.slices={x: a}", "'a' is not an integer" },
+        { "bread.slices={x y: 1}", "'x y' is not a valid domain name" },
         { "bread.texts=[[[x]]]", "nested deeper" },   { "oven.count=*x", "aliases" },
         { "oven.count=&x 3", "anchors" },             { "oven.count=!!int 3", "tags" },
         { "oven.count=[", "YAML: " },                 { "oven.cuont=3", "did you mean 'count'?" },
@@ -354,6 +373,7 @@ static void dump_reads_back(void **state) {
                                          "no", "[x]", "{", "*a", "'", "0x10", "2024-01-01" };
     override("oven.rate=0.30000000000000004");
     override("bread.texts=[{domain: a, path: 'x y, z', weight: 0.1}, {domain: '7', path: synthetic}]");
+    override("bread.slices={a: 3, '7': 0}");
     override("bread.toppings=[oats]");
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         strcpy(b.name, names[i]);
@@ -443,7 +463,7 @@ static void locale_does_not_matter(void **state) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(defaults_come_from_the_table), TEST(every_type_is_read), TEST(domains_are_read),
+        TEST(defaults_come_from_the_table), TEST(every_type_is_read), TEST(domains_are_read), TEST(maps_of_domains_are_read),
         TEST(harmless_files_are_read), TEST(bad_value_changes_nothing), TEST(hints_say_what_to_write),
         TEST(long_values_are_refused), TEST(files_of_another_kind_are_refused),
         TEST(errors_are_collected_and_capped), TEST(syntax_error_comes_last), TEST(complaints_know_their_place),

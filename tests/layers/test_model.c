@@ -399,6 +399,77 @@ static void the_first_bad_layer_is_named(void **state) {
 }
 
 /* The first steps on one batch lower the loss by more than noise could. */
+/* The experts of each layer and token, [TINY_LAYERS, n * TINY_S, K], and the output, of sequences first .. first + n. */
+static double *routed_pass(const mu_model *m, const mu_context *cx, int64_t first, int64_t n, int32_t *experts) {
+    int32_t *ids = random_ints(1, TINY_T, TINY_V);
+    mu_tape *tp = mu_tape_new(dev);
+    mu_routing routings[TINY_LAYERS];
+    double *out = mu_alloc((size_t)(n * TINY_S * m->cfg.hidden_size), sizeof *out);
+    int32_t values[TINY_LAYERS * TINY_B * 4];
+    mu_context part = *cx;
+    part.n_sequences = n, part.domains = cx->domains ? cx->domains + first : NULL;
+    if (cx->expert_mask.rows == TINY_B) {
+        part.expert_mask = (mu_expert_mask){ values, n };
+        for (int l = 0; l < TINY_LAYERS; l++) memcpy(values + l * n * 4, cx->expert_mask.values + (l * TINY_B + first) * 4, (size_t)n * 4 * sizeof *values);
+    }
+    mu_tape_record(tp, false);
+    mu_tensor_get(mu_model_forward(m, tp, &part, mu_tensor_ints(tp, MU_DTYPE_I32, n * TINY_S, ids + first * TINY_S), routings), out);
+    for (int l = 0; l < TINY_LAYERS; l++) mu_tensor_read(routings[l].ids_TK, experts + l * n * TINY_S * 2);
+    mu_tape_free(tp);
+    free(ids);
+    return out;
+}
+
+static bool has(const int32_t *experts, int expert) { return experts[0] == expert || experts[1] == expert; }
+
+/* moe.force_domains: tokens of a domain have its expert, all others never. A mask of the caller is combined with it: forbidden
+ * wins. A sequence has the same bits alone as in a batch. */
+static void domains_are_forced(void **state) {
+    (void)state;
+    enum { FORBIDDEN_HERE = 2 };        /* by the caller's mask, to sequence 2 in layer 1 */
+    mu_option_domain_int forced[] = { { "rare", 3 }, { "odd", 2 } };
+    mu_option_domain listed[] = { { .domain = "plain" }, { .domain = "odd" }, { .domain = "rare" } };
+    static const int32_t domains[TINY_B] = { 2, 0, 1 };
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    moe.force_domains = (mu_option_domain_ints){ 2, forced };
+    mu_model *m = new_model(&cfg, &moe);
+    mu_context cx = { .mode = MU_MODE_EVAL, .n_sequences = TINY_B, .seq_len = TINY_S, .domains = domains };
+    int32_t mask[TINY_LAYERS * TINY_B * 4], free_choice[TINY_LAYERS * TINY_T * 2], before[TINY_LAYERS * TINY_T * 2], ids[TINY_LAYERS * TINY_T * 2];
+    free(routed_pass(m, &cx, 0, TINY_B, free_choice));  /* domains without names: no effect */
+    cx.domains = NULL;
+    free(routed_pass(m, &cx, 0, TINY_B, before));
+    assert_memory_equal(free_choice, before, sizeof before);
+    mu_model_name_domains(m, &(mu_option_domains){ 3, listed });
+    free(routed_pass(m, &cx, 0, TINY_B, ids));          /* names without domains, as in generation: none */
+    assert_memory_equal(free_choice, ids, sizeof ids);
+    cx.domains = domains;
+    for (int masked = 0; masked < 2; masked++) {
+        for (int i = 0; i < TINY_LAYERS * TINY_B * 4; i++) mask[i] = MU_ROUTE_ALLOWED;
+        mask[(TINY_B + 2) * 4 + FORBIDDEN_HERE] = MU_ROUTE_FORBIDDEN;
+        if (masked) cx.expert_mask = (mu_expert_mask){ mask, TINY_B };
+        double *whole = routed_pass(m, &cx, 0, TINY_B, ids);
+        for (int l = 0; l < TINY_LAYERS; l++)
+            for (int t = 0; t < TINY_T; t++) {
+                const int32_t *its = ids + (l * TINY_T + t) * 2;
+                int sequence = t / TINY_S;
+                bool taken = masked && l == 1 && sequence == 2;
+                assert_int_equal(has(its, 3), sequence == 0);
+                assert_int_equal(has(its, 2), sequence == 2 && !taken);
+            }
+        for (int64_t s = 0; s < TINY_B; s++) {
+            int32_t alone[TINY_LAYERS * TINY_S * 2];
+            double *part = routed_pass(m, &cx, s, 1, alone);
+            assert_memory_equal(part, whole + s * TINY_S * cfg.hidden_size, (size_t)(TINY_S * cfg.hidden_size) * sizeof *part);
+            for (int l = 0; l < TINY_LAYERS; l++)
+                assert_memory_equal(alone + l * TINY_S * 2, ids + (l * TINY_T + s * TINY_S) * 2, TINY_S * 2 * sizeof *ids);
+            free(part);
+        }
+        free(whole);
+    }
+    mu_model_free(m);
+}
+
 static void training_learns(void **state) {
     (void)state;
     mu_model_config cfg = tiny_model_config();
@@ -426,7 +497,7 @@ int main(void) {
         cmocka_unit_test(planned_ranks_do_not_talk),
         cmocka_unit_test(gradients), cmocka_unit_test(gradients_of_a_dense_model),
         cmocka_unit_test(no_position_sees_a_later_one), cmocka_unit_test(head_and_logits_agree),
-        cmocka_unit_test(the_first_bad_layer_is_named), cmocka_unit_test(training_learns),
+        cmocka_unit_test(the_first_bad_layer_is_named), cmocka_unit_test(domains_are_forced), cmocka_unit_test(training_learns),
     };
     return cmocka_run_group_tests(tests, open_device, close_device);
 }
