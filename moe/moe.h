@@ -40,13 +40,36 @@ enum { MU_BIAS_RATE_MAX = 1000 };
 
 typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
 
+/* Thresholds of the states of experts (expert_states.c). A window is one evaluation, every stats.every steps. */
+#define MU_OPTIONS_STATES(O) \
+    O(FLOAT,  starved_load,        "0.25",      0,   1, NULL, FREE, "starved: an expert with less than this share of the mean load") \
+    O(INT,    starved_windows,     "2",         1,   1000, NULL, FREE, "... for so many windows in a row") \
+    O(FLOAT,  starved_silence,     "3",         0,   1e6, NULL, FREE, "... or silent for more than this many of its own mean gaps") \
+    O(FLOAT,  dead_load,           "0.01",      0,   1, NULL, FREE, "dead: an expert with less than this share of the mean load") \
+    O(INT,    dead_windows,        "5",         1,   1000, NULL, FREE, "... for so many windows in a row") \
+    O(FLOAT,  dead_silence,        "7",         0,   1e6, NULL, FREE, "... and silent for more than this many of its own mean gaps; a carrier that is as silent is dormant") \
+    O(FLOAT,  dead_criticality,    "0.01",      0,   1e6, NULL, FREE, "... and every domain loses less than this without it, in nats per token") \
+    O(FLOAT,  rare_domain,         "0.01",      0,   1, NULL, FREE, "a domain with at most this share of the training tokens (in all or in the last window) is rare, and can have carriers") \
+    O(FLOAT,  carrier_criticality, "0.05",      0,   1e6, NULL, FREE, "carrier: a rare domain loses at least this without the expert, in nats per token") \
+    O(FLOAT,  carrier_gain,        "0.1",       0,   1, NULL, FREE, "... and at least this share of what the model has learned of the domain") \
+    O(FLOAT,  carrier_share,       "0.25",      0,   1, NULL, FREE, "share of the experts of a layer that can be carriers") \
+    O(FLOAT,  overwritten_criticality, "0.5",   0,   1, NULL, FREE, "overwritten: a carrier whose criticality fell below this share of its peak") \
+    O(FLOAT,  overwritten_retention, "0.7",     0,   1, NULL, FREE, "... or whose domain keeps less than this share of what was learned; if also its top domain changed or it copies a busy expert") \
+    O(FLOAT,  copy_cosine,         "0.9",       0,   1, NULL, FREE, "an expert whose outputs have at least this cosine with those of another is its copy") \
+    O(INT,    duplicate_windows,   "10",        0,   100000, NULL, FREE, "duplicate: a copy so many windows after it was re-seeded") \
+    O(INT,    leave_windows,       "2",         1,   1000, NULL, FREE, "an expert leaves a state other than healthy after its rule failed so many windows in a row")
+
 #define MU_OPTIONS_STATS(O) \
     O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which expert load is summed; an expert below 10 % of the mean load in this window is starved; takes 8 bytes per step and expert of each MoE layer, in memory and in checkpoints") \
     O(INT,    every,               "100",       0,   1e9, NULL, FREE, "steps between statistics lines of metrics.jsonl, which describe the experts over the window; 0: never") \
     O(INT,    probe_tokens,        "512",       1,   1e6, NULL, FREE, "validation tokens per domain, as whole sequences, on which experts are measured: at least one sequence") \
-    O(FLOAT,  budget,              "0.02",      0,   1, NULL, FREE, "share of the training time for measuring on these tokens what experts know, by the number of tokens; each time some experts are masked, in turn; 0: never")
+    O(FLOAT,  budget,              "0.02",      0,   1, NULL, FREE, "share of the training time for measuring on these tokens what experts know, by the number of tokens; each time some experts are masked, in turn; 0: never") \
+    MU_OPTIONS_STATES(O)
 
 typedef struct { MU_OPTIONS_STATS(MU_OPTION_FIELD) } mu_stats_config;
+mu_stats_config mu_stats_config_default(void);
+/* Checks ranges, and thresholds against each other. Local (expert_states.c). */
+void mu_stats_config_check(const mu_stats_config *cfg, mu_complaints *c);
 
 enum { MU_MOE_SCORE_SOFTMAX, MU_MOE_SCORE_SIGMOID };
 enum { MU_BALANCE_NONE = 1, MU_BALANCE_AUX = 2, MU_BALANCE_SEQ_AUX = 4, MU_BALANCE_GLOBAL_AUX = 8, MU_BALANCE_BIAS = 16 };
@@ -196,7 +219,9 @@ typedef struct {
     /* Of one batch: max/mean - 1, 1 - min/mean, max/mean, sd/mean, Gini coefficient, exp(entropy)/E. */
     double max_vio, min_vio, load_imbalance, load_cv, gini, diversity;
 } mu_load;
-typedef enum { MU_EXPERT_HEALTHY, MU_EXPERT_STARVED, MU_EXPERT_DEAD } mu_expert_state;
+/* The numbers are in files and do not change. The window knows only the first three; the others: expert_states.c. */
+typedef enum { MU_EXPERT_HEALTHY, MU_EXPERT_STARVED, MU_EXPERT_DEAD, MU_EXPERT_CARRIER, MU_EXPERT_DORMANT, MU_EXPERT_DUPLICATE,
+               MU_EXPERT_OVERWRITTEN, MU_EXPERT_STATES } mu_expert_state;
 void mu_load_window_init(mu_load_window *w, int layers, int experts, int64_t length);
 void mu_load_window_free(mu_load_window *w);
 int64_t mu_load_window_bytes(const mu_load_window *w);                  /* of host memory */
@@ -227,6 +252,60 @@ mu_load mu_load_of(const int64_t *counts_E, int experts);
  * healthy. */
 char *mu_load_window_report(const mu_load_window *w, const int *layer_ids);
 
+/* ------------------------------------------------------------------ states of experts (expert_states.c)
+ * A state is the first of these whose rule holds; the thresholds are options (MU_OPTIONS_STATES):
+ *
+ *     overwritten  was a carrier, and lost it to other tokens
+ *     dormant      a carrier without tokens: its domain is absent now
+ *     carrier      a rare domain depends on it, whatever its load
+ *     duplicate    a copy of another expert, long after it was re-seeded
+ *     dead         hardly any load, silent for longer than its past explains, and no domain depends on it
+ *     starved      little load, or silent
+ *     healthy
+ *
+ * Evaluated every stats.every steps, a `window` in the names of thresholds. They differ from mu_load_window_states, which looks at
+ * the load of one window alone. All Local, and the same on every rank when the evidence is. */
+typedef struct {
+    int layers, experts;
+    /* [layers, experts] each: the state; the step of its evaluation; how often in a row the load was below the thresholds;
+     * how often in a row its rule failed; the rare domain that it carries or once carried, and its top domain (below) then, as
+     * 1 + number (0: none); its criticality when that was noted. */
+    int64_t *state, *since, *below_dead, *below_starved, *leaving, *carried, *top;
+    double *top_criticality;
+} mu_expert_health;
+/* What one evaluation looks at; borrowed. NULL: not known, and rules that need it do not hold. */
+typedef struct {
+    int domains;
+    int64_t step, interval;                 /* interval: steps between evaluations */
+    const int64_t *load;                    /* [layers, experts]: of the window */
+    const double *silence;                  /* [layers, experts]: steps without tokens, as a multiple of its mean gap */
+    const int64_t *by_domain;               /* [layers, experts, domains]: of the window. The top domain of an expert is the one of whose
+                                             * tokens it gets the largest share */
+    const double *share, *window_share;     /* [domains]: of the training tokens, and of those in the window */
+    const double *K, *peak;                 /* [layers, experts, domains]: criticality, and the largest ever; 0 where not measured */
+    const double *ce, *ce_best, *ce_ref;    /* [domains], with K: cross-entropy now, lowest so far, of token frequencies */
+    const double *twin;                     /* [layers, experts]: largest cosine of its outputs with those of another expert */
+    const int64_t *twin_of;                 /* [layers, experts], with twin: that expert, or -1 */
+    const int64_t *reseeded;                /* [layers, experts]: the step in which it was re-seeded, 0: never */
+} mu_expert_evidence;
+typedef struct {
+    int layer, expert;                      /* layer: among the MoE layers */
+    mu_expert_state from, to;
+    int64_t since;                          /* step from which it was in `from` */
+    double load, silence;                   /* relative to the mean of its layer; see above */
+    int twin;                               /* -1: not known */
+    double cosine;
+    int domain;                             /* carried now or earlier, when one of the states is about it; else -1, and the rest 0 */
+    double criticality, peak, retention, share;     /* retention: share of what was learned of the domain that is still known */
+} mu_expert_change;
+const char *mu_expert_state_name(mu_expert_state state);
+void mu_expert_health_init(mu_expert_health *h, int layers, int experts);
+void mu_expert_health_free(mu_expert_health *h);
+void mu_expert_health_state(mu_expert_health *h, int domains, int64_t step, mu_state_visitor *v);  /* of checkpoints */
+/* Evaluates all experts. Returns the number of changes: changes[layers * experts] has room for all. */
+int mu_expert_health_update(mu_expert_health *h, const mu_expert_evidence *v, const mu_stats_config *thresholds, mu_expert_change *changes);
+void mu_expert_health_count(const mu_expert_health *h, int layer, int64_t counts[MU_EXPERT_STATES]);   /* layer -1: all */
+
 /* ------------------------------------------------------------------ routing statistics (stats.c)
  * How many tokens each expert was assigned: of a micro-batch, of a global batch, of each domain in it, of the last steps.
  *
@@ -246,6 +325,7 @@ typedef struct {
     int64_t *values;            /* [n_values]: the bits of the caller's F64 values, this rank's */
     int64_t kept;               /* assignments within the capacity limit; 0 without a limit */
     mu_load_window window;      /* layers, experts; the last steps, and the states of experts that follow from them */
+    mu_expert_health health;    /* states of experts, for mu_expert_health_update */
 } mu_routing_stats;
 /* `layers` MoE layers (0: a dense model) of `experts`. The caller can keep n_values F64 values beside the counts, so
  * that one read returns both. window: steps of the window of loads, stats.window; 0: MU_LOAD_WINDOW_DEFAULT. Local. */

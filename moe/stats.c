@@ -38,6 +38,7 @@ mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layer
     mu_routing_stats *s = mu_alloc(1, sizeof *s);
     *s = (mu_routing_stats){ .dev = dev, .batch = batch, .domains = domains, .n_values = n_values };
     mu_load_window_init(&s->window, layers, experts, window ? window : MU_LOAD_WINDOW_DEFAULT);
+    mu_expert_health_init(&s->health, layers, experts);
     size_t bytes = (size_t)(micro_word(s) + 2 * cells(s)) * sizeof(int64_t);
     s->memory = mu_memory_new(dev, bytes);
     mu_memory_commit(s->memory, bytes);
@@ -52,6 +53,7 @@ mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layer
 void mu_routing_stats_free(mu_routing_stats *s) {
     if (!s) return;
     mu_load_window_free(&s->window);
+    mu_expert_health_free(&s->health);
     mu_memory_free(s->memory);
     free(s->host);
     free(s);

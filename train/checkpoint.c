@@ -86,6 +86,7 @@ static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor 
     visit_number(v, "/state/seed", cfg->run.seed);
     mu_loader_state(t->loader, &cfg->data.train, t->step * cfg->train.global_batch_size, v);
     if (t->stats) mu_routing_stats_state(t->stats, t->step, assignments_of(cfg), cfg->stats.window, v);
+    if (t->stats) mu_expert_health_state(&t->stats->health, cfg->data.train.n, t->step, v);
     if (t->knowledge) mu_knowledge_state(t->knowledge, &cfg->data.train, t->step, v);
     mu_model_state(t->model, bias_most, v);
     if (t->opt) visit_optimizer(t, v);

@@ -259,6 +259,7 @@ static void run_checks(check *k) {
     derive(k->c);
     mu_model_config_check(&k->c->model, &k->c->moe, &k->found);
     mu_optim_config_check(&k->c->optim, k->c->train.steps, &k->found);
+    mu_stats_config_check(&k->c->stats, &k->found);
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
         if (readable(&k->c->options, checks[i].needs)) checks[i].run(k);
     mu_model_config_resolve(&k->c->model, &k->c->moe);

@@ -83,6 +83,7 @@ mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, mu_erro
     begin_line(m, src->state->step);
     mu_metrics_add_window(&m->line, src);
     mu_metrics_add_knowledge(&m->line, src);
+    mu_metrics_add_states(&m->line, src);
     return mu_lines_write(&m->out, &m->line, e);
 }
 

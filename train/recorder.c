@@ -15,6 +15,7 @@ struct mu_recorder {
     mu_progress *progress; /* rank 0 */
     mu_domain_loss *domains;
     mu_probe *probe;       /* NULL: nothing is measured on it */
+    mu_expert_change *changes; /* of the last evaluation of states, room for all experts */
     int64_t saved_step;    /* of the newest checkpoint */
     double since_log_seconds;   /* of the steps since the last logged line, and their number */
     int64_t since_log_steps;
@@ -33,6 +34,7 @@ mu_status mu_recorder_open(mu_recorder **out, mu_training *t, mu_lock *lock, int
     *r = (mu_recorder){ .t = t, .lock = lock, .saved_step = saved_step };
     r->source = (mu_log_source){ &t->cfg, &t->texts.corpus, &t->state, t->peak_flops };
     r->domains = mu_alloc((size_t)t->texts.corpus.n_domains, sizeof *r->domains);
+    r->changes = mu_alloc((size_t)(t->state.model->n_moe * t->cfg.moe.num_experts), sizeof *r->changes);
     if (t->cfg.stats.every && t->cfg.stats.budget > 0 && t->state.model->n_moe) {
         mu_evaluation ev = evaluation(t);
         r->probe = mu_probe_new(&ev, t->cfg.stats.probe_tokens);
@@ -49,6 +51,7 @@ void mu_recorder_close(mu_recorder *r) {
     mu_metrics_close(r->metrics);
     mu_probe_free(r->probe);
     free(r->domains);
+    free(r->changes);
     free(r);
 }
 
@@ -170,10 +173,13 @@ static void measure(mu_recorder *r) {
     mu_probe_measure(r->probe, k, r->t->state.step);
 }
 
+/* States are evaluated every stats.every steps, so that a run that ended earlier and continued has the same ones; the line of
+ * the last step repeats them. */
 mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) {
     const mu_train_state *s = &r->t->state;
     if (!s->model->n_moe) return MU_STATUS_OK;
     measure(r);
+    if (s->step % r->t->cfg.stats.every == 0) mu_experts_judge(&r->source, r->changes);
     mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_statistics(r->metrics, &r->source, e);
     return mu_agree(s->mesh->world, status, e);
