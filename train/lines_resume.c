@@ -188,7 +188,7 @@ static mu_status cut_back(old_file *s, mu_error *e) {
     if (!s->in_order) drop_disorder(s), drop_misfits(s);
     if (s->damaged || (s->beyond && s->how->rewinds)) return s->ended = true, replace(s, e);
     if (s->end < size && truncate(s->path, s->end))
-        return mu_error_set(e, MU_STATUS_IO, "%s cannot be cut back: %s", s->path, strerror(errno));
+        return mu_error_set(e, MU_STATUS_IO, "%s cannot be truncated: %s", s->path, strerror(errno));
     return MU_STATUS_OK;
 }
 
