@@ -48,6 +48,12 @@ static const command commands[] = {
     { "verify", mu_cmd_verify, "RUN_OR_CHECKPOINT",
       "Checks manifest, hashes, shapes and value ranges of one checkpoint, or of all checkpoints of a run, on one\n"
       "rank. Exit code 65 when any is damaged." },
+    { "report", mu_cmd_report, "RUN [--out FILE.html] [--no-texts]",
+      "Writes one page about a run, running or not: what it is, a diagnosis in words, losses per domain, load of every\n"
+      "expert, which expert serves which domain, states over time. The page needs no network and no scripts; docs/report.md\n"
+      "explains each picture.\n\n"
+      "  --out FILE.html   the file (default RUN/report.html); only a page of muster is replaced\n"
+      "  --no-texts        do not run the newest checkpoint on a text of each domain (large models)" },
     { "tokenize", mu_cmd_tokenize, "[--tokenizer NAME] --out FILE.h5 DOMAIN=PATH ...",
       "Writes a token file from texts: per domain a folder of .txt and .jsonl files, or one such file.\n"
       "An existing token file is replaced, with a note; any other file is left alone.\n"

@@ -1,0 +1,114 @@
+# report.sh - muster report: the page of finished, crashed, damaged, moved, dense and unfinished runs; nothing is fetched, every picture has its
+# data. With `every` (slow_report.sh) also a run of 64 layers x 256 experts x 50 domains, and the pages in Chromium.
+. "$(dirname "$0")/train_lib.sh"
+
+report() { on 1 "$MUSTER" report "$@"; }
+has() {             # has FILE WHAT PATTERN
+    if grep -Eq -- "$3" "$1"; then pass; else fail "$1: $2: nothing like '$3'"; fi
+}
+has_not() {
+    if grep -Eq -- "$3" "$1"; then fail "$1: $2: $(grep -Eo -- ".{0,40}$3.{0,40}" "$1" | head -n 1)"; else pass; fi
+}
+# A page is whole: closed, self-contained, and each figure has a caption, a picture and its data.
+is_whole() {        # is_whole FILE FIGURES
+    local figures
+    has "$1" "begins" '^<!DOCTYPE html>$'
+    has "$1" "ends" '^</html>$'
+    has_not "$1" "fetches" '(src|href)="(https?:|//|[a-z]+\.)|https?://|@import|url\('
+    has_not "$1" "values" '[>" ,:\[](nan|-nan|inf|-inf|null)[<",\]]'
+    figures=$(grep -c '<figure ' "$1")
+    for part in '<figcaption><b>' '<script type="application/json">{' '</script></figure>' 'class="area"'; do
+        if [ "$(grep -c -- "$part" "$1")" = "$figures" ]; then pass; else fail "$1: $figures figures, but $(grep -c -- "$part" "$1") x $part"; fi
+    done
+    if [ "$figures" -ge "$2" ]; then pass; else fail "$1: $figures figures, expected $2"; fi
+}
+
+# ---------------------------------------------------------------- a finished run, with everything
+printf 'The <b>letter</b> & the "word": \303\244\n%.0s' $(seq 300) > plain.txt
+texts="data.train=[{domain: plain, path: $work/plain.txt}, {domain: made-up, path: synthetic}]"
+expect 0 "a run" train 1 run train.steps=40 train.eval_every=10 checkpoint.every=20 "$texts"
+expect 0 "report" report run
+says "report" '^written to run/report.html, [0-9.]+ MB$'
+is_whole run/report.html 14
+has run/report.html "state" '<h1>run <span class="state">finished</span>'
+has run/report.html "steps" '<dt>steps</dt><dd>40 of 40'
+has run/report.html "sizes" '<dt>compute saved against the dense model of equal size</dt><dd>[0-9]+ %'
+has run/report.html "diagnosis" '<li class="good">Validation loss went from'
+has run/report.html "text" '&lt;b&gt;|&lt;</span>'
+has_not run/report.html "text" '<b>letter'
+has run/report.html "text" 'title="expert [0-7]"'
+has run/report.html "drops" 'Dropless: moe.capacity_factor is 0'
+cp run/report.html first.html
+expect 0 "report again" report run --out=run/report.html
+if cmp -s first.html run/report.html; then pass; else fail "two reports of one run differ"; fi
+expect 0 "report elsewhere, without texts" report run --out other.html --no-texts
+has other.html "texts" 'Left out on request \(--no-texts\)'
+
+# ---------------------------------------------------------------- errors
+refuses() { expect "$1" "report ${*:3}" report "${@:3}" && says_once "report ${*:3}" "^muster: error: .*$2"; }
+refuses 64 "needs a run folder"
+refuses 64 "unknown option --nonsense" run --nonsense
+refuses 64 "compare several" run run
+refuses 66 "nowhere is not a run folder" nowhere
+echo mine > mine.html
+refuses 64 "was not made by muster" run --out mine.html
+if [ "$(cat mine.html)" = mine ]; then pass; else fail "another file was replaced"; fi
+refuses 74 "nowhere" run --out nowhere/page.html
+
+# ---------------------------------------------------------------- moved, damaged, texts gone, a strange name
+strange=$'a <script>alert(1)</script> \e[31m'
+mkdir -p there && cp -r run "there/strange" && rm plain.txt
+sed -i '3s/"train/"tr4in/' there/strange/metrics.jsonl
+printf 'x' | dd of=there/strange/statistics.rec bs=1 seek=2000 conv=notrunc 2> /dev/null
+printf '{"step":41,"tra' >> there/strange/metrics.jsonl
+mv there/strange "${strange//\//_}"
+expect 0 "report of a damaged run" report "${strange//\//_}" --out strange.html
+is_whole strange.html 10
+has strange.html "moved" 'moved or copied'
+has strange.html "damage" 'metrics.jsonl: 1 lines are damaged'
+has strange.html "damage" 'statistics.rec: 1 records are damaged'
+has strange.html "texts" 'could not read its texts: .*plain.txt'
+has strange.html "name" 'a &lt;script&gt;alert\(1\)&lt;_script&gt; \\x1b\[31m'
+has_not strange.html "name" '<script>alert'
+
+# ---------------------------------------------------------------- crashed without a checkpoint, without statistics, dense, not begun
+cp -r run crashed && rm -r crashed/checkpoints crashed/statistics.rec && echo "process 1 on elsewhere start 1 launcher 0" > crashed/lock
+expect 0 "report of a crashed run" report crashed
+is_whole crashed/report.html 4
+has crashed/report.html "state" '<span class="state">crashed</span>'
+has crashed/report.html "texts" 'no checkpoint yet'
+has crashed/report.html "counts" 'No counts: .*statistics.rec'
+: > crashed/metrics.jsonl
+expect 0 "report of a run without steps" report crashed
+is_whole crashed/report.html 0
+has crashed/report.html "steps" 'No step was logged yet'
+rm crashed/metrics.jsonl
+expect 0 "report of a run without metrics" report crashed
+expect 0 "a dense run" train 1 dense moe.num_experts=0
+expect 0 "report of a dense run" report dense
+is_whole dense/report.html 1
+has dense/report.html "experts" 'A dense model'
+
+# ---------------------------------------------------------------- large
+layers=4 experts=64 domains=20 steps=30
+[ -n "${every:-}" ] && layers=64 experts=256 domains=50 steps=200
+expect 0 "a large run" "$MUSTER_LARGE_RUN" large $layers $experts $domains $steps
+SECONDS=0
+expect 0 "report of a large run" report large
+if [ $SECONDS -le 20 ]; then pass; else fail "the report took $SECONDS s"; fi        # 10 on a quiet machine
+is_whole large/report.html $((3 * layers + 5))
+bytes=$(stat -c %s large/report.html)
+if [ "$bytes" -lt 10000000 ]; then pass; else fail "the report has $bytes bytes"; fi
+has large/report.html "pairs" 'most frequent pairs: [0-9]+ \+ [0-9]+'
+has large/report.html "states" 'overwritten'
+[ -n "${every:-}" ] || finish
+
+# ---------------------------------------------------------------- in Chromium: every picture is drawn and its data can be read
+command -v chromium > /dev/null || skip "no chromium"
+for page in first.html strange.html large/report.html; do
+    timeout -k 5 120 chromium --no-sandbox --headless=new --disable-gpu --no-first-run --user-data-dir="$work/profile" \
+        --virtual-time-budget=20000 --dump-dom "file://$work/$page" > dom.html 2> log
+    figures=$(grep -c '<figure ' dom.html) ready=$(grep -c '<figure [^>]*data-ready=""' dom.html)
+    if [ "$figures" -gt 0 ] && [ "$figures" = "$ready" ]; then pass; else fail "$page in Chromium: $ready of $figures figures are ready"; fi
+done
+finish

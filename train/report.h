@@ -1,0 +1,86 @@
+/* report.h - what the pages of `muster report` and `muster compare` show of a run (report_*.c). Local. */
+#ifndef MUSTER_TRAIN_REPORT_H
+#define MUSTER_TRAIN_REPORT_H
+#include "train/page.h"
+#include "train/run_view.h"
+
+/* ------------------------------------------------------------------ the records of a run (report_data.c) */
+/* A number that lines of metrics.jsonl have under this key: n points, steps ascending. */
+typedef struct {
+    char *key;
+    int64_t n, room;
+    double *step, *value;
+} mu_series;
+/* The states of all experts [n_moe, experts] from a step on; kept when they change. */
+typedef struct { int64_t step; uint8_t *state; } mu_report_states;
+typedef struct {
+    int64_t step;
+    int layer, expert;
+    char text[96];              /* "starved" */
+} mu_report_event;
+typedef struct {
+    mu_run_view view;
+    char *name;                 /* last part of the folder's path */
+    int64_t first_step, last_step, n_steps;     /* logged steps */
+    int64_t skipped;            /* damaged lines */
+    int64_t vocab_size;         /* 0: the tokenizer cannot be opened */
+    int n_series;
+    mu_series *series;
+    json_t *statistics;         /* the last statistics line, or NULL */
+    int64_t n_moe, experts, n_domains;          /* n_moe 0: a dense model */
+    int64_t *layer;             /* [n_moe]: their numbers in the model */
+    const char **domain;        /* [n_domains] */
+
+    /* From statistics.rec. Time is divided into columns of equal width from step 0 to last_step. */
+    char *no_counts;            /* why there are no counts, or NULL */
+    int64_t n_records, damaged_records, columns;
+    int64_t *load;              /* [n_moe, columns, experts]: assignments */
+    int64_t *recent;            /* [n_moe, experts, n_domains]: assignments in the logged steps from recent_from on */
+    int64_t *of_expert, *of_domain, *of_layer;      /* its sums: [n_moe, experts], [n_moe, n_domains], [n_moe] */
+    int64_t recent_from;        /* the second half of the run: enough tokens of rare domains */
+    bool by_domain;             /* recent is; else all counts are under domain 0 */
+
+    int64_t n_states;
+    mu_report_states *states;
+    bool all_states;            /* from statistics lines: all of mu_expert_state; else healthy, starved and dead only */
+    int64_t n_events;           /* changes of state */
+    mu_report_event *events;
+} mu_report;
+/* Reads what there is: a run that is being written, damaged lines and records, missing files. Errors are those of mu_run_view_open.
+ * mu_report_free may follow any outcome. */
+mu_status mu_report_read(mu_report *r, const char *dir, mu_error *e) MU_MUST_USE;
+void mu_report_free(mu_report *r);
+const mu_series *mu_report_series(const mu_report *r, const char *format, ...) MU_PRINTF(2, 3);     /* NULL: no such key */
+double mu_series_last(const mu_series *s);              /* NAN: none */
+double mu_series_recent(const mu_series *s);            /* mean of the last tenth of its values; NAN: none */
+/* A list of the last statistics line with `n` numbers, heap; NULL: no such key, or another length. */
+double *mu_report_list(const mu_report *r, int64_t n, const char *format, ...) MU_PRINTF(3, 4);
+/* Wall-clock seconds at each point of `train/tokens`, over all starts of the run; heap [n]. */
+double *mu_report_seconds(const mu_report *r, int64_t *n);
+
+/* ------------------------------------------------------------------ numbers derived from it (report_derive.c) */
+/* log2 of P(expert | domain) / P(expert) in the recent steps; -INFINITY: no token; NAN: too few tokens to tell (fewer than
+ * MU_LIFT_TOKENS expected). */
+enum { MU_LIFT_TOKENS = 5 };
+double mu_report_lift(const mu_report *r, int64_t layer, int64_t expert, int64_t domain);
+/* Share of the domain's tokens that this expert gets (with top_k of 2 two experts can get all); NAN without tokens. */
+double mu_report_share(const mu_report *r, int64_t layer, int64_t expert, int64_t domain);
+double mu_report_domain_tokens(const mu_report *r, int64_t domain);      /* in the recent logged steps */
+/* Mutual information of expert and domain, share of the domain's entropy, with the small-sample correction (Miller and Madow). */
+double mu_report_information(const mu_report *r, int64_t layer);
+
+/* ------------------------------------------------------------------ parts of the page, one file each */
+void mu_report_put_summary(mu_page *p, const mu_report *r);             /* report_summary.c */
+void mu_report_put_diagnosis(mu_page *p, const mu_report *r);           /* report_diagnosis.c */
+void mu_report_put_losses(mu_page *p, const mu_report *r);              /* report_losses.c */
+void mu_report_put_drops(mu_page *p, const mu_report *r);
+void mu_report_put_balance(mu_page *p, const mu_report *r);             /* report_load.c */
+void mu_report_put_load(mu_page *p, const mu_report *r);
+void mu_report_put_specialisation(mu_page *p, const mu_report *r);      /* report_experts.c */
+void mu_report_put_pairs(mu_page *p, const mu_report *r);
+void mu_report_put_timeline(mu_page *p, const mu_report *r);            /* report_states.c */
+/* Runs the newest checkpoint on a validation sequence of each domain, if it and the texts can be opened (report_texts.c). */
+void mu_report_put_texts(mu_page *p, const mu_report *r, mu_mesh *mesh, bool open);
+extern const char *const mu_report_state_names[7];
+
+#endif

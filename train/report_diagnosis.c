@@ -1,0 +1,196 @@
+/* report_diagnosis.c - findings in words, by the rules of docs/report.md: a sentence with its figures for whatever a reader should know
+ * first. */
+#include "train/report.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum { BAD, NOTE, GOOD } kind;
+static void finding(mu_page *p, kind k, const char *text) {
+    static const char *const names[] = { [BAD] = "bad", [NOTE] = "note", [GOOD] = "good" };
+    mu_page_put(p, "<li class=\"%-s\">%s</li>\n", names[k], text);
+}
+
+/* "3, 7, 11 and 5 more" */
+static void list_numbers(char *text, size_t room, const int64_t *numbers, int64_t n) {
+    enum { SHOWN = 8 };
+    size_t used = 0;
+    text[0] = '\0';
+    for (int64_t i = 0; i < n && i < SHOWN; i++) used += (size_t)snprintf(text + used, room - used, "%s%lld", i ? ", " : "", (long long)numbers[i]);
+    if (n > SHOWN) snprintf(text + used, room - used, " and %lld more", (long long)(n - SHOWN));
+}
+
+/* ------------------------------------------------------------------ the run */
+
+static void about_the_run(mu_page *p, const mu_report *r) {
+    static const char *const texts[] = {
+        [MU_RUN_CRASHED] = "The job was killed. The same command resumes from the newest checkpoint.",
+        [MU_RUN_STOPPED] = "The run stopped before its last step; the same command resumes it." };
+    if (r->view.state == MU_RUN_CRASHED || r->view.state == MU_RUN_STOPPED) finding(p, NOTE, texts[r->view.state]);
+}
+
+/* A domain whose validation loss is this much above its best is getting worse (nats/token). */
+static const double worse = 0.02;
+
+static void about_losses(mu_page *p, const mu_report *r) {
+    const mu_series *all = mu_report_series(r, "val/ce_loss");
+    double most = -INFINITY;
+    const char *worst = NULL;
+    for (int64_t d = 0; d < r->n_domains; d++) {
+        const mu_series *s = mu_report_series(r, "val/%s/ce_loss", r->domain[d]);
+        double last = mu_series_last(s), best = INFINITY, best_step = 0;
+        if (last > most) most = last, worst = r->domain[d];
+        for (int64_t i = 0; s && i < s->n; i++)
+            if (s->value[i] < best) best = s->value[i], best_step = s->step[i];
+        if (last > best + worse)
+            finding(p, BAD, mu_show("%s gets worse: validation loss %.3f now, %.3f at step %.0f.", r->domain[d], last, best, best_step));
+    }
+    if (all && all->n > 1 && worst)
+        finding(p, all->value[all->n - 1] <= all->value[0] ? GOOD : BAD,
+                mu_show("Validation loss went from %.3f (step %.0f) to %.3f (step %.0f); hardest domain: %s, %.3f.", all->value[0], all->step[0],
+                        all->value[all->n - 1], all->step[all->n - 1], worst, most));
+}
+
+/* ------------------------------------------------------------------ health of the experts */
+
+/* The experts of a layer that are in this state now; returns how many. */
+static int64_t in_state(const mu_report *r, int64_t layer, int state, int64_t *experts) {
+    const uint8_t *now = r->states[r->n_states - 1].state + layer * r->experts;
+    int64_t n = 0;
+    for (int64_t i = 0; i < r->experts; i++)
+        if (now[i] == state) experts[n++] = i;
+    return n;
+}
+
+static void about_states(mu_page *p, const mu_report *r) {
+    /* in the order of mu_expert_state */
+    static const kind kinds[7] = { GOOD, BAD, BAD, NOTE, NOTE, BAD, BAD };
+    static const char *const means[7] = { "", "nearly without tokens", "without tokens", "a rare domain depends on it", "its domain is absent from the stream now",
+                                          "a near copy of another expert", "it carried a rare domain and lost it" };
+    int64_t *experts = mu_alloc((size_t)r->experts, sizeof *experts), sick = 0;
+    for (int s = 1; s < 7 && r->n_states; s++)
+        for (int64_t layer = 0; layer < r->n_moe; layer++) {
+            char list[160];
+            int64_t n = in_state(r, layer, s, experts);
+            sick += kinds[s] == BAD ? n : 0;
+            list_numbers(list, sizeof list, experts, n);
+            if (n) finding(p, kinds[s], mu_show("Layer %lld: %s %s %s %s (%s).", (long long)r->layer[layer], n == 1 ? "expert" : "experts", list,
+                                                n == 1 ? "is" : "are", mu_report_state_names[s], means[s]));
+        }
+    free(experts);
+    const mu_series *judged = mu_report_series(r, "moe/dead_frac");
+    if (!sick && judged && judged->n) finding(p, GOOD, mu_show("No dead or starved experts: all %lld get tokens.", (long long)(r->n_moe * r->experts)));
+}
+
+/* max/mean load, mean of the last tenth of the logged steps. */
+static void about_balance(mu_page *p, const mu_report *r) {
+    double most = 0;
+    int64_t where = 0;
+    for (int64_t layer = 0; layer < r->n_moe; layer++) {
+        double x = mu_series_recent(mu_report_series(r, "moe/layer_%lld/load_imbalance", (long long)r->layer[layer]));
+        if (x > most) most = x, where = r->layer[layer];
+    }
+    if (most <= 0) return;
+    kind k = most > 3 ? BAD : most > 1.5 ? NOTE : GOOD;
+    finding(p, k, mu_show("%s layer %lld, the busiest expert gets %.2f times the mean.",
+                          k == GOOD ? "Load is even: even in the least balanced" : "Load is uneven: in the least balanced", (long long)where, most));
+}
+
+static void about_drops(mu_page *p, const mu_report *r) {
+    double all = mu_series_recent(mu_report_series(r, "moe/dropped_frac")), most = 0;
+    int64_t worst = -1;
+    for (int64_t d = 0; d < r->n_domains; d++) {
+        double x = mu_series_recent(mu_report_series(r, "moe/%s/dropped_frac", r->domain[d]));
+        if (x > most) most = x, worst = d;
+    }
+    if (!(all > 0.001)) return;
+    const char *more = worst < 0 ? "" : mu_show("; most of %s, %.1f %%", r->domain[worst], 100 * most);
+    finding(p, all > 0.01 ? BAD : NOTE, mu_show("%.1f %% of all assignments exceed moe.capacity_factor %g and are dropped%s.", 100 * all,
+                                                r->view.cfg.moe.capacity_factor, more));
+}
+
+/* ------------------------------------------------------------------ which expert serves whom */
+
+/* The expert with the largest share of a domain's tokens, over all layers, among those that prefer the domain (lift of at least 1). */
+static void about_domain(mu_page *p, const mu_report *r, int64_t d) {
+    double share = 0, lift = 0;
+    int64_t layer = -1, expert = 0;
+    for (int64_t l = 0; l < r->n_moe; l++)
+        for (int64_t i = 0; i < r->experts; i++) {
+            double one = mu_report_lift(r, l, i, d), s = mu_report_share(r, l, i, d);
+            if (one >= 1 && s > share) share = s, lift = one, layer = l, expert = i;
+        }
+    double tokens = mu_report_domain_tokens(r, d);
+    if (layer < 0 || share < 0.1 || tokens < 100) return;
+    finding(p, NOTE, mu_show("%s %s of layer %lld: expert %lld gets %.0f %% of its tokens, %.1f times its share of all tokens.", r->domain[d],
+                             share >= 0.5 ? "lives in one expert" : "is served most by one expert", (long long)r->layer[layer],
+                             (long long)expert, 100 * share, exp2(lift)));
+}
+
+static void about_specialisation(mu_page *p, const mu_report *r) {
+    double most = 0;
+    int64_t where = -1;
+    if (!r->by_domain || r->n_domains < 2) return;
+    for (int64_t l = 0; l < r->n_moe; l++) {
+        double x = mu_report_information(r, l);
+        if (x > most) most = x, where = l;
+    }
+    if (where >= 0)
+        finding(p, NOTE, mu_show("Experts specialise most in layer %lld: its choice of experts tells %.0f %% of what there is to know about a token's domain.",
+                                 (long long)r->layer[where], 100 * most));
+    for (int64_t d = 0; d < r->n_domains && d < 60; d++) about_domain(p, r, d);
+}
+
+/* ------------------------------------------------------------------ what was measured on the probe */
+
+static void about_copies(mu_page *p, const mu_report *r) {
+    static const double near = 0.95;    /* cosine of the outputs */
+    for (int64_t l = 0; l < r->n_moe; l++) {
+        double *similar = mu_report_list(r, r->experts, "moe/layer_%lld/similarity_max", (long long)r->layer[l]);
+        int64_t *experts = mu_alloc((size_t)r->experts, sizeof *experts), n = 0;
+        double most = 0;
+        for (int64_t i = 0; similar && i < r->experts; i++)
+            if (similar[i] > near) experts[n++] = i, most = fmax(most, similar[i]);
+        char list[160];
+        list_numbers(list, sizeof list, experts, n);
+        if (n > 1) finding(p, BAD, mu_show("Layer %lld: experts %s are near copies: their outputs on the probe have a cosine of up to %.3f.",
+                                           (long long)r->layer[l], list, most));
+        free(similar);
+        free(experts);
+    }
+}
+
+/* The largest loss that masking one expert causes, for each domain. */
+static void about_criticality(mu_page *p, const mu_report *r) {
+    static const double matters = 0.05; /* nats/token */
+    for (int64_t d = 0; d < r->n_domains; d++) {
+        double most = 0;
+        int64_t layer = 0, expert = 0;
+        for (int64_t l = 0; l < r->n_moe; l++) {
+            double *k = mu_report_list(r, r->experts * r->n_domains, "moe/layer_%lld/criticality", (long long)r->layer[l]);
+            for (int64_t i = 0; k && i < r->experts; i++)
+                if (k[i * r->n_domains + d] > most) most = k[i * r->n_domains + d], layer = r->layer[l], expert = i;
+            free(k);
+        }
+        if (most >= matters)
+            finding(p, NOTE, mu_show("%s depends most on expert %lld of layer %lld: without it its loss on the probe rises by %.2f nats/token.", r->domain[d],
+                                     (long long)expert, (long long)layer, most));
+    }
+}
+
+void mu_report_put_diagnosis(mu_page *p, const mu_report *r) {
+    mu_page_section(p, "diagnosis", "Diagnosis");
+    mu_page_put(p, "<ul class=\"findings\">\n");
+    about_the_run(p, r);
+    about_losses(p, r);
+    if (r->n_moe) {
+        about_states(p, r);
+        about_balance(p, r);
+        about_drops(p, r);
+        about_copies(p, r);
+        about_criticality(p, r);
+        about_specialisation(p, r);
+    } else finding(p, NOTE, "A dense model: there are no experts to report on.");
+    mu_page_put(p, "</ul>\n");
+}

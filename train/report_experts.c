@@ -1,0 +1,172 @@
+/* report_experts.c - what the experts are for: lift of domains, measures of specialisation by layer, criticality, pairs. */
+#include "train/report.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+enum { OPEN = 4 };      /* layers shown unfolded */
+
+/* ------------------------------------------------------------------ domain x expert */
+
+static mu_axes domain_axes(const char *title, const char *how) { return (mu_axes){ title, how, "expert", "domain", 0, 0 }; }
+
+static void put_lift(mu_page *p, const mu_report *r, int64_t l) {
+    enum { RANGE = 3 };
+    int64_t E = r->experts, D = r->n_domains;
+    uint8_t *levels = mu_alloc((size_t)(E * D), 1);
+    for (int64_t d = 0; d < D; d++)
+        for (int64_t i = 0; i < E; i++) {
+            double lift = mu_report_lift(r, l, i, d);
+            levels[d * E + i] = isinf(lift) ? MU_LEVEL_SPECIAL : mu_colours_level(lift, -RANGE, RANGE);
+        }
+    mu_axes axes = domain_axes(mu_show("Lift, layer %lld", (long long)r->layer[l]), "Share of a domain's tokens that an expert gets, as a multiple of its share of all "
+                               "tokens: red experts prefer the domain, blue ones avoid it, white ones do not care. Hatched: too few tokens to tell.");
+    mu_map map = { .colours = MU_COLOURS_DIVERGING, .rows = D, .cols = E, .levels = levels, .low = -RANGE, .high = RANGE, .log2 = true,
+                   .unit = "x its share of all tokens (lift)", .special = "no token of this domain", .row = "domain", .col = "expert",
+                   .row_names = r->domain };
+    mu_plot_map(p, &axes, &map);
+    free(levels);
+}
+
+static void put_criticality(mu_page *p, const mu_report *r, int64_t l) {
+    int64_t E = r->experts, D = r->n_domains;
+    double *k = mu_report_list(r, E * D, "moe/layer_%lld/criticality", (long long)r->layer[l]), most = 0;
+    double *at = mu_report_list(r, E * D, "moe/layer_%lld/criticality_step", (long long)r->layer[l]);
+    if (k && at) {
+        uint8_t *levels = mu_alloc((size_t)(E * D), 1);
+        for (int64_t i = 0; i < E * D; i++) most = fmax(most, fabs(k[i]));
+        if (most == 0) most = 1e-3;
+        for (int64_t d = 0; d < D; d++)
+            for (int64_t i = 0; i < E; i++) {
+                bool measured = at[i * D + d] > 0;
+                levels[d * E + i] = measured ? mu_colours_level(k[i * D + d], -most, most) : MU_LEVEL_NONE;
+            }
+        mu_axes axes = domain_axes(mu_show("Criticality, layer %lld", (long long)r->layer[l]), "How much the loss of a domain's probe rises when this one expert is masked: red experts "
+                                   "hold what the domain needs. Hatched: not measured yet.");
+        mu_plot_map(p, &axes, &(mu_map){ .colours = MU_COLOURS_DIVERGING, .rows = D, .cols = E, .levels = levels, .low = -most, .high = most,
+                                         .unit = "nats/token", .row = "domain", .col = "expert", .row_names = r->domain });
+        free(levels);
+    }
+    free(k);
+    free(at);
+}
+
+/* ------------------------------------------------------------------ measures by layer */
+
+typedef struct { const char *key, *name, *how; } measure;
+static const measure measures[] = {
+    { "load_imbalance", "imbalance", "load of the busiest expert over the mean" },
+    { "gini", "gini", "inequality of the loads, 0 to 1" },
+    { "router_entropy", "router entropy", "nats, mean over tokens: how undecided the router is" },
+    { "top1_margin", "top-1 margin", "score of the first choice minus that of the second" },
+    { "boundary_margin", "boundary margin", "score of the last chosen expert minus that of the first not chosen" },
+    { "mutual_information_norm", "information", "share of a token's domain that the choice of experts tells" },
+    { "vocabulary_specialisation", "vocabulary spec.", "how much experts prefer single tokens, on the probe" },
+    { "similarity", "similarity", "mean cosine of the outputs of two experts on the probe" },
+    { "cka", "CKA", "linear CKA of the outputs of two experts on the probe" },
+    { "flip_rate", "flip rate", "share of the probe's tokens whose experts changed since the last statistics step" },
+};
+enum { N_MEASURES = sizeof measures / sizeof *measures };
+
+static double measured(const mu_report *r, int64_t l, int m) {
+    const mu_series *s = mu_report_series(r, "moe/layer_%lld/%s", (long long)r->layer[l], measures[m].key);
+    return mu_series_recent(s);
+}
+
+static void put_measures(mu_page *p, const mu_report *r) {
+    bool shown[N_MEASURES] = { false };
+    for (int m = 0; m < N_MEASURES; m++)
+        for (int64_t l = 0; l < r->n_moe; l++) shown[m] |= !isnan(measured(r, l, m));
+    mu_page_put(p, "<h3>Layer by layer</h3><p class=\"soft\">Means of the last tenth of the logged values. <b>domain information</b>: share of what there is to know about "
+                   "a token's domain that its choice of experts tells (0: none, 1: all), from the counts of this page");
+    for (int m = 0; m < N_MEASURES; m++)
+        if (shown[m]) mu_page_put(p, "; <b>%s</b>: %s", measures[m].name, measures[m].how);
+    mu_page_put(p, ".</p>\n<div class=\"wide\"><table><thead><tr><th>layer</th><th>domain information</th>");
+    for (int m = 0; m < N_MEASURES; m++)
+        if (shown[m]) mu_page_put(p, "<th>%s</th>", measures[m].name);
+    mu_page_put(p, "</tr></thead><tbody>\n");
+    for (int64_t l = 0; l < r->n_moe; l++) {
+        mu_page_put(p, "<tr><td>%lld</td><td>%s</td>", (long long)r->layer[l], mu_show_number(mu_report_information(r, l)));
+        for (int m = 0; m < N_MEASURES; m++)
+            if (shown[m]) mu_page_put(p, "<td>%s</td>", mu_show_number(measured(r, l, m)));
+        mu_page_put(p, "</tr>\n");
+    }
+    mu_page_put(p, "</tbody></table></div>\n");
+}
+
+void mu_report_put_specialisation(mu_page *p, const mu_report *r) {
+    mu_page_section(p, "domains", "Which expert serves which domain");
+    put_measures(p, r);
+    if (!r->statistics)
+        mu_page_missing(p, "No statistics lines: similarity of experts, criticality and mutual information are not known. stats.every sets their interval.");
+    if (!r->by_domain) {
+        mu_page_missing(p, "No counts by domain: %s.", r->no_counts ? r->no_counts : "this run was made by a version that counts only totals");
+        return;
+    }
+    mu_page_put(p, "<p class=\"soft\">From the logged steps since %lld, the second half of the run.</p>\n", (long long)r->recent_from);
+    for (int64_t l = 0; l < r->n_moe; l++) {
+        mu_page_fold(p, r->n_moe <= OPEN || l == 0, "Layer %lld", (long long)r->layer[l]);
+        put_lift(p, r, l);
+        put_criticality(p, r, l);
+        mu_page_unfold(p);
+    }
+}
+
+/* ------------------------------------------------------------------ pairs of experts */
+
+/* Joint counts against those of a choice in which a token's experts do not depend on one another. */
+static void put_matrix(mu_page *p, const mu_report *r, int64_t l, const double *joint) {
+    enum { RANGE = 3 };
+    int64_t E = r->experts;
+    double *of = mu_alloc((size_t)E, sizeof *of), pairs = 0, products = 0, all = 0;
+    uint8_t *levels = mu_alloc((size_t)(E * E), 1);
+    for (int64_t i = 0; i < E; i++)
+        for (int64_t j = 0; j < E; j++)
+            if (i != j) of[i] += joint[i * E + j], pairs += joint[i * E + j];
+    for (int64_t i = 0; i < E; i++) all += of[i];
+    for (int64_t i = 0; i < E; i++) products += of[i] * (all - of[i]);
+    for (int64_t i = 0; i < E; i++)
+        for (int64_t j = 0; j < E; j++) {
+            double expected = products > 0 ? of[i] * of[j] * pairs / products : 0, n = joint[i * E + j];
+            bool told = i != j && expected >= MU_LIFT_TOKENS;
+            levels[i * E + j] = !told ? MU_LEVEL_NONE : n > 0 ? mu_colours_level(log2(n / expected), -RANGE, RANGE) : MU_LEVEL_SPECIAL;
+        }
+    mu_axes axes = { mu_show("Experts chosen together, layer %lld", (long long)r->layer[l]), "How often two experts get the same token, as a multiple of what chance would give for their "
+                     "loads: red pairs work together, blue ones replace one another. Hatched: the diagonal, and pairs too rare to tell.", "expert", "expert", 0, 0 };
+    mu_plot_map(p, &axes, &(mu_map){ .colours = MU_COLOURS_DIVERGING, .rows = E, .cols = E, .levels = levels, .low = -RANGE, .high = RANGE, .log2 = true,
+                                     .unit = "x chance", .special = "never together", .row = "expert", .col = "expert" });
+    free(of);
+    free(levels);
+}
+
+/* Beyond 64 experts only the most frequent pairs are kept: i, j, n of each. */
+static void put_top_pairs(mu_page *p, const mu_report *r, int64_t l) {
+    enum { SHOWN = 10 };
+    char key[64];
+    snprintf(key, sizeof key, "moe/layer_%lld/coactivation_top", (long long)r->layer[l]);
+    const json_t *list = json_object_get(r->statistics, key);
+    mu_page_put(p, "<p><b>Layer %lld</b>, most frequent pairs:", (long long)r->layer[l]);
+    for (size_t i = 0; i + 2 < json_array_size(list) && i < 3 * SHOWN; i += 3)
+        mu_page_put(p, "%-s %.0f + %.0f (%s)", i ? "," : "", json_number_value(json_array_get(list, i)), json_number_value(json_array_get(list, i + 1)),
+                    mu_show_count(json_number_value(json_array_get(list, i + 2))));
+    mu_page_put(p, "</p>\n");
+}
+
+void mu_report_put_pairs(mu_page *p, const mu_report *r) {
+    int64_t shown = 0, E = r->experts;
+    mu_page_section(p, "pairs", "Experts chosen together");
+    for (int64_t l = 0; l < r->n_moe; l++) {
+        char key[64];
+        double *joint = mu_report_list(r, E * E, "moe/layer_%lld/coactivation", (long long)r->layer[l]);
+        snprintf(key, sizeof key, "moe/layer_%lld/coactivation_top", (long long)r->layer[l]);
+        shown += joint || json_object_get(r->statistics, key);
+        if (joint) {
+            mu_page_fold(p, l == 0, "Layer %lld", (long long)r->layer[l]);
+            put_matrix(p, r, l, joint);
+            mu_page_unfold(p);
+        } else if (json_object_get(r->statistics, key)) put_top_pairs(p, r, l);
+        free(joint);
+    }
+    if (!shown && r->view.cfg.moe.top_k == 1) mu_page_missing(p, "A token has one expert (moe.top_k is 1), so there are no pairs.");
+    else if (!shown) mu_page_missing(p, "No pairs were counted in this run: they are in its statistics lines, every stats.every steps.");
+}

@@ -1,0 +1,60 @@
+/* report_losses.c - losses of training, validation and probe, and dropped assignments, by domain. */
+#include "train/report.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static mu_curve curve_of(const char *name, const mu_series *s, bool dots) {
+    return s ? (mu_curve){ name, s->n, s->step, s->value, dots } : (mu_curve){ name, 0, NULL, NULL, dots };
+}
+
+static mu_axes step_axes(const mu_report *r, const char *title, const char *how, const char *y_name) {
+    return (mu_axes){ .title = title, .how = how, .x_name = "step", .y_name = y_name, .x1 = (double)r->last_step };
+}
+
+/* A curve for each domain whose key begins and ends like this; false: no domain has any. */
+static bool put_domains(mu_page *p, const mu_report *r, const mu_axes *axes, const char *begin, const char *end, const mu_curve_options *options) {
+    mu_curve *curves = mu_alloc((size_t)r->n_domains + 1, sizeof *curves);
+    bool any = false;
+    for (int64_t d = 0; d < r->n_domains; d++) {
+        const mu_series *s = mu_report_series(r, "%s/%s/%s", begin, r->domain[d], end);
+        curves[d] = curve_of(r->domain[d], s, s && s->n <= 60);
+        any |= curves[d].n > 0;
+    }
+    if (any) mu_plot_curves(p, axes, curves, (int)r->n_domains, options);
+    free(curves);
+    return any;
+}
+
+void mu_report_put_losses(mu_page *p, const mu_report *r) {
+    mu_page_section(p, "losses", "Losses");
+    const mu_series *val = mu_report_series(r, "val/ce_loss");
+    mu_axes axes = step_axes(r, "Training and validation loss", "Lower is better; a gap that opens between the two means that texts are learned by "
+                             "heart. Cross-entropy without balancing terms.", "nats per token");
+    mu_curve both[] = { curve_of("training", mu_report_series(r, "train/ce_loss"), false), curve_of("validation", val, val && val->n <= 60) };
+    mu_plot_curves(p, &axes, both, 2, NULL);
+    axes = step_axes(r, "Validation loss per domain", "Each curve is one domain, on texts that are not trained on. A curve that turns upwards while others fall is "
+                     "a domain being forgotten.", "nats per token");
+    if (!put_domains(p, r, &axes, "val", "ce_loss", NULL))
+        mu_page_missing(p, "No evaluation yet: train.eval_every sets the interval (%lld steps), data.val_fraction the share of validation text.",
+                        (long long)r->view.cfg.train.eval_every);
+    axes = step_axes(r, "Probe loss per domain", "The same few validation texts of each domain at every statistics step, also while the domain is absent from training.",
+                     "nats per token");
+    if (!put_domains(p, r, &axes, "probe", "ce_loss", NULL) && r->n_moe)
+        mu_page_missing(p, "No probe losses: stats.every sets the interval of statistics, stats.probe_tokens the size of the probe.");
+}
+
+void mu_report_put_drops(mu_page *p, const mu_report *r) {
+    mu_page_section(p, "drops", "Dropped assignments");
+    if (r->view.cfg.moe.capacity_factor == 0) {
+        mu_page_missing(p, "Dropless: moe.capacity_factor is 0, every token reaches all its experts.");
+        return;
+    }
+    mu_axes axes = step_axes(r, "Dropped assignments per domain", "Share of a domain's assignments beyond the capacity of their experts; these experts add nothing to the token.", "share");
+    if (put_domains(p, r, &axes, "moe", "dropped_frac", &(mu_curve_options){ .from_zero = true })) return;
+    const mu_series *s = mu_report_series(r, "moe/dropped_frac");
+    mu_curve all = curve_of("all domains", s, false);
+    axes.title = "Dropped assignments";
+    if (s) mu_plot_curves(p, &axes, &all, 1, &(mu_curve_options){ .from_zero = true });
+    mu_page_missing(p, "Not known by domain: this run was made by a version that counts drops only in total.");
+}
