@@ -171,7 +171,7 @@ void mu_json_string(mu_json *j, const char *key_or_null, const char *value);/* e
  * belongs to (MU_OPTIONS_MOE in moe/moe.h, ...), gives the struct field, default, range, --help, the
  * configuration key, the documentation and the copy kept in checkpoints.
  *   INT int64_t | FLOAT double | BOOL bool | STRING char[512] | CHOICE int, index into "a|b|c"
- *   CHOICES uint32_t, a bit for each of "a|b|c" | PAIR double[2] | DOMAINS mu_option_domains
+ *   CHOICES uint32_t, a bit for each of "a|b|c" | PAIR double[2] | DOMAINS mu_option_domains | PHASES mu_option_phases
  *   DOMAIN_INTS mu_option_domain_ints: {domain: integer, ...}, integers from min to max
  *   min, max: inclusive range of numbers; for STRING min = 1 means "must be given".
  *   use: which commands may change it once a run exists: FIXED none, the checkpoint's value holds; FREE train;
@@ -184,6 +184,11 @@ typedef struct { char domain[64]; char path[512]; double weight; } mu_option_dom
 typedef struct { int n; mu_option_domain *list; } mu_option_domains;    /* heap list, mu_options_free */
 typedef struct { char domain[64]; int64_t value; } mu_option_domain_int;
 typedef struct { int n; mu_option_domain_int *list; } mu_option_domain_ints;     /* the same */
+/* Phases of a run, in order: up to until_step (of the last phase it is not used; 0: not given) samples are drawn from the domains of
+ * `mix`, with these weights. line, column: of the name in the file, 0 when not from a file. */
+typedef struct { char domain[64]; double weight; int line, column; } mu_option_weight;
+typedef struct { int64_t until_step; int n; mu_option_weight *mix; } mu_option_phase;
+typedef struct { int n; mu_option_phase *list; } mu_option_phases;      /* heap lists, mu_options_free */
 /* Checks that this is a domain name (1 to 63 letters, digits, '_' or '-') and not in the list; returns `status` if not. */
 mu_status mu_option_domain_check(const char *name, const mu_option_domains *list, mu_status status, mu_error *e) MU_MUST_USE;
 
@@ -196,10 +201,12 @@ typedef uint32_t mu_field_CHOICES;
 typedef double   mu_field_PAIR[2];
 typedef mu_option_domains mu_field_DOMAINS;
 typedef mu_option_domain_ints mu_field_DOMAIN_INTS;
+typedef mu_option_phases mu_field_PHASES;
 #define MU_OPTION_FIELD(TYPE, key, fallback, min, max, choices, use, help) mu_field_##TYPE key;
 
 typedef enum { MU_OPTION_INT, MU_OPTION_FLOAT, MU_OPTION_BOOL, MU_OPTION_STRING, MU_OPTION_CHOICE,
-               MU_OPTION_CHOICES, MU_OPTION_PAIR, MU_OPTION_DOMAINS, MU_OPTION_DOMAIN_INTS } mu_option_type;
+               MU_OPTION_CHOICES, MU_OPTION_PAIR, MU_OPTION_DOMAINS, MU_OPTION_DOMAIN_INTS,
+               MU_OPTION_PHASES } mu_option_type;
 typedef struct {
     const char *section, *key;
     mu_option_type type;
@@ -264,6 +271,9 @@ mu_status mu_options_override(mu_options *o, void *config, const char *assignmen
 /* Adds one error about option section.key to `e`, with its place in the file if it came from there. */
 mu_status mu_options_complain(const mu_options *o, mu_error *e, const char *section, const char *key,
                               const char *fmt, ...) MU_PRINTF(5, 6);
+/* The same about a part of its value: line and column of that part, 0 when not from a file. */
+mu_status mu_options_complain_at(const mu_options *o, mu_error *e, const char *section, const char *key, int line, int column,
+                                 const char *fmt, ...) MU_PRINTF(7, 8);
 bool  mu_options_given(const mu_options *o, const char *section, const char *key);
 /* Whether its value was rejected: comparing the field with others would give misleading errors. */
 bool  mu_options_refused(const mu_options *o, const char *section, const char *key);

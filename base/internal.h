@@ -64,6 +64,7 @@ typedef struct { char copy[512]; const char *word[MU_CHOICES_MAX]; int n; } mu_c
 void mu_choices_split(mu_choices *c, const char *choices);      /* "a|b|c" */
 /* Sets the option's field from a YAML value. False: error reported, field unchanged. */
 bool mu_option_set(const mu_option *option, void *config, const mu_yaml *value, mu_report *r);
+void mu_option_phases_free(mu_option_phases *phases);
 /* The allowed values as text: "an integer from 0 to 65536". */
 void mu_option_allowed(const mu_option *option, char *text, size_t size);
 

@@ -10,17 +10,28 @@ static bool begins_section(const mu_options *o, int i) {
     return i == 0 || strcmp(o->table[i].section, o->table[i - 1].section) != 0;
 }
 
-/* One domain per line; a comment when there are none, because an empty list is not valid input. */
-static void dump_domains(FILE *f, const mu_option *option, const mu_option_domains *domains) {
-    if (domains->n == 0) fprintf(f, "  # %s: not given\n", option->key);
-    else fprintf(f, "  %s: %*s # %s\n", option->key, 36 - (int)strlen(option->key), "", option->help);
-    for (int i = 0; i < domains->n; i++) {
-        mu_option_domains one = { 1, &domains->list[i] };
-        mu_option alone = { .type = MU_OPTION_DOMAINS };
-        char *text = mu_option_text(&alone, &one);
-        fprintf(f, "    - %.*s\n", (int)strlen(text) - 2, text + 1);         /* without the brackets */
-        free(text);
-    }
+/* An item of a list on a line of its own; `one`: a list of it alone. */
+static void dump_item(FILE *f, mu_option_type type, const void *one) {
+    char *text = mu_option_text(&(mu_option){ .type = type }, one);
+    fprintf(f, "    - %.*s\n", (int)strlen(text) - 2, text + 1);         /* without the brackets */
+    free(text);
+}
+
+static void dump_lists(FILE *f, const mu_option *option, const mu_option_domains *domains, const mu_option_phases *phases) {
+    fprintf(f, "  %s: %*s # %s\n", option->key, 36 - (int)strlen(option->key), "", option->help);
+    for (int i = 0; domains && i < domains->n; i++) dump_item(f, option->type, &(mu_option_domains){ 1, &domains->list[i] });
+    for (int i = 0; phases && i < phases->n; i++) dump_item(f, option->type, &(mu_option_phases){ 1, &phases->list[i] });
+}
+
+/* One item per line. False: the option is not a list, or an empty one that can be read back. An empty list of domains is not valid
+ * input: it becomes a comment. */
+static bool dump_list(FILE *f, const mu_option *option, const void *field) {
+    const mu_option_domains *domains = option->type == MU_OPTION_DOMAINS ? field : NULL;
+    const mu_option_phases *phases = option->type == MU_OPTION_PHASES ? field : NULL;
+    if (domains && domains->n == 0) fprintf(f, "  # %s: not given\n", option->key);
+    else if (domains || (phases && phases->n)) dump_lists(f, option, domains, phases);
+    else return false;
+    return true;
 }
 
 char *mu_options_dump(const mu_options *o, const void *config) {
@@ -32,10 +43,7 @@ char *mu_options_dump(const mu_options *o, const void *config) {
         const mu_option *option = &o->table[i];
         if (option->use == MU_USE_RETIRED) continue;
         if (begins_section(o, i)) fprintf(f, "%s%s:\n", i ? "\n" : "", option->section);
-        if (option->type == MU_OPTION_DOMAINS) {
-            dump_domains(f, option, (const mu_option_domains *)((const char *)config + option->offset));
-            continue;
-        }
+        if (dump_list(f, option, (const char *)config + option->offset)) continue;
         char *value = mu_option_text(option, config);
         int width = 36 - (int)strlen(option->key);
         fprintf(f, "  %s: %-*s # %s\n", option->key, width > 0 ? width : 0, value, option->help);
@@ -56,6 +64,7 @@ static const char *type_name(mu_option_type type) {
     case MU_OPTION_PAIR:    return "two numbers";
     case MU_OPTION_DOMAINS: return "list of domains";
     case MU_OPTION_DOMAIN_INTS: return "map of domains to integers";
+    case MU_OPTION_PHASES:  return "list of phases";
     }
     return "";
 }

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DOMAINS_MAX = 4096 };
+enum { DOMAINS_MAX = 4096, PHASES_MAX = 4096 };
 
 /* ------------------------------------------------------------------ allowed values */
 
@@ -47,6 +47,7 @@ void mu_option_allowed(const mu_option *option, char *text, size_t size) {
     case MU_OPTION_STRING:  snprintf(text, size, "a text of at most 511 bytes"); return;
     case MU_OPTION_DOMAINS: snprintf(text, size, "a list of {domain: NAME, path: PATH, weight: NUMBER}"); return;
     case MU_OPTION_DOMAIN_INTS: snprintf(text, size, "{DOMAIN: NUMBER, ...} with integers from %s to %s", low, high); return;
+    case MU_OPTION_PHASES:  snprintf(text, size, "a list of {until_step: STEP, mix: {DOMAIN: WEIGHT, ...}}"); return;
     case MU_OPTION_CHOICE:
     case MU_OPTION_CHOICES: break;
     }
@@ -344,36 +345,43 @@ static bool read_domain_path(const place *p, char *field) {
 }
 
 /* A weight has its own range, so it is read as an option of its own. */
-static bool read_domain_weight(const place *p, double *field) {
+static bool read_weight(const place *p, double *field) {
     const mu_option weight = { .section = p->option->section, .key = p->option->key, .type = MU_OPTION_FLOAT,
                                .min = 0, .max = 1e9 };
-    if (!read_float(&(place){ &weight, p->at, p->report }, field)) return false;
+    return read_float(&(place){ &weight, p->at, p->report }, field);
+}
+
+static bool read_domain_weight(const place *p, double *field) {
+    if (!read_weight(p, field)) return false;
     return *field > 0 || refuse(p, "a weight must be greater than 0; leave the domain out instead");
+}
+
+/* Which of n keys this entry of a map has, noted in `seen`; -1, refused: none of them, or one that it had before. */
+static int read_key(const place *entry, const char *const *keys, int n, bool *seen) {
+    const mu_yaml *key = entry->at->key;
+    const char *name = key->text ? key->text : "", *near = mu_suggest(name, keys, n);
+    mu_quoted shown;
+    place p = { entry->option, key, entry->report };
+    int k = 0;
+    while (k < n && strcmp(keys[k], name)) k++;
+    if (k == n)
+        refuse(&p, "unknown key '%s'%s%s%s", mu_quote(&shown, name), near ? "; did you mean '" : "", near ? near : "",
+               near ? "'?" : "");
+    else if (seen[k]) refuse(&p, "%s appears twice", keys[k]);
+    else return seen[k] = true, k;
+    return -1;
 }
 
 static bool read_domain(const place *whole, mu_option_domain *out) {
     static const char *const keys[3] = { "domain", "path", "weight" };
     bool seen[3] = { false }, good = true;
-    mu_quoted shown;
     if (whole->at->kind != MU_YAML_MAP) return refuse(whole, "each item must be a map with domain and path");
     out->weight = 1;
     for (const mu_yaml *entry = whole->at->child; entry; entry = entry->next) {
-        place p = { whole->option, entry, whole->report }, key = { whole->option, entry->key, whole->report };
-        const char *name = entry->key->text ? entry->key->text : "", *near;
-        int k = 0;
-        while (k < 3 && strcmp(keys[k], name)) k++;
-        if (k == 3) {
-            near = mu_suggest(name, keys, 3);
-            good = refuse(&key, "unknown key '%s'%s%s%s", mu_quote(&shown, name),
-                          near ? "; did you mean '" : "",
-                          near ? near : "", near ? "'?" : "");
-        } else if (seen[k]) {
-            good = refuse(&key, "%s appears twice", keys[k]);
-        } else {
-            seen[k] = true;
-            good = (k == 0 ? read_domain_name(&p, out->domain)
-                    : k == 1 ? read_domain_path(&p, out->path) : read_domain_weight(&p, &out->weight)) && good;
-        }
+        place p = { whole->option, entry, whole->report };
+        int k = read_key(&p, keys, 3, seen);
+        good = (k == 0 ? read_domain_name(&p, out->domain) : k == 1 ? read_domain_path(&p, out->path)
+                : k == 2 && read_domain_weight(&p, &out->weight)) && good;
     }
     if (good && (!seen[0] || !seen[1])) return refuse(whole, "%s is missing", seen[0] ? "path" : "domain");
     return good;
@@ -432,6 +440,82 @@ static bool read_domain_ints(const place *p, mu_option_domain_ints *field) {
     return true;
 }
 
+/* ------------------------------------------------------------------ lists of phases */
+
+void mu_option_phases_free(mu_option_phases *phases) {
+    for (int i = 0; i < phases->n; i++) free(phases->list[i].mix);
+    free(phases->list);
+    *phases = (mu_option_phases){ 0 };
+}
+
+static bool read_until(const place *p, int64_t *field) {
+    const mu_option until = { .section = p->option->section, .key = p->option->key, .type = MU_OPTION_INT, .min = 1, .max = 1e9 };
+    return read_int(&(place){ &until, p->at, p->report }, field);
+}
+
+/* One domain of a mix. */
+static bool read_share(const place *p, const mu_option_phase *before, mu_option_weight *out) {
+    place name = { p->option, p->at->key, p->report };
+    if (!read_domain_name(&name, out->domain)) return false;
+    out->line = name.at->line, out->column = name.at->column;
+    for (int i = 0; i < before->n; i++)
+        if (!strcmp(before->mix[i].domain, out->domain)) return refuse(&name, "domain '%s' appears twice", out->domain);
+    return read_weight(p, &out->weight);
+}
+
+static bool read_mix(const place *p, mu_option_phase *phase) {
+    if (p->at->kind != MU_YAML_MAP) return refuse(p, "mix must be a map, as in {latin: 1, chemistry: 0.5}");
+    int room = 0;
+    bool good = true;
+    double sum = 0;
+    for (const mu_yaml *entry = p->at->child; entry; entry = entry->next) room++;
+    if (room > DOMAINS_MAX) return refuse(p, "%d domains are more than %d", room, DOMAINS_MAX);
+    phase->mix = mu_alloc((size_t)room, sizeof *phase->mix);
+    for (const mu_yaml *entry = p->at->child; entry; entry = entry->next) {
+        good = read_share(&(place){ p->option, entry, p->report }, phase, &phase->mix[phase->n]) && good;
+        sum += phase->mix[phase->n++].weight;
+    }
+    return good && !(sum > 0) ? refuse(p, room ? "all weights are 0: no training data" : "the mix is empty") : good;
+}
+
+static bool read_phase(const place *whole, bool last, mu_option_phase *out) {
+    static const char *const keys[2] = { "until_step", "mix" };
+    bool seen[2] = { false }, good = true;
+    if (whole->at->kind != MU_YAML_MAP) return refuse(whole, "each item must be a map with until_step and mix");
+    for (const mu_yaml *entry = whole->at->child; entry; entry = entry->next) {
+        place p = { whole->option, entry, whole->report };
+        int k = read_key(&p, keys, 2, seen);
+        good = (k == 0 ? read_until(&p, &out->until_step) : k == 1 && read_mix(&p, out)) && good;
+    }
+    if (good && !seen[1]) return refuse(whole, "mix is missing");
+    if (good && !seen[0] && !last) return refuse(whole, "until_step is missing; only the last phase may leave it out");
+    return good;
+}
+
+static bool read_phases(const place *p, mu_option_phases *field) {
+    if (p->at->kind != MU_YAML_LIST) return refuse(p, "a list is needed, each item a map");
+    int room = 0;
+    for (const mu_yaml *item = p->at->child; item; item = item->next) room++;
+    if (room > PHASES_MAX) return refuse(p, "%d phases are more than %d", room, PHASES_MAX);
+    mu_option_phases read = { 0, mu_alloc((size_t)room, sizeof *read.list) };
+    bool good = true;
+    for (const mu_yaml *item = p->at->child; item && !mu_report_full(p->report); item = item->next) {
+        place at = { p->option, item, p->report };
+        mu_option_phase *phase = &read.list[read.n++], *before = read.n > 1 ? phase - 1 : NULL;
+        good = read_phase(&at, !item->next, phase) && good;
+        if (before && phase->until_step && phase->until_step <= before->until_step)
+            good = refuse(&at, "until_step %" PRId64 " must be greater than that of the phase before, %" PRId64, phase->until_step,
+                          before->until_step);
+    }
+    if (!good) {
+        mu_option_phases_free(&read);
+        return false;
+    }
+    mu_option_phases_free(field);
+    *field = read;
+    return true;
+}
+
 bool mu_option_set(const mu_option *option, void *config, const mu_yaml *value, mu_report *r) {
     void *field = (char *)config + option->offset;
     const place p = { option, value, r };
@@ -448,6 +532,7 @@ bool mu_option_set(const mu_option *option, void *config, const mu_yaml *value, 
     case MU_OPTION_PAIR:    return read_pair(&p, field);
     case MU_OPTION_DOMAINS: return read_domains(&p, field);
     case MU_OPTION_DOMAIN_INTS: return read_domain_ints(&p, field);
+    case MU_OPTION_PHASES:  return read_phases(&p, field);
     }
     return false;
 }
@@ -486,7 +571,8 @@ static bool in_range(const mu_option *o, const void *field) {
     case MU_OPTION_DOMAIN_INTS: return ints_in_range(o, field);
     case MU_OPTION_BOOL:
     case MU_OPTION_STRING:
-    case MU_OPTION_DOMAINS: break;
+    case MU_OPTION_DOMAINS:
+    case MU_OPTION_PHASES:  break;
     }
     return true;
 }
@@ -561,6 +647,25 @@ static void write_domain_ints(FILE *f, const mu_option_domain_ints *ints) {
     fputc('}', f);
 }
 
+static void write_phases(FILE *f, const mu_option_phases *phases) {
+    char weight[40];
+    fputc('[', f);
+    for (int i = 0; i < phases->n; i++) {
+        const mu_option_phase *phase = &phases->list[i];
+        fputs(i ? ", {" : "{", f);
+        if (phase->until_step) fprintf(f, "until_step: %" PRId64 ", ", phase->until_step);
+        fputs("mix: {", f);
+        for (int k = 0; k < phase->n; k++) {
+            mu_float_text(phase->mix[k].weight, weight);
+            fputs(k ? ", " : "", f);
+            write_string(f, phase->mix[k].domain);
+            fprintf(f, ": %s", weight);
+        }
+        fputs("}}", f);
+    }
+    fputc(']', f);
+}
+
 static void write_choices(FILE *f, const char *choices, uint32_t bits) {
     mu_choices c;
     const char *between = "";
@@ -600,6 +705,7 @@ static void write_value(FILE *f, const mu_option *option, const void *field) {
     case MU_OPTION_CHOICES: write_choices(f, option->choices, *(const uint32_t *)field); return;
     case MU_OPTION_DOMAINS: write_domains(f, field); return;
     case MU_OPTION_DOMAIN_INTS: write_domain_ints(f, field); return;
+    case MU_OPTION_PHASES:  write_phases(f, field); return;
     }
 }
 

@@ -285,7 +285,7 @@ static mu_status too_large(mu_options *o, mu_error *e) {
 
 mu_status mu_options_read_text(mu_options *o, void *config, const char *name, const char *text, size_t bytes,
                                mu_error *e) {
-    enum { DEPTH = 4 };         /* sections, options, a list, its maps */
+    enum { DEPTH = 5 };         /* sections, options, a list, its maps, a map in them */
     name_file(o, name);
     if (bytes > FILE_BYTES_MAX) return too_large(o, e);
     reader d = { .o = o, .config = config, .report = { .name = o->file, .e = e },
@@ -346,10 +346,20 @@ mu_status mu_options_read_file(mu_options *o, void *config, const char *path, mu
 
 /* ------------------------------------------------------------------ overrides */
 
+/* A text on the command line has no lines and columns. */
+static void clear_places(mu_yaml *node) {
+    for (; node; node = node->next) {
+        node->line = node->column = 0;
+        clear_places(node->key);
+        clear_places(node->child);
+    }
+}
+
 static void read_override_value(reader *d, int i, const char *text) {
     mu_yaml nothing = { .kind = MU_YAML_SCALAR, .plain = true, .text = (char[]){ "" } };
     mu_yaml_document document;
-    mu_yaml_read(&document, text, strlen(text), 2);
+    mu_yaml_read(&document, text, strlen(text), 3);
+    clear_places(document.root);
     if (document.problem) {
         mu_report_add(&d->report, 0, 0, "%s.%s: %s", d->o->table[i].section, d->o->table[i].key,
                       document.problem);
@@ -358,7 +368,6 @@ static void read_override_value(reader *d, int i, const char *text) {
         d->o->refused[i] = true;
     } else {
         set(d, i, document.root ? document.root : &nothing);
-        d->o->line[i] = d->o->column[i] = 0;
     }
     mu_yaml_free(&document);
 }
@@ -402,6 +411,8 @@ static void set_default(const mu_option *option, void *config) {
         *(mu_option_domains *)field = (mu_option_domains){ 0 };
     } else if (option->type == MU_OPTION_DOMAIN_INTS) {
         *(mu_option_domain_ints *)field = (mu_option_domain_ints){ 0 };
+    } else if (option->type == MU_OPTION_PHASES) {
+        *(mu_option_phases *)field = (mu_option_phases){ 0 };
     } else if (option->type == MU_OPTION_STRING) {
         snprintf(field, sizeof(mu_field_STRING), "%s", option->fallback ? option->fallback : "");
     } else {
@@ -426,16 +437,21 @@ void mu_options_init(mu_options *o, const mu_option *table, int n, void *config)
 }
 
 void mu_options_free(mu_options *o, void *config) {
-    for (int i = 0; i < o->n; i++)
-        if (o->table[i].type == MU_OPTION_DOMAINS) {
-            mu_option_domains *field = (mu_option_domains *)((char *)config + o->table[i].offset);
-            free(field->list);
-            *field = (mu_option_domains){ 0 };
-        } else if (o->table[i].type == MU_OPTION_DOMAIN_INTS) {
-            mu_option_domain_ints *field = (mu_option_domain_ints *)((char *)config + o->table[i].offset);
-            free(field->list);
-            *field = (mu_option_domain_ints){ 0 };
+    for (int i = 0; i < o->n; i++) {
+        void *field = (char *)config + o->table[i].offset;
+        switch (o->table[i].type) {
+        case MU_OPTION_DOMAINS:
+            free(((mu_option_domains *)field)->list);
+            *(mu_option_domains *)field = (mu_option_domains){ 0 };
+            break;
+        case MU_OPTION_DOMAIN_INTS:
+            free(((mu_option_domain_ints *)field)->list);
+            *(mu_option_domain_ints *)field = (mu_option_domain_ints){ 0 };
+            break;
+        case MU_OPTION_PHASES: mu_option_phases_free(field); break;
+        default: break;
         }
+    }
     free(o->given);
     free(o->refused);
     free(o->line);
@@ -444,16 +460,30 @@ void mu_options_free(mu_options *o, void *config) {
     *o = (mu_options){ 0 };
 }
 
+static mu_status complain(const mu_options *o, mu_error *e, int i, int line, int column, const char *fmt, va_list args) {
+    char text[400];
+    vsnprintf(text, sizeof text, fmt, args);
+    bool overridden = o->given[i] && o->line[i] == 0;
+    mu_report report = { .name = overridden ? NULL : o->file ? o->file : "configuration", .e = e };
+    mu_report_add(&report, line, column, "%s.%s: %s", o->table[i].section, o->table[i].key, text);
+    return report.status;
+}
+
 mu_status mu_options_complain(const mu_options *o, mu_error *e, const char *section, const char *key,
                               const char *fmt, ...) {
     int i = find_or_die(o, section, key);
-    char text[400];
     va_list args;
     va_start(args, fmt);
-    vsnprintf(text, sizeof text, fmt, args);
+    mu_status status = complain(o, e, i, o->line[i], o->column[i], fmt, args);
     va_end(args);
-    bool overridden = o->given[i] && o->line[i] == 0;
-    mu_report report = { .name = overridden ? NULL : o->file ? o->file : "configuration", .e = e };
-    mu_report_add(&report, o->line[i], o->column[i], "%s.%s: %s", section, key, text);
-    return report.status;
+    return status;
+}
+
+mu_status mu_options_complain_at(const mu_options *o, mu_error *e, const char *section, const char *key, int line, int column,
+                                 const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    mu_status status = complain(o, e, find_or_die(o, section, key), line, column, fmt, args);
+    va_end(args);
+    return status;
 }

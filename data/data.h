@@ -13,6 +13,7 @@ extern "C" {
 #define MU_OPTIONS_DATA(O) \
     O(STRING,  tokenizer,    "bytes",   0,   0,   NULL, FIXED, "bytes (ids 0-255 are bytes, 256 ends a document), or the path of a tokenizer file (no format is supported yet)") \
     O(DOMAINS, train,        NULL,      1,   0,   NULL, TEXTS, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or token FILE.h5, weight: 1.0}; path synthetic: the built-in generator") \
+    O(PHASES,  phases,       "[]",      0,   0,   NULL, FREE, "list of {until_step: STEP, mix: {DOMAIN: WEIGHT, ...}}: up to that step only these domains of train are drawn, with these weights instead of theirs; the last phase lasts to the end; validation keeps all domains; on resume, phases of finished steps must not change") \
     O(FLOAT,   val_fraction, "0.02",    0,   0.9, NULL, TEXTS, "fraction of each domain's tokens held out for validation; whole documents, spread over the domain, where there are enough") \
     O(INT,     cache_mib,    "256",     8,   1048576, NULL, EVAL, "cache per rank for token files, MiB; token files are read in blocks, texts are held in memory")
 
@@ -85,7 +86,7 @@ mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, con
 
 /* ------------------------------------------------------------------ loader (loader.c)
  * The global batch of step s depends only on seed, corpus and s: the domain of sample g is drawn with probability share
- * (weight x tokens, normalised), by Philox keyed with g; within a domain the training sequences are shuffled every epoch,
+ * (weight x tokens, normalised; in phases, with the weights of the phase), by Philox keyed with g; within a domain the training sequences are shuffled every epoch,
  * keyed by the domain's name. State = samples drawn per domain. */
 typedef struct mu_loader mu_loader;
 typedef struct { int domain; int64_t sequence; int64_t global_sample; } mu_sample;
@@ -99,6 +100,9 @@ typedef enum { MU_VAL_DOCUMENTS_BY_HASH, MU_VAL_DOCUMENTS, MU_VAL_TAIL } mu_val_
 mu_status mu_loader_open(mu_loader **l, const mu_corpus *c, int64_t seq_len, double val_fraction, mu_val_split split,
                          uint64_t seed, mu_error *e) MU_MUST_USE;
 void      mu_loader_close(mu_loader *l);
+/* Samples are then drawn by these phases of steps with `per_step` samples each; after opening, before the first sample.
+ * MU_STATUS_CONFIG: a domain is unknown, or weights leave no training data. */
+mu_status mu_loader_set_phases(mu_loader *l, const mu_option_phases *phases, int64_t per_step, mu_error *e) MU_MUST_USE;
 /* The next global batch: `n` samples in global order; advances the state. */
 void      mu_loader_next(mu_loader *l, int64_t n, mu_sample *samples);
 /* Tokens and targets of one sample: seq_len inputs, and the same shifted by one. */
@@ -108,19 +112,29 @@ void      mu_loader_read(const mu_loader *l, const mu_sample *s, int32_t *tokens
 int64_t   mu_loader_val_sequences(const mu_loader *l, int domain);
 void      mu_loader_val_read(const mu_loader *l, int domain, int64_t sequence, int32_t *tokens, int32_t *targets);
 int64_t   mu_loader_train_sequences(const mu_loader *l, int domain);
-double    mu_loader_share(const mu_loader *l, int domain);
+double    mu_loader_share(const mu_loader *l, int domain);             /* by the weights of the corpus, whatever the phases */
+double    mu_loader_share_at(const mu_loader *l, int64_t step, int domain);     /* of the samples of this step; the first is 1 */
+/* The phase of a step: the first is 0, and the last lasts to the end. 0 without phases. */
+int       mu_phase_of_step(const mu_option_phases *phases, int64_t step);
+double    mu_phase_weight(const mu_option_phase *phase, const char *domain);    /* 0 for a domain that it does not name */
 /* The state: samples drawn per domain, in the corpus's order, then their total. */
 int       mu_loader_state_size(const mu_loader *l);
 void      mu_loader_state_get(const mu_loader *l, int64_t *state);
 /* Sets the state of a loader with these sources, matched by name. A domain without a source starts at 0, a source without a
  * domain is ignored: sources may be added, replaced and reweighted. MU_STATUS_DATA for an invalid state. */
 mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, const int64_t *state, mu_error *e) MU_MUST_USE;
-/* The state for a checkpoint of `train`, after `samples` samples, and the tokens per domain, from which shares can be computed
+/* What the samples of a run are drawn from. */
+typedef struct {
+    const mu_option_domains *train;
+    const mu_option_phases *phases;     /* NULL or empty: one phase with the weights of `train` */
+    int64_t per_step;                   /* samples per step; unused without phases */
+} mu_mixture;
+/* The state for a checkpoint of such a run, after `samples` samples, and the tokens per domain, from which shares can be computed
  * without the texts. l NULL: loaded values are only checked. */
-void mu_loader_state(mu_loader *l, const mu_option_domains *train, int64_t samples, mu_state_visitor *v);
-/* Checks that this can be the state of a loader of these domains, with `tokens` per domain (NULL: unknown), after `samples`
+void mu_loader_state(mu_loader *l, const mu_mixture *mix, int64_t samples, mu_state_visitor *v);
+/* Checks that this can be the state of a loader of this mixture, with `tokens` per domain (NULL: unknown), after `samples`
  * samples: draws less likely than 1e-13 are errors. MU_STATUS_DATA if not. */
-mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *tokens, const int64_t *state, int64_t samples,
+mu_status mu_loader_state_check(const mu_mixture *mix, const int64_t *tokens, const int64_t *state, int64_t samples,
                                 mu_error *e) MU_MUST_USE;
 
 #pragma GCC visibility pop

@@ -3,7 +3,7 @@
  * A random number keyed with g chooses the domain of sample g; the sample is the next of the domain's sequences, in an order
  * that is shuffled every epoch and depends only on the domain's name and content. So the state is the number of samples drawn
  * per domain; nothing depends on how samples are split into batches, ranks or runs; and adding, removing or reweighting a
- * domain does not change the samples that the others give. */
+ * domain does not change the samples that the others give. So a domain that a phase leaves out continues where it stopped. */
 #include "data/internal.h"
 
 #include <math.h>
@@ -12,41 +12,85 @@
 
 typedef struct {
     mu_split split;
-    double share, up_to;        /* up_to: cumulative share, this domain included */
+    double share;               /* by the weights of the corpus */
     int64_t drawn;              /* samples drawn so far */
     uint32_t *order;            /* the training sequences, shuffled for `epoch` */
     int64_t epoch;              /* -1: not yet */
 } part;
 
+/* Samples before `until`, from the end of the phase before. */
+typedef struct {
+    int64_t until;
+    double *share, *up_to;      /* [n_parts]; up_to: cumulative share, this domain included */
+} phase;
+
 struct mu_loader {
     const mu_corpus *corpus;
     int64_t seq_len;
     uint64_t seed;
-    int64_t next_sample;
+    int64_t next_sample, per_step;
     int n_parts;
     part *parts;
+    int n_phases;               /* 1 without phases */
+    phase *phases;
 };
 
 /* ------------------------------------------------------------------ opening */
 
-/* Shares count all tokens of a domain, validation included, so that the split does not make rare domains rarer. */
-static mu_status set_shares(mu_loader *l, mu_error *e) {
-    double sum = 0, up_to = 0;
+/* share[i] = weight[i] * tokens[i], divided by their sum; all 0 when that is not positive and finite. */
+static void normalise(int n, const double *weight, const int64_t *tokens, double *share) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += share[i] = weight[i] * (double)tokens[i];
+    for (int i = 0; i < n; i++) share[i] = sum > 0 && isfinite(sum) ? share[i] / sum : 0;
+}
+
+static mu_status check_weights(const mu_loader *l, const double *weight, const char *option, mu_error *e) {
+    double sum = 0;
     for (int i = 0; i < l->n_parts; i++) {
         const mu_domain *d = &l->corpus->domains[i];
-        l->parts[i].share = d->weight * (double)d->n_tokens;
-        if (!(d->weight >= 0 && isfinite(l->parts[i].share)))
-            return mu_error_set(e, MU_STATUS_CONFIG, "domain \"%s\": weight %g must be a finite number, at least 0",
-                                d->name, d->weight);
-        sum += l->parts[i].share;
+        double share = weight[i] * (double)d->n_tokens;
+        if (!(weight[i] >= 0 && isfinite(share)))
+            return mu_error_set(e, MU_STATUS_CONFIG, "domain \"%s\": weight %g must be a finite number, at least 0", d->name, weight[i]);
+        sum += share;
     }
-    if (!(sum > 0 && isfinite(sum)))
-        return mu_error_set(e, MU_STATUS_CONFIG, "data.train: all weights are 0 or the shares are not finite: no training data");
-    for (int i = 0; i < l->n_parts; i++) {
-        l->parts[i].share /= sum;
-        l->parts[i].up_to = up_to += l->parts[i].share;
+    if (sum > 0 && isfinite(sum)) return MU_STATUS_OK;
+    return mu_error_set(e, MU_STATUS_CONFIG, "%s: all weights are 0 or the shares are not finite: no training data", option);
+}
+
+/* Shares count all tokens of a domain, validation included, so that the split does not make rare domains rarer. `option`: for
+ * errors. */
+static mu_status add_phase(mu_loader *l, int64_t until, const double *weight, const char *option, mu_error *e) {
+    int n = l->n_parts;
+    double up_to = 0;
+    phase p = { until, mu_alloc((size_t)n, sizeof(double)), mu_alloc((size_t)n, sizeof(double)) };
+    int64_t *tokens = mu_alloc((size_t)n, sizeof *tokens);
+    for (int i = 0; i < n; i++) tokens[i] = l->corpus->domains[i].n_tokens;
+    normalise(n, weight, tokens, p.share);
+    for (int i = 0; i < n; i++) p.up_to[i] = up_to += p.share[i];
+    free(tokens);
+    l->phases = mu_realloc(l->phases, (size_t)l->n_phases + 1, sizeof *l->phases);
+    l->phases[l->n_phases++] = p;
+    return check_weights(l, weight, option, e);
+}
+
+static void free_phases(mu_loader *l) {
+    for (int i = 0; i < l->n_phases; i++) {
+        free(l->phases[i].share);
+        free(l->phases[i].up_to);
     }
-    return MU_STATUS_OK;
+    free(l->phases);
+    l->phases = NULL;
+    l->n_phases = 0;
+}
+
+/* One phase, with the weights of the corpus. */
+static mu_status set_shares(mu_loader *l, mu_error *e) {
+    double *weight = mu_alloc((size_t)l->n_parts, sizeof *weight);
+    for (int i = 0; i < l->n_parts; i++) weight[i] = l->corpus->domains[i].weight;
+    mu_status status = add_phase(l, INT64_MAX, weight, "data.train", e);
+    for (int i = 0; i < l->n_parts; i++) l->parts[i].share = l->phases[0].share[i];
+    free(weight);
+    return status;
 }
 
 mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, double val_fraction,
@@ -58,7 +102,7 @@ mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, d
              (long long)seq_len, val_fraction);
     MU_CHECK((int)split >= 0 && split <= MU_VAL_TAIL, "unknown split %d", (int)split);
     mu_loader *l = mu_alloc(1, sizeof *l);
-    *l = (mu_loader){ .corpus = c, .seq_len = seq_len, .seed = seed, .n_parts = c->n_domains };
+    *l = (mu_loader){ .corpus = c, .seq_len = seq_len, .seed = seed, .n_parts = c->n_domains, .per_step = 1 };
     l->parts = mu_alloc((size_t)l->n_parts, sizeof *l->parts);
     mu_status status = MU_STATUS_OK;
     for (int i = 0; !status && i < l->n_parts; i++) {
@@ -80,11 +124,66 @@ void mu_loader_close(mu_loader *l) {
         free(l->parts[i].order);
         mu_split_free(&l->parts[i].split);
     }
+    free_phases(l);
     free(l->parts);
     free(l);
 }
 
+/* ------------------------------------------------------------------ phases */
+
+int mu_phase_of_step(const mu_option_phases *phases, int64_t step) {
+    int i = 0;
+    while (i + 1 < phases->n && step > phases->list[i].until_step) i++;
+    return i;
+}
+
+double mu_phase_weight(const mu_option_phase *phase, const char *domain) {
+    for (int i = 0; i < phase->n; i++)
+        if (!strcmp(phase->mix[i].domain, domain)) return phase->mix[i].weight;
+    return 0;
+}
+
+/* The number of samples before the end of phase i. */
+static int64_t end_of_phase(const mu_option_phases *phases, int i, int64_t per_step) {
+    int64_t steps = phases->list[i].until_step;
+    return i + 1 == phases->n || steps > INT64_MAX / per_step ? INT64_MAX : steps * per_step;
+}
+
+static mu_status check_names(const mu_loader *l, const mu_option_phases *phases, mu_error *e) {
+    for (int i = 0; i < phases->n; i++)
+        for (int k = 0; k < phases->list[i].n; k++) {
+            const char *name = phases->list[i].mix[k].domain;
+            int d = 0;
+            while (d < l->n_parts && strcmp(l->corpus->domains[d].name, name)) d++;
+            if (d == l->n_parts)
+                return mu_error_set(e, MU_STATUS_CONFIG, "data.phases: phase %d names domain \"%s\", which is not in data.train", i + 1, name);
+        }
+    return MU_STATUS_OK;
+}
+
+mu_status mu_loader_set_phases(mu_loader *l, const mu_option_phases *phases, int64_t per_step, mu_error *e) {
+    MU_CHECK(l && phases && per_step > 0, "loader %p, phases %p, %lld samples per step", (void *)l, (const void *)phases,
+             (long long)per_step);
+    mu_status status = check_names(l, phases, e);
+    if (status || phases->n == 0) return status;
+    double *weight = mu_alloc((size_t)l->n_parts, sizeof *weight);
+    free_phases(l);
+    l->per_step = per_step;
+    for (int i = 0; i < phases->n && !status; i++) {
+        for (int d = 0; d < l->n_parts; d++) weight[d] = mu_phase_weight(&phases->list[i], l->corpus->domains[d].name);
+        status = add_phase(l, end_of_phase(phases, i, per_step), weight, "data.phases", e);
+    }
+    free(weight);
+    return status;
+}
+
 /* ------------------------------------------------------------------ drawing */
+
+static const phase *phase_of(const mu_loader *l, int64_t sample) {
+    const phase *p = l->phases;
+    while (p + 1 < l->phases + l->n_phases && sample >= p->until) p++;
+    return p;
+}
 
 /* A domain with share 0 is never chosen. Rounding may leave the last up_to slightly below 1; numbers beyond it choose the last
  * domain with a share. */
@@ -92,10 +191,11 @@ static int choose_domain(const mu_loader *l, int64_t sample) {
     mu_rng r = { .seed = l->seed, .step = (uint32_t)((uint64_t)sample >> 32), .sample = (uint32_t)sample,
                  .purpose = MU_RNG_DATA_DOMAIN };
     double u = mu_rng_uniform(&r, 0);
+    const phase *p = phase_of(l, sample);
     int last = 0;
     for (int i = 0; i < l->n_parts; i++) {
-        if (u < l->parts[i].up_to) return i;
-        if (l->parts[i].share > 0) last = i;
+        if (u < p->up_to[i]) return i;
+        if (p->share[i] > 0) last = i;
     }
     return last;
 }
@@ -161,6 +261,11 @@ int64_t mu_loader_val_sequences(const mu_loader *l, int domain) { return part_of
 int64_t mu_loader_train_sequences(const mu_loader *l, int domain) { return part_of(l, domain)->split.n_train; }
 double mu_loader_share(const mu_loader *l, int domain) { return part_of(l, domain)->share; }
 
+double mu_loader_share_at(const mu_loader *l, int64_t step, int domain) {
+    MU_CHECK(step >= 1 && part_of(l, domain), "step %lld", (long long)step);
+    return phase_of(l, (step - 1) * l->per_step)->share[domain];
+}
+
 /* ------------------------------------------------------------------ state */
 
 int mu_loader_state_size(const mu_loader *l) { return l->n_parts + 1; }
@@ -183,16 +288,64 @@ static int64_t samples_left(int n_sources, const int64_t *state) {
 /* n log(n / m), the limit for n = 0. */
 static double n_log(double n, double m) { return n > 0 ? n * log(n / m) : 0; }
 
-/* Whether `drawn` of n samples are plausible for a domain of this share. Chernoff bound: where the left side is 30, the
- * probability of such a deviation from share * n is at most exp(-30) = 1e-13. */
-static bool may_be_drawn(double share, double drawn, double n) {
-    if (share <= 0 || share >= 1) return drawn == n * share;
-    return n_log(drawn, n * share) + n_log(n - drawn, n * (1 - share)) <= 30;
+/* The samples of a domain that a mixture makes. */
+typedef struct {
+    double expected;
+    int64_t least, most;        /* of phases where it has all samples; where it has any */
+} domain_samples;
+
+/* Whether `drawn` of n samples are plausible. Chernoff bound: where the left side is 30, the probability of such a deviation from the
+ * expected number is at most exp(-30) = 1e-13, also when the shares of the samples differ (Hoeffding 1963, theorem 1). */
+static bool may_be_drawn(const domain_samples *s, int64_t drawn, double n) {
+    if (drawn < s->least || drawn > s->most) return false;
+    if (s->least == s->most) return true;
+    return n_log((double)drawn, s->expected) + n_log(n - (double)drawn, n - s->expected) <= 30;
 }
 
-mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *tokens, const int64_t *state, int64_t samples,
-                                mu_error *e) {
-    MU_CHECK(train && state, "domains %p, state %p", (const void *)train, (const void *)state);
+/* Adds `n` samples drawn with these weights. */
+static void add_samples(int domains, const double *weight, const int64_t *tokens, int64_t n, domain_samples *s) {
+    double *share = mu_alloc((size_t)domains, sizeof *share);
+    normalise(domains, weight, tokens, share);
+    for (int i = 0; i < domains; i++) {
+        s[i].expected += share[i] * (double)n;
+        if (share[i] >= 1) s[i].least += n;
+        if (share[i] > 0) s[i].most += n;
+    }
+    free(share);
+}
+
+/* s[domains]: the first n samples of the mixture. */
+static void expect_samples(const mu_mixture *mix, const int64_t *tokens, int64_t n, domain_samples *s) {
+    const mu_option_domains *train = mix->train;
+    int n_phases = mix->phases ? mix->phases->n : 0;
+    double *weight = mu_alloc((size_t)train->n, sizeof *weight);
+    for (int d = 0; d < train->n; d++) weight[d] = train->list[d].weight;
+    if (n_phases == 0) add_samples(train->n, weight, tokens, n, s);
+    int64_t from = 0;
+    for (int i = 0; i < n_phases && from < n; i++) {
+        int64_t end = end_of_phase(mix->phases, i, mix->per_step), to = end < n ? end : n;
+        for (int d = 0; d < train->n; d++) weight[d] = mu_phase_weight(&mix->phases->list[i], train->list[d].domain);
+        add_samples(train->n, weight, tokens, to - from, s);
+        from = to;
+    }
+    free(weight);
+}
+
+static mu_status check_shares(const mu_mixture *mix, const int64_t *tokens, const int64_t *state, int64_t samples, mu_error *e) {
+    mu_status status = MU_STATUS_OK;
+    domain_samples *s = mu_alloc((size_t)mix->train->n, sizeof *s);
+    expect_samples(mix, tokens, samples, s);
+    for (int i = 0; i < mix->train->n && !status; i++)
+        if (!may_be_drawn(&s[i], state[i], (double)samples))
+            status = mu_error_set(e, MU_STATUS_DATA, "loader state: domain '%s': %lld of %lld samples drawn; implausible for a sampling weight of %g",
+                                  mix->train->list[i].domain, (long long)state[i], (long long)samples, s[i].expected / (double)samples);
+    free(s);
+    return status;
+}
+
+mu_status mu_loader_state_check(const mu_mixture *mix, const int64_t *tokens, const int64_t *state, int64_t samples, mu_error *e) {
+    MU_CHECK(mix && mix->train && state, "mixture %p, state %p", (const void *)mix, (const void *)state);
+    const mu_option_domains *train = mix->train;
     mu_status status = MU_STATUS_OK;
     if (samples_left(train->n, state) != 0)
         status = mu_error_set(e, MU_STATUS_DATA, "loader state: the samples drawn from the domains do not add up to the total of %lld",
@@ -200,15 +353,7 @@ mu_status mu_loader_state_check(const mu_option_domains *train, const int64_t *t
     if (status == MU_STATUS_OK && state[train->n] != samples)
         status = mu_error_set(e, MU_STATUS_DATA, "loader state: %lld samples drawn, but %lld are expected after this many steps",
                               (long long)state[train->n], (long long)samples);
-    double sum = 0;
-    for (int i = 0; tokens && i < train->n; i++) sum += train->list[i].weight * (double)tokens[i];
-    for (int i = 0; tokens && i < train->n && status == MU_STATUS_OK; i++) {
-        double share = train->list[i].weight * (double)tokens[i] / sum;
-        if (!may_be_drawn(share, (double)state[i], (double)samples))
-            status = mu_error_set(e, MU_STATUS_DATA, "loader state: domain '%s': %lld of %lld samples drawn; implausible for a sampling weight of %g",
-                                  train->list[i].domain, (long long)state[i], (long long)samples, share);
-    }
-    return status;
+    return status == MU_STATUS_OK && tokens ? check_shares(mix, tokens, state, samples, e) : status;
 }
 
 /* Samples drawn from the source of that name; 0 if there is none. */
@@ -231,7 +376,7 @@ mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, co
 
 typedef struct {
     mu_loader *l;
-    const mu_option_domains *train;
+    const mu_mixture *mix;
     const int64_t *tokens; /* tokens[0] is -1 when unknown */
     int64_t samples;
 } saved;
@@ -243,16 +388,17 @@ static void state_get(const mu_state *s, void *host) {
 
 static mu_status state_set(const mu_state *s, const void *host, mu_error *e) {
     const saved *k = s->module;
-    mu_status status = mu_loader_state_check(k->train, k->tokens[0] < 0 ? NULL : k->tokens, host, k->samples, e);
-    return status == MU_STATUS_OK && k->l ? mu_loader_state_set(k->l, k->train, host, e) : status;
+    mu_status status = mu_loader_state_check(k->mix, k->tokens[0] < 0 ? NULL : k->tokens, host, k->samples, e);
+    return status == MU_STATUS_OK && k->l ? mu_loader_state_set(k->l, k->mix->train, host, e) : status;
 }
 
-void mu_loader_state(mu_loader *l, const mu_option_domains *train, int64_t samples, mu_state_visitor *v) {
+void mu_loader_state(mu_loader *l, const mu_mixture *mix, int64_t samples, mu_state_visitor *v) {
+    const mu_option_domains *train = mix ? mix->train : NULL;
     MU_CHECK(train && train->n >= 1 && samples >= 0 && v,
              "train or visitor is NULL, train is empty, or %lld samples", (long long)samples);
     int64_t *tokens = mu_alloc((size_t)train->n, sizeof *tokens);
     for (int i = 0; i < train->n; i++) tokens[i] = l && i < l->n_parts ? l->corpus->domains[i].n_tokens : -1;
-    saved k = { l, train, tokens, samples };
+    saved k = { l, mix, tokens, samples };
     mu_state sizes = { .name = "/state/tokens", .type = MU_STORE_I64, .n_dims = 1, .shape = { train->n }, .data = tokens,
                        .min = 0, .max = INT64_MAX, .for_training = true, .since = 3 };
     mu_state drawn = { .name = "/state/loader", .type = MU_STORE_I64, .n_dims = 1, .shape = { train->n + 1 }, .min = 0,

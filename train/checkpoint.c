@@ -84,7 +84,8 @@ static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor 
     double bias_most = cfg->moe.balance & MU_BALANCE_BIAS ? 1.001 * MU_BIAS_RATE_MAX * (double)t->step : 0;
     visit_number(v, "/state/step", t->step);
     visit_number(v, "/state/seed", cfg->run.seed);
-    mu_loader_state(t->loader, &cfg->data.train, t->step * cfg->train.global_batch_size, v);
+    mu_mixture mix = { &cfg->data.train, &cfg->data.phases, cfg->train.global_batch_size };
+    mu_loader_state(t->loader, &mix, t->step * cfg->train.global_batch_size, v);
     if (t->stats) mu_routing_stats_state(t->stats, t->step, assignments_of(cfg), cfg->stats.window, v);
     if (t->stats) mu_expert_health_state(&t->stats->health, cfg->data.train.n, t->step, v);
     if (t->knowledge) mu_knowledge_state(t->knowledge, &cfg->data.train, t->step, v);
@@ -614,11 +615,16 @@ static bool same_domains(const mu_option_domains *a, const mu_option_domains *b)
 static void compare_option(const mu_option *option, const mu_manifest *m, const mu_config *now, FILE *notes, mu_error *e) {
     char *was = mu_option_text(option, &m->cfg), *is = mu_option_text(option, now);
     bool moved = option->type == MU_OPTION_DOMAINS && same_domains(&m->cfg.data.train, &now->data.train);
-    if (strcmp(was, is) && !(option->use & MU_ON_RESUME) && !moved) {
+    int64_t past = option->type == MU_OPTION_PHASES && now->data.train.n == m->cfg.data.train.n
+                       ? mu_phases_differ(&m->cfg.data, &now->data, m->step) : 0;
+    if (strcmp(was, is) && (past || !(option->use & MU_ON_RESUME)) && !moved) {
         if (e->status == MU_STATUS_OK)
             mu_error_set(e, MU_STATUS_CONFIG, "cannot resume from %s: these options must not change (or choose another run.dir):",
                          m->path);
         mu_error_add(e, MU_STATUS_CONFIG, "  %s.%s was %s and is now %s", option->section, option->key, was, is);
+        if (past)
+            mu_error_add(e, MU_STATUS_CONFIG, "    they differ from step %lld on, which is finished; phases that begin after step %lld may"
+                         " change", (long long)past, (long long)m->step);
     } else if (strcmp(was, is) && strcmp(option->key, "dir"))
         fprintf(notes, "  %s.%s: %s -> %s%s\n", option->section, option->key, was, is, moved ? " (the same texts)" : "");
     free(was);

@@ -195,6 +195,9 @@ static void print_model_and_data(const mu_training *t) {
            (double)size.total * 1e-6, (double)size.active * 1e-6, size.train_flops * 1e-6);
     printf("data: %d domain%s, %.2f M tokens%s\n", c->n_domains, c->n_domains == 1 ? "" : "s", (double)tokens * 1e-6,
            c->synthetic ? " (synthetic: made by the built-in generator, not real text)" : "");
+    char *phases = mu_phases_text(&cfg->data, cfg->train.steps);
+    mu_print_text(phases);
+    free(phases);
     printf("batch: %lld sequences of %lld tokens per step, in %lld micro-batch%s per rank\n",
            (long long)cfg->train.global_batch_size, (long long)cfg->train.seq_len, (long long)n, n == 1 ? "" : "es");
     if (t->state.model->n_moe && n > 1 && (cfg->moe.balance & MU_BALANCE_GLOBAL_AUX) && cfg->moe.global_aux_counts == MU_MOE_COUNTS_EXACT)

@@ -85,6 +85,28 @@ static void check_paths(check *k) {
         if (strcmp(train->list[i].path, "synthetic")) check_path(k, &train->list[i]);
 }
 
+static void check_phase_domain(check *k, int phase, const mu_option_weight *w) {
+    const mu_option_domains *train = &k->c->data.train;
+    const char **names = mu_alloc((size_t)train->n, sizeof *names);
+    bool known = false;
+    for (int i = 0; i < train->n; i++) {
+        names[i] = train->list[i].domain;
+        known |= !strcmp(names[i], w->domain);
+    }
+    const char *near = mu_suggest(w->domain, names, train->n);
+    if (!known)
+        k->bad |= mu_options_complain_at(&k->c->options, k->e, "data", "phases", w->line, w->column,
+                                         "phase %d names domain '%s', which is not in data.train%s%s%s", phase, w->domain,
+                                         near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "") != MU_STATUS_OK;
+    free(names);
+}
+
+static void check_phases(check *k) {
+    const mu_option_phases *phases = &k->c->data.phases;
+    for (int i = 0; i < phases->n; i++)
+        for (int j = 0; j < phases->list[i].n; j++) check_phase_domain(k, i + 1, &phases->list[i].mix[j]);
+}
+
 static void check_experts_over_ranks(check *k) {
     int64_t E = k->c->moe.num_experts, ep = k->c->parallel.ep;
     if (E == 0 && ep > 1)
@@ -216,6 +238,7 @@ static const struct {
     { check_ranks, "parallel.ep" },
     { check_data_given, "data.train" },
     { check_paths, "data.train" },
+    { check_phases, "data.train data.phases" },
     { check_dtype, "train.dtype train.device" },
     { check_force_domains, "moe.force_domains moe.num_experts moe.top_k data.train" },
     { check_reproducible, "train.reproducible moe.balance moe.num_experts" },

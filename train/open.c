@@ -1,11 +1,17 @@
 /* open.c - opens a checkpoint's model for eval and generate. */
 #include "train/train.h"
 
+#include <stdlib.h>
+
 /* The model of the manifest's configuration, with its weights. *opened: everything but the weights is open. */
 static mu_status open_model(mu_inference *o, mu_mesh *mesh, int n_overrides, char *const *overrides, bool *opened, mu_error *e) {
     const mu_manifest *m = &o->manifest;
     *opened = false;
-    mu_status status = mu_config_load_text(&o->cfg, m->path, m->config, n_overrides, overrides, e);
+    char **with = mu_alloc((size_t)n_overrides + 1, sizeof *with);
+    with[0] = (char[]){ "data.phases=[]" };     /* no training samples are drawn, and other texts may be given */
+    for (int i = 0; i < n_overrides; i++) with[i + 1] = overrides[i];
+    mu_status status = mu_config_load_text(&o->cfg, m->path, m->config, n_overrides + 1, with, e);
+    free(with);
     status = mu_agree(mesh->world, status, e);
     if (status != MU_STATUS_OK) return status;
     mu_watch_start(mesh->world, (double)o->cfg.run.watchdog, mu_report_stall);

@@ -146,6 +146,13 @@ static void warn_kill_timeout(mu_recorder *r, double step_seconds) {
            mu_launcher(), 10 * ceil(needed));
 }
 
+/* Says that a phase of the mixture begins with this step, if one does. */
+static void say_phase(mu_progress *p, const mu_data_config *d, int64_t step) {
+    char *text = mu_phase_begins(d, step);
+    if (text) mu_progress_say(p, "%s", text);
+    free(text);
+}
+
 mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error *e) {
     const mu_config *cfg = &r->t->cfg;
     const mu_train_state *s = &r->t->state;
@@ -153,6 +160,7 @@ mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error
     r->since_log_seconds += result->seconds, r->since_log_steps++;
     double rate = (double)(r->since_log_steps * cfg->train.global_batch_size * cfg->train.seq_len) / r->since_log_seconds;
     if (r->progress) mu_progress_step(r->progress, &r->source, result, logged, rate);
+    if (r->progress && s->step < cfg->train.steps) say_phase(r->progress, &cfg->data, s->step + 1);
     warn_kill_timeout(r, result->seconds);
     if (!logged) {
         check_lock(r);

@@ -30,6 +30,7 @@ mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *t
     mu_status status = mu_corpus_open(&t->corpus, &d->train, tokenizer, seed, d->cache_mib << 20, e);
     if (status == MU_STATUS_OK)
         status = mu_loader_open(&t->loader, &t->corpus, t->seq_len, d->val_fraction, split, seed, e);
+    if (status == MU_STATUS_OK) status = mu_loader_set_phases(t->loader, &d->phases, cfg->train.global_batch_size, e);
     status = mu_agree_each(world, status, e);
     return status == MU_STATUS_OK ? agree_on_texts(t, world, e) : status;
 }

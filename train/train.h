@@ -21,6 +21,14 @@ mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *t
 void mu_texts_close(mu_texts *t);
 bool mu_texts_have_validation(const mu_texts *t);      /* does any domain have validation sequences? */
 
+/* ------------------------------------------------------------------ phases of the mixture (phases.c). Local; texts: heap */
+/* One line per phase, with its weights; "" without phases. last: train.steps. */
+char *mu_phases_text(const mu_data_config *d, int64_t last);
+/* Where a phase begins with this step, other than the first: a line that says what changes. Else NULL. */
+char *mu_phase_begins(const mu_data_config *d, int64_t step);
+/* The first of these steps that draws its samples with other weights in `a` than in `b`; 0: none. Both have the same domains. */
+int64_t mu_phases_differ(const mu_data_config *a, const mu_data_config *b, int64_t steps);
+
 /* ------------------------------------------------------------------ the state of a run, as kept in checkpoints
  * Does not own its parts: the struct that contains it (mu_training, mu_inference, mu_checkpoint_shape) frees them
  * when it closes. Each rank of `mesh` holds its part of the state. */

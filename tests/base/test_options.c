@@ -21,6 +21,7 @@ typedef struct {
     double pair[2];
     mu_option_domains texts;
     mu_option_domain_ints slices;
+    mu_option_phases days;
     int64_t other_count;
 } bakery;
 
@@ -35,6 +36,7 @@ static const mu_option table[] = {
     { "bread", "pair", MU_OPTION_PAIR, FIELD(pair), "[0.5, 1]", 0, 2, NULL, "two of them", MU_USE_FREE },
     { "bread", "texts", MU_OPTION_DOMAINS, FIELD(texts), NULL, 1, 0, NULL, "to read meanwhile", MU_USE_FREE },
     { "bread", "slices", MU_OPTION_DOMAIN_INTS, FIELD(slices), NULL, 0, 9, NULL, "of each", MU_USE_FREE },
+    { "bread", "days", MU_OPTION_PHASES, FIELD(days), NULL, 0, 0, NULL, "one after the other", MU_USE_FREE },
     { "shop", "count", MU_OPTION_INT, FIELD(other_count), "1", 0, 10, NULL, "shops", MU_USE_FREE },
 };
 enum { N = sizeof table / sizeof *table };
@@ -138,6 +140,66 @@ static void maps_of_domains_are_read(void **state) {
     assert_int_equal(b.slices.n, 0);
 }
 
+static void phases_are_read(void **state) {
+    (void)state;
+    assert_int_equal(b.days.n, 0);
+    good("bread:\n  days:\n    - {until_step: 30, mix: {rye: 1, oats-2: 0.5}}\n    - until_step: 40\n      mix:\n        rye: 0\n"
+         "        \"7\": 2\n    - mix: {rye: 3}\n");
+    assert_int_equal(b.days.n, 3);
+    assert_true(b.days.list[0].until_step == 30 && b.days.list[1].until_step == 40 && b.days.list[2].until_step == 0);
+    assert_int_equal(b.days.list[0].n, 2);
+    assert_string_equal(b.days.list[0].mix[1].domain, "oats-2");
+    assert_true(b.days.list[0].mix[1].weight == 0.5 && b.days.list[1].mix[0].weight == 0 && b.days.list[2].mix[0].weight == 3);
+    assert_int_equal(b.days.list[1].mix[1].line, 7);
+    assert_int_equal(b.days.list[1].mix[1].column, 9);
+    char *text = mu_option_text(&table[9], &b), *dump = mu_options_dump(&o, &b);
+    assert_string_equal(text, "[{until_step: 30, mix: {rye: 1, oats-2: 0.5}}, {until_step: 40, mix: {rye: 0, \"7\": 2}}, {mix: {rye: 3}}]");
+    assert_non_null(strstr(dump, "\n    - {until_step: 40, mix: {rye: 0, \"7\": 2}}\n"));
+    override("bread.days=[{mix: {oats: 1}}]");
+    assert_int_equal(b.days.n, 1);
+    assert_int_equal(b.days.list[0].mix[0].line, 0);
+    good(dump);                                 /* what is written can be read again */
+    char *again = mu_option_text(&table[9], &b);
+    assert_string_equal(again, text);
+    free(again), free(text), free(dump);
+    override("bread.days=[]");
+    assert_int_equal(b.days.n, 0);
+    dump = mu_options_dump(&o, &b);
+    good(dump);
+    free(dump);
+}
+
+static void bad_phases_are_refused(void **state) {
+    (void)state;
+    override("bread.days=[{mix: {rye: 1}}]");
+    static const struct { const char *text, *expected; } cases[] = {
+        { "bread: {days: 3}", "f.yaml:1:15: bread.days: a list is needed, each item a map; allowed: a list of {until_step: STEP, mix: {" },
+        { "bread: {days: {mix: {a: 1}}}", "f.yaml:1:15: bread.days: a list is needed" },
+        { "bread: {days: [3]}", "f.yaml:1:16: bread.days: each item must be a map with until_step and mix" },
+        { "bread: {days: [{until_step: 3}]}", "f.yaml:1:16: bread.days: mix is missing" },
+        { "bread:\n  days:\n    - mix: {a: 1}\n    - mix: {a: 1}", "f.yaml:3:7: bread.days: until_step is missing; only the last" },
+        { "bread: {days: [{until_step: 9, mix: {a: 1}}, {until_step: 9, mix: {a: 1}}]}",
+          "f.yaml:1:46: bread.days: until_step 9 must be greater than that of the phase before, 9" },
+        { "bread: {days: [{until_step: 0, mix: {a: 1}}]}", "f.yaml:1:29: bread.days: 0 is out of range; allowed: an integer from 1 to" },
+        { "bread: {days: [{until_step: 1e3, mix: {a: 1}}]}", "'1e3' is not an integer (write 1000)" },
+        { "bread: {days: [{until: 3, mix: {a: 1}}]}", "f.yaml:1:17: bread.days: unknown key 'until'; did you mean 'until_step'?" },
+        { "bread: {days: [{mix: {a: 1}, mix: {a: 1}}]}", "mix appears twice" },
+        { "bread: {days: [{mix: [a, b]}]}", "f.yaml:1:22: bread.days: mix must be a map" },
+        { "bread: {days: [{mix: {}}]}", "the mix is empty" },
+        { "bread: {days: [{mix: {a: 0, b: 0}}]}", "f.yaml:1:22: bread.days: all weights are 0: no training data" },
+        { "bread: {days: [{mix: {a: -1}}]}", "f.yaml:1:26: bread.days: -1 is out of range; allowed: a number from 0 to" },
+        { "bread: {days: [{mix: {a: much}}]}", "'much' is not a number" },
+        { "bread: {days: [{mix: {a: }}]}", "the value is empty" },
+        { "bread: {days: [{mix: {a: [1]}}]}", "lists and maps nested deeper" },
+        { "bread: {days: [{mix: {a: 1, b: 1, a: 2}}]}", "f.yaml:1:35: bread.days: domain 'a' appears twice" },
+        { "bread: {days: [{mix: {a/b: 1}}]}", "f.yaml:1:23: bread.days: 'a/b' is not a valid domain name" },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) bad(cases[i].text, cases[i].expected);
+    bad_override("bread.days=[{mix: {a: -1}}]", "command line: bread.days: -1 is out of range");
+    assert_int_equal(b.days.n, 1);              /* a refused list changes nothing */
+    assert_string_equal(b.days.list[0].mix[0].domain, "rye");
+}
+
 static void harmless_files_are_read(void **state) {
     (void)state;
     good("");
@@ -213,7 +275,7 @@ static void hints_say_what_to_write(void **state) {
         { "bread.texts=[[x]]", "must be a map" },     { "bread.slices=[x]", "a list is given" },
         { "bread.slices=3", "a single value is given" }, { "bread.slices={x: a}", "'a' is not an integer" },
         { "bread.slices={x y: 1}", "'x y' is not a valid domain name" },
-        { "bread.texts=[[[x]]]", "nested deeper" },   { "oven.count=*x", "aliases" },
+        { "bread.texts=[[[[x]]]]", "nested deeper" },   { "oven.count=*x", "aliases" },
         { "oven.count=&x 3", "anchors" },             { "oven.count=!!int 3", "tags" },
         { "oven.count=[", "YAML: " },                 { "oven.cuont=3", "did you mean 'count'?" },
         { "ovne.count=3", "did you mean 'oven'?" },   { "count=3", "did you mean 'oven.count'?" },
@@ -281,7 +343,7 @@ static void syntax_error_comes_last(void **state) {
                                  " that begins in line 4"));
     assert_true(mu_options_refused(&o, "shop", "count"));       /* it may stand behind the error */
     bad("oven:\n\tcount: 3\n", "f.yaml:2:1: YAML: found character that cannot start any token");
-    bad("a: {b: {c: {d: {e: 1}}}}", "f.yaml:1:16: lists and maps nested deeper");
+    bad("a: {b: {c: {d: {e: {f: 1}}}}}", "f.yaml:1:20: lists and maps nested deeper");
 }
 
 static void complaints_know_their_place(void **state) {
@@ -464,6 +526,7 @@ static void locale_does_not_matter(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(defaults_come_from_the_table), TEST(every_type_is_read), TEST(domains_are_read), TEST(maps_of_domains_are_read),
+        TEST(phases_are_read), TEST(bad_phases_are_refused),
         TEST(harmless_files_are_read), TEST(bad_value_changes_nothing), TEST(hints_say_what_to_write),
         TEST(long_values_are_refused), TEST(files_of_another_kind_are_refused),
         TEST(errors_are_collected_and_capped), TEST(syntax_error_comes_last), TEST(complaints_know_their_place),

@@ -1329,11 +1329,12 @@ static void test_state_of_a_loader(void **state) {
     open_three(&c, (double[]){ 2, 1, 0 });
     const int64_t tokens[] = { c.domains[0].n_tokens, c.domains[1].n_tokens, c.domains[2].n_tokens };
     const mu_option_domains train = { 3, (mu_option_domain[]){ { .weight = 2 }, { .weight = 1 }, { .weight = 0 } } };
+    const mu_mixture mix = { .train = &train };
     for (uint64_t seed = 0; seed < 20; seed++) {
         assert_ok(mu_loader_open(&l, &c, SEQ, 0.1, MU_VAL_DOCUMENTS_BY_HASH, seed, &e));
         for (int64_t n = 0; n <= 2000; n += 50) {
             mu_loader_state_get(l, drawn);
-            assert_ok(mu_loader_state_check(&train, tokens, drawn, n, &e));
+            assert_ok(mu_loader_state_check(&mix, tokens, drawn, n, &e));
             mu_loader_next(l, 50, samples);
         }
         mu_loader_close(l);
@@ -1353,12 +1354,125 @@ static void test_state_of_a_loader(void **state) {
         { { 500000000, 1000000000, 9 }, { 500000000, 501000000, 0, 1001000000 }, false },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        mu_status status = mu_loader_state_check(&train, cases[i].tokens, cases[i].state, cases[i].state[3], &e);
+        mu_status status = mu_loader_state_check(&mix, cases[i].tokens, cases[i].state, cases[i].state[3], &e);
         if (status != (cases[i].good ? MU_STATUS_OK : MU_STATUS_DATA)) fail_msg("case %zu: %d", i, status);
     }
-    assert_ok(mu_loader_state_check(&train, NULL, (int64_t[]){ 96, 0, 0, 96 }, 96, &e));      /* shares are not known */
-    assert_error(mu_loader_state_check(&train, NULL, (int64_t[]){ 96, 0, 0, 96 }, 95, &e), MU_STATUS_DATA, "96 samples drawn, but 95 are expected");
-    assert_error(mu_loader_state_check(&train, NULL, (int64_t[]){ 95, 0, 0, 96 }, 96, &e), MU_STATUS_DATA, "do not add up to the total of 96");
+    assert_ok(mu_loader_state_check(&mix, NULL, (int64_t[]){ 96, 0, 0, 96 }, 96, &e));      /* shares are not known */
+    assert_error(mu_loader_state_check(&mix, NULL, (int64_t[]){ 96, 0, 0, 96 }, 95, &e), MU_STATUS_DATA, "96 samples drawn, but 95 are expected");
+    assert_error(mu_loader_state_check(&mix, NULL, (int64_t[]){ 95, 0, 0, 96 }, 96, &e), MU_STATUS_DATA, "do not add up to the total of 96");
+}
+
+/* ------------------------------------------------------------------ phases */
+
+/* b leaves after step 20 and returns after step 50, when only c is drawn beside it. */
+static mu_option_phases b_leaves_and_returns = { 3, (mu_option_phase[]){
+    { 20, 2, (mu_option_weight[]){ { .domain = "a", .weight = 1 }, { .domain = "b", .weight = 1 } } },
+    { 50, 1, (mu_option_weight[]){ { .domain = "a", .weight = 0.3 } } },
+    { 60, 3, (mu_option_weight[]){ { .domain = "c", .weight = 9 }, { .domain = "a", .weight = 0 }, { .domain = "b", .weight = 1 } } } } };
+enum { PER_STEP = 30, N_PHASED = 100 * PER_STEP };
+
+static mu_loader *open_phased(const mu_corpus *c) {
+    mu_loader *l = open_loader(c, 0.1, 1);
+    assert_ok(mu_loader_set_phases(l, &b_leaves_and_returns, PER_STEP, &e));
+    return l;
+}
+
+/* Each phase draws from its domains only; a domain that leaves and returns continues where it stopped; and no border moves with the
+ * size of a batch or a resume. */
+static void test_phases(void **state) {
+    (void)state;
+    mu_corpus c;
+    open_three(&c, NULL);
+    static mu_sample plain[N_PHASED], whole[N_PHASED], parts[N_PHASED];
+    int64_t want[600], have[600], saved[4];
+    mu_loader *l = open_loader(&c, 0.1, 1);
+    mu_loader_next(l, N_PHASED, plain);
+    mu_loader_close(l);
+    l = open_phased(&c);
+    mu_loader_next(l, N_PHASED, whole);
+    int n[3][3] = { { 0 } };
+    for (int i = 0; i < N_PHASED; i++) n[mu_phase_of_step(&b_leaves_and_returns, i / PER_STEP + 1)][whole[i].domain]++;
+    assert_true(n[0][0] > 90 && n[0][1] > 300 && n[0][2] == 0);
+    assert_true(n[1][0] == 30 * PER_STEP && n[1][1] + n[1][2] == 0);
+    assert_true(n[2][0] == 0 && n[2][1] > 100 && n[2][2] > 100);        /* also beyond the last until_step */
+    int b_at_border = 0;
+    for (int i = 19 * PER_STEP; i < 20 * PER_STEP; i++) b_at_border += whole[i].domain == 1;
+    assert_true(b_at_border > 0);
+    for (int d = 0; d < 3; d++) {
+        int count = 0, found = 0;
+        for (int i = 0; i < N_PHASED; i++) count += whole[i].domain == d, found += plain[i].domain == d;
+        if (count > found) count = found;
+        if (count > 600) count = 600;
+        sequences_of(&c, c.domains[d].name, plain, N_PHASED, want, count);
+        sequences_of(&c, c.domains[d].name, whole, N_PHASED, have, count);
+        assert_memory_equal(want, have, sizeof *want * (size_t)count);
+    }
+    assert_true(fabs(mu_loader_share(l, 2) - (double)c.domains[2].n_tokens / 4205.) < 1e-12);
+    assert_true(mu_loader_share_at(l, 20, 2) == 0 && mu_loader_share_at(l, 21, 0) == 1 && mu_loader_share_at(l, 51, 0) == 0);
+    mu_loader_close(l);
+
+    l = open_phased(&c);
+    draw(l, N_PHASED, (const int[4]){ 1, 7, 64, 200 }, parts);
+    mu_loader_close(l);
+    assert_same_samples(whole, parts, N_PHASED);
+    for (int at = 0; at < N_PHASED; at += at % 100 ? 91 : 109) {
+        l = open_phased(&c);
+        mu_loader_next(l, at, parts);
+        mu_loader_state_get(l, saved);
+        mu_loader_close(l);
+        l = open_phased(&c);
+        assert_ok(mu_loader_state_set(l, &three, saved, &e));
+        mu_loader_next(l, N_PHASED - at, parts);
+        assert_same_samples(whole + at, parts, N_PHASED - at);
+        mu_loader_close(l);
+    }
+    mu_corpus_close(&c);
+}
+
+/* The check of a loaded state follows the phases. */
+static void test_state_of_phases(void **state) {
+    (void)state;
+    mu_corpus c;
+    open_three(&c, NULL);
+    static mu_sample samples[N_PHASED];
+    const mu_option_domains train = { 3, (mu_option_domain[]){ { "a", "", 1 }, { "b", "", 1 }, { "c", "", 1 } } };
+    const mu_mixture mix = { &train, &b_leaves_and_returns, PER_STEP }, plain = { .train = &train };
+    const int64_t tokens[] = { c.domains[0].n_tokens, c.domains[1].n_tokens, c.domains[2].n_tokens };
+    int64_t drawn[4];
+    mu_loader *l = open_phased(&c);
+    for (int64_t n = 0; n <= N_PHASED; n += 50) {
+        mu_loader_state_get(l, drawn);
+        assert_ok(mu_loader_state_check(&mix, tokens, drawn, n, &e));
+        mu_loader_next(l, 50, samples);
+    }
+    mu_loader_close(l);
+    assert_int_equal(mu_loader_state_check(&plain, tokens, drawn, N_PHASED, &e), MU_STATUS_DATA);
+    /* phase 1: 600 samples, a quarter of a; phase 2: 900, all of a */
+    const int64_t early[] = { 150, 450, 0, 600 }, middle[] = { 170, 450, 0, 620 };
+    const int64_t one_c[] = { 150, 449, 1, 600 }, lost[] = { 899, 601, 0, 1500 }, late[] = { 950, 450, 2, 1402 };
+    assert_ok(mu_loader_state_check(&mix, tokens, early, 600, &e));
+    assert_ok(mu_loader_state_check(&mix, tokens, middle, 620, &e));
+    assert_error(mu_loader_state_check(&mix, tokens, one_c, 600, &e), MU_STATUS_DATA, "domain 'c': 1 of 600 samples drawn; implausible");
+    assert_error(mu_loader_state_check(&mix, tokens, lost, 1500, &e), MU_STATUS_DATA, "domain 'a': 899 of 1500 samples drawn; implausible");
+    assert_error(mu_loader_state_check(&mix, tokens, late, 1402, &e), MU_STATUS_DATA, "domain 'c': 2 of 1402 samples drawn; implausible");
+    mu_corpus_close(&c);
+}
+
+static void test_bad_phases(void **state) {
+    (void)state;
+    mu_corpus c;
+    open_three(&c, NULL);
+    mu_loader *l = open_loader(&c, 0.1, 1);
+    mu_option_weight weight = { .domain = "nowhere", .weight = 1 };
+    mu_option_phase phase = { .n = 1, .mix = &weight };
+    const mu_option_phases phases = { 1, &phase };
+    assert_error(mu_loader_set_phases(l, &phases, 8, &e), MU_STATUS_CONFIG, "phase 1 names domain \"nowhere\"");
+    weight = (mu_option_weight){ .domain = "a", .weight = -1 };
+    assert_error(mu_loader_set_phases(l, &phases, 8, &e), MU_STATUS_CONFIG, "domain \"a\": weight -1");
+    weight.weight = 0;
+    assert_error(mu_loader_set_phases(l, &phases, 8, &e), MU_STATUS_CONFIG, "data.phases: all weights are 0");
+    mu_loader_close(l);
+    mu_corpus_close(&c);
 }
 
 static void test_bad_loader(void **state) {
@@ -1409,6 +1523,7 @@ int main(void) {
         cmocka_unit_test(test_shares),         cmocka_unit_test(test_state),
         cmocka_unit_test(test_sources), cmocka_unit_test(test_arguments),
         cmocka_unit_test(test_late_samples),   cmocka_unit_test(test_bad_loader), cmocka_unit_test(test_state_of_a_loader),
+        cmocka_unit_test(test_phases),         cmocka_unit_test(test_state_of_phases), cmocka_unit_test(test_bad_phases),
     };
     return cmocka_run_group_tests_name("data", tests, set_up, tear_down);
 }
