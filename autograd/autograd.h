@@ -175,6 +175,8 @@ typedef struct {
     mu_expert_mask expert_mask;
     uint64_t seed;
     mu_kv_cache *cache;                     /* generation: the one sequence continues these tokens; or NULL */
+    void (*moe_input)(void *arg, int layer, const mu_tensor *x_TD);    /* gets the input of each MoE layer; NULL: not wanted */
+    void *moe_input_arg;
 } mu_context;
 
 /* ------------------------------------------------------------------ parameters (params.c)

@@ -130,6 +130,7 @@ static mu_tensor *add_shared_experts(const mu_moe *m, mu_tape *tp, mu_tensor *x,
 
 mu_tensor *mu_moe_forward(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_tensor *x,
                           mu_routing *routing) {
+    if (cx->moe_input) cx->moe_input(cx->moe_input_arg, m->layer, x);
     mu_tape_part(tp, "router");
     *routing = mu_moe_route(m, tp, cx, x);
     mu_tape_part(tp, "dispatch and combine");

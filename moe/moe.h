@@ -153,6 +153,8 @@ typedef struct mu_plan {
 mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r);
 /* A plan that sends every one of T rows to one expert: a dense feed-forward. Local. */
 mu_plan *mu_plan_dense(mu_tape *tp, int64_t T);
+/* A plan that sends every one of T rows to each of this rank's `experts`; for mu_experts without gradient. Local. */
+mu_plan *mu_plan_every(mu_tape *tp, int64_t T, int64_t experts);
 /* Releases the plan's tensors (mu_release): no further op may use it. mu_routing_add_kept can still be called.
  * Local. */
 void mu_plan_release(mu_tape *tp, const mu_plan *p);
@@ -352,6 +354,12 @@ void mu_routing_stats_read(mu_routing_stats *s);        /* waits for the device.
 void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, int64_t length, mu_state_visitor *v);
 void mu_routing_stats_end(mu_routing_stats *s);        /* adds the counts last read to the window. Local */
 
+/* ------------------------------------------------------------------ similarity of experts (similarity.c) */
+typedef struct { double cosine, cka; } mu_similarity;   /* means over all pairs of experts */
+/* How alike the outputs of all experts are for R >= 2 rows x, the same on every rank of m->group: means over pairs, and for each expert the
+ * largest mean cosine with another one, and which (the lowest of several). Collective over m->group. */
+void mu_expert_similarity(const mu_moe *m, mu_tape *tp, const double *x_RD, int64_t R, mu_similarity *s, double *max_E, int64_t *twin_E);
+
 /* ------------------------------------------------------------------ what experts know (knowledge.c)
  * Measured on a probe, a few held-out sequences of each domain that never change: the cross-entropy of each domain, and the
  * criticality K of an expert for a domain: the cross-entropy when the expert may not be chosen (each token takes its next best)
@@ -407,6 +415,8 @@ int64_t mu_knowledge_choose(mu_knowledge *k, int64_t *cells);
 void mu_knowledge_set(mu_knowledge *k, int layer, int expert, int domain, double nll, double base);
 /* Flip rates of [layers, domains * MU_KNOWLEDGE_TOKENS, top_k] against the ids before, which they replace. */
 void mu_knowledge_flips(mu_knowledge *k, const int32_t *ids, int64_t sequences);
+/* Before mu_knowledge_begin: is the similarity of experts to be measured, too? Every tenth time. */
+bool mu_knowledge_compares(const mu_knowledge *k);
 /* Unused credit beyond another measurement is lost. */
 void mu_knowledge_end(mu_knowledge *k, int64_t tokens);
 /* Share of the screened (layer, expert, domain) that were measured at or after a step; NAN: there are none. */

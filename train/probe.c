@@ -32,7 +32,23 @@ struct mu_probe {
     /* routing of the whole probe, nothing masked */
     int64_t *counts, *top1;     /* [L, E, domains], [L, n_slots, E] */
     int32_t *ids;               /* [L, domains * MU_KNOWLEDGE_TOKENS, K]: id + 1, 0: none */
+    /* for the similarity of experts: inputs of the MoE layers for R tokens, evenly spread */
+    int64_t R, D;
+    double *x;                  /* [L, R, D] */
 };
+
+/* All experts process R rows, which costs as much as R E / K tokens of the forward pass or less, and comparing the outputs as much
+ * again at most. R is chosen so that this is one pass over the probe, and limited by memory: 128 MiB. */
+static int64_t similarity_rows(const mu_probe *p) {
+    enum { MOST = 256, LEAST = 2 };
+    int64_t values = (int64_t)1 << 24, wide = p->E > p->L ? p->E : p->L, rows = p->n * p->S * p->K / (2 * p->E);
+    if (rows > values / (wide * p->D)) rows = values / (wide * p->D);
+    return rows > MOST ? MOST : rows < LEAST ? LEAST : rows;
+}
+static int64_t similarity_cost(const mu_probe *p) {
+    int64_t cost = 2 * p->R * p->E / p->K, most = p->n * p->S;
+    return cost < most ? cost : most;
+}
 
 static int64_t n_ids(const mu_probe *p) { return (int64_t)p->L * p->domains * MU_KNOWLEDGE_TOKENS * p->K; }
 
@@ -83,6 +99,8 @@ mu_probe *mu_probe_new(const mu_evaluation *ev, int64_t tokens) {
     p->counts = mu_alloc((size_t)(p->L * p->E * p->domains), sizeof *p->counts);
     p->top1 = mu_alloc((size_t)(p->L * p->n_slots * p->E), sizeof *p->top1);
     p->ids = mu_alloc((size_t)n_ids(p), sizeof *p->ids);
+    p->D = m->cfg.hidden_size;
+    if (p->n) p->R = similarity_rows(p);
     return p;
 }
 
@@ -142,6 +160,34 @@ static void note_routing(mu_probe *p, const item *const *batch, int64_t n) {
     }
 }
 
+/* The batch whose inputs of MoE layers are wanted. */
+typedef struct {
+    mu_probe *p;
+    const item *const *batch;
+    int64_t n;
+} watched;
+
+static int moe_index(const mu_model *m, int layer) {
+    int i = 0;
+    while (m->moe_layers[i] != layer) i++;
+    return i;
+}
+
+/* Keeps the rows of the R tokens. */
+static void keep_inputs(void *arg, int layer, const mu_tensor *x_TD) {
+    const watched *w = arg;
+    mu_probe *p = w->p;
+    double *all = mu_alloc((size_t)mu_count(x_TD), sizeof *all), *to = p->x + moe_index(p->ev.model, layer) * p->R * p->D;
+    mu_tensor_get(x_TD, all);
+    for (int64_t r = 0; r < p->R; r++) {
+        int64_t token = r * (p->n * p->S) / p->R;
+        for (int64_t i = 0; i < w->n; i++)
+            if (w->batch[i]->sequence == token / p->S)
+                memcpy(to + r * p->D, all + (i * p->S + token % p->S) * p->D, sizeof *to * (size_t)p->D);
+    }
+    free(all);
+}
+
 /* Adds up the cross-entropies of each sequence; *nll[i]: of batch[i]. */
 static void run_batch(mu_probe *p, const item *const *batch, int64_t n, double *const *nll, bool routing) {
     mu_tape *tp = p->ev.tape;
@@ -152,6 +198,8 @@ static void run_batch(mu_probe *p, const item *const *batch, int64_t n, double *
         domains[i] = p->domain[s];
     }
     mu_context cx = { .mode = MU_MODE_EVAL, .n_sequences = n, .seq_len = p->S, .domains = domains, .expert_mask = mask_of(p, batch, n) };
+    watched w = { p, batch, n };
+    if (p->x) cx.moe_input = keep_inputs, cx.moe_input_arg = &w;
     mu_tensor *ids = mu_tensor_ints(tp, MU_DTYPE_I32, n * p->S, p->inputs), *token_nll;
     mu_tensor *targets = mu_tensor_ints(tp, MU_DTYPE_I32, n * p->S, p->targets);
     mu_tensor *x = mu_model_forward(p->ev.model, tp, &cx, ids, p->routings);
@@ -204,6 +252,21 @@ static double domain_sum(const mu_probe *p, const double *nll, int d) {
     return sum;
 }
 
+/* From the inputs that this rank has kept. */
+static void measure_similarity(mu_probe *p, mu_knowledge *k, int64_t step) {
+    mu_all_reduce(p->ev.batch, MU_REDUCE_SUM, MU_DTYPE_F64, p->x, p->L * p->R * p->D); /* all but one summand are 0 */
+    for (int layer = 0; layer < p->L; layer++) {
+        const mu_moe *m = &p->ev.model->blocks[p->ev.model->moe_layers[layer]].moe;
+        mu_similarity s;
+        mu_activity_set("comparing experts", m->layer, NULL);
+        mu_expert_similarity(m, p->ev.tape, p->x + layer * p->R * p->D, p->R, &s, k->twin + layer * p->E, k->twin_of + layer * p->E);
+        k->similarity[layer] = s.cosine, k->cka[layer] = s.cka;
+        mu_tape_reset(p->ev.tape);
+    }
+    k->similarity_step = step;
+    k->credit -= similarity_cost(p);
+}
+
 static void measure_unmasked(mu_probe *p, mu_knowledge *k, int64_t step) {
     mu_comm *c = p->ev.batch;
     int64_t n_counts = p->L * p->E * p->domains, n_top1 = p->L * p->n_slots * p->E;
@@ -213,6 +276,7 @@ static void measure_unmasked(mu_probe *p, mu_knowledge *k, int64_t step) {
     memset(p->counts, 0, sizeof *p->counts * (size_t)n_counts);
     memset(p->top1, 0, sizeof *p->top1 * (size_t)n_top1);
     memset(p->ids, 0, sizeof *p->ids * (size_t)n_ids(p));
+    if (mu_knowledge_compares(k)) p->x = mu_alloc((size_t)(p->L * p->R * p->D), sizeof *p->x);
     run(p, items, p->n, p->nll, true);
     mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, p->counts, n_counts);
     mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, p->top1, n_top1);
@@ -222,6 +286,9 @@ static void measure_unmasked(mu_probe *p, mu_knowledge *k, int64_t step) {
         sums[d] = domain_sum(p, p->nll, d);
         k->ce_ref[d] = p->ev.texts->corpus.domains[d].unigram_entropy;
     }
+    if (p->x) measure_similarity(p, k, step);
+    free(p->x);
+    p->x = NULL;
     mu_knowledge_begin(k, step, p->counts, p->tokens, sums);
     mu_knowledge_flips(k, p->ids, p->per_domain);
     specialise(p, k);

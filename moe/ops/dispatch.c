@@ -180,6 +180,19 @@ mu_plan *mu_plan_dense(mu_tape *tp, int64_t T) {
     return p;
 }
 
+mu_plan *mu_plan_every(mu_tape *tp, int64_t T, int64_t experts) {
+    MU_CHECK(T >= 0 && experts >= 0, "a plan of %lld rows for each of %lld experts", (long long)T, (long long)experts);
+    mu_plan *p = mu_tape_alloc(tp, sizeof *p);
+    *p = (mu_plan){ .T = T, .K = experts, .rows = T * experts, .experts = experts, .batch_invariant = true };
+    int64_t *offsets = mu_tape_alloc(tp, sizeof *offsets * (size_t)(experts + 1));
+    int32_t *source = mu_tape_alloc(tp, sizeof *source * (size_t)(p->rows + 1));
+    for (int64_t i = 0; i <= experts; i++) offsets[i] = i * T;
+    for (int64_t r = 0; r < p->rows; r++) source[r] = (int32_t)(r % T);
+    p->offsets = mu_tensor_ints(tp, MU_DTYPE_I64, experts + 1, offsets);
+    p->row_source = mu_tensor_ints(tp, MU_DTYPE_I32, p->rows, source);
+    return p;
+}
+
 void mu_plan_release(mu_tape *tp, const mu_plan *p) {
     mu_tensor *tensors[] = { p->row_source, p->token_rows, p->row_TK, p->token, p->unit_bounds == p->offsets ? NULL : p->unit_bounds };
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) mu_release(tp, tensors[i]);
