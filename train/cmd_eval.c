@@ -4,41 +4,66 @@
 #include <stdlib.h>
 #include <string.h>
 
-static mu_status check_arguments(int argc, char **argv, mu_error *e) {
-    if (argc < 3) return mu_error_set(e, MU_STATUS_USAGE, "eval needs a run folder or a checkpoint");
-    for (int i = 2; i < argc; i++)
-        if (argv[i][0] == '-' || (i > 2 && !strchr(argv[i], '=')))
+typedef struct {
+    char *path;
+    mu_expert_choice choice;
+    int n_overrides;
+    char **overrides;
+} arguments;
+
+static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
+    *a = (arguments){ .overrides = mu_alloc((size_t)argc, sizeof *a->overrides) };
+    const mu_argument options[] = { { "--mask", &a->choice.mask }, { "--force", &a->choice.force } };
+    mu_status status = MU_STATUS_OK;
+    for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
+        bool found;
+        status = mu_argument_find(argc, argv, &i, options, sizeof options / sizeof *options, &found, e);
+        if (found) continue;
+        if (argv[i][0] == '-' || (a->path && !strchr(argv[i], '=')))
             return mu_error_set(e, MU_STATUS_USAGE, "unexpected argument '%s'; overrides are section.key=value", argv[i]);
-    mu_status status = mu_expand_argument(&argv[2], e);
-    for (int i = 3; i < argc && status == MU_STATUS_OK; i++)
-        status = mu_config_check_use(argv[i], MU_ON_EVAL, argv[1], e);
+        if (!a->path) a->path = argv[i];
+        else a->overrides[a->n_overrides++] = argv[i];
+    }
+    if (status != MU_STATUS_OK) return status;
+    if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "eval needs a run folder or a checkpoint");
+    status = mu_expand_argument(&a->path, e);
+    for (int i = 0; i < a->n_overrides && status == MU_STATUS_OK; i++)
+        status = mu_config_check_use(a->overrides[i], MU_ON_EVAL, "eval", e);
     return status;
 }
 
 /* All sequences unless the command line sets train.eval_sequences; the run's own value is for training only. */
-static int64_t sequences(const mu_config *cfg, int n_overrides, char *const *overrides) {
+static int64_t sequences(const mu_config *cfg, const arguments *a) {
     bool given = false;
-    for (int i = 0; i < n_overrides; i++) given |= !strncmp(overrides[i], "train.eval_sequences=", 21);
+    for (int i = 0; i < a->n_overrides; i++) given |= !strncmp(a->overrides[i], "train.eval_sequences=", 21);
     return given ? cfg->train.eval_sequences : 0;
 }
 
-static void print_results(const mu_manifest *m, const mu_texts *texts, int64_t most, double mean, const mu_domain_loss *results) {
+static void print_results(const mu_manifest *m, const mu_texts *texts, const arguments *a, int64_t most, double mean,
+                          const mu_domain_loss *results) {
     if (strcmp(m->fingerprint, texts->corpus.fingerprint))
         mu_print("note: the texts differ from the training texts: fingerprint %s then, %s now\n",
                m->fingerprint, texts->corpus.fingerprint);
+    if (a->choice.mask) mu_print("masked experts (layer:expert): %s\n", a->choice.mask);
+    if (a->choice.force) mu_print("forced experts (layer:expert): %s\n", a->choice.force);
     mu_print("%s, step %lld: %.6f nats/token, mean of the domains weighted by their share\n", m->path, (long long)m->step, mean);
     mu_print_domains(texts, most, results);
 }
 
-static mu_status evaluate(const mu_inference *o, const mu_texts *texts, int64_t most, mu_error *e) {
+static mu_status evaluate(const mu_inference *o, const mu_texts *texts, const arguments *a, mu_error *e) {
     enum { AT_ONCE = 8 };
     const mu_mesh *mesh = o->state.mesh;
+    int64_t most = sequences(&o->cfg, a);
+    mu_expert_mask mask;
+    mu_status status = mu_agree(mesh->world, mu_expert_choice_read(&a->choice, o->state.model, &o->cfg.data.train, &mask, e), e);
+    if (status != MU_STATUS_OK) return status;
     mu_domain_loss *results = mu_alloc((size_t)texts->corpus.n_domains, sizeof *results);
-    double mean = mu_evaluate(&(mu_evaluation){ o->state.model, o->tape, texts, mesh->batch, AT_ONCE }, most, results);
+    double mean = mu_evaluate(&(mu_evaluation){ o->state.model, o->tape, texts, mesh->batch, AT_ONCE, mask }, most, results);
     int64_t tokens = 0;
     for (int i = 0; i < texts->corpus.n_domains; i++) tokens += results[i].tokens;
-    if (tokens && mesh->world->rank == 0) print_results(&o->manifest, texts, most, mean, results);
+    if (tokens && mesh->world->rank == 0) print_results(&o->manifest, texts, a, most, mean, results);
     free(results);
+    free((int32_t *)(uintptr_t)mask.values);
     return tokens ? MU_STATUS_OK
                   : mu_error_set(e, MU_STATUS_DATA,
                                  "no validation data: data.val_fraction is 0 or the texts are "
@@ -72,16 +97,18 @@ int mu_cmd_eval(int argc, char **argv) {
     mu_error e = { 0 };
     mu_inference o = { 0 };
     mu_texts texts = { 0 };
+    arguments a;
     mu_dist_start(&argc, &argv);
     mu_mesh *mesh = mu_mesh_open(NULL, 1);
     int rank = mesh->world->rank;
     mu_report_error(&e, rank);
-    mu_status status = mu_agree(mesh->world, check_arguments(argc, argv, &e), &e);
+    mu_status status = mu_agree(mesh->world, parse(argc, argv, &a, &e), &e);
     if (status == MU_STATUS_OK) status = agree_on_arguments(mesh->world, argc, argv, &e);
     if (status == MU_STATUS_OK)
-        status = mu_inference_open(&o, mesh, argv[2], argc - 3, argv + 3, &e);
+        status = mu_inference_open(&o, mesh, a.path, a.n_overrides, a.overrides, &e);
     if (status == MU_STATUS_OK) status = open_texts(&texts, &o, &e);
-    if (status == MU_STATUS_OK) status = evaluate(&o, &texts, sequences(&o.cfg, argc - 3, argv + 3), &e);
+    if (status == MU_STATUS_OK) status = evaluate(&o, &texts, &a, &e);
+    free(a.overrides);
     mu_texts_close(&texts);
     mu_inference_close(&o);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);

@@ -9,6 +9,7 @@
 typedef struct {
     char *path;
     const char *prompt;
+    mu_expert_choice choice;
     int64_t tokens, seed;
     double temperature, top_p;
     bool show_experts, no_cache;
@@ -36,25 +37,14 @@ static mu_status whole_number(const char *option, const char *text, double max, 
     return status;
 }
 
-static mu_status set_option(arguments *a, const char *option, const char *value, mu_error *e) {
-    if (!strcmp(option, "--tokens")) return whole_number(option, value, 1e6, &a->tokens, e);
-    if (!strcmp(option, "--seed")) return whole_number(option, value, 9e15, &a->seed, e);
-    if (!strcmp(option, "--temperature")) return number(option, value, 0, 100, &a->temperature, e);
-    if (!strcmp(option, "--top-p")) return number(option, value, 1e-9, 1, &a->top_p, e);
-    a->prompt = value;
-    return MU_STATUS_OK;
-}
-
-/* The option in `text`, as `--tokens 5` or `--tokens=5`; *value: the text after =, or NULL. */
-static const char *find_option(const char *text, const char **value) {
-    static const char *const options[] = { "--prompt", "--tokens", "--seed", "--temperature", "--top-p" };
-    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
-        size_t n = strlen(options[i]);
-        if (strncmp(text, options[i], n) || (text[n] && text[n] != '=')) continue;
-        *value = text[n] ? text + n + 1 : NULL;
-        return options[i];
-    }
-    return NULL;
+/* The options with a number; NULL: not given. */
+typedef struct { const char *tokens, *seed, *temperature, *top_p; } numbers;
+static mu_status read_numbers(arguments *a, const numbers *n, mu_error *e) {
+    mu_status status = n->tokens ? whole_number("--tokens", n->tokens, 1e6, &a->tokens, e) : MU_STATUS_OK;
+    if (status == MU_STATUS_OK && n->seed) status = whole_number("--seed", n->seed, 9e15, &a->seed, e);
+    if (status == MU_STATUS_OK && n->temperature) status = number("--temperature", n->temperature, 0, 100, &a->temperature, e);
+    if (status == MU_STATUS_OK && n->top_p) status = number("--top-p", n->top_p, 1e-9, 1, &a->top_p, e);
+    return status;
 }
 
 static mu_status add_override(arguments *a, char *text, mu_error *e) {
@@ -66,13 +56,16 @@ static mu_status add_override(arguments *a, char *text, mu_error *e) {
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .tokens = 200, .seed = 1, .temperature = 1, .top_p = 1 };
     a->overrides = mu_alloc((size_t)argc, sizeof *a->overrides);
+    numbers n = { 0 };
+    const mu_argument options[] = { { "--prompt", &a->prompt }, { "--tokens", &n.tokens }, { "--seed", &n.seed },
+                                    { "--temperature", &n.temperature }, { "--top-p", &n.top_p }, { "--mask", &a->choice.mask },
+                                    { "--force", &a->choice.force } };
     mu_status status = MU_STATUS_OK;
     for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
-        const char *value = NULL, *option = find_option(argv[i], &value);
-        if (option && !value && i + 1 == argc)
-            return mu_error_set(e, MU_STATUS_USAGE, "%s needs a value", option);
-        if (option) status = set_option(a, option, value ? value : argv[++i], e);
-        else if (!strcmp(argv[i], "--show-experts")) a->show_experts = true;
+        bool found;
+        status = mu_argument_find(argc, argv, &i, options, sizeof options / sizeof *options, &found, e);
+        if (found) continue;
+        if (!strcmp(argv[i], "--show-experts")) a->show_experts = true;
         else if (!strcmp(argv[i], "--no-cache")) a->no_cache = true;
         else if (argv[i][0] == '-')
             return mu_error_set(e, MU_STATUS_USAGE, "unknown option %s", argv[i]);
@@ -81,6 +74,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
             return mu_error_set(e, MU_STATUS_USAGE, "unexpected argument '%s'; overrides are section.key=value", argv[i]);
         else a->path = argv[i];
     }
+    if (status == MU_STATUS_OK) status = read_numbers(a, &n, e);
     if (status != MU_STATUS_OK) return status;
     if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "generate needs a run folder or a checkpoint");
     return a->prompt ? mu_expand_argument(&a->path, e)
@@ -96,6 +90,7 @@ typedef struct {
 typedef struct {
     const mu_inference *o;
     const arguments *a;
+    mu_expert_mask mask; /* of --mask and --force, borrowed */
     mu_kv_cache *cache; /* NULL: the whole context is recomputed for each new token */
     int V;
     int64_t start, from, n, capacity; /* start: first token of the first context; capacity: of tokens */
@@ -113,11 +108,11 @@ static void add_tokens(void *to, const int32_t *ids, int64_t n) {
     g->n += n;
 }
 
-static generation generation_new(const mu_inference *o, const arguments *a) {
+static generation generation_new(const mu_inference *o, const arguments *a, mu_expert_mask mask) {
     const mu_model *model = o->state.model;
     int64_t limit = o->cfg.model.max_seq_len;
     int32_t eod = mu_tokenizer_eod(o->tokenizer);
-    generation g = { .o = o, .a = a, .V = mu_tokenizer_vocab_size(o->tokenizer) };
+    generation g = { .o = o, .a = a, .mask = mask, .V = mu_tokenizer_vocab_size(o->tokenizer) };
     mu_tokenizer_encode(o->tokenizer, a->prompt, (int64_t)strlen(a->prompt), add_tokens, &g);
     if (g.n == 0) add_tokens(&g, &eod, 1);      /* a document begins after the end of another */
     g.start = g.from = g.n > limit ? g.n - limit : 0;
@@ -159,7 +154,7 @@ static void next_logits(generation *g) {
     truncate_context(g);
     int64_t first = g->from + (g->cache ? g->cache->length : 0), n = g->n - first, K = g->o->cfg.moe.top_k;
     mu_tape_record(tape, false);
-    mu_context cx = { .mode = MU_MODE_GENERATE, .n_sequences = 1, .seq_len = n, .cache = g->cache };
+    mu_context cx = { .mode = MU_MODE_GENERATE, .n_sequences = 1, .seq_len = n, .expert_mask = g->mask, .cache = g->cache };
     mu_tensor *in = mu_tensor_ints(tape, MU_DTYPE_I32, n, g->tokens + first);
     mu_tensor *x = mu_model_forward(model, tape, &cx, in, g->routings);
     mu_tensor_get(mu_model_logits(model, tape, mu_tensor_rows(tape, x, n - 1, 1)), g->logits);
@@ -268,8 +263,8 @@ static void log_speed(const generation *g, int64_t prompt, double start, double 
            made == 1 ? "" : "s", end - start, first - start, (long long)prompt, rest);
 }
 
-static void generate(const mu_inference *o, const arguments *a) {
-    generation g = generation_new(o, a);
+static void generate(const mu_inference *o, const arguments *a, mu_expert_mask mask) {
+    generation g = generation_new(o, a, mask);
     int64_t prompt = g.n;
     double start = mu_time(), first = start;
     bool ended = false; /* with the end-of-document token, which is not printed */
@@ -302,6 +297,7 @@ int mu_cmd_generate(int argc, char **argv) {
     mu_error e = { 0 };
     mu_inference o = { 0 };
     arguments a;
+    mu_expert_mask mask = { 0 };
     mu_dist_start(&argc, &argv);
     mu_mesh *mesh = mu_mesh_open(NULL, 1);
     int rank = mesh->world->rank;
@@ -312,7 +308,9 @@ int mu_cmd_generate(int argc, char **argv) {
     if (status == MU_STATUS_OK)
         status = mu_inference_open(&o, mesh, a.path, a.n_overrides, a.overrides, &e);
     if (status == MU_STATUS_OK && o.cfg.moe.force_domains.n) mu_log(MU_LOG_INFO, "note: moe.force_domains is ignored: a prompt has no domain");
-    if (status == MU_STATUS_OK) generate(&o, &a);
+    if (status == MU_STATUS_OK) status = mu_expert_choice_read(&a.choice, o.state.model, NULL, &mask, &e);
+    if (status == MU_STATUS_OK) generate(&o, &a, mask);
+    free((int32_t *)(uintptr_t)mask.values);
     free(a.overrides);
     mu_inference_close(&o);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);

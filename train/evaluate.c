@@ -41,7 +41,8 @@ static void run_batch(const mu_evaluation *ev, buffers *b, int domain, int64_t f
     for (int64_t i = first; i < end && n < ev->at_once; i += ev->batch->size, n++)
         mu_loader_val_read(ev->texts->loader, domain, i, b->tokens + n * S, b->targets + n * S);
     for (int64_t i = 0; i < n; i++) b->domains[i] = domain;
-    mu_context cx = { .mode = MU_MODE_EVAL, .n_sequences = n, .seq_len = S, .domains = b->domains };
+    mu_context cx = { .mode = MU_MODE_EVAL, .n_sequences = n, .seq_len = S, .domains = b->domains,
+                      .expert_mask = ev->expert_mask };
     mu_tensor *ids = mu_tensor_ints(ev->tape, MU_DTYPE_I32, n * S, b->tokens), *nll;
     mu_tensor *targets = mu_tensor_ints(ev->tape, MU_DTYPE_I32, n * S, b->targets);
     mu_tensor *x = mu_model_forward(ev->model, ev->tape, &cx, ids, b->routings);

@@ -23,13 +23,15 @@ static const command commands[] = {
       "  --ranks N        with --dry-run: plan for N ranks, without mpirun\n\n"
       "USR1 or USR2 (to mpirun) makes it write a checkpoint and exit with 75; the same command resumes.\n"
       "`muster --help-config` lists every configuration key." },
-    { "eval", mu_cmd_eval, "RUN_OR_CHECKPOINT [section.key=value ...]",
+    { "eval", mu_cmd_eval, "RUN_OR_CHECKPOINT [--mask LAYER:EXPERT,...] [--force LAYER:EXPERT,...] [section.key=value ...]",
       "Validation loss and bits per byte of every domain. Overrides may name texts that have moved\n"
       "(data.train='[{domain: latin, path: elsewhere/latin}]'), data.val_fraction, train.eval_sequences,\n"
-      "train.device, train.dtype and train.threads." },
+      "train.device, train.dtype and train.threads.\n\n"
+      "  --mask LAYER:EXPERT,...    no token has these experts: the next best are chosen (docs/experts.md)\n"
+      "  --force LAYER:EXPERT,...   every token has these experts among its top_k" },
     { "generate", mu_cmd_generate,
       "RUN_OR_CHECKPOINT --prompt TEXT [--tokens N] [--temperature X] [--top-p X] [--seed N] [--show-experts] [--no-cache]"
-      " [section.key=value ...]",
+      " [--mask LAYER:EXPERT,...] [--force LAYER:EXPERT,...] [section.key=value ...]",
       "Continues the prompt. The text goes to stdout, timing to stderr. Keys and values of earlier tokens are\n"
       "kept in a KV cache, so each new token costs one pass over that token alone. The context is at most\n"
       "model.max_seq_len tokens: when it is full, its last half is kept and recomputed once.\n\n"
@@ -38,7 +40,9 @@ static const command commands[] = {
       "  --top-p X         sample from the most likely tokens with total probability X (default 1)\n"
       "  --seed N          random seed of sampling (default 1)\n"
       "  --show-experts    show the experts of each token in each MoE layer\n"
-      "  --no-cache        recompute the whole context for each new token: slow, the same text\n\n"
+      "  --no-cache        recompute the whole context for each new token: slow, the same text\n"
+      "  --mask LAYER:EXPERT,...    no token has these experts: the next best are chosen (docs/experts.md)\n"
+      "  --force LAYER:EXPERT,...   every token has these experts among its top_k\n\n"
       "Overrides may be train.device, train.dtype and train.threads." },
     { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT [--state]",
       "Shows a run (state, last losses, checkpoints) and its newest checkpoint, or the given one: configuration,\n"

@@ -70,6 +70,7 @@ typedef struct {
     const mu_texts *texts;
     mu_comm *batch;                 /* the ranks that share the sequences */
     int64_t at_once;                /* batch size per rank; does not change results */
+    mu_expert_mask expert_mask;     /* of one row; values NULL: none */
 } mu_evaluation;
 /* Validation loss of every domain, at most `most` sequences each (0: all); results [n_domains], the same on every rank, with
  * tokens 0 for a domain without validation text. Returns the mean over the others, weighted by their training shares;
@@ -290,7 +291,17 @@ void mu_print_text(const char *text);                   /* any length; keeps new
 int mu_report_error(const mu_error *e, int rank);
 /* For mu_watch_start: prints the report and ends every rank with MU_STATUS_INTERNAL. */
 void mu_report_stall(const char *report);
-/* ------------------------------------------------------------------ parts of sub-commands (open.c, dry_run.c) */
+/* ------------------------------------------------------------------ parts of sub-commands (arguments.c, expert_choice.c, open.c, dry_run.c) */
+/* Is argv[*i] one of these options, as `--name VALUE` or `--name=VALUE`? Then *found, its *value is set and *i is the last argument
+ * used. USAGE when the value is missing. Local. */
+typedef struct { const char *name, **value; } mu_argument;
+mu_status mu_argument_find(int argc, char **argv, int *i, const mu_argument *options, int n, bool *found, mu_error *e) MU_MUST_USE;
+/* --mask and --force of eval and generate: LAYER:EXPERT,...; NULL: not given. */
+typedef struct { const char *mask, *force; } mu_expert_choice;
+/* The mask of one row that they mean, its values heap, NULL when neither is given. domains: of the texts, for moe.force_domains, or
+ * NULL. USAGE: not layers and experts of the model, or no top_k experts that fit. Local. */
+mu_status mu_expert_choice_read(const mu_expert_choice *c, const mu_model *m, const mu_option_domains *domains, mu_expert_mask *mask,
+                                mu_error *e) MU_MUST_USE;
 /* A checkpoint's model with its weights, for eval and generate (open.c): the newest valid one of a run, or the one that `path`
  * names, with overrides of device, dtype and threads. Collective over the mesh, agreed; mu_inference_close may follow any outcome. */
 typedef struct {

@@ -420,6 +420,18 @@ static double *routed_pass(const mu_model *m, const mu_context *cx, int64_t firs
     return out;
 }
 
+/* Forbidding, token by token, every expert that was not chosen changes no bit. */
+static void expect_same_when_the_rest_is_forbidden(const mu_model *m, const mu_context *cx, const double *whole, const int32_t *ids) {
+    int32_t mask[TINY_LAYERS * TINY_T * 4] = { MU_ROUTE_FORBIDDEN }, again[TINY_LAYERS * TINY_T * 2];
+    for (int i = 0; i < TINY_LAYERS * TINY_T * 2; i++) mask[i / 2 * 4 + ids[i]] = MU_ROUTE_ALLOWED;
+    mu_context narrow = *cx;
+    narrow.expert_mask = (mu_expert_mask){ mask, TINY_T };
+    double *out = routed_pass(m, &narrow, 0, TINY_B, again);
+    assert_memory_equal(again, ids, sizeof again);
+    assert_memory_equal(out, whole, (size_t)(TINY_T * m->cfg.hidden_size) * sizeof *out);
+    free(out);
+}
+
 static bool has(const int32_t *experts, int expert) { return experts[0] == expert || experts[1] == expert; }
 
 /* moe.force_domains: tokens of a domain have its expert, all others never. A mask of the caller is combined with it: forbidden
@@ -438,7 +450,9 @@ static void domains_are_forced(void **state) {
     int32_t mask[TINY_LAYERS * TINY_B * 4], free_choice[TINY_LAYERS * TINY_T * 2], before[TINY_LAYERS * TINY_T * 2], ids[TINY_LAYERS * TINY_T * 2];
     free(routed_pass(m, &cx, 0, TINY_B, free_choice));  /* domains without names: no effect */
     cx.domains = NULL;
-    free(routed_pass(m, &cx, 0, TINY_B, before));
+    double *plain = routed_pass(m, &cx, 0, TINY_B, before);
+    expect_same_when_the_rest_is_forbidden(m, &cx, plain, before);
+    free(plain);
     assert_memory_equal(free_choice, before, sizeof before);
     mu_model_name_domains(m, &(mu_option_domains){ 3, listed });
     free(routed_pass(m, &cx, 0, TINY_B, ids));          /* names without domains, as in generation: none */
@@ -457,6 +471,7 @@ static void domains_are_forced(void **state) {
                 assert_int_equal(has(its, 3), sequence == 0);
                 assert_int_equal(has(its, 2), sequence == 2 && !taken);
             }
+        expect_same_when_the_rest_is_forbidden(m, &cx, whole, ids);
         for (int64_t s = 0; s < TINY_B; s++) {
             int32_t alone[TINY_LAYERS * TINY_S * 2];
             double *part = routed_pass(m, &cx, s, 1, alone);

@@ -1,4 +1,4 @@
-# chosen_experts.sh - experts that are chosen by hand, not by the router alone: moe.force_domains.
+# chosen_experts.sh - experts that are chosen by hand, not by the router alone: moe.force_domains, --mask and --force.
 . "$(dirname "$0")/train_lib.sh"
 
 domains="data.train=[{domain: a, path: synthetic}, {domain: b, path: synthetic, weight: 2}, {domain: c, path: synthetic}]"
@@ -28,4 +28,48 @@ expect 0 "texts of a domain outside of the table" on 1 "$MUSTER" eval forced "da
 expect 78 "too few experts" train 1 few moe.num_experts=2 "moe.force_domains={a: 1}"
 expect 0 "generation" on 1 "$MUSTER" generate forced --prompt 1 --tokens 3
 says_once "generation" "^muster: note: moe.force_domains is ignored: a prompt has no domain"
+
+# ---------------------------------------------------------------- --mask and --force of eval and generate
+loss() { on "$ranks" "$MUSTER" eval "$@" && sed -n 's/^.*step [0-9]*: \([0-9.]*\) nats.*/\1/p' log; }
+refuses() {         # refuses PATTERN ARGUMENTS...: a usage error, before anything is computed
+    local pattern=$1
+    shift
+    expect 64 "$*" on 1 "$MUSTER" "$@"
+    says_once "$*" "^muster: error: $pattern"
+}
+expect 0 "a free run" train 1 free model.num_layers=3 moe.first_k_dense=1 train.steps=60
+ranks=1
+plain=$(loss free)
+for option in "--mask 1:0" "--mask 2:7 --force=1:3" "--force 1:0,2:1"; do
+    ranks=1
+    changed=$(loss free $option)
+    if [ -n "$changed" ] && [ "$changed" != "$plain" ]; then pass; else fail "$option: loss $changed, without it $plain"; fi
+    if [ -n "${MPIEXEC:-}" ]; then
+        ranks=2
+        if [ "$(loss free $option)" = "$changed" ]; then pass; else fail "$option: another loss on 2 ranks"; fi
+    fi
+done
+ranks=1
+other="data.train=[{domain: new, path: synthetic}]"     # whose tokens never have the experts of the table, 0 and 3
+if [ "$(loss forced "$other" --mask 0:0,0:3,1:0,1:3)" = "$(loss forced "$other")" ]; then pass; else fail "masking experts that are never chosen changes the loss"; fi
+refuses "--mask: layer 3: the model has layers 0 to 2" eval free --mask 3:0
+refuses "--mask: layer 0 is dense; layers with experts: 1, 2" eval free --mask 0:0
+refuses "--force: expert 8 of layer 1: experts are 0 to 7" eval free --force 1:8
+refuses "--force: expert 2 of layer 1 appears twice" eval free --mask 1:2 --force 1:2
+refuses "--force: layer 2 has 3 required experts, more than top_k 2" eval free --force 2:0,2:1,2:2
+refuses "--mask: layer 1 has 1 of 8 experts left, fewer than top_k 2" eval free --mask 1:0,1:1,1:2,1:3,1:4,1:5,1:6
+refuses "--force: expert 0 of layer 1 is kept from domain a by moe.force_domains" eval forced --force 1:0
+for wrong in 1 1: :1 1:2, 1:2:3 -1:2 x; do refuses "--mask.* $wrong: expected LAYER:EXPERT" eval free --mask=$wrong; done
+refuses "--mask needs a value" eval free --mask
+refuses "--mask: layer 3" generate free --prompt 1 --mask 3:0
+
+# In generation: layer 1 never has expert 2 and always 5, with and without the cache.
+choice="--mask 1:2 --force 1:5"
+text() { on 1 "$MUSTER" generate free --prompt "1 2 3 " --tokens 40 --temperature 0 --show-experts "$@" && cp log "$name"; }
+name=plain text
+name=cached text $choice
+name=recomputed text $choice --no-cache
+if cmp -s cached recomputed && ! cmp -s cached plain; then pass; else fail "generate $choice: without the cache another text, or no change"; fi
+layer_1() { sed '1,/^  token/d' "$1" | rev | cut -d'|' -f2 | rev; }
+if [ "$(layer_1 cached | wc -l)" -gt 40 ] && ! layer_1 cached | grep -qw 2 && ! layer_1 cached | grep -qvw 5; then pass; else fail "generate $choice: experts $(layer_1 cached)"; fi
 finish

@@ -31,7 +31,7 @@ static mu_training *training_new(int seed, int top_k, const char *data) {
 }
 
 static mu_probe *probe_of(const mu_training *t, int64_t at_once) {
-    return mu_probe_new(&(mu_evaluation){ t->state.model, t->tape, &t->texts, t->state.mesh->batch, at_once },
+    return mu_probe_new(&(mu_evaluation){ t->state.model, t->tape, &t->texts, t->state.mesh->batch, at_once, { NULL, 1 } },
                         t->cfg.stats.probe_tokens);
 }
 
