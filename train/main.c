@@ -58,6 +58,10 @@ static const command commands[] = {
       "explains each picture.\n\n"
       "  --out FILE.html   the file (default RUN/report.html); only a page of muster is replaced\n"
       "  --no-texts        do not run the newest checkpoint on a text of each domain (large models)" },
+    { "compare", mu_cmd_compare, "RUN RUN ... [--out FILE.html]",
+      "Writes one page about several runs: options that differ, losses against steps, tokens and seconds, domains,\n"
+      "balance, states of the experts.\n\n"
+      "  --out FILE.html   the file (default compare.html); only a page of muster is replaced" },
     { "tokenize", mu_cmd_tokenize, "[--tokenizer NAME] --out FILE.h5 DOMAIN=PATH ...",
       "Writes a token file from texts: per domain a folder of .txt and .jsonl files, or one such file.\n"
       "An existing token file is replaced, with a note; any other file is left alone.\n"

@@ -55,6 +55,7 @@ typedef struct {
     int64_t n;
     const double *x, *y;
     bool dots;                      /* mark each point: few measurements */
+    int colour;                     /* set when it is drawn: its place among the given curves */
 } mu_curve;
 /* A vertical mark at x. */
 typedef struct { double x; const char *text; } mu_mark;
@@ -77,7 +78,6 @@ typedef struct {
     const char *const *col_names;   /* the same; when NULL, columns are a range of x: axes.x0 .. x1 if x1 > x0, else numbers from 0 */
     int64_t row_first;
     int64_t height;                 /* of a row in pixels; 0: chosen */
-    const char *const *state_names; /* MU_COLOURS_STATES: [7] */
     int n_marks;
     const mu_mark *marks;
 } mu_map;

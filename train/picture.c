@@ -9,8 +9,9 @@
 static const uint32_t diverging[] = { 0x2166ac, 0x4393c3, 0x92c5de, 0xd1e5f0, 0xf7f7f7, 0xfddbc7, 0xf4a582, 0xd6604d, 0xb2182b };
 static const uint32_t sequential[] = { 0x440154, 0x472c7a, 0x3b518b, 0x2c718e, 0x21908d, 0x27ad81, 0x5cc863, 0xaadc32, 0xfde725 };
 enum { STOPS = sizeof diverging / sizeof *diverging };
-/* In the order of mu_expert_state: healthy, starved, dead, carrier, dormant, duplicate, overwritten. */
-static const uint32_t states[] = { 0x8fd0b8, 0xe69f00, 0x000000, 0x0072b2, 0x56b4e9, 0xcc79a7, 0xd55e00 };
+static const uint32_t states[MU_EXPERT_STATES] = {
+    [MU_EXPERT_HEALTHY] = 0x8fd0b8, [MU_EXPERT_STARVED] = 0xe69f00, [MU_EXPERT_DEAD] = 0x000000, [MU_EXPERT_CARRIER] = 0x0072b2,
+    [MU_EXPERT_DORMANT] = 0x56b4e9, [MU_EXPERT_DUPLICATE] = 0xcc79a7, [MU_EXPERT_OVERWRITTEN] = 0xd55e00 };
 
 static int channel(uint32_t colour, int c) { return (int)(colour >> (16 - 8 * c) & 255); }
 
@@ -33,7 +34,7 @@ static void interpolate(const uint32_t stops[STOPS], mu_colour_map rgb) {
 void mu_colours_fill(mu_colours kind, mu_colour_map rgb) {
     memset(rgb, 0, sizeof(mu_colour_map));
     if (kind == MU_COLOURS_STATES) {
-        for (size_t i = 0; i < sizeof states / sizeof *states; i++) set(rgb[1 + i], states[i]);
+        for (int i = 0; i < MU_EXPERT_STATES; i++) set(rgb[1 + i], states[i]);
         return;
     }
     interpolate(kind == MU_COLOURS_DIVERGING ? diverging : sequential, rgb);

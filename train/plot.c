@@ -101,7 +101,7 @@ static size_t y_ticks(const range *r, double ticks[24], int *n) {
 }
 
 /* A curve of more than MU_PLOT_POINTS points as means of consecutive ones; heap arrays. */
-static mu_curve thinned(const mu_curve *c) {
+static mu_curve thinned(const mu_curve *c, int colour) {
     int64_t per = (c->n + MU_PLOT_POINTS - 1) / MU_PLOT_POINTS, n = per ? (c->n + per - 1) / per : 0;
     double *x = mu_alloc((size_t)n, sizeof *x), *y = mu_alloc((size_t)n, sizeof *y);
     for (int64_t i = 0; i < n; i++) {
@@ -109,10 +109,11 @@ static mu_curve thinned(const mu_curve *c) {
         for (int64_t j = first; j < end; j++) y[i] += c->y[j] / (double)(end - first);
         x[i] = c->x[end - 1];
     }
-    return (mu_curve){ c->name, n, x, y, c->dots };
+    return (mu_curve){ c->name, n, x, y, c->dots, colour };
 }
 
-static void draw_curve(mu_page *p, const mu_axes *a, const range *r, const mu_curve *c, int colour) {
+static void draw_curve(mu_page *p, const mu_axes *a, const range *r, const mu_curve *c) {
+    int colour = c->colour;
     double width = a->x1 > a->x0 ? a->x1 - a->x0 : 1;
     mu_page_put(p, "<path stroke=\"%s\"%-s d=\"", mu_curve_colour(colour), dashes(colour));
     for (int64_t i = 0; i < c->n; i++)
@@ -127,8 +128,8 @@ static void draw_curve(mu_page *p, const mu_axes *a, const range *r, const mu_cu
 static void curves_key(mu_page *p, const mu_curve *curves, int n) {
     mu_page_put(p, "<div class=\"key\">");
     for (int i = 0; i < n; i++)
-        mu_page_put(p, "<span><svg viewBox=\"0 0 26 10\"><path stroke=\"%s\"%-s d=\"M0 5H26\"/></svg>%s <b>%s</b></span>", mu_curve_colour(i),
-                    dashes(i), curves[i].name, mu_show_number(curves[i].y[curves[i].n - 1]));
+        mu_page_put(p, "<span><svg viewBox=\"0 0 26 10\"><path stroke=\"%s\"%-s d=\"M0 5H26\"/></svg>%s <b>%s</b></span>",
+                    mu_curve_colour(curves[i].colour), dashes(curves[i].colour), curves[i].name, mu_show_number(curves[i].y[curves[i].n - 1]));
     mu_page_put(p, "</div>\n");
 }
 
@@ -177,7 +178,7 @@ static void curves_data(mu_page *p, const mu_axes *a, const mu_curve *curves, in
 static int prepare(mu_curve *out, const mu_curve *curves, int n) {
     int kept = 0;
     for (int i = 0; i < n; i++)
-        if (curves[i].n) out[kept++] = thinned(&curves[i]);
+        if (curves[i].n) out[kept++] = thinned(&curves[i], i);
     return kept;
 }
 
@@ -226,7 +227,7 @@ void mu_plot_curves(mu_page *p, const mu_axes *a, const mu_curve *given, int n_g
         mu_page_put(p, "</div><div class=\"area\"><svg viewBox=\"0 0 1000 1000\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"%s\">", a->title);
         for (int i = 0; i < n_ticks; i++) mu_page_put(p, "<path class=\"grid\" d=\"M0 %.1fH1000\"/>", 1000 * (1 - scaled(&r, ticks[i])));
         mu_page_put(p, "\n");
-        for (int i = 0; i < n; i++) draw_curve(p, a, &r, &curves[i], i);
+        for (int i = 0; i < n; i++) draw_curve(p, a, &r, &curves[i]);
         mu_page_put(p, "</svg>");
         put_marks(p, a, o.n_marks, o.marks);
         mu_page_put(p, "</div>\n");
@@ -317,9 +318,10 @@ static void map_key(mu_page *p, const mu_map *m) {
     mu_colours_fill(m->colours, rgb);
     for (int64_t i = 0; i < m->rows * m->cols; i++) used[m->levels[i]] = true;
     mu_page_put(p, "<div class=\"key\">");
-    for (int s = 0; m->state_names && s < 7; s++)
-        if (used[1 + s]) put_patch(p, rgb[1 + s], m->state_names[s]);
-    if (!m->state_names) {
+    if (m->colours == MU_COLOURS_STATES) {
+        for (int s = 0; s < MU_EXPERT_STATES; s++)
+            if (used[1 + s]) put_patch(p, rgb[1 + s], mu_expert_state_name((mu_expert_state)s));
+    } else {
         mu_page_put(p, "<span>%s", shown_value(m, 0));
         put_gradient(p, m->colours);
         mu_page_put(p, "%s &nbsp; %s", shown_value(m, 1), m->unit);
@@ -356,7 +358,9 @@ static void map_data(mu_page *p, const mu_axes *a, const mu_map *m) {
     mu_json_bool(&j, "log2", m->log2);
     mu_json_string(&j, "unit", m->unit ? m->unit : "");
     mu_json_string(&j, "special", m->special ? m->special : "");
-    json_names(&j, "states", m->state_names, 7);
+    const char *states[MU_EXPERT_STATES];
+    for (int s = 0; s < MU_EXPERT_STATES; s++) states[s] = mu_expert_state_name((mu_expert_state)s);
+    json_names(&j, "states", m->colours == MU_COLOURS_STATES ? states : NULL, MU_EXPERT_STATES);
     end_data(p, &j);
 }
 

@@ -81,6 +81,5 @@ void mu_report_put_pairs(mu_page *p, const mu_report *r);
 void mu_report_put_timeline(mu_page *p, const mu_report *r);            /* report_states.c */
 /* Runs the newest checkpoint on a validation sequence of each domain, if it and the texts can be opened (report_texts.c). */
 void mu_report_put_texts(mu_page *p, const mu_report *r, mu_mesh *mesh, bool open);
-extern const char *const mu_report_state_names[7];
 
 #endif

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *const mu_report_state_names[7] = { "healthy", "starved", "dead", "carrier", "dormant", "duplicate", "overwritten" };
-
 /* ------------------------------------------------------------------ series */
 
 static void add_point(mu_series *s, int64_t step, double value) {
@@ -91,7 +89,7 @@ static void add_states(mu_report *r, int64_t step, uint8_t *state) {
     const uint8_t *old = r->n_states ? r->states[r->n_states - 1].state : NULL;
     for (int64_t i = 0; i < (int64_t)n; i++)
         if (old ? old[i] != state[i] : state[i] != MU_EXPERT_HEALTHY)
-            add_event(r, step, i / r->experts, i % r->experts, mu_report_state_names[state[i]]);
+            add_event(r, step, i / r->experts, i % r->experts, mu_expert_state_name((mu_expert_state)state[i]));
     if (old && !memcmp(old, state, n)) {
         free(state);
         return;
@@ -141,7 +139,7 @@ static void take_states(mu_report *r, int64_t step, const json_t *line) {
         found = (int64_t)json_array_size(list) == r->experts;
         for (int64_t i = 0; i < r->experts && found; i++) {
             int64_t s = json_integer_value(json_array_get(list, (size_t)i));
-            state[layer * r->experts + i] = s >= 0 && s < 7 ? (uint8_t)s : 0;
+            state[layer * r->experts + i] = s >= 0 && s < MU_EXPERT_STATES ? (uint8_t)s : 0;
         }
     }
     if (!found) {

@@ -64,19 +64,21 @@ static int64_t in_state(const mu_report *r, int64_t layer, int state, int64_t *e
 }
 
 static void about_states(mu_page *p, const mu_report *r) {
-    /* in the order of mu_expert_state */
-    static const kind kinds[7] = { GOOD, BAD, BAD, NOTE, NOTE, BAD, BAD };
-    static const char *const means[7] = { "", "nearly without tokens", "without tokens", "a rare domain depends on it", "its domain is absent from the stream now",
-                                          "a near copy of another expert", "it carried a rare domain and lost it" };
+    static const kind kinds[] = { [MU_EXPERT_STARVED] = BAD, [MU_EXPERT_DEAD] = BAD, [MU_EXPERT_CARRIER] = NOTE, [MU_EXPERT_DORMANT] = NOTE,
+                                  [MU_EXPERT_DUPLICATE] = BAD, [MU_EXPERT_OVERWRITTEN] = BAD };
+    static const char *const means[] = {
+        [MU_EXPERT_STARVED] = "nearly without tokens", [MU_EXPERT_DEAD] = "without tokens", [MU_EXPERT_CARRIER] = "a rare domain depends on it",
+        [MU_EXPERT_DORMANT] = "its domain is absent from the stream now", [MU_EXPERT_DUPLICATE] = "a near copy of another expert",
+        [MU_EXPERT_OVERWRITTEN] = "it carried a rare domain and lost it" };
     int64_t *experts = mu_alloc((size_t)r->experts, sizeof *experts), sick = 0;
-    for (int s = 1; s < 7 && r->n_states; s++)
+    for (int s = MU_EXPERT_STARVED; s < MU_EXPERT_STATES && r->n_states; s++)
         for (int64_t layer = 0; layer < r->n_moe; layer++) {
             char list[160];
             int64_t n = in_state(r, layer, s, experts);
             sick += kinds[s] == BAD ? n : 0;
             list_numbers(list, sizeof list, experts, n);
             if (n) finding(p, kinds[s], mu_show("Layer %lld: %s %s %s %s (%s).", (long long)r->layer[layer], n == 1 ? "expert" : "experts", list,
-                                                n == 1 ? "is" : "are", mu_report_state_names[s], means[s]));
+                                                n == 1 ? "is" : "are", mu_expert_state_name((mu_expert_state)s), means[s]));
         }
     free(experts);
     const mu_series *judged = mu_report_series(r, "moe/dead_frac");
@@ -164,19 +166,20 @@ static void about_copies(mu_page *p, const mu_report *r) {
 /* The largest loss that masking one expert causes, for each domain. */
 static void about_criticality(mu_page *p, const mu_report *r) {
     static const double matters = 0.05; /* nats/token */
-    for (int64_t d = 0; d < r->n_domains; d++) {
-        double most = 0;
-        int64_t layer = 0, expert = 0;
-        for (int64_t l = 0; l < r->n_moe; l++) {
-            double *k = mu_report_list(r, r->experts * r->n_domains, "moe/layer_%lld/criticality", (long long)r->layer[l]);
-            for (int64_t i = 0; k && i < r->experts; i++)
-                if (k[i * r->n_domains + d] > most) most = k[i * r->n_domains + d], layer = r->layer[l], expert = i;
-            free(k);
+    struct { double most; int64_t layer, expert; } *of = mu_alloc((size_t)r->n_domains + 1, sizeof *of);
+    for (int64_t l = 0; l < r->n_moe; l++) {
+        double *k = mu_report_list(r, r->experts * r->n_domains, "moe/layer_%lld/criticality", (long long)r->layer[l]);
+        for (int64_t i = 0; k && i < r->experts * r->n_domains; i++) {
+            int64_t d = i % r->n_domains;
+            if (k[i] > of[d].most) of[d].most = k[i], of[d].layer = r->layer[l], of[d].expert = i / r->n_domains;
         }
-        if (most >= matters)
-            finding(p, NOTE, mu_show("%s depends most on expert %lld of layer %lld: without it its loss on the probe rises by %.2f nats/token.", r->domain[d],
-                                     (long long)expert, (long long)layer, most));
+        free(k);
     }
+    for (int64_t d = 0; d < r->n_domains; d++)
+        if (of[d].most >= matters)
+            finding(p, NOTE, mu_show("%s depends most on expert %lld of layer %lld: without it its loss on the probe rises by %.2f nats/token.", r->domain[d],
+                                     (long long)of[d].expert, (long long)of[d].layer, of[d].most));
+    free(of);
 }
 
 void mu_report_put_diagnosis(mu_page *p, const mu_report *r) {

@@ -10,7 +10,7 @@ static void put_wanted(mu_page *p, const mu_report *r, const mu_axes *axes, cons
     mu_curve curves[8] = { 0 };
     for (int i = 0; i < n; i++) {
         const mu_series *s = mu_report_series(r, "%s", list[i].key);
-        if (s) curves[i] = (mu_curve){ list[i].name, s->n, s->step, s->value, s->n <= 20 };
+        if (s) curves[i] = (mu_curve){ .name = list[i].name, .n = s->n, .x = s->step, .y = s->value, .dots = s->n <= 20 };
     }
     mu_plot_curves(p, axes, curves, n, options);
 }

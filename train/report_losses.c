@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 static mu_curve curve_of(const char *name, const mu_series *s, bool dots) {
-    return s ? (mu_curve){ name, s->n, s->step, s->value, dots } : (mu_curve){ name, 0, NULL, NULL, dots };
+    return s ? (mu_curve){ .name = name, .n = s->n, .x = s->step, .y = s->value, .dots = dots } : (mu_curve){ .name = name };
 }
 
 static mu_axes step_axes(const mu_report *r, const char *title, const char *how, const char *y_name) {

@@ -20,7 +20,7 @@ static void put_strips(mu_page *p, const mu_report *r, int64_t l, const mu_mark 
     mu_axes axes = { mu_show("States, layer %lld", (long long)r->layer[l]), "A strip is an expert, time runs to the right. Dashed lines mark steps in which a state changed.",
                      "step", "expert", 0, (double)r->last_step };
     mu_plot_map(p, &axes, &(mu_map){ .colours = MU_COLOURS_STATES, .rows = r->experts, .cols = C, .levels = levels, .row = "expert", .col = "step",
-                                     .state_names = mu_report_state_names, .n_marks = n_marks, .marks = marks });
+                                     .n_marks = n_marks, .marks = marks });
     free(levels);
 }
 
@@ -65,7 +65,7 @@ static void put_losses_below(mu_page *p, const mu_report *r, const mu_mark *mark
     mu_curve *curves = mu_alloc((size_t)r->n_domains + 1, sizeof *curves);
     for (int64_t d = 0; d < r->n_domains; d++) {
         const mu_series *s = mu_report_series(r, "%s/%s/ce_loss", kind, r->domain[d]);
-        if (s) curves[d] = (mu_curve){ r->domain[d], s->n, s->step, s->value, s->n <= 60 };
+        if (s) curves[d] = (mu_curve){ .name = r->domain[d], .n = s->n, .x = s->step, .y = s->value, .dots = s->n <= 60 };
     }
     mu_axes axes = { "Loss per domain at the same time", "Below the strips on the same axis: a loss that rises after a mark is what the change cost.", "step", "nats per token", 0,
                      (double)r->last_step };

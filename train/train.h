@@ -277,6 +277,7 @@ int mu_cmd_generate(int argc, char **argv);
 int mu_cmd_inspect(int argc, char **argv);
 int mu_cmd_verify(int argc, char **argv);
 int mu_cmd_report(int argc, char **argv);
+int mu_cmd_compare(int argc, char **argv);
 int mu_cmd_tokenize(int argc, char **argv);
 /* ------------------------------------------------------------------ messages (messages.c)
  * Written to stderr; mu_report_error sets their rank. Local. */

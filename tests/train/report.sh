@@ -1,4 +1,4 @@
-# report.sh - muster report: the page of finished, crashed, damaged, moved, dense and unfinished runs; nothing is fetched, every picture has its
+# report.sh - muster report and compare: the page of finished, crashed, damaged, moved, dense and unfinished runs; nothing is fetched, every picture has its
 # data. With `every` (slow_report.sh) also a run of 64 layers x 256 experts x 50 domains, and the pages in Chromium.
 . "$(dirname "$0")/train_lib.sh"
 
@@ -89,6 +89,24 @@ expect 0 "report of a dense run" report dense
 is_whole dense/report.html 1
 has dense/report.html "experts" 'A dense model'
 
+# ---------------------------------------------------------------- several runs
+compare() { on 1 "$MUSTER" compare "$@"; }
+expect 0 "another run" train 1 second train.steps=30 optim.lr=1e-3 train.eval_every=10
+expect 0 "compare" compare run second dense --out both.html
+says "compare" '^written to both.html, [0-9.]+ MB$'
+is_whole both.html 12
+has both.html "options" '<tr><td>optim.lr</td><td class="value">0.003</td><td class="value">0.001</td><td class="value">0.003</td></tr>'
+has both.html "options" '<tr><td>data.train: plain</td>'
+has_not both.html "options" '<td>(run.dir|train.seq_len|moe.top_k)</td>'
+for axis in step tokens 'seconds of training'; do has both.html "curves" "<div class=\"xn\">$axis</div>"; done
+cp -r run there/run
+expect 0 "compare with itself" compare run there/run
+has compare.html "same options" 'None: the runs have the same options'
+has compare.html "names" '>there/run</th>'
+expect 64 "compare of one run" compare run && says "compare of one run" 'needs at least two'
+expect 66 "compare with nothing" compare run nowhere
+expect 64 "compare into another file" compare run second --out mine.html
+
 # ---------------------------------------------------------------- large
 layers=4 experts=64 domains=20 steps=30
 [ -n "${every:-}" ] && layers=64 experts=256 domains=50 steps=200
@@ -105,7 +123,7 @@ has large/report.html "states" 'overwritten'
 
 # ---------------------------------------------------------------- in Chromium: every picture is drawn and its data can be read
 command -v chromium > /dev/null || skip "no chromium"
-for page in first.html strange.html large/report.html; do
+for page in first.html strange.html both.html large/report.html; do
     timeout -k 5 120 chromium --no-sandbox --headless=new --disable-gpu --no-first-run --user-data-dir="$work/profile" \
         --virtual-time-budget=20000 --dump-dom "file://$work/$page" > dom.html 2> log
     figures=$(grep -c '<figure ' dom.html) ready=$(grep -c '<figure [^>]*data-ready=""' dom.html)

@@ -89,7 +89,7 @@ static void colours_differ(void **state) {
     (void)state;
     for (int kind = 0; kind < MU_N_COLOURS; kind++) {
         mu_colour_map rgb;
-        int n = kind == MU_COLOURS_STATES ? 7 : 255;
+        int n = kind == MU_COLOURS_STATES ? MU_EXPERT_STATES : 255;
         mu_colours_fill((mu_colours)kind, rgb);
         for (int i = 1; i <= n; i++)
             for (int j = 1; j < i; j++) assert_memory_not_equal(rgb[i], rgb[j], 3);
@@ -129,7 +129,8 @@ static const double steps[] = { 1, 50, 100 }, values[] = { 5, 2.5, 1.25 }, flat[
 static void put_pictures(mu_page *p) {
     uint8_t levels[6] = { 0, 1, 2, 128, 255, 2 };
     mu_axes axes = { "A curve", "How.", "step", "nats", 0, 100 }, cells = { "A map", "How.", "expert", "layer", 0, 0 };
-    mu_curve curves[] = { { "one <1>", 3, steps, values, true }, { "none", 0, NULL, NULL, false }, { "flat", 3, steps, flat, false } };
+    mu_curve curves[] = { { .name = "one <1>", .n = 3, .x = steps, .y = values, .dots = true }, { .name = "none" },
+                          { .name = "flat", .n = 3, .x = steps, .y = flat } };
     mu_mark mark = { 50, "expert 3 \"dead\"" };
     mu_plot_curves(p, &axes, curves, 3, &(mu_curve_options){ .n_marks = 1, .marks = &mark });
     mu_plot_map(p, &cells, &(mu_map){ .colours = MU_COLOURS_DIVERGING, .rows = 2, .cols = 3, .levels = levels, .low = -2, .high = 2, .log2 = true,
@@ -171,7 +172,7 @@ static void put_many(mu_page *p) {
     double *x = mu_alloc(N, sizeof *x), *y = mu_alloc(N, sizeof *y);
     mu_curve curves[CURVES];
     for (int i = 0; i < N; i++) x[i] = i, y[i] = 2 * i + 1;
-    for (int i = 0; i < CURVES; i++) curves[i] = (mu_curve){ "domain", N, x, y, false };
+    for (int i = 0; i < CURVES; i++) curves[i] = (mu_curve){ .name = "domain", .n = N, .x = x, .y = y };
     mu_axes axes = { "Many", "How.", "step", "nats", 0, N - 1 };
     mu_plot_curves(p, &axes, curves, 1, NULL);
     mu_plot_curves(p, &axes, curves, CURVES, NULL);
