@@ -95,7 +95,7 @@ static double retention(const mu_expert_evidence *v, int d) {
 
 static bool depends(const judgement *j, int expert, int d) {
     double gain = j->v->ce_ref[d] - j->v->ce[d], K = K_of(j, expert, d);
-    return share_of(j->v, d) <= j->t->rare_domain && K >= fmax(j->t->carrier_criticality, j->t->carrier_gain * gain);
+    return gain > 0 && share_of(j->v, d) <= j->t->rare_domain && K >= fmax(j->t->carrier_criticality, j->t->carrier_gain * gain);
 }
 
 /* The rare domain that depends on the expert; an earlier one stays as long as it does. */

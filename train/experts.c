@@ -1,5 +1,5 @@
-/* experts.c - evaluates the states of the experts of a run (moe/expert_states.c): gathers the evidence. */
-#include "train/train.h"
+/* experts.c - the states of the experts of a run (moe/expert_states.c): gathers the evidence, and sums them up. */
+#include "train/events.h"
 
 #include <stdlib.h>
 
@@ -46,4 +46,76 @@ void mu_metrics_add_states(mu_json *j, const mu_log_source *src) {
         for (int i = 0; i < h->experts; i++) mu_json_int(j, NULL, h->state[(int64_t)layer * h->experts + i]);
         mu_json_end(j, ']');
     }
+}
+
+/* ------------------------------------------------------------------ in one line */
+
+/* " (layer 3: 11, 12; layer 4: 1)": the experts in that state, when they are few. */
+static void list_places(const mu_log_source *src, mu_expert_state state, int64_t n, FILE *out) {
+    enum { FEW = 4 };
+    const mu_expert_health *h = &src->state->stats->health;
+    int last = -1;
+    for (int64_t i = 0; i < (int64_t)h->layers * h->experts && n <= FEW; i++) {
+        int layer = (int)(i / h->experts);
+        if (h->state[i] != state) continue;
+        if (layer != last) fprintf(out, "%slayer %d: ", last < 0 ? " (" : "; ", src->state->model->moe_layers[layer]);
+        else fprintf(out, ", ");
+        fprintf(out, "%d", (int)(i % h->experts));
+        last = layer;
+    }
+    if (last >= 0) fprintf(out, ")");
+}
+
+/* -1: nothing was measured. */
+static int worst_domain(const mu_knowledge *k) {
+    int worst = -1;
+    for (int d = 0; d < k->domains && k->rounds; d++) {
+        if (!k->tokens[d]) continue;
+        double rise = k->ce[d] - k->ce_best[d], most = worst < 0 ? -1 : k->ce[worst] - k->ce_best[worst];
+        if (rise > most || (rise == most && k->ce[d] > k->ce[worst])) worst = d;
+    }
+    return worst;
+}
+
+char *mu_experts_summary(const mu_log_source *src) {
+    static const mu_expert_state order[] = { MU_EXPERT_HEALTHY, MU_EXPERT_CARRIER, MU_EXPERT_DORMANT, MU_EXPERT_STARVED, MU_EXPERT_DEAD,
+                                             MU_EXPERT_DUPLICATE, MU_EXPERT_OVERWRITTEN };
+    const mu_knowledge *k = src->state->knowledge;
+    int64_t counts[MU_EXPERT_STATES];
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    MU_CHECK(out, "out of memory");
+    mu_expert_health_count(&src->state->stats->health, -1, counts);
+    for (int i = 0; i < MU_EXPERT_STATES; i++) {
+        if (i && !counts[order[i]]) continue;
+        fprintf(out, "%s%lld %s", i ? ", " : "", (long long)counts[order[i]], mu_expert_state_name(order[i]));
+        if (i) list_places(src, order[i], counts[order[i]], out);
+    }
+    int worst = worst_domain(k);
+    if (worst >= 0)
+        fprintf(out, "; worst domain %s %.2f (%+.2f)", src->corpus->domains[worst].name, k->ce[worst], k->ce[worst] - k->ce_best[worst]);
+    fclose(out);
+    return text;
+}
+
+char *mu_experts_missing(const mu_log_source *src) {
+    const mu_config *cfg = src->cfg;
+    const mu_loader *loader = src->state->loader;
+    const char *unknown = "so no expert is found to be a carrier, dormant or overwritten";
+    double rarest = 1;
+    bool validates = false;
+    for (int d = 0; d < src->corpus->n_domains; d++) {
+        double share = mu_loader_share(loader, d);
+        if (share < rarest) rarest = share;
+        validates |= mu_loader_val_sequences(loader, d) > 0;
+    }
+    if (!validates || !(cfg->stats.budget > 0))
+        return mu_format("%s, %s, and dead ones are judged by their load alone",
+                         validates ? "stats.budget is 0" : "there are no validation texts (data.val_fraction)", unknown);
+    if (src->corpus->n_domains == 1) return mu_format("the texts have one domain (data.train), %s", unknown);
+    if (rarest > cfg->stats.rare_domain)
+        return mu_format("no domain is rare (stats.rare_domain=%g, the rarest has %.1f %% of the texts), %s", cfg->stats.rare_domain,
+                         100 * rarest, unknown);
+    return NULL;
 }

@@ -1,6 +1,6 @@
 /* progress.c - console output of training: one line per logged step, a live bar on a
  * terminal, and the tables of domains and expert load. Rank 0 only. */
-#include "train/train.h"
+#include "train/events.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -11,8 +11,8 @@ struct mu_progress {
     double mean_seconds; /* of a step, for the ETA */
     double train_flops;  /* of one token */
     double last_drawn;
-    mu_expert_state *states; /* as last reported */
     int cells;
+    bool missing_said;   /* what states need that is not there */
 };
 
 mu_progress *mu_progress_open(const mu_log_source *src) {
@@ -23,7 +23,6 @@ mu_progress *mu_progress_open(const mu_log_source *src) {
     p->train_flops =
         mu_model_measure(&src->cfg->model, &src->cfg->moe, src->state->model->vocab_size, src->cfg->train.seq_len).train_flops;
     p->cells = (int)(src->state->model->n_moe * src->cfg->moe.num_experts);
-    p->states = mu_alloc((size_t)p->cells, sizeof *p->states);
     return p;
 }
 
@@ -91,26 +90,31 @@ static void draw_bar(mu_progress *p, const mu_log_source *src, const mu_step_res
     fflush(stdout);
 }
 
-/* Active does not mean balanced, so a high imbalance is reported, too. */
-static void report_all_active(mu_progress *p, const mu_log_source *src) {
-    double now = imbalance(src);
-    mu_progress_say(p, "  all experts active again; load imbalance %.2f%s", now, now >= 2 ? " (still high)" : "");
+/* The rarer and the worse, the earlier it is told. */
+static int importance(const mu_expert_change *c) {
+    static const int order[MU_EXPERT_STATES] = { [MU_EXPERT_OVERWRITTEN] = 6, [MU_EXPERT_CARRIER] = 5, [MU_EXPERT_DORMANT] = 4,
+                                                 [MU_EXPERT_DEAD] = 3, [MU_EXPERT_DUPLICATE] = 2, [MU_EXPERT_STARVED] = 1 };
+    return order[c->to];
 }
 
-/* Reports dead and starved experts when they changed since the last call. */
-static void report_changes(mu_progress *p, const mu_log_source *src) {
-    const mu_load_window *w = &src->state->stats->window;
-    size_t bytes = sizeof *p->states * (size_t)p->cells;
-    mu_expert_state *now = mu_alloc((size_t)p->cells, sizeof *now);
-    for (int layer = 0; layer < w->layers; layer++) mu_load_window_states(w, layer, now + (int64_t)layer * w->experts);
-    bool changed = memcmp(now, p->states, bytes) != 0;
-    memcpy(p->states, now, bytes);
-    free(now);
-    if (!changed) return;
-    char *text = mu_load_window_report(w, src->state->model->moe_layers);
-    for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) mu_progress_say(p, "  %s", line);
-    if (!text[0]) report_all_active(p, src);
+void mu_progress_experts(mu_progress *p, const mu_log_source *src, const mu_expert_change *changes, int n) {
+    enum { TOLD = 4 };
+    char *text = mu_experts_summary(src), *missing = p->missing_said ? NULL : mu_experts_missing(src);
+    mu_progress_say(p, "experts: %s", text);
+    if (missing) mu_progress_say(p, "  note: %s", missing);
+    p->missing_said = true;
+    free(missing);
     free(text);
+    int told = 0;
+    for (int rank = MU_EXPERT_STATES - 1; rank >= 0; rank--)
+        for (int i = 0; i < n && told < TOLD; i++) {
+            if (importance(&changes[i]) != rank) continue;
+            text = mu_change_text(src, &changes[i]);
+            mu_progress_say(p, "  %s", text);
+            free(text);
+            told++;
+        }
+    if (n > told) mu_progress_say(p, "  and %d more: events.jsonl", n - told);
 }
 
 void mu_progress_step(mu_progress *p, const mu_log_source *src, const mu_step_result *r, bool logged,
@@ -120,7 +124,6 @@ void mu_progress_step(mu_progress *p, const mu_log_source *src, const mu_step_re
     if (logged) {
         clear_bar(p);
         print_line(p, src, r, tokens_per_s);
-        if (p->cells) report_changes(p, src);
     }
     if (p->bar) draw_bar(p, src, r);
 }
@@ -129,7 +132,6 @@ void mu_progress_close(mu_progress *p) {
     if (!p) return;
     clear_bar(p);
     fflush(stdout);
-    free(p->states);
     free(p);
 }
 

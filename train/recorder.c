@@ -1,5 +1,6 @@
 /* recorder.c - metrics, progress, evaluations and checkpoints of a run. Nothing is written
  * to a run folder that another job has taken. */
+#include "train/events.h"
 #include "train/training.h"
 
 #include <math.h>
@@ -12,6 +13,7 @@ struct mu_recorder {
     mu_error lock_lost;    /* rank 0: why this job lost the run folder */
     mu_log_source source;
     mu_metrics *metrics;   /* rank 0 */
+    mu_events *events;     /* rank 0; NULL: a dense model has none */
     mu_progress *progress; /* rank 0 */
     mu_domain_loss *domains;
     mu_probe *probe;       /* NULL: nothing is measured on it */
@@ -41,6 +43,7 @@ mu_status mu_recorder_open(mu_recorder **out, mu_training *t, mu_lock *lock, int
     }
     bool root = t->state.mesh->world->rank == 0;
     mu_status status = root ? mu_metrics_open(&r->metrics, &r->source, e) : MU_STATUS_OK;
+    if (root && status == MU_STATUS_OK && t->state.model->n_moe) status = mu_events_open(&r->events, &r->source, e);
     if (root && status == MU_STATUS_OK) r->progress = mu_progress_open(&r->source);
     return mu_agree(t->state.mesh->world, status, e);
 }
@@ -48,6 +51,7 @@ mu_status mu_recorder_open(mu_recorder **out, mu_training *t, mu_lock *lock, int
 void mu_recorder_close(mu_recorder *r) {
     if (!r) return;
     mu_progress_close(r->progress);
+    mu_events_close(r->events);
     mu_metrics_close(r->metrics);
     mu_probe_free(r->probe);
     free(r->domains);
@@ -84,6 +88,7 @@ mu_status mu_recorder_save(mu_recorder *r, mu_error *e) {
     mu_activity_set("checkpoint", -1, NULL);
     mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_sync(r->metrics, e);
+    if (status == MU_STATUS_OK && r->events) status = mu_events_sync(r->events, e);
     status = mu_agree(s->mesh->world, status, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_save(s, &r->t->cfg, &r->t->texts, e);
     if (status != MU_STATUS_OK) return status;
@@ -181,14 +186,21 @@ static void measure(mu_recorder *r) {
     mu_probe_measure(r->probe, k, r->t->state.step);
 }
 
-/* States are evaluated every stats.every steps, so that a run that ended earlier and continued has the same ones; the line of
- * the last step repeats them. */
+/* Evaluates the states; not at a last step that is no multiple of stats.every, so that a run that ended there and was extended has
+ * the same states as one that did not end. Rank 0 records and tells the changes. */
+static mu_status judge(mu_recorder *r, mu_error *e) {
+    if (r->t->state.step % r->t->cfg.stats.every) return MU_STATUS_OK;
+    int n = mu_experts_judge(&r->source, r->changes);
+    if (r->progress) mu_progress_experts(r->progress, &r->source, r->changes, n);
+    return r->events ? mu_events_changes(r->events, &r->source, r->changes, n, e) : MU_STATUS_OK;
+}
+
 mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) {
     const mu_train_state *s = &r->t->state;
     if (!s->model->n_moe) return MU_STATUS_OK;
     measure(r);
-    if (s->step % r->t->cfg.stats.every == 0) mu_experts_judge(&r->source, r->changes);
     mu_status status = still_locked(r, e);
+    if (status == MU_STATUS_OK) status = judge(r, e);
     if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_statistics(r->metrics, &r->source, e);
     return mu_agree(s->mesh->world, status, e);
 }

@@ -90,11 +90,19 @@ const char *mu_run_state_name(mu_run_state state) {
 
 /* ------------------------------------------------------------------ its metrics and statistics */
 
-mu_status mu_run_metrics_open(mu_run_metrics *m, const mu_run_view *v, mu_error *e) {
-    *m = (mu_run_metrics){ .path = mu_format("%s/metrics.jsonl", v->dir) };
-    const char *reason = mu_file_not_plain(m->path);
+static mu_status open_lines(mu_run_metrics *m, const mu_run_view *v, const char *name, mu_lines_format format, mu_error *e) {
+    *m = (mu_run_metrics){ .path = mu_format("%s/%s", v->dir, name) };
+    const char *reason = mu_file_exists(m->path) ? mu_file_not_plain(m->path) : "does not exist";
     if (reason) return mu_error_set(e, MU_STATUS_NOINPUT, "%s %s", m->path, reason);
-    return mu_lines_open(&m->lines, m->path, MU_LINES_METRICS, e);
+    return mu_lines_open(&m->lines, m->path, format, e);
+}
+
+mu_status mu_run_metrics_open(mu_run_metrics *m, const mu_run_view *v, mu_error *e) {
+    return open_lines(m, v, "metrics.jsonl", MU_LINES_METRICS, e);
+}
+
+mu_status mu_run_events_open(mu_run_metrics *m, const mu_run_view *v, mu_error *e) {
+    return open_lines(m, v, "events.jsonl", MU_LINES_EVENTS, e);
 }
 
 bool mu_run_metrics_next(mu_run_metrics *m) {

@@ -221,9 +221,6 @@ bool mu_run_rewinds(const mu_log_source *src);
 /* What a step line and a statistics line say of the experts (metrics_moe.c). Local. */
 void mu_metrics_add_routing(mu_json *j, const mu_log_source *src, const mu_step_result *r);
 void mu_metrics_add_window(mu_json *j, const mu_log_source *src);
-/* Evaluates the states of the experts (experts.c); changes [MoE layers * experts], of which the first n returned are set. The same on
- * every rank. Local. */
-int mu_experts_judge(const mu_log_source *src, mu_expert_change *changes);
 void mu_metrics_add_states(mu_json *j, const mu_log_source *src);     /* the states in a statistics line. Local */
 
 typedef struct mu_metrics mu_metrics;

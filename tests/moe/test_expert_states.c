@@ -199,13 +199,13 @@ static void a_starved_or_dead_expert_may_become_a_carrier(void **state) {
 /* Rarity is no merit: without gain and criticality no carrier. Nor is criticality for a common domain. */
 static void only_rare_domains_have_carriers(void **state) {
     (void)state;
-    K[ME][DECOY] = 0.049, K[ME][COMMON] = 3;
+    K[ME][DECOY] = 1, K[ME][COMMON] = 3;        /* nothing is learned of the decoy: no gain */
     window(5);
     assert_state(MU_EXPERT_HEALTHY);
     share[DECOY] = window_share[DECOY] = 0.0101, K[ME][DECOY] = 1;
     window(5);
     assert_state(MU_EXPERT_HEALTHY);
-    window_share[DECOY] = 0;                    /* absent now: as rare as can be */
+    ce[DECOY] = ce_best[DECOY] = 4, window_share[DECOY] = 0;    /* absent now: as rare as can be */
     changes_after(0, MU_EXPERT_CARRIER);
     assert_int_equal(changes[0].domain, DECOY);
 }
@@ -214,6 +214,7 @@ static void only_rare_domains_have_carriers(void **state) {
 static void carriers_are_limited(void **state) {
     (void)state;
     for (int i = 0; i < 4; i++) K[i][RARE] = 0.3 + 0.1 * i;
+    ce[DECOY] = ce_best[DECOY] = 4;
     K[4][DECOY] = 0.45, share[DECOY] = 1e-4;    /* 0.45 ln 10000 = 4.1 is more than 0.6 ln 100 = 2.8 */
     window(1);
     assert_int_equal(n_changes, 2);

@@ -26,10 +26,14 @@ says_once "resumes before the damage" "warning: checkpoint of step 30 is newer t
 has_steps end "28"
 expect 0 "all whole" on 1 "$MUSTER" verify end
 
-expect 0 "a long course" train 1 course train.steps=30 checkpoint.every=10 checkpoint.keep=9
-expect 0 "another one from its step 10" train 1 course train.steps=15 --resume course/checkpoints/step-00000010 optim.lr=1e-3 checkpoint.keep=9
+eager="stats.every=5 stats.starved_load=0.9"       # so that there are events
+expect 0 "a long course" train 1 course $eager train.steps=30 checkpoint.every=10 checkpoint.keep=9
+expect 0 "another one from its step 10" train 1 course $eager train.steps=15 --resume course/checkpoints/step-00000010 optim.lr=1e-3 checkpoint.keep=9
 says_once "another one from its step 10" "warning: course/metrics.jsonl: lines newer than resume step 10, moved aside to course/metrics.jsonl.aside and"
-if [ "$(wc -l < course/metrics.jsonl.aside)" = 31 ] && [ "$(wc -l < course/metrics.jsonl)" = 16 ]; then pass; else fail "metrics of the course that was left"; fi
+if [ "$(wc -l < course/metrics.jsonl.aside)" = 36 ] && [ "$(wc -l < course/metrics.jsonl)" = 18 ]; then pass; else fail "metrics of the course that was left"; fi
+says_once "another one from its step 10" "warning: course/events.jsonl: lines newer than resume step 10, moved aside to course/events.jsonl.aside"
+newest() { tail -1 "$1" | grep -o '"step":[0-9]*' | cut -d: -f2; }
+if [ "$(newest course/events.jsonl.aside)" -gt 15 ] && [ "$(newest course/events.jsonl)" -le 15 ]; then pass; else fail "events of the course that was left"; fi
 has_steps course "10 15"
 expect 0 "resumes the new history" train 1 course train.steps=18 optim.lr=1e-3 checkpoint.keep=9
 says "resumes the new history" "resuming from course/checkpoints/step-00000015"

@@ -37,8 +37,15 @@ fi
 
 # ---------------------------------------------------------------- dead experts
 lonely="moe.balance=[none] moe.z_loss_coeff=0 moe.top_k=1 moe.norm_topk_prob=false moe.force_skew=true log.progress=line"
-expect 0 "one expert takes all" train 1 lonely $lonely train.steps=203 log.every=1
-says_once "named early" "  layer 0: 7 of 8 experts dead \(no tokens for 20 steps\): 1-7"
+expect 0 "one expert takes all" train 1 lonely $lonely train.steps=203 log.every=1 stats.every=20
+says "starved at first" "^experts: 2 healthy, 14 starved"
+says_once "in words" "^  layer 0: expert 1 is starved \(load 0.00 of the mean\)\$"
+says_once "in words" "^  layer 0: expert 1 is dead \(load 0.000 of the mean, silent for 120.0 of its mean gaps\)\$"
+says "few words" "^  and 10 more: events.jsonl\$"
+says "dead after five windows" "^experts: 2 healthy, 14 dead; worst domain [ab] [0-9.]+ \(\+[0-9.]+\)\$"
+says_once "what is missing" "^  note: no domain is rare \(stats.rare_domain=0.01, the rarest has 33.3 % of the texts\), so no expert is found to be a carrier"
+if [ "$(grep -c '"from":"healthy","to":"starved"' lonely/events.jsonl) $(grep -c '"step":120,"event":"state",.*"to":"dead"' lonely/events.jsonl)" = "14 14" ]
+then pass; else fail "events: $(head -3 lonely/events.jsonl)"; fi
 says "named at the end" "  layer 1: 7 of 8 experts dead \(no tokens for 200 steps\): 1-7"
 if grep '"train/tokens"' lonely/metrics.jsonl | tail -1 | grep -q '"moe/layer_1/dead":\[1,2,3,4,5,6,7\]'; then pass; else fail "the dead are not in the metrics"; fi
 if grep '"train/tokens"' lonely/metrics.jsonl | tail -1 | grep -q '"moe/dead_frac":0.875'; then pass; else fail "dead_frac"; fi
@@ -52,7 +59,7 @@ says "a short window" "^expert load, last 20 steps"
 says "a short window" "  layer 0: 7 of 8 experts dead \(no tokens for 20 steps\): 1-7"
 expect 0 "a longer window" train 1 short $lonely stats.window=40 train.steps=60
 says "a longer window" "  stats.window: 20 -> 40"
-says "a longer window, at first" "  layer 0: 7 of 8 experts dead \(no tokens for 21 steps\): 1-7"
+says "a longer window" "  layer 0: 7 of 8 experts dead \(no tokens for 30 steps\): 1-7"
 says "a longer window" "^expert load, last 30 steps"
 expect 0 "a shorter window" train 1 short $lonely stats.window=25 train.steps=70
 says "a shorter window" "^expert load, last 25 steps"
@@ -65,6 +72,6 @@ expect 0 "eight that are used" train 1 lively train.steps=25 log.progress=line
 says "eight that are used" "no dead or starved experts"
 if [ -n "${MPIEXEC:-}" ]; then
     expect 0 "on 4 ranks, three of them without a row" train 4 lonely-4 $lonely train.steps=25 parallel.ep=4
-    says_once "on 4 ranks" "  layer 0: 7 of 8 experts dead \(no tokens for 20 steps\): 1-7"
+    says_once "on 4 ranks" "  layer 0: 7 of 8 experts dead \(no tokens for 25 steps\): 1-7"
 fi
 finish

@@ -1,0 +1,122 @@
+/* events.c - RUN/events.jsonl: one line for each change of an expert's state, with the reason and the figures behind it. The console
+ * says the same in words. */
+#include "train/events.h"
+
+#include <stdlib.h>
+
+struct mu_events {
+    mu_lines_out out;
+    mu_json line;
+};
+
+mu_status mu_events_open(mu_events **out, const mu_log_source *src, mu_error *e) {
+    mu_events *ev = *out = mu_alloc(1, sizeof *ev);
+    char *path = mu_format("%s/events.jsonl", src->cfg->run.dir);
+    mu_json_init(&ev->line);
+    mu_lines_resume how = { .path = path, .format = MU_LINES_EVENTS, .step = src->state->step, .rewinds = mu_run_rewinds(src) };
+    mu_status status = mu_lines_continue(&ev->out, &how, NULL, e);
+    free(path);
+    return status;
+}
+
+void mu_events_close(mu_events *ev) {
+    if (!ev) return;
+    mu_lines_out_close(&ev->out);
+    mu_json_free(&ev->line);
+    free(ev);
+}
+
+mu_status mu_events_sync(mu_events *ev, mu_error *e) { return mu_lines_sync(&ev->out, e); }
+
+/* ------------------------------------------------------------------ words */
+
+static const char *domain_of(const mu_log_source *src, const mu_expert_change *c) {
+    return c->domain >= 0 ? src->corpus->domains[c->domain].name : "";
+}
+
+static char *why_starved(const mu_log_source *src, const mu_expert_change *c) {
+    return c->load < src->cfg->stats.starved_load ? mu_format("load %.2f of the mean", c->load)
+                                                  : mu_format("silent for %.1f of its mean gaps", c->silence);
+}
+
+static char *why_healthy(const mu_log_source *src, const mu_expert_change *c) {
+    switch (c->from) {
+    case MU_EXPERT_CARRIER:
+    case MU_EXPERT_DORMANT: return mu_format("no longer the carrier of %s, criticality %.2f nats", domain_of(src, c), c->criticality);
+    case MU_EXPERT_OVERWRITTEN: return mu_format("was the carrier of %s, criticality %.2f nats", domain_of(src, c), c->criticality);
+    case MU_EXPERT_DUPLICATE: return mu_format("cosine with expert %d now %.2f", c->twin, c->cosine);
+    default: return mu_format("load %.2f of the mean", c->load);
+    }
+}
+
+static char *reason_of(const mu_log_source *src, const mu_expert_change *c) {
+    switch (c->to) {
+    case MU_EXPERT_STARVED: return why_starved(src, c);
+    case MU_EXPERT_DEAD: return mu_format("load %.3f of the mean, silent for %.1f of its mean gaps", c->load, c->silence);
+    case MU_EXPERT_CARRIER: return mu_format("criticality %.2f nats", c->criticality);
+    case MU_EXPERT_DORMANT: return mu_format("criticality %.2f nats, silent for %.1f of its mean gaps", c->criticality, c->silence);
+    case MU_EXPERT_DUPLICATE: return mu_format("cosine %.2f after it was re-seeded", c->cosine);
+    case MU_EXPERT_OVERWRITTEN:
+        return mu_format("criticality %.2f of %.2f nats, %.0f %% of what was learned is kept", c->criticality, c->peak, 100 * c->retention);
+    default: return why_healthy(src, c);
+    }
+}
+
+/* "became the carrier of chemistry" */
+static char *verb_of(const mu_log_source *src, const mu_expert_change *c) {
+    switch (c->to) {
+    case MU_EXPERT_CARRIER: return mu_format("became the carrier of %s", domain_of(src, c));
+    case MU_EXPERT_DORMANT: return mu_format("is dormant, as carrier of %s", domain_of(src, c));
+    case MU_EXPERT_DUPLICATE: return mu_format("is a duplicate of expert %d", c->twin);
+    case MU_EXPERT_OVERWRITTEN: return mu_format("was overwritten, as carrier of %s", domain_of(src, c));
+    case MU_EXPERT_HEALTHY: return mu_strdup("is healthy again");
+    default: return mu_format("is %s", mu_expert_state_name(c->to));
+    }
+}
+
+char *mu_change_text(const mu_log_source *src, const mu_expert_change *c) {
+    char *verb = verb_of(src, c), *reason = reason_of(src, c);
+    char *text = mu_format("layer %d: expert %d %s (%s)", src->state->model->moe_layers[c->layer], c->expert, verb, reason);
+    free(verb);
+    free(reason);
+    return text;
+}
+
+/* ------------------------------------------------------------------ a line */
+
+static void describe(mu_json *j, const mu_log_source *src, const mu_expert_change *c) {
+    char *reason = reason_of(src, c);
+    mu_json_reset(j);
+    mu_json_begin(j, NULL, '{');
+    mu_json_int(j, "step", src->state->step);
+    mu_json_string(j, "event", "state");
+    mu_json_int(j, "layer", src->state->model->moe_layers[c->layer]);
+    mu_json_int(j, "expert", c->expert);
+    mu_json_string(j, "from", mu_expert_state_name(c->from));
+    mu_json_string(j, "to", mu_expert_state_name(c->to));
+    mu_json_int(j, "since", c->since);
+    mu_json_string(j, "reason", reason);
+    mu_json_float(j, "load", c->load);
+    mu_json_float(j, "silence", c->silence);
+    if (c->twin >= 0) {
+        mu_json_int(j, "nearest", c->twin);
+        mu_json_float(j, "cosine", c->cosine);
+    }
+    if (c->domain >= 0) {
+        mu_json_string(j, "domain", domain_of(src, c));
+        mu_json_float(j, "share", c->share);
+        mu_json_float(j, "criticality", c->criticality);
+        mu_json_float(j, "peak", c->peak);
+        mu_json_float(j, "retention", c->retention);
+    }
+    free(reason);
+}
+
+mu_status mu_events_changes(mu_events *ev, const mu_log_source *src, const mu_expert_change *changes, int n, mu_error *e) {
+    mu_status status = MU_STATUS_OK;
+    for (int i = 0; i < n && status == MU_STATUS_OK; i++) {
+        describe(&ev->line, src, &changes[i]);
+        status = mu_lines_write(&ev->out, &ev->line, e);
+    }
+    return status;
+}
