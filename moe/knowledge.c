@@ -26,6 +26,8 @@ mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_opti
     *k = (mu_knowledge){ .layers = layers, .experts = experts, .top_k = top_k, .domains = domains->n };
     k->names = mu_alloc((size_t)domains->n, sizeof *k->names);
     for (int d = 0; d < domains->n; d++) memcpy(k->names[d], domains->list[d].domain, sizeof k->names[d]);
+    k->choices = mu_alloc((size_t)domains->n, sizeof *k->choices);
+    for (int d = 0; d < domains->n; d++) k->choices[d] = experts;
     k->K = reals(cells(k)), k->peak = reals(cells(k)), k->at = integers(cells(k)), k->n = integers(cells(k));
     k->ce = reals(k->domains), k->ce_best = reals(k->domains), k->ce_ref = reals(k->domains), k->tokens = integers(k->domains);
     k->twin = reals(rows(k)), k->twin_of = integers(rows(k));
@@ -39,7 +41,7 @@ mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_opti
 
 void mu_knowledge_free(mu_knowledge *k) {
     if (!k) return;
-    void *parts[] = { k->names, k->K, k->peak, k->at, k->n, k->ce, k->ce_best, k->ce_ref, k->tokens, k->twin, k->twin_of,
+    void *parts[] = { k->names, k->choices, k->K, k->peak, k->at, k->n, k->ce, k->ce_best, k->ce_ref, k->tokens, k->twin, k->twin_of,
                       k->similarity, k->cka, k->flip_rate, k->vocabulary, k->ids };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
     free(k);
@@ -160,7 +162,7 @@ void mu_knowledge_begin(mu_knowledge *k, int64_t step, const int64_t *n, const i
 
 bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int domain) {
     int64_t cell = cell_of(k, layer, expert, domain), n = k->n[cell];
-    if (!n || k->experts <= k->top_k) return false;
+    if (!n || k->choices[domain] <= k->top_k) return false;
     return 2 * n * k->experts >= 3 * k->top_k * k->tokens[domain] || k->K[cell] >= CRITICAL;
 }
 

@@ -376,6 +376,7 @@ enum { MU_KNOWLEDGE_TOKENS = 64 };  /* of each domain, whose experts are kept fo
 typedef struct {
     int layers, experts, top_k, domains;
     char (*names)[64];              /* of the domains */
+    int *choices;                   /* [domains]: experts that its tokens may choose; all but with moe.force_domains (not state) */
     int64_t step, rounds;           /* of the last measurement (0: none yet); number of measurements */
     int64_t earned_step, credit;    /* until this step training has paid; tokens of the probe that may still be forwarded */
     int64_t next;                   /* whose turn it is: layer * experts + expert */

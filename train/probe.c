@@ -267,6 +267,14 @@ static void measure_similarity(mu_probe *p, mu_knowledge *k, int64_t step) {
     k->credit -= similarity_cost(p);
 }
 
+/* An oracle forbids experts, and a mask must leave top_k of the others. */
+static int choices_of(const mu_probe *p, int domain) {
+    const int32_t *forced = p->ev.model->domain_mask;
+    int n = 0;
+    for (int64_t i = 0; i < p->E; i++) n += !forced || forced[domain * p->E + i] != MU_ROUTE_FORBIDDEN;
+    return n;
+}
+
 static void measure_unmasked(mu_probe *p, mu_knowledge *k, int64_t step) {
     mu_comm *c = p->ev.batch;
     int64_t n_counts = p->L * p->E * p->domains, n_top1 = p->L * p->n_slots * p->E;
@@ -284,6 +292,7 @@ static void measure_unmasked(mu_probe *p, mu_knowledge *k, int64_t step) {
     for (int64_t i = 0; i < n_ids(p); i++) p->ids[i]--;
     for (int d = 0; d < p->domains; d++) {
         sums[d] = domain_sum(p, p->nll, d);
+        k->choices[d] = choices_of(p, d);
         k->ce_ref[d] = p->ev.texts->corpus.domains[d].unigram_entropy;
     }
     if (p->x) measure_similarity(p, k, step);

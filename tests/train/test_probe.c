@@ -19,16 +19,27 @@ static const char *const common =
     "stats: {probe_tokens: 50}\n"
     "log: {progress: quiet}\n";
 
-static mu_training *training_new(int seed, int top_k, const char *data) {
+static mu_training *training_of(char *text) {
     mu_error e = { 0 };
     mu_training *t = mu_alloc(1, sizeof *t);
-    char *text = mu_format(common, seed, top_k, data);
     if (mu_config_load_text(&t->cfg, "test", text, 0, NULL, &e) != MU_STATUS_OK ||
         mu_training_open(t, mu_mesh_alone(), MU_VAL_DOCUMENTS_BY_HASH, &e) != MU_STATUS_OK)
         fail_msg("%s", e.text);
     free(text);
     return t;
 }
+
+static mu_training *training_new(int seed, int top_k, const char *data) { return training_of(mu_format(common, seed, top_k, data)); }
+
+/* Domain a is forced to expert 5, b to 2 and the rare one to 0, in two layers. */
+static const char *const oracle =
+    "run: {dir: unused, seed: %d}\n"
+    "model: {hidden_size: 32, num_layers: 2, num_heads: 2, max_seq_len: 32}\n"
+    "moe: {num_experts: %d, top_k: %d, moe_ffn_hidden_size: 32, balance: [none], force_domains: {a: %d, b: 2, rare-1: 0}}\n"
+    "data: {val_fraction: 0.2, train: [{domain: a, path: synthetic}, {domain: b, path: synthetic}, {domain: rare-1, path: synthetic, weight: 20}]}\n"
+    "optim: {lr: 1e-2, warmup_steps: 5}\n"
+    "train: {steps: 120, global_batch_size: 16, seq_len: 32, threads: 1}\n"
+    "log: {progress: quiet}\n";
 
 static mu_probe *probe_of(const mu_training *t, int64_t at_once) {
     return mu_probe_new(&(mu_evaluation){ t->state.model, t->tape, &t->texts, t->state.mesh->batch, at_once, { NULL, 1 } },
@@ -126,11 +137,51 @@ static void a_forced_choice_is_counted_and_not_masked(void **state) {
     training_free(t);
 }
 
+static int most_critical(const mu_knowledge *k, int layer, int domain) {
+    int best = 0;
+    for (int i = 1; i < k->experts; i++)
+        if (k->K[(layer * k->experts + i) * k->domains + domain] > k->K[(layer * k->experts + best) * k->domains + domain]) best = i;
+    return best;
+}
+
+static void the_expert_of_an_oracle_is_the_most_critical(void **state) {
+    (void)state;
+    static const int expert_of[3] = { 5, 2, 0 };
+    for (int seed = 1; seed <= 4; seed++) {
+        mu_training *t = training_of(mu_format(oracle, seed, 8, 2, 5));
+        for (int i = 0; i < t->cfg.train.steps; i++) assert_true(mu_training_step(t, NULL).finite);
+        mu_probe *p = probe_of(t, 8);
+        mu_knowledge *k = t->state.knowledge;
+        k->credit = (int64_t)1 << 40;
+        assert_true(mu_probe_measure(p, k, t->state.step));
+        for (int layer = 0; layer < 2; layer++)
+            for (int d = 0; d < 3; d++)
+                if (most_critical(k, layer, d) != expert_of[d])
+                    fail_msg("seed %d, layer %d, domain %d: expert %d", seed, layer, d, most_critical(k, layer, d));
+        mu_probe_free(p);
+        training_free(t);
+    }
+}
+
+/* Each of three domains has one of four experts: with two per token there is no other choice. */
+static void an_oracle_without_a_choice_is_not_masked(void **state) {
+    (void)state;
+    mu_training *t = training_of(mu_format(oracle, 1, 4, 2, 1));
+    mu_probe *p = probe_of(t, 8);
+    t->state.knowledge->credit = (int64_t)1 << 40;
+    assert_true(mu_probe_measure(p, t->state.knowledge, 1));
+    for (int i = 0; i < 2 * 4 * 3; i++) assert_true(t->state.knowledge->K[i] == 0);
+    mu_probe_free(p);
+    training_free(t);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_is_measured_without_text_or_credit),
         cmocka_unit_test(a_forced_choice_is_counted_and_not_masked),
         cmocka_unit_test(criticality_is_what_masking_costs),
+        cmocka_unit_test(the_expert_of_an_oracle_is_the_most_critical),
+        cmocka_unit_test(an_oracle_without_a_choice_is_not_masked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
