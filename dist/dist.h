@@ -1,8 +1,8 @@
 /* dist.h - ranks and groups, collectives, and the all-to-all as an op on the tape.
  *
- * world = dp x ep. Ranks r*ep .. r*ep + ep-1 form an expert group: together they hold every expert once.
- * Ranks with the same position in their expert group form a replica group: they hold the same experts.
- * Everything but the experts is replicated in the batch group, today the whole world. Only dist/mpi.c uses MPI;
+ * The world, all ranks of a job, consists of batch groups, usually of one. A batch group trains one model: batch = dp x ep. Its ranks
+ * r*ep .. r*ep + ep-1 form an expert group: together they hold every expert once. Ranks with the same position in their expert group
+ * form a replica group: they hold the same experts. Everything but the experts is replicated in the batch group. Only dist/mpi.c uses MPI;
  * dist/mpi_none.c replaces it for a single rank (MUSTER_MPI=OFF).
  *
  * Every wait is a non-blocking call, tested with a back-off, so that more ranks than cores make progress.
@@ -104,12 +104,15 @@ void mu_watch_stop(void);                               /* Collective likewise; 
 typedef struct {
     mu_comm *world, *expert, *replica;
     mu_comm *batch;                         /* ranks that share a global batch (data parallel), each with its own sequences: losses, counts
-                                             * and gradients of replicated parameters are summed over it. Today `world` itself */
+                                             * and gradients of replicated parameters are summed over it. `world` itself with one group */
     int dp, ep;
     int local_rank, local_size;             /* on this node */
 } mu_mesh;
 /* Collective over mpi_comm (NULL: MPI_COMM_WORLD). ep must divide the number of ranks. */
 mu_mesh *mu_mesh_open(const void *mpi_comm, int ep);
+/* The same with `groups` batch groups of consecutive ranks, of equal size, each for a model and a run of its own: all that follows is
+ * Collective over the batch group, except closing. groups * ep must divide the number of ranks. */
+mu_mesh *mu_mesh_open_groups(const void *mpi_comm, int groups, int ep);
 mu_mesh *mu_mesh_alone(void);               /* Local: one process, needs no MPI */
 /* One rank of a mesh that is not running, all on one node: for dry runs on the shape device. A collective of more than one
  * rank is fatal. Local. */
@@ -117,6 +120,10 @@ mu_mesh *mu_mesh_planned(int rank, int size, int ep);
 /* Bytes of shared memory for communication within a node that one rank maps: an upper bound. Local. */
 int64_t mu_mesh_shared_bytes(const mu_mesh *m);
 void mu_mesh_close(mu_mesh *m);             /* Collective over `world`. NULL is allowed */
+/* Which rank writes what several hold: the first of the batch group everything shared, the ranks of its first expert group their
+ * experts. Local. */
+bool mu_mesh_writes_shared(const mu_mesh *m);
+bool mu_mesh_writes_experts(const mu_mesh *m);
 double mu_mesh_seconds(const mu_mesh *m);   /* spent in collectives so far. Local */
 /* Which rank holds each expert, and in which slot. All other code must use this table, not a formula. */
 typedef struct {

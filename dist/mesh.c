@@ -3,17 +3,21 @@
 
 #include <stdlib.h>
 
-mu_mesh *mu_mesh_open(const void *mpi_comm, int ep) {
-    mu_comm *world = mu_comm_new(mpi_comm);
-    int rank = world->rank, size = world->size;
+mu_mesh *mu_mesh_open_groups(const void *mpi_comm, int groups, int ep) {
+    mu_comm *world = mu_comm_new(mpi_comm), *batch = world;
+    MU_CHECK(groups >= 1 && world->size % groups == 0, "%d batch groups do not divide %d ranks", groups, world->size);
+    if (groups > 1) batch = mu_comm_split(world, world->rank / (world->size / groups), world->rank);
+    int rank = batch->rank, size = batch->size;
     MU_CHECK(ep >= 1 && size % ep == 0, "ep %d does not divide %d ranks", ep, size);
     mu_mesh *m = mu_alloc(1, sizeof *m);
-    m->world = m->batch = world, m->ep = ep, m->dp = size / ep;
-    m->expert = mu_comm_split(m->world, rank / ep, rank);
-    m->replica = mu_comm_split(m->world, rank % ep, rank);
-    mu_comm_node(m->world, &m->local_rank, &m->local_size);
+    m->world = world, m->batch = batch, m->ep = ep, m->dp = size / ep;
+    m->expert = mu_comm_split(batch, rank / ep, rank);
+    m->replica = mu_comm_split(batch, rank % ep, rank);
+    mu_comm_node(world, &m->local_rank, &m->local_size);
     return m;
 }
+
+mu_mesh *mu_mesh_open(const void *mpi_comm, int ep) { return mu_mesh_open_groups(mpi_comm, 1, ep); }
 
 static mu_comm *planned(int rank, int size) {
     mu_comm *c = mu_comm_alone();
@@ -42,13 +46,18 @@ void mu_mesh_close(mu_mesh *m) {
     if (!m) return;
     mu_comm_free(m->replica);
     mu_comm_free(m->expert);
+    if (m->batch != m->world) mu_comm_free(m->batch);
     mu_comm_free(m->world);
     free(m);
 }
 
 double mu_mesh_seconds(const mu_mesh *m) {
-    return m->world->seconds + m->expert->seconds + m->replica->seconds;
+    double batch = m->batch != m->world ? m->batch->seconds : 0;
+    return m->world->seconds + batch + m->expert->seconds + m->replica->seconds;
 }
+
+bool mu_mesh_writes_shared(const mu_mesh *m) { return m->batch->rank == 0; }
+bool mu_mesh_writes_experts(const mu_mesh *m) { return m->replica->rank == 0; }
 
 mu_placement *mu_placement_new(const mu_comm *group, int n_experts) {
     MU_CHECK(group, "placement of %d experts: the expert group is NULL", n_experts);

@@ -553,9 +553,9 @@ void mu_exchange(mu_comm *c, const void *send, const int64_t *send_bytes, void *
 }
 
 int64_t mu_mesh_shared_bytes(const mu_mesh *m) {
-    const mu_comm *comms[] = { m->world, m->expert, m->replica };
+    const mu_comm *comms[] = { m->world, m->expert, m->replica, m->batch };
     int64_t bytes = 0;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 3 + (m->batch != m->world); i++)
         if (comms[i]->size > 1) bytes += (int64_t)mu_shm_bytes(comms[i]->size);
     return bytes;
 }

@@ -1,7 +1,7 @@
 /* checkpoint.c - saving and loading the state of a run; a kill at any moment leaves the last good checkpoint.
  *
- * A save writes  step-N.tmp/shard-0000.h5 ...  (one file per writing rank: the ranks of the first expert group,
- * which together hold every expert; rank 0 also holds everything shared),  closes and syncs them,  writes
+ * A save writes  step-N.tmp/shard-0000.h5 ...  (one file per writing rank, mu_mesh_writes_experts; the first also holds
+ * everything shared),  closes and syncs them,  writes
  * manifest.json with sizes and hashes,  syncs,  renames step-N.tmp to step-N  and syncs the parent. Only renamed
  * folders count. A checkpoint does not depend on how many ranks wrote it: tensors are found by name.
  *
@@ -42,12 +42,8 @@ bool mu_checkpoint_step(const char *path, int64_t *step) {
     return *step >= 0 && !strcmp(name, given); /* exactly this form: not step-40, not step-+5 */
 }
 
-static bool is_writer(const mu_train_state *t) { return t->mesh->batch->rank < t->mesh->ep; }
-
-/* Which units this rank writes: its experts, and on rank 0 everything shared. */
-static bool writes(const mu_train_state *t, const mu_unit *u) {
-    return u->expert >= 0 || t->mesh->batch->rank == 0;
-}
+/* Which units a writing rank writes: its experts, and the first one everything shared. */
+static bool writes(const mu_train_state *t, const mu_unit *u) { return u->expert >= 0 || mu_mesh_writes_shared(t->mesh); }
 
 /* ------------------------------------------------------------------ the list of state
  * Every module lists its own state (mu_state in base.h). Here are the modules, and the state of the run itself. */
@@ -178,7 +174,7 @@ static void save_one(mu_state_visitor *v, const mu_state *s) {
     writer *w = (writer *)v;
     MU_CHECK(s->since <= MU_CHECKPOINT_VERSION, "%s is state since format version %d; checkpoints are of version %d: raise"
              " MU_CHECKPOINT_VERSION in train/train.h", s->name, s->since, MU_CHECKPOINT_VERSION);
-    bool mine = w->s && w->status == MU_STATUS_OK && (s->sharded || w->t->mesh->batch->rank == 0);
+    bool mine = w->s && w->status == MU_STATUS_OK && (s->sharded || mu_mesh_writes_shared(w->t->mesh));
     if (s->until || !(mine || s->collective)) return;
     mu_activity_set("writing a checkpoint", -1, NULL);
     void *host = s->data ? s->data : scratch_for(&w->scratch, s);
@@ -198,8 +194,8 @@ static mu_status write_arrays(mu_train_state *t, const mu_config *cfg, mu_store 
 
 /* This rank's shard, if it writes one, closed and synced, its size and hash in *shard. Collective. */
 static mu_status write_shard(mu_train_state *t, const mu_config *cfg, const char *folder, mu_shard *shard, mu_error *e) {
-    if (!is_writer(t)) return write_arrays(t, cfg, NULL, MU_STATUS_OK, e);
-    mu_shard_name(t->mesh->world->rank, shard->name);
+    if (!mu_mesh_writes_experts(t->mesh)) return write_arrays(t, cfg, NULL, MU_STATUS_OK, e);
+    mu_shard_name(t->mesh->expert->rank, shard->name);
     char *path = mu_format("%s/%s", folder, shard->name);
     mu_store *s = NULL;
     mu_status status = fault_status(t, "open", e);
@@ -213,25 +209,26 @@ static mu_status write_shard(mu_train_state *t, const mu_config *cfg, const char
     return status;
 }
 
-/* Collects the names that each writer wrote on rank 0, which fills m->tensors. Collective. */
+/* Collects the names that each writing rank wrote on the first, which fills m->tensors. Collective over the expert group of the writing
+ * ranks. */
 static void collect_names(mu_train_state *t, mu_manifest *m) {
-    mu_comm *world = t->mesh->world;
+    mu_comm *writers = t->mesh->expert;
+    bool first = mu_mesh_writes_shared(t->mesh);
     mu_params *ps = t->model->params;
     size_t size = sizeof m->tensors[0].name;
-    int64_t mine = 0, *counts = mu_alloc((size_t)world->size, sizeof *counts);
+    int64_t mine = 0, *counts = mu_alloc((size_t)writers->size, sizeof *counts);
     char *names = mu_alloc((size_t)ps->n_global_units + 1, size);
-    if (is_writer(t))
-        for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
-            if (writes(t, u)) memcpy(names + size * (size_t)mine++, u->name, size);
-    mu_all_gather(world, &mine, sizeof mine, counts);
-    int64_t *send = mu_alloc((size_t)world->size, sizeof *send),
-            *recv = mu_alloc((size_t)world->size, sizeof *recv), total = 0;
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
+        if (writes(t, u)) memcpy(names + size * (size_t)mine++, u->name, size);
+    mu_all_gather(writers, &mine, sizeof mine, counts);
+    int64_t *send = mu_alloc((size_t)writers->size, sizeof *send),
+            *recv = mu_alloc((size_t)writers->size, sizeof *recv), total = 0;
     send[0] = mine * (int64_t)size;
-    for (int p = 0; p < world->size; p++)
-        recv[p] = world->rank == 0 ? counts[p] * (int64_t)size : 0, total += counts[p];
+    for (int p = 0; p < writers->size; p++)
+        recv[p] = first ? counts[p] * (int64_t)size : 0, total += counts[p];
     char *all = mu_alloc((size_t)total + 1, size);
-    mu_exchange(world, names, send, all, recv);
-    if (world->rank == 0) {
+    mu_exchange(writers, names, send, all, recv);
+    if (first) {
         m->n_tensors = (int)total;
         m->tensors = mu_alloc((size_t)total + 1, sizeof *m->tensors);
         for (int64_t i = 0, p = 0, left = counts[0]; i < total; i++, left--) {
@@ -249,7 +246,7 @@ static void collect_names(mu_train_state *t, mu_manifest *m) {
 
 static mu_status commit(const mu_train_state *t, const mu_config *cfg, const mu_texts *texts, mu_manifest *m, const char *tmp,
                         const char *final, mu_error *e) {
-    m->step = t->step, m->ranks = t->mesh->world->size, m->ep = t->mesh->ep;
+    m->step = t->step, m->ranks = t->mesh->batch->size, m->ep = t->mesh->ep;
     snprintf(m->dtype, sizeof m->dtype, "%s", mu_dtype_name(t->model->params->dev->master));
     snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(texts->tokenizer));
     snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(texts->tokenizer));
@@ -292,9 +289,9 @@ static bool is_taken(const char *path) {
     return !lstat(path, &st);
 }
 
-mu_status mu_checkpoint_set_aside(mu_comm *world, const char *run, int64_t step, mu_error *e) {
+mu_status mu_checkpoint_set_aside(mu_comm *batch, const char *run, int64_t step, mu_error *e) {
     int64_t *steps = NULL;
-    int n = world->rank == 0 ? mu_checkpoint_list(run, &steps) : 0;
+    int n = batch->rank == 0 ? mu_checkpoint_list(run, &steps) : 0;
     mu_status status = MU_STATUS_OK;
     for (int i = 0; i < n && steps[i] > step && status == MU_STATUS_OK; i++) {
         char *from = mu_checkpoint_path(run, steps[i]);
@@ -307,7 +304,7 @@ mu_status mu_checkpoint_set_aside(mu_comm *world, const char *run, int64_t step,
         free(to);
     }
     free(steps);
-    return mu_agree(world, status, e);
+    return mu_agree(batch, status, e);
 }
 
 /* ------------------------------------------------------------------ removing
@@ -413,28 +410,34 @@ static mu_status make_unfinished(const char *folder, const char *tmp, mu_error *
     return status == MU_STATUS_OK ? mu_file_make_dirs(tmp, e) : status;
 }
 
+/* Shards and names of all writing ranks; Collective over their expert group. */
+static void collect(mu_train_state *t, const mu_shard *mine, mu_manifest *m) {
+    m->n_shards = t->mesh->expert->size;
+    m->shards = mu_alloc((size_t)m->n_shards, sizeof *m->shards);
+    mu_all_gather(t->mesh->expert, mine, sizeof *mine, m->shards);
+    collect_names(t, m);
+}
+
 mu_status mu_checkpoint_save(mu_train_state *t, const mu_config *cfg, const mu_texts *texts, mu_error *e) {
-    mu_comm *world = t->mesh->world;
+    mu_comm *batch = t->mesh->batch;
+    bool first = mu_mesh_writes_shared(t->mesh);
     char *folder = mu_format("%s/checkpoints", cfg->run.dir), *final = mu_checkpoint_path(cfg->run.dir, t->step);
     char *tmp = mu_format("%s.tmp", final);
     mu_manifest m = { 0 };
-    mu_status status = mu_agree(world, world->rank == 0 ? make_unfinished(folder, tmp, e) : MU_STATUS_OK, e);
+    mu_status status = mu_agree(batch, first ? make_unfinished(folder, tmp, e) : MU_STATUS_OK, e);
     bool made = status == MU_STATUS_OK;
     mu_shard mine = { 0 };
     if (status == MU_STATUS_OK) status = write_shard(t, cfg, tmp, &mine, e);
-    status = mu_agree(world, status, e);
+    status = mu_agree(batch, status, e);
     if (status == MU_STATUS_OK) {
-        m.n_shards = t->mesh->ep;
-        m.shards = mu_alloc((size_t)world->size, sizeof *m.shards);
-        mu_all_gather(world, &mine, sizeof mine, m.shards);
-        collect_names(t, &m);
-        if (world->rank == 0) {
+        if (mu_mesh_writes_experts(t->mesh)) collect(t, &mine, &m);
+        if (first) {
             status = commit(t, cfg, texts, &m, tmp, final, e);
             if (status == MU_STATUS_OK) status = prune(&cfg->checkpoint, cfg->run.dir, e);
         }
-        status = mu_agree(world, status, e);
+        status = mu_agree(batch, status, e);
     }
-    if (status != MU_STATUS_OK && made && world->rank == 0 && may_be_removed(tmp)) (void)!mu_file_remove_tree(tmp, NULL);
+    if (status != MU_STATUS_OK && made && first && may_be_removed(tmp)) (void)!mu_file_remove_tree(tmp, NULL);
     mu_manifest_free(&m);
     free(folder);
     free(final);
@@ -446,12 +449,12 @@ mu_status mu_checkpoint_save(mu_train_state *t, const mu_config *cfg, const mu_t
 
 /* Manifest, shards and state of one checkpoint; the ranks share the hashing. Tensor values are checked when they are
  * loaded: reading them twice would take too long. Collective, agreed. */
-static mu_status verify_one(mu_comm *world, const char *path, mu_manifest *m, mu_error *e) {
-    mu_status status = mu_agree(world, mu_manifest_read(m, path, e), e);
+static mu_status verify_one(mu_comm *batch, const char *path, mu_manifest *m, mu_error *e) {
+    mu_status status = mu_agree(batch, mu_manifest_read(m, path, e), e);
     if (status == MU_STATUS_OK)
-        status = mu_agree(world, mu_manifest_verify(m, world->rank, world->size, e), e);
+        status = mu_agree(batch, mu_manifest_verify(m, batch->rank, batch->size, e), e);
     if (status == MU_STATUS_OK)
-        status = mu_agree(world, world->rank == 0 ? mu_checkpoint_check(m, false, e) : MU_STATUS_OK, e);
+        status = mu_agree(batch, batch->rank == 0 ? mu_checkpoint_check(m, false, e) : MU_STATUS_OK, e);
     if (status != MU_STATUS_OK) mu_manifest_free(m);
     return status;
 }
@@ -465,9 +468,9 @@ bool mu_checkpoint_named(const char *path) {
 }
 
 /* Rank 0 looks, all agree. */
-static bool names_one_checkpoint(mu_comm *world, const char *path) {
+static bool names_one_checkpoint(mu_comm *batch, const char *path) {
     bool one = mu_checkpoint_named(path);
-    mu_broadcast(world, 0, &one, sizeof one);
+    mu_broadcast(batch, 0, &one, sizeof one);
     return one;
 }
 
@@ -484,36 +487,36 @@ mu_status mu_checkpoint_missing(const char *path, mu_error *e) {
 }
 
 /* The steps of a run's checkpoints, newest first, the same on every rank; *steps heap. Collective, agreed. */
-static mu_status list_all(mu_comm *world, const char *run, int64_t **steps, int *n, mu_error *e) {
+static mu_status list_all(mu_comm *batch, const char *run, int64_t **steps, int *n, mu_error *e) {
     *steps = NULL;
-    *n = world->rank == 0 ? mu_checkpoint_list(run, steps) : 0;
+    *n = batch->rank == 0 ? mu_checkpoint_list(run, steps) : 0;
     mu_status status = *n < 0 ? mu_error_set(e, MU_STATUS_IO, "%s/checkpoints cannot be read: %s", run, strerror(errno))
                               : MU_STATUS_OK;
-    status = mu_agree(world, status, e);
+    status = mu_agree(batch, status, e);
     if (status != MU_STATUS_OK) *n = 0;
-    mu_broadcast(world, 0, n, sizeof *n);
+    mu_broadcast(batch, 0, n, sizeof *n);
     *steps = mu_realloc(*steps, (size_t)*n, sizeof **steps);
-    mu_broadcast(world, 0, *steps, (int64_t)sizeof **steps * *n);
+    mu_broadcast(batch, 0, *steps, (int64_t)sizeof **steps * *n);
     return status;
 }
 
-static void warn_skipped(mu_comm *world, int64_t step, const mu_error *why) {
-    if (world->rank == 0)
+static void warn_skipped(mu_comm *batch, int64_t step, const mu_error *why) {
+    if (batch->rank == 0)
         mu_log(MU_LOG_WARNING, "checkpoint of step %lld skipped, failed verification: %-s", (long long)step, why->text);
 }
 
 /* Newest checkpoint before step `below` that verifies. *first: the error of the newest of all, if known. */
-static mu_status find_below(mu_comm *world, const char *run, int64_t below, mu_error *first, mu_manifest *m, bool *found,
+static mu_status find_below(mu_comm *batch, const char *run, int64_t below, mu_error *first, mu_manifest *m, bool *found,
                             mu_error *e) {
     int64_t *steps;
     int n;
     mu_error why = { 0 };
-    mu_status status = list_all(world, run, &steps, &n, e);
+    mu_status status = list_all(batch, run, &steps, &n, e);
     for (int i = 0; i < n && !*found; i++) {
         if (steps[i] >= below) continue;
         char *one = mu_checkpoint_path(run, steps[i]);
-        *found = verify_one(world, one, m, &why) == MU_STATUS_OK;
-        if (!*found) warn_skipped(world, steps[i], &why);
+        *found = verify_one(batch, one, m, &why) == MU_STATUS_OK;
+        if (!*found) warn_skipped(batch, steps[i], &why);
         if (!*found && first->status == MU_STATUS_OK) *first = why;
         free(one);
     }
@@ -523,29 +526,29 @@ static mu_status find_below(mu_comm *world, const char *run, int64_t below, mu_e
     return status;
 }
 
-mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, bool *found, mu_error *e) {
+mu_status mu_checkpoint_find(mu_comm *batch, const char *path, mu_manifest *m, bool *found, mu_error *e) {
     mu_error first = { 0 };
     *found = false;
-    if (!names_one_checkpoint(world, path)) return find_below(world, path, INT64_MAX, &first, m, found, e);
-    mu_status status = verify_one(world, path, m, e);
+    if (!names_one_checkpoint(batch, path)) return find_below(batch, path, INT64_MAX, &first, m, found, e);
+    mu_status status = verify_one(batch, path, m, e);
     *found = status == MU_STATUS_OK;
     return status;
 }
 
-mu_status mu_checkpoint_fall_back(mu_comm *world, const char *path, mu_manifest *m, mu_error *e) {
+mu_status mu_checkpoint_fall_back(mu_comm *batch, const char *path, mu_manifest *m, mu_error *e) {
     mu_error first = *e;
     int64_t step = m->step;
     bool found = false;
-    if (names_one_checkpoint(world, path)) return e->status;
-    warn_skipped(world, step, &first);
+    if (names_one_checkpoint(batch, path)) return e->status;
+    warn_skipped(batch, step, &first);
     mu_manifest_free(m);
-    return find_below(world, path, step, &first, m, &found, e);
+    return find_below(batch, path, step, &first, m, &found, e);
 }
 
 mu_status mu_checkpoint_load(mu_train_state *t, const mu_manifest *m, const mu_tokenizer *tokenizer, mu_error *e) {
     mu_status status = mu_tokenizer_check(tokenizer, m->path, m->tokenizer, m->tokenizer_fingerprint, e);
     if (status == MU_STATUS_OK) status = load_state(t, m, t->opt != NULL, true, e);
-    return mu_agree(t->mesh->world, status, e);
+    return mu_agree(t->mesh->batch, status, e);
 }
 
 mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m, bool state, mu_error *e) {

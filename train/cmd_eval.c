@@ -55,13 +55,13 @@ static mu_status evaluate(const mu_inference *o, const mu_texts *texts, const ar
     const mu_mesh *mesh = o->state.mesh;
     int64_t most = sequences(&o->cfg, a);
     mu_expert_mask mask;
-    mu_status status = mu_agree(mesh->world, mu_expert_choice_read(&a->choice, o->state.model, &o->cfg.data.train, &mask, e), e);
+    mu_status status = mu_agree(mesh->batch, mu_expert_choice_read(&a->choice, o->state.model, &o->cfg.data.train, &mask, e), e);
     if (status != MU_STATUS_OK) return status;
     mu_domain_loss *results = mu_alloc((size_t)texts->corpus.n_domains, sizeof *results);
     double mean = mu_evaluate(&(mu_evaluation){ o->state.model, o->tape, texts, mesh->batch, AT_ONCE, mask }, most, results);
     int64_t tokens = 0;
     for (int i = 0; i < texts->corpus.n_domains; i++) tokens += results[i].tokens;
-    if (tokens && mesh->world->rank == 0) print_results(&o->manifest, texts, a, most, mean, results);
+    if (tokens && mesh->batch->rank == 0) print_results(&o->manifest, texts, a, most, mean, results);
     free(results);
     free((int32_t *)(uintptr_t)mask.values);
     return tokens ? MU_STATUS_OK
@@ -71,7 +71,7 @@ static mu_status evaluate(const mu_inference *o, const mu_texts *texts, const ar
 }
 
 static mu_status open_texts(mu_texts *texts, const mu_inference *o, mu_error *e) {
-    mu_status status = mu_texts_open(texts, &o->cfg, o->tokenizer, o->manifest.val_split, o->state.mesh->world, e);
+    mu_status status = mu_texts_open(texts, &o->cfg, o->tokenizer, o->manifest.val_split, o->state.mesh->batch, e);
     if (status == MU_STATUS_NOINPUT) {
         mu_error why = *e;
         mu_error_set(e, status, "%-s; if texts have moved, add data.train='[{domain: %s, path: ...}, ...]'",

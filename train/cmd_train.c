@@ -100,21 +100,21 @@ static mu_status check_path(const char *resume, const char *dir, mu_error *e) {
 }
 
 /* Finds the checkpoint to resume from; *found false: a new run. Collective, agreed. */
-static mu_status choose_start(mu_comm *world, const char *dir, const char *resume, mu_manifest *m, bool *found, mu_error *e) {
+static mu_status choose_start(mu_comm *batch, const char *dir, const char *resume, mu_manifest *m, bool *found, mu_error *e) {
     *found = false;
-    if (!strcmp(resume, "auto")) return mu_checkpoint_find(world, dir, m, found, e);
+    if (!strcmp(resume, "auto")) return mu_checkpoint_find(batch, dir, m, found, e);
     if (!strcmp(resume, "never")) {
         mu_status status = MU_STATUS_OK;
-        if (world->rank == 0 && holds_a_run(dir))
+        if (batch->rank == 0 && holds_a_run(dir))
             status = mu_error_set(
                 e, MU_STATUS_CONFIG,
                 "run.dir %s already holds a run (--resume never); choose another run.dir, "
                 "or omit --resume to resume it",
                 dir);
-        return mu_agree(world, status, e);
+        return mu_agree(batch, status, e);
     }
-    mu_status status = mu_agree(world, world->rank == 0 ? check_path(resume, dir, e) : MU_STATUS_OK, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_find(world, resume, m, found, e);
+    mu_status status = mu_agree(batch, batch->rank == 0 ? check_path(resume, dir, e) : MU_STATUS_OK, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_find(batch, resume, m, found, e);
     if (status == MU_STATUS_OK && !*found)
         status = mu_error_set(e, MU_STATUS_DATA, "--resume %s: no checkpoint found", resume);
     return status;
@@ -124,11 +124,11 @@ static bool quiet(const mu_config *cfg) { return cfg->log.progress == MU_LOG_PRO
 
 /* Resumes from *m with all parts open. */
 static mu_status resume_from(mu_training *t, const mu_manifest *m, mu_error *e) {
-    mu_comm *world = t->state.mesh->world;
+    mu_comm *batch = t->state.mesh->batch;
     char *notes = NULL;
-    mu_status status = mu_agree(world, mu_checkpoint_compare(&t->cfg, &t->texts.corpus, m, &notes, e), e);
+    mu_status status = mu_agree(batch, mu_checkpoint_compare(&t->cfg, &t->texts.corpus, m, &notes, e), e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_load(&t->state, m, t->tokenizer, e);
-    if (status == MU_STATUS_OK && world->rank == 0) {
+    if (status == MU_STATUS_OK && batch->rank == 0) {
         mu_print("resuming from %s (step %lld, written by %d rank%s)\n", m->path, (long long)m->step, m->ranks,
                m->ranks == 1 ? "" : "s");
         if (notes[0]) printf("changed options (new values used; learning-rate schedule recomputed):\n");
@@ -152,14 +152,14 @@ static void reset(mu_training *t, const mu_moe_config *moe, const mu_optim_confi
 static mu_status open_run(mu_training *t, mu_mesh *mesh, const char *resume, mu_manifest *m, bool *found, mu_error *e) {
     const mu_moe_config moe = t->cfg.moe;
     const mu_optim_config optim = t->cfg.optim;
-    mu_status status = choose_start(mesh->world, t->cfg.run.dir, resume, m, found, e);
+    mu_status status = choose_start(mesh->batch, t->cfg.run.dir, resume, m, found, e);
     while (status == MU_STATUS_OK) {
         if (*found) mu_config_inherit(&t->cfg, &m->cfg);
         status = mu_training_open(t, mesh, *found ? m->val_split : MU_VAL_DOCUMENTS_BY_HASH, e);
         if (status != MU_STATUS_OK || !*found) return status;
         status = resume_from(t, m, e);
         if (status != MU_STATUS_DATA) return status;
-        status = mu_checkpoint_fall_back(mesh->world, strcmp(resume, "auto") ? resume : t->cfg.run.dir, m, e);
+        status = mu_checkpoint_fall_back(mesh->batch, strcmp(resume, "auto") ? resume : t->cfg.run.dir, m, e);
         if (status == MU_STATUS_OK) reset(t, &moe, &optim);
     }
     return status;
@@ -208,7 +208,7 @@ static void print_model_and_data(const mu_training *t) {
 
 static void print_start(const mu_training *t, bool resumed) {
     const mu_mesh *mesh = t->state.mesh;
-    int ranks = mesh->world->size, threads = mu_threads();
+    int ranks = mesh->batch->size, threads = mu_threads();
     bool bf16 = t->cfg.train.dtype == MU_TRAIN_DTYPE_BF16 && strstr(t->dev->name, "bf16");
     mu_print("muster " MU_VERSION ": %d rank%s x %d thread%s on %s, dp %d x ep %d, %s\n", ranks, ranks == 1 ? "" : "s",
              threads, threads == 1 ? "" : "s", t->dev->name, mesh->dp, mesh->ep, mu_dist_library());
@@ -222,10 +222,10 @@ static void print_start(const mu_training *t, bool resumed) {
 }
 
 static double measure_peak(const mu_training *t) {
-    mu_comm *world = t->state.mesh->world;
-    mu_barrier(world);
+    mu_comm *batch = t->state.mesh->batch;
+    mu_barrier(batch);
     double peak = mu_peak_measure(t->dev);
-    mu_all_reduce(world, MU_REDUCE_SUM, MU_DTYPE_F64, &peak, 1);
+    mu_all_reduce(batch, MU_REDUCE_SUM, MU_DTYPE_F64, &peak, 1);
     return peak;
 }
 
@@ -240,7 +240,7 @@ static void print_end(const mu_training *t, const mu_recorder *rec) {
 
 /* The run is already finished: evaluates again to show the results. */
 static void show_finished(const mu_training *t, mu_recorder *rec) {
-    if (t->state.mesh->world->rank == 0)
+    if (t->state.mesh->batch->rank == 0)
         printf("already at step %lld (train.steps=%lld). Increase train.steps to continue\n", (long long)t->state.step,
                (long long)t->cfg.train.steps);
     mu_recorder_reevaluate(rec);
@@ -248,20 +248,19 @@ static void show_finished(const mu_training *t, mu_recorder *rec) {
 
 static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, int argc, char **argv, mu_error *e) {
     const mu_config *cfg = &t->cfg;
-    mu_comm *world = mesh->world;
     mu_manifest m = { 0 };
     mu_lock *lock = NULL;
     mu_recorder *rec = NULL;
     bool found = false;
-    mu_watch_start(world, (double)cfg->run.watchdog, mu_report_stall);
+    mu_watch_start(mesh->world, (double)cfg->run.watchdog, mu_report_stall);
     mu_status status = mu_run_claim(cfg, mesh, &lock, e);
     if (status == MU_STATUS_OK) status = open_run(t, mesh, a->resume, &m, &found, e);
     if (status == MU_STATUS_OK) status = mu_run_describe(cfg, mesh, t->dev, &t->texts.corpus, t->state.step, argc, argv, e);
     if (status == MU_STATUS_OK) t->peak_flops = measure_peak(t);
     if (status == MU_STATUS_OK) status = mu_recorder_open(&rec, t, lock, found ? t->state.step : -1, e);
-    if (status == MU_STATUS_OK && found) status = mu_checkpoint_set_aside(world, cfg->run.dir, t->state.step, e);
+    if (status == MU_STATUS_OK && found) status = mu_checkpoint_set_aside(mesh->batch, cfg->run.dir, t->state.step, e);
     if (status == MU_STATUS_OK) {
-        bool verbose = world->rank == 0 && !quiet(cfg);
+        bool verbose = mesh->batch->rank == 0 && !quiet(cfg);
         if (verbose) print_start(t, found);
         if (t->state.step >= cfg->train.steps) show_finished(t, rec);
         status = mu_training_loop(t, rec, &stop_signal, e);

@@ -45,7 +45,7 @@ typedef struct {
     mu_complaints found; /* of the sections' own checks. The first member: `place` casts it to the whole */
     mu_config *c;
     mu_error *e;
-    int world_size; /* 0: unknown, not checked */
+    int batch_ranks; /* that share a batch; 0: unknown, not checked */
     bool look_for_paths;
     bool from_checkpoint; /* checked when the run began; its texts may be others now */
     bool bad, missing; /* a wrong value (MU_STATUS_CONFIG); a missing path (MU_STATUS_NOINPUT) */
@@ -120,24 +120,24 @@ static void check_experts_over_ranks(check *k) {
 
 static void check_ranks(check *k) {
     int64_t ep = k->c->parallel.ep;
-    if (k->world_size && k->world_size % ep)
+    if (k->batch_ranks && k->batch_ranks % ep)
         COMPLAIN(k, "parallel", "ep",
                  "%" PRId64 " does not divide the number of ranks, %d; start a multiple of %" PRId64
                  " ranks (mpirun -n %" PRId64 ") or choose another ep",
-                 ep, k->world_size, ep, (k->world_size / ep + 1) * ep);
+                 ep, k->batch_ranks, ep, (k->batch_ranks / ep + 1) * ep);
 }
 
 static void check_batch(check *k) {
     int64_t global = k->c->train.global_batch_size, micro = k->c->train.micro_batch_size;
-    int64_t unit = k->world_size * (micro ? micro : 1), below = unit ? global / unit * unit : 0;
+    int64_t unit = k->batch_ranks * (micro ? micro : 1), below = unit ? global / unit * unit : 0;
     char near[64], what[64] = "";
     if (unit == 0 || global % unit == 0) return;
     if (micro) snprintf(what, sizeof what, " x micro_batch_size %" PRId64 " = %" PRId64, micro, unit);
     if (below) snprintf(near, sizeof near, "%" PRId64 " and %" PRId64 " are", below, below + unit);
     else snprintf(near, sizeof near, "%" PRId64 " is", unit);
     COMPLAIN(k, "train", "global_batch_size",
-             "%" PRId64 " is not a multiple of %d rank%s%s; %s the nearest that fit%s", global, k->world_size,
-             k->world_size == 1 ? "" : "s", what, near, below ? "" : "s");
+             "%" PRId64 " is not a multiple of %d rank%s%s; %s the nearest that fit%s", global, k->batch_ranks,
+             k->batch_ranks == 1 ? "" : "s", what, near, below ? "" : "s");
 }
 
 static void check_seq_len(check *k) {
@@ -164,9 +164,9 @@ static void check_reproducible(check *k) {
 /* Dispatch reserves address space for ep * T * top_k rows, the worst case of one micro-batch. */
 static void check_batch_tokens(check *k) {
     const mu_config *c = k->c;
-    int64_t micro = c->train.micro_batch_size, world = k->world_size ? k->world_size : 1;
+    int64_t micro = c->train.micro_batch_size, ranks = k->batch_ranks ? k->batch_ranks : 1;
     double tokens = (double)c->train.global_batch_size * (double)c->train.seq_len;
-    double share = micro ? (double)micro : (double)c->train.global_batch_size / (double)world;
+    double share = micro ? (double)micro : (double)c->train.global_batch_size / (double)ranks;
     double rows = share * (double)c->train.seq_len;
     if (c->moe.num_experts > 0) rows *= (double)c->moe.top_k * (double)c->parallel.ep;
     if (tokens > 0x1p32)
@@ -381,12 +381,12 @@ static void start(mu_config *config, mu_error *e) {
 }
 
 mu_status mu_config_load(mu_config *config, const char *path, int n_overrides,
-                         char *const *overrides, int world_size, bool with_texts, mu_error *e) {
+                         char *const *overrides, int batch_ranks, bool with_texts, mu_error *e) {
     start(config, e);
     mu_status read = path ? mu_options_read_file(&config->options, config, path, e) : MU_STATUS_OK;
     if (read == MU_STATUS_NOINPUT) return read;
     bool good = override_all(config, n_overrides, overrides, e) && read == MU_STATUS_OK;
-    check k = { .c = config, .e = e, .world_size = world_size, .look_for_paths = with_texts };
+    check k = { .c = config, .e = e, .batch_ranks = batch_ranks, .look_for_paths = with_texts };
     return finish(&k, good);
 }
 

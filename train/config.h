@@ -73,7 +73,7 @@ const mu_option *mu_config_table(int *n);
  * heads, experts over ep, batch over ranks. All errors at once. Local; every rank that reads the same
  * bytes reaches the same result. with_texts: paths of texts must exist. `config` is freed with mu_config_free either way. */
 mu_status mu_config_load(mu_config *config, const char *path, int n_overrides,
-                         char *const *overrides, int world_size, bool with_texts, mu_error *e) MU_MUST_USE;
+                         char *const *overrides, int batch_ranks, bool with_texts, mu_error *e) MU_MUST_USE;
 /* The same from a text (the copy in a checkpoint), without the checks against the number of ranks. */
 mu_status mu_config_load_text(mu_config *config, const char *name, const char *text,
                               int n_overrides, char *const *overrides, mu_error *e) MU_MUST_USE;

@@ -11,7 +11,7 @@
 static bool interrupted(const mu_training *t, int64_t m, const volatile sig_atomic_t *stop) {
     int32_t asked = stop && *stop;
     if (m == 0) return false;
-    mu_all_reduce(t->state.mesh->world, MU_REDUCE_MAX, MU_DTYPE_I32, &asked, 1);
+    mu_all_reduce(t->state.mesh->batch, MU_REDUCE_MAX, MU_DTYPE_I32, &asked, 1);
     return asked;
 }
 

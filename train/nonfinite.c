@@ -26,31 +26,31 @@ static const mu_unit *replay_backward(mu_training *t) {
 }
 
 /* The first rank that has the largest value. Collective. */
-static int32_t rank_of_largest(mu_comm *world, int64_t mine) {
+static int32_t rank_of_largest(mu_comm *batch, int64_t mine) {
     int64_t largest = mine;
-    mu_all_reduce(world, MU_REDUCE_MAX, MU_DTYPE_I64, &largest, 1);
-    int32_t rank = mine == largest ? world->rank : world->size;
-    mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &rank, 1);
+    mu_all_reduce(batch, MU_REDUCE_MAX, MU_DTYPE_I64, &largest, 1);
+    int32_t rank = mine == largest ? batch->rank : batch->size;
+    mu_all_reduce(batch, MU_REDUCE_MIN, MU_DTYPE_I32, &rank, 1);
     return rank;
 }
 
 char *mu_training_explain_nonfinite(mu_training *t) {
-    mu_comm *world = t->state.mesh->world;
+    mu_comm *batch = t->state.mesh->batch;
     int layers = (int)t->cfg.model.num_layers, mine = replay(t);
-    int32_t first = mine, rank = rank_of_largest(world, -mine);
+    int32_t first = mine, rank = rank_of_largest(batch, -mine);
     char where[200] = "head: the last norm's output";
-    mu_all_reduce(world, MU_REDUCE_MIN, MU_DTYPE_I32, &first, 1);
+    mu_all_reduce(batch, MU_REDUCE_MIN, MU_DTYPE_I32, &first, 1);
     if (first < 0) snprintf(where, sizeof where, "embedding: its output");
     else if (first < layers) snprintf(where, sizeof where, "layer %d: its output", first);
     else if (first > layers) {
         const mu_unit *bad = replay_backward(t);
-        rank = rank_of_largest(world, bad ? bad->global_index : -1);
+        rank = rank_of_largest(batch, bad ? bad->global_index : -1);
         int layer = bad ? bad->param->desc.layer : -1;
         snprintf(where, sizeof where, "%s", bad ? "" : "head: the loss, or a gradient summed over the ranks,");
         if (bad && layer < 0) snprintf(where, sizeof where, "the gradient of %s", bad->name);
         if (bad && layer >= 0)
             snprintf(where, sizeof where, "layer %d: the gradient of %s", layer, bad->name);
-        mu_broadcast(world, rank, where, sizeof where);
+        mu_broadcast(batch, rank, where, sizeof where);
     }
     int64_t *steps;
     bool saved = mu_checkpoint_list(t->cfg.run.dir, &steps) > 0;

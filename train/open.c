@@ -12,11 +12,11 @@ static mu_status open_model(mu_inference *o, mu_mesh *mesh, int n_overrides, cha
     for (int i = 0; i < n_overrides; i++) with[i + 1] = overrides[i];
     mu_status status = mu_config_load_text(&o->cfg, m->path, m->config, n_overrides + 1, with, e);
     free(with);
-    status = mu_agree(mesh->world, status, e);
+    status = mu_agree(mesh->batch, status, e);
     if (status != MU_STATUS_OK) return status;
     mu_watch_start(mesh->world, (double)o->cfg.run.watchdog, mu_report_stall);
     mu_config_use_threads(&o->cfg.train, mesh);
-    status = mu_agree(mesh->world, mu_tokenizer_open(&o->tokenizer, o->cfg.data.tokenizer, e), e);
+    status = mu_agree(mesh->batch, mu_tokenizer_open(&o->tokenizer, o->cfg.data.tokenizer, e), e);
     if (status == MU_STATUS_OK) status = mu_train_device_open(&o->cfg.train, mesh, &o->dev, e);
     if (status != MU_STATUS_OK) return status;
     o->state.mesh = mesh;
@@ -41,17 +41,17 @@ static void close_model(mu_inference *o) {
 mu_status mu_inference_open(mu_inference *o, mu_mesh *mesh, const char *path, int n_overrides, char *const *overrides, mu_error *e) {
     bool found = false, opened;
     *o = (mu_inference){ 0 };
-    mu_status status = mesh->world->rank == 0 && !mu_file_exists(path)
+    mu_status status = mesh->batch->rank == 0 && !mu_file_exists(path)
                            ? mu_error_set(e, MU_STATUS_NOINPUT, "not a run folder or checkpoint: %s", path)
                            : MU_STATUS_OK;
-    status = mu_agree(mesh->world, status, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_find(mesh->world, path, &o->manifest, &found, e);
+    status = mu_agree(mesh->batch, status, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_find(mesh->batch, path, &o->manifest, &found, e);
     if (status != MU_STATUS_OK) return status;
     if (!found) return mu_checkpoint_missing(path, e);
     for (;;) {
         status = open_model(o, mesh, n_overrides, overrides, &opened, e);
         if (!opened || status != MU_STATUS_DATA) return status;
-        status = mu_checkpoint_fall_back(mesh->world, path, &o->manifest, e); /* invalid weights */
+        status = mu_checkpoint_fall_back(mesh->batch, path, &o->manifest, e); /* invalid weights */
         if (status != MU_STATUS_OK) return status;
         close_model(o);
     }

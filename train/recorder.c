@@ -41,11 +41,11 @@ mu_status mu_recorder_open(mu_recorder **out, mu_training *t, mu_lock *lock, int
         mu_evaluation ev = evaluation(t);
         r->probe = mu_probe_new(&ev, t->cfg.stats.probe_tokens);
     }
-    bool root = t->state.mesh->world->rank == 0;
+    bool root = mu_mesh_writes_shared(t->state.mesh);
     mu_status status = root ? mu_metrics_open(&r->metrics, &r->source, e) : MU_STATUS_OK;
     if (root && status == MU_STATUS_OK && t->state.model->n_moe) status = mu_events_open(&r->events, &r->source, e);
     if (root && status == MU_STATUS_OK) r->progress = mu_progress_open(&r->source);
-    return mu_agree(t->state.mesh->world, status, e);
+    return mu_agree(t->state.mesh->batch, status, e);
 }
 
 void mu_recorder_close(mu_recorder *r) {
@@ -89,7 +89,7 @@ mu_status mu_recorder_save(mu_recorder *r, mu_error *e) {
     mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_sync(r->metrics, e);
     if (status == MU_STATUS_OK && r->events) status = mu_events_sync(r->events, e);
-    status = mu_agree(s->mesh->world, status, e);
+    status = mu_agree(s->mesh->batch, status, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_save(s, &r->t->cfg, &r->t->texts, e);
     if (status != MU_STATUS_OK) return status;
     r->saved_step = s->step;
@@ -123,7 +123,7 @@ mu_status mu_recorder_evaluate(mu_recorder *r, mu_error *e) {
     if (r->progress)
         mu_progress_say(r->progress, "step %lld: validation loss %.4f (nats/token), %d domain%s", (long long)t->state.step, mean,
                         n, n == 1 ? "" : "s");
-    return mu_agree(t->state.mesh->world, status, e);
+    return mu_agree(t->state.mesh->batch, status, e);
 }
 
 /* ------------------------------------------------------------------ a step */
@@ -174,7 +174,7 @@ mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error
     mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_step(r->metrics, &r->source, result, rate, e);
     r->since_log_seconds = 0, r->since_log_steps = 0;
-    return mu_fault("collective", s->mesh->world->rank) ? status : mu_agree(s->mesh->world, status, e);
+    return mu_fault("collective", s->mesh->world->rank) ? status : mu_agree(s->mesh->batch, status, e);
 }
 
 /* What experts know, as far as training has paid for measuring it. */
@@ -202,5 +202,5 @@ mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) {
     mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK) status = judge(r, e);
     if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_statistics(r->metrics, &r->source, e);
-    return mu_agree(s->mesh->world, status, e);
+    return mu_agree(s->mesh->batch, status, e);
 }

@@ -177,7 +177,7 @@ static void put_samples(mu_page *p, const view *v) {
 
 static mu_status open_view(view *v, mu_mesh *mesh, mu_error *e) {
     mu_status status = mu_inference_open(&v->o, mesh, v->r->view.dir, 0, NULL, e);
-    if (status == MU_STATUS_OK) status = mu_texts_open(&v->texts, &v->o.cfg, v->o.tokenizer, v->o.manifest.val_split, mesh->world, e);
+    if (status == MU_STATUS_OK) status = mu_texts_open(&v->texts, &v->o.cfg, v->o.tokenizer, v->o.manifest.val_split, mesh->batch, e);
     return status;
 }
 

@@ -44,21 +44,21 @@ static bool finds_marker(const char *dir, const marker *s) {
 }
 
 /* Checks that every rank finds the file of rank 0. Collective, agreed. */
-static mu_status check_shared(mu_comm *world, const char *dir, mu_error *e) {
+static mu_status check_shared(mu_comm *batch, const char *dir, mu_error *e) {
     marker s = make_marker();
     char *path = mu_format("%s/%s", dir, s.name), *where = realpath(dir, NULL);
     mu_status status = MU_STATUS_OK;
-    if (world->rank == 0) status = mu_file_replace(path, s.text, strlen(s.text), e);
-    status = mu_agree(world, status, e);
+    if (batch->rank == 0) status = mu_file_replace(path, s.text, strlen(s.text), e);
+    status = mu_agree(batch, status, e);
     if (status == MU_STATUS_OK) {
-        mu_broadcast(world, 0, &s, sizeof s);
-        if (world->rank && !finds_marker(dir, &s))
+        mu_broadcast(batch, 0, &s, sizeof s);
+        if (batch->rank && !finds_marker(dir, &s))
             status = mu_error_set(e, MU_STATUS_CONFIG,
                                   "run.dir %s (%s) is not the folder that rank 0 uses: all ranks need the same one; put it on a"
                                   " file system that all hosts share", dir, where ? where : "not found");
-        status = mu_agree(world, status, e);
+        status = mu_agree(batch, status, e);
     }
-    if (world->rank == 0) unlink(path);
+    if (batch->rank == 0) unlink(path);
     free(path);
     free(where);
     return status;
@@ -119,15 +119,14 @@ static mu_status make_folder(const mu_config *cfg, const char *checkpoints, mu_l
 }
 
 mu_status mu_run_claim(const mu_config *cfg, const mu_mesh *mesh, mu_lock **lock, mu_error *e) {
-    mu_comm *world = mesh->world;
+    mu_comm *batch = mesh->batch;
     const char *dir = cfg->run.dir;
     char *checkpoints = mu_format("%s/checkpoints", dir);
-    mu_status status = world->rank == 0 ? make_folder(cfg, checkpoints, lock, e) : MU_STATUS_OK;
-    status = mu_agree(world, status, e);
-    if (status == MU_STATUS_OK && world->size > 1) status = check_shared(world, dir, e);
-    bool writes = world->rank < mesh->ep; /* shards; rank 0 everything else, too */
+    mu_status status = mu_mesh_writes_shared(mesh) ? make_folder(cfg, checkpoints, lock, e) : MU_STATUS_OK;
+    status = mu_agree(batch, status, e);
+    if (status == MU_STATUS_OK && batch->size > 1) status = check_shared(batch, dir, e);
     if (status == MU_STATUS_OK)
-        status = mu_agree(world, writes ? check_writable(checkpoints, world->rank, e) : MU_STATUS_OK, e);
+        status = mu_agree(batch, mu_mesh_writes_experts(mesh) ? check_writable(checkpoints, batch->rank, e) : MU_STATUS_OK, e);
     free(checkpoints);
     return status;
 }
@@ -184,12 +183,12 @@ static mu_status write_run_json(const job_info *job, const process *all, mu_erro
     mu_json_int(&j, "threads_per_rank", mu_threads());
     mu_json_string(&j, "device", job->dev->name);
     mu_json_string(&j, "mpi", mu_dist_library());
-    mu_json_bool(&j, "mpi_cuda_aware", job->mesh->world->cuda_aware);
+    mu_json_bool(&j, "mpi_cuda_aware", job->mesh->batch->cuda_aware);
     mu_json_string(&j, "data_fingerprint", job->corpus->fingerprint);
     mu_json_bool(&j, "synthetic_data", job->corpus->synthetic);
     write_domains(&j, job->corpus);
     mu_json_begin(&j, "ranks", '[');
-    for (int i = 0; i < job->mesh->world->size; i++) {
+    for (int i = 0; i < job->mesh->batch->size; i++) {
         mu_json_begin(&j, NULL, '{');
         mu_json_string(&j, "host", all[i].host);
         mu_json_int(&j, "pid", all[i].pid);
@@ -207,12 +206,12 @@ static mu_status write_run_json(const job_info *job, const process *all, mu_erro
 
 mu_status mu_run_describe(const mu_config *cfg, const mu_mesh *mesh, const mu_device *dev, const mu_corpus *corpus, int64_t step,
                           int argc, char **argv, mu_error *e) {
-    mu_comm *world = mesh->world;
-    process me = { .pid = getpid() }, *all = mu_alloc((size_t)world->size, sizeof *all);
+    mu_comm *batch = mesh->batch;
+    process me = { .pid = getpid() }, *all = mu_alloc((size_t)batch->size, sizeof *all);
     mu_host_name(me.host);
-    mu_all_gather(world, &me, sizeof me, all);
+    mu_all_gather(batch, &me, sizeof me, all);
     mu_status status = MU_STATUS_OK;
-    if (world->rank == 0) {
+    if (mu_mesh_writes_shared(mesh)) {
         char *yaml = mu_options_dump(&cfg->options, cfg),
              *path = mu_format("%s/config.resolved.yaml", cfg->run.dir);
         status = mu_file_replace(path, yaml, strlen(yaml), e);
@@ -221,7 +220,7 @@ mu_status mu_run_describe(const mu_config *cfg, const mu_mesh *mesh, const mu_de
         free(yaml);
     }
     free(all);
-    return mu_agree(world, status, e);
+    return mu_agree(batch, status, e);
 }
 
 /* Adds nothing when run.json has no fingerprints, or those of other texts than the checkpoint's. */

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 /* Checks that all ranks read the same texts. Collective, agreed. */
-static mu_status agree_on_texts(const mu_texts *t, mu_comm *world, mu_error *e) {
+static mu_status agree_on_texts(const mu_texts *t, mu_comm *batch, mu_error *e) {
     char *text = NULL;
     size_t size;
     FILE *out = open_memstream(&text, &size);
@@ -16,13 +16,13 @@ static mu_status agree_on_texts(const mu_texts *t, mu_comm *world, mu_error *e) 
     }
     fprintf(out, "tokenizer %s: fingerprint %s\n", mu_tokenizer_name(t->tokenizer), mu_tokenizer_fingerprint(t->tokenizer));
     fclose(out);
-    mu_status status = mu_agree_text(world, MU_STATUS_DATA, "its texts differ from those of rank 0; put the"
+    mu_status status = mu_agree_text(batch, MU_STATUS_DATA, "its texts differ from those of rank 0; put the"
                                      " same texts on every host, or on a file system that all hosts share:", text, e);
     free(text);
     return status;
 }
 
-mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *tokenizer, mu_val_split split, mu_comm *world,
+mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *tokenizer, mu_val_split split, mu_comm *batch,
                         mu_error *e) {
     const mu_data_config *d = &cfg->data;
     uint64_t seed = (uint64_t)cfg->run.seed;
@@ -31,8 +31,8 @@ mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *t
     if (status == MU_STATUS_OK)
         status = mu_loader_open(&t->loader, &t->corpus, t->seq_len, d->val_fraction, split, seed, e);
     if (status == MU_STATUS_OK) status = mu_loader_set_phases(t->loader, &d->phases, cfg->train.global_batch_size, e);
-    status = mu_agree_each(world, status, e);
-    return status == MU_STATUS_OK ? agree_on_texts(t, world, e) : status;
+    status = mu_agree_each(batch, status, e);
+    return status == MU_STATUS_OK ? agree_on_texts(t, batch, e) : status;
 }
 
 void mu_texts_close(mu_texts *t) {

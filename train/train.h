@@ -1,5 +1,6 @@
 /* train.h - interfaces shared within the program. One file per sub-command (cmd_*.c); the training loop is in loop.c, its
- * parts in training.h; checkpoints, metrics and the run folder in files of their own. */
+ * parts in training.h; checkpoints, metrics and the run folder in files of their own. A run belongs to a batch group (dist.h):
+ * functions are Collective over it, and its first rank, called rank 0 here, writes. */
 #ifndef MUSTER_TRAIN_H
 #define MUSTER_TRAIN_H
 #include "train/config.h"
@@ -15,8 +16,8 @@ typedef struct {
     int64_t seq_len;
 } mu_texts;
 /* Reads the texts of cfg->data; the ranks agree on the status and verify that their texts are equal. mu_texts_close may follow any outcome.
- * Collective over `world`. */
-mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *tokenizer, mu_val_split split, mu_comm *world,
+ * Collective over `batch`. */
+mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *tokenizer, mu_val_split split, mu_comm *batch,
                         mu_error *e) MU_MUST_USE;
 void mu_texts_close(mu_texts *t);
 bool mu_texts_have_validation(const mu_texts *t);      /* does any domain have validation sequences? */
@@ -128,7 +129,7 @@ mu_status mu_checkpoint_save(mu_train_state *t, const mu_config *cfg, const mu_t
 /* Newest checkpoint of the run whose manifest, hashes (shards divided among the ranks) and state pass verification; skips
  * others with a warning. *found false: there is none at all. MU_STATUS_DATA when there are some and none
  * passes. `path` may also name one checkpoint. Collective, agreed. */
-mu_status mu_checkpoint_find(mu_comm *world, const char *path, mu_manifest *m, bool *found, mu_error *e) MU_MUST_USE;
+mu_status mu_checkpoint_find(mu_comm *batch, const char *path, mu_manifest *m, bool *found, mu_error *e) MU_MUST_USE;
 /* Does the path name a single checkpoint, valid or not? Local. */
 bool mu_checkpoint_named(const char *path);
 /* The error for an existing path without a checkpoint: a run folder without any, or something else. Local. */
@@ -138,11 +139,11 @@ mu_status mu_checkpoint_missing(const char *path, mu_error *e) MU_MUST_USE;
 int mu_checkpoint_list(const char *run, int64_t **steps);
 /* Renames the run's checkpoints newer than `step`, damaged or of an abandoned history, to step-N.aside, so that they are never
  * taken for the newest. Collective, agreed. */
-mu_status mu_checkpoint_set_aside(mu_comm *world, const char *run, int64_t step, mu_error *e) MU_MUST_USE;
+mu_status mu_checkpoint_set_aside(mu_comm *batch, const char *run, int64_t step, mu_error *e) MU_MUST_USE;
 /* After *m could not be loaded, for the reason in *e (MU_STATUS_DATA): warns and finds an older one, so that a checkpoint
  * with valid hashes and invalid values does not stop a run. Returns e's status when there is none, or `path` names one
  * checkpoint. Collective, agreed. */
-mu_status mu_checkpoint_fall_back(mu_comm *world, const char *path, mu_manifest *m, mu_error *e) MU_MUST_USE;
+mu_status mu_checkpoint_fall_back(mu_comm *batch, const char *path, mu_manifest *m, mu_error *e) MU_MUST_USE;
 /* Loads the weights, and with an optimizer all state that a resumed run needs. MU_STATUS_DATA when a value is out of its range
  * or the tokenizer is not the checkpoint's. Collective, agreed. */
 mu_status mu_checkpoint_load(mu_train_state *t, const mu_manifest *m, const mu_tokenizer *tokenizer, mu_error *e) MU_MUST_USE;
@@ -252,7 +253,7 @@ double mu_kill_timeout(void);       /* seconds from SIGTERM to SIGKILL for the r
 /* ------------------------------------------------------------------ threads and device of a rank (device.c, peak.c) */
 /* Sets the threads of this rank: as configured, within its share of the node's cores. Local. */
 void mu_config_use_threads(const mu_train_config *cfg, const mu_mesh *mesh);
-/* The device of train.device and train.dtype, the same kind on every rank. Collective over the world. CONFIG
+/* The device of train.device and train.dtype, the same kind on every rank. Collective over the batch group. CONFIG
  * when it is missing on some rank. */
 mu_status mu_train_device_open(const mu_train_config *cfg, const mu_mesh *mesh, mu_device **dev, mu_error *e);
 

@@ -6,8 +6,8 @@ mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu
     mu_train_state *s = &t->state;
     s->mesh = mesh;
     mu_config_use_threads(&cfg->train, mesh);
-    mu_status status = mu_agree(mesh->world, mu_tokenizer_open(&t->tokenizer, cfg->data.tokenizer, e), e);
-    if (status == MU_STATUS_OK) status = mu_texts_open(&t->texts, cfg, t->tokenizer, split, mesh->world, e);
+    mu_status status = mu_agree(mesh->batch, mu_tokenizer_open(&t->tokenizer, cfg->data.tokenizer, e), e);
+    if (status == MU_STATUS_OK) status = mu_texts_open(&t->texts, cfg, t->tokenizer, split, mesh->batch, e);
     if (status == MU_STATUS_OK) status = mu_train_device_open(&cfg->train, mesh, &t->dev, e);
     if (status != MU_STATUS_OK) return status;
     s->loader = t->texts.loader;

@@ -50,18 +50,18 @@ void mu_training_close(mu_training *t);
 
 /* ------------------------------------------------------------------ steps (loop.c, nonfinite.c) */
 /* One optimizer step. When the result is not finite nothing was updated. `stop`: set when this rank receives a stop signal, read
- * between micro-batches and at the end; NULL: never. Collective over all ranks. */
+ * between micro-batches and at the end; NULL: never. Collective over the batch group. */
 mu_step_result mu_training_step(mu_training *t, const volatile sig_atomic_t *stop);
 /* Computes the gradients of the current global batch; with `reduce` the reduction over ranks begins in the last
- * micro-batch. False: some rank received a stop signal. Collective over all ranks. */
+ * micro-batch. False: some rank received a stop signal. Collective over the batch group. */
 bool mu_training_gradients(mu_training *t, bool reduce, const volatile sig_atomic_t *stop);
-/* After a step with a non-finite result: names step, rank and layer of the first such value. Heap. Collective over all ranks. */
+/* After a step with a non-finite result: names step, rank and layer of the first such value. Heap. Collective over the batch group. */
 char *mu_training_explain_nonfinite(mu_training *t);
 
 /* ------------------------------------------------------------------ metrics, evaluations and checkpoints (recorder.c) */
 typedef struct mu_recorder mu_recorder;
 /* Opens metrics and progress on rank 0; `saved_step`: of the checkpoint that the run resumed from, or -1. The lock is
- * borrowed. Agreed. Collective over all ranks, as are log, statistics, evaluate, reevaluate and save; close and losses are Local. */
+ * borrowed. Agreed. Collective over the batch group, as are log, statistics, evaluate, reevaluate and save; close and losses are Local. */
 mu_status mu_recorder_open(mu_recorder **r, mu_training *t, mu_lock *lock, int64_t saved_step, mu_error *e) MU_MUST_USE;
 void mu_recorder_close(mu_recorder *r);
 /* Metrics and the progress line of a finished step. */
@@ -77,7 +77,7 @@ mu_status mu_recorder_save(mu_recorder *r, mu_error *e) MU_MUST_USE;
 const mu_domain_loss *mu_recorder_losses(const mu_recorder *r);
 
 /* Trains from t->state.step to train.steps. REQUEUE after a stop signal (`stop` set on any rank), with a checkpoint; NUMERIC, with
- * nothing written, when a loss is not finite. Collective over all ranks. */
+ * nothing written, when a loss is not finite. Collective over the batch group. */
 mu_status mu_training_loop(mu_training *t, mu_recorder *r, const volatile sig_atomic_t *stop, mu_error *e) MU_MUST_USE;
 
 #endif
