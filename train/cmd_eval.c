@@ -7,13 +7,15 @@
 typedef struct {
     char *path;
     mu_expert_choice choice;
+    const char *record, *replay; /* files of --record-routing and --replay-routing; NULL: not given */
     int n_overrides;
     char **overrides;
 } arguments;
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .overrides = mu_alloc((size_t)argc, sizeof *a->overrides) };
-    const mu_argument options[] = { { "--mask", &a->choice.mask }, { "--force", &a->choice.force } };
+    const mu_argument options[] = { { "--mask", &a->choice.mask }, { "--force", &a->choice.force },
+                                    { "--record-routing", &a->record }, { "--replay-routing", &a->replay } };
     mu_status status = MU_STATUS_OK;
     for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
         bool found;
@@ -50,24 +52,65 @@ static void print_results(const mu_manifest *m, const mu_texts *texts, const arg
     mu_print_domains(texts, most, results);
 }
 
+/* What must be the same to replay this evaluation's routing; heap. */
+static char *about(const mu_inference *o, const mu_evaluation *ev, const arguments *a, int64_t most) {
+    char *more = mu_format("record of: evaluation\n--mask: %s\n--force: %s\n", a->choice.mask ? a->choice.mask : "",
+                           a->choice.force ? a->choice.force : "");
+    for (int i = 0; i < ev->texts->corpus.n_domains; i++) {
+        char *longer = mu_format("%svalidation sequences of %s: %lld\n", more, ev->texts->corpus.domains[i].name,
+                                 (long long)mu_evaluation_sequences(ev, i, most));
+        free(more);
+        more = longer;
+    }
+    char *text = mu_routing_record_about(&o->cfg, ev->model, &ev->texts->corpus, more);
+    free(more);
+    return text;
+}
+
+/* Rank 0: the record has every domain's array. */
+static mu_status expect_arrays(const mu_evaluation *ev, int64_t most, mu_error *e) {
+    mu_status status = MU_STATUS_OK;
+    for (int i = 0; i < ev->texts->corpus.n_domains && status == MU_STATUS_OK; i++) {
+        char *name = mu_evaluation_array(ev, i);
+        int64_t n = mu_evaluation_sequences(ev, i, most);
+        if (n) status = mu_routing_record_expect(ev->replay, name, n, e);
+        free(name);
+    }
+    return status;
+}
+
+static mu_status open_records(const mu_inference *o, mu_evaluation *ev, const arguments *a, int64_t most, mu_error *e) {
+    char *text = about(o, ev, a, most);
+    mu_status status = MU_STATUS_OK;
+    if (a->replay) status = mu_routing_record_open(&ev->replay, a->replay, true, ev->model, ev->texts->seq_len, ev->batch, text, e);
+    if (a->replay && status == MU_STATUS_OK)
+        status = mu_agree(ev->batch, ev->batch->rank == 0 ? expect_arrays(ev, most, e) : MU_STATUS_OK, e);
+    if (a->record && status == MU_STATUS_OK)
+        status = mu_routing_record_open(&ev->record, a->record, false, ev->model, ev->texts->seq_len, ev->batch, text, e);
+    free(text);
+    return status;
+}
+
 static mu_status evaluate(const mu_inference *o, const mu_texts *texts, const arguments *a, mu_error *e) {
     enum { AT_ONCE = 8 };
     const mu_mesh *mesh = o->state.mesh;
-    int64_t most = sequences(&o->cfg, a);
-    mu_expert_mask mask;
-    mu_status status = mu_agree(mesh->batch, mu_expert_choice_read(&a->choice, o->state.model, &o->cfg.data.train, &mask, e), e);
-    if (status != MU_STATUS_OK) return status;
+    int64_t most = sequences(&o->cfg, a), tokens = 0;
+    mu_evaluation ev = { o->state.model, o->tape, texts, mesh->batch, AT_ONCE, { NULL, 1 }, NULL, NULL };
     mu_domain_loss *results = mu_alloc((size_t)texts->corpus.n_domains, sizeof *results);
-    double mean = mu_evaluate(&(mu_evaluation){ o->state.model, o->tape, texts, mesh->batch, AT_ONCE, mask }, most, results);
-    int64_t tokens = 0;
+    double mean = 0;
+    mu_status status = mu_expert_choice_read(&a->choice, o->state.model, &o->cfg.data.train, &ev.expert_mask, e);
+    status = mu_agree(mesh->batch, status, e);
+    if (status == MU_STATUS_OK) status = open_records(o, &ev, a, most, e);
+    if (status == MU_STATUS_OK) mean = mu_evaluate(&ev, most, results);
+    status = mu_routing_record_close(ev.replay, status, e);
+    status = mu_routing_record_close(ev.record, status, e);
     for (int i = 0; i < texts->corpus.n_domains; i++) tokens += results[i].tokens;
-    if (tokens && mesh->batch->rank == 0) print_results(&o->manifest, texts, a, most, mean, results);
+    if (status == MU_STATUS_OK && !tokens)
+        status = mu_error_set(e, MU_STATUS_DATA, "no validation data: data.val_fraction is 0 or the texts are too short");
+    if (status == MU_STATUS_OK && mesh->batch->rank == 0) print_results(&o->manifest, texts, a, most, mean, results);
     free(results);
-    free((int32_t *)(uintptr_t)mask.values);
-    return tokens ? MU_STATUS_OK
-                  : mu_error_set(e, MU_STATUS_DATA,
-                                 "no validation data: data.val_fraction is 0 or the texts are "
-                                 "too short");
+    free((int32_t *)(uintptr_t)ev.expert_mask.values);
+    return status;
 }
 
 static mu_status open_texts(mu_texts *texts, const mu_inference *o, mu_error *e) {

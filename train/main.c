@@ -23,12 +23,16 @@ static const command commands[] = {
       "  --ranks N        with --dry-run: plan for N ranks, without mpirun\n\n"
       "USR1 or USR2 (to mpirun) makes it write a checkpoint and exit with 75; the same command resumes.\n"
       "`muster --help-config` lists every configuration key." },
-    { "eval", mu_cmd_eval, "RUN_OR_CHECKPOINT [--mask LAYER:EXPERT,...] [--force LAYER:EXPERT,...] [section.key=value ...]",
+    { "eval", mu_cmd_eval,
+      "RUN_OR_CHECKPOINT [--mask LAYER:EXPERT,...] [--force LAYER:EXPERT,...] [--record-routing FILE.h5] [--replay-routing FILE.h5]"
+      " [section.key=value ...]",
       "Validation loss and bits per byte of every domain. Overrides may name texts that have moved\n"
       "(data.train='[{domain: latin, path: elsewhere/latin}]'), data.val_fraction, train.eval_sequences,\n"
       "train.device, train.dtype and train.threads.\n\n"
       "  --mask LAYER:EXPERT,...    no token has these experts: the next best are chosen (docs/experts.md)\n"
-      "  --force LAYER:EXPERT,...   every token has these experts among its top_k" },
+      "  --force LAYER:EXPERT,...   every token has these experts among its top_k\n"
+      "  --record-routing FILE.h5   write the experts of every token in each MoE layer to a new file\n"
+      "  --replay-routing FILE.h5   give every token the experts of a record of the same evaluation" },
     { "generate", mu_cmd_generate,
       "RUN_OR_CHECKPOINT --prompt TEXT [--tokens N] [--temperature X] [--top-p X] [--seed N] [--show-experts] [--no-cache]"
       " [--mask LAYER:EXPERT,...] [--force LAYER:EXPERT,...] [section.key=value ...]",

@@ -28,7 +28,7 @@ struct mu_recorder {
 };
 
 static mu_evaluation evaluation(const mu_training *t) {
-    return (mu_evaluation){ t->state.model, t->tape, &t->texts, t->state.mesh->batch, t->batches.micro_size, { NULL, 1 } };
+    return (mu_evaluation){ t->state.model, t->tape, &t->texts, t->state.mesh->batch, t->batches.micro_size, { NULL, 1 }, NULL, NULL };
 }
 
 mu_status mu_recorder_open(mu_recorder **out, mu_training *t, mu_lock *lock, int64_t saved_step, mu_error *e) {

@@ -57,6 +57,31 @@ typedef struct {
 mu_batch_shape mu_batch_shape_of(const mu_config *cfg, int ranks);
 int64_t mu_batch_micro_size(const mu_batch_shape *s, int ranks);
 
+/* ------------------------------------------------------------------ routing records (routing_record.c)
+ * Files of the experts of every token, of an evaluation or of training steps; the format is in docs/experts.md. All functions are
+ * Collective over `batch` unless marked. */
+typedef struct mu_routing_record mu_routing_record;
+/* What must be the same for a replay, as lines of text, heap; `more`: further lines. Local. */
+char *mu_routing_record_about(const mu_config *cfg, const mu_model *m, const mu_corpus *corpus, const char *more);
+/* Begins a new file, which gets its name when it is complete, or opens one to replay it. USAGE: the file exists, or the model is dense;
+ * NOINPUT: no such file; DATA: not a routing record, or of something else. Agreed. mu_routing_record_close may follow any outcome. */
+mu_status mu_routing_record_open(mu_routing_record **r, const char *path, bool replays, const mu_model *m, int64_t seq_len,
+                                 mu_comm *batch, const char *about, mu_error *e) MU_MUST_USE;
+/* Checks before a replay that the file has this array, of so many sequences. Rank 0. */
+mu_status mu_routing_record_expect(mu_routing_record *r, const char *name, int64_t sequences, mu_error *e) MU_MUST_USE;
+/* Completes a new file. Returns so_far, or if that is OK the first failure of reading and writing, or of closing. r may be NULL. Agreed. */
+mu_status mu_routing_record_close(mu_routing_record *r, mu_status so_far, mu_error *e) MU_MUST_USE;
+/* The first failure of reading and writing so far. Local. */
+mu_status mu_routing_record_status(const mu_routing_record *r, mu_error *e) MU_MUST_USE;
+/* Sequences first .. first + n - 1 of the array `name`, which has `total`. Of this block this rank has `own`, at offset, offset + stride, ... */
+typedef struct { const char *name; int64_t total, first, n, offset, stride, own; } mu_routing_block;
+/* own: U16 [own, S, MoE layers, K]. read: false after a failure. */
+void mu_routing_record_write(mu_routing_record *r, const mu_routing_block *b, const uint16_t *own);
+bool mu_routing_record_read(mu_routing_record *r, const mu_routing_block *b, uint16_t *own);
+/* The ids [tokens, MoE layers, K] of a forward pass, and the mask with which it chooses them again. Local. */
+void mu_routing_ids(const mu_model *m, const mu_routing *routings, int64_t tokens, uint16_t *ids);
+mu_expert_mask mu_routing_ids_mask(const mu_model *m, mu_tape *tp, int64_t tokens, const uint16_t *ids);
+
 /* ------------------------------------------------------------------ evaluation (evaluate.c) */
 typedef struct {
     int64_t tokens, bytes;
@@ -72,7 +97,11 @@ typedef struct {
     mu_comm *batch;                 /* the ranks that share the sequences */
     int64_t at_once;                /* batch size per rank; does not change results */
     mu_expert_mask expert_mask;     /* of one row; values NULL: none */
+    mu_routing_record *record, *replay;     /* to write, and to read; or NULL */
 } mu_evaluation;
+/* Name of a domain's array in a routing record, heap. Local. */
+char *mu_evaluation_array(const mu_evaluation *ev, int domain);
+int64_t mu_evaluation_sequences(const mu_evaluation *ev, int domain, int64_t most);     /* that are evaluated. Local */
 /* Validation loss of every domain, at most `most` sequences each (0: all); results [n_domains], the same on every rank, with
  * tokens 0 for a domain without validation text. Returns the mean over the others, weighted by their training shares;
  * NAN when there are none. Collective over `batch`. */

@@ -1,4 +1,5 @@
-# chosen_experts.sh - experts that are chosen by hand, not by the router alone: moe.force_domains, --mask and --force.
+# chosen_experts.sh - experts that are chosen by hand, not by the router alone: moe.force_domains, --mask and --force, records of
+# routing and their replay.
 . "$(dirname "$0")/train_lib.sh"
 
 domains="data.train=[{domain: a, path: synthetic}, {domain: b, path: synthetic, weight: 2}, {domain: c, path: synthetic}]"
@@ -37,6 +38,7 @@ refuses() {         # refuses PATTERN ARGUMENTS...: a usage error, before anythi
     expect 64 "$*" on 1 "$MUSTER" "$@"
     says_once "$*" "^muster: error: $pattern"
 }
+expect 0 "a dense run" train 1 dense moe.num_experts=0 train.steps=2 optim.warmup_steps=0
 expect 0 "a free run" train 1 free model.num_layers=3 moe.first_k_dense=1 train.steps=60
 ranks=1
 plain=$(loss free)
@@ -63,7 +65,39 @@ for wrong in 1 1: :1 1:2, 1:2:3 -1:2 x; do refuses "--mask.* $wrong: expected LA
 refuses "--mask needs a value" eval free --mask
 refuses "--mask: layer 3" generate free --prompt 1 --mask 3:0
 
-# In generation: layer 1 never has expert 2 and always 5, with and without the cache.
+# ---------------------------------------------------------------- records of an evaluation
+ranks=1
+loss forced --record-routing one.h5 --mask 1:6 > one
+for n in 1 ${MPIEXEC:+2 3}; do
+    ranks=$n
+    loss forced --record-routing record-$n.h5 --replay-routing one.h5 --mask 1:6 > replayed
+    if cmp -s one replayed && cmp -s one.h5 record-$n.h5; then pass; else fail "a replay on $n ranks: $(cat one replayed)"; fi
+done
+expect 64 "a record that exists" on 1 "$MUSTER" eval forced --record-routing one.h5
+says_once "a record that exists" "^muster: error: --record-routing one.h5: the file exists"
+does_not_fit() {    # does_not_fit CODE PATTERN ARGUMENTS...
+    expect "$1" "replay $3" on 1 "$MUSTER" eval "${@:3}"
+    says_once "replay $3" "^muster: error: .*$2"
+    if grep -q nats log; then fail "replay $3: something was computed"; else pass; fi
+}
+does_not_fit 65 'recorded with "--mask: 1:6", here it is "--mask: "' forced --replay-routing one.h5
+does_not_fit 65 'recorded with "validation sequences of a: 124", here it is "validation sequences of a: 5"' forced --mask 1:6 --replay-routing one.h5 train.eval_sequences=5
+does_not_fit 65 'recorded with "layers: 0 1", here it is "layers: 1 2"' free --replay-routing one.h5
+does_not_fit 65 'recorded with "texts: ' forced --mask 1:6 --replay-routing one.h5 "$other"
+does_not_fit 65 "tiny.yaml: cannot be read" forced --replay-routing tiny.yaml
+does_not_fit 66 "none.h5: no such file" forced --replay-routing none.h5
+expect 64 "a record of a dense model" on 1 "$MUSTER" eval dense --record-routing dense.h5
+says "a record of a dense model" "a dense model has no routing"
+# The routing of one checkpoint in the model of another: another loss than with its own.
+ranks=1
+expect 0 "a later checkpoint" train 1 free model.num_layers=3 moe.first_k_dense=1 train.steps=90
+loss free/checkpoints/step-00000060 --record-routing sixty.h5 > /dev/null
+own=$(loss free)
+changed=$(loss free --replay-routing sixty.h5)
+if [ -n "$changed" ] && [ "$changed" != "$own" ]; then pass; else fail "the routing of another checkpoint: loss $changed, its own $own"; fi
+
+# ---------------------------------------------------------------- generation
+# Layer 1 never has expert 2 and always 5, with and without the cache.
 choice="--mask 1:2 --force 1:5"
 text() { on 1 "$MUSTER" generate free --prompt "1 2 3 " --tokens 40 --temperature 0 --show-experts "$@" && cp log "$name"; }
 name=plain text

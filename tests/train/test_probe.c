@@ -42,7 +42,7 @@ static const char *const oracle =
     "log: {progress: quiet}\n";
 
 static mu_probe *probe_of(const mu_training *t, int64_t at_once) {
-    return mu_probe_new(&(mu_evaluation){ t->state.model, t->tape, &t->texts, t->state.mesh->batch, at_once, { NULL, 1 } },
+    return mu_probe_new(&(mu_evaluation){ t->state.model, t->tape, &t->texts, t->state.mesh->batch, at_once, { NULL, 1 }, NULL, NULL },
                         t->cfg.stats.probe_tokens);
 }
 
