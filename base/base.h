@@ -174,10 +174,10 @@ void mu_json_string(mu_json *j, const char *key_or_null, const char *value);/* e
  *   CHOICES uint32_t, a bit for each of "a|b|c" | PAIR double[2] | DOMAINS mu_option_domains | PHASES mu_option_phases
  *   DOMAIN_INTS mu_option_domain_ints: {domain: integer, ...}, integers from min to max
  *   min, max: inclusive range of numbers; for STRING min = 1 means "must be given".
- *   use: which commands may change it once a run exists: FIXED none, the checkpoint's value holds; FREE train;
- *        TEXTS eval; EVAL train and eval; WHERE train, eval and generate (options of hardware and parallelism).
+ *   use: which commands may change it once a run exists: FIXED none, the checkpoint's value holds (train --fork may); SHAPE nor
+ *        train --fork, the tensors depend on it; FREE train; TEXTS eval; EVAL train and eval; WHERE train, eval and generate (options of hardware and parallelism).
  *        RETIRED: no effect any more; accepted in older configurations, not shown and not written. */
-enum { MU_ON_RESUME = 1, MU_ON_EVAL = 2, MU_ON_GENERATE = 4, MU_USE_RETIRED = 8,
+enum { MU_ON_RESUME = 1, MU_ON_EVAL = 2, MU_ON_GENERATE = 4, MU_USE_RETIRED = 8, MU_USE_SHAPE = 16,
        MU_USE_FIXED = 0, MU_USE_FREE = MU_ON_RESUME, MU_USE_TEXTS = MU_ON_EVAL, MU_USE_EVAL = MU_ON_RESUME | MU_ON_EVAL,
        MU_USE_WHERE = MU_ON_RESUME | MU_ON_EVAL | MU_ON_GENERATE };
 typedef struct { char domain[64]; char path[512]; double weight; } mu_option_domain;

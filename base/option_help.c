@@ -101,7 +101,8 @@ static void help_plain(FILE *f, const mu_options *o) {
         if (option->choices || option->max > option->min) write_range(f, option, "");
         fprintf(f, "%s%s%s%s\n      %s\n", option->choices || option->max > option->min ? "; " : "",
                 must_be_given(option) ? "" : "default ", default_text(option),
-                option->use & MU_ON_RESUME ? "" : "; fixed by a checkpoint", option->help);
+                option->use & MU_ON_RESUME ? "" : option->use & MU_USE_SHAPE ? "; fixed by a checkpoint, also for --fork"
+                                                                             : "; fixed by a checkpoint", option->help);
     }
 }
 
@@ -119,7 +120,8 @@ static void help_markdown(FILE *f, const mu_options *o) {
           "`section.key=value` overrides the file, the value written as in YAML: `moe.top_k=2`,\n"
           "`moe.balance='[aux_loss, expert_bias]'`, `data.train='[{domain: en, path: texts/en}]'`.\n"
           "Integers are written out (`1000000`, not `1e6`); numbers are written as in JSON.\n"
-          "An option that is *fixed* keeps the value of the checkpoint that a run resumes from; all others may change.\n"
+          "An option that is *fixed* or *shape* keeps the value of the checkpoint that a run resumes from; all others may change.\n"
+          "A fork (`train --fork`) may change those that are *fixed*, too.\n"
           "Made from the option tables by `muster --help-config`; edit those instead of this page.\n", f);
     for (int i = 0; i < o->n; i++) {
         const mu_option *option = &o->table[i];
@@ -130,7 +132,7 @@ static void help_markdown(FILE *f, const mu_options *o) {
         fprintf(f, "| `%s` | %s | ", option->key, type_name(option->type));
         write_range(f, option, "`");
         const char *quote = must_be_given(option) || !strcmp(default_text(option), "empty") ? "" : "`";
-        fprintf(f, " | %s%s%s | %s | ", quote, default_text(option), quote, option->use & MU_ON_RESUME ? "" : "fixed");
+        fprintf(f, " | %s%s%s | %s | ", quote, default_text(option), quote, option->use & MU_ON_RESUME ? "" : option->use & MU_USE_SHAPE ? "shape" : "fixed");
         write_cell(f, option->help);
         fputs(" |\n", f);
     }

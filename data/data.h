@@ -11,7 +11,7 @@ extern "C" {
 
 /*       type     key           default    min  max  choices  use  help */
 #define MU_OPTIONS_DATA(O) \
-    O(STRING,  tokenizer,    "bytes",   0,   0,   NULL, FIXED, "bytes (ids 0-255 are bytes, 256 ends a document), or the path of a tokenizer file (no format is supported yet)") \
+    O(STRING,  tokenizer,    "bytes",   0,   0,   NULL, SHAPE, "bytes (ids 0-255 are bytes, 256 ends a document), or the path of a tokenizer file (no format is supported yet)") \
     O(DOMAINS, train,        NULL,      1,   0,   NULL, TEXTS, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or token FILE.h5, weight: 1.0}; path synthetic: the built-in generator") \
     O(PHASES,  phases,       "[]",      0,   0,   NULL, FREE, "list of {until_step: STEP, mix: {DOMAIN: WEIGHT, ...}}: up to that step only these domains of train are drawn, with these weights instead of theirs; the last phase lasts to the end; validation keeps all domains; on resume, phases of finished steps must not change") \
     O(FLOAT,   val_fraction, "0.02",    0,   0.9, NULL, TEXTS, "fraction of each domain's tokens held out for validation; whole documents, spread over the domain, where there are enough") \
@@ -103,6 +103,9 @@ void      mu_loader_close(mu_loader *l);
 /* Samples are then drawn by these phases of steps with `per_step` samples each; after opening, before the first sample.
  * MU_STATUS_CONFIG: a domain is unknown, or weights leave no training data. */
 mu_status mu_loader_set_phases(mu_loader *l, const mu_option_phases *phases, int64_t per_step, mu_error *e) MU_MUST_USE;
+/* For a fork: the next sample is number `first`, and of each domain the first earlier[i] samples are taken as drawn. The state
+ * counts from here. */
+void      mu_loader_continue(mu_loader *l, int64_t first, const int64_t *earlier);
 /* The next global batch: `n` samples in global order; advances the state. */
 void      mu_loader_next(mu_loader *l, int64_t n, mu_sample *samples);
 /* Tokens and targets of one sample: seq_len inputs, and the same shifted by one. */
@@ -127,7 +130,8 @@ mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, co
 typedef struct {
     const mu_option_domains *train;
     const mu_option_phases *phases;     /* NULL or empty: one phase with the weights of `train` */
-    int64_t per_step;                   /* samples per step; unused without phases */
+    int64_t per_step;                   /* samples per step */
+    int64_t steps_before;               /* of the runs that this one was forked from; their samples are not of this mixture */
 } mu_mixture;
 /* The state for a checkpoint of such a run, after `samples` samples, and the tokens per domain, from which shares can be computed
  * without the texts. l NULL: loaded values are only checked. */

@@ -13,7 +13,7 @@
 typedef struct {
     mu_split split;
     double share;               /* by the weights of the corpus */
-    int64_t drawn;              /* samples drawn so far */
+    int64_t drawn, earlier;     /* samples drawn by this run; by those that it was forked from */
     uint32_t *order;            /* the training sequences, shuffled for `epoch` */
     int64_t epoch;              /* -1: not yet */
 } part;
@@ -28,7 +28,7 @@ struct mu_loader {
     const mu_corpus *corpus;
     int64_t seq_len;
     uint64_t seed;
-    int64_t next_sample, per_step;
+    int64_t first, next_sample, per_step;       /* first: of this run */
     int n_parts;
     part *parts;
     int n_phases;               /* 1 without phases */
@@ -220,10 +220,17 @@ static void shuffle(const mu_loader *l, int domain, int64_t epoch) {
 
 static int64_t next_sequence(const mu_loader *l, int domain) {
     part *p = &l->parts[domain];
-    int64_t epoch = p->drawn / p->split.n_train, place = p->drawn % p->split.n_train;
+    int64_t place = p->earlier + p->drawn, epoch = place / p->split.n_train;
     if (epoch != p->epoch) shuffle(l, domain, epoch);
     p->drawn++;
-    return p->order[place];
+    return p->order[place % p->split.n_train];
+}
+
+void mu_loader_continue(mu_loader *l, int64_t first, const int64_t *earlier) {
+    MU_CHECK(l && first >= 0 && earlier, "loader %p, first sample %lld, earlier samples %p", (void *)l, (long long)first,
+             (const void *)earlier);
+    l->first = l->next_sample = first;
+    for (int i = 0; i < l->n_parts; i++) l->parts[i].drawn = 0, l->parts[i].earlier = earlier[i];
 }
 
 void mu_loader_next(mu_loader *l, int64_t n, mu_sample *samples) {
@@ -272,7 +279,7 @@ int mu_loader_state_size(const mu_loader *l) { return l->n_parts + 1; }
 
 void mu_loader_state_get(const mu_loader *l, int64_t *state) {
     for (int i = 0; i < l->n_parts; i++) state[i] = l->parts[i].drawn;
-    state[l->n_parts] = l->next_sample;
+    state[l->n_parts] = l->next_sample - l->first;
 }
 
 /* Samples of the total that no source accounts for; -1 for an invalid state. */
@@ -314,16 +321,17 @@ static void add_samples(int domains, const double *weight, const int64_t *tokens
     free(share);
 }
 
-/* s[domains]: the first n samples of the mixture. */
+/* s[domains]: the first n samples that a run draws from the mixture. */
 static void expect_samples(const mu_mixture *mix, const int64_t *tokens, int64_t n, domain_samples *s) {
     const mu_option_domains *train = mix->train;
     int n_phases = mix->phases ? mix->phases->n : 0;
     double *weight = mu_alloc((size_t)train->n, sizeof *weight);
     for (int d = 0; d < train->n; d++) weight[d] = train->list[d].weight;
     if (n_phases == 0) add_samples(train->n, weight, tokens, n, s);
-    int64_t from = 0;
-    for (int i = 0; i < n_phases && from < n; i++) {
-        int64_t end = end_of_phase(mix->phases, i, mix->per_step), to = end < n ? end : n;
+    int64_t from = mix->steps_before * mix->per_step, last = from + n;
+    for (int i = 0; i < n_phases && from < last; i++) {
+        int64_t end = end_of_phase(mix->phases, i, mix->per_step), to = end < last ? end : last;
+        if (to <= from) continue;
         for (int d = 0; d < train->n; d++) weight[d] = mu_phase_weight(&mix->phases->list[i], train->list[d].domain);
         add_samples(train->n, weight, tokens, to - from, s);
         from = to;
@@ -370,7 +378,7 @@ mu_status mu_loader_state_set(mu_loader *l, const mu_option_domains *sources, co
         return mu_error_set(e, MU_STATUS_DATA, "loader state: a domain's number of samples is negative, or they exceed the total of %lld",
                             (long long)state[sources->n]);
     for (int i = 0; i < l->n_parts; i++) l->parts[i].drawn = drawn_from(l->corpus->domains[i].name, sources, state);
-    l->next_sample = state[sources->n];
+    l->next_sample = l->first + state[sources->n];
     return MU_STATUS_OK;
 }
 
@@ -378,6 +386,7 @@ typedef struct {
     mu_loader *l;
     const mu_mixture *mix;
     const int64_t *tokens; /* tokens[0] is -1 when unknown */
+    const int64_t *earlier;
     int64_t samples;
 } saved;
 
@@ -389,21 +398,30 @@ static void state_get(const mu_state *s, void *host) {
 static mu_status state_set(const mu_state *s, const void *host, mu_error *e) {
     const saved *k = s->module;
     mu_status status = mu_loader_state_check(k->mix, k->tokens[0] < 0 ? NULL : k->tokens, host, k->samples, e);
-    return status == MU_STATUS_OK && k->l ? mu_loader_state_set(k->l, k->mix->train, host, e) : status;
+    if (status != MU_STATUS_OK || !k->l) return status;
+    if (k->mix->train->n == k->l->n_parts) mu_loader_continue(k->l, k->mix->steps_before * k->mix->per_step, k->earlier);
+    return mu_loader_state_set(k->l, k->mix->train, host, e);
 }
 
 void mu_loader_state(mu_loader *l, const mu_mixture *mix, int64_t samples, mu_state_visitor *v) {
     const mu_option_domains *train = mix ? mix->train : NULL;
     MU_CHECK(train && train->n >= 1 && samples >= 0 && v,
              "train or visitor is NULL, train is empty, or %lld samples", (long long)samples);
-    int64_t *tokens = mu_alloc((size_t)train->n, sizeof *tokens);
-    for (int i = 0; i < train->n; i++) tokens[i] = l && i < l->n_parts ? l->corpus->domains[i].n_tokens : -1;
-    saved k = { l, mix, tokens, samples };
+    int64_t *tokens = mu_alloc(2 * (size_t)train->n, sizeof *tokens), *earlier = tokens + train->n;
+    for (int i = 0; i < train->n; i++) {
+        bool known = l && i < l->n_parts;
+        tokens[i] = known ? l->corpus->domains[i].n_tokens : -1;
+        earlier[i] = known ? l->parts[i].earlier : 0;
+    }
+    saved k = { l, mix, tokens, earlier, samples };
     mu_state sizes = { .name = "/state/tokens", .type = MU_STORE_I64, .n_dims = 1, .shape = { train->n }, .data = tokens,
                        .min = 0, .max = INT64_MAX, .for_training = true, .since = 3 };
+    mu_state before = { .name = "/state/earlier", .type = MU_STORE_I64, .n_dims = 1, .shape = { train->n }, .data = earlier,
+                        .min = 0, .max = INT64_MAX / 4, .for_training = true, .since = 4 };
     mu_state drawn = { .name = "/state/loader", .type = MU_STORE_I64, .n_dims = 1, .shape = { train->n + 1 }, .min = 0,
                        .max = samples, .for_training = true, .module = &k, .get = state_get, .set = state_set };
     v->visit(v, &sizes);
+    v->visit(v, &before);
     v->visit(v, &drawn);
     free(tokens);
 }

@@ -17,16 +17,16 @@ extern "C" {
 
 /*       type   key              default    min  max  choices  use  help */
 #define MU_OPTIONS_MODEL(O) \
-    O(INT,    hidden_size,     "256",     1,   1048576, NULL, FIXED, "width of the residual stream (D)") \
-    O(INT,    num_layers,      "4",       1,   1024, NULL, FIXED, "transformer layers (L)") \
-    O(INT,    num_heads,       "4",       1,   4096, NULL, FIXED, "query heads") \
-    O(INT,    num_kv_heads,    "0",       0,   4096, NULL, FIXED, "key and value heads, a divisor of num_heads; 0: num_heads") \
-    O(INT,    head_dim,        "0",       0,   4096, NULL, FIXED, "size of a head, even; 0: hidden_size / num_heads") \
+    O(INT,    hidden_size,     "256",     1,   1048576, NULL, SHAPE, "width of the residual stream (D)") \
+    O(INT,    num_layers,      "4",       1,   1024, NULL, SHAPE, "transformer layers (L)") \
+    O(INT,    num_heads,       "4",       1,   4096, NULL, SHAPE, "query heads") \
+    O(INT,    num_kv_heads,    "0",       0,   4096, NULL, SHAPE, "key and value heads, a divisor of num_heads; 0: num_heads") \
+    O(INT,    head_dim,        "0",       0,   4096, NULL, SHAPE, "size of a head, even; 0: hidden_size / num_heads") \
     O(INT,    max_seq_len,     "256",     2,   16777216, NULL, FIXED, "maximum sequence length") \
-    O(INT,    ffn_hidden_size, "0",       0,   1048576, NULL, FIXED, "hidden size of dense feed-forward layers; 0: top_k * moe_ffn_hidden_size, or 4 * hidden_size in a dense model") \
+    O(INT,    ffn_hidden_size, "0",       0,   1048576, NULL, SHAPE, "hidden size of dense feed-forward layers; 0: top_k * moe_ffn_hidden_size, or 4 * hidden_size in a dense model") \
     O(FLOAT,  rope_theta,      "10000",   1,   1e12, NULL, FIXED, "base of the rotary embedding frequencies") \
-    O(BOOL,   qk_norm,         "true",    0,   0,  NULL, FIXED, "RMSNorm on each query and key head") \
-    O(BOOL,   tie_embeddings,  "false",   0,   0,  NULL, FIXED, "the output head shares the embedding's weights") \
+    O(BOOL,   qk_norm,         "true",    0,   0,  NULL, SHAPE, "RMSNorm on each query and key head") \
+    O(BOOL,   tie_embeddings,  "false",   0,   0,  NULL, SHAPE, "the output head shares the embedding's weights") \
     O(FLOAT,  rms_norm_eps,    "1e-6",    0,   1,  NULL, FIXED, "epsilon of RMSNorm, added to the mean square") \
     O(FLOAT,  init_std,        "0.02",    0,   10, NULL, FIXED, "standard deviation of initial weight matrices")
 

@@ -59,7 +59,7 @@ void mu_loss_begin(mu_loss *l) {
 static bool uses_own_counts(const mu_loss *l) {
     const mu_moe_config *moe = &l->model->moe_cfg;
     bool needed = moe->balance & MU_BALANCE_GLOBAL_AUX && moe->global_aux_counts == MU_MOE_COUNTS_EXACT;
-    return needed || !l->stats->window.steps;
+    return needed || !l->stats->window.held;
 }
 
 bool mu_loss_counts_first(const mu_loss *l) { return l->model->n_moe && l->shape.micro_batches > 1 && uses_own_counts(l); }

@@ -31,10 +31,12 @@ void mu_load_window_free(mu_load_window *w) {
 
 int64_t mu_load_window_bytes(const mu_load_window *w) { return (w->length + 4) * cells(w) * (int64_t)sizeof(int64_t); }
 
+int64_t mu_load_window_start(const mu_load_window *w) { return w->held < w->length ? w->steps - w->held : 0; }
+
 /* Step `step` (the first is 1) gave expert i tokens. */
 static void note_tokens(mu_load_window *w, int64_t i, int64_t step) {
     enum { GAPS = 16 };
-    double gap = (double)(step - w->last_step[i]);
+    double gap = (double)(step - (w->last_step[i] ? w->last_step[i] : mu_load_window_start(w)));
     w->mean_gap[i] = w->last_step[i] ? w->mean_gap[i] + (gap - w->mean_gap[i]) / GAPS : gap;
     w->last_step[i] = step;
 }

@@ -16,12 +16,12 @@ extern "C" {
 enum { MU_BIAS_RATE_MAX = 1000 };
 /*       type     key                 default      min  max  choices  use  help */
 #define MU_OPTIONS_MOE(O) \
-    O(INT,    num_experts,         "8",         0,   65536, NULL, FIXED, "routed experts per MoE layer (E); 0: a dense model") \
+    O(INT,    num_experts,         "8",         0,   65536, NULL, SHAPE, "routed experts per MoE layer (E); 0: a dense model") \
     O(INT,    top_k,               "2",         1,   1024, NULL, FIXED, "experts per token (K)") \
-    O(INT,    moe_ffn_hidden_size, "512",       1,   1048576, NULL, FIXED, "hidden size of one expert (F)") \
-    O(INT,    num_shared_experts,  "0",         0,   1024, NULL, FIXED, "shared experts, which process every token, each of moe_ffn_hidden_size") \
-    O(INT,    moe_layer_freq,      "1",         1,   1024, NULL, FIXED, "every n-th layer is a MoE layer, the others are dense") \
-    O(INT,    first_k_dense,       "0",         0,   1024, NULL, FIXED, "the first k layers are dense") \
+    O(INT,    moe_ffn_hidden_size, "512",       1,   1048576, NULL, SHAPE, "hidden size of one expert (F)") \
+    O(INT,    num_shared_experts,  "0",         0,   1024, NULL, SHAPE, "shared experts, which process every token, each of moe_ffn_hidden_size") \
+    O(INT,    moe_layer_freq,      "1",         1,   1024, NULL, SHAPE, "every n-th layer is a MoE layer, the others are dense") \
+    O(INT,    first_k_dense,       "0",         0,   1024, NULL, SHAPE, "the first k layers are dense") \
     O(CHOICE, score_func,          "softmax",   0,   0,  "softmax|sigmoid", FIXED, "scoring function of the router logits") \
     O(BOOL,   norm_topk_prob,      "true",      0,   0,  NULL, FIXED, "normalize the top-k scores to sum to 1 to get the gates") \
     O(FLOAT,  route_scale,         "1.0",       1e-6, 1e6, NULL, FIXED, "scaling factor of the gates") \
@@ -240,6 +240,8 @@ void mu_load_window_copy(mu_load_window *to, const mu_load_window *from);
 /* Steps of the window in which the expert got a token. */
 int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expert);
 bool mu_load_window_is_long_enough(const mu_load_window *w);    /* enough steps to call an expert dead or starved? */
+/* The number of steps before the first that the window knows, while that is in it; else 0. Not 0 only when it began after others. */
+int64_t mu_load_window_start(const mu_load_window *w);
 /* How many times its mean gap an expert has been without tokens; 0 when it never had any. With tokens at random it exceeds z with
  * probability exp(-z), however rare they are. */
 double mu_load_window_silence(const mu_load_window *w, int layer, int expert);
@@ -352,6 +354,8 @@ void mu_routing_stats_read(mu_routing_stats *s);        /* waits for the device.
 /* The load window after `step` steps, as checkpoint state. assignments: sum of a layer's counts in each step. length:
  * of the checkpoint's window; if the run's window has another length, the newest steps are copied. Local. */
 void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, int64_t length, mu_state_visitor *v);
+/* Statistics that begin after `step` steps, of which they know nothing. New ones only. Local. */
+void mu_routing_stats_start_at(mu_routing_stats *s, int64_t step);
 void mu_routing_stats_end(mu_routing_stats *s);        /* adds the counts last read to the window. Local */
 
 /* ------------------------------------------------------------------ similarity of experts (similarity.c) */

@@ -59,6 +59,11 @@ void mu_routing_stats_free(mu_routing_stats *s) {
     free(s);
 }
 
+void mu_routing_stats_start_at(mu_routing_stats *s, int64_t step) {
+    MU_CHECK(step >= 0 && s->window.steps == 0, "statistics of %lld steps cannot start at %lld", (long long)s->window.steps, (long long)step);
+    s->window.steps = step;
+}
+
 void mu_routing_stats_begin(mu_routing_stats *s) {
     s->dev->k->fill(s->dev, micro_word(s) + 2 * cells(s), 0.0, words(s, MU_DTYPE_F64, 0)); /* zero in both types */
 }

@@ -45,6 +45,10 @@ bool mu_checkpoint_step(const char *path, int64_t *step) {
 /* Which units a writing rank writes: its experts, and the first one everything shared. */
 static bool writes(const mu_train_state *t, const mu_unit *u) { return u->expert >= 0 || mu_mesh_writes_shared(t->mesh); }
 
+int64_t mu_tokens_seen(const mu_config *cfg, const mu_parent *p, int64_t step) {
+    return p->tokens + (step - p->step) * cfg->train.global_batch_size * cfg->train.seq_len;
+}
+
 /* ------------------------------------------------------------------ the list of state
  * Every module lists its own state (mu_state in base.h). Here are the modules, and the state of the run itself. */
 
@@ -80,8 +84,9 @@ static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor 
     double bias_most = cfg->moe.balance & MU_BALANCE_BIAS ? 1.001 * MU_BIAS_RATE_MAX * (double)t->step : 0;
     visit_number(v, "/state/step", t->step);
     visit_number(v, "/state/seed", cfg->run.seed);
-    mu_mixture mix = { &cfg->data.train, &cfg->data.phases, cfg->train.global_batch_size };
-    mu_loader_state(t->loader, &mix, t->step * cfg->train.global_batch_size, v);
+    int64_t batch = cfg->train.global_batch_size, before = t->parent.step;
+    mu_mixture mix = { &cfg->data.train, &cfg->data.phases, batch, before };
+    mu_loader_state(t->loader, &mix, (t->step - before) * batch, v);
     if (t->stats) mu_routing_stats_state(t->stats, t->step, assignments_of(cfg), cfg->stats.window, v);
     if (t->stats) mu_expert_health_state(&t->stats->health, cfg->data.train.n, t->step, v);
     if (t->knowledge) mu_knowledge_state(t->knowledge, &cfg->data.train, t->step, v);
@@ -143,7 +148,7 @@ static void load_one(mu_state_visitor *v, const mu_state *s) {
 /* Local; the caller agrees on the status. */
 static mu_status load_state(mu_train_state *t, const mu_manifest *m, bool training, bool tensors, mu_error *e) {
     reader r = { { load_one }, m, training, tensors, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)), { 0 }, MU_STATUS_OK, e };
-    t->step = m->step;
+    t->step = m->step, t->parent = m->parent;
     visit_all(t, &m->cfg, &r.v);
     if (r.status == MU_STATUS_OK && tensors) mu_params_refresh(t->model->params);
     for (int i = 0; i < m->n_shards; i++) r.status = mu_store_finish(r.stores[i], r.status, e);
@@ -244,6 +249,17 @@ static void collect_names(mu_train_state *t, mu_manifest *m) {
     free(counts);
 }
 
+static void name_domains(mu_manifest *m, const mu_corpus *c) {
+    m->n_domains = c->n_domains;
+    m->domains = mu_alloc((size_t)c->n_domains, sizeof *m->domains);
+    for (int i = 0; i < c->n_domains; i++) {
+        const mu_domain *d = &c->domains[i];
+        snprintf(m->domains[i].name, sizeof m->domains[i].name, "%s", d->name);
+        snprintf(m->domains[i].fingerprint, sizeof m->domains[i].fingerprint, "%s", d->fingerprint);
+        m->domains[i].tokens = d->n_tokens;
+    }
+}
+
 static mu_status commit(const mu_train_state *t, const mu_config *cfg, const mu_texts *texts, mu_manifest *m, const char *tmp,
                         const char *final, mu_error *e) {
     m->step = t->step, m->ranks = t->mesh->batch->size, m->ep = t->mesh->ep;
@@ -251,7 +267,8 @@ static mu_status commit(const mu_train_state *t, const mu_config *cfg, const mu_
     snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(texts->tokenizer));
     snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(texts->tokenizer));
     snprintf(m->fingerprint, sizeof m->fingerprint, "%s", texts->corpus.fingerprint);
-    m->val_split = texts->val_split;
+    m->val_split = texts->val_split, m->parent = t->parent;
+    name_domains(m, &texts->corpus);
     m->config = mu_options_dump(&cfg->options, cfg);
     mu_status status = fault_status(t, "before-manifest", e);
     if (status == MU_STATUS_OK) status = mu_manifest_write(m, tmp, e);
@@ -553,7 +570,7 @@ mu_status mu_checkpoint_load(mu_train_state *t, const mu_manifest *m, const mu_t
 
 mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m, bool state, mu_error *e) {
     const mu_config *cfg = &m->cfg;
-    *s = (mu_checkpoint_shape){ .t = { .mesh = mu_mesh_alone(), .step = m->step } };
+    *s = (mu_checkpoint_shape){ .t = { .mesh = mu_mesh_alone(), .step = m->step, .parent = m->parent } };
     mu_train_state *t = &s->t;
     mu_status status = mu_tokenizer_open(&s->tokenizer, cfg->data.tokenizer, e);
     if (status != MU_STATUS_OK) return status;
@@ -604,7 +621,7 @@ mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) {
     return status;
 }
 
-/* ------------------------------------------------------------------ compatibility on resume */
+/* ------------------------------------------------------------------ compatibility on resume, and of a fork */
 
 /* Texts may move: the same domains, in order, with the same weights. Their content is checked by fingerprint. */
 static bool same_domains(const mu_option_domains *a, const mu_option_domains *b) {
@@ -615,15 +632,17 @@ static bool same_domains(const mu_option_domains *a, const mu_option_domains *b)
 }
 
 /* Compares one option with the checkpoint's: a changed value is a line of *notes, or an error if it must not change. */
-static void compare_option(const mu_option *option, const mu_manifest *m, const mu_config *now, FILE *notes, mu_error *e) {
+static void compare_option(const mu_option *option, const mu_manifest *m, const mu_config *now, bool fork, FILE *notes, mu_error *e) {
     char *was = mu_option_text(option, &m->cfg), *is = mu_option_text(option, now);
-    bool moved = option->type == MU_OPTION_DOMAINS && same_domains(&m->cfg.data.train, &now->data.train);
-    int64_t past = option->type == MU_OPTION_PHASES && now->data.train.n == m->cfg.data.train.n
+    bool moved = option->type == MU_OPTION_DOMAINS && !fork && same_domains(&m->cfg.data.train, &now->data.train);
+    int64_t past = option->type == MU_OPTION_PHASES && !fork && now->data.train.n == m->cfg.data.train.n
                        ? mu_phases_differ(&m->cfg.data, &now->data, m->step) : 0;
-    if (strcmp(was, is) && (past || !(option->use & MU_ON_RESUME)) && !moved) {
+    bool fixed = fork ? option->use & MU_USE_SHAPE : past || !(option->use & MU_ON_RESUME);
+    if (strcmp(was, is) && fixed && !moved) {
         if (e->status == MU_STATUS_OK)
-            mu_error_set(e, MU_STATUS_CONFIG, "cannot resume from %s: these options must not change (or choose another run.dir):",
-                         m->path);
+            mu_error_set(e, MU_STATUS_CONFIG, fork ? "cannot fork from %s: its tensors have another shape; these options must not change:"
+                         : "cannot resume from %s: these options must not change (or choose another run.dir, or begin a new run from it"
+                           " with --fork):", m->path);
         mu_error_add(e, MU_STATUS_CONFIG, "  %s.%s was %s and is now %s", option->section, option->key, was, is);
         if (past)
             mu_error_add(e, MU_STATUS_CONFIG, "    they differ from step %lld on, which is finished; phases that begin after step %lld may"
@@ -634,6 +653,17 @@ static void compare_option(const mu_option *option, const mu_manifest *m, const 
     free(is);
 }
 
+/* Adds which domains differ. */
+static void name_changes(const mu_corpus *corpus, const mu_manifest *m, mu_error *e) {
+    for (int i = 0; i < m->n_domains; i++)
+        for (int k = 0; k < corpus->n_domains; k++) {
+            const mu_domain *d = &corpus->domains[k];
+            if (!strcmp(m->domains[i].name, d->name) && strcmp(m->domains[i].fingerprint, d->fingerprint))
+                mu_error_add(e, e->status, "  domain %s: %lld tokens, fingerprint %s then; %lld tokens, %s now", d->name,
+                             (long long)m->domains[i].tokens, m->domains[i].fingerprint, (long long)d->n_tokens, d->fingerprint);
+        }
+}
+
 mu_status mu_checkpoint_compare(const mu_config *cfg, const mu_corpus *corpus, const mu_manifest *m, char **notes, mu_error *e) {
     char *text = NULL;
     size_t size;
@@ -642,11 +672,11 @@ mu_status mu_checkpoint_compare(const mu_config *cfg, const mu_corpus *corpus, c
     mu_error_set(e, MU_STATUS_OK, "%s", "");
     int n;
     const mu_option *table = mu_config_table(&n);
-    for (int i = 0; i < n; i++) compare_option(&table[i], m, cfg, out, e);
-    if (e->status == MU_STATUS_OK && strcmp(m->fingerprint, corpus->fingerprint)) {
+    for (int i = 0; i < n; i++) compare_option(&table[i], m, cfg, !corpus, out, e);
+    if (e->status == MU_STATUS_OK && corpus && strcmp(m->fingerprint, corpus->fingerprint)) {
         mu_error_set(e, MU_STATUS_CONFIG, "the texts differ from those of %s: fingerprint %s then, %s now",
                      m->path, m->fingerprint, corpus->fingerprint);
-        mu_run_name_changes(corpus, m, e);
+        name_changes(corpus, m, e);
     }
     fclose(out);
     if (notes) *notes = text;

@@ -117,8 +117,9 @@ static mu_status inspect(const mu_manifest *m, bool list_state, mu_error *e) {
         mu_model_size size = mu_model_measure(&cfg->model, &cfg->moe, vocab, cfg->train.seq_len);
         mu_print("%s\n  step %lld of %lld, %lld tokens seen, written by %d rank%s (ep %d)\n", m->path,
                  (long long)m->step, (long long)cfg->train.steps,
-                 (long long)(m->step * cfg->train.global_batch_size * cfg->train.seq_len), m->ranks,
-                 m->ranks == 1 ? "" : "s", m->ep);
+                 (long long)mu_tokens_seen(cfg, &m->parent, m->step), m->ranks, m->ranks == 1 ? "" : "s", m->ep);
+        if (m->parent.checkpoint[0])
+            mu_print("  forked from %s at step %lld\n", m->parent.run[0] ? m->parent.run : m->parent.checkpoint, (long long)m->parent.step);
         mu_print("  %lld parameters, %lld active per token, vocabulary %d (%s)\n  texts: fingerprint %s\n",
                  (long long)size.total, (long long)size.active, vocab, m->tokenizer, m->fingerprint);
         print_shards(m);

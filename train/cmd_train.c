@@ -28,16 +28,29 @@ static void catch_signals(void) {
 }
 
 typedef struct {
-    char *config, *resume;
+    char *config, *resume, *fork;
     bool dry_run;
     int ranks; /* planned ranks of a dry run; 0: the running ones */
     int n_overrides;
     char **overrides;
 } arguments;
 
-static mu_status set_resume(arguments *a, const char *text, mu_error *e) {
-    free(a->resume);
-    return mu_expand_home(text, &a->resume, e);
+static mu_status set_path(char **path, const char *text, mu_error *e) {
+    free(*path);
+    return mu_expand_home(text, path, e);
+}
+
+/* The value of --NAME VALUE or --NAME=VALUE at argv[*i], which moves on; NULL: another argument, or no value. */
+static const char *value_of(const char *name, int argc, char **argv, int *i) {
+    size_t n = strlen(name);
+    if (!strcmp(argv[*i], name)) return *i + 1 < argc ? argv[++*i] : NULL;
+    return !strncmp(argv[*i], name, n) && argv[*i][n] == '=' ? argv[*i] + n + 1 : NULL;
+}
+
+static mu_status unknown(const char *argument, mu_error *e) {
+    const char *what = !strcmp(argument, "--resume") ? "%s needs auto, never or a path" : !strcmp(argument, "--fork")
+                       ? "%s needs the path of a run folder or a checkpoint" : "unknown option %s";
+    return mu_error_set(e, MU_STATUS_USAGE, what, argument);
 }
 
 static bool read_ranks(const char *text, int *ranks) {
@@ -50,24 +63,27 @@ static bool read_ranks(const char *text, int *ranks) {
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .resume = mu_strdup("auto"), .overrides = mu_alloc((size_t)argc, sizeof(char *)) };
     for (int i = 2; i < argc; i++) {
-        const char *ranks = !strncmp(argv[i], "--ranks=", 8) ? argv[i] + 8 : strcmp(argv[i], "--ranks") ? NULL : "";
+        const char *ranks = !strncmp(argv[i], "--ranks=", 8) ? argv[i] + 8 : strcmp(argv[i], "--ranks") ? NULL : "", *path;
+        mu_status status = MU_STATUS_OK;
         if (ranks && !ranks[0] && i + 1 < argc) ranks = argv[++i];
         if (ranks) {
             if (!read_ranks(ranks, &a->ranks))
                 return mu_error_set(e, MU_STATUS_USAGE, "--ranks %s: expected a whole number from 1 to 65536", ranks);
         } else if (!strcmp(argv[i], "--dry-run")) a->dry_run = true;
-        else if ((!strcmp(argv[i], "--resume") && i + 1 < argc) || !strncmp(argv[i], "--resume=", 9)) {
-            mu_status status = set_resume(a, argv[i][8] ? argv[i] + 9 : argv[++i], e);
-            if (status != MU_STATUS_OK) return status;
-        } else if (argv[i][0] == '-')
-            return mu_error_set(e, MU_STATUS_USAGE, strcmp(argv[i], "--resume") ? "unknown option %s" : "%s needs auto, never or a path", argv[i]);
+        else if ((path = value_of("--resume", argc, argv, &i))) status = set_path(&a->resume, path, e);
+        else if ((path = value_of("--fork", argc, argv, &i))) status = set_path(&a->fork, path, e);
+        else if (argv[i][0] == '-') return unknown(argv[i], e);
         else if (strchr(argv[i], '=')) a->overrides[a->n_overrides++] = argv[i];
         else if (!a->config) a->config = argv[i];
         else
             return mu_error_set(e, MU_STATUS_USAGE,
                                 "unexpected argument '%s'; overrides are section.key=value",
                                 argv[i]);
+        if (status != MU_STATUS_OK) return status;
     }
+    if (a->fork && !a->fork[0]) return unknown("--fork", e);
+    if (a->fork && strcmp(a->resume, "auto") && strcmp(a->resume, "never"))
+        return mu_error_set(e, MU_STATUS_USAGE, "--fork %s and --resume %s exclude each other", a->fork, a->resume);
     if (a->ranks && !a->dry_run)
         return mu_error_set(e, MU_STATUS_USAGE, "--ranks needs --dry-run");
     return a->config ? mu_expand_argument(&a->config, e)
@@ -99,8 +115,15 @@ static mu_status check_path(const char *resume, const char *dir, mu_error *e) {
     return MU_STATUS_OK;
 }
 
+/* Where a run begins. */
+typedef struct {
+    const char *path;               /* where its checkpoint was found: a run folder or a checkpoint */
+    mu_manifest m;
+    bool found, forked;             /* found false: a new run. forked: a new run from the checkpoint of another */
+} start;
+
 /* Finds the checkpoint to resume from; *found false: a new run. Collective, agreed. */
-static mu_status choose_start(mu_comm *batch, const char *dir, const char *resume, mu_manifest *m, bool *found, mu_error *e) {
+static mu_status choose_checkpoint(mu_comm *batch, const char *dir, const char *resume, mu_manifest *m, bool *found, mu_error *e) {
     *found = false;
     if (!strcmp(resume, "auto")) return mu_checkpoint_find(batch, dir, m, found, e);
     if (!strcmp(resume, "never")) {
@@ -118,6 +141,40 @@ static mu_status choose_start(mu_comm *batch, const char *dir, const char *resum
     if (status == MU_STATUS_OK && !*found)
         status = mu_error_set(e, MU_STATUS_DATA, "--resume %s: no checkpoint found", resume);
     return status;
+}
+
+/* The checkpoint to fork from. Collective, agreed. */
+static mu_status choose_parent(mu_comm *batch, const char *path, start *s, mu_error *e) {
+    mu_status status = MU_STATUS_OK;
+    if (batch->rank == 0 && !mu_file_exists(path))
+        status = mu_error_set(e, MU_STATUS_NOINPUT, "--fork %s: no such file or folder", path);
+    status = mu_agree(batch, status, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_find(batch, path, &s->m, &s->found, e);
+    if (status != MU_STATUS_OK) return status;
+    if (!s->found)
+        return mu_error_set(e, MU_STATUS_DATA, "--fork %s: no checkpoint found; name a run folder, or a checkpoint in it"
+                            " (RUN/checkpoints/step-N)", path);
+    s->path = path, s->forked = true;
+    return MU_STATUS_OK;
+}
+
+/* Collective, agreed. */
+static mu_status choose_start(mu_comm *batch, const mu_config *cfg, const arguments *a, start *s, mu_error *e) {
+    const char *dir = cfg->run.dir;
+    mu_status status = choose_checkpoint(batch, dir, a->resume, &s->m, &s->found, e);
+    s->path = !strcmp(a->resume, "auto") || !strcmp(a->resume, "never") ? dir : a->resume;
+    if (status != MU_STATUS_OK || !a->fork) return status;
+    if (!s->found) return choose_parent(batch, a->fork, s, e);
+    if (batch->rank == 0) mu_print("note: %s already holds a checkpoint, which is resumed; --fork %s has no effect\n", dir, a->fork);
+    return status;
+}
+
+/* train.steps counts from the beginning of the first run. */
+static mu_status check_steps(const mu_config *cfg, const mu_manifest *m, mu_error *e) {
+    if (m->step < cfg->train.steps) return MU_STATUS_OK;
+    return mu_error_set(e, MU_STATUS_CONFIG, "train.steps is %lld, and %s is of step %lld: a fork goes on from there, and train.steps counts"
+                        " all steps; increase it, or fork from an older checkpoint", (long long)cfg->train.steps, m->path,
+                        (long long)m->step);
 }
 
 static bool quiet(const mu_config *cfg) { return cfg->log.progress == MU_LOG_PROGRESS_QUIET; }
@@ -139,28 +196,28 @@ static mu_status resume_from(mu_training *t, const mu_manifest *m, mu_error *e) 
 }
 
 /* Closes all parts and restores the configuration from before mu_config_inherit. */
-static void reset(mu_training *t, const mu_moe_config *moe, const mu_optim_config *optim) {
+static void reset(mu_training *t, const mu_config *before) {
     mu_config cfg = t->cfg;
-    cfg.moe = *moe, cfg.optim = *optim;
+    cfg.model = before->model, cfg.moe = before->moe, cfg.optim = before->optim;
     t->cfg = (mu_config){ 0 };
     mu_training_close(t);
     t->cfg = cfg;
 }
 
-/* Opens all parts, for a new run or to resume. A checkpoint whose tensors turn out invalid while loading is dropped with
+/* Opens all parts, for a new run, to resume or to fork. A checkpoint whose tensors turn out invalid while loading is dropped with
  * everything taken from it, and an older one is tried. Collective, agreed. */
-static mu_status open_run(mu_training *t, mu_mesh *mesh, const char *resume, mu_manifest *m, bool *found, mu_error *e) {
-    const mu_moe_config moe = t->cfg.moe;
-    const mu_optim_config optim = t->cfg.optim;
-    mu_status status = choose_start(mesh->batch, t->cfg.run.dir, resume, m, found, e);
+static mu_status open_run(mu_training *t, mu_mesh *mesh, const arguments *a, start *s, mu_error *e) {
+    const mu_config before = t->cfg;
+    mu_status status = choose_start(mesh->batch, &t->cfg, a, s, e);
     while (status == MU_STATUS_OK) {
-        if (*found) mu_config_inherit(&t->cfg, &m->cfg);
-        status = mu_training_open(t, mesh, *found ? m->val_split : MU_VAL_DOCUMENTS_BY_HASH, e);
-        if (status != MU_STATUS_OK || !*found) return status;
-        status = resume_from(t, m, e);
+        if (s->forked) status = check_steps(&t->cfg, &s->m, e);
+        if (s->found) mu_config_inherit(&t->cfg, &s->m.cfg);
+        if (status == MU_STATUS_OK) status = mu_training_open(t, mesh, s->found ? s->m.val_split : MU_VAL_DOCUMENTS_BY_HASH, e);
+        if (status != MU_STATUS_OK || !s->found) return status;
+        status = s->forked ? mu_training_fork(t, &s->m, e) : resume_from(t, &s->m, e);
         if (status != MU_STATUS_DATA) return status;
-        status = mu_checkpoint_fall_back(mesh->batch, strcmp(resume, "auto") ? resume : t->cfg.run.dir, m, e);
-        if (status == MU_STATUS_OK) reset(t, &moe, &optim);
+        status = mu_checkpoint_fall_back(mesh->batch, s->path, &s->m, e);
+        if (status == MU_STATUS_OK) reset(t, &before);
     }
     return status;
 }
@@ -206,7 +263,7 @@ static void print_model_and_data(const mu_training *t) {
     print_missing_validation(t);
 }
 
-static void print_start(const mu_training *t, bool resumed) {
+static void print_start(const mu_training *t, const start *s) {
     const mu_mesh *mesh = t->state.mesh;
     int ranks = mesh->batch->size, threads = mu_threads();
     bool bf16 = t->cfg.train.dtype == MU_TRAIN_DTYPE_BF16 && strstr(t->dev->name, "bf16");
@@ -216,7 +273,7 @@ static void print_start(const mu_training *t, bool resumed) {
     if (t->peak_flops > 0)
         printf("measured peak: %.0f GFLOP/s (%s GEMM, all ranks); MFU is relative to this\n", t->peak_flops * 1e-9,
                bf16 ? "bf16" : mu_dtype_name(t->dev->compute));
-    mu_print("run folder: %s (%s)\n", t->cfg.run.dir, resumed ? "resumed" : "new run");
+    mu_print("run folder: %s (%s)\n", t->cfg.run.dir, s->forked ? "new run, forked" : s->found ? "resumed" : "new run");
     print_how_to_stop();
     fflush(stdout);
 }
@@ -248,28 +305,29 @@ static void show_finished(const mu_training *t, mu_recorder *rec) {
 
 static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, int argc, char **argv, mu_error *e) {
     const mu_config *cfg = &t->cfg;
-    mu_manifest m = { 0 };
+    start s = { 0 };
     mu_lock *lock = NULL;
     mu_recorder *rec = NULL;
-    bool found = false;
     mu_watch_start(mesh->world, (double)cfg->run.watchdog, mu_report_stall);
     mu_status status = mu_run_claim(cfg, mesh, &lock, e);
-    if (status == MU_STATUS_OK) status = open_run(t, mesh, a->resume, &m, &found, e);
-    if (status == MU_STATUS_OK) status = mu_run_describe(cfg, mesh, t->dev, &t->texts.corpus, t->state.step, argc, argv, e);
+    if (status == MU_STATUS_OK) status = open_run(t, mesh, a, &s, e);
+    bool resumed = s.found && !s.forked;
+    if (status == MU_STATUS_OK) status = mu_run_describe(cfg, t->dev, &t->texts.corpus, &t->state, argc, argv, e);
     if (status == MU_STATUS_OK) t->peak_flops = measure_peak(t);
-    if (status == MU_STATUS_OK) status = mu_recorder_open(&rec, t, lock, found ? t->state.step : -1, e);
-    if (status == MU_STATUS_OK && found) status = mu_checkpoint_set_aside(mesh->batch, cfg->run.dir, t->state.step, e);
+    if (status == MU_STATUS_OK) status = mu_recorder_open(&rec, t, lock, resumed ? t->state.step : -1, e);
+    if (status == MU_STATUS_OK && resumed) status = mu_checkpoint_set_aside(mesh->batch, cfg->run.dir, t->state.step, e);
     if (status == MU_STATUS_OK) {
         bool verbose = mesh->batch->rank == 0 && !quiet(cfg);
-        if (verbose) print_start(t, found);
+        if (verbose) print_start(t, &s);
+        if (s.forked) status = mu_recorder_save(rec, e); /* from now on the run depends on no other */
         if (t->state.step >= cfg->train.steps) show_finished(t, rec);
-        status = mu_training_loop(t, rec, &stop_signal, e);
+        if (status == MU_STATUS_OK) status = mu_training_loop(t, rec, &stop_signal, e);
         if (status == MU_STATUS_OK && verbose) print_end(t, rec);
     }
     mu_recorder_close(rec);
     mu_lock_release(lock);
     mu_watch_stop();
-    mu_manifest_free(&m);
+    mu_manifest_free(&s.m);
     return status;
 }
 
@@ -279,7 +337,7 @@ static mu_status agree_on_options(mu_comm *world, const arguments *a, const mu_c
     size_t size;
     FILE *out = open_memstream(&text, &size);
     MU_CHECK(out, "out of memory");
-    fprintf(out, "version: " MU_VERSION "\n--dry-run: %s\n--resume: %s\n", a->dry_run ? "yes" : "no", a->resume);
+    fprintf(out, "version: " MU_VERSION "\n--dry-run: %s\n--resume: %s\n--fork: %s\n", a->dry_run ? "yes" : "no", a->resume, a->fork ? a->fork : "no");
     int n;
     const mu_option *table = mu_config_table(&n);
     for (int i = 0; i < n; i++) {
@@ -322,6 +380,7 @@ int mu_cmd_train(int argc, char **argv) {
     }
     free(a.overrides);
     free(a.resume);
+    free(a.fork);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);
     mu_dist_stop();
     return (int)status;

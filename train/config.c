@@ -315,6 +315,7 @@ int mu_config_threads(const mu_train_config *cfg) {
 
 void mu_config_inherit(mu_config *c, const mu_config *old) {
     const mu_options *o = &c->options;
+    if (!mu_options_given(o, "model", "ffn_hidden_size")) c->model.ffn_hidden_size = old->model.ffn_hidden_size;
     bool same_scores = c->moe.score_func == old->moe.score_func; /* otherwise rejected later, by name */
     if (!mu_options_given(o, "moe", "z_loss_coeff") && same_scores) c->moe.z_loss_coeff = old->moe.z_loss_coeff;
     /* unless lr or steps are now too small for them */

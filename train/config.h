@@ -88,7 +88,7 @@ mu_status mu_expand_home(const char *path, char **whole, mu_error *e) MU_MUST_US
 mu_status mu_expand_argument(char **argument, mu_error *e) MU_MUST_USE;
 /* Requested threads per rank: train.threads, else OMP_NUM_THREADS; 0: neither is set. */
 int mu_config_threads(const mu_train_config *cfg);
-/* For a run that resumes: derived values (min_lr, warmup_steps, z_loss_coeff) stay those of `old`, the checkpoint's
+/* For a run that resumes or is forked: derived values (min_lr, warmup_steps, z_loss_coeff, ffn_hidden_size) stay those of `old`, the checkpoint's
  * configuration, unless they were given now. So a run that is extended does not warm up again. */
 void mu_config_inherit(mu_config *config, const mu_config *old);
 

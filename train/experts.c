@@ -3,11 +3,11 @@
 
 #include <stdlib.h>
 
-/* An expert that never had a token has been silent all the time. */
+/* An expert that never had a token has been silent since the statistics began. */
 static double *silences(const mu_load_window *w) {
     double *z = mu_alloc((size_t)w->layers * (size_t)w->experts, sizeof *z);
     for (int i = 0; i < w->layers * w->experts; i++)
-        z[i] = w->last_step[i] ? mu_load_window_silence(w, i / w->experts, i % w->experts) : (double)w->steps;
+        z[i] = w->last_step[i] ? mu_load_window_silence(w, i / w->experts, i % w->experts) : (double)(w->steps - mu_load_window_start(w));
     return z;
 }
 

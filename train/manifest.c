@@ -24,7 +24,31 @@ void mu_manifest_free(mu_manifest *m) {
     free(m->config);
     free(m->shards);
     free(m->tensors);
+    free(m->domains);
     *m = (mu_manifest){ 0 };
+}
+
+void mu_parent_write(mu_json *j, const mu_parent *p) {
+    if (!p->checkpoint[0]) return;
+    mu_json_begin(j, "parent", '{');
+    if (p->run[0]) mu_json_string(j, "run", p->run);
+    mu_json_string(j, "checkpoint", p->checkpoint);
+    mu_json_int(j, "step", p->step);
+    mu_json_int(j, "tokens", p->tokens);
+    mu_json_string(j, "manifest_hash", p->manifest_hash);
+    mu_json_end(j, '}');
+}
+
+static void write_domains(mu_json *j, const mu_manifest *m) {
+    mu_json_begin(j, "domains", '[');
+    for (int i = 0; i < m->n_domains; i++) {
+        mu_json_begin(j, NULL, '{');
+        mu_json_string(j, "name", m->domains[i].name);
+        mu_json_int(j, "tokens", m->domains[i].tokens);
+        mu_json_string(j, "fingerprint", m->domains[i].fingerprint);
+        mu_json_end(j, '}');
+    }
+    mu_json_end(j, ']');
 }
 
 mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *e) {
@@ -41,6 +65,8 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     mu_json_string(&j, "tokenizer", m->tokenizer);
     if (m->tokenizer_fingerprint[0]) mu_json_string(&j, "tokenizer_fingerprint", m->tokenizer_fingerprint);
     mu_json_string(&j, "data_fingerprint", m->fingerprint);
+    if (m->n_domains) write_domains(&j, m);
+    mu_parent_write(&j, &m->parent);
     mu_json_string(&j, "val_split", val_splits[m->val_split]);
     mu_json_string(&j, "config", m->config);
     mu_json_begin(&j, "shards", '[');
@@ -66,9 +92,9 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     return status;
 }
 
-/* Is the second line the hash of the first? Cuts off the text after the first. */
-static bool first_line_is_whole(char *text, size_t bytes) {
-    char *end = memchr(text, '\n', bytes), hex[33];
+/* Is the second line, `hex`, the hash of the first? Cuts off the text after the first. */
+static bool first_line_is_whole(char *text, size_t bytes, char hex[33]) {
+    char *end = memchr(text, '\n', bytes);
     if (!end || text + bytes != end + 34 || end[33] != '\n') return false;
     mu_hash128_hex(text, (size_t)(end - text), hex);
     bool equal = !memcmp(hex, end + 1, 32);
@@ -132,6 +158,32 @@ static int64_t read_integer(const json_t *root, const char *key, int64_t least, 
     return json_is_integer(value) && n >= least && n <= most ? n : least - 1;
 }
 
+/* Older versions have none. Names are those of the configuration, in its order. */
+static bool read_domains(mu_manifest *m, const json_t *list) {
+    if (!list) return true;
+    if (json_array_size(list) < 1 || json_array_size(list) > OBJECTS_MAX - EP_MAX) return false;
+    m->n_domains = (int)json_array_size(list);
+    m->domains = mu_alloc((size_t)m->n_domains, sizeof *m->domains);
+    for (int i = 0; i < m->n_domains; i++) {
+        const json_t *d = json_array_get(list, (size_t)i);
+        m->domains[i].tokens = read_integer(d, "tokens", 0, INT64_MAX);
+        if (!copy_string(d, "name", m->domains[i].name, sizeof m->domains[i].name) || m->domains[i].tokens < 0 ||
+            !copy_hash(d, "fingerprint", m->domains[i].fingerprint))
+            return false;
+    }
+    return true;
+}
+
+static bool read_parent(mu_manifest *m, const json_t *parent) {
+    mu_parent *p = &m->parent;
+    if (!parent) return true;
+    p->step = read_integer(parent, "step", 0, m->step);
+    p->tokens = read_integer(parent, "tokens", 0, INT64_MAX / 4);
+    bool has_run = json_object_get(parent, "run") != NULL;
+    return p->step >= 0 && p->tokens >= 0 && copy_string(parent, "checkpoint", p->checkpoint, sizeof p->checkpoint) && p->checkpoint[0] &&
+           (!has_run || copy_string(parent, "run", p->run, sizeof p->run)) && copy_hash(parent, "manifest_hash", p->manifest_hash);
+}
+
 static bool read_val_split(mu_manifest *m, json_t *root, json_int_t version) {
     const json_t *value = json_object_get(root, "val_split");
     const char *name = value || version > 1 ? json_string_value(value) : val_splits[MU_VAL_TAIL];
@@ -159,6 +211,7 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
         (json_object_get(root, "tokenizer_fingerprint") &&
          !copy_hash(root, "tokenizer_fingerprint", m->tokenizer_fingerprint)) ||
         !copy_hash(root, "data_fingerprint", m->fingerprint) || !read_val_split(m, root, version) ||
+        !read_domains(m, json_object_get(root, "domains")) || !read_parent(m, json_object_get(root, "parent")) ||
         !read_shards(m, json_object_get(root, "shards")) ||
         !read_tensors(m, json_object_get(root, "tensors")))
         return mu_error_set(e, MU_STATUS_DATA, "%s: a field is missing, out of its range or of the wrong type", path);
@@ -194,6 +247,8 @@ static mu_status check_config(const mu_manifest *m, const char *path, mu_error *
     if (m->ranks % m->ep || (c->moe.num_experts ? c->moe.num_experts % m->ep != 0 : m->ep != 1))
         return mu_error_set(e, MU_STATUS_DATA, "%s: ep %d must divide the %d ranks and moe.num_experts %lld, and be 1 without experts", path, m->ep,
                             m->ranks, (long long)c->moe.num_experts);
+    if (m->n_domains && m->n_domains != c->data.train.n)
+        return mu_error_set(e, MU_STATUS_DATA, "%s names %d domains; its configuration has %d", path, m->n_domains, c->data.train.n);
     if (m->n_tensors != size.tensors)
         return mu_error_set(e, MU_STATUS_DATA, "%s lists %d tensors, but the model of its configuration has %lld", path,
                             m->n_tensors, (long long)size.tensors);
@@ -255,7 +310,7 @@ mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) 
     mu_status status = mu_file_read(path, LARGEST, &text, &bytes, e);
     if (status == MU_STATUS_NOINPUT && !mu_file_exists(path)) mu_error_set(e, status, "%s is missing", path);
     if (status == MU_STATUS_NOINPUT) e->status = status = MU_STATUS_DATA;
-    if (status == MU_STATUS_OK && !first_line_is_whole(text, bytes)) {
+    if (status == MU_STATUS_OK && !first_line_is_whole(text, bytes, m->hash)) {
         status = mu_error_set(e, MU_STATUS_DATA,
                               "%s is damaged: its second line is not the hash of the first", path);
         free(text);

@@ -57,11 +57,10 @@ static void add_value(mu_json *j, const char *key, double value) {
 mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step_result *r, double tokens_per_s,
                           mu_error *e) {
     mu_json *j = &m->line;
-    int64_t tokens = src->cfg->train.global_batch_size * src->cfg->train.seq_len;
     mu_model_size size = mu_model_measure(&src->cfg->model, &src->cfg->moe, src->state->model->vocab_size,
                                           src->cfg->train.seq_len);
     begin_line(m, src->state->step);
-    mu_json_int(j, "train/tokens", src->state->step * tokens);
+    mu_json_int(j, "train/tokens", mu_tokens_seen(src->cfg, &src->state->parent, src->state->step));
     mu_json_float(j, "train/loss", r->values.loss);
     mu_json_float(j, "train/ce_loss", r->values.ce);
     add_value(j, "train/ppl", exp(r->values.ce));

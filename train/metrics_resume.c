@@ -31,6 +31,14 @@ bool mu_run_rewinds(const mu_log_source *src) {
     return yes;
 }
 
+int64_t mu_run_resume_step(const mu_log_source *src) {
+    const mu_train_state *s = src->state;
+    int64_t *steps = NULL;
+    bool begins = s->parent.checkpoint[0] && s->step == s->parent.step && mu_checkpoint_list(src->cfg->run.dir, &steps) == 0;
+    free(steps);
+    return begins ? 0 : s->step;
+}
+
 typedef struct {
     const mu_log_source *src;
     int64_t *loads;             /* scratch, [MoE layers, experts] */
@@ -40,15 +48,16 @@ typedef struct {
 static bool check(void *context, const mu_line *line) {
     const training_check *c = context;
     const json_t *tokens = json_object_get(line->json, "train/tokens");
-    int64_t batch = c->src->cfg->train.global_batch_size * c->src->cfg->train.seq_len, seen = json_integer_value(tokens);
+    const mu_parent *p = &c->src->state->parent;
+    int64_t batch = c->src->cfg->train.global_batch_size * c->src->cfg->train.seq_len, seen = json_integer_value(tokens) - p->tokens;
     if (line->kind != MU_LINE_TRAINING) return true;
-    return json_is_integer(tokens) && seen % batch == 0 && seen / batch == line->step && mu_metrics_read_loads(c->src, line->json, c->loads);
+    return json_is_integer(tokens) && seen % batch == 0 && seen / batch == line->step - p->step && mu_metrics_read_loads(c->src, line->json, c->loads);
 }
 
 mu_status mu_metrics_continue(mu_lines_out *f, const char *path, const char *routing_path, const mu_log_source *src, mu_logged_steps *logged,
                               mu_error *e) {
     training_check c = { src, mu_alloc((size_t)(src->state->model->n_moe * src->cfg->moe.num_experts), sizeof *c.loads) };
-    mu_lines_resume how = { .path = path, .format = MU_LINES_METRICS, .step = src->state->step, .rewinds = mu_run_rewinds(src),
+    mu_lines_resume how = { .path = path, .format = MU_LINES_METRICS, .step = mu_run_resume_step(src), .rewinds = mu_run_rewinds(src),
                             .derived = routing_path, .check = check, .context = &c };
     mu_status status = mu_lines_continue(f, &how, logged, e);
     free(c.loads);

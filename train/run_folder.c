@@ -1,6 +1,5 @@
 /* run_folder.c - creates the run folder, checks that it is the same and writable on all ranks; writes
  * RUN/config.resolved.yaml and RUN/run.json. */
-#include "train/run_view.h"
 #include "train/train.h"
 
 #include <errno.h>
@@ -153,10 +152,9 @@ static void write_domains(mu_json *j, const mu_corpus *c) {
 /* This job, for run.json. */
 typedef struct {
     const mu_config *cfg;
-    const mu_mesh *mesh;
     const mu_device *dev;
     const mu_corpus *corpus;
-    int64_t step;
+    const mu_train_state *state;
     int argc;
     char **argv;
 } job_info;
@@ -173,22 +171,23 @@ static mu_status write_run_json(const job_info *job, const process *all, mu_erro
     if (where) mu_json_string(&j, "dir", where);
     free(where);
     mu_json_string(&j, "started", when);
-    mu_json_int(&j, "resumed_from_step", job->step);
+    mu_json_int(&j, "resumed_from_step", job->state->step);
+    mu_parent_write(&j, &job->state->parent);
     mu_json_begin(&j, "argv", '[');
     for (int i = 0; i < job->argc; i++) mu_json_string(&j, NULL, job->argv[i]);
     mu_json_end(&j, ']');
     mu_json_int(&j, "seed", job->cfg->run.seed);
-    mu_json_int(&j, "dp", job->mesh->dp);
-    mu_json_int(&j, "ep", job->mesh->ep);
+    mu_json_int(&j, "dp", job->state->mesh->dp);
+    mu_json_int(&j, "ep", job->state->mesh->ep);
     mu_json_int(&j, "threads_per_rank", mu_threads());
     mu_json_string(&j, "device", job->dev->name);
     mu_json_string(&j, "mpi", mu_dist_library());
-    mu_json_bool(&j, "mpi_cuda_aware", job->mesh->batch->cuda_aware);
+    mu_json_bool(&j, "mpi_cuda_aware", job->state->mesh->batch->cuda_aware);
     mu_json_string(&j, "data_fingerprint", job->corpus->fingerprint);
     mu_json_bool(&j, "synthetic_data", job->corpus->synthetic);
     write_domains(&j, job->corpus);
     mu_json_begin(&j, "ranks", '[');
-    for (int i = 0; i < job->mesh->batch->size; i++) {
+    for (int i = 0; i < job->state->mesh->batch->size; i++) {
         mu_json_begin(&j, NULL, '{');
         mu_json_string(&j, "host", all[i].host);
         mu_json_int(&j, "pid", all[i].pid);
@@ -204,47 +203,23 @@ static mu_status write_run_json(const job_info *job, const process *all, mu_erro
     return status;
 }
 
-mu_status mu_run_describe(const mu_config *cfg, const mu_mesh *mesh, const mu_device *dev, const mu_corpus *corpus, int64_t step,
-                          int argc, char **argv, mu_error *e) {
-    mu_comm *batch = mesh->batch;
+mu_status mu_run_describe(const mu_config *cfg, const mu_device *dev, const mu_corpus *corpus, const mu_train_state *state, int argc,
+                          char **argv, mu_error *e) {
+    mu_comm *batch = state->mesh->batch;
     process me = { .pid = getpid() }, *all = mu_alloc((size_t)batch->size, sizeof *all);
     mu_host_name(me.host);
     mu_all_gather(batch, &me, sizeof me, all);
     mu_status status = MU_STATUS_OK;
-    if (mu_mesh_writes_shared(mesh)) {
+    if (mu_mesh_writes_shared(state->mesh)) {
         char *yaml = mu_options_dump(&cfg->options, cfg),
              *path = mu_format("%s/config.resolved.yaml", cfg->run.dir);
         status = mu_file_replace(path, yaml, strlen(yaml), e);
-        if (status == MU_STATUS_OK) status = write_run_json(&(job_info){ cfg, mesh, dev, corpus, step, argc, argv }, all, e);
+        if (status == MU_STATUS_OK) status = write_run_json(&(job_info){ cfg, dev, corpus, state, argc, argv }, all, e);
         free(path);
         free(yaml);
     }
     free(all);
     return mu_agree(batch, status, e);
-}
-
-/* Adds nothing when run.json has no fingerprints, or those of other texts than the checkpoint's. */
-void mu_run_name_changes(const mu_corpus *corpus, const mu_manifest *m, mu_error *e) {
-    char *dir = mu_format("%s/../..", m->path);
-    mu_run_view v;
-    mu_error why;
-    mu_status status = mu_run_view_open(&v, dir, &why);
-    const char *texts = json_string_value(json_object_get(v.facts, "data_fingerprint"));
-    json_t *old, *domains = status == MU_STATUS_OK && texts && !strcmp(texts, m->fingerprint) ? json_object_get(v.facts, "domains") : NULL;
-    size_t at;
-    json_array_foreach(domains, at, old) {
-        const char *name = json_string_value(json_object_get(old, "name"));
-        const char *fingerprint = json_string_value(json_object_get(old, "fingerprint"));
-        long long tokens = json_integer_value(json_object_get(old, "tokens"));
-        for (int i = 0; name && fingerprint && i < corpus->n_domains; i++) {
-            const mu_domain *d = &corpus->domains[i];
-            if (!strcmp(name, d->name) && strcmp(fingerprint, d->fingerprint))
-                mu_error_add(e, e->status, "  domain %s: %lld tokens, fingerprint %s then; %lld tokens, %s now", d->name, tokens,
-                             fingerprint, (long long)d->n_tokens, d->fingerprint);
-        }
-    }
-    mu_run_view_close(&v);
-    free(dir);
 }
 
 /* ------------------------------------------------------------------ files of an earlier job */

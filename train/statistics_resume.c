@@ -12,6 +12,7 @@ typedef struct {
     const mu_log_source *src;
     const char *path, *metrics_path;
     const mu_logged_steps *logged;
+    int64_t step;               /* that the run resumes from */
     mu_statistics_shape shape;
     mu_statistics *old;         /* NULL: no file that this run can continue */
     bool foreign;               /* the existing file is of another run, or damaged */
@@ -50,7 +51,7 @@ static mu_status read_records(old_file *s, mu_error *e) {
         mu_activity_tick();
         mu_status status = mu_statistics_read(s->old, i, &valid, e);
         if (status != MU_STATUS_OK) return status;
-        if (valid && s->old->step > s->src->state->step) s->beyond++;
+        if (valid && s->old->step > s->step) s->beyond++;
         else if (valid && (!s->n || s->old->step > s->kept[s->n - 1].step)) {
             s->kept[s->n++] = (kept_record){ i, s->old->step };
             s->invalid = invalid + s->beyond; /* steps must increase: newer ones before this record are invalid */
@@ -137,7 +138,7 @@ static mu_status replace(old_file *s, mu_error *e) {
     if (status != MU_STATUS_OK || !aside) return status;
     if (s->foreign) mu_log(MU_LOG_WARNING, "%s is not of this run, or its header is damaged: moved aside to %s", s->path, aside);
     else
-        mu_run_warn_rewritten(&(mu_rewritten){ .path = s->path, .names = aside, .parts = "records", .step = s->src->state->step,
+        mu_run_warn_rewritten(&(mu_rewritten){ .path = s->path, .names = aside, .parts = "records", .step = s->step,
                                     .damaged = s->missing > s->invalid ? s->missing : s->invalid,
                                     .all = s->old->n > s->logged->n ? s->old->n : s->logged->n,
                                     .detail = " or missing (the loads of those steps are taken from metrics.jsonl)" });
@@ -150,7 +151,7 @@ static mu_status resume(old_file *s, mu_error *e) {
     if (status == MU_STATUS_OK && s->old) status = read_records(s, e);
     if (status != MU_STATUS_OK) return status;
     count_missing(s);
-    bool rewrite = !s->old || s->invalid || s->missing || (s->beyond && mu_run_rewinds(s->src)) || (!s->src->state->step && s->old->n);
+    bool rewrite = !s->old || s->invalid || s->missing || (s->beyond && mu_run_rewinds(s->src)) || (!s->step && s->old->n);
     if (rewrite) return replace(s, e);
     bool longer = s->old->n > s->n || s->old->rest;
     return longer ? mu_statistics_cut(s->old, s->n, e) : MU_STATUS_OK;
@@ -158,7 +159,8 @@ static mu_status resume(old_file *s, mu_error *e) {
 
 mu_status mu_statistics_resume(mu_statistics **out, const char *path, const char *metrics_path, const mu_log_source *src,
                                const mu_logged_steps *logged, mu_error *e) {
-    old_file s = { .src = src, .path = path, .metrics_path = metrics_path, .logged = logged, .shape = shape_of(src) };
+    old_file s = { .src = src, .path = path, .metrics_path = metrics_path, .logged = logged, .step = mu_run_resume_step(src),
+                   .shape = shape_of(src) };
     const char *reason = mu_file_not_plain(path);
     mu_status status = reason ? mu_error_set(e, MU_STATUS_IO, "%s %s; move it out of the way", path, reason) : resume(&s, e);
     mu_statistics_close(s.old);

@@ -30,12 +30,22 @@ char *mu_phase_begins(const mu_data_config *d, int64_t step);
 /* The first of these steps that draws its samples with other weights in `a` than in `b`; 0: none. Both have the same domains. */
 int64_t mu_phases_differ(const mu_data_config *a, const mu_data_config *b, int64_t steps);
 
+/* The checkpoint that a run was forked from (train --fork). checkpoint "": none. */
+typedef struct {
+    char run[1024], checkpoint[1024];   /* folders; run "": not in a run folder */
+    int64_t step;
+    int64_t tokens;                 /* seen until then, by its run and those before it */
+    char manifest_hash[33];
+} mu_parent;
+int64_t mu_tokens_seen(const mu_config *cfg, const mu_parent *p, int64_t step);     /* by a run and those before it */
+
 /* ------------------------------------------------------------------ the state of a run, as kept in checkpoints
  * Does not own its parts: the struct that contains it (mu_training, mu_inference, mu_checkpoint_shape) frees them
  * when it closes. Each rank of `mesh` holds its part of the state. */
 typedef struct {
     mu_mesh *mesh;
     int64_t step;                   /* finished optimizer steps */
+    mu_parent parent;
     mu_model *model;
     mu_optimizer *opt;              /* NULL: inference; only the weights are loaded */
     mu_routing_stats *stats;        /* NULL without an optimizer, like knowledge and loader */
@@ -133,6 +143,10 @@ typedef struct {
     mu_config cfg;                  /* the same, parsed (by mu_manifest_read) */
     char fingerprint[33], tokenizer[32];    /* of the texts; the tokenizer's name */
     char tokenizer_fingerprint[33]; /* "": none, in checkpoints of older versions */
+    char hash[33];                  /* its own, by mu_manifest_read */
+    mu_parent parent;
+    int n_domains;                  /* 0 in checkpoints of older versions */
+    struct { char name[64], fingerprint[33]; int64_t tokens; } *domains;
     mu_val_split val_split;
     int n_shards;
     mu_shard *shards;
@@ -142,6 +156,7 @@ typedef struct {
 mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) MU_MUST_USE;
 mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *e) MU_MUST_USE;
 void mu_manifest_free(mu_manifest *m);
+void mu_parent_write(mu_json *j, const mu_parent *p);      /* "parent": {...}; nothing for none */
 int  mu_manifest_find(const mu_manifest *m, const char *tensor);    /* shard, or -1 */
 /* Sizes and hashes of all shards, or of those with number % of == part. MU_STATUS_DATA names the first damage. Local. */
 mu_status mu_manifest_verify(const mu_manifest *m, int part, int of, mu_error *e) MU_MUST_USE;
@@ -194,7 +209,7 @@ mu_status mu_checkpoint_visit(const mu_manifest *m, mu_state_visitor *v, mu_erro
  * values that no run writes. Local. */
 mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) MU_MUST_USE;
 /* Can this configuration resume from that checkpoint? MU_STATUS_CONFIG lists the options that must not change; *notes
- * (heap, may be NULL) those that did change. Local. */
+ * (heap, may be NULL) those that did change. corpus NULL: can it be forked from it? Local. */
 mu_status mu_checkpoint_compare(const mu_config *cfg, const mu_corpus *corpus, const mu_manifest *m, char **notes,
                                 mu_error *e) MU_MUST_USE;
 
@@ -215,11 +230,9 @@ mu_lock_state mu_lock_look(const char *dir);
 /* Makes the folder, takes its lock (*lock on rank 0, see above), and checks that it is the same folder on every rank and
  * writable, before any step is computed. CONFIG when a file with a name that muster uses was not written by muster. Collective, agreed. */
 mu_status mu_run_claim(const mu_config *cfg, const mu_mesh *mesh, mu_lock **lock, mu_error *e) MU_MUST_USE;
-/* config.resolved.yaml and run.json of a job that begins after `step` steps. Collective, agreed. */
-mu_status mu_run_describe(const mu_config *cfg, const mu_mesh *mesh, const mu_device *dev, const mu_corpus *corpus, int64_t step,
-                          int argc, char **argv, mu_error *e) MU_MUST_USE;
-/* Adds to an error about changed texts which domains differ from those of *m, if the run.json of its run has them. Local. */
-void mu_run_name_changes(const mu_corpus *corpus, const mu_manifest *m, mu_error *e);
+/* config.resolved.yaml and run.json of a job that begins with this state. Collective, agreed. */
+mu_status mu_run_describe(const mu_config *cfg, const mu_device *dev, const mu_corpus *corpus, const mu_train_state *state, int argc,
+                          char **argv, mu_error *e) MU_MUST_USE;
 
 /* ------------------------------------------------------------------ metrics and console output (metrics.c, metrics_resume.c, progress.c) */
 /* Sources of metrics and statistics; borrowed. */
@@ -247,6 +260,8 @@ typedef struct {
 void mu_run_warn_rewritten(const mu_rewritten *r);
 /* Does the run resume from before its newest checkpoint? The newer checkpoints and the records of their steps are then moved aside. Local. */
 bool mu_run_rewinds(const mu_log_source *src);
+/* The step up to which files of an earlier job are continued: 0, also for a fork that has no checkpoint yet, moves them aside. Local. */
+int64_t mu_run_resume_step(const mu_log_source *src);
 
 /* What a step line and a statistics line say of the experts (metrics_moe.c). Local. */
 void mu_metrics_add_routing(mu_json *j, const mu_log_source *src, const mu_step_result *r);

@@ -1436,7 +1436,7 @@ static void test_state_of_phases(void **state) {
     open_three(&c, NULL);
     static mu_sample samples[N_PHASED];
     const mu_option_domains train = { 3, (mu_option_domain[]){ { "a", "", 1 }, { "b", "", 1 }, { "c", "", 1 } } };
-    const mu_mixture mix = { &train, &b_leaves_and_returns, PER_STEP }, plain = { .train = &train };
+    const mu_mixture mix = { .train = &train, .phases = &b_leaves_and_returns, .per_step = PER_STEP }, plain = { .train = &train };
     const int64_t tokens[] = { c.domains[0].n_tokens, c.domains[1].n_tokens, c.domains[2].n_tokens };
     int64_t drawn[4];
     mu_loader *l = open_phased(&c);
@@ -1455,6 +1455,49 @@ static void test_state_of_phases(void **state) {
     assert_error(mu_loader_state_check(&mix, tokens, one_c, 600, &e), MU_STATUS_DATA, "domain 'c': 1 of 600 samples drawn; implausible");
     assert_error(mu_loader_state_check(&mix, tokens, lost, 1500, &e), MU_STATUS_DATA, "domain 'a': 899 of 1500 samples drawn; implausible");
     assert_error(mu_loader_state_check(&mix, tokens, late, 1402, &e), MU_STATUS_DATA, "domain 'c': 2 of 1402 samples drawn; implausible");
+    mu_corpus_close(&c);
+}
+
+/* A fork continues with the samples of the run before, of each domain after the samples that were drawn of it; its state and the check
+ * of it count its own samples. */
+static void test_fork(void **state) {
+    (void)state;
+    enum { BEFORE = 10 * PER_STEP };
+    mu_corpus c;
+    open_three(&c, NULL);
+    static mu_sample whole[N_PHASED], rest[N_PHASED];
+    const int64_t tokens[] = { c.domains[0].n_tokens, c.domains[1].n_tokens, c.domains[2].n_tokens };
+    const mu_option_domains train = { 3, (mu_option_domain[]){ { "a", "", 1 }, { "b", "", 1 }, { "c", "", 1 } } };
+    const mu_mixture mix = { &train, &b_leaves_and_returns, PER_STEP, 10 };
+    int64_t drawn[4], own[4];
+    mu_loader *l = open_phased(&c);
+    mu_loader_next(l, BEFORE, whole);
+    mu_loader_state_get(l, drawn);
+    mu_loader_next(l, N_PHASED - BEFORE, whole + BEFORE);
+    mu_loader_close(l);
+
+    l = open_phased(&c);
+    mu_loader_continue(l, BEFORE, drawn);
+    mu_loader_next(l, 500, rest);
+    mu_loader_state_get(l, own);
+    assert_int_equal(own[3], 500);
+    assert_int_equal(own[2], 0);
+    assert_ok(mu_loader_state_check(&mix, tokens, own, 500, &e));       /* 300 samples of phase 1, 200 of phase 2 */
+    assert_error(mu_loader_state_check(&mix, tokens, (int64_t[]){ 199, 301, 0, 500 }, 500, &e), MU_STATUS_DATA, "domain 'a': 199 of 500");
+    mu_loader_next(l, N_PHASED - BEFORE - 500, rest + 500);
+    assert_same_samples(whole + BEFORE, rest, N_PHASED - BEFORE);
+    assert_ok(mu_loader_state_set(l, &three, own, &e));
+    mu_loader_next(l, N_PHASED - BEFORE - 500, rest);
+    assert_same_samples(whole + BEFORE + 500, rest, N_PHASED - BEFORE - 500);
+
+    drawn[1] = 0;                               /* b begins anew */
+    mu_loader_continue(l, BEFORE, drawn);
+    mu_loader_next(l, 300, rest);
+    int64_t old[50], now[50];
+    sequences_of(&c, "b", whole, BEFORE, old, 50);
+    sequences_of(&c, "b", rest, 300, now, 50);
+    assert_memory_equal(old, now, sizeof old);
+    mu_loader_close(l);
     mu_corpus_close(&c);
 }
 
@@ -1523,7 +1566,8 @@ int main(void) {
         cmocka_unit_test(test_shares),         cmocka_unit_test(test_state),
         cmocka_unit_test(test_sources), cmocka_unit_test(test_arguments),
         cmocka_unit_test(test_late_samples),   cmocka_unit_test(test_bad_loader), cmocka_unit_test(test_state_of_a_loader),
-        cmocka_unit_test(test_phases),         cmocka_unit_test(test_state_of_phases), cmocka_unit_test(test_bad_phases),
+        cmocka_unit_test(test_phases),         cmocka_unit_test(test_state_of_phases), cmocka_unit_test(test_fork),
+        cmocka_unit_test(test_bad_phases),
     };
     return cmocka_run_group_tests_name("data", tests, set_up, tear_down);
 }

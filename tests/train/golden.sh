@@ -28,6 +28,11 @@ if [ -n "${MPIEXEC:-}" ]; then
     resumed 2 two
     same_metrics one two 1e-9
 fi
+copy source
+expect 0 "fork" on 1 "$MUSTER" train "$fixtures/golden-v1.yaml" run.dir=forked $options parallel.ep=1 --fork source
+says "fork" "^forked from source/checkpoints/step-00000030 \(step 30, written by 2 ranks\)"
+grep -v '"stats/steps":' forked/metrics.jsonl > new.jsonl
+if "$MUSTER_COMPARE" metrics "$fixtures/golden-v1.expected.jsonl" new.jsonl 1e-9 31 33 > log 2>&1; then pass; else fail "losses of a fork"; fi
 resumed 1 short parallel.ep=1 stats.window=20       # the old names of the window, and another length
 resumed 1 long parallel.ep=1 stats.window=300
 expect 0 "inspect a longer window" on 1 "$MUSTER" inspect long

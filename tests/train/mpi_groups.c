@@ -41,7 +41,7 @@ static void train(mu_training *t) {
     mu_lock *lock = NULL;
     mu_recorder *rec;
     assert_ok(mu_run_claim(&t->cfg, t->state.mesh, &lock, &e));
-    assert_ok(mu_run_describe(&t->cfg, t->state.mesh, t->dev, &t->texts.corpus, 0, 1, (char *[]){ "test" }, &e));
+    assert_ok(mu_run_describe(&t->cfg, t->dev, &t->texts.corpus, &t->state, 1, (char *[]){ "test" }, &e));
     assert_ok(mu_recorder_open(&rec, t, lock, -1, &e));
     assert_ok(mu_training_loop(t, rec, NULL, &e));
     mu_recorder_close(rec);

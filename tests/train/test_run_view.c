@@ -39,7 +39,7 @@ static int close_trainer(void **state) {
 static void make_folder(void) {
     assert_ok(mu_file_remove_tree("run", &e));
     assert_ok(mu_file_make_dirs("run/checkpoints", &e));
-    assert_ok(mu_run_describe(&t->cfg, t->state.mesh, t->dev, &t->texts.corpus, t->state.step, 2, (char *[]){ "muster", "train" }, &e));
+    assert_ok(mu_run_describe(&t->cfg, t->dev, &t->texts.corpus, &t->state, 2, (char *[]){ "muster", "train" }, &e));
 }
 
 static void assert_state(const char *dir, mu_run_state state, bool moved, int n_checkpoints) {
