@@ -163,22 +163,42 @@ static void about_copies(mu_page *p, const mu_report *r) {
     }
 }
 
-/* The largest loss that masking one expert causes, for each domain. */
+/* Of one layer: criticality [experts, domains], and the step at which each was measured, 0 never. */
+typedef struct { double *K, *at; } critical;
+static critical critical_of(const mu_report *r, int64_t l) {
+    int64_t n = r->experts * r->n_domains;
+    return (critical){ mu_report_list(r, n, "moe/layer_%lld/criticality", (long long)r->layer[l]),
+                       mu_report_list(r, n, "moe/layer_%lld/criticality_step", (long long)r->layer[l]) };
+}
+
+/* Mean criticality of the expert over the other domains for which it was measured. */
+static double for_others(const mu_report *r, const critical *c, int64_t expert, int64_t domain) {
+    double sum = 0, n = 0;
+    for (int64_t d = 0; d < r->n_domains; d++) {
+        int64_t i = expert * r->n_domains + d;
+        if (d != domain && c->at[i] > 0) sum += c->K[i], n++;
+    }
+    return n > 0 ? sum / n : 0;
+}
+
+/* For each domain the expert without which it loses most, if that is much and at least twice what other domains lose. */
 static void about_criticality(mu_page *p, const mu_report *r) {
     static const double matters = 0.05; /* nats/token */
     struct { double most; int64_t layer, expert; } *of = mu_alloc((size_t)r->n_domains + 1, sizeof *of);
     for (int64_t l = 0; l < r->n_moe; l++) {
-        double *k = mu_report_list(r, r->experts * r->n_domains, "moe/layer_%lld/criticality", (long long)r->layer[l]);
-        for (int64_t i = 0; k && i < r->experts * r->n_domains; i++) {
-            int64_t d = i % r->n_domains;
-            if (k[i] > of[d].most) of[d].most = k[i], of[d].layer = r->layer[l], of[d].expert = i / r->n_domains;
+        critical c = critical_of(r, l);
+        for (int64_t i = 0; c.K && c.at && i < r->experts * r->n_domains; i++) {
+            int64_t d = i % r->n_domains, expert = i / r->n_domains;
+            if (c.K[i] > of[d].most && c.K[i] >= matters && c.K[i] >= 2 * for_others(r, &c, expert, d))
+                of[d].most = c.K[i], of[d].layer = r->layer[l], of[d].expert = expert;
         }
-        free(k);
+        free(c.K);
+        free(c.at);
     }
     for (int64_t d = 0; d < r->n_domains; d++)
-        if (of[d].most >= matters)
-            finding(p, NOTE, mu_show("%s depends most on expert %lld of layer %lld: without it its loss on the probe rises by %.2f nats/token.", r->domain[d],
-                                     (long long)of[d].expert, (long long)of[d].layer, of[d].most));
+        if (of[d].most > 0)
+            finding(p, NOTE, mu_show("%s depends on expert %lld of layer %lld: without it its loss on the probe rises by %.2f nats/token, more than twice "
+                                     "what other domains lose.", r->domain[d], (long long)of[d].expert, (long long)of[d].layer, of[d].most));
     free(of);
 }
 

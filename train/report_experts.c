@@ -28,21 +28,27 @@ static void put_lift(mu_page *p, const mu_report *r, int64_t l) {
     free(levels);
 }
 
-static void put_criticality(mu_page *p, const mu_report *r, int64_t l) {
+/* The largest criticality of any layer, so that all layers have one scale. */
+static double most_critical(const mu_report *r) {
+    double most = 0.05;     /* nats/token; less is not worth a strong colour */
+    for (int64_t l = 0; l < r->n_moe; l++) {
+        double *k = mu_report_list(r, r->experts * r->n_domains, "moe/layer_%lld/criticality", (long long)r->layer[l]);
+        for (int64_t i = 0; k && i < r->experts * r->n_domains; i++) most = fmax(most, fabs(k[i]));
+        free(k);
+    }
+    return most;
+}
+
+static void put_criticality(mu_page *p, const mu_report *r, int64_t l, double most) {
     int64_t E = r->experts, D = r->n_domains;
-    double *k = mu_report_list(r, E * D, "moe/layer_%lld/criticality", (long long)r->layer[l]), most = 0;
+    double *k = mu_report_list(r, E * D, "moe/layer_%lld/criticality", (long long)r->layer[l]);
     double *at = mu_report_list(r, E * D, "moe/layer_%lld/criticality_step", (long long)r->layer[l]);
     if (k && at) {
         uint8_t *levels = mu_alloc((size_t)(E * D), 1);
-        for (int64_t i = 0; i < E * D; i++) most = fmax(most, fabs(k[i]));
-        if (most == 0) most = 1e-3;
         for (int64_t d = 0; d < D; d++)
-            for (int64_t i = 0; i < E; i++) {
-                bool measured = at[i * D + d] > 0;
-                levels[d * E + i] = measured ? mu_colours_level(k[i * D + d], -most, most) : MU_LEVEL_NONE;
-            }
+            for (int64_t i = 0; i < E; i++) levels[d * E + i] = at[i * D + d] > 0 ? mu_colours_level(k[i * D + d], -most, most) : MU_LEVEL_NONE;
         mu_axes axes = domain_axes(mu_show("Criticality, layer %lld", (long long)r->layer[l]), "How much the loss of a domain's probe rises when this one expert is masked: red experts "
-                                   "hold what the domain needs. Hatched: not measured yet.");
+                                   "hold what the domain needs. One scale for all layers. Hatched: not measured yet (stats.budget limits how many are).");
         mu_plot_map(p, &axes, &(mu_map){ .colours = MU_COLOURS_DIVERGING, .rows = D, .cols = E, .levels = levels, .low = -most, .high = most,
                                          .unit = "nats/token", .row = "domain", .col = "expert", .row_names = r->domain });
         free(levels);
@@ -103,11 +109,12 @@ void mu_report_put_specialisation(mu_page *p, const mu_report *r) {
         mu_page_missing(p, "No counts by domain: %s.", r->no_counts ? r->no_counts : "this run was made by a version that counts only totals");
         return;
     }
+    double most = most_critical(r);
     mu_page_put(p, "<p class=\"soft\">From the logged steps since %lld, the second half of the run.</p>\n", (long long)r->recent_from);
     for (int64_t l = 0; l < r->n_moe; l++) {
         mu_page_fold(p, r->n_moe <= OPEN || l == 0, "Layer %lld", (long long)r->layer[l]);
         put_lift(p, r, l);
-        put_criticality(p, r, l);
+        put_criticality(p, r, l, most);
         mu_page_unfold(p);
     }
 }
