@@ -34,8 +34,7 @@ static void put_head(mu_page *p, const mu_report *r) {
 
 /* The options of the run, folded away. */
 static void put_configuration(mu_page *p, const mu_report *r) {
-    mu_page_fold(p, false, "Configuration");
-    mu_page_put(p, "<pre class=\"text\">%s</pre>\n", r->view.config_text);
+    mu_page_put(p, "<details class=\"aside\"><summary>Configuration</summary>\n<pre class=\"text\">%s</pre>\n", r->view.config_text);
     mu_page_unfold(p);
 }
 

@@ -106,7 +106,8 @@ static const char *const scripts[] = {
     "area.addEventListener('pointerleave',function(){tip.style.display='none';cross.style.display='none'})}",
     "var img=area.querySelector('img');if(!img)listen(curves(area,d,cross));",
     "else if(img.complete&&img.naturalWidth)listen(map(area,d,img));else img.addEventListener('load',function(){listen(map(area,d,img))})});",
-    "addEventListener('beforeprint',function(){document.querySelectorAll('details').forEach(function(d){d.open=true})})",
+    "addEventListener('beforeprint',function(){var all=document.querySelectorAll('details:not(.aside)');",
+    "if(all.length<=60)all.forEach(function(d){d.open=true})})",
     "})();",
 };
 
