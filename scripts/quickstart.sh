@@ -126,10 +126,12 @@ for prompt in "${prompts[@]}"; do
 done
 
 step "done"
+muster report "$run" 2> /dev/null || echo "(no report: see build/muster report $run)"
 muster inspect "$run" | sed -n 's/^ *\(.*parameters,.*\)/model: \1/p'
 echo "In the tables above, the difference of \"unigram\" and \"loss\" has been learned; expert load 1.00 is the mean of the layer."
 echo
 where() { printf '  %-47s %s\n' "$@"; }
+where "$run/report.html" "START HERE: one page about this run, for a browser"
 where "$run/checkpoints/" "the model: HDF5 files with hashes (build/muster verify $run)"
 where "$run/metrics.jsonl" "every logged step, one JSON object per line"
 where "$run/routing.h5" "load of every expert, step by step"
@@ -140,6 +142,7 @@ cat <<TEXT
 Next:
   longer      mpirun -n 2 build/muster train $config run.dir=$run train.steps=$((2 * $(steps_of_run)))
   details     build/muster inspect $run
+  compare     build/muster compare $run runs/ANOTHER (after a second run, with other options)
   experts     build/muster generate $run --prompt '${prompts[-1]}' --tokens 20 --show-experts
   own texts   mpirun -n 2 build/muster train $config run.dir=runs/mine data.train='[{domain: mine, path: FOLDER}]'
 TEXT

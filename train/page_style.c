@@ -24,7 +24,7 @@ static const char *const styles[] = {
     ".findings .bad::before{content:'!';color:var(--bad)}.findings .good::before{content:'\\2713';color:var(--good)}",
     ".findings .note::before{content:'\\2022';color:var(--soft)}",
     "table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92em;margin:.5em 0}",
-    "td:first-child{vertical-align:top}.value{white-space:normal;vertical-align:top;max-width:26em;overflow-wrap:anywhere}.wide{overflow-x:auto}th,td{padding:.15em .8em .15em 0;text-align:right;white-space:nowrap}th{font-weight:500}",
+    ".words{text-align:left}td:first-child{vertical-align:top}.value{white-space:normal;vertical-align:top;max-width:26em;overflow-wrap:anywhere}.wide{overflow-x:auto}th,td{padding:.15em .8em .15em 0;text-align:right;white-space:nowrap}th{font-weight:500}",
     "th:first-child,td:first-child{text-align:left}tbody tr{border-top:1px solid var(--line)}",
     "figure{margin:1.1em 0 1.6em;break-inside:avoid}figcaption{margin-bottom:.35em;max-width:75em;font-size:.94em}",
     "figcaption b{color:var(--fg);font-size:1.06em}",

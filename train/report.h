@@ -16,13 +16,14 @@ typedef struct { int64_t step; uint8_t *state; } mu_report_states;
 typedef struct {
     int64_t step;
     int layer, expert;
-    char text[96];              /* "starved" */
+    char state[16];             /* the new one: "starved" */
+    char reason[160];           /* in words, with figures; "" when the run has no events.jsonl */
 } mu_report_event;
 typedef struct {
     mu_run_view view;
     char *name;                 /* last part of the folder's path */
     int64_t first_step, last_step, n_steps;     /* logged steps */
-    int64_t skipped;            /* damaged lines */
+    int64_t skipped, skipped_events;            /* damaged lines of metrics.jsonl and events.jsonl */
     int64_t vocab_size;         /* 0: the tokenizer cannot be opened */
     int n_series;
     mu_series *series;
@@ -43,7 +44,7 @@ typedef struct {
     int64_t n_states;
     mu_report_states *states;
     bool all_states;            /* from statistics lines: all of mu_expert_state; else healthy, starved and dead only */
-    int64_t n_events;           /* changes of state */
+    int64_t n_events;           /* changes of state: of events.jsonl, else from the lists of states */
     mu_report_event *events;
 } mu_report;
 /* Reads what there is: a run that is being written, damaged lines and records, missing files. Errors are those of mu_run_view_open.

@@ -76,11 +76,12 @@ double *mu_report_seconds(const mu_report *r, int64_t *n) {
 
 /* ------------------------------------------------------------------ states of the experts */
 
-static void add_event(mu_report *r, int64_t step, int64_t layer, int64_t expert, const char *text) {
+static void add_event(mu_report *r, int64_t step, int64_t layer, int64_t expert, const char *state, const char *reason) {
     if (r->n_events % 256 == 0) r->events = mu_realloc(r->events, (size_t)r->n_events + 256, sizeof *r->events);
     mu_report_event *v = &r->events[r->n_events++];
-    *v = (mu_report_event){ .step = step, .layer = (int)r->layer[layer], .expert = (int)expert };
-    snprintf(v->text, sizeof v->text, "%s", text);
+    *v = (mu_report_event){ .step = step, .layer = (int)layer, .expert = (int)expert };
+    snprintf(v->state, sizeof v->state, "%s", state);
+    snprintf(v->reason, sizeof v->reason, "%s", reason);
 }
 
 /* Takes ownership of `state`. */
@@ -89,7 +90,7 @@ static void add_states(mu_report *r, int64_t step, uint8_t *state) {
     const uint8_t *old = r->n_states ? r->states[r->n_states - 1].state : NULL;
     for (int64_t i = 0; i < (int64_t)n; i++)
         if (old ? old[i] != state[i] : state[i] != MU_EXPERT_HEALTHY)
-            add_event(r, step, i / r->experts, i % r->experts, mu_expert_state_name((mu_expert_state)state[i]));
+            add_event(r, step, r->layer[i / r->experts], i % r->experts, mu_expert_state_name((mu_expert_state)state[i]), "");
     if (old && !memcmp(old, state, n)) {
         free(state);
         return;
@@ -179,6 +180,27 @@ static void read_metrics(mu_report *r) {
     mu_status status = mu_run_metrics_open(&m, &r->view, &why);
     while (status == MU_STATUS_OK && mu_run_metrics_next(&m)) take_line(r, &m, &hint);
     r->skipped = m.skipped;
+    status = mu_run_metrics_close(&m, status, &why);
+    if (status != MU_STATUS_OK && status != MU_STATUS_NOINPUT) mu_log(MU_LOG_WARNING, "%s", why.text);
+}
+
+/* Their reasons are in words, so they replace the changes that were derived from lists of states. */
+static void read_events(mu_report *r) {
+    mu_run_metrics m;
+    mu_error why;
+    bool any = false;
+    mu_status status = mu_run_events_open(&m, &r->view, &why);
+    while (status == MU_STATUS_OK && mu_run_metrics_next(&m)) {
+        const char *to = json_string_value(json_object_get(m.line, "to")), *reason = json_string_value(json_object_get(m.line, "reason"));
+        const char *domain = json_string_value(json_object_get(m.line, "domain"));
+        if (!to) continue;
+        if (!any) r->n_events = 0;
+        any = true;
+        char *text = mu_format("%s%s%s", domain ? domain : "", domain && reason ? ": " : "", reason ? reason : "");
+        add_event(r, m.step, json_integer_value(json_object_get(m.line, "layer")), json_integer_value(json_object_get(m.line, "expert")), to, text);
+        free(text);
+    }
+    r->skipped_events = m.skipped;
     status = mu_run_metrics_close(&m, status, &why);
     if (status != MU_STATUS_OK && status != MU_STATUS_NOINPUT) mu_log(MU_LOG_WARNING, "%s", why.text);
 }
@@ -277,6 +299,7 @@ mu_status mu_report_read(mu_report *r, const char *dir, mu_error *e) {
     if (status != MU_STATUS_OK) return status;
     describe(r);
     read_metrics(r);
+    read_events(r);
     if (r->n_moe) read_counts(r);
     return MU_STATUS_OK;
 }

@@ -7,9 +7,30 @@
 #include <string.h>
 
 typedef enum { BAD, NOTE, GOOD } kind;
-static void finding(mu_page *p, kind k, const char *text) {
+typedef struct {
+    int n;
+    struct { kind kind; char *text; } *list;
+} findings;
+
+static void finding(findings *f, kind k, const char *text) {
+    if (f->n % 32 == 0) f->list = mu_realloc(f->list, (size_t)f->n + 32, sizeof *f->list);
+    f->list[f->n].kind = k;
+    f->list[f->n++].text = mu_strdup(text);
+}
+
+/* What is wrong comes first. */
+static void put_findings(mu_page *p, const findings *f) {
     static const char *const names[] = { [BAD] = "bad", [NOTE] = "note", [GOOD] = "good" };
-    mu_page_put(p, "<li class=\"%-s\">%s</li>\n", names[k], text);
+    mu_page_put(p, "<ul class=\"findings\">\n");
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < f->n; i++)
+            if ((f->list[i].kind == BAD) == (pass == 0)) mu_page_put(p, "<li class=\"%-s\">%s</li>\n", names[f->list[i].kind], f->list[i].text);
+    mu_page_put(p, "</ul>\n");
+}
+
+static void free_findings(findings *f) {
+    for (int i = 0; i < f->n; i++) free(f->list[i].text);
+    free(f->list);
 }
 
 /* "3, 7, 11 and 5 more" */
@@ -23,17 +44,17 @@ static void list_numbers(char *text, size_t room, const int64_t *numbers, int64_
 
 /* ------------------------------------------------------------------ the run */
 
-static void about_the_run(mu_page *p, const mu_report *r) {
+static void about_the_run(findings *f, const mu_report *r) {
     static const char *const texts[] = {
         [MU_RUN_CRASHED] = "The job was killed. The same command resumes from the newest checkpoint.",
         [MU_RUN_STOPPED] = "The run stopped before its last step; the same command resumes it." };
-    if (r->view.state == MU_RUN_CRASHED || r->view.state == MU_RUN_STOPPED) finding(p, NOTE, texts[r->view.state]);
+    if (r->view.state == MU_RUN_CRASHED || r->view.state == MU_RUN_STOPPED) finding(f, NOTE, texts[r->view.state]);
 }
 
 /* A domain whose validation loss is this much above its best is getting worse (nats/token). */
 static const double worse = 0.02;
 
-static void about_losses(mu_page *p, const mu_report *r) {
+static void about_losses(findings *f, const mu_report *r) {
     const mu_series *all = mu_report_series(r, "val/ce_loss");
     double most = -INFINITY;
     const char *worst = NULL;
@@ -44,10 +65,10 @@ static void about_losses(mu_page *p, const mu_report *r) {
         for (int64_t i = 0; s && i < s->n; i++)
             if (s->value[i] < best) best = s->value[i], best_step = s->step[i];
         if (last > best + worse)
-            finding(p, BAD, mu_show("%s gets worse: validation loss %.3f now, %.3f at step %.0f.", r->domain[d], last, best, best_step));
+            finding(f, BAD, mu_show("%s gets worse: validation loss %.3f now, %.3f at step %.0f.", r->domain[d], last, best, best_step));
     }
     if (all && all->n > 1 && worst)
-        finding(p, all->value[all->n - 1] <= all->value[0] ? GOOD : BAD,
+        finding(f, all->value[all->n - 1] <= all->value[0] ? GOOD : BAD,
                 mu_show("Validation loss went from %.3f (step %.0f) to %.3f (step %.0f); hardest domain: %s, %.3f.", all->value[0], all->step[0],
                         all->value[all->n - 1], all->step[all->n - 1], worst, most));
 }
@@ -63,30 +84,53 @@ static int64_t in_state(const mu_report *r, int64_t layer, int state, int64_t *e
     return n;
 }
 
-static void about_states(mu_page *p, const mu_report *r) {
+/* Why the expert came into its present state, in the words of events.jsonl. */
+static const char *reason_of(const mu_report *r, int64_t layer, int64_t expert) {
+    for (int64_t i = r->n_events - 1; i >= 0; i--)
+        if (r->events[i].layer == r->layer[layer] && r->events[i].expert == expert) return r->events[i].reason;
+    return "";
+}
+
+static const char *const meanings[] = {
+    [MU_EXPERT_STARVED] = "nearly without tokens", [MU_EXPERT_DEAD] = "without tokens", [MU_EXPERT_CARRIER] = "a rare domain depends on it",
+    [MU_EXPERT_DORMANT] = "its domain is absent from the stream now", [MU_EXPERT_DUPLICATE] = "a near copy of another expert",
+    [MU_EXPERT_OVERWRITTEN] = "it carried a rare domain and lost it" };
+
+/* Starved and dead experts of a layer are listed; the other states have reasons of their own. */
+static void about_state(findings *f, const mu_report *r, int64_t layer, int state, const int64_t *experts, int64_t n, kind k) {
+    enum { SHOWN = 3 };
+    const char *name = mu_expert_state_name((mu_expert_state)state);
+    char list[160];
+    if (state > MU_EXPERT_DEAD && n <= SHOWN) {
+        for (int64_t i = 0; i < n; i++) {
+            const char *reason = reason_of(r, layer, experts[i]);
+            finding(f, k, mu_show("Layer %lld: expert %lld is now %s: %s%s%s.", (long long)r->layer[layer], (long long)experts[i], name, meanings[state],
+                                  reason[0] ? "; " : "", reason));
+        }
+        return;
+    }
+    list_numbers(list, sizeof list, experts, n);
+    finding(f, k, mu_show("Layer %lld: %s %s %s now %s: %s.", (long long)r->layer[layer], n == 1 ? "expert" : "experts", list, n == 1 ? "is" : "are", name,
+                          meanings[state]));
+}
+
+static void about_states(findings *f, const mu_report *r) {
     static const kind kinds[] = { [MU_EXPERT_STARVED] = BAD, [MU_EXPERT_DEAD] = BAD, [MU_EXPERT_CARRIER] = NOTE, [MU_EXPERT_DORMANT] = NOTE,
                                   [MU_EXPERT_DUPLICATE] = BAD, [MU_EXPERT_OVERWRITTEN] = BAD };
-    static const char *const means[] = {
-        [MU_EXPERT_STARVED] = "nearly without tokens", [MU_EXPERT_DEAD] = "without tokens", [MU_EXPERT_CARRIER] = "a rare domain depends on it",
-        [MU_EXPERT_DORMANT] = "its domain is absent from the stream now", [MU_EXPERT_DUPLICATE] = "a near copy of another expert",
-        [MU_EXPERT_OVERWRITTEN] = "it carried a rare domain and lost it" };
-    int64_t *experts = mu_alloc((size_t)r->experts, sizeof *experts), sick = 0;
+    int64_t *experts = mu_alloc((size_t)r->experts, sizeof *experts), idle = 0;
     for (int s = MU_EXPERT_STARVED; s < MU_EXPERT_STATES && r->n_states; s++)
         for (int64_t layer = 0; layer < r->n_moe; layer++) {
-            char list[160];
             int64_t n = in_state(r, layer, s, experts);
-            sick += kinds[s] == BAD ? n : 0;
-            list_numbers(list, sizeof list, experts, n);
-            if (n) finding(p, kinds[s], mu_show("Layer %lld: %s %s %s %s (%s).", (long long)r->layer[layer], n == 1 ? "expert" : "experts", list,
-                                                n == 1 ? "is" : "are", mu_expert_state_name((mu_expert_state)s), means[s]));
+            idle += s <= MU_EXPERT_DEAD ? n : 0;
+            if (n) about_state(f, r, layer, s, experts, n, kinds[s]);
         }
     free(experts);
     const mu_series *judged = mu_report_series(r, "moe/dead_frac");
-    if (!sick && judged && judged->n) finding(p, GOOD, mu_show("No dead or starved experts: all %lld get tokens.", (long long)(r->n_moe * r->experts)));
+    if (!idle && judged && judged->n) finding(f, GOOD, mu_show("No dead or starved experts: all %lld get tokens.", (long long)(r->n_moe * r->experts)));
 }
 
 /* max/mean load, mean of the last tenth of the logged steps. */
-static void about_balance(mu_page *p, const mu_report *r) {
+static void about_balance(findings *f, const mu_report *r) {
     double most = 0;
     int64_t where = 0;
     for (int64_t layer = 0; layer < r->n_moe; layer++) {
@@ -95,11 +139,11 @@ static void about_balance(mu_page *p, const mu_report *r) {
     }
     if (most <= 0) return;
     kind k = most > 3 ? BAD : most > 1.5 ? NOTE : GOOD;
-    finding(p, k, mu_show("%s layer %lld, the busiest expert gets %.2f times the mean.",
+    finding(f, k, mu_show("%s layer %lld, the busiest expert gets %.2f times the mean.",
                           k == GOOD ? "Load is even: even in the least balanced" : "Load is uneven: in the least balanced", (long long)where, most));
 }
 
-static void about_drops(mu_page *p, const mu_report *r) {
+static void about_drops(findings *f, const mu_report *r) {
     double all = mu_series_recent(mu_report_series(r, "moe/dropped_frac")), most = 0;
     int64_t worst = -1;
     for (int64_t d = 0; d < r->n_domains; d++) {
@@ -108,14 +152,14 @@ static void about_drops(mu_page *p, const mu_report *r) {
     }
     if (!(all > 0.001)) return;
     const char *more = worst < 0 ? "" : mu_show("; most of %s, %.1f %%", r->domain[worst], 100 * most);
-    finding(p, all > 0.01 ? BAD : NOTE, mu_show("%.1f %% of all assignments exceed moe.capacity_factor %g and are dropped%s.", 100 * all,
+    finding(f, all > 0.01 ? BAD : NOTE, mu_show("%.1f %% of all assignments exceed moe.capacity_factor %g and are dropped%s.", 100 * all,
                                                 r->view.cfg.moe.capacity_factor, more));
 }
 
 /* ------------------------------------------------------------------ which expert serves whom */
 
 /* The expert with the largest share of a domain's tokens, over all layers, among those that prefer the domain (lift of at least 1). */
-static void about_domain(mu_page *p, const mu_report *r, int64_t d) {
+static void about_domain(findings *f, const mu_report *r, int64_t d) {
     double share = 0, lift = 0;
     int64_t layer = -1, expert = 0;
     for (int64_t l = 0; l < r->n_moe; l++)
@@ -125,12 +169,12 @@ static void about_domain(mu_page *p, const mu_report *r, int64_t d) {
         }
     double tokens = mu_report_domain_tokens(r, d);
     if (layer < 0 || share < 0.1 || tokens < 100) return;
-    finding(p, NOTE, mu_show("%s %s of layer %lld: expert %lld gets %.0f %% of its tokens, %.1f times its share of all tokens.", r->domain[d],
+    finding(f, NOTE, mu_show("%s %s of layer %lld: expert %lld gets %.0f %% of its tokens, %.1f times its share of all tokens.", r->domain[d],
                              share >= 0.5 ? "lives in one expert" : "is served most by one expert", (long long)r->layer[layer],
                              (long long)expert, 100 * share, exp2(lift)));
 }
 
-static void about_specialisation(mu_page *p, const mu_report *r) {
+static void about_specialisation(findings *f, const mu_report *r) {
     double most = 0;
     int64_t where = -1;
     if (!r->by_domain || r->n_domains < 2) return;
@@ -139,14 +183,14 @@ static void about_specialisation(mu_page *p, const mu_report *r) {
         if (x > most) most = x, where = l;
     }
     if (where >= 0)
-        finding(p, NOTE, mu_show("Experts specialise most in layer %lld: its choice of experts tells %.0f %% of what there is to know about a token's domain.",
+        finding(f, NOTE, mu_show("Experts specialise most in layer %lld: its choice of experts tells %.0f %% of what there is to know about a token's domain.",
                                  (long long)r->layer[where], 100 * most));
-    for (int64_t d = 0; d < r->n_domains && d < 60; d++) about_domain(p, r, d);
+    for (int64_t d = 0; d < r->n_domains && d < 60; d++) about_domain(f, r, d);
 }
 
 /* ------------------------------------------------------------------ what was measured on the probe */
 
-static void about_copies(mu_page *p, const mu_report *r) {
+static void about_copies(findings *f, const mu_report *r) {
     static const double near = 0.95;    /* cosine of the outputs */
     for (int64_t l = 0; l < r->n_moe; l++) {
         double *similar = mu_report_list(r, r->experts, "moe/layer_%lld/similarity_max", (long long)r->layer[l]);
@@ -156,7 +200,7 @@ static void about_copies(mu_page *p, const mu_report *r) {
             if (similar[i] > near) experts[n++] = i, most = fmax(most, similar[i]);
         char list[160];
         list_numbers(list, sizeof list, experts, n);
-        if (n > 1) finding(p, BAD, mu_show("Layer %lld: experts %s are near copies: their outputs on the probe have a cosine of up to %.3f.",
+        if (n > 1) finding(f, BAD, mu_show("Layer %lld: experts %s are near copies: their outputs on the probe have a cosine of up to %.3f.",
                                            (long long)r->layer[l], list, most));
         free(similar);
         free(experts);
@@ -182,7 +226,7 @@ static double for_others(const mu_report *r, const critical *c, int64_t expert, 
 }
 
 /* For each domain the expert without which it loses most, if that is much and at least twice what other domains lose. */
-static void about_criticality(mu_page *p, const mu_report *r) {
+static void about_criticality(findings *f, const mu_report *r) {
     static const double matters = 0.05; /* nats/token */
     struct { double most; int64_t layer, expert; } *of = mu_alloc((size_t)r->n_domains + 1, sizeof *of);
     for (int64_t l = 0; l < r->n_moe; l++) {
@@ -197,23 +241,24 @@ static void about_criticality(mu_page *p, const mu_report *r) {
     }
     for (int64_t d = 0; d < r->n_domains; d++)
         if (of[d].most > 0)
-            finding(p, NOTE, mu_show("%s depends on expert %lld of layer %lld: without it its loss on the probe rises by %.2f nats/token, more than twice "
+            finding(f, NOTE, mu_show("%s depends on expert %lld of layer %lld: without it its loss on the probe rises by %.2f nats/token, more than twice "
                                      "what other domains lose.", r->domain[d], (long long)of[d].expert, (long long)of[d].layer, of[d].most));
     free(of);
 }
 
 void mu_report_put_diagnosis(mu_page *p, const mu_report *r) {
-    mu_page_section(p, "diagnosis", "Diagnosis");
-    mu_page_put(p, "<ul class=\"findings\">\n");
-    about_the_run(p, r);
-    about_losses(p, r);
+    findings f = { 0 };
+    about_the_run(&f, r);
+    about_losses(&f, r);
     if (r->n_moe) {
-        about_states(p, r);
-        about_balance(p, r);
-        about_drops(p, r);
-        about_copies(p, r);
-        about_criticality(p, r);
-        about_specialisation(p, r);
-    } else finding(p, NOTE, "A dense model: there are no experts to report on.");
-    mu_page_put(p, "</ul>\n");
+        about_states(&f, r);
+        about_balance(&f, r);
+        about_drops(&f, r);
+        about_copies(&f, r);
+        about_criticality(&f, r);
+        about_specialisation(&f, r);
+    } else finding(&f, NOTE, "A dense model: there are no experts to report on.");
+    mu_page_section(p, "diagnosis", "Diagnosis");
+    put_findings(p, &f);
+    free_findings(&f);
 }

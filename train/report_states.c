@@ -30,7 +30,8 @@ static int make_marks(const mu_report *r, int64_t layer, mu_mark *marks, int mos
     for (int64_t i = 0; i < r->n_events; i++) {
         const mu_report_event *v = &r->events[i];
         if (layer >= 0 && v->layer != layer) continue;
-        char *text = mu_format("step %lld: layer %d, expert %d %s", (long long)v->step, v->layer, v->expert, v->text);
+        char *text = mu_format("step %lld: layer %d, expert %d %s%s%s", (long long)v->step, v->layer, v->expert, v->state, v->reason[0] ? ", " : "",
+                               v->reason);
         if (n && marks[n - 1].x == (double)v->step) {
             char *both = strlen(marks[n - 1].text) < 300 ? mu_format("%s\n%s", marks[n - 1].text, text) : mu_strdup(marks[n - 1].text);
             free((void *)marks[n - 1].text);
@@ -52,10 +53,10 @@ static void put_events(mu_page *p, const mu_report *r) {
     int64_t first = r->n_events > SHOWN ? r->n_events - SHOWN : 0;
     mu_page_fold(p, false, "%lld changes of state", (long long)r->n_events);
     if (first) mu_page_put(p, "<p class=\"soft\">The last %d of them.</p>", SHOWN);
-    mu_page_put(p, "<div class=\"wide\"><table><thead><tr><th>step</th><th>layer</th><th>expert</th><th>state</th></tr></thead><tbody>\n");
+    mu_page_put(p, "<div class=\"wide\"><table><thead><tr><th>step</th><th>layer</th><th>expert</th><th class=\"words\">state</th><th class=\"words\">why</th></tr></thead><tbody>\n");
     for (int64_t i = first; i < r->n_events; i++)
-        mu_page_put(p, "<tr><td>%lld</td><td>%d</td><td>%d</td><td>%s</td></tr>\n", (long long)r->events[i].step, r->events[i].layer, r->events[i].expert,
-                    r->events[i].text);
+        mu_page_put(p, "<tr><td>%lld</td><td>%d</td><td>%d</td><td class=\"words\">%s</td><td class=\"words\">%s</td></tr>\n", (long long)r->events[i].step, r->events[i].layer, r->events[i].expert,
+                    r->events[i].state, r->events[i].reason);
     mu_page_put(p, "</tbody></table></div>\n");
     mu_page_unfold(p);
 }

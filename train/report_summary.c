@@ -60,7 +60,8 @@ static void put_time(mu_page *p, const mu_report *r) {
     if (n) fact(p, "training time", mu_show_seconds(seconds[n - 1]), "up to the last logged step, all starts of the run");
     free(seconds);
     if (!isnan(speed))
-        fact(p, "speed", mu_show("%s tokens/s", mu_show_count(rint(speed))), isnan(mfu) ? "" : mu_show("%.0f %% of the measured peak (MFU)", 100 * mfu));
+        fact(p, "speed", mu_show("%s tokens/s", mu_show_count(rint(speed))), isnan(mfu) ? "" : mfu > 1 ? "more than the measured peak: the machine was busy at the start"
+                                                                                         : mu_show("%.0f %% of the measured peak (MFU)", 100 * mfu));
     if (!isnan(step))
         fact(p, "time of a step", mu_show("%s ms", mu_show_number(step)),
              mu_show("%.1f %% of it in collectives, %.1f %% computing (rank 0)", 100 * comm / step, 100 - 100 * comm / step));
@@ -101,6 +102,7 @@ void mu_report_put_summary(mu_page *p, const mu_report *r) {
     mu_page_put(p, "</dl>\n");
     if (r->view.moved) mu_page_missing(p, "The folder was moved or copied since the run last started.");
     if (r->skipped) mu_page_missing(p, "metrics.jsonl: %lld lines are damaged and left out.", (long long)r->skipped);
+    if (r->skipped_events) mu_page_missing(p, "events.jsonl: %lld lines are damaged and left out.", (long long)r->skipped_events);
     if (r->damaged_records) mu_page_missing(p, "statistics.rec: %lld records are damaged and left out.", (long long)r->damaged_records);
     if (!r->n_steps) mu_page_missing(p, "No step was logged yet; log.every sets the interval.");
 }

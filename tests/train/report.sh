@@ -61,12 +61,14 @@ mkdir -p there && cp -r run "there/strange" && rm plain.txt
 sed -i '3s/"train/"tr4in/' there/strange/metrics.jsonl
 printf 'x' | dd of=there/strange/statistics.rec bs=1 seek=2000 conv=notrunc 2> /dev/null
 printf '{"step":41,"tra' >> there/strange/metrics.jsonl
+echo '{"step":30,"event":"state"}' >> there/strange/events.jsonl
 mv there/strange "${strange//\//_}"
 expect 0 "report of a damaged run" report "${strange//\//_}" --out strange.html
 is_whole strange.html 10
 has strange.html "moved" 'moved or copied'
 has strange.html "damage" 'metrics.jsonl: 1 lines are damaged'
 has strange.html "damage" 'statistics.rec: 1 records are damaged'
+has strange.html "damage" 'events.jsonl: 1 lines are damaged'
 has strange.html "texts" 'could not read its texts: .*plain.txt'
 has strange.html "name" 'a &lt;script&gt;alert\(1\)&lt;_script&gt; \\x1b\[31m'
 has_not strange.html "name" '<script>alert'
