@@ -17,3 +17,35 @@ mu_status mu_argument_find(int argc, char **argv, int *i, const mu_argument *opt
     }
     return MU_STATUS_OK;
 }
+
+mu_status mu_domain_argument(const char *text, mu_option_domains *list, mu_error *e) {
+    const char *equals = strchr(text, '=');
+    mu_option_domain *d = &list->list[list->n];
+    char *path;
+    mu_status status = mu_expand_home(equals ? equals + 1 : "", &path, e);
+    if (status != MU_STATUS_OK) return status;
+    bool fits = path[0] && strlen(path) < sizeof d->path;
+    snprintf(d->path, sizeof d->path, "%s", path);
+    free(path);
+    if (text[0] == '-' || !fits)
+        return mu_error_set(e, MU_STATUS_USAGE, "%s: expected DOMAIN=PATH", text);
+    char *name = mu_format("%.*s", (int)(equals - text), text);
+    status = mu_option_domain_check(name, list, MU_STATUS_USAGE, e);
+    snprintf(d->domain, sizeof d->domain, "%s", name);
+    free(name);
+    d->weight = 1.0;
+    list->n += !status;
+    return status;
+}
+
+mu_status mu_arguments_agree(mu_comm *world, int argc, char **argv, mu_error *e) {
+    char *text = mu_strdup("");
+    for (int i = 2; i < argc; i++) {
+        char *longer = mu_format("%sargument %d: %s\n", text, i, argv[i]);
+        free(text);
+        text = longer;
+    }
+    mu_status status = mu_agree_text(world, MU_STATUS_USAGE, "arguments differ from those of rank 0:", text, e);
+    free(text);
+    return status;
+}

@@ -123,19 +123,6 @@ static mu_status open_texts(mu_texts *texts, const mu_inference *o, mu_error *e)
     return status;
 }
 
-/* Checks that all ranks have the same arguments. Collective, agreed. */
-static mu_status agree_on_arguments(mu_comm *world, int argc, char **argv, mu_error *e) {
-    char *text = mu_strdup("");
-    for (int i = 2; i < argc; i++) {
-        char *longer = mu_format("%sargument %d: %s\n", text, i, argv[i]);
-        free(text);
-        text = longer;
-    }
-    mu_status status = mu_agree_text(world, MU_STATUS_USAGE, "arguments differ from those of rank 0:", text, e);
-    free(text);
-    return status;
-}
-
 int mu_cmd_eval(int argc, char **argv) {
     mu_error e = { 0 };
     mu_inference o = { 0 };
@@ -146,7 +133,7 @@ int mu_cmd_eval(int argc, char **argv) {
     int rank = mesh->world->rank;
     mu_report_error(&e, rank);
     mu_status status = mu_agree(mesh->world, parse(argc, argv, &a, &e), &e);
-    if (status == MU_STATUS_OK) status = agree_on_arguments(mesh->world, argc, argv, &e);
+    if (status == MU_STATUS_OK) status = mu_arguments_agree(mesh->world, argc, argv, &e);
     if (status == MU_STATUS_OK)
         status = mu_inference_open(&o, mesh, a.path, a.n_overrides, a.overrides, &e);
     if (status == MU_STATUS_OK) status = open_texts(&texts, &o, &e);

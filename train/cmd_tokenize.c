@@ -9,26 +9,6 @@ typedef struct {
     mu_option_domains list;
 } arguments;
 
-static mu_status parse_domain(const char *text, mu_option_domains *list, mu_error *e) {
-    const char *equals = strchr(text, '=');
-    mu_option_domain *d = &list->list[list->n];
-    char *path;
-    mu_status status = mu_expand_home(equals ? equals + 1 : "", &path, e);
-    if (status != MU_STATUS_OK) return status;
-    bool fits = path[0] && strlen(path) < sizeof d->path;
-    snprintf(d->path, sizeof d->path, "%s", path);
-    free(path);
-    if (text[0] == '-' || !fits)
-        return mu_error_set(e, MU_STATUS_USAGE, "%s: expected DOMAIN=PATH", text);
-    char *name = mu_format("%.*s", (int)(equals - text), text);
-    status = mu_option_domain_check(name, list, MU_STATUS_USAGE, e);
-    snprintf(d->domain, sizeof d->domain, "%s", name);
-    free(name);
-    d->weight = 1.0;
-    list->n += !status;
-    return status;
-}
-
 /* The value X of --name X or --name=X; NULL for another argument. */
 static const char *value_of(const char *name, int argc, char **argv, int *i) {
     size_t n = strlen(name);
@@ -45,7 +25,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
             char **path = out ? &a->out : &a->tokenizer;
             free(*path);
             status = mu_expand_home(out ? out : tokenizer, path, e);
-        } else status = parse_domain(argv[i], &a->list, e);
+        } else status = mu_domain_argument(argv[i], &a->list, e);
     }
     if (status) return status;
     if (!a->out) return mu_error_set(e, MU_STATUS_USAGE, "tokenize needs --out FILE.h5");

@@ -52,25 +52,32 @@ static int64_t similarity_cost(const mu_probe *p) {
 
 static int64_t n_ids(const mu_probe *p) { return (int64_t)p->L * p->domains * MU_KNOWLEDGE_TOKENS * p->K; }
 
-static void list_sequences(mu_probe *p, const mu_loader *loader) {
+static int64_t sequences_of(const mu_probe *p, int domain) {
+    int64_t n = mu_texts_sequences(p->ev.texts, domain);
+    return n < p->per_domain ? n : p->per_domain;
+}
+
+/* The first validation sequences are spread over the text; of a whole text they are chosen so. */
+static void list_sequences(mu_probe *p) {
+    const mu_texts *texts = p->ev.texts;
     for (int d = 0; d < p->domains; d++) {
-        int64_t n = mu_loader_val_sequences(loader, d);
-        if (n > p->per_domain) n = p->per_domain;
-        for (int64_t i = 0; i < n; i++, p->n++) p->domain[p->n] = d, p->number[p->n] = i;
+        int64_t n = sequences_of(p, d), all = texts->loader ? n : mu_texts_sequences(texts, d);
+        for (int64_t i = 0; i < n; i++, p->n++) p->domain[p->n] = d, p->number[p->n] = i * all / n;
         p->tokens[d] = n * p->S;
         p->first[d + 1] = p->n;
     }
 }
 
-/* Specialisation in the vocabulary says something only of ids that every expert could have got. */
+/* Specialisation in the vocabulary says something only of ids that every expert could have got. With very many only the first count. */
 static void find_frequent_ids(mu_probe *p) {
     int64_t V = p->ev.model->vocab_size, *seen = mu_alloc((size_t)V, sizeof *seen);
     for (int i = 0; i < p->n; i++) {
-        mu_loader_val_read(p->ev.texts->loader, p->domain[i], p->number[i], p->inputs, p->targets);
+        mu_texts_read(p->ev.texts, p->domain[i], p->number[i], p->inputs, p->targets);
         for (int64_t t = 0; t < p->S; t++) seen[p->inputs[t]]++;
     }
+    int64_t most = ((int64_t)1 << 24) / (p->L * p->E + 1); /* memory: 128 MiB */
     for (int64_t v = 0; v < V; v++) {
-        bool frequent = seen[v] >= p->E;
+        bool frequent = seen[v] >= p->E && p->n_slots < most;
         p->slot[v] = frequent ? (int32_t)p->n_slots++ : NONE;
         if (frequent) p->frequent += seen[v];
     }
@@ -83,7 +90,10 @@ mu_probe *mu_probe_new(const mu_evaluation *ev, int64_t tokens) {
     *p = (mu_probe){ .ev = *ev, .L = m->n_moe, .E = m->moe_cfg.num_experts, .K = m->moe_cfg.top_k, .S = ev->texts->seq_len,
                      .domains = ev->texts->corpus.n_domains };
     p->per_domain = tokens > p->S ? tokens / p->S : 1;
-    size_t most = (size_t)(p->per_domain * p->domains), at_once = (size_t)(ev->at_once * p->S);
+    int64_t all = 0;
+    for (int d = 0; d < p->domains; d++) all += sequences_of(p, d);
+    MU_CHECK(all <= INT32_MAX, "a probe of %lld sequences", (long long)all);
+    size_t most = (size_t)all, at_once = (size_t)(ev->at_once * p->S);
     p->domain = mu_alloc(most, sizeof *p->domain);
     p->number = mu_alloc(most, sizeof *p->number);
     p->nll = mu_alloc(most, sizeof *p->nll);
@@ -94,7 +104,7 @@ mu_probe *mu_probe_new(const mu_evaluation *ev, int64_t tokens) {
     p->targets = mu_alloc(at_once, sizeof *p->targets);
     p->token_nll = mu_alloc(at_once, sizeof *p->token_nll);
     p->routings = mu_alloc((size_t)p->L, sizeof *p->routings);
-    list_sequences(p, ev->texts->loader);
+    list_sequences(p);
     find_frequent_ids(p);
     p->counts = mu_alloc((size_t)(p->L * p->E * p->domains), sizeof *p->counts);
     p->top1 = mu_alloc((size_t)(p->L * p->n_slots * p->E), sizeof *p->top1);
@@ -135,7 +145,7 @@ static void sample_ids(mu_probe *p, int layer, int sequence, const int32_t *ids_
     int d = p->domain[sequence];
     int64_t tokens = p->tokens[d], slots = tokens < MU_KNOWLEDGE_TOKENS ? tokens : MU_KNOWLEDGE_TOKENS;
     for (int64_t s = 0; s < slots; s++) {
-        int64_t t = s * tokens / slots - p->number[sequence] * p->S;
+        int64_t t = s * tokens / slots - (sequence - p->first[d]) * p->S;
         if (t < 0 || t >= p->S) continue;
         int32_t *to = p->ids + (((int64_t)layer * p->domains + d) * MU_KNOWLEDGE_TOKENS + s) * p->K;
         for (int64_t k = 0; k < p->K; k++) to[k] = ids_SK[t * p->K + k] + 1;
@@ -194,7 +204,7 @@ static void run_batch(mu_probe *p, const item *const *batch, int64_t n, double *
     int32_t *domains = mu_tape_alloc(tp, sizeof *domains * (size_t)(n + 1));
     for (int64_t i = 0; i < n; i++) {
         int s = batch[i]->sequence;
-        mu_loader_val_read(p->ev.texts->loader, p->domain[s], p->number[s], p->inputs + i * p->S, p->targets + i * p->S);
+        mu_texts_read(p->ev.texts, p->domain[s], p->number[s], p->inputs + i * p->S, p->targets + i * p->S);
         domains[i] = p->domain[s];
     }
     mu_context cx = { .mode = MU_MODE_EVAL, .n_sequences = n, .seq_len = p->S, .domains = domains, .expert_mask = mask_of(p, batch, n) };
@@ -275,7 +285,8 @@ static int choices_of(const mu_probe *p, int domain) {
     return n;
 }
 
-static void measure_unmasked(mu_probe *p, mu_knowledge *k, int64_t step) {
+/* compare: the similarity of experts, too. */
+static void measure_unmasked(mu_probe *p, mu_knowledge *k, int64_t step, bool compare) {
     mu_comm *c = p->ev.batch;
     int64_t n_counts = p->L * p->E * p->domains, n_top1 = p->L * p->n_slots * p->E;
     item *items = mu_alloc((size_t)p->n, sizeof *items);
@@ -284,7 +295,7 @@ static void measure_unmasked(mu_probe *p, mu_knowledge *k, int64_t step) {
     memset(p->counts, 0, sizeof *p->counts * (size_t)n_counts);
     memset(p->top1, 0, sizeof *p->top1 * (size_t)n_top1);
     memset(p->ids, 0, sizeof *p->ids * (size_t)n_ids(p));
-    if (mu_knowledge_compares(k)) p->x = mu_alloc((size_t)(p->L * p->R * p->D), sizeof *p->x);
+    if (compare) p->x = mu_alloc((size_t)(p->L * p->R * p->D), sizeof *p->x);
     run(p, items, p->n, p->nll, true);
     mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, p->counts, n_counts);
     mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, p->top1, n_top1);
@@ -336,12 +347,19 @@ static void measure_criticality(mu_probe *p, mu_knowledge *k) {
     free(cells);
 }
 
+void mu_probe_count(mu_probe *p, mu_knowledge *k, int64_t step) {
+    bool recording = mu_tape_recording(p->ev.tape);
+    mu_tape_record(p->ev.tape, false);
+    measure_unmasked(p, k, step, false);
+    mu_tape_record(p->ev.tape, recording);
+}
+
 bool mu_probe_measure(mu_probe *p, mu_knowledge *k, int64_t step) {
     const mu_moe_config *moe = &p->ev.model->moe_cfg;
     if (!mu_knowledge_affords(k, mu_probe_tokens(p))) return false;
     bool recording = mu_tape_recording(p->ev.tape);
     mu_tape_record(p->ev.tape, false);
-    measure_unmasked(p, k, step);
+    measure_unmasked(p, k, step, mu_knowledge_compares(k));
     if (p->L && !moe->force_balanced && !moe->force_skew) measure_criticality(p, k); /* a forced choice knows no mask */
     mu_knowledge_end(k, mu_probe_tokens(p));
     mu_tape_record(p->ev.tape, recording);

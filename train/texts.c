@@ -35,6 +35,36 @@ mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *t
     return status == MU_STATUS_OK ? agree_on_texts(t, batch, e) : status;
 }
 
+static mu_status check_lengths(const mu_texts *t, mu_error *e) {
+    for (int i = 0; i < t->corpus.n_domains; i++)
+        if (mu_texts_sequences(t, i) < 1)
+            return mu_error_set(e, MU_STATUS_DATA, "domain '%s' has %lld tokens, fewer than one sequence of %lld and a target",
+                                t->corpus.domains[i].name, (long long)t->corpus.domains[i].n_tokens, (long long)t->seq_len);
+    return MU_STATUS_OK;
+}
+
+mu_status mu_texts_open_whole(mu_texts *t, const mu_config *cfg, const mu_option_domains *list, const mu_tokenizer *tokenizer, mu_comm *world,
+                              mu_error *e) {
+    *t = (mu_texts){ .tokenizer = tokenizer, .seq_len = cfg->train.seq_len };
+    mu_status status = mu_corpus_open(&t->corpus, list, tokenizer, (uint64_t)cfg->run.seed, cfg->data.cache_mib << 20, e);
+    if (status == MU_STATUS_OK) status = check_lengths(t, e);
+    status = mu_agree_each(world, status, e);
+    return status == MU_STATUS_OK ? agree_on_texts(t, world, e) : status;
+}
+
+int64_t mu_texts_sequences(const mu_texts *t, int domain) {
+    return t->loader ? mu_loader_val_sequences(t->loader, domain) : (t->corpus.domains[domain].n_tokens - 1) / t->seq_len;
+}
+
+void mu_texts_read(const mu_texts *t, int domain, int64_t sequence, int32_t *tokens, int32_t *targets) {
+    const mu_domain *d = &t->corpus.domains[domain];
+    if (t->loader) mu_loader_val_read(t->loader, domain, sequence, tokens, targets);
+    else {
+        mu_domain_ids(d, sequence * t->seq_len, t->seq_len, tokens);
+        mu_domain_ids(d, sequence * t->seq_len + 1, t->seq_len, targets);
+    }
+}
+
 void mu_texts_close(mu_texts *t) {
     if (t->loader) mu_loader_close(t->loader);
     mu_corpus_close(&t->corpus);

@@ -19,7 +19,14 @@ typedef struct {
  * Collective over `batch`. */
 mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *tokenizer, mu_val_split split, mu_comm *batch,
                         mu_error *e) MU_MUST_USE;
+/* Texts that are not divided into training and validation, without a loader: of this list, with cfg's sequence length and cache. DATA
+ * when one is shorter than a sequence. */
+mu_status mu_texts_open_whole(mu_texts *t, const mu_config *cfg, const mu_option_domains *list, const mu_tokenizer *tokenizer, mu_comm *world,
+                              mu_error *e) MU_MUST_USE;
 void mu_texts_close(mu_texts *t);
+/* The sequences on which a model is evaluated: the validation sequences, or all of texts without a loader. */
+int64_t mu_texts_sequences(const mu_texts *t, int domain);
+void mu_texts_read(const mu_texts *t, int domain, int64_t sequence, int32_t *tokens, int32_t *targets);
 bool mu_texts_have_validation(const mu_texts *t);      /* does any domain have validation sequences? */
 
 /* ------------------------------------------------------------------ phases of the mixture (phases.c). Local; texts: heap */
@@ -119,11 +126,13 @@ double mu_evaluate(const mu_evaluation *ev, int64_t most, mu_domain_loss *result
 
 /* ------------------------------------------------------------------ what experts know (probe.c, metrics_knowledge.c) */
 typedef struct mu_probe mu_probe;
-/* The probe: the first validation sequences of each domain, of about `tokens` tokens (stats.probe_tokens), at least one where there
+/* The probe: the first sequences of each domain (mu_texts_sequences), of about `tokens` tokens (stats.probe_tokens), at least one where there
  * are any. `ev` is copied, its parts are borrowed; the caller frees it. Local. */
 mu_probe *mu_probe_new(const mu_evaluation *ev, int64_t tokens);
 void mu_probe_free(mu_probe *p);
 int64_t mu_probe_tokens(const mu_probe *p);     /* of all domains; 0: there is no validation text */
+/* Counts the routing and the cross-entropies alone, whatever the credit. Collective over `batch`. */
+void mu_probe_count(mu_probe *p, mu_knowledge *k, int64_t step);
 /* Measures what k->credit pays for, after `step` steps; false: too little for a measurement. Collective over `batch`. */
 bool mu_probe_measure(mu_probe *p, mu_knowledge *k, int64_t step);
 
@@ -321,6 +330,7 @@ int mu_cmd_verify(int argc, char **argv);
 int mu_cmd_report(int argc, char **argv);
 int mu_cmd_compare(int argc, char **argv);
 int mu_cmd_tokenize(int argc, char **argv);
+int mu_cmd_stats(int argc, char **argv);
 /* ------------------------------------------------------------------ messages (messages.c)
  * Written to stderr; mu_report_error sets their rank. Local. */
 void mu_messages_start(void);
@@ -339,6 +349,10 @@ void mu_report_stall(const char *report);
  * used. USAGE when the value is missing. Local. */
 typedef struct { const char *name, **value; } mu_argument;
 mu_status mu_argument_find(int argc, char **argv, int *i, const mu_argument *options, int n, bool *found, mu_error *e) MU_MUST_USE;
+/* Appends DOMAIN=PATH, with weight 1, to a list with room for it. USAGE when it is not of this form. Local. */
+mu_status mu_domain_argument(const char *text, mu_option_domains *list, mu_error *e) MU_MUST_USE;
+/* Checks that all ranks have the same arguments. Collective, agreed. */
+mu_status mu_arguments_agree(mu_comm *world, int argc, char **argv, mu_error *e) MU_MUST_USE;
 /* --mask and --force of eval and generate: LAYER:EXPERT,...; NULL: not given. */
 typedef struct { const char *mask, *force; } mu_expert_choice;
 /* The mask of one row that they mean, its values heap, NULL when neither is given. domains: of the texts, for moe.force_domains, or
