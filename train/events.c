@@ -1,19 +1,32 @@
-/* events.c - RUN/events.jsonl: one line for each change of an expert's state, with the reason and the figures behind it. The console
- * says the same in words. */
+/* events.c - RUN/events.jsonl: one line for each change of an expert's state, with the reason and the figures behind it, and for each
+ * advice. The console says the same in words. */
 #include "train/events.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 struct mu_events {
     mu_lines_out out;
     mu_json line;
+    int64_t step;               /* resume step */
+    bool advised[MU_ADVICES];
 };
+
+/* Notes the advice of earlier jobs. */
+static bool note_advice(void *context, const mu_line *line) {
+    mu_events *ev = context;
+    const char *topic = json_string_value(json_object_get(line->json, "topic"));
+    for (int i = 0; i < MU_ADVICES && topic; i++) ev->advised[i] |= line->step <= ev->step && !strcmp(topic, mu_advice_name((mu_advice_topic)i));
+    return true;
+}
 
 mu_status mu_events_open(mu_events **out, const mu_log_source *src, mu_error *e) {
     mu_events *ev = *out = mu_alloc(1, sizeof *ev);
     char *path = mu_format("%s/events.jsonl", src->cfg->run.dir);
     mu_json_init(&ev->line);
-    mu_lines_resume how = { .path = path, .format = MU_LINES_EVENTS, .step = src->state->step, .rewinds = mu_run_rewinds(src) };
+    ev->step = src->state->step;
+    mu_lines_resume how = { .path = path, .format = MU_LINES_EVENTS, .step = ev->step, .rewinds = mu_run_rewinds(src), .check = note_advice,
+                            .context = ev };
     mu_status status = mu_lines_continue(&ev->out, &how, NULL, e);
     free(path);
     return status;
@@ -119,4 +132,20 @@ mu_status mu_events_changes(mu_events *ev, const mu_log_source *src, const mu_ex
         status = mu_lines_write(&ev->out, &ev->line, e);
     }
     return status;
+}
+
+bool mu_events_advised(const mu_events *ev, mu_advice_topic topic) { return ev->advised[topic]; }
+
+mu_status mu_events_advice(mu_events *ev, const mu_log_source *src, const mu_advice *a, mu_error *e) {
+    mu_json *j = &ev->line;
+    mu_json_reset(j);
+    mu_json_begin(j, NULL, '{');
+    mu_json_int(j, "step", src->state->step);
+    mu_json_string(j, "event", "advice");
+    mu_json_string(j, "topic", mu_advice_name(a->topic));
+    mu_json_string(j, "text", a->text);
+    mu_json_string(j, "option", a->option);
+    mu_json_string(j, "value", a->value);
+    ev->advised[a->topic] = true;
+    return mu_lines_write(&ev->out, j, e);
 }

@@ -1,4 +1,4 @@
-/* events.h - what happens to experts: changes of their state, for events.jsonl and the console. */
+/* events.h - what happens to experts: changes of their state, and advice, for events.jsonl and the console. */
 #ifndef MUSTER_TRAIN_EVENTS_H
 #define MUSTER_TRAIN_EVENTS_H
 #include "train/train.h"
@@ -12,10 +12,30 @@ char *mu_experts_summary(const mu_log_source *src);
 /* What is missing for some states to be found, as a sentence; heap, NULL: nothing. Local. */
 char *mu_experts_missing(const mu_log_source *src);
 
+/* What goes wrong with the routing, and the option that would help (advice.c). */
+typedef enum {
+    MU_ADVICE_COLLAPSE,     /* one expert gets nearly all tokens */
+    MU_ADVICE_UNUSED,       /* many experts are starved or dead */
+    MU_ADVICE_DROPS,        /* many assignments are dropped */
+    MU_ADVICE_TERM,         /* a term of the router is a large part of the loss */
+    MU_ADVICES
+} mu_advice_topic;
+typedef struct {
+    mu_advice_topic topic;
+    const char *option;
+    char *value, *text;     /* of the option now; a sentence. Heap */
+} mu_advice;
+const char *mu_advice_name(mu_advice_topic topic);
+/* Is there something to say after this logged step? Then mu_advice_free(a) follows. Local. */
+bool mu_advice_find(const mu_log_source *src, const mu_step_result *r, mu_advice_topic topic, mu_advice *a);
+void mu_advice_free(mu_advice *a);
+
 /* RUN/events.jsonl (events.c), for rank 0. Continued and synced as metrics.jsonl is. Local. */
 typedef struct mu_events mu_events;
 mu_status mu_events_open(mu_events **ev, const mu_log_source *src, mu_error *e) MU_MUST_USE;
 mu_status mu_events_changes(mu_events *ev, const mu_log_source *src, const mu_expert_change *changes, int n, mu_error *e) MU_MUST_USE;
+mu_status mu_events_advice(mu_events *ev, const mu_log_source *src, const mu_advice *a, mu_error *e) MU_MUST_USE;
+bool mu_events_advised(const mu_events *ev, mu_advice_topic topic);     /* in this run, by earlier jobs too */
 mu_status mu_events_sync(mu_events *ev, mu_error *e) MU_MUST_USE;
 void mu_events_close(mu_events *ev);
 /* "layer 2: expert 5 became the carrier of chemistry (criticality 0.42 nats)"; heap. Local. */

@@ -158,6 +158,19 @@ static void say_phase(mu_progress *p, const mu_data_config *d, int64_t step) {
     free(text);
 }
 
+/* Each advice once per run. Rank 0. */
+static mu_status advise(mu_recorder *r, const mu_step_result *result, mu_error *e) {
+    mu_status status = MU_STATUS_OK;
+    for (int topic = 0; topic < MU_ADVICES && status == MU_STATUS_OK; topic++) {
+        mu_advice a;
+        if (mu_events_advised(r->events, (mu_advice_topic)topic) || !mu_advice_find(&r->source, result, (mu_advice_topic)topic, &a)) continue;
+        mu_progress_say(r->progress, "advice: %s", a.text);
+        status = mu_events_advice(r->events, &r->source, &a, e);
+        mu_advice_free(&a);
+    }
+    return status;
+}
+
 mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error *e) {
     const mu_config *cfg = &r->t->cfg;
     const mu_train_state *s = &r->t->state;
@@ -173,6 +186,7 @@ mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error
     }
     mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_step(r->metrics, &r->source, result, rate, e);
+    if (status == MU_STATUS_OK && r->events) status = advise(r, result, e);
     r->since_log_seconds = 0, r->since_log_steps = 0;
     return mu_fault("collective", s->mesh->world->rank) ? status : mu_agree(s->mesh->batch, status, e);
 }

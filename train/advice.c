@@ -1,0 +1,133 @@
+/* advice.c - recommendations: what goes wrong with the routing of a run, and the option that would help. Found from the values of a
+ * logged step and from what checkpoints keep, so that a resumed run finds the same. */
+#include "train/events.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static const double MOST_TOKENS = 0.9;      /* collapse: one expert gets this share of the tokens */
+static const double MANY_UNUSED = 0.1;      /* share of experts that are starved or dead */
+static const double MANY_DROPS = 0.05;      /* share of assignments */
+static const double LARGE_TERM = 0.25;      /* of cross-entropy and the term of one layer */
+enum { LATEST = 10 };                       /* steps in which routing collapses; none before so many */
+
+const char *mu_advice_name(mu_advice_topic topic) {
+    static const char *const names[MU_ADVICES] = { [MU_ADVICE_COLLAPSE] = "collapse", [MU_ADVICE_UNUSED] = "unused_experts",
+                                                   [MU_ADVICE_DROPS] = "drops", [MU_ADVICE_TERM] = "loss_term" };
+    return names[topic];
+}
+
+void mu_advice_free(mu_advice *a) {
+    free(a->value);
+    free(a->text);
+}
+
+/* ------------------------------------------------------------------ options that balance the load */
+
+/* The next step against an uneven load: a method where there is none, else a stronger one. "Use OPTION=VALUE (now ...)". */
+static char *balance_more(const mu_moe_config *m, mu_advice *a) {
+    bool aux = m->balance & (MU_BALANCE_AUX | MU_BALANCE_GLOBAL_AUX);
+    if (aux) {
+        a->option = "moe.aux_loss_coeff", a->value = mu_format("%g", m->aux_loss_coeff);
+        return mu_format("raise moe.aux_loss_coeff (now %g), to %g for example, or lower optim.lr", m->aux_loss_coeff,
+                         m->aux_loss_coeff > 0 ? 10 * m->aux_loss_coeff : 0.01);
+    }
+    if (m->balance & MU_BALANCE_BIAS) {
+        a->option = "moe.bias_update_rate", a->value = mu_format("%g", m->bias_update_rate);
+        return mu_format("raise moe.bias_update_rate (now %g), to %g for example, or lower optim.lr", m->bias_update_rate,
+                         m->bias_update_rate > 0 ? 10 * m->bias_update_rate : 0.001);
+    }
+    a->option = "moe.balance", a->value = mu_strdup(m->balance & MU_BALANCE_SEQ_AUX ? "[seq_aux_loss]" : "[none]");
+    return mu_format("balance the load: moe.balance=[global_aux_loss] (now %s)", a->value);
+}
+
+/* ------------------------------------------------------------------ what goes wrong */
+
+/* The expert of the layer that most tokens chose in the latest steps, and their share. */
+static double busiest(const mu_log_source *src, int layer, int *expert) {
+    const mu_load_window *w = &src->state->stats->window;
+    double most = -1, tokens = (double)(src->cfg->train.global_batch_size * src->cfg->train.seq_len * LATEST);
+    for (int i = 0; i < w->experts; i++) {
+        double n = 0;
+        for (int64_t step = w->steps - LATEST; step < w->steps; step++)
+            n += (double)w->ring[(step % w->length * w->layers + layer) * w->experts + i];
+        if (n > most) most = n, *expert = i;
+    }
+    return most / tokens;
+}
+
+static bool collapses(const mu_log_source *src, mu_advice *a) {
+    const mu_moe_config *m = &src->cfg->moe;
+    for (int layer = 0; layer < src->state->model->n_moe && src->state->stats->window.held >= LATEST; layer++) {
+        int expert = 0;
+        double share = busiest(src, layer, &expert);
+        if (share < MOST_TOKENS || m->num_experts < 2 * m->top_k) continue;
+        char *remedy = balance_more(m, a);
+        a->text = mu_format("layer %d: expert %d got %.0f %% of the tokens in the last %d steps, an even load is %.0f %%: routing collapses;"
+                            " %s", src->state->model->moe_layers[layer], expert, 100 * share, LATEST,
+                            100.0 * (double)m->top_k / (double)m->num_experts, remedy);
+        free(remedy);
+        return true;
+    }
+    return false;
+}
+
+/* Dead, or starved for some windows: in the first ones the load is still settling. */
+static bool is_unused(const mu_log_source *src, int64_t i) {
+    enum { WINDOWS = 3 };
+    const mu_expert_health *h = &src->state->stats->health;
+    return h->state[i] == MU_EXPERT_DEAD ||
+           (h->state[i] == MU_EXPERT_STARVED && src->state->step - h->since[i] >= WINDOWS * src->cfg->stats.every);
+}
+
+static bool unused(const mu_log_source *src, mu_advice *a) {
+    int64_t n = 0, all = (int64_t)src->state->model->n_moe * src->cfg->moe.num_experts;
+    for (int64_t i = 0; i < all; i++) n += is_unused(src, i);
+    if (n == 0 || (double)n < MANY_UNUSED * (double)all) return false;
+    char *remedy = balance_more(&src->cfg->moe, a);
+    a->text = mu_format("%lld of %lld experts are starved or dead: the model learns with fewer parameters than it has; %s", (long long)n,
+                        (long long)all, remedy);
+    free(remedy);
+    return true;
+}
+
+static bool drops(const mu_log_source *src, const mu_step_result *r, mu_advice *a) {
+    double factor = src->cfg->moe.capacity_factor;
+    if (!(r->values.dropped > MANY_DROPS)) return false;
+    a->option = "moe.capacity_factor", a->value = mu_format("%g", factor);
+    a->text = mu_format("%.0f %% of the assignments were dropped: raise moe.capacity_factor (now %g; %s0 drops none)", 100 * r->values.dropped,
+                        factor, factor < 1 ? "even a balanced load needs 1; " : "");
+    return true;
+}
+
+/* The terms of one layer, beside the cross-entropy. The value of the sequence-wise one is not logged; it is like that of the global one. */
+static bool dominated(const mu_log_source *src, const mu_step_result *r, mu_advice *a) {
+    const mu_moe_config *m = &src->cfg->moe, usual = mu_moe_config_default();
+    bool aux = m->balance & (MU_BALANCE_AUX | MU_BALANCE_GLOBAL_AUX), seq = m->balance & MU_BALANCE_SEQ_AUX;
+    const struct { const char *option; double now, usual, value; } terms[] = {
+        { "moe.aux_loss_coeff", m->aux_loss_coeff, usual.aux_loss_coeff, aux ? r->values.aux : 0 },
+        { "moe.seq_aux_loss_coeff", m->seq_aux_loss_coeff, usual.seq_aux_loss_coeff, seq ? r->values.aux : 0 },
+        { "moe.z_loss_coeff", m->z_loss_coeff, usual.z_loss_coeff, isfinite(r->values.z) ? r->values.z : 0 },
+    };
+    for (int i = 0; i < 3; i++) {
+        double term = terms[i].now * terms[i].value, share = term / (term + r->values.ce);
+        if (!(share > LARGE_TERM)) continue;
+        a->option = terms[i].option, a->value = mu_format("%g", terms[i].now);
+        a->text = mu_format("%s=%g makes its term %.0f %% of what a router minimizes, so that it learns little from the texts: lower it"
+                            " (the default is %g)", a->option, terms[i].now, 100 * share, terms[i].usual);
+        return true;
+    }
+    return false;
+}
+
+bool mu_advice_find(const mu_log_source *src, const mu_step_result *r, mu_advice_topic topic, mu_advice *a) {
+    const mu_moe_config *m = &src->cfg->moe;
+    *a = (mu_advice){ .topic = topic };
+    if (src->state->step < LATEST || m->force_balanced || m->force_skew) return false; /* benchmarks */
+    switch (topic) {
+    case MU_ADVICE_COLLAPSE: return collapses(src, a);
+    case MU_ADVICE_UNUSED: return unused(src, a);
+    case MU_ADVICE_DROPS: return drops(src, r, a);
+    default: return dominated(src, r, a);
+    }
+}
