@@ -135,6 +135,7 @@ where "$run/report.html" "START HERE: one page about this run, for a browser"
 where "$run/checkpoints/" "the model: HDF5 files with hashes (build/muster verify $run)"
 where "$run/metrics.jsonl" "every logged step, one JSON object per line"
 where "$run/routing.h5" "load of every expert, step by step"
+where "$run/tensorboard/" "the numbers for TensorBoard (tensorboard --logdir $run)"
 where "$run/config.resolved.yaml" "all options of this run (see build/muster --help-config)"
 [[ $texts -ne 0 ]] || where "texts/SOURCES.txt" "sources of the texts, and their licences"
 cat <<TEXT

@@ -36,7 +36,8 @@
 
 #define MU_OPTIONS_LOG(O) \
     O(INT,    every,            "10",          0,   1e9, NULL, FREE, "steps between logged lines and metrics; 0: never") \
-    O(CHOICE, progress,         "auto",        0,   0,   "auto|bar|line|quiet", FREE, "auto: a bar on a terminal, plain lines elsewhere; quiet: only the resume message, warnings and errors")
+    O(CHOICE, progress,         "auto",        0,   0,   "auto|bar|line|quiet", FREE, "auto: a bar on a terminal, plain lines elsewhere; quiet: only the resume message, warnings and errors") \
+    O(BOOL,   tensorboard,      "true",        0,   0,   NULL, FREE, "also write the metrics to RUN/tensorboard, for TensorBoard: scalars, and maps of load and lift at statistics lines")
 
 typedef struct { MU_OPTIONS_RUN(MU_OPTION_FIELD) }        mu_run_config;
 typedef struct { MU_OPTIONS_PARALLEL(MU_OPTION_FIELD) }   mu_parallel_config;

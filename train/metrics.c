@@ -1,6 +1,7 @@
 /* metrics.c - the records of a logged step: a line of metrics.jsonl, one flushed object with a checksum, and a record
  * of statistics.rec, from which routing.h5 is derived. Names follow dashboard conventions; values that depend on the clock or the
  * machine are under perf/ and mem/, so that the rest can be compared bit for bit. */
+#include "train/tfevents.h"
 #include "train/train.h"
 
 #include <math.h>
@@ -8,6 +9,7 @@
 
 struct mu_metrics {
     mu_lines_out out;
+    mu_tensorboard *tensorboard;    /* NULL: log.tensorboard is off */
     char *routing_path;
     mu_statistics *statistics;      /* NULL: a dense model has none */
     mu_json line;
@@ -27,6 +29,7 @@ mu_status mu_metrics_open(mu_metrics **out, const mu_log_source *src, mu_error *
     mu_status status = mu_metrics_continue(&m->out, path, m->routing_path, src, &logged, e);
     if (status == MU_STATUS_OK && src->state->model->n_moe)
         status = mu_statistics_resume(&m->statistics, statistics, path, src, &logged, e);
+    if (status == MU_STATUS_OK && src->cfg->log.tensorboard) m->tensorboard = mu_tensorboard_open(src);
     if (status == MU_STATUS_OK) status = mu_file_sync(src->cfg->run.dir, e);
     free(logged.step);
     free(statistics);
@@ -37,10 +40,18 @@ mu_status mu_metrics_open(mu_metrics **out, const mu_log_source *src, mu_error *
 void mu_metrics_close(mu_metrics *m) {
     if (!m) return;
     mu_lines_out_close(&m->out);
+    mu_tensorboard_close(m->tensorboard);
     mu_json_free(&m->line);
     free(m->routing_path);
     mu_statistics_close(m->statistics);
     free(m);
+}
+
+/* The line, and what is derived from it. */
+static mu_status write_line(mu_metrics *m, mu_error *e) {
+    mu_status status = mu_lines_write(&m->out, &m->line, e);
+    if (status == MU_STATUS_OK) mu_tensorboard_line(m->tensorboard, &m->line);
+    return status;
 }
 
 static void begin_line(mu_metrics *m, int64_t step) {
@@ -75,7 +86,7 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step
     mu_json_float(j, "mem/rss_gib", (double)mu_memory_rss() / (1 << 30));
     mu_status status = MU_STATUS_OK; /* the record first: a line without one counts as damage */
     if (m->statistics) status = mu_statistics_append(m->statistics, src->state->step, true, src->state->stats->by_domain, e);
-    return status == MU_STATUS_OK ? mu_lines_write(&m->out, &m->line, e) : status;
+    return status == MU_STATUS_OK ? write_line(m, e) : status;
 }
 
 mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, mu_error *e) {
@@ -83,7 +94,7 @@ mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, mu_erro
     mu_metrics_add_window(&m->line, src);
     mu_metrics_add_knowledge(&m->line, src);
     mu_metrics_add_states(&m->line, src);
-    return mu_lines_write(&m->out, &m->line, e);
+    return write_line(m, e);
 }
 
 mu_status mu_metrics_eval(mu_metrics *m, const mu_log_source *src, double mean, const mu_domain_loss *results,
@@ -99,11 +110,12 @@ mu_status mu_metrics_eval(mu_metrics *m, const mu_log_source *src, double mean, 
         snprintf(key, sizeof key, "val/%s/bits_per_byte", src->corpus->domains[i].name);
         mu_json_float(&m->line, key, results[i].bits_per_byte);
     }
-    return mu_lines_write(&m->out, &m->line, e);
+    return write_line(m, e);
 }
 
 mu_status mu_metrics_sync(mu_metrics *m, mu_error *e) {
     mu_status status = mu_lines_sync(&m->out, e);
+    mu_tensorboard_sync(m->tensorboard);
     return status == MU_STATUS_OK && m->statistics ? mu_statistics_sync(m->statistics, e) : status;
 }
 

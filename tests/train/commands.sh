@@ -120,6 +120,7 @@ says_once "overlapping texts" '^muster: note: domains "one" and "own" have texts
 for file in config.resolved.yaml run.json metrics.jsonl statistics.rec routing.h5 checkpoints/step-00000020/manifest.json; do
     if [ -s run/$file ]; then pass; else fail "run/$file is missing"; fi
 done
+if [ -s run/tensorboard/events.out.tfevents.* ]; then pass; else fail "run/tensorboard has not one file with events"; fi
 
 # ---------------------------------------------------------------- eval, inspect, verify, generate
 loss() { sed -n 's/^.*: \([0-9.]*\) nats\/token, mean of the domains.*$/\1/p' log; }
