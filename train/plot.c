@@ -27,8 +27,9 @@ static void begin_frame(mu_page *p, const mu_axes *a, int64_t height, size_t dig
     mu_page_put(p, "<div class=\"frame\" style=\"--h:%lldpx;--w:%.1fem\"><div class=\"yn\">%s</div>\n", (long long)height, width, a->y_name);
 }
 
-static void x_label(mu_page *p, double percent, const char *text) {
-    mu_page_put(p, "<span style=\"left:%.2f%%\">%s</span>", percent, text);
+/* Every second label gives way in a narrow window. */
+static void x_label(mu_page *p, double percent, const char *text, bool second) {
+    mu_page_put(p, "<span%-s style=\"left:%.2f%%\">%s</span>", second ? " class=\"o\"" : "", percent, text);
 }
 
 static void y_label(mu_page *p, double percent, const char *text) {
@@ -48,8 +49,9 @@ static void x_ticks(mu_page *p, const mu_axes *a) {
     mu_page_put(p, "<div class=\"xt\">");
     if (a->x1 > a->x0) {
         double width = tick_width(a->x1 - a->x0, 6);
+        int i = 0;
         for (double x = ceil(a->x0 / width) * width; x <= a->x1 * (1 + 1e-9); x += width)
-            x_label(p, 100 * (x - a->x0) / (a->x1 - a->x0), tick_text(fabs(x) < width / 2 ? 0 : x));
+            x_label(p, 100 * (x - a->x0) / (a->x1 - a->x0), tick_text(fabs(x) < width / 2 ? 0 : x), i++ % 2);
     }
     mu_page_put(p, "</div><div class=\"xn\">%s</div></div>\n", a->x_name);
 }
@@ -204,7 +206,10 @@ static void curves_as_map(mu_page *p, const mu_axes *a, const mu_curve *curves, 
             levels[(int64_t)i * COLS + col] = j < 0 ? MU_LEVEL_NONE : mu_colours_level(curves[i].y[j], r.low, r.high);
         }
     }
-    mu_plot_map(p, a, &(mu_map){ .colours = MU_COLOURS_SEQUENTIAL, .rows = n, .cols = COLS, .levels = levels, .low = r.low, .high = r.high,
+    mu_axes axes = *a;
+    axes.how = mu_show("A row for each of %d, the value at a time as colour. %.150s", n, a->how);
+    axes.y_name = "";
+    mu_plot_map(p, &axes, &(mu_map){ .colours = MU_COLOURS_SEQUENTIAL, .rows = n, .cols = COLS, .levels = levels, .low = r.low, .high = r.high,
                                  .unit = a->y_name, .row = "", .col = a->x_name, .row_names = names,
                                  .n_marks = o->n_marks, .marks = o->marks });
     free(levels);
@@ -287,7 +292,7 @@ static void col_labels(mu_page *p, const mu_axes *a, const mu_map *m) {
     for (int64_t i = 0; i < m->cols; i += every) {
         char text[24];
         snprintf(text, sizeof text, "%lld", (long long)i);
-        x_label(p, 100 * ((double)i + 0.5) / (double)m->cols, m->col_names ? m->col_names[i] : text);
+        x_label(p, 100 * ((double)i + 0.5) / (double)m->cols, m->col_names ? m->col_names[i] : text, i / every % 2);
     }
     mu_page_put(p, "</div><div class=\"xn\">%s</div></div>\n", a->x_name);
 }

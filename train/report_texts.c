@@ -206,7 +206,7 @@ void mu_report_put_texts(mu_page *p, const mu_report *r, mu_mesh *mesh, bool ope
         choose_colours(&v);
         put_samples(p, &v);
     } else
-        mu_page_missing(p, "The newest checkpoint could not read its texts: %s. Paths of texts are relative to the folder in which the run was started: "
-                           "make the report from there.", why.text);
+        mu_page_missing(p, "The newest checkpoint could not read its texts: %s.%s", why.text,
+                        why.status == MU_STATUS_NOINPUT ? " Paths of texts are relative to the folder in which the run was started: make the report from there." : "");
     close_view(&v);
 }

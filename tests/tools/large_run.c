@@ -123,8 +123,10 @@ static void write_counts(const char *folder) {
     for (int64_t d = 0; d < D; d++) snprintf(shape.domain[d], MU_STATISTICS_NAME, "domain-%lld", (long long)d);
     must(mu_statistics_create(&s, path, &shape, &e));
     for (int64_t step = 1; step <= N; step++) {
-        for (int64_t i = 0; i < L * E * D; i++)     /* cheap noise: an hour of Philox otherwise */
-            counts[i] = (int64_t)((uint64_t)(i * 2654435761 + step * 40503) >> 7 & 63);
+        for (int64_t i = 0; i < L * E * D; i++) {       /* noise of each expert times noise of each domain, so that no picture is flat */
+            uint64_t expert = (uint64_t)(i / D + step * 977) * 0x9E3779B97F4A7C15u, cell = (uint64_t)i * 0xD1B54A32D192ED03u;
+            counts[i] = (int64_t)((expert >> 40 & 63) * (cell >> 40 & 15));
+        }
         must(mu_statistics_append(s, step, true, counts, &e));
     }
     mu_statistics_close(s);
