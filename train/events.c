@@ -24,7 +24,7 @@ mu_status mu_events_open(mu_events **out, const mu_log_source *src, mu_error *e)
     mu_events *ev = *out = mu_alloc(1, sizeof *ev);
     char *path = mu_format("%s/events.jsonl", src->cfg->run.dir);
     mu_json_init(&ev->line);
-    ev->step = src->state->step;
+    ev->step = mu_run_resume_step(src);
     mu_lines_resume how = { .path = path, .format = MU_LINES_EVENTS, .step = ev->step, .rewinds = mu_run_rewinds(src), .check = note_advice,
                             .context = ev };
     mu_status status = mu_lines_continue(&ev->out, &how, NULL, e);

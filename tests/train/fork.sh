@@ -83,10 +83,11 @@ says "its lineage" "^  forked from $work/batch at step 20\$"
 says "its tokens" '  step 21 of 21, 3456 tokens seen'
 
 # ---------------------------------------------------------------- what is left of a fork without a checkpoint
-mkdir left && cp on/metrics.jsonl on/statistics.rec left
+mkdir left && cp on/metrics.jsonl on/statistics.rec left && echo '{"step":12}' > left/events.jsonl
 expect 0 "files of an earlier job" train 1 left $all --fork old
 says "earlier job" 'left/metrics\.jsonl is from an earlier job and there is no checkpoint to resume from: moved aside to left/metrics\.jsonl\.aside'
 same_metrics same left exact 11 20
+if [ -f left/statistics.rec.aside ] && [ -f left/events.jsonl.aside ] && cmp -s same/events.jsonl left/events.jsonl; then pass; else fail "other files of an earlier job"; fi
 
 # ---------------------------------------------------------------- damage and errors
 if [ "$(sums)" = "$before" ]; then pass; else fail "a fork changed its source"; fi
