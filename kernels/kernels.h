@@ -79,7 +79,7 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
  * says "master" or "any" (either one); ids, targets, index and token lists are I32; counts and offsets are I64.
  * "adds" = accumulates into the result; everything else assigns. Zero rows and zero groups are valid. */
 #define MU_KERNELS(K) \
-    /* x[0..n) = value;  y += a x;  z = x + y.  x, y, z have one dtype, also F64; add: also I64. */ \
+    /* x[0..n) = value;  y += a x;  z = x + y.  x, y, z have one dtype, also F64; add: also I64 and I32. */ \
     K(fill, (mu_device *dev, int64_t n, double value, mu_mat x), (dev, n, value, x)) \
     K(axpy, (mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y), (dev, n, a, x, y)) \
     K(add,  (mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z), (dev, n, x, y, z)) \
@@ -154,6 +154,18 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
      * group group[s] (I32, 0 .. G-1). total, or group and by_group, may be NULL. */ \
     K(sum_counts, (mu_device *dev, int64_t S, int64_t E, int64_t G, mu_mat counts, mu_mat group, mu_mat total, mu_mat by_group), \
                   (dev, S, E, G, counts, group, total, by_group)) \
+    /* Of the same: what each expert of each sequence has beyond `capacity`; by_expert[E] and by_group[G] (I64) add it. */ \
+    K(sum_dropped, (mu_device *dev, int64_t S, int64_t E, int64_t G, int64_t capacity, mu_mat counts, mu_mat group, mu_mat by_expert, mu_mat by_group), \
+                   (dev, S, E, G, capacity, counts, group, by_expert, by_group)) \
+    /* mass[E] (I64) adds gates[T,K] * unit, each rounded to an integer, ties to even, 0 if not finite; pairs (I32; may be NULL)
+     * adds the tokens that chose both i and j, i < j, at i (2E - i - 1) / 2 + j - i - 1. Adding integers: the order does not matter. */ \
+    K(count_routes, (mu_device *dev, int64_t T, int64_t E, int64_t K, double unit, mu_mat ids, mu_mat gates, mu_mat mass, mu_mat pairs), \
+                    (dev, T, E, K, unit, ids, gates, mass, pairs)) \
+    /* sums[3] (I64) adds for each token, * unit and rounded as above, values that are not finite left out: the entropy of
+     * p = scores / their sum, in nats; the largest logit less the second largest (0 for one expert), from the scores, which are first limited to
+     * [2^-126, 1 - 2^-24]; the least score + bias of the chosen less the largest of the others (0 where all are chosen). */ \
+    K(route_margins, (mu_device *dev, int64_t T, int64_t E, int64_t K, bool sigmoid, double unit, mu_mat scores, mu_mat bias, mu_mat ids, mu_mat sums), \
+                     (dev, T, E, K, sigmoid, unit, scores, bias, ids, sums)) \
     /* coef[n,E] = factor * counts[n,E] (I64), the product in double, then rounded. */ \
     K(balance_coef, (mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef), (dev, n, E, factor, counts, coef)) \
     /* Balancing term: out (F64) = sum_t sum_i coef[t/segment, i] * p[t,i], p = scores, or scores / their sum if

@@ -164,9 +164,9 @@ static sums own_sums(const mu_loss *l) {
 
 /* Fraction of assignments dropped by the capacity limit. */
 static double dropped_share(const mu_loss *l) {
-    const mu_moe_config *moe = &l->model->moe_cfg;
-    int64_t all = l->tokens * moe->top_k * l->model->n_moe;
-    return all && moe->capacity_factor > 0 ? (double)(all - l->stats->kept) / (double)all : 0.0;
+    int64_t all = l->tokens * l->model->moe_cfg.top_k * l->model->n_moe, dropped = 0;
+    for (int d = 0; d < l->stats->domains; d++) dropped += l->stats->dropped_of[d];
+    return all ? (double)dropped / (double)all : 0.0;
 }
 
 mu_loss_values mu_loss_read(mu_loss *l, mu_mat grad_norm, bool stop) {

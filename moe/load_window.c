@@ -33,7 +33,7 @@ int64_t mu_load_window_bytes(const mu_load_window *w) { return (w->length + 4) *
 
 int64_t mu_load_window_start(const mu_load_window *w) { return w->held < w->length ? w->steps - w->held : 0; }
 
-/* Step `step` (the first is 1) gave expert i tokens. */
+/* Step `step` (the first is 1) gave expert i tokens. Its first gap begins with the steps that the window holds. */
 static void note_tokens(mu_load_window *w, int64_t i, int64_t step) {
     enum { GAPS = 16 };
     double gap = (double)(step - (w->last_step[i] ? w->last_step[i] : mu_load_window_start(w)));

@@ -72,14 +72,6 @@ void mu_moe_state(mu_moe *m, double most, mu_state_visitor *v) {
     v->visit(v, &s);
 }
 
-void mu_routing_add_kept(mu_tape *tp, const mu_routing *r, mu_mat kept) {
-    const mu_plan *p = r->plan;
-    mu_device *dev = mu_tape_device(tp);
-    mu_mat rows = p->all_to_all ? mu_data(mu_tensor_ints(tp, MU_DTYPE_I64, 1, &p->sent))
-                               : mu_mat_values(mu_data(p->offsets), p->experts);
-    dev->k->add(dev, 1, kept, rows, kept);
-}
-
 static mu_tensor *send_rows(mu_tape *tp, const mu_moe *m, mu_tensor *rows, const int64_t *send, const int64_t *recv) {
     mu_tape_part(tp, "communication");
     mu_tensor *y = mu_all_to_all(tp, m->group, rows, send, recv);

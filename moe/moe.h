@@ -101,10 +101,11 @@ typedef struct {
 typedef struct {
     mu_tensor *scores_TE, *lse_T, *ids_TK, *gates_TK;
     mu_tensor *counts_SE;                   /* I64 [sequences, E]: assignments, dropped ones included */
+    mu_tensor *bias_E;                      /* the selection bias, NULL without one */
+    bool sigmoid;                           /* scores are sigmoids of the logits, not their softmax */
+    double gate_scale;                      /* moe.route_scale, the largest gate */
     const struct mu_plan *plan;             /* the dispatch plan of the rows */
 } mu_routing;
-/* kept (one I64, on the device) += this rank's assignments within the capacity limit. Local. */
-void mu_routing_add_kept(mu_tape *tp, const mu_routing *r, mu_mat kept);
 
 /* Declares the layer's parameters under /layers/<layer>/mlp. Borrows cfg, group and place. Local. */
 void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,
@@ -155,8 +156,7 @@ mu_plan *mu_dispatch(const mu_moe *m, mu_tape *tp, const mu_context *cx, const m
 mu_plan *mu_plan_dense(mu_tape *tp, int64_t T);
 /* A plan that sends every one of T rows to each of this rank's `experts`; for mu_experts without gradient. Local. */
 mu_plan *mu_plan_every(mu_tape *tp, int64_t T, int64_t experts);
-/* Releases the plan's tensors (mu_release): no further op may use it. mu_routing_add_kept can still be called.
- * Local. */
+/* Releases the plan's tensors (mu_release): no further op may use it. Local. */
 void mu_plan_release(mu_tape *tp, const mu_plan *p);
 
 /* ------------------------------------------------------------------ ops (ops/) */
@@ -310,32 +310,67 @@ void mu_expert_health_state(mu_expert_health *h, int domains, int64_t step, mu_s
 int mu_expert_health_update(mu_expert_health *h, const mu_expert_evidence *v, const mu_stats_config *thresholds, mu_expert_change *changes);
 void mu_expert_health_count(const mu_expert_health *h, int layer, int64_t counts[MU_EXPERT_STATES]);   /* layer -1: all */
 
+/* ------------------------------------------------------------------ specialisation (specialisation.c)
+ * n_ED: assignments of each domain's tokens to each expert of a layer. Local. */
+enum { MU_NO_LIFT = -99 };
+/* I(D;I) = sum p(d,i) ln(p(d,i) / (p(d) p(i))) in nats, less its bias (D - 1)(E - 1) / (2N): N assignments, D and E those that have any;
+ * and the same over the smaller of the entropies H(D), H(I), 0 where that is 0. 0 without assignments. */
+typedef struct { double nats, normalised; } mu_mutual_information;
+mu_mutual_information mu_mutual_information_of(const int64_t *n_ED, int experts, int domains);
+/* log2 of P(i|d) / P(i): how many times, in doublings, more often d's tokens go to i than all tokens do. MU_NO_LIFT for none. */
+void mu_domain_lift(const int64_t *n_ED, int experts, int domains, double *lift_ED);
+/* Share of d's tokens that go to i, each to top_k experts; 0 for a domain without tokens. */
+void mu_domain_shares(const int64_t *n_ED, int experts, int domains, int64_t top_k, double *share_ED);
+
 /* ------------------------------------------------------------------ routing statistics (stats.c)
- * How many tokens each expert was assigned: of a micro-batch, of a global batch, of each domain in it, of the last steps.
+ * How many tokens each expert was assigned, with what gates, together with which other experts: of a micro-batch, of a global
+ * batch, of each domain in it, of the last steps. All are integers, or sums of values that were rounded to integers (fixed point), so they do
+ * not depend on ranks, ep and micro-batches in any bit.
  *
  *     mu_routing_stats_begin          for each global batch
  *         mu_routing_stats_add        for each micro-batch, after the forward pass
- *     mu_routing_stats_read           counts, by_domain and kept are on the host, complete on every rank
- *     mu_routing_stats_end            the step counts: into the window */
+ *     mu_routing_stats_read           the values of the batch are on the host, complete on every rank
+ *     mu_routing_stats_end            the step counts: into the windows
+ * and every stats.every steps, for the statistics line
+ *     mu_routing_stats_read_pairs, mu_routing_stats_restart */
+enum { MU_PAIRS_EXPERTS_MAX = 512, MU_PAIRS_ALL = 64, MU_PAIRS_MOST = 50, MU_PAIRS_CELLS = 1 << 17 };
+static const double MU_GATE_UNIT = 0x1p32, MU_MARGIN_UNIT = 0x1p28;     /* fixed point: of 1 */
+typedef struct { int64_t entropy, top, boundary; } mu_margins;          /* sums over tokens of a layer, in MU_MARGIN_UNIT */
+typedef struct { int32_t i, j; int64_t n; } mu_expert_pair;             /* n tokens chose both i and j, i < j */
+/* What a statistics line describes: the steps since the last one. It begins anew when pair counts could leave the range of 32 bits. */
+typedef struct {
+    int64_t steps;
+    int64_t *by_domain;         /* [layers, experts, domains]: assignments. The pairs are on the device */
+} mu_stats_interval;
 typedef struct {
     mu_device *dev;             /* borrowed, like batch */
     mu_comm *batch;             /* the ranks that share a global batch */
     int domains;
     int64_t n_values;
     mu_memory *memory;          /* the device's counts; see stats.c */
-    int64_t *host;              /* what mu_routing_stats_read has read; counts, by_domain and values point into it */
+    int64_t *host;              /* what mu_routing_stats_read has read; the pointers below point into it */
     int64_t *counts;            /* [layers, experts]: assignments in the global batch, dropped ones included */
     int64_t *by_domain;         /* [layers, experts, domains]: the same by the domain of the sequence */
+    int64_t *gate_mass;         /* [layers, experts]: sums of the gates, over moe.route_scale, in MU_GATE_UNIT */
+    int64_t *dropped;           /* [layers, experts]: assignments beyond the capacity limit */
+    int64_t *dropped_of;        /* [domains]: the same by domain, over all layers */
+    mu_margins *margins;        /* [layers]; 0 unless margins_wanted */
     int64_t *values;            /* [n_values]: the bits of the caller's F64 values, this rank's */
-    int64_t kept;               /* assignments within the capacity limit; 0 without a limit */
+    bool margins_wanted;        /* set by the caller before mu_routing_stats_begin: entropy and margins cost a logarithm per token and expert */
     mu_load_window window;      /* layers, experts; the last steps, and the states of experts that follow from them */
     mu_expert_health health;    /* states of experts, for mu_expert_health_update */
+    mu_stats_interval interval;
+    int64_t top_k;              /* of the routing added last */
+    bool all_pairs;             /* up to MU_PAIRS_ALL experts, layers * experts^2 up to MU_PAIRS_CELLS */
+    int64_t n_pairs;            /* what mu_routing_stats_read_pairs has read: of each layer */
+    mu_expert_pair *pairs;      /* [layers, n_pairs] */
 } mu_routing_stats;
 /* `layers` MoE layers (0: a dense model) of `experts`. The caller can keep n_values F64 values beside the counts, so
  * that one read returns both. window: steps of the window of loads, stats.window; 0: MU_LOAD_WINDOW_DEFAULT. Local. */
 mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layers, int experts, int domains, int64_t window,
                                        int64_t n_values);
 void mu_routing_stats_free(mu_routing_stats *s);
+int64_t mu_routing_stats_bytes(const mu_routing_stats *s);  /* of host memory, without `health` */
 void mu_routing_stats_begin(mu_routing_stats *s);       /* all counts and values on the device are 0. Local */
 /* Counts a micro-batch of cx->n_sequences sequences, each of cx->domains[i] (NULL: 0). Collective over `batch`. */
 void mu_routing_stats_add(mu_routing_stats *s, mu_tape *tp, const mu_context *cx, const mu_routing *routings);
@@ -351,12 +386,17 @@ mu_mat mu_routing_stats_counted(const mu_routing_stats *s, int layer);
 mu_mat mu_routing_stats_total(const mu_routing_stats *s);
 mu_mat mu_routing_stats_values(const mu_routing_stats *s);
 void mu_routing_stats_read(mu_routing_stats *s);        /* waits for the device. Collective over `batch` */
-/* The load window after `step` steps, as checkpoint state. assignments: sum of a layer's counts in each step. length:
- * of the checkpoint's window; if the run's window has another length, the newest steps are copied. Local. */
-void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, int64_t length, mu_state_visitor *v);
+void mu_routing_stats_end(mu_routing_stats *s);         /* adds the values last read to the windows. Local */
+/* The pairs of the interval: with all_pairs in order of i and j, else the MU_PAIRS_MOST most frequent, the largest n first, with n = 0
+ * where there are fewer; none are counted of more than MU_PAIRS_EXPERTS_MAX experts. Collective over `batch`. */
+void mu_routing_stats_read_pairs(mu_routing_stats *s);
+void mu_routing_stats_restart(mu_routing_stats *s);     /* the interval begins anew. Local */
+/* The windows after `step` steps, as checkpoint state. assignments: sum of a layer's counts in each step. length, domains:
+ * of the checkpoint; with another length of the load window the newest steps are copied, with other domains the interval
+ * begins anew. Collective over `batch`. */
+void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, int64_t length, int domains, mu_state_visitor *v);
 /* Statistics that begin after `step` steps, of which they know nothing. New ones only. Local. */
 void mu_routing_stats_start_at(mu_routing_stats *s, int64_t step);
-void mu_routing_stats_end(mu_routing_stats *s);        /* adds the counts last read to the window. Local */
 
 /* ------------------------------------------------------------------ similarity of experts (similarity.c) */
 typedef struct { double cosine, cka; } mu_similarity;   /* means over all pairs of experts */

@@ -46,5 +46,6 @@ mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_t
     mu_routing r = mu_route(tp, logits, bias, mask, &shape, cx->seq_len);
     mu_release(tp, logits);
     mu_release(tp, mask);
+    r.bias_E = bias, r.sigmoid = shape.sigmoid, r.gate_scale = shape.scale;
     return r;
 }

@@ -87,7 +87,7 @@ static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor 
     int64_t batch = cfg->train.global_batch_size, before = t->parent.step;
     mu_mixture mix = { &cfg->data.train, &cfg->data.phases, batch, before };
     mu_loader_state(t->loader, &mix, (t->step - before) * batch, v);
-    if (t->stats) mu_routing_stats_state(t->stats, t->step, assignments_of(cfg), cfg->stats.window, v);
+    if (t->stats) mu_routing_stats_state(t->stats, t->step, assignments_of(cfg), cfg->stats.window, cfg->data.train.n, v);
     if (t->stats) mu_expert_health_state(&t->stats->health, cfg->data.train.n, t->step, v);
     if (t->knowledge) mu_knowledge_state(t->knowledge, &cfg->data.train, t->step, v);
     mu_model_state(t->model, bias_most, v);
@@ -577,7 +577,7 @@ mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m,
     s->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
     t->model = mu_model_new(&cfg->model, &cfg->moe, mu_tokenizer_vocab_size(s->tokenizer), 1, s->dev, t->mesh);
     t->opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, t->model->params);
-    t->stats = s->stats = mu_routing_stats_new(s->dev, t->mesh->batch, t->model->n_moe, (int)cfg->moe.num_experts, 1, cfg->stats.window, 0);
+    t->stats = s->stats = mu_routing_stats_new(s->dev, t->mesh->batch, t->model->n_moe, (int)cfg->moe.num_experts, cfg->data.train.n, cfg->stats.window, 0);
     t->knowledge = s->knowledge = mu_knowledge_new(t->model->n_moe, (int)cfg->moe.num_experts, (int)cfg->moe.top_k, &cfg->data.train);
     return state ? load_state(t, m, true, false, e) : MU_STATUS_OK;
 }

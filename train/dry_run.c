@@ -78,7 +78,7 @@ static void print_memory(const plan *p, double parameters, double state, double 
     const struct { const char *name; double bytes; } parts[] = {
         { "weights, gradients, optimizer", state + largest_shard(p->opt) },
         { "activations", (double)mu_device_bytes(p->dev) - state },
-        { "expert load statistics", (double)mu_load_window_bytes(&p->loss->stats->window) },
+        { "expert load statistics", (double)mu_routing_stats_bytes(p->loss->stats) },
         { "texts", texts },
         { "shared with other ranks", (double)mu_mesh_shared_bytes(p->mesh) },
         { "runtime overhead", runtime_overhead(p, at_start) },
@@ -90,7 +90,7 @@ static void print_memory(const plan *p, double parameters, double state, double 
         total += parts[i].bytes;
     }
     printf("  %-27s  %9.1f\n", "total", mib(total));
-    printf("checkpoint, all ranks          %9.1f MiB\n", mib((1 + p->opt->rule->n_slots) * parameters * (double)mu_dtype_size(p->dev->master) + (double)mu_load_window_bytes(&p->loss->stats->window)));
+    printf("checkpoint, all ranks          %9.1f MiB\n", mib((1 + p->opt->rule->n_slots) * parameters * (double)mu_dtype_size(p->dev->master) + (double)mu_routing_stats_bytes(p->loss->stats)));
 }
 
 /* The shape device with the dtypes of this configuration. */

@@ -23,17 +23,30 @@ static double *shares(const mu_log_source *src) {
     return share;
 }
 
+/* Each domain's share of the assignments of the interval. */
+static double *interval_shares(const mu_routing_stats *s) {
+    double *share = mu_alloc((size_t)s->domains, sizeof *share), all = 0;
+    for (int64_t c = 0; c < (int64_t)s->window.layers * s->window.experts * s->domains; c++) {
+        share[c % s->domains] += (double)s->interval.by_domain[c];
+        all += (double)s->interval.by_domain[c];
+    }
+    for (int d = 0; d < s->domains && all > 0; d++) share[d] /= all;
+    return share;
+}
+
 int mu_experts_judge(const mu_log_source *src, mu_expert_change *changes) {
     const mu_train_state *s = src->state;
     const mu_knowledge *k = s->knowledge;
-    double *silence = silences(&s->stats->window), *share = shares(src);
+    double *silence = silences(&s->stats->window), *share = shares(src), *window_share = interval_shares(s->stats);
     mu_expert_evidence v = { .domains = src->corpus->n_domains, .step = s->step, .interval = src->cfg->stats.every,
-                             .load = s->stats->window.total, .silence = silence, .share = share };
+                             .load = s->stats->window.total, .silence = silence, .share = share, .by_domain = s->stats->interval.by_domain,
+                             .window_share = window_share };
     if (k->rounds) v.K = k->K, v.peak = k->peak, v.ce = k->ce, v.ce_best = k->ce_best, v.ce_ref = k->ce_ref;
     if (k->similarity_step) v.twin = k->twin, v.twin_of = k->twin_of;
     int n = mu_expert_health_update(&s->stats->health, &v, &src->cfg->stats, changes);
     free(silence);
     free(share);
+    free(window_share);
     return n;
 }
 

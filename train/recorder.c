@@ -62,6 +62,9 @@ void mu_recorder_close(mu_recorder *r) {
 const mu_domain_loss *mu_recorder_losses(const mu_recorder *r) { return r->domains; }
 
 bool mu_due(int64_t every, int64_t step, int64_t last) { return every > 0 && (step % every == 0 || step == last); }
+bool mu_is_logged(const mu_config *cfg, int64_t step) {
+    return mu_due(cfg->log.every, step, cfg->train.steps) || (cfg->log.every > 0 && step == 1);
+}
 
 /* ------------------------------------------------------------------ the run folder's lock */
 
@@ -174,7 +177,7 @@ static mu_status advise(mu_recorder *r, const mu_step_result *result, mu_error *
 mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error *e) {
     const mu_config *cfg = &r->t->cfg;
     const mu_train_state *s = &r->t->state;
-    bool logged = mu_due(cfg->log.every, s->step, cfg->train.steps) || (cfg->log.every > 0 && s->step == 1);
+    bool logged = mu_is_logged(cfg, s->step);
     r->since_log_seconds += result->seconds, r->since_log_steps++;
     double rate = (double)(r->since_log_steps * cfg->train.global_batch_size * cfg->train.seq_len) / r->since_log_seconds;
     if (r->progress) mu_progress_step(r->progress, &r->source, result, logged, rate);
@@ -213,8 +216,10 @@ mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) {
     const mu_train_state *s = &r->t->state;
     if (!s->model->n_moe) return MU_STATUS_OK;
     measure(r);
+    mu_routing_stats_read_pairs(s->stats);
     mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK) status = judge(r, e);
     if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_statistics(r->metrics, &r->source, e);
+    if (s->step % r->t->cfg.stats.every == 0) mu_routing_stats_restart(s->stats); /* else the next line describes these steps, too */
     return mu_agree(s->mesh->batch, status, e);
 }

@@ -275,6 +275,7 @@ int64_t mu_run_resume_step(const mu_log_source *src);
 /* What a step line and a statistics line say of the experts (metrics_moe.c). Local. */
 void mu_metrics_add_routing(mu_json *j, const mu_log_source *src, const mu_step_result *r);
 void mu_metrics_add_window(mu_json *j, const mu_log_source *src);
+enum { MU_DOMAIN_CELLS = 1 << 16 };     /* a statistics line has lists over experts and domains up to so many values in all layers */
 void mu_metrics_add_states(mu_json *j, const mu_log_source *src);     /* the states in a statistics line. Local */
 
 typedef struct mu_metrics mu_metrics;
@@ -301,6 +302,7 @@ void mu_print_domains(const mu_texts *texts, int64_t most, const mu_domain_loss 
 void mu_print_expert_load(const mu_load_window *window, const int *layer_ids);
 /* Timing (recorder.c). Local. */
 bool mu_due(int64_t every, int64_t step, int64_t last);     /* every 0: never; otherwise the last step is always due */
+bool mu_is_logged(const mu_config *cfg, int64_t step);      /* has the step a line of metrics? */
 double mu_kill_timeout(void);       /* seconds from SIGTERM to SIGKILL for the ranks of an mpirun that was signalled */
 
 /* ------------------------------------------------------------------ threads and device of a rank (device.c, peak.c) */

@@ -58,6 +58,11 @@ static void add_i64(int64_t n, const int64_t *x, const int64_t *y, int64_t *z) {
     for (int64_t i = 0; i < n; i++) z[i] = x[i] + y[i];
 }
 
+static void add_i32(int64_t n, const int32_t *x, const int32_t *y, int32_t *z) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) z[i] = x[i] + y[i];
+}
+
 void CPU(add)(mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z) {
     (void)dev;
     int64_t blocks = cpu_blocks(n, CPU_BLOCK);
@@ -65,6 +70,7 @@ void CPU(add)(mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z) {
     for (int64_t b = 0; b < blocks; b++) {
         int64_t i = b * CPU_BLOCK, count = cpu_min(CPU_BLOCK, n - i);
         if (x.dtype == MU_DTYPE_F64) add_f64(count, cpu_f64(x) + i, cpu_f64(y) + i, cpu_f64(z) + i);
+        else if (x.dtype == MU_DTYPE_I32) add_i32(count, cpu_i32(x) + i, cpu_i32(y) + i, cpu_i32(z) + i);
         else if (x.dtype == MU_DTYPE_I64) add_i64(count, cpu_i64(x) + i, cpu_i64(y) + i, cpu_i64(z) + i);
         else add_f32(count, cpu_f32(x) + i, cpu_f32(y) + i, cpu_f32(z) + i);
     }

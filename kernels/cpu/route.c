@@ -168,6 +168,89 @@ void CPU(sum_counts)(mu_device *dev, int64_t S, int64_t E, int64_t G, mu_mat cou
     }
 }
 
+void CPU(sum_dropped)(mu_device *dev, int64_t S, int64_t E, int64_t G, int64_t capacity, mu_mat counts, mu_mat group, mu_mat by_expert,
+                      mu_mat by_group) {
+    (void)dev, (void)G;
+    for (int64_t s = 0; s < S; s++)
+        for (int64_t i = 0; i < E; i++) {
+            int64_t n = cpu_max(cpu_i64(counts)[s * counts.ld + i] - capacity, 0);
+            cpu_i64(by_expert)[i] += n;
+            cpu_i64(by_group)[cpu_i32(group)[s]] += n;
+        }
+}
+
+static int64_t fixed_point(double x, double unit) { return fabs(x) <= 1.7976931348623157e308 ? llrint(x * unit) : 0; }
+
+/* A few additions per token: on one thread they cost less than a team. */
+void CPU(count_routes)(mu_device *dev, int64_t T, int64_t E, int64_t K, double unit, mu_mat ids, mu_mat gates, mu_mat mass, mu_mat pairs) {
+    (void)dev;
+    int32_t *together = cpu_i32(pairs);
+    for (int64_t t = 0; t < T; t++) {
+        const int32_t *id = cpu_i32(ids) + t * ids.ld;
+        for (int64_t k = 0; k < K; k++) cpu_i64(mass)[id[k]] += fixed_point((double)cpu_f32(gates)[t * gates.ld + k], unit);
+        for (int64_t k = 1; k < K && together; k++)
+            for (int64_t l = 0; l < k; l++) {
+                int64_t i = id[k] < id[l] ? id[k] : id[l], j = id[k] + id[l] - i;
+                together[i * (2 * E - i - 1) / 2 + j - i - 1]++;
+            }
+    }
+}
+
+static double row_entropy(int64_t E, const float *scores) {
+    double sum = 0, weighted = 0;
+    for (int64_t i = 0; i < E; i++) {
+        double s = (double)scores[i];
+        sum += s;
+        if (s > 0) weighted += s * log(s);
+    }
+    return log(sum) - weighted / sum;
+}
+
+static double logit_of(bool sigmoid, double score) {
+    double s = score > 0x1p-126 ? score : 0x1p-126;
+    if (s > 1 - 0x1p-24) s = 1 - 0x1p-24;
+    return sigmoid ? log(s / (1 - s)) : log(s);
+}
+
+static double row_top_margin(int64_t E, bool sigmoid, const float *scores) {
+    float first = 0, second = 0;
+    for (int64_t i = 0; i < E; i++) {
+        if (scores[i] > first) second = first, first = scores[i];
+        else if (scores[i] > second) second = scores[i];
+    }
+    return E > 1 ? logit_of(sigmoid, (double)first) - logit_of(sigmoid, (double)second) : 0;
+}
+
+/* keys: room for [E], scores + bias; of the chosen minus infinity afterwards. */
+static double row_boundary_margin(int64_t E, int64_t K, const float *scores, const float *bias, const int32_t *ids, double *keys) {
+    double least = INFINITY, most = -INFINITY;
+    for (int64_t i = 0; i < E; i++) keys[i] = (double)scores[i] + (bias ? (double)bias[i] : 0);
+    for (int64_t k = 0; k < K; k++) {
+        if (keys[ids[k]] < least) least = keys[ids[k]];
+        keys[ids[k]] = -INFINITY;
+    }
+    for (int64_t i = 0; i < E; i++) most = keys[i] > most ? keys[i] : most;
+    return K < E ? least - most : 0;
+}
+
+void CPU(route_margins)(mu_device *dev, int64_t T, int64_t E, int64_t K, bool sigmoid, double unit, mu_mat scores, mu_mat bias, mu_mat ids,
+                        mu_mat sums) {
+    int team = cpu_team(T * E * 16);
+    int64_t entropy = 0, top = 0, boundary = 0;
+    size_t mark = mu_arena_mark(&dev->scratch);
+    cpu_buffers buffers = cpu_buffers_new(dev, team, 2 * (size_t)E);
+#pragma omp parallel for schedule(static) num_threads(team) reduction(+ : entropy, top, boundary)
+    for (int64_t t = 0; t < T; t++) {
+        const float *p = cpu_f32(scores) + t * scores.ld;
+        double *keys = (double *)(void *)cpu_buffer(buffers);
+        entropy += fixed_point(row_entropy(E, p), unit);
+        top += fixed_point(row_top_margin(E, sigmoid, p), unit);
+        boundary += fixed_point(row_boundary_margin(E, K, p, cpu_f32(bias), cpu_i32(ids) + t * ids.ld, keys), unit);
+    }
+    mu_arena_release(&dev->scratch, mark);
+    cpu_i64(sums)[0] += entropy, cpu_i64(sums)[1] += top, cpu_i64(sums)[2] += boundary;
+}
+
 static double row_sum(int64_t E, const float *x) {
     double s = 0;
 #pragma omp simd reduction(+ : s)

@@ -59,6 +59,7 @@ void mu_cuda_add(mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z) {
         launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, add_kernel<T>, n, typed<T>(x).at, typed<T>(y).at, typed<T>(z).at);
     };
     if (x.dtype == MU_DTYPE_I64) run((int64_t)0);
+    else if (x.dtype == MU_DTYPE_I32) run((int32_t)0);
     else with_floating(x.dtype, run);
 }
 

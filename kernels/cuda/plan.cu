@@ -109,6 +109,49 @@ void mu_cuda_sum_counts(mu_device *dev, int64_t S, int64_t E, int64_t G, mu_mat 
            (const int *)typed<const int32_t>(group).at, typed<int64_t>(total).at, typed<int64_t>(by_group));
 }
 
+/* ------------------------------------------------------------------ sum_dropped, count_routes */
+/* A thread per expert; groups have many writers. */
+static __global__ void sum_dropped_kernel(int S, int E, int64_t capacity, matrix<const int64_t> counts, const int *group, int64_t *by_expert,
+                                          unsigned long long *by_group) {
+    int i = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (i >= E) return;
+    int64_t sum = 0;
+    for (int s = 0; s < S; s++) {
+        int64_t n = counts.row(s)[i] - capacity;
+        if (n <= 0) continue;
+        sum += n;
+        atomicAdd(&by_group[group[s]], (unsigned long long)n);
+    }
+    by_expert[i] += sum;
+}
+
+void mu_cuda_sum_dropped(mu_device *dev, int64_t S, int64_t E, int64_t G, int64_t capacity, mu_mat counts, mu_mat group, mu_mat by_expert,
+                         mu_mat by_group) {
+    (void)G;
+    launch(dev, blocks_for(E, THREADS), THREADS, 0, sum_dropped_kernel, (int)S, (int)E, capacity, typed<const int64_t>(counts),
+           (const int *)typed<const int32_t>(group).at, typed<int64_t>(by_expert).at, (unsigned long long *)typed<int64_t>(by_group).at);
+}
+
+/* A thread per assignment: its gate, and its pairs with the token's earlier ones. */
+static __global__ void count_routes_kernel(int T, int E, int K, double unit, matrix<const int32_t> ids, matrix<const float> gates,
+                                           unsigned long long *mass, int *pairs) {
+    int64_t a = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (a >= (int64_t)T * K) return;
+    int k = (int)(a % K);
+    const int32_t *id = ids.row(a / K);
+    double gate = (double)gates.row(a / K)[k];
+    if (isfinite(gate)) atomicAdd(&mass[id[k]], (unsigned long long)__double2ll_rn(gate * unit));
+    for (int l = 0; l < k && pairs; l++) {
+        int64_t i = min(id[k], id[l]), j = max(id[k], id[l]);
+        atomicAdd(&pairs[i * (2 * (int64_t)E - i - 1) / 2 + j - i - 1], 1);
+    }
+}
+
+void mu_cuda_count_routes(mu_device *dev, int64_t T, int64_t E, int64_t K, double unit, mu_mat ids, mu_mat gates, mu_mat mass, mu_mat pairs) {
+    launch(dev, blocks_for(T * K, THREADS), THREADS, 0, count_routes_kernel, (int)T, (int)E, (int)K, unit, typed<const int32_t>(ids),
+           typed<const float>(gates), (unsigned long long *)typed<int64_t>(mass).at, (int *)typed<int32_t>(pairs).at);
+}
+
 /* ------------------------------------------------------------------ scans by one block */
 enum { SCAN_THREADS = 1024 };
 

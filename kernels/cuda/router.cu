@@ -390,3 +390,45 @@ void mu_cuda_zloss_bwd(mu_device *dev, int64_t T, double coef, mu_mat lse, mu_ma
     launch(dev, blocks_for(T, THREADS), THREADS, 0, zloss_bwd_kernel, T, coef, typed<float>(lse).at,
            typed<double>(dout).at, typed<float>(dlse).at);
 }
+
+/* ------------------------------------------------------------------ route_margins */
+static __device__ __forceinline__ unsigned long long fixed_point(double x, double unit) {
+    return isfinite(x) ? (unsigned long long)__double2ll_rn(x * unit) : 0;
+}
+
+static __device__ __forceinline__ double logit_of(bool sigmoid, double score) {
+    double s = fmin(fmax(score, 0x1p-126), 1 - 0x1p-24);
+    return sigmoid ? log(s / (1 - s)) : log(s);
+}
+
+/* A thread per token: only logged steps need it. The sums over the experts are in their order, as on other devices. */
+static __global__ void route_margins_kernel(int T, int E, int K, bool sigmoid, double unit, matrix<const float> scores, const float *bias,
+                                            matrix<const int32_t> ids, unsigned long long *sums) {
+    int t = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (t >= T) return;
+    const float *s = scores.row(t);
+    const int32_t *id = ids.row(t);
+    double sum = 0, weighted = 0, least = INFINITY, most = -INFINITY;
+    float first = 0, second = 0;
+    for (int i = 0; i < E; i++) {
+        double p = (double)s[i], key = p + (bias ? (double)bias[i] : 0.0);
+        bool chosen = false;
+        for (int k = 0; k < K; k++) chosen |= id[k] == i;
+        sum += p;
+        if (p > 0) weighted += p * log(p);
+        if (s[i] > first) second = first, first = s[i];
+        else if (s[i] > second) second = s[i];
+        if (chosen) least = key < least ? key : least;
+        else most = key > most ? key : most;
+    }
+    double top = E > 1 ? logit_of(sigmoid, (double)first) - logit_of(sigmoid, (double)second) : 0;
+    atomicAdd(&sums[0], fixed_point(log(sum) - weighted / sum, unit));
+    atomicAdd(&sums[1], fixed_point(top, unit));
+    atomicAdd(&sums[2], fixed_point(K < E ? least - most : 0, unit));
+}
+
+void mu_cuda_route_margins(mu_device *dev, int64_t T, int64_t E, int64_t K, bool sigmoid, double unit, mu_mat scores, mu_mat bias, mu_mat ids,
+                           mu_mat sums) {
+    launch(dev, blocks_for(T, THREADS), THREADS, 0, route_margins_kernel, (int)T, (int)E, (int)K, sigmoid, unit, typed<const float>(scores),
+           typed<const float>(bias).at, typed<const int32_t>(ids), (unsigned long long *)typed<int64_t>(sums).at);
+}

@@ -22,6 +22,10 @@ void mu_ref_add(mu_device *dev, int64_t n, mu_mat x_n, mu_mat y_n, mu_mat z_n) {
         add_words(n, longs(x_n), longs(y_n), longs(z_n));
         return;
     }
+    if (x_n.dtype == MU_DTYPE_I32) {
+        for (int64_t i = 0; i < n; i++) ints(z_n)[i] = ints(x_n)[i] + ints(y_n)[i];
+        return;
+    }
     const double *x = reals(x_n), *y = reals(y_n);
     double *z = reals(z_n);
     for (int64_t i = 0; i < n; i++) z[i] = x[i] + y[i];

@@ -29,6 +29,18 @@ void mu_ref_sum_counts(mu_device *dev, int64_t S, int64_t E, int64_t G, mu_mat c
     }
 }
 
+void mu_ref_sum_dropped(mu_device *dev, int64_t S, int64_t E, int64_t G, int64_t capacity, mu_mat counts_SE, mu_mat group_S,
+                        mu_mat by_expert_E, mu_mat by_group_G) {
+    (void)dev;
+    for (int64_t s = 0; s < S; s++)
+        for (int64_t i = 0; i < E; i++) {
+            int64_t n = long_row(counts_SE, s, E)[i] - capacity;
+            int32_t g = int_row(group_S, 0, S)[s];
+            MU_CHECK(g >= 0 && g < G, "sum_dropped: group %d of %lld", g, (long long)G);
+            if (n > 0) longs(by_expert_E)[i] += n, longs(by_group_G)[g] += n;
+        }
+}
+
 /* row[t,k] = 0 when the assignment is kept, -1 when its expert is full: in each segment of tokens an expert
  * takes the first `capacity` assignments, in order of token, then slot. load: [E]. */
 static void keep_or_drop(int64_t T, int64_t E, int64_t K, int64_t segment, int64_t capacity, mu_mat ids_TK,

@@ -115,6 +115,69 @@ void mu_ref_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores_TE,
     mu_arena_release(&dev->scratch, mark);
 }
 
+/* ---------------------------------------------------------------- statistics */
+static int64_t fixed_point(double x, double unit) { return isfinite(x) ? llrint(x * unit) : 0; }
+
+void mu_ref_count_routes(mu_device *dev, int64_t T, int64_t E, int64_t K, double unit, mu_mat ids_TK, mu_mat gates_TK, mu_mat mass_E,
+                         mu_mat pairs) {
+    (void)dev;
+    for (int64_t t = 0; t < T; t++) {
+        const int32_t *ids = int_row(ids_TK, t, K);
+        for (int64_t k = 0; k < K; k++) longs(mass_E)[ids[k]] += fixed_point(row(gates_TK, t, K)[k], unit);
+        for (int64_t k = 0; k < K && pairs.data; k++)
+            for (int64_t l = 0; l < k; l++) {
+                int64_t i = ids[k] < ids[l] ? ids[k] : ids[l], j = ids[k] + ids[l] - i;
+                ints(pairs)[i * (2 * E - i - 1) / 2 + j - i - 1]++;
+            }
+    }
+}
+
+static double entropy(int64_t E, const double *scores) {
+    double sum = 0, weighted = 0;
+    for (int64_t i = 0; i < E; i++) {
+        sum += scores[i];
+        if (scores[i] > 0) weighted += scores[i] * log(scores[i]);
+    }
+    return log(sum) - weighted / sum;
+}
+
+static double logit(bool sigmoid, double score) {
+    double s = fmin(fmax(score, 0x1p-126), 1 - 0x1p-24);
+    return sigmoid ? log(s / (1 - s)) : log(s);
+}
+
+static double top_margin(int64_t E, bool sigmoid, const double *scores) {
+    double first = 0, second = 0;
+    for (int64_t i = 0; i < E; i++) {
+        if (scores[i] > first) second = first, first = scores[i];
+        else second = fmax(second, scores[i]);
+    }
+    return E > 1 ? logit(sigmoid, first) - logit(sigmoid, second) : 0;
+}
+
+static double boundary_margin(int64_t E, int64_t K, const double *scores, const double *bias, const int32_t *ids) {
+    double least = INFINITY, most = -INFINITY;
+    for (int64_t i = 0; i < E; i++) {
+        double value = scores[i] + (bias ? bias[i] : 0);
+        bool chosen = false;
+        for (int64_t k = 0; k < K; k++) chosen |= ids[k] == i;
+        if (chosen) least = fmin(least, value);
+        else most = fmax(most, value);
+    }
+    return K < E ? least - most : 0;
+}
+
+void mu_ref_route_margins(mu_device *dev, int64_t T, int64_t E, int64_t K, bool sigmoid, double unit, mu_mat scores_TE, mu_mat bias_E,
+                          mu_mat ids_TK, mu_mat sums) {
+    (void)dev;
+    for (int64_t t = 0; t < T; t++) {
+        const double *scores = row(scores_TE, t, E);
+        longs(sums)[0] += fixed_point(entropy(E, scores), unit);
+        longs(sums)[1] += fixed_point(top_margin(E, sigmoid, scores), unit);
+        longs(sums)[2] += fixed_point(boundary_margin(E, K, scores, given(bias_E) ? reals(bias_E) : NULL, int_row(ids_TK, t, K)), unit);
+    }
+}
+
 /* ---------------------------------------------------------------- balancing terms */
 static double share_divisor(int64_t E, const double *scores, bool normalise) {
     double sum = 0;

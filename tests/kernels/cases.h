@@ -39,12 +39,20 @@ static mu_mat long_vector(trial *t, const char *name, int64_t n) {
     return m;
 }
 
-/* n, 0: the device's type, 1: doubles, 2: integers */
+static mu_mat int_vector(trial *t, const char *name, int64_t n) {
+    int64_t *x = mu_alloc((size_t)n, sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = draw(t, 1 << 30);
+    mu_mat m = ints_of(t, name, 1, n, x);
+    free(x);
+    return m;
+}
+
+/* n, 0: the device's type, 1: doubles, 2, 3: integers of 8 and 4 bytes */
 static void run_add(trial *t, const int64_t *p) {
     static const char *const names[] = { "x", "y", "z" };
     mu_mat m[3];
     for (int i = 0; i < 3; i++)
-        m[i] = p[1] == 2 ? long_vector(t, names[i], p[0]) : any_vector(t, names[i], p[0], p[1]);
+        m[i] = p[1] == 3 ? int_vector(t, names[i], p[0]) : p[1] == 2 ? long_vector(t, names[i], p[0]) : any_vector(t, names[i], p[0], p[1]);
     t->dev->k->add(t->dev, p[0], m[0], m[1], m[2]);
 }
 
@@ -474,6 +482,45 @@ static void run_sum_counts(trial *t, const int64_t *p) {
     t->dev->k->sum_counts(t->dev, p[0], p[1], p[2], counts, group, total, by_group);
 }
 
+/* S, E, G, capacity */
+static void run_sum_dropped(trial *t, const int64_t *p) {
+    int64_t *n = mu_alloc((size_t)(p[0] * p[1]), sizeof *n), *g = mu_alloc((size_t)p[0], sizeof *g);
+    for (int64_t i = 0; i < p[0] * p[1]; i++) n[i] = draw(t, 17);
+    for (int64_t i = 0; i < p[0]; i++) g[i] = draw(t, p[2]);
+    mu_mat counts = longs_of(t, "counts", p[0], p[1], n), group = ints_of(t, "group", 1, p[0], g);
+    free(n);
+    free(g);
+    mu_mat by_expert = new_longs(t, "by_expert", 1, p[1]), by_group = new_longs(t, "by_group", 1, p[2]);
+    t->dev->k->sum_dropped(t->dev, p[0], p[1], p[2], p[3], counts, group, by_expert, by_group);
+}
+
+/* T, E, K, spread, bits */
+static void run_count_routes(trial *t, const int64_t *p) {
+    all_master(t);
+    int64_t T = p[0], E = p[1], K = p[2];
+    mu_mat ids = chosen_experts(t, T, E, K, p[3]);
+    double *x = random_values(t, (uint32_t)t->n_operands, T * K);
+    for (int64_t i = 0; i < T * K && p[4] & NANS; i++) x[i] = i % 5 == 1 ? NAN : i % 5 == 3 ? INFINITY : x[i];
+    mu_mat gates = reals_of(t, "gates", T, K, x);
+    mu_mat mass = new_longs(t, "mass", 1, E), pairs = p[4] & TIES ? NOTHING : new_ints(t, "pairs", 1, E * (E - 1) / 2);
+    t->dev->k->count_routes(t->dev, T, E, K, 0x1p32, ids, gates, mass, pairs);
+}
+
+/* T, E, K, bits, spread */
+static void run_route_margins(trial *t, const int64_t *p) {
+    all_master(t);
+    int64_t T = p[0], E = p[1], K = p[2], bits = p[3];
+    double *x = random_values(t, (uint32_t)t->n_operands, T * E);
+    for (int64_t i = 0; i < T * E; i++) {
+        x[i] = (float)(fabs(x[i]) / 2);
+        if (bits & TIES) x[i] = floor(2 * x[i]);            /* 0 and 1 */
+        if (bits & NANS && i < E) x[i] = NAN;
+    }
+    mu_mat scores = reals_of(t, "scores", T, E, x), bias = bits & BIAS ? vector(t, "bias", E) : NOTHING;
+    mu_mat ids = chosen_experts(t, T, E, K, p[4]), sums = new_longs(t, "sums", 1, 3);
+    t->dev->k->route_margins(t->dev, T, E, K, bits & SIGMOID, 0x1p20, scores, bias, ids, sums);
+}
+
 /* n, E */
 static void run_balance_coef(trial *t, const int64_t *p) {
     all_master(t);
@@ -732,7 +779,7 @@ static void run_jitter(trial *t, const int64_t *p) {
 
 static const kernel_case kernel_cases[] = {
     LENGTHS(fill, 0) LENGTHS(fill, 1) LENGTHS(axpy, 0) LENGTHS(axpy, 1) LENGTHS(add, 0) LENGTHS(add, 1)
-    LENGTHS(add, 2)
+    LENGTHS(add, 2) LENGTHS(add, 3)
     LENGTHS(copy, 0) LENGTHS(copy, 1) C(copy, 1000, 0, 1) C(copy, 1000, 1, 1)
     LENGTHS(sum, 0) LENGTHS(sum, 1) LENGTHS(sumsq, 0) LENGTHS(sumsq, 1)
 
@@ -826,6 +873,18 @@ static const kernel_case kernel_cases[] = {
 
     /* S, E, G, no total? */
     C(sum_counts, 0, 4, 2) C(sum_counts, 1, 1, 1) C(sum_counts, 5, 8, 0) C(sum_counts, 7, 300, 3) C(sum_counts, 33, 64, 40, 1)
+
+    /* S, E, G, capacity */
+    C(sum_dropped, 0, 4, 2, 1) C(sum_dropped, 1, 1, 1, 3) C(sum_dropped, 7, 300, 3, 8) C(sum_dropped, 33, 64, 40, 0) C(sum_dropped, 5, 8, 2, 17)
+
+    /* T, E, K, spread, bits (TIES: no pairs) */
+    C(count_routes, 0, 4, 2, 1) C(count_routes, 1, 1, 1, 1) C(count_routes, 5, 1, 1, 1, TIES) C(count_routes, 130, 8, 2, 1)
+    C(count_routes, 1000, 8, 8, 1) C(count_routes, 300, 64, 6, ONE_TAKES_ALL) C(count_routes, 65, 300, 33, 1, NANS) C(count_routes, 40, 7, 3, 1, TIES | NANS)
+
+    /* T, E, K, bits, spread */
+    C(route_margins, 0, 4, 2, 0, 1) C(route_margins, 7, 1, 1, SIGMOID, 1) C(route_margins, 130, 8, 2, 0, 1) C(route_margins, 130, 8, 2, SIGMOID | BIAS, 1)
+    C(route_margins, 65, 8, 8, BIAS, 1) C(route_margins, 65, 33, 5, TIES, 1) C(route_margins, 65, 33, 5, TIES | SIGMOID | BIAS, ONE_TAKES_ALL)
+    C(route_margins, 300, 300, 6, NANS, 1) C(route_margins, 9, 700, 40, BIAS, 1)
 
     /* n, E */
     C(balance_coef, 0, 4) C(balance_coef, 1, 1) C(balance_coef, 1, 64) C(balance_coef, 7, 33) C(balance_coef, 130, 1000)

@@ -242,9 +242,35 @@ static void test_plan(void **state) {
     t.dev->k->sum_counts(t.dev, 2, 3, 2, counts, group, total, by_group);
     ASSERT_WHOLE(total, 3, 3, 3, 2);
     ASSERT_WHOLE(by_group, 6, 11, 2, 2, 1, 1, 6);
+    mu_mat lost = LONGS(1, 3, 0, 0, 100), lost_of = LONGS(1, 2, 0, 0);
+    t.dev->k->sum_dropped(t.dev, 2, 3, 2, 1, counts, group, lost, lost_of);
+    ASSERT_WHOLE(lost, 3, 1, 1, 100);
+    ASSERT_WHOLE(lost_of, 2, 1, 1);
+    mu_mat gates = REALS(4, 2, 0.75, 0.25, 0.5, 0.5, 1, NAN, 0.5, 0.125), mass = LONGS(1, 3, 0, 0, 0), pairs = INTS(1, 3, 0, 0, 7);
+    t.dev->k->count_routes(t.dev, 4, 3, 2, 16, ids, gates, mass, pairs);
+    ASSERT_WHOLE(mass, 3, 20, 10, 28);
+    ASSERT_WHOLE(pairs, 3, 2, 1, 8);
     mu_mat coef = new_matrix(&t, "coef", 2, 3);
     t.dev->k->balance_coef(t.dev, 2, 3, 0.5, counts, coef);
     ASSERT_REALS(coef, 6, 1, 0.5, 0.5, 0.5, 1, 0.5);
+}
+
+/* Entropies ln 2 and ln 4 (scores that do not add up to 1 are divided by their sum); top margins ln 3 - and of sigmoids the logits';
+ * boundary margins with a bias that makes the second score the best. */
+static void test_route_margins(void **state) {
+    (void)state;
+    mu_mat scores = REALS(2, 4, 0, 0.5, 0.5, 0, 0.125, 0.125, 0.125, 0.125), ids = INTS(2, 2, 1, 2, 0, 1), sums = LONGS(1, 3, 0, 0, 0);
+    t.dev->k->route_margins(t.dev, 2, 4, 2, false, 0x1p20, scores, NOTHING, ids, sums);
+    ASSERT_WHOLE(sums, 3, 2180452, 0, 0x1p19);                          /* 3 ln 2 */
+    mu_mat two = REALS(1, 2, 0.75, 0.25), bias = REALS(1, 2, 0, 1), second = INTS(1, 1, 1), of_softmax = LONGS(1, 3, 0, 0, 0), of_sigmoid = LONGS(1, 3, 0, 0, 0);
+    t.dev->k->route_margins(t.dev, 1, 2, 1, false, 0x1p20, two, bias, second, of_softmax);
+    ASSERT_WHOLE(of_softmax, 3, 589651, 1151978, 0x1p19);               /* 0.5623, ln 3, 1.25 - 0.75 */
+    t.dev->k->route_margins(t.dev, 1, 2, 1, true, 0x1p20, two, bias, second, of_sigmoid);
+    ASSERT_WHOLE(of_sigmoid, 3, 589651, 2303957, 0x1p19);               /* 2 ln 3 */
+    mu_mat one = REALS(1, 1, 1), only = INTS(1, 1, 0), none = LONGS(1, 3, 0, 0, 0);
+    t.dev->k->route_margins(t.dev, 1, 1, 1, false, 0x1p20, one, NOTHING, only, none);
+    t.dev->k->route_margins(t.dev, 0, 1, 1, false, 0x1p20, one, NOTHING, only, none);
+    ASSERT_WHOLE(none, 3, 0, 0, 0);
 }
 
 /* Peer 0 sends 2 and 1 rows for the two experts, peer 1 sends 1 and 3. */
@@ -402,7 +428,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(gemm),    TEST(rmsnorm),      TEST(rope),        TEST(attention),      TEST(experts),
         TEST(xent),    TEST(slab_adamw),   TEST(slab_rests),  TEST(clip),           TEST(plan),
-        TEST(arrange), TEST(gather_sum),
+        TEST(route_margins), TEST(arrange), TEST(gather_sum),
         TEST(balance), TEST(route_choice), TEST(route_mask),  TEST(route_force), TEST(route_gradient), TEST(route_single_choice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
