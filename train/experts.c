@@ -102,7 +102,8 @@ char *mu_experts_summary(const mu_log_source *src) {
     mu_expert_health_count(&src->state->stats->health, -1, counts);
     for (int i = 0; i < MU_EXPERT_STATES; i++) {
         if (i && !counts[order[i]]) continue;
-        fprintf(out, "%s%lld %s", i ? ", " : "", (long long)counts[order[i]], mu_expert_state_name(order[i]));
+        bool plural = counts[order[i]] > 1 && (order[i] == MU_EXPERT_CARRIER || order[i] == MU_EXPERT_DUPLICATE);
+        fprintf(out, "%s%lld %s%s", i ? ", " : "", (long long)counts[order[i]], mu_expert_state_name(order[i]), plural ? "s" : "");
         if (i) list_places(src, order[i], counts[order[i]], out);
     }
     int worst = worst_domain(k);

@@ -111,7 +111,7 @@ static void dead_needs_all_three(void **state) {
     changes_after(1, MU_EXPERT_STARVED);
     K[ME][COMMON] = 0.0099;
     changes_after(1, MU_EXPERT_DEAD);
-    load[ME] = 10;                              /* 1 % of the mean is not below 1 %: the mean is 876.25 */
+    load[ME] = 10, load[0] = 1990;              /* 1 % of the mean is not below 1 % */
     changes_after(1, MU_EXPERT_STARVED);
 }
 
@@ -165,9 +165,14 @@ static void carrier_whatever_its_load(void **state) {
     carries_rare(0.2);
     changes_after(0, MU_EXPERT_CARRIER);
     assert_true(changes[0].domain == RARE && changes[0].criticality == 0.2 && changes[0].peak == 0.2 && changes[0].retention == 1);
-    load[ME] = 5;
+    load[ME] = 5, silence[ME] = 7;
     window(10);
     assert_state(MU_EXPERT_CARRIER);
+    for (int i = 0; i < 4; i++) {               /* its rule fails every other time */
+        carries_rare(0.15), window(1);
+        carries_rare(0.2), window(1);
+        assert_state(MU_EXPERT_CARRIER);
+    }
     silent(8);
     changes_after(1, MU_EXPERT_DORMANT);
     window(100);                                /* however long the domain is absent */
@@ -225,9 +230,35 @@ static void carriers_are_limited(void **state) {
     window(1);
     assert_int_equal(n_changes, 2);
     assert_true(state_of(3) == MU_EXPERT_HEALTHY && state_of(0) == MU_EXPERT_CARRIER && state_of(4) == MU_EXPERT_CARRIER);
+    t.carrier_share = 0.26;                     /* ceil(2.08) = 3 */
+    window(1);
+    assert_true(state_of(3) == MU_EXPERT_CARRIER && state_of(2) == MU_EXPERT_HEALTHY);
     t.carrier_share = 0.5;
     window(1);
     assert_true(state_of(2) == MU_EXPERT_CARRIER && state_of(3) == MU_EXPERT_CARRIER && state_of(1) == MU_EXPERT_HEALTHY);
+}
+
+/* 0.9 ln 100 = 4.1 and 0.8 ln 100 = 3.7 are more than 0.35 ln 10000 = 3.2. */
+static void rarity_counts_by_its_logarithm(void **state) {
+    (void)state;
+    ce[DECOY] = ce_best[DECOY] = 4, share[DECOY] = 1e-4;
+    K[0][RARE] = 0.9, K[1][DECOY] = 0.35, K[2][RARE] = 0.8;
+    window(1);
+    assert_true(state_of(0) == MU_EXPERT_CARRIER && state_of(1) == MU_EXPERT_HEALTHY && state_of(2) == MU_EXPERT_CARRIER);
+}
+
+/* It stays the carrier of its domain, whatever another one gains from it. */
+static void the_first_domain_stays(void **state) {
+    (void)state;
+    carries_rare(0.3);
+    window(1);
+    ce[DECOY] = ce_best[DECOY] = 4, K[ME][DECOY] = 3;
+    window(3);
+    assert_int_equal(h.carried[ME], 1 + RARE);
+    carries_rare(0.16);                         /* no longer enough, and not overwritten */
+    window(1);
+    assert_int_equal(h.carried[ME], 1 + DECOY);
+    assert_state(MU_EXPERT_CARRIER);
 }
 
 /* ------------------------------------------------------------------ overwritten */
@@ -301,7 +332,7 @@ static void overwritten_as_a_copy(void **state) {
 static void a_copy_after_reseeding_is_a_duplicate(void **state) {
     (void)state;
     twin[ME] = 0.95;
-    window(5);
+    window(12);
     assert_state(MU_EXPERT_HEALTHY);            /* it was never re-seeded */
     reseeded[ME] = step;
     changes_after(9, MU_EXPERT_DUPLICATE);
@@ -401,7 +432,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(load_alone_starves_and_kills), TEST(dead_needs_all_three), TEST(boundaries), TEST(one_good_window_is_not_enough),
         TEST(without_domains_and_probe), TEST(carrier_whatever_its_load), TEST(a_starved_or_dead_expert_may_become_a_carrier),
-        TEST(only_rare_domains_have_carriers), TEST(carriers_are_limited), TEST(overwritten_by_common_tokens),
+        TEST(only_rare_domains_have_carriers), TEST(carriers_are_limited), TEST(rarity_counts_by_its_logarithm), TEST(the_first_domain_stays), TEST(overwritten_by_common_tokens),
         TEST(overwritten_when_the_domain_is_forgotten), TEST(overwritten_as_a_copy), TEST(a_copy_after_reseeding_is_a_duplicate),
         TEST(layers_are_apart), TEST(the_state_is_all_there_is), TEST(thresholds_fit_together),
     };

@@ -1,4 +1,5 @@
 /* test_run_view.c - the view of a run folder: in every state, moved, while lines are being written, and damaged. */
+#include "train/events.h"
 #include "train/run_view.h"
 #include "train/training_run.h"
 
@@ -154,9 +155,71 @@ static void metrics_and_statistics(void **state) {
     mu_run_view_close(&v);
 }
 
+/* ------------------------------------------------------------------ events */
+
+static mu_events *open_events(int64_t step) {
+    mu_events *ev;
+    t->state.step = step;
+    assert_ok(mu_events_open(&ev, log_source(t), &e));
+    return ev;
+}
+
+/* The steps and kinds of the events, as text. */
+static void assert_events(const char *wanted) {
+    mu_run_view v;
+    mu_run_metrics lines;
+    char found[256] = "";
+    assert_ok(mu_run_view_open(&v, "run", &e));
+    assert_ok(mu_run_events_open(&lines, &v, &e));
+    while (mu_run_metrics_next(&lines)) {
+        size_t n = strlen(found);
+        const char *to = json_string_value(json_object_get(lines.line, "to")), *topic = json_string_value(json_object_get(lines.line, "topic"));
+        snprintf(found + n, sizeof found - n, "%lld %s %s; ", (long long)lines.step, json_string_value(json_object_get(lines.line, "event")),
+                 to ? to : topic);
+    }
+    assert_int_equal(lines.skipped, 0);
+    assert_ok(mu_run_metrics_close(&lines, MU_STATUS_OK, &e));
+    mu_run_view_close(&v);
+    assert_string_equal(found, wanted);
+}
+
+/* Written, read, cut back on resume with what was advised until then, and set aside with another history. */
+static void events(void **state) {
+    (void)state;
+    const mu_expert_change changes[] = {
+        { .layer = 1, .expert = 1, .from = MU_EXPERT_STARVED, .to = MU_EXPERT_DEAD, .since = 2, .silence = 8, .domain = -1, .twin = -1 },
+        { .layer = 0, .expert = 0, .to = MU_EXPERT_CARRIER, .load = 0.5, .criticality = 0.42, .domain = 0, .twin = 1, .cosine = 0.3 },
+    };
+    make_folder();
+    mu_events *ev = open_events(0);
+    t->state.step = 3;
+    assert_ok(mu_events_changes(ev, log_source(t), changes, 2, &e));
+    assert_ok(mu_events_advice(ev, log_source(t), &(mu_advice){ MU_ADVICE_DROPS, "moe.capacity_factor", "0.5", "text" }, &e));
+    t->state.step = 5;
+    assert_ok(mu_events_advice(ev, log_source(t), &(mu_advice){ MU_ADVICE_TERM, "moe.aux_loss_coeff", "10", "text" }, &e));
+    assert_ok(mu_events_sync(ev, &e));
+    mu_events_close(ev);
+    char *text = mu_change_text(log_source(t), &changes[0]);
+    assert_string_equal(text, "layer 1: expert 1 is dead (load 0.000 of the mean, silent for 8.0 of its mean gaps)");
+    free(text);
+    text = mu_change_text(log_source(t), &changes[1]);
+    assert_string_equal(text, "layer 0: expert 0 became the carrier of a (criticality 0.42 nats)");
+    free(text);
+    assert_events("3 state dead; 3 state carrier; 3 advice drops; 5 advice loss_term; ");
+    ev = open_events(4);
+    assert_true(mu_events_advised(ev, MU_ADVICE_DROPS) && !mu_events_advised(ev, MU_ADVICE_TERM));
+    mu_events_close(ev);
+    assert_events("3 state dead; 3 state carrier; 3 advice drops; ");
+    mu_events_close(open_events(0));                            /* without a checkpoint */
+    assert_events("");
+    assert_true(mu_file_exists("run/events.jsonl.aside"));
+    t->state.step = 0;
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(states), cmocka_unit_test(what_is_no_run_is_an_error), cmocka_unit_test(metrics_and_statistics),
+        cmocka_unit_test(events),
     };
     return cmocka_run_group_tests(tests, open_trainer, close_trainer);
 }
