@@ -78,7 +78,7 @@ void mu_page_json(mu_page *p, const mu_json *j) {
 
 /* ------------------------------------------------------------------ numbers for people */
 
-enum { SHOWN_BYTES = 256, SHOWN_TEXTS = 32 };
+enum { SHOWN_BYTES = 512, SHOWN_TEXTS = 32 };
 
 const char *mu_show(const char *format, ...) {
     static char ring[SHOWN_TEXTS][SHOWN_BYTES];

@@ -19,6 +19,7 @@ typedef struct {
     char state[16];             /* the new one: "starved" */
     char reason[160];           /* in words, with figures; "" when the run has no events.jsonl */
 } mu_report_event;
+typedef struct { int64_t step; char text[400]; } mu_report_advice;
 typedef struct {
     mu_run_view view;
     char *name;                 /* last part of the folder's path */
@@ -46,6 +47,8 @@ typedef struct {
     bool all_states;            /* from statistics lines: all of mu_expert_state; else healthy, starved and dead only */
     int64_t n_events;           /* changes of state: of events.jsonl, else from the lists of states */
     mu_report_event *events;
+    int64_t n_advice;           /* of events.jsonl: what the run said once about its routing */
+    mu_report_advice *advice;
 } mu_report;
 /* Reads what there is: a run that is being written, damaged lines and records, missing files. Errors are those of mu_run_view_open.
  * mu_report_free may follow any outcome. */

@@ -184,22 +184,32 @@ static void read_metrics(mu_report *r) {
     if (status != MU_STATUS_OK && status != MU_STATUS_NOINPUT) mu_log(MU_LOG_WARNING, "%s", why.text);
 }
 
-/* Their reasons are in words, so they replace the changes that were derived from lists of states. */
+static void take_advice(mu_report *r, int64_t step, const char *text) {
+    if (r->n_advice % 16 == 0) r->advice = mu_realloc(r->advice, (size_t)r->n_advice + 16, sizeof *r->advice);
+    r->advice[r->n_advice].step = step;
+    snprintf(r->advice[r->n_advice].text, sizeof r->advice->text, "%s", text);
+    r->n_advice++;
+}
+
+/* Changes of state have reasons in words, so they replace those that were derived from lists of states. */
+static void take_event(mu_report *r, int64_t step, const json_t *line, bool *any) {
+    const char *to = json_string_value(json_object_get(line, "to")), *reason = json_string_value(json_object_get(line, "reason"));
+    const char *domain = json_string_value(json_object_get(line, "domain")), *text = json_string_value(json_object_get(line, "text"));
+    if (text) take_advice(r, step, text);
+    if (!to) return;
+    if (!*any) r->n_events = 0;
+    *any = true;
+    char *why = mu_format("%s%s%s", domain ? domain : "", domain && reason ? ": " : "", reason ? reason : "");
+    add_event(r, step, json_integer_value(json_object_get(line, "layer")), json_integer_value(json_object_get(line, "expert")), to, why);
+    free(why);
+}
+
 static void read_events(mu_report *r) {
     mu_run_metrics m;
     mu_error why;
     bool any = false;
     mu_status status = mu_run_events_open(&m, &r->view, &why);
-    while (status == MU_STATUS_OK && mu_run_metrics_next(&m)) {
-        const char *to = json_string_value(json_object_get(m.line, "to")), *reason = json_string_value(json_object_get(m.line, "reason"));
-        const char *domain = json_string_value(json_object_get(m.line, "domain"));
-        if (!to) continue;
-        if (!any) r->n_events = 0;
-        any = true;
-        char *text = mu_format("%s%s%s", domain ? domain : "", domain && reason ? ": " : "", reason ? reason : "");
-        add_event(r, m.step, json_integer_value(json_object_get(m.line, "layer")), json_integer_value(json_object_get(m.line, "expert")), to, text);
-        free(text);
-    }
+    while (status == MU_STATUS_OK && mu_run_metrics_next(&m)) take_event(r, m.step, m.line, &any);
     r->skipped_events = m.skipped;
     status = mu_run_metrics_close(&m, status, &why);
     if (status != MU_STATUS_OK && status != MU_STATUS_NOINPUT) mu_log(MU_LOG_WARNING, "%s", why.text);
@@ -312,7 +322,7 @@ void mu_report_free(mu_report *r) {
         free(r->series[i].value);
     }
     json_decref(r->statistics);
-    free(r->series), free(r->states), free(r->events), free(r->layer), free(r->domain);
+    free(r->series), free(r->states), free(r->events), free(r->advice), free(r->layer), free(r->domain);
     free(r->load), free(r->recent), free(r->of_expert), free(r->of_domain), free(r->of_layer), free(r->no_counts), free(r->name);
     mu_run_view_close(&r->view);
     *r = (mu_report){ 0 };

@@ -48,6 +48,7 @@ static void about_the_run(findings *f, const mu_report *r) {
     static const char *const texts[] = {
         [MU_RUN_CRASHED] = "The job was killed. The same command resumes from the newest checkpoint.",
         [MU_RUN_STOPPED] = "The run stopped before its last step; the same command resumes it." };
+    for (int64_t i = 0; i < r->n_advice; i++) finding(f, NOTE, mu_show("Advice of step %lld: %s", (long long)r->advice[i].step, r->advice[i].text));
     if (r->view.state == MU_RUN_CRASHED || r->view.state == MU_RUN_STOPPED) finding(f, NOTE, texts[r->view.state]);
 }
 

@@ -44,6 +44,17 @@ if cmp -s first.html run/report.html; then pass; else fail "two reports of one r
 expect 0 "report elsewhere, without texts" report run --out other.html --no-texts
 has other.html "texts" 'Left out on request \(--no-texts\)'
 
+# Changes of state with reasons, and advice; a capacity limit.
+expect 0 "a run out of balance" train 1 uneven train.steps=60 moe.balance=[none] moe.router_jitter=0 optim.lr=0.03 moe.capacity_factor=0.5 stats.every=10 data.train='[{domain: a, path: synthetic}]'
+expect 0 "report of it" report uneven
+is_whole uneven/report.html 13
+has uneven/report.html "drops" '<li class="bad">[0-9.]+ % of all assignments exceed moe.capacity_factor 0.5'
+if grep -q '"event":"advice"' uneven/events.jsonl; then pass; else fail "no advice in $(cat uneven/events.jsonl)"; fi
+has uneven/report.html "advice" '<li class="note">Advice of step [0-9]+: '
+if ! grep -q '"event":"state"' uneven/events.jsonl; then fail "no change of state"; fi
+has uneven/report.html "events" '<td class="words">(starved|dead|healthy)</td><td class="words">[a-z].* of '
+has uneven/report.html "marks" '<i style="left:[0-9.]+%" title="step [0-9]+: layer [01], expert [0-7] '
+
 # ---------------------------------------------------------------- errors
 refuses() { expect "$1" "report ${*:3}" report "${@:3}" && says_once "report ${*:3}" "^muster: error: .*$2"; }
 refuses 64 "needs a run folder"
