@@ -53,8 +53,11 @@ mu_micro_batch mu_batches_read(mu_batches *b, int64_t m) {
         mu_loader_read(b->loader, s, b->tokens + i * S, b->targets + i * S);
         samples[i] = s->global_sample, domains[i] = s->domain;
     }
+    int64_t width = b->experts ? n * S * b->model->n_moe * b->model->moe_cfg.top_k : 0;
+    mu_expert_mask mask = { NULL, 1 };
+    if (b->experts) mask = mu_routing_ids_mask(b->model, b->tape, n * S, b->experts + m * width);
     return (mu_micro_batch){ .cx = { .mode = MU_MODE_TRAIN, .step = b->step, .micro_batch = m, .n_sequences = n, .seq_len = S,
-                                     .global_samples = samples, .domains = domains, .seed = b->seed },
+                                     .global_samples = samples, .domains = domains, .expert_mask = mask, .seed = b->seed },
                              .tokens = mu_tensor_ints(b->tape, MU_DTYPE_I32, n * S, b->tokens),
                              .targets = mu_tensor_ints(b->tape, MU_DTYPE_I32, n * S, b->targets) };
 }

@@ -54,7 +54,7 @@ static void print_results(const mu_manifest *m, const mu_texts *texts, const arg
 
 /* What must be the same to replay this evaluation's routing; heap. */
 static char *about(const mu_inference *o, const mu_evaluation *ev, const arguments *a, int64_t most) {
-    char *more = mu_format("record of: evaluation\n--mask: %s\n--force: %s\n", a->choice.mask ? a->choice.mask : "",
+    char *more = mu_format("--mask: %s\n--force: %s\n", a->choice.mask ? a->choice.mask : "",
                            a->choice.force ? a->choice.force : "");
     for (int i = 0; i < ev->texts->corpus.n_domains; i++) {
         char *longer = mu_format("%svalidation sequences of %s: %lld\n", more, ev->texts->corpus.domains[i].name,
@@ -62,7 +62,7 @@ static char *about(const mu_inference *o, const mu_evaluation *ev, const argumen
         free(more);
         more = longer;
     }
-    char *text = mu_routing_record_about(&o->cfg, ev->model, &ev->texts->corpus, more);
+    char *text = mu_routing_record_about(&o->cfg, ev->model, &ev->texts->corpus, "evaluation", more);
     free(more);
     return text;
 }
@@ -82,11 +82,11 @@ static mu_status expect_arrays(const mu_evaluation *ev, int64_t most, mu_error *
 static mu_status open_records(const mu_inference *o, mu_evaluation *ev, const arguments *a, int64_t most, mu_error *e) {
     char *text = about(o, ev, a, most);
     mu_status status = MU_STATUS_OK;
-    if (a->replay) status = mu_routing_record_open(&ev->replay, a->replay, true, ev->model, ev->texts->seq_len, ev->batch, text, e);
+    if (a->replay) status = mu_routing_record_open(&ev->replay, a->replay, MU_ROUTING_REPLAY, ev->model, ev->texts->seq_len, ev->batch, text, e);
     if (a->replay && status == MU_STATUS_OK)
         status = mu_agree(ev->batch, ev->batch->rank == 0 ? expect_arrays(ev, most, e) : MU_STATUS_OK, e);
     if (a->record && status == MU_STATUS_OK)
-        status = mu_routing_record_open(&ev->record, a->record, false, ev->model, ev->texts->seq_len, ev->batch, text, e);
+        status = mu_routing_record_open(&ev->record, a->record, MU_ROUTING_RECORD, ev->model, ev->texts->seq_len, ev->batch, text, e);
     free(text);
     return status;
 }

@@ -29,6 +29,7 @@ static void catch_signals(void) {
 
 typedef struct {
     char *config, *resume, *fork;
+    const char *record, *replay; /* files of --record-routing and --replay-routing; NULL: not given */
     bool dry_run;
     int ranks; /* planned ranks of a dry run; 0: the running ones */
     int n_overrides;
@@ -62,7 +63,12 @@ static bool read_ranks(const char *text, int *ranks) {
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .resume = mu_strdup("auto"), .overrides = mu_alloc((size_t)argc, sizeof(char *)) };
+    const mu_argument files[] = { { "--record-routing", &a->record }, { "--replay-routing", &a->replay } };
     for (int i = 2; i < argc; i++) {
+        bool found;
+        mu_status read = mu_argument_find(argc, argv, &i, files, sizeof files / sizeof *files, &found, e);
+        if (read != MU_STATUS_OK) return read;
+        if (found) continue;
         const char *ranks = !strncmp(argv[i], "--ranks=", 8) ? argv[i] + 8 : strcmp(argv[i], "--ranks") ? NULL : "", *path;
         mu_status status = MU_STATUS_OK;
         if (ranks && !ranks[0] && i + 1 < argc) ranks = argv[++i];
@@ -84,6 +90,8 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     if (a->fork && !a->fork[0]) return unknown("--fork", e);
     if (a->fork && strcmp(a->resume, "auto") && strcmp(a->resume, "never"))
         return mu_error_set(e, MU_STATUS_USAGE, "--fork %s and --resume %s exclude each other", a->fork, a->resume);
+    if (a->dry_run && (a->record || a->replay))
+        return mu_error_set(e, MU_STATUS_USAGE, "%s-routing cannot be combined with --dry-run", a->record ? "--record" : "--replay");
     if (a->ranks && !a->dry_run)
         return mu_error_set(e, MU_STATUS_USAGE, "--ranks needs --dry-run");
     return a->config ? mu_expand_argument(&a->config, e)
@@ -311,6 +319,7 @@ static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, int ar
     mu_watch_start(mesh->world, (double)cfg->run.watchdog, mu_report_stall);
     mu_status status = mu_run_claim(cfg, mesh, &lock, e);
     if (status == MU_STATUS_OK) status = open_run(t, mesh, a, &s, e);
+    if (status == MU_STATUS_OK) status = mu_step_routing_open(t, a->record, a->replay, e);
     bool resumed = s.found && !s.forked;
     if (status == MU_STATUS_OK) status = mu_run_describe(cfg, t->dev, &t->texts.corpus, &t->state, argc, argv, e);
     if (status == MU_STATUS_OK) t->peak_flops = measure_peak(t);
@@ -325,6 +334,7 @@ static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, int ar
         if (status == MU_STATUS_OK && verbose) print_end(t, rec);
     }
     mu_recorder_close(rec);
+    status = mu_step_routing_close(t, status, e);
     mu_lock_release(lock);
     mu_watch_stop();
     mu_manifest_free(&s.m);
@@ -337,7 +347,8 @@ static mu_status agree_on_options(mu_comm *world, const arguments *a, const mu_c
     size_t size;
     FILE *out = open_memstream(&text, &size);
     MU_CHECK(out, "out of memory");
-    fprintf(out, "version: " MU_VERSION "\n--dry-run: %s\n--resume: %s\n--fork: %s\n", a->dry_run ? "yes" : "no", a->resume, a->fork ? a->fork : "no");
+    fprintf(out, "version: " MU_VERSION "\n--dry-run: %s\n--resume: %s\n--fork: %s\n--record-routing: %s\n--replay-routing: %s\n",
+            a->dry_run ? "yes" : "no", a->resume, a->fork ? a->fork : "no", a->record ? a->record : "no", a->replay ? a->replay : "no");
     int n;
     const mu_option *table = mu_config_table(&n);
     for (int i = 0; i < n; i++) {

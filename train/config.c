@@ -401,3 +401,22 @@ mu_status mu_config_load_text(mu_config *config, const char *name, const char *t
 }
 
 void mu_config_free(mu_config *config) { mu_options_free(&config->options, config); }
+
+char *mu_config_lines(const mu_config *config, const char *names) {
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    MU_CHECK(out, "out of memory");
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        char *name = mu_format(" %s.%s ", table[i].section, table[i].key), *list = mu_format(" %s ", names);
+        if (strstr(list, name)) {
+            char *value = mu_option_text(&table[i], config);
+            fprintf(out, "%s.%s: %s\n", table[i].section, table[i].key, value);
+            free(value);
+        }
+        free(list);
+        free(name);
+    }
+    fclose(out);
+    return text;
+}

@@ -79,6 +79,8 @@ mu_status mu_config_load(mu_config *config, const char *path, int n_overrides,
 mu_status mu_config_load_text(mu_config *config, const char *name, const char *text,
                               int n_overrides, char *const *overrides, mu_error *e) MU_MUST_USE;
 void mu_config_free(mu_config *config);
+/* Lines "section.key: value" of these options, "moe.top_k run.seed", heap. */
+char *mu_config_lines(const mu_config *config, const char *names);
 /* An override, "section.key=value", for a command that reads a checkpoint: MU_STATUS_CONFIG unless the option's `use` has
  * the bit, naming those that do. */
 mu_status mu_config_check_use(const char *override, unsigned bit, const char *command, mu_error *e) MU_MUST_USE;

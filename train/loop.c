@@ -29,6 +29,7 @@ bool mu_training_gradients(mu_training *t, bool reduce, const volatile sig_atomi
         if (interrupted(t, m, stop)) return false;
         mu_micro_batch b = mu_batches_read(&t->batches, m);
         mu_tensor *loss = mu_loss_forward(t->loss, &b.cx, b.tokens, b.targets);
+        mu_step_routing_add(t, m);
         if (reduce && m == n - 1) mu_backward_last(t->state.opt, t->tape, loss); /* reduction overlaps with it */
         else mu_backward(t->tape, loss);
         mu_tape_reset(t->tape);
@@ -94,10 +95,12 @@ mu_status mu_training_loop(mu_training *t, mu_recorder *rec, const volatile sig_
     const int64_t *step = &t->state.step, last = t->cfg.train.steps;
     mu_status status = MU_STATUS_OK;
     while (*step < last && status == MU_STATUS_OK) {
+        if ((status = mu_step_routing_begin(t, e)) != MU_STATUS_OK) return status;
         mu_step_result r = mu_training_step(t, stop);
         if (r.interrupted) return save_and_stop(t, rec, false, e);
         if (!r.finite) return not_finite(t, e);
-        status = mu_recorder_log(rec, &r, e);
+        status = mu_step_routing_end(t, e);
+        if (status == MU_STATUS_OK) status = mu_recorder_log(rec, &r, e);
         bool evaluate = mu_due(t->cfg.train.eval_every, *step, last), save = mu_due(t->cfg.checkpoint.every, *step, last);
         if (status == MU_STATUS_OK && mu_due(t->cfg.stats.every, *step, last)) status = mu_recorder_statistics(rec, e);
         if (status == MU_STATUS_OK && r.stop && *step < last) return save_and_stop(t, rec, evaluate, e);

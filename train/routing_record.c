@@ -1,7 +1,7 @@
 /* routing_record.c - files of the experts that every token had, of an evaluation or of training steps, to look at or to replay.
  *
  * A store with /about (text, lines "name: value": what must be the same to replay it), and for each validation domain
- * /domains/NAME/ids, or for each training step /steps/N/ids: U16 [sequences * seq_len * MoE layers * top_k], each token's experts in the
+ * /domains/NAME/ids, or for each training step /steps/N: U16 [sequences * seq_len * MoE layers * top_k], each token's experts in the
  * order of their choice, sequences in the order of the validation split or of the global batch, which do not depend on ranks.
  * Rank 0 has the file; blocks of sequences are gathered from, or sent to, the ranks that process them. */
 #include "train/train.h"
@@ -9,11 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { CHUNK = 1 << 16 };       /* ids */
+
 struct mu_routing_record {
     mu_store *store;            /* rank 0 */
     char *path, *temporary;     /* temporary: rank 0, until a new file is complete */
     char *last;                 /* rank 0: name of the array written last */
-    bool replays;
+    mu_store *old;              /* rank 0: the file that a new one continues */
     const mu_model *model;      /* borrowed, like batch */
     mu_comm *batch;
     int64_t width;              /* ids of a sequence: S * L * K */
@@ -32,34 +34,28 @@ static char *moe_layers(const mu_model *m) {
     return text;
 }
 
-char *mu_routing_record_about(const mu_config *cfg, const mu_model *m, const mu_corpus *corpus, const char *more) {
+char *mu_routing_record_about(const mu_config *cfg, const mu_model *m, const mu_corpus *corpus, const char *kind, const char *more) {
     char *layers = moe_layers(m), *text = NULL;
     size_t size;
     FILE *out = open_memstream(&text, &size);
     MU_CHECK(out, "out of memory");
-    fprintf(out, "format: muster routing record 1\nlayers: %s\nmoe.num_experts: %lld\nmoe.top_k: %lld\ntrain.seq_len: %lld\n", layers,
+    fprintf(out, "format: muster routing record 1\nrecord of: %s\nlayers: %s\nmoe.num_experts: %lld\nmoe.top_k: %lld\ntrain.seq_len: %lld\n", kind, layers,
             (long long)m->moe_cfg.num_experts, (long long)m->moe_cfg.top_k, (long long)cfg->train.seq_len);
-    int n;
-    const mu_option *table = mu_config_table(&n);
-    for (int i = 0; i < n; i++)
-        if (!strcmp(table[i].key, "force_domains")) {
-            char *value = mu_option_text(&table[i], cfg);
-            fprintf(out, "moe.force_domains: %s\n", value);
-            free(value);
-        }
-    fprintf(out, "texts: %s\n%s", corpus->fingerprint, more);
+    char *forced = mu_config_lines(cfg, "moe.force_domains");
+    fprintf(out, "%stexts: %s\n%s", forced, corpus->fingerprint, more);
     fclose(out);
+    free(forced);
     free(layers);
     return text;
 }
 
 /* Names the first line that differs. */
-static mu_status compare_about(const char *path, const char *was, const char *is, mu_error *e) {
+static mu_status compare_about(const char *option, const char *path, const char *was, const char *is, mu_error *e) {
     while (*is || *was) {
         int n = (int)strcspn(was, "\n"), k = (int)strcspn(is, "\n");
         if (n != k || strncmp(was, is, (size_t)n))
-            return mu_error_set(e, MU_STATUS_DATA, "--replay-routing %s does not fit: it was recorded with \"%.*s\", here it is \"%.*s\"", path, n,
-                                was, k, is);
+            return mu_error_set(e, MU_STATUS_DATA, "%s %s does not fit: it was recorded with \"%.*s\", here it is \"%.*s\"", option, path,
+                                n, was, k, is);
         was += n + (was[n] == '\n'), is += k + (is[k] == '\n');
     }
     return MU_STATUS_OK;
@@ -67,34 +63,55 @@ static mu_status compare_about(const char *path, const char *was, const char *is
 
 /* ------------------------------------------------------------------ opening and closing */
 
-static mu_status create(mu_routing_record *r, const char *about, mu_error *e) {
-    if (mu_file_exists(r->path))
-        return mu_error_set(e, MU_STATUS_USAGE, "--record-routing %s: the file exists; remove it or choose another name", r->path);
-    mu_status status = mu_file_temporary(r->path, &r->temporary, e);
-    if (status == MU_STATUS_OK) status = mu_store_create(&r->store, r->temporary, e);
-    return status == MU_STATUS_OK ? mu_store_write_text(r->store, "/about", about, e) : status;
-}
-
-static mu_status open_for_reading(mu_routing_record *r, const char *about, mu_error *e) {
+/* Opens an existing record, of the same. */
+static mu_status open_old(const char *option, const char *path, const char *about, mu_store **s, mu_error *e) {
     char *was = NULL;
-    if (!mu_file_exists(r->path)) return mu_error_set(e, MU_STATUS_NOINPUT, "--replay-routing %s: no such file", r->path);
-    mu_status status = mu_store_open(&r->store, r->path, e);
-    if (status == MU_STATUS_OK) status = mu_store_read_text(r->store, "/about", &was, e);
-    if (status == MU_STATUS_OK) status = compare_about(r->path, was, about, e);
+    mu_status status = mu_store_open(s, path, e);
+    if (status == MU_STATUS_OK) status = mu_store_read_text(*s, "/about", &was, e);
+    if (status == MU_STATUS_OK) status = compare_about(option, path, was, about, e);
     free(was);
     return status;
 }
 
-mu_status mu_routing_record_open(mu_routing_record **out, const char *path, bool replays, const mu_model *m, int64_t seq_len,
+static mu_status create(mu_routing_record *r, mu_routing_record_mode mode, const char *about, mu_error *e) {
+    mu_status status = MU_STATUS_OK;
+    if (mu_file_exists(r->path) && mode != MU_ROUTING_CONTINUE)
+        return mu_error_set(e, MU_STATUS_USAGE, "--record-routing %s: the file exists; remove it or choose another name", r->path);
+    if (mu_file_exists(r->path)) status = open_old("--record-routing", r->path, about, &r->old, e);
+    if (status == MU_STATUS_OK) status = mu_file_temporary(r->path, &r->temporary, e);
+    if (status == MU_STATUS_OK) status = mu_store_create(&r->store, r->temporary, e);
+    return status == MU_STATUS_OK ? mu_store_write_text(r->store, "/about", about, e) : status;
+}
+
+mu_status mu_routing_record_open(mu_routing_record **out, const char *path, mu_routing_record_mode mode, const mu_model *m, int64_t seq_len,
                                  mu_comm *batch, const char *about, mu_error *e) {
     mu_routing_record *r = *out = mu_alloc(1, sizeof *r);
-    *r = (mu_routing_record){ .path = mu_strdup(path), .replays = replays, .model = m, .batch = batch,
-                              .width = seq_len * m->n_moe * m->moe_cfg.top_k };
+    *r = (mu_routing_record){ .path = mu_strdup(path), .model = m, .batch = batch, .width = seq_len * m->n_moe * m->moe_cfg.top_k };
     mu_status status = MU_STATUS_OK;
+    bool replays = mode == MU_ROUTING_REPLAY;
     if (!m->n_moe)
         status = mu_error_set(e, MU_STATUS_USAGE, "--%s-routing %s: a dense model has no routing", replays ? "replay" : "record", path);
-    else if (batch->rank == 0) status = replays ? open_for_reading(r, about, e) : create(r, about, e);
+    else if (batch->rank == 0 && !replays) status = create(r, mode, about, e);
+    else if (batch->rank == 0 && !mu_file_exists(path)) status = mu_error_set(e, MU_STATUS_NOINPUT, "--replay-routing %s: no such file", path);
+    else if (batch->rank == 0) status = open_old("--replay-routing", path, about, &r->store, e);
     return mu_agree(batch, status, e);
+}
+
+mu_status mu_routing_record_copy(mu_routing_record *r, const char *name, int64_t sequences, mu_error *e) {
+    enum { AT_ONCE = 1 << 20 };
+    int64_t n = sequences * r->width;
+    if (!r->old || !mu_store_has(r->old, name)) return MU_STATUS_OK;
+    uint16_t *values = mu_alloc(AT_ONCE, sizeof *values);
+    mu_status status = mu_store_make(r->store, name, MU_STORE_U16, 1, &n, CHUNK, e);
+    for (int64_t at = 0; at < n && status == MU_STATUS_OK; at += AT_ONCE) {
+        int64_t here = n - at < AT_ONCE ? n - at : AT_ONCE;
+        status = mu_store_read_part(r->old, name, MU_STORE_U16, at, here, values, e);
+        if (status == MU_STATUS_OK) status = mu_store_write_part(r->store, name, MU_STORE_U16, at, here, values, e);
+    }
+    free(values);
+    free(r->last);
+    r->last = mu_strdup(name);
+    return status;
 }
 
 mu_status mu_routing_record_expect(mu_routing_record *r, const char *name, int64_t sequences, mu_error *e) {
@@ -115,6 +132,7 @@ mu_status mu_routing_record_close(mu_routing_record *r, mu_status so_far, mu_err
     if (status != MU_STATUS_OK && so_far == MU_STATUS_OK) *e = r->error;
     mu_error why;
     mu_status closed = mu_store_finish(r->store, MU_STATUS_OK, &why);
+    if (closed == MU_STATUS_OK) closed = mu_store_finish(r->old, MU_STATUS_OK, &why);
     if (r->temporary && status == MU_STATUS_OK && closed == MU_STATUS_OK && r->last) closed = mu_file_rename(r->temporary, r->path, &why);
     else if (r->temporary) remove(r->temporary);
     if (closed != MU_STATUS_OK && status == MU_STATUS_OK && so_far == MU_STATUS_OK) *e = why;
@@ -141,7 +159,7 @@ static void write_block(mu_routing_record *r, const mu_routing_block *b, const i
     mu_error *e = &r->error;
     for (int64_t i = 0; i < n; i++) values[i] = (uint16_t)ids[i];
     if (!r->last || strcmp(r->last, b->name)) {
-        e->status = mu_store_make(r->store, b->name, MU_STORE_U16, 1, &total, 1 << 16, e);
+        e->status = mu_store_make(r->store, b->name, MU_STORE_U16, 1, &total, CHUNK, e);
         free(r->last);
         r->last = mu_strdup(b->name);
     }

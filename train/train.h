@@ -78,12 +78,16 @@ int64_t mu_batch_micro_size(const mu_batch_shape *s, int ranks);
  * Files of the experts of every token, of an evaluation or of training steps; the format is in docs/experts.md. All functions are
  * Collective over `batch` unless marked. */
 typedef struct mu_routing_record mu_routing_record;
-/* What must be the same for a replay, as lines of text, heap; `more`: further lines. Local. */
-char *mu_routing_record_about(const mu_config *cfg, const mu_model *m, const mu_corpus *corpus, const char *more);
-/* Begins a new file, which gets its name when it is complete, or opens one to replay it. USAGE: the file exists, or the model is dense;
- * NOINPUT: no such file; DATA: not a routing record, or of something else. Agreed. mu_routing_record_close may follow any outcome. */
-mu_status mu_routing_record_open(mu_routing_record **r, const char *path, bool replays, const mu_model *m, int64_t seq_len,
+/* What must be the same for a replay, as lines of text, heap. kind: "training"; `more`: further lines. Local. */
+char *mu_routing_record_about(const mu_config *cfg, const mu_model *m, const mu_corpus *corpus, const char *kind, const char *more);
+typedef enum { MU_ROUTING_RECORD, MU_ROUTING_CONTINUE, MU_ROUTING_REPLAY } mu_routing_record_mode;
+/* Begins a new file, which gets its name when it is complete, or opens one to replay it. CONTINUE: an existing record is replaced by the
+ * new one, into which mu_routing_record_copy takes its arrays. USAGE: the file exists, or the model is dense; NOINPUT: no such file; DATA:
+ * not a routing record, or of something else. Agreed. mu_routing_record_close may follow any outcome. */
+mu_status mu_routing_record_open(mu_routing_record **r, const char *path, mu_routing_record_mode mode, const mu_model *m, int64_t seq_len,
                                  mu_comm *batch, const char *about, mu_error *e) MU_MUST_USE;
+/* Copies the array, if the continued record has it. Rank 0. */
+mu_status mu_routing_record_copy(mu_routing_record *r, const char *name, int64_t sequences, mu_error *e) MU_MUST_USE;
 /* Checks before a replay that the file has this array, of so many sequences. Rank 0. */
 mu_status mu_routing_record_expect(mu_routing_record *r, const char *name, int64_t sequences, mu_error *e) MU_MUST_USE;
 /* Completes a new file. Returns so_far, or if that is OK the first failure of reading and writing, or of closing. r may be NULL. Agreed. */

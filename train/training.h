@@ -20,6 +20,8 @@ typedef struct {
     mu_sample *samples;             /* [shape.sequences]: the global batch */
     int64_t *before;                /* the loader's state before this batch */
     int32_t *tokens, *targets;      /* [micro_size * seq_len] */
+    const mu_model *model;          /* these two are borrowed, and only for a replay */
+    const uint16_t *experts;        /* [micro_batches, micro_size, seq_len, MoE layers, K]: the experts that tokens get; or NULL */
 } mu_batches;
 typedef struct {
     mu_context cx;
@@ -31,6 +33,12 @@ void mu_batches_next(mu_batches *b, int64_t step);              /* draws the glo
 void mu_batches_put_back(mu_batches *b);                        /* undoes mu_batches_next. Local */
 mu_micro_batch mu_batches_read(mu_batches *b, int64_t m);       /* micro-batch m of this rank; lives until the tape's reset. Local */
 
+/* ------------------------------------------------------------------ records of the routing of steps (step_routing.c) */
+typedef struct {
+    mu_routing_record *record, *replay;     /* or NULL */
+    uint16_t *recorded, *replayed;          /* of this rank and the current step, like mu_batches.experts */
+} mu_step_routing;
+
 /* ------------------------------------------------------------------ the run (training.c) */
 typedef struct {
     mu_config cfg;                  /* loaded by the caller, freed by mu_training_close */
@@ -41,6 +49,7 @@ typedef struct {
     mu_loss *loss;
     mu_batches batches;
     mu_train_state state;
+    mu_step_routing routing;
     double peak_flops;              /* of all ranks together, measured; 0: unknown */
 } mu_training;
 /* Opens all parts for t->cfg; the ranks agree on the status. mu_training_close may follow any outcome. Collective over the mesh,
@@ -51,6 +60,15 @@ void mu_training_close(mu_training *t);
  * statistics what this configuration has in common with it; says so on rank 0. CONFIG: the tensors have another shape; DATA: the checkpoint
  * turned out invalid. Collective over the mesh, agreed. */
 mu_status mu_training_fork(mu_training *t, const mu_manifest *m, mu_error *e) MU_MUST_USE;
+
+/* --record-routing and --replay-routing (NULL: not given), once the run is open at the step from which it continues. A new record is
+ * complete after close, which returns so_far, or if that is OK its own failure. DATA: the record does not fit. Agreed, and Collective over
+ * the batch group, as are begin and end. */
+mu_status mu_step_routing_open(mu_training *t, const char *record, const char *replay, mu_error *e) MU_MUST_USE;
+mu_status mu_step_routing_close(mu_training *t, mu_status so_far, mu_error *e) MU_MUST_USE;
+mu_status mu_step_routing_begin(mu_training *t, mu_error *e) MU_MUST_USE;   /* reads the experts of the next step */
+void mu_step_routing_add(mu_training *t, int64_t m);                        /* takes those of the forward pass of micro-batch m. Local */
+mu_status mu_step_routing_end(mu_training *t, mu_error *e) MU_MUST_USE;     /* writes the experts of the finished step */
 
 /* ------------------------------------------------------------------ steps (loop.c, nonfinite.c) */
 /* One optimizer step. When the result is not finite nothing was updated. `stop`: set when this rank receives a stop signal, read

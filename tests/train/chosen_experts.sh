@@ -96,6 +96,46 @@ own=$(loss free)
 changed=$(loss free --replay-routing sixty.h5)
 if [ -n "$changed" ] && [ "$changed" != "$own" ]; then pass; else fail "the routing of another checkpoint: loss $changed, its own $own"; fi
 
+# ---------------------------------------------------------------- records of training steps
+# With all that could change a choice: jitter, a selection bias, experts that come first, a counting pass.
+steps="train.reproducible=true moe.router_jitter=0.1 moe.balance=[global_aux_loss,expert_bias] checkpoint.every=10 train.micro_batch_size=2"
+recorded() {        # recorded RANKS DIR OPTION...
+    local n=$1 dir=$2
+    shift 2
+    train "$n" "$dir" $steps "moe.force_domains={a: 3}" "$@"
+}
+expect 0 "recording" recorded 1 steps --record-routing steps.h5
+expect 0 "replaying" recorded 1 again --replay-routing steps.h5 --record-routing again.h5
+same_metrics steps again exact
+same_checkpoint steps again 20
+if cmp -s steps.h5 again.h5; then pass; else fail "the record of a replay is another"; fi
+if [ -n "${MPIEXEC:-}" ]; then
+    expect 0 "replaying on 2 ranks" recorded 2 ranks parallel.ep=2 train.micro_batch_size=1 --replay-routing=steps.h5 --record-routing=ranks.h5
+    same_metrics steps ranks exact
+    if cmp -s steps.h5 ranks.h5; then pass; else fail "the record on 2 ranks is another"; fi
+fi
+# A record is continued where a run resumes; steps that are computed again are written anew.
+cp steps.h5 resumed.h5
+expect 0 "resuming" recorded 1 resumed --resume steps/checkpoints/step-00000010 --record-routing resumed.h5
+if cmp -s steps.h5 resumed.h5; then pass; else fail "the record of a resumed run is another"; fi
+# With other weights the routing is still the recorded one, and the losses are others than with a free choice.
+expect 0 "another rate" recorded 1 fast optim.lr=1e-2
+expect 0 "another rate, replayed" recorded 1 fast-replayed optim.lr=1e-2 --replay-routing steps.h5
+loads() { grep -o '"moe/layer_[01]/load":[^]]*' "$1/metrics.jsonl"; }
+if [ "$(loads fast-replayed)" = "$(loads steps)" ] && [ "$(loads fast)" != "$(loads steps)" ]; then pass; else fail "loads of a replay with another rate"; fi
+not_replayed() {    # not_replayed CODE PATTERN OPTION...
+    expect "$1" "replay ${*:3}" recorded 1 none "${@:3}"
+    says_once "replay ${*:3}" "^muster: error: .*$2"
+    if [ -e none/metrics.jsonl ]; then fail "replay ${*:3}: something was trained"; else pass; fi
+}
+not_replayed 65 "steps.h5 does not fit: it has no /steps/00000021" train.steps=21 --replay-routing steps.h5
+not_replayed 65 'recorded with "train.global_batch_size: 8", here it is "train.global_batch_size: 4"' train.global_batch_size=4 --replay-routing steps.h5
+not_replayed 65 'recorded with "moe.top_k: 2", here it is "moe.top_k: 3"' moe.top_k=3 --replay-routing steps.h5
+not_replayed 65 'one.h5 does not fit: it was recorded with "record of: evaluation", here it is "record of: training"' --replay-routing one.h5
+not_replayed 64 "record-routing steps.h5: the file exists" --record-routing steps.h5
+not_replayed 66 "replay-routing none.h5: no such file" --replay-routing none.h5
+expect 64 "a record of a dry run" recorded 1 none --dry-run --record-routing none.h5
+
 # ---------------------------------------------------------------- generation
 # Layer 1 never has expert 2 and always 5, with and without the cache.
 choice="--mask 1:2 --force 1:5"
