@@ -151,13 +151,33 @@ static mu_status choose_checkpoint(mu_comm *batch, const char *dir, const char *
     return status;
 }
 
+/* The step of the newest checkpoint of a run, valid or not; -1: none. Collective. */
+static int64_t newest_step(mu_comm *batch, const char *run) {
+    int64_t *steps = NULL, newest = batch->rank == 0 && mu_checkpoint_list(run, &steps) > 0 ? steps[0] : -1;
+    free(steps);
+    mu_broadcast(batch, 0, &newest, sizeof newest);
+    return newest;
+}
+
+/* Looks again when a running job replaced its only checkpoint meanwhile. Collective, agreed. */
+static mu_status find_parent(mu_comm *batch, const char *path, start *s, mu_error *e) {
+    enum { TRIES = 5 };
+    mu_status status = MU_STATUS_DATA;
+    for (int i = 0; i < TRIES && status == MU_STATUS_DATA; i++) {
+        int64_t newest = newest_step(batch, path);
+        status = mu_checkpoint_find(batch, path, &s->m, &s->found, e);
+        if (newest_step(batch, path) == newest) break;
+    }
+    return status;
+}
+
 /* The checkpoint to fork from. Collective, agreed. */
 static mu_status choose_parent(mu_comm *batch, const char *path, start *s, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     if (batch->rank == 0 && !mu_file_exists(path))
         status = mu_error_set(e, MU_STATUS_NOINPUT, "--fork %s: no such file or folder", path);
     status = mu_agree(batch, status, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_find(batch, path, &s->m, &s->found, e);
+    if (status == MU_STATUS_OK) status = find_parent(batch, path, s, e);
     if (status != MU_STATUS_OK) return status;
     if (!s->found)
         return mu_error_set(e, MU_STATUS_DATA, "--fork %s: no checkpoint found; name a run folder, or a checkpoint in it"
