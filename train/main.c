@@ -77,6 +77,10 @@ static const command commands[] = {
       "Writes one page about several runs: options that differ, losses against steps, tokens and seconds, domains,\n"
       "balance, states of the experts.\n\n"
       "  --out FILE.html   the file (default compare.html); only a page of muster is replaced" },
+    { "selftest", mu_cmd_selftest, "[train.device=D] [train.dtype=T] [train.threads=N]",
+      "Checks this build on this machine in under a minute, one line per check: the value and gradient of every\n"
+      "balancing term, the same gradients for any split of a batch (over ranks, too, under mpirun), the device against\n"
+      "double precision, batch invariance, a checkpoint written and resumed, and the speed. Exit code 70 when any fails." },
     { "tokenize", mu_cmd_tokenize, "[--tokenizer NAME] --out FILE.h5 DOMAIN=PATH ...",
       "Writes a token file from texts: per domain a folder of .txt and .jsonl files, or one such file.\n"
       "An existing token file is replaced, with a note; any other file is left alone.\n"

@@ -74,7 +74,7 @@ mu_tensorboard *mu_tensorboard_open(const mu_log_source *src) {
     t->file = open(t->path, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
     if (t->file < 0) return give_up(t, strerror(errno)), t;
     mu_event_version(&t->out, now());
-    mu_event_start(&t->out, now(), src->state->step + 1);
+    mu_event_start(&t->out, now(), mu_run_resume_step(src) + 1);
     flush(t);
     return t;
 }

@@ -22,7 +22,7 @@ uint32_t mu_crc32c(const void *data, size_t n);
 /* ------------------------------------------------------------------ the events of a run (tensorboard.c)
  * RUN/tensorboard/, derived from the lines of metrics.jsonl: when they cannot be written, that is one warning, and no further events. */
 typedef struct mu_tensorboard mu_tensorboard;
-/* Begins a new file that continues those of earlier jobs after src->state->step. Copies src, whose parts are borrowed. */
+/* Begins a new file that continues those of earlier jobs after the resume step. Copies src, whose parts are borrowed. */
 mu_tensorboard *mu_tensorboard_open(const mu_log_source *src);
 /* The numbers of a line as scalars under their keys; of a statistics line its maps, too. The line's last bracket may be missing. */
 void mu_tensorboard_line(mu_tensorboard *t, const mu_json *line);

@@ -335,6 +335,7 @@ int mu_cmd_inspect(int argc, char **argv);
 int mu_cmd_verify(int argc, char **argv);
 int mu_cmd_report(int argc, char **argv);
 int mu_cmd_compare(int argc, char **argv);
+int mu_cmd_selftest(int argc, char **argv);
 int mu_cmd_tokenize(int argc, char **argv);
 int mu_cmd_stats(int argc, char **argv);
 /* ------------------------------------------------------------------ messages (messages.c)

@@ -38,9 +38,8 @@ reads() {           # reads RUN MAPS_PER_STATISTICS_LINE
     cat log
 }
 
-maps=1
+maps=3          # load, and lift in two layers
 train 1 run train.steps=12 train.eval_every=4 stats.every=3 checkpoint.every=5
-grep -q '"moe/layer_0/lift"' run/metrics.jsonl && maps=3
 reads run $maps
 train 1 run train.steps=20 train.eval_every=4 stats.every=3 checkpoint.every=5
 reads run $maps
