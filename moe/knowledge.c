@@ -122,9 +122,10 @@ void mu_knowledge_state(mu_knowledge *k, const mu_option_domains *domains, int64
 
 /* ------------------------------------------------------------------ what is paid for */
 
-void mu_knowledge_earn(mu_knowledge *k, int64_t step, int64_t tokens_per_step, double budget) {
+void mu_knowledge_earn(mu_knowledge *k, int64_t step, int64_t interval, int64_t tokens_per_step, double budget) {
     MU_CHECK(step >= k->earned_step, "step %lld, paid until step %lld", (long long)step, (long long)k->earned_step);
-    double earned = 3 * budget * (double)(step - k->earned_step) * (double)tokens_per_step;
+    int64_t steps = step - k->earned_step < interval ? step - k->earned_step : interval;
+    double earned = 3 * budget * (double)steps * (double)tokens_per_step;
     k->credit += (int64_t)fmin(earned, (double)(CREDIT_MAX - k->credit));
     k->earned_step = step;
 }

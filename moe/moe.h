@@ -442,9 +442,9 @@ mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_opti
 void mu_knowledge_free(mu_knowledge *k);
 /* Checkpoint state of a run with these domains; those of other names are dropped, new ones start unmeasured. */
 void mu_knowledge_state(mu_knowledge *k, const mu_option_domains *domains, int64_t step, mu_state_visitor *v);
-/* Training from k->earned_step to `step` pays for `budget` of its time: a training token costs as much as three that are only
- * forwarded. */
-void mu_knowledge_earn(mu_knowledge *k, int64_t step, int64_t tokens_per_step, double budget);
+/* Training from k->earned_step to `step`, but at most `interval` steps of it, pays for `budget` of its time: a training token costs as
+ * much as three that are only forwarded. (A run that was trained long without measuring does not make up for it.) */
+void mu_knowledge_earn(mu_knowledge *k, int64_t step, int64_t interval, int64_t tokens_per_step, double budget);
 /* Is a measurement paid for? It forwards the whole probe, `tokens`, once and, with experts, at least once more. */
 bool mu_knowledge_affords(const mu_knowledge *k, int64_t tokens);
 /* n, tokens and nll (sums over the domain's probe, nats; NULL entries do not exist) of this step. An expert that no token of a

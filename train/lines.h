@@ -23,7 +23,7 @@ typedef enum {
 } mu_lines_format;
 
 /* ------------------------------------------------------------------ reading (metrics_lines.c) */
-enum { MU_LINE_BYTES = 4 << 20 };   /* maximum of a valid line: numbers of the largest model */
+enum { MU_LINE_BYTES = 16 << 20 };  /* maximum of a valid line: 64 layers x 256 experts x 50 domains, several lists */
 typedef struct {
     const char *path;       /* borrowed */
     mu_lines_format format;

@@ -199,7 +199,7 @@ static void measure(mu_recorder *r) {
     const mu_config *cfg = &r->t->cfg;
     mu_knowledge *k = r->t->state.knowledge;
     if (!r->probe) return;
-    mu_knowledge_earn(k, r->t->state.step, cfg->train.global_batch_size * cfg->train.seq_len, cfg->stats.budget);
+    mu_knowledge_earn(k, r->t->state.step, cfg->stats.every, cfg->train.global_batch_size * cfg->train.seq_len, cfg->stats.budget);
     mu_probe_measure(r->probe, k, r->t->state.step);
 }
 
