@@ -299,7 +299,8 @@ static void col_labels(mu_page *p, const mu_axes *a, const mu_map *m) {
 
 static const char *shown_value(const mu_map *m, double at) {
     double value = m->low + at * (m->high - m->low);
-    return tick_text(m->log2 ? exp2(value) : value);
+    if (m->log2) value = exp2(value);
+    return fabs(value) < 1000 ? mu_show("%.3g", value) : mu_show_count(value);
 }
 
 static void put_gradient(mu_page *p, mu_colours kind) {

@@ -70,7 +70,7 @@ double mu_report_lift(const mu_report *r, int64_t layer, int64_t expert, int64_t
 /* Share of the domain's tokens that this expert gets (with top_k of 2 two experts can get all); NAN without tokens. */
 double mu_report_share(const mu_report *r, int64_t layer, int64_t expert, int64_t domain);
 double mu_report_domain_tokens(const mu_report *r, int64_t domain);      /* in the recent logged steps */
-/* Mutual information of expert and domain, share of the domain's entropy, with the small-sample correction (Miller and Madow). */
+/* Mutual information of expert and domain over the smaller of their entropies, with the small-sample correction (Miller and Madow). */
 double mu_report_information(const mu_report *r, int64_t layer);
 
 /* ------------------------------------------------------------------ parts of the page, one file each */

@@ -28,7 +28,7 @@ double mu_report_share(const mu_report *r, int64_t layer, int64_t expert, int64_
 
 static double entropy(double part, double all) { return part > 0 ? -part / all * log(part / all) : 0; }
 
-/* I = H(expert) + H(domain) - H(expert, domain); each entropy of k occupied cells is too low by (k - 1) / 2N. */
+/* As moe/layer_L/mutual_information_norm, over more steps. I = H(expert) + H(domain) - H(expert, domain); each entropy of k occupied cells is too low by (k - 1) / 2N. */
 double mu_report_information(const mu_report *r, int64_t layer) {
     if (!r->by_domain) return NAN;
     double all = (double)r->of_layer[layer], experts = 0, domains = 0, both = 0, cells = 0, rows = 0, cols = 0;
@@ -46,5 +46,6 @@ double mu_report_information(const mu_report *r, int64_t layer) {
         }
     }
     double information = experts + domains - both - (cells - rows - cols + 1) / (2 * all);
-    return domains > 0 ? fmax(information, 0) / domains : NAN;
+    double limit = fmin(domains, experts);
+    return limit > 0 ? fmax(information, 0) / limit : NAN;
 }

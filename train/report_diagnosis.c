@@ -152,7 +152,7 @@ static void about_drops(findings *f, const mu_report *r) {
         if (x > most) most = x, worst = d;
     }
     if (!(all > 0.001)) return;
-    const char *more = worst < 0 ? "" : mu_show("; most of %s, %.1f %%", r->domain[worst], 100 * most);
+    const char *more = worst < 0 ? "" : mu_show("; worst off: %s, %.1f %%", r->domain[worst], 100 * most);
     finding(f, all > 0.01 ? BAD : NOTE, mu_show("%.1f %% of all assignments exceed moe.capacity_factor %g and are dropped%s.", 100 * all,
                                                 r->view.cfg.moe.capacity_factor, more));
 }
@@ -184,7 +184,7 @@ static void about_specialisation(findings *f, const mu_report *r) {
         if (x > most) most = x, where = l;
     }
     if (where >= 0)
-        finding(f, NOTE, mu_show("Experts specialise most in layer %lld: its choice of experts tells %.0f %% of what there is to know about a token's domain.",
+        finding(f, NOTE, mu_show("Experts specialise most in layer %lld: the choice of experts tells %.0f %% of what it can about a token's domain.",
                                  (long long)r->layer[where], 100 * most));
     for (int64_t d = 0; d < r->n_domains && d < 60; d++) about_domain(f, r, d);
 }

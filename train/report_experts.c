@@ -63,14 +63,13 @@ typedef struct { const char *key, *name, *how; } measure;
 static const measure measures[] = {
     { "load_imbalance", "imbalance", "load of the busiest expert over the mean" },
     { "gini", "gini", "inequality of the loads, 0 to 1" },
-    { "router_entropy", "router entropy", "nats, mean over tokens: how undecided the router is" },
-    { "top1_margin", "top-1 margin", "score of the first choice minus that of the second" },
-    { "boundary_margin", "boundary margin", "score of the last chosen expert minus that of the first not chosen" },
-    { "mutual_information_norm", "information", "share of a token's domain that the choice of experts tells" },
-    { "vocabulary_specialisation", "vocabulary spec.", "how much experts prefer single tokens, on the probe" },
+    { "router_entropy", "router entropy", "of the scores, nats, mean over tokens: how undecided the router is" },
+    { "top1_margin", "top-1 margin", "largest logit minus the second largest" },
+    { "boundary_margin", "boundary margin", "score of the last chosen expert minus that of the best other: small, many tokens are about to change experts" },
+    { "vocabulary_specialisation", "vocabulary spec.", "share of the tokens with one id that go to one expert first, on the probe" },
     { "similarity", "similarity", "mean cosine of the outputs of two experts on the probe" },
     { "cka", "CKA", "linear CKA of the outputs of two experts on the probe" },
-    { "flip_rate", "flip rate", "share of the probe's tokens whose experts changed since the last statistics step" },
+    { "flip_rate", "flip rate", "share of the chosen experts that were not chosen at the measurement before, on the probe" },
 };
 enum { N_MEASURES = sizeof measures / sizeof *measures };
 
@@ -83,8 +82,8 @@ static void put_measures(mu_page *p, const mu_report *r) {
     bool shown[N_MEASURES] = { false };
     for (int m = 0; m < N_MEASURES; m++)
         for (int64_t l = 0; l < r->n_moe; l++) shown[m] |= !isnan(measured(r, l, m));
-    mu_page_put(p, "<h3>Layer by layer</h3><p class=\"soft\">Means of the last tenth of the logged values. <b>domain information</b>: share of what there is to know about "
-                   "a token's domain that its choice of experts tells (0: none, 1: all), from the counts of this page");
+    mu_page_put(p, "<h3>Layer by layer</h3><p class=\"soft\">Means of the last tenth of the logged values. <b>domain information</b>: mutual information of domain and expert over the smaller of "
+                   "their entropies (0: experts ignore domains, 1: one follows from the other), from the counts of this page");
     for (int m = 0; m < N_MEASURES; m++)
         if (shown[m]) mu_page_put(p, "; <b>%s</b>: %s", measures[m].name, measures[m].how);
     mu_page_put(p, ".</p>\n<div class=\"wide\"><table><thead><tr><th>layer</th><th>domain information</th>");
@@ -100,9 +99,28 @@ static void put_measures(mu_page *p, const mu_report *r) {
     mu_page_put(p, "</tbody></table></div>\n");
 }
 
+/* A curve for each layer; nothing without such a key. */
+static void put_layers(mu_page *p, const mu_report *r, const char *key, const char *title, const char *how) {
+    mu_curve *curves = mu_alloc((size_t)r->n_moe, sizeof *curves);
+    char (*names)[24] = mu_alloc((size_t)r->n_moe, sizeof *names);
+    for (int64_t l = 0; l < r->n_moe; l++) {
+        const mu_series *s = mu_report_series(r, "moe/layer_%lld/%s", (long long)r->layer[l], key);
+        snprintf(names[l], sizeof names[l], "layer %lld", (long long)r->layer[l]);
+        if (s) curves[l] = (mu_curve){ .name = names[l], .n = s->n, .x = s->step, .y = s->value, .dots = s->n <= 60 };
+    }
+    mu_axes axes = { title, how, "step", "share", 0, (double)r->last_step };
+    mu_plot_curves(p, &axes, curves, (int)r->n_moe, &(mu_curve_options){ .from_zero = true });
+    free(curves);
+    free(names);
+}
+
 void mu_report_put_specialisation(mu_page *p, const mu_report *r) {
     mu_page_section(p, "domains", "Which expert serves which domain");
     put_measures(p, r);
+    put_layers(p, r, "mutual_information_norm", "Specialisation over time", "Share of what the choice of experts can tell about a token's domain: 0, experts ignore domains. A curve that has "
+               "levelled off means that the layers' division of labour is settled.");
+    put_layers(p, r, "flip_rate", "Changes of routing", "Share of the chosen experts that were not chosen at the measurement before, for the same tokens of the probe. It falls as routing "
+               "settles; where it rises again something has upset it.");
     if (!r->statistics)
         mu_page_missing(p, "No statistics lines: similarity of experts, criticality and mutual information are not known. stats.every sets their interval.");
     if (!r->by_domain) {

@@ -39,6 +39,14 @@ void mu_report_put_balance(mu_page *p, const mu_report *r) {
     axes = (mu_axes){ "Experts without work, and work without experts", "Share of all experts that is dead or starved in the window of stats.window steps, and share of "
                       "assignments that is dropped. All should be 0.", "step", "share", 0, last };
     PUT_WANTED(p, r, &axes, shares, &(mu_curve_options){ .from_zero = true });
+    static const wanted entropy[] = { { "moe/router_entropy", "router entropy" } };
+    static const wanted margins[] = { { "moe/top1_margin", "top-1 margin (logits)" }, { "moe/boundary_margin", "boundary margin (scores)" } };
+    axes = (mu_axes){ "How undecided the router is", mu_show("Entropy of the router's scores, mean over tokens and layers: %.2f is undecided between all experts, 0 is certain. A fall to 0 in the "
+                      "first steps is a collapse.", log((double)r->experts)), "step", "nats", 0, last };
+    PUT_WANTED(p, r, &axes, entropy, &(mu_curve_options){ .from_zero = true });
+    axes = (mu_axes){ "How clear the choice is", "Distance of the first choice from the second, and of the last chosen expert from the best that was not: with small distances "
+                      "tokens change experts easily.", "step", "", 0, last };
+    PUT_WANTED(p, r, &axes, margins, &(mu_curve_options){ .from_zero = true });
     put_grad_share(p, r);
 }
 
