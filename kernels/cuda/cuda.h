@@ -129,6 +129,7 @@ static __device__ __forceinline__ void store(float *to, float x) { *to = x; }
 static __device__ __forceinline__ void store(bf16 *to, float x) { *to = __float2bfloat16_rn(x); }
 static __device__ __forceinline__ void store(double *to, double x) { *to = x; }
 static __device__ __forceinline__ void store(int64_t *to, int64_t x) { *to = x; }
+static __device__ __forceinline__ void store(int32_t *to, int32_t x) { *to = x; }
 
 /* N neighbouring values in one access of 2, 4, 8 or 16 bytes, to which the address must be aligned. */
 template <int BYTES> struct word_of_bytes;

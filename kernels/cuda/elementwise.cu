@@ -20,6 +20,7 @@ template <> struct wide_of<double> { typedef double type; };
 template <typename T> static __device__ __forceinline__ float widened(T x) { return as_float(x); }
 static __device__ __forceinline__ double widened(double x) { return x; }
 static __device__ __forceinline__ int64_t widened(int64_t x) { return x; }
+static __device__ __forceinline__ int32_t widened(int32_t x) { return x; }
 
 template <typename T> static __global__ void axpy_kernel(int64_t n, typename wide_of<T>::type a, const T *x, T *y) {
     each_element(n, [=](int64_t i) { store(y + i, widened(y[i]) + a * widened(x[i])); });

@@ -12,6 +12,8 @@
  * order. Shared memory holds the counts of WINDOW experts; more experts take several passes. */
 #include "kernels/cuda/cuda.h"
 
+#include <math.h>
+
 enum { WARPS = THREADS / WARP, WINDOW = 1024, ASSIGNMENTS = 2048 };
 
 /* The assignments as parts: those of one segment have `tokens` tokens each, the last one less. */
