@@ -47,6 +47,11 @@ void mu_knowledge_free(mu_knowledge *k) {
     free(k);
 }
 
+int64_t mu_knowledge_bytes(const mu_knowledge *k) {
+    int64_t values = 4 * cells(k) + 2 * rows(k) + 4 * k->layers + 4 * k->domains; /* of 8 bytes: K, peak, at, n; twin, twin_of; ... */
+    return 8 * values + (int64_t)sizeof *k->ids * n_ids(k);
+}
+
 /* ------------------------------------------------------------------ state of a checkpoint */
 
 static mu_state array(const char *name, mu_store_type type, int64_t a, int64_t b, int64_t c, void *data) {

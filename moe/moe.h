@@ -440,6 +440,7 @@ typedef struct {
 } mu_knowledge;
 mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_option_domains *domains);
 void mu_knowledge_free(mu_knowledge *k);
+int64_t mu_knowledge_bytes(const mu_knowledge *k);      /* of host memory; a checkpoint holds a little less */
 /* Checkpoint state of a run with these domains; those of other names are dropped, new ones start unmeasured. */
 void mu_knowledge_state(mu_knowledge *k, const mu_option_domains *domains, int64_t step, mu_state_visitor *v);
 /* Training from k->earned_step to `step`, but at most `interval` steps of it, pays for `budget` of its time: a training token costs as

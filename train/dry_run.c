@@ -74,11 +74,19 @@ static double runtime_overhead(const plan *p, int64_t at_start) {
 
 static double mib(double bytes) { return bytes / (1 << 20); }
 
+static double knowledge_bytes(const plan *p) {
+    mu_knowledge *k = mu_knowledge_new(p->model->n_moe, (int)p->cfg->moe.num_experts, (int)p->cfg->moe.top_k, &p->cfg->data.train);
+    int64_t bytes = mu_knowledge_bytes(k);
+    mu_knowledge_free(k);
+    return (double)bytes;
+}
+
 static void print_memory(const plan *p, double parameters, double state, double texts, int64_t at_start) {
     const struct { const char *name; double bytes; } parts[] = {
         { "weights, gradients, optimizer", state + largest_shard(p->opt) },
         { "activations", (double)mu_device_bytes(p->dev) - state },
         { "expert load statistics", (double)mu_routing_stats_bytes(p->loss->stats) },
+        { "measurements on the probe", knowledge_bytes(p) },
         { "texts", texts },
         { "shared with other ranks", (double)mu_mesh_shared_bytes(p->mesh) },
         { "runtime overhead", runtime_overhead(p, at_start) },
@@ -90,7 +98,9 @@ static void print_memory(const plan *p, double parameters, double state, double 
         total += parts[i].bytes;
     }
     printf("  %-27s  %9.1f\n", "total", mib(total));
-    printf("checkpoint, all ranks          %9.1f MiB\n", mib((1 + p->opt->rule->n_slots) * parameters * (double)mu_dtype_size(p->dev->master) + (double)mu_routing_stats_bytes(p->loss->stats)));
+    double tensors = (1 + p->opt->rule->n_slots) * parameters * (double)mu_dtype_size(p->dev->master);
+    printf("checkpoint, all ranks          %9.1f MiB\n",
+           mib(tensors + (double)mu_routing_stats_bytes(p->loss->stats) + knowledge_bytes(p)));
 }
 
 /* The shape device with the dtypes of this configuration. */

@@ -32,6 +32,8 @@ static void add_layer(mu_json *j, const mu_knowledge *k, int layer, int number, 
     if (k->similarity_step) {
         snprintf(key, sizeof key, "moe/layer_%d/similarity_max", number);
         add_list(j, key, k->twin + row, NULL, k->experts);
+        snprintf(key, sizeof key, "moe/layer_%d/most_similar", number);
+        add_list(j, key, NULL, k->twin_of + row, k->experts);
     }
     snprintf(key, sizeof key, "moe/layer_%d/criticality", number);
     add_list(j, key, k->K + cell, NULL, cells);
