@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { WATCHDOG = 300 };        /* seconds */
 static const struct { const char *name; mu_selftest_check *check; } checks[] = {
     { "splits", mu_selftest_split },           { "device", mu_selftest_device }, { "batch invariance", mu_selftest_rows },
     { "checkpoint", mu_selftest_checkpoint },  { "speed", mu_selftest_speed },
@@ -53,8 +54,17 @@ static mu_status parse(int argc, char **argv, mu_selftest *t, mu_error *e) {
         mu_status status = mu_config_check_use(argv[i], MU_ON_GENERATE, "selftest", e);
         if (status != MU_STATUS_OK) return status;
     }
-    mu_config cfg;      /* are they valid? */
-    mu_status status = mu_config_load_text(&cfg, "selftest", "run: {dir: unused}\ndata: {train: [{domain: a, path: synthetic}]}\n", t->n_overrides, t->overrides, e);
+    return MU_STATUS_OK;
+}
+
+/* Are the overrides valid, and is their device there? Collective, agreed. */
+static mu_status check_device(const mu_selftest *t, mu_error *e) {
+    static const char text[] = "run: {dir: unused}\ndata: {train: [{domain: a, path: synthetic}]}\n";
+    mu_config cfg;
+    mu_device *dev = NULL;
+    mu_status status = mu_agree(t->mesh->world, mu_config_load_text(&cfg, "selftest", text, t->n_overrides, t->overrides, e), e);
+    if (status == MU_STATUS_OK) status = mu_train_device_open(&cfg.train, t->mesh, &dev, e);
+    if (dev) mu_device_close(dev);
     mu_config_free(&cfg);
     return status;
 }
@@ -63,8 +73,14 @@ int mu_cmd_selftest(int argc, char **argv) {
     mu_error e = { 0 };
     mu_dist_start(&argc, &argv);
     mu_selftest t = { .mesh = mu_mesh_open(NULL, 1), .alone = mu_mesh_alone() };
+    mu_report_error(&e, t.mesh->world->rank); /* sets the rank of messages */
     mu_status status = mu_agree(t.mesh->world, parse(argc, argv, &t, &e), &e);
-    if (status == MU_STATUS_OK) status = run_all(&t, &e);
+    if (status == MU_STATUS_OK) status = check_device(&t, &e);
+    if (status == MU_STATUS_OK) {
+        mu_watch_start(t.mesh->world, WATCHDOG, mu_report_stall);
+        status = run_all(&t, &e);
+        mu_watch_stop();
+    }
     if (status != MU_STATUS_OK) mu_report_error(&e, t.mesh->world->rank);
     mu_mesh_close(t.alone);
     mu_mesh_close(t.mesh);

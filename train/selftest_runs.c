@@ -1,6 +1,7 @@
 /* selftest_runs.c - tiny trainings: the same loss and gradients for any split, on the user's device as in double precision; checkpoints; speed. */
 #include "train/selftest.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -127,9 +128,9 @@ bool mu_selftest_device(mu_selftest *t) {
     result exact = compute(t, t->alone, false, options), x;
     x.gradients = mu_selftest_gradients(r, &x.loss, &x.n);
     if (mu_fault("selftest_device", t->mesh->world->rank)) x.loss *= 1.5;
-    bool bf16 = r->cfg.train.dtype == MU_TRAIN_DTYPE_BF16;
+    bool bf16 = strstr(r->dev->name, "bf16") || r->dev->compute == MU_DTYPE_BF16;
     double d = difference(&x, &exact);
-    snprintf(t->figures, sizeof t->figures, "%s, %s: loss and gradients differ from double precision by %.1e", r->dev->name, bf16 ? "bf16" : "fp32", d);
+    snprintf(t->figures, sizeof t->figures, "%s: loss and gradients differ from double precision by %.1e", r->dev->name, d);
     free(exact.gradients);
     mu_selftest_close(r);
     return d < (bf16 ? 0.1 : 1e-4);
@@ -212,7 +213,8 @@ bool mu_selftest_checkpoint(mu_selftest *t) {
     char *folder = mu_format("%s/muster-selftest-XXXXXX", parent && parent[0] ? parent : "/tmp");
     double losses[2] = { 0, NAN };
     mu_error e = { 0 };
-    mu_status status = mkdtemp(folder) ? round_trip(t, folder, losses, &e) : mu_error_set(&e, MU_STATUS_IO, "%s cannot be created", folder);
+    mu_status status = mkdtemp(folder) ? round_trip(t, folder, losses, &e) : mu_error_set(&e, MU_STATUS_IO, "%s cannot be created: %s (TMPDIR names its folder)", folder,
+                                                                                       strerror(errno));
     bool same = status == MU_STATUS_OK && !memcmp(&losses[0], &losses[1], sizeof losses[0]);
     if (status == MU_STATUS_OK)
         snprintf(t->figures, sizeof t->figures, "loss %.9g two steps after a checkpoint, %.9g when resumed from it", losses[0], losses[1]);

@@ -94,9 +94,9 @@ void mu_tensorboard_close(mu_tensorboard *t) {
 
 /* ------------------------------------------------------------------ maps */
 
-/* Adds cells [rows, cols] as an image of at most about 512 x 512 pixels, or of one per cell. */
+/* Adds cells [rows, cols] as an image of at most 256 x 256 pixels, or of one per cell. */
 static void add_map(mu_bytes *summary, const char *tag, const uint8_t *levels, int64_t rows, int64_t cols) {
-    enum { PIXELS = 512, LARGEST = 32 };
+    enum { PIXELS = 256, LARGEST = 16 };
     int64_t most = rows > cols ? rows : cols, cell = PIXELS / most < 1 ? 1 : PIXELS / most > LARGEST ? LARGEST : PIXELS / most;
     int64_t width = cols * cell, height = rows * cell;
     uint8_t *pixels = mu_alloc((size_t)(width * height), 1);

@@ -59,8 +59,15 @@ expect 0 "a folder named routing.h5" train 1 other train.steps=20 checkpoint.eve
 says_once "a folder named routing.h5" "warning: other/routing.h5 is a directory; the loads are in statistics.rec"
 has_steps other "5 10 15 20"
 if [ -e other/routing.h5/mine ]; then pass; else fail "the folder named routing.h5 is gone"; fi
+rm -r other/tensorboard && touch other/tensorboard
+expect 0 "a file named tensorboard" train 1 other train.steps=22 checkpoint.every=5 checkpoint.keep=9
+says_once "a file named tensorboard" "warning: other/tensorboard cannot be written: .* this job writes no further events for TensorBoard"
+if [ "${MUSTER_HAS_FAULTS:-}" = 1 ]; then
+    MUSTER_FAULT=tensorboard:0:enospc:5 expect 0 "no room for events" train 1 room
+    says_once "no room for events" "warning: room/tensorboard/events.out.tfevents.* cannot be written: No space left on device; this job"
+fi
 rm other/metrics.jsonl && mkdir other/metrics.jsonl
 expect 74 "a folder named metrics.jsonl" train 1 other train.steps=30
 says_once "a folder named metrics.jsonl" "error: other/metrics.jsonl is a directory; move it out of the way"
-has_steps other "5 10 15 20"
+has_steps other "5 10 15 20 22"
 finish

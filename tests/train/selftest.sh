@@ -1,16 +1,20 @@
 # selftest.sh - muster selftest passes, on one rank and on two, and sees what is broken on purpose: exit code 70 and a line for it.
 . "$(dirname "$0")/train_lib.sh"
 
-expect 0 "selftest" on 1 "$MUSTER" selftest
+mkdir own
+TMPDIR=$work/own expect 0 "selftest" on 1 "$MUSTER" selftest
 for name in aux_loss seq_aux_loss global_aux_loss z_loss splits device 'batch invariance' checkpoint speed; do
     says_once "selftest" "^ok +$name  +[^ ]"
 done
 says_once "selftest" '^all 9 checks passed in [0-9.]+ s$'
-if ls "${TMPDIR:-/tmp}"/muster-selftest-* > /dev/null 2>&1; then fail "the checkpoint's folder is still there"; else pass; fi
+if rmdir own; then pass; else fail "the checkpoint's folder is still there"; fi
+TMPDIR=$work/own expect 70 "no folder for a checkpoint" on 1 "$MUSTER" selftest
+says_once "no folder for a checkpoint" '^FAILED +checkpoint .*/own/muster-selftest-.* cannot be created: No such file or directory'
 expect 64 "an argument" on 1 "$MUSTER" selftest run
 says_once "an argument" "unexpected argument 'run'"
 expect 78 "an option of training" on 1 "$MUSTER" selftest train.steps=3
-expect 78 "a device that does not exist" on 1 "$MUSTER" selftest train.device=abacus
+expect 78 "an unknown device" on 1 "$MUSTER" selftest train.device=abacus
+says_once "an unknown device" 'error: .*train.device: .*abacus'
 if [ -n "${MPIEXEC:-}" ]; then
     expect 0 "two ranks" on 2 "$MUSTER" selftest
     says_once "two ranks" '^ok +splits .*, 2 ranks or one by [0-9.e-]+, with expert parallelism [0-9.e-]+$'

@@ -30,7 +30,7 @@ assert len(images) == maps * statistics, (old.Tags()["images"], len(images), sta
 for image in images:
     picture = Image.open(io.BytesIO(image.encoded_image_string))
     picture.load()
-    assert (picture.width, picture.height) == (image.width, image.height) and image.width >= 256
+    assert (picture.width, picture.height) == (image.width, image.height) and image.width >= 128
 print(len(wanted), "tags,", sum(map(len, wanted.values())), "numbers,", len(images), "images")
 END_OF_PYTHON
 reads() {           # reads RUN MAPS_PER_STATISTICS_LINE
