@@ -17,6 +17,7 @@ void mu_load_window_init(mu_load_window *w, int layers, int experts, int64_t len
     w->total = mu_alloc((size_t)cells(w), sizeof(int64_t));
     w->previous = mu_alloc((size_t)cells(w), sizeof(int64_t));
     w->last_step = mu_alloc((size_t)cells(w), sizeof(int64_t));
+    w->gaps = mu_alloc((size_t)cells(w), sizeof(int64_t));
     w->mean_gap = mu_alloc((size_t)cells(w), sizeof(double));
 }
 
@@ -25,19 +26,20 @@ void mu_load_window_free(mu_load_window *w) {
     free(w->total);
     free(w->previous);
     free(w->last_step);
+    free(w->gaps);
     free(w->mean_gap);
     *w = (mu_load_window){ 0 };
 }
 
-int64_t mu_load_window_bytes(const mu_load_window *w) { return (w->length + 4) * cells(w) * (int64_t)sizeof(int64_t); }
+int64_t mu_load_window_bytes(const mu_load_window *w) { return (w->length + 5) * cells(w) * (int64_t)sizeof(int64_t); }
 
 int64_t mu_load_window_start(const mu_load_window *w) { return w->held < w->length ? w->steps - w->held : 0; }
 
 /* Step `step` (the first is 1) gave expert i tokens. Its first gap begins with the steps that the window holds. */
 static void note_tokens(mu_load_window *w, int64_t i, int64_t step) {
-    enum { GAPS = 16 };
     double gap = (double)(step - (w->last_step[i] ? w->last_step[i] : mu_load_window_start(w)));
-    w->mean_gap[i] = w->last_step[i] ? w->mean_gap[i] + (gap - w->mean_gap[i]) / GAPS : gap;
+    if (w->gaps[i] < MU_PAST_GAPS) w->gaps[i]++;
+    w->mean_gap[i] += (gap - w->mean_gap[i]) / (double)w->gaps[i];
     w->last_step[i] = step;
 }
 
@@ -67,7 +69,7 @@ static bool is_empty(const mu_load_window *w, int64_t step) {
 void mu_load_window_derive(mu_load_window *w) {
     MU_CHECK(w->steps >= 0, "load window: the number of steps is %lld, must not be negative", (long long)w->steps);
     for (w->held = 0; w->held < w->length && w->held < w->steps && !is_empty(w, w->steps - 1 - w->held);) w->held++;
-    for (int64_t i = 0; i < cells(w); i++) w->total[i] = w->last_step[i] = 0, w->mean_gap[i] = 0;
+    for (int64_t i = 0; i < cells(w); i++) w->total[i] = w->last_step[i] = w->gaps[i] = 0, w->mean_gap[i] = 0;
     for (int64_t step = w->steps - w->held; step < w->steps; step++)
         for (int64_t i = 0; i < cells(w); i++) {
             w->total[i] += row_of(w, step)[i];
@@ -112,11 +114,12 @@ mu_status mu_load_window_check_silence(const mu_load_window *w, mu_error *e) {
     for (int64_t i = 0; i < cells(w); i++) {
         int64_t last = w->last_step[i], newest = newest_step(w, i);
         bool good = newest ? last == newest : last >= 0 && last <= w->steps - w->held;
-        good = good && (last ? w->mean_gap[i] >= 1 && w->mean_gap[i] <= (double)last : w->mean_gap[i] == 0);
+        good = good && (last ? w->mean_gap[i] >= 1 && w->mean_gap[i] <= (double)last && w->gaps[i] >= 1 && w->gaps[i] <= last
+                             : w->mean_gap[i] == 0 && w->gaps[i] == 0);
         if (!good)
-            return mu_error_set(e, MU_STATUS_DATA, "load window: MoE layer %lld, expert %lld: last token in step %lld, mean gap %g steps,"
-                                " but its newest count is of step %lld", (long long)(i / w->experts), (long long)(i % w->experts),
-                                (long long)last, w->mean_gap[i], (long long)newest);
+            return mu_error_set(e, MU_STATUS_DATA, "load window: MoE layer %lld, expert %lld: last token in step %lld, mean of %lld gaps %g"
+                                " steps, but its newest count is of step %lld", (long long)(i / w->experts), (long long)(i % w->experts),
+                                (long long)last, (long long)w->gaps[i], w->mean_gap[i], (long long)newest);
     }
     return MU_STATUS_OK;
 }
@@ -151,13 +154,14 @@ static int64_t layer_load(const mu_load_window *w, int layer) {
 
 double mu_load_window_silence(const mu_load_window *w, int layer, int expert) {
     int64_t i = (int64_t)layer * w->experts + expert;
-    return w->last_step[i] ? (double)(w->steps - w->last_step[i]) / w->mean_gap[i] : 0;
+    double n = (double)w->gaps[i], gap = (double)(w->steps - w->last_step[i]);
+    return n > 0 ? n * log1p(gap / (n * w->mean_gap[i])) : 0;
 }
 
 /* Longer silent than its own past explains. */
 static bool is_silent(const mu_load_window *w, int layer, int expert) {
     int64_t gap = w->steps - w->last_step[(int64_t)layer * w->experts + expert];
-    return gap > MU_SILENT_STEPS && mu_load_window_silence(w, layer, expert) > MU_SILENT_GAPS;
+    return gap > MU_SILENT_STEPS && mu_load_window_silence(w, layer, expert) > MU_SILENCE_MAX;
 }
 
 /* `all`: the load of the whole layer. */

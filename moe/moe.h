@@ -44,10 +44,10 @@ typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
 #define MU_OPTIONS_STATES(O) \
     O(FLOAT,  starved_load,        "0.25",      0,   1, NULL, FREE, "starved: an expert with less than this share of the mean load") \
     O(INT,    starved_windows,     "2",         1,   1000, NULL, FREE, "... for so many windows in a row") \
-    O(FLOAT,  starved_silence,     "3",         0,   1e6, NULL, FREE, "... or silent for more than this many of its own mean gaps") \
+    O(FLOAT,  starved_silence,     "3",         0,   1e6, NULL, FREE, "... or with a silence above this: steps without tokens, relative to its own past; the past explains a silence of z with probability exp(-z)") \
     O(FLOAT,  dead_load,           "0.01",      0,   1, NULL, FREE, "dead: an expert with less than this share of the mean load") \
     O(INT,    dead_windows,        "5",         1,   1000, NULL, FREE, "... for so many windows in a row") \
-    O(FLOAT,  dead_silence,        "7",         0,   1e6, NULL, FREE, "... and silent for more than this many of its own mean gaps; a carrier that is as silent is dormant") \
+    O(FLOAT,  dead_silence,        "7",         0,   1e6, NULL, FREE, "... and with a silence above this; a carrier that is as silent is dormant") \
     O(FLOAT,  dead_criticality,    "0.01",      0,   1e6, NULL, FREE, "... and every domain loses less than this without it, in nats per token") \
     O(FLOAT,  rare_domain,         "0.01",      0,   1, NULL, FREE, "a domain with at most this share of the training tokens (in all or in the last window) is rare, and can have carriers") \
     O(FLOAT,  carrier_criticality, "0.05",      0,   1e6, NULL, FREE, "carrier: a rare domain loses at least this without the expert, in nats per token") \
@@ -205,7 +205,8 @@ void mu_balance_update_bias(mu_moe *m, const int64_t *counts_E, double rate);
  * Load of every expert over a window of steps. All counts are of the global batch, so every rank gets
  * the same result without communication. */
 enum { MU_LOAD_WINDOW_DEFAULT = 200, MU_LOAD_WINDOW_MIN = 20 };
-enum { MU_SILENT_STEPS = 20, MU_SILENT_GAPS = 7 };  /* an expert silent for more steps, and for more of its mean gaps, is dead */
+enum { MU_SILENT_STEPS = 20, MU_SILENCE_MAX = 7 };  /* an expert without tokens for more steps, and with more silence, is dead */
+enum { MU_PAST_GAPS = 16 };
 typedef struct {
     int layers, experts;
     int64_t length;             /* steps that it has room for */
@@ -215,7 +216,8 @@ typedef struct {
     int64_t *total;             /* [layers, experts]: sums over the window */
     int64_t *previous;          /* [layers, experts]: the last global batch, for global_aux_counts: previous */
     int64_t *last_step;         /* [layers, experts]: the last step (the first is 1) that gave it tokens; 0: none so far */
-    double *mean_gap;           /* [layers, experts]: steps from one such step to the next, mean over about the last 16; 0 as above */
+    int64_t *gaps;              /* [layers, experts]: from one such step to the next; how many are known, at most MU_PAST_GAPS */
+    double *mean_gap;           /* [layers, experts]: their mean in steps, over about the last MU_PAST_GAPS; 0 as above */
 } mu_load_window;
 typedef struct {
     /* Of one batch: max/mean - 1, 1 - min/mean, max/mean, sd/mean, Gini coefficient, exp(entropy)/E. */
@@ -242,10 +244,11 @@ int64_t mu_load_window_active_steps(const mu_load_window *w, int layer, int expe
 bool mu_load_window_is_long_enough(const mu_load_window *w);    /* enough steps to call an expert dead or starved? */
 /* The number of steps before the first that the window knows, while that is in it; else 0. Not 0 only when it began after others. */
 int64_t mu_load_window_start(const mu_load_window *w);
-/* How many times its mean gap an expert has been without tokens; 0 when it never had any. With tokens at random it exceeds z with
- * probability exp(-z), however rare they are. */
+/* How unusual the time is that an expert has been without tokens: with tokens at random it exceeds z with probability exp(-z),
+ * however rare they are. n ln(1 + steps / (n mean_gap)) of n known gaps, which for many gaps is the number of mean gaps, and for few
+ * allows for the error of their mean. 0 when it never had a token. */
 double mu_load_window_silence(const mu_load_window *w, int layer, int expert);
-/* States of the experts of a layer. Dead: never had a token, or has been silent for more than MU_SILENT_STEPS and MU_SILENT_GAPS;
+/* States of the experts of a layer. Dead: never had a token, or has been without for more than MU_SILENT_STEPS, with a silence above MU_SILENCE_MAX;
  * starved: not dead, and below 10 % of the mean load of its layer in the window. So an expert without tokens in the window whose
  * gaps have always been long is starved, not dead. All are healthy until there are enough steps. */
 void mu_load_window_states(const mu_load_window *w, int layer, mu_expert_state *states_E);
@@ -282,7 +285,7 @@ typedef struct {
     int domains;
     int64_t step, interval;                 /* interval: steps between evaluations */
     const int64_t *load;                    /* [layers, experts]: of the window */
-    const double *silence;                  /* [layers, experts]: steps without tokens, as a multiple of its mean gap */
+    const double *silence;                  /* [layers, experts]: see mu_load_window_silence */
     const int64_t *by_domain;               /* [layers, experts, domains]: of the window. The top domain of an expert is the one of whose
                                              * tokens it gets the largest share */
     const double *share, *window_share;     /* [domains]: of the training tokens, and of those in the window */

@@ -265,10 +265,13 @@ static mu_status silence_set(const mu_state *st, const void *host, mu_error *e) 
 static void visit_silence(mu_load_window *w, int64_t step, mu_state_visitor *v) {
     mu_state last = { .name = "/state/window/last_step", .type = MU_STORE_I64, .n_dims = 2, .shape = { w->layers, w->experts },
                       .data = w->last_step, .min = 0, .max = step, .for_training = true, .since = 4 };
+    mu_state gaps = { .name = "/state/window/gaps", .type = MU_STORE_I64, .n_dims = 2, .shape = { w->layers, w->experts },
+                      .data = w->gaps, .min = 0, .max = MU_PAST_GAPS, .for_training = true, .since = 4 };
     mu_state gap = { .name = "/state/window/mean_gap", .type = MU_STORE_F64, .n_dims = 2, .shape = { w->layers, w->experts },
                      .data = w->mean_gap, .low = 0, .high = (double)step, .for_training = true, .since = 4, .module = w,
                      .set = silence_set };
     v->visit(v, &last);
+    v->visit(v, &gaps);
     v->visit(v, &gap);
 }
 

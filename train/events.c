@@ -49,7 +49,7 @@ static const char *domain_of(const mu_log_source *src, const mu_expert_change *c
 
 static char *why_starved(const mu_log_source *src, const mu_expert_change *c) {
     return c->load < src->cfg->stats.starved_load ? mu_format("load %.2f of the mean", c->load)
-                                                  : mu_format("silent for %.1f of its mean gaps", c->silence);
+                                                  : mu_format("silence %.1f", c->silence);
 }
 
 static char *why_healthy(const mu_log_source *src, const mu_expert_change *c) {
@@ -65,9 +65,9 @@ static char *why_healthy(const mu_log_source *src, const mu_expert_change *c) {
 static char *reason_of(const mu_log_source *src, const mu_expert_change *c) {
     switch (c->to) {
     case MU_EXPERT_STARVED: return why_starved(src, c);
-    case MU_EXPERT_DEAD: return mu_format("load %.3f of the mean, silent for %.1f of its mean gaps", c->load, c->silence);
+    case MU_EXPERT_DEAD: return mu_format("load %.3f of the mean, silence %.1f", c->load, c->silence);
     case MU_EXPERT_CARRIER: return mu_format("criticality %.2f nats", c->criticality);
-    case MU_EXPERT_DORMANT: return mu_format("criticality %.2f nats, silent for %.1f of its mean gaps", c->criticality, c->silence);
+    case MU_EXPERT_DORMANT: return mu_format("criticality %.2f nats, silence %.1f", c->criticality, c->silence);
     case MU_EXPERT_DUPLICATE: return mu_format("cosine %.2f after it was re-seeded", c->cosine);
     case MU_EXPERT_OVERWRITTEN:
         return mu_format("criticality %.2f of %.2f nats, %.0f %% of what was learned is kept", c->criticality, c->peak, 100 * c->retention);

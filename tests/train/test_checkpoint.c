@@ -87,8 +87,8 @@ static const struct {
     { "ring and total", "MoE layer 0, slot 0: the counts of the experts do not add up to 32", EARLY },
     { "ring of no step", "MoE layer 0, slot 3: the counts of the experts do not add up to 0", EARLY },
     { "last token ahead", "/state/window/last_step[0] is 4, must be in [0, 3]", EARLY },
-    { "last token of none", "MoE layer 0, expert 0: last token in step 0, mean gap 1 steps, but its newest count is of step 3", EARLY },
-    { "mean gap", "MoE layer 0, expert 0: last token in step 3, mean gap 0.5 steps", EARLY },
+    { "last token of none", "MoE layer 0, expert 0: last token in step 0, mean of 3 gaps 1 steps, but its newest count is of step 3", EARLY },
+    { "mean gap", "MoE layer 0, expert 0: last token in step 3, mean of 3 gaps 0.5 steps", EARLY },
     { "loader ahead", "/state/loader[0] is 7, ", EARLY },
     { "loader of one domain", "0 of 6 samples drawn; implausible for a sampling weight of 0.99", EARLY },
     { "bias infinite", "/layers/1/mlp/gate/e_score_correction_bias[1] is not finite", EARLY },
@@ -115,7 +115,7 @@ static void idle_expert(mu_training *t) {
         row[0] += row[3], row[3] = 0;
     }
     r->total[0] += r->total[3], r->total[3] = 0, r->previous[0] += r->previous[3], r->previous[3] = 0;
-    r->last_step[3] = 0, r->mean_gap[3] = 0, r->last_step[0] = r->steps, r->mean_gap[0] = 1;
+    r->last_step[3] = r->gaps[3] = 0, r->mean_gap[3] = 0, r->last_step[0] = r->gaps[0] = r->steps, r->mean_gap[0] = 1;
     set_steps(t, "/layers/0/mlp/experts/0/gate_proj/weight", r->steps), set_steps(t, "/layers/0/mlp/experts/3/gate_proj/weight", 0);
     set_steps(t, "/layers/0/mlp/experts/0/up_proj/weight", r->steps), set_steps(t, "/layers/0/mlp/experts/3/up_proj/weight", 3);
     set_steps(t, "/layers/0/mlp/experts/0/down_proj/weight", r->steps), set_steps(t, "/layers/0/mlp/experts/3/down_proj/weight", 0);
