@@ -26,6 +26,11 @@ fi
 expect 0 "one domain, another probe" stats 1 run own=texts stats.probe_tokens=64 train.threads=1
 says "one domain, another probe" "on 64 tokens of all domains together"
 
+# A domain that has left the training data keeps its probe, and criticality for it is measured on.
+expect 0 "a domain leaves" train 1 left stats.every=5 stats.budget=1 "data.phases=[{until_step: 10, mix: {a: 1, b: 1}}, {until_step: 20, mix: {a: 1}}]"
+if [ "$(grep -c '"stats/steps".*"probe/a/ce_loss".*"probe/b/ce_loss".*"moe/layer_1/criticality_step"' left/metrics.jsonl)" = 4 ]; then pass
+else fail "probes of a domain that left"; fi
+
 expect 0 "a dense run" train 1 dense moe.num_experts=0 train.steps=1 optim.warmup_steps=0
 expect 64 "no text" stats 1 run
 says_once "no text" "stats needs at least one DOMAIN=PATH"
