@@ -162,13 +162,13 @@ static const char *const axis_names[N_AXES] = { "step", "tokens", "seconds of tr
 
 /* Where the steps of a series are on this axis; heap [n]. */
 static double *positions(const mu_report *r, const mu_series *s, axis x) {
-    double *out = mu_alloc((size_t)s->n + 1, sizeof *out), per_step = (double)(r->view.cfg.train.global_batch_size * r->view.cfg.train.seq_len);
-    const mu_series *steps = mu_report_series(r, "train/tokens");
+    double *out = mu_alloc((size_t)s->n + 1, sizeof *out);
+    const mu_series *tokens = mu_report_series(r, "train/tokens");
     int64_t n, at = 0;
     double *seconds = mu_report_seconds(r, &n);
     for (int64_t i = 0; i < s->n; i++) {
-        while (at + 1 < n && steps->step[at + 1] <= s->step[i]) at++;
-        out[i] = x == BY_STEPS ? s->step[i] : x == BY_TOKENS ? s->step[i] * per_step : n ? seconds[at] : 0;
+        while (tokens && at + 1 < tokens->n && tokens->step[at + 1] <= s->step[i]) at++;
+        out[i] = x == BY_STEPS ? s->step[i] : x == BY_TOKENS ? (tokens ? tokens->value[at] : 0) : at < n ? seconds[at] : 0;
     }
     free(seconds);
     return out;

@@ -218,7 +218,7 @@ static void read_events(mu_report *r) {
 /* ------------------------------------------------------------------ statistics.rec */
 
 static void add_record(mu_report *r, const mu_statistics *s) {
-    int64_t col = (s->step * r->columns + r->last_step - 1) / r->last_step - 1;     /* (a, b] */
+    int64_t col = (int64_t)ceil((double)s->step * (double)r->columns / (double)r->last_step) - 1;   /* (a, b] */
     col = col < 0 ? 0 : col >= r->columns ? r->columns - 1 : col;
     bool recent = s->step >= r->recent_from;
     r->by_domain |= recent && s->by_domain;
@@ -238,12 +238,13 @@ static void add_record(mu_report *r, const mu_statistics *s) {
 
 /* A large file is sampled, so that a report takes seconds. */
 static mu_status read_records(mu_report *r, mu_statistics *s, mu_error *e) {
-    enum { COLUMNS = 200 };
+    enum { COLUMNS = 200, CELLS = 1 << 24 };
     static const int64_t most = 1 << 30;        /* bytes */
     int64_t every = (s->n * s->record_bytes + most - 1) / most;
     mu_status status = MU_STATUS_OK;
     r->n_records = s->n;
-    r->columns = s->n < COLUMNS ? s->n : COLUMNS;
+    int64_t fit = CELLS / (r->n_moe * r->experts), columns = fit < 1 ? 1 : fit < COLUMNS ? fit : COLUMNS;
+    r->columns = s->n < columns ? s->n : columns;
     r->load = mu_alloc((size_t)(r->n_moe * r->columns * r->experts) + 1, sizeof *r->load);
     r->recent = mu_alloc((size_t)(r->n_moe * r->experts * r->n_domains), sizeof *r->recent);
     for (int64_t i = (s->n - 1) % (every ? every : 1); i < s->n && status == MU_STATUS_OK; i += every) {

@@ -12,6 +12,23 @@ static mu_axes step_axes(const mu_report *r, const char *title, const char *how,
     return (mu_axes){ .title = title, .how = how, .x_name = "step", .y_name = y_name, .x1 = (double)r->last_step };
 }
 
+enum { PHASES = 16 };
+/* Where data.phases change the mixture of domains. The caller frees the texts. */
+static int phase_marks(const mu_report *r, mu_mark marks[PHASES]) {
+    const mu_data_config *d = &r->view.cfg.data;
+    int n = 0;
+    for (int i = 0; i + 1 < d->phases.n && n < PHASES; i++) {
+        int64_t end = d->phases.list[i].until_step;
+        char *text = mu_phase_begins(d, end + 1);
+        if (text) marks[n++] = (mu_mark){ (double)end, text };
+    }
+    return n;
+}
+
+static void free_marks(mu_mark *marks, int n) {
+    for (int i = 0; i < n; i++) free((void *)marks[i].text);
+}
+
 /* A curve for each domain whose key begins and ends like this; false: no domain has any. */
 static bool put_domains(mu_page *p, const mu_report *r, const mu_axes *axes, const char *begin, const char *end, const mu_curve_options *options) {
     mu_curve *curves = mu_alloc((size_t)r->n_domains + 1, sizeof *curves);
@@ -27,21 +44,26 @@ static bool put_domains(mu_page *p, const mu_report *r, const mu_axes *axes, con
 }
 
 void mu_report_put_losses(mu_page *p, const mu_report *r) {
+    mu_mark marks[PHASES];
+    int n_marks = phase_marks(r, marks);
+    mu_curve_options marked = { .n_marks = n_marks, .marks = marks };
     mu_page_section(p, "losses", "Losses");
     const mu_series *val = mu_report_series(r, "val/ce_loss");
     mu_axes axes = step_axes(r, "Training and validation loss", "Lower is better; a gap that opens between the two means that texts are learned by "
                              "heart. Cross-entropy without balancing terms.", "nats per token");
     mu_curve both[] = { curve_of("training", mu_report_series(r, "train/ce_loss"), false), curve_of("validation", val, val && val->n <= 60) };
-    mu_plot_curves(p, &axes, both, 2, NULL);
+    mu_plot_curves(p, &axes, both, 2, &marked);
+    for (int i = 0; i < n_marks; i++) mu_page_put(p, "<p class=\"soft\">Dashed line %d: %s.</p>\n", i + 1, marks[i].text);
     axes = step_axes(r, "Validation loss per domain", "Each curve is one domain, on texts that are not trained on. A curve that turns upwards while others fall is "
                      "a domain being forgotten.", "nats per token");
-    if (!put_domains(p, r, &axes, "val", "ce_loss", NULL))
+    if (!put_domains(p, r, &axes, "val", "ce_loss", &marked))
         mu_page_missing(p, "No evaluation yet: train.eval_every sets the interval (%lld steps), data.val_fraction the share of validation text.",
                         (long long)r->view.cfg.train.eval_every);
     axes = step_axes(r, "Probe loss per domain", "The same few validation texts of each domain at every statistics step, also while the domain is absent from training.",
                      "nats per token");
-    if (!put_domains(p, r, &axes, "probe", "ce_loss", NULL) && r->n_moe)
+    if (!put_domains(p, r, &axes, "probe", "ce_loss", &marked) && r->n_moe)
         mu_page_missing(p, "No probe losses: stats.every sets the interval of statistics, stats.probe_tokens the size of the probe.");
+    free_marks(marks, n_marks);
 }
 
 void mu_report_put_drops(mu_page *p, const mu_report *r) {

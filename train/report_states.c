@@ -7,7 +7,7 @@
 static void fill_levels(const mu_report *r, int64_t l, int64_t C, uint8_t *levels) {
     int64_t E = r->experts, at = -1;
     for (int64_t col = 0; col < C; col++) {
-        while (at + 1 < r->n_states && r->states[at + 1].step * C <= (col + 1) * r->last_step) at++;
+        while (at + 1 < r->n_states && (double)r->states[at + 1].step * (double)C <= (double)(col + 1) * (double)r->last_step) at++;
         for (int64_t i = 0; i < E; i++)
             levels[i * C + col] = at < 0 ? MU_LEVEL_NONE : (uint8_t)(1 + r->states[at].state[l * E + i]);
     }

@@ -19,7 +19,8 @@ static void put_progress(mu_page *p, const mu_report *r) {
     const mu_config *cfg = &r->view.cfg;
     const char *loss = mu_show_number(mu_series_last(mu_report_series(r, "train/ce_loss")));
     fact(p, "steps", mu_show("%lld of %lld", (long long)r->last_step, (long long)cfg->train.steps), mu_show("%lld logged", (long long)r->n_steps));
-    fact(p, "tokens", mu_show_count(tokens_per_step(r) * (double)r->last_step), mu_show("%s per step", mu_show_count(tokens_per_step(r))));
+    double tokens = mu_series_last(mu_report_series(r, "train/tokens"));
+    fact(p, "tokens", isnan(tokens) ? "0" : mu_show_count(tokens), mu_show("%s per step", mu_show_count(tokens_per_step(r))));
     fact(p, "training loss", loss, "cross-entropy of the last step, nats/token");
     fact(p, "validation loss", mu_show_number(mu_series_last(mu_report_series(r, "val/ce_loss"))), "last evaluation, mean of the domains");
 }
@@ -89,6 +90,9 @@ static void put_machine(mu_page *p, const mu_report *r) {
     else if (r->vocab_size)
         fact(p, "communication", mu_show("%s MB per step and rank", mu_show_number(estimated_bytes(r, dp, ep) / 1e6)),
              "an estimate from the sizes: gradients, weights, rows of the experts");
+    const json_t *parent = json_object_get(facts, "parent");
+    const char *checkpoint = json_string_value(json_object_get(parent, "checkpoint"));
+    if (checkpoint) fact(p, "forked from", checkpoint, mu_show("step %lld", (long long)json_integer_value(json_object_get(parent, "step"))));
     if (started) fact(p, "last started", started, "");
 }
 

@@ -45,6 +45,14 @@ expect 0 "report elsewhere, without texts" report run --out other.html --no-text
 has other.html "texts" 'Left out on request \(--no-texts\)'
 
 # Changes of state with reasons, and advice; a capacity limit.
+expect 0 "a run of two phases" train 1 phases train.steps=30 train.eval_every=10 data.phases='[{until_step: 15, mix: {a: 1}}, {mix: {a: 1, b: 1}}]'
+expect 0 "report of it" report phases
+has phases/report.html "phases" 'Dashed line 1: phase 2 of 2 from step 16: b begins'
+has phases/report.html "phases" '<i style="left:50.00%" title="phase 2 of 2'
+expect 0 "a fork" train 1 forked --fork phases train.steps=40
+expect 0 "report of it" report forked
+is_whole forked/report.html 12
+has forked/report.html "parent" '<dt>forked from</dt><dd>[^<]*phases/checkpoints/step-00000030<small>step 30'
 expect 0 "a run out of balance" train 1 uneven train.steps=60 moe.balance=[none] moe.router_jitter=0 optim.lr=0.03 moe.capacity_factor=0.5 stats.every=10 data.train='[{domain: a, path: synthetic}]'
 expect 0 "report of it" report uneven
 is_whole uneven/report.html 13
