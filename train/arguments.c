@@ -9,10 +9,10 @@ mu_status mu_argument_find(int argc, char **argv, int *i, const mu_argument *opt
         size_t length = strlen(options[k].name);
         const char *rest = argv[*i] + length;
         if (strncmp(argv[*i], options[k].name, length) || (*rest && *rest != '=')) continue;
+        const char *needs = options[k].needs, *value = *rest ? rest + 1 : *i + 1 < argc ? argv[++*i] : NULL;
         *found = true;
-        if (*rest) *options[k].value = rest + 1;
-        else if (*i + 1 == argc) return mu_error_set(e, MU_STATUS_USAGE, "%s needs a value", options[k].name);
-        else *options[k].value = argv[++*i];
+        if (!value || (needs && !*value)) return mu_error_set(e, MU_STATUS_USAGE, "%s needs %s", options[k].name, needs ? needs : "a value");
+        *options[k].value = value;
         return MU_STATUS_OK;
     }
     return MU_STATUS_OK;

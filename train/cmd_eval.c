@@ -14,8 +14,8 @@ typedef struct {
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .overrides = mu_alloc((size_t)argc, sizeof *a->overrides) };
-    const mu_argument options[] = { { "--mask", &a->choice.mask }, { "--force", &a->choice.force },
-                                    { "--record-routing", &a->record }, { "--replay-routing", &a->replay } };
+    const mu_argument options[] = { { "--mask", &a->choice.mask, "LAYER:EXPERT,..." }, { "--force", &a->choice.force, "LAYER:EXPERT,..." },
+                                    { "--record-routing", &a->record, "FILE.h5" }, { "--replay-routing", &a->replay, "FILE.h5" } };
     mu_status status = MU_STATUS_OK;
     for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
         bool found;

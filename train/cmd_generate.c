@@ -57,9 +57,9 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .tokens = 200, .seed = 1, .temperature = 1, .top_p = 1 };
     a->overrides = mu_alloc((size_t)argc, sizeof *a->overrides);
     numbers n = { 0 };
-    const mu_argument options[] = { { "--prompt", &a->prompt }, { "--tokens", &n.tokens }, { "--seed", &n.seed },
-                                    { "--temperature", &n.temperature }, { "--top-p", &n.top_p }, { "--mask", &a->choice.mask },
-                                    { "--force", &a->choice.force } };
+    const mu_argument options[] = { { "--prompt", &a->prompt, NULL }, { "--tokens", &n.tokens, NULL }, { "--seed", &n.seed, NULL },
+                                    { "--temperature", &n.temperature, NULL }, { "--top-p", &n.top_p, NULL }, { "--mask", &a->choice.mask, "LAYER:EXPERT,..." },
+                                    { "--force", &a->choice.force, "LAYER:EXPERT,..." } };
     mu_status status = MU_STATUS_OK;
     for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
         bool found;

@@ -9,24 +9,18 @@ typedef struct {
     mu_option_domains list;
 } arguments;
 
-/* The value X of --name X or --name=X; NULL for another argument. */
-static const char *value_of(const char *name, int argc, char **argv, int *i) {
-    size_t n = strlen(name);
-    if (strncmp(argv[*i], name, n)) return NULL;
-    return argv[*i][n] == '=' ? argv[*i] + n + 1 : !argv[*i][n] && *i + 1 < argc ? argv[++*i] : NULL;
-}
-
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
+    const char *out = NULL, *tokenizer = NULL;
+    const mu_argument options[] = { { "--out", &out, "FILE.h5" }, { "--tokenizer", &tokenizer, NULL } };
     a->list.list = mu_alloc((size_t)argc, sizeof *a->list.list);
     mu_status status = MU_STATUS_OK;
     for (int i = 2; !status && i < argc; i++) {
-        const char *out = value_of("--out", argc, argv, &i), *tokenizer = out ? NULL : value_of("--tokenizer", argc, argv, &i);
-        if (out || tokenizer) {
-            char **path = out ? &a->out : &a->tokenizer;
-            free(*path);
-            status = mu_expand_home(out ? out : tokenizer, path, e);
-        } else status = mu_domain_argument(argv[i], &a->list, e);
+        bool found;
+        status = mu_argument_find(argc, argv, &i, options, sizeof options / sizeof *options, &found, e);
+        if (!found) status = mu_domain_argument(argv[i], &a->list, e);
     }
+    if (!status && out) status = mu_expand_home(out, &a->out, e);
+    if (!status && tokenizer) status = mu_expand_home(tokenizer, &a->tokenizer, e);
     if (status) return status;
     if (!a->out) return mu_error_set(e, MU_STATUS_USAGE, "tokenize needs --out FILE.h5");
     if (!mu_file_ends(a->out, ".h5") && !mu_file_ends(a->out, ".hdf5"))

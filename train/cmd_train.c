@@ -41,19 +41,6 @@ static mu_status set_path(char **path, const char *text, mu_error *e) {
     return mu_expand_home(text, path, e);
 }
 
-/* The value of --NAME VALUE or --NAME=VALUE at argv[*i], which moves on; NULL: another argument, or no value. */
-static const char *value_of(const char *name, int argc, char **argv, int *i) {
-    size_t n = strlen(name);
-    if (!strcmp(argv[*i], name)) return *i + 1 < argc ? argv[++*i] : NULL;
-    return !strncmp(argv[*i], name, n) && argv[*i][n] == '=' ? argv[*i] + n + 1 : NULL;
-}
-
-static mu_status unknown(const char *argument, mu_error *e) {
-    const char *what = !strcmp(argument, "--resume") ? "%s needs auto, never or a path" : !strcmp(argument, "--fork")
-                       ? "%s needs the path of a run folder or a checkpoint" : "unknown option %s";
-    return mu_error_set(e, MU_STATUS_USAGE, what, argument);
-}
-
 static bool read_ranks(const char *text, int *ranks) {
     char *end;
     long n = strtol(text, &end, 10);
@@ -63,31 +50,31 @@ static bool read_ranks(const char *text, int *ranks) {
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .resume = mu_strdup("auto"), .overrides = mu_alloc((size_t)argc, sizeof(char *)) };
-    const mu_argument files[] = { { "--record-routing", &a->record }, { "--replay-routing", &a->replay } };
-    for (int i = 2; i < argc; i++) {
+    const char *resume = NULL, *fork = NULL, *ranks = NULL;
+    const mu_argument options[] = { { "--resume", &resume, "auto, never or a path" },
+                                    { "--fork", &fork, "the path of a run folder or a checkpoint" },
+                                    { "--ranks", &ranks, NULL },
+                                    { "--record-routing", &a->record, "FILE.h5" },
+                                    { "--replay-routing", &a->replay, "FILE.h5" } };
+    mu_status status = MU_STATUS_OK;
+    for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
         bool found;
-        mu_status read = mu_argument_find(argc, argv, &i, files, sizeof files / sizeof *files, &found, e);
-        if (read != MU_STATUS_OK) return read;
+        status = mu_argument_find(argc, argv, &i, options, sizeof options / sizeof *options, &found, e);
         if (found) continue;
-        const char *ranks = !strncmp(argv[i], "--ranks=", 8) ? argv[i] + 8 : strcmp(argv[i], "--ranks") ? NULL : "", *path;
-        mu_status status = MU_STATUS_OK;
-        if (ranks && !ranks[0] && i + 1 < argc) ranks = argv[++i];
-        if (ranks) {
-            if (!read_ranks(ranks, &a->ranks))
-                return mu_error_set(e, MU_STATUS_USAGE, "--ranks %s: expected a whole number from 1 to 65536", ranks);
-        } else if (!strcmp(argv[i], "--dry-run")) a->dry_run = true;
-        else if ((path = value_of("--resume", argc, argv, &i))) status = set_path(&a->resume, path, e);
-        else if ((path = value_of("--fork", argc, argv, &i))) status = set_path(&a->fork, path, e);
-        else if (argv[i][0] == '-') return unknown(argv[i], e);
+        if (!strcmp(argv[i], "--dry-run")) a->dry_run = true;
+        else if (argv[i][0] == '-') return mu_error_set(e, MU_STATUS_USAGE, "unknown option %s", argv[i]);
         else if (strchr(argv[i], '=')) a->overrides[a->n_overrides++] = argv[i];
         else if (!a->config) a->config = argv[i];
         else
             return mu_error_set(e, MU_STATUS_USAGE,
                                 "unexpected argument '%s'; overrides are section.key=value",
                                 argv[i]);
-        if (status != MU_STATUS_OK) return status;
     }
-    if (a->fork && !a->fork[0]) return unknown("--fork", e);
+    if (status == MU_STATUS_OK && resume) status = set_path(&a->resume, resume, e);
+    if (status == MU_STATUS_OK && fork) status = set_path(&a->fork, fork, e);
+    if (status != MU_STATUS_OK) return status;
+    if (ranks && !read_ranks(ranks, &a->ranks))
+        return mu_error_set(e, MU_STATUS_USAGE, "--ranks %s: expected a whole number from 1 to 65536", ranks);
     if (a->fork && strcmp(a->resume, "auto") && strcmp(a->resume, "never"))
         return mu_error_set(e, MU_STATUS_USAGE, "--fork %s and --resume %s exclude each other", a->fork, a->resume);
     if (a->dry_run && (a->record || a->replay))

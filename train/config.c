@@ -206,14 +206,7 @@ static int64_t distinct_experts(const mu_option_domain_ints *forced) {
     return n;
 }
 
-/* Does the table name every domain? */
-static bool covers(const mu_option_domain_ints *forced, const mu_option_domains *domains) {
-    int n = 0;
-    for (int i = 0; i < forced->n; i++) n += find_domain(domains, forced->list[i].domain) >= 0;
-    return n == domains->n;
-}
-
-/* Domains of the table exist, and every domain has top_k experts left: all but those of other domains. */
+/* Domains of the table exist, and its experts leave top_k others, for any other domain. */
 static void check_force_domains(check *k) {
     const mu_option_domain_ints *forced = &k->c->moe.force_domains;
     const mu_option_domains *train = &k->c->data.train;
@@ -221,11 +214,11 @@ static void check_force_domains(check *k) {
     if (!forced->n || !E || !train->n) return;
     for (int i = 0; i < forced->n && !k->from_checkpoint; i++)
         if (find_domain(train, forced->list[i].domain) < 0) complain_unknown_domain(k, forced->list[i].domain);
-    int64_t taken = distinct_experts(forced), left = E - taken + covers(forced, train);
-    if (left < K)
+    int64_t taken = distinct_experts(forced);
+    if (E - taken < K)
         COMPLAIN(k, "moe", "force_domains",
-                 "takes %" PRId64 " of %" PRId64 " experts, so tokens of %s domain can choose among %" PRId64 " only, fewer than top_k %"
-                 PRId64 "; let domains share experts", taken, E, covers(forced, train) ? "each" : "any other", left, K);
+                 "takes %" PRId64 " of %" PRId64 " experts, so tokens of any other domain can choose among %" PRId64
+                 " only, fewer than top_k %" PRId64 "; let domains share experts", taken, E, E - taken, K);
 }
 
 /* A check runs only when the user's values of all options it compares were readable. */

@@ -86,14 +86,15 @@ static mu_status create(mu_routing_record *r, mu_routing_record_mode mode, const
 mu_status mu_routing_record_open(mu_routing_record **out, const char *path, mu_routing_record_mode mode, const mu_model *m, int64_t seq_len,
                                  mu_comm *batch, const char *about, mu_error *e) {
     mu_routing_record *r = *out = mu_alloc(1, sizeof *r);
-    *r = (mu_routing_record){ .path = mu_strdup(path), .model = m, .batch = batch, .width = seq_len * m->n_moe * m->moe_cfg.top_k };
-    mu_status status = MU_STATUS_OK;
+    *r = (mu_routing_record){ .model = m, .batch = batch, .width = seq_len * m->n_moe * m->moe_cfg.top_k };
+    mu_status status = mu_expand_home(path, &r->path, e);
     bool replays = mode == MU_ROUTING_REPLAY;
-    if (!m->n_moe)
+    if (status == MU_STATUS_OK && !m->n_moe)
         status = mu_error_set(e, MU_STATUS_USAGE, "--%s-routing %s: a dense model has no routing", replays ? "replay" : "record", path);
-    else if (batch->rank == 0 && !replays) status = create(r, mode, about, e);
-    else if (batch->rank == 0 && !mu_file_exists(path)) status = mu_error_set(e, MU_STATUS_NOINPUT, "--replay-routing %s: no such file", path);
-    else if (batch->rank == 0) status = open_old("--replay-routing", path, about, &r->store, e);
+    else if (batch->rank != 0 || status != MU_STATUS_OK) return mu_agree(batch, status, e);
+    else if (!replays) status = create(r, mode, about, e);
+    else if (!mu_file_exists(r->path)) status = mu_error_set(e, MU_STATUS_NOINPUT, "--replay-routing %s: no such file", path);
+    else status = open_old("--replay-routing", r->path, about, &r->store, e);
     return mu_agree(batch, status, e);
 }
 

@@ -353,8 +353,8 @@ int mu_report_error(const mu_error *e, int rank);
 void mu_report_stall(const char *report);
 /* ------------------------------------------------------------------ parts of sub-commands (arguments.c, expert_choice.c, open.c, dry_run.c) */
 /* Is argv[*i] one of these options, as `--name VALUE` or `--name=VALUE`? Then *found, its *value is set and *i is the last argument
- * used. USAGE when the value is missing. Local. */
-typedef struct { const char *name, **value; } mu_argument;
+ * used. USAGE when the value is missing, or empty where `needs`, what it must be, is given. Local. */
+typedef struct { const char *name, **value, *needs; } mu_argument;
 mu_status mu_argument_find(int argc, char **argv, int *i, const mu_argument *options, int n, bool *found, mu_error *e) MU_MUST_USE;
 /* Appends DOMAIN=PATH, with weight 1, to a list with room for it. USAGE when it is not of this form. Local. */
 mu_status mu_domain_argument(const char *text, mu_option_domains *list, mu_error *e) MU_MUST_USE;

@@ -62,7 +62,8 @@ refuses "--force: layer 2 has 3 required experts, more than top_k 2" eval free -
 refuses "--mask: layer 1 has 1 of 8 experts left, fewer than top_k 2" eval free --mask 1:0,1:1,1:2,1:3,1:4,1:5,1:6
 refuses "--force: expert 0 of layer 1 is kept from domain a by moe.force_domains" eval forced --force 1:0
 for wrong in 1 1: :1 1:2, 1:2:3 -1:2 x; do refuses "--mask.* $wrong: expected LAYER:EXPERT" eval free --mask=$wrong; done
-refuses "--mask needs a value" eval free --mask
+refuses "--mask needs LAYER:EXPERT" eval free --mask
+refuses "--replay-routing needs FILE.h5" eval free --replay-routing=
 refuses "--mask: layer 3" generate free --prompt 1 --mask 3:0
 
 # ---------------------------------------------------------------- records of an evaluation

@@ -239,9 +239,6 @@ static const bad_case cases[] = {
       "data: {train: [{domain: a, path: here/texts}, {domain: b, path: here/texts}, {domain: c, path: here/texts}]}\n"
       "moe: {num_experts: 3, force_domains: {a: 0, b: 2}}", 1,
       .words = { "takes 2 of 3 experts, so tokens of any other domain can choose among 1 only, fewer than top_k 2" }, .overrides = { DIR }, .bare = true },
-    { "too few experts left for all",
-      "data: {train: [{domain: a, path: here/texts}, {domain: b, path: here/texts}]}\nmoe: {num_experts: 2, force_domains: {a: 0, b: 1}}", 1,
-      .words = { "takes 2 of 2 experts, so tokens of each domain can choose among 1 only" }, .overrides = { DIR }, .bare = true },
     { "parameters", "moe: {num_experts: 65536, moe_ffn_hidden_size: 1048576}", 1,
       .words = { "model.hidden_size: the model would have about 2.1e+14 parameters, more than 2^40" } },
     { "tokens", "model: {max_seq_len: 16777216}\ntrain: {seq_len: 16777216, global_batch_size: 10000000}", 1,
