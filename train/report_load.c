@@ -16,14 +16,6 @@ static void put_wanted(mu_page *p, const mu_report *r, const mu_axes *axes, cons
 }
 #define PUT_WANTED(p, r, axes, list, options) put_wanted(p, r, axes, list, (int)(sizeof list / sizeof *list), options)
 
-static void put_grad_share(mu_page *p, const mu_report *r) {
-    static const wanted terms[] = { { "moe/grad_share/lm", "language model" }, { "moe/grad_share/aux", "aux_loss" },
-                                    { "moe/grad_share/seq_aux", "seq_aux_loss" }, { "moe/grad_share/z", "z_loss" } };
-    mu_axes axes = { "Who trains the router", "Share of each loss term in the router's gradient norm. Where a balancing term dominates, the router learns to "
-                     "balance and little else.", "step", "share", 0, (double)r->last_step };
-    PUT_WANTED(p, r, &axes, terms, &(mu_curve_options){ .from_zero = true });
-}
-
 void mu_report_put_balance(mu_page *p, const mu_report *r) {
     static const wanted imbalance[] = { { "moe/load_imbalance", "busiest expert (load_imbalance)" } };
     static const wanted shares[] = { { "moe/dead_frac", "dead" }, { "moe/starved_frac", "starved" }, { "moe/dropped_frac", "dropped assignments" } };
@@ -47,7 +39,6 @@ void mu_report_put_balance(mu_page *p, const mu_report *r) {
     axes = (mu_axes){ "How clear the choice is", "Distance of the first choice from the second, and of the last chosen expert from the best that was not: with small distances "
                       "tokens change experts easily.", "step", "", 0, last };
     PUT_WANTED(p, r, &axes, margins, &(mu_curve_options){ .from_zero = true });
-    put_grad_share(p, r);
 }
 
 /* ------------------------------------------------------------------ maps of load */

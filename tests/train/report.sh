@@ -142,12 +142,31 @@ has large/report.html "pairs" 'most frequent pairs: [0-9]+ \+ [0-9]+'
 has large/report.html "states" 'overwritten'
 [ -n "${every:-}" ] || finish
 
-# ---------------------------------------------------------------- in Chromium: every picture is drawn and its data can be read
+# ---------------------------------------------------------------- in Chromium: every picture is drawn, and shows its values under the pointer
 command -v chromium > /dev/null || skip "no chromium"
-for page in first.html strange.html both.html large/report.html; do
+cat > pointer.js <<'END'
+addEventListener('load', function () { setTimeout(function () {
+    var tip = document.querySelector('.tip');
+    document.querySelectorAll('details').forEach(function (d) { d.open = true; });
+    document.querySelectorAll('.tabs>section').forEach(function (s) { s.style.display = 'block'; });
+    document.querySelectorAll('figure').forEach(function (f) {
+        var area = f.querySelector('.area'), r = area.getBoundingClientRect();
+        tip.textContent = '';
+        area.dispatchEvent(new PointerEvent('pointermove', { clientX: r.left + r.width / 2, clientY: r.top + r.height / 2 }));
+        f.setAttribute('data-tip', tip.textContent.replace(/\n/g, '; '));
+    });
+}, 2000); });
+END
+for page in first.html strange.html both.html uneven/report.html large/report.html; do
+    { sed 's|</body>||; s|</html>||' $page; echo "<script>"; cat pointer.js; echo "</script></body></html>"; } > seen.html
     timeout -k 5 120 chromium --no-sandbox --headless=new --disable-gpu --no-first-run --user-data-dir="$work/profile" \
-        --virtual-time-budget=20000 --dump-dom "file://$work/$page" > dom.html 2> log
-    figures=$(grep -c '<figure ' dom.html) ready=$(grep -c '<figure [^>]*data-ready=""' dom.html)
-    if [ "$figures" -gt 0 ] && [ "$figures" = "$ready" ]; then pass; else fail "$page in Chromium: $ready of $figures figures are ready"; fi
+        --virtual-time-budget=20000 --dump-dom "file://$work/seen.html" > dom.html 2> log
+    figures=$(grep -c '<figure ' dom.html) ready=$(grep -c '<figure [^>]*data-ready=""' dom.html) told=$(grep -c '<figure [^>]*data-tip="[^"]*[a-z0-9][^"]*"' dom.html)
+    if [ "$figures" -gt 0 ] && [ "$figures" = "$ready" ] && [ "$figures" = "$told" ]; then pass
+    else fail "$page in Chromium: $figures figures, $ready ready, $told with values"; fi
+    cp dom.html "${page%%[./]*}.dom"
 done
+has first.dom "a curve's values" 'data-tip="step 20; training  [0-9.]+; validation  [0-9.]+"'
+has first.dom "a map's values" 'data-tip="layer [01], expert [0-7]; [0-9.]+ x mean load of the layer"'
+has uneven.dom "a state" 'data-tip="expert 4, step 3[0-9]; (healthy|starved|dead)"'
 finish
