@@ -46,16 +46,39 @@ void mu_expert_health_free(mu_expert_health *h) {
     *h = (mu_expert_health){ 0 };
 }
 
-void mu_expert_health_state(mu_expert_health *h, int domains, int64_t step, mu_state_visitor *v) {
+typedef struct {
+    const mu_option_domains *from;      /* the checkpoint's */
+    char (*names)[64];                  /* the run's */
+    int n;
+} renaming;
+
+/* After loading: 1 + number among the checkpoint's domains becomes 1 + number among the run's, 0 for one that the run does not have. */
+static mu_status rename_domains(const mu_state *s, const void *host, mu_error *e) {
+    const renaming *r = s->module;
+    int64_t *domain = s->data;
+    (void)host, (void)e;
+    for (int64_t i = 0; i < mu_state_count(s); i++) {
+        int found = 0;
+        for (int d = 0; d < r->n && domain[i]; d++)
+            if (!strcmp(r->names[d], r->from->list[domain[i] - 1].domain)) found = d + 1;
+        domain[i] = found;
+    }
+    return MU_STATUS_OK;
+}
+
+void mu_expert_health_state(mu_expert_health *h, const mu_option_domains *from, int domains, char (*names)[64], int64_t step,
+                            mu_state_visitor *v) {
+    renaming r = { from, names, domains };
     const struct { const char *name; int64_t *data, max; } list[] = {
         { "state", h->state, MU_EXPERT_STATES - 1 }, { "since", h->since, step },  { "below_dead", h->below_dead, step },
-        { "below_starved", h->below_starved, step }, { "leaving", h->leaving, step }, { "carried", h->carried, domains },
-        { "top_domain", h->top, domains },
+        { "below_starved", h->below_starved, step }, { "leaving", h->leaving, step }, { "carried", h->carried, from->n },
+        { "top_domain", h->top, from->n },
     };
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
         mu_state s = { .type = MU_STORE_I64, .n_dims = 2, .shape = { h->layers, h->experts }, .data = list[i].data, .min = 0,
                        .max = list[i].max, .for_training = true, .since = 4 };
         snprintf(s.name, sizeof s.name, "/state/experts/%s", list[i].name);
+        if (list[i].data == h->carried || list[i].data == h->top) s.module = &r, s.set = rename_domains;
         v->visit(v, &s);
     }
     mu_state criticality = { .name = "/state/experts/top_criticality", .type = MU_STORE_F64, .n_dims = 2, .shape = { h->layers, h->experts },

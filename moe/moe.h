@@ -308,7 +308,9 @@ typedef struct {
 const char *mu_expert_state_name(mu_expert_state state);
 void mu_expert_health_init(mu_expert_health *h, int layers, int experts);
 void mu_expert_health_free(mu_expert_health *h);
-void mu_expert_health_state(mu_expert_health *h, int domains, int64_t step, mu_state_visitor *v);  /* of checkpoints */
+/* State of a checkpoint with the domains `from`, for a run with domains of these names. */
+void mu_expert_health_state(mu_expert_health *h, const mu_option_domains *from, int domains, char (*names)[64], int64_t step,
+                            mu_state_visitor *v);
 /* Evaluates all experts. Returns the number of changes: changes[layers * experts] has room for all. */
 int mu_expert_health_update(mu_expert_health *h, const mu_expert_evidence *v, const mu_stats_config *thresholds, mu_expert_change *changes);
 void mu_expert_health_count(const mu_expert_health *h, int layer, int64_t counts[MU_EXPERT_STATES]);   /* layer -1: all */

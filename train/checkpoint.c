@@ -88,7 +88,7 @@ static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor 
     mu_mixture mix = { &cfg->data.train, &cfg->data.phases, batch, before };
     mu_loader_state(t->loader, &mix, (t->step - before) * batch, v);
     if (t->stats) mu_routing_stats_state(t->stats, t->step, assignments_of(cfg), cfg->stats.window, cfg->data.train.n, v);
-    if (t->stats) mu_expert_health_state(&t->stats->health, cfg->data.train.n, t->step, v);
+    if (t->stats) mu_expert_health_state(&t->stats->health, &cfg->data.train, t->knowledge->domains, t->knowledge->names, t->step, v);
     if (t->knowledge) mu_knowledge_state(t->knowledge, &cfg->data.train, t->step, v);
     mu_model_state(t->model, bias_most, v);
     if (t->opt) visit_optimizer(t, v);

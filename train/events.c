@@ -44,7 +44,7 @@ mu_status mu_events_sync(mu_events *ev, mu_error *e) { return mu_lines_sync(&ev-
 /* ------------------------------------------------------------------ words */
 
 static const char *domain_of(const mu_log_source *src, const mu_expert_change *c) {
-    return c->domain >= 0 ? src->corpus->domains[c->domain].name : "";
+    return c->domain >= 0 ? src->corpus->domains[c->domain].name : "a domain of the run that this one was forked from";
 }
 
 static char *why_starved(const mu_log_source *src, const mu_expert_change *c) {

@@ -383,8 +383,15 @@ static void copy(mu_state_visitor *visitor, const mu_state *s) {
                       c->to->top_criticality };
     mu_error e;
     assert_int_equal(mu_state_check(s, s->data, "memory", &e), MU_STATUS_OK);
-    memcpy(to[c->n++], s->data, E * sizeof(int64_t));
+    memcpy(to[c->n], s->data, E * sizeof(int64_t));
+    mu_state loaded = *s;
+    loaded.data = to[c->n++];
+    if (s->set) assert_int_equal(s->set(&loaded, loaded.data, &e), MU_STATUS_OK);
 }
+
+static mu_option_domain list[D] = { { .domain = "common" }, { .domain = "rare" }, { .domain = "decoy" } };
+static const mu_option_domains domains = { D, list };
+static char names[D][64] = { "common", "rare", "decoy" };
 
 /* From any step on, a copy of the state behaves as the original. */
 static void the_state_is_all_there_is(void **state) {
@@ -395,7 +402,7 @@ static void the_state_is_all_there_is(void **state) {
     mu_expert_health_init(&other, 1, E);
     for (int i = 0; i < 400; i++) {
         copier c = { { copy }, &other, 0 };
-        if (i % 7 == 0) mu_expert_health_state(&h, D, step, &c.v);
+        if (i % 7 == 0) mu_expert_health_state(&h, &domains, D, names, step, &c.v);
         for (int j = 0; j < E; j++) {
             x ^= x << 13, x ^= x >> 7, x ^= x << 17;
             load[j] = x % 3 ? 1000 : 0, silence[j] = (double)(x >> 8 & 15), K[j][RARE] = (double)(x >> 16 & 7) / 10;
@@ -411,6 +418,20 @@ static void the_state_is_all_there_is(void **state) {
         for (int j = 0; j < E; j++) carriers += state_of(j) == MU_EXPERT_CARRIER || state_of(j) == MU_EXPERT_DORMANT;
         assert_true(carriers <= 2);
     }
+    mu_expert_health_free(&other);
+}
+
+/* A fork may have other domains: those with the same names are found, others are forgotten. */
+static void domains_are_matched_by_name(void **state) {
+    (void)state;
+    mu_expert_health other;
+    char now[2][64] = { "new", "rare" };
+    mu_expert_health_init(&other, 1, E);
+    copier c = { { copy }, &other, 0 };
+    h.carried[0] = 1 + RARE, h.carried[1] = 1 + DECOY, h.top[1] = 1 + RARE, h.top[2] = 1 + COMMON;
+    mu_expert_health_state(&h, &domains, 2, now, step, &c.v);
+    assert_true(other.carried[0] == 2 && other.carried[1] == 0 && other.carried[2] == 0 && other.top[1] == 2 && other.top[2] == 0);
+    assert_int_equal(h.carried[1], 1 + DECOY);
     mu_expert_health_free(&other);
 }
 
@@ -434,7 +455,7 @@ int main(void) {
         TEST(without_domains_and_probe), TEST(carrier_whatever_its_load), TEST(a_starved_or_dead_expert_may_become_a_carrier),
         TEST(only_rare_domains_have_carriers), TEST(carriers_are_limited), TEST(rarity_counts_by_its_logarithm), TEST(the_first_domain_stays), TEST(overwritten_by_common_tokens),
         TEST(overwritten_when_the_domain_is_forgotten), TEST(overwritten_as_a_copy), TEST(a_copy_after_reseeding_is_a_duplicate),
-        TEST(layers_are_apart), TEST(the_state_is_all_there_is), TEST(thresholds_fit_together),
+        TEST(layers_are_apart), TEST(the_state_is_all_there_is), TEST(domains_are_matched_by_name), TEST(thresholds_fit_together),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
