@@ -327,6 +327,8 @@ mu_status mu_store_read_part(mu_store *s, const char *name, mu_store_type type, 
                              mu_error *e) MU_MUST_USE;
 mu_status mu_store_chunk(mu_store *s, const char *name, int64_t *chunk, mu_error *e) MU_MUST_USE;
 bool      mu_store_has(mu_store *s, const char *name);
+/* A text (not empty) beside a dataset that was written, for people and other programs: its units, its axes. It is not read back. At most eight per dataset. */
+mu_status mu_store_attribute(mu_store *s, const char *name, const char *key, const char *text, mu_error *e) MU_MUST_USE;
 mu_status mu_store_write_text(mu_store *s, const char *name, const char *text, mu_error *e) MU_MUST_USE;
 mu_status mu_store_read_text(mu_store *s, const char *name, char **text, mu_error *e) MU_MUST_USE;   /* heap */
 

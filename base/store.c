@@ -429,6 +429,24 @@ mu_status mu_store_write_text(mu_store *s, const char *name, const char *text, m
     return mu_store_write(s, name, MU_STORE_U8, 1, (int64_t[]){ (int64_t)strlen(text) }, text, e);
 }
 
+mu_status mu_store_attribute(mu_store *s, const char *name, const char *key, const char *text, mu_error *e) {
+    MU_CHECK(s->writing && key[0] && text[0], "%s: attribute \"%s\" of %s is \"%s\"", s->path, key, name, text);
+    trouble t = { 0 };
+    if (s->failed) return mu_error_set(e, MU_STATUS_IO, "%s: %s: an earlier write failed", s->path, name);
+    hid_t type = check(&t, H5Tcopy(H5T_C_S1), "preparing"), space = check(&t, H5Screate(H5S_SCALAR), "preparing");
+    check(&t, H5Tset_size(type, strlen(text)), "preparing");
+    check(&t, H5Tset_strpad(type, H5T_STR_NULLPAD), "preparing");
+    hid_t attribute = -1;
+    if (!t.failed) attribute = check(&t, H5Acreate_by_name(s->file, name, key, type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), "creating an attribute");
+    if (!t.failed) check(&t, H5Awrite(attribute, type, text), "writing an attribute");
+    close_id(&t, attribute, H5Aclose, "writing an attribute");
+    close_id(&t, space, H5Sclose, "finishing");
+    close_id(&t, type, H5Tclose, "finishing");
+    if (!t.failed) return MU_STATUS_OK;
+    s->failed = true;
+    return mu_error_set(e, MU_STATUS_IO, "%s: %s: attribute \"%s\": %s: %s", s->path, name, key, t.what, t.why);
+}
+
 /* ------------------------------------------------------------------ reading */
 
 static mu_status not_plain(mu_store *s, const char *name, const char *what, mu_error *e) {

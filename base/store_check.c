@@ -532,8 +532,10 @@ enum {
     LAYOUT = 8,
     GROUP_INFO = 10,
     FILTERS = 11,
+    ATTRIBUTE = 12,
     CONTINUATION = 16,
-    MESSAGE_KINDS = 17
+    ATTRIBUTE_INFO = 21,
+    MESSAGE_KINDS = 22
 };
 
 typedef struct {
@@ -645,18 +647,33 @@ static mu_status check_continuation(walk *w, object *o, uint64_t at, const uint8
     return MU_STATUS_OK;
 }
 
+/* Only what mu_store_attribute writes: a name and one text, null-padded, both in the message. */
+static mu_status check_attribute(walk *w, uint64_t at, const uint8_t *m, size_t n) {
+    static const uint8_t type[] = { 0x13, 1, 0, 0 }, scalar[] = { 2, 0, 0, 0 };
+    if (n < 9 || m[0] != 3 || m[1] != 0 || m[8] != 0) return refuse(w, at, "an attribute that muster does not write");
+    size_t name = number(m + 2, 2), types = number(m + 4, 2), spaces = number(m + 6, 2), head = 9 + name + 8 + 4;
+    bool good = name >= 2 && types == 8 && spaces == 4 && n > head && !m[9 + name - 1] && !memchr(m + 9, 0, name - 1) &&
+                !memcmp(m + 9 + name, type, 4) && number(m + 9 + name + 4, 4) == n - head && !memcmp(m + 9 + name + 8, scalar, 4);
+    return good ? MU_STATUS_OK : refuse(w, at, "an attribute that muster does not write");
+}
+
+/* All attributes are in the header: no heap and no B-tree. */
+static mu_status check_attribute_info(walk *w, uint64_t at, const uint8_t *m, size_t n) {
+    bool good = n == 18 && m[0] == 0 && m[1] == 0 && number(m + 2, 8) == NOWHERE && number(m + 10, 8) == NOWHERE;
+    return good ? MU_STATUS_OK : refuse(w, at, "attributes outside of an object header");
+}
+
 static mu_status check_message(walk *w, object *o, uint64_t at, int kind, int flags, const uint8_t *m,
                                size_t n) {
     static const char *const foreign[] = { [7] = "external storage",
-                                           [12] = "an attribute",
                                            [17] = "a symbol table (group of HDF5 before 1.8)",
-                                           [21] = "attributes",
                                            [22] = "an object with several hard links" };
     if (kind < (int)(sizeof foreign / sizeof *foreign) && foreign[kind])
         return refuse(w, at, "%s", foreign[kind]);
     if (kind >= MESSAGE_KINDS) return refuse(w, at, "a message of kind %d", kind);
-    if (flags > 1) return refuse(w, at, "a message of kind %d with flags %#x", kind, flags);
-    bool many = kind == NIL || kind == LINK || kind == CONTINUATION;
+    if (flags > 1 && !(kind == ATTRIBUTE_INFO && flags == 4)) /* 4: never shared */
+        return refuse(w, at, "a message of kind %d with flags %#x", kind, flags);
+    bool many = kind == NIL || kind == LINK || kind == ATTRIBUTE || kind == CONTINUATION;
     if (o->seen[kind]++ && !many) return refuse(w, at, "a second message of kind %d", kind);
     switch (kind) {
     case NIL: return MU_STATUS_OK;
@@ -669,6 +686,8 @@ static mu_status check_message(walk *w, object *o, uint64_t at, int kind, int fl
     case GROUP_INFO:
         return n == 2 && !m[0] && !m[1] ? MU_STATUS_OK : refuse(w, at, "unexpected group settings");
     case FILTERS: return check_filters(w, o, at, m, n);
+    case ATTRIBUTE: return check_attribute(w, at, m, n);
+    case ATTRIBUTE_INFO: return check_attribute_info(w, at, m, n);
     case CONTINUATION: return check_continuation(w, o, at, m, n);
     default: return refuse(w, at, "a message of kind %d", kind);
     }

@@ -128,7 +128,7 @@ void mu_metrics_write_routing(mu_metrics *m, bool last) {
     mu_error e;
     if (!m->statistics || !(last || routing_is_due(m))) return;
     double start = mu_time();
-    mu_status status = mu_routing_file_write(m->routing_path, m->statistics->path, &e);
+    mu_status status = mu_routing_file_write(m->routing_path, m->statistics->path, m->out.path, &e);
     m->routing_time = mu_time();
     m->routing_seconds = m->routing_time - start;
     if (status != MU_STATUS_OK && !m->routing_failed)

@@ -1,4 +1,5 @@
-/* routing_file.c - RUN/routing.h5: the records of statistics.rec as HDF5 arrays for other programs. */
+/* routing_file.c - RUN/routing.h5: the records of statistics.rec, and the numbers of metrics.jsonl, as HDF5 arrays with their units
+ * and axes, for other programs. */
 #include "train/statistics.h"
 
 #include <stdlib.h>
@@ -8,6 +9,7 @@ enum { BLOCK_BYTES = 1 << 20 };     /* of /domain_load in memory at a time; also
 
 typedef struct {
     mu_statistics *from;
+    const char *metrics;            /* NULL: none */
     mu_store *to;
     int64_t rows;                   /* of a block */
     int64_t *step;                  /* [n] */
@@ -57,12 +59,30 @@ static char *names_of(const mu_statistics_shape *s) {
     return names;
 }
 
+static mu_status write_attributes(job *j, const char *names, mu_error *e) {
+    const struct { const char *set, *key, *text; } all[] = {
+        { "/load", "axes", "step, layer, expert" },
+        { "/load", "units", "assignments" },
+        { "/domain_load", "axes", "step, layer, expert, domain" },
+        { "/domain_load", "units", "assignments; -1: not counted by domain" },
+        { "/domain_load", "domains", names },
+        { "/step", "axes", "step" },
+        { "/step", "units", "step" },
+    };
+    mu_status status = MU_STATUS_OK;
+    for (size_t i = 0; i < sizeof all / sizeof *all && status == MU_STATUS_OK; i++)
+        status = mu_store_attribute(j->to, all[i].set, all[i].key, all[i].text, e);
+    return status;
+}
+
 static mu_status write_labels(job *j, mu_error *e) {
     const mu_statistics_shape *s = &j->from->shape;
     int32_t *layer = mu_alloc((size_t)s->layers, sizeof *layer);
     for (int64_t i = 0; i < s->layers; i++) layer[i] = (int32_t)s->layer[i];
     char *names = names_of(s);
     mu_status status = mu_store_write(j->to, "/step", MU_STORE_I64, 1, &j->from->n, j->step, e);
+    if (status == MU_STATUS_OK) status = write_attributes(j, names, e);
+    if (status == MU_STATUS_OK && j->metrics) status = mu_routing_file_metrics(j->to, j->metrics, s, names, e);
     if (status == MU_STATUS_OK) status = mu_store_write(j->to, "/layer", MU_STORE_I32, 1, &s->layers, layer, e);
     if (status == MU_STATUS_OK) status = mu_store_write_text(j->to, "/domain", names, e);
     free(names);
@@ -86,8 +106,8 @@ static mu_status write_file(job *j, const char *path, mu_error *e) {
     return status;
 }
 
-mu_status mu_routing_file_write(const char *path, const char *from, mu_error *e) {
-    job j = { 0 };
+mu_status mu_routing_file_write(const char *path, const char *from, const char *metrics, mu_error *e) {
+    job j = { .metrics = metrics };
     char *tmp = NULL;
     const char *reason = mu_file_not_plain(path);
     if (reason) return mu_error_set(e, MU_STATUS_IO, "%s %s", path, reason);

@@ -41,7 +41,10 @@ mu_status mu_statistics_sync(mu_statistics *s, mu_error *e) MU_MUST_USE;    /* o
 bool mu_statistics_same_shape(const mu_statistics_shape *a, const mu_statistics_shape *b);
 void mu_statistics_shape_free(mu_statistics_shape *s);
 
-/* Writes routing.h5 from the records of file `from`, one block in memory at a time. DATA when a record is damaged. Local. */
-mu_status mu_routing_file_write(const char *path, const char *from, mu_error *e) MU_MUST_USE;
+/* Writes routing.h5 from the records of file `from` and the lines of `metrics` (NULL: none), one block in memory at a time. DATA when a
+ * record is damaged. Local. */
+mu_status mu_routing_file_write(const char *path, const char *from, const char *metrics, mu_error *e) MU_MUST_USE;
+/* Its part from the metrics (routing_metrics.c). names: of the domains, one per line. */
+mu_status mu_routing_file_metrics(mu_store *to, const char *metrics, const mu_statistics_shape *shape, const char *names, mu_error *e) MU_MUST_USE;
 
 #endif

@@ -323,6 +323,27 @@ static void test_truncations(void **state) {
     free(bytes);
 }
 
+/* Attributes of a dataset do not change how it is read, and every byte of them is checked. */
+static void test_attributes(void **state) {
+    (void)state;
+    static const char *const keys[] = { "units", "axes", "names", "description" };
+    int32_t found[3], given[3] = { 1, 2, 3 };
+    mu_store *s;
+    assert_ok(mu_store_create(&s, in_folder("a.h5"), &e));
+    assert_ok(mu_store_write(s, "/x/y", MU_STORE_I32, 1, (int64_t[]){ 3 }, given, &e));
+    assert_ok(mu_store_write(s, "/x/empty", MU_STORE_I32, 1, (int64_t[]){ 0 }, NULL, &e));
+    for (int i = 0; i < 4; i++) {
+        assert_ok(mu_store_attribute(s, "/x/y", keys[i], "of a length that needs more room than is left, step, layer, expert", &e));
+        assert_ok(mu_store_attribute(s, "/x/empty", keys[i], "t", &e));
+    }
+    assert_ok(mu_store_close(s, &e));
+    assert_ok(mu_store_walk(in_folder("a.h5"), &e));
+    assert_ok(mu_store_open(&s, in_folder("a.h5"), &e));
+    assert_ok(mu_store_read(s, "/x/y", MU_STORE_I32, 1, (int64_t[]){ 3 }, found, &e));
+    assert_memory_equal(found, given, sizeof found);
+    assert_ok(mu_store_close(s, &e));
+}
+
 /* Hostile files (fixtures/make_hostile.py) are refused before HDF5 sees them. */
 static void test_hostile(void **state) {
     (void)state;
@@ -536,7 +557,7 @@ int main(void) {
         cmocka_unit_test(test_conversion),  cmocka_unit_test(test_mismatch),
         cmocka_unit_test(test_no_such_file), cmocka_unit_test(test_reproducible),
         cmocka_unit_test(test_flips),       cmocka_unit_test(test_truncations),
-        cmocka_unit_test(test_hostile),     cmocka_unit_test(test_foreign_but_good),
+        cmocka_unit_test(test_attributes), cmocka_unit_test(test_hostile),     cmocka_unit_test(test_foreign_but_good),
         cmocka_unit_test(test_many_names),  cmocka_unit_test(test_helper),
         cmocka_unit_test(test_killed),
         cmocka_unit_test(test_disk_full),   cmocka_unit_test(test_failure_stays),

@@ -112,14 +112,21 @@ static void assert_run(int last, int from, int without) {
     int32_t layer[L];
     char *names;
     mu_store *s;
-    assert_ok(mu_routing_file_write("./routing.h5", file, &e));
+    assert_ok(mu_routing_file_write("./routing.h5", file, "metrics.jsonl", &e));
     assert_ok(mu_store_open(&s, "routing.h5", &e));
     assert_ok(mu_store_read(s, "/step", MU_STORE_I64, 1, (int64_t[]){ last }, step, &e));
     assert_ok(mu_store_read(s, "/load", MU_STORE_I64, 3, (int64_t[]){ last, L, E }, load, &e));
     assert_ok(mu_store_read(s, "/domain_load", MU_STORE_I64, 4, (int64_t[]){ last, L, E, D }, by_domain, &e));
     assert_ok(mu_store_read(s, "/layer", MU_STORE_I32, 1, (int64_t[]){ L }, layer, &e));
     assert_ok(mu_store_read_text(s, "/domain", &names, &e));
+    int64_t of_metrics[STEPS];
+    double loss[STEPS], imbalance[STEPS];
+    if (last) assert_ok(mu_store_read(s, "/metrics/step", MU_STORE_I64, 1, (int64_t[]){ last }, of_metrics, &e));
+    if (last) assert_ok(mu_store_read(s, "/metrics/train/loss", MU_STORE_F64, 1, (int64_t[]){ last }, loss, &e));
+    if (last) assert_ok(mu_store_read(s, "/metrics/moe/load_imbalance", MU_STORE_F64, 1, (int64_t[]){ last }, imbalance, &e));
+    assert_false(mu_store_has(s, "/metrics/perf/step_ms"));
     assert_ok(mu_store_close(s, &e));
+    for (int n = 0; n < last; n++) assert_true(of_metrics[n] == n + 1 && loss[n] == 1 && imbalance[n] >= 1);
     assert_true(layer[0] == 1 && layer[1] == 2);
     assert_string_equal(names, "a\nb\nc");
     free(names);
@@ -329,7 +336,7 @@ static void routing_needs_sound_records(void **state) {
     assert_run(STEPS, 1, 0);
     int64_t bytes = size_of("routing.h5");
     flip(size_of(file) - 20, 3);
-    assert_int_equal(mu_routing_file_write("./routing.h5", file, &e), MU_STATUS_DATA);
+    assert_int_equal(mu_routing_file_write("./routing.h5", file, "metrics.jsonl", &e), MU_STATUS_DATA);
     assert_non_null(strstr(e.text, "record 6 is damaged"));
     assert_int_equal(size_of("routing.h5"), bytes);
 }
