@@ -8,27 +8,26 @@
 enum { RUNS_MOST = MU_CURVES_MOST };    /* curves of one picture */
 typedef struct {
     int n;
-    char *dir[RUNS_MOST];
+    char *dir[RUNS_MOST], *out;         /* heap */
     mu_report run[RUNS_MOST];
     const char *name[RUNS_MOST];        /* the folder's name, or its path when two have the same name */
-    char *out;
 } comparison;
 
 static mu_status parse(int argc, char **argv, comparison *c, mu_error *e) {
+    const char *out = "compare.html";
+    const mu_argument option = { "--out", &out, "FILE.html" };
     mu_status status = MU_STATUS_OK;
-    c->out = "compare.html";
     for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
-        if (!strncmp(argv[i], "--out=", 6)) c->out = argv[i] + 6;
-        else if (!strcmp(argv[i], "--out") && i + 1 < argc) c->out = argv[++i];
-        else if (argv[i][0] == '-') return mu_error_set(e, MU_STATUS_USAGE, "unknown option %s", argv[i]);
-        else if (c->n == RUNS_MOST) return mu_error_set(e, MU_STATUS_USAGE, "compare takes at most %d runs", RUNS_MOST);
-        else {
-            status = mu_expand_argument(&argv[i], e);
-            c->dir[c->n++] = argv[i];
-        }
+        bool found;
+        status = mu_argument_find(argc, argv, &i, &option, 1, &found, e);
+        if (found) continue;
+        if (argv[i][0] == '-') return mu_error_set(e, MU_STATUS_USAGE, "unknown option %s", argv[i]);
+        if (c->n == RUNS_MOST) return mu_error_set(e, MU_STATUS_USAGE, "compare takes at most %d runs", RUNS_MOST);
+        status = mu_expand_home(argv[i], &c->dir[c->n], e);
+        c->n++;
     }
     if (status == MU_STATUS_OK && c->n < 2) return mu_error_set(e, MU_STATUS_USAGE, "compare needs at least two run folders");
-    return status == MU_STATUS_OK ? mu_expand_argument(&c->out, e) : status;
+    return status == MU_STATUS_OK ? mu_expand_home(out, &c->out, e) : status;
 }
 
 static mu_status read_runs(comparison *c, mu_error *e) {
@@ -290,7 +289,6 @@ static mu_status compare(comparison *c, mu_error *e) {
         status = mu_page_end(&p, c->out, e);
         if (status == MU_STATUS_OK) mu_print("written to %s, %.1f MB\n", c->out, (double)p.bytes / 1e6);
     }
-    for (int i = 0; i < c->n; i++) mu_report_free(&c->run[i]);
     return status;
 }
 
@@ -303,6 +301,11 @@ int mu_cmd_compare(int argc, char **argv) {
     mu_report_error(&e, rank);
     mu_status status = world->size > 1 ? mu_error_set(&e, MU_STATUS_USAGE, "compare runs on one rank") : parse(argc, argv, &c, &e);
     if (status == MU_STATUS_OK) status = compare(&c, &e);
+    for (int i = 0; i < c.n; i++) {
+        mu_report_free(&c.run[i]);
+        free(c.dir[i]);
+    }
+    free(c.out);
     mu_comm_free(world);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);
     mu_dist_stop();

@@ -5,23 +5,28 @@
 #include <string.h>
 
 typedef struct {
-    char *run, *out;
+    char *run, *out;        /* heap */
     bool no_texts;
 } arguments;
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
-    for (int i = 2; i < argc; i++) {
+    const char *out = NULL;
+    const mu_argument option = { "--out", &out, "FILE.html" };
+    mu_status status = MU_STATUS_OK;
+    for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
+        bool found;
+        status = mu_argument_find(argc, argv, &i, &option, 1, &found, e);
+        if (found) continue;
         if (!strcmp(argv[i], "--no-texts")) a->no_texts = true;
-        else if (!strncmp(argv[i], "--out=", 6)) a->out = argv[i] + 6;
-        else if (!strcmp(argv[i], "--out") && i + 1 < argc) a->out = argv[++i];
         else if (argv[i][0] == '-') return mu_error_set(e, MU_STATUS_USAGE, "unknown option %s", argv[i]);
         else if (a->run) return mu_error_set(e, MU_STATUS_USAGE, "unexpected argument '%s'; report takes one run, compare several", argv[i]);
-        else a->run = argv[i];
+        else status = mu_expand_home(argv[i], &a->run, e);
     }
-    if (!a->run) return mu_error_set(e, MU_STATUS_USAGE, "report needs a run folder");
-    mu_status status = mu_expand_argument(&a->run, e);
-    if (status == MU_STATUS_OK && a->out) status = mu_expand_argument(&a->out, e);
-    return status;
+    if (status == MU_STATUS_OK && !a->run) return mu_error_set(e, MU_STATUS_USAGE, "report needs a run folder");
+    if (status != MU_STATUS_OK) return status;
+    if (out) return mu_expand_home(out, &a->out, e);
+    a->out = mu_format("%s/report.html", a->run);
+    return MU_STATUS_OK;
 }
 
 static void put_head(mu_page *p, const mu_report *r) {
@@ -60,15 +65,13 @@ static mu_status make_report(const arguments *a, mu_mesh *mesh, mu_error *e) {
     mu_report r;
     mu_page p;
     mu_status status = mu_report_read(&r, a->run, e);
-    char *out = a->out ? mu_strdup(a->out) : mu_format("%s/report.html", a->run);
-    if (status == MU_STATUS_OK) status = mu_page_check(out, e);
+    if (status == MU_STATUS_OK) status = mu_page_check(a->out, e);
     if (status == MU_STATUS_OK) {
         put_report(&p, &r, mesh, !a->no_texts);
-        status = mu_page_end(&p, out, e);
-        if (status == MU_STATUS_OK) mu_print("written to %s, %.1f MB\n", out, (double)p.bytes / 1e6);
+        status = mu_page_end(&p, a->out, e);
+        if (status == MU_STATUS_OK) mu_print("written to %s, %.1f MB\n", a->out, (double)p.bytes / 1e6);
     }
     mu_report_free(&r);
-    free(out);
     return status;
 }
 
@@ -81,6 +84,8 @@ int mu_cmd_report(int argc, char **argv) {
     mu_report_error(&e, rank);
     mu_status status = mesh->world->size > 1 ? mu_error_set(&e, MU_STATUS_USAGE, "report runs on one rank") : parse(argc, argv, &a, &e);
     if (status == MU_STATUS_OK) status = make_report(&a, mesh, &e);
+    free(a.run);
+    free(a.out);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);
     mu_mesh_close(mesh);
     mu_dist_stop();
