@@ -306,7 +306,7 @@ static void print_end(const mu_training *t, const mu_recorder *rec) {
     mu_print_domains(&t->texts, t->cfg.train.eval_sequences, mu_recorder_losses(rec));
     mu_print_expert_load(&t->state.stats->window, t->state.model->moe_layers);
     mu_print("\nwritten to %s: checkpoints/, metrics.jsonl, events.jsonl, statistics.rec, routing.h5, tensorboard/, config.resolved.yaml, run.json\n"
-             "next: muster inspect %s; muster generate %s --prompt \"The \"\n", dir, dir, dir);
+             "next: muster report %s; muster inspect %s; muster generate %s --prompt \"The \"\n", dir, dir, dir, dir);
     fflush(stdout);
 }
 

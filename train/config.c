@@ -328,8 +328,8 @@ mu_status mu_config_check_use(const char *override, unsigned bit, const char *co
         used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", name);
         MU_CHECK(used < sizeof names, "too many options for %s", command);
     }
-    return mu_error_set(e, MU_STATUS_CONFIG, "%s: %s accepts only %s; all other options come from the checkpoint", override,
-                        command, names);
+    return mu_error_set(e, MU_STATUS_CONFIG, "%s: %s accepts only %s; all other options come from %s", override,
+                        command, names, strcmp(command, "selftest") ? "the checkpoint" : "its checks");
 }
 
 /* ------------------------------------------------------------------ loading */

@@ -128,7 +128,7 @@ char *mu_experts_missing(const mu_log_source *src) {
         return mu_format("%s, %s, and dead ones are judged by their load alone",
                          validates ? "stats.budget is 0" : "there are no validation texts (data.val_fraction)", unknown);
     if (src->corpus->n_domains == 1) return mu_format("the texts have one domain (data.train), %s", unknown);
-    if (rarest > cfg->stats.rare_domain)
+    if (rarest > cfg->stats.rare_domain && !cfg->data.phases.n) /* in a phase without it a domain is rare */
         return mu_format("no domain is rare (stats.rare_domain=%g, the rarest has %.1f %% of the texts), %s", cfg->stats.rare_domain,
                          100 * rarest, unknown);
     return NULL;

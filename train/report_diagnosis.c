@@ -93,7 +93,7 @@ static const char *reason_of(const mu_report *r, int64_t layer, int64_t expert) 
 }
 
 static const char *const meanings[] = {
-    [MU_EXPERT_STARVED] = "nearly without tokens", [MU_EXPERT_DEAD] = "without tokens", [MU_EXPERT_CARRIER] = "a rare domain depends on it",
+    [MU_EXPERT_STARVED] = "few tokens, or none for long", [MU_EXPERT_DEAD] = "without tokens", [MU_EXPERT_CARRIER] = "a rare domain depends on it",
     [MU_EXPERT_DORMANT] = "its domain is absent from the stream now", [MU_EXPERT_DUPLICATE] = "a near copy of another expert",
     [MU_EXPERT_OVERWRITTEN] = "it carried a rare domain and lost it" };
 

@@ -50,9 +50,11 @@ says_once "past" '  data\.phases was \[.*\] and is now \['
 says_once "past" 'they differ from step 9 on, which is finished; phases that begin after step 24 may change'
 expect 78 "no phases any more" train 1 one $all train.steps=30 "data.phases=[]"
 says_once "no phases any more" 'they differ from step 1 on'
-expect 0 "without phases" train 1 plain "data.phases=[]" train.steps=6
-expect 0 "... and with some from here on" train 1 plain train.steps=9 "data.phases=[{until_step: 6, mix: {a: 1, b: 2, c: 1}}, {mix: {c: 1}}]"
+expect 0 "without phases" train 1 plain "data.phases=[]" train.steps=6 stats.every=3 log.progress=line
+says "no rare domain" '^  note: no domain is rare '
+expect 0 "... and with some from here on" train 1 plain train.steps=9 stats.every=3 log.progress=line "data.phases=[{until_step: 6, mix: {a: 1, b: 2, c: 1}}, {mix: {c: 1}}]"
 says "from here on" '  data\.phases: \[\] -> \[\{until_step: 6, '
+if grep -q '^  note: no domain is rare' log; then fail "a domain may be rare in a phase"; else pass; fi
 
 # ---------------------------------------------------------------- a dry run and errors
 expect 0 "a dry run" on 1 "$MUSTER" train tiny.yaml --dry-run train.steps=12

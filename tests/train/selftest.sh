@@ -13,6 +13,7 @@ says_once "no folder for a checkpoint" '^FAILED +checkpoint .*/own/muster-selfte
 expect 64 "an argument" on 1 "$MUSTER" selftest run
 says_once "an argument" "unexpected argument 'run'"
 expect 78 "an option of training" on 1 "$MUSTER" selftest train.steps=3
+says_once "an option of training" 'selftest accepts only train\.device, train\.dtype, train\.threads; all other options come from its checks$'
 expect 78 "an unknown device" on 1 "$MUSTER" selftest train.device=abacus
 says_once "an unknown device" 'error: .*train.device: .*abacus'
 if [ -n "${MPIEXEC:-}" ]; then
