@@ -70,8 +70,8 @@ static void about_losses(findings *f, const mu_report *r) {
     }
     if (all && all->n > 1 && worst)
         finding(f, all->value[all->n - 1] <= all->value[0] ? GOOD : BAD,
-                mu_show("Validation loss went from %.3f (step %.0f) to %.3f (step %.0f); hardest domain: %s, %.3f.", all->value[0], all->step[0],
-                        all->value[all->n - 1], all->step[all->n - 1], worst, most));
+                mu_show("Validation loss went from %.3f (step %.0f) to %.3f (step %.0f)%s.", all->value[0], all->step[0], all->value[all->n - 1],
+                        all->step[all->n - 1], r->n_domains > 1 ? mu_show("; hardest domain: %s, %.3f", worst, most) : ""));
 }
 
 /* ------------------------------------------------------------------ health of the experts */
@@ -242,8 +242,9 @@ static void about_criticality(findings *f, const mu_report *r) {
     }
     for (int64_t d = 0; d < r->n_domains; d++)
         if (of[d].most > 0)
-            finding(f, NOTE, mu_show("%s depends on expert %lld of layer %lld: without it its loss on the probe rises by %.2f nats/token, more than twice "
-                                     "what other domains lose.", r->domain[d], (long long)of[d].expert, (long long)of[d].layer, of[d].most));
+            finding(f, NOTE, mu_show("%s depends on expert %lld of layer %lld: without it its loss on the probe rises by %.2f nats/token%s.",
+                                     r->domain[d], (long long)of[d].expert, (long long)of[d].layer, of[d].most,
+                                     r->n_domains > 1 ? ", more than twice what other domains lose" : ""));
     free(of);
 }
 

@@ -51,7 +51,7 @@ static void put_events(mu_page *p, const mu_report *r) {
     enum { SHOWN = 200 };
     if (!r->n_events) return;
     int64_t first = r->n_events > SHOWN ? r->n_events - SHOWN : 0;
-    mu_page_fold(p, false, "%lld changes of state", (long long)r->n_events);
+    mu_page_fold(p, false, "%lld change%s of state", (long long)r->n_events, r->n_events == 1 ? "" : "s");
     if (first) mu_page_put(p, "<p class=\"soft\">The last %d of them.</p>", SHOWN);
     mu_page_put(p, "<div class=\"wide\"><table><thead><tr><th>step</th><th>layer</th><th>expert</th><th class=\"words\">state</th><th class=\"words\">why</th></tr></thead><tbody>\n");
     for (int64_t i = first; i < r->n_events; i++)

@@ -57,6 +57,7 @@ expect 0 "a run out of balance" train 1 uneven train.steps=60 moe.balance=[none]
 expect 0 "report of it" report uneven
 is_whole uneven/report.html 13
 has uneven/report.html "drops" '<li class="bad">[0-9.]+ % of all assignments exceed moe.capacity_factor 0.5'
+has_not uneven/report.html "the only domain" 'what other domains lose|hardest domain'
 if grep -q '"event":"advice"' uneven/events.jsonl; then pass; else fail "no advice in $(cat uneven/events.jsonl)"; fi
 has uneven/report.html "advice" '<li class="note">Advice of step [0-9]+: '
 if ! grep -q '"event":"state"' uneven/events.jsonl; then fail "no change of state"; fi
