@@ -166,7 +166,8 @@ static void print_pairs(const results *r) {
         }
     }
     printf("share: of the domain's assignments; lift: log2 of share / share of all texts; criticality: nats per token that the\n"
-           "domain loses without the expert, on %lld tokens of all domains together (stats.probe_tokens)\n", (long long)r->probe_tokens);
+           "domain loses without the expert, on %lld tokens of all domains together (stats.probe_tokens); -: not measured,\n"
+           "on these tokens the expert gets less than 1.5 times its fair share\n", (long long)r->probe_tokens);
     free(printed);
 }
 
