@@ -106,7 +106,7 @@ typedef struct {
     int n_ranked;
 } judgement;
 
-static double share_of(const mu_expert_evidence *v, int d) { return v->window_share ? fmin(v->share[d], v->window_share[d]) : v->share[d]; }
+static double share_of(const mu_expert_evidence *v, int d) { return v->present_share ? fmin(v->share[d], v->present_share[d]) : v->share[d]; }
 static double K_of(const judgement *j, int expert, int d) { return j->v->K[(j->first + expert) * j->v->domains + d]; }
 static double peak_of(const judgement *j, int expert, int d) { return j->v->peak[(j->first + expert) * j->v->domains + d]; }
 

@@ -49,7 +49,7 @@ typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
     O(INT,    dead_windows,        "5",         1,   1000, NULL, FREE, "... for so many windows in a row") \
     O(FLOAT,  dead_silence,        "7",         0,   1e6, NULL, FREE, "... and with a silence above this; a carrier that is as silent is dormant") \
     O(FLOAT,  dead_criticality,    "0.01",      0,   1e6, NULL, FREE, "... and every domain loses less than this without it, in nats per token") \
-    O(FLOAT,  rare_domain,         "0.01",      0,   1, NULL, FREE, "a domain with at most this share of the training tokens (in all or in the last window) is rare, and can have carriers") \
+    O(FLOAT,  rare_domain,         "0.01",      0,   1, NULL, FREE, "a domain with at most this share of the training tokens (in all so far or in the present phase, by the weights) is rare, and can have carriers") \
     O(FLOAT,  carrier_criticality, "0.05",      0,   1e6, NULL, FREE, "carrier: a rare domain loses at least this without the expert, in nats per token") \
     O(FLOAT,  carrier_gain,        "0.1",       0,   1, NULL, FREE, "... and at least this share of what the model has learned of the domain") \
     O(FLOAT,  carrier_share,       "0.25",      0,   1, NULL, FREE, "share of the experts of a layer that can be carriers") \
@@ -288,7 +288,7 @@ typedef struct {
     const double *silence;                  /* [layers, experts]: see mu_load_window_silence */
     const int64_t *by_domain;               /* [layers, experts, domains]: of the window. The top domain of an expert is the one of whose
                                              * tokens it gets the largest share */
-    const double *share, *window_share;     /* [domains]: of the training tokens, and of those in the window */
+    const double *share, *present_share;     /* [domains]: of the training tokens so far, and of those now, by the weights */
     const double *K, *peak;                 /* [layers, experts, domains]: criticality, and the largest ever; 0 where not measured */
     const double *ce, *ce_best, *ce_ref;    /* [domains], with K: cross-entropy now, lowest so far, of token frequencies */
     const double *twin;                     /* [layers, experts]: largest cosine of its outputs with those of another expert */

@@ -11,42 +11,41 @@ static double *silences(const mu_load_window *w) {
     return z;
 }
 
-/* Each domain's share of the samples drawn so far. */
+/* Each domain's share of the training tokens of steps 1 to s->step, by the weights. (Shares of what was drawn would make common
+ * domains rare by chance.) */
 static double *shares(const mu_log_source *src) {
-    const mu_loader *loader = src->state->loader;
-    int n = src->corpus->n_domains;
-    int64_t *drawn = mu_alloc((size_t)mu_loader_state_size(loader), sizeof *drawn);
-    double *share = mu_alloc((size_t)n, sizeof *share);
-    mu_loader_state_get(loader, drawn);
-    for (int d = 0; d < n; d++) share[d] = drawn[n] ? (double)drawn[d] / (double)drawn[n] : 0;
-    free(drawn);
+    const mu_option_phases *phases = &src->cfg->data.phases;
+    int64_t steps = src->state->step;
+    double *share = mu_alloc((size_t)src->corpus->n_domains, sizeof *share);
+    for (int64_t first = 1, last; first <= steps; first = last + 1) {
+        int phase = mu_phase_of_step(phases, first);
+        last = phase < phases->n - 1 && phases->list[phase].until_step < steps ? phases->list[phase].until_step : steps;
+        for (int d = 0; d < src->corpus->n_domains; d++)
+            share[d] += (double)(last - first + 1) / (double)steps * mu_loader_share_at(src->state->loader, first, d);
+    }
     return share;
 }
 
-/* Each domain's share of the assignments of the interval. */
-static double *interval_shares(const mu_routing_stats *s) {
-    double *share = mu_alloc((size_t)s->domains, sizeof *share), all = 0;
-    for (int64_t c = 0; c < (int64_t)s->window.layers * s->window.experts * s->domains; c++) {
-        share[c % s->domains] += (double)s->interval.by_domain[c];
-        all += (double)s->interval.by_domain[c];
-    }
-    for (int d = 0; d < s->domains && all > 0; d++) share[d] /= all;
+/* The same in this step's phase. */
+static double *present_shares(const mu_log_source *src) {
+    double *share = mu_alloc((size_t)src->corpus->n_domains, sizeof *share);
+    for (int d = 0; d < src->corpus->n_domains; d++) share[d] = mu_loader_share_at(src->state->loader, src->state->step, d);
     return share;
 }
 
 int mu_experts_judge(const mu_log_source *src, mu_expert_change *changes) {
     const mu_train_state *s = src->state;
     const mu_knowledge *k = s->knowledge;
-    double *silence = silences(&s->stats->window), *share = shares(src), *window_share = interval_shares(s->stats);
+    double *silence = silences(&s->stats->window), *share = shares(src), *present_share = present_shares(src);
     mu_expert_evidence v = { .domains = src->corpus->n_domains, .step = s->step, .interval = src->cfg->stats.every,
                              .load = s->stats->window.total, .silence = silence, .share = share, .by_domain = s->stats->interval.by_domain,
-                             .window_share = window_share };
+                             .present_share = present_share };
     if (k->rounds) v.K = k->K, v.peak = k->peak, v.ce = k->ce, v.ce_best = k->ce_best, v.ce_ref = k->ce_ref;
     if (k->similarity_step) v.twin = k->twin, v.twin_of = k->twin_of;
     int n = mu_expert_health_update(&s->stats->health, &v, &src->cfg->stats, changes);
     free(silence);
     free(share);
-    free(window_share);
+    free(present_share);
     return n;
 }
 

@@ -17,7 +17,7 @@ static const double MEAN = 1000;
 static mu_expert_health h;
 static mu_stats_config t;
 static int64_t load[E], by_domain[E][D], twin_of[E], reseeded[E], step;
-static double silence[E], share[D], window_share[D], K[E][D], peak[E][D], ce[D], ce_best[D], ce_ref[D], twin[E];
+static double silence[E], share[D], present_share[D], K[E][D], peak[E][D], ce[D], ce_best[D], ce_ref[D], twin[E];
 static mu_expert_evidence v;
 static mu_expert_change changes[E];
 static int n_changes;
@@ -32,12 +32,12 @@ static int start(void **state) {
         for (int d = 0; d < D; d++) K[i][d] = peak[i][d] = 0, by_domain[i][d] = d == COMMON ? 980 : 10;
     }
     memcpy(share, (double[D]){ 0.98, 0.01, 0.01 }, sizeof share);
-    memcpy(window_share, share, sizeof share);
+    memcpy(present_share, share, sizeof share);
     memcpy(ce, (double[D]){ 2, 3, 5 }, sizeof ce);
     memcpy(ce_best, ce, sizeof ce);
     memcpy(ce_ref, (double[D]){ 5, 5, 5 }, sizeof ce_ref);
     v = (mu_expert_evidence){ .domains = D, .interval = INTERVAL, .load = load, .silence = silence, .by_domain = &by_domain[0][0],
-                              .share = share, .window_share = window_share, .K = &K[0][0], .peak = &peak[0][0], .ce = ce,
+                              .share = share, .present_share = present_share, .K = &K[0][0], .peak = &peak[0][0], .ce = ce,
                               .ce_best = ce_best, .ce_ref = ce_ref, .twin = twin, .twin_of = twin_of, .reseeded = reseeded };
     return 0;
 }
@@ -207,10 +207,10 @@ static void only_rare_domains_have_carriers(void **state) {
     K[ME][DECOY] = 1, K[ME][COMMON] = 3;        /* nothing is learned of the decoy: no gain */
     window(5);
     assert_state(MU_EXPERT_HEALTHY);
-    share[DECOY] = window_share[DECOY] = 0.0101, K[ME][DECOY] = 1;
+    share[DECOY] = present_share[DECOY] = 0.0101, K[ME][DECOY] = 1;
     window(5);
     assert_state(MU_EXPERT_HEALTHY);
-    ce[DECOY] = ce_best[DECOY] = 4, window_share[DECOY] = 0;    /* absent now: as rare as can be */
+    ce[DECOY] = ce_best[DECOY] = 4, present_share[DECOY] = 0;    /* absent now: as rare as can be */
     changes_after(0, MU_EXPERT_CARRIER);
     assert_int_equal(changes[0].domain, DECOY);
 }
@@ -280,7 +280,7 @@ static void overwritten_by_common_tokens(void **state) {
     a_carrier_of(MU_EXPERT_DORMANT);
     well();
     serves(COMMON);
-    window_share[RARE] = 0;
+    present_share[RARE] = 0;
     changes_after(1, MU_EXPERT_CARRIER);
     carries_rare(0.2);                          /* half: still a carrier, the gain is 2 nats */
     window(4);
