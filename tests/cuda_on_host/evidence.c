@@ -207,7 +207,7 @@ typedef struct {
 } layer;
 
 static void routing(stand *s, layer *l) {
-    const mu_route_shape shape = { T, E, K, false, true, 1, MU_ROUTE_FREE, 0 };
+    const mu_route_shape shape = { .T = T, .E = E, .K = K, .normalise = true, .scale = 1 };
     operand logits = filled(s, master(s, T, E)), dgates = filled(s, master(s, T, K)), dlogits = filled(s, master(s, T, E));
     operand noisy = master(s, T, D);
     mu_rng rng = { 1, 0, 0, MU_RNG_JITTER, 0 };
