@@ -163,25 +163,12 @@ static void the_expert_of_an_oracle_is_the_most_critical(void **state) {
     }
 }
 
-/* Each of three domains has one of four experts: with two per token there is no other choice. */
-static void an_oracle_without_a_choice_is_not_masked(void **state) {
-    (void)state;
-    mu_training *t = training_of(mu_format(oracle, 1, 4, 2, 1));
-    mu_probe *p = probe_of(t, 8);
-    t->state.knowledge->credit = (int64_t)1 << 40;
-    assert_true(mu_probe_measure(p, t->state.knowledge, 1));
-    for (int i = 0; i < 2 * 4 * 3; i++) assert_true(t->state.knowledge->K[i] == 0);
-    mu_probe_free(p);
-    training_free(t);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_is_measured_without_text_or_credit),
         cmocka_unit_test(a_forced_choice_is_counted_and_not_masked),
         cmocka_unit_test(criticality_is_what_masking_costs),
         cmocka_unit_test(the_expert_of_an_oracle_is_the_most_critical),
-        cmocka_unit_test(an_oracle_without_a_choice_is_not_masked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
