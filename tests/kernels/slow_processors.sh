@@ -15,6 +15,7 @@ check() {
     shift 2
     best=$("$@" --best)
     [ "$best" = "$wanted" ] || { echo "FAILED: $name chose $best, expected $wanted"; exit 1; }
+    if [ "$best" = cpu-avx2 ]; then return; fi      # test_kernels runs its cases without qemu on most machines
     "$@" "$best" > "$out/said.${#jobs[@]}" 2>&1 &
     names+=("$name") jobs+=($!)
 }
