@@ -15,7 +15,7 @@ start() {
     job=$!
 }
 rank_pid() { grep -o '"pid":[0-9]*' "$1/run.json" | sed -n "$2p" | cut -d: -f2; }
-lines() { cat "$1/metrics.jsonl" 2> /dev/null | wc -l; }
+lines() { cat "$1/metrics.jsonl" 2> /dev/null | grep -c train/tokens; }
 # ends_requeued WHAT DIR: the job ends with 75 and its checkpoint, and the same command finishes the run
 ends_requeued() {
     wait $job
