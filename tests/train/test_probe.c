@@ -35,7 +35,7 @@ static mu_training *training_new(int seed, int top_k, const char *data) { return
 static const char *const oracle =
     "run: {dir: unused, seed: %d}\n"
     "model: {hidden_size: 32, num_layers: 2, num_heads: 2, max_seq_len: 32}\n"
-    "moe: {num_experts: %d, top_k: %d, moe_ffn_hidden_size: 32, balance: [none], force_domains: {a: %d, b: 2, rare-1: 0}}\n"
+    "moe: {num_experts: %d, top_k: %d, moe_ffn_hidden_size: 32, balance: [none], force_domains: {%s}}\n"
     "data: {val_fraction: 0.2, train: [{domain: a, path: synthetic}, {domain: b, path: synthetic}, {domain: rare-1, path: synthetic, weight: 20}]}\n"
     "optim: {lr: 1e-2, warmup_steps: 5}\n"
     "train: {steps: 120, global_batch_size: 16, seq_len: 32, threads: 1}\n"
@@ -148,7 +148,7 @@ static void the_expert_of_an_oracle_is_the_most_critical(void **state) {
     (void)state;
     static const int expert_of[3] = { 5, 2, 0 };
     for (int seed = 1; seed <= 4; seed++) {
-        mu_training *t = training_of(mu_format(oracle, seed, 8, 2, 5));
+        mu_training *t = training_of(mu_format(oracle, seed, 8, 2, "a: 5, b: 2, rare-1: 0"));
         for (int i = 0; i < t->cfg.train.steps; i++) assert_true(mu_training_step(t, NULL).finite);
         mu_probe *p = probe_of(t, 8);
         mu_knowledge *k = t->state.knowledge;
@@ -163,12 +163,31 @@ static void the_expert_of_an_oracle_is_the_most_critical(void **state) {
     }
 }
 
+/* Two domains have an expert each of four, so the third has two to choose from, as many as a token takes: none can be masked. */
+static void an_oracle_without_a_choice_is_not_masked(void **state) {
+    (void)state;
+    mu_training *t = training_of(mu_format(oracle, 1, 4, 2, "a: 1, b: 2"));
+    mu_probe *p = probe_of(t, 8);
+    mu_knowledge *k = t->state.knowledge;
+    bool measured = false;
+    k->credit = (int64_t)1 << 40;
+    assert_true(mu_probe_measure(p, k, 1));
+    for (int i = 0; i < 2 * 4; i++) {
+        assert_true(k->K[3 * i + 2] == 0);
+        measured |= k->K[3 * i] != 0;
+    }
+    assert_true(measured);
+    mu_probe_free(p);
+    training_free(t);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_is_measured_without_text_or_credit),
         cmocka_unit_test(a_forced_choice_is_counted_and_not_masked),
         cmocka_unit_test(criticality_is_what_masking_costs),
         cmocka_unit_test(the_expert_of_an_oracle_is_the_most_critical),
+        cmocka_unit_test(an_oracle_without_a_choice_is_not_masked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
