@@ -49,7 +49,7 @@ endfunction()
 set(PC_PRIVATE_MODULES "")
 set(PC_PRIVATE_LIBS "")
 if(NOT BUILD_SHARED_LIBS)               # a shared library knows its own needs
-    set(PC_PRIVATE_MODULES "${HDF5_MODULE_NAME} yaml-0.1 jansson libxxhash")
+    set(PC_PRIVATE_MODULES "${HDF5_MODULE_NAME} yaml-0.1 jansson libxxhash libutf8proc oniguruma zlib libzstd")
     if(MUSTER_MPI)
         foreach(library ${MPI_C_LIBRARIES})
             pc_add(${library})

@@ -24,6 +24,10 @@ libhdf5-dev    | module hdf5-serial hdf5| checkpoints, token files, routing reco
 libyaml-dev    | module yaml-0.1        | reads configurations
 libjansson-dev | module jansson         | reads JSON
 libxxhash-dev  | module libxxhash       | checksums of checkpoints
+libutf8proc-dev| module libutf8proc     | Unicode: classes of characters, normal forms
+libonig-dev    | module oniguruma       | tokenizers with a pattern of their own
+zlib1g-dev     | module zlib            | reads .gz texts
+libzstd-dev    | module libzstd         | reads .zst texts
 libpng-dev     | module libpng          | pictures of reports
 TABLE
     [ "${1:-}" = run ] || cat <<'TABLE'
