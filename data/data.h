@@ -22,19 +22,31 @@ typedef struct { MU_OPTIONS_DATA(MU_OPTION_FIELD) } mu_data_config;
 /* ------------------------------------------------------------------ tokenizer (tokenizer.c, tokenizer_KIND.c)
  * Text to ids and back. Ids are in [0, vocab_size). */
 typedef struct mu_tokenizer mu_tokenizer;
-/* Opens a built-in tokenizer ("bytes") or a file: a name with '/' or '.', or of an existing file. MU_STATUS_CONFIG: unknown name;
- * NOINPUT: missing file; DATA: not a supported tokenizer file. The caller closes it. */
+/* Opens a built-in tokenizer ("bytes"), a tokenizer.json, or the folder that holds one: a name with '/' or '.', or of an existing
+ * file. MU_STATUS_CONFIG: unknown name; NOINPUT: missing file; DATA: not a supported tokenizer.json (which key, which value). The
+ * caller closes it. */
 mu_status   mu_tokenizer_open(mu_tokenizer **t, const char *name_or_path, mu_error *e) MU_MUST_USE;
 void        mu_tokenizer_close(mu_tokenizer *t);
 const char *mu_tokenizer_name(const mu_tokenizer *t);           /* under 32 bytes, never a path */
 const char *mu_tokenizer_fingerprint(const mu_tokenizer *t);    /* 32 hex digits, equal if and only if all ids are */
 int         mu_tokenizer_vocab_size(const mu_tokenizer *t);
 int32_t     mu_tokenizer_eod(const mu_tokenizer *t);            /* the end-of-document id */
-/* Passes the ids of the text to `take`, in order, some at a time. */
+const char *mu_tokenizer_eod_text(const mu_tokenizer *t);       /* "<|endoftext|>"; NULL for bytes */
+const char *mu_tokenizer_path(const mu_tokenizer *t);           /* of the tokenizer.json; NULL when there is no file */
+/* Passes the ids of the text to `take`, in order, some at a time. Thread-safe. Special tokens written in the text are ordinary
+ * text: a document that contains "<|endoftext|>" does not end there. Nothing is put before or behind it ("post_processor"). Bytes
+ * that are not UTF-8 are kept where the vocabulary has a token for each byte. */
 typedef void mu_take_ids(void *to, const int32_t *ids, int64_t n);
 void        mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to);
-/* Sets *bytes to the bytes of an id, owned by the tokenizer, and returns their number; 0 for end-of-document and invalid ids. */
+/* The same for a prompt: special tokens written in the text become their ids. */
+void        mu_tokenizer_encode_prompt(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to);
+/* Sets *bytes to the bytes of an id, owned by the tokenizer, and returns their number; 0 for special tokens (end-of-document is
+ * one) and invalid ids. The ids of a text decode to the text, except for what a normalizer changed: with Mixtral's, a space stands
+ * before it. */
 int64_t     mu_tokenizer_decode(const mu_tokenizer *t, int32_t id, const char **bytes);
+/* Writes a tokenizer.json that gives the same ids here and in Hugging Face's tokenizers; where its end-of-document token does not
+ * follow from it, also tokenizer_config.json beside it, which must not exist with another. MU_STATUS_USAGE for "bytes". */
+mu_status   mu_tokenizer_write(const mu_tokenizer *t, const char *path, mu_error *e) MU_MUST_USE;
 /* Checks that `what` (a path, for the message) was made with this tokenizer. MU_STATUS_DATA when the name or the fingerprint
  * differs; files of older versions have no fingerprint (""). */
 mu_status   mu_tokenizer_check(const mu_tokenizer *t, const char *what, const char *name, const char *fingerprint,

@@ -16,6 +16,31 @@ struct mu_tokenizer {
 };
 mu_tokenizer *mu_tokenizer_bytes_new(void);
 
+/* ------------------------------------------------------------------ splitters (splitter.c)
+ * A splitter cuts a text into pieces, between which BPE never merges: "gpt2", "cl100k", "qwen2", "o200k", "tekken", "deepseek",
+ * "digits-gpt2". Constant, thread-safe. */
+typedef struct mu_splitter mu_splitter;
+const mu_splitter *mu_splitter_named(const char *name);         /* NULL: unknown */
+const mu_splitter *mu_splitter_number(int i);                   /* NULL: no more */
+const char *mu_splitter_name(const mu_splitter *s);
+const char *mu_splitter_json(const mu_splitter *s);             /* "pre_tokenizer" of a tokenizer.json that splits so */
+/* The end of the piece that begins at `from` < bytes: of the first piece, or of the next behind another piece. Bytes that are not
+ * UTF-8 are allowed: a run of them is a piece. */
+int64_t     mu_splitter_next(const mu_splitter *s, const char *text, int64_t bytes, int64_t from);
+
+/* A byte-level BPE tokenizer from a vocabulary in memory, everything copied. Token i has id i, its bytes are raw. The special tokens
+ * are tokens, too; the first of them ends a document. Merge r joins the tokens merges[r] to the token with the bytes of both;
+ * lower r first. MU_STATUS_DATA: a merge has no such token, tokens are equal, there is no special token. */
+typedef struct { const char *bytes; int64_t n; } mu_token;
+typedef struct {
+    const char *splitter;           /* name */
+    int32_t n_tokens, n_merges, n_special;
+    const mu_token *tokens;
+    const int32_t (*merges)[2];
+    const int32_t *special;         /* ids */
+} mu_bpe_vocabulary;
+mu_status mu_tokenizer_bpe_new(mu_tokenizer **t, const mu_bpe_vocabulary *v, mu_error *e) MU_MUST_USE;
+
 /* ------------------------------------------------------------------ columns (column.c)
  * An array of numbers: growable in memory; or in a token file, read in blocks through the corpus's cache. */
 typedef struct mu_cache mu_cache;
