@@ -69,6 +69,8 @@ void mu_log(mu_log_level level, const char *fmt, ...) MU_PRINTF(2, 3);
 void mu_text_vformat(char *out, size_t room, const char *format, va_list args) MU_PRINTF(3, 0);
 /* The same for n bytes of text; the control characters in `keep` ("\n\t") stay. */
 void mu_text_escape(char *out, size_t room, const char *text, size_t n, const char *keep);
+/* Bytes of the UTF-8 character at s (1 to 4) and its code, or 0 when there is none within n bytes. */
+int  mu_utf8_decode(const char *s, size_t n, uint32_t *code);
 
 /* ------------------------------------------------------------------ activity (activity.c)
  * The current work of this process, for the watchdog (dist/dist.h) and its messages. Every op and every long operation
@@ -378,6 +380,9 @@ mu_status mu_file_sync(const char *path, mu_error *e) MU_MUST_USE;              
 mu_status mu_file_rename(const char *from, const char *to, mu_error *e) MU_MUST_USE;/* rename and fsync of the parent */
 mu_status mu_file_make_dirs(const char *path, mu_error *e) MU_MUST_USE;
 mu_status mu_file_remove_tree(const char *path, mu_error *e) MU_MUST_USE;           /* does not follow links */
+/* Opens a plain file for reading, or a pipe where that is allowed, without waiting for a writer; *bytes: its size,
+ * -1 of a pipe. Reading a plain file never blocks on another process: where it would, it fails. -1 with *reason otherwise. */
+int       mu_file_open(const char *path, bool pipe_allowed, int64_t *bytes, const char **reason);
 bool      mu_file_exists(const char *path);
 /* What a path is when it is not a plain file ("is a directory"); symbolic links are not plain. NULL for a plain file, and for a
  * path that does not exist or cannot be examined: opening it fails then. */

@@ -1,15 +1,12 @@
-/* internal.h - shared by the files of base/: system error texts, checks of the store, UTF-8, number formatting, error
+/* internal.h - shared by the files of base/: system error texts, checks of the store, number formatting, error
  * reports, YAML trees. */
 #ifndef MUSTER_BASE_INTERNAL_H
 #define MUSTER_BASE_INTERNAL_H
 
 #include "base/base.h"
 
-/* ------------------------------------------------------------------ files (files.c)  */
+/* ------------------------------------------------------------------ files (files.c) */
 const char *mu_io_reason(int error);                    /* an errno as text, with a hint where there is one */
-/* Opens a plain file for reading, or a pipe where that is allowed, without waiting for a writer; *bytes: its size,
- * -1 of a pipe. Reading a plain file never blocks on another process: where it would, it fails. -1 with *reason otherwise. */
-int mu_file_open(const char *path, bool pipe_allowed, int64_t *bytes, const char **reason);
 
 /* ------------------------------------------------------------------ store (store_check.c, store_probe.c)
  * Checks that this open file has the store's format, without HDF5: parses all metadata. MU_STATUS_DATA if not. */
@@ -18,9 +15,7 @@ mu_status mu_store_check(int fd, const char *path, int64_t bytes, mu_error *e);
 mu_status mu_store_probe(const char *path, mu_error *e);
 
 /* ------------------------------------------------------------------ text (json.c)
- * Bytes of the UTF-8 character at s (1 to 4) and its code, or 0 when there is none within n bytes. */
-int  mu_utf8_decode(const char *s, size_t n, uint32_t *code);
-/* The shortest of 15 to 17 digits that reads back equal, with '.' whatever the locale. Finite values only. */
+ * The shortest of 15 to 17 digits that reads back equal, with '.' whatever the locale. Finite values only. */
 void mu_float_text(double value, char text[40]);
 
 /* ------------------------------------------------------------------ error reports (report.c)

@@ -8,15 +8,15 @@
 
 static bool is_synthetic(const char *path) { return !strcmp(path, "synthetic"); }
 
-static mu_status open_domain(mu_domain *d, const char *path, const mu_tokenizer *t, uint64_t seed, mu_cache *cache,
-                             mu_error *e) {
+static mu_status open_domain(mu_domain *d, const char *path, const char *text_key, const mu_tokenizer *t, uint64_t seed,
+                             mu_cache *cache, mu_error *e) {
     mu_domain_maker m = { .domain = d, .tokenizer = t };
     mu_status status = MU_STATUS_OK;
     bool in_file = !is_synthetic(path) && mu_token_file_named(path);
     if (!in_file) mu_domain_start(&m);
     if (is_synthetic(path)) mu_synthetic_make(&m, seed);
     else if (in_file) status = mu_token_file_open(d, t, path, cache, e);
-    else status = mu_text_read(&m, path, e);
+    else status = mu_text_read(&m, path, text_key, e);
     if (!status) status = mu_domain_scan(d, t, path, e);
     if (!status && d->n_tokens == 0)
         status = mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": no text in %s", d->name, path);
@@ -77,10 +77,10 @@ static void point_out_overlaps(const mu_option_domains *list) {
         }
 }
 
-mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_tokenizer *t, uint64_t seed,
+mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const char *text_key, const mu_tokenizer *t, uint64_t seed,
                          int64_t cache_bytes, mu_error *e) {
-    MU_CHECK(c && list && t,
-             "corpus %p, list %p, tokenizer %p", (void *)c, (const void *)list, (const void *)t);
+    MU_CHECK(c && list && t && text_key,
+             "corpus %p, list %p, tokenizer %p, text key %p", (void *)c, (const void *)list, (const void *)t, (const void *)text_key);
     MU_CHECK(list->n >= 0 && (list->n == 0 || list->list) && cache_bytes >= 0,
              "%d domains in %p, cache of %lld bytes",
              list->n, (void *)list->list, (long long)cache_bytes);
@@ -96,7 +96,7 @@ mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_t
         snprintf(c->domains[i].name, sizeof c->domains[i].name, "%s", entry->domain);
         c->domains[i].weight = entry->weight;
         c->synthetic = c->synthetic || is_synthetic(entry->path);
-        status = open_domain(&c->domains[i], entry->path, t, seed, c->cache, e);
+        status = open_domain(&c->domains[i], entry->path, text_key, t, seed, c->cache, e);
     }
     if (status) mu_corpus_close(c);
     else fingerprint(c, t);

@@ -12,7 +12,8 @@ extern "C" {
 /*       type     key           default    min  max  choices  use  help */
 #define MU_OPTIONS_DATA(O) \
     O(STRING,  tokenizer,    "bytes",   0,   0,   NULL, SHAPE, "bytes (ids 0-255 are bytes, 256 ends a document), or the path of a tokenizer file (no format is supported yet)") \
-    O(DOMAINS, train,        NULL,      1,   0,   NULL, TEXTS, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or token FILE.h5, weight: 1.0}; path synthetic: the built-in generator") \
+    O(DOMAINS, train,        NULL,      1,   0,   NULL, TEXTS, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or FILE.json (each also .gz or .zst) or token FILE.h5, weight: 1.0}; path synthetic: the built-in generator") \
+    O(STRING,  text_key,     "text",    0,   0,   NULL, EVAL, "key of the text in the objects of .jsonl and .json files") \
     O(PHASES,  phases,       "[]",      0,   0,   NULL, FREE, "list of {until_step: STEP, mix: {DOMAIN: WEIGHT, ...}}: up to that step only these domains of train are drawn, with these weights instead of theirs; the last phase lasts to the end; validation keeps all domains; on resume, phases of finished steps must not change") \
     O(FLOAT,   val_fraction, "0.02",    0,   0.9, NULL, TEXTS, "fraction of each domain's tokens held out for validation; whole documents, spread over the domain, where there are enough") \
     O(INT,     cache_mib,    "256",     8,   1048576, NULL, EVAL, "cache per rank for token files, MiB; token files are read in blocks, texts are held in memory")
@@ -52,6 +53,24 @@ mu_status   mu_tokenizer_write(const mu_tokenizer *t, const char *path, mu_error
 mu_status   mu_tokenizer_check(const mu_tokenizer *t, const char *what, const char *name, const char *fingerprint,
                                mu_error *e) MU_MUST_USE;
 
+/* ------------------------------------------------------------------ texts (text.c, text_files.c, input.c, json_text.c) */
+typedef struct {
+    const char *text;           /* valid during the call; never empty; no NUL inside */
+    int64_t bytes;
+    const char *path;           /* its file, and the line where it begins */
+    int64_t line;
+    int64_t read;               /* bytes of files read so far, of mu_text_bytes in all */
+} mu_document;
+/* Takes a document; a status other than MU_STATUS_OK ends the reading, with its error. */
+typedef mu_status mu_take_document(void *to, const mu_document *d, mu_error *e);
+/* Passes every document of a path to `take`, one after another, in memory for the largest one: of a .txt (one document), a .jsonl (one
+ * a line), a .json (an object, or arrays of objects and strings), each also .gz or .zst, or of all these in a folder, sub-folders and
+ * links included, in the order of their paths. text_key: the objects' string with the text. What is not read in a folder is
+ * logged. Errors name the path, and line and place in its text. MU_STATUS_NOINPUT: missing or unreadable; DATA: no text at all, bad
+ * JSON, truncated or corrupt compressed data, too large. */
+mu_status mu_text_each(const char *path, const char *text_key, mu_take_document *take, void *to, mu_error *e) MU_MUST_USE;
+mu_status mu_text_bytes(const char *path, int64_t *bytes, mu_error *e) MU_MUST_USE;    /* of its text files on disk, for progress */
+
 /* ------------------------------------------------------------------ corpus (corpus.c; of one domain: domain.c, text.c, token_file.c, synthetic.c)
  * All domains of a run, tokenized: texts in memory, token files in blocks through a cache of limited size. Each document
  * ends with the end-of-document id. */
@@ -73,12 +92,11 @@ typedef struct {
     bool synthetic;             /* at least one domain is generated */
     struct mu_cache *cache;
 } mu_corpus;
-/* Reads every domain of the list: folders (a document per .txt and per line of a .jsonl with "text"; sorted by name, sub-folders
- * included; files that are not read are counted in the log), single files, token files (which may hold several domains: the one
+/* Reads every domain of the list: texts (mu_text_each), token files (which may hold several domains: the one
  * named `domain` is used), or `synthetic`. Token files are scanned once and stay open, with a cache of cache_bytes, at least one
- * block. The caller closes it. Errors name the path, and the line of a .jsonl: MU_STATUS_NOINPUT: missing or unreadable;
+ * block. The caller closes it. Errors name the path, and the line of a text: MU_STATUS_NOINPUT: missing or unreadable;
  * MU_STATUS_DATA: content (no text, bad JSON, another tokenizer). */
-mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const mu_tokenizer *t, uint64_t seed,
+mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const char *text_key, const mu_tokenizer *t, uint64_t seed,
                          int64_t cache_bytes, mu_error *e) MU_MUST_USE;
 void      mu_corpus_close(mu_corpus *c);
 /* An HDF5 token file: /domains/NAME/{tokens,document_offsets,text_bytes}, /tokenizer, /tokenizer_fingerprint, /fingerprint. */

@@ -83,9 +83,41 @@ void mu_domain_close(mu_domain *d);
 /* Maximum bytes of text of a domain, over all of its files. */
 #define MU_DOMAIN_BYTES_MAX ((int64_t)4 << 30)
 
-/* text.c: a folder, a .txt or a .jsonl. */
-mu_status mu_text_read(mu_domain_maker *m, const char *path, mu_error *e) MU_MUST_USE;
+/* text.c: mu_text_each, into a domain. */
+mu_status mu_text_read(mu_domain_maker *m, const char *path, const char *text_key, mu_error *e) MU_MUST_USE;
 mu_status mu_text_measure(mu_domain_size *size, const char *domain, const char *path, mu_error *e) MU_MUST_USE;
+
+/* ------------------------------------------------------------------ texts
+ * text_files.c: the text files of a path (a folder, or one such file), sorted. Free in any case. */
+#define MU_TEXT_NAMES ".txt, .jsonl or .json"
+typedef struct { char **list; size_t n; struct mu_text_contents *contents; } mu_text_files;
+mu_status mu_text_files_find(mu_text_files *f, const char *path, mu_error *e) MU_MUST_USE;
+void      mu_text_files_empty(mu_text_files *f, size_t i);      /* file i has no text */
+void      mu_text_files_log(mu_text_files *f);                  /* a note of what is not read in the folder */
+void      mu_text_files_free(mu_text_files *f);
+bool      mu_text_named(const char *name);                      /* text.c: whether the ending is one of these, also with .gz or .zst */
+/* input.c: the bytes of a plain file, decompressed by the ending of its name. MU_STATUS_DATA names the place in the file: truncated,
+ * corrupt, or expanding without end. *in is set to NULL on failure. */
+typedef struct mu_input mu_input;
+mu_status mu_input_open(mu_input **in, const char *path, mu_error *e) MU_MUST_USE;
+/* At most `room` > 0 bytes; *n is 0 at the end only. */
+mu_status mu_input_read(mu_input *in, char *out, size_t room, size_t *n, mu_error *e) MU_MUST_USE;
+int64_t   mu_input_size(const mu_input *in);                    /* bytes of the file */
+int64_t   mu_input_taken(const mu_input *in);                   /* those read so far */
+bool      mu_input_is_compressed(const mu_input *in);
+void      mu_input_close(mu_input *in);
+/* json_text.c: the text of a JSON value, decoded inside of `json`: of the string, or of the object's string `key` (NULL where there is
+ * none). False when it is not valid JSON: `why`, `line` from 0 in the value, and byte `at` of that line. */
+typedef struct {
+    char *text;
+    int64_t bytes, line, at;
+    bool is_object, is_string, has_key;
+    char why[160];
+} mu_json_text;
+bool      mu_json_text_find(mu_json_text *t, char *json, int64_t bytes, const char *key);
+
+/* ------------------------------------------------------------------ other sources of a domain */
+
 /* token_file.c: the domain d->name of a token file, which must have been made with this tokenizer. */
 mu_status mu_token_file_open(mu_domain *d, const mu_tokenizer *t, const char *path, mu_cache *cache, mu_error *e) MU_MUST_USE;
 mu_status mu_token_file_measure(mu_domain_size *size, const char *domain, const mu_tokenizer *t, const char *path,

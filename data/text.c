@@ -1,26 +1,56 @@
-/* text.c - texts of a domain: a .txt is one document, every line of a .jsonl is one; a folder holds both, sub-folders
- * included, in the order of their paths. Links to files are followed, links to folders are not (they could form cycles).
- * Files that are not read, hidden names and run folders included, are counted and named in the log. */
+/* text.c - the documents of texts, one at a time: a .txt is one document, so is every line of a .jsonl, and every element of an
+ * array in a .json, which holds arrays or objects. A folder holds all of these (folder.c). Compressed files are read as a stream
+ * (input.c); lines and columns of messages are those of the text.
+ *
+ * Memory: the largest document. */
 #include "data/internal.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
-/* ------------------------------------------------------------------ one file */
+enum { FIRST_ROOM = 1 << 18 };
+static const int64_t LINE_MAX_BYTES = 128 << 20;
 
-static mu_status read_bytes(mu_domain_maker *m, const char *path, char **text, size_t *bytes, mu_error *e) {
-    mu_error why;
-    mu_status status =
-        mu_file_read(path, (size_t)(MU_DOMAIN_BYTES_MAX - m->domain->text_bytes), text, bytes, &why);
-    if (status == MU_STATUS_DATA)
-        return mu_error_set(e, status, "domain \"%s\" has more than %lld GiB of text, reached at %s", m->domain->name,
-                            (long long)(MU_DOMAIN_BYTES_MAX >> 30), path);
-    if (status) mu_error_set(e, status, "domain \"%s\": %s", m->domain->name, why.text);
+/* Bytes [begin, n) of the buffer are the next of the file, scanned as far as `at`. */
+typedef struct {
+    const char *path, *key;
+    mu_take_document *take;
+    void *to;
+    int64_t before, documents;      /* bytes of earlier files; documents so far */
+    mu_input *in;
+    char *buffer;
+    size_t begin, at, n, room;
+    bool ended;
+    int64_t line, column;           /* of `begin`, from 1 and from 0 */
+    int64_t most;                   /* bytes of a document */
+} reader;
+
+static mu_status deliver(reader *r, const char *text, int64_t bytes, mu_error *e) {
+    if (bytes == 0) return MU_STATUS_OK;
+    mu_document d = { .text = text, .bytes = bytes, .path = r->path, .line = r->line, .read = r->before + mu_input_taken(r->in) };
+    r->documents++;
+    return r->take(r->to, &d, e);
+}
+
+/* Appends more of the file; at its end sets `ended`. */
+static mu_status more(reader *r, mu_error *e) {
+    size_t got;
+    if ((int64_t)(r->n - r->begin) > r->most)
+        return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: a document of more than %lld MiB", r->path, (long long)r->line, (long long)r->most >> 20);
+    if (r->n == r->room && r->begin >= r->room / 2 && r->begin) {
+        memmove(r->buffer, r->buffer + r->begin, r->n - r->begin);
+        r->n -= r->begin, r->at -= r->begin, r->begin = 0;
+    } else if (r->n == r->room) r->buffer = mu_realloc(r->buffer, r->room *= 2, 1);
+    mu_status status = mu_input_read(r->in, r->buffer + r->n, r->room - r->n, &got, e);
+    r->n += got;
+    r->ended = got == 0;
     return status;
+}
+
+static bool is_blank(const char *text, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++)
+        if (!memchr(" \t\r\n", text[i], 4)) return false;
+    return true;
 }
 
 /* Bytes of the byte order mark with which some editors begin a UTF-8 file. */
@@ -28,10 +58,12 @@ static size_t byte_order_mark(const char *text, size_t bytes) {
     return bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0;
 }
 
+/* ------------------------------------------------------------------ .txt */
+
 /* Removes a byte order mark, also behind empty lines, which stay. Returns the text without it. */
 static char *without_mark(char *text, size_t *bytes) {
     size_t blank = 0;
-    while (blank < *bytes && memchr(" \t\r\n", text[blank], 4)) blank++;
+    while (blank < *bytes && is_blank(text + blank, 1)) blank++;
     size_t mark = byte_order_mark(text + blank, *bytes - blank);
     memmove(text + mark, text, blank);
     *bytes -= mark;
@@ -39,275 +71,255 @@ static char *without_mark(char *text, size_t *bytes) {
 }
 
 /* Any encoding is allowed, but a NUL byte means that this is not a text. */
-static mu_status read_txt(mu_domain_maker *m, const char *path, mu_error *e) {
-    char *text;
-    size_t bytes;
-    mu_status status = read_bytes(m, path, &text, &bytes, e);
-    if (status) return status;
-    const char *nul = memchr(text, '\0', bytes);
-    if (nul) status = mu_error_set(e, MU_STATUS_DATA, "%s: not a text: NUL at byte %td", path, nul - text);
-    else {
-        const char *plain = without_mark(text, &bytes);
-        mu_domain_add(m, plain, (int64_t)bytes);
-    }
-    free(text);
-    return status;
-}
-
-/* Bytes of the JSON number at `s`; 0 if it is not valid. */
-static size_t number_length(const char *s, const char *end) {
-    const char *p = s + (*s == '-');
-    if (p == end || *p < '0' || *p > '9') return 0;
-    if (*p++ != '0')
-        while (p < end && *p >= '0' && *p <= '9') p++;
-    for (int part = 0; part < 2; part++) {          /* a fraction, an exponent */
-        if (p == end || (part ? *p != 'e' && *p != 'E' : *p != '.')) continue;
-        p++;
-        if (part && p < end && (*p == '+' || *p == '-')) p++;
-        if (p == end || *p < '0' || *p > '9') return 0;
-        while (p < end && *p >= '0' && *p <= '9') p++;
-    }
-    return (size_t)(p - s);
-}
-
-/* Replaces each valid number by 0: JSON allows numbers of any size, jansson does not, and their values are not used. */
-static void blank_numbers(char *text, size_t bytes) {
-    char *end = text + bytes;
-    bool inside = false;            /* of a string */
-    for (char *p = text; p < end; p++) {
-        if (*p == '"') inside = !inside;
-        else if (inside) p += *p == '\\';
-        else if (*p == '-' || (*p >= '0' && *p <= '9')) {
-            size_t n = 1;
-            while (p + n < end && memchr("+-.eE0123456789", p[n], 15)) n++;
-            if (number_length(p, end) == n) memset(p, ' ', n), *p = '0';
-            p += n - 1;
-        }
-    }
-}
-
-static json_t *parse(const char *text, size_t bytes, json_error_t *why) {
-    char *blanked = mu_alloc(bytes, 1);
-    memcpy(blanked, text, bytes);
-    blank_numbers(blanked, bytes);
-    json_t *object = json_loadb(blanked, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, why);
-    free(blanked);
-    return object;
-}
-
-/* jansson quotes the token that ends at its position; for a blanked number, quotes the number of the text instead of 0. */
-static mu_status bad_json(const char *path, int64_t line, const char *text, size_t bytes, const json_error_t *why,
-                          mu_error *e) {
-    enum { SHOWN = 40 };
-    static const char zero[] = " near '0'";
-    size_t length = strlen(why->text), at = (size_t)why->position - 1, n = 0;
-    bool quotes = why->position > 0 && length >= sizeof zero && !strcmp(why->text + length - (sizeof zero - 1), zero);
-    while (quotes && at + n < bytes && memchr("+-.eE0123456789", text[at + n], 15)) n++;
-    if (!n) return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: bad JSON at byte %d: %s", path, (long long)line, why->position, why->text);
-    return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: bad JSON at byte %d: %.*s near '%.*s%s'", path, (long long)line, why->position,
-                        (int)(length - (sizeof zero - 1)), why->text, (int)(n < SHOWN ? n : SHOWN), text + at, n > SHOWN ? "..." : "");
-}
-
-static mu_status add_json_line(mu_domain_maker *m, const char *path, int64_t line, const char *text, size_t bytes,
-                               mu_error *e) {
-    json_error_t why;
-    if (byte_order_mark(text, bytes))
-        return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: a byte-order mark (U+FEFF) in the middle of the file", path,
-                            (long long)line);
-    json_t *object = parse(text, bytes, &why);
-    if (!object) return bad_json(path, line, text, bytes, &why, e);
-    json_t *value = json_object_get(object, "text");
+static mu_status read_txt(reader *r, mu_error *e) {
     mu_status status = MU_STATUS_OK;
-    if (!json_is_object(object))
-        status = mu_error_set(e, MU_STATUS_DATA, "%s:%lld: not a JSON object", path, (long long)line);
-    else if (!json_is_string(value))
-        status = mu_error_set(e, MU_STATUS_DATA, "%s:%lld: no string named \"text\"", path, (long long)line);
-    else if (memchr(json_string_value(value), '\0', json_string_length(value)))
-        status = mu_error_set(e, MU_STATUS_DATA, "%s:%lld: not a text: \"text\" has a NUL character", path,
-                              (long long)line);
-    else
-        mu_domain_add(m, json_string_value(value), (int64_t)json_string_length(value));
-    json_decref(object);
-    return status;
+    r->most = MU_DOMAIN_BYTES_MAX;
+    while (!status && !r->ended) {
+        status = more(r, e);
+        const char *nul = status ? NULL : memchr(r->buffer + r->at, '\0', r->n - r->at);
+        if (nul) status = mu_error_set(e, MU_STATUS_DATA, "%s: not a text: NUL at byte %td", r->path, nul - r->buffer);
+        r->at = r->n;
+    }
+    if (status) return status;
+    const char *text = without_mark(r->buffer, &r->n);
+    return deliver(r, text, (int64_t)r->n, e);
 }
 
-static bool is_blank(const char *text, size_t bytes) {
-    for (size_t i = 0; i < bytes; i++)
-        if (!memchr(" \t\r", text[i], 3)) return false;
-    return true;
+/* ------------------------------------------------------------------ JSON */
+
+/* The document in the first `bytes` of the buffer, which are changed. */
+static mu_status take_json(reader *r, size_t bytes, bool string_allowed, mu_error *e) {
+    mu_json_text t;
+    if (!mu_json_text_find(&t, r->buffer + r->begin, (int64_t)bytes, r->key))
+        return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: bad JSON at byte %lld: %s", r->path, (long long)(r->line + t.line),
+                            (long long)(t.at + 1 + (t.line ? 0 : r->column)), t.why);
+    if (!t.is_object && !(t.is_string && string_allowed))
+        return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: not a JSON object", r->path, (long long)r->line);
+    if (!t.text)
+        return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: no string named \"%s\"; data.text_key selects another key", r->path,
+                            (long long)r->line, r->key);
+    if (memchr(t.text, '\0', (size_t)t.bytes))
+        return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: not a text: \"%s\" has a NUL character", r->path, (long long)r->line, r->key);
+    return deliver(r, t.text, t.bytes, e);
 }
 
-static mu_status read_jsonl(mu_domain_maker *m, const char *path, mu_error *e) {
-    char *text;
-    size_t bytes;
-    mu_status status = read_bytes(m, path, &text, &bytes, e);
+static mu_status take_line(reader *r, size_t bytes, bool first, mu_error *e) {
+    size_t mark = byte_order_mark(r->buffer + r->begin, bytes);
+    if (mark && !first)
+        return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: a byte-order mark (U+FEFF) in the middle of the file", r->path, (long long)r->line);
+    r->begin += mark;
+    return is_blank(r->buffer + r->begin, bytes - mark) ? MU_STATUS_OK : take_json(r, bytes - mark, false, e);
+}
+
+static mu_status read_jsonl(reader *r, mu_error *e) {
     bool begun = false;
-    int64_t line = 1;
-    for (size_t at = 0; !status && at < bytes; line++) {
-        char *start = text + at, *end = memchr(start, '\n', bytes - at);
-        size_t length = end ? (size_t)(end - start) : bytes - at, mark = begun ? 0 : byte_order_mark(start, length);
-        at += length + 1;
-        begun = begun || !is_blank(start, length);
-        if (!is_blank(start + mark, length - mark)) status = add_json_line(m, path, line, start + mark, length - mark, e);
+    mu_status status = MU_STATUS_OK;
+    while (!status && !(r->ended && r->begin == r->n)) {
+        const char *end = memchr(r->buffer + r->at, '\n', r->n - r->at);
+        r->at = end ? (size_t)(end - r->buffer) : r->n;
+        if (!end && !r->ended) {
+            status = more(r, e);
+            continue;
+        }
+        bool blank = is_blank(r->buffer + r->begin, r->at - r->begin);
+        status = take_line(r, r->at - r->begin, !begun, e);
+        begun = begun || !blank;
+        r->at += end != NULL;
+        r->begin = r->at;
+        r->line++;
     }
-    free(text);
     return status;
 }
 
-static bool is_text_name(const char *name) {
-    return mu_file_ends(name, ".txt") || mu_file_ends(name, ".jsonl");
+/* ------------------------------------------------------------------ .json */
+
+/* Moves behind the first `bytes`, of which `lines` are line breaks, the last one ending at `last`. */
+static void advance(reader *r, size_t bytes, int64_t lines, size_t last) {
+    r->begin += bytes;
+    r->line += lines;
+    r->column = (lines ? 0 : r->column) + (int64_t)(bytes - last);
+    if (r->at < r->begin) r->at = r->begin;
 }
 
-static mu_status read_file(mu_domain_maker *m, const char *path, mu_error *e) {
-    return mu_file_ends(path, ".jsonl") ? read_jsonl(m, path, e) : read_txt(m, path, e);
-}
-
-/* ------------------------------------------------------------------ a folder */
-
-typedef struct { char **list; size_t n, room; } paths;
-
-static void add_path(paths *p, char *path) {
-    if (p->n == p->room) p->list = mu_realloc(p->list, p->room = 2 * p->room + 16, sizeof *p->list);
-    p->list[p->n++] = path;
-}
-
-static int compare_paths(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-static void sort_paths(paths *p) {
-    if (p->n) qsort(p->list, p->n, sizeof *p->list, compare_paths);
-}
-
-static void free_paths(paths *p) {
-    for (size_t i = 0; i < p->n; i++) free(p->list[i]);
-    free(p->list);
-}
-
-/* Contents of a folder: texts, and everything else by the reason why it is not read. */
-enum { TEXT, OTHER_ENDING, HIDDEN, EMPTY, FOLDER_LINK, RUN_FOLDER, NOT_PLAIN, N_KINDS };
-static const char *const kinds[N_KINDS][2] = { /* one, several */
-    [OTHER_ENDING] = { "not named .txt or .jsonl", "not named .txt or .jsonl" }, [HIDDEN] = { "hidden", "hidden" },
-    [EMPTY] = { "empty", "empty" }, [FOLDER_LINK] = { "link to a folder", "links to folders" },
-    [RUN_FOLDER] = { "folder of a run", "folders of runs" }, [NOT_PLAIN] = { "not a plain file", "not plain files" },
-};
-typedef paths contents[N_KINDS];
-
-/* Logs one line with the number of files that are not read, and the names of the first few of each kind. */
-static void log_unread(const char *domain, const char *folder, contents c) {
-    enum { NAMED = 3 };
-    char *line = NULL;
-    size_t size, skip = strlen(folder) + 1;
-    FILE *f = open_memstream(&line, &size);
-    MU_CHECK(f, "out of memory");
-    for (int kind = TEXT + 1; kind < N_KINDS; kind++) {
-        sort_paths(&c[kind]);
-        for (size_t i = 0; i < c[kind].n && i <= NAMED; i++) {
-            if (i == 0) fprintf(f, "%s%zu %s (", ftell(f) ? ", " : "", c[kind].n, kinds[kind][c[kind].n > 1]);
-            fprintf(f, "%s%s", i ? ", " : "", i < NAMED ? c[kind].list[i] + skip : "...");
-        }
-        if (c[kind].n) fputc(')', f);
+/* The next character that is no white space; -1 at the end of the file. */
+static mu_status next_character(reader *r, int *c, mu_error *e) {
+    mu_status status = MU_STATUS_OK;
+    for (*c = -1; !status; advance(r, 1, *c == '\n', *c == '\n')) {
+        while (!status && r->begin == r->n && !r->ended) status = more(r, e);
+        if (status) return status;
+        *c = r->begin == r->n ? -1 : (unsigned char)r->buffer[r->begin];
+        if (*c < 0 || !memchr(" \t\r\n", *c, 4)) break;
     }
-    fclose(f);
-    if (size) mu_log(MU_LOG_INFO, "note: domain \"%s\": not read in %s: %s", domain, folder, line);
-    free(line);
+    return status;
 }
 
-static mu_status cannot_read(mu_error *e, const char *path) {
-    return mu_error_set(e, MU_STATUS_NOINPUT, "%s: %s", path, strerror(errno));
+typedef struct {
+    int64_t depth, lines;           /* of open brackets; line breaks */
+    size_t last;                    /* behind the last line break, from the element's begin */
+    bool string, escape;
+} scan;
+
+/* Continues to scan an element; true behind its last byte. Whether it is valid is not looked at. */
+static bool scan_element(reader *r, scan *s) {
+    while (r->at < r->n) {
+        char c = r->buffer[r->at++];
+        if (c == '\n') s->lines++, s->last = r->at - r->begin;
+        if (s->escape) s->escape = false;
+        else if (s->string) s->escape = c == '\\', s->string = c != '"';
+        else if (c == '"') s->string = true;
+        else if (c == '{' || c == '[') s->depth++;
+        else if (c == '}' || c == ']') s->depth--;
+        if (!s->string && s->depth <= 0) return true;
+    }
+    return false;
 }
 
-static bool holds(const char *folder, const char *name) {
-    char *path = mu_format("%s/%s", folder, name);
-    bool there = mu_file_exists(path);
-    free(path);
-    return there;
+static mu_status take_element(reader *r, mu_error *e) {
+    scan s = { 0 };
+    mu_status status = MU_STATUS_OK;
+    r->at = r->begin;
+    while (!status && !scan_element(r, &s) && !r->ended) status = more(r, e);
+    size_t bytes = r->at - r->begin;
+    if (!status) status = take_json(r, bytes, true, e);
+    advance(r, bytes, s.lines, s.last);
+    return status;
 }
 
-static bool is_run_folder(const char *path) { return holds(path, "config.resolved.yaml") && holds(path, "run.json"); }
+static mu_status unexpected(const reader *r, int c, const char *expected, mu_error *e) {
+    if (c < 0) return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: bad JSON: %s expected at the end of the file", r->path, (long long)r->line, expected);
+    return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: bad JSON at byte %lld: %s expected near '%c'", r->path, (long long)r->line,
+                        (long long)r->column + 1, expected, c);
+}
 
-static mu_status collect(contents c, const char *folder, mu_error *e);
+/* Objects, and arrays of objects and strings; several may follow each other (many a .json holds a line for each document). */
+static mu_status read_json(reader *r, mu_error *e) {
+    enum { OUTSIDE, FIRST, ELEMENT, BEHIND } place = OUTSIDE;      /* in an array: where */
+    static const char *const expected[] = { "an object or an array", "an object, a string or ']'", "an object or a string", "',' or ']'" };
+    mu_status status = MU_STATUS_OK;
+    while (!r->ended && r->n < 3 && !status) status = more(r, e);
+    if (!status) advance(r, byte_order_mark(r->buffer, r->n), 0, 0);
+    for (int c = 0; !status && !(status = next_character(r, &c, e)) && (c >= 0 || place != OUTSIDE);) {
+        bool in_array = place == FIRST || place == ELEMENT, closes = c == ']' && (place == FIRST || place == BEHIND);
+        if ((c == '{' && place != BEHIND) || (c == '"' && in_array)) {
+            status = take_element(r, e);
+            place = in_array ? BEHIND : OUTSIDE;
+            continue;
+        }
+        if (c == '[' && place == OUTSIDE) place = FIRST;
+        else if (c == ',' && place == BEHIND) place = ELEMENT;
+        else if (closes) place = OUTSIDE;
+        else return unexpected(r, c, expected[place], e);
+        advance(r, 1, 0, 0);
+    }
+    return status;
+}
 
-static mu_status collect_entry(contents c, const char *path, const char *name, mu_error *e) {
-    struct stat st;
-    int kind = TEXT;
-    if (name[0] == '.') kind = HIDDEN;
-    else if (lstat(path, &st)) return cannot_read(e, path);
-    else if (S_ISDIR(st.st_mode) && is_run_folder(path)) kind = RUN_FOLDER;
-    else if (S_ISDIR(st.st_mode)) return collect(c, path, e);
-    else if (S_ISLNK(st.st_mode) && stat(path, &st)) {
-        if (is_text_name(path)) return cannot_read(e, path);
-        kind = OTHER_ENDING;
-    } else if (S_ISDIR(st.st_mode)) kind = FOLDER_LINK;
-    else if (!is_text_name(path)) kind = OTHER_ENDING;
-    else if (!S_ISREG(st.st_mode)) kind = NOT_PLAIN;
-    add_path(&c[kind], mu_strdup(path));
+/* ------------------------------------------------------------------ files and folders */
+
+/* The name without .gz or .zst ends with `ending`. */
+static bool ends(const char *name, const char *ending) {
+    char endings[3][16];
+    static const char *const packed[3] = { "", ".gz", ".zst" };
+    for (int i = 0; i < 3; i++) {
+        snprintf(endings[i], sizeof endings[i], "%s%s", ending, packed[i]);
+        if (mu_file_ends(name, endings[i])) return true;
+    }
+    return false;
+}
+
+bool mu_text_named(const char *name) { return ends(name, ".txt") || ends(name, ".jsonl") || ends(name, ".json"); }
+
+static mu_status read_file(reader *r, mu_error *e) {
+    mu_status status = mu_input_open(&r->in, r->path, e);
+    if (status) return status;
+    bool txt = ends(r->path, ".txt"), whole = txt && !mu_input_is_compressed(r->in) && mu_input_size(r->in) < MU_DOMAIN_BYTES_MAX;
+    r->begin = r->at = r->n = 0, r->ended = false, r->line = 1, r->column = 0, r->most = LINE_MAX_BYTES;
+    r->room = whole ? (size_t)mu_input_size(r->in) + 1 : FIRST_ROOM;
+    r->buffer = mu_realloc(NULL, r->room, 1);
+    status = txt ? read_txt(r, e) : ends(r->path, ".jsonl") ? read_jsonl(r, e) : read_json(r, e);
+    r->before += mu_input_taken(r->in);
+    mu_input_close(r->in);
+    free(r->buffer);
+    return status;
+}
+
+mu_status mu_text_each(const char *path, const char *text_key, mu_take_document *take, void *to, mu_error *e) {
+    MU_CHECK(path && text_key && take, "path %s, key %s or the callback is NULL", path ? path : "NULL", text_key ? text_key : "NULL");
+    mu_text_files f;
+    reader r = { .key = text_key, .take = take, .to = to };
+    mu_status status = mu_text_files_find(&f, path, e);
+    for (size_t i = 0; !status && i < f.n; i++) {
+        int64_t documents = r.documents;
+        r.path = f.list[i];
+        status = read_file(&r, e);
+        if (r.documents == documents) mu_text_files_empty(&f, i);
+    }
+    if (!status) mu_text_files_log(&f);
+    if (!status && r.documents == 0)
+        status = mu_error_set(e, MU_STATUS_DATA, "no text in %s (%zu files %s, each also .gz or .zst)", path, f.n, MU_TEXT_NAMES);
+    mu_text_files_free(&f);
+    return status;
+}
+
+mu_status mu_text_bytes(const char *path, int64_t *bytes, mu_error *e) {
+    mu_text_files f;
+    mu_status status = mu_text_files_find(&f, path, e);
+    *bytes = 0;
+    for (size_t i = 0; !status && i < f.n; i++) {
+        mu_input *in;
+        status = mu_input_open(&in, f.list[i], e);
+        if (!status) *bytes += mu_input_size(in);
+        mu_input_close(in);
+    }
+    mu_text_files_free(&f);
+    return status;
+}
+
+/* ------------------------------------------------------------------ a domain */
+
+static mu_status of_domain(const char *domain, mu_status status, const mu_error *why, mu_error *e) {
+    return status ? mu_error_set(e, status, "domain \"%s\": %-s", domain, why->text) : MU_STATUS_OK;
+}
+
+static mu_status add_document(void *to, const mu_document *d, mu_error *e) {
+    mu_domain_maker *m = to;
+    if (d->bytes > MU_DOMAIN_BYTES_MAX - m->domain->text_bytes)
+        return mu_error_set(e, MU_STATUS_DATA, "more than %lld GiB of text, reached at %s",
+                            (long long)(MU_DOMAIN_BYTES_MAX >> 30), d->path);
+    mu_domain_add(m, d->text, d->bytes);
     return MU_STATUS_OK;
 }
 
-static mu_status collect(contents c, const char *folder, mu_error *e) {
-    DIR *dir = opendir(folder);
-    if (!dir) return cannot_read(e, folder);
-    mu_status status = MU_STATUS_OK;
-    errno = 0;
-    for (struct dirent *d; !status && (d = readdir(dir)); errno = 0) {
-        if (!strcmp(d->d_name, ".") || !strcmp(d->d_name, "..")) continue;
-        char *path = mu_format("%s/%s", folder, d->d_name);
-        status = collect_entry(c, path, d->d_name, e);
-        free(path);
-    }
-    if (!status && errno) status = cannot_read(e, folder);
-    closedir(dir);
-    return status;
+mu_status mu_text_read(mu_domain_maker *m, const char *path, const char *text_key, mu_error *e) {
+    mu_error why;
+    return of_domain(m->domain->name, mu_text_each(path, text_key, add_document, m, &why), &why, e);
 }
 
-static mu_status read_folder(mu_domain_maker *m, const char *folder, mu_error *e) {
-    contents c = { 0 };
-    if (is_run_folder(folder))
-        return mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": %s is the folder of a run, not of texts", m->domain->name,
-                            folder);
-    mu_status status = collect(c, folder, e);
-    sort_paths(&c[TEXT]);
-    for (size_t i = 0; !status && i < c[TEXT].n; i++) {
-        int64_t before = m->domain->n_documents;
-        status = read_file(m, c[TEXT].list[i], e);
-        if (m->domain->n_documents == before) add_path(&c[EMPTY], mu_strdup(c[TEXT].list[i]));
-    }
-    if (!status) log_unread(m->domain->name, folder, c);
-    if (!status && m->domain->n_tokens == 0)
-        status = mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": no text in %s (%zu files .txt or .jsonl)",
-                              m->domain->name, folder, c[TEXT].n);
-    for (int kind = 0; kind < N_KINDS; kind++) free_paths(&c[kind]);
-    return status;
-}
-
-/* ------------------------------------------------------------------ a file or a folder */
-
-static mu_status look_at(const char *domain, const char *path, struct stat *st, mu_error *e) {
-    if (stat(path, st))
-        return mu_error_set(e, MU_STATUS_NOINPUT, "domain \"%s\": %s: %s", domain, path, strerror(errno));
-    if (S_ISDIR(st->st_mode) || is_text_name(path)) return MU_STATUS_OK;
-    return mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": %s: neither a folder nor named .txt, .jsonl or .h5", domain,
-                        path);
-}
-
-mu_status mu_text_read(mu_domain_maker *m, const char *path, mu_error *e) {
-    struct stat st;
-    mu_status status = look_at(m->domain->name, path, &st, e);
+/* Bytes of the file, decompressed. */
+static mu_status count_bytes(const char *path, int64_t *bytes, mu_error *e) {
+    static const size_t some = 1 << 17;
+    mu_input *in;
+    mu_status status = mu_input_open(&in, path, e);
     if (status) return status;
-    return S_ISDIR(st.st_mode) ? read_folder(m, path, e) : read_file(m, path, e);
+    char *block = mu_alloc(some, 1);
+    size_t n = some;
+    *bytes = mu_input_size(in);
+    for (int64_t all = 0; mu_input_is_compressed(in) && !status && n > 0 && all <= MU_DOMAIN_BYTES_MAX; *bytes = all += (int64_t)n)
+        status = mu_input_read(in, block, some, &n, e);
+    mu_input_close(in);
+    free(block);
+    return status;
 }
 
 mu_status mu_text_measure(mu_domain_size *size, const char *domain, const char *path, mu_error *e) {
-    struct stat st;
-    contents c = { 0 };
-    mu_status status = look_at(domain, path, &st, e);
-    if (!status && S_ISDIR(st.st_mode)) status = collect(c, path, e);
-    else if (!status) add_path(&c[TEXT], mu_strdup(path));
-    for (size_t i = 0; !status && i < c[TEXT].n; i++) {
-        if (stat(c[TEXT].list[i], &st)) status = cannot_read(e, c[TEXT].list[i]);
-        else size->tokens += st.st_size, size->documents++;
+    mu_text_files f;
+    mu_error why;
+    mu_status status = mu_text_files_find(&f, path, &why);
+    for (size_t i = 0; !status && i < f.n; i++) {
+        int64_t bytes = 0;
+        status = count_bytes(f.list[i], &bytes, &why);
+        size->tokens += bytes, size->documents++;
     }
-    for (int kind = 0; kind < N_KINDS; kind++) free_paths(&c[kind]);
-    return status;
+    mu_text_files_free(&f);
+    return of_domain(domain, status, &why, e);
 }

@@ -37,7 +37,7 @@ int main(int argc, char **argv) {
     mu_corpus corpus = { 0 };
     mu_loader *loader = NULL;
     mu_status status = mu_tokenizer_open(&tokenizer, "bytes", &e);
-    if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &(mu_option_domains){ DOMAINS, texts }, tokenizer, 1, 1 << 24, &e);
+    if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &(mu_option_domains){ DOMAINS, texts }, "text", tokenizer, 1, 1 << 24, &e);
     if (status == MU_STATUS_OK) status = mu_loader_open(&loader, &corpus, S, 0.02, MU_VAL_DOCUMENTS, 1, &e);
     MU_CHECK(status == MU_STATUS_OK, "%s", e.text);
 

@@ -6,12 +6,14 @@
 
 typedef struct {
     char *out, *tokenizer;
+    const char *text_key;
     mu_option_domains list;
 } arguments;
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     const char *out = NULL, *tokenizer = NULL;
-    const mu_argument options[] = { { "--out", &out, "FILE.h5" }, { "--tokenizer", &tokenizer, NULL } };
+    const mu_argument options[] = { { "--out", &out, "FILE.h5" }, { "--tokenizer", &tokenizer, NULL }, { "--text-key", &a->text_key, "KEY" } };
+    a->text_key = "text";
     a->list.list = mu_alloc((size_t)argc, sizeof *a->list.list);
     mu_status status = MU_STATUS_OK;
     for (int i = 2; !status && i < argc; i++) {
@@ -59,7 +61,7 @@ int mu_cmd_tokenize(int argc, char **argv) {
         status = mu_error_set(&e, MU_STATUS_USAGE, "tokenize runs on one rank");
     if (status == MU_STATUS_OK) status = check_out(&a, old, &e);
     if (status == MU_STATUS_OK) status = mu_tokenizer_open(&t, a.tokenizer ? a.tokenizer : "bytes", &e);
-    if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &a.list, t, 1, CACHE_BYTES, &e);
+    if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &a.list, a.text_key, t, 1, CACHE_BYTES, &e);
     if (status == MU_STATUS_OK) status = mu_corpus_write(&corpus, t, a.out, &e);
     if (status == MU_STATUS_OK) {
         for (int i = 0; i < corpus.n_domains; i++)

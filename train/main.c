@@ -81,7 +81,7 @@ static const command commands[] = {
       "Checks this build on this machine in under a minute, one line per check: the value and gradient of every\n"
       "balancing term, the same gradients for any split of a batch (over ranks, too, under mpirun), the device against\n"
       "double precision, batch invariance, a checkpoint written and resumed, and the speed. Exit code 70 when any fails." },
-    { "tokenize", mu_cmd_tokenize, "[--tokenizer NAME] --out FILE.h5 DOMAIN=PATH ...",
+    { "tokenize", mu_cmd_tokenize, "[--tokenizer NAME] [--text-key KEY] --out FILE.h5 DOMAIN=PATH ...",
       "Writes a token file from texts: per domain a folder of .txt and .jsonl files, or one such file.\n"
       "An existing token file is replaced, with a note; any other file is left alone.\n"
       "data.train then takes {domain: DOMAIN, path: FILE.h5}." },

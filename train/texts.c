@@ -27,7 +27,7 @@ mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *t
     const mu_data_config *d = &cfg->data;
     uint64_t seed = (uint64_t)cfg->run.seed;
     *t = (mu_texts){ .tokenizer = tokenizer, .seq_len = cfg->train.seq_len, .val_split = split };
-    mu_status status = mu_corpus_open(&t->corpus, &d->train, tokenizer, seed, d->cache_mib << 20, e);
+    mu_status status = mu_corpus_open(&t->corpus, &d->train, d->text_key, tokenizer, seed, d->cache_mib << 20, e);
     if (status == MU_STATUS_OK)
         status = mu_loader_open(&t->loader, &t->corpus, t->seq_len, d->val_fraction, split, seed, e);
     if (status == MU_STATUS_OK) status = mu_loader_set_phases(t->loader, &d->phases, cfg->train.global_batch_size, e);
@@ -46,7 +46,7 @@ static mu_status check_lengths(const mu_texts *t, mu_error *e) {
 mu_status mu_texts_open_whole(mu_texts *t, const mu_config *cfg, const mu_option_domains *list, const mu_tokenizer *tokenizer, mu_comm *world,
                               mu_error *e) {
     *t = (mu_texts){ .tokenizer = tokenizer, .seq_len = cfg->train.seq_len };
-    mu_status status = mu_corpus_open(&t->corpus, list, tokenizer, (uint64_t)cfg->run.seed, cfg->data.cache_mib << 20, e);
+    mu_status status = mu_corpus_open(&t->corpus, list, cfg->data.text_key, tokenizer, (uint64_t)cfg->run.seed, cfg->data.cache_mib << 20, e);
     if (status == MU_STATUS_OK) status = check_lengths(t, e);
     status = mu_agree_each(world, status, e);
     return status == MU_STATUS_OK ? agree_on_texts(t, world, e) : status;

@@ -67,7 +67,7 @@ static mu_status open_corpus(mu_corpus *c, int n, const entry *entries, const do
         snprintf(list[i].path, sizeof list[i].path, "%s", entries[i].path);
         list[i].weight = weights ? weights[i] : 1;
     }
-    return mu_corpus_open(c, &(mu_option_domains){ n, list }, bytes, 7, cache_bytes, &e);
+    return mu_corpus_open(c, &(mu_option_domains){ n, list }, "text", bytes, 7, cache_bytes, &e);
 }
 
 static mu_status open_one(mu_corpus *c, const char *path) {
@@ -261,8 +261,8 @@ static void test_not_read(void **state) {
     assert_ok(open_one(&c, in_folder("mixed")));
     assert_documents(&c.domains[0], 1, (const char *[]){ "read" });
     mu_corpus_close(&c);
-    assert_non_null(strstr(logged, "/mixed: 5 not named .txt or .jsonl (0.md, 1.md, 2.md, ...), 1 hidden (.git), 2 empty "
-                                   "(sub/mark.txt, sub/none.txt), 1 link to a folder (up), 1 folder of a run (old), 1 not a "
+    assert_non_null(strstr(logged, "/mixed: 5 not named .txt, .jsonl or .json (0.md, 1.md, 2.md, ...), 1 hidden (.git), 2 empty "
+                                   "(sub/mark.txt, sub/none.txt), 1 link to a folder around it (up), 1 folder of a run (old), 1 not a "
                                    "plain file (pipe.txt)\n"));
     assert_int_equal(strlen(strchr(logged, '\n')), 1);
     logged[0] = '\0';
@@ -456,7 +456,7 @@ static void test_wide_ids(void **state) {
     for (int from_file = 0; from_file < 2; from_file++) {
         mu_corpus c;
         char fingerprint[33];
-        assert_ok(mu_corpus_open(&c, &list, &wide, 1, CACHE, &e));
+        assert_ok(mu_corpus_open(&c, &list, "text", &wide, 1, CACHE, &e));
         int32_t ids[3];
         mu_domain_ids(&c.domains[0], 0, 3, ids);
         assert_int_equal(c.domains[0].n_tokens, 3);
@@ -469,13 +469,13 @@ static void test_wide_ids(void **state) {
     }
     mu_corpus c;
     mu_tokenizer other = wide;
-    assert_error(mu_corpus_open(&c, &list, bytes, 1, CACHE, &e), MU_STATUS_DATA, "tokenizer \"wide\", not \"bytes\"");
+    assert_error(mu_corpus_open(&c, &list, "text", bytes, 1, CACHE, &e), MU_STATUS_DATA, "tokenizer \"wide\", not \"bytes\"");
     snprintf(other.fingerprint, sizeof other.fingerprint, "another");
-    assert_error(mu_corpus_open(&c, &list, &other, 1, CACHE, &e), MU_STATUS_DATA, "fingerprint of wide, not another");
+    assert_error(mu_corpus_open(&c, &list, "text", &other, 1, CACHE, &e), MU_STATUS_DATA, "fingerprint of wide, not another");
     other = wide, other.vocab_size = 65536;
-    assert_error(mu_corpus_open(&c, &list, &other, 1, CACHE, &e), MU_STATUS_DATA, "/domains/one/tokens: expected u16 of one dimension, found i32 [3]");
+    assert_error(mu_corpus_open(&c, &list, "text", &other, 1, CACHE, &e), MU_STATUS_DATA, "/domains/one/tokens: expected u16 of one dimension, found i32 [3]");
     other.vocab_size = 299999;
-    assert_error(mu_corpus_open(&c, &list, &other, 1, CACHE, &e), MU_STATUS_DATA, "token 2 has id 299999, but the vocabulary has 299999 ids");
+    assert_error(mu_corpus_open(&c, &list, "text", &other, 1, CACHE, &e), MU_STATUS_DATA, "token 2 has id 299999, but the vocabulary has 299999 ids");
 }
 
 static jmp_buf fatal_exit;
@@ -735,7 +735,7 @@ static void test_synthetic_seed(void **state) {
     mu_corpus c;
     mu_option_domain entry = { .domain = "rare-1", .path = "synthetic", .weight = 1 };
     for (int i = 0; i < 3; i++) {
-        assert_ok(mu_corpus_open(&c, &(mu_option_domains){ 1, &entry }, bytes, i < 2 ? 7 : 8, CACHE, &e));
+        assert_ok(mu_corpus_open(&c, &(mu_option_domains){ 1, &entry }, "text", bytes, i < 2 ? 7 : 8, CACHE, &e));
         if (i == 0) snprintf(first, sizeof first, "%s", c.fingerprint);
         else assert_int_equal(strcmp(first, c.fingerprint) == 0, i == 1);
         mu_corpus_close(&c);
@@ -1279,12 +1279,12 @@ static void test_arguments(void **state) {
     assert_fatal(mu_tokenizer_open(NULL, "bytes", &e), "tokenizer (nil)");
     assert_fatal((mu_tokenizer_eod(NULL), 0), "the tokenizer is NULL");
     assert_fatal((mu_tokenizer_encode(bytes, "a", -1, add_ids, NULL), 0), "-1 bytes");
-    assert_fatal(mu_corpus_open(&none, NULL, bytes, 1, CACHE, &e), "list (nil)");
-    assert_fatal(mu_corpus_open(&none, &three, NULL, 1, CACHE, &e), "tokenizer (nil)");
-    assert_fatal(mu_corpus_open(NULL, &three, bytes, 1, CACHE, &e), "corpus (nil)");
-    assert_fatal(mu_corpus_open(&none, &negative, bytes, 1, CACHE, &e), "-1 domains");
-    assert_fatal(mu_corpus_open(&none, &unlisted, bytes, 1, CACHE, &e), "2 domains in (nil)");
-    assert_fatal(mu_corpus_open(&none, &three, bytes, 1, -1, &e), "cache of -1 bytes");
+    assert_fatal(mu_corpus_open(&none, NULL, "text", bytes, 1, CACHE, &e), "list (nil)");
+    assert_fatal(mu_corpus_open(&none, &three, "text", NULL, 1, CACHE, &e), "tokenizer (nil)");
+    assert_fatal(mu_corpus_open(NULL, &three, "text", bytes, 1, CACHE, &e), "corpus (nil)");
+    assert_fatal(mu_corpus_open(&none, &negative, "text", bytes, 1, CACHE, &e), "-1 domains");
+    assert_fatal(mu_corpus_open(&none, &unlisted, "text", bytes, 1, CACHE, &e), "2 domains in (nil)");
+    assert_fatal(mu_corpus_open(&none, &three, "text", bytes, 1, -1, &e), "cache of -1 bytes");
     assert_fatal(mu_corpus_write(&none, bytes, "x.h5", &e), "corpus");
     assert_fatal(mu_loader_open(&l, &c, SEQ, 0.1, (mu_val_split)9, 1, &e), "unknown split 9");
     assert_fatal(mu_loader_open(&l, &c, 0, 0.1, MU_VAL_TAIL, 1, &e), "seq_len 0");

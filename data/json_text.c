@@ -1,0 +1,232 @@
+/* json_text.c - the text in a JSON value: a string, or the string of a given key of an object. The value is checked completely and
+ * decoded in place, so a hostile one needs no more memory than its bytes. */
+#include "data/internal.h"
+
+#include <string.h>
+
+enum { DEPTH_MAX = 512, SHOWN = 40 };
+
+typedef struct {
+    char *line_begin, *at, *end;
+    const char *key;
+    mu_json_text *out;
+} reader;
+
+/* ------------------------------------------------------------------ errors */
+
+static size_t number_like(const char *s, const char *end) {
+    size_t n = 0;
+    while (s + n < end && memchr("+-.eE0123456789", s[n], 15)) n++;
+    return n;
+}
+
+/* Bytes of the token at `s`: a number, word or string, as far as it is shown; else a character. */
+static size_t token_length(const char *s, const char *end) {
+    size_t n = number_like(s, end);
+    if (n || s == end) return n;
+    if (*s == '"') {
+        for (n = 1; s + n < end && s[n] != '"' && n < SHOWN; n++) {}
+        return s + n < end && s[n] == '"' ? n + 1 : n;
+    }
+    while (s + n < end && ((s[n] | 32) >= 'a' && (s[n] | 32) <= 'z')) n++;
+    return n ? n : 1;
+}
+
+/* `at`: where; the first error counts. */
+static bool bad(reader *r, const char *at, const char *what) {
+    size_t n = token_length(at, r->end);
+    r->out->at = at - r->line_begin;
+    if (n == 0) snprintf(r->out->why, sizeof r->out->why, "%s near the end", what);
+    else snprintf(r->out->why, sizeof r->out->why, "%s near '%.*s%s'", what, (int)(n < SHOWN ? n : SHOWN), at, n > SHOWN ? "..." : "");
+    return false;
+}
+
+/* ------------------------------------------------------------------ strings */
+
+static int hex_digit(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    c |= 32;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* The four hexadecimal digits at s; -1 if they are not. */
+static int32_t hex4(const char *s, const char *end) {
+    int32_t code = 0;
+    if (end - s < 4) return -1;
+    for (int i = 0; i < 4; i++) {
+        int digit = hex_digit(s[i]);
+        if (digit < 0) return -1;
+        code = code << 4 | digit;
+    }
+    return code;
+}
+
+static char *put_utf8(char *out, uint32_t code) {
+    if (code < 0x80) return *out++ = (char)code, out;
+    if (code < 0x800) *out++ = (char)(0xc0 | code >> 6);
+    else {
+        if (code < 0x10000) *out++ = (char)(0xe0 | code >> 12);
+        else *out++ = (char)(0xf0 | code >> 18), *out++ = (char)(0x80 | (code >> 12 & 63));
+        *out++ = (char)(0x80 | (code >> 6 & 63));
+    }
+    *out++ = (char)(0x80 | (code & 63));
+    return out;
+}
+
+/* \uXXXX, or two of them for a character beyond U+FFFF; r->at is at the backslash. NULL if not valid. */
+static char *decode_unicode(reader *r, char *out) {
+    int32_t code = hex4(r->at + 2, r->end), low = -1;
+    bool pair = code >= 0xd800 && code < 0xdc00;
+    if (pair && r->end - r->at >= 12 && r->at[6] == '\\' && r->at[7] == 'u') low = hex4(r->at + 8, r->end);
+    if (code < 0 || (code >= 0xdc00 && code < 0xe000) || (pair && (low < 0xdc00 || low >= 0xe000))) return NULL;
+    if (pair) code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
+    r->at += pair ? 12 : 6;
+    return put_utf8(out, (uint32_t)code);
+}
+
+/* The escape at r->at; advances. NULL if not valid. */
+static char *decode_escape(reader *r, char *out) {
+    static const char escapes[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
+    char kind = r->at + 1 < r->end ? r->at[1] : '\0';
+    const char *found = kind ? strchr(escapes, kind) : NULL;
+    if (kind == 'u') return decode_unicode(r, out);
+    if (!found) return NULL;
+    r->at += 2;
+    *out++ = values[found - escapes];
+    return out;
+}
+
+/* The string at r->at, decoded in place: never longer than before. */
+static bool read_string(reader *r, char **text, int64_t *bytes) {
+    char *quote = r->at++, *out = r->at;
+    *text = out;
+    while (r->at < r->end && *r->at != '"') {
+        unsigned char c = (unsigned char)*r->at;
+        uint32_t code;
+        if (c == '\\') {
+            char *next = decode_escape(r, out);
+            if (!next) return bad(r, r->at, "invalid escape");
+            out = next;
+        } else if (c < 0x20) return bad(r, r->at, "control character in a string");
+        else {
+            int n = c < 0x80 ? 1 : mu_utf8_decode(r->at, (size_t)(r->end - r->at), &code);
+            if (n == 0) return bad(r, r->at, "invalid UTF-8 in a string");
+            while (n--) *out++ = *r->at++;
+        }
+    }
+    if (r->at >= r->end) return bad(r, quote, "the string does not end");
+    r->at++;
+    *bytes = out - *text;
+    return true;
+}
+
+/* ------------------------------------------------------------------ values */
+
+/* Line breaks in strings are not valid, so these are all. */
+static void skip_space(reader *r) {
+    for (; r->at < r->end && memchr(" \t\r\n", *r->at, 4); r->at++)
+        if (*r->at == '\n') r->out->line++, r->line_begin = r->at + 1;
+}
+
+/* Bytes of the JSON number at `s`; 0 if it is not valid. Numbers may be of any size: their values are not used. */
+static size_t number_length(const char *s, const char *end) {
+    const char *p = s + (s < end && *s == '-');
+    if (p == end || *p < '0' || *p > '9') return 0;
+    if (*p++ != '0')
+        while (p < end && *p >= '0' && *p <= '9') p++;
+    for (int part = 0; part < 2; part++) {          /* a fraction, an exponent */
+        if (p == end || (part ? *p != 'e' && *p != 'E' : *p != '.')) continue;
+        p++;
+        if (part && p < end && (*p == '+' || *p == '-')) p++;
+        if (p == end || *p < '0' || *p > '9') return 0;
+        while (p < end && *p >= '0' && *p <= '9') p++;
+    }
+    return (size_t)(p - s);
+}
+
+static bool read_number(reader *r) {
+    size_t n = number_length(r->at, r->end);
+    if (n == 0 || n != number_like(r->at, r->end)) return bad(r, r->at, "invalid number");
+    r->at += n;
+    return true;
+}
+
+static bool read_word(reader *r) {
+    static const char *const words[] = { "true", "false", "null" };
+    size_t n = token_length(r->at, r->end);
+    for (int i = 0; i < 3; i++)
+        if (n == strlen(words[i]) && !memcmp(r->at, words[i], n)) return r->at += n, true;
+    return bad(r, r->at, r->at == r->end ? "value expected" : "invalid token");
+}
+
+static bool read_value(reader *r, int depth);
+
+/* Whether the next character is this one, which is then consumed. */
+static bool next_is(reader *r, char c) {
+    skip_space(r);
+    if (r->at == r->end || *r->at != c) return false;
+    return r->at++, true;
+}
+
+static bool read_array(reader *r, int depth) {
+    r->at++;
+    if (next_is(r, ']')) return true;
+    do
+        if (!read_value(r, depth + 1)) return false;
+    while (next_is(r, ','));
+    return next_is(r, ']') || bad(r, r->at, "']' expected");
+}
+
+/* The value of the key that is looked for, in the outermost object. */
+static bool read_wanted(reader *r, const char *key_at) {
+    mu_json_text *out = r->out;
+    if (out->has_key) return bad(r, key_at, "duplicate key");
+    out->has_key = true;
+    skip_space(r);
+    if (r->at == r->end || *r->at != '"') return read_value(r, 1);
+    return read_string(r, &out->text, &out->bytes);
+}
+
+static bool read_member(reader *r, int depth) {
+    char *name;
+    int64_t bytes;
+    skip_space(r);
+    char *key_at = r->at;
+    if (r->at == r->end || *r->at != '"') return bad(r, r->at, "string or '}' expected");
+    if (!read_string(r, &name, &bytes)) return false;
+    if (!next_is(r, ':')) return bad(r, r->at, "':' expected");
+    bool wanted = depth == 0 && bytes == (int64_t)strlen(r->key) && !memcmp(name, r->key, (size_t)bytes);
+    return wanted ? read_wanted(r, key_at) : read_value(r, depth + 1);
+}
+
+static bool read_object(reader *r, int depth) {
+    r->at++;
+    if (next_is(r, '}')) return true;
+    do
+        if (!read_member(r, depth)) return false;
+    while (next_is(r, ','));
+    return next_is(r, '}') || bad(r, r->at, "'}' expected");
+}
+
+static bool read_value(reader *r, int depth) {
+    char *text;
+    int64_t bytes;
+    skip_space(r);
+    char c = r->at < r->end ? *r->at : '\0';
+    if (depth > DEPTH_MAX) return bad(r, r->at, "nested too deep");
+    if (c == '{') return read_object(r, depth);
+    if (c == '[') return read_array(r, depth);
+    if (c == '"') return read_string(r, &text, &bytes);
+    return c == '-' || (c >= '0' && c <= '9') ? read_number(r) : read_word(r);
+}
+
+bool mu_json_text_find(mu_json_text *t, char *json, int64_t bytes, const char *key) {
+    *t = (mu_json_text){ 0 };
+    reader r = { json, json, json + bytes, key, t };
+    skip_space(&r);
+    char first = r.at < r.end ? *r.at : '\0';
+    t->is_object = first == '{', t->is_string = first == '"';
+    bool good = t->is_string ? read_string(&r, &t->text, &t->bytes) : read_value(&r, 0);
+    skip_space(&r);
+    return good && (r.at == r.end || bad(&r, r.at, "end of the value expected"));
+}
