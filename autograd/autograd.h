@@ -271,16 +271,18 @@ mu_unit *mu_unit_next(const mu_params *ps, const mu_unit *u);
 /* ------------------------------------------------------------------ ops (ops/<op>.c)
  * x is an activation, w a parameter's tensor. */
 mu_tensor *mu_add(mu_tape *tp, mu_tensor *x, mu_tensor *y);                     /* x + y, same shape and dtype */
+mu_tensor *mu_scale(mu_tape *tp, mu_tensor *x, double factor);                  /* factor * x */
+mu_tensor *mu_add_bias(mu_tape *tp, mu_tensor *x_TO, mu_tensor *b_O);           /* x[t] + b */
 mu_tensor *mu_linear(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);            /* x w^T: [T, O] */
 mu_tensor *mu_linear_master(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);     /* the same in the master dtype */
 mu_tensor *mu_embedding(mu_tape *tp, mu_tensor *ids_T, mu_tensor *w_VD);        /* w[ids]: [T, D] */
 mu_tensor *mu_rmsnorm(mu_tape *tp, mu_tensor *x, mu_tensor *w_D, double eps);   /* over groups of D values: the width, or each head */
 /* Rotary position embedding of H heads; cos, sin: [max_seq_len, d/2] tables; row t has position t % seq_len. */
 mu_tensor *mu_rope(mu_tape *tp, mu_tensor *x, mu_tensor *cos, mu_tensor *sin, int64_t heads, int64_t seq_len);
-/* Causal grouped-query attention inside each sequence of seq_len; scale 1/sqrt(d). q: [T, H*d]; k, v: [T, G*d], or
- * with more rows per sequence: those come before its first query (not while recording). */
+/* Causal grouped-query attention inside each sequence of seq_len; scores are q k^T * scale (0: 1/sqrt(d)). q: [T, H*d];
+ * k, v: [T, G*d], or with more rows per sequence: those come before its first query (not while recording). */
 mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, int64_t heads, int64_t kv_heads,
-                        int64_t seq_len);
+                        int64_t seq_len, double scale);
 /* The head: scale * sum of cross-entropies of softmax(x w^T) against targets, one F64 per reduction unit; logits are computed
  * in chunks. *nll_T, if not NULL, receives each row's cross-entropy (no gradient). Target -1: ignored. */
 mu_tensor *mu_head_loss(mu_tape *tp, mu_tensor *x_TD, mu_tensor *w_VD, mu_tensor *targets_T, double scale,

@@ -38,6 +38,11 @@ static void check_kv_heads(const mu_model_config *m, mu_complaints *c) {
                 (long long)m->num_heads, (long long)near);
 }
 
+static void check_qk_norm(const mu_model_config *m, mu_complaints *c) {
+    if (!m->qk_norm && m->qk_norm_over != MU_QK_NORM_HEAD)
+        mu_complain(c, "model", "qk_norm_over", "model.qk_norm model.qk_norm_over", "needs `qk_norm: true`");
+}
+
 /* There is an MoE layer, and first_k_dense is at most the number of layers. */
 static void check_moe_layers(const mu_model_config *m, const mu_moe_config *moe, mu_complaints *c) {
     if (moe->num_experts == 0) return;
@@ -64,20 +69,21 @@ static counts count(const mu_model_config *given, const mu_moe_config *moe, int6
     mu_model_config_resolve(&m, moe);
     double D = (double)m.hidden_size, wide = (double)(m.num_heads * m.head_dim),
            narrow = (double)(m.num_kv_heads * m.head_dim), embedding = (double)vocab_size * D;
-    double attention = 2 * D * (wide + narrow), norms = 2 * D + (m.qk_norm ? 2 * (double)m.head_dim : 0);
+    double qk_norm = m.qk_norm_over == MU_QK_NORM_ALL ? wide + narrow : 2 * (double)m.head_dim;
+    double attention = 2 * D * (wide + narrow), vectors = 2 * D + (m.qk_norm ? qk_norm : 0) + (m.qkv_bias ? wide + 2 * narrow : 0);
     counts n = { .total = embedding + D + (m.tie_embeddings ? 0 : embedding), .products = embedding,
                  .tensors = m.tie_embeddings ? 2 : 3 };
     n.active = n.total;
     for (int layer = 0; layer < m.num_layers; layer++) {
         double ffn = 3 * D * (double)m.ffn_hidden_size, all = ffn;
-        n.tensors += 9 + (m.qk_norm ? 2 : 0); /* 2 norms, 4 of attention, 3 of the feed-forward */
+        n.tensors += 9 + (m.qk_norm ? 2 : 0) + (m.qkv_bias ? 3 : 0); /* 2 norms, 4 of attention, 3 of the feed-forward */
         if (mu_layer_is_moe(moe, layer)) {
             double expert = 3 * D * (double)moe->moe_ffn_hidden_size;
-            double fixed = D * (double)moe->num_experts + expert * (double)moe->num_shared_experts;
+            double gates = D * (double)(moe->num_experts + moe->shared_expert_gate), fixed = gates + expert * (double)moe->num_shared_experts;
             ffn = fixed + expert * (double)moe->top_k, all = fixed + expert * (double)moe->num_experts;
-            n.tensors += 3 * (double)moe->num_experts - 2 + (moe->num_shared_experts ? 3 : 0);
+            n.tensors += 3 * (double)moe->num_experts - 2 + (moe->num_shared_experts ? 3 : 0) + moe->shared_expert_gate;
         }
-        n.total += attention + norms + all, n.active += attention + norms + ffn, n.products += attention + ffn;
+        n.total += attention + vectors + all, n.active += attention + vectors + ffn, n.products += attention + ffn;
     }
     return n;
 }
@@ -117,6 +123,7 @@ void mu_model_config_check(const mu_model_config *m, const mu_moe_config *moe, m
     if (!sound) return;
     check_head_dim(m, c);
     check_kv_heads(m, c);
+    check_qk_norm(m, c);
     check_moe_layers(m, moe, c);
     check_size(m, moe, c);
 }

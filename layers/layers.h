@@ -25,12 +25,19 @@ extern "C" {
     O(INT,    max_seq_len,     "256",     2,   16777216, NULL, FIXED, "maximum sequence length") \
     O(INT,    ffn_hidden_size, "0",       0,   1048576, NULL, SHAPE, "hidden size of dense feed-forward layers; 0: top_k * moe_ffn_hidden_size, or 4 * hidden_size in a dense model") \
     O(FLOAT,  rope_theta,      "10000",   1,   1e12, NULL, FIXED, "base of the rotary embedding frequencies") \
-    O(BOOL,   qk_norm,         "true",    0,   0,  NULL, SHAPE, "RMSNorm on each query and key head") \
+    O(BOOL,   qk_norm,         "true",    0,   0,  NULL, SHAPE, "RMSNorm on queries and keys") \
+    O(CHOICE, qk_norm_over,    "head",    0,   0,  "head|all", SHAPE, "what that RMSNorm normalizes together: each head, or all heads of a token (OLMoE)") \
+    O(BOOL,   qkv_bias,        "false",   0,   0,  NULL, SHAPE, "biases in the projections to queries, keys and values (Qwen2)") \
+    O(FLOAT,  embedding_multiplier, "1",  1e-6, 1e6, NULL, FIXED, "the embedding's output is multiplied by this (Granite)") \
+    O(FLOAT,  attention_multiplier, "0",  0,   1e6, NULL, FIXED, "the attention scores are multiplied by this (Granite); 0: 1 / sqrt(head_dim)") \
+    O(FLOAT,  residual_multiplier, "1",   1e-6, 1e6, NULL, FIXED, "the outputs of attention and feed-forward are multiplied by this before they are added to the residual stream (Granite)") \
+    O(FLOAT,  logits_scaling,  "1",       1e-6, 1e6, NULL, FIXED, "the logits are divided by this (Granite)") \
     O(BOOL,   tie_embeddings,  "false",   0,   0,  NULL, SHAPE, "the output head shares the embedding's weights") \
     O(FLOAT,  rms_norm_eps,    "1e-6",    0,   1,  NULL, FIXED, "epsilon of RMSNorm, added to the mean square") \
     O(FLOAT,  init_std,        "0.02",    0,   10, NULL, FIXED, "standard deviation of initial weight matrices")
 
 typedef struct { MU_OPTIONS_MODEL(MU_OPTION_FIELD) } mu_model_config;
+enum { MU_QK_NORM_HEAD, MU_QK_NORM_ALL };
 mu_model_config mu_model_config_default(void);
 /* Derived values (num_kv_heads, head_dim and ffn_hidden_size that are 0). Local (config.c). */
 void mu_model_config_resolve(mu_model_config *cfg, const mu_moe_config *moe);
@@ -39,10 +46,10 @@ void mu_model_config_check(const mu_model_config *cfg, const mu_moe_config *moe,
 
 /* ------------------------------------------------------------------ attention (attention.c) */
 typedef struct {
-    int64_t heads, kv_heads, head_dim;
-    double eps;
+    int64_t heads, kv_heads;
+    double eps, scale;                              /* of the norms; of the scores, 0: 1/sqrt(head_dim) */
     int layer;
-    mu_param *q, *k, *v, *o, *q_norm, *k_norm;      /* norms NULL without qk_norm */
+    mu_param *q, *k, *v, *o, *q_bias, *k_bias, *v_bias, *q_norm, *k_norm;   /* NULL without qkv_bias, qk_norm */
 } mu_attention_layer;
 /* Declares parameters under /layers/<layer>/self_attn. Local. */
 void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int layer, mu_params *ps, mu_group *group);

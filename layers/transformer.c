@@ -4,19 +4,26 @@
 #include <math.h>
 #include <stdlib.h>
 
-mu_param *mu_layer_param(mu_params *ps, mu_group *group, int layer, const char *what, int64_t out, int64_t in,
-                         double std) {
+static mu_param *add(mu_params *ps, mu_group *group, int layer, const char *what, const char *kind, int64_t out, int64_t in, double std) {
     char name[96];
-    if (layer < 0) snprintf(name, sizeof name, "/%s/weight", what);
-    else snprintf(name, sizeof name, "/layers/%d/%s/weight", layer, what);
+    if (layer < 0) snprintf(name, sizeof name, "/%s/%s", what, kind);
+    else snprintf(name, sizeof name, "/layers/%d/%s/%s", layer, what, kind);
     mu_param_desc d = { .group = group,
                         .name = name,
                         .n_dims = in ? 2 : 1,
                         .shape = { out, in },
-                        .std = in ? std : -1,
+                        .std = std,
                         .decay = in != 0,
                         .layer = layer };
     return mu_params_add(ps, &d);
+}
+
+mu_param *mu_layer_param(mu_params *ps, mu_group *group, int layer, const char *what, int64_t out, int64_t in, double std) {
+    return add(ps, group, layer, what, "weight", out, in, in ? std : -1);
+}
+
+mu_param *mu_layer_bias(mu_params *ps, mu_group *group, int layer, const char *what, int64_t out) {
+    return add(ps, group, layer, what, "bias", out, 0, 0);
 }
 
 bool mu_layer_is_moe(const mu_moe_config *moe, int layer) {
@@ -123,8 +130,21 @@ void mu_model_state(mu_model *m, double bias_most, mu_state_visitor *v) {
     mu_params_state(m->params, v);
 }
 
-/* x + y; releases both. */
-static mu_tensor *residual(mu_tape *tp, mu_tensor *x, mu_tensor *y) {
+/* factor * x; releases x. Without a factor, x. */
+static mu_tensor *scaled(mu_tape *tp, mu_tensor *x, double factor) {
+    if (factor == 1) return x;
+    mu_tensor *y = mu_scale(tp, x, factor);
+    mu_release(tp, x);
+    return y;
+}
+
+static mu_tensor *embed(const mu_model *m, mu_tape *tp, mu_tensor *tokens) {
+    return scaled(tp, mu_embedding(tp, tokens, &m->embed->tensor), m->cfg.embedding_multiplier);
+}
+
+/* x + residual_multiplier * y; releases both. */
+static mu_tensor *residual(const mu_model *m, mu_tape *tp, mu_tensor *x, mu_tensor *y) {
+    y = scaled(tp, y, m->cfg.residual_multiplier);
     mu_tensor *sum = mu_add(tp, x, y);
     mu_release(tp, x);
     mu_release(tp, y);
@@ -139,12 +159,12 @@ static mu_tensor *block_forward(const mu_model *m, const mu_block *b, mu_tape *t
     mu_tensor *h = mu_rmsnorm(tp, x, &b->attention_norm->tensor, m->cfg.rms_norm_eps);
     mu_tensor *y = mu_attention_forward(&b->attention, tp, cx, h, cos, sin);
     mu_release(tp, h);
-    x = residual(tp, x, y);
+    x = residual(m, tp, x, y);
     mu_tape_part(tp, "feed-forward");
     h = mu_rmsnorm(tp, x, &b->ffn_norm->tensor, m->cfg.rms_norm_eps);
     y = b->is_moe ? mu_moe_forward(&b->moe, tp, cx, h, routing) : mu_ffn_forward(&b->ffn, tp, h);
     mu_release(tp, h);
-    x = residual(tp, x, y);
+    x = residual(m, tp, x, y);
     mu_tape_layer(tp, -1);
     return x;
 }
@@ -170,7 +190,7 @@ mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx
                             mu_routing *routings) {
     check_batch(m, cx, tokens, routings);
     mu_tape_part(tp, "embedding and norms");
-    mu_tensor *x = mu_embedding(tp, tokens, &m->embed->tensor);
+    mu_tensor *x = embed(m, tp, tokens);
     for (int layer = 0; layer < m->cfg.num_layers; layer++) {
         const mu_block *b = &m->blocks[layer];
         x = block_forward(m, b, tp, cx, x, b->is_moe ? routings++ : NULL);
@@ -194,7 +214,7 @@ int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx
                             mu_routing *routings) {
     check_batch(m, cx, tokens, routings);
     int layers = (int)m->cfg.num_layers, found = layers + 1;
-    mu_tensor *x = mu_embedding(tp, tokens, &m->embed->tensor);
+    mu_tensor *x = embed(m, tp, tokens);
     if (!is_finite(tp, x)) found = -1;
     for (int layer = 0; layer < layers; layer++) { /* all layers: other ranks of the expert group wait in them */
         const mu_block *b = &m->blocks[layer];
@@ -206,15 +226,23 @@ int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx
     return found;
 }
 
+/* What the head multiplies: x, divided by logits_scaling. The caller keeps x. */
+static mu_tensor *head_input(const mu_model *m, mu_tape *tp, mu_tensor *x) {
+    return m->cfg.logits_scaling == 1 ? x : mu_scale(tp, x, 1 / m->cfg.logits_scaling);
+}
+
 mu_tensor *mu_model_head_loss(const mu_model *m, mu_tape *tp, mu_tensor *x, mu_tensor *targets, double scale,
                               mu_tensor **nll) {
     MU_CHECK(m && tp, "model or tape is NULL");
     mu_tape_part(tp, "head");
-    mu_tensor *loss = mu_head_loss(tp, x, &m->head->tensor, targets, scale, nll);
+    mu_tensor *h = head_input(m, tp, x), *loss = mu_head_loss(tp, h, &m->head->tensor, targets, scale, nll);
+    if (h != x) mu_release(tp, h);
     mu_tape_part(tp, NULL);
     return loss;
 }
 
 mu_tensor *mu_model_logits(const mu_model *m, mu_tape *tp, mu_tensor *x) {
-    return mu_linear(tp, x, &m->head->tensor);
+    mu_tensor *h = head_input(m, tp, x), *logits = mu_linear(tp, h, &m->head->tensor);
+    if (h != x) mu_release(tp, h);
+    return logits;
 }

@@ -27,6 +27,12 @@ static void check_z_loss(const mu_moe_config *m, mu_complaints *c) {
                     m->z_loss_coeff);
 }
 
+static void check_shared_expert_gate(const mu_moe_config *m, mu_complaints *c) {
+    if (m->shared_expert_gate && m->num_shared_experts == 0)
+        mu_complain(c, "moe", "shared_expert_gate", "moe.shared_expert_gate moe.num_shared_experts moe.num_experts",
+                    "needs shared experts, but num_shared_experts is 0");
+}
+
 static void check_force_domains(const mu_moe_config *m, mu_complaints *c) {
     static const char compared[] = "moe.force_domains moe.num_experts";
     const mu_option_domain_ints *forced = &m->force_domains;
@@ -44,6 +50,7 @@ bool mu_moe_config_check(const mu_moe_config *m, mu_complaints *c) {
     if (!check_ranges(m, c)) return false;
     check_top_k(m, c);
     check_z_loss(m, c);
+    check_shared_expert_gate(m, c);
     check_force_domains(m, c);
     if (m->force_balanced && m->force_skew)
         mu_complain(c, "moe", "force_skew", "moe.force_balanced moe.force_skew moe.num_experts",

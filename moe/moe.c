@@ -53,6 +53,7 @@ void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std
     m->shared_gate = add(ps, m, shared, "shared_experts/gate_proj", wide, D, init_std, true, false);
     m->shared_up = add(ps, m, shared, "shared_experts/up_proj", wide, D, init_std, true, false);
     m->shared_down = add(ps, m, shared, "shared_experts/down_proj", D, wide, init_std, true, false);
+    if (cfg->shared_expert_gate) m->shared_scale_1D = add(ps, m, shared, "shared_expert_gate", 1, D, init_std, false, false);
 }
 
 void mu_moe_free(mu_moe *m) { free(m->bias); }
@@ -109,12 +110,30 @@ static mu_tensor *forward_local(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_t
     return y;
 }
 
+/* sigmoid(w x_t) of each token, [T, 1], or NULL: a router with sigmoid scores that has one expert. Computed like the router, in
+ * the master dtype. */
+static mu_tensor *shared_scale(const mu_moe *m, mu_tape *tp, mu_tensor *x) {
+    int64_t T = x->shape[0];
+    if (!m->shared_scale_1D) return NULL;
+    mu_tensor *logits = mu_linear_master(tp, x, &m->shared_scale_1D->tensor);
+    mu_route_shape one = { .T = T, .E = 1, .K = 1, .sigmoid = true, .scale = 1 };
+    mu_routing r = mu_route(tp, logits, NULL, NULL, &one, T ? T : 1);
+    mu_release(tp, logits);
+    mu_release(tp, r.scores_TE);
+    mu_release(tp, r.lse_T);
+    mu_release(tp, r.ids_TK);
+    mu_release(tp, r.counts_SE);
+    return r.gates_TK;
+}
+
 /* The shared experts are one dense feed-forward. */
 static mu_tensor *add_shared_experts(const mu_moe *m, mu_tape *tp, mu_tensor *x, mu_tensor *y) {
     mu_plan *plan = mu_plan_dense(tp, x->shape[0]);
-    mu_tensor *shared = mu_experts(tp, x, NULL, &m->shared_gate->tensor, &m->shared_up->tensor, &m->shared_down->tensor, plan);
+    mu_tensor *scale = shared_scale(m, tp, x);
+    mu_tensor *shared = mu_experts(tp, x, scale, &m->shared_gate->tensor, &m->shared_up->tensor, &m->shared_down->tensor, plan);
     mu_tensor *sum = mu_add(tp, y, shared);
     mu_plan_release(tp, plan);
+    mu_release(tp, scale);
     mu_release(tp, y);
     mu_release(tp, shared);
     return sum;

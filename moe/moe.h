@@ -20,6 +20,7 @@ enum { MU_BIAS_RATE_MAX = 1000 };
     O(INT,    top_k,               "2",         1,   1024, NULL, FIXED, "experts per token (K)") \
     O(INT,    moe_ffn_hidden_size, "512",       1,   1048576, NULL, SHAPE, "hidden size of one expert (F)") \
     O(INT,    num_shared_experts,  "0",         0,   1024, NULL, SHAPE, "shared experts, which process every token, each of moe_ffn_hidden_size") \
+    O(BOOL,   shared_expert_gate,  "false",     0,   0,  NULL, SHAPE, "the output of the shared experts is multiplied by the sigmoid of a linear layer with one output (Qwen2-MoE)") \
     O(INT,    moe_layer_freq,      "1",         1,   1024, NULL, SHAPE, "every n-th layer is a MoE layer, the others are dense") \
     O(INT,    first_k_dense,       "0",         0,   1024, NULL, SHAPE, "the first k layers are dense") \
     O(CHOICE, score_func,          "softmax",   0,   0,  "softmax|sigmoid", FIXED, "scoring function of the router logits") \
@@ -92,6 +93,7 @@ typedef struct {
     const mu_placement *place;
     mu_param *router_ED, *gate_eFD, *up_eFD, *down_eDF;
     mu_param *shared_gate, *shared_up, *shared_down;    /* [n F, D], [n F, D], [D, n F]; NULL without shared experts */
+    mu_param *shared_scale_1D;              /* of moe.shared_expert_gate, or NULL */
     double *bias;                           /* [E] selection bias, the same on every rank; all 0 without expert_bias */
     int domains;
     const int32_t *domain_mask;             /* [domains, E]: mu_moe_domain_mask, borrowed; NULL: none */

@@ -18,6 +18,9 @@ static inline mu_model_config tiny_model_config(void) {
                               .ffn_hidden_size = 10,
                               .rope_theta = 100,
                               .qk_norm = true,
+                              .embedding_multiplier = 1,
+                              .residual_multiplier = 1,
+                              .logits_scaling = 1,
                               .rms_norm_eps = 1e-6,
                               .init_std = 0.3 };
 }
@@ -34,6 +37,14 @@ static inline mu_moe_config tiny_moe_config(void) {
                             .aux_loss_coeff = 0.01,
                             .seq_aux_loss_coeff = 0.02,
                             .z_loss_coeff = 0.001 };
+}
+
+/* Every option that another family of models needs: Granite's multipliers, the biases and the shared expert's gate of Qwen2-MoE,
+ * OLMoE's norm over all heads. */
+static inline void tiny_options_of_others(mu_model_config *cfg, mu_moe_config *moe) {
+    cfg->embedding_multiplier = 3, cfg->attention_multiplier = 0.7, cfg->residual_multiplier = 0.4, cfg->logits_scaling = 1.7;
+    cfg->qkv_bias = true, cfg->qk_norm = true, cfg->qk_norm_over = MU_QK_NORM_ALL;
+    moe->shared_expert_gate = moe->num_shared_experts > 0;
 }
 
 static inline mu_context tiny_context(void) {
@@ -69,6 +80,17 @@ static inline double tiny_step(mu_loss *l, mu_optimizer *o) {
     mu_grad_clip(o, comm_alone(), 1, 0, (mu_mat){ 0 });
     mu_optimizer_step(o, 1e-2, (mu_mat){ 0 });
     return mu_loss_read(l, (mu_mat){ 0 }, false).loss;
+}
+
+/* Biases begin at zero, where a forward pass cannot tell whether they are added. */
+static inline void tiny_spread_biases(mu_model *m) {
+    for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u)) {
+        if (!strstr(u->name, "/bias")) continue;
+        double *x = random_reals((uint32_t)u->global_index, u->count, 0.5);
+        mu_reals_set(m->params->dev, m->params->dev->master, mu_unit_data(u), u->count, x);
+        free(x);
+    }
+    mu_params_refresh(m->params);
 }
 
 /* Every parameter of the model, one after another. Heap; *n values. */

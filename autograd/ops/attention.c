@@ -1,4 +1,4 @@
-/* attention.c - y = softmax(q k^T / sqrt(d), causal) v for H query heads that share G key/value heads
+/* attention.c - y = softmax(scale q k^T, causal) v for H query heads that share G key/value heads
  * (grouped-query attention, Ainslie et al. 2023), block by block with the softmax's running maximum
  * (Dao et al. 2022), so that no [S, S] matrix exists. Kept for backward: y and the log-sum-exp of each row.
  * With more keys than queries, the first keys come before the first query (forward only). */
@@ -38,7 +38,7 @@ static const mu_op op_attention = {
 };
 
 mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, int64_t heads,
-                        int64_t kv_heads, int64_t seq_len) {
+                        int64_t kv_heads, int64_t seq_len, double scale) {
     unsigned compute = 1u << mu_tape_device(tp)->compute;
     mu_tensor_check(q, "attention: q", 2, compute);
     mu_tensor_check(k, "attention: k", 2, compute);
@@ -46,6 +46,7 @@ mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, i
     MU_CHECK(heads >= 1 && kv_heads >= 1 && seq_len >= 1,
              "attention: %lld heads, %lld key/value heads, sequence length %lld; each must be at least 1",
              (long long)heads, (long long)kv_heads, (long long)seq_len);
+    MU_CHECK(isfinite(scale) && scale >= 0, "attention: scale %g is not finite or negative", scale);
     int64_t T = q->shape[0], d = q->shape[1] / heads;
     MU_CHECK(d * heads == q->shape[1] && d * kv_heads == k->shape[1] && k->shape[1] == v->shape[1] &&
                  heads % kv_heads == 0,
@@ -60,7 +61,7 @@ mu_tensor *mu_attention(mu_tape *tp, mu_tensor *q, mu_tensor *k, mu_tensor *v, i
     MU_CHECK(past == 0 || !mu_tape_recording(tp),
              "attention: %lld keys before the first query, but backward needs as many keys as queries", (long long)past);
     mu_attention_shape *s = mu_tape_alloc(tp, sizeof *s);
-    *s = (mu_attention_shape){ B, seq_len, heads, kv_heads, d, 1.0 / sqrt((double)d), past };
+    *s = (mu_attention_shape){ B, seq_len, heads, kv_heads, d, scale > 0 ? scale : 1.0 / sqrt((double)d), past };
     mu_tensor *y = mu_tensor_like(tp, q), *lse = mu_tensor_2d_master(tp, heads, T);
     return mu_apply(tp, (mu_node){ .op = &op_attention, .in = { q, k, v }, .out = { y, lse }, .extra = s });
 }

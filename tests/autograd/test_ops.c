@@ -56,6 +56,24 @@ static void adds(void **state) {
     check_op((check){ .apply = apply_add }, 2, (int64_t[][2]){ { 3, 5 }, { 3, 5 } }, 100);
 }
 
+static mu_tensor *apply_scale(mu_tape *tp, const check *c, int time) { return mu_scale(tp, c->in[0], time ? -2.5 : 0.3); }
+
+static void scale(void **state) {
+    (void)state;
+    check_op((check){ .apply = apply_scale }, 1, (int64_t[][2]){ { 3, 5 } }, 100);
+}
+
+static mu_tensor *apply_add_bias(mu_tape *tp, const check *c, int time) {
+    mu_tensor *x = time ? mu_scale(tp, c->in[0], 2) : c->in[0];
+    return mu_add_bias(tp, x, c->in[1]);
+}
+
+static void add_bias(void **state) {
+    (void)state;
+    check_op((check){ .apply = apply_add_bias }, 2, (int64_t[][2]){ { 3, 5 }, { 0, 5 } }, 100);
+    check_op((check){ .apply = apply_add_bias }, 2, (int64_t[][2]){ { 70, 1 }, { 0, 1 } }, 100);
+}
+
 static mu_tensor *apply_linear(mu_tape *tp, const check *c, int time) {
     (void)time;
     return mu_linear(tp, c->in[0], c->in[1]);
@@ -124,10 +142,9 @@ static void rope(void **state) {
     check_op((check){ .apply = apply_rope, .p = { 1, 2, 1 } }, 1, (int64_t[][2]){ { 3, 2 } }, 60);
 }
 
-/* p: H, G, S */
+/* p: H, G, S; the second time another scale */
 static mu_tensor *apply_attention(mu_tape *tp, const check *c, int time) {
-    (void)time;
-    return mu_attention(tp, c->in[0], c->in[1], c->in[2], c->p[0], c->p[1], c->p[2]);
+    return mu_attention(tp, c->in[0], c->in[1], c->in[2], c->p[0], c->p[1], c->p[2], time ? 0.7 : 0);
 }
 
 static void attention(void **state) {
@@ -212,7 +229,7 @@ static void all_targets_ignored(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(adds),
+        cmocka_unit_test(adds), cmocka_unit_test(scale), cmocka_unit_test(add_bias),
         cmocka_unit_test(linear),
         cmocka_unit_test(linear_of_itself),
         cmocka_unit_test(embedding),

@@ -2,7 +2,7 @@
  * pass over all of it gives: the same bits with the fast kernels, and with the reference to rounding. */
 #include "tiny_model.h"
 
-enum { LENGTH = 70, MODELS = 6 };
+enum { LENGTH = 70, MODELS = 7 };
 
 static mu_model *model_of(int variant, mu_device *dev) {
     mu_model_config cfg = tiny_model_config();
@@ -13,7 +13,9 @@ static mu_model *model_of(int variant, mu_device *dev) {
     if (variant == 3) cfg.tie_embeddings = true, moe.num_experts = 0;
     if (variant == 4) moe.num_experts = 9, moe.top_k = 1, moe.norm_topk_prob = false, moe.force_balanced = true;
     if (variant == 5) cfg.hidden_size = 64, cfg.head_dim = 32, cfg.ffn_hidden_size = 96;
+    if (variant == 6) tiny_options_of_others(&cfg, &moe);
     mu_model *m = mu_model_new(&cfg, &moe, TINY_V, 5, dev, mesh_alone());
+    if (variant == 6) tiny_spread_biases(m);
     for (int i = 0; i < m->n_moe && variant == 2; i++) /* the selection bias counts in generation too */
         for (int j = 0; j < 4; j++) m->blocks[m->moe_layers[i]].moe.bias[j] = 0.1 * (j - 1);
     return m;

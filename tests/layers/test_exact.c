@@ -53,12 +53,13 @@ static void check(const mu_model_config *cfg, const mu_moe_config *moe) {
 
 static void exact_gradients_are_the_gradients(void **state) {
     (void)state;
-    for (int variant = 0; variant < 16; variant++) {
+    for (int variant = 0; variant < 17; variant++) {
         mu_model_config cfg = tiny_model_config();
         mu_moe_config moe = tiny_moe_config();
         cfg.tie_embeddings = variant & 1, cfg.qk_norm = variant & 2;
         moe.first_k_dense = variant & 4 ? 1 : 0, moe.capacity_factor = variant & 8 ? 0.75 : 0;
         moe.balance = MU_BALANCE_GLOBAL_AUX | MU_BALANCE_SEQ_AUX | (variant & 2 ? MU_BALANCE_AUX : 0);
+        if (variant == 16) tiny_options_of_others(&cfg, &moe);
         check(&cfg, &moe);
         moe.num_experts = variant & 8 ? 0 : 4, moe.score_func = MU_MOE_SCORE_SIGMOID, moe.z_loss_coeff = 0;
         check(&cfg, &moe);

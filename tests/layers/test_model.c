@@ -34,6 +34,7 @@ static void counts_are_those_of_the_units(void **state) {
         cfg.tie_embeddings = variant & 4, cfg.qk_norm = variant & 8;
         moe.num_shared_experts = variant & 16 ? 2 : 0, moe.first_k_dense = variant & 32 ? 1 : 0;
         moe.moe_layer_freq = 1 + variant % 3;
+        if (variant & 8) tiny_options_of_others(&cfg, &moe);
         bool some = false; /* a model whose experts have no layer is refused */
         for (int layer = 0; layer < cfg.num_layers; layer++) some |= mu_layer_is_moe(&moe, layer);
         if (some) check_counts(&cfg, &moe);
@@ -52,6 +53,10 @@ static void flops_by_hand(void **state) {
     double products = 2 * 12 * 16 + 2 * 12 * 8 + 3 * 12 * 10 + 23 * 12;
     assert_true(mu_model_measure(&cfg, &moe, TINY_V, TINY_S).train_flops ==
                 3 * (2 * products + 2 * 2 * 16 * 4));
+    mu_moe_config with = tiny_moe_config(), without = with;
+    with.shared_expert_gate = true; /* one more product of the width of x */
+    assert_true(mu_model_measure(&cfg, &with, TINY_V, TINY_S).train_flops -
+                    mu_model_measure(&cfg, &without, TINY_V, TINY_S).train_flops == 3 * 2 * 12);
 }
 
 static void moe_layers_stand_where_they_should(void **state) {
@@ -90,16 +95,22 @@ static void units_are_named_once(void **state) {
     (void)state;
     mu_model_config cfg = tiny_model_config();
     mu_moe_config moe = tiny_moe_config();
+    tiny_options_of_others(&cfg, &moe);
     mu_model *m = new_model(&cfg, &moe);
     for (mu_unit *u = mu_unit_next(m->params, NULL); u; u = mu_unit_next(m->params, u)) {
         assert_ptr_equal(mu_params_find(m->params, u->name), u);
-        bool norm = strstr(u->name, "norm"), router = strstr(u->name, "/mlp/gate/weight");
-        assert_int_equal(u->param->desc.decay, !norm && !router);
+        bool vector = strstr(u->name, "norm") || strstr(u->name, "/bias");
+        bool gate = strstr(u->name, "/mlp/gate/weight") || strstr(u->name, "/mlp/shared_expert_gate/weight");
+        assert_int_equal(u->param->desc.decay, !vector && !gate);
         assert_int_equal(u->param->desc.group == m->params->groups[1], u->expert >= 0);
         assert_int_equal(u->load, u->expert < 0 ? -1 : u->param->desc.layer * moe.num_experts + u->expert);
     }
     assert_non_null(mu_params_find(m->params, "/layers/1/mlp/shared_experts/up_proj/weight"));
     assert_non_null(mu_params_find(m->params, "/layers/0/self_attn/q_norm/weight"));
+    assert_int_equal(mu_params_find(m->params, "/layers/1/self_attn/k_norm/weight")->count, 2 * 4);
+    assert_int_equal(mu_params_find(m->params, "/layers/1/self_attn/q_proj/bias")->count, 4 * 4);
+    assert_int_equal(mu_params_find(m->params, "/layers/1/self_attn/v_proj/bias")->count, 2 * 4);
+    assert_int_equal(mu_params_find(m->params, "/layers/0/mlp/shared_expert_gate/weight")->count, 12);
     assert_null(mu_params_find(m->params, "/layers/2/mlp/gate/weight"));
     mu_model_free(m);
 }
@@ -141,6 +152,9 @@ static void unsound_configurations_stop(void **state) {
     MODEL_STOPS("model.hidden_size: 12 is not divisible by num_heads 5; 10 or 15", cfg.head_dim = 0, cfg.num_heads = 5, cfg.num_kv_heads = 0);
     MODEL_STOPS("model.head_dim: 5 is odd", cfg.head_dim = 5);
     MODEL_STOPS("model.num_kv_heads: 3 is not a divisor", cfg.num_kv_heads = 3);
+    MODEL_STOPS("model.qk_norm_over: needs `qk_norm: true`", cfg.qk_norm = false, cfg.qk_norm_over = MU_QK_NORM_ALL);
+    MODEL_STOPS("model.logits_scaling: 0 is out of range", cfg.logits_scaling = 0);
+    MODEL_STOPS("moe.shared_expert_gate: needs shared experts", moe.num_shared_experts = 0, moe.shared_expert_gate = true);
     MODEL_STOPS("moe.top_k: 5 is more than num_experts 4", moe.top_k = 5);
     MODEL_STOPS("moe.top_k: 0 is out of range", moe.top_k = 0);
     MODEL_STOPS("moe.num_experts: -1 is out of range", moe.num_experts = -1);
@@ -228,7 +242,7 @@ static void unsound_batches_stop(void **state) {
     mu_tensor *w = &m->blocks[0].attention.q->tensor;
     STOPS("linear: w is missing", mu_linear(tp, x, NULL));
     STOPS("linear: x has 1 dimension, not 2", mu_linear(tp, mu_tensor_scalar(tp), w));
-    STOPS("attention: 0 heads", mu_attention(tp, x, x, x, 0, 1, 4));
+    STOPS("attention: 0 heads", mu_attention(tp, x, x, x, 0, 1, 4, 0));
     STOPS("sequence length 3", mu_rope(tp, x, (mu_tensor *)(uintptr_t)&m->cos, (mu_tensor *)(uintptr_t)&m->sin, 3, 3));
     STOPS("rmsnorm: w has 2 dimensions", mu_rmsnorm(tp, x, w, 1e-6));
     STOPS("dimension 0 is -4", mu_tensor_2d(tp, -4, 2));
@@ -280,6 +294,7 @@ static void check_model(mu_model_config cfg, mu_moe_config moe) {
     mu_model *m = new_model(&cfg, &moe);
     for (int i = 0; i < m->n_moe && moe.balance & MU_BALANCE_BIAS; i++)
         for (int j = 0; j < 4; j++) m->blocks[m->moe_layers[i]].moe.bias[j] = 0.1 * (j - 1);
+    tiny_spread_biases(m);
     mu_tape *tp = mu_tape_new(dev);
     mu_loss *l = tiny_loss_new(m, tp);
     mu_load_window_add(&l->stats->window, counts);
@@ -301,6 +316,16 @@ static void gradients(void **state) {
     moe.balance = MU_BALANCE_BIAS | MU_BALANCE_SEQ_AUX;
     check_model(cfg, moe);
     moe.capacity_factor = 0.75, cfg.qk_norm = false, cfg.num_kv_heads = 4;
+    check_model(cfg, moe);
+}
+
+static void gradients_of_other_families(void **state) {
+    (void)state;
+    mu_model_config cfg = tiny_model_config();
+    mu_moe_config moe = tiny_moe_config();
+    tiny_options_of_others(&cfg, &moe);
+    check_model(cfg, moe);
+    cfg.tie_embeddings = true, cfg.qk_norm = false, cfg.qk_norm_over = MU_QK_NORM_HEAD, moe.norm_topk_prob = false;
     check_model(cfg, moe);
 }
 
@@ -380,18 +405,19 @@ static void the_first_bad_layer_is_named(void **state) {
     mu_model_config cfg = tiny_model_config();
     mu_moe_config moe = tiny_moe_config();
     mu_context cx = tiny_context();
-    for (int c = 0; c < 5; c++) {
+    for (int c = 0; c < 10; c++) {
+        if (c == 5) tiny_options_of_others(&cfg, &moe);
         mu_model *m = new_model(&cfg, &moe);
         mu_tape *tp = mu_tape_new(dev);
         mu_routing routings[TINY_LAYERS];
         int32_t *tokens = random_ints(1, TINY_T, TINY_V);
         tokens[0] = 0;
-        if (cases[c].name)
-            mu_reals_set(dev, dev->master, mu_unit_data(mu_params_find(m->params, cases[c].name)), 1, &bad);
+        if (cases[c % 5].name)
+            mu_reals_set(dev, dev->master, mu_unit_data(mu_params_find(m->params, cases[c % 5].name)), 1, &bad);
         mu_tape_record(tp, false);
         int found =
             mu_model_find_nonfinite(m, tp, &cx, mu_tensor_ints(tp, MU_DTYPE_I32, TINY_T, tokens), routings);
-        assert_int_equal(found, cases[c].wanted);
+        assert_int_equal(found, cases[c % 5].wanted);
         free(tokens);
         mu_tape_free(tp);
         mu_model_free(m);
@@ -510,7 +536,7 @@ int main(void) {
         cmocka_unit_test(defaults_make_a_model), cmocka_unit_test(unsound_configurations_stop),
         cmocka_unit_test(unsound_batches_stop), cmocka_unit_test(unsound_arguments_stop),
         cmocka_unit_test(planned_ranks_do_not_talk),
-        cmocka_unit_test(gradients), cmocka_unit_test(gradients_of_a_dense_model),
+        cmocka_unit_test(gradients), cmocka_unit_test(gradients_of_other_families), cmocka_unit_test(gradients_of_a_dense_model),
         cmocka_unit_test(no_position_sees_a_later_one), cmocka_unit_test(head_and_logits_agree),
         cmocka_unit_test(the_first_bad_layer_is_named), cmocka_unit_test(domains_are_forced), cmocka_unit_test(training_learns),
     };

@@ -55,10 +55,11 @@ static double *gradients(mu_model *m, mu_tape *tp, bool recompute, double *loss,
     return grads;
 }
 
-static void same_gradients(const char *device, const mu_moe_config *moe, bool exact) {
+static void same_gradients(const char *device, mu_moe_config *moe, bool exact, bool others) {
     mu_device *dev = mu_device_open(device);
     mu_model_config cfg = tiny_model_config();
     cfg.num_layers = BLOCKS;
+    if (others) tiny_options_of_others(&cfg, moe);
     mu_model *m = mu_model_new(&cfg, moe, TINY_V, 5, dev, mesh_alone());
     if (exact) mu_params_exact(m->params);
     double *grads[2], loss[2];
@@ -83,10 +84,10 @@ static void recomputed_layers_have_the_same_bits(void **state) {
     (void)state;
     static const char *const devices[] = { "ref", "cpu", "guarded" };
     for (int d = 0; d < 3; d++)
-        for (int variant = 0; variant < 4; variant++) {
+        for (int variant = 0; variant < 5; variant++) {
             mu_moe_config moe = tiny_moe_config();
             moe.router_jitter = 0.1, moe.capacity_factor = variant & 1 ? 0.75 : 0, moe.first_k_dense = 1;
-            same_gradients(devices[d], &moe, variant & 2);
+            same_gradients(devices[d], &moe, variant & 2, variant == 4);
         }
 }
 
