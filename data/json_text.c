@@ -227,6 +227,7 @@ bool mu_json_text_find(mu_json_text *t, char *json, int64_t bytes, const char *k
     char first = r.at < r.end ? *r.at : '\0';
     t->is_object = first == '{', t->is_string = first == '"';
     bool good = t->is_string ? read_string(&r, &t->text, &t->bytes) : read_value(&r, 0);
+    if (!good) return false;
     skip_space(&r);
-    return good && (r.at == r.end || bad(&r, r.at, "end of the value expected"));
+    return r.at == r.end || bad(&r, r.at, "end of the value expected");
 }
