@@ -334,6 +334,42 @@ mu_status mu_store_attribute(mu_store *s, const char *name, const char *key, con
 mu_status mu_store_write_text(mu_store *s, const char *name, const char *text, mu_error *e) MU_MUST_USE;
 mu_status mu_store_read_text(mu_store *s, const char *name, char **text, mu_error *e) MU_MUST_USE;   /* heap */
 
+/* ------------------------------------------------------------------ safetensors (safetensors.c)
+ * Hugging Face's file format of weights. Opening reads and checks all headers; values are read piece by piece. */
+typedef enum { MU_SAFETENSORS_F32, MU_SAFETENSORS_BF16, MU_SAFETENSORS_F16 } mu_safetensors_dtype;      /* others have larger numbers */
+enum { MU_SAFETENSORS_DIMS = 8 };
+typedef struct {
+    const char *name;
+    mu_safetensors_dtype dtype;
+    int n_dims, file;
+    int number;                 /* mu_safetensors_at */
+    int64_t shape[MU_SAFETENSORS_DIMS];
+    int64_t count;              /* values */
+    int64_t begin, end;         /* bytes, within the data of its file */
+} mu_safetensor;
+typedef struct mu_safetensors mu_safetensors;
+/* `path`: a file, or a folder with model.safetensors, model.safetensors.index.json or any *.safetensors. MU_STATUS_DATA names the
+ * file and what is wrong; NOINPUT: there is none. The caller closes it. */
+mu_status mu_safetensors_open(mu_safetensors **s, const char *path, mu_error *e) MU_MUST_USE;
+void mu_safetensors_close(mu_safetensors *s);                           /* NULL is allowed */
+int mu_safetensors_count(const mu_safetensors *s);
+const mu_safetensor *mu_safetensors_at(const mu_safetensors *s, int i); /* sorted by name */
+const mu_safetensor *mu_safetensors_find(const mu_safetensors *s, const char *name);    /* or NULL */
+const char *mu_safetensors_file(const mu_safetensors *s, const mu_safetensor *t);       /* path of its file */
+const char *mu_safetensors_dtype_name(mu_safetensors_dtype dtype);      /* "BF16" */
+char *mu_safetensor_shape_text(int n_dims, const int64_t *shape);       /* "[2, 3]", heap */
+/* Values [first, first + n) in row-major order. MU_STATUS_DATA when the dtype is not F32, BF16 or F16. */
+mu_status mu_safetensors_read(mu_safetensors *s, const mu_safetensor *t, int64_t first, int64_t n, float *values, mu_error *e) MU_MUST_USE;
+/* Writes all tensors of the list (name, dtype, shape; F32 or BF16), in its order, into a folder that exists and has none: one file, or
+ * several of at most shard_bytes of data (one tensor may be larger) and an index. The list is borrowed. */
+typedef struct mu_safetensors_writer mu_safetensors_writer;
+mu_safetensors_writer *mu_safetensors_writer_new(const char *folder, const mu_safetensor *list, int n, int64_t shard_bytes);
+/* The next n values of the sequence of all tensors. BF16 is rounded to nearest, ties to even. */
+mu_status mu_safetensors_write(mu_safetensors_writer *w, const float *values, int64_t n, mu_error *e) MU_MUST_USE;
+/* Syncs and closes the files. After a failure (`status`) files may be incomplete: the caller removes the folder. Frees w, which may be
+ * NULL. */
+mu_status mu_safetensors_writer_finish(mu_safetensors_writer *w, mu_status status, mu_error *e) MU_MUST_USE;
+
 /* ------------------------------------------------------------------ state (state.c)
  * The contents of a checkpoint. Each module has a function that passes its arrays, one after another, to a visitor: saving,
  * loading, verifying and comparing are visitors, so a new piece of state is one line in its own module. */

@@ -1,0 +1,29 @@
+/* hf.h - models in Hugging Face's files: config.json, *.safetensors, tokenizer.json. Model types and their limits are in docs/models.md;
+ * a type is a set of table rows in hf_types.c. */
+#ifndef MUSTER_TRAIN_HF_H
+#define MUSTER_TRAIN_HF_H
+#include "train/train.h"
+
+/* ------------------------------------------------------------------ reading (hf_config.c, hf_load.c) */
+typedef struct mu_hf mu_hf;
+bool mu_hf_is(const char *path);                /* a folder with a config.json */
+/* Reads config.json and the headers of the weights. MU_STATUS_DATA names file, key and reason, also for what muster does not compute;
+ * NOINPUT: a file is missing. Unknown keys are logged as a warning. The caller closes it. Local. */
+mu_status mu_hf_open(mu_hf **h, const char *folder, mu_error *e) MU_MUST_USE;
+void mu_hf_close(mu_hf *h);                     /* NULL is allowed */
+const char *mu_hf_type(const mu_hf *h);         /* "qwen3_moe" */
+/* The sections model and moe as YAML: the options that the type and config.json decide. Of moe.balance only what the weights need
+ * (expert_bias for a selection bias): it may be extended. */
+const char *mu_hf_config(const mu_hf *h);
+int64_t mu_hf_vocab_size(const mu_hf *h);       /* rows of the embedding */
+const char *mu_hf_tokenizer(const mu_hf *h);    /* path of the folder's tokenizer.json, or NULL */
+/* Loads every weight that this rank holds, reading only those, and selection biases. MU_STATUS_DATA: a tensor is missing, unknown, of
+ * another shape (both are named) or not finite; CONFIG: a selection bias that the model does not use. Local. */
+mu_status mu_hf_load(mu_hf *h, mu_model *model, mu_error *e) MU_MUST_USE;
+/* Its parts, for a model whose values are not in memory: the checks of all tensors; values [first, first + n) of a unit; the selection
+ * bias of a layer, [E], 0 in types without one. Local. */
+mu_status mu_hf_check(mu_hf *h, const mu_model *model, mu_error *e) MU_MUST_USE;
+mu_status mu_hf_read_unit(mu_hf *h, const mu_unit *u, int64_t first, int64_t n, float *values, mu_error *e) MU_MUST_USE;
+mu_status mu_hf_read_bias(mu_hf *h, const mu_moe *moe, double *bias, mu_error *e) MU_MUST_USE;
+
+#endif

@@ -1,0 +1,12 @@
+/* hf_config.h - config.json, read and written (hf_config.c, hf_export.c). */
+#ifndef MUSTER_TRAIN_HF_CONFIG_H
+#define MUSTER_TRAIN_HF_CONFIG_H
+#include "train/hf_types.h"
+
+#include <jansson.h>
+
+/* *text: sections model and moe, heap (also after a failure, when not NULL). Local. */
+mu_status mu_hf_config_read(const char *folder, const mu_hf_model_type **type, char **text, int64_t *vocab_size, mu_error *e) MU_MUST_USE;
+const mu_option *mu_hf_option(const char *name);        /* of "model.hidden_size", in the table of all options; fatal when there is none */
+
+#endif
