@@ -27,6 +27,7 @@ typedef struct mu_tokenizer mu_tokenizer;
  * file. MU_STATUS_CONFIG: unknown name; NOINPUT: missing file; DATA: not a supported tokenizer.json (which key, which value). The
  * caller closes it. */
 mu_status   mu_tokenizer_open(mu_tokenizer **t, const char *name_or_path, mu_error *e) MU_MUST_USE;
+bool        mu_tokenizer_is_built_in(const char *name_or_path);
 void        mu_tokenizer_close(mu_tokenizer *t);
 const char *mu_tokenizer_name(const mu_tokenizer *t);           /* under 32 bytes, never a path */
 const char *mu_tokenizer_fingerprint(const mu_tokenizer *t);    /* 32 hex digits, equal if and only if all ids are */

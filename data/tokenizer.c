@@ -7,6 +7,12 @@
 static const struct { const char *name; mu_tokenizer *(*open)(void); } built_in[] = { { "bytes", mu_tokenizer_bytes_new } };
 enum { N_BUILT_IN = sizeof built_in / sizeof *built_in };
 
+bool mu_tokenizer_is_built_in(const char *name) {
+    bool found = false;
+    for (int i = 0; i < N_BUILT_IN; i++) found |= !strcmp(name, built_in[i].name);
+    return found;
+}
+
 /* No file format is supported yet; kinds with files will be recognised here. */
 static mu_status open_file(const char *path, mu_error *e) {
     if (!mu_file_exists(path)) return mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no such file", path);

@@ -33,6 +33,7 @@ extern "C" {
     O(FLOAT,  residual_multiplier, "1",   1e-6, 1e6, NULL, FIXED, "the outputs of attention and feed-forward are multiplied by this before they are added to the residual stream (Granite)") \
     O(FLOAT,  logits_scaling,  "1",       1e-6, 1e6, NULL, FIXED, "the logits are divided by this (Granite)") \
     O(BOOL,   tie_embeddings,  "false",   0,   0,  NULL, SHAPE, "the output head shares the embedding's weights") \
+    O(INT,    vocab_size,      "0",       0,   2147483647, NULL, SHAPE, "rows of the embedding and the output head (V); 0: the tokenizer's vocabulary; more, for a model that has rows without a token: they take part in training and are never generated") \
     O(FLOAT,  rms_norm_eps,    "1e-6",    0,   1,  NULL, FIXED, "epsilon of RMSNorm, added to the mean square") \
     O(FLOAT,  init_std,        "0.02",    0,   10, NULL, FIXED, "standard deviation of initial weight matrices")
 

@@ -13,6 +13,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <float.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,8 +81,8 @@ static void visit_optimizer(mu_train_state *t, mu_state_visitor *v) {
  * entries bound those of later ones. */
 static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor *v) {
     /* A step moves each bias by at most bias_update_rate. That may have been larger earlier, so its maximum counts
-     * here. */
-    double bias_most = cfg->moe.balance & MU_BALANCE_BIAS ? 1.001 * MU_BIAS_RATE_MAX * (double)t->step : 0;
+     * here. Biases that came with the first weights may have any finite value. */
+    double bias_most = !(cfg->moe.balance & MU_BALANCE_BIAS) ? 0 : t->origin.path[0] ? DBL_MAX : 1.001 * MU_BIAS_RATE_MAX * (double)t->step;
     visit_number(v, "/state/step", t->step);
     visit_number(v, "/state/seed", cfg->run.seed);
     int64_t batch = cfg->train.global_batch_size, before = t->parent.step;
@@ -148,7 +149,7 @@ static void load_one(mu_state_visitor *v, const mu_state *s) {
 /* Local; the caller agrees on the status. */
 static mu_status load_state(mu_train_state *t, const mu_manifest *m, bool training, bool tensors, mu_error *e) {
     reader r = { { load_one }, m, training, tensors, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)), { 0 }, MU_STATUS_OK, e };
-    t->step = m->step, t->parent = m->parent;
+    t->step = m->step, t->parent = m->parent, t->origin = m->origin;
     visit_all(t, &m->cfg, &r.v);
     if (r.status == MU_STATUS_OK && tensors) mu_params_refresh(t->model->params);
     for (int i = 0; i < m->n_shards; i++) r.status = mu_store_finish(r.stores[i], r.status, e);
@@ -267,7 +268,7 @@ static mu_status commit(const mu_train_state *t, const mu_config *cfg, const mu_
     snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(texts->tokenizer));
     snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(texts->tokenizer));
     snprintf(m->fingerprint, sizeof m->fingerprint, "%s", texts->corpus.fingerprint);
-    m->val_split = texts->val_split, m->parent = t->parent;
+    m->vocab_size = t->model->vocab_size, m->val_split = texts->val_split, m->parent = t->parent, m->origin = t->origin;
     name_domains(m, &texts->corpus);
     m->config = mu_options_dump(&cfg->options, cfg);
     mu_status status = fault_status(t, "before-manifest", e);
@@ -570,12 +571,10 @@ mu_status mu_checkpoint_load(mu_train_state *t, const mu_manifest *m, const mu_t
 
 mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m, bool state, mu_error *e) {
     const mu_config *cfg = &m->cfg;
-    *s = (mu_checkpoint_shape){ .t = { .mesh = mu_mesh_alone(), .step = m->step, .parent = m->parent } };
+    *s = (mu_checkpoint_shape){ .t = { .mesh = mu_mesh_alone(), .step = m->step, .parent = m->parent, .origin = m->origin } };
     mu_train_state *t = &s->t;
-    mu_status status = mu_tokenizer_open(&s->tokenizer, cfg->data.tokenizer, e);
-    if (status != MU_STATUS_OK) return status;
     s->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
-    t->model = mu_model_new(&cfg->model, &cfg->moe, mu_tokenizer_vocab_size(s->tokenizer), 1, s->dev, t->mesh);
+    t->model = mu_model_new(&cfg->model, &cfg->moe, m->vocab_size, 1, s->dev, t->mesh);
     t->opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, t->model->params);
     t->stats = s->stats = mu_routing_stats_new(s->dev, t->mesh->batch, t->model->n_moe, (int)cfg->moe.num_experts, cfg->data.train.n, cfg->stats.window, 0);
     t->knowledge = s->knowledge = mu_knowledge_new(t->model->n_moe, (int)cfg->moe.num_experts, (int)cfg->moe.top_k, &cfg->data.train);
@@ -587,7 +586,6 @@ void mu_checkpoint_shape_close(mu_checkpoint_shape *s) {
     mu_routing_stats_free(s->stats);
     mu_optimizer_free(s->t.opt);
     mu_model_free(s->t.model);
-    if (s->tokenizer) mu_tokenizer_close(s->tokenizer);
     if (s->dev) mu_device_close(s->dev);
     mu_mesh_close(s->t.mesh);
     *s = (mu_checkpoint_shape){ 0 };
@@ -616,7 +614,7 @@ mu_status mu_checkpoint_visit(const mu_manifest *m, mu_state_visitor *v, mu_erro
 mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) {
     mu_checkpoint_shape s;
     mu_status status = mu_checkpoint_shape_open(&s, m, !tensors, e);
-    if (status == MU_STATUS_OK && tensors) status = mu_checkpoint_load(&s.t, m, s.tokenizer, e);
+    if (status == MU_STATUS_OK && tensors) status = load_state(&s.t, m, true, true, e);
     mu_checkpoint_shape_close(&s);
     return status;
 }
@@ -631,10 +629,17 @@ static bool same_domains(const mu_option_domains *a, const mu_option_domains *b)
     return same;
 }
 
+/* The file of a tokenizer may move, too; its fingerprint is checked when it is opened. */
+static bool is_moved(const mu_option *option, const mu_manifest *m, const mu_config *now, bool fork) {
+    const char *was = m->cfg.data.tokenizer, *is = now->data.tokenizer;
+    if (option->type == MU_OPTION_DOMAINS) return !fork && same_domains(&m->cfg.data.train, &now->data.train);
+    return option->offset == offsetof(mu_config, data.tokenizer) && !mu_tokenizer_is_built_in(was) && !mu_tokenizer_is_built_in(is);
+}
+
 /* Compares one option with the checkpoint's: a changed value is a line of *notes, or an error if it must not change. */
 static void compare_option(const mu_option *option, const mu_manifest *m, const mu_config *now, bool fork, FILE *notes, mu_error *e) {
     char *was = mu_option_text(option, &m->cfg), *is = mu_option_text(option, now);
-    bool moved = option->type == MU_OPTION_DOMAINS && !fork && same_domains(&m->cfg.data.train, &now->data.train);
+    bool moved = is_moved(option, m, now, fork);
     int64_t past = option->type == MU_OPTION_PHASES && !fork && now->data.train.n == m->cfg.data.train.n
                        ? mu_phases_differ(&m->cfg.data, &now->data, m->step) : 0;
     bool fixed = fork ? option->use & MU_USE_SHAPE : past || !(option->use & MU_ON_RESUME);
@@ -648,7 +653,8 @@ static void compare_option(const mu_option *option, const mu_manifest *m, const 
             mu_error_add(e, MU_STATUS_CONFIG, "    they differ from step %lld on, which is finished; phases that begin after step %lld may"
                          " change", (long long)past, (long long)m->step);
     } else if (strcmp(was, is) && strcmp(option->key, "dir"))
-        fprintf(notes, "  %s.%s: %s -> %s%s\n", option->section, option->key, was, is, moved ? " (the same texts)" : "");
+        fprintf(notes, "  %s.%s: %s -> %s%s\n", option->section, option->key, was, is,
+                !moved ? "" : option->type == MU_OPTION_DOMAINS ? " (the same texts)" : " (the same tokenizer)");
     free(was);
     free(is);
 }
@@ -678,6 +684,9 @@ mu_status mu_checkpoint_compare(const mu_config *cfg, const mu_corpus *corpus, c
                      m->path, m->fingerprint, corpus->fingerprint);
         name_changes(corpus, m, e);
     }
+    if (e->status == MU_STATUS_CONFIG && m->origin.path[0])
+        mu_error_add(e, e->status, "  (this run began with --init-from %s; with that option, keys that are left out keep their values)",
+                     m->origin.path);
     fclose(out);
     if (notes) *notes = text;
     else free(text);

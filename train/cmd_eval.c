@@ -107,14 +107,14 @@ static mu_status evaluate(const mu_inference *o, const mu_texts *texts, const ar
     for (int i = 0; i < texts->corpus.n_domains; i++) tokens += results[i].tokens;
     if (status == MU_STATUS_OK && !tokens)
         status = mu_error_set(e, MU_STATUS_DATA, "no validation data: data.val_fraction is 0 or the texts are too short");
-    if (status == MU_STATUS_OK && mesh->batch->rank == 0) print_results(&o->manifest, texts, a, most, mean, results);
+    if (status == MU_STATUS_OK && mesh->batch->rank == 0) print_results(&o->source.m, texts, a, most, mean, results);
     free(results);
     free((int32_t *)(uintptr_t)ev.expert_mask.values);
     return status;
 }
 
 static mu_status open_texts(mu_texts *texts, const mu_inference *o, mu_error *e) {
-    mu_status status = mu_texts_open(texts, &o->cfg, o->tokenizer, o->manifest.val_split, o->state.mesh->batch, e);
+    mu_status status = mu_texts_open(texts, &o->cfg, o->tokenizer, o->source.m.val_split, o->state.mesh->batch, e);
     if (status == MU_STATUS_NOINPUT) {
         mu_error why = *e;
         mu_error_set(e, status, "%-s; if texts have moved, add data.train='[{domain: %s, path: ...}, ...]'",

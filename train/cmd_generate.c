@@ -92,12 +92,12 @@ typedef struct {
     const arguments *a;
     mu_expert_mask mask; /* of --mask and --force, borrowed */
     mu_kv_cache *cache; /* NULL: the whole context is recomputed for each new token */
-    int V;
+    int V;                 /* ids of the tokenizer: rows of the model beyond them are never sampled */
     int64_t start, from, n, capacity; /* start: first token of the first context; capacity: of tokens */
     int32_t *tokens;              /* [capacity] */
     int32_t *experts;      /* [MoE layers, capacity, K], of each token's latest pass; NULL: not requested */
     mu_routing *routings;  /* [MoE layers], of the latest pass */
-    double *logits;        /* [V] */
+    double *logits;        /* [rows of the model] */
     candidate *candidates; /* [V] */
 } generation;
 
@@ -118,7 +118,7 @@ static generation generation_new(const mu_inference *o, const arguments *a, mu_e
     g.start = g.from = g.n > limit ? g.n - limit : 0;
     g.capacity = g.n + a->tokens;
     g.tokens = mu_realloc(g.tokens, (size_t)g.capacity, sizeof *g.tokens);
-    g.logits = mu_alloc((size_t)g.V, sizeof *g.logits);
+    g.logits = mu_alloc((size_t)model->vocab_size, sizeof *g.logits);
     g.candidates = mu_alloc((size_t)g.V, sizeof *g.candidates);
     if (a->show_experts && model->n_moe)
         g.experts = mu_alloc((size_t)(model->n_moe * g.capacity * o->cfg.moe.top_k), sizeof *g.experts);

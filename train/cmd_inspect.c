@@ -113,15 +113,15 @@ static mu_status inspect(const mu_manifest *m, bool list_state, mu_error *e) {
     mu_status status = mu_checkpoint_shape_open(&s, m, true, e);
     if (status == MU_STATUS_OK) {
         const mu_config *cfg = &m->cfg;
-        int vocab = mu_tokenizer_vocab_size(s.tokenizer);
-        mu_model_size size = mu_model_measure(&cfg->model, &cfg->moe, vocab, cfg->train.seq_len);
+        mu_model_size size = mu_model_measure(&cfg->model, &cfg->moe, m->vocab_size, cfg->train.seq_len);
         mu_print("%s\n  step %lld of %lld, %lld tokens seen, written by %d rank%s (ep %d)\n", m->path,
                  (long long)m->step, (long long)cfg->train.steps,
                  (long long)mu_tokens_seen(cfg, &m->parent, m->step), m->ranks, m->ranks == 1 ? "" : "s", m->ep);
         if (m->parent.checkpoint[0])
             mu_print("  forked from %s at step %lld\n", m->parent.run[0] ? m->parent.run : m->parent.checkpoint, (long long)m->parent.step);
-        mu_print("  %lld parameters, %lld active per token, vocabulary %d (%s)\n  texts: fingerprint %s\n",
-                 (long long)size.total, (long long)size.active, vocab, m->tokenizer, m->fingerprint);
+        if (m->origin.path[0]) mu_print("  first weights from %s\n", m->origin.path);
+        mu_print("  %lld parameters, %lld active per token, vocabulary %lld (%s)\n  texts: fingerprint %s\n",
+                 (long long)size.total, (long long)size.active, (long long)m->vocab_size, m->tokenizer, m->fingerprint);
         print_shards(m);
         status = print_state(m, list_state, e);
         if (cfg->moe.num_experts) mu_print_expert_load(&s.stats->window, s.t.model->moe_layers);

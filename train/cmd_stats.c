@@ -188,7 +188,7 @@ static void print_results(results *r) {
     int64_t tokens = 0;
     add_up(r);
     for (int d = 0; d < r->all->domains; d++) tokens += r->all->tokens[d];
-    mu_print("%s, step %lld: %d domain%s, %lld tokens\n", r->o->manifest.path, (long long)r->o->manifest.step, r->all->domains,
+    mu_print("%s, step %lld: %d domain%s, %lld tokens\n", r->o->source.m.path, (long long)r->o->source.m.step, r->all->domains,
              r->all->domains == 1 ? "" : "s", (long long)tokens);
     print_domains(r);
     print_loads(r);
@@ -210,7 +210,7 @@ static void measure(mu_inference *o, const mu_texts *texts, const mu_option_doma
     mu_evaluation ev = { .model = o->state.model, .tape = o->tape, .texts = texts, .batch = mesh->batch, .at_once = AT_ONCE };
     mu_knowledge *all = knowledge_of(o, list), *k = knowledge_of(o, list);
     mu_probe *whole = mu_probe_new(&ev, INT64_MAX), *probe = mu_probe_new(&ev, o->cfg.stats.probe_tokens);
-    int64_t step = o->manifest.step > 0 ? o->manifest.step : 1;
+    int64_t step = o->source.m.step > 0 ? o->source.m.step : 1;
     mu_model_name_domains(o->state.model, list);
     mu_probe_count(whole, all, step);
     k->credit = (int64_t)1 << 60; /* whatever it costs */
@@ -224,7 +224,7 @@ static void measure(mu_inference *o, const mu_texts *texts, const mu_option_doma
 
 static mu_status check_model(const mu_inference *o, mu_error *e) {
     return o->state.model->n_moe ? MU_STATUS_OK
-                                 : mu_error_set(e, MU_STATUS_DATA, "%s is of a dense model: there are no experts", o->manifest.path);
+                                 : mu_error_set(e, MU_STATUS_DATA, "%s is of a dense model: there are no experts", o->source.m.path);
 }
 
 int mu_cmd_stats(int argc, char **argv) {

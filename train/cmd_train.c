@@ -28,7 +28,7 @@ static void catch_signals(void) {
 }
 
 typedef struct {
-    char *config, *resume, *fork;
+    char *config, *resume, *fork, *init;
     const char *record, *replay; /* files of --record-routing and --replay-routing; NULL: not given */
     bool dry_run;
     int ranks; /* planned ranks of a dry run; 0: the running ones */
@@ -50,9 +50,10 @@ static bool read_ranks(const char *text, int *ranks) {
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .resume = mu_strdup("auto"), .overrides = mu_alloc((size_t)argc, sizeof(char *)) };
-    const char *resume = NULL, *fork = NULL, *ranks = NULL;
+    const char *resume = NULL, *fork = NULL, *init = NULL, *ranks = NULL;
     const mu_argument options[] = { { "--resume", &resume, "auto, never or a path" },
                                     { "--fork", &fork, "the path of a run folder or a checkpoint" },
+                                    { "--init-from", &init, "the path of a run folder, a checkpoint or a folder of safetensors" },
                                     { "--ranks", &ranks, NULL },
                                     { "--record-routing", &a->record, "FILE.h5" },
                                     { "--replay-routing", &a->replay, "FILE.h5" } };
@@ -72,11 +73,16 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     }
     if (status == MU_STATUS_OK && resume) status = set_path(&a->resume, resume, e);
     if (status == MU_STATUS_OK && fork) status = set_path(&a->fork, fork, e);
+    if (status == MU_STATUS_OK && init) status = set_path(&a->init, init, e);
     if (status != MU_STATUS_OK) return status;
     if (ranks && !read_ranks(ranks, &a->ranks))
         return mu_error_set(e, MU_STATUS_USAGE, "--ranks %s: expected a whole number from 1 to 65536", ranks);
-    if (a->fork && strcmp(a->resume, "auto") && strcmp(a->resume, "never"))
-        return mu_error_set(e, MU_STATUS_USAGE, "--fork %s and --resume %s exclude each other", a->fork, a->resume);
+    if (a->fork && a->init)
+        return mu_error_set(e, MU_STATUS_USAGE, "--init-from %s and --fork %s exclude each other: a fork takes optimizer state and step, too",
+                            a->init, a->fork);
+    if ((a->fork || a->init) && strcmp(a->resume, "auto") && strcmp(a->resume, "never"))
+        return mu_error_set(e, MU_STATUS_USAGE, "%s %s and --resume %s exclude each other", a->fork ? "--fork" : "--init-from",
+                            a->fork ? a->fork : a->init, a->resume);
     if (a->dry_run && (a->record || a->replay))
         return mu_error_set(e, MU_STATUS_USAGE, "%s-routing cannot be combined with --dry-run", a->record ? "--record" : "--replay");
     if (a->ranks && !a->dry_run)
@@ -115,6 +121,7 @@ typedef struct {
     const char *path;               /* where its checkpoint was found: a run folder or a checkpoint */
     mu_manifest m;
     bool found, forked;             /* found false: a new run. forked: a new run from the checkpoint of another */
+    mu_source init;                 /* path NULL: not given, or a resumed run */
 } start;
 
 /* Finds the checkpoint to resume from; *found false: a new run. Collective, agreed. */
@@ -178,9 +185,11 @@ static mu_status choose_start(mu_comm *batch, const mu_config *cfg, const argume
     const char *dir = cfg->run.dir;
     mu_status status = choose_checkpoint(batch, dir, a->resume, &s->m, &s->found, e);
     s->path = !strcmp(a->resume, "auto") || !strcmp(a->resume, "never") ? dir : a->resume;
-    if (status != MU_STATUS_OK || !a->fork) return status;
-    if (!s->found) return choose_parent(batch, a->fork, s, e);
-    if (batch->rank == 0) mu_print("note: %s already holds a checkpoint, which is resumed; --fork %s has no effect\n", dir, a->fork);
+    if (status != MU_STATUS_OK || !(a->fork || a->init)) return status;
+    if (!s->found) return a->fork ? choose_parent(batch, a->fork, s, e) : MU_STATUS_OK;
+    if (batch->rank == 0)
+        mu_print("note: %s already holds a checkpoint, which is resumed; %s %s has no effect\n", dir, a->fork ? "--fork" : "--init-from",
+                 a->fork ? a->fork : a->init);
     return status;
 }
 
@@ -193,6 +202,18 @@ static mu_status check_steps(const mu_config *cfg, const mu_manifest *m, mu_erro
 }
 
 static bool quiet(const mu_config *cfg) { return cfg->log.progress == MU_LOG_PROGRESS_QUIET; }
+
+/* The run's copy of the tokenizer is used where the file that the configuration still names is gone. Collective, agreed. */
+static mu_status open_tokenizer(mu_training *t, mu_comm *batch, const start *s, mu_error *e) {
+    const mu_config *cfg = &t->cfg;
+    const mu_source from = { .path = s->path, .m = s->m };
+    mu_status status = mu_tokenizer_open(&t->tokenizer, cfg->data.tokenizer, e);
+    if (status == MU_STATUS_NOINPUT && s->found && !strcmp(cfg->data.tokenizer, s->m.cfg.data.tokenizer))
+        status = mu_checkpoint_tokenizer_open(&t->tokenizer, &s->m, e);
+    if (status == MU_STATUS_OK && s->found) status = mu_source_tokenizer_check(&from, cfg, t->tokenizer, e);
+    if (status == MU_STATUS_OK && s->init.path) status = mu_source_tokenizer_check(&s->init, cfg, t->tokenizer, e);
+    return mu_agree(batch, status, e);
+}
 
 /* Resumes from *m with all parts open. */
 static mu_status resume_from(mu_training *t, const mu_manifest *m, mu_error *e) {
@@ -219,6 +240,14 @@ static void reset(mu_training *t, const mu_config *before) {
     t->cfg = cfg;
 }
 
+/* A new run, with random weights or those of --init-from. Collective, agreed. */
+static mu_status begin(mu_training *t, start *s, mu_error *e) {
+    if (!s->init.path) return MU_STATUS_OK;
+    mu_status status = mu_training_init(t, &s->init, e);
+    if (status == MU_STATUS_OK && t->state.mesh->batch->rank == 0) mu_print("weights from %s\n", t->state.origin.path);
+    return status;
+}
+
 /* Opens all parts, for a new run, to resume or to fork. A checkpoint whose tensors turn out invalid while loading is dropped with
  * everything taken from it, and an older one is tried. Collective, agreed. */
 static mu_status open_run(mu_training *t, mu_mesh *mesh, const arguments *a, start *s, mu_error *e) {
@@ -227,8 +256,10 @@ static mu_status open_run(mu_training *t, mu_mesh *mesh, const arguments *a, sta
     while (status == MU_STATUS_OK) {
         if (s->forked) status = check_steps(&t->cfg, &s->m, e);
         if (s->found) mu_config_inherit(&t->cfg, &s->m.cfg);
+        if (status == MU_STATUS_OK) status = open_tokenizer(t, mesh->batch, s, e);
         if (status == MU_STATUS_OK) status = mu_training_open(t, mesh, s->found ? s->m.val_split : MU_VAL_DOCUMENTS_BY_HASH, e);
-        if (status != MU_STATUS_OK || !s->found) return status;
+        if (status != MU_STATUS_OK) return status;
+        if (!s->found) return begin(t, s, e);
         status = s->forked ? mu_training_fork(t, &s->m, e) : resume_from(t, &s->m, e);
         if (status != MU_STATUS_DATA) return status;
         status = mu_checkpoint_fall_back(mesh->batch, s->path, &s->m, e);
@@ -318,14 +349,17 @@ static void show_finished(const mu_training *t, mu_recorder *rec) {
     mu_recorder_reevaluate(rec);
 }
 
-static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, int argc, char **argv, mu_error *e) {
+/* init: the source of --init-from, open, or empty; its owner is the caller. */
+static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, mu_source *init, int argc, char **argv, mu_error *e) {
     const mu_config *cfg = &t->cfg;
-    start s = { 0 };
+    start s = { .init = *init };
+    *init = (mu_source){ 0 };
     mu_lock *lock = NULL;
     mu_recorder *rec = NULL;
     mu_watch_start(mesh->world, (double)cfg->run.watchdog, mu_report_stall);
     mu_status status = mu_run_claim(cfg, mesh, &lock, e);
     if (status == MU_STATUS_OK) status = open_run(t, mesh, a, &s, e);
+    mu_source_close(&s.init); /* its weights are loaded */
     if (status == MU_STATUS_OK) status = mu_step_routing_open(t, a->record, a->replay, e);
     bool resumed = s.found && !s.forked;
     if (status == MU_STATUS_OK) status = mu_run_describe(cfg, t->dev, &t->texts.corpus, &t->state, argc, argv, e);
@@ -354,8 +388,8 @@ static mu_status agree_on_options(mu_comm *world, const arguments *a, const mu_c
     size_t size;
     FILE *out = open_memstream(&text, &size);
     MU_CHECK(out, "out of memory");
-    fprintf(out, "version: " MU_VERSION "\n--dry-run: %s\n--resume: %s\n--fork: %s\n--record-routing: %s\n--replay-routing: %s\n",
-            a->dry_run ? "yes" : "no", a->resume, a->fork ? a->fork : "no", a->record ? a->record : "no", a->replay ? a->replay : "no");
+    fprintf(out, "version: " MU_VERSION "\n--dry-run: %s\n--resume: %s\n--fork: %s\n--init-from: %s\n--record-routing: %s\n--replay-routing: %s\n",
+            a->dry_run ? "yes" : "no", a->resume, a->fork ? a->fork : "no", a->init ? a->init : "no", a->record ? a->record : "no", a->replay ? a->replay : "no");
     int n;
     const mu_option *table = mu_config_table(&n);
     for (int i = 0; i < n; i++) {
@@ -370,9 +404,49 @@ static mu_status agree_on_options(mu_comm *world, const arguments *a, const mu_c
     return status;
 }
 
+/* The newest checkpoint of run.dir with a valid manifest. Local. */
+static bool read_own(const char *dir, mu_manifest *m) {
+    int64_t *steps;
+    int n = mu_checkpoint_list(dir, &steps);
+    mu_error why;
+    bool found = false;
+    for (int i = 0; i < n && !found; i++) {
+        char *path = mu_checkpoint_path(dir, steps[i]);
+        found = mu_manifest_read(m, path, &why) == MU_STATUS_OK;
+        free(path);
+    }
+    free(steps);
+    return found;
+}
+
+/* Options of the architecture that were not given come from the checkpoint in run.dir, which will be resumed, or else from --init-from,
+ * which is then open. Collective, agreed. */
+static mu_status configure_from(mu_config *cfg, const arguments *a, mu_comm *world, mu_source *init, mu_error *e) {
+    mu_source own = { .path = cfg->run.dir };
+    bool resumes = read_own(cfg->run.dir, &own.m);
+    mu_broadcast(world, 0, &resumes, sizeof resumes);
+    mu_status status = resumes ? MU_STATUS_OK : mu_source_open(init, world, a->init, e);
+    if (status == MU_STATUS_OK && (!resumes || own.m.config)) status = mu_init_configure(cfg, resumes ? &own : init, e);
+    mu_manifest_free(&own.m);
+    return mu_agree_each(world, status, e);
+}
+
+/* Collective, agreed. */
+static mu_status load_config(mu_config *cfg, const arguments *a, mu_comm *world, mu_source *init, mu_error *e) {
+    mu_status status = mu_config_read(cfg, a->config, a->n_overrides, a->overrides, e);
+    if (a->init) {
+        status = mu_agree_each(world, status, e);
+        if (status == MU_STATUS_OK) status = configure_from(cfg, a, world, init, e);
+    }
+    bool goes_on = status == MU_STATUS_OK || status == MU_STATUS_CONFIG; /* all errors of the configuration are reported together */
+    if (goes_on) status = mu_config_finish(cfg, status, a->ranks ? a->ranks : world->size, !a->dry_run, e);
+    return mu_agree_each(world, status, e);
+}
+
 int mu_cmd_train(int argc, char **argv) {
     mu_error e = { 0 };
     arguments a;
+    mu_source init = { 0 };
     mu_training t = { 0 };
     catch_signals(); /* before MPI starts: a requeue may come at any time */
     mu_dist_start(&argc, &argv);
@@ -381,9 +455,7 @@ int mu_cmd_train(int argc, char **argv) {
     mu_report_error(&e, rank); /* messages know their rank from here on */
     mu_status status = mu_agree(world, parse(argc, argv, &a, &e), &e);
     if (status == MU_STATUS_OK) {
-        status = mu_config_load(&t.cfg, a.config, a.n_overrides, a.overrides, a.ranks ? a.ranks : world->size,
-                                !a.dry_run, &e);
-        status = mu_agree_each(world, status, &e);
+        status = load_config(&t.cfg, &a, world, &init, &e);
         if (status == MU_STATUS_OK) status = agree_on_options(world, &a, &t.cfg, &e);
         if (status != MU_STATUS_OK) mu_config_free(&t.cfg);
     }
@@ -391,7 +463,7 @@ int mu_cmd_train(int argc, char **argv) {
     mu_comm_free(world);
     if (status == MU_STATUS_OK) {
         mu_mesh *mesh = a.dry_run ? mu_mesh_planned(0, ranks, ep) : mu_mesh_open(NULL, ep);
-        if (!a.dry_run) status = train(&t, mesh, &a, argc, argv, &e);
+        if (!a.dry_run) status = train(&t, mesh, &a, &init, argc, argv, &e);
         else if (rank == 0) status = mu_dry_run(&t.cfg, mesh, &e);
         mu_training_close(&t);
         mu_mesh_close(mesh);
@@ -399,6 +471,8 @@ int mu_cmd_train(int argc, char **argv) {
     free(a.overrides);
     free(a.resume);
     free(a.fork);
+    free(a.init);
+    mu_source_close(&init);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);
     mu_dist_stop();
     return (int)status;

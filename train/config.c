@@ -351,15 +351,15 @@ static void expand(check *k, const char *section, const char *key, char path[siz
     free(whole);
 }
 
-static void expand_paths(check *k) {
-    mu_option_domains *train = &k->c->data.train;
-    expand(k, "run", "dir", k->c->run.dir);
-    expand(k, "data", "tokenizer", k->c->data.tokenizer);
-    for (int i = 0; i < train->n; i++) expand(k, "data", "train", train->list[i].path);
+static bool expand_paths(mu_config *c, mu_error *e) {
+    check k = { .c = c, .e = e };
+    expand(&k, "run", "dir", c->run.dir);
+    expand(&k, "data", "tokenizer", c->data.tokenizer);
+    for (int i = 0; i < c->data.train.n; i++) expand(&k, "data", "train", c->data.train.list[i].path);
+    return !k.bad;
 }
 
 static mu_status finish(check *k, bool read) {
-    expand_paths(k);
     run_checks(k);
     mu_status status = !read || k->bad ? MU_STATUS_CONFIG : k->missing ? MU_STATUS_NOINPUT : MU_STATUS_OK;
     if (k->e) k->e->status = status; /* the first error is not always the most severe */
@@ -374,14 +374,23 @@ static void start(mu_config *config, mu_error *e) {
     if (e) *e = (mu_error){ 0 };
 }
 
-mu_status mu_config_load(mu_config *config, const char *path, int n_overrides,
-                         char *const *overrides, int batch_ranks, bool with_texts, mu_error *e) {
+mu_status mu_config_read(mu_config *config, const char *path, int n_overrides, char *const *overrides, mu_error *e) {
     start(config, e);
     mu_status read = path ? mu_options_read_file(&config->options, config, path, e) : MU_STATUS_OK;
     if (read == MU_STATUS_NOINPUT) return read;
-    bool good = override_all(config, n_overrides, overrides, e) && read == MU_STATUS_OK;
+    bool good = override_all(config, n_overrides, overrides, e);
+    return expand_paths(config, e) && good ? read : MU_STATUS_CONFIG;
+}
+
+mu_status mu_config_finish(mu_config *config, mu_status read, int batch_ranks, bool with_texts, mu_error *e) {
     check k = { .c = config, .e = e, .batch_ranks = batch_ranks, .look_for_paths = with_texts };
-    return finish(&k, good);
+    return finish(&k, read == MU_STATUS_OK);
+}
+
+mu_status mu_config_load(mu_config *config, const char *path, int n_overrides,
+                         char *const *overrides, int batch_ranks, bool with_texts, mu_error *e) {
+    mu_status read = mu_config_read(config, path, n_overrides, overrides, e);
+    return read == MU_STATUS_NOINPUT ? read : mu_config_finish(config, read, batch_ranks, with_texts, e);
 }
 
 mu_status mu_config_load_text(mu_config *config, const char *name, const char *text,
@@ -389,6 +398,7 @@ mu_status mu_config_load_text(mu_config *config, const char *name, const char *t
     start(config, e);
     mu_status read = mu_options_read_text(&config->options, config, name, text, strlen(text), e);
     bool good = override_all(config, n_overrides, overrides, e) && read == MU_STATUS_OK;
+    good = expand_paths(config, e) && good;
     check k = { .c = config, .e = e, .from_checkpoint = true };
     return finish(&k, good);
 }

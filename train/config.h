@@ -75,6 +75,10 @@ const mu_option *mu_config_table(int *n);
  * bytes reaches the same result. with_texts: paths of texts must exist. `config` is freed with mu_config_free either way. */
 mu_status mu_config_load(mu_config *config, const char *path, int n_overrides,
                          char *const *overrides, int batch_ranks, bool with_texts, mu_error *e) MU_MUST_USE;
+/* Its two halves, for a caller that sets more options in between: defaults, file and overrides; derived values and checks. `read`: what
+ * the first returned; after NOINPUT there is no second. */
+mu_status mu_config_read(mu_config *config, const char *path, int n_overrides, char *const *overrides, mu_error *e) MU_MUST_USE;
+mu_status mu_config_finish(mu_config *config, mu_status read, int batch_ranks, bool with_texts, mu_error *e) MU_MUST_USE;
 /* The same from a text (the copy in a checkpoint), without the checks against the number of ranks. */
 mu_status mu_config_load_text(mu_config *config, const char *name, const char *text,
                               int n_overrides, char *const *overrides, mu_error *e) MU_MUST_USE;

@@ -143,11 +143,17 @@ static void print_plan(const plan *p, double state, double texts, int64_t at_sta
 mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, mu_error *e) {
     int64_t at_start = mu_memory_rss();
     plan p = { .cfg = cfg, .mesh = mesh, .shape = mu_batch_shape_of(cfg, mesh->batch->size) };
+    int64_t rows;
     mu_status status = mu_tokenizer_open(&p.tokenizer, cfg->data.tokenizer, e);
     if (status != MU_STATUS_OK) return status;
+    status = mu_vocab_rows(cfg, p.tokenizer, &rows, e);
+    if (status != MU_STATUS_OK) {
+        mu_tokenizer_close(p.tokenizer);
+        return status;
+    }
     double texts = text_memory(&p);
     p.dev = open_shape(&cfg->train);
-    p.model = mu_model_new(&cfg->model, &cfg->moe, mu_tokenizer_vocab_size(p.tokenizer), 1, p.dev, mesh);
+    p.model = mu_model_new(&cfg->model, &cfg->moe, rows, 1, p.dev, mesh);
     if (cfg->train.reproducible) mu_params_exact(p.model->params);
     p.opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, p.model->params);
     double state = (double)mu_device_bytes(p.dev);

@@ -13,7 +13,7 @@ typedef struct {
     const char *usage, *what;
 } command;
 static const command commands[] = {
-    { "train", mu_cmd_train, "CONFIG [section.key=value ...] [--resume auto|never|PATH] [--fork PATH] [--record-routing FILE.h5] [--replay-routing FILE.h5]"
+    { "train", mu_cmd_train, "CONFIG [section.key=value ...] [--resume auto|never|PATH] [--fork PATH | --init-from PATH] [--record-routing FILE.h5] [--replay-routing FILE.h5]"
       " [--dry-run [--ranks N]]",
       "Trains the model that CONFIG (a YAML file) describes; start it with mpirun for several ranks.\n\n"
       "  --resume auto    (default) resume from the newest valid checkpoint of run.dir, or start a new run\n"
@@ -21,6 +21,9 @@ static const command commands[] = {
       "  --resume PATH    resume from this checkpoint, or from the newest of that run\n"
       "  --fork PATH      a new run in run.dir, from this checkpoint or the newest of that run: with its weights, optimizer\n"
       "                   state and step, and other data, seed or options; where run.dir holds a checkpoint, that is resumed\n"
+      "  --init-from PATH a new run in run.dir with the weights and the architecture of a run, a checkpoint or a folder of\n"
+      "                   safetensors (docs/running.md); optimizer state, step and data are new; where run.dir holds a\n"
+      "                   checkpoint, that is resumed\n"
       "  --record-routing FILE.h5   write the experts of every token of each step (docs/experts.md)\n"
       "  --replay-routing FILE.h5   give the tokens of each step the experts of such a record\n"
       "  --dry-run        print the resolved configuration, parameters, FLOPs, memory per rank and the placement\n"

@@ -39,6 +39,17 @@ void mu_parent_write(mu_json *j, const mu_parent *p) {
     mu_json_end(j, '}');
 }
 
+void mu_origin_write(mu_json *j, const mu_origin *o) {
+    if (!o->path[0]) return;
+    mu_json_begin(j, "init_from", '{');
+    mu_json_string(j, "path", o->path);
+    if (o->manifest_hash[0]) {
+        mu_json_int(j, "step", o->step);
+        mu_json_string(j, "manifest_hash", o->manifest_hash);
+    }
+    mu_json_end(j, '}');
+}
+
 static void write_domains(mu_json *j, const mu_manifest *m) {
     mu_json_begin(j, "domains", '[');
     for (int i = 0; i < m->n_domains; i++) {
@@ -64,9 +75,11 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     mu_json_string(&j, "dtype", m->dtype);
     mu_json_string(&j, "tokenizer", m->tokenizer);
     if (m->tokenizer_fingerprint[0]) mu_json_string(&j, "tokenizer_fingerprint", m->tokenizer_fingerprint);
+    mu_json_int(&j, "vocab_size", m->vocab_size);
     mu_json_string(&j, "data_fingerprint", m->fingerprint);
     if (m->n_domains) write_domains(&j, m);
     mu_parent_write(&j, &m->parent);
+    mu_origin_write(&j, &m->origin);
     mu_json_string(&j, "val_split", val_splits[m->val_split]);
     mu_json_string(&j, "config", m->config);
     mu_json_begin(&j, "shards", '[');
@@ -184,6 +197,15 @@ static bool read_parent(mu_manifest *m, const json_t *parent) {
            (!has_run || copy_string(parent, "run", p->run, sizeof p->run)) && copy_hash(parent, "manifest_hash", p->manifest_hash);
 }
 
+static bool read_origin(mu_manifest *m, const json_t *origin) {
+    mu_origin *o = &m->origin;
+    if (!origin) return true;
+    if (!copy_string(origin, "path", o->path, sizeof o->path) || !o->path[0]) return false;
+    if (!json_object_get(origin, "manifest_hash")) return true;
+    o->step = read_integer(origin, "step", 0, INT64_MAX);
+    return o->step >= 0 && copy_hash(origin, "manifest_hash", o->manifest_hash);
+}
+
 static bool read_val_split(mu_manifest *m, json_t *root, json_int_t version) {
     const json_t *value = json_object_get(root, "val_split");
     const char *name = value || version > 1 ? json_string_value(value) : val_splits[MU_VAL_TAIL];
@@ -206,12 +228,14 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     m->step = read_integer(root, "step", 0, INT64_MAX);
     m->ranks = (int)read_integer(root, "ranks", 1, RANKS_MAX);
     m->ep = (int)read_integer(root, "ep", 1, EP_MAX);
-    if (!config || m->step < 0 || m->ranks < 1 || m->ep < 1 || !copy_string(root, "dtype", m->dtype, sizeof m->dtype) ||
+    m->vocab_size = json_object_get(root, "vocab_size") ? read_integer(root, "vocab_size", 1, INT32_MAX) : -1; /* -1: an older version */
+    if (!config || m->step < 0 || m->ranks < 1 || m->ep < 1 || !m->vocab_size || !copy_string(root, "dtype", m->dtype, sizeof m->dtype) ||
         !copy_string(root, "tokenizer", m->tokenizer, sizeof m->tokenizer) ||
         (json_object_get(root, "tokenizer_fingerprint") &&
          !copy_hash(root, "tokenizer_fingerprint", m->tokenizer_fingerprint)) ||
         !copy_hash(root, "data_fingerprint", m->fingerprint) || !read_val_split(m, root, version) ||
         !read_domains(m, json_object_get(root, "domains")) || !read_parent(m, json_object_get(root, "parent")) ||
+        !read_origin(m, json_object_get(root, "init_from")) ||
         !read_shards(m, json_object_get(root, "shards")) ||
         !read_tensors(m, json_object_get(root, "tensors")))
         return mu_error_set(e, MU_STATUS_DATA, "%s: a field is missing, out of its range or of the wrong type", path);
@@ -226,19 +250,34 @@ static double least_bytes(const mu_config *c, const mu_model_size *size, bool f6
     return 3.0 * (double)size->total * (f64 ? 8 : 4) + (double)c->stats.window * cells * (double)sizeof(int64_t);
 }
 
+/* Files of tokenizers are not read here: a checkpoint is whole without them. Checkpoints of older versions, which have only the tokenizer
+ * "bytes", have no vocab_size. */
+static mu_status check_vocabulary(mu_manifest *m, const char *path, mu_error *e) {
+    const mu_config *c = &m->cfg;
+    int64_t rows = c->model.vocab_size;
+    if (mu_tokenizer_is_built_in(c->data.tokenizer)) {
+        mu_tokenizer *t;
+        mu_status status = mu_tokenizer_open(&t, c->data.tokenizer, e);
+        if (status != MU_STATUS_OK) return status;
+        status = mu_tokenizer_check(t, path, m->tokenizer, m->tokenizer_fingerprint, e);
+        if (!rows) rows = mu_tokenizer_vocab_size(t);
+        mu_tokenizer_close(t);
+        if (status != MU_STATUS_OK) return status;
+    }
+    if (m->vocab_size < 0) m->vocab_size = rows;
+    if (m->vocab_size < 1 || (rows && m->vocab_size != rows))
+        return mu_error_set(e, MU_STATUS_DATA, "%s: vocab_size %lld; the model of its configuration has %lld", path, (long long)m->vocab_size,
+                            (long long)rows);
+    return MU_STATUS_OK;
+}
+
 /* Checks the other fields against the configuration, before a model of it is allocated. */
-static mu_status check_config(const mu_manifest *m, const char *path, mu_error *e) {
+static mu_status check_config(mu_manifest *m, const char *path, mu_error *e) {
     const mu_config *c = &m->cfg;
     bool f64 = !strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64));
-    mu_tokenizer *tokenizer;
-    mu_error why;
-    mu_status status = mu_tokenizer_open(&tokenizer, c->data.tokenizer, &why);
-    if (status != MU_STATUS_OK)
-        return mu_error_set(e, status == MU_STATUS_NOINPUT ? status : MU_STATUS_DATA, "%s: %s", path, why.text);
-    status = mu_tokenizer_check(tokenizer, path, m->tokenizer, m->tokenizer_fingerprint, e);
-    mu_model_size size = mu_model_measure(&c->model, &c->moe, mu_tokenizer_vocab_size(tokenizer), c->train.seq_len);
-    mu_tokenizer_close(tokenizer);
+    mu_status status = check_vocabulary(m, path, e);
     if (status != MU_STATUS_OK) return status;
+    mu_model_size size = mu_model_measure(&c->model, &c->moe, m->vocab_size, c->train.seq_len);
     if (!f64 && strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F32)))
         return mu_error_set(e, MU_STATUS_DATA, "%s: dtype '%s'; a checkpoint is f32 or f64", path, m->dtype);
     if (m->step > c->train.steps)

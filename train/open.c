@@ -1,11 +1,11 @@
-/* open.c - opens a checkpoint's model for eval and generate. */
+/* open.c - opens a model with its weights for eval, generate and stats. */
 #include "train/train.h"
 
 #include <stdlib.h>
 
 /* The model of the manifest's configuration, with its weights. *opened: everything but the weights is open. */
 static mu_status open_model(mu_inference *o, mu_mesh *mesh, int n_overrides, char *const *overrides, bool *opened, mu_error *e) {
-    const mu_manifest *m = &o->manifest;
+    const mu_manifest *m = &o->source.m;
     *opened = false;
     char **with = mu_alloc((size_t)n_overrides + 1, sizeof *with);
     with[0] = (char[]){ "data.phases=[]" };     /* no training samples are drawn, and other texts may be given */
@@ -16,18 +16,18 @@ static mu_status open_model(mu_inference *o, mu_mesh *mesh, int n_overrides, cha
     if (status != MU_STATUS_OK) return status;
     mu_watch_start(mesh->world, (double)o->cfg.run.watchdog, mu_report_stall);
     mu_config_use_threads(&o->cfg.train, mesh);
-    status = mu_agree(mesh->batch, mu_tokenizer_open(&o->tokenizer, o->cfg.data.tokenizer, e), e);
+    status = mu_agree(mesh->batch, mu_source_tokenizer_open(&o->tokenizer, &o->source, e), e);
     if (status == MU_STATUS_OK) status = mu_train_device_open(&o->cfg.train, mesh, &o->dev, e);
     if (status != MU_STATUS_OK) return status;
-    o->state.mesh = mesh;
-    o->state.model = mu_model_new(&o->cfg.model, &o->cfg.moe, mu_tokenizer_vocab_size(o->tokenizer), 1, o->dev, mesh);
+    o->state.mesh = mesh, o->state.step = m->step;
+    o->state.model = mu_model_new(&o->cfg.model, &o->cfg.moe, m->vocab_size, 1, o->dev, mesh);
     mu_model_name_domains(o->state.model, &o->cfg.data.train);
     o->tape = mu_tape_new(o->dev);
     *opened = true;
-    return mu_checkpoint_load(&o->state, m, o->tokenizer, e);
+    return mu_source_load(&o->source, o->state.model, mesh, o->tokenizer, e);
 }
 
-/* All but the manifest. */
+/* All but the source. */
 static void close_model(mu_inference *o) {
     mu_watch_stop();
     if (o->tape) mu_tape_free(o->tape);
@@ -35,29 +35,23 @@ static void close_model(mu_inference *o) {
     if (o->tokenizer) mu_tokenizer_close(o->tokenizer);
     if (o->dev) mu_device_close(o->dev);
     mu_config_free(&o->cfg);
-    *o = (mu_inference){ .manifest = o->manifest };
+    *o = (mu_inference){ .source = o->source };
 }
 
 mu_status mu_inference_open(mu_inference *o, mu_mesh *mesh, const char *path, int n_overrides, char *const *overrides, mu_error *e) {
-    bool found = false, opened;
+    bool opened;
     *o = (mu_inference){ 0 };
-    mu_status status = mesh->batch->rank == 0 && !mu_file_exists(path)
-                           ? mu_error_set(e, MU_STATUS_NOINPUT, "not a run folder or checkpoint: %s", path)
-                           : MU_STATUS_OK;
-    status = mu_agree(mesh->batch, status, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_find(mesh->batch, path, &o->manifest, &found, e);
-    if (status != MU_STATUS_OK) return status;
-    if (!found) return mu_checkpoint_missing(path, e);
-    for (;;) {
+    mu_status status = mu_source_open(&o->source, mesh->batch, path, e);
+    while (status == MU_STATUS_OK) {
         status = open_model(o, mesh, n_overrides, overrides, &opened, e);
         if (!opened || status != MU_STATUS_DATA) return status;
-        status = mu_checkpoint_fall_back(mesh->batch, path, &o->manifest, e); /* invalid weights */
-        if (status != MU_STATUS_OK) return status;
-        close_model(o);
+        status = mu_source_fall_back(&o->source, mesh->batch, e); /* invalid weights */
+        if (status == MU_STATUS_OK) close_model(o);
     }
+    return status;
 }
 
 void mu_inference_close(mu_inference *o) {
     close_model(o);
-    mu_manifest_free(&o->manifest);
+    mu_source_close(&o->source);
 }

@@ -289,7 +289,9 @@ static void describe(mu_report *r) {
     const mu_config *cfg = &r->view.cfg;
     mu_tokenizer *t = NULL;
     mu_error why;
-    if (mu_tokenizer_open(&t, cfg->data.tokenizer, &why) == MU_STATUS_OK) r->vocab_size = mu_tokenizer_vocab_size(t);
+    if (mu_run_tokenizer_open(&t, r->view.dir, cfg->data.tokenizer, "", "", &why) == MU_STATUS_OK &&
+        mu_vocab_rows(cfg, t, &r->vocab_size, &why) != MU_STATUS_OK)
+        r->vocab_size = 0;
     mu_tokenizer_close(t);
     char *path = realpath(r->view.dir, NULL);
     const char *slash = strrchr(path ? path : r->view.dir, '/');

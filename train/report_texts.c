@@ -160,7 +160,7 @@ static void put_samples(mu_page *p, const view *v) {
     const mu_report *r = v->r;
     mu_page_put(p, "<p class=\"soft\">A validation text of each domain through the checkpoint of step %lld, in layer %lld, where experts specialise most. Letters have the colour of the "
                    "expert with the largest gate; the same colour is the same expert in all texts, and letters without colour went to other experts. \xC2\xB6 ends a document.</p>\n<style>\n",
-                (long long)v->o.manifest.step, (long long)r->layer[v->layer]);
+                (long long)v->o.source.m.step, (long long)r->layer[v->layer]);
     for (int i = 0; i < COLOURS; i++) mu_page_put(p, ".e%d{background:%-s38;border-color:%-s!important}.patch.e%d{background:%-s}\n", i, mu_curve_colour(i), mu_curve_colour(i), i, mu_curve_colour(i));
     mu_page_put(p, "</style>\n");
     for (int64_t d = 0; d < r->n_domains; d++) {
@@ -177,7 +177,7 @@ static void put_samples(mu_page *p, const view *v) {
 
 static mu_status open_view(view *v, mu_mesh *mesh, mu_error *e) {
     mu_status status = mu_inference_open(&v->o, mesh, v->r->view.dir, 0, NULL, e);
-    if (status == MU_STATUS_OK) status = mu_texts_open(&v->texts, &v->o.cfg, v->o.tokenizer, v->o.manifest.val_split, mesh->batch, e);
+    if (status == MU_STATUS_OK) status = mu_texts_open(&v->texts, &v->o.cfg, v->o.tokenizer, v->o.source.m.val_split, mesh->batch, e);
     return status;
 }
 

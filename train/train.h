@@ -29,6 +29,15 @@ int64_t mu_texts_sequences(const mu_texts *t, int domain);
 void mu_texts_read(const mu_texts *t, int domain, int64_t sequence, int32_t *tokens, int32_t *targets);
 bool mu_texts_have_validation(const mu_texts *t);      /* does any domain have validation sequences? */
 
+/* ------------------------------------------------------------------ the tokenizer of a run (run_tokenizer.c). Local
+ * The caller closes what is opened; *t is NULL after an error. */
+/* Rows of the embedding and the head: model.vocab_size, or the ids of the tokenizer. CONFIG when that has more. */
+mu_status mu_vocab_rows(const mu_config *cfg, const mu_tokenizer *t, int64_t *rows, mu_error *e) MU_MUST_USE;
+/* Opens the run's copy, RUN/tokenizer.json, or, if that is missing or another one, the file of the configuration. With a name and
+ * fingerprint ("": any) it must be that tokenizer: DATA. NOINPUT: there is neither file. */
+mu_status mu_run_tokenizer_open(mu_tokenizer **t, const char *run, const char *configured, const char *name, const char *fingerprint,
+                                mu_error *e) MU_MUST_USE;
+
 /* ------------------------------------------------------------------ phases of the mixture (phases.c). Local; texts: heap */
 /* One line per phase, with its weights; "" without phases. last: train.steps. */
 char *mu_phases_text(const mu_data_config *d, int64_t last);
@@ -45,6 +54,12 @@ typedef struct {
     char manifest_hash[33];
 } mu_parent;
 int64_t mu_tokens_seen(const mu_config *cfg, const mu_parent *p, int64_t step);     /* by a run and those before it */
+/* Where the first weights came from (train --init-from). path "": they were random. */
+typedef struct {
+    char path[1024];                /* of a checkpoint, or of a folder of safetensors */
+    int64_t step;                   /* of the checkpoint; 0: safetensors */
+    char manifest_hash[33];         /* of the checkpoint; "": safetensors */
+} mu_origin;
 
 /* ------------------------------------------------------------------ the state of a run, as kept in checkpoints
  * Does not own its parts: the struct that contains it (mu_training, mu_inference, mu_checkpoint_shape) frees them
@@ -53,6 +68,7 @@ typedef struct {
     mu_mesh *mesh;
     int64_t step;                   /* finished optimizer steps */
     mu_parent parent;
+    mu_origin origin;
     mu_model *model;
     mu_optimizer *opt;              /* NULL: inference; only the weights are loaded */
     mu_routing_stats *stats;        /* NULL without an optimizer, like knowledge and loader */
@@ -156,8 +172,10 @@ typedef struct {
     mu_config cfg;                  /* the same, parsed (by mu_manifest_read) */
     char fingerprint[33], tokenizer[32];    /* of the texts; the tokenizer's name */
     char tokenizer_fingerprint[33]; /* "": none, in checkpoints of older versions */
+    int64_t vocab_size;             /* rows of the embedding */
     char hash[33];                  /* its own, by mu_manifest_read */
     mu_parent parent;
+    mu_origin origin;
     int n_domains;                  /* 0 in checkpoints of older versions */
     struct { char name[64], fingerprint[33]; int64_t tokens; } *domains;
     mu_val_split val_split;
@@ -170,7 +188,11 @@ mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) 
 mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *e) MU_MUST_USE;
 void mu_manifest_free(mu_manifest *m);
 void mu_parent_write(mu_json *j, const mu_parent *p);      /* "parent": {...}; nothing for none */
+void mu_origin_write(mu_json *j, const mu_origin *o);      /* "init_from": {...}, likewise */
 int  mu_manifest_find(const mu_manifest *m, const char *tensor);    /* shard, or -1 */
+/* The tokenizer of a checkpoint, as mu_run_tokenizer_open; and the path of its file, or the name of a built-in one, heap. Local. */
+mu_status mu_checkpoint_tokenizer_open(mu_tokenizer **t, const mu_manifest *m, mu_error *e) MU_MUST_USE;
+char *mu_checkpoint_tokenizer_path(const mu_manifest *m);
 /* Sizes and hashes of all shards, or of those with number % of == part. MU_STATUS_DATA names the first damage. Local. */
 mu_status mu_manifest_verify(const mu_manifest *m, int part, int of, mu_error *e) MU_MUST_USE;
 
@@ -204,11 +226,35 @@ mu_status mu_checkpoint_fall_back(mu_comm *batch, const char *path, mu_manifest 
 /* Loads the weights, and with an optimizer all state that a resumed run needs. MU_STATUS_DATA when a value is out of its range
  * or the tokenizer is not the checkpoint's. Collective, agreed. */
 mu_status mu_checkpoint_load(mu_train_state *t, const mu_manifest *m, const mu_tokenizer *tokenizer, mu_error *e) MU_MUST_USE;
+
+/* ------------------------------------------------------------------ where weights come from (source.c)
+ * One checkpoint, or the newest valid one of a run. */
+typedef struct {
+    const char *path;               /* as it was given, borrowed */
+    mu_manifest m;
+} mu_source;
+/* NOINPUT: there is nothing; DATA: not a source, or damaged. mu_source_close may follow any outcome. Collective, agreed. */
+mu_status mu_source_open(mu_source *s, mu_comm *batch, const char *path, mu_error *e) MU_MUST_USE;
+void mu_source_close(mu_source *s);
+/* As mu_checkpoint_fall_back. */
+mu_status mu_source_fall_back(mu_source *s, mu_comm *batch, mu_error *e) MU_MUST_USE;
+/* Its tokenizer, and the path of that (heap) or the name of a built-in one. DATA: there is none. Local. */
+mu_status mu_source_tokenizer_open(mu_tokenizer **t, const mu_source *s, mu_error *e) MU_MUST_USE;
+mu_status mu_source_tokenizer_path(const mu_source *s, char **path, mu_error *e) MU_MUST_USE;
+/* CONFIG, naming data.tokenizer, when its weights were made with another tokenizer. Local. */
+mu_status mu_source_tokenizer_check(const mu_source *s, const mu_config *cfg, const mu_tokenizer *t, mu_error *e) MU_MUST_USE;
+/* Loads the weights that this rank holds, and the selection biases, into a model of the same architecture. DATA names a missing or wrong
+ * tensor with both shapes. Collective over the mesh, agreed. */
+mu_status mu_source_load(const mu_source *s, mu_model *model, mu_mesh *mesh, const mu_tokenizer *tokenizer, mu_error *e) MU_MUST_USE;
+mu_origin mu_source_origin(const mu_source *s);
+/* Completes the configuration of a run that begins with these weights, before it is checked (init_from.c): takes the options of the
+ * architecture, and data.tokenizer, that were not given. CONFIG, naming key and both values, for those given with another value. Local. */
+mu_status mu_init_configure(mu_config *c, const mu_source *s, mu_error *e) MU_MUST_USE;
+
 /* The model, optimizer and statistics of a checkpoint's own configuration on the shape device, where no tensor's values are
  * computed or stored: loading into it checks the checkpoint. With `state` the state beside the tensors (step, loader, expert
  * statistics) is loaded. One rank. Local; mu_checkpoint_shape_close may follow any outcome. */
 typedef struct {
-    mu_tokenizer *tokenizer;
     mu_device *dev;
     mu_routing_stats *stats;
     mu_knowledge *knowledge;
@@ -366,10 +412,10 @@ typedef struct { const char *mask, *force; } mu_expert_choice;
  * NULL. USAGE: not layers and experts of the model, or no top_k experts that fit. Local. */
 mu_status mu_expert_choice_read(const mu_expert_choice *c, const mu_model *m, const mu_option_domains *domains, mu_expert_mask *mask,
                                 mu_error *e) MU_MUST_USE;
-/* A checkpoint's model with its weights, for eval and generate (open.c): the newest valid one of a run, or the one that `path`
- * names, with overrides of device, dtype and threads. Collective over the mesh, agreed; mu_inference_close may follow any outcome. */
+/* A model with its weights, for eval, generate and stats (open.c), of a source that `path` names, with overrides of device, dtype and
+ * threads. Collective over the mesh, agreed; mu_inference_close may follow any outcome. */
 typedef struct {
-    mu_manifest manifest;
+    mu_source source;
     mu_config cfg;
     mu_tokenizer *tokenizer;
     mu_device *dev;

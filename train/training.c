@@ -6,12 +6,15 @@ mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu
     mu_train_state *s = &t->state;
     s->mesh = mesh;
     mu_config_use_threads(&cfg->train, mesh);
-    mu_status status = mu_agree(mesh->batch, mu_tokenizer_open(&t->tokenizer, cfg->data.tokenizer, e), e);
+    int64_t rows;
+    mu_status status = t->tokenizer ? MU_STATUS_OK : mu_tokenizer_open(&t->tokenizer, cfg->data.tokenizer, e);
+    if (status == MU_STATUS_OK) status = mu_vocab_rows(cfg, t->tokenizer, &rows, e);
+    status = mu_agree(mesh->batch, status, e);
     if (status == MU_STATUS_OK) status = mu_texts_open(&t->texts, cfg, t->tokenizer, split, mesh->batch, e);
     if (status == MU_STATUS_OK) status = mu_train_device_open(&cfg->train, mesh, &t->dev, e);
     if (status != MU_STATUS_OK) return status;
     s->loader = t->texts.loader;
-    s->model = mu_model_new(&cfg->model, &cfg->moe, mu_tokenizer_vocab_size(t->tokenizer), (uint64_t)cfg->run.seed, t->dev, mesh);
+    s->model = mu_model_new(&cfg->model, &cfg->moe, rows, (uint64_t)cfg->run.seed, t->dev, mesh);
     mu_model_name_domains(s->model, &cfg->data.train);
     t->tape = mu_tape_new(t->dev);
     mu_batches_init(&t->batches, cfg, s->loader, mesh->batch, t->tape);

@@ -52,7 +52,7 @@ typedef struct {
     mu_step_routing routing;
     double peak_flops;              /* of all ranks together, measured; 0: unknown */
 } mu_training;
-/* Opens all parts for t->cfg; the ranks agree on the status. mu_training_close may follow any outcome. Collective over the mesh,
+/* Opens all parts for t->cfg, the tokenizer unless it is open already; the ranks agree on the status. mu_training_close may follow any outcome. Collective over the mesh,
  * as is closing. */
 mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu_error *e) MU_MUST_USE;
 void mu_training_close(mu_training *t);
@@ -60,6 +60,9 @@ void mu_training_close(mu_training *t);
  * statistics what this configuration has in common with it; says so on rank 0. CONFIG: the tensors have another shape; DATA: the checkpoint
  * turned out invalid. Collective over the mesh, agreed. */
 mu_status mu_training_fork(mu_training *t, const mu_manifest *m, mu_error *e) MU_MUST_USE;
+
+/* Begins a new run with the weights of the source, with all parts open (init_from.c). DATA as mu_source_load. Collective over the mesh, agreed. */
+mu_status mu_training_init(mu_training *t, mu_source *s, mu_error *e) MU_MUST_USE;
 
 /* --record-routing and --replay-routing (NULL: not given), once the run is open at the step from which it continues. A new record is
  * complete after close, which returns so_far, or if that is OK its own failure. DATA: the record does not fit. Agreed, and Collective over

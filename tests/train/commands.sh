@@ -139,7 +139,7 @@ expect 0 "eval of texts that have moved" m eval run "data.train=[{domain: own, p
 if [ "$(loss)" = "$first" ]; then pass; else fail "texts that have moved: $(loss) and $first"; fi
 mv moved texts
 refuses 64 "needs a run folder" eval
-refuses 66 "not a run folder or checkpoint: nowhere" eval nowhere
+refuses 66 "not a run folder, checkpoint or Hugging Face folder: nowhere" eval nowhere
 for command in eval inspect verify; do refuses 65 "not a run folder or checkpoint: texts" $command texts; done
 mkdir -p bare/checkpoints
 for command in eval inspect verify; do refuses 65 "bare is a run folder without checkpoints" $command bare; done
@@ -193,7 +193,7 @@ refuses 64 "tokens 2.5: expected a whole number" generate run --prompt x --token
 refuses 64 "top-p 2: expected a number" generate run --prompt x --top-p 2
 refuses 64 "prompt needs a value" generate run --prompt
 refuses 64 "unknown option --topp" generate run --prompt x --topp 1
-refuses 66 "not a run folder or checkpoint: nowhere" generate nowhere --prompt x
+refuses 66 "not a run folder, checkpoint or Hugging Face folder: nowhere" generate nowhere --prompt x
 
 # ---------------------------------------------------------------- verify checks the manifest against the model
 manifest=signed/checkpoints/step-00000020/manifest.json

@@ -1,0 +1,97 @@
+# init_from.sh - train --init-from: a new run with the weights of a checkpoint, a run or a folder of safetensors, and its architecture;
+# optimizer, step, schedule and data are new. Keys that contradict it, wrong and missing tensors, lineage, ranks and ep.
+. "$(dirname "$0")/train_lib.sh"
+
+sed 's/^model:.*/model: {max_seq_len: 32}/; s/^moe:.*/moe: {aux_loss_coeff: 0.02}/; s/warmup_steps: 5/warmup_steps: 0/' tiny.yaml > bare.yaml
+# from N DIR PATH OPTION...: bare.yaml, which has nothing of the architecture
+from() {
+    local n=$1 dir=$2 path=$3
+    shift 3
+    on "$n" "$MUSTER" train bare.yaml run.dir="$dir" --init-from "$path" "$@"
+}
+# loss RUN STEP: of its validation; val RUN|PATH OPTION...: that of eval, to as many digits
+loss() { sed -n "s/^{\"step\":$2,.*\"val\/ce_loss\":\([0-9.]*\).*/\1/p" "$1/metrics.jsonl"; }
+val() { "$MUSTER" eval "$@" 2> /dev/null | sed -n 's/.*: \([0-9.]*\) nats\/token.*/\1/p'; }
+near() { if awk -v a="$2" -v b="$3" 'BEGIN { exit !(a > 0 && b > 0 && a - b < 1e-5 && b - a < 1e-5) }'; then pass; else fail "$1: '$2' and '$3'"; fi; }
+all="checkpoint.every=5 checkpoint.keep=9"
+still="optim.lr=1e-30 train.steps=1 train.eval_every=1 train.eval_sequences=0"      # the weights stay as they are
+
+expect 0 "the source" train 1 old $all train.steps=10 train.device=ref moe.balance=[global_aux_loss,expert_bias] moe.score_func=sigmoid
+want=$(val old train.device=ref)
+
+# ---------------------------------------------------------------- its weights, and only these
+for n in 1 2; do
+    [ $n = 2 ] && { [ -n "${MPIEXEC:-}" ] || continue; }
+    expect 0 "on $n" from $n still$n old $still train.device=ref parallel.ep=$n
+    says_once "on $n" "^weights from $work/old/checkpoints/step-00000010\$"
+    near "the loss before the first step, on $n" "$(loss still$n 1)" "$want"
+done
+expect 0 "trained" from 1 new old $all
+has_steps new "5 10 15 20"
+if grep -q '^  hidden_size: 32 ' new/config.resolved.yaml && grep -q '^  aux_loss_coeff: 0.02 ' new/config.resolved.yaml; then pass; else fail "its configuration"; fi
+if grep '^{"step":1,' new/metrics.jsonl | grep -q '"train/tokens":256,'; then pass; else fail "tokens of the source are counted"; fi
+expect 0 "its lineage" on 1 "$MUSTER" inspect new
+says_once "its lineage" "^  first weights from $work/old/checkpoints/step-00000010\$"
+origin="\"init_from\":{\"path\":\"$work/old/checkpoints/step-00000010\",\"step\":10,\"manifest_hash\":\"$(sed -n 2p old/checkpoints/step-00000010/manifest.json)\"}"
+for file in run.json checkpoints/step-00000010/manifest.json; do
+    if grep -qF "$origin" new/$file; then pass; else fail "no origin in new/$file"; fi
+done
+expect 0 "all whole" on 1 "$MUSTER" verify new
+expect 0 "an older checkpoint" from 1 older old/checkpoints/step-00000005 train.steps=1
+says_once "an older checkpoint" "^weights from $work/old/checkpoints/step-00000005\$"
+expect 0 "a dry run" from 1 none old --dry-run --ranks 2 parallel.ep=2
+says "a dry run" '^  hidden_size: 32 '
+
+# ---------------------------------------------------------------- resuming
+cp -r new again && rm -r again/checkpoints/step-000000[12]* && mv old gone
+expect 0 "the same command again, without the source" from 1 again old $all
+says_once "again" '^note: again already holds a checkpoint, which is resumed; --init-from old has no effect$'
+same_metrics new again exact
+same_checkpoint new again 20
+mv gone old
+expect 78 "without the option" on 1 "$MUSTER" train bare.yaml run.dir=again train.steps=30
+says "without the option" "this run began with --init-from $work/old/checkpoints/step-00000010; with that option"
+expect 0 "a fork of it" on 1 "$MUSTER" train bare.yaml run.dir=forked train.steps=22 model.hidden_size=32 model.num_layers=2 \
+    model.num_heads=2 model.num_kv_heads=1 moe.moe_ffn_hidden_size=16 moe.score_func=sigmoid moe.balance=[expert_bias] checkpoint.keep=9 --fork new
+expect 0 "a fork of it, whole" on 1 "$MUSTER" verify forked
+
+# ---------------------------------------------------------------- keys that contradict
+expect 78 "other values" from 1 none old model.hidden_size=64 model.rope_theta=5000 moe.top_k=3 moe.num_experts=4 model.init_std=0.5
+says_once "width" "model\.hidden_size: 64 contradicts --init-from: the weights of old have 32; leave the key out to take theirs"
+says_once "theta" "model\.rope_theta: 5000 contradicts --init-from: the weights of old have 10000"
+says_once "top_k" "moe\.top_k: 3 contradicts --init-from: the weights of old have 2"
+says_once "experts" "moe\.num_experts: 4 contradicts --init-from: the weights of old have 8"
+if grep -q 'init_std' log; then fail "an option of the initialisation is compared"; else pass; fi
+expect 78 "without the biases" from 1 none old 'moe.balance=[global_aux_loss]'
+says_once "without the biases" "moe\.balance: must contain expert_bias: the weights of --init-from old have selection biases"
+expect 0 "equal values" from 1 equal old train.steps=1 model.hidden_size=32 model.num_kv_heads=1 model.head_dim=0 model.vocab_size=257 moe.score_func=sigmoid
+expect 78 "too few rows" from 1 none old model.vocab_size=300
+says_once "rows" "model\.vocab_size: 300 contradicts --init-from: the weights of old have 257"
+
+# ---------------------------------------------------------------- rows without a token
+expect 0 "more rows than tokens" train 1 rows train.steps=3 optim.warmup_steps=0 model.vocab_size=300
+expect 0 "from those" from 1 rows2 rows train.steps=1
+if grep -q '^  vocab_size: 300 ' rows2/config.resolved.yaml; then pass; else fail "rows are not taken"; fi
+expect 0 "generated" on 1 "$MUSTER" generate rows2 --prompt a --tokens 20
+expect 0 "inspected" on 1 "$MUSTER" inspect rows
+says "inspected" 'vocabulary 300 \(bytes\)'
+expect 78 "fewer rows than tokens" train 1 none model.vocab_size=200
+says_once "fewer" "model\.vocab_size is 200, but the tokenizer bytes has 257 ids; use at least 257"
+expect 78 "fewer rows than tokens, planned" train 1 none model.vocab_size=200 --dry-run
+says_once "fewer, planned" "model\.vocab_size is 200"
+
+# ---------------------------------------------------------------- damage and errors
+cp -r old hurt && "$MUSTER_FLIP" hurt/checkpoints/step-00000010/shard-0000.h5 4000
+expect 0 "a damaged checkpoint" from 1 back hurt train.steps=1
+says_once "damaged" "warning: checkpoint of step 10 skipped, failed verification"
+says_once "damaged" "^weights from $work/hurt/checkpoints/step-00000005\$"
+expect 66 "nothing there" from 1 none nowhere
+says_once "nothing there" "nowhere"
+mkdir empty
+expect 65 "no weights there" from 1 none empty
+expect 64 "no value" train 1 none --init-from
+expect 64 "two sources" train 1 none --init-from old --fork old
+says "two sources" "\-\-init-from old and \-\-fork old exclude each other"
+expect 64 "resumed from elsewhere" train 1 none --init-from old --resume new
+expect 78 "a folder with a run" from 1 new old --resume never
+finish
