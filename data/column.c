@@ -1,4 +1,4 @@
-/* column.c - arrays of numbers, in memory or in a token file.
+/* column.c - arrays of numbers, in memory or in a token file (HDF5, or any source of ids).
  *
  * A column in a file is read in blocks of whole chunks of its dataset, so that no chunk is read and checked twice. Blocks of
  * all columns of a corpus share a cache, which evicts the least recently used block. */
@@ -26,8 +26,11 @@ struct mu_column {
     int64_t n;
     char *memory;                   /* NULL: in a file, or empty */
     int64_t room;                   /* capacity, in numbers */
-    mu_store *file;                 /* NULL: in memory */
-    char *name;                     /* of the dataset */
+    mu_store *file;                 /* of the dataset `name`; or else: */
+    char *name;
+    void *source;                   /* of ids, read by `read` */
+    mu_column_read_ids *read;
+    void (*close)(void *source);
     mu_cache *cache;
     int64_t block_length, n_blocks;
     block **blocks;                 /* [n_blocks]: NULL when not in the cache */
@@ -86,10 +89,20 @@ static block *new_block(mu_column *c) {
     return b ? b : mu_alloc(1, sizeof *b + (size_t)bytes);
 }
 
+/* Ids [first, first + n) of the source, in the column's type. */
+static mu_status read_source(mu_column *c, int64_t first, int64_t n, void *out, mu_error *e) {
+    bool narrow = c->type == MU_STORE_U16;
+    int32_t *ids = narrow ? mu_alloc((size_t)n, sizeof *ids) : out;
+    mu_status status = c->read(c->source, first, n, ids, e);
+    for (int64_t i = 0; narrow && !status && i < n; i++) ((uint16_t *)out)[i] = (uint16_t)ids[i];
+    if (narrow) free(ids);
+    return status;
+}
+
 static mu_status load_block(mu_column *c, int64_t number, mu_error *e) {
     int64_t first = number * c->block_length, n = c->n - first < c->block_length ? c->n - first : c->block_length;
     block *b = new_block(c);
-    mu_status status = mu_store_read_part(c->file, c->name, c->type, first, n, b->data, e);
+    mu_status status = c->file ? mu_store_read_part(c->file, c->name, c->type, first, n, b->data, e) : read_source(c, first, n, b->data, e);
     if (status) {
         free(b);
         return status;
@@ -109,6 +122,12 @@ mu_column *mu_column_new(mu_store_type type) {
     return c;
 }
 
+static void make_blocks(mu_column *c, int64_t length) {
+    c->block_length = length < c->n ? length : c->n ? c->n : 1;
+    c->n_blocks = (c->n + c->block_length - 1) / c->block_length;
+    c->blocks = mu_alloc((size_t)c->n_blocks, sizeof(block *));
+}
+
 mu_status mu_column_open(mu_column **out, mu_store_type type, mu_store *file, const char *name, mu_cache *cache,
                          mu_error *e) {
     int n_dims;
@@ -124,11 +143,16 @@ mu_status mu_column_open(mu_column **out, mu_store_type type, mu_store *file, co
     c->file = file;
     c->name = mu_strdup(name);
     c->cache = cache;
-    c->block_length = chunk * (chunk < BLOCK_LEAST ? (BLOCK_LEAST + chunk - 1) / chunk : 1);
-    if (c->block_length > c->n) c->block_length = c->n ? c->n : 1;
-    c->n_blocks = (c->n + c->block_length - 1) / c->block_length;
-    c->blocks = mu_alloc((size_t)c->n_blocks, sizeof(block *));
+    make_blocks(c, chunk * (chunk < BLOCK_LEAST ? (BLOCK_LEAST + chunk - 1) / chunk : 1));
     return MU_STATUS_OK;
+}
+
+mu_column *mu_column_from(mu_store_type type, int64_t n, void *source, mu_column_read_ids *read, void (*close)(void *source),
+                          mu_cache *cache, int64_t block_bytes) {
+    mu_column *c = mu_column_new(type);
+    c->n = n, c->source = source, c->read = read, c->close = close, c->cache = cache;
+    make_blocks(c, block_bytes / (int64_t)mu_column_size(c));
+    return c;
 }
 
 void mu_column_free(mu_column *c) {
@@ -137,6 +161,7 @@ void mu_column_free(mu_column *c) {
         block *b = c->blocks[i];
         if (b) forget(c->cache, b), free(b);
     }
+    if (c->source) c->close(c->source);
     free(c->blocks);
     free(c->memory);
     free(c->name);
@@ -149,7 +174,7 @@ void mu_column_free(mu_column *c) {
  * column. */
 static mu_status find_run(mu_column *c, int64_t first, int64_t *n, const char **numbers, mu_error *e) {
     size_t size = mu_column_size(c);
-    if (!c->file) {
+    if (!c->blocks) {
         *numbers = c->memory + (size_t)first * size;
         return MU_STATUS_OK;
     }

@@ -61,13 +61,13 @@ static void fingerprint(mu_corpus *c, const mu_tokenizer *t) {
     free(lines);
 }
 
-/* Warns of text in two domains: it may be held out in one and trained on in the other. Domains of a token file are disjoint. */
+/* Warns of text in two domains: it may be held out in one and trained on in the other. Domains of an HDF5 token file are disjoint. */
 static void point_out_overlaps(const mu_option_domains *list) {
     for (int i = 0; i < list->n; i++)
         for (int j = 0; j < list->n; j++) {
             const mu_option_domain *a = &list->list[i], *b = &list->list[j];
             if (i == j || is_synthetic(a->path) || is_synthetic(b->path) ||
-                mu_token_file_named(a->path) || !mu_file_is_inside(a->path, b->path) ||
+                (mu_token_file_named(a->path) && !mu_raw_file_named(a->path)) || !mu_file_is_inside(a->path, b->path) ||
                 (j < i && mu_file_is_inside(b->path, a->path)))         /* the same path: reported already */
                 continue;
             mu_log(MU_LOG_INFO,

@@ -12,7 +12,7 @@ extern "C" {
 /*       type     key           default    min  max  choices  use  help */
 #define MU_OPTIONS_DATA(O) \
     O(STRING,  tokenizer,    "bytes",   0,   0,   NULL, SHAPE, "bytes (ids 0-255 are bytes, 256 ends a document), or the path of a tokenizer file (no format is supported yet)") \
-    O(DOMAINS, train,        NULL,      1,   0,   NULL, TEXTS, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or FILE.json (each also .gz or .zst) or token FILE.h5, weight: 1.0}; path synthetic: the built-in generator") \
+    O(DOMAINS, train,        NULL,      1,   0,   NULL, TEXTS, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or FILE.json (each also .gz or .zst) or a token file (FILE.h5, FILE.bin of llm.c or Megatron), weight: 1.0}; path synthetic: the built-in generator") \
     O(STRING,  text_key,     "text",    0,   0,   NULL, EVAL, "key of the text in the objects of .jsonl and .json files") \
     O(PHASES,  phases,       "[]",      0,   0,   NULL, FREE, "list of {until_step: STEP, mix: {DOMAIN: WEIGHT, ...}}: up to that step only these domains of train are drawn, with these weights instead of theirs; the last phase lasts to the end; validation keeps all domains; on resume, phases of finished steps must not change") \
     O(FLOAT,   val_fraction, "0.02",    0,   0.9, NULL, TEXTS, "fraction of each domain's tokens held out for validation; whole documents, spread over the domain, where there are enough") \
@@ -72,7 +72,7 @@ typedef mu_status mu_take_document(void *to, const mu_document *d, mu_error *e);
 mu_status mu_text_each(const char *path, const char *text_key, mu_take_document *take, void *to, mu_error *e) MU_MUST_USE;
 mu_status mu_text_bytes(const char *path, int64_t *bytes, mu_error *e) MU_MUST_USE;    /* of its text files on disk, for progress */
 
-/* ------------------------------------------------------------------ corpus (corpus.c; of one domain: domain.c, text.c, token_file.c, synthetic.c)
+/* ------------------------------------------------------------------ corpus (corpus.c; of one domain: domain.c, text.c, token_file.c, raw_file.c, synthetic.c)
  * All domains of a run, tokenized: texts in memory, token files in blocks through a cache of limited size. Each document
  * ends with the end-of-document id. */
 typedef struct mu_column mu_column;
@@ -93,8 +93,8 @@ typedef struct {
     bool synthetic;             /* at least one domain is generated */
     struct mu_cache *cache;
 } mu_corpus;
-/* Reads every domain of the list: texts (mu_text_each), token files (which may hold several domains: the one
- * named `domain` is used), or `synthetic`. Token files are scanned once and stay open, with a cache of cache_bytes, at least one
+/* Reads every domain of the list: texts (mu_text_each), token files (HDF5, which may hold several domains:
+ * the one named `domain` is used; of llm.c or Megatron: text_bytes is then what the ids decode to), or `synthetic`. Token files are scanned once and stay open, with a cache of cache_bytes, at least one
  * block. The caller closes it. Errors name the path, and the line of a text: MU_STATUS_NOINPUT: missing or unreadable;
  * MU_STATUS_DATA: content (no text, bad JSON, another tokenizer). */
 mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const char *text_key, const mu_tokenizer *t, uint64_t seed,

@@ -50,6 +50,10 @@ mu_column *mu_column_new(mu_store_type type);           /* in memory: U16 or I32
 /* The dataset `name` of the file; borrows file and cache. MU_STATUS_DATA when it has another type. */
 mu_status  mu_column_open(mu_column **c, mu_store_type type, mu_store *file, const char *name, mu_cache *cache,
                           mu_error *e) MU_MUST_USE;
+/* n ids from any source, read through the cache in blocks of block_bytes; owns the source. */
+typedef mu_status mu_column_read_ids(void *source, int64_t first, int64_t n, int32_t *ids, mu_error *e);
+mu_column *mu_column_from(mu_store_type type, int64_t n, void *source, mu_column_read_ids *read, void (*close)(void *source),
+                          mu_cache *cache, int64_t block_bytes);
 void       mu_column_free(mu_column *c);
 int64_t    mu_column_length(const mu_column *c);
 mu_store_type mu_column_type(const mu_column *c);
@@ -118,11 +122,33 @@ bool      mu_json_text_find(mu_json_text *t, char *json, int64_t bytes, const ch
 
 /* ------------------------------------------------------------------ other sources of a domain */
 
-/* token_file.c: the domain d->name of a token file, which must have been made with this tokenizer. */
+/* token_file.c: the domain d->name of a token file, which must have been made with this tokenizer. By name also one of raw_file.c. */
 mu_status mu_token_file_open(mu_domain *d, const mu_tokenizer *t, const char *path, mu_cache *cache, mu_error *e) MU_MUST_USE;
 mu_status mu_token_file_measure(mu_domain_size *size, const char *domain, const mu_tokenizer *t, const char *path,
                                 mu_error *e) MU_MUST_USE;
-bool      mu_token_file_named(const char *path);        /* whether the name ends with .h5 or .hdf5 */
+bool      mu_token_file_named(const char *path);        /* whether the name ends with .h5 or .hdf5, or as below */
+/* raw_file.c: a token file of another program, all of it. */
+mu_status mu_raw_file_open(mu_domain *d, const mu_tokenizer *t, const char *path, mu_cache *cache, mu_error *e) MU_MUST_USE;
+bool      mu_raw_file_named(const char *path);          /* whether the name ends with .bin or .idx */
+typedef enum { MU_RAW_U8, MU_RAW_I16, MU_RAW_U16, MU_RAW_I32, MU_RAW_U32, MU_RAW_I64 } mu_raw_type;
+size_t    mu_raw_size(mu_raw_type type);
+/* Bytes [at, at + bytes) of the file. */
+mu_status mu_raw_read(int fd, const char *path, int64_t at, void *out, size_t bytes, mu_error *e) MU_MUST_USE;
+/* Where the ids lie: n from byte `begin` on. next_end, if set, gives the end of the next document, at most n, the first document's
+ * first; documents may be empty. `close` is called in any case. The caller closes fd (-1: not open) and frees path. */
+typedef struct mu_raw_tokens mu_raw_tokens;
+struct mu_raw_tokens {
+    char *path;
+    int fd;
+    mu_raw_type type;
+    int64_t begin, n, documents_left;
+    void *ends;
+    mu_status (*next_end)(mu_raw_tokens *t, int64_t *end, mu_error *e);
+    void (*close)(mu_raw_tokens *t);
+};
+mu_status mu_llmc_file_open(mu_raw_tokens *t, const char *path, mu_error *e) MU_MUST_USE;
+/* *is_megatron: whether there is an index; if not, nothing is opened. */
+mu_status mu_megatron_file_open(mu_raw_tokens *t, const char *path, bool *is_megatron, mu_error *e) MU_MUST_USE;
 /* synthetic.c: all documents that the generator makes for a domain of this name. */
 void      mu_synthetic_make(mu_domain_maker *m, uint64_t seed);
 void      mu_synthetic_measure(mu_domain_size *size, const char *domain, uint64_t seed);

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 bool mu_token_file_named(const char *path) {
-    return mu_file_ends(path, ".h5") || mu_file_ends(path, ".hdf5");
+    return mu_file_ends(path, ".h5") || mu_file_ends(path, ".hdf5") || mu_raw_file_named(path);
 }
 
 enum { CHUNK_BYTES = 1 << 15, WRITE_CHUNKS = 32 };
@@ -139,6 +139,7 @@ static mu_status open_domain(mu_domain *d, const mu_tokenizer *t, mu_cache *cach
 }
 
 mu_status mu_token_file_open(mu_domain *d, const mu_tokenizer *t, const char *path, mu_cache *cache, mu_error *e) {
+    if (mu_raw_file_named(path)) return mu_raw_file_open(d, t, path, cache, e);
     mu_status status = mu_store_open(&d->file, path, e);
     if (!status) status = check_tokenizer(d->file, t, path, e);
     return status ? status : open_domain(d, t, cache, e);
