@@ -1,5 +1,5 @@
 /* cmd_eval.c - muster eval: validation loss of a checkpoint, domain by domain. */
-#include "train/train.h"
+#include "train/hf.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +11,17 @@ typedef struct {
     int n_overrides;
     char **overrides;
 } arguments;
+
+static bool gives(const arguments *a, const char *key) {
+    bool given = false;
+    for (int i = 0; i < a->n_overrides; i++) given |= !strncmp(a->overrides[i], key, strlen(key));
+    return given;
+}
+
+/* Hugging Face's files say nothing of the length of sequences. */
+static bool is_free_length(const arguments *a, const char *override) {
+    return mu_hf_is(a->path) && !strncmp(override, "train.seq_len=", 14);
+}
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     *a = (arguments){ .overrides = mu_alloc((size_t)argc, sizeof *a->overrides) };
@@ -30,25 +41,28 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "eval needs a run folder or a checkpoint");
     status = mu_expand_argument(&a->path, e);
     for (int i = 0; i < a->n_overrides && status == MU_STATUS_OK; i++)
-        status = mu_config_check_use(a->overrides[i], MU_ON_EVAL, "eval", e);
+        if (!is_free_length(a, a->overrides[i])) status = mu_config_check_use(a->overrides[i], MU_ON_EVAL, "eval", e);
+    if (status == MU_STATUS_OK && mu_hf_is(a->path) && !gives(a, "data.train="))
+        status = mu_error_set(e, MU_STATUS_USAGE, "%s was not trained on texts that muster knows: add data.train='[{domain: NAME, path: ...}, ...]'",
+                              a->path);
     return status;
 }
 
 /* All sequences unless the command line sets train.eval_sequences; the run's own value is for training only. */
 static int64_t sequences(const mu_config *cfg, const arguments *a) {
-    bool given = false;
-    for (int i = 0; i < a->n_overrides; i++) given |= !strncmp(a->overrides[i], "train.eval_sequences=", 21);
-    return given ? cfg->train.eval_sequences : 0;
+    return gives(a, "train.eval_sequences=") ? cfg->train.eval_sequences : 0;
 }
 
 static void print_results(const mu_manifest *m, const mu_texts *texts, const arguments *a, int64_t most, double mean,
                           const mu_domain_loss *results) {
-    if (strcmp(m->fingerprint, texts->corpus.fingerprint))
+    if (m->fingerprint[0] && strcmp(m->fingerprint, texts->corpus.fingerprint))
         mu_print("note: the texts differ from the training texts: fingerprint %s then, %s now\n",
                m->fingerprint, texts->corpus.fingerprint);
     if (a->choice.mask) mu_print("masked experts (layer:expert): %s\n", a->choice.mask);
     if (a->choice.force) mu_print("forced experts (layer:expert): %s\n", a->choice.force);
-    mu_print("%s, step %lld: %.6f nats/token, mean of the domains weighted by their share\n", m->path, (long long)m->step, mean);
+    if (m->fingerprint[0]) mu_print("%s, step %lld: ", m->path, (long long)m->step);
+    else mu_print("%s: ", m->path);
+    printf("%.6f nats/token, mean of the domains weighted by their share\n", mean);
     mu_print_domains(texts, most, results);
 }
 

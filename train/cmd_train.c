@@ -464,7 +464,7 @@ int mu_cmd_train(int argc, char **argv) {
     if (status == MU_STATUS_OK) {
         mu_mesh *mesh = a.dry_run ? mu_mesh_planned(0, ranks, ep) : mu_mesh_open(NULL, ep);
         if (!a.dry_run) status = train(&t, mesh, &a, &init, argc, argv, &e);
-        else if (rank == 0) status = mu_dry_run(&t.cfg, mesh, &e);
+        else if (rank == 0) status = mu_dry_run(&t.cfg, mesh, &init, &e);
         mu_training_close(&t);
         mu_mesh_close(mesh);
     }

@@ -140,7 +140,12 @@ static void print_plan(const plan *p, double state, double texts, int64_t at_sta
     free(phases);
 }
 
-mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, mu_error *e) {
+/* The tensors of the source fit the model. */
+static mu_status check_source(const mu_source *init, const mu_model *m, mu_error *e) {
+    return init->path ? mu_source_check(init, m, e) : MU_STATUS_OK;
+}
+
+mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, const mu_source *init, mu_error *e) {
     int64_t at_start = mu_memory_rss();
     plan p = { .cfg = cfg, .mesh = mesh, .shape = mu_batch_shape_of(cfg, mesh->batch->size) };
     int64_t rows;
@@ -160,12 +165,13 @@ mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, mu_error *e) {
     p.tape = mu_tape_new(p.dev);
     if (cfg->train.reproducible) mu_tape_set_reduction_unit(p.tape, cfg->train.seq_len);
     shape_step(&p);
-    print_plan(&p, state, texts, at_start);
+    status = check_source(init, p.model, e);
+    if (status == MU_STATUS_OK) print_plan(&p, state, texts, at_start);
     mu_loss_free(p.loss);
     mu_tape_free(p.tape);
     mu_optimizer_free(p.opt);
     mu_model_free(p.model);
     mu_device_close(p.dev);
     mu_tokenizer_close(p.tokenizer);
-    return MU_STATUS_OK;
+    return status;
 }

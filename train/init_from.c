@@ -71,15 +71,15 @@ static void take_biases(taking *t) {
                                         " they are)", t->s->path);
 }
 
-static mu_status take_tokenizer(taking *t) {
-    char *path = NULL, *field = t->c->data.tokenizer;
-    if (mu_options_given(&t->c->options, "data", "tokenizer")) return MU_STATUS_OK;
-    mu_status status = mu_source_tokenizer_path(t->s, &path, t->e);
-    if (status == MU_STATUS_OK && strlen(path) >= sizeof t->c->data.tokenizer)
-        status = mu_error_set(t->e, MU_STATUS_CONFIG, "%s: a path of more than %zu bytes", path, sizeof t->c->data.tokenizer - 1);
-    if (status == MU_STATUS_OK) strcpy(field, path);
+static void take_tokenizer(taking *t) {
+    mu_config *c = t->c;
+    if (mu_options_given(&c->options, "data", "tokenizer")) return;
+    char *path = mu_source_tokenizer_path(t->s);
+    if (!path)
+        t->status = mu_options_complain(&c->options, t->e, "data", "tokenizer", "must be given: %s has no tokenizer.json", t->s->path);
+    else if (snprintf(c->data.tokenizer, sizeof c->data.tokenizer, "%s", path) >= (int)sizeof c->data.tokenizer)
+        t->status = mu_options_complain(&c->options, t->e, "data", "tokenizer", "the path of that of --init-from is too long: %s", path);
     free(path);
-    return status;
 }
 
 mu_status mu_init_configure(mu_config *c, const mu_source *s, mu_error *e) {
@@ -101,8 +101,8 @@ mu_status mu_init_configure(mu_config *c, const mu_source *s, mu_error *e) {
     free(given);
     compare_rows(&t);
     take_biases(&t);
-    mu_status status = take_tokenizer(&t);
-    return status == MU_STATUS_OK ? t.status : status;
+    take_tokenizer(&t);
+    return t.status;
 }
 
 mu_status mu_training_init(mu_training *t, mu_source *s, mu_error *e) {

@@ -16,7 +16,10 @@ static mu_status open_model(mu_inference *o, mu_mesh *mesh, int n_overrides, cha
     if (status != MU_STATUS_OK) return status;
     mu_watch_start(mesh->world, (double)o->cfg.run.watchdog, mu_report_stall);
     mu_config_use_threads(&o->cfg.train, mesh);
-    status = mu_agree(mesh->batch, mu_source_tokenizer_open(&o->tokenizer, &o->source, e), e);
+    int64_t rows;
+    status = mu_source_tokenizer_open(&o->tokenizer, &o->source, e);
+    if (status == MU_STATUS_OK) status = mu_vocab_rows(&o->cfg, o->tokenizer, &rows, e);
+    status = mu_agree(mesh->batch, status, e);
     if (status == MU_STATUS_OK) status = mu_train_device_open(&o->cfg.train, mesh, &o->dev, e);
     if (status != MU_STATUS_OK) return status;
     o->state.mesh = mesh, o->state.step = m->step;

@@ -228,21 +228,24 @@ mu_status mu_checkpoint_fall_back(mu_comm *batch, const char *path, mu_manifest 
 mu_status mu_checkpoint_load(mu_train_state *t, const mu_manifest *m, const mu_tokenizer *tokenizer, mu_error *e) MU_MUST_USE;
 
 /* ------------------------------------------------------------------ where weights come from (source.c)
- * One checkpoint, or the newest valid one of a run. */
+ * One checkpoint, the newest valid one of a run, or Hugging Face's files (hf.h). */
 typedef struct {
     const char *path;               /* as it was given, borrowed */
-    mu_manifest m;
+    mu_manifest m;                  /* of Hugging Face's files: path, cfg, config and vocab_size; seq_len is at most 1024 */
+    struct mu_hf *hf;               /* NULL: a checkpoint */
 } mu_source;
 /* NOINPUT: there is nothing; DATA: not a source, or damaged. mu_source_close may follow any outcome. Collective, agreed. */
 mu_status mu_source_open(mu_source *s, mu_comm *batch, const char *path, mu_error *e) MU_MUST_USE;
 void mu_source_close(mu_source *s);
 /* As mu_checkpoint_fall_back. */
 mu_status mu_source_fall_back(mu_source *s, mu_comm *batch, mu_error *e) MU_MUST_USE;
-/* Its tokenizer, and the path of that (heap) or the name of a built-in one. DATA: there is none. Local. */
+/* Its tokenizer (DATA: there is none), and the path of that, or the name of a built-in one, heap (NULL: there is none). Local. */
 mu_status mu_source_tokenizer_open(mu_tokenizer **t, const mu_source *s, mu_error *e) MU_MUST_USE;
-mu_status mu_source_tokenizer_path(const mu_source *s, char **path, mu_error *e) MU_MUST_USE;
+char *mu_source_tokenizer_path(const mu_source *s);
 /* CONFIG, naming data.tokenizer, when its weights were made with another tokenizer. Local. */
 mu_status mu_source_tokenizer_check(const mu_source *s, const mu_config *cfg, const mu_tokenizer *t, mu_error *e) MU_MUST_USE;
+/* Checks the names and shapes of its tensors. DATA as mu_source_load. Local. */
+mu_status mu_source_check(const mu_source *s, const mu_model *model, mu_error *e) MU_MUST_USE;
 /* Loads the weights that this rank holds, and the selection biases, into a model of the same architecture. DATA names a missing or wrong
  * tensor with both shapes. Collective over the mesh, agreed. */
 mu_status mu_source_load(const mu_source *s, mu_model *model, mu_mesh *mesh, const mu_tokenizer *tokenizer, mu_error *e) MU_MUST_USE;
@@ -424,7 +427,8 @@ typedef struct {
 } mu_inference;
 mu_status mu_inference_open(mu_inference *o, mu_mesh *mesh, const char *path, int n_overrides, char *const *overrides, mu_error *e) MU_MUST_USE;
 void mu_inference_close(mu_inference *o);
-/* Prints what a run on `mesh`, a planned one, would need. Errors: those of the tokenizer. Local. */
-mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, mu_error *e) MU_MUST_USE;
+/* Prints what a run on `mesh`, a planned one, would need. init: the source of its weights; path NULL: none. Errors: those of the
+ * tokenizer and of mu_source_check. Local. */
+mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, const mu_source *init, mu_error *e) MU_MUST_USE;
 
 #endif
