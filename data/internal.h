@@ -11,8 +11,11 @@ struct mu_tokenizer {
     int vocab_size;
     int32_t eod;
     void (*encode)(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to);
+    void (*encode_prompt)(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to);     /* NULL: encode */
     int64_t (*decode)(const mu_tokenizer *t, int32_t id, const char **bytes);
+    mu_status (*write)(const mu_tokenizer *t, const char *path, mu_error *e);       /* NULL: there is nothing to write */
     void (*close)(mu_tokenizer *t);
+    const char *path, *eod_text;        /* of a file, else NULL */
 };
 mu_tokenizer *mu_tokenizer_bytes_new(void);
 

@@ -1,7 +1,9 @@
 /* tokenizer.c - tokenizers by name or path, and the code common to all kinds. */
-#include "data/internal.h"
+#include "data/tokenizer_bpe.h"
 
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* Kinds that need no file. */
 static const struct { const char *name; mu_tokenizer *(*open)(void); } built_in[] = { { "bytes", mu_tokenizer_bytes_new } };
@@ -13,11 +15,15 @@ bool mu_tokenizer_is_built_in(const char *name) {
     return found;
 }
 
-/* No file format is supported yet; kinds with files will be recognised here. */
-static mu_status open_file(const char *path, mu_error *e) {
-    if (!mu_file_exists(path)) return mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no such file", path);
-    return mu_error_set(e, MU_STATUS_DATA, "tokenizer %s: tokenizer files are not supported; use \"bytes\"",
-                        path);
+/* A tokenizer.json, or a folder that holds one. */
+static mu_status open_file(mu_tokenizer **t, const char *path, mu_error *e) {
+    struct stat s;
+    if (stat(path, &s)) return mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no such file", path);
+    char *inside = S_ISDIR(s.st_mode) ? mu_format("%s/tokenizer.json", path) : mu_strdup(path);
+    mu_status status = mu_file_exists(inside) ? mu_bpe_tokenizer_read(t, inside, e)
+                     : mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no tokenizer.json in this folder", path);
+    free(inside);
+    return status;
 }
 
 mu_status mu_tokenizer_open(mu_tokenizer **t, const char *name_or_path, mu_error *e) {
@@ -29,8 +35,8 @@ mu_status mu_tokenizer_open(mu_tokenizer **t, const char *name_or_path, mu_error
             *t = built_in[i].open();
             return MU_STATUS_OK;
         }
-    if (name_or_path[0] && (strpbrk(name_or_path, "/.") || mu_file_exists(name_or_path))) return open_file(name_or_path, e);
-    return mu_error_set(e, MU_STATUS_CONFIG, "unknown tokenizer \"%s\"; available: bytes", name_or_path);
+    if (name_or_path[0] && (strpbrk(name_or_path, "/.") || mu_file_exists(name_or_path))) return open_file(t, name_or_path, e);
+    return mu_error_set(e, MU_STATUS_CONFIG, "unknown tokenizer \"%s\"; available: bytes, and paths of tokenizer.json", name_or_path);
 }
 
 void mu_tokenizer_close(mu_tokenizer *t) {
@@ -47,10 +53,25 @@ const char *mu_tokenizer_fingerprint(const mu_tokenizer *t) { return need(t)->fi
 int mu_tokenizer_vocab_size(const mu_tokenizer *t) { return need(t)->vocab_size; }
 int32_t mu_tokenizer_eod(const mu_tokenizer *t) { return need(t)->eod; }
 
+const char *mu_tokenizer_eod_text(const mu_tokenizer *t) { return need(t)->eod_text; }
+const char *mu_tokenizer_path(const mu_tokenizer *t) { return need(t)->path; }
+
 void mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to) {
     MU_CHECK(bytes >= 0 && (text || !bytes) && take,
              "%lld bytes of text %p", (long long)bytes, (const void *)text);
     need(t)->encode(t, text, bytes, take, to);
+}
+
+void mu_tokenizer_encode_prompt(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to) {
+    MU_CHECK(bytes >= 0 && (text || !bytes) && take,
+             "%lld bytes of text %p", (long long)bytes, (const void *)text);
+    (need(t)->encode_prompt ? t->encode_prompt : t->encode)(t, text, bytes, take, to);
+}
+
+mu_status mu_tokenizer_write(const mu_tokenizer *t, const char *path, mu_error *e) {
+    MU_CHECK(path, "the path is NULL");
+    if (!need(t)->write) return mu_error_set(e, MU_STATUS_USAGE, "tokenizer \"%s\" has no file", t->name);
+    return t->write(t, path, e);
 }
 
 int64_t mu_tokenizer_decode(const mu_tokenizer *t, int32_t id, const char **bytes) {

@@ -17,6 +17,40 @@ static bool is_space(uint32_t c) {          /* White_Space */
         || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
+/* Characters that Unicode 15.1 and 16.0 added: Debian's utf8proc knows 15.0, while the regular expressions of tokenizers follow 16.0.
+ * Made by asking them for the category of each character. */
+#define C(CATEGORY) UTF8PROC_CATEGORY_##CATEGORY
+static const struct { uint32_t first, last; int category; } newer[] = {
+    { 0x897, 0x897, C(MN) }, { 0x1B4E, 0x1B4F, C(PO) }, { 0x1B7F, 0x1B7F, C(PO) }, { 0x1C89, 0x1C89, C(LU) },
+    { 0x1C8A, 0x1C8A, C(LL) }, { 0x2427, 0x2429, C(SO) }, { 0x2FFC, 0x2FFF, C(SO) }, { 0x31E4, 0x31E5, C(SO) },
+    { 0x31EF, 0x31EF, C(SO) }, { 0xA7CB, 0xA7CC, C(LU) }, { 0xA7CD, 0xA7CD, C(LL) }, { 0xA7DA, 0xA7DA, C(LU) },
+    { 0xA7DB, 0xA7DB, C(LL) }, { 0xA7DC, 0xA7DC, C(LU) }, { 0x105C0, 0x105F3, C(LO) }, { 0x10D40, 0x10D49, C(ND) },
+    { 0x10D4A, 0x10D4D, C(LO) }, { 0x10D4E, 0x10D4E, C(LM) }, { 0x10D4F, 0x10D4F, C(LO) }, { 0x10D50, 0x10D65, C(LU) },
+    { 0x10D69, 0x10D6D, C(MN) }, { 0x10D6E, 0x10D6E, C(PD) }, { 0x10D6F, 0x10D6F, C(LM) }, { 0x10D70, 0x10D85, C(LL) },
+    { 0x10D8E, 0x10D8F, C(SM) }, { 0x10EC2, 0x10EC4, C(LO) }, { 0x10EFC, 0x10EFC, C(MN) }, { 0x11380, 0x11389, C(LO) },
+    { 0x1138B, 0x1138B, C(LO) }, { 0x1138E, 0x1138E, C(LO) }, { 0x11390, 0x113B5, C(LO) }, { 0x113B7, 0x113B7, C(LO) },
+    { 0x113B8, 0x113BA, C(MC) }, { 0x113BB, 0x113C0, C(MN) }, { 0x113C2, 0x113C2, C(MC) }, { 0x113C5, 0x113C5, C(MC) },
+    { 0x113C7, 0x113CA, C(MC) }, { 0x113CC, 0x113CD, C(MC) }, { 0x113CE, 0x113CE, C(MN) }, { 0x113CF, 0x113CF, C(MC) },
+    { 0x113D0, 0x113D0, C(MN) }, { 0x113D1, 0x113D1, C(LO) }, { 0x113D2, 0x113D2, C(MN) }, { 0x113D3, 0x113D3, C(LO) },
+    { 0x113D4, 0x113D5, C(PO) }, { 0x113D7, 0x113D8, C(PO) }, { 0x113E1, 0x113E2, C(MN) }, { 0x116D0, 0x116E3, C(ND) },
+    { 0x11BC0, 0x11BE0, C(LO) }, { 0x11BE1, 0x11BE1, C(PO) }, { 0x11BF0, 0x11BF9, C(ND) }, { 0x11F5A, 0x11F5A, C(MN) },
+    { 0x13460, 0x143FA, C(LO) }, { 0x16100, 0x1611D, C(LO) }, { 0x1611E, 0x16129, C(MN) }, { 0x1612A, 0x1612C, C(MC) },
+    { 0x1612D, 0x1612F, C(MN) }, { 0x16130, 0x16139, C(ND) }, { 0x16D40, 0x16D42, C(LM) }, { 0x16D43, 0x16D6A, C(LO) },
+    { 0x16D6B, 0x16D6C, C(LM) }, { 0x16D6D, 0x16D6F, C(PO) }, { 0x16D70, 0x16D79, C(ND) }, { 0x18CFF, 0x18CFF, C(LO) },
+    { 0x1CC00, 0x1CCEF, C(SO) }, { 0x1CCF0, 0x1CCF9, C(ND) }, { 0x1CD00, 0x1CEB3, C(SO) }, { 0x1E5D0, 0x1E5ED, C(LO) },
+    { 0x1E5EE, 0x1E5EF, C(MN) }, { 0x1E5F0, 0x1E5F0, C(LO) }, { 0x1E5F1, 0x1E5FA, C(ND) }, { 0x1E5FF, 0x1E5FF, C(PO) },
+    { 0x1F8B2, 0x1F8BB, C(SO) }, { 0x1F8C0, 0x1F8C1, C(SO) }, { 0x1FA89, 0x1FA89, C(SO) }, { 0x1FA8F, 0x1FA8F, C(SO) },
+    { 0x1FABE, 0x1FABE, C(SO) }, { 0x1FAC6, 0x1FAC6, C(SO) }, { 0x1FADC, 0x1FADC, C(SO) }, { 0x1FADF, 0x1FADF, C(SO) },
+    { 0x1FAE9, 0x1FAE9, C(SO) }, { 0x1FBCB, 0x1FBEF, C(SO) }, { 0x2EBF0, 0x2EE5D, C(LO) },
+};
+
+static int category_of(uint32_t c) {
+    int category = utf8proc_category((utf8proc_int32_t)c);
+    for (size_t i = 0; category == UTF8PROC_CATEGORY_CN && i < sizeof newer / sizeof *newer && newer[i].first <= c; i++)
+        if (c <= newer[i].last) category = newer[i].category;
+    return category;
+}
+
 static unsigned class_of_category(int category) {
     switch (category) {
     case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LT: return MU_CHAR_LETTER | MU_CHAR_UPPER | MU_CHAR_WORD;
@@ -37,7 +71,7 @@ static unsigned class_of_category(int category) {
 }
 
 static unsigned class_of(uint32_t c) {
-    unsigned class = class_of_category(utf8proc_category((utf8proc_int32_t)c));
+    unsigned class = class_of_category(category_of(c));
     if (is_space(c)) class |= MU_CHAR_SPACE;
     if (c == '\r' || c == '\n') class |= MU_CHAR_NEWLINE;
     if (!(class & (MU_CHAR_SPACE | MU_CHAR_LETTER | MU_CHAR_NUMBER))) class |= MU_CHAR_OTHER;
@@ -85,24 +119,33 @@ void mu_unicode_init(void) {
     pthread_once(&once, fill);
 }
 
-static unsigned class_of_code(uint32_t c) { return classes[block_of[c / BLOCK]][c % BLOCK]; }
+static inline int decode(const unsigned char *p, const unsigned char *end, uint32_t *code) {
+    ptrdiff_t room = end - p;
+    if (*p < 0x80) {
+        *code = *p;
+        return 1;
+    }
+    if (*p >= 0xC2 && *p < 0xE0 && room >= 2 && (p[1] & 0xC0) == 0x80) {
+        *code = (*p & 0x1Fu) << 6 | (p[1] & 0x3Fu);
+        return 2;
+    }
+    if ((*p & 0xF0) == 0xE0 && room >= 3 && (p[1] & 0xC0) == 0x80 && (p[2] & 0xC0) == 0x80) {
+        *code = (*p & 0xFu) << 12 | (p[1] & 0x3Fu) << 6 | (p[2] & 0x3Fu);
+        return *code >= 0x800 && (*code < 0xD800 || *code > 0xDFFF) ? 3 : 0;
+    }
+    if (*p >= 0xF0 && *p < 0xF5 && room >= 4 && (p[1] & 0xC0) == 0x80 && (p[2] & 0xC0) == 0x80 && (p[3] & 0xC0) == 0x80) {
+        *code = (*p & 7u) << 18 | (p[1] & 0x3Fu) << 12 | (p[2] & 0x3Fu) << 6 | (p[3] & 0x3Fu);
+        return *code >= 0x10000 && *code < CODES ? 4 : 0;
+    }
+    return 0;
+}
+
+int mu_char_code(const unsigned char *p, const unsigned char *end, uint32_t *code) { return decode(p, end, code); }
 
 unsigned mu_char_wide(const unsigned char *p, const unsigned char *end, int *bytes) {
-    ptrdiff_t room = end - p;
-    if (p[0] >= 0xC2 && p[0] < 0xE0 && room >= 2 && (p[1] & 0xC0) == 0x80) {
-        *bytes = 2;
-        return class_of_code((p[0] & 0x1Fu) << 6 | (p[1] & 0x3Fu));
-    }
-    if ((p[0] & 0xF0) == 0xE0 && room >= 3 && (p[1] & 0xC0) == 0x80 && (p[2] & 0xC0) == 0x80) {
-        uint32_t c = (p[0] & 0xFu) << 12 | (p[1] & 0x3Fu) << 6 | (p[2] & 0x3Fu);
-        *bytes = 3;
-        if (c >= 0x800 && (c < 0xD800 || c > 0xDFFF)) return class_of_code(c);
-    }
-    if (p[0] >= 0xF0 && p[0] < 0xF5 && room >= 4 && (p[1] & 0xC0) == 0x80 && (p[2] & 0xC0) == 0x80 && (p[3] & 0xC0) == 0x80) {
-        uint32_t c = (p[0] & 7u) << 18 | (p[1] & 0x3Fu) << 12 | (p[2] & 0x3Fu) << 6 | (p[3] & 0x3Fu);
-        *bytes = 4;
-        if (c >= 0x10000 && c < CODES) return class_of_code(c);
-    }
+    uint32_t code;
+    *bytes = decode(p, end, &code);
+    if (*bytes) return classes[block_of[code / BLOCK]][code % BLOCK];
     *bytes = 1;
     return MU_CHAR_BROKEN;
 }

@@ -23,6 +23,8 @@ enum {
 /* Fills the tables; thread-safe. Everything below needs it. */
 void mu_unicode_init(void);
 extern uint16_t mu_char_ascii[128];
+/* Bytes of the UTF-8 character at p < end and its code; 0: there is none. Needs no table. */
+int mu_char_code(const unsigned char *p, const unsigned char *end, uint32_t *code);
 /* Class of the character outside of ASCII at p < end, and its bytes. A byte that is not UTF-8: MU_CHAR_BROKEN and 1. */
 unsigned mu_char_wide(const unsigned char *p, const unsigned char *end, int *bytes);
 

@@ -144,8 +144,12 @@ static void test_open_tokenizer(void **state) {
     assert_error(mu_tokenizer_open(&t, "", &e), MU_STATUS_CONFIG, "unknown tokenizer");
     assert_error(mu_tokenizer_open(&t, in_folder("absent"), &e), MU_STATUS_NOINPUT, "/absent: no such file");
     assert_error(mu_tokenizer_open(&t, "absent.json", &e), MU_STATUS_NOINPUT, "absent.json: no such file");
-    assert_error(mu_tokenizer_open(&t, in_folder("tokenizer.json"), &e), MU_STATUS_DATA, "tokenizer files are not supported; use \"bytes\"");
-    assert_error(mu_tokenizer_open(&t, folder, &e), MU_STATUS_DATA, "tokenizer files are not supported");
+    assert_error(mu_tokenizer_open(&t, in_folder("tokenizer.json"), &e), MU_STATUS_DATA, "/tokenizer.json: model: missing");
+    assert_error(mu_tokenizer_open(&t, folder, &e), MU_STATUS_DATA, "/tokenizer.json: model: missing");
+    assert_error(mu_tokenizer_open(&t, "/dev", &e), MU_STATUS_NOINPUT, "/dev: no tokenizer.json in this folder");
+    assert_error(mu_tokenizer_write(bytes, in_folder("x.json"), &e), MU_STATUS_USAGE, "tokenizer \"bytes\" has no file");
+    assert_null(mu_tokenizer_path(bytes));
+    assert_null(mu_tokenizer_eod_text(bytes));
     const char *f = mu_tokenizer_fingerprint(bytes);
     assert_ok(mu_tokenizer_check(bytes, "x.h5", "bytes", f, &e));
     assert_ok(mu_tokenizer_check(bytes, "x.h5", "bytes", "", &e));
