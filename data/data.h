@@ -117,8 +117,8 @@ mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, con
 
 /* ------------------------------------------------------------------ loader (loader.c)
  * The global batch of step s depends only on seed, corpus and s: the domain of sample g is drawn with probability share
- * (weight x tokens, normalised; in phases, with the weights of the phase), by Philox keyed with g; within a domain the training sequences are shuffled every epoch,
- * keyed by the domain's name. State = samples drawn per domain. */
+ * (weight x tokens, normalised; in phases, with the weights of the phase), by Philox keyed with g; within a domain all training sequences are shuffled every epoch,
+ * keyed by the domain's name; documents stay in their order within sequences. State = samples drawn per domain. */
 typedef struct mu_loader mu_loader;
 typedef struct { int domain; int64_t sequence; int64_t global_sample; } mu_sample;
 /* The validation split of a domain. DOCUMENTS_BY_HASH: val_fraction of its sequences, at least one of ten; whole documents,
@@ -126,11 +126,15 @@ typedef struct { int domain; int64_t sequence; int64_t global_sample; } mu_sampl
  * anywhere never reduces the training set (split.c). Splits of older checkpoints: DOCUMENTS, whole documents chosen in order;
  * TAIL, the last val_fraction, at least 16 sequences where there are more. */
 typedef enum { MU_VAL_DOCUMENTS_BY_HASH, MU_VAL_DOCUMENTS, MU_VAL_TAIL } mu_val_split;
-/* Borrows the corpus; the caller closes the loader. MU_STATUS_DATA when a domain is shorter than one training sequence or has
- * more than 2^32 - 1 of them; MU_STATUS_CONFIG for weights that leave no training data. */
+/* Borrows the corpus; the caller closes the loader. MU_STATUS_DATA when a domain is shorter than one training sequence;
+ * MU_STATUS_CONFIG for weights that leave no training data. */
 mu_status mu_loader_open(mu_loader **l, const mu_corpus *c, int64_t seq_len, double val_fraction, mu_val_split split,
                          uint64_t seed, mu_error *e) MU_MUST_USE;
 void      mu_loader_close(mu_loader *l);
+/* For runs of older versions, before the first sample: the order of every domain is made in memory, not only of those with at most
+ * 2^20 training sequences. MU_STATUS_DATA when a domain has more than 2^32 - 1 of them. */
+mu_status mu_loader_order_in_memory(mu_loader *l, mu_error *e) MU_MUST_USE;
+bool      mu_loader_is_order_in_memory(const mu_loader *l);
 /* Samples are then drawn by these phases of steps with `per_step` samples each; after opening, before the first sample.
  * MU_STATUS_CONFIG: a domain is unknown, or weights leave no training data. */
 mu_status mu_loader_set_phases(mu_loader *l, const mu_option_phases *phases, int64_t per_step, mu_error *e) MU_MUST_USE;

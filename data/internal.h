@@ -156,6 +156,14 @@ mu_status mu_megatron_file_open(mu_raw_tokens *t, const char *path, bool *is_meg
 void      mu_synthetic_make(mu_domain_maker *m, uint64_t seed);
 void      mu_synthetic_measure(mu_domain_size *size, const char *domain, uint64_t seed);
 
+/* order.c: the order of n training sequences of a domain, a permutation for every epoch. Above 2^20 sequences it takes no memory, unless
+ * it is made in memory as older runs did. */
+typedef struct { int64_t n, epoch; bool in_memory; uint32_t *list; } mu_order;
+void    mu_order_init(mu_order *o, int64_t n, bool in_memory);
+int64_t mu_order_at(mu_order *o, const mu_rng *key, int64_t epoch, int64_t place);     /* key: of this epoch */
+void    mu_order_free(mu_order *o);
+int64_t mu_order_compute(const mu_rng *key, int64_t n, int64_t place);         /* n <= 2^62 */
+
 /* split.c: the validation split. A stream is a concatenation of pieces of the domain; token `at` of the stream is token `from`
  * of the domain. */
 typedef struct { int64_t from, at; } mu_piece;
@@ -163,7 +171,7 @@ typedef struct { int64_t tokens, n, room; mu_piece *pieces; } mu_stream;
 typedef struct {
     int64_t n_train, n_val;         /* sequences */
     mu_stream rest, kept;           /* kept: for validation only (MU_VAL_DOCUMENTS) */
-    int64_t n_held, *held;          /* validation sequences of `rest`, ascending */
+    int64_t n_held, n_spread, before;   /* validation sequences of `rest`: spread over those before `before`, and all from it on */
     int64_t step;                   /* validation sequence i is number i * step (mod n_val) of kept, then held */
 } mu_split;
 /* Borrows nothing; call mu_split_free in any case. MU_STATUS_DATA when there is no training sequence. */

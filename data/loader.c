@@ -14,8 +14,7 @@ typedef struct {
     mu_split split;
     double share;               /* by the weights of the corpus */
     int64_t drawn, earlier;     /* samples drawn by this run; by those that it was forked from */
-    uint32_t *order;            /* the training sequences, shuffled for `epoch` */
-    int64_t epoch;              /* -1: not yet */
+    mu_order order;             /* of the training sequences */
 } part;
 
 /* Samples before `until`, from the end of the phase before. */
@@ -31,6 +30,7 @@ struct mu_loader {
     int64_t first, next_sample, per_step;       /* first: of this run */
     int n_parts;
     part *parts;
+    bool order_in_memory;       /* of any length */
     int n_phases;               /* 1 without phases */
     phase *phases;
 };
@@ -106,11 +106,8 @@ mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, d
     l->parts = mu_alloc((size_t)l->n_parts, sizeof *l->parts);
     mu_status status = MU_STATUS_OK;
     for (int i = 0; !status && i < l->n_parts; i++) {
-        l->parts[i].epoch = -1;
         status = mu_split_make(&l->parts[i].split, &c->domains[i], seq_len, val_fraction, split, e);
-        if (!status && l->parts[i].split.n_train > UINT32_MAX)
-            status = mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": %lld training sequences are more than %lld; use longer sequences",
-                                  c->domains[i].name, (long long)l->parts[i].split.n_train, (long long)UINT32_MAX);
+        mu_order_init(&l->parts[i].order, l->parts[i].split.n_train, false);
     }
     if (!status) status = set_shares(l, e);
     *out = status ? NULL : l;
@@ -121,13 +118,27 @@ mu_status mu_loader_open(mu_loader **out, const mu_corpus *c, int64_t seq_len, d
 void mu_loader_close(mu_loader *l) {
     if (!l) return;
     for (int i = 0; i < l->n_parts; i++) {
-        free(l->parts[i].order);
+        mu_order_free(&l->parts[i].order);
         mu_split_free(&l->parts[i].split);
     }
     free_phases(l);
     free(l->parts);
     free(l);
 }
+
+mu_status mu_loader_order_in_memory(mu_loader *l, mu_error *e) {
+    MU_CHECK(l && l->next_sample == l->first, "loader %p has drawn samples", (void *)l);
+    for (int i = 0; i < l->n_parts; i++) {
+        if (l->parts[i].split.n_train > UINT32_MAX)
+            return mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": %lld training sequences are more than %lld; use longer sequences",
+                                l->corpus->domains[i].name, (long long)l->parts[i].split.n_train, (long long)UINT32_MAX);
+        mu_order_init(&l->parts[i].order, l->parts[i].split.n_train, true);
+    }
+    l->order_in_memory = true;
+    return MU_STATUS_OK;
+}
+
+bool mu_loader_is_order_in_memory(const mu_loader *l) { return l->order_in_memory; }
 
 /* ------------------------------------------------------------------ phases */
 
@@ -200,30 +211,14 @@ static int choose_domain(const mu_loader *l, int64_t sample) {
     return last;
 }
 
-/* Fisher-Yates shuffle, keyed by seed, domain name and epoch. */
-static void shuffle(const mu_loader *l, int domain, int64_t epoch) {
-    part *p = &l->parts[domain];
-    const char *name = l->corpus->domains[domain].name;
-    mu_rng r = { .seed = l->seed, .step = (uint32_t)epoch, .sample = (uint32_t)mu_hash64(name, strlen(name)),
-                 .purpose = MU_RNG_DATA_ORDER };
-    if (!p->order) p->order = mu_alloc((size_t)p->split.n_train, sizeof *p->order);
-    for (int64_t i = 0; i < p->split.n_train; i++) p->order[i] = (uint32_t)i;
-    for (int64_t i = p->split.n_train - 1; i > 0; i--) {
-        int64_t j = (int64_t)(mu_rng_uniform(&r, (uint64_t)i) * (double)(i + 1));
-        uint32_t moved = p->order[i];
-        if (j > i) j = i;
-        p->order[i] = p->order[j];
-        p->order[j] = moved;
-    }
-    p->epoch = epoch;
-}
-
+/* The order is keyed by seed, domain name and epoch. */
 static int64_t next_sequence(const mu_loader *l, int domain) {
     part *p = &l->parts[domain];
-    int64_t place = p->earlier + p->drawn, epoch = place / p->split.n_train;
-    if (epoch != p->epoch) shuffle(l, domain, epoch);
-    p->drawn++;
-    return p->order[place % p->split.n_train];
+    const char *name = l->corpus->domains[domain].name;
+    int64_t place = p->earlier + p->drawn++, epoch = place / p->split.n_train;
+    mu_rng key = { .seed = l->seed, .step = (uint32_t)epoch, .sample = (uint32_t)mu_hash64(name, strlen(name)),
+                   .purpose = MU_RNG_DATA_ORDER };
+    return mu_order_at(&p->order, &key, epoch, place % p->split.n_train);
 }
 
 void mu_loader_continue(mu_loader *l, int64_t first, const int64_t *earlier) {

@@ -59,12 +59,15 @@ static int64_t spreading_step(int64_t n) {
     }
 }
 
+/* Validation sequence j of `rest`, ascending. */
+static int64_t held(const mu_split *s, int64_t j) {
+    if (j >= s->n_spread) return s->before + (j - s->n_spread);
+    return (int64_t)(((double)j + 0.5) * (double)s->before / (double)s->n_spread);
+}
+
 /* Holds out the last `last` of the n sequences of `rest`, `spread` of those before them, and all of `kept`. */
 static void hold_out(mu_split *s, int64_t n, int64_t L, int64_t spread, int64_t last) {
-    s->n_held = spread + last;
-    s->held = mu_alloc((size_t)s->n_held, sizeof *s->held);
-    for (int64_t j = 0; j < spread; j++) s->held[j] = (int64_t)(((double)j + 0.5) * (double)(n - last) / (double)spread);
-    for (int64_t j = 0; j < last; j++) s->held[spread + j] = n - last + j;
+    s->n_held = spread + last, s->n_spread = spread, s->before = n - last;
     s->n_train = n - s->n_held;
     s->n_val = s->n_held + sequences(s->kept.tokens, L);
     s->step = s->n_val ? spreading_step(s->n_val) : 1;
@@ -201,7 +204,6 @@ mu_status mu_split_make(mu_split *s, const mu_domain *d, int64_t L, double fract
 void mu_split_free(mu_split *s) {
     free(s->rest.pieces);
     free(s->kept.pieces);
-    free(s->held);
 }
 
 /* ------------------------------------------------------------------ reading */
@@ -231,10 +233,10 @@ static void read_stream(const mu_stream *s, const mu_domain *d, int64_t sequence
 
 void mu_split_read_train(const mu_split *s, const mu_domain *d, int64_t sequence, int64_t L, int32_t *tokens,
                          int32_t *targets) {
-    int64_t before = 0;     /* held-out sequences in front of it: held[j] - j training sequences precede held[j] */
+    int64_t before = 0;     /* held-out sequences in front of it: held(j) - j training sequences precede held(j) */
     for (int64_t high = s->n_held; before < high;) {
         int64_t middle = (before + high) / 2;
-        if (s->held[middle] - middle <= sequence) before = middle + 1;
+        if (held(s, middle) - middle <= sequence) before = middle + 1;
         else high = middle;
     }
     read_stream(&s->rest, d, sequence + before, L, tokens, targets);
@@ -244,5 +246,5 @@ void mu_split_read_val(const mu_split *s, const mu_domain *d, int64_t sequence, 
                        int32_t *targets) {
     int64_t i = (int64_t)((uint64_t)sequence * (uint64_t)s->step % (uint64_t)s->n_val), kept = s->n_val - s->n_held;
     if (i < kept) read_stream(&s->kept, d, i, L, tokens, targets);
-    else read_stream(&s->rest, d, s->held[i - kept], L, tokens, targets);
+    else read_stream(&s->rest, d, held(s, i - kept), L, tokens, targets);
 }

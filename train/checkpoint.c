@@ -269,6 +269,7 @@ static mu_status commit(const mu_train_state *t, const mu_config *cfg, const mu_
     snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(texts->tokenizer));
     snprintf(m->fingerprint, sizeof m->fingerprint, "%s", texts->corpus.fingerprint);
     m->vocab_size = t->model->vocab_size, m->val_split = texts->val_split, m->parent = t->parent, m->origin = t->origin;
+    m->order_in_memory = mu_loader_is_order_in_memory(texts->loader);
     name_domains(m, &texts->corpus);
     m->config = mu_options_dump(&cfg->options, cfg);
     mu_status status = fault_status(t, "before-manifest", e);

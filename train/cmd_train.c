@@ -258,6 +258,7 @@ static mu_status open_run(mu_training *t, mu_mesh *mesh, const arguments *a, sta
         if (s->found) mu_config_inherit(&t->cfg, &s->m.cfg);
         if (status == MU_STATUS_OK) status = open_tokenizer(t, mesh->batch, s, e);
         if (status == MU_STATUS_OK) status = mu_training_open(t, mesh, s->found ? s->m.val_split : MU_VAL_DOCUMENTS_BY_HASH, e);
+        if (status == MU_STATUS_OK && s->found && s->m.order_in_memory) status = mu_loader_order_in_memory(t->texts.loader, e);
         if (status != MU_STATUS_OK) return status;
         if (!s->found) return begin(t, s, e);
         status = s->forked ? mu_training_fork(t, &s->m, e) : resume_from(t, &s->m, e);

@@ -29,8 +29,8 @@ static void shape_step(plan *p) {
 
 /* ------------------------------------------------------------------ texts */
 
-/* Bytes of all domains in memory: ids and offsets of documents (of token files as far as the cache has room), and the shuffled order of
- * training sequences. Unreadable texts are named and not counted. */
+/* Bytes of all domains in memory: ids and offsets of documents (of token files as far as the cache has room), and the order of
+ * training sequences, which is computed when there are more than 2^20. Unreadable texts are named and not counted. */
 static double text_memory(const plan *p) {
     double held = 0, cached = 0;
     for (int i = 0; i < p->cfg->data.train.n; i++) {
@@ -42,7 +42,7 @@ static double text_memory(const plan *p) {
             continue;
         }
         *(size.in_file ? &cached : &held) += (double)size.bytes;
-        held += 4.0 * (double)size.tokens / (double)p->cfg->train.seq_len;
+        held += 4.0 * fmin((double)size.tokens / (double)p->cfg->train.seq_len, 1 << 20);
     }
     return held + fmin(cached, (double)p->cfg->data.cache_mib * (1 << 20));
 }

@@ -15,6 +15,7 @@ enum { OLDEST_VERSION = 1, RANKS_MAX = 1 << 20, EP_MAX = 1 << 16,
 static const char *const val_splits[] = {
     [MU_VAL_DOCUMENTS_BY_HASH] = "documents_by_hash", [MU_VAL_DOCUMENTS] = "documents", [MU_VAL_TAIL] = "tail"
 };
+static const char computed[] = "computed";      /* the order of samples, in large domains; older versions made it in memory */
 static const size_t LARGEST = (size_t)40 << 20;
 
 void mu_shard_name(int shard, char name[MU_SHARD_NAME]) { snprintf(name, MU_SHARD_NAME, "shard-%04d.h5", shard); }
@@ -81,6 +82,7 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     mu_parent_write(&j, &m->parent);
     mu_origin_write(&j, &m->origin);
     mu_json_string(&j, "val_split", val_splits[m->val_split]);
+    if (!m->order_in_memory) mu_json_string(&j, "order", computed);
     mu_json_string(&j, "config", m->config);
     mu_json_begin(&j, "shards", '[');
     for (int i = 0; i < m->n_shards; i++) {
@@ -214,6 +216,12 @@ static bool read_val_split(mu_manifest *m, json_t *root, json_int_t version) {
     return false;
 }
 
+static bool read_order(mu_manifest *m, const json_t *value) {
+    const char *name = json_string_value(value);
+    m->order_in_memory = !value;
+    return !value || (name && !strcmp(name, computed));
+}
+
 static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *e) {
     char format[32] = "";
     copy_string(root, "format", format, sizeof format);
@@ -233,7 +241,7 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
         !copy_string(root, "tokenizer", m->tokenizer, sizeof m->tokenizer) ||
         (json_object_get(root, "tokenizer_fingerprint") &&
          !copy_hash(root, "tokenizer_fingerprint", m->tokenizer_fingerprint)) ||
-        !copy_hash(root, "data_fingerprint", m->fingerprint) || !read_val_split(m, root, version) ||
+        !copy_hash(root, "data_fingerprint", m->fingerprint) || !read_val_split(m, root, version) || !read_order(m, json_object_get(root, "order")) ||
         !read_domains(m, json_object_get(root, "domains")) || !read_parent(m, json_object_get(root, "parent")) ||
         !read_origin(m, json_object_get(root, "init_from")) ||
         !read_shards(m, json_object_get(root, "shards")) ||

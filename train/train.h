@@ -179,6 +179,7 @@ typedef struct {
     int n_domains;                  /* 0 in checkpoints of older versions */
     struct { char name[64], fingerprint[33]; int64_t tokens; } *domains;
     mu_val_split val_split;
+    bool order_in_memory;           /* mu_loader_order_in_memory: of runs that began with an older version */
     int n_shards;
     mu_shard *shards;
     int n_tensors;

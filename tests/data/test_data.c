@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -1126,6 +1127,97 @@ static void test_order(void **state) {
     mu_corpus_close(&c);
 }
 
+/* The computed order is a permutation of any length, without a trace of the places' own order, and another one for each epoch. */
+static void test_computed_order(void **state) {
+    (void)state;
+    enum { MOST = 100003 };
+    static int64_t at[MOST];
+    static bool seen[MOST];
+    for (int64_t n = 1; n <= MOST; n += n < 70 ? 1 : n < 4094 ? 447 : n < 4097 ? 1 : 47953) {
+        mu_rng key = { .seed = 7, .step = (uint32_t)n, .sample = 3, .purpose = MU_RNG_DATA_ORDER };
+        int64_t next = 0, same = 0, fixed = 0;
+        double moved = 0;
+        memset(seen, 0, sizeof seen);
+        for (int64_t i = 0; i < n; i++) {
+            at[i] = mu_order_compute(&key, n, i);
+            assert_in_range(at[i], 0, n - 1);
+            assert_false(seen[at[i]]);
+            seen[at[i]] = true;
+            next += i > 0 && at[i] == at[i - 1] + 1, fixed += at[i] == i, moved += fabs((double)(at[i] - i)) / (double)n;
+        }
+        key.step++;
+        for (int64_t i = 0; i < n; i++) same += at[i] == mu_order_compute(&key, n, i);
+        if (n >= 70 && (next > 9 || same > 9 || fixed > 9)) fail_msg("%lld places: %lld, %lld, %lld", (long long)n, (long long)next, (long long)same, (long long)fixed);
+        if (n > 4000 && fabs(moved / (double)n - 1. / 3) > 0.015) fail_msg("%lld places: moved by %g", (long long)n, moved / (double)n);    /* uniform: 1/3 +- 0.004 */
+    }
+}
+
+/* Id i is i modulo 256. */
+static mu_status count_up(void *source, int64_t first, int64_t n, int32_t *out, mu_error *error) {
+    (void)source, (void)error;
+    for (int64_t i = 0; i < n; i++) out[i] = (int32_t)((first + i) % 256);
+    return MU_STATUS_OK;
+}
+static void close_nothing(void *source) { (void)source; }
+
+static int by_number(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* 2^31 sequences in no memory to speak of; an older run's order of more than 2^20 is still made in memory. */
+static void test_large_order(void **state) {
+    (void)state;
+    enum { L = 3, N = 20000 };
+    const int64_t lengths[] = { ((int64_t)L << 31) + 1, ((int64_t)L << 20) + ((int64_t)L << 16) };
+    static mu_sample samples[N], older[N];
+    static int64_t drawn[N];
+    struct rusage before, after;
+    getrusage(RUSAGE_SELF, &before);
+    for (int k = 0; k < 2; k++) {
+        int source, equal = 0;
+        mu_domain d = { .name = "large", .weight = 1, .n_tokens = lengths[k], .n_documents = 1 };
+        mu_corpus c = { .n_domains = 1, .domains = &d, .cache = mu_cache_new(1 << 20) };
+        d.tokens = mu_column_from(MU_STORE_U16, d.n_tokens, &source, count_up, close_nothing, c.cache, 1 << 15);
+        d.document_offsets = mu_column_new(MU_STORE_I64);
+        mu_column_append_offset(d.document_offsets, 0);
+        mu_column_append_offset(d.document_offsets, d.n_tokens);
+        mu_loader *l = NULL;
+        assert_ok(mu_loader_open(&l, &c, L, 0.02, MU_VAL_DOCUMENTS_BY_HASH, 1, &e));
+        int64_t n = (d.n_tokens - 1) / L, val = (int64_t)(0.02 * (double)n);
+        assert_int_equal(mu_loader_train_sequences(l, 0), n - val);
+        assert_int_equal(mu_loader_val_sequences(l, 0), val);
+        mu_loader_next(l, N, samples);
+        for (int i = 0; i < N; i++) {
+            int32_t in[L], out[L];
+            drawn[i] = samples[i].sequence;
+            if (i % 50) continue;
+            mu_loader_read(l, &samples[i], in, out);
+            for (int t = 0; t < L; t++) assert_true(out[t] == (in[t] + 1) % 256);
+        }
+        qsort(drawn, N, sizeof *drawn, by_number);
+        for (int i = 1; i < N; i++) assert_true(drawn[i] > drawn[i - 1]);
+        for (int i = 0; i < N; i++)             /* spread like uniform numbers: within 5 standard deviations */
+            assert_true(fabs((double)drawn[i] / (double)(n - val) - (i + 0.5) / N) < 5 * 0.5 / sqrt(N));
+        mu_loader_close(l);
+        if (k == 0) getrusage(RUSAGE_SELF, &after);
+        assert_ok(mu_loader_open(&l, &c, L, 0.02, MU_VAL_DOCUMENTS_BY_HASH, 1, &e));
+        assert_false(mu_loader_is_order_in_memory(l));
+        if (k == 1) {
+            assert_ok(mu_loader_order_in_memory(l, &e));
+            assert_true(mu_loader_is_order_in_memory(l));
+            mu_loader_next(l, N, older);
+            for (int i = 0; i < N; i++) equal += older[i].sequence == samples[i].sequence;
+            assert_in_range(equal, 0, 5);
+        }
+        mu_loader_close(l);
+        mu_column_free(d.tokens);
+        mu_column_free(d.document_offsets);
+        mu_cache_free(c.cache);
+    }
+    assert_in_range(after.ru_maxrss - before.ru_maxrss, 0, 16 << 10);  /* KiB */
+}
+
 /* In each epoch of a domain every training sequence occurs once, and the order differs between epochs. */
 static void test_epochs(void **state) {
     (void)state;
@@ -1566,7 +1658,7 @@ int main(void) {
         cmocka_unit_test(test_split_grows),    cmocka_unit_test(test_split_inserts),
         cmocka_unit_test(test_split_header),
         cmocka_unit_test(test_parts),          cmocka_unit_test(test_documents_frozen),
-        cmocka_unit_test(test_order),          cmocka_unit_test(test_epochs),
+        cmocka_unit_test(test_order), cmocka_unit_test(test_computed_order), cmocka_unit_test(test_large_order),          cmocka_unit_test(test_epochs),
         cmocka_unit_test(test_shares),         cmocka_unit_test(test_state),
         cmocka_unit_test(test_sources), cmocka_unit_test(test_arguments),
         cmocka_unit_test(test_late_samples),   cmocka_unit_test(test_bad_loader), cmocka_unit_test(test_state_of_a_loader),

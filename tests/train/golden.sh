@@ -17,6 +17,7 @@ resumed() {     # resumed N DIR OPTION...: on N ranks, from step 30 to 33
     if "$MUSTER_COMPARE" metrics "$fixtures/golden-v1.expected.jsonl" new.jsonl 1e-9 31 33 > log 2>&1; then pass; else fail "losses on $n"; fi
     has_steps "$dir" "33"
     if head -1 "$dir/checkpoints/step-00000033/manifest.json" | grep -qE '"version":[0-9]+,.*"val_split":"tail"'; then pass; else fail "split of $dir"; fi
+    if grep -q '"order":' "$dir/checkpoints/step-00000033/manifest.json"; then fail "$dir has another order now"; else pass; fi
 }
 
 copy looked
@@ -53,4 +54,6 @@ same_metrics then twice exact
 if "$MUSTER_COMPARE" metrics now/metrics.jsonl then/metrics.jsonl exact > log 2>&1; then fail "two splits train alike"; else pass; fi
 if [ "$(split now 6) $(split then 6)" = '"val_split":"documents_by_hash" "val_split":"documents"' ]; then pass
 else fail "splits at step 6: $(split now 6), $(split then 6)"; fi
+if [ "$(grep -c '"order":"computed"' now/checkpoints/step-0000000[26]/manifest.json | cut -d: -f2 | tr '\n' ' ')" = "1 1 " ]; then pass
+else fail "order of a new run"; fi
 finish
