@@ -272,6 +272,7 @@ mu_unit *mu_unit_next(const mu_params *ps, const mu_unit *u);
  * x is an activation, w a parameter's tensor. */
 mu_tensor *mu_add(mu_tape *tp, mu_tensor *x, mu_tensor *y);                     /* x + y, same shape and dtype */
 mu_tensor *mu_scale(mu_tape *tp, mu_tensor *x, double factor);                  /* factor * x */
+mu_tensor *mu_clamp(mu_tape *tp, mu_tensor *x, double limit);                   /* x, limited to [-limit, limit] */
 mu_tensor *mu_add_bias(mu_tape *tp, mu_tensor *x_TO, mu_tensor *b_O);           /* x[t] + b */
 mu_tensor *mu_linear(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);            /* x w^T: [T, O] */
 mu_tensor *mu_linear_master(mu_tape *tp, mu_tensor *x_TI, mu_tensor *w_OI);     /* the same in the master dtype */

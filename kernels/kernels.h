@@ -83,6 +83,8 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
     K(fill, (mu_device *dev, int64_t n, double value, mu_mat x), (dev, n, value, x)) \
     K(axpy, (mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y), (dev, n, a, x, y)) \
     K(add,  (mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z), (dev, n, x, y, z)) \
+    /* Without dy (data NULL): y = x, limited to [-limit, limit]; NaN stays. With dy: y += dy where x is within the limits. */ \
+    K(clamp, (mu_device *dev, int64_t n, double limit, mu_mat x, mu_mat dy, mu_mat y), (dev, n, limit, x, dy, y)) \
     /* y[0..n) = x, any dtypes: rounded to that of y. */ \
     K(copy, (mu_device *dev, int64_t n, mu_mat x, mu_mat y), (dev, n, x, y)) \
     /* x any: out (one F64) = scale * sum of x;  out (one F64) = sum of x^2, accumulated in double. Adds if `add`. */ \

@@ -9,7 +9,8 @@ void mu_attention_init(mu_attention_layer *a, const mu_model_config *cfg, int la
     int64_t D = cfg->hidden_size, wide = cfg->num_heads * cfg->head_dim,
             narrow = cfg->num_kv_heads * cfg->head_dim;
     *a = (mu_attention_layer){
-        .heads = cfg->num_heads, .kv_heads = cfg->num_kv_heads, .eps = cfg->rms_norm_eps, .scale = cfg->attention_multiplier, .layer = layer
+        .heads = cfg->num_heads, .kv_heads = cfg->num_kv_heads, .eps = cfg->rms_norm_eps, .scale = cfg->attention_multiplier,
+        .clip = cfg->clip_qkv, .layer = layer
     };
     a->q = mu_layer_param(ps, group, layer, "self_attn/q_proj", wide, D, cfg->init_std);
     a->k = mu_layer_param(ps, group, layer, "self_attn/k_proj", narrow, D, cfg->init_std);
@@ -34,7 +35,15 @@ static mu_tensor *project(mu_tape *tp, mu_tensor *x, mu_param *w, mu_param *bias
     return sum;
 }
 
-/* Queries or keys: projection, norm, rotary embedding. */
+/* x within the limits of clip_qkv; releases x. Without a limit, x. */
+static mu_tensor *clipped(const mu_attention_layer *a, mu_tape *tp, mu_tensor *x) {
+    if (a->clip == 0) return x;
+    mu_tensor *y = mu_clamp(tp, x, a->clip);
+    mu_release(tp, x);
+    return y;
+}
+
+/* Queries or keys: projection, norm, limits, rotary embedding. */
 static mu_tensor *heads(const mu_attention_layer *a, mu_tape *tp, const mu_context *cx, mu_tensor *x, mu_param *w, mu_param *bias,
                         mu_param *norm, int64_t n_heads, mu_tensor *cos, mu_tensor *sin) {
     mu_tensor *h = project(tp, x, w, bias);
@@ -43,6 +52,7 @@ static mu_tensor *heads(const mu_attention_layer *a, mu_tape *tp, const mu_conte
         mu_release(tp, h);
         h = normed;
     }
+    h = clipped(a, tp, h);
     mu_tensor *rotated = mu_rope(tp, h, cos, sin, n_heads, cx->seq_len);
     mu_release(tp, h);
     return rotated;
@@ -57,7 +67,7 @@ mu_tensor *mu_attention_forward(const mu_attention_layer *a, mu_tape *tp, const 
     }
     mu_tensor *q = heads(a, tp, cx, x, a->q, a->q_bias, a->q_norm, a->heads, cos, sin);
     mu_tensor *k = heads(a, tp, cx, x, a->k, a->k_bias, a->k_norm, a->kv_heads, cos, sin);
-    mu_tensor *v = project(tp, x, a->v, a->v_bias);
+    mu_tensor *v = clipped(a, tp, project(tp, x, a->v, a->v_bias));
     if (cx->cache) mu_kv_cache_append(cx->cache, tp, a->layer, &k, &v);
     mu_tensor *mixed = mu_attention(tp, q, k, v, a->heads, a->kv_heads, cx->seq_len, a->scale);
     mu_release(tp, q);

@@ -28,6 +28,7 @@ extern "C" {
     O(BOOL,   qk_norm,         "true",    0,   0,  NULL, SHAPE, "RMSNorm on queries and keys") \
     O(CHOICE, qk_norm_over,    "head",    0,   0,  "head|all", SHAPE, "what that RMSNorm normalizes together: each head, or all heads of a token (OLMoE)") \
     O(BOOL,   qkv_bias,        "false",   0,   0,  NULL, SHAPE, "biases in the projections to queries, keys and values (Qwen2)") \
+    O(FLOAT,  clip_qkv,        "0",       0,   1e6, NULL, FIXED, "queries, keys and values are limited to [-clip_qkv, clip_qkv] (OLMoE); 0: no limit") \
     O(FLOAT,  embedding_multiplier, "1",  1e-6, 1e6, NULL, FIXED, "the embedding's output is multiplied by this (Granite)") \
     O(FLOAT,  attention_multiplier, "0",  0,   1e6, NULL, FIXED, "the attention scores are multiplied by this (Granite); 0: 1 / sqrt(head_dim)") \
     O(FLOAT,  residual_multiplier, "1",   1e-6, 1e6, NULL, FIXED, "the outputs of attention and feed-forward are multiplied by this before they are added to the residual stream (Granite)") \
@@ -48,7 +49,7 @@ void mu_model_config_check(const mu_model_config *cfg, const mu_moe_config *moe,
 /* ------------------------------------------------------------------ attention (attention.c) */
 typedef struct {
     int64_t heads, kv_heads;
-    double eps, scale;                              /* of the norms; of the scores, 0: 1/sqrt(head_dim) */
+    double eps, scale, clip;                        /* of the norms; of the scores, 0: 1/sqrt(head_dim); clip_qkv */
     int layer;
     mu_param *q, *k, *v, *o, *q_bias, *k_bias, *v_bias, *q_norm, *k_norm;   /* NULL without qkv_bias, qk_norm */
 } mu_attention_layer;

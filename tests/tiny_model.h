@@ -40,10 +40,10 @@ static inline mu_moe_config tiny_moe_config(void) {
 }
 
 /* Every option that another family of models needs: Granite's multipliers, the biases and the shared expert's gate of Qwen2-MoE,
- * OLMoE's norm over all heads. */
+ * OLMoE's norm over all heads and its limits. */
 static inline void tiny_options_of_others(mu_model_config *cfg, mu_moe_config *moe) {
     cfg->embedding_multiplier = 3, cfg->attention_multiplier = 0.7, cfg->residual_multiplier = 0.4, cfg->logits_scaling = 1.7;
-    cfg->qkv_bias = true, cfg->qk_norm = true, cfg->qk_norm_over = MU_QK_NORM_ALL;
+    cfg->qkv_bias = true, cfg->qk_norm = true, cfg->qk_norm_over = MU_QK_NORM_ALL, cfg->clip_qkv = 0.8;
     moe->shared_expert_gate = moe->num_shared_experts > 0;
 }
 

@@ -1,4 +1,4 @@
-/* elementwise.c - fill, axpy, add, copy and the two sums: vectors of n values. Memory-bound; in blocks of
+/* elementwise.c - fill, axpy, add, clamp, copy and the two sums: vectors of n values. Memory-bound; in blocks of
  * CPU_BLOCK, whose inner loops the compiler vectorises. */
 #include "kernels/cpu/cpu.h"
 
@@ -73,6 +73,25 @@ void CPU(add)(mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z) {
         else if (x.dtype == MU_DTYPE_I32) add_i32(count, cpu_i32(x) + i, cpu_i32(y) + i, cpu_i32(z) + i);
         else if (x.dtype == MU_DTYPE_I64) add_i64(count, cpu_i64(x) + i, cpu_i64(y) + i, cpu_i64(z) + i);
         else add_f32(count, cpu_f32(x) + i, cpu_f32(y) + i, cpu_f32(z) + i);
+    }
+}
+
+static void clamp_f32(int64_t n, float limit, const float *restrict x, float *restrict y) {
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
+}
+
+static void add_within_f32(int64_t n, float limit, const float *restrict x, const float *restrict dy, float *restrict y) {
+    for (int64_t i = 0; i < n; i++) y[i] += x[i] >= -limit && x[i] <= limit ? dy[i] : 0;
+}
+
+void CPU(clamp)(mu_device *dev, int64_t n, double limit, mu_mat x, mu_mat dy, mu_mat y) {
+    (void)dev;
+    int64_t blocks = cpu_blocks(n, CPU_BLOCK);
+#pragma omp parallel for schedule(static) num_threads(cpu_team(n))
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t i = b * CPU_BLOCK, count = cpu_min(CPU_BLOCK, n - i);
+        if (dy.data) add_within_f32(count, (float)limit, cpu_f32(x) + i, cpu_f32(dy) + i, cpu_f32(y) + i);
+        else clamp_f32(count, (float)limit, cpu_f32(x) + i, cpu_f32(y) + i);
     }
 }
 

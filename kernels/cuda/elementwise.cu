@@ -1,4 +1,4 @@
-/* elementwise.cu - fill, axpy, add, copy and the two sums: vectors of n values, memory-bound. A thread takes
+/* elementwise.cu - fill, axpy, add, clamp, copy and the two sums: vectors of n values, memory-bound. A thread takes
  * every THREADS-th of its block's ELEMENTS, so that a warp reads 32 neighbours at a time. */
 #include "kernels/cuda/cuda.h"
 
@@ -28,6 +28,20 @@ template <typename T> static __global__ void axpy_kernel(int64_t n, typename wid
 
 template <typename T> static __global__ void add_kernel(int64_t n, const T *x, const T *y, T *z) {
     each_element(n, [=](int64_t i) { store(z + i, widened(x[i]) + widened(y[i])); });
+}
+
+template <typename T> static __global__ void clamp_kernel(int64_t n, float limit, const T *x, T *y) {
+    each_element(n, [=](int64_t i) {
+        float v = widened(x[i]);
+        store(y + i, v > limit ? limit : v < -limit ? -limit : v);
+    });
+}
+
+template <typename T> static __global__ void add_within_kernel(int64_t n, float limit, const T *x, const T *dy, T *y) {
+    each_element(n, [=](int64_t i) {
+        float v = widened(x[i]);
+        if (v >= -limit && v <= limit) store(y + i, widened(y[i]) + widened(dy[i]));
+    });
 }
 
 template <typename X, typename Y> static __global__ void copy_kernel(int64_t n, const X *x, Y *y) {
@@ -62,6 +76,16 @@ void mu_cuda_add(mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z) {
     if (x.dtype == MU_DTYPE_I64) run((int64_t)0);
     else if (x.dtype == MU_DTYPE_I32) run((int32_t)0);
     else with_floating(x.dtype, run);
+}
+
+void mu_cuda_clamp(mu_device *dev, int64_t n, double limit, mu_mat x, mu_mat dy, mu_mat y) {
+    with_float_type(x.dtype, [&](auto zero) {
+        typedef decltype(zero) T;
+        if (dy.data)
+            launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, add_within_kernel<T>, n, (float)limit, typed<T>(x).at, typed<T>(dy).at,
+                   typed<T>(y).at);
+        else launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, clamp_kernel<T>, n, (float)limit, typed<T>(x).at, typed<T>(y).at);
+    });
 }
 
 void mu_cuda_copy(mu_device *dev, int64_t n, mu_mat x, mu_mat y) {

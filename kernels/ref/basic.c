@@ -1,4 +1,4 @@
-/* basic.c - fills, sums, embedding, gather and its weighted sum. */
+/* basic.c - fills, sums, limits, embedding, gather and its weighted sum. */
 #include "kernels/ref/ref.h"
 
 void mu_ref_fill(mu_device *dev, int64_t n, double value, mu_mat x_n) {
@@ -29,6 +29,15 @@ void mu_ref_add(mu_device *dev, int64_t n, mu_mat x_n, mu_mat y_n, mu_mat z_n) {
     const double *x = reals(x_n), *y = reals(y_n);
     double *z = reals(z_n);
     for (int64_t i = 0; i < n; i++) z[i] = x[i] + y[i];
+}
+
+void mu_ref_clamp(mu_device *dev, int64_t n, double limit, mu_mat x_n, mu_mat dy_n, mu_mat y_n) {
+    (void)dev;
+    const double *x = reals(x_n), *dy = reals(dy_n);
+    double *y = reals(y_n);
+    for (int64_t i = 0; i < n; i++)
+        if (!dy) y[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
+        else if (x[i] >= -limit && x[i] <= limit) y[i] += dy[i];
 }
 
 void mu_ref_copy(mu_device *dev, int64_t n, mu_mat x_n, mu_mat y_n) {

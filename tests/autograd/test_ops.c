@@ -63,6 +63,14 @@ static void scale(void **state) {
     check_op((check){ .apply = apply_scale }, 1, (int64_t[][2]){ { 3, 5 } }, 100);
 }
 
+/* No value of the leaf lies so close to a limit that a difference crosses it. */
+static mu_tensor *apply_clamp(mu_tape *tp, const check *c, int time) { return mu_clamp(tp, c->in[0], time ? 1.25 : 0.5); }
+
+static void clamp(void **state) {
+    (void)state;
+    check_op((check){ .apply = apply_clamp }, 1, (int64_t[][2]){ { 5, 7 } }, 100);
+}
+
 static mu_tensor *apply_add_bias(mu_tape *tp, const check *c, int time) {
     mu_tensor *x = time ? mu_scale(tp, c->in[0], 2) : c->in[0];
     return mu_add_bias(tp, x, c->in[1]);
@@ -229,7 +237,7 @@ static void all_targets_ignored(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(adds), cmocka_unit_test(scale), cmocka_unit_test(add_bias),
+        cmocka_unit_test(adds), cmocka_unit_test(scale), cmocka_unit_test(clamp), cmocka_unit_test(add_bias),
         cmocka_unit_test(linear),
         cmocka_unit_test(linear_of_itself),
         cmocka_unit_test(embedding),

@@ -56,6 +56,12 @@ static void run_add(trial *t, const int64_t *p) {
     t->dev->k->add(t->dev, p[0], m[0], m[1], m[2]);
 }
 
+/* n, with dy? */
+static void run_clamp(trial *t, const int64_t *p) {
+    mu_mat x = vector(t, "x", p[0]), none = { 0 }, dy = p[1] ? vector(t, "dy", p[0]) : none;
+    t->dev->k->clamp(t->dev, p[0], 0.5, x, dy, p[1] ? vector(t, "y", p[0]) : new_vector(t, "y", p[0] + 3));
+}
+
 /* n, the types of x and y: 0 compute, 1 master */
 static void run_copy(trial *t, const int64_t *p) {
     t->next_master = p[1];
@@ -754,6 +760,8 @@ static void run_jitter(trial *t, const int64_t *p) {
     C(experts_fwd, __VA_ARGS__, WITH_OUT | WITH_H)                           \
     C(experts_fwd, __VA_ARGS__, WITH_IN | WITH_OUT | WITH_H)                 \
     C(experts_fwd, __VA_ARGS__, WITH_IN | WITH_H | WITH_WEIGHTS)             \
+    C(experts_fwd, __VA_ARGS__, WITH_H | WITH_WEIGHTS)                       \
+    C(experts_bwd, __VA_ARGS__, WITH_WEIGHTS | WITH_DWEIGHTS | WITH_DX | WITH_DGATE) \
     C(experts_bwd, __VA_ARGS__, WITH_ALL)                                    \
     C(experts_bwd, __VA_ARGS__, WITH_ALL | FRESH)                            \
     C(experts_bwd, __VA_ARGS__, WITH_ALL | WITH_WEIGHTS | WITH_DWEIGHTS)     \
@@ -780,6 +788,7 @@ static void run_jitter(trial *t, const int64_t *p) {
 static const kernel_case kernel_cases[] = {
     LENGTHS(fill, 0) LENGTHS(fill, 1) LENGTHS(axpy, 0) LENGTHS(axpy, 1) LENGTHS(add, 0) LENGTHS(add, 1)
     LENGTHS(add, 2) LENGTHS(add, 3)
+    LENGTHS(clamp, 0) LENGTHS(clamp, 1)
     LENGTHS(copy, 0) LENGTHS(copy, 1) C(copy, 1000, 0, 1) C(copy, 1000, 1, 1)
     LENGTHS(sum, 0) LENGTHS(sum, 1) LENGTHS(sumsq, 0) LENGTHS(sumsq, 1)
 
@@ -794,6 +803,7 @@ static const kernel_case kernel_cases[] = {
     C(gemm, 0, 0, 20, 256, 4200, 1) C(gemm, 0, 0, 20, 260, 4200, 0)
     C(gemm, 0, 1, 2, 4500, 1000, 1) C(gemm, 1, 0, 5, 4500, 1000, 0)
     C(gemm, 1, 0, 33, 65, 130, 1, 1) C(gemm, 0, 1, 33, 65, 130, 0, 1)
+    C(gemm, 0, 1, 70, 48, 1, 1) C(gemm, 1, 0, 48, 1, 70, 1, 1)     /* a bias and its gradient */
     C(gemm_master, 0, 1, 17, 8, 64, 0) C(gemm_master, 0, 0, 33, 65, 8, 1) C(gemm_master, 1, 0, 8, 64, 130, 1)
     C(gemm_master, 0, 0, 9, 6, 3, 0, 0, 1) C(gemm_master, 0, 0, 5, 10, 3, 0, 0, 2)
     C(gemm_master, 0, 0, 9, 6, 3, 0, 0, 3) C(gemm_master, 0, 0, 5, 10, 3, 0, 0, 4)
@@ -863,7 +873,7 @@ static const kernel_case kernel_cases[] = {
     C(experts_bwd, 4, 1, 576, 640, EVEN, WITH_DX | WITH_DUP | FRESH)
     C(experts_fwd, 2200, 3, 8, 136, EVEN, WITH_IN) C(experts_fwd, 600, 300, 24, 8, EVEN, WITH_OUT)
 
-    ROUTES(0, 4, 2) ROUTES(1, 1, 1) ROUTES(1, 4, 4) ROUTES(65, 8, 2) ROUTES(130, 64, 8) ROUTES(130, 33, 1)
+    ROUTES(0, 4, 2) ROUTES(1, 1, 1) ROUTES(130, 1, 1) ROUTES(1, 4, 4) ROUTES(65, 8, 2) ROUTES(130, 64, 8) ROUTES(130, 33, 1)
     ROUTES(63, 257, 6) ROUTES(9, 100, 5) ROUTES(18, 200, 40) ROUTES(34, 600, 40)
 
     /* T, E, K, segment, spread */

@@ -168,7 +168,7 @@ static void in_single(void **state) { check_fixture(*state, "cpu", 1e-5, 1e-4); 
 int main(void) {
     const struct CMUnitTest tests[] = {
         TYPE("qwen3_moe"), TYPE("dots1"), TYPE("mixtral"), TYPE("granitemoe"), TYPE("granitemoeshared"),
-        TYPE("qwen3"), TYPE("llama"), TYPE("qwen2_moe"),
+        TYPE("qwen3"), TYPE("llama"), TYPE("olmoe"), TYPE("qwen2_moe"),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
