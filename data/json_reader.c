@@ -63,8 +63,7 @@ static void put(mu_json_reader *r, const char *bytes, int64_t n) {
     r->text[r->n] = '\0';
 }
 
-static void put_code(mu_json_reader *r, uint32_t c) {
-    char out[4];
+static int encode(uint32_t c, char out[4]) {
     int n = 0;
     if (c < 0x80) out[n++] = (char)c;
     else if (c < 0x800) out[n++] = (char)(0xC0 | c >> 6);
@@ -73,15 +72,15 @@ static void put_code(mu_json_reader *r, uint32_t c) {
     if (c >= 0x10000) out[n++] = (char)(0x80 | (c >> 12 & 0x3F));
     if (c >= 0x800) out[n++] = (char)(0x80 | (c >> 6 & 0x3F));
     if (c >= 0x80) out[n++] = (char)(0x80 | (c & 0x3F));
-    put(r, out, n);
+    return n;
 }
 
 /* Four hexadecimal digits behind \u, or 0x110000. */
-static uint32_t hex4(mu_json_reader *r) {
+static uint32_t hex4(const char **at, const char *end) {
     uint32_t c = 0;
-    if (r->end - r->at < 4) return 0x110000;
+    if (end - *at < 4) return 0x110000;
     for (int i = 0; i < 4; i++) {
-        char d = *r->at++;
+        char d = *(*at)++;
         int digit = d >= '0' && d <= '9' ? d - '0' : (d | 0x20) >= 'a' && (d | 0x20) <= 'f' ? (d | 0x20) - 'a' + 10 : -1;
         if (digit < 0) return 0x110000;
         c = c << 4 | (uint32_t)digit;
@@ -89,24 +88,19 @@ static uint32_t hex4(mu_json_reader *r) {
     return c;
 }
 
-static bool put_escape(mu_json_reader *r) {        /* behind the backslash */
+int mu_json_escape(const char **at, const char *end, char out[4]) {
     static const char letters[] = "\"\\/bfnrt", means[] = "\"\\/\b\f\n\r\t";
-    if (r->at == r->end) return false;
-    char letter = *r->at++;
+    if (++*at >= end) return 0;
+    char letter = *(*at)++;
     const char *found = letter ? strchr(letters, letter) : NULL;
-    if (found) {
-        put(r, &means[found - letters], 1);
-        return true;
-    }
-    uint32_t c = letter == 'u' ? hex4(r) : 0x110000;
-    if (c >= 0xD800 && c < 0xDC00 && r->end - r->at > 2 && r->at[0] == '\\' && r->at[1] == 'u') {
-        r->at += 2;
-        uint32_t low = hex4(r);
+    if (found) return out[0] = means[found - letters], 1;
+    uint32_t c = letter == 'u' ? hex4(at, end) : 0x110000;
+    if (c >= 0xD800 && c < 0xDC00 && end - *at > 2 && (*at)[0] == '\\' && (*at)[1] == 'u') {
+        *at += 2;
+        uint32_t low = hex4(at, end);
         c = low >= 0xDC00 && low < 0xE000 ? 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00) : 0x110000;
     }
-    if (!c || c >= 0x110000 || (c >= 0xD800 && c < 0xE000)) return false;
-    put_code(r, c);
-    return true;
+    return c >= 0x110000 || (c >= 0xD800 && c < 0xE000) ? 0 : encode(c, out);
 }
 
 bool mu_json_reader_string(mu_json_reader *r) {
@@ -117,11 +111,13 @@ bool mu_json_reader_string(mu_json_reader *r) {
     while (r->at < r->end && *r->at != '"') {
         const char *from = r->at;
         if (*r->at == '\\') {
-            r->at++;
-            if (!put_escape(r)) {
+            char bytes[4];
+            int n = mu_json_escape(&r->at, r->end, bytes);
+            if (!n || !bytes[0]) {
                 mu_json_reader_fail(r, "a string has an escape that is not supported (a half of a pair, U+0000, or none of JSON)");
                 return false;
             }
+            put(r, bytes, n);
             continue;
         }
         int n = mu_char_code((const unsigned char *)from, (const unsigned char *)r->end, &code);

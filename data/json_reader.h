@@ -28,4 +28,8 @@ bool mu_json_reader_key(mu_json_reader *r);                                     
 /* Skips a value, whose brackets are at most 64 deep: its extent. Its scalars are not checked. */
 bool mu_json_reader_skip(mu_json_reader *r, const char **from, int64_t *bytes);
 
+/* The escape of a string whose backslash is at *at: its bytes of UTF-8 into out, *at moves behind it. Returns their number; 0 when it is
+ * none of JSON's, or half of a pair. */
+int mu_json_escape(const char **at, const char *end, char out[4]);
+
 #endif

@@ -1,6 +1,6 @@
 /* json_text.c - the text in a JSON value: a string, or the string of a given key of an object. The value is checked completely and
  * decoded in place, so a hostile one needs no more memory than its bytes. */
-#include "data/internal.h"
+#include "data/json_reader.h"
 
 #include <string.h>
 
@@ -43,59 +43,6 @@ static bool bad(reader *r, const char *at, const char *what) {
 
 /* ------------------------------------------------------------------ strings */
 
-static int hex_digit(char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    c |= 32;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-/* The four hexadecimal digits at s; -1 if they are not. */
-static int32_t hex4(const char *s, const char *end) {
-    int32_t code = 0;
-    if (end - s < 4) return -1;
-    for (int i = 0; i < 4; i++) {
-        int digit = hex_digit(s[i]);
-        if (digit < 0) return -1;
-        code = code << 4 | digit;
-    }
-    return code;
-}
-
-static char *put_utf8(char *out, uint32_t code) {
-    if (code < 0x80) return *out++ = (char)code, out;
-    if (code < 0x800) *out++ = (char)(0xc0 | code >> 6);
-    else {
-        if (code < 0x10000) *out++ = (char)(0xe0 | code >> 12);
-        else *out++ = (char)(0xf0 | code >> 18), *out++ = (char)(0x80 | (code >> 12 & 63));
-        *out++ = (char)(0x80 | (code >> 6 & 63));
-    }
-    *out++ = (char)(0x80 | (code & 63));
-    return out;
-}
-
-/* \uXXXX, or two of them for a character beyond U+FFFF; r->at is at the backslash. NULL if not valid. */
-static char *decode_unicode(reader *r, char *out) {
-    int32_t code = hex4(r->at + 2, r->end), low = -1;
-    bool pair = code >= 0xd800 && code < 0xdc00;
-    if (pair && r->end - r->at >= 12 && r->at[6] == '\\' && r->at[7] == 'u') low = hex4(r->at + 8, r->end);
-    if (code < 0 || (code >= 0xdc00 && code < 0xe000) || (pair && (low < 0xdc00 || low >= 0xe000))) return NULL;
-    if (pair) code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
-    r->at += pair ? 12 : 6;
-    return put_utf8(out, (uint32_t)code);
-}
-
-/* The escape at r->at; advances. NULL if not valid. */
-static char *decode_escape(reader *r, char *out) {
-    static const char escapes[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
-    char kind = r->at + 1 < r->end ? r->at[1] : '\0';
-    const char *found = kind ? strchr(escapes, kind) : NULL;
-    if (kind == 'u') return decode_unicode(r, out);
-    if (!found) return NULL;
-    r->at += 2;
-    *out++ = values[found - escapes];
-    return out;
-}
-
 /* The string at r->at, decoded in place: never longer than before. */
 static bool read_string(reader *r, char **text, int64_t *bytes) {
     char *quote = r->at++, *out = r->at;
@@ -104,9 +51,13 @@ static bool read_string(reader *r, char **text, int64_t *bytes) {
         unsigned char c = (unsigned char)*r->at;
         uint32_t code;
         if (c == '\\') {
-            char *next = decode_escape(r, out);
-            if (!next) return bad(r, r->at, "invalid escape");
-            out = next;
+            char decoded[4];
+            const char *next = r->at;
+            int n = mu_json_escape(&next, r->end, decoded);
+            if (n == 0) return bad(r, r->at, "invalid escape");
+            r->at += next - r->at;
+            memcpy(out, decoded, (size_t)n);
+            out += n;
         } else if (c < 0x20) return bad(r, r->at, "control character in a string");
         else {
             int n = c < 0x80 ? 1 : mu_utf8_decode(r->at, (size_t)(r->end - r->at), &code);
