@@ -14,7 +14,12 @@ void mu_activity_tick(void) {
 }
 
 void mu_activity_set(const char *phase, int layer, const char *op) {
-    now.phase = phase, now.layer = layer, now.op = op;
+    now.phase = phase, now.layer = layer, now.op = op, now.done = 0;
+    mu_activity_tick();
+}
+
+void mu_activity_done(int64_t done) {
+    now.done = done;
     mu_activity_tick();
 }
 

@@ -79,10 +79,12 @@ typedef struct {
     const char *phase, *op;     /* "forward", "checkpoint", ...; the op or collective, or NULL */
     int layer;                  /* -1: none */
     int64_t step;               /* the current optimizer step; -1: none */
+    int64_t done;               /* of this work, in a unit of its own (bytes read, tokens made) */
     int64_t progress;           /* number of reports */
 } mu_activity;
 void mu_activity_set(const char *phase, int layer, const char *op);     /* counts as progress */
 void mu_activity_tick(void);                            /* progress within the same work */
+void mu_activity_done(int64_t done);                    /* the same, and how much of it is done; mu_activity_set starts at 0 */
 void mu_activity_step(int64_t step);
 const mu_activity *mu_activity_now(void);
 void mu_activity_set_hook(void (*hook)(void));          /* called at every report; NULL: none */

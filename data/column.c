@@ -235,6 +235,16 @@ void mu_column_append_ids(mu_column *c, const int32_t *ids, int64_t n) {
     c->n += n;
 }
 
+void mu_column_append(mu_column *c, const mu_column *more) {
+    size_t size = mu_column_size(c);
+    MU_CHECK(c->type == more->type, "a column of %s gets %s", mu_store_type_name(c->type), mu_store_type_name(more->type));
+    make_room(c, more->n);
+    if (more->n) memcpy(c->memory + (size_t)c->n * size, more->memory, (size_t)more->n * size);
+    c->n += more->n;
+}
+
+void mu_column_clear(mu_column *c) { c->n = 0; }
+
 void mu_column_append_offset(mu_column *c, int64_t offset) {
     make_room(c, 1);
     ((int64_t *)(void *)c->memory)[c->n++] = offset;

@@ -10,13 +10,12 @@ static bool is_synthetic(const char *path) { return !strcmp(path, "synthetic"); 
 
 static mu_status open_domain(mu_domain *d, const char *path, const char *text_key, const mu_tokenizer *t, uint64_t seed,
                              mu_cache *cache, mu_error *e) {
-    mu_domain_maker m = { .domain = d, .tokenizer = t };
+    mu_domain_maker m = { .domain = d, .tokenizer = t, .path = path, .text_key = text_key, .seed = seed };
     mu_status status = MU_STATUS_OK;
     bool in_file = !is_synthetic(path) && mu_token_file_named(path);
-    if (!in_file) mu_domain_start(&m);
-    if (is_synthetic(path)) mu_synthetic_make(&m, seed);
-    else if (in_file) status = mu_token_file_open(d, t, path, cache, e);
-    else status = mu_text_read(&m, path, text_key, e);
+    mu_activity_set("reading texts", -1, d->name);
+    if (in_file) status = mu_token_file_open(d, t, path, cache, e);
+    else status = mu_domain_make(&m, is_synthetic(path) ? mu_synthetic_make : mu_text_read, e);
     if (!status) status = mu_domain_scan(d, t, path, e);
     if (!status && d->n_tokens == 0)
         status = mu_error_set(e, MU_STATUS_DATA, "domain \"%s\": no text in %s", d->name, path);

@@ -72,6 +72,29 @@ typedef mu_status mu_take_document(void *to, const mu_document *d, mu_error *e);
 mu_status mu_text_each(const char *path, const char *text_key, mu_take_document *take, void *to, mu_error *e) MU_MUST_USE;
 mu_status mu_text_bytes(const char *path, int64_t *bytes, mu_error *e) MU_MUST_USE;    /* of its text files on disk, for progress */
 
+/* ------------------------------------------------------------------ training a tokenizer (bpe_train.c)
+ * Byte-level BPE. Vocabulary and merges are those of Hugging Face's BpeTrainer with the same documents, the alphabet of its
+ * ByteLevel and max_token_length None: each step merges the pair of tokens that occurs most often, of several the one with
+ * the smallest ids (left, then right). The result does not depend on the number of threads. Texts are streamed; memory: the largest
+ * document, and about 60 bytes for each distinct piece and 12 for each byte of one. */
+enum { MU_BPE_VOCAB_MAX = 1 << 20 };
+typedef struct {
+    int64_t vocab_size;             /* special tokens, 256 bytes, merges */
+    int64_t min_frequency;          /* pairs that occur less often are not merged; at least 1 */
+    const char *splitter;           /* between its pieces nothing is merged: "gpt2", "cl100k", "qwen2", "o200k", ... */
+    int n_special;
+    const char *const *special;     /* ids 0, 1, ...; the first ends a document */
+    const char *text_key;
+} mu_bpe_training;
+typedef struct { int64_t documents, text_bytes, pieces, merges; } mu_bpe_trained;       /* pieces: distinct ones */
+/* MU_STATUS_USAGE: an unknown splitter, a vocabulary that is too small, a special token that cannot be one. */
+mu_status mu_bpe_training_check(const mu_bpe_training *how, mu_error *e) MU_MUST_USE;
+/* Trains on all documents of the paths (mu_text_each). Fewer merges than wanted: no other pair occurs min_frequency times. The
+ * caller closes the tokenizer. MU_STATUS_USAGE as above; NOINPUT, DATA: the texts. mu_activity: "reading texts" (bytes of files),
+ * then "merging" (tokens). */
+mu_status mu_bpe_train(mu_tokenizer **t, mu_bpe_trained *result, const mu_bpe_training *how, int n_paths, char *const *paths,
+                       mu_error *e) MU_MUST_USE;
+
 /* ------------------------------------------------------------------ corpus (corpus.c; of one domain: domain.c, text.c, token_file.c, raw_file.c, synthetic.c)
  * All domains of a run, tokenized: texts in memory, token files in blocks through a cache of limited size. Each document
  * ends with the end-of-document id. */

@@ -7,25 +7,72 @@
 
 /* ------------------------------------------------------------------ making */
 
-void mu_domain_start(mu_domain_maker *m) {
-    mu_domain *d = m->domain;
-    d->tokens = mu_column_new(mu_ids_type(mu_tokenizer_vocab_size(m->tokenizer)));
-    d->document_offsets = mu_column_new(MU_STORE_I64);
-    mu_column_append_offset(d->document_offsets, 0);
+/* The ids of a batch; ends: behind the ids of each part. */
+typedef struct { mu_column *ids; int64_t *ends, room; } encoded;
+
+static encoded *encoded_of(mu_batch *b, const mu_tokenizer *t) {
+    encoded *r = b->result ? b->result : mu_alloc(1, sizeof *r);
+    b->result = r;
+    if (!r->ids) r->ids = mu_column_new(mu_ids_type(mu_tokenizer_vocab_size(t)));
+    if (r->room < b->n_parts) r->ends = mu_realloc(r->ends, (size_t)(r->room = b->parts_room), sizeof *r->ends);
+    return r;
+}
+
+static void free_encoded(void *result) {
+    encoded *r = result;
+    if (!r) return;
+    mu_column_free(r->ids);
+    free(r->ends);
+    free(r);
 }
 
 static void take_ids(void *tokens, const int32_t *ids, int64_t n) { mu_column_append_ids(tokens, ids, n); }
 
-void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes) {
-    mu_domain *d = m->domain;
+static void encode_batch(void *maker, mu_batch *b) {
+    const mu_domain_maker *m = maker;
+    encoded *r = encoded_of(b, m->tokenizer);
     int32_t eod = mu_tokenizer_eod(m->tokenizer);
-    if (bytes == 0) return;
-    mu_tokenizer_encode(m->tokenizer, text, bytes, take_ids, d->tokens);
-    take_ids(d->tokens, &eod, 1);
+    mu_column_clear(r->ids);
+    for (int64_t i = 0, at = 0; i < b->n_parts; at = b->parts[i++].end) {
+        mu_tokenizer_encode(m->tokenizer, b->text + at, b->parts[i].end - at, take_ids, r->ids);
+        if (b->parts[i].ends_document) take_ids(r->ids, &eod, 1);
+        r->ends[i] = mu_column_length(r->ids);
+    }
+}
+
+static void take_batch(void *maker, const mu_batch *b) {
+    mu_domain *d = ((mu_domain_maker *)maker)->domain;
+    const encoded *r = b->result;
+    mu_column_append(d->tokens, r->ids);
+    for (int64_t i = 0; i < b->n_parts; i++) {
+        if (!b->parts[i].ends_document) continue;
+        mu_column_append_offset(d->document_offsets, d->n_tokens + r->ends[i]);
+        d->n_documents++;
+    }
     d->n_tokens = mu_column_length(d->tokens);
-    d->text_bytes += bytes;
-    d->n_documents++;
-    mu_column_append_offset(d->document_offsets, d->n_tokens);
+}
+
+typedef struct { mu_domain_maker *maker; mu_status (*read)(mu_domain_maker *m, mu_error *e); } source;
+
+static mu_status read_source(mu_batches *b, void *from, mu_error *e) {
+    source *s = from;
+    s->maker->batches = b;
+    return s->read(s->maker, e);
+}
+
+mu_status mu_domain_make(mu_domain_maker *m, mu_status (*read)(mu_domain_maker *m, mu_error *e), mu_error *e) {
+    mu_domain *d = m->domain;
+    mu_batch_work work = { .work = encode_batch, .take = take_batch, .free = free_encoded, .cut = m->tokenizer->cut, .context = m };
+    d->tokens = mu_column_new(mu_ids_type(mu_tokenizer_vocab_size(m->tokenizer)));
+    d->document_offsets = mu_column_new(MU_STORE_I64);
+    mu_column_append_offset(d->document_offsets, 0);
+    return mu_batches_run(&work, read_source, &(source){ m, read }, e);
+}
+
+void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes, int64_t read) {
+    if (bytes == 0) return;
+    m->domain->text_bytes += bytes;
+    mu_batches_add(m->batches, text, bytes, read);
 }
 
 void mu_domain_close(mu_domain *d) {

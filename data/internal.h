@@ -6,12 +6,15 @@
 /* ------------------------------------------------------------------ kinds of tokenizers
  * A kind is one file, tokenizer_KIND.c: a structure that begins with this one, its functions, and a constructor for the table
  * in tokenizer.c. */
+/* A place in (from, bytes] where a text may be cut; `bytes` when there is none before. */
+typedef int64_t mu_cut_text(const char *text, int64_t bytes, int64_t from);
 struct mu_tokenizer {
     char name[32], fingerprint[33];
     int vocab_size;
     int32_t eod;
     void (*encode)(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to);
     void (*encode_prompt)(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to);     /* NULL: encode */
+    mu_cut_text *cut;           /* where a text may be cut: its parts have the same ids; NULL: nowhere */
     int64_t (*decode)(const mu_tokenizer *t, int32_t id, const char **bytes);
     mu_status (*write)(const mu_tokenizer *t, const char *path, mu_error *e);       /* NULL: there is nothing to write */
     void (*close)(mu_tokenizer *t);
@@ -44,6 +47,53 @@ typedef struct {
 } mu_bpe_vocabulary;
 mu_status mu_tokenizer_bpe_new(mu_tokenizer **t, const mu_bpe_vocabulary *v, mu_error *e) MU_MUST_USE;
 
+/* ------------------------------------------------------------------ training BPE (piece_table.c, bpe_merge.c, bpe_train.c)
+ * Distinct pieces of texts and how often they occur. */
+typedef struct { int64_t count; uint64_t key; size_t at; uint32_t length; } mu_counted_piece;    /* at, key: of the table */
+typedef struct mu_piece_table mu_piece_table;
+mu_piece_table   *mu_piece_table_new(void);
+void              mu_piece_table_free(mu_piece_table *t);
+void              mu_piece_table_add(mu_piece_table *t, const char *bytes, int64_t length, int64_t count);
+void              mu_piece_table_move(mu_piece_table *to, mu_piece_table *from);        /* empties `from` */
+int64_t           mu_piece_table_length(const mu_piece_table *t);
+mu_counted_piece *mu_piece_table_list(mu_piece_table *t);       /* all pieces, one behind another; nothing can be added any more */
+const char       *mu_piece_table_bytes(const mu_piece_table *t, const mu_counted_piece *p);
+/* The merges of these pieces, one after another. ids: of single bytes, all under n_ids; ids_max: one more than the largest id that
+ * will be made; pairs that occur less than `least` times are not merged. Sorts the table, which is not needed afterwards.
+ * MU_STATUS_DATA: too many pieces. */
+typedef struct mu_bpe_merger mu_bpe_merger;
+mu_status mu_bpe_merger_new(mu_bpe_merger **m, mu_piece_table *t, const int32_t ids[256], int32_t n_ids, int32_t ids_max, int64_t least,
+                            mu_error *e) MU_MUST_USE;
+void      mu_bpe_merger_free(mu_bpe_merger *m);
+/* The most frequent pair of tokens, and of several the one with the smallest ids; returns its count, 0 when there is none. */
+int64_t   mu_bpe_merger_next(mu_bpe_merger *m, int32_t *left, int32_t *right);
+void      mu_bpe_merger_join(mu_bpe_merger *m, int32_t made);   /* this pair becomes the token `made` */
+
+/* ------------------------------------------------------------------ documents on all threads (batches.c)
+ * Documents, the large ones in parts, are collected in batches. */
+typedef struct { int64_t end; bool ends_document; } mu_part;
+typedef struct {
+    char *text;                 /* part i: [parts[i - 1].end, parts[i].end) */
+    int64_t bytes, n_parts;
+    mu_part *parts;
+    void *result;               /* of `work`, NULL at first; stays for the next batch in the same place */
+    int64_t room, parts_room;
+} mu_batch;
+typedef struct {
+    void (*work)(void *context, mu_batch *b);           /* on any thread */
+    void (*take)(void *context, const mu_batch *b);     /* on the calling thread, in the order of the documents; or NULL */
+    void (*free)(void *result);                         /* or NULL */
+    mu_cut_text *cut;                                   /* where a document may be cut; NULL: nowhere */
+    void *context;
+} mu_batch_work;
+typedef struct mu_batches mu_batches;
+/* Runs `read`, which passes documents to mu_batches_add. Returns its status, after all work is done. */
+mu_status mu_batches_run(const mu_batch_work *work, mu_status (*read)(mu_batches *b, void *from, mu_error *e), void *from,
+                         mu_error *e) MU_MUST_USE;
+/* read: as in mu_document, for mu_activity_done. */
+void      mu_batches_add(mu_batches *b, const char *text, int64_t bytes, int64_t read);
+mu_cut_text mu_cut_line;        /* for every named splitter: between a line that ends visibly and one that begins with a letter */
+
 /* ------------------------------------------------------------------ columns (column.c)
  * An array of numbers: growable in memory; or in a token file, read in blocks through the corpus's cache. */
 typedef struct mu_cache mu_cache;
@@ -66,22 +116,27 @@ mu_status  mu_column_read(const mu_column *c, int64_t first, int64_t n, void *nu
 /* The same for ids, as 32 bits. */
 mu_status  mu_column_ids(const mu_column *c, int64_t first, int64_t n, int32_t *ids, mu_error *e) MU_MUST_USE;
 void       mu_column_append_ids(mu_column *c, const int32_t *ids, int64_t n);
+void       mu_column_append(mu_column *c, const mu_column *more);      /* of the same type, in memory */
 void       mu_column_append_offset(mu_column *c, int64_t offset);
+void       mu_column_clear(mu_column *c);               /* no numbers, the capacity stays */
 void       mu_column_trim(mu_column *c);                /* frees unused capacity */
 mu_store_type mu_ids_type(int vocab_size);              /* 16 bits if sufficient, else 32 */
 
 /* ------------------------------------------------------------------ one domain (domain.c) */
 
 /* A domain being built from texts. */
-typedef struct {
+typedef struct mu_domain_maker {
     mu_domain *domain;
     const mu_tokenizer *tokenizer;
+    const char *path, *text_key;
+    uint64_t seed;
+    mu_batches *batches;
 } mu_domain_maker;
 
-/* Prepares the domain for documents. */
-void mu_domain_start(mu_domain_maker *m);
-/* Adds one document and the end-of-document id; nothing for an empty text. */
-void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes);
+/* Fills the domain with the documents that `read` adds, each with the end-of-document id; texts are encoded on all threads. */
+mu_status mu_domain_make(mu_domain_maker *m, mu_status (*read)(mu_domain_maker *m, mu_error *e), mu_error *e) MU_MUST_USE;
+/* Adds one document; nothing for an empty text. read: as in mu_document. */
+void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes, int64_t read);
 /* Reads a complete domain once: computes fingerprint and entropy, and checks that every id is in the vocabulary and every
  * document ends with the end-of-document id. MU_STATUS_DATA names the path. */
 mu_status mu_domain_scan(mu_domain *d, const mu_tokenizer *t, const char *path, mu_error *e) MU_MUST_USE;
@@ -91,7 +146,7 @@ void mu_domain_close(mu_domain *d);
 #define MU_DOMAIN_BYTES_MAX ((int64_t)4 << 30)
 
 /* text.c: mu_text_each, into a domain. */
-mu_status mu_text_read(mu_domain_maker *m, const char *path, const char *text_key, mu_error *e) MU_MUST_USE;
+mu_status mu_text_read(mu_domain_maker *m, mu_error *e) MU_MUST_USE;
 mu_status mu_text_measure(mu_domain_size *size, const char *domain, const char *path, mu_error *e) MU_MUST_USE;
 
 /* ------------------------------------------------------------------ texts
@@ -153,7 +208,7 @@ mu_status mu_llmc_file_open(mu_raw_tokens *t, const char *path, mu_error *e) MU_
 /* *is_megatron: whether there is an index; if not, nothing is opened. */
 mu_status mu_megatron_file_open(mu_raw_tokens *t, const char *path, bool *is_megatron, mu_error *e) MU_MUST_USE;
 /* synthetic.c: all documents that the generator makes for a domain of this name. */
-void      mu_synthetic_make(mu_domain_maker *m, uint64_t seed);
+mu_status mu_synthetic_make(mu_domain_maker *m, mu_error *e) MU_MUST_USE;
 void      mu_synthetic_measure(mu_domain_size *size, const char *domain, uint64_t seed);
 
 /* order.c: the order of n training sequences of a domain, a permutation for every epoch. Above 2^20 sequences it takes no memory, unless

@@ -130,10 +130,10 @@ void mu_synthetic_measure(mu_domain_size *size, const char *domain, uint64_t see
     size->tokens = size->documents * DOCUMENT_TOKENS;
 }
 
-void mu_synthetic_make(mu_domain_maker *m, uint64_t seed) {
+mu_status mu_synthetic_make(mu_domain_maker *m, mu_error *e) {
     const char *name = m->domain->name;
-    recipe r = recipe_of(name, seed);
-    mu_rng numbers = stream(name, seed, LAYER_TEXT);
+    recipe r = recipe_of(name, m->seed);
+    mu_rng numbers = stream(name, m->seed, LAYER_TEXT);
     char text[DOCUMENT_TOKENS - 1];         /* the end of the document is the last token */
     size_t tag = strlen(r.tag);
     memcpy(text, r.tag, tag);
@@ -143,6 +143,8 @@ void mu_synthetic_make(mu_domain_maker *m, uint64_t seed) {
             symbol = next_symbol(&r, symbol, mu_rng_uniform(&numbers, (uint64_t)d * DOCUMENT_TOKENS + i));
             text[i] = symbols[symbol];
         }
-        mu_domain_add(m, text, sizeof text);
+        mu_domain_add(m, text, sizeof text, (d + 1) * (int64_t)sizeof text);
     }
+    (void)e;
+    return MU_STATUS_OK;
 }

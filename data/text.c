@@ -286,13 +286,13 @@ static mu_status add_document(void *to, const mu_document *d, mu_error *e) {
     if (d->bytes > MU_DOMAIN_BYTES_MAX - m->domain->text_bytes)
         return mu_error_set(e, MU_STATUS_DATA, "more than %lld GiB of text, reached at %s",
                             (long long)(MU_DOMAIN_BYTES_MAX >> 30), d->path);
-    mu_domain_add(m, d->text, d->bytes);
+    mu_domain_add(m, d->text, d->bytes, d->read);
     return MU_STATUS_OK;
 }
 
-mu_status mu_text_read(mu_domain_maker *m, const char *path, const char *text_key, mu_error *e) {
+mu_status mu_text_read(mu_domain_maker *m, mu_error *e) {
     mu_error why;
-    return of_domain(m->domain->name, mu_text_each(path, text_key, add_document, m, &why), &why, e);
+    return of_domain(m->domain->name, mu_text_each(m->path, m->text_key, add_document, m, &why), &why, e);
 }
 
 /* Bytes of the file, decompressed. */

@@ -16,6 +16,11 @@ static void encode(const mu_tokenizer *t, const char *text, int64_t bytes, mu_ta
     }
 }
 
+static int64_t cut_anywhere(const char *text, int64_t bytes, int64_t from) {
+    (void)text;
+    return from < bytes ? from : bytes;
+}
+
 typedef struct {
     mu_tokenizer tokenizer;
     char bytes[N_BYTES];        /* byte i */
@@ -32,7 +37,7 @@ static void close_bytes(mu_tokenizer *t) { free(t); }
 mu_tokenizer *mu_tokenizer_bytes_new(void) {
     static const char meaning[] = "bytes: ids 0-255 are bytes, 256 ends a document";
     bytes_tokenizer *b = mu_alloc(1, sizeof *b);
-    b->tokenizer = (mu_tokenizer){ .name = "bytes", .vocab_size = N_BYTES + 1, .eod = N_BYTES, .encode = encode,
+    b->tokenizer = (mu_tokenizer){ .name = "bytes", .vocab_size = N_BYTES + 1, .eod = N_BYTES, .encode = encode, .cut = cut_anywhere,
                                    .decode = decode, .close = close_bytes };
     mu_hash128_hex(meaning, sizeof meaning - 1, b->tokenizer.fingerprint);
     for (int i = 0; i < N_BYTES; i++) b->bytes[i] = (char)i;

@@ -386,6 +386,40 @@ static void test_entropy(void **state) {
     mu_corpus_close(&c);
 }
 
+/* Documents of 1 MiB, which are encoded in parts, and small ones: the same for any number of threads, and for a tokenizer
+ * whose texts must not be cut. */
+static void test_threads(void **state) {
+    (void)state;
+    enum { LARGE = 1 << 20, SMALL = 3000 };
+    char *text = mu_alloc(LARGE, 1);
+    for (int i = 0; i < LARGE; i++) text[i] = (char)('!' + i % 89);
+    put("threads/b.txt", text, LARGE);
+    put("threads/d.txt", text + 5, LARGE - 5);
+    FILE *lines = fopen(in_folder("threads/c.jsonl"), "w");
+    for (int i = 0; i < SMALL; i++) fprintf(lines, "{\"text\": \"%d%.*s\"}\n", i, i % 500, "01234567890");
+    fclose(lines);
+    put_text("threads/a.txt", "first");
+    mu_tokenizer whole = *bytes;
+    whole.cut = NULL;
+    char fingerprint[33] = "";
+    for (int i = 0; i < 6; i++) {
+        mu_corpus c;
+        mu_threads_set(1 << i % 3);
+        mu_option_domain one = { .domain = "one", .weight = 1 };
+        snprintf(one.path, sizeof one.path, "%s", in_folder("threads"));
+        assert_ok(mu_corpus_open(&c, &(mu_option_domains){ 1, &one }, "text", i < 3 ? bytes : &whole, 7, cache_bytes, &e));
+        assert_int_equal(c.domains[0].n_documents, SMALL + 3);
+        assert_int_equal(c.domains[0].n_tokens, c.domains[0].text_bytes + SMALL + 3);
+        assert_int_equal(document_end(&c.domains[0], 1), 6 + LARGE + 1);
+        assert_int_equal(id_at(&c.domains[0], 6 + LARGE - 1), text[LARGE - 1]);
+        if (i) assert_string_equal(c.domains[0].fingerprint, fingerprint);
+        snprintf(fingerprint, sizeof fingerprint, "%s", c.domains[0].fingerprint);
+        mu_corpus_close(&c);
+    }
+    mu_threads_set(1);
+    free(text);
+}
+
 /* ------------------------------------------------------------------ token files */
 
 /* Nothing in the folder has a name that begins so. */
@@ -1649,6 +1683,7 @@ int main(void) {
         cmocka_unit_test(test_not_read),       cmocka_unit_test(test_overlaps),
         cmocka_unit_test(test_jsonl_values),
         cmocka_unit_test(test_bad_names),      cmocka_unit_test(test_entropy),
+        cmocka_unit_test(test_threads),
         cmocka_unit_test(test_token_file),     cmocka_unit_test(test_bad_token_files),
         cmocka_unit_test(test_wide_ids),       cmocka_unit_test(test_pieces),
         cmocka_unit_test(test_measure),        cmocka_unit_test(test_changed_file),
