@@ -1,6 +1,8 @@
 /* arguments.c - options with a value on the command line. */
 #include "train/train.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 mu_status mu_argument_find(int argc, char **argv, int *i, const mu_argument *options, int n, bool *found, mu_error *e) {
@@ -16,6 +18,24 @@ mu_status mu_argument_find(int argc, char **argv, int *i, const mu_argument *opt
         return MU_STATUS_OK;
     }
     return MU_STATUS_OK;
+}
+
+mu_status mu_argument_whole(const char *option, const char *text, int64_t *value, mu_error *e) {
+    char *end;
+    if (!text) return MU_STATUS_OK;
+    errno = 0;
+    long long n = strtoll(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end || errno) return mu_error_set(e, MU_STATUS_USAGE, "%s %s: expected a whole number", option, text);
+    *value = n;
+    return MU_STATUS_OK;
+}
+
+mu_status mu_argument_threads(const char *text, mu_error *e) {
+    mu_train_config cfg = { 0 };
+    mu_status status = mu_argument_whole("--threads", text, &cfg.threads, e);
+    if (!status && cfg.threads > 4096) status = mu_error_set(e, MU_STATUS_USAGE, "--threads %s: at most 4096", text);
+    if (!status) mu_threads_set(mu_cores_share(0, 1, mu_config_threads(&cfg)));
+    return status;
 }
 
 mu_status mu_domain_argument(const char *text, mu_option_domains *list, mu_error *e) {

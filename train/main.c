@@ -84,6 +84,18 @@ static const command commands[] = {
       "Checks this build on this machine in under a minute, one line per check: the value and gradient of every\n"
       "balancing term, the same gradients for any split of a batch (over ranks, too, under mpirun), the device against\n"
       "double precision, batch invariance, a checkpoint written and resumed, and the speed. Exit code 70 when any fails." },
+    { "train-tokenizer", mu_cmd_train_tokenizer, "--vocab-size N --out tokenizer.json [--pattern NAME] [--min-frequency N] [--special TOKEN ...]"
+      " [--text-key KEY] [--threads N] TEXT ...",
+      "Trains a byte-level BPE tokenizer on texts, folders or files as in data.train, and writes its tokenizer.json, for muster\n"
+      "and Hugging Face. The result is that of Hugging Face's trainer, whatever the number of threads (docs/tokenizers.md).\n"
+      "An existing tokenizer is replaced; any other file is left alone.\n\n"
+      "  --vocab-size N      ids: special tokens, 256 bytes, merges\n"
+      "  --pattern NAME      how texts are split into pieces, in which tokens are merged: gpt2 (default), cl100k, qwen2,\n"
+      "                      o200k, tekken, deepseek, digits-gpt2\n"
+      "  --min-frequency N   pairs of tokens that occur less often are not merged (default 2)\n"
+      "  --special TOKEN     a special token, instead of <|endoftext|>; the first ends a document\n"
+      "  --text-key KEY      key of the text in the objects of .jsonl and .json files (default text)\n"
+      "  --threads N         default: OMP_NUM_THREADS if set, else all cores" },
     { "tokenize", mu_cmd_tokenize, "[--tokenizer NAME] [--text-key KEY] --out FILE.h5 DOMAIN=PATH ...",
       "Writes a token file from texts: per domain a folder of .txt and .jsonl files, or one such file.\n"
       "An existing token file is replaced, with a note; any other file is left alone.\n"

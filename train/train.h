@@ -359,6 +359,11 @@ bool mu_due(int64_t every, int64_t step, int64_t last);     /* every 0: never; o
 bool mu_is_logged(const mu_config *cfg, int64_t step);      /* has the step a line of metrics? */
 double mu_kill_timeout(void);       /* seconds from SIGTERM to SIGKILL for the ranks of an mpirun that was signalled */
 
+/* ------------------------------------------------------------------ progress of reading texts (meter.c)
+ * Shows mu_activity while texts are read: phase "reading texts", of `bytes` of files, and others, of `tokens`. Rank 0. */
+void mu_meter_start(int64_t bytes, int64_t tokens);
+void mu_meter_stop(void);
+
 /* ------------------------------------------------------------------ threads and device of a rank (device.c, peak.c) */
 /* Sets the threads of this rank: as configured, within its share of the node's cores. Local. */
 void mu_config_use_threads(const mu_train_config *cfg, const mu_mesh *mesh);
@@ -387,6 +392,7 @@ int mu_cmd_report(int argc, char **argv);
 int mu_cmd_compare(int argc, char **argv);
 int mu_cmd_selftest(int argc, char **argv);
 int mu_cmd_tokenize(int argc, char **argv);
+int mu_cmd_train_tokenizer(int argc, char **argv);
 int mu_cmd_stats(int argc, char **argv);
 /* ------------------------------------------------------------------ messages (messages.c)
  * Written to stderr; mu_report_error sets their rank. Local. */
@@ -406,6 +412,10 @@ void mu_report_stall(const char *report);
  * used. USAGE when the value is missing, or empty where `needs`, what it must be, is given. Local. */
 typedef struct { const char *name, **value, *needs; } mu_argument;
 mu_status mu_argument_find(int argc, char **argv, int *i, const mu_argument *options, int n, bool *found, mu_error *e) MU_MUST_USE;
+/* The value of an option: a whole number, at least 0; NULL: not given, *value stays. USAGE for anything else. Local. */
+mu_status mu_argument_whole(const char *option, const char *text, int64_t *value, mu_error *e) MU_MUST_USE;
+/* --threads N of the commands that have no configuration, as train.threads: sets the threads of this process. Local. */
+mu_status mu_argument_threads(const char *text, mu_error *e) MU_MUST_USE;
 /* Appends DOMAIN=PATH, with weight 1, to a list with room for it. USAGE when it is not of this form. Local. */
 mu_status mu_domain_argument(const char *text, mu_option_domains *list, mu_error *e) MU_MUST_USE;
 /* Checks that all ranks have the same arguments. Collective, agreed. */
