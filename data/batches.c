@@ -86,7 +86,7 @@ static void append(mu_batches *b, const char *text, int64_t bytes, bool ends_doc
         batch->parts = mu_realloc(batch->parts, (size_t)(batch->parts_room = 2 * batch->parts_room + 16), sizeof *batch->parts);
     memcpy(batch->text + batch->bytes, text, (size_t)bytes);
     batch->bytes += bytes;
-    batch->parts[batch->n_parts++] = (mu_part){ batch->bytes, ends_document };
+    batch->parts[batch->n_parts++] = (mu_batch_part){ batch->bytes, ends_document };
 }
 
 void mu_batches_add(mu_batches *b, const char *text, int64_t bytes, int64_t read) {

@@ -71,11 +71,11 @@ void      mu_bpe_merger_join(mu_bpe_merger *m, int32_t made);   /* this pair bec
 
 /* ------------------------------------------------------------------ documents on all threads (batches.c)
  * Documents, the large ones in parts, are collected in batches. */
-typedef struct { int64_t end; bool ends_document; } mu_part;
+typedef struct { int64_t end; bool ends_document; } mu_batch_part;
 typedef struct {
     char *text;                 /* part i: [parts[i - 1].end, parts[i].end) */
     int64_t bytes, n_parts;
-    mu_part *parts;
+    mu_batch_part *parts;
     void *result;               /* of `work`, NULL at first; stays for the next batch in the same place */
     int64_t room, parts_room;
 } mu_batch;

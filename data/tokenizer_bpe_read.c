@@ -126,6 +126,13 @@ static void make_fingerprint(mu_bpe_tokenizer *t, const mu_json *says) {
     mu_hash_finish(h, t->tokenizer.fingerprint);
 }
 
+/* Whether mu_cut_line's cuts change no id: nothing sees more than a line but a named splitter, and normal forms. */
+static bool may_be_cut(const mu_bpe_tokenizer *t) {
+    bool only_forms = true;
+    for (int i = 0; i < t->n_normalize; i++) only_forms = only_forms && t->normalize[i].kind == MU_NORMALIZE_FORM;
+    return only_forms && !t->any_plain && mu_bpe_options_of(t->bpe)->byte_level && t->n_steps == 1 && t->steps[0].kind == MU_STEP_SPLITTER;
+}
+
 mu_status mu_bpe_tokenizer_finish(mu_bpe_tokenizer *t, const char *where, const char *eod, mu_error *e) {
     mu_json says;
     mu_json_init(&says);
@@ -138,6 +145,7 @@ mu_status mu_bpe_tokenizer_finish(mu_bpe_tokenizer *t, const char *where, const 
         t->tokenizer.vocab_size = mu_bpe_ids(t->bpe);
         if (t->n_added && t->added[t->n_added - 1].id >= t->tokenizer.vocab_size) t->tokenizer.vocab_size = t->added[t->n_added - 1].id + 1;
         for (int i = 0; i < t->n_added; i++) t->any_plain = t->any_plain || (!t->added[i].special && t->added[i].id != t->tokenizer.eod);
+        t->tokenizer.cut = may_be_cut(t) ? mu_cut_line : NULL;
         mu_added_finder_make(&t->raw, t, false);
         mu_added_finder_make(&t->normalized, t, true);
         make_decoded(t);

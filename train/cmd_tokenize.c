@@ -11,8 +11,9 @@ typedef struct {
 } arguments;
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
-    const char *out = NULL, *tokenizer = NULL;
-    const mu_argument options[] = { { "--out", &out, "FILE.h5" }, { "--tokenizer", &tokenizer, NULL }, { "--text-key", &a->text_key, "KEY" } };
+    const char *out = NULL, *tokenizer = NULL, *threads = NULL;
+    const mu_argument options[] = { { "--out", &out, "FILE.h5" }, { "--tokenizer", &tokenizer, NULL }, { "--text-key", &a->text_key, "KEY" },
+                                    { "--threads", &threads, NULL } };
     a->text_key = "text";
     a->list.list = mu_alloc((size_t)argc, sizeof *a->list.list);
     mu_status status = MU_STATUS_OK;
@@ -23,6 +24,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     }
     if (!status && out) status = mu_expand_home(out, &a->out, e);
     if (!status && tokenizer) status = mu_expand_home(tokenizer, &a->tokenizer, e);
+    if (!status) status = mu_argument_threads(threads, e);
     if (status) return status;
     if (!a->out) return mu_error_set(e, MU_STATUS_USAGE, "tokenize needs --out FILE.h5");
     if (!mu_file_ends(a->out, ".h5") && !mu_file_ends(a->out, ".hdf5"))
@@ -46,6 +48,22 @@ static mu_status check_out(const arguments *a, char old[33], mu_error *e) {
 /* Token files can be sources, too; they are read twice from end to end. */
 enum { CACHE_BYTES = 8 << 20 };
 
+/* Bytes of the files of all texts, for progress; a path that cannot be read is reported later. */
+static int64_t text_bytes(const mu_option_domains *list) {
+    int64_t all = 0, bytes;
+    mu_error ignored;
+    for (int i = 0; i < list->n; i++)
+        if (mu_text_bytes(list->list[i].path, &bytes, &ignored) == MU_STATUS_OK) all += bytes;
+    return all;
+}
+
+static mu_status write_file(const arguments *a, const mu_tokenizer *t, mu_corpus *corpus, mu_error *e) {
+    mu_meter_start(text_bytes(&a->list), 0);
+    mu_status status = mu_corpus_open(corpus, &a->list, a->text_key, t, 1, CACHE_BYTES, e);
+    mu_meter_stop();
+    return status ? status : mu_corpus_write(corpus, t, a->out, e);
+}
+
 int mu_cmd_tokenize(int argc, char **argv) {
     mu_error e = { 0 };
     arguments a = { 0 };
@@ -61,8 +79,7 @@ int mu_cmd_tokenize(int argc, char **argv) {
         status = mu_error_set(&e, MU_STATUS_USAGE, "tokenize runs on one rank");
     if (status == MU_STATUS_OK) status = check_out(&a, old, &e);
     if (status == MU_STATUS_OK) status = mu_tokenizer_open(&t, a.tokenizer ? a.tokenizer : "bytes", &e);
-    if (status == MU_STATUS_OK) status = mu_corpus_open(&corpus, &a.list, a.text_key, t, 1, CACHE_BYTES, &e);
-    if (status == MU_STATUS_OK) status = mu_corpus_write(&corpus, t, a.out, &e);
+    if (status == MU_STATUS_OK) status = write_file(&a, t, &corpus, &e);
     if (status == MU_STATUS_OK) {
         for (int i = 0; i < corpus.n_domains; i++)
             printf("%-24s %10lld tokens in %lld documents\n", corpus.domains[i].name,

@@ -96,10 +96,13 @@ static const command commands[] = {
       "  --special TOKEN     a special token, instead of <|endoftext|>; the first ends a document\n"
       "  --text-key KEY      key of the text in the objects of .jsonl and .json files (default text)\n"
       "  --threads N         default: OMP_NUM_THREADS if set, else all cores" },
-    { "tokenize", mu_cmd_tokenize, "[--tokenizer NAME] [--text-key KEY] --out FILE.h5 DOMAIN=PATH ...",
-      "Writes a token file from texts: per domain a folder of .txt and .jsonl files, or one such file.\n"
+    { "tokenize", mu_cmd_tokenize, "[--tokenizer PATH] [--text-key KEY] [--threads N] --out FILE.h5 DOMAIN=PATH ...",
+      "Writes a token file from texts: per domain a folder of .txt, .jsonl and .json files, each also .gz or .zst, or one such file.\n"
       "An existing token file is replaced, with a note; any other file is left alone.\n"
-      "data.train then takes {domain: DOMAIN, path: FILE.h5}." },
+      "data.train then takes {domain: DOMAIN, path: FILE.h5}.\n\n"
+      "  --tokenizer PATH    a tokenizer.json, or the folder that holds one (default bytes)\n"
+      "  --text-key KEY      key of the text in the objects of .jsonl and .json files (default text)\n"
+      "  --threads N         default: OMP_NUM_THREADS if set, else all cores; the file is the same" },
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

@@ -10,7 +10,7 @@ refuses() {         # refuses CODE PATTERN ARGUMENTS...: exit code and one error
 }
 same() { if cmp -s "$2" "$3"; then pass; else fail "$1: $2 and $3 differ"; fi; }
 
-mkdir -p texts/docs
+mkdir -p texts/docs other
 cp "$MUSTER_SOURCE"/docs/*.md texts/docs && for f in texts/docs/*.md; do mv "$f" "${f%.md}.txt"; done
 for i in 1 2 3 4 5; do printf '{"text": "number %d, the keeper counted %d boats\\n", "body": "only %d"}\n' $i $((i * 7919)) $i; done > texts/lines.jsonl
 gzip -k texts/lines.jsonl && mv texts/lines.jsonl.gz texts/more.jsonl.gz
@@ -24,7 +24,7 @@ for threads in 2 4; do
     same "$threads threads" tokenizer.json again.json
 done
 says "train-tokenizer over a tokenizer" "^replaced again.json: "
-expect 0 "options" m train-tokenizer --vocab-size 400 --out other.json --pattern qwen2 --min-frequency 3 --special "<|end|>" --special "<|user|>" \
+expect 0 "options" m train-tokenizer --vocab-size 400 --out other/tokenizer.json --pattern qwen2 --min-frequency 3 --special "<|end|>" --special "<|user|>" \
     --text-key body texts/lines.jsonl
 says "options" "^muster: warning: the texts give a vocabulary of [0-9]+, not 400: no other pair of tokens occurs 3 times"
 says "options" "2 special, 256 bytes, [0-9]+ merges\), pattern qwen2"
