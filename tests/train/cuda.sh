@@ -29,12 +29,13 @@ follows() {
 }
 
 # ---------------------------------------------------------------- the loss agrees with the CPU's
-# Plain; shared expert, sigmoid scores, selection bias, capacity, tied embeddings; widths that the fast kernels do not support.
+# Plain; shared expert, sigmoid scores, selection bias, capacity, tied embeddings; options of other families; widths that the fast kernels do not support.
 models=(
     "plain"
 )
 [ -z "${every:-}${MUSTER_GPU:-}" ] || models+=(
     "shared moe.num_shared_experts=1 moe.capacity_factor=1.0 moe.score_func=sigmoid moe.balance=[seq_aux_loss,expert_bias] model.tie_embeddings=true"
+    "families $families"
     "odd model.hidden_size=30 model.num_heads=3 model.num_kv_heads=1 model.head_dim=10 moe.moe_ffn_hidden_size=13 moe.num_experts=5 train.micro_batch_size=4"
 )
 for model in "${models[@]}"; do

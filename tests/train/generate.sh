@@ -22,9 +22,9 @@ for device in cpu ref; do
     steps=$([ $device = cpu ] && echo 300 || echo 40)
     expect 0 "training on $device" train 1 $device "$own" train.device=$device train.steps=$steps optim.lr=1e-2
 done
-expect 0 "training, guarded" train 1 guarded "$own" train.device=guarded model.max_seq_len=35 moe.num_shared_experts=1 moe.first_k_dense=1 \
-    moe.score_func=sigmoid model.qk_norm=false
-expect 0 "training a dense model" train 1 dense "$own" moe.num_experts=0 model.num_kv_heads=2 log.progress=line
+expect 0 "training, guarded" train 1 guarded "$own" train.device=guarded model.max_seq_len=35 moe.first_k_dense=1 \
+    moe.score_func=sigmoid $families
+expect 0 "training a dense model" train 1 dense "$own" moe.num_experts=0 model.num_kv_heads=2 model.qk_norm=false log.progress=line
 thirty="1 2 3 4 5 6 7 8 9 10 11 12 13 "
 long="$thirty$thirty$thirty"
 

@@ -3,7 +3,7 @@
 # bit-identical, for any number of threads.
 . "$(dirname "$0")/train_lib.sh"
 
-sigmoid="moe.score_func=sigmoid moe.balance=[expert_bias,seq_aux_loss] moe.num_shared_experts=1"
+sigmoid="moe.score_func=sigmoid moe.balance=[expert_bias,seq_aux_loss] $families"
 for kind in softmax sigmoid; do
     options="train.steps=50 train.device=ref model.hidden_size=16 moe.moe_ffn_hidden_size=8"
     [ $kind = sigmoid ] && options="$options $sigmoid moe.router_jitter=0.1"

@@ -6,7 +6,7 @@
 # Widths that are no multiple of a vector, so rows are unaligned; 12 sequences on 3 ranks, which fit no fixed reduction tree.
 common="model.hidden_size=36 model.head_dim=10 moe.moe_ffn_hidden_size=20 train.global_batch_size=12"
 short="train.steps=30 train.eval_every=10 checkpoint.every=15 stats.every=5 stats.starved_load=0.9 stats.budget=1"
-softmax="$short moe.num_shared_experts=1"
+softmax="$short $families"
 capacity="$short moe.capacity_factor=1.25 moe.balance=[global_aux_loss,seq_aux_loss] model.tie_embeddings=true moe.top_k=3"
 sigmoid="$short moe.score_func=sigmoid moe.balance=[expert_bias] moe.num_shared_experts=1 moe.first_k_dense=1 model.num_layers=3"
 dense="$short moe.num_experts=0 model.qk_norm=false"

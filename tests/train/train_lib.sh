@@ -47,6 +47,10 @@ checkpoint: {every: 0}
 log: {every: 1, progress: quiet}
 END
 
+# The options of other families of models, together; they want shared experts.
+families="model.embedding_multiplier=3 model.attention_multiplier=0.3 model.residual_multiplier=0.5 model.logits_scaling=1.5 \
+    model.qkv_bias=true model.qk_norm_over=all model.clip_qkv=2 moe.num_shared_experts=1 moe.shared_expert_gate=true"
+
 # on N COMMAND...: the command on N ranks (1: without mpirun), output in ./log, its exit code as result (124: more
 # than two minutes)
 on() {
