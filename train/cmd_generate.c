@@ -163,9 +163,25 @@ static void next_logits(generation *g) {
     mu_tape_reset(tape);
 }
 
-static int by_probability(const void *a, const void *b) {
-    const candidate *x = a, *y = b;
-    return x->p != y->p ? (x->p < y->p ? 1 : -1) : x->id - y->id;
+static bool precedes(const candidate *x, const candidate *y) { return x->p != y->p ? x->p > y->p : x->id < y->id; }
+
+/* A heap of n candidates, the most likely first: moves candidate i down to its place. */
+static void sift_down(candidate *c, int n, int i) {
+    for (int child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && precedes(&c[child + 1], &c[child])) child++;
+        if (precedes(&c[i], &c[child])) return;
+        candidate x = c[i];
+        c[i] = c[child], c[child] = x;
+    }
+}
+
+/* Takes the most likely of n candidates off the heap and puts it behind the others. Only those that are needed are sorted: a vocabulary
+ * may have 150,000 ids. */
+static const candidate *take_most_likely(candidate *c, int n) {
+    candidate x = c[0];
+    c[0] = c[n - 1], c[n - 1] = x;
+    sift_down(c, n - 1, 0);
+    return &c[n - 1];
 }
 
 static int argmax(const double *logits, int V) {
@@ -185,12 +201,16 @@ static int sample(const generation *g) {
         c[i] = (candidate){ exp((g->logits[i] - g->logits[best]) / a->temperature), i };
         sum += c[i].p;
     }
-    qsort(c, (size_t)g->V, sizeof *c, by_probability);
-    while (n < g->V && (n == 0 || kept < a->top_p * sum)) kept += c[n++].p;
+    for (int i = g->V / 2; i >= 0; i--) sift_down(c, g->V, i);
+    for (; a->top_p < 1 && n < g->V && (n == 0 || kept < a->top_p * sum); n++) kept += take_most_likely(c, g->V - n)->p;
+    int last = a->top_p < 1 ? n : g->V; /* candidates; the first n are sorted, at the end of c */
     mu_rng rng = { (uint64_t)a->seed, (uint32_t)g->n, 0, MU_RNG_GENERATE, 0 };
-    double u = mu_rng_uniform(&rng, 0) * kept;
-    while (chosen + 1 < n && u >= c[chosen].p) u -= c[chosen++].p;
-    return c[chosen].id;
+    double u = mu_rng_uniform(&rng, 0) * (a->top_p < 1 ? kept : sum);
+    for (;; chosen++) {
+        const candidate *x = chosen < n ? &c[g->V - 1 - chosen] : take_most_likely(c, g->V - chosen);
+        if (u < x->p || chosen + 1 == last) return x->id;
+        u -= x->p;
+    }
 }
 
 /* Generated text may hold any byte: escaped on a terminal, unchanged elsewhere. A multi-byte character
