@@ -38,7 +38,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
         else a->overrides[a->n_overrides++] = argv[i];
     }
     if (status != MU_STATUS_OK) return status;
-    if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "eval needs a run folder or a checkpoint");
+    if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "eval needs a run folder, a checkpoint or a Hugging Face folder");
     status = mu_expand_argument(&a->path, e);
     for (int i = 0; i < a->n_overrides && status == MU_STATUS_OK; i++)
         if (!is_free_length(a, a->overrides[i])) status = mu_config_check_use(a->overrides[i], MU_ON_EVAL, "eval", e);

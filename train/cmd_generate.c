@@ -76,7 +76,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     }
     if (status == MU_STATUS_OK) status = read_numbers(a, &n, e);
     if (status != MU_STATUS_OK) return status;
-    if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "generate needs a run folder or a checkpoint");
+    if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "generate needs a run folder, a checkpoint or a Hugging Face folder");
     return a->prompt ? mu_expand_argument(&a->path, e)
                                      : mu_error_set(e, MU_STATUS_USAGE, "generate needs --prompt TEXT");
 }
@@ -113,7 +113,7 @@ static generation generation_new(const mu_inference *o, const arguments *a, mu_e
     int64_t limit = o->cfg.model.max_seq_len;
     int32_t eod = mu_tokenizer_eod(o->tokenizer);
     generation g = { .o = o, .a = a, .mask = mask, .V = mu_tokenizer_vocab_size(o->tokenizer) };
-    mu_tokenizer_encode(o->tokenizer, a->prompt, (int64_t)strlen(a->prompt), add_tokens, &g);
+    mu_tokenizer_encode_prompt(o->tokenizer, a->prompt, (int64_t)strlen(a->prompt), add_tokens, &g);
     if (g.n == 0) add_tokens(&g, &eod, 1);      /* a document begins after the end of another */
     g.start = g.from = g.n > limit ? g.n - limit : 0;
     g.capacity = g.n + a->tokens;

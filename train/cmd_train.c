@@ -350,6 +350,12 @@ static void show_finished(const mu_training *t, mu_recorder *rec) {
     mu_recorder_reevaluate(rec);
 }
 
+/* Collective, agreed. */
+static mu_status keep_tokenizer(const mu_training *t, mu_error *e) {
+    const mu_mesh *mesh = t->state.mesh;
+    return mu_agree(mesh->batch, mu_mesh_writes_shared(mesh) ? mu_run_keep_tokenizer(t->cfg.run.dir, t->tokenizer, e) : MU_STATUS_OK, e);
+}
+
 /* init: the source of --init-from, open, or empty; its owner is the caller. */
 static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, mu_source *init, int argc, char **argv, mu_error *e) {
     const mu_config *cfg = &t->cfg;
@@ -361,6 +367,7 @@ static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, mu_sou
     mu_status status = mu_run_claim(cfg, mesh, &lock, e);
     if (status == MU_STATUS_OK) status = open_run(t, mesh, a, &s, e);
     mu_source_close(&s.init); /* its weights are loaded */
+    if (status == MU_STATUS_OK) status = keep_tokenizer(t, e);
     if (status == MU_STATUS_OK) status = mu_step_routing_open(t, a->record, a->replay, e);
     bool resumed = s.found && !s.forked;
     if (status == MU_STATUS_OK) status = mu_run_describe(cfg, t->dev, &t->texts.corpus, &t->state, argc, argv, e);

@@ -32,9 +32,10 @@ static const command commands[] = {
       "USR1 or USR2 (to mpirun) makes it write a checkpoint and exit with 75; the same command resumes.\n"
       "`muster --help-config` lists every configuration key." },
     { "eval", mu_cmd_eval,
-      "RUN_OR_CHECKPOINT [--mask LAYER:EXPERT,...] [--force LAYER:EXPERT,...] [--record-routing FILE.h5] [--replay-routing FILE.h5]"
+      "PATH [--mask LAYER:EXPERT,...] [--force LAYER:EXPERT,...] [--record-routing FILE.h5] [--replay-routing FILE.h5]"
       " [section.key=value ...]",
-      "Validation loss and bits per byte of every domain. Overrides may name texts that have moved\n"
+      "Validation loss and bits per byte of every domain. PATH is a run, a checkpoint or a folder of Hugging Face's files\n"
+      "(which needs data.train and takes train.seq_len). Overrides may name texts that have moved\n"
       "(data.train='[{domain: latin, path: elsewhere/latin}]'), data.val_fraction, train.eval_sequences,\n"
       "train.device, train.dtype and train.threads.\n\n"
       "  --mask LAYER:EXPERT,...    no token has these experts: the next best are chosen (docs/experts.md)\n"
@@ -42,11 +43,12 @@ static const command commands[] = {
       "  --record-routing FILE.h5   write the experts of every token in each MoE layer to a new file\n"
       "  --replay-routing FILE.h5   give every token the experts of a record of the same evaluation" },
     { "generate", mu_cmd_generate,
-      "RUN_OR_CHECKPOINT --prompt TEXT [--tokens N] [--temperature X] [--top-p X] [--seed N] [--show-experts] [--no-cache]"
+      "PATH --prompt TEXT [--tokens N] [--temperature X] [--top-p X] [--seed N] [--show-experts] [--no-cache]"
       " [--mask LAYER:EXPERT,...] [--force LAYER:EXPERT,...] [section.key=value ...]",
-      "Continues the prompt. The text goes to stdout, timing to stderr. Keys and values of earlier tokens are\n"
-      "kept in a KV cache, so each new token costs one pass over that token alone. The context is at most\n"
-      "model.max_seq_len tokens: when it is full, its last half is kept and recomputed once.\n\n"
+      "Continues the prompt, with the model of a run, a checkpoint or a folder of Hugging Face's files. The text goes\n"
+      "to stdout, timing to stderr. Keys and values of earlier tokens are kept in a KV cache, so each new token costs one\n"
+      "pass over that token alone. The context is at most model.max_seq_len tokens: when it is full, its last half is\n"
+      "kept and recomputed once.\n\n"
       "  --tokens N        tokens to add (default 200)\n"
       "  --temperature X   0: greedy (most likely token); 1 (default): sample from the model's distribution\n"
       "  --top-p X         sample from the most likely tokens with total probability X (default 1)\n"
@@ -56,7 +58,7 @@ static const command commands[] = {
       "  --mask LAYER:EXPERT,...    no token has these experts: the next best are chosen (docs/experts.md)\n"
       "  --force LAYER:EXPERT,...   every token has these experts among its top_k\n\n"
       "Overrides may be train.device, train.dtype and train.threads." },
-    { "stats", mu_cmd_stats, "RUN_OR_CHECKPOINT DOMAIN=PATH ... [section.key=value ...]",
+    { "stats", mu_cmd_stats, "PATH DOMAIN=PATH ... [section.key=value ...]",
       "What the experts do with texts, without training: per domain the loss, the load of every expert, which experts\n"
       "it uses more than others do, what it loses without them (criticality), and how alike experts are. A path is a\n"
       "folder, a .txt, .jsonl or token file, or `synthetic`; all of a text is counted, and criticality is measured on\n"

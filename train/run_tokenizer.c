@@ -62,3 +62,29 @@ char *mu_checkpoint_tokenizer_path(const mu_manifest *m) {
     free(copy);
     return whole ? whole : mu_strdup(m->cfg.data.tokenizer);
 }
+
+/* Another file of this name is kept, too: a user may have put it there. */
+static mu_status make_room(const char *path, mu_error *e) {
+    char *aside = NULL;
+    if (!mu_file_exists(path)) return MU_STATUS_OK;
+    mu_status status = mu_file_set_aside(path, &aside, e);
+    if (status == MU_STATUS_OK) mu_log(MU_LOG_WARNING, "%s is not the tokenizer of this run: renamed to %s", path, aside);
+    free(aside);
+    return status;
+}
+
+mu_status mu_run_keep_tokenizer(const char *run, const mu_tokenizer *t, mu_error *e) {
+    if (!mu_tokenizer_path(t)) return MU_STATUS_OK;
+    char *copy = copy_in(run);
+    mu_tokenizer *there = NULL;
+    mu_error why;
+    mu_status status = MU_STATUS_OK;
+    if (open_checked(&there, copy, run, mu_tokenizer_name(t), mu_tokenizer_fingerprint(t), &why) == MU_STATUS_OK)
+        mu_tokenizer_close(there);
+    else {
+        status = make_room(copy, e);
+        if (status == MU_STATUS_OK) status = mu_tokenizer_write(t, copy, e);
+    }
+    free(copy);
+    return status;
+}

@@ -37,6 +37,8 @@ mu_status mu_vocab_rows(const mu_config *cfg, const mu_tokenizer *t, int64_t *ro
  * fingerprint ("": any) it must be that tokenizer: DATA. NOINPUT: there is neither file. */
 mu_status mu_run_tokenizer_open(mu_tokenizer **t, const char *run, const char *configured, const char *name, const char *fingerprint,
                                 mu_error *e) MU_MUST_USE;
+/* Writes the copy, unless it is there; nothing for a built-in tokenizer. */
+mu_status mu_run_keep_tokenizer(const char *run, const mu_tokenizer *t, mu_error *e) MU_MUST_USE;
 
 /* ------------------------------------------------------------------ phases of the mixture (phases.c). Local; texts: heap */
 /* One line per phase, with its weights; "" without phases. last: train.steps. */

@@ -80,6 +80,60 @@ says_once "fewer" "model\.vocab_size is 200, but the tokenizer bytes has 257 ids
 expect 78 "fewer rows than tokens, planned" train 1 none model.vocab_size=200 --dry-run
 says_once "fewer, planned" "model\.vocab_size is 200"
 
+# ---------------------------------------------------------------- the run's copy of a tokenizer
+# tokenizer LAST: byte level, with two merges, of which LAST is the second
+tokenizer() {
+    local b n=0
+    printf '{"version":"1.0","added_tokens":[{"id":256,"content":"<|endoftext|>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],'
+    printf '"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{'
+    for ((b = 0; b < 256; b++)); do
+        if ((b < 33 || (b > 126 && b < 161) || b == 173)); then printf '"\\u%04x":%d,' $((256 + n++)) $b; else printf '"\\u%04x":%d,' $b $b; fi
+    done
+    printf '"<|endoftext|>":256,"en":257,"%s":258},"merges":["e n","%s %s"]}}\n' "$1" "${1:0:1}" "${1:1}"
+}
+mkdir texts words
+tokenizer um > words/tokenizer.json
+for i in 1 2 3 4 5 6; do printf 'Document number %d: %s\n' $i "$(seq -s ' then ' $((i * 7)) $((i * 7 + 90)))" > texts/$i.txt; done
+sed -i 's/train: \[.*\]/train: [{domain: a, path: texts}]/' bare.yaml tiny.yaml
+expect 0 "a tokenizer file" train 1 bpe $all data.tokenizer=words/tokenizer.json
+expect 0 "its copy" on 1 "$MUSTER" tokenize --tokenizer words/tokenizer.json --out there.h5 a=texts
+there=$(grep -o 'fingerprint .*' log)
+expect 0 "its copy" on 1 "$MUSTER" tokenize --tokenizer bpe/tokenizer.json --out copy.h5 a=texts
+says_once "its copy" "^written to copy.h5, tokenizer bpe, $there\$"
+mkdir elsewhere && mv bpe words elsewhere
+expect 0 "moved, without its file: evaluated" on 1 "$MUSTER" eval elsewhere/bpe
+expect 0 "generated" on 1 "$MUSTER" generate elsewhere/bpe --prompt 'Document <|endoftext|>' --tokens 5
+expect 0 "counted" on 1 "$MUSTER" stats elsewhere/bpe a=texts
+expect 0 "verified" on 1 "$MUSTER" verify elsewhere/bpe
+expect 0 "reported" on 1 "$MUSTER" report elsewhere/bpe --out report.html
+expect 0 "resumed" train 1 elsewhere/bpe $all data.tokenizer=words/tokenizer.json train.steps=22
+expect 0 "resumed with the file at its new place" train 1 elsewhere/bpe $all data.tokenizer=elsewhere/words/tokenizer.json train.steps=23
+says "at its new place" '^  data.tokenizer: words/tokenizer.json -> elsewhere/words/tokenizer.json \(the same tokenizer\)$'
+expect 0 "forked" train 1 branch data.tokenizer=words/tokenizer.json train.steps=25 --fork elsewhere/bpe/checkpoints/step-00000020
+expect 0 "its weights" from 1 next elsewhere/bpe train.steps=1
+if grep -q "^  tokenizer: $work/elsewhere/bpe/tokenizer.json " next/config.resolved.yaml && [ -f next/tokenizer.json ]; then pass; else fail "the tokenizer of the source is not taken"; fi
+expect 66 "a new run without the file" train 1 none data.tokenizer=words/tokenizer.json
+mkdir words && tokenizer er > words/tokenizer.json
+expect 78 "resumed with another tokenizer" train 1 elsewhere/bpe $all data.tokenizer=words/tokenizer.json train.steps=24
+says_once "another tokenizer" 'data\.tokenizer is words/tokenizer\.json, but elsewhere/bpe/checkpoints/step-00000023: made with another tokenizer "bpe": fingerprint'
+expect 78 "weights of another tokenizer" from 1 none elsewhere/bpe data.tokenizer=words/tokenizer.json
+says_once "weights of another tokenizer" 'data\.tokenizer is words/tokenizer\.json, but elsewhere/bpe/.*: made with another tokenizer'
+expect 78 "weights of bytes" from 1 none old data.tokenizer=words/tokenizer.json
+says_once "weights of bytes" 'made with tokenizer "bytes", not "bpe"'
+cp words/tokenizer.json elsewhere/bpe/tokenizer.json
+expect 0 "a copy of another, and the file" on 1 "$MUSTER" eval elsewhere/bpe
+mv elsewhere/words/tokenizer.json kept.json
+expect 65 "a copy of another, and no file" on 1 "$MUSTER" eval elsewhere/bpe
+says_once "a copy of another" 'made with another tokenizer "bpe"'
+mv kept.json elsewhere/words/tokenizer.json
+expect 0 "a copy of another is replaced" train 1 elsewhere/bpe $all data.tokenizer=elsewhere/words/tokenizer.json train.steps=24
+says_once "replaced" 'warning: elsewhere/bpe/tokenizer\.json is not the tokenizer of this run: renamed to elsewhere/bpe/tokenizer\.json\.aside$'
+expect 0 "and is right" on 1 "$MUSTER" eval elsewhere/bpe
+rm elsewhere/bpe/tokenizer.json elsewhere/words/tokenizer.json
+expect 66 "neither copy nor file" on 1 "$MUSTER" eval elsewhere/bpe
+says_once "neither" "the tokenizer of $work/elsewhere/bpe: neither $work/elsewhere/bpe/tokenizer\.json nor elsewhere/words/tokenizer\.json exists"
+expect 0 "verified without it" on 1 "$MUSTER" verify elsewhere/bpe
+
 # ---------------------------------------------------------------- damage and errors
 cp -r old hurt && "$MUSTER_FLIP" hurt/checkpoints/step-00000010/shard-0000.h5 4000
 expect 0 "a damaged checkpoint" from 1 back hurt train.steps=1
