@@ -4,6 +4,9 @@
  *     each layer:  x += attention(norm(x));  x += feed_forward(norm(x))      feed-forward: dense or MoE
  *     loss = head(norm(x))
  *
+ * Options add what families of models differ in: factors of the embedding, of the scores, of each += and of the logits, biases,
+ * norms and limits of queries and keys. At their defaults none of these is computed.
+ *
  * A layer is a configuration, its parameters, `init`, which declares them, and `forward`, which calls ops; the
  * tape provides backward. T = sequences * seq_len tokens. */
 #ifndef MUSTER_LAYERS_H

@@ -18,7 +18,7 @@ extern "C" {
     O(FLOAT,  decay_fraction, "0.2",     0,   1,   NULL, FREE, "wsd: fraction of the run's steps in which the rate decays") \
     O(PAIR,   betas,          "[0.9, 0.95]", 0, 0.999999999, NULL, FREE, "AdamW: decay rates of the first and second moments") \
     O(FLOAT,  eps,            "1e-8",    1e-30, 1, NULL, FREE, "AdamW: added to the square root of the second moment") \
-    O(FLOAT,  weight_decay,   "0.1",     0,   1e3, NULL, FREE, "decoupled weight decay, on all matrices except the router") \
+    O(FLOAT,  weight_decay,   "0.1",     0,   1e3, NULL, FREE, "decoupled weight decay, on all matrices except the router and the gate of the shared experts") \
     O(FLOAT,  grad_clip,      "1.0",     0,   1e9, NULL, FREE, "maximum global gradient norm; 0: no clipping")
 
 typedef struct { MU_OPTIONS_OPTIM(MU_OPTION_FIELD) } mu_optim_config;
