@@ -437,7 +437,8 @@ mu_status mu_bpe_read_eos(const char *folder, char **eos, mu_error *e) {
     *eos = NULL;
     if (mu_file_exists(path)) status = mu_file_read(path, LARGEST_SECTION, &text, &n, e);
     if (!status && text) {
-        json_t *tree = json_loadb(text, n, 0, &why), *token = json_object_get(tree, "eos_token");
+        /* model_max_length is 1e30 where there is none, written as an integer */
+        json_t *tree = json_loadb(text, n, JSON_DECODE_INT_AS_REAL, &why), *token = json_object_get(tree, "eos_token");
         const char *name = json_string_value(json_is_object(token) ? json_object_get(token, "content") : token);
         if (!tree) status = mu_error_set(e, MU_STATUS_DATA, "%s:%d: bad JSON: %s", path, why.line, why.text);
         else if (token && !json_is_null(token) && !name)

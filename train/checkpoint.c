@@ -576,6 +576,7 @@ mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m,
     mu_train_state *t = &s->t;
     s->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
     t->model = mu_model_new(&cfg->model, &cfg->moe, m->vocab_size, 1, s->dev, t->mesh);
+    if (m->weights_only) return state ? load_state(t, m, false, false, e) : MU_STATUS_OK;
     t->opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, t->model->params);
     t->stats = s->stats = mu_routing_stats_new(s->dev, t->mesh->batch, t->model->n_moe, (int)cfg->moe.num_experts, cfg->data.train.n, cfg->stats.window, 0);
     t->knowledge = s->knowledge = mu_knowledge_new(t->model->n_moe, (int)cfg->moe.num_experts, (int)cfg->moe.top_k, &cfg->data.train);
@@ -615,7 +616,7 @@ mu_status mu_checkpoint_visit(const mu_manifest *m, mu_state_visitor *v, mu_erro
 mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) {
     mu_checkpoint_shape s;
     mu_status status = mu_checkpoint_shape_open(&s, m, !tensors, e);
-    if (status == MU_STATUS_OK && tensors) status = load_state(&s.t, m, true, true, e);
+    if (status == MU_STATUS_OK && tensors) status = load_state(&s.t, m, !m->weights_only, true, e);
     mu_checkpoint_shape_close(&s);
     return status;
 }
@@ -674,6 +675,9 @@ static void name_changes(const mu_corpus *corpus, const mu_manifest *m, mu_error
 mu_status mu_checkpoint_compare(const mu_config *cfg, const mu_corpus *corpus, const mu_manifest *m, char **notes, mu_error *e) {
     char *text = NULL;
     size_t size;
+    if (m->weights_only)
+        return mu_error_set(e, MU_STATUS_CONFIG, "%s holds weights only, without the state of a run: begin a run from it with --init-from and another"
+                            " run.dir", m->path);
     FILE *out = open_memstream(&text, &size);
     MU_CHECK(out, "out of memory");
     mu_error_set(e, MU_STATUS_OK, "%s", "");

@@ -114,6 +114,7 @@ static mu_status inspect(const mu_manifest *m, bool list_state, mu_error *e) {
     if (status == MU_STATUS_OK) {
         const mu_config *cfg = &m->cfg;
         mu_model_size size = mu_model_measure(&cfg->model, &cfg->moe, m->vocab_size, cfg->train.seq_len);
+        if (m->weights_only) mu_print("weights only (muster convert)\n");
         mu_print("%s\n  step %lld of %lld, %lld tokens seen, written by %d rank%s (ep %d)\n", m->path,
                  (long long)m->step, (long long)cfg->train.steps,
                  (long long)mu_tokens_seen(cfg, &m->parent, m->step), m->ranks, m->ranks == 1 ? "" : "s", m->ep);
@@ -124,7 +125,7 @@ static mu_status inspect(const mu_manifest *m, bool list_state, mu_error *e) {
                  (long long)size.total, (long long)size.active, (long long)m->vocab_size, m->tokenizer, m->fingerprint);
         print_shards(m);
         status = print_state(m, list_state, e);
-        if (cfg->moe.num_experts) mu_print_expert_load(&s.stats->window, s.t.model->moe_layers);
+        if (s.stats && cfg->moe.num_experts) mu_print_expert_load(&s.stats->window, s.t.model->moe_layers);
         printf("\nconfiguration\n");
         mu_print_text(m->config);
     }

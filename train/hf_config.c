@@ -146,6 +146,8 @@ static void read_dense_layers(reader *r, const mu_hf_key *k) {
 static void read_key(reader *r, const mu_hf_key *k) {
     switch (k->kind) {
     case MU_HF_OPTION:
+    case MU_HF_SCALE:
+    case MU_HF_NULL:
     case MU_HF_IMPORT: read_option(r, k); break;
     case MU_HF_FIXED:
     case MU_HF_SETS: emit(r, k->option, k->value); break;

@@ -27,11 +27,14 @@ const mu_hf_key mu_hf_common_keys[] = {
 
 #define HEADS { MU_HF_OPTION, "num_key_value_heads", "model.num_kv_heads", "0" }
 #define HEAD_DIM { MU_HF_OPTION, "head_dim", "model.head_dim", "0" }
+/* written by none of these types' models: it is hidden_size / num_attention_heads there */
+#define HEAD_DIM_IN { MU_HF_IMPORT, "head_dim", "model.head_dim", "0" }
 #define NO_BIAS { MU_HF_MUST, "attention_bias", NULL, "false" }
 #define DENSE_FFN { MU_HF_OPTION, "intermediate_size", "model.ffn_hidden_size", NULL }
 #define EXPERT_FFN { MU_HF_OPTION, "moe_intermediate_size", "moe.moe_ffn_hidden_size", NULL }
 #define TOP_K { MU_HF_OPTION, "num_experts_per_tok", "moe.top_k", NULL }
 #define RENORM { MU_HF_OPTION, "norm_topk_prob", "moe.norm_topk_prob", "false" }
+#define RENORMALIZED { MU_HF_FIXED, NULL, "moe.norm_topk_prob", "true" }
 #define SOFTMAX { MU_HF_FIXED, NULL, "moe.score_func", "softmax" }, { MU_HF_FIXED, NULL, "moe.route_scale", "1.0" }
 #define ALL_MOE { MU_HF_FIXED, NULL, "moe.moe_layer_freq", "1" }, { MU_HF_FIXED, NULL, "moe.first_k_dense", "0" }
 #define SPARSE_STEP \
@@ -70,7 +73,41 @@ static const mu_hf_key mixtral_keys[] = {
     HEADS, HEAD_DIM, TOP_K, SOFTMAX, ALL_MOE, NO_SHARED, QK_NORM("false"), NO_WINDOW,
     { MU_HF_OPTION, "num_local_experts|num_experts", "moe.num_experts", NULL },
     { MU_HF_OPTION, "intermediate_size", "moe.moe_ffn_hidden_size", NULL },
-    { MU_HF_FIXED, NULL, "moe.norm_topk_prob", "true" },
+    RENORMALIZED,
+    END,
+};
+
+/* The scores of the chosen experts are the softmax over their logits alone: that is renormalised softmax. */
+#define GRANITE_KEYS \
+    HEADS, HEAD_DIM_IN, NO_BIAS, TOP_K, SOFTMAX, RENORMALIZED, ALL_MOE, QK_NORM("false"), \
+    { MU_HF_OPTION, "num_local_experts", "moe.num_experts", NULL }, \
+    { MU_HF_OPTION, "intermediate_size", "moe.moe_ffn_hidden_size", NULL }, \
+    { MU_HF_OPTION, "embedding_multiplier", "model.embedding_multiplier", "1.0" }, \
+    { MU_HF_OPTION, "residual_multiplier", "model.residual_multiplier", "1.0" }, \
+    { MU_HF_OPTION, "logits_scaling", "model.logits_scaling", "1.0" }, \
+    { MU_HF_SCALE, "attention_multiplier", "model.attention_multiplier", "1.0" }
+static const mu_hf_key granitemoe_keys[] = { GRANITE_KEYS, NO_SHARED, END };
+static const mu_hf_key granitemoeshared_keys[] = {
+    GRANITE_KEYS,
+    { MU_HF_WIDTH, "shared_intermediate_size", "moe.num_shared_experts", "0" },
+    END,
+};
+
+static const mu_hf_key olmoe_keys[] = {
+    HEADS, HEAD_DIM_IN, NO_BIAS, TOP_K, RENORM, SOFTMAX, ALL_MOE, NO_SHARED, QK_NORM("true"),
+    { MU_HF_FIXED, NULL, "model.qk_norm_over", "all" },
+    { MU_HF_OPTION, "num_experts|num_local_experts", "moe.num_experts", NULL },
+    { MU_HF_OPTION, "intermediate_size", "moe.moe_ffn_hidden_size", NULL },
+    { MU_HF_NULL, "clip_qkv", "model.clip_qkv", "0" },
+    END,
+};
+
+static const mu_hf_key qwen2_moe_keys[] = {
+    HEADS, HEAD_DIM_IN, DENSE_FFN, EXPERT_FFN, TOP_K, RENORM, SOFTMAX, SPARSE_STEP, QK_NORM("false"), SWITCH_OFF,
+    { MU_HF_OPTION, "num_experts|num_local_experts", "moe.num_experts", NULL },
+    { MU_HF_OPTION, "qkv_bias", "model.qkv_bias", "true" },
+    { MU_HF_WIDTH, "shared_expert_intermediate_size", "moe.num_shared_experts", NULL },
+    { MU_HF_FIXED, NULL, "moe.shared_expert_gate", "true" },
     END,
 };
 
@@ -99,14 +136,36 @@ static const mu_hf_name mixtral_names[] = {
     { 0 },
 };
 
+static const mu_hf_name granite_names[] = {
+    { ROUTER, "block_sparse_moe.router.layer.weight", 1, 0, false },
+    { GATE, "block_sparse_moe.input_linear.weight", 2, 0, true },
+    { UP, "block_sparse_moe.input_linear.weight", 2, 1, true },
+    { DOWN, "block_sparse_moe.output_linear.weight", 1, 0, true },
+    { "mlp/shared_experts/gate_proj/weight", "shared_mlp.input_linear.weight", 2, 0, false },
+    { "mlp/shared_experts/up_proj/weight", "shared_mlp.input_linear.weight", 2, 1, false },
+    { "mlp/shared_experts/down_proj/weight", "shared_mlp.output_linear.weight", 1, 0, false },
+    { 0 },
+};
+
+static const mu_hf_name qwen2_moe_names[] = {
+    { "mlp/shared_experts/gate_proj/weight", "mlp.shared_expert.gate_proj.weight", 1, 0, false },
+    { "mlp/shared_experts/up_proj/weight", "mlp.shared_expert.up_proj.weight", 1, 0, false },
+    { "mlp/shared_experts/down_proj/weight", "mlp.shared_expert.down_proj.weight", 1, 0, false },
+    { 0 },
+};
+
 /* ------------------------------------------------------------------ types */
 
 static const mu_hf_model_type types[] = {
-    { "qwen3_moe", "Qwen3MoeForCausalLM", qwen3_moe_keys, own_names, 10000, true, false },
-    { "dots1", "Dots1ForCausalLM", dots1_keys, own_names, 10000, false, true },
-    { "mixtral", "MixtralForCausalLM", mixtral_keys, mixtral_names, 1e6, false, false },
-    { "qwen3", "Qwen3ForCausalLM", qwen3_keys, own_names, 10000, true, false },
-    { "llama", "LlamaForCausalLM", llama_keys, own_names, 10000, false, false },
+    { "qwen3_moe", "Qwen3MoeForCausalLM", qwen3_moe_keys, own_names, .rope_theta = 10000, .window_switch = true },
+    { "dots1", "Dots1ForCausalLM", dots1_keys, own_names, .rope_theta = 10000, .selection_bias = true, .least_shared = 1 },
+    { "mixtral", "MixtralForCausalLM", mixtral_keys, mixtral_names, .rope_theta = 1e6 },
+    { "granitemoe", "GraniteMoeForCausalLM", granitemoe_keys, granite_names, .rope_theta = 10000 },
+    { "granitemoeshared", "GraniteMoeSharedForCausalLM", granitemoeshared_keys, granite_names, .rope_theta = 10000 },
+    { "olmoe", "OlmoeForCausalLM", olmoe_keys, own_names, .rope_theta = 10000 },
+    { "qwen2_moe", "Qwen2MoeForCausalLM", qwen2_moe_keys, qwen2_moe_names, .rope_theta = 10000, .window_switch = true, .least_shared = 1 },
+    { "qwen3", "Qwen3ForCausalLM", qwen3_keys, own_names, .rope_theta = 10000, .window_switch = true },
+    { "llama", "LlamaForCausalLM", llama_keys, own_names, .rope_theta = 10000, .whole_heads = true },
 };
 enum { N_TYPES = sizeof types / sizeof *types };
 

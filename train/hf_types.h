@@ -14,6 +14,8 @@ typedef enum {
     MU_HF_MUST_READ,    /* the same, not written */
     MU_HF_WRITE,        /* written with this value, not read */
     MU_HF_WIDTH,        /* of all shared experts together: moe.num_shared_experts times moe.moe_ffn_hidden_size */
+    MU_HF_NULL,         /* the value of the option, which is 0 where theirs is null */
+    MU_HF_SCALE,        /* the factor of the attention scores; written out where the option is 0, its usual value */
     MU_HF_DENSE_LAYERS, /* a list of dense layers, which must be the first ones: moe.first_k_dense */
 } mu_hf_kind;
 typedef struct {
@@ -35,7 +37,9 @@ typedef struct {
     const mu_hf_name *names;
     double rope_theta;          /* when it is not given */
     bool window_switch;         /* sliding_window counts only with use_sliding_window */
-    bool selection_bias;
+    bool selection_bias;        /* every MoE layer has one */
+    int least_shared;           /* shared experts that a MoE layer has at least */
+    bool whole_heads;           /* hidden_size is a multiple of the heads, whatever head_dim */
 } mu_hf_model_type;
 
 const mu_hf_model_type *mu_hf_type_named(const char *name);     /* NULL: unknown */

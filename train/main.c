@@ -98,6 +98,14 @@ static const command commands[] = {
       "  --special TOKEN     a special token, instead of <|endoftext|>; the first ends a document\n"
       "  --text-key KEY      key of the text in the objects of .jsonl and .json files (default text)\n"
       "  --threads N         default: OMP_NUM_THREADS if set, else all cores" },
+    { "convert", mu_cmd_convert, "IN OUT --to hf|muster [--dtype fp32|bf16] [--shard-size SIZE]",
+      "Writes the weights of IN, a run, a checkpoint or a folder of Hugging Face, in the other format into the new folder OUT\n"
+      "(docs/models.md says which models).\n\n"
+      "  --to hf           config.json, safetensors and tokenizer, for AutoModelForCausalLM.from_pretrained; what no model\n"
+      "                    type of Hugging Face holds is an error that names the option\n"
+      "  --to muster       a checkpoint of weights for train --init-from, eval, stats and generate\n"
+      "  --dtype D         with --to hf: fp32 (default) or bf16\n"
+      "  --shard-size N    with --to hf: largest size of a file of weights (default 5GB)" },
     { "tokenize", mu_cmd_tokenize, "[--tokenizer PATH] [--text-key KEY] [--threads N] --out FILE.h5 DOMAIN=PATH ...",
       "Writes a token file from texts: per domain a folder of .txt, .jsonl and .json files, each also .gz or .zst, or one such file.\n"
       "An existing token file is replaced, with a note; any other file is left alone.\n"

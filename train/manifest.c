@@ -77,6 +77,7 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     mu_json_string(&j, "tokenizer", m->tokenizer);
     if (m->tokenizer_fingerprint[0]) mu_json_string(&j, "tokenizer_fingerprint", m->tokenizer_fingerprint);
     mu_json_int(&j, "vocab_size", m->vocab_size);
+    if (m->weights_only) mu_json_bool(&j, "weights_only", true);
     mu_json_string(&j, "data_fingerprint", m->fingerprint);
     if (m->n_domains) write_domains(&j, m);
     mu_parent_write(&j, &m->parent);
@@ -234,6 +235,7 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     m->version = (int)version;
     const char *config = json_string_value(json_object_get(root, "config"));
     m->step = read_integer(root, "step", 0, INT64_MAX);
+    m->weights_only = json_is_true(json_object_get(root, "weights_only"));
     m->ranks = (int)read_integer(root, "ranks", 1, RANKS_MAX);
     m->ep = (int)read_integer(root, "ep", 1, EP_MAX);
     m->vocab_size = json_object_get(root, "vocab_size") ? read_integer(root, "vocab_size", 1, INT32_MAX) : -1; /* -1: an older version */
@@ -252,8 +254,9 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
 }
 
 /* Lower bound of the shards' bytes: weights, two moments and the window of expert loads, uncompressed. */
-static double least_bytes(const mu_config *c, const mu_model_size *size, bool f64) {
+static double least_bytes(const mu_config *c, const mu_model_size *size, bool f64, bool weights_only) {
     double cells = 0;
+    if (weights_only) return (double)size->total * (f64 ? 8 : 4);
     for (int layer = 0; layer < c->model.num_layers; layer++) cells += mu_layer_is_moe(&c->moe, layer) ? (double)c->moe.num_experts : 0;
     return 3.0 * (double)size->total * (f64 ? 8 : 4) + (double)c->stats.window * cells * (double)sizeof(int64_t);
 }
@@ -299,7 +302,7 @@ static mu_status check_config(mu_manifest *m, const char *path, mu_error *e) {
     if (m->n_tensors != size.tensors)
         return mu_error_set(e, MU_STATUS_DATA, "%s lists %d tensors, but the model of its configuration has %lld", path,
                             m->n_tensors, (long long)size.tensors);
-    double bytes = 0, least = least_bytes(c, &size, f64);
+    double bytes = 0, least = least_bytes(c, &size, f64, m->weights_only);
     for (int i = 0; i < m->n_shards; i++) bytes += (double)m->shards[i].bytes;
     if (bytes < least)
         return mu_error_set(e, MU_STATUS_DATA, "%s: the shards have %.0f bytes, but the model of its configuration needs at least %.0f", path,

@@ -175,6 +175,7 @@ typedef struct {
     char fingerprint[33], tokenizer[32];    /* of the texts; the tokenizer's name */
     char tokenizer_fingerprint[33]; /* "": none, in checkpoints of older versions */
     int64_t vocab_size;             /* rows of the embedding */
+    bool weights_only;              /* muster convert: no state of a run, which could be resumed */
     char hash[33];                  /* its own, by mu_manifest_read */
     mu_parent parent;
     mu_origin origin;
@@ -395,6 +396,7 @@ int mu_cmd_compare(int argc, char **argv);
 int mu_cmd_selftest(int argc, char **argv);
 int mu_cmd_tokenize(int argc, char **argv);
 int mu_cmd_train_tokenizer(int argc, char **argv);
+int mu_cmd_convert(int argc, char **argv);
 int mu_cmd_stats(int argc, char **argv);
 /* ------------------------------------------------------------------ messages (messages.c)
  * Written to stderr; mu_report_error sets their rank. Local. */
