@@ -12,7 +12,7 @@ static mu_status open_domain(mu_domain *d, const char *path, const char *text_ke
                              mu_cache *cache, mu_error *e) {
     mu_domain_maker m = { .domain = d, .tokenizer = t, .path = path, .text_key = text_key, .seed = seed };
     mu_status status = MU_STATUS_OK;
-    bool in_file = !is_synthetic(path) && mu_token_file_named(path);
+    bool in_file = !is_synthetic(path) && mu_is_token_file(path);
     mu_activity_set("reading texts", -1, d->name);
     if (in_file) status = mu_token_file_open(d, t, path, cache, e);
     else status = mu_domain_make(&m, is_synthetic(path) ? mu_synthetic_make : mu_text_read, e);
@@ -29,7 +29,7 @@ mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, con
     *size = (mu_domain_size){ 0 };
     mu_status status = MU_STATUS_OK;
     if (is_synthetic(d->path)) mu_synthetic_measure(size, d->domain, seed);
-    else if (mu_token_file_named(d->path)) status = mu_token_file_measure(size, d->domain, t, d->path, e);
+    else if (mu_is_token_file(d->path)) status = mu_token_file_measure(size, d->domain, t, d->path, e);
     else status = mu_text_measure(size, d->domain, d->path, e);
     int64_t id_bytes = mu_ids_type(mu_tokenizer_vocab_size(t)) == MU_STORE_U16 ? sizeof(uint16_t) : sizeof(int32_t);
     size->bytes = size->tokens * id_bytes + (size->documents + 1) * (int64_t)sizeof(int64_t);
@@ -66,7 +66,7 @@ static void point_out_overlaps(const mu_option_domains *list) {
         for (int j = 0; j < list->n; j++) {
             const mu_option_domain *a = &list->list[i], *b = &list->list[j];
             if (i == j || is_synthetic(a->path) || is_synthetic(b->path) ||
-                (mu_token_file_named(a->path) && !mu_raw_file_named(a->path)) || !mu_file_is_inside(a->path, b->path) ||
+                mu_is_hdf5(a->path) || !mu_file_is_inside(a->path, b->path) ||
                 (j < i && mu_file_is_inside(b->path, a->path)))         /* the same path: reported already */
                 continue;
             mu_log(MU_LOG_INFO,

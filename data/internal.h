@@ -184,10 +184,12 @@ bool      mu_json_text_find(mu_json_text *t, char *json, int64_t bytes, const ch
 mu_status mu_token_file_open(mu_domain *d, const mu_tokenizer *t, const char *path, mu_cache *cache, mu_error *e) MU_MUST_USE;
 mu_status mu_token_file_measure(mu_domain_size *size, const char *domain, const mu_tokenizer *t, const char *path,
                                 mu_error *e) MU_MUST_USE;
-bool      mu_token_file_named(const char *path);        /* whether the name ends with .h5 or .hdf5, or as below */
-/* raw_file.c: a token file of another program, all of it. */
+bool      mu_is_hdf5(const char *path);                 /* whether the name ends with .h5 or .hdf5 */
+bool      mu_is_token_file(const char *path);           /* that, or one as below */
+/* raw_file.c: a token file of another program, or all of a folder. */
 mu_status mu_raw_file_open(mu_domain *d, const mu_tokenizer *t, const char *path, mu_cache *cache, mu_error *e) MU_MUST_USE;
 bool      mu_raw_file_named(const char *path);          /* whether the name ends with .bin or .idx */
+bool      mu_raw_folder(const char *path);              /* whether it is a folder with .bin files, and neither texts nor folders beside them */
 typedef enum { MU_RAW_U8, MU_RAW_I16, MU_RAW_U16, MU_RAW_I32, MU_RAW_U32, MU_RAW_I64 } mu_raw_type;
 size_t    mu_raw_size(mu_raw_type type);
 /* Bytes [at, at + bytes) of the file. */

@@ -43,6 +43,13 @@ static bool bad(reader *r, const char *at, const char *what) {
 
 /* ------------------------------------------------------------------ strings */
 
+/* Characters of ASCII at s that stand for themselves in a string. */
+static size_t plain_length(const char *s, const char *end) {
+    const char *p = s;
+    while (p < end && *p >= 0x20 && *p < 0x7f && *p != '"' && *p != '\\') p++;
+    return p > s ? (size_t)(p - s) : 1;
+}
+
 /* The string at r->at, decoded in place: never longer than before. */
 static bool read_string(reader *r, char **text, int64_t *bytes) {
     char *quote = r->at++, *out = r->at;
@@ -60,9 +67,10 @@ static bool read_string(reader *r, char **text, int64_t *bytes) {
             out += n;
         } else if (c < 0x20) return bad(r, r->at, "control character in a string");
         else {
-            int n = c < 0x80 ? 1 : mu_utf8_decode(r->at, (size_t)(r->end - r->at), &code);
+            size_t n = c < 0x80 ? plain_length(r->at, r->end) : (size_t)mu_utf8_decode(r->at, (size_t)(r->end - r->at), &code);
             if (n == 0) return bad(r, r->at, "invalid UTF-8 in a string");
-            while (n--) *out++ = *r->at++;
+            if (out != r->at) memmove(out, r->at, n);
+            out += n, r->at += n;
         }
     }
     if (r->at >= r->end) return bad(r, quote, "the string does not end");

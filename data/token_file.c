@@ -8,9 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-bool mu_token_file_named(const char *path) {
-    return mu_file_ends(path, ".h5") || mu_file_ends(path, ".hdf5") || mu_raw_file_named(path);
-}
+bool mu_is_hdf5(const char *path) { return mu_file_ends(path, ".h5") || mu_file_ends(path, ".hdf5"); }
+bool mu_is_token_file(const char *path) { return mu_is_hdf5(path) || mu_raw_file_named(path) || mu_raw_folder(path); }
 
 enum { CHUNK_BYTES = 1 << 15, WRITE_CHUNKS = 32 };
 
@@ -139,7 +138,7 @@ static mu_status open_domain(mu_domain *d, const mu_tokenizer *t, mu_cache *cach
 }
 
 mu_status mu_token_file_open(mu_domain *d, const mu_tokenizer *t, const char *path, mu_cache *cache, mu_error *e) {
-    if (mu_raw_file_named(path)) return mu_raw_file_open(d, t, path, cache, e);
+    if (!mu_is_hdf5(path)) return mu_raw_file_open(d, t, path, cache, e);
     mu_status status = mu_store_open(&d->file, path, e);
     if (!status) status = check_tokenizer(d->file, t, path, e);
     return status ? status : open_domain(d, t, cache, e);

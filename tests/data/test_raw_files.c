@@ -207,6 +207,44 @@ static void test_borders(void **state) {
     mu_corpus_close(&c);
 }
 
+/* Files of a folder are one domain, wherever documents are cut. */
+static void test_folders(void **state) {
+    (void)state;
+    const int32_t ids[] = { EOD, 'a', 'b', EOD, EOD, 'c', 'd', 'e', EOD, 'f' };
+    enum { N = 10 };
+    const char text[] = "[\"ab\", \"cde\", \"f\"]";
+    mu_corpus c, expected;
+    put("s.json", text, sizeof text - 1);
+    assert_ok(open_file(&expected, "s.json"));
+    assert_ok(mu_file_make_dirs(in_folder("shards"), &e));
+    put("shards/notes.md", "x", 1);
+    for (int i = 0; i <= N; i++)
+        for (int k = i; k <= N; k++) {
+            put_llmc("shards/1.bin", 20240520, 1, i, i, ids, 2);
+            put_llmc("shards/2.bin", 20240801, 7, k - i, k - i, ids + i, 4);
+            put_llmc("shards/3.bin", 20240520, 1, N - k, N - k, ids + k, 2);
+            assert_ok(open_file(&c, "shards"));
+            assert_equal_corpora(&c, &expected);
+            mu_corpus_close(&c);
+        }
+    put_llmc("shards/1.bin", 20240520, 1, 3, 3, ids, 2);       /* then a file with an index: "ab" ends in front of it */
+    put_ids("shards/2.bin", 3, ids + 5, 4);
+    put_index("shards/2.idx", &(index_parts){ "MMIDIDX\0", 1, 4, 1, 2, 0, (const int32_t[]){ 3 }, (const int64_t[]){ 0, 1 } }, 4, 0);
+    put_llmc("shards/3.bin", 20240520, 1, 1, 1, ids + 9, 2);
+    assert_ok(open_file(&c, "shards"));
+    assert_equal_corpora(&c, &expected);
+    mu_corpus_close(&c);
+    put("shards/2.idx", "x", 1);
+    assert_int_equal(open_file(&c, "shards"), MU_STATUS_DATA);
+    assert_non_null(strstr(e.text, "shards/2.idx: not an index"));
+    assert_ok(mu_file_make_dirs(in_folder("shards/sub"), &e));         /* a folder of texts after all */
+    put("shards/sub/t.txt", "text", 4);
+    assert_ok(open_file(&c, "shards"));
+    assert_int_equal(c.domains[0].n_tokens, 5);
+    mu_corpus_close(&c);
+    mu_corpus_close(&expected);
+}
+
 /* ------------------------------------------------------------------ hostile files */
 
 static void assert_refused(const char *name, const char *says) {
@@ -300,7 +338,7 @@ static void test_absent(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_forms), cmocka_unit_test(test_borders), cmocka_unit_test(test_bad_llmc),
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_forms), cmocka_unit_test(test_borders), cmocka_unit_test(test_folders), cmocka_unit_test(test_bad_llmc),
                                         cmocka_unit_test(test_bad_megatron), cmocka_unit_test(test_absent) };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
