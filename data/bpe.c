@@ -282,8 +282,9 @@ const char *mu_bpe_finish(mu_bpe *b, const mu_bpe_options *o) {
         b->fallback_id[i] = o->byte_fallback ? mu_bpe_id(b, code, 6) : NONE;
         b->complete = b->complete && b->byte_id[i] != NONE;
     }
-    if (o->byte_level && !b->complete && (o->byte_fallback || o->unk == NONE))
-        return "with ByteLevel the vocabulary needs a token for each of the 256 bytes";
+    for (int i = 0; o->byte_level && i < N_BYTES; i++)      /* real vocabularies miss bytes that UTF-8 has not, or nothing assigned */
+        if (b->byte_id[i] == NONE && (o->byte_fallback || (o->unk == NONE && i < 0xF1 && i != 0xC0 && i != 0xC1)))
+            return "with ByteLevel the vocabulary needs a token for each byte of UTF-8";
     index_merges(b);
     b->whole = mu_alloc((size_t)b->n_ids + 1, 1);
     return NULL;

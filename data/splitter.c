@@ -11,13 +11,10 @@ typedef const unsigned char *at;
 enum { LETTER = MU_CHAR_LETTER, NUMBER = MU_CHAR_NUMBER, OTHER = MU_CHAR_OTHER, SPACE = MU_CHAR_SPACE, NEWLINE = MU_CHAR_NEWLINE,
        BROKEN = MU_CHAR_BROKEN, CJK = MU_CHAR_CJK };
 
-/* The end of the run of characters that have a class of `of` and none of `not`. */
-static inline at span(at p, at end, unsigned of, unsigned not) {
+/* The end of the run of characters that have a class of `of`. */
+static inline at span(at p, at end, unsigned of) {
     int n;
-    for (; p < end; p += n) {
-        unsigned c = mu_char_class(p, end, &n);
-        if (!(c & of) || c & not) break;
-    }
+    while (p < end && mu_char_class(p, end, &n) & of) p += n;
     return p;
 }
 
@@ -66,7 +63,7 @@ static inline at contraction(at p, at end, bool any_case) {
 static inline at gpt2(at p, at end, unsigned stop) {
     int n;
     unsigned c = mu_char_class(p, end, &n);
-    if (c & BROKEN) return span(p, end, BROKEN, 0);
+    if (c & BROKEN) return span(p, end, BROKEN);
     at q = contraction(p, end, false);
     if (q > p) return q;
     if (*p == ' ') {
@@ -74,7 +71,7 @@ static inline at gpt2(at p, at end, unsigned stop) {
         if (next & (LETTER | NUMBER | OTHER) && !(next & stop)) q = p + 1, c = next;
     }
     if (c & SPACE) return spaces(p, end, stop);
-    return span(q, end, c & (LETTER | NUMBER | OTHER), 0);
+    return span(q, end, c & (LETTER | NUMBER | OTHER));
 }
 
 static at scan_gpt2(at p, at end) { return gpt2(p, end, 0); }
@@ -89,15 +86,15 @@ static at scan_digits_gpt2(at p, at end) {
 static inline at cl100k(at p, at end, int digits) {
     int n, next_n;
     unsigned c = mu_char_class(p, end, &n);
-    if (c & LETTER) return span(p + n, end, LETTER, 0);
-    if (c & BROKEN) return span(p, end, BROKEN, 0);
+    if (c & LETTER) return span(p + n, end, LETTER);
+    if (c & BROKEN) return span(p, end, BROKEN);
     at q = contraction(p, end, true);
     if (q > p) return q;
     if (c & NUMBER) return numbers(p, end, digits);
     unsigned next = class_at(p + n, end, &next_n);
-    if (next & LETTER && !(c & NEWLINE)) return span(p + n, end, LETTER, 0);
+    if (next & LETTER && !(c & NEWLINE)) return span(p + n, end, LETTER);
     if (*p == ' ' && next & OTHER) c = next;
-    if (c & OTHER) return span(span(p + n, end, OTHER, 0), end, NEWLINE, 0);
+    if (c & OTHER) return span(span(p + n, end, OTHER), end, NEWLINE);
     return lines_or_spaces(p, end, 0);
 }
 
@@ -111,7 +108,7 @@ static inline at cased_word(at p, at end, bool first) {
     int n;
     for (unsigned c; q < end && (c = mu_char_class(q, end, &n)) & MU_CHAR_UPPER; q += n)
         if (c & MU_CHAR_LOWER) both = q + n;
-    at r = span(q, end, MU_CHAR_LOWER, 0);
+    at r = span(q, end, MU_CHAR_LOWER);
     if (r > q) return r;
     if (first) return both ? both : p;
     return q;
@@ -122,7 +119,7 @@ static inline at cased_word(at p, at end, bool first) {
 static inline at o200k(at p, at end, int digits, bool contractions) {
     int n, next_n;
     unsigned c = mu_char_class(p, end, &n);
-    if (c & BROKEN) return span(p, end, BROKEN, 0);
+    if (c & BROKEN) return span(p, end, BROKEN);
     at word = c & (LETTER | NUMBER | NEWLINE) ? p : p + n;      /* behind the optional first character */
     for (int first = 1; first >= 0; first--)
         for (at from = word;; from = p) {
@@ -133,7 +130,7 @@ static inline at o200k(at p, at end, int digits, bool contractions) {
     if (c & NUMBER) return numbers(p, end, digits);
     if (*p == ' ' && class_at(p + 1, end, &next_n) & OTHER) c = OTHER;
     if (!(c & OTHER)) return lines_or_spaces(p, end, 0);
-    at q = span(p + n, end, OTHER, 0);
+    at q = span(p + n, end, OTHER);
     while (q < end && (*q == '\r' || *q == '\n' || *q == '/')) q++;
     return q;
 }
@@ -144,34 +141,41 @@ static at scan_tekken(at p, at end) { return o200k(p, end, 1, false); }     /* \
 static inline bool is_ascii_letter(unsigned char b) { return (b | 0x20) >= 'a' && (b | 0x20) <= 'z'; }
 
 /* [!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
- * where `stop` ends the text; p when nothing matches here. */
-static inline at deepseek_word(at p, at end, unsigned stop) {
-    enum { WORD = LETTER | MU_CHAR_MARK, SIGN = MU_CHAR_PUNCTUATION | MU_CHAR_SYMBOL };
+ * in a stretch without \p{N} whose characters are all in DeepSeek's ranges (run: CJK), or none is (run: 0): STOP in c ^ run ends
+ * the text. p when nothing matches here. */
+enum { STOP = NUMBER | CJK, WORD = LETTER | MU_CHAR_MARK, SIGN = MU_CHAR_PUNCTUATION | MU_CHAR_SYMBOL };
+
+static inline at span_in(at p, at end, unsigned of, unsigned run) {
+    int n;
+    for (unsigned c; p < end && (c = mu_char_class(p, end, &n)) & of && !((c ^ run) & STOP); p += n) { }
+    return p;
+}
+
+static inline at deepseek_word(at p, at end, unsigned run) {
     int n, next_n;
     unsigned c = mu_char_class(p, end, &n), next = class_at(p + n, end, &next_n);
     if (*p < 0x80 && c & SIGN && p + 1 < end && is_ascii_letter(p[1])) {
         for (p += 2; p < end && is_ascii_letter(*p); p++) { }
         return p;
     }
-    if (next & WORD && !(next & stop) && !(c & (LETTER | SIGN | NEWLINE))) return span(p + n, end, WORD, stop);
-    if (c & WORD) return span(p, end, WORD, stop);
-    if (*p == ' ' && next & SIGN && !(next & stop)) c = next;
-    if (c & SIGN) return span(span(p + n, end, SIGN, stop), end, NEWLINE, 0);
-    return c & SPACE ? lines_or_spaces(p, end, stop) : p;
+    if ((next ^ run) & STOP) next = 0;
+    if (next & WORD && !(c & (LETTER | SIGN | NEWLINE))) return span_in(p + n, end, WORD, run);
+    if (c & WORD) return span_in(p, end, WORD, run);
+    if (*p == ' ' && next & SIGN) c = next;
+    if (c & SIGN) return span_in(span_in(p + n, end, SIGN, run), end, NEWLINE, run);
+    return c & SPACE ? lines_or_spaces(p, end, STOP) : p;
 }
 
-/* \p{N}{1,3}, then [一-龥぀-ゟ゠-ヿ]+, then the above, each in what the one before it leaves. */
+/* \p{N}{1,3}, then [一-龥぀-ゟ゠-ヿ]+, then the above, each in every piece of the one before it. */
 static at scan_deepseek(at p, at end) {
-    enum { STOP = NUMBER | CJK };
     int n;
-    unsigned c = mu_char_class(p, end, &n);
-    if (c & BROKEN) return span(p, end, BROKEN, 0);
+    unsigned c = mu_char_class(p, end, &n), run = c & CJK;
+    if (c & BROKEN) return span(p, end, BROKEN);
     if (c & NUMBER) return numbers(p, end, 3);
-    if (c & CJK) return span(p, end, CJK, 0);
-    at q = deepseek_word(p, end, STOP);
+    at q = deepseek_word(p, end, run);
     if (q > p) return q;
     do p += n;                                          /* what nothing matches, up to the next match */
-    while (p < end && !((c = mu_char_class(p, end, &n)) & (STOP | BROKEN)) && deepseek_word(p, end, STOP) == p);
+    while (p < end && !(((c = mu_char_class(p, end, &n)) ^ run) & (STOP | BROKEN)) && deepseek_word(p, end, run) == p);
     return p;
 }
 

@@ -1,6 +1,7 @@
 """tokenizer_parity.py TOOL TOKENIZERS TEXTS LINES - compares the ids of muster (TOOL: tests/tools/token_ids.c) with those of Hugging
 Face's tokenizers, for each TOKENIZERS/*/tokenizer.json: of lines of the files in TEXTS (about LINES of them, spread over all files),
-of whole files, and of made-up hostile texts; with and without special tokens; after writing and reading again nothing may change."""
+of beginnings of whole files, and of made-up hostile texts; added tokens are recognised, and for a part of the texts special ones are
+text as when a corpus is encoded."""
 import os
 import random
 import struct
@@ -20,7 +21,7 @@ def hostile(rng):
              "HELLO", "helloWorld", "HTTPServer", "123", "1234567", "\u00bd", "\u0663", "e\u0301", "\u0e01\u0e33", "\U0001f469\u200d\U0001f4bb",
              "\u4e2d\u6587", "\u30ab\u30bf\u30ab\u30ca", "\u30fb", "\u1112\u1161\u11ab", "<|endoftext|>", "<|im_start|>", "</s>", "<s>",
              "<unk>", "\u2581", "<0x41>", "a" * 40, " " * 30, "!?" * 9, "\u0345", "\u01c5", "\u02b0", "$", "\u20ac", "_", "\ufeff", "\u200b"]
-    for _ in range(6000):
+    for _ in range(4000):
         parts = []
         for _ in range(rng.randrange(1, 12)):
             if rng.random() < 0.6:
@@ -33,9 +34,8 @@ def hostile(rng):
 
 def all_characters():
     """Every character between letters, digits and signs."""
-    for first in range(0, 0x110000, 64):
-        if not 0xD800 <= first < 0xE000:
-            yield "".join(chr(c) + "a" + chr(c) + "1 " + chr(c) + "!" for c in range(first, first + 64))
+    for first in [*range(0, 0xD800, 64), *range(0xE000, 0x32400, 64), *range(0xE0000, 0xE0200, 64)]:
+        yield "".join("a" + chr(c) + "1 " + chr(c) + "!" for c in range(first, first + 64))
 
 
 def texts_of(folder, lines, rng):
@@ -46,7 +46,7 @@ def texts_of(folder, lines, rng):
             documents.append(f.read().decode("utf-8", "replace"))
     of_lines = [line for text in documents for line in text.split("\n") if line]
     rng.shuffle(of_lines)
-    return of_lines[:lines], [text[:200000] for text in documents]
+    return of_lines[:lines], [text[:20000] for text in documents]
 
 
 def ours(tool, tokenizer, mode, texts, *more):
@@ -66,10 +66,10 @@ def ours(tool, tokenizer, mode, texts, *more):
     return out
 
 
-def compare(tool, path, texts):
+def compare(tool, path, all_texts, n_corpus):
     theirs = tokenizers.Tokenizer.from_file(path)
     bad = 0
-    for mode in "prompt", "corpus":
+    for mode, texts in ("prompt", all_texts), ("corpus", all_texts[-n_corpus:]):
         theirs.encode_special_tokens = mode == "corpus"
         got = ours(tool, path, mode, texts)
         for first in range(0, len(texts), 4096):
@@ -90,12 +90,12 @@ def main():
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     rng = random.Random(1)
     of_lines, documents = texts_of(corpus, int(lines), rng) if corpus else ([], [])
-    texts = of_lines + documents + list(hostile(rng)) + list(all_characters()) + [""]
+    texts = of_lines + documents + list(all_characters()) + list(hostile(rng)) + [""]
     names = sys.argv[5:] or sorted(n for n in os.listdir(folder) if os.path.exists(os.path.join(folder, n, "tokenizer.json")))
     failed = 0
     for name in names:
         path = os.path.join(folder, name, "tokenizer.json")
-        bad = compare(tool, path, texts)
+        bad = compare(tool, path, texts, 4001)
         failed += bad > 0
         print("%s: %d texts (%d lines, %d characters), %d differ" % (name, len(texts), len(of_lines), sum(map(len, texts)), bad), flush=True)
     return failed > 0
