@@ -11,20 +11,28 @@ mu_text mu_text_copy(const char *text, int64_t n) {
     return t;
 }
 
+/* memmem, which takes long to begin, for short texts that are often found. */
+static const char *find(const char *p, const char *end, const char *what, int64_t n) {
+    if (n > 8) return memmem(p, (size_t)(end - p), what, (size_t)n);
+    for (; end - p >= n && (p = memchr(p, what[0], (size_t)(end - p - n + 1))); p++)
+        if (!memcmp(p, what, (size_t)n)) return p;
+    return NULL;
+}
+
 /* ------------------------------------------------------------------ the normalizer */
 
 static char *replace_all(const char *text, int64_t n, const mu_text *what, const mu_text *by, int64_t *out) {
-    const char *at = memmem(text, (size_t)n, what->text, (size_t)what->n), *end = text + n;
-    if (!at) return NULL;
+    const char *end = text + n, *first = find(text, end, what->text, what->n);
+    if (!first) return NULL;
     int64_t count = 0;
-    for (const char *p = at; p; p = memmem(p + what->n, (size_t)(end - p - what->n), what->text, (size_t)what->n)) count++;
+    for (const char *p = first; p; p = find(p + what->n, end, what->text, what->n)) count++;
     *out = n + count * (by->n - what->n);
     char *result = mu_alloc((size_t)*out + 1, 1), *to = result;
-    for (; at; text = at + what->n, at = memmem(text, (size_t)(end - text), what->text, (size_t)what->n)) {
-        memcpy(to, text, (size_t)(at - text));
-        to += at - text;
+    for (const char *p = first; p; p = find(text, end, what->text, what->n)) {
+        memcpy(to, text, (size_t)(p - text));
+        to += p - text;
         memcpy(to, by->text, (size_t)by->n);
-        to += by->n;
+        to += by->n, text = p + what->n;
     }
     memcpy(to, text, (size_t)(end - text));
     return result;
@@ -80,7 +88,7 @@ static void encode_piece(encoder *x, const char *p, int64_t n) {
     while (p < end) {
         const char *q = p;
         while (end - q >= 3 && !memcmp(q, meta, 3)) q += 3;
-        const char *cut = memmem(q, (size_t)(end - q), meta, 3);
+        const char *cut = find(q, end, meta, 3);
         if (!cut) cut = end;
         mu_bpe_encode(b, p, cut - p, x->out);
         p = cut;

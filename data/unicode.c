@@ -51,6 +51,17 @@ static int category_of(uint32_t c) {
     return category;
 }
 
+/* Characters with a combining class or a decomposition that came after Unicode 9, whose forms tokenizers normalize to; found by
+ * comparing NFC of each character in four surroundings. */
+static const struct { uint32_t first, last; } recent[] = {
+    { 0x7FD, 0x7FD }, { 0x898, 0x89F }, { 0x8CA, 0x8D3 }, { 0x9FE, 0x9FE }, { 0xC3C, 0xC3C }, { 0xD3B, 0xD3C }, { 0xEBA, 0xEBA },
+    { 0x1715, 0x1715 }, { 0x1ABF, 0x1ACE }, { 0x1DF6, 0x1DFA }, { 0xA82C, 0xA82C }, { 0x10D24, 0x10D27 }, { 0x10EAB, 0x10EAC },
+    { 0x10EFD, 0x10EFF }, { 0x10F46, 0x10F50 }, { 0x10F82, 0x10F85 }, { 0x11070, 0x11070 }, { 0x1133B, 0x1133B }, { 0x1145E, 0x1145E },
+    { 0x11839, 0x1183A }, { 0x1193D, 0x1193E }, { 0x11943, 0x11943 }, { 0x119E0, 0x119E0 }, { 0x11A34, 0x11A34 }, { 0x11A47, 0x11A47 },
+    { 0x11A99, 0x11A99 }, { 0x11D42, 0x11D42 }, { 0x11D44, 0x11D45 }, { 0x11D97, 0x11D97 }, { 0x11F41, 0x11F42 }, { 0x16FF0, 0x16FF1 },
+    { 0x1E08F, 0x1E08F }, { 0x1E130, 0x1E136 }, { 0x1E2AE, 0x1E2AE }, { 0x1E2EC, 0x1E2EF }, { 0x1E4EC, 0x1E4EF },
+};
+
 static unsigned class_of_category(int category) {
     switch (category) {
     case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LT: return MU_CHAR_LETTER | MU_CHAR_UPPER | MU_CHAR_WORD;
@@ -92,7 +103,11 @@ static void mark_unstable(uint16_t *class, uint32_t c) {
         n = utf8proc_normalize_utf32(out, n, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
         if (n != 1 || out[0] != (utf8proc_int32_t)c) class[c] |= MU_CHAR_UNSTABLE;
     }
-    if (utf8proc_get_property((utf8proc_int32_t)c)->combining_class) class[c] |= MU_CHAR_UNSTABLE;
+    if (utf8proc_get_property((utf8proc_int32_t)c)->combining_class) class[c] |= MU_CHAR_ORDERED;
+}
+
+static void mark_recent(uint16_t *class, uint32_t first, uint32_t last) {
+    for (uint32_t c = first; c <= last; c++) class[c] = (uint16_t)((class[c] & ~(unsigned)MU_CHAR_UNSTABLE) | MU_CHAR_RECENT);
 }
 
 static int find_block(const uint16_t *block) {
@@ -107,6 +122,11 @@ static void fill(void) {
     for (uint32_t c = 0; c < CODES; c++) class[c] = (uint16_t)class_of(c);
     for (uint32_t c = 0xC0; c < 0x30000; c++)
         if (utf8proc_category((utf8proc_int32_t)c) != UTF8PROC_CATEGORY_CN) mark_unstable(class, c);
+    for (uint32_t c = 0xC0; c < 0x30000; c++)
+        if (class[c] & MU_CHAR_UNSTABLE) class[c] &= (uint16_t)~MU_CHAR_ORDERED;
+        else if (class[c] & MU_CHAR_ORDERED) class[c] |= MU_CHAR_UNSTABLE;
+    for (size_t i = 0; i < sizeof recent / sizeof *recent; i++) mark_recent(class, recent[i].first, recent[i].last);
+    for (size_t i = 0; i < sizeof newer / sizeof *newer; i++) mark_recent(class, newer[i].first, newer[i].last);
     for (int c = 0; c < 128; c++) mu_char_ascii[c] = class[c];
     classes = mu_alloc(BLOCKS, sizeof *classes);
     for (int i = 0; i < BLOCKS; i++) block_of[i] = (uint16_t)find_block(class + (size_t)i * BLOCK);
@@ -152,13 +172,6 @@ unsigned mu_char_wide(const unsigned char *p, const unsigned char *end, int *byt
 
 /* ------------------------------------------------------------------ normalization forms */
 
-static bool is_normalized(const unsigned char *p, const unsigned char *end) {      /* surely NFC */
-    int n;
-    for (; p < end; p += n)
-        if (mu_char_class(p, end, &n) & MU_CHAR_UNSTABLE) return false;
-    return true;
-}
-
 static bool is_ascii(const unsigned char *p, const unsigned char *end) {
     while (p < end && *p < 0x80) p++;
     return p == end;
@@ -172,27 +185,66 @@ static void append(text_buffer *b, const void *bytes, int64_t n) {
     b->n += n;
 }
 
+static const int form_options[] = { UTF8PROC_COMPOSE, UTF8PROC_DECOMPOSE, UTF8PROC_COMPOSE | UTF8PROC_COMPAT, UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT };
+
 /* Valid UTF-8. */
 static void append_normalized(text_buffer *b, mu_unicode_form form, const unsigned char *p, int64_t n) {
-    static const int options[] = { UTF8PROC_COMPOSE, UTF8PROC_DECOMPOSE, UTF8PROC_COMPOSE | UTF8PROC_COMPAT,
-                                   UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT };
-    utf8proc_uint8_t *out = NULL;
-    utf8proc_ssize_t bytes = utf8proc_map(p, n, &out, (utf8proc_option_t)(UTF8PROC_STABLE | options[form]));
-    MU_CHECK(bytes >= 0, "utf8proc_map of %lld bytes: %s", (long long)n, utf8proc_errmsg(bytes));
-    append(b, out, bytes);
-    free(out);
+    enum { ROOM = 256 };
+    utf8proc_int32_t some[ROOM], *codes = some;
+    utf8proc_option_t options = (utf8proc_option_t)(UTF8PROC_STABLE | form_options[form]);
+    utf8proc_ssize_t length = utf8proc_decompose(p, n, codes, ROOM - 1, options);
+    if (length >= ROOM) {                       /* reencode needs room for one more */
+        codes = mu_alloc((size_t)length + 1, sizeof *codes);
+        length = utf8proc_decompose(p, n, codes, length, options);
+    }
+    if (length > 0) length = utf8proc_reencode(codes, length, options);
+    MU_CHECK(length >= 0, "utf8proc with %lld bytes: %s", (long long)n, utf8proc_errmsg(length));
+    append(b, codes, length);
+    if (codes != some) free(codes);
+}
+
+/* Where the next character stands that NFC may change: *from is the stable one before it, or it, and *to the next stable one. */
+static bool find_unstable(const unsigned char *p, const unsigned char *end, const unsigned char **from, const unsigned char **to) {
+    const unsigned char *stable = p;
+    int n;
+    while (p < end) {
+        unsigned c = mu_char_class(p, end, &n), count = 0;
+        bool ordered = true;
+        if (!(c & MU_CHAR_UNSTABLE)) {
+            stable = p;
+            p += n;
+            continue;
+        }
+        for (; p < end && (c = mu_char_class(p, end, &n)) & MU_CHAR_UNSTABLE; p += n, count++) ordered = ordered && c & MU_CHAR_ORDERED;
+        if (ordered && count == 1) continue;
+        *from = stable, *to = p;
+        return true;
+    }
+    return false;
+}
+
+/* NFC, and only where it is needed: a stable character composes with none before it, so that it begins anew there. */
+static void append_composed(text_buffer *b, const unsigned char *p, const unsigned char *end) {
+    const unsigned char *from, *to;
+    for (; find_unstable(p, end, &from, &to); p = to) {
+        append(b, p, from - p);
+        append_normalized(b, MU_NFC, from, to - from);
+    }
+    append(b, p, end - p);
 }
 
 char *mu_unicode_normalize(mu_unicode_form form, const char *text, int64_t bytes, int64_t *out_bytes) {
-    const unsigned char *p = (const unsigned char *)text, *end = p + bytes;
-    if (form == MU_NFC ? is_normalized(p, end) : is_ascii(p, end)) return NULL;
+    const unsigned char *p = (const unsigned char *)text, *end = p + bytes, *from, *to;
+    enum { APART = MU_CHAR_BROKEN | MU_CHAR_RECENT };
+    if (form == MU_NFC ? !find_unstable(p, end, &from, &to) : is_ascii(p, end)) return NULL;
     text_buffer b = { .bytes = mu_alloc((size_t)bytes + 16, 1), .room = bytes + 16 };
     while (p < end) {
         const unsigned char *q = p;
         int n;
-        while (q < end && !(mu_char_class(q, end, &n) & MU_CHAR_BROKEN)) q += n;
-        append_normalized(&b, form, p, q - p);
-        for (p = q; p < end && mu_char_class(p, end, &n) & MU_CHAR_BROKEN; p++) append(&b, p, 1);
+        while (q < end && !(mu_char_class(q, end, &n) & APART)) q += n;
+        if (form == MU_NFC) append_composed(&b, p, q);
+        else if (q > p) append_normalized(&b, form, p, q - p);
+        for (p = q; p < end && mu_char_class(p, end, &n) & APART; p += n) append(&b, p, n);
     }
     *out_bytes = b.n;
     return b.bytes;

@@ -18,6 +18,8 @@ enum {
     MU_CHAR_UNSTABLE = 2048,    /* NFC may change it or its neighbours */
     MU_CHAR_CJK = 4096,         /* the ranges that DeepSeek's pattern names */
     MU_CHAR_BROKEN = 8192,      /* a byte that is not UTF-8 */
+    MU_CHAR_RECENT = 16384,     /* newer than the normalization forms of Hugging Face's tokenizers: they do not change or reorder it */
+    MU_CHAR_ORDERED = 32768,    /* UNSTABLE for its combining class only: alone behind a stable one it stays */
 };
 
 /* Fills the tables; thread-safe. Everything below needs it. */
@@ -34,8 +36,8 @@ static inline unsigned mu_char_class(const unsigned char *p, const unsigned char
     return mu_char_ascii[*p];
 }
 
-/* NFC, NFD, NFKC or NFKD of a text, heap, its length in *out_bytes; NULL when it is the text itself. Bytes that are not UTF-8 stay
- * and separate what is normalized. */
+/* NFC, NFD, NFKC or NFKD of a text, heap, its length in *out_bytes; NULL when it is the text itself. Bytes that are not UTF-8 and
+ * characters of MU_CHAR_RECENT stay and separate what is normalized. */
 typedef enum { MU_NFC, MU_NFD, MU_NFKC, MU_NFKD } mu_unicode_form;
 char *mu_unicode_normalize(mu_unicode_form form, const char *text, int64_t bytes, int64_t *out_bytes);
 
