@@ -11,7 +11,7 @@ extern "C" {
 
 /*       type     key           default    min  max  choices  use  help */
 #define MU_OPTIONS_DATA(O) \
-    O(STRING,  tokenizer,    "bytes",   0,   0,   NULL, SHAPE, "bytes (ids 0-255 are bytes, 256 ends a document), or the path of a tokenizer file (no format is supported yet)") \
+    O(STRING,  tokenizer,    "bytes",   0,   0,   NULL, SHAPE, "bytes (ids 0-255 are bytes, 256 ends a document), or the path of a tokenizer.json with a BPE model, or of the folder that holds it") \
     O(DOMAINS, train,        NULL,      1,   0,   NULL, TEXTS, "list of {domain: NAME, path: FOLDER, FILE.txt, FILE.jsonl or FILE.json (each also .gz or .zst) or a token file (FILE.h5, FILE.bin of llm.c or Megatron), weight: 1.0}; path synthetic: the built-in generator") \
     O(STRING,  text_key,     "text",    0,   0,   NULL, EVAL, "key of the text in the objects of .jsonl and .json files") \
     O(PHASES,  phases,       "[]",      0,   0,   NULL, FREE, "list of {until_step: STEP, mix: {DOMAIN: WEIGHT, ...}}: up to that step only these domains of train are drawn, with these weights instead of theirs; the last phase lasts to the end; validation keeps all domains; on resume, phases of finished steps must not change") \
