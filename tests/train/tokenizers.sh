@@ -10,7 +10,7 @@ refuses() {         # refuses CODE PATTERN ARGUMENTS...: exit code and one error
 }
 same() { if cmp -s "$2" "$3"; then pass; else fail "$1: $2 and $3 differ"; fi; }
 
-mkdir -p texts/docs other
+mkdir -p texts/docs other special
 cp "$MUSTER_SOURCE"/docs/*.md texts/docs && for f in texts/docs/*.md; do mv "$f" "${f%.md}.txt"; done
 for i in 1 2 3 4 5; do printf '{"text": "number %d, the keeper counted %d boats\\n", "body": "only %d"}\n' $i $((i * 7919)) $i; done > texts/lines.jsonl
 gzip -k texts/lines.jsonl && mv texts/lines.jsonl.gz texts/more.jsonl.gz
@@ -24,7 +24,7 @@ for threads in 2 4; do
     same "$threads threads" tokenizer.json again.json
 done
 says "train-tokenizer over a tokenizer" "^replaced again.json: "
-expect 0 "options" m train-tokenizer --vocab-size 400 --out other/tokenizer.json --pattern qwen2 --min-frequency 3 --special "<|end|>" --special "<|user|>" \
+expect 0 "options" m train-tokenizer --vocab-size 400 --out special/tokenizer.json --pattern qwen2 --min-frequency 3 --special "<|end|>" --special "<|user|>" \
     --text-key body texts/lines.jsonl
 says "options" "^muster: warning: the texts give a vocabulary of [0-9]+, not 400: no other pair of tokens occurs 3 times"
 says "options" "2 special, 256 bytes, [0-9]+ merges\), pattern qwen2"
@@ -68,7 +68,11 @@ expect 0 "training on texts" train_on texts-run texts/docs texts/more.jsonl.gz 2
 expect 0 "training on a token file" train_on file-run 1.h5 1.h5 1
 same_metrics texts-run file-run exact
 
-# Bits per byte: the loss is per token; the bytes are those of the tokens it was measured on.
-expect 0 "eval" m eval texts-run
-if awk '$1 == "docs" && $5 > 0 { bits = $7; ratio = bits / $5 * log(2) } END { exit !(ratio > 0.2 && ratio < 0.9) }' log; then pass; else fail "bits per byte of a tokenizer with several bytes per token"; fi
+# ---------------------------------------------------------------- bits per byte: of the bytes of the tokens that were predicted
+# Almost every token of this text is " boat", five bytes, so a bit per byte is a fifth of a bit per token.
+yes ' boat' | head -n 20000 | tr -d '\n' > boats.txt
+expect 0 "a tokenizer of boats" m train-tokenizer --vocab-size 261 --out other/tokenizer.json boats.txt
+expect 0 "training on boats" train 1 boats data.tokenizer=other/tokenizer.json "data.train=[{domain: boats, path: boats.txt}]" train.steps=5 train.eval_every=5
+bytes=$(sed -n 's|.*"val/boats/ce_loss":\([0-9.e-]*\).*"val/boats/bits_per_byte":\([0-9.e-]*\).*|\1 \2|p' boats/metrics.jsonl | awk '{ print $1 / log(2) / $2 }' | tail -n 1)
+if awk "BEGIN { exit !(${bytes:-0} > 4.98 && ${bytes:-0} <= 5.0001) }"; then pass; else fail "'$bytes' bytes per token, expected 5"; fi
 finish
