@@ -231,7 +231,7 @@ expect 0 "eval of all" m eval run train.eval_sequences=0
 says "eval of all" "over all validation sequences"
 if grep -q "texts differ" log; then fail "eval does not know its texts"; else pass; fi
 if [ "$(loss)" = "$first" ]; then pass; else fail "eval of all: $(loss), by itself $first"; fi
-refuses 78 "train.seq_len=16: eval accepts only data.train, data.val_fraction, data.cache_mib, train.device, train.dtype, train.threads, train.eval_sequences" eval run train.seq_len=16
+refuses 78 "train.seq_len=16: eval accepts only data.train, data.text_key, data.val_fraction, data.cache_mib, train.device, train.dtype, train.threads, train.eval_sequences" eval run train.seq_len=16
 refuses 78 "top_k=1: eval accepts only" eval run moe.top_k=1
 expect 0 "eval of other texts" m eval run "data.train=[{domain: own, path: texts/2.txt}]"
 says_once "eval of other texts" "^note: the texts differ from the training texts"
@@ -274,6 +274,15 @@ for domains in "{domain: few, path: both.h5} 0.0 0.2" "{domain: many, path: both
     if awk -v x="$found" -v b="$bounds" 'BEGIN { split(b, at, " "); exit !(x >= at[1] && x <= at[2]) }'; then pass
     else fail "a dry run says $found MiB of texts for $domains"; fi
 done
+# The same texts, compressed and under another key: the same run.
+mkdir packed && gzip -c texts/1.txt > packed/1.txt.gz && cp texts/[23].txt packed && sed 's/"text"/"body"/' texts/more/lines.jsonl | gzip > packed/more.jsonl.gz
+expect 0 "tokenize with another key" m tokenize --text-key body --out packed.h5 own=packed one=packed/1.txt.gz
+says "tokenize with another key" "fingerprint $fingerprint$"
+expect 0 "eval with another key" m eval run data.text_key=body "data.train=[{domain: own, path: packed},{domain: one, path: packed/1.txt.gz}]"
+if grep -q "texts differ" log; then fail "eval: the texts are others when they are compressed"; else pass; fi
+refuses 65 "packed/more.jsonl.gz:1: no string named \"text\"; data.text_key selects another key" tokenize --out other.h5 own=packed
+head -c 100 packed/1.txt.gz > cut.txt.gz
+own 65 "cut.txt.gz: truncated: the file ends at byte 100" cut.txt.gz
 cp tokens.h5 damaged.h5
 "$MUSTER_FLIP" damaged.h5 3000
 own 65 "damaged.h5: .*damaged\?" damaged.h5
@@ -285,7 +294,7 @@ echo precious > precious.h5
 refuses 64 "--out precious.h5 exists and is not a token file; choose another name or remove it" tokenize --out precious.h5 own=texts/1.txt
 if [ "$(cat precious.h5)" = precious ]; then pass; else fail "tokenize replaced a file"; fi
 expect 0 "tokenize beside a run" m tokenize --out other.h5 own=texts one=texts/1.txt
-says_once "tokenize beside a run" 'note: domain "own": not read in texts: 1 folder of a run \(old\)$'
+says_once "tokenize beside a run" 'note: not read in texts: 1 folder of a run \(old\)$'
 if cmp -s other.h5 tokens.h5 && [ -s other.h5.tmp/mine ]; then pass; else fail "tokenize beside a run and a folder other.h5.tmp"; fi
 expect 0 "tokenize over a token file" m tokenize --out other.h5 own=texts/1.txt
 says_once "tokenize over a token file" "^replaced the previous token file, fingerprint [0-9a-f]{32}$"
@@ -308,7 +317,7 @@ refuses 78 'unknown tokenizer "words"; available: bytes' tokenize --tokenizer wo
 refuses 78 'unknown tokenizer "words"' train tiny.yaml run.dir=x data.tokenizer=words
 refuses 78 'unknown tokenizer "words"' train tiny.yaml run.dir=x data.tokenizer=words --dry-run
 refuses 66 "tokenizer ./none.json: no such file" train tiny.yaml run.dir=x data.tokenizer=./none.json
-refuses 65 "tokenizer tiny.yaml: tokenizer files are not supported" train tiny.yaml run.dir=x data.tokenizer=tiny.yaml
+refuses 65 "tokenizer tiny.yaml: bad JSON" train tiny.yaml run.dir=x data.tokenizer=tiny.yaml
 refuses 64 "at least one DOMAIN=PATH" tokenize --out x.h5
 refuses 64 "expected DOMAIN=PATH" tokenize --out x.h5 texts
 refuses 64 "appears twice" tokenize --out x.h5 a=texts a=texts
