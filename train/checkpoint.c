@@ -689,7 +689,7 @@ mu_status mu_checkpoint_compare(const mu_config *cfg, const mu_corpus *corpus, c
                      m->path, m->fingerprint, corpus->fingerprint);
         name_changes(corpus, m, e);
     }
-    if (e->status == MU_STATUS_CONFIG && m->origin.path[0])
+    if (e->status == MU_STATUS_CONFIG && corpus && m->origin.path[0])
         mu_error_add(e, e->status, "  (this run began with --init-from %s; with that option, keys that are left out keep their values)",
                      m->origin.path);
     fclose(out);

@@ -1,5 +1,5 @@
 /* cmd_eval.c - muster eval: validation loss of a checkpoint, domain by domain. */
-#include "train/hf.h"
+#include "train/train.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -18,9 +18,15 @@ static bool gives(const arguments *a, const char *key) {
     return given;
 }
 
-/* Hugging Face's files say nothing of the length of sequences. */
-static bool is_free_length(const arguments *a, const char *override) {
-    return mu_hf_is(a->path) && !strncmp(override, "train.seq_len=", 14);
+static const char length[] = "train.seq_len=";
+
+/* What was not trained here has no texts, and no length of sequences. */
+static mu_status check_source(const mu_source *s, const arguments *a, mu_error *e) {
+    bool elsewhere = s->hf || s->m.weights_only;
+    if (elsewhere && !gives(a, "data.train="))
+        return mu_error_set(e, MU_STATUS_USAGE, "%s was not trained on texts that muster knows: add data.train='[{domain: NAME, path: ...}, ...]'",
+                            a->path);
+    return elsewhere || !gives(a, length) ? MU_STATUS_OK : mu_config_check_use(length, MU_ON_EVAL, "eval", e);
 }
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
@@ -41,10 +47,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     if (!a->path) return mu_error_set(e, MU_STATUS_USAGE, "eval needs a run folder, a checkpoint or a Hugging Face folder");
     status = mu_expand_argument(&a->path, e);
     for (int i = 0; i < a->n_overrides && status == MU_STATUS_OK; i++)
-        if (!is_free_length(a, a->overrides[i])) status = mu_config_check_use(a->overrides[i], MU_ON_EVAL, "eval", e);
-    if (status == MU_STATUS_OK && mu_hf_is(a->path) && !gives(a, "data.train="))
-        status = mu_error_set(e, MU_STATUS_USAGE, "%s was not trained on texts that muster knows: add data.train='[{domain: NAME, path: ...}, ...]'",
-                              a->path);
+        if (strncmp(a->overrides[i], length, strlen(length))) status = mu_config_check_use(a->overrides[i], MU_ON_EVAL, "eval", e);
     return status;
 }
 
@@ -55,12 +58,13 @@ static int64_t sequences(const mu_config *cfg, const arguments *a) {
 
 static void print_results(const mu_manifest *m, const mu_texts *texts, const arguments *a, int64_t most, double mean,
                           const mu_domain_loss *results) {
-    if (m->fingerprint[0] && strcmp(m->fingerprint, texts->corpus.fingerprint))
+    bool known = m->fingerprint[0] && !m->weights_only;
+    if (known && strcmp(m->fingerprint, texts->corpus.fingerprint))
         mu_print("note: the texts differ from the training texts: fingerprint %s then, %s now\n",
                m->fingerprint, texts->corpus.fingerprint);
     if (a->choice.mask) mu_print("masked experts (layer:expert): %s\n", a->choice.mask);
     if (a->choice.force) mu_print("forced experts (layer:expert): %s\n", a->choice.force);
-    if (m->fingerprint[0]) mu_print("%s, step %lld: ", m->path, (long long)m->step);
+    if (known) mu_print("%s, step %lld: ", m->path, (long long)m->step);
     else mu_print("%s: ", m->path);
     printf("%.6f nats/token, mean of the domains weighted by their share\n", mean);
     mu_print_domains(texts, most, results);
@@ -150,6 +154,7 @@ int mu_cmd_eval(int argc, char **argv) {
     if (status == MU_STATUS_OK) status = mu_arguments_agree(mesh->world, argc, argv, &e);
     if (status == MU_STATUS_OK)
         status = mu_inference_open(&o, mesh, a.path, a.n_overrides, a.overrides, &e);
+    if (status == MU_STATUS_OK) status = mu_agree(mesh->world, check_source(&o.source, &a, &e), &e);
     if (status == MU_STATUS_OK) status = open_texts(&texts, &o, &e);
     if (status == MU_STATUS_OK) status = evaluate(&o, &texts, &a, &e);
     free(a.overrides);

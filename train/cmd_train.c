@@ -434,7 +434,9 @@ static mu_status configure_from(mu_config *cfg, const arguments *a, mu_comm *wor
     bool resumes = read_own(cfg->run.dir, &own.m);
     mu_broadcast(world, 0, &resumes, sizeof resumes);
     mu_status status = resumes ? MU_STATUS_OK : mu_source_open(init, world, a->init, e);
+    bool takes_name = resumes && own.m.config && !mu_options_given(&cfg->options, "data", "tokenizer");
     if (status == MU_STATUS_OK && (!resumes || own.m.config)) status = mu_init_configure(cfg, resumes ? &own : init, e);
+    if (takes_name) memcpy(cfg->data.tokenizer, own.m.cfg.data.tokenizer, sizeof cfg->data.tokenizer); /* not that of the copy */
     mu_manifest_free(&own.m);
     return mu_agree_each(world, status, e);
 }

@@ -100,6 +100,46 @@ expect 0 "its copy" on 1 "$MUSTER" tokenize --tokenizer words/tokenizer.json --o
 there=$(grep -o 'fingerprint .*' log)
 expect 0 "its copy" on 1 "$MUSTER" tokenize --tokenizer bpe/tokenizer.json --out copy.h5 a=texts
 says_once "its copy" "^written to copy.h5, tokenizer bpe, $there\$"
+
+# ---------------------------------------------------------------- Hugging Face's files
+expect 0 "exported" on 1 "$MUSTER" convert bpe hf --to hf
+own="data.train=[{domain: a, path: texts}]"
+want=$(val bpe train.device=ref)
+near "eval of Hugging Face's files" "$(val hf "$own" train.seq_len=32 train.device=ref)" "$want"
+for n in 1 2; do
+    [ $n = 2 ] && { [ -n "${MPIEXEC:-}" ] || continue; }
+    expect 0 "safetensors on $n" from $n hf$n hf $still train.device=ref parallel.ep=$n
+    says_once "safetensors on $n" "^weights from $work/hf\$"
+    near "the loss before the first step, of safetensors on $n" "$(loss hf$n 1)" "$want"
+done
+if grep -qF "\"init_from\":{\"path\":\"$work/hf\"}" hf1/run.json && grep -q "^  tokenizer: $work/hf/tokenizer.json " hf1/config.resolved.yaml; then pass; else fail "lineage of safetensors"; fi
+"$MUSTER" generate bpe --prompt 'Document n' --tokens 20 --temperature 0 --mask 0:1 > ours 2> /dev/null
+expect 0 "generated from Hugging Face's files" on 1 "$MUSTER" generate hf --prompt 'Document n' --tokens 20 --temperature 0 --mask 0:1
+if [ -s ours ] && grep -qF "$(head -n 1 ours)" log; then pass; else fail "other text from Hugging Face's files"; fi
+expect 0 "counted in Hugging Face's files" on 1 "$MUSTER" stats hf a=texts
+expect 64 "no texts" on 1 "$MUSTER" eval hf
+says_once "no texts" "hf was not trained on texts that muster knows: add data\.train="
+expect 78 "another length" on 1 "$MUSTER" eval bpe train.seq_len=16
+expect 78 "another width" from 1 none hf model.hidden_size=64 data.tokenizer=bytes
+says_once "another width" "model\.hidden_size: 64 contradicts --init-from: the weights of hf have 32"
+expect 78 "another tokenizer than that of safetensors" from 1 none hf data.tokenizer=bytes
+cp -r hf wrong && sed -i 's/"moe_intermediate_size": 16/"moe_intermediate_size": 24/' wrong/config.json
+for how in "" --dry-run; do
+    expect 65 "a wrong shape $how" from 1 none wrong $how
+    says_once "a wrong shape $how" 'tensor model\.layers\.0\.mlp\.experts\.0\.gate_proj\.weight has shape \[16, 32\], but the model needs \[24, 32\]'
+done
+cp hf/config.json wrong && sed -i 's/"num_hidden_layers": 2/"num_hidden_layers": 3/' wrong/config.json
+expect 65 "a missing tensor" from 1 none wrong
+says_once "a missing tensor" 'tensor model\.layers\.2\..* is missing; the model needs it with shape \['
+rm wrong/tokenizer.json && cp hf/config.json wrong
+expect 78 "no tokenizer there" from 1 none wrong
+says_once "no tokenizer there" "data\.tokenizer: must be given: wrong has no tokenizer\.json"
+expect 0 "converted" on 1 "$MUSTER" convert hf converted --to muster
+near "eval of weights only" "$(val converted "$own" train.seq_len=32 train.device=ref)" "$want"
+expect 0 "weights only" from 1 more converted $still train.device=ref
+near "the loss before the first step, of weights only" "$(loss more 1)" "$want"
+expect 78 "a fork of weights only" train 1 none data.tokenizer=words/tokenizer.json --fork converted
+
 mkdir elsewhere && mv bpe words elsewhere
 expect 0 "moved, without its file: evaluated" on 1 "$MUSTER" eval elsewhere/bpe
 expect 0 "generated" on 1 "$MUSTER" generate elsewhere/bpe --prompt 'Document <|endoftext|>' --tokens 5
@@ -112,6 +152,10 @@ says "at its new place" '^  data.tokenizer: words/tokenizer.json -> elsewhere/wo
 expect 0 "forked" train 1 branch data.tokenizer=words/tokenizer.json train.steps=25 --fork elsewhere/bpe/checkpoints/step-00000020
 expect 0 "its weights" from 1 next elsewhere/bpe train.steps=1
 if grep -q "^  tokenizer: $work/elsewhere/bpe/tokenizer.json " next/config.resolved.yaml && [ -f next/tokenizer.json ]; then pass; else fail "the tokenizer of the source is not taken"; fi
+mv elsewhere/bpe hidden
+expect 0 "the same command again" from 1 next elsewhere/bpe train.steps=2
+if grep -q 'data\.tokenizer' log; then fail "the name of the tokenizer changes on resume"; else pass; fi
+mv hidden elsewhere/bpe
 expect 66 "a new run without the file" train 1 none data.tokenizer=words/tokenizer.json
 mkdir words && tokenizer er > words/tokenizer.json
 expect 78 "resumed with another tokenizer" train 1 elsewhere/bpe $all data.tokenizer=words/tokenizer.json train.steps=24
