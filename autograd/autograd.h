@@ -177,6 +177,9 @@ typedef struct {
     mu_kv_cache *cache;                     /* generation: the one sequence continues these tokens; or NULL */
     void (*moe_input)(void *arg, int layer, const mu_tensor *x_TD);    /* gets the input of each MoE layer; NULL: not wanted */
     void *moe_input_arg;
+    mu_mat router_grads;                    /* I64 [MoE layers, loss terms] on the device: backward adds the norms of each term's gradient
+                                             * of the routers' logits (moe.h), times router_grad_unit; data NULL: not wanted */
+    double router_grad_unit;
 } mu_context;
 
 /* ------------------------------------------------------------------ parameters (params.c)

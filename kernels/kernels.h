@@ -168,6 +168,9 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
      * [2^-126, 1 - 2^-24]; the least score + bias of the chosen less the largest of the others (0 where all are chosen). */ \
     K(route_margins, (mu_device *dev, int64_t T, int64_t E, int64_t K, bool sigmoid, double unit, mu_mat scores, mu_mat bias, mu_mat ids, mu_mat sums), \
                      (dev, T, E, K, sigmoid, unit, scores, bias, ids, sums)) \
+    /* sum (I64, one value) adds the Euclidean norm of each row of x [T,E] (master) * unit, at most 2^39, rounded as above; the squares are added
+     * in double, in their order; rows whose norm is not finite are left out. */ \
+    K(sum_norms, (mu_device *dev, int64_t T, int64_t E, double unit, mu_mat x, mu_mat sum), (dev, T, E, unit, x, sum)) \
     /* coef[n,E] = factor * counts[n,E] (I64), the product in double, then rounded. */ \
     K(balance_coef, (mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef), (dev, n, E, factor, counts, coef)) \
     /* Balancing term: out (F64) = sum_t sum_i coef[t/segment, i] * p[t,i], p = scores, or scores / their sum if

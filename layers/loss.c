@@ -114,7 +114,10 @@ static mu_tensor *add_balance(mu_loss *l, const mu_context *cx, mu_tensor *loss)
 
 mu_tensor *mu_loss_forward(mu_loss *l, const mu_context *cx, mu_tensor *tokens, mu_tensor *targets) {
     check_micro(l, cx);
-    mu_tensor *x = mu_model_forward(l->model, l->tape, cx, tokens, l->routings);
+    mu_context own = *cx;
+    if (l->stats->details_wanted && l->model->n_moe)
+        own.router_grads = mu_routing_stats_router_grads(l->stats), own.router_grad_unit = MU_GRAD_UNIT * (double)l->tokens;
+    mu_tensor *x = mu_model_forward(l->model, l->tape, &own, tokens, l->routings);
     mu_routing_stats_add(l->stats, l->tape, cx, l->routings);
     mu_tensor *ce = mu_model_head_loss(l->model, l->tape, x, targets, 1.0 / (double)l->tokens, NULL);
     mu_release(l->tape, x);

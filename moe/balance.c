@@ -33,11 +33,11 @@ static void add_term(mu_tape *tp, mu_balance *b, mu_tensor *term) {
 /* A term with one set of counts for every `segment` tokens. */
 static mu_tensor *term_of(const mu_moe *m, mu_tape *tp, const mu_routing *r, mu_mat counts, int64_t rows,
                           int64_t segment, int64_t tokens, int64_t global_tokens, double weight,
-                          mu_tensor **value) {
+                          mu_router_grad term, mu_tensor **value) {
     counts.ld = m->E;
     mu_tensor *coef = coef_of(m, tp, counts, rows, tokens, global_tokens);
     return mu_balance_term(tp, r->scores_TE, coef, segment, m->cfg->score_func == MU_MOE_SCORE_SIGMOID,
-                           weight, value);
+                           weight, r->grads, term, value);
 }
 
 mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
@@ -51,17 +51,17 @@ mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, c
     if (on & MU_BALANCE_SEQ_AUX)
         add_term(tp, &b,
                  term_of(m, tp, r, mu_data(r->counts_SE), r->counts_SE->shape[0], S, S, all,
-                         m->cfg->seq_aux_loss_coeff, &b.aux));
+                         m->cfg->seq_aux_loss_coeff, MU_ROUTER_GRAD_SEQ_AUX, &b.aux));
     if (on & MU_BALANCE_AUX)
         add_term(tp, &b,
-                 term_of(m, tp, r, c->micro, 1, T, c->micro_tokens, all, m->cfg->aux_loss_coeff, &b.aux));
+                 term_of(m, tp, r, c->micro, 1, T, c->micro_tokens, all, m->cfg->aux_loss_coeff, MU_ROUTER_GRAD_AUX, &b.aux));
     if (on & MU_BALANCE_GLOBAL_AUX)
-        add_term(tp, &b, term_of(m, tp, r, c->global, 1, T, all, all, m->cfg->aux_loss_coeff, &b.aux));
+        add_term(tp, &b, term_of(m, tp, r, c->global, 1, T, all, all, m->cfg->aux_loss_coeff, MU_ROUTER_GRAD_AUX, &b.aux));
     if (m->cfg->z_loss_coeff > 0)
         add_term(tp, &b, mu_z_term(tp, r->lse_T, 1.0 / (double)all, m->cfg->z_loss_coeff, &b.z));
     bool recording = mu_tape_recording(tp);
     mu_tape_record(tp, false); /* the terms below are only logged */
-    if (!b.aux) term_of(m, tp, r, c->global, 1, T, all, all, 0.0, &b.aux);
+    if (!b.aux) term_of(m, tp, r, c->global, 1, T, all, all, 0.0, MU_ROUTER_GRAD_AUX, &b.aux);
     if (!b.z && m->cfg->score_func == MU_MOE_SCORE_SOFTMAX) mu_z_term(tp, r->lse_T, 1.0 / (double)all, 0.0, &b.z);
     mu_tape_record(tp, recording);
     return b;

@@ -106,6 +106,7 @@ typedef struct {
     mu_tensor *bias_E;                      /* the selection bias, NULL without one */
     bool sigmoid;                           /* scores are sigmoids of the logits, not their softmax */
     double gate_scale;                      /* moe.route_scale, the largest gate */
+    const struct mu_router_grads *grads;    /* what measures the gradients of the logits; NULL: not wanted */
     const struct mu_plan *plan;             /* the dispatch plan of the rows */
 } mu_routing;
 
@@ -164,10 +165,23 @@ void mu_plan_release(mu_tape *tp, const mu_plan *p);
 /* ------------------------------------------------------------------ ops (ops/) */
 /* x_TD, master dtype, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
 mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const mu_rng *rng);
+/* Which loss terms the gradient of a router's logits consists of: what comes through the gates (the cross-entropy; of an earlier layer
+ * also the terms of later ones, which depend on its outputs), the balancing terms by their coefficient, and the z-loss. */
+typedef enum { MU_ROUTER_GRAD_LM, MU_ROUTER_GRAD_AUX, MU_ROUTER_GRAD_SEQ_AUX, MU_ROUTER_GRAD_Z, MU_ROUTER_GRADS } mu_router_grad;
+typedef struct mu_router_grads {
+    mu_route_shape shape;
+    const mu_tensor *scores, *ids;
+    mu_mat sums;                            /* I64 [MU_ROUTER_GRADS]: of this layer */
+    double unit;
+} mu_router_grads;
+/* During backward: sums[term] adds the norm of each token's gradient of the logits that follows from these gradients of the route's
+ * outputs (data NULL: none). Changes no gradient. Local. */
+void mu_router_grads_add(mu_tape *tp, const mu_router_grads *g, mu_router_grad term, mu_mat dgates, mu_mat dscores, mu_mat dlse);
 /* The choice of experts from logits, with all that mu_routing has but the plan. bias_E and mask_nE (I32: MU_ROUTE_FORBIDDEN, ...; n
- * divides T, each row is for T/n consecutive tokens) may be NULL; sequences are seq_len tokens long. */
+ * divides T, each row is for T/n consecutive tokens) may be NULL; sequences are seq_len tokens long. grad_sums (data NULL: none) gets the
+ * norms of gradients, times grad_unit. */
 mu_routing mu_route(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *bias_E, mu_tensor *mask_nE, const mu_route_shape *shape,
-                    int64_t seq_len);
+                    int64_t seq_len, mu_mat grad_sums, double grad_unit);
 /* SwiGLU experts over a plan: one op, so that gather, activation and products can be fused. A row's result is
  * multiplied by its weight (one per row, in the plan's order; NULL: 1). */
 mu_tensor *mu_experts(mu_tape *tp, mu_tensor *x, mu_tensor *weights_R, mu_tensor *gate_eFD, mu_tensor *up_eFD,
@@ -179,9 +193,9 @@ mu_tensor *mu_gather_rows(mu_tape *tp, mu_tensor *x_TD, const mu_plan *plan);   
 mu_tensor *mu_combine(mu_tape *tp, mu_tensor *rows, const mu_plan *plan);                   /* the sum of each token's rows: [T, D] */
 mu_tensor *mu_scatter_rows(mu_tape *tp, mu_tensor *x, mu_tensor *row, int64_t rows);        /* value i of x in row row[i]: [rows, 1] */
 /* weight * sum_t sum_i coef[t / segment, i] p_ti (F64, one value per reduction unit); *value: the same without
- * weight. A reduction unit consists of whole segments, or a segment of whole units. */
+ * weight. A reduction unit consists of whole segments, or a segment of whole units. grads (or NULL) gets its gradient as that of `term`. */
 mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores_TE, mu_tensor *coef, int64_t segment, bool normalise, double weight,
-                           mu_tensor **value);
+                           const mu_router_grads *grads, mu_router_grad term, mu_tensor **value);
 /* weight * coef * sum_t lse_t^2 (F64, one value per reduction unit); *value without weight. */
 mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse_T, double coef, double weight, mu_tensor **value);
 
@@ -341,7 +355,7 @@ void mu_domain_shares(const int64_t *n_ED, int experts, int domains, int64_t top
  * and every stats.every steps, for the statistics line
  *     mu_routing_stats_read_pairs, mu_routing_stats_restart */
 enum { MU_PAIRS_EXPERTS_MAX = 512, MU_PAIRS_ALL = 64, MU_PAIRS_MOST = 50, MU_PAIRS_CELLS = 1 << 17 };
-static const double MU_GATE_UNIT = 0x1p32, MU_MARGIN_UNIT = 0x1p28;     /* fixed point: of 1 */
+static const double MU_GATE_UNIT = 0x1p32, MU_MARGIN_UNIT = 0x1p28, MU_GRAD_UNIT = 0x1p28;    /* fixed point: of 1 */
 typedef struct { int64_t entropy, top, boundary; } mu_margins;          /* sums over tokens of a layer, in MU_MARGIN_UNIT */
 typedef struct { int32_t i, j; int64_t n; } mu_expert_pair;             /* n tokens chose both i and j, i < j */
 /* What a statistics line describes: the steps since the last one. It begins anew when pair counts could leave the range of 32 bits. */
@@ -361,9 +375,12 @@ typedef struct {
     int64_t *gate_mass;         /* [layers, experts]: sums of the gates, over moe.route_scale, in MU_GATE_UNIT */
     int64_t *dropped;           /* [layers, experts]: assignments beyond the capacity limit */
     int64_t *dropped_of;        /* [domains]: the same by domain, over all layers */
-    mu_margins *margins;        /* [layers]; 0 unless margins_wanted */
+    mu_margins *margins;        /* [layers]; 0 unless details_wanted, like the next */
+    int64_t *router_grads;      /* [layers, MU_ROUTER_GRADS]: sums over tokens of the norms of the gradients of the logits, times the tokens of the
+                                 * global batch, in MU_GRAD_UNIT */
     int64_t *values;            /* [n_values]: the bits of the caller's F64 values, this rank's */
-    bool margins_wanted;        /* set by the caller before mu_routing_stats_begin: entropy and margins cost a logarithm per token and expert */
+    bool details_wanted;        /* set by the caller before mu_routing_stats_begin: margins cost a logarithm per token and expert, gradients of
+                                 * the logits as much again per loss term */
     mu_load_window window;      /* layers, experts; the last steps, and the states of experts that follow from them */
     mu_expert_health health;    /* states of experts, for mu_expert_health_update */
     mu_stats_interval interval;
@@ -392,6 +409,7 @@ mu_mat mu_routing_stats_micro(const mu_routing_stats *s, int layer);
 mu_mat mu_routing_stats_counted(const mu_routing_stats *s, int layer);
 mu_mat mu_routing_stats_total(const mu_routing_stats *s);
 mu_mat mu_routing_stats_values(const mu_routing_stats *s);
+mu_mat mu_routing_stats_router_grads(const mu_routing_stats *s);   /* I64 [layers, MU_ROUTER_GRADS], for mu_context */
 void mu_routing_stats_read(mu_routing_stats *s);        /* waits for the device. Collective over `batch` */
 void mu_routing_stats_end(mu_routing_stats *s);         /* adds the values last read to the windows. Local */
 /* The pairs of the interval: with all_pairs in order of i and j, else the MU_PAIRS_MOST most frequent, the largest n first, with n = 0

@@ -3,11 +3,12 @@
  *
  * The device's buffer, words of 8 bytes. The host reads the first ones, until `values`, at the end of a step, in one piece:
  *     total      [layers, experts]            of the global batch, over all ranks; the loads of mu_optimizer_step
- *     by_domain  [layers, experts, domains]   the same by domain; this and the next four are of this rank
+ *     by_domain  [layers, experts, domains]   the same by domain; this and the next five are of this rank
  *     gate_mass  [layers, experts]            sums of gates
  *     dropped    [layers, experts]            assignments beyond the capacity limit
  *     dropped_of [domains]                    the same by domain
  *     margins    [layers, 3]                  mu_margins
+ *     grads      [layers, MU_ROUTER_GRADS]    norms of the gradients of the logits
  *     values     [n_values], F64              for the caller's use
  *     micro      [layers, experts]            of the current micro-batch, over all ranks
  *     counted    [layers, experts]            of the global batch, from the counting pass
@@ -36,7 +37,8 @@ static int64_t mass_word(const mu_routing_stats *s) { return cells(s) + domain_c
 static int64_t dropped_word(const mu_routing_stats *s) { return mass_word(s) + cells(s); }
 static int64_t dropped_of_word(const mu_routing_stats *s) { return dropped_word(s) + cells(s); }
 static int64_t margins_word(const mu_routing_stats *s) { return dropped_of_word(s) + s->domains; }
-static int64_t values_word(const mu_routing_stats *s) { return margins_word(s) + 3 * (int64_t)s->window.layers; }
+static int64_t grads_word(const mu_routing_stats *s) { return margins_word(s) + 3 * (int64_t)s->window.layers; }
+static int64_t values_word(const mu_routing_stats *s) { return grads_word(s) + MU_ROUTER_GRADS * (int64_t)s->window.layers; }
 static int64_t micro_word(const mu_routing_stats *s) { return values_word(s) + s->n_values; }
 static int64_t pairs_word(const mu_routing_stats *s) { return micro_word(s) + 2 * cells(s); }
 static int64_t interval_word(const mu_routing_stats *s) { return pairs_word(s) + pair_words(s); }
@@ -44,6 +46,7 @@ static int64_t end_word(const mu_routing_stats *s) { return interval_word(s) + p
 
 mu_mat mu_routing_stats_total(const mu_routing_stats *s) { return words(s, MU_DTYPE_I64, 0); }
 mu_mat mu_routing_stats_values(const mu_routing_stats *s) { return words(s, MU_DTYPE_F64, values_word(s)); }
+mu_mat mu_routing_stats_router_grads(const mu_routing_stats *s) { return words(s, MU_DTYPE_I64, grads_word(s)); }
 mu_mat mu_routing_stats_micro(const mu_routing_stats *s, int layer) {
     return words(s, MU_DTYPE_I64, micro_word(s) + layer * s->window.experts);
 }
@@ -76,6 +79,7 @@ mu_routing_stats *mu_routing_stats_new(mu_device *dev, mu_comm *batch, int layer
     s->dropped = s->host + dropped_word(s);
     s->dropped_of = s->host + dropped_of_word(s);
     s->margins = (mu_margins *)(void *)(s->host + margins_word(s));
+    s->router_grads = s->host + grads_word(s);
     s->values = s->host + values_word(s);
     s->interval.by_domain = mu_alloc((size_t)domain_cells(s), sizeof *s->interval.by_domain);
     s->all_pairs = experts <= MU_PAIRS_ALL && cells(s) * experts <= MU_PAIRS_CELLS;
@@ -161,7 +165,7 @@ static void add_layer(mu_routing_stats *s, const mu_routing *r, const mu_tensor 
     if (r->plan && r->plan->capacity)
         k->sum_dropped(s->dev, r->counts_SE->shape[0], E, s->domains, r->plan->capacity, mu_data(r->counts_SE), mu_data(domains),
                        words(s, MU_DTYPE_I64, dropped_word(s) + first), words(s, MU_DTYPE_I64, dropped_of_word(s)));
-    if (s->margins_wanted)
+    if (s->details_wanted)
         k->route_margins(s->dev, T, E, K, r->sigmoid, MU_MARGIN_UNIT, mu_data(r->scores_TE), mu_data(r->bias_E), mu_data(r->ids_TK),
                          words(s, MU_DTYPE_I64, margins_word(s) + 3 * layer));
 }

@@ -8,7 +8,7 @@
 static const double MOST_TOKENS = 0.9;      /* collapse: one expert gets this share of the tokens */
 static const double MANY_UNUSED = 0.1;      /* share of experts that are starved or dead */
 static const double MANY_DROPS = 0.05;      /* share of assignments */
-static const double LARGE_TERM = 0.25;      /* of cross-entropy and the term of one layer */
+static const double LARGE_TERM = 0.8;       /* of the gradient of the routers' logits */
 enum { LATEST = 10 };                       /* steps in which routing collapses; none before so many */
 
 const char *mu_advice_name(mu_advice_topic topic) {
@@ -100,20 +100,19 @@ static bool drops(const mu_log_source *src, const mu_step_result *r, mu_advice *
     return true;
 }
 
-/* The terms of one layer, beside the cross-entropy. The value of the sequence-wise one is not logged; it is like that of the global one. */
-static bool dominated(const mu_log_source *src, const mu_step_result *r, mu_advice *a) {
+/* A balancing term or the z-loss moves the routers more than what they could learn from the texts. */
+static bool dominated(const mu_log_source *src, mu_advice *a) {
     const mu_moe_config *m = &src->cfg->moe, usual = mu_moe_config_default();
-    bool aux = m->balance & (MU_BALANCE_AUX | MU_BALANCE_GLOBAL_AUX), seq = m->balance & MU_BALANCE_SEQ_AUX;
-    const struct { const char *option; double now, usual, value; } terms[] = {
-        { "moe.aux_loss_coeff", m->aux_loss_coeff, usual.aux_loss_coeff, aux ? r->values.aux : 0 },
-        { "moe.seq_aux_loss_coeff", m->seq_aux_loss_coeff, usual.seq_aux_loss_coeff, seq ? r->values.aux : 0 },
-        { "moe.z_loss_coeff", m->z_loss_coeff, usual.z_loss_coeff, isfinite(r->values.z) ? r->values.z : 0 },
+    const struct { const char *option; double now, usual; mu_router_grad term; } terms[] = {
+        { "moe.aux_loss_coeff", m->aux_loss_coeff, usual.aux_loss_coeff, MU_ROUTER_GRAD_AUX },
+        { "moe.seq_aux_loss_coeff", m->seq_aux_loss_coeff, usual.seq_aux_loss_coeff, MU_ROUTER_GRAD_SEQ_AUX },
+        { "moe.z_loss_coeff", m->z_loss_coeff, usual.z_loss_coeff, MU_ROUTER_GRAD_Z },
     };
-    for (int i = 0; i < 3; i++) {
-        double term = terms[i].now * terms[i].value, share = term / (term + r->values.ce);
+    for (size_t i = 0; i < sizeof terms / sizeof *terms; i++) {
+        double share = mu_router_grad_share(src->state->stats, terms[i].term);
         if (!(share > LARGE_TERM)) continue;
         a->option = terms[i].option, a->value = mu_format("%g", terms[i].now);
-        a->text = mu_format("%s=%g makes its term %.0f %% of what a router minimizes, so that it learns little from the texts: lower it"
+        a->text = mu_format("%s=%g makes its term %.0f %% of the gradient of the routers, so that they learn little from the texts: lower it"
                             " (the default is %g)", a->option, terms[i].now, 100 * share, terms[i].usual);
         return true;
     }
@@ -128,6 +127,6 @@ bool mu_advice_find(const mu_log_source *src, const mu_step_result *r, mu_advice
     case MU_ADVICE_COLLAPSE: return collapses(src, a);
     case MU_ADVICE_UNUSED: return unused(src, a);
     case MU_ADVICE_DROPS: return drops(src, r, a);
-    default: return dominated(src, r, a);
+    default: return dominated(src, a);
     }
 }

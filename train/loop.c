@@ -56,7 +56,7 @@ mu_step_result mu_training_step(mu_training *t, const volatile sig_atomic_t *sto
     mu_step_result r = { .lr = mu_learning_rate(&t->cfg.optim, s->step + 1, t->cfg.train.steps) };
     mu_activity_step(s->step + 1);
     mu_batches_next(&t->batches, s->step);
-    t->loss->stats->margins_wanted = mu_is_logged(&t->cfg, s->step + 1);
+    t->loss->stats->details_wanted = mu_is_logged(&t->cfg, s->step + 1);
     if (mu_fault("step", s->mesh->world->rank)) mu_fault_nan(s->model);
     if (!mu_training_gradients(t, true, stop)) {
         mu_batches_put_back(&t->batches);

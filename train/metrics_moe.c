@@ -61,6 +61,49 @@ static void add_margins(mu_json *j, const mu_log_source *src, int layer, const m
     mu_json_float(j, of_layer(&key, src, layer, "boundary_margin"), m->boundary);
 }
 
+/* Which terms the loss of a router has: none that is off has a key. */
+static bool has_term(const mu_moe_config *m, mu_router_grad term) {
+    switch (term) {
+    case MU_ROUTER_GRAD_AUX: return m->balance & (MU_BALANCE_AUX | MU_BALANCE_GLOBAL_AUX);
+    case MU_ROUTER_GRAD_SEQ_AUX: return m->balance & MU_BALANCE_SEQ_AUX;
+    case MU_ROUTER_GRAD_Z: return m->z_loss_coeff > 0;
+    default: return true;
+    }
+}
+
+static const char *const terms[MU_ROUTER_GRADS] = { [MU_ROUTER_GRAD_LM] = "lm", [MU_ROUTER_GRAD_AUX] = "aux", [MU_ROUTER_GRAD_SEQ_AUX] = "seq_aux",
+                                                    [MU_ROUTER_GRAD_Z] = "z" };
+
+static double grad_share(const mu_routing_stats *s, int layer, int term) {
+    const int64_t *norms = s->router_grads + layer * MU_ROUTER_GRADS;
+    double sum = 0;
+    for (int i = 0; i < MU_ROUTER_GRADS; i++) sum += (double)norms[i];
+    return (double)norms[term] / sum;
+}
+
+double mu_router_grad_share(const mu_routing_stats *s, mu_router_grad term) {
+    double mean = 0;
+    for (int layer = 0; layer < s->window.layers; layer++) mean += grad_share(s, layer, (int)term) / s->window.layers;
+    return mean;
+}
+
+static void add_grad_shares(mu_json *j, const mu_log_source *src, int layer) {
+    for (int term = 0; term < MU_ROUTER_GRADS; term++) {
+        char what[32];
+        name key;
+        snprintf(what, sizeof what, "grad_share/%s", terms[term]);
+        if (has_term(&src->cfg->moe, (mu_router_grad)term)) add_value(j, of_layer(&key, src, layer, what), grad_share(src->state->stats, layer, term));
+    }
+}
+
+static void add_mean_grad_shares(mu_json *j, const mu_log_source *src) {
+    for (int term = 0; term < MU_ROUTER_GRADS; term++) {
+        char key[32];
+        snprintf(key, sizeof key, "moe/grad_share/%s", terms[term]);
+        if (has_term(&src->cfg->moe, (mu_router_grad)term)) add_value(j, key, mu_router_grad_share(src->state->stats, (mu_router_grad)term));
+    }
+}
+
 /* The mean gate of each expert's tokens. */
 static void add_gates(mu_json *j, const mu_log_source *src, int layer) {
     const mu_routing_stats *s = src->state->stats;
@@ -123,6 +166,7 @@ static summary add_layers(mu_json *j, const mu_log_source *src) {
         add_load(j, src, layer, &l);
         add_margins(j, src, layer, &m);
         add_gates(j, src, layer);
+        add_grad_shares(j, src, layer);
         if (src->cfg->moe.capacity_factor > 0) add_counts(j, of_layer(&key, src, layer, "dropped"), s->dropped + (int64_t)layer * E, E);
         if (has_bias(src)) mu_json_float(j, of_layer(&key, src, layer, "bias_absmax"), bias);
         add_unhealthy(j, src, layer, states);
@@ -165,6 +209,7 @@ static void add_model(mu_json *j, const mu_log_source *src, const mu_step_result
     mu_json_float(j, "moe/dropped_frac", r->values.dropped);
     add_dropped_of_domains(j, src);
     if (has_bias(src)) mu_json_float(j, "moe/bias_absmax", all->bias_absmax);
+    add_mean_grad_shares(j, src);
 }
 
 void mu_metrics_add_routing(mu_json *j, const mu_log_source *src, const mu_step_result *r) {

@@ -31,6 +31,11 @@ void mu_report_put_balance(mu_page *p, const mu_report *r) {
     axes = (mu_axes){ "Experts without work, and work without experts", "Share of all experts that is dead or starved in the window of stats.window steps, and share of "
                       "assignments that is dropped. All should be 0.", "step", "share", 0, last };
     PUT_WANTED(p, r, &axes, shares, &(mu_curve_options){ .from_zero = true });
+    static const wanted parts[] = { { "moe/grad_share/lm", "through the gates (cross-entropy)" }, { "moe/grad_share/aux", "aux_loss, global_aux_loss" },
+                                    { "moe/grad_share/seq_aux", "seq_aux_loss" }, { "moe/grad_share/z", "z-loss" } };
+    axes = (mu_axes){ "What moves the routers", "Share of each loss term in the gradient of the routers' logits: mean norm over tokens, mean over layers. Where a balancing "
+                      "term takes most of it, the routers learn little from the texts.", "step", "share", 0, last };
+    PUT_WANTED(p, r, &axes, parts, &(mu_curve_options){ .from_zero = true });
     static const wanted entropy[] = { { "moe/router_entropy", "router entropy" } };
     static const wanted margins[] = { { "moe/top1_margin", "top-1 margin (logits)" }, { "moe/boundary_margin", "boundary margin (scores)" } };
     axes = (mu_axes){ "How undecided the router is", mu_show("Entropy of the router's scores, mean over tokens and layers: %.2f is undecided between all experts, 0 is certain. A fall to 0 in the "

@@ -331,6 +331,9 @@ int64_t mu_run_resume_step(const mu_log_source *src);
 
 /* What a step line and a statistics line say of the experts (metrics_moe.c). Local. */
 void mu_metrics_add_routing(mu_json *j, const mu_log_source *src, const mu_step_result *r);
+/* The share of a loss term in the gradient of the routers' logits, after a logged step: of the sum over the terms of the mean norm over
+ * tokens; the mean over layers. NAN where all are 0. */
+double mu_router_grad_share(const mu_routing_stats *s, mu_router_grad term);
 void mu_metrics_add_window(mu_json *j, const mu_log_source *src);
 enum { MU_DOMAIN_CELLS = 1 << 16 };     /* a statistics line has lists over experts and domains up to so many values in all layers */
 void mu_metrics_add_states(mu_json *j, const mu_log_source *src);     /* the states in a statistics line. Local */

@@ -251,6 +251,24 @@ void CPU(route_margins)(mu_device *dev, int64_t T, int64_t E, int64_t K, bool si
     cpu_i64(sums)[0] += entropy, cpu_i64(sums)[1] += top, cpu_i64(sums)[2] += boundary;
 }
 
+/* In their order, so that every instruction set adds the same. */
+static double row_norm(int64_t E, const float *x) {
+    double s = 0;
+    for (int64_t i = 0; i < E; i++) s += (double)x[i] * (double)x[i];
+    return sqrt(s);
+}
+
+void CPU(sum_norms)(mu_device *dev, int64_t T, int64_t E, double unit, mu_mat x, mu_mat sum) {
+    (void)dev;
+    int64_t all = 0;
+#pragma omp parallel for schedule(static) num_threads(cpu_team(T * E)) reduction(+ : all)
+    for (int64_t t = 0; t < T; t++) {
+        double norm = row_norm(E, cpu_f32(x) + t * x.ld), most = 0x1p39, scaled = norm * unit;
+        if (norm <= 1.7976931348623157e308) all += fixed_point(scaled < most ? scaled : most, 1);
+    }
+    *cpu_i64(sum) += all;
+}
+
 static double row_sum(int64_t E, const float *x) {
     double s = 0;
 #pragma omp simd reduction(+ : s)

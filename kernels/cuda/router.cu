@@ -432,3 +432,20 @@ void mu_cuda_route_margins(mu_device *dev, int64_t T, int64_t E, int64_t K, bool
     launch(dev, blocks_for(T, THREADS), THREADS, 0, route_margins_kernel, (int)T, (int)E, (int)K, sigmoid, unit, typed<const float>(scores),
            typed<const float>(bias).at, typed<const int32_t>(ids), (unsigned long long *)typed<int64_t>(sums).at);
 }
+
+/* ------------------------------------------------------------------ sum_norms */
+static __global__ void sum_norms_kernel(int T, int E, double unit, matrix<const float> x, unsigned long long *sum) {
+    int t = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (t >= T) return;
+    const float *row = x.row(t);
+    double squares = 0;
+    for (int i = 0; i < E; i++) squares += (double)row[i] * (double)row[i];
+    double norm = sqrt(squares);
+    if (isfinite(norm)) atomicAdd(sum, fixed_point(fmin(norm * unit, 0x1p39), 1));
+}
+
+/* A thread per token, as above: only logged steps need it. */
+void mu_cuda_sum_norms(mu_device *dev, int64_t T, int64_t E, double unit, mu_mat x, mu_mat sum) {
+    launch(dev, blocks_for(T, THREADS), THREADS, 0, sum_norms_kernel, (int)T, (int)E, unit, typed<const float>(x),
+           (unsigned long long *)typed<int64_t>(sum).at);
+}

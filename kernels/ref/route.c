@@ -178,6 +178,14 @@ void mu_ref_route_margins(mu_device *dev, int64_t T, int64_t E, int64_t K, bool 
     }
 }
 
+void mu_ref_sum_norms(mu_device *dev, int64_t T, int64_t E, double unit, mu_mat x_TE, mu_mat sum) {
+    (void)dev;
+    for (int64_t t = 0; t < T; t++) {
+        double norm = sqrt(dot(E, row(x_TE, t, E), row(x_TE, t, E)));
+        *longs(sum) += isfinite(norm) ? fixed_point(fmin(norm * unit, 0x1p39), 1) : 0;
+    }
+}
+
 /* ---------------------------------------------------------------- balancing terms */
 static double share_divisor(int64_t E, const double *scores, bool normalise) {
     double sum = 0;

@@ -11,6 +11,8 @@ typedef struct {
     bool normalise;
     double weight;
     int64_t units;
+    const mu_router_grads *grads;   /* NULL: not measured */
+    mu_router_grad term;
 } extra;
 
 /* A reduction unit: its rows of the scores, and the coefficients of its segments, or of the segment that contains
@@ -38,17 +40,35 @@ static void forward(mu_tape *tp, mu_node *n) {
     dev->k->axpy(dev, e->units, e->weight, mu_data(n->out[VALUE]), mu_data(n->out[LOSS]));
 }
 
+static void add_gradient(mu_tape *tp, const mu_node *n, const mu_tensor *dvalue, mu_mat dscores) {
+    mu_device *dev = mu_tape_device(tp);
+    const extra *e = n->extra;
+    for (int64_t i = 0; i < e->units; i++) {
+        unit u = unit_of(n, e, i);
+        dev->k->balance_bwd(dev, u.rows, n->in[SCORES]->shape[1], u.segment, e->normalise, u.scores, u.coef,
+                            mu_mat_values(mu_data(dvalue), i), mu_mat_rows(dscores, i * u.rows));
+    }
+}
+
+/* The gradient of this term alone. */
+static void measure(mu_tape *tp, const mu_node *n, const mu_tensor *dvalue) {
+    mu_device *dev = mu_tape_device(tp);
+    const extra *e = n->extra;
+    mu_tensor *own = mu_tensor_like(tp, n->in[SCORES]);
+    dev->k->fill(dev, mu_count(own), 0.0, mu_data(own));
+    add_gradient(tp, n, dvalue, mu_data(own));
+    mu_router_grads_add(tp, e->grads, e->term, (mu_mat){ 0 }, mu_data(own), (mu_mat){ 0 });
+    mu_release(tp, own);
+}
+
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
     mu_tensor *s = n->in[SCORES], *dvalue = mu_tensor_like(tp, n->out[LOSS]);
     dev->k->fill(dev, e->units, 0.0, mu_data(dvalue));
     dev->k->axpy(dev, e->units, e->weight, mu_grad_of(n->out[LOSS]), mu_data(dvalue));
-    for (int64_t i = 0; i < e->units && s->needs_grad; i++) {
-        unit u = unit_of(n, e, i);
-        dev->k->balance_bwd(dev, u.rows, s->shape[1], u.segment, e->normalise, u.scores, u.coef,
-                            mu_mat_values(mu_data(dvalue), i), mu_mat_rows(mu_grad(tp, s), i * u.rows));
-    }
+    if (e->grads) measure(tp, n, dvalue);
+    if (s->needs_grad) add_gradient(tp, n, dvalue, mu_grad(tp, s));
     mu_release(tp, dvalue);
 }
 
@@ -57,7 +77,7 @@ static const mu_op op_balance_term = {
 };
 
 mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores, mu_tensor *coef, int64_t segment, bool normalise,
-                           double weight, mu_tensor **value) {
+                           double weight, const mu_router_grads *grads, mu_router_grad term, mu_tensor **value) {
     mu_tensor_check(scores, "balance_term: scores", 2, MU_FLOATS);
     mu_tensor_check(coef, "balance_term: coef", 2, MU_FLOATS);
     MU_CHECK(segment >= 1 || scores->shape[0] == 0, "balance_term: segments of %lld", (long long)segment);
@@ -66,7 +86,7 @@ mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores, mu_tensor *coef, int6
              (long long)coef->shape[0], (long long)coef->shape[1], (long long)segment,
              (long long)scores->shape[0]);
     extra *e = mu_tape_alloc(tp, sizeof *e);
-    *e = (extra){ segment, normalise, weight, mu_tape_reduction_units(tp, scores->shape[0]) };
+    *e = (extra){ segment, normalise, weight, mu_tape_reduction_units(tp, scores->shape[0]), grads, term };
     *value = mu_tensor_loss(tp, scores->shape[0]);
     mu_tensor *out = mu_apply(tp, (mu_node){ .op = &op_balance_term,
                                              .in = { scores, coef },

@@ -10,6 +10,7 @@ enum { GATES, SCORES, LSE, IDS, COUNTS }; /* out[] */
 typedef struct {
     mu_route_shape shape;
     int64_t seq_len;
+    mu_router_grads *grads;     /* NULL: not measured */
 } extra;
 
 static void forward(mu_tape *tp, mu_node *n) {
@@ -21,9 +22,26 @@ static void forward(mu_tape *tp, mu_node *n) {
     dev->k->count_experts(dev, s->T, s->E, s->K, e->seq_len, mu_data(n->out[IDS]), mu_data(n->out[COUNTS]));
 }
 
+void mu_router_grads_add(mu_tape *tp, const mu_router_grads *g, mu_router_grad term, mu_mat dgates, mu_mat dscores, mu_mat dlse) {
+    mu_device *dev = mu_tape_device(tp);
+    mu_tensor *dlogits = mu_tensor_2d_master(tp, g->shape.T, g->shape.E);
+    dev->k->fill(dev, mu_count(dlogits), 0.0, mu_data(dlogits));
+    dev->k->route_bwd(dev, &g->shape, mu_data(g->scores), mu_data(g->ids), dgates, dscores, dlse, mu_data(dlogits));
+    dev->k->sum_norms(dev, g->shape.T, g->shape.E, g->unit, mu_data(dlogits), mu_mat_values(g->sums, term));
+    mu_release(tp, dlogits);
+}
+
+/* The balancing terms measure their own (balance_term.c): here they are one sum. */
+static void measure(mu_tape *tp, const mu_node *n, const mu_router_grads *g) {
+    mu_mat dgates = mu_grad_of(n->out[GATES]), dlse = mu_grad_of(n->out[LSE]), none = { 0 };
+    if (dgates.data) mu_router_grads_add(tp, g, MU_ROUTER_GRAD_LM, dgates, none, none);
+    if (dlse.data) mu_router_grads_add(tp, g, MU_ROUTER_GRAD_Z, none, none, dlse);
+}
+
 static void backward(mu_tape *tp, mu_node *n) {
     mu_device *dev = mu_tape_device(tp);
     const extra *e = n->extra;
+    if (e->grads) measure(tp, n, e->grads);
     if (n->in[LOGITS]->needs_grad)
         dev->k->route_bwd(dev, &e->shape, mu_data(n->out[SCORES]), mu_data(n->out[IDS]), mu_grad_of(n->out[GATES]),
                           mu_grad_of(n->out[SCORES]), mu_grad_of(n->out[LSE]), mu_grad(tp, n->in[LOGITS]));
@@ -51,17 +69,22 @@ static void check(const mu_tape *tp, const mu_tensor *logits, const mu_tensor *b
     MU_CHECK(seq_len >= 1 && T % seq_len == 0, "route: %lld tokens are not sequences of %lld", (long long)T, (long long)seq_len);
 }
 
-mu_routing mu_route(mu_tape *tp, mu_tensor *logits, mu_tensor *bias, mu_tensor *mask, const mu_route_shape *shape, int64_t seq_len) {
+mu_routing mu_route(mu_tape *tp, mu_tensor *logits, mu_tensor *bias, mu_tensor *mask, const mu_route_shape *shape, int64_t seq_len,
+                    mu_mat grad_sums, double grad_unit) {
     check(tp, logits, bias, mask, shape, seq_len);
     int64_t T = shape->T, K = shape->K, E = shape->E;
     extra *e = mu_tape_alloc(tp, sizeof *e);
-    *e = (extra){ *shape, seq_len };
+    *e = (extra){ *shape, seq_len, NULL };
     e->shape.mask_segment = mask && T ? T / mask->shape[0] : 1;
     mu_routing r = { .gates_TK = mu_tensor_2d_master(tp, T, K),
                      .scores_TE = mu_tensor_like(tp, logits),
                      .lse_T = mu_tensor_2d_master(tp, T, 1),
                      .ids_TK = mu_tensor_new(tp, MU_DTYPE_I32, 2, (int64_t[]){ T, K }),
                      .counts_SE = mu_tensor_new(tp, MU_DTYPE_I64, 2, (int64_t[]){ T / seq_len, E }) };
+    if (grad_sums.data && mu_tape_recording(tp)) {
+        r.grads = e->grads = mu_tape_alloc(tp, sizeof *e->grads);
+        *e->grads = (mu_router_grads){ e->shape, r.scores_TE, r.ids_TK, grad_sums, grad_unit };
+    }
     mu_apply(tp, (mu_node){ .op = &op_route,
                             .in = { [LOGITS] = logits, [BIAS] = bias, [MASK] = mask },
                             .out = { [GATES] = r.gates_TK, [SCORES] = r.scores_TE, [LSE] = r.lse_T, [IDS] = r.ids_TK,

@@ -527,6 +527,20 @@ static void run_route_margins(trial *t, const int64_t *p) {
     t->dev->k->route_margins(t->dev, T, E, K, bits & SIGMOID, 0x1p20, scores, bias, ids, sums);
 }
 
+/* T, E, bits, log10 of the unit */
+static void run_sum_norms(trial *t, const int64_t *p) {
+    all_master(t);
+    int64_t T = p[0], E = p[1];
+    double *x = random_values(t, (uint32_t)t->n_operands, T * E);
+    for (int64_t i = 0; i < T * E; i++) {
+        x[i] = (float)x[i];
+        if (p[2] & NANS && i % 7 == 3) x[i] = i % 2 ? NAN : INFINITY;
+        if (p[2] & TIES) x[i] = 0;
+    }
+    mu_mat rows = reals_of(t, "x", T, E, x), sum = new_longs(t, "sum", 1, 1);
+    t->dev->k->sum_norms(t->dev, T, E, pow(10, (double)p[3]), rows, sum);
+}
+
 /* n, E */
 static void run_balance_coef(trial *t, const int64_t *p) {
     all_master(t);
@@ -895,6 +909,10 @@ static const kernel_case kernel_cases[] = {
     C(route_margins, 0, 4, 2, 0, 1) C(route_margins, 7, 1, 1, SIGMOID, 1) C(route_margins, 130, 8, 2, 0, 1) C(route_margins, 130, 8, 2, SIGMOID | BIAS, 1)
     C(route_margins, 65, 8, 8, BIAS, 1) C(route_margins, 65, 33, 5, TIES, 1) C(route_margins, 65, 33, 5, TIES | SIGMOID | BIAS, ONE_TAKES_ALL)
     C(route_margins, 300, 300, 6, NANS, 1) C(route_margins, 9, 700, 40, BIAS, 1)
+
+    /* T, E, bits, log10 of the unit */
+    C(sum_norms, 0, 4, 0, 6) C(sum_norms, 7, 1, 0, 6) C(sum_norms, 130, 33, 0, 8) C(sum_norms, 300, 300, NANS, 6) C(sum_norms, 65, 8, TIES, 6)
+    C(sum_norms, 9, 8, 0, 30)
 
     /* n, E */
     C(balance_coef, 0, 4) C(balance_coef, 1, 1) C(balance_coef, 1, 64) C(balance_coef, 7, 33) C(balance_coef, 130, 1000)

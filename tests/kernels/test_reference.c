@@ -273,6 +273,20 @@ static void test_route_margins(void **state) {
     ASSERT_WHOLE(none, 3, 0, 0, 0);
 }
 
+/* Norms 5, 0, 1.5; what is not finite is left out, and what is huge is limited to 2^39. */
+static void test_sum_norms(void **state) {
+    (void)state;
+    mu_mat x = REALS(3, 3, 3, -4, 0, 0, 0, 0, 0, 0, 1.5), sum = LONGS(1, 1, 7);
+    t.dev->k->sum_norms(t.dev, 3, 3, 16, x, sum);
+    ASSERT_WHOLE(sum, 1, 7 + 80 + 24);
+    mu_mat odd = REALS(3, 2, NAN, 1, INFINITY, 0, 2, 0), finite = LONGS(1, 1, 0);
+    t.dev->k->sum_norms(t.dev, 3, 2, 1, odd, finite);
+    ASSERT_WHOLE(finite, 1, 2);
+    mu_mat huge = REALS(1, 2, 3e30, 4e30), most = LONGS(1, 1, 0);
+    t.dev->k->sum_norms(t.dev, 1, 2, 1, huge, most);
+    ASSERT_WHOLE(most, 1, 0x1p39);
+}
+
 /* Peer 0 sends 2 and 1 rows for the two experts, peer 1 sends 1 and 3. */
 static void test_arrange(void **state) {
     (void)state;
@@ -431,7 +445,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(gemm),    TEST(rmsnorm),      TEST(rope),        TEST(attention),      TEST(experts),
         TEST(xent),    TEST(slab_adamw),   TEST(slab_rests),  TEST(clip),           TEST(plan),
-        TEST(route_margins), TEST(arrange), TEST(gather_sum),
+        TEST(route_margins), TEST(sum_norms), TEST(arrange), TEST(gather_sum),
         TEST(balance), TEST(route_choice), TEST(route_mask),  TEST(route_force), TEST(route_gradient), TEST(route_single_choice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

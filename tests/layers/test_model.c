@@ -247,7 +247,7 @@ static void unsound_batches_stop(void **state) {
     STOPS("rmsnorm: w has 2 dimensions", mu_rmsnorm(tp, x, w, 1e-6));
     STOPS("dimension 0 is -4", mu_tensor_2d(tp, -4, 2));
     mu_route_shape shape = { .T = 4, .E = 12, .K = 13 };
-    STOPS("route: 13 of 12 experts", mu_route(tp, x, NULL, NULL, &shape, 4));
+    STOPS("route: 13 of 12 experts", mu_route(tp, x, NULL, NULL, &shape, 4, (mu_mat){ 0 }, 0));
     mu_release(tp, x);
     STOPS("linear: input 0 has no data: it was released", mu_linear(tp, x, w));
     mu_device *other = mu_device_open("cpu");

@@ -84,6 +84,67 @@ static void gradient_by_formula(void **state) {
     }
 }
 
+/* ---------------------------------------------------------------- shares of the gradient */
+enum { THROUGH_GATES = 1, OF_SCORES = 2, OF_Z = 4 };
+static const double UNIT = 0x1p30;
+
+/* Backward of some terms on the same logits: what the route measured, and the sum over tokens of the norms of the logits' gradient. */
+static void measure(const layer *l, int terms, bool sigmoid, mu_memory *memory, int64_t sums[MU_ROUTER_GRADS], double *norms) {
+    mu_tape *tp = l->tp;
+    double x[TOKENS * E], coef[TOKENS * E], grad[TOKENS * E];
+    for (int i = 0; i < TOKENS * E; i++) x[i] = i * 7 % 13 / 4.0 - 1, coef[i] = i * 5 % 11 / 10.0;
+    mu_mat device = { memory->region.base, MU_DTYPE_I64, 1 };
+    l->dev->k->fill(l->dev, MU_ROUTER_GRADS, 0.0, (mu_mat){ memory->region.base, MU_DTYPE_F64, 1 });
+    mu_tensor *logits = mu_tensor_2d(tp, TOKENS, E), *coef_TE = mu_tensor_2d(tp, TOKENS, E), *coef_TK = mu_tensor_2d(tp, TOKENS, K), *value;
+    mu_tensor_set(logits, x);
+    mu_tensor_set(coef_TE, coef);
+    mu_tensor_set(coef_TK, coef);
+    logits->needs_grad = true;
+    mu_routing r = mu_route(tp, logits, NULL, NULL, &(mu_route_shape){ TOKENS, E, K, sigmoid, true, 1, MU_ROUTE_FREE, 0, 0 }, S, device, UNIT);
+    mu_tensor *loss = mu_tensor_loss(tp, TOKENS);
+    mu_tensor_set(loss, (double[]){ 0 });
+    if (terms & THROUGH_GATES) loss = mu_add(tp, loss, mu_balance_term(tp, r.gates_TK, coef_TK, 1, false, 0.5, NULL, MU_ROUTER_GRAD_LM, &value));
+    if (terms & OF_SCORES) loss = mu_add(tp, loss, mu_balance_term(tp, r.scores_TE, coef_TE, 1, sigmoid, 0.25, r.grads, MU_ROUTER_GRAD_AUX, &value));
+    if (terms & OF_SCORES) loss = mu_add(tp, loss, mu_balance_term(tp, r.scores_TE, coef_TE, 1, sigmoid, 0.25, r.grads, MU_ROUTER_GRAD_SEQ_AUX, &value));
+    if (terms & OF_Z) loss = mu_add(tp, loss, mu_z_term(tp, r.lse_T, 0.125, 1, &value));
+    mu_backward(tp, loss);
+    mu_reals_get(l->dev, MU_DTYPE_F64, logits->grad, TOKENS * E, grad);
+    *norms = 0;
+    for (int t = 0; t < TOKENS; t++) {
+        double squares = 0;
+        for (int i = 0; i < E; i++) squares += grad[t * E + i] * grad[t * E + i];
+        *norms += sqrt(squares);
+    }
+    mu_device_read(l->dev, sums, memory->region.base, MU_ROUTER_GRADS * sizeof *sums);
+    mu_tape_reset(tp);
+}
+
+/* Alone, a term's norms are those of the whole gradient; with others they are the same bits; and terms that are not there have none. */
+static void shares_of_the_gradient(void **state) {
+    (void)state;
+    static const int of[MU_ROUTER_GRADS] = { THROUGH_GATES, OF_SCORES, OF_SCORES, OF_Z };
+    for (int sigmoid = 0; sigmoid < 2; sigmoid++) {
+        layer *l = new_layer(MU_BALANCE_NONE, sigmoid, 0);
+        mu_memory *memory = mu_memory_new(l->dev, MU_ROUTER_GRADS * sizeof(int64_t));
+        mu_memory_commit(memory, MU_ROUTER_GRADS * sizeof(int64_t));
+        int64_t all[MU_ROUTER_GRADS], alone[MU_ROUTER_GRADS];
+        double norms;
+        measure(l, THROUGH_GATES | OF_SCORES | OF_Z, sigmoid, memory, all, &norms);
+        for (int part = THROUGH_GATES; part <= OF_Z; part *= 2) {
+            int64_t sum = 0;
+            measure(l, part, sigmoid, memory, alone, &norms);
+            for (int i = 0; i < MU_ROUTER_GRADS; i++) {
+                assert_int_equal(alone[i], of[i] == part ? all[i] : 0);
+                sum += alone[i];
+            }
+            assert_true(norms > 0.1 && fabs((double)sum - norms * UNIT) <= 2 * TOKENS);
+        }
+        assert_int_equal(all[MU_ROUTER_GRAD_AUX], all[MU_ROUTER_GRAD_SEQ_AUX]);
+        mu_memory_free(memory);
+        layer_free(l);
+    }
+}
+
 /* ---------------------------------------------------------------- known values */
 static mu_balance balance_of(layer *l, const double *scores, const int64_t *counts, const int64_t *rows) {
     static double lse[TOKENS];
@@ -277,7 +338,7 @@ static void bias_steers_the_choice(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients),
-        cmocka_unit_test(gradient_by_formula),
+        cmocka_unit_test(gradient_by_formula), cmocka_unit_test(shares_of_the_gradient),
         cmocka_unit_test(balanced_is_one_and_collapsed_is_E_over_K),
         cmocka_unit_test(sigmoid_scores_are_normalised),
         cmocka_unit_test(z_loss_is_the_mean_square),

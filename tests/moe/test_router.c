@@ -25,7 +25,7 @@ static void route(mu_tape *tp, routed *r) {
         bias = mu_tensor_2d(tp, 1, r->shape.E);
         mu_tensor_set(bias, r->bias);
     }
-    r->last = mu_route(tp, r->logits, bias, mask, &r->shape, r->shape.T);
+    r->last = mu_route(tp, r->logits, bias, mask, &r->shape, r->shape.T, (mu_mat){ 0 }, 0);
 }
 
 static mu_tensor *add_loss(mu_tape *tp, mu_tensor *loss, mu_tensor *x, uint32_t stream) {

@@ -154,7 +154,7 @@ static void gates_margins_and_pairs(const char *device) {
     layer *l = layer_new(device, mesh_alone(), cfg, SEQUENCES, S, 5);
     mu_routing_stats *s = mu_routing_stats_new(l->dev, comm_alone(), 1, E, 1, 0, 0);
     for (int i = 0; i < E; i++) l->moe.bias[i] = i % 3 ? 0.25 * i : 0;
-    s->margins_wanted = true;
+    s->details_wanted = true;
     for (int step = 1; step <= 2; step++) {
         mu_routing_stats_begin(s);
         memset(&wanted.margins, 0, sizeof wanted.margins);

@@ -23,7 +23,7 @@ less "starved and dead experts" "$(value balanced moe/starved_frac) + $(value ba
 
 # A coefficient that leaves nothing for the texts, and a capacity below an even load.
 expect 0 "a coefficient of 10" train 1 strong train.steps=40 moe.aux_loss_coeff=10
-says_once "a coefficient of 10" "^advice: moe.aux_loss_coeff=10 makes its term [0-9]+ % of what a router minimizes, .*: lower it \(the default is 0.01\)\$"
+says_once "a coefficient of 10" "^advice: moe.aux_loss_coeff=10 makes its term [0-9]+ % of the gradient of the routers, .*: lower it \(the default is 0.01\)\$"
 expect 0 "a capacity factor of 0.5" train 1 tight train.steps=40 moe.capacity_factor=0.5
 says_once "a capacity factor of 0.5" "^advice: [0-9]+ % of the assignments were dropped: raise moe.capacity_factor \(now 0.5; even a balanced load needs 1; 0 drops none\)\$"
 expect 0 "neither" train 1 well train.steps=40
