@@ -117,7 +117,7 @@ static mu_tensor *shared_scale(const mu_moe *m, mu_tape *tp, mu_tensor *x) {
     if (!m->shared_scale_1D) return NULL;
     mu_tensor *logits = mu_linear_master(tp, x, &m->shared_scale_1D->tensor);
     mu_route_shape one = { .T = T, .E = 1, .K = 1, .sigmoid = true, .scale = 1 };
-    mu_routing r = mu_route(tp, logits, NULL, NULL, &one, T ? T : 1);
+    mu_routing r = mu_route(tp, logits, NULL, NULL, &one, T ? T : 1, (mu_mat){ 0 }, 0);
     mu_release(tp, logits);
     mu_release(tp, r.scores_TE);
     mu_release(tp, r.lse_T);

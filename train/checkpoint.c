@@ -149,7 +149,7 @@ static void load_one(mu_state_visitor *v, const mu_state *s) {
 /* Local; the caller agrees on the status. */
 static mu_status load_state(mu_train_state *t, const mu_manifest *m, bool training, bool tensors, mu_error *e) {
     reader r = { { load_one }, m, training, tensors, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)), { 0 }, MU_STATUS_OK, e };
-    t->step = m->step, t->parent = m->parent, t->origin = m->origin;
+    t->step = m->step, t->parent = m->parent, t->ancestors = m->ancestors, t->origin = m->origin;
     visit_all(t, &m->cfg, &r.v);
     if (r.status == MU_STATUS_OK && tensors) mu_params_refresh(t->model->params);
     for (int i = 0; i < m->n_shards; i++) r.status = mu_store_finish(r.stores[i], r.status, e);
@@ -268,7 +268,7 @@ static mu_status commit(const mu_train_state *t, const mu_config *cfg, const mu_
     snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(texts->tokenizer));
     snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(texts->tokenizer));
     snprintf(m->fingerprint, sizeof m->fingerprint, "%s", texts->corpus.fingerprint);
-    m->vocab_size = t->model->vocab_size, m->val_split = texts->val_split, m->parent = t->parent, m->origin = t->origin;
+    m->vocab_size = t->model->vocab_size, m->val_split = texts->val_split, m->parent = t->parent, m->ancestors = t->ancestors, m->origin = t->origin;
     m->order_in_memory = mu_loader_is_order_in_memory(texts->loader);
     name_domains(m, &texts->corpus);
     m->config = mu_options_dump(&cfg->options, cfg);

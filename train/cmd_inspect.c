@@ -120,6 +120,10 @@ static mu_status inspect(const mu_manifest *m, bool list_state, mu_error *e) {
                  (long long)mu_tokens_seen(cfg, &m->parent, m->step), m->ranks, m->ranks == 1 ? "" : "s", m->ep);
         if (m->parent.checkpoint[0])
             mu_print("  forked from %s at step %lld\n", m->parent.run[0] ? m->parent.run : m->parent.checkpoint, (long long)m->parent.step);
+        for (int i = 0; i < m->ancestors.n; i++) {
+            const mu_parent *p = &m->ancestors.list[i];
+            mu_print("    that one from %s at step %lld\n", p->run[0] ? p->run : p->checkpoint, (long long)p->step);
+        }
         if (m->origin.path[0]) mu_print("  first weights from %s\n", m->origin.path);
         mu_print("  %lld parameters, %lld active per token, vocabulary %lld (%s)\n  texts: fingerprint %s\n",
                  (long long)size.total, (long long)size.active, (long long)m->vocab_size, m->tokenizer, m->fingerprint);

@@ -120,6 +120,7 @@ static mu_status check_path(const char *resume, const char *dir, mu_error *e) {
 typedef struct {
     const char *path;               /* where its checkpoint was found: a run folder or a checkpoint */
     mu_manifest m;
+    int64_t newest;                 /* forked: step of the newest checkpoint when it was found */
     bool found, forked;             /* found false: a new run. forked: a new run from the checkpoint of another */
     mu_source init;                 /* path NULL: not given, or a resumed run */
 } start;
@@ -153,14 +154,17 @@ static int64_t newest_step(mu_comm *batch, const char *run) {
     return newest;
 }
 
-/* Looks again when a running job replaced its only checkpoint meanwhile. Collective, agreed. */
+/* A running job replaces its checkpoints: when its newest is another one afterwards, a failure is no damage. */
+static bool has_moved_on(mu_comm *batch, const start *s, const char *path) { return newest_step(batch, path) != s->newest; }
+
+/* Collective, agreed. */
 static mu_status find_parent(mu_comm *batch, const char *path, start *s, mu_error *e) {
-    enum { TRIES = 5 };
+    enum { TRIES = 20 };
     mu_status status = MU_STATUS_DATA;
-    for (int i = 0; i < TRIES && status == MU_STATUS_DATA; i++) {
-        int64_t newest = newest_step(batch, path);
+    for (int i = 0; i < TRIES && status != MU_STATUS_OK; i++) {
+        s->newest = newest_step(batch, path);
         status = mu_checkpoint_find(batch, path, &s->m, &s->found, e);
-        if (newest_step(batch, path) == newest) break;
+        if (!has_moved_on(batch, s, path)) break;
     }
     return status;
 }
@@ -248,6 +252,23 @@ static mu_status begin(mu_training *t, start *s, mu_error *e) {
     return status;
 }
 
+/* Forks from *m with all parts open. Meanwhile the other run may have removed it: then its newest is taken. Collective, agreed. */
+static mu_status fork_from(mu_training *t, mu_comm *batch, start *s, mu_error *e) {
+    enum { TRIES = 20 };
+    mu_status status = MU_STATUS_OK;
+    for (int i = 0; i < TRIES; i++) {
+        if (has_moved_on(batch, s, s->path)) {
+            mu_manifest_free(&s->m);
+            status = find_parent(batch, s->path, s, e);
+            if (status == MU_STATUS_OK) status = check_steps(&t->cfg, &s->m, e);
+            if (status != MU_STATUS_OK) return status;
+        }
+        status = mu_training_fork(t, &s->m, e);
+        if ((status != MU_STATUS_DATA && status != MU_STATUS_IO) || !has_moved_on(batch, s, s->path)) break;
+    }
+    return status;
+}
+
 /* Opens all parts, for a new run, to resume or to fork. A checkpoint whose tensors turn out invalid while loading is dropped with
  * everything taken from it, and an older one is tried. Collective, agreed. */
 static mu_status open_run(mu_training *t, mu_mesh *mesh, const arguments *a, start *s, mu_error *e) {
@@ -261,7 +282,7 @@ static mu_status open_run(mu_training *t, mu_mesh *mesh, const arguments *a, sta
         if (status == MU_STATUS_OK && s->found && s->m.order_in_memory) status = mu_loader_order_in_memory(t->texts.loader, e);
         if (status != MU_STATUS_OK) return status;
         if (!s->found) return begin(t, s, e);
-        status = s->forked ? mu_training_fork(t, &s->m, e) : resume_from(t, &s->m, e);
+        status = s->forked ? fork_from(t, mesh->batch, s, e) : resume_from(t, &s->m, e);
         if (status != MU_STATUS_DATA) return status;
         status = mu_checkpoint_fall_back(mesh->batch, s->path, &s->m, e);
         if (status == MU_STATUS_OK) reset(t, &before);

@@ -95,6 +95,14 @@ static mu_parent parent_of(const mu_manifest *m) {
     return p;
 }
 
+/* The parent of the checkpoint, and those before it. */
+static mu_ancestors ancestors_of(const mu_manifest *m) {
+    mu_ancestors a = { .n = 0 };
+    if (m->parent.checkpoint[0]) a.list[a.n++] = m->parent;
+    for (int i = 0; i < m->ancestors.n && a.n < MU_ANCESTORS; i++) a.list[a.n++] = m->ancestors.list[i];
+    return a;
+}
+
 /* The domains that continue, or those that begin anew. */
 static void print_domains(const mu_corpus *c, const int *was, const int64_t *earlier, bool kept) {
     const char *between = kept ? "  texts that continue: " : "  texts that begin anew: ";
@@ -130,7 +138,7 @@ mu_status mu_training_fork(mu_training *t, const mu_manifest *m, mu_error *e) {
     if (status == MU_STATUS_OK) status = mu_agree(batch, read_drawn(m, drawn, e), e);
     if (status == MU_STATUS_OK) {
         for (int i = 0; i < n; i++) earlier[i] = was[i] < 0 ? 0 : drawn[was[i]];
-        t->state.parent = parent_of(m);
+        t->state.parent = parent_of(m), t->state.ancestors = ancestors_of(m);
         mu_loader_continue(t->state.loader, m->step * t->cfg.train.global_batch_size, earlier);
         if (batch->rank == 0) print_fork(t, m, was, earlier, keep, notes);
     }

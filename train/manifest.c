@@ -29,9 +29,8 @@ void mu_manifest_free(mu_manifest *m) {
     *m = (mu_manifest){ 0 };
 }
 
-void mu_parent_write(mu_json *j, const mu_parent *p) {
-    if (!p->checkpoint[0]) return;
-    mu_json_begin(j, "parent", '{');
+static void write_parent(mu_json *j, const char *key, const mu_parent *p) {
+    mu_json_begin(j, key, '{');
     if (p->run[0]) mu_json_string(j, "run", p->run);
     mu_json_string(j, "checkpoint", p->checkpoint);
     mu_json_int(j, "step", p->step);
@@ -49,6 +48,14 @@ void mu_origin_write(mu_json *j, const mu_origin *o) {
         mu_json_string(j, "manifest_hash", o->manifest_hash);
     }
     mu_json_end(j, '}');
+}
+
+void mu_lineage_write(mu_json *j, const mu_parent *p, const mu_ancestors *earlier) {
+    if (p->checkpoint[0]) write_parent(j, "parent", p);
+    if (!earlier->n) return;
+    mu_json_begin(j, "ancestors", '[');
+    for (int i = 0; i < earlier->n; i++) write_parent(j, NULL, &earlier->list[i]);
+    mu_json_end(j, ']');
 }
 
 static void write_domains(mu_json *j, const mu_manifest *m) {
@@ -80,7 +87,7 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     if (m->weights_only) mu_json_bool(&j, "weights_only", true);
     mu_json_string(&j, "data_fingerprint", m->fingerprint);
     if (m->n_domains) write_domains(&j, m);
-    mu_parent_write(&j, &m->parent);
+    mu_lineage_write(&j, &m->parent, &m->ancestors);
     mu_origin_write(&j, &m->origin);
     mu_json_string(&j, "val_split", val_splits[m->val_split]);
     if (!m->order_in_memory) mu_json_string(&j, "order", computed);
@@ -190,10 +197,9 @@ static bool read_domains(mu_manifest *m, const json_t *list) {
     return true;
 }
 
-static bool read_parent(mu_manifest *m, const json_t *parent) {
-    mu_parent *p = &m->parent;
-    if (!parent) return true;
-    p->step = read_integer(parent, "step", 0, m->step);
+/* step: at most this one. */
+static bool read_parent(mu_parent *p, int64_t step, const json_t *parent) {
+    p->step = read_integer(parent, "step", 0, step);
     p->tokens = read_integer(parent, "tokens", 0, INT64_MAX / 4);
     bool has_run = json_object_get(parent, "run") != NULL;
     return p->step >= 0 && p->tokens >= 0 && copy_string(parent, "checkpoint", p->checkpoint, sizeof p->checkpoint) && p->checkpoint[0] &&
@@ -207,6 +213,17 @@ static bool read_origin(mu_manifest *m, const json_t *origin) {
     if (!json_object_get(origin, "manifest_hash")) return true;
     o->step = read_integer(origin, "step", 0, INT64_MAX);
     return o->step >= 0 && copy_hash(origin, "manifest_hash", o->manifest_hash);
+}
+
+static bool read_lineage(mu_manifest *m, const json_t *root) {
+    const json_t *parent = json_object_get(root, "parent"), *earlier = json_object_get(root, "ancestors");
+    if (parent && !read_parent(&m->parent, m->step, parent)) return false;
+    if (!earlier) return true;
+    if (!parent || !json_is_array(earlier) || json_array_size(earlier) > MU_ANCESTORS) return false;
+    m->ancestors.n = (int)json_array_size(earlier);
+    for (int i = 0; i < m->ancestors.n; i++)
+        if (!read_parent(&m->ancestors.list[i], i ? m->ancestors.list[i - 1].step : m->parent.step, json_array_get(earlier, (size_t)i))) return false;
+    return true;
 }
 
 static bool read_val_split(mu_manifest *m, json_t *root, json_int_t version) {
@@ -244,7 +261,7 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
         (json_object_get(root, "tokenizer_fingerprint") &&
          !copy_hash(root, "tokenizer_fingerprint", m->tokenizer_fingerprint)) ||
         !copy_hash(root, "data_fingerprint", m->fingerprint) || !read_val_split(m, root, version) || !read_order(m, json_object_get(root, "order")) ||
-        !read_domains(m, json_object_get(root, "domains")) || !read_parent(m, json_object_get(root, "parent")) ||
+        !read_domains(m, json_object_get(root, "domains")) || !read_lineage(m, root) ||
         !read_origin(m, json_object_get(root, "init_from")) ||
         !read_shards(m, json_object_get(root, "shards")) ||
         !read_tensors(m, json_object_get(root, "tensors")))

@@ -93,6 +93,12 @@ static void put_machine(mu_page *p, const mu_report *r) {
     const json_t *parent = json_object_get(facts, "parent");
     const char *checkpoint = json_string_value(json_object_get(parent, "checkpoint"));
     if (checkpoint) fact(p, "forked from", checkpoint, mu_show("step %lld", (long long)json_integer_value(json_object_get(parent, "step"))));
+    const json_t *earlier;
+    size_t i;
+    json_array_foreach(json_object_get(facts, "ancestors"), i, earlier) {
+        const char *from = json_string_value(json_object_get(earlier, "checkpoint"));
+        if (from) fact(p, "that one from", from, mu_show("step %lld", (long long)json_integer_value(json_object_get(earlier, "step"))));
+    }
     if (started) fact(p, "last started", started, "");
 }
 

@@ -172,7 +172,7 @@ static mu_status write_run_json(const job_info *job, const process *all, mu_erro
     free(where);
     mu_json_string(&j, "started", when);
     mu_json_int(&j, "resumed_from_step", job->state->step);
-    mu_parent_write(&j, &job->state->parent);
+    mu_lineage_write(&j, &job->state->parent, &job->state->ancestors);
     mu_origin_write(&j, &job->state->origin);
     mu_json_begin(&j, "argv", '[');
     for (int i = 0; i < job->argc; i++) mu_json_string(&j, NULL, job->argv[i]);

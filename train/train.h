@@ -55,6 +55,9 @@ typedef struct {
     int64_t tokens;                 /* seen until then, by its run and those before it */
     char manifest_hash[33];
 } mu_parent;
+/* The parents before it, when it was forked itself: the latest first; of more than MU_ANCESTORS the latest. */
+enum { MU_ANCESTORS = 15 };
+typedef struct { int n; mu_parent list[MU_ANCESTORS]; } mu_ancestors;
 int64_t mu_tokens_seen(const mu_config *cfg, const mu_parent *p, int64_t step);     /* by a run and those before it */
 /* Where the first weights came from (train --init-from). path "": they were random. */
 typedef struct {
@@ -71,6 +74,7 @@ typedef struct {
     int64_t step;                   /* finished optimizer steps */
     mu_parent parent;
     mu_origin origin;
+    mu_ancestors ancestors;
     mu_model *model;
     mu_optimizer *opt;              /* NULL: inference; only the weights are loaded */
     mu_routing_stats *stats;        /* NULL without an optimizer, like knowledge and loader */
@@ -179,6 +183,7 @@ typedef struct {
     char hash[33];                  /* its own, by mu_manifest_read */
     mu_parent parent;
     mu_origin origin;
+    mu_ancestors ancestors;
     int n_domains;                  /* 0 in checkpoints of older versions */
     struct { char name[64], fingerprint[33]; int64_t tokens; } *domains;
     mu_val_split val_split;
@@ -191,7 +196,8 @@ typedef struct {
 mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) MU_MUST_USE;
 mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *e) MU_MUST_USE;
 void mu_manifest_free(mu_manifest *m);
-void mu_parent_write(mu_json *j, const mu_parent *p);      /* "parent": {...}; nothing for none */
+/* "parent": {...}, "ancestors": [{...}, ...]; nothing for none */
+void mu_lineage_write(mu_json *j, const mu_parent *p, const mu_ancestors *earlier);
 void mu_origin_write(mu_json *j, const mu_origin *o);      /* "init_from": {...}, likewise */
 int  mu_manifest_find(const mu_manifest *m, const char *tensor);    /* shard, or -1 */
 /* The tokenizer of a checkpoint, as mu_run_tokenizer_open; and the path of its file, or the name of a built-in one, heap. Local. */

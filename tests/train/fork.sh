@@ -80,6 +80,8 @@ expect 0 "a fork of a fork" train 1 second $all train.steps=21 --fork batch
 says "a fork of a fork" '^  expert statistics begin anew'
 expect 0 "its lineage" on 1 "$MUSTER" inspect second/checkpoints/step-00000021
 says "its lineage" "^  forked from $work/batch at step 20\$"
+says "its lineage" "^    that one from $work/old at step 10\$"
+if grep -qF "\"ancestors\":[$(sed 's/"parent"://' <<< "$parent")]" second/run.json; then pass; else fail "no ancestors in second/run.json"; fi
 says "its tokens" '  step 21 of 21, 3456 tokens seen'
 
 # ---------------------------------------------------------------- what is left of a fork without a checkpoint
@@ -88,6 +90,13 @@ expect 0 "files of an earlier job" train 1 left $all --fork old
 says "earlier job" 'left/metrics\.jsonl is from an earlier job and there is no checkpoint to resume from: moved aside to left/metrics\.jsonl\.aside'
 same_metrics same left exact 11 20
 if [ -f left/statistics.rec.aside ] && [ -f left/events.jsonl.aside ] && cmp -s same/events.jsonl left/events.jsonl; then pass; else fail "other files of an earlier job"; fi
+
+# ---------------------------------------------------------------- of a run that saves all the time and keeps one checkpoint
+"$MUSTER" train tiny.yaml run.dir=busy train.steps=1000000 log.every=0 stats.every=0 checkpoint.every=1 checkpoint.keep=1 > busy.log 2>&1 &
+busy=$!
+for i in $(seq 100); do ls busy/checkpoints 2> /dev/null | grep -q 'step-[0-9]*$' && break; sleep 0.1; done
+for i in 1 2 3 4 5; do expect 0 "a busy run, $i" train 1 busy-$i train.steps=2 --fork busy train.steps=1000000 --dry-run; done
+kill $busy && wait $busy
 
 # ---------------------------------------------------------------- damage and errors
 if [ "$(sums)" = "$before" ]; then pass; else fail "a fork changed its source"; fi
