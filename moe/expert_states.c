@@ -107,8 +107,8 @@ typedef struct {
 } judgement;
 
 static double share_of(const mu_expert_evidence *v, int d) { return v->present_share ? fmin(v->share[d], v->present_share[d]) : v->share[d]; }
-static double K_of(const judgement *j, int expert, int d) { return j->v->K[(j->first + expert) * j->v->domains + d]; }
-static double peak_of(const judgement *j, int expert, int d) { return j->v->peak[(j->first + expert) * j->v->domains + d]; }
+static double K_of(const judgement *j, int expert, int d) { return (double)j->v->K[(j->first + expert) * j->v->domains + d]; }
+static double peak_of(const judgement *j, int expert, int d) { return (double)j->v->peak[(j->first + expert) * j->v->domains + d]; }
 
 /* Share of what was learned of a domain that is still known. */
 static double retention(const mu_expert_evidence *v, int d) {
@@ -134,7 +134,7 @@ static void find_carried(const judgement *j, finding *f) {
 
 static void find_tops(const judgement *j) {
     int D = j->v->domains, E = j->h->experts;
-    const int64_t *n = j->v->by_domain ? j->v->by_domain + j->first * D : NULL;
+    const int32_t *n = j->v->by_domain ? j->v->by_domain + j->first * D : NULL;
     double *best = mu_alloc((size_t)E, sizeof *best);
     for (int d = 0; d < D && n; d++) {
         double all = 0;

@@ -12,44 +12,72 @@ static const int64_t CREDIT_MAX = (int64_t)1 << 60;
 
 static int64_t rows(const mu_knowledge *k) { return (int64_t)k->layers * k->experts; }
 static int64_t cells(const mu_knowledge *k) { return rows(k) * k->domains; }
-static int64_t n_ids(const mu_knowledge *k) { return (int64_t)k->layers * k->domains * MU_KNOWLEDGE_TOKENS * k->top_k; }
+static int64_t n_ids(const mu_knowledge *k) { return (int64_t)k->layers * k->domains * k->sampled * k->top_k; }
+
+int64_t mu_knowledge_sampled(int64_t layers, int64_t domains, int64_t top_k) {
+    int64_t each = layers * domains * top_k, most = each ? MU_KNOWLEDGE_IDS / each : MU_KNOWLEDGE_TOKENS;
+    return most > MU_KNOWLEDGE_TOKENS ? MU_KNOWLEDGE_TOKENS : most < 1 ? 1 : most;
+}
+
 static int64_t cell_of(const mu_knowledge *k, int layer, int expert, int domain) {
     return ((int64_t)layer * k->experts + expert) * k->domains + domain;
 }
 
-static double *reals(int64_t n) { return mu_alloc((size_t)n, sizeof(double)); }
-static int64_t *integers(int64_t n) { return mu_alloc((size_t)n, sizeof(int64_t)); }
+/* Its arrays: the address of the pointer, and the bytes. */
+typedef struct { void *at; size_t bytes; } part;
+enum { PARTS = 17 };
+static void *array_of(const part *p) {
+    void *array;
+    memcpy(&array, p->at, sizeof array);
+    return array;
+}
+static void set_array(const part *p, void *array) { memcpy(p->at, &array, sizeof array); }
+#define PART(array, n) { (void *)&k->array, sizeof *k->array * (size_t)(n) }
+#define PARTS_OF(k) { \
+    PART(names, k->domains), PART(choices, k->domains), PART(K, cells(k)), PART(peak, cells(k)), PART(at, cells(k)), PART(n, cells(k)), \
+    PART(ce, k->domains), PART(ce_best, k->domains), PART(ce_ref, k->domains), PART(tokens, k->domains), PART(twin, rows(k)), \
+    PART(twin_of, rows(k)), PART(similarity, k->layers), PART(cka, k->layers), PART(flip_rate, k->layers), PART(vocabulary, k->layers), \
+    PART(ids, n_ids(k)) }
 
 mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_option_domains *domains) {
     MU_CHECK(layers >= 0 && experts >= 0 && top_k >= 0 && domains, "%d layers of %d experts, %d per token", layers, experts, top_k);
     mu_knowledge *k = mu_alloc(1, sizeof *k);
-    *k = (mu_knowledge){ .layers = layers, .experts = experts, .top_k = top_k, .domains = domains->n };
-    k->names = mu_alloc((size_t)domains->n, sizeof *k->names);
+    *k = (mu_knowledge){ .layers = layers, .experts = experts, .top_k = top_k, .domains = domains->n,
+                         .sampled = mu_knowledge_sampled(layers, domains->n, top_k) };
+    const part parts[PARTS] = PARTS_OF(k);
+    for (int i = 0; i < PARTS; i++) set_array(&parts[i], mu_alloc(parts[i].bytes, 1));
     for (int d = 0; d < domains->n; d++) memcpy(k->names[d], domains->list[d].domain, sizeof k->names[d]);
-    k->choices = mu_alloc((size_t)domains->n, sizeof *k->choices);
     for (int d = 0; d < domains->n; d++) k->choices[d] = experts;
-    k->K = reals(cells(k)), k->peak = reals(cells(k)), k->at = integers(cells(k)), k->n = integers(cells(k));
-    k->ce = reals(k->domains), k->ce_best = reals(k->domains), k->ce_ref = reals(k->domains), k->tokens = integers(k->domains);
-    k->twin = reals(rows(k)), k->twin_of = integers(rows(k));
-    k->similarity = reals(layers), k->cka = reals(layers), k->flip_rate = reals(layers), k->vocabulary = reals(layers);
-    k->ids = mu_alloc((size_t)n_ids(k), sizeof *k->ids);
     for (int64_t i = 0; i < rows(k); i++) k->twin_of[i] = -1;
     for (int64_t i = 0; i < n_ids(k); i++) k->ids[i] = -1;
     for (int i = 0; i < layers; i++) k->flip_rate[i] = k->vocabulary[i] = NAN;
     return k;
 }
 
+mu_knowledge *mu_knowledge_copy(const mu_knowledge *from) {
+    mu_knowledge *k = mu_alloc(1, sizeof *k);
+    *k = *from;
+    const part parts[PARTS] = PARTS_OF(k);
+    for (int i = 0; i < PARTS; i++) {
+        void *array = mu_alloc(parts[i].bytes, 1);
+        if (parts[i].bytes) memcpy(array, array_of(&parts[i]), parts[i].bytes);
+        set_array(&parts[i], array);
+    }
+    return k;
+}
+
 void mu_knowledge_free(mu_knowledge *k) {
     if (!k) return;
-    void *parts[] = { k->names, k->choices, k->K, k->peak, k->at, k->n, k->ce, k->ce_best, k->ce_ref, k->tokens, k->twin, k->twin_of,
-                      k->similarity, k->cka, k->flip_rate, k->vocabulary, k->ids };
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
+    const part parts[PARTS] = PARTS_OF(k);
+    for (int i = 0; i < PARTS; i++) free(array_of(&parts[i]));
     free(k);
 }
 
 int64_t mu_knowledge_bytes(const mu_knowledge *k) {
-    int64_t values = 4 * cells(k) + 2 * rows(k) + 4 * k->layers + 4 * k->domains; /* of 8 bytes: K, peak, at, n; twin, twin_of; ... */
-    return 8 * values + (int64_t)sizeof *k->ids * n_ids(k);
+    const part parts[PARTS] = PARTS_OF(k);
+    int64_t bytes = 0;
+    for (int i = 0; i < PARTS; i++) bytes += (int64_t)parts[i].bytes;
+    return bytes;
 }
 
 /* ------------------------------------------------------------------ state of a checkpoint */
@@ -68,6 +96,36 @@ static void visit_whole(mu_state_visitor *v, mu_state s, int64_t min, int64_t ma
 
 static void visit_reals(mu_state_visitor *v, mu_state s) { v->visit(v, &s); }
 
+/* Checkpoints hold F64 and I64. */
+static void floats_get(const mu_state *s, void *host) {
+    const float *from = s->module;
+    for (int64_t i = 0; i < mu_state_count(s); i++) ((double *)host)[i] = (double)from[i];
+}
+
+static mu_status floats_set(const mu_state *s, const void *host, mu_error *e) {
+    float *to = s->module;
+    (void)e;
+    for (int64_t i = 0; i < mu_state_count(s); i++) to[i] = (float)((const double *)host)[i];
+    return MU_STATUS_OK;
+}
+
+static void steps_get(const mu_state *s, void *host) {
+    const int32_t *from = s->module;
+    for (int64_t i = 0; i < mu_state_count(s); i++) ((int64_t *)host)[i] = from[i];
+}
+
+static mu_status steps_set(const mu_state *s, const void *host, mu_error *e) {
+    int32_t *to = s->module;
+    (void)e;
+    for (int64_t i = 0; i < mu_state_count(s); i++) to[i] = (int32_t)((const int64_t *)host)[i];
+    return MU_STATUS_OK;
+}
+
+static mu_state converted(mu_state s, void *array, void get(const mu_state *, void *), mu_status set(const mu_state *, const void *, mu_error *)) {
+    s.module = array, s.get = get, s.set = set;
+    return s;
+}
+
 static void visit(mu_knowledge *k, int64_t step, mu_state_visitor *v) {
     int64_t L = k->layers, E = k->experts, D = k->domains;
     int64_t *numbers[] = { &k->step, &k->rounds, &k->earned_step, &k->similarity_step, &k->next, &k->credit, &k->ids_sequences };
@@ -75,16 +133,16 @@ static void visit(mu_knowledge *k, int64_t step, mu_state_visitor *v) {
     int64_t max[] = { step, step, step, step, rows(k), CREDIT_MAX, INT64_MAX };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         visit_whole(v, array(names[i], MU_STORE_I64, 1, -1, -1, numbers[i]), 0, max[i]);
-    visit_reals(v, array("criticality", MU_STORE_F64, L, E, D, k->K));
-    visit_reals(v, array("criticality_peak", MU_STORE_F64, L, E, D, k->peak));
-    visit_whole(v, array("criticality_step", MU_STORE_I64, L, E, D, k->at), 0, step);
+    visit_reals(v, converted(array("criticality", MU_STORE_F64, L, E, D, NULL), k->K, floats_get, floats_set));
+    visit_reals(v, converted(array("criticality_peak", MU_STORE_F64, L, E, D, NULL), k->peak, floats_get, floats_set));
+    visit_whole(v, converted(array("criticality_step", MU_STORE_I64, L, E, D, NULL), k->at, steps_get, steps_set), 0, step);
     visit_reals(v, array("ce_loss", MU_STORE_F64, D, -1, -1, k->ce));
     visit_reals(v, array("ce_best", MU_STORE_F64, D, -1, -1, k->ce_best));
     visit_reals(v, array("similarity_max", MU_STORE_F64, L, E, -1, k->twin));
     visit_whole(v, array("most_similar", MU_STORE_I64, L, E, -1, k->twin_of), -1, E - 1);
     visit_reals(v, array("similarity", MU_STORE_F64, L, -1, -1, k->similarity));
     visit_reals(v, array("cka", MU_STORE_F64, L, -1, -1, k->cka));
-    visit_whole(v, array("ids", MU_STORE_I32, L, D * MU_KNOWLEDGE_TOKENS, k->top_k, k->ids), -1, E - 1);
+    visit_whole(v, array("ids", MU_STORE_I32, L, D * k->sampled, k->top_k, k->ids), -1, E - 1);
 }
 
 /* Everything of one layer and expert, or of the model, but the domains. */
@@ -147,13 +205,17 @@ void mu_knowledge_end(mu_knowledge *k, int64_t tokens) {
 
 static void put(mu_knowledge *k, int64_t cell, double K) {
     if (!(fabs(K) <= NATS_MAX)) return; /* not finite: what was known stays */
-    k->K[cell] = K, k->at[cell] = k->step;
-    if (K > k->peak[cell]) k->peak[cell] = K;
+    k->K[cell] = (float)K, k->at[cell] = (int32_t)k->step;
+    if (k->K[cell] > k->peak[cell]) k->peak[cell] = k->K[cell];
 }
 
 void mu_knowledge_begin(mu_knowledge *k, int64_t step, const int64_t *n, const int64_t *tokens, const double *nll) {
+    MU_CHECK(step <= INT32_MAX, "measured at step %lld", (long long)step);
     k->step = step, k->rounds++;
-    memcpy(k->n, n, sizeof *n * (size_t)cells(k));
+    for (int64_t i = 0; i < cells(k); i++) {
+        MU_CHECK(n[i] <= INT32_MAX, "%lld tokens of one domain for one expert: too many", (long long)n[i]);
+        k->n[i] = (int32_t)n[i];
+    }
     memcpy(k->tokens, tokens, sizeof *tokens * (size_t)k->domains);
     for (int d = 0; d < k->domains; d++) {
         k->credit -= tokens[d];
@@ -169,7 +231,7 @@ void mu_knowledge_begin(mu_knowledge *k, int64_t step, const int64_t *n, const i
 bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int domain) {
     int64_t cell = cell_of(k, layer, expert, domain), n = k->n[cell];
     if (!n || k->choices[domain] <= k->top_k) return false;
-    return 2 * n * k->experts >= 3 * k->top_k * k->tokens[domain] || k->K[cell] >= CRITICAL;
+    return 2 * n * k->experts >= 3 * k->top_k * k->tokens[domain] || (double)k->K[cell] >= CRITICAL;
 }
 
 /* Tokens of the screened domains of an expert. */
@@ -210,7 +272,7 @@ static int shared(const int32_t *a, const int32_t *b, int n) {
 }
 
 void mu_knowledge_flips(mu_knowledge *k, const int32_t *ids, int64_t sequences) {
-    int64_t tokens = (int64_t)k->domains * MU_KNOWLEDGE_TOKENS;
+    int64_t tokens = k->domains * k->sampled;
     for (int layer = 0; layer < k->layers; layer++) {
         int64_t kept = 0, all = 0;
         for (int64_t t = layer * tokens; t < (layer + 1) * tokens && sequences == k->ids_sequences; t++) {

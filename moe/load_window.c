@@ -7,13 +7,13 @@
 #include <string.h>
 
 static int64_t cells(const mu_load_window *w) { return (int64_t)w->layers * w->experts; }
-static int64_t *row_of(const mu_load_window *w, int64_t step) { return w->ring + step % w->length * cells(w); }
+static int32_t *row_of(const mu_load_window *w, int64_t step) { return w->ring + step % w->length * cells(w); }
 
 void mu_load_window_init(mu_load_window *w, int layers, int experts, int64_t length) {
     MU_CHECK(w && layers >= 0 && experts >= 0, "load window: %d layers with %d experts each; neither may be negative", layers, experts);
     MU_CHECK(length >= MU_LOAD_WINDOW_MIN, "load window: length is %lld steps, must be at least %d", (long long)length, MU_LOAD_WINDOW_MIN);
     *w = (mu_load_window){ .layers = layers, .experts = experts, .length = length };
-    w->ring = mu_alloc(mu_size_mul((size_t)cells(w), (size_t)length), sizeof(int64_t));
+    w->ring = mu_alloc(mu_size_mul((size_t)cells(w), (size_t)length), sizeof *w->ring);
     w->total = mu_alloc((size_t)cells(w), sizeof(int64_t));
     w->previous = mu_alloc((size_t)cells(w), sizeof(int64_t));
     w->last_step = mu_alloc((size_t)cells(w), sizeof(int64_t));
@@ -31,7 +31,9 @@ void mu_load_window_free(mu_load_window *w) {
     *w = (mu_load_window){ 0 };
 }
 
-int64_t mu_load_window_bytes(const mu_load_window *w) { return (w->length + 5) * cells(w) * (int64_t)sizeof(int64_t); }
+int64_t mu_load_window_bytes(const mu_load_window *w) {
+    return cells(w) * (w->length * (int64_t)sizeof *w->ring + 5 * (int64_t)sizeof(int64_t));
+}
 
 int64_t mu_load_window_start(const mu_load_window *w) { return w->held < w->length ? w->steps - w->held : 0; }
 
@@ -46,10 +48,11 @@ static void note_tokens(mu_load_window *w, int64_t i, int64_t step) {
 void mu_load_window_add(mu_load_window *w, const int64_t *counts) {
     MU_CHECK(counts || !cells(w), "load window: counts is NULL, but there are %d layers with %d experts", w->layers, w->experts);
     MU_CHECK(w->steps >= 0, "load window: the number of steps is %lld, must not be negative", (long long)w->steps);
-    int64_t *row = row_of(w, w->steps);
+    int32_t *row = row_of(w, w->steps);
     for (int64_t i = 0; i < cells(w); i++) {
+        MU_CHECK(counts[i] <= INT32_MAX, "load window: %lld tokens for one expert in one step; at most 2^31 - 1", (long long)counts[i]);
         w->total[i] += counts[i] - row[i]; /* the row still holds the step that leaves the window, or zeros */
-        row[i] = counts[i];
+        row[i] = (int32_t)counts[i];
         w->previous[i] = counts[i];
         if (counts[i]) note_tokens(w, i, w->steps + 1);
     }
@@ -60,7 +63,7 @@ void mu_load_window_add(mu_load_window *w, const int64_t *counts) {
 /* ------------------------------------------------------------------ after loading from a checkpoint */
 
 static bool is_empty(const mu_load_window *w, int64_t step) {
-    const int64_t *row = row_of(w, step);
+    const int32_t *row = row_of(w, step);
     for (int64_t i = 0; i < cells(w); i++)
         if (row[i]) return false;
     return cells(w) > 0;
@@ -75,11 +78,11 @@ void mu_load_window_derive(mu_load_window *w) {
             w->total[i] += row_of(w, step)[i];
             if (row_of(w, step)[i]) note_tokens(w, i, step + 1);
         }
-    if (cells(w)) memcpy(w->previous, row_of(w, w->steps ? w->steps - 1 : 0), sizeof *w->previous * (size_t)cells(w));
+    for (int64_t i = 0; i < cells(w); i++) w->previous[i] = row_of(w, w->steps ? w->steps - 1 : 0)[i];
 }
 
 /* The first layer whose counts do not add up to `wanted`, or have a negative one; -1: none. */
-static int uneven_layer(const mu_load_window *w, const int64_t *row, int64_t wanted) {
+static int uneven_layer(const mu_load_window *w, const int32_t *row, int64_t wanted) {
     for (int layer = 0; layer < w->layers; layer++, row += w->experts) {
         int64_t left = wanted;
         for (int i = 0; i < w->experts; i++) {

@@ -61,7 +61,7 @@ typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
     O(INT,    leave_windows,       "2",         1,   1000, NULL, FREE, "an expert leaves a state other than healthy after its rule failed so many windows in a row")
 
 #define MU_OPTIONS_STATS(O) \
-    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which expert load is summed; an expert below 10 % of the mean load in this window is starved; takes 8 bytes per step and expert of each MoE layer, in memory and in checkpoints") \
+    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which expert load is summed; an expert below 10 % of the mean load in this window is starved; takes 4 bytes per step and expert of each MoE layer in memory, 8 in checkpoints") \
     O(INT,    every,               "100",       0,   1e9, NULL, FREE, "steps between statistics lines of metrics.jsonl, which describe the experts over the window; 0: never") \
     O(INT,    probe_tokens,        "512",       1,   1e6, NULL, FREE, "validation tokens per domain, as whole sequences, on which experts are measured: at least one sequence") \
     O(FLOAT,  budget,              "0.02",      0,   1, NULL, FREE, "share of the training time for measuring on these tokens what experts know, by the number of tokens; each time some experts are masked, in turn; 0: never") \
@@ -228,7 +228,7 @@ typedef struct {
     int64_t length;             /* steps that it has room for */
     int64_t steps;              /* added in all, since the run began */
     int64_t held;               /* how many of these, the newest, the window holds: at most length */
-    int64_t *ring;              /* [length, layers, experts]: step s in row s % length, zeros where no step is held */
+    int32_t *ring;              /* [length, layers, experts]: step s in row s % length, zeros where no step is held */
     int64_t *total;             /* [layers, experts]: sums over the window */
     int64_t *previous;          /* [layers, experts]: the last global batch, for global_aux_counts: previous */
     int64_t *last_step;         /* [layers, experts]: the last step (the first is 1) that gave it tokens; 0: none so far */
@@ -302,10 +302,10 @@ typedef struct {
     int64_t step, interval;                 /* interval: steps between evaluations */
     const int64_t *load;                    /* [layers, experts]: of the window */
     const double *silence;                  /* [layers, experts]: see mu_load_window_silence */
-    const int64_t *by_domain;               /* [layers, experts, domains]: of the window. The top domain of an expert is the one of whose
+    const int32_t *by_domain;               /* [layers, experts, domains]: of the window. The top domain of an expert is the one of whose
                                              * tokens it gets the largest share */
     const double *share, *present_share;     /* [domains]: of the training tokens so far, and of those now, by the weights */
-    const double *K, *peak;                 /* [layers, experts, domains]: criticality, and the largest ever; 0 where not measured */
+    const float *K, *peak;                  /* [layers, experts, domains]: criticality, and the largest ever; 0 where not measured */
     const double *ce, *ce_best, *ce_ref;    /* [domains], with K: cross-entropy now, lowest so far, of token frequencies */
     const double *twin;                     /* [layers, experts]: largest cosine of its outputs with those of another expert */
     const int64_t *twin_of;                 /* [layers, experts], with twin: that expert, or -1 */
@@ -358,10 +358,10 @@ enum { MU_PAIRS_EXPERTS_MAX = 512, MU_PAIRS_ALL = 64, MU_PAIRS_MOST = 50, MU_PAI
 static const double MU_GATE_UNIT = 0x1p32, MU_MARGIN_UNIT = 0x1p28, MU_GRAD_UNIT = 0x1p28;    /* fixed point: of 1 */
 typedef struct { int64_t entropy, top, boundary; } mu_margins;          /* sums over tokens of a layer, in MU_MARGIN_UNIT */
 typedef struct { int32_t i, j; int64_t n; } mu_expert_pair;             /* n tokens chose both i and j, i < j */
-/* What a statistics line describes: the steps since the last one. It begins anew when pair counts could leave the range of 32 bits. */
+/* What a statistics line describes: the steps since the last one. It begins anew when counts could leave the range of 32 bits. */
 typedef struct {
     int64_t steps;
-    int64_t *by_domain;         /* [layers, experts, domains]: assignments. The pairs are on the device */
+    int32_t *by_domain;         /* [layers, experts, domains]: assignments. The pairs are on the device */
 } mu_stats_interval;
 typedef struct {
     mu_device *dev;             /* borrowed, like batch */
@@ -425,7 +425,7 @@ void mu_routing_stats_start_at(mu_routing_stats *s, int64_t step);
 
 /* ------------------------------------------------------------------ similarity of experts (similarity.c) */
 typedef struct { double cosine, cka; } mu_similarity;   /* means over all pairs of experts */
-/* How alike the outputs of all experts are for R >= 2 rows x, the same on every rank of m->group: means over pairs, and for each expert the
+/* How alike the outputs of all experts are for R >= 4 rows x, the same on every rank of m->group: means over pairs, and for each expert the
  * largest mean cosine with another one, and which (the lowest of several). Collective over m->group. */
 void mu_expert_similarity(const mu_moe *m, mu_tape *tp, const double *x_RD, int64_t R, mu_similarity *s, double *max_E, int64_t *twin_E);
 
@@ -441,7 +441,9 @@ void mu_expert_similarity(const mu_moe *m, mu_tape *tp, const double *x_RD, int6
  *     mu_knowledge_end
  *
  * All of it is arithmetic on numbers that are the same on every rank. Local. */
-enum { MU_KNOWLEDGE_TOKENS = 64 };  /* of each domain, whose experts are kept for the flip rate */
+/* MU_KNOWLEDGE_TOKENS; fewer, at least one, when there would be more than MU_KNOWLEDGE_IDS ids in all layers. */
+enum { MU_KNOWLEDGE_TOKENS = 64, MU_KNOWLEDGE_IDS = 1 << 18 };
+int64_t mu_knowledge_sampled(int64_t layers, int64_t domains, int64_t top_k);
 typedef struct {
     int layers, experts, top_k, domains;
     char (*names)[64];              /* of the domains */
@@ -449,21 +451,26 @@ typedef struct {
     int64_t step, rounds;           /* of the last measurement (0: none yet); number of measurements */
     int64_t earned_step, credit;    /* until this step training has paid; tokens of the probe that may still be forwarded */
     int64_t next;                   /* whose turn it is: layer * experts + expert */
-    double *K, *peak;               /* [layers, experts, domains], nats per token: last measured, 0: never; the largest ever, at least 0 */
-    int64_t *at;                    /* [layers, experts, domains]: step of the measurement, 0: never */
+    /* [layers, experts, domains], 32 bits each: there can be a million. Nats per token, as last measured, 0: never; the largest ever, at
+     * least 0; the step of the measurement, 0: never. */
+    float *K, *peak;
+    int32_t *at;
     double *ce, *ce_best, *ce_ref;  /* [domains], nats per token: last, lowest so far (0: none), of unigram frequencies (not state) */
     double *twin;                   /* [layers, experts]: largest cosine of its outputs with those of another expert */
     int64_t *twin_of;               /* [layers, experts]: that expert, -1: not measured */
     double *similarity, *cka;       /* [layers]: means over all pairs of experts */
     int64_t similarity_step;        /* 0: not measured */
-    int32_t *ids;                   /* [layers, domains * MU_KNOWLEDGE_TOKENS, top_k]: the experts of those tokens; -1: no token */
+    int64_t sampled;                /* tokens of each domain whose experts are kept for the flip rate: mu_knowledge_sampled */
+    int32_t *ids;                   /* [layers, domains * sampled, top_k]: the experts of those tokens; -1: no token */
     int64_t ids_sequences;          /* sequences per domain of the probe that `ids` are of; 0: none */
     /* of the last measurement of this process, not state */
-    int64_t *n, *tokens;            /* [layers, experts, domains]: assignments; [domains]: tokens of the probe */
+    int32_t *n;                     /* [layers, experts, domains]: assignments */
+    int64_t *tokens;                /* [domains]: tokens of the probe */
     double *flip_rate, *vocabulary; /* [layers]: share of choices that changed since the measurement before; vocabulary
                                      * specialisation; NAN: unknown */
 } mu_knowledge;
 mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_option_domains *domains);
+mu_knowledge *mu_knowledge_copy(const mu_knowledge *k);  /* for mu_knowledge_free */
 void mu_knowledge_free(mu_knowledge *k);
 int64_t mu_knowledge_bytes(const mu_knowledge *k);      /* of host memory; a checkpoint holds a little less */
 /* Checkpoint state of a run with these domains; those of other names are dropped, new ones start unmeasured. */
@@ -484,7 +491,7 @@ bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int dom
 int64_t mu_knowledge_choose(mu_knowledge *k, int64_t *cells);
 /* nll: sum over the domain's probe with the expert masked; base: without. */
 void mu_knowledge_set(mu_knowledge *k, int layer, int expert, int domain, double nll, double base);
-/* Flip rates of [layers, domains * MU_KNOWLEDGE_TOKENS, top_k] against the ids before, which they replace. */
+/* Flip rates of [layers, domains * sampled, top_k] against the ids before, which they replace. */
 void mu_knowledge_flips(mu_knowledge *k, const int32_t *ids, int64_t sequences);
 /* Before mu_knowledge_begin: is the similarity of experts to be measured, too? Every tenth time. */
 bool mu_knowledge_compares(const mu_knowledge *k);

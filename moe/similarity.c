@@ -1,9 +1,14 @@
 /* similarity.c - how alike the experts of a layer are: all of them process the same rows, and their outputs are compared.
  *
  *     cosine_ij = mean over rows of cos(y_i, y_j)
- *     cka_ij = |Y_i^T Y_j|^2 / (|Y_i^T Y_i| |Y_j^T Y_j|)      linear CKA; Y [R, D] with the mean of each column subtracted
+ *     cka_ij = <U_i, U_j> / sqrt(<U_i, U_i> <U_j, U_j>)      linear CKA (Kornblith et al. 2019); U: Gram matrix Y Y^T, centred
  *
- * With the Gram matrices G_i = Y_i Y_i^T, |Y_i^T Y_j|^2 = <G_i, G_j>: both are products of E long vectors with each other. */
+ * With few rows for the width, CKA of Gram matrices whose rows and columns were centred is near 1 for any experts. So they are U-centred
+ * (Szekely and Rizzo 2014), which makes <U_i, U_j> / (R (R - 3)) the unbiased estimate of HSIC by Song et al. 2012, as Nguyen et al. 2021
+ * use it: with row sums r and sum s of G without its diagonal, U_ab = G_ab - (r_a + r_b) / (R - 2) + s / ((R - 1) (R - 2)), U_aa = 0.
+ * 0 for experts that have nothing to do with each other, and a little below it by chance.
+ *
+ * Cosines and inner products are products of E long vectors with each other. */
 #include "moe/moe.h"
 
 #include <math.h>
@@ -82,11 +87,24 @@ static double mean_of_pairs(const double *products, int64_t E, double scale) {
     return sum / (double)(E * (E - 1) / 2);
 }
 
+static void centre_gram(double *g, int64_t R) {
+    double *sum = mu_alloc((size_t)R, sizeof *sum), all = 0, n = (double)R;
+    for (int64_t a = 0; a < R; a++) {
+        for (int64_t b = 0; b < R; b++) sum[a] += b != a ? g[a * R + b] : 0;
+        all += sum[a];
+    }
+    for (int64_t a = 0; a < R; a++)
+        for (int64_t b = 0; b < R; b++) g[a * R + b] = a == b ? 0 : g[a * R + b] - (sum[a] + sum[b]) / (n - 2) + all / ((n - 1) * (n - 2));
+    free(sum);
+}
+
+/* The columns of y are centred first: that changes nothing but the rounding errors. */
 static double cka_of(mu_tape *tp, double *y, int64_t E, int64_t R, int64_t D) {
     double *grams = mu_alloc((size_t)(E * R * R), sizeof *grams);
     for (int64_t i = 0; i < E; i++) {
         centre(y + i * R * D, R, D);
         double *gram = products(tp, y + i * R * D, R, D);
+        centre_gram(gram, R);
         memcpy(grams + i * R * R, gram, sizeof *gram * (size_t)(R * R));
         free(gram);
     }
@@ -98,7 +116,7 @@ static double cka_of(mu_tape *tp, double *y, int64_t E, int64_t R, int64_t D) {
 
 void mu_expert_similarity(const mu_moe *m, mu_tape *tp, const double *x_RD, int64_t R, mu_similarity *s, double *max_E, int64_t *twin_E) {
     int64_t E = m->E, D = m->D;
-    MU_CHECK(E >= 2 && R >= 2, "the similarity of %lld experts on %lld rows", (long long)E, (long long)R);
+    MU_CHECK(E >= 2 && R >= 4, "the similarity of %lld experts on %lld rows", (long long)E, (long long)R);
     double *y = outputs_of(m, tp, x_RD, R), *unit = mu_alloc((size_t)(E * R * D), sizeof *unit);
     memcpy(unit, y, sizeof *y * (size_t)(E * R * D));
     normalise(unit, E * R, D);

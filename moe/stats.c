@@ -107,8 +107,8 @@ void mu_routing_stats_start_at(mu_routing_stats *s, int64_t step) {
 }
 
 int64_t mu_routing_stats_bytes(const mu_routing_stats *s) {
-    int64_t words = micro_word(s) + domain_cells(s), pairs = s->window.layers * s->n_pairs * (int64_t)sizeof *s->pairs;
-    return mu_load_window_bytes(&s->window) + words * (int64_t)sizeof(int64_t) + pairs;
+    int64_t pairs = s->window.layers * s->n_pairs * (int64_t)sizeof *s->pairs, by_domain = domain_cells(s) * (int64_t)sizeof *s->interval.by_domain;
+    return mu_load_window_bytes(&s->window) + micro_word(s) * (int64_t)sizeof *s->host + by_domain + pairs;
 }
 
 void mu_routing_stats_begin(mu_routing_stats *s) { zero(s, 0, interval_word(s)); }
@@ -204,7 +204,7 @@ void mu_routing_stats_end(mu_routing_stats *s) {
     mu_load_window_add(&s->window, s->counts);
     if (interval_is_full(s)) mu_routing_stats_restart(s);
     s->interval.steps++;
-    for (int64_t i = 0; i < domain_cells(s); i++) s->interval.by_domain[i] += s->by_domain[i];
+    for (int64_t i = 0; i < domain_cells(s); i++) s->interval.by_domain[i] += (int32_t)s->by_domain[i];
     mu_mat sum = words(s, MU_DTYPE_I32, interval_word(s));
     s->dev->k->add(s->dev, s->window.layers * pairs_of(s), sum, words(s, MU_DTYPE_I32, pairs_word(s)), sum);
 }
@@ -247,15 +247,22 @@ void mu_routing_stats_read_pairs(mu_routing_stats *s) {
 
 /* from: has the checkpoint's length; its ring is saved and loaded. to: the run's window. The same one if the lengths
  * agree. */
-typedef struct { mu_load_window *from, *to; } windows;
+typedef struct { mu_load_window *from, *to; int64_t assignments; } windows;
 
-/* After loading the ring: derives and checks the rest, and copies it to the run's window. */
+static void ring_get(const mu_state *st, void *host) {
+    const windows *w = st->module;
+    int64_t *counts = host;
+    for (int64_t i = 0; i < mu_state_count(st); i++) counts[i] = w->from->ring[i];
+}
+
+/* Derives and checks what follows from the ring, and copies it to the run's window. */
 static mu_status ring_set(const mu_state *st, const void *host, mu_error *e) {
     windows *w = st->module;
-    (void)host;
+    const int64_t *counts = host;
+    for (int64_t i = 0; i < mu_state_count(st); i++) w->from->ring[i] = (int32_t)counts[i];
     w->from->steps = w->to->steps;
     mu_load_window_derive(w->from);
-    mu_status status = mu_load_window_check(w->from, st->max, e);
+    mu_status status = mu_load_window_check(w->from, w->assignments, e);
     if (status == MU_STATUS_OK && w->from != w->to) mu_load_window_copy(w->to, w->from);
     return status;
 }
@@ -282,20 +289,27 @@ static void visit_silence(mu_load_window *w, int64_t step, mu_state_visitor *v) 
 /* ------------------------------------------------------------------ the interval */
 
 /* by_domain: has the checkpoint's domains. The run's own array if the number agrees. */
-typedef struct { mu_routing_stats *s; int64_t *by_domain, domains, assignments; } interval;
+typedef struct { mu_routing_stats *s; int32_t *by_domain; int64_t domains, assignments; } interval;
+
+static void by_domain_get(const mu_state *st, void *host) {
+    const interval *v = st->module;
+    int64_t *counts = host;
+    for (int64_t i = 0; i < mu_state_count(st); i++) counts[i] = v->by_domain[i];
+}
 
 /* Each layer's counts add up to the assignments of the interval's steps. */
 static mu_status by_domain_set(const mu_state *st, const void *host, mu_error *e) {
     const interval *v = st->module;
+    const int64_t *counts = host;
     int64_t n = v->s->window.experts * v->domains, wanted = v->s->interval.steps * v->assignments;
-    (void)host;
     for (int layer = 0; layer < v->s->window.layers; layer++) {
         int64_t left = wanted;
-        for (int64_t i = 0; i < n && left >= 0; i++) left -= v->by_domain[layer * n + i];
+        for (int64_t i = 0; i < n && left >= 0; i++) left -= counts[layer * n + i];
         if (left)
             return mu_error_set(e, MU_STATUS_DATA, "expert statistics: MoE layer %d: the experts' assignments in the last %lld steps do not"
                                 " add up to %lld", layer, (long long)v->s->interval.steps, (long long)wanted);
     }
+    for (int64_t i = 0; i < mu_state_count(st); i++) v->by_domain[i] = (int32_t)counts[i];
     return MU_STATUS_OK;
 }
 
@@ -318,13 +332,13 @@ static mu_status pairs_set(const mu_state *st, const void *host, mu_error *e) {
 
 static void visit_interval(mu_routing_stats *s, int64_t step, int64_t assignments, int domains, mu_state_visitor *v) {
     int64_t n = cells(s) * domains, most = assignments > 0 && step < INT64_MAX / assignments ? step * assignments : INT64_MAX;
-    int64_t *other = domains == s->domains ? NULL : mu_alloc((size_t)n, sizeof *other);
+    int32_t *other = domains == s->domains ? NULL : mu_alloc((size_t)n, sizeof *other);
     interval of = { s, other ? other : s->interval.by_domain, domains, assignments };
     mu_state steps = { .name = "/state/interval/steps", .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = &s->interval.steps,
                        .min = 0, .max = step, .for_training = true, .since = 4 };
     mu_state by_domain = { .name = "/state/interval/by_domain", .type = MU_STORE_I64, .n_dims = 3,
-                           .shape = { s->window.layers, s->window.experts, domains }, .data = of.by_domain, .min = 0, .max = most,
-                           .for_training = true, .since = 4, .module = &of, .set = by_domain_set };
+                           .shape = { s->window.layers, s->window.experts, domains }, .min = 0, .max = most < INT32_MAX ? most : INT32_MAX,
+                           .for_training = true, .since = 4, .module = &of, .get = by_domain_get, .set = by_domain_set };
     mu_state pairs = { .type = MU_STORE_I64, .n_dims = 1, .shape = { pairs_of(s) }, .min = 0, .max = INT32_MAX, .collective = true,
                        .for_training = true, .since = 4, .module = &of, .get = pairs_get, .set = pairs_set };
     v->visit(v, &steps);
@@ -339,13 +353,13 @@ static void visit_interval(mu_routing_stats *s, int64_t step, int64_t assignment
 
 void mu_routing_stats_state(mu_routing_stats *s, int64_t step, int64_t assignments, int64_t length, int domains, mu_state_visitor *v) {
     mu_load_window *w = &s->window, other = { 0 };
-    windows both = { w, w };
+    windows both = { w, w, assignments };
     if (length != w->length) mu_load_window_init(both.from = &other, w->layers, w->experts, length);
     mu_state steps = { .name = "/state/window/steps", .type = MU_STORE_I64, .n_dims = 1, .shape = { 1 }, .data = &w->steps,
                        .min = step, .max = step, .for_training = true, .since = 3 };
     mu_state ring = { .name = "/state/window/counts", .type = MU_STORE_I64, .n_dims = 3,
-                      .shape = { length, w->layers, w->experts }, .data = both.from->ring, .min = 0, .max = assignments,
-                      .for_training = true, .since = 3, .module = &both, .set = ring_set };
+                      .shape = { length, w->layers, w->experts }, .min = 0, .max = assignments < INT32_MAX ? assignments : INT32_MAX,
+                      .for_training = true, .since = 3, .module = &both, .get = ring_get, .set = ring_set };
     v->visit(v, &steps);
     v->visit(v, &ring);
     steps.since = ring.since = 0, steps.until = ring.until = 2; /* the same arrays had these names up to version 2 */

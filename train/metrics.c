@@ -1,6 +1,6 @@
 /* metrics.c - the records of a logged step: a line of metrics.jsonl, one flushed object with a checksum, and a record
  * of statistics.rec, from which routing.h5 is derived. Names follow dashboard conventions; values that depend on the clock or the
- * machine are under perf/ and mem/, so that the rest can be compared bit for bit. */
+ * machine are under perf/ and mem/, and stats/seconds_share, so that the rest can be compared bit for bit. */
 #include "train/tfevents.h"
 #include "train/train.h"
 
@@ -89,11 +89,12 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step
     return status == MU_STATUS_OK ? write_line(m, e) : status;
 }
 
-mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, mu_error *e) {
+mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, double measuring_seconds, mu_error *e) {
     begin_line(m, src->state->step);
     mu_metrics_add_window(&m->line, src);
     mu_metrics_add_knowledge(&m->line, src);
     mu_metrics_add_states(&m->line, src);
+    mu_json_float(&m->line, "stats/seconds_share", measuring_seconds / (mu_time() - m->start));
     return write_line(m, e);
 }
 

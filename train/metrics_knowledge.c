@@ -9,6 +9,18 @@ static void add_value(mu_json *j, const char *key, double x) {
     if (isfinite(x)) mu_json_float(j, key, rounded(x));
 }
 
+static void add_criticality(mu_json *j, const mu_knowledge *k, int64_t first, int64_t n, int number) {
+    char key[64];
+    snprintf(key, sizeof key, "moe/layer_%d/criticality", number);
+    mu_json_begin(j, key, '[');
+    for (int64_t i = first; i < first + n; i++) mu_json_float(j, NULL, rounded((double)k->K[i]));
+    mu_json_end(j, ']');
+    snprintf(key, sizeof key, "moe/layer_%d/criticality_step", number);
+    mu_json_begin(j, key, '[');
+    for (int64_t i = first; i < first + n; i++) mu_json_int(j, NULL, k->at[i]);
+    mu_json_end(j, ']');
+}
+
 static void add_list(mu_json *j, const char *key, const double *x, const int64_t *whole, int64_t n) {
     mu_json_begin(j, key, '[');
     for (int64_t i = 0; i < n; i++) {
@@ -35,10 +47,7 @@ static void add_layer(mu_json *j, const mu_knowledge *k, int layer, int number, 
         snprintf(key, sizeof key, "moe/layer_%d/most_similar", number);
         add_list(j, key, NULL, k->twin_of + row, k->experts);
     }
-    snprintf(key, sizeof key, "moe/layer_%d/criticality", number);
-    add_list(j, key, k->K + cell, NULL, cells);
-    snprintf(key, sizeof key, "moe/layer_%d/criticality_step", number);
-    add_list(j, key, NULL, k->at + cell, cells);
+    add_criticality(j, k, cell, cells, number);
 }
 
 static void add_domains(mu_json *j, const mu_knowledge *k) {

@@ -265,17 +265,17 @@ static void add_specialisation(mu_json *j, const mu_log_source *src, int layer, 
 
 void mu_metrics_add_window(mu_json *j, const mu_log_source *src) {
     const mu_routing_stats *s = src->state->stats;
-    int64_t E = s->window.experts, D = s->domains, *load = mu_alloc((size_t)E, sizeof *load);
+    int64_t E = s->window.experts, D = s->domains, *load = mu_alloc((size_t)E, sizeof *load), *n_ED = mu_alloc((size_t)(E * D), sizeof *n_ED);
     name key;
     mu_json_int(j, "stats/steps", s->interval.steps);
     for (int layer = 0; layer < s->window.layers; layer++) {
-        const int64_t *n_ED = s->interval.by_domain + layer * E * D;
         for (int64_t i = 0; i < E; i++) load[i] = 0;
-        for (int64_t c = 0; c < E * D; c++) load[c / D] += n_ED[c];
+        for (int64_t c = 0; c < E * D; c++) load[c / D] += n_ED[c] = s->interval.by_domain[layer * E * D + c];
         add_counts(j, of_layer(&key, src, layer, "load"), load, E);
         add_counts(j, of_layer(&key, src, layer, "last_step"), s->window.last_step + layer * E, E);
         if (s->n_pairs) add_pairs(j, src, layer, load);
         add_specialisation(j, src, layer, n_ED);
     }
+    free(n_ED);
     free(load);
 }

@@ -31,7 +31,7 @@ struct mu_probe {
     mu_routing *routings;
     /* routing of the whole probe, nothing masked */
     int64_t *counts, *top1;     /* [L, E, domains], [L, n_slots, E] */
-    int32_t *ids;               /* [L, domains * MU_KNOWLEDGE_TOKENS, K]: id + 1, 0: none */
+    int32_t *ids;               /* [L, domains * sampled, K]: id + 1, 0: none */
     /* for the similarity of experts: inputs of the MoE layers for R tokens, evenly spread */
     int64_t R, D;
     double *x;                  /* [L, R, D] */
@@ -40,7 +40,7 @@ struct mu_probe {
 /* All experts process R rows, which costs as much as R E / K tokens of the forward pass or less, and comparing the outputs as much
  * again at most. R is chosen so that this is one pass over the probe, and limited by memory: 128 MiB. */
 static int64_t similarity_rows(const mu_probe *p) {
-    enum { MOST = 256, LEAST = 2 };
+    enum { MOST = 256, LEAST = 4 };
     int64_t values = (int64_t)1 << 24, wide = p->E > p->L ? p->E : p->L, rows = p->n * p->S * p->K / (2 * p->E);
     if (rows > values / (wide * p->D)) rows = values / (wide * p->D);
     return rows > MOST ? MOST : rows < LEAST ? LEAST : rows;
@@ -50,7 +50,8 @@ static int64_t similarity_cost(const mu_probe *p) {
     return cost < most ? cost : most;
 }
 
-static int64_t n_ids(const mu_probe *p) { return (int64_t)p->L * p->domains * MU_KNOWLEDGE_TOKENS * p->K; }
+static int64_t sampled(const mu_probe *p) { return mu_knowledge_sampled(p->L, p->domains, p->K); }
+static int64_t n_ids(const mu_probe *p) { return (int64_t)p->L * p->domains * sampled(p) * p->K; }
 
 static int64_t sequences_of(const mu_probe *p, int domain) {
     int64_t n = mu_texts_sequences(p->ev.texts, domain);
@@ -143,11 +144,11 @@ static mu_expert_mask mask_of(const mu_probe *p, const item *const *batch, int64
 /* The slots of sampled tokens: slot s of a domain is its token s * tokens / slots. */
 static void sample_ids(mu_probe *p, int layer, int sequence, const int32_t *ids_SK) {
     int d = p->domain[sequence];
-    int64_t tokens = p->tokens[d], slots = tokens < MU_KNOWLEDGE_TOKENS ? tokens : MU_KNOWLEDGE_TOKENS;
+    int64_t tokens = p->tokens[d], most = sampled(p), slots = tokens < most ? tokens : most;
     for (int64_t s = 0; s < slots; s++) {
         int64_t t = s * tokens / slots - (sequence - p->first[d]) * p->S;
         if (t < 0 || t >= p->S) continue;
-        int32_t *to = p->ids + (((int64_t)layer * p->domains + d) * MU_KNOWLEDGE_TOKENS + s) * p->K;
+        int32_t *to = p->ids + (((int64_t)layer * p->domains + d) * most + s) * p->K;
         for (int64_t k = 0; k < p->K; k++) to[k] = ids_SK[t * p->K + k] + 1;
     }
 }

@@ -22,6 +22,7 @@ struct mu_recorder {
     double since_log_seconds;   /* of the steps since the last logged line, and their number */
     int64_t since_log_steps;
     double save_seconds;   /* of the last checkpoint */
+    double statistics_seconds;  /* of this process, in statistics lines and what is measured for them */
     double recent[RECENT]; /* seconds of the last steps, step i of this process at i % RECENT */
     int64_t n_recent;
     bool warned;           /* about the short kill timeout of mpirun */
@@ -212,14 +213,33 @@ static mu_status judge(mu_recorder *r, mu_error *e) {
     return r->events ? mu_events_changes(r->events, &r->source, r->changes, n, e) : MU_STATUS_OK;
 }
 
-mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) {
-    const mu_train_state *s = &r->t->state;
-    if (!s->model->n_moe) return MU_STATUS_OK;
+/* The statistics of a step. */
+static mu_status statistics(mu_recorder *r, double start, mu_error *e) {
     measure(r);
-    mu_routing_stats_read_pairs(s->stats);
+    mu_routing_stats_read_pairs(r->t->state.stats);
     mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK) status = judge(r, e);
-    if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_statistics(r->metrics, &r->source, e);
-    if (s->step % r->t->cfg.stats.every == 0) mu_routing_stats_restart(s->stats); /* else the next line describes these steps, too */
+    if (status == MU_STATUS_OK && r->metrics)
+        status = mu_metrics_statistics(r->metrics, &r->source, r->statistics_seconds + mu_time() - start, e);
+    r->statistics_seconds += mu_time() - start;
+    return status;
+}
+
+/* A last step that is no multiple of stats.every leaves no trace in what is known and counted: a run that ended there and is extended
+ * measures the same as one that did not end. */
+mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) {
+    mu_train_state *s = &r->t->state;
+    double start = mu_time();
+    if (!s->model->n_moe) return MU_STATUS_OK;
+    if (s->step % r->t->cfg.stats.every == 0) {
+        mu_status status = statistics(r, start, e);
+        mu_routing_stats_restart(s->stats);
+        return mu_agree(s->mesh->batch, status, e);
+    }
+    mu_knowledge *kept = s->knowledge;
+    s->knowledge = mu_knowledge_copy(kept);
+    mu_status status = statistics(r, start, e);
+    mu_knowledge_free(s->knowledge);
+    s->knowledge = kept;
     return mu_agree(s->mesh->batch, status, e);
 }

@@ -66,8 +66,17 @@ static mu_status write_attributes(job *j, const char *names, mu_error *e) {
         { "/domain_load", "axes", "step, layer, expert, domain" },
         { "/domain_load", "units", "assignments; -1: not counted by domain" },
         { "/domain_load", "domains", names },
+        { "/load", "meaning", "tokens that were assigned to each expert in the global batch of the step, dropped ones included" },
+        { "/domain_load", "meaning", "the same by the domain of the token" },
         { "/step", "axes", "step" },
         { "/step", "units", "step" },
+        { "/step", "meaning", "the logged step of each row of /load and /domain_load" },
+        { "/layer", "axes", "layer" },
+        { "/layer", "units", "number of the layer" },
+        { "/layer", "meaning", "which layers of the model, counted from 0, are MoE layers: the axis `layer` of the other arrays" },
+        { "/domain", "axes", "domain" },
+        { "/domain", "units", "name" },
+        { "/domain", "meaning", "the names of the domains, one per line, in the order of the axis `domain` of the other arrays" },
     };
     mu_status status = MU_STATUS_OK;
     for (size_t i = 0; i < sizeof all / sizeof *all && status == MU_STATUS_OK; i++)
@@ -81,10 +90,10 @@ static mu_status write_labels(job *j, mu_error *e) {
     for (int64_t i = 0; i < s->layers; i++) layer[i] = (int32_t)s->layer[i];
     char *names = names_of(s);
     mu_status status = mu_store_write(j->to, "/step", MU_STORE_I64, 1, &j->from->n, j->step, e);
-    if (status == MU_STATUS_OK) status = write_attributes(j, names, e);
-    if (status == MU_STATUS_OK && j->metrics) status = mu_routing_file_metrics(j->to, j->metrics, s, names, e);
     if (status == MU_STATUS_OK) status = mu_store_write(j->to, "/layer", MU_STORE_I32, 1, &s->layers, layer, e);
     if (status == MU_STATUS_OK) status = mu_store_write_text(j->to, "/domain", names, e);
+    if (status == MU_STATUS_OK) status = write_attributes(j, names, e);
+    if (status == MU_STATUS_OK && j->metrics) status = mu_routing_file_metrics(j->to, j->metrics, s, names, e);
     free(names);
     free(layer);
     return status;

@@ -12,8 +12,7 @@ enum { BLOCK_BYTES = 1 << 20 };
 typedef struct { char *name; int64_t width, first; bool list; } column;  /* first: of its values in a row of all columns */
 typedef struct {
     mu_line_kind kind;
-    const char *group;              /* "/metrics" */
-    bool lists;                     /* lists, too */
+    const char *group, *meaning;    /* "/metrics"; of its steps */
     json_t *index;                  /* key: number of its column */
     column *column;
     int64_t n_columns, width;       /* width: values of a row */
@@ -22,10 +21,15 @@ typedef struct {
     int64_t *step;                  /* [rows] */
 } table;
 
-/* Values that differ between a run and the same run resumed stay out. */
+static bool ends(const char *name, const char *end) {
+    size_t length = strlen(name), n = strlen(end);
+    return length >= n && !strcmp(name + length - n, end);
+}
+
+/* Values that differ between a run and the same run resumed stay out, and so does what /load has. */
 static bool is_wanted(const table *t, const char *key, const json_t *value) {
     if (!strncmp(key, "perf/", 5) || !strncmp(key, "mem/", 4) || !strcmp(key, "stats/seconds_share") || !strcmp(key, "step")) return false;
-    return json_is_number(value) || (t->lists && json_is_array(value));
+    return json_is_number(value) || (json_is_array(value) && !(t->kind == MU_LINE_TRAINING && ends(key, "/load")));
 }
 
 static void note_columns(table *t, json_t *line) {
@@ -46,23 +50,22 @@ static void note_columns(table *t, json_t *line) {
     t->lines++;
 }
 
-/* The axes of a list of a statistics line, with the shape after the axis of lines; two dimensions where it is a matrix. */
+/* The axes of a list, with the shape after the axis of lines; two dimensions where it is a matrix. Lists of experts are of any length. */
 static const char *axes_of(const column *c, const mu_statistics_shape *s, int64_t shape[3], int *n_dims) {
     static const char *const by_domain[] = { "/lift", "/domain_specialisation", "/criticality", "/criticality_step" };
-    size_t length = strlen(c->name);
     *n_dims = c->list ? 2 : 1, shape[1] = c->width;
     if (!c->list) return "step";
     for (size_t i = 0; i < sizeof by_domain / sizeof *by_domain; i++) {
-        size_t n = strlen(by_domain[i]);
-        if (length < n || strcmp(c->name + length - n, by_domain[i]) || c->width != s->experts * s->domains) continue;
+        if (!ends(c->name, by_domain[i]) || c->width != s->experts * s->domains) continue;
         *n_dims = 3, shape[1] = s->experts, shape[2] = s->domains;
         return "step, expert, domain";
     }
-    if (length > 13 && !strcmp(c->name + length - 13, "/coactivation") && c->width == s->experts * s->experts) {
+    if (ends(c->name, "/coactivation") && c->width == s->experts * s->experts) {
         *n_dims = 3, shape[1] = shape[2] = s->experts;
         return "step, expert, expert";
     }
-    return c->width == s->experts ? "step, expert" : "step, entry";
+    bool numbers = ends(c->name, "/dead") || ends(c->name, "/starved") || ends(c->name, "/coactivation_top");
+    return c->width == s->experts && !numbers ? "step, expert" : "step, entry";
 }
 
 static const char *units_of(const char *name) {
@@ -71,13 +74,34 @@ static const char *units_of(const char *name) {
         { "top1_margin", "logits" }, { "boundary_margin", "score" }, { "/load", "assignments" }, { "coactivation", "tokens" },
         { "coactivation_top", "expert, expert, tokens" }, { "_step", "step" }, { "/tokens", "tokens" }, { "/steps", "steps" }, { "/lift", "log2" },
         { "mutual_information", "nats" }, { "/state", "0 healthy, 1 starved, 2 dead, 3 carrier, 4 dormant, 5 duplicate, 6 overwritten" },
+        { "/dropped", "assignments" }, { "/gate_mass", "mean gate" }, { "/dead", "expert" }, { "/starved", "expert" }, { "/step", "step" },
+        { "/most_similar", "expert" },
     };
-    size_t length = strlen(name);
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        size_t n = strlen(known[i].end);
-        if (length >= n && !strcmp(name + length - n, known[i].end)) return known[i].units;
-    }
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (ends(name, known[i].end)) return known[i].units;
     return "1";
+}
+
+/* A key that is also the beginning of another one ("moe/z_loss", and "moe/z_loss/dropped_frac" of a domain z_loss) names a group; its
+ * array is called KEY/value. */
+static void avoid_groups(table *t) {
+    for (int64_t i = 0; i < t->n_columns; i++) {
+        size_t n = strlen(t->column[i].name);
+        bool is_group = false;
+        for (int64_t k = 0; k < t->n_columns && !is_group; k++)
+            is_group = !strncmp(t->column[k].name, t->column[i].name, n) && t->column[k].name[n] == '/';
+        if (!is_group) continue;
+        char *name = mu_format("%s/value", t->column[i].name);
+        free(t->column[i].name);
+        t->column[i].name = name;
+    }
+}
+
+static mu_status make_steps(const table *t, const char *name, mu_store *to, mu_error *e) {
+    mu_status status = mu_store_make(to, name, MU_STORE_I64, 1, &t->lines, t->rows, e);
+    if (status == MU_STATUS_OK) status = mu_store_attribute(to, name, "axes", "step", e);
+    if (status == MU_STATUS_OK) status = mu_store_attribute(to, name, "units", "step", e);
+    return status == MU_STATUS_OK ? mu_store_attribute(to, name, "meaning", t->meaning, e) : status;
 }
 
 static mu_status make_columns(table *t, const mu_statistics_shape *s, const char *names, mu_store *to, mu_error *e) {
@@ -89,7 +113,8 @@ static mu_status make_columns(table *t, const mu_statistics_shape *s, const char
     t->block = mu_alloc((size_t)(t->rows * t->width), sizeof *t->block);
     t->out = mu_alloc((size_t)(t->rows * t->width), sizeof *t->out);
     t->step = mu_alloc((size_t)t->rows, sizeof *t->step);
-    if (t->lines) status = mu_store_make(to, steps, MU_STORE_I64, 1, &t->lines, t->rows, e);
+    avoid_groups(t);
+    if (t->lines) status = make_steps(t, steps, to, e);
     for (int64_t i = 0; i < t->n_columns && status == MU_STATUS_OK; i++) {
         const column *c = &t->column[i];
         int64_t shape[3] = { t->lines };
@@ -156,7 +181,10 @@ static mu_status pass(table *tables, int n, const char *path, mu_store *to, mu_e
 
 mu_status mu_routing_file_metrics(mu_store *to, const char *path, const mu_statistics_shape *shape, const char *names, mu_error *e) {
     enum { TABLES = 2 };
-    table tables[TABLES] = { { .kind = MU_LINE_TRAINING, .group = "/metrics" }, { .kind = MU_LINE_STATISTICS, .group = "/statistics", .lists = true } };
+    table tables[TABLES] = {
+        { .kind = MU_LINE_TRAINING, .group = "/metrics", .meaning = "the step of each row of the arrays in /metrics: the logged steps" },
+        { .kind = MU_LINE_STATISTICS, .group = "/statistics",
+          .meaning = "the step of each row of the arrays in /statistics: the last one that its statistics line describes" } };
     for (int i = 0; i < TABLES; i++) tables[i].index = json_object();
     mu_status status = pass(tables, TABLES, path, NULL, e);
     for (int i = 0; i < TABLES && status == MU_STATUS_OK; i++) status = make_columns(&tables[i], shape, names, to, e);

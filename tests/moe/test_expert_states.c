@@ -16,8 +16,10 @@ static const double MEAN = 1000;
  * DECOY. Tests change what they are about and call `window`. */
 static mu_expert_health h;
 static mu_stats_config t;
-static int64_t load[E], by_domain[E][D], twin_of[E], reseeded[E], step;
-static double silence[E], share[D], present_share[D], K[E][D], peak[E][D], ce[D], ce_best[D], ce_ref[D], twin[E];
+static int64_t load[E], twin_of[E], reseeded[E], step;
+static int32_t by_domain[E][D];
+static double silence[E], share[D], present_share[D], ce[D], ce_best[D], ce_ref[D], twin[E];
+static float K[E][D], peak[E][D];
 static mu_expert_evidence v;
 static mu_expert_change changes[E];
 static int n_changes;
@@ -53,7 +55,7 @@ static void window(int n) {
     for (; n > 0; n--) {
         v.step = step += INTERVAL;
         for (int i = 0; i < E; i++)
-            for (int d = 0; d < D; d++) peak[i][d] = fmax(peak[i][d], K[i][d]);
+            for (int d = 0; d < D; d++) peak[i][d] = fmaxf(peak[i][d], K[i][d]);
         n_changes = mu_expert_health_update(&h, &v, &t, changes);
     }
 }
@@ -107,7 +109,7 @@ static void dead_needs_all_three(void **state) {
     assert_state(MU_EXPERT_STARVED);
     silence[ME] = 7.01;
     changes_after(1, MU_EXPERT_DEAD);
-    K[ME][COMMON] = 0.01;                       /* a domain would lose something */
+    K[ME][COMMON] = 0.0101f;                     /* a domain would lose something */
     changes_after(1, MU_EXPERT_STARVED);
     K[ME][COMMON] = 0.0099;
     changes_after(1, MU_EXPERT_DEAD);
@@ -164,7 +166,7 @@ static void carrier_whatever_its_load(void **state) {
     assert_state(MU_EXPERT_HEALTHY);
     carries_rare(0.2);
     changes_after(0, MU_EXPERT_CARRIER);
-    assert_true(changes[0].domain == RARE && changes[0].criticality == 0.2 && changes[0].peak == 0.2 && changes[0].retention == 1);
+    assert_true(changes[0].domain == RARE && changes[0].criticality == (double)0.2f && changes[0].peak == (double)0.2f && changes[0].retention == 1);
     load[ME] = 5, silence[ME] = 7;
     window(10);
     assert_state(MU_EXPERT_CARRIER);
@@ -287,7 +289,7 @@ static void overwritten_by_common_tokens(void **state) {
     assert_state(MU_EXPERT_CARRIER);
     carries_rare(0.199);
     changes_after(1, MU_EXPERT_OVERWRITTEN);
-    assert_true(changes[0].domain == RARE && changes[0].criticality == 0.199 && changes[0].peak == 0.4);
+    assert_true(changes[0].domain == RARE && changes[0].criticality == (double)0.199f && changes[0].peak == (double)0.4f);
     carries_rare(0.3);                          /* restored */
     changes_after(1, MU_EXPERT_CARRIER);
 }

@@ -47,9 +47,9 @@ static void experts_of_many_tokens_and_critical_ones_are_screened(void **state) 
     for (int layer = 0; layer < L; layer++)
         for (int i = 0; i < E; i++)
             for (int d = 0; d < D; d++) assert_int_equal(mu_knowledge_screened(k, layer, i, d), layer == 0 && i < 2 && d == 0);
-    k->K[at(1, 3, 1)] = 0.01;
+    k->K[at(1, 3, 1)] = 0.0101f;
     assert_true(mu_knowledge_screened(k, 1, 3, 1));
-    k->K[at(0, 3, 0)] = 0.01;       /* no token: nothing to measure */
+    k->K[at(0, 3, 0)] = 0.0101f;     /* no token: nothing to measure */
     assert_false(mu_knowledge_screened(k, 0, 3, 0));
     mu_knowledge_free(k);
     mu_knowledge *all = mu_knowledge_new(1, 2, 2, &a_and_b);        /* every token takes every expert */
@@ -111,9 +111,9 @@ static void criticality_is_a_difference_of_means(void **state) {
     assert_int_equal(k->at[at(0, 1, 0)], 7);
     assert_true(mu_knowledge_coverage(k, 7) == 0.5 && mu_knowledge_coverage(k, 8) == 0);
     mu_knowledge_set(k, 0, 1, 0, 190, 200);
-    assert_true(fabs(k->K[at(0, 1, 0)] + 0.1) < 1e-12 && k->peak[at(0, 1, 0)] == 1.5);
+    assert_true(fabs((double)k->K[at(0, 1, 0)] + 0.1) < 1e-8 && k->peak[at(0, 1, 0)] == 1.5);
     mu_knowledge_set(k, 0, 1, 0, INFINITY, 200);
-    assert_true(fabs(k->K[at(0, 1, 0)] + 0.1) < 1e-12);
+    assert_true(fabs((double)k->K[at(0, 1, 0)] + 0.1) < 1e-8);
     mu_knowledge_free(k);
 }
 
@@ -144,17 +144,21 @@ static size_t bytes_of(const mu_state *s) { return (size_t)mu_state_count(s) * (
 static void copy_one(mu_state_visitor *v, const mu_state *s) {
     copier *c = (copier *)v;
     assert_int_equal(s->since, 4);
-    assert_true(s->data && s->for_training);
+    assert_true((s->data || (s->get && s->set)) && s->for_training);
     if (!c->load) {
         c->saved[c->n] = malloc(bytes_of(s) + 1);
-        memcpy(c->saved[c->n], s->data, bytes_of(s));
+        if (s->data) memcpy(c->saved[c->n], s->data, bytes_of(s));
+        else s->get(s, c->saved[c->n]);
         memcpy(c->names[c->n++], s->name, MU_STATE_NAME);
         return;
     }
     mu_error e;
-    for (int i = 0; i < c->n; i++)
-        if (!strcmp(c->names[i], s->name)) memcpy(s->data, c->saved[i], bytes_of(s));
-    assert_int_equal(mu_state_check(s, s->data, "file", &e), MU_STATUS_OK);
+    for (int i = 0; i < c->n; i++) {
+        if (strcmp(c->names[i], s->name)) continue;
+        assert_int_equal(mu_state_check(s, c->saved[i], "file", &e), MU_STATUS_OK);
+        if (s->data) memcpy(s->data, c->saved[i], bytes_of(s));
+        else assert_int_equal(s->set(s, c->saved[i], &e), MU_STATUS_OK);
+    }
 }
 
 static mu_knowledge *with_history(void) {
@@ -176,8 +180,9 @@ static void state_is_kept(void **state) {
     mu_knowledge_state(k, &a_and_b, 10, &c.v);
     c.load = true;
     mu_knowledge_state(again, &a_and_b, 10, &c.v);
-    assert_memory_equal(again->K, k->K, sizeof(double) * CELLS);
-    assert_memory_equal(again->at, k->at, sizeof(int64_t) * CELLS);
+    assert_memory_equal(again->K, k->K, sizeof *k->K * CELLS);
+    assert_memory_equal(again->peak, k->peak, sizeof *k->peak * CELLS);
+    assert_memory_equal(again->at, k->at, sizeof *k->at * CELLS);
     assert_memory_equal(again->ids, k->ids, sizeof *k->ids * L * D * MU_KNOWLEDGE_TOKENS * K);
     assert_true(again->credit == k->credit && again->earned_step == 10 && again->ids_sequences == 1 && again->twin_of[3] == 2);
     mu_knowledge_state(other, &a_and_b, 10, &c.v);              /* a run with domains b and c goes on from one of a and b */
@@ -185,6 +190,11 @@ static void state_is_kept(void **state) {
     for (int i = 0; i < L * E; i++) assert_int_equal(other->at[i * D + 1], 0);
     assert_int_equal(other->ids_sequences, 0);
     for (int i = 0; i < c.n; i++) free(c.saved[i]);
+    mu_knowledge *copy = mu_knowledge_copy(k);
+    mu_knowledge_set(copy, 0, 0, 0, 900, 100);                  /* changes no other */
+    assert_memory_equal(again->K, k->K, sizeof *k->K * CELLS);
+    assert_true(copy->K[at(0, 0, 0)] != k->K[at(0, 0, 0)] && copy->credit == k->credit && !strcmp(copy->names[1], "b") && copy->twin_of[3] == 2);
+    mu_knowledge_free(copy);
     mu_knowledge_free(k);
     mu_knowledge_free(again);
     mu_knowledge_free(other);

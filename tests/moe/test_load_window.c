@@ -265,7 +265,7 @@ static void what_is_read_is_what_was_taken(void **state) {
     }
     assert_int_equal(mu_load_window_active_steps(&w, 1, 0), WINDOW);
     assert_int_equal(mu_load_window_active_steps(&w, 1, 4), 0);
-    int64_t *last = w.ring + (w.steps - 1) % WINDOW * LAYERS * E;
+    int32_t *last = w.ring + (w.steps - 1) % WINDOW * LAYERS * E;
     last[0]++;
     assert_refused(&w, "MoE layer 0, slot 2: the counts of the experts do not add up to 10");
     last[0]--;
@@ -287,7 +287,7 @@ static void what_is_read_is_what_was_taken(void **state) {
     assert_int_equal(mu_load_window_check_silence(&w, &e), MU_STATUS_OK);
     last[5] = -last[5];
     assert_refused(&w, "MoE layer 1, slot 2: the counts of the experts do not add up to 10");
-    last[5] = INT64_MAX;
+    last[5] = INT32_MAX;
     assert_refused(&w, "MoE layer 1, slot 2: the counts of the experts do not add up to 10");
     last[5] = 3;
     assert_int_equal(mu_load_window_check(&w, 10, &e), MU_STATUS_OK);

@@ -224,13 +224,18 @@ static void the_most_frequent_pairs(void **state) {
     layer_free(l);
 }
 
-/* 64 layers of 256 experts and 50 domains: 64 MiB on host and device together. */
+/* 64 layers of 256 experts and 50 domains: 64 MiB on host and device together, with the states and with what is known from a probe. */
 static void memory_is_bounded(void **state) {
     (void)state;
+    enum { LAYERS = 64, EXPERTS = 256, DOMAINS = 50, PER_TOKEN = 8 };
+    mu_option_domain list[DOMAINS] = { { .domain = "" } };
     mu_device *dev = mu_device_open("shape");
-    mu_routing_stats *s = mu_routing_stats_new(dev, comm_alone(), 64, 256, 50, 0, 1000);
-    int64_t bytes = mu_routing_stats_bytes(s) + (int64_t)s->memory->region.committed;
-    assert_in_range(bytes, 32 << 20, 64 << 20);
+    mu_routing_stats *s = mu_routing_stats_new(dev, comm_alone(), LAYERS, EXPERTS, DOMAINS, 0, 1000);
+    mu_knowledge *k = mu_knowledge_new(LAYERS, EXPERTS, PER_TOKEN, &(mu_option_domains){ .n = DOMAINS, .list = list });
+    int64_t counts = mu_routing_stats_bytes(s) + (int64_t)s->memory->region.committed, states = 8 * 8 * LAYERS * EXPERTS;
+    assert_in_range(counts, 32 << 20, 48 << 20);
+    assert_in_range(counts + states + mu_knowledge_bytes(k), 48 << 20, 64 << 20);
+    mu_knowledge_free(k);
     mu_routing_stats_free(s);
     mu_device_close(dev);
 }

@@ -2,7 +2,7 @@
  * with 1.
  *
  *   compare metrics A.jsonl B.jsonl exact|fp32|TOLERANCE [FIRST LAST]
- *       exact: every key but perf/, mem/ and the checksum of the line, bit for bit. TOLERANCE: losses and the gradient's norm to that
+ *       exact: every key but perf/, mem/, stats/seconds_share and the checksum of the line, bit for bit. TOLERANCE: losses and the gradient's norm to that
  *       relative difference, expert counts exactly. fp32: 1e-5 until expert counts first differ, then 1e-2,
  *       because fp32 routing is discontinuous. FIRST LAST: only these steps, which both must have.
  *   compare checkpoints A B
@@ -56,7 +56,7 @@ static lines read_lines(const char *path, int64_t first, int64_t last) {
 }
 
 static bool starts(const char *text, const char *prefix) { return !strncmp(text, prefix, strlen(prefix)); }
-static bool of_the_clock(const char *key) { return starts(key, "perf/") || starts(key, "mem/"); }
+static bool of_the_clock(const char *key) { return starts(key, "perf/") || starts(key, "mem/") || !strcmp(key, "stats/seconds_share"); }
 static bool is_load(const char *key) {
     size_t n = strlen(key);
     return starts(key, "moe/layer_") && n > 5 && !strcmp(key + n - 5, "/load");

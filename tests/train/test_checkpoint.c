@@ -111,7 +111,7 @@ static void set_steps(mu_training *t, const char *name, int64_t steps) {
 static void idle_expert(mu_training *t) {
     mu_load_window *r = &t->state.stats->window;
     for (int64_t step = 0; step < r->steps; step++) {
-        int64_t *row = r->ring + step * r->layers * r->experts;
+        int32_t *row = r->ring + step * r->layers * r->experts;
         row[0] += row[3], row[3] = 0;
     }
     r->total[0] += r->total[3], r->total[3] = 0, r->previous[0] += r->previous[3], r->previous[3] = 0;
@@ -128,7 +128,7 @@ static void spoil(mu_training *t, const char *how) {
     if (!strcmp(how, "window steps negative")) t->state.stats->window.steps = -5;
     else if (!strcmp(how, "window steps large")) t->state.stats->window.steps = INT64_MAX - 1;
     else if (!strcmp(how, "ring negative")) t->state.stats->window.ring[0] = -1;
-    else if (!strcmp(how, "ring large")) t->state.stats->window.ring[0] = t->state.stats->window.total[0] = INT64_MAX;
+    else if (!strcmp(how, "ring large")) t->state.stats->window.ring[0] = INT32_MAX, t->state.stats->window.total[0] = INT32_MAX;
     else if (!strcmp(how, "ring and total")) t->state.stats->window.ring[0] ^= 1, t->state.stats->window.total[0] += t->state.stats->window.ring[0] & 1 ? 1 : -1;
     else if (!strcmp(how, "ring of no step")) t->state.stats->window.ring[3 * t->state.stats->window.layers * t->state.stats->window.experts] = 2, t->state.stats->window.total[0] += 2;
     else if (!strcmp(how, "last token ahead")) t->state.stats->window.last_step[0] = 4;

@@ -125,6 +125,9 @@ static void assert_run(int last, int from, int without) {
     if (last) assert_ok(mu_store_read(s, "/metrics/train/loss", MU_STORE_F64, 1, (int64_t[]){ last }, loss, &e));
     if (last) assert_ok(mu_store_read(s, "/metrics/moe/load_imbalance", MU_STORE_F64, 1, (int64_t[]){ last }, imbalance, &e));
     assert_false(mu_store_has(s, "/metrics/perf/step_ms"));
+    assert_false(mu_store_has(s, "/metrics/moe/layer_1/load"));
+    double gates[STEPS][E];
+    if (last) assert_ok(mu_store_read(s, "/metrics/moe/layer_1/gate_mass", MU_STORE_F64, 2, (int64_t[]){ last, E }, gates, &e));
     assert_ok(mu_store_close(s, &e));
     for (int n = 0; n < last; n++) assert_true(of_metrics[n] == n + 1 && loss[n] == 1 && imbalance[n] >= 1);
     assert_true(layer[0] == 1 && layer[1] == 2);
@@ -341,12 +344,31 @@ static void routing_needs_sound_records(void **state) {
     assert_int_equal(size_of("routing.h5"), bytes);
 }
 
+/* Its key begins with the metric's, which then names a group. Lists of any length are filled up. */
+static void a_domain_may_be_called_like_a_metric(void **state) {
+    (void)state;
+    static const char text[] = "{\"step\":1,\"train/tokens\":16,\"moe/z_loss\":2,\"moe/z_loss/dropped_frac\":0.5,\"moe/layer_1/dead\":[]}\n"
+                               "{\"step\":2,\"train/tokens\":32,\"moe/z_loss\":3,\"moe/z_loss/dropped_frac\":0.25,\"moe/layer_1/dead\":[1]}\n";
+    int64_t n = 2;
+    double value[2], dropped[2], dead[2];
+    mu_store *s;
+    make_run(0);
+    put("metrics.jsonl", text, sizeof text - 1);
+    assert_ok(mu_routing_file_write("./routing.h5", file, "metrics.jsonl", &e));
+    assert_ok(mu_store_open(&s, "routing.h5", &e));
+    assert_ok(mu_store_read(s, "/metrics/moe/z_loss/value", MU_STORE_F64, 1, &n, value, &e));
+    assert_ok(mu_store_read(s, "/metrics/moe/z_loss/dropped_frac", MU_STORE_F64, 1, &n, dropped, &e));
+    assert_ok(mu_store_read(s, "/metrics/moe/layer_1/dead", MU_STORE_F64, 2, (int64_t[]){ 2, 1 }, dead, &e));
+    assert_ok(mu_store_close(s, &e));
+    assert_true(value[0] == 2 && value[1] == 3 && dropped[1] == 0.25 && isnan(dead[0]) && dead[1] == 1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_logged_comes_back), cmocka_unit_test(a_kill_at_any_byte_is_no_damage),
         cmocka_unit_test(any_changed_byte_is_found), cmocka_unit_test(lost_and_moved_records_are_damage), cmocka_unit_test(records_beyond_go),
         cmocka_unit_test(older_runs_have_loads_without_domains), cmocka_unit_test(without_a_checkpoint_all_is_kept),
-        cmocka_unit_test(what_is_not_of_this_run_is_kept), cmocka_unit_test(routing_needs_sound_records),
+        cmocka_unit_test(what_is_not_of_this_run_is_kept), cmocka_unit_test(routing_needs_sound_records), cmocka_unit_test(a_domain_may_be_called_like_a_metric),
     };
     return cmocka_run_group_tests(tests, open_trainer, close_trainer);
 }
