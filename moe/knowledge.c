@@ -8,6 +8,7 @@
 
 static const double CRITICAL = 0.01;        /* nats: an expert with this K is measured again, whatever its share */
 static const double NATS_MAX = 1e9;         /* limit of values in checkpoints */
+enum { NO_TOKEN = UINT16_MAX };             /* in landmark_ids */
 static const int64_t CREDIT_MAX = (int64_t)1 << 60;
 
 static int64_t rows(const mu_knowledge *k) { return (int64_t)k->layers * k->experts; }
@@ -25,7 +26,7 @@ static int64_t cell_of(const mu_knowledge *k, int layer, int expert, int domain)
 
 /* Its arrays: the address of the pointer, and the bytes. */
 typedef struct { void *at; size_t bytes; } part;
-enum { PARTS = 17 };
+enum { PARTS = 20 };
 static void *array_of(const part *p) {
     void *array;
     memcpy(&array, p->at, sizeof array);
@@ -37,7 +38,8 @@ static void set_array(const part *p, void *array) { memcpy(p->at, &array, sizeof
     PART(names, k->domains), PART(choices, k->domains), PART(K, cells(k)), PART(peak, cells(k)), PART(at, cells(k)), PART(n, cells(k)), \
     PART(ce, k->domains), PART(ce_best, k->domains), PART(ce_ref, k->domains), PART(tokens, k->domains), PART(twin, rows(k)), \
     PART(twin_of, rows(k)), PART(similarity, k->layers), PART(cka, k->layers), PART(flip_rate, k->layers), PART(vocabulary, k->layers), \
-    PART(ids, n_ids(k)) }
+    PART(ids, n_ids(k)), PART(landmark_step, MU_LANDMARKS), PART(landmark_ids, MU_LANDMARKS * n_ids(k)), \
+    PART(saturation, MU_LANDMARKS * k->layers) }
 
 mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_option_domains *domains) {
     MU_CHECK(layers >= 0 && experts >= 0 && top_k >= 0 && domains, "%d layers of %d experts, %d per token", layers, experts, top_k);
@@ -51,6 +53,7 @@ mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_opti
     for (int64_t i = 0; i < rows(k); i++) k->twin_of[i] = -1;
     for (int64_t i = 0; i < n_ids(k); i++) k->ids[i] = -1;
     for (int i = 0; i < layers; i++) k->flip_rate[i] = k->vocabulary[i] = NAN;
+    for (int i = 0; i < layers * MU_LANDMARKS; i++) k->saturation[i] = NAN;
     return k;
 }
 
@@ -121,6 +124,18 @@ static mu_status steps_set(const mu_state *s, const void *host, mu_error *e) {
     return MU_STATUS_OK;
 }
 
+static void landmarks_get(const mu_state *s, void *host) {
+    const uint16_t *from = s->module;
+    for (int64_t i = 0; i < mu_state_count(s); i++) ((int32_t *)host)[i] = from[i] == NO_TOKEN ? -1 : from[i];
+}
+
+static mu_status landmarks_set(const mu_state *s, const void *host, mu_error *e) {
+    uint16_t *to = s->module;
+    (void)e;
+    for (int64_t i = 0; i < mu_state_count(s); i++) to[i] = (uint16_t)((const int32_t *)host)[i]; /* -1 is NO_TOKEN */
+    return MU_STATUS_OK;
+}
+
 static mu_state converted(mu_state s, void *array, void get(const mu_state *, void *), mu_status set(const mu_state *, const void *, mu_error *)) {
     s.module = array, s.get = get, s.set = set;
     return s;
@@ -143,6 +158,11 @@ static void visit(mu_knowledge *k, int64_t step, mu_state_visitor *v) {
     visit_reals(v, array("similarity", MU_STORE_F64, L, -1, -1, k->similarity));
     visit_reals(v, array("cka", MU_STORE_F64, L, -1, -1, k->cka));
     visit_whole(v, array("ids", MU_STORE_I32, L, D * k->sampled, k->top_k, k->ids), -1, E - 1);
+    mu_state steps = array("landmark_step", MU_STORE_I64, MU_LANDMARKS, -1, -1, k->landmark_step);
+    mu_state ids = array("landmark_ids", MU_STORE_I32, MU_LANDMARKS * L, D * k->sampled, k->top_k, NULL);
+    steps.since = ids.since = 5;
+    visit_whole(v, steps, 0, step);
+    visit_whole(v, converted(ids, k->landmark_ids, landmarks_get, landmarks_set), -1, E - 1);
 }
 
 /* Everything of one layer and expert, or of the model, but the domains. */
@@ -271,17 +291,41 @@ static int shared(const int32_t *a, const int32_t *b, int n) {
     return found;
 }
 
-void mu_knowledge_flips(mu_knowledge *k, const int32_t *ids, int64_t sequences) {
-    int64_t tokens = k->domains * k->sampled;
-    for (int layer = 0; layer < k->layers; layer++) {
-        int64_t kept = 0, all = 0;
-        for (int64_t t = layer * tokens; t < (layer + 1) * tokens && sequences == k->ids_sequences; t++) {
-            const int32_t *now = ids + t * k->top_k, *before = k->ids + t * k->top_k;
-            if (now[0] < 0 || before[0] < 0) continue;
-            kept += shared(now, before, k->top_k), all += k->top_k;
-        }
-        k->flip_rate[layer] = all ? (double)(all - kept) / (double)all : NAN;
+/* Share of a layer's choices, [domains * sampled, top_k] each, that are the same, as sets; NAN when no token has both. */
+static double same_choices(const mu_knowledge *k, const int32_t *a, const int32_t *b) {
+    int64_t same = 0, all = 0;
+    for (int64_t t = 0; t < k->domains * k->sampled; t++, a += k->top_k, b += k->top_k) {
+        if (a[0] < 0 || b[0] < 0) continue;
+        same += shared(a, b, k->top_k), all += k->top_k;
     }
+    return all ? (double)same / (double)all : NAN;
+}
+
+/* Saturation against every landmark; and the ids become one at measurements 1, 4, 16, ... */
+static void compare_landmarks(mu_knowledge *k, const int32_t *ids) {
+    int64_t of_layer = k->layers ? n_ids(k) / k->layers : 0;
+    int32_t *then = mu_alloc((size_t)of_layer, sizeof *then);
+    for (int m = 0; m < MU_LANDMARKS; m++) {
+        uint16_t *landmark = k->landmark_ids + m * n_ids(k);
+        for (int layer = 0; layer < k->layers; layer++) {
+            const uint16_t *from = landmark + layer * of_layer;
+            for (int64_t i = 0; i < of_layer; i++) then[i] = from[i] == NO_TOKEN ? -1 : from[i];
+            k->saturation[layer * MU_LANDMARKS + m] = k->landmark_step[m] ? same_choices(k, ids + layer * of_layer, then) : NAN;
+        }
+        if (k->rounds != (int64_t)1 << 2 * m) continue;
+        k->landmark_step[m] = k->step;
+        for (int64_t i = 0; i < n_ids(k); i++) landmark[i] = (uint16_t)ids[i];
+    }
+    free(then);
+}
+
+void mu_knowledge_flips(mu_knowledge *k, const int32_t *ids, int64_t sequences) {
+    int64_t of_layer = k->layers ? n_ids(k) / k->layers : 0;
+    bool same_probe = sequences == k->ids_sequences;
+    for (int layer = 0; layer < k->layers; layer++)
+        k->flip_rate[layer] = same_probe ? 1 - same_choices(k, ids + layer * of_layer, k->ids + layer * of_layer) : NAN;
+    for (int m = 0; m < MU_LANDMARKS && !same_probe; m++) k->landmark_step[m] = 0;
+    compare_landmarks(k, ids);
     memcpy(k->ids, ids, sizeof *ids * (size_t)n_ids(k));
     k->ids_sequences = sequences;
 }

@@ -442,7 +442,7 @@ void mu_expert_similarity(const mu_moe *m, mu_tape *tp, const double *x_RD, int6
  *
  * All of it is arithmetic on numbers that are the same on every rank. Local. */
 /* MU_KNOWLEDGE_TOKENS; fewer, at least one, when there would be more than MU_KNOWLEDGE_IDS ids in all layers. */
-enum { MU_KNOWLEDGE_TOKENS = 64, MU_KNOWLEDGE_IDS = 1 << 18 };
+enum { MU_KNOWLEDGE_TOKENS = 64, MU_KNOWLEDGE_IDS = 1 << 17, MU_LANDMARKS = 8 };
 int64_t mu_knowledge_sampled(int64_t layers, int64_t domains, int64_t top_k);
 typedef struct {
     int layers, experts, top_k, domains;
@@ -463,9 +463,12 @@ typedef struct {
     int64_t sampled;                /* tokens of each domain whose experts are kept for the flip rate: mu_knowledge_sampled */
     int32_t *ids;                   /* [layers, domains * sampled, top_k]: the experts of those tokens; -1: no token */
     int64_t ids_sequences;          /* sequences per domain of the probe that `ids` are of; 0: none */
+    int64_t *landmark_step;         /* [MU_LANDMARKS]: landmark i is measurement number 4^i; its step, 0: none yet */
+    uint16_t *landmark_ids;         /* [MU_LANDMARKS, layers, domains * sampled, top_k]: `ids` then, and 65535 for no token */
     /* of the last measurement of this process, not state */
     int32_t *n;                     /* [layers, experts, domains]: assignments */
     int64_t *tokens;                /* [domains]: tokens of the probe */
+    double *saturation;             /* [layers, MU_LANDMARKS]: share of the choices of a landmark that are the same now, as sets; NAN: unknown */
     double *flip_rate, *vocabulary; /* [layers]: share of choices that changed since the measurement before; vocabulary
                                      * specialisation; NAN: unknown */
 } mu_knowledge;
@@ -491,7 +494,8 @@ bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int dom
 int64_t mu_knowledge_choose(mu_knowledge *k, int64_t *cells);
 /* nll: sum over the domain's probe with the expert masked; base: without. */
 void mu_knowledge_set(mu_knowledge *k, int layer, int expert, int domain, double nll, double base);
-/* Flip rates of [layers, domains * sampled, top_k] against the ids before, which they replace. */
+/* Flip rates of [layers, domains * sampled, top_k] against the ids before, which they replace; and saturation against the landmarks, of which
+ * they can become one. */
 void mu_knowledge_flips(mu_knowledge *k, const int32_t *ids, int64_t sequences);
 /* Before mu_knowledge_begin: is the similarity of experts to be measured, too? Every tenth time. */
 bool mu_knowledge_compares(const mu_knowledge *k);

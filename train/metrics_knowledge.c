@@ -30,6 +30,17 @@ static void add_list(mu_json *j, const char *key, const double *x, const int64_t
     mu_json_end(j, ']');
 }
 
+/* The landmarks that there are: their steps, or a layer's saturation. */
+static void add_landmarks(mu_json *j, const mu_knowledge *k, const char *key, const double *saturation) {
+    mu_json_begin(j, key, '[');
+    for (int m = 0; m < MU_LANDMARKS; m++) {
+        if (!k->landmark_step[m] || k->landmark_step[m] == k->step) continue;
+        if (saturation) mu_json_float(j, NULL, rounded(saturation[m]));
+        else mu_json_int(j, NULL, k->landmark_step[m]);
+    }
+    mu_json_end(j, ']');
+}
+
 /* of_now: of a measurement of this step; otherwise only what holds longer. */
 static void add_layer(mu_json *j, const mu_knowledge *k, int layer, int number, bool of_now) {
     char key[64];
@@ -40,6 +51,10 @@ static void add_layer(mu_json *j, const mu_knowledge *k, int layer, int number, 
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         snprintf(key, sizeof key, "moe/layer_%d/%s", number, names[i]);
         add_value(j, key, values[i]);
+    }
+    if (of_now) {
+        snprintf(key, sizeof key, "moe/layer_%d/saturation", number);
+        add_landmarks(j, k, key, k->saturation + layer * MU_LANDMARKS);
     }
     if (k->similarity_step) {
         snprintf(key, sizeof key, "moe/layer_%d/similarity_max", number);
@@ -68,6 +83,7 @@ void mu_metrics_add_knowledge(mu_json *j, const mu_log_source *src) {
     if (!k->rounds) return;
     if (of_now) {
         add_domains(j, k);
+        add_landmarks(j, k, "stats/saturation_steps", NULL);
         add_value(j, "stats/criticality_coverage", mu_knowledge_coverage(k, k->step - ROUNDS * src->cfg->stats.every));
     }
     for (int layer = 0; layer < k->layers; layer++) add_layer(j, k, layer, src->state->model->moe_layers[layer], of_now);

@@ -114,6 +114,29 @@ static void put_layers(mu_page *p, const mu_report *r, const char *key, const ch
     free(names);
 }
 
+/* From the last statistics line: how much of the routing of earlier steps was final. */
+static void put_saturation(mu_page *p, const mu_report *r) {
+    int64_t n = (int64_t)json_array_size(json_object_get(r->statistics, "stats/saturation_steps"));
+    double *steps = n ? mu_report_list(r, n, "stats/saturation_steps") : NULL;
+    if (!steps) return;
+    mu_curve *curves = mu_alloc((size_t)r->n_moe, sizeof *curves);
+    char (*names)[24] = mu_alloc((size_t)r->n_moe, sizeof *names);
+    double **values = mu_alloc((size_t)r->n_moe, sizeof *values);
+    for (int64_t l = 0; l < r->n_moe; l++) {
+        values[l] = mu_report_list(r, n, "moe/layer_%lld/saturation", (long long)r->layer[l]);
+        snprintf(names[l], sizeof names[l], "layer %lld", (long long)r->layer[l]);
+        if (values[l]) curves[l] = (mu_curve){ .name = names[l], .n = n, .x = steps, .y = values[l], .dots = true };
+    }
+    mu_axes axes = { "Saturation of routing", "Share of the experts chosen at this step that the last measurement chose, too, for the same tokens of the probe. Near 1 already early: "
+                     "routing settled early (the saturation of OLMoE).", "step", "share", 0, (double)r->last_step };
+    mu_plot_curves(p, &axes, curves, (int)r->n_moe, &(mu_curve_options){ .from_zero = true });
+    for (int64_t l = 0; l < r->n_moe; l++) free(values[l]);
+    free(values);
+    free(curves);
+    free(names);
+    free(steps);
+}
+
 void mu_report_put_specialisation(mu_page *p, const mu_report *r) {
     mu_page_section(p, "domains", "Which expert serves which domain");
     put_measures(p, r);
@@ -121,6 +144,7 @@ void mu_report_put_specialisation(mu_page *p, const mu_report *r) {
                "levelled off means that the layers' division of labour is settled.");
     put_layers(p, r, "flip_rate", "Changes of routing", "Share of the chosen experts that were not chosen at the measurement before, for the same tokens of the probe. It falls as routing "
                "settles; where it rises again something has upset it.");
+    put_saturation(p, r);
     if (!r->statistics)
         mu_page_missing(p, "No statistics lines: similarity of experts, criticality and mutual information are not known. stats.every sets their interval.");
     if (!r->by_domain) {

@@ -64,7 +64,8 @@ static const char *axes_of(const column *c, const mu_statistics_shape *s, int64_
         *n_dims = 3, shape[1] = shape[2] = s->experts;
         return "step, expert, expert";
     }
-    bool numbers = ends(c->name, "/dead") || ends(c->name, "/starved") || ends(c->name, "/coactivation_top");
+    bool numbers = ends(c->name, "/dead") || ends(c->name, "/starved") || ends(c->name, "/coactivation_top") ||
+                   ends(c->name, "/saturation") || ends(c->name, "/saturation_steps");
     return c->width == s->experts && !numbers ? "step, expert" : "step, entry";
 }
 
@@ -75,7 +76,7 @@ static const char *units_of(const char *name) {
         { "coactivation_top", "expert, expert, tokens" }, { "_step", "step" }, { "/tokens", "tokens" }, { "/steps", "steps" }, { "/lift", "log2" },
         { "mutual_information", "nats" }, { "/state", "0 healthy, 1 starved, 2 dead, 3 carrier, 4 dormant, 5 duplicate, 6 overwritten" },
         { "/dropped", "assignments" }, { "/gate_mass", "mean gate" }, { "/dead", "expert" }, { "/starved", "expert" }, { "/step", "step" },
-        { "/most_similar", "expert" },
+        { "/most_similar", "expert" }, { "/saturation_steps", "step" },
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (ends(name, known[i].end)) return known[i].units;

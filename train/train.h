@@ -164,7 +164,7 @@ bool mu_probe_measure(mu_probe *p, mu_knowledge *k, int64_t step);
 
 /* ------------------------------------------------------------------ checkpoints (checkpoint.c, manifest.c)
  * RUN/checkpoints/step-N/: manifest.json, shard-0000.h5, ... Committed by renaming step-N.tmp. */
-#define MU_CHECKPOINT_VERSION 4     /* of the format; raised by one when state is added or left out (mu_state.since, until) */
+#define MU_CHECKPOINT_VERSION 5     /* of the format; raised by one when state is added or left out (mu_state.since, until) */
 enum { MU_SHARD_NAME = 32 };
 typedef struct { char name[MU_SHARD_NAME]; int64_t bytes; char hash[33]; } mu_shard;
 void mu_shard_name(int shard, char name[MU_SHARD_NAME]);           /* shard-0000.h5 */

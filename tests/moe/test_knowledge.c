@@ -135,6 +135,25 @@ static void flips_are_counted_as_sets(void **state) {
     mu_knowledge_free(k);
 }
 
+/* Measurements 1 and 4 are landmarks. Layer 0 keeps one of two experts of its token from 1 to 4, and both from then on. */
+static void saturation_looks_back(void **state) {
+    (void)state;
+    int32_t ids[6][L * D * MU_KNOWLEDGE_TOKENS * K];
+    mu_knowledge *k = mu_knowledge_new(L, E, K, &a_and_b);
+    for (int round = 1; round <= 5; round++) {
+        for (size_t i = 0; i < sizeof ids[0] / sizeof ids[0][0]; i++) ids[round][i] = -1;
+        ids[round][0] = 1, ids[round][1] = round == 1 ? 0 : round == 2 ? 2 : 3;
+        mu_knowledge_begin(k, 10 * round, n, tokens, nll);
+        mu_knowledge_flips(k, ids[round], 1);
+        assert_true(round == 1 ? isnan(k->saturation[0]) : k->saturation[0] == 0.5);
+    }
+    assert_true(k->landmark_step[0] == 10 && k->landmark_step[1] == 40 && k->landmark_step[2] == 0);
+    assert_true(k->saturation[1] == 1 && isnan(k->saturation[2]) && isnan(k->saturation[MU_LANDMARKS]));
+    mu_knowledge_flips(k, ids[5], 2);                   /* another probe */
+    assert_true(k->landmark_step[0] == 0 && isnan(k->saturation[0]));
+    mu_knowledge_free(k);
+}
+
 /* ------------------------------------------------------------------ state: copied array by array, as through a file */
 
 typedef struct { mu_state_visitor v; int n; void *saved[32]; char names[32][MU_STATE_NAME]; bool load; } copier;
@@ -143,7 +162,7 @@ static size_t bytes_of(const mu_state *s) { return (size_t)mu_state_count(s) * (
 
 static void copy_one(mu_state_visitor *v, const mu_state *s) {
     copier *c = (copier *)v;
-    assert_int_equal(s->since, 4);
+    assert_int_equal(s->since, strstr(s->name, "/landmark_") ? 5 : 4);
     assert_true((s->data || (s->get && s->set)) && s->for_training);
     if (!c->load) {
         c->saved[c->n] = malloc(bytes_of(s) + 1);
@@ -184,11 +203,12 @@ static void state_is_kept(void **state) {
     assert_memory_equal(again->peak, k->peak, sizeof *k->peak * CELLS);
     assert_memory_equal(again->at, k->at, sizeof *k->at * CELLS);
     assert_memory_equal(again->ids, k->ids, sizeof *k->ids * L * D * MU_KNOWLEDGE_TOKENS * K);
-    assert_true(again->credit == k->credit && again->earned_step == 10 && again->ids_sequences == 1 && again->twin_of[3] == 2);
+    assert_memory_equal(again->landmark_ids, k->landmark_ids, sizeof *k->landmark_ids * MU_LANDMARKS * L * D * MU_KNOWLEDGE_TOKENS * K);
+    assert_true(again->landmark_step[0] == 10 && again->credit == k->credit && again->earned_step == 10 && again->ids_sequences == 1 && again->twin_of[3] == 2);
     mu_knowledge_state(other, &a_and_b, 10, &c.v);              /* a run with domains b and c goes on from one of a and b */
     assert_true(other->K[at(1, 2, 0)] == 1 && other->ce[0] == 3 && other->ce_best[1] == 0 && other->twin[3] == 0.75);
     for (int i = 0; i < L * E; i++) assert_int_equal(other->at[i * D + 1], 0);
-    assert_int_equal(other->ids_sequences, 0);
+    assert_int_equal(other->ids_sequences + other->landmark_step[0], 0);
     for (int i = 0; i < c.n; i++) free(c.saved[i]);
     mu_knowledge *copy = mu_knowledge_copy(k);
     mu_knowledge_set(copy, 0, 0, 0, 900, 100);                  /* changes no other */
@@ -207,6 +227,7 @@ int main(void) {
         cmocka_unit_test(experts_take_turns_within_the_credit),
         cmocka_unit_test(criticality_is_a_difference_of_means),
         cmocka_unit_test(flips_are_counted_as_sets),
+        cmocka_unit_test(saturation_looks_back),
         cmocka_unit_test(state_is_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
