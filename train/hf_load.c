@@ -100,19 +100,34 @@ static mu_status claim_param(const mu_hf *h, const mu_param *p, bool *claimed, m
     return status;
 }
 
-/* Values that Hugging Face does not load either: tables of angles that old versions wrote, and the head of a tied model. */
-static bool is_unused(const mu_model *m, const char *name) {
-    size_t n = strlen(name);
-    static const char table[] = ".rotary_emb.inv_freq";
-    return (n > sizeof table && !strcmp(name + n - (sizeof table - 1), table)) || (m->cfg.tie_embeddings && !strcmp(name, "lm_head.weight"));
+/* Whether two tensors have the same values. */
+static bool is_equal(mu_hf *h, const mu_safetensor *a, const mu_safetensor *b) {
+    enum { CHUNK = 1 << 14 };
+    float x[CHUNK], y[CHUNK];
+    bool same = a && b && a->count == b->count;
+    for (int64_t at = 0; same && at < a->count; at += CHUNK) {
+        int64_t n = a->count - at < CHUNK ? a->count - at : CHUNK;
+        same = mu_safetensors_read(h->weights, a, at, n, x, NULL) == MU_STATUS_OK &&
+               mu_safetensors_read(h->weights, b, at, n, y, NULL) == MU_STATUS_OK && !memcmp(x, y, (size_t)n * sizeof *x);
+    }
+    return same;
 }
 
-static mu_status check_extra(const mu_hf *h, const mu_model *m, const bool *claimed, mu_error *e) {
+/* Tensors without a place that change nothing: tables of angles that old versions wrote, and a second copy of the embedding as the head
+ * of a tied model. */
+static bool is_unused(mu_hf *h, const mu_model *m, const mu_safetensor *t) {
+    size_t n = strlen(t->name);
+    static const char table[] = ".rotary_emb.inv_freq";
+    if (n > sizeof table && !strcmp(t->name + n - (sizeof table - 1), table)) return true;
+    return m->cfg.tie_embeddings && !strcmp(t->name, "lm_head.weight") && is_equal(h, t, mu_safetensors_find(h->weights, "model.embed_tokens.weight"));
+}
+
+static mu_status check_extra(mu_hf *h, const mu_model *m, const bool *claimed, mu_error *e) {
     int extra = 0;
     const mu_safetensor *first = NULL;
     for (int i = mu_safetensors_count(h->weights) - 1; i >= 0; i--) {
         const mu_safetensor *t = mu_safetensors_at(h->weights, i);
-        if (!claimed[i] && !is_unused(m, t->name)) first = t, extra++;
+        if (!claimed[i] && !is_unused(h, m, t)) first = t, extra++;
     }
     if (!first) return MU_STATUS_OK;
     char *shape = mu_safetensor_shape_text(first->n_dims, first->shape);

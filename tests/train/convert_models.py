@@ -4,6 +4,8 @@
     convert_models.py make FOLDER          FOLDER/TYPE-DTYPE/: save_pretrained, and FOLDER/TYPE-DTYPE.json: prompt, greedy continuation
     convert_models.py check FOLDER OUT...  every OUT loads without missing and unexpected keys; its weights are those of the folder of
                                            the same name in FOLDER, bit for bit; its greedy continuation is the one recorded
+    convert_models.py fixtures FOLDER      FOLDER/TYPE/: smaller ones for tests/train/test_hf.c, with the logits of a few tokens in
+                                           expected.json (tests/fixtures/hf was made so)
 
 For tests/train/slow_convert.sh; needs torch, transformers 5, safetensors. Everything runs in float64 on the stored weights, so that a
 greedy continuation depends on no rounding: prompts whose best two logits ever come closer than MARGIN are replaced.
@@ -99,16 +101,17 @@ def byte_tokenizer():
     return transformers.PreTrainedTokenizerFast(tokenizer_object=t, eos_token="<|endoftext|>")
 
 
-def draw(name, seed, dtype):
+def draw(name, seed, dtype, **others):
     stem, keys = MODELS[name]
     torch.manual_seed(seed)
-    config = getattr(transformers, stem + "Config")(**{**BASE, **keys})
+    config = getattr(transformers, stem + "Config")(**{**BASE, **keys, **{k: v for k, v in others.items() if k in keys or k in BASE}})
     model = getattr(transformers, stem + "ForCausalLM")(config)
     with torch.no_grad():
         for _, t in sorted(dict(model.named_parameters()).items()):
             t.copy_(1 + 0.2 * torch.randn(t.shape) if t.dim() == 1 and not _.endswith("bias") else 0.25 * torch.randn(t.shape))
         head = model.get_output_embeddings().weight
-        head[:32], head[127:] = 0, 0                    # the continuation is printable
+        if len(head) == V:
+            head[:32], head[127:] = 0, 0                # the continuation is printable
         for n, t in model.named_buffers():
             if n.endswith("e_score_correction_bias"):
                 t.copy_(0.1 * torch.randn(t.shape))
@@ -133,6 +136,26 @@ def make(folder):
             with open(path + ".json", "w") as f:
                 json.dump({"prompt": PROMPT, "greedy": text, "seed": seed}, f)
             print(f"{name}-{dtype}: seed {seed}, {sum(p.numel() for p in model.parameters())} parameters, margin {least:.4f}")
+
+
+def fixtures(folder):
+    """Each type once; the dtypes in turn, the first two in several files."""
+    torch.set_num_threads(1)
+    small = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=40, head_dim=8,
+                 intermediate_size=8, moe_intermediate_size=8, shared_intermediate_size=16, shared_expert_intermediate_size=16,
+                 num_experts=4, n_routed_experts=4, eos_token_id=None)
+    for i, name in enumerate(n for n in MODELS if n != "qwen3_moe_plain"):
+        path, dtype = os.path.join(folder, name), list(DTYPES.values())[i % 3]
+        draw(name, 1, dtype, **small).save_pretrained(path, max_shard_size="8KB" if i < 2 else "5GB")
+        os.remove(os.path.join(path, "generation_config.json"))
+        model = widen(transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
+        tokens = [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([tokens])).logits[0, -3:]
+        narrow(model)
+        with open(os.path.join(path, "expected.json"), "w") as f:
+            json.dump({"tokens": tokens, "logits": [[float(f"{x:.9g}") for x in row] for row in logits.tolist()]}, f)
+        print(f"{name}: {dtype}, {sum(p.numel() for p in model.parameters())} parameters")
 
 
 def tensors(folder):
@@ -170,4 +193,7 @@ def check(folder, outs):
 
 
 if __name__ == "__main__":
-    make(sys.argv[2]) if sys.argv[1] == "make" else check(sys.argv[2], sys.argv[3:])
+    if sys.argv[1] == "check":
+        check(sys.argv[2], sys.argv[3:])
+    else:
+        {"make": make, "fixtures": fixtures}[sys.argv[1]](sys.argv[2])
