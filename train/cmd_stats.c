@@ -37,7 +37,8 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
         if (argv[i][0] == '-') status = mu_error_set(e, MU_STATUS_USAGE, "unexpected argument '%s'", argv[i]);
         else if (i == 2) a->path = argv[i];
         else if (!is_override(argv[i])) status = mu_domain_argument(argv[i], &a->list, e);
-        else if (strncmp(argv[i], "stats.probe_tokens=", 19)) status = mu_config_check_use(argv[i], MU_ON_GENERATE, "stats (and stats.probe_tokens)", e);
+        else if (strncmp(argv[i], "stats.probe_tokens=", 19) && strncmp(argv[i], "data.text_key=", 14))
+            status = mu_config_check_use(argv[i], MU_ON_GENERATE, "stats (and stats.probe_tokens, data.text_key)", e);
         if (status == MU_STATUS_OK && i > 2 && is_override(argv[i])) a->overrides[a->n_overrides++] = argv[i];
     }
     if (status != MU_STATUS_OK) return status;

@@ -60,10 +60,10 @@ static const command commands[] = {
       "Overrides may be train.device, train.dtype and train.threads." },
     { "stats", mu_cmd_stats, "PATH DOMAIN=PATH ... [section.key=value ...]",
       "What the experts do with texts, without training: per domain the loss, the load of every expert, which experts\n"
-      "it uses more than others do, what it loses without them (criticality), and how alike experts are. A path is a\n"
-      "folder, a .txt, .jsonl or token file, or `synthetic`; all of a text is counted, and criticality is measured on\n"
+      "it uses more than others do, what it loses without them (criticality), and how alike experts are. A path is one\n"
+      "that data.train takes (texts, a token file, `synthetic`); all of a text is counted, and criticality is measured on\n"
       "stats.probe_tokens of it. Works on several ranks, too (mpirun).\n\n"
-      "Overrides may be stats.probe_tokens, train.device, train.dtype and train.threads." },
+      "Overrides may be stats.probe_tokens, data.text_key, train.device, train.dtype and train.threads." },
     { "inspect", mu_cmd_inspect, "RUN_OR_CHECKPOINT [--state]",
       "Shows a run (state, last losses, checkpoints) and its newest checkpoint, or the given one: configuration,\n"
       "parameters, shards, totals of its state arrays, and expert load.\n\n"

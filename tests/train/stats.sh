@@ -25,6 +25,9 @@ if [ -n "${MPIEXEC:-}" ]; then
 fi
 expect 0 "one domain, another probe" stats 1 run own=texts stats.probe_tokens=64 train.threads=1
 says "one domain, another probe" "on 64 tokens of all domains together"
+printf '{"body": "%s"}\n' "$(seq -s ' ' 1 300)" > body.jsonl
+expect 0 "texts under another key" stats 1 run own=body.jsonl data.text_key=body
+says "texts under another key" "^own +1088 "
 
 # A domain that has left the training data keeps its probe, and criticality for it is measured on.
 expect 0 "a domain leaves" train 1 left stats.every=5 stats.budget=1 "data.phases=[{until_step: 10, mix: {a: 1, b: 1}}, {until_step: 20, mix: {a: 1}}]"
