@@ -4,11 +4,10 @@
  * are taken in the order of the batches. A ring of batches bounds the memory: the reading thread works on a batch itself while
  * the others have enough to do, and waits for them where the ring is full. Large documents are cut into parts where that
  * changes no result. */
-#include "data/internal.h"
+#include "data/unicode.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 
 enum { BATCH_BYTES = 1 << 18, RING_PER_THREAD = 4 };
 
@@ -100,31 +99,20 @@ void mu_batches_add(mu_batches *b, const char *text, int64_t bytes, int64_t read
     b->read = read;
 }
 
-/* Whether the character is a letter; or neither a space, nor a control character, nor unknown. */
-static bool is_letter(utf8proc_int32_t code) {
-    utf8proc_category_t c = utf8proc_category(code);
-    return c >= UTF8PROC_CATEGORY_LU && c <= UTF8PROC_CATEGORY_LO;
-}
-static bool is_visible(utf8proc_int32_t code) {
-    utf8proc_category_t c = utf8proc_category(code);
-    return c >= UTF8PROC_CATEGORY_LU && c <= UTF8PROC_CATEGORY_SO;
-}
-
-static bool visible_before(const unsigned char *text, int64_t end) {
-    int64_t start = end - 1;
-    utf8proc_int32_t code;
-    while (start > 0 && end - start < 4 && (text[start] & 0xc0) == 0x80) start--;
-    return start >= 0 && utf8proc_iterate(text + start, end - start, &code) == end - start && is_visible(code);
+/* Whether a character that is neither a space, nor a control character, nor unknown, ends at `end`. */
+static bool visible_before(const unsigned char *text, const unsigned char *end) {
+    enum { VISIBLE = MU_CHAR_LETTER | MU_CHAR_NUMBER | MU_CHAR_MARK | MU_CHAR_PUNCTUATION | MU_CHAR_SYMBOL };
+    const unsigned char *p = end;
+    int n;
+    while (p > text && end - p < 4 && (*--p & 0xc0) == 0x80) { }
+    return p < end && mu_char_class(p, end, &n) & VISIBLE && p + n == end;
 }
 
 int64_t mu_cut_line(const char *text, int64_t bytes, int64_t from) {
-    const unsigned char *t = (const unsigned char *)text;
-    for (int64_t at = from; at < bytes; at++) {
-        const char *newline = memchr(text + at, '\n', (size_t)(bytes - at));
-        utf8proc_int32_t code;
-        if (!newline) break;
-        at = newline - text;
-        if (visible_before(t, at) && utf8proc_iterate(t + at + 1, bytes - at - 1, &code) > 0 && is_letter(code)) return at + 1;
+    const unsigned char *t = (const unsigned char *)text, *end = t + bytes;
+    for (const unsigned char *p = t + from; p < end && (p = memchr(p, '\n', (size_t)(end - p))); p++) {
+        int n;
+        if (p + 1 < end && mu_char_class(p + 1, end, &n) & MU_CHAR_LETTER && visible_before(t, p)) return p + 1 - t;
     }
     return bytes;
 }

@@ -10,7 +10,7 @@ refuses() {         # refuses CODE PATTERN ARGUMENTS...: exit code, one error th
 }
 
 # ---------------------------------------------------------------- help
-for command in train eval generate inspect verify report compare tokenize; do
+for command in train eval generate inspect verify report compare tokenize train-tokenizer; do
     expect 0 "$command --help" m $command --help
     says "$command --help" "^muster $command "
     expect 0 "help $command" m help $command
@@ -19,7 +19,7 @@ done
 expect 0 "--version" m --version
 says "--version" "^muster [0-9]+\.[0-9]+\.[0-9]+ "
 expect 0 "--help" m --help
-for command in train eval generate inspect verify report compare tokenize; do says "--help" "  muster $command "; done
+for command in train eval generate inspect verify report compare tokenize train-tokenizer; do says "--help" "  muster $command "; done
 expect 0 "--help-config" m --help-config
 for key in hidden_size num_experts capacity_factor ep global_batch_size keep_every warmup_steps val_fraction; do says "--help-config" "$key"; done
 expect 64 "no command" m
