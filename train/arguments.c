@@ -38,6 +38,25 @@ mu_status mu_argument_threads(const char *text, mu_error *e) {
     return status;
 }
 
+mu_status mu_run_arguments(int argc, char **argv, const mu_run_options *o, int *n, char **dir, mu_error *e) {
+    const mu_argument out = { "--out", o->out, "FILE.html" };
+    mu_status status = MU_STATUS_OK;
+    for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
+        bool found;
+        status = mu_argument_find(argc, argv, &i, &out, o->out ? 1 : 0, &found, e);
+        if (found) continue;
+        if (o->flag && !strcmp(argv[i], o->flag)) *o->flagged = true;
+        else if (argv[i][0] == '-') return mu_error_set(e, MU_STATUS_USAGE, "unknown option %s", argv[i]);
+        else if (*n == o->most)
+            return mu_error_set(e, MU_STATUS_USAGE, "unexpected argument '%s': %s takes %s%d run%s", argv[i], argv[1], o->most > 1 ? "at most " : "", o->most,
+                                o->most > 1 ? "s" : "; compare several with `muster compare`");
+        else status = mu_expand_home(argv[i], &dir[(*n)++], e);
+    }
+    if (status == MU_STATUS_OK && *n < o->least)
+        return mu_error_set(e, MU_STATUS_USAGE, "%s needs %s", argv[1], o->least > 1 ? "at least two run folders" : "a run folder");
+    return status;
+}
+
 mu_status mu_domain_argument(const char *text, mu_option_domains *list, mu_error *e) {
     const char *equals = strchr(text, '=');
     mu_option_domain *d = &list->list[list->n];

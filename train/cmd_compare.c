@@ -15,18 +15,7 @@ typedef struct {
 
 static mu_status parse(int argc, char **argv, comparison *c, mu_error *e) {
     const char *out = "compare.html";
-    const mu_argument option = { "--out", &out, "FILE.html" };
-    mu_status status = MU_STATUS_OK;
-    for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
-        bool found;
-        status = mu_argument_find(argc, argv, &i, &option, 1, &found, e);
-        if (found) continue;
-        if (argv[i][0] == '-') return mu_error_set(e, MU_STATUS_USAGE, "unknown option %s", argv[i]);
-        if (c->n == RUNS_MOST) return mu_error_set(e, MU_STATUS_USAGE, "compare takes at most %d runs", RUNS_MOST);
-        status = mu_expand_home(argv[i], &c->dir[c->n], e);
-        c->n++;
-    }
-    if (status == MU_STATUS_OK && c->n < 2) return mu_error_set(e, MU_STATUS_USAGE, "compare needs at least two run folders");
+    mu_status status = mu_run_arguments(argc, argv, &(mu_run_options){ .least = 2, .most = RUNS_MOST, .out = &out }, &c->n, c->dir, e);
     return status == MU_STATUS_OK ? mu_expand_home(out, &c->out, e) : status;
 }
 

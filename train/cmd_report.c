@@ -2,7 +2,6 @@
 #include "train/report.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 typedef struct {
     char *run, *out;        /* heap */
@@ -11,18 +10,8 @@ typedef struct {
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     const char *out = NULL;
-    const mu_argument option = { "--out", &out, "FILE.html" };
-    mu_status status = MU_STATUS_OK;
-    for (int i = 2; i < argc && status == MU_STATUS_OK; i++) {
-        bool found;
-        status = mu_argument_find(argc, argv, &i, &option, 1, &found, e);
-        if (found) continue;
-        if (!strcmp(argv[i], "--no-texts")) a->no_texts = true;
-        else if (argv[i][0] == '-') return mu_error_set(e, MU_STATUS_USAGE, "unknown option %s", argv[i]);
-        else if (a->run) return mu_error_set(e, MU_STATUS_USAGE, "unexpected argument '%s'; report takes one run, compare several", argv[i]);
-        else status = mu_expand_home(argv[i], &a->run, e);
-    }
-    if (status == MU_STATUS_OK && !a->run) return mu_error_set(e, MU_STATUS_USAGE, "report needs a run folder");
+    int n = 0;
+    mu_status status = mu_run_arguments(argc, argv, &(mu_run_options){ 1, 1, &out, "--no-texts", &a->no_texts }, &n, &a->run, e);
     if (status != MU_STATUS_OK) return status;
     if (out) return mu_expand_home(out, &a->out, e);
     a->out = mu_format("%s/report.html", a->run);

@@ -132,43 +132,58 @@ static void print_loads(const results *r) {
     }
 }
 
-/* The unprinted expert with the largest share of the domain, if it is at least 1.5 times the fair one; else -1. */
+/* An expert is listed when it gets this many times its fair share of the domain. */
+static const double listed = 1.5;
+
+/* The unprinted expert with the largest share of the domain. */
 static int next_expert(const results *r, int layer, int domain, const bool *printed) {
     int best = -1;
-    double most = 1.5 / r->all->experts;
-    for (int i = 0; i < r->all->experts; i++) {
-        double x = share(r, layer, i, domain);
-        if (printed[i] || x < most || (best >= 0 && x == most)) continue;
-        most = x, best = i;
-    }
+    for (int i = 0; i < r->all->experts; i++)
+        if (!printed[i] && (best < 0 || share(r, layer, i, domain) > share(r, layer, best, domain))) best = i;
     return best;
 }
 
-static void print_pair(const results *r, int layer, int domain, int expert) {
+static double times_fair(const results *r, int layer, int domain, int expert) { return share(r, layer, expert, domain) * r->all->experts; }
+
+/* 0: not measured. */
+static int print_pair(const results *r, int layer, int domain, int expert) {
     const mu_knowledge *k = r->probe;
     double x = share(r, layer, expert, domain), of_all = share(r, layer, expert, -1);
     int64_t cell = cell_of(k, layer, expert, domain);
     mu_print("  %-20s %6d %8.1f%% %+8.2f ", k->names[domain], expert, 100 * x, log2(x / of_all));
-    if (k->at[cell]) printf("%11.4f\n", k->K[cell] + 0.0);
-    else printf("%11s\n", "-");
+    if (k->at[cell]) return printf("%11.4f\n", k->K[cell] + 0.0), 1;
+    return printf("%11s\n", "too few"), 0;
+}
+
+/* The pairs of a layer; returns how many of them were not measured. */
+static int print_layer(const results *r, int layer, bool *printed) {
+    int n = 0, unmeasured = 0, most_domain = 0, most_expert = -1;
+    for (int d = 0; d < r->all->domains; d++) {
+        memset(printed, 0, sizeof *printed * (size_t)r->all->experts);
+        for (int i = next_expert(r, layer, d, printed); i >= 0; i = next_expert(r, layer, d, printed)) {
+            if (most_expert < 0 || times_fair(r, layer, d, i) > times_fair(r, layer, most_domain, most_expert)) most_domain = d, most_expert = i;
+            if (times_fair(r, layer, d, i) < listed) break;
+            if (!n++) printf("layer %d\n  %-20s %6s %9s %8s %11s\n", layer_id(r, layer), "domain", "expert", "share", "lift", "criticality");
+            unmeasured += !print_pair(r, layer, d, i);
+            printed[i] = true;
+        }
+    }
+    if (!n)
+        mu_print("layer %d: none; at most %.2f times, expert %d of %s\n", layer_id(r, layer), times_fair(r, layer, most_domain, most_expert), most_expert,
+                 r->all->names[most_domain]);
+    return unmeasured;
 }
 
 static void print_pairs(const results *r) {
     bool *printed = mu_alloc((size_t)r->all->experts, sizeof *printed);
-    printf("\nexperts that get at least 1.5 times their fair share of a domain\n");
-    for (int layer = 0; layer < r->all->layers; layer++) {
-        printf("layer %d\n  %-20s %6s %9s %8s %11s\n", layer_id(r, layer), "domain", "expert", "share", "lift", "criticality");
-        for (int d = 0; d < r->all->domains; d++) {
-            memset(printed, 0, sizeof *printed * (size_t)r->all->experts);
-            for (int i = next_expert(r, layer, d, printed); i >= 0; i = next_expert(r, layer, d, printed)) {
-                print_pair(r, layer, d, i);
-                printed[i] = true;
-            }
-        }
-    }
+    int unmeasured = 0;
+    printf("\nexperts that get at least %g times their fair share of a domain\n", listed);
+    for (int layer = 0; layer < r->all->layers; layer++) unmeasured += print_layer(r, layer, printed);
     printf("share: of the domain's assignments; lift: log2 of share / share of all texts; criticality: nats per token that the\n"
-           "domain loses without the expert, on %lld tokens of all domains together (stats.probe_tokens); -: not measured,\n"
-           "on these tokens the expert gets less than 1.5 times its fair share\n", (long long)r->probe_tokens);
+           "domain loses without the expert, on %lld tokens of all domains together (stats.probe_tokens)\n", (long long)r->probe_tokens);
+    if (unmeasured)
+        printf("too few: not measured (%d of the experts above), because on these tokens the expert gets less than %g times its\n"
+               "fair share of the domain; with more stats.probe_tokens fewer are left out\n", unmeasured, listed);
     free(printed);
 }
 

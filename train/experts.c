@@ -11,32 +11,27 @@ static double *silences(const mu_load_window *w) {
     return z;
 }
 
-/* Each domain's share of the training tokens of steps 1 to s->step, by the weights. (Shares of what was drawn would make common
- * domains rare by chance.) */
-static double *shares(const mu_log_source *src) {
+/* Each domain's share of the training tokens by the weights, of steps 1 to s->step and of this step's phase. (Shares of what was drawn
+ * would make common domains rare by chance.) */
+static void shares(const mu_log_source *src, double *share, double *present) {
     const mu_option_phases *phases = &src->cfg->data.phases;
     int64_t steps = src->state->step;
-    double *share = mu_alloc((size_t)src->corpus->n_domains, sizeof *share);
     for (int64_t first = 1, last; first <= steps; first = last + 1) {
         int phase = mu_phase_of_step(phases, first);
         last = phase < phases->n - 1 && phases->list[phase].until_step < steps ? phases->list[phase].until_step : steps;
-        for (int d = 0; d < src->corpus->n_domains; d++)
-            share[d] += (double)(last - first + 1) / (double)steps * mu_loader_share_at(src->state->loader, first, d);
+        for (int d = 0; d < src->corpus->n_domains; d++) {
+            present[d] = mu_loader_share_at(src->state->loader, first, d);      /* the last phase's stay */
+            share[d] += (double)(last - first + 1) / (double)steps * present[d];
+        }
     }
-    return share;
-}
-
-/* The same in this step's phase. */
-static double *present_shares(const mu_log_source *src) {
-    double *share = mu_alloc((size_t)src->corpus->n_domains, sizeof *share);
-    for (int d = 0; d < src->corpus->n_domains; d++) share[d] = mu_loader_share_at(src->state->loader, src->state->step, d);
-    return share;
 }
 
 int mu_experts_judge(const mu_log_source *src, mu_expert_change *changes) {
     const mu_train_state *s = src->state;
     const mu_knowledge *k = s->knowledge;
-    double *silence = silences(&s->stats->window), *share = shares(src), *present_share = present_shares(src);
+    size_t D = (size_t)src->corpus->n_domains;
+    double *silence = silences(&s->stats->window), *share = mu_alloc(D, sizeof *share), *present_share = mu_alloc(D, sizeof *present_share);
+    shares(src, share, present_share);
     mu_expert_evidence v = { .domains = src->corpus->n_domains, .step = s->step, .interval = src->cfg->stats.every,
                              .load = s->stats->window.total, .silence = silence, .share = share, .by_domain = s->stats->interval.by_domain,
                              .present_share = present_share };

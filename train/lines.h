@@ -35,11 +35,16 @@ typedef struct {
     size_t bytes;           /* of it, without its newline; MU_LINE_BYTES + 1: longer than any valid line */
     bool ended;             /* by a newline */
     int64_t end;            /* where the next line begins */
+    int64_t begin;          /* of the first line that did not end yet */
 } mu_lines;
 /* mu_lines_close may follow any outcome. Local. */
 mu_status mu_lines_open(mu_lines *l, const char *path, mu_lines_format format, mu_error *e) MU_MUST_USE;
 bool mu_lines_next(mu_lines *l);                                    /* false: no further line */
 mu_status mu_lines_close(mu_lines *l, mu_error *e) MU_MUST_USE;     /* IO after a read error */
+/* Reads on after mu_lines_next returned false: from a line that had not ended, or lines written since. False: the file was cut or
+ * replaced, or is gone. */
+bool mu_lines_follow(mu_lines *l);
+void mu_lines_tail(mu_lines *l, int64_t bytes);                     /* goes on at the first line that begins in the last `bytes` of the file */
 
 /* A valid line. */
 typedef struct {

@@ -82,6 +82,10 @@ static const command commands[] = {
       "Writes one page about several runs: options that differ, losses against steps, tokens and seconds, domains,\n"
       "balance, states of the experts.\n\n"
       "  --out FILE.html   the file (default compare.html); only a page of muster is replaced" },
+    { "watch", mu_cmd_watch, "RUN",
+      "Shows a run in the terminal and draws it again each second while it goes on: progress, losses, load and state of\n"
+      "every expert, last events; q ends it. Into a pipe it prints the same once. Colours unless NO_COLOR is set;\n"
+      "blocks where the locale is UTF-8, else ASCII." },
     { "selftest", mu_cmd_selftest, "[train.device=D] [train.dtype=T] [train.threads=N]",
       "Checks this build on this machine in under a minute, one line per check: the value and gradient of every\n"
       "balancing term, the same gradients for any split of a batch (over ranks, too, under mpirun), the device against\n"

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static const char checksum_key[] = ",\"xxh3\":\"";
 enum { KEY_BYTES = sizeof checksum_key - 1, BLOCK_BYTES = 1 << 16 };
@@ -40,6 +41,7 @@ static bool fill(mu_lines *l) {
 }
 
 bool mu_lines_next(mu_lines *l) {
+    if (l->ended || !l->end) l->begin = l->end;
     l->bytes = 0;
     l->ended = false;
     while (!l->ended && fill(l)) {
@@ -52,6 +54,24 @@ bool mu_lines_next(mu_lines *l) {
         l->bytes += n < room ? n : room;
     }
     return l->ended || l->bytes > 0;
+}
+
+static bool go_to(mu_lines *l, int64_t offset) {
+    l->begin = l->end = offset;
+    l->used = l->filled = 0;
+    clearerr(l->file);
+    return !fseeko(l->file, (off_t)offset, SEEK_SET);
+}
+
+bool mu_lines_follow(mu_lines *l) {
+    struct stat named, open;
+    if (stat(l->path, &named) || fstat(fileno(l->file), &open)) return false;
+    return named.st_ino == open.st_ino && named.st_dev == open.st_dev && open.st_size >= l->end && go_to(l, l->begin);
+}
+
+void mu_lines_tail(mu_lines *l, int64_t bytes) {
+    struct stat open;
+    if (!fstat(fileno(l->file), &open) && open.st_size > bytes && go_to(l, open.st_size - bytes)) (void)mu_lines_next(l);
 }
 
 /* ------------------------------------------------------------------ the beginning of a line: its step and kind */

@@ -13,6 +13,7 @@ typedef struct {
     char *text;                 /* what was written, valid after mu_page_end */
     size_t bytes;
     int figures;
+    size_t label_digits;        /* labels of the y axes of the next pictures have at least this width */
 } mu_page;
 #define MU_PAGE_MARK "<!DOCTYPE html>\n<!-- made by muster -->\n"    /* how every page begins */
 void mu_page_begin(mu_page *p, const char *title);

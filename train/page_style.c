@@ -65,7 +65,7 @@ static const char *const styles[] = {
     "*{print-color-adjust:exact;-webkit-print-color-adjust:exact}",
     "@media print{:root{--bg:#fff;--fg:#000;--soft:#444;--line:#bbb;--card:#f3f3f3;--good:#00704f;--bad:#b03a00}body{font-size:11px}"
     "main{max-width:none;padding:0}nav,.tip,.cross{display:none!important}h2,h3,summary{break-after:avoid}"
-    ".tabs>section{display:block}.tabs>input,.tabs>label{display:none}}",
+    ".tabs>section{display:block}.tabs>input,.tabs>label{display:none}.area{height:calc(var(--h)*.62)}figure{margin:.6em 0 .9em}h2{margin-top:1.2em}}",
 };
 
 void mu_page_styles(mu_page *p) {

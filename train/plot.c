@@ -23,7 +23,7 @@ static void begin_figure(mu_page *p, const mu_axes *a, const char *kind) {
 
 /* digits: width of the widest label of the y axis */
 static void begin_frame(mu_page *p, const mu_axes *a, int64_t height, size_t digits) {
-    double width = fmin(fmax((double)digits * 0.55, 1.6), 8.5) + 0.8;
+    double width = fmin(fmax((double)(digits > p->label_digits ? digits : p->label_digits) * 0.55, 1.6), 8.5) + 0.8;
     mu_page_put(p, "<div class=\"frame\" style=\"--h:%lldpx;--w:%.1fem\"><div class=\"yn\">%s</div>\n", (long long)height, width, a->y_name);
 }
 

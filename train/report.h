@@ -20,6 +20,10 @@ typedef struct {
     char reason[160];           /* in words, with figures; "" when the run has no events.jsonl */
 } mu_report_event;
 typedef struct { int64_t step; char text[400]; } mu_report_advice;
+/* Of one statistics line: the share of a domain's tokens that each expert gets [n_moe, experts, n_domains] (0 for a domain without tokens),
+ * and loads [n_moe, experts], over `steps` steps up to `step`. */
+enum { MU_REPORT_SHARES = 8, MU_REPORT_CELLS = 64 * 256 * 50 };
+typedef struct mu_report_shares { int64_t step, steps; float *of_domain; double *load; } mu_report_shares;
 typedef struct {
     mu_run_view view;
     char *name;                 /* last part of the folder's path */
@@ -42,6 +46,12 @@ typedef struct {
     int64_t recent_from;        /* the second half of the run: enough tokens of rare domains */
     bool by_domain;             /* recent is; else all counts are under domain 0 */
 
+    /* From the last statistics lines with lists by domain, which count every step. */
+    int64_t n_shares;           /* lines, 0: none */
+    struct mu_report_shares *shares;    /* [n_shares], the newest last */
+
+    int64_t layer_step;         /* every how many layers have pictures of their own, so that the page stays small */
+
     int64_t n_states;
     mu_report_states *states;
     bool all_states;            /* from statistics lines: all of mu_expert_state; else healthy, starved and dead only */
@@ -63,13 +73,17 @@ double *mu_report_list(const mu_report *r, int64_t n, const char *format, ...) M
 double *mu_report_seconds(const mu_report *r, int64_t *n);
 
 /* ------------------------------------------------------------------ numbers derived from it (report_derive.c) */
-/* log2 of P(expert | domain) / P(expert) in the recent steps; -INFINITY: no token; NAN: too few tokens to tell (fewer than
- * MU_LIFT_TOKENS expected). */
+/* log2 of P(expert | domain) / P(expert), over the statistics lines if there are shares, else the logged recent steps; -INFINITY: no
+ * token; NAN: too few tokens to tell (fewer than MU_LIFT_TOKENS assignments expected). */
 enum { MU_LIFT_TOKENS = 5 };
 double mu_report_lift(const mu_report *r, int64_t layer, int64_t expert, int64_t domain);
 /* Share of the domain's tokens that this expert gets (with top_k of 2 two experts can get all); NAN without tokens. */
 double mu_report_share(const mu_report *r, int64_t layer, int64_t expert, int64_t domain);
-double mu_report_domain_tokens(const mu_report *r, int64_t domain);      /* in the recent logged steps */
+/* At least so many tokens of the domain are behind the lift: a training sequence has one domain, so an interval with a domain has a
+ * whole sequence of it. */
+double mu_report_domain_tokens(const mu_report *r, int64_t domain);
+/* "the statistics of steps 801 to 1600", "the logged steps since 801": what lift and shares are from. */
+const char *mu_report_lift_source(const mu_report *r);
 /* Mutual information of expert and domain over the smaller of their entropies, with the small-sample correction (Miller and Madow). */
 double mu_report_information(const mu_report *r, int64_t layer);
 

@@ -154,6 +154,36 @@ static void take_states(mu_report *r, int64_t step, const json_t *line) {
 
 /* ------------------------------------------------------------------ metrics.jsonl */
 
+static bool copy_list(const mu_report *r, const json_t *line, int64_t layer, const char *name, int64_t n, float *single, double *real) {
+    char key[64];
+    snprintf(key, sizeof key, "moe/layer_%lld/%s", (long long)r->layer[layer], name);
+    const json_t *list = json_object_get(line, key);
+    if ((int64_t)json_array_size(list) != n) return false;
+    for (int64_t i = 0; i < n; i++) {
+        double x = json_number_value(json_array_get(list, (size_t)i));
+        if (single) single[i] = (float)x;
+        else real[i] = x;
+    }
+    return true;
+}
+
+/* Keeps the last MU_REPORT_SHARES lines. */
+static void take_shares(mu_report *r, int64_t step, const json_t *line) {
+    int64_t E = r->experts, cells = E * r->n_domains;
+    if (!r->shares) r->shares = mu_alloc(MU_REPORT_SHARES, sizeof *r->shares);
+    mu_report_shares s = { step, json_integer_value(json_object_get(line, "stats/steps")), mu_alloc((size_t)(r->n_moe * cells) + 1, sizeof *s.of_domain),
+                           mu_alloc((size_t)(r->n_moe * E) + 1, sizeof *s.load) };
+    bool whole = r->n_moe > 0 && s.steps > 0;
+    for (int64_t l = 0; l < r->n_moe && whole; l++)
+        whole = copy_list(r, line, l, "domain_specialisation", cells, s.of_domain + l * cells, NULL) && copy_list(r, line, l, "load", E, NULL, s.load + l * E);
+    if (whole && r->n_shares == MU_REPORT_SHARES) {
+        free(r->shares[0].of_domain), free(r->shares[0].load);
+        memmove(r->shares, r->shares + 1, (size_t)--r->n_shares * sizeof *r->shares);
+    }
+    if (whole) r->shares[r->n_shares++] = s;
+    else free(s.of_domain), free(s.load);
+}
+
 static void take_line(mu_report *r, const mu_run_metrics *m, int *hint) {
     json_t *line = m->line;
     int64_t step = m->step;
@@ -168,6 +198,7 @@ static void take_line(mu_report *r, const mu_run_metrics *m, int *hint) {
     }
     if (m->kind == MU_LINE_STATISTICS) {
         take_states(r, step, line);
+        take_shares(r, step, line);
         json_decref(r->statistics);
         r->statistics = json_incref(line);
     }
@@ -304,6 +335,8 @@ static void describe(mu_report *r) {
     r->n_domains = cfg->data.train.n;
     r->domain = mu_alloc((size_t)r->n_domains + 1, sizeof *r->domain);
     for (int64_t i = 0; i < r->n_domains; i++) r->domain[i] = cfg->data.train.list[i].domain;
+    int64_t cells = r->n_moe * r->experts * (r->n_domains > 50 ? r->n_domains : 50);
+    r->layer_step = 1 + (cells - 1) / MU_REPORT_CELLS;
 }
 
 mu_status mu_report_read(mu_report *r, const char *dir, mu_error *e) {
@@ -325,7 +358,8 @@ void mu_report_free(mu_report *r) {
         free(r->series[i].value);
     }
     json_decref(r->statistics);
-    free(r->series), free(r->states), free(r->events), free(r->advice), free(r->layer), free(r->domain);
+    for (int64_t i = 0; i < r->n_shares; i++) free(r->shares[i].of_domain), free(r->shares[i].load);
+    free(r->shares), free(r->series), free(r->states), free(r->events), free(r->advice), free(r->layer), free(r->domain);
     free(r->load), free(r->recent), free(r->of_expert), free(r->of_domain), free(r->of_layer), free(r->no_counts), free(r->name);
     mu_run_view_close(&r->view);
     *r = (mu_report){ 0 };

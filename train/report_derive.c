@@ -10,11 +10,52 @@ static const int64_t *counts_of(const mu_report *r, int64_t layer, int64_t exper
 /* Assignments: tokens times top_k. */
 static double of_domain(const mu_report *r, int64_t layer, int64_t domain) { return (double)r->of_domain[layer * r->n_domains + domain]; }
 
+/* The domain's share of tokens that goes to the expert, summed over the intervals that have tokens of the domain, and how many these are. */
+static double sum_of_shares(const mu_report *r, int64_t layer, int64_t expert, int64_t domain, int64_t *intervals) {
+    double sum = 0;
+    *intervals = 0;
+    for (int64_t k = 0; k < r->n_shares; k++) {
+        const float *of = r->shares[k].of_domain + layer * r->experts * r->n_domains;
+        bool any = false;
+        for (int64_t i = 0; i < r->experts && !any; i++) any = of[i * r->n_domains + domain] > 0;
+        sum += of[expert * r->n_domains + domain];
+        *intervals += any;
+    }
+    return sum;
+}
+
+static double share_of_all(const mu_report *r, int64_t layer, int64_t expert) {
+    double n = 0, all = 0;
+    for (int64_t k = 0; k < r->n_shares; k++)
+        for (int64_t i = 0; i < r->experts; i++) {
+            double load = r->shares[k].load[layer * r->experts + i];
+            all += load, n += i == expert ? load : 0;
+        }
+    return all > 0 ? n / all : 0;
+}
+
 double mu_report_domain_tokens(const mu_report *r, int64_t domain) {
-    return r->by_domain ? of_domain(r, 0, domain) / (double)r->view.cfg.moe.top_k : 0;
+    int64_t intervals = 0;
+    double counted = r->by_domain ? of_domain(r, 0, domain) / (double)r->view.cfg.moe.top_k : 0;
+    if (r->n_shares) sum_of_shares(r, 0, 0, domain, &intervals);
+    return fmax(counted, (double)(intervals * r->view.cfg.train.seq_len));
+}
+
+const char *mu_report_lift_source(const mu_report *r) {
+    if (!r->n_shares) return mu_show("the logged steps since %lld", (long long)r->recent_from);
+    const mu_report_shares *first = &r->shares[0], *last = &r->shares[r->n_shares - 1];
+    return mu_show("the statistics of steps %lld to %lld", (long long)(first->step - first->steps + 1), (long long)last->step);
+}
+
+static double lift_of_shares(const mu_report *r, int64_t layer, int64_t expert, int64_t domain) {
+    int64_t intervals;
+    double K = (double)r->view.cfg.moe.top_k, sum = sum_of_shares(r, layer, expert, domain, &intervals), all = share_of_all(r, layer, expert);
+    if ((double)(intervals * r->view.cfg.train.seq_len) * K * all < MU_LIFT_TOKENS) return NAN;
+    return sum > 0 ? log2(sum / (double)intervals / K / all) : -INFINITY;
 }
 
 double mu_report_lift(const mu_report *r, int64_t layer, int64_t expert, int64_t domain) {
+    if (r->n_shares) return lift_of_shares(r, layer, expert, domain);
     double n = (double)counts_of(r, layer, expert)[domain], load = (double)r->of_expert[layer * r->experts + expert];
     double expected = load * of_domain(r, layer, domain) / fmax((double)r->of_layer[layer], 1);
     if (expected < MU_LIFT_TOKENS) return NAN;
@@ -22,6 +63,11 @@ double mu_report_lift(const mu_report *r, int64_t layer, int64_t expert, int64_t
 }
 
 double mu_report_share(const mu_report *r, int64_t layer, int64_t expert, int64_t domain) {
+    int64_t intervals;
+    if (r->n_shares) {
+        double sum = sum_of_shares(r, layer, expert, domain, &intervals);
+        return intervals ? sum / (double)intervals : NAN;
+    }
     double all = of_domain(r, layer, domain) / (double)r->view.cfg.moe.top_k;
     return all > 0 ? (double)counts_of(r, layer, expert)[domain] / all : NAN;
 }

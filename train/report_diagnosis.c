@@ -191,20 +191,32 @@ static void about_specialisation(findings *f, const mu_report *r) {
 
 /* ------------------------------------------------------------------ what was measured on the probe */
 
-static void about_copies(findings *f, const mu_report *r) {
+/* "3 and 7 (0.981), 5 and 3 (0.960)": each expert with the one whose outputs are most like its own; each pair once. */
+static int list_copies(char *text, size_t room, const double *similar, const double *whose, int64_t experts) {
     static const double near = 0.95;    /* cosine of the outputs */
+    enum { SHOWN = 6 };
+    int n = 0;
+    size_t used = 0;
+    text[0] = '\0';
+    for (int64_t i = 0; i < experts; i++) {
+        int64_t other = (int64_t)whose[i];
+        bool told = other >= 0 && other < i && (int64_t)whose[other] == i;
+        if (similar[i] > near && !told && n++ < SHOWN)
+            used += (size_t)snprintf(text + used, room - used, "%s%lld and %lld (%.3f)", used ? ", " : "", (long long)i, (long long)other, similar[i]);
+    }
+    if (n > SHOWN) snprintf(text + used, room - used, " and %d more", n - SHOWN);
+    return n;
+}
+
+static void about_copies(findings *f, const mu_report *r) {
     for (int64_t l = 0; l < r->n_moe; l++) {
         double *similar = mu_report_list(r, r->experts, "moe/layer_%lld/similarity_max", (long long)r->layer[l]);
-        int64_t *experts = mu_alloc((size_t)r->experts, sizeof *experts), n = 0;
-        double most = 0;
-        for (int64_t i = 0; similar && i < r->experts; i++)
-            if (similar[i] > near) experts[n++] = i, most = fmax(most, similar[i]);
-        char list[160];
-        list_numbers(list, sizeof list, experts, n);
-        if (n > 1) finding(f, BAD, mu_show("Layer %lld: experts %s are near copies: their outputs on the probe have a cosine of up to %.3f.",
-                                           (long long)r->layer[l], list, most));
+        double *whose = mu_report_list(r, r->experts, "moe/layer_%lld/most_similar", (long long)r->layer[l]);
+        char list[300];
+        if (similar && whose && list_copies(list, sizeof list, similar, whose, r->experts))
+            finding(f, BAD, mu_show("Layer %lld: near copies are experts %s: the number is the cosine of their outputs on the probe.", (long long)r->layer[l], list));
         free(similar);
-        free(experts);
+        free(whose);
     }
 }
 

@@ -28,18 +28,34 @@ static void put_lift(mu_page *p, const mu_report *r, int64_t l) {
     free(levels);
 }
 
-/* The largest criticality of any layer, so that all layers have one scale. */
-static double most_critical(const mu_report *r) {
-    double most = 0.05;     /* nats/token; less is not worth a strong colour */
-    for (int64_t l = 0; l < r->n_moe; l++) {
-        double *k = mu_report_list(r, r->experts * r->n_domains, "moe/layer_%lld/criticality", (long long)r->layer[l]);
-        for (int64_t i = 0; k && i < r->experts * r->n_domains; i++) most = fmax(most, fabs(k[i]));
-        free(k);
-    }
-    return most;
+static int descending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x < y) - (x > y);
 }
 
-static void put_criticality(mu_page *p, const mu_report *r, int64_t l, double most) {
+/* One scale for all layers, up to a size that one in twenty of the measured cells exceeds, so that a single expert on which everything
+ * depends does not make all others white. */
+typedef struct { double most, largest; } scale;
+static scale scale_of(const mu_report *r) {
+    static const double least = 0.05;   /* nats/token; less is not worth a strong colour */
+    int64_t cells = r->experts * r->n_domains, n = 0;
+    double *all = mu_alloc((size_t)(r->n_moe * cells) + 1, sizeof *all);
+    for (int64_t l = 0; l < r->n_moe; l++) {
+        double *k = mu_report_list(r, cells, "moe/layer_%lld/criticality", (long long)r->layer[l]);
+        double *at = mu_report_list(r, cells, "moe/layer_%lld/criticality_step", (long long)r->layer[l]);
+        for (int64_t i = 0; k && at && i < cells; i++)
+            if (at[i] > 0) all[n++] = fabs(k[i]);
+        free(k);
+        free(at);
+    }
+    qsort(all, (size_t)n, sizeof *all, descending);
+    scale s = { fmax(all[n / 20], least), fmax(all[0], least) };
+    free(all);
+    return s;
+}
+
+static void put_criticality(mu_page *p, const mu_report *r, int64_t l, scale s) {
+    double most = s.most;
     int64_t E = r->experts, D = r->n_domains;
     double *k = mu_report_list(r, E * D, "moe/layer_%lld/criticality", (long long)r->layer[l]);
     double *at = mu_report_list(r, E * D, "moe/layer_%lld/criticality_step", (long long)r->layer[l]);
@@ -47,8 +63,10 @@ static void put_criticality(mu_page *p, const mu_report *r, int64_t l, double mo
         uint8_t *levels = mu_alloc((size_t)(E * D), 1);
         for (int64_t d = 0; d < D; d++)
             for (int64_t i = 0; i < E; i++) levels[d * E + i] = at[i * D + d] > 0 ? mu_colours_level(k[i * D + d], -most, most) : MU_LEVEL_NONE;
-        mu_axes axes = domain_axes(mu_show("Criticality, layer %lld", (long long)r->layer[l]), "How much the loss of a domain's probe rises when this one expert is masked: red experts "
-                                   "hold what the domain needs. One scale for all layers. Hatched: not measured yet (stats.budget limits how many are).");
+        mu_axes axes = domain_axes(mu_show("Criticality, layer %lld", (long long)r->layer[l]), mu_show("How much the loss of a domain's probe rises when this one expert is masked: red experts "
+                                   "hold what the domain needs. One scale for all layers%s. Hatched: not measured, because the expert gets less than 1.5 times "
+                                   "its fair share of the domain, or because stats.budget did not reach it yet.",
+                                   s.largest > most ? mu_show(", which ends at %.2g: a few cells are stronger, up to %.2g", most, s.largest) : ""));
         mu_plot_map(p, &axes, &(mu_map){ .colours = MU_COLOURS_DIVERGING, .rows = D, .cols = E, .levels = levels, .low = -most, .high = most,
                                          .unit = "nats/token", .row = "domain", .col = "expert", .row_names = r->domain });
         free(levels);
@@ -151,12 +169,12 @@ void mu_report_put_specialisation(mu_page *p, const mu_report *r) {
         mu_page_missing(p, "No counts by domain: %s.", r->no_counts ? r->no_counts : "this run was made by a version that counts only totals");
         return;
     }
-    double most = most_critical(r);
-    mu_page_put(p, "<p class=\"soft\">From the logged steps since %lld, the second half of the run.</p>\n", (long long)r->recent_from);
-    for (int64_t l = 0; l < r->n_moe; l++) {
+    scale s = scale_of(r);
+    mu_page_put(p, "<p class=\"soft\">Lift is from %s.</p>\n", mu_report_lift_source(r));
+    for (int64_t l = 0; l < r->n_moe; l += r->layer_step) {
         mu_page_fold(p, r->n_moe <= OPEN || l == 0, "Layer %lld", (long long)r->layer[l]);
         put_lift(p, r, l);
-        put_criticality(p, r, l, most);
+        put_criticality(p, r, l, s);
         mu_page_unfold(p);
     }
 }
@@ -204,7 +222,7 @@ static void put_top_pairs(mu_page *p, const mu_report *r, int64_t l) {
 void mu_report_put_pairs(mu_page *p, const mu_report *r) {
     int64_t shown = 0, E = r->experts;
     mu_page_section(p, "pairs", "Experts chosen together");
-    for (int64_t l = 0; l < r->n_moe; l++) {
+    for (int64_t l = 0; l < r->n_moe; l += r->layer_step) {
         char key[64];
         double *joint = mu_report_list(r, E * E, "moe/layer_%lld/coactivation", (long long)r->layer[l]);
         snprintf(key, sizeof key, "moe/layer_%lld/coactivation_top", (long long)r->layer[l]);

@@ -100,7 +100,7 @@ void mu_report_put_load(mu_page *p, const mu_report *r) {
         return;
     }
     put_by_layer(p, r);
-    for (int64_t l = 0; l < r->n_moe; l++) {
+    for (int64_t l = 0; l < r->n_moe; l += r->layer_step) {
         mu_page_fold(p, r->n_moe <= OPEN || l == 0, "Layer %lld", (long long)r->layer[l]);
         put_layer(p, r, l);
         mu_page_unfold(p);

@@ -4,17 +4,36 @@
 #include <stdlib.h>
 #include <string.h>
 
+static int64_t common_divisor(int64_t a, int64_t b) {
+    while (b) {
+        int64_t rest = a % b;
+        a = b, b = rest;
+    }
+    return a;
+}
+
+/* So many columns of time that each step in which a state changed is the border of two, if that is possible. */
+static int64_t columns_of(const mu_report *r) {
+    enum { LEAST = 200, MOST = 1000 };
+    int64_t divisor = r->last_step;
+    for (int64_t i = 0; i < r->n_states; i++) divisor = common_divisor(divisor, r->states[i].step);
+    int64_t columns = divisor > 0 ? r->last_step / divisor : LEAST;
+    if (columns > MOST) return MOST;
+    return columns * (1 + (LEAST - 1) / (columns > 0 ? columns : 1));
+}
+
+/* A column has the states at its middle. */
 static void fill_levels(const mu_report *r, int64_t l, int64_t C, uint8_t *levels) {
     int64_t E = r->experts, at = -1;
     for (int64_t col = 0; col < C; col++) {
-        while (at + 1 < r->n_states && (double)r->states[at + 1].step * (double)C <= (double)(col + 1) * (double)r->last_step) at++;
+        while (at + 1 < r->n_states && (double)r->states[at + 1].step * (double)C <= ((double)col + 0.5) * (double)r->last_step) at++;
         for (int64_t i = 0; i < E; i++)
             levels[i * C + col] = at < 0 ? MU_LEVEL_NONE : (uint8_t)(1 + r->states[at].state[l * E + i]);
     }
 }
 
 static void put_strips(mu_page *p, const mu_report *r, int64_t l, const mu_mark *marks, int n_marks) {
-    int64_t C = r->n_steps < 200 ? r->n_steps : 200;
+    int64_t C = columns_of(r);
     uint8_t *levels = mu_alloc((size_t)(r->experts * C), 1);
     fill_levels(r, l, C, levels);
     mu_axes axes = { mu_show("States, layer %lld", (long long)r->layer[l]), "A strip is an expert, time runs to the right. Dashed lines mark steps in which a state changed.",
@@ -84,7 +103,8 @@ void mu_report_put_timeline(mu_page *p, const mu_report *r) {
     }
     if (!r->all_states)
         mu_page_missing(p, "Healthy, starved and dead only: the other states are in the statistics lines of a run, every stats.every steps.");
-    for (int64_t l = 0; l < r->n_moe; l++) {
+    p->label_digits = 5;        /* one axis for all pictures of this part */
+    for (int64_t l = 0; l < r->n_moe; l += r->layer_step) {
         int n = make_marks(r, r->layer[l], marks, MARKS);
         mu_page_fold(p, r->n_moe <= OPEN || l == 0, "Layer %lld", (long long)r->layer[l]);
         put_strips(p, r, l, marks, n);
@@ -92,7 +112,10 @@ void mu_report_put_timeline(mu_page *p, const mu_report *r) {
         free_marks(marks, n);
     }
     int n = make_marks(r, -1, marks, MARKS);
+    mu_page_fold(p, true, "Losses at the same time");
     put_losses_below(p, r, marks, n);
+    mu_page_unfold(p);
+    p->label_digits = 0;
     free_marks(marks, n);
     put_events(p, r);
 }

@@ -89,7 +89,8 @@ static void put_machine(mu_page *p, const mu_report *r) {
     if (dp * ep == 1) fact(p, "communication", "none", "one rank");
     else if (r->vocab_size)
         fact(p, "communication", mu_show("%s MB per step and rank", mu_show_number(estimated_bytes(r, dp, ep) / 1e6)),
-             "an estimate from the sizes: gradients, weights, rows of the experts");
+             mu_show("estimated, not measured: 8 (S (n-1)/n + X/ep (dp-1)/dp) + 16 L K T D/n (ep-1)/ep bytes of fp32, with n = %.0f ranks, "
+                     "S shared and X expert parameters, L MoE layers, K experts of each of T tokens, width D", dp * ep));
     const json_t *parent = json_object_get(facts, "parent");
     const char *checkpoint = json_string_value(json_object_get(parent, "checkpoint"));
     if (checkpoint) fact(p, "forked from", checkpoint, mu_show("step %lld", (long long)json_integer_value(json_object_get(parent, "step"))));
@@ -114,5 +115,8 @@ void mu_report_put_summary(mu_page *p, const mu_report *r) {
     if (r->skipped) mu_page_missing(p, "metrics.jsonl: %lld lines are damaged and left out.", (long long)r->skipped);
     if (r->skipped_events) mu_page_missing(p, "events.jsonl: %lld lines are damaged and left out.", (long long)r->skipped_events);
     if (r->damaged_records) mu_page_missing(p, "statistics.rec: %lld records are damaged and left out.", (long long)r->damaged_records);
+    if (r->layer_step > 1)
+        mu_page_missing(p, "Pictures of single layers are drawn for one layer of %lld, so that this page stays small; texts, tables and the diagnosis know all.",
+                        (long long)r->layer_step);
     if (!r->n_steps) mu_page_missing(p, "No step was logged yet; log.every sets the interval.");
 }

@@ -113,6 +113,8 @@ bool mu_run_metrics_next(mu_run_metrics *m) {
     return m->line != NULL;
 }
 
+bool mu_run_metrics_follow(mu_run_metrics *m) { return mu_lines_follow(&m->lines); }
+
 mu_status mu_run_metrics_close(mu_run_metrics *m, mu_status status, mu_error *e) {
     json_decref(m->line);
     mu_status closed = mu_lines_close(&m->lines, status == MU_STATUS_OK ? e : NULL);

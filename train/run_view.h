@@ -45,6 +45,8 @@ typedef struct {
 } mu_run_metrics;
 mu_status mu_run_metrics_open(mu_run_metrics *m, const mu_run_view *v, mu_error *e) MU_MUST_USE;
 bool mu_run_metrics_next(mu_run_metrics *m);
+/* After mu_run_metrics_next returned false: may it be called again, for lines written since? False: open the file anew. */
+bool mu_run_metrics_follow(mu_run_metrics *m);
 /* The same for its events.jsonl, with mu_run_metrics_next and _close; NOINPUT where there is none (a dense model, an older run). */
 mu_status mu_run_events_open(mu_run_metrics *m, const mu_run_view *v, mu_error *e) MU_MUST_USE;
 /* Returns `status` if it is an error, else that of reading. */

@@ -402,6 +402,7 @@ int mu_cmd_inspect(int argc, char **argv);
 int mu_cmd_verify(int argc, char **argv);
 int mu_cmd_report(int argc, char **argv);
 int mu_cmd_compare(int argc, char **argv);
+int mu_cmd_watch(int argc, char **argv);
 int mu_cmd_selftest(int argc, char **argv);
 int mu_cmd_tokenize(int argc, char **argv);
 int mu_cmd_train_tokenizer(int argc, char **argv);
@@ -429,6 +430,10 @@ mu_status mu_argument_find(int argc, char **argv, int *i, const mu_argument *opt
 mu_status mu_argument_whole(const char *option, const char *text, int64_t *value, mu_error *e) MU_MUST_USE;
 /* --threads N of the commands that have no configuration, as train.threads: sets the threads of this process. Local. */
 mu_status mu_argument_threads(const char *text, mu_error *e) MU_MUST_USE;
+/* The arguments of a command about runs: `least` to `most` (1 or more) run folders; out: --out FILE.html, NULL: not an option; a flag, or NULL. */
+typedef struct { int least, most; const char **out, *flag; bool *flagged; } mu_run_options;
+/* Folders with ~/ expanded: dir[*n] on, heap, also after an error; *n is increased. Local. */
+mu_status mu_run_arguments(int argc, char **argv, const mu_run_options *o, int *n, char **dir, mu_error *e) MU_MUST_USE;
 /* Appends DOMAIN=PATH, with weight 1, to a list with room for it. USAGE when it is not of this form. Local. */
 mu_status mu_domain_argument(const char *text, mu_option_domains *list, mu_error *e) MU_MUST_USE;
 /* Checks that all ranks have the same arguments. Collective, agreed. */

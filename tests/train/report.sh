@@ -38,6 +38,7 @@ has run/report.html "text" '&lt;b&gt;|&lt;</span>'
 has_not run/report.html "text" '<b>letter'
 has run/report.html "text" 'title="expert [0-7]"'
 has run/report.html "drops" 'Dropless: moe.capacity_factor is 0'
+has run/report.html "lift" 'Lift is from the statistics of steps 1 to 40[.]'
 cp run/report.html first.html
 expect 0 "report again" report run --out=run/report.html
 if cmp -s first.html run/report.html; then pass; else fail "two reports of one run differ"; fi
@@ -68,7 +69,7 @@ has uneven/report.html "marks" '<i style="left:[0-9.]+%" title="step [0-9]+: lay
 refuses() { expect "$1" "report ${*:3}" report "${@:3}" && says_once "report ${*:3}" "^muster: error: .*$2"; }
 refuses 64 "needs a run folder"
 refuses 64 "unknown option --nonsense" run --nonsense
-refuses 64 "compare several" run run
+refuses 64 "compare several with" run run
 refuses 66 "nowhere is not a run folder" nowhere
 echo mine > mine.html
 refuses 64 "was not made by muster" run --out mine.html
@@ -100,6 +101,9 @@ is_whole crashed/report.html 4
 has crashed/report.html "state" '<span class="state">crashed</span>'
 has crashed/report.html "texts" 'no checkpoint yet'
 has crashed/report.html "counts" 'No counts: .*statistics.rec'
+cp -r run copies && sed -i '/"stats\/steps"/d' copies/metrics.jsonl
+expect 0 "report of a run without statistics lines" report copies --no-texts
+has copies/report.html "lift" 'Lift is from the logged steps since 21[.]'
 : > crashed/metrics.jsonl
 expect 0 "report of a run without steps" report crashed
 is_whole crashed/report.html 0
@@ -141,7 +145,14 @@ bytes=$(stat -c %s large/report.html)
 if [ "$bytes" -lt 10000000 ]; then pass; else fail "the report has $bytes bytes"; fi
 has large/report.html "pairs" 'most frequent pairs: [0-9]+ \+ [0-9]+'
 has large/report.html "states" 'overwritten'
-[ -n "${every:-}" ] || finish
+# Beyond 64 layers of 256 experts only some layers have pictures.
+if [ -n "${every:-}" ]; then
+    expect 0 "a larger run" "$MUSTER_LARGE_RUN" larger 160 256 50 20
+    expect 0 "report of it" report larger
+    has larger/report.html "layers" 'drawn for one layer of 3'
+    bytes=$(stat -c %s larger/report.html)
+    if [ "$bytes" -lt 10000000 ]; then pass; else fail "the report of a larger run has $bytes bytes"; fi
+else finish; fi
 
 # ---------------------------------------------------------------- in Chromium: every picture is drawn, and shows its values under the pointer
 command -v chromium > /dev/null || skip "no chromium"

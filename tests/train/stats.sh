@@ -29,6 +29,12 @@ printf '{"body": "%s"}\n' "$(seq -s ' ' 1 300)" > body.jsonl
 expect 0 "texts under another key" stats 1 run own=body.jsonl data.text_key=body
 says "texts under another key" "^own +1088 "
 
+# Where no expert is preferred there is a sentence, not an empty table.
+expect 0 "two experts for every token" train 1 even moe.num_experts=2 train.steps=1 optim.warmup_steps=0
+expect 0 "two experts for every token" stats 1 even a=synthetic
+says "two experts for every token" '^layer 1: none; at most 1.00 times, expert 0 of a$'
+if grep -Eq '^layer 1$|too few' <(sed '1,/^experts that get/d' log); then fail "an empty table"; else pass; fi
+
 # A domain that has left the training data keeps its probe, and criticality for it is measured on.
 expect 0 "a domain leaves" train 1 left stats.every=5 stats.budget=1 "data.phases=[{until_step: 10, mix: {a: 1, b: 1}}, {until_step: 20, mix: {a: 1}}]"
 if [ "$(grep -c '"stats/steps".*"probe/a/ce_loss".*"probe/b/ce_loss".*"moe/layer_1/criticality_step"' left/metrics.jsonl)" = 4 ]; then pass
