@@ -35,7 +35,7 @@ static void take_loss(mu_watch_loss *l, double value) {
 static bool take_lists(mu_watch *w, const json_t *line, const char *name, int64_t *counts, uint8_t *states) {
     for (int64_t l = 0; l < w->n_moe; l++) {
         char key[64];
-        snprintf(key, sizeof key, "moe/layer_%lld/%s", (long long)(w->view->cfg.moe.first_k_dense + l), name);
+        snprintf(key, sizeof key, "moe/layer_%lld/%s", (long long)w->layer[l], name);
         const json_t *list = json_object_get(line, key);
         if ((int64_t)json_array_size(list) != w->experts) return false;
         for (int64_t i = 0; i < w->experts; i++) {
@@ -104,10 +104,11 @@ static void take_event(mu_watch *w, int64_t step, const json_t *line) {
 
 static void forget(watcher *t) {
     mu_watch *w = &t->w;
-    free(w->domain), free(w->load), free(w->state);
-    int64_t n_moe = t->view.cfg.moe.num_experts ? t->view.cfg.model.num_layers - t->view.cfg.moe.first_k_dense : 0;
-    size_t cells = (size_t)(n_moe * t->view.cfg.moe.num_experts) + 1;
-    *w = (mu_watch){ .view = &t->view, .n_moe = n_moe, .experts = t->view.cfg.moe.num_experts };
+    free(w->domain), free(w->load), free(w->state), free(w->layer);
+    *w = (mu_watch){ .view = &t->view, .experts = t->view.cfg.moe.num_experts };
+    w->layer = mu_alloc((size_t)t->view.cfg.model.num_layers + 1, sizeof *w->layer);
+    w->n_moe = mu_run_moe_layers(&t->view, w->layer);
+    size_t cells = (size_t)(w->n_moe * w->experts) + 1;
     w->domain = mu_alloc((size_t)t->view.cfg.data.train.n + 1, sizeof *w->domain);
     w->load = mu_alloc(cells, sizeof *w->load);
     w->state = mu_alloc(cells, 1);
@@ -156,7 +157,7 @@ static mu_status read_on(watcher *t, const char *dir, mu_error *e) {
 static void close_watcher(watcher *t) {
     close_file(&t->metrics, &t->metrics_open);
     close_file(&t->events, &t->events_open);
-    free(t->w.domain), free(t->w.load), free(t->w.state);
+    free(t->w.domain), free(t->w.load), free(t->w.state), free(t->w.layer);
     mu_run_view_close(&t->view);
 }
 

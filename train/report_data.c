@@ -329,9 +329,8 @@ static void describe(mu_report *r) {
     r->name = mu_strdup(slash && slash[1] ? slash + 1 : r->view.dir);
     free(path);
     r->experts = cfg->moe.num_experts;
-    r->n_moe = r->experts ? cfg->model.num_layers - cfg->moe.first_k_dense : 0;
-    r->layer = mu_alloc((size_t)r->n_moe + 1, sizeof *r->layer);
-    for (int64_t i = 0; i < r->n_moe; i++) r->layer[i] = cfg->moe.first_k_dense + i;
+    r->layer = mu_alloc((size_t)cfg->model.num_layers + 1, sizeof *r->layer);
+    r->n_moe = mu_run_moe_layers(&r->view, r->layer);
     r->n_domains = cfg->data.train.n;
     r->domain = mu_alloc((size_t)r->n_domains + 1, sizeof *r->domain);
     for (int64_t i = 0; i < r->n_domains; i++) r->domain[i] = cfg->data.train.list[i].domain;

@@ -88,6 +88,13 @@ const char *mu_run_state_name(mu_run_state state) {
     return names[state];
 }
 
+int64_t mu_run_moe_layers(const mu_run_view *v, int64_t *layer) {
+    int64_t n = 0;
+    for (int i = 0; i < v->cfg.model.num_layers && v->cfg.moe.num_experts; i++)
+        if (mu_layer_is_moe(&v->cfg.moe, i)) layer[n++] = i;
+    return n;
+}
+
 /* ------------------------------------------------------------------ its metrics and statistics */
 
 static mu_status open_lines(mu_run_metrics *m, const mu_run_view *v, const char *name, mu_lines_format format, mu_error *e) {

@@ -29,6 +29,8 @@ typedef struct {
 mu_status mu_run_view_open(mu_run_view *v, const char *dir, mu_error *e) MU_MUST_USE;
 void mu_run_view_close(mu_run_view *v);
 const char *mu_run_state_name(mu_run_state state);
+/* The numbers of the MoE layers, layer [model.num_layers]; returns how many, 0 for a dense model. */
+int64_t mu_run_moe_layers(const mu_run_view *v, int64_t *layer);
 
 /* The valid lines of its metrics.jsonl, one by one, as far as they are written now:
  *     mu_run_metrics m;

@@ -181,7 +181,7 @@ static void put_layer(pen *p, int64_t l, int64_t per) {
     double all = 0, most = 0;
     for (int64_t i = 0; i < w->experts; i++) all += (double)load[i], most = fmax(most, (double)load[i]);
     double mean = all > 0 ? all / (double)w->experts : 1;
-    put(p, SOFT, "%3lld ", (long long)(w->view->cfg.moe.first_k_dense + l));
+    put(p, SOFT, "%3lld ", (long long)w->layer[l]);
     for (int64_t i = 0; i < w->experts; i += per) {
         int64_t n = i + per < w->experts ? per : w->experts - i;
         double sum = 0;
@@ -208,7 +208,7 @@ static void put_states(pen *p) {
         used += (size_t)snprintf(text, sizeof text, "%lld %s%s", (long long)n, mu_expert_state_name(order[k]), plural ? "s" : "");
         for (int64_t i = 0; i < w->n_moe * w->experts && k && n <= FEW; i++) {
             if (w->state[i] != order[k]) continue;
-            long long layer = w->view->cfg.moe.first_k_dense + i / w->experts;
+            long long layer = w->layer[i / w->experts];
             if (layer != last) used += (size_t)snprintf(text + used, sizeof text - used, "%slayer %lld: %lld", last < 0 ? " (" : "; ", layer, (long long)(i % w->experts));
             else used += (size_t)snprintf(text + used, sizeof text - used, ", %lld", (long long)(i % w->experts));
             last = layer;
