@@ -171,6 +171,7 @@ void mu_text_files_log(mu_text_files *f) {
     contents *c = f->contents;
     char *line = NULL;
     size_t size, skip = strlen(c->folder) + 1;
+    if (!c->read) return;           /* not a folder */
     FILE *out = open_memstream(&line, &size);
     MU_CHECK(out, "out of memory");
     for (int kind = FOLDER_LINK + 1; kind < N_KINDS; kind++) {
@@ -183,7 +184,7 @@ void mu_text_files_log(mu_text_files *f) {
         if (p->n) fputc(')', out);
     }
     fclose(out);
-    if (size && c->read) mu_log(MU_LOG_INFO, "note: not read in %s: %s", c->folder, line);
+    if (size) mu_log(MU_LOG_INFO, "note: not read in %s: %s", c->folder, line);
     free(line);
 }
 
