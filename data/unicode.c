@@ -62,6 +62,12 @@ static const struct { uint32_t first, last; } recent[] = {
     { 0x1E08F, 0x1E08F }, { 0x1E130, 0x1E136 }, { 0x1E2AE, 0x1E2AE }, { 0x1E2EC, 0x1E2EF }, { 0x1E4EC, 0x1E4EF },
 };
 
+/* The same for compatibility forms: their NFKC and NFKD leave these. */
+static const struct { uint32_t first, last; } recent_compatible[] = {
+    { 0x32FF, 0x32FF }, { 0xA7F2, 0xA7F4 }, { 0xAB69, 0xAB69 }, { 0x10781, 0x10785 }, { 0x10787, 0x107B0 }, { 0x107B2, 0x107BA },
+    { 0x1E030, 0x1E06D }, { 0x1F16C, 0x1F16C }, { 0x1FBF0, 0x1FBF9 },
+};
+
 static unsigned class_of_category(int category) {
     switch (category) {
     case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LT: return MU_CHAR_LETTER | MU_CHAR_UPPER | MU_CHAR_WORD;
@@ -233,18 +239,28 @@ static void append_composed(text_buffer *b, const unsigned char *p, const unsign
     append(b, p, end - p);
 }
 
+/* Whether the character stays as it is and separates what is normalized. */
+static bool is_apart(const unsigned char *p, const unsigned char *end, mu_unicode_form form, int *n) {
+    uint32_t code = 0;
+    if (mu_char_class(p, end, n) & (MU_CHAR_BROKEN | MU_CHAR_RECENT)) return true;
+    if (form == MU_NFC || form == MU_NFD || *n < 3) return false;
+    decode(p, end, &code);
+    for (size_t i = 0; i < sizeof recent_compatible / sizeof *recent_compatible && recent_compatible[i].first <= code; i++)
+        if (code <= recent_compatible[i].last) return true;
+    return false;
+}
+
 char *mu_unicode_normalize(mu_unicode_form form, const char *text, int64_t bytes, int64_t *out_bytes) {
     const unsigned char *p = (const unsigned char *)text, *end = p + bytes, *from, *to;
-    enum { APART = MU_CHAR_BROKEN | MU_CHAR_RECENT };
     if (form == MU_NFC ? !find_unstable(p, end, &from, &to) : is_ascii(p, end)) return NULL;
     text_buffer b = { .bytes = mu_alloc((size_t)bytes + 16, 1), .room = bytes + 16 };
     while (p < end) {
         const unsigned char *q = p;
         int n;
-        while (q < end && !(mu_char_class(q, end, &n) & APART)) q += n;
+        while (q < end && !is_apart(q, end, form, &n)) q += n;
         if (form == MU_NFC) append_composed(&b, p, q);
         else if (q > p) append_normalized(&b, form, p, q - p);
-        for (p = q; p < end && mu_char_class(p, end, &n) & APART; p += n) append(&b, p, n);
+        for (p = q; p < end && is_apart(p, end, form, &n); p += n) append(&b, p, n);
     }
     *out_bytes = b.n;
     return b.bytes;
