@@ -12,10 +12,11 @@ typedef struct {
     char **overrides;
 } arguments;
 
-static bool gives(const arguments *a, const char *key) {
-    bool given = false;
-    for (int i = 0; i < a->n_overrides; i++) given |= !strncmp(a->overrides[i], key, strlen(key));
-    return given;
+/* The override of a key, "train.seq_len="; NULL: not given. */
+static const char *given(const arguments *a, const char *key) {
+    for (int i = 0; i < a->n_overrides; i++)
+        if (!strncmp(a->overrides[i], key, strlen(key))) return a->overrides[i];
+    return NULL;
 }
 
 static const char length[] = "train.seq_len=";
@@ -23,10 +24,10 @@ static const char length[] = "train.seq_len=";
 /* What was not trained here has no texts, and no length of sequences. */
 static mu_status check_source(const mu_source *s, const arguments *a, mu_error *e) {
     bool elsewhere = s->hf || s->m.weights_only;
-    if (elsewhere && !gives(a, "data.train="))
+    if (elsewhere && !given(a, "data.train="))
         return mu_error_set(e, MU_STATUS_USAGE, "%s was not trained on texts that muster knows: add data.train='[{domain: NAME, path: ...}, ...]'",
                             a->path);
-    return elsewhere || !gives(a, length) ? MU_STATUS_OK : mu_config_check_use(length, MU_ON_EVAL, "eval", e);
+    return elsewhere || !given(a, length) ? MU_STATUS_OK : mu_config_check_use(given(a, length), MU_ON_EVAL, "eval", e);
 }
 
 static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
@@ -53,7 +54,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
 
 /* All sequences unless the command line sets train.eval_sequences; the run's own value is for training only. */
 static int64_t sequences(const mu_config *cfg, const arguments *a) {
-    return gives(a, "train.eval_sequences=") ? cfg->train.eval_sequences : 0;
+    return given(a, "train.eval_sequences=") ? cfg->train.eval_sequences : 0;
 }
 
 static void print_results(const mu_manifest *m, const mu_texts *texts, const arguments *a, int64_t most, double mean,
