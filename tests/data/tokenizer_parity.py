@@ -1,7 +1,7 @@
 """tokenizer_parity.py TOOL TOKENIZERS TEXTS LINES - compares the ids of muster (TOOL: tests/tools/token_ids.c) with those of Hugging
 Face's tokenizers, for each TOKENIZERS/*/tokenizer.json: of lines of the files in TEXTS (about LINES of them, spread over all files),
 of beginnings of whole files, and of made-up hostile texts; added tokens are recognised, and for a part of the texts special ones are
-text as when a corpus is encoded."""
+text as when a corpus is encoded. What muster writes gives the same ids in muster and there."""
 import os
 import random
 import struct
@@ -49,6 +49,9 @@ def texts_of(folder, lines, rng):
     return of_lines[:lines], [text[:20000] for text in documents]
 
 
+tokenizers_of = {}
+
+
 def ours(tool, tokenizer, mode, texts, *more):
     with tempfile.TemporaryDirectory() as folder:
         with open(folder + "/texts", "wb") as f:
@@ -58,6 +61,11 @@ def ours(tool, tokenizer, mode, texts, *more):
         subprocess.run([tool, tokenizer, mode, folder + "/texts", folder + "/ids", *more], check=True)
         with open(folder + "/ids", "rb") as f:
             data = f.read()
+        if "write" in more:
+            written = tokenizers.Tokenizer.from_file(folder + "/ids.json")
+            for text, one in zip(texts, written.encode_batch(texts, add_special_tokens=False)):
+                if one.ids != tokenizers_of[tokenizer].encode(text, add_special_tokens=False).ids:
+                    raise SystemExit("%s: what muster writes gives other ids for %r" % (tokenizer, text[:60]))
     at, out = 0, []
     for _ in texts:
         n, = struct.unpack_from("<I", data, at)
@@ -67,7 +75,7 @@ def ours(tool, tokenizer, mode, texts, *more):
 
 
 def compare(tool, path, all_texts, n_corpus):
-    theirs = tokenizers.Tokenizer.from_file(path)
+    theirs = tokenizers_of[path] = tokenizers.Tokenizer.from_file(path)
     bad = 0
     for mode, texts in ("prompt", all_texts), ("corpus", all_texts[-n_corpus:]):
         theirs.encode_special_tokens = mode == "corpus"
@@ -82,6 +90,9 @@ def compare(tool, path, all_texts, n_corpus):
                         print("  differs (%s) at id %d: %r: tokenizers %s, muster %s" % (
                             mode, i, text[:60], [(x, theirs.id_to_token(x)) for x in one.ids[max(0, i - 1):i + 4]],
                             [(x, theirs.id_to_token(x)) for x in ids[max(0, i - 1):i + 4]]))
+    theirs.encode_special_tokens = False
+    some = all_texts[-500:]
+    bad += ours(tool, path, "prompt", some, "write") != [theirs.encode(text, add_special_tokens=False).ids for text in some]
     return bad
 
 

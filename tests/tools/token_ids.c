@@ -1,6 +1,7 @@
 /* token_ids.c - ids of texts, for comparison with other tokenizers. Arguments: a tokenizer, corpus or prompt, the file with the texts,
  * the file for the ids. Texts are a uint32 length and bytes each; ids a uint32 count and int32 each. The decoded bytes of each
- * text's ids must be that text with a fifth argument, "exact". With "time": MB per second of processor time, the best of five rounds. */
+ * text's ids must be that text with a fifth argument, "exact". With "write": the tokenizer is first written to the file
+ * for the ids and ".json", and read there. With "time": MB per second of processor time, the best of five rounds. */
 #include "data/data.h"
 
 #include <stdlib.h>
@@ -37,11 +38,18 @@ int main(int argc, char **argv) {
     mu_tokenizer *t;
     char *data;
     size_t bytes;
-    if (argc < 5) fail("token_ids TOKENIZER corpus|prompt TEXTS IDS [exact|time]");
+    if (argc < 5) fail("token_ids TOKENIZER corpus|prompt TEXTS IDS [exact|write|time]");
     if (mu_tokenizer_open(&t, argv[1], &e) || mu_file_read(argv[3], (size_t)1 << 31, &data, &bytes, &e)) fail(e.text);
-    bool prompt = !strcmp(argv[2], "prompt"), exact = argc > 5 && !strcmp(argv[5], "exact");
+    if (argc > 5 && !strcmp(argv[5], "write")) {
+        char *written = mu_format("%s.json", argv[4]);
+        mu_tokenizer *first = t;
+        if (mu_tokenizer_write(first, written, &e) || mu_tokenizer_open(&t, written, &e)) fail(e.text);
+        mu_tokenizer_close(first);
+        free(written);
+    }
+    bool prompt = !strcmp(argv[2], "prompt"), exact = argc > 5 && !strcmp(argv[5], "exact"), timed = argc > 5 && !strcmp(argv[5], "time");
     double best = 1e9;
-    for (int round = 0; round < (argc > 5 && !exact ? 5 : 1); round++) {
+    for (int round = 0; round < (timed ? 5 : 1); round++) {
         FILE *out = fopen(argv[4], "wb");
         id_list l = { 0 };
         double seconds = 0;
@@ -64,7 +72,7 @@ int main(int argc, char **argv) {
         free(l.ids);
         if (seconds < best) best = seconds;
     }
-    if (argc > 5 && !exact) printf("%.1f MB/s\n", (double)bytes / best / 1e6);
+    if (timed) printf("%.1f MB/s\n", (double)bytes / best / 1e6);
     mu_tokenizer_close(t);
     free(data);
     return 0;
