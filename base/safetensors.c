@@ -615,6 +615,7 @@ mu_status mu_safetensors_read(mu_safetensors *m, const mu_safetensor *t, int64_t
     if (t->dtype > MU_SAFETENSORS_F16)
         return mu_error_set(e, MU_STATUS_DATA, "%s: tensor %s has dtype %s; F32, BF16 and F16 can be read", m->files[t->file].path, t->name,
                             dtypes[t->dtype].name);
+    if (n == 0) return MU_STATUS_OK;
     mu_status status = use_file(m, t->file, e);
     int64_t size = dtypes[t->dtype].bits / 8, at = m->files[t->file].data + t->begin + first * size;
     for (int64_t i = 0; i < n && status == MU_STATUS_OK; i += CHUNK) {

@@ -171,7 +171,10 @@ static void hostile_headers_take_little_memory(void **state) {
     text[at++] = '}', text[at] = '\0';
     int64_t before = mu_memory_peak();
     refused(text, 0, "more than 524288 tensors");
+#ifndef __SANITIZE_ADDRESS__     /* which keeps freed memory for a while */
     assert_true(mu_memory_peak() - before < INT64_C(256) << 20);
+#endif
+    (void)before;
     memset(text + 1, '[', at - 2);
     memcpy(text, "{\"a\":", 5);
     refused(text, 0, "expected '{'");
