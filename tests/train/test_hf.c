@@ -350,8 +350,8 @@ static void what_no_type_holds_is_named(void **state) {
     no_type("moe: {force_skew: true}", "moe.force_skew is true; there it is false");
     no_type("moe: {num_shared_experts: 1, shared_expert_gate: true}", "nearest is");
     no_type("model: {qk_norm: false}\nmoe: {num_shared_experts: 2, shared_expert_gate: true}", NULL);
-    no_type("model: {qk_norm: false, head_dim: 32}\nmoe: {num_shared_experts: 2}", "model.head_dim is 32; there it is 64");
-    no_type("model: {qk_norm: false, hidden_size: 42, head_dim: 16}\nmoe: {num_experts: 0}", "model.hidden_size 42 is not a multiple of model.num_heads 4");
+    no_type("model: {qk_norm: false, head_dim: 32, embedding_multiplier: 2}\nmoe: {num_shared_experts: 2}", "model.head_dim is 32; there it is 64");
+    no_type("model: {qk_norm: false, hidden_size: 42, head_dim: 16}\nmoe: {num_experts: 0}", "model.qk_norm is false");   /* llama needs whole heads */
     no_type("model: {logits_scaling: 2, qk_norm: false}\nmoe: {num_experts: 0}", "model.logits_scaling is 2");
 }
 
