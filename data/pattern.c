@@ -168,16 +168,33 @@ static void regex_parts(const mu_pattern *p, const char *text, int64_t n, int64_
 
 /* ------------------------------------------------------------------ all kinds */
 
-static bool in_class(const mu_pattern *p, unsigned class, unsigned char first) {
-    if (p->class == MU_PATTERN_NUMBER) return class & MU_CHAR_NUMBER;
-    return class & MU_CHAR_PUNCTUATION || (first < 0x80 && class & MU_CHAR_SYMBOL);
+/* Signs that became punctuation after the table of Hugging Face's Punctuation was made; two ceased to be. */
+static const struct { uint32_t first, last; } later_punctuation[] = {
+    { 0x61D, 0x61D }, { 0x9FD, 0x9FD }, { 0xA76, 0xA76 }, { 0xC77, 0xC77 }, { 0xC84, 0xC84 }, { 0x1B4E, 0x1B4F },
+    { 0x1B7D, 0x1B7F }, { 0x2E43, 0x2E4F }, { 0x2E52, 0x2E5D }, { 0x10D6E, 0x10D6E }, { 0x10EAD, 0x10EAD },
+    { 0x10F55, 0x10F59 }, { 0x10F86, 0x10F89 }, { 0x113D4, 0x113D5 }, { 0x113D7, 0x113D8 }, { 0x1144B, 0x1144F },
+    { 0x1145A, 0x1145B }, { 0x1145D, 0x1145D }, { 0x11660, 0x1166C }, { 0x116B9, 0x116B9 }, { 0x1183B, 0x1183B },
+    { 0x11944, 0x11946 }, { 0x119E2, 0x119E2 }, { 0x11A3F, 0x11A46 }, { 0x11A9A, 0x11A9C }, { 0x11A9E, 0x11AA2 },
+    { 0x11B00, 0x11B09 }, { 0x11BE1, 0x11BE1 }, { 0x11C41, 0x11C45 }, { 0x11C70, 0x11C71 }, { 0x11EF7, 0x11EF8 },
+    { 0x11F43, 0x11F4F }, { 0x11FFF, 0x11FFF }, { 0x12FF1, 0x12FF2 }, { 0x16D6D, 0x16D6F }, { 0x16E97, 0x16E9A },
+    { 0x16FE2, 0x16FE2 }, { 0x1E5FF, 0x1E5FF }, { 0x1E95E, 0x1E95F },
+};
+
+static bool is_punctuation(const unsigned char *p, const unsigned char *end, unsigned class) {
+    uint32_t code = 0;
+    if (*p < 0x80) return class & (MU_CHAR_PUNCTUATION | MU_CHAR_SYMBOL);
+    mu_char_code(p, end, &code);
+    for (size_t i = 0; i < sizeof later_punctuation / sizeof *later_punctuation && later_punctuation[i].first <= code; i++)
+        if (code <= later_punctuation[i].last) return false;
+    return class & MU_CHAR_PUNCTUATION || code == 0x166D || code == 0x111C9;
 }
 
 static void class_parts(const mu_pattern *p, const char *text, int64_t n, mu_take_part *take, void *to) {
     const unsigned char *start = (const unsigned char *)text, *end = start + n, *gap = start;
     int length;
     for (const unsigned char *at = start; at < end; at += length) {
-        if (!in_class(p, mu_char_class(at, end, &length), *at)) continue;
+        unsigned class = mu_char_class(at, end, &length);
+        if (!(p->class == MU_PATTERN_NUMBER ? class & MU_CHAR_NUMBER : is_punctuation(at, end, class))) continue;
         if (at > gap) take(to, (mu_part){ gap - start, at - start, false });
         take(to, (mu_part){ at - start, at + length - start, true });
         gap = at + length;
