@@ -131,8 +131,8 @@ static bool sum_pieces(mu_reduction *r) {
 }
 
 static bool move_on(mu_reduction *r) {
-    bool moved = send_pieces(r) | expect_pieces(r) | sum_pieces(r);
-    return moved;
+    bool sent = send_pieces(r), expected = expect_pieces(r), summed = sum_pieces(r);
+    return sent || expected || summed;
 }
 
 void mu_reduction_turn(mu_reduction *r) {
