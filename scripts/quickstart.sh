@@ -25,49 +25,9 @@ case ${1:-} in
 esac
 
 program=quickstart
-. scripts/lib/steps.sh
+. scripts/lib/guided.sh
 
-# Both ranks are on this machine: Open MPI needs no network, more ranks than cores are fine, and so is root.
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_odls_base_sigkill_timeout=20        # Ctrl-C leaves time for a checkpoint
-export OMPI_MCA_btl=^tcp,ofi,openib,uct,usnic OMPI_MCA_btl_vader_single_copy_mechanism=none
-muster() { build/muster "$@"; }
-
-# train OPTION...: at most $limit seconds; then the run is signalled to write a checkpoint and exits with 75.
-# Messages are shown afterwards; after a pause (which mpirun reports like a crash) only warnings.
-limit=200
-train() {
-    local code=0 messages=build/train.log
-    timeout --foreground --preserve-status --signal=USR1 "$limit" \
-        mpirun --oversubscribe -n 2 build/muster train "$config" run.dir="$run" "$@" 2> "$messages" || code=$?
-    if [[ $code -eq 75 ]]; then grep '^muster: warning' "$messages" >&2 || true; else cat "$messages" >&2; fi
-    return "$code"
-}
-
-# ---------------------------------------------------------------- packages, program, texts
-
-step "1/5 packages of the distribution (half a minute when all are missing)"
-bash scripts/lib/install-deps.sh run || fail $? "without these packages muster cannot be built"
-
-step "2/5 the program, in build/ (half a minute the first time)"
-mkdir -p build
-: > build/quickstart.log
-quietly build/quickstart.log cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=OFF
-quietly build/quickstart.log cmake --build build --target muster_program --parallel "$(nproc)"
-muster --version
-
-step "3/5 texts, in texts/ (half a minute the first time)"
-texts=0
-scripts/get-texts.sh texts || texts=$?
-if [[ $texts -eq 3 ]]; then          # the package lists may never have been fetched
-    as_root=()
-    [[ $(id -u) -eq 0 ]] || as_root=(sudo -n)
-    if "${as_root[@]}" apt-get -qq -o APT::Update::Error-Mode=any update > /dev/null 2>&1; then
-        echo "retrying with fresh package lists"
-        texts=0
-        scripts/get-texts.sh texts || texts=$?
-    fi
-fi
+prepare 5
 case $texts in
     0) config=configs/first.yaml run=runs/quickstart ;;
     3) config=configs/synthetic.yaml run=runs/quickstart-synthetic
@@ -78,36 +38,8 @@ esac
 
 # ---------------------------------------------------------------- training
 
-# A quickstart takes at most ten minutes, also on slow and busy machines: a paused run resumes from its checkpoint with
-# a shorter schedule.
-steps_of_run() { sed -n 's/^  steps: *\([0-9]*\).*/\1/p' "$run/config.resolved.yaml"; }
-finish_early() {
-    local newest=("$run"/checkpoints/step-????????) reached full steps
-    reached=$((10#${newest[-1]##*-})) full=$(steps_of_run)
-    steps=$((reached + reached / 10 + 1))
-    ((steps > 100)) || steps=101            # no fewer than the warm-up
-    if ((steps < full)); then
-        echo "NOTE: this machine is slower than expected, or busy. To save time training ends early,"
-        echo "at step $steps, with a schedule to fit: the losses below would be lower after all $full steps."
-    else
-        steps=$full
-        echo "(slow machine; training the few remaining steps)"
-    fi
-    train train.steps="$steps"
-}
-
 step "4/5 training with mpirun -n 2 (about two minutes, about four on a slow machine), in $run/"
-goal=()
-if [[ -e $run/config.resolved.yaml ]]; then
-    goal=(train.steps="$(steps_of_run)")
-    echo "$run/ exists: an unfinished run resumes, results of a finished one are shown again"
-fi
-code=0
-train "${goal[@]}" || code=$?
-while [[ $code -eq 75 ]]; do code=0; finish_early || code=$?; done
-[[ $code -eq 0 ]] ||
-    fail "$code" "training failed (exit $code), see above; run this again to resume from the last checkpoint, or" \
-        "start over with: rm -r $run"
+train_or_resume
 
 # ---------------------------------------------------------------- results
 
