@@ -95,7 +95,14 @@ if [ -f left/statistics.rec.aside ] && [ -f left/events.jsonl.aside ] && cmp -s 
 "$MUSTER" train tiny.yaml run.dir=busy train.steps=1000000 log.every=0 stats.every=0 checkpoint.every=1 checkpoint.keep=1 > busy.log 2>&1 &
 busy=$!
 for i in $(seq 100); do ls busy/checkpoints 2> /dev/null | grep -q 'step-[0-9]*$' && break; sleep 0.1; done
-for i in 1 2 3 4 5; do expect 0 "a busy run, $i" train 1 busy-$i train.steps=2 --fork busy train.steps=1000000 --dry-run; done
+for i in 1 2 3 4 5; do
+    "$MUSTER" train tiny.yaml run.dir=busy-$i train.steps=1000000 log.every=1 stats.every=0 checkpoint.every=0 --fork busy > busy-$i.log 2>&1 &
+    child=$!
+    for j in $(seq 200); do grep -q '^step ' busy-$i.log && break; kill -0 $child 2> /dev/null || break; sleep 0.1; done
+    kill -USR1 $child 2> /dev/null
+    code=0; wait $child || code=$?
+    if [ $code -eq 75 ] && grep -q '^forked from busy' busy-$i.log; then pass; else fail "a busy run, $i: exit $code: $(tail -1 busy-$i.log)"; fi
+done
 kill $busy && wait $busy
 
 # ---------------------------------------------------------------- damage and errors
