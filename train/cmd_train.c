@@ -264,7 +264,8 @@ static mu_status fork_from(mu_training *t, mu_comm *batch, start *s, mu_error *e
             if (status != MU_STATUS_OK) return status;
         }
         status = mu_training_fork(t, &s->m, e);
-        if ((status != MU_STATUS_DATA && status != MU_STATUS_IO) || !has_moved_on(batch, s, s->path)) break;
+        bool gone = status == MU_STATUS_DATA || status == MU_STATUS_IO || status == MU_STATUS_NOINPUT;
+        if (!gone || !has_moved_on(batch, s, s->path)) break;
     }
     return status;
 }
