@@ -162,7 +162,7 @@ static double *positions(const mu_report *r, const mu_series *s, axis x) {
     return out;
 }
 
-static void put_curves(mu_page *p, const comparison *c, const char *key, const char *title, const char *how, const char *unit, axis x) {
+static void put_curves(mu_page *p, const comparison *c, const char *key, const char *title, const char *how, const char *unit, axis x, bool share) {
     mu_curve curves[RUNS_MOST] = { 0 };
     double end = 0;
     for (int i = 0; i < c->n; i++) {
@@ -172,7 +172,7 @@ static void put_curves(mu_page *p, const comparison *c, const char *key, const c
         curves[i] = (mu_curve){ .name = c->name[i], .n = s->n, .x = at, .y = s->value, .dots = s->n <= 60 };
         end = fmax(end, at[s->n - 1]);
     }
-    mu_plot_curves(p, &(mu_axes){ title, how, axis_names[x], unit, 0, end }, curves, c->n, NULL);
+    mu_plot_curves(p, &(mu_axes){ title, how, axis_names[x], unit, 0, end }, curves, c->n, &(mu_curve_options){ .from_zero = share });
     for (int i = 0; i < c->n; i++) free((void *)curves[i].x);
 }
 
@@ -188,7 +188,7 @@ static void put_tabs(mu_page *p, const comparison *c, const char *key, const cha
                     axis_names[x]);
     for (int x = 0; x < N_AXES; x++) {
         mu_page_put(p, "<section>\n");
-        put_curves(p, c, key, title, how, unit, (axis)x);
+        put_curves(p, c, key, title, how, unit, (axis)x, !strcmp(unit, "share"));
         mu_page_put(p, "</section>");
     }
     mu_page_put(p, "</div>\n");
@@ -241,7 +241,7 @@ static void put_domain_row(mu_page *p, const comparison *c, const char *domain) 
 }
 
 static void put_domain_curves(mu_page *p, const comparison *c, const char *domain) {
-    put_curves(p, c, mu_show("val/%s/ce_loss", domain), domain, "Validation loss of this domain in each run.", "nats per token", BY_STEPS);
+    put_curves(p, c, mu_show("val/%s/ce_loss", domain), domain, "Validation loss of this domain in each run.", "nats per token", BY_STEPS, false);
 }
 
 static void put_domains(mu_page *p, const comparison *c) {

@@ -18,6 +18,8 @@ typedef struct {
     int layer, expert;
     char state[16];             /* the new one: "starved" */
     char reason[160];           /* in words, with figures; "" when the run has no events.jsonl */
+    int domain;                 /* that it is about, -1: unknown */
+    double criticality;         /* of the expert for this domain at that step */
 } mu_report_event;
 typedef struct { int64_t step; char text[400]; } mu_report_advice;
 /* Of one statistics line: the share of a domain's tokens that each expert gets [n_moe, experts, n_domains] (0 for a domain without tokens),

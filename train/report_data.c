@@ -79,7 +79,7 @@ double *mu_report_seconds(const mu_report *r, int64_t *n) {
 static void add_event(mu_report *r, int64_t step, int64_t layer, int64_t expert, const char *state, const char *reason) {
     if (r->n_events % 256 == 0) r->events = mu_realloc(r->events, (size_t)r->n_events + 256, sizeof *r->events);
     mu_report_event *v = &r->events[r->n_events++];
-    *v = (mu_report_event){ .step = step, .layer = (int)layer, .expert = (int)expert };
+    *v = (mu_report_event){ .step = step, .layer = (int)layer, .expert = (int)expert, .domain = -1 };
     snprintf(v->state, sizeof v->state, "%s", state);
     snprintf(v->reason, sizeof v->reason, "%s", reason);
 }
@@ -230,9 +230,14 @@ static void take_event(mu_report *r, int64_t step, const json_t *line, bool *any
     if (!to) return;
     if (!*any) r->n_events = 0;
     *any = true;
-    char *why = mu_format("%s%s%s", domain ? domain : "", domain && reason ? ": " : "", reason ? reason : "");
+    bool names_it = !domain || !strcmp(to, mu_expert_state_name(MU_EXPERT_HEALTHY));     /* "no longer the carrier of chemistry" */
+    char *why = mu_format("%s%s%s", names_it ? "" : domain, !names_it && reason ? ": " : "", reason ? reason : "");
     add_event(r, step, json_integer_value(json_object_get(line, "layer")), json_integer_value(json_object_get(line, "expert")), to, why);
     free(why);
+    mu_report_event *v = &r->events[r->n_events - 1];
+    v->criticality = json_number_value(json_object_get(line, "criticality"));
+    for (int d = 0; domain && d < (int)r->n_domains; d++)
+        if (!strcmp(domain, r->domain[d])) v->domain = d;
 }
 
 static void read_events(mu_report *r) {

@@ -3,6 +3,7 @@
 #include "train/report.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -85,11 +86,13 @@ static int64_t in_state(const mu_report *r, int64_t layer, int state, int64_t *e
     return n;
 }
 
-/* Why the expert came into its present state, in the words of events.jsonl. */
-static const char *reason_of(const mu_report *r, int64_t layer, int64_t expert) {
+/* When and why the expert came into its present state; NULL: not known. */
+static const mu_report_event *event_of(const mu_report *r, int64_t layer, int64_t expert) {
+    uint8_t now = r->states[r->n_states - 1].state[layer * r->experts + expert];
     for (int64_t i = r->n_events - 1; i >= 0; i--)
-        if (r->events[i].layer == r->layer[layer] && r->events[i].expert == expert) return r->events[i].reason;
-    return "";
+        if (r->events[i].layer == r->layer[layer] && r->events[i].expert == expert)
+            return strcmp(r->events[i].state, mu_expert_state_name((mu_expert_state)now)) ? NULL : &r->events[i];
+    return NULL;
 }
 
 static const char *const meanings[] = {
@@ -104,15 +107,26 @@ static void about_state(findings *f, const mu_report *r, int64_t layer, int stat
     char list[160];
     if (state > MU_EXPERT_DEAD && n <= SHOWN) {
         for (int64_t i = 0; i < n; i++) {
-            const char *reason = reason_of(r, layer, experts[i]);
-            finding(f, k, mu_show("Layer %lld: expert %lld is now %s: %s%s%s.", (long long)r->layer[layer], (long long)experts[i], name, meanings[state],
-                                  reason[0] ? "; " : "", reason));
+            const mu_report_event *v = event_of(r, layer, experts[i]);
+            const char *since = v ? mu_show(" since step %lld", (long long)v->step) : "";
+            finding(f, k, mu_show("Layer %lld: expert %lld is %s%s: %s%s%s.", (long long)r->layer[layer], (long long)experts[i], name, since, meanings[state],
+                                  v && v->reason[0] ? "; at that step: " : "", v ? v->reason : ""));
         }
         return;
     }
     list_numbers(list, sizeof list, experts, n);
     finding(f, k, mu_show("Layer %lld: %s %s %s now %s: %s.", (long long)r->layer[layer], n == 1 ? "expert" : "experts", list, n == 1 ? "is" : "are", name,
                           meanings[state]));
+}
+
+/* Carriers of a known domain are told with this domain. Keeps the others; returns how many. */
+static int64_t without_domain(const mu_report *r, int64_t layer, int64_t *experts, int64_t n) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const mu_report_event *v = event_of(r, layer, experts[i]);
+        if (!v || v->domain < 0) experts[kept++] = experts[i];
+    }
+    return kept;
 }
 
 static void about_states(findings *f, const mu_report *r) {
@@ -122,6 +136,7 @@ static void about_states(findings *f, const mu_report *r) {
     for (int s = MU_EXPERT_STARVED; s < MU_EXPERT_STATES && r->n_states; s++)
         for (int64_t layer = 0; layer < r->n_moe; layer++) {
             int64_t n = in_state(r, layer, s, experts);
+            if (s == MU_EXPERT_CARRIER) n = without_domain(r, layer, experts, n);
             idle += s <= MU_EXPERT_DEAD ? n : 0;
             if (n) about_state(f, r, layer, s, experts, n, kinds[s]);
         }
@@ -220,44 +235,110 @@ static void about_copies(findings *f, const mu_report *r) {
     }
 }
 
-/* Of one layer: criticality [experts, domains], and the step at which each was measured, 0 never. */
+/* Criticality [experts, domains] of a layer, and the step at which each cell was measured, 0 never. K NULL: not in the run. */
 typedef struct { double *K, *at; } critical;
-static critical critical_of(const mu_report *r, int64_t l) {
+/* A measured cell; K 0: none. */
+typedef struct { double K; int64_t layer, expert; } cell;
+static const double matters = 0.05;     /* nats/token */
+
+static critical *criticality_of(const mu_report *r) {
     int64_t n = r->experts * r->n_domains;
-    return (critical){ mu_report_list(r, n, "moe/layer_%lld/criticality", (long long)r->layer[l]),
-                       mu_report_list(r, n, "moe/layer_%lld/criticality_step", (long long)r->layer[l]) };
-}
-
-/* Mean criticality of the expert over the other domains for which it was measured. */
-static double for_others(const mu_report *r, const critical *c, int64_t expert, int64_t domain) {
-    double sum = 0, n = 0;
-    for (int64_t d = 0; d < r->n_domains; d++) {
-        int64_t i = expert * r->n_domains + d;
-        if (d != domain && c->at[i] > 0) sum += c->K[i], n++;
-    }
-    return n > 0 ? sum / n : 0;
-}
-
-/* For each domain the expert without which it loses most, if that is much and at least twice what other domains lose. */
-static void about_criticality(findings *f, const mu_report *r) {
-    static const double matters = 0.05; /* nats/token */
-    struct { double most; int64_t layer, expert; } *of = mu_alloc((size_t)r->n_domains + 1, sizeof *of);
+    critical *c = mu_alloc((size_t)r->n_moe, sizeof *c);
     for (int64_t l = 0; l < r->n_moe; l++) {
-        critical c = critical_of(r, l);
-        for (int64_t i = 0; c.K && c.at && i < r->experts * r->n_domains; i++) {
-            int64_t d = i % r->n_domains, expert = i / r->n_domains;
-            if (c.K[i] > of[d].most && c.K[i] >= matters && c.K[i] >= 2 * for_others(r, &c, expert, d))
-                of[d].most = c.K[i], of[d].layer = r->layer[l], of[d].expert = expert;
-        }
-        free(c.K);
-        free(c.at);
+        c[l].K = mu_report_list(r, n, "moe/layer_%lld/criticality", (long long)r->layer[l]);
+        c[l].at = mu_report_list(r, n, "moe/layer_%lld/criticality_step", (long long)r->layer[l]);
+        if (!c[l].at) free(c[l].K), c[l].K = NULL;
     }
+    return c;
+}
+
+static void add_text(char *text, size_t room, const char *format, ...) MU_PRINTF(3, 4);
+static void add_text(char *text, size_t room, const char *format, ...) {
+    size_t used = strlen(text);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text + used, room - used, format, args);
+    va_end(args);
+}
+
+/* The two experts without which the domain loses most. */
+static void largest_of(const mu_report *r, const critical *c, int64_t domain, cell most[2]) {
+    for (int64_t l = 0; l < r->n_moe; l++)
+        for (int64_t i = 0; c[l].K && i < r->experts; i++) {
+            cell one = { c[l].K[i * r->n_domains + domain], l, i };
+            if (!(c[l].at[i * r->n_domains + domain] > 0) || one.K <= most[1].K) continue;
+            most[1] = one;
+            if (one.K > most[0].K) most[1] = most[0], most[0] = one;
+        }
+}
+
+/* The domain that loses most without this expert, apart from those marked in `told`; -1: no other was measured. */
+static int64_t worst_of(const mu_report *r, const critical *c, int64_t expert, const bool *told) {
+    const double *K = c->K + expert * r->n_domains, *at = c->at + expert * r->n_domains;
+    int64_t most = -1;
     for (int64_t d = 0; d < r->n_domains; d++)
-        if (of[d].most > 0)
-            finding(f, NOTE, mu_show("%s depends on expert %lld of layer %lld: without it its loss on the probe rises by %.2f nats/token%s.",
-                                     r->domain[d], (long long)of[d].expert, (long long)of[d].layer, of[d].most,
-                                     r->n_domains > 1 ? ", more than twice what other domains lose" : ""));
-    free(of);
+        if (!told[d] && at[d] > 0 && (most < 0 || K[d] > K[most])) most = d;
+    return most;
+}
+
+/* Which other domains lose at least half as much without this expert; only measured ones are known. */
+static void add_others(char *text, size_t room, const mu_report *r, const critical *layer, cell of, int64_t domain) {
+    enum { SHOWN = 3 };
+    const double *K = layer->K + of.expert * r->n_domains;
+    bool *told = mu_alloc((size_t)r->n_domains, sizeof *told);
+    told[domain] = true;
+    int64_t worst = worst_of(r, layer, of.expert, told);
+    if (worst < 0 && r->n_domains > 1) add_text(text, room, "; no other domain was measured with this expert");
+    else if (worst >= 0 && K[worst] < 0.5 * of.K) add_text(text, room, "; of the other domains measured with it, %s loses most: %.2f", r->domain[worst], K[worst]);
+    for (int n = 0; worst >= 0 && K[worst] >= 0.5 * of.K && n <= SHOWN; n++) {
+        if (n < SHOWN) add_text(text, room, "%s %s %.2f", n ? "," : "; shared with", r->domain[worst], K[worst]);
+        else add_text(text, room, " and others");
+        told[worst] = true;
+        worst = worst_of(r, layer, of.expert, told);
+    }
+    free(told);
+}
+
+/* Experts that are carriers of the domain now: criticality of the last measurement, and when they became it. */
+static void add_carriers(char *text, size_t room, const mu_report *r, const critical *c, int64_t domain) {
+    enum { SHOWN = 4 };
+    int64_t n = 0;
+    for (int64_t l = 0; l < r->n_moe && r->n_states; l++)
+        for (int64_t i = 0; i < r->experts; i++) {
+            if (r->states[r->n_states - 1].state[l * r->experts + i] != MU_EXPERT_CARRIER) continue;
+            const mu_report_event *v = event_of(r, l, i);
+            int64_t at = i * r->n_domains + domain;
+            if (!v || v->domain != domain || n++ >= SHOWN) continue;
+            add_text(text, room, "%s expert %lld of layer %lld (", n == 1 ? " Carriers:" : ",", (long long)i, (long long)r->layer[l]);
+            if (c[l].K && c[l].at[at] > 0) add_text(text, room, "%.2f at step %.0f, ", c[l].K[at], c[l].at[at]);
+            add_text(text, room, "since step %lld with %.2f)", (long long)v->step, v->criticality);
+        }
+    if (n > SHOWN) add_text(text, room, " and %lld more", (long long)(n - SHOWN));
+    if (n) add_text(text, room, ".");
+}
+
+/* One statement for each domain: the experts that it needs most, who shares them, and its carriers. */
+static void about_criticality(findings *f, const mu_report *r) {
+    critical *c = criticality_of(r);
+    for (int64_t d = 0; d < r->n_domains; d++) {
+        char text[1000] = "", carriers[600] = "";
+        cell most[2] = { { 0 } };
+        largest_of(r, c, d, most);
+        add_carriers(carriers, sizeof carriers, r, c, d);
+        if (most[0].K >= matters) {
+            add_text(text, sizeof text, "%s depends most on expert %lld of layer %lld: without it its loss on the probe rises by %.2f nats/token (step %.0f)",
+                     r->domain[d], (long long)most[0].expert, (long long)r->layer[most[0].layer], most[0].K,
+                     c[most[0].layer].at[most[0].expert * r->n_domains + d]);
+            add_others(text, sizeof text, r, &c[most[0].layer], most[0], d);
+            if (most[1].K >= matters)
+                add_text(text, sizeof text, "; next: expert %lld of layer %lld, %.2f", (long long)most[1].expert, (long long)r->layer[most[1].layer], most[1].K);
+            add_text(text, sizeof text, ".");
+        } else if (carriers[0]) add_text(text, sizeof text, "%s has carriers, but at the last measurement no expert cost it %.2f nats/token or more.", r->domain[d], matters);
+        add_text(text, sizeof text, "%s", carriers);
+        if (text[0]) finding(f, NOTE, text);
+    }
+    for (int64_t l = 0; l < r->n_moe; l++) free(c[l].K), free(c[l].at);
+    free(c);
 }
 
 void mu_report_put_diagnosis(mu_page *p, const mu_report *r) {

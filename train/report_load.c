@@ -37,13 +37,15 @@ void mu_report_put_balance(mu_page *p, const mu_report *r) {
                       "term takes most of it, the routers learn little from the texts.", "step", "share", 0, last };
     PUT_WANTED(p, r, &axes, parts, &(mu_curve_options){ .from_zero = true });
     static const wanted entropy[] = { { "moe/router_entropy", "router entropy" } };
-    static const wanted margins[] = { { "moe/top1_margin", "top-1 margin (logits)" }, { "moe/boundary_margin", "boundary margin (scores)" } };
+    static const wanted top[] = { { "moe/top1_margin", "top-1 margin" } }, boundary[] = { { "moe/boundary_margin", "boundary margin" } };
     axes = (mu_axes){ "How undecided the router is", mu_show("Entropy of the router's scores, mean over tokens and layers: %.2f is undecided between all experts, 0 is certain. A fall to 0 in the "
                       "first steps is a collapse.", log((double)r->experts)), "step", "nats", 0, last };
     PUT_WANTED(p, r, &axes, entropy, &(mu_curve_options){ .from_zero = true });
-    axes = (mu_axes){ "How clear the choice is", "Distance of the first choice from the second, and of the last chosen expert from the best that was not: with small distances "
-                      "tokens change experts easily.", "step", "", 0, last };
-    PUT_WANTED(p, r, &axes, margins, &(mu_curve_options){ .from_zero = true });
+    axes = (mu_axes){ "How clear the first choice is", "top-1 margin: the largest logit minus the second largest.", "step", "logits", 0, last };
+    PUT_WANTED(p, r, &axes, top, &(mu_curve_options){ .from_zero = true });
+    axes = (mu_axes){ "How clear the last choice is", "boundary margin: the score of the last chosen expert minus that of the best that was not chosen. While it is small, tokens change "
+                      "experts easily.", "step", "score", 0, last };
+    PUT_WANTED(p, r, &axes, boundary, &(mu_curve_options){ .from_zero = true });
 }
 
 /* ------------------------------------------------------------------ maps of load */

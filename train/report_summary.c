@@ -42,7 +42,7 @@ static void put_sizes(mu_page *p, const mu_report *r) {
     mu_moe_config all = cfg->moe;
     all.top_k = all.num_experts;
     mu_model_size size = mu_model_measure(&cfg->model, &cfg->moe, r->vocab_size, cfg->train.seq_len);
-    fact(p, "parameters", mu_show_count((double)size.total), mu_show("%lld", (long long)size.total));
+    fact(p, "parameters", mu_show_count((double)size.total), size.total >= 1e5 ? mu_show("%lld", (long long)size.total) : "");
     const char *flops = mu_show("%s FLOPs per token, forward and backward", mu_show_count(size.train_flops));
     fact(p, "active per token", mu_show_count((double)size.active), mu_show("%.0f %% of all parameters", 100 * (double)size.active / (double)size.total));
     if (!r->n_moe) {

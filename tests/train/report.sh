@@ -32,6 +32,8 @@ says "report" '^written to run/report.html, [0-9.]+ MB$'
 is_whole run/report.html 14
 has run/report.html "state" '<h1>run <span class="state">finished</span>'
 has run/report.html "steps" '<dt>steps</dt><dd>40 of 40'
+has run/report.html "parameters" '<dt>parameters</dt><dd>[0-9]+</dd>'
+has run/report.html "margins" '"y":"logits"|>logits<'
 has run/report.html "sizes" '<dt>compute saved against the dense model of equal size</dt><dd>[0-9]+ %'
 has run/report.html "diagnosis" '<li class="good">Validation loss went from'
 has run/report.html "text" '&lt;b&gt;|&lt;</span>'
@@ -42,6 +44,23 @@ has run/report.html "lift" 'Lift is from the statistics of steps 1 to 40[.]'
 cp run/report.html first.html
 expect 0 "report again" report run --out=run/report.html
 if cmp -s first.html run/report.html; then pass; else fail "two reports of one run differ"; fi
+# Figures of criticality: only measured cells are compared, each domain has one statement, present and past figures have their steps.
+expect 0 "a run with measurements" train 1 needs train.steps=20 train.eval_every=10 stats.every=10 stats.budget=1 "$texts"
+list() { sed -Ei "s|\"moe/layer_$1/$2\":\[[^]]*\]|\"moe/layer_$1/$2\":[$3]|" needs/metrics.jsonl; }
+sed -i 's|,"xxh3":"[^"]*"||' needs/metrics.jsonl
+list 0 criticality '0.42,0.5,0,0.3,0.6,0.9,0.01,0,0,0,0,0,0,0,0,0'
+list 0 criticality_step '20,20,0,20,20,0,20,0,0,0,0,0,0,0,0,0'
+list 1 criticality "$(printf '0,%.0s' $(seq 15))0" && list 1 criticality_step "$(printf '0,%.0s' $(seq 15))0"
+list 0 state 0,3,0,0,0,0,0,0
+cat >> needs/events.jsonl << 'end'
+{"step":10,"event":"state","layer":0,"expert":1,"to":"carrier","reason":"criticality 0.36 nats","domain":"made-up","criticality":0.36,"xxh3":"8331e5ff984c6629"}
+{"step":12,"event":"state","layer":0,"expert":2,"to":"healthy","reason":"no longer the carrier of made-up, criticality 0.01 nats","domain":"made-up","criticality":0.01,"xxh3":"2bbd3856854c7501"}
+end
+expect 0 "report of made-up criticality" report needs --no-texts
+has needs/report.html "most" '>plain depends most on expert 2 of layer 0: without it its loss on the probe rises by 0.60 nats/token \(step 20\); no other domain was measured with this expert; next: expert 0 of layer 0, 0.42[.]<'
+has needs/report.html "shared" '>made-up depends most on expert 0 of layer 0: .* 0.50 nats/token \(step 20\); shared with plain 0.42; next: expert 1 of layer 0, 0.30[.] Carriers: expert 1 of layer 0 \(0.30 at step 20, since step 10 with 0.36\)[.]<'
+has needs/report.html "reason" '<td class="words">no longer the carrier of made-up'
+has_not needs/report.html "once" 'expert 1 is |twice what other'
 expect 0 "report elsewhere, without texts" report run --out other.html --no-texts
 has other.html "texts" 'Left out on request \(--no-texts\)'
 
