@@ -86,6 +86,8 @@ double mu_report_share(const mu_report *r, int64_t layer, int64_t expert, int64_
 double mu_report_domain_tokens(const mu_report *r, int64_t domain);
 /* "the statistics of steps 801 to 1600", "the logged steps since 801": what lift and shares are from. */
 const char *mu_report_lift_source(const mu_report *r);
+/* "stats.budget is 0": why a run has no measurements on the probe. */
+const char *mu_report_why_no_probe(const mu_report *r);
 /* Mutual information of expert and domain over the smaller of their entropies, with the small-sample correction (Miller and Madow). */
 double mu_report_information(const mu_report *r, int64_t layer);
 

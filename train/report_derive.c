@@ -72,6 +72,15 @@ double mu_report_share(const mu_report *r, int64_t layer, int64_t expert, int64_
     return all > 0 ? (double)counts_of(r, layer, expert)[domain] / all : NAN;
 }
 
+const char *mu_report_why_no_probe(const mu_report *r) {
+    const mu_config *cfg = &r->view.cfg;
+    if (!cfg->stats.every) return "stats.every is 0";
+    if (!(cfg->stats.budget > 0)) return "stats.budget is 0";
+    if (!(cfg->data.val_fraction > 0)) return "data.val_fraction is 0, so there are no validation texts to measure on";
+    return mu_show("nothing was measured up to step %lld; stats.every is %lld and stats.budget %g", (long long)r->last_step, (long long)cfg->stats.every,
+                   cfg->stats.budget);
+}
+
 static double entropy(double part, double all) { return part > 0 ? -part / all * log(part / all) : 0; }
 
 /* As moe/layer_L/mutual_information_norm, over more steps. I = H(expert) + H(domain) - H(expert, domain); each entropy of k occupied cells is too low by (k - 1) / 2N. */

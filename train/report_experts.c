@@ -63,16 +63,31 @@ static void put_criticality(mu_page *p, const mu_report *r, int64_t l, scale s) 
         uint8_t *levels = mu_alloc((size_t)(E * D), 1);
         for (int64_t d = 0; d < D; d++)
             for (int64_t i = 0; i < E; i++) levels[d * E + i] = at[i * D + d] > 0 ? mu_colours_level(k[i * D + d], -most, most) : MU_LEVEL_NONE;
+        int64_t known = 0;
+        for (int64_t i = 0; i < E * D; i++) known += at[i] > 0;
         mu_axes axes = domain_axes(mu_show("Criticality, layer %lld", (long long)r->layer[l]), mu_show("How much the loss of a domain's probe rises when this one expert is masked: red experts "
-                                   "hold what the domain needs. One scale for all layers%s. Hatched: not measured, because the expert gets less than 1.5 times "
-                                   "its fair share of the domain, or because stats.budget did not reach it yet.",
-                                   s.largest > most ? mu_show(", which ends at %.2g: a few cells are stronger, up to %.2g", most, s.largest) : ""));
+                                   "hold what the domain needs. One scale for all layers%s. %lld of %lld cells were measured; hatched: never measured.",
+                                   s.largest > most ? mu_show(", which ends at %.2g: a few cells are stronger, up to %.2g", most, s.largest) : "",
+                                   (long long)known, (long long)(E * D)));
         mu_plot_map(p, &axes, &(mu_map){ .colours = MU_COLOURS_DIVERGING, .rows = D, .cols = E, .levels = levels, .low = -most, .high = most,
                                          .unit = "nats/token", .row = "domain", .col = "expert", .row_names = r->domain });
         free(levels);
     }
     free(k);
     free(at);
+}
+
+/* Cells are screened before they are measured; or why there is no criticality at all. */
+static bool put_coverage(mu_page *p, const mu_report *r) {
+    double covered = mu_series_last(mu_report_series(r, "stats/criticality_coverage"));
+    if (isnan(covered)) {
+        mu_page_missing(p, "No criticality: %s.", mu_report_why_no_probe(r));
+        return false;
+    }
+    mu_page_put(p, "<p class=\"soft\">Criticality is measured where an expert gets at least 1.5 times its fair share of a domain. Of these cells <b>%.0f %%</b> were measured in the last ten intervals of "
+                   "stats.every (%lld steps); %s</p>\n", 100 * covered, (long long)r->view.cfg.stats.every,
+                covered < 1 ? mu_show("a larger stats.budget (now %g) reaches more.", r->view.cfg.stats.budget) : "the other cells were screened out.");
+    return true;
 }
 
 /* ------------------------------------------------------------------ measures by layer */
@@ -164,16 +179,19 @@ void mu_report_put_specialisation(mu_page *p, const mu_report *r) {
                "settles; where it rises again something has upset it.");
     put_saturation(p, r);
     if (!r->statistics)
-        mu_page_missing(p, "No statistics lines: similarity of experts, criticality and mutual information are not known. stats.every sets their interval.");
+        mu_page_missing(p, "No statistics lines: similarity of experts, criticality and mutual information are not known; %s.",
+                        r->view.cfg.stats.every ? mu_show("they come every %lld steps (stats.every)", (long long)r->view.cfg.stats.every) : "stats.every is 0");
     if (!r->by_domain) {
         mu_page_missing(p, "No counts by domain: %s.", r->no_counts ? r->no_counts : "this run was made by a version that counts only totals");
         return;
     }
     scale s = scale_of(r);
-    mu_page_put(p, "<p class=\"soft\">Lift is from %s.</p>\n", mu_report_lift_source(r));
-    for (int64_t l = 0; l < r->n_moe; l += r->layer_step) {
+    if (r->n_domains > 1) mu_page_put(p, "<p class=\"soft\">Lift is from %s.</p>\n", mu_report_lift_source(r));
+    else mu_page_missing(p, "No lift and no domain information: they compare domains, and data.train has only %s.", r->domain[0]);
+    bool pictures = put_coverage(p, r) || r->n_domains > 1;
+    for (int64_t l = 0; pictures && l < r->n_moe; l += r->layer_step) {
         mu_page_fold(p, r->n_moe <= OPEN || l == 0, "Layer %lld", (long long)r->layer[l]);
-        put_lift(p, r, l);
+        if (r->n_domains > 1) put_lift(p, r, l);
         put_criticality(p, r, l, s);
         mu_page_unfold(p);
     }

@@ -43,6 +43,13 @@ static bool put_domains(mu_page *p, const mu_report *r, const mu_axes *axes, con
     return any;
 }
 
+static const char *why_no_evaluation(const mu_report *r) {
+    const mu_config *cfg = &r->view.cfg;
+    if (!(cfg->data.val_fraction > 0)) return "data.val_fraction is 0, so there are no validation texts";
+    if (!cfg->train.eval_every) return "train.eval_every is 0";
+    return mu_show("there was no evaluation up to step %lld; train.eval_every is %lld", (long long)r->last_step, (long long)cfg->train.eval_every);
+}
+
 void mu_report_put_losses(mu_page *p, const mu_report *r) {
     mu_mark marks[PHASES];
     int n_marks = phase_marks(r, marks);
@@ -57,12 +64,11 @@ void mu_report_put_losses(mu_page *p, const mu_report *r) {
     axes = step_axes(r, "Validation loss per domain", "Each curve is one domain, on texts that are not trained on. A curve that turns upwards while others fall is "
                      "a domain being forgotten.", "nats per token");
     if (!put_domains(p, r, &axes, "val", "ce_loss", &marked))
-        mu_page_missing(p, "No evaluation yet: train.eval_every sets the interval (%lld steps), data.val_fraction the share of validation text.",
-                        (long long)r->view.cfg.train.eval_every);
+        mu_page_missing(p, "No validation losses: %s.", why_no_evaluation(r));
     axes = step_axes(r, "Probe loss per domain", "The same few validation texts of each domain at every statistics step, also while the domain is absent from training.",
                      "nats per token");
     if (!put_domains(p, r, &axes, "probe", "ce_loss", &marked) && r->n_moe)
-        mu_page_missing(p, "No probe losses: stats.every sets the interval of statistics, stats.probe_tokens the size of the probe.");
+        mu_page_missing(p, "No probe losses: %s.", mu_report_why_no_probe(r));
     free_marks(marks, n_marks);
 }
 

@@ -59,6 +59,8 @@ end
 expect 0 "report of made-up criticality" report needs --no-texts
 has needs/report.html "most" '>plain depends most on expert 2 of layer 0: without it its loss on the probe rises by 0.60 nats/token \(step 20\); no other domain was measured with this expert; next: expert 0 of layer 0, 0.42[.]<'
 has needs/report.html "shared" '>made-up depends most on expert 0 of layer 0: .* 0.50 nats/token \(step 20\); shared with plain 0.42; next: expert 1 of layer 0, 0.30[.] Carriers: expert 1 of layer 0 \(0.30 at step 20, since step 10 with 0.36\)[.]<'
+has needs/report.html "coverage" 'Of these cells <b>100 %</b> were measured in the last ten intervals'
+has needs/report.html "cells" '5 of 16 cells were measured'
 has needs/report.html "reason" '<td class="words">no longer the carrier of made-up'
 has_not needs/report.html "once" 'expert 1 is |twice what other'
 expect 0 "report elsewhere, without texts" report run --out other.html --no-texts
@@ -75,7 +77,18 @@ is_whole forked/report.html 12
 has forked/report.html "parent" '<dt>forked from</dt><dd>[^<]*phases/checkpoints/step-00000030<small>step 30'
 expect 0 "a run out of balance" train 1 uneven train.steps=60 moe.balance=[none] moe.router_jitter=0 optim.lr=0.03 moe.capacity_factor=0.5 stats.every=10 data.train='[{domain: a, path: synthetic}]'
 expect 0 "report of it" report uneven
-is_whole uneven/report.html 13
+is_whole uneven/report.html 12
+has uneven/report.html "one domain" 'No lift and no domain information: .* has only a[.]<'
+expect 0 "a run without a budget" train 1 idle train.steps=20 stats.every=10 stats.budget=0 train.eval_every=0
+expect 0 "report of it" report idle --no-texts
+has idle/report.html "probe" 'No probe losses: stats.budget is 0[.]<'
+has idle/report.html "criticality" 'No criticality: stats.budget is 0[.]<'
+has idle/report.html "evaluation" 'No validation losses: train.eval_every is 0[.]<'
+expect 0 "a run without validation texts" train 1 unseen train.steps=20 stats.every=10 data.val_fraction=0
+expect 0 "report of it" report unseen
+has unseen/report.html "probe" 'No probe losses: data.val_fraction is 0'
+has unseen/report.html "evaluation" 'No validation losses: data.val_fraction is 0'
+has unseen/report.html "criticality" 'No criticality: data.val_fraction is 0'
 has uneven/report.html "drops" '<li class="bad">[0-9.]+ % of all assignments exceed moe.capacity_factor 0.5'
 has_not uneven/report.html "the only domain" 'what other domains lose|hardest domain'
 if grep -q '"event":"advice"' uneven/events.jsonl; then pass; else fail "no advice in $(cat uneven/events.jsonl)"; fi
