@@ -205,10 +205,13 @@ void mu_knowledge_state(mu_knowledge *k, const mu_option_domains *domains, int64
 
 /* ------------------------------------------------------------------ what is paid for */
 
+/* Tokens that can be forwarded in the time of one training token. Three by FLOPs; passes over the probe are smaller and less efficient. */
+#define FORWARD_PER_TRAINING 2.5
+
 void mu_knowledge_earn(mu_knowledge *k, int64_t step, int64_t interval, int64_t tokens_per_step, double budget) {
     MU_CHECK(step >= k->earned_step, "step %lld, paid until step %lld", (long long)step, (long long)k->earned_step);
     int64_t steps = step - k->earned_step < interval ? step - k->earned_step : interval;
-    double earned = 3 * budget * (double)steps * (double)tokens_per_step;
+    double earned = FORWARD_PER_TRAINING * budget * (double)steps * (double)tokens_per_step;
     k->credit += (int64_t)fmin(earned, (double)(CREDIT_MAX - k->credit));
     k->earned_step = step;
 }

@@ -479,7 +479,7 @@ int64_t mu_knowledge_bytes(const mu_knowledge *k);      /* of host memory; a che
 /* Checkpoint state of a run with these domains; those of other names are dropped, new ones start unmeasured. */
 void mu_knowledge_state(mu_knowledge *k, const mu_option_domains *domains, int64_t step, mu_state_visitor *v);
 /* Training from k->earned_step to `step`, but at most `interval` steps of it, pays for `budget` of its time: a training token costs as
- * much as three that are only forwarded. (A run that was trained long without measuring does not make up for it.) */
+ * much as two and a half that are only forwarded. (A run that was trained long without measuring does not make up for it.) */
 void mu_knowledge_earn(mu_knowledge *k, int64_t step, int64_t interval, int64_t tokens_per_step, double budget);
 /* Is a measurement paid for? It forwards the whole probe, `tokens`, once and, with experts, at least once more. */
 bool mu_knowledge_affords(const mu_knowledge *k, int64_t tokens);

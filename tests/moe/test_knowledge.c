@@ -64,7 +64,7 @@ static void experts_take_turns_within_the_credit(void **state) {
     int64_t cells[L * E];
     mu_knowledge *k = mu_knowledge_new(L, E, K, &a_and_b);
     k->K[at(1, 3, 0)] = k->K[at(1, 3, 1)] = 1;
-    mu_knowledge_earn(k, 10, 10, 1000, 0.02);       /* 600 tokens */
+    mu_knowledge_earn(k, 10, 10, 1000, 0.024);       /* 600 tokens */
     assert_int_equal(k->credit, 600);
     assert_false(mu_knowledge_affords(k, 301));
     assert_true(mu_knowledge_affords(k, 2 * TOKENS));
@@ -76,9 +76,9 @@ static void experts_take_turns_within_the_credit(void **state) {
     assert_int_equal(cells[2], E + 3);
     assert_int_equal(k->credit, 0);
     assert_int_equal(k->next, 0);
-    mu_knowledge_earn(k, 15, 10, 1000, 0.02);       /* 300: after the first pass not enough for two */
+    mu_knowledge_earn(k, 15, 10, 1000, 0.024);       /* 300: after the first pass not enough for two */
     assert_false(mu_knowledge_affords(k, 2 * TOKENS));
-    mu_knowledge_earn(k, 20, 10, 1000, 0.02);
+    mu_knowledge_earn(k, 20, 10, 1000, 0.024);
     assert_int_equal(k->credit, 600);
     k->credit = 350;
     mu_knowledge_begin(k, 20, n, tokens, nll);
@@ -95,7 +95,7 @@ static void experts_take_turns_within_the_credit(void **state) {
     mu_knowledge_end(k, 2 * TOKENS);
     assert_int_equal(k->credit, 4 * TOKENS);
     k->credit = 0, k->earned_step = 0;
-    mu_knowledge_earn(k, 20, 5, 1000, 0.02);    /* 20 steps without a measurement, which was due every 5: paid for 5 */
+    mu_knowledge_earn(k, 20, 5, 1000, 0.024);    /* 20 steps without a measurement, which was due every 5: paid for 5 */
     assert_int_equal(k->credit, 300);
     STOPS("step 19, paid until step 20", mu_knowledge_earn(k, 19, 10, 1, 1));
     mu_knowledge_free(k);
@@ -183,7 +183,7 @@ static void copy_one(mu_state_visitor *v, const mu_state *s) {
 static mu_knowledge *with_history(void) {
     mu_knowledge *k = mu_knowledge_new(L, E, K, &a_and_b);
     int32_t ids[L * D * MU_KNOWLEDGE_TOKENS * K] = { 1, 2 };
-    mu_knowledge_earn(k, 10, 10, 1000, 0.05);
+    mu_knowledge_earn(k, 10, 10, 1000, 0.06);
     mu_knowledge_begin(k, 10, n, tokens, nll);
     mu_knowledge_set(k, 0, 1, 0, 350, 200);
     mu_knowledge_set(k, 1, 2, 1, 400, 300);
