@@ -77,6 +77,7 @@ static void take_line(mu_watch *w, const mu_run_metrics *m) {
         if (take_lists(w, m->line, "load", w->load, NULL)) w->load_steps = steps > 1 ? steps : 2, w->load_step = m->step;
         (void)take_lists(w, m->line, "state", NULL, w->state);
         take_domains(w, m->step, m->line, "probe");
+        if (get(m->line, "stats/criticality_coverage", &value)) take_loss(&w->coverage, value);
     }
     if (m->kind == MU_LINE_EVALUATION) {
         if (get(m->line, "val/ce_loss", &value)) take_loss(&w->val, value), w->val_step = m->step;
@@ -89,7 +90,7 @@ static void take_event(mu_watch *w, int64_t step, const json_t *line) {
     const char *to = json_string_value(json_object_get(line, "to")), *reason = json_string_value(json_object_get(line, "reason"));
     const char *domain = json_string_value(json_object_get(line, "domain")), *text = json_string_value(json_object_get(line, "text"));
     if (!to && !text) return;
-    if (domain && reason && strstr(reason, domain)) domain = NULL;     /* said already */
+    if (domain && to && reason && !strcmp(to, mu_expert_state_name(MU_EXPERT_HEALTHY))) domain = NULL;     /* the reason names it */
     if (w->n_events == MU_WATCH_EVENTS) memmove(w->event, w->event + 1, (size_t)--w->n_events * sizeof *w->event);
     char *out = w->event[w->n_events].text;
     w->event[w->n_events++].step = step;

@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKENS = 240, COLOURS = 8 };     /* tokens shown of a text; experts with a colour of their own */
+enum { TOKENS = 240, COLOURS = 16, SOLID = 8 };     /* tokens shown of a text; experts with a colour of their own */
+/* From SOLID on, lines are dashed and patches striped, so that similar colours differ. */
+static const char *const colours[COLOURS] = { "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d00", "#7f7f7f",
+                                              "#c2182b", "#7b3fc4", "#5fae1f", "#d63ad6", "#00a8a8", "#8c4a2f", "#3f55e0", "#c9b800" };
 
 /* One text in one layer. n 0: the domain has no validation text. */
 typedef struct {
@@ -155,13 +158,20 @@ static void put_key(mu_page *p, const view *v, const sample *s) {
     mu_page_put(p, "</div>\n");
 }
 
+static void put_colour(mu_page *p, int i) {
+    const char *c = colours[i];
+    mu_page_put(p, ".e%d{background:%-s48;border-color:%-s!important%-s}", i, c, c, i < SOLID ? "" : ";border-bottom-style:dashed!important");
+    if (i < SOLID) mu_page_put(p, ".patch.e%d{background:%-s}\n", i, c);
+    else mu_page_put(p, ".patch.e%d{background:repeating-linear-gradient(90deg,%-s 0 3px,%-s48 3px 5px);border-style:solid!important}\n", i, c, c);
+}
+
 static void put_samples(mu_page *p, const view *v) {
     enum { OPEN = 10 };
     const mu_report *r = v->r;
     mu_page_put(p, "<p class=\"soft\">A validation text of each domain through the checkpoint of step %lld, in layer %lld, where experts specialise most. Letters have the colour of the "
-                   "expert with the largest gate; the same colour is the same expert in all texts, and letters without colour went to other experts. \xC2\xB6 ends a document.</p>\n<style>\n",
-                (long long)v->o.source.m.step, (long long)r->layer[v->layer]);
-    for (int i = 0; i < COLOURS; i++) mu_page_put(p, ".e%d{background:%-s38;border-color:%-s!important}.patch.e%d{background:%-s}\n", i, mu_curve_colour(i), mu_curve_colour(i), i, mu_curve_colour(i));
+                   "expert with the largest gate; the same colour is the same expert in all texts%s. \xC2\xB6 ends a document.</p>\n<style>\n",
+                (long long)v->o.source.m.step, (long long)r->layer[v->layer], r->experts > COLOURS ? ", and letters without colour went to other experts" : "");
+    for (int i = 0; i < COLOURS; i++) put_colour(p, i);
     mu_page_put(p, "</style>\n");
     for (int64_t d = 0; d < r->n_domains; d++) {
         const sample *s = &v->samples[d];

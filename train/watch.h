@@ -14,6 +14,7 @@ typedef struct {
     mu_watch_loss *domain;              /* [domains] of the configuration: of the last evaluation, or of the probe */
     bool probe;                         /* they are of the probe, and changes against the best; else against the evaluation before */
     int64_t domain_step;
+    mu_watch_loss coverage;             /* of criticality: share of the screened cells that was measured lately */
     int64_t n_moe, experts, *layer;     /* layer [n_moe]: their numbers in the model */
     int64_t *load;                      /* [n_moe, experts]: assignments in the last load_steps steps; load_steps 0: unknown */
     int64_t load_steps, load_step;

@@ -137,6 +137,7 @@ static void put_domains(pen *p, int rows) {
     if (!w->domain_step || rows < 4) return;
     end_line(p);
     put_words(p, SOFT, w->probe ? "by domain, on the probe (change since the best)" : "validation by domain (change)");
+    if (w->probe && w->coverage.known && p->s->width >= 80) put(p, SOFT, "; criticality coverage %.0f %%", 100 * w->coverage.value);
     end_line(p);
     for (int d = 0; d < all->n; d++) known += w->domain[d].known;
     for (int d = 0; d < all->n; d++) {

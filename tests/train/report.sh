@@ -39,6 +39,8 @@ has run/report.html "diagnosis" '<li class="good">Validation loss went from'
 has run/report.html "text" '&lt;b&gt;|&lt;</span>'
 has_not run/report.html "text" '<b>letter'
 has run/report.html "text" 'title="expert [0-7]"'
+has run/report.html "all experts have colours" '[.]e15[{]background:#'
+has_not run/report.html "all experts have colours" '<span>others <b>'
 has run/report.html "drops" 'Dropless: moe.capacity_factor is 0'
 has run/report.html "lift" 'Lift is from the statistics of steps 1 to 40[.]'
 cp run/report.html first.html

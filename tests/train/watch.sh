@@ -16,6 +16,8 @@ says "finished" '^training +[0-9.]+ \([+-][0-9.]+\)$'
 says "finished" '^validation +[0-9.]+ \([+-][0-9.]+\)  step 40$'
 says "finished" '^a +[0-9.]+ \([+-][0-9.]+\) +b +[0-9.]+'
 says "finished" '^  1 [▁▂▃▄▅▆▇█ ]{8} [0-9.]+$'
+COLUMNS=100 expect 0 "wide" watch run
+if ! grep -q 'on the probe' log || grep -q '; criticality coverage [0-9]* %$' log; then pass; else fail "no coverage of criticality"; fi
 says "finished" '^[0-9]+ healthy$'
 says "finished" '^run has finished'
 
