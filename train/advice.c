@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 static const double MOST_TOKENS = 0.9;      /* collapse: one expert gets this share of the tokens */
-static const double MANY_UNUSED = 0.1;      /* share of experts that are starved or dead */
+static const double MANY_UNUSED = 0.1;      /* share of experts, see is_unused */
 static const double MANY_DROPS = 0.05;      /* share of assignments */
 static const double LARGE_TERM = 0.8;       /* of the gradient of the routers' logits */
 enum { LATEST = 10 };                       /* steps in which routing collapses; none before so many */
@@ -72,12 +72,20 @@ static bool collapses(const mu_log_source *src, mu_advice *a) {
     return false;
 }
 
-/* Dead, or starved for some windows: in the first ones the load is still settling. */
+static bool is_needed(const mu_log_source *src, int64_t i) {
+    const mu_knowledge *k = src->state->knowledge;
+    for (int d = 0; d < k->domains; d++)
+        if ((double)k->K[i * k->domains + d] >= src->cfg->stats.dead_criticality) return true;
+    return false;
+}
+
+/* Dead, or starved for some windows: in the first ones the load is still settling. Never one that a domain needs: balancing more would
+ * take what it knows. */
 static bool is_unused(const mu_log_source *src, int64_t i) {
     enum { WINDOWS = 3 };
     const mu_expert_health *h = &src->state->stats->health;
-    return h->state[i] == MU_EXPERT_DEAD ||
-           (h->state[i] == MU_EXPERT_STARVED && src->state->step - h->since[i] >= WINDOWS * src->cfg->stats.every);
+    bool starved = h->state[i] == MU_EXPERT_STARVED && src->state->step - h->since[i] >= WINDOWS * src->cfg->stats.every;
+    return (h->state[i] == MU_EXPERT_DEAD || starved) && !is_needed(src, i);
 }
 
 static bool unused(const mu_log_source *src, mu_advice *a) {
@@ -85,8 +93,8 @@ static bool unused(const mu_log_source *src, mu_advice *a) {
     for (int64_t i = 0; i < all; i++) n += is_unused(src, i);
     if (n == 0 || (double)n < MANY_UNUSED * (double)all) return false;
     char *remedy = balance_more(&src->cfg->moe, a);
-    a->text = mu_format("%lld of %lld experts are starved or dead: the model learns with fewer parameters than it has; %s", (long long)n,
-                        (long long)all, remedy);
+    a->text = mu_format("%lld of %lld experts are dead, or starved for at least three windows, and no domain is known to need them: the model learns"
+                        " with fewer parameters than it has; %s", (long long)n, (long long)all, remedy);
     free(remedy);
     return true;
 }

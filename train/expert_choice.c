@@ -51,7 +51,10 @@ static mu_status read_list(const mu_model *m, const char *option, const char *te
         if (expert >= E)
             return mu_error_set(e, MU_STATUS_USAGE, "%s: expert %ld of layer %ld: experts are 0 to %lld", option, expert, layer,
                                 (long long)E - 1);
-        if (values[i * E + expert] != MU_ROUTE_ALLOWED)
+        int32_t before = values[i * E + expert];
+        if (before != MU_ROUTE_ALLOWED && before != value)
+            return mu_error_set(e, MU_STATUS_USAGE, "expert %ld of layer %ld is in both --mask and --force", expert, layer);
+        if (before != MU_ROUTE_ALLOWED)
             return mu_error_set(e, MU_STATUS_USAGE, "%s: expert %ld of layer %ld appears twice", option, expert, layer);
         values[i * E + expert] = value;
     } while (*at);

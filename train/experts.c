@@ -101,8 +101,11 @@ char *mu_experts_summary(const mu_log_source *src) {
         if (i) list_places(src, order[i], counts[order[i]], out);
     }
     int worst = worst_domain(k);
-    if (worst >= 0)
-        fprintf(out, "; worst domain %s %.2f (%+.2f)", src->corpus->domains[worst].name, k->ce[worst], k->ce[worst] - k->ce_best[worst]);
+    if (worst >= 0) {
+        fprintf(out, "; worst domain %s %.2f", src->corpus->domains[worst].name, k->ce[worst]);
+        if (k->step == src->state->step) fprintf(out, " (%+.2f)", k->ce[worst] - k->ce_best[worst]);
+        else fprintf(out, " (as of step %lld)", (long long)k->step);
+    }
     fclose(out);
     return text;
 }

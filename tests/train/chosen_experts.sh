@@ -57,7 +57,7 @@ if [ "$(loss forced "$other" --mask 0:0,0:3,1:0,1:3)" = "$(loss forced "$other")
 refuses "--mask: layer 3: the model has layers 0 to 2" eval free --mask 3:0
 refuses "--mask: layer 0 is dense; layers with experts: 1, 2" eval free --mask 0:0
 refuses "--force: expert 8 of layer 1: experts are 0 to 7" eval free --force 1:8
-refuses "--force: expert 2 of layer 1 appears twice" eval free --mask 1:2 --force 1:2
+refuses "expert 2 of layer 1 is in both --mask and --force" eval free --mask 1:2 --force 1:2
 refuses "--force: layer 2 has 3 required experts, more than top_k 2" eval free --force 2:0,2:1,2:2
 refuses "--mask: layer 1 has 1 of 8 experts left, fewer than top_k 2" eval free --mask 1:0,1:1,1:2,1:3,1:4,1:5,1:6
 refuses "--force: expert 0 of layer 1 is kept from domain a by moe.force_domains" eval forced --force 1:0
