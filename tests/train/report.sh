@@ -158,6 +158,7 @@ is_whole both.html 12
 has both.html "options" '<tr><td>optim.lr</td><td class="value">0.003</td><td class="value">0.001</td><td class="value">0.003</td></tr>'
 has both.html "options" '<tr><td>data.train: plain</td>'
 has_not both.html "options" '<td>(run.dir|train.seq_len|moe.top_k)</td>'
+has_not both.html "shares below 0" '<span style="top:[0-9.]+%">-'
 for axis in step tokens 'seconds of training'; do has both.html "curves" "<div class=\"xn\">$axis</div>"; done
 cp -r run there/run
 expect 0 "compare with itself" compare run there/run

@@ -16,10 +16,13 @@ says "finished" '^training +[0-9.]+ \([+-][0-9.]+\)$'
 says "finished" '^validation +[0-9.]+ \([+-][0-9.]+\)  step 40$'
 says "finished" '^a +[0-9.]+ \([+-][0-9.]+\) +b +[0-9.]+'
 says "finished" '^  1 [▁▂▃▄▅▆▇█ ]{8} [0-9.]+$'
-COLUMNS=100 expect 0 "wide" watch run
-if ! grep -q 'on the probe' log || grep -q '; criticality coverage [0-9]* %$' log; then pass; else fail "no coverage of criticality"; fi
 says "finished" '^[0-9]+ healthy$'
 says "finished" '^run has finished'
+
+# Losses on the probe, where nothing newer was evaluated.
+expect 0 "a run without evaluations" train 1 probed train.steps=10 train.eval_every=0 stats.every=10 stats.budget=1
+COLUMNS=100 expect 0 "probe" watch probed
+says "probe" '^by domain, on the probe [(]change since the best[)]; criticality coverage [0-9]+ %$'
 
 # Narrow, without UTF-8, a folder with a strange name and a line that is being written.
 strange=$'r\e[31m'
