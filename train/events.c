@@ -2,6 +2,7 @@
  * advice. The console says the same in words. */
 #include "train/events.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,9 +48,26 @@ static const char *domain_of(const mu_log_source *src, const mu_expert_change *c
     return c->domain >= 0 ? src->corpus->domains[c->domain].name : "a domain of the run that this one was forked from";
 }
 
+/* With tokens at random a silence of z has a chance of exp(-z). */
+static char *silence_of(const mu_log_source *src, const mu_expert_change *c) {
+    static const double MILLION = 1e6;
+    const mu_load_window *w = &src->state->stats->window;
+    long long last = w->last_step[(int64_t)c->layer * w->experts + c->expert], n = w->steps - last;
+    double chance = exp(c->silence);
+    if (!last) return mu_format("no token so far");
+    if (chance > MILLION) return mu_format("no token for %lld steps, by its past a chance of less than 1 in a million", n);
+    return mu_format("no token for %lld steps, by its past a chance of 1 in %.0f", n, chance);
+}
+
+static char *with_silence(const mu_log_source *src, const mu_expert_change *c, const char *what, double value, const char *unit) {
+    char *silence = silence_of(src, c), *text = mu_format("%s %.*f %s, %s", what, *unit == 'n' ? 2 : 3, value, unit, silence);
+    free(silence);
+    return text;
+}
+
 static char *why_starved(const mu_log_source *src, const mu_expert_change *c) {
     return c->load < src->cfg->stats.starved_load ? mu_format("load %.2f of the mean", c->load)
-                                                  : mu_format("silence %.1f", c->silence);
+                                                  : silence_of(src, c);
 }
 
 static char *why_healthy(const mu_log_source *src, const mu_expert_change *c) {
@@ -65,9 +83,9 @@ static char *why_healthy(const mu_log_source *src, const mu_expert_change *c) {
 static char *reason_of(const mu_log_source *src, const mu_expert_change *c) {
     switch (c->to) {
     case MU_EXPERT_STARVED: return why_starved(src, c);
-    case MU_EXPERT_DEAD: return mu_format("load %.3f of the mean, silence %.1f", c->load, c->silence);
+    case MU_EXPERT_DEAD: return with_silence(src, c, "load", c->load, "of the mean");
     case MU_EXPERT_CARRIER: return mu_format("criticality %.2f nats", c->criticality);
-    case MU_EXPERT_DORMANT: return mu_format("criticality %.2f nats, silence %.1f", c->criticality, c->silence);
+    case MU_EXPERT_DORMANT: return with_silence(src, c, "criticality", c->criticality, "nats");
     case MU_EXPERT_DUPLICATE: return mu_format("cosine %.2f after it was re-seeded", c->cosine);
     case MU_EXPERT_OVERWRITTEN:
         return mu_format("criticality %.2f of %.2f nats, %.0f %% of what was learned is kept", c->criticality, c->peak, 100 * c->retention);

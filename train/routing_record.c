@@ -49,13 +49,23 @@ char *mu_routing_record_about(const mu_config *cfg, const mu_model *m, const mu_
     return text;
 }
 
+/* A line "name: value" in words, n bytes; heap. */
+static char *condition(const char *line, int n) {
+    if (n > 2 && !strncmp(line + n - 2, ": ", 2)) return mu_format("without %.*s", n - 2, line);
+    return mu_format("with \"%.*s\"", n, line);
+}
+
 /* Names the first line that differs. */
 static mu_status compare_about(const char *option, const char *path, const char *was, const char *is, mu_error *e) {
     while (*is || *was) {
         int n = (int)strcspn(was, "\n"), k = (int)strcspn(is, "\n");
-        if (n != k || strncmp(was, is, (size_t)n))
-            return mu_error_set(e, MU_STATUS_DATA, "%s %s does not fit: it was recorded with \"%.*s\", here it is \"%.*s\"", option, path,
-                                n, was, k, is);
+        if (n != k || strncmp(was, is, (size_t)n)) {
+            char *then = condition(was, n), *now = condition(is, k);
+            mu_error_set(e, MU_STATUS_DATA, "%s %s does not fit: it was recorded %s, this is %s", option, path, then, now);
+            free(then);
+            free(now);
+            return MU_STATUS_DATA;
+        }
         was += n + (was[n] == '\n'), is += k + (is[k] == '\n');
     }
     return MU_STATUS_OK;
@@ -114,6 +124,8 @@ mu_status mu_routing_record_copy(mu_routing_record *r, const char *name, int64_t
     r->last = mu_strdup(name);
     return status;
 }
+
+bool mu_routing_record_has(const mu_routing_record *r, const char *name) { return mu_store_has(r->store, name); }
 
 mu_status mu_routing_record_expect(mu_routing_record *r, const char *name, int64_t sequences, mu_error *e) {
     mu_store_type type;

@@ -38,12 +38,26 @@ static char *about(const mu_training *t) {
     return whole;
 }
 
+/* Rank 0: which of the run's steps the record has, when it lacks one. */
+static mu_status lacks_step(const mu_training *t, mu_error *e) {
+    long long first = 0, last = 0, begin = t->state.step + 1, end = t->cfg.train.steps;
+    for (int64_t step = 1; step <= end; step++) {
+        char *array = array_of(step);
+        if (mu_routing_record_has(t->routing.replay, array)) last = step, first = first ? first : step;
+        free(array);
+    }
+    if (!first) return mu_error_set(e, MU_STATUS_DATA, "--replay-routing does not fit: it has none of the steps 1 to %lld", end);
+    return mu_error_set(e, MU_STATUS_DATA, "--replay-routing does not fit: it has the steps %lld to %lld, this run needs %lld to %lld", first, last,
+                        begin, end);
+}
+
 /* Rank 0: the record has every step that will be trained. */
 static mu_status expect_steps(const mu_training *t, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     for (int64_t step = t->state.step + 1; step <= t->cfg.train.steps && status == MU_STATUS_OK; step++) {
         char *array = array_of(step);
-        status = mu_routing_record_expect(t->routing.replay, array, t->batches.shape.sequences, e);
+        bool has = mu_routing_record_has(t->routing.replay, array);
+        status = has ? mu_routing_record_expect(t->routing.replay, array, t->batches.shape.sequences, e) : lacks_step(t, e);
         free(array);
     }
     return status;

@@ -110,6 +110,8 @@ mu_status mu_routing_record_open(mu_routing_record **r, const char *path, mu_rou
                                  mu_comm *batch, const char *about, mu_error *e) MU_MUST_USE;
 /* Copies the array, if the continued record has it. Rank 0. */
 mu_status mu_routing_record_copy(mu_routing_record *r, const char *name, int64_t sequences, mu_error *e) MU_MUST_USE;
+/* Rank 0. */
+bool mu_routing_record_has(const mu_routing_record *r, const char *name);
 /* Checks before a replay that the file has this array, of so many sequences. Rank 0. */
 mu_status mu_routing_record_expect(mu_routing_record *r, const char *name, int64_t sequences, mu_error *e) MU_MUST_USE;
 /* Completes a new file. Returns so_far, or if that is OK the first failure of reading and writing, or of closing. r may be NULL. Agreed. */

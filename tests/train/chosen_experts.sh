@@ -81,9 +81,9 @@ does_not_fit() {    # does_not_fit CODE PATTERN ARGUMENTS...
     says_once "replay $3" "^muster: error: .*$2"
     if grep -q nats log; then fail "replay $3: something was computed"; else pass; fi
 }
-does_not_fit 65 'recorded with "--mask: 1:6", here it is "--mask: "' forced --replay-routing one.h5
-does_not_fit 65 'recorded with "validation sequences of a: 124", here it is "validation sequences of a: 5"' forced --mask 1:6 --replay-routing one.h5 train.eval_sequences=5
-does_not_fit 65 'recorded with "layers: 0 1", here it is "layers: 1 2"' free --replay-routing one.h5
+does_not_fit 65 'recorded with "--mask: 1:6", this is without --mask' forced --replay-routing one.h5
+does_not_fit 65 'recorded with "validation sequences of a: 124", this is with "validation sequences of a: 5"' forced --mask 1:6 --replay-routing one.h5 train.eval_sequences=5
+does_not_fit 65 'recorded with "layers: 0 1", this is with "layers: 1 2"' free --replay-routing one.h5
 does_not_fit 65 'recorded with "texts: ' forced --mask 1:6 --replay-routing one.h5 "$other"
 does_not_fit 65 "tiny.yaml: cannot be read" forced --replay-routing tiny.yaml
 does_not_fit 66 "none.h5: no such file" forced --replay-routing none.h5
@@ -129,10 +129,10 @@ not_replayed() {    # not_replayed CODE PATTERN OPTION...
     says_once "replay ${*:3}" "^muster: error: .*$2"
     if [ -e none/metrics.jsonl ]; then fail "replay ${*:3}: something was trained"; else pass; fi
 }
-not_replayed 65 "steps.h5 does not fit: it has no /steps/00000021" train.steps=21 --replay-routing steps.h5
-not_replayed 65 'recorded with "train.global_batch_size: 8", here it is "train.global_batch_size: 4"' train.global_batch_size=4 --replay-routing steps.h5
-not_replayed 65 'recorded with "moe.top_k: 2", here it is "moe.top_k: 3"' moe.top_k=3 --replay-routing steps.h5
-not_replayed 65 'one.h5 does not fit: it was recorded with "record of: evaluation", here it is "record of: training"' --replay-routing one.h5
+not_replayed 65 "replay-routing does not fit: it has the steps 1 to 20, this run needs 1 to 21" train.steps=21 --replay-routing steps.h5
+not_replayed 65 'recorded with "train.global_batch_size: 8", this is with "train.global_batch_size: 4"' train.global_batch_size=4 --replay-routing steps.h5
+not_replayed 65 'recorded with "moe.top_k: 2", this is with "moe.top_k: 3"' moe.top_k=3 --replay-routing steps.h5
+not_replayed 65 'one.h5 does not fit: it was recorded with "record of: evaluation", this is with "record of: training"' --replay-routing one.h5
 not_replayed 64 "record-routing steps.h5: the file exists" --record-routing steps.h5
 not_replayed 66 "replay-routing none.h5: no such file" --replay-routing none.h5
 expect 64 "a record of a dry run" recorded 1 none --dry-run --record-routing none.h5

@@ -40,7 +40,7 @@ lonely="moe.balance=[none] moe.z_loss_coeff=0 moe.top_k=1 moe.norm_topk_prob=fal
 expect 0 "one expert takes all" train 1 lonely $lonely train.steps=203 log.every=1 stats.every=20
 says "starved at first" "^experts: 2 healthy, 14 starved"
 says_once "in words" "^  layer 0: expert 1 is starved \(load 0.00 of the mean\)\$"
-says_once "in words" "^  layer 0: expert 1 is dead \(load 0.000 of the mean, silence 120.0\)\$"
+says_once "in words" "^  layer 0: expert 1 is dead \(load 0.000 of the mean, no token so far\)\$"
 says "few words" "^  and 10 more: events.jsonl\$"
 says "dead after five windows" "^experts: 2 healthy, 14 dead; worst domain [ab] [0-9.]+ \(\+[0-9.]+\)\$"
 says_once "what is missing" "^  note: no domain is rare \(stats.rare_domain=0.01, the rarest has 33.3 % of the texts\), so no expert is found to be a carrier"
