@@ -54,7 +54,7 @@ def main(threads):
     with tempfile.TemporaryDirectory() as folder:
         def muster(n):
             subprocess.run([a.muster, "tokenize", "--tokenizer", a.tokenizer, "--threads", str(n), "--out", f"{folder}/t.h5",
-                            f"text={a.text}"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                            f"text={a.text}"], check=True, stdout=subprocess.DEVNULL)
             os.remove(f"{folder}/t.h5")
         programs["muster"] = muster
         seconds = {name: [] for name in programs}
