@@ -1,6 +1,7 @@
 /* llmc_file.c - the .bin files of llm.c: 256 int32 (magic number, version, number of tokens, zeros), then the ids. Version 1 (magic
- * 20240520): 16 bits, GPT-2's vocabulary; version 7 (20240801): 32 bits, Llama 3's. The end-of-document id stands in front of each
- * document. Source: llm.c's dev/data/data_common.py. */
+ * 20240520): 16 bits, GPT-2's vocabulary; version 7 (20240801): 32 bits, Llama 3's. GPT-2's end-of-document id stands in front of
+ * each document; in files of Llama 3 its beginning-of-text id does (128000), which ends no document here.
+ * Source: llm.c's dev/data/data_common.py. */
 #include "data/internal.h"
 
 enum { HEADER_BYTES = 1024 };
