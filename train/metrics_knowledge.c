@@ -41,14 +41,35 @@ static void add_landmarks(mu_json *j, const mu_knowledge *k, const char *key, co
     mu_json_end(j, ']');
 }
 
+/* What has one value per layer, and for the model their mean. NaN: not measured. */
+enum { VALUES = 4 };
+static const char *const names[VALUES] = { "flip_rate", "vocabulary_specialisation", "similarity", "cka" };
+
+static void values_of(const mu_knowledge *k, int layer, bool of_now, double values[VALUES]) {
+    values[0] = of_now ? k->flip_rate[layer] : NAN, values[1] = of_now ? k->vocabulary[layer] : NAN;
+    values[2] = k->similarity_step ? k->similarity[layer] : NAN, values[3] = k->similarity_step ? k->cka[layer] : NAN;
+}
+
+static void add_means(mu_json *j, const mu_knowledge *k, bool of_now) {
+    double mean[VALUES] = { 0 }, values[VALUES];
+    char key[64];
+    for (int layer = 0; layer < k->layers; layer++) {
+        values_of(k, layer, of_now, values);
+        for (int i = 0; i < VALUES; i++) mean[i] += values[i] / k->layers;
+    }
+    for (int i = 0; i < VALUES; i++) {
+        snprintf(key, sizeof key, "moe/%s", names[i]);
+        add_value(j, key, mean[i]);
+    }
+}
+
 /* of_now: of a measurement of this step; otherwise only what holds longer. */
 static void add_layer(mu_json *j, const mu_knowledge *k, int layer, int number, bool of_now) {
     char key[64];
     int64_t row = (int64_t)layer * k->experts, cell = row * k->domains, cells = (int64_t)k->experts * k->domains;
-    const char *(names[]) = { "flip_rate", "vocabulary_specialisation", "similarity", "cka" };
-    const double values[] = { of_now ? k->flip_rate[layer] : NAN, of_now ? k->vocabulary[layer] : NAN,
-                              k->similarity_step ? k->similarity[layer] : NAN, k->similarity_step ? k->cka[layer] : NAN };
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    double values[VALUES];
+    values_of(k, layer, of_now, values);
+    for (int i = 0; i < VALUES; i++) {
         snprintf(key, sizeof key, "moe/layer_%d/%s", number, names[i]);
         add_value(j, key, values[i]);
     }
@@ -86,5 +107,6 @@ void mu_metrics_add_knowledge(mu_json *j, const mu_log_source *src) {
         add_landmarks(j, k, "stats/saturation_steps", NULL);
         add_value(j, "stats/criticality_coverage", mu_knowledge_coverage(k, k->step - ROUNDS * src->cfg->stats.every));
     }
+    add_means(j, k, of_now);
     for (int layer = 0; layer < k->layers; layer++) add_layer(j, k, layer, src->state->model->moe_layers[layer], of_now);
 }

@@ -22,11 +22,14 @@ static void add_counts(mu_json *j, const char *key, const int64_t *values, int64
     mu_json_end(j, ']');
 }
 
-static void add_states(mu_json *j, const char *key, const mu_expert_state *states, int experts, mu_expert_state state) {
+/* The experts in this state; returns how many. */
+static int add_states(mu_json *j, const char *key, const mu_expert_state *states, int experts, mu_expert_state state) {
+    int n = 0;
     mu_json_begin(j, key, '[');
     for (int i = 0; i < experts; i++)
-        if (states[i] == state) mu_json_int(j, NULL, i);
+        if (states[i] == state) mu_json_int(j, NULL, i), n++;
     mu_json_end(j, ']');
+    return n;
 }
 
 static double bias_absmax(const mu_log_source *src, int layer) {
@@ -147,8 +150,22 @@ static void add_unhealthy(mu_json *j, const mu_log_source *src, int layer, mu_ex
     name key;
     if (!mu_load_window_is_long_enough(w)) return;
     mu_load_window_states(w, layer, states);
-    add_states(j, of_layer(&key, src, layer, "dead"), states, w->experts, MU_EXPERT_DEAD);
-    add_states(j, of_layer(&key, src, layer, "starved"), states, w->experts, MU_EXPERT_STARVED);
+    int dead = add_states(j, of_layer(&key, src, layer, "dead"), states, w->experts, MU_EXPERT_DEAD);
+    int starved = add_states(j, of_layer(&key, src, layer, "starved"), states, w->experts, MU_EXPERT_STARVED);
+    mu_json_float(j, of_layer(&key, src, layer, "dead_frac"), (double)dead / w->experts);
+    mu_json_float(j, of_layer(&key, src, layer, "starved_frac"), (double)starved / w->experts);
+}
+
+/* With a capacity: what is dropped of each expert, and its share of the layer's assignments. */
+static void add_dropped(mu_json *j, const mu_log_source *src, int layer, const int64_t *counts_E) {
+    const mu_routing_stats *s = src->state->stats;
+    int64_t E = s->window.experts, all = 0, dropped = 0;
+    const int64_t *dropped_E = s->dropped + layer * E;
+    name key;
+    if (!(src->cfg->moe.capacity_factor > 0)) return;
+    for (int64_t i = 0; i < E; i++) all += counts_E[i], dropped += dropped_E[i];
+    add_counts(j, of_layer(&key, src, layer, "dropped"), dropped_E, E);
+    mu_json_float(j, of_layer(&key, src, layer, "dropped_frac"), (double)dropped / (double)all);
 }
 
 static summary add_layers(mu_json *j, const mu_log_source *src) {
@@ -167,7 +184,7 @@ static summary add_layers(mu_json *j, const mu_log_source *src) {
         add_margins(j, src, layer, &m);
         add_gates(j, src, layer);
         add_grad_shares(j, src, layer);
-        if (src->cfg->moe.capacity_factor > 0) add_counts(j, of_layer(&key, src, layer, "dropped"), s->dropped + (int64_t)layer * E, E);
+        add_dropped(j, src, layer, counts);
         if (has_bias(src)) mu_json_float(j, of_layer(&key, src, layer, "bias_absmax"), bias);
         add_unhealthy(j, src, layer, states);
         summarise(&all, &l, &m, bias, n);
@@ -247,25 +264,27 @@ static bool has_domain_lists(const mu_routing_stats *s) {
     return (int64_t)s->window.layers * s->window.experts * s->domains <= MU_DOMAIN_CELLS;
 }
 
-static void add_specialisation(mu_json *j, const mu_log_source *src, int layer, const int64_t *n_ED) {
+static mu_mutual_information add_specialisation(mu_json *j, const mu_log_source *src, int layer, const int64_t *n_ED) {
     const mu_routing_stats *s = src->state->stats;
     int E = s->window.experts, D = s->domains;
     mu_mutual_information mi = mu_mutual_information_of(n_ED, E, D);
     name key;
     mu_json_float(j, of_layer(&key, src, layer, "mutual_information"), mi.nats);
     mu_json_float(j, of_layer(&key, src, layer, "mutual_information_norm"), mi.normalised);
-    if (!has_domain_lists(s)) return;
+    if (!has_domain_lists(s)) return mi;
     double *values = mu_alloc((size_t)E * (size_t)D, sizeof *values);
     mu_domain_shares(n_ED, E, D, src->cfg->moe.top_k, values);
     add_list(j, of_layer(&key, src, layer, "domain_specialisation"), values, (int64_t)E * D);
     mu_domain_lift(n_ED, E, D, values);
     add_list(j, of_layer(&key, src, layer, "lift"), values, (int64_t)E * D);
     free(values);
+    return mi;
 }
 
 void mu_metrics_add_window(mu_json *j, const mu_log_source *src) {
     const mu_routing_stats *s = src->state->stats;
     int64_t E = s->window.experts, D = s->domains, *load = mu_alloc((size_t)E, sizeof *load), *n_ED = mu_alloc((size_t)(E * D), sizeof *n_ED);
+    mu_mutual_information mean = { 0, 0 };
     name key;
     mu_json_int(j, "stats/steps", s->interval.steps);
     for (int layer = 0; layer < s->window.layers; layer++) {
@@ -274,8 +293,11 @@ void mu_metrics_add_window(mu_json *j, const mu_log_source *src) {
         add_counts(j, of_layer(&key, src, layer, "load"), load, E);
         add_counts(j, of_layer(&key, src, layer, "last_step"), s->window.last_step + layer * E, E);
         if (s->n_pairs) add_pairs(j, src, layer, load);
-        add_specialisation(j, src, layer, n_ED);
+        mu_mutual_information mi = add_specialisation(j, src, layer, n_ED);
+        mean.nats += mi.nats / s->window.layers, mean.normalised += mi.normalised / s->window.layers;
     }
+    add_value(j, "moe/mutual_information", mean.nats);
+    add_value(j, "moe/mutual_information_norm", mean.normalised);
     free(n_ED);
     free(load);
 }
