@@ -187,6 +187,26 @@ static void print_pairs(const results *r) {
     free(printed);
 }
 
+/* One line for each layer, the keys of metrics.jsonl. */
+static void print_layers(const results *r) {
+    const mu_knowledge *k = r->all;
+    int64_t cells = (int64_t)k->experts * k->domains, *n_ED = mu_alloc((size_t)cells, sizeof *n_ED);
+    printf("\n%-8s %9s %8s %8s %8s %8s %9s %12s %10s %11s\n", "layer", "imbalance", "max_vio", "min_vio", "load_cv", "gini", "diversity",
+           "mutual info.", "normalised", "vocabulary");
+    for (int layer = 0; layer < k->layers; layer++) {
+        mu_load l = mu_load_of(r->of_expert + (int64_t)layer * k->experts, k->experts);
+        for (int64_t i = 0; i < cells; i++) n_ED[i] = k->n[cell_of(k, layer, 0, 0) + i];
+        mu_mutual_information mi = mu_mutual_information_of(n_ED, k->experts, k->domains);
+        printf("%-8d %9.3f %8.3f %8.3f %8.3f %8.3f %9.3f %12.4f %10.4f", layer_id(r, layer), l.load_imbalance, l.max_vio, l.min_vio, l.load_cv, l.gini,
+               l.diversity, mi.nats, mi.normalised);
+        if (isfinite(r->probe->vocabulary[layer])) printf(" %11.3f\n", r->probe->vocabulary[layer]);
+        else printf(" %11s\n", "too few");
+    }
+    free(n_ED);
+    printf("mutual information of domain and expert in nats, and normalised (0: experts ignore domains); vocabulary: specialisation on token ids. Router\n"
+           "entropy, margins and gradients are measured in training only (metrics.jsonl)\n");
+}
+
 static void print_similarity(const results *r) {
     const mu_knowledge *k = r->probe;
     if (!k->similarity_step) return;
@@ -208,6 +228,7 @@ static void print_results(results *r) {
              r->all->domains == 1 ? "" : "s", (long long)tokens);
     print_domains(r);
     print_loads(r);
+    print_layers(r);
     print_pairs(r);
     print_similarity(r);
     free_sums(r);
