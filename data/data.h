@@ -36,11 +36,12 @@ int32_t     mu_tokenizer_eod(const mu_tokenizer *t);            /* the end-of-do
 const char *mu_tokenizer_eod_text(const mu_tokenizer *t);       /* "<|endoftext|>"; NULL for bytes */
 const char *mu_tokenizer_path(const mu_tokenizer *t);           /* of the tokenizer.json; NULL when there is no file */
 /* Passes the ids of the text to `take`, in order, some at a time. Thread-safe. Special tokens written in the text are ordinary
- * text: a document that contains "<|endoftext|>" does not end there. Nothing is put before or behind it ("post_processor"). Bytes
- * that are not UTF-8 are kept where the vocabulary has a token for each byte. */
+ * text: a document that contains "<|endoftext|>" does not end there. Nothing is put before or behind it. Bytes that
+ * are not UTF-8 are kept where the vocabulary has a token for each byte. */
 typedef void mu_take_ids(void *to, const int32_t *ids, int64_t n);
 void        mu_tokenizer_encode(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to);
-/* The same for a prompt: special tokens written in the text become their ids. */
+/* The same for a prompt: special tokens written in the text become their ids, and the tokens that "post_processor" puts in front
+ * (<s> of Mixtral and Llama 3) come first; none behind it, as the text goes on. */
 void        mu_tokenizer_encode_prompt(const mu_tokenizer *t, const char *text, int64_t bytes, mu_take_ids *take, void *to);
 /* Sets *bytes to the bytes of an id, owned by the tokenizer, and returns their number; 0 for special tokens (end-of-document is
  * one) and invalid ids. The ids of a text decode to the text, except for what a normalizer changed: with Mixtral's, a space stands

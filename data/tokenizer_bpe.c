@@ -300,6 +300,7 @@ static void run_raw(encoder *x, const char *p, int64_t n) {
 static void encode_as(const mu_tokenizer *t, const char *text, int64_t bytes, bool prompt, mu_take_ids *take, void *to) {
     mu_ids out = { .take = take, .to = to };
     encoder x = { .t = (const mu_bpe_tokenizer *)t, .out = &out, .prompt = prompt, .begins = true };
+    for (int i = 0; prompt && i < x.t->n_front; i++) mu_ids_put(&out, x.t->front[i]);
     if (bytes) cut_added(&x, &x.t->raw, text, bytes, run_raw);
     mu_ids_flush(&out);
 }

@@ -55,6 +55,8 @@ typedef struct {
     int n_added;
     mu_added_token *added;
     mu_added_finder raw, normalized;
+    int n_front;
+    int32_t front[MU_BPE_STEPS];        /* ids that "post_processor" puts before a prompt */
     bool any_plain;             /* an added token is not special: it is found in every text */
     int n_normalize, n_steps;
     mu_normalize_step normalize[MU_BPE_STEPS];

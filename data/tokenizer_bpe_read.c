@@ -429,6 +429,28 @@ static bool read_all(reader *r) {
     return read_sections(r) && read_model(r) && read_added(r);
 }
 
+/* The special tokens that a TemplateProcessing puts before one sequence: {"single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": ...}],
+ * "special_tokens": {"<s>": {"ids": [1]}}}. */
+static bool read_front(reader *r, json_t *post) {
+    const char *type = json_string_value(json_object_get(post, "type"));
+    bool sequence = type && !strcmp(type, "Sequence");
+    json_t *list = json_object_get(post, sequence ? "processors" : "single"), *one, *id;
+    size_t i, k;
+    if (!sequence && (!type || strcmp(type, "TemplateProcessing"))) return true;
+    json_array_foreach(list, i, one) {
+        const char *name = json_string_value(json_object_get(json_object_get(one, "SpecialToken"), "id"));
+        if (sequence && !read_front(r, one)) return false;
+        if (!sequence && !name) break;
+        json_array_foreach(json_object_get(json_object_get(json_object_get(post, "special_tokens"), name ? name : ""), "ids"), k, id) {
+            if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= r->t->tokenizer.vocab_size)
+                return refuse(r, "post_processor", "\"%s\" has no id of the vocabulary", name);
+            if (r->t->n_front == MU_BPE_STEPS) return refuse(r, "post_processor", "more than %d tokens in front", MU_BPE_STEPS);
+            r->t->front[r->t->n_front++] = (int32_t)json_integer_value(id);
+        }
+    }
+    return true;
+}
+
 mu_status mu_bpe_read_eos(const char *folder, char **eos, mu_error *e) {
     char *path = mu_format("%s/tokenizer_config.json", folder), *text = NULL;
     size_t n = 0;
@@ -464,6 +486,7 @@ mu_status mu_bpe_tokenizer_read(mu_tokenizer **t, const char *path, mu_error *e)
     read_all(&r);
     if (!r.status) r.status = mu_bpe_read_eos(slash ? folder : ".", &eos, e);
     if (!r.status) r.status = mu_bpe_tokenizer_finish(r.t, path, eos, e);
+    if (!r.status) read_front(&r, r.t->sections[MU_SECTION_POST_PROCESSOR]);
     if (!r.status) r.t->tokenizer.path = r.t->path = mu_strdup(path);
     if (r.status) mu_bpe_tokenizer_free(r.t);
     else *t = &r.t->tokenizer;

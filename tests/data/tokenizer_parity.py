@@ -92,7 +92,7 @@ def compare(tool, path, all_texts, n_corpus):
                             [(x, theirs.id_to_token(x)) for x in ids[max(0, i - 1):i + 4]]))
     theirs.encode_special_tokens = False
     some = all_texts[-500:]
-    bad += ours(tool, path, "prompt", some, "write") != [theirs.encode(text, add_special_tokens=False).ids for text in some]
+    bad += ours(tool, path, "prompt", some, "write") != [theirs.encode(text).ids for text in some]
     return bad
 
 
