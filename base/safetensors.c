@@ -336,9 +336,19 @@ static int64_t header_bytes(int fd, int64_t bytes) {
     return n > INT64_MAX ? INT64_MAX : (int64_t)n;
 }
 
+/* Eight characters as a number of bytes: what other files begin with. */
+static int64_t number_of(const char *text) {
+    int64_t n = 0;
+    for (int i = 7; i >= 0; i--) n = n << 8 | (unsigned char)text[i];
+    return n;
+}
+
 static mu_status read_header(mu_safetensors *m, source *f, int fd, mu_error *e) {
     int64_t n = header_bytes(fd, f->bytes);
     if (n < 0) return mu_error_set(e, MU_STATUS_DATA, "%s: %lld bytes are too few for a safetensors file", f->path, (long long)f->bytes);
+    if (n == number_of("version ") || n == number_of("<!DOCTYP"))
+        return mu_error_set(e, MU_STATUS_DATA, "%s: not the weights, but %s; fetch the file itself", f->path,
+                            n == number_of("version ") ? "a pointer of Git LFS" : "a page of HTML");
     if (n > TEXT_MAX)
         return mu_error_set(e, MU_STATUS_DATA, "%s: not a safetensors file: a header of %lld bytes; at most %d are allowed", f->path,
                             (long long)n, TEXT_MAX);

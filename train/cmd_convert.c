@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 typedef struct {
-    char *in, *out;
+    char *in, *out, *done;       /* done: what is said when it has worked */
     bool to_hf, bf16;
     int64_t shard_bytes;
 } arguments;
@@ -29,7 +29,7 @@ static mu_status parse_size(const char *text, int64_t *bytes, mu_error *e) {
 
 static mu_status check_arguments(arguments *a, const char *to, const char *dtype, const char *size, mu_error *e) {
     *a = (arguments){ .in = a->in, .out = a->out, .shard_bytes = 5000000000 };
-    if (!a->in || !a->out) return mu_error_set(e, MU_STATUS_USAGE, "convert needs an input and an output folder");
+    if (!a->in || !a->out || !a->out[0]) return mu_error_set(e, MU_STATUS_USAGE, "convert needs an input and an output folder");
     if (!to || (strcmp(to, "hf") && strcmp(to, "muster"))) return mu_error_set(e, MU_STATUS_USAGE, "convert needs --to hf or --to muster");
     if (dtype && strcmp(dtype, "fp32") && strcmp(dtype, "bf16")) return mu_error_set(e, MU_STATUS_USAGE, "--dtype %s: fp32 or bf16", dtype);
     a->to_hf = !strcmp(to, "hf"), a->bf16 = dtype && !strcmp(dtype, "bf16");
@@ -76,7 +76,7 @@ static mu_status read_array(void *from, const char *name, mu_store_type type, in
     return status;
 }
 
-static mu_status save_hf(const arguments *a, checkpoint *c, const mu_tokenizer *t, const char *folder, mu_error *e) {
+static mu_status save_hf(arguments *a, checkpoint *c, const mu_tokenizer *t, const char *folder, mu_error *e) {
     mu_mesh *mesh = mu_mesh_alone();
     mu_device *shape = mu_device_open("shape");
     mu_model *model = mu_model_new(&c->m.cfg.model, &c->m.cfg.moe, c->m.vocab_size, 1, shape, mesh);
@@ -86,7 +86,7 @@ static mu_status save_hf(const arguments *a, checkpoint *c, const mu_tokenizer *
     mu_status status = mu_hf_save(folder, &x, &type, e);
     for (int i = 0; i < c->m.n_shards; i++) status = mu_store_finish(c->stores[i], status, e);
     if (status == MU_STATUS_OK)
-        mu_print("%s, step %lld -> %s: %s, %s, %lld parameters\n", c->m.path, (long long)c->m.step, a->out, type, a->bf16 ? "bf16" : "fp32",
+        a->done = mu_format("%s, step %lld -> %s: %s, %s, %lld parameters", c->m.path, (long long)c->m.step, a->out, type, a->bf16 ? "bf16" : "fp32",
                  (long long)mu_model_measure(&c->m.cfg.model, &c->m.cfg.moe, c->m.vocab_size, 2).total);
     free(c->stores);
     mu_model_free(model);
@@ -95,7 +95,7 @@ static mu_status save_hf(const arguments *a, checkpoint *c, const mu_tokenizer *
     return status;
 }
 
-static mu_status to_hf(const arguments *a, mu_comm *world, const char *folder, mu_error *e) {
+static mu_status to_hf(arguments *a, mu_comm *world, const char *folder, mu_error *e) {
     checkpoint c = { 0 };
     mu_tokenizer *t = NULL;
     bool found = false;
@@ -193,7 +193,7 @@ static mu_status save_checkpoint(mu_hf *h, mu_manifest *m, const mu_model *model
     return status;
 }
 
-static mu_status save_muster(const arguments *a, mu_hf *h, const mu_tokenizer *t, const char *folder, mu_error *e) {
+static mu_status save_muster(arguments *a, mu_hf *h, const mu_tokenizer *t, const char *folder, mu_error *e) {
     mu_config cfg;
     mu_status status = configure(a, h, t, &cfg, e);
     if (status == MU_STATUS_OK) {
@@ -205,7 +205,7 @@ static mu_status save_muster(const arguments *a, mu_hf *h, const mu_tokenizer *t
         status = mu_hf_check(h, model, e);
         if (status == MU_STATUS_OK) status = save_checkpoint(h, &m, model, folder, e);
         if (status == MU_STATUS_OK) status = mu_hf_write_tokenizer(folder, t, cfg.model.max_seq_len, e);
-        if (status == MU_STATUS_OK) mu_print("%s, %s -> %s: weights of %d tensors\n", a->in, mu_hf_type(h), a->out, m.n_tensors);
+        if (status == MU_STATUS_OK) a->done = mu_format("%s, %s -> %s: weights of %d tensors", a->in, mu_hf_type(h), a->out, m.n_tensors);
         mu_manifest_free(&m);
         mu_model_free(model);
         mu_device_close(shape);
@@ -215,7 +215,7 @@ static mu_status save_muster(const arguments *a, mu_hf *h, const mu_tokenizer *t
     return status;
 }
 
-static mu_status to_muster(const arguments *a, const char *folder, mu_error *e) {
+static mu_status to_muster(arguments *a, const char *folder, mu_error *e) {
     mu_hf *h;
     mu_tokenizer *t = NULL;
     mu_status status = mu_hf_open(&h, a->in, e);
@@ -231,13 +231,14 @@ static mu_status to_muster(const arguments *a, const char *folder, mu_error *e) 
 /* ------------------------------------------------------------------ the command */
 
 /* Another process may have made OUT meanwhile: a rename onto an existing folder that is not empty fails. */
-static mu_status convert(const arguments *a, mu_comm *world, mu_error *e) {
+static mu_status convert(arguments *a, mu_comm *world, mu_error *e) {
     char *suffix = mu_format(".tmp-%ld", (long)getpid()), *folder = mu_file_free_name(a->out, suffix);
     mu_status status = mu_file_make_dirs(folder, e);
     if (status == MU_STATUS_OK) status = a->to_hf ? to_hf(a, world, folder, e) : to_muster(a, folder, e);
     if (status == MU_STATUS_OK) status = mu_file_sync(folder, e);
     if (status == MU_STATUS_OK) status = mu_file_rename(folder, a->out, e);
     if (status != MU_STATUS_OK) (void)!mu_file_remove_tree(folder, NULL);
+    else mu_print("%s\n", a->done);
     free(folder);
     free(suffix);
     return status;
@@ -255,6 +256,7 @@ int mu_cmd_convert(int argc, char **argv) {
     if (status == MU_STATUS_OK) status = convert(&a, world, &e);
     free(a.in);
     free(a.out);
+    free(a.done);
     mu_comm_free(world);
     if (status != MU_STATUS_OK) mu_report_error(&e, rank);
     mu_dist_stop();

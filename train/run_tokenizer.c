@@ -12,7 +12,8 @@ mu_status mu_vocab_rows(const mu_config *cfg, const mu_tokenizer *t, int64_t *ro
     *rows = asked ? asked : ids;
     if (*rows >= ids) return MU_STATUS_OK;
     return mu_error_set(e, MU_STATUS_CONFIG, "model.vocab_size is %lld, but the tokenizer %s has %lld ids; use at least %lld, or 0 for the"
-                        " tokenizer's", (long long)asked, cfg->data.tokenizer, (long long)ids, (long long)ids);
+                        " tokenizer's", (long long)asked, mu_tokenizer_path(t) ? mu_tokenizer_path(t) : cfg->data.tokenizer,
+                        (long long)ids, (long long)ids);
 }
 
 /* Opens the file and checks that it is the tokenizer with this name and fingerprint ("": any). */
