@@ -58,6 +58,25 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     return status == MU_STATUS_OK ? check_arguments(a, to, dtype, size, e) : status;
 }
 
+/* What belongs to a model and not to its weights goes through a conversion as it is, there and back. */
+static mu_status copy_notes(const char *from, const char *to, mu_error *e) {
+    static const char *const notes[] = { "generation_config.json", "chat_template.jinja" };
+    enum { N = sizeof notes / sizeof *notes, MOST = 1 << 20 };
+    mu_status status = MU_STATUS_OK;
+    for (int i = 0; i < N && status == MU_STATUS_OK; i++) {
+        char *source = mu_format("%s/%s", from, notes[i]), *copy = mu_format("%s/%s", to, notes[i]), *text = NULL;
+        size_t n;
+        if (mu_file_exists(source)) {
+            status = mu_file_read(source, MOST, &text, &n, e);
+            if (status == MU_STATUS_OK) status = mu_file_replace(copy, text, n, e);
+        }
+        free(text);
+        free(copy);
+        free(source);
+    }
+    return status;
+}
+
 /* ------------------------------------------------------------------ to Hugging Face */
 
 typedef struct {
@@ -235,6 +254,7 @@ static mu_status convert(arguments *a, mu_comm *world, mu_error *e) {
     char *suffix = mu_format(".tmp-%ld", (long)getpid()), *folder = mu_file_free_name(a->out, suffix);
     mu_status status = mu_file_make_dirs(folder, e);
     if (status == MU_STATUS_OK) status = a->to_hf ? to_hf(a, world, folder, e) : to_muster(a, folder, e);
+    if (status == MU_STATUS_OK) status = copy_notes(a->in, folder, e);
     if (status == MU_STATUS_OK) status = mu_file_sync(folder, e);
     if (status == MU_STATUS_OK) status = mu_file_rename(folder, a->out, e);
     if (status != MU_STATUS_OK) (void)!mu_file_remove_tree(folder, NULL);

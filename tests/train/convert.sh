@@ -28,6 +28,10 @@ expect 0 'qwen3_moe, fp32' "$MUSTER" convert back/checkpoints/step-00000000 hf2 
 for f in hf/*; do
     cmp -s "$f" "hf2/$(basename "$f")" && pass || fail "$f differs after a round trip"
 done
+cp -r hf noted && echo '{"eos_token_id": [5, 7]}' > noted/generation_config.json && echo '{{ messages }}' > noted/chat_template.jinja
+expect 0 'weights of' "$MUSTER" convert noted back2 --to muster
+expect 0 'qwen3_moe' "$MUSTER" convert back2 noted2 --to hf
+for f in generation_config.json chat_template.jinja; do cmp -s noted/$f noted2/$f && pass || fail "$f is lost"; done
 want=$(greedy run)
 for model in hf back hf2; do [ -n "$want" ] && [ "$(greedy $model)" = "$want" ] && pass || fail "$model generates other text"; done
 expect 0 'qwen3_moe, bf16' "$MUSTER" convert run half --to hf --dtype bf16
