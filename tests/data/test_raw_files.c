@@ -1,4 +1,5 @@
 /* test_raw_files.c - token files of llm.c and Megatron: equal to the same documents read from texts; hostile ones. */
+#include "data/folder.h"
 #include "data/internal.h"
 
 #include <setjmp.h>
@@ -7,33 +8,18 @@
 #include <string.h>
 #include <unistd.h>
 
-static char folder[64];
-static mu_error e;
 static mu_tokenizer *bytes;
 enum { EOD = 256, CACHE = 1 << 16 };
 
-static const char *in_folder(const char *name) {
-    static char path[8][160];
-    static int turn;
-    turn = (turn + 1) % 8;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
-    return path[turn];
-}
-
 static int set_up(void **state) {
     (void)state;
-    snprintf(folder, sizeof folder, "raw-XXXXXX");
-    return !mu_tokenizer_open(&bytes, "bytes", &e) && mkdtemp(folder) ? 0 : -1;
+    return !mu_tokenizer_open(&bytes, "bytes", &e) && folder_make("raw") ? 0 : -1;
 }
 
 static int tear_down(void **state) {
     (void)state;
     mu_tokenizer_close(bytes);
     return mu_file_remove_tree(folder, NULL) ? -1 : 0;
-}
-
-static void assert_ok(mu_status status) {
-    if (status) fail_msg("status %d: %s", status, e.text);
 }
 
 static void put(const char *name, const void *data, size_t n) {

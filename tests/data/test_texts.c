@@ -1,4 +1,5 @@
 /* test_texts.c - documents of .txt, .jsonl and .json, plain, .gz and .zst; folders with links; hostile files. */
+#include "data/folder.h"
 #include "data/internal.h"
 
 #include <setjmp.h>
@@ -11,30 +12,15 @@
 #include <zlib.h>
 #include <zstd.h>
 
-static char folder[64];
-static mu_error e;
-
-static const char *in_folder(const char *name) {
-    static char path[8][160];
-    static int turn;
-    turn = (turn + 1) % 8;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
-    return path[turn];
-}
 
 static int set_up(void **state) {
     (void)state;
-    snprintf(folder, sizeof folder, "texts-XXXXXX");
-    return mkdtemp(folder) ? 0 : -1;
+    return folder_make("texts") ? 0 : -1;
 }
 
 static int tear_down(void **state) {
     (void)state;
     return mu_file_remove_tree(folder, NULL) ? -1 : 0;
-}
-
-static void assert_ok(mu_status status) {
-    if (status) fail_msg("status %d: %s", status, e.text);
 }
 
 /* ------------------------------------------------------------------ making files */

@@ -1,5 +1,6 @@
 /* test_tokenizer.c - BPE tokenizers: ids of Hugging Face's tokenizers (fixtures/make_tokenizers.py), splitters against Oniguruma, what is
  * written and read again, bytes that are not UTF-8, long pieces, and files that are refused. */
+#include "data/folder.h"
 #include "data/bpe.h"
 #include "data/pattern.h"
 #include "data/unicode.h"
@@ -13,30 +14,15 @@
 #include <string.h>
 #include <unistd.h>
 
-static char folder[64];
-static mu_error e;
-
-static const char *in_folder(const char *name) {
-    static char path[4][256];
-    static int turn;
-    turn = (turn + 1) % 4;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
-    return path[turn];
-}
 
 static int set_up(void **state) {
     (void)state;
-    snprintf(folder, sizeof folder, "tokenizers-XXXXXX");
-    return mkdtemp(folder) ? 0 : -1;
+    return folder_make("tokenizers") ? 0 : -1;
 }
 
 static int tear_down(void **state) {
     (void)state;
     return mu_file_remove_tree(folder, NULL) ? -1 : 0;
-}
-
-static void assert_ok(mu_status status) {
-    if (status) fail_msg("status %d: %s", status, e.text);
 }
 
 typedef struct { int32_t *ids; int64_t n, room; } id_list;
