@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 /* ------------------------------------------------------------------ names */
 
@@ -404,10 +405,12 @@ static mu_status prune(const mu_checkpoint_config *cfg, const char *run, mu_erro
     for (int i = (int)cfg->keep; i < n && status == MU_STATUS_OK; i++) {
         if (cfg->keep_every && steps[i] % cfg->keep_every == 0) continue;
         char *from = mu_checkpoint_path(run, steps[i]), *to = mu_format("%s.tmp", from);
-        if (may_be_removed(from) && !is_taken(to)) {
+        int lock = 0;
+        if (may_be_removed(from) && !is_taken(to) && mu_checkpoint_lock_alone(from, &lock)) { /* else at a later save */
             status = mu_file_rename(from, to, e); /* so that an interrupted removal does not look like damage */
             if (status == MU_STATUS_OK) status = mu_file_remove_tree(to, e);
         }
+        if (lock > 0) close(lock);
         free(from);
         free(to);
     }

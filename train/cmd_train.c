@@ -252,24 +252,6 @@ static mu_status begin(mu_training *t, start *s, mu_error *e) {
     return status;
 }
 
-/* Forks from *m with all parts open. Meanwhile the other run may have removed it: then its newest is taken. Collective, agreed. */
-static mu_status fork_from(mu_training *t, mu_comm *batch, start *s, mu_error *e) {
-    enum { TRIES = 20 };
-    mu_status status = MU_STATUS_OK;
-    for (int i = 0; i < TRIES; i++) {
-        if (has_moved_on(batch, s, s->path)) {
-            mu_manifest_free(&s->m);
-            status = find_parent(batch, s->path, s, e);
-            if (status == MU_STATUS_OK) status = check_steps(&t->cfg, &s->m, e);
-            if (status != MU_STATUS_OK) return status;
-        }
-        status = mu_training_fork(t, &s->m, e);
-        bool gone = status == MU_STATUS_DATA || status == MU_STATUS_IO || status == MU_STATUS_NOINPUT;
-        if (!gone || !has_moved_on(batch, s, s->path)) break;
-    }
-    return status;
-}
-
 /* Opens all parts, for a new run, to resume or to fork. A checkpoint whose tensors turn out invalid while loading is dropped with
  * everything taken from it, and an older one is tried. Collective, agreed. */
 static mu_status open_run(mu_training *t, mu_mesh *mesh, const arguments *a, start *s, mu_error *e) {
@@ -283,7 +265,7 @@ static mu_status open_run(mu_training *t, mu_mesh *mesh, const arguments *a, sta
         if (status == MU_STATUS_OK && s->found && s->m.order_in_memory) status = mu_loader_order_in_memory(t->texts.loader, e);
         if (status != MU_STATUS_OK) return status;
         if (!s->found) return begin(t, s, e);
-        status = s->forked ? fork_from(t, mesh->batch, s, e) : resume_from(t, &s->m, e);
+        status = s->forked ? mu_training_fork(t, &s->m, e) : resume_from(t, &s->m, e);
         if (status != MU_STATUS_DATA) return status;
         status = mu_checkpoint_fall_back(mesh->batch, s->path, &s->m, e);
         if (status == MU_STATUS_OK) reset(t, &before);
@@ -389,6 +371,7 @@ static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, mu_sou
     mu_status status = mu_run_claim(cfg, mesh, &lock, e);
     if (status == MU_STATUS_OK) status = open_run(t, mesh, a, &s, e);
     mu_source_close(&s.init); /* its weights are loaded */
+    mu_manifest_free(&s.m);   /* what it tells of is loaded: the checkpoint may be removed from now on */
     if (status == MU_STATUS_OK) status = keep_tokenizer(t, e);
     if (status == MU_STATUS_OK) status = mu_step_routing_open(t, a->record, a->replay, e);
     bool resumed = s.found && !s.forked;
@@ -408,7 +391,6 @@ static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, mu_sou
     status = mu_step_routing_close(t, status, e);
     mu_lock_release(lock);
     mu_watch_stop();
-    mu_manifest_free(&s.m);
     return status;
 }
 

@@ -2,10 +2,13 @@
  * a second with the XXH3-128 of the first; anything else is damage. */
 #include "train/train.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 /* Version 1 has no val_split: its runs split at the tail. EP_MAX: one shard per rank of an expert group, which has at least one
  * expert of each layer. The limits on bytes and values allow the largest model of MU_MODEL_TENSORS_MAX tensors (a tensor is one
@@ -21,6 +24,7 @@ static const size_t LARGEST = (size_t)40 << 20;
 void mu_shard_name(int shard, char name[MU_SHARD_NAME]) { snprintf(name, MU_SHARD_NAME, "shard-%04d.h5", shard); }
 
 void mu_manifest_free(mu_manifest *m) {
+    if (m->lock) close(m->lock);
     mu_config_free(&m->cfg);
     free(m->config);
     free(m->shards);
@@ -368,13 +372,36 @@ static mu_status parse(mu_manifest *m, char *text, const char *path, mu_error *e
     return status == MU_STATUS_OK ? check_folder_name(m, path, e) : status;
 }
 
+/* Locks manifest.json of a checkpoint, shared or (F_WRLCK) alone. The descriptor holds the lock until it is closed; 0: the file is missing,
+ * or the file system has no locks; -1: others hold a lock. */
+static int lock(const char *path, short type) {
+    struct flock whole = { .l_type = type, .l_whence = SEEK_SET };
+    int opened = open(path, (type == F_WRLCK ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK), fd = opened, failed;
+    if (fd >= 0 && fd <= STDERR_FILENO) fd = fcntl(opened, F_DUPFD_CLOEXEC, STDERR_FILENO + 1), close(opened);
+    if (fd < 0) return 0;
+    while ((failed = fcntl(fd, F_OFD_SETLK, &whole)) && errno == EINTR) {}
+    bool taken = failed && (errno == EAGAIN || errno == EACCES);
+    if (failed) close(fd);
+    return taken ? -1 : failed ? 0 : fd;
+}
+
+bool mu_checkpoint_lock_alone(const char *checkpoint, int *fd) {
+    char *path = mu_format("%s/manifest.json", checkpoint);
+    *fd = lock(path, F_WRLCK);
+    free(path);
+    return *fd >= 0;
+}
+
 mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) {
     *m = (mu_manifest){ 0 };
     if (snprintf(m->path, sizeof m->path, "%s", checkpoint) >= (int)sizeof m->path)
         return mu_error_set(e, MU_STATUS_DATA, "%s: a path of more than %zu bytes", checkpoint, sizeof m->path - 1);
     char *path = mu_format("%s/manifest.json", checkpoint), *text = NULL;
     size_t bytes = 0;
-    mu_status status = mu_file_read(path, LARGEST, &text, &bytes, e);
+    int held = lock(path, F_RDLCK);
+    m->lock = held > 0 ? held : 0;
+    mu_status status = held < 0 ? mu_error_set(e, MU_STATUS_DATA, "%s: its run is removing this checkpoint", checkpoint)
+                                : mu_file_read(path, LARGEST, &text, &bytes, e);
     if (status == MU_STATUS_NOINPUT && !mu_file_exists(path)) mu_error_set(e, status, "%s is missing", path);
     if (status == MU_STATUS_NOINPUT) e->status = status = MU_STATUS_DATA;
     if (status == MU_STATUS_OK && !first_line_is_whole(text, bytes, m->hash)) {

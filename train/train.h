@@ -172,6 +172,7 @@ typedef struct { char name[MU_SHARD_NAME]; int64_t bytes; char hash[33]; } mu_sh
 void mu_shard_name(int shard, char name[MU_SHARD_NAME]);           /* shard-0000.h5 */
 typedef struct {
     char path[768];                 /* of the checkpoint's folder */
+    int lock;                       /* a descriptor; 0: none */
     int64_t step;
     int version;                    /* of the format */
     int ranks, ep;
@@ -195,7 +196,10 @@ typedef struct {
     int n_tensors;
     struct { char name[112]; int shard; } *tensors;     /* sorted by name */
 } mu_manifest;
+/* Until it is freed, the checkpoint's run does not remove it (a shared lock on manifest.json; none where the file system has no locks). */
 mu_status mu_manifest_read(mu_manifest *m, const char *checkpoint, mu_error *e) MU_MUST_USE;
+/* Before a checkpoint is removed: false while a manifest of it is held. *fd: the caller closes it after removing; 0: without a lock. */
+bool mu_checkpoint_lock_alone(const char *checkpoint, int *fd) MU_MUST_USE;
 mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *e) MU_MUST_USE;
 void mu_manifest_free(mu_manifest *m);
 /* "parent": {...}, "ancestors": [{...}, ...]; nothing for none */
