@@ -177,6 +177,7 @@ void mu_json_string(mu_json *j, const char *key_or_null, const char *value);/* e
  *   INT int64_t | FLOAT double | BOOL bool | STRING char[512] | CHOICE int, index into "a|b|c"
  *   CHOICES uint32_t, a bit for each of "a|b|c" | PAIR double[2] | DOMAINS mu_option_domains | PHASES mu_option_phases
  *   DOMAIN_INTS mu_option_domain_ints: {domain: integer, ...}, integers from min to max
+ *   NAMES mu_option_names: [domain, ...]; a single word stands for a list of one, `none` for an empty one
  *   min, max: inclusive range of numbers; for STRING min = 1 means "must be given".
  *   use: which commands may change it once a run exists: FIXED none, the checkpoint's value holds (train --fork may); SHAPE nor
  *        train --fork, the tensors depend on it; FREE train; TEXTS eval; EVAL train and eval; WHERE train, eval and generate (options of hardware and parallelism).
@@ -188,6 +189,7 @@ typedef struct { char domain[64]; char path[512]; double weight; } mu_option_dom
 typedef struct { int n; mu_option_domain *list; } mu_option_domains;    /* heap list, mu_options_free */
 typedef struct { char domain[64]; int64_t value; } mu_option_domain_int;
 typedef struct { int n; mu_option_domain_int *list; } mu_option_domain_ints;     /* the same */
+typedef struct { int n; char (*list)[64]; } mu_option_names;            /* the same */
 /* Phases of a run, in order: up to until_step (of the last phase it is not used; 0: not given) samples are drawn from the domains of
  * `mix`, with these weights. line, column: of the name in the file, 0 when not from a file. */
 typedef struct { char domain[64]; double weight; int line, column; } mu_option_weight;
@@ -205,12 +207,13 @@ typedef uint32_t mu_field_CHOICES;
 typedef double   mu_field_PAIR[2];
 typedef mu_option_domains mu_field_DOMAINS;
 typedef mu_option_domain_ints mu_field_DOMAIN_INTS;
+typedef mu_option_names mu_field_NAMES;
 typedef mu_option_phases mu_field_PHASES;
 #define MU_OPTION_FIELD(TYPE, key, fallback, min, max, choices, use, help) mu_field_##TYPE key;
 
 typedef enum { MU_OPTION_INT, MU_OPTION_FLOAT, MU_OPTION_BOOL, MU_OPTION_STRING, MU_OPTION_CHOICE,
                MU_OPTION_CHOICES, MU_OPTION_PAIR, MU_OPTION_DOMAINS, MU_OPTION_DOMAIN_INTS,
-               MU_OPTION_PHASES } mu_option_type;
+               MU_OPTION_NAMES, MU_OPTION_PHASES } mu_option_type;
 typedef struct {
     const char *section, *key;
     mu_option_type type;

@@ -64,6 +64,7 @@ static const char *type_name(mu_option_type type) {
     case MU_OPTION_PAIR:    return "two numbers";
     case MU_OPTION_DOMAINS: return "list of domains";
     case MU_OPTION_DOMAIN_INTS: return "map of domains to integers";
+    case MU_OPTION_NAMES:   return "list of domains";
     case MU_OPTION_PHASES:  return "list of phases";
     }
     return "";

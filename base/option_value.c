@@ -47,6 +47,7 @@ void mu_option_allowed(const mu_option *option, char *text, size_t size) {
     case MU_OPTION_STRING:  snprintf(text, size, "a text of at most 511 bytes"); return;
     case MU_OPTION_DOMAINS: snprintf(text, size, "a list of {domain: NAME, path: PATH, weight: NUMBER}"); return;
     case MU_OPTION_DOMAIN_INTS: snprintf(text, size, "{DOMAIN: NUMBER, ...} with integers from %s to %s", low, high); return;
+    case MU_OPTION_NAMES:   snprintf(text, size, "a list of domains"); return;
     case MU_OPTION_PHASES:  snprintf(text, size, "a list of {until_step: STEP, mix: {DOMAIN: WEIGHT, ...}}"); return;
     case MU_OPTION_CHOICE:
     case MU_OPTION_CHOICES: break;
@@ -440,6 +441,37 @@ static bool read_domain_ints(const place *p, mu_option_domain_ints *field) {
     return true;
 }
 
+/* One name, added to the list. */
+static bool add_name(place p, const mu_yaml *item, mu_option_names *field) {
+    char *out = field->list[field->n];
+    p.at = item;
+    if (!read_domain_name(&p, out)) return false;
+    for (int i = 0; i < field->n; i++)
+        if (!strcmp(field->list[i], out)) return refuse(&p, "'%s' appears twice", out);
+    field->n++;
+    return true;
+}
+
+static bool read_names(const place *p, mu_option_names *field) {
+    const bool word = p->at->kind == MU_YAML_SCALAR;
+    int room = word;
+    bool good = true;
+    if (p->at->kind == MU_YAML_MAP) return refuse(p, "a map is given");
+    for (const mu_yaml *item = p->at->child; item; item = item->next) room++;
+    if (room > DOMAINS_MAX) return refuse(p, "%d domains are more than %d", room, DOMAINS_MAX);
+    mu_option_names read = { 0, room ? mu_alloc((size_t)room, sizeof *read.list) : NULL };
+    if (word && strcmp(p->at->text, "none")) good = add_name(*p, p->at, &read);
+    for (const mu_yaml *item = p->at->child; item && !mu_report_full(p->report); item = item->next)
+        good = add_name(*p, item, &read) && good;
+    if (!good) {
+        free(read.list);
+        return false;
+    }
+    free(field->list);
+    *field = read;
+    return true;
+}
+
 /* ------------------------------------------------------------------ lists of phases */
 
 void mu_option_phases_free(mu_option_phases *phases) {
@@ -532,6 +564,7 @@ bool mu_option_set(const mu_option *option, void *config, const mu_yaml *value, 
     case MU_OPTION_PAIR:    return read_pair(&p, field);
     case MU_OPTION_DOMAINS: return read_domains(&p, field);
     case MU_OPTION_DOMAIN_INTS: return read_domain_ints(&p, field);
+    case MU_OPTION_NAMES:   return read_names(&p, field);
     case MU_OPTION_PHASES:  return read_phases(&p, field);
     }
     return false;
@@ -572,6 +605,7 @@ static bool in_range(const mu_option *o, const void *field) {
     case MU_OPTION_BOOL:
     case MU_OPTION_STRING:
     case MU_OPTION_DOMAINS:
+    case MU_OPTION_NAMES:
     case MU_OPTION_PHASES:  break;
     }
     return true;
@@ -647,6 +681,15 @@ static void write_domain_ints(FILE *f, const mu_option_domain_ints *ints) {
     fputc('}', f);
 }
 
+static void write_names(FILE *f, const mu_option_names *names) {
+    fputc('[', f);
+    for (int i = 0; i < names->n; i++) {
+        if (i) fputs(", ", f);
+        write_string(f, names->list[i]);
+    }
+    fputc(']', f);
+}
+
 static void write_phases(FILE *f, const mu_option_phases *phases) {
     char weight[40];
     fputc('[', f);
@@ -705,6 +748,7 @@ static void write_value(FILE *f, const mu_option *option, const void *field) {
     case MU_OPTION_CHOICES: write_choices(f, option->choices, *(const uint32_t *)field); return;
     case MU_OPTION_DOMAINS: write_domains(f, field); return;
     case MU_OPTION_DOMAIN_INTS: write_domain_ints(f, field); return;
+    case MU_OPTION_NAMES:   write_names(f, field); return;
     case MU_OPTION_PHASES:  write_phases(f, field); return;
     }
 }

@@ -411,6 +411,8 @@ static void set_default(const mu_option *option, void *config) {
         *(mu_option_domains *)field = (mu_option_domains){ 0 };
     } else if (option->type == MU_OPTION_DOMAIN_INTS) {
         *(mu_option_domain_ints *)field = (mu_option_domain_ints){ 0 };
+    } else if (option->type == MU_OPTION_NAMES) {
+        *(mu_option_names *)field = (mu_option_names){ 0 };
     } else if (option->type == MU_OPTION_PHASES) {
         *(mu_option_phases *)field = (mu_option_phases){ 0 };
     } else if (option->type == MU_OPTION_STRING) {
@@ -447,6 +449,10 @@ void mu_options_free(mu_options *o, void *config) {
         case MU_OPTION_DOMAIN_INTS:
             free(((mu_option_domain_ints *)field)->list);
             *(mu_option_domain_ints *)field = (mu_option_domain_ints){ 0 };
+            break;
+        case MU_OPTION_NAMES:
+            free(((mu_option_names *)field)->list);
+            *(mu_option_names *)field = (mu_option_names){ 0 };
             break;
         case MU_OPTION_PHASES: mu_option_phases_free(field); break;
         default: break;

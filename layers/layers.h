@@ -85,6 +85,7 @@ typedef struct {
     int n_moe, *moe_layers;     /* indices of the MoE layers */
     mu_placement *place;        /* NULL for a dense model */
     int32_t *domain_mask;       /* of moe.force_domains, see mu_model_name_domains; or NULL */
+    mu_protection protection;   /* of the experts of the MoE layers; mu_protection_update has effect at once */
     mu_memory *rope;
     mu_tensor cos, sin;
 } mu_model;

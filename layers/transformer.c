@@ -45,6 +45,12 @@ static void block_init(mu_model *m, int layer, const mu_mesh *mesh) {
     } else mu_ffn_init(&b->ffn, &m->cfg, layer, ps, shared);
 }
 
+/* Each MoE layer looks into the model's protection. */
+static void protection_init(mu_model *m) {
+    mu_protection_init(&m->protection, m->n_moe, (int)m->moe_cfg.num_experts);
+    for (int i = 0; i < m->n_moe; i++) m->blocks[m->moe_layers[i]].moe.protection = &m->protection;
+}
+
 /* cos and sin of position * theta^(-2i/d), computed in double on the host. */
 static void make_rope(mu_model *m, mu_device *dev) {
     int64_t n = m->cfg.max_seq_len, half = m->cfg.head_dim / 2;
@@ -92,6 +98,7 @@ mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int
     if (moe->num_experts) m->place = mu_placement_new(mesh->expert, (int)moe->num_experts);
     m->embed = mu_layer_param(m->params, shared, -1, "embed_tokens", vocab_size, D, cfg->init_std);
     for (int layer = 0; layer < L; layer++) block_init(m, layer, mesh);
+    protection_init(m);
     m->norm = mu_layer_param(m->params, shared, -1, "norm", D, 0, -1);
     m->head = cfg->tie_embeddings
                   ? m->embed
@@ -108,6 +115,7 @@ void mu_model_free(mu_model *m) {
     mu_memory_free(m->rope);
     mu_params_free(m->params);
     mu_placement_free(m->place);
+    mu_protection_free(&m->protection);
     free(m->domain_mask);
     free(m->moe_layers);
     free(m->blocks);

@@ -72,6 +72,20 @@ mu_stats_config mu_stats_config_default(void);
 /* Checks ranges, and thresholds against each other. Local (expert_states.c). */
 void mu_stats_config_check(const mu_stats_config *cfg, mu_complaints *c);
 
+/* Protection of experts that rare domains depend on (protection.c); each intervention has its options here. */
+#define MU_OPTIONS_PROTECT(O) \
+    O(NAMES,  domains,              "none",      0,   0, NULL, FREE, "domains whose carriers are protected, also while they are dormant and when they were overwritten; auto: every domain that has carriers, which are the rare ones (stats.rare_domain)") \
+    O(DOMAIN_INTS, carriers,        NULL,        0,   65535, NULL, FREE, "{DOMAIN: EXPERT, ...}: in each MoE layer this expert is protected for the domain from the start, whatever its state") \
+    O(BOOL,   exempt,               "true",      0,   0, NULL, FREE, "protected experts are left out of balancing: the others share their load evenly, and the selection bias of the protected ones stays")
+
+typedef struct { MU_OPTIONS_PROTECT(MU_OPTION_FIELD) } mu_protect_config;
+mu_protect_config mu_protect_config_default(void);
+/* Checks ranges, and that the carriers are experts of the model. Local (protection.c). */
+void mu_protect_config_check(const mu_protect_config *cfg, int64_t num_experts, mu_complaints *c);
+/* Is this domain to be protected, should it have carriers? Local (protection.c, like the next). */
+bool mu_protects_domain(const mu_protect_config *cfg, const char *domain);
+bool mu_protects_auto(const mu_protect_config *cfg);        /* protect.domains: auto */
+
 enum { MU_MOE_SCORE_SOFTMAX, MU_MOE_SCORE_SIGMOID };
 enum { MU_BALANCE_NONE = 1, MU_BALANCE_AUX = 2, MU_BALANCE_SEQ_AUX = 4, MU_BALANCE_GLOBAL_AUX = 8, MU_BALANCE_BIAS = 16 };
 enum { MU_MOE_COUNTS_EXACT, MU_MOE_COUNTS_PREVIOUS };
@@ -97,6 +111,7 @@ typedef struct {
     double *bias;                           /* [E] selection bias, the same on every rank; all 0 without expert_bias */
     int domains;
     const int32_t *domain_mask;             /* [domains, E]: mu_moe_domain_mask, borrowed; NULL: none */
+    const struct mu_protection *protection; /* of its experts from first_load on, borrowed; NULL: none is protected */
 } mu_moe;
 
 /* What the router decided for one micro-batch. Tensors live until the tape is reset. */
@@ -330,6 +345,22 @@ void mu_expert_health_state(mu_expert_health *h, const mu_option_domains *from, 
 /* Evaluates all experts. Returns the number of changes: changes[layers * experts] has room for all. */
 int mu_expert_health_update(mu_expert_health *h, const mu_expert_evidence *v, const mu_stats_config *thresholds, mu_expert_change *changes);
 void mu_expert_health_count(const mu_expert_health *h, int layer, int64_t counts[MU_EXPERT_STATES]);   /* layer -1: all */
+
+/* ------------------------------------------------------------------ protection (protection.c)
+ * Which experts are protected, and for which domain: the carriers, also dormant and overwritten ones, of protect.domains, and those
+ * that protect.carriers names. It follows from the states of experts and the options, so it is no state of its own: it is updated
+ * when training begins and after each evaluation of states. The same on every rank. */
+typedef struct mu_protection {
+    int layers, experts;
+    int32_t *domain_of;         /* [layers, experts]: the number of that domain; -1: not protected */
+    uint8_t *exempt;            /* [layers, experts]: 1: protected, and left out of balancing (protect.exempt) */
+} mu_protection;
+void mu_protection_init(mu_protection *p, int layers, int experts);      /* none is protected */
+void mu_protection_free(mu_protection *p);
+/* domains: those of the run, which h->carried numbers. Local. */
+void mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const mu_expert_health *h, const mu_option_domains *domains);
+bool mu_moe_exempts(const mu_moe *m, int64_t expert);        /* Local, like the next */
+int64_t mu_moe_balanced(const mu_moe *m);                   /* number of experts that are not exempt */
 
 /* ------------------------------------------------------------------ specialisation (specialisation.c)
  * n_ED: assignments of each domain's tokens to each expert of a layer. Local. */

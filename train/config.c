@@ -26,13 +26,14 @@
 #define TRAIN(...) ROW(train, __VA_ARGS__)
 #define CHECKPOINT(...) ROW(checkpoint, __VA_ARGS__)
 #define STATS(...) ROW(stats, __VA_ARGS__)
+#define PROTECT(...) ROW(protect, __VA_ARGS__)
 #define LOG(...) ROW(log, __VA_ARGS__)
 
 static const mu_option table[] = { MU_OPTIONS_RUN(RUN) MU_OPTIONS_MODEL(MODEL) MU_OPTIONS_MOE(MOE)
                                        MU_OPTIONS_PARALLEL(PARALLEL) MU_OPTIONS_DATA(DATA)
                                            MU_OPTIONS_OPTIM(OPTIM) MU_OPTIONS_TRAIN(TRAIN)
                                                MU_OPTIONS_CHECKPOINT(CHECKPOINT) MU_OPTIONS_STATS(STATS)
-                                                   MU_OPTIONS_LOG(LOG) };
+                                                   MU_OPTIONS_PROTECT(PROTECT) MU_OPTIONS_LOG(LOG) };
 
 const mu_option *mu_config_table(int *n) {
     *n = (int)(sizeof table / sizeof *table);
@@ -185,13 +186,14 @@ static int find_domain(const mu_option_domains *list, const char *name) {
     return -1;
 }
 
-static void complain_unknown_domain(check *k, const char *name) {
+/* The domain that an option names exists; the texts of a checkpoint may be others now. */
+static void check_domain(check *k, const char *section, const char *key, const char *name) {
     const mu_option_domains *train = &k->c->data.train;
+    if (k->from_checkpoint || find_domain(train, name) >= 0) return;
     const char **names = mu_alloc((size_t)train->n, sizeof *names);
     for (int i = 0; i < train->n; i++) names[i] = train->list[i].domain;
     const char *near = mu_suggest(name, names, train->n);
-    COMPLAIN(k, "moe", "force_domains", "no domain '%s' in data.train%s%s%s", name, near ? "; did you mean '" : "", near ? near : "",
-             near ? "'?" : "");
+    COMPLAIN(k, section, key, "no domain '%s' in data.train%s%s%s", name, near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
     free(names);
 }
 
@@ -212,13 +214,19 @@ static void check_force_domains(check *k) {
     const mu_option_domains *train = &k->c->data.train;
     int64_t E = k->c->moe.num_experts, K = k->c->moe.top_k;
     if (!forced->n || !E || !train->n) return;
-    for (int i = 0; i < forced->n && !k->from_checkpoint; i++)
-        if (find_domain(train, forced->list[i].domain) < 0) complain_unknown_domain(k, forced->list[i].domain);
+    for (int i = 0; i < forced->n; i++) check_domain(k, "moe", "force_domains", forced->list[i].domain);
     int64_t taken = distinct_experts(forced);
     if (E - taken < K)
         COMPLAIN(k, "moe", "force_domains",
                  "takes %" PRId64 " of %" PRId64 " experts, so tokens of any other domain can choose among %" PRId64
                  " only, fewer than top_k %" PRId64 "; let domains share experts", taken, E, E - taken, K);
+}
+
+static void check_protected(check *k) {
+    const mu_protect_config *p = &k->c->protect;
+    if (!k->c->data.train.n) return;
+    for (int i = 0; i < p->domains.n && !mu_protects_auto(p); i++) check_domain(k, "protect", "domains", p->domains.list[i]);
+    for (int i = 0; i < p->carriers.n; i++) check_domain(k, "protect", "carriers", p->carriers.list[i].domain);
 }
 
 /* A check runs only when the user's values of all options it compares were readable. */
@@ -234,6 +242,7 @@ static const struct {
     { check_phases, "data.train data.phases" },
     { check_dtype, "train.dtype train.device" },
     { check_force_domains, "moe.force_domains moe.num_experts moe.top_k data.train" },
+    { check_protected, "protect.domains protect.carriers data.train" },
     { check_reproducible, "train.reproducible moe.balance moe.num_experts" },
     { check_batch, "train.global_batch_size train.micro_batch_size" },
     { check_seq_len, "train.seq_len model.max_seq_len" },
@@ -276,6 +285,7 @@ static void run_checks(check *k) {
     mu_model_config_check(&k->c->model, &k->c->moe, &k->found);
     mu_optim_config_check(&k->c->optim, k->c->train.steps, &k->found);
     mu_stats_config_check(&k->c->stats, &k->found);
+    mu_protect_config_check(&k->c->protect, k->c->moe.num_experts, &k->found);
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
         if (readable(&k->c->options, checks[i].needs)) checks[i].run(k);
     mu_model_config_resolve(&k->c->model, &k->c->moe);

@@ -62,6 +62,7 @@ typedef struct {
     mu_train_config train;
     mu_checkpoint_config checkpoint;
     mu_stats_config stats;
+    mu_protect_config protect;
     mu_log_config log;
     mu_options options;             /* which of them were given; mu_config_free frees both */
 } mu_config;

@@ -209,6 +209,7 @@ static void measure(mu_recorder *r) {
 static mu_status judge(mu_recorder *r, mu_error *e) {
     if (r->t->state.step % r->t->cfg.stats.every) return MU_STATUS_OK;
     int n = mu_experts_judge(&r->source, r->changes);
+    mu_training_protect(r->t);
     if (r->progress) mu_progress_experts(r->progress, &r->source, r->changes, n);
     return r->events ? mu_events_changes(r->events, &r->source, r->changes, n, e) : MU_STATUS_OK;
 }

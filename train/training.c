@@ -29,6 +29,10 @@ mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu
     return MU_STATUS_OK;
 }
 
+void mu_training_protect(mu_training *t) {
+    mu_protection_update(&t->state.model->protection, &t->cfg.protect, &t->state.stats->health, &t->cfg.data.train);
+}
+
 void mu_training_close(mu_training *t) {
     mu_optimizer_free(t->state.opt);
     mu_knowledge_free(t->state.knowledge);

@@ -21,6 +21,7 @@ typedef struct {
     double pair[2];
     mu_option_domains texts;
     mu_option_domain_ints slices;
+    mu_option_names eaters;
     mu_option_phases days;
     int64_t other_count;
 } bakery;
@@ -36,6 +37,7 @@ static const mu_option table[] = {
     { "bread", "pair", MU_OPTION_PAIR, FIELD(pair), "[0.5, 1]", 0, 2, NULL, "two of them", MU_USE_FREE },
     { "bread", "texts", MU_OPTION_DOMAINS, FIELD(texts), NULL, 1, 0, NULL, "to read meanwhile", MU_USE_FREE },
     { "bread", "slices", MU_OPTION_DOMAIN_INTS, FIELD(slices), NULL, 0, 9, NULL, "of each", MU_USE_FREE },
+    { "bread", "eaters", MU_OPTION_NAMES, FIELD(eaters), NULL, 0, 0, NULL, "of it", MU_USE_FREE },
     { "bread", "days", MU_OPTION_PHASES, FIELD(days), NULL, 0, 0, NULL, "one after the other", MU_USE_FREE },
     { "shop", "count", MU_OPTION_INT, FIELD(other_count), "1", 0, 10, NULL, "shops", MU_USE_FREE },
 };
@@ -140,6 +142,26 @@ static void maps_of_domains_are_read(void **state) {
     assert_int_equal(b.slices.n, 0);
 }
 
+static void lists_of_names_are_read(void **state) {
+    (void)state;
+    assert_int_equal(b.eaters.n, 0);
+    good("bread:\n  eaters:\n    - old_French-2\n    - x\n");
+    assert_int_equal(b.eaters.n, 2);
+    assert_string_equal(b.eaters.list[0], "old_French-2");
+    assert_string_equal(b.eaters.list[1], "x");
+    override("bread.eaters=y");                 /* a word is a list of one */
+    assert_int_equal(b.eaters.n, 1);
+    assert_string_equal(b.eaters.list[0], "y");
+    bad_override("bread.eaters=[x, z, x]", "bread.eaters: 'x' appears twice; allowed: a list of domains");
+    bad_override("bread.eaters=[a b]", "'a b' is not a valid domain name");
+    bad_override("bread.eaters={x: 1}", "a map is given");
+    assert_int_equal(b.eaters.n, 1);            /* a refused list leaves no trace */
+    override("bread.eaters=none");
+    assert_int_equal(b.eaters.n, 0);
+    override("bread.eaters=[]");
+    assert_int_equal(b.eaters.n, 0);
+}
+
 static void phases_are_read(void **state) {
     (void)state;
     assert_int_equal(b.days.n, 0);
@@ -152,14 +174,14 @@ static void phases_are_read(void **state) {
     assert_true(b.days.list[0].mix[1].weight == 0.5 && b.days.list[1].mix[0].weight == 0 && b.days.list[2].mix[0].weight == 3);
     assert_int_equal(b.days.list[1].mix[1].line, 7);
     assert_int_equal(b.days.list[1].mix[1].column, 9);
-    char *text = mu_option_text(&table[9], &b), *dump = mu_options_dump(&o, &b);
+    char *text = mu_option_text(&table[10], &b), *dump = mu_options_dump(&o, &b);
     assert_string_equal(text, "[{until_step: 30, mix: {rye: 1, oats-2: 0.5}}, {until_step: 40, mix: {rye: 0, \"7\": 2}}, {mix: {rye: 3}}]");
     assert_non_null(strstr(dump, "\n    - {until_step: 40, mix: {rye: 0, \"7\": 2}}\n"));
     override("bread.days=[{mix: {oats: 1}}]");
     assert_int_equal(b.days.n, 1);
     assert_int_equal(b.days.list[0].mix[0].line, 0);
     good(dump);                                 /* what is written can be read again */
-    char *again = mu_option_text(&table[9], &b);
+    char *again = mu_option_text(&table[10], &b);
     assert_string_equal(again, text);
     free(again), free(text), free(dump);
     override("bread.days=[]");
@@ -436,6 +458,7 @@ static void dump_reads_back(void **state) {
     override("oven.rate=0.30000000000000004");
     override("bread.texts=[{domain: a, path: 'x y, z', weight: 0.1}, {domain: '7', path: synthetic}]");
     override("bread.slices={a: 3, '7': 0}");
+    override("bread.eaters=[a, '7', b-c]");
     override("bread.toppings=[oats]");
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         strcpy(b.name, names[i]);
@@ -525,7 +548,7 @@ static void locale_does_not_matter(void **state) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(defaults_come_from_the_table), TEST(every_type_is_read), TEST(domains_are_read), TEST(maps_of_domains_are_read),
+        TEST(defaults_come_from_the_table), TEST(every_type_is_read), TEST(domains_are_read), TEST(maps_of_domains_are_read), TEST(lists_of_names_are_read),
         TEST(phases_are_read), TEST(bad_phases_are_refused),
         TEST(harmless_files_are_read), TEST(bad_value_changes_nothing), TEST(hints_say_what_to_write),
         TEST(long_values_are_refused), TEST(files_of_another_kind_are_refused),

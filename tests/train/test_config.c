@@ -235,6 +235,12 @@ static const bad_case cases[] = {
       .words = { "f.yaml:1:22: moe.force_domains: domain 'd' has expert 8, but num_experts is 8: experts are 0 to 7" } },
     { "no such domain", "data: {train: [{domain: latin, path: here/texts}]}\nmoe: {force_domains: {latni: 0}}", 1,
       .words = { "f.yaml:2:22: moe.force_domains: no domain 'latni' in data.train; did you mean 'latin'?" }, .overrides = { DIR }, .bare = true },
+    { "protected domain", "data: {train: [{domain: latin, path: here/texts}]}\nprotect: {domains: [latin, chem]}", 1,
+      .words = { "f.yaml:2:20: protect.domains: no domain 'chem' in data.train" }, .overrides = { DIR }, .bare = true },
+    { "protected domain of a carrier", "data: {train: [{domain: latin, path: here/texts}]}\nprotect: {carriers: {latni: 0}}", 1,
+      .words = { "f.yaml:2:21: protect.carriers: no domain 'latni' in data.train; did you mean 'latin'?" }, .overrides = { DIR }, .bare = true },
+    { "no such carrier", "protect: {carriers: {d: 8}}", 1,
+      .words = { "f.yaml:1:21: protect.carriers: domain 'd' has expert 8, but moe.num_experts is 8" } },
     { "too few experts left",
       "data: {train: [{domain: a, path: here/texts}, {domain: b, path: here/texts}, {domain: c, path: here/texts}]}\n"
       "moe: {num_experts: 3, force_domains: {a: 0, b: 2}}", 1,
