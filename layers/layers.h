@@ -143,7 +143,7 @@ typedef struct {
 } mu_loss;
 /* The same on every rank. aux and z are means over MoE layers, without coefficients: a balanced load has aux 1. */
 typedef struct {
-    double loss, ce, aux, z;        /* nats per token; z is NAN with sigmoid scores */
+    double loss, ce, aux, z;        /* nats per token; z is NAN with sigmoid scores without z-loss */
     double grad_norm;
     double dropped;                 /* fraction of assignments dropped by the capacity limit */
     bool stop;                      /* a rank called mu_loss_read with `stop` */

@@ -182,9 +182,10 @@ mu_loss_values mu_loss_read(mu_loss *l, mu_mat grad_norm, bool stop) {
     sums s = own_sums(l);
     s.stop = stop;
     mu_all_reduce(l->batch, MU_REDUCE_SUM, MU_DTYPE_I64, &s, SUM_WORDS);
-    bool softmax = l->model->moe_cfg.score_func == MU_MOE_SCORE_SOFTMAX;
+    const mu_moe_config *moe = &l->model->moe_cfg;
+    bool has_z = moe->score_func == MU_MOE_SCORE_SOFTMAX || moe->z_loss_coeff > 0;
     v.loss = mu_exact_value(&s.loss), v.ce = mu_exact_value(&s.ce), v.stop = s.stop > 0;
-    v.aux = mu_exact_value(&s.aux), v.z = softmax ? mu_exact_value(&s.z) : NAN, v.dropped = dropped_share(l);
+    v.aux = mu_exact_value(&s.aux), v.z = has_z ? mu_exact_value(&s.z) : NAN, v.dropped = dropped_share(l);
     return v;
 }
 

@@ -83,7 +83,6 @@ mu_model *mu_model_new(const mu_model_config *cfg, const mu_moe_config *moe, int
     mu_moe_config moe_cfg = *moe;
     mu_error e = { 0 };
     mu_complaints found = { .e = &e };
-    mu_moe_config_resolve(&moe_cfg);
     mu_model_config_check(cfg, &moe_cfg, &found);
     MU_CHECK(found.status == MU_STATUS_OK, "%-s", e.text);
     mu_model *m = mu_alloc(1, sizeof *m);

@@ -67,6 +67,13 @@ mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, c
     return b;
 }
 
+/* A common part of all biases changes no choice, and would grow without limit. */
+static void centre_bias(mu_moe *m) {
+    double mean = 0;
+    for (int64_t i = 0; i < m->E; i++) mean += m->bias[i] / (double)m->E;
+    for (int64_t i = 0; i < m->E; i++) m->bias[i] -= mean;
+}
+
 void mu_balance_update_bias(mu_moe *m, const int64_t *counts, double rate) {
     int64_t total = 0;
     for (int64_t i = 0; i < m->E; i++) total += counts[i];
@@ -74,4 +81,5 @@ void mu_balance_update_bias(mu_moe *m, const int64_t *counts, double rate) {
         int64_t gap = total - counts[i] * m->E; /* sign of mean - c_i, in integers */
         m->bias[i] += rate * (double)((gap > 0) - (gap < 0));
     }
+    centre_bias(m);
 }

@@ -19,14 +19,6 @@ static void check_top_k(const mu_moe_config *m, mu_complaints *c) {
                     " gradient from the language model's loss; use `norm_topk_prob: false`");
 }
 
-static void check_z_loss(const mu_moe_config *m, mu_complaints *c) {
-    if (m->score_func == MU_MOE_SCORE_SIGMOID && m->z_loss_coeff > 0)
-        mu_complain(c, "moe", "z_loss_coeff", "moe.z_loss_coeff moe.score_func moe.num_experts",
-                    "%g needs `score_func: softmax`: the z-loss limits the softmax's log-sum-exp,"
-                    " which sigmoid scores do not use; set it to 0 or leave it out",
-                    m->z_loss_coeff);
-}
-
 static void check_shared_expert_gate(const mu_moe_config *m, mu_complaints *c) {
     if (m->shared_expert_gate && m->num_shared_experts == 0)
         mu_complain(c, "moe", "shared_expert_gate", "moe.shared_expert_gate moe.num_shared_experts moe.num_experts",
@@ -49,7 +41,6 @@ bool mu_moe_config_check(const mu_moe_config *m, mu_complaints *c) {
     if (m->num_experts == 0) return true;
     if (!check_ranges(m, c)) return false;
     check_top_k(m, c);
-    check_z_loss(m, c);
     check_shared_expert_gate(m, c);
     check_force_domains(m, c);
     if (m->force_balanced && m->force_skew)

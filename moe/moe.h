@@ -29,7 +29,7 @@ enum { MU_BIAS_RATE_MAX = 1000 };
     O(CHOICES, balance,            "[global_aux_loss]", 0, 0, "none|aux_loss|seq_aux_loss|global_aux_loss|expert_bias", FREE, "load-balancing methods; several can be combined") \
     O(FLOAT,  aux_loss_coeff,      "0.01",      0,   1e6, NULL, FREE, "coefficient of aux_loss and global_aux_loss") \
     O(FLOAT,  seq_aux_loss_coeff,  "0.0001",    0,   1e6, NULL, FREE, "coefficient of seq_aux_loss") \
-    O(FLOAT,  z_loss_coeff,        "0.001",     0,   1e6, NULL, FREE, "coefficient of the router z-loss; softmax scores only") \
+    O(FLOAT,  z_loss_coeff,        "0.001",     0,   1e6, NULL, FREE, "coefficient of the router z-loss, the mean squared log-sum-exp of the router's logits; by default 0 with sigmoid scores") \
     O(CHOICE, global_aux_counts,   "exact",     0,   0,  "exact|previous", FREE, "expert counts in global_aux_loss: of this global batch (exact) or of the previous one") \
     O(FLOAT,  bias_update_rate,    "0.001",     0,   MU_BIAS_RATE_MAX, NULL, FREE, "update rate of the selection bias (expert_bias); 0 in the last 3 % of the run") \
     O(FLOAT,  capacity_factor,     "0",         0,   1e6, NULL, FREE, "an expert takes at most ceil(factor * top_k * seq_len / num_experts) tokens per sequence, the earliest; 0: dropless") \
@@ -91,7 +91,7 @@ enum { MU_BALANCE_NONE = 1, MU_BALANCE_AUX = 2, MU_BALANCE_SEQ_AUX = 4, MU_BALAN
 enum { MU_MOE_COUNTS_EXACT, MU_MOE_COUNTS_PREVIOUS };
 
 mu_moe_config mu_moe_config_default(void);
-/* Derived values: the default z_loss_coeff becomes 0 for sigmoid scores. Local (config.c). */
+/* For a program that knows that z_loss_coeff was not given: the default becomes 0 for sigmoid scores. Local (config.c). */
 void mu_moe_config_resolve(mu_moe_config *cfg);
 /* Checks ranges, and options that exclude each other. False: a value is out of its range, and the caller must not
  * calculate with it. A dense model (num_experts 0) is not checked. Local. */
@@ -225,11 +225,12 @@ typedef struct {
 } mu_balance_counts;
 typedef struct {
     mu_tensor *loss;            /* F64, one value per reduction unit: every term with its coefficient; NULL when none is on */
-    mu_tensor *aux, *z;         /* the same: this rank's share of the unscaled values, for the log; z is NULL with sigmoid scores */
+    mu_tensor *aux, *z;         /* the same: this rank's share of the unscaled values, for the log; z is NULL with sigmoid scores without z-loss */
 } mu_balance;
 mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
                            const mu_balance_counts *c);
-/* Loss-free balancing (Wang et al. 2024): bias_i += rate * sign(mean - c_i), counts of the global batch. Local. */
+/* Loss-free balancing (Wang et al. 2024): bias_i += rate * sign(mean - c_i), counts of the global batch; then the mean of the biases is
+ * subtracted. Local. */
 void mu_balance_update_bias(mu_moe *m, const int64_t *counts_E, double rate);
 
 /* ------------------------------------------------------------------ load of experts (load_window.c)

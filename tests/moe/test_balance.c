@@ -236,9 +236,13 @@ static void z_loss_is_the_mean_square(void **state) {
     assert_true(!b.loss && fabs(scalar(b.z) - 5) < 1e-14 && fabs(scalar(b.aux) - 1) < 1e-14);
     assert_false(b.z->needs_grad);
     layer_free(l);
-    l = new_layer(MU_BALANCE_BIAS, 1, 0);                   /* sigmoid scores have no such term */
+    l = new_layer(MU_BALANCE_BIAS, 1, 0);                   /* of sigmoid scores it is computed where it is used */
     b = balance_of(l, scores, counts, rows);
     assert_true(!b.loss && !b.z && fabs(scalar(b.aux) - 1) < 1e-14);
+    layer_free(l);
+    l = new_layer(MU_BALANCE_BIAS, 1, 0.25);
+    b = balance_of(l, scores, counts, rows);
+    assert_true(fabs(scalar(b.z) - 5) < 1e-14 && fabs(scalar(b.loss) - 1.25) < 1e-14);
     layer_free(l);
 }
 
@@ -307,17 +311,33 @@ static void no_tokens(void **state) {
 }
 
 /* ---------------------------------------------------------------- selection bias */
+static void assert_biases(const layer *l, const double wanted[E]) {
+    for (int i = 0; i < E; i++) assert_true(fabs(l->moe.bias[i] - wanted[i]) < 1e-15);
+}
+
+/* By the sign of the gap to the mean, 4; the steps add up to one of 0.5, so each bias loses 0.5 / 6 of its own. */
 static void bias_moves_against_the_load(void **state) {
     (void)state;
     layer *l = new_layer(MU_BALANCE_BIAS, MU_MOE_SCORE_SIGMOID, 0);
-    static const int64_t counts[E] = { 0, 4, 5, 3, 12, 0 };        /* mean 4 */
-    static const double wanted[E] = { 1, 0, -1, 1, -1, 1 };
+    static const int64_t counts[E] = { 0, 4, 5, 3, 12, 0 };
+    static const double m = 0.5 / E, wanted[E] = { 0.5 - m, -m, -0.5 - m, 0.5 - m, -0.5 - m, 0.5 - m };
     mu_balance_update_bias(&l->moe, counts, 0.5);
-    for (int i = 0; i < E; i++) assert_true(l->moe.bias[i] == 0.5 * wanted[i]);
+    assert_biases(l, wanted);
     mu_balance_update_bias(&l->moe, counts, 0.0);
     mu_balance_update_bias(&l->moe, (int64_t[E]){ 2, 2, 2, 2, 2, 2 }, 0.5);
     mu_balance_update_bias(&l->moe, (int64_t[E]){ 0 }, 0.5);
-    for (int i = 0; i < E; i++) assert_true(l->moe.bias[i] == 0.5 * wanted[i]);
+    assert_biases(l, wanted);
+    layer_free(l);
+}
+
+/* One busy expert drives the others up, step after step: without the mean their biases would reach 1000. */
+static void bias_has_mean_zero(void **state) {
+    (void)state;
+    layer *l = new_layer(MU_BALANCE_BIAS, MU_MOE_SCORE_SIGMOID, 0);
+    double sum = 0;
+    for (int step = 0; step < 1000; step++) mu_balance_update_bias(&l->moe, (int64_t[E]){ 24, 0, 0, 0, 0, 0 }, 1.0);
+    for (int i = 0; i < E; i++) sum += l->moe.bias[i];
+    assert_true(fabs(sum) < 1e-9 && fabs(l->moe.bias[1] - 2000.0 / E) < 1e-9 && fabs(l->moe.bias[0] + 2000.0 * (E - 1) / E) < 1e-9);
     layer_free(l);
 }
 
@@ -345,6 +365,7 @@ int main(void) {
         cmocka_unit_test(splits_do_not_matter),
         cmocka_unit_test(no_tokens),
         cmocka_unit_test(bias_moves_against_the_load),
+        cmocka_unit_test(bias_has_mean_zero),
         cmocka_unit_test(bias_steers_the_choice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -51,11 +51,12 @@ skewed="train.device=ref model.init_std=0.3 train.steps=2 optim.warmup_steps=1"
 expect 0 "no balancing at all" train 1 unbalanced $skewed "moe.balance=[none]" moe.z_loss_coeff=0
 expect 0 "... in micro-batches" train 1 parts $skewed "moe.balance=[none]" moe.z_loss_coeff=0 train.micro_batch_size=2
 expect 0 "global_aux_loss" train 1 global $skewed moe.z_loss_coeff=0
+expect 0 "z-loss of sigmoid scores" train 1 squared $skewed moe.score_func=sigmoid "moe.balance=[none]" moe.z_loss_coeff=0.001
 expect 0 "sigmoid scores" train 1 sigmoid $skewed moe.score_func=sigmoid "moe.balance=[expert_bias]"
 same_metrics unbalanced parts 1e-9
 if [ -n "$(value unbalanced 1 moe/aux_loss)" ] && [ "$(value unbalanced 1 moe/aux_loss)" = "$(value global 1 moe/aux_loss)" ]; then pass
 else fail "aux_loss of the first step: $(value unbalanced 1 moe/aux_loss), with global_aux_loss $(value global 1 moe/aux_loss)"; fi
-if [ -n "$(value unbalanced 1 moe/z_loss)" ] && [ -z "$(value sigmoid 1 moe/z_loss)" ]; then pass; else fail "z_loss"; fi
+if [ -n "$(value unbalanced 1 moe/z_loss)" ] && [ -z "$(value sigmoid 1 moe/z_loss)" ] && [ -n "$(value squared 1 moe/z_loss)" ]; then pass; else fail "z_loss"; fi
 if [ -n "$(value sigmoid 1 moe/bias_absmax)" ] && [ -z "$(value unbalanced 1 moe/bias_absmax)" ]; then pass; else fail "bias_absmax"; fi
 if [ -z "$(value unbalanced 2 moe/dead_frac)$(value unbalanced 2 moe/layer_0/dead)" ]; then pass; else fail "dead_frac before there are 20 steps"; fi
 finish

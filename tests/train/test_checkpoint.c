@@ -92,7 +92,7 @@ static const struct {
     { "loader ahead", "/state/loader[0] is 7, ", EARLY },
     { "loader of one domain", "0 of 6 samples drawn; implausible for a sampling weight of 0.99", EARLY },
     { "bias infinite", "/layers/1/mlp/gate/e_score_correction_bias[1] is not finite", EARLY },
-    { "bias large", "/layers/1/mlp/gate/e_score_correction_bias[1] is -1e+06, must be in [-3003, 3003]", EARLY },
+    { "bias large", "/layers/1/mlp/gate/e_score_correction_bias[1] is -1e+06, must be in [-6006, 6006]", EARLY },
     { "optimizer steps negative", "/optim/steps/norm/weight[0] is -1, must be in [3, 3]", LATE },
     { "optimizer steps ahead", "/optim/steps/norm/weight[0] is 4,", LATE },
     { "optimizer steps behind", "/optim/steps/norm/weight[0] is 2,", LATE },
