@@ -171,10 +171,14 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
     /* sum (I64, one value) adds the Euclidean norm of each row of x [T,E] (master) * unit, at most 2^39, rounded as above; the squares are added
      * in double, in their order; rows whose norm is not finite are left out. */ \
     K(sum_norms, (mu_device *dev, int64_t T, int64_t E, double unit, mu_mat x, mu_mat sum), (dev, T, E, unit, x, sum)) \
-    /* coef[n,E] = factor * counts[n,E] (I64), the product in double, then rounded. */ \
-    K(balance_coef, (mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef), (dev, n, E, factor, counts, coef)) \
+    /* coef[n,E] = factor * counts[n,E] (I64), the product in double, then rounded. exempt (I32 [E]; may be NULL): where it is not 0
+     * the coefficient is -1, and those of the others in a row are multiplied by the row's sum of counts over theirs, and by their number over
+     * E (0 when they have no counts): their mean stays as if the row's counts were theirs. */ \
+    K(balance_coef, (mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat exempt, mu_mat coef), \
+                    (dev, n, E, factor, counts, exempt, coef)) \
     /* Balancing term: out (F64) = sum_t sum_i coef[t/segment, i] * p[t,i], p = scores, or scores / their sum if
-     * normalise; backward adds dout * the derivative into dscores. */ \
+     * normalise; backward adds dout * the derivative into dscores. An expert whose coefficient is negative is left out, of the sum of
+     * scores as well; a normalised token whose other scores add up to less than 2^-100 adds nothing. */ \
     K(balance_fwd, (mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores, mu_mat coef, mu_mat out), \
                    (dev, T, E, segment, normalise, scores, coef, out)) \
     K(balance_bwd, (mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores, mu_mat coef, mu_mat dout, mu_mat dscores), \

@@ -7,22 +7,36 @@
  * The three terms differ in what c_i counts: this micro-batch over all ranks (aux_loss), each
  * sequence (seq_aux_loss), or the whole global batch (global_aux_loss). Each term is a mean over the tokens
  * of the global batch, so a token's coefficient is f_i / T_global in all of them: aux_loss averages
- * over micro-batches, seq_aux_loss over sequences. */
+ * over micro-batches, seq_aux_loss over sequences.
+ *
+ * Exempt experts (mu_protection) are left out of all of it, as if the layer consisted of the other E' experts: f_i and p_ti are
+ * divided by the sums over these, so f_i is 1 when they share their assignments evenly, and no gradient reaches the exempt ones' scores.
+ * (Without dividing p, pushing probability to exempt experts would lower the loss.) The selection bias moves for the others alone, by
+ * their mean, and theirs are centred. */
 #include "moe/moe.h"
 
 #include <math.h>
 
-/* coef[row, i] = f_i / T_global from counts of `tokens` tokens; no counts: f_i = 1. The counts stay on the device, so
- * the host does not wait for them. */
+/* I32 [E] on the device: 1 for exempt experts; NULL: there are none. */
+static mu_tensor *exempt_of(const mu_moe *m, mu_tape *tp) {
+    if (mu_moe_balanced(m) == m->E) return NULL;
+    int32_t *exempt = mu_tape_alloc(tp, (size_t)m->E * sizeof *exempt);
+    for (int64_t i = 0; i < m->E; i++) exempt[i] = mu_moe_exempts(m, i);
+    return mu_tensor_ints(tp, MU_DTYPE_I32, m->E, exempt);
+}
+
+/* coef[row, i] = f_i / T_global from counts of `tokens` tokens, -1 for exempt experts; no counts: f_i = 1. The counts stay on the device,
+ * so the host does not wait for them. */
 static mu_tensor *coef_of(const mu_moe *m, mu_tape *tp, mu_mat counts, int64_t rows, int64_t tokens,
                           int64_t global_tokens) {
     mu_device *dev = mu_tape_device(tp);
-    mu_tensor *coef = mu_tensor_2d_master(tp, rows, m->E);
+    mu_tensor *coef = mu_tensor_2d_master(tp, rows, m->E), *exempt = exempt_of(m, tp);
     double even = 1 / (double)global_tokens;
+    MU_CHECK(counts.data || !exempt, "layer %d: balancing without some experts needs counts", m->layer);
     if (counts.data)
-        dev->k->balance_coef(dev, rows, m->E, even * (double)m->E / (double)(m->K * tokens), counts,
-                             mu_data(coef));
+        dev->k->balance_coef(dev, rows, m->E, even * (double)m->E / (double)(m->K * tokens), counts, mu_data(exempt), mu_data(coef));
     else dev->k->fill(dev, rows * m->E, even, mu_data(coef));
+    mu_release(tp, exempt);
     return coef;
 }
 
@@ -36,8 +50,8 @@ static mu_tensor *term_of(const mu_moe *m, mu_tape *tp, const mu_routing *r, mu_
                           mu_router_grad term, mu_tensor **value) {
     counts.ld = m->E;
     mu_tensor *coef = coef_of(m, tp, counts, rows, tokens, global_tokens);
-    return mu_balance_term(tp, r->scores_TE, coef, segment, m->cfg->score_func == MU_MOE_SCORE_SIGMOID,
-                           weight, r->grads, term, value);
+    bool normalise = m->cfg->score_func == MU_MOE_SCORE_SIGMOID || mu_moe_balanced(m) < m->E;
+    return mu_balance_term(tp, r->scores_TE, coef, segment, normalise, weight, r->grads, term, value);
 }
 
 mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
@@ -67,19 +81,26 @@ mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, c
     return b;
 }
 
-/* A common part of all biases changes no choice, and would grow without limit. */
-static void centre_bias(mu_moe *m) {
-    double mean = 0;
-    for (int64_t i = 0; i < m->E; i++) mean += m->bias[i] / (double)m->E;
-    for (int64_t i = 0; i < m->E; i++) m->bias[i] -= mean;
+void mu_balance_centre_bias(mu_moe *m) {
+    double mean = 0, n = (double)mu_moe_balanced(m);
+    for (int64_t i = 0; i < m->E; i++)
+        if (!mu_moe_exempts(m, i)) mean += m->bias[i] / n;
+    for (int64_t i = 0; i < m->E; i++)
+        if (!mu_moe_exempts(m, i)) m->bias[i] -= mean;
+}
+
+int64_t mu_balance_assignments(const mu_moe *m, const int64_t *counts) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < m->E; i++)
+        if (!mu_moe_exempts(m, i)) total += counts[i];
+    return total;
 }
 
 void mu_balance_update_bias(mu_moe *m, const int64_t *counts, double rate) {
-    int64_t total = 0;
-    for (int64_t i = 0; i < m->E; i++) total += counts[i];
+    int64_t total = mu_balance_assignments(m, counts), n = mu_moe_balanced(m);
     for (int64_t i = 0; i < m->E; i++) {
-        int64_t gap = total - counts[i] * m->E; /* sign of mean - c_i, in integers */
-        m->bias[i] += rate * (double)((gap > 0) - (gap < 0));
+        int64_t gap = total - counts[i] * n; /* sign of mean - c_i, in integers */
+        if (!mu_moe_exempts(m, i)) m->bias[i] += rate * (double)((gap > 0) - (gap < 0));
     }
-    centre_bias(m);
+    mu_balance_centre_bias(m);
 }

@@ -229,9 +229,13 @@ typedef struct {
 } mu_balance;
 mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
                            const mu_balance_counts *c);
-/* Loss-free balancing (Wang et al. 2024): bias_i += rate * sign(mean - c_i), counts of the global batch; then the mean of the biases is
- * subtracted. Local. */
+/* Loss-free balancing (Wang et al. 2024): bias_i += rate * sign(mean - c_i), counts of the global batch; then the biases are centred.
+ * Exempt experts are left out. Local. */
 void mu_balance_update_bias(mu_moe *m, const int64_t *counts_E, double rate);
+/* Subtracts the mean of the biases of all experts that are not exempt: a common part changes no choice among these, and would grow
+ * without limit. Local. */
+void mu_balance_centre_bias(mu_moe *m);
+int64_t mu_balance_assignments(const mu_moe *m, const int64_t *counts_E);      /* of experts that are not exempt. Local */
 
 /* ------------------------------------------------------------------ load of experts (load_window.c)
  * Load of every expert over a window of steps. All counts are of the global batch, so every rank gets
@@ -356,10 +360,13 @@ typedef struct mu_protection {
     int32_t *domain_of;         /* [layers, experts]: the number of that domain; -1: not protected */
     uint8_t *exempt;            /* [layers, experts]: 1: protected, and left out of balancing (protect.exempt) */
 } mu_protection;
+typedef struct { int layer, expert, domain; bool on; } mu_protection_change;    /* layer: among the MoE layers; on: protected from now on */
 void mu_protection_init(mu_protection *p, int layers, int experts);      /* none is protected */
 void mu_protection_free(mu_protection *p);
-/* domains: those of the run, which h->carried numbers. Local. */
-void mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const mu_expert_health *h, const mu_option_domains *domains);
+/* domains: those of the run, which h->carried numbers. Returns the number of changes; changes: NULL, or with room for one of each expert.
+ * Local. */
+int mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const mu_expert_health *h, const mu_option_domains *domains,
+                         mu_protection_change *changes);
 bool mu_moe_exempts(const mu_moe *m, int64_t expert);        /* Local, like the next */
 int64_t mu_moe_balanced(const mu_moe *m);                   /* number of experts that are not exempt */
 

@@ -62,12 +62,18 @@ static int32_t given(const mu_protect_config *cfg, const mu_option_domains *doma
     return -1;
 }
 
-void mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const mu_expert_health *h, const mu_option_domains *domains) {
+int mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const mu_expert_health *h, const mu_option_domains *domains,
+                         mu_protection_change *changes) {
+    int n = 0;
     MU_CHECK(h->layers == p->layers && h->experts == p->experts, "protection of %d layers with %d experts each, states of %d with %d", p->layers,
              p->experts, h->layers, h->experts);
     for (int64_t i = 0; i < (int64_t)p->layers * p->experts; i++) {
-        int32_t fixed = given(cfg, domains, i % p->experts);
-        p->domain_of[i] = fixed >= 0 ? fixed : carried(cfg, h, domains, i);
-        p->exempt[i] = cfg->exempt && p->domain_of[i] >= 0;
+        int32_t fixed = given(cfg, domains, i % p->experts), now = fixed >= 0 ? fixed : carried(cfg, h, domains, i), before = p->domain_of[i];
+        p->domain_of[i] = now;
+        p->exempt[i] = cfg->exempt && now >= 0;
+        if (now == before) continue;
+        if (changes) changes[n] = (mu_protection_change){ (int)(i / p->experts), (int)(i % p->experts), now >= 0 ? now : before, now >= 0 };
+        n++;
     }
+    return n;
 }

@@ -152,6 +152,27 @@ mu_status mu_events_changes(mu_events *ev, const mu_log_source *src, const mu_ex
     return status;
 }
 
+mu_status mu_events_protection(mu_events *ev, const mu_log_source *src, const mu_protection_change *changes, int n, mu_error *e) {
+    const mu_expert_health *h = &src->state->stats->health;
+    mu_json *j = &ev->line;
+    mu_status status = MU_STATUS_OK;
+    for (int i = 0; i < n && status == MU_STATUS_OK; i++) {
+        const mu_protection_change *c = &changes[i];
+        mu_json_reset(j);
+        mu_json_begin(j, NULL, '{');
+        mu_json_int(j, "step", src->state->step);
+        mu_json_string(j, "event", "protection");
+        mu_json_int(j, "layer", src->state->model->moe_layers[c->layer]);
+        mu_json_int(j, "expert", c->expert);
+        mu_json_string(j, "domain", src->corpus->domains[c->domain].name);
+        mu_json_bool(j, "protected", c->on);
+        mu_json_bool(j, "exempt", c->on && src->cfg->protect.exempt);
+        mu_json_string(j, "reason", mu_expert_state_name((mu_expert_state)h->state[(int64_t)c->layer * h->experts + c->expert]));
+        status = mu_lines_write(&ev->out, j, e);
+    }
+    return status;
+}
+
 bool mu_events_advised(const mu_events *ev, mu_advice_topic topic) { return ev->advised[topic]; }
 
 mu_status mu_events_advice(mu_events *ev, const mu_log_source *src, const mu_advice *a, mu_error *e) {

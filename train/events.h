@@ -34,6 +34,8 @@ void mu_advice_free(mu_advice *a);
 typedef struct mu_events mu_events;
 mu_status mu_events_open(mu_events **ev, const mu_log_source *src, mu_error *e) MU_MUST_USE;
 mu_status mu_events_changes(mu_events *ev, const mu_log_source *src, const mu_expert_change *changes, int n, mu_error *e) MU_MUST_USE;
+/* Which experts are protected from now on, or no longer. */
+mu_status mu_events_protection(mu_events *ev, const mu_log_source *src, const mu_protection_change *changes, int n, mu_error *e) MU_MUST_USE;
 mu_status mu_events_advice(mu_events *ev, const mu_log_source *src, const mu_advice *a, mu_error *e) MU_MUST_USE;
 bool mu_events_advised(const mu_events *ev, mu_advice_topic topic);     /* in this run, by earlier jobs too */
 mu_status mu_events_sync(mu_events *ev, mu_error *e) MU_MUST_USE;

@@ -94,7 +94,7 @@ static mu_status not_finite(mu_training *t, mu_error *e) {
 mu_status mu_training_loop(mu_training *t, mu_recorder *rec, const volatile sig_atomic_t *stop, mu_error *e) {
     const int64_t *step = &t->state.step, last = t->cfg.train.steps;
     mu_status status = MU_STATUS_OK;
-    mu_training_protect(t);
+    mu_training_protect(t, NULL);
     while (*step < last && status == MU_STATUS_OK) {
         if ((status = mu_step_routing_begin(t, e)) != MU_STATUS_OK) return status;
         mu_step_result r = mu_training_step(t, stop);

@@ -18,6 +18,7 @@ struct mu_recorder {
     mu_domain_loss *domains;
     mu_probe *probe;       /* NULL: nothing is measured on it */
     mu_expert_change *changes; /* of the last evaluation of states, room for all experts */
+    mu_protection_change *protected;    /* likewise */
     int64_t saved_step;    /* of the newest checkpoint */
     double since_log_seconds;   /* of the steps since the last logged line, and their number */
     int64_t since_log_steps;
@@ -38,6 +39,7 @@ mu_status mu_recorder_open(mu_recorder **out, mu_training *t, mu_lock *lock, int
     r->source = (mu_log_source){ &t->cfg, &t->texts.corpus, &t->state, t->peak_flops };
     r->domains = mu_alloc((size_t)t->texts.corpus.n_domains, sizeof *r->domains);
     r->changes = mu_alloc((size_t)(t->state.model->n_moe * t->cfg.moe.num_experts), sizeof *r->changes);
+    r->protected = mu_alloc((size_t)(t->state.model->n_moe * t->cfg.moe.num_experts), sizeof *r->protected);
     if (t->cfg.stats.every && t->cfg.stats.budget > 0 && t->state.model->n_moe) {
         mu_evaluation ev = evaluation(t);
         r->probe = mu_probe_new(&ev, t->cfg.stats.probe_tokens);
@@ -57,6 +59,7 @@ void mu_recorder_close(mu_recorder *r) {
     mu_probe_free(r->probe);
     free(r->domains);
     free(r->changes);
+    free(r->protected);
     free(r);
 }
 
@@ -208,10 +211,10 @@ static void measure(mu_recorder *r) {
  * the same states as one that did not end. Rank 0 records and tells the changes. */
 static mu_status judge(mu_recorder *r, mu_error *e) {
     if (r->t->state.step % r->t->cfg.stats.every) return MU_STATUS_OK;
-    int n = mu_experts_judge(&r->source, r->changes);
-    mu_training_protect(r->t);
+    int n = mu_experts_judge(&r->source, r->changes), n_protected = mu_training_protect(r->t, r->protected);
     if (r->progress) mu_progress_experts(r->progress, &r->source, r->changes, n);
-    return r->events ? mu_events_changes(r->events, &r->source, r->changes, n, e) : MU_STATUS_OK;
+    mu_status status = r->events ? mu_events_changes(r->events, &r->source, r->changes, n, e) : MU_STATUS_OK;
+    return r->events && status == MU_STATUS_OK ? mu_events_protection(r->events, &r->source, r->protected, n_protected, e) : status;
 }
 
 /* The statistics of a step. */

@@ -29,8 +29,8 @@ mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu
     return MU_STATUS_OK;
 }
 
-void mu_training_protect(mu_training *t) {
-    mu_protection_update(&t->state.model->protection, &t->cfg.protect, &t->state.stats->health, &t->cfg.data.train);
+int mu_training_protect(mu_training *t, mu_protection_change *changes) {
+    return mu_protection_update(&t->state.model->protection, &t->cfg.protect, &t->state.stats->health, &t->cfg.data.train, changes);
 }
 
 void mu_training_close(mu_training *t) {

@@ -57,7 +57,7 @@ typedef struct {
 mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu_error *e) MU_MUST_USE;
 void mu_training_close(mu_training *t);
 /* Protects experts by their states, as they are now (mu_protection_update). Local. */
-void mu_training_protect(mu_training *t);
+int mu_training_protect(mu_training *t, mu_protection_change *changes);
 /* Begins a new run from another's checkpoint, with all parts open (fork.c): its weights, optimizer state and step, and of texts and
  * statistics what this configuration has in common with it; says so on rank 0. CONFIG: the tensors have another shape; DATA: the checkpoint
  * turned out invalid. Collective over the mesh, agreed. */

@@ -269,26 +269,41 @@ void CPU(sum_norms)(mu_device *dev, int64_t T, int64_t E, double unit, mu_mat x,
     *cpu_i64(sum) += all;
 }
 
-static double row_sum(int64_t E, const float *x) {
+/* Over the experts with coefficients of at least 0: their scores, and these times the coefficients. */
+static double row_sum(int64_t E, const float *coef, const float *x) {
     double s = 0;
 #pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < E; i++) s += (double)x[i];
+    for (int64_t i = 0; i < E; i++) s += coef[i] >= 0 ? (double)x[i] : 0;
     return s;
 }
 
-static double row_dot(int64_t E, const float *x, const float *y) {
+static double row_dot(int64_t E, const float *coef, const float *x) {
     double s = 0;
 #pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < E; i++) s += (double)x[i] * (double)y[i];
+    for (int64_t i = 0; i < E; i++) s += coef[i] >= 0 ? (double)coef[i] * (double)x[i] : 0;
     return s;
 }
 
-void CPU(balance_coef)(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef) {
+static double kept_factor(int64_t E, const int64_t *counts, const int32_t *exempt) {
+    int64_t all = 0, kept = 0, n = 0;
+    for (int64_t i = 0; i < E; i++) {
+        all += counts[i];
+        if (!exempt[i]) kept += counts[i], n++;
+    }
+    return kept ? (double)all * (double)n / ((double)kept * (double)E) : 0;
+}
+
+void CPU(balance_coef)(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat exempt, mu_mat coef) {
     (void)dev;
-    for (int64_t r = 0; r < n; r++)
-        for (int64_t i = 0; i < E; i++)
-            cpu_f32(coef)[r * coef.ld + i] = (float)(factor * (double)cpu_i64(counts)[r * counts.ld + i]);
+    const int32_t *out = exempt.data ? cpu_i32(exempt) : NULL;
+    for (int64_t r = 0; r < n; r++) {
+        const int64_t *count = cpu_i64(counts) + r * counts.ld;
+        double by = out ? factor * kept_factor(E, count, out) : factor;
+        for (int64_t i = 0; i < E; i++) cpu_f32(coef)[r * coef.ld + i] = out && out[i] ? -1 : (float)(by * (double)count[i]);
+    }
 }
+
+static const double NO_SHARE = 0x1p-100;
 
 void CPU(balance_fwd)(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores,
                       mu_mat coef, mu_mat out) {
@@ -299,8 +314,9 @@ void CPU(balance_fwd)(mu_device *dev, int64_t T, int64_t E, int64_t segment, boo
     for (int64_t b = 0; b < blocks; b++) {
         double s = 0;
         for (int64_t t = b * ROWS; t < cpu_min(T, (b + 1) * ROWS); t++) {
-            const float *p = cpu_f32(scores) + t * scores.ld;
-            s += row_dot(E, cpu_f32(coef) + t / segment * coef.ld, p) / (normalise ? row_sum(E, p) : 1);
+            const float *p = cpu_f32(scores) + t * scores.ld, *c = cpu_f32(coef) + t / segment * coef.ld;
+            double sum = normalise ? row_sum(E, c, p) : 1;
+            if (sum >= NO_SHARE) s += row_dot(E, c, p) / sum;
         }
         part[b] = s;
     }
@@ -317,8 +333,8 @@ void CPU(balance_bwd)(mu_device *dev, int64_t T, int64_t E, int64_t segment, boo
     for (int64_t t = 0; t < T; t++) {
         const float *p = cpu_f32(scores) + t * scores.ld, *c = cpu_f32(coef) + t / segment * coef.ld;
         float *dp = cpu_f32(dscores) + t * dscores.ld;
-        double sum = normalise ? row_sum(E, p) : 1, mean = normalise ? row_dot(E, c, p) / sum : 0;
-        for (int64_t i = 0; i < E; i++) dp[i] += (float)(d * ((double)c[i] - mean) / sum);
+        double sum = normalise ? row_sum(E, c, p) : 1, mean = normalise ? row_dot(E, c, p) / sum : 0;
+        for (int64_t i = 0; i < E && sum >= NO_SHARE; i++) dp[i] += c[i] >= 0 ? (float)(d * ((double)c[i] - mean) / sum) : 0;
     }
 }
 

@@ -300,17 +300,31 @@ void mu_cuda_route_bwd(mu_device *dev, const mu_route_shape *s, mu_mat scores, m
 
 /* ------------------------------------------------------------------ balancing term
  * The sums: a warp per token, in double; a block adds CHUNK tokens, the chunks are added in order. */
-static __global__ void balance_coef_kernel(int n, int E, double factor, matrix<int64_t> counts, matrix<float> coef) {
-    int cell = (int)thread_index(), r = cell / E, i = cell % E;
-    if (r < n) coef.row(r)[i] = (float)(factor * (double)counts.row(r)[i]);
+static __device__ double kept_factor(int E, const int64_t *counts, const int32_t *exempt) {
+    int64_t all = 0, kept = 0, n = 0;
+    for (int i = 0; i < E; i++) {
+        all += counts[i];
+        if (!exempt[i]) kept += counts[i], n++;
+    }
+    return kept ? (double)all * (double)n / ((double)kept * (double)E) : 0;
 }
 
-void mu_cuda_balance_coef(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat coef) {
+/* A thread per cell; with exempt experts each adds up its row: there are few rows. */
+static __global__ void balance_coef_kernel(int n, int E, double factor, matrix<int64_t> counts, const int32_t *exempt, matrix<float> coef) {
+    int cell = (int)thread_index(), r = cell / E, i = cell % E;
+    if (r >= n) return;
+    double by = exempt ? factor * kept_factor(E, counts.row(r), exempt) : factor;
+    coef.row(r)[i] = exempt && exempt[i] ? -1 : (float)(by * (double)counts.row(r)[i]);
+}
+
+void mu_cuda_balance_coef(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts, mu_mat exempt, mu_mat coef) {
     MU_CHECK(n * E <= INT32_MAX - THREADS,
              "balancing term: %lld x %lld coefficients are too many", (long long)n, (long long)E);
     launch(dev, blocks_for(n * E, THREADS), THREADS, 0, balance_coef_kernel, (int)n, (int)E, factor,
-           typed<int64_t>(counts), typed<float>(coef));
+           typed<int64_t>(counts), typed<const int32_t>(exempt).at, typed<float>(coef));
 }
+
+static const double NO_SHARE = 0x1p-100;
 
 enum { CHUNK = 8 * TOKENS };
 
@@ -322,12 +336,13 @@ static balance_shape balance_of(int64_t T, int64_t E, int64_t segment, bool norm
     return balance_shape{ (int)T, (int)E, (int)segment, normalise };
 }
 
-/* This lane's part of sum coef p and sum p of one row. */
+/* This lane's part of sum coef p and sum p of one row, without the experts that are left out. */
 typedef struct { double dot, sum; } row_sums;
 
 static __device__ __forceinline__ row_sums sums_of(int E, const float *coef, const float *p) {
     row_sums s = { 0, 0 };
     for (int i = lane_index(); i < E; i += WARP) {
+        if (coef[i] < 0) continue;
         s.dot += (double)coef[i] * (double)p[i];
         s.sum += (double)p[i];
     }
@@ -339,7 +354,8 @@ static __global__ void balance_fwd_kernel(balance_shape s, matrix<float> scores,
     double sum = 0;
     for (int t = first + (int)threadIdx.x / WARP; t < end; t += TOKENS) {
         row_sums r = sums_of(s.E, coef.row(t / s.segment), scores.row(t));
-        sum += s.normalise ? r.dot / warp_sum(r.sum) : r.dot;
+        double all = s.normalise ? warp_sum(r.sum) : 1;
+        if (all >= NO_SHARE) sum += r.dot / all;
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) part[blockIdx.x] = sum;
@@ -364,10 +380,12 @@ static __global__ void balance_bwd_kernel(balance_shape s, matrix<float> scores,
     if (s.normalise) {
         row_sums r = sums_of(s.E, c, scores.row(t));
         double sum = warp_sum(r.sum);
-        factor /= sum, mean = warp_sum(r.dot) / sum;
+        mean = warp_sum(r.dot) / sum;
+        if (sum < NO_SHARE) return;
+        factor /= sum;
     }
     for (int i = lane_index(); i < s.E; i += WARP)
-        dscores.row(t)[i] += (float)factor * (c[i] - (float)mean);
+        if (c[i] >= 0) dscores.row(t)[i] += (float)factor * (c[i] - (float)mean);
 }
 
 void mu_cuda_balance_bwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores,

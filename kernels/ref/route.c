@@ -187,18 +187,38 @@ void mu_ref_sum_norms(mu_device *dev, int64_t T, int64_t E, double unit, mu_mat 
 }
 
 /* ---------------------------------------------------------------- balancing terms */
-static double share_divisor(int64_t E, const double *scores, bool normalise) {
-    double sum = 0;
-    for (int64_t i = 0; i < E; i++) sum += scores[i];
-    return normalise ? sum : 1;
+/* Over the experts that are not left out: sum coef s and sum s. */
+typedef struct { double dot, sum; } balance_sums;
+
+static balance_sums balance_sums_of(int64_t E, const double *coef, const double *scores) {
+    balance_sums b = { 0, 0 };
+    for (int64_t i = 0; i < E; i++)
+        if (coef[i] >= 0) b.dot += coef[i] * scores[i], b.sum += scores[i];
+    return b;
 }
 
-/* coef = factor counts */
-void mu_ref_balance_coef(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts_nE, mu_mat coef_nE) {
-    (void)dev;
-    for (int64_t r = 0; r < n; r++)
-        for (int64_t i = 0; i < E; i++) row(coef_nE, r, E)[i] = factor * (double)long_row(counts_nE, r, E)[i];
+/* The factor for the other experts: (sum of counts / sum of theirs) (their number / E). */
+static double kept_factor(int64_t E, const int64_t *counts, const int32_t *exempt) {
+    int64_t all = 0, kept = 0, n = 0;
+    for (int64_t i = 0; i < E; i++) {
+        all += counts[i];
+        if (!exempt[i]) kept += counts[i], n++;
+    }
+    return kept ? (double)all * (double)n / ((double)kept * (double)E) : 0;
 }
+
+/* coef = factor counts, -1 for exempt experts */
+void mu_ref_balance_coef(mu_device *dev, int64_t n, int64_t E, double factor, mu_mat counts_nE, mu_mat exempt_E, mu_mat coef_nE) {
+    (void)dev;
+    const int32_t *exempt = exempt_E.data ? ints(exempt_E) : NULL;
+    for (int64_t r = 0; r < n; r++) {
+        const int64_t *counts = long_row(counts_nE, r, E);
+        double by = exempt ? factor * kept_factor(E, counts, exempt) : factor;
+        for (int64_t i = 0; i < E; i++) row(coef_nE, r, E)[i] = exempt && exempt[i] ? -1 : by * (double)counts[i];
+    }
+}
+
+static const double NO_SHARE = 0x1p-100;
 
 /* out = sum_t sum_i coef[t/segment, i] p[t,i],  p = s or s / sum s */
 void mu_ref_balance_fwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise,
@@ -206,21 +226,23 @@ void mu_ref_balance_fwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, b
     (void)dev;
     double sum = 0;
     for (int64_t t = 0; t < T; t++) {
-        const double *scores = row(scores_TE, t, E);
-        sum += dot(E, row(coef_nE, t / segment, E), scores) / share_divisor(E, scores, normalise);
+        balance_sums b = balance_sums_of(E, row(coef_nE, t / segment, E), row(scores_TE, t, E));
+        if (!normalise) sum += b.dot;
+        else if (b.sum >= NO_SHARE) sum += b.dot / b.sum;
     }
     *reals(out) = sum;
 }
 
-/* ds_i += dout coef_i, normalised: dout (coef_i - sum_j coef_j p_j) / sum s */
+/* ds_i += dout coef_i, normalised: dout (coef_i - sum_j coef_j p_j) / sum s; 0 for those that are left out */
 void mu_ref_balance_bwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise,
                         mu_mat scores_TE, mu_mat coef_nE, mu_mat dout, mu_mat dscores_TE) {
     (void)dev;
     for (int64_t t = 0; t < T; t++) {
         const double *scores = row(scores_TE, t, E), *coef = row(coef_nE, t / segment, E);
-        double *dscores = row(dscores_TE, t, E), divisor = share_divisor(E, scores, normalise);
-        double mean = normalise ? dot(E, coef, scores) / divisor : 0;
-        for (int64_t i = 0; i < E; i++) dscores[i] += *reals(dout) * (coef[i] - mean) / divisor;
+        balance_sums b = balance_sums_of(E, coef, scores);
+        double *dscores = row(dscores_TE, t, E), divisor = normalise ? b.sum : 1, mean = normalise ? b.dot / divisor : 0;
+        for (int64_t i = 0; i < E && divisor >= NO_SHARE; i++)
+            if (coef[i] >= 0) dscores[i] += *reals(dout) * (coef[i] - mean) / divisor;
     }
 }
 

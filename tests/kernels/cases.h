@@ -541,14 +541,23 @@ static void run_sum_norms(trial *t, const int64_t *p) {
     t->dev->k->sum_norms(t->dev, T, E, pow(10, (double)p[3]), rows, sum);
 }
 
-/* n, E */
+/* exempt[E]: every second, or (what 2) all, or (what 3) none of them. */
+static mu_mat exempt_experts(trial *t, int64_t E, int64_t what) {
+    int64_t *x = mu_alloc((size_t)E, sizeof *x);
+    for (int64_t i = 0; i < E; i++) x[i] = what == 2 || (what == 1 && i % 2);
+    mu_mat m = what ? ints_of(t, "exempt", 1, E, x) : NOTHING;
+    free(x);
+    return m;
+}
+
+/* n, E, exempt */
 static void run_balance_coef(trial *t, const int64_t *p) {
     all_master(t);
     int64_t *n = mu_alloc((size_t)(p[0] * p[1]), sizeof *n);
     for (int64_t i = 0; i < p[0] * p[1]; i++) n[i] = draw(t, 4097);
-    mu_mat counts = longs_of(t, "counts", p[0], p[1], n), coef = new_matrix(t, "coef", p[0], p[1]);
+    mu_mat counts = longs_of(t, "counts", p[0], p[1], n), exempt = exempt_experts(t, p[1], p[2]), coef = new_matrix(t, "coef", p[0], p[1]);
     free(n);
-    t->dev->k->balance_coef(t->dev, p[0], p[1], 0x1.8p-21, counts, coef);
+    t->dev->k->balance_coef(t->dev, p[0], p[1], 0x1.8p-21, counts, exempt, coef);
 }
 
 static mu_mat positive(trial *t, const char *name, int64_t rows, int64_t cols) {
@@ -557,17 +566,24 @@ static mu_mat positive(trial *t, const char *name, int64_t rows, int64_t cols) {
     return reals_of(t, name, rows, cols, x);
 }
 
-/* T, E, segment, normalise? */
+/* Every `out`-th coefficient is -1. */
+static mu_mat coefficients(trial *t, int64_t rows, int64_t E, int64_t out) {
+    double *x = random_values(t, (uint32_t)t->n_operands, rows * E);
+    for (int64_t i = 0; i < rows * E; i++) x[i] = out && i % E % out == 0 ? -1 : (double)(float)(fabs(x[i]) + 0.01);
+    return reals_of(t, "coef", rows, E, x);
+}
+
+/* T, E, segment, normalise?, experts of which one is left out (0: none; 1: all are) */
 static void run_balance_fwd(trial *t, const int64_t *p) {
     all_master(t);
-    mu_mat scores = positive(t, "scores", p[0], p[1]), coef = positive(t, "coef", p[0] / p[2], p[1]);
+    mu_mat scores = positive(t, "scores", p[0], p[1]), coef = coefficients(t, p[0] / p[2], p[1], p[4]);
     mu_mat out = double_of(t, "out", NAN);
     t->dev->k->balance_fwd(t->dev, p[0], p[1], p[2], p[3], scores, coef, out);
 }
 
 static void run_balance_bwd(trial *t, const int64_t *p) {
     all_master(t);
-    mu_mat scores = positive(t, "scores", p[0], p[1]), coef = positive(t, "coef", p[0] / p[2], p[1]);
+    mu_mat scores = positive(t, "scores", p[0], p[1]), coef = coefficients(t, p[0] / p[2], p[1], p[4]);
     mu_mat dout = double_of(t, "dout", -1.25), dscores = matrix(t, "dscores", p[0], p[1]);
     t->dev->k->balance_bwd(t->dev, p[0], p[1], p[2], p[3], scores, coef, dout, dscores);
 }
@@ -914,10 +930,12 @@ static const kernel_case kernel_cases[] = {
     C(sum_norms, 0, 4, 0, 6) C(sum_norms, 7, 1, 0, 6) C(sum_norms, 130, 33, 0, 8) C(sum_norms, 300, 300, NANS, 6) C(sum_norms, 65, 8, TIES, 6)
     C(sum_norms, 9, 8, 0, 30)
 
-    /* n, E */
+    /* n, E, exempt */
     C(balance_coef, 0, 4) C(balance_coef, 1, 1) C(balance_coef, 1, 64) C(balance_coef, 7, 33) C(balance_coef, 130, 1000)
+    C(balance_coef, 1, 64, 1) C(balance_coef, 7, 33, 1) C(balance_coef, 3, 5, 2) C(balance_coef, 3, 5, 3) C(balance_coef, 0, 4, 1)
 
-    /* T, E, segment, normalise? */
+    /* T, E, segment, normalise?, of how many one is left out */
+    BOTH(balance, 130, 8, 65, 1, 3) BOTH(balance, 126, 33, 63, 0, 2) BOTH(balance, 64, 70, 64, 1, 5) BOTH(balance, 12, 4, 3, 1, 1)
     BOTH(balance, 0, 4, 1, 0) BOTH(balance, 1, 1, 1, 1) BOTH(balance, 130, 8, 130, 0)
     BOTH(balance, 130, 8, 65, 1)
     BOTH(balance, 128, 64, 16, 0) BOTH(balance, 126, 33, 63, 1) BOTH(balance, 1000, 5, 1000, 1)

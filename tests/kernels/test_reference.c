@@ -251,8 +251,14 @@ static void test_plan(void **state) {
     ASSERT_WHOLE(mass, 3, 20, 28, 10);
     ASSERT_WHOLE(pairs, 3, 2, 1, 8);
     mu_mat coef = new_matrix(&t, "coef", 2, 3);
-    t.dev->k->balance_coef(t.dev, 2, 3, 0.5, counts, coef);
+    t.dev->k->balance_coef(t.dev, 2, 3, 0.5, counts, NOTHING, coef);
     ASSERT_REALS(coef, 6, 1, 0.5, 0.5, 0.5, 1, 0.5);
+    mu_mat exempt = INTS(1, 3, 0, 1, 0);                                    /* 4 of 3 counts, 2 of 3 experts; 4 of 2 */
+    t.dev->k->balance_coef(t.dev, 2, 3, 0.5, counts, exempt, coef);
+    ASSERT_REALS(coef, 6, 8.0 / 9, -1, 4.0 / 9, 2.0 / 3, -1, 2.0 / 3);
+    mu_mat idle = LONGS(1, 3, 0, 4, 0);
+    t.dev->k->balance_coef(t.dev, 1, 3, 0.5, idle, exempt, coef);
+    ASSERT_REALS(coef, 3, 0, -1, 0);
 }
 
 /* Entropies ln 2 and ln 4 (scores that do not add up to 1 are divided by their sum); top margins ln 3 - and of sigmoids the logits';
@@ -320,6 +326,16 @@ static void test_balance(void **state) {
     assert_near(*values(out), 1.75 + 17.5);
     t.dev->k->balance_fwd(t.dev, 2, 2, 2, true, scores, coef, out);         /* both tokens in one segment */
     assert_near(*values(out), 3.5);
+    mu_mat kept = REALS(2, 2, 1, -1, -1, 20), dscores = REALS(2, 2, 0, 0, 0, 0), one = double_of(&t, "dout", 1);
+    t.dev->k->balance_fwd(t.dev, 2, 2, 1, false, scores, kept, out);
+    assert_near(*values(out), 0.25 + 30);
+    t.dev->k->balance_fwd(t.dev, 2, 2, 1, true, scores, kept, out);         /* the only one left has the whole share */
+    assert_near(*values(out), 1 + 20);
+    t.dev->k->balance_bwd(t.dev, 2, 2, 1, false, scores, kept, one, dscores);
+    ASSERT_REALS(dscores, 4, 1, 0, 0, 20);
+    mu_mat none = REALS(2, 2, -1, -1, -1, -1);
+    t.dev->k->balance_fwd(t.dev, 2, 2, 1, true, scores, none, out);
+    assert_near(*values(out), 0);
     t.dev->k->zloss_fwd(t.dev, 2, 0.5, lse, out);
     assert_near(*values(out), 5);
 }

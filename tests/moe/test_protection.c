@@ -13,6 +13,8 @@ static const mu_option_domains domains = { DOMAINS, texts };
 static mu_expert_health h;
 static mu_protection p;
 static mu_protect_config cfg;
+static mu_protection_change changes[N];
+static int n_changes;
 
 static int start(void **state) {
     (void)state;
@@ -33,7 +35,7 @@ static void set(int layer, int expert, mu_expert_state state, int domain) { h.st
 
 /* Protected for these domains, in order of layers and experts, -1: not; and exempt, if they are to be. */
 static void assert_protected(const int32_t wanted[N]) {
-    mu_protection_update(&p, &cfg, &h, &domains);
+    n_changes = mu_protection_update(&p, &cfg, &h, &domains, changes);
     for (int i = 0; i < N; i++) {
         if (p.domain_of[i] != wanted[i]) fail_msg("expert %d of layer %d: domain %d, not %d", i % E, i / E, p.domain_of[i], wanted[i]);
         assert_int_equal(p.exempt[i], wanted[i] >= 0 && cfg.exempt);
@@ -62,9 +64,14 @@ static void carriers_of_the_listed_domains_are(void **state) {
     one_of_each();
     cfg.domains = (mu_option_names){ 2, list };
     assert_protected((int32_t[N]){ -1, -1, CHEMISTRY, -1, CHEMISTRY, -1, -1, -1 });
+    assert_int_equal(n_changes, 2);
+    assert_true(changes[0].layer == 0 && changes[0].expert == 2 && changes[0].domain == CHEMISTRY && changes[0].on);
+    assert_true(changes[1].layer == 1 && changes[1].expert == 0 && changes[1].domain == CHEMISTRY && changes[1].on);
     assert_true(mu_protects_domain(&cfg, "chemistry") && !mu_protects_domain(&cfg, "latin") && !mu_protects_auto(&cfg));
     set(1, 0, MU_EXPERT_HEALTHY, CHEMISTRY);    /* no longer */
     assert_protected((int32_t[N]){ -1, -1, CHEMISTRY, -1, -1, -1, -1, -1 });
+    assert_int_equal(n_changes, 1);
+    assert_true(changes[0].layer == 1 && changes[0].expert == 0 && changes[0].domain == CHEMISTRY && !changes[0].on);
     cfg.exempt = false;                         /* protected, but balanced like others */
     assert_protected((int32_t[N]){ -1, -1, CHEMISTRY, -1, -1, -1, -1, -1 });
 }
