@@ -168,6 +168,12 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
      * [2^-126, 1 - 2^-24]; the least score + bias of the chosen less the largest of the others (0 where all are chosen). */ \
     K(route_margins, (mu_device *dev, int64_t T, int64_t E, int64_t K, bool sigmoid, double unit, mu_mat scores, mu_mat bias, mu_mat ids, mu_mat sums), \
                      (dev, T, E, K, sigmoid, unit, scores, bias, ids, sums)) \
+    /* counts[E,bins] (I32) adds 1 for each token t and expert i at bin (cutoff - score[t,i] - low) / width, rounded down and limited to
+     * 0 .. bins - 1, in double; the cutoff of t is the largest score + bias of the experts that are not in ids[t,K]. bias may be NULL. Nothing for
+     * K = E. */ \
+    K(count_cutoffs, (mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t bins, double low, double width, mu_mat scores, mu_mat bias, \
+                      mu_mat ids, mu_mat counts), \
+                     (dev, T, E, K, bins, low, width, scores, bias, ids, counts)) \
     /* sum (I64, one value) adds the Euclidean norm of each row of x [T,E] (master) * unit, at most 2^39, rounded as above; the squares are added
      * in double, in their order; rows whose norm is not finite are left out. */ \
     K(sum_norms, (mu_device *dev, int64_t T, int64_t E, double unit, mu_mat x, mu_mat sum), (dev, T, E, unit, x, sum)) \

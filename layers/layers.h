@@ -140,6 +140,7 @@ typedef struct {
     int64_t micro;                  /* micro-batches since mu_loss_begin */
     mu_routing *routings;           /* [n_moe], of the current micro-batch */
     mu_routing_stats *stats;
+    mu_quantiles *quantiles;        /* of moe.balance: quantile_balancing; NULL without it */
 } mu_loss;
 /* The same on every rank. aux and z are means over MoE layers, without coefficients: a balanced load has aux 1. */
 typedef struct {
@@ -161,7 +162,7 @@ mu_mat mu_loss_loads(const mu_loss *l);                 /* I64 on the device: to
 mu_mat mu_loss_terms(const mu_loss *l, int64_t *n);     /* F64 [*n] on the device: this rank's losses, for mu_grad_clip. Local */
 /* Waits for the step; returns its values over all ranks. grad_norm: F64 on the device, or data NULL. Collective over `batch`. */
 mu_loss_values mu_loss_read(mu_loss *l, mu_mat grad_norm, bool stop);
-/* Completes a valid step: adds its loads to the window and, with expert_bias and update_bias, updates the selection biases. Local. */
+/* Completes a valid step: adds its loads to the window and updates the selection biases, those of expert_bias only with update_bias. Local. */
 void mu_loss_end(mu_loss *l, bool update_bias);
 
 /* Size of the whole model over all ranks: parameters, active parameters per token, tensors (each expert has its own), and

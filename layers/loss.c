@@ -40,11 +40,14 @@ mu_loss *mu_loss_new(mu_model *model, mu_tape *tp, mu_comm *batch, const mu_batc
     l->routings = mu_alloc((size_t)model->n_moe, sizeof *l->routings);
     l->stats = mu_routing_stats_new(mu_tape_device(tp), batch, model->n_moe, (int)model->moe_cfg.num_experts,
                                     shape->domains ? shape->domains : 1, shape->window, value_word(l, aux_of(model->n_moe), 0));
+    if (model->n_moe && model->moe_cfg.balance & MU_BALANCE_QUANTILE)
+        l->quantiles = mu_quantiles_new(mu_tape_device(tp), batch, model->n_moe, (int)model->moe_cfg.num_experts);
     return l;
 }
 
 void mu_loss_free(mu_loss *l) {
     if (!l) return;
+    mu_quantiles_free(l->quantiles);
     mu_routing_stats_free(l->stats);
     free(l->routings);
     free(l);
@@ -53,7 +56,10 @@ void mu_loss_free(mu_loss *l) {
 void mu_loss_begin(mu_loss *l) {
     l->micro = 0;
     mu_routing_stats_begin(l->stats);
+    if (l->quantiles) mu_quantiles_begin(l->quantiles);
 }
+
+static mu_moe *moe_of(const mu_loss *l, int layer) { return &l->model->blocks[l->model->moe_layers[layer]].moe; }
 
 /* global_aux_loss uses the counts of this batch; so does the logged value of the first batch, which has no predecessor. */
 static bool uses_own_counts(const mu_loss *l) {
@@ -100,7 +106,7 @@ static void keep_value(const mu_loss *l, int which, const mu_tensor *value) {
 static mu_tensor *add_balance(mu_loss *l, const mu_context *cx, mu_tensor *loss) {
     mu_tape_part(l->tape, "balance");
     for (int layer = 0; layer < l->model->n_moe; layer++) {
-        const mu_moe *moe = &l->model->blocks[l->model->moe_layers[layer]].moe;
+        const mu_moe *moe = moe_of(l, layer);
         mu_balance_counts c = { mu_routing_stats_micro(l->stats, layer), global_counts(l, layer),
                                 l->tokens / l->shape.micro_batches, l->tokens };
         mu_balance b = mu_balance_loss(moe, l->tape, cx, &l->routings[layer], &c);
@@ -119,6 +125,8 @@ mu_tensor *mu_loss_forward(mu_loss *l, const mu_context *cx, mu_tensor *tokens, 
         own.router_grads = mu_routing_stats_router_grads(l->stats), own.router_grad_unit = MU_GRAD_UNIT * (double)l->tokens;
     mu_tensor *x = mu_model_forward(l->model, l->tape, &own, tokens, l->routings);
     mu_routing_stats_add(l->stats, l->tape, cx, l->routings);
+    for (int layer = 0; layer < l->model->n_moe && l->quantiles; layer++)
+        mu_quantiles_add(l->quantiles, moe_of(l, layer), layer, &l->routings[layer]);
     mu_tensor *ce = mu_model_head_loss(l->model, l->tape, x, targets, 1.0 / (double)l->tokens, NULL);
     mu_release(l->tape, x);
     mu_tensor *loss = add_balance(l, cx, ce);
@@ -178,6 +186,7 @@ mu_loss_values mu_loss_read(mu_loss *l, mu_mat grad_norm, bool stop) {
     mu_loss_values v = { 0 };
     if (grad_norm.data) dev->k->add(dev, 1, norm, grad_norm, norm);
     mu_routing_stats_read(l->stats);
+    if (l->quantiles) mu_quantiles_read(l->quantiles);
     memcpy(&v.grad_norm, l->stats->values, sizeof v.grad_norm);
     sums s = own_sums(l);
     s.stop = stop;
@@ -191,8 +200,10 @@ mu_loss_values mu_loss_read(mu_loss *l, mu_mat grad_norm, bool stop) {
 
 void mu_loss_end(mu_loss *l, bool update_bias) {
     const mu_moe_config *moe = &l->model->moe_cfg;
-    for (int layer = 0; layer < l->model->n_moe && update_bias && moe->balance & MU_BALANCE_BIAS; layer++)
-        mu_balance_update_bias(&l->model->blocks[l->model->moe_layers[layer]].moe, l->stats->counts + layer * moe->num_experts,
-                               moe->bias_update_rate);
+    for (int layer = 0; layer < l->model->n_moe; layer++) {
+        const int64_t *loads = l->stats->counts + layer * moe->num_experts;
+        if (l->quantiles) mu_quantiles_update(l->quantiles, moe_of(l, layer), layer, loads);
+        else if (update_bias && moe->balance & MU_BALANCE_BIAS) mu_balance_update_bias(moe_of(l, layer), loads, moe->bias_update_rate);
+    }
     mu_routing_stats_end(l->stats);
 }

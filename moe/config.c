@@ -19,6 +19,16 @@ static void check_top_k(const mu_moe_config *m, mu_complaints *c) {
                     " gradient from the language model's loss; use `norm_topk_prob: false`");
 }
 
+static void check_quantile(const mu_moe_config *m, mu_complaints *c) {
+    if (!(m->balance & MU_BALANCE_QUANTILE)) return;
+    if (m->balance & MU_BALANCE_BIAS)
+        mu_complain(c, "moe", "balance", "moe.balance moe.num_experts", "expert_bias and quantile_balancing both set the selection bias: use only one");
+    if (m->force_domains.n || m->force_balanced || m->force_skew)
+        mu_complain(c, "moe", "balance", "moe.balance moe.force_domains moe.force_balanced moe.force_skew moe.num_experts",
+                    "quantile_balancing needs experts chosen by their scores; it cannot be combined with %s",
+                    m->force_domains.n ? "force_domains" : m->force_balanced ? "force_balanced" : "force_skew");
+}
+
 static void check_shared_expert_gate(const mu_moe_config *m, mu_complaints *c) {
     if (m->shared_expert_gate && m->num_shared_experts == 0)
         mu_complain(c, "moe", "shared_expert_gate", "moe.shared_expert_gate moe.num_shared_experts moe.num_experts",
@@ -41,6 +51,7 @@ bool mu_moe_config_check(const mu_moe_config *m, mu_complaints *c) {
     if (m->num_experts == 0) return true;
     if (!check_ranges(m, c)) return false;
     check_top_k(m, c);
+    check_quantile(m, c);
     check_shared_expert_gate(m, c);
     check_force_domains(m, c);
     if (m->force_balanced && m->force_skew)

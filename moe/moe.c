@@ -58,11 +58,11 @@ void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std
 
 void mu_moe_free(mu_moe *m) { free(m->bias); }
 
-/* After loading: without expert_bias the loaded bias is discarded. */
+/* After loading: without a method that has one the loaded bias is discarded. */
 static mu_status bias_set(const mu_state *s, const void *host, mu_error *e) {
     mu_moe *m = s->module;
     (void)host, (void)e;
-    for (int64_t i = 0; i < m->E && !(m->cfg->balance & MU_BALANCE_BIAS); i++) m->bias[i] = 0;
+    for (int64_t i = 0; i < m->E && !(m->cfg->balance & MU_BALANCE_SELECTION); i++) m->bias[i] = 0;
     return MU_STATUS_OK;
 }
 

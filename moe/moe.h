@@ -26,7 +26,7 @@ enum { MU_BIAS_RATE_MAX = 1000 };
     O(CHOICE, score_func,          "softmax",   0,   0,  "softmax|sigmoid", FIXED, "scoring function of the router logits") \
     O(BOOL,   norm_topk_prob,      "true",      0,   0,  NULL, FIXED, "normalize the top-k scores to sum to 1 to get the gates") \
     O(FLOAT,  route_scale,         "1.0",       1e-6, 1e6, NULL, FIXED, "scaling factor of the gates") \
-    O(CHOICES, balance,            "[global_aux_loss]", 0, 0, "none|aux_loss|seq_aux_loss|global_aux_loss|expert_bias", FREE, "load-balancing methods; several can be combined") \
+    O(CHOICES, balance,            "[global_aux_loss]", 0, 0, "none|aux_loss|seq_aux_loss|global_aux_loss|expert_bias|quantile_balancing", FREE, "load-balancing methods; several can be combined, but not expert_bias with quantile_balancing") \
     O(FLOAT,  aux_loss_coeff,      "0.01",      0,   1e6, NULL, FREE, "coefficient of aux_loss and global_aux_loss") \
     O(FLOAT,  seq_aux_loss_coeff,  "0.0001",    0,   1e6, NULL, FREE, "coefficient of seq_aux_loss") \
     O(FLOAT,  z_loss_coeff,        "0.001",     0,   1e6, NULL, FREE, "coefficient of the router z-loss, the mean squared log-sum-exp of the router's logits; by default 0 with sigmoid scores") \
@@ -87,7 +87,8 @@ bool mu_protects_domain(const mu_protect_config *cfg, const char *domain);
 bool mu_protects_auto(const mu_protect_config *cfg);        /* protect.domains: auto */
 
 enum { MU_MOE_SCORE_SOFTMAX, MU_MOE_SCORE_SIGMOID };
-enum { MU_BALANCE_NONE = 1, MU_BALANCE_AUX = 2, MU_BALANCE_SEQ_AUX = 4, MU_BALANCE_GLOBAL_AUX = 8, MU_BALANCE_BIAS = 16 };
+enum { MU_BALANCE_NONE = 1, MU_BALANCE_AUX = 2, MU_BALANCE_SEQ_AUX = 4, MU_BALANCE_GLOBAL_AUX = 8, MU_BALANCE_BIAS = 16,
+       MU_BALANCE_QUANTILE = 32, MU_BALANCE_SELECTION = MU_BALANCE_BIAS | MU_BALANCE_QUANTILE };  /* SELECTION: those with a selection bias */
 enum { MU_MOE_COUNTS_EXACT, MU_MOE_COUNTS_PREVIOUS };
 
 mu_moe_config mu_moe_config_default(void);
@@ -108,7 +109,7 @@ typedef struct {
     mu_param *router_ED, *gate_eFD, *up_eFD, *down_eDF;
     mu_param *shared_gate, *shared_up, *shared_down;    /* [n F, D], [n F, D], [D, n F]; NULL without shared experts */
     mu_param *shared_scale_1D;              /* of moe.shared_expert_gate, or NULL */
-    double *bias;                           /* [E] selection bias, the same on every rank; all 0 without expert_bias */
+    double *bias;                           /* [E] selection bias, the same on every rank; all 0 without MU_BALANCE_SELECTION */
     int domains;
     const int32_t *domain_mask;             /* [domains, E]: mu_moe_domain_mask, borrowed; NULL: none */
     const struct mu_protection *protection; /* of its experts from first_load on, borrowed; NULL: none is protected */
@@ -129,7 +130,7 @@ typedef struct {
 void mu_moe_init(mu_moe *m, const mu_moe_config *cfg, int64_t D, double init_std, int layer, mu_params *ps,
                  mu_group *shared, mu_group *expert, mu_comm *group, const mu_placement *place);
 void mu_moe_free(mu_moe *m);
-/* The selection bias as checkpoint state; each value lies in [-most, most]. When expert_bias is off, loading sets it
+/* The selection bias as checkpoint state; each value lies in [-most, most]. Without MU_BALANCE_SELECTION loading sets it
  * to 0. Local. */
 void mu_moe_state(mu_moe *m, double most, mu_state_visitor *v);
 /* y_TD of x_TD. Collective over m->group. */
@@ -236,6 +237,24 @@ void mu_balance_update_bias(mu_moe *m, const int64_t *counts_E, double rate);
  * without limit. Local. */
 void mu_balance_centre_bias(mu_moe *m);
 int64_t mu_balance_assignments(const mu_moe *m, const int64_t *counts_E);      /* of experts that are not exempt. Local */
+
+/* ------------------------------------------------------------------ quantile balancing (quantile.c)
+ * Another rule for the selection bias, without a rate. For each global batch: mu_quantiles_begin; for each micro-batch and layer mu_quantiles_add;
+ * mu_quantiles_read; for each layer mu_quantiles_update. */
+enum { MU_QUANTILE_BINS = 1024 };
+typedef struct {
+    mu_device *dev;
+    mu_comm *batch;
+    int layers, experts;
+    mu_memory *memory;          /* I32 [layers, experts, MU_QUANTILE_BINS]: of the global batch so far, of this rank */
+    int32_t *host;              /* the same over all ranks, after mu_quantiles_read */
+} mu_quantiles;
+mu_quantiles *mu_quantiles_new(mu_device *dev, mu_comm *batch, int layers, int experts);    /* Local, like all but one */
+void mu_quantiles_free(mu_quantiles *q);
+void mu_quantiles_begin(mu_quantiles *q);
+void mu_quantiles_add(mu_quantiles *q, const mu_moe *m, int layer, const mu_routing *r);   /* layer: among the MoE layers */
+void mu_quantiles_read(mu_quantiles *q);                                                    /* waits for the device. Collective over `batch` */
+void mu_quantiles_update(const mu_quantiles *q, mu_moe *m, int layer, const int64_t *loads_E);  /* loads: of the global batch */
 
 /* ------------------------------------------------------------------ load of experts (load_window.c)
  * Load of every expert over a window of steps. All counts are of the global batch, so every rank gets

@@ -35,7 +35,7 @@ mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_t
                              first,
                              0 };
     mu_tensor *bias = NULL;
-    if (m->cfg->balance & MU_BALANCE_BIAS) {
+    if (m->cfg->balance & MU_BALANCE_SELECTION) {
         bias = mu_tensor_2d_master(tp, 1, m->E);
         mu_tensor_set(bias, m->bias);
     }

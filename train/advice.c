@@ -37,7 +37,8 @@ static char *balance_more(const mu_moe_config *m, mu_advice *a) {
         return mu_format("raise moe.bias_update_rate (now %g), to %g for example, or lower optim.lr", m->bias_update_rate,
                          m->bias_update_rate > 0 ? 10 * m->bias_update_rate : 0.001);
     }
-    a->option = "moe.balance", a->value = mu_strdup(m->balance & MU_BALANCE_SEQ_AUX ? "[seq_aux_loss]" : "[none]");
+    a->option = "moe.balance", a->value = mu_strdup(m->balance & MU_BALANCE_QUANTILE ? "[quantile_balancing]"
+                                                       : m->balance & MU_BALANCE_SEQ_AUX ? "[seq_aux_loss]" : "[none]");
     return mu_format("balance the load: moe.balance=[global_aux_loss] (now %s)", a->value);
 }
 

@@ -82,8 +82,9 @@ static void visit_optimizer(mu_train_state *t, mu_state_visitor *v) {
  * entries bound those of later ones. */
 static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor *v) {
     /* A step moves each bias by at most bias_update_rate, and as much again when their mean is subtracted. The rate may have been larger
-     * earlier, so its maximum counts here. Biases that came with the first weights may have any finite value. */
-    double bias_most = !(cfg->moe.balance & MU_BALANCE_BIAS) ? 0 : t->origin.path[0] ? DBL_MAX : 2.002 * MU_BIAS_RATE_MAX * (double)t->step;
+     * earlier, so its maximum counts here. Biases of quantile_balancing lie in [-1, 1]. Biases that came with the first weights may have any finite
+     * value. */
+    double bias_most = !(cfg->moe.balance & MU_BALANCE_SELECTION) ? 0 : t->origin.path[0] ? DBL_MAX : 2.002 * MU_BIAS_RATE_MAX * (double)t->step;
     visit_number(v, "/state/step", t->step);
     visit_number(v, "/state/seed", cfg->run.seed);
     int64_t batch = cfg->train.global_batch_size, before = t->parent.step;

@@ -71,8 +71,9 @@ static misfits check_type(const mu_hf_model_type *type, const mu_config *cfg, co
     for (int i = 0; i < n; i++) check_option(type, &table[i], cfg, defaults, &m);
     bool experts = find_key(type->keys, mu_hf_option("moe.num_experts"))->kind == MU_HF_OPTION;
     if (experts && !cfg->moe.num_experts) m.n++, fprintf(m.out, "\n  moe.num_experts is 0; there it is at least 1");
-    if (cfg->moe.num_experts && cfg->moe.balance & MU_BALANCE_BIAS && !type->selection_bias)
-        m.n++, fprintf(m.out, "\n  moe.balance has expert_bias; there is no place for a selection bias");
+    if (cfg->moe.num_experts && cfg->moe.balance & MU_BALANCE_SELECTION && !type->selection_bias)
+        m.n++, fprintf(m.out, "\n  moe.balance has %s; there is no place for a selection bias",
+                       cfg->moe.balance & MU_BALANCE_BIAS ? "expert_bias" : "quantile_balancing");
     if (cfg->moe.num_experts && cfg->moe.num_shared_experts < type->least_shared)
         m.n++, fprintf(m.out, "\n  moe.num_shared_experts is %lld; there it is at least %d", (long long)cfg->moe.num_shared_experts, type->least_shared);
     if (type->whole_heads && cfg->model.hidden_size % cfg->model.num_heads)

@@ -202,12 +202,12 @@ static mu_status load_unit(mu_hf *h, mu_unit *u, mu_error *e) {
 static mu_status load_bias(mu_hf *h, mu_moe *moe, mu_error *e) {
     double *bias = mu_alloc((size_t)moe->E, sizeof *bias);
     mu_status status = mu_hf_read_bias(h, moe, bias, e);
-    bool used = moe->cfg->balance & MU_BALANCE_BIAS;
+    bool used = moe->cfg->balance & MU_BALANCE_SELECTION;
     for (int64_t i = 0; i < moe->E && status == MU_STATUS_OK; i++) {
         if (used) moe->bias[i] = bias[i];
         else if (bias[i] != 0)
-            status = mu_error_set(e, MU_STATUS_CONFIG, "%s: layer %d has a selection bias (e_score_correction_bias), which needs expert_bias in"
-                                  " moe.balance", h->folder, moe->layer);
+            status = mu_error_set(e, MU_STATUS_CONFIG, "%s: layer %d has a selection bias (e_score_correction_bias), which needs expert_bias or"
+                                  " quantile_balancing in moe.balance", h->folder, moe->layer);
     }
     free(bias);
     return status;

@@ -60,15 +60,15 @@ static void compare_rows(taking *t) {
     if (!is) t->c->model.vocab_size = t->s->m.cfg.model.vocab_size;
 }
 
-/* Without expert_bias the biases would be lost. */
+/* Without a method that has them the biases would be lost. */
 static void take_biases(taking *t) {
     mu_config *c = t->c;
-    if (!(t->s->m.cfg.moe.balance & MU_BALANCE_BIAS) || c->moe.balance & MU_BALANCE_BIAS) return;
+    if (!(t->s->m.cfg.moe.balance & MU_BALANCE_SELECTION) || c->moe.balance & MU_BALANCE_SELECTION) return;
     if (!mu_options_given(&c->options, "moe", "balance")) c->moe.balance = t->s->m.cfg.moe.balance;
     else
-        t->status = mu_options_complain(&c->options, t->e, "moe", "balance", "must contain expert_bias: the weights of --init-from %s have selection"
-                                        " biases, without which their experts get other tokens (with moe.bias_update_rate: 0 they stay as"
-                                        " they are)", t->s->path);
+        t->status = mu_options_complain(&c->options, t->e, "moe", "balance", "must contain expert_bias or quantile_balancing: the weights of --init-from %s have selection"
+                                        " biases, without which their experts get other tokens (with expert_bias and moe.bias_update_rate: 0 they stay"
+                                        " as they are)", t->s->path);
 }
 
 static void take_tokenizer(taking *t) {

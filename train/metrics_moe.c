@@ -39,7 +39,7 @@ static double bias_absmax(const mu_log_source *src, int layer) {
     return most;
 }
 
-static bool has_bias(const mu_log_source *src) { return src->cfg->moe.balance & MU_BALANCE_BIAS; }
+static bool has_bias(const mu_log_source *src) { return src->cfg->moe.balance & MU_BALANCE_SELECTION; }
 
 /* To six digits: lists of many values stay short. */
 static double rounded(double x) {

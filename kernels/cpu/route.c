@@ -269,6 +269,39 @@ void CPU(sum_norms)(mu_device *dev, int64_t T, int64_t E, double unit, mu_mat x,
     *cpu_i64(sum) += all;
 }
 
+/* keys: room for [E] */
+static double cutoff(int64_t E, int64_t K, const float *scores, const float *bias, const int32_t *ids, double *keys) {
+    double most = -INFINITY;
+    for (int64_t i = 0; i < E; i++) keys[i] = (double)scores[i] + (bias ? (double)bias[i] : 0);
+    for (int64_t k = 0; k < K; k++) keys[ids[k]] = -INFINITY;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < E; i++) most = keys[i] > most ? keys[i] : most;
+    return most;
+}
+
+/* The cutoffs of all tokens, then the histogram of each expert: no two threads count in the same one. */
+void CPU(count_cutoffs)(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t bins, double low, double width, mu_mat scores, mu_mat bias,
+                        mu_mat ids, mu_mat counts) {
+    if (K == E) return;
+    int team = cpu_team(T * E * 4);
+    size_t mark = mu_arena_mark(&dev->scratch);
+    double *cutoffs = mu_arena_alloc(&dev->scratch, (size_t)T * sizeof *cutoffs);
+    cpu_buffers buffers = cpu_buffers_new(dev, team, 2 * (size_t)E);
+#pragma omp parallel for schedule(static) num_threads(team)
+    for (int64_t t = 0; t < T; t++)
+        cutoffs[t] = cutoff(E, K, cpu_f32(scores) + t * scores.ld, bias.data ? cpu_f32(bias) : NULL, cpu_i32(ids) + t * ids.ld,
+                            (double *)(void *)cpu_buffer(buffers));
+#pragma omp parallel for schedule(static) num_threads(team)
+    for (int64_t i = 0; i < E; i++) {
+        int32_t *count = cpu_i32(counts) + i * counts.ld;
+        for (int64_t t = 0; t < T; t++) {
+            double bin = (cutoffs[t] - (double)cpu_f32(scores)[t * scores.ld + i] - low) / width;
+            count[bin > 0 ? bin < (double)bins ? (int64_t)bin : bins - 1 : 0]++;
+        }
+    }
+    mu_arena_release(&dev->scratch, mark);
+}
+
 /* Over the experts with coefficients of at least 0: their scores, and these times the coefficients. */
 static double row_sum(int64_t E, const float *coef, const float *x) {
     double s = 0;

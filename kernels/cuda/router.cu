@@ -451,6 +451,36 @@ void mu_cuda_route_margins(mu_device *dev, int64_t T, int64_t E, int64_t K, bool
            typed<const float>(bias).at, typed<const int32_t>(ids), (unsigned long long *)typed<int64_t>(sums).at);
 }
 
+/* ------------------------------------------------------------------ count_cutoffs */
+static __device__ __forceinline__ bool is_chosen(int K, const int32_t *ids, int i) {
+    for (int k = 0; k < K; k++)
+        if (ids[k] == i) return true;
+    return false;
+}
+
+/* A warp per token. */
+static __global__ void count_cutoffs_kernel(int T, int E, int K, int bins, double low, double width, matrix<const float> scores, const float *bias,
+                                            matrix<const int32_t> ids, matrix<int32_t> counts) {
+    int t = token_index();
+    if (t >= T) return;
+    const float *s = scores.row(t);
+    double most = -INFINITY;
+    for (int i = lane_index(); i < E; i += WARP)
+        if (!is_chosen(K, ids.row(t), i)) most = fmax(most, (double)s[i] + (bias ? (double)bias[i] : 0.0));
+    for (int step = WARP / 2; step; step /= 2) most = fmax(most, __shfl_xor_sync(ALL_LANES, most, step));
+    for (int i = lane_index(); i < E; i += WARP) {
+        double bin = (most - (double)s[i] - low) / width;
+        atomicAdd(&counts.row(i)[bin > 0 ? bin < (double)bins ? (int)bin : bins - 1 : 0], 1);
+    }
+}
+
+void mu_cuda_count_cutoffs(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t bins, double low, double width, mu_mat scores, mu_mat bias,
+                           mu_mat ids, mu_mat counts) {
+    if (K == E) return;
+    launch(dev, blocks_for(T, TOKENS), THREADS, 0, count_cutoffs_kernel, (int)T, (int)E, (int)K, (int)bins, low, width, typed<const float>(scores),
+           typed<const float>(bias).at, typed<const int32_t>(ids), typed<int32_t>(counts));
+}
+
 /* ------------------------------------------------------------------ sum_norms */
 static __global__ void sum_norms_kernel(int T, int E, double unit, matrix<const float> x, unsigned long long *sum) {
     int t = (int)(blockIdx.x * THREADS + threadIdx.x);

@@ -178,6 +178,30 @@ void mu_ref_route_margins(mu_device *dev, int64_t T, int64_t E, int64_t K, bool 
     }
 }
 
+/* The largest s + b of the experts that are not chosen. */
+static double cutoff(int64_t E, int64_t K, const double *scores, const double *bias, const int32_t *ids) {
+    double most = -INFINITY;
+    for (int64_t i = 0; i < E; i++) {
+        bool chosen = false;
+        for (int64_t k = 0; k < K; k++) chosen |= ids[k] == i;
+        if (!chosen) most = fmax(most, scores[i] + (bias ? bias[i] : 0));
+    }
+    return most;
+}
+
+void mu_ref_count_cutoffs(mu_device *dev, int64_t T, int64_t E, int64_t K, int64_t bins, double low, double width, mu_mat scores_TE,
+                          mu_mat bias_E, mu_mat ids_TK, mu_mat counts) {
+    (void)dev;
+    for (int64_t t = 0; t < T && K < E; t++) {
+        const double *scores = row(scores_TE, t, E);
+        double at = cutoff(E, K, scores, given(bias_E) ? reals(bias_E) : NULL, int_row(ids_TK, t, K));
+        for (int64_t i = 0; i < E; i++) {
+            double bin = (at - scores[i] - low) / width;
+            int_row(counts, i, bins)[bin > 0 ? bin < (double)bins ? (int64_t)bin : bins - 1 : 0]++;
+        }
+    }
+}
+
 void mu_ref_sum_norms(mu_device *dev, int64_t T, int64_t E, double unit, mu_mat x_TE, mu_mat sum) {
     (void)dev;
     for (int64_t t = 0; t < T; t++) {

@@ -527,6 +527,21 @@ static void run_route_margins(trial *t, const int64_t *p) {
     t->dev->k->route_margins(t->dev, T, E, K, bits & SIGMOID, 0x1p20, scores, bias, ids, sums);
 }
 
+/* T, E, K, bits, bins */
+static void run_count_cutoffs(trial *t, const int64_t *p) {
+    all_master(t);
+    int64_t T = p[0], E = p[1], K = p[2], bits = p[3];
+    double *x = random_values(t, (uint32_t)t->n_operands, T * E);
+    for (int64_t i = 0; i < T * E; i++) {
+        x[i] = (float)(fabs(x[i]) / 2);
+        if (bits & TIES) x[i] = floor(2 * x[i]);            /* 0 and 1 */
+        if (bits & NANS && i < E) x[i] = NAN;
+    }
+    mu_mat scores = reals_of(t, "scores", T, E, x), bias = bits & BIAS ? vector(t, "bias", E) : NOTHING;
+    mu_mat ids = chosen_experts(t, T, E, K, 1), counts = new_ints(t, "counts", E, p[4]);
+    t->dev->k->count_cutoffs(t->dev, T, E, K, p[4], -1.25, 3.0 / (double)p[4], scores, bias, ids, counts);
+}
+
 /* T, E, bits, log10 of the unit */
 static void run_sum_norms(trial *t, const int64_t *p) {
     all_master(t);
@@ -925,6 +940,11 @@ static const kernel_case kernel_cases[] = {
     C(route_margins, 0, 4, 2, 0, 1) C(route_margins, 7, 1, 1, SIGMOID, 1) C(route_margins, 130, 8, 2, 0, 1) C(route_margins, 130, 8, 2, SIGMOID | BIAS, 1)
     C(route_margins, 65, 8, 8, BIAS, 1) C(route_margins, 65, 33, 5, TIES, 1) C(route_margins, 65, 33, 5, TIES | SIGMOID | BIAS, ONE_TAKES_ALL)
     C(route_margins, 300, 300, 6, NANS, 1) C(route_margins, 9, 700, 40, BIAS, 1)
+
+    /* T, E, K, bits, bins */
+    C(count_cutoffs, 0, 4, 2, 0, 8) C(count_cutoffs, 7, 1, 1, 0, 8) C(count_cutoffs, 130, 8, 2, 0, 64) C(count_cutoffs, 130, 8, 2, BIAS, 64)
+    C(count_cutoffs, 65, 8, 8, BIAS, 16) C(count_cutoffs, 65, 33, 5, TIES, 16) C(count_cutoffs, 300, 300, 6, NANS, 1024) C(count_cutoffs, 9, 700, 40, BIAS, 1)
+    C(count_cutoffs, 1000, 64, 8, BIAS, 1024)
 
     /* T, E, bits, log10 of the unit */
     C(sum_norms, 0, 4, 0, 6) C(sum_norms, 7, 1, 0, 6) C(sum_norms, 130, 33, 0, 8) C(sum_norms, 300, 300, NANS, 6) C(sum_norms, 65, 8, TIES, 6)

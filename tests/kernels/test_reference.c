@@ -279,6 +279,19 @@ static void test_route_margins(void **state) {
     ASSERT_WHOLE(none, 3, 0, 0, 0);
 }
 
+/* Cutoffs 0.5 and, with a bias that makes the third the best of the others, 1.25; bins of 0.5 from -0.5 on. */
+static void test_count_cutoffs(void **state) {
+    (void)state;
+    mu_mat scores = REALS(2, 3, 1, 0.5, 0.25, 0.75, 0.25, 0), ids = INTS(2, 1, 0, 0), counts = INTS(3, 4, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0);
+    t.dev->k->count_cutoffs(t.dev, 1, 3, 1, 4, -0.5, 0.5, scores, NOTHING, ids, counts);
+    ASSERT_WHOLE(counts, 12, 1, 0, 0, 0, 10, 1, 0, 0, 0, 1, 0, 0);
+    mu_mat bias = REALS(1, 3, 0, 0, 1.25), second = REALS(1, 3, 0.75, 0.25, 0);
+    t.dev->k->count_cutoffs(t.dev, 1, 3, 1, 4, -0.5, 0.5, second, bias, ids, counts);      /* 0.5, 1, 1.25; the last two beyond the range */
+    ASSERT_WHOLE(counts, 12, 1, 0, 1, 0, 10, 1, 0, 1, 0, 1, 0, 1);
+    t.dev->k->count_cutoffs(t.dev, 1, 3, 3, 4, -0.5, 0.5, scores, bias, INTS(1, 3, 0, 1, 2), counts);
+    ASSERT_WHOLE(counts, 12, 1, 0, 1, 0, 10, 1, 0, 1, 0, 1, 0, 1);
+}
+
 /* Norms 5, 0, 1.5; what is not finite is left out, and what is huge is limited to 2^39. */
 static void test_sum_norms(void **state) {
     (void)state;
@@ -461,7 +474,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(gemm),    TEST(rmsnorm),      TEST(rope),        TEST(attention),      TEST(experts),
         TEST(xent),    TEST(slab_adamw),   TEST(slab_rests),  TEST(clip),           TEST(plan),
-        TEST(route_margins), TEST(sum_norms), TEST(arrange), TEST(gather_sum),
+        TEST(route_margins), TEST(count_cutoffs), TEST(sum_norms), TEST(arrange), TEST(gather_sum),
         TEST(balance), TEST(route_choice), TEST(route_mask),  TEST(route_force), TEST(route_gradient), TEST(route_single_choice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,6 +14,7 @@ seq_aux         moe.balance=[seq_aux_loss] moe.z_loss_coeff=0
 global_exact    moe.balance=[global_aux_loss] moe.z_loss_coeff=0
 global_previous moe.balance=[global_aux_loss] moe.global_aux_counts=previous moe.z_loss_coeff=0
 expert_bias     moe.balance=[expert_bias] moe.score_func=sigmoid moe.bias_update_rate=0.05
+quantile        moe.balance=[quantile_balancing] moe.score_func=sigmoid
 several         moe.balance=[global_aux_loss,seq_aux_loss,expert_bias]
 capacity        moe.balance=[global_aux_loss] moe.capacity_factor=1.0
 capacity_bias   moe.balance=[expert_bias,seq_aux_loss] moe.score_func=sigmoid moe.capacity_factor=0.8

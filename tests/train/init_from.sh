@@ -63,7 +63,7 @@ says_once "top_k" "moe\.top_k: 3 contradicts --init-from: the weights of old hav
 says_once "experts" "moe\.num_experts: 4 contradicts --init-from: the weights of old have 8"
 if grep -q 'init_std' log; then fail "an option of the initialisation is compared"; else pass; fi
 expect 78 "without the biases" from 1 none old 'moe.balance=[global_aux_loss]'
-says_once "without the biases" "moe\.balance: must contain expert_bias: the weights of --init-from old have selection biases"
+says_once "without the biases" "moe\.balance: must contain expert_bias or quantile_balancing: the weights of --init-from old have selection biases"
 expect 0 "equal values" from 1 equal old train.steps=1 model.hidden_size=32 model.num_kv_heads=1 model.head_dim=0 model.vocab_size=257 moe.score_func=sigmoid
 expect 78 "too few rows" from 1 none old model.vocab_size=300
 says_once "rows" "model\.vocab_size: 300 contradicts --init-from: the weights of old have 257"
