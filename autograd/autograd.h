@@ -172,6 +172,7 @@ typedef struct {
     int64_t n_sequences, seq_len;           /* of this rank's micro-batch: T = n_sequences * seq_len */
     const int64_t *global_samples;          /* [n_sequences], ascending */
     const int32_t *domains;                 /* [n_sequences] */
+    const int64_t *domain_sequences;        /* [domains]: sequences of each domain in the whole global batch; NULL: no domain gate (moe.h) */
     mu_expert_mask expert_mask;
     uint64_t seed;
     mu_kv_cache *cache;                     /* generation: the one sequence continues these tokens; or NULL */

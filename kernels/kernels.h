@@ -189,6 +189,12 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
                    (dev, T, E, segment, normalise, scores, coef, out)) \
     K(balance_bwd, (mu_device *dev, int64_t T, int64_t E, int64_t segment, bool normalise, mu_mat scores, mu_mat coef, mu_mat dout, mu_mat dscores), \
                    (dev, T, E, segment, normalise, scores, coef, dout, dscores)) \
+    /* Domain gate: out (F64) = sum_t sum_i |c| log(1 + exp(-s r)), r = logits[t,i], c = coef[t/segment, i], s = its sign (0: no summand), each in double;
+     * backward adds dout * the derivative into dlogits. */ \
+    K(gate_fwd, (mu_device *dev, int64_t T, int64_t E, int64_t segment, mu_mat logits, mu_mat coef, mu_mat out), \
+                (dev, T, E, segment, logits, coef, out)) \
+    K(gate_bwd, (mu_device *dev, int64_t T, int64_t E, int64_t segment, mu_mat logits, mu_mat coef, mu_mat dout, mu_mat dlogits), \
+                (dev, T, E, segment, logits, coef, dout, dlogits)) \
     /* z-loss: out (F64) = coef * sum lse^2; adds 2 coef lse dout into dlse. */ \
     K(zloss_fwd, (mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat out), (dev, T, coef, lse, out)) \
     K(zloss_bwd, (mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat dout, mu_mat dlse), (dev, T, coef, lse, dout, dlse)) \

@@ -138,6 +138,7 @@ typedef struct {
     int64_t tokens;                 /* of a global batch */
     int64_t units;                  /* reduction units of this rank's part of a micro-batch (mu_tape_set_reduction_unit) */
     int64_t micro;                  /* micro-batches since mu_loss_begin */
+    bool has_gate;                  /* a layer had a domain gate since then */
     mu_routing *routings;           /* [n_moe], of the current micro-batch */
     mu_routing_stats *stats;
     mu_quantiles *quantiles;        /* of moe.balance: quantile_balancing; NULL without it */
@@ -145,6 +146,7 @@ typedef struct {
 /* The same on every rank. aux and z are means over MoE layers, without coefficients: a balanced load has aux 1. */
 typedef struct {
     double loss, ce, aux, z;        /* nats per token; z is NAN with sigmoid scores without z-loss */
+    double gate;                    /* mean over MoE layers of the domain gate's loss, without coefficient; NAN without one */
     double grad_norm;
     double dropped;                 /* fraction of assignments dropped by the capacity limit */
     bool stop;                      /* a rank called mu_loss_read with `stop` */

@@ -5,8 +5,7 @@
  * the batch is split.
  *
  * Nothing waits for the device before mu_loss_read. Until then values stay in device memory as F64: the gradient
- * norm; then, per micro-batch and reduction unit, loss, cross-entropy, and the two logged balancing terms of each MoE
- * layer. */
+ * norm; then, per micro-batch and reduction unit, loss, cross-entropy, and three logged terms of each MoE layer. */
 #include "layers/layers.h"
 
 #include <math.h>
@@ -14,8 +13,9 @@
 #include <string.h>
 
 enum { LOSS, CE, LAYERS };
-static int aux_of(int layer) { return LAYERS + 2 * layer; }
+static int aux_of(int layer) { return LAYERS + 3 * layer; }
 static int z_of(int layer) { return aux_of(layer) + 1; }
+static int gate_of(int layer) { return aux_of(layer) + 2; }
 
 /* Index of the first value of micro-batch m. */
 static int64_t value_word(const mu_loss *l, int which, int64_t m) { return 1 + (which * l->shape.micro_batches + m) * l->units; }
@@ -54,7 +54,7 @@ void mu_loss_free(mu_loss *l) {
 }
 
 void mu_loss_begin(mu_loss *l) {
-    l->micro = 0;
+    l->micro = 0, l->has_gate = false;
     mu_routing_stats_begin(l->stats);
     if (l->quantiles) mu_quantiles_begin(l->quantiles);
 }
@@ -112,6 +112,8 @@ static mu_tensor *add_balance(mu_loss *l, const mu_context *cx, mu_tensor *loss)
         mu_balance b = mu_balance_loss(moe, l->tape, cx, &l->routings[layer], &c);
         keep_value(l, aux_of(layer), b.aux);
         keep_value(l, z_of(layer), b.z);
+        keep_value(l, gate_of(layer), b.gate);
+        l->has_gate |= b.gate != NULL;
         if (b.loss) loss = mu_add(l->tape, loss, b.loss);
     }
     mu_tape_part(l->tape, NULL);
@@ -147,7 +149,7 @@ mu_mat mu_loss_terms(const mu_loss *l, int64_t *n) {
 
 /* This rank's part of each value, in words that are summed over ranks. */
 typedef struct {
-    mu_exact loss, ce, aux, z;
+    mu_exact loss, ce, aux, z, gate;
     int64_t stop;
 } sums;
 enum { SUM_WORDS = sizeof(sums) / sizeof(int64_t) };
@@ -169,6 +171,7 @@ static sums own_sums(const mu_loss *l) {
     for (int layer = 0; layer < n; layer++) {
         add_values(l, aux_of(layer), n, &s.aux);
         add_values(l, z_of(layer), n, &s.z);
+        add_values(l, gate_of(layer), n, &s.gate);
     }
     return s;
 }
@@ -195,6 +198,7 @@ mu_loss_values mu_loss_read(mu_loss *l, mu_mat grad_norm, bool stop) {
     bool has_z = moe->score_func == MU_MOE_SCORE_SOFTMAX || moe->z_loss_coeff > 0;
     v.loss = mu_exact_value(&s.loss), v.ce = mu_exact_value(&s.ce), v.stop = s.stop > 0;
     v.aux = mu_exact_value(&s.aux), v.z = has_z ? mu_exact_value(&s.z) : NAN, v.dropped = dropped_share(l);
+    v.gate = l->has_gate ? mu_exact_value(&s.gate) : NAN;
     return v;
 }
 

@@ -73,6 +73,10 @@ mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, c
         add_term(tp, &b, term_of(m, tp, r, c->global, 1, T, all, all, m->cfg->aux_loss_coeff, MU_ROUTER_GRAD_AUX, &b.aux));
     if (m->cfg->z_loss_coeff > 0)
         add_term(tp, &b, mu_z_term(tp, r->lse_T, 1.0 / (double)all, m->cfg->z_loss_coeff, &b.z));
+    if (r->logits_TE) {
+        add_term(tp, &b, mu_gate_loss(m, tp, cx, r, all, &b.gate));
+        mu_release(tp, r->logits_TE);
+    }
     bool recording = mu_tape_recording(tp);
     mu_tape_record(tp, false); /* the terms below are only logged */
     if (!b.aux) term_of(m, tp, r, c->global, 1, T, all, all, 0.0, MU_ROUTER_GRAD_AUX, &b.aux);

@@ -76,7 +76,8 @@ void mu_stats_config_check(const mu_stats_config *cfg, mu_complaints *c);
 #define MU_OPTIONS_PROTECT(O) \
     O(NAMES,  domains,              "none",      0,   0, NULL, FREE, "domains whose carriers are protected, also while they are dormant and when they were overwritten; auto: every domain that has carriers, which are the rare ones (stats.rare_domain)") \
     O(DOMAIN_INTS, carriers,        NULL,        0,   65535, NULL, FREE, "{DOMAIN: EXPERT, ...}: in each MoE layer this expert is protected for the domain from the start, whatever its state") \
-    O(BOOL,   exempt,               "true",      0,   0, NULL, FREE, "protected experts are left out of balancing: the others share their load evenly, and the selection bias of the protected ones stays")
+    O(BOOL,   exempt,               "true",      0,   0, NULL, FREE, "protected experts are left out of balancing: the others share their load evenly, and the selection bias of the protected ones stays") \
+    O(FLOAT,  gate_coeff,           "0.05",      0,   1e6, NULL, FREE, "coefficient of the domain gate: the router's logit of a protected expert learns, from the labels of training sequences, to be above 0 for tokens of its domain and below 0 for others; 0: none")
 
 typedef struct { MU_OPTIONS_PROTECT(MU_OPTION_FIELD) } mu_protect_config;
 mu_protect_config mu_protect_config_default(void);
@@ -120,6 +121,7 @@ typedef struct {
     mu_tensor *scores_TE, *lse_T, *ids_TK, *gates_TK;
     mu_tensor *counts_SE;                   /* I64 [sequences, E]: assignments, dropped ones included */
     mu_tensor *bias_E;                      /* the selection bias, NULL without one */
+    mu_tensor *logits_TE;                   /* for the domain gate (mu_moe_has_gate); else NULL */
     bool sigmoid;                           /* scores are sigmoids of the logits, not their softmax */
     double gate_scale;                      /* moe.route_scale, the largest gate */
     const struct mu_router_grads *grads;    /* what measures the gradients of the logits; NULL: not wanted */
@@ -182,8 +184,9 @@ void mu_plan_release(mu_tape *tp, const mu_plan *p);
 /* x_TD, master dtype, each value times a factor in 1 +- eps. Row t is position t % S of sample rng->sample + t / S (kernels.h). */
 mu_tensor *mu_jitter(mu_tape *tp, mu_tensor *x_TD, int64_t S, double eps, const mu_rng *rng);
 /* Which loss terms the gradient of a router's logits consists of: what comes through the gates (the cross-entropy; of an earlier layer
- * also the terms of later ones, which depend on its outputs), the balancing terms by their coefficient, and the z-loss. */
-typedef enum { MU_ROUTER_GRAD_LM, MU_ROUTER_GRAD_AUX, MU_ROUTER_GRAD_SEQ_AUX, MU_ROUTER_GRAD_Z, MU_ROUTER_GRADS } mu_router_grad;
+ * also the terms of later ones, which depend on its outputs), the balancing terms by their coefficient, the z-loss, and the domain gate. */
+typedef enum { MU_ROUTER_GRAD_LM, MU_ROUTER_GRAD_AUX, MU_ROUTER_GRAD_SEQ_AUX, MU_ROUTER_GRAD_Z, MU_ROUTER_GRAD_GATE,
+               MU_ROUTER_GRADS } mu_router_grad;
 typedef struct mu_router_grads {
     mu_route_shape shape;
     const mu_tensor *scores, *ids;
@@ -212,6 +215,10 @@ mu_tensor *mu_scatter_rows(mu_tape *tp, mu_tensor *x, mu_tensor *row, int64_t ro
  * weight. A reduction unit consists of whole segments, or a segment of whole units. grads (or NULL) gets its gradient as that of `term`. */
 mu_tensor *mu_balance_term(mu_tape *tp, mu_tensor *scores_TE, mu_tensor *coef, int64_t segment, bool normalise, double weight,
                            const mu_router_grads *grads, mu_router_grad term, mu_tensor **value);
+/* weight * the sum over all logits of |c| times the binary cross-entropy of their sigmoid, c = coef[t / segment, i], for the label 1 where c > 0 and
+ * 0 where c < 0; *value and grads as above. */
+mu_tensor *mu_gate_term(mu_tape *tp, mu_tensor *logits_TE, mu_tensor *coef, int64_t segment, double weight, const mu_router_grads *grads,
+                        mu_tensor **value);
 /* weight * coef * sum_t lse_t^2 (F64, one value per reduction unit); *value without weight. */
 mu_tensor *mu_z_term(mu_tape *tp, mu_tensor *lse_T, double coef, double weight, mu_tensor **value);
 
@@ -227,6 +234,7 @@ typedef struct {
 typedef struct {
     mu_tensor *loss;            /* F64, one value per reduction unit: every term with its coefficient; NULL when none is on */
     mu_tensor *aux, *z;         /* the same: this rank's share of the unscaled values, for the log; z is NULL with sigmoid scores without z-loss */
+    mu_tensor *gate;            /* likewise; NULL without a domain gate */
 } mu_balance;
 mu_balance mu_balance_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r,
                            const mu_balance_counts *c);
@@ -378,6 +386,7 @@ typedef struct mu_protection {
     int layers, experts;
     int32_t *domain_of;         /* [layers, experts]: the number of that domain; -1: not protected */
     uint8_t *exempt;            /* [layers, experts]: 1: protected, and left out of balancing (protect.exempt) */
+    double gate_coeff;          /* protect.gate_coeff */
 } mu_protection;
 typedef struct { int layer, expert, domain; bool on; } mu_protection_change;    /* layer: among the MoE layers; on: protected from now on */
 void mu_protection_init(mu_protection *p, int layers, int experts);      /* none is protected */
@@ -388,6 +397,15 @@ int mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const m
                          mu_protection_change *changes);
 bool mu_moe_exempts(const mu_moe *m, int64_t expert);        /* Local, like the next */
 int64_t mu_moe_balanced(const mu_moe *m);                   /* number of experts that are not exempt */
+
+/* ------------------------------------------------------------------ the domain gate (gate.c)
+ * In training the router's logit r_ti of an expert i that is protected for domain d learns to tell d's tokens from others:
+ *     L = sum_i (mean of log(1 + exp(-r_ti)) over d's tokens + mean of log(1 + exp(r_ti)) over the others) / 2,
+ * means over the tokens of the global batch, so that both classes count the same however rare d is. An expert has no term in a step whose batch
+ * lacks one of the classes. Generation and evaluation need no labels. */
+bool mu_moe_has_gate(const mu_moe *m, const mu_context *cx);        /* in this pass, in this layer. Local */
+/* mu_protection.gate_coeff * L: its part of this micro-batch; *value without the coefficient. Local. */
+mu_tensor *mu_gate_loss(const mu_moe *m, mu_tape *tp, const mu_context *cx, const mu_routing *r, int64_t global_tokens, mu_tensor **value);
 
 /* ------------------------------------------------------------------ specialisation (specialisation.c)
  * n_ED: assignments of each domain's tokens to each expert of a layer. Local. */

@@ -29,7 +29,7 @@ void mu_protect_config_check(const mu_protect_config *cfg, int64_t num_experts, 
 
 void mu_protection_init(mu_protection *p, int layers, int experts) {
     size_t n = (size_t)layers * (size_t)experts;
-    *p = (mu_protection){ layers, experts, mu_alloc(n, sizeof *p->domain_of), mu_alloc(n, sizeof *p->exempt) };
+    *p = (mu_protection){ layers, experts, mu_alloc(n, sizeof *p->domain_of), mu_alloc(n, sizeof *p->exempt), 0 };
     for (size_t i = 0; i < n; i++) p->domain_of[i] = -1;
 }
 
@@ -65,6 +65,7 @@ static int32_t given(const mu_protect_config *cfg, const mu_option_domains *doma
 int mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const mu_expert_health *h, const mu_option_domains *domains,
                          mu_protection_change *changes) {
     int n = 0;
+    p->gate_coeff = cfg->gate_coeff;
     MU_CHECK(h->layers == p->layers && h->experts == p->experts, "protection of %d layers with %d experts each, states of %d with %d", p->layers,
              p->experts, h->layers, h->experts);
     for (int64_t i = 0; i < (int64_t)p->layers * p->experts; i++) {

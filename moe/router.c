@@ -46,7 +46,8 @@ mu_routing mu_moe_route(const mu_moe *m, mu_tape *tp, const mu_context *cx, mu_t
     mu_mat grads = cx->router_grads; /* of this layer, if wanted */
     if (grads.data) grads = mu_mat_values(grads, m->first_load / m->E * MU_ROUTER_GRADS);
     mu_routing r = mu_route(tp, logits, bias, mask, &shape, cx->seq_len, grads, cx->router_grad_unit);
-    mu_release(tp, logits);
+    if (mu_moe_has_gate(m, cx)) r.logits_TE = logits;
+    else mu_release(tp, logits);
     mu_release(tp, mask);
     r.bias_E = bias, r.sigmoid = shape.sigmoid, r.gate_scale = shape.scale;
     return r;

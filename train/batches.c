@@ -6,6 +6,7 @@
 #include "train/training.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 mu_batch_shape mu_batch_shape_of(const mu_config *cfg, int ranks) {
     int64_t share = cfg->train.global_batch_size / ranks;
@@ -20,6 +21,7 @@ void mu_batches_init(mu_batches *b, const mu_config *cfg, mu_loader *loader, con
     int64_t size = mu_batch_micro_size(&shape, batch->size);
     *b = (mu_batches){ .sources = &cfg->data.train, .loader = loader, .batch = batch, .tape = tape, .shape = shape,
                        .micro_size = size, .seed = (uint64_t)cfg->run.seed };
+    b->domain_sequences = mu_alloc((size_t)cfg->data.train.n, sizeof *b->domain_sequences);
     b->samples = mu_alloc((size_t)shape.sequences, sizeof *b->samples);
     b->tokens = mu_alloc((size_t)(size * shape.seq_len), sizeof *b->tokens);
     b->targets = mu_alloc((size_t)(size * shape.seq_len), sizeof *b->targets);
@@ -27,6 +29,7 @@ void mu_batches_init(mu_batches *b, const mu_config *cfg, mu_loader *loader, con
 }
 
 void mu_batches_free(mu_batches *b) {
+    free(b->domain_sequences);
     free(b->samples);
     free(b->tokens);
     free(b->targets);
@@ -38,6 +41,8 @@ void mu_batches_next(mu_batches *b, int64_t step) {
     b->step = step;
     mu_loader_state_get(b->loader, b->before);
     mu_loader_next(b->loader, b->shape.sequences, b->samples);
+    memset(b->domain_sequences, 0, (size_t)b->sources->n * sizeof *b->domain_sequences);
+    for (int64_t i = 0; i < b->shape.sequences; i++) b->domain_sequences[b->samples[i].domain]++;
 }
 
 void mu_batches_put_back(mu_batches *b) {
@@ -57,7 +62,7 @@ mu_micro_batch mu_batches_read(mu_batches *b, int64_t m) {
     mu_expert_mask mask = { NULL, 1 };
     if (b->experts) mask = mu_routing_ids_mask(b->model, b->tape, n * S, b->experts + m * width);
     return (mu_micro_batch){ .cx = { .mode = MU_MODE_TRAIN, .step = b->step, .micro_batch = m, .n_sequences = n, .seq_len = S,
-                                     .global_samples = samples, .domains = domains, .expert_mask = mask, .seed = b->seed },
+                                     .global_samples = samples, .domains = domains, .domain_sequences = b->domain_sequences, .expert_mask = mask, .seed = b->seed },
                              .tokens = mu_tensor_ints(b->tape, MU_DTYPE_I32, n * S, b->tokens),
                              .targets = mu_tensor_ints(b->tape, MU_DTYPE_I32, n * S, b->targets) };
 }

@@ -65,8 +65,11 @@ static void add_margins(mu_json *j, const mu_log_source *src, int layer, const m
 }
 
 /* Which terms the loss of a router has: none that is off has a key. */
-static bool has_term(const mu_moe_config *m, mu_router_grad term) {
+static bool has_term(const mu_log_source *src, mu_router_grad term) {
+    const mu_moe_config *m = &src->cfg->moe;
+    const mu_protect_config *p = &src->cfg->protect;
     switch (term) {
+    case MU_ROUTER_GRAD_GATE: return p->gate_coeff > 0 && (p->domains.n || p->carriers.n);
     case MU_ROUTER_GRAD_AUX: return m->balance & (MU_BALANCE_AUX | MU_BALANCE_GLOBAL_AUX);
     case MU_ROUTER_GRAD_SEQ_AUX: return m->balance & MU_BALANCE_SEQ_AUX;
     case MU_ROUTER_GRAD_Z: return m->z_loss_coeff > 0;
@@ -75,7 +78,7 @@ static bool has_term(const mu_moe_config *m, mu_router_grad term) {
 }
 
 static const char *const terms[MU_ROUTER_GRADS] = { [MU_ROUTER_GRAD_LM] = "lm", [MU_ROUTER_GRAD_AUX] = "aux", [MU_ROUTER_GRAD_SEQ_AUX] = "seq_aux",
-                                                    [MU_ROUTER_GRAD_Z] = "z" };
+                                                    [MU_ROUTER_GRAD_Z] = "z", [MU_ROUTER_GRAD_GATE] = "gate" };
 
 static double grad_share(const mu_routing_stats *s, int layer, int term) {
     const int64_t *norms = s->router_grads + layer * MU_ROUTER_GRADS;
@@ -95,7 +98,7 @@ static void add_grad_shares(mu_json *j, const mu_log_source *src, int layer) {
         char what[32];
         name key;
         snprintf(what, sizeof what, "grad_share/%s", terms[term]);
-        if (has_term(&src->cfg->moe, (mu_router_grad)term)) add_value(j, of_layer(&key, src, layer, what), grad_share(src->state->stats, layer, term));
+        if (has_term(src, (mu_router_grad)term)) add_value(j, of_layer(&key, src, layer, what), grad_share(src->state->stats, layer, term));
     }
 }
 
@@ -103,7 +106,7 @@ static void add_mean_grad_shares(mu_json *j, const mu_log_source *src) {
     for (int term = 0; term < MU_ROUTER_GRADS; term++) {
         char key[32];
         snprintf(key, sizeof key, "moe/grad_share/%s", terms[term]);
-        if (has_term(&src->cfg->moe, (mu_router_grad)term)) add_value(j, key, mu_router_grad_share(src->state->stats, (mu_router_grad)term));
+        if (has_term(src, (mu_router_grad)term)) add_value(j, key, mu_router_grad_share(src->state->stats, (mu_router_grad)term));
     }
 }
 
@@ -209,6 +212,7 @@ static void add_model(mu_json *j, const mu_log_source *src, const mu_step_result
     const mu_load_window *w = &src->state->stats->window;
     add_value(j, "moe/aux_loss", r->values.aux);
     add_value(j, "moe/z_loss", r->values.z);
+    add_value(j, "moe/gate_loss", r->values.gate);
     mu_json_float(j, "moe/load_imbalance", all->load.load_imbalance);
     mu_json_float(j, "moe/max_vio", all->load.max_vio);
     mu_json_float(j, "moe/min_vio", all->load.min_vio);

@@ -18,6 +18,7 @@ typedef struct {
     uint64_t seed;
     int64_t step;                   /* finished steps before the current batch */
     mu_sample *samples;             /* [shape.sequences]: the global batch */
+    int64_t *domain_sequences;      /* [sources->n]: how many of these each domain has */
     int64_t *before;                /* the loader's state before this batch */
     int32_t *tokens, *targets;      /* [micro_size * seq_len] */
     const mu_model *model;          /* these two are borrowed, and only for a replay */

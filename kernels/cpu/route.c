@@ -371,6 +371,43 @@ void CPU(balance_bwd)(mu_device *dev, int64_t T, int64_t E, int64_t segment, boo
     }
 }
 
+/* Few experts have a gate: their rows' other values are skipped. */
+static double row_gate(int64_t E, const float *coef, const float *r) {
+    double sum = 0;
+    for (int64_t i = 0; i < E; i++) {
+        double x = coef[i] > 0 ? -(double)r[i] : (double)r[i];
+        if (coef[i] != 0) sum += fabs((double)coef[i]) * (fmax(x, 0) + log1p(exp(-fabs(x))));
+    }
+    return sum;
+}
+
+void CPU(gate_fwd)(mu_device *dev, int64_t T, int64_t E, int64_t segment, mu_mat logits, mu_mat coef, mu_mat out) {
+    int64_t blocks = cpu_blocks(T, ROWS);
+    size_t mark = mu_arena_mark(&dev->scratch);
+    double *part = mu_arena_alloc(&dev->scratch, (size_t)blocks * sizeof *part), total = 0;
+#pragma omp parallel for schedule(static) num_threads(cpu_team(T * E))
+    for (int64_t b = 0; b < blocks; b++) {
+        part[b] = 0;
+        for (int64_t t = b * ROWS; t < cpu_min(T, (b + 1) * ROWS); t++)
+            part[b] += row_gate(E, cpu_f32(coef) + t / segment * coef.ld, cpu_f32(logits) + t * logits.ld);
+    }
+    for (int64_t b = 0; b < blocks; b++) total += part[b];
+    *cpu_f64(out) = total;
+    mu_arena_release(&dev->scratch, mark);
+}
+
+void CPU(gate_bwd)(mu_device *dev, int64_t T, int64_t E, int64_t segment, mu_mat logits, mu_mat coef, mu_mat dout, mu_mat dlogits) {
+    (void)dev;
+    double d = *cpu_f64(dout);
+#pragma omp parallel for schedule(static) num_threads(cpu_team(T * E))
+    for (int64_t t = 0; t < T; t++) {
+        const float *r = cpu_f32(logits) + t * logits.ld, *c = cpu_f32(coef) + t / segment * coef.ld;
+        float *dr = cpu_f32(dlogits) + t * dlogits.ld;
+        for (int64_t i = 0; i < E; i++)
+            if (c[i] != 0) dr[i] -= (float)(d * (double)c[i] / (1 + exp(c[i] > 0 ? (double)r[i] : -(double)r[i])));
+    }
+}
+
 void CPU(zloss_fwd)(mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat out) {
     CPU(sumsq)(dev, T, lse, false, out);
     *cpu_f64(out) *= coef;

@@ -394,6 +394,42 @@ void mu_cuda_balance_bwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, 
            typed<float>(scores), typed<float>(coef), typed<double>(dout).at, typed<float>(dscores));
 }
 
+/* ------------------------------------------------------------------ domain gate */
+static __global__ void gate_fwd_kernel(balance_shape s, matrix<float> logits, matrix<float> coef, double *part) {
+    int first = (int)blockIdx.x * CHUNK, end = first + min(s.T - first, (int)CHUNK);
+    double sum = 0;
+    for (int t = first + (int)threadIdx.x / WARP; t < end; t += TOKENS) {
+        const float *c = coef.row(t / s.segment), *r = logits.row(t);
+        for (int i = lane_index(); i < s.E; i += WARP) {
+            double x = c[i] > 0 ? -(double)r[i] : (double)r[i];
+            if (c[i] != 0) sum += fabs((double)c[i]) * (fmax(x, 0.0) + log1p(exp(-fabs(x))));
+        }
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) part[blockIdx.x] = sum;
+}
+
+void mu_cuda_gate_fwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, mu_mat logits, mu_mat coef, mu_mat out) {
+    cuda_scratch scratch(dev);
+    int64_t blocks = blocks_for(T, CHUNK);
+    double *part = scratch.take<double>(blocks);
+    launch(dev, blocks, THREADS, 0, gate_fwd_kernel, balance_of(T, E, segment, false), typed<float>(logits), typed<float>(coef), part);
+    cuda_total(dev, blocks, 1, part, false, typed<double>(out).at);
+}
+
+static __global__ void gate_bwd_kernel(balance_shape s, matrix<float> logits, matrix<float> coef, const double *dout, matrix<float> dlogits) {
+    int t = token_index();
+    if (t >= s.T) return;
+    const float *c = coef.row(t / s.segment), *r = logits.row(t);
+    for (int i = lane_index(); i < s.E; i += WARP)
+        if (c[i] != 0) dlogits.row(t)[i] -= (float)(*dout * (double)c[i] / (1 + exp(c[i] > 0 ? (double)r[i] : -(double)r[i])));
+}
+
+void mu_cuda_gate_bwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, mu_mat logits, mu_mat coef, mu_mat dout, mu_mat dlogits) {
+    launch(dev, blocks_for(T, TOKENS), THREADS, 0, gate_bwd_kernel, balance_of(T, E, segment, false), typed<float>(logits), typed<float>(coef),
+           typed<double>(dout).at, typed<float>(dlogits));
+}
+
 /* ------------------------------------------------------------------ z-loss */
 void mu_cuda_zloss_fwd(mu_device *dev, int64_t T, double coef, mu_mat lse, mu_mat out) {
     cuda_sumsq(dev, T, coef, lse, false, out);

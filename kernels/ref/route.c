@@ -270,6 +270,33 @@ void mu_ref_balance_bwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, b
     }
 }
 
+/* |c| log(1 + exp(x)), x = -r for c > 0 and r for c < 0 */
+static double gate_loss(double c, double r) {
+    double x = c > 0 ? -r : r;
+    return fabs(c) * (fmax(x, 0) + log1p(exp(-fabs(x))));
+}
+
+void mu_ref_gate_fwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, mu_mat logits_TE, mu_mat coef_nE, mu_mat out) {
+    (void)dev;
+    double sum = 0;
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = 0; i < E; i++) {
+            double c = row(coef_nE, t / segment, E)[i];
+            if (c != 0) sum += gate_loss(c, row(logits_TE, t, E)[i]);
+        }
+    *reals(out) = sum;
+}
+
+/* dr += dout (-c) sigmoid(x) */
+void mu_ref_gate_bwd(mu_device *dev, int64_t T, int64_t E, int64_t segment, mu_mat logits_TE, mu_mat coef_nE, mu_mat dout, mu_mat dlogits_TE) {
+    (void)dev;
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = 0; i < E; i++) {
+            double c = row(coef_nE, t / segment, E)[i], r = row(logits_TE, t, E)[i];
+            row(dlogits_TE, t, E)[i] -= *reals(dout) * c / (1 + exp(c > 0 ? r : -r));
+        }
+}
+
 /* out = coef sum lse^2 (ST-MoE, Zoph et al. 2022) */
 void mu_ref_zloss_fwd(mu_device *dev, int64_t T, double coef, mu_mat lse_T, mu_mat out) {
     (void)dev;

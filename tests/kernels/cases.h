@@ -603,6 +603,34 @@ static void run_balance_bwd(trial *t, const int64_t *p) {
     t->dev->k->balance_bwd(t->dev, p[0], p[1], p[2], p[3], scores, coef, dout, dscores);
 }
 
+/* 0 but for every third expert, there of both signs. */
+static mu_mat labels(trial *t, int64_t rows, int64_t E) {
+    double *x = random_values(t, (uint32_t)t->n_operands, rows * E);
+    for (int64_t i = 0; i < rows * E; i++) x[i] = i % E % 3 ? 0 : (double)(float)x[i];
+    return reals_of(t, "coef", rows, E, x);
+}
+
+/* logits times `by`, which may be large */
+static mu_mat gate_logits(trial *t, int64_t T, int64_t E, int64_t by) {
+    double *x = random_values(t, (uint32_t)t->n_operands, T * E);
+    for (int64_t i = 0; i < T * E; i++) x[i] = (float)(x[i] * (double)by);
+    return reals_of(t, "logits", T, E, x);
+}
+
+/* T, E, segment, logits times */
+static void run_gate_fwd(trial *t, const int64_t *p) {
+    all_master(t);
+    mu_mat logits = gate_logits(t, p[0], p[1], p[3]), coef = labels(t, p[0] / p[2], p[1]), out = double_of(t, "out", NAN);
+    t->dev->k->gate_fwd(t->dev, p[0], p[1], p[2], logits, coef, out);
+}
+
+static void run_gate_bwd(trial *t, const int64_t *p) {
+    all_master(t);
+    mu_mat logits = gate_logits(t, p[0], p[1], p[3]), coef = labels(t, p[0] / p[2], p[1]);
+    mu_mat dout = double_of(t, "dout", -1.25), dlogits = matrix(t, "dlogits", p[0], p[1]);
+    t->dev->k->gate_bwd(t->dev, p[0], p[1], p[2], logits, coef, dout, dlogits);
+}
+
 static void run_zloss_fwd(trial *t, const int64_t *p) {
     all_master(t);
     mu_mat lse = vector(t, "lse", p[0]), out = double_of(t, "out", NAN);
@@ -959,6 +987,8 @@ static const kernel_case kernel_cases[] = {
     BOTH(balance, 0, 4, 1, 0) BOTH(balance, 1, 1, 1, 1) BOTH(balance, 130, 8, 130, 0)
     BOTH(balance, 130, 8, 65, 1)
     BOTH(balance, 128, 64, 16, 0) BOTH(balance, 126, 33, 63, 1) BOTH(balance, 1000, 5, 1000, 1)
+    /* T, E, segment, logits times */
+    BOTH(gate, 0, 4, 1, 1) BOTH(gate, 1, 1, 1, 1) BOTH(gate, 130, 8, 65, 1) BOTH(gate, 128, 70, 16, 3) BOTH(gate, 1000, 5, 1000, 1) BOTH(gate, 12, 4, 3, 1000)
     BOTH(zloss, 0) BOTH(zloss, 1) BOTH(zloss, 65) BOTH(zloss, 10007)
 
     C(jitter, 0, 1, 8, 100, 0) C(jitter, 1, 1, 1, 1000, 0) C(jitter, 3, 5, 7, 1000, 0) C(jitter, 2, 33, 130, 1000, 0)

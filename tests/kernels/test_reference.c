@@ -353,6 +353,17 @@ static void test_balance(void **state) {
     assert_near(*values(out), 5);
 }
 
+/* ln 2 for a logit of 0 whatever the label, hardly anything for the right side of a large one and the logit itself for the wrong one. */
+static void test_gate(void **state) {
+    (void)state;
+    mu_mat logits = REALS(2, 3, 0, 800, 5, 0, -800, 5), coef = REALS(2, 3, 2, 1, 0, -1, 3, 0), out = double_of(&t, "out", NAN);
+    mu_mat dlogits = REALS(2, 3, 0, 0, 7, 0, 0, 7), dout = double_of(&t, "dout", 2);
+    t.dev->k->gate_fwd(t.dev, 2, 3, 1, logits, coef, out);
+    assert_near(*values(out), 3 * log(2) + 2400);
+    t.dev->k->gate_bwd(t.dev, 2, 3, 1, logits, coef, dout, dlogits);
+    ASSERT_REALS(dlogits, 6, -2, 0, 7, 1, -6, 7);
+}
+
 /* ---------------------------------------------------------------- router */
 static mu_mat ids, gates, scores, lse;
 
@@ -475,7 +486,7 @@ int main(void) {
         TEST(gemm),    TEST(rmsnorm),      TEST(rope),        TEST(attention),      TEST(experts),
         TEST(xent),    TEST(slab_adamw),   TEST(slab_rests),  TEST(clip),           TEST(plan),
         TEST(route_margins), TEST(count_cutoffs), TEST(sum_norms), TEST(arrange), TEST(gather_sum),
-        TEST(balance), TEST(route_choice), TEST(route_mask),  TEST(route_force), TEST(route_gradient), TEST(route_single_choice),
+        TEST(balance), TEST(gate), TEST(route_choice), TEST(route_mask),  TEST(route_force), TEST(route_gradient), TEST(route_single_choice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
