@@ -186,6 +186,7 @@ int32_t mu_bpe_id(const mu_bpe *b, const char *text, int64_t n) {
 }
 
 int32_t mu_bpe_ids(const mu_bpe *b) { return b->n_ids; }
+int32_t mu_bpe_tokens(const mu_bpe *b) { return b->n_tokens; }
 int32_t mu_bpe_merges(const mu_bpe *b) { return b->n_merges; }
 void mu_bpe_merge(const mu_bpe *b, int32_t i, int32_t pair[2]) { memcpy(pair, b->merges[i], sizeof b->merges[i]); }
 const mu_bpe_options *mu_bpe_options_of(const mu_bpe *b) { return &b->o; }

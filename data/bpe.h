@@ -16,6 +16,8 @@ static inline void mu_ids_put(mu_ids *out, int32_t id) {
 }
 
 enum { MU_BPE_MOST = 1 << 22 };         /* ids and merges are below */
+/* Ids of a vocabulary of n tokens are below: real ones have holes, and ids kept for later, but fewer. */
+#define MU_BPE_IDS_MOST(n) (4 * (int64_t)(n) + (1 << 16))
 /* byte_level: a token's text is written in GPT-2's alphabet, a character for each byte; else in plain characters, and characters
  * without a token are bytes <0xNN> (byte_fallback) or the unknown token (fuse_unk: one for several). ignore_merges: a piece that
  * is a token is that token. */
@@ -33,6 +35,7 @@ const char *mu_bpe_finish(mu_bpe *b, const mu_bpe_options *o);
 
 int32_t mu_bpe_id(const mu_bpe *b, const char *text, int64_t n);        /* of a token's text, -1: none */
 int32_t mu_bpe_ids(const mu_bpe *b);                                    /* largest id + 1 */
+int32_t mu_bpe_tokens(const mu_bpe *b);                                 /* their number */
 int32_t mu_bpe_merges(const mu_bpe *b);
 void    mu_bpe_merge(const mu_bpe *b, int32_t i, int32_t pair[2]);
 const mu_bpe_options *mu_bpe_options_of(const mu_bpe *b);

@@ -229,8 +229,16 @@ static bool read_top(reader *r) {
 
 /* ------------------------------------------------------------------ model */
 
+/* Memory and time grow with the largest id. */
+static bool check_id(reader *r, const char *key, const char *text, int64_t id, int64_t tokens) {
+    if (id < MU_BPE_IDS_MOST(tokens)) return true;
+    return refuse(r, key, "token \"%.60s\" has id %lld; with %lld tokens ids are at most %lld (4 for each token, and 65536)", text, (long long)id,
+                  (long long)tokens, (long long)MU_BPE_IDS_MOST(tokens) - 1);
+}
+
 static bool read_vocab(reader *r, const char *text, int64_t n) {
     mu_json_reader j;
+    const mu_bpe *b = r->t->bpe;
     mu_json_reader_init(&j, text, n);
     mu_json_reader_take(&j, '{');
     for (bool first = true; mu_json_reader_more(&j, '}', first); first = false) {
@@ -241,6 +249,10 @@ static bool read_vocab(reader *r, const char *text, int64_t n) {
     }
     if (j.error[0]) refuse_json(r, &j, "model.vocab");
     mu_json_reader_free(&j);
+    if (r->status || !mu_bpe_ids(b)) return !r->status;
+    char *last = mu_bpe_text(b, mu_bpe_ids(b) - 1);
+    check_id(r, "model.vocab", last, mu_bpe_ids(b) - 1, mu_bpe_tokens(b));
+    free(last);
     return !r->status;
 }
 
@@ -353,7 +365,8 @@ static bool read_model(reader *r) {
 
 /* ------------------------------------------------------------------ added tokens */
 
-static bool read_added_token(reader *r, json_t *o, int i) {
+/* of: their number. */
+static bool read_added_token(reader *r, json_t *o, int i, size_t of) {
     static const char *const keys[] = { "special", "single_word", "lstrip", "rstrip", "normalized" };
     mu_added_token *a = &r->t->added[r->t->n_added];
     bool *const flags[] = { &a->special, &a->single_word, &a->lstrip, &a->rstrip, &a->normalized };
@@ -369,6 +382,7 @@ static bool read_added_token(reader *r, json_t *o, int i) {
         *flags[k] = json_is_true(flag);
     }
     a->id = (int32_t)json_integer_value(id);
+    if (!check_id(r, name, json_string_value(text), a->id, mu_bpe_tokens(r->t->bpe) + (int64_t)of)) return false;
     int64_t n = (int64_t)json_string_length(text);
     int32_t in_vocab = mu_bpe_id(r->t->bpe, json_string_value(text), n);
     if (in_vocab >= 0 && in_vocab != a->id) why = "the vocabulary has it with another id";
@@ -387,7 +401,7 @@ static bool read_added(reader *r) {
     r->t->added = mu_alloc(n + 1, sizeof *r->t->added);
     r->added = mu_bpe_new(false);
     json_array_foreach(list, i, one)
-        if (r->status || !(json_is_object(one) ? read_added_token(r, one, (int)i) : refuse(r, "added_tokens", "number %d is not an object", (int)i))) break;
+        if (r->status || !(json_is_object(one) ? read_added_token(r, one, (int)i, n) : refuse(r, "added_tokens", "number %d is not an object", (int)i))) break;
     mu_bpe_free(r->added);
     json_decref(list);
     return !r->status;

@@ -341,6 +341,8 @@ static const struct { const char *json, *error; } refused[] = {
     { VOCAB("\"a\":1 \"b\":2"), "'\"' where ',' is expected" }, { VOCAB("\"a\" 1"), "'1' where ':' is expected" }, { VOCAB("\"\\ud800\":1"), "an escape that is not supported" },
     { VOCAB("\"\\u0000\":1"), "an escape that is not supported" }, { VOCAB("\"\xff\":1"), "a string is not UTF-8" }, { VOCAB("\"\t\":1"), "a control character in a string" },
     { VOCAB("\"a\":1,"), "'}' where '\"' is expected" },
+    { VOCAB("\"a\":0,\"b\":65544"), "model.vocab: token \"b\" has id 65544; with 2 tokens ids are at most 65543" },
+    { ADDED("{\"content\":\"</s>\",\"id\":65552}"), "added_tokens[0]: token \"</s>\" has id 65552; with 4 tokens ids are at most 65551" },
     { MERGES("\"a c\""), "model.merges: line 1: merge 0, \"a\" and \"c\": its right part is not in the vocabulary" }, { MERGES("[\"c\",\"a\"]"), "its left part is not" },
     { MERGES("\"b a\""), "merge 0, \"b\" and \"a\": its result is not in the vocabulary" }, { MERGES("\"ab\""), "\"ab\" is not two texts with a blank between" },
     { MERGES("\"a b c\""), "is not two texts" }, { MERGES("[\"a\",\"\"]"), "a part is empty" }, { MERGES("[\"a\"]"), "']' where ',' is expected" },
@@ -378,6 +380,23 @@ static void test_refused(void **state) {
     assert_ok(mu_file_replace(in_folder("tokenizer.json"), "{" EOS "," CHARACTERS "}", strlen("{" EOS "," CHARACTERS "}"), &e));
     assert_ok(mu_tokenizer_open(&t, folder, &e));       /* what all of these were made from */
     assert_int_equal(mu_tokenizer_vocab_size(t), 4);
+    mu_tokenizer_close(t);
+}
+
+/* Ids may have holes, as in real vocabularies, also in front of added tokens. */
+static void test_holes(void **state) {
+    (void)state;
+    static const char with_holes[] = "{\"added_tokens\":[{\"id\":65551,\"content\":\"</s>\",\"special\":true}],\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":9,"
+                                     "\"b\":1,\"ab\":65547},\"merges\":[\"a b\"]}}";
+    mu_tokenizer *t;
+    assert_ok(mu_file_replace(in_folder("tokenizer.json"), with_holes, sizeof with_holes - 1, &e));
+    assert_ok(mu_tokenizer_open(&t, folder, &e));
+    assert_int_equal(mu_tokenizer_vocab_size(t), 65552);
+    id_list l = ids_of(t, "aab</s>", 7, true);
+    static const int32_t wanted[] = { 9, 65547, 65551 };
+    assert_int_equal(l.n, 3);
+    assert_memory_equal(l.ids, wanted, sizeof wanted);
+    free(l.ids);
     mu_tokenizer_close(t);
 }
 
@@ -435,7 +454,7 @@ static void test_bombs(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fixtures), cmocka_unit_test(test_splitters), cmocka_unit_test(test_any_bytes), cmocka_unit_test(test_long_pieces),
-        cmocka_unit_test(test_from_memory), cmocka_unit_test(test_refused), cmocka_unit_test(test_bombs),
+        cmocka_unit_test(test_from_memory), cmocka_unit_test(test_refused), cmocka_unit_test(test_holes), cmocka_unit_test(test_bombs),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, set_up, tear_down);
 }
