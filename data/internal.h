@@ -195,13 +195,15 @@ size_t    mu_raw_size(mu_raw_type type);
 /* Bytes [at, at + bytes) of the file. */
 mu_status mu_raw_read(int fd, const char *path, int64_t at, void *out, size_t bytes, mu_error *e) MU_MUST_USE;
 /* Where the ids lie: n from byte `begin` on. next_end, if set, gives the end of the next document, at most n, the first document's
- * first; documents may be empty. `close` is called in any case. The caller closes fd (-1: not open) and frees path. */
+ * first; documents may be empty. start: a special token with this id begins a document and belongs to it; -1: none does. `close` is
+ * called in any case. The caller closes fd (-1: not open) and frees path. */
 typedef struct mu_raw_tokens mu_raw_tokens;
 struct mu_raw_tokens {
     char *path;
     int fd;
     mu_raw_type type;
     int64_t begin, n, documents_left;
+    int32_t start;
     void *ends;
     mu_status (*next_end)(mu_raw_tokens *t, int64_t *end, mu_error *e);
     void (*close)(mu_raw_tokens *t);

@@ -1,8 +1,9 @@
 /* raw_file.c - token files of other programs: ids one after another in a file, in some integer type (llmc_file.c, megatron_file.c).
  *
  * A domain is one file, or all .bin files of a folder in the order of their names; llm.c's documents may go on in the next file.
- * A domain's documents end with the end-of-document id. A raw file may have it in front of documents instead, or nowhere. So the
- * domain's tokens are pieces of files: empty documents are left out, and behind a document without the id one is inserted.
+ * A domain's documents end with the end-of-document id. A raw file may have it in front of documents instead, or nowhere, or another
+ * id in front of each. So the domain's tokens are pieces of files: empty documents are left out, and behind a document without the id
+ * one is inserted.
  * Opening reads all ids once, in parts; afterwards they are read in blocks through the corpus's cache. Every id is checked against
  * the vocabulary each time: the file may change. */
 #include "data/internal.h"
@@ -126,6 +127,7 @@ typedef struct {
     int file;                       /* that is being read; from, bytes: of the document */
     int64_t from, bytes;
     bool begun;                     /* the document, in an earlier file: its pieces so far are added */
+    bool started;                   /* the token at `from` is the one that begins a document */
 } finder;
 
 /* Adds tokens [from, to) of the file, and the end-of-document id if `ends`. */
@@ -143,13 +145,13 @@ static void add_piece(finder *f, int64_t to, bool ends) {
 
 /* The document ends in front of token `to`; `ended`: with the end-of-document id. */
 static void add_document(finder *f, int64_t to, bool ended) {
-    if (to - f->from - ended > 0 || f->begun) {
+    if (to - f->from - ended - f->started > 0 || f->begun) {
         add_piece(f, to, !ended);
         mu_column_append_offset(f->d->document_offsets, f->r->n);
         f->d->text_bytes += f->bytes;
         f->d->n_documents++;
     }
-    f->from = to, f->bytes = 0, f->begun = false;
+    f->from = to, f->bytes = 0, f->begun = f->started = false;
 }
 
 /* The ids [at, at + n). `end`: of the current document, where the file says so, else -1. */
@@ -158,6 +160,10 @@ static mu_status find_in_part(finder *f, int64_t at, int64_t n, const int32_t *i
     mu_status status = MU_STATUS_OK;
     for (int64_t i = 0; i < n && !status; i++) {
         bool eod = ids[i] == f->r->eod;
+        if (ids[i] == t->start && !eod && !f->lengths[ids[i]]) {    /* no bytes: it is special in this vocabulary */
+            add_document(f, at + i, false);
+            f->started = true;
+        }
         f->bytes += f->lengths[ids[i]];
         if (!t->next_end ? !eod : at + i + 1 != *end) continue;
         add_document(f, at + i + 1, eod);
@@ -182,7 +188,7 @@ static mu_status find_in_file(finder *f, mu_error *e) {
     }
     free(ids);
     while (!status && t->documents_left > 0) status = t->next_end(t, &end, e);      /* empty ones: only to check them */
-    if (!status && f->from < t->n) add_piece(f, t->n, false), f->begun = true;
+    if (!status && f->from < t->n) add_piece(f, t->n, false), f->begun = true, f->started = false;
     return status;
 }
 
@@ -230,7 +236,7 @@ static mu_status add_file(finder *f, const char *path, mu_error *e) {
     r->files = mu_realloc(r->files, (size_t)r->n_files + 1, sizeof *r->files);
     f->file = r->n_files++;
     mu_raw_tokens *t = &r->files[f->file];
-    *t = (mu_raw_tokens){ .fd = -1 };
+    *t = (mu_raw_tokens){ .fd = -1, .start = -1 };
     mu_status status = mu_megatron_file_open(t, path, &is_megatron, e);
     if (!status && !is_megatron) status = mu_llmc_file_open(t, path, e);
     if (!status) status = find_in_file(f, e);

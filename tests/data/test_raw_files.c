@@ -29,11 +29,13 @@ static void put(const char *name, const void *data, size_t n) {
     fclose(f);
 }
 
-static mu_status open_file(mu_corpus *c, const char *name) {
+static mu_status open_with(const mu_tokenizer *t, mu_corpus *c, const char *name) {
     mu_option_domain d = { .domain = "one", .weight = 1 };
     snprintf(d.path, sizeof d.path, "%s", in_folder(name));
-    return mu_corpus_open(c, &(mu_option_domains){ 1, &d }, "text", bytes, 1, CACHE, &e);
+    return mu_corpus_open(c, &(mu_option_domains){ 1, &d }, "text", t, 1, CACHE, &e);
 }
+
+static mu_status open_file(mu_corpus *c, const char *name) { return open_with(bytes, c, name); }
 
 /* ------------------------------------------------------------------ making files */
 
@@ -193,6 +195,55 @@ static void test_borders(void **state) {
     mu_corpus_close(&c);
 }
 
+/* A byte-level vocabulary whose token `begin` is special if `special`, as is the last one, which ends documents. */
+static mu_tokenizer *llama3(bool special) {
+    enum { BEGIN = 128000, END, N };
+    static char texts[N][8];
+    static mu_token tokens[N];
+    mu_tokenizer *t;
+    for (int i = 0; i < N; i++) {
+        int n = i < 256 ? 1 : snprintf(texts[i], sizeof texts[i], "%07d", i);
+        if (i < 256) texts[i][0] = (char)i;
+        tokens[i] = (mu_token){ texts[i], n };
+    }
+    const mu_bpe_vocabulary v = { "cl100k", N, 0, special ? 2 : 1, tokens, NULL, (const int32_t[]){ END, BEGIN } };
+    assert_ok(mu_tokenizer_bpe_new(&t, &v, &e));
+    return t;
+}
+
+/* llm.c's files for Llama 3: 128000 begins each document and stays there; behind it comes the end-of-document id. In any other vocabulary it
+ * is a token like others. */
+static void test_llama3(void **state) {
+    (void)state;
+    enum { B = 128000, END = 128001, N = 9, ALL = 9 };
+    static const int32_t ids[N] = { B, 'a', 'b', B, B, 'c', 'd', B, 'e' }, expected[ALL + 1] = { B, 'a', 'b', END, B, 'c', 'd', END, B, 'e' };
+    mu_tokenizer *t = llama3(true);
+    mu_corpus c;
+    assert_ok(mu_file_make_dirs(in_folder("llama"), &e));
+    for (int i = 0; i <= N; i++) {
+        int32_t read[ALL + 2];
+        if (i == 4) continue;       /* an empty document at the end of a file is not left out: it might go on in the next */
+        put_llmc("llama/1.bin", 20240801, 7, i, i, ids, 4);
+        put_llmc("llama/2.bin", 20240801, 7, N - i, N - i, ids + i, 4);
+        assert_ok(open_with(t, &c, "llama"));
+        assert_int_equal(c.domains[0].n_documents, 3);
+        assert_int_equal(c.domains[0].text_bytes, 5);
+        assert_int_equal(c.domains[0].n_tokens, ALL + 2);
+        mu_domain_ids(&c.domains[0], 0, ALL + 2, read);
+        assert_memory_equal(read, expected, sizeof expected);
+        assert_int_equal(read[ALL + 1], END);
+        mu_corpus_close(&c);
+    }
+    mu_tokenizer_close(t);
+    t = llama3(false);
+    assert_ok(open_with(t, &c, "llama/1.bin"));
+    assert_int_equal(c.domains[0].n_documents, 1);
+    assert_int_equal(c.domains[0].n_tokens, N + 1);
+    assert_int_equal(c.domains[0].text_bytes, 5 + 4 * 7);
+    mu_corpus_close(&c);
+    mu_tokenizer_close(t);
+}
+
 /* Files of a folder are one domain, wherever documents are cut. */
 static void test_folders(void **state) {
     (void)state;
@@ -324,7 +375,8 @@ static void test_absent(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_forms), cmocka_unit_test(test_borders), cmocka_unit_test(test_folders), cmocka_unit_test(test_bad_llmc),
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_forms), cmocka_unit_test(test_borders), cmocka_unit_test(test_llama3), cmocka_unit_test(test_folders),
+                                        cmocka_unit_test(test_bad_llmc),
                                         cmocka_unit_test(test_bad_megatron), cmocka_unit_test(test_absent) };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
