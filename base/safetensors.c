@@ -17,6 +17,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 /* The limit of the format; here it holds for all headers of a model together, with the index. */
@@ -336,19 +337,18 @@ static int64_t header_bytes(int fd, int64_t bytes) {
     return n > INT64_MAX ? INT64_MAX : (int64_t)n;
 }
 
-/* Eight characters as a number of bytes: what other files begin with. */
-static int64_t number_of(const char *text) {
-    int64_t n = 0;
-    for (int i = 7; i >= 0; i--) n = n << 8 | (unsigned char)text[i];
-    return n;
+/* What a file is whose first eight characters were read as the length of a header; NULL: unknown. */
+static const char *other_file(int64_t n) {
+    char text[9] = "";
+    for (int i = 0; i < 8; i++) text[i] = (char)(n >> 8 * i);
+    if (!strcmp(text, "version ")) return "a pointer of Git LFS";
+    return !strcasecmp(text, "<!doctyp") || !strncasecmp(text, "<html", 5) ? "a page of HTML" : NULL;
 }
 
 static mu_status read_header(mu_safetensors *m, source *f, int fd, mu_error *e) {
     int64_t n = header_bytes(fd, f->bytes);
     if (n < 0) return mu_error_set(e, MU_STATUS_DATA, "%s: %lld bytes are too few for a safetensors file", f->path, (long long)f->bytes);
-    if (n == number_of("version ") || n == number_of("<!DOCTYP"))
-        return mu_error_set(e, MU_STATUS_DATA, "%s: not the weights, but %s; fetch the file itself", f->path,
-                            n == number_of("version ") ? "a pointer of Git LFS" : "a page of HTML");
+    if (other_file(n)) return mu_error_set(e, MU_STATUS_DATA, "%s: not the weights, but %s; fetch the file itself", f->path, other_file(n));
     if (n > TEXT_MAX)
         return mu_error_set(e, MU_STATUS_DATA, "%s: not a safetensors file: a header of %lld bytes; at most %d are allowed", f->path,
                             (long long)n, TEXT_MAX);
@@ -362,25 +362,6 @@ static mu_status read_header(mu_safetensors *m, source *f, int fd, mu_error *e) 
     f->text = mu_alloc((size_t)n + 1, 1);
     if (!read_all(fd, 8, f->text, n)) return mu_error_set(e, MU_STATUS_IO, "%s: cannot be read: %s", f->path, strerror(errno));
     return MU_STATUS_OK;
-}
-
-static mu_status add_file(mu_safetensors *m, char *path, mu_error *e) {
-    const char *reason;
-    int first = m->n, number = m->n_files;
-    if (number == FILES_MAX) {
-        free(path);
-        return mu_error_set(e, MU_STATUS_DATA, "%s: more than %d files", m->path, FILES_MAX);
-    }
-    m->files = mu_realloc(m->files, (size_t)number + 1, sizeof *m->files);
-    source *f = &m->files[m->n_files++];
-    *f = (source){ .path = path };
-    int fd = mu_file_open(path, false, &f->bytes, &reason);
-    if (fd < 0) return mu_error_set(e, MU_STATUS_NOINPUT, "%s: %s", path, reason);
-    mu_status status = read_header(m, f, fd, e);
-    close(fd);
-    if (status != MU_STATUS_OK) return status;
-    scan s = { path, f->text, f->text, f->text + (f->data - 8), e, false };
-    return take_header(m, &s, number) ? check_layout(m, first, f, e) : MU_STATUS_DATA;
 }
 
 static int compare_names(const void *a, const void *b) {
@@ -399,6 +380,33 @@ static mu_status sort_names(mu_safetensors *m, mu_error *e) {
                                 m->files[a->file].path, a->name, m->files[b->file].path);
     }
     return MU_STATUS_OK;
+}
+
+/* A tensor that is there twice is no error of the layout. */
+static mu_status name_twice(mu_safetensors *m, mu_status status, mu_error *e) {
+    mu_error twice;
+    return sort_names(m, &twice) == MU_STATUS_OK ? status : mu_error_set(e, MU_STATUS_DATA, "%-s", twice.text);
+}
+
+static mu_status add_file(mu_safetensors *m, char *path, mu_error *e) {
+    const char *reason;
+    int first = m->n, number = m->n_files;
+    if (number == FILES_MAX) {
+        free(path);
+        return mu_error_set(e, MU_STATUS_DATA, "%s: more than %d files", m->path, FILES_MAX);
+    }
+    m->files = mu_realloc(m->files, (size_t)number + 1, sizeof *m->files);
+    source *f = &m->files[m->n_files++];
+    *f = (source){ .path = path };
+    int fd = mu_file_open(path, false, &f->bytes, &reason);
+    if (fd < 0) return mu_error_set(e, MU_STATUS_NOINPUT, "%s: %s", path, reason);
+    mu_status status = read_header(m, f, fd, e);
+    close(fd);
+    if (status != MU_STATUS_OK) return status;
+    scan s = { path, f->text, f->text, f->text + (f->data - 8), e, false };
+    if (!take_header(m, &s, number)) return MU_STATUS_DATA;
+    status = check_layout(m, first, f, e);
+    return status == MU_STATUS_OK ? status : name_twice(m, status, e);
 }
 
 /* ------------------------------------------------------------------ folders */

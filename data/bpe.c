@@ -27,7 +27,7 @@ struct mu_bpe {
     word_slot *words;
     uint32_t word_mask;
     int32_t (*merges)[2], *merged;
-    int32_t n_merges, merges_room;
+    int32_t n_merges, merges_room, n_repeated;
     pair_slot *pairs;
     uint32_t pair_mask;
     uint32_t (*small)[SMALL_IDS];       /* ranks of pairs of small ids */
@@ -188,6 +188,7 @@ int32_t mu_bpe_id(const mu_bpe *b, const char *text, int64_t n) {
 int32_t mu_bpe_ids(const mu_bpe *b) { return b->n_ids; }
 int32_t mu_bpe_tokens(const mu_bpe *b) { return b->n_tokens; }
 int32_t mu_bpe_merges(const mu_bpe *b) { return b->n_merges; }
+int32_t mu_bpe_repeated(const mu_bpe *b) { return b->n_repeated; }
 void mu_bpe_merge(const mu_bpe *b, int32_t i, int32_t pair[2]) { memcpy(pair, b->merges[i], sizeof b->merges[i]); }
 const mu_bpe_options *mu_bpe_options_of(const mu_bpe *b) { return &b->o; }
 bool mu_bpe_cuts_at_spaces(const mu_bpe *b) { return b->cuts_at_spaces; }
@@ -267,6 +268,7 @@ static void index_merges(mu_bpe *b) {
     for (int32_t i = 0; i < b->n_merges; i++) {
         int32_t left = b->merges[i][0], right = b->merges[i][1];
         pair_slot *s = find_pair(b, pair_of(left, right));      /* of equal ones the last counts, as in Hugging Face's */
+        b->n_repeated += s->rank != NO_RANK;
         *s = (pair_slot){ pair_of(left, right), (uint32_t)i };
         if (left < SMALL_IDS && right < SMALL_IDS) b->small[left][right] = (uint32_t)i;
         b->cuts_at_spaces = b->cuts_at_spaces && !has_inner_space(b, b->merged[i]);

@@ -38,6 +38,7 @@ int32_t mu_bpe_ids(const mu_bpe *b);                                    /* large
 int32_t mu_bpe_tokens(const mu_bpe *b);                                 /* their number */
 int32_t mu_bpe_merges(const mu_bpe *b);
 void    mu_bpe_merge(const mu_bpe *b, int32_t i, int32_t pair[2]);
+int32_t mu_bpe_repeated(const mu_bpe *b);                               /* merges whose pair has another one behind, which counts */
 const mu_bpe_options *mu_bpe_options_of(const mu_bpe *b);
 /* The bytes of a token: of its raw bytes for byte level. -1: no such token. */
 int64_t mu_bpe_bytes(const mu_bpe *b, int32_t id, const char **bytes);

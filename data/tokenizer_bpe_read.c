@@ -162,8 +162,8 @@ typedef struct {
     mu_json_reader json;
     mu_bpe_tokenizer *t;
     mu_bpe *added;              /* texts and ids of added tokens so far */
-    const char *section[MU_SECTIONS], *model, *added_tokens;
-    int64_t section_n[MU_SECTIONS], model_n, added_n;
+    const char *section[MU_SECTIONS], *model, *added_tokens, *version;
+    int64_t section_n[MU_SECTIONS], model_n, added_n, version_n;
     mu_bpe_options o;
     mu_error *e;
     mu_status status;
@@ -199,10 +199,16 @@ static json_t *parse_tree(reader *r, const char *key, const char *text, int64_t 
     return tree;
 }
 
-static int section_of(const char *key) {
-    int i = 0;
-    while (i < MU_SECTIONS && strcmp(key, mu_section_names[i])) i++;
-    return i;
+/* Where the extent of a key's value is kept, and its length; NULL: an unknown key. */
+static const char **place_of(reader *r, const char *key, int64_t **n) {
+    const struct { const char *key, **to; int64_t *n; } others[] = {
+        { "model", &r->model, &r->model_n }, { "added_tokens", &r->added_tokens, &r->added_n }, { "version", &r->version, &r->version_n }
+    };
+    for (int i = 0; i < MU_SECTIONS; i++)
+        if (!strcmp(key, mu_section_names[i])) return *n = &r->section_n[i], &r->section[i];
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(key, others[i].key)) return *n = others[i].n, others[i].to;
+    return NULL;
 }
 
 /* The extents of what stands at the top of the file. */
@@ -211,16 +217,14 @@ static bool read_top(reader *r) {
     mu_json_reader_take(j, '{');
     for (bool first = true; mu_json_reader_more(j, '}', first); first = false) {
         if (!mu_json_reader_key(j)) break;
-        int i = section_of(j->text);
-        const char *from, **to = i < MU_SECTIONS ? &r->section[i] : !strcmp(j->text, "model") ? &r->model
-                               : !strcmp(j->text, "added_tokens") ? &r->added_tokens : NULL;
-        int64_t n;
-        if (!to && strcmp(j->text, "version")) return refuse(r, j->text, "unknown key of a tokenizer.json");
-        if (to && *to) return refuse(r, j->text, "twice");
-        if (!mu_json_reader_skip(j, &from, &n)) break;
-        if (!to && (n != 5 || memcmp(from, "\"1.0\"", 5))) return refuse(r, "version", "%.*s; only \"1.0\" is supported", n > 40 ? 40 : (int)n, from);
-        if (to) *to = from, *(i < MU_SECTIONS ? &r->section_n[i] : to == &r->model ? &r->model_n : &r->added_n) = n;
+        int64_t *n;
+        const char **to = place_of(r, j->text, &n);
+        if (!to) return refuse(r, j->text, "unknown key of a tokenizer.json");
+        if (*to) return refuse(r, j->text, "twice");
+        if (!mu_json_reader_skip(j, to, n)) break;
     }
+    if (!j->error[0] && r->version && (r->version_n != 5 || memcmp(r->version, "\"1.0\"", 5)))
+        return refuse(r, "version", "%.*s; only \"1.0\" is supported", r->version_n > 40 ? 40 : (int)r->version_n, r->version);
     if (!j->error[0] && mu_json_reader_peek(j)) mu_json_reader_fail(j, "text behind the end");
     if (j->error[0]) return refuse_json(r, j, "bad JSON");
     if (!r->model) return refuse(r, "model", "missing: this is not a tokenizer.json");
@@ -293,7 +297,7 @@ static bool read_merges(reader *r, const char *text, int64_t n) {
 }
 
 /* Options of the model that are not lists. */
-typedef struct { const char *vocab, *merges; int64_t vocab_n, merges_n; char *unk; } model_parts;
+typedef struct { const char *vocab, *merges; int64_t vocab_n, merges_n; char *unk; bool seen[8]; } model_parts;     /* seen: of the options */
 
 static bool read_option(reader *r, const char *key, json_t *v, model_parts *m) {
     struct { const char *key; bool *value; } switches[] = { { "fuse_unk", &r->o.fuse_unk }, { "byte_fallback", &r->o.byte_fallback },
@@ -334,7 +338,12 @@ static bool read_model_key(reader *r, mu_json_reader *j, model_parts *m) {
         good = !*to || refuse(r, vocab ? "model.vocab" : "model.merges", "twice");
         *to = from, *(vocab ? &m->vocab_n : &m->merges_n) = n;
     } else if (good && i == 8) good = refuse(r, "model", "unknown option \"%s\"", key);
-    else if (good) {
+    else if (good && m->seen[i]) {
+        char name[64];
+        snprintf(name, sizeof name, "model.%s", key);
+        good = refuse(r, name, "twice");
+    } else if (good) {
+        m->seen[i] = true;
         json_t *tree = parse_tree(r, key, from, n);
         good = tree && read_option(r, key, tree, m);
         json_decref(tree);
@@ -359,6 +368,9 @@ static bool read_model(reader *r) {
         if (r->o.unk < 0) good = refuse(r, "model.unk_token", "\"%s\" is not in the vocabulary", m.unk);
     }
     const char *why = good ? mu_bpe_finish(r->t->bpe, &r->o) : NULL;
+    if (good && !why && mu_bpe_repeated(r->t->bpe))
+        mu_log(MU_LOG_INFO, "note: tokenizer %s: model.merges: %d are repeated; the last of equal ones counts, as in Hugging Face's tokenizers", r->where,
+               mu_bpe_repeated(r->t->bpe));
     free(m.unk);
     return why ? refuse(r, "model", "%s", why) : good;
 }

@@ -142,10 +142,18 @@ static void broken_headers_are_refused(void **state) {
     refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[3,5]}}", 5, "a hole from 2");
     refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[2,4]}}", 4, "is there twice");
     refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"\\u0061\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[2,4]}}", 4, "is there twice");
+    refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", 2, "tensor a is there twice");
+    refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[4,5]}}", 5, "tensor a is there twice");
 }
 
 static void broken_lengths_are_refused(void **state) {
     (void)state;
+    static const char *const others[][2] = { { "version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS" }, { "<!DOCTYPE html>\n<html>", "a page of HTML" },
+                                             { "<!doctype html><html>", "a page of HTML" }, { "<html lang=en>", "a page of HTML" }, { "<HTML>\n<head>", "a page of HTML" } };
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        put("other.safetensors", others[i][0], strlen(others[i][0]));
+        refused_at("other.safetensors", MU_STATUS_DATA, others[i][1]);
+    }
     put("short.safetensors", "1234567", 7);
     refused_at("short.safetensors", MU_STATUS_DATA, "too few");
     put_file("long.safetensors", "{}", 3, 0);

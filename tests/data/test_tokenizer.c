@@ -324,6 +324,8 @@ static void test_from_memory(void **state) {
 static const struct { const char *json, *error; } refused[] = {
     { "", "the file ends where '{' is expected" }, { "[]", "'[' where '{' is expected" }, { "{}", "model: missing" }, { "{\"model\":", "the file ends within a value" },
     { "{\"model\":{}} x", "text behind the end" }, { "{\"model\":{]}", "']' closes nothing" }, { "{\"model\":{},\"model\":{}}", "model: twice" },
+    { "{\"version\":\"1.0\",\"version\":\"1.0\",\"model\":{}}", "version: twice" }, { WITH("\"decoder\":null,\"decoder\":null"), "decoder: twice" },
+    { MODEL("\"vocab\":{},\"merges\":[],\"fuse_unk\":true,\"fuse_unk\":true"), "model.fuse_unk: twice" }, { MODEL("\"type\":\"BPE\",\"vocab\":{},\"merges\":[]"), "model.type: twice" },
     { "{\"version\":\"2.0\",\"model\":{}}", "version: \"2.0\"; only \"1.0\" is supported" }, { "{\"modle\":{}}", "modle: unknown key" },
     { "{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]", "the file ends within a value" }, { "{\"mod", "the file ends where '\"' is expected" },
     { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{},\"merges\":[]}}", "model.type: \"WordPiece\" is not supported; only \"BPE\" is" },
@@ -400,6 +402,20 @@ static void test_holes(void **state) {
     mu_tokenizer_close(t);
 }
 
+/* Of equal merges the last counts, as in Hugging Face's tokenizers, which make "a", "bc" of this. */
+static void test_repeated_merges(void **state) {
+    (void)state;
+    static const char repeated[] = "{" EOS ",\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"ab\":4,\"bc\":5},"
+                                   "\"merges\":[\"a b\",\"b c\",\"a b\"]}}";
+    mu_tokenizer *t;
+    assert_ok(mu_file_replace(in_folder("tokenizer.json"), repeated, strlen(repeated), &e));
+    assert_ok(mu_tokenizer_open(&t, folder, &e));
+    id_list l = ids_of(t, "abc", 3, false);
+    assert_true(l.n == 2 && l.ids[0] == 0 && l.ids[1] == 5);
+    free(l.ids);
+    mu_tokenizer_close(t);
+}
+
 static void assert_refused(char *json, size_t n, const char *error) {
     mu_tokenizer *t;
     double start = mu_time();
@@ -454,7 +470,8 @@ static void test_bombs(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fixtures), cmocka_unit_test(test_splitters), cmocka_unit_test(test_any_bytes), cmocka_unit_test(test_long_pieces),
-        cmocka_unit_test(test_from_memory), cmocka_unit_test(test_refused), cmocka_unit_test(test_holes), cmocka_unit_test(test_bombs),
+        cmocka_unit_test(test_from_memory), cmocka_unit_test(test_refused), cmocka_unit_test(test_holes),
+        cmocka_unit_test(test_repeated_merges), cmocka_unit_test(test_bombs),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, set_up, tear_down);
 }
