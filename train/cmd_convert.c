@@ -58,22 +58,27 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     return status == MU_STATUS_OK ? check_arguments(a, to, dtype, size, e) : status;
 }
 
+/* Copies a file, if it exists. */
+static mu_status copy_note(const char *from, const char *name, const char *to, const char *new_name, mu_error *e) {
+    enum { MOST = 1 << 20 };
+    char *source = mu_format("%s/%s", from, name), *copy = mu_format("%s/%s", to, new_name), *text = NULL;
+    size_t n;
+    mu_status status = MU_STATUS_OK;
+    if (mu_file_exists(source)) {
+        status = mu_file_read(source, MOST, &text, &n, e);
+        if (status == MU_STATUS_OK) status = mu_file_replace(copy, text, n, e);
+    }
+    free(text);
+    free(copy);
+    free(source);
+    return status;
+}
+
 /* What belongs to a model and not to its weights goes through a conversion as it is, there and back. */
 static mu_status copy_notes(const char *from, const char *to, mu_error *e) {
-    static const char *const notes[] = { "generation_config.json", "chat_template.jinja" };
-    enum { N = sizeof notes / sizeof *notes, MOST = 1 << 20 };
+    static const char *const notes[] = { "generation_config.json", "chat_template.jinja", "special_tokens_map.json" };
     mu_status status = MU_STATUS_OK;
-    for (int i = 0; i < N && status == MU_STATUS_OK; i++) {
-        char *source = mu_format("%s/%s", from, notes[i]), *copy = mu_format("%s/%s", to, notes[i]), *text = NULL;
-        size_t n;
-        if (mu_file_exists(source)) {
-            status = mu_file_read(source, MOST, &text, &n, e);
-            if (status == MU_STATUS_OK) status = mu_file_replace(copy, text, n, e);
-        }
-        free(text);
-        free(copy);
-        free(source);
-    }
+    for (size_t i = 0; i < sizeof notes / sizeof *notes && status == MU_STATUS_OK; i++) status = copy_note(from, notes[i], to, notes[i], e);
     return status;
 }
 
@@ -95,19 +100,24 @@ static mu_status read_array(void *from, const char *name, mu_store_type type, in
     return status;
 }
 
-static mu_status save_hf(arguments *a, checkpoint *c, const mu_tokenizer *t, const char *folder, mu_error *e) {
+/* run: where the checkpoint is. */
+static mu_status save_hf(arguments *a, checkpoint *c, const mu_tokenizer *t, const char *run, const char *folder, mu_error *e) {
+    char *kept = mu_format("%s/%s", run, MU_HF_KEPT);
     mu_mesh *mesh = mu_mesh_alone();
     mu_device *shape = mu_device_open("shape");
     mu_model *model = mu_model_new(&c->m.cfg.model, &c->m.cfg.moe, c->m.vocab_size, 1, shape, mesh);
-    mu_hf_export x = { .cfg = &c->m.cfg, .model = model, .tokenizer = t, .bf16 = a->bf16, .shard_bytes = a->shard_bytes, .read = read_array, .from = c };
+    mu_hf_export x = { .cfg = &c->m.cfg, .model = model, .tokenizer = t, .kept = mu_file_exists(kept) ? kept : NULL, .bf16 = a->bf16,
+                       .shard_bytes = a->shard_bytes, .read = read_array, .from = c };
     const char *type;
     c->stores = mu_alloc((size_t)c->m.n_shards, sizeof *c->stores);
     mu_status status = mu_hf_save(folder, &x, &type, e);
     for (int i = 0; i < c->m.n_shards; i++) status = mu_store_finish(c->stores[i], status, e);
+    if (status == MU_STATUS_OK) status = copy_notes(run, folder, e);
     if (status == MU_STATUS_OK)
         a->done = mu_format("%s, step %lld -> %s: %s, %s, %lld parameters", c->m.path, (long long)c->m.step, a->out, type, a->bf16 ? "bf16" : "fp32",
                  (long long)mu_model_measure(&c->m.cfg.model, &c->m.cfg.moe, c->m.vocab_size, 2).total);
     free(c->stores);
+    free(kept);
     mu_model_free(model);
     mu_device_close(shape);
     mu_mesh_close(mesh);
@@ -122,7 +132,11 @@ static mu_status to_hf(arguments *a, mu_comm *world, const char *folder, mu_erro
     if (status == MU_STATUS_OK && !found) status = mu_checkpoint_missing(a->in, e);
     if (status == MU_STATUS_OK) status = mu_hf_holds(&c.m.cfg, e);
     if (status == MU_STATUS_OK) status = mu_checkpoint_tokenizer_open(&t, &c.m, e);
-    if (status == MU_STATUS_OK) status = save_hf(a, &c, t, folder, e);
+    if (status == MU_STATUS_OK) {
+        char *run = mu_checkpoint_run(&c.m);
+        status = save_hf(a, &c, t, run, folder, e);
+        free(run);
+    }
     if (t) mu_tokenizer_close(t);
     mu_manifest_free(&c.m);
     return status;
@@ -242,6 +256,8 @@ static mu_status to_muster(arguments *a, const char *folder, mu_error *e) {
         status = mu_error_set(e, MU_STATUS_DATA, "%s has no tokenizer.json; put the one of the model there", a->in);
     if (status == MU_STATUS_OK) status = mu_tokenizer_open(&t, mu_hf_tokenizer(h), e);
     if (status == MU_STATUS_OK) status = save_muster(a, h, t, folder, e);
+    if (status == MU_STATUS_OK) status = copy_notes(a->in, folder, e);
+    if (status == MU_STATUS_OK) status = copy_note(a->in, "config.json", folder, MU_HF_KEPT, e);
     if (t) mu_tokenizer_close(t);
     mu_hf_close(h);
     return status;
@@ -254,7 +270,6 @@ static mu_status convert(arguments *a, mu_comm *world, mu_error *e) {
     char *suffix = mu_format(".tmp-%ld", (long)getpid()), *folder = mu_file_free_name(a->out, suffix);
     mu_status status = mu_file_make_dirs(folder, e);
     if (status == MU_STATUS_OK) status = a->to_hf ? to_hf(a, world, folder, e) : to_muster(a, folder, e);
-    if (status == MU_STATUS_OK) status = copy_notes(a->in, folder, e);
     if (status == MU_STATUS_OK) status = mu_file_sync(folder, e);
     if (status == MU_STATUS_OK) status = mu_file_rename(folder, a->out, e);
     if (status != MU_STATUS_OK) (void)!mu_file_remove_tree(folder, NULL);

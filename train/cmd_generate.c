@@ -1,5 +1,5 @@
 /* cmd_generate.c - muster generate: continues a prompt token by token, with a KV cache; shows the experts of each token on request. */
-#include "train/train.h"
+#include "train/hf.h"
 
 #include <errno.h>
 #include <math.h>
@@ -100,6 +100,8 @@ typedef struct {
     double *logits;        /* [rows of the model] */
     candidate *candidates; /* [V] */
 } generation;
+
+typedef struct { int n; int32_t ids[MU_HF_STOPS]; } stops;     /* that end a text beside the end-of-document token */
 
 static void add_tokens(void *to, const int32_t *ids, int64_t n) {
     generation *g = to;
@@ -283,17 +285,24 @@ static void log_speed(const generation *g, int64_t prompt, double start, double 
            made == 1 ? "" : "s", end - start, first - start, (long long)prompt, rest);
 }
 
-static void generate(const mu_inference *o, const arguments *a, mu_expert_mask mask) {
+/* Whether a text ends with this token, which is not printed then. */
+static bool is_end(const mu_inference *o, const stops *s, int32_t id) {
+    bool found = id == mu_tokenizer_eod(o->tokenizer);
+    for (int i = 0; i < s->n; i++) found |= id == s->ids[i];
+    return found;
+}
+
+static void generate(const mu_inference *o, const arguments *a, mu_expert_mask mask, const stops *ends) {
     generation g = generation_new(o, a, mask);
     int64_t prompt = g.n;
     double start = mu_time(), first = start;
-    bool ended = false; /* with the end-of-document token, which is not printed */
+    bool ended = false;
     text_output out = { .escaped = mu_output_is_terminal() };
     print_bytes(&out, a->prompt, strlen(a->prompt));
     while (g.n < g.capacity) {
         next_logits(&g);
         int id = sample(&g);
-        ended = id == mu_tokenizer_eod(o->tokenizer);
+        ended = is_end(o, ends, id);
         if (ended) break;
         g.tokens[g.n++] = id;
         const char *text = NULL;
@@ -313,8 +322,16 @@ static void generate(const mu_inference *o, const arguments *a, mu_expert_mask m
     generation_free(&g);
 }
 
+static mu_status read_stops(const mu_inference *o, stops *s, mu_error *e) {
+    char *folder = o->source.hf ? mu_strdup(o->source.path) : mu_checkpoint_run(&o->source.m);
+    mu_status status = mu_hf_stop_ids(folder, s->ids, &s->n, e);
+    free(folder);
+    return status;
+}
+
 int mu_cmd_generate(int argc, char **argv) {
     mu_error e = { 0 };
+    stops ends = { 0 };
     mu_inference o = { 0 };
     arguments a;
     mu_expert_mask mask = { 0 };
@@ -329,7 +346,8 @@ int mu_cmd_generate(int argc, char **argv) {
         status = mu_inference_open(&o, mesh, a.path, a.n_overrides, a.overrides, &e);
     if (status == MU_STATUS_OK && o.cfg.moe.force_domains.n) mu_log(MU_LOG_INFO, "note: moe.force_domains is ignored: a prompt has no domain");
     if (status == MU_STATUS_OK) status = mu_expert_choice_read(&a.choice, o.state.model, NULL, &mask, &e);
-    if (status == MU_STATUS_OK) generate(&o, &a, mask);
+    if (status == MU_STATUS_OK) status = read_stops(&o, &ends, &e);
+    if (status == MU_STATUS_OK) generate(&o, &a, mask, &ends);
     free((int32_t *)(uintptr_t)mask.values);
     free(a.overrides);
     mu_inference_close(&o);

@@ -25,6 +25,11 @@ mu_status mu_hf_load(mu_hf *h, mu_model *model, mu_error *e) MU_MUST_USE;
 mu_status mu_hf_check(mu_hf *h, const mu_model *model, mu_error *e) MU_MUST_USE;
 mu_status mu_hf_read_unit(mu_hf *h, const mu_unit *u, int64_t first, int64_t n, float *values, mu_error *e) MU_MUST_USE;
 mu_status mu_hf_read_bias(mu_hf *h, const mu_moe *moe, double *bias, mu_error *e) MU_MUST_USE;
+/* The ids that end a text beside the tokenizer's end-of-document token: "eos_token_id" of the folder's generation_config.json, or where that
+ * has none of its config.json, or of MU_HF_KEPT in a run that muster convert made. DATA: it is neither null, an id nor a list of ids. Local. */
+#define MU_HF_KEPT "hf_config.json"
+enum { MU_HF_STOPS = 64 };
+mu_status mu_hf_stop_ids(const char *folder, int32_t ids[MU_HF_STOPS], int *n, mu_error *e) MU_MUST_USE;
 
 /* ------------------------------------------------------------------ writing (hf_export.c, hf_save.c) */
 /* Reads one array of a checkpoint, as mu_store_read. */
@@ -33,6 +38,8 @@ typedef struct {
     const mu_config *cfg;           /* these three are borrowed */
     const mu_model *model;          /* of one rank, which holds every expert; only its names and shapes are used */
     const mu_tokenizer *tokenizer;
+    const char *kept;               /* a config.json of the model's earlier life, whose special ids, router_aux_loss_coef and initializer_range
+                                     * stay; NULL: none */
     bool bf16;                      /* else fp32 */
     int64_t shard_bytes;            /* of tensors in one file, at most */
     mu_hf_source *read;
@@ -40,7 +47,8 @@ typedef struct {
 } mu_hf_export;
 /* Whether some type holds the configuration: CONFIG names the options that the nearest does not. Local. */
 mu_status mu_hf_holds(const mu_config *cfg, mu_error *e) MU_MUST_USE;
-/* Writes config.json, generation_config.json, weights and tokenizer files into an existing, empty folder. *type: its model_type. Local. */
+/* Writes config.json, weights, tokenizer files, and without a kept one generation_config.json, into an existing, empty folder. *type: its
+ * model_type. Local. */
 mu_status mu_hf_save(const char *folder, const mu_hf_export *x, const char **type, mu_error *e) MU_MUST_USE;
 /* tokenizer.json and tokenizer_config.json alone. The tokenizer "bytes" is written as a byte-level BPE with the same ids. Local. */
 mu_status mu_hf_write_tokenizer(const char *folder, const mu_tokenizer *t, int64_t max_seq_len, mu_error *e) MU_MUST_USE;

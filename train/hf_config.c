@@ -280,10 +280,11 @@ static mu_status check_text(const char *path, const char *text, mu_error *e) {
     return status == MU_STATUS_OK ? status : mu_error_set(e, MU_STATUS_DATA, "%s: %-s", path, why.text);
 }
 
-static mu_status parse(const char *path, json_t **root, mu_error *e) {
+mu_status mu_hf_parse(const char *path, json_t **root, mu_error *e) {
     json_error_t problem;
     char *text;
     size_t bytes;
+    *root = NULL;
     mu_status status = mu_file_read(path, CONFIG_BYTES, &text, &bytes, e);
     if (status != MU_STATUS_OK) return status;
     *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
@@ -296,7 +297,7 @@ mu_status mu_hf_config_read(const char *folder, const mu_hf_model_type **type, c
     char *path = mu_format("%s/config.json", folder);
     reader r = { .path = path, .e = e };
     *text = NULL;
-    mu_status status = parse(path, &r.root, e);
+    mu_status status = mu_hf_parse(path, &r.root, e);
     if (status == MU_STATUS_OK) status = find_type(&r);
     if (status == MU_STATUS_OK) {
         const json_t *vocabulary = json_object_get(r.root, "vocab_size");
@@ -309,5 +310,38 @@ mu_status mu_hf_config_read(const char *folder, const mu_hf_model_type **type, c
     }
     json_decref(r.root);
     free(path);
+    return status;
+}
+
+/* ------------------------------------------------------------------ where a text ends */
+
+static mu_status add_stop(const char *path, const json_t *id, int32_t *ids, int *n, mu_error *e) {
+    if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > INT32_MAX)
+        return mu_error_set(e, MU_STATUS_DATA, "%s: eos_token_id: must be an id, a list of ids, or null", path);
+    if (*n == MU_HF_STOPS) return mu_error_set(e, MU_STATUS_DATA, "%s: eos_token_id: more than %d ids", path, MU_HF_STOPS);
+    ids[(*n)++] = (int32_t)json_integer_value(id);
+    return MU_STATUS_OK;
+}
+
+static mu_status add_stops(const char *path, const json_t *value, int32_t *ids, int *n, mu_error *e) {
+    mu_status status = MU_STATUS_OK;
+    if (!is_given(value)) return status;
+    if (!json_is_array(value)) return add_stop(path, value, ids, n, e);
+    for (size_t i = 0; i < json_array_size(value) && status == MU_STATUS_OK; i++) status = add_stop(path, json_array_get(value, i), ids, n, e);
+    return status;
+}
+
+mu_status mu_hf_stop_ids(const char *folder, int32_t ids[MU_HF_STOPS], int *n, mu_error *e) {
+    static const char *const names[] = { "generation_config.json", "config.json", MU_HF_KEPT };
+    mu_status status = MU_STATUS_OK;
+    *n = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names && status == MU_STATUS_OK && !*n; i++) {
+        char *path = mu_format("%s/%s", folder, names[i]);
+        json_t *root = NULL;
+        if (mu_file_exists(path)) status = mu_hf_parse(path, &root, e);
+        if (status == MU_STATUS_OK) status = add_stops(path, json_object_get(root, "eos_token_id"), ids, n, e);
+        json_decref(root);
+        free(path);
+    }
     return status;
 }

@@ -113,7 +113,7 @@ mu_status mu_hf_holds(const mu_config *cfg, mu_error *e) {
 
 /* ------------------------------------------------------------------ config.json */
 
-typedef struct { FILE *out; bool comma; } writer;
+typedef struct { FILE *out; bool comma; const json_t *kept; } writer;
 
 /* `key` may be "a|b", and so may the JSON value: the first is written. */
 static void put(writer *w, const char *key, const char *value) {
@@ -141,6 +141,20 @@ static void put_float(writer *w, const char *key, double value) {
     char *text = float_json(value);
     put(w, key, text);
     free(text);
+}
+
+/* A key that was kept has its value of before, or is absent as before. False: nothing was kept. */
+static bool put_kept(writer *w, const char *key) {
+    const json_t *value = json_object_get(w->kept, key);
+    if (json_is_real(value)) put_float(w, key, json_real_value(value));
+    else if (value) {
+        char *text = json_dumps(value, JSON_ENCODE_ANY);
+        MU_CHECK(text, "%s cannot be written", key);
+        fprintf(w->out, "%s\n  \"%s\": %s", w->comma ? "," : "", key, text);
+        w->comma = true;
+        free(text);
+    }
+    return w->kept;
 }
 
 static void put_option(writer *w, const mu_hf_key *k, const mu_config *cfg) {
@@ -174,8 +188,10 @@ static void put_dense_layers(writer *w, const char *key, int64_t n) {
 static void put_key(writer *w, const mu_hf_key *k, const mu_config *cfg) {
     double scale = cfg->model.attention_multiplier;
     switch (k->kind) {
-    case MU_HF_OPTION:
-    case MU_HF_EXPORT: put_option(w, k, cfg); break;
+    case MU_HF_OPTION: put_option(w, k, cfg); break;
+    case MU_HF_EXPORT:
+        if (!put_kept(w, k->key)) put_option(w, k, cfg);
+        break;
     case MU_HF_MUST:
     case MU_HF_WRITE: put(w, k->key, k->value); break;
     case MU_HF_WIDTH: put_int(w, k->key, cfg->moe.num_shared_experts * cfg->moe.moe_ffn_hidden_size); break;
@@ -197,10 +213,10 @@ static void put_rope(writer *w, double theta) {
     free(number);
 }
 
-char *mu_hf_config_text(const mu_hf_model_type *type, const mu_config *cfg, int64_t vocab_size, int32_t eod, bool bf16) {
+char *mu_hf_config_text(const mu_hf_model_type *type, const mu_config *cfg, int64_t vocab_size, int32_t eod, const json_t *kept, bool bf16) {
     char *text = NULL, *architectures = mu_format("[\"%s\"]", type->class), *name = mu_format("\"%s\"", type->name);
     size_t size;
-    writer w = { open_memstream(&text, &size), false };
+    writer w = { open_memstream(&text, &size), false, kept };
     MU_CHECK(w.out, "out of memory");
     fputc('{', w.out);
     put(&w, "architectures", architectures);
@@ -211,10 +227,11 @@ char *mu_hf_config_text(const mu_hf_model_type *type, const mu_config *cfg, int6
     for (const mu_hf_key *k = type->keys; k->key || k->option; k++) put_key(&w, k, cfg);
     put_rope(&w, cfg->model.rope_theta);
     bool aux = cfg->moe.balance & (MU_BALANCE_AUX | MU_BALANCE_GLOBAL_AUX);
-    if (cfg->moe.num_experts && !type->selection_bias) put_float(&w, "router_aux_loss_coef", aux ? cfg->moe.aux_loss_coeff : 0);
-    put(&w, "bos_token_id", "null");
-    put_int(&w, "eos_token_id", eod);
-    put(&w, "pad_token_id", "null");
+    if (!put_kept(&w, "router_aux_loss_coef") && cfg->moe.num_experts && !type->selection_bias)
+        put_float(&w, "router_aux_loss_coef", aux ? cfg->moe.aux_loss_coeff : 0);
+    if (!put_kept(&w, "bos_token_id")) put(&w, "bos_token_id", "null");
+    if (!put_kept(&w, "eos_token_id")) put_int(&w, "eos_token_id", eod);
+    if (!put_kept(&w, "pad_token_id")) put(&w, "pad_token_id", "null");
     fprintf(w.out, "\n}\n");
     fclose(w.out);
     free(architectures);

@@ -225,11 +225,14 @@ mu_status mu_hf_save(const char *folder, const mu_hf_export *x, const char **typ
     mu_status status = mu_hf_choose(x->cfg, &type, e);
     if (status != MU_STATUS_OK) return status;
     *type_name = type->name;
-    char *config = mu_hf_config_text(type, x->cfg, x->model->vocab_size, eod, x->bf16);
-    status = write_weights(folder, x, type, e);
+    json_t *kept = NULL;
+    if (x->kept) status = mu_hf_parse(x->kept, &kept, e);
+    char *config = mu_hf_config_text(type, x->cfg, x->model->vocab_size, eod, kept, x->bf16);
+    if (status == MU_STATUS_OK) status = write_weights(folder, x, type, e);
     if (status == MU_STATUS_OK) status = put_text(folder, "config.json", config, strlen(config), e);
-    if (status == MU_STATUS_OK) status = write_generation_config(folder, eod, e);
+    if (status == MU_STATUS_OK && !kept) status = write_generation_config(folder, eod, e);
     if (status == MU_STATUS_OK) status = mu_hf_write_tokenizer(folder, x->tokenizer, x->cfg->model.max_seq_len, e);
+    json_decref(kept);
     free(config);
     return status;
 }

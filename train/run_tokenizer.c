@@ -40,8 +40,7 @@ mu_status mu_run_tokenizer_open(mu_tokenizer **t, const char *run, const char *c
     return status;
 }
 
-/* The run folder of a checkpoint, RUN/checkpoints/step-N; heap. */
-static char *run_of(const mu_manifest *m) {
+char *mu_checkpoint_run(const mu_manifest *m) {
     char *up = mu_format("%s/../..", m->path), *whole = realpath(up, NULL);
     if (!whole) return up;
     free(up);
@@ -49,7 +48,7 @@ static char *run_of(const mu_manifest *m) {
 }
 
 mu_status mu_checkpoint_tokenizer_open(mu_tokenizer **t, const mu_manifest *m, mu_error *e) {
-    char *run = run_of(m);
+    char *run = mu_checkpoint_run(m);
     mu_status status = mu_run_tokenizer_open(t, run, m->cfg.data.tokenizer, m->tokenizer, m->tokenizer_fingerprint, e);
     free(run);
     return status;
@@ -57,7 +56,7 @@ mu_status mu_checkpoint_tokenizer_open(mu_tokenizer **t, const mu_manifest *m, m
 
 char *mu_checkpoint_tokenizer_path(const mu_manifest *m) {
     if (mu_tokenizer_is_built_in(m->cfg.data.tokenizer)) return mu_strdup(m->cfg.data.tokenizer);
-    char *run = run_of(m), *copy = copy_in(run);
+    char *run = mu_checkpoint_run(m), *copy = copy_in(run);
     char *whole = realpath(mu_file_exists(copy) ? copy : m->cfg.data.tokenizer, NULL);
     free(run);
     free(copy);

@@ -206,6 +206,8 @@ void mu_manifest_free(mu_manifest *m);
 void mu_lineage_write(mu_json *j, const mu_parent *p, const mu_ancestors *earlier);
 void mu_origin_write(mu_json *j, const mu_origin *o);      /* "init_from": {...}, likewise */
 int  mu_manifest_find(const mu_manifest *m, const char *tensor);    /* shard, or -1 */
+/* The run folder of a checkpoint RUN/checkpoints/step-N, heap. Local. */
+char *mu_checkpoint_run(const mu_manifest *m);
 /* The tokenizer of a checkpoint, as mu_run_tokenizer_open; and the path of its file, or the name of a built-in one, heap. Local. */
 mu_status mu_checkpoint_tokenizer_open(mu_tokenizer **t, const mu_manifest *m, mu_error *e) MU_MUST_USE;
 char *mu_checkpoint_tokenizer_path(const mu_manifest *m);

@@ -28,10 +28,30 @@ expect 0 'qwen3_moe, fp32' "$MUSTER" convert back/checkpoints/step-00000000 hf2 
 for f in hf/*; do
     cmp -s "$f" "hf2/$(basename "$f")" && pass || fail "$f differs after a round trip"
 done
+# what belongs to a model and not to its weights, also from the checkpoint inside
 cp -r hf noted && echo '{"eos_token_id": [5, 7]}' > noted/generation_config.json && echo '{{ messages }}' > noted/chat_template.jinja
+echo '{"eos_token": "<|endoftext|>"}' > noted/special_tokens_map.json
+sed -i 's/"bos_token_id": null/"bos_token_id": 3/; s/"eos_token_id": 256/"eos_token_id": [256, 5]/; s/"pad_token_id": null/"pad_token_id": 7/
+    s/"router_aux_loss_coef": [^,]*/"router_aux_loss_coef": 0.0012/; s/"initializer_range": [^,]*/"initializer_range": 0.006/' noted/config.json
+[ "$(grep -cE '_token_id|0.0012|0.006' noted/config.json)" = 5 ] && pass || fail "the test's own config.json"
 expect 0 'weights of' "$MUSTER" convert noted back2 --to muster
 expect 0 'qwen3_moe' "$MUSTER" convert back2 noted2 --to hf
-for f in generation_config.json chat_template.jinja; do cmp -s noted/$f noted2/$f && pass || fail "$f is lost"; done
+expect 0 'qwen3_moe' "$MUSTER" convert back2/checkpoints/step-00000000 noted3 --to hf
+for f in config.json generation_config.json chat_template.jinja special_tokens_map.json; do
+    for copy in noted2 noted3; do cmp -s noted/$f $copy/$f && pass || fail "$f is lost or changed in $copy"; done
+done
+rm noted/generation_config.json && sed -i '/pad_token_id/d; s/"eos_token_id": \[256, 5\],/"eos_token_id": 256/' noted/config.json
+expect 0 'weights of' "$MUSTER" convert noted back3 --to muster
+expect 0 'qwen3_moe' "$MUSTER" convert back3 noted4 --to hf
+cmp -s noted/config.json noted4/config.json && [ ! -e noted4/generation_config.json ] && pass || fail "what was not there is there"
+
+# a text ends at any of the ids of generation_config.json, or else of config.json
+first=$(greedy hf | tail -c +4 | head -c 1 | od -An -tu1 | tr -d ' ')
+echo '{"eos_token_id": [1, '"$first"']}' > back2/generation_config.json
+sed -i 's/"eos_token_id": 256/"eos_token_id": '"$first"'/' noted/config.json
+for model in noted back2; do [ "$(greedy $model)" = "a b" ] && pass || fail "$model goes on behind its last id"; done
+echo '{"eos_token_id": "end"}' > back2/generation_config.json
+expect 65 'generation_config.json: eos_token_id: must be an id, a list of ids, or null' "$MUSTER" generate back2 --prompt x
 want=$(greedy run)
 for model in hf back hf2; do [ -n "$want" ] && [ "$(greedy $model)" = "$want" ] && pass || fail "$model generates other text"; done
 expect 0 'qwen3_moe, bf16' "$MUSTER" convert run half --to hf --dtype bf16
