@@ -767,6 +767,8 @@ static bool write_values(mu_safetensors_writer *w, const float *values, int64_t 
 }
 
 mu_status mu_safetensors_write(mu_safetensors_writer *w, const float *values, int64_t n, mu_error *e) {
+    if (w->n_files > FILES_MAX)
+        return mu_error_set(e, MU_STATUS_USAGE, "%s: %d files, more than %d; choose a larger size of files", w->folder, w->n_files, FILES_MAX);
     mu_status status = begin_tensor(w, e);
     while (n > 0 && status == MU_STATUS_OK) {
         MU_CHECK(w->next < w->n, "%lld values beyond the last tensor", (long long)n);

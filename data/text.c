@@ -96,7 +96,7 @@ static mu_status take_json(reader *r, size_t bytes, bool string_allowed, mu_erro
     if (!t.is_object && !(t.is_string && string_allowed))
         return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: not a JSON object", r->path, (long long)r->line);
     if (!t.text)
-        return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: no string named \"%s\"; data.text_key selects another key", r->path,
+        return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: no string named \"%s\"; data.text_key, or --text-key of a command, selects another key", r->path,
                             (long long)r->line, r->key);
     if (memchr(t.text, '\0', (size_t)t.bytes))
         return mu_error_set(e, MU_STATUS_DATA, "%s:%lld: not a text: \"%s\" has a NUL character", r->path, (long long)r->line, r->key);

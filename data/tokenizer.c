@@ -15,13 +15,20 @@ bool mu_tokenizer_is_built_in(const char *name) {
     return found;
 }
 
+static mu_status no_file_in(const char *folder, mu_error *e) {
+    char *other = mu_format("%s/tokenizer.model", folder);
+    bool found = mu_file_exists(other);
+    free(other);
+    return mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no tokenizer.json in this folder%s", folder, found ? ", only a tokenizer.model; transformers'"
+                        " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW) writes a tokenizer.json" : "");
+}
+
 /* A tokenizer.json, or a folder that holds one. */
 static mu_status open_file(mu_tokenizer **t, const char *path, mu_error *e) {
     struct stat s;
-    if (stat(path, &s)) return mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no such file", path);
+    if (stat(path, &s)) return mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no such file or folder", path);
     char *inside = S_ISDIR(s.st_mode) ? mu_format("%s/tokenizer.json", path) : mu_strdup(path);
-    mu_status status = mu_file_exists(inside) ? mu_bpe_tokenizer_read(t, inside, e)
-                     : mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no tokenizer.json in this folder", path);
+    mu_status status = mu_file_exists(inside) ? mu_bpe_tokenizer_read(t, inside, e) : no_file_in(path, e);
     free(inside);
     return status;
 }

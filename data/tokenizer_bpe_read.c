@@ -3,8 +3,10 @@
 #include "data/json_reader.h"
 #include "data/tokenizer_bpe.h"
 
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 enum { LARGEST_MIB = 64, LARGEST_SECTION = 2 << 20 };      /* of the file; of a section that becomes a tree, in bytes */
 const char *const mu_section_names[MU_SECTIONS] = { "truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder" };
@@ -199,6 +201,26 @@ static json_t *parse_tree(reader *r, const char *key, const char *text, int64_t 
     return tree;
 }
 
+/* What a file that is no JSON object may be, for those who took it for a tokenizer.json; NULL: unknown. */
+static const char *other_kind(const char *text, int64_t n) {
+    static const struct { const char *begins, *what; } kinds[] = {
+        { "version https://git-lfs", "a pointer of Git LFS; fetch the file itself" }, { "<!doctype", "a page of HTML; fetch the file itself" },
+        { "<html", "a page of HTML; fetch the file itself" },
+        { "#version", "the merges of an older format; transformers' AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW) writes a tokenizer.json" },
+    };
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (n >= (int64_t)strlen(kinds[i].begins) && !strncasecmp(text, kinds[i].begins, strlen(kinds[i].begins))) return kinds[i].what;
+    if (n > 4 && text[0] == '\n' && text[2] == '\n')      /* pieces of a message of Protocol Buffers */
+        return "a model of SentencePiece; transformers' AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW) writes a tokenizer.json";
+    int64_t letters = 0, digits = 0;
+    while (letters < n && (isalnum((unsigned char)text[letters]) || (text[letters] && strchr("+/=", text[letters])))) letters++;
+    while (letters + 1 + digits < n && isdigit((unsigned char)text[letters + 1 + digits])) digits++;
+    if (letters && letters < n && text[letters] == ' ' && digits)
+        return "a vocabulary of tiktoken, which lacks pattern and special tokens; transformers.integrations.tiktoken.convert_tiktoken_to_fast(ENCODING, FOLDER)"
+               " writes a tokenizer.json";
+    return NULL;
+}
+
 /* Where the extent of a key's value is kept, and its length; NULL: an unknown key. */
 static const char **place_of(reader *r, const char *key, int64_t **n) {
     const struct { const char *key, **to; int64_t *n; } others[] = {
@@ -214,6 +236,8 @@ static const char **place_of(reader *r, const char *key, int64_t **n) {
 /* The extents of what stands at the top of the file. */
 static bool read_top(reader *r) {
     mu_json_reader *j = &r->json;
+    const char *other = mu_json_reader_peek(j) == '{' ? NULL : other_kind(j->start, j->end - j->start);
+    if (other) return refuse(r, "not a tokenizer.json", "this is %s", other);
     mu_json_reader_take(j, '{');
     for (bool first = true; mu_json_reader_more(j, '}', first); first = false) {
         if (!mu_json_reader_key(j)) break;

@@ -498,15 +498,20 @@ static bool names_one_checkpoint(mu_comm *batch, const char *path) {
 }
 
 mu_status mu_checkpoint_missing(const char *path, mu_error *e) {
-    static const char *const signs[] = { "checkpoints", "config.resolved.yaml", "run.json", "metrics.jsonl" };
-    bool run = false;
-    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++) {
-        char *name = mu_format("%s/%s", path, signs[i]);
-        run |= mu_file_exists(name);
+    static const char run[] = "%s is a run folder without checkpoints", bare[] = "%s has weights in safetensors, but no config.json; put the model's there";
+    static const struct { const char *file, *says; } signs[] = {
+        { "checkpoints", run }, { "config.resolved.yaml", run }, { "run.json", run }, { "metrics.jsonl", run },
+        { "config.json", "%s is a model of Hugging Face, not a run folder or checkpoint; muster convert makes a checkpoint of it" },
+        { "model.safetensors", bare }, { "model.safetensors.index.json", bare },
+        { "pytorch_model.bin", "%s has weights in pytorch_model.bin, which is not read; transformers' from_pretrained and save_pretrained make safetensors of them" },
+    };
+    const char *says = mu_file_not_plain(path) ? "not a run folder or checkpoint: %s" : "%s is a file; name the folder of the run, checkpoint or model";
+    for (size_t i = 0, found = 0; i < sizeof signs / sizeof *signs && !found; i++) {
+        char *name = mu_format("%s/%s", path, signs[i].file);
+        if ((found = mu_file_exists(name))) says = signs[i].says;
         free(name);
     }
-    return mu_error_set(e, MU_STATUS_DATA, run ? "%s is a run folder without checkpoints" : "not a run folder or checkpoint: %s",
-                        path);
+    return mu_error_set(e, MU_STATUS_DATA, says, path);
 }
 
 /* The steps of a run's checkpoints, newest first, the same on every rank; *steps heap. Collective, agreed. */
@@ -693,9 +698,6 @@ mu_status mu_checkpoint_compare(const mu_config *cfg, const mu_corpus *corpus, c
                      m->path, m->fingerprint, corpus->fingerprint);
         name_changes(corpus, m, e);
     }
-    if (e->status == MU_STATUS_CONFIG && corpus && m->origin.path[0])
-        mu_error_add(e, e->status, "  (this run began with --init-from %s; with that option, keys that are left out keep their values)",
-                     m->origin.path);
     fclose(out);
     if (notes) *notes = text;
     else free(text);

@@ -16,15 +16,27 @@ typedef struct {
 
 /* Bytes, or with a suffix KB, MB, GB: powers of 1000, as for Hugging Face's max_shard_size. */
 static mu_status parse_size(const char *text, int64_t *bytes, mu_error *e) {
+    enum { LEAST = 10000 };
     static const struct { const char *suffix; double factor; } units[] = { { "", 1 }, { "B", 1 }, { "KB", 1e3 }, { "MB", 1e6 }, { "GB", 1e9 } };
     char *end;
     double n = strtod(text, &end);
     for (size_t i = 0; end > text && i < sizeof units / sizeof *units; i++)
-        if (!strcmp(end, units[i].suffix) && n * units[i].factor >= 1 && n * units[i].factor < 9e18) {
+        if (!strcmp(end, units[i].suffix) && n * units[i].factor >= 0 && n * units[i].factor < 9e18) {
             *bytes = (int64_t)(n * units[i].factor);
+            if (*bytes < LEAST) return mu_error_set(e, MU_STATUS_USAGE, "--shard-size %s: at least %d bytes", text, LEAST);
             return MU_STATUS_OK;
         }
     return mu_error_set(e, MU_STATUS_USAGE, "--shard-size %s: not a size such as 5GB or 500MB", text);
+}
+
+/* IN exists. A checkpoint or run, and a model of Hugging Face, are told by their files. */
+static mu_status check_input(const arguments *a, mu_error *e) {
+    int64_t *steps;
+    bool is_hf = mu_hf_is(a->in), is_ours = mu_checkpoint_list(a->in, &steps) > 0 || mu_checkpoint_named(a->in);
+    free(steps);
+    if (a->to_hf && is_hf) return mu_error_set(e, MU_STATUS_USAGE, "%s has a config.json: it is in Hugging Face's format already", a->in);
+    if (a->to_hf || is_hf) return MU_STATUS_OK;
+    return is_ours ? mu_error_set(e, MU_STATUS_USAGE, "%s is of muster already, no model of Hugging Face", a->in) : mu_checkpoint_missing(a->in, e);
 }
 
 static mu_status check_arguments(arguments *a, const char *to, const char *dtype, const char *size, mu_error *e) {
@@ -38,9 +50,11 @@ static mu_status check_arguments(arguments *a, const char *to, const char *dtype
         mu_status status = parse_size(size, &a->shard_bytes, e);
         if (status != MU_STATUS_OK) return status;
     }
-    if (!mu_file_exists(a->in)) return mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such folder", a->in);
-    if (a->to_hf && mu_hf_is(a->in)) return mu_error_set(e, MU_STATUS_USAGE, "%s has a config.json: it is in Hugging Face's format already", a->in);
-    if (!a->to_hf && !mu_hf_is(a->in)) return mu_error_set(e, MU_STATUS_USAGE, "%s has no config.json: it is no model of Hugging Face", a->in);
+    if (!mu_file_exists(a->in)) return mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such file or folder", a->in);
+    mu_status status = check_input(a, e);
+    if (status != MU_STATUS_OK) return status;
+    if (mu_file_is_inside(a->out, a->in))
+        return mu_error_set(e, MU_STATUS_USAGE, "%s lies inside %s, which is not changed; choose a folder outside of it", a->out, a->in);
     return mu_file_exists(a->out) ? mu_error_set(e, MU_STATUS_USAGE, "%s exists; choose a new folder", a->out) : MU_STATUS_OK;
 }
 

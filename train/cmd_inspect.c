@@ -11,7 +11,7 @@
 static double mib(int64_t bytes) { return (double)bytes / (1 << 20); }
 
 static void print_shards(const mu_manifest *m) {
-    mu_print("\nshards (%s weights, optimizer state, step counts)\n", m->dtype);
+    mu_print("\nshards (%s weights%s)\n", m->dtype, m->weights_only ? "" : ", optimizer state, step counts");
     for (int i = 0; i < m->n_shards; i++) {
         int tensors = 0;
         for (int j = 0; j < m->n_tensors; j++) tensors += m->tensors[j].shard == i;
@@ -108,16 +108,35 @@ static void print_run(const char *dir) {
     mu_run_view_close(&v);
 }
 
+/* Of weights that were converted no more is known: the other options in the manifest are the defaults. */
+static void print_architecture(const mu_config *cfg) {
+    int n;
+    const mu_option *table = mu_config_table(&n);
+    const char *section = "";
+    for (int i = 0; i < n; i++) {
+        if (!mu_option_is_architecture(&table[i]) && table[i].offset != offsetof(mu_config, model.max_seq_len)) continue;
+        char *value = mu_option_text(&table[i], cfg);
+        if (strcmp(section, table[i].section)) mu_print("%s:\n", section = table[i].section);
+        mu_print("  %s: %s\n", table[i].key, value);
+        free(value);
+    }
+}
+
+static void print_training(const mu_manifest *m) {
+    const mu_config *cfg = &m->cfg;
+    mu_print("  step %lld of %lld, %lld tokens seen, written by %d rank%s (ep %d)\n", (long long)m->step, (long long)cfg->train.steps,
+             (long long)mu_tokens_seen(cfg, &m->parent, m->step), m->ranks, m->ranks == 1 ? "" : "s", m->ep);
+}
+
 static mu_status inspect(const mu_manifest *m, bool list_state, mu_error *e) {
     mu_checkpoint_shape s;
     mu_status status = mu_checkpoint_shape_open(&s, m, true, e);
     if (status == MU_STATUS_OK) {
         const mu_config *cfg = &m->cfg;
         mu_model_size size = mu_model_measure(&cfg->model, &cfg->moe, m->vocab_size, cfg->train.seq_len);
-        if (m->weights_only) mu_print("weights only (muster convert)\n");
-        mu_print("%s\n  step %lld of %lld, %lld tokens seen, written by %d rank%s (ep %d)\n", m->path,
-                 (long long)m->step, (long long)cfg->train.steps,
-                 (long long)mu_tokens_seen(cfg, &m->parent, m->step), m->ranks, m->ranks == 1 ? "" : "s", m->ep);
+        mu_print("%s\n", m->path);
+        if (m->weights_only) mu_print("  weights only (muster convert)\n");
+        else print_training(m);
         if (m->parent.checkpoint[0])
             mu_print("  forked from %s at step %lld\n", m->parent.run[0] ? m->parent.run : m->parent.checkpoint, (long long)m->parent.step);
         for (int i = 0; i < m->ancestors.n; i++) {
@@ -125,13 +144,15 @@ static mu_status inspect(const mu_manifest *m, bool list_state, mu_error *e) {
             mu_print("    that one from %s at step %lld\n", p->run[0] ? p->run : p->checkpoint, (long long)p->step);
         }
         if (m->origin.path[0]) mu_print("  first weights from %s\n", m->origin.path);
-        mu_print("  %lld parameters, %lld active per token, vocabulary %lld (%s)\n  texts: fingerprint %s\n",
-                 (long long)size.total, (long long)size.active, (long long)m->vocab_size, m->tokenizer, m->fingerprint);
+        mu_print("  %lld parameters, %lld active per token, vocabulary %lld (%s)\n", (long long)size.total, (long long)size.active,
+                 (long long)m->vocab_size, m->tokenizer);
+        if (!m->weights_only) mu_print("  texts: fingerprint %s\n", m->fingerprint);
         print_shards(m);
         status = print_state(m, list_state, e);
-        if (s.stats && cfg->moe.num_experts) mu_print_expert_load(&s.stats->window, s.t.model->moe_layers);
+        if (s.stats && cfg->moe.num_experts && !m->weights_only) mu_print_expert_load(&s.stats->window, s.t.model->moe_layers);
         printf("\nconfiguration\n");
-        mu_print_text(m->config);
+        if (m->weights_only) print_architecture(cfg);
+        else mu_print_text(m->config);
     }
     mu_checkpoint_shape_close(&s);
     return status;
@@ -144,7 +165,7 @@ static mu_status one_argument(int argc, char **argv, mu_error *e) {
     if (status != MU_STATUS_OK) return status;
     return mu_file_exists(argv[2])
                ? MU_STATUS_OK
-               : mu_error_set(e, MU_STATUS_NOINPUT, "not a run folder or checkpoint: %s", argv[2]);
+               : mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such file or folder", argv[2]);
 }
 
 /* Removes --state from the arguments. */

@@ -431,15 +431,23 @@ static bool read_own(const char *dir, mu_manifest *m) {
     return found;
 }
 
+/* Does run.dir hold a run that began with --init-from? It is resumed with the architecture of its checkpoint. */
+static bool began_with_weights(const char *dir) {
+    mu_manifest m = { 0 };
+    bool began = read_own(dir, &m) && m.origin.path[0];
+    mu_manifest_free(&m);
+    return began;
+}
+
 /* Options of the architecture that were not given come from the checkpoint in run.dir, which will be resumed, or else from --init-from,
  * which is then open. Collective, agreed. */
 static mu_status configure_from(mu_config *cfg, const arguments *a, mu_comm *world, mu_source *init, mu_error *e) {
     mu_source own = { .path = cfg->run.dir };
     bool resumes = read_own(cfg->run.dir, &own.m);
     mu_broadcast(world, 0, &resumes, sizeof resumes);
-    mu_status status = resumes ? MU_STATUS_OK : mu_source_open(init, world, a->init, e);
+    mu_status status = resumes || !a->init ? MU_STATUS_OK : mu_source_open(init, world, a->init, e);
     bool takes_name = resumes && own.m.config && !mu_options_given(&cfg->options, "data", "tokenizer");
-    if (status == MU_STATUS_OK && (!resumes || own.m.config)) status = mu_init_configure(cfg, resumes ? &own : init, e);
+    if (status == MU_STATUS_OK && (resumes ? own.m.config : a->init)) status = mu_init_configure(cfg, resumes ? &own : init, e);
     if (takes_name) memcpy(cfg->data.tokenizer, own.m.cfg.data.tokenizer, sizeof cfg->data.tokenizer); /* not that of the copy */
     mu_manifest_free(&own.m);
     return mu_agree_each(world, status, e);
@@ -448,7 +456,9 @@ static mu_status configure_from(mu_config *cfg, const arguments *a, mu_comm *wor
 /* Collective, agreed. */
 static mu_status load_config(mu_config *cfg, const arguments *a, mu_comm *world, mu_source *init, mu_error *e) {
     mu_status status = mu_config_read(cfg, a->config, a->n_overrides, a->overrides, e);
-    if (a->init) {
+    bool weights = a->init || (status == MU_STATUS_OK && began_with_weights(cfg->run.dir));
+    mu_broadcast(world, 0, &weights, sizeof weights);
+    if (weights) {
         status = mu_agree_each(world, status, e);
         if (status == MU_STATUS_OK) status = configure_from(cfg, a, world, init, e);
     }

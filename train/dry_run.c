@@ -151,7 +151,7 @@ mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, const mu_source *init,
     int64_t rows;
     mu_status status = mu_tokenizer_open(&p.tokenizer, cfg->data.tokenizer, e);
     if (status != MU_STATUS_OK) return status;
-    status = mu_vocab_rows(cfg, p.tokenizer, &rows, e);
+    status = mu_vocab_rows(cfg, p.tokenizer, false, &rows, e);
     if (status != MU_STATUS_OK) {
         mu_tokenizer_close(p.tokenizer);
         return status;

@@ -162,28 +162,34 @@ static void read_key(reader *r, const mu_hf_key *k) {
 
 /* ------------------------------------------------------------------ positions and windows */
 
-/* Rotary parameters must be those of plain RoPE; *theta: where they give it. */
-static void read_rope_object(reader *r, const char *name, const json_t *rope, const json_t **theta) {
-    const char *key;
+/* Whether this parameter is that of plain RoPE. */
+static bool is_plain_rope(const char *key, const json_t *value) {
+    const char *kind = json_string_value(value);
+    if (!is_given(value) || (!strcmp(key, "partial_rotary_factor") && json_is_number(value) && json_number_value(value) == 1)) return true;
+    return (!strcmp(key, "rope_type") || !strcmp(key, "type")) && kind && !strcmp(kind, "default");
+}
+
+/* *theta: where the parameters give it. False: they are refused, in one line, which names their type, or else the first of another kind. */
+static bool read_rope_object(reader *r, const char *name, const json_t *rope, const json_t **theta) {
+    const char *key, *other = NULL;
     const json_t *value;
-    if (!is_given(rope)) return;
-    if (!json_is_object(rope)) refuse_value(r, name, rope, "must be an object");
-    else json_object_foreach((json_t *)(uintptr_t)rope, key, value) {
-        const char *kind = json_string_value(value);
+    if (!is_given(rope)) return true;
+    if (!json_is_object(rope)) return refuse_value(r, name, rope, "must be an object"), false;
+    json_object_foreach((json_t *)(uintptr_t)rope, key, value) {
         if (!strcmp(key, "rope_theta") && theta) *theta = value;
-        else if (!is_given(value) || (!strcmp(key, "partial_rotary_factor") && json_is_number(value) && json_number_value(value) == 1)) continue;
-        else if ((strcmp(key, "rope_type") && strcmp(key, "type")) || !kind || strcmp(kind, "default")) {
-            char *text = value_text(value);
-            refuse(r, name, "%s %s: muster computes rotary positions of type \"default\" over whole heads only", key, text);
-            free(text);
-        }
+        else if (!is_plain_rope(key, value) && (!other || !strcmp(key, "rope_type") || !strcmp(key, "type"))) other = key;
     }
+    if (!other) return true;
+    char *text = value_text(json_object_get(rope, other));
+    refuse(r, name, "%s %s: muster computes rotary positions of type \"default\" over whole heads only", other, text);
+    free(text);
+    return false;
 }
 
 static void read_rope(reader *r) {
     const json_t *theta = json_object_get(r->root, "rope_theta"), *inner = NULL;
-    read_rope_object(r, "rope_scaling", json_object_get(r->root, "rope_scaling"), NULL);
-    read_rope_object(r, "rope_parameters", json_object_get(r->root, "rope_parameters"), &inner);
+    if (!read_rope_object(r, "rope_scaling", json_object_get(r->root, "rope_scaling"), NULL) ||
+        !read_rope_object(r, "rope_parameters", json_object_get(r->root, "rope_parameters"), &inner)) return;
     if (!is_given(theta)) theta = inner;
     if (!is_given(theta)) emit_number(r, "model.rope_theta", r->type->rope_theta);
     else if (!json_is_number(theta)) refuse_value(r, "rope_theta", theta, "must be a number");

@@ -13,7 +13,7 @@ static const char *const free_options[] = {
     "moe.force_balanced", "moe.force_skew"
 };
 
-static bool is_architecture(const mu_option *o) {
+bool mu_option_is_architecture(const mu_option *o) {
     if (strcmp(o->section, "model") && strcmp(o->section, "moe")) return false;
     char *name = mu_format("%s.%s", o->section, o->key);
     bool is_free = false;
@@ -38,8 +38,8 @@ static void take(taking *t, const mu_option *o) {
 }
 
 static void refuse(taking *t, const char *section, const char *key, const char *is, const char *was) {
-    t->status = mu_options_complain(&t->c->options, t->e, section, key, "%s contradicts --init-from: the weights of %s have %s; leave the key"
-                                    " out to take theirs", is, t->s->path, was);
+    t->status = mu_options_complain(&t->c->options, t->e, section, key, "%s contradicts the weights of %s, which have %s; leave the key out to take"
+                                    " theirs", is, t->s->path, was);
 }
 
 /* `given`: the configuration with derived values, as far as they are known. */
@@ -90,13 +90,13 @@ mu_status mu_init_configure(mu_config *c, const mu_source *s, mu_error *e) {
     for (int i = 0; i < n; i++) {
         given[i] = mu_options_given(&c->options, table[i].section, table[i].key);
         bool length = table[i].offset == offsetof(mu_config, model.max_seq_len);
-        if (!given[i] && (length || is_architecture(&table[i]))) take(&t, &table[i]);
+        if (!given[i] && (length || mu_option_is_architecture(&table[i]))) take(&t, &table[i]);
     }
     mu_config resolved = *c;
     mu_model_config_resolve(&resolved.model, &resolved.moe);
     for (int i = 0; i < n; i++) {
         bool rows = table[i].offset == offsetof(mu_config, model.vocab_size);
-        if (given[i] && is_architecture(&table[i]) && !rows) compare(&t, &table[i], &resolved);
+        if (given[i] && mu_option_is_architecture(&table[i]) && !rows) compare(&t, &table[i], &resolved);
     }
     free(given);
     compare_rows(&t);

@@ -18,7 +18,7 @@ static mu_status open_model(mu_inference *o, mu_mesh *mesh, int n_overrides, cha
     mu_config_use_threads(&o->cfg.train, mesh);
     int64_t rows;
     status = mu_source_tokenizer_open(&o->tokenizer, &o->source, e);
-    if (status == MU_STATUS_OK) status = mu_vocab_rows(&o->cfg, o->tokenizer, &rows, e);
+    if (status == MU_STATUS_OK) status = mu_vocab_rows(&o->cfg, o->tokenizer, true, &rows, e);
     status = mu_agree(mesh->batch, status, e);
     if (status == MU_STATUS_OK) status = mu_train_device_open(&o->cfg.train, mesh, &o->dev, e);
     if (status != MU_STATUS_OK) return status;

@@ -326,7 +326,7 @@ static void describe(mu_report *r) {
     mu_tokenizer *t = NULL;
     mu_error why;
     if (mu_run_tokenizer_open(&t, r->view.dir, cfg->data.tokenizer, "", "", &why) == MU_STATUS_OK &&
-        mu_vocab_rows(cfg, t, &r->vocab_size, &why) != MU_STATUS_OK)
+        mu_vocab_rows(cfg, t, true, &r->vocab_size, &why) != MU_STATUS_OK)
         r->vocab_size = 0;
     mu_tokenizer_close(t);
     char *path = realpath(r->view.dir, NULL);

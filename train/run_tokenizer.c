@@ -7,10 +7,13 @@
 
 static char *copy_in(const char *run) { return mu_format("%s/tokenizer.json", run); }
 
-mu_status mu_vocab_rows(const mu_config *cfg, const mu_tokenizer *t, int64_t *rows, mu_error *e) {
+mu_status mu_vocab_rows(const mu_config *cfg, const mu_tokenizer *t, bool trained, int64_t *rows, mu_error *e) {
     int64_t ids = mu_tokenizer_vocab_size(t), asked = cfg->model.vocab_size;
     *rows = asked ? asked : ids;
     if (*rows >= ids) return MU_STATUS_OK;
+    if (trained || !mu_options_given(&cfg->options, "model", "vocab_size"))
+        return mu_error_set(e, MU_STATUS_DATA, "the tokenizer %s has %lld ids, but the weights have %lld rows for them: it is not the tokenizer of this"
+                            " model", mu_tokenizer_path(t) ? mu_tokenizer_path(t) : cfg->data.tokenizer, (long long)ids, (long long)asked);
     return mu_error_set(e, MU_STATUS_CONFIG, "model.vocab_size is %lld, but the tokenizer %s has %lld ids; use at least %lld, or 0 for the"
                         " tokenizer's", (long long)asked, mu_tokenizer_path(t) ? mu_tokenizer_path(t) : cfg->data.tokenizer,
                         (long long)ids, (long long)ids);

@@ -59,12 +59,46 @@ static mu_run_state state_of(const mu_run_view *v, mu_lock_state lock) {
     return lock == MU_LOCK_ABANDONED ? MU_RUN_CRASHED : MU_RUN_STOPPED;
 }
 
-mu_status mu_run_view_open(mu_run_view *v, const char *dir, mu_error *e) {
+static bool holds(const char *dir, const char *name) {
+    char *path = mu_format("%s/%s", dir, name);
+    bool there = mu_file_exists(path);
+    free(path);
+    return there;
+}
+
+static bool holds_weights_only(const char *dir) {
+    int64_t *steps;
+    mu_manifest m = { 0 };
+    mu_error why;
+    bool weights = false;
+    if (mu_checkpoint_list(dir, &steps) > 0) {
+        char *path = mu_checkpoint_path(dir, steps[0]);
+        weights = mu_manifest_read(&m, path, &why) == MU_STATUS_OK && m.weights_only;
+        mu_manifest_free(&m);
+        free(path);
+    }
+    free(steps);
+    return weights;
+}
+
+static mu_status check_folder(const char *dir, mu_error *e) {
     struct stat st;
+    if (stat(dir, &st))
+        return mu_error_set(e, MU_STATUS_NOINPUT, "%s: %s", dir, errno == ENOENT ? "no such file or folder" : strerror(errno));
+    if (!S_ISDIR(st.st_mode)) return mu_error_set(e, MU_STATUS_NOINPUT, "%s is not a run folder", dir);
+    if (holds(dir, "config.resolved.yaml") || holds(dir, "run.json")) return MU_STATUS_OK;
+    const char *what = holds_weights_only(dir) ? "%s holds weights only (muster convert), no run: there are no steps to show"
+                       : holds(dir, "config.json") ? "%s is a model of Hugging Face, no run: there are no steps to show"
+                                                   : "%s is not a run folder: it has no config.resolved.yaml";
+    return mu_error_set(e, MU_STATUS_NOINPUT, what, dir);
+}
+
+mu_status mu_run_view_open(mu_run_view *v, const char *dir, mu_error *e) {
     *v = (mu_run_view){ .dir = mu_strdup(dir) };
-    if (stat(dir, &st) || !S_ISDIR(st.st_mode)) return mu_error_set(e, MU_STATUS_NOINPUT, "%s is not a run folder", dir);
+    mu_status status = check_folder(dir, e);
+    if (status != MU_STATUS_OK) return status;
     mu_lock_state lock = mu_lock_look(dir);
-    mu_status status = read_config(v, e);
+    status = read_config(v, e);
     if (status == MU_STATUS_OK) status = read_facts(v, e);
     if (status == MU_STATUS_OK) status = list_checkpoints(v, e);
     if (status != MU_STATUS_OK) return status;

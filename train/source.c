@@ -40,7 +40,7 @@ mu_status mu_source_open(mu_source *s, mu_comm *batch, const char *path, mu_erro
     kind k = batch->rank == 0 ? kind_of(path) : NOTHING;
     *s = (mu_source){ .path = path };
     mu_broadcast(batch, 0, &k, sizeof k);
-    if (k == NOTHING) return mu_error_set(e, MU_STATUS_NOINPUT, "not a run folder, checkpoint or Hugging Face folder: %s", path);
+    if (k == NOTHING) return mu_error_set(e, MU_STATUS_NOINPUT, "%s: no such file or folder", path);
     if (k == HF) return mu_agree(batch, open_hf(s, e), e);
     mu_status status = mu_checkpoint_find(batch, path, &s->m, &found, e);
     return status != MU_STATUS_OK || found ? status : mu_checkpoint_missing(path, e);

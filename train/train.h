@@ -31,8 +31,9 @@ bool mu_texts_have_validation(const mu_texts *t);      /* does any domain have v
 
 /* ------------------------------------------------------------------ the tokenizer of a run (run_tokenizer.c). Local
  * The caller closes what is opened; *t is NULL after an error. */
-/* Rows of the embedding and the head: model.vocab_size, or the ids of the tokenizer. CONFIG when that has more. */
-mu_status mu_vocab_rows(const mu_config *cfg, const mu_tokenizer *t, int64_t *rows, mu_error *e) MU_MUST_USE;
+/* Rows of the embedding and the head: model.vocab_size, or the ids of the tokenizer. When that has more: DATA for those of existing weights
+ * (`trained`, or the option was not given), else CONFIG. */
+mu_status mu_vocab_rows(const mu_config *cfg, const mu_tokenizer *t, bool trained, int64_t *rows, mu_error *e) MU_MUST_USE;
 /* Opens the run's copy, RUN/tokenizer.json, or, if that is missing or another one, the file of the configuration. With a name and
  * fingerprint ("": any) it must be that tokenizer: DATA. NOINPUT: there is neither file. */
 mu_status mu_run_tokenizer_open(mu_tokenizer **t, const char *run, const char *configured, const char *name, const char *fingerprint,
@@ -229,7 +230,7 @@ mu_status mu_checkpoint_save(mu_train_state *t, const mu_config *cfg, const mu_t
 mu_status mu_checkpoint_find(mu_comm *batch, const char *path, mu_manifest *m, bool *found, mu_error *e) MU_MUST_USE;
 /* Does the path name a single checkpoint, valid or not? Local. */
 bool mu_checkpoint_named(const char *path);
-/* The error for an existing path without a checkpoint: a run folder without any, or something else. Local. */
+/* The error for an existing path without a checkpoint, which says what it is. Local. */
 mu_status mu_checkpoint_missing(const char *path, mu_error *e) MU_MUST_USE;
 /* Steps of the finished checkpoints of a run, newest first; heap, the caller frees. -1, with errno, when the
  * folder cannot be read. Local. */
@@ -271,6 +272,7 @@ mu_origin mu_source_origin(const mu_source *s);
 /* Completes the configuration of a run that begins with these weights, before it is checked (init_from.c): takes the options of the
  * architecture, and data.tokenizer, that were not given. CONFIG, naming key and both values, for those given with another value. Local. */
 mu_status mu_init_configure(mu_config *c, const mu_source *s, mu_error *e) MU_MUST_USE;
+bool mu_option_is_architecture(const mu_option *o);     /* does it say what a model computes, not how it is trained? Local */
 
 /* The model, optimizer and statistics of a checkpoint's own configuration on the shape device, where no tensor's values are
  * computed or stored: loading into it checks the checkpoint. With `state` the state beside the tensors (step, loader, expert

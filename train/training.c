@@ -8,7 +8,7 @@ mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu
     mu_config_use_threads(&cfg->train, mesh);
     int64_t rows;
     mu_status status = t->tokenizer ? MU_STATUS_OK : mu_tokenizer_open(&t->tokenizer, cfg->data.tokenizer, e);
-    if (status == MU_STATUS_OK) status = mu_vocab_rows(cfg, t->tokenizer, &rows, e);
+    if (status == MU_STATUS_OK) status = mu_vocab_rows(cfg, t->tokenizer, false, &rows, e);
     status = mu_agree(mesh->batch, status, e);
     if (status == MU_STATUS_OK) status = mu_texts_open(&t->texts, cfg, t->tokenizer, split, mesh->batch, e);
     if (status == MU_STATUS_OK) status = mu_train_device_open(&cfg->train, mesh, &t->dev, e);

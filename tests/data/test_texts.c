@@ -164,7 +164,7 @@ static void test_bad_json(void **state) {
         { "[{a: 1}]", ":1: bad JSON at byte 3: string or '}' expected near 'a'" },
         { "[{\"a\": 1,}]", ":1: bad JSON at byte 10: string or '}' expected near '}'" },
         { "[{\"text\":}]", ":1: bad JSON at byte 10: invalid token near '}'" },
-        { "[\"a\",\n{\"body\": \"a\"}]", ":2: no string named \"text\"; data.text_key selects another key" },
+        { "[\"a\",\n{\"body\": \"a\"}]", ":2: no string named \"text\"; data.text_key, or --text-key of a command, selects another key" },
         { "[\"a\\u0000b\"]", ":1: not a text: \"text\" has a NUL" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) assert_refuses("bad.json", cases[i].text, strlen(cases[i].text), cases[i].says);

@@ -369,6 +369,24 @@ static const struct { const char *json, *error; } refused[] = {
       "the end-of-document token \"</s>\" is also what the model makes of plain text" },
 };
 
+/* Files that are taken for a tokenizer.json. */
+static void test_other_kinds(void **state) {
+    (void)state;
+    static const struct { const char *text; size_t n; const char *error; } others[] = {
+        { "IQ== 0\nIg== 1\n", 14, "not a tokenizer.json: this is a vocabulary of tiktoken" },
+        { "\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\2\n\x0c", 18, "this is a model of SentencePiece; transformers' AutoTokenizer" },
+        { "version https://git-lfs.github.com/spec/v1\noid", 46, "this is a pointer of Git LFS" }, { "<!doctype html>", 15, "this is a page of HTML" },
+        { "<html><body>", 12, "this is a page of HTML" }, { "#version: 0.2\ni n\n", 18, "this is the merges of an older format" },
+        { "12", 2, "bad JSON: line 1: '1' where '{' is expected" }, { "a b\n", 4, "bad JSON: line 1: 'a' where '{'" },
+    };
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        mu_tokenizer *t;
+        assert_ok(mu_file_replace(in_folder("tokenizer.json"), others[i].text, others[i].n, &e));
+        assert_int_equal(mu_tokenizer_open(&t, folder, &e), MU_STATUS_DATA);
+        if (!strstr(e.text, others[i].error)) fail_msg("no \"%s\" in: %s", others[i].error, e.text);
+    }
+}
+
 static void test_refused(void **state) {
     (void)state;
     mu_tokenizer *t;
@@ -470,7 +488,7 @@ static void test_bombs(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fixtures), cmocka_unit_test(test_splitters), cmocka_unit_test(test_any_bytes), cmocka_unit_test(test_long_pieces),
-        cmocka_unit_test(test_from_memory), cmocka_unit_test(test_refused), cmocka_unit_test(test_holes),
+        cmocka_unit_test(test_from_memory), cmocka_unit_test(test_refused), cmocka_unit_test(test_other_kinds), cmocka_unit_test(test_holes),
         cmocka_unit_test(test_repeated_merges), cmocka_unit_test(test_bombs),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, set_up, tear_down);

@@ -139,8 +139,19 @@ expect 0 "eval of texts that have moved" m eval run "data.train=[{domain: own, p
 if [ "$(loss)" = "$first" ]; then pass; else fail "texts that have moved: $(loss) and $first"; fi
 mv moved texts
 refuses 64 "needs a run folder" eval
-refuses 66 "not a run folder, checkpoint or Hugging Face folder: nowhere" eval nowhere
-for command in eval inspect verify; do refuses 65 "not a run folder or checkpoint: texts" $command texts; done
+refuses 66 "nowhere: no such file or folder" eval nowhere
+for command in eval inspect verify; do
+    refuses 65 "not a run folder or checkpoint: texts" $command texts
+    refuses 65 "tiny.yaml is a file; name the folder" $command tiny.yaml
+done
+mkdir bare && : > bare/model.safetensors
+for command in eval inspect verify "train tiny.yaml run.dir=none --init-from"; do
+    refuses 65 "bare has weights in safetensors, but no config.json; put the model's there" $command bare
+done
+refuses 65 "bare has weights in safetensors, but no config.json" convert bare none --to muster
+mv bare/model.safetensors bare/pytorch_model.bin
+refuses 65 "bare has weights in pytorch_model.bin, which is not read; transformers' from_pretrained and save_pretrained make" eval bare
+rm -r bare
 mkdir -p bare/checkpoints
 for command in eval inspect verify; do refuses 65 "bare is a run folder without checkpoints" $command bare; done
 
@@ -164,12 +175,12 @@ expect 0 "inspect --state of a checkpoint" m inspect --state run/checkpoints/ste
 says "inspect --state of a checkpoint" '^  /state/step +i64  \[1\] +replicated +8$'
 refuses 64 "inspect needs one run folder or checkpoint" inspect --stat run
 expect 0 "inspect one checkpoint" m inspect run/checkpoints/step-00000020/
-refuses 66 "not a run folder or checkpoint: nowhere" inspect nowhere
+refuses 66 "nowhere: no such file or folder" inspect nowhere
 expect 0 "verify" m verify run
 says "verify" "^ok       run/checkpoints/step-00000020: step 20, [0-9]+ tensors in 1 shard"
 expect 0 "verify one checkpoint" m verify run/checkpoints/step-00000020
 refuses 64 "needs one run folder" verify
-refuses 66 "not a run folder or checkpoint: nowhere" verify nowhere
+refuses 66 "nowhere: no such file or folder" verify nowhere
 
 text() { grep -av "^muster: [0-9]* tokens in " log; }        # without the timing
 expect 0 "generate" m generate run --prompt "1 2 3" --tokens 20 --seed 5
@@ -193,7 +204,7 @@ refuses 64 "tokens 2.5: expected a whole number" generate run --prompt x --token
 refuses 64 "top-p 2: expected a number" generate run --prompt x --top-p 2
 refuses 64 "prompt needs a value" generate run --prompt
 refuses 64 "unknown option --topp" generate run --prompt x --topp 1
-refuses 66 "not a run folder, checkpoint or Hugging Face folder: nowhere" generate nowhere --prompt x
+refuses 66 "nowhere: no such file or folder" generate nowhere --prompt x
 
 # ---------------------------------------------------------------- verify checks the manifest against the model
 manifest=signed/checkpoints/step-00000020/manifest.json
@@ -220,7 +231,7 @@ if [ -n "${MPIEXEC:-}" ]; then
     expect 64 "verify on 2 ranks" on 2 "$MUSTER" verify run
     says_once "verify on 2 ranks" "^muster: error: verify runs on one rank"
     expect 66 "inspect of nothing on 2 ranks" on 2 "$MUSTER" inspect nowhere
-    says_once "inspect of nothing on 2 ranks" "^muster: error: not a run folder or checkpoint: nowhere"
+    says_once "inspect of nothing on 2 ranks" "^muster: error: nowhere: no such file or folder"
 fi
 
 # ---------------------------------------------------------------- eval: texts and number of sequences
@@ -280,7 +291,7 @@ expect 0 "tokenize with another key" m tokenize --text-key body --out packed.h5 
 says "tokenize with another key" "fingerprint $fingerprint$"
 expect 0 "eval with another key" m eval run data.text_key=body "data.train=[{domain: own, path: packed},{domain: one, path: packed/1.txt.gz}]"
 if grep -q "texts differ" log; then fail "eval: the texts are others when they are compressed"; else pass; fi
-refuses 65 "packed/more.jsonl.gz:1: no string named \"text\"; data.text_key selects another key" tokenize --out other.h5 own=packed
+refuses 65 "packed/more.jsonl.gz:1: no string named \"text\"; data.text_key, or --text-key of a command, selects another key" tokenize --out other.h5 own=packed
 head -c 100 packed/1.txt.gz > cut.txt.gz
 own 65 "cut.txt.gz: truncated: the file ends at byte 100" cut.txt.gz
 cp tokens.h5 damaged.h5

@@ -23,7 +23,13 @@ expect 0 'qwen3_moe, fp32' "$MUSTER" convert run hf --to hf --shard-size 20KB
     [ -f hf/config.json ] && [ -f hf/generation_config.json ] && [ -f hf/tokenizer.json ] && [ -f hf/tokenizer_config.json ] && pass || fail "files: $(ls hf)"
 expect 0 'weights of' "$MUSTER" convert hf back --to muster
 expect 0 '^ok .*step 0' "$MUSTER" verify back
-expect 0 'weights only' "$MUSTER" inspect back
+expect 0 '^  weights only' "$MUSTER" inspect back
+grep -qE '^  max_seq_len: 32$' log && grep -qE '^  num_experts: 8$' log && ! grep -qE 'tokens seen|step 0 of|fingerprint|lr:|aux_loss|optimizer state|seq_len: 2$' log &&
+    pass || fail "inspect shows more than is known of weights, or less: $(cat log)"
+for command in report watch "compare run"; do
+    expect 66 'error: back holds weights only .muster convert., no run' "$MUSTER" $command back
+    expect 66 'error: hf is a model of Hugging Face, no run' "$MUSTER" $command hf
+done
 expect 0 'qwen3_moe, fp32' "$MUSTER" convert back/checkpoints/step-00000000 hf2 --to hf --shard-size 20KB
 for f in hf/*; do
     cmp -s "$f" "hf2/$(basename "$f")" && pass || fail "$f differs after a round trip"
@@ -66,12 +72,15 @@ expect 78 'holds weights only' "$MUSTER" train tiny.yaml --fork back run.dir=oth
 # refusals
 expect 64 'hf exists' "$MUSTER" convert run hf --to hf
 expect 64 'format already' "$MUSTER" convert hf hf3 --to hf
-expect 64 'no model of Hugging Face' "$MUSTER" convert run hf3 --to muster
+expect 64 'run is of muster already, no model of Hugging Face' "$MUSTER" convert run hf3 --to muster
+expect 64 'run/hf3 lies inside run, which is not changed' "$MUSTER" convert run run/hf3 --to hf
+expect 64 'hf/new/run3 lies inside hf' "$MUSTER" convert hf hf/new/run3 --to muster
+expect 64 'shard-size 9KB: at least 10000 bytes' "$MUSTER" convert run hf3 --to hf --shard-size 9KB
 expect 64 'needs --to' "$MUSTER" convert run hf3
 expect 64 'fp32 or bf16' "$MUSTER" convert run hf3 --to hf --dtype fp16
 expect 64 'not a size' "$MUSTER" convert run hf3 --to hf --shard-size much
 expect 64 'is fp32' "$MUSTER" convert hf run3 --to muster --dtype bf16
-expect 66 'no such folder' "$MUSTER" convert none hf3 --to hf
+expect 66 'none: no such file or folder' "$MUSTER" convert none hf3 --to hf
 on 1 "$MUSTER" train tiny.yaml run.dir=biased train.steps=1 moe.balance='[expert_bias]' || fail "training"
 expect 78 'moe.balance has expert_bias' "$MUSTER" convert biased hf3 --to hf
 cp -r hf bad && rm bad/model-00002-of-*.safetensors

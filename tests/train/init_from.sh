@@ -49,24 +49,27 @@ says_once "again" '^note: again already holds a checkpoint, which is resumed; --
 same_metrics new again exact
 same_checkpoint new again 20
 mv gone old
-expect 78 "without the option" on 1 "$MUSTER" train bare.yaml run.dir=again train.steps=30
-says "without the option" "this run began with --init-from $work/old/checkpoints/step-00000010; with that option"
+expect 0 "without the option" on 1 "$MUSTER" train bare.yaml run.dir=again $all train.steps=25
+has_steps again "5 10 15 20 25"
+if grep -q '^note: .*init-from' log; then fail "the option is named where it was not given"; else pass; fi
+expect 78 "without the option, another width" on 1 "$MUSTER" train bare.yaml run.dir=again train.steps=30 model.hidden_size=64
+says_once "without the option, another width" "model\.hidden_size: 64 contradicts the weights of again, which have 32"
 expect 0 "a fork of it" on 1 "$MUSTER" train bare.yaml run.dir=forked train.steps=22 model.hidden_size=32 model.num_layers=2 \
     model.num_heads=2 model.num_kv_heads=1 moe.moe_ffn_hidden_size=16 moe.score_func=sigmoid moe.balance=[expert_bias] checkpoint.keep=9 --fork new
 expect 0 "a fork of it, whole" on 1 "$MUSTER" verify forked
 
 # ---------------------------------------------------------------- keys that contradict
 expect 78 "other values" from 1 none old model.hidden_size=64 model.rope_theta=5000 moe.top_k=3 moe.num_experts=4 model.init_std=0.5
-says_once "width" "model\.hidden_size: 64 contradicts --init-from: the weights of old have 32; leave the key out to take theirs"
-says_once "theta" "model\.rope_theta: 5000 contradicts --init-from: the weights of old have 10000"
-says_once "top_k" "moe\.top_k: 3 contradicts --init-from: the weights of old have 2"
-says_once "experts" "moe\.num_experts: 4 contradicts --init-from: the weights of old have 8"
+says_once "width" "model\.hidden_size: 64 contradicts the weights of old, which have 32; leave the key out to take theirs"
+says_once "theta" "model\.rope_theta: 5000 contradicts the weights of old, which have 10000"
+says_once "top_k" "moe\.top_k: 3 contradicts the weights of old, which have 2"
+says_once "experts" "moe\.num_experts: 4 contradicts the weights of old, which have 8"
 if grep -q 'init_std' log; then fail "an option of the initialisation is compared"; else pass; fi
 expect 78 "without the biases" from 1 none old 'moe.balance=[global_aux_loss]'
 says_once "without the biases" "moe\.balance: must contain expert_bias or quantile_balancing: the weights of --init-from old have selection biases"
 expect 0 "equal values" from 1 equal old train.steps=1 model.hidden_size=32 model.num_kv_heads=1 model.head_dim=0 model.vocab_size=257 moe.score_func=sigmoid
 expect 78 "too few rows" from 1 none old model.vocab_size=300
-says_once "rows" "model\.vocab_size: 300 contradicts --init-from: the weights of old have 257"
+says_once "rows" "model\.vocab_size: 300 contradicts the weights of old, which have 257"
 
 # ---------------------------------------------------------------- rows without a token
 expect 0 "more rows than tokens" train 1 rows train.steps=3 optim.warmup_steps=0 model.vocab_size=300
@@ -121,7 +124,7 @@ expect 64 "no texts" on 1 "$MUSTER" eval hf
 says_once "no texts" "hf was not trained on texts that muster knows: add data\.train="
 expect 78 "another length" on 1 "$MUSTER" eval bpe train.seq_len=16
 expect 78 "another width" from 1 none hf model.hidden_size=64 data.tokenizer=bytes
-says_once "another width" "model\.hidden_size: 64 contradicts --init-from: the weights of hf have 32"
+says_once "another width" "model\.hidden_size: 64 contradicts the weights of hf, which have 32"
 expect 78 "another tokenizer than that of safetensors" from 1 none hf data.tokenizer=bytes
 cp -r hf wrong && sed -i 's/"moe_intermediate_size": 16/"moe_intermediate_size": 24/' wrong/config.json
 for how in "" --dry-run; do

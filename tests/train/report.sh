@@ -104,7 +104,7 @@ refuses() { expect "$1" "report ${*:3}" report "${@:3}" && says_once "report ${*
 refuses 64 "needs a run folder"
 refuses 64 "unknown option --nonsense" run --nonsense
 refuses 64 "compare several with" run run
-refuses 66 "nowhere is not a run folder" nowhere
+refuses 66 "nowhere: no such file or folder" nowhere
 echo mine > mine.html
 refuses 64 "was not made by muster" run --out mine.html
 if [ "$(cat mine.html)" = mine ]; then pass; else fail "another file was replaced"; fi

@@ -219,6 +219,8 @@ static void positions_and_windows(void **state) {
     static const char q[] = "qwen3_moe";
     refused(q, "rope_scaling", "{\"rope_type\": \"yarn\", \"factor\": 4}", "rope_scaling: rope_type \"yarn\"");
     refused(q, "rope_scaling", "{\"type\": \"linear\"}", "rope_scaling: type \"linear\"");
+    refused(q, "rope_scaling", "{\"factor\": 8.0, \"high_freq_factor\": 4.0, \"rope_type\": \"llama3\"}", "rope_scaling: rope_type \"llama3\": muster");
+    assert_null(strchr(e.text, '\n'));         /* one line for all of them */
     refused(q, "rope_scaling", "\"linear\"", "must be an object");
     refused(q, "rope_parameters", "{\"rope_type\": \"default\", \"rope_theta\": 1e4, \"partial_rotary_factor\": 0.5}", "partial_rotary_factor 0.5");
     refused(q, "rope_parameters", "{\"full_attention\": {}}", "rope_parameters: full_attention {}");

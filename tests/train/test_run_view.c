@@ -90,7 +90,7 @@ static void states(void **state) {
 static void what_is_no_run_is_an_error(void **state) {
     (void)state;
     make_folder();
-    assert_error("nothing", MU_STATUS_NOINPUT, "nothing is not a run folder");
+    assert_error("nothing", MU_STATUS_NOINPUT, "nothing: no such file or folder");
     assert_error("run/run.json", MU_STATUS_NOINPUT, "is not a run folder");
     assert_ok(mu_file_replace("run/run.json", "{\"seed\":", 8, &e));
     assert_error("run", MU_STATUS_DATA, "run/run.json is damaged");
@@ -99,7 +99,9 @@ static void what_is_no_run_is_an_error(void **state) {
     assert_ok(mu_file_replace("run/config.resolved.yaml", "x: 1\n", 5, &e));
     assert_error("run", MU_STATUS_CONFIG, "run/config.resolved.yaml");
     remove("run/config.resolved.yaml");
-    assert_error("run", MU_STATUS_NOINPUT, "run/config.resolved.yaml");
+    assert_error("run", MU_STATUS_NOINPUT, "run is not a run folder: it has no config.resolved.yaml");
+    assert_ok(mu_file_replace("run/config.json", "{}", 2, &e));
+    assert_error("run", MU_STATUS_NOINPUT, "run is a model of Hugging Face, no run");
 }
 
 static void add_line(FILE *f, const char *body) {
