@@ -9,11 +9,17 @@
 # are not fetched again; to recreate one, remove its folder.
 #
 # Exit: 0 all domains are there, 1 a domain could not be made, 3 the packages are not available (no package lists,
-# no network).
+# no network), 64 wrong arguments.
 set -euo pipefail
 export LC_ALL=C
 unset CDPATH GREP_OPTIONS POSIXLY_CORRECT     # these change the behaviour of cd, grep and bash
 
+usage() { echo -n "usage: scripts/" && sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; }
+case ${1:-} in
+    -h | --help) usage; exit 0 ;;
+    -*) echo "get-texts: unexpected argument $(printf %q "$1"); see --help" >&2; exit 64 ;;
+esac
+if (($# > 2)); then echo "get-texts: unexpected argument $(printf %q "$3"); see --help" >&2; exit 64; fi
 folder=${1:-texts}
 max_bytes=${2:-3000000}
 recipe=1                                # a change in how texts are made gets a new number

@@ -61,6 +61,11 @@ get_texts() {       # get_texts CODE
     PATH=$work/bin:$PATH bash "$work/-a tree/scripts/get-texts.sh" texts > said 2>&1 || code=$?
     [ $code = "$1" ] || fail "get-texts.sh: exit code $code, expected $1: $(cat said)"
 }
+bash "$work/-a tree/scripts/get-texts.sh" --help | grep -q '^usage: scripts/get-texts.sh .FOLDER. .MAX_BYTES.' || fail "get-texts.sh --help"
+for arguments in --nonsense "one 10000 two"; do
+    bash "$work/-a tree/scripts/get-texts.sh" $arguments > said 2>&1 && fail "get-texts.sh $arguments was accepted"
+    [[ $? = 64 && ! -e ${arguments%% *} ]] || fail "get-texts.sh $arguments: $(cat said)"
+done
 get_texts 3
 [[ $(cat texts/.lock texts/.partial-mine/file) == $'mine\nmine' && ! -e texts/.partial-left ]] || fail "get-texts.sh: other files than its own"
 echo mine > texts/SOURCES.txt

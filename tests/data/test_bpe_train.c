@@ -1,4 +1,5 @@
 /* test_bpe_train.c - training of BPE: equal to Hugging Face's trainer (fixtures/bpe_train.json) and to the plain definition. */
+#include "data/folder.h"
 #include "data/internal.h"
 
 #include <setjmp.h>
@@ -8,30 +9,14 @@
 #include <string.h>
 #include <unistd.h>
 
-static char folder[64];
-static mu_error e;
-
 static int set_up(void **state) {
     (void)state;
-    snprintf(folder, sizeof folder, "bpe-XXXXXX");
-    return mkdtemp(folder) ? 0 : -1;
+    return folder_make("bpe") ? 0 : -1;
 }
 
 static int tear_down(void **state) {
     (void)state;
     return mu_file_remove_tree(folder, NULL) ? -1 : 0;
-}
-
-static const char *in_folder(const char *name) {
-    static char path[4][128];
-    static int turn;
-    turn = (turn + 1) % 4;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
-    return path[turn];
-}
-
-static void assert_ok(mu_status status) {
-    if (status) fail_msg("status %d: %s", status, e.text);
 }
 
 static void assert_error(mu_status status, mu_status expected, const char *text) {

@@ -1,4 +1,5 @@
 /* test_data.c - tokenizers, corpora from every kind of source, token files, the generator, the loader. */
+#include "data/folder.h"
 #include "data/internal.h"
 
 #include <math.h>
@@ -11,34 +12,19 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static char folder[64];
-static mu_error e;
 static mu_tokenizer *bytes;
 enum { CACHE = 8 << 20 };
 static int64_t cache_bytes = CACHE;
 
-static const char *in_folder(const char *name) {
-    static char path[8][128];
-    static int turn;
-    turn = (turn + 1) % 8;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
-    return path[turn];
-}
-
 static int set_up(void **state) {
     (void)state;
-    snprintf(folder, sizeof folder, "data-XXXXXX");
-    return !mu_tokenizer_open(&bytes, "bytes", &e) && mkdtemp(folder) ? 0 : -1;
+    return !mu_tokenizer_open(&bytes, "bytes", &e) && folder_make("data") ? 0 : -1;
 }
 
 static int tear_down(void **state) {
     (void)state;
     mu_tokenizer_close(bytes);
     return mu_file_remove_tree(folder, NULL) ? -1 : 0;
-}
-
-static void assert_ok(mu_status status) {
-    if (status) fail_msg("status %d: %s", status, e.text);
 }
 
 static void assert_error(mu_status status, mu_status expected, const char *text) {
