@@ -126,11 +126,14 @@ void mu_params_alloc(mu_params *ps) {
 static void init_unit(const mu_params *ps, const mu_unit *u, uint64_t seed) {
     uint64_t key = mu_hash64(u->name, strlen(u->name));
     mu_rng rng = { seed, (uint32_t)key, (uint32_t)(key >> 32), MU_RNG_INIT, 0 };
-    double *values = mu_alloc((size_t)u->count, sizeof *values), std = u->param->desc.std;
-    if (std < 0)
-        for (int64_t i = 0; i < u->count; i++) values[i] = 1.0;
-    else if (std > 0) mu_rng_normals(&rng, u->count, std, values);
-    mu_reals_set(ps->dev, ps->dev->master, mu_unit_data(u), u->count, values);
+    enum { PART = 1 << 16 };        /* of a large embedding: in doubles it would be the peak of a program that only reads a model */
+    double *values = mu_alloc((size_t)(u->count < PART ? u->count : PART), sizeof *values), std = u->param->desc.std;
+    for (int64_t at = 0, n; at < u->count; at += n) {
+        n = u->count - at < PART ? u->count - at : PART;
+        if (std > 0) mu_rng_normals_from(&rng, at, n, std, values);
+        else for (int64_t i = 0; i < n; i++) values[i] = std < 0 ? 1.0 : 0.0;
+        mu_reals_set(ps->dev, ps->dev->master, (char *)mu_unit_data(u) + (size_t)at * mu_dtype_size(ps->dev->master), n, values);
+    }
     free(values);
 }
 

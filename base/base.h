@@ -139,6 +139,7 @@ uint32_t mu_rng_u32(const mu_rng *r, uint64_t index);       /* number `index` of
 double mu_rng_uniform(const mu_rng *r, uint64_t index);     /* in [0, 1), 53 bits, from numbers 2*index, 2*index+1 */
 double mu_rng_normal(const mu_rng *r, uint64_t index);      /* Box-Muller on the host, one deviate per index */
 void   mu_rng_normals(const mu_rng *r, int64_t n, double scale, double *out);   /* scale * normals 0 .. n-1, in parallel */
+void   mu_rng_normals_from(const mu_rng *r, int64_t first, int64_t n, double scale, double *out);     /* normals first .. first+n-1; first: even */
 
 /* ------------------------------------------------------------------ threads (threads.c)
  * Threads are OpenMP's; kernels say num_threads(mu_threads()). How work is split must depend on the

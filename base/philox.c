@@ -35,10 +35,11 @@ double mu_rng_normal(const mu_rng *r, uint64_t index) {
 }
 
 /* One Philox block gives the two uniforms of a pair of deviates. */
-void mu_rng_normals(const mu_rng *r, int64_t n, double scale, double *out) {
+void mu_rng_normals_from(const mu_rng *r, int64_t first, int64_t n, double scale, double *out) {
+    MU_CHECK(first % 2 == 0, "normals from number %lld on", (long long)first);
 #pragma omp parallel for schedule(static) num_threads(mu_threads())
     for (int64_t pair = 0; pair < (n + 1) / 2; pair++) {
-        uint32_t w[4], counter[4] = { (uint32_t)pair, r->step, r->sample, r->purpose << 16 | r->layer };
+        uint32_t w[4], counter[4] = { (uint32_t)(first / 2 + pair), r->step, r->sample, r->purpose << 16 | r->layer };
         mu_philox4x32(r->seed, counter, w);
         double u = 1.0 - (double)((uint64_t)(w[0] >> 5) << 26 | w[1] >> 6) * 0x1p-53;
         double v = (double)((uint64_t)(w[2] >> 5) << 26 | w[3] >> 6) * 0x1p-53;
@@ -47,3 +48,5 @@ void mu_rng_normals(const mu_rng *r, int64_t n, double scale, double *out) {
         if (2 * pair + 1 < n) out[2 * pair + 1] = radius * sin(angle);
     }
 }
+
+void mu_rng_normals(const mu_rng *r, int64_t n, double scale, double *out) { mu_rng_normals_from(r, 0, n, scale, out); }

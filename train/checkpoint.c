@@ -104,7 +104,7 @@ typedef struct {
 } scratch;
 
 static void *scratch_for(scratch *r, const mu_state *s) {
-    int64_t bytes = mu_state_count(s) * 8;
+    int64_t bytes = mu_state_count(s) * (int64_t)mu_store_type_size(s->type);
     if (bytes > r->bytes) r->memory = mu_realloc(r->memory, (size_t)bytes, 1), r->bytes = bytes;
     return r->memory;
 }

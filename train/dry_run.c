@@ -64,12 +64,23 @@ static double largest_shard(const mu_optimizer *o) {
     return bytes;
 }
 
+/* What a product packs of the head's weights at a time, at most. */
+static const double HEAD_PACKED = 16 << 20;
+
+static double largest_tensor(const plan *p) {
+    int64_t most = 0;
+    for (mu_unit *u = mu_unit_next(p->model->params, NULL); u; u = mu_unit_next(p->model->params, u))
+        if (u->count > most) most = u->count;
+    return (double)most * (double)mu_dtype_size(p->dev->master);
+}
+
 /* Libraries, heap and stacks, measured in this process before planning (150 MiB in a build with cuBLAS), plus
- * an expert's packed weights per thread. */
+ * an expert's packed weights per thread, the head's, and the copy of a tensor that is being written to a checkpoint. */
 static double runtime_overhead(const plan *p, int64_t at_start) {
     int wanted = mu_config_threads(&p->cfg->train), threads = wanted ? wanted : mu_cores() / p->mesh->local_size;
     double width = (double)(p->model->n_moe ? p->cfg->moe.moe_ffn_hidden_size : p->cfg->model.ffn_hidden_size);
-    return (double)at_start + fmax(threads, 1) * 3 * width * (double)p->cfg->model.hidden_size * (double)mu_dtype_size(p->dev->master);
+    double size = (double)mu_dtype_size(p->dev->master), D = (double)p->cfg->model.hidden_size;
+    return (double)at_start + fmax(threads, 1) * 3 * width * D * size + fmin(HEAD_PACKED, (double)p->model->vocab_size * D * size) + largest_tensor(p);
 }
 
 static double mib(double bytes) { return bytes / (1 << 20); }

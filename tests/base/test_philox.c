@@ -93,10 +93,23 @@ static void test_normal(void **state) {
     assert_true(distance < 1.63 / sqrt(N));
 }
 
+/* All at once, and in parts, as one by one. */
+static void test_many_normals(void **state) {
+    (void)state;
+    enum { MANY = 1001, FIRST = 400 };
+    mu_rng r = { .seed = 42, .purpose = MU_RNG_TEST, .sample = 3 };
+    double whole[MANY], parts[MANY];
+    mu_rng_normals(&r, MANY, 1.0, whole);
+    mu_rng_normals_from(&r, 0, FIRST, 1.0, parts);
+    mu_rng_normals_from(&r, FIRST, MANY - FIRST, 1.0, parts + FIRST);
+    assert_memory_equal(whole, parts, sizeof whole);
+    for (uint64_t i = 0; i < MANY; i++) assert_true(fabs(whole[i] - mu_rng_normal(&r, i)) < 1e-12);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_known_answers), cmocka_unit_test(test_counter_layout),
-        cmocka_unit_test(test_streams_differ), cmocka_unit_test(test_uniform), cmocka_unit_test(test_normal),
+        cmocka_unit_test(test_streams_differ), cmocka_unit_test(test_uniform), cmocka_unit_test(test_normal), cmocka_unit_test(test_many_normals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
