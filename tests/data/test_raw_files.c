@@ -198,7 +198,7 @@ static void test_borders(void **state) {
 /* A byte-level vocabulary whose token `begin` is special if `special`, as is the last one, which ends documents. */
 static mu_tokenizer *llama3(bool special) {
     enum { BEGIN = 128000, END, N };
-    static char texts[N][8];
+    static char texts[N][16];
     static mu_token tokens[N];
     mu_tokenizer *t;
     for (int i = 0; i < N; i++) {
