@@ -42,6 +42,8 @@ static void shrink_router(nano *m) {
     mu_tensor_set(w, row);
 }
 
+static bool is_rare(int d) { return d >= COMMON && d < DECOY; }
+
 /* An expert for each common domain, the lightest so far for the next heaviest; the rare ones share CARRIER. */
 static void fill_table(nano *m) {
     int E = m->cfg.experts;
@@ -53,21 +55,34 @@ static void fill_table(nano *m) {
         if (d == NEAR_COPY)
             for (int i = 1; i < E; i++)
                 if (m->domain_mask[PARENT * E + i] == MU_ROUTE_REQUIRED) best = i;
-        if (d >= COMMON && d < DECOY) best = CARRIER;
+        if (is_rare(d)) best = CARRIER;
         load[best] += m->data->mixed[d];
         for (int i = 0; i < E; i++) m->domain_mask[d * E + i] = i == CARRIER ? MU_ROUTE_FORBIDDEN : MU_ROUTE_ALLOWED;
         m->domain_mask[d * E + best] = MU_ROUTE_REQUIRED;
     }
 }
 
+bool nano_has_carrier(const nano *m) { return m->cfg.gate == GATE_ORACLE || m->cfg.gate == GATE_LEARNED || m->cfg.gate == GATE_TABLE; }
+
 void nano_exempt(nano *m, bool on) {
     int E = m->cfg.experts;
-    m->exempt = on;
+    m->exempt = on, m->protection.exempt[CARRIER] = on;
     for (int d = 0; d < DOMAINS && m->cfg.gate == GATE_ORACLE; d++) {
         for (int i = 0; i < E; i++) m->domain_mask[d * E + i] = MU_ROUTE_ALLOWED;
-        bool rare = d >= COMMON && d < DECOY;
-        m->domain_mask[d * E + CARRIER] = rare ? MU_ROUTE_REQUIRED : on ? MU_ROUTE_FORBIDDEN : MU_ROUTE_ALLOWED;
+        m->domain_mask[d * E + CARRIER] = is_rare(d) ? MU_ROUTE_REQUIRED : on ? MU_ROUTE_FORBIDDEN : MU_ROUTE_ALLOWED;
     }
+}
+
+static void protect(nano *m) {
+    mu_protection_init(&m->protection, 1, m->cfg.experts);
+    m->moe.protection = &m->protection;
+    if (nano_has_carrier(m)) {
+        m->protection.domain_of[CARRIER] = COMMON;
+        nano_exempt(m, true);
+    }
+    if (m->cfg.gate == GATE_LEARNED) m->protection.gate_coeff = mu_protect_config_default().gate_coeff;
+    if (m->cfg.gate == GATE_TABLE) fill_table(m);
+    if (m->cfg.gate == GATE_ORACLE || m->cfg.gate == GATE_TABLE) m->moe.domain_mask = m->domain_mask, m->moe.domains = DOMAINS;
 }
 
 void nano_open(nano *m, const nano_config *cfg, const corpus *data) {
@@ -82,14 +97,13 @@ void nano_open(nano *m, const nano_config *cfg, const corpus *data) {
     m->opt = mu_optimizer_new(mu_rule_of(&m->optim), &m->optim, m->ps);
     m->tp = mu_tape_new(m->dev);
     m->stats = mu_routing_stats_new(m->dev, m->mesh->batch, cfg->experts > 0, cfg->experts, DOMAINS, 0, 0);
-    if (cfg->gate == GATE_TABLE) fill_table(m);
-    nano_exempt(m, cfg->gate == GATE_ORACLE || cfg->gate == GATE_TABLE);
-    if (cfg->gate == GATE_ORACLE || cfg->gate == GATE_TABLE) m->moe.domain_mask = m->domain_mask, m->moe.domains = DOMAINS;
+    if (cfg->experts) protect(m);
+    if (cfg->balance & MU_BALANCE_QUANTILE) m->quantiles = mu_quantiles_new(m->dev, m->mesh->batch, 1, cfg->experts);
 }
 
 void nano_close(nano *m) {
-    mu_routing_stats_free(m->stats), mu_tape_free(m->tp), mu_optimizer_free(m->opt);
-    if (m->cfg.experts) mu_moe_free(&m->moe);
+    mu_routing_stats_free(m->stats), mu_quantiles_free(m->quantiles), mu_tape_free(m->tp), mu_optimizer_free(m->opt);
+    if (m->cfg.experts) mu_protection_free(&m->protection), mu_moe_free(&m->moe);
     mu_params_free(m->ps);
     if (m->place) mu_placement_free(m->place);
     mu_mesh_close(m->mesh), mu_device_close(m->dev);
@@ -106,9 +120,17 @@ static void hash(const nano *m, const tokens *t, int32_t *mask) {
     }
 }
 
+/* The domains of tokens; for the domain gate, whose carrier has the one label "rare", the rare ones have the number of the first. */
+static const int32_t *labels(const nano *m, const tokens *t) {
+    if (m->cfg.gate != GATE_LEARNED) return t->tag;
+    int32_t *label = mu_tape_alloc(m->tp, sizeof *label * (size_t)t->n);
+    for (int i = 0; i < t->n; i++) label[i] = is_rare(t->tag[i]) ? COMMON : t->tag[i];
+    return label;
+}
+
 /* Each token is a sequence of its own, so that the domain is known for each. masked: an expert that may not be chosen, or -1. */
 static mu_context context(const nano *m, const tokens *t, mu_mode mode, int masked) {
-    mu_context cx = { .mode = mode, .step = m->step, .n_sequences = t->n, .seq_len = 1, .domains = t->tag, .seed = m->data->seed };
+    mu_context cx = { .mode = mode, .step = m->step, .n_sequences = t->n, .seq_len = 1, .domains = labels(m, t), .seed = m->data->seed };
     int E = m->cfg.experts, rows = m->cfg.gate == GATE_HASH ? t->n : 1;
     if (m->cfg.gate != GATE_HASH && masked < 0) return cx;
     int32_t *mask = mu_tape_alloc(m->tp, sizeof *mask * (size_t)(rows * E));
@@ -142,9 +164,10 @@ void nano_backward(nano *m, const tokens *t) {
 
 /* ------------------------------------------------------------------ a training step */
 
-static void micro_batch(nano *m, const tokens *t, int64_t all) {
+static void micro_batch(nano *m, const tokens *t, int64_t all, const int64_t *domain_tokens) {
     mu_routing routing;
     mu_context cx = context(m, t, MU_MODE_TRAIN, -1);
+    cx.domain_sequences = domain_tokens;
     mu_tensor *loss = cross_entropy(m, forward(m, &cx, t, &routing), t, all);
     if (m->cfg.experts) {
         mu_routing_stats_add(m->stats, m->tp, &cx, &routing);
@@ -152,31 +175,38 @@ static void micro_batch(nano *m, const tokens *t, int64_t all) {
         mu_balance_counts seen = { counts, counts, t->n, all };
         mu_balance balance = mu_balance_loss(&m->moe, m->tp, &cx, &routing, &seen);
         if (balance.loss) loss = mu_add(m->tp, loss, balance.loss);
+        if (m->quantiles) mu_quantiles_add(m->quantiles, &m->moe, 0, &routing);
     }
     mu_backward(m->tp, loss);
     mu_tape_reset(m->tp);
 }
 
-/* Balancing of the others alone: with these counts the carrier has the mean of the rest. */
+static void count_domains(const nano *m, const tokens *t, int64_t *n) {
+    const int32_t *label = labels(m, t);
+    for (int i = 0; i < t->n; i++) n[label[i]]++;
+}
+
 static void update_bias(nano *m) {
-    int64_t counts[E_MAX], rest = 0;
-    int E = m->cfg.experts;
-    for (int i = 0; i < E; i++) counts[i] = m->stats->counts[i], rest += i == CARRIER ? 0 : counts[i];
-    for (int i = 0; i < E && m->exempt; i++) counts[i] = i == CARRIER ? rest : counts[i] * (E - 1);
-    mu_balance_update_bias(&m->moe, counts, m->moe_cfg.bias_update_rate);
+    if (m->cfg.balance & MU_BALANCE_BIAS) mu_balance_update_bias(&m->moe, m->stats->counts, m->moe_cfg.bias_update_rate);
+    if (!m->quantiles) return;
+    mu_quantiles_read(m->quantiles);
+    mu_quantiles_update(m->quantiles, &m->moe, 0, m->stats->counts);
 }
 
 void nano_step(nano *m, const tokens *t) {
     m->step++;
     mu_params_zero_grad(m->ps);
     mu_routing_stats_begin(m->stats);
+    if (m->quantiles) mu_quantiles_begin(m->quantiles);
+    int64_t domain_tokens[DOMAINS] = { 0 };
+    count_domains(m, t, domain_tokens);
     int each = t->n / m->cfg.micro_batches;
     for (int i = 0; i < m->cfg.micro_batches; i++) {
         tokens part = { .n = each };
         memcpy(part.prev, t->prev + i * each, sizeof *part.prev * (size_t)each);
         memcpy(part.tag, t->tag + i * each, sizeof *part.tag * (size_t)each);
         memcpy(part.next, t->next + i * each, sizeof *part.next * (size_t)each);
-        micro_batch(m, &part, t->n);
+        micro_batch(m, &part, t->n, domain_tokens);
     }
     mu_grads_reduce(m->opt);
     if (m->anchor) anchor_add(m->anchor, m);
@@ -184,7 +214,7 @@ void nano_step(nano *m, const tokens *t) {
     mu_mat loads = m->cfg.lazy && m->cfg.experts ? mu_routing_stats_total(m->stats) : (mu_mat){ 0 };
     mu_optimizer_step(m->opt, mu_learning_rate(&m->optim, m->step, 1), loads);
     mu_routing_stats_read(m->stats);
-    if (m->cfg.balance & MU_BALANCE_BIAS) update_bias(m);
+    update_bias(m);
     mu_routing_stats_end(m->stats);
 }
 

@@ -31,6 +31,7 @@ static const arm arms[] = {
     { "aux_micro", "auxiliary loss 0.01, counts of each of 4 micro-batches", .balance = MU_BALANCE_AUX, .micro_batches = 4 },
     { "aux_global", "auxiliary loss 0.01, counts of the batch", .balance = MU_BALANCE_GLOBAL_AUX },
     { "loss_free", "selection bias", .balance = BIAS },
+    { "quantile", "quantile balancing", .balance = MU_BALANCE_QUANTILE },
     { "hash", "each symbol has two experts, no choice", .balance = MU_BALANCE_NONE, .gate = GATE_HASH },
     { "gate_balancer", "carrier by the true domain, exempt in A; the balancer takes it in B", .balance = BIAS, .gate = GATE_ORACLE },
     { "mimic", "carrier, revived in B as a copy of the busiest expert", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true,
@@ -52,6 +53,10 @@ static const arm arms[] = {
     { "ours_no_i4", "ours without anchor", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .i5 = true },
     { "ours_no_i5", "ours without replay", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .i4 = true },
     { "ours_no_i6", "ours without gate: nothing to exempt", .balance = BIAS, .i4 = true, .i5 = true },
+    { "gate_balancer_learned", "gate_balancer with the learned gate", .balance = BIAS, .gate = GATE_LEARNED },
+    { "exempt_learned", "exempt with the learned gate", .balance = BIAS, .gate = GATE_LEARNED, .i1 = true },
+    { "ours_learned", "ours with the learned gate", .balance = BIAS, .gate = GATE_LEARNED, .i1 = true, .i4 = true, .i5 = true },
+    { "ours_auto", "ours, but carriers are what the states of experts say", .balance = BIAS, .gate = GATE_AUTO, .i1 = true, .i4 = true, .i5 = true },
     { "archive_only", "the balancer takes the carrier, which is restored after B", .balance = BIAS, .gate = GATE_ORACLE, .archive = true },
     { "oracle_router", "a table from domain to expert", .balance = BIAS, .gate = GATE_TABLE },
     { "dense_flops", "dense, as wide as the chosen experts", .balance = MU_BALANCE_NONE, .dense_width = 2 },
@@ -91,6 +96,17 @@ static double seen_share(const run *r, int d) {
 
 static bool in_drought(const run *r) { return r->m.step > r->o.steps[0] && r->m.step <= r->o.steps[0] + r->o.steps[1]; }
 
+/* As `muster train` with protect.domains: auto. */
+static void protect_carriers(run *r) {
+    mu_option_domain list[DOMAINS];
+    mu_option_domains names = { DOMAINS, list };
+    char all[1][64] = { "auto" };
+    mu_protect_config cfg = mu_protect_config_default();
+    cfg.domains = (mu_option_names){ 1, all };
+    for (int d = 0; d < DOMAINS; d++) snprintf(list[d].domain, sizeof list[d].domain, "%d", d);
+    mu_protection_update(&r->m.protection, &cfg, &r->health, &names, NULL);
+}
+
 /* Criticality of every expert for every domain, and the states of experts that follow. */
 static void update_states(run *r, const evaluation *now) {
     nano *m = &r->m;
@@ -115,6 +131,7 @@ static void update_states(run *r, const evaluation *now) {
                              .K = r->K, .peak = r->peak, .ce = now->ce, .ce_best = r->best, .ce_ref = ref };
     mu_expert_health_update(&r->health, &v, &thresholds, changes);
     mu_routing_stats_restart(m->stats);
+    if (m->cfg.gate == GATE_AUTO) protect_carriers(r);
 }
 
 /* R of a domain: the share of what was learned at best that is known now; 0 while hardly anything was. */
@@ -266,7 +283,7 @@ static void restore(run *r) {
 
 static void phase_b(run *r) {
     int64_t steps = r->o.steps[1], first = r->arm->revive ? steps / 10 : 0;
-    bool carrier = r->arm->gate == GATE_ORACLE;
+    bool carrier = nano_has_carrier(&r->m) && r->arm->gate != GATE_TABLE;
     if (carrier) r->archived = copy_expert(&r->m, CARRIER);
     if (r->arm->i4) r->m.anchor = r->anchor = anchor_new(&r->m, &r->kept, r->o.anchor);
     if (r->arm->i3) freeze(&r->m, true, false, true);

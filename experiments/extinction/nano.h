@@ -33,7 +33,9 @@ void buffer_replay(const buffer *b, uint64_t seed, int64_t step, int n, tokens *
 /* ------------------------------------------------------------------ model (model.c)
  * x = prev[.] + tag[.];  logits = head (x + moe(x)); a dense feed-forward in place of the experts where E is 0. */
 enum { D = 32, K = 2, E_MAX = 32, CARRIER = 0 };       /* CARRIER: the expert that the gate gives to the rare domains */
-typedef enum { GATE_NONE, GATE_ORACLE, GATE_TABLE, GATE_HASH } gate_kind;
+/* Who chooses experts: the router; the router, which must give the rare domains the carrier and the others not (ORACLE) or is trained to
+ * (LEARNED, the library's domain gate); or protection by what the states of experts say (AUTO); tables of domains or symbols. */
+typedef enum { GATE_NONE, GATE_ORACLE, GATE_LEARNED, GATE_AUTO, GATE_TABLE, GATE_HASH } gate_kind;
 typedef struct {
     int experts, width;         /* experts 0: dense */
     uint32_t balance;           /* MU_BALANCE_* */
@@ -55,11 +57,13 @@ typedef struct {
     mu_param *prev_VD, *tag_ND, *head_VD;
     mu_moe moe;
     mu_ffn ffn;
+    mu_protection protection;
+    mu_quantiles *quantiles;    /* NULL without quantile_balancing */
     mu_optimizer *opt;
     mu_tape *tp;
     mu_routing_stats *stats;
     int64_t step;
-    bool exempt;                /* the carrier is left out of balancing, and common domains never choose it */
+    bool exempt;                /* the carrier is left out of balancing, and with GATE_ORACLE other domains never choose it */
     int32_t domain_mask[DOMAINS * E_MAX];
     const struct anchor *anchor;    /* added to the gradients; NULL: none */
 } nano;
@@ -70,7 +74,8 @@ typedef struct {
 } evaluation;
 void nano_open(nano *m, const nano_config *cfg, const corpus *data);
 void nano_close(nano *m);
-void nano_exempt(nano *m, bool on);             /* sets `exempt`, and the carrier's mask with GATE_ORACLE */
+bool nano_has_carrier(const nano *m);           /* CARRIER, from the beginning */
+void nano_exempt(nano *m, bool on);             /* for models that have one */
 void nano_step(nano *m, const tokens *t);
 void nano_backward(nano *m, const tokens *t);   /* gradients of the cross-entropy of some tokens alone */
 void nano_evaluate(nano *m, int masked, evaluation *e);    /* masked: an expert that may not be chosen, -1: none */
