@@ -151,13 +151,12 @@ void revive(nano *m, revive_kind kind, uint64_t seed) {
 
 /* ------------------------------------------------------------------ anchor */
 
-/* fisher: the mean over the buffer's tokens of the squared gradient of one token's cross-entropy. */
+/* fisher: of each rare domain the mean over its tokens in the buffer of the squared gradient of one token's cross-entropy; their sum. */
 anchor *anchor_new(nano *m, const buffer *b, double strength) {
     anchor *a = mu_alloc(1, sizeof *a);
-    int64_t n = count_values(m, -1), tokens_in_all = 0;
+    int64_t n = count_values(m, -1);
     double *grad = mu_alloc((size_t)n, sizeof *grad);
     *a = (anchor){ strength, mu_alloc((size_t)n, sizeof(double)), mu_alloc((size_t)n, sizeof(double)) };
-    for (int d = 0; d < RARE; d++) tokens_in_all += b->kept[d].n;
     for (int d = 0; d < RARE; d++)
         for (int t = 0; t < b->kept[d].n; t++) {
             static tokens one;
@@ -166,7 +165,7 @@ anchor *anchor_new(nano *m, const buffer *b, double strength) {
             int64_t at = 0;
             for (mu_unit *u = mu_unit_next(m->ps, NULL); u; at += u->count, u = mu_unit_next(m->ps, u)) {
                 get_reals(m, mu_unit_grad(u), u->count, grad);
-                for (int64_t i = 0; i < u->count; i++) a->fisher[at + i] += grad[i] * grad[i] / (double)tokens_in_all;
+                for (int64_t i = 0; i < u->count; i++) a->fisher[at + i] += grad[i] * grad[i] / b->kept[d].n;
             }
         }
     int64_t at = 0;

@@ -50,7 +50,7 @@ def chart(rows, kind, arms):
     field, label = FIELDS[kind]
     found = [(arm, series(rows, arm, field)) for arm in arms]
     found = [(arm, s) for arm, s in found if s]
-    if not found:
+    if len(found) < 2:          # nothing to compare
         return ""
     a, b, c = (rows[0][k] for k in ("steps_a", "steps_b", "steps_c"))
     start = a // 3 if kind == "common" else 0         # the common loss falls from 3 nats at first

@@ -38,6 +38,8 @@ def read_rows(path):
 
 
 def arms_of(program):
+    if not os.path.exists(program):
+        sys.exit(f"run.py: there is no program {program}: build the target extinction_nano, or say where it is with --program")
     lines = subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.splitlines()
     return dict(line.split("\t", 1) for line in lines)
 
@@ -103,7 +105,7 @@ def add_derived(rows):
 
 COLUMNS = [("A_rare", "rare acc. A", 3), ("B_rare", "rare acc. B", 3), ("B_R", "R B", 3), ("B_R_worst", "worst R B", 3), ("C_rare", "rare acc. C", 3),
            ("A_common_excess", "common excess A", 4), ("B_common_excess", "common excess B", 4), ("B_max_vio", "MaxVio B", 2), ("B_dead", "dead B", 1),
-           ("restored_rare", "restored", 3), ("healed_rare", "healed", 3), ("savings", "savings C", 2), ("ms_per_step", "ms/step", 2)]
+           ("restored_rare", "restored", 3), ("healed_rare", "healed", 3), ("savings", "savings C", 2), ("cpu_ms_per_step", "CPU ms/step", 2)]
 
 
 def cell(rows, arm, key, digits):
@@ -133,7 +135,7 @@ def mark_e2(rows):
 
 def mark_e3(rows):
     R, worst, own = mean(rows, "ours", "B_R"), mean(rows, "ours", "B_R_worst"), mean(rows, "ours", "B_common_excess")
-    free, ms, plain = mean(rows, "loss_free", "B_common_excess"), mean(rows, "ours", "ms_per_step"), mean(rows, "gate_balancer", "ms_per_step")
+    free, ms, plain = mean(rows, "loss_free", "B_common_excess"), mean(rows, "ours", "cpu_ms_per_step"), mean(rows, "gate_balancer", "cpu_ms_per_step")
     learned = mean(rows, "ours_learned", "B_R")
     if not all_there(R, worst, own, free, ms, plain):
         return None

@@ -20,7 +20,7 @@ import json, sys
 rows = {r["arm"]: r for r in map(json.loads, open("before.jsonl"))}
 taken, mimic, kept = (rows[a] for a in ("gate_balancer", "mimic", "exempt_anchor"))
 again = {r["arm"]: r for r in map(json.loads, open("out/rows.jsonl"))}
-without_time = lambda r: {k: v for k, v in r.items() if k != "ms_per_step"}
+without_time = lambda r: {k: v for k, v in r.items() if k != "cpu_ms_per_step"}
 page = open("out/index.html").read()
 checks = {
     "until the drought the arms are the same run": all(taken[k] == r[k] for k in taken if k.startswith("A_") for r in (mimic, kept)),
@@ -29,6 +29,7 @@ checks = {
     "while the load is even and nothing is dead": taken["B_max_vio"] <= 0.1 and taken["B_dead"] == 0 and taken["B_max_vio"] < taken["A_max_vio"],
     "a copy of the busiest expert erases them": mimic["B_rare"] <= 0.15,
     "the restored expert knows them": mimic["restored_rare"] >= 0.6 * mimic["A_rare"],
+    "which leaves the common domains as they are": mimic["healed_common"] == mimic["restored_common"],
     "and more after healing": mimic["healed_rare"] >= mimic["restored_rare"],
     "exemption and anchor keep them": kept["B_rare"] >= 0.9 * kept["A_rare"] and kept["B_R"] >= 0.9,
     "at no cost for the common domains": kept["B_common_excess"] <= taken["B_common_excess"] + 0.01,
