@@ -34,13 +34,13 @@ static int64_t cells(const mu_expert_health *h) { return (int64_t)h->layers * h-
 void mu_expert_health_init(mu_expert_health *h, int layers, int experts) {
     MU_CHECK(h && layers >= 0 && experts >= 0, "states of %d layers with %d experts each", layers, experts);
     *h = (mu_expert_health){ .layers = layers, .experts = experts };
-    int64_t **arrays[] = { &h->state, &h->since, &h->below_dead, &h->below_starved, &h->leaving, &h->carried, &h->top };
+    int64_t **arrays[] = { &h->state, &h->since, &h->below_dead, &h->below_starved, &h->leaving, &h->carried, &h->top, &h->frozen, &h->reseeded };
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) *arrays[i] = mu_alloc((size_t)cells(h), sizeof(int64_t));
     h->top_criticality = mu_alloc((size_t)cells(h), sizeof(double));
 }
 
 void mu_expert_health_free(mu_expert_health *h) {
-    int64_t *arrays[] = { h->state, h->since, h->below_dead, h->below_starved, h->leaving, h->carried, h->top };
+    int64_t *arrays[] = { h->state, h->since, h->below_dead, h->below_starved, h->leaving, h->carried, h->top, h->frozen, h->reseeded };
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
     free(h->top_criticality);
     *h = (mu_expert_health){ 0 };
@@ -72,13 +72,14 @@ void mu_expert_health_state(mu_expert_health *h, const mu_option_domains *from, 
     const struct { const char *name; int64_t *data, max; } list[] = {
         { "state", h->state, MU_EXPERT_STATES - 1 }, { "since", h->since, step },  { "below_dead", h->below_dead, step },
         { "below_starved", h->below_starved, step }, { "leaving", h->leaving, step }, { "carried", h->carried, from->n },
-        { "top_domain", h->top, from->n },
+        { "top_domain", h->top, from->n },           { "frozen", h->frozen, MU_FROZEN_PAST }, { "reseeded", h->reseeded, step },
     };
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
         mu_state s = { .type = MU_STORE_I64, .n_dims = 2, .shape = { h->layers, h->experts }, .data = list[i].data, .min = 0,
                        .max = list[i].max, .for_training = true, .since = 4 };
         snprintf(s.name, sizeof s.name, "/state/experts/%s", list[i].name);
         if (list[i].data == h->carried || list[i].data == h->top) s.module = &r, s.set = rename_domains;
+        if (list[i].data == h->frozen || list[i].data == h->reseeded) s.since = 6;
         v->visit(v, &s);
     }
     mu_state criticality = { .name = "/state/experts/top_criticality", .type = MU_STORE_F64, .n_dims = 2, .shape = { h->layers, h->experts },

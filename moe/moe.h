@@ -342,7 +342,10 @@ typedef struct {
      * 1 + number (0: none); its criticality when that was noted. */
     int64_t *state, *since, *below_dead, *below_starved, *leaving, *carried, *top;
     double *top_criticality;
+    int64_t *frozen, *reseeded;             /* [layers, experts]: MU_FROZEN_NEVER, ...; the last step in which its weights were replaced, 0: never */
 } mu_expert_health;
+/* Of a frozen expert the weights, its row of the router and its selection bias do not change. PAST: it was frozen once. */
+enum { MU_FROZEN_NEVER, MU_FROZEN_NOW, MU_FROZEN_PAST };
 /* What one evaluation looks at; borrowed. NULL: not known, and rules that need it do not hold. */
 typedef struct {
     int domains;

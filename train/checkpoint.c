@@ -66,14 +66,32 @@ static void visit_number(mu_state_visitor *v, const char *name, int64_t value) {
     v->visit(v, &s);
 }
 
-/* The active steps of each expert in the load window bound the step counts of the optimizer. */
+void mu_train_state_freeze(mu_train_state *t) {
+    const mu_expert_health *h = &t->stats->health;
+    for (int i = 0; i < t->model->n_moe; i++) {
+        const mu_moe *m = &t->model->blocks[t->model->moe_layers[i]].moe;
+        mu_param *const parts[] = { m->gate_eFD, m->up_eFD, m->down_eDF };
+        for (int k = 0; k < 3; k++)
+            for (int n = 0; n < parts[k]->n_units; n++) {
+                mu_unit *u = &parts[k]->units[n];
+                bool frozen = h->frozen[(int64_t)i * h->experts + u->expert] == MU_FROZEN_NOW;
+                if (u->frozen != frozen) mu_unit_freeze(u, frozen);
+            }
+    }
+}
+
+/* The active steps of each expert in the load window bound the step counts of the optimizer; but not of one whose weights were replaced, or
+ * did not change for a time. */
 static void visit_optimizer(mu_train_state *t, mu_state_visitor *v) {
     const mu_load_window *w = &t->stats->window;
+    const mu_expert_health *h = &t->stats->health;
     int64_t n = (int64_t)w->layers * w->experts, *active = mu_alloc(2 * (size_t)n + 1, sizeof *active), *idle = active + n;
     for (int64_t i = 0; i < n; i++) {
         active[i] = mu_load_window_active_steps(w, (int)(i / w->experts), (int)(i % w->experts));
         idle[i] = w->held - active[i];
+        if (h->reseeded[i] || h->frozen[i]) active[i] = 0;
     }
+    mu_train_state_freeze(t);
     mu_optimizer_state(t->opt, &(mu_step_bounds){ t->step, active, idle }, v);
     free(active);
 }
@@ -151,7 +169,7 @@ static void load_one(mu_state_visitor *v, const mu_state *s) {
 /* Local; the caller agrees on the status. */
 static mu_status load_state(mu_train_state *t, const mu_manifest *m, bool training, bool tensors, mu_error *e) {
     reader r = { { load_one }, m, training, tensors, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)), { 0 }, MU_STATUS_OK, e };
-    t->step = m->step, t->parent = m->parent, t->ancestors = m->ancestors, t->origin = m->origin;
+    t->step = m->step, t->parent = m->parent, t->ancestors = m->ancestors, t->origin = m->origin, t->edits = m->edits;
     visit_all(t, &m->cfg, &r.v);
     if (r.status == MU_STATUS_OK && tensors) mu_params_refresh(t->model->params);
     for (int i = 0; i < m->n_shards; i++) r.status = mu_store_finish(r.stores[i], r.status, e);
@@ -270,7 +288,7 @@ static mu_status commit(const mu_train_state *t, const mu_config *cfg, const mu_
     snprintf(m->tokenizer, sizeof m->tokenizer, "%s", mu_tokenizer_name(texts->tokenizer));
     snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(texts->tokenizer));
     snprintf(m->fingerprint, sizeof m->fingerprint, "%s", texts->corpus.fingerprint);
-    m->vocab_size = t->model->vocab_size, m->val_split = texts->val_split, m->parent = t->parent, m->ancestors = t->ancestors, m->origin = t->origin;
+    m->vocab_size = t->model->vocab_size, m->val_split = texts->val_split, m->parent = t->parent, m->ancestors = t->ancestors, m->origin = t->origin, m->edits = t->edits;
     m->order_in_memory = mu_loader_is_order_in_memory(texts->loader);
     name_domains(m, &texts->corpus);
     m->config = mu_options_dump(&cfg->options, cfg);
@@ -581,7 +599,8 @@ mu_status mu_checkpoint_load(mu_train_state *t, const mu_manifest *m, const mu_t
 
 mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m, bool state, mu_error *e) {
     const mu_config *cfg = &m->cfg;
-    *s = (mu_checkpoint_shape){ .t = { .mesh = mu_mesh_alone(), .step = m->step, .parent = m->parent, .origin = m->origin } };
+    *s = (mu_checkpoint_shape){ .t = { .mesh = mu_mesh_alone(), .step = m->step, .parent = m->parent, .ancestors = m->ancestors, .origin = m->origin,
+                                          .edits = m->edits } };
     mu_train_state *t = &s->t;
     s->dev = mu_device_open(strcmp(m->dtype, mu_dtype_name(MU_DTYPE_F64)) ? "shape" : "shape-f64");
     t->model = mu_model_new(&cfg->model, &cfg->moe, m->vocab_size, 1, s->dev, t->mesh);
@@ -628,6 +647,70 @@ mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) {
     if (status == MU_STATUS_OK && tensors) status = load_state(&s.t, m, !m->weights_only, true, e);
     mu_checkpoint_shape_close(&s);
     return status;
+}
+
+/* ------------------------------------------------------------------ writing without a run */
+
+typedef struct {
+    mu_state_visitor v;
+    mu_state_fill *fill;
+    void *context;
+    mu_store *s;
+    scratch scratch;
+    mu_status status;
+    mu_error *e;
+} copier;
+
+static void copy_one(mu_state_visitor *v, const mu_state *s) {
+    copier *c = (copier *)v;
+    if (s->until || c->status != MU_STATUS_OK) return;
+    void *host = scratch_for(&c->scratch, s);
+    c->status = c->fill(c->context, s, host, c->e);
+    if (c->status == MU_STATUS_OK) c->status = mu_store_write(c->s, s->name, s->type, s->n_dims, s->shape, host, c->e);
+}
+
+static void list_tensors(mu_manifest *m, const mu_params *ps) {
+    free(m->tensors);
+    m->n_tensors = 0, m->tensors = mu_alloc((size_t)ps->n_global_units, sizeof *m->tensors);
+    for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
+        snprintf(m->tensors[m->n_tensors].name, sizeof m->tensors->name, "%s", u->name);
+        m->tensors[m->n_tensors++].shard = 0;
+    }
+}
+
+/* As `muster verify`. */
+static mu_status check_written(const char *folder, mu_error *e) {
+    mu_manifest m;
+    mu_status status = mu_manifest_read(&m, folder, e);
+    if (status == MU_STATUS_OK) status = mu_manifest_verify(&m, 0, 1, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_check(&m, true, e);
+    mu_manifest_free(&m);
+    return status;
+}
+
+mu_status mu_checkpoint_write(mu_checkpoint_shape *s, mu_manifest *m, const char *run, mu_state_fill *fill, void *context, mu_error *e) {
+    char *folder = mu_checkpoint_path(run, s->t.step);
+    m->ranks = m->ep = m->n_shards = 1;
+    m->shards = mu_realloc(m->shards, 1, sizeof *m->shards);
+    m->parent = s->t.parent, m->ancestors = s->t.ancestors, m->origin = s->t.origin, m->edits = s->t.edits, m->step = s->t.step;
+    mu_shard_name(0, m->shards[0].name);
+    list_tensors(m, s->t.model->params);
+    char *path = mu_format("%s/%s", folder, m->shards[0].name);
+    copier c = { .v = { copy_one }, .fill = fill, .context = context, .e = e };
+    c.status = mu_file_make_dirs(folder, e);
+    if (c.status == MU_STATUS_OK) c.status = fault_status(&s->t, "expert-checkpoint", e);
+    if (c.status == MU_STATUS_OK) c.status = mu_store_create(&c.s, path, e);
+    if (c.status == MU_STATUS_OK && m->weights_only) mu_model_state(s->t.model, DBL_MAX, &c.v);
+    else if (c.status == MU_STATUS_OK) visit_all(&s->t, &m->cfg, &c.v);
+    c.status = mu_store_finish(c.s, c.status, e);
+    if (c.status == MU_STATUS_OK) c.status = mu_file_hash(path, m->shards[0].hash, &m->shards[0].bytes, e);
+    if (c.status == MU_STATUS_OK) c.status = mu_manifest_write(m, folder, e);
+    if (c.status == MU_STATUS_OK) c.status = mu_file_sync(folder, e);
+    if (c.status == MU_STATUS_OK) c.status = check_written(folder, e);
+    free(c.scratch.memory);
+    free(path);
+    free(folder);
+    return c.status;
 }
 
 /* ------------------------------------------------------------------ compatibility on resume, and of a fork */

@@ -98,39 +98,29 @@ static mu_status copy_notes(const char *from, const char *to, mu_error *e) {
 
 /* ------------------------------------------------------------------ to Hugging Face */
 
-typedef struct {
-    mu_manifest m;
-    mu_store **stores;          /* [n_shards], each opened when it is first needed */
-} checkpoint;
-
+/* Selection biases are in the first shard. */
 static mu_status read_array(void *from, const char *name, mu_store_type type, int n_dims, const int64_t *shape, void *values, mu_error *e) {
-    checkpoint *c = from;
-    int shard = mu_manifest_find(&c->m, name);
-    if (shard < 0) shard = 0; /* selection biases are in the first */
-    char *path = mu_format("%s/%s", c->m.path, c->m.shards[shard].name);
-    mu_status status = c->stores[shard] ? MU_STATUS_OK : mu_store_open(&c->stores[shard], path, e);
-    if (status == MU_STATUS_OK) status = mu_store_read(c->stores[shard], name, type, n_dims, shape, values, e);
-    free(path);
-    return status;
+    mu_checkpoint_arrays *c = from;
+    return mu_checkpoint_array(c, name, mu_manifest_find(c->m, name) < 0 ? NULL : name, type, n_dims, shape, values, e);
 }
 
 /* run: where the checkpoint is. */
-static mu_status save_hf(arguments *a, checkpoint *c, const mu_tokenizer *t, const char *run, const char *folder, mu_error *e) {
+static mu_status save_hf(arguments *a, const mu_manifest *m, const mu_tokenizer *t, const char *run, const char *folder, mu_error *e) {
+    mu_checkpoint_arrays c;
     char *kept = mu_format("%s/%s", run, MU_HF_KEPT);
     mu_mesh *mesh = mu_mesh_alone();
     mu_device *shape = mu_device_open("shape");
-    mu_model *model = mu_model_new(&c->m.cfg.model, &c->m.cfg.moe, c->m.vocab_size, 1, shape, mesh);
-    mu_hf_export x = { .cfg = &c->m.cfg, .model = model, .tokenizer = t, .kept = mu_file_exists(kept) ? kept : NULL, .bf16 = a->bf16,
-                       .shard_bytes = a->shard_bytes, .read = read_array, .from = c };
+    mu_model *model = mu_model_new(&m->cfg.model, &m->cfg.moe, m->vocab_size, 1, shape, mesh);
+    mu_hf_export x = { .cfg = &m->cfg, .model = model, .tokenizer = t, .kept = mu_file_exists(kept) ? kept : NULL, .bf16 = a->bf16,
+                       .shard_bytes = a->shard_bytes, .read = read_array, .from = &c };
     const char *type;
-    c->stores = mu_alloc((size_t)c->m.n_shards, sizeof *c->stores);
+    mu_checkpoint_arrays_open(&c, m);
     mu_status status = mu_hf_save(folder, &x, &type, e);
-    for (int i = 0; i < c->m.n_shards; i++) status = mu_store_finish(c->stores[i], status, e);
+    status = mu_checkpoint_arrays_close(&c, status, e);
     if (status == MU_STATUS_OK) status = copy_notes(run, folder, e);
     if (status == MU_STATUS_OK)
-        a->done = mu_format("%s, step %lld -> %s: %s, %s, %lld parameters", c->m.path, (long long)c->m.step, a->out, type, a->bf16 ? "bf16" : "fp32",
-                 (long long)mu_model_measure(&c->m.cfg.model, &c->m.cfg.moe, c->m.vocab_size, 2).total);
-    free(c->stores);
+        a->done = mu_format("%s, step %lld -> %s: %s, %s, %lld parameters", m->path, (long long)m->step, a->out, type, a->bf16 ? "bf16" : "fp32",
+                 (long long)mu_model_measure(&m->cfg.model, &m->cfg.moe, m->vocab_size, 2).total);
     free(kept);
     mu_model_free(model);
     mu_device_close(shape);
@@ -139,20 +129,20 @@ static mu_status save_hf(arguments *a, checkpoint *c, const mu_tokenizer *t, con
 }
 
 static mu_status to_hf(arguments *a, mu_comm *world, const char *folder, mu_error *e) {
-    checkpoint c = { 0 };
+    mu_manifest m = { 0 };
     mu_tokenizer *t = NULL;
     bool found = false;
-    mu_status status = mu_checkpoint_find(world, a->in, &c.m, &found, e);
+    mu_status status = mu_checkpoint_find(world, a->in, &m, &found, e);
     if (status == MU_STATUS_OK && !found) status = mu_checkpoint_missing(a->in, e);
-    if (status == MU_STATUS_OK) status = mu_hf_holds(&c.m.cfg, e);
-    if (status == MU_STATUS_OK) status = mu_checkpoint_tokenizer_open(&t, &c.m, e);
+    if (status == MU_STATUS_OK) status = mu_hf_holds(&m.cfg, e);
+    if (status == MU_STATUS_OK) status = mu_checkpoint_tokenizer_open(&t, &m, e);
     if (status == MU_STATUS_OK) {
-        char *run = mu_checkpoint_run(&c.m);
-        status = save_hf(a, &c, t, run, folder, e);
+        char *run = mu_checkpoint_run(&m);
+        status = save_hf(a, &m, t, run, folder, e);
         free(run);
     }
     if (t) mu_tokenizer_close(t);
-    mu_manifest_free(&c.m);
+    mu_manifest_free(&m);
     return status;
 }
 

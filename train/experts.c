@@ -34,7 +34,7 @@ int mu_experts_judge(const mu_log_source *src, mu_expert_change *changes) {
     shares(src, share, present_share);
     mu_expert_evidence v = { .domains = src->corpus->n_domains, .step = s->step, .interval = src->cfg->stats.every,
                              .load = s->stats->window.total, .silence = silence, .share = share, .by_domain = s->stats->interval.by_domain,
-                             .present_share = present_share };
+                             .present_share = present_share, .reseeded = s->stats->health.reseeded };
     if (k->rounds) v.K = k->K, v.peak = k->peak, v.ce = k->ce, v.ce_best = k->ce_best, v.ce_ref = k->ce_ref;
     if (k->similarity_step) v.twin = k->twin, v.twin_of = k->twin_of;
     int n = mu_expert_health_update(&s->stats->health, &v, &src->cfg->stats, changes);

@@ -70,6 +70,11 @@ static mu_status load(mu_training *t, const mu_manifest *m, bool statistics, boo
     s->loader = NULL;
     mu_status status = mu_checkpoint_load(s, m, t->tokenizer, e);
     s->stats = own.stats, s->knowledge = own.knowledge, s->loader = own.loader;
+    if (stats) { /* what was done to an expert stays */
+        size_t n = (size_t)(layers * experts);
+        memcpy(s->stats->health.frozen, stats->health.frozen, n * sizeof(int64_t));
+        memcpy(s->stats->health.reseeded, stats->health.reseeded, n * sizeof(int64_t));
+    }
     mu_routing_stats_free(stats);
     mu_knowledge_free(known);
     if (status == MU_STATUS_OK && !statistics) mu_routing_stats_start_at(s->stats, m->step);

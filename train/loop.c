@@ -37,6 +37,36 @@ bool mu_training_gradients(mu_training *t, bool reduce, const volatile sig_atomi
     return true;
 }
 
+/* A frozen expert's row of the router: without gradient and momentum the update leaves it as it is. (Its weights are units of their own.) */
+static void hold_router_rows(const mu_train_state *s) {
+    const mu_expert_health *h = &s->stats->health;
+    for (int64_t i = 0; i < (int64_t)h->layers * h->experts; i++) {
+        if (h->frozen[i] != MU_FROZEN_NOW) continue;
+        const mu_moe *m = &s->model->blocks[s->model->moe_layers[i / h->experts]].moe;
+        const mu_unit *u = m->router_ED->units;
+        mu_device *dev = m->router_ED->tensor.dev;
+        int64_t row = i % h->experts * m->D;
+        dev->k->fill(dev, m->D, 0.0, mu_mat_values((mu_mat){ mu_unit_grad(u), dev->master, 1 }, row));
+        for (int slot = 0; slot < s->opt->rule->n_slots; slot++) {
+            void *values = mu_optimizer_slot(s->opt, u, slot);
+            if (values) dev->k->fill(dev, m->D, 0.0, mu_mat_values((mu_mat){ values, dev->master, 1 }, row));
+        }
+    }
+}
+
+/* Completes a valid step. The selection biases of frozen experts stay. */
+static void end_step(mu_training *t, bool update_bias) {
+    const mu_expert_health *h = &t->state.stats->health;
+    const mu_model *m = t->state.model;
+    int64_t n = (int64_t)h->layers * h->experts;
+    double *bias = mu_tape_alloc(t->tape, (size_t)(n + 1) * sizeof *bias);
+    for (int64_t i = 0; i < n; i++) bias[i] = m->blocks[m->moe_layers[i / h->experts]].moe.bias[i % h->experts];
+    mu_loss_end(t->loss, update_bias);
+    for (int64_t i = 0; i < n; i++)
+        if (h->frozen[i] == MU_FROZEN_NOW) m->blocks[m->moe_layers[i / h->experts]].moe.bias[i % h->experts] = bias[i];
+    mu_tape_reset(t->tape);
+}
+
 /* Reduces and clips the gradients, and updates the weights. */
 static void update(mu_training *t, double lr) {
     mu_optimizer *opt = t->state.opt;
@@ -44,6 +74,7 @@ static void update(mu_training *t, double lr) {
     mu_mat terms = mu_loss_terms(t->loss, &n);
     mu_activity_set("reducing gradients", -1, NULL);
     mu_grads_reduce(opt);
+    hold_router_rows(&t->state);
     mu_activity_set("clipping", -1, NULL);
     mu_grad_clip(opt, t->state.mesh->batch, t->cfg.optim.grad_clip, n, terms);
     mu_activity_set("optimizer", -1, NULL);
@@ -69,7 +100,7 @@ mu_step_result mu_training_step(mu_training *t, const volatile sig_atomic_t *sto
     r.stop = v.stop, r.finite = isfinite(v.loss) && isfinite(v.grad_norm);
     if (r.finite) {
         s->step++;
-        mu_loss_end(t->loss, (double)s->step <= 0.97 * (double)t->cfg.train.steps); /* selection biases are fixed at the end */
+        end_step(t, (double)s->step <= 0.97 * (double)t->cfg.train.steps); /* selection biases are fixed at the end */
     }
     r.seconds = mu_time() - start, r.comm_seconds = mu_mesh_seconds(s->mesh) - comm_start;
     return r;

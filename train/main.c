@@ -102,6 +102,27 @@ static const command commands[] = {
       "  --special TOKEN     a special token, instead of <|endoftext|>; the first ends a document\n"
       "  --text-key KEY      key of the text in the objects of .jsonl and .json files (default text)\n"
       "  --threads N         default: OMP_NUM_THREADS if set, else all cores" },
+    { "expert", mu_cmd_expert,
+      "list|archive|freeze|restore|reseed|duplicate|prune RUN_OR_CHECKPOINT [LAYER:EXPERT] [--out FOLDER] [--dry-run] [--force] [section.key=value ...]",
+      "Looks at the experts of a checkpoint, archives one, or writes a new checkpoint in which some are changed (docs/experts.md). The\n"
+      "source is never changed: FOLDER, a new one, gets the checkpoint, archives of what it overwrote, and a configuration with which\n"
+      "it trains on.\n\n"
+      "  list RUN                 state, load, domains, criticality and archives of every expert\n"
+      "  archive RUN L:E          a record of the expert in RUN/archive, or FOLDER: router row, weights, optimizer state, what it knows\n"
+      "  freeze RUN L:E           its weights, router row and selection bias do not change in training; --undo: they do again\n"
+      "  restore RUN L:E          brings it back from its best record in RUN/archive\n"
+      "      --from PATH          an archive file; or a run or checkpoint that still has the expert\n"
+      "      --slot L:E           in the place of another expert of the layer: a dead, duplicate or overwritten one\n"
+      "      --heal STEPS         then trains it alone for up to 100 steps; written only when its domain is known again and others lose nothing\n"
+      "  reseed RUN L:E           a dead expert becomes a split of the busiest one that carries no domain\n"
+      "  duplicate RUN L:E        a copy of the expert in the place of a dead one\n"
+      "      --slot L:E           that one\n"
+      "  prune RUN                removes experts of all MoE layers alike, but not the last carrier of a domain in a layer\n"
+      "      --keep N             experts that stay\n"
+      "      --by load|criticality   those with the highest load (default), or the highest criticality for any domain\n\n"
+      "  --dry-run                write nothing: the validation loss of every domain before and after\n"
+      "  --force                  replace or remove experts in any state\n\n"
+      "Overrides may name texts that have moved (data.train), data.val_fraction, train.device, train.dtype and train.threads." },
     { "convert", mu_cmd_convert, "IN OUT --to hf|muster [--dtype fp32|bf16] [--shard-size SIZE]",
       "Writes the weights of IN, a run, a checkpoint or a folder of Hugging Face, in the other format into the new folder OUT\n"
       "(docs/models.md says which models).\n\n"

@@ -62,6 +62,24 @@ void mu_lineage_write(mu_json *j, const mu_parent *p, const mu_ancestors *earlie
     mu_json_end(j, ']');
 }
 
+void mu_edits_write(mu_json *j, const mu_edits *list) {
+    if (!list->n) return;
+    mu_json_begin(j, "edits", '[');
+    for (int i = 0; i < list->n; i++) {
+        const mu_edit *x = &list->list[i];
+        mu_json_begin(j, NULL, '{');
+        mu_json_string(j, "what", x->what);
+        mu_json_int(j, "layer", x->layer);
+        mu_json_int(j, "expert", x->expert);
+        mu_json_string(j, "detail", x->detail);
+        mu_json_string(j, "checkpoint", x->checkpoint);
+        mu_json_int(j, "step", x->step);
+        mu_json_string(j, "manifest_hash", x->manifest_hash);
+        mu_json_end(j, '}');
+    }
+    mu_json_end(j, ']');
+}
+
 static void write_domains(mu_json *j, const mu_manifest *m) {
     mu_json_begin(j, "domains", '[');
     for (int i = 0; i < m->n_domains; i++) {
@@ -93,6 +111,7 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     if (m->n_domains) write_domains(&j, m);
     mu_lineage_write(&j, &m->parent, &m->ancestors);
     mu_origin_write(&j, &m->origin);
+    mu_edits_write(&j, &m->edits);
     mu_json_string(&j, "val_split", val_splits[m->val_split]);
     if (!m->order_in_memory) mu_json_string(&j, "order", computed);
     mu_json_string(&j, "config", m->config);
@@ -230,6 +249,23 @@ static bool read_lineage(mu_manifest *m, const json_t *root) {
     return true;
 }
 
+static bool read_edits(mu_manifest *m, const json_t *list) {
+    if (!list) return true;
+    if (!json_is_array(list) || json_array_size(list) > MU_EDITS) return false;
+    m->edits.n = (int)json_array_size(list);
+    for (int i = 0; i < m->edits.n; i++) {
+        const json_t *j = json_array_get(list, (size_t)i);
+        mu_edit *x = &m->edits.list[i];
+        x->layer = (int)read_integer(j, "layer", -1, INT32_MAX), x->expert = (int)read_integer(j, "expert", -1, INT32_MAX);
+        x->step = read_integer(j, "step", 0, m->step);
+        if (x->layer < -1 || x->expert < -1 || x->step < 0 || !copy_string(j, "what", x->what, sizeof x->what) ||
+            !copy_string(j, "detail", x->detail, sizeof x->detail) || !copy_string(j, "checkpoint", x->checkpoint, sizeof x->checkpoint) ||
+            !copy_hash(j, "manifest_hash", x->manifest_hash))
+            return false;
+    }
+    return true;
+}
+
 static bool read_val_split(mu_manifest *m, json_t *root, json_int_t version) {
     const json_t *value = json_object_get(root, "val_split");
     const char *name = value || version > 1 ? json_string_value(value) : val_splits[MU_VAL_TAIL];
@@ -266,7 +302,7 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
          !copy_hash(root, "tokenizer_fingerprint", m->tokenizer_fingerprint)) ||
         !copy_hash(root, "data_fingerprint", m->fingerprint) || !read_val_split(m, root, version) || !read_order(m, json_object_get(root, "order")) ||
         !read_domains(m, json_object_get(root, "domains")) || !read_lineage(m, root) ||
-        !read_origin(m, json_object_get(root, "init_from")) ||
+        !read_origin(m, json_object_get(root, "init_from")) || !read_edits(m, json_object_get(root, "edits")) ||
         !read_shards(m, json_object_get(root, "shards")) ||
         !read_tensors(m, json_object_get(root, "tensors")))
         return mu_error_set(e, MU_STATUS_DATA, "%s: a field is missing, out of its range or of the wrong type", path);

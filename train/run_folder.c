@@ -174,6 +174,7 @@ static mu_status write_run_json(const job_info *job, const process *all, mu_erro
     mu_json_int(&j, "resumed_from_step", job->state->step);
     mu_lineage_write(&j, &job->state->parent, &job->state->ancestors);
     mu_origin_write(&j, &job->state->origin);
+    mu_edits_write(&j, &job->state->edits);
     mu_json_begin(&j, "argv", '[');
     for (int i = 0; i < job->argc; i++) mu_json_string(&j, NULL, job->argv[i]);
     mu_json_end(&j, ']');

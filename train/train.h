@@ -66,6 +66,17 @@ typedef struct {
     int64_t step;                   /* of the checkpoint; 0: safetensors */
     char manifest_hash[33];         /* of the checkpoint; "": safetensors */
 } mu_origin;
+/* What `muster expert` did to a checkpoint, or to those before it: of more than MU_EDITS the latest, the last one last. */
+typedef struct {
+    char what[16];                  /* "restore", ... */
+    int layer, expert;              /* the model's layer number; -1: several */
+    char detail[256];               /* "expert 3 of archive/...", or "" */
+    char checkpoint[1024];          /* that was changed */
+    int64_t step;                   /* of it */
+    char manifest_hash[33];
+} mu_edit;
+enum { MU_EDITS = 16 };
+typedef struct { int n; mu_edit list[MU_EDITS]; } mu_edits;
 
 /* ------------------------------------------------------------------ the state of a run, as kept in checkpoints
  * Does not own its parts: the struct that contains it (mu_training, mu_inference, mu_checkpoint_shape) frees them
@@ -76,6 +87,7 @@ typedef struct {
     mu_parent parent;
     mu_origin origin;
     mu_ancestors ancestors;
+    mu_edits edits;
     mu_model *model;
     mu_optimizer *opt;              /* NULL: inference; only the weights are loaded */
     mu_routing_stats *stats;        /* NULL without an optimizer, like knowledge and loader */
@@ -167,7 +179,7 @@ bool mu_probe_measure(mu_probe *p, mu_knowledge *k, int64_t step);
 
 /* ------------------------------------------------------------------ checkpoints (checkpoint.c, manifest.c)
  * RUN/checkpoints/step-N/: manifest.json, shard-0000.h5, ... Committed by renaming step-N.tmp. */
-#define MU_CHECKPOINT_VERSION 5     /* of the format; raised by one when state is added or left out (mu_state.since, until) */
+#define MU_CHECKPOINT_VERSION 6     /* of the format; raised by one when state is added or left out (mu_state.since, until) */
 enum { MU_SHARD_NAME = 32 };
 typedef struct { char name[MU_SHARD_NAME]; int64_t bytes; char hash[33]; } mu_shard;
 void mu_shard_name(int shard, char name[MU_SHARD_NAME]);           /* shard-0000.h5 */
@@ -188,6 +200,7 @@ typedef struct {
     mu_parent parent;
     mu_origin origin;
     mu_ancestors ancestors;
+    mu_edits edits;
     int n_domains;                  /* 0 in checkpoints of older versions */
     struct { char name[64], fingerprint[33]; int64_t tokens; } *domains;
     mu_val_split val_split;
@@ -206,6 +219,7 @@ void mu_manifest_free(mu_manifest *m);
 /* "parent": {...}, "ancestors": [{...}, ...]; nothing for none */
 void mu_lineage_write(mu_json *j, const mu_parent *p, const mu_ancestors *earlier);
 void mu_origin_write(mu_json *j, const mu_origin *o);      /* "init_from": {...}, likewise */
+void mu_edits_write(mu_json *j, const mu_edits *list);     /* "edits": [{...}, ...], likewise */
 int  mu_manifest_find(const mu_manifest *m, const char *tensor);    /* shard, or -1 */
 /* The run folder of a checkpoint RUN/checkpoints/step-N, heap. Local. */
 char *mu_checkpoint_run(const mu_manifest *m);
@@ -287,6 +301,19 @@ mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m,
 void mu_checkpoint_shape_close(mu_checkpoint_shape *s);
 /* Hands every array that the checkpoint *m holds to the visitor: names, types and shapes, no values. Local. */
 mu_status mu_checkpoint_visit(const mu_manifest *m, mu_state_visitor *v, mu_error *e) MU_MUST_USE;
+/* The arrays of a checkpoint, read by name (checkpoint_arrays.c). `tensor`: in whose shard the array is; NULL: in the first. Shards are opened
+ * when they are first needed; close returns so_far, or if that is OK its own failure. Local. */
+typedef struct { const mu_manifest *m; mu_store **stores; } mu_checkpoint_arrays;
+void mu_checkpoint_arrays_open(mu_checkpoint_arrays *a, const mu_manifest *m);
+mu_status mu_checkpoint_array(mu_checkpoint_arrays *a, const char *name, const char *tensor, mu_store_type type, int n_dims, const int64_t *shape,
+                              void *values, mu_error *e) MU_MUST_USE;
+mu_status mu_checkpoint_arrays_close(mu_checkpoint_arrays *a, mu_status so_far, mu_error *e) MU_MUST_USE;
+/* Writes RUN/checkpoints/step-N, which must not exist: the arrays of `s`, in one shard, with the values that `fill` gives, and m as its manifest
+ * (whose shards, tensors, ranks and ep are set here). Checks the result as `muster verify` does. Local. */
+typedef mu_status mu_state_fill(void *context, const mu_state *s, void *host, mu_error *e);
+mu_status mu_checkpoint_write(mu_checkpoint_shape *s, mu_manifest *m, const char *run, mu_state_fill *fill, void *context, mu_error *e) MU_MUST_USE;
+/* Freezes and thaws the units of experts as t->stats->health says. Local. */
+void mu_train_state_freeze(mu_train_state *t);
 /* Checks the content of a checkpoint with valid hashes by loading it; without `tensors` only the state. MU_STATUS_DATA for
  * values that no run writes. Local. */
 mu_status mu_checkpoint_check(const mu_manifest *m, bool tensors, mu_error *e) MU_MUST_USE;
@@ -418,6 +445,7 @@ int mu_cmd_tokenize(int argc, char **argv);
 int mu_cmd_train_tokenizer(int argc, char **argv);
 int mu_cmd_convert(int argc, char **argv);
 int mu_cmd_stats(int argc, char **argv);
+int mu_cmd_expert(int argc, char **argv);
 /* ------------------------------------------------------------------ messages (messages.c)
  * Written to stderr; mu_report_error sets their rank. Local. */
 void mu_messages_start(void);

@@ -382,7 +382,7 @@ typedef struct { mu_state_visitor v; mu_expert_health *to; int n; } copier;
 static void copy(mu_state_visitor *visitor, const mu_state *s) {
     copier *c = (copier *)visitor;
     void *to[] = { c->to->state, c->to->since, c->to->below_dead, c->to->below_starved, c->to->leaving, c->to->carried, c->to->top,
-                      c->to->top_criticality };
+                      c->to->frozen, c->to->reseeded, c->to->top_criticality };
     mu_error e;
     assert_int_equal(mu_state_check(s, s->data, "memory", &e), MU_STATUS_OK);
     memcpy(to[c->n], s->data, E * sizeof(int64_t));

@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# expert.sh - muster expert: what it shows; every result trains on, verifies, evaluates and converts, with its lineage; the source stays as it
+# is; what must not be replaced is refused; an archive that cannot be written stops what would have overwritten the expert, and a kill at any
+# moment leaves earlier records whole.
+. "${MUSTER_SOURCE:?}/tests/train/train_lib.sh"
+
+# run CODE PATTERN ARGUMENT...: muster expert
+run() {
+    local code=$1 pattern=$2; shift 2
+    on 1 "$MUSTER" expert "$@"
+    local got=$?
+    [ "$got" = "$code" ] && grep -qE -- "$pattern" log && pass || fail "expert $*: exit code $got, expected $code and '$pattern'"
+}
+source_is_as_it_was() {
+    local now; now=$(cd "$run" && find . -path ./archive -prune -o -type f -print0 | sort -z | xargs -0 md5sum)
+    [ "$now" = "$was" ] && pass || fail "$1 changed $run"
+}
+# works FOLDER STEP EXPERTS: the result verifies, converts, and trains on
+works() {
+    expect 0 "verify $1" on 1 "$MUSTER" verify "$1"
+    expect 0 "eval $1" on 1 "$MUSTER" eval "$1"
+    expect 0 "convert $1" on 1 "$MUSTER" convert "$1" "$1.hf" --to hf
+    grep -q "\"n_routed_experts\": $3" "$1.hf/config.json" && pass || fail "$1.hf: not $3 experts"
+    expect 0 "train $1 on" on 1 "$MUSTER" train "$1/config.resolved.yaml" train.steps=$(($2 + 6))
+    says "train $1 on" "^resuming from .*step $2"
+    expect 0 "fork $1" train 1 "$1.fork" moe.num_experts="$3" $balance train.steps=$(($2 + 6)) --fork "$1/checkpoints/$(printf 'step-%08d' "$2")"
+    expect 0 "verify $1 later" on 1 "$MUSTER" verify "$1"
+    grep -q '"edits":\[{"what"' "$1/checkpoints/$(printf 'step-%08d' $(($2 + 6)))/manifest.json" && pass || fail "$1: no lineage after training"
+}
+
+balance="moe.balance=[expert_bias] moe.score_func=sigmoid moe.num_shared_experts=1"
+run=base
+ranks=1
+[ -n "${MPIEXEC:-}" ] && ranks=2
+expect 0 "the run" train $ranks base parallel.ep=$ranks train.steps=25 stats.every=5 stats.budget=0.5 checkpoint.every=20 $balance
+was=$(cd base && find . -type f -print0 | sort -z | xargs -0 md5sum)
+
+# ---------------------------------------------------------------- usage
+run 64 'list, archive, freeze' nothing base
+run 64 'did you mean restore' restor base 0:1 --out x
+run 64 'needs an expert' freeze base --out x
+run 64 'needs --out' freeze base 0:1
+run 64 'layer 7' freeze base 7:1 --out x
+run 64 'experts are 0 to 7' freeze base 0:8 --out x
+run 64 'works only in that layer' restore base 0:1 --slot 1:2 --out x
+run 64 'does not take' freeze base 0:1 --keep 3 --out x
+run 64 'exists' freeze base 0:1 --out base
+run 66 'no such run' freeze nowhere 0:1 --out x
+run 66 'has no archive' restore base 0:1 --out x
+run 66 'no such file' restore base 0:1 --from nowhere --out x
+run 65 'not a run folder' list .
+run 78 'only a dead one' reseed base 0:1 --out x
+run 64 'have 8 experts' prune base --keep 8 --out x
+run 64 'takes moe.top_k=2' prune base --keep 1 --out x
+run 64 'unknown option' prune base --fewer 1 --out x
+[ -e x ] && fail "a refused command left a folder" || pass
+source_is_as_it_was "what was refused"
+
+# ---------------------------------------------------------------- list and archive
+run 0 '^ +3 +(healthy|starved|dead)' list base
+run 0 'archive/layer_00/expert_003/step-00000025.h5' archive base 0:3
+run 0 'step-00000020.h5' archive base/checkpoints/step-00000020 0:3
+run 0 'archived at step 25 and before' list base
+run 0 'records/layer_01/expert_007' archive base 1:7 --out records
+source_is_as_it_was archive
+
+# ---------------------------------------------------------------- every operation
+run 0 'written: frozen' freeze base 0:3 --out frozen
+run 0 'frozen$' list frozen
+works frozen 25 8
+run 78 'frozen already' freeze frozen 0:3 --out x
+run 0 'written: thawed' freeze frozen 0:3 --undo --out thawed
+
+run 0 'written: reseeded' reseed base 0:2 --force --out reseeded
+ls reseeded/archive/layer_00/expert_002/step-00000025.h5 > /dev/null && pass || fail "the old expert was not archived"
+works reseeded 25 8
+run 0 'step 25' list reseeded/checkpoints/step-00000025
+says "re-seeded" '^ +2 +healthy .*replaced at step 25'
+run 0 'written: doubled' duplicate base 1:5 --slot 1:6 --force --out doubled
+works doubled 25 8
+run 0 'written: back' restore reseeded/checkpoints/step-00000025 0:2 --force --out back
+says "restored" 'relative error 0'
+works back 25 8
+run 0 'written: moved' restore base 0:3 --slot 0:4 --force --out moved
+run 0 'written: other' restore base 0:1 --from frozen --force --out other
+run 64 'holds expert 3 of layer 0' restore base 0:1 --from base/archive/layer_00/expert_003/step-00000025.h5 --force --out x
+echo "no HDF5" > bad.h5
+run 65 'bad.h5' restore base 0:1 --from bad.h5 --out x
+
+# a dry run writes nothing, and says the truth
+run 0 'mean, by their shares' reseed base 0:2 --force --dry-run
+predicted=$(awk '/mean, by/ { print $(NF-1) }' log)
+on 1 "$MUSTER" eval reseeded/checkpoints/step-00000025
+found=$(printf %.4f "$(grep -oE '[0-9.]+ nats/token' log | cut -d' ' -f1)")
+[ -n "$predicted" ] && [ "$predicted" = "$found" ] && pass || fail "predicted $predicted, the result has $found"
+
+run 0 'written: small' prune base --keep 5 --by criticality --out small
+[ "$(ls small/archive/layer_00 small/archive/layer_01 | grep -c expert)" = 6 ] && pass || fail "not every removed expert was archived"
+works small 25 5
+run 0 'after' prune base --keep 4 --dry-run
+source_is_as_it_was "surgery"
+
+# ---------------------------------------------------------------- healing
+run 64 'at most 100' restore base 0:3 --heal 101 --force --out x
+on 1 "$MUSTER" expert restore base 0:3 --heal 3 --force --out healed; code=$?
+[ $code = 0 ] || [ $code = 78 ] && pass || fail "healing: exit code $code"
+
+# ---------------------------------------------------------------- faults
+if [ "${MUSTER_HAS_FAULTS:-}" = 1 ]; then
+    record=base/archive/layer_00/expert_003/step-00000025.h5
+    cp $record whole.h5
+    for point in archive-open archive-middle archive-before-close archive-before-rename archive-compare expert-checkpoint; do
+        MUSTER_FAULT=$point:0:enospc run 74 'no space left|read back' reseed base 0:2 --force --out x
+        [ -e x ] && fail "$point: a result without an archive" || pass
+        ls -d x.tmp* > /dev/null 2>&1 && fail "$point: left $(ls -d x.tmp*)" || pass
+    done
+    for point in archive-open archive-middle archive-before-close archive-before-rename; do
+        MUSTER_FAULT=$point:0:kill on 1 "$MUSTER" expert archive base 0:3
+        [ $? -gt 128 ] && cmp -s $record whole.h5 && pass || fail "a kill at $point damaged the record"
+        MUSTER_FAULT=$point:0:kill on 1 "$MUSTER" expert reseed base 0:2 --force --out x
+        [ -e x ] && fail "a kill at $point left a result" || pass
+    done
+    rm -rf x.tmp*
+    run 0 'step-00000025.h5' archive base 0:3
+    source_is_as_it_was "faults"
+fi
+# a really full disk: no file may be larger than 8 KiB
+( ulimit -f 8; timeout 60 "$MUSTER" expert reseed base 0:2 --force --out x > log 2>&1 ); code=$?
+[ $code != 0 ] && [ ! -e x ] && pass || fail "a full disk: exit code $code"
+source_is_as_it_was "a full disk"
+finish

@@ -1,0 +1,83 @@
+/* mpi_units.c - an expert of a run is the same unit on every rank, whichever holds it, and with any ep the one in the checkpoint; and so are its
+ * samples. */
+#include "mpi_check.h"
+#include "train/surgery.h"
+#include "train/training.h"
+
+#include <setjmp.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char folder[] = "units-XXXXXX";
+static mu_error e;
+
+static void assert_ok(mu_status status) { check(status == MU_STATUS_OK, "status %d: %s", status, e.text); }
+
+static void compare_unit(const mu_training *t, mu_checkpoint_arrays *a, int layer, int expert) {
+    mu_expert_unit taken, read;
+    mu_comm *world = t->state.mesh->world;
+    mu_evaluation ev = { t->state.model, t->tape, &t->texts, t->state.mesh->batch, 4, { NULL, 1 }, NULL, NULL };
+    mu_expert_unit_take(&taken, &t->state, layer, expert);
+    assert_ok(mu_expert_unit_read(&read, a, layer, expert, &e));
+    check(mu_expert_unit_equal(&taken, &read), "layer %d, expert %d: not the unit of the checkpoint", layer, expert);
+    check(taken.steps[MU_PART_ROUTER] == 3, "%lld updates of the router", (long long)taken.steps[MU_PART_ROUTER]);
+    mu_expert_samples p = mu_expert_samples_collect(&ev, 1, &taken);
+    char mine[33], hex[33];
+    mu_hash128_hex(p.h, (size_t)(p.n * p.D) * sizeof *p.h, mine);
+    memcpy(hex, mine, sizeof hex);
+    mu_broadcast(world, 0, hex, sizeof hex);
+    check(!strcmp(mine, hex), "layer %d, expert %d: other samples than rank 0", layer, expert);
+    mu_expert_samples_free(&p);
+    mu_expert_unit_free(&taken);
+    mu_expert_unit_free(&read);
+}
+
+static void run(mu_mesh *mesh, int ep) {
+    mu_training t = { 0 };
+    char *text = mu_format("run: {dir: run%d, seed: 1}\n"
+                           "model: {hidden_size: 16, num_layers: 2, num_heads: 2, max_seq_len: 16}\n"
+                           "moe: {num_experts: 4, top_k: 2, moe_ffn_hidden_size: 8, balance: [expert_bias], score_func: sigmoid}\n"
+                           "data: {train: [{domain: a, path: synthetic}, {domain: b, path: synthetic}]}\n"
+                           "parallel: {ep: %d}\n"
+                           "train: {steps: 10, global_batch_size: 4, seq_len: 16, threads: 1}\n", ep, ep);
+    assert_ok(mu_config_load_text(&t.cfg, "test", text, 0, NULL, &e));
+    assert_ok(mu_training_open(&t, mesh, MU_VAL_DOCUMENTS_BY_HASH, &e));
+    for (int i = 0; i < 3; i++) check(mu_training_step(&t, NULL).finite, "step %d", i);
+    assert_ok(mu_checkpoint_save(&t.state, &t.cfg, &t.texts, &e));
+    mu_manifest m;
+    bool found;
+    assert_ok(mu_checkpoint_find(mesh->batch, t.cfg.run.dir, &m, &found, &e));
+    mu_checkpoint_arrays a;
+    mu_checkpoint_arrays_open(&a, &m);
+    for (int layer = 0; layer < 2; layer++)
+        for (int expert = 0; expert < 4; expert++) compare_unit(&t, &a, layer, expert);
+    assert_ok(mu_checkpoint_arrays_close(&a, MU_STATUS_OK, &e));
+    mu_manifest_free(&m);
+    mu_training_close(&t);
+    free(text);
+}
+
+static void units_are_the_same_on_every_rank(void **state) {
+    (void)state;
+    mu_comm *world = mu_comm_new(NULL);
+    if (world->rank == 0) check(mkdtemp(folder), "no folder");
+    mu_broadcast(world, 0, folder, sizeof folder);
+    check(!chdir(folder), "no folder %s", folder);
+    for (int ep = 1; ep <= world->size; ep *= 2) {
+        mu_mesh *mesh = mu_mesh_open(NULL, ep);
+        run(mesh, ep);
+        mu_mesh_close(mesh);
+    }
+    mu_barrier(world);
+    check(!chdir(".."), "no way back");
+    if (world->rank == 0) assert_ok(mu_file_remove_tree(folder, &e));
+    mu_comm_free(world);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = { cmocka_unit_test(units_are_the_same_on_every_rank) };
+    mpi_tests_begin(&argc, &argv);
+    return mpi_tests_end(cmocka_run_group_tests(tests, NULL, NULL));
+}
