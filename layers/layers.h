@@ -104,6 +104,11 @@ bool mu_layer_is_moe(const mu_moe_config *moe, int layer);
 /* Final normed activations [T, D] of tokens_T. routings: [n_moe], filled. With cx->cache, tokens_T continue the cached sequence
  * and are appended to the cache. Collective over the expert group. */
 mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens_T, mu_routing *routings);
+/* The same in parts, without a cache, for passes that begin between layers; routings: those of the whole model. The input of layer 0 (Local);
+ * the input of layer `end` from that of layer `first`, which is released (Collective over the expert group); the final norm (Local), likewise. */
+mu_tensor *mu_model_embed(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens_T, const mu_routing *routings);
+mu_tensor *mu_model_layers(const mu_model *m, mu_tape *tp, const mu_context *cx, int first, int end, mu_tensor *x_TD, mu_routing *routings);
+mu_tensor *mu_model_final_norm(const mu_model *m, mu_tape *tp, mu_tensor *x_TD);
 /* The first layer whose output is not finite in a forward pass; -1: the embedding, num_layers: the final norm, num_layers + 1:
  * none. For the message of a failing run. Collective over the expert group. */
 int mu_model_find_nonfinite(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens_T, mu_routing *routings);

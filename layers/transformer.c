@@ -193,21 +193,37 @@ static void check_batch(const mu_model *m, const mu_context *cx, const mu_tensor
     MU_CHECK(routings || !m->n_moe, "model: routings is NULL, but there are %d MoE layers", m->n_moe);
 }
 
-mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens,
-                            mu_routing *routings) {
+mu_tensor *mu_model_embed(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens, const mu_routing *routings) {
     check_batch(m, cx, tokens, routings);
     mu_tape_part(tp, "embedding and norms");
-    mu_tensor *x = embed(m, tp, tokens);
-    for (int layer = 0; layer < m->cfg.num_layers; layer++) {
+    return embed(m, tp, tokens);
+}
+
+mu_tensor *mu_model_layers(const mu_model *m, mu_tape *tp, const mu_context *cx, int first, int end, mu_tensor *x, mu_routing *routings) {
+    MU_CHECK(first >= 0 && first <= end && end <= m->cfg.num_layers, "model: layers %d to %d of %lld", first, end - 1,
+             (long long)m->cfg.num_layers);
+    for (int layer = 0; layer < end; layer++) {
         const mu_block *b = &m->blocks[layer];
-        x = block_forward(m, b, tp, cx, x, b->is_moe ? routings++ : NULL);
+        mu_routing *routing = b->is_moe ? routings++ : NULL;
+        if (layer >= first) x = block_forward(m, b, tp, cx, x, routing);
     }
-    if (cx->cache) cx->cache->length += cx->seq_len;
+    return x;
+}
+
+mu_tensor *mu_model_final_norm(const mu_model *m, mu_tape *tp, mu_tensor *x) {
     mu_tape_part(tp, "embedding and norms");
     mu_tensor *out = mu_rmsnorm(tp, x, &m->norm->tensor, m->cfg.rms_norm_eps);
     mu_release(tp, x);
     mu_tape_part(tp, NULL);
     return out;
+}
+
+mu_tensor *mu_model_forward(const mu_model *m, mu_tape *tp, const mu_context *cx, mu_tensor *tokens,
+                            mu_routing *routings) {
+    mu_tensor *x = mu_model_embed(m, tp, cx, tokens, routings);
+    x = mu_model_layers(m, tp, cx, 0, (int)m->cfg.num_layers, x, routings);
+    if (cx->cache) cx->cache->length += cx->seq_len;
+    return mu_model_final_norm(m, tp, x);
 }
 
 static bool is_finite(mu_tape *tp, const mu_tensor *x) {

@@ -26,7 +26,7 @@ static int64_t cell_of(const mu_knowledge *k, int layer, int expert, int domain)
 
 /* Its arrays: the address of the pointer, and the bytes. */
 typedef struct { void *at; size_t bytes; } part;
-enum { PARTS = 20 };
+enum { PARTS = 22 };
 static void *array_of(const part *p) {
     void *array;
     memcpy(&array, p->at, sizeof array);
@@ -35,9 +35,9 @@ static void *array_of(const part *p) {
 static void set_array(const part *p, void *array) { memcpy(p->at, &array, sizeof array); }
 #define PART(array, n) { (void *)&k->array, sizeof *k->array * (size_t)(n) }
 #define PARTS_OF(k) { \
-    PART(names, k->domains), PART(choices, k->domains), PART(K, cells(k)), PART(peak, cells(k)), PART(at, cells(k)), PART(n, cells(k)), \
+    PART(names, k->domains), PART(choices, k->domains), PART(pass, k->layers), PART(K, cells(k)), PART(peak, cells(k)), PART(at, cells(k)), PART(n, cells(k)), \
     PART(ce, k->domains), PART(ce_best, k->domains), PART(ce_ref, k->domains), PART(tokens, k->domains), PART(twin, rows(k)), \
-    PART(twin_of, rows(k)), PART(similarity, k->layers), PART(cka, k->layers), PART(flip_rate, k->layers), PART(vocabulary, k->layers), \
+    PART(twin_of, rows(k)), PART(similarity, k->layers), PART(cka, k->layers), PART(margins, k->layers), PART(flip_rate, k->layers), PART(vocabulary, k->layers), \
     PART(ids, n_ids(k)), PART(landmark_step, MU_LANDMARKS), PART(landmark_ids, MU_LANDMARKS * n_ids(k)), \
     PART(saturation, MU_LANDMARKS * k->layers) }
 
@@ -52,7 +52,7 @@ mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_opti
     for (int d = 0; d < domains->n; d++) k->choices[d] = experts;
     for (int64_t i = 0; i < rows(k); i++) k->twin_of[i] = -1;
     for (int64_t i = 0; i < n_ids(k); i++) k->ids[i] = -1;
-    for (int i = 0; i < layers; i++) k->flip_rate[i] = k->vocabulary[i] = NAN;
+    for (int i = 0; i < layers; i++) k->pass[i] = 1, k->flip_rate[i] = k->vocabulary[i] = NAN;
     for (int i = 0; i < layers * MU_LANDMARKS; i++) k->saturation[i] = NAN;
     return k;
 }
@@ -257,12 +257,12 @@ bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int dom
     return 2 * n * k->experts >= 3 * k->top_k * k->tokens[domain] || (double)k->K[cell] >= CRITICAL;
 }
 
-/* Tokens of the screened domains of an expert. */
+/* Tokens of the screened domains of an expert, less for a pass that does not run all layers. */
 static int64_t cost_of(const mu_knowledge *k, int64_t row) {
     int64_t tokens = 0;
     for (int d = 0; d < k->domains; d++)
         if (mu_knowledge_screened(k, (int)(row / k->experts), (int)(row % k->experts), d)) tokens += k->tokens[d];
-    return tokens;
+    return (int64_t)ceil((double)tokens * k->pass[row / k->experts]);
 }
 
 int64_t mu_knowledge_choose(mu_knowledge *k, int64_t *chosen) {

@@ -528,6 +528,7 @@ typedef struct {
     char (*names)[64];              /* of the domains */
     int *choices;                   /* [domains]: experts that its tokens may choose; all but with moe.force_domains (not state) */
     int64_t step, rounds;           /* of the last measurement (0: none yet); number of measurements */
+    double *pass;                   /* [layers]: cost of a pass with an expert of the layer masked, over that of a whole pass; 1 (not state) */
     int64_t earned_step, credit;    /* until this step training has paid; tokens of the probe that may still be forwarded */
     int64_t next;                   /* whose turn it is: layer * experts + expert */
     /* [layers, experts, domains], 32 bits each: there can be a million. Nats per token, as last measured, 0: never; the largest ever, at
@@ -549,6 +550,7 @@ typedef struct {
     int64_t *tokens;                /* [domains]: tokens of the probe */
     double *saturation;             /* [layers, MU_LANDMARKS]: share of the choices of a landmark that are the same now, as sets; NAN: unknown */
     double *flip_rate, *vocabulary; /* [layers]: share of choices that changed since the measurement before; vocabulary
+    mu_margins *margins;            /* [layers]: sums over the tokens, where they were wanted */
                                      * specialisation; NAN: unknown */
 } mu_knowledge;
 mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_option_domains *domains);
@@ -569,7 +571,7 @@ void mu_knowledge_begin(mu_knowledge *k, int64_t step, const int64_t *n, const i
  * least 0.01 nats and it gets some. Never when no other expert could be chosen. */
 bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int domain);
 /* The next experts with screened domains, whose passes cost no more than the credit; each pass costs the tokens of those
- * domains. cells: [layers * experts], layer * experts + expert. Returns their number. */
+ * domains, as far as it repeats layers (`pass`). cells: [layers * experts], layer * experts + expert. Returns their number. */
 int64_t mu_knowledge_choose(mu_knowledge *k, int64_t *cells);
 /* nll: sum over the domain's probe with the expert masked; base: without. */
 void mu_knowledge_set(mu_knowledge *k, int layer, int expert, int domain, double nll, double base);

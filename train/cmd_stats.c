@@ -54,7 +54,7 @@ typedef struct {
     const mu_inference *o;
     const mu_texts *texts;
     const mu_knowledge *all, *probe;
-    int64_t probe_tokens;
+    int64_t tokens, probe_tokens;   /* of all domains */
     int64_t *of_expert, *of_domain, *of_layer;  /* [layers, experts], [layers, domains], [layers]: sums of all's counts */
 } results;
 
@@ -203,8 +203,18 @@ static void print_layers(const results *r) {
         else printf(" %11s\n", "too few");
     }
     free(n_ED);
-    printf("mutual information of domain and expert in nats, and normalised (0: experts ignore domains); vocabulary: specialisation on token ids. Router\n"
-           "entropy, margins and gradients are measured in training only (metrics.jsonl)\n");
+    printf("mutual information of domain and expert in nats, and normalised (0: experts ignore domains); vocabulary: specialisation on token ids\n");
+}
+
+static void print_routers(const results *r) {
+    const mu_knowledge *k = r->all;
+    double tokens = MU_MARGIN_UNIT * (double)r->tokens;
+    printf("\n%-8s %15s %14s %16s\n", "layer", "router entropy", "top-1 margin", "boundary margin");
+    for (int layer = 0; layer < k->layers; layer++)
+        printf("%-8d %15.4f %14.4f %16.4f\n", layer_id(r, layer), (double)k->margins[layer].entropy / tokens, (double)k->margins[layer].top / tokens,
+               (double)k->margins[layer].boundary / tokens);
+    printf("means over tokens. Entropy of the scores in nats, at most %.4f; largest logit minus the second; score of the last chosen expert minus\n"
+           "that of the best other\n", log((double)k->experts));
 }
 
 static void print_similarity(const results *r) {
@@ -221,14 +231,14 @@ static void print_similarity(const results *r) {
 }
 
 static void print_results(results *r) {
-    int64_t tokens = 0;
     add_up(r);
-    for (int d = 0; d < r->all->domains; d++) tokens += r->all->tokens[d];
+    for (int d = 0; d < r->all->domains; d++) r->tokens += r->all->tokens[d];
     mu_print("%s, step %lld: %d domain%s, %lld tokens\n", r->o->source.m.path, (long long)r->o->source.m.step, r->all->domains,
-             r->all->domains == 1 ? "" : "s", (long long)tokens);
+             r->all->domains == 1 ? "" : "s", (long long)r->tokens);
     print_domains(r);
     print_loads(r);
     print_layers(r);
+    print_routers(r);
     print_pairs(r);
     print_similarity(r);
     free_sums(r);
@@ -246,7 +256,7 @@ static void measure(mu_inference *o, const mu_texts *texts, const mu_option_doma
     const mu_mesh *mesh = o->state.mesh;
     mu_evaluation ev = { .model = o->state.model, .tape = o->tape, .texts = texts, .batch = mesh->batch, .at_once = AT_ONCE };
     mu_knowledge *all = knowledge_of(o, list), *k = knowledge_of(o, list);
-    mu_probe *whole = mu_probe_new(&ev, INT64_MAX), *probe = mu_probe_new(&ev, o->cfg.stats.probe_tokens);
+    mu_probe *whole = mu_probe_new(&ev, INT64_MAX, 0), *probe = mu_probe_new(&ev, o->cfg.stats.probe_tokens, MU_PROBE_KEEP_BYTES);
     int64_t step = o->source.m.step > 0 ? o->source.m.step : 1;
     mu_model_name_domains(o->state.model, list);
     mu_probe_count(whole, all, step);

@@ -2,7 +2,10 @@
  * domain that leaves the training data keeps its probe.
  *
  * The unit of work is a sequence with one expert masked, or none. Work is divided over the ranks by sequence; each sum over a
- * sequence is made on one rank, in order, and sequences are added in order: results are the same bits for any number of ranks. */
+ * sequence is made on one rank, in order, and sequences are added in order: results are the same bits for any number of ranks.
+ *
+ * Below the layer of the masked expert nothing changes. So the pass without a mask keeps the inputs of MoE layers, and the passes with a
+ * mask go on from there: the same bits with fewer layers to run. */
 #include "train/train.h"
 
 #include <math.h>
@@ -32,9 +35,14 @@ struct mu_probe {
     /* routing of the whole probe, nothing masked */
     int64_t *counts, *top1;     /* [L, E, domains], [L, n_slots, E] */
     int32_t *ids;               /* [L, domains * sampled, K]: id + 1, 0: none */
+    mu_margins *margins;        /* [L], borrowed; NULL: not wanted */
     /* for the similarity of experts: inputs of the MoE layers for R tokens, evenly spread */
     int64_t R, D;
     double *x;                  /* [L, R, D] */
+    /* during a measurement: the residual stream before kept_layers MoE layers from first_kept on, in the compute dtype */
+    int64_t keep_bytes;         /* at most */
+    int first_kept, kept_layers;
+    unsigned char *kept;        /* [kept_layers, n, S, D] */
 };
 
 /* All experts process R rows, which costs as much as R E / K tokens of the forward pass or less, and comparing the outputs as much
@@ -48,6 +56,35 @@ static int64_t similarity_rows(const mu_probe *p) {
 static int64_t similarity_cost(const mu_probe *p) {
     int64_t cost = 2 * p->R * p->E / p->K, most = p->n * p->S;
     return cost < most ? cost : most;
+}
+
+/* ------------------------------------------------------------------ where passes with a mask begin */
+
+static size_t kept_bytes(const mu_probe *p) { return (size_t)(p->S * p->D) * mu_dtype_size(mu_tape_device(p->ev.tape)->compute); } /* a sequence */
+
+/* All MoE layers; or as many as fit, from the one whose turn it is. The same for any number of ranks. */
+static void keep_layers(mu_probe *p, const mu_knowledge *k) {
+    size_t layer = kept_bytes(p) * (size_t)p->n;
+    int64_t room = p->keep_bytes / (int64_t)layer;
+    p->first_kept = room >= p->L ? 0 : (int)(k->next / p->E) % p->L;
+    p->kept_layers = room < p->L - p->first_kept ? (int)room : p->L - p->first_kept;
+    p->kept = mu_alloc(layer * (size_t)p->kept_layers + sizeof(int32_t), 1);
+}
+
+static int64_t kept_values(const mu_probe *p) { return (int64_t)((kept_bytes(p) * (size_t)(p->n * p->kept_layers) + 3) / sizeof(int32_t)); }
+
+/* Which kept layer passes with an expert of this MoE layer masked begin with; NONE: the embedding. */
+static int begins_at(const mu_probe *p, int64_t moe_layer) {
+    int64_t i = moe_layer - p->first_kept;
+    return i < 0 || !p->kept_layers ? NONE : i < p->kept_layers ? (int)i : p->kept_layers - 1;
+}
+static int layer_of(const mu_probe *p, int kept) { return kept == NONE ? 0 : p->ev.model->moe_layers[p->first_kept + kept]; }
+
+/* Cost of such a pass over that of a whole one, by FLOPs: as if all layers were alike. */
+static double pass_cost(const mu_probe *p, int moe_layer) {
+    const mu_model *m = p->ev.model;
+    double all = mu_model_measure(&m->cfg, &m->moe_cfg, m->vocab_size, p->S).train_flops, head = 6.0 * (double)m->vocab_size * (double)p->D;
+    return 1 - (1 - head / all) * layer_of(p, begins_at(p, moe_layer)) / (double)m->cfg.num_layers;
 }
 
 static int64_t sampled(const mu_probe *p) { return mu_knowledge_sampled(p->L, p->domains, p->K); }
@@ -85,11 +122,11 @@ static void find_frequent_ids(mu_probe *p) {
     free(seen);
 }
 
-mu_probe *mu_probe_new(const mu_evaluation *ev, int64_t tokens) {
+mu_probe *mu_probe_new(const mu_evaluation *ev, int64_t tokens, int64_t keep_bytes) {
     const mu_model *m = ev->model;
     mu_probe *p = mu_alloc(1, sizeof *p);
     *p = (mu_probe){ .ev = *ev, .L = m->n_moe, .E = m->moe_cfg.num_experts, .K = m->moe_cfg.top_k, .S = ev->texts->seq_len,
-                     .domains = ev->texts->corpus.n_domains };
+                     .domains = ev->texts->corpus.n_domains, .keep_bytes = keep_bytes };
     p->per_domain = tokens > p->S ? tokens / p->S : 1;
     int64_t all = 0;
     for (int d = 0; d < p->domains; d++) all += sequences_of(p, d);
@@ -162,10 +199,21 @@ static void count_sequence(mu_probe *p, int layer, int sequence, const int32_t *
     sample_ids(p, layer, sequence, ids_SK);
 }
 
+static void add_margins(mu_probe *p, int layer, int64_t n) {
+    const mu_routing *r = &p->routings[layer];
+    mu_device *dev = mu_tape_device(p->ev.tape);
+    mu_margins sums = { 0 };
+    mu_tensor *t = mu_tensor_ints(p->ev.tape, MU_DTYPE_I64, 3, &sums);
+    dev->k->route_margins(dev, n * p->S, p->E, p->K, r->sigmoid, MU_MARGIN_UNIT, mu_data(r->scores_TE), mu_data(r->bias_E), mu_data(r->ids_TK), mu_data(t));
+    mu_tensor_read(t, &sums);
+    p->margins[layer].entropy += sums.entropy, p->margins[layer].top += sums.top, p->margins[layer].boundary += sums.boundary;
+}
+
 static void note_routing(mu_probe *p, const item *const *batch, int64_t n) {
     int32_t *ids = mu_tape_alloc(p->ev.tape, sizeof *ids * (size_t)(n * p->S * p->K + 1));
     for (int layer = 0; layer < p->L; layer++) {
         mu_tensor_read(p->routings[layer].ids_TK, ids);
+        if (p->margins) add_margins(p, layer, n);
         for (int64_t i = 0; i < n; i++)
             count_sequence(p, layer, batch[i]->sequence, p->inputs + i * p->S, ids + i * p->S * p->K);
     }
@@ -199,8 +247,39 @@ static void keep_inputs(void *arg, int layer, const mu_tensor *x_TD) {
     free(all);
 }
 
+/* Rows of the batch's sequences, to or from the kept inputs of a layer. */
+static void keep(mu_probe *p, int kept, const item *const *batch, int64_t n, const mu_tensor *x_TD) {
+    size_t bytes = kept_bytes(p);
+    unsigned char *rows = mu_tape_alloc(p->ev.tape, bytes * (size_t)n + 1);
+    mu_tensor_read(x_TD, rows);
+    for (int64_t i = 0; i < n; i++) memcpy(p->kept + (size_t)(kept * p->n + batch[i]->sequence) * bytes, rows + (size_t)i * bytes, bytes);
+}
+static mu_tensor *kept_input(const mu_probe *p, int kept, const item *const *batch, int64_t n) {
+    size_t bytes = kept_bytes(p);
+    unsigned char *rows = mu_tape_alloc(p->ev.tape, bytes * (size_t)n + 1);
+    for (int64_t i = 0; i < n; i++) memcpy(rows + (size_t)i * bytes, p->kept + (size_t)(kept * p->n + batch[i]->sequence) * bytes, bytes);
+    mu_tensor *x = mu_tensor_2d(p->ev.tape, n * p->S, p->D);
+    mu_tensor_write(x, rows);
+    return x;
+}
+
+/* The final activations: from the embedding on (begin NONE), keeping what is to be kept, or from a kept layer. */
+static mu_tensor *forward(mu_probe *p, const mu_context *cx, const item *const *batch, int64_t n, int begin, bool masked) {
+    const mu_model *m = p->ev.model;
+    mu_tape *tp = p->ev.tape;
+    mu_tensor *ids = mu_tensor_ints(tp, MU_DTYPE_I32, n * p->S, p->inputs);
+    mu_tensor *x = begin == NONE ? mu_model_embed(m, tp, cx, ids, p->routings) : kept_input(p, begin, batch, n);
+    int at = layer_of(p, begin);
+    for (int i = 0; i < p->kept_layers && !masked; i++) {
+        x = mu_model_layers(m, tp, cx, at, layer_of(p, i), x, p->routings);
+        at = layer_of(p, i);
+        keep(p, i, batch, n, x);
+    }
+    return mu_model_final_norm(m, tp, mu_model_layers(m, tp, cx, at, (int)m->cfg.num_layers, x, p->routings));
+}
+
 /* Adds up the cross-entropies of each sequence; *nll[i]: of batch[i]. */
-static void run_batch(mu_probe *p, const item *const *batch, int64_t n, double *const *nll, bool routing) {
+static void run_batch(mu_probe *p, const item *const *batch, int64_t n, double *const *nll, int begin, bool masked) {
     mu_tape *tp = p->ev.tape;
     int32_t *domains = mu_tape_alloc(tp, sizeof *domains * (size_t)(n + 1));
     for (int64_t i = 0; i < n; i++) {
@@ -211,30 +290,39 @@ static void run_batch(mu_probe *p, const item *const *batch, int64_t n, double *
     mu_context cx = { .mode = MU_MODE_EVAL, .n_sequences = n, .seq_len = p->S, .domains = domains, .expert_mask = mask_of(p, batch, n) };
     watched w = { p, batch, n };
     if (p->x) cx.moe_input = keep_inputs, cx.moe_input_arg = &w;
-    mu_tensor *ids = mu_tensor_ints(tp, MU_DTYPE_I32, n * p->S, p->inputs), *token_nll;
-    mu_tensor *targets = mu_tensor_ints(tp, MU_DTYPE_I32, n * p->S, p->targets);
-    mu_tensor *x = mu_model_forward(p->ev.model, tp, &cx, ids, p->routings);
+    mu_tensor *targets = mu_tensor_ints(tp, MU_DTYPE_I32, n * p->S, p->targets), *token_nll;
+    mu_tensor *x = forward(p, &cx, batch, n, begin, masked);
     mu_model_head_loss(p->ev.model, tp, x, targets, 1.0, &token_nll);
     mu_tensor_get(token_nll, p->token_nll);
     for (int64_t i = 0; i < n; i++)
         for (int64_t t = 0; t < p->S; t++) *nll[i] += p->token_nll[i * p->S + t];
-    if (routing) note_routing(p, batch, n);
+    if (!masked) note_routing(p, batch, n);
     mu_tape_reset(tp);
+}
+
+/* Items that run in one round: up to `most` whose passes begin alike, since the ranks of an expert group run each layer together. */
+static int64_t round_of(const mu_probe *p, const item *items, int64_t n, int64_t most, int *begin) {
+    *begin = items->masked == NONE ? NONE : begins_at(p, items->masked / p->E);
+    int64_t i = 1;
+    while (i < n && i < most && (items[i].masked == NONE ? NONE : begins_at(p, items[i].masked / p->E)) == *begin) i++;
+    return i;
 }
 
 /* nll[i]: the sum of cross-entropies of items[i], on every rank. All ranks run the same number of batches, empty ones included:
  * the ranks of an expert group exchange tokens in each. Collective over the batch. */
-static void run(mu_probe *p, const item *items, int64_t n, double *nll, bool routing) {
+static void run(mu_probe *p, const item *items, int64_t n, double *nll, bool masked) {
     mu_comm *c = p->ev.batch;
-    int64_t at_once = p->ev.at_once, per_round = at_once * c->size;
+    int64_t at_once = p->ev.at_once, now;
     const item **batch = mu_alloc((size_t)at_once, sizeof *batch);
     double **sums = mu_alloc((size_t)at_once, sizeof *sums);
     memset(nll, 0, sizeof *nll * (size_t)n);
-    for (int64_t first = 0; first < n; first += per_round) {
+    for (int64_t first = 0; first < n; first += now) {
         int64_t mine = 0;
-        for (int64_t i = first + c->rank; i < n && mine < at_once; i += c->size, mine++) batch[mine] = &items[i], sums[mine] = &nll[i];
+        int begin;
+        now = round_of(p, items + first, n - first, at_once * c->size, &begin);
+        for (int64_t i = first + c->rank; i < first + now; i += c->size, mine++) batch[mine] = &items[i], sums[mine] = &nll[i];
         mu_activity_set("measuring what experts know", -1, NULL);
-        run_batch(p, batch, mine, sums, routing);
+        run_batch(p, batch, mine, sums, begin, masked);
     }
     mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_F64, nll, n); /* all but one summand are 0 */
     free(batch);
@@ -297,11 +385,13 @@ static void measure_unmasked(mu_probe *p, mu_knowledge *k, int64_t step, bool co
     memset(p->top1, 0, sizeof *p->top1 * (size_t)n_top1);
     memset(p->ids, 0, sizeof *p->ids * (size_t)n_ids(p));
     if (compare) p->x = mu_alloc((size_t)(p->L * p->R * p->D), sizeof *p->x);
-    run(p, items, p->n, p->nll, true);
+    run(p, items, p->n, p->nll, false);
+    mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I32, p->kept, kept_values(p)); /* the bytes; all but one summand are 0 */
     mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, p->counts, n_counts);
     mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I64, p->top1, n_top1);
     mu_all_reduce(c, MU_REDUCE_SUM, MU_DTYPE_I32, p->ids, n_ids(p));
     for (int64_t i = 0; i < n_ids(p); i++) p->ids[i]--;
+    for (int layer = 0; layer < p->L; layer++) k->pass[layer] = pass_cost(p, layer);
     for (int d = 0; d < p->domains; d++) {
         sums[d] = domain_sum(p, p->nll, d);
         k->choices[d] = choices_of(p, d);
@@ -335,7 +425,7 @@ static void measure_criticality(mu_probe *p, mu_knowledge *k) {
     int64_t n_cells = mu_knowledge_choose(k, cells);
     item *items = masked_items(p, k, cells, n_cells, &n);
     double *nll = mu_alloc((size_t)n, sizeof *nll);
-    run(p, items, n, nll, false);
+    run(p, items, n, nll, true);
     for (int64_t i = 0; i < n;) { /* items of one expert and domain follow one another */
         int d = p->domain[items[i].sequence];
         int64_t cell = items[i].masked;
@@ -351,7 +441,11 @@ static void measure_criticality(mu_probe *p, mu_knowledge *k) {
 void mu_probe_count(mu_probe *p, mu_knowledge *k, int64_t step) {
     bool recording = mu_tape_recording(p->ev.tape);
     mu_tape_record(p->ev.tape, false);
+    memset(k->margins, 0, sizeof *k->margins * (size_t)k->layers);
+    p->margins = k->margins;
     measure_unmasked(p, k, step, false);
+    mu_all_reduce(p->ev.batch, MU_REDUCE_SUM, MU_DTYPE_I64, k->margins, 3 * (int64_t)k->layers);
+    p->margins = NULL;
     mu_tape_record(p->ev.tape, recording);
 }
 
@@ -360,8 +454,12 @@ bool mu_probe_measure(mu_probe *p, mu_knowledge *k, int64_t step) {
     if (!mu_knowledge_affords(k, mu_probe_tokens(p))) return false;
     bool recording = mu_tape_recording(p->ev.tape);
     mu_tape_record(p->ev.tape, false);
+    bool masks = p->L && !moe->force_balanced && !moe->force_skew; /* a forced choice knows no mask */
+    if (masks) keep_layers(p, k);
     measure_unmasked(p, k, step, mu_knowledge_compares(k));
-    if (p->L && !moe->force_balanced && !moe->force_skew) measure_criticality(p, k); /* a forced choice knows no mask */
+    if (masks) measure_criticality(p, k);
+    free(p->kept);
+    p->kept = NULL, p->kept_layers = 0;
     mu_knowledge_end(k, mu_probe_tokens(p));
     mu_tape_record(p->ev.tape, recording);
     return true;

@@ -42,7 +42,7 @@ mu_status mu_recorder_open(mu_recorder **out, mu_training *t, mu_lock *lock, int
     r->protected = mu_alloc((size_t)(t->state.model->n_moe * t->cfg.moe.num_experts), sizeof *r->protected);
     if (t->cfg.stats.every && t->cfg.stats.budget > 0 && t->state.model->n_moe) {
         mu_evaluation ev = evaluation(t);
-        r->probe = mu_probe_new(&ev, t->cfg.stats.probe_tokens);
+        r->probe = mu_probe_new(&ev, t->cfg.stats.probe_tokens, MU_PROBE_KEEP_BYTES);
     }
     bool root = mu_mesh_writes_shared(t->state.mesh);
     mu_status status = root ? mu_metrics_open(&r->metrics, &r->source, e) : MU_STATUS_OK;

@@ -168,11 +168,13 @@ double mu_evaluate(const mu_evaluation *ev, int64_t most, mu_domain_loss *result
 /* ------------------------------------------------------------------ what experts know (probe.c, metrics_knowledge.c) */
 typedef struct mu_probe mu_probe;
 /* The probe: the first sequences of each domain (mu_texts_sequences), of about `tokens` tokens (stats.probe_tokens), at least one where there
- * are any. `ev` is copied, its parts are borrowed; the caller frees it. Local. */
-mu_probe *mu_probe_new(const mu_evaluation *ev, int64_t tokens);
+ * are any. keep_bytes: memory that a measurement may take for the inputs of layers, so that passes with a masked expert begin at its layer;
+ * results do not depend on it. `ev` is copied, its parts are borrowed; the caller frees it. Local. */
+enum { MU_PROBE_KEEP_BYTES = 128 << 20 };
+mu_probe *mu_probe_new(const mu_evaluation *ev, int64_t tokens, int64_t keep_bytes);
 void mu_probe_free(mu_probe *p);
 int64_t mu_probe_tokens(const mu_probe *p);     /* of all domains; 0: there is no validation text */
-/* Counts the routing and the cross-entropies alone, whatever the credit. Collective over `batch`. */
+/* Counts the routing, its margins and the cross-entropies alone, whatever the credit. Collective over `batch`. */
 void mu_probe_count(mu_probe *p, mu_knowledge *k, int64_t step);
 /* Measures what k->credit pays for, after `step` steps; false: too little for a measurement. Collective over `batch`. */
 bool mu_probe_measure(mu_probe *p, mu_knowledge *k, int64_t step);

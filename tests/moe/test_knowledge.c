@@ -92,6 +92,12 @@ static void experts_take_turns_within_the_credit(void **state) {
     k->credit = 1000000;
     assert_int_equal(mu_knowledge_choose(k, cells), 3);         /* each once at most */
     assert_int_equal(cells[0], E + 3);
+    k->credit = 149, k->pass[1] = 0.5, k->next = 0;     /* half a pass in layer 1, where the layers below are known */
+    assert_int_equal(mu_knowledge_choose(k, cells), 1);
+    k->credit = 199, k->next = 2;
+    assert_int_equal(mu_knowledge_choose(k, cells), 1);
+    assert_true(cells[0] == E + 3 && k->credit == 99 && k->next == 0);
+    k->credit = 1000000;
     mu_knowledge_end(k, 2 * TOKENS);
     assert_int_equal(k->credit, 4 * TOKENS);
     k->credit = 0, k->earned_step = 0;

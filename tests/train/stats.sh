@@ -15,6 +15,7 @@ says "two domains" "^layer 1$"
 says "two domains" "^  own( +[0-9.]+){8}$"
 says "two domains" "^  (a|own) +[0-7] +[0-9.]+% +[+-][0-9.]+ +-?[0-9.]+$"
 says "two domains" "^0 +[1-8]\.[0-9]+ +[0-7]\.[0-9]+ +[01]\.[0-9]+ +[0-9.]+ +[0-9.]+ +[01]\.[0-9]+ +[0-9.]+ +[01]\.[0-9]+ +[0-9.]+"
+says "two domains" "^0 +[0-2]\.[0-9]{4} +[0-9]+\.[0-9]{4} +[01]\.[0-9]{4}$"    # router entropy up to ln 8, margins
 says "two domains" "^  layer 0   mean cosine -?0\.[0-9]+, mean linear CKA -?0\.[0-9]+; most alike: experts [0-7] and [0-7], cosine"
 if grep -Eqi '\bnan\b|\binf\b' log; then fail "not a number"; else pass; fi
 # Each row of 8 experts adds up to 8, up to rounding.

@@ -41,13 +41,15 @@ static const char *const oracle =
     "train: {steps: 120, global_batch_size: 16, seq_len: 32, threads: 1}\n"
     "log: {progress: quiet}\n";
 
-static mu_probe *probe_of(const mu_training *t, int64_t at_once) {
+static mu_probe *probe_keeping(const mu_training *t, int64_t at_once, int64_t keep_bytes) {
     return mu_probe_new(&(mu_evaluation){ t->state.model, t->tape, &t->texts, t->state.mesh->batch, at_once, { NULL, 1 }, NULL, NULL },
-                        t->cfg.stats.probe_tokens);
+                        t->cfg.stats.probe_tokens, keep_bytes);
 }
+static mu_probe *probe_of(const mu_training *t, int64_t at_once) { return probe_keeping(t, at_once, MU_PROBE_KEEP_BYTES); }
 
-/* The cross-entropy of a domain's first `n` validation sequences with an expert masked (-1: none), one sequence at a time. */
-static double ce_by_hand(const mu_training *t, int domain, int n, int layer, int expert) {
+/* The sum of cross-entropies of a domain's first `n` validation sequences with an expert masked (-1: none): all layers, one sequence at a
+ * time. */
+static double nll_by_hand(const mu_training *t, int domain, int n, int layer, int expert) {
     const mu_model *m = t->state.model;
     int E = (int)m->moe_cfg.num_experts;
     int32_t tokens[S], targets[S], mask[8] = { 1, 1, 1, 1, 1, 1, 1, 1 };
@@ -61,11 +63,13 @@ static double ce_by_hand(const mu_training *t, int domain, int n, int layer, int
         mu_tensor *x = mu_model_forward(m, t->tape, &cx, mu_tensor_ints(t->tape, MU_DTYPE_I32, S, tokens), routings), *each;
         mu_model_head_loss(m, t->tape, x, mu_tensor_ints(t->tape, MU_DTYPE_I32, S, targets), 1.0, &each);
         mu_tensor_get(each, nll);
-        for (int s = 0; s < S; s++) sum += nll[s];
+        double of_sequence = 0;
+        for (int s = 0; s < S; s++) of_sequence += nll[s];
+        sum += of_sequence;
         mu_tape_reset(t->tape);
     }
     mu_tape_record(t->tape, true);
-    return sum / (n * S);
+    return sum;
 }
 
 static void criticality_is_what_masking_costs(void **state) {
@@ -81,14 +85,14 @@ static void criticality_is_what_masking_costs(void **state) {
         assert_true(mu_probe_measure(p, k, 7));
         int measured = 0;
         for (int d = 0; d < 3; d++) {
-            double base = ce_by_hand(t, d, SEQUENCES, 0, -1);
-            assert_true(fabs(k->ce[d] - base) < 1e-12 && k->ce_ref[d] > 0);
+            double base = nll_by_hand(t, d, SEQUENCES, 0, -1);
+            assert_true(k->ce[d] == base / (SEQUENCES * S) && k->ce_ref[d] > 0);
             for (int layer = 0; layer < 2; layer++)
                 for (int i = 0; i < 4; i++) {
                     int64_t cell = (layer * 4 + i) * 3 + d;
                     if (!k->at[cell]) continue;
-                    double K = ce_by_hand(t, d, SEQUENCES, layer, i) - base;
-                    if (fabs(k->K[cell] - K) > 1e-12 + 1e-7 * fabs(K)) fail_msg("layer %d, expert %d, domain %d: %g, not %g", layer, i, d, k->K[cell], K);
+                    float K = (float)((nll_by_hand(t, d, SEQUENCES, layer, i) - base) / (SEQUENCES * S));
+                    if (k->K[cell] != K) fail_msg("layer %d, expert %d, domain %d: %.9g, not %.9g", layer, i, d, (double)k->K[cell], (double)K);
                     measured += K != 0;
                 }
         }
@@ -96,6 +100,32 @@ static void criticality_is_what_masking_costs(void **state) {
         assert_int_equal(k->credit, 2 * PROBE);
         if (at_once == 1) memcpy(first, k->K, sizeof first);
         assert_memory_equal(first, k->K, sizeof first);         /* the same bits for another number of sequences at once */
+        mu_knowledge_free(k);
+        mu_probe_free(p);
+    }
+    training_free(t);
+}
+
+/* Of three layers the first is dense. Passes with a mask go on from the input of the second or third layer, or begin anew where memory keeps
+ * only some or none of these. */
+static void passes_with_a_mask_repeat_no_layer_below_it(void **state) {
+    (void)state;
+    enum { CELLS = 2 * 4 * 3, LAYER = 9 * S * 16 * (int)sizeof(float) };
+    static const struct { int64_t bytes; int turn; double pass[2]; } kept[] = {     /* in layers of three, if the head cost nothing */
+        { MU_PROBE_KEEP_BYTES, 0, { 1 / 3.0, 2 / 3.0 } }, { LAYER, 0, { 1 / 3.0, 1 / 3.0 } }, { LAYER, 5, { 0, 2 / 3.0 } }, { LAYER - 1, 0, { 0, 0 } },
+    };
+    mu_training *t = training_new(5, 1, "val_fraction: 0.1");
+    mu_model_size size = mu_model_measure(&t->cfg.model, &t->cfg.moe, t->state.model->vocab_size, S);
+    double layers = 1 - 6.0 * 16 * (double)t->state.model->vocab_size / size.train_flops;
+    float first[CELLS];
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
+        mu_probe *p = probe_keeping(t, 2, kept[i].bytes);
+        mu_knowledge *k = mu_knowledge_new(2, 4, 1, &t->cfg.data.train);
+        k->credit = (int64_t)1 << 40, k->next = kept[i].turn;
+        assert_true(mu_probe_measure(p, k, 7) && mu_knowledge_coverage(k, 7) == 1);
+        for (int layer = 0; layer < 2; layer++) assert_true(fabs(k->pass[layer] - (1 - layers * kept[i].pass[layer])) < 1e-12);
+        if (!i) memcpy(first, k->K, sizeof first);
+        assert_memory_equal(first, k->K, sizeof first);
         mu_knowledge_free(k);
         mu_probe_free(p);
     }
@@ -186,6 +216,7 @@ int main(void) {
         cmocka_unit_test(nothing_is_measured_without_text_or_credit),
         cmocka_unit_test(a_forced_choice_is_counted_and_not_masked),
         cmocka_unit_test(criticality_is_what_masking_costs),
+        cmocka_unit_test(passes_with_a_mask_repeat_no_layer_below_it),
         cmocka_unit_test(the_expert_of_an_oracle_is_the_most_critical),
         cmocka_unit_test(an_oracle_without_a_choice_is_not_masked),
     };
