@@ -65,6 +65,7 @@ static void print_results(const mu_manifest *m, const mu_texts *texts, const arg
                m->fingerprint, texts->corpus.fingerprint);
     if (a->choice.mask) mu_print("masked experts (layer:expert): %s\n", a->choice.mask);
     if (a->choice.force) mu_print("forced experts (layer:expert): %s\n", a->choice.force);
+    mu_routing_record_print(a->replay, a->record);
     if (known) mu_print("%s, step %lld: ", m->path, (long long)m->step);
     else mu_print("%s: ", m->path);
     printf("%.6f nats/token, mean of the domains weighted by their share\n", mean);

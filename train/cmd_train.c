@@ -314,7 +314,7 @@ static void print_model_and_data(const mu_training *t) {
     print_missing_validation(t);
 }
 
-static void print_start(const mu_training *t, const start *s) {
+static void print_start(const mu_training *t, const start *s, const arguments *a) {
     const mu_mesh *mesh = t->state.mesh;
     int ranks = mesh->batch->size, threads = mu_threads();
     bool bf16 = t->cfg.train.dtype == MU_TRAIN_DTYPE_BF16 && strstr(t->dev->name, "bf16");
@@ -325,6 +325,7 @@ static void print_start(const mu_training *t, const start *s) {
         printf("measured peak: %.0f GFLOP/s (%s GEMM, all ranks); MFU is relative to this\n", t->peak_flops * 1e-9,
                bf16 ? "bf16" : mu_dtype_name(t->dev->compute));
     mu_print("run folder: %s (%s)\n", t->cfg.run.dir, s->forked ? "new run, forked" : s->found ? "resumed" : "new run");
+    mu_routing_record_print(a->replay, a->record);
     print_how_to_stop();
     fflush(stdout);
 }
@@ -381,7 +382,7 @@ static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, mu_sou
     if (status == MU_STATUS_OK && resumed) status = mu_checkpoint_set_aside(mesh->batch, cfg->run.dir, t->state.step, e);
     if (status == MU_STATUS_OK) {
         bool verbose = mesh->batch->rank == 0 && !quiet(cfg);
-        if (verbose) print_start(t, &s);
+        if (verbose) print_start(t, &s, a);
         if (s.forked) status = mu_recorder_save(rec, e); /* from now on the run depends on no other */
         if (t->state.step >= cfg->train.steps) show_finished(t, rec);
         if (status == MU_STATUS_OK) status = mu_training_loop(t, rec, &stop_signal, e);

@@ -164,6 +164,11 @@ mu_status mu_routing_record_status(const mu_routing_record *r, mu_error *e) {
     return r ? r->error.status : MU_STATUS_OK;
 }
 
+void mu_routing_record_print(const char *replay, const char *record) {
+    if (replay) mu_print("routing: replayed from %s\n", replay);
+    if (record) mu_print("routing: recorded to %s\n", record);
+}
+
 /* ------------------------------------------------------------------ blocks of sequences */
 
 static void write_block(mu_routing_record *r, const mu_routing_block *b, const int32_t *ids) {

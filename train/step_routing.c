@@ -39,25 +39,25 @@ static char *about(const mu_training *t) {
 }
 
 /* Rank 0: which of the run's steps the record has, when it lacks one. */
-static mu_status lacks_step(const mu_training *t, mu_error *e) {
+static mu_status lacks_step(const mu_training *t, const char *path, mu_error *e) {
     long long first = 0, last = 0, begin = t->state.step + 1, end = t->cfg.train.steps;
     for (int64_t step = 1; step <= end; step++) {
         char *array = array_of(step);
         if (mu_routing_record_has(t->routing.replay, array)) last = step, first = first ? first : step;
         free(array);
     }
-    if (!first) return mu_error_set(e, MU_STATUS_DATA, "--replay-routing does not fit: it has none of the steps 1 to %lld", end);
-    return mu_error_set(e, MU_STATUS_DATA, "--replay-routing does not fit: it has the steps %lld to %lld, this run needs %lld to %lld", first, last,
-                        begin, end);
+    if (!first) return mu_error_set(e, MU_STATUS_DATA, "--replay-routing %s does not fit: it has none of the steps 1 to %lld", path, end);
+    return mu_error_set(e, MU_STATUS_DATA, "--replay-routing %s does not fit: it has the steps %lld to %lld, this run needs %lld to %lld", path, first,
+                        last, begin, end);
 }
 
 /* Rank 0: the record has every step that will be trained. */
-static mu_status expect_steps(const mu_training *t, mu_error *e) {
+static mu_status expect_steps(const mu_training *t, const char *path, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     for (int64_t step = t->state.step + 1; step <= t->cfg.train.steps && status == MU_STATUS_OK; step++) {
         char *array = array_of(step);
         bool has = mu_routing_record_has(t->routing.replay, array);
-        status = has ? mu_routing_record_expect(t->routing.replay, array, t->batches.shape.sequences, e) : lacks_step(t, e);
+        status = has ? mu_routing_record_expect(t->routing.replay, array, t->batches.shape.sequences, e) : lacks_step(t, path, e);
         free(array);
     }
     return status;
@@ -84,7 +84,7 @@ mu_status mu_step_routing_open(mu_training *t, const char *record, const char *r
     if (replay && status == MU_STATUS_OK) {
         s->replayed = mu_alloc(n, sizeof *s->replayed);
         t->batches.model = t->state.model, t->batches.experts = s->replayed;
-        status = mu_agree(batch, batch->rank == 0 ? expect_steps(t, e) : MU_STATUS_OK, e);
+        status = mu_agree(batch, batch->rank == 0 ? expect_steps(t, replay, e) : MU_STATUS_OK, e);
     }
     mu_routing_record_mode mode = t->state.step ? MU_ROUTING_CONTINUE : MU_ROUTING_RECORD;
     if (record && status == MU_STATUS_OK)

@@ -131,6 +131,7 @@ mu_status mu_routing_record_expect(mu_routing_record *r, const char *name, int64
 mu_status mu_routing_record_close(mu_routing_record *r, mu_status so_far, mu_error *e) MU_MUST_USE;
 /* The first failure of reading and writing so far. Local. */
 mu_status mu_routing_record_status(const mu_routing_record *r, mu_error *e) MU_MUST_USE;
+void mu_routing_record_print(const char *replay, const char *record);   /* a line for each file that is given. Local */
 /* Sequences first .. first + n - 1 of the array `name`, which has `total`. Of this block this rank has `own`, at offset, offset + stride, ... */
 typedef struct { const char *name; int64_t total, first, n, offset, stride, own; } mu_routing_block;
 /* own: U16 [own, S, MoE layers, K]. read: false after a failure. */

@@ -74,6 +74,8 @@ for n in 1 ${MPIEXEC:+2 3}; do
     loss forced --record-routing record-$n.h5 --replay-routing one.h5 --mask 1:6 > replayed
     if cmp -s one replayed && cmp -s one.h5 record-$n.h5; then pass; else fail "a replay on $n ranks: $(cat one replayed)"; fi
 done
+says_once "a replay" "^routing: replayed from one.h5\$"
+says_once "a replay" "^routing: recorded to record-[0-9].h5\$"
 expect 64 "a record that exists" on 1 "$MUSTER" eval forced --record-routing one.h5
 says_once "a record that exists" "^muster: error: --record-routing one.h5: the file exists"
 does_not_fit() {    # does_not_fit CODE PATTERN ARGUMENTS...
@@ -106,7 +108,9 @@ recorded() {        # recorded RANKS DIR OPTION...
     train "$n" "$dir" $steps "moe.force_domains={a: 3}" "$@"
 }
 expect 0 "recording" recorded 1 steps --record-routing steps.h5
-expect 0 "replaying" recorded 1 again --replay-routing steps.h5 --record-routing again.h5
+expect 0 "replaying" recorded 1 again --replay-routing steps.h5 --record-routing again.h5 log.progress=line
+says_once "replaying" "^routing: replayed from steps.h5\$"
+says_once "replaying" "^routing: recorded to again.h5\$"
 same_metrics steps again exact
 same_checkpoint steps again 20
 if cmp -s steps.h5 again.h5; then pass; else fail "the record of a replay is another"; fi
@@ -129,7 +133,7 @@ not_replayed() {    # not_replayed CODE PATTERN OPTION...
     says_once "replay ${*:3}" "^muster: error: .*$2"
     if [ -e none/metrics.jsonl ]; then fail "replay ${*:3}: something was trained"; else pass; fi
 }
-not_replayed 65 "replay-routing does not fit: it has the steps 1 to 20, this run needs 1 to 21" train.steps=21 --replay-routing steps.h5
+not_replayed 65 "replay-routing steps.h5 does not fit: it has the steps 1 to 20, this run needs 1 to 21" train.steps=21 --replay-routing steps.h5
 not_replayed 65 'recorded with "train.global_batch_size: 8", this is with "train.global_batch_size: 4"' train.global_batch_size=4 --replay-routing steps.h5
 not_replayed 65 'recorded with "moe.top_k: 2", this is with "moe.top_k: 3"' moe.top_k=3 --replay-routing steps.h5
 not_replayed 65 'one.h5 does not fit: it was recorded with "record of: evaluation", this is with "record of: training"' --replay-routing one.h5
