@@ -227,11 +227,20 @@ static void draw(const watcher *t, const mu_watch_screen *s) {
 }
 
 /* Until the run ends or the user does. */
+/* A job that was killed may be started again at once. *killed: when that was seen, 0: it was not. */
+static bool goes_on(const watcher *t, double *killed) {
+    static const double PATIENCE = 10;  /* seconds */
+    if (t->view.state != MU_RUN_CRASHED) *killed = 0;
+    else if (*killed == 0) *killed = mu_time();
+    return t->view.state == MU_RUN_RUNNING || (*killed > 0 && mu_time() - *killed < PATIENCE);
+}
+
 static mu_status follow(watcher *t, const char *dir, terminal *term, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     bool ended = false;
     enter(term);
-    while (status == MU_STATUS_OK && !ended && t->view.state == MU_RUN_RUNNING) {
+    double killed = 0;
+    while (status == MU_STATUS_OK && !ended && goes_on(t, &killed)) {
         mu_watch_screen s = screen_of(term);
         s.clear = true;
         draw(t, &s);

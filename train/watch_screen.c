@@ -270,7 +270,7 @@ char *mu_watch_draw(const mu_watch *w, const mu_watch_screen *s) {
     put_events(&p);
     if (w->damaged && rows_left(&p) > 1) put(&p, YELLOW, "%lld damaged lines are left out", (long long)w->damaged), end_line(&p);
     if (s->clear) {
-        put(&p, SOFT, "q: quit");
+        put(&p, SOFT, w->view->state == MU_RUN_CRASHED ? "killed; waits for a restart; q: quit" : "q: quit");
         fputs("\033[K\033[J", p.out);
     }
     fclose(p.out);

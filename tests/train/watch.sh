@@ -62,5 +62,16 @@ in_terminal 40 20 "(sleep 3; kill -USR1 \$(sed -n 's/process \([0-9]*\) .*/\1/p'
 wait
 if [ "$(grep -o $'\e\\[H' screen | wc -l)" -ge 2 ]; then pass; else fail "not drawn again"; fi
 if grep -q '?1049l' screen && grep -q 'going has stopped' screen && grep -q 'rc 0' screen; then pass; else fail "the end of the run: $(tail -n 3 screen)"; fi
+# Killed and started again at once: it goes on with the new job; killed for good, it says so.
+going() { train 1 going train.steps=1000000 stats.every=50 log.every=10 checkpoint.every=500; }
+kill_it() { kill -"$1" "$(sed -n 's/process \([0-9]*\) .*/\1/p' going/lock)"; }
+going &
+wait_for "the run, resumed" 'grep -q ^process going/lock'
+(sleep 2; kill_it KILL; sleep 1; going) &
+(sleep 6; kill_it KILL) &
+in_terminal 80 24 "$MUSTER watch going"
+wait
+if grep -q 'killed; waits for a restart' screen && grep -q 'going was killed' screen; then pass; else fail "killed: $(tail -n 3 screen)"; fi
+if awk '/running/ { n = 1 } /crashed/ { if (n) was = 1 } /running/ { if (was) again = 1 } END { exit !again }' screen; then pass; else fail "it does not go on with the new job"; fi
 if grep -q ' icanon' screen && grep -q ' echo ' screen; then pass; else fail "the terminal is not as it was"; fi
 finish
