@@ -9,15 +9,20 @@ static void add_value(mu_json *j, const char *key, double x) {
     if (isfinite(x)) mu_json_float(j, key, rounded(x));
 }
 
-static void add_criticality(mu_json *j, const mu_knowledge *k, int64_t first, int64_t n, int number) {
+/* Of a measurement of this step (of_now) it is known which cells are still to be measured. */
+static void add_criticality(mu_json *j, const mu_knowledge *k, int layer, int number, bool of_now) {
     char key[64];
+    int64_t n = (int64_t)k->experts * k->domains, first = layer * n;
     snprintf(key, sizeof key, "moe/layer_%d/criticality", number);
     mu_json_begin(j, key, '[');
     for (int64_t i = first; i < first + n; i++) mu_json_float(j, NULL, rounded((double)k->K[i]));
     mu_json_end(j, ']');
     snprintf(key, sizeof key, "moe/layer_%d/criticality_step", number);
     mu_json_begin(j, key, '[');
-    for (int64_t i = first; i < first + n; i++) mu_json_int(j, NULL, k->at[i]);
+    for (int64_t i = 0; i < n; i++) {
+        bool waits = of_now && !k->at[first + i] && mu_knowledge_screened(k, layer, (int)(i / k->domains), (int)(i % k->domains));
+        mu_json_int(j, NULL, waits ? -1 : k->at[first + i]);
+    }
     mu_json_end(j, ']');
 }
 
@@ -66,7 +71,7 @@ static void add_means(mu_json *j, const mu_knowledge *k, bool of_now) {
 /* of_now: of a measurement of this step; otherwise only what holds longer. */
 static void add_layer(mu_json *j, const mu_knowledge *k, int layer, int number, bool of_now) {
     char key[64];
-    int64_t row = (int64_t)layer * k->experts, cell = row * k->domains, cells = (int64_t)k->experts * k->domains;
+    int64_t row = (int64_t)layer * k->experts;
     double values[VALUES];
     values_of(k, layer, of_now, values);
     for (int i = 0; i < VALUES; i++) {
@@ -83,7 +88,7 @@ static void add_layer(mu_json *j, const mu_knowledge *k, int layer, int number, 
         snprintf(key, sizeof key, "moe/layer_%d/most_similar", number);
         add_list(j, key, NULL, k->twin_of + row, k->experts);
     }
-    add_criticality(j, k, cell, cells, number);
+    add_criticality(j, k, layer, number, of_now);
 }
 
 static void add_domains(mu_json *j, const mu_knowledge *k) {

@@ -74,6 +74,7 @@ typedef struct {
     bool log2;                      /* these are logarithms to base 2 of what is shown */
     const char *unit;               /* of a value: "x mean load" */
     const char *special;            /* meaning of MU_LEVEL_SPECIAL, or NULL */
+    const char *none;               /* meaning of MU_LEVEL_NONE; NULL: no value */
     const char *row, *col;          /* what a row and a column is: "expert", "step" */
     const char *const *row_names;   /* [rows], or NULL: row_first, row_first + 1, ... */
     const char *const *col_names;   /* the same; when NULL, columns are a range of x: axes.x0 .. x1 if x1 > x0, else numbers from 0 */

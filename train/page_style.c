@@ -94,7 +94,7 @@ static const char *const scripts[] = {
     "for(var i=1;i<256;i++){var k=maps[d.colours].substr(6*i,6);if(!(k in index))index[k]=i}",
     "function level(col,row){var p=g.getImageData(col,row,1,1).data;if(!p[3])return 0;",
     "return index[((1<<24)+(p[0]<<16)+(p[1]<<8)+p[2]).toString(16).slice(1)]||0}",
-    "function value(l){if(l===0)return'no value';if(d.states)return d.states[l-1];if(l===1)return d.special;",
+    "function value(l){if(l===0)return d.none;if(d.states)return d.states[l-1];if(l===1)return d.special;",
     "var v=d.low+(l-2)/253*(d.high-d.low);return(d.log2?num(+Math.pow(2,v).toPrecision(3)):num(+v.toPrecision(3)))+' '+d.unit}",
     "function name(names,first,i){return names?names[i]:first+i}return function(e){var r=area.getBoundingClientRect(),",
     "col=Math.min(d.cols-1,Math.max(0,Math.floor((e.clientX-r.left)/r.width*d.cols))),",

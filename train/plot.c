@@ -335,7 +335,7 @@ static void map_key(mu_page *p, const mu_map *m) {
         mu_page_put(p, "</span>");
         if (m->special && used[MU_LEVEL_SPECIAL]) put_patch(p, rgb[MU_LEVEL_SPECIAL], m->special);
     }
-    if (used[MU_LEVEL_NONE]) mu_page_put(p, "<span><span class=\"patch none\"></span>no value</span>");
+    if (used[MU_LEVEL_NONE]) mu_page_put(p, "<span><span class=\"patch none\"></span>%s</span>", m->none ? m->none : "no value");
     mu_page_put(p, "</div>\n");
 }
 
@@ -364,6 +364,7 @@ static void map_data(mu_page *p, const mu_axes *a, const mu_map *m) {
     mu_json_bool(&j, "log2", m->log2);
     mu_json_string(&j, "unit", m->unit ? m->unit : "");
     mu_json_string(&j, "special", m->special ? m->special : "");
+    mu_json_string(&j, "none", m->none ? m->none : "no value");
     const char *states[MU_EXPERT_STATES];
     for (int s = 0; s < MU_EXPERT_STATES; s++) states[s] = mu_expert_state_name((mu_expert_state)s);
     json_names(&j, "states", m->colours == MU_COLOURS_STATES ? states : NULL, MU_EXPERT_STATES);

@@ -35,21 +35,27 @@ static int descending(const void *a, const void *b) {
 
 /* One scale for all layers, up to a size that one in twenty of the measured cells exceeds, so that a single expert on which everything
  * depends does not make all others white. */
-typedef struct { double most, largest; } scale;
+typedef struct {
+    double most, largest;
+    bool told;                  /* cells that are still to be measured can be told from those that will not be */
+} scale;
 static scale scale_of(const mu_report *r) {
     static const double least = 0.05;   /* nats/token; less is not worth a strong colour */
     int64_t cells = r->experts * r->n_domains, n = 0;
     double *all = mu_alloc((size_t)(r->n_moe * cells) + 1, sizeof *all);
+    bool told = json_number_value(json_object_get(r->statistics, "stats/criticality_coverage")) == 1;
     for (int64_t l = 0; l < r->n_moe; l++) {
         double *k = mu_report_list(r, cells, "moe/layer_%lld/criticality", (long long)r->layer[l]);
         double *at = mu_report_list(r, cells, "moe/layer_%lld/criticality_step", (long long)r->layer[l]);
-        for (int64_t i = 0; k && at && i < cells; i++)
+        for (int64_t i = 0; k && at && i < cells; i++) {
             if (at[i] > 0) all[n++] = fabs(k[i]);
+            told |= at[i] < 0;
+        }
         free(k);
         free(at);
     }
     qsort(all, (size_t)n, sizeof *all, descending);
-    scale s = { fmax(all[n / 20], least), fmax(all[0], least) };
+    scale s = { fmax(all[n / 20], least), fmax(all[0], least), told };
     free(all);
     return s;
 }
@@ -62,15 +68,19 @@ static void put_criticality(mu_page *p, const mu_report *r, int64_t l, scale s) 
     if (k && at) {
         uint8_t *levels = mu_alloc((size_t)(E * D), 1);
         for (int64_t d = 0; d < D; d++)
-            for (int64_t i = 0; i < E; i++) levels[d * E + i] = at[i * D + d] > 0 ? mu_colours_level(k[i * D + d], -most, most) : MU_LEVEL_NONE;
+            for (int64_t i = 0; i < E; i++) {
+                double step = at[i * D + d];
+                levels[d * E + i] = step > 0 ? mu_colours_level(k[i * D + d], -most, most) : step < 0 ? MU_LEVEL_SPECIAL : MU_LEVEL_NONE;
+            }
         int64_t known = 0;
         for (int64_t i = 0; i < E * D; i++) known += at[i] > 0;
         mu_axes axes = domain_axes(mu_show("Criticality, layer %lld", (long long)r->layer[l]), mu_show("How much the loss of a domain's probe rises when this one expert is masked: red experts "
-                                   "hold what the domain needs. One scale for all layers%s. %lld of %lld cells were measured; hatched: never measured.",
+                                   "hold what the domain needs. One scale for all layers%s. %lld of %lld cells were measured.",
                                    s.largest > most ? mu_show(", which ends at %.2g: a few cells are stronger, up to %.2g", most, s.largest) : "",
                                    (long long)known, (long long)(E * D)));
         mu_plot_map(p, &axes, &(mu_map){ .colours = MU_COLOURS_DIVERGING, .rows = D, .cols = E, .levels = levels, .low = -most, .high = most,
-                                         .unit = "nats/token", .row = "domain", .col = "expert", .row_names = r->domain });
+                                         .unit = "nats/token", .special = "not measured yet", .none = s.told ? "screened out: too few tokens of the domain" : "not measured",
+                                         .row = "domain", .col = "expert", .row_names = r->domain });
         free(levels);
     }
     free(k);

@@ -51,7 +51,7 @@ expect 0 "a run with measurements" train 1 needs train.steps=20 train.eval_every
 list() { sed -Ei "s|\"moe/layer_$1/$2\":\[[^]]*\]|\"moe/layer_$1/$2\":[$3]|" needs/metrics.jsonl; }
 sed -i 's|,"xxh3":"[^"]*"||' needs/metrics.jsonl
 list 0 criticality '0.42,0.5,0,0.3,0.6,0.9,0.01,0,0,0,0,0,0,0,0,0'
-list 0 criticality_step '20,20,0,20,20,0,20,0,0,0,0,0,0,0,0,0'
+list 0 criticality_step '20,20,0,20,20,0,20,0,0,0,-1,0,0,0,0,0'
 list 1 criticality "$(printf '0,%.0s' $(seq 15))0" && list 1 criticality_step "$(printf '0,%.0s' $(seq 15))0"
 list 0 state 0,3,0,0,0,0,0,0
 cat >> needs/events.jsonl << 'end'
@@ -63,6 +63,8 @@ has needs/report.html "most" '>plain depends most on expert 2 of layer 0: withou
 has needs/report.html "shared" '>made-up depends most on expert 0 of layer 0: .* 0.50 nats/token \(step 20\); shared with plain 0.42; next: expert 1 of layer 0, 0.30[.] Carriers: expert 1 of layer 0 \(0.30 at step 20, since step 10 with 0.36\)[.]<'
 has needs/report.html "coverage" 'Of these cells <b>100 %</b> were measured in the last ten intervals'
 has needs/report.html "cells" '5 of 16 cells were measured'
+has needs/report.html "cells" '</span>not measured yet<'
+has needs/report.html "cells" '</span>screened out: too few tokens of the domain<'
 has needs/report.html "reason" '<td class="words">no longer the carrier of made-up'
 has_not needs/report.html "once" 'expert 1 is |twice what other'
 expect 0 "report elsewhere, without texts" report run --out other.html --no-texts
