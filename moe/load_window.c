@@ -269,7 +269,7 @@ static void report_layer(const mu_load_window *w, int layer, int layer_id, const
     if (!n) return;
     fprintf(out, "layer %d: %d of %d experts ", layer_id, n, w->experts);
     if (state == MU_EXPERT_DEAD) describe_dead(w, layer, states, out);
-    else fprintf(out, "starved (below 10 %% of the mean load over %lld steps)", (long long)w->held);
+    else fprintf(out, "below 10 %% of the mean load over %lld steps", (long long)w->held);
     list_experts(states, w->experts, state, n, out);
     fputc('\n', out);
 }

@@ -61,7 +61,7 @@ typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
     O(INT,    leave_windows,       "2",         1,   1000, NULL, FREE, "an expert leaves a state other than healthy after its rule failed so many windows in a row")
 
 #define MU_OPTIONS_STATS(O) \
-    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which expert load is summed; an expert below 10 % of the mean load in this window is starved; takes 4 bytes per step and expert of each MoE layer in memory, 8 in checkpoints") \
+    O(INT,    window,              "200",       20,  100000, NULL, FREE, "steps over which expert load is summed; moe/starved_frac is the share of experts below 10 % of the mean load in it (the state starved has rules of its own: starved_load); takes 4 bytes per step and expert of each MoE layer in memory, 8 in checkpoints") \
     O(INT,    every,               "100",       0,   1e9, NULL, FREE, "steps between statistics lines of metrics.jsonl, which describe the experts over the window; 0: never") \
     O(INT,    probe_tokens,        "512",       1,   1e6, NULL, FREE, "validation tokens per domain, as whole sequences, on which experts are measured: at least one sequence") \
     O(FLOAT,  budget,              "0.02",      0,   1, NULL, FREE, "share of the training time for measuring on these tokens what experts know, by the number of tokens; each time some experts are masked, in turn; 0: never") \

@@ -94,7 +94,7 @@ static bool unused(const mu_log_source *src, mu_advice *a) {
     for (int64_t i = 0; i < all; i++) n += is_unused(src, i);
     if (n == 0 || (double)n < MANY_UNUSED * (double)all) return false;
     char *remedy = balance_more(&src->cfg->moe, a);
-    a->text = mu_format("%lld of %lld experts are dead, or starved for at least three windows, and no domain is known to need them: the model learns"
+    a->text = mu_format("%lld of %lld experts are in the state dead, or for at least three windows in the state starved, and no domain is known to need them: the model learns"
                         " with fewer parameters than it has; %s", (long long)n, (long long)all, remedy);
     free(remedy);
     return true;

@@ -224,7 +224,7 @@ static void put_states(mu_page *p, const comparison *c) {
     }
     end_table(p);
     put_tabs(p, c, "moe/dead_frac", "Dead experts", "Share of all experts without a token in the window of stats.window steps.", "share");
-    put_tabs(p, c, "moe/starved_frac", "Starved experts", "Share of all experts with few tokens in that window.", "share");
+    put_tabs(p, c, "moe/starved_frac", "Experts with little load", "Share of all experts below 10 % of the mean load in that window.", "share");
 }
 
 /* Calls `put` for the domains of all runs: the first run's, then those that only later ones have. */

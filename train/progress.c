@@ -69,7 +69,7 @@ static void print_line(const mu_progress *p, const mu_log_source *src, const mu_
     if (src->state->model->n_moe) {
         mu_unhealthy found = mu_load_window_count_unhealthy(&src->state->stats->window);
         printf(" imbalance %.2f dead %d/%d", imbalance(src), found.dead, p->cells);
-        if (found.starved) printf(" starved %d/%d", found.starved, p->cells);
+        if (found.starved) printf(" load<10%% %d/%d", found.starved, p->cells);
         if (src->cfg->moe.capacity_factor > 0) printf(" dropped %.1f%%", 100 * r->values.dropped);
     }
     printf(" ETA %s\n", left);
@@ -178,7 +178,7 @@ void mu_print_expert_load(const mu_load_window *window, const int *layer_ids) {
     }
     char *text = mu_load_window_report(window, layer_ids);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) printf("  %s\n", line);
-    if (!text[0] && mu_load_window_is_long_enough(window)) printf("  no dead or starved experts\n");
+    if (!text[0] && mu_load_window_is_long_enough(window)) printf("  no dead experts, none below 10 %% of the mean load\n");
     free(text);
     fflush(stdout);
 }

@@ -96,7 +96,7 @@ static const mu_report_event *event_of(const mu_report *r, int64_t layer, int64_
 }
 
 static const char *const meanings[] = {
-    [MU_EXPERT_STARVED] = "few tokens, or none for long", [MU_EXPERT_DEAD] = "without tokens", [MU_EXPERT_CARRIER] = "a rare domain depends on it",
+    [MU_EXPERT_STARVED] = "little load (stats.starved_load), or no token for long", [MU_EXPERT_DEAD] = "without tokens", [MU_EXPERT_CARRIER] = "a rare domain depends on it",
     [MU_EXPERT_DORMANT] = "its domain is absent from the stream now", [MU_EXPERT_DUPLICATE] = "a near copy of another expert",
     [MU_EXPERT_OVERWRITTEN] = "it carried a rare domain and lost it" };
 
@@ -142,7 +142,7 @@ static void about_states(findings *f, const mu_report *r) {
         }
     free(experts);
     const mu_series *judged = mu_report_series(r, "moe/dead_frac");
-    if (!idle && judged && judged->n) finding(f, GOOD, mu_show("No dead or starved experts: all %lld get tokens.", (long long)(r->n_moe * r->experts)));
+    if (!idle && judged && judged->n) finding(f, GOOD, mu_show("No expert is in the state dead or starved: all %lld get tokens.", (long long)(r->n_moe * r->experts)));
 }
 
 /* max/mean load, mean of the last tenth of the logged steps. */

@@ -18,7 +18,7 @@ static void put_wanted(mu_page *p, const mu_report *r, const mu_axes *axes, cons
 
 void mu_report_put_balance(mu_page *p, const mu_report *r) {
     static const wanted imbalance[] = { { "moe/load_imbalance", "busiest expert (load_imbalance)" } };
-    static const wanted shares[] = { { "moe/dead_frac", "dead" }, { "moe/starved_frac", "starved" }, { "moe/dropped_frac", "dropped assignments" } };
+    static const wanted shares[] = { { "moe/dead_frac", "dead" }, { "moe/starved_frac", "below 10 % of the mean load" }, { "moe/dropped_frac", "dropped assignments" } };
     static const wanted spread[] = { { "moe/diversity", "diversity" }, { "moe/load_cv", "load_cv" }, { "moe/gini", "gini" } };
     double last = (double)r->last_step;
     mu_page_section(p, "balance", "Balance");
@@ -28,8 +28,8 @@ void mu_report_put_balance(mu_page *p, const mu_report *r) {
     axes = (mu_axes){ "Evenness of the load", "Means over the layers. diversity is the share of experts that is effectively in use (1 is best); load_cv is standard "
                       "deviation over mean, and gini the inequality, of the loads (0 is best).", "step", "", 0, last };
     PUT_WANTED(p, r, &axes, spread, &(mu_curve_options){ .from_zero = true });
-    axes = (mu_axes){ "Experts without work, and work without experts", "Share of all experts that is dead or starved in the window of stats.window steps, and share of "
-                      "assignments that is dropped. All should be 0.", "step", "share", 0, last };
+    axes = (mu_axes){ "Experts without work, and work without experts", "Share of all experts that is dead, or below 10 % of the mean load, in the window of stats.window "
+                      "steps (the state starved has another rule), and share of assignments that is dropped. All should be 0.", "step", "share", 0, last };
     PUT_WANTED(p, r, &axes, shares, &(mu_curve_options){ .from_zero = true });
     static const wanted parts[] = { { "moe/grad_share/lm", "through the gates (cross-entropy)" }, { "moe/grad_share/aux", "aux_loss, global_aux_loss" },
                                     { "moe/grad_share/seq_aux", "seq_aux_loss" }, { "moe/grad_share/z", "z-loss" } };

@@ -102,7 +102,7 @@ void mu_report_put_timeline(mu_page *p, const mu_report *r) {
         return;
     }
     if (!r->all_states)
-        mu_page_missing(p, "Healthy, starved and dead only: the other states are in the statistics lines of a run, every stats.every steps.");
+        mu_page_missing(p, "Healthy, dead and below 10 %% of the mean load (drawn as starved) only, as in step lines: states are in the statistics lines of a run, every stats.every steps.");
     p->label_digits = 5;        /* one axis for all pictures of this part */
     for (int64_t l = 0; l < r->n_moe; l += r->layer_step) {
         int n = make_marks(r, r->layer[l], marks, MARKS);

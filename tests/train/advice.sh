@@ -11,7 +11,7 @@ less() { if awk "BEGIN { exit !($2 < $3) }"; then pass; else fail "$1: $2 is not
 wild="train.steps=100 optim.lr=3e-2 log.every=5"
 expect 0 "no balancing" train 1 none $wild moe.balance=none
 says_once "no balancing" "^advice: layer [01]: expert [0-9]+ got 9[0-9] % of the tokens in the last 10 steps, an even load is 3 %: routing collapses; balance the load: moe.balance=\[global_aux_loss\] \(now \[none\]\)\$"
-says_once "no balancing" "^advice: [0-9]+ of 128 experts are dead, or starved for at least three windows, and no domain is known to need them: .*; balance the load: moe.balance=\[global_aux_loss\] \(now \[none\]\)\$"
+says_once "no balancing" "^advice: [0-9]+ of 128 experts are in the state dead, or for at least three windows in the state starved, and no domain is known to need them: .*; balance the load: moe.balance=\[global_aux_loss\] \(now \[none\]\)\$"
 if [ "$(grep -c '"event":"advice"' none/events.jsonl)" = 2 ] && grep -q '"topic":"collapse","text":"layer .*","option":"moe.balance","value":"\[none\]","xxh3"' none/events.jsonl
 then pass; else fail "the advice in events.jsonl"; fi
 expect 0 "the same run, extended" train 1 none $wild moe.balance=none train.steps=110
