@@ -235,6 +235,14 @@ static mu_expert_state next_state(const judgement *j, const finding *f) {
     return now == MU_EXPERT_HEALTHY || j->h->leaving[at] >= j->t->leave_windows ? found : now;
 }
 
+/* The domain that loses most without the expert, at least carrier_criticality; -1: none. */
+static int find_needing(const judgement *j, int expert) {
+    int most = -1;
+    for (int d = 0; d < j->v->domains && j->v->K; d++)
+        if (K_of(j, expert, d) >= j->t->carrier_criticality && (most < 0 || K_of(j, expert, d) > K_of(j, expert, most))) most = d;
+    return most;
+}
+
 static mu_expert_change change_of(const judgement *j, const finding *f, mu_expert_state to) {
     int64_t at = j->first + f->expert;
     mu_expert_change c = { .layer = (int)(j->first / j->h->experts), .expert = f->expert, .from = (mu_expert_state)j->h->state[at], .to = to,
@@ -242,6 +250,8 @@ static mu_expert_change change_of(const judgement *j, const finding *f, mu_exper
                            .twin = -1 };
     if (j->v->twin) c.twin = (int)j->v->twin_of[at], c.cosine = j->v->twin[at];
     if (!carries(to) && !carries(c.from) && to != MU_EXPERT_OVERWRITTEN && c.from != MU_EXPERT_OVERWRITTEN) c.domain = -1;
+    int needing = to == MU_EXPERT_STARVED ? find_needing(j, f->expert) : -1;
+    if (needing >= 0) c.domain = needing;
     if (c.domain < 0 || !j->v->K) return c;
     c.criticality = K_of(j, f->expert, c.domain), c.peak = peak_of(j, f->expert, c.domain), c.retention = retention(j->v, c.domain);
     c.share = j->v->share[c.domain];

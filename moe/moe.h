@@ -368,7 +368,8 @@ typedef struct {
     double load, silence;                   /* relative to the mean of its layer; see above */
     int twin;                               /* -1: not known */
     double cosine;
-    int domain;                             /* carried now or earlier, when one of the states is about it; else -1, and the rest 0 */
+    int domain;                             /* carried now or earlier, when one of the states is about it; of a starved expert the one that depends
+                                             * on it, rare or not (find_needing); else -1, and the rest 0 */
     double criticality, peak, retention, share;     /* retention: share of what was learned of the domain that is still known */
 } mu_expert_change;
 const char *mu_expert_state_name(mu_expert_state state);
@@ -527,8 +528,8 @@ typedef struct {
     int layers, experts, top_k, domains;
     char (*names)[64];              /* of the domains */
     int *choices;                   /* [domains]: experts that its tokens may choose; all but with moe.force_domains (not state) */
-    int64_t step, rounds;           /* of the last measurement (0: none yet); number of measurements */
     double *pass;                   /* [layers]: cost of a pass with an expert of the layer masked, over that of a whole pass; 1 (not state) */
+    int64_t step, rounds;           /* of the last measurement (0: none yet); number of measurements */
     int64_t earned_step, credit;    /* until this step training has paid; tokens of the probe that may still be forwarded */
     int64_t next;                   /* whose turn it is: layer * experts + expert */
     /* [layers, experts, domains], 32 bits each: there can be a million. Nats per token, as last measured, 0: never; the largest ever, at
@@ -549,8 +550,8 @@ typedef struct {
     int32_t *n;                     /* [layers, experts, domains]: assignments */
     int64_t *tokens;                /* [domains]: tokens of the probe */
     double *saturation;             /* [layers, MU_LANDMARKS]: share of the choices of a landmark that are the same now, as sets; NAN: unknown */
-    double *flip_rate, *vocabulary; /* [layers]: share of choices that changed since the measurement before; vocabulary
     mu_margins *margins;            /* [layers]: sums over the tokens, where they were wanted */
+    double *flip_rate, *vocabulary; /* [layers]: share of choices that changed since the measurement before; vocabulary
                                      * specialisation; NAN: unknown */
 } mu_knowledge;
 mu_knowledge *mu_knowledge_new(int layers, int experts, int top_k, const mu_option_domains *domains);

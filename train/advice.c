@@ -13,7 +13,7 @@ enum { LATEST = 10 };                       /* steps in which routing collapses;
 
 const char *mu_advice_name(mu_advice_topic topic) {
     static const char *const names[MU_ADVICES] = { [MU_ADVICE_COLLAPSE] = "collapse", [MU_ADVICE_UNUSED] = "unused_experts",
-                                                   [MU_ADVICE_DROPS] = "drops", [MU_ADVICE_TERM] = "loss_term" };
+                                                   [MU_ADVICE_NEEDED] = "needed_experts", [MU_ADVICE_DROPS] = "drops", [MU_ADVICE_TERM] = "loss_term" };
     return names[topic];
 }
 
@@ -80,13 +80,16 @@ static bool is_needed(const mu_log_source *src, int64_t i) {
     return false;
 }
 
-/* Dead, or starved for some windows: in the first ones the load is still settling. Never one that a domain needs: balancing more would
- * take what it knows. */
-static bool is_unused(const mu_log_source *src, int64_t i) {
+/* For some windows: in the first ones the load is still settling. */
+static bool is_starved(const mu_log_source *src, int64_t i) {
     enum { WINDOWS = 3 };
     const mu_expert_health *h = &src->state->stats->health;
-    bool starved = h->state[i] == MU_EXPERT_STARVED && src->state->step - h->since[i] >= WINDOWS * src->cfg->stats.every;
-    return (h->state[i] == MU_EXPERT_DEAD || starved) && !is_needed(src, i);
+    return h->state[i] == MU_EXPERT_STARVED && src->state->step - h->since[i] >= WINDOWS * src->cfg->stats.every;
+}
+
+/* Dead or starved, but never one that a domain needs: balancing more would take what it knows. */
+static bool is_unused(const mu_log_source *src, int64_t i) {
+    return (src->state->stats->health.state[i] == MU_EXPERT_DEAD || is_starved(src, i)) && !is_needed(src, i);
 }
 
 static bool unused(const mu_log_source *src, mu_advice *a) {
@@ -97,6 +100,23 @@ static bool unused(const mu_log_source *src, mu_advice *a) {
     a->text = mu_format("%lld of %lld experts are in the state dead, or for at least three windows in the state starved, and no domain is known to need them: the model learns"
                         " with fewer parameters than it has; %s", (long long)n, (long long)all, remedy);
     free(remedy);
+    return true;
+}
+
+/* The starved expert that some domain needs most. A rare domain would have made it a carrier. */
+static bool needed(const mu_log_source *src, mu_advice *a) {
+    const mu_knowledge *k = src->state->knowledge;
+    int64_t cells = (int64_t)k->layers * k->experts * k->domains, most = -1;
+    for (int64_t i = 0; i < cells; i++)
+        if (is_starved(src, i / k->domains) && (double)k->K[i] >= src->cfg->stats.carrier_criticality && (most < 0 || k->K[i] > k->K[most])) most = i;
+    if (most < 0) return false;
+    int64_t expert = most / k->domains;
+    const char *domain = k->names[most % k->domains];
+    a->option = "stats.rare_domain", a->value = mu_format("%g", src->cfg->stats.rare_domain);
+    a->text = mu_format("layer %d: expert %lld is starved, but %s depends on it: it loses %.2f nats per token without it, and more balancing would replace what it"
+                        " knows. Where stats.rare_domain (now %g) is at least the share of %s, such an expert can be a carrier",
+                        src->state->model->moe_layers[expert / k->experts], (long long)(expert % k->experts), domain, (double)k->K[most],
+                        src->cfg->stats.rare_domain, domain);
     return true;
 }
 
@@ -135,6 +155,7 @@ bool mu_advice_find(const mu_log_source *src, const mu_step_result *r, mu_advice
     switch (topic) {
     case MU_ADVICE_COLLAPSE: return collapses(src, a);
     case MU_ADVICE_UNUSED: return unused(src, a);
+    case MU_ADVICE_NEEDED: return needed(src, a);
     case MU_ADVICE_DROPS: return drops(src, r, a);
     default: return dominated(src, a);
     }

@@ -90,7 +90,8 @@ static void take_event(mu_watch *w, int64_t step, const json_t *line) {
     const char *to = json_string_value(json_object_get(line, "to")), *reason = json_string_value(json_object_get(line, "reason"));
     const char *domain = json_string_value(json_object_get(line, "domain")), *text = json_string_value(json_object_get(line, "text"));
     if (!to && !text) return;
-    if (domain && to && reason && !strcmp(to, mu_expert_state_name(MU_EXPERT_HEALTHY))) domain = NULL;     /* the reason names it */
+    bool named = to && (!strcmp(to, mu_expert_state_name(MU_EXPERT_HEALTHY)) || !strcmp(to, mu_expert_state_name(MU_EXPERT_STARVED)));
+    if (domain && named && reason) domain = NULL;   /* the reason names it */
     if (w->n_events == MU_WATCH_EVENTS) memmove(w->event, w->event + 1, (size_t)--w->n_events * sizeof *w->event);
     char *out = w->event[w->n_events].text;
     w->event[w->n_events++].step = step;
@@ -226,7 +227,6 @@ static void draw(const watcher *t, const mu_watch_screen *s) {
     free(text);
 }
 
-/* Until the run ends or the user does. */
 /* A job that was killed may be started again at once. *killed: when that was seen, 0: it was not. */
 static bool goes_on(const watcher *t, double *killed) {
     static const double PATIENCE = 10;  /* seconds */
@@ -235,11 +235,12 @@ static bool goes_on(const watcher *t, double *killed) {
     return t->view.state == MU_RUN_RUNNING || (*killed > 0 && mu_time() - *killed < PATIENCE);
 }
 
+/* Until the run ends or the user does. */
 static mu_status follow(watcher *t, const char *dir, terminal *term, mu_error *e) {
     mu_status status = MU_STATUS_OK;
     bool ended = false;
-    enter(term);
     double killed = 0;
+    enter(term);
     while (status == MU_STATUS_OK && !ended && goes_on(t, &killed)) {
         mu_watch_screen s = screen_of(term);
         s.clear = true;

@@ -66,8 +66,12 @@ static char *with_silence(const mu_log_source *src, const mu_expert_change *c, c
 }
 
 static char *why_starved(const mu_log_source *src, const mu_expert_change *c) {
-    return c->load < src->cfg->stats.starved_load ? mu_format("load %.2f of the mean", c->load)
-                                                  : silence_of(src, c);
+    const mu_stats_config *t = &src->cfg->stats;
+    char *why = c->load < t->starved_load ? mu_format("load %.2f of the mean, below %g", c->load, t->starved_load) : silence_of(src, c);
+    if (c->domain < 0 || c->criticality < t->carrier_criticality) return why;
+    char *more = mu_format("%s, but %s depends on it: criticality %.2f nats", why, domain_of(src, c), c->criticality);
+    free(why);
+    return more;
 }
 
 static char *why_healthy(const mu_log_source *src, const mu_expert_change *c) {

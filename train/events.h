@@ -16,6 +16,7 @@ char *mu_experts_missing(const mu_log_source *src);
 typedef enum {
     MU_ADVICE_COLLAPSE,     /* one expert gets nearly all tokens */
     MU_ADVICE_UNUSED,       /* many experts are starved or dead */
+    MU_ADVICE_NEEDED,       /* an expert is starved, and a domain that is not rare depends on it */
     MU_ADVICE_DROPS,        /* many assignments are dropped */
     MU_ADVICE_TERM,         /* a term of the router is a large part of the loss */
     MU_ADVICES

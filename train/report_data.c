@@ -230,7 +230,7 @@ static void take_event(mu_report *r, int64_t step, const json_t *line, bool *any
     if (!to) return;
     if (!*any) r->n_events = 0;
     *any = true;
-    bool names_it = !domain || !strcmp(to, mu_expert_state_name(MU_EXPERT_HEALTHY));     /* "no longer the carrier of chemistry" */
+    bool names_it = !domain || !strcmp(to, mu_expert_state_name(MU_EXPERT_HEALTHY)) || !strcmp(to, mu_expert_state_name(MU_EXPERT_STARVED)); /* in the reason */
     char *why = mu_format("%s%s%s", names_it ? "" : domain, !names_it && reason ? ": " : "", reason ? reason : "");
     add_event(r, step, json_integer_value(json_object_get(line, "layer")), json_integer_value(json_object_get(line, "expert")), to, why);
     free(why);

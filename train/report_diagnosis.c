@@ -129,6 +129,15 @@ static int64_t without_domain(const mu_report *r, int64_t layer, int64_t *expert
     return kept;
 }
 
+/* Starved experts that some domain depended on when they became so: told one by one. */
+static void about_needed(findings *f, const mu_report *r, int64_t layer, const int64_t *experts, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const mu_report_event *v = event_of(r, layer, experts[i]);
+        if (v && v->domain >= 0 && v->criticality >= r->view.cfg.stats.carrier_criticality)
+            finding(f, BAD, mu_show("Layer %lld: expert %lld is starved since step %lld: %s.", (long long)r->layer[layer], (long long)experts[i], (long long)v->step, v->reason));
+    }
+}
+
 static void about_states(findings *f, const mu_report *r) {
     static const kind kinds[] = { [MU_EXPERT_STARVED] = BAD, [MU_EXPERT_DEAD] = BAD, [MU_EXPERT_CARRIER] = NOTE, [MU_EXPERT_DORMANT] = NOTE,
                                   [MU_EXPERT_DUPLICATE] = BAD, [MU_EXPERT_OVERWRITTEN] = BAD };
@@ -139,6 +148,7 @@ static void about_states(findings *f, const mu_report *r) {
             if (s == MU_EXPERT_CARRIER) n = without_domain(r, layer, experts, n);
             idle += s <= MU_EXPERT_DEAD ? n : 0;
             if (n) about_state(f, r, layer, s, experts, n, kinds[s]);
+            if (s == MU_EXPERT_STARVED) about_needed(f, r, layer, experts, n);
         }
     free(experts);
     const mu_series *judged = mu_report_series(r, "moe/dead_frac");

@@ -203,6 +203,24 @@ static void a_starved_or_dead_expert_may_become_a_carrier(void **state) {
     changes_after(1, MU_EXPERT_STARVED);
 }
 
+/* A change to starved names the domain that loses most, however common. */
+static void a_starved_expert_on_which_a_domain_depends(void **state) {
+    (void)state;
+    K[ME][COMMON] = 0.0499f;
+    silent(4);
+    changes_after(0, MU_EXPERT_STARVED);
+    assert_int_equal(changes[0].domain, -1);
+    well();
+    changes_after(1, MU_EXPERT_HEALTHY);
+    K[ME][COMMON] = 0.0501f, K[ME][DECOY] = 0.6f;
+    silent(4);
+    changes_after(0, MU_EXPERT_STARVED);
+    assert_true(changes[0].domain == DECOY && changes[0].criticality == (double)0.6f && changes[0].share == share[DECOY]);
+    well();
+    changes_after(1, MU_EXPERT_HEALTHY);
+    assert_int_equal(changes[0].domain, -1);
+}
+
 /* Rarity is no merit: without gain and criticality no carrier. Nor is criticality for a common domain. */
 static void only_rare_domains_have_carriers(void **state) {
     (void)state;
@@ -455,6 +473,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(load_alone_starves_and_kills), TEST(dead_needs_all_three), TEST(boundaries), TEST(one_good_window_is_not_enough),
         TEST(without_domains_and_probe), TEST(carrier_whatever_its_load), TEST(a_starved_or_dead_expert_may_become_a_carrier),
+        TEST(a_starved_expert_on_which_a_domain_depends),
         TEST(only_rare_domains_have_carriers), TEST(carriers_are_limited), TEST(rarity_counts_by_its_logarithm), TEST(the_first_domain_stays), TEST(overwritten_by_common_tokens),
         TEST(overwritten_when_the_domain_is_forgotten), TEST(overwritten_as_a_copy), TEST(a_copy_after_reseeding_is_a_duplicate),
         TEST(layers_are_apart), TEST(the_state_is_all_there_is), TEST(domains_are_matched_by_name), TEST(thresholds_fit_together),

@@ -39,7 +39,7 @@ fi
 lonely="moe.balance=[none] moe.z_loss_coeff=0 moe.top_k=1 moe.norm_topk_prob=false moe.force_skew=true log.progress=line"
 expect 0 "one expert takes all" train 1 lonely $lonely train.steps=203 log.every=1 stats.every=20
 says "starved at first" "^experts: 2 healthy, 14 starved"
-says_once "in words" "^  layer 0: expert 1 is starved \(load 0.00 of the mean\)\$"
+says_once "in words" "^  layer 0: expert 1 is starved \(load 0.00 of the mean, below 0.25\)\$"
 says_once "in words" "^  layer 0: expert 1 is dead \(load 0.000 of the mean, no token so far\)\$"
 says "few words" "^  and 10 more: events.jsonl\$"
 says "dead after five windows" "^experts: 2 healthy, 14 dead; worst domain [ab] [0-9.]+ \(\+[0-9.]+\)\$"

@@ -207,6 +207,14 @@ static void events(void **state) {
     text = mu_change_text(log_source(t), &changes[1]);
     assert_string_equal(text, "layer 0: expert 0 became the carrier of a (criticality 0.42 nats)");
     free(text);
+    mu_expert_change starved = { .to = MU_EXPERT_STARVED, .load = 0.1, .criticality = 0.06, .twin = -1 };
+    text = mu_change_text(log_source(t), &starved);
+    assert_string_equal(text, "layer 0: expert 0 is starved (load 0.10 of the mean, below 0.25, but a depends on it: criticality 0.06 nats)");
+    free(text);
+    starved.criticality = 0.04;
+    text = mu_change_text(log_source(t), &starved);
+    assert_string_equal(text, "layer 0: expert 0 is starved (load 0.10 of the mean, below 0.25)");
+    free(text);
     assert_events("3 state dead; 3 state carrier; 3 advice drops; 5 advice loss_term; ");
     ev = open_events(4);
     assert_true(mu_events_advised(ev, MU_ADVICE_DROPS) && !mu_events_advised(ev, MU_ADVICE_TERM));
