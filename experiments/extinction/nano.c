@@ -21,6 +21,7 @@ typedef struct {
     gate_kind gate;
     bool i1, i3, i4, i5;        /* in the drought: exemption, freezing, anchor, replay */
     bool dense_adam;            /* without I2 */
+    bool release;               /* the anchor ends with the drought */
     revive_kind revive;
     bool archive;               /* the carrier of the end of A is restored and healed before C */
     int micro_batches;          /* 0: 1 */
@@ -41,18 +42,18 @@ static const arm arms[] = {
     { "drop", "carrier, revived in B as a half-redrawn copy (Drop-Upcycling)", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true,
       .revive = REVIVE_DROP },
     { "exempt", "carrier, exempt (I1)", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true },
+    { "exempt_dense", "carrier, I1 with dense AdamW (without I2)", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .dense_adam = true },
     { "exempt_frozen", "carrier, I1 and frozen (I3)", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .i3 = true },
-    { "exempt_anchor", "carrier, I1 and anchor (I4)", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .i4 = true },
-    { "exempt_replay", "carrier, I1 and replay (I5)", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .i5 = true },
     { "balancer_anchor", "carrier taken by the balancer, anchor", .balance = BIAS, .gate = GATE_ORACLE, .i4 = true },
     { "balancer_replay", "carrier taken by the balancer, replay", .balance = BIAS, .gate = GATE_ORACLE, .i5 = true },
     { "replay", "no carrier, replay alone", .balance = BIAS, .i5 = true },
     { "ewc", "no carrier, anchor alone", .balance = BIAS, .i4 = true },
+    { "ewc_release", "no carrier, anchor alone, until the domains return", .balance = BIAS, .i4 = true, .release = true },
     { "ours", "carrier, I1 I2 I4 I5 I6", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .i4 = true, .i5 = true },
     { "ours_no_i1", "ours without exemption in B", .balance = BIAS, .gate = GATE_ORACLE, .i4 = true, .i5 = true },
     { "ours_no_i2", "ours with dense AdamW", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .i4 = true, .i5 = true, .dense_adam = true },
-    { "ours_no_i4", "ours without anchor", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .i5 = true },
-    { "ours_no_i5", "ours without replay", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .i4 = true },
+    { "ours_no_i4", "ours without anchor: exempt, and replay", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .i5 = true },
+    { "ours_no_i5", "ours without replay: exempt, and anchor", .balance = BIAS, .gate = GATE_ORACLE, .i1 = true, .i4 = true },
     { "ours_no_i6", "ours without gate: nothing to exempt", .balance = BIAS, .i4 = true, .i5 = true },
     { "gate_balancer_learned", "gate_balancer with the learned gate", .balance = BIAS, .gate = GATE_LEARNED },
     { "exempt_learned", "exempt with the learned gate", .balance = BIAS, .gate = GATE_LEARNED, .i1 = true },
@@ -303,6 +304,7 @@ static void run_arm(run *r) {
     train(r, steps[0], false);
     print_end(r, "A");
     phase_b(r);
+    if (r->arm->release) r->m.anchor = NULL;
     train(r, steps[2], false);
     print_end(r, "C");
     int64_t dry = steps[0] + steps[1], first = steps_to_half(r, 0, steps[0]), again = steps_to_half(r, dry, dry + steps[2]);

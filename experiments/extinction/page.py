@@ -4,7 +4,7 @@ import statistics
 
 CHARTS = [
     ("The carrier, its balancer and its revivers", "rare", ["loss_free", "gate_balancer", "mimic", "redo", "drop", "ours"]),
-    ("Protections", "rare", ["exempt", "exempt_frozen", "exempt_anchor", "exempt_replay", "ours", "ours_learned"]),
+    ("Protections", "rare", ["exempt", "exempt_dense", "gate_balancer_learned", "exempt_learned", "ours_learned", "ours"]),
     ("Without a carrier", "rare", ["loss_free", "replay", "ewc", "ours_no_i6", "dense_params", "ours"]),
     ("ours, and ours without one part", "rare", ["ours", "ours_no_i1", "ours_no_i2", "ours_no_i4", "ours_no_i5", "ours_no_i6"]),
     ("Ordinary training", "rare", ["none", "aux_micro", "aux_global", "loss_free", "quantile", "hash"]),

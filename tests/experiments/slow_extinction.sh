@@ -7,7 +7,7 @@ run=$MUSTER_SOURCE/experiments/extinction/run.py nano=$MUSTER_BUILD/experiments/
 python=${MUSTER_PYTHON:-python3}
 command -v "$python" > /dev/null || skip "no python3"
 export PYTHONDONTWRITEBYTECODE=1
-arms=gate_balancer,mimic,exempt_anchor
+arms=gate_balancer,mimic,ours_no_i5
 experiment() { timeout 300 "$python" "$run" --program "$nano" --seeds 1 --out "$@" > log 2>&1; }
 steps="--steps-a 3000 --steps-b 900 --steps-c 300"
 
@@ -18,7 +18,7 @@ cp out/rows.jsonl before.jsonl
 cat > check.py <<'END_OF_PYTHON'
 import json, sys
 rows = {r["arm"]: r for r in map(json.loads, open("before.jsonl"))}
-taken, mimic, kept = (rows[a] for a in ("gate_balancer", "mimic", "exempt_anchor"))
+taken, mimic, kept = (rows[a] for a in ("gate_balancer", "mimic", "ours_no_i5"))
 again = {r["arm"]: r for r in map(json.loads, open("out/rows.jsonl"))}
 without_time = lambda r: {k: v for k, v in r.items() if k != "cpu_ms_per_step"}
 page = open("out/index.html").read()
