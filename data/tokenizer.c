@@ -19,8 +19,8 @@ static mu_status no_file_in(const char *folder, mu_error *e) {
     char *other = mu_format("%s/tokenizer.model", folder);
     bool found = mu_file_exists(other);
     free(other);
-    return mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no tokenizer.json in this folder%s", folder, found ? ", only a tokenizer.model; transformers'"
-                        " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW) writes a tokenizer.json" : "");
+    return mu_error_set(e, MU_STATUS_NOINPUT, "tokenizer %s: no tokenizer.json in this folder%s", folder, found ? ", but a tokenizer.model:"
+                        " docs/tokenizers.md says how to make a tokenizer.json of it" : "");
 }
 
 /* A tokenizer.json, or a folder that holds one. */

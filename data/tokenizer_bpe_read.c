@@ -206,18 +206,17 @@ static const char *other_kind(const char *text, int64_t n) {
     static const struct { const char *begins, *what; } kinds[] = {
         { "version https://git-lfs", "a pointer of Git LFS; fetch the file itself" }, { "<!doctype", "a page of HTML; fetch the file itself" },
         { "<html", "a page of HTML; fetch the file itself" },
-        { "#version", "the merges of an older format; transformers' AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW) writes a tokenizer.json" },
+        { "#version", "the merges of an older format; docs/tokenizers.md says how to make a tokenizer.json of it" },
     };
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (n >= (int64_t)strlen(kinds[i].begins) && !strncasecmp(text, kinds[i].begins, strlen(kinds[i].begins))) return kinds[i].what;
     if (n > 4 && text[0] == '\n' && text[2] == '\n')      /* pieces of a message of Protocol Buffers */
-        return "a model of SentencePiece; transformers' AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW) writes a tokenizer.json";
+        return "a model of SentencePiece; docs/tokenizers.md says how to make a tokenizer.json of it";
     int64_t letters = 0, digits = 0;
     while (letters < n && (isalnum((unsigned char)text[letters]) || (text[letters] && strchr("+/=", text[letters])))) letters++;
     while (letters + 1 + digits < n && isdigit((unsigned char)text[letters + 1 + digits])) digits++;
     if (letters && letters < n && text[letters] == ' ' && digits)
-        return "a vocabulary of tiktoken, which lacks pattern and special tokens; transformers.integrations.tiktoken.convert_tiktoken_to_fast(ENCODING, FOLDER)"
-               " writes a tokenizer.json";
+        return "a vocabulary of tiktoken, without pattern and special tokens; docs/tokenizers.md says how to make a tokenizer.json of it";
     return NULL;
 }
 

@@ -523,7 +523,7 @@ mu_status mu_checkpoint_missing(const char *path, mu_error *e) {
         { "model.safetensors", bare }, { "model.safetensors.index.json", bare },
         { "pytorch_model.bin", "%s has weights in pytorch_model.bin, which is not read; transformers' from_pretrained and save_pretrained make safetensors of them" },
     };
-    const char *says = mu_file_not_plain(path) ? "not a run folder or checkpoint: %s" : "%s is a file; name the folder of the run, checkpoint or model";
+    const char *says = mu_file_not_plain(path) ? "%s is neither a run folder or checkpoint nor a model of Hugging Face, which has a config.json" : "%s is a file; name the folder of the run, checkpoint or model";
     for (size_t i = 0, found = 0; i < sizeof signs / sizeof *signs && !found; i++) {
         char *name = mu_format("%s/%s", path, signs[i].file);
         if ((found = mu_file_exists(name))) says = signs[i].says;
@@ -621,19 +621,19 @@ void mu_checkpoint_shape_close(mu_checkpoint_shape *s) {
     *s = (mu_checkpoint_shape){ 0 };
 }
 
-/* Forwards only the state that a format version has. */
+/* Forwards only the state that a checkpoint of this format version has, or of weights. */
 typedef struct {
     mu_state_visitor v, *to;
-    int version;
+    const mu_manifest *m;
 } filter;
 
 static void pass_on(mu_state_visitor *v, const mu_state *s) {
     filter *f = (filter *)v;
-    if (mu_state_is_in(s, f->version)) f->to->visit(f->to, s);
+    if (mu_state_is_in(s, f->m->version) && !(f->m->weights_only && s->for_training)) f->to->visit(f->to, s);
 }
 
 mu_status mu_checkpoint_visit(const mu_manifest *m, mu_state_visitor *v, mu_error *e) {
-    filter f = { { pass_on }, v, m->version };
+    filter f = { { pass_on }, v, m };
     mu_checkpoint_shape s;
     mu_status status = mu_checkpoint_shape_open(&s, m, false, e);
     if (status == MU_STATUS_OK) visit_all(&s.t, &m->cfg, &f.v);

@@ -374,7 +374,7 @@ static void test_other_kinds(void **state) {
     (void)state;
     static const struct { const char *text; size_t n; const char *error; } others[] = {
         { "IQ== 0\nIg== 1\n", 14, "not a tokenizer.json: this is a vocabulary of tiktoken" },
-        { "\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\2\n\x0c", 18, "this is a model of SentencePiece; transformers' AutoTokenizer" },
+        { "\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\2\n\x0c", 18, "this is a model of SentencePiece; docs/tokenizers.md" },
         { "version https://git-lfs.github.com/spec/v1\noid", 46, "this is a pointer of Git LFS" }, { "<!doctype html>", 15, "this is a page of HTML" },
         { "<html><body>", 12, "this is a page of HTML" }, { "#version: 0.2\ni n\n", 18, "this is the merges of an older format" },
         { "12", 2, "bad JSON: line 1: '1' where '{' is expected" }, { "a b\n", 4, "bad JSON: line 1: 'a' where '{'" },

@@ -141,7 +141,7 @@ mv moved texts
 refuses 64 "needs a run folder" eval
 refuses 66 "nowhere: no such file or folder" eval nowhere
 for command in eval inspect verify; do
-    refuses 65 "not a run folder or checkpoint: texts" $command texts
+    refuses 65 "texts is neither a run folder or checkpoint nor a model of Hugging Face" $command texts
     refuses 65 "tiny.yaml is a file; name the folder" $command tiny.yaml
 done
 mkdir bare && : > bare/model.safetensors

@@ -23,8 +23,8 @@ expect 0 'qwen3_moe, fp32' "$MUSTER" convert run hf --to hf --shard-size 20KB
     [ -f hf/config.json ] && [ -f hf/generation_config.json ] && [ -f hf/tokenizer.json ] && [ -f hf/tokenizer_config.json ] && pass || fail "files: $(ls hf)"
 expect 0 'weights of' "$MUSTER" convert hf back --to muster
 expect 0 '^ok .*step 0' "$MUSTER" verify back
-expect 0 '^  weights only' "$MUSTER" inspect back
-grep -qE '^  max_seq_len: 32$' log && grep -qE '^  num_experts: 8$' log && ! grep -qE 'tokens seen|step 0 of|fingerprint|lr:|aux_loss|optimizer state|seq_len: 2$' log &&
+expect 0 '^  weights only' "$MUSTER" inspect back --state
+grep -qE '^  max_seq_len: 32$' log && grep -qE '^  num_experts: 8$' log && ! grep -qE 'tokens seen|step 0 of|/state/|fingerprint|lr:|aux_loss|optimizer state|seq_len: 2$' log &&
     pass || fail "inspect shows more than is known of weights, or less: $(cat log)"
 for command in report watch "compare run"; do
     expect 66 'error: back holds weights only .muster convert., no run' "$MUSTER" $command back
