@@ -50,7 +50,7 @@ static void compare(taking *t, const mu_option *o, const mu_config *given) {
     free(was);
 }
 
-/* Rows may be written as 0 on one side and as a number on the other. */
+/* Rows may be written as 0 on one side and as a number on the other. Taken, they do not count as given (mu_vocab_rows). */
 static void compare_rows(taking *t) {
     int64_t is = t->c->model.vocab_size, was = t->s->m.vocab_size;
     char a[24], b[24];
@@ -89,8 +89,8 @@ mu_status mu_init_configure(mu_config *c, const mu_source *s, mu_error *e) {
     bool *given = mu_alloc((size_t)n, sizeof *given);
     for (int i = 0; i < n; i++) {
         given[i] = mu_options_given(&c->options, table[i].section, table[i].key);
-        bool length = table[i].offset == offsetof(mu_config, model.max_seq_len);
-        if (!given[i] && (length || mu_option_is_architecture(&table[i]))) take(&t, &table[i]);
+        bool length = table[i].offset == offsetof(mu_config, model.max_seq_len), rows = table[i].offset == offsetof(mu_config, model.vocab_size);
+        if (!given[i] && !rows && (length || mu_option_is_architecture(&table[i]))) take(&t, &table[i]);
     }
     mu_config resolved = *c;
     mu_model_config_resolve(&resolved.model, &resolved.moe);

@@ -89,6 +89,10 @@ cp -r half bad2 && truncate -s -2 bad2/model.safetensors
 expect 65 'truncated' "$MUSTER" convert bad2 run3 --to muster
 cp -r half bad3 && rm bad3/tokenizer.json
 expect 65 'no tokenizer.json' "$MUSTER" convert bad3 run3 --to muster
+cp -r half bad4 && sed -Ei 's/"added_tokens": ?\[/&{"id":257,"content":"<x>","special":true},/' bad4/tokenizer.json
+more='tokenizer .*bad4/tokenizer.json has 258 ids, but the weights have 257 rows for them: it is not the tokenizer of this model'
+expect 65 "$more" "$MUSTER" generate bad4 --prompt x
+for how in "" --dry-run; do expect 65 "$more" "$MUSTER" train tiny.yaml --init-from bad4 run.dir=new2 train.steps=1 $how; done
 [ -z "$(ls -d hf3* run3* 2>/dev/null)" ] && pass || fail "left behind: $(ls -d hf3* run3*)"
 if [ -n "${MPIEXEC:-}" ]; then
     on 2 "$MUSTER" convert run hf3 --to hf
