@@ -114,7 +114,8 @@ static bool needed(const mu_log_source *src, mu_advice *a) {
     const char *domain = k->names[most % k->domains];
     a->option = "stats.rare_domain", a->value = mu_format("%g", src->cfg->stats.rare_domain);
     a->text = mu_format("layer %d: expert %lld is starved, but %s depends on it: it loses %.2f nats per token without it, and more balancing would replace what it"
-                        " knows. Where stats.rare_domain (now %g) is at least the share of %s, such an expert can be a carrier",
+                        " knows. Where stats.rare_domain (now %g) is at least the share of %s, such an expert can be a carrier, which"
+                        " protect.domains protects",
                         src->state->model->moe_layers[expert / k->experts], (long long)(expert % k->experts), domain, (double)k->K[most],
                         src->cfg->stats.rare_domain, domain);
     return true;
