@@ -71,7 +71,7 @@ int mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const m
     for (int64_t i = 0; i < (int64_t)p->layers * p->experts; i++) {
         int32_t fixed = given(cfg, domains, i % p->experts), now = fixed >= 0 ? fixed : carried(cfg, h, domains, i), before = p->domain_of[i];
         p->domain_of[i] = now;
-        p->exempt[i] = cfg->exempt && now >= 0;
+        p->exempt[i] = (cfg->exempt && now >= 0) || h->frozen[i] == MU_FROZEN_NOW;
         if (now == before) continue;
         if (changes) changes[n] = (mu_protection_change){ (int)(i / p->experts), (int)(i % p->experts), now >= 0 ? now : before, now >= 0 };
         n++;

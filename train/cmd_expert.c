@@ -447,9 +447,9 @@ static mu_status heal(job *j, const mu_archive *a, mu_error *e) {
     print_figures("before", &h.before);
     print_figures("restored", &h.restored);
     print_figures("healed", &h.healed);
-    if (mu_heal_accepts(&h) || j->a->force) return MU_STATUS_OK;
+    if (mu_heal_accepts(&h)) return MU_STATUS_OK;
     return mu_error_set(e, MU_STATUS_DATA, "rolled back: %.0f %% of what was learned of %s is known, 90 %% are needed, and the other domains may lose"
-                        " 0.005 nats (they lose %.4f); nothing was written; --force keeps it", 100 * h.healed.retention,
+                        " 0.005 nats (they lose %.4f); nothing was written", 100 * h.healed.retention,
                         j->texts.corpus.domains[h.domain].name, h.healed.others - h.before.others);
 }
 
@@ -646,6 +646,9 @@ static mu_status prune(job *j, mu_error *e) {
     else if (N >= E) status = mu_error_set(e, MU_STATUS_USAGE, "--keep %lld: the layers have %lld experts", (long long)N, (long long)E);
     else if (N < j->m.cfg.moe.top_k)
         status = mu_error_set(e, MU_STATUS_USAGE, "--keep %lld: each token takes moe.top_k=%lld experts", (long long)N, (long long)j->m.cfg.moe.top_k);
+    else if (j->m.cfg.moe.force_domains.n || j->m.cfg.protect.carriers.n)
+        status = mu_error_set(e, MU_STATUS_CONFIG, "%s name experts by their numbers, which prune changes: begin a run without it, with --fork, and"
+                              " prune that", j->m.cfg.moe.force_domains.n ? "moe.force_domains" : "protect.carriers");
     if (status == MU_STATUS_OK && j->a->dry_run) status = open_live(j, true, e);
     for (int i = 0; i < layers && status == MU_STATUS_OK; i++) status = choose(j, i, kept + i * N, e);
     for (int i = 0; i < layers && status == MU_STATUS_OK; i++) {

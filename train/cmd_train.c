@@ -1,4 +1,5 @@
 /* cmd_train.c - muster train: trains a model from a configuration file. */
+#include "train/surgery.h"
 #include "train/training.h"
 
 #include <signal.h>
@@ -380,6 +381,7 @@ static mu_status train(mu_training *t, mu_mesh *mesh, const arguments *a, mu_sou
     if (status == MU_STATUS_OK) t->peak_flops = measure_peak(t);
     if (status == MU_STATUS_OK) status = mu_recorder_open(&rec, t, lock, resumed ? t->state.step : -1, e);
     if (status == MU_STATUS_OK && resumed) status = mu_checkpoint_set_aside(mesh->batch, cfg->run.dir, t->state.step, e);
+    if (status == MU_STATUS_OK && resumed) status = mu_archive_set_aside(&t->state, cfg->run.dir, t->state.step, e);
     if (status == MU_STATUS_OK) {
         bool verbose = mesh->batch->rank == 0 && !quiet(cfg);
         if (verbose) print_start(t, &s, a);

@@ -177,6 +177,20 @@ mu_status mu_events_protection(mu_events *ev, const mu_log_source *src, const mu
     return status;
 }
 
+mu_status mu_events_archive(mu_events *ev, const mu_log_source *src, int moe, int expert, const char *reason, const char *error, mu_error *e) {
+    mu_json *j = &ev->line;
+    mu_json_reset(j);
+    mu_json_begin(j, NULL, '{');
+    mu_json_int(j, "step", src->state->step);
+    mu_json_string(j, "event", "archive");
+    mu_json_int(j, "layer", src->state->model->moe_layers[moe]);
+    mu_json_int(j, "expert", expert);
+    mu_json_string(j, "reason", reason);
+    mu_json_bool(j, "written", !error);
+    if (error) mu_json_string(j, "error", error);
+    return mu_lines_write(&ev->out, j, e);
+}
+
 bool mu_events_advised(const mu_events *ev, mu_advice_topic topic) { return ev->advised[topic]; }
 
 mu_status mu_events_advice(mu_events *ev, const mu_log_source *src, const mu_advice *a, mu_error *e) {

@@ -37,6 +37,8 @@ mu_status mu_events_open(mu_events **ev, const mu_log_source *src, mu_error *e) 
 mu_status mu_events_changes(mu_events *ev, const mu_log_source *src, const mu_expert_change *changes, int n, mu_error *e) MU_MUST_USE;
 /* Which experts are protected from now on, or no longer. */
 mu_status mu_events_protection(mu_events *ev, const mu_log_source *src, const mu_protection_change *changes, int n, mu_error *e) MU_MUST_USE;
+/* An expert was archived, or, with an error, could not be. */
+mu_status mu_events_archive(mu_events *ev, const mu_log_source *src, int moe, int expert, const char *reason, const char *error, mu_error *e) MU_MUST_USE;
 mu_status mu_events_advice(mu_events *ev, const mu_log_source *src, const mu_advice *a, mu_error *e) MU_MUST_USE;
 bool mu_events_advised(const mu_events *ev, mu_advice_topic topic);     /* in this run, by earlier jobs too */
 mu_status mu_events_sync(mu_events *ev, mu_error *e) MU_MUST_USE;

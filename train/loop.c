@@ -54,19 +54,6 @@ static void hold_router_rows(const mu_train_state *s) {
     }
 }
 
-/* Completes a valid step. The selection biases of frozen experts stay. */
-static void end_step(mu_training *t, bool update_bias) {
-    const mu_expert_health *h = &t->state.stats->health;
-    const mu_model *m = t->state.model;
-    int64_t n = (int64_t)h->layers * h->experts;
-    double *bias = mu_tape_alloc(t->tape, (size_t)(n + 1) * sizeof *bias);
-    for (int64_t i = 0; i < n; i++) bias[i] = m->blocks[m->moe_layers[i / h->experts]].moe.bias[i % h->experts];
-    mu_loss_end(t->loss, update_bias);
-    for (int64_t i = 0; i < n; i++)
-        if (h->frozen[i] == MU_FROZEN_NOW) m->blocks[m->moe_layers[i / h->experts]].moe.bias[i % h->experts] = bias[i];
-    mu_tape_reset(t->tape);
-}
-
 /* Reduces and clips the gradients, and updates the weights. */
 static void update(mu_training *t, double lr) {
     mu_optimizer *opt = t->state.opt;
@@ -100,7 +87,7 @@ mu_step_result mu_training_step(mu_training *t, const volatile sig_atomic_t *sto
     r.stop = v.stop, r.finite = isfinite(v.loss) && isfinite(v.grad_norm);
     if (r.finite) {
         s->step++;
-        end_step(t, (double)s->step <= 0.97 * (double)t->cfg.train.steps); /* selection biases are fixed at the end */
+        mu_loss_end(t->loss, (double)s->step <= 0.97 * (double)t->cfg.train.steps); /* selection biases are fixed at the end */
     }
     r.seconds = mu_time() - start, r.comm_seconds = mu_mesh_seconds(s->mesh) - comm_start;
     return r;

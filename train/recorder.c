@@ -1,6 +1,7 @@
 /* recorder.c - metrics, progress, evaluations and checkpoints of a run. Nothing is written
  * to a run folder that another job has taken. */
 #include "train/events.h"
+#include "train/surgery.h"
 #include "train/training.h"
 
 #include <math.h>
@@ -19,6 +20,8 @@ struct mu_recorder {
     mu_probe *probe;       /* NULL: nothing is measured on it */
     mu_expert_change *changes; /* of the last evaluation of states, room for all experts */
     mu_protection_change *protected;    /* likewise */
+    int n_changes;         /* of the last evaluation */
+    double *noted;         /* top_criticality of the experts before it */
     int64_t saved_step;    /* of the newest checkpoint */
     double since_log_seconds;   /* of the steps since the last logged line, and their number */
     int64_t since_log_steps;
@@ -40,6 +43,7 @@ mu_status mu_recorder_open(mu_recorder **out, mu_training *t, mu_lock *lock, int
     r->domains = mu_alloc((size_t)t->texts.corpus.n_domains, sizeof *r->domains);
     r->changes = mu_alloc((size_t)(t->state.model->n_moe * t->cfg.moe.num_experts), sizeof *r->changes);
     r->protected = mu_alloc((size_t)(t->state.model->n_moe * t->cfg.moe.num_experts), sizeof *r->protected);
+    r->noted = mu_alloc((size_t)(t->state.model->n_moe * t->cfg.moe.num_experts), sizeof *r->noted);
     if (t->cfg.stats.every && t->cfg.stats.budget > 0 && t->state.model->n_moe) {
         mu_evaluation ev = evaluation(t);
         r->probe = mu_probe_new(&ev, t->cfg.stats.probe_tokens, MU_PROBE_KEEP_BYTES);
@@ -60,6 +64,7 @@ void mu_recorder_close(mu_recorder *r) {
     free(r->domains);
     free(r->changes);
     free(r->protected);
+    free(r->noted);
     free(r);
 }
 
@@ -85,6 +90,59 @@ static mu_status still_locked(mu_recorder *r, mu_error *e) {
     return r->lock_lost.status;
 }
 
+/* ------------------------------------------------------------------ archives */
+
+/* A record that cannot be written is no reason to stop: nothing overwrites the expert here. */
+static mu_status archive(mu_recorder *r, int64_t cell, const char *reason, mu_error *e) {
+    mu_evaluation ev = evaluation(r->t);
+    mu_error why = { 0 };
+    int64_t E = r->t->cfg.moe.num_experts;
+    int moe = (int)(cell / E), expert = (int)(cell % E);
+    bool failed = mu_archive_expert(&r->source, &ev, moe, expert, &why) != MU_STATUS_OK;
+    if (failed && r->progress)
+        mu_log(MU_LOG_WARNING, "expert %d of layer %d could not be archived: %-s", expert, r->t->state.model->moe_layers[moe], why.text);
+    return r->events ? mu_events_archive(r->events, &r->source, moe, expert, reason, failed ? why.text : NULL, e) : MU_STATUS_OK;
+}
+
+/* Those with a reason. Collective, agreed. */
+static mu_status archive_all(mu_recorder *r, const char *const *reasons, mu_error *e) {
+    const mu_train_state *s = &r->t->state;
+    mu_status status = MU_STATUS_OK;
+    double start = mu_time();
+    for (int64_t i = 0; i < s->model->n_moe * r->t->cfg.moe.num_experts; i++) { /* every rank takes part in each */
+        if (!reasons[i]) continue;
+        mu_error why = { 0 };
+        mu_status one = archive(r, i, reasons[i], &why);
+        if (one != MU_STATUS_OK && status == MU_STATUS_OK) status = one, *e = why;
+    }
+    r->statistics_seconds += mu_time() - start;
+    return mu_agree(s->mesh->batch, status, e);
+}
+
+static mu_status archive_due(mu_recorder *r, mu_error *e) {
+    const mu_training *t = r->t;
+    if (!t->cfg.protect.archive) return MU_STATUS_OK;
+    const char **reasons = mu_alloc((size_t)(t->state.model->n_moe * t->cfg.moe.num_experts) + 1, sizeof *reasons);
+    mu_archive_find_due(&r->source, r->changes, r->n_changes, r->noted, reasons);
+    mu_status status = archive_all(r, reasons, e);
+    free(reasons);
+    return status;
+}
+
+/* The carriers, at the end of the run. */
+static mu_status archive_carriers(mu_recorder *r, mu_error *e) {
+    const mu_training *t = r->t;
+    const mu_expert_health *h = &t->state.stats->health;
+    int64_t cells = (int64_t)h->layers * h->experts;
+    if (!t->cfg.protect.archive || t->state.step < t->cfg.train.steps) return MU_STATUS_OK;
+    const char **reasons = mu_alloc((size_t)cells + 1, sizeof *reasons);
+    for (int64_t i = 0; i < cells; i++)
+        reasons[i] = h->state[i] == MU_EXPERT_CARRIER || h->state[i] == MU_EXPERT_DORMANT ? "end of the run" : NULL;
+    mu_status status = archive_all(r, reasons, e);
+    free(reasons);
+    return status;
+}
+
 /* ------------------------------------------------------------------ checkpoints and evaluations */
 
 /* Metrics first: they must be on disk before the checkpoint that covers them. Derived files last. */
@@ -92,8 +150,9 @@ mu_status mu_recorder_save(mu_recorder *r, mu_error *e) {
     mu_train_state *s = &r->t->state;
     if (r->saved_step == s->step) return MU_STATUS_OK;
     double start = mu_time();
+    mu_status status = mu_agree(s->mesh->batch, still_locked(r, e), e);
+    if (status == MU_STATUS_OK) status = archive_carriers(r, e);
     mu_activity_set("checkpoint", -1, NULL);
-    mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK && r->metrics) status = mu_metrics_sync(r->metrics, e);
     if (status == MU_STATUS_OK && r->events) status = mu_events_sync(r->events, e);
     status = mu_agree(s->mesh->batch, status, e);
@@ -211,7 +270,9 @@ static void measure(mu_recorder *r) {
  * the same states as one that did not end. Rank 0 records and tells the changes. */
 static mu_status judge(mu_recorder *r, mu_error *e) {
     if (r->t->state.step % r->t->cfg.stats.every) return MU_STATUS_OK;
-    int n = mu_experts_judge(&r->source, r->changes), n_protected = mu_training_protect(r->t, r->protected);
+    const mu_expert_health *h = &r->t->state.stats->health;
+    for (int64_t i = 0; i < (int64_t)h->layers * h->experts; i++) r->noted[i] = h->top_criticality[i];
+    int n = r->n_changes = mu_experts_judge(&r->source, r->changes), n_protected = mu_training_protect(r->t, r->protected);
     if (r->progress) mu_progress_experts(r->progress, &r->source, r->changes, n);
     mu_status status = r->events ? mu_events_changes(r->events, &r->source, r->changes, n, e) : MU_STATUS_OK;
     return r->events && status == MU_STATUS_OK ? mu_events_protection(r->events, &r->source, r->protected, n_protected, e) : status;
@@ -238,7 +299,8 @@ mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) {
     if (s->step % r->t->cfg.stats.every == 0) {
         mu_status status = statistics(r, start, e);
         mu_routing_stats_restart(s->stats);
-        return mu_agree(s->mesh->batch, status, e);
+        status = mu_agree(s->mesh->batch, status, e);
+        return status == MU_STATUS_OK ? archive_due(r, e) : status;
     }
     mu_knowledge *kept = s->knowledge;
     s->knowledge = mu_knowledge_copy(kept);

@@ -171,7 +171,7 @@ static mu_status fill(void *context, const mu_state *st, void *host, mu_error *e
     }
     mu_status status = fill_from_source(s, st, host, e);
     for (int i = 0; i < s->n_units && status == MU_STATUS_OK; i++)
-        mu_expert_unit_put(&s->units[i], st, s->cfg.moe.balance & MU_BALANCE_BIAS, host);
+        mu_expert_unit_put(&s->units[i], st, s->cfg.moe.balance & MU_BALANCE_SELECTION, host);
     return status;
 }
 

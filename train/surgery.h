@@ -83,6 +83,14 @@ void mu_archive_describe(mu_archive *a, const mu_train_state *t, const mu_config
 mu_status mu_archive_write(mu_archive *a, const char *folder, mu_error *e) MU_MUST_USE;
 /* NOINPUT: no such file; DATA: damaged, or not an archive. mu_archive_free may follow any outcome. */
 mu_status mu_archive_read(mu_archive *a, const char *path, mu_error *e) MU_MUST_USE;
+/* Archives an expert of a run in RUN/archive, moe: number among the MoE layers; ev: with the run's model and texts. Collective over the mesh's
+ * batch group, agreed. */
+mu_status mu_archive_expert(const mu_log_source *src, const mu_evaluation *ev, int moe, int expert, mu_error *e) MU_MUST_USE;
+/* Records of a run that are newer than `step`, of an abandoned history, are renamed to step-N.h5.aside. Collective likewise, agreed. */
+mu_status mu_archive_set_aside(const mu_train_state *t, const char *run, int64_t step, mu_error *e) MU_MUST_USE;
+/* Why experts of a run are to be archived after an evaluation of the states, for those that are: reasons [MoE layers * experts], else
+ * NULL. changes: of the states; noted: top_criticality before. Collective likewise. */
+void mu_archive_find_due(const mu_log_source *src, const mu_expert_change *changes, int n, const double *noted, const char **reasons);
 /* Steps of the records of an expert, newest first, heap; and the path of one, heap. */
 int mu_archive_list(const char *folder, int layer, int expert, int64_t **steps);
 char *mu_archive_path(const char *folder, int layer, int expert, int64_t step);

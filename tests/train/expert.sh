@@ -100,10 +100,32 @@ works small 25 5
 run 0 'after' prune base --keep 4 --dry-run
 source_is_as_it_was "surgery"
 
-# ---------------------------------------------------------------- healing
+# ---------------------------------------------------------------- a carrier is lost and comes back
+# Domain a has an expert of its own in each layer, which a run archives, and is then absent.
+carriers=(stats.every=20 stats.budget=1 stats.rare_domain=0.5 stats.carrier_criticality=0.005 stats.carrier_gain=0 checkpoint.every=100 checkpoint.keep=9
+          "moe.force_domains={a: 3}" moe.num_shared_experts=1 moe.balance=[expert_bias] moe.score_func=sigmoid)
+expect 0 "the run with carriers" train $ranks rare parallel.ep=$ranks train.steps=300 "${carriers[@]}"
+run 0 '^ +3 +carrier .* a .*archived at step 300' list rare
+grep -q '"event":"archive","layer":0,"expert":3,"reason":"became a carrier","written":true' rare/events.jsonl && pass || fail "no record when it became a carrier"
+grep -q '"step":300,"event":"archive","layer":1,"expert":3,"reason":"end of the run"' rare/events.jsonl && pass || fail "no record at the end"
+[ "$(ls rare/archive/layer_00/expert_003 | wc -l)" -le 3 ] && pass || fail "more than three records"
+cp -r rare again
+expect 0 "from step 200 again" train 1 again train.steps=300 parallel.ep=1 "${carriers[@]}" --resume again/checkpoints/step-00000200
+ls again/archive/layer_00/expert_003/step-00000300.h5.aside > /dev/null 2>&1 && pass || fail "a record of an abandoned history was not set aside"
+expect 0 "without domain a" train 1 gone train.steps=400 "${carriers[@]}" --fork rare \
+    "data.phases=[{until_step: 300, mix: {a: 1, b: 2}}, {until_step: 400, mix: {b: 1}}]"
+run 0 'written: lost' reseed gone 0:3 --force --out lost
+run 0 'written: found' restore lost 0:3 --from rare --force --heal 30 --out found
+says "healing" '^  healed +[0-9.]+ +(9[0-9]|10[0-9]) %'
+run 0 '^ +3 +carrier .* a ' list found
+run 65 'rolled back' restore lost 1:3 --from rare --force --heal 0 --out x
+run 65 'not an archived expert|damaged|HDF5|cannot' restore lost 0:3 --from bad.h5 --force --heal 0 --out x
+run 78 'names no domain' restore base 0:3 --force --heal 3 --out x
 run 64 'at most 100' restore base 0:3 --heal 101 --force --out x
-on 1 "$MUSTER" expert restore base 0:3 --heal 3 --force --out healed; code=$?
-[ $code = 0 ] || [ $code = 78 ] && pass || fail "healing: exit code $code"
+run 78 'force_domains name experts' prune gone --keep 4 --out x
+expect 0 "without an oracle" train 1 free train.steps=420 "${carriers[@]}" "moe.force_domains={}" --fork gone
+run 78 'last carrier of a' prune free --keep 4 --out x
+run 0 'written: fewer' prune free --keep 4 --force --out fewer
 
 # ---------------------------------------------------------------- faults
 if [ "${MUSTER_HAS_FAULTS:-}" = 1 ]; then
@@ -123,6 +145,18 @@ if [ "${MUSTER_HAS_FAULTS:-}" = 1 ]; then
     rm -rf x.tmp*
     run 0 'step-00000025.h5' archive base 0:3
     source_is_as_it_was "faults"
+    for fault in enospc kill; do
+        rm -rf full
+        MUSTER_FAULT=archive-middle:0:$fault train 1 full train.steps=60 "${carriers[@]}"; code=$?
+        if [ $fault = enospc ]; then
+            [ $code = 0 ] && pass || fail "a full disk for an archive stopped the run: $code"
+            says "a full disk for an archive" 'could not be archived.*no space left'
+            grep -q '"written":false,"error":"archive-middle' full/events.jsonl && pass || fail "no event of a failed record"
+        else
+            expect 0 "after a kill while archiving" train 1 full train.steps=60 "${carriers[@]}"
+            run 0 '^ +3 +carrier' list full
+        fi
+    done
 fi
 # a really full disk: no file may be larger than 8 KiB
 ( ulimit -f 8; timeout 60 "$MUSTER" expert reseed base 0:2 --force --out x > log 2>&1 ); code=$?

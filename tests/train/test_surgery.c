@@ -220,6 +220,7 @@ static void a_frozen_expert_does_not_change(void **state) {
     mu_expert_unit_take(&others, &t->state, 2, 2);
     h->frozen[1 * 4 + 1] = MU_FROZEN_NOW;
     mu_train_state_freeze(&t->state);
+    mu_training_protect(t, NULL);
     train_to(t->state.step + 5);
     mu_expert_unit_take(&after, &t->state, 2, 1);
     mu_expert_unit_take(&moved, &t->state, 2, 2);
@@ -238,6 +239,8 @@ static void a_frozen_expert_does_not_change(void **state) {
     assert_int_equal(h->frozen[1 * 4 + 1], MU_FROZEN_NOW);
     assert_true(mu_params_find(t->state.model->params, "/layers/2/mlp/experts/1/up_proj/weight")->frozen);
     h->frozen[1 * 4 + 1] = MU_FROZEN_PAST;
+    mu_train_state_freeze(&t->state);
+    mu_training_protect(t, NULL);
     train_to(t->state.step + 2);
     assert_ok(mu_checkpoint_save(&t->state, &t->cfg, &t->texts, &e));
     mu_manifest_free(&m);
