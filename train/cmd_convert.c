@@ -72,30 +72,6 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
     return status == MU_STATUS_OK ? check_arguments(a, to, dtype, size, e) : status;
 }
 
-/* Copies a file, if it exists. */
-static mu_status copy_note(const char *from, const char *name, const char *to, const char *new_name, mu_error *e) {
-    enum { MOST = 1 << 20 };
-    char *source = mu_format("%s/%s", from, name), *copy = mu_format("%s/%s", to, new_name), *text = NULL;
-    size_t n;
-    mu_status status = MU_STATUS_OK;
-    if (mu_file_exists(source)) {
-        status = mu_file_read(source, MOST, &text, &n, e);
-        if (status == MU_STATUS_OK) status = mu_file_replace(copy, text, n, e);
-    }
-    free(text);
-    free(copy);
-    free(source);
-    return status;
-}
-
-/* What belongs to a model and not to its weights goes through a conversion as it is, there and back. */
-static mu_status copy_notes(const char *from, const char *to, mu_error *e) {
-    static const char *const notes[] = { "generation_config.json", "chat_template.jinja", "special_tokens_map.json" };
-    mu_status status = MU_STATUS_OK;
-    for (size_t i = 0; i < sizeof notes / sizeof *notes && status == MU_STATUS_OK; i++) status = copy_note(from, notes[i], to, notes[i], e);
-    return status;
-}
-
 /* ------------------------------------------------------------------ to Hugging Face */
 
 /* Selection biases are in the first shard. */
@@ -117,7 +93,7 @@ static mu_status save_hf(arguments *a, const mu_manifest *m, const mu_tokenizer 
     mu_checkpoint_arrays_open(&c, m);
     mu_status status = mu_hf_save(folder, &x, &type, e);
     status = mu_checkpoint_arrays_close(&c, status, e);
-    if (status == MU_STATUS_OK) status = copy_notes(run, folder, e);
+    if (status == MU_STATUS_OK) status = mu_hf_copy_notes(run, folder, e);
     if (status == MU_STATUS_OK)
         a->done = mu_format("%s, step %lld -> %s: %s, %s, %lld parameters", m->path, (long long)m->step, a->out, type, a->bf16 ? "bf16" : "fp32",
                  (long long)mu_model_measure(&m->cfg.model, &m->cfg.moe, m->vocab_size, 2).total);
@@ -260,8 +236,8 @@ static mu_status to_muster(arguments *a, const char *folder, mu_error *e) {
         status = mu_error_set(e, MU_STATUS_DATA, "%s has no tokenizer.json; put the one of the model there", a->in);
     if (status == MU_STATUS_OK) status = mu_tokenizer_open(&t, mu_hf_tokenizer(h), e);
     if (status == MU_STATUS_OK) status = save_muster(a, h, t, folder, e);
-    if (status == MU_STATUS_OK) status = copy_notes(a->in, folder, e);
-    if (status == MU_STATUS_OK) status = copy_note(a->in, "config.json", folder, MU_HF_KEPT, e);
+    if (status == MU_STATUS_OK) status = mu_hf_copy_notes(a->in, folder, e);
+    if (status == MU_STATUS_OK) status = mu_hf_copy_note(a->in, "config.json", folder, MU_HF_KEPT, e);
     if (t) mu_tokenizer_close(t);
     mu_hf_close(h);
     return status;

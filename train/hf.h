@@ -53,4 +53,9 @@ mu_status mu_hf_save(const char *folder, const mu_hf_export *x, const char **typ
 /* tokenizer.json and tokenizer_config.json alone. The tokenizer "bytes" is written as a byte-level BPE with the same ids. Local. */
 mu_status mu_hf_write_tokenizer(const char *folder, const mu_tokenizer *t, int64_t max_seq_len, mu_error *e) MU_MUST_USE;
 
+/* ------------------------------------------------------------------ files beside the weights (hf_notes.c) */
+/* Copies FROM/NAME, if it exists, as TO/NEW_NAME; and those that go through a conversion or a surgery as they are. Local. */
+mu_status mu_hf_copy_note(const char *from, const char *name, const char *to, const char *new_name, mu_error *e) MU_MUST_USE;
+mu_status mu_hf_copy_notes(const char *from, const char *to, mu_error *e) MU_MUST_USE;
+
 #endif

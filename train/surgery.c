@@ -1,5 +1,6 @@
 /* surgery.c - the checkpoint that an operation on experts makes of another. Arrays are copied one by one: nothing but the units that are put
  * is in memory. */
+#include "train/hf.h"
 #include "train/surgery.h"
 
 #include <float.h>
@@ -206,6 +207,15 @@ static mu_status keep_tokenizer(const mu_surgery *s, const char *run, mu_error *
     return status;
 }
 
+/* What export to Hugging Face takes from the run. */
+static mu_status keep_notes(const mu_surgery *s, const char *run, mu_error *e) {
+    char *from = mu_checkpoint_run(s->m);
+    mu_status status = mu_hf_copy_notes(from, run, e);
+    if (status == MU_STATUS_OK) status = mu_hf_copy_note(from, MU_HF_KEPT, run, MU_HF_KEPT, e);
+    free(from);
+    return status;
+}
+
 mu_status mu_surgery_write(mu_surgery *s, const char *run, mu_error *e) {
     mu_manifest m = *s->m;
     char *path = mu_format("%s/config.resolved.yaml", run);
@@ -213,6 +223,7 @@ mu_status mu_surgery_write(mu_surgery *s, const char *run, mu_error *e) {
     mu_status status = mu_checkpoint_write(&s->shape, &m, run, fill, s, e);
     if (status == MU_STATUS_OK) status = mu_file_replace(path, m.config, strlen(m.config), e);
     if (status == MU_STATUS_OK) status = keep_tokenizer(s, run, e);
+    if (status == MU_STATUS_OK) status = keep_notes(s, run, e);
     free(m.config);
     free(m.shards);
     free(m.tensors);

@@ -48,7 +48,7 @@ run 64 'exists' freeze base 0:1 --out base
 run 66 'no such run' freeze nowhere 0:1 --out x
 run 66 'has no archive' restore base 0:1 --out x
 run 66 'no such file' restore base 0:1 --from nowhere --out x
-run 65 'not a run folder' list .
+run 65 'is neither a run' list .
 run 78 'only a dead one' reseed base 0:1 --out x
 run 64 'have 8 experts' prune base --keep 8 --out x
 run 64 'takes moe.top_k=2' prune base --keep 1 --out x
@@ -100,6 +100,15 @@ works small 25 5
 run 0 'after' prune base --keep 4 --dry-run
 source_is_as_it_was "surgery"
 
+# what muster convert made has weights only
+expect 0 "convert back" on 1 "$MUSTER" convert small.hf weights --to muster
+run 0 'written: heavier' duplicate weights 0:1 --slot 0:2 --out heavier
+expect 0 "convert again" on 1 "$MUSTER" convert heavier heavier.hf --to hf
+cmp -s small.hf/config.json heavier.hf/config.json && pass || fail "surgery on weights changed config.json"
+expect 0 "a run with these weights" train 1 heavy $balance moe.num_experts=5 --init-from heavier
+run 78 'weights only' freeze weights 0:1 --out x
+run 78 'weights only' list weights
+
 # ---------------------------------------------------------------- a carrier is lost and comes back
 # Domain a has an expert of its own in each layer, which a run archives, and is then absent.
 carriers=(stats.every=20 stats.budget=1 stats.rare_domain=0.5 stats.carrier_criticality=0.005 stats.carrier_gain=0 checkpoint.every=100 checkpoint.keep=9
@@ -114,6 +123,9 @@ expect 0 "from step 200 again" train 1 again train.steps=300 parallel.ep=1 "${ca
 ls again/archive/layer_00/expert_003/step-00000300.h5.aside > /dev/null 2>&1 && pass || fail "a record of an abandoned history was not set aside"
 expect 0 "without domain a" train 1 gone train.steps=400 "${carriers[@]}" --fork rare \
     "data.phases=[{until_step: 300, mix: {a: 1, b: 2}}, {until_step: 400, mix: {b: 1}}]"
+run 78 'is carrier: only a dead one' reseed rare 0:3 --out x
+run 78 'is dormant: only a dead one' reseed gone 0:3 --out x
+run 78 'is dormant: only' duplicate gone 0:1 --slot 0:3 --out x
 run 0 'written: lost' reseed gone 0:3 --force --out lost
 run 0 'written: found' restore lost 0:3 --from rare --force --heal 30 --out found
 says "healing" '^  healed +[0-9.]+ +(9[0-9]|10[0-9]) %'
