@@ -22,6 +22,7 @@ typedef struct {
     double criticality;         /* of the expert for this domain at that step */
 } mu_report_event;
 typedef struct { int64_t step; char text[400]; } mu_report_advice;
+typedef struct { int64_t step, layer, expert; char text[200]; } mu_report_care;
 /* Of one statistics line: the share of a domain's tokens that each expert gets [n_moe, experts, n_domains] (0 for a domain without tokens),
  * and loads [n_moe, experts], over `steps` steps up to `step`. */
 enum { MU_REPORT_SHARES = 8, MU_REPORT_CELLS = 64 * 256 * 50 };
@@ -61,6 +62,8 @@ typedef struct {
     mu_report_event *events;
     int64_t n_advice;           /* of events.jsonl: what the run said once about its routing */
     mu_report_advice *advice;
+    int64_t n_care;             /* what was done for experts: protected, archived */
+    mu_report_care *care;
 } mu_report;
 /* Reads what there is: a run that is being written, damaged lines and records, missing files. Errors are those of mu_run_view_open.
  * mu_report_free may follow any outcome. */

@@ -222,11 +222,27 @@ static void take_advice(mu_report *r, int64_t step, const char *text) {
     r->n_advice++;
 }
 
+/* "archived: became a carrier", "protected for chemistry" */
+static void take_care(mu_report *r, int64_t step, const json_t *line) {
+    const char *event = json_string_value(json_object_get(line, "event")), *reason = json_string_value(json_object_get(line, "reason"));
+    const char *domain = json_string_value(json_object_get(line, "domain")), *error = json_string_value(json_object_get(line, "error"));
+    bool archive = event && reason && !strcmp(event, "archive"), protection = event && domain && !strcmp(event, "protection");
+    if (!archive && !protection) return;
+    if (r->n_care % 256 == 0) r->care = mu_realloc(r->care, (size_t)r->n_care + 256, sizeof *r->care);
+    mu_report_care *c = &r->care[r->n_care++];
+    c->step = step, c->layer = json_integer_value(json_object_get(line, "layer")), c->expert = json_integer_value(json_object_get(line, "expert"));
+    if (archive)
+        snprintf(c->text, sizeof c->text, "%s: %s%s%s", json_is_true(json_object_get(line, "written")) ? "archived" : "could not be archived", reason,
+                 error ? "; " : "", error ? error : "");
+    else snprintf(c->text, sizeof c->text, "%s for %s", json_is_true(json_object_get(line, "protected")) ? "protected" : "no longer protected", domain);
+}
+
 /* Changes of state have reasons in words, so they replace those that were derived from lists of states. */
 static void take_event(mu_report *r, int64_t step, const json_t *line, bool *any) {
     const char *to = json_string_value(json_object_get(line, "to")), *reason = json_string_value(json_object_get(line, "reason"));
     const char *domain = json_string_value(json_object_get(line, "domain")), *text = json_string_value(json_object_get(line, "text"));
     if (text) take_advice(r, step, text);
+    take_care(r, step, line);
     if (!to) return;
     if (!*any) r->n_events = 0;
     *any = true;
@@ -363,7 +379,7 @@ void mu_report_free(mu_report *r) {
     }
     json_decref(r->statistics);
     for (int64_t i = 0; i < r->n_shares; i++) free(r->shares[i].of_domain), free(r->shares[i].load);
-    free(r->shares), free(r->series), free(r->states), free(r->events), free(r->advice), free(r->layer), free(r->domain);
+    free(r->shares), free(r->series), free(r->states), free(r->events), free(r->advice), free(r->care), free(r->layer), free(r->domain);
     free(r->load), free(r->recent), free(r->of_expert), free(r->of_domain), free(r->of_layer), free(r->no_counts), free(r->name);
     mu_run_view_close(&r->view);
     *r = (mu_report){ 0 };

@@ -118,6 +118,8 @@ run 0 '^ +3 +carrier .* a .*archived at step 300' list rare
 grep -q '"event":"archive","layer":0,"expert":3,"reason":"became a carrier","written":true' rare/events.jsonl && pass || fail "no record when it became a carrier"
 grep -q '"step":300,"event":"archive","layer":1,"expert":3,"reason":"end of the run"' rare/events.jsonl && pass || fail "no record at the end"
 [ "$(ls rare/archive/layer_00/expert_003 | wc -l)" -le 3 ] && pass || fail "more than three records"
+expect 0 "report" on 1 "$MUSTER" report rare --out rare.html --no-texts
+grep -q 'archived: became a carrier' rare.html && pass || fail "the report shows no archives"
 cp -r rare again
 expect 0 "from step 200 again" train 1 again train.steps=300 parallel.ep=1 "${carriers[@]}" --resume again/checkpoints/step-00000200
 ls again/archive/layer_00/expert_003/step-00000300.h5.aside > /dev/null 2>&1 && pass || fail "a record of an abandoned history was not set aside"
