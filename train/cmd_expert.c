@@ -31,6 +31,7 @@ typedef struct {
     mu_texts texts;
     mu_evaluation ev;
     bool live;                      /* ev can be used */
+    char shared_hash[33];           /* of all parameters but those of the experts; "": not computed yet */
     char *folder;                   /* of the result, while it is being written; NULL: nothing is written */
 } job;
 
@@ -166,8 +167,8 @@ static mu_status open_live(job *j, bool needed, mu_error *e) {
                         j->m.cfg.data.train.list[0].domain);
 }
 
-/* Of all parameters but those of the experts. */
-static mu_status hash_shared(job *j, char hex[33], mu_error *e) {
+static mu_status hash_shared(job *j, mu_error *e) {
+    if (j->shared_hash[0]) return MU_STATUS_OK;
     mu_hash *h = mu_hash_new();
     mu_status status = MU_STATUS_OK;
     const mu_params *ps = state_of(j)->model->params;
@@ -180,7 +181,7 @@ static mu_status hash_shared(job *j, char hex[33], mu_error *e) {
         mu_hash_add(h, values, (size_t)u->count * sizeof *values);
         free(values);
     }
-    mu_hash_finish(h, hex);
+    mu_hash_finish(h, j->shared_hash);
     return mu_checkpoint_arrays_close(&a, status, e);
 }
 
@@ -200,7 +201,9 @@ static mu_status record_of(job *j, mu_archive *a, place p, int moe, bool samples
             if (!strcmp(a->names[d], a->carries)) domain = d;
         a->samples = mu_expert_samples_collect(&j->ev, domain, &a->unit);
     }
-    return hash_shared(j, a->shared_hash, e);
+    status = hash_shared(j, e);
+    snprintf(a->shared_hash, sizeof a->shared_hash, "%s", j->shared_hash);
+    return status;
 }
 
 /* Before anything overwrites the expert: its record, read back and compared. A dry run overwrites nothing. */

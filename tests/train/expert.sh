@@ -68,6 +68,12 @@ source_is_as_it_was archive
 run 0 'written: frozen' freeze base 0:3 --out frozen
 run 0 'frozen$' list frozen
 works frozen 25 8
+cp -r frozen parts
+rm -r parts/checkpoints/step-00000031
+expect 0 "a frozen expert, in one go" train 1 parts train.steps=31 checkpoint.every=3 stats.every=5 stats.budget=0.5 parallel.ep=1 $balance
+cp -r parts resumed
+expect 0 "a frozen expert, resumed" train 1 resumed train.steps=31 checkpoint.every=3 stats.every=5 stats.budget=0.5 parallel.ep=1 $balance --resume resumed/checkpoints/step-00000027
+same_checkpoint parts resumed 31
 run 78 'frozen already' freeze frozen 0:3 --out x
 run 0 'written: thawed' freeze frozen 0:3 --undo --out thawed
 

@@ -34,6 +34,24 @@ static void compare_unit(const mu_training *t, mu_checkpoint_arrays *a, int laye
     mu_expert_unit_free(&read);
 }
 
+/* A frozen expert stays as it is on every rank, whichever owns its row of the router; the others move. */
+static void freeze(mu_training *t) {
+    mu_expert_unit before[2], after[2];
+    t->state.stats->health.frozen[1 * 4 + 2] = MU_FROZEN_NOW;
+    mu_train_state_freeze(&t->state);
+    mu_training_protect(t, NULL);
+    for (int i = 0; i < 2; i++) mu_expert_unit_take(&before[i], &t->state, 1, 2 + i);
+    for (int i = 0; i < 3; i++) check(mu_training_step(t, NULL).finite, "frozen, step %d", i);
+    for (int i = 0; i < 2; i++) mu_expert_unit_take(&after[i], &t->state, 1, 2 + i);
+    for (int part = 0; part < MU_PARTS; part++) {
+        size_t n = (size_t)mu_expert_unit_count(&before[0], part) * sizeof(double);
+        check(!memcmp(before[0].values[part], after[0].values[part], n), "part %d of a frozen expert changed", part);
+        check(memcmp(before[1].values[part], after[1].values[part], n), "part %d of another expert did not", part);
+    }
+    check(before[0].bias == after[0].bias, "the bias of a frozen expert changed");
+    for (int i = 0; i < 2; i++) mu_expert_unit_free(&before[i]), mu_expert_unit_free(&after[i]);
+}
+
 static void run(mu_mesh *mesh, int ep) {
     mu_training t = { 0 };
     char *text = mu_format("run: {dir: run%d, seed: 1}\n"
@@ -55,6 +73,7 @@ static void run(mu_mesh *mesh, int ep) {
         for (int expert = 0; expert < 4; expert++) compare_unit(&t, &a, layer, expert);
     assert_ok(mu_checkpoint_arrays_close(&a, MU_STATUS_OK, &e));
     mu_manifest_free(&m);
+    freeze(&t);
     mu_training_close(&t);
     free(text);
 }
