@@ -10,12 +10,15 @@ ends; rows that are there are not run again, so an interrupted experiment goes o
 standard deviations over seeds. Needs nothing but Python 3.8.
 
 Columns: the validation loss at the end, over all domains and of the rarest ones, in nats per token; MaxVio (busiest expert / mean - 1, the worst layer)
-over the last fifth of the steps; experts that are dead or starved at the end; mutual information of domain and expert in nats, the mean over layers; tokens per second.
+of the logged batches in the last fifth of the steps, as a mean over batches, and of the loads of all these batches together (max_vio_global): a batch has few
+sequences, each of one domain, so no single batch is even; experts that are dead or starved at the end; mutual information of domain and expert in
+nats, the mean over layers; tokens per second. expert_bias has a rate that suits long runs, and a second arm with ten times as much.
 """
 import argparse
 import csv
 import json
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -26,6 +29,7 @@ ARMS = {
     "aux_loss": ["moe.balance=[aux_loss]"],
     "global_aux_loss": ["moe.balance=[global_aux_loss]"],
     "expert_bias": ["moe.balance=[expert_bias]"],
+    "expert_bias, rate 0.01": ["moe.balance=[expert_bias]", "moe.bias_update_rate=0.01"],
     "quantile_balancing": ["moe.balance=[quantile_balancing]"],
 }
 # name: configuration, number of seeds, rare domains
@@ -33,7 +37,7 @@ CORPORA = {"synthetic": ("synthetic.yaml", 5, ["rare-1", "rare-2", "rare-3"]), "
 SAME = ["moe.num_experts=16", "moe.moe_ffn_hidden_size=96", "moe.score_func=sigmoid", "moe.z_loss_coeff=0", "moe.aux_loss_coeff=0.01",
         "moe.bias_update_rate=0.001", "train.micro_batch_size=4", "log.every=5", "log.progress=quiet", "log.tensorboard=false", "stats.budget=0",
         "checkpoint.every=0", "checkpoint.keep=1"]
-FIGURES = ["val_ce", "rare_ce", "max_vio", "unused", "mutual_information", "tokens_per_s"]
+FIGURES = ["val_ce", "rare_ce", "max_vio", "max_vio_global", "unused", "mutual_information", "tokens_per_s"]
 KEYS = ["corpus", "arm", "seed", "steps"]
 
 
@@ -51,13 +55,24 @@ def mean(values):
     return sum(values) / len(values) if values else float("nan")
 
 
+def max_vio_global(lines):
+    """Of the loads of all these lines together, in the worst layer."""
+    worst = float("nan")
+    for key in sorted({k for line in lines for k in line if k.startswith("moe/layer_") and k.endswith("/load")}):
+        loads = [sum(n) for n in zip(*(line[key] for line in lines if key in line))]
+        vio = max(loads) * len(loads) / sum(loads) - 1
+        worst = vio if worst != worst else max(worst, vio)
+    return worst
+
+
 def figures(run, steps, rare):
     lines = lines_of(run)
-    late = [line for line in lines if line["step"] > 0.8 * steps]
+    late = [line for line in lines if line["step"] > 0.8 * steps and "train/tokens" in line]
     return {
         "val_ce": last(lines, "val/ce_loss"),
         "rare_ce": mean([last(lines, f"val/{d}/ce_loss") for d in rare]),
         "max_vio": mean([line["moe/max_vio"] for line in late if "moe/max_vio" in line]),
+        "max_vio_global": max_vio_global(late),
         "unused": last(lines, "moe/dead_frac") + last(lines, "moe/starved_frac"),
         "mutual_information": last(lines, "moe/mutual_information"),
         "tokens_per_s": statistics.median(line["perf/tokens_per_s"] for line in lines if "perf/tokens_per_s" in line),
@@ -82,7 +97,7 @@ def add_row(path, row):
 
 def train(a, corpus, arm, seed):
     config, _, rare = CORPORA[corpus]
-    run = a.out / "runs" / f"{corpus}-{arm}-{seed}"
+    run = a.out / "runs" / f"{corpus}-{re.sub('[^a-z0-9.]+', '_', arm)}-{seed}-{a.steps}"
     argv = [str(a.muster), "train", str(ROOT / "configs" / config), f"run.dir={run}", f"run.seed={seed}", f"train.steps={a.steps}",
             f"train.eval_every={a.steps}", f"stats.every={a.steps}", f"optim.warmup_steps={max(1, a.steps // 10)}", *SAME, *ARMS[arm]]
     done = subprocess.run(argv, cwd=a.texts.parent, stdout=subprocess.DEVNULL, check=False)
