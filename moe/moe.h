@@ -77,7 +77,7 @@ void mu_stats_config_check(const mu_stats_config *cfg, mu_complaints *c);
     O(NAMES,  domains,              "none",      0,   0, NULL, FREE, "domains whose carriers are protected, also while they are dormant and when they were overwritten; auto: every domain that has carriers, which are the rare ones (stats.rare_domain)") \
     O(DOMAIN_INTS, carriers,        NULL,        0,   65535, NULL, FREE, "{DOMAIN: EXPERT, ...}: in each MoE layer this expert is protected for the domain from the start, whatever its state") \
     O(BOOL,   exempt,               "true",      0,   0, NULL, FREE, "protected experts are left out of balancing: the others share their load evenly, and the selection bias of the protected ones stays") \
-    O(BOOL,   archive,              "true",      0,   0, NULL, FREE, "an expert is archived in RUN/archive when it becomes a carrier, when it has become more critical by a tenth, when it is starved for the first time, and carriers at the end of the run") \
+    O(BOOL,   archive,              "true",      0,   0, NULL, FREE, "an expert is archived in RUN/archive when it becomes a carrier, when it has become more critical by a tenth, when it is starved for the first time and some domain needed it, and carriers at the end of the run") \
     O(FLOAT,  gate_coeff,           "0.05",      0,   1e6, NULL, FREE, "coefficient of the domain gate: the router's logit of a protected expert learns, from the labels of training sequences, to be above 0 for tokens of its domain and below 0 for others; 0: none")
 
 typedef struct { MU_OPTIONS_PROTECT(MU_OPTION_FIELD) } mu_protect_config;

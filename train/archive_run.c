@@ -27,7 +27,7 @@ mu_status mu_archive_expert(const mu_log_source *src, const mu_evaluation *ev, i
     mu_archive_describe(&a, t, src->cfg, moe, expert);
     for (int d = 0; d < src->corpus->n_domains && a.carries[0]; d++)
         if (!strcmp(src->corpus->domains[d].name, a.carries)) domain = d;
-    a.samples = mu_expert_samples_collect(ev, domain, &a.unit);
+    if (t->knowledge->rounds) a.samples = mu_expert_samples_collect(ev, domain, &a.unit); /* else nothing may be measured (stats.budget) */
     mu_status status = MU_STATUS_OK;
     if (mu_mesh_writes_shared(t->mesh)) {
         char *folder = mu_format("%s/archive", src->cfg->run.dir), *run = realpath(src->cfg->run.dir, NULL);
@@ -75,6 +75,14 @@ static bool has_records(const char *folder, int layer, int expert) {
     return n > 0;
 }
 
+/* Did any domain ever need it, as far as that is measured? Of experts that none needs there is nothing to keep, and they can be many. */
+static bool may_matter(const mu_log_source *src, int64_t cell) {
+    const mu_knowledge *k = src->state->knowledge;
+    bool any = !k->rounds;
+    for (int d = 0; d < k->domains; d++) any |= (double)k->peak[cell * k->domains + d] >= src->cfg->stats.dead_criticality;
+    return any;
+}
+
 void mu_archive_find_due(const mu_log_source *src, const mu_expert_change *changes, int n, const double *noted, const char **reasons) {
     const mu_train_state *t = src->state;
     const mu_expert_health *h = &t->stats->health;
@@ -86,7 +94,7 @@ void mu_archive_find_due(const mu_log_source *src, const mu_expert_change *chang
     for (int i = 0; i < n; i++) {
         int64_t at = (int64_t)changes[i].layer * h->experts + changes[i].expert;
         if (carries(changes[i].to) && !carries(changes[i].from)) due[at] = BECAME_CARRIER;
-        if (changes[i].to == MU_EXPERT_STARVED && mu_mesh_writes_shared(t->mesh) &&
+        if (changes[i].to == MU_EXPERT_STARVED && mu_mesh_writes_shared(t->mesh) && may_matter(src, at) &&
             !has_records(folder, t->model->moe_layers[changes[i].layer], changes[i].expert))
             due[at] = STARVED;
     }

@@ -315,7 +315,7 @@ mu_status mu_checkpoint_arrays_close(mu_checkpoint_arrays *a, mu_status so_far, 
  * (whose shards, tensors, ranks and ep are set here). Checks the result as `muster verify` does. Local. */
 typedef mu_status mu_state_fill(void *context, const mu_state *s, void *host, mu_error *e);
 mu_status mu_checkpoint_write(mu_checkpoint_shape *s, mu_manifest *m, const char *run, mu_state_fill *fill, void *context, mu_error *e) MU_MUST_USE;
-/* Freezes and thaws the units of experts as t->stats->health says. Local. */
+/* Freezes and thaws the units of experts as t->stats->health says; called for every checkpoint, so nothing else may freeze them. Local. */
 void mu_train_state_freeze(mu_train_state *t);
 /* Checks the content of a checkpoint with valid hashes by loading it; without `tensors` only the state. MU_STATUS_DATA for
  * values that no run writes. Local. */

@@ -131,6 +131,12 @@ expect 0 "from step 200 again" train 1 again train.steps=300 parallel.ep=1 "${ca
 ls again/archive/layer_00/expert_003/step-00000300.h5.aside > /dev/null 2>&1 && pass || fail "a record of an abandoned history was not set aside"
 expect 0 "without domain a" train 1 gone train.steps=400 "${carriers[@]}" --fork rare \
     "data.phases=[{until_step: 300, mix: {a: 1, b: 2}}, {until_step: 400, mix: {b: 1}}]"
+expect 0 "an expert that starves" train 1 starving train.steps=300 stats.every=20 stats.budget=0 "moe.force_domains={a: 3}" stats.window=20 \
+    "data.phases=[{until_step: 60, mix: {a: 1, b: 2}}, {until_step: 300, mix: {b: 1}}]"
+[ "$(grep -c '"event":"archive","layer":0,"expert":3,"reason":"starved for the first time","written":true' starving/events.jsonl)" = 1 ] && pass ||
+    fail "a starved expert was not archived once"
+expect 0 "no archives" train 1 none train.steps=40 "${carriers[@]}" protect.archive=false
+[ -e none/archive ] && fail "archives although protect.archive is off" || pass
 run 78 'is carrier: only a dead one' reseed rare 0:3 --out x
 run 78 'is dormant: only a dead one' reseed gone 0:3 --out x
 run 78 'is dormant: only' duplicate gone 0:1 --slot 0:3 --out x
