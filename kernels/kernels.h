@@ -85,6 +85,8 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
     K(add,  (mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z), (dev, n, x, y, z)) \
     /* Without dy (data NULL): y = x, limited to [-limit, limit]; NaN stays. With dy: y += dy where x is within the limits. */ \
     K(clamp, (mu_device *dev, int64_t n, double limit, mu_mat x, mu_mat dy, mu_mat y), (dev, n, limit, x, dy, y)) \
+    /* y[0..n) += a x^2; master. */ \
+    K(add_squares, (mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y), (dev, n, a, x, y)) \
     /* y[0..n) = x, any dtypes: rounded to that of y. */ \
     K(copy, (mu_device *dev, int64_t n, mu_mat x, mu_mat y), (dev, n, x, y)) \
     /* x any: out (one F64) = scale * sum of x;  out (one F64) = sum of x^2, accumulated in double. Adds if `add`. */ \
@@ -254,7 +256,15 @@ static inline int64_t mu_exact_sums_words(int64_t n) { return (2 * n + 8) / 8 * 
      * is not finite. loads NULL: no unit is skipped. */ \
     K(slab_adamw, (mu_device *dev, int64_t n_units, int64_t n_pieces, const mu_adamw_spec *spec, mu_mat units, mu_mat loads, mu_mat scale, \
                    mu_mat steps, mu_mat w, mu_mat g, mu_mat m, mu_mat v, mu_mat compute), \
-                  (dev, n_units, n_pieces, spec, units, loads, scale, steps, w, g, m, v, compute))
+                  (dev, n_units, n_pieces, spec, units, loads, scale, steps, w, g, m, v, compute)) \
+    /* The pull of an anchor, f (w - at), on every unit that slab_adamw would not skip; f, w, at, g master. squares[id] = sum of its squares over the
+     * unit, accumulated in double, 0 for a skipped unit;  g += strength * limit / scale * pull, so that scale * g gains strength * limit *
+     * pull (limit, scale: one F64 each; nothing changes when one is not finite). */ \
+    K(slab_pull_sumsq, (mu_device *dev, int64_t n_units, int64_t n_pieces, mu_mat units, mu_mat loads, mu_mat f, mu_mat w, mu_mat at, mu_mat squares), \
+                       (dev, n_units, n_pieces, units, loads, f, w, at, squares)) \
+    K(slab_pull, (mu_device *dev, int64_t n_units, int64_t n_pieces, double strength, mu_mat units, mu_mat loads, mu_mat limit, mu_mat scale, \
+                  mu_mat f, mu_mat w, mu_mat at, mu_mat g), \
+                 (dev, n_units, n_pieces, strength, units, loads, limit, scale, f, w, at, g))
 
 typedef struct mu_kernels {
 #define K(name, params, args) void (*name) params;

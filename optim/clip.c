@@ -4,8 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-static mu_mat squares_of(const mu_norm *n) { return (mu_mat){ n->memory->region.base, MU_DTYPE_F64, 1 }; }
-static mu_mat norm_of(const mu_norm *n, const mu_params *ps) { return mu_mat_values(squares_of(n), ps->n_global_units); }
+mu_mat mu_norm_squares(const mu_norm *n) { return (mu_mat){ n->memory->region.base, MU_DTYPE_F64, 1 }; }
+static mu_mat norm_of(const mu_norm *n, const mu_params *ps) { return mu_mat_values(mu_norm_squares(n), ps->n_global_units); }
 mu_mat mu_norm_scale(const mu_norm *n, const mu_params *ps) { return mu_mat_values(norm_of(n, ps), 1); }
 
 void mu_norm_init(mu_norm *n, const mu_params *ps) {
@@ -25,7 +25,7 @@ void mu_norm_free(mu_norm *n) {
 /* Sums the squares over ranks. A rank whose losses are not finite makes one of them NaN, so that every rank stops. */
 static void sum_squares(mu_norm *n, const mu_params *ps, mu_comm *batch, int64_t n_losses, mu_mat losses) {
     size_t bytes = (size_t)ps->n_global_units * sizeof(double);
-    mu_device_read(ps->dev, n->host_squares, squares_of(n).data, bytes);
+    mu_device_read(ps->dev, n->host_squares, mu_norm_squares(n).data, bytes);
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) /* the same value on every rank: count it once */
         if (!u->param->desc.group->reduce && u->expert < 0 && batch->rank) n->host_squares[u->global_index] = 0;
     if (n_losses > n->max_losses) {
@@ -37,7 +37,17 @@ static void sum_squares(mu_norm *n, const mu_params *ps, mu_comm *batch, int64_t
         if (!isfinite(n->host_losses[i])) n->host_squares[0] = NAN;
     mu_all_reduce(batch, MU_REDUCE_SUM, MU_DTYPE_F64, n->host_squares, ps->n_global_units);
     for (int64_t i = 0; i < ps->n_global_units; i++) n->stopped |= !isfinite(n->host_squares[i]);
-    mu_device_write(ps->dev, squares_of(n).data, n->host_squares, bytes);
+    mu_device_write(ps->dev, mu_norm_squares(n).data, n->host_squares, bytes);
+}
+
+void mu_norm_clear(mu_norm *n, const mu_params *ps) {
+    ps->dev->k->fill(ps->dev, ps->n_global_units, 0.0, mu_norm_squares(n));
+    n->stopped = false;
+}
+
+void mu_norm_limit(mu_norm *n, const mu_params *ps, mu_comm *batch, double max_norm, int64_t n_losses, mu_mat losses) {
+    if (batch->size > 1) sum_squares(n, ps, batch, n_losses, losses);
+    ps->dev->k->clip(ps->dev, ps->n_global_units, mu_norm_squares(n), n_losses, losses, max_norm, norm_of(n, ps), mu_norm_scale(n, ps));
 }
 
 void mu_grad_clip(mu_optimizer *o, mu_comm *batch, double max_norm, int64_t n_losses, mu_mat losses) {
@@ -50,14 +60,12 @@ void mu_grad_clip(mu_optimizer *o, mu_comm *batch, double max_norm, int64_t n_lo
     const mu_kernels *k = ps->dev->k;
     mu_params_finish_grads(ps);
     mu_shards_refresh(&o->shards);
-    k->fill(ps->dev, ps->n_global_units, 0.0, squares_of(n)); /* for frozen units and experts of other ranks */
-    n->stopped = false;
+    mu_norm_clear(n, ps);
     for (int i = 0; i < ps->n_groups; i++)
         for (const mu_unit_set *set = s->sets[i]; set < s->sets[i] + s->n_sets[i]; set++)
             k->slab_sumsq(ps->dev, set->n_units, set->n_pieces, mu_shards_units(s, i, set),
-                          mu_shards_mine(s, i, ps->groups[i]->grads, ps->dev->master), squares_of(n));
-    if (batch->size > 1) sum_squares(n, ps, batch, n_losses, losses);
-    k->clip(ps->dev, ps->n_global_units, squares_of(n), n_losses, losses, max_norm, norm_of(n, ps), mu_norm_scale(n, ps));
+                          mu_shards_mine(s, i, ps->groups[i]->grads, ps->dev->master), mu_norm_squares(n));
+    mu_norm_limit(n, ps, batch, max_norm, n_losses, losses);
 }
 
 mu_mat mu_grad_norm_on_device(const mu_optimizer *o) { return norm_of(&o->norm, o->params); }
@@ -73,8 +81,8 @@ const mu_unit *mu_grads_nonfinite(mu_optimizer *o) {
     const mu_unit *bad = NULL;
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
         ps->dev->k->sumsq(ps->dev, u->count, (mu_mat){ mu_unit_grad(u), ps->dev->master, 1 }, false,
-                          mu_mat_values(squares_of(&o->norm), u->global_index));
-    mu_device_read(ps->dev, o->norm.host_squares, squares_of(&o->norm).data, (size_t)ps->n_global_units * sizeof(double));
+                          mu_mat_values(mu_norm_squares(&o->norm), u->global_index));
+    mu_device_read(ps->dev, o->norm.host_squares, mu_norm_squares(&o->norm).data, (size_t)ps->n_global_units * sizeof(double));
     for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u))
         if (!u->frozen && !isfinite(o->norm.host_squares[u->global_index])) bad = u;
     return bad;

@@ -1,4 +1,4 @@
-/* optim.h - learning-rate schedules; the optimizer: shards and reduction, norm and clipping, update rules. */
+/* optim.h - learning-rate schedules; the optimizer: shards and reduction, norm and clipping, update rules; the anchor. */
 #ifndef MUSTER_OPTIM_H
 #define MUSTER_OPTIM_H
 #include "dist/dist.h"
@@ -159,6 +159,39 @@ void mu_optimizer_slot_read(const mu_optimizer *o, const mu_unit *u, int slot, v
 /* A unit's step count, whichever rank owns it. Reading waits for the device. Local. */
 int64_t mu_optimizer_steps(const mu_optimizer *o, const mu_unit *u);
 void mu_optimizer_steps_set(mu_optimizer *o, const mu_unit *u, int64_t steps);
+
+/* ------------------------------------------------------------------ the anchor (anchor.c)
+ * Elastic weight consolidation (Kirkpatrick et al. 2017), in its online form (Schwarz et al. 2018, without decay): once a domain has
+ * disappeared from the stream, weights that matter to it are pulled back to their values of then, at, by the gradient of
+ *     strength / 2 * sum over weights of F (w - at)^2.
+ * F is the diagonal of the empirical Fisher information of a token: the mean over some of the domain's sequences of the squared gradient
+ * of the sequence's summed loss, divided by its tokens. (Squares of each token's gradient would need a backward for each token. Under the
+ * model's own distribution the gradients of a sequence's tokens are uncorrelated, so both have the same expectation.) Of several domains F is added, and `at` is
+ * renewed. To set it:
+ *     for each of n sequences of T tokens: mu_backward of sqrt(1/T) * summed loss, mu_grads_reduce, mu_anchor_add(a, 1.0 / n)
+ *     mu_anchor_renew
+ * and in every step, between mu_grad_clip and mu_optimizer_step, mu_anchor_pull. F and `at` are sharded like the rule's slots. */
+typedef struct {
+    mu_optimizer *opt;              /* borrowed */
+    const mu_option_domains *domains;   /* of the run, borrowed */
+    int64_t *holds;                 /* [domains]: 1: F has a share of this domain. For the caller, kept in checkpoints */
+    bool set;                       /* false: neither memory nor effect */
+    mu_memory *fisher[4], *at[4];   /* per group: this rank's shard */
+    mu_norm norm;                   /* of the pull */
+} mu_anchor;
+mu_anchor *mu_anchor_new(mu_optimizer *o, const mu_option_domains *domains);    /* Local, like the next two */
+void mu_anchor_free(mu_anchor *a);      /* NULL is allowed; before the optimizer */
+void mu_anchor_prepare(mu_anchor *a);   /* sets it, with F 0: before a state is loaded */
+void mu_anchor_add(mu_anchor *a, double weight);    /* F += weight * square of the reduced gradients. Local */
+/* `at` = the weights now; F below cut * its largest value becomes 0. Collective over `batch`, the ranks that share a batch. */
+typedef struct { double largest; int64_t weights; } mu_anchor_size;     /* largest F; number of weights with F > 0 */
+mu_anchor_size mu_anchor_renew(mu_anchor *a, mu_comm *batch, double cut);
+/* Adds the gradient above to the gradients, such that it is not scaled by the last mu_grad_clip, and its norm over all units that are updated is at
+ * most max_norm (0: no limit). Experts whose load is 0 and frozen units are left out. Collective over `batch`. */
+void mu_anchor_pull(mu_anchor *a, mu_comm *batch, double strength, double max_norm, mu_mat loads);
+/* State for a checkpoint of a run with the domains `from`; nothing when it is not set. Saving is Collective over the groups' `reduce`
+ * communicators. */
+void mu_anchor_state(mu_anchor *a, const mu_option_domains *from, mu_state_visitor *v);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -101,22 +101,11 @@ void *mu_optimizer_slot(const mu_optimizer *o, const mu_unit *u, int slot) {
     MU_CHECK(slot >= 0 && slot < o->rule->n_slots,
              "slot %d out of range for update rule %s with %d slots", slot, o->rule->name,
              o->rule->n_slots);
-    if (!mu_shards_owns(&o->shards, u)) return NULL;
-    return mu_mat_values(slot_of(o, mu_shards_group(&o->shards, u), slot), mu_shards_offset(&o->shards, u)).data;
+    return mu_shards_unit(&o->shards, u, o->slots[mu_shards_group(&o->shards, u)][slot]);
 }
 
 void mu_optimizer_slot_read(const mu_optimizer *o, const mu_unit *u, int slot, void *host) {
-    mu_comm *c = comm_of(u->param->desc.group);
-    int owner = mu_shards_owner(&o->shards, u);
-    size_t bytes = (size_t)u->count * mu_dtype_size(o->params->dev->master);
-    void *mine = mu_optimizer_slot(o, u, slot);
-    if (mine) mu_device_read(o->params->dev, host, mine, bytes);
-    if (owner == 0) return;
-    int64_t *send = mu_alloc(2 * (size_t)c->size, sizeof *send), *recv = send + c->size;
-    if (c->rank == owner) send[0] = (int64_t)bytes;
-    if (c->rank == 0) recv[owner] = (int64_t)bytes;
-    mu_exchange(c, host, send, host, recv);
-    free(send);
+    mu_shards_unit_read(&o->shards, u, o->slots[mu_shards_group(&o->shards, u)][slot], host);
 }
 
 int64_t mu_optimizer_steps(const mu_optimizer *o, const mu_unit *u) {

@@ -62,6 +62,25 @@ mu_mat mu_shards_units(const mu_shards *s, int group, const mu_unit_set *set) {
     return mu_mat_rows((mu_mat){ s->units[group]->region.base, MU_DTYPE_I64, MU_SLAB_UNIT_WORDS }, set->first);
 }
 
+void *mu_shards_unit(const mu_shards *s, const mu_unit *u, const mu_memory *shard) {
+    if (!mu_shards_owns(s, u)) return NULL;
+    return mu_mat_values((mu_mat){ shard->region.base, s->params->dev->master, 1 }, mu_shards_offset(s, u)).data;
+}
+
+void mu_shards_unit_read(const mu_shards *s, const mu_unit *u, const mu_memory *shard, void *host) {
+    mu_comm *c = comm_of(u->param->desc.group);
+    int owner = mu_shards_owner(s, u);
+    size_t bytes = (size_t)u->count * mu_dtype_size(s->params->dev->master);
+    void *mine = mu_shards_unit(s, u, shard);
+    if (mine) mu_device_read(s->params->dev, host, mine, bytes);
+    if (owner == 0) return;
+    int64_t *send = mu_alloc(2 * (size_t)c->size, sizeof *send), *recv = send + c->size;
+    if (c->rank == owner) send[0] = (int64_t)bytes;
+    if (c->rank == 0) recv[owner] = (int64_t)bytes;
+    mu_exchange(c, host, send, host, recv);
+    free(send);
+}
+
 /* The next unit of a group that is not frozen. */
 static mu_unit *next_active(const mu_params *ps, int group, const mu_unit *after) {
     mu_unit *u = mu_unit_next(ps, after);

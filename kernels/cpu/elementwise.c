@@ -1,4 +1,4 @@
-/* elementwise.c - fill, axpy, add, clamp, copy and the two sums: vectors of n values. Memory-bound; in blocks of
+/* elementwise.c - fill, axpy, squares, add, clamp, copy and the two sums: vectors of n values. Memory-bound; in blocks of
  * CPU_BLOCK, whose inner loops the compiler vectorises. */
 #include "kernels/cpu/cpu.h"
 
@@ -40,6 +40,20 @@ void CPU(axpy)(mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y) {
         int64_t first = b * CPU_BLOCK, count = cpu_min(CPU_BLOCK, n - first);
         if (x.dtype == MU_DTYPE_F64) axpy_f64(count, a, cpu_f64(x) + first, cpu_f64(y) + first);
         else axpy_f32(count, (float)a, cpu_f32(x) + first, cpu_f32(y) + first);
+    }
+}
+
+static void add_squares(int64_t n, float a, const float *restrict x, float *restrict y) {
+    for (int64_t i = 0; i < n; i++) y[i] += a * (x[i] * x[i]);
+}
+
+void CPU(add_squares)(mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y) {
+    (void)dev;
+    int64_t blocks = cpu_blocks(n, CPU_BLOCK);
+#pragma omp parallel for schedule(static) num_threads(cpu_team(n))
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t first = b * CPU_BLOCK;
+        add_squares(cpu_min(CPU_BLOCK, n - first), (float)a, cpu_f32(x) + first, cpu_f32(y) + first);
     }
 }
 

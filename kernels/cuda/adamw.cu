@@ -113,6 +113,60 @@ void mu_cuda_clip(mu_device *dev, int64_t n, mu_mat squares, int64_t n_losses, m
            typed<double>(norm).at, typed<double>(scale).at);
 }
 
+/* ------------------------------------------------------------------ the pull of an anchor */
+static __device__ __forceinline__ bool is_skipped(const mu_slab_unit &u, const int64_t *loads) {
+    return loads && u.load >= 0 && loads[u.load] == 0;
+}
+
+static __device__ __forceinline__ float4 pull_4(float4 f, float4 w, float4 at) {
+    return make_float4(f.x * (w.x - at.x), f.y * (w.y - at.y), f.z * (w.z - at.z), f.w * (w.w - at.w));
+}
+
+static __global__ void square_pulls(int64_t n_units, unit_table units, const int64_t *loads, const float *f, const float *w, const float *at,
+                                    double *part) {
+    chunk s = find_piece(n_units, units, blockIdx.x);
+    if (is_skipped(unit_at(units, s.unit), loads)) {
+        if (threadIdx.x == 0) part[blockIdx.x] = 0;
+        return;
+    }
+    double sum = 0;
+    for (int64_t i = LANES * (int64_t)threadIdx.x; i < s.count; i += SWEEP) {
+        int64_t first = s.first + i, left = s.count - i;
+        float4 x = pull_4(load_4(f + first, left), load_4(w + first, left), load_4(at + first, left));
+        sum += (double)x.x * x.x + (double)x.y * x.y + ((double)x.z * x.z + (double)x.w * x.w);
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) part[blockIdx.x] = sum;
+}
+
+void mu_cuda_slab_pull_sumsq(mu_device *dev, int64_t n_units, int64_t n_pieces, mu_mat units, mu_mat loads, mu_mat f, mu_mat w, mu_mat at,
+                             mu_mat squares) {
+    cuda_scratch scratch(dev);
+    double *part = scratch.take<double>(n_pieces);
+    launch(dev, n_pieces, THREADS, 0, square_pulls, n_units, table_of(units), typed<int64_t>(loads).at, typed<float>(f).at, typed<float>(w).at,
+           typed<float>(at).at, part);
+    launch(dev, n_units, THREADS, 0, add_pieces, table_of(units), part, typed<double>(squares).at);
+}
+
+static __global__ void pull_pieces(int64_t n_units, double strength, unit_table units, const int64_t *loads, const double *limit,
+                                   const double *scale, const float *f, const float *w, const float *at, float *g) {
+    chunk s = find_piece(n_units, units, blockIdx.x);
+    double factor = strength * *limit / *scale;
+    if (!std::isfinite(factor) || is_skipped(unit_at(units, s.unit), loads)) return;
+    const float by = (float)factor;
+    for (int64_t i = LANES * (int64_t)threadIdx.x; i < s.count; i += SWEEP) {
+        int64_t first = s.first + i, left = s.count - i;
+        float4 x = pull_4(load_4(f + first, left), load_4(w + first, left), load_4(at + first, left)), gi = load_4(g + first, left);
+        store_4(g + first, make_float4(gi.x + by * x.x, gi.y + by * x.y, gi.z + by * x.z, gi.w + by * x.w), left);
+    }
+}
+
+void mu_cuda_slab_pull(mu_device *dev, int64_t n_units, int64_t n_pieces, double strength, mu_mat units, mu_mat loads, mu_mat limit, mu_mat scale,
+                       mu_mat f, mu_mat w, mu_mat at, mu_mat g) {
+    launch(dev, n_pieces, THREADS, 0, pull_pieces, n_units, strength, table_of(units), typed<int64_t>(loads).at, typed<double>(limit).at,
+           typed<double>(scale).at, typed<float>(f).at, typed<float>(w).at, typed<float>(at).at, typed<float>(g).at);
+}
+
 /* ------------------------------------------------------------------ AdamW */
 struct factors { float keep, rate, root, scale; };      /* of a unit; scale NaN: skipped */
 struct constants { float b1, a1, b2, a2, eps; };
@@ -122,7 +176,7 @@ static __global__ void count_steps(int64_t n_units, double lr, double decay, dou
     int64_t i = thread_index();
     if (i >= n_units) return;
     const mu_slab_unit &u = unit_at(units, i);
-    bool skipped = !std::isfinite(*scale) || (loads && u.load >= 0 && loads[u.load] == 0);
+    bool skipped = !std::isfinite(*scale) || is_skipped(u, loads);
     of[i] = factors{ 0, 0, 0, nanf("") };
     if (skipped) return;
     double t = (double)++steps[u.id], c1 = 1 - pow(beta1, t), c2 = 1 - pow(beta2, t);

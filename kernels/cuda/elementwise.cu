@@ -1,4 +1,4 @@
-/* elementwise.cu - fill, axpy, add, clamp, copy and the two sums: vectors of n values, memory-bound. A thread takes
+/* elementwise.cu - fill, axpy, squares, add, clamp, copy and the two sums: vectors of n values, memory-bound. A thread takes
  * every THREADS-th of its block's ELEMENTS, so that a warp reads 32 neighbours at a time. */
 #include "kernels/cuda/cuda.h"
 
@@ -24,6 +24,10 @@ static __device__ __forceinline__ int32_t widened(int32_t x) { return x; }
 
 template <typename T> static __global__ void axpy_kernel(int64_t n, typename wide_of<T>::type a, const T *x, T *y) {
     each_element(n, [=](int64_t i) { store(y + i, widened(y[i]) + a * widened(x[i])); });
+}
+
+static __global__ void add_squares_kernel(int64_t n, float a, const float *x, float *y) {
+    each_element(n, [=](int64_t i) { y[i] += a * (x[i] * x[i]); });
 }
 
 template <typename T> static __global__ void add_kernel(int64_t n, const T *x, const T *y, T *z) {
@@ -66,6 +70,10 @@ void mu_cuda_axpy(mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y) {
         typedef decltype(zero) T;
         launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, axpy_kernel<T>, n, a, typed<T>(x).at, typed<T>(y).at);
     });
+}
+
+void mu_cuda_add_squares(mu_device *dev, int64_t n, double a, mu_mat x, mu_mat y) {
+    launch(dev, blocks_for(n, ELEMENTS), THREADS, 0, add_squares_kernel, n, (float)a, typed<float>(x).at, typed<float>(y).at);
 }
 
 void mu_cuda_add(mu_device *dev, int64_t n, mu_mat x, mu_mat y, mu_mat z) {

@@ -1,5 +1,5 @@
 /* adamw.c - the optimizer over a slab of units: Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov &
- * Hutter 2019), and the gradient norm for clipping. */
+ * Hutter 2019), the gradient norm for clipping, and the pull of an anchor. */
 #include "kernels/ref/ref.h"
 
 #include <math.h>
@@ -29,6 +29,33 @@ void mu_ref_clip(mu_device *dev, int64_t n, mu_mat squares, int64_t n_losses, mu
     *reals(norm_1) = norm, *reals(scale_1) = scale;
 }
 
+static bool is_skipped(const mu_slab_unit *u, mu_mat loads) { return given(loads) && u->load >= 0 && longs(loads)[u->load] == 0; }
+
+void mu_ref_slab_pull_sumsq(mu_device *dev, int64_t n_units, int64_t n_pieces, mu_mat units, mu_mat loads, mu_mat f_n, mu_mat w_n, mu_mat at_n,
+                            mu_mat squares) {
+    (void)dev, (void)n_pieces;
+    for (int64_t i = 0; i < n_units; i++) {
+        const mu_slab_unit *u = unit_at(units, i);
+        double sum = 0;
+        for (int64_t j = u->first; j < u->first + u->count && !is_skipped(u, loads); j++) {
+            double pull = reals(f_n)[j] * (reals(w_n)[j] - reals(at_n)[j]);
+            sum += pull * pull;
+        }
+        reals(squares)[u->id] = sum;
+    }
+}
+
+void mu_ref_slab_pull(mu_device *dev, int64_t n_units, int64_t n_pieces, double strength, mu_mat units, mu_mat loads, mu_mat limit, mu_mat scale,
+                      mu_mat f_n, mu_mat w_n, mu_mat at_n, mu_mat g_n) {
+    (void)dev, (void)n_pieces;
+    double factor = strength * *reals(limit) / *reals(scale);
+    for (int64_t i = 0; i < n_units && isfinite(factor); i++) {
+        const mu_slab_unit *u = unit_at(units, i);
+        for (int64_t j = u->first; j < u->first + u->count && !is_skipped(u, loads); j++)
+            reals(g_n)[j] += factor * reals(f_n)[j] * (reals(w_n)[j] - reals(at_n)[j]);
+    }
+}
+
 void mu_ref_slab_adamw(mu_device *dev, int64_t n_units, int64_t n_pieces, const mu_adamw_spec *s, mu_mat units, mu_mat loads,
                        mu_mat scale, mu_mat steps, mu_mat w_n, mu_mat g_n, mu_mat m_n, mu_mat v_n, mu_mat compute_n) {
     (void)dev, (void)n_pieces;
@@ -36,7 +63,7 @@ void mu_ref_slab_adamw(mu_device *dev, int64_t n_units, int64_t n_pieces, const 
     if (!isfinite(*reals(scale))) return;
     for (int64_t i = 0; i < n_units; i++) {
         const mu_slab_unit *u = unit_at(units, i);
-        if (given(loads) && u->load >= 0 && longs(loads)[u->load] == 0) continue;
+        if (is_skipped(u, loads)) continue;
         double t = (double)++longs(steps)[u->id], decay = u->decays ? s->weight_decay : 0;
         for (int64_t j = u->first; j < u->first + u->count; j++) {
             double g = *reals(scale) * reals(g_n)[j];

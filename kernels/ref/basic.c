@@ -12,6 +12,13 @@ void mu_ref_axpy(mu_device *dev, int64_t n, double a, mu_mat x_n, mu_mat y_n) {
     add_scaled(n, a, reals(x_n), reals(y_n));
 }
 
+void mu_ref_add_squares(mu_device *dev, int64_t n, double a, mu_mat x_n, mu_mat y_n) {
+    (void)dev;
+    const double *x = reals(x_n);
+    double *y = reals(y_n);
+    for (int64_t i = 0; i < n; i++) y[i] += a * x[i] * x[i];
+}
+
 static void add_words(int64_t n, const int64_t *x, const int64_t *y, int64_t *z) {
     for (int64_t i = 0; i < n; i++) z[i] = x[i] + y[i];
 }

@@ -30,6 +30,12 @@ static void run_axpy(trial *t, const int64_t *p) {
     t->dev->k->axpy(t->dev, p[0], -0.75, x, y);
 }
 
+static void run_add_squares(trial *t, const int64_t *p) {
+    all_master(t);
+    mu_mat x = vector(t, "x", p[0]), y = vector(t, "y", p[0]);
+    t->dev->k->add_squares(t->dev, p[0], 0.375, x, y);
+}
+
 /* integers of up to 51 bits */
 static mu_mat long_vector(trial *t, const char *name, int64_t n) {
     int64_t *x = mu_alloc((size_t)n, sizeof *x);
@@ -767,6 +773,36 @@ static void run_slab_adamw(trial *t, const int64_t *p) {
     t->dev->k->slab_adamw(t->dev, s.n_units, s.n_pieces, &spec, s.units, p[4] ? load : NOTHING, scale, step, w, g, m, v, compute);
 }
 
+/* loads: 0, 1, 2, 0, ... */
+static mu_mat some_loads(trial *t, int64_t n) {
+    int64_t *loads = mu_alloc((size_t)n, sizeof *loads);
+    for (int64_t i = 0; i < n; i++) loads[i] = i % 3;
+    mu_mat m = longs_of(t, "loads", 1, n, loads);
+    free(loads);
+    return m;
+}
+
+/* units, size, loads? */
+static void run_slab_pull_sumsq(trial *t, const int64_t *p) {
+    all_master(t);
+    slab s = slab_new(t, p[0], p[1]);
+    mu_mat load = some_loads(t, p[0]), f = positive(t, "f", 1, s.values), w = vector(t, "w", s.values), at = vector(t, "at", s.values);
+    operand *out = doubles_of(t, "squares", s.n_units, constant_values(s.n_units, NAN));
+    out->tolerance = 1e-6;
+    t->dev->k->slab_pull_sumsq(t->dev, s.n_units, s.n_pieces, s.units, p[2] ? load : NOTHING, f, w, at, out->mat);
+}
+
+/* units, size, loads?, limit and scale in percent, 0: not a number */
+static void run_slab_pull(trial *t, const int64_t *p) {
+    all_master(t);
+    slab s = slab_new(t, p[0], p[1]);
+    mu_mat load = some_loads(t, p[0]), f = positive(t, "f", 1, s.values), w = vector(t, "w", s.values), at = vector(t, "at", s.values),
+           g = vector(t, "g", s.values);
+    mu_mat limit = doubles_of(t, "limit", 1, constant_values(1, p[3] ? (double)p[3] / 100 : NAN))->mat,
+           scale = doubles_of(t, "scale", 1, constant_values(1, p[4] ? (double)p[4] / 100 : NAN))->mat;
+    t->dev->k->slab_pull(t->dev, s.n_units, s.n_pieces, 1.5, s.units, p[2] ? load : NOTHING, limit, scale, f, w, at, g);
+}
+
 /* sequences, S, D, 1000 eps, add?: x compute and y master as in forward; when adding, as in backward, the other way round.
  * With eps = 1 the x are 1, and y must be 2u to the last bit: the stream is the same one everywhere. */
 static void run_jitter(trial *t, const int64_t *p) {
@@ -1034,6 +1070,10 @@ static const kernel_case kernel_cases[] = {
     C(slab_adamw, 0, 0, 0, 0, 1, 100) C(slab_adamw, 1, 1, 0, 0, 0, 50) C(slab_adamw, 2, 1000, 3, 1, 1, 50)
     C(slab_adamw, 40, 33, 999, 1, 1, 100) C(slab_adamw, 7, 40007, 0, 0, 1, 10) C(slab_adamw, 7, 40007, 2, 1, 0, 100)
     C(slab_adamw, 3, 16384, 100000, 1, 1, 100) C(slab_adamw, 1000, 5, 1, 0, 1, 100) C(slab_adamw, 7, 30000, 2, 1, 1, 0)
+    C(slab_pull_sumsq, 0, 0, 1) C(slab_pull_sumsq, 1, 1, 0) C(slab_pull_sumsq, 40, 33, 1) C(slab_pull_sumsq, 7, 40007, 1) C(slab_pull_sumsq, 3, 16384, 0)
+    C(slab_pull, 0, 0, 1, 100, 100) C(slab_pull, 1, 1, 0, 50, 100) C(slab_pull, 40, 33, 1, 100, 20) C(slab_pull, 7, 40007, 1, 30, 70)
+    C(slab_pull, 7, 30000, 0, 0, 50) C(slab_pull, 7, 30000, 0, 50, 0) C(slab_pull, 1000, 5, 1, 100, 100)
+    C(add_squares, 0) C(add_squares, 1) C(add_squares, 7) C(add_squares, 1000) C(add_squares, 100003)
 };
 
 enum { N_KERNEL_CASES = sizeof kernel_cases / sizeof *kernel_cases };

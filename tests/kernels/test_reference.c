@@ -199,6 +199,26 @@ static void test_slab_rests(void **state) {
     ASSERT_WHOLE(steps, 4, 1, 1, 1, 0);
 }
 
+/* Unit 0 is skipped because of its load; unit 2 belongs to another rank. */
+static void test_slab_pull(void **state) {
+    (void)state;
+    mu_mat units = LONGS(3, 6, 0, 1, 0, 2, 1, 1, 1, 2, 1, 0, 0, 1, 0, 0, 3, 1, -1, 1), loads = LONGS(1, 2, 5, 0);
+    mu_mat f = REALS(1, 3, 9, 2, 0.5), w = REALS(1, 3, 1, 4, -1), at = REALS(1, 3, 0, 1, 3), g = REALS(1, 3, 7, 10, 20);
+    mu_mat squares = DOUBLES(3, 1, 1, 1), limit = DOUBLES(1, 0.5), scale = DOUBLES(1, 0.25);
+    t.dev->k->slab_pull_sumsq(t.dev, 3, 3, units, loads, f, w, at, squares);
+    ASSERT_REALS(squares, 3, 36 + 4, 0, 0);
+    t.dev->k->slab_pull_sumsq(t.dev, 3, 3, units, (mu_mat){ 0 }, f, w, at, squares);
+    ASSERT_REALS(squares, 3, 36 + 4, 0, 81);
+    t.dev->k->slab_pull(t.dev, 3, 3, 3, units, loads, limit, scale, f, w, at, g);
+    ASSERT_REALS(g, 3, 7, 10 + 6 * 6, 20 + 6 * -2);
+    *(double *)limit.data = NAN;
+    t.dev->k->slab_pull(t.dev, 3, 3, 3, units, loads, limit, scale, f, w, at, g);
+    ASSERT_REALS(g, 3, 7, 46, 8);
+    mu_mat y = REALS(1, 3, 1, 1, 1);
+    t.dev->k->add_squares(t.dev, 3, 0.5, w, y);
+    ASSERT_REALS(y, 3, 1.5, 9, 1.5);
+}
+
 static void test_clip(void **state) {
     (void)state;
     mu_mat g = REALS(1, 5, 1, 2, 100, 4, 2), units = LONGS(2, 6, 0, 2, 0, 1, -1, 1, 3, 2, 1, 0, -1, 1);
@@ -484,7 +504,7 @@ static void test_gemm(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(gemm),    TEST(rmsnorm),      TEST(rope),        TEST(attention),      TEST(experts),
-        TEST(xent),    TEST(slab_adamw),   TEST(slab_rests),  TEST(clip),           TEST(plan),
+        TEST(xent),    TEST(slab_adamw),   TEST(slab_rests),  TEST(slab_pull),  TEST(clip),           TEST(plan),
         TEST(route_margins), TEST(count_cutoffs), TEST(sum_norms), TEST(arrange), TEST(gather_sum),
         TEST(balance), TEST(gate), TEST(route_choice), TEST(route_mask),  TEST(route_force), TEST(route_gradient), TEST(route_single_choice),
     };
