@@ -142,7 +142,10 @@ mu_status mu_domain_measure(mu_domain_size *size, const mu_option_domain *d, con
 /* ------------------------------------------------------------------ loader (loader.c)
  * The global batch of step s depends only on seed, corpus and s: the domain of sample g is drawn with probability share
  * (weight x tokens, normalised; in phases, with the weights of the phase), by Philox keyed with g; within a domain all training sequences are shuffled every epoch,
- * keyed by the domain's name; documents stay in their order within sequences. State = samples drawn per domain. */
+ * keyed by the domain's name; documents stay in their order within sequences. State = samples drawn per domain.
+ *
+ * Replay: in a step that gives a domain share 0, of which samples were drawn before, samples are replaced with a small probability, by Philox
+ * keyed with g, by one of the last few sequences that were drawn of it. A replaced sample counts as drawn from its own domain. */
 typedef struct mu_loader mu_loader;
 typedef struct { int domain; int64_t sequence; int64_t global_sample; } mu_sample;
 /* The validation split of a domain. DOCUMENTS_BY_HASH: val_fraction of its sequences, at least one of ten; whole documents,
@@ -162,6 +165,18 @@ bool      mu_loader_is_order_in_memory(const mu_loader *l);
 /* Samples are then drawn by these phases of steps with `per_step` samples each; after opening, before the first sample.
  * MU_STATUS_CONFIG: a domain is unknown, or weights leave no training data. */
 mu_status mu_loader_set_phases(mu_loader *l, const mu_option_phases *phases, int64_t per_step, mu_error *e) MU_MUST_USE;
+/* Up-sampling of rare domains (temperature sampling: Arivazhagan et al. 2019): in every phase shares become proportional to share^tau, 0 < tau <= 1
+ * (1: as they are); mu_loader_share stays. After mu_loader_set_phases, before the first sample. Local, as are the next five. */
+void      mu_loader_upsample(mu_loader *l, double tau);
+/* Of the first `samples` samples of a run, those of the runs before it included, the expected number from this domain; replay is not counted. */
+double    mu_loader_expected(const mu_loader *l, int64_t samples, int domain);
+/* Replay (Rolnick et al. 2019) of the domains that are marked [n_domains], while they are absent: each replaces this share of the samples, all
+ * together at most MU_REPLAY_MOST of them. `sequences`: the number of last ones that are replayed. */
+#define MU_REPLAY_MOST 0.5
+void      mu_loader_set_replay(mu_loader *l, double share, int64_t sequences, const bool *domains);
+bool      mu_loader_is_absent(const mu_loader *l, int64_t step, int domain);    /* marked, drawn before, and not drawn in this step */
+int64_t   mu_loader_replay_sequences(const mu_loader *l, int domain);           /* at most that number, and the domain's training sequences */
+int64_t   mu_loader_replay_sequence(const mu_loader *l, int domain, int64_t i); /* number i of them, for mu_sample */
 /* For a fork: the next sample is number `first`, and of each domain the first earlier[i] samples are taken as drawn. The state
  * counts from here. */
 void      mu_loader_continue(mu_loader *l, int64_t first, const int64_t *earlier);
@@ -191,6 +206,7 @@ typedef struct {
     const mu_option_phases *phases;     /* NULL or empty: one phase with the weights of `train` */
     int64_t per_step;                   /* samples per step */
     int64_t steps_before;               /* of the runs that this one was forked from; their samples are not of this mixture */
+    double upsample;                    /* tau of mu_loader_upsample; 0: none */
 } mu_mixture;
 /* The state for a checkpoint of such a run, after `samples` samples, and the tokens per domain, from which shares can be computed
  * without the texts. l NULL: loaded values are only checked. */

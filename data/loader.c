@@ -3,7 +3,9 @@
  * A random number keyed with g chooses the domain of sample g; the sample is the next of the domain's sequences, in an order
  * that is shuffled every epoch and depends only on the domain's name and content. So the state is the number of samples drawn
  * per domain; nothing depends on how samples are split into batches, ranks or runs; and adding, removing or reweighting a
- * domain does not change the samples that the others give. So a domain that a phase leaves out continues where it stopped. */
+ * domain does not change the samples that the others give. So a domain that a phase leaves out continues where it stopped.
+ *
+ * Replay needs no stored texts either: the last sequences of a domain are the last places of its order. */
 #include "data/internal.h"
 
 #include <math.h>
@@ -15,6 +17,7 @@ typedef struct {
     double share;               /* by the weights of the corpus */
     int64_t drawn, earlier;     /* samples drawn by this run; by those that it was forked from */
     mu_order order;             /* of the training sequences */
+    bool replayed;              /* while it is absent */
 } part;
 
 /* Samples before `until`, from the end of the phase before. */
@@ -33,6 +36,8 @@ struct mu_loader {
     bool order_in_memory;       /* of any length */
     int n_phases;               /* 1 without phases */
     phase *phases;
+    double replay_share;        /* of the samples, for each absent domain; 0: no replay */
+    int64_t replay_sequences;
 };
 
 /* ------------------------------------------------------------------ opening */
@@ -140,6 +145,11 @@ mu_status mu_loader_order_in_memory(mu_loader *l, mu_error *e) {
 
 bool mu_loader_is_order_in_memory(const mu_loader *l) { return l->order_in_memory; }
 
+static const part *part_of(const mu_loader *l, int domain) {
+    MU_CHECK(l && domain >= 0 && domain < l->n_parts, "loader %p, domain %d of %d", (const void *)l, domain, l ? l->n_parts : 0);
+    return &l->parts[domain];
+}
+
 /* ------------------------------------------------------------------ phases */
 
 int mu_phase_of_step(const mu_option_phases *phases, int64_t step) {
@@ -188,6 +198,33 @@ mu_status mu_loader_set_phases(mu_loader *l, const mu_option_phases *phases, int
     return status;
 }
 
+/* share[i] becomes proportional to share[i]^tau. tau 1 or 0: it stays as it is. */
+static void upsample(int n, double tau, double *share) {
+    double sum = 0;
+    if (tau == 1 || tau == 0) return;
+    for (int i = 0; i < n; i++) sum += share[i] = share[i] > 0 ? pow(share[i], tau) : 0;
+    for (int i = 0; i < n; i++) share[i] /= sum;
+}
+
+void mu_loader_upsample(mu_loader *l, double tau) {
+    MU_CHECK(l && tau > 0 && tau <= 1 && l->next_sample == l->first, "loader %p has drawn samples, or tau is %g", (void *)l, tau);
+    for (phase *p = l->phases; p < l->phases + l->n_phases; p++) {
+        double up_to = 0;
+        upsample(l->n_parts, tau, p->share);
+        for (int i = 0; i < l->n_parts; i++) p->up_to[i] = up_to += p->share[i];
+    }
+}
+
+double mu_loader_expected(const mu_loader *l, int64_t samples, int domain) {
+    double n = (double)part_of(l, domain)->earlier;
+    int64_t from = l->first;
+    for (const phase *p = l->phases; p < l->phases + l->n_phases && from < samples; p++) {
+        int64_t to = p + 1 == l->phases + l->n_phases || p->until > samples ? samples : p->until;
+        if (to > from) n += p->share[domain] * (double)(to - from), from = to;
+    }
+    return n;
+}
+
 /* ------------------------------------------------------------------ drawing */
 
 static const phase *phase_of(const mu_loader *l, int64_t sample) {
@@ -212,13 +249,68 @@ static int choose_domain(const mu_loader *l, int64_t sample) {
 }
 
 /* The order is keyed by seed, domain name and epoch. */
-static int64_t next_sequence(const mu_loader *l, int domain) {
+static int64_t sequence_at(const mu_loader *l, int domain, int64_t place) {
     part *p = &l->parts[domain];
     const char *name = l->corpus->domains[domain].name;
-    int64_t place = p->earlier + p->drawn++, epoch = place / p->split.n_train;
+    int64_t epoch = place / p->split.n_train;
     mu_rng key = { .seed = l->seed, .step = (uint32_t)epoch, .sample = (uint32_t)mu_hash64(name, strlen(name)),
                    .purpose = MU_RNG_DATA_ORDER };
     return mu_order_at(&p->order, &key, epoch, place % p->split.n_train);
+}
+
+static int64_t next_place(const part *p) { return p->earlier + p->drawn; }
+
+/* ------------------------------------------------------------------ replay */
+
+void mu_loader_set_replay(mu_loader *l, double share, int64_t sequences, const bool *domains) {
+    MU_CHECK(l && share >= 0 && share <= MU_REPLAY_MOST && sequences >= 1 && domains, "loader %p, share %g, %lld sequences, domains %p", (void *)l,
+             share, (long long)sequences, (const void *)domains);
+    l->replay_share = share, l->replay_sequences = sequences;
+    for (int i = 0; i < l->n_parts; i++) l->parts[i].replayed = domains[i];
+}
+
+int64_t mu_loader_replay_sequences(const mu_loader *l, int domain) {
+    const part *p = part_of(l, domain);
+    int64_t n = l->replay_sequences < next_place(p) ? l->replay_sequences : next_place(p);
+    return n < p->split.n_train ? n : p->split.n_train;
+}
+
+int64_t mu_loader_replay_sequence(const mu_loader *l, int domain, int64_t i) {
+    int64_t n = mu_loader_replay_sequences(l, domain);
+    MU_CHECK(i >= 0 && i < n, "sequence %lld of %lld to replay", (long long)i, (long long)n);
+    return sequence_at(l, domain, next_place(&l->parts[domain]) - n + i);
+}
+
+/* Is it replayed in this phase? */
+static bool is_absent(const mu_loader *l, const phase *now, int domain) {
+    const part *p = &l->parts[domain];
+    return p->replayed && now->share[domain] == 0 && next_place(p) > 0;
+}
+
+bool mu_loader_is_absent(const mu_loader *l, int64_t step, int domain) {
+    MU_CHECK(step >= 1 && part_of(l, domain), "step %lld", (long long)step);
+    return is_absent(l, phase_of(l, (step - 1) * l->per_step), domain);
+}
+
+/* The domain of which a sequence replaces this sample; -1: none. */
+static int choose_replay(const mu_loader *l, const mu_rng *key, const phase *now) {
+    int n = 0;
+    for (int i = 0; i < l->n_parts; i++) n += is_absent(l, now, i);
+    if (n == 0) return -1;
+    double share = fmin(l->replay_share, MU_REPLAY_MOST / n), u = mu_rng_uniform(key, 0);
+    for (int i = 0, k = 0; i < l->n_parts; i++)
+        if (is_absent(l, now, i) && u < share * ++k) return i;
+    return -1;
+}
+
+/* The replaced sample stays drawn from its domain: replay changes no other sample, and no state. */
+static void replay(const mu_loader *l, mu_sample *s) {
+    const mu_rng key = { .seed = l->seed, .step = (uint32_t)((uint64_t)s->global_sample >> 32), .sample = (uint32_t)s->global_sample,
+                         .purpose = MU_RNG_DATA_REPLAY };
+    int domain = choose_replay(l, &key, phase_of(l, s->global_sample));
+    if (domain < 0) return;
+    int64_t n = mu_loader_replay_sequences(l, domain);
+    s->domain = domain, s->sequence = mu_loader_replay_sequence(l, domain, (int64_t)(mu_rng_uniform(&key, 1) * (double)n));
 }
 
 void mu_loader_continue(mu_loader *l, int64_t first, const int64_t *earlier) {
@@ -233,16 +325,13 @@ void mu_loader_next(mu_loader *l, int64_t n, mu_sample *samples) {
              "loader %p, %lld samples to %p", (void *)l, (long long)n, (void *)samples);
     for (int64_t i = 0; i < n; i++) {
         int domain = choose_domain(l, l->next_sample);
-        samples[i] = (mu_sample){ domain, next_sequence(l, domain), l->next_sample++ };
+        samples[i] = (mu_sample){ domain, sequence_at(l, domain, next_place(&l->parts[domain])), l->next_sample++ };
+        l->parts[domain].drawn++;
+        if (l->replay_share > 0) replay(l, &samples[i]);
     }
 }
 
 /* ------------------------------------------------------------------ reading */
-
-static const part *part_of(const mu_loader *l, int domain) {
-    MU_CHECK(l && domain >= 0 && domain < l->n_parts, "loader %p, domain %d of %d", (const void *)l, domain, l ? l->n_parts : 0);
-    return &l->parts[domain];
-}
 
 void mu_loader_read(const mu_loader *l, const mu_sample *s, int32_t *tokens, int32_t *targets) {
     const part *p = part_of(l, s->domain);
@@ -305,9 +394,11 @@ static bool may_be_drawn(const domain_samples *s, int64_t drawn, double n) {
 }
 
 /* Adds `n` samples drawn with these weights. */
-static void add_samples(int domains, const double *weight, const int64_t *tokens, int64_t n, domain_samples *s) {
+static void add_samples(const mu_mixture *mix, const double *weight, const int64_t *tokens, int64_t n, domain_samples *s) {
+    int domains = mix->train->n;
     double *share = mu_alloc((size_t)domains, sizeof *share);
     normalise(domains, weight, tokens, share);
+    upsample(domains, mix->upsample, share);
     for (int i = 0; i < domains; i++) {
         s[i].expected += share[i] * (double)n;
         if (share[i] >= 1) s[i].least += n;
@@ -322,13 +413,13 @@ static void expect_samples(const mu_mixture *mix, const int64_t *tokens, int64_t
     int n_phases = mix->phases ? mix->phases->n : 0;
     double *weight = mu_alloc((size_t)train->n, sizeof *weight);
     for (int d = 0; d < train->n; d++) weight[d] = train->list[d].weight;
-    if (n_phases == 0) add_samples(train->n, weight, tokens, n, s);
+    if (n_phases == 0) add_samples(mix, weight, tokens, n, s);
     int64_t from = mix->steps_before * mix->per_step, last = from + n;
     for (int i = 0; i < n_phases && from < last; i++) {
         int64_t end = end_of_phase(mix->phases, i, mix->per_step), to = end < last ? end : last;
         if (to <= from) continue;
         for (int d = 0; d < train->n; d++) weight[d] = mu_phase_weight(&mix->phases->list[i], train->list[d].domain);
-        add_samples(train->n, weight, tokens, to - from, s);
+        add_samples(mix, weight, tokens, to - from, s);
         from = to;
     }
     free(weight);

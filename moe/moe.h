@@ -78,7 +78,13 @@ void mu_stats_config_check(const mu_stats_config *cfg, mu_complaints *c);
     O(DOMAIN_INTS, carriers,        NULL,        0,   65535, NULL, FREE, "{DOMAIN: EXPERT, ...}: in each MoE layer this expert is protected for the domain from the start, whatever its state") \
     O(BOOL,   exempt,               "true",      0,   0, NULL, FREE, "protected experts are left out of balancing: the others share their load evenly, and the selection bias of the protected ones stays") \
     O(BOOL,   archive,              "true",      0,   0, NULL, FREE, "an expert is archived in RUN/archive when it becomes a carrier, when it has become more critical by a tenth, when it is starved for the first time and some domain needed it, and carriers at the end of the run") \
-    O(FLOAT,  gate_coeff,           "0.05",      0,   1e6, NULL, FREE, "coefficient of the domain gate: the router's logit of a protected expert learns, from the labels of training sequences, to be above 0 for tokens of its domain and below 0 for others; 0: none")
+    O(FLOAT,  gate_coeff,           "0.05",      0,   1e6, NULL, FREE, "coefficient of the domain gate: the router's logit of a protected expert learns, from the labels of training sequences, to be above 0 for tokens of its domain and below 0 for others; 0: none") \
+    O(FLOAT,  dormant_lr,           "1",         0,   1, NULL, FREE, "factor of the learning rate of protected experts while they are dormant; 1: as ever, 0: they are frozen") \
+    O(FLOAT,  replay,               "0.002",     0,   0.5, NULL, FREE, "share of the training samples that each protected domain replaces while its share is 0 and samples of it were drawn before: by one of its last sequences; at most half of them for all domains together") \
+    O(INT,    replay_sequences,     "8",         1,   1e6, NULL, FREE, "number of last sequences of a domain for protect.replay and protect.anchor") \
+    O(FLOAT,  anchor,               "10",        0,   1e9, NULL, FREE, "strength of the anchor: from the step in which a protected domain disappears from the samples, weights that matter to it are pulled back to their values of then; 0: none; takes two copies of the weights") \
+    O(FLOAT,  anchor_cut,           "0",         0,   1, NULL, FREE, "weights whose Fisher information is below this share of the largest are not anchored") \
+    O(FLOAT,  upsample,             "1",         0.05, 1, NULL, FIXED, "exponent of the domains' shares in the samples, in every phase and for all domains: share^upsample, normalized; below 1 rare domains are drawn more often")
 
 typedef struct { MU_OPTIONS_PROTECT(MU_OPTION_FIELD) } mu_protect_config;
 mu_protect_config mu_protect_config_default(void);
@@ -400,6 +406,9 @@ void mu_protection_free(mu_protection *p);
  * Local. */
 int mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const mu_expert_health *h, const mu_option_domains *domains,
                          mu_protection_change *changes);
+/* Units of protected dormant experts learn at `factor` times the rate, with factor 0 they are frozen; those of other experts learn as ever, unless
+ * they are frozen for good (h->frozen). 1: nothing is changed. The same on every rank. Local. */
+void mu_protection_slow(const mu_protection *p, const mu_expert_health *h, mu_params *ps, double factor);
 bool mu_moe_exempts(const mu_moe *m, int64_t expert);        /* Local, like the next */
 int64_t mu_moe_balanced(const mu_moe *m);                   /* number of experts that are not exempt */
 

@@ -78,3 +78,14 @@ int mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const m
     }
     return n;
 }
+
+void mu_protection_slow(const mu_protection *p, const mu_expert_health *h, mu_params *ps, double factor) {
+    for (mu_unit *u = mu_unit_next(ps, NULL); u && factor != 1; u = mu_unit_next(ps, u)) {
+        if (u->load < 0) continue;
+        bool slow = p->domain_of[u->load] >= 0 && h->state[u->load] == MU_EXPERT_DORMANT;
+        bool frozen = h->frozen[u->load] == MU_FROZEN_NOW || (slow && factor == 0);
+        double by = slow && factor > 0 ? factor : 1;
+        if (u->frozen != frozen) mu_unit_freeze(u, frozen);
+        if (u->lr_factor != by) mu_unit_set_lr_factor(u, by);
+    }
+}

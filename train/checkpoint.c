@@ -74,14 +74,13 @@ void mu_train_state_freeze(mu_train_state *t) {
         for (int k = 0; k < 3; k++)
             for (int n = 0; n < parts[k]->n_units; n++) {
                 mu_unit *u = &parts[k]->units[n];
-                bool frozen = h->frozen[(int64_t)i * h->experts + u->expert] == MU_FROZEN_NOW;
-                if (u->frozen != frozen) mu_unit_freeze(u, frozen);
+                if (h->frozen[(int64_t)i * h->experts + u->expert] == MU_FROZEN_NOW && !u->frozen) mu_unit_freeze(u, true);
             }
     }
 }
 
 /* The active steps of each expert in the load window bound the step counts of the optimizer; but not of one whose weights were replaced, or
- * did not change for a time. */
+ * did not change for a time; carriers may have been frozen while they were dormant. */
 static void visit_optimizer(mu_train_state *t, mu_state_visitor *v) {
     const mu_load_window *w = &t->stats->window;
     const mu_expert_health *h = &t->stats->health;
@@ -89,7 +88,7 @@ static void visit_optimizer(mu_train_state *t, mu_state_visitor *v) {
     for (int64_t i = 0; i < n; i++) {
         active[i] = mu_load_window_active_steps(w, (int)(i / w->experts), (int)(i % w->experts));
         idle[i] = w->held - active[i];
-        if (h->reseeded[i] || h->frozen[i]) active[i] = 0;
+        if (h->reseeded[i] || h->frozen[i] || h->carried[i]) active[i] = 0;
     }
     mu_train_state_freeze(t);
     mu_optimizer_state(t->opt, &(mu_step_bounds){ t->step, active, idle }, v);
@@ -106,13 +105,14 @@ static void visit_all(mu_train_state *t, const mu_config *cfg, mu_state_visitor 
     visit_number(v, "/state/step", t->step);
     visit_number(v, "/state/seed", cfg->run.seed);
     int64_t batch = cfg->train.global_batch_size, before = t->parent.step;
-    mu_mixture mix = { &cfg->data.train, &cfg->data.phases, batch, before };
+    mu_mixture mix = { &cfg->data.train, &cfg->data.phases, batch, before, cfg->protect.upsample };
     mu_loader_state(t->loader, &mix, (t->step - before) * batch, v);
     if (t->stats) mu_routing_stats_state(t->stats, t->step, assignments_of(cfg), cfg->stats.window, cfg->data.train.n, v);
     if (t->stats) mu_expert_health_state(&t->stats->health, &cfg->data.train, t->knowledge->domains, t->knowledge->names, t->step, v);
     if (t->knowledge) mu_knowledge_state(t->knowledge, &cfg->data.train, t->step, v);
     mu_model_state(t->model, bias_most, v);
     if (t->opt) visit_optimizer(t, v);
+    if (t->anchor) mu_anchor_state(t->anchor, &cfg->data.train, v);
 }
 
 /* Scratch memory for the values of one array. */
@@ -170,6 +170,7 @@ static void load_one(mu_state_visitor *v, const mu_state *s) {
 static mu_status load_state(mu_train_state *t, const mu_manifest *m, bool training, bool tensors, mu_error *e) {
     reader r = { { load_one }, m, training, tensors, mu_alloc((size_t)m->n_shards, sizeof(mu_store *)), { 0 }, MU_STATUS_OK, e };
     t->step = m->step, t->parent = m->parent, t->ancestors = m->ancestors, t->origin = m->origin, t->edits = m->edits;
+    if (t->anchor && m->anchored) mu_anchor_prepare(t->anchor);
     visit_all(t, &m->cfg, &r.v);
     if (r.status == MU_STATUS_OK && tensors) mu_params_refresh(t->model->params);
     for (int i = 0; i < m->n_shards; i++) r.status = mu_store_finish(r.stores[i], r.status, e);
@@ -289,7 +290,7 @@ static mu_status commit(const mu_train_state *t, const mu_config *cfg, const mu_
     snprintf(m->tokenizer_fingerprint, sizeof m->tokenizer_fingerprint, "%s", mu_tokenizer_fingerprint(texts->tokenizer));
     snprintf(m->fingerprint, sizeof m->fingerprint, "%s", texts->corpus.fingerprint);
     m->vocab_size = t->model->vocab_size, m->val_split = texts->val_split, m->parent = t->parent, m->ancestors = t->ancestors, m->origin = t->origin, m->edits = t->edits;
-    m->order_in_memory = mu_loader_is_order_in_memory(texts->loader);
+    m->order_in_memory = mu_loader_is_order_in_memory(texts->loader), m->anchored = t->anchor && t->anchor->set;
     name_domains(m, &texts->corpus);
     m->config = mu_options_dump(&cfg->options, cfg);
     mu_status status = fault_status(t, "before-manifest", e);
@@ -606,6 +607,8 @@ mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m,
     t->model = mu_model_new(&cfg->model, &cfg->moe, m->vocab_size, 1, s->dev, t->mesh);
     if (m->weights_only) return state ? load_state(t, m, false, false, e) : MU_STATUS_OK;
     t->opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, t->model->params);
+    if (m->anchored) t->anchor = s->anchor = mu_anchor_new(t->opt, &cfg->data.train);
+    if (m->anchored) mu_anchor_prepare(t->anchor);
     t->stats = s->stats = mu_routing_stats_new(s->dev, t->mesh->batch, t->model->n_moe, (int)cfg->moe.num_experts, cfg->data.train.n, cfg->stats.window, 0);
     t->knowledge = s->knowledge = mu_knowledge_new(t->model->n_moe, (int)cfg->moe.num_experts, (int)cfg->moe.top_k, &cfg->data.train);
     return state ? load_state(t, m, true, false, e) : MU_STATUS_OK;
@@ -614,6 +617,7 @@ mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m,
 void mu_checkpoint_shape_close(mu_checkpoint_shape *s) {
     mu_knowledge_free(s->knowledge);
     mu_routing_stats_free(s->stats);
+    mu_anchor_free(s->anchor);
     mu_optimizer_free(s->t.opt);
     mu_model_free(s->t.model);
     if (s->dev) mu_device_close(s->dev);

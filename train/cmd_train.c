@@ -307,6 +307,9 @@ static void print_model_and_data(const mu_training *t) {
     char *phases = mu_phases_text(&cfg->data, cfg->train.steps);
     mu_print_text(phases);
     free(phases);
+    char *protection = mu_protect_text(cfg, &t->texts);
+    mu_print_text(protection);
+    free(protection);
     printf("batch: %lld sequences of %lld tokens per step, in %lld micro-batch%s per rank\n",
            (long long)cfg->train.global_batch_size, (long long)cfg->train.seq_len, (long long)n, n == 1 ? "" : "es");
     if (t->state.model->n_moe && n > 1 && (cfg->moe.balance & MU_BALANCE_GLOBAL_AUX) && cfg->moe.global_aux_counts == MU_MOE_COUNTS_EXACT)

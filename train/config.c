@@ -310,6 +310,8 @@ mu_status mu_expand_argument(char **argument, mu_error *e) {
     return status;
 }
 
+bool mu_config_anchors(const mu_config *c) { return c->protect.anchor > 0 && c->protect.domains.n > 0; }
+
 int mu_config_threads(const mu_train_config *cfg) {
     const char *text = getenv("OMP_NUM_THREADS");
     long asked = text ? strtol(text, NULL, 10) : 0; /* of a list (one per nesting level) the first */

@@ -94,6 +94,7 @@ mu_status mu_config_check_use(const char *override, unsigned bit, const char *co
 mu_status mu_expand_home(const char *path, char **whole, mu_error *e) MU_MUST_USE;
 /* The same for an argument of the command line, in its place; it stays until the program ends. */
 mu_status mu_expand_argument(char **argument, mu_error *e) MU_MUST_USE;
+bool mu_config_anchors(const mu_config *config);        /* can domains be anchored (protect.anchor)? */
 /* Requested threads per rank: train.threads, else OMP_NUM_THREADS; 0: neither is set. */
 int mu_config_threads(const mu_train_config *cfg);
 /* For a run that resumes or is forked: derived values (min_lr, warmup_steps, z_loss_coeff, ffn_hidden_size) stay those of `old`, the checkpoint's

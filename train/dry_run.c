@@ -13,6 +13,7 @@ typedef struct {
     mu_device *dev;
     mu_model *model;
     mu_optimizer *opt;
+    mu_anchor *anchor;
     mu_tape *tape;
     mu_loss *loss;
     mu_batch_shape shape;
@@ -109,7 +110,7 @@ static void print_memory(const plan *p, double parameters, double state, double 
         total += parts[i].bytes;
     }
     printf("  %-27s  %9.1f\n", "total", mib(total));
-    double tensors = (1 + p->opt->rule->n_slots) * parameters * (double)mu_dtype_size(p->dev->master);
+    double tensors = (1 + p->opt->rule->n_slots + (p->anchor ? 2 : 0)) * parameters * (double)mu_dtype_size(p->dev->master);
     printf("checkpoint, all ranks          %9.1f MiB\n",
            mib(tensors + (double)mu_routing_stats_bytes(p->loss->stats) + knowledge_bytes(p)));
 }
@@ -172,6 +173,7 @@ mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, const mu_source *init,
     p.model = mu_model_new(&cfg->model, &cfg->moe, rows, 1, p.dev, mesh);
     if (cfg->train.reproducible) mu_params_exact(p.model->params);
     p.opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, p.model->params);
+    if (mu_config_anchors(cfg)) p.anchor = mu_anchor_new(p.opt, &cfg->data.train), mu_anchor_prepare(p.anchor);
     double state = (double)mu_device_bytes(p.dev);
     p.tape = mu_tape_new(p.dev);
     if (cfg->train.reproducible) mu_tape_set_reduction_unit(p.tape, cfg->train.seq_len);
@@ -180,6 +182,7 @@ mu_status mu_dry_run(const mu_config *cfg, mu_mesh *mesh, const mu_source *init,
     if (status == MU_STATUS_OK) print_plan(&p, state, texts, at_start);
     mu_loss_free(p.loss);
     mu_tape_free(p.tape);
+    mu_anchor_free(p.anchor);
     mu_optimizer_free(p.opt);
     mu_model_free(p.model);
     mu_device_close(p.dev);

@@ -59,6 +59,13 @@ static char *silence_of(const mu_log_source *src, const mu_expert_change *c) {
     return mu_format("no token for %lld steps, by its past a chance of 1 in %.0f", n, chance);
 }
 
+/* The factor of its learning rate while it is dormant. */
+static double slowed(const mu_log_source *src, const mu_expert_change *c) {
+    const mu_protection *p = &src->state->model->protection;
+    bool protected = c->to == MU_EXPERT_DORMANT && p->domain_of[(int64_t)c->layer * p->experts + c->expert] >= 0;
+    return protected ? src->cfg->protect.dormant_lr : 1;
+}
+
 static char *with_silence(const mu_log_source *src, const mu_expert_change *c, const char *what, double value, const char *unit) {
     char *silence = silence_of(src, c), *text = mu_format("%s %.*f %s, %s", what, *unit == 'n' ? 2 : 3, value, unit, silence);
     free(silence);
@@ -84,12 +91,22 @@ static char *why_healthy(const mu_log_source *src, const mu_expert_change *c) {
     }
 }
 
+/* Criticality, and what it means for the learning rate (protect.dormant_lr). */
+static char *why_dormant(const mu_log_source *src, const mu_expert_change *c) {
+    double factor = slowed(src, c);
+    char *why = with_silence(src, c, "criticality", c->criticality, "nats");
+    if (factor == 1) return why;
+    char *text = factor > 0 ? mu_format("%s; it learns at %g of the rate", why, factor) : mu_format("%s; it is frozen", why);
+    free(why);
+    return text;
+}
+
 static char *reason_of(const mu_log_source *src, const mu_expert_change *c) {
     switch (c->to) {
     case MU_EXPERT_STARVED: return why_starved(src, c);
     case MU_EXPERT_DEAD: return with_silence(src, c, "load", c->load, "of the mean");
     case MU_EXPERT_CARRIER: return mu_format("criticality %.2f nats", c->criticality);
-    case MU_EXPERT_DORMANT: return with_silence(src, c, "criticality", c->criticality, "nats");
+    case MU_EXPERT_DORMANT: return why_dormant(src, c);
     case MU_EXPERT_DUPLICATE: return mu_format("cosine %.2f after it was re-seeded", c->cosine);
     case MU_EXPERT_OVERWRITTEN:
         return mu_format("criticality %.2f of %.2f nats, %.0f %% of what was learned is kept", c->criticality, c->peak, 100 * c->retention);
@@ -143,6 +160,7 @@ static void describe(mu_json *j, const mu_log_source *src, const mu_expert_chang
         mu_json_float(j, "criticality", c->criticality);
         mu_json_float(j, "peak", c->peak);
         mu_json_float(j, "retention", c->retention);
+        if (slowed(src, c) != 1) mu_json_float(j, "lr_factor", slowed(src, c));
     }
     free(reason);
 }
@@ -204,5 +222,18 @@ mu_status mu_events_advice(mu_events *ev, const mu_log_source *src, const mu_adv
     mu_json_string(j, "option", a->option);
     mu_json_string(j, "value", a->value);
     ev->advised[a->topic] = true;
+    return mu_lines_write(&ev->out, j, e);
+}
+
+mu_status mu_events_absence(mu_events *ev, const mu_absence *p, mu_error *e) {
+    mu_json *j = &ev->line;
+    mu_json_reset(j);
+    mu_json_begin(j, NULL, '{');
+    mu_json_int(j, "step", p->step);
+    mu_json_string(j, "event", "absence");
+    mu_json_string(j, "intervention", p->intervention);
+    mu_json_string(j, "domain", p->domain);
+    mu_json_string(j, "reason", p->reason);
+    for (int i = 0; i < p->n; i++) mu_json_float(j, p->figures[i].name, p->figures[i].value);
     return mu_lines_write(&ev->out, j, e);
 }

@@ -40,6 +40,14 @@ mu_status mu_events_protection(mu_events *ev, const mu_log_source *src, const mu
 /* An expert was archived, or, with an error, could not be. */
 mu_status mu_events_archive(mu_events *ev, const mu_log_source *src, int moe, int expert, const char *reason, const char *error, mu_error *e) MU_MUST_USE;
 mu_status mu_events_advice(mu_events *ev, const mu_log_source *src, const mu_advice *a, mu_error *e) MU_MUST_USE;
+/* What protects an absent domain, from this step on, why, and its figures. */
+typedef struct mu_absence {
+    int64_t step;
+    const char *intervention, *domain, *reason;     /* "replay", "anchor" */
+    int n;
+    struct { const char *name; double value; } figures[4];
+} mu_absence;
+mu_status mu_events_absence(mu_events *ev, const mu_absence *p, mu_error *e) MU_MUST_USE;
 bool mu_events_advised(const mu_events *ev, mu_advice_topic topic);     /* in this run, by earlier jobs too */
 mu_status mu_events_sync(mu_events *ev, mu_error *e) MU_MUST_USE;
 void mu_events_close(mu_events *ev);

@@ -64,6 +64,10 @@ static void update(mu_training *t, double lr) {
     hold_router_rows(&t->state);
     mu_activity_set("clipping", -1, NULL);
     mu_grad_clip(opt, t->state.mesh->batch, t->cfg.optim.grad_clip, n, terms);
+    if (t->state.anchor) {
+        mu_anchor_pull(t->state.anchor, t->state.mesh->batch, t->cfg.protect.anchor, t->cfg.optim.grad_clip, mu_loss_loads(t->loss));
+        hold_router_rows(&t->state);
+    }
     mu_activity_set("optimizer", -1, NULL);
     mu_optimizer_step(opt, lr, mu_loss_loads(t->loss));
 }
@@ -114,6 +118,7 @@ mu_status mu_training_loop(mu_training *t, mu_recorder *rec, const volatile sig_
     mu_status status = MU_STATUS_OK;
     mu_training_protect(t, NULL);
     while (*step < last && status == MU_STATUS_OK) {
+        if ((status = mu_training_keep_absent(t, rec, e)) != MU_STATUS_OK) return status;
         if ((status = mu_step_routing_begin(t, e)) != MU_STATUS_OK) return status;
         mu_step_result r = mu_training_step(t, stop);
         if (r.interrupted) return save_and_stop(t, rec, false, e);

@@ -114,6 +114,7 @@ mu_status mu_manifest_write(const mu_manifest *m, const char *folder, mu_error *
     mu_edits_write(&j, &m->edits);
     mu_json_string(&j, "val_split", val_splits[m->val_split]);
     if (!m->order_in_memory) mu_json_string(&j, "order", computed);
+    if (m->anchored) mu_json_bool(&j, "anchored", true);
     mu_json_string(&j, "config", m->config);
     mu_json_begin(&j, "shards", '[');
     for (int i = 0; i < m->n_shards; i++) {
@@ -293,6 +294,7 @@ static mu_status fill(mu_manifest *m, json_t *root, const char *path, mu_error *
     const char *config = json_string_value(json_object_get(root, "config"));
     m->step = read_integer(root, "step", 0, INT64_MAX);
     m->weights_only = json_is_true(json_object_get(root, "weights_only"));
+    m->anchored = json_is_true(json_object_get(root, "anchored"));
     m->ranks = (int)read_integer(root, "ranks", 1, RANKS_MAX);
     m->ep = (int)read_integer(root, "ep", 1, EP_MAX);
     m->vocab_size = json_object_get(root, "vocab_size") ? read_integer(root, "vocab_size", 1, INT32_MAX) : -1; /* -1: an older version */

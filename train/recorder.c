@@ -257,6 +257,13 @@ mu_status mu_recorder_log(mu_recorder *r, const mu_step_result *result, mu_error
     return mu_fault("collective", s->mesh->world->rank) ? status : mu_agree(s->mesh->batch, status, e);
 }
 
+mu_status mu_recorder_absence(mu_recorder *r, const mu_absence *p, mu_error *e) {
+    mu_status status = still_locked(r, e);
+    if (r->progress) mu_progress_say(r->progress, "%s", p->reason);
+    if (status == MU_STATUS_OK && r->events) status = mu_events_absence(r->events, p, e);
+    return mu_agree(r->t->state.mesh->batch, status, e);
+}
+
 /* What experts know, as far as training has paid for measuring it. */
 static void measure(mu_recorder *r) {
     const mu_config *cfg = &r->t->cfg;

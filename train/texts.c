@@ -22,6 +22,16 @@ static mu_status agree_on_texts(const mu_texts *t, mu_comm *batch, mu_error *e) 
     return status;
 }
 
+/* Rare and absent domains (section protect). */
+static void protect(mu_texts *t, const mu_protect_config *cfg) {
+    int n = t->corpus.n_domains;
+    bool *listed = mu_alloc((size_t)n, sizeof *listed);
+    for (int i = 0; i < n; i++) listed[i] = mu_protects_domain(cfg, t->corpus.domains[i].name);
+    mu_loader_set_replay(t->loader, cfg->replay, cfg->replay_sequences, listed);
+    mu_loader_upsample(t->loader, cfg->upsample);
+    free(listed);
+}
+
 mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *tokenizer, mu_val_split split, mu_comm *batch,
                         mu_error *e) {
     const mu_data_config *d = &cfg->data;
@@ -31,6 +41,7 @@ mu_status mu_texts_open(mu_texts *t, const mu_config *cfg, const mu_tokenizer *t
     if (status == MU_STATUS_OK)
         status = mu_loader_open(&t->loader, &t->corpus, t->seq_len, d->val_fraction, split, seed, e);
     if (status == MU_STATUS_OK) status = mu_loader_set_phases(t->loader, &d->phases, cfg->train.global_batch_size, e);
+    if (status == MU_STATUS_OK) protect(t, &cfg->protect);
     status = mu_agree_each(batch, status, e);
     return status == MU_STATUS_OK ? agree_on_texts(t, batch, e) : status;
 }

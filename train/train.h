@@ -90,6 +90,7 @@ typedef struct {
     mu_edits edits;
     mu_model *model;
     mu_optimizer *opt;              /* NULL: inference; only the weights are loaded */
+    mu_anchor *anchor;              /* of absent domains; NULL: none */
     mu_routing_stats *stats;        /* NULL without an optimizer, like knowledge and loader */
     mu_knowledge *knowledge;
     mu_loader *loader;              /* NULL: its state is checked while loading, and not kept */
@@ -207,6 +208,7 @@ typedef struct {
     int n_domains;                  /* 0 in checkpoints of older versions */
     struct { char name[64], fingerprint[33]; int64_t tokens; } *domains;
     mu_val_split val_split;
+    bool anchored;                  /* holds the state of an anchor */
     bool order_in_memory;           /* mu_loader_order_in_memory: of runs that began with an older version */
     int n_shards;
     mu_shard *shards;
@@ -298,6 +300,7 @@ typedef struct {
     mu_device *dev;
     mu_routing_stats *stats;
     mu_knowledge *knowledge;
+    mu_anchor *anchor;
     mu_train_state t;
 } mu_checkpoint_shape;
 mu_status mu_checkpoint_shape_open(mu_checkpoint_shape *s, const mu_manifest *m, bool state, mu_error *e) MU_MUST_USE;
@@ -315,7 +318,7 @@ mu_status mu_checkpoint_arrays_close(mu_checkpoint_arrays *a, mu_status so_far, 
  * (whose shards, tensors, ranks and ep are set here). Checks the result as `muster verify` does. Local. */
 typedef mu_status mu_state_fill(void *context, const mu_state *s, void *host, mu_error *e);
 mu_status mu_checkpoint_write(mu_checkpoint_shape *s, mu_manifest *m, const char *run, mu_state_fill *fill, void *context, mu_error *e) MU_MUST_USE;
-/* Freezes and thaws the units of experts as t->stats->health says; called for every checkpoint, so nothing else may freeze them. Local. */
+/* Freezes the units of the experts that are frozen by t->stats->health. Local. */
 void mu_train_state_freeze(mu_train_state *t);
 /* Checks the content of a checkpoint with valid hashes by loading it; without `tensors` only the state. MU_STATUS_DATA for
  * values that no run writes. Local. */

@@ -26,14 +26,20 @@ mu_status mu_training_open(mu_training *t, mu_mesh *mesh, mu_val_split split, mu
     s->stats = t->loss->stats;
     s->knowledge = mu_knowledge_new(s->model->n_moe, (int)cfg->moe.num_experts, (int)cfg->moe.top_k, &cfg->data.train);
     s->opt = mu_optimizer_new(mu_rule_of(&cfg->optim), &cfg->optim, s->model->params);
+    if (mu_config_anchors(cfg)) s->anchor = mu_anchor_new(s->opt, &cfg->data.train);
     return MU_STATUS_OK;
 }
 
 int mu_training_protect(mu_training *t, mu_protection_change *changes) {
-    return mu_protection_update(&t->state.model->protection, &t->cfg.protect, &t->state.stats->health, &t->cfg.data.train, changes);
+    mu_model *m = t->state.model;
+    const mu_expert_health *h = &t->state.stats->health;
+    int n = mu_protection_update(&m->protection, &t->cfg.protect, h, &t->cfg.data.train, changes);
+    mu_protection_slow(&m->protection, h, m->params, t->cfg.protect.dormant_lr);
+    return n;
 }
 
 void mu_training_close(mu_training *t) {
+    mu_anchor_free(t->state.anchor);
     mu_optimizer_free(t->state.opt);
     mu_knowledge_free(t->state.knowledge);
     mu_loss_free(t->loss);

@@ -7,6 +7,8 @@
 
 #include <signal.h>
 
+typedef struct mu_recorder mu_recorder;     /* below */
+
 /* ------------------------------------------------------------------ this rank's part of each global batch (batches.c) */
 typedef struct {
     const mu_option_domains *sources;   /* these four are borrowed */
@@ -76,6 +78,13 @@ mu_status mu_step_routing_begin(mu_training *t, mu_error *e) MU_MUST_USE;   /* r
 void mu_step_routing_add(mu_training *t, int64_t m);                        /* takes those of the forward pass of micro-batch m. Local */
 mu_status mu_step_routing_end(mu_training *t, mu_error *e) MU_MUST_USE;     /* writes the experts of the finished step */
 
+/* ------------------------------------------------------------------ absent domains (protect.c) */
+/* Lines about how domains are sampled (protect.upsample), heap, "" for none. Local. */
+char *mu_protect_text(const mu_config *cfg, const mu_texts *t);
+/* Before each step: where a protected domain is absent from this step on, says what protects it, and sets the anchor. Collective over the batch
+ * group, agreed. */
+mu_status mu_training_keep_absent(mu_training *t, mu_recorder *rec, mu_error *e) MU_MUST_USE;
+
 /* ------------------------------------------------------------------ steps (loop.c, nonfinite.c) */
 /* One optimizer step. When the result is not finite nothing was updated. `stop`: set when this rank receives a stop signal, read
  * between micro-batches and at the end; NULL: never. Collective over the batch group. */
@@ -87,7 +96,6 @@ bool mu_training_gradients(mu_training *t, bool reduce, const volatile sig_atomi
 char *mu_training_explain_nonfinite(mu_training *t);
 
 /* ------------------------------------------------------------------ metrics, evaluations and checkpoints (recorder.c) */
-typedef struct mu_recorder mu_recorder;
 /* Opens metrics and progress on rank 0; `saved_step`: of the checkpoint that the run resumed from, or -1. The lock is
  * borrowed. Agreed. Collective over the batch group, as are log, statistics, evaluate, reevaluate and save; close and losses are Local. */
 mu_status mu_recorder_open(mu_recorder **r, mu_training *t, mu_lock *lock, int64_t saved_step, mu_error *e) MU_MUST_USE;
@@ -99,6 +107,9 @@ mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) MU_MUST_USE;
 /* Validation loss of every domain, written to the metrics; nothing without validation sequences. */
 mu_status mu_recorder_evaluate(mu_recorder *r, mu_error *e) MU_MUST_USE;
 void mu_recorder_reevaluate(mu_recorder *r);          /* evaluates only for mu_recorder_losses; records nothing */
+struct mu_absence;              /* events.h */
+/* Records and tells what protects an absent domain. The same on every rank; agreed, Collective over the batch group. */
+mu_status mu_recorder_absence(mu_recorder *r, const struct mu_absence *p, mu_error *e) MU_MUST_USE;
 /* A checkpoint, unless this step has one. */
 mu_status mu_recorder_save(mu_recorder *r, mu_error *e) MU_MUST_USE;
 /* The last validation losses [n_domains]; tokens 0: none. */

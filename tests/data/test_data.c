@@ -1584,7 +1584,7 @@ static void test_fork(void **state) {
     static mu_sample whole[N_PHASED], rest[N_PHASED];
     const int64_t tokens[] = { c.domains[0].n_tokens, c.domains[1].n_tokens, c.domains[2].n_tokens };
     const mu_option_domains train = { 3, (mu_option_domain[]){ { "a", "", 1 }, { "b", "", 1 }, { "c", "", 1 } } };
-    const mu_mixture mix = { &train, &b_leaves_and_returns, PER_STEP, 10 };
+    const mu_mixture mix = { &train, &b_leaves_and_returns, PER_STEP, 10, 1 };
     int64_t drawn[4], own[4];
     mu_loader *l = open_phased(&c);
     mu_loader_next(l, BEFORE, whole);
@@ -1613,6 +1613,130 @@ static void test_fork(void **state) {
     sequences_of(&c, "b", whole, BEFORE, old, 50);
     sequences_of(&c, "b", rest, 300, now, 50);
     assert_memory_equal(old, now, sizeof old);
+    mu_loader_close(l);
+    mu_corpus_close(&c);
+}
+
+/* While b is absent, about a tenth of the samples are among its last eight; all other samples, and the state, are those without replay. */
+static void test_replay(void **state) {
+    (void)state;
+    enum { FROM = 20 * PER_STEP, TO = 50 * PER_STEP, LAST = 8 };
+    mu_corpus c;
+    open_three(&c, NULL);
+    static mu_sample plain[N_PHASED], whole[N_PHASED], parts[N_PHASED];
+    int64_t without[4], with[4], all[600];
+    int replayed = 0, times[LAST] = { 0 }, of_b = 0;
+    mu_loader *l = open_phased(&c);
+    mu_loader_next(l, N_PHASED, plain);
+    mu_loader_state_get(l, without);
+    mu_loader_close(l);
+    for (int i = 0; i < FROM; i++) of_b += plain[i].domain == 1;
+    sequences_of(&c, "b", plain, FROM, all, of_b);
+
+    l = open_phased(&c);
+    mu_loader_set_replay(l, 0.1, LAST, (const bool[]){ false, true, true });     /* nothing was drawn from c before phase 3 */
+    assert_false(mu_loader_is_absent(l, 21, 1));                /* not yet drawn */
+    mu_loader_next(l, FROM, whole);
+    assert_true(!mu_loader_is_absent(l, 20, 1) && mu_loader_is_absent(l, 21, 1) && mu_loader_is_absent(l, 50, 1) && !mu_loader_is_absent(l, 51, 1));
+    assert_true(!mu_loader_is_absent(l, 21, 2) && !mu_loader_is_absent(l, 51, 0));
+    assert_int_equal(mu_loader_replay_sequences(l, 1), LAST);
+    for (int i = 0; i < LAST; i++) assert_int_equal(mu_loader_replay_sequence(l, 1, i), all[of_b - LAST + i]);
+    assert_fatal((mu_loader_replay_sequence(l, 1, LAST), 0), "sequence 8 of 8 to replay");
+    mu_loader_next(l, N_PHASED - FROM, whole + FROM);
+    mu_loader_state_get(l, with);
+    assert_memory_equal(without, with, sizeof with);
+    mu_loader_close(l);
+    for (int i = 0; i < N_PHASED; i++) {
+        bool same = whole[i].domain == plain[i].domain && whole[i].sequence == plain[i].sequence;
+        if (same) continue;
+        assert_true(i >= FROM && i < TO && whole[i].domain == 1 && whole[i].global_sample == i);
+        int which = 0;
+        while (which < LAST && all[of_b - LAST + which] != whole[i].sequence) which++;
+        assert_true(which < LAST);
+        times[which]++, replayed++;
+    }
+    assert_in_range(replayed, 60, 120);         /* of 900 */
+    for (int i = 0; i < LAST; i++) assert_true(times[i] > 1);
+
+    for (int at = 0; at < N_PHASED; at += 373) {                /* any batches, and resumed */
+        l = open_phased(&c);
+        mu_loader_set_replay(l, 0.1, LAST, (const bool[]){ false, true, true });
+        draw(l, at, (const int[4]){ 1, 7, 64, 200 }, parts);
+        mu_loader_state_get(l, with);
+        mu_loader_close(l);
+        l = open_phased(&c);
+        mu_loader_set_replay(l, 0.1, LAST, (const bool[]){ false, true, true });
+        assert_ok(mu_loader_state_set(l, &three, with, &e));
+        mu_loader_next(l, N_PHASED - at, parts + at);
+        assert_same_samples(whole, parts, N_PHASED);
+        mu_loader_close(l);
+    }
+    mu_corpus_close(&c);
+}
+
+/* A fork replays what the run before it drew, with weights 0 and without phases; several domains at once, and never more than half. */
+static void test_replay_in_a_fork(void **state) {
+    (void)state;
+    mu_corpus c;
+    open_three(&c, (double[]){ 1, 0, 0 });
+    static mu_sample samples[4000];
+    const int64_t earlier[] = { 100, 700, 3 };                  /* b: 270 training sequences, c: 18 */
+    int n[3] = { 0 };
+    mu_loader *l = open_loader(&c, 0.1, 1);
+    mu_loader_continue(l, 803, earlier);
+    mu_loader_set_replay(l, 0.1, 1000, (const bool[]){ true, true, true });
+    assert_true(!mu_loader_is_absent(l, 1, 0) && mu_loader_is_absent(l, 1, 1) && mu_loader_is_absent(l, 1, 2));
+    assert_int_equal(mu_loader_replay_sequences(l, 1), mu_loader_train_sequences(l, 1));
+    assert_int_equal(mu_loader_replay_sequences(l, 2), 3);
+    mu_loader_next(l, 4000, samples);
+    for (int i = 0; i < 4000; i++) n[samples[i].domain]++;
+    assert_in_range(n[1], 320, 480);
+    assert_in_range(n[2], 320, 480);
+    mu_loader_set_replay(l, 0.4, 8, (const bool[]){ true, true, true });
+    mu_loader_next(l, 4000, samples);
+    memset(n, 0, sizeof n);
+    for (int i = 0; i < 4000; i++) n[samples[i].domain]++;
+    assert_in_range(n[1], 880, 1120);
+    assert_in_range(n[2], 880, 1120);
+    mu_loader_set_replay(l, 0, 8, (const bool[]){ true, true, true });
+    mu_loader_next(l, 1000, samples);
+    for (int i = 0; i < 1000; i++) assert_int_equal(samples[i].domain, 0);
+    assert_fatal((mu_loader_set_replay(l, 0.6, 8, (const bool[3]){ false }), 0), "share 0.6");
+    mu_loader_close(l);
+    mu_corpus_close(&c);
+}
+
+/* Shares become proportional to share^tau, in each phase; the check of a state follows; the order within a domain stays. */
+static void test_upsampling(void **state) {
+    (void)state;
+    const double tau = 0.5;
+    mu_corpus c;
+    open_three(&c, NULL);
+    static mu_sample samples[N_PHASED];
+    const mu_option_domains train = { 3, (mu_option_domain[]){ { "a", "", 1 }, { "b", "", 1 }, { "c", "", 1 } } };
+    const int64_t tokens[] = { c.domains[0].n_tokens, c.domains[1].n_tokens, c.domains[2].n_tokens };
+    const mu_mixture mix = { &train, &b_leaves_and_returns, PER_STEP, 0, tau }, as_they_are = { &train, &b_leaves_and_returns, PER_STEP, 0, 0 };
+    int64_t drawn[4];
+    double before = 0, root = sqrt(205. * 9), all = root + sqrt(3000.);
+    mu_loader *l = open_phased(&c);
+    before = mu_loader_share_at(l, 60, 2);
+    mu_loader_upsample(l, 1);
+    assert_true(mu_loader_share_at(l, 60, 2) == before);
+    assert_true(fabs(mu_loader_expected(l, 20 * PER_STEP + 5, 0) - 155) < 1e-9);
+    mu_loader_upsample(l, tau);
+    assert_true(fabs(mu_loader_share_at(l, 60, 2) - root / all) < 1e-12 && mu_loader_share_at(l, 60, 0) == 0);
+    assert_true(fabs(mu_loader_share(l, 2) - 205. / 4205.) < 1e-12);
+    assert_true(fabs(mu_loader_expected(l, N_PHASED, 2) - 50 * PER_STEP * root / all) < 1e-9);
+    for (int64_t n = 0; n <= N_PHASED; n += 50) {
+        mu_loader_state_get(l, drawn);
+        assert_ok(mu_loader_state_check(&mix, tokens, drawn, n, &e));
+        mu_loader_next(l, 50, samples);
+    }
+    assert_true(fabs((double)drawn[2] - mu_loader_expected(l, N_PHASED, 2)) < 100);
+    assert_error(mu_loader_state_check(&as_they_are, tokens, drawn, N_PHASED, &e), MU_STATUS_DATA, "implausible");
+    assert_fatal((mu_loader_upsample(l, tau), 0), "has drawn samples");
+    mu_loader_continue(l, 30 * PER_STEP, (const int64_t[]){ 7, 8, 9 });
+    assert_true(fabs(mu_loader_expected(l, 50 * PER_STEP, 0) - 7 - 20 * PER_STEP) < 1e-9 && mu_loader_expected(l, 50 * PER_STEP, 2) == 9);
     mu_loader_close(l);
     mu_corpus_close(&c);
 }
@@ -1684,7 +1808,7 @@ int main(void) {
         cmocka_unit_test(test_sources), cmocka_unit_test(test_arguments),
         cmocka_unit_test(test_late_samples),   cmocka_unit_test(test_bad_loader), cmocka_unit_test(test_state_of_a_loader),
         cmocka_unit_test(test_phases),         cmocka_unit_test(test_state_of_phases), cmocka_unit_test(test_fork),
-        cmocka_unit_test(test_bad_phases),
+        cmocka_unit_test(test_bad_phases), cmocka_unit_test(test_replay), cmocka_unit_test(test_replay_in_a_fork), cmocka_unit_test(test_upsampling),
     };
     return cmocka_run_group_tests_name("data", tests, set_up, tear_down);
 }

@@ -96,6 +96,40 @@ static void given_carriers_need_no_state(void **state) {
     assert_protected((int32_t[N]){ -1, CHEMISTRY, -1, LATIN, -1, CHEMISTRY, -1, LATIN });
 }
 
+/* Units of protected dormant experts are slowed or frozen as long as they are dormant; nothing else is. */
+static void dormant_experts_learn_slowly(void **state) {
+    (void)state;
+    char list[1][64] = { "chemistry" };
+    static const int local[E] = { 0, 1, 2, 3 };
+    mu_device *dev = mu_device_open("shape");
+    mu_params *ps = mu_params_new(dev);
+    mu_group *g = mu_params_group(ps, "expert", NULL);
+    mu_params_add(ps, &(mu_param_desc){ .group = g, .name = "/norm", .n_dims = 1, .shape = { 3 }, .layer = -1 });
+    for (int layer = 0; layer < LAYERS; layer++)
+        mu_params_add(ps, &(mu_param_desc){ .group = g, .name = layer ? "/1/%d" : "/0/%d", .n_dims = 1, .shape = { 3 }, .layer = layer, .n_experts = E,
+                                            .local = local, .n_local = E, .first_load = layer * E });
+    mu_params_alloc(ps);
+    cfg.domains = (mu_option_names){ 1, list };
+    one_of_each();                              /* expert 2 of layer 0 is dormant; expert 0 of layer 1 was overwritten */
+    set(1, 3, MU_EXPERT_DORMANT, LATIN);        /* not to be protected */
+    h.frozen[3] = MU_FROZEN_NOW, h.frozen[1] = MU_FROZEN_PAST;
+    const double factors[] = { 1, 0.1, 0, 0.5, 0 };
+    for (int i = 0; i < 6; i++) {
+        bool back = i == 5;
+        if (back) set(0, 2, MU_EXPERT_CARRIER, CHEMISTRY);
+        mu_protection_update(&p, &cfg, &h, &domains, NULL);
+        double factor = back ? 0.5 : factors[i];
+        mu_protection_slow(&p, &h, ps, factor);
+        for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
+            bool slow = u->load == 2 && !back;
+            assert_int_equal(u->frozen, (slow && factor == 0) || (u->load == 3 && i > 0));
+            if (!u->frozen) assert_true(u->lr_factor == (slow ? factor : 1));
+        }
+    }
+    mu_params_free(ps);
+    mu_device_close(dev);
+}
+
 static void options_are_checked(void **state) {
     (void)state;
     mu_error e = { 0 };
@@ -114,6 +148,6 @@ static void options_are_checked(void **state) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, start, end)
 int main(void) {
     const struct CMUnitTest tests[] = { TEST(nothing_is_protected_by_default), TEST(carriers_of_the_listed_domains_are),
-                                        TEST(auto_is_every_domain_with_carriers), TEST(given_carriers_need_no_state), TEST(options_are_checked) };
+                                        TEST(auto_is_every_domain_with_carriers), TEST(given_carriers_need_no_state), TEST(dormant_experts_learn_slowly), TEST(options_are_checked) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
