@@ -77,6 +77,13 @@ void corpus_all(const corpus *c, tokens *out) {
     }
 }
 
+const mu_option_domains *corpus_domains(void) {
+    static mu_option_domain list[DOMAINS];
+    static const mu_option_domains all = { DOMAINS, list };
+    for (int d = 0; d < DOMAINS; d++) snprintf(list[d].domain, sizeof list[d].domain, "%d", d);
+    return &all;
+}
+
 double corpus_optimum(int domain) {
     double other = (1 - FACT) / SYMBOLS, fact = FACT + other;
     return domain == DECOY ? log(SYMBOLS) : -fact * log(fact) - (SYMBOLS - 1) * other * log(other);

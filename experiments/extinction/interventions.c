@@ -151,43 +151,16 @@ void revive(nano *m, revive_kind kind, uint64_t seed) {
 
 /* ------------------------------------------------------------------ anchor */
 
-/* fisher: of each rare domain the mean over its tokens in the buffer of the squared gradient of one token's cross-entropy; their sum. */
-anchor *anchor_new(nano *m, const buffer *b, double strength) {
-    anchor *a = mu_alloc(1, sizeof *a);
-    int64_t n = count_values(m, -1);
-    double *grad = mu_alloc((size_t)n, sizeof *grad);
-    *a = (anchor){ strength, mu_alloc((size_t)n, sizeof(double)), mu_alloc((size_t)n, sizeof(double)) };
+mu_anchor *anchor_new(nano *m, const buffer *b) {
+    static tokens one;
+    mu_anchor *a = mu_anchor_new(m->opt, corpus_domains());
     for (int d = 0; d < RARE; d++)
         for (int t = 0; t < b->kept[d].n; t++) {
-            static tokens one;
             one.n = 1, one.prev[0] = b->kept[d].prev[t], one.tag[0] = b->kept[d].tag[t], one.next[0] = b->kept[d].next[t];
             nano_backward(m, &one);
-            int64_t at = 0;
-            for (mu_unit *u = mu_unit_next(m->ps, NULL); u; at += u->count, u = mu_unit_next(m->ps, u)) {
-                get_reals(m, mu_unit_grad(u), u->count, grad);
-                for (int64_t i = 0; i < u->count; i++) a->fisher[at + i] += grad[i] * grad[i] / b->kept[d].n;
-            }
+            mu_anchor_add(a, 1.0 / b->kept[d].n);
         }
-    int64_t at = 0;
-    for (mu_unit *u = mu_unit_next(m->ps, NULL); u; at += u->count, u = mu_unit_next(m->ps, u))
-        get_reals(m, mu_unit_data(u), u->count, a->then + at);
+    mu_anchor_renew(a, m->mesh->batch, 0);
     mu_params_zero_grad(m->ps);
-    free(grad);
     return a;
-}
-
-void anchor_free(anchor *a) {
-    if (!a) return;
-    free(a->fisher), free(a->then), free(a);
-}
-
-void anchor_add(const anchor *a, nano *m) {
-    int64_t at = 0;
-    double value[SYMBOLS * D * 8], grad[SYMBOLS * D * 8];
-    for (mu_unit *u = mu_unit_next(m->ps, NULL); u; at += u->count, u = mu_unit_next(m->ps, u)) {
-        get_reals(m, mu_unit_data(u), u->count, value);
-        get_reals(m, mu_unit_grad(u), u->count, grad);
-        for (int64_t i = 0; i < u->count; i++) grad[i] += a->strength * a->fisher[at + i] * (value[i] - a->then[at + i]);
-        set_reals(m, mu_unit_grad(u), u->count, grad);
-    }
 }

@@ -158,8 +158,8 @@ void nano_backward(nano *m, const tokens *t) {
     mu_context cx = context(m, t, MU_MODE_TRAIN, -1);
     mu_params_zero_grad(m->ps);
     mu_backward(m->tp, cross_entropy(m, forward(m, &cx, t, &routing), t, t->n));
-    mu_params_finish_grads(m->ps);
     mu_tape_reset(m->tp);
+    mu_grads_reduce(m->opt);
 }
 
 /* ------------------------------------------------------------------ a training step */
@@ -209,9 +209,9 @@ void nano_step(nano *m, const tokens *t) {
         micro_batch(m, &part, t->n, domain_tokens);
     }
     mu_grads_reduce(m->opt);
-    if (m->anchor) anchor_add(m->anchor, m);
     mu_grad_clip(m->opt, m->mesh->batch, m->optim.grad_clip, 0, (mu_mat){ 0 });
     mu_mat loads = m->cfg.lazy && m->cfg.experts ? mu_routing_stats_total(m->stats) : (mu_mat){ 0 };
+    if (m->anchor) mu_anchor_pull(m->anchor, m->mesh->batch, m->cfg.anchor, m->optim.grad_clip, loads);
     mu_optimizer_step(m->opt, mu_learning_rate(&m->optim, m->step, 1), loads);
     mu_routing_stats_read(m->stats);
     update_bias(m);

@@ -80,7 +80,7 @@ typedef struct {
     corpus data;
     nano m;
     buffer kept;
-    anchor *anchor;
+    mu_anchor *anchor;
     copy *archived;             /* of the carrier, at the end of A */
     float K[E_MAX * DOMAINS], peak[E_MAX * DOMAINS];
     double best[DOMAINS];       /* lowest cross-entropy so far */
@@ -100,13 +100,10 @@ static bool in_drought(const run *r) { return r->m.step > r->o.steps[0] && r->m.
 
 /* As `muster train` with protect.domains: auto. */
 static void protect_carriers(run *r) {
-    mu_option_domain list[DOMAINS];
-    mu_option_domains names = { DOMAINS, list };
     char all[1][64] = { "auto" };
     mu_protect_config cfg = mu_protect_config_default();
     cfg.domains = (mu_option_names){ 1, all };
-    for (int d = 0; d < DOMAINS; d++) snprintf(list[d].domain, sizeof list[d].domain, "%d", d);
-    mu_protection_update(&r->m.protection, &cfg, &r->health, &names, NULL);
+    mu_protection_update(&r->m.protection, &cfg, &r->health, corpus_domains(), NULL);
 }
 
 /* Criticality of every expert for every domain, and the states of experts that follow. */
@@ -257,7 +254,7 @@ static void heal(run *r) {
     static tokens t;
     double rate = r->m.moe_cfg.bias_update_rate;
     freeze(&r->m, false, true, true);
-    const anchor *kept = r->m.anchor;
+    mu_anchor *kept = r->m.anchor;
     r->m.anchor = NULL, r->m.moe_cfg.bias_update_rate = 0;
     int64_t step = r->m.step;
     for (int64_t i = 0; i < HEAL_STEPS; i++) {
@@ -288,7 +285,7 @@ static void phase_b(run *r) {
     int64_t steps = r->o.steps[1], first = r->arm->revive ? steps / 10 : 0;
     bool carrier = nano_has_carrier(&r->m) && r->arm->gate != GATE_TABLE;
     if (carrier) r->archived = copy_expert(&r->m, CARRIER);
-    if (r->arm->i4) r->m.anchor = r->anchor = anchor_new(&r->m, &r->kept, r->o.anchor);
+    if (r->arm->i4) r->m.anchor = r->anchor = anchor_new(&r->m, &r->kept);
     if (r->arm->i3) freeze(&r->m, true, false, true);
     if (carrier) nano_exempt(&r->m, r->arm->i1);
     train(r, first, true);
@@ -317,7 +314,7 @@ static void start(run *r, const arm *a, const options *o) {
     nano_config cfg = { .experts = a->dense_width ? 0 : (int)o->experts,
                         .width = (int)(a->dense_width == 2 ? K * o->width : a->dense_width ? o->experts * o->width : o->width),
                         .balance = a->balance, .micro_batches = a->micro_batches ? a->micro_batches : 1, .gate = a->gate,
-                        .lazy = !a->dense_adam, .lr = o->lr, .weight_decay = o->weight_decay };
+                        .lazy = !a->dense_adam, .lr = o->lr, .weight_decay = o->weight_decay, .anchor = o->anchor };
     nano_open(&r->m, &cfg, &r->data);
     mu_expert_health_init(&r->health, cfg.experts > 0, cfg.experts);
     for (int d = 0; d < DOMAINS; d++) r->best[d] = log(SYMBOLS);
@@ -347,7 +344,7 @@ static void perform(const arm *a, const options *o) {
     printf(", \"cpu_ms_per_step\": %.4f", 1e3 * r.seconds / (double)r.m.step);
     print_curve(&r);
     puts("}");
-    anchor_free(r.anchor), copy_free(r.archived), free(r.curve);
+    mu_anchor_free(r.anchor), copy_free(r.archived), free(r.curve);
     mu_expert_health_free(&r.health);
     nano_close(&r.m);
 }

@@ -22,6 +22,7 @@ typedef struct { int n; int32_t prev[DOMAINS * SYMBOLS], tag[DOMAINS * SYMBOLS],
 void corpus_make(corpus *c, uint64_t seed);
 void corpus_draw(const corpus *c, int64_t step, const double *shares, tokens *out);    /* TOKENS of them, sorted by tag */
 void corpus_all(const corpus *c, tokens *out);         /* every prev of every domain once; next: the fact */
+const mu_option_domains *corpus_domains(void);          /* their names are their numbers */
 double corpus_optimum(int domain);                      /* the lowest possible cross-entropy, nats */
 
 /* A sample of a domain's tokens of a fixed size, every token seen so far with equal probability (reservoir sampling). */
@@ -42,9 +43,8 @@ typedef struct {
     int micro_batches;          /* of a batch, each of about as few domains as possible */
     gate_kind gate;
     bool lazy;                  /* experts without tokens are not updated */
-    double lr, weight_decay;
+    double lr, weight_decay, anchor;    /* anchor: its strength */
 } nano_config;
-struct anchor;
 typedef struct {
     nano_config cfg;
     const corpus *data;
@@ -65,7 +65,7 @@ typedef struct {
     int64_t step;
     bool exempt;                /* the carrier is left out of balancing, and with GATE_ORACLE other domains never choose it */
     int32_t domain_mask[DOMAINS * E_MAX];
-    const struct anchor *anchor;    /* added to the gradients; NULL: none */
+    mu_anchor *anchor;          /* NULL: none */
 } nano;
 typedef struct {
     double ce[DOMAINS], accuracy[DOMAINS];      /* exact: over all prev, and over the distribution of next */
@@ -94,9 +94,6 @@ typedef enum { REVIVE_NONE, REVIVE_MIMIC, REVIVE_REDO, REVIVE_DROP } revive_kind
 int  busiest(const nano *m);
 void revive(nano *m, revive_kind kind, uint64_t seed);
 
-/* Elastic weight consolidation: gradient += strength * fisher * (value - value then). */
-typedef struct anchor { double strength, *fisher, *then; } anchor;
-anchor *anchor_new(nano *m, const buffer *b, double strength);
-void anchor_free(anchor *a);
-void anchor_add(const anchor *a, nano *m);
+/* On what the buffer holds of the rare domains, a token a sequence; mu_anchor_free. */
+mu_anchor *anchor_new(nano *m, const buffer *b);
 #endif
