@@ -201,10 +201,10 @@ def write_csv(rows, path):
 def write_table(rows, arms, command, path):
     present = [a for a in arms if values(rows, a, "seed")]
     with open(path, "w", encoding="utf-8") as file:
-        file.write(f"`{command}`\n\nMeans ± standard deviations over {max(len(values(rows, a, 'seed')) for a in present)} seeds.\n\n")
-        file.write("| arm | " + " | ".join(title for _, title, _ in COLUMNS) + " |\n|" + " --- |" * (len(COLUMNS) + 1) + "\n")
+        file.write(f"`{command}`\n\nMeans ± standard deviations over n seeds.\n\n")
+        file.write("| arm | n | " + " | ".join(title for _, title, _ in COLUMNS) + " |\n|" + " --- |" * (len(COLUMNS) + 2) + "\n")
         for arm in present:
-            file.write(f"| {arm} | " + " | ".join(cell(rows, arm, key, digits) for key, _, digits in COLUMNS) + " |\n")
+            file.write(f"| {arm} | {len(values(rows, arm, 'seed'))} | " + " | ".join(cell(rows, arm, key, digits) for key, _, digits in COLUMNS) + " |\n")
         file.write("\n| mark | verdict | figures |\n| --- | --- | --- |\n")
         for mark in marks(rows):
             file.write("| " + " | ".join(mark) + " |\n")
