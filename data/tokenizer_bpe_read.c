@@ -444,17 +444,6 @@ static bool read_added(reader *r) {
 
 /* ------------------------------------------------------------------ sections */
 
-/* What is not applied here is only known by name. */
-static bool check_unused(reader *r) {
-    static const char *const known[] = { "TemplateProcessing", "ByteLevel", "BertProcessing", "RobertaProcessing", "Sequence" };
-    const json_t *post = r->t->sections[MU_SECTION_POST_PROCESSOR];
-    const char *type = json_string_value(json_object_get(post, "type"));
-    int i = 0;
-    while (type && i < 5 && strcmp(type, known[i])) i++;
-    if (post && !json_is_null(post) && (!type || i == 5)) return refuse(r, "post_processor", "type \"%s\" is not supported", type ? type : "");
-    return true;
-}
-
 static bool read_sections(reader *r) {
     for (int i = 0; i < MU_SECTIONS; i++) {
         if (!r->section[i]) continue;
@@ -462,7 +451,7 @@ static bool read_sections(reader *r) {
         if (!tree) return false;
         if (!json_is_object(tree) && !json_is_null(tree)) return refuse(r, mu_section_names[i], "neither an object nor null");
     }
-    return check_unused(r);
+    return true;
 }
 
 static bool read_all(reader *r) {
@@ -485,7 +474,9 @@ static bool read_front(reader *r, json_t *post) {
     bool sequence = type && !strcmp(type, "Sequence");
     json_t *list = json_object_get(post, sequence ? "processors" : "single"), *one, *id;
     size_t i, k;
-    if (!sequence && (!type || strcmp(type, "TemplateProcessing"))) return true;
+    if (!post || json_is_null(post) || (type && !strcmp(type, "ByteLevel"))) return true;
+    if (!sequence && (!type || strcmp(type, "TemplateProcessing")))
+        return refuse(r, "post_processor", "type \"%s\" is not supported; only TemplateProcessing, ByteLevel and Sequence are", type ? type : "");
     json_array_foreach(list, i, one) {
         const char *name = json_string_value(json_object_get(json_object_get(one, "SpecialToken"), "id"));
         if (sequence && !read_front(r, one)) return false;

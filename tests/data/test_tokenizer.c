@@ -359,6 +359,7 @@ static const struct { const char *json, *error; } refused[] = {
     { WITH("\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":\"Isolated\",\"invert\":0}"), "\"invert\" is neither true nor false" },
     { WITH("\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"trim_offsets\":true}"), "with ByteLevel the vocabulary needs a token for each byte of UTF-8" },
     { WITH("\"pre_tokenizer\":{\"type\":\"Digits\"}"), "\"individual_digits\" is missing" }, { WITH("\"post_processor\":{\"type\":\"Odd\"}"), "post_processor: type \"Odd\" is not supported" },
+    { WITH("\"post_processor\":{\"type\":\"Sequence\",\"processors\":[{\"type\":\"RobertaProcessing\",\"sep\":[\"a\",1],\"cls\":[\"b\",2]}]}"), "type \"RobertaProcessing\" is not supported" },
     { WITH("\"decoder\":{\"type\":\"CTC\"}"), "decoder: type \"CTC\" is not supported" }, { WITH("\"pre_tokenizer\":{\"type\":\"Digits\",\"type\":\"Digits\"}"), "duplicate object key" },
     { ADDED("7"), "added_tokens: number 0 is not an object" }, { ADDED("{\"id\":9}"), "added_tokens[0]: \"content\" is not a text" }, { ADDED("{\"content\":\"x\",\"id\":-1}"), "\"id\" is not an integer" },
     { ADDED("{\"content\":\"x\",\"id\":4194304}"), "\"id\" is not an integer from 0 to 4194303" }, { ADDED("{\"content\":\"x\",\"id\":4,\"special\":1}"), "\"special\" is neither true nor false" },
