@@ -500,7 +500,7 @@ static mu_status open_all(mu_safetensors *m, mu_error *e) {
         }
     closedir(d);
     if (n) qsort(names, (size_t)n, sizeof *names, compare_text);
-    mu_status status = n ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_NOINPUT, "%s: no *.safetensors file", m->path);
+    mu_status status = n ? MU_STATUS_OK : mu_error_set(e, MU_STATUS_NOINPUT, "%s: no *.safetensors file (files of PyTorch, *.bin, are not read)", m->path);
     for (int i = 0; i < n; i++)
         if (status == MU_STATUS_OK) status = add_file(m, names[i], e);
         else free(names[i]);

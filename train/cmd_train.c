@@ -180,7 +180,7 @@ static mu_status choose_parent(mu_comm *batch, const char *path, start *s, mu_er
     if (status != MU_STATUS_OK) return status;
     if (!s->found)
         return mu_error_set(e, MU_STATUS_DATA, "--fork %s: no checkpoint found; name a run folder, or a checkpoint in it"
-                            " (RUN/checkpoints/step-N)", path);
+                            " (RUN/checkpoints/step-N), or take weights alone from a model of Hugging Face with --init-from", path);
     s->path = path, s->forked = true;
     return MU_STATUS_OK;
 }
