@@ -82,7 +82,7 @@ void mu_stats_config_check(const mu_stats_config *cfg, mu_complaints *c);
     O(FLOAT,  dormant_lr,           "1",         0,   1, NULL, FREE, "factor of the learning rate of protected experts while they are dormant; 1: as ever, 0: they are frozen") \
     O(FLOAT,  replay,               "0.002",     0,   0.5, NULL, FREE, "share of the training samples that each protected domain replaces while its share is 0 and samples of it were drawn before: by one of its last sequences; at most half of them for all domains together") \
     O(INT,    replay_sequences,     "8",         1,   1e6, NULL, FREE, "number of last sequences of a domain for protect.replay and protect.anchor") \
-    O(FLOAT,  anchor,               "10",        0,   1e9, NULL, FREE, "strength of the anchor: from the step in which a protected domain disappears from the samples, weights that matter to it are pulled back to their values of then; 0: none; takes two copies of the weights") \
+    O(FLOAT,  anchor,               "1000",       0,   1e9, NULL, FREE, "strength of the anchor: from the step in which a protected domain disappears from the samples, weights that matter to it are pulled back to their values of then; 0: none; takes two copies of the weights") \
     O(FLOAT,  anchor_cut,           "0",         0,   1, NULL, FREE, "weights whose Fisher information is below this share of the largest are not anchored") \
     O(FLOAT,  upsample,             "1",         0.05, 1, NULL, FIXED, "exponent of the domains' shares in the samples, in every phase and for all domains: share^upsample, normalized; below 1 rare domains are drawn more often")
 
