@@ -4,7 +4,7 @@
 #   scripts/fuzz.sh [SECONDS [TARGET...]]     default: 600 seconds each, all targets
 #
 # Needs clang with libFuzzer and AddressSanitizer (Debian: clang, libclang-rt-dev, libomp-dev); builds in build-fuzz/.
-# Inputs that crash a reader, or take more than 256 MiB or 10 s, are left in build-fuzz/found/.
+# Inputs that crash a reader, or take more than 10 s, 256 MiB at once or 512 MiB with all of the program and the sanitizer, are left in build-fuzz/found/.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "$0")")/.."
 
