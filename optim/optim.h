@@ -174,7 +174,7 @@ void mu_optimizer_steps_set(mu_optimizer *o, const mu_unit *u, int64_t steps);
 typedef struct {
     mu_optimizer *opt;              /* borrowed */
     const mu_option_domains *domains;   /* of the run, borrowed */
-    int64_t *holds;                 /* [domains]: 1: F has a share of this domain. For the caller, kept in checkpoints */
+    int64_t *holds;                 /* [domains]: 1: held, F has a share of this domain. For the caller, kept in checkpoints */
     bool set;                       /* false: neither memory nor effect */
     mu_memory *fisher[4], *at[4];   /* per group: this rank's shard */
     mu_norm norm;                   /* of the pull */

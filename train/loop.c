@@ -54,6 +54,13 @@ static void hold_router_rows(const mu_train_state *s) {
     }
 }
 
+/* Only while a domain of the anchor is absent: afterwards it would keep the model from learning it again. */
+static bool is_anchored(const mu_train_state *s) {
+    bool held = false;
+    for (int d = 0; s->anchor && d < s->anchor->domains->n; d++) held |= s->anchor->holds[d];
+    return held;
+}
+
 /* Reduces and clips the gradients, and updates the weights. */
 static void update(mu_training *t, double lr) {
     mu_optimizer *opt = t->state.opt;
@@ -64,7 +71,7 @@ static void update(mu_training *t, double lr) {
     hold_router_rows(&t->state);
     mu_activity_set("clipping", -1, NULL);
     mu_grad_clip(opt, t->state.mesh->batch, t->cfg.optim.grad_clip, n, terms);
-    if (t->state.anchor) {
+    if (is_anchored(&t->state)) {
         mu_anchor_pull(t->state.anchor, t->state.mesh->batch, t->cfg.protect.anchor, t->cfg.optim.grad_clip, mu_loss_loads(t->loss));
         hold_router_rows(&t->state);
     }

@@ -47,6 +47,11 @@ cp -r off late && rm -r late/checkpoints/step-0000001[1-9] late/checkpoints/step
 expect 0 "switched on later" train 1 late $anchor log.progress=line
 says_once "switched on later" '^b is absent from step 11 on: 0\.0[0-9] M weights are anchored'
 
+# b is back from step 15 on: the anchor lets go.
+cp -r anchor free && rm -r free/checkpoints/step-0000001[5-9] free/checkpoints/step-00000020
+expect 0 "without the anchor from step 15 on" train 1 free $all protect.replay=0 protect.anchor=0
+same_metrics anchor free exact 15 20
+
 # A fork without the domain: from its first step on, and what the run before held is kept.
 without="data.phases=[{mix: {a: 1, c: 1}}]"
 expect 0 "a fork" train 1 forked $both "$without" log.progress=line --fork both/checkpoints/step-00000007
