@@ -5,6 +5,10 @@
 #include <cuda_runtime.h>
 #define QUALIFIERS static inline
 #include <curand_kernel.h>
+#include <cstdlib>
+
+/* philox.c is linked alone. */
+extern "C" void mu_fatal(mu_status, const char *, int, const char *, const char *, ...) { abort(); }
 
 static int wrong;
 

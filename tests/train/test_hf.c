@@ -326,7 +326,7 @@ static void tensors_that_do_not_fit(void **state) {
     load_fails("granitemoe", "moe.num_experts=5", MU_STATUS_DATA, "has shape [4, 16], but the model needs [5, 16]");
     load_fails("granitemoeshared", "moe.num_shared_experts=1", MU_STATUS_DATA, "shared_mlp.input_linear.weight has shape [32, 16], but the model needs [16, 16]");
     load_fails("qwen2_moe", "model.qkv_bias=false", MU_STATUS_DATA, "(a bias that the configuration does not have)");
-    load_fails("dots1", "moe.balance=[none]", MU_STATUS_CONFIG, "needs expert_bias in moe.balance");
+    load_fails("dots1", "moe.balance=[none]", MU_STATUS_CONFIG, "needs expert_bias or quantile_balancing in moe.balance");
 }
 
 /* ---------------------------------------------------------------- configurations that no type holds */
