@@ -518,17 +518,21 @@ static void run_count_routes(trial *t, const int64_t *p) {
     t->dev->k->count_routes(t->dev, T, E, K, 0x1p32, ids, gates, mass, pairs);
 }
 
-/* T, E, K, bits, spread */
-static void run_route_margins(trial *t, const int64_t *p) {
-    all_master(t);
-    int64_t T = p[0], E = p[1], K = p[2], bits = p[3];
+static mu_mat scores_of_router(trial *t, int64_t T, int64_t E, int64_t bits) {
     double *x = random_values(t, (uint32_t)t->n_operands, T * E);
     for (int64_t i = 0; i < T * E; i++) {
         x[i] = (float)(fabs(x[i]) / 2);
         if (bits & TIES) x[i] = floor(2 * x[i]);            /* 0 and 1 */
         if (bits & NANS && i < E) x[i] = NAN;
     }
-    mu_mat scores = reals_of(t, "scores", T, E, x), bias = bits & BIAS ? vector(t, "bias", E) : NOTHING;
+    return reals_of(t, "scores", T, E, x);
+}
+
+/* T, E, K, bits, spread */
+static void run_route_margins(trial *t, const int64_t *p) {
+    all_master(t);
+    int64_t T = p[0], E = p[1], K = p[2], bits = p[3];
+    mu_mat scores = scores_of_router(t, T, E, bits), bias = bits & BIAS ? vector(t, "bias", E) : NOTHING;
     mu_mat ids = chosen_experts(t, T, E, K, p[4]), sums = new_longs(t, "sums", 1, 3);
     t->dev->k->route_margins(t->dev, T, E, K, bits & SIGMOID, 0x1p20, scores, bias, ids, sums);
 }
@@ -537,13 +541,7 @@ static void run_route_margins(trial *t, const int64_t *p) {
 static void run_count_cutoffs(trial *t, const int64_t *p) {
     all_master(t);
     int64_t T = p[0], E = p[1], K = p[2], bits = p[3];
-    double *x = random_values(t, (uint32_t)t->n_operands, T * E);
-    for (int64_t i = 0; i < T * E; i++) {
-        x[i] = (float)(fabs(x[i]) / 2);
-        if (bits & TIES) x[i] = floor(2 * x[i]);            /* 0 and 1 */
-        if (bits & NANS && i < E) x[i] = NAN;
-    }
-    mu_mat scores = reals_of(t, "scores", T, E, x), bias = bits & BIAS ? vector(t, "bias", E) : NOTHING;
+    mu_mat scores = scores_of_router(t, T, E, bits), bias = bits & BIAS ? vector(t, "bias", E) : NOTHING;
     mu_mat ids = chosen_experts(t, T, E, K, 1), counts = new_ints(t, "counts", E, p[4]);
     t->dev->k->count_cutoffs(t->dev, T, E, K, p[4], -1.25, 3.0 / (double)p[4], scores, bias, ids, counts);
 }

@@ -11,6 +11,7 @@ typedef struct {
     mu_moe_config cfg;
     mu_placement *place;
     mu_moe moe;
+    mu_protection protection;   /* for moe.protection, of tests that call layer_protect */
     mu_tape *tp;
     mu_context cx;
     mu_routing routing;         /* of the last forward */
@@ -54,9 +55,16 @@ static inline layer *layer_new(const char *device, const mu_mesh *mesh, mu_moe_c
     return l;
 }
 
+/* The layer looks into l->protection, which protects none so far. */
+static inline void layer_protect(layer *l) {
+    mu_protection_init(&l->protection, 1, (int)l->cfg.num_experts);
+    l->moe.protection = &l->protection;
+}
+
 static inline void layer_free(layer *l) {
     mu_tape_free(l->tp);
     mu_moe_free(&l->moe);
+    mu_protection_free(&l->protection);
     mu_params_free(l->ps);
     mu_placement_free(l->place);
     mu_device_close(l->dev);

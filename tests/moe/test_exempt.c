@@ -5,20 +5,15 @@
 enum { E = 6, K = 2, D = 5, S = 4, SEQUENCES = 3, TOKENS = S * SEQUENCES, KEPT = 4 };
 static const uint8_t some[E] = { 0, 1, 0, 0, 1, 0 };
 static const uint32_t terms[] = { MU_BALANCE_AUX, MU_BALANCE_SEQ_AUX, MU_BALANCE_GLOBAL_AUX };
-static mu_protection protection;
 
-static void exempt(const uint8_t which[E]) {
-    mu_protection_free(&protection);
-    mu_protection_init(&protection, 1, E);
-    memcpy(protection.exempt, which, E);
-}
+static void exempt(layer *l, const uint8_t which[E]) { memcpy(l->protection.exempt, which, E); }
 
 static layer *new_layer(uint32_t balance, int score) {
     mu_moe_config cfg = layer_config(E, K, 3);
     cfg.balance = balance, cfg.score_func = score;
     layer *l = layer_new("ref", mesh_alone(), cfg, SEQUENCES, S, D);
-    exempt(some);
-    l->moe.protection = &protection;
+    layer_protect(l);
+    exempt(l, some);
     return l;
 }
 
@@ -104,7 +99,7 @@ static void few_or_none_are_left(void **state) {
     static const int64_t counts[E] = { 3, 9, 1, 0, 7, 4 }, busy[E] = { 3, 9, 1, 4, 7, 0 };
     for (int score = 0; score < 2; score++) {
         layer *l = new_layer(MU_BALANCE_AUX | MU_BALANCE_GLOBAL_AUX | MU_BALANCE_BIAS, score);
-        exempt(all);
+        exempt(l, all);
         mu_balance b = terms_of(l->tp, &(balanced){ l, counts });
         assert_true(mu_tensor_scalar_get(b.loss) == 0);
         mu_backward(l->tp, b.loss);
@@ -112,7 +107,7 @@ static void few_or_none_are_left(void **state) {
         mu_reals_get(l->dev, MU_DTYPE_F64, l->moe.router_ED->tensor.grad, E * D, grad);
         for (int i = 0; i < E * D; i++) assert_true(grad[i] == 0);
         mu_balance_update_bias(&l->moe, counts, 1.0);
-        exempt(all_but_one);
+        exempt(l, all_but_one);
         assert_true(mu_tensor_scalar_get(terms_of(l->tp, &(balanced){ l, counts }).aux) == 0);     /* it has no token */
         assert_true(fabs(mu_tensor_scalar_get(terms_of(l->tp, &(balanced){ l, busy }).aux) - 1) < 1e-14);
         mu_balance_update_bias(&l->moe, busy, 1.0);
@@ -130,22 +125,16 @@ static void the_bias_of_exempt_experts_stays(void **state) {
     memcpy(l->moe.bias, before, sizeof before);
     mu_balance_update_bias(&l->moe, counts, 0.5);
     for (int i = 0; i < E; i++) assert_true(some[i] ? l->moe.bias[i] == before[i] : fabs(l->moe.bias[i] - wanted[i]) < 1e-15);
-    exempt((uint8_t[E]){ 0 });                  /* no longer exempt: all move, by the mean of all, 4, and are centred */
+    exempt(l, (uint8_t[E]){ 0 });                  /* no longer exempt: all move, by the mean of all, 4, and are centred */
     mu_balance_update_bias(&l->moe, counts, 0.5);
     static const double again[E] = { -0.4, 0.2, 0.2, 1.2, -0.4, 0.5 };
     for (int i = 0; i < E; i++) assert_true(fabs(l->moe.bias[i] - (again[i] - 1.3 / E)) < 1e-15);
     layer_free(l);
 }
 
-static int end(void **state) {
-    (void)state;
-    mu_protection_free(&protection);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = { cmocka_unit_test(gradients), cmocka_unit_test(values_are_those_of_the_others),
                                         cmocka_unit_test(exempt_rows_get_no_gradient), cmocka_unit_test(few_or_none_are_left),
                                         cmocka_unit_test(the_bias_of_exempt_experts_stays) };
-    return cmocka_run_group_tests(tests, NULL, end);
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }

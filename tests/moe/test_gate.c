@@ -5,17 +5,14 @@ enum { E = 5, K = 2, D = 4, S = 3, SEQUENCES = 6, TOKENS = S * SEQUENCES };
 static const int32_t domains[SEQUENCES] = { 0, 2, 1, 0, 0, 2 };
 static const int64_t in_batch[4] = { 3, 1, 2, 0 };
 static const int32_t carries[E] = { -1, 2, -1, 1, 2 };
-static mu_protection protection;
 
 static layer *new_layer(int score) {
     mu_moe_config cfg = layer_config(E, K, 3);
     cfg.score_func = score;
-    mu_protection_free(&protection);
-    mu_protection_init(&protection, 1, E);
-    memcpy(protection.domain_of, carries, sizeof carries);
-    protection.gate_coeff = 0.25;
     layer *l = layer_new("ref", mesh_alone(), cfg, SEQUENCES, S, D);
-    l->moe.protection = &protection;
+    layer_protect(l);
+    memcpy(l->protection.domain_of, carries, sizeof carries);
+    l->protection.gate_coeff = 0.25;
     l->cx.domains = domains, l->cx.domain_sequences = in_batch;
     return l;
 }
@@ -86,17 +83,17 @@ static void assert_no_term(layer *l) {
 static void when_there_is_none(void **state) {
     (void)state;
     layer *l = new_layer(1);
-    protection.gate_coeff = 0;
+    l->protection.gate_coeff = 0;
     assert_no_term(l);
-    protection.gate_coeff = 1;
+    l->protection.gate_coeff = 1;
     l->cx.mode = MU_MODE_EVAL;
     assert_no_term(l);
     l->cx.mode = MU_MODE_TRAIN, l->cx.domain_sequences = NULL;
     assert_no_term(l);
     l->cx.domain_sequences = in_batch, l->moe.protection = NULL;
     assert_no_term(l);
-    l->moe.protection = &protection;
-    for (int i = 0; i < E; i++) protection.domain_of[i] = -1;
+    l->moe.protection = &l->protection;
+    for (int i = 0; i < E; i++) l->protection.domain_of[i] = -1;
     assert_no_term(l);
     layer_free(l);
 }
@@ -158,15 +155,9 @@ static void it_learns_the_domain(void **state) {
     layer_free(l);
 }
 
-static int end(void **state) {
-    (void)state;
-    mu_protection_free(&protection);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = { cmocka_unit_test(gradients), cmocka_unit_test(the_value_is_the_mean_over_both_classes),
                                         cmocka_unit_test(when_there_is_none), cmocka_unit_test(a_batch_of_one_class_has_no_loss),
                                         cmocka_unit_test(splits_do_not_matter), cmocka_unit_test(it_learns_the_domain) };
-    return cmocka_run_group_tests(tests, NULL, end);
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }

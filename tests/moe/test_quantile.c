@@ -3,15 +3,12 @@
 #include "layer.h"
 
 enum { E = 8, K = 2, D = 6, S = 16, SEQUENCES = 8, TOKENS = S * SEQUENCES };
-static mu_protection protection;
 
 static layer *new_layer(const char *device, int64_t K_, int score) {
     mu_moe_config cfg = layer_config(E, K_, 3);
     cfg.balance = MU_BALANCE_QUANTILE, cfg.score_func = score;
-    mu_protection_free(&protection);
-    mu_protection_init(&protection, 1, E);
     layer *l = layer_new(device, mesh_alone(), cfg, SEQUENCES, S, D);
-    l->moe.protection = &protection;
+    layer_protect(l);
     return l;
 }
 
@@ -85,7 +82,7 @@ static void the_bias_is_a_quantile(void **state) {
         for (int step = 0; step < 3; step++) {
             double wanted[E], bin = range_of(l->moe.bias) / MU_QUANTILE_BINS;
             quantiles_of(l, (double)K / E, wanted);
-            centred(wanted, protection.exempt);
+            centred(wanted, l->protection.exempt);
             free(update(l, q, SEQUENCES));
             for (int i = 0; i < E; i++) assert_true(fabs(l->moe.bias[i] - wanted[i]) < 2 * bin);
         }
@@ -98,7 +95,7 @@ static void exempt_experts_keep_theirs(void **state) {
     (void)state;
     layer *l = new_layer("ref", K, MU_MOE_SCORE_SIGMOID);
     mu_quantiles *q = mu_quantiles_new(l->dev, comm_alone(), 1, E);
-    protection.exempt[2] = protection.exempt[5] = 1;
+    l->protection.exempt[2] = l->protection.exempt[5] = 1;
     l->moe.bias[2] = -0.75, l->moe.bias[5] = 0.25;
     l->routing = mu_moe_route(&l->moe, l->tp, &l->cx, &l->x_TD->tensor);
     int64_t *counts = layer_counts(l);
@@ -108,12 +105,12 @@ static void exempt_experts_keep_theirs(void **state) {
     assert_true(counts[2] != counts[5]);
     free(counts);
     quantiles_of(l, share, wanted);
-    centred(wanted, protection.exempt);
+    centred(wanted, l->protection.exempt);
     free(update(l, q, SEQUENCES));
     assert_true(l->moe.bias[2] == -0.75 && l->moe.bias[5] == 0.25);
     for (int i = 0; i < E; i++)
-        if (!protection.exempt[i]) assert_true(fabs(l->moe.bias[i] - wanted[i]) < 0.03 + 2 * bin);
-    memset(protection.exempt, 1, E);            /* none is left */
+        if (!l->protection.exempt[i]) assert_true(fabs(l->moe.bias[i] - wanted[i]) < 0.03 + 2 * bin);
+    memset(l->protection.exempt, 1, E);            /* none is left */
     free(update(l, q, SEQUENCES));
     for (int i = 0; i < E; i++) assert_true(isfinite(l->moe.bias[i]));
     mu_quantiles_free(q);
@@ -167,15 +164,9 @@ static void all_experts_and_no_tokens(void **state) {
     layer_free(l);
 }
 
-static int end(void **state) {
-    (void)state;
-    mu_protection_free(&protection);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = { cmocka_unit_test(the_bias_is_a_quantile), cmocka_unit_test(exempt_experts_keep_theirs),
                                         cmocka_unit_test(splits_give_the_same_bits), cmocka_unit_test(the_load_becomes_even),
                                         cmocka_unit_test(all_experts_and_no_tokens) };
-    return cmocka_run_group_tests(tests, NULL, end);
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }
