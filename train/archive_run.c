@@ -66,8 +66,6 @@ mu_status mu_archive_set_aside(const mu_train_state *t, const char *run, int64_t
 typedef enum { NOT_DUE, BECAME_CARRIER, GREW, STARVED, WHYS } why;
 static const char *const texts[WHYS] = { NULL, "became a carrier", "criticality grew by a tenth", "starved for the first time" };
 
-static bool carries(int64_t state) { return state == MU_EXPERT_CARRIER || state == MU_EXPERT_DORMANT; }
-
 static bool has_records(const char *folder, int layer, int expert) {
     int64_t *steps;
     int n = mu_archive_list(folder, layer, expert, &steps);
@@ -90,10 +88,10 @@ void mu_archive_find_due(const mu_log_source *src, const mu_expert_change *chang
     uint8_t *due = mu_alloc((size_t)cells + 1, sizeof *due);
     char *folder = mu_format("%s/archive", src->cfg->run.dir);
     for (int64_t i = 0; i < cells; i++)
-        if (carries(h->state[i]) && h->top_criticality[i] > noted[i]) due[i] = GREW;
+        if (mu_expert_carries(h->state[i]) && h->top_criticality[i] > noted[i]) due[i] = GREW;
     for (int i = 0; i < n; i++) {
         int64_t at = (int64_t)changes[i].layer * h->experts + changes[i].expert;
-        if (carries(changes[i].to) && !carries(changes[i].from)) due[at] = BECAME_CARRIER;
+        if (mu_expert_carries(changes[i].to) && !mu_expert_carries(changes[i].from)) due[at] = BECAME_CARRIER;
         if (changes[i].to == MU_EXPERT_STARVED && mu_mesh_writes_shared(t->mesh) && may_matter(src, at) &&
             !has_records(folder, t->model->moe_layers[changes[i].layer], changes[i].expert))
             due[at] = STARVED;

@@ -60,6 +60,17 @@ double mu_relative_distance(const double *a, const double *b, int64_t n);
 /* The first principal axis of n rows [D], of length 1; heap. Without rows, or when all are equal: random, of this seed. */
 double *mu_principal_axis(const double *rows, int64_t n, int64_t D, uint64_t seed);
 
+/* ------------------------------------------------------------------ an expert divided in two (split.c)
+ * The busiest expert of a layer that carries no domain, was not overwritten and is not frozen; -1: there is none. moe: number among the MoE
+ * layers. */
+int mu_expert_donor(const mu_train_state *t, int moe, int not_this);
+/* Two rows of the router that divide the tokens of one: moved apart, by a tenth of their length, along the axis in which the inputs of these
+ * tokens differ most. seen: samples of the donor. */
+void mu_expert_split_rows(mu_expert_unit *donor, mu_expert_unit *copy, const mu_expert_samples *seen, uint64_t seed);
+/* Draws half of the hidden units anew, rows of gate and up and columns of down alike, with mean and deviation of what they replace. */
+void mu_expert_redraw(mu_expert_unit *u, uint64_t seed);
+bool mu_expert_carries(int64_t state);          /* is it a state of an expert that carries a domain? */
+
 /* ------------------------------------------------------------------ archives (archive.c)
  * FOLDER/layer_LL/expert_EEE/step-N.h5, one record each. */
 typedef struct {
