@@ -1,6 +1,7 @@
 /* text_files.c - which files of a path are texts, in the order of their paths. Sub-folders are read, and links to files and
  * folders are followed; but a folder is read once, however many links lead to it: a link to a folder around it would never end.
- * Files that are not read, hidden names and run folders included, are counted and named in the log. */
+ * Files that are not read, hidden folders and texts and run folders included, are counted and named in the log; other hidden files, which
+ * are a tool's own, are not. */
 #include "data/internal.h"
 
 #include <dirent.h>
@@ -87,8 +88,9 @@ static mu_status collect(contents *c, const char *folder, const struct stat *st,
 static mu_status collect_entry(contents *c, const char *path, const char *name, mu_error *e) {
     struct stat st;
     int kind = TEXT;
+    if (lstat(path, &st)) return cannot_read(e, path);
+    if (name[0] == '.' && !S_ISDIR(st.st_mode) && !mu_text_named(path)) return MU_STATUS_OK;
     if (name[0] == '.') kind = HIDDEN;
-    else if (lstat(path, &st)) return cannot_read(e, path);
     else if (S_ISDIR(st.st_mode)) return collect(c, path, &st, e);
     else if (S_ISLNK(st.st_mode) && stat(path, &st)) {
         if (mu_text_named(path)) return cannot_read(e, path);

@@ -34,7 +34,8 @@ ARMS = {
 }
 # name: configuration, number of seeds, rare domains
 CORPORA = {"synthetic": ("synthetic.yaml", 5, ["rare-1", "rare-2", "rare-3"]), "texts": ("first.yaml", 3, ["chemistry", "latin", "licences"])}
-SAME = ["moe.num_experts=16", "moe.moe_ffn_hidden_size=96", "moe.score_func=sigmoid", "moe.z_loss_coeff=0", "moe.aux_loss_coeff=0.01",
+SAME = ["model.hidden_size=64", "model.head_dim=16", "model.max_seq_len=128", "train.seq_len=128", "train.threads=1", "moe.num_experts=16",
+        "moe.moe_ffn_hidden_size=64", "moe.score_func=sigmoid", "moe.z_loss_coeff=0", "moe.aux_loss_coeff=0.01",
         "moe.bias_update_rate=0.001", "train.micro_batch_size=4", "log.every=5", "log.progress=quiet", "log.tensorboard=false", "stats.budget=0",
         "checkpoint.every=0", "checkpoint.keep=1"]
 FIGURES = ["val_ce", "rare_ce", "max_vio", "max_vio_global", "unused", "mutual_information", "tokens_per_s"]
@@ -131,7 +132,7 @@ def main():
     a.add_argument("--out", type=pathlib.Path, default=pathlib.Path("balance"))
     a.add_argument("--texts", type=pathlib.Path, default=pathlib.Path("texts"), help="the folder that scripts/get-texts.sh made")
     a.add_argument("--corpus", choices=[*CORPORA, "both"], default="both")
-    a.add_argument("--steps", type=int, default=300)
+    a.add_argument("--steps", type=int, default=600)
     a.add_argument("--seeds", type=int, help="fewer or more than 5 and 3")
     a.add_argument("--table", type=pathlib.Path, metavar="FOLDER", help="only print the table of an experiment")
     a = a.parse_args()

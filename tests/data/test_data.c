@@ -240,6 +240,7 @@ static void test_not_read(void **state) {
         put_text(name, "x");
     }
     put_text("mixed/.git/config.txt", "x");
+    put_text("mixed/.DS_Store", "a tool's own");
     put_text("mixed/sub/none.txt", "");
     put_text("mixed/sub/mark.txt", "\xef\xbb\xbf");
     put_text("mixed/old/config.resolved.yaml", "run: {}\n");
