@@ -167,9 +167,10 @@ static mu_status write_file(const mu_archive *a, const char *path, mu_error *e) 
 
 static bool same_samples(const mu_expert_samples *a, const mu_expert_samples *b) {
     size_t n = (size_t)(a->n * a->D) * sizeof *a->h;
+    if (!a->n && !b->n) return true;        /* an expert without tokens: no samples are stored */
     if (a->n != b->n || a->n_sequences != b->n_sequences || a->S != b->S) return false;
-    return !n || (!memcmp(a->h, b->h, n) && !memcmp(a->y, b->y, n) && !memcmp(a->at, b->at, (size_t)a->n * sizeof *a->at) &&
-                  !memcmp(a->tokens, b->tokens, (size_t)(a->n_sequences * a->S) * sizeof *a->tokens));
+    return !memcmp(a->h, b->h, n) && !memcmp(a->y, b->y, n) && !memcmp(a->at, b->at, (size_t)a->n * sizeof *a->at) &&
+           !memcmp(a->tokens, b->tokens, (size_t)(a->n_sequences * a->S) * sizeof *a->tokens);
 }
 
 static mu_status read_back(const mu_archive *a, const char *path, mu_error *e) {

@@ -127,6 +127,17 @@ static void a_record_is_read_back_in_every_bit(void **state) {
     mu_archive_free(&b);
 }
 
+static void an_expert_without_tokens_is_archived(void **state) {
+    (void)state;
+    mu_archive a = record(4, 0), b;
+    a.samples.n = a.samples.n_sequences = 0;
+    assert_ok(mu_archive_write(&a, "idle", &e));
+    assert_ok(mu_archive_read(&b, a.path, &e));
+    assert_true(mu_expert_unit_equal(&a.unit, &b.unit) && b.samples.n == 0);
+    mu_archive_free(&a);
+    mu_archive_free(&b);
+}
+
 static void the_best_and_the_last_two_are_kept(void **state) {
     (void)state;
     static const double K[] = { 0.5, 0.9, 0.1, 0.9, 0.2, 0.3, 0.1 };
@@ -303,6 +314,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_run_and_its_checkpoint_have_the_same_units),
         cmocka_unit_test(a_record_is_read_back_in_every_bit),
+        cmocka_unit_test(an_expert_without_tokens_is_archived),
         cmocka_unit_test(the_best_and_the_last_two_are_kept),
         cmocka_unit_test(a_damaged_record_is_refused),
         cmocka_unit_test(only_the_slot_changes),
