@@ -86,6 +86,17 @@ def lines_of(path):
         return [json.loads(line) for line in f]
 
 
+def read_rows(path):
+    """All rows; a torn last one, of an interruption, is removed from the file."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[:text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def losses_of(line):
     return {key.split("/")[1]: value for key, value in line.items() if key.startswith("val/") and key.count("/") == 2 and key.endswith("/ce_loss")}
 
@@ -410,9 +421,6 @@ def write_page(a, r, path):
 
 
 def finish(a, rows, folder):
-    options = {r["options"] for r in rows}
-    if len(options) > 1:
-        sys.exit(f"texts.py: {folder} holds rows of different options; use another --out: {sorted(options)}")
     r = Results(rows)
     write_table(a, r, folder / "table.md")
     write_page(a, r, folder / "index.html")
@@ -420,7 +428,7 @@ def finish(a, rows, folder):
 
 
 def main():
-    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     a.add_argument("muster", nargs="?", type=pathlib.Path)
     a.add_argument("--out", type=pathlib.Path, default=pathlib.Path("rare-texts"))
     a.add_argument("--texts", type=pathlib.Path, default=pathlib.Path("texts"), help="the folder that scripts/get-texts.sh made")
@@ -439,7 +447,7 @@ def main():
         sys.exit(f"texts.py: no task {', '.join(unknown)}; there are {', '.join(TASKS)}")
     a.steps = [int(n) for n in a.steps.split(",")]
     if a.page:
-        rows = lines_of(a.page / "rows.jsonl")
+        rows = read_rows(a.page / "rows.jsonl")
         a.steps = json.loads(rows[0]["options"])["steps"]
         return finish(a, rows, a.page)
     if not a.muster:
@@ -448,10 +456,13 @@ def main():
     if not (a.texts.name == "texts" and a.texts.is_dir()):
         sys.exit(f"texts.py: {a.texts} is not a folder called texts: scripts/get-texts.sh makes it")
     a.options = json.dumps({"steps": a.steps, "chemistry": CHEMISTRY_WEIGHT, "heal": a.heal, "same": [*SAME, *a.overrides]})
+    rows = read_rows(a.out / "rows.jsonl")
+    other = {r["options"] for r in rows} - {a.options}
+    if other:
+        sys.exit(f"texts.py: {a.out} holds rows of different options; use another --out: {', '.join(other)} there, {a.options} now")
     for seed in range(1, a.seeds + 1):
         folder_of(a, "all/A", seed).parent.mkdir(parents=True, exist_ok=True)
     tails(a)
-    rows = lines_of(a.out / "rows.jsonl")
     try:
         run_all(a, a.out / "rows.jsonl", rows)
     except RuntimeError as error:
