@@ -8,6 +8,7 @@
 
 static const double NATS_MAX = 1e9;     /* limit of values in checkpoints */
 static const double GROWN = 1.1;        /* a criticality larger by this factor makes a new record of the expert */
+static const double DISTINCT = 2;       /* a carrier's criticality is at least this times the largest for a common domain */
 
 MU_OPTION_DEFAULTS(mu_stats_config, "stats", MU_OPTIONS_STATS)
 
@@ -117,9 +118,26 @@ static double retention(const mu_expert_evidence *v, int d) {
     return learned > 0 ? (v->ce_ref[d] - v->ce[d]) / learned : 1;
 }
 
+static bool carries(int64_t state) { return state == MU_EXPERT_CARRIER || state == MU_EXPERT_DORMANT; }
+
+static bool is_rare(const judgement *j, int d) { return share_of(j->v, d) <= j->t->rare_domain; }
+
+/* The most that a domain that is not rare loses without the expert. */
+static double common_K(const judgement *j, int expert) {
+    double most = 0;
+    for (int d = 0; d < j->v->domains; d++)
+        if (!is_rare(j, d)) most = fmax(most, K_of(j, expert, d));
+    return most;
+}
+
+/* Does this rare domain depend on the expert? Where a common one depends on it about as much, both are alike, and what they share is in no
+ * danger: it is used every day. A carrier that others begin to use stays one until they need it more. */
 static bool depends(const judgement *j, int expert, int d) {
+    int64_t at = j->first + expert;
+    bool already = carries(j->h->state[at]) && j->h->carried[at] == d + 1;
     double gain = j->v->ce_ref[d] - j->v->ce[d], K = K_of(j, expert, d);
-    return gain > 0 && share_of(j->v, d) <= j->t->rare_domain && K >= fmax(j->t->carrier_criticality, j->t->carrier_gain * gain);
+    return gain > 0 && is_rare(j, d) && K >= fmax(j->t->carrier_criticality, j->t->carrier_gain * gain) &&
+           K >= (already ? 1 : DISTINCT) * common_K(j, expert);
 }
 
 /* The rare domain that depends on the expert; an earlier one stays as long as it does. */
@@ -224,8 +242,6 @@ static mu_expert_state first_match(const judgement *j, const finding *f) {
 }
 
 /* ------------------------------------------------------------------ changes */
-
-static bool carries(int64_t state) { return state == MU_EXPERT_CARRIER || state == MU_EXPERT_DORMANT; }
 
 /* A state other than healthy ends when its rule has failed leave_windows times in a row. */
 static mu_expert_state next_state(const judgement *j, const finding *f) {

@@ -224,7 +224,11 @@ static void a_starved_expert_on_which_a_domain_depends(void **state) {
 /* Rarity is no merit: without gain and criticality no carrier. Nor is criticality for a common domain. */
 static void only_rare_domains_have_carriers(void **state) {
     (void)state;
-    K[ME][DECOY] = 1, K[ME][COMMON] = 3;        /* nothing is learned of the decoy: no gain */
+    K[ME][COMMON] = 3;
+    window(5);
+    assert_state(MU_EXPERT_HEALTHY);
+    K[ME][COMMON] = 0;
+    K[ME][DECOY] = 1;                           /* nothing is learned of the decoy: no gain */
     window(5);
     assert_state(MU_EXPERT_HEALTHY);
     share[DECOY] = present_share[DECOY] = 0.0101, K[ME][DECOY] = 1;
@@ -233,6 +237,44 @@ static void only_rare_domains_have_carriers(void **state) {
     ce[DECOY] = ce_best[DECOY] = 4, present_share[DECOY] = 0;    /* absent now: as rare as can be */
     changes_after(0, MU_EXPERT_CARRIER);
     assert_int_equal(changes[0].domain, DECOY);
+}
+
+/* A domain that resembles a common one uses its experts: they are no carriers. */
+static void experts_of_common_domains_are_no_carriers(void **state) {
+    (void)state;
+    for (int i = 0; i < E; i++) K[i][COMMON] = 1, K[i][RARE] = 1.25f;
+    window(5);
+    for (int i = 0; i < E; i++) assert_int_equal(state_of(i), MU_EXPERT_HEALTHY);
+    carries_rare(1.99);
+    window(3);
+    assert_state(MU_EXPERT_HEALTHY);
+    carries_rare(2);                            /* twice as critical as for any common domain */
+    changes_after(0, MU_EXPERT_CARRIER);
+    K[ME][COMMON] = 2;                          /* others begin to use it, and the domain still needs it as much */
+    window(5);
+    assert_state(MU_EXPERT_CARRIER);
+    K[ME][COMMON] = 2.01f;
+    changes_after(1, MU_EXPERT_HEALTHY);
+    K[ME][COMMON] = 2;                          /* no longer one: the first threshold holds again */
+    window(3);
+    assert_state(MU_EXPERT_HEALTHY);
+    K[ME][COMMON] = -0.5f, K[ME][DECOY] = 3;    /* only common domains count */
+    changes_after(0, MU_EXPERT_CARRIER);
+    assert_int_equal(changes[0].domain, RARE);
+}
+
+/* Filled with other tokens it is first no carrier, then overwritten. */
+static void a_carrier_taken_by_a_common_domain(void **state) {
+    (void)state;
+    serves(RARE);
+    carries_rare(1);
+    window(1);
+    serves(COMMON);
+    carries_rare(0.6), K[ME][COMMON] = 0.7f;
+    changes_after(1, MU_EXPERT_HEALTHY);
+    carries_rare(0.4);
+    changes_after(0, MU_EXPERT_OVERWRITTEN);
+    assert_int_equal(changes[0].domain, RARE);
 }
 
 /* ceil(8 / 4) = 2, by K ln(1 / share). */
@@ -425,7 +467,7 @@ static void the_state_is_all_there_is(void **state) {
         if (i % 7 == 0) mu_expert_health_state(&h, &domains, D, names, step, &c.v);
         for (int j = 0; j < E; j++) {
             x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-            load[j] = x % 3 ? 1000 : 0, silence[j] = (double)(x >> 8 & 15), K[j][RARE] = (double)(x >> 16 & 7) / 10;
+            load[j] = x % 3 ? 1000 : 0, silence[j] = (double)(x >> 8 & 15), K[j][RARE] = (double)(x >> 16 & 7) / 10, K[j][COMMON] = (double)(x >> 40 & 3) / 5;
             if (i % 50 == 0) serves(x >> 24 & 1 ? RARE : COMMON);
             ce[RARE] = 3 + (double)(x >> 32 & 1);
         }
@@ -474,7 +516,7 @@ int main(void) {
         TEST(load_alone_starves_and_kills), TEST(dead_needs_all_three), TEST(boundaries), TEST(one_good_window_is_not_enough),
         TEST(without_domains_and_probe), TEST(carrier_whatever_its_load), TEST(a_starved_or_dead_expert_may_become_a_carrier),
         TEST(a_starved_expert_on_which_a_domain_depends),
-        TEST(only_rare_domains_have_carriers), TEST(carriers_are_limited), TEST(rarity_counts_by_its_logarithm), TEST(the_first_domain_stays), TEST(overwritten_by_common_tokens),
+        TEST(only_rare_domains_have_carriers), TEST(experts_of_common_domains_are_no_carriers), TEST(a_carrier_taken_by_a_common_domain), TEST(carriers_are_limited), TEST(rarity_counts_by_its_logarithm), TEST(the_first_domain_stays), TEST(overwritten_by_common_tokens),
         TEST(overwritten_when_the_domain_is_forgotten), TEST(overwritten_as_a_copy), TEST(a_copy_after_reseeding_is_a_duplicate),
         TEST(layers_are_apart), TEST(the_state_is_all_there_is), TEST(domains_are_matched_by_name), TEST(thresholds_fit_together),
     };
