@@ -35,31 +35,37 @@ SAME = ["model.hidden_size=96", "model.num_heads=3", "model.num_kv_heads=1", "mo
         "checkpoint.keep=1", "log.every=10", "log.progress=quiet", "log.tensorboard=false", "train.threads=1"]
 PROTECTED = ["protect.domains=[chemistry, latin]"]
 CARRIERS = [*PROTECTED, "protect.carriers={" + ", ".join(f"{d}: {e}" for d, e in GIVEN.items()) + "}"]
+# The gate works on logits, each for itself: softmax scores compare them, sigmoid scores do not
+SIGMOID = ["moe.score_func=sigmoid", "moe.balance=[expert_bias]", "moe.z_loss_coeff=0"]
 OTHERS = [d for d in [*COMMON, *RARE] if d != "scripture"]
 
 # run: (run that it is forked from, phase, mixture, options)
 RUNS = {
     "all/A": (None, "A", ALL, []),
-    "carriers/A": (None, "A", ALL, CARRIERS),
     "never/A": (None, "A", DROUGHT, []),
     "ordinary/B": ("all/A", "B", DROUGHT, []),
     "protected/B": ("all/A", "B", DROUGHT, PROTECTED),
-    "carriers/B": ("carriers/A", "B", DROUGHT, CARRIERS),
-    "unprotected/B": ("carriers/A", "B", DROUGHT, []),
     "never/B": ("never/A", "B", DROUGHT, []),
-    "ordinary/C": ("ordinary/B", "C", ALL, []),
-    "protected/C": ("protected/B", "C", ALL, PROTECTED),
-    "carriers/C": ("carriers/B", "C", ALL, CARRIERS),
+    "sigmoid_carriers/A": (None, "A", ALL, [*SIGMOID, *CARRIERS]),
+    "sigmoid/A": (None, "A", ALL, SIGMOID),
+    "sigmoid_unprotected/B": ("sigmoid_carriers/A", "B", DROUGHT, SIGMOID),
+    "sigmoid_carriers/B": ("sigmoid_carriers/A", "B", DROUGHT, [*SIGMOID, *CARRIERS]),
     "continued/B": ("all/A", "B", {"scripture": 1}, []),
     "continued_protected/B": ("all/A", "B", {"scripture": 1}, [f"protect.domains=[{', '.join(OTHERS)}]"]),
+    "ordinary/C": ("ordinary/B", "C", ALL, []),
+    "protected/C": ("protected/B", "C", ALL, PROTECTED),
+    "sigmoid_carriers/C": ("sigmoid_carriers/B", "C", ALL, [*SIGMOID, *CARRIERS]),
     "replay/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=0"]),
     "anchor/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.replay=0"]),
+    "carriers/A": (None, "A", ALL, CARRIERS),
+    "carriers/B": ("carriers/A", "B", DROUGHT, CARRIERS),
 }
-MEASURED = ["all/A", "ordinary/B", "protected/B", "carriers/A", "carriers/B", "unprotected/B"]
+MEASURED = ["all/A", "ordinary/B", "protected/B", "sigmoid_carriers/A", "sigmoid_unprotected/B"]
 # task: (what it is, the run that it needs)
 TASKS = {**{name: ("run", of[0]) for name, of in RUNS.items()}, **{f"{name} experts": ("experts", name) for name in MEASURED},
-         "restore": ("restore", "unprotected/B")}
-EXTRA = ["replay/B", "anchor/B"]        # last, after all seeds of the others
+         "restore": ("restore", "sigmoid_unprotected/B")}
+FIRST = ["all/A", "never/A", "ordinary/B", "protected/B", "never/B"]      # with all seeds; then the others seed by seed
+LAST = ["replay/B", "anchor/B", "carriers/A", "carriers/B"]
 
 
 # ---------------------------------------------------------------------- commands
@@ -176,7 +182,7 @@ def experts(a, name, seed):
 
 def restore(a, seed):
     """The carriers of chemistry as they were at the end of A, put back into what a drought without protection left."""
-    source, ruin, base = (folder_of(a, name, seed) for name in ("carriers/A", "unprotected/B", "restore"))
+    source, ruin, base = (folder_of(a, name, seed) for name in ("sigmoid_carriers/A", "sigmoid_unprotected/B", "restore"))
     shutil.rmtree(base, ignore_errors=True)
     base.mkdir(parents=True)
     log, expert, domains = base / "log", GIVEN["chemistry"], [*COMMON, *RARE]
@@ -209,7 +215,8 @@ def do(a, task, seed):
 
 def run_all(a, path, rows):
     done = {(r["task"], r["seed"]) for r in rows}
-    order = [(t, s) for last in (False, True) for s in range(1, a.seeds + 1) for t in TASKS if (t in EXTRA) == last and (not a.only or t in a.only)]
+    order = sorted(((t, s) for s in range(1, a.seeds + 1) for t in TASKS if not a.only or t in a.only),
+                   key=lambda key: 0 if key[0] in FIRST else a.seeds + 1 if key[0] in LAST else key[1])
     futures = {}
 
     def one(task, seed):
@@ -304,8 +311,12 @@ ARMS = {
     "anchor": "protect.domains with the anchor alone (replay 0)",
     "protected": "protect.domains=[chemistry, latin]",
     "carriers": "as protected, with given carriers and the learned gate from the start",
-    "unprotected": "carriers in A, nothing protected in B",
+    "sigmoid_carriers": "the same with sigmoid scores and expert_bias",
+    "sigmoid_unprotected": "sigmoid_carriers in A, nothing protected in B",
 }
+
+
+CHARTS = [("Protections", ["ordinary", "replay", "anchor", "protected"]), ("Given carriers", ["ordinary", "carriers", "sigmoid_carriers", "sigmoid_unprotected"])]
 
 
 def drought_table(r):
@@ -374,7 +385,7 @@ def tables(r):
     return [("The drought", "Losses in nats per token. Retention: what is left at the end of B of the advantage over `never` that was there at the end of A.", *drought_table(r)),
             ("Continued on scripture alone", "Losses at the end of A, and after B steps of scripture alone.", *continued_table(r)),
             ("Which experts carry it", "Criticality: nats per token that the domain loses without the expert, every expert masked in turn.", *expert_table(r)),
-            ("What the archive brings back", "The carriers of chemistry, archived at the end of A, put into `unprotected` at the end of B.", *restore_table(r)),
+            ("What the archive brings back", "The carriers of chemistry, archived at the end of A, put into `sigmoid_unprotected` at the end of B.", *restore_table(r)),
             ("Healing", "Figures of `muster expert restore --heal`, on the probe.", *heal_table(r))]
 
 
@@ -395,9 +406,9 @@ def curves(a, r, domain):
         for s in r.seeds:
             parts = [r.rows.get((run, s)) for run in (source_of(arm), f"{arm}/B", f"{arm}/C")]
             never = dict(x for run in ("never/A", "never/B") for x in (r.rows[(run, s)]["losses"] if (run, s) in r.rows else []))
-            if arm == "never" or not all(parts) or not never:
+            if arm == "never" or not all(parts[:2]) or not never:
                 continue
-            points = [[step, never[min(step, max(never))][domain] - found[domain]] for p in parts for step, found in p["losses"]]
+            points = [[step, never[min(step, max(never))][domain] - found[domain]] for p in parts if p for step, found in p["losses"]]
             out.append({"arm": arm, "steps_a": a.steps[0], "steps_b": a.steps[1], "steps_c": a.steps[2], "curve": [[0, 0.0], *points]})
     return out
 
@@ -406,11 +417,12 @@ def write_page(a, r, path):
     page.FIELDS["advantage"] = (1, "nats better than a run that never saw it")
     out = ["<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>Rare knowledge in real texts</title>",
            f"<style>{page.STYLE}</style><h1>Rare knowledge in real texts</h1><p>{len(r.seeds)} seeds. What is compared and measured: README.md.</p>"]
-    for domain in RARE:
-        rows = curves(a, r, domain)
-        drawn = page.chart(rows, "advantage", list(ARMS)) if rows else ""
-        if drawn:
-            out.append(f"<h2>{domain.capitalize()}</h2>{drawn}")
+    for title, arms in CHARTS:
+        for domain in RARE:
+            rows = curves(a, r, domain)
+            drawn = page.chart(rows, "advantage", arms) if rows else ""
+            if drawn:
+                out.append(f"<h2>{title}: {domain}</h2>{drawn}")
     for title, what, head, body in tables(r):
         if body:
             cells = lambda row, tag: "".join(f"<{tag}>{html.escape(x)}" for x in row)

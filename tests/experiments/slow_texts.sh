@@ -17,7 +17,7 @@ for n, domain in enumerate("general computing scripture politics licences assemb
         f.write(" ".join(draw.choice(words) for _ in range(3000)))
 END_OF_PYTHON
 "$python" make.py
-tasks="all/A,never/A,carriers/A,ordinary/B,protected/B,unprotected/B,never/B,ordinary/C,protected/C,continued/B,continued_protected/B,all/A experts,restore"
+tasks="all/A,never/A,sigmoid_carriers/A,ordinary/B,protected/B,sigmoid_unprotected/B,never/B,ordinary/C,protected/C,continued/B,continued_protected/B,all/A experts,restore"
 small="model.hidden_size=32 model.num_heads=1 moe.moe_ffn_hidden_size=16 train.global_batch_size=4 train.eval_sequences=4 optim.warmup_steps=2 stats.every=10"
 experiment() { timeout 400 "$python" "$script" "$MUSTER" --out "$@" > log 2>&1; }
 
@@ -47,7 +47,7 @@ checks = {
     "what the drought of the others left": rows["restore"]["before"] != rows["restore"]["A"],
     "a row that was lost is made again with the same numbers": {t: without_time(r) for t, r in again.items()} == {t: without_time(r) for t, r in rows.items()},
     "the page has curves and loads nothing": page.count("<svg") == 2 and "http" not in page and "src=" not in page,
-    "the table has the arms": all(f"| {arm} |" in table for arm in ("never", "ordinary", "protected", "unprotected")),
+    "the table has the arms": all(f"| {arm} |" in table for arm in ("never", "ordinary", "protected", "sigmoid_unprotected")),
 }
 for what, ok in checks.items():
     if not ok: print("FAILED:", what)
