@@ -46,6 +46,8 @@ RUNS = {
     "ordinary/B": ("all/A", "B", DROUGHT, []),
     "protected/B": ("all/A", "B", DROUGHT, PROTECTED),
     "never/B": ("never/A", "B", DROUGHT, []),
+    "protected_100/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=100"]),
+    "protected_10/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=10"]),
     "sigmoid_carriers/A": (None, "A", ALL, [*SIGMOID, *CARRIERS]),
     "sigmoid/A": (None, "A", ALL, SIGMOID),
     "sigmoid_unprotected/B": ("sigmoid_carriers/A", "B", DROUGHT, SIGMOID),
@@ -309,14 +311,16 @@ ARMS = {
     "ordinary": "the defaults of muster, nothing protected",
     "replay": "protect.domains with replay alone (anchor 0)",
     "anchor": "protect.domains with the anchor alone (replay 0)",
-    "protected": "protect.domains=[chemistry, latin]",
+    "protected": "protect.domains=[chemistry, latin], all else at its default",
+    "protected_100": "the same with a weaker anchor, 100 instead of 1000",
+    "protected_10": "the same with an anchor of 10",
     "carriers": "as protected, with given carriers and the learned gate from the start",
     "sigmoid_carriers": "the same with sigmoid scores and expert_bias",
     "sigmoid_unprotected": "sigmoid_carriers in A, nothing protected in B",
 }
 
 
-CHARTS = [("Protections", ["ordinary", "replay", "anchor", "protected"]), ("Given carriers", ["ordinary", "carriers", "sigmoid_carriers", "sigmoid_unprotected"])]
+CHARTS = [("Protections", ["ordinary", "replay", "anchor", "protected", "protected_100", "protected_10"]), ("Given carriers", ["ordinary", "carriers", "sigmoid_carriers", "sigmoid_unprotected"])]
 
 
 def drought_table(r):
