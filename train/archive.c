@@ -2,7 +2,8 @@
  *
  *     /unit/...       router row, selection bias, weights, and the optimizer's state of each
  *     /domains/...    criticality and cross-entropies of each domain
- *     /samples/...    sequences of its own domain; inputs h and outputs f(h) of the expert for tokens of them
+ *     /samples/...    tokens of sequences of its own domain; inputs h and outputs f(h) of the expert for some of them
+ *     /fisher/...     Fisher information of the unit's values for its domain
  *     /about          JSON: where it is from, its state, and a hash of the unit
  *
  * A record gets its name when it has been read back and is equal. */
@@ -15,11 +16,13 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { ABOUT_VERSION = 1, DOMAINS_MAX = 1 << 16 };
+enum { ABOUT_VERSION = 2,       /* 1: without Fisher information */
+       DOMAINS_MAX = 1 << 16 };
 
 void mu_archive_free(mu_archive *a) {
     mu_expert_unit_free(&a->unit);
     mu_expert_samples_free(&a->samples);
+    mu_expert_fisher_free(&a->fisher);
     free(a->names);
     free(a->K);
     *a = (mu_archive){ 0 };
@@ -119,6 +122,7 @@ static char *about_text(const mu_archive *a) {
     mu_json_string(&j, "dtype", a->unit.type == MU_STORE_F64 ? "f64" : "f32");
     if (a->unit.rule) mu_json_string(&j, "rule", a->unit.rule->name);
     mu_json_int(&j, "samples", a->samples.n);
+    mu_json_int(&j, "fisher_sequences", a->fisher.n);
     mu_json_string(&j, "unit_hash", hex);
     mu_json_begin(&j, "domains", '[');
     for (int d = 0; d < a->n_domains; d++) {
@@ -146,6 +150,13 @@ static mu_status store_samples(const mu_expert_samples *p, mu_store *s, mu_error
     return status == MU_STATUS_OK ? mu_store_write(s, "/samples/y", MU_STORE_F64, 2, rows, p->y, e) : status;
 }
 
+static mu_status store_fisher(const mu_archive *a, mu_store *s, mu_error *e) {
+    mu_status status = MU_STATUS_OK;
+    for (int part = 0; part < MU_PARTS && status == MU_STATUS_OK; part++)
+        status = mu_expert_part_store(&a->unit, s, "/fisher", part, a->fisher.values[part], e);
+    return status;
+}
+
 static mu_status fault(const char *point, mu_error *e) {
     return mu_fault(point, 0) ? mu_error_set(e, MU_STATUS_IO, "%s: no space left on device (injected by a test)", point) : MU_STATUS_OK;
 }
@@ -158,6 +169,7 @@ static mu_status write_file(const mu_archive *a, const char *path, mu_error *e) 
     if (status == MU_STATUS_OK) status = mu_expert_unit_store(&a->unit, s, e);
     if (status == MU_STATUS_OK) status = fault("archive-middle", e);
     if (status == MU_STATUS_OK && a->samples.n) status = store_samples(&a->samples, s, e);
+    if (status == MU_STATUS_OK && a->fisher.n) status = store_fisher(a, s, e);
     if (status == MU_STATUS_OK) status = mu_store_write_text(s, "/about", about, e);
     if (status == MU_STATUS_OK) status = fault("archive-before-close", e);
     status = mu_store_finish(s, status, e);
@@ -173,11 +185,18 @@ static bool same_samples(const mu_expert_samples *a, const mu_expert_samples *b)
            !memcmp(a->tokens, b->tokens, (size_t)(a->n_sequences * a->S) * sizeof *a->tokens);
 }
 
+static bool same_fisher(const mu_archive *a, const mu_archive *b) {
+    bool same = a->fisher.n == b->fisher.n;
+    for (int part = 0; part < MU_PARTS && same && a->fisher.n; part++)
+        same = !memcmp(a->fisher.values[part], b->fisher.values[part], (size_t)mu_expert_unit_count(&a->unit, part) * sizeof(double));
+    return same;
+}
+
 static mu_status read_back(const mu_archive *a, const char *path, mu_error *e) {
     mu_archive again;
     mu_status status = mu_archive_read(&again, path, e);
     bool same = status == MU_STATUS_OK && mu_expert_unit_equal(&a->unit, &again.unit) && same_samples(&a->samples, &again.samples) &&
-                !mu_fault("archive-compare", 0);
+                same_fisher(a, &again) && !mu_fault("archive-compare", 0);
     mu_archive_free(&again);
     return status == MU_STATUS_OK && !same ? mu_error_set(e, MU_STATUS_IO, "%s: what was read back is not what was written", path) : status;
 }
@@ -292,14 +311,16 @@ static bool read_about(mu_archive *a, const json_t *root, char unit_hash[33]) {
     char format[32] = "", dtype[8] = "", rule[32] = "";
     int64_t layer = whole(root, "layer", LAYERS), expert = whole(root, "expert", LAYERS), D = whole(root, "hidden_size", WIDTH),
             F = whole(root, "moe_ffn_hidden_size", WIDTH);
-    bool good = copy_text(root, "format", format, sizeof format) && !strcmp(format, "muster-expert") &&
-                whole(root, "version", ABOUT_VERSION) == ABOUT_VERSION && copy_text(root, "dtype", dtype, sizeof dtype) &&
+    int64_t version = whole(root, "version", ABOUT_VERSION);
+    bool good = copy_text(root, "format", format, sizeof format) && !strcmp(format, "muster-expert") && version >= 1 &&
+                copy_text(root, "dtype", dtype, sizeof dtype) &&
                 copy_text(root, "rule", rule, sizeof rule) && (!rule[0] || rule_named(rule)) && copy_text(root, "state", a->state, sizeof a->state) &&
                 copy_text(root, "carries", a->carries, sizeof a->carries) && copy_text(root, "run", a->run, sizeof a->run) &&
                 copy_text(root, "manifest_hash", a->manifest_hash, 33) && copy_text(root, "shared_hash", a->shared_hash, 33) &&
                 copy_text(root, "unit_hash", unit_hash, 33);
     a->step = whole(root, "step", INT64_MAX), a->carried = number(root, "criticality"), a->samples.n = whole(root, "samples", MU_SAMPLES_MAX);
-    if (!good || layer < 0 || expert < 0 || D < 1 || F < 1 || a->step < 0 || isnan(a->carried) || a->samples.n < 0) return false;
+    a->fisher.n = version == 1 ? 0 : whole(root, "fisher_sequences", MU_FISHER_SEQUENCES);
+    if (!good || layer < 0 || expert < 0 || D < 1 || F < 1 || a->step < 0 || isnan(a->carried) || a->samples.n < 0 || a->fisher.n < 0) return false;
     mu_expert_unit_init(&a->unit, D, F, !strcmp(dtype, "f64"), rule[0] ? rule_named(rule) : NULL);
     a->unit.layer = (int)layer, a->unit.expert = (int)expert;
     return read_domains(a, json_object_get(root, "domains"));
@@ -332,6 +353,18 @@ static mu_status read_samples(mu_archive *a, mu_store *s, mu_error *e) {
     return status;
 }
 
+static mu_status read_fisher(mu_archive *a, mu_store *s, mu_error *e) {
+    mu_status status = MU_STATUS_OK;
+    for (int part = 0; part < MU_PARTS && status == MU_STATUS_OK; part++) {
+        int64_t n = mu_expert_unit_count(&a->unit, part);
+        double *f = a->fisher.values[part] = mu_alloc((size_t)n, sizeof *f);
+        status = mu_expert_part_load(&a->unit, s, "/fisher", part, f, e);
+        for (int64_t i = 0; i < n && status == MU_STATUS_OK; i++)
+            if (!(f[i] >= 0 && isfinite(f[i]))) status = mu_error_set(e, MU_STATUS_DATA, "/fisher: a value is %g", f[i]);
+    }
+    return status;
+}
+
 static mu_status read_content(mu_archive *a, mu_store *s, mu_error *e) {
     char *text = NULL, unit_hash[33] = "", hex[33];
     mu_status status = mu_store_read_text(s, "/about", &text, e);
@@ -342,6 +375,7 @@ static mu_status read_content(mu_archive *a, mu_store *s, mu_error *e) {
     free(text);
     if (status == MU_STATUS_OK) status = mu_expert_unit_load(&a->unit, s, e);
     if (status == MU_STATUS_OK && a->samples.n) status = read_samples(a, s, e);
+    if (status == MU_STATUS_OK && a->fisher.n) status = read_fisher(a, s, e);
     if (status != MU_STATUS_OK) return status;
     mu_expert_unit_hash(&a->unit, hex);
     return strcmp(hex, unit_hash) ? mu_error_set(e, MU_STATUS_DATA, "damaged: the unit's hash is %s, %s was written", hex, unit_hash) : status;

@@ -18,16 +18,22 @@ static void hash_shared(const mu_train_state *t, char hex[33]) {
     mu_hash_finish(h, hex);
 }
 
+void mu_archive_measure(mu_archive *a, const mu_evaluation *ev) {
+    const mu_corpus *c = &ev->texts->corpus;
+    int domain = -1;
+    for (int d = 0; d < c->n_domains && a->carries[0]; d++)
+        if (!strcmp(c->domains[d].name, a->carries)) domain = d;
+    a->samples = mu_expert_samples_collect(ev, domain, &a->unit);
+    if (domain >= 0) a->fisher = mu_expert_fisher_estimate(ev, domain, &a->unit);
+}
+
 mu_status mu_archive_expert(const mu_log_source *src, const mu_evaluation *ev, int moe, int expert, mu_error *e) {
     const mu_train_state *t = src->state;
     mu_archive a = { 0 };
-    int domain = -1;
     mu_activity_set("archiving an expert", t->model->moe_layers[moe], NULL);
     mu_expert_unit_take(&a.unit, t, t->model->moe_layers[moe], expert);
     mu_archive_describe(&a, t, src->cfg, moe, expert);
-    for (int d = 0; d < src->corpus->n_domains && a.carries[0]; d++)
-        if (!strcmp(src->corpus->domains[d].name, a.carries)) domain = d;
-    if (t->knowledge->rounds) a.samples = mu_expert_samples_collect(ev, domain, &a.unit); /* else nothing may be measured (stats.budget) */
+    if (t->knowledge->rounds) mu_archive_measure(&a, ev); /* else nothing may be measured (stats.budget) */
     mu_status status = MU_STATUS_OK;
     if (mu_mesh_writes_shared(t->mesh)) {
         char *folder = mu_format("%s/archive", src->cfg->run.dir), *run = realpath(src->cfg->run.dir, NULL);

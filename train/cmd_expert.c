@@ -19,6 +19,7 @@ static mu_status archive(mu_expert_job *j, mu_error *e) {
     if (status == MU_STATUS_OK)
         mu_print("%s: expert %d of layer %d at step %lld (%s%s%s), %lld samples\n", a.path, j->a->at.expert, j->a->at.layer, (long long)a.step, a.state,
                  a.carries[0] ? " of " : "", a.carries, (long long)a.samples.n);
+    if (status == MU_STATUS_OK) mu_job_tell_fisher(&a);
     mu_archive_free(&a);
     free(folder);
     return status;

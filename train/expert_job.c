@@ -78,15 +78,16 @@ mu_status mu_job_record(mu_expert_job *j, mu_archive *a, mu_place p, int moe, bo
     snprintf(a->run, sizeof a->run, "%s", path && strlen(path) < sizeof a->run ? path : j->m.path);
     snprintf(a->manifest_hash, sizeof a->manifest_hash, "%s", j->m.hash);
     free(path);
-    if (samples && j->live) {
-        int domain = -1;
-        for (int d = 0; d < a->n_domains && a->carries[0]; d++)
-            if (!strcmp(a->names[d], a->carries)) domain = d;
-        a->samples = mu_expert_samples_collect(&j->ev, domain, &a->unit);
-    }
+    if (samples && j->live) mu_archive_measure(a, &j->ev);
     status = hash_shared(j, e);
     snprintf(a->shared_hash, sizeof a->shared_hash, "%s", j->shared_hash);
     return status;
+}
+
+void mu_job_tell_fisher(const mu_archive *a) {
+    if (a->fisher.n)
+        mu_print("Fisher information for %s, of %lld sequences: 90 %% of it is in %.2g %% of the expert's values\n", a->carries, (long long)a->fisher.n,
+                 100 * mu_expert_fisher_share(&a->fisher, &a->unit));
 }
 
 mu_status mu_job_archive_first(mu_expert_job *j, mu_place p, bool samples, mu_error *e) {

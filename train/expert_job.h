@@ -46,6 +46,7 @@ char *mu_job_archives(const mu_manifest *m);            /* the folder of the run
 mu_status mu_job_open_live(mu_expert_job *j, bool needed, mu_error *e) MU_MUST_USE;
 /* An expert as it stands, with all that is known of it. mu_archive_free may follow any outcome. */
 mu_status mu_job_record(mu_expert_job *j, mu_archive *a, mu_place p, int moe, bool samples, mu_error *e) MU_MUST_USE;
+void mu_job_tell_fisher(const mu_archive *a);           /* which part of the expert matters to its domain, where it is known */
 /* Before anything overwrites the expert: its record, read back and compared. A dry run overwrites nothing. */
 mu_status mu_job_archive_first(mu_expert_job *j, mu_place p, bool samples, mu_error *e) MU_MUST_USE;
 /* The state of an expert whose weights are now others: nothing is known of it. */

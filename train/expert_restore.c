@@ -144,6 +144,7 @@ mu_status mu_expert_restore(mu_expert_job *j, mu_error *e) {
     if (status == MU_STATUS_OK) status = mu_job_may_replace(j, to, moe, true, e);
     if (status == MU_STATUS_OK) status = mu_job_open_live(j, j->a->dry_run, e);
     if (status == MU_STATUS_OK) status = try_samples(j, &a, e);
+    if (status == MU_STATUS_OK) mu_job_tell_fisher(&a);
     if (status == MU_STATUS_OK) status = mu_job_archive_first(j, to, true, e);
     if (status == MU_STATUS_OK) {
         mu_expert_unit unit = mu_expert_unit_copy(&a.unit);

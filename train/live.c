@@ -44,10 +44,10 @@ static void forward(const mu_evaluation *ev, int layer, int64_t S, const int32_t
     free(routings);
 }
 
-/* Adds the tokens of the last sequence that the expert got. */
-static void take(mu_expert_samples *p, const mu_expert_unit *u, int64_t K, const double *x, const int32_t *ids) {
+/* Adds the tokens of the last sequence that the expert got, and keeps it if there are any, or `anyway`. */
+static void take(mu_expert_samples *p, const mu_expert_unit *u, int64_t K, const double *x, const int32_t *ids, bool anyway) {
     int64_t first = p->n_sequences * p->S;
-    bool any = false;
+    bool any = anyway;
     for (int64_t t = 0; t < p->S && p->n < MU_SAMPLES_MAX; t++)
         for (int64_t k = 0; k < K; k++) {
             if (ids[t * K + k] != u->expert) continue;
@@ -71,15 +71,16 @@ mu_expert_samples mu_expert_samples_collect(const mu_evaluation *ev, int domain,
     double *x = mu_alloc((size_t)(S * p.D), sizeof *x);
     int32_t *ids = mu_alloc((size_t)(S * K), sizeof *ids), *targets = mu_alloc((size_t)S, sizeof *targets);
     bool more = true;
-    for (int64_t i = 0; more && read < SEQUENCES_MAX && p.n < MU_SAMPLES_MAX; i++) {
+    for (int64_t i = 0; more; i++) {
+        bool keep_it = domain >= 0 && i < MU_FISHER_SEQUENCES;
         more = false;
-        for (int d = 0; d < domains && read < SEQUENCES_MAX && p.n < MU_SAMPLES_MAX; d++) {
+        for (int d = 0; d < domains && read < SEQUENCES_MAX && (p.n < MU_SAMPLES_MAX || keep_it); d++) {
             if ((domain >= 0 && d != domain) || i >= mu_texts_sequences(texts, d)) continue;
             int32_t *tokens = p.tokens + p.n_sequences * S;
             mu_texts_read(texts, d, i, tokens, targets);
             p.domains[p.n_sequences] = d;
             forward(ev, unit->layer, S, tokens, d, x, ids);
-            take(&p, unit, K, x, ids);
+            take(&p, unit, K, x, ids, keep_it);
             more = true, read++;
         }
     }

@@ -1,6 +1,7 @@
 /* protect.c - domains that are absent from the training samples (protect.domains): what the loader replays of them, and the anchor that
  * holds what the model has learned of them. */
 #include "train/events.h"
+#include "train/surgery.h"
 #include "train/training.h"
 
 #include <math.h>
@@ -64,23 +65,14 @@ char *mu_protect_text(const mu_config *cfg, const mu_texts *t) {
 
 /* ------------------------------------------------------------------ Fisher information */
 
-/* Of one sequence, on rank 0; the others, which experts may need, take part with a loss of nothing. */
 static void add_sequence(mu_training *t, const mu_sample *sample, double weight) {
     mu_train_state *s = &t->state;
     int64_t S = t->texts.seq_len;
-    int32_t *tokens = mu_alloc(2 * (size_t)S, sizeof *tokens), *targets = tokens + S, domain = sample->domain;
-    mu_routing *routings = mu_alloc((size_t)s->model->n_moe, sizeof *routings);
-    mu_context cx = { .mode = MU_MODE_EVAL, .step = s->step, .n_sequences = 1, .seq_len = S, .domains = &domain, .expert_mask = { NULL, 1 } };
+    int32_t *tokens = mu_alloc(2 * (size_t)S, sizeof *tokens), *targets = tokens + S;
     mu_loader_read(s->loader, sample, tokens, targets);
-    for (int64_t i = 0; i < S && s->mesh->batch->rank; i++) targets[i] = -1;
-    mu_params_zero_grad(s->model->params);
-    mu_tensor *x = mu_model_forward(s->model, t->tape, &cx, mu_tensor_ints(t->tape, MU_DTYPE_I32, S, tokens), routings);
-    mu_tensor *to = mu_tensor_ints(t->tape, MU_DTYPE_I32, S, targets);
-    mu_backward(t->tape, mu_model_head_loss(s->model, t->tape, x, to, 1 / sqrt((double)S), NULL));
-    mu_tape_reset(t->tape);
+    mu_sequence_gradient(s->model, t->tape, s->mesh->batch, S, tokens, targets, sample->domain);
     mu_grads_reduce(s->opt);
     mu_anchor_add(s->anchor, weight);
-    free(routings);
     free(tokens);
 }
 

@@ -43,15 +43,20 @@ void mu_expert_unit_put(const mu_expert_unit *u, const mu_state *s, bool with_bi
 void mu_expert_unit_apply(const mu_expert_unit *u, int64_t n, const double *h, double *y);
 /* weight times the mean of |f(h) - y|^2 over the samples; its gradient is added to grads of gate, up and down. */
 double mu_expert_unit_pull(const mu_expert_unit *u, const mu_expert_samples *p, double weight, double *const grads[MU_PARTS]);
-/* Its arrays in a file, under /unit. read: *u has been initialised. */
+/* Its arrays in a file, under /unit. load: *u has been initialised. */
 mu_status mu_expert_unit_store(const mu_expert_unit *u, mu_store *s, mu_error *e) MU_MUST_USE;
 mu_status mu_expert_unit_load(mu_expert_unit *u, mu_store *s, mu_error *e) MU_MUST_USE;
+/* An array of its own for a part of it, under group. */
+mu_status mu_expert_part_store(const mu_expert_unit *u, mu_store *s, const char *group, int part, const double *values, mu_error *e) MU_MUST_USE;
+mu_status mu_expert_part_load(const mu_expert_unit *u, mu_store *s, const char *group, int part, double *values, mu_error *e) MU_MUST_USE;
+/* The parameter's unit that holds the part (the router: all rows); NULL: on another rank. */
+const mu_unit *mu_expert_unit_find(const mu_moe *m, int part, int expert);
 
 /* ------------------------------------------------------------------ what an expert sees (live.c) */
 enum { MU_SAMPLES_MAX = 256 };
 void mu_expert_samples_free(mu_expert_samples *p);
 /* The first tokens of the evaluation's sequences, of one domain or (-1) of all in turn, that the expert gets: at most MU_SAMPLES_MAX, from at
- * most 64 sequences; y: of `unit`. Every rank reads the same. Collective over the expert group. */
+ * most 64 sequences; y: of `unit`. Of a domain its first MU_FISHER_SEQUENCES sequences are kept in any case. Every rank reads the same. Collective over the expert group. */
 mu_expert_samples mu_expert_samples_collect(const mu_evaluation *ev, int domain, const mu_expert_unit *unit);
 /* The inputs of `layer` at the same tokens as the model is now, [n, D]; heap. Collective over the expert group. */
 double *mu_expert_samples_again(const mu_expert_samples *p, const mu_evaluation *ev, int layer);
@@ -59,6 +64,22 @@ double *mu_expert_samples_again(const mu_expert_samples *p, const mu_evaluation 
 double mu_relative_distance(const double *a, const double *b, int64_t n);
 /* The first principal axis of n rows [D], of length 1; heap. Without rows, or when all are equal: random, of this seed. */
 double *mu_principal_axis(const double *rows, int64_t n, int64_t D, uint64_t seed);
+
+/* ------------------------------------------------------------------ what matters to its domain (fisher.c)
+ * The diagonal of the empirical Fisher information of a token, as in the anchor (optim.h), for the values of one expert. */
+enum { MU_FISHER_SEQUENCES = 8 };   /* at most */
+typedef struct {
+    int64_t n;                      /* sequences; 0: there is none */
+    double *values[MU_PARTS];       /* [mu_expert_unit_count] each */
+} mu_expert_fisher;
+void mu_expert_fisher_free(mu_expert_fisher *f);
+/* The gradient of 1 / sqrt(S) times the summed loss of one sequence, that of rank 0 of `batch`, on every rank what it adds to it. Collective over the
+ * expert group. */
+void mu_sequence_gradient(const mu_model *m, mu_tape *tape, const mu_comm *batch, int64_t S, const int32_t *tokens, int32_t *targets, int32_t domain);
+/* From the first sequences of the evaluation's domain, the same on every rank; gradients are overwritten. Collective over ev->batch. */
+mu_expert_fisher mu_expert_fisher_estimate(const mu_evaluation *ev, int domain, const mu_expert_unit *unit);
+/* The smallest share of the unit's values that has nine tenths of the information; 0: there is none. */
+double mu_expert_fisher_share(const mu_expert_fisher *f, const mu_expert_unit *u);
 
 /* ------------------------------------------------------------------ an expert divided in two (split.c)
  * The busiest expert of a layer that carries no domain, was not overwritten and is not frozen; -1: there is none. moe: number among the MoE
@@ -83,11 +104,14 @@ typedef struct {
     char (*names)[64];
     double *K, *ce, *ce_best, *ce_ref;      /* [n_domains]; NAN: not measured */
     mu_expert_samples samples;      /* n 0: none */
+    mu_expert_fisher fisher;        /* for `carries` */
     char path[1024];                /* of its file; "": not written */
 } mu_archive;
 void mu_archive_free(mu_archive *a);
 /* What the state of a checkpoint or run says of an expert. `moe`: number among the MoE layers. */
 void mu_archive_describe(mu_archive *a, const mu_train_state *t, const mu_config *cfg, int moe, int expert);
+/* Its samples and, when it carries a domain, Fisher information, from the texts of ev. Collective over ev->batch. */
+void mu_archive_measure(mu_archive *a, const mu_evaluation *ev);
 /* Writes a new record under a temporary name, syncs it, reads it back and compares, and renames it; then removes all but the one with the largest
  * K and the last two. IO or DATA: the record is not there, nothing may overwrite the expert, and earlier records are as they were. a->path is
  * set on success. */

@@ -153,8 +153,7 @@ void mu_expert_unit_put(const mu_expert_unit *u, const mu_state *s, bool with_bi
 
 /* ------------------------------------------------------------------ in a run */
 
-/* The parameter's unit that holds the part, NULL: on another rank. */
-static const mu_unit *unit_of(const mu_moe *m, int part, int expert) {
+const mu_unit *mu_expert_unit_find(const mu_moe *m, int part, int expert) {
     const mu_param *const params[MU_PARTS] = { m->router_ED, m->gate_eFD, m->up_eFD, m->down_eDF };
     const mu_param *p = params[part];
     for (int i = 0; i < p->n_units; i++)
@@ -184,7 +183,7 @@ void mu_expert_unit_take(mu_expert_unit *u, const mu_train_state *t, int layer, 
     mu_expert_unit_init(u, m->D, m->F, t->model->params->dev->master == MU_DTYPE_F64, t->opt ? t->opt->rule : NULL);
     u->layer = layer, u->expert = expert, u->bias = m->bias[expert];
     for (int part = 0; part < MU_PARTS; part++) {
-        const mu_unit *p = unit_of(m, part, expert);
+        const mu_unit *p = mu_expert_unit_find(m, part, expert);
         bool mine = part == MU_PART_ROUTER ? mu_mesh_writes_shared(t->mesh) : p && mu_mesh_writes_experts(t->mesh);
         int32_t root = mine ? batch->rank : -1;
         mu_all_reduce(batch, MU_REDUCE_MAX, MU_DTYPE_I32, &root, 1);
@@ -266,16 +265,11 @@ static int shape_of(const mu_expert_unit *u, int part, int64_t shape[2]) {
     return part == MU_PART_ROUTER ? 1 : 2;
 }
 
-static void file_name(const mu_expert_unit *u, int number, int part, char name[64]) {
-    snprintf(name, 64, "/unit/%s/%s", number < 0 ? "values" : u->rule->slots[number], part_names[part]);
-}
-
-static mu_status store_array(const mu_expert_unit *u, mu_store *s, int number, int part, mu_error *e) {
+mu_status mu_expert_part_store(const mu_expert_unit *u, mu_store *s, const char *group, int part, const double *values, mu_error *e) {
     char name[64];
     int64_t shape[2], n = mu_expert_unit_count(u, part);
     int n_dims = shape_of(u, part, shape);
-    const double *values = values_of(u, number, part);
-    file_name(u, number, part, name);
+    snprintf(name, sizeof name, "%s/%s", group, part_names[part]);
     if (u->type == MU_STORE_F64) return mu_store_write(s, name, MU_STORE_F64, n_dims, shape, values, e);
     float *narrow = mu_alloc((size_t)n, sizeof *narrow);
     for (int64_t i = 0; i < n; i++) narrow[i] = (float)values[i];
@@ -284,12 +278,28 @@ static mu_status store_array(const mu_expert_unit *u, mu_store *s, int number, i
     return status;
 }
 
+mu_status mu_expert_part_load(const mu_expert_unit *u, mu_store *s, const char *group, int part, double *values, mu_error *e) {
+    char name[64];
+    int64_t shape[2];
+    int n_dims = shape_of(u, part, shape);
+    snprintf(name, sizeof name, "%s/%s", group, part_names[part]);
+    return mu_store_read(s, name, MU_STORE_F64, n_dims, shape, values, e);
+}
+
+static void group_name(const mu_expert_unit *u, int number, char name[48]) {
+    snprintf(name, 48, "/unit/%s", number < 0 ? "values" : u->rule->slots[number]);
+}
+
 mu_status mu_expert_unit_store(const mu_expert_unit *u, mu_store *s, mu_error *e) {
     const int64_t one = 1, parts = MU_PARTS;
     mu_status status = mu_store_write(s, "/unit/bias", MU_STORE_F64, 1, &one, &u->bias, e);
     if (status == MU_STATUS_OK) status = mu_store_write(s, "/unit/steps", MU_STORE_I64, 1, &parts, u->steps, e);
-    for (int k = -1; k < n_slots(u); k++)
-        for (int part = 0; part < MU_PARTS && status == MU_STATUS_OK; part++) status = store_array(u, s, k, part, e);
+    for (int k = -1; k < n_slots(u); k++) {
+        char group[48];
+        group_name(u, k, group);
+        for (int part = 0; part < MU_PARTS && status == MU_STATUS_OK; part++)
+            status = mu_expert_part_store(u, s, group, part, values_of(u, k, part), e);
+    }
     return status;
 }
 
@@ -297,13 +307,11 @@ mu_status mu_expert_unit_load(mu_expert_unit *u, mu_store *s, mu_error *e) {
     const int64_t one = 1, parts = MU_PARTS;
     mu_status status = mu_store_read(s, "/unit/bias", MU_STORE_F64, 1, &one, &u->bias, e);
     if (status == MU_STATUS_OK) status = mu_store_read(s, "/unit/steps", MU_STORE_I64, 1, &parts, u->steps, e);
-    for (int k = -1; k < n_slots(u); k++)
-        for (int part = 0; part < MU_PARTS && status == MU_STATUS_OK; part++) {
-            char name[64];
-            int64_t shape[2];
-            int n_dims = shape_of(u, part, shape);
-            file_name(u, k, part, name);
-            status = mu_store_read(s, name, MU_STORE_F64, n_dims, shape, *array_of(u, k, part), e);
-        }
+    for (int k = -1; k < n_slots(u); k++) {
+        char group[48];
+        group_name(u, k, group);
+        for (int part = 0; part < MU_PARTS && status == MU_STATUS_OK; part++)
+            status = mu_expert_part_load(u, s, group, part, *array_of(u, k, part), e);
+    }
     return status;
 }

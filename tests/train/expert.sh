@@ -142,6 +142,7 @@ run 78 'is dormant: only a dead one' reseed gone 0:3 --out x
 run 78 'is dormant: only' duplicate gone 0:1 --slot 0:3 --out x
 run 0 'written: lost' reseed gone 0:3 --force --out lost
 run 0 'written: found' restore lost 0:3 --from rare --force --heal 30 --out found
+says "Fisher information" '^Fisher information for a, of 8 sequences: 90 % of it is in [0-9.]+ %'
 says "healing" '^  healed +[0-9.]+ +(9[0-9]|10[0-9]) %'
 run 0 '^ +3 +carrier .* a ' list found
 run 65 'rolled back' restore lost 1:3 --from rare --force --heal 0 --out x

@@ -1,11 +1,12 @@
 /* mpi_units.c - an expert of a run is the same unit on every rank, whichever holds it, and with any ep the one in the checkpoint; and so are its
- * samples. */
+ * samples and its Fisher information. */
 #include "mpi_check.h"
 #include "train/surgery.h"
 #include "train/training.h"
 
 #include <setjmp.h>
 #include <cmocka.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -14,6 +15,36 @@ static char folder[] = "units-XXXXXX";
 static mu_error e;
 
 static void assert_ok(mu_status status) { check(status == MU_STATUS_OK, "status %d: %s", status, e.text); }
+
+/* A figure of each part. */
+static void fisher_sums(const mu_evaluation *ev, const mu_expert_unit *u, double sums[MU_PARTS]) {
+    mu_expert_fisher f = mu_expert_fisher_estimate(ev, 1, u);
+    for (int part = 0; part < MU_PARTS; part++) {
+        sums[part] = 0;
+        for (int64_t i = 0; i < mu_expert_unit_count(u, part); i++) sums[part] += (double)(1 + i % 7) * f.values[part][i];
+    }
+    mu_expert_fisher_free(&f);
+}
+
+/* Fisher information is the same on every rank, and with any ep what one rank alone finds. */
+static void compare_fisher(const mu_training *t, const mu_evaluation *ev, const mu_expert_unit *u) {
+    static double known[2][4][MU_PARTS];
+    double *alone = known[u->layer][u->expert], sums[MU_PARTS], first[MU_PARTS];
+    if (t->cfg.parallel.ep == 1) {
+        mu_mesh *one = mu_mesh_alone();
+        mu_evaluation mine = *ev;
+        mine.batch = one->batch;
+        fisher_sums(&mine, u, alone);
+        mu_mesh_close(one);
+    }
+    fisher_sums(ev, u, sums);
+    memcpy(first, sums, sizeof first);
+    mu_broadcast(t->state.mesh->world, 0, first, sizeof first);
+    check(!memcmp(first, sums, sizeof first), "layer %d, expert %d: other Fisher information than rank 0", u->layer, u->expert);
+    for (int part = 0; part < MU_PARTS; part++)
+        check(sums[part] > 0 && fabs(sums[part] - alone[part]) <= 1e-3 * alone[part], "layer %d, expert %d, part %d: Fisher information %g, alone %g",
+              u->layer, u->expert, part, sums[part], alone[part]);
+}
 
 static void compare_unit(const mu_training *t, mu_checkpoint_arrays *a, int layer, int expert) {
     mu_expert_unit taken, read;
@@ -29,6 +60,7 @@ static void compare_unit(const mu_training *t, mu_checkpoint_arrays *a, int laye
     memcpy(hex, mine, sizeof hex);
     mu_broadcast(world, 0, hex, sizeof hex);
     check(!strcmp(mine, hex), "layer %d, expert %d: other samples than rank 0", layer, expert);
+    compare_fisher(t, &ev, &taken);
     mu_expert_samples_free(&p);
     mu_expert_unit_free(&taken);
     mu_expert_unit_free(&read);

@@ -90,9 +90,9 @@ static mu_archive record(int64_t step, double K) {
     mu_evaluation ev = evaluation();
     mu_expert_unit_take(&a.unit, &t->state, 2, 1);
     mu_archive_describe(&a, &t->state, &t->cfg, 1, 1);
-    a.samples = mu_expert_samples_collect(&ev, -1, &a.unit);
     a.step = step, a.carried = K;
     snprintf(a.carries, sizeof a.carries, "a");
+    mu_archive_measure(&a, &ev);
     return a;
 }
 
@@ -105,7 +105,7 @@ static void write_record(const char *to, int64_t step, double K) {
 static void a_record_is_read_back_in_every_bit(void **state) {
     (void)state;
     mu_archive a = record(3, 0.25), b;
-    assert_true(a.samples.n > 8 && a.n_domains == 2);
+    assert_true(a.samples.n > 8 && a.n_domains == 2 && a.fisher.n == MU_FISHER_SEQUENCES && a.samples.n_sequences >= MU_FISHER_SEQUENCES);
     assert_ok(mu_archive_write(&a, "archive", &e));
     assert_string_equal(a.path, "archive/layer_02/expert_001/step-00000003.h5");
     assert_ok(mu_archive_read(&b, a.path, &e));
@@ -115,6 +115,8 @@ static void a_record_is_read_back_in_every_bit(void **state) {
     assert_string_equal(b.carries, "a");
     assert_string_equal(b.names[1], "b");
     assert_memory_equal(a.samples.h, b.samples.h, (size_t)(a.samples.n * 8) * sizeof(double));
+    for (int part = 0; part < MU_PARTS; part++)
+        assert_memory_equal(a.fisher.values[part], b.fisher.values[part], (size_t)mu_expert_unit_count(&a.unit, part) * sizeof(double));
     double *y = mu_alloc((size_t)(a.samples.n * 8), sizeof *y);
     mu_expert_unit_apply(&b.unit, b.samples.n, b.samples.h, y);
     assert_true(mu_relative_distance(y, b.samples.y, b.samples.n * 8) == 0);
@@ -136,6 +138,56 @@ static void an_expert_without_tokens_is_archived(void **state) {
     assert_true(mu_expert_unit_equal(&a.unit, &b.unit) && b.samples.n == 0);
     mu_archive_free(&a);
     mu_archive_free(&b);
+}
+
+/* The squared derivative of each sequence's loss, by finite differences, over its tokens; their mean. */
+static void fisher_information_is_that_of_the_losses(void **state) {
+    (void)state;
+    enum { S = 8, PART = MU_PART_DOWN, N = MU_FISHER_SEQUENCES };
+    const float step = 0.02f;
+    mu_evaluation ev = evaluation();
+    mu_expert_unit u;
+    mu_expert_unit_take(&u, &t->state, 1, 2);
+    mu_expert_fisher f = mu_expert_fisher_estimate(&ev, 0, &u);
+    assert_int_equal(f.n, N);
+    int64_t best = 0;
+    for (int64_t i = 0; i < mu_expert_unit_count(&u, PART); i++)
+        if (f.values[PART][i] > f.values[PART][best]) best = i;
+    float *w = mu_unit_data(mu_expert_unit_find(&t->state.model->blocks[1].moe, PART, 2)), was;
+    double sums[2][N + 1] = { { 0 } }, F = 0;
+    mu_domain_loss losses[2];
+    memcpy(&was, w + best, sizeof was);
+    for (int side = 0; side < 2; side++) {
+        w[best] = was + (side ? step : -step);
+        mu_params_refresh(t->state.model->params);
+        for (int n = 1; n <= N; n++) mu_evaluate(&ev, n, losses), sums[side][n] = losses[0].ce * n * S;
+    }
+    w[best] = was;
+    mu_params_refresh(t->state.model->params);
+    for (int n = 1; n <= N; n++) {
+        double slope = (sums[1][n] - sums[1][n - 1] - sums[0][n] + sums[0][n - 1]) / (2 * (double)step);
+        F += slope * slope / S / N;
+    }
+    if (!(F > 0 && fabs(f.values[PART][best] - F) <= 0.01 * F)) fail_msg("F is %g, by finite differences %g", f.values[PART][best], F);
+    assert_true(mu_expert_fisher_share(&f, &u) > 0 && mu_expert_fisher_share(&f, &u) < 0.9);
+    for (int part = 0; part < MU_PARTS; part++)
+        for (int64_t i = 0; i < mu_expert_unit_count(&u, part); i++) f.values[part][i] = part == PART && i < 5;     /* 104 values */
+    assert_true(mu_expert_fisher_share(&f, &u) == 5.0 / 104);
+    mu_expert_fisher_free(&f);
+    assert_true(mu_expert_fisher_share(&f, &u) == 0);
+    mu_expert_unit_free(&u);
+}
+
+static void a_record_of_version_1_is_read(void **state) {
+    (void)state;
+    mu_archive a;
+    assert_ok(mu_archive_read(&a, MUSTER_FIXTURES "/archived-expert-v1.h5", &e));
+    assert_true(a.unit.layer == 2 && a.unit.expert == 1 && a.step == 20 && a.samples.n == 256 && a.fisher.n == 0);
+    double *y = mu_alloc((size_t)(a.samples.n * a.unit.D), sizeof *y);
+    mu_expert_unit_apply(&a.unit, a.samples.n, a.samples.h, y);
+    assert_true(mu_relative_distance(y, a.samples.y, a.samples.n * a.unit.D) < 1e-12);
+    free(y);
+    mu_archive_free(&a);
 }
 
 static void the_best_and_the_last_two_are_kept(void **state) {
@@ -315,6 +367,8 @@ int main(void) {
         cmocka_unit_test(a_run_and_its_checkpoint_have_the_same_units),
         cmocka_unit_test(a_record_is_read_back_in_every_bit),
         cmocka_unit_test(an_expert_without_tokens_is_archived),
+        cmocka_unit_test(fisher_information_is_that_of_the_losses),
+        cmocka_unit_test(a_record_of_version_1_is_read),
         cmocka_unit_test(the_best_and_the_last_two_are_kept),
         cmocka_unit_test(a_damaged_record_is_refused),
         cmocka_unit_test(only_the_slot_changes),
