@@ -10,7 +10,7 @@ CHARTS = [
     ("Ordinary training", "rare", ["none", "aux_micro", "aux_global", "loss_free", "quantile", "hash"]),
     ("What it costs the common domains", "common", ["loss_free", "gate_balancer", "mimic", "ewc", "replay", "ours"]),
 ]
-FIELDS = {"rare": (1, "accuracy of rare facts"), "common": (3, "common loss above the optimum, nats")}
+FIELDS = {"rare": (1, "rare facts known"), "common": (3, "common loss above the optimum, nats")}
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 300, 48, 140, 12, 34
 
 STYLE = """
