@@ -118,19 +118,26 @@ static mu_status run(mu_expert_job *j, mu_error *e) {
     return status;
 }
 
+/* All of it, on this rank alone. */
+static mu_status run_alone(int argc, char **argv, mu_error *e) {
+    mu_expert_arguments a;
+    mu_mesh *mesh = mu_mesh_alone();
+    mu_status status = mu_expert_arguments_read(&a, argc, argv, e);
+    if (status == MU_STATUS_OK) status = run(&(mu_expert_job){ .a = &a, .mesh = mesh }, e);
+    mu_expert_arguments_free(&a);
+    mu_mesh_close(mesh);
+    return status;
+}
+
+/* Of several ranks the first does it, and the others wait: a line of a job script may start every command in the same way. */
 int mu_cmd_expert(int argc, char **argv) {
     mu_error e = { 0 };
-    mu_expert_arguments a;
     mu_dist_start(&argc, &argv);
-    mu_mesh *mesh = mu_mesh_open(NULL, 1);
-    int rank = mesh->world->rank;
-    mu_report_error(&e, rank);
-    mu_status status = mu_expert_arguments_read(&a, argc, argv, &e);
-    if (status == MU_STATUS_OK && mesh->world->size > 1) status = mu_error_set(&e, MU_STATUS_USAGE, "expert runs on one rank");
-    if (status == MU_STATUS_OK) status = run(&(mu_expert_job){ .a = &a, .mesh = mesh }, &e);
-    mu_expert_arguments_free(&a);
-    if (status != MU_STATUS_OK) mu_report_error(&e, rank);
-    mu_mesh_close(mesh);
+    mu_comm *world = mu_comm_new(NULL);
+    mu_report_error(&e, world->rank);
+    mu_status status = mu_agree(world, world->rank == 0 ? run_alone(argc, argv, &e) : MU_STATUS_OK, &e);
+    if (status != MU_STATUS_OK) mu_report_error(&e, world->rank);
+    mu_comm_free(world);
     mu_dist_stop();
     return (int)status;
 }

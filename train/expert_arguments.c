@@ -20,7 +20,8 @@ void mu_expert_arguments_free(mu_expert_arguments *a) {
 }
 
 static bool read_flag(mu_expert_arguments *a, const char *text) {
-    const struct { const char *name; bool *value; } flags[] = { { "--dry-run", &a->dry_run }, { "--force", &a->force }, { "--undo", &a->undo } };
+    const struct { const char *name; bool *value; } flags[] = { { "--dry-run", &a->dry_run }, { "--undo", &a->undo } };
+    if (!strcmp(text, "--force")) return ++a->force;
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
         if (!strcmp(text, flags[i].name)) return *flags[i].value = true;
     return false;

@@ -12,7 +12,8 @@ typedef struct {
     const char *from, *by;
     mu_place at, slot;
     int64_t keep, heal;             /* -1: not given */
-    bool dry_run, force, undo;
+    int force;                      /* how often it was given */
+    bool dry_run, undo;
     int n_overrides;
     char **overrides;
 } mu_expert_arguments;

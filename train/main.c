@@ -121,7 +121,8 @@ static const command commands[] = {
       "      --keep N             experts that stay\n"
       "      --by load|criticality   those with the highest load (default), or the highest criticality for any domain\n\n"
       "  --dry-run                write nothing: the validation loss of every domain before and after\n"
-      "  --force                  replace or remove experts in any state\n\n"
+      "  --force                  replace or remove experts in any state; for prune: leave a domain out of a table whose expert goes, and, given\n"
+      "                           twice, remove the last carrier of a domain\n\n"
       "Overrides may name texts that have moved (data.train), data.val_fraction, train.device, train.dtype and train.threads." },
     { "convert", mu_cmd_convert, "IN OUT --to hf|muster [--dtype fp32|bf16] [--shard-size SIZE]",
       "Writes the weights of IN, a run, a checkpoint or a folder of Hugging Face, in the other format into the new folder OUT\n"

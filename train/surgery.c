@@ -10,16 +10,38 @@
 
 enum { OLDEST = 4 };    /* format version that has all state of the loader */
 
-/* The source's configuration, with run.dir and moe.num_experts changed, and for one rank. */
-static mu_status configure(mu_surgery *s, const char *out, int64_t experts, mu_error *e) {
-    char *overrides[] = { mu_format("run.dir=%s", out), mu_format("moe.num_experts=%lld", (long long)experts), (char[]){ "parallel.ep=1" } };
+/* The number that expert `was` has in every layer of the result; -1: it has not the same one in all. */
+static int64_t number_of(int layers, int64_t n, const int *kept, int64_t was) {
+    for (int64_t i = 0; i < n; i++) {
+        int have = 0;
+        while (have < layers && kept[have * n + i] == was) have++;
+        if (have == layers) return i;
+    }
+    return -1;
+}
+
+/* An override: the table with the experts' new numbers, without those that have none. */
+static char *renumbered(const char *option, const mu_option_domain_ints *table, int layers, int64_t n, const int *kept) {
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    MU_CHECK(out, "out of memory");
+    fprintf(out, "%s={", option);
+    for (int i = 0, written = 0; i < table->n; i++) {
+        int64_t now = number_of(layers, n, kept, table->list[i].value);
+        if (now >= 0) fprintf(out, "%s%s: %lld", written++ ? ", " : "", table->list[i].domain, (long long)now);
+    }
+    fputs("}", out);
+    fclose(out);
+    return text;
+}
+
+/* The source's configuration with changes, for one rank; an error names the checkpoint. */
+static mu_status configure(mu_surgery *s, int n, char **overrides, mu_error *e) {
     mu_error why = { 0 };
     mu_config_free(&s->cfg);
-    mu_status status = mu_config_load_text(&s->cfg, s->m->path, s->m->config, 3, overrides, &why);
-    if (status != MU_STATUS_OK) mu_error_set(e, status, "%-s", why.text);
-    free(overrides[0]);
-    free(overrides[1]);
-    return status;
+    mu_status status = mu_config_load_text(&s->cfg, s->m->path, s->m->config, n, overrides, &why);
+    return status == MU_STATUS_OK ? status : mu_error_set(e, status, "%-s", why.text);
 }
 
 mu_status mu_surgery_open(mu_surgery *s, const mu_manifest *m, const char *out, mu_error *e) {
@@ -29,7 +51,9 @@ mu_status mu_surgery_open(mu_surgery *s, const mu_manifest *m, const char *out, 
     if (m->version < OLDEST && !m->weights_only)
         return mu_error_set(e, MU_STATUS_CONFIG, "%s is of format version %d; resume its run with this muster, which writes a newer one", m->path,
                             m->version);
-    mu_status status = configure(s, out, m->cfg.moe.num_experts, e);
+    char *overrides[] = { mu_format("run.dir=%s", out), (char[]){ "parallel.ep=1" } };
+    mu_status status = configure(s, 2, overrides, e);
+    free(overrides[0]);
     return status == MU_STATUS_OK ? mu_checkpoint_shape_open(&s->shape, m, !m->weights_only, e) : status;
 }
 
@@ -89,12 +113,23 @@ static void keep_health(mu_expert_health *to, const mu_expert_health *from, cons
     }
 }
 
+/* The configuration of the result with n experts. */
+static mu_status configure_fewer(mu_surgery *s, int64_t n, const int *kept, mu_error *e) {
+    int layers = s->shape.t.model->n_moe;
+    const mu_config *c = &s->m->cfg;
+    char *overrides[] = { mu_format("run.dir=%s", s->cfg.run.dir), (char[]){ "parallel.ep=1" }, mu_format("moe.num_experts=%lld", (long long)n),
+                          renumbered("moe.force_domains", &c->moe.force_domains, layers, n, kept),
+                          renumbered("protect.carriers", &c->protect.carriers, layers, n, kept) };
+    mu_status status = configure(s, 5, overrides, e);
+    for (int i = 0; i < 5; i++)
+        if (i != 1) free(overrides[i]);
+    return status;
+}
+
 mu_status mu_surgery_keep(mu_surgery *s, int64_t n, const int *kept, mu_error *e) {
     mu_checkpoint_shape small;
     mu_manifest target = *s->m;
-    char *out = mu_strdup(s->cfg.run.dir);
-    mu_status status = configure(s, out, n, e);
-    free(out);
+    mu_status status = configure_fewer(s, n, kept, e);
     if (status != MU_STATUS_OK) return status;
     target.cfg = s->cfg;
     status = mu_checkpoint_shape_open(&small, &target, false, e);

@@ -148,8 +148,9 @@ typedef struct {
 mu_status mu_surgery_open(mu_surgery *s, const mu_manifest *m, const char *out, mu_error *e) MU_MUST_USE;
 mu_status mu_surgery_close(mu_surgery *s, mu_status so_far, mu_error *e) MU_MUST_USE;
 void mu_surgery_put(mu_surgery *s, mu_expert_unit unit);        /* takes it over */
-/* Leaves out all experts but kept [MoE layers, n], ascending, which is copied. Statistics of the load begin anew. CONFIG: not possible, for example
- * because of moe.top_k or moe.force_domains. */
+/* Leaves out all experts but kept [MoE layers, n], in this order, which is copied. Statistics of the load begin anew. moe.force_domains and
+ * protect.carriers get the new numbers, without experts that are not at the same place of every layer. CONFIG: not possible, for example because
+ * of moe.top_k. */
 mu_status mu_surgery_keep(mu_surgery *s, int64_t n, const int *kept, mu_error *e) MU_MUST_USE;
 void mu_surgery_note(mu_surgery *s, const char *what, int layer, int expert, const char *detail);      /* in the lineage */
 /* The result's weights into a model of its configuration. */

@@ -64,9 +64,19 @@ run 0 'archived at step 25 and before' list base
 run 0 'records/layer_01/expert_007' archive base 1:7 --out records
 source_is_as_it_was archive
 
+# of several ranks the first does it, and all end alike
+if [ -n "${MPIEXEC:-}" ]; then
+    on 1 "$MUSTER" expert list base; cp log listed
+    on 2 "$MUSTER" expert list base && cmp -s log listed && pass || fail "expert list on two ranks is another"
+    on 2 "$MUSTER" expert freeze base 0:9 --out x; code=$?
+    [ $code = 64 ] && [ "$(grep -c 'experts are 0 to 7' log)" = 1 ] && [ ! -e x ] && pass || fail "expert on two ranks: exit code $code, expected 64 and one message"
+    expect 0 "expert on two ranks" on 2 "$MUSTER" expert freeze base 0:3 --out both
+fi
+
 # ---------------------------------------------------------------- every operation
 run 0 'written: frozen' freeze base 0:3 --out frozen
 run 0 'frozen$' list frozen
+[ -z "${MPIEXEC:-}" ] || same_checkpoint frozen both 25
 works frozen 25 8
 cp -r frozen parts
 rm -r parts/checkpoints/step-00000031
@@ -149,10 +159,28 @@ run 65 'rolled back' restore lost 1:3 --from rare --force --heal 0 --out x
 run 65 'not an archived expert|damaged|HDF5|cannot' restore lost 0:3 --from bad.h5 --force --heal 0 --out x
 run 78 'names no domain' restore base 0:3 --force --heal 3 --out x
 run 64 'at most 100' restore base 0:3 --heal 101 --force --out x
-run 78 'force_domains name experts' prune gone --keep 4 --out x
-expect 0 "without an oracle" train 1 free train.steps=420 "${carriers[@]}" "moe.force_domains={}" --fork gone
-run 78 'last carrier of a' prune free --keep 4 --out x
-run 0 'written: fewer' prune free --keep 4 --force --out fewer
+run 78 'last carrier of a' prune gone --keep 4 --out x
+run 78 'last carrier of a' prune gone --keep 4 --force --out x
+run 0 'written: fewer' prune gone --keep 4 --force --force --out fewer
+says "prune, told twice" 'layer 0 loses expert 3, the last carrier of a'
+says "prune, told twice" '^a is left out of moe.force_domains: expert 3 does not stay in layer 0'
+grep -q 'force_domains: {}' fewer/config.resolved.yaml && pass || fail "a table names an expert that is gone"
+run 64 'holds expert 3 of layer 0' restore fewer 0:0 --from fewer/archive/layer_00/expert_003/step-00000400.h5 --dry-run
+# experts that tables name have new numbers
+run 0 'written: dense' prune gone --keep 6 --by criticality --out dense
+says "renumbered" '^layer 0 keeps 3 '
+says "renumbered" '^layer 1 keeps 3 '
+grep -q 'force_domains: {a: 0}' dense/config.resolved.yaml && pass || fail "moe.force_domains was not renumbered"
+run 0 '^ +0 +dormant .* a ' list dense
+expect 0 "verify dense" on 1 "$MUSTER" verify dense
+expect 0 "eval dense" on 1 "$MUSTER" eval dense
+expect 0 "train dense on" on 1 "$MUSTER" train dense/config.resolved.yaml train.steps=406
+on 1 "$MUSTER" expert list base
+least=$(awk '/^layer 1/ { exit } $1 ~ /^[0-9]+$/ && (load == "" || $3 < load) { load = $3; x = $1 } END { print x }' log)
+expect 0 "a table of carriers" train 1 named train.steps=30 stats.every=5 "protect.carriers={b: $least}" $balance --fork base
+run 78 "protect.carriers gives b to expert $least, which layer . would lose" prune named --keep 2 --out x
+run 0 "b is left out of protect.carriers: expert $least" prune named --keep 2 --force --out x
+rm -rf x
 
 # ---------------------------------------------------------------- faults
 if [ "${MUSTER_HAS_FAULTS:-}" = 1 ]; then
