@@ -156,6 +156,14 @@ says "Fisher information" '^Fisher information for a, of 8 sequences: 90 % of it
 says "healing" '^  healed +[0-9.]+ +(9[0-9]|10[0-9]) %'
 run 0 '^ +3 +carrier .* a ' list found
 run 65 'rolled back' restore lost 1:3 --from rare --force --heal 0 --out x
+# steps that do not bring the domain back: its other expert is lost, too
+was_lost=$(cd lost && find . -type f -print0 | sort -z | xargs -0 md5sum)
+run 65 'rolled back: -?[0-9]+ % of what was learned of a is known' restore lost 1:3 --from rare --force --heal 30 --out x
+says "healing that fails" '^  healed +[0-9.]+ +(-?[0-9]|[1-8][0-9]) %'
+[ -z "$(ls -d x* 2> /dev/null)" ] && pass || fail "a healing that was rolled back left $(ls -d x*)"
+[ "$was_lost" = "$(cd lost && find . -type f -print0 | sort -z | xargs -0 md5sum)" ] && pass || fail "a healing that was rolled back changed its source"
+expect 0 "without an oracle" train 1 free train.steps=450 "${carriers[@]}" "moe.force_domains={}" --fork gone
+run 65 'rolled back.* they lose 0\.[0-9]*[1-9]' restore free 0:3 --from rare --force --heal 30 --out x      # which others use by now
 run 65 'not an archived expert|damaged|HDF5|cannot' restore lost 0:3 --from bad.h5 --force --heal 0 --out x
 run 78 'names no domain' restore base 0:3 --force --heal 3 --out x
 run 64 'at most 100' restore base 0:3 --heal 101 --force --out x
