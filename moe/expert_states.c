@@ -218,10 +218,16 @@ static bool is_overwritten(const judgement *j, const finding *f) {
     return lost && ((top >= 0 && f->top >= 0 && f->top != top) || is_copy_of_busy(j, f->expert));
 }
 
+/* Was it re-seeded so recently that it is too early to tell? */
+static bool is_new(const judgement *j, int64_t at) {
+    int64_t reseeded = j->v->reseeded ? j->v->reseeded[at] : 0;
+    return reseeded && j->v->step - reseeded < j->t->duplicate_windows * j->v->interval;
+}
+
 static bool is_duplicate(const judgement *j, int expert) {
     int64_t at = j->first + expert;
     if (!j->v->reseeded || !j->v->reseeded[at] || !j->v->twin) return false;
-    return j->v->step - j->v->reseeded[at] >= j->t->duplicate_windows * j->v->interval && j->v->twin[at] >= j->t->copy_cosine;
+    return !is_new(j, at) && j->v->twin[at] >= j->t->copy_cosine;
 }
 
 static bool matters_to_none(const judgement *j, int expert) {
@@ -236,7 +242,8 @@ static mu_expert_state first_match(const judgement *j, const finding *f) {
     if (is_overwritten(j, f)) return MU_EXPERT_OVERWRITTEN;
     if (f->carries >= 0) return z > j->t->dead_silence ? MU_EXPERT_DORMANT : MU_EXPERT_CARRIER;
     if (is_duplicate(j, f->expert)) return MU_EXPERT_DUPLICATE;
-    if (j->h->below_dead[at] >= j->t->dead_windows && z > j->t->dead_silence && matters_to_none(j, f->expert)) return MU_EXPERT_DEAD;
+    bool unused = j->h->below_dead[at] >= j->t->dead_windows && z > j->t->dead_silence;
+    if (unused && !is_new(j, at) && matters_to_none(j, f->expert)) return MU_EXPERT_DEAD;
     if (j->h->below_starved[at] >= j->t->starved_windows || z > j->t->starved_silence) return MU_EXPERT_STARVED;
     return MU_EXPERT_HEALTHY;
 }

@@ -57,7 +57,7 @@ typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
     O(FLOAT,  overwritten_criticality, "0.5",   0,   1, NULL, FREE, "overwritten: a carrier whose criticality fell below this share of its peak") \
     O(FLOAT,  overwritten_retention, "0.7",     0,   1, NULL, FREE, "... or whose domain keeps less than this share of what was learned; if also its top domain changed or it copies a busy expert") \
     O(FLOAT,  copy_cosine,         "0.9",       0,   1, NULL, FREE, "an expert whose outputs have at least this cosine with those of another is its copy") \
-    O(INT,    duplicate_windows,   "10",        0,   100000, NULL, FREE, "duplicate: a copy so many windows after it was re-seeded") \
+    O(INT,    duplicate_windows,   "10",        0,   100000, NULL, FREE, "duplicate: a copy so many windows after it was re-seeded; before, it is not judged dead, either") \
     O(INT,    leave_windows,       "2",         1,   1000, NULL, FREE, "an expert leaves a state other than healthy after its rule failed so many windows in a row")
 
 #define MU_OPTIONS_STATS(O) \
@@ -84,6 +84,7 @@ void mu_stats_config_check(const mu_stats_config *cfg, mu_complaints *c);
     O(INT,    replay_sequences,     "8",         1,   1e6, NULL, FREE, "number of last sequences of a domain for protect.replay and protect.anchor") \
     O(FLOAT,  anchor,               "1000",       0,   1e9, NULL, FREE, "strength of the anchor: from the step in which a protected domain disappears from the samples, weights that matter to it are pulled back to their values of then; 0: none; takes two copies of the weights") \
     O(FLOAT,  anchor_cut,           "0",         0,   1, NULL, FREE, "weights whose Fisher information is below this share of the largest are not anchored") \
+    O(BOOL,   reseed_dead,          "false",     0,   0, NULL, FREE, "a dead expert becomes half of the busiest expert of its layer that carries no domain, after it was archived: at most one per layer each stats.every steps, none in the last tenth of the run") \
     O(FLOAT,  upsample,             "1",         0.05, 1, NULL, FIXED, "exponent of the domains' shares in the samples, in every phase and for all domains: share^upsample, normalized; below 1 rare domains are drawn more often")
 
 typedef struct { MU_OPTIONS_PROTECT(MU_OPTION_FIELD) } mu_protect_config;
@@ -411,6 +412,14 @@ int mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const m
 void mu_protection_slow(const mu_protection *p, const mu_expert_health *h, mu_params *ps, double factor);
 bool mu_moe_exempts(const mu_moe *m, int64_t expert);        /* Local, like the next */
 int64_t mu_moe_balanced(const mu_moe *m);                   /* number of experts that are not exempt */
+
+/* ------------------------------------------------------------------ re-seeding (reseed.c)
+ * An expert that is dead becomes half of a busy one (protect.reseed_dead, muster expert reseed). Neither is ever a carrier, dormant or overwritten, nor
+ * protected or frozen. layer: among the MoE layers. Local. */
+/* The expert of the layer that has been dead for longest, the lowest of several; -1: none. */
+int mu_reseed_find(const mu_expert_health *h, const mu_protection *p, int layer);
+/* The busiest other expert of the layer, by loads [layers, experts]; -1: none. */
+int mu_reseed_donor(const mu_expert_health *h, const mu_protection *p, const int64_t *loads, int layer, int not_this);
 
 /* ------------------------------------------------------------------ the domain gate (gate.c)
  * In training the router's logit r_ti of an expert i that is protected for domain d learns to tell d's tokens from others:

@@ -102,6 +102,13 @@ mu_anchor_size mu_anchor_renew(mu_anchor *a, mu_comm *batch, double cut) {
     return (mu_anchor_size){ s.largest, s.above };
 }
 
+void mu_anchor_release(mu_anchor *a, const mu_unit *u, int64_t first, int64_t n) {
+    mu_device *dev = a->opt->params->dev;
+    const mu_shards *s = &a->opt->shards;
+    void *f = a->set ? mu_shards_unit(s, u, a->fisher[mu_shards_group(s, u)]) : NULL;
+    if (f) dev->k->fill(dev, n, 0.0, mu_mat_values((mu_mat){ f, dev->master, 1 }, first));
+}
+
 /* ------------------------------------------------------------------ a step */
 
 void mu_anchor_pull(mu_anchor *a, mu_comm *batch, double strength, double max_norm, mu_mat loads) {

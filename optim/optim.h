@@ -186,6 +186,8 @@ void mu_anchor_add(mu_anchor *a, double weight);    /* F += weight * square of t
 /* `at` = the weights now; F below cut * its largest value becomes 0. Collective over `batch`, the ranks that share a batch. */
 typedef struct { double largest; int64_t weights; } mu_anchor_size;     /* largest F; number of weights with F > 0 */
 mu_anchor_size mu_anchor_renew(mu_anchor *a, mu_comm *batch, double cut);
+/* F of these values of a unit becomes 0: their weights are others now. On the rank that owns the unit; nothing when it is not set. Local. */
+void mu_anchor_release(mu_anchor *a, const mu_unit *u, int64_t first, int64_t n);
 /* Adds the gradient above to the gradients, such that it is not scaled by the last mu_grad_clip, and its norm over all units that are updated is at
  * most max_norm (0: no limit). Experts whose load is 0 and frozen units are left out. Collective over `batch`. */
 void mu_anchor_pull(mu_anchor *a, mu_comm *batch, double strength, double max_norm, mu_mat loads);

@@ -229,6 +229,10 @@ static void check_protected(check *k) {
     for (int i = 0; i < p->carriers.n; i++) check_domain(k, "protect", "carriers", p->carriers.list[i].domain);
 }
 
+static void check_reseed(check *k) {
+    if (k->c->protect.reseed_dead && !k->c->stats.every) COMPLAIN(k, "protect", "reseed_dead", "needs the states of experts, but stats.every is 0");
+}
+
 /* A check runs only when the user's values of all options it compares were readable. */
 static const struct {
     void (*run)(check *);
@@ -243,6 +247,7 @@ static const struct {
     { check_dtype, "train.dtype train.device" },
     { check_force_domains, "moe.force_domains moe.num_experts moe.top_k data.train" },
     { check_protected, "protect.domains protect.carriers data.train" },
+    { check_reseed, "protect.reseed_dead stats.every" },
     { check_reproducible, "train.reproducible moe.balance moe.num_experts" },
     { check_batch, "train.global_batch_size train.micro_batch_size" },
     { check_seq_len, "train.seq_len model.max_seq_len" },

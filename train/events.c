@@ -209,6 +209,24 @@ mu_status mu_events_archive(mu_events *ev, const mu_log_source *src, int moe, in
     return mu_lines_write(&ev->out, j, e);
 }
 
+mu_status mu_events_action(mu_events *ev, const mu_log_source *src, const mu_action *a, mu_error *e) {
+    mu_json *j = &ev->line;
+    mu_json_reset(j);
+    mu_json_begin(j, NULL, '{');
+    mu_json_int(j, "step", src->state->step);
+    mu_json_string(j, "event", a->what);
+    mu_json_int(j, "layer", src->state->model->moe_layers[a->moe]);
+    mu_json_int(j, "expert", a->expert);
+    if (a->parent >= 0) mu_json_int(j, "parent", a->parent);
+    if (a->from) {
+        mu_json_string(j, "from", a->from);
+        mu_json_string(j, "to", a->to);
+    }
+    mu_json_string(j, "reason", a->reason);
+    for (int i = 0; i < a->n; i++) mu_json_float(j, a->figures[i].name, a->figures[i].value);
+    return mu_lines_write(&ev->out, j, e);
+}
+
 bool mu_events_advised(const mu_events *ev, mu_advice_topic topic) { return ev->advised[topic]; }
 
 mu_status mu_events_advice(mu_events *ev, const mu_log_source *src, const mu_advice *a, mu_error *e) {

@@ -37,6 +37,15 @@ mu_status mu_events_open(mu_events **ev, const mu_log_source *src, mu_error *e) 
 mu_status mu_events_changes(mu_events *ev, const mu_log_source *src, const mu_expert_change *changes, int n, mu_error *e) MU_MUST_USE;
 /* Which experts are protected from now on, or no longer. */
 mu_status mu_events_protection(mu_events *ev, const mu_log_source *src, const mu_protection_change *changes, int n, mu_error *e) MU_MUST_USE;
+/* What was done to an expert, and why; moe: number among the MoE layers; parent: another expert of the layer, that it now comes from, -1: none. */
+typedef struct {
+    const char *what;               /* "reseed" */
+    int moe, expert, parent;
+    const char *from, *to, *reason; /* its state changed; from NULL: it did not */
+    int n;
+    struct { const char *name; double value; } figures[3];
+} mu_action;
+mu_status mu_events_action(mu_events *ev, const mu_log_source *src, const mu_action *a, mu_error *e) MU_MUST_USE;
 /* An expert was archived, or, with an error, could not be. */
 mu_status mu_events_archive(mu_events *ev, const mu_log_source *src, int moe, int expert, const char *reason, const char *error, mu_error *e) MU_MUST_USE;
 mu_status mu_events_advice(mu_events *ev, const mu_log_source *src, const mu_advice *a, mu_error *e) MU_MUST_USE;

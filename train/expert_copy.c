@@ -3,13 +3,6 @@
 
 #include <stdio.h>
 
-static void split_rows(mu_expert_job *j, mu_expert_unit *donor, mu_expert_unit *copy) {
-    mu_expert_samples seen = { .D = donor->D };
-    if (j->live) seen = mu_expert_samples_collect(&j->ev, -1, donor);
-    mu_expert_split_rows(donor, copy, &seen, (uint64_t)j->m.cfg.run.seed);
-    mu_expert_samples_free(&seen);
-}
-
 /* Puts a copy of the donor in the place `to`; with `fresh` half of it is drawn anew. */
 static mu_status copy_expert(mu_expert_job *j, mu_place from, mu_place to, int moe, bool fresh, mu_error *e) {
     mu_expert_unit donor = { 0 };
@@ -17,13 +10,12 @@ static mu_status copy_expert(mu_expert_job *j, mu_place from, mu_place to, int m
     if (status == MU_STATUS_OK) status = mu_job_archive_first(j, to, true, e);
     if (status == MU_STATUS_OK) status = mu_expert_unit_read(&donor, &j->s.arrays, from.layer, from.expert, e);
     if (status != MU_STATUS_OK) return mu_expert_unit_free(&donor), status;
-    mu_expert_unit copy = mu_expert_unit_copy(&donor);
+    mu_expert_samples seen = { .D = donor.D };
+    if (j->live) seen = mu_expert_samples_collect(&j->ev, -1, &donor);
+    mu_expert_unit copy = mu_expert_split(&donor, to.expert, &seen, fresh, mu_job_state(j), (uint64_t)j->m.cfg.run.seed);
+    mu_expert_samples_free(&seen);
     char detail[64];
     snprintf(detail, sizeof detail, "%s expert %d", fresh ? "split of" : "copy of", from.expert);
-    split_rows(j, &donor, &copy);
-    mu_expert_unit_restart(&copy);
-    copy.expert = to.expert;
-    if (fresh) mu_expert_redraw(&copy, (uint64_t)j->m.cfg.run.seed);
     mu_job_forget(j, moe, to.expert);
     mu_surgery_put(&j->s, donor);
     mu_surgery_put(&j->s, copy);

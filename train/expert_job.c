@@ -105,15 +105,7 @@ mu_status mu_job_archive_first(mu_expert_job *j, mu_place p, bool samples, mu_er
 }
 
 void mu_job_forget(mu_expert_job *j, int moe, int expert) {
-    mu_train_state *t = &j->s.shape.t;
-    int64_t at = mu_job_cell(j, moe, expert);
-    if (!t->stats) return;
-    mu_expert_health *h = &t->stats->health;
-    mu_knowledge *k = t->knowledge;
-    h->state[at] = MU_EXPERT_HEALTHY, h->since[at] = h->reseeded[at] = t->step;
-    h->below_dead[at] = h->below_starved[at] = h->leaving[at] = h->carried[at] = h->top[at] = 0, h->top_criticality[at] = 0;
-    if (h->frozen[at] == MU_FROZEN_NOW) h->frozen[at] = MU_FROZEN_PAST;
-    for (int64_t d = 0; d < k->domains; d++) k->K[at * k->domains + d] = k->peak[at * k->domains + d] = 0, k->at[at * k->domains + d] = 0;
+    if (j->s.shape.t.stats) mu_expert_forget(&j->s.shape.t, moe, expert);
 }
 
 mu_status mu_job_may_replace(const mu_expert_job *j, mu_place p, int moe, bool also_overwritten, mu_error *e) {

@@ -92,16 +92,16 @@ static mu_status still_locked(mu_recorder *r, mu_error *e) {
 
 /* ------------------------------------------------------------------ archives */
 
-/* A record that cannot be written is no reason to stop: nothing overwrites the expert here. */
-static mu_status archive(mu_recorder *r, int64_t cell, const char *reason, mu_error *e) {
+/* A record that cannot be written is no reason to stop; but then nothing may overwrite the expert. otherwise: said when it was not written. */
+static mu_status archive(mu_recorder *r, int64_t cell, const char *reason, const char *otherwise, bool *written, mu_error *e) {
     mu_evaluation ev = evaluation(r->t);
     mu_error why = { 0 };
     int64_t E = r->t->cfg.moe.num_experts;
     int moe = (int)(cell / E), expert = (int)(cell % E);
-    bool failed = mu_archive_expert(&r->source, &ev, moe, expert, &why) != MU_STATUS_OK;
-    if (failed && r->progress)
-        mu_log(MU_LOG_WARNING, "expert %d of layer %d could not be archived: %-s", expert, r->t->state.model->moe_layers[moe], why.text);
-    return r->events ? mu_events_archive(r->events, &r->source, moe, expert, reason, failed ? why.text : NULL, e) : MU_STATUS_OK;
+    *written = mu_archive_expert(&r->source, &ev, moe, expert, &why) == MU_STATUS_OK;
+    if (!*written && r->progress)
+        mu_log(MU_LOG_WARNING, "expert %d of layer %d could not be archived%s: %-s", expert, r->t->state.model->moe_layers[moe], otherwise, why.text);
+    return r->events ? mu_events_archive(r->events, &r->source, moe, expert, reason, *written ? NULL : why.text, e) : MU_STATUS_OK;
 }
 
 /* Those with a reason. Collective, agreed. */
@@ -112,7 +112,8 @@ static mu_status archive_all(mu_recorder *r, const char *const *reasons, mu_erro
     for (int64_t i = 0; i < s->model->n_moe * r->t->cfg.moe.num_experts; i++) { /* every rank takes part in each */
         if (!reasons[i]) continue;
         mu_error why = { 0 };
-        mu_status one = archive(r, i, reasons[i], &why);
+        bool written;
+        mu_status one = archive(r, i, reasons[i], "", &written, &why);
         if (one != MU_STATUS_OK && status == MU_STATUS_OK) status = one, *e = why;
     }
     r->statistics_seconds += mu_time() - start;
@@ -140,6 +141,54 @@ static mu_status archive_carriers(mu_recorder *r, mu_error *e) {
         reasons[i] = h->state[i] == MU_EXPERT_CARRIER || h->state[i] == MU_EXPERT_DORMANT ? "end of the run" : NULL;
     mu_status status = archive_all(r, reasons, e);
     free(reasons);
+    return status;
+}
+
+/* ------------------------------------------------------------------ interventions */
+
+/* Of the mean of its layer, over the window. */
+static double load_of(const mu_log_source *src, int moe, int expert) {
+    const mu_load_window *w = &src->state->stats->window;
+    const int64_t *loads = w->total + (int64_t)moe * w->experts;
+    double sum = 0;
+    for (int i = 0; i < w->experts; i++) sum += (double)loads[i];
+    return sum > 0 ? (double)loads[expert] * w->experts / sum : 0;
+}
+
+static mu_status tell(mu_recorder *r, const mu_action *a, const char *done, mu_error *e) {
+    const mu_train_state *s = &r->t->state;
+    if (r->progress) mu_progress_say(r->progress, "layer %d: expert %d %s (%s)", s->model->moe_layers[a->moe], a->expert, done, a->reason);
+    return mu_agree(s->mesh->batch, r->events ? mu_events_action(r->events, &r->source, a, e) : MU_STATUS_OK, e);
+}
+
+/* A dead expert of this layer is archived and becomes half of the busiest one. Collective, agreed. */
+static mu_status reseed(mu_recorder *r, int moe, mu_error *e) {
+    const mu_train_state *s = &r->t->state;
+    const mu_expert_health *h = &s->stats->health;
+    int expert = mu_reseed_find(h, &s->model->protection, moe), donor = expert < 0 ? -1 : mu_expert_donor(s, moe, expert);
+    bool written;
+    if (donor < 0) return MU_STATUS_OK;
+    int64_t cell = (int64_t)moe * h->experts + expert, since = h->since[cell];
+    mu_status status = mu_agree(s->mesh->batch, archive(r, cell, "before it is re-seeded", ", so it is not re-seeded", &written, e), e);
+    if (status != MU_STATUS_OK || !written) return status;
+    mu_evaluation ev = evaluation(r->t);
+    mu_reseed(s, &ev, moe, expert, donor, (uint64_t)r->t->cfg.run.seed);
+    double load = load_of(&r->source, moe, donor);
+    char *reason = mu_format("dead since step %lld; now half of expert %d, load %.2f of the mean", (long long)since, donor, load);
+    mu_action a = { "reseed", moe, expert, donor, "dead", "healthy", reason, 2, { { "since", (double)since }, { "parent_load", load } } };
+    status = tell(r, &a, "is re-seeded", e);
+    free(reason);
+    return status;
+}
+
+/* At most one expert of each layer. Not at the end of the run, where there is no time to learn. */
+static mu_status intervene(mu_recorder *r, mu_error *e) {
+    const mu_training *t = r->t;
+    mu_status status = MU_STATUS_OK;
+    double start = mu_time();
+    if (10 * t->state.step > 9 * t->cfg.train.steps) return MU_STATUS_OK;
+    for (int i = 0; i < t->state.model->n_moe && t->cfg.protect.reseed_dead && status == MU_STATUS_OK; i++) status = reseed(r, i, e);
+    r->statistics_seconds += mu_time() - start;
     return status;
 }
 
@@ -307,7 +356,8 @@ mu_status mu_recorder_statistics(mu_recorder *r, mu_error *e) {
         mu_status status = statistics(r, start, e);
         mu_routing_stats_restart(s->stats);
         status = mu_agree(s->mesh->batch, status, e);
-        return status == MU_STATUS_OK ? archive_due(r, e) : status;
+        if (status == MU_STATUS_OK) status = archive_due(r, e);
+        return status == MU_STATUS_OK ? intervene(r, e) : status;
     }
     mu_knowledge *kept = s->knowledge;
     s->knowledge = mu_knowledge_copy(kept);

@@ -37,6 +37,8 @@ void mu_expert_unit_hash(const mu_expert_unit *u, char hex[33]);
 mu_status mu_expert_unit_read(mu_expert_unit *u, mu_checkpoint_arrays *a, int layer, int expert, mu_error *e) MU_MUST_USE;
 /* Of a run: the same on every rank, whichever holds the expert. Collective over the mesh's batch group. */
 void mu_expert_unit_take(mu_expert_unit *u, const mu_train_state *t, int layer, int expert);
+/* Puts it into a run in its place, on every rank as rank 0 has it; the router's step count stays, and mu_params_refresh must follow. Collective likewise. */
+void mu_expert_unit_give(mu_expert_unit *u, const mu_train_state *t);
 /* Puts what the array `s` of a checkpoint has of this unit into its values `host`. with_bias: the model has selection biases. */
 void mu_expert_unit_put(const mu_expert_unit *u, const mu_state *s, bool with_bias, void *host);
 /* y [n, D] = f(h), h [n, D], in double precision. */
@@ -81,16 +83,22 @@ mu_expert_fisher mu_expert_fisher_estimate(const mu_evaluation *ev, int domain, 
 /* The smallest share of the unit's values that has nine tenths of the information; 0: there is none. */
 double mu_expert_fisher_share(const mu_expert_fisher *f, const mu_expert_unit *u);
 
-/* ------------------------------------------------------------------ an expert divided in two (split.c)
- * The busiest expert of a layer that carries no domain, was not overwritten and is not frozen; -1: there is none. moe: number among the MoE
- * layers. */
-int mu_expert_donor(const mu_train_state *t, int moe, int not_this);
-/* Two rows of the router that divide the tokens of one: moved apart, by a tenth of their length, along the axis in which the inputs of these
- * tokens differ most. seen: samples of the donor. */
-void mu_expert_split_rows(mu_expert_unit *donor, mu_expert_unit *copy, const mu_expert_samples *seen, uint64_t seed);
-/* Draws half of the hidden units anew, rows of gate and up and columns of down alike, with mean and deviation of what they replace. */
-void mu_expert_redraw(mu_expert_unit *u, uint64_t seed);
+/* ------------------------------------------------------------------ an expert divided in two (split.c) */
 bool mu_expert_carries(int64_t state);          /* is it a state of an expert that carries a domain? */
+/* The expert of a layer that is split (mu_reseed_donor); of weights alone any other than not_this; -1: there is none. moe: number among the MoE layers. */
+int mu_expert_donor(const mu_train_state *t, int moe, int not_this);
+/* A copy of the donor, for the place of another `expert` of its layer, whose row of the router and the donor's are moved apart by a tenth of their length
+ * along the axis in which the donor's inputs, seen (n 0: random), differ most: so they divide its tokens. Its moments and step counts are those of
+ * a new one. fresh: half of the hidden units, rows of gate and up and columns of down alike, are drawn anew with mean and deviation of what they replace;
+ * at each step of t others. */
+mu_expert_unit mu_expert_split(mu_expert_unit *donor, int expert, const mu_expert_samples *seen, bool fresh, const mu_train_state *t, uint64_t seed);
+/* The state of an expert whose weights are now others: nothing is known of it. */
+void mu_expert_forget(const mu_train_state *t, int moe, int expert);
+
+/* ------------------------------------------------------------------ re-seeding in a run (reseed.c) */
+/* Replaces an expert of a run by a split of `donor`: its weights, its row of the router and the donor's, moments, step counts, selection bias, and what is
+ * known of it. moe: number among the MoE layers. Collective over the mesh's batch group. */
+void mu_reseed(const mu_train_state *t, const mu_evaluation *ev, int moe, int expert, int donor, uint64_t seed);
 
 /* ------------------------------------------------------------------ archives (archive.c)
  * FOLDER/layer_LL/expert_EEE/step-N.h5, one record each. */

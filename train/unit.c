@@ -193,6 +193,32 @@ void mu_expert_unit_take(mu_expert_unit *u, const mu_train_state *t, int layer, 
     }
 }
 
+/* Where this rank has the part's array, NULL: nowhere. Slots are on the rank that owns the parameter's unit. */
+static void *place_of(const mu_train_state *t, const mu_unit *p, int number) {
+    return !p ? NULL : number < 0 ? mu_unit_data(p) : mu_optimizer_slot(t->opt, p, number);
+}
+
+static void give_array(mu_expert_unit *u, const mu_train_state *t, const mu_unit *p, int number, int part) {
+    mu_device *dev = t->model->params->dev;
+    double *from = *array_of(u, number, part);
+    int64_t n = mu_expert_unit_count(u, part), first = part == MU_PART_ROUTER ? u->expert * u->D : 0;
+    char *to = place_of(t, p, number);
+    mu_broadcast(t->mesh->batch, 0, from, n * (int64_t)sizeof *from);
+    if (to) mu_reals_set(dev, dev->master, to + (size_t)first * mu_dtype_size(dev->master), n, from);
+}
+
+void mu_expert_unit_give(mu_expert_unit *u, const mu_train_state *t) {
+    const mu_moe *m = &t->model->blocks[u->layer].moe;
+    mu_broadcast(t->mesh->batch, 0, &u->bias, sizeof u->bias);
+    mu_broadcast(t->mesh->batch, 0, u->steps, sizeof u->steps);
+    m->bias[u->expert] = u->bias;
+    for (int part = 0; part < MU_PARTS; part++) {
+        const mu_unit *p = mu_expert_unit_find(m, part, u->expert);
+        for (int k = -1; k < n_slots(u); k++) give_array(u, t, p, k, part);
+        if (p && t->opt && part != MU_PART_ROUTER) mu_optimizer_steps_set(t->opt, p, u->steps[part]);
+    }
+}
+
 /* ------------------------------------------------------------------ its function */
 
 /* Of one input: gate and up products, and what goes into the down product. */

@@ -391,6 +391,18 @@ static void overwritten_as_a_copy(void **state) {
 
 /* ------------------------------------------------------------------ duplicates */
 
+static void one_that_was_reseeded_has_time(void **state) {
+    (void)state;
+    silent(8);
+    window(8);
+    assert_state(MU_EXPERT_DEAD);
+    h.state[ME] = MU_EXPERT_HEALTHY, h.below_dead[ME] = 0, reseeded[ME] = step;
+    window(9);                                  /* duplicate_windows: 10 */
+    assert_state(MU_EXPERT_STARVED);
+    window(2);
+    assert_state(MU_EXPERT_DEAD);
+}
+
 static void a_copy_after_reseeding_is_a_duplicate(void **state) {
     (void)state;
     twin[ME] = 0.95;
@@ -517,7 +529,7 @@ int main(void) {
         TEST(without_domains_and_probe), TEST(carrier_whatever_its_load), TEST(a_starved_or_dead_expert_may_become_a_carrier),
         TEST(a_starved_expert_on_which_a_domain_depends),
         TEST(only_rare_domains_have_carriers), TEST(experts_of_common_domains_are_no_carriers), TEST(a_carrier_taken_by_a_common_domain), TEST(carriers_are_limited), TEST(rarity_counts_by_its_logarithm), TEST(the_first_domain_stays), TEST(overwritten_by_common_tokens),
-        TEST(overwritten_when_the_domain_is_forgotten), TEST(overwritten_as_a_copy), TEST(a_copy_after_reseeding_is_a_duplicate),
+        TEST(overwritten_when_the_domain_is_forgotten), TEST(overwritten_as_a_copy), TEST(one_that_was_reseeded_has_time), TEST(a_copy_after_reseeding_is_a_duplicate),
         TEST(layers_are_apart), TEST(the_state_is_all_there_is), TEST(domains_are_matched_by_name), TEST(thresholds_fit_together),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

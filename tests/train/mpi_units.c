@@ -1,5 +1,5 @@
 /* mpi_units.c - an expert of a run is the same unit on every rank, whichever holds it, and with any ep the one in the checkpoint; and so are its
- * samples and its Fisher information. */
+ * samples and its Fisher information. Put back it is what it was; re-seeded it is half of its donor. */
 #include "mpi_check.h"
 #include "train/surgery.h"
 #include "train/training.h"
@@ -84,6 +84,82 @@ static void freeze(mu_training *t) {
     for (int i = 0; i < 2; i++) mu_expert_unit_free(&before[i]), mu_expert_unit_free(&after[i]);
 }
 
+/* Every value, in the order of layers and experts. */
+static void take_all(const mu_training *t, mu_expert_unit units[8]) {
+    for (int i = 0; i < 8; i++) mu_expert_unit_take(&units[i], &t->state, i / 4, i % 4);
+}
+
+static void free_all(mu_expert_unit units[8]) {
+    for (int i = 0; i < 8; i++) mu_expert_unit_free(&units[i]);
+}
+
+static bool same_values(const mu_expert_unit *a, const mu_expert_unit *b, int part) {
+    return !memcmp(a->values[part], b->values[part], (size_t)mu_expert_unit_count(a, part) * sizeof(double));
+}
+
+static void put_back(mu_training *t) {
+    mu_expert_unit before[8], after[8];
+    take_all(t, before);
+    for (int i = 0; i < 8; i++) mu_expert_unit_give(&before[i], &t->state);
+    take_all(t, after);
+    for (int i = 0; i < 8; i++) check(mu_expert_unit_equal(&before[i], &after[i]), "expert %d of layer %d changed", i % 4, i / 4);
+    free_all(before);
+    free_all(after);
+}
+
+/* How many hidden units of b are other ones than in a, in all three parts alike. */
+static int64_t redrawn(const mu_expert_unit *a, const mu_expert_unit *b) {
+    int64_t n = 0;
+    for (int64_t f = 0; f < a->F; f++) {
+        int differ = 0;
+        for (int part = MU_PART_GATE; part < MU_PARTS; part++) {
+            int64_t at = part == MU_PART_DOWN ? f : f * a->D;
+            differ += a->values[part][at] != b->values[part][at];
+        }
+        check(differ == 0 || differ == 3, "hidden unit %lld is new in %d of 3 parts", (long long)f, differ);
+        n += differ > 0;
+    }
+    return n;
+}
+
+/* Expert 0 of layer 0 becomes half of expert 1, while expert 3 is exempt. */
+static void reseed(mu_training *t) {
+    enum { EXPERT, DONOR, OTHER, EXEMPT };
+    mu_evaluation ev = { t->state.model, t->tape, &t->texts, t->state.mesh->batch, 4, { NULL, 1 }, NULL, NULL };
+    mu_expert_unit before[8], after[8];
+    mu_expert_health *h = &t->state.stats->health;
+    t->state.model->protection.exempt[EXEMPT] = 1;
+    h->state[EXPERT] = MU_EXPERT_DEAD, h->below_dead[EXPERT] = 3;
+    take_all(t, before);
+    mu_reseed(&t->state, &ev, 0, EXPERT, DONOR, 1);
+    take_all(t, after);
+    const mu_expert_unit *was = &before[DONOR], *donor = &after[DONOR], *half = &after[EXPERT];
+    double apart = 0, length = 0, moments = 0, sum = 0;
+    for (int64_t i = 0; i < was->D; i++) {
+        double d = half->values[MU_PART_ROUTER][i] - donor->values[MU_PART_ROUTER][i], mean = (half->values[MU_PART_ROUTER][i] + donor->values[MU_PART_ROUTER][i]) / 2;
+        apart += d * d, length += was->values[MU_PART_ROUTER][i] * was->values[MU_PART_ROUTER][i];
+        check(fabs(mean - was->values[MU_PART_ROUTER][i]) < 1e-6, "the rows did not move apart around %g", was->values[MU_PART_ROUTER][i]);
+    }
+    check(fabs(sqrt(apart / length) - 0.2) < 1e-3, "the rows are %g of their length apart", sqrt(apart / length));
+    for (int part = MU_PART_GATE; part < MU_PARTS; part++) check(same_values(was, donor, part) && donor->steps[part] == was->steps[part], "part %d of the donor changed", part);
+    check(redrawn(donor, half) == half->F / 2, "%lld of %lld hidden units are new", (long long)redrawn(donor, half), (long long)half->F);
+    for (int part = 0; part < MU_PARTS; part++) {
+        check(part == MU_PART_ROUTER || half->steps[part] == 0, "%lld steps", (long long)half->steps[part]);
+        for (int slot = 0; slot < 2; slot++)
+            for (int64_t i = 0; i < mu_expert_unit_count(half, part); i++) moments += fabs(half->slots[slot][part][i]);
+    }
+    check(moments == 0, "moments %g", moments);
+    for (int i = OTHER; i < 8; i++)
+        for (int part = 0; part < MU_PARTS; part++) check(same_values(&before[i], &after[i], part), "expert %d of layer %d changed", i % 4, i / 4);
+    for (int i = 0; i < 4; i++) sum += i == EXEMPT ? 0 : after[i].bias;
+    check(fabs(sum) < 1e-12 && half->bias == donor->bias, "biases %g and %g, sum %g", half->bias, donor->bias, sum);
+    check(after[EXEMPT].bias == before[EXEMPT].bias, "the bias of an exempt expert changed");
+    check(h->state[EXPERT] == MU_EXPERT_HEALTHY && h->reseeded[EXPERT] == t->state.step && h->below_dead[EXPERT] == 0, "its state was not forgotten");
+    check(mu_training_step(t, NULL).finite, "after re-seeding");
+    free_all(before);
+    free_all(after);
+}
+
 static void run(mu_mesh *mesh, int ep) {
     mu_training t = { 0 };
     char *text = mu_format("run: {dir: run%d, seed: 1}\n"
@@ -106,6 +182,8 @@ static void run(mu_mesh *mesh, int ep) {
     assert_ok(mu_checkpoint_arrays_close(&a, MU_STATUS_OK, &e));
     mu_manifest_free(&m);
     freeze(&t);
+    put_back(&t);
+    reseed(&t);
     mu_training_close(&t);
     free(text);
 }
