@@ -132,7 +132,7 @@ double mu_exact_value(const mu_exact *sum);             /* rounded once; NaN whe
  * Key = 64-bit seed; counter = (block, step, sample, purpose << 16 | layer), which is cuRAND's
  * curand_init(seed, subsequence, offset) with subsequence = the upper two words. */
 typedef enum { MU_RNG_INIT = 1, MU_RNG_DATA_DOMAIN, MU_RNG_DATA_ORDER, MU_RNG_SYNTHETIC,
-               MU_RNG_GENERATE, MU_RNG_TEST, MU_RNG_JITTER, MU_RNG_SURGERY, MU_RNG_DATA_REPLAY } mu_rng_purpose;
+               MU_RNG_GENERATE, MU_RNG_TEST, MU_RNG_JITTER, MU_RNG_SURGERY, MU_RNG_DATA_REPLAY, MU_RNG_CLUSTERS } mu_rng_purpose;
 typedef struct { uint64_t seed; uint32_t step, sample; uint32_t purpose, layer; } mu_rng;
 void   mu_philox4x32(uint64_t key, const uint32_t counter[4], uint32_t out[4]);
 uint32_t mu_rng_u32(const mu_rng *r, uint64_t index);       /* number `index` of the stream: block index/4, word index%4 */

@@ -49,7 +49,7 @@ static mu_status check_names(const mu_option_domains *list, mu_error *e) {
 
 /* A hash of hashes: lines with the tokenizer's name and each domain's name and fingerprint, in the list's order. Names have no
  * line breaks. */
-static void fingerprint(mu_corpus *c, const mu_tokenizer *t) {
+void mu_corpus_fingerprint(mu_corpus *c, const mu_tokenizer *t) {
     char *lines = mu_format("%s\n", mu_tokenizer_name(t));
     for (int i = 0; i < c->n_domains; i++) {
         char *before = lines;
@@ -98,7 +98,7 @@ mu_status mu_corpus_open(mu_corpus *c, const mu_option_domains *list, const char
         status = open_domain(&c->domains[i], entry->path, text_key, t, seed, c->cache, e);
     }
     if (status) mu_corpus_close(c);
-    else fingerprint(c, t);
+    else mu_corpus_fingerprint(c, t);
     return status;
 }
 

@@ -129,6 +129,17 @@ mu_status mu_corpus_write(const mu_corpus *c, const mu_tokenizer *t, const char 
 /* Checks that the token file can be written, before texts are read. An existing token file would be replaced, its fingerprint is
  * returned in `fingerprint` (else ""); MU_STATUS_USAGE for any other existing file. */
 mu_status mu_token_file_check(const char *path, char fingerprint[33], mu_error *e) MU_MUST_USE;
+/* Groups the documents of all domains, long ones in pieces, by their words into k clusters, which replace the domains: "cluster-00", the largest,
+ * and so on (clusters.c). All ids are then in memory. `r` says what each is; free it. The result depends on texts, k and seed only. MU_STATUS_DATA: fewer
+ * pieces than clusters. */
+enum { MU_CLUSTERS_MAX = 1000 };
+typedef struct {
+    int n, n_from;              /* clusters; domains before */
+    int64_t *tokens;            /* [n, n_from] */
+    char (*words)[128];         /* [n]: the most typical ones */
+} mu_clusters;
+mu_status mu_corpus_cluster(mu_corpus *c, const mu_tokenizer *t, int k, uint64_t seed, mu_clusters *r, mu_error *e) MU_MUST_USE;
+void      mu_clusters_free(mu_clusters *r);
 /* Ids [first, first + n) of a domain; end offsets of documents [first, first + n). Fatal when a token file cannot be read any
  * more. */
 void      mu_domain_ids(const mu_domain *d, int64_t first, int64_t n, int32_t *ids);

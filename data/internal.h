@@ -141,6 +141,7 @@ void mu_domain_add(mu_domain_maker *m, const char *text, int64_t bytes, int64_t 
  * document ends with the end-of-document id. MU_STATUS_DATA names the path. */
 mu_status mu_domain_scan(mu_domain *d, const mu_tokenizer *t, const char *path, mu_error *e) MU_MUST_USE;
 void mu_domain_close(mu_domain *d);
+void mu_corpus_fingerprint(mu_corpus *c, const mu_tokenizer *t);        /* corpus.c: sets it, from those of its domains */
 
 /* Maximum bytes of text of a domain, over all of its files. */
 #define MU_DOMAIN_BYTES_MAX ((int64_t)4 << 30)

@@ -132,12 +132,16 @@ static const command commands[] = {
       "  --to muster       a checkpoint of weights for train --init-from, eval, stats and generate\n"
       "  --dtype D         with --to hf: fp32 (default) or bf16\n"
       "  --shard-size N    with --to hf: largest size of a file of weights (default 5GB)" },
-    { "tokenize", mu_cmd_tokenize, "[--tokenizer PATH] [--text-key KEY] [--threads N] --out FILE.h5 DOMAIN=PATH ...",
+    { "tokenize", mu_cmd_tokenize, "[--tokenizer PATH] [--text-key KEY] [--clusters N [--seed S]] [--threads N] --out FILE.h5 DOMAIN=PATH ...",
       "Writes a token file from texts: per domain a folder of .txt, .jsonl and .json files, each also .gz or .zst, or one such file.\n"
       "An existing token file is replaced, with a note; any other file is left alone.\n"
       "data.train then takes {domain: DOMAIN, path: FILE.h5}.\n\n"
       "  --tokenizer PATH    a tokenizer.json, or the folder that holds one (default bytes)\n"
       "  --text-key KEY      key of the text in the objects of .jsonl and .json files (default text)\n"
+      "  --clusters N        texts without labels: the documents of all paths are grouped by what they have in common, and the\n"
+      "                      file has the domains cluster-00, the largest, to N - 1; prints what each is, and the lines of\n"
+      "                      data.train (docs/tokenizers.md)\n"
+      "  --seed S            of the clusters (default 1)\n"
       "  --threads N         default: OMP_NUM_THREADS if set, else all cores; the file is the same" },
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
