@@ -70,10 +70,10 @@ enum { ARMS = sizeof arms / sizeof *arms };
 typedef struct {
     const char *arm;
     int64_t seed, steps[3], width, experts;
-    double weight_decay, lr, anchor;
+    double weight_decay, lr, anchor, bias_rate;
     int replay;
 } options;
-typedef struct { int64_t step; double rare, worst, common, retention; } point;
+typedef struct { int64_t step; double rare, worst, common, retention, max_vio; } point;
 typedef struct {
     const arm *arm;
     options o;
@@ -160,7 +160,8 @@ static void look(run *r) {
     for (int d = 0; d < DOMAINS; d++) r->best[d] = fmin(r->best[d], e.ce[d]);
     if (r->m.cfg.experts && r->m.step % STATES_EVERY == 0) update_states(r, &e);
     summary s = summarise(r, &e);
-    r->curve[r->n_points++] = (point){ r->m.step, s.rare, s.worst, s.common_excess, s.R };
+    double max_vio = r->m.cfg.experts ? mu_load_of(r->m.stats->window.total, r->m.cfg.experts).max_vio : 0;
+    r->curve[r->n_points++] = (point){ r->m.step, s.rare, s.worst, s.common_excess, s.R, max_vio };
 }
 
 static void train(run *r, int64_t steps, bool drought) {
@@ -242,8 +243,8 @@ static int64_t steps_to_half(const run *r, int64_t from, int64_t to) {
 static void print_curve(const run *r) {
     printf(", \"curve\": [");
     for (int i = 0; i < r->n_points; i++)
-        printf("%s[%lld, %.4f, %.4f, %.4f, %.4f]", i ? ", " : "", (long long)r->curve[i].step, r->curve[i].rare, r->curve[i].worst,
-               r->curve[i].common, r->curve[i].retention);
+        printf("%s[%lld, %.4f, %.4f, %.4f, %.4f, %.4f]", i ? ", " : "", (long long)r->curve[i].step, r->curve[i].rare, r->curve[i].worst,
+               r->curve[i].common, r->curve[i].retention, r->curve[i].max_vio);
     printf("]");
 }
 
@@ -316,6 +317,7 @@ static void start(run *r, const arm *a, const options *o) {
                         .balance = a->balance, .micro_batches = a->micro_batches ? a->micro_batches : 1, .gate = a->gate,
                         .lazy = !a->dense_adam, .lr = o->lr, .weight_decay = o->weight_decay, .anchor = o->anchor };
     nano_open(&r->m, &cfg, &r->data);
+    r->m.moe_cfg.bias_update_rate = o->bias_rate;
     mu_expert_health_init(&r->health, cfg.experts > 0, cfg.experts);
     for (int d = 0; d < DOMAINS; d++) r->best[d] = log(SYMBOLS);
     r->curve = mu_alloc((size_t)((o->steps[0] + o->steps[1] + o->steps[2]) / CURVE_EVERY + 1), sizeof *r->curve);
@@ -336,9 +338,9 @@ static void perform(const arm *a, const options *o) {
     static run r;
     start(&r, a, o);
     printf("{\"arm\": \"%s\", \"seed\": %lld, \"steps_a\": %lld, \"steps_b\": %lld, \"steps_c\": %lld, \"width\": %lld, \"experts\": %lld,"
-           " \"weight_decay\": %g, \"lr\": %g, \"anchor\": %g, \"replay\": %d, \"parameters\": %lld, \"active\": %lld",
+           " \"weight_decay\": %g, \"lr\": %g, \"bias_rate\": %g, \"anchor\": %g, \"replay\": %d, \"parameters\": %lld, \"active\": %lld",
            a->name, (long long)o->seed, (long long)o->steps[0], (long long)o->steps[1], (long long)o->steps[2], (long long)o->width,
-           (long long)o->experts, o->weight_decay, o->lr, o->anchor, o->replay, (long long)count_parameters(&r.m),
+           (long long)o->experts, o->weight_decay, o->lr, o->bias_rate, o->anchor, o->replay, (long long)count_parameters(&r.m),
            (long long)count_active(&r.m));
     run_arm(&r);
     printf(", \"cpu_ms_per_step\": %.4f", 1e3 * r.seconds / (double)r.m.step);
@@ -353,7 +355,7 @@ static void perform(const arm *a, const options *o) {
 
 static int usage(const char *why, const char *what) {
     fprintf(stderr, "nano: %s%s\nusage: nano --arm NAME --seed N [--steps-a N] [--steps-b N] [--steps-c N] [--weight-decay X] [--lr X]"
-            " [--width N] [--experts N] [--anchor X] [--replay N] | --list\n", why, what);
+            " [--width N] [--experts N] [--bias-rate X] [--anchor X] [--replay N] | --list\n", why, what);
     return MU_STATUS_USAGE;
 }
 
@@ -381,6 +383,7 @@ static int read_options(int argc, char **argv, options *o) {
         else if (!strcmp(name, "--lr")) o->lr = x;
         else if (!strcmp(name, "--width") && x >= 2 && x <= 128) o->width = (int64_t)x;
         else if (!strcmp(name, "--experts") && x >= 3 && x <= E_MAX) o->experts = (int64_t)x;
+        else if (!strcmp(name, "--bias-rate")) o->bias_rate = x;
         else if (!strcmp(name, "--anchor")) o->anchor = x;
         else if (!strcmp(name, "--replay") && x <= TOKENS) o->replay = (int)x;
         else return usage(name, ": unknown, or its value is out of range");
@@ -395,7 +398,7 @@ static void on_fatal(mu_status status, const char *line) {
 
 int main(int argc, char **argv) {
     options o = { .seed = 1, .steps = { 6000, 3000, 3000 }, .width = 32, .experts = 8, .weight_decay = 0.01, .lr = 3e-3, .anchor = 10,
-                  .replay = 1 };
+                  .bias_rate = 1e-3, .replay = 1 };
     mu_fatal_set_handler(on_fatal);
     mu_threads_set(1);
     if (argc == 2 && !strcmp(argv[1], "--list")) {

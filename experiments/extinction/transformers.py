@@ -70,14 +70,14 @@ class Transformers:
             return self.locks.setdefault(key, threading.Lock())
 
     # ------------------------------------------------------------------ commands
-    def call(self, *arguments, refusal=None):
-        """What it printed; None where it was refused with that exit code. Adds the processor time to FOLDER/cpu of a training run."""
+    def call(self, *arguments, refusals=()):
+        """What it printed; None where it was refused with such an exit code. Adds the processor time to FOLDER/cpu of a training run."""
         process = subprocess.Popen([self.muster, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})
         printed = process.stdout.read()
         _, status, used = os.wait4(process.pid, 0)
         code = process.returncode = os.waitstatus_to_exitcode(status)
-        if code == refusal:
+        if code in refusals:
             return None
         if code:
             raise RuntimeError(f"muster {' '.join(map(str, arguments))}: exit code {code}: {printed.strip()[-600:]}")
@@ -144,7 +144,7 @@ class Transformers:
                             [("duplicate", f"{layer}:{busiest[layer]}", "--slot", f"{layer}:{expert}") for layer, _, expert in self.cells()])
 
     def recovery(self, folder, a):
-        """From the end of B: the archived carriers of all layers restored, then each of them healed."""
+        """From the end of B: the archived carriers of all layers restored, then each of them healed: 65, not accepted; 78, the record names no domain that needs it."""
         archive = lambda layer, expert: a / "archive" / f"layer_{layer:02d}" / f"expert_{expert:03d}" / f"step-{self.steps[0]:08d}.h5"
         back = lambda layer, expert: ("restore", f"{layer}:{expert}", "--from", archive(layer, expert))
         restored = self.surgery(folder.with_name(folder.name + "-restored"), folder, [back(layer, expert) for layer, _, expert in self.cells()])
@@ -156,7 +156,7 @@ class Transformers:
         for layer, _, expert in self.cells():
             part = folder.with_name(f"{folder.name}-healed-{layer}-{expert}")
             shutil.rmtree(part, ignore_errors=True)
-            if self.call("expert", *back(layer, expert)[:1], healed, *back(layer, expert)[1:], "--heal", HEAL_STEPS, "--force", "--out", part, refusal=65) is not None:
+            if self.call("expert", *back(layer, expert)[:1], healed, *back(layer, expert)[1:], "--heal", HEAL_STEPS, "--force", "--out", part, refusals=(65, 78)) is not None:
                 healed, accepted = part, accepted + 1
         return row | {f"healed_{k}": v for k, v in summary(self.evaluate(healed)).items()} | {"healed_units": accepted}
 
@@ -181,8 +181,6 @@ class Transformers:
         found |= self.measures(runs)
         if arm in ("mimic", "gate_balancer"):
             found |= self.recovery(folder, first)
-        for done in base.glob(f"{arm}-B*"):                     # checkpoints are no longer needed
-            shutil.rmtree(done / "checkpoints", ignore_errors=True)
         return json.dumps(found) + "\n"
 
     def measures(self, runs):
