@@ -162,8 +162,8 @@ run 65 'rolled back: -?[0-9]+ % of what was learned of a is known' restore lost 
 says "healing that fails" '^  healed +[0-9.]+ +(-?[0-9]|[1-8][0-9]) %'
 [ -z "$(ls -d x* 2> /dev/null)" ] && pass || fail "a healing that was rolled back left $(ls -d x*)"
 [ "$was_lost" = "$(cd lost && find . -type f -print0 | sort -z | xargs -0 md5sum)" ] && pass || fail "a healing that was rolled back changed its source"
-expect 0 "without an oracle" train 1 free train.steps=450 "${carriers[@]}" "moe.force_domains={}" --fork gone
-run 65 'rolled back.* they lose 0\.[0-9]*[1-9]' restore free 0:3 --from rare --force --heal 30 --out x      # which others use by now
+expect 0 "without an oracle" train 1 free train.steps=600 "${carriers[@]}" "moe.force_domains={}" --fork gone
+run 65 'rolled back.*they lose 0\.[0-9]*[1-9]' restore free 0:3 --from rare --force --heal 30 --out x      # which others use by now
 run 65 'not an archived expert|damaged|HDF5|cannot' restore lost 0:3 --from bad.h5 --force --heal 0 --out x
 run 78 'names no domain' restore base 0:3 --force --heal 3 --out x
 run 64 'at most 100' restore base 0:3 --heal 101 --force --out x
