@@ -183,26 +183,31 @@ def experts(a, name, seed):
 
 
 def restore(a, seed):
-    """The carriers of chemistry as they were at the end of A, put back into what a drought without protection left."""
-    source, ruin, base = (folder_of(a, name, seed) for name in ("sigmoid_carriers/A", "sigmoid_unprotected/B", "restore"))
+    return {domain: restore_carrier(a, domain, seed) for domain in RARE}
+
+
+def restore_carrier(a, domain, seed):
+    """The carriers of a domain as they were at the end of A, put back into what a drought without protection left."""
+    source, ruin, base = (folder_of(a, name, seed) for name in ("sigmoid_carriers/A", "sigmoid_unprotected/B", f"restore {domain}"))
     shutil.rmtree(base, ignore_errors=True)
     base.mkdir(parents=True)
-    log, expert, domains = base / "log", GIVEN["chemistry"], [*COMMON, *RARE]
+    log, expert, domains = base / "log", GIVEN[domain], [*COMMON, *RARE]
     row = {"before": evaluate(a, ruin, domains, log), "A": evaluate(a, source, domains, log), "alone": [], "drift": []}
     unit = lambda layer: base / "archive" / f"layer_{layer:02}" / f"expert_{expert:03}" / f"step-{a.steps[0]:08}.h5"
     into = ruin
     for layer in range(LAYERS):
+        put = lambda where, out, *more: start([a.muster, "expert", "restore", where, f"{layer}:{expert}", "--from", unit(layer), "--force", "train.threads=1",
+                                               "--out", base / out, *more], a.texts.parent, log, (0, 65, 78) if more else (0,))
         start([a.muster, "expert", "archive", source, f"{layer}:{expert}", "--out", base / "archive", "train.threads=1"], a.texts.parent, log)
-        how = [a.muster, "expert", "restore", "%", f"{layer}:{expert}", "--from", unit(layer), "--force", "train.threads=1", "--out"]
-        out, _, _ = start([ruin if w == "%" else w for w in how] + [base / f"alone-{layer}"], a.texts.parent, log)
-        row["drift"].append([float(x) for x in re.findall(r"differ by ([\d.]+), the outputs by ([\d.]+)", out)[0]] if "drift" in out else None)
+        out, _, _ = put(ruin, f"alone-{layer}")
+        row["drift"] += [[float(x) for x in found] for found in re.findall(r"differ by ([\d.]+), the outputs by ([\d.]+)", out)]
         row["alone"].append(evaluate(a, base / f"alone-{layer}", domains, log))
         if layer == LAYERS - 1:                 # the last one restored is healed, beside the others
-            out, row["heal_seconds"], code = start([into if w == "%" else w for w in how] + [base / "healed", "--heal", a.heal], a.texts.parent, log, (0, 65, 78))
-            row["accepted"], row["heal"] = code == 0, {w[0]: [float(x) for x in w[1:]] for w in re.findall(r"(before|restored|healed) +([\d.]+) +(-?\d+) % +([\d.]+)", out)}
-            row["why"] = log.read_text(encoding="utf-8")[-400:] if code else ""
+            out, row["heal_seconds"], code = put(into, "healed", "--heal", a.heal)
+            row["accepted"], row["why"] = code == 0, log.read_text(encoding="utf-8")[-400:] if code else ""
+            row["heal"] = {w[0]: [float(x) for x in w[1:]] for w in re.findall(r"(before|restored|healed) +([\d.]+) +(-?\d+) % +([\d.]+)", out)}
             row["healed"] = evaluate(a, base / "healed", domains, log) if code == 0 else None
-        start([into if w == "%" else w for w in how] + [base / f"together-{layer}"], a.texts.parent, log)
+        put(into, f"together-{layer}")
         into = base / f"together-{layer}"
     row["together"] = evaluate(a, into, domains, log)
     return row
@@ -365,31 +370,35 @@ def expert_table(r):
     return head, out
 
 
+def restored(r, domain):
+    return [(s, r.rows[("restore", s)][domain]) for s in r.seeds if ("restore", s) in r.rows]
+
+
 def restore_table(r):
-    found = [r.rows[("restore", s)] for s in r.seeds if ("restore", s) in r.rows]
-    if not found:
-        return [], []
-    common = lambda losses: statistics.fmean(losses[d] for d in COMMON)
-    states = [("end of A", [f["A"] for f in found]), ("end of B", [f["before"] for f in found])]
-    states += [(f"restored in layer {i}", [f["alone"][i] for f in found]) for i in range(LAYERS)]
-    states += [("restored in all layers", [f["together"] for f in found]), ("and healed in the last (accepted only)", [f["healed"] for f in found if f["healed"]])]
-    head = ["state", "n", "chemistry", "Latin", "other domains"]
-    return head, [[what, str(len(x)), cell([l["chemistry"] for l in x]), cell([l["latin"] for l in x]), cell([common(l) for l in x])] for what, x in states]
+    head = ["carriers of", "state", "n", "chemistry", "Latin", "other domains"]
+    out = []
+    for domain in RARE:
+        found = [f for _, f in restored(r, domain)]
+        states = [("end of A", [f["A"] for f in found]), ("end of B", [f["before"] for f in found])]
+        states += [(f"restored in layer {i}", [f["alone"][i] for f in found]) for i in range(LAYERS)]
+        states += [("restored in all layers", [f["together"] for f in found]), ("and the last healed, where accepted", [f["healed"] for f in found if f["healed"]])]
+        out += [[domain, what, str(len(x)), *(cell([l[d] for l in x]) for d in RARE), cell([statistics.fmean(l[d] for d in COMMON) for l in x])] for what, x in states if x]
+    return head, out
 
 
 def heal_table(r):
     """What the healing printed, on its own probe: also where it was rolled back."""
-    found = [(s, r.rows[("restore", s)]) for s in r.seeds if ("restore", s) in r.rows]
-    head = ["seed", "chemistry before, restored, healed", "known of what was learned, %", "other domains", "accepted"]
+    head = ["carriers of", "seed", "its loss before, restored, healed", "known of what was learned, %", "other domains", "result"]
     join = lambda f, i, digits: ", ".join(f"{f['heal'][k][i]:.{digits}f}" for k in ("before", "restored", "healed") if k in f["heal"])
-    return head, [[str(s), join(f, 0, 3), join(f, 1, 0), join(f, 2, 3), "yes" if f["accepted"] else "rolled back"] for s, f in found]
+    result = lambda f: "accepted" if f["accepted"] else "rolled back" if f["heal"] else "not possible"
+    return head, [[d, str(s), join(f, 0, 3), join(f, 1, 0), join(f, 2, 3), result(f)] for d in RARE for s, f in restored(r, d)]
 
 
 def tables(r):
     return [("The drought", "Losses in nats per token. Retention: what is left at the end of B of the advantage over `never` that was there at the end of A.", *drought_table(r)),
             ("Continued on scripture alone", "Losses at the end of A, and after B steps of scripture alone.", *continued_table(r)),
             ("Which experts carry it", "Criticality: nats per token that the domain loses without the expert, every expert masked in turn.", *expert_table(r)),
-            ("What the archive brings back", "The carriers of chemistry, archived at the end of A, put into `sigmoid_unprotected` at the end of B.", *restore_table(r)),
+            ("What the archive brings back", "The carriers of `sigmoid_carriers`, archived at the end of A, put into `sigmoid_unprotected` at the end of B.", *restore_table(r)),
             ("Healing", "Figures of `muster expert restore --heal`, on the probe.", *heal_table(r))]
 
 
