@@ -122,11 +122,13 @@ static bool carries(int64_t state) { return state == MU_EXPERT_CARRIER || state 
 
 static bool is_rare(const judgement *j, int d) { return share_of(j->v, d) <= j->t->rare_domain; }
 
-/* The most that a domain that is not rare loses without the expert. */
-static double common_K(const judgement *j, int expert) {
+/* The most that a domain that is not rare loses without the expert; `unknown` for one that has a probe (ce) and was never measured. */
+static double common_K(const judgement *j, int expert, double unknown) {
     double most = 0;
-    for (int d = 0; d < j->v->domains; d++)
-        if (!is_rare(j, d)) most = fmax(most, K_of(j, expert, d));
+    for (int d = 0; d < j->v->domains; d++) {
+        bool measured = !j->v->at || j->v->at[(j->first + expert) * j->v->domains + d] || j->v->ce[d] == 0;
+        if (!is_rare(j, d)) most = fmax(most, measured ? K_of(j, expert, d) : unknown);
+    }
     return most;
 }
 
@@ -137,7 +139,7 @@ static bool depends(const judgement *j, int expert, int d) {
     bool already = carries(j->h->state[at]) && j->h->carried[at] == d + 1;
     double gain = j->v->ce_ref[d] - j->v->ce[d], K = K_of(j, expert, d);
     return gain > 0 && is_rare(j, d) && K >= fmax(j->t->carrier_criticality, j->t->carrier_gain * gain) &&
-           K >= (already ? 1 : DISTINCT) * common_K(j, expert);
+           K >= (already ? common_K(j, expert, 0) : DISTINCT * common_K(j, expert, INFINITY));
 }
 
 /* The rare domain that depends on the expert; an earlier one stays as long as it does. */

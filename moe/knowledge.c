@@ -26,7 +26,7 @@ static int64_t cell_of(const mu_knowledge *k, int layer, int expert, int domain)
 
 /* Its arrays: the address of the pointer, and the bytes. */
 typedef struct { void *at; size_t bytes; } part;
-enum { PARTS = 22 };
+enum { PARTS = 23 };
 static void *array_of(const part *p) {
     void *array;
     memcpy(&array, p->at, sizeof array);
@@ -35,7 +35,7 @@ static void *array_of(const part *p) {
 static void set_array(const part *p, void *array) { memcpy(p->at, &array, sizeof array); }
 #define PART(array, n) { (void *)&k->array, sizeof *k->array * (size_t)(n) }
 #define PARTS_OF(k) { \
-    PART(names, k->domains), PART(choices, k->domains), PART(pass, k->layers), PART(K, cells(k)), PART(peak, cells(k)), PART(at, cells(k)), PART(n, cells(k)), \
+    PART(names, k->domains), PART(choices, k->domains), PART(rare, k->domains), PART(pass, k->layers), PART(K, cells(k)), PART(peak, cells(k)), PART(at, cells(k)), PART(n, cells(k)), \
     PART(ce, k->domains), PART(ce_best, k->domains), PART(ce_ref, k->domains), PART(tokens, k->domains), PART(twin, rows(k)), \
     PART(twin_of, rows(k)), PART(similarity, k->layers), PART(cka, k->layers), PART(margins, k->layers), PART(flip_rate, k->layers), PART(vocabulary, k->layers), \
     PART(ids, n_ids(k)), PART(landmark_step, MU_LANDMARKS), PART(landmark_ids, MU_LANDMARKS * n_ids(k)), \
@@ -251,10 +251,18 @@ void mu_knowledge_begin(mu_knowledge *k, int64_t step, const int64_t *n, const i
         if (!n[i] && tokens[i % k->domains]) put(k, i, 0);
 }
 
+static bool measurable(const mu_knowledge *k, int64_t cell, int domain) { return k->n[cell] && k->choices[domain] > k->top_k; }
+
+static bool uses(const mu_knowledge *k, int64_t cell, int domain) {
+    int64_t n = k->n[cell];
+    return measurable(k, cell, domain) && (2 * n * k->experts >= 3 * k->top_k * k->tokens[domain] || (double)k->K[cell] >= CRITICAL);
+}
+
 bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int domain) {
-    int64_t cell = cell_of(k, layer, expert, domain), n = k->n[cell];
-    if (!n || k->choices[domain] <= k->top_k) return false;
-    return 2 * n * k->experts >= 3 * k->top_k * k->tokens[domain] || (double)k->K[cell] >= CRITICAL;
+    int64_t first = cell_of(k, layer, expert, 0);
+    bool found = uses(k, first + domain, domain);
+    for (int d = 0; d < k->domains && !found; d++) found = k->rare[d] && uses(k, first + d, d) && measurable(k, first + domain, domain);
+    return found;
 }
 
 /* Tokens of the screened domains of an expert, less for a pass that does not run all layers. */

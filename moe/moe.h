@@ -50,7 +50,7 @@ typedef struct { MU_OPTIONS_MOE(MU_OPTION_FIELD) } mu_moe_config;
     O(INT,    dead_windows,        "5",         1,   1000, NULL, FREE, "... for so many windows in a row") \
     O(FLOAT,  dead_silence,        "7",         0,   1e6, NULL, FREE, "... and with a silence above this; a carrier that is as silent is dormant") \
     O(FLOAT,  dead_criticality,    "0.01",      0,   1e6, NULL, FREE, "... and every domain loses less than this without it, in nats per token") \
-    O(FLOAT,  rare_domain,         "0.01",      0,   1, NULL, FREE, "a domain with at most this share of the training tokens (in all so far or in the present phase, by the weights) is rare, and can have carriers") \
+    O(FLOAT,  rare_domain,         "0.02",      0,   1, NULL, FREE, "a domain with at most this share of the training tokens (in all so far or in the present phase, by the weights) is rare, and can have carriers") \
     O(FLOAT,  carrier_criticality, "0.05",      0,   1e6, NULL, FREE, "carrier: a rare domain loses at least this without the expert, in nats per token") \
     O(FLOAT,  carrier_gain,        "0.1",       0,   1, NULL, FREE, "... and at least this share of what the model has learned of the domain") \
     O(FLOAT,  carrier_share,       "0.25",      0,   1, NULL, FREE, "share of the experts of a layer that can be carriers") \
@@ -74,7 +74,7 @@ void mu_stats_config_check(const mu_stats_config *cfg, mu_complaints *c);
 
 /* Protection of experts that rare domains depend on (protection.c); each intervention has its options here. */
 #define MU_OPTIONS_PROTECT(O) \
-    O(NAMES,  domains,              "none",      0,   0, NULL, FREE, "domains whose carriers are protected, also while they are dormant and when they were overwritten; auto: every domain that has carriers, which are the rare ones (stats.rare_domain)") \
+    O(NAMES,  domains,              "none",      0,   0, NULL, FREE, "domains whose carriers are protected, also while they are dormant and when they were overwritten, and of which replay and anchor keep what was learned while they are absent; auto: the rare ones (stats.rare_domain), and so all that disappear") \
     O(DOMAIN_INTS, carriers,        NULL,        0,   65535, NULL, FREE, "{DOMAIN: EXPERT, ...}: in each MoE layer this expert is protected for the domain from the start, whatever its state") \
     O(BOOL,   exempt,               "true",      0,   0, NULL, FREE, "protected experts are left out of balancing: the others share their load evenly, and the selection bias of the protected ones stays") \
     O(BOOL,   archive,              "true",      0,   0, NULL, FREE, "an expert is archived in RUN/archive when it becomes a carrier, when it has become more critical by a tenth, when it is starved for the first time and some domain needed it, and carriers at the end of the run") \
@@ -364,6 +364,7 @@ typedef struct {
                                              * tokens it gets the largest share */
     const double *share, *present_share;     /* [domains]: of the training tokens so far, and of those now, by the weights */
     const float *K, *peak;                  /* [layers, experts, domains]: criticality, and the largest ever; 0 where not measured */
+    const int32_t *at;                      /* [layers, experts, domains], with K: the step in which K was measured, 0: never; NULL: all were */
     const double *ce, *ce_best, *ce_ref;    /* [domains], with K: cross-entropy now, lowest so far, of token frequencies */
     const double *twin;                     /* [layers, experts]: largest cosine of its outputs with those of another expert */
     const int64_t *twin_of;                 /* [layers, experts], with twin: that expert, or -1 */
@@ -547,6 +548,7 @@ typedef struct {
     int layers, experts, top_k, domains;
     char (*names)[64];              /* of the domains */
     int *choices;                   /* [domains]: experts that its tokens may choose; all but with moe.force_domains (not state) */
+    bool *rare;                     /* [domains]: carriers of these are looked for; none (not state) */
     double *pass;                   /* [layers]: cost of a pass with an expert of the layer masked, over that of a whole pass; 1 (not state) */
     int64_t step, rounds;           /* of the last measurement (0: none yet); number of measurements */
     int64_t earned_step, credit;    /* until this step training has paid; tokens of the probe that may still be forwarded */
@@ -588,7 +590,8 @@ bool mu_knowledge_affords(const mu_knowledge *k, int64_t tokens);
  * domain chose has K 0 there. */
 void mu_knowledge_begin(mu_knowledge *k, int64_t step, const int64_t *n, const int64_t *tokens, const double *nll);
 /* Should K be measured? Yes where the expert gets at least 1.5 times its fair share of the domain's assignments, or K was at
- * least 0.01 nats and it gets some. Never when no other expert could be chosen. */
+ * least 0.01 nats and it gets some; where that holds for a rare domain, of all others, too, since a carrier is one for rare domains alone. Never
+ * when no other expert could be chosen. */
 bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int domain);
 /* The next experts with screened domains, whose passes cost no more than the credit; each pass costs the tokens of those
  * domains, as far as it repeats layers (`pass`). cells: [layers * experts], layer * experts + expert. Returns their number. */

@@ -1,6 +1,6 @@
 /* dry_run.c - memory and FLOPs of a run, from one step on the shape device, which counts every allocation
  * but computes and touches nothing. */
-#include "train/train.h"
+#include "train/training.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -138,18 +138,21 @@ static void print_plan(const plan *p, double state, double texts, int64_t at_sta
     const mu_config *cfg = p->cfg;
     int64_t n = p->shape.micro_batches;
     char *yaml = mu_options_dump(&cfg->options, cfg), *phases = mu_phases_text(&cfg->data, cfg->train.steps);
+    char *protection = mu_protect_text(cfg, NULL);
     mu_model_size size = mu_model_measure(&cfg->model, &cfg->moe, p->model->vocab_size, cfg->train.seq_len);
     mu_print_text(yaml);
     printf("\nparameters: %lld total, %lld active per token\nFLOPs: %.4g per training token, %.4g per step\n",
            (long long)size.total, (long long)size.active, size.train_flops,
            size.train_flops * (double)(cfg->train.global_batch_size * cfg->train.seq_len));
     mu_print_text(phases);
+    mu_print_text(protection);
     printf("ranks: %d = dp %d x ep %d, %lld micro-batch%s of %lld sequences\n", p->mesh->batch->size, p->mesh->dp, p->mesh->ep,
            (long long)n, n == 1 ? "" : "es", (long long)mu_batch_micro_size(&p->shape, p->mesh->batch->size));
     print_memory(p, (double)size.total, state, texts, at_start);
     print_placement(p);
     free(yaml);
     free(phases);
+    free(protection);
 }
 
 /* The tensors of the source fit the model. */

@@ -6,6 +6,7 @@
 /* Evaluates the states of the experts (experts.c); changes [MoE layers * experts], of which the first n returned are set. The same on
  * every rank. Local. */
 int mu_experts_judge(const mu_log_source *src, mu_expert_change *changes);
+void mu_experts_find_rare(const mu_log_source *src, bool *rare);      /* [domains]: those that are rare for the states now. Local */
 /* "62 healthy, 1 starved, 1 dead (layer 3: 11); worst domain chemistry 2.31 (+0.12)", heap. The worst domain is the one whose loss on
  * the probe rose most above its best, by the number in brackets; without a probe there is none. Local. */
 char *mu_experts_summary(const mu_log_source *src);

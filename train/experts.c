@@ -1,6 +1,7 @@
 /* experts.c - the states of the experts of a run (moe/expert_states.c): gathers the evidence, and sums them up. */
 #include "train/events.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 /* An expert that never had a token has been silent since the statistics began. */
@@ -26,6 +27,15 @@ static void shares(const mu_log_source *src, double *share, double *present) {
     }
 }
 
+void mu_experts_find_rare(const mu_log_source *src, bool *rare) {
+    size_t D = (size_t)src->corpus->n_domains;
+    double *share = mu_alloc(D, sizeof *share), *present = mu_alloc(D, sizeof *present);
+    shares(src, share, present);
+    for (size_t d = 0; d < D; d++) rare[d] = fmin(share[d], present[d]) <= src->cfg->stats.rare_domain;
+    free(share);
+    free(present);
+}
+
 int mu_experts_judge(const mu_log_source *src, mu_expert_change *changes) {
     const mu_train_state *s = src->state;
     const mu_knowledge *k = s->knowledge;
@@ -35,7 +45,7 @@ int mu_experts_judge(const mu_log_source *src, mu_expert_change *changes) {
     mu_expert_evidence v = { .domains = src->corpus->n_domains, .step = s->step, .interval = src->cfg->stats.every,
                              .load = s->stats->window.total, .silence = silence, .share = share, .by_domain = s->stats->interval.by_domain,
                              .present_share = present_share, .reseeded = s->stats->health.reseeded };
-    if (k->rounds) v.K = k->K, v.peak = k->peak, v.ce = k->ce, v.ce_best = k->ce_best, v.ce_ref = k->ce_ref;
+    if (k->rounds) v.K = k->K, v.peak = k->peak, v.at = k->at, v.ce = k->ce, v.ce_best = k->ce_best, v.ce_ref = k->ce_ref;
     if (k->similarity_step) v.twin = k->twin, v.twin_of = k->twin_of;
     int n = mu_expert_health_update(&s->stats->health, &v, &src->cfg->stats, changes);
     free(silence);

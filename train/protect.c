@@ -51,11 +51,47 @@ static void write_repeats(const mu_config *cfg, const mu_texts *t, FILE *out) {
     }
 }
 
+static void write_domains(const mu_config *cfg, FILE *out) {
+    const mu_protect_config *p = &cfg->protect;
+    const char *before = "protected: ";
+    if (mu_protects_auto(p)) fprintf(out, "%sdomains with at most %g %% of the training tokens", before, 100 * cfg->stats.rare_domain), before = ", ";
+    for (int i = 0; i < p->domains.n && !mu_protects_auto(p); i++, before = ", ") fprintf(out, "%s%s", before, p->domains.list[i]);
+    for (int i = 0; i < p->carriers.n; i++, before = ", ")
+        fprintf(out, "%sexpert %lld of each MoE layer for %s", before, (long long)p->carriers.list[i].value, p->carriers.list[i].domain);
+}
+
+enum { ACTIONS = 3, ACTION_TEXT = 48 };
+
+/* Those that are not empty, separated by commas; false: all are. */
+static bool write_actions(const char *title, char (*action)[ACTION_TEXT], FILE *out) {
+    const char *before = title;
+    for (int i = 0; i < ACTIONS; i++)
+        if (action[i][0]) fprintf(out, "%s%s", before, action[i]), before = ", ";
+    return before != title;
+}
+
+/* Which domains are protected, and what acts for them. */
+static void write_protection(const mu_config *cfg, FILE *out) {
+    const mu_protect_config *p = &cfg->protect;
+    char carriers[ACTIONS][ACTION_TEXT] = { "" }, absent[ACTIONS][ACTION_TEXT] = { "" };
+    bool experts = cfg->moe.num_experts > 0;
+    if (experts && p->exempt) snprintf(carriers[0], ACTION_TEXT, "no balancing");
+    if (experts && p->gate_coeff > 0) snprintf(carriers[1], ACTION_TEXT, "domain gate %g", p->gate_coeff);
+    if (experts && p->dormant_lr < 1) snprintf(carriers[2], ACTION_TEXT, "learning rate x %g while dormant", p->dormant_lr);
+    if (p->domains.n && p->replay > 0) snprintf(absent[0], ACTION_TEXT, "replay %g", p->replay);
+    if (p->domains.n && p->anchor > 0) snprintf(absent[1], ACTION_TEXT, "anchor %g", p->anchor);
+    write_domains(cfg, out);
+    bool acts = write_actions("; carriers: ", carriers, out);
+    acts |= write_actions("; while absent: ", absent, out);
+    fputs(acts ? "\n" : "; all options that act are off\n", out);
+}
+
 char *mu_protect_text(const mu_config *cfg, const mu_texts *t) {
     char *text = NULL;
     size_t size;
     FILE *out = open_text(&text, &size);
-    if (cfg->protect.upsample != 1) {
+    if (cfg->protect.domains.n || cfg->protect.carriers.n) write_protection(cfg, out);
+    if (t && cfg->protect.upsample != 1) {
         write_upsampling(cfg, t, out);
         write_repeats(cfg, t, out);
     }

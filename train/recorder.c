@@ -319,6 +319,7 @@ static void measure(mu_recorder *r) {
     mu_knowledge *k = r->t->state.knowledge;
     if (!r->probe) return;
     mu_knowledge_earn(k, r->t->state.step, cfg->stats.every, cfg->train.global_batch_size * cfg->train.seq_len, cfg->stats.budget);
+    mu_experts_find_rare(&r->source, k->rare);
     mu_probe_measure(r->probe, k, r->t->state.step);
 }
 

@@ -79,7 +79,8 @@ void mu_step_routing_add(mu_training *t, int64_t m);                        /* t
 mu_status mu_step_routing_end(mu_training *t, mu_error *e) MU_MUST_USE;     /* writes the experts of the finished step */
 
 /* ------------------------------------------------------------------ absent domains (protect.c) */
-/* Lines about how domains are sampled (protect.upsample), heap, "" for none. Local. */
+/* Lines about what is protected and how, and with texts, which may be NULL, about how domains are sampled (protect.upsample); heap, "" for none.
+ * Local. */
 char *mu_protect_text(const mu_config *cfg, const mu_texts *t);
 /* Before each step: where a protected domain is absent from this step on, says what protects it, and sets the anchor. Collective over the batch
  * group, agreed. */

@@ -231,7 +231,7 @@ static void only_rare_domains_have_carriers(void **state) {
     K[ME][DECOY] = 1;                           /* nothing is learned of the decoy: no gain */
     window(5);
     assert_state(MU_EXPERT_HEALTHY);
-    share[DECOY] = present_share[DECOY] = 0.0101, K[ME][DECOY] = 1;
+    share[DECOY] = present_share[DECOY] = 0.0201, K[ME][DECOY] = 1;
     window(5);
     assert_state(MU_EXPERT_HEALTHY);
     ce[DECOY] = ce_best[DECOY] = 4, present_share[DECOY] = 0;    /* absent now: as rare as can be */
@@ -261,6 +261,25 @@ static void experts_of_common_domains_are_no_carriers(void **state) {
     K[ME][COMMON] = -0.5f, K[ME][DECOY] = 3;    /* only common domains count */
     changes_after(0, MU_EXPERT_CARRIER);
     assert_int_equal(changes[0].domain, RARE);
+}
+
+/* While it is not known whether a common domain depends on an expert it does not become a carrier; nor does it cease to be one. */
+static void unmeasured_common_domains(void **state) {
+    (void)state;
+    int32_t measured[E][D] = { 0 };
+    v.at = &measured[0][0];
+    carries_rare(1);
+    window(3);
+    assert_state(MU_EXPERT_HEALTHY);
+    measured[ME][COMMON] = (int32_t)step;
+    changes_after(0, MU_EXPERT_CARRIER);
+    measured[ME][COMMON] = 0;
+    window(3);
+    assert_state(MU_EXPERT_CARRIER);
+    end(NULL), start(NULL);
+    v.at = &measured[0][0], ce[COMMON] = 0;     /* there is no probe of it */
+    carries_rare(1);
+    changes_after(0, MU_EXPERT_CARRIER);
 }
 
 /* Filled with other tokens it is first no carrier, then overwritten. */
@@ -528,7 +547,7 @@ int main(void) {
         TEST(load_alone_starves_and_kills), TEST(dead_needs_all_three), TEST(boundaries), TEST(one_good_window_is_not_enough),
         TEST(without_domains_and_probe), TEST(carrier_whatever_its_load), TEST(a_starved_or_dead_expert_may_become_a_carrier),
         TEST(a_starved_expert_on_which_a_domain_depends),
-        TEST(only_rare_domains_have_carriers), TEST(experts_of_common_domains_are_no_carriers), TEST(a_carrier_taken_by_a_common_domain), TEST(carriers_are_limited), TEST(rarity_counts_by_its_logarithm), TEST(the_first_domain_stays), TEST(overwritten_by_common_tokens),
+        TEST(only_rare_domains_have_carriers), TEST(experts_of_common_domains_are_no_carriers), TEST(unmeasured_common_domains), TEST(a_carrier_taken_by_a_common_domain), TEST(carriers_are_limited), TEST(rarity_counts_by_its_logarithm), TEST(the_first_domain_stays), TEST(overwritten_by_common_tokens),
         TEST(overwritten_when_the_domain_is_forgotten), TEST(overwritten_as_a_copy), TEST(one_that_was_reseeded_has_time), TEST(a_copy_after_reseeding_is_a_duplicate),
         TEST(layers_are_apart), TEST(the_state_is_all_there_is), TEST(domains_are_matched_by_name), TEST(thresholds_fit_together),
     };

@@ -16,6 +16,7 @@ same_metrics plain off exact
 if grep -q absence off/events.jsonl; then fail "events without protection"; else pass; fi
 for kind in replay anchor both; do
     expect 0 "$kind" train 1 $kind ${!kind} log.progress=line
+    says_once "$kind" "^protected: b, c; carriers: no balancing; while absent: $(case $kind in replay) echo 'replay 0\.2' ;; anchor) echo 'anchor 1000' ;; *) echo 'replay 0\.2, anchor 1000' ;; esac)\$"
     same_metrics plain $kind exact 1 8
     differs plain $kind 9 14
     [ $kind = anchor ] || says_once "$kind" '^b is absent from step 9 on: 20 % of the samples are its last 8 sequences$'
@@ -23,6 +24,10 @@ for kind in replay anchor both; do
     expect 0 "$kind is whole" on 1 "$MUSTER" verify $kind
 done
 differs both anchor 9 14
+expect 0 "a dry run" train 1 dry $all protect.domains=auto protect.dormant_lr=0.1 --dry-run
+says_once "a dry run" '^protected: domains with at most 2 % of the training tokens; carriers: no balancing, learning rate x 0\.1 while dormant; while absent: replay 0\.002, anchor 1000$'
+expect 0 "a dry run without effect" train 1 dry $all protect.exempt=false protect.replay=0 protect.anchor=0 --dry-run
+says_once "a dry run without effect" '^protected: b, c; all options that act are off$'
 if [ "$(grep -o '"step":[0-9]*,"event":"absence","intervention":"[a-z]*","domain":"[a-z]*"' both/events.jsonl)" = '"step":9,"event":"absence","intervention":"replay","domain":"b"
 "step":9,"event":"absence","intervention":"anchor","domain":"b"' ]; then pass; else fail "events: $(cat both/events.jsonl)"; fi
 

@@ -43,7 +43,7 @@ says_once "in words" "^  layer 0: expert 1 is starved \(load 0.00 of the mean, b
 says_once "in words" "^  layer 0: expert 1 is dead \(load 0.000 of the mean, no token so far\)\$"
 says "few words" "^  and 10 more: events.jsonl\$"
 says "dead after five windows" "^experts: 2 healthy, 14 dead; worst domain [ab] [0-9.]+ \(\+[0-9.]+\)\$"
-says_once "what is missing" "^  note: no domain is rare \(stats.rare_domain=0.01, the rarest has 33.3 % of the texts\), so no expert is found to be a carrier"
+says_once "what is missing" "^  note: no domain is rare \(stats.rare_domain=0.02, the rarest has 33.3 % of the texts\), so no expert is found to be a carrier"
 if [ "$(grep -c '"from":"healthy","to":"starved"' lonely/events.jsonl) $(grep -c '"step":120,"event":"state",.*"to":"dead"' lonely/events.jsonl)" = "14 14" ]
 then pass; else fail "events: $(head -3 lonely/events.jsonl)"; fi
 says "named at the end" "  layer 1: 7 of 8 experts dead \(no tokens for 200 steps\): 1-7"

@@ -39,7 +39,8 @@ done
 # ---------------------------------------------------------------- what they do
 # Two of three tokens are of domain b. Its expert is exempt and gets them all; the others share the rest evenly.
 steady="train.steps=150 moe.score_func=sigmoid train.global_batch_size=32 log.every=10 stats.every=50 stats.budget=0"
-expect 0 "a carrier" train 1 carrier $steady "moe.balance=[quantile_balancing]" "protect.carriers={b: 3}" protect.gate_coeff=0.5
+expect 0 "a carrier" train 1 carrier $steady "moe.balance=[quantile_balancing]" "protect.carriers={b: 3}" protect.gate_coeff=0.5 log.progress=line
+says_once "a carrier" '^protected: expert 3 of each MoE layer for b; carriers: no balancing, domain gate 0\.5$'
 first=$(value carrier 1 moe/gate_loss)
 last=$(grep -o '"moe/gate_loss":[^,]*' carrier/metrics.jsonl | tail -1 | cut -d: -f2)
 below "the gate learns" "$last" "$first / 2"
