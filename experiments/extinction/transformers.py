@@ -33,6 +33,8 @@ ARMS = {
     "ours": ("carriers, I1 I2 I4 I5 I6: muster's defaults", "carriers", BIAS + CARRIERS),
     "ours_no_i5": ("ours without replay", "carriers", BIAS + CARRIERS + ["protect.replay=0"]),
     "ours_no_i4": ("ours without anchor", "carriers", BIAS + CARRIERS + ["protect.anchor=0"]),
+    "ours_anchor_100": ("ours with a weaker anchor: 100", "carriers", BIAS + CARRIERS + ["protect.anchor=100"]),
+    "ours_anchor_10": ("ours with a weaker anchor: 10", "carriers", BIAS + CARRIERS + ["protect.anchor=10"]),
     "ewc": ("no carriers, anchor alone", "loss_free", BIAS + NO_CARRIERS + ["protect.replay=0"]),
     "replay": ("no carriers, replay alone", "loss_free", BIAS + NO_CARRIERS + ["protect.anchor=0"]),
     "loss_free": ("selection bias, nothing protected", "loss_free", BIAS),
@@ -77,14 +79,14 @@ class Transformers:
         printed = process.stdout.read()
         _, status, used = os.wait4(process.pid, 0)
         code = process.returncode = os.waitstatus_to_exitcode(status)
-        if code in refusals:
-            return None
-        if code:
-            raise RuntimeError(f"muster {' '.join(map(str, arguments))}: exit code {code}: {printed.strip()[-600:]}")
         if arguments[0] == "train":
             folder = pathlib.Path(next(a for a in arguments if str(a).startswith("run.dir="))[8:])
             with open(folder / "cpu", "a", encoding="utf-8") as file:
                 file.write(f"{used.ru_utime + used.ru_stime:.3f}\n")
+        if code in refusals:
+            return None
+        if code:
+            raise RuntimeError(f"muster {' '.join(map(str, arguments))}: exit code {code}: {printed.strip()[-600:]}")
         return printed
 
     def corpus(self, seed):
