@@ -93,6 +93,12 @@ void mu_balance_centre_bias(mu_moe *m) {
         if (!mu_moe_exempts(m, i)) m->bias[i] -= mean;
 }
 
+void mu_balance_raise_bias(mu_moe *m, int64_t expert, double by) {
+    MU_CHECK(!mu_moe_exempts(m, expert), "layer %d: the bias of expert %lld, which is exempt, must stay", m->layer, (long long)expert);
+    m->bias[expert] += by;
+    mu_balance_centre_bias(m);
+}
+
 int64_t mu_balance_assignments(const mu_moe *m, const int64_t *counts) {
     int64_t total = 0;
     for (int64_t i = 0; i < m->E; i++)

@@ -84,6 +84,7 @@ void mu_stats_config_check(const mu_stats_config *cfg, mu_complaints *c);
     O(INT,    replay_sequences,     "8",         1,   1e6, NULL, FREE, "number of last sequences of a domain for protect.replay and protect.anchor") \
     O(FLOAT,  anchor,               "1000",       0,   1e9, NULL, FREE, "strength of the anchor: from the step in which a protected domain disappears from the samples, weights that matter to it are pulled back to their values of then; 0: none; takes two copies of the weights") \
     O(FLOAT,  anchor_cut,           "0",         0,   1, NULL, FREE, "weights whose Fisher information is below this share of the largest are not anchored") \
+    O(FLOAT,  starved_boost,        "0",         0,   1, NULL, FREE, "added to the selection bias of a starved expert that carries no domain, after it was archived, each stats.every steps and at most three times until it is healthy; one expert per layer at a time; needs expert_bias in moe.balance; 0: never") \
     O(BOOL,   reseed_dead,          "false",     0,   0, NULL, FREE, "a dead expert becomes half of the busiest expert of its layer that carries no domain, after it was archived: at most one per layer each stats.every steps, none in the last tenth of the run") \
     O(FLOAT,  upsample,             "1",         0.05, 1, NULL, FIXED, "exponent of the domains' shares in the samples, in every phase and for all domains: share^upsample, normalized; below 1 rare domains are drawn more often")
 
@@ -252,6 +253,7 @@ void mu_balance_update_bias(mu_moe *m, const int64_t *counts_E, double rate);
 /* Subtracts the mean of the biases of all experts that are not exempt: a common part changes no choice among these, and would grow
  * without limit. Local. */
 void mu_balance_centre_bias(mu_moe *m);
+void mu_balance_raise_bias(mu_moe *m, int64_t expert, double by);    /* one bias, and centres all. Local */
 int64_t mu_balance_assignments(const mu_moe *m, const int64_t *counts_E);      /* of experts that are not exempt. Local */
 
 /* ------------------------------------------------------------------ quantile balancing (quantile.c)
@@ -411,16 +413,22 @@ int mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const m
 /* Units of protected dormant experts learn at `factor` times the rate, with factor 0 they are frozen; those of other experts learn as ever, unless
  * they are frozen for good (h->frozen). 1: nothing is changed. The same on every rank. Local. */
 void mu_protection_slow(const mu_protection *p, const mu_expert_health *h, mu_params *ps, double factor);
+/* Is an expert (layer * experts + expert) held as it is, with this factor? Local. */
+bool mu_protection_freezes(const mu_protection *p, const mu_expert_health *h, int64_t at, double factor);
 bool mu_moe_exempts(const mu_moe *m, int64_t expert);        /* Local, like the next */
 int64_t mu_moe_balanced(const mu_moe *m);                   /* number of experts that are not exempt */
 
-/* ------------------------------------------------------------------ re-seeding (reseed.c)
- * An expert that is dead becomes half of a busy one (protect.reseed_dead, muster expert reseed). Neither is ever a carrier, dormant or overwritten, nor
- * protected or frozen. layer: among the MoE layers. Local. */
-/* The expert of the layer that has been dead for longest, the lowest of several; -1: none. */
+/* ------------------------------------------------------------------ interventions (intervene.c)
+ * A dead expert becomes half of a busy one (protect.reseed_dead, muster expert reseed); the selection bias of a starved one is raised (protect.starved_boost).
+ * None of them is ever a carrier, dormant or overwritten, nor protected or frozen. layer: among the MoE layers; loads [layers, experts]; -1: there is
+ * none. Local. */
+/* The expert of the layer that has been dead for longest, the lowest of several. */
 int mu_reseed_find(const mu_expert_health *h, const mu_protection *p, int layer);
-/* The busiest other expert of the layer, by loads [layers, experts]; -1: none. */
+/* The busiest other expert of the layer. */
 int mu_reseed_donor(const mu_expert_health *h, const mu_protection *p, const int64_t *loads, int layer, int not_this);
+/* The starved expert of the layer with the least load, among those whose rule holds at `step` and that are starved for less than MU_BOOSTS intervals. */
+enum { MU_BOOSTS = 3 };
+int mu_boost_find(const mu_expert_health *h, const mu_protection *p, const int64_t *loads, int layer, int64_t step, int64_t interval);
 
 /* ------------------------------------------------------------------ the domain gate (gate.c)
  * In training the router's logit r_ti of an expert i that is protected for domain d learns to tell d's tokens from others:

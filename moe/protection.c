@@ -79,12 +79,17 @@ int mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const m
     return n;
 }
 
+static bool is_slow(const mu_protection *p, const mu_expert_health *h, int64_t at) { return p->domain_of[at] >= 0 && h->state[at] == MU_EXPERT_DORMANT; }
+
+bool mu_protection_freezes(const mu_protection *p, const mu_expert_health *h, int64_t at, double factor) {
+    return h->frozen[at] == MU_FROZEN_NOW || (factor == 0 && is_slow(p, h, at));
+}
+
 void mu_protection_slow(const mu_protection *p, const mu_expert_health *h, mu_params *ps, double factor) {
     for (mu_unit *u = mu_unit_next(ps, NULL); u && factor != 1; u = mu_unit_next(ps, u)) {
         if (u->load < 0) continue;
-        bool slow = p->domain_of[u->load] >= 0 && h->state[u->load] == MU_EXPERT_DORMANT;
-        bool frozen = h->frozen[u->load] == MU_FROZEN_NOW || (slow && factor == 0);
-        double by = slow && factor > 0 ? factor : 1;
+        bool frozen = mu_protection_freezes(p, h, u->load, factor);
+        double by = factor > 0 && is_slow(p, h, u->load) ? factor : 1;
         if (u->frozen != frozen) mu_unit_freeze(u, frozen);
         if (u->lr_factor != by) mu_unit_set_lr_factor(u, by);
     }

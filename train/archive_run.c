@@ -72,11 +72,19 @@ mu_status mu_archive_set_aside(const mu_train_state *t, const char *run, int64_t
 typedef enum { NOT_DUE, BECAME_CARRIER, GREW, STARVED, WHYS } why;
 static const char *const texts[WHYS] = { NULL, "became a carrier", "criticality grew by a tenth", "starved for the first time" };
 
-static bool has_records(const char *folder, int layer, int expert) {
-    int64_t *steps;
-    int n = mu_archive_list(folder, layer, expert, &steps);
+/* -1: there is none. */
+static int64_t newest_record(const char *folder, int layer, int expert) {
+    int64_t *steps, newest = mu_archive_list(folder, layer, expert, &steps) ? steps[0] : -1;
     free(steps);
-    return n > 0;
+    return newest;
+}
+
+int64_t mu_archive_newest(const mu_log_source *src, int moe, int expert) {
+    char *folder = mu_format("%s/archive", src->cfg->run.dir);
+    int64_t newest = mu_mesh_writes_shared(src->state->mesh) ? newest_record(folder, src->state->model->moe_layers[moe], expert) : -1;
+    mu_broadcast(src->state->mesh->batch, 0, &newest, sizeof newest); /* the first rank has looked at the files */
+    free(folder);
+    return newest;
 }
 
 /* Did any domain ever need it, as far as that is measured? Of experts that none needs there is nothing to keep, and they can be many. */
@@ -99,7 +107,7 @@ void mu_archive_find_due(const mu_log_source *src, const mu_expert_change *chang
         int64_t at = (int64_t)changes[i].layer * h->experts + changes[i].expert;
         if (mu_expert_carries(changes[i].to) && !mu_expert_carries(changes[i].from)) due[at] = BECAME_CARRIER;
         if (changes[i].to == MU_EXPERT_STARVED && mu_mesh_writes_shared(t->mesh) && may_matter(src, at) &&
-            !has_records(folder, t->model->moe_layers[changes[i].layer], changes[i].expert))
+            newest_record(folder, t->model->moe_layers[changes[i].layer], changes[i].expert) < 0)
             due[at] = STARVED;
     }
     mu_broadcast(t->mesh->batch, 0, due, cells); /* the first rank has looked at the files */

@@ -229,8 +229,13 @@ static void check_protected(check *k) {
     for (int i = 0; i < p->carriers.n; i++) check_domain(k, "protect", "carriers", p->carriers.list[i].domain);
 }
 
-static void check_reseed(check *k) {
-    if (k->c->protect.reseed_dead && !k->c->stats.every) COMPLAIN(k, "protect", "reseed_dead", "needs the states of experts, but stats.every is 0");
+static void check_interventions(check *k) {
+    const mu_protect_config *p = &k->c->protect;
+    if (!k->c->moe.num_experts || !(p->reseed_dead || p->starved_boost > 0)) return;
+    if (!k->c->stats.every) COMPLAIN(k, "protect", p->reseed_dead ? "reseed_dead" : "starved_boost", "needs the states of experts, but stats.every is 0");
+    if (p->starved_boost > 0 && !(k->c->moe.balance & MU_BALANCE_BIAS))
+        COMPLAIN(k, "protect", "starved_boost", "raises the selection bias, which %s; add expert_bias to moe.balance (with moe.bias_update_rate 0 nothing else moves it)",
+                 k->c->moe.balance & MU_BALANCE_QUANTILE ? "quantile_balancing finds anew in each step" : "is absent without expert_bias");
 }
 
 /* A check runs only when the user's values of all options it compares were readable. */
@@ -247,7 +252,7 @@ static const struct {
     { check_dtype, "train.dtype train.device" },
     { check_force_domains, "moe.force_domains moe.num_experts moe.top_k data.train" },
     { check_protected, "protect.domains protect.carriers data.train" },
-    { check_reseed, "protect.reseed_dead stats.every" },
+    { check_interventions, "protect.reseed_dead protect.starved_boost stats.every moe.balance moe.num_experts" },
     { check_reproducible, "train.reproducible moe.balance moe.num_experts" },
     { check_batch, "train.global_batch_size train.micro_batch_size" },
     { check_seq_len, "train.seq_len model.max_seq_len" },

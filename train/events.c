@@ -217,7 +217,7 @@ mu_status mu_events_action(mu_events *ev, const mu_log_source *src, const mu_act
     mu_json_string(j, "event", a->what);
     mu_json_int(j, "layer", src->state->model->moe_layers[a->moe]);
     mu_json_int(j, "expert", a->expert);
-    if (a->parent >= 0) mu_json_int(j, "parent", a->parent);
+    mu_json_int(j, "parent", a->parent);
     if (a->from) {
         mu_json_string(j, "from", a->from);
         mu_json_string(j, "to", a->to);

@@ -38,9 +38,9 @@ mu_status mu_events_open(mu_events **ev, const mu_log_source *src, mu_error *e) 
 mu_status mu_events_changes(mu_events *ev, const mu_log_source *src, const mu_expert_change *changes, int n, mu_error *e) MU_MUST_USE;
 /* Which experts are protected from now on, or no longer. */
 mu_status mu_events_protection(mu_events *ev, const mu_log_source *src, const mu_protection_change *changes, int n, mu_error *e) MU_MUST_USE;
-/* What was done to an expert, and why; moe: number among the MoE layers; parent: another expert of the layer, that it now comes from, -1: none. */
+/* What was done to an expert, and why; moe: number among the MoE layers; parent: the expert of the layer that it comes from, itself or another. */
 typedef struct {
-    const char *what;               /* "reseed" */
+    const char *what;               /* "reseed", "boost" */
     int moe, expert, parent;
     const char *from, *to, *reason; /* its state changed; from NULL: it did not */
     int n;

@@ -37,11 +37,13 @@ bool mu_training_gradients(mu_training *t, bool reduce, const volatile sig_atomi
     return true;
 }
 
-/* A frozen expert's row of the router: without gradient and momentum the update leaves it as it is. (Its weights are units of their own.) */
-static void hold_router_rows(const mu_train_state *s) {
+/* A frozen expert's row of the router, and with protect.dormant_lr 0 a dormant one's: without gradient and momentum the update leaves it as it is.
+ * (Its weights are units of their own.) */
+static void hold_router_rows(const mu_training *t) {
+    const mu_train_state *s = &t->state;
     const mu_expert_health *h = &s->stats->health;
     for (int64_t i = 0; i < (int64_t)h->layers * h->experts; i++) {
-        if (h->frozen[i] != MU_FROZEN_NOW) continue;
+        if (!mu_protection_freezes(&s->model->protection, h, i, t->cfg.protect.dormant_lr)) continue;
         const mu_moe *m = &s->model->blocks[s->model->moe_layers[i / h->experts]].moe;
         const mu_unit *u = m->router_ED->units;
         mu_device *dev = m->router_ED->tensor.dev;
@@ -68,12 +70,12 @@ static void update(mu_training *t, double lr) {
     mu_mat terms = mu_loss_terms(t->loss, &n);
     mu_activity_set("reducing gradients", -1, NULL);
     mu_grads_reduce(opt);
-    hold_router_rows(&t->state);
+    hold_router_rows(t);
     mu_activity_set("clipping", -1, NULL);
     mu_grad_clip(opt, t->state.mesh->batch, t->cfg.optim.grad_clip, n, terms);
     if (is_anchored(&t->state)) {
         mu_anchor_pull(t->state.anchor, t->state.mesh->batch, t->cfg.protect.anchor, t->cfg.optim.grad_clip, mu_loss_loads(t->loss));
-        hold_router_rows(&t->state);
+        hold_router_rows(t);
     }
     mu_activity_set("optimizer", -1, NULL);
     mu_optimizer_step(opt, lr, mu_loss_loads(t->loss));

@@ -161,15 +161,24 @@ static mu_status tell(mu_recorder *r, const mu_action *a, const char *done, mu_e
     return mu_agree(s->mesh->batch, r->events ? mu_events_action(r->events, &r->source, a, e) : MU_STATUS_OK, e);
 }
 
-/* A dead expert of this layer is archived and becomes half of the busiest one. Collective, agreed. */
-static mu_status reseed(mu_recorder *r, int moe, mu_error *e) {
+/* Before an expert is changed: a record that is not older than `since`; *written false: there is none, and the expert must stay as it is. Collective,
+ * agreed. */
+static mu_status archive_first(mu_recorder *r, int moe, int expert, int64_t since, const char *reason, const char *otherwise, bool *written, mu_error *e) {
+    *written = true;
+    if (mu_archive_newest(&r->source, moe, expert) >= since) return MU_STATUS_OK;
+    return mu_agree(r->t->state.mesh->batch, archive(r, moe * r->t->cfg.moe.num_experts + expert, reason, otherwise, written, e), e);
+}
+
+/* A dead expert of this layer is archived and becomes half of the busiest one; *found: there is one. Collective, agreed. */
+static mu_status reseed(mu_recorder *r, int moe, bool *found, mu_error *e) {
     const mu_train_state *s = &r->t->state;
     const mu_expert_health *h = &s->stats->health;
     int expert = mu_reseed_find(h, &s->model->protection, moe), donor = expert < 0 ? -1 : mu_expert_donor(s, moe, expert);
     bool written;
+    *found = donor >= 0;
     if (donor < 0) return MU_STATUS_OK;
-    int64_t cell = (int64_t)moe * h->experts + expert, since = h->since[cell];
-    mu_status status = mu_agree(s->mesh->batch, archive(r, cell, "before it is re-seeded", ", so it is not re-seeded", &written, e), e);
+    int64_t since = h->since[(int64_t)moe * h->experts + expert];
+    mu_status status = archive_first(r, moe, expert, s->step, "before it is re-seeded", ", so it is not re-seeded", &written, e);
     if (status != MU_STATUS_OK || !written) return status;
     mu_evaluation ev = evaluation(r->t);
     mu_reseed(s, &ev, moe, expert, donor, (uint64_t)r->t->cfg.run.seed);
@@ -181,13 +190,38 @@ static mu_status reseed(mu_recorder *r, int moe, mu_error *e) {
     return status;
 }
 
+/* The selection bias of a starved expert of this layer is raised, once the expert is archived. Collective, agreed. */
+static mu_status boost(mu_recorder *r, int moe, mu_error *e) {
+    const mu_train_state *s = &r->t->state;
+    const mu_expert_health *h = &s->stats->health;
+    double by = r->t->cfg.protect.starved_boost;
+    int expert = mu_boost_find(h, &s->model->protection, s->stats->window.total, moe, s->step, r->t->cfg.stats.every);
+    bool written;
+    if (expert < 0) return MU_STATUS_OK;
+    int64_t since = h->since[(int64_t)moe * h->experts + expert];
+    mu_status status = archive_first(r, moe, expert, since, "before its selection bias is raised", ", so its selection bias is not raised", &written, e);
+    if (status != MU_STATUS_OK || !written) return status;
+    mu_moe *m = &s->model->blocks[s->model->moe_layers[moe]].moe;
+    mu_balance_raise_bias(m, expert, by);
+    double load = load_of(&r->source, moe, expert), bias = m->bias[expert];
+    char *reason = mu_format("starved since step %lld, load %.2f of the mean; raised by %g to %.3g", (long long)since, load, by, bias);
+    mu_action a = { "boost", moe, expert, expert, NULL, NULL, reason, 3, { { "load", load }, { "by", by }, { "bias", bias } } };
+    status = tell(r, &a, "has its selection bias raised", e);
+    free(reason);
+    return status;
+}
+
 /* At most one expert of each layer. Not at the end of the run, where there is no time to learn. */
 static mu_status intervene(mu_recorder *r, mu_error *e) {
     const mu_training *t = r->t;
     mu_status status = MU_STATUS_OK;
     double start = mu_time();
     if (10 * t->state.step > 9 * t->cfg.train.steps) return MU_STATUS_OK;
-    for (int i = 0; i < t->state.model->n_moe && t->cfg.protect.reseed_dead && status == MU_STATUS_OK; i++) status = reseed(r, i, e);
+    for (int i = 0; i < t->state.model->n_moe && status == MU_STATUS_OK; i++) {
+        bool found = false;
+        if (t->cfg.protect.reseed_dead) status = reseed(r, i, &found, e);
+        if (t->cfg.protect.starved_boost > 0 && !found && status == MU_STATUS_OK) status = boost(r, i, e);
+    }
     r->statistics_seconds += mu_time() - start;
     return status;
 }

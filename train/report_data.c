@@ -227,15 +227,15 @@ static void take_care(mu_report *r, int64_t step, const json_t *line) {
     const char *event = json_string_value(json_object_get(line, "event")), *reason = json_string_value(json_object_get(line, "reason"));
     const char *domain = json_string_value(json_object_get(line, "domain")), *error = json_string_value(json_object_get(line, "error"));
     bool archive = event && reason && !strcmp(event, "archive"), protection = event && domain && !strcmp(event, "protection");
-    bool reseed = event && reason && !strcmp(event, "reseed");
-    if (!archive && !protection && !reseed) return;
+    bool reseed = event && reason && !strcmp(event, "reseed"), boost = event && reason && !strcmp(event, "boost");
+    if (!archive && !protection && !reseed && !boost) return;
     if (r->n_care % 256 == 0) r->care = mu_realloc(r->care, (size_t)r->n_care + 256, sizeof *r->care);
     mu_report_care *c = &r->care[r->n_care++];
     c->step = step, c->layer = json_integer_value(json_object_get(line, "layer")), c->expert = json_integer_value(json_object_get(line, "expert"));
     if (archive)
         snprintf(c->text, sizeof c->text, "%s: %s%s%s", json_is_true(json_object_get(line, "written")) ? "archived" : "could not be archived", reason,
                  error ? "; " : "", error ? error : "");
-    else if (reseed) snprintf(c->text, sizeof c->text, "re-seeded: %s", reason);
+    else if (reseed || boost) snprintf(c->text, sizeof c->text, "%s: %s", reseed ? "re-seeded" : "selection bias raised", reason);
     else snprintf(c->text, sizeof c->text, "%s for %s", json_is_true(json_object_get(line, "protected")) ? "protected" : "no longer protected", domain);
 }
 

@@ -129,6 +129,8 @@ mu_status mu_archive_read(mu_archive *a, const char *path, mu_error *e) MU_MUST_
 /* Archives an expert of a run in RUN/archive, moe: number among the MoE layers; ev: with the run's model and texts. Collective over the mesh's
  * batch group, agreed. */
 mu_status mu_archive_expert(const mu_log_source *src, const mu_evaluation *ev, int moe, int expert, mu_error *e) MU_MUST_USE;
+/* The step of the newest record of an expert of a run; -1: there is none. Collective likewise. */
+int64_t mu_archive_newest(const mu_log_source *src, int moe, int expert);
 /* Records of a run that are newer than `step`, of an abandoned history, are renamed to step-N.h5.aside. Collective likewise, agreed. */
 mu_status mu_archive_set_aside(const mu_train_state *t, const char *run, int64_t step, mu_error *e) MU_MUST_USE;
 /* Why experts of a run are to be archived after an evaluation of the states, for those that are: reasons [MoE layers * experts], else

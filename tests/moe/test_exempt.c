@@ -125,6 +125,9 @@ static void the_bias_of_exempt_experts_stays(void **state) {
     memcpy(l->moe.bias, before, sizeof before);
     mu_balance_update_bias(&l->moe, counts, 0.5);
     for (int i = 0; i < E; i++) assert_true(some[i] ? l->moe.bias[i] == before[i] : fabs(l->moe.bias[i] - wanted[i]) < 1e-15);
+    mu_balance_raise_bias(&l->moe, 2, 0.4);         /* of one; those of the other three fall by 0.1 */
+    for (int i = 0; i < E; i++) assert_true(some[i] ? l->moe.bias[i] == before[i] : fabs(l->moe.bias[i] - wanted[i] - (i == 2 ? 0.3 : -0.1)) < 1e-15);
+    mu_balance_raise_bias(&l->moe, 2, -0.4);
     exempt(l, (uint8_t[E]){ 0 });                  /* no longer exempt: all move, by the mean of all, 4, and are centred */
     mu_balance_update_bias(&l->moe, counts, 0.5);
     static const double again[E] = { -0.4, 0.2, 0.2, 1.2, -0.4, 0.5 };

@@ -123,6 +123,7 @@ static void dormant_experts_learn_slowly(void **state) {
         for (mu_unit *u = mu_unit_next(ps, NULL); u; u = mu_unit_next(ps, u)) {
             bool slow = u->load == 2 && !back;
             assert_int_equal(u->frozen, (slow && factor == 0) || (u->load == 3 && i > 0));
+            if (u->load >= 0) assert_int_equal(mu_protection_freezes(&p, &h, u->load, factor), (slow && factor == 0) || u->load == 3);
             if (!u->frozen) assert_true(u->lr_factor == (slow ? factor : 1));
         }
     }

@@ -66,22 +66,26 @@ static void compare_unit(const mu_training *t, mu_checkpoint_arrays *a, int laye
     mu_expert_unit_free(&read);
 }
 
-/* A frozen expert stays as it is on every rank, whichever owns its row of the router; the others move. */
+/* A frozen expert, and with protect.dormant_lr 0 a protected dormant one, stay as they are on every rank, whichever owns their rows of the router; others
+ * move. */
 static void freeze(mu_training *t) {
-    mu_expert_unit before[2], after[2];
-    t->state.stats->health.frozen[1 * 4 + 2] = MU_FROZEN_NOW;
+    enum { LAYER = 1, DORMANT = 1, FROZEN, OTHER, N = 3 };
+    mu_expert_unit before[N], after[N];
+    t->state.stats->health.frozen[LAYER * 4 + FROZEN] = MU_FROZEN_NOW;
+    t->state.stats->health.state[LAYER * 4 + DORMANT] = MU_EXPERT_DORMANT, t->state.stats->health.carried[LAYER * 4 + DORMANT] = 1;
     mu_train_state_freeze(&t->state);
     mu_training_protect(t, NULL);
-    for (int i = 0; i < 2; i++) mu_expert_unit_take(&before[i], &t->state, 1, 2 + i);
+    for (int i = 0; i < N; i++) mu_expert_unit_take(&before[i], &t->state, LAYER, DORMANT + i);
     for (int i = 0; i < 3; i++) check(mu_training_step(t, NULL).finite, "frozen, step %d", i);
-    for (int i = 0; i < 2; i++) mu_expert_unit_take(&after[i], &t->state, 1, 2 + i);
-    for (int part = 0; part < MU_PARTS; part++) {
-        size_t n = (size_t)mu_expert_unit_count(&before[0], part) * sizeof(double);
-        check(!memcmp(before[0].values[part], after[0].values[part], n), "part %d of a frozen expert changed", part);
-        check(memcmp(before[1].values[part], after[1].values[part], n), "part %d of another expert did not", part);
-    }
-    check(before[0].bias == after[0].bias, "the bias of a frozen expert changed");
-    for (int i = 0; i < 2; i++) mu_expert_unit_free(&before[i]), mu_expert_unit_free(&after[i]);
+    for (int i = 0; i < N; i++) mu_expert_unit_take(&after[i], &t->state, LAYER, DORMANT + i);
+    for (int i = 0; i < N; i++)
+        for (int part = 0; part < MU_PARTS; part++) {
+            size_t n = (size_t)mu_expert_unit_count(&before[i], part) * sizeof(double);
+            bool same = !memcmp(before[i].values[part], after[i].values[part], n), held = DORMANT + i != OTHER;
+            check(same == held, "part %d of expert %d %s", part, DORMANT + i, held ? "changed" : "did not change");
+        }
+    for (int i = 0; i < OTHER - DORMANT; i++) check(before[i].bias == after[i].bias, "the bias of expert %d changed", DORMANT + i);
+    for (int i = 0; i < N; i++) mu_expert_unit_free(&before[i]), mu_expert_unit_free(&after[i]);
 }
 
 /* Every value, in the order of layers and experts. */
@@ -167,6 +171,7 @@ static void run(mu_mesh *mesh, int ep) {
                            "moe: {num_experts: 4, top_k: 2, moe_ffn_hidden_size: 8, balance: [expert_bias], score_func: sigmoid}\n"
                            "data: {train: [{domain: a, path: synthetic}, {domain: b, path: synthetic}]}\n"
                            "parallel: {ep: %d}\n"
+                           "protect: {domains: [a], dormant_lr: 0}\n"
                            "train: {steps: 10, global_batch_size: 4, seq_len: 16, threads: 1}\n", ep, ep);
     assert_ok(mu_config_load_text(&t.cfg, "test", text, 0, NULL, &e));
     assert_ok(mu_training_open(&t, mesh, MU_VAL_DOCUMENTS_BY_HASH, &e));

@@ -1,4 +1,4 @@
-/* reseed.c - which expert may be replaced, and which one it becomes half of. */
+/* intervene.c - which expert may be replaced, which one it becomes half of, and whose selection bias may be raised. */
 #include "moe/moe.h"
 
 static bool carries(int64_t state) { return state == MU_EXPERT_CARRIER || state == MU_EXPERT_DORMANT; }
@@ -25,4 +25,16 @@ int mu_reseed_donor(const mu_expert_health *h, const mu_protection *p, const int
         if (busiest < 0 || loads[first + i] > loads[first + busiest]) busiest = i;
     }
     return busiest;
+}
+
+int mu_boost_find(const mu_expert_health *h, const mu_protection *p, const int64_t *loads, int layer, int64_t step, int64_t interval) {
+    int64_t first = (int64_t)layer * h->experts;
+    int least = -1;
+    for (int i = 0; i < h->experts; i++) {
+        int64_t at = first + i;
+        bool starves = h->state[at] == MU_EXPERT_STARVED && h->leaving[at] == 0 && step - h->since[at] < MU_BOOSTS * interval;
+        if (!starves || is_kept(h, p, at)) continue;
+        if (least < 0 || loads[at] < loads[first + least]) least = i;
+    }
+    return least;
 }

@@ -1,4 +1,5 @@
-/* test_reseed.c - which expert may be replaced, and which may be split: never one that carries a domain, whatever else is wrong with it. */
+/* test_intervene.c - which expert may be replaced, which may be split, and whose bias may be raised: never one that carries a domain, whatever else is
+ * wrong with it. */
 #include "moe/moe.h"
 
 #include <setjmp.h>
@@ -65,8 +66,31 @@ static void carriers_are_never_split(void **state) {
     assert_int_equal(mu_reseed_donor(&h, &p, loads, 1, 1), -1);
 }
 
+/* For less than three intervals of 100 steps, while its rule holds. */
+static void only_starved_experts_are_boosted(void **state) {
+    (void)state;
+    enum { ME = E + 2 };
+    for (int s = 0; s < MU_EXPERT_STATES; s++) {
+        h.state[ME] = s, h.since[ME] = 300;
+        for (int64_t step = 300; step <= 700; step += 100)
+            assert_int_equal(mu_boost_find(&h, &p, loads, 1, step, 100), s == MU_EXPERT_STARVED && step < 600 ? 2 : -1);
+        assert_int_equal(mu_boost_find(&h, &p, loads, 0, 300, 100), -1);
+    }
+    h.state[ME] = MU_EXPERT_STARVED, h.leaving[ME] = 1;
+    assert_int_equal(mu_boost_find(&h, &p, loads, 1, 400, 100), -1);
+    h.leaving[ME] = 0, p.domain_of[ME] = 1;
+    assert_int_equal(mu_boost_find(&h, &p, loads, 1, 400, 100), -1);
+    p.domain_of[ME] = -1, h.frozen[ME] = MU_FROZEN_NOW;
+    assert_int_equal(mu_boost_find(&h, &p, loads, 1, 400, 100), -1);
+    h.frozen[ME] = MU_FROZEN_PAST;
+    assert_int_equal(mu_boost_find(&h, &p, loads, 1, 400, 100), 2);
+    h.state[E + 1] = MU_EXPERT_STARVED, h.since[E + 1] = 400;       /* with less load */
+    assert_int_equal(mu_boost_find(&h, &p, loads, 1, 400, 100), 1);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, start, end)
 int main(void) {
-    const struct CMUnitTest tests[] = { TEST(only_dead_experts_are_replaced), TEST(the_one_that_is_dead_longest_comes_first), TEST(carriers_are_never_split) };
+    const struct CMUnitTest tests[] = { TEST(only_dead_experts_are_replaced), TEST(the_one_that_is_dead_longest_comes_first), TEST(carriers_are_never_split),
+                                        TEST(only_starved_experts_are_boosted) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

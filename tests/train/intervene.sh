@@ -1,5 +1,6 @@
-# reseed.sh - protect.reseed_dead: an expert that dies is archived and becomes half of a busy one, the same bits for any split of the batch and after
-# a resume; without an archive nothing is overwritten, and training goes on.
+# intervene.sh - protect.reseed_dead: an expert that dies is archived and becomes half of a busy one; protect.starved_boost: the selection bias of a starved one
+# is raised once it is archived. The same bits for any split of the batch and after a resume; without an archive the experts stay as they are, and training
+# goes on.
 . "$(dirname "$0")/train_lib.sh"
 
 # Without balancing, and with a high learning rate, experts die.
@@ -71,5 +72,27 @@ if [ "${MUSTER_HAS_FAULTS:-}" = 1 ]; then
         rm -r killed
     done
 fi
+# Starved experts: at most three times each until they are healthy, and one of a layer at a time.
+boosts="$dying protect.starved_boost=0.02 moe.balance=[expert_bias] moe.bias_update_rate=0 $on"
+expect 0 "boosts" train 1 boosted $boosts log.progress=line
+says "boosts" 'layer [01]: expert [0-9]+ has its selection bias raised \(starved since step [0-9]+, load [0-9.]+ of the mean; raised by 0.02 to [0-9.]+\)'
+if grep -q '"event":"boost","layer":[01],"expert":\([0-9]*\),"parent":\1,"reason":"starved since step' boosted/events.jsonl; then pass; else fail "no event of a boost"; fi
+actions=$(grep -E '"event":"(boost|reseed)"' boosted/events.jsonl | sed 's/"step":\([0-9]*\),.*"layer":\([0-9]*\),.*/\1 \2/' | sort | uniq -d)
+if [ -z "$actions" ]; then pass; else fail "two actions in one layer at once: $actions"; fi
+most=$(grep '"event":"boost"' boosted/events.jsonl | sed 's/.*"layer":\([0-9]*\),"expert":\([0-9]*\),.*since step \([0-9]*\).*/\1 \2 \3/' | sort | uniq -c | sort -rn | awk '{ print $1; exit }')
+if [ "$most" -le 3 ]; then pass; else fail "boosted $most times"; fi
+if [ -n "${MPIEXEC:-}" ]; then
+    expect 0 "boosts on 4:2:2" train 4 split $boosts parallel.ep=2 train.micro_batch_size=2
+    same_run boosted split 60
+fi
+cp -r boosted again
+expect 0 "boosts from step 20" train 1 again $boosts --resume again/checkpoints/step-00000020
+same_run boosted again 60
+expect 0 "off" train 1 unboosted $boosts protect.archive=false protect.starved_boost=0 protect.reseed_dead=false
+mkdir blocked
+echo "no folder" > blocked/archive
+expect 0 "no archive" train 1 blocked $boosts protect.archive=false log.progress=line
+says "no archive" 'expert [0-9]+ of layer [01] could not be archived, so its selection bias is not raised'
+same_checkpoint unboosted blocked 60
 expect 78 "without states" train 1 x $dying $on stats.every=0
 finish
