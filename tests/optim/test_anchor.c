@@ -223,9 +223,30 @@ static void renewing_it_takes_the_weights_of_now(void **state) {
     stand_free(&s);
 }
 
+/* Weights that were replaced are held no longer, those beside them are. */
+static void released_values_do_not_pull(void **state) {
+    (void)state;
+    enum { FIRST = 2, N = 5 };
+    stand s = stand_new("ref");
+    FOR_UNITS(&s, u) mu_anchor_release(s.a, u, FIRST, N);   /* it is not set */
+    stand_free(&s);
+    for (int d = 0; d < DEVICES; d++) {
+        s = anchored(devices[d], 0);
+        FOR_UNITS(&s, u) if (u->count >= FIRST + N) mu_anchor_release(s.a, u, FIRST, N);
+        set_gradients(&s, 5, 0);
+        mu_anchor_pull(s.a, comm_alone(), 1, 0, (mu_mat){ 0 });
+        FOR_UNITS(&s, u) {
+            double *g = values_of(&s, u, true);
+            for (int64_t i = 0; i < u->count; i++) assert_int_equal(g[i] == 0, u->count >= FIRST + N && i >= FIRST && i < FIRST + N);
+            free(g);
+        }
+        stand_free(&s);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = { cmocka_unit_test(pull_is_the_gradient_of_the_penalty), cmocka_unit_test(pull_is_limited_and_not_clipped),
                                         cmocka_unit_test(small_values_and_bad_steps_do_not_pull),
-                                        cmocka_unit_test(renewing_it_takes_the_weights_of_now) };
+                                        cmocka_unit_test(renewing_it_takes_the_weights_of_now), cmocka_unit_test(released_values_do_not_pull) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
