@@ -7,6 +7,7 @@ CHARTS = [
     ("Protections", "rare", ["exempt", "exempt_dense", "gate_balancer_learned", "exempt_learned", "ours_learned", "ours"]),
     ("Without a carrier", "rare", ["loss_free", "replay", "ewc", "ours_no_i6", "dense_params", "ours"]),
     ("ours, and ours without one part", "rare", ["ours", "ours_no_i1", "ours_no_i2", "ours_no_i4", "ours_no_i5", "ours_no_i6"]),
+    ("Weaker anchors", "rare", ["ours_no_i4", "ours_anchor_10", "ours_anchor_100", "ours"]),
     ("Ordinary training", "rare", ["none", "aux_micro", "aux_global", "loss_free", "quantile", "hash"]),
     ("What it costs the common domains", "common", ["loss_free", "gate_balancer", "mimic", "ewc", "replay", "ours"]),
 ]
@@ -64,6 +65,8 @@ def chart(rows, kind, arms):
         out.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="var(--line)"/>'
                    f'<text x="{LEFT - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}</text>')
     for name, middle in (("A: mixed", (max(start, 0) + a) / 2), ("B: drought", a + b / 2), ("C: return", a + b + c / 2)):
+        if name[0] == "C" and not c:
+            continue
         out.append(f'<text x="{x(middle):.1f}" y="{HEIGHT - 18}" text-anchor="middle">{name}</text>')
     out.append(f'<text x="{LEFT}" y="{HEIGHT - 4}">{label}, over {a + b + c} steps; bands: one standard deviation</text>')
     ends = []
