@@ -251,17 +251,13 @@ void mu_knowledge_begin(mu_knowledge *k, int64_t step, const int64_t *n, const i
         if (!n[i] && tokens[i % k->domains]) put(k, i, 0);
 }
 
-static bool measurable(const mu_knowledge *k, int64_t cell, int domain) { return k->n[cell] && k->choices[domain] > k->top_k; }
-
-static bool uses(const mu_knowledge *k, int64_t cell, int domain) {
-    int64_t n = k->n[cell];
-    return measurable(k, cell, domain) && (2 * n * k->experts >= 3 * k->top_k * k->tokens[domain] || (double)k->K[cell] >= CRITICAL);
-}
+static bool is_critical(const mu_knowledge *k, int64_t cell) { return k->n[cell] && (double)k->K[cell] >= CRITICAL; }
 
 bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int domain) {
-    int64_t first = cell_of(k, layer, expert, 0);
-    bool found = uses(k, first + domain, domain);
-    for (int d = 0; d < k->domains && !found; d++) found = k->rare[d] && uses(k, first + d, d) && measurable(k, first + domain, domain);
+    int64_t first = cell_of(k, layer, expert, 0), n = k->n[first + domain];
+    if (!n || k->choices[domain] <= k->top_k) return false;
+    bool found = 2 * n * k->experts >= 3 * k->top_k * k->tokens[domain] || is_critical(k, first + domain);
+    for (int d = 0; d < k->domains && !found; d++) found = k->rare[d] && is_critical(k, first + d);
     return found;
 }
 

@@ -598,8 +598,8 @@ bool mu_knowledge_affords(const mu_knowledge *k, int64_t tokens);
  * domain chose has K 0 there. */
 void mu_knowledge_begin(mu_knowledge *k, int64_t step, const int64_t *n, const int64_t *tokens, const double *nll);
 /* Should K be measured? Yes where the expert gets at least 1.5 times its fair share of the domain's assignments, or K was at
- * least 0.01 nats and it gets some; where that holds for a rare domain, of all others, too, since a carrier is one for rare domains alone. Never
- * when no other expert could be chosen. */
+ * least 0.01 nats and it gets some; where it was for a rare domain, of all others, too, since a carrier is one for rare domains alone. Never when
+ * no other expert could be chosen. */
 bool mu_knowledge_screened(const mu_knowledge *k, int layer, int expert, int domain);
 /* The next experts with screened domains, whose passes cost no more than the credit; each pass costs the tokens of those
  * domains, as far as it repeats layers (`pass`). cells: [layers * experts], layer * experts + expert. Returns their number. */
