@@ -95,6 +95,8 @@ void mu_protect_config_check(const mu_protect_config *cfg, int64_t num_experts, 
 /* Is this domain to be protected, should it have carriers? Local (protection.c, like the next). */
 bool mu_protects_domain(const mu_protect_config *cfg, const char *domain);
 bool mu_protects_auto(const mu_protect_config *cfg);        /* protect.domains: auto */
+/* The domain that protect.carriers gives to an expert, of several the first; -1: none. Local (protection.c). */
+int32_t mu_given_domain(const mu_protect_config *cfg, const mu_option_domains *domains, int64_t expert);
 
 enum { MU_MOE_SCORE_SOFTMAX, MU_MOE_SCORE_SIGMOID };
 enum { MU_BALANCE_NONE = 1, MU_BALANCE_AUX = 2, MU_BALANCE_SEQ_AUX = 4, MU_BALANCE_GLOBAL_AUX = 8, MU_BALANCE_BIAS = 16,

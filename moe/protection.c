@@ -54,8 +54,7 @@ static int32_t carried(const mu_protect_config *cfg, const mu_expert_health *h, 
     return carries && d >= 0 && mu_protects_domain(cfg, domains->list[d].domain) ? (int32_t)d : -1;
 }
 
-/* The domain that protect.carriers gives to an expert; of several the first. */
-static int32_t given(const mu_protect_config *cfg, const mu_option_domains *domains, int64_t expert) {
+int32_t mu_given_domain(const mu_protect_config *cfg, const mu_option_domains *domains, int64_t expert) {
     for (int i = 0; i < cfg->carriers.n; i++)
         for (int d = 0; d < domains->n && cfg->carriers.list[i].value == expert; d++)
             if (!strcmp(domains->list[d].domain, cfg->carriers.list[i].domain)) return d;
@@ -69,7 +68,7 @@ int mu_protection_update(mu_protection *p, const mu_protect_config *cfg, const m
     MU_CHECK(h->layers == p->layers && h->experts == p->experts, "protection of %d layers with %d experts each, states of %d with %d", p->layers,
              p->experts, h->layers, h->experts);
     for (int64_t i = 0; i < (int64_t)p->layers * p->experts; i++) {
-        int32_t fixed = given(cfg, domains, i % p->experts), now = fixed >= 0 ? fixed : carried(cfg, h, domains, i), before = p->domain_of[i];
+        int32_t fixed = mu_given_domain(cfg, domains, i % p->experts), now = fixed >= 0 ? fixed : carried(cfg, h, domains, i), before = p->domain_of[i];
         p->domain_of[i] = now;
         p->exempt[i] = (cfg->exempt && now >= 0) || h->frozen[i] == MU_FROZEN_NOW;
         if (now == before) continue;

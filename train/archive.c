@@ -86,7 +86,7 @@ void mu_archive_describe(mu_archive *a, const mu_train_state *t, const mu_config
     }
     if (!t->stats) return;
     const mu_expert_health *h = &t->stats->health;
-    int carried = (int)h->carried[at] - 1;
+    int carried = h->carried[at] ? (int)h->carried[at] - 1 : mu_given_domain(&cfg->protect, &cfg->data.train, expert);
     snprintf(a->state, sizeof a->state, "%s", mu_expert_state_name((mu_expert_state)h->state[at]));
     if (carried < 0 || carried >= a->n_domains) return;
     snprintf(a->carries, sizeof a->carries, "%s", a->names[carried]);

@@ -130,7 +130,7 @@ static mu_status archive_due(mu_recorder *r, mu_error *e) {
     return status;
 }
 
-/* The carriers, at the end of the run. */
+/* The carriers, and those that protect.carriers names, at the end of the run. */
 static mu_status archive_carriers(mu_recorder *r, mu_error *e) {
     const mu_training *t = r->t;
     const mu_expert_health *h = &t->state.stats->health;
@@ -138,7 +138,7 @@ static mu_status archive_carriers(mu_recorder *r, mu_error *e) {
     if (!t->cfg.protect.archive || t->state.step < t->cfg.train.steps) return MU_STATUS_OK;
     const char **reasons = mu_alloc((size_t)cells + 1, sizeof *reasons);
     for (int64_t i = 0; i < cells; i++)
-        reasons[i] = h->state[i] == MU_EXPERT_CARRIER || h->state[i] == MU_EXPERT_DORMANT ? "end of the run" : NULL;
+        reasons[i] = mu_expert_carries(h->state[i]) || mu_given_domain(&t->cfg.protect, &t->cfg.data.train, i % h->experts) >= 0 ? "end of the run" : NULL;
     mu_status status = archive_all(r, reasons, e);
     free(reasons);
     return status;

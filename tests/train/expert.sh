@@ -186,6 +186,10 @@ expect 0 "train dense on" on 1 "$MUSTER" train dense/config.resolved.yaml train.
 on 1 "$MUSTER" expert list base
 least=$(awk '/^layer 1/ { exit } $1 ~ /^[0-9]+$/ && (load == "" || $3 < load) { load = $3; x = $1 } END { print x }' log)
 expect 0 "a table of carriers" train 1 named train.steps=30 stats.every=5 "protect.carriers={b: $least}" $balance --fork base
+ls named/archive/layer_0*/expert_00$least/step-00000030.h5 > /dev/null 2>&1 && pass || fail "a carrier of the table was not archived at the end"
+grep -q '"event":"archive","layer":1,"expert":'"$least"',"reason":"end of the run","written":true' named/events.jsonl && pass || fail "no event of its record"
+h5carries=$(grep -c '"carries":"b"' -a "named/archive/layer_00/expert_00$least/step-00000030.h5")
+[ "$h5carries" -ge 1 ] && pass || fail "the record of a carrier of the table does not name its domain"
 run 78 "protect.carriers gives b to expert $least, which layer . would lose" prune named --keep 2 --out x
 run 0 "b is left out of protect.carriers: expert $least" prune named --keep 2 --force --out x
 rm -rf x
