@@ -45,6 +45,14 @@ void mu_batches_next(mu_batches *b, int64_t step) {
     for (int64_t i = 0; i < b->shape.sequences; i++) b->domain_sequences[b->samples[i].domain]++;
 }
 
+bool mu_batches_absent(const mu_batches *b, int64_t *replayed) {
+    bool any = false;
+    *replayed = 0;
+    for (int d = 0; d < b->sources->n; d++)
+        if (mu_loader_is_absent(b->loader, b->step + 1, d)) any = true, *replayed += b->domain_sequences[d];
+    return any;
+}
+
 void mu_batches_put_back(mu_batches *b) {
     MU_CHECK(mu_loader_state_set(b->loader, b->sources, b->before, NULL) == MU_STATUS_OK, "the loader rejects its own state");
 }

@@ -20,7 +20,7 @@ static mu_status parse(int argc, char **argv, arguments *a, mu_error *e) {
 
 static void put_head(mu_page *p, const mu_report *r) {
     static const char *const links[][2] = { { "diagnosis", "Diagnosis" }, { "losses", "Losses" }, { "balance", "Balance" }, { "load", "Load" },
-                                            { "domains", "Domains" }, { "pairs", "Pairs" }, { "texts", "Texts" }, { "states", "States" }, { "drops", "Drops" } };
+                                            { "domains", "Domains" }, { "pairs", "Pairs" }, { "texts", "Texts" }, { "knowledge", "Rare knowledge" }, { "states", "States" }, { "drops", "Drops" } };
     mu_page_put(p, "<h1>%s <span class=\"state\">%s</span></h1>\n<nav>", r->name, mu_run_state_name(r->view.state));
     for (size_t i = 0; i < (r->n_moe ? sizeof links / sizeof *links : 2); i++) mu_page_put(p, "<a href=\"#%s\">%s</a>", links[i][0], links[i][1]);
     mu_page_put(p, "</nav>\n");
@@ -44,6 +44,7 @@ static void put_report(mu_page *p, const mu_report *r, mu_mesh *mesh, bool texts
         mu_report_put_specialisation(p, r);
         mu_report_put_pairs(p, r);
         mu_report_put_texts(p, r, mesh, texts);
+        mu_report_put_knowledge(p, r);
         mu_report_put_timeline(p, r);
         mu_report_put_drops(p, r);
     }

@@ -74,8 +74,10 @@ static void update(mu_training *t, double lr) {
     mu_activity_set("clipping", -1, NULL);
     mu_grad_clip(opt, t->state.mesh->batch, t->cfg.optim.grad_clip, n, terms);
     if (is_anchored(&t->state)) {
+        double start = mu_time();
         mu_anchor_pull(t->state.anchor, t->state.mesh->batch, t->cfg.protect.anchor, t->cfg.optim.grad_clip, mu_loss_loads(t->loss));
         hold_router_rows(t);
+        t->protect_seconds += mu_time() - start;
     }
     mu_activity_set("optimizer", -1, NULL);
     mu_optimizer_step(opt, lr, mu_loss_loads(t->loss));
@@ -98,6 +100,7 @@ mu_step_result mu_training_step(mu_training *t, const volatile sig_atomic_t *sto
     mu_activity_set("results of the step", -1, NULL);
     mu_loss_values v = r.values = mu_loss_read(t->loss, mu_grad_norm_on_device(s->opt), stop && *stop);
     r.stop = v.stop, r.finite = isfinite(v.loss) && isfinite(v.grad_norm);
+    r.absent = mu_batches_absent(&t->batches, &r.replayed);
     if (r.finite) {
         s->step++;
         mu_loss_end(t->loss, (double)s->step <= 0.97 * (double)t->cfg.train.steps); /* selection biases are fixed at the end */

@@ -77,6 +77,7 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step
     add_value(j, "train/ppl", exp(r->values.ce));
     mu_json_float(j, "optim/lr", r->lr);
     mu_json_float(j, "optim/grad_norm", r->values.grad_norm);
+    if (r->absent && src->cfg->protect.replay > 0) mu_json_int(j, "protect/replayed", r->replayed);
     if (src->state->model->n_moe) mu_metrics_add_routing(j, src, r);
     mu_json_float(j, "perf/tokens_per_s", tokens_per_s);
     mu_json_float(j, "perf/step_ms", 1e3 * r->seconds);
@@ -89,12 +90,13 @@ mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step
     return status == MU_STATUS_OK ? write_line(m, e) : status;
 }
 
-mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, double measuring_seconds, mu_error *e) {
+mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, double measuring_seconds, double protecting_seconds, mu_error *e) {
     begin_line(m, src->state->step);
     mu_metrics_add_window(&m->line, src);
     mu_metrics_add_knowledge(&m->line, src);
     mu_metrics_add_states(&m->line, src);
     mu_json_float(&m->line, "stats/seconds_share", measuring_seconds / (mu_time() - m->start));
+    if (protecting_seconds > 0) mu_json_float(&m->line, "perf/protect_share", protecting_seconds / (mu_time() - m->start));
     return write_line(m, e);
 }
 

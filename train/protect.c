@@ -153,6 +153,7 @@ static mu_status tell_anchor(mu_training *t, mu_recorder *rec, int64_t step, int
 static int anchor(mu_training *t, int64_t step, int *list, mu_anchor_size *size) {
     mu_anchor *a = t->state.anchor;
     int n = 0;
+    double start = mu_time();
     for (int d = 0; a && d < t->texts.corpus.n_domains; d++) {
         bool absent = mu_loader_is_absent(t->state.loader, step, d);
         if (absent && !a->holds[d]) list[n++] = d;
@@ -160,6 +161,7 @@ static int anchor(mu_training *t, int64_t step, int *list, mu_anchor_size *size)
     }
     for (int i = 0; i < n; i++) add_domain(t, list[i]);
     if (n) *size = mu_anchor_renew(a, t->state.mesh->batch, t->cfg.protect.anchor_cut);
+    if (n) t->protect_seconds += mu_time() - start;
     return n;
 }
 

@@ -96,9 +96,11 @@ static mu_status still_locked(mu_recorder *r, mu_error *e) {
 static mu_status archive(mu_recorder *r, int64_t cell, const char *reason, const char *otherwise, bool *written, mu_error *e) {
     mu_evaluation ev = evaluation(r->t);
     mu_error why = { 0 };
+    double start = mu_time();
     int64_t E = r->t->cfg.moe.num_experts;
     int moe = (int)(cell / E), expert = (int)(cell % E);
     *written = mu_archive_expert(&r->source, &ev, moe, expert, &why) == MU_STATUS_OK;
+    r->t->protect_seconds += mu_time() - start;
     if (!*written && r->progress)
         mu_log(MU_LOG_WARNING, "expert %d of layer %d could not be archived%s: %-s", expert, r->t->state.model->moe_layers[moe], otherwise, why.text);
     return r->events ? mu_events_archive(r->events, &r->source, moe, expert, reason, *written ? NULL : why.text, e) : MU_STATUS_OK;
@@ -108,7 +110,6 @@ static mu_status archive(mu_recorder *r, int64_t cell, const char *reason, const
 static mu_status archive_all(mu_recorder *r, const char *const *reasons, mu_error *e) {
     const mu_train_state *s = &r->t->state;
     mu_status status = MU_STATUS_OK;
-    double start = mu_time();
     for (int64_t i = 0; i < s->model->n_moe * r->t->cfg.moe.num_experts; i++) { /* every rank takes part in each */
         if (!reasons[i]) continue;
         mu_error why = { 0 };
@@ -116,7 +117,6 @@ static mu_status archive_all(mu_recorder *r, const char *const *reasons, mu_erro
         mu_status one = archive(r, i, reasons[i], "", &written, &why);
         if (one != MU_STATUS_OK && status == MU_STATUS_OK) status = one, *e = why;
     }
-    r->statistics_seconds += mu_time() - start;
     return mu_agree(s->mesh->batch, status, e);
 }
 
@@ -376,7 +376,7 @@ static mu_status statistics(mu_recorder *r, double start, mu_error *e) {
     mu_status status = still_locked(r, e);
     if (status == MU_STATUS_OK) status = judge(r, e);
     if (status == MU_STATUS_OK && r->metrics)
-        status = mu_metrics_statistics(r->metrics, &r->source, r->statistics_seconds + mu_time() - start, e);
+        status = mu_metrics_statistics(r->metrics, &r->source, r->statistics_seconds + mu_time() - start, r->t->protect_seconds, e);
     r->statistics_seconds += mu_time() - start;
     return status;
 }

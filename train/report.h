@@ -22,7 +22,10 @@ typedef struct {
     double criticality;         /* of the expert for this domain at that step */
 } mu_report_event;
 typedef struct { int64_t step; char text[400]; } mu_report_advice;
-typedef struct { int64_t step, layer, expert; char text[200]; } mu_report_care;
+typedef enum { MU_CARE_PROTECTED, MU_CARE_LEFT, MU_CARE_ARCHIVED, MU_CARE_OTHER } mu_report_care_kind;
+typedef struct { int64_t step, layer, expert; mu_report_care_kind kind; char text[200]; } mu_report_care;
+/* What holds a domain that is absent from this step on. weights: that are anchored, else 0. */
+typedef struct { int64_t step; char domain[64], text[200]; double weights; } mu_report_absence;
 /* Of one statistics line: the share of a domain's tokens that each expert gets [n_moe, experts, n_domains] (0 for a domain without tokens),
  * and loads [n_moe, experts], over `steps` steps up to `step`. */
 enum { MU_REPORT_SHARES = 8, MU_REPORT_CELLS = 64 * 256 * 50 };
@@ -64,6 +67,8 @@ typedef struct {
     mu_report_advice *advice;
     int64_t n_care;             /* what was done for experts: protected, archived */
     mu_report_care *care;
+    int64_t n_absences;
+    mu_report_absence *absences;
 } mu_report;
 /* Reads what there is: a run that is being written, damaged lines and records, missing files. Errors are those of mu_run_view_open.
  * mu_report_free may follow any outcome. */
@@ -103,6 +108,7 @@ void mu_report_put_balance(mu_page *p, const mu_report *r);             /* repor
 void mu_report_put_load(mu_page *p, const mu_report *r);
 void mu_report_put_specialisation(mu_page *p, const mu_report *r);      /* report_experts.c */
 void mu_report_put_pairs(mu_page *p, const mu_report *r);
+void mu_report_put_knowledge(mu_page *p, const mu_report *r);           /* report_knowledge.c */
 void mu_report_put_timeline(mu_page *p, const mu_report *r);            /* report_states.c */
 /* Runs the newest checkpoint on a validation sequence of each domain, if it and the texts can be opened (report_texts.c). */
 void mu_report_put_texts(mu_page *p, const mu_report *r, mu_mesh *mesh, bool open);

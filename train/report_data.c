@@ -232,11 +232,28 @@ static void take_care(mu_report *r, int64_t step, const json_t *line) {
     if (r->n_care % 256 == 0) r->care = mu_realloc(r->care, (size_t)r->n_care + 256, sizeof *r->care);
     mu_report_care *c = &r->care[r->n_care++];
     c->step = step, c->layer = json_integer_value(json_object_get(line, "layer")), c->expert = json_integer_value(json_object_get(line, "expert"));
+    bool good = json_is_true(json_object_get(line, archive ? "written" : "protected"));
+    c->kind = reseed || boost ? MU_CARE_OTHER : archive ? (good ? MU_CARE_ARCHIVED : MU_CARE_OTHER) : good ? MU_CARE_PROTECTED : MU_CARE_LEFT;
     if (archive)
-        snprintf(c->text, sizeof c->text, "%s: %s%s%s", json_is_true(json_object_get(line, "written")) ? "archived" : "could not be archived", reason,
+        snprintf(c->text, sizeof c->text, "%s: %s%s%s", good ? "archived" : "could not be archived", reason,
                  error ? "; " : "", error ? error : "");
     else if (reseed || boost) snprintf(c->text, sizeof c->text, "%s: %s", reseed ? "re-seeded" : "selection bias raised", reason);
-    else snprintf(c->text, sizeof c->text, "%s for %s", json_is_true(json_object_get(line, "protected")) ? "protected" : "no longer protected", domain);
+    else snprintf(c->text, sizeof c->text, "%s for %s", good ? "protected" : "no longer protected", domain);
+}
+
+/* "replay: 0.2 % of the samples, of its last 8 sequences", "anchor: 0.04 M weights, strength 1000" */
+static void take_absence(mu_report *r, int64_t step, const json_t *line) {
+    const char *event = json_string_value(json_object_get(line, "event")), *domain = json_string_value(json_object_get(line, "domain"));
+    if (!event || !domain || strcmp(event, "absence")) return;
+    if (r->n_absences % 16 == 0) r->absences = mu_realloc(r->absences, (size_t)r->n_absences + 16, sizeof *r->absences);
+    mu_report_absence *a = &r->absences[r->n_absences++];
+    a->step = step, a->weights = json_number_value(json_object_get(line, "weights"));
+    snprintf(a->domain, sizeof a->domain, "%s", domain);
+    if (a->weights > 0)
+        snprintf(a->text, sizeof a->text, "anchor: %.2f M weights, strength %g", 1e-6 * a->weights, json_number_value(json_object_get(line, "strength")));
+    else
+        snprintf(a->text, sizeof a->text, "replay: %.3g %% of the samples, of its last %.0f sequences", 100 * json_number_value(json_object_get(line, "share")),
+                 json_number_value(json_object_get(line, "sequences")));
 }
 
 /* Changes of state have reasons in words, so they replace those that were derived from lists of states. */
@@ -245,6 +262,7 @@ static void take_event(mu_report *r, int64_t step, const json_t *line, bool *any
     const char *domain = json_string_value(json_object_get(line, "domain")), *text = json_string_value(json_object_get(line, "text"));
     if (text) take_advice(r, step, text);
     take_care(r, step, line);
+    take_absence(r, step, line);
     if (!to) return;
     if (!*any) r->n_events = 0;
     *any = true;
@@ -381,7 +399,7 @@ void mu_report_free(mu_report *r) {
     }
     json_decref(r->statistics);
     for (int64_t i = 0; i < r->n_shares; i++) free(r->shares[i].of_domain), free(r->shares[i].load);
-    free(r->shares), free(r->series), free(r->states), free(r->events), free(r->advice), free(r->care), free(r->layer), free(r->domain);
+    free(r->shares), free(r->series), free(r->states), free(r->events), free(r->advice), free(r->care), free(r->absences), free(r->layer), free(r->domain);
     free(r->load), free(r->recent), free(r->of_expert), free(r->of_domain), free(r->of_layer), free(r->no_counts), free(r->name);
     mu_run_view_close(&r->view);
     *r = (mu_report){ 0 };

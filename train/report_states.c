@@ -80,21 +80,6 @@ static void put_events(mu_page *p, const mu_report *r) {
     mu_page_unfold(p);
 }
 
-/* What was protected and archived when. */
-static void put_care(mu_page *p, const mu_report *r) {
-    enum { SHOWN = 200 };
-    if (!r->n_care) return;
-    int64_t first = r->n_care > SHOWN ? r->n_care - SHOWN : 0;
-    mu_page_fold(p, false, "Protected and archived: %lld event%s", (long long)r->n_care, r->n_care == 1 ? "" : "s");
-    if (first) mu_page_put(p, "<p class=\"soft\">The last %d of them.</p>", SHOWN);
-    mu_page_put(p, "<div class=\"wide\"><table><thead><tr><th>step</th><th>layer</th><th>expert</th><th class=\"words\">what</th></tr></thead><tbody>\n");
-    for (int64_t i = first; i < r->n_care; i++)
-        mu_page_put(p, "<tr><td>%lld</td><td>%lld</td><td>%lld</td><td class=\"words\">%s</td></tr>\n", (long long)r->care[i].step,
-                    (long long)r->care[i].layer, (long long)r->care[i].expert, r->care[i].text);
-    mu_page_put(p, "</tbody></table></div>\n");
-    mu_page_unfold(p);
-}
-
 static void put_losses_below(mu_page *p, const mu_report *r, const mu_mark *marks, int n_marks) {
     const char *kind = mu_report_series(r, "probe/%s/ce_loss", r->n_domains ? r->domain[0] : "") ? "probe" : "val";
     mu_curve *curves = mu_alloc((size_t)r->n_domains + 1, sizeof *curves);
@@ -133,5 +118,4 @@ void mu_report_put_timeline(mu_page *p, const mu_report *r) {
     p->label_digits = 0;
     free_marks(marks, n);
     put_events(p, r);
-    put_care(p, r);
 }

@@ -104,6 +104,8 @@ typedef struct {
     bool interrupted;               /* the step was abandoned because of it: nothing has changed */
     bool finite;
     double seconds, comm_seconds;
+    bool absent;                    /* is a domain absent that may be replayed? */
+    int64_t replayed;               /* the samples of such domains */
 } mu_step_result;
 
 /* Split of the global batch into micro-batches, each with micro_size sequences per rank (batches.c). */
@@ -391,7 +393,8 @@ typedef struct mu_metrics mu_metrics;
 /* Continues metrics.jsonl and statistics.rec; before mu_checkpoint_set_aside. One rank only. */
 mu_status mu_metrics_open(mu_metrics **m, const mu_log_source *src, mu_error *e) MU_MUST_USE;
 mu_status mu_metrics_step(mu_metrics *m, const mu_log_source *src, const mu_step_result *r, double tokens_per_s, mu_error *e) MU_MUST_USE;
-mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, double measuring_seconds, mu_error *e) MU_MUST_USE;
+/* Of the seconds since the process began to train: what was spent on statistics, and on protecting (mu_training.protect_seconds). */
+mu_status mu_metrics_statistics(mu_metrics *m, const mu_log_source *src, double measuring_seconds, double protecting_seconds, mu_error *e) MU_MUST_USE;
 void mu_metrics_add_knowledge(mu_json *j, const mu_log_source *src);    /* the keys of what experts know */
 mu_status mu_metrics_eval(mu_metrics *m, const mu_log_source *src, double mean, const mu_domain_loss *results, mu_error *e) MU_MUST_USE;
 /* Syncs metrics and statistics to disk; before the checkpoint that covers them is committed. */

@@ -34,6 +34,7 @@ void mu_batches_init(mu_batches *b, const mu_config *cfg, mu_loader *loader, con
 void mu_batches_free(mu_batches *b);
 void mu_batches_next(mu_batches *b, int64_t step);              /* draws the global batch after `step` steps. Local */
 void mu_batches_put_back(mu_batches *b);                        /* undoes mu_batches_next. Local */
+bool mu_batches_absent(const mu_batches *b, int64_t *replayed); /* as in mu_step_result, of this batch. Local */
 mu_micro_batch mu_batches_read(mu_batches *b, int64_t m);       /* micro-batch m of this rank; lives until the tape's reset. Local */
 
 /* ------------------------------------------------------------------ records of the routing of steps (step_routing.c) */
@@ -54,6 +55,7 @@ typedef struct {
     mu_train_state state;
     mu_step_routing routing;
     double peak_flops;              /* of all ranks together, measured; 0: unknown */
+    double protect_seconds;         /* of this process: Fisher information, the anchor's pull, archives */
 } mu_training;
 /* Opens all parts for t->cfg, the tokenizer unless it is open already; the ranks agree on the status. mu_training_close may follow any outcome. Collective over the mesh,
  * as is closing. */

@@ -36,7 +36,19 @@ head=$(od -A n -t d8 -j 16 -N 8 replay/statistics.rec | tr -d ' ')
 drawn() { od -A n -v -w408 -t d8 -j "$head" "$1/statistics.rec" | awk '$1 >= 9 && $1 <= 14 { for (i = 0; i < 48; i++) n[i % 3] += $(i + 3) } END { print n[0] / 128, n[1] / 128, n[2] / 128 }'; }
 read -r of_a of_b of_c <<< "$(drawn replay)"
 if [ "$of_a" -ge 30 ] && [ "$of_b" -ge 3 ] && [ $((of_a + of_b)) = 48 ] && [ "$of_c" = 0 ]; then pass; else fail "samples of steps 9 to 14: $of_a, $of_b, $of_c"; fi
+counted=$(grep -o '"protect/replayed":[0-9]*' replay/metrics.jsonl | awk -F: '{ n += $2; lines++ } END { print n, lines }')
+if [ "$counted" = "$of_b 6" ]; then pass; else fail "replayed samples and steps: $counted, not $of_b 6"; fi
+if grep -q 'protect/replayed' anchor/metrics.jsonl; then fail "replayed samples without replay"; else pass; fi
 if [ "$(drawn anchor)" = "48 0 0" ]; then pass; else fail "samples without replay: $(drawn anchor)"; fi
+
+expect 0 "report" on 1 "$MUSTER" report both --no-texts
+shows() { if grep -Eq -- "$2" "$1/report.html"; then pass; else fail "the report of $1: nothing like '$2'"; fi; }
+shows both '<tr><td>b</td><td>9</td><td>14</td>.*>replay: 20 % of the samples, of its last 8 sequences; anchor: 0[.]0[0-9] M weights, strength 1000</td></tr>'
+shows both "<dt>replayed samples</dt><dd>$(grep -o '"protect/replayed":[0-9]*' both/metrics.jsonl | awk -F: '{ n += $2 } END { print n }')<small>"
+shows both '<dt>memory of the anchor</dt><dd>0[.][0-9] MB'
+shows both '<dt>time to protect</dt><dd>[0-9.]+ %'
+expect 0 "report" on 1 "$MUSTER" report plain --no-texts
+shows plain '<tr><td>b</td><td>9</td><td>14</td>.*>nothing</td></tr>'
 
 # Resumed within a phase, at a border and beside it; the option switched on while the domain is absent.
 for step in 7 8 9 13 14 15; do

@@ -136,6 +136,9 @@ grep -q '"step":300,"event":"archive","layer":1,"expert":3,"reason":"end of the 
 [ "$(ls rare/archive/layer_00/expert_003 | wc -l)" -le 3 ] && pass || fail "more than three records"
 expect 0 "report" on 1 "$MUSTER" report rare --out rare.html --no-texts
 grep -q 'archived: became a carrier' rare.html && pass || fail "the report shows no archives"
+grep -qE '<tr><td>0</td><td>3</td><td class="words">a</td><td class="words">carrier since step [0-9]+</td>.*<td class="words">no</td><td class="words">300, [0-9, ]+</td></tr>' rare.html &&
+    pass || fail "the report does not show the carrier of a and its records"
+grep -qE '<dt>archive</dt><dd>[0-9]+ records, [0-9.]+ MB' rare.html && pass || fail "the report does not show what archives take"
 cp -r rare again
 expect 0 "from step 200 again" train 1 again train.steps=300 parallel.ep=1 "${carriers[@]}" --resume again/checkpoints/step-00000200
 ls again/archive/layer_00/expert_003/step-00000300.h5.aside > /dev/null 2>&1 && pass || fail "a record of an abandoned history was not set aside"
