@@ -48,6 +48,8 @@ RUNS = {
     "never/B": ("never/A", "B", DROUGHT, []),
     "protected_100/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=100"]),
     "protected_10/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=10"]),
+    "protected_1/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=1"]),
+    "protected_0.1/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=0.1"]),
     "sigmoid_carriers/A": (None, "A", ALL, [*SIGMOID, *CARRIERS]),
     "sigmoid/A": (None, "A", ALL, SIGMOID),
     "sigmoid_unprotected/B": ("sigmoid_carriers/A", "B", DROUGHT, SIGMOID),
@@ -319,13 +321,15 @@ ARMS = {
     "protected": "protect.domains=[chemistry, latin], all else at its default",
     "protected_100": "the same with a weaker anchor, 100 instead of 1000",
     "protected_10": "the same with an anchor of 10",
+    "protected_1": "the same with an anchor of 1",
+    "protected_0.1": "the same with an anchor of 0.1",
     "carriers": "as protected, with given carriers and the learned gate from the start",
     "sigmoid_carriers": "the same with sigmoid scores and expert_bias",
     "sigmoid_unprotected": "sigmoid_carriers in A, nothing protected in B",
 }
 
 
-CHARTS = [("Protections", ["ordinary", "replay", "anchor", "protected", "protected_100", "protected_10"]), ("Given carriers", ["ordinary", "carriers", "sigmoid_carriers", "sigmoid_unprotected"])]
+CHARTS = [("Protections", ["ordinary", "replay", "protected", "protected_10", "protected_1", "protected_0.1"]), ("Given carriers", ["ordinary", "carriers", "sigmoid_carriers", "sigmoid_unprotected"])]
 
 
 def drought_table(r):
@@ -343,6 +347,19 @@ def drought_table(r):
             row += [of(source_of(arm), domain), of(f"{arm}/B", domain), kept(domain)]
         out.append(row + [of(source_of(arm), "common"), of(f"{arm}/B", "common"), back("chemistry"), back("latin"), cell(seconds, 0)])
     return head, out
+
+
+def acquisition_table(r):
+    head = ["router and carriers, end of A", "n", "chemistry", "Latin", "other domains"]
+    names = {"all/A": "softmax, none", "carriers/A": "softmax, `protect.carriers`", "sigmoid/A": "sigmoid, none", "sigmoid_carriers/A": "sigmoid, `protect.carriers`"}
+    of = lambda run, domain: r.of_seeds(lambda s: r.loss(run, s, domain))
+    return head, [[what, str(len(of(run, "common"))), *(cell(of(run, d)) for d in [*RARE, "common"])] for run, what in names.items()]
+
+
+def return_table(r):
+    head = ["arm, end of C", "n", "chemistry", "Latin", "other domains"]
+    of = lambda arm, domain: r.of_seeds(lambda s: r.loss(f"{arm}/C", s, domain))
+    return head, [[arm, str(len(of(arm, "common"))), *(cell(of(arm, d)) for d in [*RARE, "common"])] for arm in ARMS if f"{arm}/C" in RUNS]
 
 
 def continued_table(r):
@@ -394,15 +411,72 @@ def heal_table(r):
     return head, [[d, str(s), join(f, 0, 3), join(f, 1, 0), join(f, 2, 3), result(f)] for d in RARE for s, f in restored(r, d)]
 
 
+# ---------------------------------------------------------------------- what README.md expects
+def mean(found):
+    return statistics.fmean(found) if found else None
+
+
+def gap(r, run, other, domain):
+    """How much better the first run is, paired by seed."""
+    return mean(r.of_seeds(lambda s: difference(r.loss(other, s, domain), r.loss(run, s, domain))))
+
+
+def mark_t1(r):
+    better = gap(r, "all/A", "never/A", "chemistry")
+    return better is not None and (better >= 0.3, f"{better:.3f} nats better than in never")
+
+
+def mark_t2(r):
+    kept = [mean(r.of_seeds(lambda s: retention(r, "ordinary", s, d))) for d in RARE]
+    return None not in kept and (max(kept) < 0.5, "retention of chemistry {:.2f}, of Latin {:.2f}".format(*kept))
+
+
+def mark_t3(r):
+    kept = [mean(r.of_seeds(lambda s: retention(r, "protected", s, d))) for d in RARE]
+    cost = gap(r, "ordinary/B", "protected/B", "common")
+    return None not in [*kept, cost] and (min(kept) >= 0.9 and cost <= 0.01, "retention of chemistry {:.2f}, of Latin {:.2f}; other domains {:+.3f}".format(*kept, cost))
+
+
+def mark_t4(r):
+    figures = [(gap(r, run, other, "chemistry"), gap(r, other, run, "common")) for run, other in (("carriers/A", "all/A"), ("sigmoid_carriers/A", "sigmoid/A"))]
+    if any(x is None for f in figures for x in f):
+        return False
+    return all(better >= 0.05 and cost <= 0.01 for better, cost in figures), "; ".join(
+        f"{name}: chemistry {-better:+.3f}, other domains {cost:+.3f}" for name, (better, cost) in zip(("carriers", "sigmoid_carriers"), figures))
+
+
+def mark_t5(r):
+    share = {d: [(f["before"][d] - f["together"][d]) / (f["before"][d] - f["A"][d]) for _, f in restored(r, d)] for d in RARE}
+    return bool(share["chemistry"]) and (mean(share["chemistry"]) >= 0.3, "of what was lost, back without training: chemistry {}, Latin {}".format(*(cell(share[d], 2) for d in RARE)))
+
+
+def mark_t6(r):
+    rise = [mean([x for x in (gap(r, "all/A", run, d) for d in OTHERS) if x is not None]) for run in ("continued/B", "continued_protected/B")]
+    cost = gap(r, "continued/B", "continued_protected/B", "scripture")
+    return None not in [*rise, cost] and (rise[1] <= rise[0] / 2 and cost <= 0.05, "the seven others {:+.3f}, protected {:+.3f}; scripture {:+.3f}".format(*rise, cost))
+
+
+MARKS = [("T1 something to lose", mark_t1), ("T2 ordinary training loses it", mark_t2), ("T3 one line protects it", mark_t3), ("T4 given carriers acquire more", mark_t4),
+         ("T5 the archive brings it back", mark_t5), ("T6 continued training", mark_t6)]
+
+
+def mark_table(r):
+    found = [(name, judge(r)) for name, judge in MARKS]
+    return ["question", "answer", "figures"], [[name, "yes" if f[0] else "no", f[1]] for name, f in found if f]
+
+
+# ---------------------------------------------------------------------- files
 def tables(r):
-    return [("The drought", "Losses in nats per token. Retention: what is left at the end of B of the advantage over `never` that was there at the end of A.", *drought_table(r)),
+    return [("What was expected", "T1 to T6 of README.md.", *mark_table(r)),
+            ("The drought", "Losses in nats per token. Retention: what is left at the end of B of the advantage over `never` that was there at the end of A.", *drought_table(r)),
+            ("What given carriers acquire", "Losses at the end of A, in nats per token.", *acquisition_table(r)),
+            ("The return", "Losses at the end of C, in nats per token.", *return_table(r)),
             ("Continued on scripture alone", "Losses at the end of A, and after B steps of scripture alone.", *continued_table(r)),
             ("Which experts carry it", "Criticality: nats per token that the domain loses without the expert, every expert masked in turn.", *expert_table(r)),
             ("What the archive brings back", "The carriers of `sigmoid_carriers`, archived at the end of A, put into `sigmoid_unprotected` at the end of B.", *restore_table(r)),
             ("Healing", "Figures of `muster expert restore --heal`, on the probe.", *heal_table(r))]
 
 
-# ---------------------------------------------------------------------- files
 def write_table(a, r, path):
     with open(path, "w", encoding="utf-8") as f:
         f.write(f"Steps of A, B, C: {', '.join(map(str, a.steps))}; seeds {', '.join(map(str, r.seeds))}. Means ± standard deviations over n seeds.\n")
