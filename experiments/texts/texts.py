@@ -60,6 +60,7 @@ RUNS = {
     "protected/C": ("protected/B", "C", ALL, PROTECTED),
     "sigmoid_carriers/C": ("sigmoid_carriers/B", "C", ALL, [*SIGMOID, *CARRIERS]),
     "replay/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=0"]),
+    "replay_0.01/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=0", "protect.replay=0.01"]),
     "anchor/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.replay=0"]),
     "carriers/A": (None, "A", ALL, CARRIERS),
     "carriers/B": ("carriers/A", "B", DROUGHT, CARRIERS),
@@ -317,6 +318,7 @@ ARMS = {
     "never": "trained without chemistry and Latin from the start: the reference",
     "ordinary": "the defaults of muster, nothing protected",
     "replay": "protect.domains with replay alone (anchor 0)",
+    "replay_0.01": "five times as much replay, without anchor",
     "anchor": "protect.domains with the anchor alone (replay 0)",
     "protected": "protect.domains=[chemistry, latin], all else at its default",
     "protected_100": "the same with a weaker anchor, 100 instead of 1000",
@@ -329,7 +331,7 @@ ARMS = {
 }
 
 
-CHARTS = [("Protections", ["ordinary", "replay", "protected", "protected_10", "protected_1", "protected_0.1"]), ("Given carriers", ["ordinary", "carriers", "sigmoid_carriers", "sigmoid_unprotected"])]
+CHARTS = [("Protections", ["ordinary", "replay", "replay_0.01", "protected", "protected_10", "protected_1"]), ("Given carriers", ["ordinary", "carriers", "sigmoid_carriers", "sigmoid_unprotected"])]
 
 
 def drought_table(r):
