@@ -56,6 +56,7 @@ RUNS = {
     "sigmoid_carriers/B": ("sigmoid_carriers/A", "B", DROUGHT, [*SIGMOID, *CARRIERS]),
     "continued/B": ("all/A", "B", {"scripture": 1}, []),
     "continued_protected/B": ("all/A", "B", {"scripture": 1}, [f"protect.domains=[{', '.join(OTHERS)}]"]),
+    "continued_replay/B": ("all/A", "B", {"scripture": 1}, [f"protect.domains=[{', '.join(OTHERS)}]", "protect.anchor=0", "protect.replay=0.01"]),
     "ordinary/C": ("ordinary/B", "C", ALL, []),
     "protected/C": ("protected/B", "C", ALL, PROTECTED),
     "sigmoid_carriers/C": ("sigmoid_carriers/B", "C", ALL, [*SIGMOID, *CARRIERS]),
@@ -365,8 +366,8 @@ def return_table(r):
 
 
 def continued_table(r):
-    head = ["domain", "before", "scripture alone", "scripture alone, protected"]
-    runs = ["all/A", "continued/B", "continued_protected/B"]
+    head = ["domain", "before", "scripture alone", "protected", "protected by replay of 0.01 alone"]
+    runs = ["all/A", "continued/B", "continued_protected/B", "continued_replay/B"]
     return head, [[d, *(cell(r.of_seeds(lambda s: r.loss(run, s, d))) for run in runs)] for d in [*COMMON, *RARE]]
 
 
