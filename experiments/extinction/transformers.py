@@ -54,7 +54,7 @@ class Transformers:
     def __init__(self, size, muster, out, steps, rare_share, options):
         layers, width, heads, F, *usual = SIZES[size]
         self.muster, self.out, self.layers, self.steps = muster, pathlib.Path(out).resolve(), layers, steps or usual
-        self.rare_share, self.options = rare_share, options
+        self.rare_share, self.options, self.recovered = rare_share, options, ("mimic",) if size == "proof" else ("mimic", "gate_balancer")
         a, b, c = self.steps
         common, weight = {d: 1 for d in texts.COMMON}, texts.COMMON_DOCUMENTS / texts.RARE_DOCUMENTS / (1 - 3 * rare_share - 0.002)
         mixed = common | {d: rare_share * weight for d in RARE} | {d: 0.001 * weight for d in ("decoy", "near-copy")}
@@ -101,7 +101,7 @@ class Transformers:
         if not (folder / "done").exists():
             fork = ["--fork", source] if source else []
             train = "data.train=[" + ", ".join(f"{{domain: {d}, path: '{self.corpus(seed) / d}.jsonl'}}" for d in texts.DOMAINS) + "]"
-            every = f"train.eval_every={max((self.steps[2] if until == sum(self.steps) else self.steps[0] // 3) // 8, 1)}"
+            every = f"train.eval_every={max((self.steps[2] if self.steps[2] and until == sum(self.steps) else self.steps[0] // 3) // 8, 1)}"
             folder.mkdir(parents=True, exist_ok=True)
             self.call("train", ROOT / "configs" / "synthetic.yaml", f"run.dir={folder}", f"run.seed={seed}", f"train.steps={until}", train, every, *self.same,
                       *options, *fork)
@@ -181,7 +181,7 @@ class Transformers:
         if c:
             runs.append(self.train(base / f"{arm}-C", seed, a + b + c, options + ["protect.archive=false"], folder))
         found |= self.measures(runs)
-        if arm in ("mimic", "gate_balancer"):
+        if arm in self.recovered:
             found |= self.recovery(folder, first)
         return json.dumps(found) + "\n"
 
