@@ -241,7 +241,7 @@ static void take_care(mu_report *r, int64_t step, const json_t *line) {
     else snprintf(c->text, sizeof c->text, "%s for %s", good ? "protected" : "no longer protected", domain);
 }
 
-/* "replay: 0.2 % of the samples, of its last 8 sequences", "anchor: 0.04 M weights, strength 1000" */
+/* "replay: 0.2 % of the samples; sequences to replay: 8", "anchor: 0.04 M weights, strength 1000" */
 static void take_absence(mu_report *r, int64_t step, const json_t *line) {
     const char *event = json_string_value(json_object_get(line, "event")), *domain = json_string_value(json_object_get(line, "domain"));
     if (!event || !domain || strcmp(event, "absence")) return;
@@ -252,7 +252,7 @@ static void take_absence(mu_report *r, int64_t step, const json_t *line) {
     if (a->weights > 0)
         snprintf(a->text, sizeof a->text, "anchor: %.2f M weights, strength %g", 1e-6 * a->weights, json_number_value(json_object_get(line, "strength")));
     else
-        snprintf(a->text, sizeof a->text, "replay: %.3g %% of the samples, of its last %.0f sequences", 100 * json_number_value(json_object_get(line, "share")),
+        snprintf(a->text, sizeof a->text, "replay: %.3g %% of the samples; sequences to replay: %.0f", 100 * json_number_value(json_object_get(line, "share")),
                  json_number_value(json_object_get(line, "sequences")));
 }
 

@@ -82,7 +82,7 @@ static void put_carriers(mu_page *p, const mu_report *r, const char *folder) {
             fate f = fate_of(r, l, i);
             if (!is_of_interest(&f)) continue;
             if (!n++)
-                mu_page_put(p, "<h3>Carriers</h3>\n<div class=\"wide\"><table><thead><tr><th>layer</th><th>expert</th><th class=\"words\">carries</th>"
+                mu_page_put(p, "<h3>Carriers and protected experts</h3>\n<div class=\"wide\"><table><thead><tr><th>layer</th><th>expert</th><th class=\"words\">carries</th>"
                                "<th class=\"words\">state</th><th>criticality, nats</th><th>load, of the mean</th><th class=\"words\">protected</th>"
                                "<th class=\"words\">archived at step</th></tr></thead><tbody>\n");
             put_carrier(p, r, l, i, &f, folder);

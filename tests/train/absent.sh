@@ -43,7 +43,7 @@ if [ "$(drawn anchor)" = "48 0 0" ]; then pass; else fail "samples without repla
 
 expect 0 "report" on 1 "$MUSTER" report both --no-texts
 shows() { if grep -Eq -- "$2" "$1/report.html"; then pass; else fail "the report of $1: nothing like '$2'"; fi; }
-shows both '<tr><td>b</td><td>9</td><td>14</td>.*>replay: 20 % of the samples, of its last 8 sequences; anchor: 0[.]0[0-9] M weights, strength 1000</td></tr>'
+shows both '<tr><td>b</td><td>9</td><td>14</td>.*>replay: 20 % of the samples; sequences to replay: 8; anchor: 0[.]0[0-9] M weights, strength 1000</td></tr>'
 shows both "<dt>replayed samples</dt><dd>$(grep -o '"protect/replayed":[0-9]*' both/metrics.jsonl | awk -F: '{ n += $2 } END { print n }')<small>"
 shows both '<dt>memory of the anchor</dt><dd>0[.][0-9] MB'
 shows both '<dt>time to protect</dt><dd>[0-9.]+ %'
