@@ -4,7 +4,7 @@
 
 sed -i 's/^  train: .*/&\n  phases: [{until_step: 8, mix: {a: 1, b: 1}}, {until_step: 14, mix: {a: 1}}, {until_step: 16, mix: {b: 3, a: 0.5}}]/' tiny.yaml
 sed -i 's/{domain: b, path: synthetic, weight: 2}/&, {domain: c, path: synthetic}/' tiny.yaml
-all="checkpoint.every=1 checkpoint.keep=1000 stats.every=5 protect.domains=[b,c] protect.gate_coeff=0"
+all="checkpoint.every=1 checkpoint.keep=1000 stats.every=5 protect.domains=[b,c] protect.replay_sequences=8 protect.gate_coeff=0"
 replay="$all protect.replay=0.2 protect.anchor=0"
 anchor="$all protect.replay=0 protect.anchor=1000"
 both="$all protect.replay=0.2 protect.anchor=1000"
@@ -25,7 +25,7 @@ for kind in replay anchor both; do
 done
 differs both anchor 9 14
 expect 0 "a dry run" train 1 dry $all protect.domains=auto protect.dormant_lr=0.1 --dry-run
-says_once "a dry run" '^protected: domains with at most 2 % of the training tokens; carriers: no balancing, learning rate x 0\.1 while dormant; while absent: replay 0\.002, anchor 1000$'
+says_once "a dry run" '^protected: domains with at most 2 % of the training tokens; carriers: no balancing, learning rate x 0\.1 while dormant; while absent: replay 0\.01$'
 expect 0 "a dry run without effect" train 1 dry $all protect.exempt=false protect.replay=0 protect.anchor=0 --dry-run
 says_once "a dry run without effect" '^protected: b, c; all options that act are off$'
 if [ "$(grep -o '"step":[0-9]*,"event":"absence","intervention":"[a-z]*","domain":"[a-z]*"' both/events.jsonl)" = '"step":9,"event":"absence","intervention":"replay","domain":"b"
