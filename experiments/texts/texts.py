@@ -33,7 +33,14 @@ GIVEN = {"chemistry": EXPERTS - 1, "latin": EXPERTS - 2}       # protect.carrier
 SAME = ["model.hidden_size=96", "model.num_heads=3", "model.num_kv_heads=1", "moe.moe_ffn_hidden_size=128", "model.max_seq_len=128", "train.seq_len=128",
         "data.val_fraction=0.1", "train.eval_sequences=40", "optim.schedule=constant", "optim.warmup_steps=50", "stats.every=50", "checkpoint.every=0",
         "checkpoint.keep=1", "log.every=10", "log.progress=quiet", "log.tensorboard=false", "train.threads=1"]
-PROTECTED = ["protect.domains=[chemistry, latin]"]
+
+
+def protected(domains, replay=0.002, anchor=1000):
+    """These were the defaults when the experiment was registered."""
+    return [f"protect.domains=[{', '.join(domains)}]", f"protect.replay={replay}", "protect.replay_sequences=8", f"protect.anchor={anchor}"]
+
+
+PROTECTED = protected(RARE)
 CARRIERS = [*PROTECTED, "protect.carriers={" + ", ".join(f"{d}: {e}" for d, e in GIVEN.items()) + "}"]
 # The gate works on logits, each for itself: softmax scores compare them, sigmoid scores do not
 SIGMOID = ["moe.score_func=sigmoid", "moe.balance=[expert_bias]", "moe.z_loss_coeff=0"]
@@ -46,23 +53,23 @@ RUNS = {
     "ordinary/B": ("all/A", "B", DROUGHT, []),
     "protected/B": ("all/A", "B", DROUGHT, PROTECTED),
     "never/B": ("never/A", "B", DROUGHT, []),
-    "protected_100/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=100"]),
-    "protected_10/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=10"]),
-    "protected_1/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=1"]),
-    "protected_0.1/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=0.1"]),
+    "protected_100/B": ("all/A", "B", DROUGHT, protected(RARE, anchor=100)),
+    "protected_10/B": ("all/A", "B", DROUGHT, protected(RARE, anchor=10)),
+    "protected_1/B": ("all/A", "B", DROUGHT, protected(RARE, anchor=1)),
+    "protected_0.1/B": ("all/A", "B", DROUGHT, protected(RARE, anchor=0.1)),
     "sigmoid_carriers/A": (None, "A", ALL, [*SIGMOID, *CARRIERS]),
     "sigmoid/A": (None, "A", ALL, SIGMOID),
     "sigmoid_unprotected/B": ("sigmoid_carriers/A", "B", DROUGHT, SIGMOID),
     "sigmoid_carriers/B": ("sigmoid_carriers/A", "B", DROUGHT, [*SIGMOID, *CARRIERS]),
     "continued/B": ("all/A", "B", {"scripture": 1}, []),
-    "continued_protected/B": ("all/A", "B", {"scripture": 1}, [f"protect.domains=[{', '.join(OTHERS)}]"]),
-    "continued_replay/B": ("all/A", "B", {"scripture": 1}, [f"protect.domains=[{', '.join(OTHERS)}]", "protect.anchor=0", "protect.replay=0.01"]),
+    "continued_protected/B": ("all/A", "B", {"scripture": 1}, protected(OTHERS)),
+    "continued_replay/B": ("all/A", "B", {"scripture": 1}, protected(OTHERS, replay=0.01, anchor=0)),
     "ordinary/C": ("ordinary/B", "C", ALL, []),
     "protected/C": ("protected/B", "C", ALL, PROTECTED),
     "sigmoid_carriers/C": ("sigmoid_carriers/B", "C", ALL, [*SIGMOID, *CARRIERS]),
-    "replay/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=0"]),
-    "replay_0.01/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.anchor=0", "protect.replay=0.01"]),
-    "anchor/B": ("all/A", "B", DROUGHT, [*PROTECTED, "protect.replay=0"]),
+    "replay/B": ("all/A", "B", DROUGHT, protected(RARE, anchor=0)),
+    "replay_0.01/B": ("all/A", "B", DROUGHT, protected(RARE, replay=0.01, anchor=0)),
+    "anchor/B": ("all/A", "B", DROUGHT, protected(RARE, replay=0)),
     "carriers/A": (None, "A", ALL, CARRIERS),
     "carriers/B": ("carriers/A", "B", DROUGHT, CARRIERS),
 }
@@ -321,7 +328,7 @@ ARMS = {
     "replay": "protect.domains with replay alone (anchor 0)",
     "replay_0.01": "five times as much replay, without anchor",
     "anchor": "protect.domains with the anchor alone (replay 0)",
-    "protected": "protect.domains=[chemistry, latin], all else at its default",
+    "protected": "protect.domains=[chemistry, latin], replay 0.002 of 8 sequences, anchor 1000: the defaults of then",
     "protected_100": "the same with a weaker anchor, 100 instead of 1000",
     "protected_10": "the same with an anchor of 10",
     "protected_1": "the same with an anchor of 1",
