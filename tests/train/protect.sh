@@ -13,7 +13,7 @@ below() { if awk "BEGIN { exit !($2 < $3) }"; then pass; else fail "$1: $2 is no
 # ---------------------------------------------------------------- splits and resuming
 # Every domain counts as rare, and every expert that is measured to matter at all carries one: protection begins and ends.
 states="stats.every=3 stats.budget=1 stats.rare_domain=1 stats.carrier_criticality=0 stats.carrier_gain=0 stats.leave_windows=1 stats.carrier_share=0.5"
-both="moe.score_func=sigmoid train.reproducible=true train.steps=60 optim.lr=1e-2 train.global_batch_size=12 checkpoint.every=1 checkpoint.keep=99 $states protect.domains=auto protect.gate_coeff=0.2"
+both="run.seed=9 moe.score_func=sigmoid train.reproducible=true train.steps=60 optim.lr=1e-2 train.global_batch_size=12 checkpoint.every=1 checkpoint.keep=99 $states protect.domains=auto protect.gate_coeff=0.2"
 for balance in "moe.balance=[quantile_balancing,seq_aux_loss] moe.seq_aux_loss_coeff=0.01" "moe.balance=[expert_bias,global_aux_loss]"; do
     expect 0 "$balance" train 1 whole $both $balance
     if grep -q '"event":"protection".*"protected":true,"exempt":true' whole/events.jsonl; then pass; else fail "no expert was protected"; fi
