@@ -25,23 +25,30 @@ LISTED = "protect.domains=[" + ", ".join(RARE) + "]"
 CARRIERS = [LISTED, "protect.carriers={" + ", ".join(f"{d}: {e}" for d, e in RARE.items()) + "}"]
 NO_CARRIERS = [LISTED, "protect.exempt=false", "protect.gate_coeff=0"]
 BIAS = ["moe.balance=[expert_bias]"]
+
+
+def absent(replay=0.002, anchor=1000):
+    """What acts while rare domains are absent. These were the defaults when the experiment was registered."""
+    return [f"protect.replay={replay}", "protect.replay_sequences=8", f"protect.anchor={anchor}"]
+
+
 A_KINDS = {"loss_free": BIAS, "aux_global": ["moe.balance=[global_aux_loss]"], "quantile": ["moe.balance=[quantile_balancing]"],
            "carriers": BIAS + CARRIERS}
 
 # name: what, the kind of A, options in B and C
 ARMS = {
-    "ours": ("carriers, I1 I2 I4 I5 I6: muster's defaults", "carriers", BIAS + CARRIERS),
-    "ours_no_i5": ("ours without replay", "carriers", BIAS + CARRIERS + ["protect.replay=0"]),
-    "ours_no_i4": ("ours without anchor", "carriers", BIAS + CARRIERS + ["protect.anchor=0"]),
-    "ours_anchor_100": ("ours with a weaker anchor: 100", "carriers", BIAS + CARRIERS + ["protect.anchor=100"]),
-    "ours_anchor_10": ("ours with a weaker anchor: 10", "carriers", BIAS + CARRIERS + ["protect.anchor=10"]),
-    "ewc": ("no carriers, anchor alone", "loss_free", BIAS + NO_CARRIERS + ["protect.replay=0"]),
-    "replay": ("no carriers, replay alone", "loss_free", BIAS + NO_CARRIERS + ["protect.anchor=0"]),
+    "ours": ("carriers, I1 I2 I4 I5 I6", "carriers", BIAS + CARRIERS + absent()),
+    "ours_no_i5": ("ours without replay", "carriers", BIAS + CARRIERS + absent(replay=0)),
+    "ours_no_i4": ("ours without anchor", "carriers", BIAS + CARRIERS + absent(anchor=0)),
+    "ours_anchor_100": ("ours with a weaker anchor: 100", "carriers", BIAS + CARRIERS + absent(anchor=100)),
+    "ours_anchor_10": ("ours with a weaker anchor: 10", "carriers", BIAS + CARRIERS + absent(anchor=10)),
+    "ewc": ("no carriers, anchor alone", "loss_free", BIAS + NO_CARRIERS + absent(replay=0)),
+    "replay": ("no carriers, replay alone", "loss_free", BIAS + NO_CARRIERS + absent(anchor=0)),
     "loss_free": ("selection bias, nothing protected", "loss_free", BIAS),
     "gate_balancer": ("carriers in A; nothing protected in B, the balancer takes them", "carriers", BIAS),
     "mimic": ("carriers in A, overwritten in B with the busiest expert", "carriers", BIAS),
-    "ours_no_i1": ("ours without exemption in B", "carriers", BIAS + CARRIERS + ["protect.exempt=false"]),
-    "ours_no_i6": ("ours without gate: no carriers are named", "loss_free", BIAS + [LISTED, "protect.gate_coeff=0"]),
+    "ours_no_i1": ("ours without exemption in B", "carriers", BIAS + CARRIERS + absent() + ["protect.exempt=false"]),
+    "ours_no_i6": ("ours without gate: no carriers are named", "loss_free", BIAS + [LISTED, "protect.gate_coeff=0"] + absent()),
     "aux_global": ("auxiliary loss 0.01, counts of the batch; nothing protected", "aux_global", A_KINDS["aux_global"]),
     "quantile": ("quantile balancing; nothing protected", "quantile", A_KINDS["quantile"]),
 }
@@ -139,7 +146,7 @@ class Transformers:
     def overwrite(self, folder, seed, source):
         """10 % into B: every idle carrier becomes a copy of its layer's busiest expert."""
         before = self.train(folder.with_name(folder.name + "-before"), seed, self.steps[0] + max(self.steps[1] // 10, 1),
-                            BIAS + CARRIERS + ["protect.replay=0", "protect.anchor=0"], source)
+                            BIAS + CARRIERS + absent(0, 0), source)
         load = load_of(lines_of(before), self.layers, 0)
         busiest = [max((e for e in range(16) if e not in RARE.values()), key=lambda e, at=at: at[e]) for at in load]
         return self.surgery(folder.with_name(folder.name + "-copied"), before,
