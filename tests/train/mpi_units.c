@@ -60,7 +60,7 @@ static void compare_unit(const mu_training *t, mu_checkpoint_arrays *a, int laye
     memcpy(hex, mine, sizeof hex);
     mu_broadcast(world, 0, hex, sizeof hex);
     check(!strcmp(mine, hex), "layer %d, expert %d: other samples than rank 0", layer, expert);
-    compare_fisher(t, &ev, &taken);
+    if (expert == 2) compare_fisher(t, &ev, &taken);      /* one of each layer: many collectives */
     mu_expert_samples_free(&p);
     mu_expert_unit_free(&taken);
     mu_expert_unit_free(&read);
