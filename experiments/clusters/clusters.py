@@ -29,7 +29,7 @@ REPLAY, SEQUENCES = 0.014, 56           # of all protected domains together
 # base: number of clusters, 0: true domains, 1: one domain
 BASES = {"labels": 0, "16 clusters": 16, "4 clusters": 4, "one domain": 1, "never": 0}
 # base, protection
-ARMS = [("labels", "none"), ("labels", "equal"), ("16 clusters", "equal"), ("4 clusters", "equal"), ("one domain", "equal"), ("one domain", "none"),
+ARMS = [("labels", "none"), ("labels", "equal"), ("16 clusters", "equal"), ("one domain", "equal"), ("4 clusters", "equal"), ("one domain", "none"),
         ("one domain", "defaults"), ("never", "base")]
 CONFIG = """
 model: {hidden_size: 64, num_layers: 2, num_heads: 4, num_kv_heads: 2, head_dim: 16, max_seq_len: 256}
