@@ -35,9 +35,9 @@ SAME = ["model.hidden_size=96", "model.num_heads=3", "model.num_kv_heads=1", "mo
         "checkpoint.keep=1", "log.every=10", "log.progress=quiet", "log.tensorboard=false", "train.threads=1"]
 
 
-def protected(domains, replay=0.002, anchor=1000):
+def protected(domains, replay=0.002, anchor=1000, sequences=8):
     """These were the defaults when the experiment was registered."""
-    return [f"protect.domains=[{', '.join(domains)}]", f"protect.replay={replay}", "protect.replay_sequences=8", f"protect.anchor={anchor}"]
+    return [f"protect.domains=[{', '.join(domains)}]", f"protect.replay={replay}", f"protect.replay_sequences={sequences}", f"protect.anchor={anchor}"]
 
 
 PROTECTED = protected(RARE)
@@ -69,6 +69,7 @@ RUNS = {
     "sigmoid_carriers/C": ("sigmoid_carriers/B", "C", ALL, [*SIGMOID, *CARRIERS]),
     "replay/B": ("all/A", "B", DROUGHT, protected(RARE, anchor=0)),
     "replay_0.01/B": ("all/A", "B", DROUGHT, protected(RARE, replay=0.01, anchor=0)),
+    "replay_0.01_of_32/B": ("all/A", "B", DROUGHT, protected(RARE, replay=0.01, anchor=0, sequences=32)),
     "anchor/B": ("all/A", "B", DROUGHT, protected(RARE, replay=0)),
     "carriers/A": (None, "A", ALL, CARRIERS),
     "carriers/B": ("carriers/A", "B", DROUGHT, CARRIERS),
@@ -327,6 +328,7 @@ ARMS = {
     "ordinary": "the defaults of muster, nothing protected",
     "replay": "protect.domains with replay alone (anchor 0)",
     "replay_0.01": "five times as much replay, without anchor",
+    "replay_0.01_of_32": "the same with 32 sequences of each domain instead of 8: the defaults now",
     "anchor": "protect.domains with the anchor alone (replay 0)",
     "protected": "protect.domains=[chemistry, latin], replay 0.002 of 8 sequences, anchor 1000: the defaults of then",
     "protected_100": "the same with a weaker anchor, 100 instead of 1000",
