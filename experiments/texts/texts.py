@@ -64,12 +64,14 @@ RUNS = {
     "continued/B": ("all/A", "B", {"scripture": 1}, []),
     "continued_protected/B": ("all/A", "B", {"scripture": 1}, protected(OTHERS)),
     "continued_replay/B": ("all/A", "B", {"scripture": 1}, protected(OTHERS, replay=0.01, anchor=0)),
+    "continued_replay_of_32/B": ("all/A", "B", {"scripture": 1}, protected(OTHERS, replay=0.01, anchor=0, sequences=32)),
     "ordinary/C": ("ordinary/B", "C", ALL, []),
     "protected/C": ("protected/B", "C", ALL, PROTECTED),
     "sigmoid_carriers/C": ("sigmoid_carriers/B", "C", ALL, [*SIGMOID, *CARRIERS]),
     "replay/B": ("all/A", "B", DROUGHT, protected(RARE, anchor=0)),
     "replay_0.01/B": ("all/A", "B", DROUGHT, protected(RARE, replay=0.01, anchor=0)),
     "replay_0.01_of_32/B": ("all/A", "B", DROUGHT, protected(RARE, replay=0.01, anchor=0, sequences=32)),
+    "replay_0.01_of_32/C": ("replay_0.01_of_32/B", "C", ALL, protected(RARE, replay=0.01, anchor=0, sequences=32)),
     "anchor/B": ("all/A", "B", DROUGHT, protected(RARE, replay=0)),
     "carriers/A": (None, "A", ALL, CARRIERS),
     "carriers/B": ("carriers/A", "B", DROUGHT, CARRIERS),
@@ -375,8 +377,8 @@ def return_table(r):
 
 
 def continued_table(r):
-    head = ["domain", "before", "scripture alone", "protected", "protected by replay of 0.01 alone"]
-    runs = ["all/A", "continued/B", "continued_protected/B", "continued_replay/B"]
+    head = ["domain", "before", "scripture alone", "protected", "protected by replay of 0.01 alone", "the same of 32 sequences"]
+    runs = ["all/A", "continued/B", "continued_protected/B", "continued_replay/B", "continued_replay_of_32/B"]
     return head, [[d, *(cell(r.of_seeds(lambda s: r.loss(run, s, d))) for run in runs)] for d in [*COMMON, *RARE]]
 
 
