@@ -84,6 +84,9 @@ static void write_protection(const mu_config *cfg, FILE *out) {
     bool acts = write_actions("; carriers: ", carriers, out);
     acts |= write_actions("; while absent: ", absent, out);
     fputs(acts ? "\n" : "; all options that act are off\n", out);
+    if (experts && p->carriers.n && p->gate_coeff > 0 && cfg->moe.score_func == MU_MOE_SCORE_SOFTMAX)
+        fputs("warning: protect.carriers with softmax scores: the domain gate keeps few other tokens away from a carrier; use moe.score_func: sigmoid"
+              " (docs/rare-texts.md)\n", out);
 }
 
 char *mu_protect_text(const mu_config *cfg, const mu_texts *t) {

@@ -54,6 +54,8 @@ below "MaxVio of an exempt expert that two of three tokens choose" 0.5 "$(late c
 expect 0 "no balancing" train 1 none $steady "moe.balance=[none]"
 below "MaxVio without balancing" "2 * $(late plain)" "$(late none)"
 
+expect 0 "a carrier with softmax scores" train 1 dry "protect.carriers={b: 3}" --dry-run
+says_once "a carrier with softmax scores" '^warning: protect.carriers with softmax scores: '
 # Switched off and on by a resume.
 expect 0 "off" train 1 carrier $steady train.steps=160 "moe.balance=[quantile_balancing]" log.progress=line
 says "off" "protect.carriers: \{b: 3\} -> \{\}"
