@@ -8,7 +8,8 @@ The texts of scripts/get-texts.sh, at most 300 kB of each domain, the last tenth
 chemistry is there six times, so that there is something to lose: with one copy a model of this size learns nothing of it. It is then 13 % of the tokens, and Latin 8 %. A small model is trained on all of them in their own proportions, with the true domains, with clusters of `muster tokenize --clusters`, or as one
 domain; then it continues on scripture alone, from a fork, without protection and with `protect.domains` = all that is absent. Replay and the anchor's
 sequences are the same in all: together 0.014 of the samples and 56 sequences, divided by the number of protected domains; "0.002 of 8" has these
-for each. The anchor is 1000: these were the defaults when this was run. `never` is trained without chemistry and Latin: what there is to lose is measured from there. A row is added to FOLDER/rows.csv as each run ends; rows
+for each. The anchor is 1000 in both. "defaults" names nothing but
+the domains: replay of 0.01 of 32 sequences for each, without anchor. `never` is trained without chemistry and Latin: what there is to lose is measured from there. A row is added to FOLDER/rows.csv as each run ends; rows
 that are there are not run again. Ends with the table of means and standard deviations over seeds: loss on held-out texts, nats per byte. Needs nothing but Python 3.8.
 """
 import argparse
@@ -30,7 +31,7 @@ REPLAY, SEQUENCES = 0.014, 56           # of all protected domains together
 BASES = {"labels": 0, "16 clusters": 16, "4 clusters": 4, "one domain": 1, "never": 0}
 # base, protection
 ARMS = [("labels", "none"), ("labels", "equal"), ("16 clusters", "equal"), ("one domain", "equal"), ("4 clusters", "equal"), ("one domain", "none"),
-        ("one domain", "0.002 of 8"), ("never", "base")]
+        ("one domain", "0.002 of 8"), ("never", "base"), ("labels", "defaults"), ("16 clusters", "defaults"), ("4 clusters", "defaults"), ("one domain", "defaults")]
 CONFIG = """
 model: {hidden_size: 64, num_layers: 2, num_heads: 4, num_kv_heads: 2, head_dim: 16, max_seq_len: 256}
 moe: {num_experts: 8, top_k: 2, moe_ffn_hidden_size: 64, balance: [global_aux_loss], aux_loss_coeff: 0.01}
@@ -103,8 +104,10 @@ def train(a, base, protection, seed):
             domains = [*domains, ("scripture", "texts/scripture")]
         argv += [f"train.steps={a.steps + a.more}", "data.phases=[{mix: {scripture: 1}}]", "--fork", run_of(a, base, "base", seed)]
         if protection != "none":
+            argv.append(f"protect.domains=[{', '.join(absent)}]")
+        if protection in ("equal", "0.002 of 8"):
             replay, sequences = (REPLAY / len(absent), round(SEQUENCES / len(absent))) if protection == "equal" else (0.002, 8)
-            argv += [f"protect.domains=[{', '.join(absent)}]", "protect.anchor=1000", f"protect.replay={replay}", f"protect.replay_sequences={sequences}"]
+            argv += ["protect.anchor=1000", f"protect.replay={replay}", f"protect.replay_sequences={sequences}"]
     argv.append("data.train=[" + ", ".join(f"{{domain: {d}, path: {path}}}" for d, path in domains) + "]")
     muster(a, *argv)
     return run
