@@ -103,12 +103,19 @@ static mu_status change(mu_expert_job *j, mu_error *e) {
     return status;
 }
 
+/* As in a run: the experts that protect.carriers and the states name are protected. */
+static void protect(const mu_expert_job *j) {
+    const mu_train_state *t = mu_job_state(j);
+    if (t->stats) mu_protection_update(&t->model->protection, &j->m.cfg.protect, &t->stats->health, &j->m.cfg.data.train, NULL);
+}
+
 static mu_status run(mu_expert_job *j, mu_error *e) {
     bool found = false;
     char *out = j->a->out ? absolute(j->a->out) : mu_strdup("unused");
     mu_status status = mu_checkpoint_find(j->mesh->batch, j->a->path, &j->m, &found, e);
     if (status == MU_STATUS_OK && !found) status = mu_checkpoint_missing(j->a->path, e);
     if (status == MU_STATUS_OK) status = mu_surgery_open(&j->s, &j->m, out, e);
+    if (status == MU_STATUS_OK) protect(j);
     if (status == MU_STATUS_OK) status = mu_expert_is(j->a, "list") ? mu_expert_list(j, e) : mu_expert_is(j->a, "archive") ? archive(j, e) : change(j, e);
     status = mu_surgery_close(&j->s, status, e);
     mu_texts_close(&j->texts);

@@ -39,6 +39,7 @@ static mu_status check_arguments(const mu_expert_arguments *a, const char *out, 
     if (whole && a->at.layer >= 0) return mu_error_set(e, MU_STATUS_USAGE, "expert %s takes no LAYER:EXPERT", a->what);
     if (!out && !a->dry_run && !mu_expert_is(a, "list") && !mu_expert_is(a, "archive"))
         return mu_error_set(e, MU_STATUS_USAGE, "expert %s needs --out FOLDER, a new one, or --dry-run", a->what);
+    if (out && mu_expert_is(a, "list")) return mu_error_set(e, MU_STATUS_USAGE, "expert list writes nothing, so it takes no --out");
     if (((a->from || a->heal >= 0) && !mu_expert_is(a, "restore")) || (a->slot.layer >= 0 && !mu_expert_is(a, "restore") && !mu_expert_is(a, "duplicate")) || (a->undo && !mu_expert_is(a, "freeze")) ||
         ((a->keep >= 0 || a->by) && !mu_expert_is(a, "prune")) || (a->dry_run && (mu_expert_is(a, "list") || mu_expert_is(a, "archive"))))
         return mu_error_set(e, MU_STATUS_USAGE, "expert %s does not take this option; see muster expert --help", a->what);

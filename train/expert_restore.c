@@ -28,6 +28,9 @@ static mu_status find_record(mu_expert_job *j, mu_archive *a, mu_error *e) {
     if (from && mu_file_ends(from, ".h5")) return mu_archive_read(a, from, e);
     if (from && !mu_file_exists(from)) return mu_error_set(e, MU_STATUS_NOINPUT, "--from %s: no such file or folder", from);
     char *folder = from ? mu_format("%s/archive", from) : mu_job_archives(&j->m), *path = folder ? mu_archive_best(folder, p.layer, p.expert) : NULL;
+    int64_t *steps = NULL;
+    if (folder && !path && mu_archive_list(folder, p.layer, p.expert, &steps)) path = mu_archive_path(folder, p.layer, p.expert, steps[0]); /* damaged */
+    free(steps);
     mu_status status = path ? mu_archive_read(a, path, e) : from ? read_from_checkpoint(j, a, e)
                      : mu_error_set(e, MU_STATUS_NOINPUT, "expert %d of layer %d has no archive in %s; name one with --from", p.expert, p.layer,
                                     folder ? folder : "the checkpoint's run");

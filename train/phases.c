@@ -100,7 +100,7 @@ char *mu_phases_text(const mu_data_config *d, int64_t last) {
     for (int i = 0; i < d->phases.n; i++) write_phase(out, d, i, last);
     for (int i = 0; i < d->train.n && d->phases.n; i++)
         if (!had(&d->phases, d->phases.n, d->train.list[i].domain))
-            fprintf(out, "note: domain %s is in no phase: it is only validated\n", d->train.list[i].domain);
+            fprintf(out, "note: domain %s is in no phase: it is validated, and replayed if it is protected and was drawn before\n", d->train.list[i].domain);
     fclose(out);
     return text;
 }

@@ -94,6 +94,9 @@ char *mu_protect_text(const mu_config *cfg, const mu_texts *t) {
     size_t size;
     FILE *out = open_text(&text, &size);
     if (cfg->protect.domains.n || cfg->protect.carriers.n) write_protection(cfg, out);
+    if (cfg->moe.num_experts && cfg->protect.reseed_dead) fputs("dead experts are archived and become halves of busy ones (protect.reseed_dead)\n", out);
+    if (cfg->moe.num_experts && cfg->protect.starved_boost > 0)
+        fprintf(out, "starved experts are archived and their selection bias is raised by %g (protect.starved_boost)\n", cfg->protect.starved_boost);
     if (t && cfg->protect.upsample != 1) {
         write_upsampling(cfg, t, out);
         write_repeats(cfg, t, out);
@@ -134,7 +137,7 @@ static mu_status tell_replay(mu_training *t, mu_recorder *rec, int64_t step, int
     const char *name = t->texts.corpus.domains[d].name;
     double n = (double)mu_loader_replay_sequences(t->state.loader, d), share = t->cfg.protect.replay;
     if (share == 0 || !disappears(t, step, d)) return MU_STATUS_OK;
-    char *text = mu_format("%s is absent from step %lld on: %.3g %% of the samples are its last %.0f sequences", name, (long long)step, 100 * share, n);
+    char *text = mu_format("%s is absent from step %lld on: %.3g %% of the samples are its last %.0f sequence%s", name, (long long)step, 100 * share, n, n == 1 ? "" : "s");
     mu_status status = mu_recorder_absence(rec, &(mu_absence){ step, "replay", name, text, 2, { { "share", share }, { "sequences", n } } }, e);
     free(text);
     return status;

@@ -139,7 +139,7 @@ static double value_at(const mu_series *s, double step) {
 
 static void put_absence(mu_page *p, const mu_report *r, const absence *a) {
     const mu_series *s = mu_report_series(r, "probe/%s/ce_loss", a->domain);
-    if (!s) s = mu_report_series(r, "val/%s/ce_loss", a->domain);
+    if (isnan(value_at(s, (double)a->from - 1))) s = mu_report_series(r, "val/%s/ce_loss", a->domain);
     double before = value_at(s, (double)a->from - 1), after = value_at(s, (double)a->to);
     mu_page_put(p, "<tr><td>%s</td><td>%lld</td><td>%s</td><td>%s</td><td>%s</td><td class=\"words\">", a->domain, (long long)a->from,
                 a->to < r->last_step ? mu_show("%lld", (long long)a->to) : "the end", isnan(before) ? "-" : mu_show("%.3f", before),
@@ -212,7 +212,8 @@ static void put_cost(mu_page *p, const mu_report *r, const char *folder) {
     for (int64_t i = 0; replayed && i < replayed->n; i++) sum += replayed->value[i];
     if (!isnan(share)) cost(p, &n, "time to protect", mu_show("%.2g %%", 100 * share), "Fisher information, the anchor's pull, archives: of the time since the last start (rank 0)");
     put_memory(p, &n, r);
-    if (replayed && r->view.cfg.log.every > 0)
+    enum { LINES = 10 };                /* of few steps nothing can be told */
+    if (replayed && r->view.cfg.log.every > 0 && (r->view.cfg.log.every == 1 || replayed->n >= LINES))
         cost(p, &n, "replayed samples", mu_show("%s%.0f", r->view.cfg.log.every > 1 ? "about " : "", sum * (double)r->view.cfg.log.every),
              mu_show("%.2g %% of the samples of steps in which a domain was absent", 100 * sum / ((double)replayed->n * (double)r->view.cfg.train.global_batch_size)));
     put_archives(p, &n, r, folder);

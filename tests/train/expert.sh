@@ -196,6 +196,16 @@ h5carries=$(grep -c '"carries":"b"' -a "named/archive/layer_00/expert_00$least/s
 run 78 "protect.carriers gives b to expert $least, which layer . would lose" prune named --keep 2 --out x
 run 0 "b is left out of protect.carriers: expert $least" prune named --keep 2 --force --out x
 rm -rf x
+run 0 'split of expert' reseed base 0:$least --force --dry-run
+busiest=$(grep -o 'split of expert [0-9]*' log | grep -o '[0-9]*$')
+expect 0 "a busy carrier" train 1 busy train.steps=27 "protect.carriers={b: $busiest}" $balance --fork base
+run 0 'split of expert' reseed busy 0:$least --force --dry-run
+grep -q "split of expert $busiest\b" log && fail "a carrier of the table was split" || pass
+record=$(ls named/archive/layer_00/expert_00$least/step-*.h5 | head -1)
+rm -f $(ls named/archive/layer_00/expert_00$least/step-*.h5 | tail -n +2)
+printf X | dd of=$record bs=1 seek=3000 conv=notrunc 2> /dev/null
+run 65 'step-[0-9]*\.h5' restore named 0:$least --force --out x
+run 64 'takes no --out' list base --out x
 
 # ---------------------------------------------------------------- faults
 if [ "${MUSTER_HAS_FAULTS:-}" = 1 ]; then

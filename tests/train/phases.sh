@@ -9,7 +9,7 @@ all="checkpoint.every=1 checkpoint.keep=1000 train.eval_every=10 train.eval_sequ
 expect 0 "three phases" train 1 one $all log.progress=line
 says "phases at the start" '^phase 1 of 3, steps 1 to 8: a 1, b 1$'
 says "phases at the start" '^phase 3 of 3, from step 15 on: a 0\.5, b 3$'
-says_once "a domain in no phase" '^note: domain c is in no phase: it is only validated$'
+says_once "a domain in no phase" '^note: domain c is in no phase: it is validated, and replayed if it is protected and was drawn before$'
 says_once "a border" '^phase 2 of 3 from step 9: b leaves \(weights a 1\)$'
 says_once "a border" '^phase 3 of 3 from step 15: b returns \(weights a 0\.5, b 3\)$'
 if grep '"val/ce_loss"' one/metrics.jsonl | head -1 | grep -q '"val/b/ce_loss".*"val/c/ce_loss"'; then pass; else fail "validation leaves domains out"; fi
