@@ -26,23 +26,40 @@ static const char *domain_by_option(const mu_report *r, int64_t expert) {
     return NULL;
 }
 
-static fate fate_of(const mu_report *r, int64_t l, int64_t expert) {
-    const char *given = domain_by_option(r, expert);
-    fate f = { .domain = given, .protected = given != NULL };
-    if (r->n_states) f.state = (mu_expert_state)r->states[r->n_states - 1].state[l * r->experts + expert];
+/* Number among the MoE layers; -1: none of these. */
+static int64_t number_of(const mu_report *r, int64_t layer) {
+    for (int64_t l = 0; l < r->n_moe; l++)
+        if (r->layer[l] == layer) return l;
+    return -1;
+}
+
+/* NULL: no such expert. */
+static fate *fate_at(const mu_report *r, fate *all, int64_t layer, int64_t expert) {
+    int64_t l = number_of(r, layer);
+    return l < 0 || expert < 0 || expert >= r->experts ? NULL : &all[l * r->experts + expert];
+}
+
+/* [MoE layers, experts], heap. */
+static fate *find_fates(const mu_report *r) {
+    fate *all = mu_alloc((size_t)(r->n_moe * r->experts) + 1, sizeof *all);
+    for (int64_t i = 0; i < r->n_moe * r->experts; i++) {
+        all[i].domain = domain_by_option(r, i % r->experts), all[i].protected = all[i].domain != NULL;
+        if (r->n_states) all[i].state = (mu_expert_state)r->states[r->n_states - 1].state[i];
+    }
     for (int64_t i = 0; i < r->n_events; i++) {
         const mu_report_event *v = &r->events[i];
-        if (v->layer != r->layer[l] || v->expert != expert || strcmp(v->state, mu_expert_state_name(f.state))) continue;
-        f.since = v->step;
-        if (v->domain >= 0) f.domain = r->domain[v->domain];
+        fate *f = fate_at(r, all, v->layer, v->expert);
+        if (!f || strcmp(v->state, mu_expert_state_name(f->state))) continue;
+        f->since = v->step;
+        if (v->domain >= 0) f->domain = r->domain[v->domain];
     }
     for (int64_t i = 0; i < r->n_care; i++) {
         const mu_report_care *c = &r->care[i];
-        if (c->layer != r->layer[l] || c->expert != expert) continue;
-        if (c->kind == MU_CARE_PROTECTED) f.protected = true;
-        if (c->kind == MU_CARE_LEFT) f.protected = given != NULL;
+        fate *f = fate_at(r, all, c->layer, c->expert);
+        if (f && c->kind == MU_CARE_PROTECTED) f->protected = true;
+        if (f && c->kind == MU_CARE_LEFT) f->protected = domain_by_option(r, c->expert) != NULL;
     }
-    return f;
+    return all;
 }
 
 static bool is_of_interest(const fate *f) { return f->protected || mu_expert_carries(f->state) || f->state == MU_EXPERT_OVERWRITTEN; }
@@ -76,21 +93,23 @@ static void put_carrier(mu_page *p, const mu_report *r, int64_t l, int64_t exper
 }
 
 static void put_carriers(mu_page *p, const mu_report *r, const char *folder) {
+    enum { ROWS = 100 };
+    fate *all = find_fates(r);
     int64_t n = 0;
-    for (int64_t l = 0; l < r->n_moe; l++)
-        for (int64_t i = 0; i < r->experts; i++) {
-            fate f = fate_of(r, l, i);
-            if (!is_of_interest(&f)) continue;
-            if (!n++)
-                mu_page_put(p, "<h3>Carriers and protected experts</h3>\n<div class=\"wide\"><table><thead><tr><th>layer</th><th>expert</th><th class=\"words\">carries</th>"
-                               "<th class=\"words\">state</th><th>criticality, nats</th><th>load, of the mean</th><th class=\"words\">protected</th>"
-                               "<th class=\"words\">archived at step</th></tr></thead><tbody>\n");
-            put_carrier(p, r, l, i, &f, folder);
-        }
+    for (int64_t i = 0; i < r->n_moe * r->experts; i++) {
+        if (!is_of_interest(&all[i]) || n++ >= ROWS) continue;
+        if (n == 1)
+            mu_page_put(p, "<h3>Carriers and protected experts</h3>\n<div class=\"wide\"><table><thead><tr><th>layer</th><th>expert</th><th class=\"words\">carries</th>"
+                           "<th class=\"words\">state</th><th>criticality, nats</th><th>load, of the mean</th><th class=\"words\">protected</th>"
+                           "<th class=\"words\">archived at step</th></tr></thead><tbody>\n");
+        put_carrier(p, r, i / r->experts, i % r->experts, &all[i], folder);
+    }
     if (n) mu_page_put(p, "</tbody></table></div>\n");
     else
         mu_page_missing(p, "No expert carries a rare domain, and none is protected: a domain is rare with up to stats.rare_domain of the tokens, and protect.domains"
                            " says which are protected.");
+    if (n > ROWS) mu_page_put(p, "<p class=\"soft\">The first %d of %lld; muster expert list shows all.</p>\n", ROWS, (long long)n);
+    free(all);
 }
 
 /* ------------------------------------------------------------------ domains that left the samples */
