@@ -6,7 +6,7 @@
 
 Trains the same small model with every method and seed, on the synthetic corpus (5 seeds) and on the texts of scripts/get-texts.sh (3 seeds).
 All else is equal: sigmoid scores, no z-loss, the same batches, four micro-batches per step. A row is added to FOLDER/rows.csv as each run
-ends; rows that are there are not run again, so an interrupted experiment goes on with the same command. Ends with the table of means and
+ends; rows that are there are not run again, so an interrupted experiment resumes with the same command. Ends with the table of means and
 standard deviations over seeds. Needs nothing but Python 3.8.
 
 Columns: the validation loss at the end, over all domains and of the rarest ones, in nats per token; MaxVio (busiest expert / mean - 1, the worst layer)

@@ -5,7 +5,7 @@
     experiments/extinction/run.py --size small|proof --seeds 3 --out FOLDER --muster build/muster [--rare-share 0.002] [--steps A,B,C] [-- OPTION...]
 
 Two processes at once, one thread each. A row is appended to FOLDER/rows.jsonl as soon as an arm has ended, and what is there is not run again: after
-an interruption the same command goes on. At the end: results.csv, table.md, index.html. What follows -- goes to the program (nano.c), or to each
+an interruption the same command resumes. At the end: results.csv, table.md, index.html. What follows -- goes to the program (nano.c), or to each
 `muster train` (transformers.py).
 """
 import argparse

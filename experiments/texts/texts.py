@@ -5,7 +5,7 @@
     experiments/texts/texts.py --page FOLDER
 
 README.md says what is compared and measured. Every task (a run, or a measurement on its checkpoint) ends with a row in FOLDER/rows.jsonl; rows that are there
-are not made again, so an interrupted experiment goes on with the same command. Ends with FOLDER/table.md and FOLDER/index.html. Needs nothing but Python 3.8.
+are not made again, so an interrupted experiment resumes with the same command. Ends with FOLDER/table.md and FOLDER/index.html. Needs nothing but Python 3.8.
 """
 import argparse
 import concurrent.futures
