@@ -54,7 +54,7 @@ fi
 
 # a processor without the instructions
 if command -v qemu-x86_64 > /dev/null && [ "$(uname -m)" = x86_64 ]; then
-    expect 0 "an emulated processor with AVX2 only" on 1 qemu-x86_64 -cpu max,-avx512f "$MUSTER" train tiny.yaml run.dir=avx2 \
+    limit=300 expect 0 "an emulated processor with AVX2 only" on 1 qemu-x86_64 -cpu max,-avx512f "$MUSTER" train tiny.yaml run.dir=avx2 \
         train.dtype=bf16 train.steps=2 optim.warmup_steps=1
     if grep -qxF "$line" log; then pass; else fail "expected this line: $line"; fi
     expect 78 "AVX-512 asked of it" on 1 qemu-x86_64 -cpu max,-avx512f "$MUSTER" train tiny.yaml run.dir=no train.device=cpu-avx512
@@ -68,7 +68,7 @@ if [ -n "${MPIEXEC:-}" ] && command -v qemu-x86_64 > /dev/null && grep -qw avx2 
 [ "$OMPI_COMM_WORLD_RANK" = 0 ] || set -- qemu-x86_64 -cpu max,-avx512f "$@"
 exec "$@"
 END
-    expect 0 "ranks on different processors" on 2 bash either.sh "$MUSTER" train tiny.yaml run.dir=mixed $few
+    limit=300 expect 0 "ranks on different processors" on 2 bash either.sh "$MUSTER" train tiny.yaml run.dir=mixed $few
     if cmp -s <(losses both) <(losses mixed); then pass; else fail "different processors round differently"; fi
     if grep -q '"cpu-avx2"' mixed/run.json; then pass; else fail "run.json does not name the kernels that were used"; fi
 fi

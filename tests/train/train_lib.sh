@@ -52,12 +52,12 @@ families="model.embedding_multiplier=3 model.attention_multiplier=0.3 model.resi
     model.qkv_bias=true model.qk_norm_over=all model.clip_qkv=2 moe.num_shared_experts=1 moe.shared_expert_gate=true"
 
 # on N COMMAND...: the command on N ranks (1: without mpirun), output in ./log, its exit code as result (124: more
-# than two minutes)
+# than two minutes, or $limit seconds)
 on() {
     local n=$1
     shift
-    if [ "$n" = 1 ]; then timeout -k 5 120 "$@" > log 2>&1
-    else timeout -k 5 120 "$MPIEXEC" --oversubscribe -n "$n" "$@" > log 2>&1
+    if [ "$n" = 1 ]; then timeout -k 5 "${limit:-120}" "$@" > log 2>&1
+    else timeout -k 5 "${limit:-120}" "$MPIEXEC" --oversubscribe -n "$n" "$@" > log 2>&1
     fi
 }
 
