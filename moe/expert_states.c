@@ -108,7 +108,7 @@ typedef struct {
     int n_ranked;
 } judgement;
 
-static double share_of(const mu_expert_evidence *v, int d) { return v->present_share ? fmin(v->share[d], v->present_share[d]) : v->share[d]; }
+bool mu_domain_is_rare(const mu_stats_config *t, double share, double present_share) { return fmin(share, present_share) <= t->rare_domain; }
 static double K_of(const judgement *j, int expert, int d) { return (double)j->v->K[(j->first + expert) * j->v->domains + d]; }
 static double peak_of(const judgement *j, int expert, int d) { return (double)j->v->peak[(j->first + expert) * j->v->domains + d]; }
 
@@ -118,9 +118,11 @@ static double retention(const mu_expert_evidence *v, int d) {
     return learned > 0 ? (v->ce_ref[d] - v->ce[d]) / learned : 1;
 }
 
-static bool carries(int64_t state) { return state == MU_EXPERT_CARRIER || state == MU_EXPERT_DORMANT; }
+bool mu_expert_carries(int64_t state) { return state == MU_EXPERT_CARRIER || state == MU_EXPERT_DORMANT; }
 
-static bool is_rare(const judgement *j, int d) { return share_of(j->v, d) <= j->t->rare_domain; }
+static bool is_rare(const judgement *j, int d) {
+    return mu_domain_is_rare(j->t, j->v->share[d], j->v->present_share ? j->v->present_share[d] : j->v->share[d]);
+}
 
 /* The most that a domain that is not rare loses without the expert; `unknown` for one that has a probe (ce) and was never measured. */
 static double common_K(const judgement *j, int expert, double unknown) {
@@ -136,7 +138,7 @@ static double common_K(const judgement *j, int expert, double unknown) {
  * danger: it is used every day. A carrier that others begin to use stays one until they need it more. */
 static bool depends(const judgement *j, int expert, int d) {
     int64_t at = j->first + expert;
-    bool already = carries(j->h->state[at]) && j->h->carried[at] == d + 1;
+    bool already = mu_expert_carries(j->h->state[at]) && j->h->carried[at] == d + 1;
     double gain = j->v->ce_ref[d] - j->v->ce[d], K = K_of(j, expert, d);
     return gain > 0 && is_rare(j, d) && K >= fmax(j->t->carrier_criticality, j->t->carrier_gain * gain) &&
            K >= (already ? common_K(j, expert, 0) : DISTINCT * common_K(j, expert, INFINITY));
@@ -274,7 +276,7 @@ static mu_expert_change change_of(const judgement *j, const finding *f, mu_exper
                            .since = j->h->since[at], .load = f->load, .silence = j->v->silence[at], .domain = (int)j->h->carried[at] - 1,
                            .twin = -1 };
     if (j->v->twin) c.twin = (int)j->v->twin_of[at], c.cosine = j->v->twin[at];
-    if (!carries(to) && !carries(c.from) && to != MU_EXPERT_OVERWRITTEN && c.from != MU_EXPERT_OVERWRITTEN) c.domain = -1;
+    if (!mu_expert_carries(to) && !mu_expert_carries(c.from) && to != MU_EXPERT_OVERWRITTEN && c.from != MU_EXPERT_OVERWRITTEN) c.domain = -1;
     int needing = to == MU_EXPERT_STARVED ? find_needing(j, f->expert) : -1;
     if (needing >= 0) c.domain = needing;
     if (c.domain < 0 || !j->v->K) return c;
@@ -301,16 +303,16 @@ static int judge_layer(judgement *j, mu_expert_change *changes) {
     rank(j);
     for (int i = 0; i < h->experts; i++) {
         next[i] = next_state(j, &j->found[i]);
-        room -= carries(next[i]) && carries(h->state[j->first + i]);
+        room -= mu_expert_carries(next[i]) && mu_expert_carries(h->state[j->first + i]);
     }
     for (int r = 0; r < j->n_ranked; r++) { /* one that has not left its place yet keeps a new one out */
         int i = j->ranked[r];
-        bool enters = carries(next[i]) && !carries(h->state[j->first + i]);
+        bool enters = mu_expert_carries(next[i]) && !mu_expert_carries(h->state[j->first + i]);
         if (enters && room-- <= 0) next[i] = (mu_expert_state)h->state[j->first + i];
     }
     for (int i = 0; i < h->experts; i++) {
         int64_t at = j->first + i;
-        if (carries(next[i]) && j->found[i].carries >= 0) remember(j, &j->found[i]);
+        if (mu_expert_carries(next[i]) && j->found[i].carries >= 0) remember(j, &j->found[i]);
         if (next[i] == (mu_expert_state)h->state[at]) continue;
         changes[n++] = change_of(j, &j->found[i], next[i]);
         h->state[at] = next[i], h->since[at] = j->v->step, h->leaving[at] = 0;

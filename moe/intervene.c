@@ -1,8 +1,6 @@
 /* intervene.c - which expert may be replaced, which one it becomes half of, and whose selection bias may be raised. */
 #include "moe/moe.h"
 
-static bool carries(int64_t state) { return state == MU_EXPERT_CARRIER || state == MU_EXPERT_DORMANT; }
-
 /* Nothing touches an expert that is protected or frozen. */
 static bool is_kept(const mu_expert_health *h, const mu_protection *p, int64_t at) { return p->domain_of[at] >= 0 || h->frozen[at] == MU_FROZEN_NOW; }
 
@@ -21,7 +19,7 @@ int mu_reseed_donor(const mu_expert_health *h, const mu_protection *p, const int
     int busiest = -1;
     for (int i = 0; i < h->experts; i++) {
         int64_t state = h->state[first + i];
-        if (i == not_this || carries(state) || state == MU_EXPERT_OVERWRITTEN || is_kept(h, p, first + i)) continue;
+        if (i == not_this || mu_expert_carries(state) || state == MU_EXPERT_OVERWRITTEN || is_kept(h, p, first + i)) continue;
         if (busiest < 0 || loads[first + i] > loads[first + busiest]) busiest = i;
     }
     return busiest;

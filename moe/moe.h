@@ -386,6 +386,8 @@ typedef struct {
     double criticality, peak, retention, share;     /* retention: share of what was learned of the domain that is still known */
 } mu_expert_change;
 const char *mu_expert_state_name(mu_expert_state state);
+bool mu_expert_carries(int64_t state);          /* is it a state of an expert that carries a domain? Local, like the next */
+bool mu_domain_is_rare(const mu_stats_config *t, double share, double present_share);      /* shares as in mu_expert_evidence */
 void mu_expert_health_init(mu_expert_health *h, int layers, int experts);
 void mu_expert_health_free(mu_expert_health *h);
 /* State of a checkpoint with the domains `from`, for a run with domains of these names. */

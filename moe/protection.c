@@ -50,7 +50,7 @@ int64_t mu_moe_balanced(const mu_moe *m) {
 /* The domain that the state says it carries; -1: none, or one that is not to be protected. */
 static int32_t carried(const mu_protect_config *cfg, const mu_expert_health *h, const mu_option_domains *domains, int64_t i) {
     int64_t state = h->state[i], d = h->carried[i] - 1;
-    bool carries = state == MU_EXPERT_CARRIER || state == MU_EXPERT_DORMANT || state == MU_EXPERT_OVERWRITTEN;
+    bool carries = mu_expert_carries(state) || state == MU_EXPERT_OVERWRITTEN;
     return carries && d >= 0 && mu_protects_domain(cfg, domains->list[d].domain) ? (int32_t)d : -1;
 }
 

@@ -1,7 +1,6 @@
 /* experts.c - the states of the experts of a run (moe/expert_states.c): gathers the evidence, and sums them up. */
 #include "train/events.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 /* An expert that never had a token has been silent since the statistics began. */
@@ -31,7 +30,7 @@ void mu_experts_find_rare(const mu_log_source *src, bool *rare) {
     size_t D = (size_t)src->corpus->n_domains;
     double *share = mu_alloc(D, sizeof *share), *present = mu_alloc(D, sizeof *present);
     shares(src, share, present);
-    for (size_t d = 0; d < D; d++) rare[d] = fmin(share[d], present[d]) <= src->cfg->stats.rare_domain;
+    for (size_t d = 0; d < D; d++) rare[d] = mu_domain_is_rare(&src->cfg->stats, share[d], present[d]);
     free(share);
     free(present);
 }

@@ -6,8 +6,6 @@
 
 static const double APART = 0.1;        /* the rows of the router are moved apart by this share of their length */
 
-bool mu_expert_carries(int64_t state) { return state == MU_EXPERT_CARRIER || state == MU_EXPERT_DORMANT; }
-
 int mu_expert_donor(const mu_train_state *t, int moe, int not_this) {
     if (t->stats) return mu_reseed_donor(&t->stats->health, &t->model->protection, t->stats->window.total, moe, not_this);
     return not_this ? 0 : t->model->moe_cfg.num_experts > 1 ? 1 : -1;

@@ -84,7 +84,6 @@ mu_expert_fisher mu_expert_fisher_estimate(const mu_evaluation *ev, int domain, 
 double mu_expert_fisher_share(const mu_expert_fisher *f, const mu_expert_unit *u);
 
 /* ------------------------------------------------------------------ an expert divided in two (split.c) */
-bool mu_expert_carries(int64_t state);          /* is it a state of an expert that carries a domain? */
 /* The expert of a layer that is split (mu_reseed_donor); of weights alone any other than not_this; -1: there is none. moe: number among the MoE layers. */
 int mu_expert_donor(const mu_train_state *t, int moe, int not_this);
 /* A copy of the donor, for the place of another `expert` of its layer, whose row of the router and the donor's are moved apart by a tenth of their length

@@ -205,7 +205,7 @@ static void print_load(run *r, const char *name) {
     printf(", \"%s_max_vio\": %.4f, \"%s_load_cv\": %.4f, \"%s_dead\": %d", name, load.max_vio, name, load.load_cv, name, dead);
 }
 
-static bool carries(const run *r, int i) { return r->health.state[i] == MU_EXPERT_CARRIER || r->health.state[i] == MU_EXPERT_DORMANT; }
+static bool carries(const run *r, int i) { return mu_expert_carries(r->health.state[i]); }
 
 /* Carriers by the library's rule, and how the decoy and the near-copy fared (E5). */
 static void print_states(run *r, const char *name) {
